@@ -1,0 +1,162 @@
+//! Where the truth about endpoints comes from: sources of events, and the pure merge of slices that all of them feed.
+//!
+//! A source ([`files`], later `kubernetes`) turns what it reads into [`Change`]s of the few object kinds below and sends
+//! them as [`Message`]s. [`slices::World`] holds the objects and merges them; it knows nothing of files or watches.
+
+pub mod files;
+pub mod slices;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+/// `namespace/name` of a Service, EndpointSlice or Pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ObjectName {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What a source tells the control loop. One `Changes` is applied whole before anything is published.
+#[derive(Debug)]
+pub enum Message {
+    Changes {
+        received: Instant,
+        changes: Vec<Change>,
+    },
+    /// The first complete list has been sent; an empty one counts.
+    Synced,
+    /// The source's problems as they stand now (the whole list; empty when all is well again).
+    Problems(Vec<Problem>),
+}
+
+/// Something that a source could not read; the last good state stays in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, folder or API that is broken.
+    pub subject: String,
+    /// One line: what is wrong, where, and the cure.
+    pub error: String,
+    pub since: SystemTime,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    Apply(Object),
+    Remove(Kind, ObjectName),
+    /// A relist: the whole truth about one kind, swapped in at once.
+    Replace(Kind, Vec<Object>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+    Pod,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    Service(ServiceObject),
+    EndpointSlice(SliceObject),
+    Pod(PodObject),
+}
+
+/// The parts of a v1 Service that routing needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceObject {
+    pub name: ObjectName,
+    pub uid: Option<String>,
+    /// Label `service.kubernetes.io/service-proxy-name: ebbtide`.
+    pub claimed: bool,
+    pub external_name: bool,
+    /// TCP ports only; the others are in `unserved`.
+    pub ports: Vec<ServicePortObject>,
+    /// First of `spec.ipFamilies`, else that of `clusterIP`, else IPv4.
+    pub ipv6_first: bool,
+    /// `ebbtide.dev/*` annotations, as written.
+    pub annotations: BTreeMap<String, String>,
+    /// Each field that a claim takes from kube-proxy and Ebbtide does not serve, e.g. `spec.sessionAffinity: ClientIP`.
+    pub unserved: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePortObject {
+    pub name: Option<String>,
+    pub port: u16,
+    pub node_port: Option<u16>,
+    /// `targetPort` where it is a number; only used to know servers that speak first.
+    pub target_port: Option<u16>,
+    pub app_protocol: Option<String>,
+}
+
+/// A discovery.k8s.io/v1 EndpointSlice; conditions with the API's nil rules already applied
+/// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceObject {
+    pub name: ObjectName,
+    /// Label `kubernetes.io/service-name`; a slice without it belongs to nobody.
+    pub service: Option<String>,
+    pub ipv6: bool,
+    /// `addressType: FQDN`: refused.
+    pub fqdn: bool,
+    /// `metadata.creationTimestamp` in seconds, to tell the newer of two slices; 0 when absent.
+    pub created: i64,
+    /// `metadata.generation`, second criterion.
+    pub generation: i64,
+    /// TCP ports with a number: (name or "", number).
+    pub ports: Vec<(String, u16)>,
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// `addresses[0]`.
+    pub address: IpAddr,
+    /// `targetRef`, where it is a Pod.
+    pub pod: Option<PodRef>,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PodRef {
+    pub name: String,
+    /// Empty where the slice gives none; such a pod is matched by name.
+    pub uid: String,
+}
+
+/// The metadata of a Pod (and, from `files`, its grace period from `spec`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodObject {
+    pub name: ObjectName,
+    pub uid: String,
+    /// Label `pod-template-hash`.
+    pub template_hash: Option<String>,
+    pub deletion: Option<Deletion>,
+    /// `spec.terminationGracePeriodSeconds`, where the source shows it.
+    pub spec_grace: Option<Duration>,
+}
+
+/// `metadata.deletionTimestamp` and `deletionGracePeriodSeconds`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deletion {
+    pub grace: Option<Duration>,
+    /// Time left until `deletionTimestamp` by the source's own clock, known only where the object came by a (re)list:
+    /// a deadline then counts from it instead of from the event's arrival.
+    pub remaining: Option<Duration>,
+}

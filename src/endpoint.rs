@@ -1,0 +1,254 @@
+//! One endpoint of one service port: its identity, its conditions, and the lease without which nothing is dispatched.
+//!
+//! **A terminating endpoint leaves rotation here**: the predicate is [`Endpoint::enter`] (see [`crate::lease`] for the
+//! word behind it), the action is [`crate::routing::RoutingTable::apply`], the proof is the first test of
+//! `tests/proxy/drain.rs`. An `Endpoint` knows nothing of sockets or pools: workers keep those.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::discovery::PodRef;
+use crate::lease::{Drained, Word};
+
+/// Conditions as the EndpointSlice gives them, nil rules applied (KEP-1672).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Conditions {
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+}
+
+/// Unique in this process and never used again, so that a worker's pool can never pass from one endpoint to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId(pub u64);
+
+/// What the data plane tells the control loop about an endpoint.
+#[derive(Debug)]
+pub enum Notice {
+    /// The last lease of a draining endpoint is gone; sent exactly once.
+    Drained(Arc<Endpoint>),
+    /// A connect failed; the control side now tries until one succeeds.
+    Ejected(Arc<Endpoint>),
+}
+
+#[derive(Debug)]
+pub struct Endpoint {
+    word: Word,
+    pub id: EndpointId,
+    pub address: SocketAddr,
+    pub pod: Option<PodRef>,
+    /// Label `pod-template-hash`, to tell a replay's siblings apart.
+    pub template_hash: Option<String>,
+    /// Counts up with every endpoint that ever joined: "the latest to join".
+    pub joined: u64,
+    born: Instant,
+    conditions: AtomicU8,
+    ejected: AtomicBool,
+    /// Set when the pod object is gone: silent sockets get 2 s.
+    pod_gone: AtomicBool,
+    latency: Latency,
+    /// Set once, moved forward never: when what is still in flight is cut.
+    deadline: Mutex<Option<Instant>>,
+    /// Cancelled at the drain deadline; workers hold a child each.
+    pub force: CancellationToken,
+    pub tally: Tally,
+    notices: mpsc::UnboundedSender<Notice>,
+}
+
+/// Counts of one endpoint's life, for its drain receipt.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub finished: AtomicU32,
+    pub replayed: AtomicU32,
+    pub forced: AtomicU32,
+    pub idle_closed: AtomicU32,
+    /// Idle pooled connections right now, over all workers.
+    pub idle: AtomicU32,
+    /// Milliseconds since the process began (+1; 0: never) of the last dispatch.
+    pub last_dispatch_ms: AtomicU64,
+}
+
+/// The right to dispatch to an endpoint. Held as long as the connection or exchange lives.
+#[derive(Debug)]
+pub struct Lease(Arc<Endpoint>);
+
+impl Endpoint {
+    /// A new endpoint, out of rotation until [`Endpoint::set_out`]`(false)`.
+    pub fn new(
+        id: EndpointId,
+        address: SocketAddr,
+        pod: Option<PodRef>,
+        template_hash: Option<String>,
+        notices: mpsc::UnboundedSender<Notice>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            word: Word::new_out(),
+            id,
+            address,
+            pod,
+            template_hash,
+            joined: id.0,
+            born: Instant::now(),
+            conditions: AtomicU8::new(0),
+            ejected: AtomicBool::new(false),
+            pod_gone: AtomicBool::new(false),
+            latency: Latency::default(),
+            deadline: Mutex::new(None),
+            force: CancellationToken::new(),
+            tally: Tally::default(),
+            notices,
+        })
+    }
+
+    /// The predicate of the drain contract: a lease, or nothing when the endpoint drains or is out.
+    pub fn enter(self: &Arc<Self>) -> Option<Lease> {
+        self.word.enter().then(|| Lease(self.clone()))
+    }
+
+    /// Ends dispatch for good; when this has returned no lease can be granted. Idempotent.
+    pub fn begin_drain(self: &Arc<Self>) {
+        if self.word.begin_drain() == Drained::Report {
+            self.report_drained();
+        }
+    }
+
+    /// Out of rotation, or back in it.
+    pub fn set_out(&self, out: bool) {
+        self.word.set_out(out);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.word.is_draining()
+    }
+
+    /// Neither draining nor out: its idle connections may be kept.
+    pub fn is_open(&self) -> bool {
+        self.word.is_open()
+    }
+
+    /// Leases held: active plus connecting.
+    pub fn leases(&self) -> u64 {
+        self.word.leases()
+    }
+
+    pub fn conditions(&self) -> Conditions {
+        let bits = self.conditions.load(Ordering::Relaxed);
+        Conditions { ready: bits & 1 != 0, serving: bits & 2 != 0, terminating: bits & 4 != 0 }
+    }
+
+    pub fn set_conditions(&self, c: Conditions) {
+        let bits = u8::from(c.ready) | u8::from(c.serving) << 1 | u8::from(c.terminating) << 2;
+        self.conditions.store(bits, Ordering::Relaxed);
+    }
+
+    pub fn is_ejected(&self) -> bool {
+        self.ejected.load(Ordering::Relaxed)
+    }
+
+    /// A connect of the data plane failed: no picks until the control side has connected once.
+    pub fn eject(self: &Arc<Self>) {
+        if !self.ejected.swap(true, Ordering::AcqRel) {
+            // The receiver is gone only when the process ends.
+            let _ = self.notices.send(Notice::Ejected(self.clone()));
+        }
+    }
+
+    /// A connect succeeded.
+    pub fn readmit(&self) {
+        if self.is_ejected() {
+            self.ejected.store(false, Ordering::Release);
+        }
+    }
+
+    pub fn set_pod_gone(&self) {
+        self.pod_gone.store(true, Ordering::Relaxed);
+    }
+
+    pub fn pod_gone(&self) -> bool {
+        self.pod_gone.load(Ordering::Relaxed)
+    }
+
+    /// Draining, out or not answering: a loss on it is the rollout's doing, not the application's.
+    pub fn is_leaving(&self) -> bool {
+        !self.is_open() || self.is_ejected() || self.conditions().terminating
+    }
+
+    /// Whether it joined so recently that its low load says nothing yet.
+    pub fn is_warming(&self, now: Instant) -> bool {
+        now.duration_since(self.born) < WARM_UP
+    }
+
+    pub fn latency(&self) -> &Latency {
+        &self.latency
+    }
+
+    pub fn drain_deadline(&self) -> Option<Instant> {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the drain deadline or shortens it; a later one is ignored. Answers whether it changed.
+    pub fn shorten_deadline(&self, to: Instant) -> bool {
+        let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let shorter = deadline.is_none_or(|now| to < now);
+        if shorter {
+            *deadline = Some(to);
+        }
+        shorter
+    }
+
+    fn report_drained(self: &Arc<Self>) {
+        let _ = self.notices.send(Notice::Drained(self.clone()));
+    }
+}
+
+impl Lease {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.0.word.leave() == Drained::Report {
+            self.0.report_drained();
+        }
+    }
+}
+
+/// How long a newcomer wins no pick by being idle.
+const WARM_UP: Duration = Duration::from_secs(5);
+
+/// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds since start.
+/// Relaxed and without a compare-and-swap: a lost update costs nothing but a sample.
+#[derive(Debug, Default)]
+pub struct Latency(AtomicU64);
+
+impl Latency {
+    /// Average in microseconds, faded by its age so that a slow endpoint gets its chance again; `None` before the first.
+    pub fn micros(&self, now_ms: u32) -> Option<u64> {
+        let word = self.0.load(Ordering::Relaxed);
+        if word == 0 {
+            return None;
+        }
+        let age = now_ms.saturating_sub(word as u32) / FADE_MS;
+        Some((word >> 32) >> age.min(31))
+    }
+
+    /// Takes a sample in, by an eighth.
+    pub fn record(&self, sample: Duration, now_ms: u32) {
+        let sample = (sample.as_micros().min(u128::from(u32::MAX)) as u64).max(1);
+        let average = match self.micros(now_ms) {
+            Some(old) => (old * 7 + sample) / 8,
+            None => sample,
+        };
+        self.0.store(average.max(1) << 32 | u64::from(now_ms), Ordering::Relaxed);
+    }
+}
+
+/// An average without a new sample halves in this time, in milliseconds.
+const FADE_MS: u32 = 5_000;

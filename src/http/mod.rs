@@ -1,0 +1,4 @@
+//! HTTP/1.1 on the wire: heads, body framing, the exchange with its replays, the upstream pool.
+
+pub mod body;
+pub mod head;
