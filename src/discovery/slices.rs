@@ -390,7 +390,7 @@ impl World {
             pod.shorten(since, pod.grace);
         }
         let changed = pod.view() != before;
-        if changed || self.mark_returned(&uid, returned) {
+        if self.mark_returned(&uid, returned) || changed {
             self.touch_pod(&uid, touched);
         }
     }
