@@ -4,6 +4,7 @@
 //! them as [`Message`]s. [`slices::World`] holds the objects and merges them; it knows nothing of files or watches.
 
 pub mod files;
+pub mod manifest;
 pub mod slices;
 
 use std::collections::BTreeMap;
@@ -73,6 +74,34 @@ pub enum Object {
     Service(ServiceObject),
     EndpointSlice(SliceObject),
     Pod(PodObject),
+}
+
+impl Object {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Pod(_) => Kind::Pod,
+        }
+    }
+
+    pub fn name(&self) -> &ObjectName {
+        match self {
+            Self::Service(service) => &service.name,
+            Self::EndpointSlice(slice) => &slice.name,
+            Self::Pod(pod) => &pod.name,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Pod => "Pod",
+        })
+    }
 }
 
 /// The parts of a v1 Service that routing needs.
