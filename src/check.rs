@@ -1,0 +1,268 @@
+//! `ebbtide check`: what a configuration and its manifests would serve, as tables, and what is doubtful about it.
+//!
+//! A broken configuration or manifest is an error; anything that would run, but perhaps not as meant, is a warning. What
+//! only a running proxy knows (a port that cannot be bound, an endpoint that does not answer) is not looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::config::{self, Config, Discovery, PortRef, Protocol};
+use crate::discovery::slices::{MergedPort, MergedService, Touched, World};
+use crate::discovery::{Change, Object, ObjectName, Problem};
+use crate::routing::Policy;
+use crate::standins::files; // at the merge: crate::discovery::files
+
+/// What `check` has to say of a configuration that is in order.
+#[derive(Debug)]
+pub struct Report {
+    /// Tables and warnings, for people.
+    pub text: String,
+    /// Manifests that are broken; none: exit 0.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads a configuration and the manifests that it names.
+pub fn check(file: &Path) -> Result<Report, config::Error> {
+    let config = Config::load(file)?;
+    let (objects, problems) = match &config.discovery {
+        Discovery::Files { path } => files::read_folder(path),
+        Discovery::Static { .. } => (Vec::new(), Vec::new()),
+    };
+    let names: BTreeSet<ObjectName> = objects
+        .iter()
+        .filter_map(|object| match object {
+            Object::Service(service) => Some(service.name.clone()),
+            _ => None,
+        })
+        .collect();
+    let mut world = World::default();
+    let (now, mut touched) = (Instant::now(), Touched::default());
+    for object in objects {
+        world.apply(Change::Apply(object), now, &mut touched);
+    }
+    let services = names.iter().filter_map(|name| world.merge(name)).map(|s| (s.object.name.clone(), s)).collect();
+    Ok(Report { text: describe(&config, &services), problems })
+}
+
+/// A listener as it would be bound: an explicit one, or a nodePort on one address.
+struct Bound<'a> {
+    name: String,
+    address: SocketAddr,
+    service: &'a ObjectName,
+    wanted: &'a PortRef,
+    port: Option<&'a MergedPort>,
+    protocol: String,
+}
+
+fn describe(config: &Config, services: &BTreeMap<ObjectName, MergedService>) -> String {
+    let mut warnings = Vec::new();
+    let node_ports: Vec<(&MergedService, &MergedPort, PortRef)> = services
+        .values()
+        .filter(|service| service.object.claimed)
+        .flat_map(|service| service.ports.iter().map(move |port| (service, port, PortRef::Number(port.port.port))))
+        .collect();
+    let mut bound = explicit(config, services, &mut warnings);
+    bound.extend(derived(config, &node_ports));
+    warn_of_addresses(config, &bound, &mut warnings);
+
+    let listened: BTreeSet<&ObjectName> = bound.iter().map(|listener| listener.service).collect();
+    let served: Vec<&MergedService> =
+        services.values().filter(|s| s.object.claimed || listened.contains(&s.object.name)).collect();
+    for service in &served {
+        warn_of_service(config, service, listened.contains(&service.object.name), &mut warnings);
+    }
+
+    let mut text = String::new();
+    if let Discovery::Files { path } = &config.discovery {
+        let _ = writeln!(text, "manifests  {}", path.display());
+    }
+    let _ = writeln!(text, "admin      http://{}", config.admin);
+    let _ = writeln!(text, "workers    {}\n", config.workers);
+    text += &table(&["LISTENER", "ADDRESS", "SERVICE", "PORT", "PROTOCOL", "ENDPOINTS"], bound.iter().map(Bound::row));
+    text.push('\n');
+    let endpoints =
+        served.iter().flat_map(|service| service.ports.iter().flat_map(|port| endpoint_rows(service, port)));
+    text += &table(&["SERVICE", "PORT", "PROTOCOL", "ENDPOINT", "POD", "STATE"], endpoints);
+    let rest = services.len() - served.len();
+    if rest > 0 {
+        let _ = writeln!(text, "\n{rest} more not served: no claim, no listener");
+    }
+    if !warnings.is_empty() {
+        text.push('\n');
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+fn explicit<'a>(
+    config: &'a Config,
+    services: &'a BTreeMap<ObjectName, MergedService>,
+    warnings: &mut Vec<String>,
+) -> Vec<Bound<'a>> {
+    let mut bound = Vec::new();
+    for listener in &config.listeners {
+        let service = services.get(&listener.service);
+        let port = service.and_then(|service| service.ports.iter().find(|port| is_wanted(port, &listener.port)));
+        let (name, wanted) = (&listener.name, &listener.port);
+        match service {
+            None => warnings.push(format!("listener {name}: no manifest has the Service {}", listener.service)),
+            Some(service) if port.is_none() => {
+                let ports: Vec<String> = service.ports.iter().map(port_name).collect();
+                let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
+                let service = &listener.service;
+                warnings.push(format!("listener {name}: {service} has no TCP port {wanted}, it has {ports}"));
+            }
+            Some(_) => {}
+        }
+        let own = service.zip(port).map(|(service, port)| protocol(service, port));
+        let chosen = listener.protocol.map(|protocol| protocol.at_target(port.and_then(|p| p.port.target_port)));
+        bound.push(Bound {
+            name: name.clone(),
+            address: listener.address,
+            service: &listener.service,
+            wanted,
+            port,
+            protocol: chosen.or(own).map_or("-", Protocol::as_str).to_owned(),
+        });
+    }
+    bound
+}
+
+fn derived<'a>(config: &Config, claimed: &'a [(&'a MergedService, &'a MergedPort, PortRef)]) -> Vec<Bound<'a>> {
+    let mut bound = Vec::new();
+    for (service, port, wanted) in claimed {
+        let Some(node_port) = port.port.node_port else { continue };
+        for address in &config.node_port_addresses {
+            bound.push(Bound {
+                name: "(nodePort)".to_owned(),
+                address: SocketAddr::new(*address, node_port),
+                service: &service.object.name,
+                wanted,
+                port: Some(port),
+                protocol: protocol(service, port).as_str().to_owned(),
+            });
+        }
+    }
+    bound
+}
+
+impl Bound<'_> {
+    fn row(&self) -> Vec<String> {
+        let endpoints = match self.port {
+            None => "none".to_owned(),
+            Some(port) => {
+                let ready = port.endpoints.iter().filter(|e| state(e) == READY).count();
+                format!("{ready} of {} ready", port.endpoints.len())
+            }
+        };
+        vec![
+            self.name.clone(),
+            self.address.to_string(),
+            self.service.to_string(),
+            self.port.map_or_else(|| self.wanted.to_string(), port_name),
+            self.protocol.clone(),
+            endpoints,
+        ]
+    }
+}
+
+fn endpoint_rows(service: &MergedService, port: &MergedPort) -> Vec<Vec<String>> {
+    let own = |endpoint: String, pod: String, state: &str| {
+        let protocol = protocol(service, port).as_str().to_owned();
+        vec![service.object.name.to_string(), port_name(port), protocol, endpoint, pod, state.to_owned()]
+    };
+    if port.endpoints.is_empty() {
+        return vec![own("none".to_owned(), "-".to_owned(), "-")];
+    }
+    let rows = port.endpoints.iter().map(|endpoint| {
+        let pod = endpoint.pod.as_ref().map_or_else(|| "-".to_owned(), |pod| pod.name.clone());
+        own(endpoint.address.to_string(), pod, state(endpoint))
+    });
+    rows.collect()
+}
+
+const READY: &str = "ready";
+
+fn state(endpoint: &crate::discovery::slices::MergedEndpoint) -> &'static str {
+    let conditions = endpoint.conditions;
+    match (conditions.terminating, conditions.serving, conditions.ready) {
+        (true, true, _) => "terminating, serving",
+        (true, false, _) => "terminating",
+        (false, _, true) => READY,
+        (false, _, false) => "not ready",
+    }
+}
+
+fn warn_of_addresses(config: &Config, bound: &[Bound], warnings: &mut Vec<String>) {
+    let mut seen = BTreeMap::from([(config.admin, "the admin pages'".to_owned())]);
+    for listener in bound.iter().filter(|listener| listener.address.port() != 0) {
+        let Bound { name, address, service, .. } = listener;
+        if let Some(other) = seen.insert(*address, format!("that of {service}")) {
+            warnings
+                .push(format!("listener {name}: {address} for {service} is {other} too; only one of them is served"));
+        }
+    }
+}
+
+fn warn_of_service(config: &Config, service: &MergedService, listened: bool, warnings: &mut Vec<String>) {
+    let MergedService { object, ports, warnings: merging } = service;
+    let name = &object.name;
+    if object.external_name {
+        warnings.push(format!("{name}: type ExternalName is refused, it has no endpoints"));
+    }
+    if object.claimed {
+        for field in &object.unserved {
+            warnings.push(format!("{name}: {field} is not served, and its claim keeps kube-proxy from it too"));
+        }
+        if !listened {
+            warnings.push(format!("{name}: claimed, but nothing listens for it; add a listener, or nodePorts"));
+        }
+    }
+    warnings.extend(merging.iter().map(|warning| format!("{name}: {warning}")));
+    let annotations = &object.annotations;
+    warnings.extend(Protocol::of_service(annotations, None, None).1.map(|warning| format!("{name}: {warning}")));
+    warnings.extend(Policy::for_service(config, annotations).1.iter().map(|warning| format!("{name}: {warning}")));
+    for port in ports.iter().filter(|port| !port.endpoints.iter().any(|e| state(e) == READY)) {
+        warnings.push(format!("{name}: port {} has no ready endpoint", port_name(port)));
+    }
+}
+
+fn protocol(service: &MergedService, port: &MergedPort) -> Protocol {
+    let MergedPort { port, .. } = port;
+    Protocol::of_service(&service.object.annotations, port.app_protocol.as_deref(), port.target_port).0
+}
+
+fn is_wanted(port: &MergedPort, wanted: &PortRef) -> bool {
+    match wanted {
+        PortRef::Number(number) => port.port.port == *number,
+        PortRef::Name(name) => port.port.name.as_ref() == Some(name),
+    }
+}
+
+fn port_name(port: &MergedPort) -> String {
+    match &port.port.name {
+        Some(name) => format!("{name} ({})", port.port.port),
+        None => port.port.port.to_string(),
+    }
+}
+
+/// Columns as wide as their widest cell; `-` alone in a column is as good as an empty one.
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let header: Vec<String> = header.iter().map(|title| (*title).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
