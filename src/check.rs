@@ -88,7 +88,7 @@ fn describe(config: &Config, services: &BTreeMap<ObjectName, MergedService>) -> 
     text += &table(&["SERVICE", "PORT", "PROTOCOL", "ENDPOINT", "POD", "STATE"], endpoints);
     let rest = services.len() - served.len();
     if rest > 0 {
-        let _ = writeln!(text, "\n{rest} more not served: no claim, no listener");
+        let _ = writeln!(text, "\nnot served, having no claim and no listener: {rest} more");
     }
     if !warnings.is_empty() {
         text.push('\n');
@@ -199,12 +199,16 @@ fn state(endpoint: &crate::discovery::slices::MergedEndpoint) -> &'static str {
 }
 
 fn warn_of_addresses(config: &Config, bound: &[Bound], warnings: &mut Vec<String>) {
-    let mut seen = BTreeMap::from([(config.admin, "the admin pages'".to_owned())]);
+    if bound.is_empty() {
+        warnings
+            .push("no listener: nothing would be served; add listeners, or nodePorts and a claimed Service".to_owned());
+    }
+    let mut seen = BTreeMap::from([(config.admin, "the admin pages".to_owned())]);
     for listener in bound.iter().filter(|listener| listener.address.port() != 0) {
         let Bound { name, address, service, .. } = listener;
-        if let Some(other) = seen.insert(*address, format!("that of {service}")) {
-            warnings
-                .push(format!("listener {name}: {address} for {service} is {other} too; only one of them is served"));
+        let me = format!("listener {name} of {service}");
+        if let Some(other) = seen.insert(*address, me.clone()) {
+            warnings.push(format!("{me}: {address} is taken by {other}; only one of the two would be bound"));
         }
     }
 }
@@ -213,7 +217,9 @@ fn warn_of_service(config: &Config, service: &MergedService, listened: bool, war
     let MergedService { object, ports, warnings: merging } = service;
     let name = &object.name;
     if object.external_name {
+        // The rest would only say the same again.
         warnings.push(format!("{name}: type ExternalName is refused, it has no endpoints"));
+        return;
     }
     if object.claimed {
         for field in &object.unserved {
@@ -251,7 +257,7 @@ fn port_name(port: &MergedPort) -> String {
     }
 }
 
-/// Columns as wide as their widest cell; `-` alone in a column is as good as an empty one.
+/// Columns as wide as their widest cell.
 fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let header: Vec<String> = header.iter().map(|title| (*title).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
@@ -265,4 +271,132 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ListenerConfig;
+    use crate::discovery::slices::{Fate, MergedEndpoint};
+    use crate::discovery::{PodRef, ServiceObject, ServicePortObject};
+    use crate::endpoint::Conditions;
+
+    fn config() -> Config {
+        let mut config = Config::new(Discovery::Files { path: "manifests".into() });
+        config.workers = std::num::NonZeroUsize::MIN;
+        config
+    }
+
+    fn listener(name: &str, address: &str, service: &str, port: PortRef) -> ListenerConfig {
+        ListenerConfig {
+            name: name.into(),
+            address: address.parse().unwrap(),
+            service: ObjectName::new("web", service),
+            port,
+            protocol: None,
+            proxy_protocol: false,
+            allow_connect: false,
+        }
+    }
+
+    fn service(name: &str, claimed: bool, ports: Vec<MergedPort>) -> MergedService {
+        let object = ServiceObject {
+            name: ObjectName::new("web", name),
+            uid: None,
+            claimed,
+            external_name: false,
+            ports: ports.iter().map(|port| port.port.clone()).collect(),
+            ipv6_first: false,
+            annotations: BTreeMap::new(),
+            unserved: Vec::new(),
+        };
+        MergedService { object, ports, warnings: Vec::new() }
+    }
+
+    fn port(node_port: Option<u16>, endpoints: &[(&str, bool, bool, bool)]) -> MergedPort {
+        let endpoint = |(address, ready, serving, terminating): &(&str, bool, bool, bool)| MergedEndpoint {
+            address: address.parse().unwrap(),
+            pod: Some(PodRef { name: "nginx-1".into(), uid: String::new() }),
+            template_hash: None,
+            conditions: Conditions { ready: *ready, serving: *serving, terminating: *terminating },
+            fate: Fate::NoPod,
+        };
+        MergedPort {
+            port: ServicePortObject {
+                name: Some("http".into()),
+                port: 80,
+                node_port,
+                target_port: None,
+                app_protocol: Some("http".into()),
+            },
+            endpoints: endpoints.iter().map(endpoint).collect(),
+        }
+    }
+
+    fn described(config: &Config, services: Vec<MergedService>) -> String {
+        describe(config, &services.into_iter().map(|service| (service.object.name.clone(), service)).collect())
+    }
+
+    #[test]
+    fn shows_what_would_serve() {
+        let mut config = config();
+        config.listeners = vec![listener("web", "127.0.0.1:8080", "nginx", PortRef::Name("http".into()))];
+        config.node_port_addresses = vec!["0.0.0.0".parse().unwrap()];
+        let endpoints = [
+            ("127.0.0.1:8081", true, true, false),
+            ("127.0.0.2:8081", false, true, true),
+            ("127.0.0.3:8081", false, false, false),
+        ];
+        let services = vec![
+            service("nginx", true, vec![port(Some(31180), &endpoints)]),
+            service("other", false, vec![port(None, &[])]),
+        ];
+        insta::assert_snapshot!(described(&config, services), @r"
+        manifests  manifests
+        admin      http://127.0.0.1:9901
+        workers    1
+
+        LISTENER    ADDRESS         SERVICE    PORT       PROTOCOL  ENDPOINTS
+        web         127.0.0.1:8080  web/nginx  http (80)  http      1 of 3 ready
+        (nodePort)  0.0.0.0:31180   web/nginx  http (80)  http      1 of 3 ready
+
+        SERVICE    PORT       PROTOCOL  ENDPOINT        POD      STATE
+        web/nginx  http (80)  http      127.0.0.1:8081  nginx-1  ready
+        web/nginx  http (80)  http      127.0.0.2:8081  nginx-1  terminating, serving
+        web/nginx  http (80)  http      127.0.0.3:8081  nginx-1  not ready
+
+        not served, having no claim and no listener: 1 more
+        ");
+    }
+
+    #[test]
+    fn warns_of_what_may_not_be_meant() {
+        let mut config = config();
+        config.listeners = vec![
+            listener("gone", "127.0.0.1:8080", "no-such", PortRef::Number(80)),
+            listener("port", "127.0.0.1:8081", "nginx", PortRef::Name("metrics".into())),
+            listener("taken", "127.0.0.1:31180", "nginx", PortRef::Number(80)),
+        ];
+        let mut nginx = service("nginx", true, vec![port(Some(31180), &[])]);
+        nginx.object.unserved = vec!["spec.sessionAffinity: ClientIP".into()];
+        nginx.object.annotations = BTreeMap::from([("ebbtide.dev/hold-timeout".into(), "soon".into())]);
+        nginx.warnings = vec!["slice a: FQDN addresses are refused".into()];
+        let unheard = service("unheard", true, vec![port(None, &[("127.0.0.1:1", true, true, false)])]);
+        let mut elsewhere = service("elsewhere", true, Vec::new());
+        elsewhere.object.external_name = true;
+        config.node_port_addresses = vec!["127.0.0.1".parse().unwrap()];
+        let text = described(&config, vec![nginx, unheard, elsewhere]);
+        let warnings: Vec<&str> = text.lines().filter(|line| line.starts_with("warning: ")).collect();
+        insta::assert_snapshot!(warnings.join("\n"), @r#"
+        warning: listener gone: no manifest has the Service web/no-such
+        warning: listener port: web/nginx has no TCP port metrics, it has http (80)
+        warning: listener (nodePort) of web/nginx: 127.0.0.1:31180 is taken by listener taken of web/nginx; only one of the two would be bound
+        warning: web/elsewhere: type ExternalName is refused, it has no endpoints
+        warning: web/nginx: spec.sessionAffinity: ClientIP is not served, and its claim keeps kube-proxy from it too
+        warning: web/nginx: slice a: FQDN addresses are refused
+        warning: web/nginx: ebbtide.dev/hold-timeout: "soon" is no duration, expected one from 0s to 10m such as 250ms, 10s or 5m
+        warning: web/nginx: port http (80) has no ready endpoint
+        warning: web/unheard: claimed, but nothing listens for it; add a listener, or nodePorts
+        "#);
+    }
 }

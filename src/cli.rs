@@ -3,7 +3,6 @@
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -87,7 +86,7 @@ pub struct Proxy {
     #[arg(long, value_name = "ADDR", value_parser = config::address)]
     listen: SocketAddr,
     /// The endpoints, separated by commas
-    #[arg(long, value_name = "ADDR", required = true, value_delimiter = ',', value_parser = config::address)]
+    #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = config::address)]
     to: Vec<SocketAddr>,
     /// What clients speak: auto, http or tcp
     #[arg(long, default_value = "auto", value_parser = protocol)]
@@ -99,16 +98,19 @@ pub struct Proxy {
 
 impl Proxy {
     /// One listener `proxy` for port 80 of the Service `default/proxy`; all else as a file's defaults.
-    pub fn config(self) -> Result<Config, String> {
+    pub fn config(self) -> Result<Config, config::Error> {
+        let refused =
+            |path: &str, what: String| config::Error { file: "proxy".into(), line: None, path: path.to_owned(), what };
         if self.listen.port() != 0 && self.listen == self.admin {
-            return Err(format!("--listen: {} is the address of --admin too, expected one of its own", self.listen));
+            let what = format!("{} is the address of --admin too, expected one of its own", self.listen);
+            return Err(refused("--listen", what));
         }
         for (index, to) in self.to.iter().enumerate() {
             if to.port() == 0 {
-                return Err(format!("--to: {to} has port 0, expected the endpoint's own"));
+                return Err(refused("--to", format!("{to} has port 0, expected the endpoint's own")));
             }
             if self.to[..index].contains(to) {
-                return Err(format!("--to: {to} is given twice, expected it once"));
+                return Err(refused("--to", format!("{to} is given twice, expected it once")));
             }
         }
         Ok(Config {
@@ -136,9 +138,9 @@ fn load_time(text: &str) -> Result<Duration, String> {
 }
 
 /// Writes to standard output; a reader that has gone away (`| head`) is no error.
-pub fn print(text: &str) -> ExitCode {
+pub fn print(text: &str) -> std::io::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
     }
 }

@@ -1,10 +1,11 @@
 //! The configuration: real, checked types, and the way in from a file.
 //!
 //! [`Config::load`] is the only door: what it returns has its defaults filled in and every value inside its bounds, so
-//! that nothing behind it checks again. Reading goes [`raw`] (the file's shape, by serde) to the types here (by
-//! `raw::Config::check`); [`value`] reads single values, [`places`] finds the line of a field, [`service`] lays a
-//! Service's annotations over the configuration. Watching the file is not done here: SIGHUP is `app`'s.
+//! that nothing behind it checks again. Reading goes from `raw` (the file's shape, by serde) through `checked` to the types
+//! here; `value` reads single values, `places` finds the line of a field, [`service`] lays a Service's annotations over
+//! the configuration. Reading again at SIGHUP is `app`'s.
 
+mod checked;
 mod places;
 mod raw;
 pub mod service;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::discovery::ObjectName;
-use places::Places;
+use places::{Aim, Places};
 pub use value::{address, duration};
 
 /// A whole configuration file, checked.
@@ -179,8 +180,8 @@ impl Config {
 #[derive(Debug)]
 struct Fault {
     path: String,
-    /// Line and column, where the parser gave them.
-    at: Option<(u64, u64)>,
+    /// Line and column, where the parser gave them, and which field there is meant.
+    at: Option<((u64, u64), Aim)>,
     what: String,
 }
 
@@ -193,14 +194,15 @@ impl Fault {
     fn placed(self, file: &Path, text: &str) -> Error {
         let places = Places::of(text);
         let (line, path) = match self.at {
-            Some((line, column)) => {
-                let parent = places.path_at(line, column);
-                let joint = if parent.is_empty() || self.path.is_empty() { "" } else { "." };
-                (Some(line), format!("{parent}{joint}{}", self.path))
+            Some((at, aim @ Aim::Absent(_))) => {
+                let path = places.path_at(at, aim);
+                (places.line_of(&path), path)
             }
+            Some((at, aim)) => (Some(at.0), places.path_at(at, aim)),
             None => (places.line_of(&self.path), self.path),
         };
-        Error { file: file.to_owned(), line, path, what: self.what.replace(['\n', '\r'], " ") }
+        let one_line = |text: String| text.replace(char::is_control, " ");
+        Error { file: file.to_owned(), line, path: one_line(path), what: one_line(self.what) }
     }
 }
 

@@ -15,6 +15,17 @@ struct Place {
     /// Line and column of the key, or of the item in a list.
     key: (u64, u64),
     value: (u64, u64),
+    /// Neither a mapping nor a list.
+    leaf: bool,
+}
+
+/// Which field a place means: a mapping in block style begins where its first key does.
+#[derive(Debug, Clone, Copy)]
+pub enum Aim {
+    Inner,
+    Outer,
+    /// This one is missing; the place is its holder's or that of a field beside it.
+    Absent(&'static str),
 }
 
 impl Places {
@@ -31,12 +42,23 @@ impl Places {
         places
     }
 
-    /// The path of the field whose key or value stands at this place, else of the innermost that began before it.
-    pub fn path_at(&self, line: u64, column: u64) -> &str {
-        let at = (line, column);
-        let exact = self.0.iter().rev().find(|place| place.key == at || place.value == at);
-        let place = exact.or_else(|| self.0.iter().rev().find(|place| place.key < at));
-        place.map_or("", |place| &place.path)
+    /// The path of the field that is meant by this line and column; empty where there is none.
+    pub fn path_at(&self, at: (u64, u64), aim: Aim) -> String {
+        let is_here = |place: &&Place| place.key == at || place.value == at;
+        let place = match aim {
+            Aim::Outer => self.0.iter().find(is_here),
+            Aim::Inner | Aim::Absent(_) => self.0.iter().rev().find(is_here),
+        };
+        let path = place.or_else(|| self.0.iter().rev().find(|place| place.key < at));
+        match (aim, path) {
+            (Aim::Absent(field), None) => field.to_owned(),
+            (Aim::Absent(field), Some(place)) if place.leaf => match place.path.rsplit_once('.') {
+                Some((holder, _)) => format!("{holder}.{field}"),
+                None => field.to_owned(),
+            },
+            (Aim::Absent(field), Some(place)) => format!("{}.{field}", place.path),
+            (_, place) => place.map_or_else(String::new, |place| place.path.clone()),
+        }
     }
 
     /// The line of a field, or of the innermost one above it that is there.
@@ -69,7 +91,12 @@ impl Places {
 
     fn place(&mut self, path: String, key: &Location, value: &Spanned<Node>) {
         let at = |location: &Location| (location.line(), location.column());
-        self.0.push(Place { path: path.clone(), key: at(key), value: at(&value.referenced) });
+        self.0.push(Place {
+            path: path.clone(),
+            key: at(key),
+            value: at(&value.referenced),
+            leaf: matches!(value.value, Node::Leaf),
+        });
         self.add(&path, &value.value);
     }
 }
@@ -152,10 +179,14 @@ mod tests {
     fn finds_paths_and_lines() {
         let places =
             Places::of("workers: 4\nlisteners:\n  - name: web\n    address: x\n  - {name: b}\ntimeouts: {hold: 1s}\n");
-        assert_eq!(places.path_at(1, 10), "workers");
-        assert_eq!(places.path_at(4, 14), "listeners[0].address");
-        assert_eq!(places.path_at(4, 5), "listeners[0].address");
-        assert_eq!(places.path_at(6, 18), "timeouts.hold");
+        assert_eq!(places.path_at((1, 10), Aim::Inner), "workers");
+        assert_eq!(places.path_at((4, 14), Aim::Inner), "listeners[0].address");
+        assert_eq!(places.path_at((4, 5), Aim::Inner), "listeners[0].address");
+        assert_eq!(places.path_at((3, 5), Aim::Inner), "listeners[0].name");
+        assert_eq!(places.path_at((3, 5), Aim::Outer), "listeners[0]");
+        assert_eq!(places.path_at((4, 5), Aim::Absent("port")), "listeners[0].port");
+        assert_eq!(places.path_at((6, 11), Aim::Absent("hold")), "timeouts.hold");
+        assert_eq!(places.path_at((6, 12), Aim::Inner), "timeouts.hold");
         assert_eq!(places.line_of("listeners[1].name"), Some(5));
         assert_eq!(places.line_of("listeners[1].address"), Some(5), "absent: its listener's line");
         assert_eq!(places.line_of("listeners"), Some(2));
@@ -164,6 +195,6 @@ mod tests {
 
     #[test]
     fn a_broken_document_has_none() {
-        assert_eq!(Places::of("a: [").path_at(1, 1), "");
+        assert_eq!(Places::of("a: [").path_at((1, 1), Aim::Inner), "");
     }
 }

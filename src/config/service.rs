@@ -128,3 +128,77 @@ impl Reader<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Discovery;
+
+    fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn protocol_by_annotation_then_app_protocol_then_auto() {
+        let none = annotations(&[]);
+        let of = |a: &BTreeMap<String, String>, app, target| Protocol::of_service(a, app, target).0;
+        assert_eq!(of(&none, None, None), Protocol::Auto);
+        assert_eq!(of(&none, Some("http"), None), Protocol::Http);
+        assert_eq!(of(&none, Some("kubernetes.io/ws"), Some(3306)), Protocol::Http, "said, so not guessed");
+        assert_eq!(of(&none, Some("https"), None), Protocol::Tcp);
+        assert_eq!(of(&none, Some("example.com/mine"), Some(8080)), Protocol::Auto);
+        assert_eq!(of(&annotations(&[(PROTOCOL, "tcp")]), Some("http"), None), Protocol::Tcp);
+        for port in [25, 587, 3306, 5432, 6379, 11211] {
+            assert_eq!(of(&none, None, Some(port)), Protocol::Tcp, "{port}");
+            assert_eq!(of(&annotations(&[(PROTOCOL, "http")]), None, Some(port)), Protocol::Http, "{port}");
+        }
+    }
+
+    #[test]
+    fn a_bad_protocol_is_a_warning() {
+        let (protocol, warning) = Protocol::of_service(&annotations(&[(PROTOCOL, "udp")]), Some("http"), None);
+        assert_eq!(protocol, Protocol::Http);
+        assert_eq!(warning.unwrap(), "ebbtide.dev/protocol: \"udp\" is not known, expected auto, http or tcp");
+    }
+
+    #[test]
+    fn annotations_override_the_configuration() {
+        let config = Config::new(Discovery::Static { to: Vec::new() });
+        let all = annotations(&[
+            (HOLD, "3s"),
+            (DRAIN, "1m"),
+            (ATTEMPTS, "5"),
+            (NON_IDEMPOTENT, "always"),
+            (JOIN_CHECK, "off"),
+            (PROTOCOL, "http"),
+        ]);
+        let expected = Policy {
+            hold_timeout: Duration::from_secs(3),
+            drain_timeout: Duration::from_secs(60),
+            attempts: 5,
+            non_idempotent: NonIdempotent::Always,
+            join_check: false,
+        };
+        assert_eq!(Policy::for_service(&config, &all), (expected, Vec::new()));
+    }
+
+    #[test]
+    fn a_bad_annotation_is_a_warning_and_the_configuration_stays() {
+        let config = Config::new(Discovery::Static { to: Vec::new() });
+        let bad = annotations(&[
+            (HOLD, "3"),
+            (DRAIN, "2days"),
+            (ATTEMPTS, "0"),
+            (NON_IDEMPOTENT, "yes"),
+            (JOIN_CHECK, ""),
+            ("ebbtide.dev/hold", "3s"),
+        ]);
+        let (policy, warnings) = Policy::for_service(&config, &bad);
+        assert_eq!(policy, Policy::for_service(&config, &annotations(&[])).0);
+        let named: Vec<&str> = warnings.iter().filter_map(|w| w.split(": ").next()).collect();
+        assert_eq!(named, ["ebbtide.dev/hold", HOLD, DRAIN, ATTEMPTS, NON_IDEMPOTENT, JOIN_CHECK]);
+        assert!(warnings.iter().all(|warning| warning.contains(", expected ")), "{warnings:?}");
+    }
+}
