@@ -1,9 +1,10 @@
 //! Ebbtide: a Layer-4 connection-draining proxy for Kubernetes.
 
 /// The crate's version with the commit it was built from, e.g. `0.1.0 (1a2b3c4)`.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("EBBTIDE_COMMIT"), ")");
 
 pub mod admin;
+pub mod check;
 pub mod config;
 pub mod discovery;
 pub mod drain;
@@ -12,6 +13,7 @@ pub mod http;
 pub mod lease;
 pub mod metrics;
 pub mod routing;
+pub mod standins;
 mod sync {
     pub use std::sync::atomic::{AtomicU64, Ordering};
 }

@@ -1,1 +1,48 @@
-fn main() {}
+//! The `ebbtide` command: arguments, configuration, then one call into the library. Exit codes: 0 clean, 1 failed at
+//! work, 2 refused to start, which is what a [`config::Error`] means wherever it comes from.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use ebbtide::config::{self, Config};
+use ebbtide::standins::{admin, app, demo, telemetry}; // at the merge: ebbtide::{admin, app, demo, telemetry}
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ebbtide: {error:#}");
+            ExitCode::from(if error.is::<config::Error>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run { config: file } => {
+            let config = Config::load(&file)?;
+            telemetry::init();
+            app::run(config, Some(file))?;
+        }
+        Command::Proxy(proxy) => {
+            let config = proxy.config()?;
+            telemetry::init();
+            app::run(config, None)?;
+        }
+        Command::Check { config } => {
+            let report = ebbtide::check::check(&config)?;
+            cli::print(&report.text)?;
+            report.problems.iter().for_each(|problem| eprintln!("error: {}: {}", problem.subject, problem.error));
+            return Ok(ExitCode::from(if report.problems.is_empty() { 0 } else { 2 }));
+        }
+        Command::Demo { load, stay } => return Ok(ExitCode::from(if demo::run(load, stay)? { 0 } else { 1 })),
+        Command::Status { admin, watch } => admin::status(&admin, watch)?,
+        Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,
+        Command::SampleApp { args } => demo::sample::main(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,236 @@
+//! The configuration: real, checked types, and the way in from a file.
+//!
+//! [`Config::load`] is the only door: what it returns has its defaults filled in and every value inside its bounds, so
+//! that nothing behind it checks again. Reading goes from `raw` (the file's shape, by serde) through `checked` to the types
+//! here; `value` reads single values, `places` finds the line of a field, [`service`] lays a Service's annotations over
+//! the configuration. Reading again at SIGHUP is `app`'s.
+
+mod checked;
+mod places;
+mod raw;
+pub mod service;
+mod value;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::discovery::ObjectName;
+use places::{Aim, Places};
+pub use value::{address, duration};
+
+/// A whole configuration file, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub discovery: Discovery,
+    /// Where nodePorts of claimed Services are bound; empty: none is.
+    pub node_port_addresses: Vec<std::net::IpAddr>,
+    pub listeners: Vec<ListenerConfig>,
+    pub admin: SocketAddr,
+    pub workers: NonZeroUsize,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+    pub retry: Retry,
+    pub trusted_proxies: Vec<IpNet>,
+    pub access_log: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Discovery {
+    Files {
+        path: PathBuf,
+    },
+    /// `ebbtide proxy --to`: one Service named by the listener, these endpoints, no changes.
+    Static {
+        to: Vec<SocketAddr>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenerConfig {
+    pub name: String,
+    pub address: SocketAddr,
+    pub service: ObjectName,
+    pub port: PortRef,
+    /// `None`: the Service's own.
+    pub protocol: Option<Protocol>,
+    pub proxy_protocol: bool,
+    pub allow_connect: bool,
+}
+
+/// A Service port by name or number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PortRef {
+    Name(String),
+    Number(u16),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Auto,
+    Http,
+    Tcp,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timeouts {
+    pub connect: Duration,
+    pub head: Duration,
+    pub request: Option<Duration>,
+    pub client_idle: Duration,
+    pub upstream_idle: Duration,
+    pub hold: Duration,
+    pub drain: Duration,
+    pub lame_duck: Duration,
+    pub shutdown: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    pub connections: usize,
+    /// Bytes.
+    pub head_size: usize,
+    pub headers: usize,
+    /// Bytes.
+    pub replay_body: usize,
+    /// Per Service.
+    pub held: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retry {
+    /// Tries of one request in all, losses to leaving endpoints not counted.
+    pub attempts: u32,
+    pub budget_percent: u32,
+    /// Retries a second that are always allowed.
+    pub budget_floor: u32,
+    pub non_idempotent: NonIdempotent,
+}
+
+/// When POST and PATCH may be sent twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonIdempotent {
+    Never,
+    IdempotencyKey,
+    Always,
+}
+
+impl fmt::Display for PortRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+/// What is wrong with a configuration file: one line that names the file, the field's path and what was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{}: {}{}{what}", .file.display(), .line.map(|l| format!(":{l}")).unwrap_or_default(), .path, if .path.is_empty() { "" } else { ": " })]
+pub struct Error {
+    pub file: PathBuf,
+    /// Counted from 1; `None` where the fault is the file's or a field is absent.
+    pub line: Option<u64>,
+    /// `listeners[0].address`; empty where the fault is the document's.
+    pub path: String,
+    /// What is wrong and what was expected.
+    pub what: String,
+}
+
+impl Config {
+    /// All defaults, and no listener.
+    pub fn new(discovery: Discovery) -> Self {
+        Self {
+            discovery,
+            node_port_addresses: Vec::new(),
+            listeners: Vec::new(),
+            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9901)),
+            workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            retry: Retry::default(),
+            trusted_proxies: Vec::new(),
+            access_log: false,
+        }
+    }
+
+    /// Reads and checks a configuration file. Relative paths in it count from its folder.
+    pub fn load(file: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(file).map_err(|error| Error {
+            file: file.to_owned(),
+            line: None,
+            path: String::new(),
+            what: format!("cannot be read ({}), expected a configuration file", value::plain(&error)),
+        })?;
+        let folder = file.parent().unwrap_or(Path::new(""));
+        raw::parse(&text).and_then(|raw| raw.check(folder)).map_err(|fault| fault.placed(file, &text))
+    }
+
+    /// The JSON Schema (2020-12) of the file that [`Config::load`] reads.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(raw::Config).to_value()
+    }
+}
+
+/// A fault before its file and line are known.
+#[derive(Debug)]
+struct Fault {
+    path: String,
+    /// Line and column, where the parser gave them, and which field there is meant.
+    at: Option<((u64, u64), Aim)>,
+    what: String,
+}
+
+impl Fault {
+    fn new(path: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { path: path.into(), at: None, what: what.into() }
+    }
+
+    /// The parser knows a place and no path, the checks know a path and no place: each finds the other here.
+    fn placed(self, file: &Path, text: &str) -> Error {
+        let places = Places::of(text);
+        let (line, path) = match self.at {
+            Some((at, aim @ Aim::Absent(_))) => {
+                let path = places.path_at(at, aim);
+                (places.line_of(&path), path)
+            }
+            Some((at, aim)) => (Some(at.0), places.path_at(at, aim)),
+            None => (places.line_of(&self.path), self.path),
+        };
+        let one_line = |text: String| text.replace(char::is_control, " ");
+        Error { file: file.to_owned(), line, path: one_line(path), what: one_line(self.what) }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let s = Duration::from_secs;
+        Self {
+            connect: s(1),
+            head: s(10),
+            request: None,
+            client_idle: s(300),
+            upstream_idle: s(60),
+            hold: s(10),
+            drain: s(30),
+            lame_duck: s(0),
+            shutdown: s(30),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 20_000, head_size: 16 << 10, headers: 100, replay_body: 64 << 10, held: 1024 }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: 3, budget_percent: 20, budget_floor: 10, non_idempotent: NonIdempotent::Never }
+    }
+}

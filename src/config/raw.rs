@@ -1,0 +1,296 @@
+//! The configuration file's shape, as serde reads it and `ebbtide schema` shows it.
+//!
+//! Leaves whose form serde cannot know (durations, sizes, addresses) are strings here; [`super::checked`] reads them and
+//! fills in defaults. The doc comments are the schema's descriptions. No value is judged here.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+use serde_saphyr::{Error as Yaml, Location, MessageFormatter};
+
+use super::Fault;
+use super::places::Aim;
+
+/// Configuration of Ebbtide, a connection-draining proxy.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "Ebbtide configuration")]
+pub struct Config {
+    /// Where Services, EndpointSlices and Pods come from. Exactly one of `files` and `kubernetes`.
+    pub discovery: Option<Discovery>,
+    /// Binds the nodePort of every claimed Service. Absent: no listener is derived from a Service.
+    pub node_ports: Option<NodePorts>,
+    /// Explicit listeners; each serves one port of one Service, claimed or not.
+    pub listeners: Option<Vec<Listener>>,
+    /// The admin pages: health, metrics, status.
+    pub admin: Option<Admin>,
+    /// Worker threads, at least 1. Absent: one per available core.
+    #[schemars(range(min = 1, max = 1024))]
+    pub workers: Option<u64>,
+    pub timeouts: Option<Timeouts>,
+    pub limits: Option<Limits>,
+    pub retry: Option<Retry>,
+    /// CIDRs whose `X-Forwarded-*` headers are believed.
+    #[schemars(extend("default" = []))]
+    pub trusted_proxies: Option<Vec<String>>,
+    /// One line per request or connection on standard output.
+    #[schemars(extend("default" = "off", "enum" = ["off", "json"]))]
+    pub access_log: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Discovery {
+    pub files: Option<Files>,
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// A folder of manifests, read as the API server's state would be.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Files {
+    /// Folder of `*.yaml`, `*.yml` and `*.json`: Service, EndpointSlice, Pod. Relative to the configuration file's folder.
+    pub path: String,
+}
+
+/// The Kubernetes API (not served by this build yet).
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "part of the file's shape; refused until there is a Kubernetes source")]
+pub struct Kubernetes {
+    /// Namespaces to watch; empty: all.
+    #[schemars(extend("default" = []))]
+    pub namespaces: Option<Vec<String>>,
+    /// Absent: in-cluster, then `KUBECONFIG`, then the home folder's.
+    pub kubeconfig: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodePorts {
+    /// IP addresses on which nodePorts are bound.
+    #[schemars(extend("default" = ["0.0.0.0", "::"]), length(min = 1))]
+    pub addresses: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Listener {
+    /// Its name in logs and on the admin pages; no two alike.
+    pub name: String,
+    /// `IP:port` to bind; port 0: any free port, which is logged and shown by the admin API.
+    pub address: String,
+    /// The Service as `namespace/name`.
+    pub service: String,
+    /// The Service port's name or number.
+    pub port: PortText,
+    /// Absent: the Service's own.
+    pub protocol: Option<Protocol>,
+    /// The PROXY protocol (v1 and v2) from the client's side.
+    #[schemars(extend("default" = "off", "enum" = ["off", "required"]))]
+    pub proxy_protocol: Option<String>,
+    /// Whether HTTP CONNECT is passed on.
+    #[schemars(extend("default" = false))]
+    pub allow_connect: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Admin {
+    #[schemars(extend("default" = "127.0.0.1:9901"))]
+    pub address: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Timeouts {
+    /// For one connect to an endpoint.
+    #[schemars(extend("default" = "1s"))]
+    pub connect: Option<DurationText>,
+    /// From the first byte of a request's head to its last.
+    #[schemars(extend("default" = "10s"))]
+    pub head: Option<DurationText>,
+    /// For one request, all its attempts together; `none`: no bound.
+    #[schemars(extend("default" = "none"))]
+    pub request: Option<DurationText>,
+    /// A client connection without a byte either way.
+    #[schemars(extend("default" = "5m"))]
+    pub client_idle: Option<DurationText>,
+    /// A pooled connection to an endpoint without a request.
+    #[schemars(extend("default" = "60s"))]
+    pub upstream_idle: Option<DurationText>,
+    /// How long a request or connection waits for a usable endpoint; `0s`: not at all.
+    #[schemars(extend("default" = "10s"))]
+    pub hold: Option<DurationText>,
+    /// How long a drain may take where no pod, and so no grace period, is known.
+    #[schemars(extend("default" = "30s"))]
+    pub drain: Option<DurationText>,
+    /// After SIGTERM: how long `/readyz` fails while connections are still accepted.
+    #[schemars(extend("default" = "0s"))]
+    pub lame_duck: Option<DurationText>,
+    /// After the lame duck: how long clients have to finish.
+    #[schemars(extend("default" = "30s"))]
+    pub shutdown: Option<DurationText>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// Client connections at once, over all workers; beyond it nothing is accepted.
+    #[schemars(extend("default" = 20_000), range(min = 1, max = 1_000_000))]
+    pub connections: Option<u64>,
+    /// Bytes of a request's head; beyond it 431.
+    #[schemars(extend("default" = "16KiB"))]
+    pub head_size: Option<SizeText>,
+    /// Headers of a request; beyond it 431.
+    #[schemars(extend("default" = 100), range(min = 1, max = 1_000))]
+    pub headers: Option<u64>,
+    /// Bytes of a request's body that are kept for a replay; 0: a request with a body is never replayed.
+    #[schemars(extend("default" = "64KiB"))]
+    pub replay_body: Option<SizeText>,
+    /// Requests and connections of one Service that wait for an endpoint at once.
+    #[schemars(extend("default" = 1024), range(max = 1_000_000))]
+    pub held: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retry {
+    /// Tries of one request in all; 1: no retry. Losses to endpoints that leave are not counted.
+    #[schemars(extend("default" = 3), range(min = 1, max = 10))]
+    pub attempts: Option<u64>,
+    /// Retries allowed, as a share of recent requests. Losses to endpoints that leave are not counted.
+    #[schemars(extend("default" = 20), range(max = 100))]
+    pub budget_percent: Option<u64>,
+    /// Retries a second that are always allowed.
+    #[schemars(extend("default" = 10), range(max = 10_000))]
+    pub budget_floor: Option<u64>,
+    /// When POST and PATCH may be sent twice.
+    #[schemars(extend("default" = "never"))]
+    pub non_idempotent: Option<NonIdempotent>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Protocol {
+    Auto,
+    Http,
+    Tcp,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum NonIdempotent {
+    Never,
+    IdempotencyKey,
+    Always,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub struct DurationText(pub String);
+
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub struct SizeText(pub String);
+
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub struct PortText(pub String);
+
+/// Reads the document's shape. Faults have a place and no path.
+pub fn parse(text: &str) -> Result<Config, Fault> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let (aim, what) = explain(error.without_snippet());
+        let place = error.location().filter(|at| *at != Location::UNKNOWN).map(|at| (at.line(), at.column()));
+        Fault { path: String::new(), at: place.map(|place| (place, aim)), what }
+    })
+}
+
+/// The parser's error in this program's words: which field at its place is meant, and what was expected.
+fn explain(error: &Yaml) -> (Aim, String) {
+    match error {
+        Yaml::SerdeUnknownField { expected, .. } => {
+            (Aim::Inner, format!("unknown field, expected {}", any_of(expected)))
+        }
+        Yaml::SerdeMissingField { field, .. } => {
+            let example = match *field {
+                "name" => "a name such as web",
+                "address" => "IP:PORT such as 127.0.0.1:8080",
+                "service" => "namespace/name such as web/nginx-svc",
+                "port" => "the Service port's name or number",
+                "path" => "a folder of manifests",
+                _ => "a value",
+            };
+            (Aim::Absent(field), format!("missing, expected {example}"))
+        }
+        Yaml::SerdeUnknownVariant { variant, expected, .. } => {
+            (Aim::Inner, format!("{variant:?} is not known, expected {}", any_of(expected)))
+        }
+        Yaml::DuplicateMappingKey { .. } => (Aim::Inner, "given twice, expected it once".into()),
+        Yaml::NullIntoString { .. } => (Aim::Inner, "empty, expected a value".into()),
+        Yaml::InvalidScalar { ty, .. } => {
+            let expected = match *ty {
+                "boolean" => "true or false",
+                ty if ty.starts_with(['u', 'i']) => "a whole number",
+                ty => ty,
+            };
+            (Aim::Inner, format!("bad value, expected {expected}"))
+        }
+        Yaml::Unexpected { expected, .. } => {
+            let expected = match *expected {
+                "mapping start" => "fields below it (name: value)",
+                "sequence start" => "a list",
+                "string scalar" | "scalar" => "a single value",
+                other => other,
+            };
+            (Aim::Outer, format!("of the wrong kind, expected {expected}"))
+        }
+        Yaml::MultipleDocuments { .. } => (Aim::Inner, "a second document begins, expected one".into()),
+        Yaml::AliasError { error, .. } => explain(error),
+        other => {
+            let text = serde_saphyr::UserMessageFormatter.format_message(other);
+            (Aim::Inner, format!("{text}, expected YAML as `ebbtide schema` describes it"))
+        }
+    }
+}
+
+fn any_of(names: &[&str]) -> String {
+    match names {
+        [] => "none".into(),
+        [only] => (*only).into(),
+        [head @ .., last] => format!("{} or {last}", head.join(", ")),
+    }
+}
+
+impl JsonSchema for DurationText {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "examples": ["250ms", "10s", "5m"]})
+    }
+}
+
+impl JsonSchema for SizeText {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": ["string", "integer"], "pattern": "^[0-9]+ ?(B|KiB|MiB)?$", "minimum": 0})
+    }
+}
+
+impl JsonSchema for PortText {
+    fn schema_name() -> Cow<'static, str> {
+        "PortNameOrNumber".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": ["string", "integer"], "minimum": 1, "maximum": 65535})
+    }
+}

@@ -1,0 +1,204 @@
+//! What a Service says of itself: its ports' protocols and the `ebbtide.dev/*` annotations over the configuration.
+//!
+//! A bad value is a warning and the configuration's own value stays in force; an annotation never stops a Service.
+
+use std::collections::BTreeMap;
+
+use super::{Config, NonIdempotent, Protocol, value};
+use crate::routing::Policy;
+
+const PROTOCOL: &str = "ebbtide.dev/protocol";
+const HOLD: &str = "ebbtide.dev/hold-timeout";
+const DRAIN: &str = "ebbtide.dev/drain-timeout";
+const ATTEMPTS: &str = "ebbtide.dev/retry-attempts";
+const NON_IDEMPOTENT: &str = "ebbtide.dev/retry-non-idempotent";
+const JOIN_CHECK: &str = "ebbtide.dev/join-check";
+const KNOWN: [&str; 6] = [PROTOCOL, HOLD, DRAIN, ATTEMPTS, NON_IDEMPOTENT, JOIN_CHECK];
+
+impl Protocol {
+    /// A Service port's protocol: annotation, else `appProtocol`, else `auto`; with the warning that a bad annotation
+    /// deserves. `target_port` is where the endpoints listen, where that is a number.
+    ///
+    /// `appProtocol` is free text with some known names
+    /// (<https://kubernetes.io/docs/concepts/services-networking/service/#application-protocol>), so an unknown one is
+    /// no fault: `auto` serves it.
+    pub fn of_service(
+        annotations: &BTreeMap<String, String>,
+        app_protocol: Option<&str>,
+        target_port: Option<u16>,
+    ) -> (Self, Option<String>) {
+        let mut warning = None;
+        let annotated = annotations.get(PROTOCOL).and_then(|text| {
+            let protocol = Self::parse(text);
+            if protocol.is_none() {
+                warning = Some(format!("{PROTOCOL}: {text:?} is not known, expected auto, http or tcp"));
+            }
+            protocol
+        });
+        let protocol = annotated.unwrap_or_else(|| Self::of_app_protocol(app_protocol.unwrap_or_default()));
+        (protocol.at_target(target_port), warning)
+    }
+
+    /// `auto`, `http` or `tcp`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "http" => Some(Self::Http),
+            "tcp" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// `auto` waits for the client's first bytes; where the server speaks first it must not, so it is `tcp` there.
+    pub fn at_target(self, target_port: Option<u16>) -> Self {
+        match (self, target_port) {
+            (Self::Auto, Some(port)) if NOT_HTTP.contains(&port) => Self::Tcp,
+            (protocol, _) => protocol,
+        }
+    }
+
+    fn of_app_protocol(name: &str) -> Self {
+        match name.to_ascii_lowercase().as_str() {
+            "http" | "ws" | "kubernetes.io/ws" => Self::Http,
+            "tcp" | "tls" | "https" | "wss" | "kubernetes.io/wss" => Self::Tcp,
+            "h2c" | "http2" | "grpc" | "kubernetes.io/h2c" => Self::Tcp,
+            "mysql" | "postgres" | "postgresql" | "redis" | "memcache" | "mongo" | "mongodb" | "amqp" | "mqtt"
+            | "kafka" | "ldap" | "smtp" | "imap" | "pop3" | "ftp" | "ssh" => Self::Tcp,
+            _ => Self::Auto,
+        }
+    }
+}
+
+/// Well-known ports (IANA) of protocols that are not HTTP and whose server speaks first, or whose clients wait to send.
+const NOT_HTTP: [u16; 19] =
+    [21, 22, 25, 110, 119, 143, 587, 3306, 4222, 5432, 5672, 5900, 6379, 6667, 9092, 11211, 27017, 33060, 61613];
+
+impl Policy {
+    /// The configuration with a Service's annotations over it, and a warning for each that is unknown or bad.
+    pub fn for_service(config: &Config, annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {
+        let mut warnings = Vec::new();
+        for name in annotations.keys().filter(|name| name.starts_with("ebbtide.dev/")) {
+            if !KNOWN.contains(&name.as_str()) {
+                warnings.push(format!("{name}: unknown annotation, expected {}", KNOWN.join(", ")));
+            }
+        }
+        let mut read = Reader { annotations, warnings: &mut warnings };
+        let policy = Self {
+            hold_timeout: read.value(HOLD, config.timeouts.hold, |text| value::duration(text, value::HOLD)),
+            drain_timeout: read.value(DRAIN, config.timeouts.drain, |text| value::duration(text, value::DRAIN)),
+            attempts: read.value(ATTEMPTS, config.retry.attempts, |text| match text.parse() {
+                Ok(number) => value::whole(number, value::ATTEMPTS),
+                Err(_) => Err(format!("{text:?} is no whole number, expected one")),
+            }),
+            non_idempotent: read.value(NON_IDEMPOTENT, config.retry.non_idempotent, |text| match text {
+                "never" => Ok(NonIdempotent::Never),
+                "idempotencyKey" => Ok(NonIdempotent::IdempotencyKey),
+                "always" => Ok(NonIdempotent::Always),
+                _ => Err(format!("{text:?} is not known, expected never, idempotencyKey or always")),
+            }),
+            join_check: read.value(JOIN_CHECK, true, |text| match text {
+                "on" | "true" => Ok(true),
+                "off" | "false" => Ok(false),
+                _ => Err(format!("{text:?} is not known, expected on or off")),
+            }),
+        };
+        (policy, warnings)
+    }
+}
+
+struct Reader<'a> {
+    annotations: &'a BTreeMap<String, String>,
+    warnings: &'a mut Vec<String>,
+}
+
+impl Reader<'_> {
+    fn value<T>(&mut self, name: &str, default: T, parse: impl FnOnce(&str) -> Result<T, String>) -> T {
+        let Some(text) = self.annotations.get(name) else { return default };
+        parse(text.trim()).unwrap_or_else(|what| {
+            self.warnings.push(format!("{name}: {what}"));
+            default
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Discovery;
+
+    fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn protocol_by_annotation_then_app_protocol_then_auto() {
+        let none = annotations(&[]);
+        let of = |a: &BTreeMap<String, String>, app, target| Protocol::of_service(a, app, target).0;
+        assert_eq!(of(&none, None, None), Protocol::Auto);
+        assert_eq!(of(&none, Some("http"), None), Protocol::Http);
+        assert_eq!(of(&none, Some("kubernetes.io/ws"), Some(3306)), Protocol::Http, "said, so not guessed");
+        assert_eq!(of(&none, Some("https"), None), Protocol::Tcp);
+        assert_eq!(of(&none, Some("example.com/mine"), Some(8080)), Protocol::Auto);
+        assert_eq!(of(&annotations(&[(PROTOCOL, "tcp")]), Some("http"), None), Protocol::Tcp);
+        for port in [25, 587, 3306, 5432, 6379, 11211] {
+            assert_eq!(of(&none, None, Some(port)), Protocol::Tcp, "{port}");
+            assert_eq!(of(&annotations(&[(PROTOCOL, "http")]), None, Some(port)), Protocol::Http, "{port}");
+        }
+    }
+
+    #[test]
+    fn a_bad_protocol_is_a_warning() {
+        let (protocol, warning) = Protocol::of_service(&annotations(&[(PROTOCOL, "udp")]), Some("http"), None);
+        assert_eq!(protocol, Protocol::Http);
+        assert_eq!(warning.unwrap(), "ebbtide.dev/protocol: \"udp\" is not known, expected auto, http or tcp");
+    }
+
+    #[test]
+    fn annotations_override_the_configuration() {
+        let config = Config::new(Discovery::Static { to: Vec::new() });
+        let all = annotations(&[
+            (HOLD, "3s"),
+            (DRAIN, "1m"),
+            (ATTEMPTS, "5"),
+            (NON_IDEMPOTENT, "always"),
+            (JOIN_CHECK, "off"),
+            (PROTOCOL, "http"),
+        ]);
+        let expected = Policy {
+            hold_timeout: Duration::from_secs(3),
+            drain_timeout: Duration::from_secs(60),
+            attempts: 5,
+            non_idempotent: NonIdempotent::Always,
+            join_check: false,
+        };
+        assert_eq!(Policy::for_service(&config, &all), (expected, Vec::new()));
+    }
+
+    #[test]
+    fn a_bad_annotation_is_a_warning_and_the_configuration_stays() {
+        let config = Config::new(Discovery::Static { to: Vec::new() });
+        let bad = annotations(&[
+            (HOLD, "3"),
+            (DRAIN, "2days"),
+            (ATTEMPTS, "0"),
+            (NON_IDEMPOTENT, "yes"),
+            (JOIN_CHECK, ""),
+            ("ebbtide.dev/hold", "3s"),
+        ]);
+        let (policy, warnings) = Policy::for_service(&config, &bad);
+        assert_eq!(policy, Policy::for_service(&config, &annotations(&[])).0);
+        let named: Vec<&str> = warnings.iter().filter_map(|w| w.split(": ").next()).collect();
+        assert_eq!(named, ["ebbtide.dev/hold", HOLD, DRAIN, ATTEMPTS, NON_IDEMPOTENT, JOIN_CHECK]);
+        assert!(warnings.iter().all(|warning| warning.contains(", expected ")), "{warnings:?}");
+    }
+}
