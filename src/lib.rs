@@ -12,6 +12,7 @@ pub mod http;
 pub mod lease;
 pub mod metrics;
 pub mod routing;
+pub mod telemetry;
 mod sync {
     pub use std::sync::atomic::{AtomicU64, Ordering};
 }

@@ -68,6 +68,19 @@ pub enum Trigger {
     Removed,
 }
 
+impl Trigger {
+    pub const ALL: [Self; 3] = [Self::PodDeleted, Self::SliceTerminating, Self::Removed];
+
+    /// Metric label, log field and the admin API's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PodDeleted => "podDeleted",
+            Self::SliceTerminating => "sliceTerminating",
+            Self::Removed => "removed",
+        }
+    }
+}
+
 impl World {
     /// Takes one change in. `received` is when the event arrived, on the monotonic clock.
     pub fn apply(&mut self, _change: Change, _received: Instant, _touched: &mut Touched) {}
