@@ -517,6 +517,34 @@ async fn a_browser_shows_it_and_takes_names_for_text() {
     assert!(!dom.contains("<script>alert"), "a Service's name became a script");
 }
 
+#[tokio::test]
+async fn a_browser_says_when_the_proxy_is_away() {
+    let fixture = Fixture::start().await;
+    // Stands before the admin server, passes the page and no other answer.
+    let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", front.local_addr().unwrap());
+    let page = fixture.get("/").await;
+    let page = format!("{}\r\n\r\n{}", page.head, page.body);
+    let front = tokio::spawn(async move {
+        loop {
+            let (mut client, _) = front.accept().await.unwrap();
+            let mut start = [0; 6];
+            if client.read_exact(&mut start).await.is_ok() && &start == b"GET / " {
+                let _ = client.write_all(page.as_bytes()).await;
+            }
+        }
+    });
+    let profile = tempfile::tempdir().unwrap();
+    let Some(browser) = chromium(profile.path(), &["--dump-dom", &url]) else {
+        println!("SKIPPED: chromium is not installed, the status page was not shown in a browser");
+        return;
+    };
+    let shown = timeout(2 * PATIENCE, browser.wait_with_output()).await.expect("chromium ends").unwrap();
+    let dom = String::from_utf8(shown.stdout).unwrap();
+    assert!(dom.contains(">Not reachable since ") && dom.contains(">not reachable<"), "{dom}");
+    front.abort();
+}
+
 /// Pictures of the page for a person's eyes: `EBBTIDE_SHOTS=/tmp/shots cargo test --test admin -- --ignored`.
 #[tokio::test]
 #[ignore = "makes pictures to be looked at, nothing to assert"]
@@ -540,11 +568,13 @@ async fn pictures() {
     }
     large.publish(vec![(shop, many)]);
     for (name, fixture) in [("empty", &empty), ("full", &full), ("large", &large)] {
-        for (size, width) in [("1280,1400", 1280), ("390,2400", 390)] {
+        // Chromium's setting: 0 is dark, 1 light.
+        for (look, size, scheme) in [("wide", "1280,1400", 1), ("narrow", "390,2000", 1), ("dark", "1280,1400", 0)] {
             let profile = tempfile::tempdir().unwrap();
-            let picture = format!("--screenshot={}/{name}-{width}.png", folder.display());
+            let picture = format!("--screenshot={}/{name}-{look}.png", folder.display());
             let (size, url) = (format!("--window-size={size}"), format!("http://{}/", fixture.address));
-            let mut browser = chromium(profile.path(), &[&picture, &size, &url]).expect("chromium");
+            let scheme = format!("--blink-settings=preferredColorScheme={scheme}");
+            let mut browser = chromium(profile.path(), &[&picture, &size, &scheme, &url]).expect("chromium");
             timeout(2 * PATIENCE, browser.wait()).await.unwrap().unwrap();
         }
     }
