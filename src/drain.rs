@@ -20,6 +20,9 @@ pub struct Record {
     pub pod: Option<String>,
     pub started_at: SystemTime,
     pub trigger: Trigger,
+    /// The endpoint's drain deadline and its leases, when the record was made.
+    pub deadline: Option<Instant>,
+    pub in_flight: u64,
     /// `None` while it runs.
     pub ended: Option<(SystemTime, Outcome)>,
     /// Exchanges and connections that ended by themselves after the drain began.
@@ -36,6 +39,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    pub const ALL: [Self; 2] = [Self::Drained, Self::Forced];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Drained => "drained",
@@ -116,6 +121,8 @@ impl Running {
             pod: self.endpoint.pod.as_ref().map(|pod| pod.name.clone()),
             started_at: self.started_at,
             trigger: self.trigger,
+            deadline: self.endpoint.drain_deadline(),
+            in_flight: self.endpoint.leases(),
             ended: None,
             finished: tally.finished.load(Ordering::Relaxed),
             replayed: tally.replayed.load(Ordering::Relaxed),

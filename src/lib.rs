@@ -14,6 +14,7 @@ pub mod lease;
 pub mod metrics;
 pub mod routing;
 pub mod standins;
+pub mod telemetry;
 mod sync {
     pub use std::sync::atomic::{AtomicU64, Ordering};
 }

@@ -1,6 +1,7 @@
 //! The routing table and its single writer: events in, one published [`Snapshot`] out, then `begin_drain` for each leaver.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::config::{NonIdempotent, PortRef, Protocol};
@@ -14,6 +15,12 @@ pub struct PortKey {
     pub service: ObjectName,
     /// The Service port's number.
     pub port: u16,
+}
+
+impl fmt::Display for PortKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.service, self.port)
+    }
 }
 
 /// Everything that a pick reads; replaced whole.

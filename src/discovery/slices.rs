@@ -89,6 +89,19 @@ pub enum Trigger {
     Removed,
 }
 
+impl Trigger {
+    pub const ALL: [Self; 3] = [Self::PodDeleted, Self::SliceTerminating, Self::Removed];
+
+    /// Metric label, log field and the admin API's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PodDeleted => "podDeleted",
+            Self::SliceTerminating => "sliceTerminating",
+            Self::Removed => "removed",
+        }
+    }
+}
+
 /// A slice with what its arrival told.
 #[derive(Debug)]
 struct Slice {
