@@ -5,6 +5,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub mod admin;
 pub mod config;
+pub mod demo;
 pub mod discovery;
 pub mod drain;
 pub mod endpoint;
