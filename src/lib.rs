@@ -6,6 +6,7 @@ pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("EBBTIDE
 pub mod admin;
 pub mod check;
 pub mod config;
+pub mod demo;
 pub mod discovery;
 pub mod drain;
 pub mod endpoint;
@@ -13,7 +14,6 @@ pub mod http;
 pub mod lease;
 pub mod metrics;
 pub mod routing;
-pub mod standins;
 pub mod telemetry;
 mod sync {
     pub use std::sync::atomic::{AtomicU64, Ordering};

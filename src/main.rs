@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ebbtide::config::{self, Config};
-use ebbtide::standins::{admin, app, demo, telemetry}; // at the merge: ebbtide::{admin, app, demo, telemetry}
+use ebbtide::{admin, app, demo, telemetry};
 
 use cli::{Cli, Command};
 
@@ -42,7 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo { load, stay } => return Ok(ExitCode::from(if demo::run(load, stay)? { 0 } else { 1 })),
         Command::Status { admin, watch } => admin::status(&admin, watch)?,
         Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,
-        Command::SampleApp { args } => demo::sample::main(args)?,
+        Command::SampleApp(args) => demo::sample::main(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

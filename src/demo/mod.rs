@@ -1,0 +1,390 @@
+//! `ebbtide demo`: what a rolling update costs the clients, first behind a balancer that learns late, then behind Ebbtide.
+//!
+//! Both phases are the same but for the balancer: real processes that die at once at SIGTERM, rolled to new versions while
+//! eight keep-alive clients ask. The parts ([`fleet`], [`load`], [`late`], [`proxy`], [`client`]) are also what the
+//! integration tests are made of. Whatever way this ends, no process and no file is left behind.
+
+pub mod child;
+pub mod client;
+pub mod fleet;
+pub mod late;
+pub mod load;
+pub mod proxy;
+pub mod sample;
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use fleet::Fleet;
+use late::Late;
+use load::{Load, Report, Snapshot};
+use proxy::Proxy;
+
+/// What is shown.
+pub struct Settings {
+    /// The program that has `sample-app` and `run`.
+    pub binary: PathBuf,
+    /// The load's time in each phase.
+    pub load: Duration,
+    /// The second phase goes on until `stop`.
+    pub stay: bool,
+    pub second: Second,
+    pub stop: CancellationToken,
+}
+
+/// Who balances in the second phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Second {
+    Ebbtide,
+    /// A stand-in for tests of the demo itself.
+    Late(Duration),
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Row {
+    pub name: &'static str,
+    pub report: Report,
+    /// Requests sent to another endpoint after they were lost; `None` where the balancer knows no requests.
+    pub replayed: Option<u64>,
+    /// Processes replaced while the load ran.
+    pub replaced: usize,
+}
+
+/// The command. True only if Ebbtide failed no request and its clients never needed a second socket.
+///
+/// # Errors
+/// Something could not be started, or Ebbtide ended by itself.
+pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
+    let binary = std::env::current_exe().context("cannot find this program's own file")?;
+    let stop = CancellationToken::new();
+    let settings = Settings { binary, load, stay, second: Second::Ebbtide, stop };
+    // Current thread, and so the main one: the children die with the thread that started them.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let signals = tokio::spawn(stop_at_signal(settings.stop.clone()));
+        let rows = show(&settings).await;
+        signals.abort();
+        match rows? {
+            Some((_, ebbtide)) => Ok(ebbtide.is_clean()),
+            None => {
+                eprintln!("ebbtide demo: interrupted");
+                Ok(false)
+            }
+        }
+    })
+}
+
+/// Runs both phases and prints as it goes. `None` when stopped before there was something to compare.
+pub async fn show(settings: &Settings) -> anyhow::Result<Option<(Row, Row)>> {
+    ensure!(settings.load >= SHORTEST, "--for must be at least {SHORTEST:?}, to have time for an update");
+    let plan = Plan::new(settings.load);
+    print_introduction(settings, &plan);
+
+    println!("1/2  A balancer that learns one second late, as kube-proxy with its minSyncPeriod");
+    let stop = &settings.stop;
+    let Some(late) = unless(stop, late_phase(settings, &plan, LATE, stop)).await else { return Ok(None) };
+    let late = late?;
+
+    println!("\n2/2  Ebbtide, under the same load and the same updates");
+    // With --stay an interruption is the normal end: the load stops, and the table is still printed.
+    let endless = CancellationToken::new();
+    let abort = if settings.stay { &endless } else { stop };
+    let second = async {
+        match settings.second {
+            Second::Ebbtide => ebbtide_phase(settings, &plan).await,
+            Second::Late(delay) => {
+                let plan = plan.or_endless(settings.stay);
+                Ok(Row { name: "stand-in", ..late_phase(settings, &plan, delay, stop).await? })
+            }
+        }
+    };
+    let Some(second) = unless(abort, second).await else { return Ok(None) };
+    let second = second?;
+
+    println!("\n{}\n\n{}", table(&[&late, &second]), verdict(&late, &second));
+    Ok(Some((late, second)))
+}
+
+async fn late_phase(
+    settings: &Settings,
+    plan: &Plan,
+    delay: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<Row> {
+    let mut fleet = Fleet::start(fleet::Options::new(&settings.binary)).await?;
+    let late = Late::start(fleet.endpoints(), delay)?;
+    let (report, replaced) = phase(plan, &mut fleet, late.address, stop).await?;
+    Ok(Row { name: "late balancer", report, replayed: None, replaced })
+}
+
+async fn ebbtide_phase(settings: &Settings, plan: &Plan) -> anyhow::Result<Row> {
+    let mut fleet = Fleet::start(fleet::Options::new(&settings.binary)).await?;
+    let config = proxy::config(&fleet.manifests(), "");
+    let mut proxy = Proxy::start(&settings.binary, fleet.folder(), &config, &["web"]).await?;
+    println!("     status page: http://{}/", proxy.admin);
+    let plan = plan.or_endless(settings.stay);
+    let target = proxy.web()?;
+    let (report, replaced) = tokio::select! {
+        result = phase(&plan, &mut fleet, target, &settings.stop) => result?,
+        status = proxy.wait() => bail!("Ebbtide ended by itself ({}); it said last:\n{}", status?, proxy.log_tail()),
+    };
+    // A connect that moved on to another endpoint was no replay: nothing had been sent.
+    let replays = |labels: &str| !labels.contains("reason=\"connect\"");
+    let replayed = proxy.metric("ebbtide_retries_total", replays).await? as u64;
+    let status = proxy.stop(PATIENCE).await?;
+    ensure!(status.success(), "Ebbtide did not end cleanly ({status}); it said last:\n{}", proxy.log_tail());
+    Ok(Row { name: "Ebbtide", report, replayed: Some(replayed), replaced })
+}
+
+/// The load and the updates side by side; returns what the load met and how many processes were replaced meanwhile.
+async fn phase(
+    plan: &Plan,
+    fleet: &mut Fleet,
+    target: SocketAddr,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Report, usize)> {
+    // Ends the load's thread also when this future is dropped.
+    let over = stop.child_token();
+    let _guard = over.clone().drop_guard();
+    let load = Load { timeout: TIMEOUT, ..Load::new(target, PATH, plan.load) };
+    let (progress, report) = start_load(load, over.clone())?;
+    let update = Cell::new(0);
+    let load = async {
+        let report = report.await.context("the load's thread ended without a report");
+        over.cancel();
+        report
+    };
+    let (report, replaced, ()) =
+        tokio::try_join!(load, roll(plan, fleet, &over, &update), draw(plan, progress, &update))?;
+    Ok((report, replaced))
+}
+
+/// Runs the load on a thread of its own, so that no time which this one needs to start processes counts as latency.
+fn start_load(
+    load: Load,
+    stop: CancellationToken,
+) -> anyhow::Result<(watch::Receiver<Snapshot>, oneshot::Receiver<Report>)> {
+    let (progress, seen) = watch::channel(Snapshot::default());
+    let (done, report) = oneshot::channel();
+    std::thread::Builder::new().name("load".into()).spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        let report = runtime.block_on(load.run(&stop, |snapshot| {
+            progress.send_replace(snapshot);
+        }));
+        // Nobody waits for it when the phase was interrupted.
+        let _ = done.send(report);
+    })?;
+    Ok((seen, report))
+}
+
+/// Rolls the fleet to v2, v3 and so on, one process a step, until the plan is done or the load is over.
+async fn roll(plan: &Plan, fleet: &mut Fleet, over: &CancellationToken, update: &Cell<usize>) -> anyhow::Result<usize> {
+    let mut next = Instant::now() + plan.lead;
+    for number in 1..=plan.updates {
+        for old in fleet.ids() {
+            tokio::select! {
+                () = over.cancelled() => return Ok(fleet.ended),
+                () = sleep_until(next) => {}
+            }
+            update.set(number);
+            next = Instant::now() + plan.step;
+            fleet.replace(old, &format!("v{}", number + 1)).await?;
+        }
+        next += plan.step;
+    }
+    Ok(fleet.ended)
+}
+
+/// Draws until the load is over: a bar on a terminal, else a line every few seconds.
+async fn draw(plan: &Plan, mut progress: watch::Receiver<Snapshot>, update: &Cell<usize>) -> anyhow::Result<()> {
+    let bar = match plan.endless {
+        true => ProgressBar::new_spinner().with_style(ProgressStyle::with_template("     {spinner} {msg}")?),
+        false => ProgressBar::new(plan.load.as_millis() as u64)
+            .with_style(ProgressStyle::with_template("     {bar:24} {msg}")?.progress_chars("━━─")),
+    };
+    let mut line_at = LINES;
+    loop {
+        let over = progress.changed().await.is_err();
+        let now = progress.borrow_and_update().clone();
+        let text = status_line(plan, &now, update.get());
+        if bar.is_hidden() && (over || now.elapsed >= line_at) {
+            line_at = now.elapsed + LINES;
+            eprintln!("     {text}");
+        }
+        bar.set_position(now.elapsed.as_millis() as u64);
+        bar.set_message(text);
+        if over {
+            bar.abandon();
+            return Ok(());
+        }
+    }
+}
+
+fn status_line(plan: &Plan, now: &Snapshot, update: usize) -> String {
+    let update = match (update, plan.endless) {
+        (0, _) => "no update yet".to_owned(),
+        (n, true) => format!("update {n}"),
+        (n, false) => format!("update {n} of {}", plan.updates),
+    };
+    let (seconds, requests) = (now.elapsed.as_secs(), grouped(now.ok + now.failed));
+    format!("{seconds:>3} s  {requests} requests, {} failed, {} sockets, {update}", grouped(now.failed), now.sockets)
+}
+
+/// When which process is replaced.
+#[derive(Debug, Clone, PartialEq)]
+struct Plan {
+    load: Duration,
+    endless: bool,
+    lead: Duration,
+    /// From one process's replacement to the next's; as long again between two updates.
+    step: Duration,
+    updates: usize,
+}
+
+impl Plan {
+    /// As many updates as fit with steps longer than the late balancer is late; in a short load one with shorter steps.
+    fn new(load: Duration) -> Self {
+        let lead = (load / 8).min(Duration::from_secs(1));
+        let length = STEP * (REPLICAS + 1);
+        let updates = ((load - 2 * lead + STEP).as_secs_f64() / length.as_secs_f64()) as usize;
+        let step = STEP.min((load - 2 * lead) / REPLICAS);
+        Self { load, endless: false, lead, step, updates: updates.max(1) }
+    }
+
+    fn or_endless(&self, stay: bool) -> Self {
+        match stay {
+            true => Self { load: ENDLESS, endless: true, updates: usize::MAX, ..self.clone() },
+            false => self.clone(),
+        }
+    }
+}
+
+impl Row {
+    /// No request failed, all were sent, and no client needed a second socket.
+    pub fn is_clean(&self) -> bool {
+        self.report.failed == 0 && self.report.ok > 0 && self.report.sockets == CLIENTS
+    }
+}
+
+fn print_introduction(settings: &Settings, plan: &Plan) {
+    let updates = match plan.updates {
+        1 => "a rolling update".to_owned(),
+        n => format!("{n} rolling updates"),
+    };
+    println!("Ebbtide demo: what a rolling update costs the clients\n");
+    println!(
+        "     application  {REPLICAS} processes that exit at once at SIGTERM: no preStop hook, no graceful shutdown"
+    );
+    println!("     load         {CLIENTS} keep-alive clients, 500 requests a second, 5 ms of work for each");
+    println!("     updates      {updates} in {:?}: a new process joins, then an old one gets SIGTERM,", settings.load);
+    println!("                  from 50 ms before to 50 ms after its manifest says that it leaves\n");
+    // The lines that follow come by way of stderr.
+    let _ = std::io::stdout().flush();
+}
+
+fn table(rows: &[&Row]) -> String {
+    let head = ["", "requests", "failed", "replayed", "client sockets", "longest stall", "p99"].map(str::to_owned);
+    let lines = rows.iter().map(|row| {
+        let Report { sent, failed, sockets, longest_stall, latency, .. } = &row.report;
+        let replayed = row.replayed.map_or("-".to_owned(), grouped);
+        let times = (milliseconds(*longest_stall), milliseconds(latency.p99));
+        [row.name.to_owned(), grouped(*sent), grouped(*failed), replayed, grouped(*sockets), times.0, times.1]
+    });
+    let lines: Vec<[String; 7]> = std::iter::once(head).chain(lines).collect();
+    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
+    let text = |line: &[String; 7]| {
+        let cells = line.iter().enumerate().map(|(column, cell)| match column {
+            0 => format!("     {cell:<0$}", width(column)),
+            _ => format!("{cell:>0$}", width(column) + 3),
+        });
+        cells.collect::<String>()
+    };
+    lines.iter().map(text).collect::<Vec<_>>().join("\n")
+}
+
+fn verdict(late: &Row, second: &Row) -> String {
+    let name = second.name;
+    let behind_late = format!(
+        "behind the late balancer {} failed and {} broke",
+        counted(late.report.failed, "request"),
+        counted(late.report.sockets.saturating_sub(CLIENTS), "connection"),
+    );
+    if second.is_clean() {
+        return format!("{name} answered every request on the {CLIENTS} connections first opened; {behind_late}.");
+    }
+    let Report { failed, sockets, errors, .. } = &second.report;
+    let errors = errors.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ");
+    let errors = if errors.is_empty() { errors } else { format!(" ({errors})") };
+    format!(
+        "{name} failed {}{errors} and its clients needed {} instead of {CLIENTS}; {behind_late}.",
+        counted(*failed, "request"),
+        counted(*sockets, "socket")
+    )
+}
+
+fn counted(count: u64, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{} ms", grouped(time.as_millis() as u64))
+}
+
+/// Digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `None` when stopped first; the future is then dropped, and with it all that it started.
+async fn unless<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        () = stop.cancelled() => None,
+        value = future => Some(value),
+    }
+}
+
+/// The first SIGINT or SIGTERM asks for an end, the second one is it (the kernel then ends the children).
+async fn stop_at_signal(stop: CancellationToken) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if stop.is_cancelled() {
+            std::process::exit(1);
+        }
+        stop.cancel();
+    }
+}
+
+const CLIENTS: u64 = 8;
+const REPLICAS: u32 = 3;
+const PATH: &str = "/slow?ms=5";
+const LATE: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(1500);
+const TIMEOUT: Duration = Duration::from_secs(5);
+const SHORTEST: Duration = Duration::from_secs(2);
+const LINES: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
+const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
