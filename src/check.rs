@@ -10,10 +10,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::config::{self, Config, Discovery, PortRef, Protocol};
+use crate::discovery::files;
 use crate::discovery::slices::{MergedPort, MergedService, Touched, World};
 use crate::discovery::{Change, Object, ObjectName, Problem};
 use crate::routing::Policy;
-use crate::standins::files; // at the merge: crate::discovery::files
 
 /// What `check` has to say of a configuration that is in order.
 #[derive(Debug)]

@@ -72,10 +72,7 @@ pub enum Command {
     Schema,
     /// The demo's application process
     #[command(hide = true)]
-    SampleApp {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
-    },
+    SampleApp(ebbtide::demo::sample::Args),
 }
 
 const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";

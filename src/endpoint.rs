@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -183,6 +183,11 @@ impl Endpoint {
         now.duration_since(self.born) < WARM_UP
     }
 
+    /// Remembers when something was last dispatched here, for the deletion lag.
+    pub fn note_dispatch(&self, now_ms: u32) {
+        self.tally.last_dispatch_ms.store(u64::from(now_ms) + 1, Ordering::Relaxed);
+    }
+
     pub fn latency(&self) -> &Latency {
         &self.latency
     }
@@ -205,6 +210,13 @@ impl Endpoint {
         let _ = self.notices.send(Notice::Drained(self.clone()));
     }
 }
+
+/// Milliseconds from the start of the process to `now`; wraps after 49 days, which costs one latency sample.
+pub fn millis(now: Instant) -> u32 {
+    now.saturating_duration_since(*START).as_millis() as u32
+}
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Lease {
     pub fn endpoint(&self) -> &Arc<Endpoint> {

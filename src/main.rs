@@ -40,7 +40,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(if report.problems.is_empty() { 0 } else { 2 }));
         }
         Command::Demo { load, stay } => return Ok(ExitCode::from(if demo::run(load, stay)? { 0 } else { 1 })),
-        Command::Status { admin, watch } => admin::status(&admin, watch)?,
+        Command::Status { admin, watch } => admin::status::status(&admin, watch)?,
         Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,
         Command::SampleApp(args) => demo::sample::main(args)?,
     }

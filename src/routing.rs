@@ -1,13 +1,25 @@
-//! The routing table and its single writer: events in, one published [`Snapshot`] out, then `begin_drain` for each leaver.
+//! The routing table and its single writer: merged services in, one published [`Snapshot`] out, then `begin_drain`.
+//!
+//! **A terminating endpoint leaves rotation in [`RoutingTable::settle`]**: the snapshot without it is published first,
+//! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
+//! control thread; it neither connects (see `control.rs`) nor waits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::config::{NonIdempotent, PortRef, Protocol};
-use crate::discovery::ObjectName;
-use crate::endpoint::Endpoint;
-use crate::metrics::ServiceMetrics;
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Config, NonIdempotent, PortRef, Protocol};
+use crate::discovery::slices::{Fate, MergedEndpoint, MergedPort, MergedService, Touched, Trigger, World};
+use crate::discovery::{ObjectName, ServicePortObject};
+use crate::drain;
+use crate::endpoint::{Endpoint, EndpointId, Notice};
+use crate::hold::Hold;
+use crate::metrics::{Metrics, ServiceMetrics};
 
 /// One port of one Service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,14 +55,17 @@ pub struct Port {
     pub last_resort: Box<[Arc<Endpoint>]>,
     /// Every endpoint that still exists for this port, for the admin page: also joining, out and draining ones.
     pub all: Box<[Arc<Endpoint>]>,
+    /// Its Service carries Ebbtide's label.
+    pub claimed: bool,
+    pub hold: Arc<Hold>,
     pub metrics: Arc<ServiceMetrics>,
 }
 
 /// Configuration with the Service's annotations over it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    pub hold_timeout: std::time::Duration,
-    pub drain_timeout: std::time::Duration,
+    pub hold_timeout: Duration,
+    pub drain_timeout: Duration,
     pub attempts: u32,
     pub non_idempotent: NonIdempotent,
     pub join_check: bool,
@@ -65,5 +80,531 @@ impl Snapshot {
                 self.ports.values().find(|p| p.key.service == *service && p.name.as_deref() == Some(name))
             }
         }
+    }
+}
+
+/// The single writer. Every method that alters what may be dispatched to ends in [`RoutingTable::settle`].
+pub struct RoutingTable {
+    config: Arc<Config>,
+    /// Services that explicit listeners name; besides them only claimed ones are routed.
+    named: BTreeSet<ObjectName>,
+    services: BTreeMap<ObjectName, ServiceEntry>,
+    /// Where each living endpoint belongs.
+    homes: HashMap<EndpointId, (PortKey, Identity)>,
+    /// Services that have, or had, an endpoint of this pod, with how many.
+    by_pod: HashMap<String, BTreeMap<ObjectName, usize>>,
+    next_id: u64,
+    generation: u64,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    published: watch::Sender<u64>,
+    drains: Arc<drain::Log>,
+    metrics: Arc<Metrics>,
+    notices: mpsc::UnboundedSender<Notice>,
+}
+
+/// What the control loop has to do after a change.
+#[derive(Debug, Default)]
+pub struct Chores {
+    /// Endpoints to connect to before they may be published.
+    pub join: Vec<Arc<Endpoint>>,
+    /// Endpoints whose drain deadline was set or shortened.
+    pub deadlines: Vec<Arc<Endpoint>>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Default)]
+struct ServiceEntry {
+    uid: Option<String>,
+    ports: BTreeMap<u16, PortEntry>,
+    warnings: Vec<String>,
+}
+
+struct PortEntry {
+    /// `None` when the Service or its port is gone: nothing is published, connections live on.
+    spec: Option<Spec>,
+    policy: Policy,
+    hold: Arc<Hold>,
+    metrics: Arc<ServiceMetrics>,
+    entries: HashMap<Identity, Entry>,
+    /// Drain begun, leases left.
+    leaving: Vec<Arc<Endpoint>>,
+}
+
+/// What the Service says of one of its ports.
+struct Spec {
+    port: ServicePortObject,
+    protocol: Protocol,
+    claimed: bool,
+}
+
+/// Address and pod UID; with the generation, which is the [`EndpointId`], the endpoint's key.
+type Identity = (SocketAddr, Option<String>);
+
+struct Entry {
+    endpoint: Arc<Endpoint>,
+    /// Connected to once by this proxy.
+    joined: bool,
+    /// The control side is about to find that out.
+    probing: bool,
+    /// Named by a slice right now.
+    listed: bool,
+    /// Set once, never unset.
+    terminating: Option<Trigger>,
+    /// Its drain deadline has passed: not even a last resort.
+    expired: bool,
+}
+
+/// An endpoint to be drained once the snapshot without it is out.
+struct Leaver {
+    endpoint: Arc<Endpoint>,
+    key: PortKey,
+    trigger: Trigger,
+}
+
+impl RoutingTable {
+    pub fn new(
+        config: Arc<Config>,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        drains: Arc<drain::Log>,
+        metrics: Arc<Metrics>,
+        notices: mpsc::UnboundedSender<Notice>,
+    ) -> Self {
+        let mut table = Self {
+            config: config.clone(),
+            named: BTreeSet::new(),
+            services: BTreeMap::new(),
+            homes: HashMap::new(),
+            by_pod: HashMap::new(),
+            next_id: 0,
+            generation: 0,
+            snapshot,
+            published: watch::Sender::new(0),
+            drains,
+            metrics,
+            notices,
+        };
+        table.set_config(config);
+        table
+    }
+
+    /// Moves with every publish and every endpoint that answers again: what holds wait for, what workers sweep by.
+    pub fn generations(&self) -> watch::Sender<u64> {
+        self.published.clone()
+    }
+
+    /// A new configuration; what it alters shows at the next [`RoutingTable::apply`] of each service.
+    pub fn set_config(&mut self, config: Arc<Config>) {
+        self.named = config.listeners.iter().map(|l| l.service.clone()).collect();
+        self.config = config;
+    }
+
+    /// Takes the merge of every touched service in, publishes, then drains the leavers. When it has returned, nothing
+    /// more is dispatched to an endpoint that the change ended.
+    pub fn apply(&mut self, world: &World, touched: &Touched, received: Instant) -> Chores {
+        let mut services: BTreeSet<&ObjectName> = touched.services.iter().collect();
+        for uid in &touched.pods {
+            services.extend(self.by_pod.get(uid).into_iter().flat_map(BTreeMap::keys));
+        }
+        let services: Vec<ObjectName> = services.into_iter().cloned().collect();
+        let mut chores = Chores::default();
+        let mut leavers = Vec::new();
+        for name in &services {
+            self.reconcile(world, name, received, &mut leavers, &mut chores);
+        }
+        self.settle(&services, leavers, received);
+        chores
+    }
+
+    /// What the control side has found out: endpoints that were connected to may serve, the others were given up since
+    /// they are not to be dispatched to just now.
+    pub fn probed(&mut self, results: &[(EndpointId, bool)]) -> Chores {
+        let mut chores = Chores::default();
+        let mut services = BTreeSet::new();
+        for (id, connected) in results {
+            let Some((entry, key)) = self.entry(*id) else { continue };
+            entry.probing = false;
+            entry.joined |= *connected;
+            if *connected {
+                entry.endpoint.readmit();
+                services.insert(key.service);
+            }
+            entry.probe(&mut chores);
+        }
+        self.settle(&services.into_iter().collect::<Vec<_>>(), Vec::new(), Instant::now());
+        chores
+    }
+
+    fn entry(&mut self, id: EndpointId) -> Option<(&mut Entry, PortKey)> {
+        let (key, identity) = self.homes.get(&id)?;
+        let port = self.services.get_mut(&key.service)?.ports.get_mut(&key.port)?;
+        let entry = port.entries.get_mut(identity).filter(|e| e.endpoint.id == id)?;
+        Some((entry, key.clone()))
+    }
+
+    /// The queue of those who wait for this endpoint's service port.
+    pub fn hold(&self, id: EndpointId) -> Option<&Arc<Hold>> {
+        let (key, _) = self.homes.get(&id)?;
+        Some(&self.services.get(&key.service)?.ports.get(&key.port)?.hold)
+    }
+
+    /// An ejected endpoint has been connected to again: whoever is held may try.
+    pub fn readmitted(&mut self) {
+        self.generation += 1;
+        self.published.send_replace(self.generation);
+    }
+
+    /// A drain deadline has passed: out, whatever it still is, and what is in flight is replayed or cut.
+    pub fn expire(&mut self, endpoint: &Arc<Endpoint>) {
+        if let Some((entry, key)) = self.entry(endpoint.id) {
+            entry.expired = true;
+            self.settle(&[key.service], Vec::new(), Instant::now());
+        }
+        endpoint.force.cancel();
+    }
+
+    /// The last lease is gone: the endpoint is forgotten.
+    pub fn drained(&mut self, endpoint: &Endpoint) {
+        let Some((key, _)) = self.homes.remove(&endpoint.id) else { return };
+        if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
+            && let Some(services) = self.by_pod.get_mut(uid)
+        {
+            if let Some(count) = services.get_mut(&key.service) {
+                *count -= 1;
+                if *count == 0 {
+                    services.remove(&key.service);
+                }
+            }
+            if services.is_empty() {
+                self.by_pod.remove(uid);
+            }
+        }
+        if let Some(port) = self.services.get_mut(&key.service).and_then(|s| s.ports.get_mut(&key.port)) {
+            port.leaving.retain(|e| e.id != endpoint.id);
+        }
+        self.settle(&[key.service], Vec::new(), Instant::now());
+    }
+
+    /// Brings one service's entries up to what its merge says.
+    fn reconcile(
+        &mut self,
+        world: &World,
+        name: &ObjectName,
+        received: Instant,
+        leavers: &mut Vec<Leaver>,
+        chores: &mut Chores,
+    ) {
+        let merged = world.merge(name).filter(|m| m.object.claimed || self.named.contains(name));
+        if merged.is_none() && !self.services.contains_key(name) {
+            return;
+        }
+        let mut service = self.services.remove(name).unwrap_or_default();
+        let uid = merged.as_ref().and_then(|m| m.object.uid.clone());
+        if merged.is_some() && service.uid != uid {
+            // Another Service under the old name: nothing of the old one's may serve the new one.
+            for (number, port) in &mut service.ports {
+                let key = PortKey { service: name.clone(), port: *number };
+                leavers.extend(port.entries.drain().map(|(_, entry)| {
+                    shorten(&entry.endpoint, received + port.policy.drain_timeout, chores);
+                    Leaver { endpoint: entry.endpoint, key: key.clone(), trigger: Trigger::Removed }
+                }));
+            }
+            service.uid = uid;
+        }
+        let mut warnings = Vec::new();
+        let mut ports: BTreeMap<u16, MergedPort> = BTreeMap::new();
+        if let Some(MergedService { object, ports: merged, warnings: found }) = merged {
+            warnings = found;
+            let (policy, found) = Policy::for_service(&self.config, &object.annotations);
+            warnings.extend(found);
+            for port in merged {
+                let target = port.port.target_port.or_else(|| port.endpoints.first().map(|e| e.address.port()));
+                let app = port.port.app_protocol.as_deref();
+                let (protocol, found) = Protocol::of_service(&object.annotations, app, target);
+                warnings.extend(found);
+                let key = PortKey { service: name.clone(), port: port.port.port };
+                let metrics = &self.metrics;
+                let entry = service.ports.entry(key.port).or_insert_with(|| PortEntry {
+                    spec: None,
+                    policy: policy.clone(),
+                    hold: Arc::default(),
+                    metrics: metrics.service(&key),
+                    entries: HashMap::new(),
+                    leaving: Vec::new(),
+                });
+                entry.policy = policy.clone();
+                entry.spec = Some(Spec { port: port.port.clone(), protocol, claimed: object.claimed });
+                ports.insert(key.port, port);
+            }
+        }
+        for (number, port) in &mut service.ports {
+            let key = PortKey { service: name.clone(), port: *number };
+            let listed = ports.remove(number);
+            if listed.is_none() {
+                port.spec = None;
+            }
+            let endpoints = listed.map(|port| port.endpoints).unwrap_or_default();
+            self.reconcile_port(world, &key, port, endpoints, received, leavers, chores);
+        }
+        if warnings != service.warnings {
+            chores
+                .warnings
+                .extend(warnings.iter().filter(|w| !service.warnings.contains(w)).map(|w| format!("{name}: {w}")));
+            service.warnings = warnings;
+        }
+        self.services.insert(name.clone(), service);
+    }
+
+    #[allow(clippy::too_many_arguments)] // One step of `reconcile`, split off only for its length.
+    fn reconcile_port(
+        &mut self,
+        world: &World,
+        key: &PortKey,
+        port: &mut PortEntry,
+        endpoints: Vec<MergedEndpoint>,
+        received: Instant,
+        leavers: &mut Vec<Leaver>,
+        chores: &mut Chores,
+    ) {
+        for entry in port.entries.values_mut() {
+            entry.listed = false;
+        }
+        for merged in endpoints {
+            let identity = (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()));
+            let terminating = merged.conditions.terminating;
+            let reborn = merged.pod.is_none() && !terminating;
+            if let Some(entry) = port.entries.get(&identity)
+                && reborn
+                && entry.terminating.is_some()
+                && let Some(Entry { endpoint, terminating: Some(trigger), .. }) = port.entries.remove(&identity)
+            {
+                // Termination is one-way: without a UID, the same address anew is another generation.
+                leavers.push(Leaver { endpoint, key: key.clone(), trigger });
+            }
+            if !port.entries.contains_key(&identity) {
+                if terminating && !merged.conditions.serving {
+                    continue;
+                }
+                port.entries.insert(identity.clone(), self.new_entry(key, &identity, &merged, &port.policy));
+            }
+            let Some(entry) = port.entries.get_mut(&identity) else { continue };
+            entry.listed = true;
+            entry.endpoint.set_conditions(merged.conditions);
+            if entry.endpoint.is_ejected() && !entry.endpoint.is_open() && entry.joined {
+                // Its probe ended when it left the rotation: prove it anew.
+                entry.joined = false;
+            }
+            entry.probe(chores);
+            if terminating && entry.terminating.is_none() {
+                entry.terminating = Some(match &merged.fate {
+                    Fate::Terminating { trigger, .. } => *trigger,
+                    Fate::Deleted { .. } => Trigger::PodDeleted,
+                    Fate::NoPod | Fate::Alive => Trigger::SliceTerminating,
+                });
+                if merged.fate == Fate::NoPod {
+                    shorten(&entry.endpoint, received + port.policy.drain_timeout, chores);
+                }
+            }
+            heed(&entry.endpoint, &merged.fate, received, &port.policy, chores);
+        }
+        let unlisted: Vec<Identity> =
+            port.entries.iter().filter(|(_, e)| !e.listed).map(|(identity, _)| identity.clone()).collect();
+        for identity in unlisted {
+            let fate = identity.1.as_deref().map_or(Fate::NoPod, |uid| world.fate(uid));
+            let Some(entry) = port.entries.get_mut(&identity) else { continue };
+            let conditions = entry.endpoint.conditions();
+            entry.endpoint.set_conditions(crate::endpoint::Conditions { ready: false, serving: false, ..conditions });
+            heed(&entry.endpoint, &fate, received, &port.policy, chores);
+            let trigger = match (&fate, entry.terminating) {
+                (_, Some(trigger)) => trigger,
+                // Gone from the slices while its pod lives: out, reversibly.
+                (Fate::Alive, None) => continue,
+                (Fate::NoPod, None) => {
+                    shorten(&entry.endpoint, received + port.policy.drain_timeout, chores);
+                    Trigger::Removed
+                }
+                (Fate::Terminating { trigger, .. }, None) => *trigger,
+                (Fate::Deleted { .. }, None) => Trigger::PodDeleted,
+            };
+            if let Some(entry) = port.entries.remove(&identity) {
+                leavers.push(Leaver { endpoint: entry.endpoint, key: key.clone(), trigger });
+            }
+        }
+        for endpoint in &port.leaving {
+            if let Some(pod) = &endpoint.pod {
+                heed(endpoint, &world.fate(&pod.uid), received, &port.policy, chores);
+            }
+        }
+    }
+
+    fn new_entry(&mut self, key: &PortKey, identity: &Identity, merged: &MergedEndpoint, policy: &Policy) -> Entry {
+        self.next_id += 1;
+        let endpoint = Endpoint::new(
+            EndpointId(self.next_id),
+            merged.address,
+            merged.pod.clone(),
+            merged.template_hash.clone(),
+            self.notices.clone(),
+        );
+        self.homes.insert(endpoint.id, (key.clone(), identity.clone()));
+        if let Some(pod) = &merged.pod {
+            *self.by_pod.entry(pod.uid.clone()).or_default().entry(key.service.clone()).or_default() += 1;
+        }
+        Entry { endpoint, joined: !policy.join_check, probing: false, listed: true, terminating: None, expired: false }
+    }
+
+    /// Publishes these services as their entries stand, then drains the leavers. The order is the drain contract's
+    /// (design, section 1, line 2): no worker that has seen the new snapshot can pick a leaver, and none that still holds
+    /// the old one gets a lease.
+    fn settle(&mut self, services: &[ObjectName], mut leavers: Vec<Leaver>, received: Instant) {
+        let mut outs = Vec::new();
+        for name in services {
+            let Some(service) = self.services.get_mut(name) else { continue };
+            for (number, port) in &mut service.ports {
+                let key = PortKey { service: name.clone(), port: *number };
+                port.rebuild(&key, &mut leavers, &mut outs);
+            }
+        }
+        for leaver in &leavers {
+            let port = self.services.get_mut(&leaver.key.service).and_then(|s| s.ports.get_mut(&leaver.key.port));
+            if let Some(port) = port {
+                port.leaving.push(leaver.endpoint.clone());
+            }
+        }
+        self.publish(services);
+        for endpoint in outs {
+            endpoint.set_out(true);
+        }
+        let any = !leavers.is_empty();
+        for Leaver { endpoint, key, trigger } in leavers {
+            self.drains.begin(endpoint.clone(), key, trigger);
+            endpoint.begin_drain();
+        }
+        if any {
+            self.metrics.drain_reaction.observe(received.elapsed().as_secs_f64());
+        }
+        self.published.send_replace(self.generation);
+    }
+
+    fn publish(&mut self, services: &[ObjectName]) {
+        self.generation += 1;
+        let mut next = Snapshot { generation: self.generation, ports: self.snapshot.load().ports.clone() };
+        for name in services {
+            let Some(service) = self.services.get_mut(name) else { continue };
+            for (number, port) in &mut service.ports {
+                let key = PortKey { service: name.clone(), port: *number };
+                match port.assemble(&key) {
+                    Some(published) => {
+                        next.ports.insert(key, published);
+                    }
+                    None => {
+                        next.ports.remove(&key);
+                    }
+                }
+            }
+            service.ports.retain(|number, port| {
+                let keep = port.spec.is_some() || !port.entries.is_empty() || !port.leaving.is_empty();
+                if !keep {
+                    self.metrics.forget(&PortKey { service: name.clone(), port: *number });
+                }
+                keep
+            });
+            if service.ports.is_empty() {
+                self.services.remove(name);
+            }
+        }
+        self.snapshot.store(Arc::new(next));
+    }
+}
+
+impl Entry {
+    fn is_usable(&self) -> bool {
+        self.listed && self.joined && self.terminating.is_none() && self.endpoint.conditions().ready
+    }
+
+    /// Has it connected to, if that is due. One that is not ready is left alone.
+    fn probe(&mut self, chores: &mut Chores) {
+        let conditions = self.endpoint.conditions();
+        let wanted = conditions.ready || (conditions.terminating && conditions.serving);
+        if wanted && self.listed && !self.joined && !self.probing {
+            self.probing = true;
+            chores.join.push(self.endpoint.clone());
+        }
+    }
+
+    /// Serving and terminating (KEP-1669).
+    fn is_last_resort(&self) -> bool {
+        self.listed && self.joined && self.terminating.is_some() && !self.expired && self.endpoint.conditions().serving
+    }
+}
+
+impl PortEntry {
+    /// Sorts the entries into those that stay, those that are out, and those that leave for good.
+    fn rebuild(&mut self, key: &PortKey, leavers: &mut Vec<Leaver>, outs: &mut Vec<Arc<Endpoint>>) {
+        let any_usable = self.entries.values().any(Entry::is_usable);
+        let mut gone = Vec::new();
+        for (identity, entry) in &self.entries {
+            let deferred = entry.is_last_resort() && !any_usable;
+            // One that has not been connected to yet may still become the last resort.
+            let joining = entry.listed && !entry.joined && !entry.expired && entry.endpoint.conditions().serving;
+            match entry.terminating {
+                Some(trigger) if !deferred && (any_usable || !joining) => gone.push((identity.clone(), trigger)),
+                _ if entry.is_usable() || deferred => {
+                    if !entry.endpoint.is_open() {
+                        entry.endpoint.set_out(false);
+                    }
+                }
+                _ if entry.endpoint.is_open() => outs.push(entry.endpoint.clone()),
+                _ => {}
+            }
+        }
+        for (identity, trigger) in gone {
+            if let Some(entry) = self.entries.remove(&identity) {
+                leavers.push(Leaver { endpoint: entry.endpoint, key: key.clone(), trigger });
+            }
+        }
+    }
+
+    fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
+        let Spec { port, protocol, claimed } = self.spec.as_ref()?;
+        let chosen = |fits: fn(&Entry) -> bool| -> Box<[Arc<Endpoint>]> {
+            self.entries.values().filter(|e| fits(e)).map(|e| e.endpoint.clone()).collect()
+        };
+        let usable = chosen(Entry::is_usable);
+        let last_resort = if usable.is_empty() { chosen(Entry::is_last_resort) } else { Box::default() };
+        let mut all: Vec<_> = self.entries.values().map(|e| &e.endpoint).chain(&self.leaving).cloned().collect();
+        all.sort_by_key(|e| (e.address, e.id));
+        Some(Arc::new(Port {
+            key: key.clone(),
+            name: port.name.clone(),
+            node_port: port.node_port,
+            claimed: *claimed,
+            protocol: *protocol,
+            policy: self.policy.clone(),
+            usable,
+            last_resort,
+            all: all.into(),
+            hold: self.hold.clone(),
+            metrics: self.metrics.clone(),
+        }))
+    }
+}
+
+/// Brings what is known of the pod's end to the endpoint: a deadline, silence that is suspect.
+fn heed(endpoint: &Arc<Endpoint>, fate: &Fate, received: Instant, policy: &Policy, chores: &mut Chores) {
+    match fate {
+        Fate::NoPod | Fate::Alive | Fate::Terminating { deadline: None, .. } => {}
+        Fate::Terminating { deadline: Some(deadline), .. } => shorten(endpoint, *deadline, chores),
+        Fate::Deleted { deadline } => {
+            endpoint.set_pod_gone();
+            if endpoint.drain_deadline().is_none() || deadline.is_some() {
+                shorten(endpoint, deadline.unwrap_or(received + policy.drain_timeout), chores);
+            }
+        }
+    }
+}
+
+fn shorten(endpoint: &Arc<Endpoint>, deadline: Instant, chores: &mut Chores) {
+    if endpoint.shorten_deadline(deadline) {
+        chores.deadlines.push(endpoint.clone());
     }
 }

@@ -50,6 +50,16 @@ pub enum Discovery {
     },
 }
 
+impl Discovery {
+    /// As the admin pages name it.
+    pub fn source(&self) -> &'static str {
+        match self {
+            Self::Files { .. } => "files",
+            Self::Static { .. } => "static",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListenerConfig {
     pub name: String,

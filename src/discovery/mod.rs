@@ -9,7 +9,7 @@ pub mod slices;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 /// `namespace/name` of a Service, EndpointSlice or Pod.
@@ -29,6 +29,46 @@ impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
+}
+
+/// The changes that make one Service port out of fixed endpoints, as `ebbtide proxy --to` names them.
+pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<Change> {
+    let object = ServiceObject {
+        name: service.clone(),
+        uid: None,
+        claimed: false,
+        external_name: false,
+        ports: vec![ServicePortObject {
+            name: None,
+            port,
+            node_port: None,
+            target_port: endpoints.first().map(SocketAddr::port),
+            app_protocol: None,
+        }],
+        ipv6_first: false,
+        annotations: BTreeMap::new(),
+        unserved: Vec::new(),
+    };
+    // A slice has one port for all its endpoints, so each address gets its own.
+    let slices = endpoints.iter().enumerate().map(|(i, endpoint)| {
+        Change::Apply(Object::EndpointSlice(SliceObject {
+            name: ObjectName::new(&service.namespace, format!("{}-{i}", service.name)),
+            service: Some(service.name.clone()),
+            ipv6: endpoint.is_ipv6(),
+            fqdn: false,
+            created: 0,
+            generation: 0,
+            ports: vec![(String::new(), endpoint.port())],
+            endpoints: vec![SliceEndpoint {
+                address: endpoint.ip(),
+                pod: None,
+                ready: true,
+                serving: true,
+                terminating: false,
+            }],
+        }))
+    });
+    std::iter::once(Change::Apply(Object::Service(object))).chain(slices).collect()
 }
 
 /// What a source tells the control loop. One `Changes` is applied whole before anything is published.

@@ -186,6 +186,11 @@ impl World {
         Some(MergedService { object, ports, warnings })
     }
 
+    /// Every Service that exists.
+    pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services.keys()
+    }
+
     /// What is known of the pod with this UID.
     pub fn fate(&self, uid: &str) -> Fate {
         self.fate_of(self.pods.get(uid))

@@ -1,0 +1,240 @@
+//! Binds everything, wires it, orders the shutdown. Returns the bound addresses, so that tests run the true wiring.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin, Health};
+use crate::config::{Config, Discovery, PortRef};
+use crate::control::{Command, Control};
+use crate::discovery::{self, Message, files};
+use crate::drain;
+use crate::listeners::Listeners;
+use crate::metrics::Metrics;
+use crate::routing::{RoutingTable, Snapshot};
+use crate::telemetry::{AccessLog, AccessLogWriter};
+use crate::worker::{self, Mail, Shared};
+use crate::{discovery::slices::World, socket};
+
+/// A proxy that runs on its own threads.
+pub struct Running {
+    /// As bound.
+    pub admin_address: SocketAddr,
+    /// Health, snapshot, drains and metrics, as the admin pages read them.
+    pub admin: Admin,
+    commands: mpsc::UnboundedSender<Command>,
+    control: JoinHandle<()>,
+    workers: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    access_log: Option<AccessLogWriter>,
+}
+
+/// `ebbtide run`: until SIGTERM or SIGINT and the shutdown they begin. `config_path` is read again at SIGHUP.
+pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
+    let running = start(config)?;
+    let commands = running.commands.clone();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || watch_signals(&commands, config_path.as_deref()))?;
+    running.wait();
+    Ok(())
+}
+
+/// Starts workers, control loop and admin pages; returns at once.
+pub fn start(config: Config) -> anyhow::Result<Running> {
+    let config = Arc::new(config);
+    let metrics = Metrics::new()?;
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let drains = Arc::new(drain::Log::default());
+    let health = Arc::new(Health::new(config.discovery.source()));
+    let admin = Admin {
+        snapshot: snapshot.clone(),
+        drains: drains.clone(),
+        metrics: metrics.clone(),
+        health,
+        started: Instant::now(),
+    };
+    let admin_socket = std::net::TcpListener::bind(config.admin)
+        .with_context(|| format!("admin.address: cannot listen on {}", config.admin))?;
+    admin_socket.set_nonblocking(true)?;
+    let admin_address = admin_socket.local_addr()?;
+
+    let (notices_in, notices) = mpsc::unbounded_channel();
+    let table = RoutingTable::new(config.clone(), snapshot.clone(), drains, metrics.clone(), notices_in);
+    let (access_log, access_log_writer) = match config.access_log {
+        true => AccessLog::start(std::io::stdout(), metrics.access_log_dropped.clone())
+            .map(|(log, w)| (Some(log), Some(w)))?,
+        false => (None, None),
+    };
+    let (shared, workers) = start_workers(&config, snapshot, &table, access_log)?;
+
+    let (commands_in, commands) = mpsc::unbounded_channel();
+    let (messages_in, messages) = mpsc::channel(64);
+    let control = Control {
+        config: config.clone(),
+        admin: admin.clone(),
+        shared: shared.clone(),
+        world: World::default(),
+        table,
+        listeners: Listeners::default(),
+        notices,
+        messages,
+        commands,
+    };
+    let pages = admin.clone();
+    let control = std::thread::Builder::new().name("control".into()).spawn(move || {
+        let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "cannot start the control loop"),
+        };
+        runtime.block_on(async move {
+            let stop = CancellationToken::new();
+            match tokio::net::TcpListener::from_std(admin_socket) {
+                Ok(listener) => drop(tokio::spawn(admin::serve(listener, pages, stop.clone()))),
+                Err(error) => tracing::error!(%error, "no admin pages"),
+            }
+            tokio::task::spawn_local(feed(config, messages_in, metrics));
+            control.run().await;
+            stop.cancel();
+        });
+    })?;
+    tracing::info!(address = %admin_address, "admin listening");
+    Ok(Running { admin_address, admin, commands: commands_in, control, workers, shared, access_log: access_log_writer })
+}
+
+impl Running {
+    /// The bound address of a listener, once it is bound.
+    pub fn listener(&self, name: &str) -> Option<SocketAddr> {
+        let state = self.admin.health.state();
+        state.listeners.iter().find(|l| l.name == name && l.error.is_none()).map(|l| l.address)
+    }
+
+    /// Begins a shutdown; the second call ends at once.
+    pub fn shutdown(&self) {
+        let _ = self.commands.send(Command::Shutdown);
+    }
+
+    /// Takes a new configuration in, as SIGHUP does.
+    pub fn reload(&self, config: Config) {
+        let _ = self.commands.send(Command::Reload(Box::new(config)));
+    }
+
+    /// Blocks until a shutdown is complete.
+    pub fn wait(self) {
+        if self.control.join().is_err() {
+            tracing::error!("the control loop has panicked");
+        }
+        self.shared.tell_all(|| Mail::Exit);
+        for worker in self.workers {
+            let _ = worker.join();
+        }
+        drop(self.shared);
+        if let Some(writer) = self.access_log {
+            writer.finish(LAST_LINES);
+        }
+    }
+}
+
+fn start_workers(
+    config: &Arc<Config>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    table: &RoutingTable,
+    access_log: Option<AccessLog>,
+) -> anyhow::Result<(Arc<Shared>, Vec<JoinHandle<()>>)> {
+    let limit = connection_limit(config);
+    let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers.get()).map(|_| mpsc::unbounded_channel()).unzip();
+    let shared = Arc::new(Shared {
+        snapshot,
+        generation: table.generations().subscribe(),
+        loads: mailboxes.iter().map(|_| AtomicUsize::new(0)).collect(),
+        connections: Arc::new(Semaphore::new(limit)),
+        mailboxes: mailboxes.into(),
+        closing: AtomicBool::new(false),
+        access_log,
+    });
+    let mut workers = Vec::new();
+    for (index, inbox) in inboxes.into_iter().enumerate() {
+        let (shared, config) = (shared.clone(), config.clone());
+        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+        workers.push(thread.spawn(move || {
+            if let Err(error) = worker::run(index, shared, config, inbox) {
+                tracing::error!(%error, "a worker cannot run");
+            }
+        })?);
+    }
+    Ok((shared, workers))
+}
+
+/// The smaller of what is configured and what descriptors allow: two a connection, and a reserve.
+fn connection_limit(config: &Config) -> usize {
+    let descriptors = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
+    let affordable = descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(2) / 2;
+    if affordable < config.limits.connections {
+        tracing::warn!(limit = affordable, descriptors, "limits.connections is more than the descriptor limit allows");
+    }
+    config.limits.connections.min(affordable).min(Semaphore::MAX_PERMITS)
+}
+
+/// Runs the source of truth until the control loop no longer listens.
+async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metrics>) {
+    match &config.discovery {
+        Discovery::Files { path } => {
+            files::watch(path.clone(), out, move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc())
+                .await;
+        }
+        Discovery::Static { to } => {
+            for listener in &config.listeners {
+                let PortRef::Number(port) = listener.port else { continue };
+                let changes = discovery::fixed(&listener.service, port, to);
+                let _ = out.send(Message::Changes { received: Instant::now(), changes }).await;
+            }
+            let _ = out.send(Message::Synced).await;
+            out.closed().await;
+        }
+    }
+}
+
+/// SIGTERM and SIGINT shut down, SIGHUP reads the configuration again.
+fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<&Path>) {
+    let watch = async {
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
+        let mut hup = signal(SignalKind::hangup())?;
+        loop {
+            let command = tokio::select! {
+                _ = term.recv() => Command::Shutdown,
+                _ = int.recv() => Command::Shutdown,
+                _ = hup.recv() => match config_path.map(Config::load) {
+                    Some(Ok(config)) => Command::Reload(Box::new(config)),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "configuration not taken; the old one stays in force");
+                        continue;
+                    }
+                    None => continue,
+                },
+            };
+            if commands.send(command).is_err() {
+                return Ok::<_, std::io::Error>(());
+            }
+        }
+    };
+    let runtime = Builder::new_current_thread().enable_all().build();
+    if let Err(error) = runtime.and_then(|runtime| runtime.block_on(watch)) {
+        tracing::error!(%error, "cannot watch signals");
+    }
+}
+
+/// How long the access log's last lines may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// Descriptors kept for listeners, the runtime, admin and manifests.
+const DESCRIPTOR_RESERVE: usize = 512;

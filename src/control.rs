@@ -1,0 +1,342 @@
+//! The control loop: one thread that owns the world, the routing table, the listeners, and every timer of a drain.
+//!
+//! Invariant: it is the only writer of what the workers read. Nothing in it waits for a network or a disk: sources,
+//! probes and binds-to-be-retried are tasks and timers that report back here.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::discovery::Message;
+use crate::discovery::slices::{Touched, World};
+use crate::endpoint::{Endpoint, EndpointId, Notice, millis};
+use crate::hold::Hold;
+use crate::listeners::Listeners;
+use crate::routing::{Chores, RoutingTable};
+use crate::socket;
+use crate::telemetry;
+use crate::worker::{Mail, Shared};
+
+/// What the outside tells the control loop.
+#[derive(Debug)]
+pub enum Command {
+    /// A configuration read anew (SIGHUP).
+    Reload(Box<Config>),
+    /// Shut down; a second one ends at once.
+    Shutdown,
+}
+
+pub struct Control {
+    pub config: Arc<Config>,
+    pub admin: Admin,
+    pub shared: Arc<Shared>,
+    pub world: World,
+    pub table: RoutingTable,
+    pub listeners: Listeners,
+    pub notices: mpsc::UnboundedReceiver<Notice>,
+    pub messages: mpsc::Receiver<Message>,
+    pub commands: mpsc::UnboundedReceiver<Command>,
+}
+
+/// What a probe task reports.
+enum Probed {
+    Join(EndpointId, bool),
+    Readmitted,
+}
+
+/// How far a shutdown has come.
+enum Phase {
+    Running,
+    /// `/readyz` fails, accepting goes on until then.
+    LameDuck(Instant),
+    /// No longer accepting; clients have until then.
+    Draining(Instant),
+    /// The rest has been told to end.
+    Cutting(Instant),
+}
+
+impl Control {
+    /// Runs until a shutdown is complete. To be driven on a `LocalRuntime`.
+    pub async fn run(mut self) {
+        let (report, mut probed) = mpsc::unbounded_channel();
+        let probes = Rc::new(Probes { report, slots: Semaphore::new(PROBES) });
+        let mut deadlines: BTreeMap<(Instant, EndpointId), Arc<Endpoint>> = BTreeMap::new();
+        let mut phase = Phase::Running;
+        let mut house = tokio::time::interval(HOUSEKEEPING);
+        house.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut source_open = true;
+        loop {
+            let next_deadline = deadlines.keys().next().map(|(at, _)| *at);
+            let next_phase = phase.next_look();
+            let wake = next_deadline.into_iter().chain(next_phase).chain(self.listeners.next_retry()).min();
+            let alarm = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut chores = Chores::default();
+            tokio::select! {
+                biased;
+                message = self.messages.recv(), if source_open => match message {
+                    Some(message) => chores = self.heed(message),
+                    None => source_open = false,
+                },
+                Some(notice) = self.notices.recv() => self.notice(notice, &probes),
+                Some(first) = probed.recv() => {
+                    let mut results = Vec::new();
+                    let mut next = Some(first);
+                    while let Some(result) = next {
+                        match result {
+                            Probed::Join(id, connected) => results.push((id, connected)),
+                            Probed::Readmitted => self.table.readmitted(),
+                        }
+                        next = probed.try_recv().ok();
+                    }
+                    if !results.is_empty() {
+                        chores = self.table.probed(&results);
+                    }
+                }
+                Some(command) = self.commands.recv() => match command {
+                    Command::Reload(config) => chores = self.reload(*config),
+                    Command::Shutdown if matches!(phase, Phase::Running) => {
+                        let lame_duck = self.config.timeouts.lame_duck;
+                        tracing::info!(lame_duck = ?lame_duck, "shutting down");
+                        self.admin.health.update(|h| h.shutting_down = true);
+                        phase = Phase::LameDuck(Instant::now() + lame_duck);
+                    }
+                    Command::Shutdown => {
+                        tracing::warn!(connections = self.connections(), "second signal: ending at once");
+                        return;
+                    }
+                },
+                _ = house.tick() => self.world.sweep(Instant::now()),
+                () = alarm => {}
+            }
+            self.attend(chores, &probes, &mut deadlines);
+            let now = Instant::now();
+            while let Some(entry) = deadlines.first_entry()
+                && entry.key().0 <= now
+            {
+                let endpoint = entry.remove();
+                self.table.expire(&endpoint);
+            }
+            self.listeners.retry(now, &self.shared, &self.admin.health);
+            if !self.advance(&mut phase, now) {
+                return;
+            }
+        }
+    }
+
+    /// A message of the source: changes are in force when this returns.
+    fn heed(&mut self, message: Message) -> Chores {
+        match message {
+            Message::Changes { received, changes } => {
+                let mut touched = Touched::default();
+                for change in changes {
+                    self.world.apply(change, received, &mut touched);
+                }
+                let chores = self.table.apply(&self.world, &touched, received);
+                self.rebind();
+                chores
+            }
+            Message::Synced => {
+                self.admin.health.update(|h| h.synced = true);
+                self.rebind();
+                Chores::default()
+            }
+            Message::Problems(problems) => {
+                for problem in &problems {
+                    tracing::warn!(
+                        subject = problem.subject,
+                        error = problem.error,
+                        "source of truth: keeping the last good state"
+                    );
+                }
+                self.admin.health.report(problems);
+                Chores::default()
+            }
+        }
+    }
+
+    fn notice(&mut self, notice: Notice, probes: &Rc<Probes>) {
+        match notice {
+            Notice::Drained(endpoint) => {
+                if let Some((record, took)) = self.admin.drains.end(endpoint.id) {
+                    telemetry::drain_receipt(&record, took);
+                    if let Some(port) = self.admin.snapshot.load().ports.get(&record.service) {
+                        let (_, outcome) = record.ended.unwrap_or((record.started_at, crate::drain::Outcome::Drained));
+                        port.metrics.drained(record.trigger, outcome);
+                        port.metrics.drain_duration.observe(took.as_secs_f64());
+                        let began_ms = u64::from(millis(Instant::now())).saturating_sub(took.as_millis() as u64);
+                        let last_ms = endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed).saturating_sub(1);
+                        port.metrics.deletion_lag.observe(last_ms.saturating_sub(began_ms) as f64 / 1_000.0);
+                    }
+                }
+                self.table.drained(&endpoint);
+            }
+            Notice::Ejected(endpoint) => {
+                tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
+                let hold = self.table.hold(endpoint.id).cloned();
+                let connect = self.config.timeouts.connect;
+                tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
+            }
+        }
+    }
+
+    fn attend(
+        &mut self,
+        chores: Chores,
+        probes: &Rc<Probes>,
+        deadlines: &mut BTreeMap<(Instant, EndpointId), Arc<Endpoint>>,
+    ) {
+        for endpoint in chores.join {
+            tokio::task::spawn_local(probes.clone().until_joined(endpoint, self.config.timeouts.connect));
+        }
+        for endpoint in chores.deadlines {
+            if let Some(at) = endpoint.drain_deadline() {
+                deadlines.insert((at, endpoint.id), endpoint);
+            }
+        }
+        for warning in chores.warnings {
+            tracing::warn!("{warning}");
+        }
+    }
+
+    fn reload(&mut self, config: Config) -> Chores {
+        let config = Arc::new(config);
+        self.config = config.clone();
+        self.table.set_config(config.clone());
+        self.shared.tell_all(|| Mail::Config(config.clone()));
+        let touched = Touched { services: self.world.service_names().cloned().collect(), ..Touched::default() };
+        let chores = self.table.apply(&self.world, &touched, Instant::now());
+        self.rebind();
+        tracing::info!("configuration read anew");
+        chores
+    }
+
+    /// Listeners as the configuration and the claimed Services want them, once the first table is in force.
+    fn rebind(&mut self) {
+        if self.admin.health.state().synced {
+            let snapshot = self.admin.snapshot.load();
+            self.listeners.want(&self.config, &snapshot);
+            self.listeners.retry(Instant::now(), &self.shared, &self.admin.health);
+        }
+    }
+
+    fn connections(&self) -> usize {
+        self.shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Moves a shutdown on; `false` when it is complete.
+    fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
+        match *phase {
+            Phase::LameDuck(until) if now >= until => {
+                self.shared.closing.store(true, Ordering::Relaxed);
+                self.listeners.close_all(&self.shared, &self.admin.health);
+                *phase = Phase::Draining(now + self.config.timeouts.shutdown);
+            }
+            Phase::Draining(_) if self.connections() == 0 && self.listeners.are_closed() => {
+                tracing::info!("shut down; no connection was cut");
+                return false;
+            }
+            Phase::Draining(until) if now >= until => {
+                tracing::warn!(connections = self.connections(), "shutdown grace is over; cutting what is left");
+                self.shared.tell_all(|| Mail::Cut);
+                *phase = Phase::Cutting(now + CUT_TIME);
+            }
+            Phase::Cutting(until) if now >= until || self.connections() == 0 => return false,
+            _ => {}
+        }
+        true
+    }
+}
+
+impl Phase {
+    fn next_look(&self) -> Option<Instant> {
+        match self {
+            Self::Running => None,
+            Self::LameDuck(until) => Some(*until),
+            Self::Draining(until) | Self::Cutting(until) => Some((*until).min(Instant::now() + LOOK)),
+        }
+    }
+}
+
+/// Connects of the control side: before an endpoint is published, and after it was ejected.
+struct Probes {
+    report: mpsc::UnboundedSender<Probed>,
+    slots: Semaphore,
+}
+
+impl Probes {
+    /// Tries every 100 ms until the endpoint accepts a connection, or is not to get any.
+    async fn until_joined(self: Rc<Self>, endpoint: Arc<Endpoint>, timeout: Duration) {
+        loop {
+            let conditions = endpoint.conditions();
+            if endpoint.is_draining() || !(conditions.ready || conditions.serving && conditions.terminating) {
+                let _ = self.report.send(Probed::Join(endpoint.id, false));
+                return;
+            }
+            if self.connects(&endpoint, timeout).await {
+                let _ = self.report.send(Probed::Join(endpoint.id, true));
+                return;
+            }
+            tokio::time::sleep(PROBE_EVERY).await;
+        }
+    }
+
+    /// Tries after 100 ms, doubling to 2 s, until the endpoint accepts a connection or is out; every 100 ms while
+    /// somebody waits for it.
+    async fn until_readmitted(self: Rc<Self>, endpoint: Arc<Endpoint>, hold: Option<Arc<Hold>>, timeout: Duration) {
+        let mut pause = PROBE_EVERY;
+        let mut slept = Duration::ZERO;
+        while endpoint.is_ejected() {
+            tokio::time::sleep(PROBE_EVERY).await;
+            slept += PROBE_EVERY;
+            if !endpoint.is_open() {
+                return;
+            }
+            let awaited = hold.as_ref().is_some_and(|hold| hold.waiting() > 0);
+            if slept < pause && !awaited {
+                continue;
+            }
+            if self.connects(&endpoint, timeout).await {
+                endpoint.readmit();
+                break;
+            }
+            pause = (pause * 2).min(PROBE_SLOWEST);
+            slept = Duration::ZERO;
+        }
+        let _ = self.report.send(Probed::Readmitted);
+    }
+
+    async fn connects(&self, endpoint: &Endpoint, timeout: Duration) -> bool {
+        let Ok(_slot) = self.slots.acquire().await else { return false };
+        match tokio::time::timeout(timeout, TcpStream::connect(endpoint.address)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => {
+                if socket::is_shortage(&error) {
+                    tracing::warn!(%error, "cannot probe endpoints");
+                }
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+const PROBE_EVERY: Duration = Duration::from_millis(100);
+const PROBE_SLOWEST: Duration = Duration::from_secs(2);
+/// Probes under way at once.
+const PROBES: usize = 256;
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(20);
+/// How long the cut itself may take.
+const CUT_TIME: Duration = Duration::from_secs(1);

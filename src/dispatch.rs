@@ -1,0 +1,244 @@
+//! The way to a connection: pick, lease, reuse or connect, and wait while nothing is usable.
+//!
+//! Invariant: whoever gets an [`Upstream`] from here holds the [`Lease`] that was entered before the connection was
+//! chosen. A connect that fails ejects its endpoint and costs the client neither attempts nor budget; one that is not
+//! answered within 100 ms is raced by another (RFC 8305's idea, over endpoints).
+
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use crate::balancer::{self, Avoid, Cost};
+use crate::endpoint::{EndpointId, Lease, millis};
+use crate::http::pool::{self, Trust};
+use crate::listener::ListenerSpec;
+use crate::metrics::{RetryReason, ServiceMetrics};
+use crate::routing::Port;
+use crate::socket::{self, Peer};
+use crate::worker::{Upstream, Worker};
+
+/// What is wanted.
+pub struct Ask<'a> {
+    pub cost: Cost,
+    pub trust: Trust,
+    pub avoid: Avoid<'a>,
+    /// Held only while this client is still there.
+    pub client: &'a TcpStream,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// No such service port in the table.
+    NoService,
+    /// Nothing became usable within the hold time.
+    Expired,
+    /// As many wait already as may.
+    Full,
+    ClientLeft,
+    /// The caller's own deadline has passed.
+    Deadline,
+}
+
+/// A connection to an endpoint of the listener's service, held for if need be.
+pub async fn upstream(worker: &Rc<Worker>, spec: &ListenerSpec, ask: &Ask<'_>) -> Result<(Lease, Upstream), Refusal> {
+    let port = worker.port(spec).ok_or(Refusal::NoService)?;
+    match now(worker, &port, ask).await {
+        Some(found) => Ok(found),
+        None => held(worker, spec, &port, ask).await,
+    }
+}
+
+/// What can be had without waiting for endpoints to change.
+async fn now(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>) -> Option<(Lease, Upstream)> {
+    let picked = Instant::now();
+    let lease = balancer::pick(port, ask.cost, &ask.avoid, picked)?;
+    lease.endpoint().note_dispatch(millis(picked));
+    let local = worker.local(lease.endpoint());
+    if let Some(upstream) = pool::check_out(&local, ask.trust) {
+        return Some((lease, upstream));
+    }
+    connect(worker, port, ask, lease).await
+}
+
+/// Waits in the bounded queue until an endpoint becomes usable, and then for its turn.
+async fn held(
+    worker: &Rc<Worker>,
+    spec: &ListenerSpec,
+    port: &Port,
+    ask: &Ask<'_>,
+) -> Result<(Lease, Upstream), Refusal> {
+    let metrics = port.metrics.clone();
+    let limits = worker.config().limits.held;
+    let Some(_place) = port.hold.enter(limits) else {
+        metrics.held_refused.inc();
+        return Err(Refusal::Full);
+    };
+    let _gauge = HeldNow::count(&metrics);
+    let mut generation = worker.shared.generation.clone();
+    let expires = Instant::now() + port.policy.hold_timeout;
+    loop {
+        generation.mark_unchanged();
+        if let Some(port) = worker.port(spec)
+            && balancer::any(&port)
+        {
+            let turn = port.hold.turn(port.usable.len(), Instant::now());
+            tokio::time::sleep_until(turn.min(expires).into()).await;
+            if let Some(found) = now(worker, &worker.port(spec).unwrap_or(port), ask).await {
+                metrics.held_released.inc();
+                return Ok(found);
+            }
+        }
+        let tick = tokio::time::sleep_until((Instant::now() + LOOK_AFTER_CLIENT).min(expires).into());
+        tokio::select! {
+            changed = generation.changed() => {
+                // The control side is gone only at the very end.
+                if changed.is_err() { return Err(Refusal::Expired) }
+            }
+            () = tick => {}
+        }
+        if socket::peer(ask.client) != Peer::Open {
+            metrics.held_left.inc();
+            return Err(Refusal::ClientLeft);
+        }
+        if Instant::now() >= expires || worker.cut.get() {
+            metrics.held_expired.inc();
+            return Err(Refusal::Expired);
+        }
+    }
+}
+
+/// A connect under way.
+struct Connecting {
+    lease: Lease,
+    upstream: Upstream,
+    gives_up: Instant,
+}
+
+/// Connects to the picked endpoint and, as that fails or keeps silent, to others, until one answers or none is left.
+async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) -> Option<(Lease, Upstream)> {
+    let mut race: Vec<Connecting> = Vec::with_capacity(1);
+    let mut next = Some(first);
+    loop {
+        if let Some(lease) = next.take() {
+            match start(worker, lease) {
+                Ok(connecting) => race.push(connecting),
+                Err((lease, error)) => {
+                    fail(&lease, &error, &port.metrics);
+                    drop(lease);
+                    if socket::is_shortage(&error) {
+                        tokio::time::sleep(SHORTAGE_PAUSE).await;
+                        return None;
+                    }
+                }
+            }
+        }
+        if race.is_empty() {
+            next = Some(balancer::pick(port, ask.cost, &ask.avoid, Instant::now())?);
+            continue;
+        }
+        let patience = tokio::time::sleep(RACE_AFTER);
+        tokio::pin!(patience);
+        let won = poll_fn(|cx| match poll_race(&mut race, cx, &port.metrics) {
+            Poll::Ready(won) => Poll::Ready(won),
+            Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
+        })
+        .await;
+        if let Some(won) = won {
+            won.lease.endpoint().readmit();
+            if !race.is_empty() {
+                tokio::task::spawn_local(see_to_end(race, port.metrics.clone()));
+            }
+            return Some((won.lease, won.upstream));
+        }
+        if race.len() < RACERS {
+            let busy: Vec<EndpointId> =
+                race.iter().map(|c| c.lease.endpoint().id).chain(ask.avoid.tried.iter().copied()).collect();
+            let avoid = Avoid { tried: &busy, ..ask.avoid };
+            // None but those under way: no second connect to the same endpoint.
+            next = balancer::pick(port, ask.cost, &avoid, Instant::now())
+                .filter(|lease| race.iter().all(|c| c.lease.endpoint().id != lease.endpoint().id));
+        }
+    }
+}
+
+fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Error)> {
+    let timeout = worker.config().timeouts.connect;
+    match Upstream::connect(worker.local(lease.endpoint())) {
+        Ok(upstream) => Ok(Connecting { lease, upstream, gives_up: Instant::now() + timeout }),
+        Err(error) => Err((lease, error)),
+    }
+}
+
+/// Ready with the first that is connected, or with `None` when one has failed (it is then out of the race).
+fn poll_race(race: &mut Vec<Connecting>, cx: &mut Context<'_>, metrics: &ServiceMetrics) -> Poll<Option<Connecting>> {
+    for i in 0..race.len() {
+        let stream = &race[i].upstream.stream;
+        let error = match stream.poll_write_ready(cx) {
+            Poll::Pending if Instant::now() < race[i].gives_up => continue,
+            Poll::Pending => Some(io::ErrorKind::TimedOut.into()),
+            Poll::Ready(Err(error)) => Some(error),
+            Poll::Ready(Ok(())) => stream.take_error().unwrap_or_else(Some),
+        };
+        let done = race.swap_remove(i);
+        return Poll::Ready(match error {
+            None => Some(done),
+            Some(error) => {
+                fail(&done.lease, &error, metrics);
+                None
+            }
+        });
+    }
+    Poll::Pending
+}
+
+/// The losers of a race still tell what their endpoints are worth: they are not dropped before they know.
+async fn see_to_end(mut race: Vec<Connecting>, metrics: std::sync::Arc<ServiceMetrics>) {
+    while !race.is_empty() {
+        let tick = tokio::time::sleep(RACE_AFTER);
+        tokio::pin!(tick);
+        let connected = poll_fn(|cx| match poll_race(&mut race, cx, &metrics) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => tick.as_mut().poll(cx).map(|()| None),
+        })
+        .await;
+        if let Some(done) = connected {
+            done.lease.endpoint().readmit();
+        }
+    }
+}
+
+fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
+    metrics.retried(RetryReason::Connect, false);
+    if !socket::is_shortage(error) {
+        tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");
+        lease.endpoint().eject();
+    }
+}
+
+/// Counts one held client for as long as it lives.
+struct HeldNow<'a>(&'a ServiceMetrics);
+
+impl<'a> HeldNow<'a> {
+    fn count(metrics: &'a ServiceMetrics) -> Self {
+        metrics.held_now.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for HeldNow<'_> {
+    fn drop(&mut self) {
+        self.0.held_now.dec();
+    }
+}
+
+/// How long a connect may go unanswered before a second one is started.
+const RACE_AFTER: Duration = Duration::from_millis(100);
+/// Connects of one client under way at once.
+const RACERS: usize = 4;
+const LOOK_AFTER_CLIENT: Duration = Duration::from_millis(100);
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

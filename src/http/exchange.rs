@@ -1,0 +1,730 @@
+//! One request and its response: dispatched, forwarded both ways at once, and replayed where that is allowed.
+//!
+//! Invariants: nothing is replayed once a byte of a final response has reached the client; a request that may not be
+//! repeated is written to one connection only; an answer is complete or visibly cut. The rules are in
+//! [`crate::http::replay`], the way to a connection in [`crate::dispatch`].
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use super::body::{BodyDecoder, Emit};
+use super::head::{self, Framing, Method, Reject, Request, Response, Version};
+use super::pool::{self, Trust};
+use super::replay;
+use crate::balancer::{Avoid, Cost};
+use crate::config::Config;
+use crate::dispatch::{self, Ask, Refusal};
+use crate::endpoint::{Endpoint, EndpointId, Lease, millis};
+use crate::metrics::{CloseReason, RetryReason};
+use crate::relay::{Broken, Lent};
+use crate::routing::Port;
+use crate::session::Client;
+use crate::socket::{self, Peer};
+use crate::worker::{SCRATCH, Upstream, Worker};
+
+/// What becomes of the client's connection.
+pub enum End {
+    KeepAlive,
+    Close(CloseReason),
+    /// Close, but let the client finish sending first.
+    Linger(CloseReason),
+    /// Close by reset: the client must not take what it got for complete.
+    Cut(CloseReason),
+    Tunnel {
+        lease: Lease,
+        upstream: Box<Upstream>,
+        down: Vec<u8>,
+    },
+}
+
+/// What stays the same over all attempts.
+struct Exchange<'a> {
+    worker: &'a Rc<Worker>,
+    client: &'a mut Client,
+    config: Arc<Config>,
+    limits: head::Limits,
+    port: Arc<Port>,
+    request: Request,
+    /// The canonical head, then the body as it is forwarded: all of it while `whole`, else what is still to be written.
+    sent: Vec<u8>,
+    head_len: usize,
+    written: usize,
+    whole: bool,
+    body: BodyDecoder,
+    /// To the client: what is still to be written, the first `interim` bytes of it 1xx heads.
+    reply: Vec<u8>,
+    replied: usize,
+    interim: usize,
+    /// A byte of the final response has reached the client.
+    passed: bool,
+    continued: bool,
+    interims: u32,
+    client_moved: Instant,
+    watch_client: bool,
+    bytes_out: u64,
+    status: u16,
+}
+
+/// What is new with every attempt.
+struct Attempt {
+    upstream: Upstream,
+    reused: bool,
+    began: Instant,
+    wrote: bool,
+    upload_over: bool,
+    inbuf: Vec<u8>,
+    response: Option<Response>,
+    body: BodyDecoder,
+    emit: Emit,
+    withhold: Option<Pin<Box<Sleep>>>,
+    /// It may not be used again: bytes beyond the response, or an end.
+    spent: bool,
+    lent: Option<Lent>,
+}
+
+/// Why an attempt did not end in a whole answer.
+enum Lost {
+    /// The connection ended, broke or was cut at the drain deadline.
+    Upstream {
+        forced: bool,
+        stale: bool,
+    },
+    /// What the endpoint sent cannot be forwarded.
+    BadResponse(Reject),
+    BadBody(Reject),
+    Client(CloseReason),
+    Deadline,
+}
+
+/// Runs one exchange. `sent` is the request's canonical head; `timer` is the session's, free for use here.
+pub async fn run(
+    worker: &Rc<Worker>,
+    client: &mut Client,
+    request: Request,
+    sent: Vec<u8>,
+    timer: Pin<&mut Sleep>,
+    started: Instant,
+) -> End {
+    let config = worker.config();
+    let Some(port) = worker.port(&client.listener) else {
+        worker.give_back(sent);
+        return answer_alone(client, &request, 503, "no_service").await;
+    };
+    let limits = head::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
+    worker.budget(&port.key).count_request();
+    let mut exchange = Exchange {
+        worker,
+        limits,
+        head_len: sent.len(),
+        body: BodyDecoder::new(request.framing, &limits, 400),
+        reply: worker.buffer(),
+        client,
+        config,
+        port,
+        request,
+        sent,
+        written: 0,
+        whole: true,
+        replied: 0,
+        interim: 0,
+        passed: false,
+        continued: false,
+        interims: 0,
+        client_moved: started,
+        watch_client: true,
+        bytes_out: 0,
+        status: 0,
+    };
+    let end = exchange.run(timer, started).await;
+    exchange.record(started);
+    let Exchange { sent, reply, .. } = exchange;
+    worker.give_back(sent);
+    worker.give_back(reply);
+    end
+}
+
+impl Exchange<'_> {
+    async fn run(&mut self, mut timer: Pin<&mut Sleep>, started: Instant) -> End {
+        let deadline = self.config.timeouts.request.map(|limit| started + limit);
+        let repeatable = replay::is_repeatable(&self.request, self.port.policy.non_idempotent);
+        let mut trust = if repeatable { Trust::Repeatable } else { Trust::Once };
+        let mut tried: Vec<EndpointId> = Vec::new();
+        let mut lost_at: Option<Arc<Endpoint>> = None;
+        let mut attempts = 1;
+        let mut retrying: Option<RetryReason> = None;
+        loop {
+            let ask = Ask {
+                cost: Cost::Http,
+                trust,
+                avoid: Avoid { tried: &tried, siblings_of: lost_at.as_deref() },
+                client: &self.client.stream,
+            };
+            let found = dispatch::upstream(self.worker, &self.client.listener, &ask);
+            let found = match deadline {
+                Some(at) => tokio::time::timeout_at(at.into(), found).await.unwrap_or(Err(Refusal::Deadline)),
+                None => found.await,
+            };
+            let (lease, upstream) = match found {
+                Ok(found) => found,
+                Err(refusal) => return self.refused(refusal).await,
+            };
+            let endpoint = lease.endpoint().clone();
+            let mut attempt = Attempt::new(upstream, &self.limits);
+            let outcome = self.attempt(&mut attempt, timer.as_mut(), deadline).await;
+            if let Some(reason) = retrying.take() {
+                self.port.metrics.retried(reason, outcome.is_ok());
+            }
+            let lost = match outcome {
+                Ok(()) => return self.finish(attempt, lease).await,
+                Err(lost) => lost,
+            };
+            let (forced, stale) = match lost {
+                Lost::Upstream { forced, stale } => (forced, stale),
+                other => return self.give_up(other, &endpoint).await,
+            };
+            let wrote = attempt.wrote;
+            drop(attempt);
+            drop(lease);
+            let may = !self.passed && self.whole && (repeatable || !wrote) && !self.worker.cut.get();
+            if forced && !(may && repeatable) {
+                endpoint.tally.forced.fetch_add(1, Ordering::Relaxed);
+            }
+            if !may || socket::peer(&self.client.stream) == Peer::Gone {
+                return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
+            }
+            if stale && trust != Trust::Fresh {
+                retrying = Some(RetryReason::Stale);
+            } else {
+                let excused = (forced || endpoint.is_leaving()) && !tried.contains(&endpoint.id);
+                attempts += u32::from(!excused);
+                if !excused && !self.may_spend(attempts) && !self.is_leaving_soon(&endpoint).await {
+                    return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
+                }
+                tried.push(endpoint.id);
+                endpoint.tally.replayed.fetch_add(1, Ordering::Relaxed);
+                retrying = Some(RetryReason::Replay);
+                lost_at = Some(endpoint);
+            }
+            trust = Trust::Fresh;
+            self.rewind();
+        }
+    }
+
+    fn may_spend(&self, attempts: u32) -> bool {
+        attempts <= self.port.policy.attempts && self.worker.budget(&self.port.key).spend(&self.config.retry)
+    }
+
+    /// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
+    /// not charged to the budget.
+    async fn is_leaving_soon(&self, endpoint: &Arc<Endpoint>) -> bool {
+        let until = Instant::now() + SECOND_LOOK;
+        while Instant::now() < until {
+            if endpoint.is_leaving() {
+                return true;
+            }
+            let connect = tokio::time::timeout(SECOND_LOOK / 10, TcpStream::connect(endpoint.address));
+            if let Ok(Err(error)) = connect.await
+                && !socket::is_shortage(&error)
+            {
+                endpoint.eject();
+                return true;
+            }
+            tokio::time::sleep(SECOND_LOOK / 20).await;
+        }
+        false
+    }
+
+    /// State is new per attempt; what the client has been told stays told.
+    fn rewind(&mut self) {
+        self.written = 0;
+        self.reply.truncate(self.interim);
+        self.watch_client = true;
+    }
+
+    async fn attempt(
+        &mut self,
+        attempt: &mut Attempt,
+        mut timer: Pin<&mut Sleep>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Lost> {
+        let local = attempt.upstream.local.clone();
+        let mut force = std::pin::pin!(local.force.cancelled());
+        let idle = self.config.timeouts.client_idle;
+        let mut limit = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        poll_fn(|cx| {
+            if let Poll::Ready(outcome) = self.poll_attempt(cx, attempt) {
+                return Poll::Ready(outcome);
+            }
+            if force.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Lost::Upstream { forced: true, stale: false }));
+            }
+            if let Some(limit) = &mut limit
+                && limit.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(Err(Lost::Deadline));
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                let blocked_by_client =
+                    !self.body.is_done() || self.replied < self.reply.len() || attempt.lent.is_some();
+                if blocked_by_client && self.client_moved.elapsed() >= idle {
+                    return Poll::Ready(Err(Lost::Client(CloseReason::ClientTimeout)));
+                }
+                let from = if blocked_by_client { self.client_moved } else { Instant::now() };
+                timer.as_mut().reset((from + idle).into());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Both directions as far as they go. Ready when the whole response has been written to the client.
+    fn poll_attempt(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
+        if !attempt.upload_over {
+            match self.poll_upload(cx, attempt) {
+                Poll::Ready(Ok(())) => attempt.upload_over = true,
+                Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
+                Poll::Pending => {}
+            }
+        }
+        loop {
+            if let Some(withhold) = &mut attempt.withhold {
+                if attempt.body.is_done() || withhold.as_mut().poll(cx).is_ready() {
+                    attempt.withhold = None;
+                }
+            }
+            if attempt.withhold.is_none() {
+                ready!(self.poll_flush(cx))?;
+                if attempt.response.is_some() && attempt.body.is_done() {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            match self.poll_receive(cx, attempt) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
+                Poll::Pending => break,
+            }
+        }
+        if self.watch_client && attempt.upload_over && self.client.stream.poll_read_ready(cx).is_ready() {
+            // Something came while we wait: more requests, a half-close, or the end of it all.
+            match socket::peer(&self.client.stream) {
+                Peer::Gone => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
+                Peer::Open | Peer::HalfClosed => self.watch_client = false,
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Head and body to the endpoint; the body is kept for a replay while it fits. Ready when all is written, or when the
+    /// endpoint takes no more (its response may be there all the same).
+    fn poll_upload(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
+        let emit = if self.request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
+        loop {
+            while self.written < self.sent.len() {
+                match ready!(Pin::new(&mut attempt.upstream.stream).poll_write(cx, &self.sent[self.written..])) {
+                    Ok(n) if n > 0 => {
+                        self.written += n;
+                        attempt.wrote = true;
+                    }
+                    _ => {
+                        attempt.spent = true;
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+            if !self.whole {
+                self.sent.clear();
+                self.written = 0;
+            }
+            if self.body.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            if !self.client.unread.is_empty() {
+                let n = self.body.decode(&self.client.unread, emit, &mut self.sent).map_err(Lost::BadBody)?;
+                self.client.unread.drain(..n);
+                if self.client.unread.is_empty() {
+                    self.client.unread = Vec::new();
+                }
+                self.bound_kept();
+                continue;
+            }
+            ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
+            let mut scratch = self.worker.scratch.borrow_mut();
+            let mut buf = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut self.client.stream).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
+            }
+            self.client_moved = Instant::now();
+            let read = buf.filled();
+            let taken = if !self.whole && emit == Emit::Identity {
+                let taken = self.body.pass(read.len());
+                let n = match Pin::new(&mut attempt.upstream.stream).poll_write(cx, &read[..taken]) {
+                    Poll::Ready(Ok(n)) => n,
+                    // The next turn of the loop meets the error again.
+                    Poll::Ready(Err(_)) | Poll::Pending => 0,
+                };
+                self.sent.extend_from_slice(&read[n..taken]);
+                taken
+            } else {
+                self.body.decode(read, emit, &mut self.sent).map_err(Lost::BadBody)?
+            };
+            self.client.unread.extend_from_slice(&read[taken..]);
+            drop(scratch);
+            self.bound_kept();
+        }
+    }
+
+    /// Past the replay buffer's bound the body is only passed on.
+    fn bound_kept(&mut self) {
+        if self.whole && self.sent.len() - self.head_len > self.config.limits.replay_body {
+            self.whole = false;
+            self.sent.drain(..self.written);
+            self.written = 0;
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
+        while self.replied < self.reply.len() {
+            let n = ready!(Pin::new(&mut self.client.stream).poll_write(cx, &self.reply[self.replied..]));
+            match n {
+                Ok(n) if n > 0 => {
+                    self.replied += n;
+                    self.passed |= self.replied > self.interim;
+                    self.bytes_out += n as u64;
+                    if self.replied < self.reply.len() {
+                        self.client_moved = Instant::now();
+                    }
+                }
+                _ => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
+            }
+        }
+        self.reply.clear();
+        (self.replied, self.interim) = (0, 0);
+        Poll::Ready(Ok(()))
+    }
+
+    /// One read of the endpoint's side, taken in.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
+        if let Some(lent) = &mut attempt.lent {
+            let left = attempt.body.remaining().unwrap_or(0);
+            return match lent.poll_move(cx, &attempt.upstream.stream, &self.client.stream, left) {
+                Poll::Ready(Ok(n)) => {
+                    attempt.body.pass(n);
+                    self.bytes_out += n as u64;
+                    self.client_moved = Instant::now();
+                    if n < SCRATCH || attempt.body.is_done() {
+                        attempt.lent = None;
+                    }
+                    if n == 0 { Poll::Ready(Err(self.broken(attempt))) } else { Poll::Ready(Ok(())) }
+                }
+                Poll::Ready(Err(Broken::Sink(_))) => Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
+                Poll::Ready(Err(Broken::Source(_))) => Poll::Ready(Err(self.broken(attempt))),
+                Poll::Pending => {
+                    if lent.is_empty() {
+                        attempt.lent = None;
+                    }
+                    Poll::Pending
+                }
+            };
+        }
+        if ready!(attempt.upstream.stream.poll_read_ready(cx)).is_err() {
+            return Poll::Ready(Err(self.broken(attempt)));
+        }
+        let mut scratch = self.worker.scratch.borrow_mut();
+        let mut buf = ReadBuf::new(&mut scratch);
+        if ready!(Pin::new(&mut attempt.upstream.stream).poll_read(cx, &mut buf)).is_err() {
+            return Poll::Ready(Err(self.broken(attempt)));
+        }
+        let read = buf.filled();
+        if read.is_empty() {
+            attempt.spent = true;
+            let whole = attempt.response.is_some() && attempt.body.eof(attempt.emit, &mut self.reply).is_ok();
+            return Poll::Ready(if whole { Ok(()) } else { Err(self.broken(attempt)) });
+        }
+        let copy_free = attempt.response.is_some()
+            && attempt.emit == Emit::Identity
+            && attempt.body.remaining().is_some()
+            && attempt.withhold.is_none();
+        if copy_free {
+            let taken = attempt.body.pass(read.len());
+            attempt.spent |= taken < read.len();
+            match Pin::new(&mut self.client.stream).poll_write(cx, &read[..taken]) {
+                Poll::Ready(Ok(n)) => {
+                    self.passed |= n > 0;
+                    self.bytes_out += n as u64;
+                    self.client_moved = Instant::now();
+                    self.reply.extend_from_slice(&read[n..taken]);
+                    if n == SCRATCH && attempt.body.remaining().is_some_and(|left| left >= SCRATCH as u64) {
+                        attempt.lent = self.worker.pipes.lend();
+                    }
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
+                Poll::Pending => self.reply.extend_from_slice(&read[..taken]),
+            }
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Ready(self.take_in(attempt, read))
+    }
+
+    /// The end of the upstream connection before the end of its response.
+    fn broken(&self, attempt: &Attempt) -> Lost {
+        let untouched = attempt.response.is_none() && attempt.inbuf.is_empty();
+        Lost::Upstream { forced: false, stale: attempt.reused && untouched }
+    }
+
+    /// Bytes of a response: heads, then body into `reply`.
+    fn take_in(&mut self, attempt: &mut Attempt, read: &[u8]) -> Result<(), Lost> {
+        if attempt.response.is_some() {
+            return self.take_body(attempt, read);
+        }
+        if attempt.inbuf.is_empty() {
+            let taken = self.take_heads(attempt, read)?;
+            return match attempt.response {
+                Some(_) => self.take_body(attempt, &read[taken..]),
+                None => {
+                    attempt.inbuf.extend_from_slice(&read[taken..]);
+                    Ok(())
+                }
+            };
+        }
+        let mut inbuf = std::mem::take(&mut attempt.inbuf);
+        inbuf.extend_from_slice(read);
+        let taken = self.take_heads(attempt, &inbuf)?;
+        if attempt.response.is_some() {
+            return self.take_body(attempt, &inbuf[taken..]);
+        }
+        inbuf.drain(..taken);
+        attempt.inbuf = inbuf;
+        Ok(())
+    }
+
+    /// Interim heads and the final one, as far as they are there; answers the bytes taken.
+    fn take_heads(&mut self, attempt: &mut Attempt, input: &[u8]) -> Result<usize, Lost> {
+        let unread_body = self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
+        let close = !self.request.keep_alive || self.worker.shared.closing.load(Ordering::Relaxed) || unread_body;
+        let mut taken = 0;
+        loop {
+            let before = self.reply.len();
+            let parsed = head::parse_response(
+                &input[taken..],
+                &self.limits,
+                self.request.method,
+                self.request.version,
+                close,
+                &mut self.reply,
+            );
+            let response = match parsed.map_err(Lost::BadResponse)? {
+                Some(response) => response,
+                None => return Ok(taken),
+            };
+            taken += response.consumed;
+            let tunnel = response.status == 101 && self.request.upgrade;
+            if response.status == 101 && !tunnel {
+                return Err(Lost::BadResponse(Reject { status: 502, reason: "unsolicited_upgrade" }));
+            }
+            if response.status < 200 && !tunnel {
+                self.interims += 1;
+                if self.interims > INTERIMS {
+                    return Err(Lost::BadResponse(Reject { status: 502, reason: "too_many_interim_responses" }));
+                }
+                let known = self.request.version == Version::H10 || (response.status == 100 && self.continued);
+                self.continued |= response.status == 100;
+                if known {
+                    self.reply.truncate(before);
+                } else {
+                    self.interim = self.reply.len();
+                }
+                continue;
+            }
+            if response.status == 408 && attempt.reused && !response.keep_alive && !self.passed {
+                // The server's idle timeout spoke, not the application.
+                if replay::is_repeatable(&self.request, self.port.policy.non_idempotent) {
+                    return Err(Lost::Upstream { forced: false, stale: true });
+                }
+            }
+            attempt.body = BodyDecoder::new(response.framing, &self.limits, 502);
+            attempt.emit = response.emit;
+            self.status = response.status;
+            let endpoint = &attempt.upstream.local.endpoint;
+            let now = Instant::now();
+            endpoint.latency().record(now - attempt.began, millis(now));
+            attempt.response = Some(response);
+            return Ok(taken);
+        }
+    }
+
+    fn take_body(&mut self, attempt: &mut Attempt, input: &[u8]) -> Result<(), Lost> {
+        let Some(response) = &attempt.response else { return Ok(()) };
+        if self.is_tunnel(response) {
+            attempt.inbuf.extend_from_slice(input);
+            return Ok(());
+        }
+        let taken = attempt.body.decode(input, attempt.emit, &mut self.reply).map_err(Lost::BadResponse)?;
+        attempt.spent |= taken < input.len();
+        let small = matches!(response.framing, Framing::Counted(n) if n <= WITHHOLD_MAX);
+        if small && !attempt.body.is_done() && !self.passed && attempt.withhold.is_none() {
+            attempt.withhold = Some(Box::pin(tokio::time::sleep(WITHHOLD)));
+        }
+        Ok(())
+    }
+
+    fn is_tunnel(&self, response: &Response) -> bool {
+        response.status == 101 || (self.request.method == Method::Connect && (200..300).contains(&response.status))
+    }
+
+    /// The whole response has been written.
+    async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
+        let Attempt { upstream, response, inbuf, spent, .. } = attempt;
+        let Some(response) = response else { return End::Cut(CloseReason::UpstreamReset) };
+        if self.is_tunnel(&response) {
+            return End::Tunnel { lease, upstream: Box::new(upstream), down: inbuf };
+        }
+        let tally = &lease.endpoint().tally;
+        if lease.endpoint().is_draining() {
+            tally.finished.fetch_add(1, Ordering::Relaxed);
+        }
+        let uploaded = self.body.is_done() && self.written == self.sent.len();
+        if response.keep_alive && !spent && uploaded {
+            pool::check_in(upstream);
+        } else {
+            drop(upstream);
+        }
+        drop(lease);
+        let closing = response.client_close || !self.request.keep_alive;
+        if !self.body.is_done() && !self.discard_body().await {
+            return End::Linger(CloseReason::Completed);
+        }
+        let told = self.worker.shared.closing.load(Ordering::Relaxed);
+        match (closing, told) {
+            (false, _) => End::KeepAlive,
+            (true, true) => End::Close(CloseReason::Shutdown),
+            (true, false) => End::Close(CloseReason::Completed),
+        }
+    }
+
+    /// Reads the rest of a request body that nobody wants any more, if it is short enough to be worth it.
+    async fn discard_body(&mut self) -> bool {
+        let mut budget = self.config.limits.replay_body;
+        let patience = self.config.timeouts.head;
+        let mut waste = Vec::new();
+        let discard = async {
+            while !self.body.is_done() {
+                if self.client.unread.is_empty() {
+                    poll_fn(|cx| self.client.poll_fill(cx, self.worker)).await.ok()?;
+                }
+                let n = self.body.decode(&self.client.unread, Emit::Identity, &mut waste).ok()?;
+                waste.clear();
+                budget = budget.checked_sub(n.max(1))?;
+                self.client.unread.drain(..n);
+            }
+            Some(())
+        };
+        tokio::time::timeout(patience, discard).await.ok().flatten().is_some()
+    }
+
+    async fn refused(&mut self, refusal: Refusal) -> End {
+        let (status, reason) = match refusal {
+            Refusal::NoService => (503, "no_service"),
+            Refusal::Expired => (503, "no_endpoint"),
+            Refusal::Full => (503, "hold_full"),
+            Refusal::Deadline => (504, "request_timeout"),
+            Refusal::ClientLeft => return End::Close(CloseReason::ClientReset),
+        };
+        self.answer(status, reason).await
+    }
+
+    async fn give_up(&mut self, lost: Lost, endpoint: &Endpoint) -> End {
+        let (status, reason, cut) = match lost {
+            Lost::Client(reason) => {
+                if self.passed {
+                    return End::Cut(reason);
+                } else {
+                    return End::Close(reason);
+                }
+            }
+            Lost::Upstream { forced: true, .. } => (502, "drain_deadline", CloseReason::DrainDeadline),
+            Lost::Upstream { .. } => (502, "upstream_lost", CloseReason::UpstreamReset),
+            Lost::BadResponse(reject) => (502, reject.reason, CloseReason::UpstreamReset),
+            Lost::BadBody(reject) => (reject.status, reject.reason, CloseReason::BadRequest),
+            Lost::Deadline => (504, "request_timeout", CloseReason::UpstreamReset),
+        };
+        tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");
+        if self.passed {
+            return End::Cut(cut);
+        }
+        self.answer(status, reason).await
+    }
+
+    /// An answer of our own. The client keeps its connection where its request has been read whole.
+    async fn answer(&mut self, status: u16, reason: &'static str) -> End {
+        let replied = self.replied.min(self.interim);
+        self.reply.truncate(self.interim);
+        self.reply.drain(..replied);
+        let readable = status != 400 && (self.body.is_done() || self.discard_body().await);
+        let http_10 = self.request.version == Version::H10;
+        let close =
+            !readable || http_10 || !self.request.keep_alive || self.worker.shared.closing.load(Ordering::Relaxed);
+        let retry_after = (status == 503).then_some(1);
+        let head_only = self.request.method == Method::Head;
+        head::write_answer(status, reason, retry_after, close, head_only, &mut self.reply);
+        self.status = status;
+        self.bytes_out += self.reply.len() as u64;
+        let written = tokio::time::timeout(self.config.timeouts.client_idle, self.client.stream.write_all(&self.reply));
+        match written.await {
+            Ok(Ok(())) if !close => End::KeepAlive,
+            Ok(Ok(())) if readable => End::Close(CloseReason::Completed),
+            Ok(Ok(())) => End::Linger(CloseReason::BadRequest),
+            _ => End::Close(CloseReason::ClientReset),
+        }
+    }
+
+    fn record(&self, started: Instant) {
+        if self.status != 0 {
+            self.port.metrics.answered(self.status);
+            self.port.metrics.request_duration.observe(started.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Attempt {
+    fn new(upstream: Upstream, limits: &head::Limits) -> Self {
+        Self {
+            reused: upstream.reused,
+            upstream,
+            began: Instant::now(),
+            wrote: false,
+            upload_over: false,
+            inbuf: Vec::new(),
+            response: None,
+            body: BodyDecoder::new(Framing::None, limits, 502),
+            emit: Emit::Identity,
+            withhold: None,
+            spent: false,
+            lent: None,
+        }
+    }
+}
+
+/// Before there is a service to count for.
+async fn answer_alone(client: &mut Client, request: &Request, status: u16, reason: &'static str) -> End {
+    let mut answer = Vec::new();
+    head::write_answer(status, reason, Some(1), true, request.method == Method::Head, &mut answer);
+    let _ = client.stream.write_all(&answer).await;
+    End::Linger(CloseReason::NoEndpoint)
+}
+
+/// A counted response up to this size is withheld until complete, for at most [`WITHHOLD`].
+const WITHHOLD_MAX: u64 = 16 << 10;
+const WITHHOLD: Duration = Duration::from_millis(5);
+/// 1xx responses of one exchange.
+const INTERIMS: u32 = 32;
+const SECOND_LOOK: Duration = Duration::from_secs(1);

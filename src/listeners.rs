@@ -1,0 +1,195 @@
+//! The set of listeners: what the configuration and the claimed Services want, what is bound, and what must be tried again.
+//!
+//! Invariant: a listener that does not change is not touched by one that does; one that cannot be bound is named in
+//! `/readyz` and tried again with backoff, and costs the others nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::admin::{Health, ListenerState};
+use crate::config::{Config, ListenerConfig, PortRef, Protocol};
+use crate::listener::{ListenerId, ListenerSpec};
+use crate::routing::Snapshot;
+use crate::socket;
+use crate::worker::{Mail, Shared};
+
+#[derive(Default)]
+pub struct Listeners {
+    wanted: BTreeMap<String, Wanted>,
+    next_id: u64,
+    /// Told to close, perhaps still emptying their accept queue.
+    closing: Vec<Arc<ListenerSpec>>,
+    dirty: bool,
+}
+
+struct Wanted {
+    config: ListenerConfig,
+    /// What it serves: its own, else the Service's.
+    protocol: Protocol,
+    state: State,
+}
+
+enum State {
+    Bound(Arc<ListenerSpec>),
+    Failed { error: String, retry_at: Instant, pause: Duration },
+}
+
+impl Listeners {
+    /// Takes in what is wanted now. What is no longer wanted, or wanted otherwise, is closed at the next [`Self::retry`].
+    pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
+        let mut wanted: BTreeMap<String, ListenerConfig> =
+            config.listeners.iter().map(|listener| (listener.name.clone(), listener.clone())).collect();
+        for port in snapshot.ports.values().filter(|port| port.claimed) {
+            let Some(node_port) = port.node_port else { continue };
+            for address in &config.node_port_addresses {
+                let name = format!("{}:{}@{address}", port.key.service, port.key.port);
+                let listener = ListenerConfig {
+                    name: name.clone(),
+                    address: SocketAddr::new(*address, node_port),
+                    service: port.key.service.clone(),
+                    port: PortRef::Number(port.key.port),
+                    protocol: None,
+                    proxy_protocol: false,
+                    allow_connect: false,
+                };
+                wanted.insert(name, listener);
+            }
+        }
+        let unwanted: Vec<String> = self
+            .wanted
+            .iter()
+            .filter(|(name, now)| wanted.get(*name) != Some(&now.config))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in unwanted {
+            self.dirty = true;
+            if let Some(Wanted { state: State::Bound(spec), .. }) = self.wanted.remove(&name) {
+                self.closing.push(spec);
+            }
+        }
+        for (name, config) in wanted {
+            let port = snapshot.port(&config.service, &config.port);
+            let protocol = config.protocol.or(port.map(|port| port.protocol)).unwrap_or(Protocol::Auto);
+            let entry = self.wanted.entry(name).or_insert_with(|| Wanted {
+                config,
+                protocol,
+                state: State::Failed { error: String::new(), retry_at: Instant::now(), pause: FIRST_PAUSE },
+            });
+            self.dirty |= entry.protocol != protocol;
+            entry.protocol = protocol;
+        }
+    }
+
+    /// Closes what is to be closed and binds what is due.
+    pub fn retry(&mut self, now: Instant, shared: &Shared, health: &Health) {
+        for spec in &self.closing {
+            shared.tell_all(|| Mail::Unlisten(spec.id));
+        }
+        self.closing.retain(|spec| Arc::strong_count(spec) > 1);
+        for (name, wanted) in &mut self.wanted {
+            let State::Failed { error: last, retry_at, pause } = &wanted.state else { continue };
+            if *retry_at > now {
+                continue;
+            }
+            self.dirty = true;
+            self.next_id += 1;
+            wanted.state = match bind(&wanted.config, ListenerId(self.next_id), shared) {
+                Ok(spec) => {
+                    let (listener, service) = (name.as_str(), &wanted.config.service);
+                    tracing::info!(listener, address = %spec.address, %service, "listening");
+                    State::Bound(spec)
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if *last != error {
+                        tracing::error!(listener = name, address = %wanted.config.address, error, "cannot listen; trying again");
+                    }
+                    State::Failed { error, retry_at: now + *pause, pause: (*pause * 2).min(LONGEST_PAUSE) }
+                }
+            };
+        }
+        if std::mem::take(&mut self.dirty) {
+            let listeners = self.wanted.iter().map(|(name, wanted)| wanted.state(name)).collect();
+            health.update(|h| {
+                h.listeners = listeners;
+                h.ports_tried = true;
+            });
+        } else if self.wanted.is_empty() {
+            health.update(|h| h.ports_tried |= h.synced);
+        }
+    }
+
+    pub fn next_retry(&self) -> Option<Instant> {
+        self.wanted
+            .values()
+            .filter_map(|wanted| match wanted.state {
+                State::Failed { retry_at, .. } => Some(retry_at),
+                State::Bound(_) => None,
+            })
+            .min()
+    }
+
+    /// Stops accepting everywhere, for good.
+    pub fn close_all(&mut self, shared: &Shared, health: &Health) {
+        for (_, wanted) in std::mem::take(&mut self.wanted) {
+            if let State::Bound(spec) = wanted.state {
+                self.closing.push(spec);
+            }
+        }
+        self.dirty = true;
+        self.retry(Instant::now(), shared, health);
+    }
+
+    /// Whether every closed listener's accept queue has been served.
+    pub fn are_closed(&self) -> bool {
+        self.closing.iter().all(|spec| Arc::strong_count(spec) == 1)
+    }
+}
+
+impl Wanted {
+    fn state(&self, name: &str) -> ListenerState {
+        let (address, error) = match &self.state {
+            State::Bound(spec) => (spec.address, None),
+            State::Failed { error, .. } => (self.config.address, Some(error.clone())),
+        };
+        ListenerState {
+            name: name.to_owned(),
+            address,
+            service: self.config.service.clone(),
+            port: self.config.port.to_string(),
+            protocol: self.protocol,
+            error,
+        }
+    }
+}
+
+/// One socket a worker, all on one address; none is handed out unless all could be bound.
+fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<Arc<ListenerSpec>> {
+    let first = socket::listen(config.address)?;
+    let address = first.local_addr()?;
+    let mut sockets: Vec<TcpListener> = vec![first];
+    for _ in 1..shared.mailboxes.len() {
+        sockets.push(socket::listen(address)?);
+    }
+    let spec = Arc::new(ListenerSpec {
+        id,
+        name: config.name.clone(),
+        address,
+        service: config.service.clone(),
+        port: config.port.clone(),
+        protocol: config.protocol,
+        proxy_protocol: config.proxy_protocol,
+        allow_connect: config.allow_connect,
+    });
+    for (mailbox, socket) in shared.mailboxes.iter().zip(sockets) {
+        // A worker is gone only when the process ends.
+        let _ = mailbox.send(Mail::Listen(spec.clone(), socket));
+    }
+    Ok(spec)
+}
+
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);

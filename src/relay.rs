@@ -1,0 +1,309 @@
+//! Bytes between two sockets: a hand-polled pair over the worker's scratch, and splice where a read fills it.
+//!
+//! Invariant: an end is passed on as what it was. A FIN becomes a FIN of that direction once everything before it has been
+//! delivered, a reset becomes a reset; a cut in mid-transfer is a reset, so that nobody takes it for an end. A pair owns
+//! bytes only while a write is blocked.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::endpoint::Lease;
+use crate::metrics::CloseReason;
+use crate::socket;
+use crate::worker::{SCRATCH, Upstream, Worker};
+
+/// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
+pub struct Pair {
+    worker: Rc<Worker>,
+    client: TcpStream,
+    upstream: Upstream,
+    lease: Lease,
+    /// Client to endpoint.
+    up: Way,
+    /// Endpoint to client.
+    down: Way,
+    last_moved: Instant,
+    ended_first: Option<CloseReason>,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Way {
+    waiting: Vec<u8>,
+    written: usize,
+    ended: bool,
+    shut: bool,
+    lent: Option<Lent>,
+}
+
+/// Which side of a transfer failed.
+#[derive(Debug)]
+pub enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+impl Pair {
+    /// `up` and `down` are bytes already read that still have to be delivered.
+    pub fn new(
+        worker: Rc<Worker>,
+        client: TcpStream,
+        upstream: Upstream,
+        lease: Lease,
+        up: Vec<u8>,
+        down: Vec<u8>,
+    ) -> Box<Self> {
+        Box::new(Self {
+            worker,
+            client,
+            upstream,
+            lease,
+            up: Way { waiting: up, ..Way::default() },
+            down: Way { waiting: down, ..Way::default() },
+            last_moved: Instant::now(),
+            ended_first: None,
+        })
+    }
+
+    /// Runs until both directions have ended, one breaks, or the drain deadline cuts them.
+    pub async fn run(mut self: Box<Self>) -> CloseReason {
+        let local = self.upstream.local.clone();
+        let mut force = std::pin::pin!(local.force.cancelled());
+        let reason = std::future::poll_fn(|cx| {
+            if let Poll::Ready(reason) = self.poll(cx) {
+                return Poll::Ready(reason);
+            }
+            force.as_mut().poll(cx).map(|()| self.cut())
+        })
+        .await;
+        let endpoint = self.lease.endpoint();
+        if reason != CloseReason::DrainDeadline && endpoint.is_draining() {
+            endpoint.tally.finished.fetch_add(1, Ordering::Relaxed);
+        }
+        reason
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let mut moved = false;
+        let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
+        let up = self.up.poll(cx, &self.worker, client, upstream, &mut moved);
+        let down = self.down.poll(cx, &self.worker, upstream, client, &mut moved);
+        if moved {
+            self.last_moved = Instant::now();
+        }
+        if self.ended_first.is_none() {
+            self.ended_first = match (self.up.ended, self.down.ended) {
+                (true, _) => Some(CloseReason::ClientClosed),
+                (_, true) => Some(CloseReason::UpstreamClosed),
+                _ => None,
+            };
+        }
+        let broken = |side| {
+            socket::reset_on_close(client);
+            socket::reset_on_close(upstream);
+            Poll::Ready(side)
+        };
+        match (up, down) {
+            (Poll::Ready(Err(Broken::Source(_))), _) | (_, Poll::Ready(Err(Broken::Sink(_)))) => {
+                broken(CloseReason::ClientReset)
+            }
+            (Poll::Ready(Err(Broken::Sink(_))), _) | (_, Poll::Ready(Err(Broken::Source(_)))) => {
+                broken(CloseReason::UpstreamReset)
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
+                Poll::Ready(self.ended_first.unwrap_or(CloseReason::ClientClosed))
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    /// The drain deadline: a quiet connection ends, one in mid-transfer is reset.
+    fn cut(&mut self) -> CloseReason {
+        let quiet = self.last_moved.elapsed() >= QUIET && self.up.is_empty() && self.down.is_empty();
+        if !quiet {
+            socket::reset_on_close(&self.client);
+            socket::reset_on_close(&self.upstream.stream);
+        }
+        self.lease.endpoint().tally.forced.fetch_add(1, Ordering::Relaxed);
+        if self.worker.cut.get() { CloseReason::Shutdown } else { CloseReason::DrainDeadline }
+    }
+}
+
+impl Way {
+    fn is_empty(&self) -> bool {
+        self.written == self.waiting.len() && self.lent.as_ref().is_none_or(Lent::is_empty)
+    }
+
+    /// Moves what there is. Ready when the source has ended and the sink has been told.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+        source: &mut TcpStream,
+        sink: &mut TcpStream,
+        moved: &mut bool,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            while self.written < self.waiting.len() {
+                let n =
+                    ready!(Pin::new(&mut *sink).poll_write(cx, &self.waiting[self.written..])).map_err(Broken::Sink)?;
+                self.written += n;
+                *moved = true;
+            }
+            if !self.waiting.is_empty() {
+                self.written = 0;
+                worker.give_back(std::mem::take(&mut self.waiting));
+            }
+            if self.ended {
+                if !self.shut {
+                    ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
+                    self.shut = true;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(lent) = &mut self.lent {
+                match lent.poll_move(cx, source, sink, u64::MAX) {
+                    Poll::Ready(Ok(n)) => {
+                        *moved = true;
+                        self.ended = n == 0;
+                        if n < SCRATCH {
+                            self.lent = None;
+                        }
+                        continue;
+                    }
+                    Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
+                    Poll::Pending => {
+                        if lent.is_empty() {
+                            self.lent = None;
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+            ready!(source.poll_read_ready(cx)).map_err(Broken::Source)?;
+            let mut scratch = worker.scratch.borrow_mut();
+            let mut buf = ReadBuf::new(&mut scratch);
+            ready!(Pin::new(&mut *source).poll_read(cx, &mut buf)).map_err(Broken::Source)?;
+            let read = buf.filled();
+            if read.is_empty() {
+                self.ended = true;
+                continue;
+            }
+            *moved = true;
+            let n = match Pin::new(&mut *sink).poll_write(cx, read) {
+                Poll::Ready(n) => n.map_err(Broken::Sink)?,
+                Poll::Pending => 0,
+            };
+            if n < read.len() {
+                self.waiting = worker.buffer();
+                self.waiting.extend_from_slice(&read[n..]);
+            } else if n == SCRATCH {
+                self.lent = worker.pipes.lend();
+            }
+        }
+    }
+}
+
+/// A worker's pipes for splice.
+#[derive(Default)]
+pub struct Pipes(Rc<RefCell<Shelf>>);
+
+#[derive(Default)]
+struct Shelf {
+    free: Vec<(OwnedFd, OwnedFd)>,
+    lent: usize,
+}
+
+/// A pipe on loan for one fill and full drain after another. It goes back only when empty.
+pub struct Lent {
+    ends: Option<(OwnedFd, OwnedFd)>,
+    inside: usize,
+    filled: usize,
+    shelf: Rc<RefCell<Shelf>>,
+}
+
+impl Pipes {
+    /// `None` when all are out: copy instead.
+    pub fn lend(&self) -> Option<Lent> {
+        let mut shelf = self.0.borrow_mut();
+        if shelf.lent == PIPES {
+            return None;
+        }
+        let ends = match shelf.free.pop() {
+            Some(ends) => ends,
+            None => {
+                let ends =
+                    pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok().map(|(read, write)| (read, write))?;
+                // Where the per-user limit forbids it, the kernel's 64 KiB must do.
+                let _ = rustix::pipe::fcntl_setpipe_size(&ends.0, PIPE_SIZE);
+                ends
+            }
+        };
+        shelf.lent += 1;
+        Some(Lent { ends: Some(ends), inside: 0, filled: 0, shelf: self.0.clone() })
+    }
+}
+
+impl Lent {
+    pub fn is_empty(&self) -> bool {
+        self.inside == 0
+    }
+
+    /// One fill and its full drain; answers how many bytes that were, 0 at the source's end.
+    pub fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        sink: &TcpStream,
+        max: u64,
+    ) -> Poll<Result<usize, Broken>> {
+        let Some((out, into)) = &self.ends else { return Poll::Ready(Ok(0)) };
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        while self.inside == 0 {
+            ready!(source.poll_read_ready(cx)).map_err(Broken::Source)?;
+            let len = max.min(PIPE_SIZE as u64) as usize;
+            match source.try_io(Interest::READABLE, || Ok(splice(source, None, into, None, len, flags)?)) {
+                Ok(0) => return Poll::Ready(Ok(0)),
+                Ok(n) => (self.inside, self.filled) = (n, n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(Broken::Source(e))),
+            }
+        }
+        while self.inside > 0 {
+            ready!(sink.poll_write_ready(cx)).map_err(Broken::Sink)?;
+            match sink.try_io(Interest::WRITABLE, || Ok(splice(out, None, sink, None, self.inside, flags)?)) {
+                Ok(n) => self.inside -= n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(Broken::Sink(e))),
+            }
+        }
+        Poll::Ready(Ok(self.filled))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut shelf = self.shelf.borrow_mut();
+        shelf.lent -= 1;
+        if self.inside == 0
+            && let Some(ends) = self.ends.take()
+        {
+            shelf.free.push(ends);
+        }
+    }
+}
+
+/// A connection that has moved nothing for this long is between two messages, as far as one can tell.
+const QUIET: Duration = Duration::from_secs(1);
+const PIPES: usize = 64;
+const PIPE_SIZE: usize = 256 << 10;

@@ -1,0 +1,430 @@
+//! One client connection, from accept to its one close reason: whose protocol it is, then TCP or HTTP.
+//!
+//! Invariant: everything a connection takes (its permit, its place in the worker's load, its gauge) is given back by
+//! [`Open`]'s drop, whatever way it ends. The idle state is small: what is busy is boxed and lives only while busy.
+
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::balancer::{Avoid, Cost};
+use crate::config::Protocol;
+use crate::dispatch::{self, Ask, Refusal};
+use crate::endpoint::Lease;
+use crate::http::exchange::{self, End};
+use crate::http::head::{self, Sniff};
+use crate::http::pool::{self, Trust};
+use crate::listener::ListenerSpec;
+use crate::metrics::{CloseReason, ServiceMetrics};
+use crate::relay::Pair;
+use crate::socket;
+use crate::worker::{Handover, Upstream, Worker};
+
+/// The client's side of a session.
+pub struct Client {
+    pub stream: TcpStream,
+    /// Read, and not yet consumed.
+    pub unread: Vec<u8>,
+    /// The connection's peer, or whom a trusted PROXY header names.
+    pub peer: SocketAddr,
+    /// The connection's peer itself.
+    pub neighbour: IpAddr,
+    pub listener: Arc<ListenerSpec>,
+}
+
+/// What an open connection has taken; given back on drop.
+struct Open {
+    worker: Rc<Worker>,
+    metrics: Option<Arc<ServiceMetrics>>,
+    reason: CloseReason,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Serves an accepted connection in a task of its own. The caller has counted it in the worker's load.
+pub fn start(worker: &Rc<Worker>, handover: Handover) {
+    let Handover { fd, peer, listener, permit } = handover;
+    let open = Open { worker: worker.clone(), metrics: None, reason: CloseReason::ClientClosed, _permit: permit };
+    let stream = match TcpStream::from_std(fd.into()) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "cannot watch an accepted connection"),
+    };
+    let client = Box::new(Client { stream, unread: Vec::new(), peer, neighbour: peer.ip(), listener });
+    tokio::task::spawn_local(serve(open, client));
+}
+
+async fn serve(mut open: Open, mut client: Box<Client>) {
+    let worker = open.worker.clone();
+    if client.listener.proxy_protocol
+        && let Err(reason) = Box::pin(read_proxy_header(&worker, &mut client)).await
+    {
+        open.reason = reason;
+        return;
+    }
+    let port = worker.port(&client.listener);
+    let protocol = client.listener.protocol.or(port.as_ref().map(|p| p.protocol)).unwrap_or(Protocol::Auto);
+    open.metrics = port.map(|port| port.metrics.clone());
+    if let Some(metrics) = &open.metrics {
+        metrics.connections_active.inc();
+    }
+    let known = match protocol {
+        Protocol::Http => Known::Http,
+        Protocol::Tcp => Known::Tcp(None),
+        Protocol::Auto => match Box::pin(detect(&worker, &mut client)).await {
+            Ok(known) => known,
+            Err(reason) => {
+                open.reason = reason;
+                return;
+            }
+        },
+    };
+    open.reason = match known {
+        Known::Http => {
+            open.count(|m| &m.connections_http);
+            http(&worker, client).await
+        }
+        Known::Tcp(upstream) => {
+            open.count(|m| &m.connections_tcp);
+            match Box::pin(tcp(&worker, client, upstream)).await {
+                Ok(pair) => pair.run().await,
+                Err(reason) => reason,
+            }
+        }
+    };
+}
+
+/// What `auto` found out.
+enum Known {
+    Http,
+    /// With the provisional connection, if one was made.
+    Tcp(Option<(Lease, Upstream)>),
+}
+
+/// Looks at the first bytes. A silent client is connected provisionally, since its server may be the one to speak first;
+/// a request line before the server's first byte still makes it HTTP.
+async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, CloseReason> {
+    let idle = worker.config().timeouts.client_idle;
+    match tokio::time::timeout(SILENCE, sniff(worker, client)).await {
+        Ok(sniffed) => return Ok(if sniffed? { Known::Http } else { Known::Tcp(None) }),
+        Err(_silent) => {}
+    }
+    let deadline = Instant::now() + idle;
+    loop {
+        let (lease, upstream) = acquire_tcp(worker, client).await?;
+        let force = upstream.local.force.clone();
+        tokio::select! {
+            biased;
+            sniffed = sniff(worker, client) => {
+                if sniffed? {
+                    pool::check_in(upstream);
+                    return Ok(Known::Http);
+                }
+                return Ok(Known::Tcp(Some((lease, upstream))));
+            }
+            _ = upstream.stream.readable() => return Ok(Known::Tcp(Some((lease, upstream)))),
+            // Nobody has said anything: another endpoint does as well.
+            () = force.cancelled() => {}
+            () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
+        }
+        if worker.cut.get() {
+            return Err(CloseReason::Shutdown);
+        }
+    }
+}
+
+/// Reads until it is sure whether this is HTTP/1. Cancellation safe: what was read stays in `unread`.
+async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason> {
+    loop {
+        if !client.unread.is_empty() {
+            match head::sniff(&client.unread) {
+                Sniff::Http => return Ok(true),
+                Sniff::Other => return Ok(false),
+                Sniff::NeedMore => {}
+            }
+        }
+        let before = client.unread.len();
+        poll_fn(|cx| client.poll_fill(cx, worker)).await.map_err(|_| CloseReason::ClientReset)?;
+        if client.unread.len() == before {
+            // It has ended its direction: whatever it sent, it is not a request.
+            return if before == 0 { Err(CloseReason::ClientClosed) } else { Ok(false) };
+        }
+    }
+}
+
+async fn acquire_tcp(worker: &Rc<Worker>, client: &Client) -> Result<(Lease, Upstream), CloseReason> {
+    let ask = Ask { cost: Cost::Tcp, trust: Trust::Fresh, avoid: Avoid::default(), client: &client.stream };
+    dispatch::upstream(worker, &client.listener, &ask).await.map_err(|refusal| {
+        // A clean close would read as success.
+        socket::reset_on_close(&client.stream);
+        if refusal == Refusal::ClientLeft { CloseReason::ClientReset } else { CloseReason::NoEndpoint }
+    })
+}
+
+async fn tcp(
+    worker: &Rc<Worker>,
+    client: Box<Client>,
+    upstream: Option<(Lease, Upstream)>,
+) -> Result<Box<Pair>, CloseReason> {
+    let (lease, upstream) = match upstream {
+        Some(found) => found,
+        None => acquire_tcp(worker, &client).await?,
+    };
+    let Client { stream, unread, .. } = *client;
+    Ok(Pair::new(worker.clone(), stream, upstream, lease, unread, Vec::new()))
+}
+
+/// Requests one after the other until something ends it.
+async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
+    let mut timer = std::pin::pin!(tokio::time::sleep(Duration::MAX));
+    loop {
+        let end = match read_head(worker, &mut client, timer.as_mut()).await {
+            Ok((request, head)) => {
+                let started = Instant::now();
+                Box::pin(exchange::run(worker, &mut client, request, head, timer.as_mut(), started)).await
+            }
+            Err(HeadEnd::Refused(reject)) => {
+                let mut answer = Vec::new();
+                head::write_answer(reject.status, reject.reason, None, true, false, &mut answer);
+                if let Some(port) = worker.port(&client.listener) {
+                    port.metrics.answered(reject.status);
+                }
+                let _ = client.stream.write_all(&answer).await;
+                let timed_out = reject.status == 408;
+                End::Linger(if timed_out { CloseReason::ClientTimeout } else { CloseReason::BadRequest })
+            }
+            Err(HeadEnd::Closed(reason)) => return reason,
+        };
+        match end {
+            End::KeepAlive => {}
+            End::Close(reason) => return reason,
+            End::Linger(reason) => {
+                linger(&mut client).await;
+                return reason;
+            }
+            End::Cut(reason) => {
+                socket::reset_on_close(&client.stream);
+                return reason;
+            }
+            End::Tunnel { lease, upstream, down } => {
+                let Client { stream, unread, .. } = *client;
+                return Pair::new(worker.clone(), stream, *upstream, lease, unread, down).run().await;
+            }
+        }
+    }
+}
+
+enum HeadEnd {
+    Closed(CloseReason),
+    Refused(head::Reject),
+}
+
+/// The next request's head, and its canonical form for the upstream.
+async fn read_head(
+    worker: &Rc<Worker>,
+    client: &mut Client,
+    mut timer: Pin<&mut tokio::time::Sleep>,
+) -> Result<(head::Request, Vec<u8>), HeadEnd> {
+    let (idle, head_time) = {
+        let config = worker.config();
+        (config.timeouts.client_idle, config.timeouts.head)
+    };
+    timer.as_mut().reset((Instant::now() + if client.unread.is_empty() { idle } else { head_time }).into());
+    let mut parsed = client.parse(worker)?;
+    let mut begun = !client.unread.is_empty();
+    poll_fn(|cx| {
+        loop {
+            if let Some(found) = parsed.take() {
+                return Poll::Ready(Ok(found));
+            }
+            match client.poll_head(cx, worker) {
+                Poll::Ready(found) => parsed = found?,
+                Poll::Pending => break,
+            }
+            if parsed.is_none() && !begun {
+                begun = true;
+                timer.as_mut().reset((Instant::now() + head_time).into());
+            }
+        }
+        timer.as_mut().poll(cx).map(|()| {
+            Err(if begun {
+                HeadEnd::Refused(head::Reject { status: 408, reason: "head_timeout" })
+            } else {
+                HeadEnd::Closed(CloseReason::ClientTimeout)
+            })
+        })
+    })
+    .await
+}
+
+impl Client {
+    /// Reads once, into `unread`. Nothing added: the client has ended its direction.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<std::io::Result<()>> {
+        ready!(self.stream.poll_read_ready(cx))?;
+        let mut scratch = worker.scratch.borrow_mut();
+        let mut buf = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+        self.unread.extend_from_slice(buf.filled());
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and parses; a head that comes whole is parsed where it was read.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+    ) -> Poll<Result<Option<(head::Request, Vec<u8>)>, HeadEnd>> {
+        let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
+        ready!(self.stream.poll_read_ready(cx)).map_err(reset)?;
+        let mut scratch = worker.scratch.borrow_mut();
+        let mut buf = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)).map_err(reset)?;
+        let read = buf.filled();
+        if read.is_empty() {
+            let reason = if self.unread.is_empty() { CloseReason::ClientClosed } else { CloseReason::ClientReset };
+            return Poll::Ready(Err(HeadEnd::Closed(reason)));
+        }
+        if !self.unread.is_empty() {
+            self.unread.extend_from_slice(read);
+            drop(scratch);
+            return Poll::Ready(self.parse(worker));
+        }
+        let parsed = self.parse_bytes(worker, read)?;
+        let consumed = parsed.as_ref().map_or(0, |(request, _)| request.consumed);
+        if consumed < read.len() {
+            self.unread.extend_from_slice(&read[consumed..]);
+        }
+        Poll::Ready(Ok(parsed))
+    }
+
+    fn parse(&mut self, worker: &Worker) -> Result<Option<(head::Request, Vec<u8>)>, HeadEnd> {
+        if self.unread.is_empty() {
+            return Ok(None);
+        }
+        let parsed = self.parse_bytes(worker, &self.unread)?;
+        if let Some((request, _)) = &parsed {
+            self.unread.drain(..request.consumed);
+            if self.unread.is_empty() {
+                // An idle client owns no bytes.
+                self.unread = Vec::new();
+            }
+        }
+        Ok(parsed)
+    }
+
+    fn parse_bytes(&self, worker: &Worker, bytes: &[u8]) -> Result<Option<(head::Request, Vec<u8>)>, HeadEnd> {
+        let config = worker.config();
+        let limits = head::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
+        let forwarding = head::Forwarding {
+            peer: self.peer.ip(),
+            local: self.listener.address,
+            trusted: config.trusted_proxies.iter().any(|net| net.contains(&self.neighbour)),
+            https: false,
+            allow_connect: self.listener.allow_connect,
+        };
+        let mut out = worker.buffer();
+        match head::parse_request(bytes, &limits, &forwarding, &mut out) {
+            Ok(Some(request)) => Ok(Some((request, out))),
+            Ok(None) => {
+                worker.give_back(out);
+                Ok(None)
+            }
+            Err(reject) => Err(HeadEnd::Refused(reject)),
+        }
+    }
+}
+
+/// Reads a PROXY protocol header (v1 or v2, <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>). Only peers
+/// inside `trustedProxies` may send one.
+async fn read_proxy_header(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {
+    let config = worker.config();
+    if !config.trusted_proxies.iter().any(|net| net.contains(&client.neighbour)) {
+        tracing::debug!(peer = %client.neighbour, "PROXY header from outside trustedProxies refused");
+        return Err(CloseReason::BadProxyHeader);
+    }
+    let read = async {
+        loop {
+            let parsed = ppp::HeaderResult::parse(&client.unread);
+            let outcome = match &parsed {
+                ppp::HeaderResult::V1(Ok(header)) => Some((header.header.len(), proxied_v1(&header.addresses))),
+                ppp::HeaderResult::V2(Ok(header)) => Some((header.header.len(), proxied_v2(&header.addresses))),
+                _ if ppp::PartialResult::is_incomplete(&parsed) && client.unread.len() < PROXY_HEADER_MAX => None,
+                _ => return Err(CloseReason::BadProxyHeader),
+            };
+            if let Some((len, source)) = outcome {
+                client.unread.drain(..len);
+                client.peer = source.unwrap_or(client.peer);
+                return Ok(());
+            }
+            let before = client.unread.len();
+            poll_fn(|cx| client.poll_fill(cx, worker)).await.map_err(|_| CloseReason::ClientReset)?;
+            if client.unread.len() == before {
+                return Err(CloseReason::BadProxyHeader);
+            }
+        }
+    };
+    tokio::time::timeout(config.timeouts.head, read).await.unwrap_or(Err(CloseReason::ClientTimeout))
+}
+
+fn proxied_v1(addresses: &ppp::v1::Addresses) -> Option<SocketAddr> {
+    match addresses {
+        ppp::v1::Addresses::Tcp4(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v1::Addresses::Tcp6(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v1::Addresses::Unknown => None,
+    }
+}
+
+fn proxied_v2(addresses: &ppp::v2::Addresses) -> Option<SocketAddr> {
+    match addresses {
+        ppp::v2::Addresses::IPv4(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v2::Addresses::IPv6(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v2::Addresses::Unspecified | ppp::v2::Addresses::Unix(_) => None,
+    }
+}
+
+/// Ends a connection whose client may still be sending, so that our answer is not lost to a reset (RFC 9112 section 9.6).
+async fn linger(client: &mut Client) {
+    let _ = client.stream.shutdown().await;
+    let mut rest = [0u8; 4096];
+    let mut read = 0;
+    let drain = async {
+        while read < LINGER_MAX {
+            match tokio::io::AsyncReadExt::read(&mut client.stream, &mut rest).await {
+                Ok(0) | Err(_) => return,
+                Ok(n) => read += n,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+impl Open {
+    fn count(&self, which: impl Fn(&ServiceMetrics) -> &prometheus::IntCounter) {
+        if let Some(metrics) = &self.metrics {
+            which(metrics).inc();
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.shared.loads[self.worker.index].fetch_sub(1, Ordering::Relaxed);
+        if let Some(metrics) = &self.metrics {
+            metrics.connections_active.dec();
+            metrics.closed(self.reason);
+        }
+    }
+}
+
+/// After this a silent client's server may be the one that speaks first.
+const SILENCE: Duration = Duration::from_millis(200);
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_MAX: usize = 256 << 10;
+const PROXY_HEADER_MAX: usize = 4096;

@@ -1,0 +1,130 @@
+//! Socket options and the few system calls that tokio does not offer: listen with SO_REUSEPORT, accept without
+//! registering, connect without waiting, ask a peer's state without reading.
+//!
+//! The crate's only `unsafe` is here, in [`tighten`] and [`watch`].
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+
+/// Binds one of a port's listening sockets. Options that accepted connections inherit are set here, once.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // 0.0.0.0 and :: are bound side by side.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Registers a listening socket with this thread's runtime, without the accept of tokio's own listener, which would
+/// register every connection with it too.
+pub fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    #[allow(unsafe_code)] // SAFETY: a `TcpListener` owns its descriptor, keeps it for life and never changes it.
+    let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+    watched.map_err(|error| error.into_parts().1)
+}
+
+/// Accepts one connection, not yet registered with any runtime.
+pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
+    let (fd, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let peer = peer.and_then(|any| SocketAddr::try_from(any).ok());
+    Ok((fd, peer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?))
+}
+
+/// Whether an error of accept or connect is this machine's shortage, not the peer's fault.
+pub fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const SHORT: [Errno; 6] =
+        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|code| SHORT.iter().any(|e| e.raw_os_error() == code))
+}
+
+/// Starts to connect to an endpoint; writable means connected or failed (see [`TcpStream::take_error`]).
+pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+        Err(e) => return Err(e),
+    }
+    TcpStream::from_std(socket.into())
+}
+
+/// The pod behind this upstream socket is deleted: silence longer than 2 s means that it is gone.
+///
+/// `fd` must be open, which [`crate::worker::Local`] sees to: a connection's number is struck from its list before the
+/// connection is closed, and both happen on the thread that calls this.
+pub fn tighten(fd: RawFd) -> io::Result<()> {
+    #[allow(unsafe_code)] // SAFETY: open for the duration of the call, see above.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let socket = SockRef::from(&fd);
+    let second = Duration::from_secs(1);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(second).with_interval(second).with_retries(1))?;
+    socket.set_tcp_user_timeout(Some(2 * second))
+}
+
+/// Makes the close of `stream` a reset.
+pub fn reset_on_close(stream: &TcpStream) {
+    // Fails only on a socket that is already dead.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// What is known of a peer without reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Open,
+    /// It will send nothing more, but may still read.
+    HalfClosed,
+    Gone,
+}
+
+pub fn peer(stream: &TcpStream) -> Peer {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(0) => Peer::Open,
+        Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => Peer::Gone,
+        Ok(_) => Peer::HalfClosed,
+        Err(_) => Peer::Open,
+    }
+}
+
+/// Whether an idle connection is really still there: nothing to read, and no end.
+pub fn is_quiet(stream: &TcpStream) -> bool {
+    let mut byte = [0u8; 1];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    matches!(rustix::net::recv(stream, &mut byte, flags), Err(rustix::io::Errno::AGAIN))
+        && sockopt::socket_error(stream).is_ok_and(|e| e.is_ok())
+}
+
+/// Raises the descriptor limit to the hard one; returns the limit now in force.
+pub fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+const BACKLOG: i32 = 4096;
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const USER_TIMEOUT: Duration = Duration::from_secs(8);

@@ -1,0 +1,309 @@
+//! One worker: a thread with its own runtime, its mailbox, and everything that its connections share without a lock.
+//!
+//! Invariant: all that is here stays on this thread; between workers there are only the published snapshot, the
+//! endpoints' atomics and the mailboxes. Correctness of a drain rests on the lease, never on what a worker has noticed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::endpoint::{Endpoint, EndpointId};
+use crate::http::pool::Idle;
+use crate::http::replay::Budget;
+use crate::listener::{self, ListenerId, ListenerSpec};
+use crate::relay::Pipes;
+use crate::routing::{Port, PortKey, Snapshot};
+use crate::session;
+use crate::telemetry::AccessLog;
+
+/// What all workers share.
+pub struct Shared {
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub generation: watch::Receiver<u64>,
+    /// Connections of each worker, to spread new ones.
+    pub loads: Box<[AtomicUsize]>,
+    /// One permit a client connection.
+    pub connections: Arc<Semaphore>,
+    pub mailboxes: Box<[mpsc::UnboundedSender<Mail>]>,
+    /// This process shuts down: the next response on each connection says so.
+    pub closing: AtomicBool,
+    pub access_log: Option<AccessLog>,
+}
+
+/// What a worker is told.
+pub enum Mail {
+    Config(Arc<Config>),
+    Listen(Arc<ListenerSpec>, std::net::TcpListener),
+    /// Serve what waits in the accept queue, then close.
+    Unlisten(ListenerId),
+    Connection(Handover),
+    /// The shutdown's grace is over: end what is left.
+    Cut,
+    /// Return from [`run`].
+    Exit,
+}
+
+/// An accepted connection on its way to the worker that will serve it.
+pub struct Handover {
+    pub fd: OwnedFd,
+    pub peer: SocketAddr,
+    pub listener: Arc<ListenerSpec>,
+    pub permit: OwnedSemaphorePermit,
+}
+
+pub struct Worker {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    config: RefCell<Arc<Config>>,
+    /// Every read goes here first; nothing in it survives a poll.
+    pub scratch: RefCell<Box<[u8]>>,
+    buffers: RefCell<Vec<Vec<u8>>>,
+    locals: RefCell<HashMap<EndpointId, Rc<Local>>>,
+    budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
+    listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
+    routes: RefCell<HashMap<ListenerId, (u64, Option<Arc<Port>>)>>,
+    pub pipes: Pipes,
+    /// Set when the shutdown's grace is over: nothing is replayed any more.
+    pub cut: Cell<bool>,
+}
+
+/// What one worker keeps for one endpoint.
+pub struct Local {
+    pub endpoint: Arc<Endpoint>,
+    /// Cancelled at the drain deadline (a child of the endpoint's own: see design, section 5).
+    pub force: CancellationToken,
+    pub idle: RefCell<Vec<Idle>>,
+    sockets: RefCell<Vec<RawFd>>,
+    tightened: Cell<bool>,
+    reported: Cell<u32>,
+}
+
+/// A connection to an endpoint.
+pub struct Upstream {
+    // Declared before the stream, so that the number leaves the list before the socket is closed.
+    _listed: Listed,
+    pub stream: TcpStream,
+    pub local: Rc<Local>,
+    /// Has carried a request before.
+    pub reused: bool,
+}
+
+/// An upstream socket's place in its endpoint's list.
+struct Listed {
+    local: Rc<Local>,
+    fd: RawFd,
+}
+
+impl Shared {
+    /// The same to every worker.
+    pub fn tell_all(&self, mail: impl Fn() -> Mail) {
+        for mailbox in &self.mailboxes {
+            // A worker is gone only when the process ends.
+            let _ = mailbox.send(mail());
+        }
+    }
+}
+
+/// Runs a worker until its mailbox closes; blocks the thread.
+pub fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    config: Arc<Config>,
+    mailbox: mpsc::UnboundedReceiver<Mail>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(31)
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    let worker = Rc::new(Worker {
+        index,
+        shared,
+        config: RefCell::new(config),
+        scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
+        buffers: RefCell::default(),
+        locals: RefCell::default(),
+        budgets: RefCell::default(),
+        listeners: RefCell::default(),
+        routes: RefCell::default(),
+        pipes: Pipes::default(),
+        cut: Cell::new(false),
+    });
+    runtime.block_on(worker.serve(mailbox));
+    Ok(())
+}
+
+impl Worker {
+    async fn serve(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Mail>) {
+        let mut generation = self.shared.generation.clone();
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                mail = mailbox.recv() => match mail {
+                    Some(Mail::Exit) | None => return,
+                    Some(mail) => self.open(mail),
+                },
+                Ok(()) = generation.changed() => self.drop_idle_of_leavers(),
+                _ = second.tick() => self.sweep(),
+            }
+        }
+    }
+
+    fn open(self: &Rc<Self>, mail: Mail) {
+        match mail {
+            Mail::Config(config) => *self.config.borrow_mut() = config,
+            Mail::Listen(spec, socket) => {
+                let stop = CancellationToken::new();
+                self.listeners.borrow_mut().insert(spec.id, stop.clone());
+                tokio::task::spawn_local(listener::accept_on(self.clone(), spec, socket, stop));
+            }
+            Mail::Unlisten(id) => {
+                if let Some(stop) = self.listeners.borrow_mut().remove(&id) {
+                    stop.cancel();
+                }
+                self.routes.borrow_mut().remove(&id);
+            }
+            Mail::Connection(handover) => session::start(self, handover),
+            Mail::Cut => {
+                self.cut.set(true);
+                self.locals.borrow().values().for_each(|local| local.force.cancel());
+            }
+            Mail::Exit => {}
+        }
+    }
+
+    /// What a listener's service port looks like in the published snapshot; resolved once per publish.
+    pub fn port(&self, spec: &ListenerSpec) -> Option<Arc<Port>> {
+        let snapshot = self.shared.snapshot.load();
+        let mut routes = self.routes.borrow_mut();
+        match routes.get(&spec.id) {
+            Some((generation, port)) if *generation == snapshot.generation => port.clone(),
+            _ => {
+                let port = snapshot.port(&spec.service, &spec.port).cloned();
+                routes.insert(spec.id, (snapshot.generation, port.clone()));
+                port
+            }
+        }
+    }
+
+    pub fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
+    }
+
+    /// An empty buffer, from the last ones given back.
+    pub fn buffer(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_back(&self, mut buffer: Vec<u8>) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffer.capacity() > 0 && buffer.capacity() <= BUFFER_MAX && buffers.len() < BUFFERS {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
+
+    /// This worker's part of an endpoint, made at its first use.
+    pub fn local(&self, endpoint: &Arc<Endpoint>) -> Rc<Local> {
+        if let Some(local) = self.locals.borrow().get(&endpoint.id) {
+            return local.clone();
+        }
+        let local = Rc::new(Local {
+            endpoint: endpoint.clone(),
+            force: endpoint.force.child_token(),
+            idle: RefCell::default(),
+            sockets: RefCell::default(),
+            tightened: Cell::new(false),
+            reported: Cell::new(0),
+        });
+        self.locals.borrow_mut().insert(endpoint.id, local.clone());
+        local
+    }
+
+    pub fn budget(&self, key: &PortKey) -> Rc<Budget> {
+        if let Some(budget) = self.budgets.borrow().get(key) {
+            return budget.clone();
+        }
+        let budget = Rc::new(Budget::default());
+        self.budgets.borrow_mut().insert(key.clone(), budget.clone());
+        budget
+    }
+
+    /// After a publish: idle connections of endpoints that are draining or out are closed, sockets of deleted pods
+    /// given less patience.
+    fn drop_idle_of_leavers(&self) {
+        for local in self.locals.borrow().values() {
+            if !local.endpoint.is_open() {
+                let closed = local.idle.borrow_mut().drain(..).count();
+                local.endpoint.tally.idle_closed.fetch_add(closed as u32, Ordering::Relaxed);
+                local.report_idle();
+            }
+            if local.endpoint.pod_gone() && !local.tightened.replace(true) {
+                local.sockets.borrow().iter().for_each(|fd| {
+                    let _ = crate::socket::tighten(*fd);
+                });
+            }
+        }
+    }
+
+    /// Once a second: idle connections that ended or aged, locals that nobody needs, the budgets' memory.
+    fn sweep(&self) {
+        let (now, limit) = (Instant::now(), self.config.borrow().timeouts.upstream_idle);
+        self.locals.borrow_mut().retain(|_, local| {
+            local.idle.borrow_mut().retain(|idle| idle.is_alive() && now.duration_since(idle.since) < limit);
+            local.report_idle();
+            local.endpoint.is_open() || Rc::strong_count(local) > 1
+        });
+        let snapshot = self.shared.snapshot.load();
+        self.budgets.borrow_mut().retain(|key, budget| {
+            budget.fade();
+            snapshot.ports.contains_key(key)
+        });
+    }
+}
+
+impl Local {
+    /// Brings the endpoint's count of idle connections up to date; not per request, which would cost two atomics.
+    fn report_idle(&self) {
+        let now = self.idle.borrow().len() as u32;
+        let change = now.wrapping_sub(self.reported.replace(now));
+        self.endpoint.tally.idle.fetch_add(change, Ordering::Relaxed);
+    }
+}
+
+impl Upstream {
+    /// Starts to connect.
+    pub fn connect(local: Rc<Local>) -> io::Result<Self> {
+        let stream = crate::socket::connect(local.endpoint.address)?;
+        let fd = stream.as_raw_fd();
+        local.sockets.borrow_mut().push(fd);
+        Ok(Self { _listed: Listed { local: local.clone(), fd }, stream, local, reused: false })
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut sockets = self.local.sockets.borrow_mut();
+        if let Some(at) = sockets.iter().position(|fd| *fd == self.fd) {
+            sockets.swap_remove(at);
+        }
+    }
+}
+
+/// Bytes a read can take at once.
+pub const SCRATCH: usize = 64 << 10;
+/// Buffers kept for reuse, and the largest worth keeping.
+const BUFFERS: usize = 128;
+const BUFFER_MAX: usize = 32 << 10;
