@@ -202,10 +202,16 @@ impl BodyDecoder {
             }
             (State::SizeLf, b'\n') => {
                 self.line = 0;
-                if emit == Emit::Chunked {
-                    _ = write!(out, "{:x}\r\n", self.remaining);
+                match self.remaining {
+                    // Withheld until the trailers are there and valid: somebody might take it for the end.
+                    0 => State::Trailers,
+                    size => {
+                        if emit == Emit::Chunked {
+                            _ = write!(out, "{size:x}\r\n");
+                        }
+                        State::Data
+                    }
                 }
-                if self.remaining == 0 { State::Trailers } else { State::Data }
             }
             (State::DataCr, b'\r') => State::DataLf,
             (State::DataLf, b'\n') => {
@@ -239,21 +245,18 @@ impl BodyDecoder {
     /// Forwards the trailers that a recipient may use. One that would frame or route the message had it been a header is
     /// refused; of one hop, or a claim about the client: dropped (RFC 9110 section 6.5.1).
     fn write_trailers(&self, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
-        if self.trailers.len() > 2 {
-            let mut lines = [EMPTY_HEADER; MAX_HEADERS];
-            let room = self.limits.headers.min(MAX_HEADERS);
-            let parsed = httparse::parse_headers(&self.trailers, &mut lines[..room]);
-            let Ok(httparse::Status::Complete((_, lines))) = parsed else { return Err(self.reject("bad_trailer")) };
-            if lines.iter().any(|l| matches!(kind(l.name), Kind::ContentLength | Kind::TransferEncoding | Kind::Host)) {
-                return Err(self.reject("forbidden_trailer"));
-            }
-            if emit == Emit::Chunked {
-                for line in lines.iter().filter(|line| kind(line.name) == Kind::EndToEnd) {
-                    write_line(out, line.name, line.value);
-                }
-            }
+        let mut lines = [EMPTY_HEADER; MAX_HEADERS];
+        let room = self.limits.headers.min(MAX_HEADERS);
+        let parsed = httparse::parse_headers(&self.trailers, &mut lines[..room]);
+        let Ok(httparse::Status::Complete((_, lines))) = parsed else { return Err(self.reject("bad_trailer")) };
+        if lines.iter().any(|l| matches!(kind(l.name), Kind::ContentLength | Kind::TransferEncoding | Kind::Host)) {
+            return Err(self.reject("forbidden_trailer"));
         }
         if emit == Emit::Chunked {
+            out.extend_from_slice(b"0\r\n");
+            for line in lines.iter().filter(|line| kind(line.name) == Kind::EndToEnd) {
+                write_line(out, line.name, line.value);
+            }
             out.extend_from_slice(b"\r\n");
         }
         Ok(())

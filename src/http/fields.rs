@@ -1,7 +1,7 @@
 //! The field section that heads and trailers share: where it ends, and what its fields say about framing and forwarding.
 //!
 //! `httparse` splits the lines; everything that it lets pass and that two implementations could read differently is
-//! refused here (RFC 9112 sections 2.2, 5 and 6). Invariant: [`end_of_head`] reads strictly from left to right, so the
+//! refused here (RFC 9112 sections 2.2, 5 and 6). Invariant: `end_of_head` reads strictly from left to right, so the
 //! verdict on a head is the same wherever the network split it. Leaves out the start lines: `head.rs`.
 
 use std::mem::MaybeUninit;
