@@ -39,7 +39,7 @@ use crate::routing::Snapshot;
 pub use report::timestamp;
 
 /// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts
-/// down, `/readyz` must still be there to say so. Answers in flight then have [`FAREWELL`].
+/// down, `/readyz` must still be there to say so. Answers in flight then have a second.
 pub async fn serve(listener: TcpListener, admin: Admin, shutdown: CancellationToken) {
     let router = router(admin);
     let mut connections = JoinSet::new();
