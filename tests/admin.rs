@@ -470,7 +470,7 @@ async fn the_status_command_reads_what_the_server_says() {
     let mut fixture = Fixture::start().await;
     fixture.fill();
     let ask = async |url: String| {
-        let asked = tokio::task::spawn_blocking(move || admin::status::status(&url, false));
+        let asked = tokio::task::spawn_blocking(move || admin::status(&url, false));
         timeout(PATIENCE, asked).await.unwrap().unwrap().map_err(|error| format!("{error:#}"))
     };
     ask(format!("http://{}", fixture.address)).await.unwrap();

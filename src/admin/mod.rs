@@ -37,6 +37,7 @@ use crate::drain;
 use crate::metrics::Metrics;
 use crate::routing::Snapshot;
 pub use report::timestamp;
+pub use status::status;
 
 /// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts
 /// down, `/readyz` must still be there to say so. Answers in flight then have a second.
