@@ -3,7 +3,7 @@
 //! Invariant: nobody who reaches this port can change anything or keep another from an answer. Only GET and HEAD are
 //! answered, no request header or body has an effect, and a client costs a bounded buffer for a bounded time; when all
 //! places are taken the oldest connection goes. What the answers say is in [`report`]; the `ebbtide status` command that
-//! reads them, in [`status`].
+//! reads them, in [`mod@status`].
 
 pub mod report;
 pub mod status;
