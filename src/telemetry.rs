@@ -112,7 +112,7 @@ pub struct AccessLog {
     dropped: IntCounter,
 }
 
-/// The writing thread. Ends when every [`AccessLog`] has been dropped and what was queued is written.
+/// The writing thread: ends when every [`AccessLog`] has been dropped and what was queued is written.
 #[derive(Debug)]
 pub struct AccessLogWriter(mpsc::Receiver<()>);
 
@@ -127,10 +127,9 @@ impl AccessLog {
     pub fn start(output: impl Write + Send + 'static, dropped: IntCounter) -> io::Result<(Self, AccessLogWriter)> {
         let (lines, queue) = mpsc::sync_channel(QUEUED_LINES);
         let (done, finished) = mpsc::channel();
+        let lost = dropped.clone();
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            if let Err(error) = write_lines(io::BufWriter::with_capacity(64 << 10, output), &queue) {
-                tracing::error!(%error, "the access log cannot be written any more; its lines are dropped and counted");
-            }
+            write_lines(output, &queue, &lost);
             drop(done);
         })?;
         Ok((Self { lines, dropped }, AccessLogWriter(finished)))
@@ -153,17 +152,29 @@ impl AccessLogWriter {
     }
 }
 
-/// Writes line by line, and flushes whenever the queue is empty, so that a quiet proxy's lines are seen at once.
-fn write_lines(mut output: impl Write, queue: &mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
-    while let Ok(line) = queue.recv() {
-        output.write_all(&line)?;
-        for line in queue.try_iter() {
-            output.write_all(&line)?;
+/// Writes whatever waits, in one piece, until every sender is gone. A piece that cannot be written is counted as dropped
+/// and the next one tried; the first failure is logged.
+fn write_lines(mut output: impl Write, queue: &mpsc::Receiver<Vec<u8>>, dropped: &IntCounter) {
+    let mut failed = false;
+    while let Ok(mut piece) = queue.recv() {
+        let mut lines = 1;
+        while piece.len() < PIECE
+            && let Ok(line) = queue.try_recv()
+        {
+            piece.extend_from_slice(&line);
+            lines += 1;
         }
-        output.flush()?;
+        if let Err(error) = output.write_all(&piece).and_then(|()| output.flush()) {
+            dropped.inc_by(lines);
+            if !std::mem::replace(&mut failed, true) {
+                tracing::error!(%error, "the access log cannot be written; its lines are dropped and counted");
+            }
+        }
     }
-    Ok(())
 }
+
+/// Bytes written at once, about.
+const PIECE: usize = 64 << 10;
 
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     crate::admin::timestamp(*time).serialize(serializer)
@@ -304,10 +315,12 @@ mod tests {
     fn a_broken_output_is_counted_too() {
         let dropped = IntCounter::new("dropped", "x").unwrap();
         let (log, writer) = AccessLog::start(Output::new(true), dropped.clone()).unwrap();
-        log.write(&entry(&service(), b"/"));
-        assert!(writer.finish(Duration::from_secs(60)), "the thread ends by itself");
-        log.write(&entry(&service(), b"/"));
-        assert_eq!(dropped.get(), 1);
+        for _ in 0..100 {
+            log.write(&entry(&service(), b"/"));
+        }
+        drop(log);
+        assert!(writer.finish(Duration::from_secs(60)));
+        assert_eq!(dropped.get(), 100);
     }
 
     #[test]

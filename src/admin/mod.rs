@@ -3,7 +3,7 @@
 //! Invariant: nobody who reaches this port can change anything or keep another from an answer. Only GET and HEAD are
 //! answered, no request header or body has an effect, and a client costs a bounded buffer for a bounded time; when all
 //! places are taken the oldest connection goes. What the answers say is in [`report`]; the `ebbtide status` command that
-//! reads them, in [`status`].
+//! reads them, in [`mod@status`].
 
 pub mod report;
 pub mod status;
@@ -37,9 +37,10 @@ use crate::drain;
 use crate::metrics::Metrics;
 use crate::routing::Snapshot;
 pub use report::timestamp;
+pub use status::status;
 
 /// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts
-/// down, `/readyz` must still be there to say so. Answers in flight then have [`FAREWELL`].
+/// down, `/readyz` must still be there to say so. Answers in flight then have a second.
 pub async fn serve(listener: TcpListener, admin: Admin, shutdown: CancellationToken) {
     let router = router(admin);
     let mut connections = JoinSet::new();
