@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -36,6 +37,14 @@ pub struct Pair {
     ended_first: Option<CloseReason>,
 }
 
+/// How a pair ended.
+pub struct Ended {
+    pub reason: CloseReason,
+    pub endpoint: SocketAddr,
+    /// Bytes to the client.
+    pub sent: u64,
+}
+
 /// One direction.
 #[derive(Default)]
 struct Way {
@@ -43,6 +52,7 @@ struct Way {
     written: usize,
     ended: bool,
     shut: bool,
+    moved: u64,
     lent: Option<Lent>,
 }
 
@@ -76,7 +86,7 @@ impl Pair {
     }
 
     /// Runs until both directions have ended, one breaks, or the drain deadline cuts them.
-    pub async fn run(mut self: Box<Self>) -> CloseReason {
+    pub async fn run(mut self: Box<Self>) -> Ended {
         let local = self.upstream.local.clone();
         let mut force = std::pin::pin!(local.force.cancelled());
         let reason = std::future::poll_fn(|cx| {
@@ -90,15 +100,15 @@ impl Pair {
         if reason != CloseReason::DrainDeadline && endpoint.is_draining() {
             endpoint.tally.finished.fetch_add(1, Ordering::Relaxed);
         }
-        reason
+        Ended { reason, endpoint: endpoint.address, sent: self.down.moved }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        let mut moved = false;
+        let before = self.up.moved + self.down.moved;
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
-        let up = self.up.poll(cx, &self.worker, client, upstream, &mut moved);
-        let down = self.down.poll(cx, &self.worker, upstream, client, &mut moved);
-        if moved {
+        let up = self.up.poll(cx, &self.worker, client, upstream);
+        let down = self.down.poll(cx, &self.worker, upstream, client);
+        if before != self.up.moved + self.down.moved {
             self.last_moved = Instant::now();
         }
         if self.ended_first.is_none() {
@@ -151,14 +161,12 @@ impl Way {
         worker: &Worker,
         source: &mut TcpStream,
         sink: &mut TcpStream,
-        moved: &mut bool,
     ) -> Poll<Result<(), Broken>> {
         loop {
             while self.written < self.waiting.len() {
                 let n =
                     ready!(Pin::new(&mut *sink).poll_write(cx, &self.waiting[self.written..])).map_err(Broken::Sink)?;
                 self.written += n;
-                *moved = true;
             }
             if !self.waiting.is_empty() {
                 self.written = 0;
@@ -174,7 +182,7 @@ impl Way {
             if let Some(lent) = &mut self.lent {
                 match lent.poll_move(cx, source, sink, u64::MAX) {
                     Poll::Ready(Ok(n)) => {
-                        *moved = true;
+                        self.moved += n as u64;
                         self.ended = n == 0;
                         if n < SCRATCH {
                             self.lent = None;
@@ -199,7 +207,7 @@ impl Way {
                 self.ended = true;
                 continue;
             }
-            *moved = true;
+            self.moved += read.len() as u64;
             let n = match Pin::new(&mut *sink).poll_write(cx, read) {
                 Poll::Ready(n) => n.map_err(Broken::Sink)?,
                 Poll::Pending => 0,

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -27,6 +27,7 @@ use crate::listener::ListenerSpec;
 use crate::metrics::{CloseReason, ServiceMetrics};
 use crate::relay::Pair;
 use crate::socket;
+use crate::telemetry::AccessEntry;
 use crate::worker::{Handover, Upstream, Worker};
 
 /// The client's side of a session.
@@ -93,8 +94,9 @@ async fn serve(mut open: Open, mut client: Box<Client>) {
         }
         Known::Tcp(upstream) => {
             open.count(|m| &m.connections_tcp);
+            let (peer, listener) = (client.peer, client.listener.clone());
             match Box::pin(tcp(&worker, client, upstream)).await {
-                Ok(pair) => pair.run().await,
+                Ok(pair) => Box::pin(open.logged(&peer, &listener, pair)).await,
                 Err(reason) => reason,
             }
         }
@@ -215,7 +217,7 @@ async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
             }
             End::Tunnel { lease, upstream, down } => {
                 let Client { stream, unread, .. } = *client;
-                return Pair::new(worker.clone(), stream, *upstream, lease, unread, down).run().await;
+                return Pair::new(worker.clone(), stream, *upstream, lease, unread, down).run().await.reason;
             }
         }
     }
@@ -406,6 +408,29 @@ async fn linger(client: &mut Client) {
 }
 
 impl Open {
+    /// Runs a TCP pair to its end, and tells the access log.
+    async fn logged(&self, peer: &SocketAddr, listener: &ListenerSpec, pair: Box<Pair>) -> CloseReason {
+        let started = Instant::now();
+        let ended = pair.run().await;
+        if let (Some(log), Some(port)) = (&self.worker.shared.access_log, self.worker.port(listener)) {
+            log.write(&AccessEntry {
+                time: SystemTime::now(),
+                peer: *peer,
+                listener: &listener.name,
+                service: &port.key,
+                method: None,
+                target: None,
+                status: None,
+                bytes_sent: ended.sent,
+                duration: started.elapsed(),
+                endpoint: Some(ended.endpoint),
+                attempts: 1,
+                reason: Some(ended.reason.as_str()),
+            });
+        }
+        ended.reason
+    }
+
     fn count(&self, which: impl Fn(&ServiceMetrics) -> &prometheus::IntCounter) {
         if let Some(metrics) = &self.metrics {
             which(metrics).inc();

@@ -93,6 +93,8 @@ impl Fixture {
                     non_idempotent: NonIdempotent::Never,
                     join_check: true,
                 },
+                claimed: true,
+                hold: Arc::default(),
                 usable: Box::default(),
                 last_resort: Box::default(),
                 all: all.into(),

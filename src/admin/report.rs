@@ -85,6 +85,9 @@ pub fn refresh_gauges(admin: &Admin) {
         for (gauge, count) in port.metrics.endpoints.iter().zip(counts) {
             gauge.set(count);
         }
+        let sum = |count: fn(&Endpoint) -> u64| port.all.iter().map(|e| count(e)).sum::<u64>();
+        port.metrics.upstream_active.set(sum(Endpoint::leases).cast_signed());
+        port.metrics.upstream_idle.set(sum(|e| u64::from(e.tally.idle.load(Ordering::Relaxed))).cast_signed());
     }
 }
 

@@ -5,12 +5,13 @@
 //! [`crate::http::replay`], the way to a connection in [`crate::dispatch`].
 
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -29,6 +30,7 @@ use crate::relay::{Broken, Lent};
 use crate::routing::Port;
 use crate::session::Client;
 use crate::socket::{self, Peer};
+use crate::telemetry::AccessEntry;
 use crate::worker::{SCRATCH, Upstream, Worker};
 
 /// What becomes of the client's connection.
@@ -72,6 +74,16 @@ struct Exchange<'a> {
     watch_client: bool,
     bytes_out: u64,
     status: u16,
+    /// For the access log, where there is one.
+    logged: Option<Box<Logged>>,
+}
+
+/// What the access log needs of a request, copied since the head is gone when a long body has been passed on.
+struct Logged {
+    request_line: Vec<u8>,
+    endpoint: Option<SocketAddr>,
+    attempts: u32,
+    reason: Option<&'static str>,
 }
 
 /// What is new with every attempt.
@@ -143,9 +155,14 @@ pub async fn run(
         watch_client: true,
         bytes_out: 0,
         status: 0,
+        logged: None,
     };
+    if worker.shared.access_log.is_some() {
+        let line = exchange.sent.split(|byte| *byte == b'\r').next().unwrap_or_default().to_vec();
+        exchange.logged = Some(Box::new(Logged { request_line: line, endpoint: None, attempts: 0, reason: None }));
+    }
     let end = exchange.run(timer, started).await;
-    exchange.record(started);
+    exchange.record(&end, started);
     let Exchange { sent, reply, .. } = exchange;
     worker.give_back(sent);
     worker.give_back(reply);
@@ -178,6 +195,10 @@ impl Exchange<'_> {
                 Err(refusal) => return self.refused(refusal).await,
             };
             let endpoint = lease.endpoint().clone();
+            if let Some(logged) = &mut self.logged {
+                logged.endpoint = Some(endpoint.address);
+                logged.attempts += 1;
+            }
             let mut attempt = Attempt::new(upstream, &self.limits);
             let outcome = self.attempt(&mut attempt, timer.as_mut(), deadline).await;
             if let Some(reason) = retrying.take() {
@@ -677,6 +698,9 @@ impl Exchange<'_> {
         let head_only = self.request.method == Method::Head;
         head::write_answer(status, reason, retry_after, close, head_only, &mut self.reply);
         self.status = status;
+        if let Some(logged) = &mut self.logged {
+            logged.reason = Some(reason);
+        }
         self.bytes_out += self.reply.len() as u64;
         let written = tokio::time::timeout(self.config.timeouts.client_idle, self.client.stream.write_all(&self.reply));
         match written.await {
@@ -687,10 +711,32 @@ impl Exchange<'_> {
         }
     }
 
-    fn record(&self, started: Instant) {
+    fn record(&self, end: &End, started: Instant) {
+        let took = started.elapsed();
         if self.status != 0 {
             self.port.metrics.answered(self.status);
-            self.port.metrics.request_duration.observe(started.elapsed().as_secs_f64());
+            self.port.metrics.request_duration.observe(took.as_secs_f64());
+        }
+        if let (Some(log), Some(logged)) = (&self.worker.shared.access_log, &self.logged) {
+            let mut words = logged.request_line.split(|byte| *byte == b' ');
+            let cut = match end {
+                End::Cut(reason) => Some(reason.as_str()),
+                _ => None,
+            };
+            log.write(&AccessEntry {
+                time: SystemTime::now(),
+                peer: self.client.peer,
+                listener: &self.client.listener.name,
+                service: &self.port.key,
+                method: words.next(),
+                target: words.next(),
+                status: (self.status != 0).then_some(self.status),
+                bytes_sent: self.bytes_out,
+                duration: took,
+                endpoint: logged.endpoint,
+                attempts: logged.attempts,
+                reason: logged.reason.or(cut),
+            });
         }
     }
 }
