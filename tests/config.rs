@@ -55,6 +55,25 @@ fn each_invalid_fixture_says_what_is_wrong() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
+/// A file that was only half written is answered like any other: no panic, one line.
+#[test]
+fn every_cut_of_a_file_is_answered_in_one_line() {
+    let whole = std::fs::read_to_string(Path::new(ROOT).join("tests/fixtures/config/valid/everything.yaml")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    let file = folder.path().join("cut.yaml");
+    let mut refused = 0;
+    for end in (0..whole.len()).step_by(3) {
+        std::fs::write(&file, &whole[..end]).unwrap();
+        if let Err(error) = Config::load(&file) {
+            refused += 1;
+            let line = error.to_string();
+            assert!(line.contains(", expected ") && !line.contains('\n'), "{line}");
+        }
+    }
+    assert!(refused > 150, "{refused} of {}", whole.len());
+}
+
 #[test]
 fn each_valid_fixture_loads() {
     let files = fixtures("valid");
