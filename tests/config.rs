@@ -55,6 +55,25 @@ fn each_invalid_fixture_says_what_is_wrong() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
+/// A file that was only half written is answered like any other: no panic, one line.
+#[test]
+fn every_cut_of_a_file_is_answered_in_one_line() {
+    let whole = std::fs::read_to_string(Path::new(ROOT).join("tests/fixtures/config/valid/everything.yaml")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    let file = folder.path().join("cut.yaml");
+    let mut refused = 0;
+    for end in (0..whole.len()).step_by(3) {
+        std::fs::write(&file, &whole[..end]).unwrap();
+        if let Err(error) = Config::load(&file) {
+            refused += 1;
+            let line = error.to_string();
+            assert!(line.contains(", expected ") && !line.contains('\n'), "{line}");
+        }
+    }
+    assert!(refused > 150, "{refused} of {}", whole.len());
+}
+
 #[test]
 fn each_valid_fixture_loads() {
     let files = fixtures("valid");
@@ -312,4 +331,35 @@ fn check_passes_the_examples() {
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         assert!(text(&output.stdout).contains("127.0.0.1:8080"), "{}", text(&output.stdout));
     }
+}
+
+/// What the two sample files give together.
+#[test]
+#[ignore = "until the merge: src/standins.rs reads no Services"]
+fn check_shows_what_the_sample_manifests_serve() {
+    let output = ebbtide(&["check", "--config", "config/standalone.yaml"]);
+    let expected = "\
+LISTENER  ADDRESS         SERVICE        PORT       PROTOCOL  ENDPOINTS
+web       127.0.0.1:8080  web/nginx-svc  http (80)  http      2 of 2 ready
+
+SERVICE        PORT       PROTOCOL  ENDPOINT        POD      STATE
+web/nginx-svc  http (80)  http      127.0.0.1:8081  nginx-1  ready
+web/nginx-svc  http (80)  http      127.0.0.2:8081  nginx-2  ready
+";
+    let (_, tables) = text(&output.stdout).split_once("\n\n").unwrap();
+    assert_eq!(tables, expected);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+}
+
+#[test]
+fn check_refuses_a_broken_manifest_and_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    std::fs::write(folder.path().join("manifests/broken.yaml"), "kind: [Service\n").unwrap();
+    let file = folder.path().join("ebbtide.yaml");
+    std::fs::write(&file, "discovery: {files: {path: manifests}}\n").unwrap();
+    let output = ebbtide(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("error: ") && text(&output.stderr).contains("broken.yaml"));
+    assert!(text(&output.stdout).contains("warning: no listener"), "{}", text(&output.stdout));
 }

@@ -49,6 +49,9 @@ impl raw::Discovery {
                 return Err(Fault::new("discovery.kubernetes", "not served by this build yet, expected files"));
             }
         };
+        if files.path.is_empty() {
+            return Err(Fault::new("discovery.files.path", "empty, expected a folder of manifests"));
+        }
         let path: PathBuf = folder.join(&files.path).components().collect();
         std::fs::read_dir(&path).map_err(|error| {
             let what = format!("{:?} cannot be read ({}), expected a folder of manifests", path, value::plain(&error));
