@@ -1,1 +1,805 @@
+//! Kubernetes objects, as manifests or from the API, to the few [`Object`]s that routing needs.
+//!
+//! A text holds several documents, each one object or a list of them; documents are found first and parsed one by one,
+//! so that a caller can keep what an unchanged one gave. Kinds other than Service, EndpointSlice and Pod are passed
+//! over. What the API server would refuse is an error here too, with its line and field; defaults and nil rules are
+//! applied here and nowhere else. Fields that Ebbtide does not know are not looked at.
 
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::{
+    Deletion, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Yaml,
+    Json,
+}
+
+/// One document of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Document<'a> {
+    /// Where it starts; the first line is 1.
+    pub line: usize,
+    pub text: &'a str,
+}
+
+/// Why a text is no manifest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Error {
+    /// In the whole text; the first is 1.
+    pub line: usize,
+    /// Path of the field, e.g. `spec.ports[0].port`; empty where the syntax is at fault.
+    pub field: String,
+    pub message: String,
+}
+
+/// A field whose value the API server would not take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct Invalid {
+    pub field: String,
+    pub message: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}", self.line)?;
+        if !self.field.is_empty() {
+            write!(f, ", {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// All objects of a text. `listed_at`: see [`pod`].
+pub fn parse(text: &str, format: Format, listed_at: Option<SystemTime>) -> Result<Vec<Object>, Error> {
+    let mut objects = Vec::new();
+    for document in documents(text, format)? {
+        objects.extend(parse_document(document, format, listed_at)?);
+    }
+    Ok(objects)
+}
+
+/// The documents of a text that are more than comments.
+pub fn documents(text: &str, format: Format) -> Result<Vec<Document<'_>>, Error> {
+    match format {
+        Format::Yaml => Ok(yaml_documents(text)),
+        Format::Json => json_documents(text),
+    }
+}
+
+/// The objects of one document; none for a kind that is not ours. `listed_at`: see [`pod`].
+pub fn parse_document(
+    document: Document<'_>,
+    format: Format,
+    listed_at: Option<SystemTime>,
+) -> Result<Vec<Object>, Error> {
+    let header = read(document, format, PhantomData::<Option<Header>>)?;
+    let Some(header) = header else { return Ok(Vec::new()) };
+    let at = |field: &str, message: String| Error { line: document.line, field: field.into(), message };
+    let Some(kind) = header.kind.as_deref() else {
+        return Err(at("kind", "missing; a manifest names its apiVersion and kind".into()));
+    };
+    let seed = match (kind, &header.items) {
+        ("List", Some(items)) => Seed::List(items.iter().map(|item| Known::of(item.kind.as_deref())).collect()),
+        (kind, Some(items)) if kind.ends_with("List") => {
+            Seed::List(vec![Known::of(kind.strip_suffix("List")); items.len()])
+        }
+        (kind, _) => Seed::One(Known::of(Some(kind))),
+    };
+    if seed == Seed::One(Known::Other) {
+        tracing::debug!(kind, line = document.line, "passed over a manifest of a kind that is not used");
+        return Ok(Vec::new());
+    }
+    let mut objects = Vec::new();
+    for (place, manifest) in read(document, format, &seed)? {
+        let object = match manifest {
+            Manifest::Service(it) => service(&it).map(Object::Service),
+            Manifest::EndpointSlice(it) => slice(&it).map(Object::EndpointSlice),
+            Manifest::Pod(it) => {
+                let grace = it.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+                pod(&it.metadata, Some(seconds(grace.unwrap_or(DEFAULT_GRACE))), listed_at).map(Object::Pod)
+            }
+        };
+        objects.push(object.map_err(|invalid| {
+            let field = format!("{place}{}", invalid.field);
+            Error { line: line_of(document, format, &field), field, message: invalid.message }
+        })?);
+    }
+    Ok(objects)
+}
+
+/// A v1 Service (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/service-v1/>).
+pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
+    let name = object_name(&service.metadata)?;
+    let claimed = label(&service.metadata, "service.kubernetes.io/service-proxy-name") == Some("ebbtide");
+    let default = ServiceSpec::default();
+    let spec = service.spec.as_ref().unwrap_or(&default);
+    let mut ports = Vec::new();
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        if port.protocol.as_deref().unwrap_or("TCP") == "TCP" {
+            ports.push(service_port(port, &format!("spec.ports[{i}]"))?);
+        }
+    }
+    let first_family = spec.ip_families.iter().flatten().next().map(|family| family == "IPv6");
+    let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
+    let annotations = service.metadata.annotations.iter().flatten();
+    Ok(ServiceObject {
+        name,
+        uid: service.metadata.uid.clone(),
+        claimed,
+        external_name: spec.type_.as_deref() == Some("ExternalName"),
+        ports,
+        ipv6_first: first_family.unwrap_or_else(|| cluster_ip.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6())),
+        annotations: annotations
+            .filter(|(key, _)| key.starts_with("ebbtide.dev/"))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        unserved: if claimed { unserved(service, spec) } else { Vec::new() },
+    })
+}
+
+/// A discovery.k8s.io/v1 EndpointSlice, its nil rules applied
+/// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
+pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
+    let name = object_name(&slice.metadata)?;
+    let fqdn = slice.address_type == "FQDN";
+    let ipv6 = slice.address_type == "IPv6";
+    if !fqdn && !ipv6 && slice.address_type != "IPv4" {
+        let message = format!("expected IPv4, IPv6 or FQDN, found {:?}", slice.address_type);
+        return Err(Invalid { field: "addressType".into(), message });
+    }
+    let mut ports = Vec::new();
+    for (i, port) in slice.ports.iter().flatten().enumerate() {
+        if port.protocol.as_deref().unwrap_or("TCP") == "TCP"
+            && let Some(number) = port.port
+        {
+            let number = port_number(number, || format!("ports[{i}].port"))?;
+            ports.push((port.name.clone().unwrap_or_default(), number));
+        }
+    }
+    let mut endpoints = Vec::new();
+    if !fqdn {
+        endpoints.reserve(slice.endpoints.len());
+        for (i, endpoint) in slice.endpoints.iter().enumerate() {
+            endpoints.push(slice_endpoint(endpoint, ipv6, i)?);
+        }
+    }
+    Ok(SliceObject {
+        name,
+        service: label(&slice.metadata, "kubernetes.io/service-name").map(str::to_owned),
+        ipv6,
+        fqdn,
+        created: slice.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        generation: slice.metadata.generation.unwrap_or(0),
+        ports,
+        endpoints,
+    })
+}
+
+/// A Pod's metadata, with its grace period where the source shows the `spec`. `listed_at` is the source's own time
+/// when the object came by a (re)list, so that what remains of its deletion can be told; `None` for a later event.
+pub fn pod(
+    metadata: &ObjectMeta,
+    spec_grace: Option<Duration>,
+    listed_at: Option<SystemTime>,
+) -> Result<PodObject, Invalid> {
+    let deletion = metadata.deletion_timestamp.as_ref().map(|end| Deletion {
+        grace: metadata.deletion_grace_period_seconds.map(seconds),
+        // `deletionTimestamp` is when the grace ends, not when the deletion was asked for.
+        remaining: listed_at.map(|now| SystemTime::from(end.0).duration_since(now).unwrap_or_default()),
+    });
+    Ok(PodObject {
+        name: object_name(metadata)?,
+        uid: metadata.uid.clone().unwrap_or_default(),
+        template_hash: label(metadata, "pod-template-hash").map(str::to_owned),
+        deletion,
+        spec_grace,
+    })
+}
+
+fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Invalid> {
+    match metadata.name.as_deref() {
+        None | Some("") => Err(Invalid { field: "metadata.name".into(), message: "missing".into() }),
+        Some(name) => Ok(ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), name)),
+    }
+}
+
+fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+fn service_port(port: &ServicePort, field: &str) -> Result<ServicePortObject, Invalid> {
+    let node_port = port.node_port.filter(|number| *number != 0);
+    Ok(ServicePortObject {
+        name: port.name.clone().filter(|name| !name.is_empty()),
+        port: port_number(port.port, || format!("{field}.port"))?,
+        node_port: node_port.map(|number| port_number(number, || format!("{field}.nodePort"))).transpose()?,
+        target_port: match port.target_port {
+            Some(IntOrString::Int(number)) => Some(port_number(number, || format!("{field}.targetPort"))?),
+            _ => None,
+        },
+        app_protocol: port.app_protocol.clone(),
+    })
+}
+
+fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndpoint, Invalid> {
+    let invalid = |message| Invalid { field: format!("endpoints[{i}].addresses[0]"), message };
+    let Some(text) = endpoint.addresses.first() else {
+        return Err(Invalid { field: format!("endpoints[{i}].addresses"), message: "missing or empty".into() });
+    };
+    let family = if ipv6 { "IPv6" } else { "IPv4" };
+    let address: IpAddr = text.parse().map_err(|_| invalid(format!("expected an {family} address, found {text:?}")))?;
+    if address.is_ipv6() != ipv6 {
+        return Err(invalid(format!("expected an {family} address, as addressType says, found {text}")));
+    }
+    let conditions = endpoint.conditions.as_ref();
+    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    let pod = target.map(|target| PodRef {
+        name: target.name.clone().unwrap_or_default(),
+        uid: target.uid.clone().unwrap_or_default(),
+    });
+    Ok(SliceEndpoint {
+        address,
+        pod: pod.filter(|pod| !pod.name.is_empty() || !pod.uid.is_empty()),
+        ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+        serving: conditions.and_then(|c| c.serving).unwrap_or(true),
+        terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+    })
+}
+
+/// What kube-proxy did for this Service and nobody does once Ebbtide has claimed it.
+fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
+    let mut fields = Vec::new();
+    let mut name = |field: &str, value: &str| fields.push(format!("spec.{field}: {value}"));
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        if let Some(protocol) = port.protocol.as_deref().filter(|p| *p != "TCP") {
+            name(&format!("ports[{i}].protocol"), protocol);
+        }
+    }
+    if let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") {
+        name("clusterIP", ip);
+    }
+    for (field, list) in
+        [("externalIPs", &spec.external_ips), ("loadBalancerSourceRanges", &spec.load_balancer_source_ranges)]
+    {
+        if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
+            name(field, &list.join(", "));
+        }
+    }
+    for (field, value, harmless) in [
+        ("sessionAffinity", &spec.session_affinity, "None"),
+        ("externalTrafficPolicy", &spec.external_traffic_policy, "Cluster"),
+        ("internalTrafficPolicy", &spec.internal_traffic_policy, "Cluster"),
+        ("trafficDistribution", &spec.traffic_distribution, ""),
+    ] {
+        if let Some(value) = value.as_deref().filter(|value| !value.is_empty() && *value != harmless) {
+            name(field, value);
+        }
+    }
+    if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
+        name("healthCheckNodePort", &port.to_string());
+    }
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
+    for ip in ingress.filter(|it| it.ip_mode.as_deref() != Some("Proxy")).filter_map(|it| it.ip.as_ref()) {
+        fields.push(format!("status.loadBalancer.ingress: {ip}"));
+    }
+    fields
+}
+
+fn port_number(number: i32, field: impl FnOnce() -> String) -> Result<u16, Invalid> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(Invalid { field: field(), message: format!("expected a port from 1 to 65535, found {number}") }),
+    }
+}
+
+fn seconds(seconds: i64) -> Duration {
+    Duration::from_secs(seconds.try_into().unwrap_or(0))
+}
+
+/// What the API server gives a Pod that names no `terminationGracePeriodSeconds`.
+const DEFAULT_GRACE: i64 = 30;
+
+/// `---` and `...` at the start of a line end a document wherever they stand (YAML 1.2.2, section 9.1.2), so text
+/// can be cut there without parsing it.
+fn yaml_documents(text: &str) -> Vec<Document<'_>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut documents = Vec::new();
+    let mut start = (1, 0);
+    let mut offset = 0;
+    let mut push = |(line, from): (usize, usize), to: usize| {
+        let text = text.get(from..to).unwrap_or_default();
+        let is_content =
+            |l: &str| !l.is_empty() && !l.starts_with('#') && !l.starts_with('%') && l != "---" && l != "...";
+        if text.lines().map(str::trim).any(is_content) {
+            documents.push(Document { line, text });
+        }
+    };
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        let marker = |m: &str| {
+            line.strip_prefix(m).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+        };
+        let (line_number, next) = (i + 1, offset + line.len());
+        if marker("---") {
+            push(start, offset);
+            start = (line_number, offset);
+        } else if marker("...") {
+            push(start, offset);
+            start = (line_number + 1, next);
+        }
+        offset = next;
+    }
+    push(start, offset);
+    documents
+}
+
+fn json_documents(text: &str) -> Result<Vec<Document<'_>>, Error> {
+    let mut documents = Vec::new();
+    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
+    let mut from = 0;
+    while let Some(document) = stream.next() {
+        document.map_err(|error| json_error(&error, 1, String::new()))?;
+        let to = stream.byte_offset();
+        let gap = text.get(from..to).unwrap_or_default();
+        from += gap.len() - gap.trim_start().len();
+        let line = 1 + text.get(..from).unwrap_or_default().matches('\n').count();
+        documents.push(Document { line, text: text.get(from..to).unwrap_or_default() });
+        from = to;
+    }
+    Ok(documents)
+}
+
+/// Reads a document; an error carries the field's path.
+fn read<T, S>(document: Document<'_>, format: Format, seed: S) -> Result<T, Error>
+where
+    S: for<'de> DeserializeSeed<'de, Value = T>,
+{
+    let mut track = serde_path_to_error::Track::new();
+    match format {
+        Format::Json => {
+            let mut json = serde_json::Deserializer::from_str(document.text);
+            let read = seed.deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+            read.map_err(|error| json_error(&error, document.line, field(&track.path())))
+        }
+        Format::Yaml => {
+            // The limits on aliases stay; those on the mere size of a text that is in memory already do not.
+            let budget = serde_saphyr::budget! { max_events: usize::MAX, max_nodes: usize::MAX };
+            let options = serde_saphyr::options! { budget: budget, with_snippet: false };
+            let read = serde_saphyr::with_deserializer_from_str_with_options(document.text, options, |yaml| {
+                seed.deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track))
+            });
+            read.map_err(|error| {
+                let line = error.location().map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
+                let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+                Error {
+                    line: document.line - 1 + line.max(1),
+                    field: field(&track.path()),
+                    message: one_line(&message),
+                }
+            })
+        }
+    }
+}
+
+fn json_error(error: &serde_json::Error, first_line: usize, field: String) -> Error {
+    Error { line: first_line - 1 + error.line().max(1), field, message: one_line(&error.to_string()) }
+}
+
+fn field(path: &serde_path_to_error::Path) -> String {
+    let path = path.to_string();
+    if path == "." || path.contains('?') { String::new() } else { path }
+}
+
+/// The line of a field that was read but is not valid; the document's where the field is missing.
+fn line_of(document: Document<'_>, format: Format, field: &str) -> usize {
+    let steps: Vec<&str> = field.split(['.', '[', ']']).filter(|step| !step.is_empty()).collect();
+    read(document, format, Find(&steps)).err().map_or(document.line, |found| found.line)
+}
+
+/// Walks to a field and fails there, since it is an error that carries a line.
+struct Find<'a>(&'a [&'a str]);
+
+impl<'de> DeserializeSeed<'de> for Find<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Find<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Some((first, rest)) = self.0.split_first() else { return Err(A::Error::custom("found")) };
+        while let Some(key) = map.next_key::<String>()? {
+            if key == *first {
+                map.next_value_seed(Find(rest))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let Some((first, rest)) = self.0.split_first() else { return Err(A::Error::custom("found")) };
+        for _ in 0..first.parse().unwrap_or(0usize) {
+            seq.next_element::<IgnoredAny>()?;
+        }
+        seq.next_element_seed(Find(rest))?;
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+/// A parser's message without its own place, which counts from the document's start and not from the file's.
+fn one_line(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.rsplit_once(" at line ") {
+        Some((message, _)) => message.to_owned(),
+        None => text,
+    }
+}
+
+#[derive(Deserialize)]
+struct Header {
+    kind: Option<String>,
+    items: Option<Vec<Header>>,
+}
+
+/// What is to be read from a document.
+#[derive(Debug, PartialEq)]
+enum Seed {
+    One(Known),
+    /// The kinds of `items`, in order.
+    List(Vec<Known>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Known {
+    Service,
+    EndpointSlice,
+    Pod,
+    Other,
+}
+
+enum Manifest {
+    Service(Box<Service>),
+    EndpointSlice(EndpointSlice),
+    Pod(Box<Pod>),
+}
+
+impl Known {
+    fn of(kind: Option<&str>) -> Self {
+        match kind {
+            Some("Service") => Self::Service,
+            Some("EndpointSlice") => Self::EndpointSlice,
+            Some("Pod") => Self::Pod,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Each manifest comes with its place in the document, as the prefix of a field's path.
+impl<'de> DeserializeSeed<'de> for &Seed {
+    type Value = Vec<(String, Manifest)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        match self {
+            Seed::One(kind) => Ok(kind.deserialize(deserializer)?.map(|it| (String::new(), it)).into_iter().collect()),
+            Seed::List(kinds) => deserializer.deserialize_map(Items(kinds)),
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Known {
+    type Value = Option<Manifest>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        Ok(Some(match self {
+            Self::Service => Manifest::Service(Deserialize::deserialize(deserializer)?),
+            Self::EndpointSlice => Manifest::EndpointSlice(Deserialize::deserialize(deserializer)?),
+            Self::Pod => Manifest::Pod(Deserialize::deserialize(deserializer)?),
+            Self::Other => {
+                IgnoredAny::deserialize(deserializer)?;
+                return Ok(None);
+            }
+        }))
+    }
+}
+
+/// Visits a list object, then its items.
+struct Items<'a>(&'a [Known]);
+
+impl<'de> Visitor<'de> for Items<'_> {
+    type Value = Vec<(String, Manifest)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "items" {
+                items = map.next_value_seed(Items(self.0))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(items)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::with_capacity(self.0.len());
+        for (i, kind) in self.0.iter().enumerate() {
+            match seq.next_element_seed(*kind)? {
+                Some(Some(item)) => items.push((format!("items[{i}]."), item)),
+                Some(None) => {}
+                None => return Err(A::Error::custom("a list that is shorter than it was")),
+            }
+        }
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(items)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Items<'_> {
+    type Value = Vec<(String, Manifest)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn yaml(text: &str) -> Vec<Object> {
+        parse(text, Format::Yaml, None).unwrap()
+    }
+
+    fn one_service(text: &str) -> ServiceObject {
+        match yaml(text).remove(0) {
+            Object::Service(service) => service,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata:
+  name: app
+  namespace: web
+  labels: {service.kubernetes.io/service-proxy-name: ebbtide}
+  annotations: {ebbtide.dev/hold-timeout: 3s, other: x}
+spec:
+  ports:
+  - {name: http, port: 80, targetPort: 8080, nodePort: 30080, appProtocol: http}
+  - {name: dns, port: 53, protocol: UDP}
+";
+
+    const SLICE: &str = "
+addressType: IPv4
+apiVersion: discovery.k8s.io/v1
+endpoints:
+- addresses: [10.0.0.1, 10.0.0.2]
+  targetRef: {kind: Pod, name: app-1, uid: u-1}
+- addresses: [10.0.0.3]
+  conditions: {ready: false, serving: true, terminating: true}
+  targetRef: {kind: Node, name: n-1}
+kind: EndpointSlice
+metadata:
+  name: app-x
+  creationTimestamp: 1970-01-01T00:01:00Z
+  generation: 4
+  labels: {kubernetes.io/service-name: app}
+ports:
+- {name: http, port: 8080}
+- {name: any}
+- {name: dns, port: 53, protocol: UDP}
+";
+
+    #[test]
+    fn a_service_gives_what_routing_needs_and_names_what_is_not_served() {
+        let service = one_service(SERVICE);
+        assert_eq!(service.name, ObjectName::new("web", "app"));
+        assert!(service.claimed && !service.external_name && !service.ipv6_first);
+        let port = ServicePortObject {
+            name: Some("http".into()),
+            port: 80,
+            node_port: Some(30080),
+            target_port: Some(8080),
+            app_protocol: Some("http".into()),
+        };
+        assert_eq!(service.ports, [port]);
+        assert_eq!(
+            service.annotations.into_iter().collect::<Vec<_>>(),
+            [("ebbtide.dev/hold-timeout".into(), "3s".into())]
+        );
+        assert_eq!(service.unserved, ["spec.ports[1].protocol: UDP"]);
+    }
+
+    #[test]
+    fn every_field_that_a_claim_takes_from_kube_proxy_is_named() {
+        let spec = "  sessionAffinity: ClientIP
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Local
+  clusterIP: fd00::1
+  externalIPs: [192.0.2.1, 192.0.2.2]
+  loadBalancerSourceRanges: [10.0.0.0/8]
+  healthCheckNodePort: 32000
+status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy}]}}
+";
+        let service = one_service(&format!("{SERVICE}{spec}"));
+        assert!(service.ipv6_first, "by the cluster IP, no ipFamilies being given");
+        assert_eq!(
+            service.unserved,
+            [
+                "spec.ports[1].protocol: UDP",
+                "spec.clusterIP: fd00::1",
+                "spec.externalIPs: 192.0.2.1, 192.0.2.2",
+                "spec.loadBalancerSourceRanges: 10.0.0.0/8",
+                "spec.sessionAffinity: ClientIP",
+                "spec.externalTrafficPolicy: Local",
+                "spec.internalTrafficPolicy: Local",
+                "spec.healthCheckNodePort: 32000",
+                "status.loadBalancer.ingress: 192.0.2.9",
+            ]
+        );
+        let quiet = "  sessionAffinity: None\n  clusterIP: None\n  externalTrafficPolicy: Cluster\n";
+        assert_eq!(one_service(&format!("{SERVICE}{quiet}")).unserved.len(), 1);
+        let unclaimed = format!("{SERVICE}{spec}").replace("ebbtide}", "other}");
+        assert!(one_service(&unclaimed).unserved.is_empty());
+    }
+
+    #[test]
+    fn the_first_of_ip_families_decides() {
+        assert!(one_service(&format!("{SERVICE}  ipFamilies: [IPv6, IPv4]\n  clusterIP: 10.0.0.1\n")).ipv6_first);
+        assert!(!one_service(&format!("{SERVICE}  ipFamilies: [IPv4]\n  clusterIP: fd00::1\n")).ipv6_first);
+    }
+
+    #[test]
+    fn a_slice_has_its_nil_rules_applied() {
+        let endpoint = |address: &str, pod: Option<(&str, &str)>, ready, terminating| SliceEndpoint {
+            address: address.parse().unwrap(),
+            pod: pod.map(|(name, uid)| PodRef { name: name.into(), uid: uid.into() }),
+            ready,
+            serving: true,
+            terminating,
+        };
+        let expected = SliceObject {
+            name: ObjectName::new("default", "app-x"),
+            service: Some("app".into()),
+            ipv6: false,
+            fqdn: false,
+            created: 60,
+            generation: 4,
+            ports: vec![("http".into(), 8080)],
+            endpoints: vec![
+                endpoint("10.0.0.1", Some(("app-1", "u-1")), true, false),
+                endpoint("10.0.0.3", None, false, true),
+            ],
+        };
+        assert_eq!(yaml(SLICE), [Object::EndpointSlice(expected)]);
+    }
+
+    #[test]
+    fn an_fqdn_slice_is_kept_without_endpoints() {
+        let text = SLICE.replace("IPv4", "FQDN").replace("10.0.0.3", "app.example.com");
+        let Object::EndpointSlice(slice) = yaml(&text).remove(0) else { panic!() };
+        assert!(slice.fqdn && slice.endpoints.is_empty());
+    }
+
+    #[test]
+    fn a_deletion_counts_what_remains_only_in_a_list() {
+        let text = "
+kind: Pod
+metadata:
+  name: p
+  labels: {pod-template-hash: abc}
+  deletionTimestamp: 1970-01-01T00:01:00Z
+  deletionGracePeriodSeconds: 30
+";
+        let listed = |at| match parse(text, Format::Yaml, at).unwrap().remove(0) {
+            Object::Pod(pod) => pod,
+            other => panic!("{other:?}"),
+        };
+        let s = Duration::from_secs;
+        let later = listed(None);
+        assert_eq!(later.deletion, Some(Deletion { grace: Some(s(30)), remaining: None }));
+        assert_eq!(
+            (later.uid.as_str(), later.template_hash.as_deref(), later.spec_grace),
+            ("", Some("abc"), Some(s(30)))
+        );
+        let remaining = |at| listed(Some(SystemTime::UNIX_EPOCH + s(at))).deletion.and_then(|d| d.remaining);
+        assert_eq!(remaining(48), Some(s(12)));
+        assert_eq!(remaining(99), Some(s(0)));
+    }
+
+    #[test]
+    fn documents_lists_and_other_kinds() {
+        let indented = SLICE.trim().replace('\n', "\n  ");
+        let service = SERVICE.trim().replace('\n', "\n  ");
+        let list = format!(
+            "apiVersion: v1\nkind: List\nitems:\n- {indented}\n- kind: ConfigMap\n  data: {{a: b}}\n- {service}\n"
+        );
+        let text =
+            format!("# a comment\n---\n{SERVICE}--- # next\n{SLICE}...\n---\nkind: Deployment\nspec: 5\n---\n{list}");
+        assert_eq!(
+            yaml(&text).iter().map(Object::kind).map(|k| k.to_string()).collect::<Vec<_>>(),
+            ["Service", "EndpointSlice", "EndpointSlice", "Service"]
+        );
+        let bare = format!("kind: EndpointSliceList\nitems:\n- {}\n", indented.replace("  kind: EndpointSlice\n", ""));
+        assert_eq!(yaml(&bare), yaml(SLICE), "items of a typed list need no kind");
+        assert_eq!(yaml("# nothing\n---\n"), []);
+        assert_eq!(yaml(&format!("\u{feff}{}", SLICE.replace('\n', "\r\n"))), yaml(SLICE));
+    }
+
+    #[test]
+    fn json_is_read_as_well() {
+        let one = r#"{"kind": "Pod", "metadata": {"name": "a", "uid": "u"}}"#;
+        let list = r#"{"items": [{"metadata": {"name": "b"}}, {"metadata": {"name": "c"}}], "kind": "PodList"}"#;
+        let objects = parse(&format!("{one}\n{list}\n"), Format::Json, None).unwrap();
+        assert_eq!(objects.iter().map(|o| o.name().name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(parse(one, Format::Json, None), parse(one, Format::Yaml, None));
+        assert_eq!(parse("", Format::Json, None), Ok(vec![]));
+    }
+
+    #[test]
+    fn errors_name_line_and_field() {
+        let second = format!("---\n{SERVICE}---{SLICE}");
+        let cases = [
+            (SERVICE.replace("port: 80,", "port: x,"), "line 11, spec.ports[0].port: invalid i32"),
+            (
+                SERVICE.replace("port: 80,", "port: 70000,"),
+                "line 11, spec.ports[0].port: expected a port from 1 to 65535, found 70000",
+            ),
+            (
+                second.replace("10.0.0.3", "10.0.0"),
+                "line 20, endpoints[1].addresses[0]: expected an IPv4 address, found \"10.0.0\"",
+            ),
+            (
+                SLICE.replace("10.0.0.3", "fd00::1"),
+                "line 7, endpoints[1].addresses[0]: expected an IPv4 address, as addressType says, found fd00::1",
+            ),
+            (SLICE.replace("IPv4", "ipv4"), "line 2, addressType: expected IPv4, IPv6 or FQDN, found \"ipv4\""),
+            (SLICE.replace("[10.0.0.3]", "[]"), "line 7, endpoints[1].addresses: missing or empty"),
+            (SLICE.replace("name: app-x", "x: y"), "line 1, metadata.name: missing"),
+            (SLICE.replace("true", "maybe"), "line 8, endpoints[1].conditions.serving: invalid boolean"),
+            ("a: b\n".into(), "line 1, kind: missing; a manifest names its apiVersion and kind"),
+            ("kind: Pod\nmetadata: [a\n".into(), "line 2, metadata: unclosed bracket"),
+        ];
+        for (text, expected) in cases {
+            let error = parse(&text, Format::Yaml, None).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}\n  instead of\n{expected}");
+            assert!(!error.contains('\n'));
+        }
+        let json = "{\"kind\": \"Foo\"}\n{\"kind\": \"Service\",\n\"metadata\": {\"name\": \"a\"},\n\"spec\": {\"ports\": [\n{\"port\": 0}]}}";
+        let error = |text: &str| parse(text, Format::Json, None).unwrap_err().to_string();
+        assert_eq!(error(json), "line 5, spec.ports[0].port: expected a port from 1 to 65535, found 0");
+        assert_eq!(error(&json.replace(" 0}", " {}}")), "line 5, spec.ports[0].port: invalid type: map, expected i32");
+        assert!(error("{\"kind\": \"Service\",\n").starts_with("line 2: EOF"));
+    }
+}
