@@ -52,10 +52,12 @@ pub enum Failure {
 
 impl Client {
     /// # Errors
-    /// [`Failure::Refused`] or [`Failure::Unreachable`].
+    /// [`Failure::Refused`], [`Failure::Unreachable`], or [`Failure::Reset`] for a connection that stood and was reset at once.
     pub async fn connect(server: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect(server).await.map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => Failure::Refused,
+            // The handshake was done, and the reset came before we looked.
+            io::ErrorKind::ConnectionReset => Failure::Reset,
             _ => Failure::Unreachable,
         })?;
         // Without it a request waits for the acknowledgement of the one before; on failure it is only slower.
@@ -67,7 +69,7 @@ impl Client {
     /// Content-Length are added. Not cancellation safe: drop the client with it.
     ///
     /// # Errors
-    /// Any [`Failure`] but those of a connect; the connection is then of no more use.
+    /// Any [`Failure`] but a refusal; the connection is then of no more use.
     pub async fn exchange(
         &mut self,
         method: &str,

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,9 @@ pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
     // Current thread, and so the main one: the children die with the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let signals = tokio::spawn(stop_at_signal(settings.stop.clone()));
+        // Taken before there is any child: from here on no signal ends this process without ending them.
+        let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+        let signals = tokio::spawn(stop_at_signal(signals, settings.stop.clone()));
         let rows = show(&settings).await;
         signals.abort();
         match rows? {
@@ -363,9 +365,8 @@ async fn unless<T>(stop: &CancellationToken, future: impl Future<Output = T>) ->
     }
 }
 
-/// The first SIGINT or SIGTERM asks for an end, the second one is it (the kernel then ends the children).
-async fn stop_at_signal(stop: CancellationToken) -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+/// The first signal asks for an end, the second one is it (the kernel then ends the children).
+async fn stop_at_signal([mut interrupt, mut terminate]: [Signal; 2], stop: CancellationToken) {
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
