@@ -12,6 +12,7 @@ use ebbtide::demo::client::{Client, Failure};
 use ebbtide::demo::fleet::{Fleet, Options, Tell};
 use ebbtide::demo::late::Late;
 use ebbtide::demo::load::{Load, Report};
+use ebbtide::demo::proxy::Proxy;
 use ebbtide::demo::{Second, Settings, child, fleet};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -359,6 +360,15 @@ async fn the_demo_shows_two_phases_and_judges_the_second() {
         assert!(row.report.sockets > 8, "{}", row.report);
         assert!(!row.is_clean());
     }
+}
+
+#[tokio::test]
+async fn a_proxy_that_does_not_start_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let started = within(Proxy::start(BINARY.as_ref(), folder.path(), "discovery: nonsense", &["web"])).await;
+    let error = started.err().unwrap().to_string();
+    assert!(error.contains("ended before it listened; it said last:\n"), "{error}");
+    assert!(error.lines().count() > 1, "its own words are missing: {error}");
 }
 
 // ---- tools of these tests

@@ -65,7 +65,7 @@ impl Client {
         Ok(Self { stream, buffer: Vec::new() })
     }
 
-    /// Sends a request and reads its whole answer. `headers` are complete lines, each with its CRLF; Host and
+    /// Sends a request whole, then reads its whole answer. `headers` are complete lines, each with its CRLF; Host and
     /// Content-Length are added. Not cancellation safe: drop the client with it.
     ///
     /// # Errors
@@ -81,8 +81,14 @@ impl Client {
         let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
         let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{length}{headers}\r\n");
         // One write, so that the smallest request is one segment.
-        self.stream.write_all(&[head.as_bytes(), body].concat()).await.map_err(|_| Failure::Reset)?;
-        self.response(method == "HEAD").await
+        let written = self.stream.write_all(&[head.as_bytes(), body].concat()).await;
+        // A server may answer and close before it has read everything: the answer counts.
+        let mut response = match (self.response(method == "HEAD").await, &written) {
+            (Err(_), Err(_)) => return Err(Failure::Reset),
+            (response, _) => response?,
+        };
+        response.keep_alive &= written.is_ok();
+        Ok(response)
     }
 
     /// Returns when the server ends the idle connection, or speaks unasked: either way no request may be sent on it.

@@ -343,8 +343,8 @@ impl Fleet {
         self.pods = left;
         let gone: Vec<Pod> = gone;
         // As in Kubernetes: the Pod goes, and the EndpointSlice controller follows.
-        for pod in gone.iter().filter(|_| self.options.tell == Tell::PodAndSlice) {
-            std::fs::remove_file(self.manifests().join(pod.file()))?;
+        for file in gone.iter().map(|pod| self.manifests().join(pod.file())).filter(|file| file.exists()) {
+            std::fs::remove_file(file)?;
         }
         self.write_slices()
     }
