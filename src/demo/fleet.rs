@@ -123,7 +123,7 @@ impl Fleet {
     /// manifests are written.
     ///
     /// # Errors
-    /// A process that cannot be started or does not listen within [`START`]; a folder that cannot be written.
+    /// A process that cannot be started or does not listen within 20 s; a folder that cannot be written.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let network = [fastrand::u8(1..=254), fastrand::u8(..)];
         let folder = TempDir::with_prefix("ebbtide-fleet-").context("a folder for the manifests")?;
