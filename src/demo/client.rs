@@ -52,10 +52,12 @@ pub enum Failure {
 
 impl Client {
     /// # Errors
-    /// [`Failure::Refused`] or [`Failure::Unreachable`].
+    /// [`Failure::Refused`], [`Failure::Unreachable`], or [`Failure::Reset`] for a connection that stood and was reset at once.
     pub async fn connect(server: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect(server).await.map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => Failure::Refused,
+            // The handshake was done, and the reset came before we looked.
+            io::ErrorKind::ConnectionReset => Failure::Reset,
             _ => Failure::Unreachable,
         })?;
         // Without it a request waits for the acknowledgement of the one before; on failure it is only slower.
@@ -63,11 +65,11 @@ impl Client {
         Ok(Self { stream, buffer: Vec::new() })
     }
 
-    /// Sends a request and reads its whole answer. `headers` are complete lines, each with its CRLF; Host and
+    /// Sends a request whole, then reads its whole answer. `headers` are complete lines, each with its CRLF; Host and
     /// Content-Length are added. Not cancellation safe: drop the client with it.
     ///
     /// # Errors
-    /// Any [`Failure`] but those of a connect; the connection is then of no more use.
+    /// Any [`Failure`] but a refusal; the connection is then of no more use.
     pub async fn exchange(
         &mut self,
         method: &str,
@@ -79,8 +81,14 @@ impl Client {
         let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
         let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{length}{headers}\r\n");
         // One write, so that the smallest request is one segment.
-        self.stream.write_all(&[head.as_bytes(), body].concat()).await.map_err(|_| Failure::Reset)?;
-        self.response(method == "HEAD").await
+        let written = self.stream.write_all(&[head.as_bytes(), body].concat()).await;
+        // A server may answer and close before it has read everything: the answer counts.
+        let mut response = match (self.response(method == "HEAD").await, &written) {
+            (Err(_), Err(_)) => return Err(Failure::Reset),
+            (response, _) => response?,
+        };
+        response.keep_alive &= written.is_ok();
+        Ok(response)
     }
 
     /// Returns when the server ends the idle connection, or speaks unasked: either way no request may be sent on it.

@@ -123,7 +123,7 @@ impl Fleet {
     /// manifests are written.
     ///
     /// # Errors
-    /// A process that cannot be started or does not listen within [`START`]; a folder that cannot be written.
+    /// A process that cannot be started or does not listen within 20 s; a folder that cannot be written.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let network = [fastrand::u8(1..=254), fastrand::u8(..)];
         let folder = TempDir::with_prefix("ebbtide-fleet-").context("a folder for the manifests")?;
@@ -343,8 +343,8 @@ impl Fleet {
         self.pods = left;
         let gone: Vec<Pod> = gone;
         // As in Kubernetes: the Pod goes, and the EndpointSlice controller follows.
-        for pod in gone.iter().filter(|_| self.options.tell == Tell::PodAndSlice) {
-            std::fs::remove_file(self.manifests().join(pod.file()))?;
+        for file in gone.iter().map(|pod| self.manifests().join(pod.file())).filter(|file| file.exists()) {
+            std::fs::remove_file(file)?;
         }
         self.write_slices()
     }

@@ -92,7 +92,7 @@ async fn learn(known: Arc<Mutex<Vec<SocketAddr>>>, mut endpoints: watch::Receive
         let at = coming.front().map(|(at, _)| *at);
         tokio::select! {
             biased;
-            () = async { sleep_until(at.unwrap_or_else(Instant::now)).await }, if at.is_some() => {
+            () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => {
                 if let Some((_, list)) = coming.pop_front() {
                     *known.lock().unwrap_or_else(PoisonError::into_inner) = list;
                 }

@@ -178,9 +178,11 @@ async fn request(
     let mut client = match connection {
         Some(client) => client,
         None => {
-            let client = Client::connect(load.target).await?;
-            tally.lock().counts.sockets += 1;
-            client
+            let connected = Client::connect(load.target).await;
+            if matches!(connected, Ok(_) | Err(Failure::Reset)) {
+                tally.lock().counts.sockets += 1;
+            }
+            connected?
         }
     };
     let headers = if load.keep_alive { "" } else { "Connection: close\r\n" };

@@ -14,14 +14,13 @@ pub mod sample;
 
 use std::cell::Cell;
 use std::future::Future;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -73,7 +72,9 @@ pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
     // Current thread, and so the main one: the children die with the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let signals = tokio::spawn(stop_at_signal(settings.stop.clone()));
+        // Taken before there is any child: from here on no signal ends this process without ending them.
+        let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+        let signals = tokio::spawn(stop_at_signal(signals, settings.stop.clone()));
         let rows = show(&settings).await;
         signals.abort();
         match rows? {
@@ -290,8 +291,6 @@ fn print_introduction(settings: &Settings, plan: &Plan) {
     println!("     load         {CLIENTS} keep-alive clients, 500 requests a second, 5 ms of work for each");
     println!("     updates      {updates} in {:?}: a new process joins, then an old one gets SIGTERM,", settings.load);
     println!("                  from 50 ms before to 50 ms after its manifest says that it leaves\n");
-    // The lines that follow come by way of stderr.
-    let _ = std::io::stdout().flush();
 }
 
 fn table(rows: &[&Row]) -> String {
@@ -317,21 +316,19 @@ fn table(rows: &[&Row]) -> String {
 fn verdict(late: &Row, second: &Row) -> String {
     let name = second.name;
     let behind_late = format!(
-        "behind the late balancer {} failed and {} broke",
+        "behind the late balancer {} failed and {} broke.",
         counted(late.report.failed, "request"),
         counted(late.report.sockets.saturating_sub(CLIENTS), "connection"),
     );
     if second.is_clean() {
-        return format!("{name} answered every request on the {CLIENTS} connections first opened; {behind_late}.");
+        return format!("{name} answered every request on the {CLIENTS} connections first opened;\n{behind_late}");
     }
     let Report { failed, sockets, errors, .. } = &second.report;
-    let errors = errors.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ");
+    let errors =
+        errors.iter().map(|(kind, count)| format!("{kind} {}", grouped(*count))).collect::<Vec<_>>().join(", ");
     let errors = if errors.is_empty() { errors } else { format!(" ({errors})") };
-    format!(
-        "{name} failed {}{errors} and its clients needed {} instead of {CLIENTS}; {behind_late}.",
-        counted(*failed, "request"),
-        counted(*sockets, "socket")
-    )
+    let (failed, sockets) = (counted(*failed, "request"), counted(*sockets, "socket"));
+    format!("{name} failed {failed}{errors} and its {CLIENTS} clients used {sockets};\n{behind_late}")
 }
 
 fn counted(count: u64, noun: &str) -> String {
@@ -363,9 +360,8 @@ async fn unless<T>(stop: &CancellationToken, future: impl Future<Output = T>) ->
     }
 }
 
-/// The first SIGINT or SIGTERM asks for an end, the second one is it (the kernel then ends the children).
-async fn stop_at_signal(stop: CancellationToken) -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+/// The first signal asks for an end, the second one is it (the kernel then ends the children).
+async fn stop_at_signal([mut interrupt, mut terminate]: [Signal; 2], stop: CancellationToken) {
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -388,3 +384,46 @@ const SHORTEST: Duration = Duration::from_secs(2);
 const LINES: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(10);
 const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &'static str, failed: u64, sockets: u64, replayed: Option<u64>) -> Row {
+        let errors = if failed > 0 { [("reset".to_owned(), failed)].into() } else { Default::default() };
+        let longest_stall = Duration::from_millis(1234);
+        let report =
+            Report { sent: 10_000, ok: 10_000 - failed, failed, sockets, errors, longest_stall, ..Report::default() };
+        Row { name, report, replayed, replaced: 3 }
+    }
+
+    #[test]
+    fn the_plan_fits_into_the_load_with_steps_longer_than_the_late_balancer_is_late() {
+        for (seconds, updates) in [(2, 1), (5, 1), (8, 1), (13, 2), (20, 3), (60, 9)] {
+            let plan = Plan::new(Duration::from_secs(seconds));
+            assert_eq!(plan.updates, updates, "{seconds} s");
+            let steps = (REPLICAS + 1) * plan.updates as u32 - 1;
+            assert!(plan.lead + plan.step * steps <= plan.load - plan.lead, "{seconds} s: {plan:?}");
+            assert!(plan.step > LATE || seconds < 6, "{seconds} s: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_the_verdict_follows_from_it() {
+        let (late, ebbtide) = (row("late balancer", 1, 31, None), row("Ebbtide", 0, 8, Some(12)));
+        let expected = "                     requests   failed   replayed   client sockets   longest stall    p99\n     \
+                        late balancer     10,000        1          -               31        1,234 ms   0 ms\n     \
+                        Ebbtide           10,000        0         12                8        1,234 ms   0 ms";
+        assert_eq!(table(&[&late, &ebbtide]), expected);
+        assert!(verdict(&late, &ebbtide).starts_with("Ebbtide answered every request on the 8 connections"));
+        assert!(verdict(&late, &ebbtide).ends_with("1 request failed and 23 connections broke."));
+
+        assert!(!row("Ebbtide", 0, 9, None).is_clean(), "a lost socket is a failure");
+        let bad = row("Ebbtide", 1_000, 1_008, Some(0));
+        assert!(!bad.is_clean());
+        assert!(
+            verdict(&late, &bad)
+                .starts_with("Ebbtide failed 1,000 requests (reset 1,000) and its 8 clients used 1,008")
+        );
+    }
+}

@@ -53,7 +53,7 @@ impl Proxy {
     /// `listeners` listens.
     ///
     /// # Errors
-    /// It ends, or is not ready within [`START`]; the message holds what it logged last.
+    /// It ends, or is not ready within 20 s; the message holds what it logged last.
     pub async fn start(binary: &Path, folder: &Path, config: &str, listeners: &[&str]) -> anyhow::Result<Self> {
         let file = folder.join("ebbtide.yaml");
         std::fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
