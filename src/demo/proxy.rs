@@ -60,7 +60,7 @@ impl Proxy {
         let mut command = child::ebbtide(binary);
         command.args(["run", "--config"]).arg(&file);
         // A level that the user has set for other programs must not hide the lines that are read here.
-        command.env("RUST_LOG", "info").stdout(Stdio::null()).stderr(Stdio::piped());
+        command.env("EBBTIDE_LOG", "info").stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().context("cannot start ebbtide run")?;
         let stderr = process.stderr.take().context("no stderr")?;
         let (sender, mut log) = watch::channel(Log::default());
