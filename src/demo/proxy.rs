@@ -152,7 +152,7 @@ async fn follow(stderr: ChildStderr, log: watch::Sender<Log>) {
 impl Log {
     fn take(&mut self, line: String) {
         if let Ok(entry) = serde_json::from_str::<Value>(&line) {
-            let field = |name: &str| entry.get("fields")?.get(name)?.as_str();
+            let field = |name: &str| entry.get(name)?.as_str();
             let address = field("address").and_then(|address| address.parse().ok());
             match (field("message"), address) {
                 (Some("listening"), Some(address)) => {
