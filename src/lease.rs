@@ -63,7 +63,8 @@ impl Word {
     pub fn set_out(&self, out: bool) {
         if out {
             self.0.fetch_or(OUT, Ordering::AcqRel);
-        } else {
+        } else if self.0.load(Ordering::Relaxed) & OUT != 0 {
+            // Asked of every endpoint at every change, and nearly always so already.
             self.0.fetch_and(!OUT, Ordering::AcqRel);
         }
     }

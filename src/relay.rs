@@ -250,8 +250,7 @@ impl Pipes {
         let ends = match shelf.free.pop() {
             Some(ends) => ends,
             None => {
-                let ends =
-                    pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok().map(|(read, write)| (read, write))?;
+                let ends = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok()?;
                 // Where the per-user limit forbids it, the kernel's 64 KiB must do.
                 let _ = rustix::pipe::fcntl_setpipe_size(&ends.0, PIPE_SIZE);
                 ends

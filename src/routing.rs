@@ -548,11 +548,7 @@ impl PortEntry {
             let joining = entry.listed && !entry.joined && !entry.expired && entry.endpoint.conditions().serving;
             match entry.terminating {
                 Some(trigger) if !deferred && (any_usable || !joining) => gone.push((identity.clone(), trigger)),
-                _ if entry.is_usable() || deferred => {
-                    if !entry.endpoint.is_open() {
-                        entry.endpoint.set_out(false);
-                    }
-                }
+                _ if entry.is_usable() || deferred => entry.endpoint.set_out(false),
                 _ if entry.endpoint.is_open() => outs.push(entry.endpoint.clone()),
                 _ => {}
             }

@@ -223,17 +223,20 @@ async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     }
 }
 
+/// A request's head, and its canonical form for the upstream.
+type Parsed = (head::Request, Vec<u8>);
+
 enum HeadEnd {
     Closed(CloseReason),
     Refused(head::Reject),
 }
 
-/// The next request's head, and its canonical form for the upstream.
+/// Reads the next request's head.
 async fn read_head(
     worker: &Rc<Worker>,
     client: &mut Client,
     mut timer: Pin<&mut tokio::time::Sleep>,
-) -> Result<(head::Request, Vec<u8>), HeadEnd> {
+) -> Result<Parsed, HeadEnd> {
     let (idle, head_time) = {
         let config = worker.config();
         (config.timeouts.client_idle, config.timeouts.head)
@@ -278,11 +281,7 @@ impl Client {
     }
 
     /// Reads once and parses; a head that comes whole is parsed where it was read.
-    fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-        worker: &Worker,
-    ) -> Poll<Result<Option<(head::Request, Vec<u8>)>, HeadEnd>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<Result<Option<Parsed>, HeadEnd>> {
         let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
         ready!(self.stream.poll_read_ready(cx)).map_err(reset)?;
         let mut scratch = worker.scratch.borrow_mut();
@@ -306,7 +305,7 @@ impl Client {
         Poll::Ready(Ok(parsed))
     }
 
-    fn parse(&mut self, worker: &Worker) -> Result<Option<(head::Request, Vec<u8>)>, HeadEnd> {
+    fn parse(&mut self, worker: &Worker) -> Result<Option<Parsed>, HeadEnd> {
         if self.unread.is_empty() {
             return Ok(None);
         }
@@ -321,7 +320,7 @@ impl Client {
         Ok(parsed)
     }
 
-    fn parse_bytes(&self, worker: &Worker, bytes: &[u8]) -> Result<Option<(head::Request, Vec<u8>)>, HeadEnd> {
+    fn parse_bytes(&self, worker: &Worker, bytes: &[u8]) -> Result<Option<Parsed>, HeadEnd> {
         let config = worker.config();
         let limits = head::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
         let forwarding = head::Forwarding {

@@ -73,11 +73,14 @@ pub struct Worker {
     locals: RefCell<HashMap<EndpointId, Rc<Local>>>,
     budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
     listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
-    routes: RefCell<HashMap<ListenerId, (u64, Option<Arc<Port>>)>>,
+    routes: RefCell<HashMap<ListenerId, Route>>,
     pub pipes: Pipes,
     /// Set when the shutdown's grace is over: nothing is replayed any more.
     pub cut: Cell<bool>,
 }
+
+/// A listener's service port as of one generation of the snapshot.
+type Route = (u64, Option<Arc<Port>>);
 
 /// What one worker keeps for one endpoint.
 pub struct Local {

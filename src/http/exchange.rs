@@ -317,10 +317,10 @@ impl Exchange<'_> {
             }
         }
         loop {
-            if let Some(withhold) = &mut attempt.withhold {
-                if attempt.body.is_done() || withhold.as_mut().poll(cx).is_ready() {
-                    attempt.withhold = None;
-                }
+            if let Some(withhold) = &mut attempt.withhold
+                && (attempt.body.is_done() || withhold.as_mut().poll(cx).is_ready())
+            {
+                attempt.withhold = None;
             }
             if attempt.withhold.is_none() {
                 ready!(self.poll_flush(cx))?;

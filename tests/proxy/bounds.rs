@@ -1,0 +1,1 @@
+//! Bounded is what must be: connections, descriptors, memory, system calls.

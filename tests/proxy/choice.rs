@@ -1,0 +1,1 @@
+//! Never a wrong endpoint, and fair shares among the right ones.

@@ -1,0 +1,1 @@
+//! Nothing serves for a while: requests and connections wait, bounded, and are let go at a pace.

@@ -1,0 +1,1 @@
+//! Endpoints that join before they listen, leave reversibly, and return.

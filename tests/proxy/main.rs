@@ -1,0 +1,17 @@
+//! The drain contract against the true wiring: real sockets, real manifests, one short scenario per behaviour.
+//! `drain` comes first: its first test is the proof that a terminating endpoint leaves rotation.
+#![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+
+mod rig;
+
+mod bounds;
+mod choice;
+mod drain;
+mod hold;
+mod join;
+mod replay;
+mod rollout;
+mod shutdown;
+mod tcp;
+mod vanish;
+mod wire;

@@ -1,0 +1,1 @@
+//! What is in flight on an endpoint that dies: replayed, refused, or cut visibly.

@@ -1,0 +1,1 @@
+//! Rolling updates of real processes under load.

@@ -1,0 +1,1 @@
+//! SIGTERM, from the failing /readyz to the last connection.

@@ -1,0 +1,1 @@
+//! TCP connections on endpoints that drain, refuse, keep silent or break.
