@@ -214,7 +214,7 @@ async fn stale_connections_to_the_only_replica_fail_nobody() {
 #[tokio::test]
 async fn past_the_hold_time_http_gets_503_and_keeps_its_connection() {
     let a = answering().await;
-    let rig = Rig::start("").await;
+    let rig = Rig::start("timeouts: {hold: 1m}").await;
     rig.service(&[("ebbtide.dev/hold-timeout", "300ms")]);
     let held_for = |port: &Arc<Port>| port.policy.hold_timeout == Duration::from_millis(300);
     eventually("the annotation", || rig.running().admin.snapshot.load().ports.values().all(held_for)).await;

@@ -1,6 +1,6 @@
 //! An endpoint that is there no more, without FIN or reset: its packets go nowhere, in a network namespace of its own.
 //!
-//! The namespace has no name: it lives exactly as long as the process in it, which dies with this one, whatever happens.
+//! The namespace has no name: it goes with the process in it, which dies with this one, whatever happens.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ use crate::tcp::{known, to_end};
 /// A sample application on another node, as far as the network can tell.
 struct Island {
     process: Child,
+    device: String,
     address: SocketAddr,
 }
 
@@ -46,25 +47,36 @@ impl Island {
             other => return Err(format!("unshare --net is not allowed here ({other:?})")),
         }
         let inside = ["nsenter", "--net", "--target", &pid];
+        // So that no closed socket keeps the namespace for minutes; where it is not allowed it takes them.
+        let orphans = ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_orphan_retries"];
+        let _ = run(&[&inside[..], &orphans].concat());
         run(&["ip", "link", "add", &device, "type", "veth", "peer", "name", "eth0", "netns", &pid])?;
+        let address = format!("{theirs}:8080").parse().unwrap();
+        let island = Self { process, device: device.clone(), address };
         run(&["ip", "addr", "add", &format!("{ours}/30"), "dev", &device])?;
         run(&["ip", "link", "set", &device, "up"])?;
         run(&[&inside[..], &["ip", "addr", "add", &format!("{theirs}/30"), "dev", "eth0"]].concat())?;
         run(&[&inside[..], &["ip", "link", "set", "eth0", "up"]].concat())?;
-        let address = format!("{theirs}:8080").parse().unwrap();
         soon("the island's application", async {
             while TcpStream::connect(address).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
         .await;
-        Ok(Self { process, address })
+        Ok(island)
     }
 
     /// From now on everything sent there is lost: the link stays, and nobody at its other end is meant.
     fn vanish(&self) {
         let pid = self.process.id().unwrap().to_string();
         run(&["nsenter", "--net", "--target", &pid, "ip", "addr", "flush", "dev", "eth0"]).unwrap();
+    }
+}
+
+impl Drop for Island {
+    fn drop(&mut self) {
+        let _ = self.process.start_kill();
+        let _ = run(&["ip", "link", "del", &self.device]);
     }
 }
 
