@@ -297,17 +297,18 @@ async fn the_release_does_not_flood_the_first_endpoint() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let most = Arc::new(AtomicUsize::new(0));
     let rig = Rig::start("timeouts: {hold: 1m}").await;
-    let waiting: Vec<_> = (0..200).map(|_| asking(rig.web())).collect();
-    held(&rig, 200).await;
-    let first = serving(listener, Duration::from_millis(5), most.clone()).await;
+    let waiting: Vec<_> = (0..600).map(|_| asking(rig.web())).collect();
+    held(&rig, 600).await;
+    let first = serving(listener, Duration::from_millis(100), most.clone()).await;
     let began = Instant::now();
     rig.endpoints(&[Ep::new("first", first.address)]);
     for asked in waiting {
         assert_eq!(asked.await.unwrap().0.status, 200);
     }
     let most = most.load(Ordering::SeqCst);
-    println!("200 released in {:?}, at most {most} at once", began.elapsed());
-    assert!(most < 100, "{most} of 200 at once");
+    println!("600 released in {:?}, at most {most} at once", began.elapsed());
+    // One a millisecond, each for 100 ms: about 100, and some more where a late timer catches up.
+    assert!(most < 300, "{most} of 600 at once");
 }
 
 /// There is no such Service: nothing to wait for.
