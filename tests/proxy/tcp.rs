@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ebbtide::demo::client::Client;
@@ -189,37 +189,45 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
     rig.endpoints(&[Ep::new("b", b.address)]);
     rig.usable(1).await;
     let mut clients = Vec::new();
-    let served = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    for _ in 0..16 {
+    let served: Arc<[AtomicUsize; 16]> = Arc::default();
+    for number in 0..served.len() {
         let (web, stop, served) = (rig.web(), stop.clone(), served.clone());
         clients.push(tokio::spawn(async move {
             while !stop.load(Ordering::SeqCst) {
                 let mut client = TcpStream::connect(web).await.unwrap();
                 client.write_all(b"x").await.unwrap();
                 soon("the echo", client.read_exact(&mut [0])).await.unwrap();
-                served.fetch_add(1, Ordering::SeqCst);
+                served[number].fetch_add(1, Ordering::SeqCst);
             }
         }));
     }
+    // Connections of every client that began after this was called.
+    let more = async |count: usize| {
+        let before: Vec<usize> = served.iter().map(|n| n.load(Ordering::SeqCst)).collect();
+        let all = || served.iter().zip(&before).all(|(now, before)| now.load(Ordering::SeqCst) > before + count);
+        eventually("more connections", all).await;
+    };
     for round in 1..=5 {
         let a = echo().await;
-        rig.endpoints(&[Ep::new("a", a.address), Ep::new("b", b.address)]);
+        let ep = Ep::new("a", a.address);
+        rig.endpoints(&[ep.clone(), Ep::new("b", b.address)]);
         eventually("connections at a", || a.accepted() > 20).await;
-        rig.endpoints(&[Ep::new("a", a.address).terminating(), Ep::new("b", b.address)]);
-        // The clients are short: soon the last lease from before is gone, and with it whatever was on its way.
-        eventually("a drained", || {
-            let records = rig.running().admin.drains.records();
-            records.len() == round && records.iter().all(|record| record.ended.is_some())
-        })
-        .await;
-        let mut before = usize::MAX;
-        while before != a.accepted() {
-            before = a.accepted();
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        // Some of these stay with it, and keep it draining.
+        let mut staying = Vec::new();
+        for _ in 0..16 {
+            let mut client = TcpStream::connect(rig.web()).await.unwrap();
+            client.write_all(b"x").await.unwrap();
+            soon("the echo", client.read_exact(&mut [0])).await.unwrap();
+            staying.push(client);
         }
-        let already = served.load(Ordering::SeqCst);
-        eventually("300 more connections", || served.load(Ordering::SeqCst) > already + 300).await;
+        rig.endpoints(&[ep.terminating(), Ep::new("b", b.address)]);
+        drains(&rig, round).await;
+        more(1).await;
+        let before = a.accepted();
+        more(20).await;
         assert_eq!(a.accepted(), before, "round {round}");
+        assert!(rig.running().admin.drains.records().iter().any(|r| r.ended.is_none()), "drained too soon to tell");
+        drop(staying);
         rig.endpoints(&[Ep::new("b", b.address)]);
     }
     stop.store(true, Ordering::SeqCst);
@@ -549,6 +557,7 @@ async fn eight_megabytes_each_way_around_a_one_sided_close() {
     server.await.unwrap();
 }
 
+/// In pieces large enough for splice, and in small ones that are copied.
 #[tokio::test]
 async fn a_slow_reader_holds_its_sender_back() {
     const SIZE: usize = 256 << 20;
@@ -556,20 +565,23 @@ async fn a_slow_reader_holds_its_sender_back() {
     let rig = Rig::with_protocol("tcp", "").await;
     rig.endpoints(&[a.ep("a")]);
     rig.usable(1).await;
-    let (mut client, mut endpoint) = through(&rig, &mut a).await;
-    let mut sent = 0;
-    // Full is: nothing more accepted for a second.
-    while sent < SIZE {
-        let start = sent % PERIOD;
-        match tokio::time::timeout(Duration::from_secs(1), endpoint.write(&PATTERN[start..start + 100_000])).await {
-            Ok(n) => sent += n.unwrap(),
-            Err(_full) => break,
+    for (piece, pause) in [(100_000, Duration::ZERO), (20_000, Duration::from_micros(200))] {
+        let (mut client, mut endpoint) = through(&rig, &mut a).await;
+        let mut sent = 0;
+        // Full is: nothing more accepted for a second.
+        while sent < SIZE {
+            let start = sent % PERIOD;
+            match tokio::time::timeout(Duration::from_secs(1), endpoint.write(&PATTERN[start..start + piece])).await {
+                Ok(n) => sent += n.unwrap(),
+                Err(_full) => break,
+            }
+            tokio::time::sleep(pause).await;
         }
+        println!("buffered for a reader that does not read: {} KiB", sent >> 10);
+        assert!(sent < SIZE / 2, "nothing held the sender back: {sent}");
+        drop(endpoint);
+        assert_eq!(check_pattern(&mut client).await, sent);
     }
-    println!("buffered for a reader that does not read: {} KiB", sent >> 10);
-    assert!(sent < SIZE / 2, "nothing held the sender back: {sent}");
-    drop(endpoint);
-    assert_eq!(check_pattern(&mut client).await, sent);
 }
 
 #[tokio::test]
