@@ -674,6 +674,7 @@ impl Exchange<'_> {
                     return End::Close(reason);
                 }
             }
+            Lost::Upstream { forced: true, .. } if self.worker.cut.get() => (502, "shutdown", CloseReason::Shutdown),
             Lost::Upstream { forced: true, .. } => (502, "drain_deadline", CloseReason::DrainDeadline),
             Lost::Upstream { .. } => (502, "upstream_lost", CloseReason::UpstreamReset),
             Lost::BadResponse(reject) => (502, reject.reason, CloseReason::UpstreamReset),
