@@ -113,7 +113,8 @@ impl Control {
                         phase = Phase::LameDuck(Instant::now() + lame_duck);
                     }
                     Command::Shutdown => {
-                        tracing::warn!(connections = self.connections(), "second signal: ending at once");
+                        let (connections, in_flight) = (self.connections(), self.in_flight());
+                        tracing::warn!(connections, in_flight, "second signal: ending at once");
                         return;
                     }
                 },
@@ -235,6 +236,12 @@ impl Control {
         self.shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }
 
+    /// TCP connections and exchanges on all endpoints; the other client connections are idle, or held.
+    fn in_flight(&self) -> u64 {
+        let snapshot = self.admin.snapshot.load();
+        snapshot.ports.values().flat_map(|port| port.all.iter()).map(|endpoint| endpoint.leases()).sum()
+    }
+
     /// Moves a shutdown on; `false` when it is complete.
     fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
         match *phase {
@@ -248,7 +255,8 @@ impl Control {
                 return false;
             }
             Phase::Draining(until) if now >= until => {
-                tracing::warn!(connections = self.connections(), "shutdown grace is over; cutting what is left");
+                let (connections, in_flight) = (self.connections(), self.in_flight());
+                tracing::warn!(connections, in_flight, "shutdown grace is over; cutting what is left");
                 self.shared.tell_all(|| Mail::Cut);
                 *phase = Phase::Cutting(now + CUT_TIME);
             }

@@ -23,6 +23,8 @@ pub struct Listeners {
     /// Told to close, perhaps still emptying their accept queue.
     closing: Vec<Arc<ListenerSpec>>,
     dirty: bool,
+    /// This process shuts down.
+    closed: bool,
 }
 
 struct Wanted {
@@ -40,6 +42,9 @@ enum State {
 impl Listeners {
     /// Takes in what is wanted now. What is no longer wanted, or wanted otherwise, is closed at the next [`Self::retry`].
     pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
+        if self.closed {
+            return;
+        }
         let mut wanted: BTreeMap<String, ListenerConfig> =
             config.listeners.iter().map(|listener| (listener.name.clone(), listener.clone())).collect();
         for port in snapshot.ports.values().filter(|port| port.claimed) {
@@ -132,8 +137,9 @@ impl Listeners {
             .min()
     }
 
-    /// Stops accepting everywhere, for good.
+    /// Stops accepting everywhere, for good: endpoints still change while clients are drained.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
+        self.closed = true;
         for (_, wanted) in std::mem::take(&mut self.wanted) {
             if let State::Bound(spec) = wanted.state {
                 self.closing.push(spec);

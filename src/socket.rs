@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
@@ -37,6 +37,25 @@ pub fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     #[allow(unsafe_code)] // SAFETY: a `TcpListener` owns its descriptor, keeps it for life and never changes it.
     let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
     watched.map_err(|error| error.into_parts().1)
+}
+
+/// From now on a listening socket leaves new clients unanswered (they try again a second later), and completes the
+/// handshakes under way: closed without this, it would reset whoever came between its last accept and its close.
+///
+/// The filter sees a segment from the TCP header on; byte 13 holds the flags (RFC 9293 section 3.1). Accepted connections
+/// inherit it, to no effect.
+pub fn ignore_newcomers(listener: &TcpListener) -> io::Result<()> {
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    // Opcodes of classic BPF, <https://docs.kernel.org/networking/filter.html>.
+    let (load_byte, and, jump_if_equal, pass) = (0x30, 0x54, 0x15, 0x06);
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(load_byte, 0, 0, 13),
+        SockFilter::new(and, 0, 0, SYN | ACK),
+        SockFilter::new(jump_if_equal, 0, 1, SYN),
+        SockFilter::new(pass, 0, 0, 0),
+        SockFilter::new(pass, 0, 0, u32::MAX),
+    ])
 }
 
 /// Accepts one connection, not yet registered with any runtime.

@@ -543,7 +543,7 @@ impl Exchange<'_> {
                 close,
                 &mut self.reply,
             );
-            let response = match parsed.map_err(Lost::BadResponse)? {
+            let mut response = match parsed.map_err(Lost::BadResponse)? {
                 Some(response) => response,
                 None => return Ok(taken),
             };
@@ -574,6 +574,8 @@ impl Exchange<'_> {
             }
             attempt.body = BodyDecoder::new(response.framing, &self.limits, 502);
             attempt.emit = response.emit;
+            // What the head has told the client must come true.
+            response.client_close |= close;
             self.status = response.status;
             let endpoint = &attempt.upstream.local.endpoint;
             let now = Instant::now();
@@ -672,6 +674,7 @@ impl Exchange<'_> {
                     return End::Close(reason);
                 }
             }
+            Lost::Upstream { forced: true, .. } if self.worker.cut.get() => (502, "shutdown", CloseReason::Shutdown),
             Lost::Upstream { forced: true, .. } => (502, "drain_deadline", CloseReason::DrainDeadline),
             Lost::Upstream { .. } => (502, "upstream_lost", CloseReason::UpstreamReset),
             Lost::BadResponse(reject) => (502, reject.reason, CloseReason::UpstreamReset),
