@@ -7,13 +7,14 @@
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
 use crate::balancer::{self, Avoid, Cost};
-use crate::endpoint::{EndpointId, Lease, millis};
+use crate::endpoint::{Endpoint, EndpointId, Lease, millis};
 use crate::http::pool::{self, Trust};
 use crate::listener::ListenerSpec;
 use crate::metrics::{RetryReason, ServiceMetrics};
@@ -197,7 +198,7 @@ fn poll_race(race: &mut Vec<Connecting>, cx: &mut Context<'_>, metrics: &Service
 }
 
 /// The losers of a race still tell what their endpoints are worth: they are not dropped before they know.
-async fn see_to_end(mut race: Vec<Connecting>, metrics: std::sync::Arc<ServiceMetrics>) {
+async fn see_to_end(mut race: Vec<Connecting>, metrics: Arc<ServiceMetrics>) {
     while !race.is_empty() {
         let tick = tokio::time::sleep(RACE_AFTER);
         tokio::pin!(tick);
@@ -218,6 +219,26 @@ fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
         tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");
         lease.endpoint().eject();
     }
+}
+
+/// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
+/// charged to nobody.
+pub async fn is_leaving_soon(endpoint: &Arc<Endpoint>) -> bool {
+    let until = Instant::now() + SECOND_LOOK;
+    while Instant::now() < until {
+        if endpoint.is_leaving() {
+            return true;
+        }
+        let connect = tokio::time::timeout(SECOND_LOOK / 10, TcpStream::connect(endpoint.address));
+        if let Ok(Err(error)) = connect.await
+            && !socket::is_shortage(&error)
+        {
+            endpoint.eject();
+            return true;
+        }
+        tokio::time::sleep(SECOND_LOOK / 20).await;
+    }
+    false
 }
 
 /// Counts one held client for as long as it lives.
@@ -241,4 +262,5 @@ const RACE_AFTER: Duration = Duration::from_millis(100);
 /// Connects of one client under way at once.
 const RACERS: usize = 4;
 const LOOK_AFTER_CLIENT: Duration = Duration::from_millis(100);
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
 use crate::endpoint::Lease;
 use crate::metrics::CloseReason;
-use crate::socket;
+use crate::socket::{self, Peer};
 use crate::worker::{SCRATCH, Upstream, Worker};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
@@ -89,9 +90,20 @@ impl Pair {
     pub async fn run(mut self: Box<Self>) -> Ended {
         let local = self.upstream.local.clone();
         let mut force = std::pin::pin!(local.force.cancelled());
+        let mut look: Option<Pin<Box<Sleep>>> = None;
         let reason = std::future::poll_fn(|cx| {
             if let Poll::Ready(reason) = self.poll(cx) {
                 return Poll::Ready(reason);
+            }
+            if self.up.shut || self.down.shut {
+                // Nobody reads from a side that has ended, so nobody would hear of its reset: asked from time to time.
+                let look = look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+                while look.as_mut().poll(cx).is_ready() {
+                    if let Some(reason) = self.reset_after_end() {
+                        return Poll::Ready(reason);
+                    }
+                    look.as_mut().reset((Instant::now() + LOOK).into());
+                }
             }
             force.as_mut().poll(cx).map(|()| self.cut())
         })
@@ -135,6 +147,19 @@ impl Pair {
             }
             _ => Poll::Pending,
         }
+    }
+
+    /// Whether the side that has ended its direction has given up the other one too.
+    fn reset_after_end(&self) -> Option<CloseReason> {
+        let (ended, reason) = match self.up.shut {
+            true => (&self.client, CloseReason::ClientReset),
+            false => (&self.upstream.stream, CloseReason::UpstreamReset),
+        };
+        (socket::peer(ended) == Peer::Gone).then(|| {
+            socket::reset_on_close(&self.client);
+            socket::reset_on_close(&self.upstream.stream);
+            reason
+        })
     }
 
     /// The drain deadline: a quiet connection ends, one in mid-transfer is reset.
@@ -312,5 +337,7 @@ impl Drop for Lent {
 
 /// A connection that has moved nothing for this long is between two messages, as far as one can tell.
 const QUIET: Duration = Duration::from_secs(1);
+/// How soon a reset after a half-close is noticed, at the latest.
+const LOOK: Duration = Duration::from_secs(1);
 const PIPES: usize = 64;
 const PIPE_SIZE: usize = 256 << 10;

@@ -120,7 +120,15 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
     }
     let deadline = Instant::now() + idle;
     loop {
-        let (lease, upstream) = acquire_tcp(worker, client).await?;
+        let found = tokio::select! {
+            biased;
+            // It speaks while it is still held: a request must not be refused as a connection is, by a reset.
+            _ = client.stream.readable() => None,
+            found = acquire_tcp(worker, client) => Some(found?),
+        };
+        let Some((lease, upstream)) = found else {
+            return Ok(if sniff(worker, client).await? { Known::Http } else { Known::Tcp(None) });
+        };
         let force = upstream.local.force.clone();
         tokio::select! {
             biased;
@@ -131,7 +139,13 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
                 }
                 return Ok(Known::Tcp(Some((lease, upstream))));
             }
-            _ = upstream.stream.readable() => return Ok(Known::Tcp(Some((lease, upstream)))),
+            _ = upstream.stream.readable() => {
+                // Its end without a byte is passed on, unless the endpoint is going: the client need not notice that.
+                let unheard = socket::has_ended(&upstream.stream);
+                if !unheard || !dispatch::is_leaving_soon(lease.endpoint()).await {
+                    return Ok(Known::Tcp(Some((lease, upstream))));
+                }
+            }
             // Nobody has said anything: another endpoint does as well.
             () = force.cancelled() => {}
             () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
@@ -153,7 +167,17 @@ async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason
             }
         }
         let before = client.unread.len();
-        poll_fn(|cx| client.poll_fill(cx, worker)).await.map_err(|_| CloseReason::ClientReset)?;
+        let fill = poll_fn(|cx| client.poll_fill(cx, worker));
+        let filled = if before == 0 {
+            fill.await
+        } else {
+            match tokio::time::timeout(SILENCE, fill).await {
+                Ok(filled) => filled,
+                // A word without an end: its server may know what to answer.
+                Err(_silent) => return Ok(false),
+            }
+        };
+        filled.map_err(|_| CloseReason::ClientReset)?;
         if client.unread.len() == before {
             // It has ended its direction: whatever it sent, it is not a request.
             return if before == 0 { Err(CloseReason::ClientClosed) } else { Ok(false) };

@@ -134,6 +134,16 @@ pub fn is_quiet(stream: &TcpStream) -> bool {
         && sockopt::socket_error(stream).is_ok_and(|e| e.is_ok())
 }
 
+/// Whether there is nothing to read but the end.
+pub fn has_ended(stream: &TcpStream) -> bool {
+    let mut byte = [0u8; 1];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    match rustix::net::recv(stream, &mut byte, flags) {
+        Ok((read, _)) => read == 0,
+        Err(error) => error != rustix::io::Errno::AGAIN,
+    }
+}
+
 /// Raises the descriptor limit to the hard one; returns the limit now in force.
 pub fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, getrlimit, setrlimit};

@@ -14,7 +14,6 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::body::{BodyDecoder, Emit};
@@ -227,7 +226,7 @@ impl Exchange<'_> {
             } else {
                 let excused = (forced || endpoint.is_leaving()) && !tried.contains(&endpoint.id);
                 attempts += u32::from(!excused);
-                if !excused && !self.may_spend(attempts) && !self.is_leaving_soon(&endpoint).await {
+                if !excused && !self.may_spend(attempts) && !dispatch::is_leaving_soon(&endpoint).await {
                     return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
                 }
                 tried.push(endpoint.id);
@@ -242,26 +241,6 @@ impl Exchange<'_> {
 
     fn may_spend(&self, attempts: u32) -> bool {
         attempts <= self.port.policy.attempts && self.worker.budget(&self.port.key).spend(&self.config.retry)
-    }
-
-    /// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
-    /// not charged to the budget.
-    async fn is_leaving_soon(&self, endpoint: &Arc<Endpoint>) -> bool {
-        let until = Instant::now() + SECOND_LOOK;
-        while Instant::now() < until {
-            if endpoint.is_leaving() {
-                return true;
-            }
-            let connect = tokio::time::timeout(SECOND_LOOK / 10, TcpStream::connect(endpoint.address));
-            if let Ok(Err(error)) = connect.await
-                && !socket::is_shortage(&error)
-            {
-                endpoint.eject();
-                return true;
-            }
-            tokio::time::sleep(SECOND_LOOK / 20).await;
-        }
-        false
     }
 
     /// State is new per attempt; what the client has been told stays told.
@@ -776,4 +755,3 @@ const WITHHOLD_MAX: u64 = 16 << 10;
 const WITHHOLD: Duration = Duration::from_millis(5);
 /// 1xx responses of one exchange.
 const INTERIMS: u32 = 32;
-const SECOND_LOOK: Duration = Duration::from_secs(1);
