@@ -48,7 +48,7 @@ pub struct Control {
 /// What a probe task reports.
 enum Probed {
     Join(EndpointId, bool),
-    Readmitted,
+    Readmitted(EndpointId),
 }
 
 /// How far a shutdown has come.
@@ -91,14 +91,17 @@ impl Control {
                 },
                 Some(notice) = self.notices.recv() => self.notice(notice, &probes),
                 Some(first) = probed.recv() => {
-                    let mut results = Vec::new();
+                    let (mut results, mut readmitted) = (Vec::new(), Vec::new());
                     let mut next = Some(first);
                     while let Some(result) = next {
                         match result {
                             Probed::Join(id, connected) => results.push((id, connected)),
-                            Probed::Readmitted => self.table.readmitted(),
+                            Probed::Readmitted(id) => readmitted.push(id),
                         }
                         next = probed.try_recv().ok();
+                    }
+                    if !readmitted.is_empty() {
+                        self.table.answering_changed(&readmitted);
                     }
                     if !results.is_empty() {
                         chores = self.table.probed(&results);
@@ -154,13 +157,6 @@ impl Control {
                 Chores::default()
             }
             Message::Problems(problems) => {
-                for problem in &problems {
-                    tracing::warn!(
-                        subject = problem.subject,
-                        error = problem.error,
-                        "source of truth: keeping the last good state"
-                    );
-                }
                 self.admin.health.report(problems);
                 Chores::default()
             }
@@ -185,6 +181,8 @@ impl Control {
             }
             Notice::Ejected(endpoint) => {
                 tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
+                // Without it, who is terminating may be the last resort, whose drain then waits.
+                self.table.answering_changed(&[endpoint.id]);
                 let hold = self.table.hold(endpoint.id).cloned();
                 let connect = self.config.timeouts.connect;
                 tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
@@ -213,7 +211,17 @@ impl Control {
 
     fn reload(&mut self, config: Config) -> Chores {
         let config = Arc::new(config);
-        self.config = config.clone();
+        let old = std::mem::replace(&mut self.config, config.clone());
+        let fixed = [
+            ("discovery", old.discovery != config.discovery),
+            ("admin", old.admin != config.admin),
+            ("workers", old.workers != config.workers),
+            ("limits.connections", old.limits.connections != config.limits.connections),
+            ("accessLog", old.access_log != config.access_log),
+        ];
+        for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
+            tracing::warn!(field, "takes effect only at a restart");
+        }
         self.table.set_config(config.clone());
         self.shared.tell_all(|| Mail::Config(config.clone()));
         let touched = Touched { services: self.world.service_names().cloned().collect(), ..Touched::default() };
@@ -322,7 +330,7 @@ impl Probes {
             pause = (pause * 2).min(PROBE_SLOWEST);
             slept = Duration::ZERO;
         }
-        let _ = self.report.send(Probed::Readmitted);
+        let _ = self.report.send(Probed::Readmitted(endpoint.id));
     }
 
     async fn connects(&self, endpoint: &Endpoint, timeout: Duration) -> bool {

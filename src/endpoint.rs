@@ -44,9 +44,8 @@ pub struct Endpoint {
     pub pod: Option<PodRef>,
     /// Label `pod-template-hash`, to tell a replay's siblings apart.
     pub template_hash: Option<String>,
-    /// Counts up with every endpoint that ever joined: "the latest to join".
-    pub joined: u64,
-    born: Instant,
+    /// When it was last let into the rotation: [`millis`], plus one; 0 before the first time.
+    let_in_ms: AtomicU32,
     conditions: AtomicU8,
     ejected: AtomicBool,
     /// Set when the pod object is gone: silent sockets get 2 s.
@@ -92,8 +91,7 @@ impl Endpoint {
             address,
             pod,
             template_hash,
-            joined: id.0,
-            born: Instant::now(),
+            let_in_ms: AtomicU32::new(0),
             conditions: AtomicU8::new(0),
             ejected: AtomicBool::new(false),
             pod_gone: AtomicBool::new(false),
@@ -119,7 +117,15 @@ impl Endpoint {
 
     /// Out of rotation, or back in it.
     pub fn set_out(&self, out: bool) {
+        if !out && !self.is_open() {
+            self.let_in_ms.store(millis(Instant::now()) + 1, Ordering::Relaxed);
+        }
         self.word.set_out(out);
+    }
+
+    /// Orders endpoints by when they joined the rotation.
+    pub fn joined(&self) -> (u32, EndpointId) {
+        (self.let_in_ms.load(Ordering::Relaxed), self.id)
     }
 
     pub fn is_draining(&self) -> bool {
@@ -180,7 +186,7 @@ impl Endpoint {
 
     /// Whether it joined so recently that its low load says nothing yet.
     pub fn is_warming(&self, now: Instant) -> bool {
-        now.duration_since(self.born) < WARM_UP
+        millis(now).saturating_sub(self.let_in_ms.load(Ordering::Relaxed)) < WARM_UP_MS
     }
 
     /// Remembers when something was last dispatched here, for the deletion lag.
@@ -233,7 +239,7 @@ impl Drop for Lease {
 }
 
 /// How long a newcomer wins no pick by being idle.
-const WARM_UP: Duration = Duration::from_secs(5);
+const WARM_UP_MS: u32 = 5_000;
 
 /// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds since start.
 /// Relaxed and without a compare-and-swap: a lost update costs nothing but a sample.

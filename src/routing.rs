@@ -4,7 +4,7 @@
 //! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
 //! control thread; it neither connects (see [`crate::control`]) nor waits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,6 +48,8 @@ pub struct Port {
     pub name: Option<String>,
     pub node_port: Option<u16>,
     pub protocol: Protocol,
+    /// Where its endpoints listen, to know servers that speak first.
+    pub target_port: Option<u16>,
     pub policy: Policy,
     /// Ready, connected to once, not terminating: what a pick chooses from (ejected ones it passes over).
     pub usable: Box<[Arc<Endpoint>]>,
@@ -116,6 +118,7 @@ pub struct Chores {
 struct ServiceEntry {
     uid: Option<String>,
     ports: BTreeMap<u16, PortEntry>,
+    hold: Arc<Hold>,
     warnings: Vec<String>,
 }
 
@@ -126,6 +129,8 @@ struct PortEntry {
     hold: Arc<Hold>,
     metrics: Arc<ServiceMetrics>,
     entries: HashMap<Identity, Entry>,
+    /// Drained while a slice still names them, which it does until the pod is gone: not to be taken for newcomers.
+    ended: HashSet<Identity>,
     /// Drain begun, leases left.
     leaving: Vec<Arc<Endpoint>>,
 }
@@ -134,6 +139,7 @@ struct PortEntry {
 struct Spec {
     port: ServicePortObject,
     protocol: Protocol,
+    target: Option<u16>,
     claimed: bool,
 }
 
@@ -247,10 +253,12 @@ impl RoutingTable {
         Some(&self.services.get(&key.service)?.ports.get(&key.port)?.hold)
     }
 
-    /// An ejected endpoint has been connected to again: whoever is held may try.
-    pub fn readmitted(&mut self) {
-        self.generation += 1;
-        self.published.send_replace(self.generation);
+    /// Endpoints have been ejected, or connected to again: who is the last resort may be another now, and whoever is held
+    /// may try.
+    pub fn answering_changed(&mut self, ids: &[EndpointId]) {
+        let services: BTreeSet<ObjectName> =
+            ids.iter().filter_map(|id| self.homes.get(id)).map(|(key, _)| key.service.clone()).collect();
+        self.settle(&services.into_iter().collect::<Vec<_>>(), Vec::new(), Instant::now());
     }
 
     /// A drain deadline has passed: out, whatever it still is, and what is in flight is replayed or cut.
@@ -326,13 +334,14 @@ impl RoutingTable {
                 let entry = service.ports.entry(key.port).or_insert_with(|| PortEntry {
                     spec: None,
                     policy: policy.clone(),
-                    hold: Arc::default(),
+                    hold: service.hold.clone(),
                     metrics: metrics.service(&key),
                     entries: HashMap::new(),
+                    ended: HashSet::new(),
                     leaving: Vec::new(),
                 });
                 entry.policy = policy.clone();
-                entry.spec = Some(Spec { port: port.port.clone(), protocol, claimed: object.claimed });
+                entry.spec = Some(Spec { port: port.port.clone(), protocol, target, claimed: object.claimed });
                 ports.insert(key.port, port);
             }
         }
@@ -368,6 +377,7 @@ impl RoutingTable {
         for entry in port.entries.values_mut() {
             entry.listed = false;
         }
+        let mut still_ending = HashSet::new();
         for merged in endpoints {
             let identity = (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()));
             let terminating = merged.conditions.terminating;
@@ -381,6 +391,10 @@ impl RoutingTable {
                 leavers.push(Leaver { endpoint, key: key.clone(), trigger });
             }
             if !port.entries.contains_key(&identity) {
+                if terminating && port.ended.contains(&identity) {
+                    still_ending.insert(identity);
+                    continue;
+                }
                 if terminating && !merged.conditions.serving {
                     continue;
                 }
@@ -388,6 +402,7 @@ impl RoutingTable {
             }
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
             entry.listed = true;
+            entry.joined |= !port.policy.join_check;
             entry.endpoint.set_conditions(merged.conditions);
             if entry.endpoint.is_ejected() && !entry.endpoint.is_open() && entry.joined {
                 // Its probe ended when it left the rotation: prove it anew.
@@ -406,6 +421,7 @@ impl RoutingTable {
             }
             heed(&entry.endpoint, &merged.fate, received, &port.policy, chores);
         }
+        port.ended = still_ending;
         let unlisted: Vec<Identity> =
             port.entries.iter().filter(|(_, e)| !e.listed).map(|(identity, _)| identity.clone()).collect();
         for identity in unlisted {
@@ -540,7 +556,7 @@ impl Entry {
 impl PortEntry {
     /// Sorts the entries into those that stay, those that are out, and those that leave for good.
     fn rebuild(&mut self, key: &PortKey, leavers: &mut Vec<Leaver>, outs: &mut Vec<Arc<Endpoint>>) {
-        let any_usable = self.entries.values().any(Entry::is_usable);
+        let any_usable = self.entries.values().any(|e| e.is_usable() && !e.endpoint.is_ejected());
         let mut gone = Vec::new();
         for (identity, entry) in &self.entries {
             let deferred = entry.is_last_resort() && !any_usable;
@@ -556,17 +572,19 @@ impl PortEntry {
         for (identity, trigger) in gone {
             if let Some(entry) = self.entries.remove(&identity) {
                 leavers.push(Leaver { endpoint: entry.endpoint, key: key.clone(), trigger });
+                self.ended.insert(identity);
             }
         }
     }
 
     fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
-        let Spec { port, protocol, claimed } = self.spec.as_ref()?;
+        let Spec { port, protocol, target, claimed } = self.spec.as_ref()?;
         let chosen = |fits: fn(&Entry) -> bool| -> Box<[Arc<Endpoint>]> {
             self.entries.values().filter(|e| fits(e)).map(|e| e.endpoint.clone()).collect()
         };
         let usable = chosen(Entry::is_usable);
-        let last_resort = if usable.is_empty() { chosen(Entry::is_last_resort) } else { Box::default() };
+        let any_usable = usable.iter().any(|e| !e.is_ejected());
+        let last_resort = if any_usable { Box::default() } else { chosen(Entry::is_last_resort) };
         let mut all: Vec<_> = self.entries.values().map(|e| &e.endpoint).chain(&self.leaving).cloned().collect();
         all.sort_by_key(|e| (e.address, e.id));
         Some(Arc::new(Port {
@@ -575,6 +593,7 @@ impl PortEntry {
             node_port: port.node_port,
             claimed: *claimed,
             protocol: *protocol,
+            target_port: *target,
             policy: self.policy.clone(),
             usable,
             last_resort,

@@ -16,10 +16,10 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::balancer::{Avoid, Cost};
+use crate::balancer::{self, Avoid, Cost};
 use crate::config::Protocol;
 use crate::dispatch::{self, Ask, Refusal};
-use crate::endpoint::Lease;
+use crate::endpoint::{Endpoint, Lease};
 use crate::http::exchange::{self, End};
 use crate::http::head::{self, Sniff};
 use crate::http::pool::{self, Trust};
@@ -71,7 +71,11 @@ async fn serve(mut open: Open, mut client: Box<Client>) {
         return;
     }
     let port = worker.port(&client.listener);
-    let protocol = client.listener.protocol.or(port.as_ref().map(|p| p.protocol)).unwrap_or(Protocol::Auto);
+    let protocol = match (&port, client.listener.protocol) {
+        (Some(port), Some(own)) => own.at_target(port.target_port),
+        (Some(port), None) => port.protocol,
+        (None, own) => own.unwrap_or(Protocol::Auto),
+    };
     open.metrics = port.map(|port| port.metrics.clone());
     if let Some(metrics) = &open.metrics {
         metrics.connections_active.inc();
@@ -129,12 +133,15 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
         let Some((lease, upstream)) = found else {
             return Ok(if sniff(worker, client).await? { Known::Http } else { Known::Tcp(None) });
         };
-        let force = upstream.local.force.clone();
+        let connected = Instant::now();
         tokio::select! {
             biased;
             sniffed = sniff(worker, client) => {
                 if sniffed? {
-                    pool::check_in(upstream);
+                    // An older one may be at the end of its server's patience.
+                    if connected.elapsed() < pool::RECENT {
+                        pool::check_in(upstream);
+                    }
                     return Ok(Known::Http);
                 }
                 return Ok(Known::Tcp(Some((lease, upstream))));
@@ -146,14 +153,32 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
                     return Ok(Known::Tcp(Some((lease, upstream))));
                 }
             }
-            // Nobody has said anything: another endpoint does as well.
-            () = force.cancelled() => {}
+            // Nobody has said anything: another endpoint does as well, and this one's drain need not wait for us.
+            () = left(worker, lease.endpoint()) => {}
             () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
         }
+        drop((lease, upstream));
         if worker.cut.get() {
             return Err(CloseReason::Shutdown);
         }
+        // Somebody silent is not held, with a limit, for what it has not asked yet.
+        tokio::select! {
+            _ = client.stream.readable() => {}
+            () = something_usable(worker, &client.listener) => {}
+            () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
+        }
     }
+}
+
+/// Until the endpoint is out of rotation.
+async fn left(worker: &Worker, endpoint: &Endpoint) {
+    let mut generation = worker.shared.generation.clone();
+    while endpoint.is_open() && !worker.cut.get() && generation.changed().await.is_ok() {}
+}
+
+async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
+    let mut generation = worker.shared.generation.clone();
+    while !worker.port(listener).is_some_and(|port| balancer::any(&port)) && generation.changed().await.is_ok() {}
 }
 
 /// Reads until it is sure whether this is HTTP/1. Cancellation safe: what was read stays in `unread`.

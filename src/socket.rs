@@ -25,6 +25,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
+    // A client that vanishes without a word must not keep its connection, and an endpoint's drain, for ever.
+    let patience = TcpKeepalive::new().with_time(CLIENT_KEEPALIVE).with_interval(CLIENT_KEEPALIVE / 6).with_retries(6);
+    socket.set_tcp_keepalive(&patience)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -154,6 +157,7 @@ pub fn raise_descriptor_limit() -> u64 {
 }
 
 const BACKLOG: i32 = 4096;
+const CLIENT_KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const USER_TIMEOUT: Duration = Duration::from_secs(8);

@@ -270,6 +270,7 @@ impl Worker {
             local.endpoint.is_open() || Rc::strong_count(local) > 1
         });
         let snapshot = self.shared.snapshot.load();
+        self.routes.borrow_mut().retain(|_, (generation, _)| *generation == snapshot.generation);
         self.budgets.borrow_mut().retain(|key, budget| {
             budget.fade();
             snapshot.ports.contains_key(key)

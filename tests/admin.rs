@@ -94,6 +94,7 @@ impl Fixture {
                     join_check: true,
                 },
                 claimed: true,
+                target_port: None,
                 hold: Arc::default(),
                 usable: Box::default(),
                 last_resort: Box::default(),

@@ -240,7 +240,8 @@ impl Exchange<'_> {
     }
 
     fn may_spend(&self, attempts: u32) -> bool {
-        attempts <= self.port.policy.attempts && self.worker.budget(&self.port.key).spend(&self.config.retry)
+        attempts <= self.port.policy.attempts
+            && self.worker.budget(&self.port.key).spend(&self.config.retry, self.config.workers.get())
     }
 
     /// State is new per attempt; what the client has been told stays told.
@@ -613,6 +614,16 @@ impl Exchange<'_> {
         }
     }
 
+    /// Whether the request body is there whole, without waiting for it: an answer of ours comes at once.
+    fn take_what_is_here(&mut self) -> bool {
+        let mut waste = Vec::new();
+        match self.body.decode(&self.client.unread, Emit::Identity, &mut waste) {
+            Ok(n) => drop(self.client.unread.drain(..n)),
+            Err(_) => return false,
+        }
+        self.body.is_done()
+    }
+
     /// Reads the rest of a request body that nobody wants any more, if it is short enough to be worth it.
     async fn discard_body(&mut self) -> bool {
         let mut budget = self.config.limits.replay_body;
@@ -625,7 +636,8 @@ impl Exchange<'_> {
                 }
                 let n = self.body.decode(&self.client.unread, Emit::Identity, &mut waste).ok()?;
                 waste.clear();
-                budget = budget.checked_sub(n.max(1))?;
+                // Nothing taken: the client has ended its direction in mid-body.
+                budget = budget.checked_sub(n).filter(|_| n > 0)?;
                 self.client.unread.drain(..n);
             }
             Some(())
@@ -672,7 +684,7 @@ impl Exchange<'_> {
         let replied = self.replied.min(self.interim);
         self.reply.truncate(self.interim);
         self.reply.drain(..replied);
-        let readable = status != 400 && (self.body.is_done() || self.discard_body().await);
+        let readable = status != 400 && self.take_what_is_here();
         let http_10 = self.request.version == Version::H10;
         let close =
             !readable || http_10 || !self.request.keep_alive || self.worker.shared.closing.load(Ordering::Relaxed);

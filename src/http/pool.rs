@@ -66,6 +66,6 @@ pub fn check_in(mut upstream: Upstream) {
 }
 
 /// No server of note ends idle connections sooner.
-const RECENT: Duration = Duration::from_secs(1);
+pub const RECENT: Duration = Duration::from_secs(1);
 /// Idle connections per worker and endpoint.
 const KEPT: usize = 256;
