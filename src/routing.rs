@@ -284,6 +284,12 @@ impl RoutingTable {
         self.settle(&[key.service], Vec::new(), Instant::now());
     }
 
+    /// Whether nothing is remembered of any endpoint; for tests.
+    #[doc(hidden)]
+    pub fn is_empty(&self) -> bool {
+        self.homes.is_empty() && self.by_pod.is_empty() && self.services.is_empty()
+    }
+
     /// Brings one service's entries up to what its merge says.
     fn reconcile(
         &mut self,
