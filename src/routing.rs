@@ -128,6 +128,8 @@ struct PortEntry {
     entries: HashMap<Identity, Entry>,
     /// Drain begun, leases left.
     leaving: Vec<Arc<Endpoint>>,
+    /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
+    ended: HashMap<Identity, Option<Instant>>,
 }
 
 /// What the Service says of one of its ports.
@@ -336,6 +338,7 @@ impl RoutingTable {
                     metrics: metrics.service(&key),
                     entries: HashMap::new(),
                     leaving: Vec::new(),
+                    ended: HashMap::new(),
                 });
                 entry.policy = policy.clone();
                 entry.spec = Some(Spec { port: port.port.clone(), protocol, claimed: object.claimed });
@@ -366,7 +369,7 @@ impl RoutingTable {
         world: &World,
         key: &PortKey,
         port: &mut PortEntry,
-        endpoints: Vec<MergedEndpoint>,
+        mut endpoints: Vec<MergedEndpoint>,
         received: Instant,
         leavers: &mut Vec<Leaver>,
         chores: &mut Chores,
@@ -374,23 +377,39 @@ impl RoutingTable {
         for entry in port.entries.values_mut() {
             entry.listed = false;
         }
+        // Those that terminate come last: whether one of them is needed depends on all the others.
+        endpoints.sort_by_key(|merged| merged.conditions.terminating);
+        let mut ended = std::mem::take(&mut port.ended);
+        let mut any_usable = None;
         for merged in endpoints {
             let identity = (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()));
             let terminating = merged.conditions.terminating;
-            let reborn = merged.pod.is_none() && !terminating;
             if let Some(entry) = port.entries.get(&identity)
-                && reborn
+                && !terminating
                 && entry.terminating.is_some()
                 && let Some(Entry { endpoint, terminating: Some(trigger), .. }) = port.entries.remove(&identity)
             {
-                // Termination is one-way: without a UID, the same address anew is another generation.
+                // Termination is one-way, for a UID the merge sees to that: without one, the same address anew is another
+                // generation.
                 leavers.push(Leaver { endpoint, key: key.clone(), trigger });
             }
             if !port.entries.contains_key(&identity) {
-                if terminating && !merged.conditions.serving {
-                    continue;
+                let before = ended.remove(&identity).filter(|_| terminating);
+                if terminating {
+                    // Only as the last resort, and not past its deadline: else each event would drain it once more.
+                    let deadline = before.flatten().into_iter().chain(merged.fate.deadline()).min();
+                    let is_over = deadline.is_some_and(|at| at <= received);
+                    let usable = *any_usable.get_or_insert_with(|| port.entries.values().any(Entry::is_usable));
+                    if !merged.conditions.serving || usable || is_over {
+                        port.ended.extend(before.map(|deadline| (identity, deadline)));
+                        continue;
+                    }
                 }
-                port.entries.insert(identity.clone(), self.new_entry(key, &identity, &merged, &port.policy));
+                let entry = self.new_entry(key, &identity, &merged, &port.policy);
+                if let Some(deadline) = before.flatten() {
+                    shorten(&entry.endpoint, deadline, chores);
+                }
+                port.entries.insert(identity.clone(), entry);
             }
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
             entry.listed = true;
@@ -415,7 +434,9 @@ impl RoutingTable {
         let unlisted: Vec<Identity> =
             port.entries.iter().filter(|(_, e)| !e.listed).map(|(identity, _)| identity.clone()).collect();
         for identity in unlisted {
-            let fate = identity.1.as_deref().map_or(Fate::NoPod, |uid| world.fate(uid));
+            // One without a UID cannot be told of once no slice names it.
+            let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
+            let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
             let conditions = entry.endpoint.conditions();
             entry.endpoint.set_conditions(crate::endpoint::Conditions { ready: false, serving: false, ..conditions });
@@ -561,6 +582,9 @@ impl PortEntry {
         }
         for (identity, trigger) in gone {
             if let Some(entry) = self.entries.remove(&identity) {
+                if entry.listed {
+                    self.ended.insert(identity, entry.endpoint.drain_deadline());
+                }
                 leavers.push(Leaver { endpoint: entry.endpoint, key: key.clone(), trigger });
             }
         }
