@@ -4,7 +4,7 @@
 //! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
 //! control thread; it neither connects (see [`crate::control`]) nor waits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -129,10 +129,10 @@ struct PortEntry {
     hold: Arc<Hold>,
     metrics: Arc<ServiceMetrics>,
     entries: HashMap<Identity, Entry>,
-    /// Drained while a slice still names them, which it does until the pod is gone: not to be taken for newcomers.
-    ended: HashSet<Identity>,
     /// Drain begun, leases left.
     leaving: Vec<Arc<Endpoint>>,
+    /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
+    ended: HashMap<Identity, Option<Instant>>,
 }
 
 /// What the Service says of one of its ports.
@@ -292,6 +292,12 @@ impl RoutingTable {
         self.settle(&[key.service], Vec::new(), Instant::now());
     }
 
+    /// Whether nothing is remembered of any endpoint; for tests.
+    #[doc(hidden)]
+    pub fn is_empty(&self) -> bool {
+        self.homes.is_empty() && self.by_pod.is_empty() && self.services.is_empty()
+    }
+
     /// Brings one service's entries up to what its merge says.
     fn reconcile(
         &mut self,
@@ -337,8 +343,8 @@ impl RoutingTable {
                     hold: service.hold.clone(),
                     metrics: metrics.service(&key),
                     entries: HashMap::new(),
-                    ended: HashSet::new(),
                     leaving: Vec::new(),
+                    ended: HashMap::new(),
                 });
                 entry.policy = policy.clone();
                 entry.spec = Some(Spec { port: port.port.clone(), protocol, target, claimed: object.claimed });
@@ -369,7 +375,7 @@ impl RoutingTable {
         world: &World,
         key: &PortKey,
         port: &mut PortEntry,
-        endpoints: Vec<MergedEndpoint>,
+        mut endpoints: Vec<MergedEndpoint>,
         received: Instant,
         leavers: &mut Vec<Leaver>,
         chores: &mut Chores,
@@ -377,28 +383,39 @@ impl RoutingTable {
         for entry in port.entries.values_mut() {
             entry.listed = false;
         }
-        let mut still_ending = HashSet::new();
+        // Those that terminate come last: whether one of them is needed depends on all the others.
+        endpoints.sort_by_key(|merged| merged.conditions.terminating);
+        let mut ended = std::mem::take(&mut port.ended);
+        let mut any_usable = None;
         for merged in endpoints {
             let identity = (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()));
             let terminating = merged.conditions.terminating;
-            let reborn = merged.pod.is_none() && !terminating;
             if let Some(entry) = port.entries.get(&identity)
-                && reborn
+                && !terminating
                 && entry.terminating.is_some()
                 && let Some(Entry { endpoint, terminating: Some(trigger), .. }) = port.entries.remove(&identity)
             {
-                // Termination is one-way: without a UID, the same address anew is another generation.
+                // Termination is one-way, for a UID the merge sees to that: without one, the same address anew is another
+                // generation.
                 leavers.push(Leaver { endpoint, key: key.clone(), trigger });
             }
             if !port.entries.contains_key(&identity) {
-                if terminating && port.ended.contains(&identity) {
-                    still_ending.insert(identity);
-                    continue;
+                let before = ended.remove(&identity).filter(|_| terminating);
+                if terminating {
+                    // Only as the last resort, and not past its deadline: else each event would drain it once more.
+                    let deadline = before.flatten().into_iter().chain(merged.fate.deadline()).min();
+                    let is_over = deadline.is_some_and(|at| at <= received);
+                    let usable = *any_usable.get_or_insert_with(|| port.entries.values().any(Entry::serves));
+                    if !merged.conditions.serving || usable || is_over {
+                        port.ended.extend(before.map(|deadline| (identity, deadline)));
+                        continue;
+                    }
                 }
-                if terminating && !merged.conditions.serving {
-                    continue;
+                let entry = self.new_entry(key, &identity, &merged, &port.policy);
+                if let Some(deadline) = before.flatten() {
+                    shorten(&entry.endpoint, deadline, chores);
                 }
-                port.entries.insert(identity.clone(), self.new_entry(key, &identity, &merged, &port.policy));
+                port.entries.insert(identity.clone(), entry);
             }
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
             entry.listed = true;
@@ -421,11 +438,12 @@ impl RoutingTable {
             }
             heed(&entry.endpoint, &merged.fate, received, &port.policy, chores);
         }
-        port.ended = still_ending;
         let unlisted: Vec<Identity> =
             port.entries.iter().filter(|(_, e)| !e.listed).map(|(identity, _)| identity.clone()).collect();
         for identity in unlisted {
-            let fate = identity.1.as_deref().map_or(Fate::NoPod, |uid| world.fate(uid));
+            // One without a UID cannot be told of once no slice names it.
+            let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
+            let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
             let conditions = entry.endpoint.conditions();
             entry.endpoint.set_conditions(crate::endpoint::Conditions { ready: false, serving: false, ..conditions });
@@ -547,6 +565,11 @@ impl Entry {
         }
     }
 
+    /// Usable, and answering as far as is known.
+    fn serves(&self) -> bool {
+        self.is_usable() && !self.endpoint.is_ejected()
+    }
+
     /// Serving and terminating (KEP-1669).
     fn is_last_resort(&self) -> bool {
         self.listed && self.joined && self.terminating.is_some() && !self.expired && self.endpoint.conditions().serving
@@ -556,7 +579,7 @@ impl Entry {
 impl PortEntry {
     /// Sorts the entries into those that stay, those that are out, and those that leave for good.
     fn rebuild(&mut self, key: &PortKey, leavers: &mut Vec<Leaver>, outs: &mut Vec<Arc<Endpoint>>) {
-        let any_usable = self.entries.values().any(|e| e.is_usable() && !e.endpoint.is_ejected());
+        let any_usable = self.entries.values().any(Entry::serves);
         let mut gone = Vec::new();
         for (identity, entry) in &self.entries {
             let deferred = entry.is_last_resort() && !any_usable;
@@ -571,8 +594,10 @@ impl PortEntry {
         }
         for (identity, trigger) in gone {
             if let Some(entry) = self.entries.remove(&identity) {
+                if entry.listed {
+                    self.ended.insert(identity, entry.endpoint.drain_deadline());
+                }
                 leavers.push(Leaver { endpoint: entry.endpoint, key: key.clone(), trigger });
-                self.ended.insert(identity);
             }
         }
     }

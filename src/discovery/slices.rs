@@ -81,6 +81,15 @@ pub enum Fate {
     Deleted { deadline: Option<Instant> },
 }
 
+impl Fate {
+    pub fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::NoPod | Self::Alive => None,
+            Self::Terminating { deadline, .. } | Self::Deleted { deadline } => *deadline,
+        }
+    }
+}
+
 /// Which signal came first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trigger {
