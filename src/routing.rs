@@ -360,7 +360,7 @@ impl RoutingTable {
         world: &World,
         key: &PortKey,
         port: &mut PortEntry,
-        endpoints: Vec<MergedEndpoint>,
+        mut endpoints: Vec<MergedEndpoint>,
         received: Instant,
         leavers: &mut Vec<Leaver>,
         chores: &mut Chores,
@@ -368,6 +368,9 @@ impl RoutingTable {
         for entry in port.entries.values_mut() {
             entry.listed = false;
         }
+        // Those that may be usable come first: only then it is known whether a terminating one can be a last resort.
+        endpoints.sort_by_key(|merged| merged.conditions.terminating);
+        let mut any_usable = None;
         for merged in endpoints {
             let identity = (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()));
             let terminating = merged.conditions.terminating;
@@ -381,7 +384,12 @@ impl RoutingTable {
                 leavers.push(Leaver { endpoint, key: key.clone(), trigger });
             }
             if !port.entries.contains_key(&identity) {
-                if terminating && !merged.conditions.serving {
+                // One that has drained is listed for as long as its pod takes to end: it must not drain again and again.
+                let mut last_resort = || {
+                    let any_usable = any_usable.get_or_insert_with(|| port.entries.values().any(Entry::is_usable));
+                    merged.conditions.serving && !*any_usable
+                };
+                if terminating && !last_resort() {
                     continue;
                 }
                 port.entries.insert(identity.clone(), self.new_entry(key, &identity, &merged, &port.policy));
