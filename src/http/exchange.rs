@@ -173,7 +173,9 @@ impl Exchange<'_> {
     async fn run(&mut self, mut timer: Pin<&mut Sleep>, started: Instant) -> End {
         let deadline = self.config.timeouts.request.map(|limit| started + limit);
         let repeatable = replay::is_repeatable(&self.request, self.port.policy.non_idempotent);
-        let mut trust = if repeatable { Trust::Repeatable } else { Trust::Once };
+        // A body that will not fit the replay buffer cannot be sent twice either.
+        let fits = self.body.remaining().is_none_or(|length| length <= self.config.limits.replay_body as u64);
+        let mut trust = if repeatable && fits { Trust::Repeatable } else { Trust::Once };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut lost_at: Option<Arc<Endpoint>> = None;
         let mut attempts = 1;
