@@ -210,33 +210,42 @@ impl Exchange<'_> {
                 Ok(()) => return self.finish(attempt, lease).await,
                 Err(lost) => lost,
             };
-            let (forced, stale) = match lost {
-                Lost::Upstream { forced, stale } => (forced, stale),
-                other => return self.give_up(other, &endpoint).await,
-            };
+            // The receipt is written when the last lease is gone: what this loss counts for is told before that.
             let wrote = attempt.wrote;
             drop(attempt);
-            drop(lease);
+            let (forced, stale) = match lost {
+                Lost::Upstream { forced, stale } => (forced, stale),
+                other => {
+                    drop(lease);
+                    return self.give_up(other, &endpoint).await;
+                }
+            };
             let may = !self.passed && self.whole && (repeatable || !wrote) && !self.worker.cut.get();
-            if forced && !(may && repeatable) {
-                endpoint.tally.forced.fetch_add(1, Ordering::Relaxed);
-            }
             if !may || socket::peer(&self.client.stream) == Peer::Gone {
+                endpoint.tally.forced.fetch_add(u32::from(forced), Ordering::Relaxed);
+                drop(lease);
                 return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
             }
             if stale && trust != Trust::Fresh {
                 retrying = Some(RetryReason::Stale);
             } else {
-                let excused = (forced || endpoint.is_leaving()) && !tried.contains(&endpoint.id);
+                // One loss of an endpoint is explained by its leaving, not one after the other.
+                let first = !tried.contains(&endpoint.id);
+                let excused = first && (forced || endpoint.is_leaving());
                 attempts += u32::from(!excused);
-                if !excused && !self.may_spend(attempts) && !self.is_leaving_soon(&endpoint).await {
-                    return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
+                if !excused && !self.may_spend(attempts) && !(first && self.is_leaving_soon(&endpoint, deadline).await)
+                {
+                    drop(lease);
+                    let late = deadline.is_some_and(|at| Instant::now() >= at);
+                    let lost = if late { Lost::Deadline } else { Lost::Upstream { forced, stale } };
+                    return self.give_up(lost, &endpoint).await;
                 }
                 tried.push(endpoint.id);
                 endpoint.tally.replayed.fetch_add(1, Ordering::Relaxed);
                 retrying = Some(RetryReason::Replay);
                 lost_at = Some(endpoint);
             }
+            drop(lease);
             trust = Trust::Fresh;
             self.rewind();
         }
@@ -248,8 +257,9 @@ impl Exchange<'_> {
 
     /// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
     /// not charged to the budget.
-    async fn is_leaving_soon(&self, endpoint: &Arc<Endpoint>) -> bool {
+    async fn is_leaving_soon(&self, endpoint: &Arc<Endpoint>, deadline: Option<Instant>) -> bool {
         let until = Instant::now() + SECOND_LOOK;
+        let until = deadline.map_or(until, |at| at.min(until));
         while Instant::now() < until {
             if endpoint.is_leaving() {
                 return true;
