@@ -16,7 +16,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::discovery::Message;
 use crate::discovery::slices::{Touched, World};
-use crate::endpoint::{Endpoint, EndpointId, Notice, millis};
+use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice, millis};
 use crate::hold::Hold;
 use crate::listeners::Listeners;
 use crate::routing::{Chores, RoutingTable};
@@ -166,6 +166,11 @@ impl Control {
     fn notice(&mut self, notice: Notice, probes: &Rc<Probes>) {
         match notice {
             Notice::Drained(endpoint) => {
+                // Its receipt counts what the workers close, so it waits for them.
+                let leaving = Arc::new(Leaving(endpoint));
+                self.shared.tell_all(|| Mail::Drained(leaving.clone()));
+            }
+            Notice::Left(endpoint) => {
                 if let Some((record, took)) = self.admin.drains.end(endpoint.id) {
                     telemetry::drain_receipt(&record, took);
                     if let Some(port) = self.admin.snapshot.load().ports.get(&record.service) {

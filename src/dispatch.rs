@@ -4,6 +4,7 @@
 //! chosen. A connect that fails ejects its endpoint and costs the client neither attempts nor budget; one that is not
 //! answered within 100 ms is raced by another (RFC 8305's idea, over endpoints).
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -230,23 +231,37 @@ fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
 }
 
 /// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
-/// charged to nobody.
-pub async fn is_leaving_soon(endpoint: &Arc<Endpoint>) -> bool {
+/// charged to nobody. One of those who ask connects to it, the others watch: a storm of losses must not become one of
+/// connects.
+pub async fn is_leaving_soon(worker: &Worker, endpoint: &Arc<Endpoint>, deadline: Option<Instant>) -> bool {
     let until = Instant::now() + SECOND_LOOK;
+    let until = deadline.map_or(until, |at| at.min(until));
+    let local = worker.local(endpoint);
+    let mine = !local.looked_at.replace(true);
+    let _looking = mine.then(|| Looking(&local.looked_at));
     while Instant::now() < until {
         if endpoint.is_leaving() {
             return true;
         }
-        let connect = tokio::time::timeout(SECOND_LOOK / 10, TcpStream::connect(endpoint.address));
-        if let Ok(Err(error)) = connect.await
+        if mine
+            && let Ok(Err(error)) = tokio::time::timeout(LOOK_EVERY, TcpStream::connect(endpoint.address)).await
             && !socket::is_shortage(&error)
         {
             endpoint.eject();
             return true;
         }
-        tokio::time::sleep(SECOND_LOOK / 20).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     false
+}
+
+/// Lets another one look when this one is done, or dropped.
+struct Looking<'a>(&'a Cell<bool>);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
 }
 
 /// Counts one held client for as long as it waits, and how that ended: by its leaving, unless said otherwise.
@@ -268,4 +283,5 @@ const RACE_AFTER: Duration = Duration::from_millis(100);
 const RACERS: usize = 4;
 const LOOK_AFTER_CLIENT: Duration = Duration::from_millis(100);
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

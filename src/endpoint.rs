@@ -32,6 +32,8 @@ pub struct EndpointId(pub u64);
 pub enum Notice {
     /// The last lease of a draining endpoint is gone; sent exactly once.
     Drained(Arc<Endpoint>),
+    /// And every worker has closed its idle connections: its receipt can be written.
+    Left(Arc<Endpoint>),
     /// A connect failed; the control side now tries until one succeeds.
     Ejected(Arc<Endpoint>),
 }
@@ -71,6 +73,10 @@ pub struct Tally {
     /// Milliseconds since the process began (+1; 0: never) of the last dispatch.
     pub last_dispatch_ms: AtomicU64,
 }
+
+/// Held by each worker until it has closed its idle connections to a drained endpoint; the last drop tells.
+#[derive(Debug)]
+pub struct Leaving(pub Arc<Endpoint>);
 
 /// The right to dispatch to an endpoint. Held as long as the connection or exchange lives.
 #[derive(Debug)]
@@ -227,6 +233,12 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 impl Lease {
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.0
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let _ = self.0.notices.send(Notice::Left(self.0.clone()));
     }
 }
 

@@ -149,7 +149,7 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
             _ = upstream.stream.readable() => {
                 // Its end without a byte is passed on, unless the endpoint is going: the client need not notice that.
                 let unheard = socket::has_ended(&upstream.stream);
-                if !unheard || !dispatch::is_leaving_soon(lease.endpoint()).await {
+                if !unheard || !dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
                     return Ok(Known::Tcp(Some((lease, upstream))));
                 }
             }

@@ -410,7 +410,9 @@ impl World {
         if let Some(deletion) = object.deletion {
             pod.deletion_seen = true;
             pod.trigger.get_or_insert(Trigger::PodDeleted);
-            let left = deletion.remaining.or(deletion.grace).or(pod.grace);
+            // The deletion may have asked for another grace than the spec.
+            pod.grace = deletion.grace.or(pod.grace);
+            let left = deletion.remaining.or(pod.grace);
             pod.shorten(received, left);
         }
         if let Some(since) = pod.slice_terminating {

@@ -172,7 +172,9 @@ impl Exchange<'_> {
     async fn run(&mut self, mut timer: Pin<&mut Sleep>, started: Instant) -> End {
         let deadline = self.config.timeouts.request.map(|limit| started + limit);
         let repeatable = replay::is_repeatable(&self.request, self.port.policy.non_idempotent);
-        let mut trust = if repeatable { Trust::Repeatable } else { Trust::Once };
+        // A body that will not fit the replay buffer cannot be sent twice either.
+        let fits = self.body.remaining().is_none_or(|length| length <= self.config.limits.replay_body as u64);
+        let mut trust = if repeatable && fits { Trust::Repeatable } else { Trust::Once };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut lost_at: Option<Arc<Endpoint>> = None;
         let mut attempts = 1;
@@ -207,33 +209,44 @@ impl Exchange<'_> {
                 Ok(()) => return self.finish(attempt, lease).await,
                 Err(lost) => lost,
             };
-            let (forced, stale) = match lost {
-                Lost::Upstream { forced, stale } => (forced, stale),
-                other => return self.give_up(other, &endpoint).await,
-            };
+            // The receipt is written when the last lease is gone: what this loss counts for is told before that.
             let wrote = attempt.wrote;
             drop(attempt);
-            drop(lease);
+            let (forced, stale) = match lost {
+                Lost::Upstream { forced, stale } => (forced, stale),
+                other => {
+                    drop(lease);
+                    return self.give_up(other, &endpoint).await;
+                }
+            };
             let may = !self.passed && self.whole && (repeatable || !wrote) && !self.worker.cut.get();
-            if forced && !(may && repeatable) {
-                endpoint.tally.forced.fetch_add(1, Ordering::Relaxed);
-            }
             if !may || socket::peer(&self.client.stream) == Peer::Gone {
+                endpoint.tally.forced.fetch_add(u32::from(forced), Ordering::Relaxed);
+                drop(lease);
                 return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
             }
             if stale && trust != Trust::Fresh {
                 retrying = Some(RetryReason::Stale);
             } else {
-                let excused = (forced || endpoint.is_leaving()) && !tried.contains(&endpoint.id);
+                // One loss of an endpoint is explained by its leaving, not one after the other.
+                let first = !tried.contains(&endpoint.id);
+                let excused = first && (forced || endpoint.is_leaving());
                 attempts += u32::from(!excused);
-                if !excused && !self.may_spend(attempts) && !dispatch::is_leaving_soon(&endpoint).await {
-                    return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
+                if !excused
+                    && !self.may_spend(attempts)
+                    && !(first && dispatch::is_leaving_soon(self.worker, &endpoint, deadline).await)
+                {
+                    drop(lease);
+                    let late = deadline.is_some_and(|at| Instant::now() >= at);
+                    let lost = if late { Lost::Deadline } else { Lost::Upstream { forced, stale } };
+                    return self.give_up(lost, &endpoint).await;
                 }
                 tried.push(endpoint.id);
                 endpoint.tally.replayed.fetch_add(1, Ordering::Relaxed);
                 retrying = Some(RetryReason::Replay);
                 lost_at = Some(endpoint);
             }
+            drop(lease);
             trust = Trust::Fresh;
             self.rewind();
         }
