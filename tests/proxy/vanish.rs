@@ -1,1 +1,177 @@
-//! An endpoint that vanishes without a word, in a network namespace of the test's own.
+//! An endpoint that is there no more, without FIN or reset: its packets go nowhere, in a network namespace of its own.
+//!
+//! The namespace has no name: it goes with the process in it, which dies with this one, whatever happens.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use ebbtide::demo::client::Client;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Child;
+
+use crate::rig::{Ep, Rig, Scripted, binary, eventually, soon};
+use crate::tcp::{known, to_end};
+
+/// A sample application on another node, as far as the network can tell.
+struct Island {
+    process: Child,
+    device: String,
+    address: SocketAddr,
+}
+
+static ISLANDS: AtomicU32 = AtomicU32::new(0);
+
+impl Island {
+    /// `Err` tells what this machine does not allow.
+    async fn start(more: &[&str]) -> Result<Self, String> {
+        // 198.18.0.0/15 is for tests of network devices (RFC 2544).
+        let number = ISLANDS.fetch_add(1, Ordering::SeqCst) + std::process::id() % 4000 * 4;
+        let [a, b] = [(number >> 6) as u8, (number << 2) as u8];
+        let (ours, theirs) = (format!("198.18.{a}.{}", b | 1), format!("198.18.{a}.{}", b | 2));
+        let device = format!("ebb{number}");
+        let mut command = tokio::process::Command::new("unshare");
+        command.arg("--net").arg(binary());
+        command
+            .args(["sample-app", "--parent", &std::process::id().to_string(), "--listen", "0.0.0.0:8080"])
+            .args(more);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        let mut process = command.spawn().map_err(|error| format!("unshare: {error}"))?;
+        let pid = process.id().unwrap().to_string();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        match soon("the application", lines.next_line()).await {
+            Ok(Some(line)) if line.starts_with("listening") => {}
+            other => return Err(format!("unshare --net is not allowed here ({other:?})")),
+        }
+        let inside = ["nsenter", "--net", "--target", &pid];
+        // So that no closed socket keeps the namespace for minutes; where it is not allowed it takes them.
+        let orphans = ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_orphan_retries"];
+        let _ = run(&[&inside[..], &orphans].concat());
+        run(&["ip", "link", "add", &device, "type", "veth", "peer", "name", "eth0", "netns", &pid])?;
+        let address = format!("{theirs}:8080").parse().unwrap();
+        let island = Self { process, device: device.clone(), address };
+        run(&["ip", "addr", "add", &format!("{ours}/30"), "dev", &device])?;
+        run(&["ip", "link", "set", &device, "up"])?;
+        run(&[&inside[..], &["ip", "addr", "add", &format!("{theirs}/30"), "dev", "eth0"]].concat())?;
+        run(&[&inside[..], &["ip", "link", "set", "eth0", "up"]].concat())?;
+        soon("the island's application", async {
+            while TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        Ok(island)
+    }
+
+    /// From now on everything sent there is lost: the link stays, and nobody at its other end is meant.
+    fn vanish(&self) {
+        let pid = self.process.id().unwrap().to_string();
+        run(&["nsenter", "--net", "--target", &pid, "ip", "addr", "flush", "dev", "eth0"]).unwrap();
+    }
+}
+
+impl Drop for Island {
+    fn drop(&mut self) {
+        let _ = self.process.start_kill();
+        let _ = run(&["ip", "link", "del", &self.device]);
+    }
+}
+
+fn run(words: &[&str]) -> Result<(), String> {
+    let output = Command::new(words[0]).args(&words[1..]).output().map_err(|error| format!("{}: {error}", words[0]))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim())),
+    }
+}
+
+/// The island, or a line that says why there is none.
+async fn island(more: &[&str]) -> Option<Island> {
+    match Island::start(more).await {
+        Ok(island) => Some(island),
+        Err(why) => {
+            println!("SKIPPED: {why}");
+            None
+        }
+    }
+}
+
+/// Answers 200 with `b`.
+async fn answering() -> Scripted {
+    Scripted::start(|mut stream: TcpStream, _| async move {
+        while let Ok(1..) = stream.read(&mut [0; 4096]).await {
+            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nb").await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+/// A GET is in flight on an endpoint that vanishes; how long after that it was answered, by another one.
+async fn answered_after(pod_deleted: bool) -> Option<Duration> {
+    let island = island(&[]).await?;
+    let b = answering().await;
+    let rig = Rig::start("").await;
+    rig.pod("lost", "1", None);
+    rig.pod("b", "2", None);
+    rig.endpoints(&[Ep::new("lost", island.address).of_pod()]);
+    rig.usable(1).await;
+    let web = rig.web();
+    let asked = tokio::spawn(async move {
+        let mut client = Client::connect(web).await.unwrap();
+        let answer = soon("an answer", client.exchange("GET", "/slow?ms=600000", "", b"")).await.unwrap();
+        (answer, Instant::now())
+    });
+    let lost = known(&rig, island.address).unwrap();
+    eventually("in flight", || lost.leases() == 1).await;
+    rig.endpoints(&[Ep::new("lost", island.address).of_pod(), Ep::new("b", b.address).of_pod()]);
+    rig.usable(2).await;
+    island.vanish();
+    let vanished = Instant::now();
+    if pod_deleted {
+        // As when its node is taken away: the object is gone, no grace period was ever told.
+        rig.remove("pod-lost.json");
+        rig.endpoints(&[Ep::new("b", b.address).of_pod()]);
+    }
+    let (answer, at) = asked.await.unwrap();
+    assert_eq!((answer.status, answer.text().into_owned()), (200, "b".into()));
+    Some(at - vanished)
+}
+
+#[tokio::test]
+async fn a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_pod_is_deleted() {
+    let (known, unknown) = tokio::join!(answered_after(true), answered_after(false));
+    if let (Some(known), Some(unknown)) = (known, unknown) {
+        println!("vanished: answered after {unknown:?}; with its Pod deleted after {known:?}");
+        assert!(known < unknown, "{known:?} with the Pod deleted, {unknown:?} without");
+        assert!(known < Duration::from_secs(8), "{known:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset() {
+    for talking in [false, true] {
+        let Some(island) = island(&["--tcp"]).await else { return };
+        let rig = Rig::with_protocol("tcp", "").await;
+        rig.pod("lost", "1", None);
+        rig.endpoints(&[Ep::new("lost", island.address).of_pod()]);
+        rig.usable(1).await;
+        let mut client = TcpStream::connect(rig.web()).await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+        soon("the echo", client.read_exact(&mut [0; 5])).await.unwrap();
+        island.vanish();
+        let vanished = Instant::now();
+        rig.remove("pod-lost.json");
+        rig.endpoints(&[]);
+        if talking {
+            client.write_all(b"anybody there?").await.unwrap();
+        }
+        assert_eq!(to_end(&mut client).await, (Vec::new(), Some(ErrorKind::ConnectionReset)));
+        println!("vanished with its Pod (talking: {talking}): reset after {:?}", vanished.elapsed());
+        eventually("the receipt", || rig.running().admin.drains.records().iter().all(|r| r.ended.is_some())).await;
+    }
+}
