@@ -198,7 +198,8 @@ async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 if let Some(port) = worker.port(&client.listener) {
                     port.metrics.answered(reject.status);
                 }
-                let _ = client.stream.write_all(&answer).await;
+                let idle = worker.config().timeouts.client_idle;
+                let _ = tokio::time::timeout(idle, client.stream.write_all(&answer)).await;
                 let timed_out = reject.status == 408;
                 End::Linger(if timed_out { CloseReason::ClientTimeout } else { CloseReason::BadRequest })
             }
@@ -206,9 +207,15 @@ async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
         };
         match end {
             End::KeepAlive => {}
-            End::Close(reason) => return reason,
+            End::Close(reason) => {
+                // What it sent beyond its last request would make the close a reset, and cost it the answer.
+                if !socket::is_quiet(&client.stream) {
+                    Box::pin(linger(worker, &mut client)).await;
+                }
+                return reason;
+            }
             End::Linger(reason) => {
-                linger(&mut client).await;
+                Box::pin(linger(worker, &mut client)).await;
                 return reason;
             }
             End::Cut(reason) => {
@@ -391,19 +398,19 @@ fn proxied_v2(addresses: &ppp::v2::Addresses) -> Option<SocketAddr> {
 }
 
 /// Ends a connection whose client may still be sending, so that our answer is not lost to a reset (RFC 9112 section 9.6).
-async fn linger(client: &mut Client) {
+/// Bounded by time, not by bytes: a client that writes its whole request before it reads must come to its end.
+async fn linger(worker: &Worker, client: &mut Client) {
     let _ = client.stream.shutdown().await;
-    let mut rest = [0u8; 4096];
-    let mut read = 0;
     let drain = async {
-        while read < LINGER_MAX {
-            match tokio::io::AsyncReadExt::read(&mut client.stream, &mut rest).await {
-                Ok(0) | Err(_) => return,
-                Ok(n) => read += n,
+        loop {
+            client.unread.clear();
+            let more = tokio::time::timeout(LINGER_SILENT, poll_fn(|cx| client.poll_fill(cx, worker))).await;
+            if !matches!(more, Ok(Ok(()))) || client.unread.is_empty() {
+                return;
             }
         }
     };
-    let _ = tokio::time::timeout(LINGER, drain).await;
+    let _ = tokio::time::timeout(LINGER_MAX, drain).await;
 }
 
 impl Open {
@@ -449,6 +456,6 @@ impl Drop for Open {
 
 /// After this a silent client's server may be the one that speaks first.
 const SILENCE: Duration = Duration::from_millis(200);
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_MAX: usize = 256 << 10;
+const LINGER_SILENT: Duration = Duration::from_secs(1);
+const LINGER_MAX: Duration = Duration::from_secs(30);
 const PROXY_HEADER_MAX: usize = 4096;
