@@ -45,7 +45,8 @@ async fn an_idle_client_is_let_go_without_a_word() {
     let mut client = Wire::connect(&rig).await;
     client.assert_alive("nothing").await;
     assert_eq!(client.rest().await, (String::new(), End::Fin));
-    assert_eq!(rig.metric("ebbtide_connection_closes_total", "client_timeout"), 2.0);
+    let timeouts = || rig.metric("ebbtide_connection_closes_total", "client_timeout");
+    eventually("both to be counted", || timeouts() == 2.0).await;
 }
 
 #[tokio::test]
