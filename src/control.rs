@@ -16,7 +16,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::discovery::Message;
 use crate::discovery::slices::{Touched, World};
-use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice, millis};
+use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::hold::Hold;
 use crate::listeners::Listeners;
 use crate::routing::{Chores, RoutingTable};
@@ -89,7 +89,7 @@ impl Control {
                     Some(message) => chores = self.heed(message),
                     None => source_open = false,
                 },
-                Some(notice) = self.notices.recv() => self.notice(notice, &probes),
+                Some(notice) = self.notices.recv() => self.hear(notice, &probes),
                 Some(first) = probed.recv() => {
                     let (mut results, mut readmitted) = (Vec::new(), Vec::new());
                     let mut next = Some(first);
@@ -163,35 +163,39 @@ impl Control {
         }
     }
 
-    fn notice(&mut self, notice: Notice, probes: &Rc<Probes>) {
-        match notice {
-            Notice::Drained(endpoint) => {
-                // Its receipt counts what the workers close, so it waits for them.
-                let leaving = Arc::new(Leaving(endpoint));
-                self.shared.tell_all(|| Mail::Drained(leaving.clone()));
-            }
-            Notice::Left(endpoint) => {
-                if let Some((record, took)) = self.admin.drains.end(endpoint.id) {
-                    telemetry::drain_receipt(&record, took);
-                    if let Some(port) = self.admin.snapshot.load().ports.get(&record.service) {
-                        let (_, outcome) = record.ended.unwrap_or((record.started_at, crate::drain::Outcome::Drained));
-                        port.metrics.drained(record.trigger, outcome);
-                        port.metrics.drain_duration.observe(took.as_secs_f64());
-                        let began_ms = u64::from(millis(Instant::now())).saturating_sub(took.as_millis() as u64);
-                        let last_ms = endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed).saturating_sub(1);
-                        port.metrics.deletion_lag.observe(last_ms.saturating_sub(began_ms) as f64 / 1_000.0);
-                    }
+    /// Many endpoints may leave or fail at once: the table is settled once for all of them.
+    fn hear(&mut self, first: Notice, probes: &Rc<Probes>) {
+        let (mut left, mut ejected) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(notice) = next {
+            match notice {
+                Notice::Drained(endpoint) => {
+                    // Its receipt counts what the workers close, so it waits for them.
+                    let leaving = Arc::new(Leaving(endpoint));
+                    self.shared.tell_all(|| Mail::Drained(leaving.clone()));
                 }
-                self.table.drained(&endpoint);
+                Notice::Left(endpoint) => {
+                    if let Some((record, took)) = self.admin.drains.end(endpoint.id) {
+                        telemetry::drain_receipt(&record, took);
+                    }
+                    left.push(endpoint);
+                }
+                Notice::Ejected(endpoint) => {
+                    tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
+                    ejected.push(endpoint.id);
+                    let hold = self.table.hold(endpoint.id).cloned();
+                    let connect = self.config.timeouts.connect;
+                    tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
+                }
             }
-            Notice::Ejected(endpoint) => {
-                tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
-                // Without it, who is terminating may be the last resort, whose drain then waits.
-                self.table.answering_changed(&[endpoint.id]);
-                let hold = self.table.hold(endpoint.id).cloned();
-                let connect = self.config.timeouts.connect;
-                tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
-            }
+            next = self.notices.try_recv().ok();
+        }
+        if !left.is_empty() {
+            self.table.drained(&left);
+        }
+        if !ejected.is_empty() {
+            // Without them, who is terminating may be the last resort, whose drain then waits.
+            self.table.answering_changed(&ejected);
         }
     }
 

@@ -66,6 +66,7 @@ pub struct Endpoint {
 pub struct Tally {
     pub finished: AtomicU32,
     pub replayed: AtomicU32,
+    last_replay_ms: AtomicU32,
     pub forced: AtomicU32,
     pub idle_closed: AtomicU32,
     /// Idle pooled connections right now, over all workers.
@@ -193,6 +194,17 @@ impl Endpoint {
     /// Whether it joined so recently that its low load says nothing yet.
     pub fn is_warming(&self, now: Instant) -> bool {
         millis(now).saturating_sub(self.let_in_ms.load(Ordering::Relaxed)) < WARM_UP_MS
+    }
+
+    /// A request lost here goes to another endpoint.
+    pub fn count_replay(&self, now: Instant) {
+        self.tally.replayed.fetch_add(1, Ordering::Relaxed);
+        self.tally.last_replay_ms.store(millis(now), Ordering::Relaxed);
+    }
+
+    /// Whether one was within the last second.
+    pub fn replayed_lately(&self, now: Instant) -> bool {
+        millis(now).saturating_sub(self.tally.last_replay_ms.load(Ordering::Relaxed)) < 1_000
     }
 
     /// Remembers when something was last dispatched here, for the deletion lag.

@@ -4,7 +4,7 @@
 //! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
 //! control thread; it neither connects (see [`crate::control`]) nor waits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -270,26 +270,40 @@ impl RoutingTable {
         endpoint.force.cancel();
     }
 
-    /// The last lease is gone: the endpoint is forgotten.
-    pub fn drained(&mut self, endpoint: &Endpoint) {
-        let Some((key, _)) = self.homes.remove(&endpoint.id) else { return };
-        if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
-            && let Some(services) = self.by_pod.get_mut(uid)
-        {
-            if let Some(count) = services.get_mut(&key.service) {
-                *count -= 1;
-                if *count == 0 {
-                    services.remove(&key.service);
+    /// The last lease of these is gone: they are forgotten.
+    pub fn drained(&mut self, endpoints: &[Arc<Endpoint>]) {
+        let ids: HashSet<EndpointId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
+        let mut ports = BTreeSet::new();
+        for endpoint in endpoints {
+            let Some((key, _)) = self.homes.remove(&endpoint.id) else { continue };
+            if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
+                && let Some(services) = self.by_pod.get_mut(uid)
+            {
+                if let Some(count) = services.get_mut(&key.service) {
+                    *count -= 1;
+                    if *count == 0 {
+                        services.remove(&key.service);
+                    }
+                }
+                if services.is_empty() {
+                    self.by_pod.remove(uid);
                 }
             }
-            if services.is_empty() {
-                self.by_pod.remove(uid);
+            ports.insert(key);
+        }
+        let mut services = Vec::new();
+        for key in ports {
+            if let Some(port) = self.port_entry(&key) {
+                port.leaving.retain(|e| !ids.contains(&e.id));
             }
+            services.push(key.service);
         }
-        if let Some(port) = self.services.get_mut(&key.service).and_then(|s| s.ports.get_mut(&key.port)) {
-            port.leaving.retain(|e| e.id != endpoint.id);
-        }
-        self.settle(&[key.service], Vec::new(), Instant::now());
+        services.dedup();
+        self.settle(&services, Vec::new(), Instant::now());
+    }
+
+    fn port_entry(&mut self, key: &PortKey) -> Option<&mut PortEntry> {
+        self.services.get_mut(&key.service)?.ports.get_mut(&key.port)
     }
 
     /// Whether nothing is remembered of any endpoint; for tests.
@@ -499,8 +513,7 @@ impl RoutingTable {
             }
         }
         for leaver in &leavers {
-            let port = self.services.get_mut(&leaver.key.service).and_then(|s| s.ports.get_mut(&leaver.key.port));
-            if let Some(port) = port {
+            if let Some(port) = self.port_entry(&leaver.key) {
                 port.leaving.push(leaver.endpoint.clone());
             }
         }
@@ -510,7 +523,9 @@ impl RoutingTable {
         }
         let any = !leavers.is_empty();
         for Leaver { endpoint, key, trigger } in leavers {
-            self.drains.begin(endpoint.clone(), key, trigger);
+            if let Some(metrics) = self.port_entry(&key).map(|port| port.metrics.clone()) {
+                self.drains.begin(endpoint.clone(), key, trigger, received, metrics);
+            }
             endpoint.begin_drain();
         }
         if any {

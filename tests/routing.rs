@@ -228,7 +228,7 @@ impl Rig {
         } else if answers {
             endpoint.readmit();
             self.readmitting.remove(&id);
-            self.table.readmitted();
+            self.table.answering_changed(&[id]);
         }
     }
 
@@ -253,9 +253,13 @@ impl Rig {
                     assert!(self.drained.insert(endpoint.id), "drained was reported twice");
                     assert!(self.drains.end(endpoint.id).is_some(), "a drain was not logged");
                     self.known.insert(endpoint.id, endpoint.clone());
-                    self.table.drained(&endpoint);
+                    self.table.drained(&[endpoint]);
                 }
-                Notice::Ejected(endpoint) => _ = self.readmitting.insert(endpoint.id, endpoint),
+                Notice::Left(_) => panic!("there are no workers here"),
+                Notice::Ejected(endpoint) => {
+                    self.table.answering_changed(&[endpoint.id]);
+                    self.readmitting.insert(endpoint.id, endpoint);
+                }
             }
         }
     }
