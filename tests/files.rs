@@ -326,7 +326,7 @@ async fn a_broken_an_empty_and_an_unreadable_file_keep_their_last_good_state() {
         let mut rig = Rig::with_app().await;
         let good = slice("app", "a", 1..4);
         let cases: [(Vec<u8>, &str); 4] = [
-            (good.replace("10.0.0.2", "10.0.0").into_bytes(), "line 22, endpoints[1].addresses[0]: expected an IPv4"),
+            (good.replace("10.0.0.2", "10.0.0").into_bytes(), "line 21, endpoints[1].addresses[0]: expected an IPv4"),
             (b"".to_vec(), "empty: no manifest in it"),
             (b"# only\n---\n".to_vec(), "empty: no manifest in it"),
             ([good.as_bytes(), b"# \xff\n"].concat(), "line 36: not UTF-8 text"),
