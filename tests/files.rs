@@ -403,6 +403,34 @@ async fn a_file_removed_and_written_anew_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_file_rewritten_in_place_again_and_again_is_never_seen_in_halves() {
+    local(async {
+        let mut rig = Rig::with_app().await;
+        let path = rig.path("slice.yaml");
+        let writer = std::thread::spawn(move || {
+            for round in 0..300 {
+                let text = slice("app", "a", 1..6 + u32::from(round % 2 == 1));
+                let (half, rest) = text.split_at(text.find("- addresses:\n  - 10.0.0.3").unwrap());
+                let mut file = fs::File::create(&path).unwrap();
+                file.write_all(half.as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+                file.write_all(rest.as_bytes()).unwrap();
+                drop(file);
+                std::thread::sleep(Duration::from_millis(round % 12));
+            }
+        });
+        while !writer.is_finished() || rig.endpoints("app") != 6 {
+            if let Ok(Some(message)) = timeout(Duration::from_millis(50), rig.inbox.recv()).await {
+                rig.take(message);
+            }
+            assert!([3, 5, 6].contains(&rig.endpoints("app")) && rig.problems.is_empty(), "{:?}", rig.problems);
+        }
+        writer.join().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_is_no_manifest_is_passed_over() {
     local(async {
         let mut rig = Rig::with_app().await;
