@@ -416,7 +416,7 @@ async fn a_file_rewritten_in_place_again_and_again_is_never_seen_in_halves() {
                 std::thread::sleep(Duration::from_millis(1));
                 file.write_all(rest.as_bytes()).unwrap();
                 drop(file);
-                std::thread::sleep(Duration::from_millis(round % 12));
+                std::thread::sleep(Duration::from_millis(round % 7));
             }
         });
         while !writer.is_finished() || rig.endpoints("app") != 6 {

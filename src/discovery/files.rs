@@ -117,6 +117,7 @@ async fn pass(
     for (name, loaded) in loaded {
         match loaded {
             _ if pending.writing.contains(&name) || pending.ready.contains(&name) => {}
+            Loaded::Changing(_) => pending.reads_again(name),
             Loaded::Bad(Some(stamp), _) if stamp.is_freshly_empty() => pending.reads_again(name),
             Loaded::Gone if !swapped && !gone.contains(&name) => pending.removes(name, Instant::now()),
             loaded => folder.take(name, loaded),
@@ -204,6 +205,8 @@ struct Stamp {
 
 enum Loaded {
     Gone,
+    /// It changed while it was read.
+    Changing(Stamp),
     Good(Stamp, Vec<Document>),
     Bad(Option<Stamp>, String),
 }
@@ -316,6 +319,7 @@ impl Folder {
                 return;
             }
             Loaded::Good(stamp, documents) => File { stamp: Some(stamp), good: Some(Arc::new(documents)), error: None },
+            Loaded::Changing(stamp) => File { stamp: Some(stamp), good, error: Some("is being written".into()) },
             Loaded::Bad(stamp, error) => File { stamp, good, error: Some(error) },
         };
         self.files.insert(name, file);
@@ -405,6 +409,9 @@ fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>) -> Loaded 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Loaded::Gone,
         Err(error) => return bad(format!("cannot be read: {error}")),
     };
+    if fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata)) != Some(stamp) {
+        return Loaded::Changing(stamp);
+    }
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
