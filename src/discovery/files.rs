@@ -118,7 +118,8 @@ async fn pass(
         match loaded {
             _ if pending.writing.contains(&name) || pending.ready.contains(&name) => {}
             Loaded::Changing(_) => pending.reads_again(name),
-            Loaded::Bad(Some(stamp), _) if stamp.is_freshly_empty() => pending.reads_again(name),
+            // Its writer's events follow; if it stays empty, the poll finds it.
+            Loaded::Bad(Some(stamp), _) if stamp.is_freshly_empty() => {}
             Loaded::Gone if !swapped && !gone.contains(&name) => pending.removes(name, Instant::now()),
             loaded => folder.take(name, loaded),
         }
@@ -375,7 +376,7 @@ impl Folder {
 
 impl Stamp {
     /// Being truncated by a writer that opens it, most likely: the size is zero from the start of that, and inotify
-    /// tells only at its end, which on ext4 may wait milliseconds for the disk.
+    /// tells only at its end, which on ext4 may wait for the disk.
     fn is_freshly_empty(&self) -> bool {
         let (seconds, nanos) = self.modified;
         let modified = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanos).unwrap_or(0));
@@ -718,7 +719,7 @@ const SETTLE_AT_MOST: Duration = Duration::from_millis(15);
 const REMOVAL: Duration = Duration::from_millis(20);
 
 /// How long a file must be empty before that is held to be its content.
-const EMPTY: Duration = Duration::from_millis(40);
+const EMPTY: Duration = Duration::from_secs(1);
 
 const REMOVAL_AT_MOST: Duration = Duration::from_millis(100);
 
