@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +24,24 @@ use crate::routing::{RoutingTable, Snapshot};
 use crate::telemetry::{AccessLog, AccessLogWriter};
 use crate::worker::{self, Mail, Shared};
 use crate::{discovery::slices::World, socket};
+
+/// Without its admin pages nobody could see how it does: it does not start.
+#[derive(Debug, thiserror::Error)]
+#[error("admin.address: cannot listen on {address} ({error}): {cure}")]
+pub struct Refused {
+    address: SocketAddr,
+    error: std::io::Error,
+    cure: &'static str,
+}
+
+fn cure(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => "another program does; stop it, or choose another port",
+        std::io::ErrorKind::AddrNotAvailable => "this machine has no such address; choose another",
+        std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose another port",
+        _ => "choose another address",
+    }
+}
 
 /// A proxy that runs on its own threads.
 pub struct Running {
@@ -64,8 +81,11 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         health,
         started: Instant::now(),
     };
-    let admin_socket = std::net::TcpListener::bind(config.admin)
-        .with_context(|| format!("admin.address: cannot listen on {}", config.admin))?;
+    let admin_socket = std::net::TcpListener::bind(config.admin).map_err(|error| Refused {
+        address: config.admin,
+        cure: cure(&error),
+        error,
+    })?;
     admin_socket.set_nonblocking(true)?;
     let admin_address = admin_socket.local_addr()?;
 

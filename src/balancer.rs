@@ -3,6 +3,7 @@
 //! Invariant: only endpoints of the published snapshot that grant a lease are ever returned, usable ones before
 //! serving-and-terminating ones, untried before tried. It leaves waiting (see [`crate::hold`]) to its callers.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -94,7 +95,7 @@ fn stranger(endpoints: &[Arc<Endpoint>], tried: &[EndpointId], lost: &Endpoint) 
             // Ties go to a random one: all replays of one loss arrive at the same moment.
             others().min_by_key(|e| (e.leases(), fastrand::u32(..)))
         }
-        None => fit().filter(|e| e.joined > lost.joined).min_by_key(|e| (e.leases(), u64::MAX - e.joined)),
+        None => fit().filter(|e| e.joined() > lost.joined()).min_by_key(|e| (e.leases(), Reverse(e.joined()))),
     }
     .and_then(|e| e.enter())
 }

@@ -16,7 +16,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::discovery::Message;
 use crate::discovery::slices::{Touched, World};
-use crate::endpoint::{Endpoint, EndpointId, Notice, millis};
+use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::hold::Hold;
 use crate::listeners::Listeners;
 use crate::routing::{Chores, RoutingTable};
@@ -48,7 +48,7 @@ pub struct Control {
 /// What a probe task reports.
 enum Probed {
     Join(EndpointId, bool),
-    Readmitted,
+    Readmitted(EndpointId),
 }
 
 /// How far a shutdown has come.
@@ -89,16 +89,19 @@ impl Control {
                     Some(message) => chores = self.heed(message),
                     None => source_open = false,
                 },
-                Some(notice) = self.notices.recv() => self.notice(notice, &probes),
+                Some(notice) = self.notices.recv() => self.hear(notice, &probes),
                 Some(first) = probed.recv() => {
-                    let mut results = Vec::new();
+                    let (mut results, mut readmitted) = (Vec::new(), Vec::new());
                     let mut next = Some(first);
                     while let Some(result) = next {
                         match result {
                             Probed::Join(id, connected) => results.push((id, connected)),
-                            Probed::Readmitted => self.table.readmitted(),
+                            Probed::Readmitted(id) => readmitted.push(id),
                         }
                         next = probed.try_recv().ok();
+                    }
+                    if !readmitted.is_empty() {
+                        self.table.answering_changed(&readmitted);
                     }
                     if !results.is_empty() {
                         chores = self.table.probed(&results);
@@ -113,7 +116,8 @@ impl Control {
                         phase = Phase::LameDuck(Instant::now() + lame_duck);
                     }
                     Command::Shutdown => {
-                        tracing::warn!(connections = self.connections(), "second signal: ending at once");
+                        let (connections, in_flight) = (self.connections(), self.in_flight());
+                        tracing::warn!(connections, in_flight, "second signal: ending at once");
                         return;
                     }
                 },
@@ -153,41 +157,45 @@ impl Control {
                 Chores::default()
             }
             Message::Problems(problems) => {
-                for problem in &problems {
-                    tracing::warn!(
-                        subject = problem.subject,
-                        error = problem.error,
-                        "source of truth: keeping the last good state"
-                    );
-                }
                 self.admin.health.report(problems);
                 Chores::default()
             }
         }
     }
 
-    fn notice(&mut self, notice: Notice, probes: &Rc<Probes>) {
-        match notice {
-            Notice::Drained(endpoint) => {
-                if let Some((record, took)) = self.admin.drains.end(endpoint.id) {
-                    telemetry::drain_receipt(&record, took);
-                    if let Some(port) = self.admin.snapshot.load().ports.get(&record.service) {
-                        let (_, outcome) = record.ended.unwrap_or((record.started_at, crate::drain::Outcome::Drained));
-                        port.metrics.drained(record.trigger, outcome);
-                        port.metrics.drain_duration.observe(took.as_secs_f64());
-                        let began_ms = u64::from(millis(Instant::now())).saturating_sub(took.as_millis() as u64);
-                        let last_ms = endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed).saturating_sub(1);
-                        port.metrics.deletion_lag.observe(last_ms.saturating_sub(began_ms) as f64 / 1_000.0);
-                    }
+    /// Many endpoints may leave or fail at once: the table is settled once for all of them.
+    fn hear(&mut self, first: Notice, probes: &Rc<Probes>) {
+        let (mut left, mut ejected) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(notice) = next {
+            match notice {
+                Notice::Drained(endpoint) => {
+                    // Its receipt counts what the workers close, so it waits for them.
+                    let leaving = Arc::new(Leaving(endpoint));
+                    self.shared.tell_all(|| Mail::Drained(leaving.clone()));
                 }
-                self.table.drained(&endpoint);
+                Notice::Left(endpoint) => {
+                    if let Some((record, took)) = self.admin.drains.end(endpoint.id) {
+                        telemetry::drain_receipt(&record, took);
+                    }
+                    left.push(endpoint);
+                }
+                Notice::Ejected(endpoint) => {
+                    tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
+                    ejected.push(endpoint.id);
+                    let hold = self.table.hold(endpoint.id).cloned();
+                    let connect = self.config.timeouts.connect;
+                    tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
+                }
             }
-            Notice::Ejected(endpoint) => {
-                tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
-                let hold = self.table.hold(endpoint.id).cloned();
-                let connect = self.config.timeouts.connect;
-                tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
-            }
+            next = self.notices.try_recv().ok();
+        }
+        if !left.is_empty() {
+            self.table.drained(&left);
+        }
+        if !ejected.is_empty() {
+            // Without them, who is terminating may be the last resort, whose drain then waits.
+            self.table.answering_changed(&ejected);
         }
     }
 
@@ -212,7 +220,17 @@ impl Control {
 
     fn reload(&mut self, config: Config) -> Chores {
         let config = Arc::new(config);
-        self.config = config.clone();
+        let old = std::mem::replace(&mut self.config, config.clone());
+        let fixed = [
+            ("discovery", old.discovery != config.discovery),
+            ("admin", old.admin != config.admin),
+            ("workers", old.workers != config.workers),
+            ("limits.connections", old.limits.connections != config.limits.connections),
+            ("accessLog", old.access_log != config.access_log),
+        ];
+        for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
+            tracing::warn!(field, "takes effect only at a restart");
+        }
         self.table.set_config(config.clone());
         self.shared.tell_all(|| Mail::Config(config.clone()));
         let touched = Touched { services: self.world.service_names().cloned().collect(), ..Touched::default() };
@@ -235,6 +253,12 @@ impl Control {
         self.shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }
 
+    /// TCP connections and exchanges on all endpoints; the other client connections are idle, or held.
+    fn in_flight(&self) -> u64 {
+        let snapshot = self.admin.snapshot.load();
+        snapshot.ports.values().flat_map(|port| port.all.iter()).map(|endpoint| endpoint.leases()).sum()
+    }
+
     /// Moves a shutdown on; `false` when it is complete.
     fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
         match *phase {
@@ -248,7 +272,8 @@ impl Control {
                 return false;
             }
             Phase::Draining(until) if now >= until => {
-                tracing::warn!(connections = self.connections(), "shutdown grace is over; cutting what is left");
+                let (connections, in_flight) = (self.connections(), self.in_flight());
+                tracing::warn!(connections, in_flight, "shutdown grace is over; cutting what is left");
                 self.shared.tell_all(|| Mail::Cut);
                 *phase = Phase::Cutting(now + CUT_TIME);
             }
@@ -314,7 +339,7 @@ impl Probes {
             pause = (pause * 2).min(PROBE_SLOWEST);
             slept = Duration::ZERO;
         }
-        let _ = self.report.send(Probed::Readmitted);
+        let _ = self.report.send(Probed::Readmitted(endpoint.id));
     }
 
     async fn connects(&self, endpoint: &Endpoint, timeout: Duration) -> bool {

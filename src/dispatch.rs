@@ -4,6 +4,7 @@
 //! chosen. A connect that fails ejects its endpoint and costs the client neither attempts nor budget; one that is not
 //! answered within 100 ms is raced by another (RFC 8305's idea, over endpoints).
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use prometheus::IntCounter;
 use tokio::net::TcpStream;
 
 use crate::balancer::{self, Avoid, Cost};
@@ -58,9 +60,9 @@ pub async fn upstream(worker: &Rc<Worker>, spec: &ListenerSpec, ask: &Ask<'_>) -
 async fn now(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>) -> Option<(Lease, Upstream)> {
     let picked = Instant::now();
     let lease = balancer::pick(port, ask.cost, &ask.avoid, picked)?;
-    lease.endpoint().note_dispatch(millis(picked));
     let local = worker.local(lease.endpoint());
     if let Some(upstream) = pool::check_out(&local, ask.trust) {
+        lease.endpoint().note_dispatch(millis(picked));
         return Some((lease, upstream));
     }
     connect(worker, port, ask, lease).await
@@ -79,7 +81,8 @@ async fn held(
         metrics.held_refused.inc();
         return Err(Refusal::Full);
     };
-    let _gauge = HeldNow::count(&metrics);
+    let mut counted = HeldNow { metrics: &metrics, outcome: &metrics.held_left };
+    metrics.held_now.inc();
     let mut generation = worker.shared.generation.clone();
     let expires = Instant::now() + port.policy.hold_timeout;
     loop {
@@ -90,7 +93,7 @@ async fn held(
             let turn = port.hold.turn(port.usable.len(), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;
             if let Some(found) = now(worker, &worker.port(spec).unwrap_or(port), ask).await {
-                metrics.held_released.inc();
+                counted.outcome = &metrics.held_released;
                 return Ok(found);
             }
         }
@@ -103,11 +106,10 @@ async fn held(
             () = tick => {}
         }
         if socket::peer(ask.client) != Peer::Open {
-            metrics.held_left.inc();
             return Err(Refusal::ClientLeft);
         }
         if Instant::now() >= expires || worker.cut.get() {
-            metrics.held_expired.inc();
+            counted.outcome = &metrics.held_expired;
             return Err(Refusal::Expired);
         }
     }
@@ -124,8 +126,10 @@ struct Connecting {
 async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) -> Option<(Lease, Upstream)> {
     let mut race: Vec<Connecting> = Vec::with_capacity(1);
     let mut next = Some(first);
+    let mut started = 0;
     loop {
         if let Some(lease) = next.take() {
+            started += 1;
             match start(worker, lease) {
                 Ok(connecting) => race.push(connecting),
                 Err((lease, error)) => {
@@ -151,6 +155,9 @@ async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) 
         .await;
         if let Some(won) = won {
             won.lease.endpoint().readmit();
+            if started > 1 {
+                port.metrics.retried(RetryReason::Connect, true);
+            }
             if !race.is_empty() {
                 tokio::task::spawn_local(see_to_end(race, port.metrics.clone()));
             }
@@ -169,8 +176,10 @@ async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) 
 
 fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Error)> {
     let timeout = worker.config().timeouts.connect;
+    let now = Instant::now();
+    lease.endpoint().note_dispatch(millis(now));
     match Upstream::connect(worker.local(lease.endpoint())) {
-        Ok(upstream) => Ok(Connecting { lease, upstream, gives_up: Instant::now() + timeout }),
+        Ok(upstream) => Ok(Connecting { lease, upstream, gives_up: now + timeout }),
         Err(error) => Err((lease, error)),
     }
 }
@@ -222,38 +231,49 @@ fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
 }
 
 /// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
-/// charged to nobody.
-pub async fn is_leaving_soon(endpoint: &Arc<Endpoint>) -> bool {
+/// charged to nobody. One of those who ask connects to it, the others watch: a storm of losses must not become one of
+/// connects.
+pub async fn is_leaving_soon(worker: &Worker, endpoint: &Arc<Endpoint>, deadline: Option<Instant>) -> bool {
     let until = Instant::now() + SECOND_LOOK;
+    let until = deadline.map_or(until, |at| at.min(until));
+    let local = worker.local(endpoint);
+    let mine = !local.looked_at.replace(true);
+    let _looking = mine.then(|| Looking(&local.looked_at));
     while Instant::now() < until {
         if endpoint.is_leaving() {
             return true;
         }
-        let connect = tokio::time::timeout(SECOND_LOOK / 10, TcpStream::connect(endpoint.address));
-        if let Ok(Err(error)) = connect.await
+        if mine
+            && let Ok(Err(error)) = tokio::time::timeout(LOOK_EVERY, TcpStream::connect(endpoint.address)).await
             && !socket::is_shortage(&error)
         {
             endpoint.eject();
             return true;
         }
-        tokio::time::sleep(SECOND_LOOK / 20).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     false
 }
 
-/// Counts one held client for as long as it lives.
-struct HeldNow<'a>(&'a ServiceMetrics);
+/// Lets another one look when this one is done, or dropped.
+struct Looking<'a>(&'a Cell<bool>);
 
-impl<'a> HeldNow<'a> {
-    fn count(metrics: &'a ServiceMetrics) -> Self {
-        metrics.held_now.inc();
-        Self(metrics)
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
     }
+}
+
+/// Counts one held client for as long as it waits, and how that ended: by its leaving, unless said otherwise.
+struct HeldNow<'a> {
+    metrics: &'a ServiceMetrics,
+    outcome: &'a IntCounter,
 }
 
 impl Drop for HeldNow<'_> {
     fn drop(&mut self) {
-        self.0.held_now.dec();
+        self.metrics.held_now.dec();
+        self.outcome.inc();
     }
 }
 
@@ -263,4 +283,5 @@ const RACE_AFTER: Duration = Duration::from_millis(100);
 const RACERS: usize = 4;
 const LOOK_AFTER_CLIENT: Duration = Duration::from_millis(100);
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

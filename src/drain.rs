@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::discovery::slices::Trigger;
-use crate::endpoint::{Endpoint, EndpointId};
+use crate::endpoint::{Endpoint, EndpointId, millis};
+use crate::metrics::ServiceMetrics;
 use crate::routing::PortKey;
 
 /// A drain as the admin page and the log line show it.
@@ -50,41 +51,61 @@ impl Outcome {
 }
 
 /// Running drains and the last [`KEPT`] finished ones.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Log(Mutex<Inner>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Inner {
     running: BTreeMap<EndpointId, Running>,
     finished: VecDeque<Record>,
 }
 
-#[derive(Debug)]
 struct Running {
     endpoint: Arc<Endpoint>,
     service: PortKey,
     trigger: Trigger,
+    metrics: Arc<ServiceMetrics>,
+    /// When the event that ends it arrived.
+    received: Instant,
     started_at: SystemTime,
     started: Instant,
+    /// Counted before, and not this drain's doing.
+    replayed_before: u32,
+    idle_closed_before: u32,
 }
 
 /// Finished drains that are remembered.
 pub const KEPT: usize = 1_000;
 
 impl Log {
-    pub fn begin(&self, endpoint: Arc<Endpoint>, service: PortKey, trigger: Trigger) {
+    /// To be called before `begin_drain`. `received` is when the event that ends the endpoint arrived.
+    pub fn begin(
+        &self,
+        endpoint: Arc<Endpoint>,
+        service: PortKey,
+        trigger: Trigger,
+        received: Instant,
+        metrics: Arc<ServiceMetrics>,
+    ) {
+        let tally = &endpoint.tally;
+        let now = Instant::now();
         let running = Running {
-            endpoint: endpoint.clone(),
             service,
             trigger,
+            metrics,
+            received,
             started_at: SystemTime::now(),
-            started: Instant::now(),
+            started: now,
+            // Requests lost in the last moment were lost to the same end: it came before its event did.
+            replayed_before: if endpoint.replayed_lately(now) { 0 } else { tally.replayed.load(Ordering::Relaxed) },
+            idle_closed_before: tally.idle_closed.load(Ordering::Relaxed),
+            endpoint: endpoint.clone(),
         };
         self.lock().running.insert(endpoint.id, running);
     }
 
-    /// Ends a drain; `None` if it had ended before. Returns the record and how long it took.
-    pub fn end(&self, id: EndpointId) -> Option<(Record, std::time::Duration)> {
+    /// Ends a drain, and counts it; `None` if it had ended before. Returns the record and how long it took.
+    pub fn end(&self, id: EndpointId) -> Option<(Record, Duration)> {
         let mut inner = self.lock();
         let running = inner.running.remove(&id)?;
         let mut record = running.record();
@@ -94,7 +115,13 @@ impl Log {
             inner.finished.pop_front();
         }
         inner.finished.push_back(record.clone());
-        Some((record, running.started.elapsed()))
+        let took = running.started.elapsed();
+        running.metrics.drained(running.trigger, outcome);
+        running.metrics.drain_duration.observe(took.as_secs_f64());
+        let last_ms = running.endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed).saturating_sub(1);
+        let lag_ms = last_ms.saturating_sub(u64::from(millis(running.received)));
+        running.metrics.deletion_lag.observe(lag_ms as f64 / 1_000.0);
+        Some((record, took))
     }
 
     /// Running drains first, then the finished ones, newest first.
@@ -125,9 +152,9 @@ impl Running {
             in_flight: self.endpoint.leases(),
             ended: None,
             finished: tally.finished.load(Ordering::Relaxed),
-            replayed: tally.replayed.load(Ordering::Relaxed),
+            replayed: tally.replayed.load(Ordering::Relaxed) - self.replayed_before,
             forced: tally.forced.load(Ordering::Relaxed),
-            idle_closed: tally.idle_closed.load(Ordering::Relaxed),
+            idle_closed: tally.idle_closed.load(Ordering::Relaxed) - self.idle_closed_before,
         }
     }
 }

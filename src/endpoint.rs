@@ -32,6 +32,8 @@ pub struct EndpointId(pub u64);
 pub enum Notice {
     /// The last lease of a draining endpoint is gone; sent exactly once.
     Drained(Arc<Endpoint>),
+    /// And every worker has closed its idle connections: its receipt can be written.
+    Left(Arc<Endpoint>),
     /// A connect failed; the control side now tries until one succeeds.
     Ejected(Arc<Endpoint>),
 }
@@ -44,9 +46,8 @@ pub struct Endpoint {
     pub pod: Option<PodRef>,
     /// Label `pod-template-hash`, to tell a replay's siblings apart.
     pub template_hash: Option<String>,
-    /// Counts up with every endpoint that ever joined: "the latest to join".
-    pub joined: u64,
-    born: Instant,
+    /// When it was last let into the rotation: [`millis`], plus one; 0 before the first time.
+    let_in_ms: AtomicU32,
     conditions: AtomicU8,
     ejected: AtomicBool,
     /// Set when the pod object is gone: silent sockets get 2 s.
@@ -65,6 +66,7 @@ pub struct Endpoint {
 pub struct Tally {
     pub finished: AtomicU32,
     pub replayed: AtomicU32,
+    last_replay_ms: AtomicU32,
     pub forced: AtomicU32,
     pub idle_closed: AtomicU32,
     /// Idle pooled connections right now, over all workers.
@@ -72,6 +74,10 @@ pub struct Tally {
     /// Milliseconds since the process began (+1; 0: never) of the last dispatch.
     pub last_dispatch_ms: AtomicU64,
 }
+
+/// Held by each worker until it has closed its idle connections to a drained endpoint; the last drop tells.
+#[derive(Debug)]
+pub struct Leaving(pub Arc<Endpoint>);
 
 /// The right to dispatch to an endpoint. Held as long as the connection or exchange lives.
 #[derive(Debug)]
@@ -92,8 +98,7 @@ impl Endpoint {
             address,
             pod,
             template_hash,
-            joined: id.0,
-            born: Instant::now(),
+            let_in_ms: AtomicU32::new(0),
             conditions: AtomicU8::new(0),
             ejected: AtomicBool::new(false),
             pod_gone: AtomicBool::new(false),
@@ -119,7 +124,15 @@ impl Endpoint {
 
     /// Out of rotation, or back in it.
     pub fn set_out(&self, out: bool) {
+        if !out && !self.is_open() {
+            self.let_in_ms.store(millis(Instant::now()) + 1, Ordering::Relaxed);
+        }
         self.word.set_out(out);
+    }
+
+    /// Orders endpoints by when they joined the rotation.
+    pub fn joined(&self) -> (u32, EndpointId) {
+        (self.let_in_ms.load(Ordering::Relaxed), self.id)
     }
 
     pub fn is_draining(&self) -> bool {
@@ -180,7 +193,18 @@ impl Endpoint {
 
     /// Whether it joined so recently that its low load says nothing yet.
     pub fn is_warming(&self, now: Instant) -> bool {
-        now.duration_since(self.born) < WARM_UP
+        millis(now).saturating_sub(self.let_in_ms.load(Ordering::Relaxed)) < WARM_UP_MS
+    }
+
+    /// A request lost here goes to another endpoint.
+    pub fn count_replay(&self, now: Instant) {
+        self.tally.replayed.fetch_add(1, Ordering::Relaxed);
+        self.tally.last_replay_ms.store(millis(now), Ordering::Relaxed);
+    }
+
+    /// Whether one was within the last second.
+    pub fn replayed_lately(&self, now: Instant) -> bool {
+        millis(now).saturating_sub(self.tally.last_replay_ms.load(Ordering::Relaxed)) < 1_000
     }
 
     /// Remembers when something was last dispatched here, for the deletion lag.
@@ -224,6 +248,12 @@ impl Lease {
     }
 }
 
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let _ = self.0.notices.send(Notice::Left(self.0.clone()));
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.0.word.leave() == Drained::Report {
@@ -233,7 +263,7 @@ impl Drop for Lease {
 }
 
 /// How long a newcomer wins no pick by being idle.
-const WARM_UP: Duration = Duration::from_secs(5);
+const WARM_UP_MS: u32 = 5_000;
 
 /// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds since start.
 /// Relaxed and without a compare-and-swap: a lost update costs nothing but a sample.

@@ -35,10 +35,13 @@ impl Hold {
     pub fn turn(&self, usable: usize, now: Instant) -> Instant {
         let now_us = now.saturating_duration_since(*START).as_micros() as u64;
         let step = PACE_US / usable.clamp(1, PACE_US as usize) as u64;
+        // Turns taken in vain must not keep the next rush waiting: never further ahead than those who wait need.
+        let furthest = now_us + self.waiting() as u64 * step;
+        let clamp = |next: u64| next.clamp(now_us, furthest);
         let turn = self
             .next
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |next| Some(next.max(now_us) + step))
-            .map_or(now_us, |next| next.max(now_us));
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |next| Some(clamp(next) + step))
+            .map_or(now_us, clamp);
         now + Duration::from_micros(turn - now_us)
     }
 }
@@ -70,7 +73,8 @@ mod tests {
     #[test]
     fn one_endpoint_gets_one_a_millisecond_and_two_get_two() {
         for (usable, last) in [(1, 99), (2, 49)] {
-            let hold = Hold::default();
+            let hold = Arc::new(Hold::default());
+            let _places: Vec<_> = (0..100).map(|_| hold.enter(100).unwrap()).collect();
             let now = *START + Duration::from_secs(1);
             let turns: Vec<_> = (0..100).map(|_| hold.turn(usable, now) - now).collect();
             assert_eq!(turns[0], Duration::ZERO);

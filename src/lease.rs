@@ -32,15 +32,16 @@ impl Word {
     }
 
     /// Takes a lease, unless the endpoint drains or is out. A compare-and-swap, so that a failed try leaves no trace
-    /// for another thread to trip over (a `fetch_add` that backs out would report *drained* several times).
+    /// for another thread to trip over (a `fetch_add` that backs out would report *drained* several times). Whoever is
+    /// refused by a leaver sees the snapshot that was published before it was drained: hence the acquiring loads.
     #[must_use]
     pub fn enter(&self) -> bool {
-        let mut word = self.0.load(Ordering::Relaxed);
+        let mut word = self.0.load(Ordering::Acquire);
         loop {
             if word & (DRAINING | OUT) != 0 {
                 return false;
             }
-            match self.0.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Relaxed) {
+            match self.0.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
                 Err(now) => word = now,
             }

@@ -75,6 +75,10 @@ pub async fn accept_on(
             Err(_) => {}
         }
     }
+    match socket::ignore_newcomers(socket.get_ref()) {
+        Ok(()) => tokio::time::sleep(HANDSHAKES).await,
+        Err(error) => tracing::warn!(listener = spec.name, %error, "whoever connects as it closes may be reset"),
+    }
     while let Ok(permit) = worker.shared.connections.clone().acquire_owned().await {
         match socket::accept(socket.get_ref()) {
             Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
@@ -108,4 +112,6 @@ fn hand_over(worker: &Rc<Worker>, handover: Handover) {
     }
 }
 
+/// For handshakes under way when a listener closes: longer than nearly any round trip.
+const HANDSHAKES: Duration = Duration::from_millis(100);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

@@ -20,9 +20,13 @@ use crate::worker::{Mail, Shared};
 pub struct Listeners {
     wanted: BTreeMap<String, Wanted>,
     next_id: u64,
+    /// To be told.
+    unwanted: Vec<Arc<ListenerSpec>>,
     /// Told to close, perhaps still emptying their accept queue.
     closing: Vec<Arc<ListenerSpec>>,
     dirty: bool,
+    /// This process shuts down.
+    closed: bool,
 }
 
 struct Wanted {
@@ -34,12 +38,30 @@ struct Wanted {
 
 enum State {
     Bound(Arc<ListenerSpec>),
-    Failed { error: String, retry_at: Instant, pause: Duration },
+    Failed {
+        error: String,
+        retry_at: Instant,
+        pause: Duration,
+    },
+    /// Another listener has its address.
+    Refused {
+        error: String,
+    },
+}
+
+impl State {
+    /// To be bound at once.
+    fn new() -> Self {
+        Self::Failed { error: String::new(), retry_at: Instant::now(), pause: FIRST_PAUSE }
+    }
 }
 
 impl Listeners {
     /// Takes in what is wanted now. What is no longer wanted, or wanted otherwise, is closed at the next [`Self::retry`].
     pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
+        if self.closed {
+            return;
+        }
         let mut wanted: BTreeMap<String, ListenerConfig> =
             config.listeners.iter().map(|listener| (listener.name.clone(), listener.clone())).collect();
         for port in snapshot.ports.values().filter(|port| port.claimed) {
@@ -67,26 +89,36 @@ impl Listeners {
         for name in unwanted {
             self.dirty = true;
             if let Some(Wanted { state: State::Bound(spec), .. }) = self.wanted.remove(&name) {
-                self.closing.push(spec);
+                self.unwanted.push(spec);
             }
         }
+        let owners = owners(&wanted);
         for (name, config) in wanted {
+            let owner = owners.get(&config.address).filter(|owner| **owner != name).cloned();
             let port = snapshot.port(&config.service, &config.port);
             let protocol = config.protocol.or(port.map(|port| port.protocol)).unwrap_or(Protocol::Auto);
-            let entry = self.wanted.entry(name).or_insert_with(|| Wanted {
-                config,
-                protocol,
-                state: State::Failed { error: String::new(), retry_at: Instant::now(), pause: FIRST_PAUSE },
-            });
+            let entry = self.wanted.entry(name).or_insert_with(|| Wanted { config, protocol, state: State::new() });
             self.dirty |= entry.protocol != protocol;
             entry.protocol = protocol;
+            // SO_REUSEPORT would let both bind, and split the clients between two Services.
+            match (owner, &entry.state) {
+                (Some(owner), State::Failed { .. }) => entry.refuse(format!("listener {owner} has this address")),
+                (Some(owner), State::Bound(spec)) => {
+                    self.unwanted.push(spec.clone());
+                    entry.refuse(format!("listener {owner} has this address"));
+                }
+                (None, State::Refused { .. }) => entry.state = State::new(),
+                (None | Some(_), _) => continue,
+            }
+            self.dirty = true;
         }
     }
 
     /// Closes what is to be closed and binds what is due.
     pub fn retry(&mut self, now: Instant, shared: &Shared, health: &Health) {
-        for spec in &self.closing {
+        for spec in self.unwanted.drain(..) {
             shared.tell_all(|| Mail::Unlisten(spec.id));
+            self.closing.push(spec);
         }
         self.closing.retain(|spec| Arc::strong_count(spec) > 1);
         for (name, wanted) in &mut self.wanted {
@@ -127,16 +159,17 @@ impl Listeners {
             .values()
             .filter_map(|wanted| match wanted.state {
                 State::Failed { retry_at, .. } => Some(retry_at),
-                State::Bound(_) => None,
+                State::Bound(_) | State::Refused { .. } => None,
             })
             .min()
     }
 
-    /// Stops accepting everywhere, for good.
+    /// Stops accepting everywhere, for good: endpoints still change while clients are drained.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
+        self.closed = true;
         for (_, wanted) in std::mem::take(&mut self.wanted) {
             if let State::Bound(spec) = wanted.state {
-                self.closing.push(spec);
+                self.unwanted.push(spec);
             }
         }
         self.dirty = true;
@@ -150,10 +183,15 @@ impl Listeners {
 }
 
 impl Wanted {
+    fn refuse(&mut self, error: String) {
+        tracing::error!(listener = self.config.name, address = %self.config.address, error, "cannot listen");
+        self.state = State::Refused { error };
+    }
+
     fn state(&self, name: &str) -> ListenerState {
         let (address, error) = match &self.state {
             State::Bound(spec) => (spec.address, None),
-            State::Failed { error, .. } => (self.config.address, Some(error.clone())),
+            State::Failed { error, .. } | State::Refused { error } => (self.config.address, Some(error.clone())),
         };
         ListenerState {
             name: name.to_owned(),
@@ -164,6 +202,18 @@ impl Wanted {
             error,
         }
     }
+}
+
+/// Whose an address is: an explicit listener's (which names a free port only for itself), else the first by name.
+fn owners(wanted: &BTreeMap<String, ListenerConfig>) -> BTreeMap<SocketAddr, String> {
+    let mut owners = BTreeMap::new();
+    let derived = |listener: &ListenerConfig| listener.name.contains('@');
+    for explicit in [true, false] {
+        for (name, listener) in wanted.iter().filter(|(_, l)| derived(l) != explicit && l.address.port() != 0) {
+            owners.entry(listener.address).or_insert_with(|| name.clone());
+        }
+    }
+    owners
 }
 
 /// One socket a worker, all on one address; none is handed out unless all could be bound.

@@ -1,5 +1,5 @@
 //! The `ebbtide` command: arguments, configuration, then one call into the library. Exit codes: 0 clean, 1 failed at
-//! work, 2 refused to start, which is what a [`config::Error`] means wherever it comes from.
+//! work, 2 refused to start, which is what a [`config::Error`] or [`app::Refused`] means wherever it comes from.
 
 mod cli;
 
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ebbtide: {error:#}");
-            ExitCode::from(if error.is::<config::Error>() { 2 } else { 1 })
+            ExitCode::from(if error.is::<config::Error>() || error.is::<app::Refused>() { 2 } else { 1 })
         }
     }
 }

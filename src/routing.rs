@@ -2,9 +2,9 @@
 //!
 //! **A terminating endpoint leaves rotation in [`RoutingTable::settle`]**: the snapshot without it is published first,
 //! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
-//! control thread; it neither connects (see `control.rs`) nor waits.
+//! control thread; it neither connects (see [`crate::control`]) nor waits.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,6 +48,8 @@ pub struct Port {
     pub name: Option<String>,
     pub node_port: Option<u16>,
     pub protocol: Protocol,
+    /// Where its endpoints listen, to know servers that speak first.
+    pub target_port: Option<u16>,
     pub policy: Policy,
     /// Ready, connected to once, not terminating: what a pick chooses from (ejected ones it passes over).
     pub usable: Box<[Arc<Endpoint>]>,
@@ -116,6 +118,7 @@ pub struct Chores {
 struct ServiceEntry {
     uid: Option<String>,
     ports: BTreeMap<u16, PortEntry>,
+    hold: Arc<Hold>,
     warnings: Vec<String>,
 }
 
@@ -128,12 +131,15 @@ struct PortEntry {
     entries: HashMap<Identity, Entry>,
     /// Drain begun, leases left.
     leaving: Vec<Arc<Endpoint>>,
+    /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
+    ended: HashMap<Identity, Option<Instant>>,
 }
 
 /// What the Service says of one of its ports.
 struct Spec {
     port: ServicePortObject,
     protocol: Protocol,
+    target: Option<u16>,
     claimed: bool,
 }
 
@@ -247,10 +253,12 @@ impl RoutingTable {
         Some(&self.services.get(&key.service)?.ports.get(&key.port)?.hold)
     }
 
-    /// An ejected endpoint has been connected to again: whoever is held may try.
-    pub fn readmitted(&mut self) {
-        self.generation += 1;
-        self.published.send_replace(self.generation);
+    /// Endpoints have been ejected, or connected to again: who is the last resort may be another now, and whoever is held
+    /// may try.
+    pub fn answering_changed(&mut self, ids: &[EndpointId]) {
+        let services: BTreeSet<ObjectName> =
+            ids.iter().filter_map(|id| self.homes.get(id)).map(|(key, _)| key.service.clone()).collect();
+        self.settle(&services.into_iter().collect::<Vec<_>>(), Vec::new(), Instant::now());
     }
 
     /// A drain deadline has passed: out, whatever it still is, and what is in flight is replayed or cut.
@@ -262,26 +270,46 @@ impl RoutingTable {
         endpoint.force.cancel();
     }
 
-    /// The last lease is gone: the endpoint is forgotten.
-    pub fn drained(&mut self, endpoint: &Endpoint) {
-        let Some((key, _)) = self.homes.remove(&endpoint.id) else { return };
-        if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
-            && let Some(services) = self.by_pod.get_mut(uid)
-        {
-            if let Some(count) = services.get_mut(&key.service) {
-                *count -= 1;
-                if *count == 0 {
-                    services.remove(&key.service);
+    /// The last lease of these is gone: they are forgotten.
+    pub fn drained(&mut self, endpoints: &[Arc<Endpoint>]) {
+        let ids: HashSet<EndpointId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
+        let mut ports = BTreeSet::new();
+        for endpoint in endpoints {
+            let Some((key, _)) = self.homes.remove(&endpoint.id) else { continue };
+            if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
+                && let Some(services) = self.by_pod.get_mut(uid)
+            {
+                if let Some(count) = services.get_mut(&key.service) {
+                    *count -= 1;
+                    if *count == 0 {
+                        services.remove(&key.service);
+                    }
+                }
+                if services.is_empty() {
+                    self.by_pod.remove(uid);
                 }
             }
-            if services.is_empty() {
-                self.by_pod.remove(uid);
+            ports.insert(key);
+        }
+        let mut services = Vec::new();
+        for key in ports {
+            if let Some(port) = self.port_entry(&key) {
+                port.leaving.retain(|e| !ids.contains(&e.id));
             }
+            services.push(key.service);
         }
-        if let Some(port) = self.services.get_mut(&key.service).and_then(|s| s.ports.get_mut(&key.port)) {
-            port.leaving.retain(|e| e.id != endpoint.id);
-        }
-        self.settle(&[key.service], Vec::new(), Instant::now());
+        services.dedup();
+        self.settle(&services, Vec::new(), Instant::now());
+    }
+
+    fn port_entry(&mut self, key: &PortKey) -> Option<&mut PortEntry> {
+        self.services.get_mut(&key.service)?.ports.get_mut(&key.port)
+    }
+
+    /// Whether nothing is remembered of any endpoint; for tests.
+    #[doc(hidden)]
+    pub fn is_empty(&self) -> bool {
+        self.homes.is_empty() && self.by_pod.is_empty() && self.services.is_empty()
     }
 
     /// Brings one service's entries up to what its merge says.
@@ -326,13 +354,14 @@ impl RoutingTable {
                 let entry = service.ports.entry(key.port).or_insert_with(|| PortEntry {
                     spec: None,
                     policy: policy.clone(),
-                    hold: Arc::default(),
+                    hold: service.hold.clone(),
                     metrics: metrics.service(&key),
                     entries: HashMap::new(),
                     leaving: Vec::new(),
+                    ended: HashMap::new(),
                 });
                 entry.policy = policy.clone();
-                entry.spec = Some(Spec { port: port.port.clone(), protocol, claimed: object.claimed });
+                entry.spec = Some(Spec { port: port.port.clone(), protocol, target, claimed: object.claimed });
                 ports.insert(key.port, port);
             }
         }
@@ -360,7 +389,7 @@ impl RoutingTable {
         world: &World,
         key: &PortKey,
         port: &mut PortEntry,
-        endpoints: Vec<MergedEndpoint>,
+        mut endpoints: Vec<MergedEndpoint>,
         received: Instant,
         leavers: &mut Vec<Leaver>,
         chores: &mut Chores,
@@ -368,26 +397,43 @@ impl RoutingTable {
         for entry in port.entries.values_mut() {
             entry.listed = false;
         }
+        // Those that terminate come last: whether one of them is needed depends on all the others.
+        endpoints.sort_by_key(|merged| merged.conditions.terminating);
+        let mut ended = std::mem::take(&mut port.ended);
+        let mut any_usable = None;
         for merged in endpoints {
             let identity = (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()));
             let terminating = merged.conditions.terminating;
-            let reborn = merged.pod.is_none() && !terminating;
             if let Some(entry) = port.entries.get(&identity)
-                && reborn
+                && !terminating
                 && entry.terminating.is_some()
                 && let Some(Entry { endpoint, terminating: Some(trigger), .. }) = port.entries.remove(&identity)
             {
-                // Termination is one-way: without a UID, the same address anew is another generation.
+                // Termination is one-way, for a UID the merge sees to that: without one, the same address anew is another
+                // generation.
                 leavers.push(Leaver { endpoint, key: key.clone(), trigger });
             }
             if !port.entries.contains_key(&identity) {
-                if terminating && !merged.conditions.serving {
-                    continue;
+                let before = ended.remove(&identity).filter(|_| terminating);
+                if terminating {
+                    // Only as the last resort, and not past its deadline: else each event would drain it once more.
+                    let deadline = before.flatten().into_iter().chain(merged.fate.deadline()).min();
+                    let is_over = deadline.is_some_and(|at| at <= received);
+                    let usable = *any_usable.get_or_insert_with(|| port.entries.values().any(Entry::serves));
+                    if !merged.conditions.serving || usable || is_over {
+                        port.ended.extend(before.map(|deadline| (identity, deadline)));
+                        continue;
+                    }
                 }
-                port.entries.insert(identity.clone(), self.new_entry(key, &identity, &merged, &port.policy));
+                let entry = self.new_entry(key, &identity, &merged, &port.policy);
+                if let Some(deadline) = before.flatten() {
+                    shorten(&entry.endpoint, deadline, chores);
+                }
+                port.entries.insert(identity.clone(), entry);
             }
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
             entry.listed = true;
+            entry.joined |= !port.policy.join_check;
             entry.endpoint.set_conditions(merged.conditions);
             if entry.endpoint.is_ejected() && !entry.endpoint.is_open() && entry.joined {
                 // Its probe ended when it left the rotation: prove it anew.
@@ -409,7 +455,9 @@ impl RoutingTable {
         let unlisted: Vec<Identity> =
             port.entries.iter().filter(|(_, e)| !e.listed).map(|(identity, _)| identity.clone()).collect();
         for identity in unlisted {
-            let fate = identity.1.as_deref().map_or(Fate::NoPod, |uid| world.fate(uid));
+            // One without a UID cannot be told of once no slice names it.
+            let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
+            let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
             let conditions = entry.endpoint.conditions();
             entry.endpoint.set_conditions(crate::endpoint::Conditions { ready: false, serving: false, ..conditions });
@@ -465,8 +513,7 @@ impl RoutingTable {
             }
         }
         for leaver in &leavers {
-            let port = self.services.get_mut(&leaver.key.service).and_then(|s| s.ports.get_mut(&leaver.key.port));
-            if let Some(port) = port {
+            if let Some(port) = self.port_entry(&leaver.key) {
                 port.leaving.push(leaver.endpoint.clone());
             }
         }
@@ -476,7 +523,9 @@ impl RoutingTable {
         }
         let any = !leavers.is_empty();
         for Leaver { endpoint, key, trigger } in leavers {
-            self.drains.begin(endpoint.clone(), key, trigger);
+            if let Some(metrics) = self.port_entry(&key).map(|port| port.metrics.clone()) {
+                self.drains.begin(endpoint.clone(), key, trigger, received, metrics);
+            }
             endpoint.begin_drain();
         }
         if any {
@@ -531,6 +580,11 @@ impl Entry {
         }
     }
 
+    /// Usable, and answering as far as is known.
+    fn serves(&self) -> bool {
+        self.is_usable() && !self.endpoint.is_ejected()
+    }
+
     /// Serving and terminating (KEP-1669).
     fn is_last_resort(&self) -> bool {
         self.listed && self.joined && self.terminating.is_some() && !self.expired && self.endpoint.conditions().serving
@@ -540,7 +594,7 @@ impl Entry {
 impl PortEntry {
     /// Sorts the entries into those that stay, those that are out, and those that leave for good.
     fn rebuild(&mut self, key: &PortKey, leavers: &mut Vec<Leaver>, outs: &mut Vec<Arc<Endpoint>>) {
-        let any_usable = self.entries.values().any(Entry::is_usable);
+        let any_usable = self.entries.values().any(Entry::serves);
         let mut gone = Vec::new();
         for (identity, entry) in &self.entries {
             let deferred = entry.is_last_resort() && !any_usable;
@@ -555,18 +609,22 @@ impl PortEntry {
         }
         for (identity, trigger) in gone {
             if let Some(entry) = self.entries.remove(&identity) {
+                if entry.listed {
+                    self.ended.insert(identity, entry.endpoint.drain_deadline());
+                }
                 leavers.push(Leaver { endpoint: entry.endpoint, key: key.clone(), trigger });
             }
         }
     }
 
     fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
-        let Spec { port, protocol, claimed } = self.spec.as_ref()?;
+        let Spec { port, protocol, target, claimed } = self.spec.as_ref()?;
         let chosen = |fits: fn(&Entry) -> bool| -> Box<[Arc<Endpoint>]> {
             self.entries.values().filter(|e| fits(e)).map(|e| e.endpoint.clone()).collect()
         };
         let usable = chosen(Entry::is_usable);
-        let last_resort = if usable.is_empty() { chosen(Entry::is_last_resort) } else { Box::default() };
+        let any_usable = usable.iter().any(|e| !e.is_ejected());
+        let last_resort = if any_usable { Box::default() } else { chosen(Entry::is_last_resort) };
         let mut all: Vec<_> = self.entries.values().map(|e| &e.endpoint).chain(&self.leaving).cloned().collect();
         all.sort_by_key(|e| (e.address, e.id));
         Some(Arc::new(Port {
@@ -575,6 +633,7 @@ impl PortEntry {
             node_port: port.node_port,
             claimed: *claimed,
             protocol: *protocol,
+            target_port: *target,
             policy: self.policy.clone(),
             usable,
             last_resort,

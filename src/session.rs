@@ -16,10 +16,10 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::balancer::{Avoid, Cost};
+use crate::balancer::{self, Avoid, Cost};
 use crate::config::Protocol;
 use crate::dispatch::{self, Ask, Refusal};
-use crate::endpoint::Lease;
+use crate::endpoint::{Endpoint, Lease};
 use crate::http::exchange::{self, End};
 use crate::http::head::{self, Sniff};
 use crate::http::pool::{self, Trust};
@@ -71,7 +71,11 @@ async fn serve(mut open: Open, mut client: Box<Client>) {
         return;
     }
     let port = worker.port(&client.listener);
-    let protocol = client.listener.protocol.or(port.as_ref().map(|p| p.protocol)).unwrap_or(Protocol::Auto);
+    let protocol = match (&port, client.listener.protocol) {
+        (Some(port), Some(own)) => own.at_target(port.target_port),
+        (Some(port), None) => port.protocol,
+        (None, own) => own.unwrap_or(Protocol::Auto),
+    };
     open.metrics = port.map(|port| port.metrics.clone());
     if let Some(metrics) = &open.metrics {
         metrics.connections_active.inc();
@@ -129,12 +133,15 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
         let Some((lease, upstream)) = found else {
             return Ok(if sniff(worker, client).await? { Known::Http } else { Known::Tcp(None) });
         };
-        let force = upstream.local.force.clone();
+        let connected = Instant::now();
         tokio::select! {
             biased;
             sniffed = sniff(worker, client) => {
                 if sniffed? {
-                    pool::check_in(upstream);
+                    // An older one may be at the end of its server's patience.
+                    if connected.elapsed() < pool::RECENT {
+                        pool::check_in(upstream);
+                    }
                     return Ok(Known::Http);
                 }
                 return Ok(Known::Tcp(Some((lease, upstream))));
@@ -142,18 +149,36 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
             _ = upstream.stream.readable() => {
                 // Its end without a byte is passed on, unless the endpoint is going: the client need not notice that.
                 let unheard = socket::has_ended(&upstream.stream);
-                if !unheard || !dispatch::is_leaving_soon(lease.endpoint()).await {
+                if !unheard || !dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
                     return Ok(Known::Tcp(Some((lease, upstream))));
                 }
             }
-            // Nobody has said anything: another endpoint does as well.
-            () = force.cancelled() => {}
+            // Nobody has said anything: another endpoint does as well, and this one's drain need not wait for us.
+            () = left(worker, lease.endpoint()) => {}
             () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
         }
+        drop((lease, upstream));
         if worker.cut.get() {
             return Err(CloseReason::Shutdown);
         }
+        // Somebody silent is not held, with a limit, for what it has not asked yet.
+        tokio::select! {
+            _ = client.stream.readable() => {}
+            () = something_usable(worker, &client.listener) => {}
+            () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
+        }
     }
+}
+
+/// Until the endpoint is out of rotation.
+async fn left(worker: &Worker, endpoint: &Endpoint) {
+    let mut generation = worker.shared.generation.clone();
+    while endpoint.is_open() && !worker.cut.get() && generation.changed().await.is_ok() {}
+}
+
+async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
+    let mut generation = worker.shared.generation.clone();
+    while !worker.port(listener).is_some_and(|port| balancer::any(&port)) && generation.changed().await.is_ok() {}
 }
 
 /// Reads until it is sure whether this is HTTP/1. Cancellation safe: what was read stays in `unread`.
@@ -222,7 +247,8 @@ async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 if let Some(port) = worker.port(&client.listener) {
                     port.metrics.answered(reject.status);
                 }
-                let _ = client.stream.write_all(&answer).await;
+                let idle = worker.config().timeouts.client_idle;
+                let _ = tokio::time::timeout(idle, client.stream.write_all(&answer)).await;
                 let timed_out = reject.status == 408;
                 End::Linger(if timed_out { CloseReason::ClientTimeout } else { CloseReason::BadRequest })
             }
@@ -230,9 +256,15 @@ async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
         };
         match end {
             End::KeepAlive => {}
-            End::Close(reason) => return reason,
+            End::Close(reason) => {
+                // What it sent beyond its last request would make the close a reset, and cost it the answer.
+                if !socket::is_quiet(&client.stream) {
+                    Box::pin(linger(worker, &mut client)).await;
+                }
+                return reason;
+            }
             End::Linger(reason) => {
-                linger(&mut client).await;
+                Box::pin(linger(worker, &mut client)).await;
                 return reason;
             }
             End::Cut(reason) => {
@@ -376,14 +408,12 @@ async fn read_proxy_header(worker: &Rc<Worker>, client: &mut Client) -> Result<(
     }
     let read = async {
         loop {
-            let parsed = ppp::HeaderResult::parse(&client.unread);
-            let outcome = match &parsed {
-                ppp::HeaderResult::V1(Ok(header)) => Some((header.header.len(), proxied_v1(&header.addresses))),
-                ppp::HeaderResult::V2(Ok(header)) => Some((header.header.len(), proxied_v2(&header.addresses))),
-                _ if ppp::PartialResult::is_incomplete(&parsed) && client.unread.len() < PROXY_HEADER_MAX => None,
-                _ => return Err(CloseReason::BadProxyHeader),
-            };
-            if let Some((len, source)) = outcome {
+            if !proxy_header_goes_on(&client.unread) {
+                let (len, source) = match ppp::HeaderResult::parse(&client.unread) {
+                    ppp::HeaderResult::V1(Ok(header)) => (header.header.len(), proxied_v1(&header.addresses)),
+                    ppp::HeaderResult::V2(Ok(header)) => (header.header.len(), proxied_v2(&header)),
+                    _ => return Err(CloseReason::BadProxyHeader),
+                };
                 client.unread.drain(..len);
                 client.peer = source.unwrap_or(client.peer);
                 return Ok(());
@@ -398,6 +428,22 @@ async fn read_proxy_header(worker: &Rc<Worker>, client: &mut Client) -> Result<(
     tokio::time::timeout(config.timeouts.head, read).await.unwrap_or(Err(CloseReason::ClientTimeout))
 }
 
+/// Whether this is the beginning of a header whose end is still to come. `ppp` takes a v1 line cut within a port, for
+/// one, for a fault.
+fn proxy_header_goes_on(bytes: &[u8]) -> bool {
+    const V1: &[u8] = b"PROXY ";
+    const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+    if V1.starts_with(bytes) || V2.starts_with(bytes) {
+        return true;
+    }
+    if bytes.starts_with(V2) {
+        let Some(&[high, low]) = bytes.get(14..16) else { return true };
+        let whole = 16 + usize::from(u16::from_be_bytes([high, low]));
+        return bytes.len() < whole && whole <= PROXY_HEADER_MAX;
+    }
+    bytes.starts_with(V1) && bytes.len() < PROXY_LINE_MAX && !bytes.contains(&b'\n')
+}
+
 fn proxied_v1(addresses: &ppp::v1::Addresses) -> Option<SocketAddr> {
     match addresses {
         ppp::v1::Addresses::Tcp4(a) => Some((a.source_address, a.source_port).into()),
@@ -406,8 +452,10 @@ fn proxied_v1(addresses: &ppp::v1::Addresses) -> Option<SocketAddr> {
     }
 }
 
-fn proxied_v2(addresses: &ppp::v2::Addresses) -> Option<SocketAddr> {
-    match addresses {
+/// `None` also for a LOCAL command: a health check of the proxy before us, whose addresses mean nothing.
+fn proxied_v2(header: &ppp::v2::Header<'_>) -> Option<SocketAddr> {
+    match &header.addresses {
+        _ if header.command == ppp::v2::Command::Local => None,
         ppp::v2::Addresses::IPv4(a) => Some((a.source_address, a.source_port).into()),
         ppp::v2::Addresses::IPv6(a) => Some((a.source_address, a.source_port).into()),
         ppp::v2::Addresses::Unspecified | ppp::v2::Addresses::Unix(_) => None,
@@ -415,19 +463,19 @@ fn proxied_v2(addresses: &ppp::v2::Addresses) -> Option<SocketAddr> {
 }
 
 /// Ends a connection whose client may still be sending, so that our answer is not lost to a reset (RFC 9112 section 9.6).
-async fn linger(client: &mut Client) {
+/// Bounded by time, not by bytes: a client that writes its whole request before it reads must come to its end.
+async fn linger(worker: &Worker, client: &mut Client) {
     let _ = client.stream.shutdown().await;
-    let mut rest = [0u8; 4096];
-    let mut read = 0;
     let drain = async {
-        while read < LINGER_MAX {
-            match tokio::io::AsyncReadExt::read(&mut client.stream, &mut rest).await {
-                Ok(0) | Err(_) => return,
-                Ok(n) => read += n,
+        loop {
+            client.unread.clear();
+            let more = tokio::time::timeout(LINGER_SILENT, poll_fn(|cx| client.poll_fill(cx, worker))).await;
+            if !matches!(more, Ok(Ok(()))) || client.unread.is_empty() {
+                return;
             }
         }
     };
-    let _ = tokio::time::timeout(LINGER, drain).await;
+    let _ = tokio::time::timeout(LINGER_MAX, drain).await;
 }
 
 impl Open {
@@ -473,6 +521,8 @@ impl Drop for Open {
 
 /// After this a silent client's server may be the one that speaks first.
 const SILENCE: Duration = Duration::from_millis(200);
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_MAX: usize = 256 << 10;
+const LINGER_SILENT: Duration = Duration::from_secs(1);
+const LINGER_MAX: Duration = Duration::from_secs(30);
+/// A v2 header with all its extensions; one of v1 is a line.
 const PROXY_HEADER_MAX: usize = 4096;
+const PROXY_LINE_MAX: usize = 107;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
@@ -25,6 +25,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
+    // A client that vanishes without a word must not keep its connection, and an endpoint's drain, for ever.
+    let patience = TcpKeepalive::new().with_time(CLIENT_KEEPALIVE).with_interval(CLIENT_KEEPALIVE / 6).with_retries(6);
+    socket.set_tcp_keepalive(&patience)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -37,6 +40,25 @@ pub fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     #[allow(unsafe_code)] // SAFETY: a `TcpListener` owns its descriptor, keeps it for life and never changes it.
     let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
     watched.map_err(|error| error.into_parts().1)
+}
+
+/// From now on a listening socket leaves new clients unanswered (they try again a second later), and completes the
+/// handshakes under way: closed without this, it would reset whoever came between its last accept and its close.
+///
+/// The filter sees a segment from the TCP header on; byte 13 holds the flags (RFC 9293 section 3.1). Accepted connections
+/// inherit it, to no effect.
+pub fn ignore_newcomers(listener: &TcpListener) -> io::Result<()> {
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    // Opcodes of classic BPF, <https://docs.kernel.org/networking/filter.html>.
+    let (load_byte, and, jump_if_equal, pass) = (0x30, 0x54, 0x15, 0x06);
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(load_byte, 0, 0, 13),
+        SockFilter::new(and, 0, 0, SYN | ACK),
+        SockFilter::new(jump_if_equal, 0, 1, SYN),
+        SockFilter::new(pass, 0, 0, 0),
+        SockFilter::new(pass, 0, 0, u32::MAX),
+    ])
 }
 
 /// Accepts one connection, not yet registered with any runtime.
@@ -135,6 +157,7 @@ pub fn raise_descriptor_limit() -> u64 {
 }
 
 const BACKLOG: i32 = 4096;
+const CLIENT_KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const USER_TIMEOUT: Duration = Duration::from_secs(8);

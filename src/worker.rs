@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::endpoint::{Endpoint, EndpointId};
+use crate::endpoint::{Endpoint, EndpointId, Leaving};
 use crate::http::pool::Idle;
 use crate::http::replay::Budget;
 use crate::listener::{self, ListenerId, ListenerSpec};
@@ -49,6 +49,8 @@ pub enum Mail {
     /// Serve what waits in the accept queue, then close.
     Unlisten(ListenerId),
     Connection(Handover),
+    /// The last lease of this endpoint is gone: close what is idle, then drop the message.
+    Drained(Arc<Leaving>),
     /// The shutdown's grace is over: end what is left.
     Cut,
     /// Return from [`run`].
@@ -91,6 +93,8 @@ pub struct Local {
     sockets: RefCell<Vec<RawFd>>,
     tightened: Cell<bool>,
     reported: Cell<u32>,
+    /// Somebody finds out whether it is on its way out.
+    pub looked_at: Cell<bool>,
 }
 
 /// A connection to an endpoint.
@@ -179,6 +183,11 @@ impl Worker {
                 self.routes.borrow_mut().remove(&id);
             }
             Mail::Connection(handover) => session::start(self, handover),
+            Mail::Drained(leaving) => {
+                if let Some(local) = self.locals.borrow().get(&leaving.0.id) {
+                    local.drop_idle();
+                }
+            }
             Mail::Cut => {
                 self.cut.set(true);
                 self.locals.borrow().values().for_each(|local| local.force.cancel());
@@ -230,6 +239,7 @@ impl Worker {
             sockets: RefCell::default(),
             tightened: Cell::new(false),
             reported: Cell::new(0),
+            looked_at: Cell::new(false),
         });
         self.locals.borrow_mut().insert(endpoint.id, local.clone());
         local
@@ -249,9 +259,7 @@ impl Worker {
     fn drop_idle_of_leavers(&self) {
         for local in self.locals.borrow().values() {
             if !local.endpoint.is_open() {
-                let closed = local.idle.borrow_mut().drain(..).count();
-                local.endpoint.tally.idle_closed.fetch_add(closed as u32, Ordering::Relaxed);
-                local.report_idle();
+                local.drop_idle();
             }
             if local.endpoint.pod_gone() && !local.tightened.replace(true) {
                 local.sockets.borrow().iter().for_each(|fd| {
@@ -270,6 +278,7 @@ impl Worker {
             local.endpoint.is_open() || Rc::strong_count(local) > 1
         });
         let snapshot = self.shared.snapshot.load();
+        self.routes.borrow_mut().retain(|_, (generation, _)| *generation == snapshot.generation);
         self.budgets.borrow_mut().retain(|key, budget| {
             budget.fade();
             snapshot.ports.contains_key(key)
@@ -278,6 +287,12 @@ impl Worker {
 }
 
 impl Local {
+    fn drop_idle(&self) {
+        let closed = self.idle.borrow_mut().drain(..).count();
+        self.endpoint.tally.idle_closed.fetch_add(closed as u32, Ordering::Relaxed);
+        self.report_idle();
+    }
+
     /// Brings the endpoint's count of idle connections up to date; not per request, which would cost two atomics.
     fn report_idle(&self) {
         let now = self.idle.borrow().len() as u32;

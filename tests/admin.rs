@@ -76,7 +76,8 @@ impl Fixture {
     fn drain(&self, endpoint: &Arc<Endpoint>, key: &PortKey, trigger: Trigger, left: Duration) {
         endpoint.set_conditions(Conditions { ready: false, serving: true, terminating: true });
         endpoint.shorten_deadline(Instant::now().checked_add(left).unwrap());
-        self.admin.drains.begin(endpoint.clone(), key.clone(), trigger);
+        let metrics = self.admin.metrics.service(key);
+        self.admin.drains.begin(endpoint.clone(), key.clone(), trigger, Instant::now(), metrics);
         endpoint.begin_drain();
     }
 
@@ -94,6 +95,7 @@ impl Fixture {
                     join_check: true,
                 },
                 claimed: true,
+                target_port: None,
                 hold: Arc::default(),
                 usable: Box::default(),
                 last_resort: Box::default(),

@@ -326,7 +326,7 @@ async fn a_broken_an_empty_and_an_unreadable_file_keep_their_last_good_state() {
         let mut rig = Rig::with_app().await;
         let good = slice("app", "a", 1..4);
         let cases: [(Vec<u8>, &str); 4] = [
-            (good.replace("10.0.0.2", "10.0.0").into_bytes(), "line 22, endpoints[1].addresses[0]: expected an IPv4"),
+            (good.replace("10.0.0.2", "10.0.0").into_bytes(), "line 21, endpoints[1].addresses[0]: expected an IPv4"),
             (b"".to_vec(), "empty: no manifest in it"),
             (b"# only\n---\n".to_vec(), "empty: no manifest in it"),
             ([good.as_bytes(), b"# \xff\n"].concat(), "line 36: not UTF-8 text"),
@@ -398,6 +398,34 @@ async fn a_file_removed_and_written_anew_loses_nothing() {
             rig.until("anew", |rig| rig.endpoints("app") == count as usize - 1).await;
         }
         assert_eq!(rig.removals(), Vec::<&String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_file_rewritten_in_place_again_and_again_is_never_seen_in_halves() {
+    local(async {
+        let mut rig = Rig::with_app().await;
+        let path = rig.path("slice.yaml");
+        let writer = std::thread::spawn(move || {
+            for round in 0..300 {
+                let text = slice("app", "a", 1..6 + u32::from(round % 2 == 1));
+                let (half, rest) = text.split_at(text.find("- addresses:\n  - 10.0.0.3").unwrap());
+                let mut file = fs::File::create(&path).unwrap();
+                file.write_all(half.as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+                file.write_all(rest.as_bytes()).unwrap();
+                drop(file);
+                std::thread::sleep(Duration::from_millis(round % 7));
+            }
+        });
+        while !writer.is_finished() || rig.endpoints("app") != 6 {
+            if let Ok(Some(message)) = timeout(Duration::from_millis(50), rig.inbox.recv()).await {
+                rig.take(message);
+            }
+            assert!([3, 5, 6].contains(&rig.endpoints("app")) && rig.problems.is_empty(), "{:?}", rig.problems);
+        }
+        writer.join().unwrap();
     })
     .await;
 }

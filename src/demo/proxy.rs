@@ -213,8 +213,8 @@ mod tests {
     fn bound_addresses_are_read_from_the_log() {
         let mut log = Log::default();
         for line in [
-            r#"{"level":"INFO","fields":{"message":"listening","listener":"web","address":"127.0.0.1:8080"}}"#,
-            r#"{"level":"INFO","fields":{"message":"admin listening","address":"127.0.0.1:9901"}}"#,
+            r#"{"level":"INFO","message":"listening","listener":"web","address":"127.0.0.1:8080"}"#,
+            r#"{"level":"INFO","message":"admin listening","address":"127.0.0.1:9901"}"#,
             "not JSON at all",
         ] {
             log.take(line.to_owned());

@@ -101,7 +101,6 @@ async fn pass(
     let names: Vec<OsString> = std::mem::take(&mut pending.ready).into_iter().chain(gone.iter().cloned()).collect();
     let listed_at = (relist || !folder.synced).then(SystemTime::now);
     let work: Vec<_> = names.into_iter().map(|name| (folder.path.join(&name), folder.good(&name), name)).collect();
-    let read_at = Instant::now();
     let reading = tokio::task::spawn_blocking(move || {
         work.into_iter().map(|(path, old, name)| (name, load(&path, &old, listed_at))).collect::<Vec<_>>()
     });
@@ -110,13 +109,17 @@ async fn pass(
         Vec::new()
     });
     // A writer that began meanwhile may have shown us half a file; its events are here within moments.
-    sleep(VERIFY.saturating_sub(read_at.elapsed())).await;
+    sleep(VERIFY).await;
+    eyes.catch_up();
     while let Ok(event) = inbox.try_recv() {
         pending.take(event, folder);
     }
     for (name, loaded) in loaded {
         match loaded {
             _ if pending.writing.contains(&name) || pending.ready.contains(&name) => {}
+            Loaded::Changing(_) => pending.reads_again(name),
+            // Its writer's events follow; if it stays empty, the poll finds it.
+            Loaded::Bad(Some(stamp), _) if stamp.is_freshly_empty() => {}
             Loaded::Gone if !swapped && !gone.contains(&name) => pending.removes(name, Instant::now()),
             loaded => folder.take(name, loaded),
         }
@@ -203,6 +206,8 @@ struct Stamp {
 
 enum Loaded {
     Gone,
+    /// It changed while it was read.
+    Changing(Stamp),
     Good(Stamp, Vec<Document>),
     Bad(Option<Stamp>, String),
 }
@@ -315,6 +320,7 @@ impl Folder {
                 return;
             }
             Loaded::Good(stamp, documents) => File { stamp: Some(stamp), good: Some(Arc::new(documents)), error: None },
+            Loaded::Changing(stamp) => File { stamp: Some(stamp), good, error: Some("is being written".into()) },
             Loaded::Bad(stamp, error) => File { stamp, good, error: Some(error) },
         };
         self.files.insert(name, file);
@@ -369,6 +375,15 @@ impl Folder {
 }
 
 impl Stamp {
+    /// Being truncated by a writer that opens it, most likely: the size is zero from the start of that, and inotify
+    /// tells only at its end, which on ext4 may wait for the disk.
+    fn is_freshly_empty(&self) -> bool {
+        let (seconds, nanos) = self.modified;
+        let modified = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanos).unwrap_or(0));
+        let age = SystemTime::UNIX_EPOCH.checked_add(modified).and_then(|at| at.elapsed().ok());
+        self.size == 0 && age.is_some_and(|age| age < EMPTY)
+    }
+
     fn of(metadata: &fs::Metadata) -> Self {
         Self {
             inode: (metadata.dev(), metadata.ino()),
@@ -395,6 +410,9 @@ fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>) -> Loaded 
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Loaded::Gone,
         Err(error) => return bad(format!("cannot be read: {error}")),
     };
+    if fs::metadata(path).ok().map(|metadata| Stamp::of(&metadata)) != Some(stamp) {
+        return Loaded::Changing(stamp);
+    }
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
@@ -544,6 +562,12 @@ impl Pending {
         self.last = Some(event.at);
     }
 
+    fn reads_again(&mut self, name: OsString) {
+        self.ready.insert(name);
+        self.first.get_or_insert_with(Instant::now);
+        self.last = Some(Instant::now());
+    }
+
     fn removes(&mut self, name: OsString, at: Instant) {
         self.removals.insert(name, at);
         self.first.get_or_insert(at);
@@ -598,6 +622,16 @@ impl Eyes {
     /// Whether the folder at this path is the one that is watched, as far as it can be watched at all.
     fn see(&self, path: &Path) -> bool {
         self.watcher.is_err() || self.watched.is_some() && identity(path) == self.watched
+    }
+
+    /// Returns when the watcher has told what the kernel had told it: its thread may be behind on a busy machine. It
+    /// answers a question between two rounds of events, so the second answer comes after a whole one.
+    fn catch_up(&mut self) {
+        for _ in 0..2 {
+            if let Ok(watcher) = &mut self.watcher {
+                let _ = watcher.configure(notify::Config::default());
+            }
+        }
     }
 
     /// Watches the folder as it stands now. Answers why it cannot.
@@ -684,9 +718,65 @@ const SETTLE_AT_MOST: Duration = Duration::from_millis(15);
 /// How long a file must be gone: editors remove and write anew, and removing a folder begins with its files.
 const REMOVAL: Duration = Duration::from_millis(20);
 
+/// How long a file must be empty before that is held to be its content.
+const EMPTY: Duration = Duration::from_secs(1);
+
 const REMOVAL_AT_MOST: Duration = Duration::from_millis(100);
 
 /// From reading a file to believing it: the time in which the event of a write that we read half of arrives.
 const VERIFY: Duration = Duration::from_millis(2);
 
 const POLL: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(events: &[(u64, What)]) -> (Pending, Instant) {
+        let (mut pending, start) = (Pending::default(), Instant::now());
+        for (at, what) in events {
+            let what = match what {
+                What::Closed(name) => What::Closed(name.clone()),
+                What::Writing(name) => What::Writing(name.clone()),
+                What::Gone(name) => What::Gone(name.clone()),
+                _ => What::Swapped,
+            };
+            let event = Event { what, at: start + Duration::from_millis(*at) };
+            pending.take(event, &Folder::new(Path::new("/nowhere")));
+        }
+        (pending, start)
+    }
+
+    fn due_ms(events: &[(u64, What)]) -> Option<u128> {
+        let (pending, start) = told(events);
+        pending.due().map(|due| (due - start).as_millis())
+    }
+
+    #[test]
+    fn a_batch_settles_but_not_for_ever() {
+        let closed = |name: &str| What::Closed(name.into());
+        assert_eq!(due_ms(&[]), None);
+        assert_eq!(due_ms(&[(0, closed("a")), (2, closed("b"))]), Some(5));
+        let stream: Vec<_> = (0..20).map(|at| (at * 2, closed("a"))).collect();
+        assert_eq!(due_ms(&stream), Some(15));
+    }
+
+    #[test]
+    fn a_file_written_again_after_its_close_waits_for_the_next() {
+        let (closed, writing) = (|| What::Closed("a".into()), || What::Writing("a".into()));
+        assert_eq!(due_ms(&[(0, closed()), (1, writing())]), None);
+        assert_eq!(due_ms(&[(0, closed()), (1, writing()), (9, closed())]), Some(12));
+    }
+
+    #[test]
+    fn a_removal_is_believed_after_20_ms_of_quiet_unless_the_file_returns() {
+        let gone = |name: &str| What::Gone(name.into());
+        assert_eq!(due_ms(&[(0, gone("a"))]), Some(20));
+        assert_eq!(due_ms(&[(0, gone("a")), (15, gone("b"))]), Some(35), "a folder's removal begins with its files");
+        let slow: Vec<_> = (0..20).map(|n| (n * 15, gone(&n.to_string()))).collect();
+        assert_eq!(due_ms(&slow), Some(100));
+        assert_eq!(due_ms(&[(0, gone("a")), (9, What::Closed("a".into()))]), Some(12));
+        let (pending, _) = told(&[(0, gone("a")), (9, What::Writing("a".into()))]);
+        assert_eq!((pending.due(), pending.removals.len()), (None, 0));
+    }
+}

@@ -484,7 +484,7 @@ enum Known {
 
 enum Manifest {
     Service(Box<Service>),
-    EndpointSlice(EndpointSlice),
+    EndpointSlice(Box<EndpointSlice>),
     Pod(Box<Pod>),
 }
 

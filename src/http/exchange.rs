@@ -68,6 +68,8 @@ struct Exchange<'a> {
     /// A byte of the final response has reached the client.
     passed: bool,
     continued: bool,
+    /// The final head that was passed on says that the connection ends.
+    told_close: bool,
     interims: u32,
     client_moved: Instant,
     watch_client: bool,
@@ -149,6 +151,7 @@ pub async fn run(
         interim: 0,
         passed: false,
         continued: false,
+        told_close: false,
         interims: 0,
         client_moved: started,
         watch_client: true,
@@ -172,7 +175,9 @@ impl Exchange<'_> {
     async fn run(&mut self, mut timer: Pin<&mut Sleep>, started: Instant) -> End {
         let deadline = self.config.timeouts.request.map(|limit| started + limit);
         let repeatable = replay::is_repeatable(&self.request, self.port.policy.non_idempotent);
-        let mut trust = if repeatable { Trust::Repeatable } else { Trust::Once };
+        // A body that will not fit the replay buffer cannot be sent twice either.
+        let fits = self.body.remaining().is_none_or(|length| length <= self.config.limits.replay_body as u64);
+        let mut trust = if repeatable && fits { Trust::Repeatable } else { Trust::Once };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut lost_at: Option<Arc<Endpoint>> = None;
         let mut attempts = 1;
@@ -207,40 +212,52 @@ impl Exchange<'_> {
                 Ok(()) => return self.finish(attempt, lease).await,
                 Err(lost) => lost,
             };
-            let (forced, stale) = match lost {
-                Lost::Upstream { forced, stale } => (forced, stale),
-                other => return self.give_up(other, &endpoint).await,
-            };
+            // The receipt is written when the last lease is gone: what this loss counts for is told before that.
             let wrote = attempt.wrote;
             drop(attempt);
-            drop(lease);
+            let (forced, stale) = match lost {
+                Lost::Upstream { forced, stale } => (forced, stale),
+                other => {
+                    drop(lease);
+                    return self.give_up(other, &endpoint).await;
+                }
+            };
             let may = !self.passed && self.whole && (repeatable || !wrote) && !self.worker.cut.get();
-            if forced && !(may && repeatable) {
-                endpoint.tally.forced.fetch_add(1, Ordering::Relaxed);
-            }
             if !may || socket::peer(&self.client.stream) == Peer::Gone {
+                endpoint.tally.forced.fetch_add(u32::from(forced), Ordering::Relaxed);
+                drop(lease);
                 return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
             }
             if stale && trust != Trust::Fresh {
                 retrying = Some(RetryReason::Stale);
             } else {
-                let excused = (forced || endpoint.is_leaving()) && !tried.contains(&endpoint.id);
+                // One loss of an endpoint is explained by its leaving, not one after the other.
+                let first = !tried.contains(&endpoint.id);
+                let excused = first && (forced || endpoint.is_leaving());
                 attempts += u32::from(!excused);
-                if !excused && !self.may_spend(attempts) && !dispatch::is_leaving_soon(&endpoint).await {
-                    return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
+                if !excused
+                    && !self.may_spend(attempts)
+                    && !(first && dispatch::is_leaving_soon(self.worker, &endpoint, deadline).await)
+                {
+                    drop(lease);
+                    let late = deadline.is_some_and(|at| Instant::now() >= at);
+                    let lost = if late { Lost::Deadline } else { Lost::Upstream { forced, stale } };
+                    return self.give_up(lost, &endpoint).await;
                 }
                 tried.push(endpoint.id);
-                endpoint.tally.replayed.fetch_add(1, Ordering::Relaxed);
+                endpoint.count_replay(Instant::now());
                 retrying = Some(RetryReason::Replay);
                 lost_at = Some(endpoint);
             }
+            drop(lease);
             trust = Trust::Fresh;
             self.rewind();
         }
     }
 
     fn may_spend(&self, attempts: u32) -> bool {
-        attempts <= self.port.policy.attempts && self.worker.budget(&self.port.key).spend(&self.config.retry)
+        attempts <= self.port.policy.attempts
+            && self.worker.budget(&self.port.key).spend(&self.config.retry, self.config.workers.get())
     }
 
     /// State is new per attempt; what the client has been told stays told.
@@ -400,7 +417,8 @@ impl Exchange<'_> {
                     self.replied += n;
                     self.passed |= self.replied > self.interim;
                     self.bytes_out += n as u64;
-                    if self.replied < self.reply.len() {
+                    // A client that is still sending is watched for silence both ways.
+                    if self.replied < self.reply.len() || !self.body.is_done() {
                         self.client_moved = Instant::now();
                     }
                 }
@@ -509,10 +527,9 @@ impl Exchange<'_> {
 
     /// Interim heads and the final one, as far as they are there; answers the bytes taken.
     fn take_heads(&mut self, attempt: &mut Attempt, input: &[u8]) -> Result<usize, Lost> {
-        let unread_body = self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
-        let close = !self.request.keep_alive || self.worker.shared.closing.load(Ordering::Relaxed) || unread_body;
         let mut taken = 0;
         loop {
+            let close = self.is_last();
             let before = self.reply.len();
             let parsed = head::parse_response(
                 &input[taken..],
@@ -553,6 +570,7 @@ impl Exchange<'_> {
             }
             attempt.body = BodyDecoder::new(response.framing, &self.limits, 502);
             attempt.emit = response.emit;
+            self.told_close = close || response.client_close;
             self.status = response.status;
             let endpoint = &attempt.upstream.local.endpoint;
             let now = Instant::now();
@@ -577,6 +595,15 @@ impl Exchange<'_> {
         Ok(())
     }
 
+    /// Whether the client's connection ends with a response that begins now: one side wants it so, too much of the body
+    /// is left to be read for nothing, or a body that waits to be asked for (RFC 9110 section 10.1.1) may never come.
+    fn is_last(&self) -> bool {
+        let begun = !self.whole || self.sent.len() > self.head_len || self.body.is_done();
+        let held_back = self.request.expect_continue && !self.continued && !begun;
+        let unread_body = self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
+        !self.request.keep_alive || self.worker.shared.closing.load(Ordering::Relaxed) || held_back || unread_body
+    }
+
     fn is_tunnel(&self, response: &Response) -> bool {
         response.status == 101 || (self.request.method == Method::Connect && (200..300).contains(&response.status))
     }
@@ -599,16 +626,16 @@ impl Exchange<'_> {
             drop(upstream);
         }
         drop(lease);
-        let closing = response.client_close || !self.request.keep_alive;
-        if !self.body.is_done() && !self.discard_body().await {
-            return End::Linger(CloseReason::Completed);
+        if !self.told_close && (self.body.is_done() || self.discard_body().await) {
+            return End::KeepAlive;
         }
-        let told = self.worker.shared.closing.load(Ordering::Relaxed);
-        match (closing, told) {
-            (false, _) => End::KeepAlive,
-            (true, true) => End::Close(CloseReason::Shutdown),
-            (true, false) => End::Close(CloseReason::Completed),
-        }
+        let shutdown = self.worker.shared.closing.load(Ordering::Relaxed);
+        self.last(if shutdown { CloseReason::Shutdown } else { CloseReason::Completed })
+    }
+
+    /// A client that asked for the end, and has said all it had to say, is not waited for.
+    fn last(&self, reason: CloseReason) -> End {
+        if self.body.is_done() && !self.request.keep_alive { End::Close(reason) } else { End::Linger(reason) }
     }
 
     /// Reads the rest of a request body that nobody wants any more, if it is short enough to be worth it.
@@ -620,6 +647,9 @@ impl Exchange<'_> {
             while !self.body.is_done() {
                 if self.client.unread.is_empty() {
                     poll_fn(|cx| self.client.poll_fill(cx, self.worker)).await.ok()?;
+                    if self.client.unread.is_empty() {
+                        return None;
+                    }
                 }
                 let n = self.body.decode(&self.client.unread, Emit::Identity, &mut waste).ok()?;
                 waste.clear();
@@ -651,6 +681,7 @@ impl Exchange<'_> {
                     return End::Close(reason);
                 }
             }
+            Lost::Upstream { forced: true, .. } if self.worker.cut.get() => (502, "shutdown", CloseReason::Shutdown),
             Lost::Upstream { forced: true, .. } => (502, "drain_deadline", CloseReason::DrainDeadline),
             Lost::Upstream { .. } => (502, "upstream_lost", CloseReason::UpstreamReset),
             Lost::BadResponse(reject) => (502, reject.reason, CloseReason::UpstreamReset),
@@ -664,15 +695,13 @@ impl Exchange<'_> {
         self.answer(status, reason).await
     }
 
-    /// An answer of our own. The client keeps its connection where its request has been read whole.
+    /// An answer of our own. The client keeps its connection where the rest of its request can be read, which the answer
+    /// does not wait for.
     async fn answer(&mut self, status: u16, reason: &'static str) -> End {
         let replied = self.replied.min(self.interim);
         self.reply.truncate(self.interim);
         self.reply.drain(..replied);
-        let readable = status != 400 && (self.body.is_done() || self.discard_body().await);
-        let http_10 = self.request.version == Version::H10;
-        let close =
-            !readable || http_10 || !self.request.keep_alive || self.worker.shared.closing.load(Ordering::Relaxed);
+        let close = status == 400 || self.request.version == Version::H10 || self.is_last();
         let retry_after = (status == 503).then_some(1);
         let head_only = self.request.method == Method::Head;
         head::write_answer(status, reason, retry_after, close, head_only, &mut self.reply);
@@ -683,9 +712,9 @@ impl Exchange<'_> {
         self.bytes_out += self.reply.len() as u64;
         let written = tokio::time::timeout(self.config.timeouts.client_idle, self.client.stream.write_all(&self.reply));
         match written.await {
-            Ok(Ok(())) if !close => End::KeepAlive,
-            Ok(Ok(())) if readable => End::Close(CloseReason::Completed),
-            Ok(Ok(())) => End::Linger(CloseReason::BadRequest),
+            Ok(Ok(())) if !close && (self.body.is_done() || self.discard_body().await) => End::KeepAlive,
+            Ok(Ok(())) if status == 400 => End::Linger(CloseReason::BadRequest),
+            Ok(Ok(())) => self.last(CloseReason::Completed),
             _ => End::Close(CloseReason::ClientReset),
         }
     }

@@ -27,10 +27,12 @@ pub enum Trust {
 }
 
 impl Idle {
-    /// Nothing to read and no end, as far as the runtime has heard. Costs no system call.
+    /// Nothing to read and no end, as far as the runtime has heard. Costs a system call only where that is in doubt: a
+    /// splice, or a read that filled its buffer, leaves a socket marked readable that has no more to read.
     pub fn is_alive(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        matches!(self.upstream.stream.poll_read_ready(&mut cx), Poll::Pending)
+        let stream = &self.upstream.stream;
+        matches!(stream.poll_read_ready(&mut cx), Poll::Pending) || socket::is_quiet(stream)
     }
 }
 
@@ -66,6 +68,6 @@ pub fn check_in(mut upstream: Upstream) {
 }
 
 /// No server of note ends idle connections sooner.
-const RECENT: Duration = Duration::from_secs(1);
+pub const RECENT: Duration = Duration::from_secs(1);
 /// Idle connections per worker and endpoint.
 const KEPT: usize = 256;

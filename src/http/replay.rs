@@ -18,7 +18,7 @@ pub fn is_repeatable(request: &Request, policy: NonIdempotent) -> bool {
 }
 
 /// Bounds the replays that no leaving endpoint explains, per worker and service port: a share of recent requests plus a
-/// floor. "Recent" is an average that fades by a tenth each second.
+/// floor a second. "Recent" is about ten seconds.
 #[derive(Debug, Default)]
 pub struct Budget {
     requests: Cell<f64>,
@@ -31,9 +31,10 @@ impl Budget {
     }
 
     /// Takes one replay out of the budget, if there is one left.
-    pub fn spend(&self, retry: &Retry) -> bool {
+    pub fn spend(&self, retry: &Retry, workers: usize) -> bool {
         let replays = self.replays.get() + 1.0;
-        let allowed = self.requests.get() * f64::from(retry.budget_percent) / 100.0 + f64::from(retry.budget_floor);
+        let floor = f64::from(retry.budget_floor) * WINDOW_S / workers as f64;
+        let allowed = self.requests.get() * f64::from(retry.budget_percent) / 100.0 + floor;
         let fits = replays <= allowed;
         if fits {
             self.replays.set(replays);
@@ -44,7 +45,10 @@ impl Budget {
     /// To be called once a second.
     pub fn fade(&self) {
         for count in [&self.requests, &self.replays] {
-            count.set(count.get() * 0.9);
+            count.set(count.get() * (1.0 - 1.0 / WINDOW_S));
         }
     }
 }
+
+/// A count that fades by this part each second remembers about as many seconds.
+const WINDOW_S: f64 = 10.0;

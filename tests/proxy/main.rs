@@ -2,6 +2,7 @@
 //! `drain` comes first: its first test is the proof that a terminating endpoint leaves rotation.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
 
+mod play;
 mod rig;
 
 mod bounds;

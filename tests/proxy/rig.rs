@@ -3,13 +3,14 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ebbtide::app::{self, Running};
 use ebbtide::config::Config;
+use ebbtide::demo::proxy::Proxy;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
@@ -153,6 +154,63 @@ impl Drop for Rig {
     }
 }
 
+/// The proxy as a process of its own, over manifests as [`Rig`] writes them. Killed at drop.
+pub struct Process {
+    pub proxy: Proxy,
+    /// Without a proxy in this process.
+    pub rig: Rig,
+}
+
+impl Process {
+    /// Starts as [`Rig::with_protocol`] does, with these endpoints, and waits until all of them are in rotation.
+    pub async fn start(protocol: &str, endpoints: &[Ep], more: &str) -> Self {
+        let text = format!(
+            "discovery: {{files: {{path: manifests}}}}\n\
+             listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: {protocol}}}]\n\
+             admin: {{address: '127.0.0.1:0'}}\nworkers: 2\n{more}\n"
+        );
+        Self::run(endpoints, &text, &["web"]).await
+    }
+
+    /// Starts with a whole configuration, and waits until it listens at these listeners.
+    pub async fn run(endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("manifests")).unwrap();
+        let rig = Rig { folder, running: None };
+        rig.service(&[]);
+        rig.endpoints(endpoints);
+        let proxy = Proxy::start(&binary(), rig.folder.path(), text, listeners).await.unwrap();
+        let process = Self { proxy, rig };
+        process.ready(endpoints.len()).await;
+        process
+    }
+
+    /// Waits until as many endpoints are in rotation.
+    pub async fn ready(&self, count: usize) {
+        until(&format!("{count} endpoints in rotation"), async || {
+            let status = self.json("/api/v1/status").await;
+            let endpoints = status["services"].as_array().unwrap().iter().flat_map(|s| s["endpoints"].as_array());
+            endpoints.flatten().filter(|e| e["state"] == "ready").count() >= count
+        })
+        .await;
+    }
+
+    pub fn web(&self) -> SocketAddr {
+        self.proxy.web().unwrap()
+    }
+
+    pub async fn json(&self, path: &str) -> Value {
+        serde_json::from_slice(&self.proxy.page(path).await.unwrap().body).unwrap()
+    }
+
+    /// The log's last lines whose message contains `what`.
+    pub fn logged(&self, what: &str) -> Vec<Value> {
+        let tail = self.proxy.log_tail();
+        let lines = tail.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["message"].as_str().is_some_and(|message| message.contains(what))).collect()
+    }
+}
+
 /// An endpoint as its slice shows it.
 #[derive(Clone)]
 pub struct Ep {
@@ -265,15 +323,21 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     panic!("not within 30 s: {what}");
 }
 
+/// As [`eventually`], for a condition that has to be asked for.
+pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    for _ in 0..6_000 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}");
+}
+
 /// Bounds a wait that is expected to end.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(30), future).await {
         Ok(value) => value,
         Err(_) => panic!("not within 30 s: {what}"),
     }
-}
-
-/// A path below the repository.
-pub fn repo(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }

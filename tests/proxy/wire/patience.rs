@@ -1,0 +1,142 @@
+//! How long the proxy waits for a client, and when it does not.
+
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+
+#[tokio::test]
+async fn a_head_that_does_not_come_to_its_end_is_a_408() {
+    let origin = Origin::ok().await;
+    let rig = scene(&origin, "timeouts: {head: 300ms, clientIdle: 60s}").await;
+    for before in ["", GET] {
+        for steady in [false, true] {
+            let mut client = Wire::connect(&rig).await;
+            client.send(before).await;
+            if !before.is_empty() {
+                assert_eq!(client.message().await.as_deref(), Some(OK));
+            }
+            client.send("GET / HTTP/1.1\r\nHost: a\r\nA: b").await;
+            let (mut reader, mut writer) = client.stream.into_split();
+            // A byte now and then is no new beginning.
+            let dribble = tokio::spawn(async move {
+                while steady && writer.write_all(b"b").await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                // Dropped, it would end this direction.
+                std::future::pending::<()>().await;
+            });
+            let mut answer = String::new();
+            let end = soon("the answer and the end", reader.read_to_string(&mut answer)).await;
+            dribble.abort();
+            assert!(answer.starts_with("HTTP/1.1 408 ") && end.is_ok(), "{answer} {end:?}");
+            assert_eq!(field(&answer, "x-ebbtide-reason"), Some("head_timeout"));
+            assert_eq!(field(&answer, "Connection"), Some("close"));
+        }
+    }
+    assert_eq!(origin.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn an_idle_client_is_let_go_without_a_word() {
+    let origin = Origin::ok().await;
+    let rig = scene(&origin, "timeouts: {clientIdle: 300ms, head: 60s}").await;
+    let mut fresh = Wire::connect(&rig).await;
+    assert_eq!(fresh.rest().await, (String::new(), End::Fin));
+    let mut client = Wire::connect(&rig).await;
+    client.assert_alive("nothing").await;
+    assert_eq!(client.rest().await, (String::new(), End::Fin));
+    let timeouts = || rig.metric("ebbtide_connection_closes_total", "client_timeout");
+    eventually("both to be counted", || timeouts() == 2.0).await;
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_ends_both_connections() {
+    let stalled = Arc::new(AtomicBool::new(false));
+    let flag = stalled.clone();
+    let origin = Origin::start(move |mut wire, _| {
+        let flag = flag.clone();
+        async move {
+            flag.store(wire.message().await.is_none() && wire.end.is_some(), Ordering::SeqCst);
+        }
+    })
+    .await;
+    let rig = scene(&origin, "timeouts: {clientIdle: 300ms}").await;
+    for body in ["Content-Length: 9\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"] {
+        stalled.store(false, Ordering::SeqCst);
+        let mut client = Wire::connect(&rig).await;
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{body}")).await;
+        let (answer, _) = client.rest().await;
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
+        eventually("the endpoint's end", || stalled.load(Ordering::SeqCst)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_thinks_for_long_is_no_idle_client() {
+    let origin = Origin::start(|mut wire, _| async move {
+        while wire.message().await.is_some() {
+            tokio::time::sleep(Duration::from_millis(1_000)).await;
+            wire.send(OK).await;
+        }
+    })
+    .await;
+    let rig = scene(&origin, "timeouts: {clientIdle: 200ms, head: 200ms}").await;
+    let mut client = Wire::connect(&rig).await;
+    client.send(GET.repeat(2)).await;
+    for _ in 0..2 {
+        assert_eq!(client.message().await.as_deref(), Some(OK));
+    }
+}
+
+/// Bytes the one way are as good as bytes the other way.
+#[tokio::test]
+async fn a_response_that_streams_keeps_an_open_upload_alive() {
+    let origin = Origin::start(|mut wire, _| async move {
+        if wire.head().await.is_none() {
+            return;
+        }
+        wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        for _ in 0..40 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            wire.send("1\r\nx\r\n").await;
+        }
+        wire.send("0\r\n\r\n").await;
+        wire.rest().await;
+    })
+    .await;
+    let rig = scene(&origin, "timeouts: {clientIdle: 2s}").await;
+    let mut client = Wire::connect(&rig).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+    let answer = client.message().await;
+    assert_eq!(answer.map(|answer| answer.matches("1\r\nx\r\n").count()), Some(40), "{:?}", client.end);
+}
+
+/// An answer of the proxy's own does not wait for a body that the client holds back until it is told to go on.
+#[tokio::test]
+async fn an_own_answer_does_not_wait_for_the_body() {
+    let origin = Origin::start(|mut wire, _| async move {
+        wire.rest().await;
+    })
+    .await;
+    let rig = scene(&origin, "timeouts: {head: 60s, hold: 100ms, request: 300ms}").await;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\n";
+    for expect in ["", "Expect: 100-continue\r\n"] {
+        for framing in ["Content-Length: 10\r\n", "Transfer-Encoding: chunked\r\n"] {
+            let mut client = Wire::connect(&rig).await;
+            client.send(format!("{head}{expect}{framing}\r\n")).await;
+            let answer = client.message().await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+        }
+    }
+    rig.endpoints(&[]);
+    rig.usable(0).await;
+    let mut client = Wire::connect(&rig).await;
+    client.send(format!("{head}Content-Length: 10\r\n\r\n")).await;
+    let answer = client.message().await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!(field(&answer, "Retry-After"), Some("1"));
+    // It may send the body all the same, and go on.
+    client.send(format!("0123456789{GET}")).await;
+    let answer = client.message().await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+}

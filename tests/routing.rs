@@ -1,0 +1,787 @@
+#![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+//! The routing table driven by hand: a `World` with synthetic changes, no sockets and no clock but the test's own.
+//! First what it does for one event each, then what holds after any sequence of them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use ebbtide::config::{Config, Discovery};
+use ebbtide::discovery::slices::{Touched, World};
+use ebbtide::discovery::{
+    Change, Deletion, Kind, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint,
+    SliceObject,
+};
+use ebbtide::drain;
+use ebbtide::endpoint::{Endpoint, EndpointId, Lease, Notice};
+use ebbtide::metrics::Metrics;
+use ebbtide::routing::{Chores, Port, PortKey, RoutingTable, Snapshot};
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+
+const SECOND: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: u64 = 4;
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The table with what stands around it in the program: the world, the drain log, and the control loop's part.
+struct Rig {
+    world: World,
+    table: RoutingTable,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    drains: Arc<drain::Log>,
+    notices: mpsc::UnboundedReceiver<Notice>,
+    now: Instant,
+    /// Endpoints that the control side connects to before they may join, and those it tries until they answer again.
+    joining: BTreeMap<EndpointId, Arc<Endpoint>>,
+    readmitting: BTreeMap<EndpointId, Arc<Endpoint>>,
+    deadlines: BTreeSet<(Instant, EndpointId)>,
+    /// Every endpoint that was ever seen, and what must stay true of it.
+    known: BTreeMap<EndpointId, Arc<Endpoint>>,
+    connected: BTreeSet<EndpointId>,
+    drained: BTreeSet<EndpointId>,
+    began: BTreeSet<EndpointId>,
+    first_deadline: HashMap<EndpointId, Instant>,
+    leases: Vec<Lease>,
+}
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new("web", name)
+}
+
+fn service(name: &str) -> ServiceObject {
+    let port =
+        |number| ServicePortObject { name: None, port: number, node_port: None, target_port: None, app_protocol: None };
+    ServiceObject {
+        name: self::name(name),
+        uid: None,
+        claimed: true,
+        external_name: false,
+        ports: vec![port(80)],
+        ipv6_first: false,
+        annotations: BTreeMap::from([("ebbtide.dev/drain-timeout".into(), format!("{DRAIN_TIMEOUT}s"))]),
+        unserved: Vec::new(),
+    }
+}
+
+fn slice(name: &str, service: &str, endpoints: &[SliceEndpoint]) -> SliceObject {
+    SliceObject {
+        name: self::name(name),
+        service: Some(service.to_owned()),
+        ipv6: endpoints.iter().any(|e| e.address.is_ipv6()),
+        fqdn: false,
+        created: 0,
+        generation: 0,
+        ports: vec![(String::new(), 8080)],
+        endpoints: endpoints.to_vec(),
+    }
+}
+
+/// Ready; `pod` becomes its name and `uid-{pod}` its UID.
+fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
+    SliceEndpoint {
+        address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)),
+        pod: pod.map(|pod| PodRef { name: pod.to_owned(), uid: format!("uid-{pod}") }),
+        ready: true,
+        serving: true,
+        terminating: false,
+    }
+}
+
+fn not_ready(endpoint: SliceEndpoint) -> SliceEndpoint {
+    SliceEndpoint { ready: false, serving: false, ..endpoint }
+}
+
+fn terminating(endpoint: SliceEndpoint) -> SliceEndpoint {
+    SliceEndpoint { ready: false, serving: true, terminating: true, ..endpoint }
+}
+
+fn pod(name: &str, deleted: bool) -> PodObject {
+    PodObject {
+        name: self::name(name),
+        uid: format!("uid-{name}"),
+        template_hash: None,
+        deletion: deleted.then_some(Deletion { grace: Some(GRACE), remaining: None }),
+        spec_grace: Some(GRACE),
+    }
+}
+
+fn apply(object: impl Into<Thing>) -> Change {
+    Change::Apply(object.into().0)
+}
+
+struct Thing(Object);
+
+impl From<ServiceObject> for Thing {
+    fn from(object: ServiceObject) -> Self {
+        Self(Object::Service(object))
+    }
+}
+
+impl From<SliceObject> for Thing {
+    fn from(object: SliceObject) -> Self {
+        Self(Object::EndpointSlice(object))
+    }
+}
+
+impl From<PodObject> for Thing {
+    fn from(object: PodObject) -> Self {
+        Self(Object::Pod(object))
+    }
+}
+
+impl Rig {
+    fn new(world: World) -> Self {
+        let config = Arc::new(Config::new(Discovery::Static { to: Vec::new() }));
+        let snapshot = Arc::new(ArcSwap::default());
+        let drains = Arc::new(drain::Log::default());
+        let (notices_in, notices) = mpsc::unbounded_channel();
+        let table = RoutingTable::new(config, snapshot.clone(), drains.clone(), Metrics::new().unwrap(), notices_in);
+        Self {
+            world,
+            table,
+            snapshot,
+            drains,
+            notices,
+            now: Instant::now(),
+            joining: BTreeMap::new(),
+            readmitting: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            known: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            drained: BTreeSet::new(),
+            began: BTreeSet::new(),
+            first_deadline: HashMap::new(),
+            leases: Vec::new(),
+        }
+    }
+
+    /// One service `app` with these endpoints in slice `s`, all connected to.
+    fn with(endpoints: &[SliceEndpoint]) -> Self {
+        let mut rig = Self::new(World::default());
+        rig.change([apply(service("app"))]);
+        rig.serve(endpoints);
+        rig
+    }
+
+    fn serve(&mut self, endpoints: &[SliceEndpoint]) {
+        self.change([apply(slice("s", "app", endpoints))]);
+        self.connect_all();
+    }
+
+    fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut touched = Touched::default();
+        for change in changes {
+            self.world.apply(change, self.now, &mut touched);
+        }
+        self.apply(&touched);
+    }
+
+    fn apply(&mut self, touched: &Touched) {
+        let chores = self.table.apply(&self.world, touched, self.now);
+        self.attend(chores);
+    }
+
+    fn attend(&mut self, chores: Chores) {
+        for endpoint in chores.join {
+            self.known.insert(endpoint.id, endpoint.clone());
+            let before = self.joining.insert(endpoint.id, endpoint);
+            assert!(before.is_none(), "an endpoint is probed twice at once");
+        }
+        for endpoint in chores.deadlines {
+            self.deadlines.insert((endpoint.drain_deadline().unwrap(), endpoint.id));
+        }
+        for port in self.snapshot.load().ports.values() {
+            for endpoint in &port.all {
+                self.known.insert(endpoint.id, endpoint.clone());
+            }
+        }
+    }
+
+    /// What the probe of one joining endpoint finds, as `control.rs` reports it: a success, or that it is not wanted.
+    fn probe(&mut self, id: EndpointId, answers: bool) {
+        let Some(endpoint) = self.joining.get(&id) else { return };
+        let conditions = endpoint.conditions();
+        let wanted = conditions.ready || conditions.serving && conditions.terminating;
+        let given_up = endpoint.is_draining() || !wanted;
+        if given_up || answers {
+            self.joining.remove(&id);
+            if !given_up {
+                self.connected.insert(id);
+            }
+            let chores = self.table.probed(&[(id, !given_up)]);
+            self.attend(chores);
+        }
+    }
+
+    fn connect_all(&mut self) {
+        for id in self.joining.keys().copied().collect::<Vec<_>>() {
+            self.probe(id, true);
+        }
+    }
+
+    fn try_again(&mut self, id: EndpointId, answers: bool) {
+        let Some(endpoint) = self.readmitting.get(&id) else { return };
+        if !endpoint.is_ejected() || !endpoint.is_open() {
+            self.readmitting.remove(&id);
+        } else if answers {
+            endpoint.readmit();
+            self.readmitting.remove(&id);
+            self.table.answering_changed(&[id]);
+        }
+    }
+
+    /// Lets time pass; deadlines that are reached are enforced.
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        while let Some((at, id)) = self.deadlines.first().copied()
+            && at <= self.now
+        {
+            self.deadlines.pop_first();
+            let endpoint = self.known[&id].clone();
+            self.table.expire(&endpoint);
+            assert!(endpoint.force.is_cancelled());
+        }
+    }
+
+    fn hear(&mut self) {
+        while let Ok(notice) = self.notices.try_recv() {
+            match notice {
+                Notice::Drained(endpoint) => {
+                    assert_eq!(endpoint.leases(), 0, "drained was reported over a lease");
+                    assert!(self.drained.insert(endpoint.id), "drained was reported twice");
+                    assert!(self.drains.end(endpoint.id).is_some(), "a drain was not logged");
+                    self.known.insert(endpoint.id, endpoint.clone());
+                    self.table.drained(&[endpoint]);
+                }
+                Notice::Left(_) => panic!("there are no workers here"),
+                Notice::Ejected(endpoint) => {
+                    self.table.answering_changed(&[endpoint.id]);
+                    self.readmitting.insert(endpoint.id, endpoint);
+                }
+            }
+        }
+    }
+
+    fn port(&self) -> Arc<Port> {
+        self.port_of("app").unwrap()
+    }
+
+    fn port_of(&self, service: &str) -> Option<Arc<Port>> {
+        self.snapshot.load().ports.get(&PortKey { service: name(service), port: 80 }).cloned()
+    }
+
+    /// Last byte of each usable endpoint's address, with its id.
+    fn usable(&self) -> Vec<(u8, u64)> {
+        show(&self.port().usable)
+    }
+
+    fn last_resort(&self) -> Vec<(u8, u64)> {
+        show(&self.port().last_resort)
+    }
+
+    fn endpoint(&self, last: u8) -> Arc<Endpoint> {
+        let port = self.port();
+        let found = port.all.iter().rev().find(|e| last_byte(e.address) == last);
+        found.unwrap().clone()
+    }
+}
+
+fn last_byte(address: SocketAddr) -> u8 {
+    match address.ip() {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
+    }
+}
+
+fn show(endpoints: &[Arc<Endpoint>]) -> Vec<(u8, u64)> {
+    let mut all: Vec<_> = endpoints.iter().map(|e| (last_byte(e.address), e.id.0)).collect();
+    all.sort_unstable();
+    all
+}
+
+#[test]
+fn an_endpoint_is_published_once_it_was_connected_to() {
+    let mut rig = Rig::new(World::default());
+    rig.change([apply(service("app")), apply(slice("s", "app", &[ready(1, None)]))]);
+    assert_eq!(rig.usable(), []);
+    assert!(rig.endpoint(1).enter().is_none());
+    rig.connect_all();
+    assert_eq!(rig.usable(), [(1, 1)]);
+    assert!(rig.endpoint(1).enter().is_some());
+}
+
+#[test]
+fn the_join_check_can_be_switched_off() {
+    let mut rig = Rig::new(World::default());
+    let mut unchecked = service("app");
+    unchecked.annotations.insert("ebbtide.dev/join-check".into(), "off".into());
+    rig.change([apply(unchecked), apply(slice("s", "app", &[ready(1, None)]))]);
+    assert_eq!(rig.usable(), [(1, 1)]);
+    assert!(rig.joining.is_empty());
+}
+
+#[test]
+fn a_terminating_endpoint_is_drained_once_and_forgotten_with_its_last_lease() {
+    let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
+    let mut rig = Rig::with(&[one.clone(), two.clone()]);
+    let leaver = rig.endpoint(1);
+    let lease = leaver.enter().unwrap();
+    rig.serve(&[terminating(one), two.clone()]);
+    assert_eq!(rig.usable(), [(2, 2)]);
+    assert!(leaver.enter().is_none() && leaver.is_draining());
+    assert!(rig.notices.try_recv().is_err(), "reported while a lease was out");
+    drop(lease);
+    rig.hear();
+    assert_eq!(rig.drained, BTreeSet::from([leaver.id]));
+    assert_eq!(show(&rig.port().all), [(2, 2)]);
+    rig.serve(&[two]);
+    rig.hear();
+    assert_eq!(rig.drained.len(), 1);
+}
+
+/// Kubernetes shows a terminating endpoint for as long as its pod takes to end, and writes the slice many times meanwhile.
+#[test]
+fn a_drained_endpoint_that_is_still_listed_is_not_drained_again() {
+    let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
+    for pod_known in [false, true] {
+        let mut rig = Rig::with(&[one.clone(), two.clone()]);
+        if pod_known {
+            rig.change([apply(pod("a", false))]);
+        }
+        rig.serve(&[terminating(one.clone()), two.clone()]);
+        for last in 3..6 {
+            rig.hear();
+            rig.serve(&[terminating(one.clone()), two.clone(), ready(last, None)]);
+        }
+        rig.hear();
+        let of_one = rig.drains.records().iter().filter(|r| last_byte(r.address) == 1).count();
+        assert_eq!(of_one, 1);
+        assert!(rig.known.values().filter(|e| last_byte(e.address) == 1).count() == 1);
+    }
+}
+
+#[test]
+fn a_drained_endpoint_that_still_serves_is_the_last_resort_of_a_service_without_any_other() {
+    let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
+    let mut rig = Rig::with(&[one.clone(), two.clone()]);
+    rig.serve(&[terminating(one.clone()), two.clone()]);
+    rig.hear();
+    let deadline = rig.endpoint_known(1).drain_deadline().unwrap();
+    rig.pass(SECOND);
+    rig.serve(&[terminating(one.clone()), not_ready(two.clone())]);
+    assert_eq!(rig.usable(), []);
+    assert_eq!(rig.last_resort(), [(1, 3)], "another generation of it");
+    assert_eq!(rig.endpoint(1).drain_deadline(), Some(deadline), "no later than its first");
+    rig.pass(SECOND * DRAIN_TIMEOUT as u32);
+    rig.serve(&[terminating(one.clone()), not_ready(two)]);
+    assert_eq!(rig.last_resort(), []);
+    rig.hear();
+    rig.serve(&[terminating(one)]);
+    assert_eq!(rig.last_resort(), [], "its deadline has passed");
+    assert_eq!(rig.known.len(), 3);
+}
+
+#[test]
+fn the_last_resort_is_drained_when_something_usable_is_published() {
+    let one = ready(1, Some("a"));
+    let mut rig = Rig::with(&[one.clone()]);
+    rig.serve(&[terminating(one.clone())]);
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![], vec![(1, 1)]));
+    assert!(rig.endpoint(1).enter().is_some());
+    rig.change([apply(slice("s", "app", &[terminating(one), ready(2, Some("b"))]))]);
+    assert_eq!(rig.last_resort(), [(1, 1)], "the newcomer has not been connected to");
+    rig.connect_all();
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
+    assert!(rig.endpoint(1).enter().is_none());
+}
+
+#[test]
+fn the_last_resort_is_drained_when_it_stops_serving_or_its_time_is_over() {
+    let one = ready(1, Some("a"));
+    let mut stops = Rig::with(&[one.clone()]);
+    stops.serve(&[terminating(one.clone())]);
+    stops.serve(&[not_ready(SliceEndpoint { terminating: true, ..one.clone() })]);
+    let mut ends = Rig::with(&[one.clone()]);
+    ends.serve(&[terminating(one.clone())]);
+    ends.pass(SECOND * DRAIN_TIMEOUT as u32);
+    for mut rig in [stops, ends] {
+        assert_eq!(rig.last_resort(), []);
+        rig.hear();
+        assert_eq!(rig.drained.len(), 1);
+        assert!(rig.known.values().all(|e| e.enter().is_none()));
+    }
+}
+
+#[test]
+fn a_selector_switched_and_switched_back_returns_the_same_endpoint() {
+    let one = ready(1, Some("a"));
+    let mut rig = Rig::with(&[one.clone()]);
+    rig.change([apply(pod("a", false))]);
+    let endpoint = rig.endpoint(1);
+    let lease = endpoint.enter().unwrap();
+    rig.serve(&[]);
+    assert_eq!(rig.usable(), []);
+    assert!(endpoint.enter().is_none() && !endpoint.is_draining());
+    assert_eq!(endpoint.drain_deadline(), None);
+    rig.serve(&[one]);
+    assert_eq!(rig.usable(), [(1, 1)]);
+    assert!(Arc::ptr_eq(&endpoint, &rig.endpoint(1)));
+    drop(lease);
+    rig.hear();
+    assert!(rig.drained.is_empty());
+}
+
+#[test]
+fn a_pod_deleted_while_no_slice_names_it_is_drained() {
+    let mut rig = Rig::with(&[ready(1, Some("a"))]);
+    rig.change([apply(pod("a", false))]);
+    rig.serve(&[]);
+    let endpoint = rig.endpoint(1);
+    rig.change([apply(pod("a", true))]);
+    assert!(endpoint.is_draining());
+    assert_eq!(endpoint.drain_deadline(), Some(rig.now + GRACE + 3 * SECOND));
+}
+
+#[test]
+fn removal_where_no_pod_is_known_is_a_drain_with_the_services_timeout() {
+    let mut rig = Rig::with(&[ready(1, None)]);
+    let endpoint = rig.endpoint(1);
+    let lease = endpoint.enter();
+    rig.serve(&[]);
+    assert!(endpoint.is_draining());
+    assert_eq!(endpoint.drain_deadline(), Some(rig.now + SECOND * DRAIN_TIMEOUT as u32));
+    rig.serve(&[ready(1, None)]);
+    assert_eq!(rig.usable(), [(1, 2)], "what comes back is another");
+    assert!(endpoint.enter().is_none());
+    drop(lease);
+}
+
+#[test]
+fn not_ready_is_out_and_reversible() {
+    let one = ready(1, Some("a"));
+    let mut rig = Rig::with(&[one.clone()]);
+    let endpoint = rig.endpoint(1);
+    rig.serve(&[not_ready(one.clone())]);
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![], vec![]));
+    assert!(endpoint.enter().is_none() && !endpoint.is_draining());
+    rig.serve(&[one]);
+    assert!(endpoint.enter().is_some());
+    assert_eq!(rig.usable(), [(1, 1)]);
+}
+
+#[test]
+fn another_service_under_the_old_name_gets_endpoints_of_its_own() {
+    let mut rig = Rig::new(World::default());
+    let of = |uid: &str| ServiceObject { uid: Some(uid.into()), ..service("app") };
+    rig.change([apply(of("first"))]);
+    rig.serve(&[ready(1, Some("a"))]);
+    rig.change([apply(pod("a", false))]);
+    let old = rig.endpoint(1);
+    rig.change([Change::Remove(Kind::Service, name("app"))]);
+    assert!(rig.port_of("app").is_none());
+    assert!(!old.is_draining(), "its pod lives");
+    rig.change([apply(of("second"))]);
+    assert!(old.is_draining() && old.drain_deadline().is_some());
+    rig.connect_all();
+    assert_eq!(rig.usable(), [(1, 2)]);
+    rig.hear();
+    assert_eq!(show(&rig.port().all), [(1, 2)]);
+}
+
+#[test]
+fn a_pod_in_both_families_counts_once_by_the_services_first() {
+    let mut rig = Rig::with(&[ready(1, Some("a"))]);
+    let six = SliceEndpoint { address: "2001:db8::9".parse().unwrap(), ..ready(0, Some("a")) };
+    rig.change([apply(slice("s6", "app", &[six]))]);
+    rig.connect_all();
+    assert_eq!(rig.usable(), [(1, 1)]);
+    rig.change([apply(ServiceObject { ipv6_first: true, ..service("app") })]);
+    rig.connect_all();
+    assert_eq!(rig.usable(), [(9, 2)]);
+}
+
+#[test]
+fn an_address_that_passes_to_another_pod_is_another_endpoint() {
+    let mut rig = Rig::with(&[ready(1, Some("a"))]);
+    let old = rig.endpoint(1);
+    let lease = old.enter();
+    rig.serve(&[ready(1, Some("b"))]);
+    assert_eq!(rig.usable(), [(1, 2)]);
+    assert!(old.enter().is_none());
+    assert_ne!(rig.endpoint(1).id, old.id);
+    assert_eq!(rig.port().usable[0].pod.as_ref().unwrap().name, "b");
+    drop(lease);
+}
+
+/// Without a UID nothing else tells that an address is another pod's now.
+#[test]
+fn an_address_that_terminated_comes_back_as_another_generation() {
+    let unnamed = SliceEndpoint { pod: Some(PodRef { name: "a".into(), uid: String::new() }), ..ready(1, None) };
+    for one in [ready(1, None), unnamed] {
+        // As the last resort its drain has not begun; it is over all the same when the address is ready again.
+        let mut rig = Rig::with(&[one.clone()]);
+        let old = rig.endpoint(1);
+        rig.serve(&[terminating(one.clone())]);
+        assert_eq!(rig.last_resort(), [(1, 1)]);
+        rig.serve(&[one.clone()]);
+        assert_eq!((rig.usable(), rig.last_resort()), (vec![(1, 2)], vec![]), "{one:?}");
+        assert!(old.is_draining());
+        rig.hear();
+        assert_eq!(rig.drained, BTreeSet::from([old.id]));
+    }
+}
+
+#[test]
+fn a_service_that_is_neither_claimed_nor_named_is_not_routed() {
+    let mut rig = Rig::with(&[ready(1, None)]);
+    rig.change([apply(ServiceObject { claimed: false, ..service("app") })]);
+    assert!(rig.port_of("app").is_none());
+    rig.hear();
+    assert!(rig.table.is_empty());
+}
+
+impl Rig {
+    /// The latest endpoint at this address, forgotten or not.
+    fn endpoint_known(&self, last: u8) -> Arc<Endpoint> {
+        self.known.values().rfind(|e| last_byte(e.address) == last).unwrap().clone()
+    }
+
+    /// What has to hold after every step.
+    fn check(&mut self) {
+        // A deadline may have passed when it becomes known.
+        self.pass(Duration::ZERO);
+        self.hear();
+        let ports = self.snapshot.load().ports.clone();
+        let mut open = BTreeSet::new();
+        for port in ports.values() {
+            self.check_port(port, &mut open);
+        }
+        let mut running = 0;
+        for endpoint in self.known.values() {
+            let id = endpoint.id;
+            let lease = endpoint.enter();
+            assert_eq!(lease.is_some(), open.contains(&id), "{id:?} grants a lease, or should");
+            if endpoint.is_draining() {
+                self.began.insert(id);
+            }
+            assert!(!self.began.contains(&id) || endpoint.is_draining(), "{id:?} came back from its drain");
+            running += usize::from(endpoint.is_draining() && !self.drained.contains(&id));
+            assert_eq!(self.drained.contains(&id), endpoint.is_draining() && endpoint.leases() == 0, "{id:?} drained");
+            if let Some(deadline) = endpoint.drain_deadline() {
+                let first = self.first_deadline.entry(id).or_insert(deadline);
+                assert!(deadline <= *first, "{id:?} got a later deadline");
+                *first = deadline;
+            }
+            if endpoint.is_ejected() && endpoint.is_open() {
+                let probed = self.readmitting.contains_key(&id) || self.joining.contains_key(&id);
+                assert!(probed, "{id:?} is ejected and nobody tries it");
+            }
+        }
+        assert_eq!(self.drains.running(), running, "each drain is logged once");
+        // The same world once more is no news.
+        let before = self.ids();
+        let services = self.world.service_names().cloned().collect();
+        self.apply(&Touched { services, ..Touched::default() });
+        assert!(self.notices.try_recv().is_err(), "a drain without a cause");
+        assert_eq!(self.ids(), before, "the same world made another table");
+    }
+
+    fn check_port(&self, port: &Port, open: &mut BTreeSet<EndpointId>) {
+        let merged = self.world.merge(&port.key.service).unwrap();
+        let endpoints = &merged.ports.iter().find(|p| p.port.port == port.key.port).unwrap().endpoints;
+        let uid = |e: &Endpoint| e.pod.as_ref().map(|pod| pod.uid.clone());
+        let listed = |e: &Endpoint| {
+            endpoints.iter().find(|m| m.address == e.address && m.pod.as_ref().map(|pod| pod.uid.clone()) == uid(e))
+        };
+        for endpoint in &port.usable {
+            let id = endpoint.id;
+            let conditions = listed(endpoint).expect("a usable endpoint is listed").conditions;
+            assert!(conditions.ready && !conditions.terminating, "{id:?} is usable: {conditions:?}");
+            assert!(self.connected.contains(&id), "{id:?} is usable and was never connected to");
+            open.insert(id);
+        }
+        assert!(port.usable.is_empty() || port.last_resort.is_empty(), "a last resort beside usable ones");
+        for endpoint in &port.last_resort {
+            let id = endpoint.id;
+            let conditions = listed(endpoint).expect("a last resort is listed").conditions;
+            assert!(conditions.serving && conditions.terminating, "{id:?} is the last resort: {conditions:?}");
+            assert!(self.connected.contains(&id), "{id:?} is the last resort and was never connected to");
+            assert!(endpoint.drain_deadline().is_none_or(|at| at > self.now), "{id:?} is past its deadline");
+            open.insert(id);
+        }
+        // Nothing is left out either: what should serve does, or is being connected to.
+        for merged in endpoints {
+            let last = port.usable.is_empty() && merged.conditions.serving && merged.conditions.terminating;
+            if !(merged.conditions.ready && !merged.conditions.terminating) && !last {
+                continue;
+            }
+            let is_it =
+                |e: &&Arc<Endpoint>| listed(e) == Some(merged) && merged.address == e.address && !e.is_draining();
+            match port.all.iter().find(is_it) {
+                Some(e) if !open.contains(&e.id) => {
+                    assert!(self.joining.contains_key(&e.id), "{:?} waits for a probe that nobody makes", e.id);
+                }
+                Some(_) => {}
+                None => {
+                    let over = |e: &Arc<Endpoint>| {
+                        e.address == merged.address && e.drain_deadline().is_some_and(|at| at <= self.now)
+                    };
+                    let is_over =
+                        merged.fate.deadline().is_some_and(|at| at <= self.now) || self.known.values().any(over);
+                    assert!(last && is_over, "{merged:?} is missing");
+                }
+            }
+        }
+    }
+
+    fn ids(&self) -> BTreeMap<PortKey, [Vec<EndpointId>; 3]> {
+        let ids = |endpoints: &[Arc<Endpoint>]| {
+            let mut ids: Vec<_> = endpoints.iter().map(|e| e.id).collect();
+            ids.sort_unstable();
+            ids
+        };
+        let ports = &self.snapshot.load().ports;
+        ports.iter().map(|(key, p)| (key.clone(), [ids(&p.usable), ids(&p.last_resort), ids(&p.all)])).collect()
+    }
+
+    fn known_at(&self, index: usize) -> Option<Arc<Endpoint>> {
+        self.known.values().nth(index % self.known.len().max(1)).cloned()
+    }
+}
+
+/// One thing that may happen. Numbers choose among what is there, modulo its count.
+#[derive(Debug, Clone)]
+enum Step {
+    Slice { slice: u8, endpoints: Vec<(u8, Option<u8>, u8)> },
+    RemoveSlice(u8),
+    Pod { pod: u8, deleted: bool },
+    RemovePod(u8),
+    Service { service: u8, uid: Option<bool> },
+    RemoveService(u8),
+    Probe(usize),
+    TryAgain(usize),
+    Eject(usize),
+    Take(usize),
+    Drop(usize),
+    Pass,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let endpoint = (1..5u8, proptest::option::weighted(0.8, 0..4u8), 0..5u8);
+    let endpoints = proptest::collection::vec(endpoint, 0..4);
+    let step = prop_oneof![
+        6 => (0..3u8, endpoints).prop_map(|(slice, endpoints)| Step::Slice { slice, endpoints }),
+        1 => (0..3u8).prop_map(Step::RemoveSlice),
+        3 => (0..4u8, any::<bool>()).prop_map(|(pod, deleted)| Step::Pod { pod, deleted }),
+        1 => (0..4u8).prop_map(Step::RemovePod),
+        1 => (0..2u8, any::<Option<bool>>()).prop_map(|(service, uid)| Step::Service { service, uid }),
+        1 => (0..2u8).prop_map(Step::RemoveService),
+        6 => any::<usize>().prop_map(Step::Probe),
+        2 => any::<usize>().prop_map(Step::TryAgain),
+        1 => any::<usize>().prop_map(Step::Eject),
+        4 => any::<usize>().prop_map(Step::Take),
+        3 => any::<usize>().prop_map(Step::Drop),
+        2 => Just(Step::Pass),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+const SERVICES: [&str; 2] = ["app", "other"];
+const SLICES: [&str; 3] = ["s0", "s1", "s2"];
+/// The slices give the last one no UID: it is known by its name.
+const PODS: [&str; 4] = ["a", "b", "c", "d"];
+
+fn run(rig: &mut Rig, step: &Step) {
+    match step {
+        Step::Slice { slice: n, endpoints } => {
+            let endpoints: Vec<_> = endpoints
+                .iter()
+                .map(|(address, pod, state)| {
+                    let mut endpoint = ready(*address, pod.map(|n| PODS[usize::from(n)]));
+                    if *pod == Some(3) {
+                        endpoint.pod = Some(PodRef { name: PODS[3].into(), uid: String::new() });
+                    }
+                    match state {
+                        0 | 1 => endpoint,
+                        2 => not_ready(endpoint),
+                        3 => terminating(endpoint),
+                        _ => not_ready(terminating(endpoint)),
+                    }
+                })
+                .collect();
+            let n = usize::from(*n);
+            rig.change([apply(slice(SLICES[n], SERVICES[n / 2], &endpoints))]);
+        }
+        Step::RemoveSlice(n) => rig.change([Change::Remove(Kind::EndpointSlice, name(SLICES[usize::from(*n)]))]),
+        Step::Pod { pod: n, deleted } => rig.change([apply(pod(PODS[usize::from(*n)], *deleted))]),
+        Step::RemovePod(n) => rig.change([Change::Remove(Kind::Pod, name(PODS[usize::from(*n)]))]),
+        Step::Service { service: n, uid } => {
+            let uid = uid.map(|second| if second { "second" } else { "first" }.to_owned());
+            rig.change([apply(ServiceObject { uid, ..service(SERVICES[usize::from(*n)]) })]);
+        }
+        Step::RemoveService(n) => rig.change([Change::Remove(Kind::Service, name(SERVICES[usize::from(*n)]))]),
+        Step::Probe(n) => {
+            if let Some(id) = rig.joining.keys().nth(n % rig.joining.len().max(1)).copied() {
+                rig.probe(id, n % 5 > 0);
+            }
+        }
+        Step::TryAgain(n) => {
+            if let Some(id) = rig.readmitting.keys().nth(n % rig.readmitting.len().max(1)).copied() {
+                rig.try_again(id, n % 3 > 0);
+            }
+        }
+        // Only who holds a lease connects.
+        Step::Eject(n) => {
+            if let Some(endpoint) = rig.known_at(*n)
+                && endpoint.leases() > 0
+            {
+                endpoint.eject();
+            }
+        }
+        Step::Take(n) => {
+            let lease = rig.known_at(*n).and_then(|e| e.enter());
+            rig.leases.extend(lease);
+        }
+        Step::Drop(n) => {
+            if !rig.leases.is_empty() {
+                rig.leases.swap_remove(n % rig.leases.len());
+            }
+        }
+        Step::Pass => rig.pass(2 * SECOND),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_events_keeps_the_contract(steps in steps(), api_server in any::<bool>()) {
+        let mut rig = Rig::new(if api_server { World::for_api_server() } else { World::default() });
+        rig.change(SERVICES.map(|name| apply(service(name))));
+        for step in &steps {
+            run(&mut rig, step);
+            rig.check();
+        }
+        // In the end everything goes, and nothing of it is kept.
+        for n in 0..PODS.len() as u8 {
+            run(&mut rig, &Step::Pod { pod: n, deleted: true });
+            run(&mut rig, &Step::RemovePod(n));
+        }
+        for n in 0..SLICES.len() as u8 {
+            run(&mut rig, &Step::RemoveSlice(n));
+            rig.check();
+        }
+        for n in 0..SERVICES.len() as u8 {
+            run(&mut rig, &Step::RemoveService(n));
+        }
+        rig.check();
+        rig.leases.clear();
+        rig.hear();
+        prop_assert!(rig.table.is_empty(), "something is remembered of what is gone");
+        prop_assert_eq!(rig.drains.running(), 0);
+        prop_assert!(rig.snapshot.load().ports.is_empty());
+        prop_assert_eq!(rig.drained.len(), rig.known.len());
+    }
+}
