@@ -206,6 +206,15 @@ impl Endpoint {
         shorter
     }
 
+    /// The same endpoint, not yet shared, as if made at that time.
+    #[cfg(test)]
+    pub fn born_at(mut self: Arc<Self>, at: Instant) -> Arc<Self> {
+        if let Some(endpoint) = Arc::get_mut(&mut self) {
+            endpoint.born = at;
+        }
+        self
+    }
+
     fn report_drained(self: &Arc<Self>) {
         let _ = self.notices.send(Notice::Drained(self.clone()));
     }
@@ -264,3 +273,93 @@ impl Latency {
 
 /// An average without a new sample halves in this time, in milliseconds.
 const FADE_MS: u32 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> (Arc<Endpoint>, mpsc::UnboundedReceiver<Notice>) {
+        let (notices_in, notices) = mpsc::unbounded_channel();
+        (Endpoint::new(EndpointId(1), ([10, 0, 0, 1], 80).into(), None, None, notices_in), notices)
+    }
+
+    #[test]
+    fn drained_is_reported_once_when_the_last_lease_is_gone() {
+        let (endpoint, mut notices) = endpoint();
+        assert!(endpoint.enter().is_none(), "out at birth");
+        endpoint.set_out(false);
+        let leases = [endpoint.enter().unwrap(), endpoint.enter().unwrap()];
+        assert_eq!(endpoint.leases(), 2);
+        endpoint.begin_drain();
+        endpoint.begin_drain();
+        assert!(endpoint.enter().is_none() && endpoint.is_draining());
+        for lease in leases {
+            assert!(notices.try_recv().is_err());
+            drop(lease);
+        }
+        assert!(matches!(notices.try_recv(), Ok(Notice::Drained(e)) if Arc::ptr_eq(&e, &endpoint)));
+        endpoint.begin_drain();
+        assert!(notices.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_unused_endpoint_is_drained_at_once() {
+        let (endpoint, mut notices) = endpoint();
+        endpoint.begin_drain();
+        endpoint.set_out(false);
+        assert!(endpoint.enter().is_none(), "readiness does not undo a drain");
+        assert!(matches!(notices.try_recv(), Ok(Notice::Drained(_))));
+    }
+
+    #[test]
+    fn an_ejection_is_told_once_until_it_ends() {
+        let (endpoint, mut notices) = endpoint();
+        for _ in 0..2 {
+            endpoint.eject();
+            endpoint.eject();
+            assert!(endpoint.is_ejected() && endpoint.is_leaving());
+            assert!(matches!(notices.try_recv(), Ok(Notice::Ejected(_))));
+            assert!(notices.try_recv().is_err());
+            endpoint.readmit();
+            assert!(!endpoint.is_ejected());
+        }
+    }
+
+    #[test]
+    fn conditions_are_kept_apart() {
+        let (endpoint, _notices) = endpoint();
+        for bits in 0..8 {
+            let conditions = Conditions { ready: bits & 1 != 0, serving: bits & 2 != 0, terminating: bits & 4 != 0 };
+            endpoint.set_conditions(conditions);
+            assert_eq!(endpoint.conditions(), conditions);
+        }
+    }
+
+    #[test]
+    fn a_drain_deadline_only_moves_forward() {
+        let (endpoint, _notices) = endpoint();
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert!(endpoint.shorten_deadline(after(10)));
+        assert!(!endpoint.shorten_deadline(after(20)));
+        assert!(!endpoint.shorten_deadline(after(10)));
+        assert_eq!(endpoint.drain_deadline(), Some(after(10)));
+        assert!(endpoint.shorten_deadline(after(5)));
+        assert_eq!(endpoint.drain_deadline(), Some(after(5)));
+    }
+
+    #[test]
+    fn latency_follows_by_an_eighth_and_fades() {
+        let latency = Latency::default();
+        assert_eq!(latency.micros(1), None);
+        latency.record(Duration::from_micros(8_000), 1);
+        assert_eq!(latency.micros(1), Some(8_000));
+        latency.record(Duration::from_micros(16_000), 2);
+        assert_eq!(latency.micros(2), Some(9_000));
+        assert_eq!(latency.micros(2 + FADE_MS), Some(4_500));
+        assert_eq!(latency.micros(2 + 40 * FADE_MS), Some(0));
+        latency.record(Duration::MAX, 3);
+        assert!(latency.micros(3) > Some(500_000_000), "an endless sample is bounded, not wrapped");
+        assert_eq!(latency.micros(1), latency.micros(3), "a clock read before the sample was taken");
+    }
+}
