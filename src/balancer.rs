@@ -106,14 +106,14 @@ fn is_fit(endpoint: &Endpoint, tried: &[EndpointId]) -> bool {
 /// The cheaper of two, ties at random so that equal endpoints get equal shares. A newcomer's idleness is no argument for
 /// it (it would get every pick it is in), its load is one against it.
 fn cheaper<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, cost: Cost, now: Instant) -> &'a Arc<Endpoint> {
+    let now = millis(now);
     let (mut load_a, mut load_b) = (a.leases() + 1, b.leases() + 1);
-    match (a.is_warming(now), b.is_warming(now)) {
-        (true, false) => load_a = load_a.max(load_b),
-        (false, true) => load_b = load_b.max(load_a),
-        _ => {}
+    if a.is_newcomer_to(b, now) {
+        load_a = load_a.max(load_b);
+    } else if b.is_newcomer_to(a, now) {
+        load_b = load_b.max(load_a);
     }
     if cost == Cost::Http {
-        let now = millis(now);
         if let (Some(slow_a), Some(slow_b)) = (a.latency().micros(now), b.latency().micros(now))
             && (slow_a > 2 * slow_b + NOISE_US || slow_b > 2 * slow_a + NOISE_US)
         {
@@ -146,12 +146,12 @@ mod tests {
     use crate::routing::{Policy, PortKey};
 
     /// An open endpoint whose number is its id and the last byte of its address, with this template hash.
-    fn endpoint(n: u8, hash: Option<&str>, born: Instant) -> Arc<Endpoint> {
+    fn endpoint(n: u8, hash: Option<&str>, let_in: Instant) -> Arc<Endpoint> {
         let address = ([10, 0, 0, n], 80).into();
         let notices = mpsc::unbounded_channel().0;
         let endpoint = Endpoint::new(EndpointId(n.into()), address, None, hash.map(str::to_owned), notices);
-        let endpoint = endpoint.born_at(born);
         endpoint.set_out(false);
+        endpoint.note_let_in(let_in);
         endpoint
     }
 
@@ -230,27 +230,55 @@ mod tests {
     #[test]
     fn one_that_joins_gets_its_share_and_no_more() {
         fastrand::seed(2);
-        for cost in [Cost::Http, Cost::Tcp] {
-            for held in [true, false] {
-                let born = Instant::now();
-                let (old, now) = (born, born + 2 * WARM_UP);
-                let three = port((1..=3).map(|n| endpoint(n, None, old)).collect(), Vec::new());
-                let mut running: VecDeque<_> =
-                    (0..200).map(|_| pick(&three, cost, &Avoid::default(), now).unwrap()).collect();
-                three.usable.iter().for_each(|e| e.latency().record(Duration::from_millis(50), millis(now)));
-                let all = three.usable.iter().cloned().chain([endpoint(4, None, now)]).collect();
-                let four = port(all, Vec::new());
-                let mut got = 0;
-                for _ in 0..1_000 {
-                    let lease = pick(&four, cost, &Avoid::default(), now).unwrap();
-                    got += usize::from(picked(&lease) == 4);
-                    running.push_back(lease);
-                    if !held {
-                        running.pop_front();
-                    }
+        let first = Instant::now() + WARM_UP;
+        // Also in a rolling update, where those that are there have only just joined themselves.
+        for (cost, held, age) in [
+            (Cost::Http, true, 2 * WARM_UP),
+            (Cost::Http, false, 2 * WARM_UP),
+            (Cost::Http, false, WARM_UP / 5),
+            (Cost::Tcp, true, 2 * WARM_UP),
+            (Cost::Tcp, true, WARM_UP / 5),
+            (Cost::Tcp, false, WARM_UP / 5),
+        ] {
+            let now = first + age;
+            let three = port((1..=3).map(|n| endpoint(n, None, first)).collect(), Vec::new());
+            let mut running: VecDeque<_> =
+                (0..200).map(|_| pick(&three, cost, &Avoid::default(), now).unwrap()).collect();
+            three.usable.iter().for_each(|e| e.latency().record(Duration::from_millis(50), millis(now)));
+            let all = three.usable.iter().cloned().chain([endpoint(4, None, now)]).collect();
+            let four = port(all, Vec::new());
+            let mut got = 0;
+            for _ in 0..1_000 {
+                let lease = pick(&four, cost, &Avoid::default(), now).unwrap();
+                got += usize::from(picked(&lease) == 4);
+                running.push_back(lease);
+                if !held {
+                    running.pop_front();
                 }
-                assert!((150..=300).contains(&got), "{cost:?}: {got} of 1,000 where 250 are fair");
             }
+            assert!((150..=300).contains(&got), "{cost:?}, {age:?}: {got} of 1,000 where 250 are fair");
+        }
+    }
+
+    /// A pod is listed long before it is ready, and one that returns is as idle as a new one.
+    #[test]
+    fn being_let_in_makes_a_newcomer() {
+        let later = Instant::now() + 4 * WARM_UP;
+        let [one, two] = [1, 2].map(|n| endpoint(n, None, later - 3 * WARM_UP));
+        assert!(!one.is_newcomer_to(&two, millis(later)) && !two.is_newcomer_to(&one, millis(later)));
+        two.note_let_in(later);
+        assert!(two.is_newcomer_to(&one, millis(later)) && !one.is_newcomer_to(&two, millis(later)));
+        assert!(!two.is_newcomer_to(&one, millis(later + WARM_UP)));
+        // Back from out, and from an ejection: let in now, which is before `later`, where it was said to be.
+        for leave_and_return in [
+            |e: &Arc<Endpoint>| [true, false].iter().for_each(|out| e.set_out(*out)),
+            |e: &Arc<Endpoint>| [Endpoint::eject, |e: &Arc<Endpoint>| e.readmit()].iter().for_each(|f| f(e)),
+        ] {
+            two.note_let_in(later);
+            two.set_out(false);
+            assert!(two.is_newcomer_to(&one, millis(later)), "it was never out");
+            leave_and_return(&two);
+            assert!(!two.is_newcomer_to(&one, millis(later)));
         }
     }
 

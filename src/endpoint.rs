@@ -46,7 +46,8 @@ pub struct Endpoint {
     pub template_hash: Option<String>,
     /// Counts up with every endpoint that ever joined: "the latest to join".
     pub joined: u64,
-    born: Instant,
+    /// When it was last let in, in milliseconds since the process began.
+    let_in: AtomicU32,
     conditions: AtomicU8,
     ejected: AtomicBool,
     /// Set when the pod object is gone: silent sockets get 2 s.
@@ -93,7 +94,7 @@ impl Endpoint {
             pod,
             template_hash,
             joined: id.0,
-            born: Instant::now(),
+            let_in: AtomicU32::new(0),
             conditions: AtomicU8::new(0),
             ejected: AtomicBool::new(false),
             pod_gone: AtomicBool::new(false),
@@ -119,7 +120,14 @@ impl Endpoint {
 
     /// Out of rotation, or back in it.
     pub fn set_out(&self, out: bool) {
+        if !out && !self.is_open() {
+            self.note_let_in(Instant::now());
+        }
         self.word.set_out(out);
+    }
+
+    pub(crate) fn note_let_in(&self, at: Instant) {
+        self.let_in.store(millis(at), Ordering::Relaxed);
     }
 
     pub fn is_draining(&self) -> bool {
@@ -161,6 +169,7 @@ impl Endpoint {
     /// A connect succeeded.
     pub fn readmit(&self) {
         if self.is_ejected() {
+            self.note_let_in(Instant::now());
             self.ejected.store(false, Ordering::Release);
         }
     }
@@ -178,9 +187,10 @@ impl Endpoint {
         !self.is_open() || self.is_ejected() || self.conditions().terminating
     }
 
-    /// Whether it joined so recently that its low load says nothing yet.
-    pub fn is_warming(&self, now: Instant) -> bool {
-        now.duration_since(self.born) < WARM_UP
+    /// Whether it was let in so recently, and so much later than the other, that its low load says nothing yet.
+    pub fn is_newcomer_to(&self, other: &Self, now_ms: u32) -> bool {
+        let (mine, others) = (self.let_in.load(Ordering::Relaxed), other.let_in.load(Ordering::Relaxed));
+        now_ms.wrapping_sub(mine) < WARM_UP_MS && (LATER_MS..u32::MAX / 2).contains(&mine.wrapping_sub(others))
     }
 
     /// Remembers when something was last dispatched here, for the deletion lag.
@@ -204,15 +214,6 @@ impl Endpoint {
             *deadline = Some(to);
         }
         shorter
-    }
-
-    /// The same endpoint, not yet shared, as if made at that time.
-    #[cfg(test)]
-    pub fn born_at(mut self: Arc<Self>, at: Instant) -> Arc<Self> {
-        if let Some(endpoint) = Arc::get_mut(&mut self) {
-            endpoint.born = at;
-        }
-        self
     }
 
     fn report_drained(self: &Arc<Self>) {
@@ -241,8 +242,10 @@ impl Drop for Lease {
     }
 }
 
-/// How long a newcomer wins no pick by being idle.
-const WARM_UP: Duration = Duration::from_secs(5);
+/// How long a newcomer wins no pick by being idle, in milliseconds.
+const WARM_UP_MS: u32 = 5_000;
+/// Endpoints let in within this time of each other are as idle as each other.
+const LATER_MS: u32 = 250;
 
 /// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds since start.
 /// Relaxed and without a compare-and-swap: a lost update costs nothing but a sample.
