@@ -158,3 +158,60 @@ impl Running {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::discovery::ObjectName;
+
+    fn begin(log: &Log, id: u64) -> Arc<Endpoint> {
+        let address = ([10, 0, 0, 1], id as u16).into();
+        let endpoint = Endpoint::new(EndpointId(id), address, None, None, mpsc::unbounded_channel().0);
+        let service = PortKey { service: ObjectName::new("web", "shop"), port: 80 };
+        let metrics = crate::metrics::Metrics::new().unwrap().service(&service);
+        log.begin(endpoint.clone(), service, Trigger::SliceTerminating, Instant::now(), metrics);
+        endpoint
+    }
+
+    #[test]
+    fn a_drain_runs_then_is_finished_once() {
+        let log = Log::default();
+        let endpoint = begin(&log, 7);
+        assert_eq!((log.running(), log.records().len()), (1, 1));
+        endpoint.tally.finished.store(3, Ordering::Relaxed);
+        assert_eq!(log.records()[0].finished, 3, "a running drain is shown as it stands");
+        assert!(log.records()[0].ended.is_none());
+        let (record, _) = log.end(endpoint.id).unwrap();
+        assert_eq!((record.finished, record.ended.unwrap().1), (3, Outcome::Drained));
+        assert!(log.end(endpoint.id).is_none());
+        assert_eq!((log.running(), log.records().len()), (0, 1));
+        endpoint.tally.finished.store(4, Ordering::Relaxed);
+        assert_eq!(log.records()[0].finished, 3, "a receipt does not change");
+    }
+
+    #[test]
+    fn one_cut_connection_makes_it_forced() {
+        let log = Log::default();
+        let endpoint = begin(&log, 7);
+        endpoint.tally.forced.store(1, Ordering::Relaxed);
+        assert_eq!(log.end(endpoint.id).unwrap().0.ended.unwrap().1, Outcome::Forced);
+    }
+
+    #[test]
+    fn running_ones_first_then_the_newest_and_no_more_than_are_kept() {
+        let log = Log::default();
+        let last = KEPT as u64 + 2;
+        for id in 0..=last {
+            let endpoint = begin(&log, id);
+            if id != 1 {
+                log.end(endpoint.id).unwrap();
+            }
+        }
+        let ports: Vec<u16> = log.records().iter().map(|r| r.address.port()).collect();
+        assert_eq!(ports.len(), 1 + KEPT);
+        assert_eq!(ports[..3], [1, last as u16, last as u16 - 1]);
+        assert_eq!(ports.last(), Some(&3), "the oldest are gone");
+    }
+}

@@ -46,8 +46,8 @@ pub struct Endpoint {
     pub pod: Option<PodRef>,
     /// Label `pod-template-hash`, to tell a replay's siblings apart.
     pub template_hash: Option<String>,
-    /// When it was last let into the rotation: [`millis`], plus one; 0 before the first time.
-    let_in_ms: AtomicU32,
+    /// When it was last let in, [`millis`] plus one; 0 before the first time.
+    let_in: AtomicU32,
     conditions: AtomicU8,
     ejected: AtomicBool,
     /// Set when the pod object is gone: silent sockets get 2 s.
@@ -98,7 +98,7 @@ impl Endpoint {
             address,
             pod,
             template_hash,
-            let_in_ms: AtomicU32::new(0),
+            let_in: AtomicU32::new(0),
             conditions: AtomicU8::new(0),
             ejected: AtomicBool::new(false),
             pod_gone: AtomicBool::new(false),
@@ -125,14 +125,18 @@ impl Endpoint {
     /// Out of rotation, or back in it.
     pub fn set_out(&self, out: bool) {
         if !out && !self.is_open() {
-            self.let_in_ms.store(millis(Instant::now()) + 1, Ordering::Relaxed);
+            self.note_let_in(Instant::now());
         }
         self.word.set_out(out);
     }
 
+    pub(crate) fn note_let_in(&self, at: Instant) {
+        self.let_in.store(millis(at) + 1, Ordering::Relaxed);
+    }
+
     /// Orders endpoints by when they joined the rotation.
     pub fn joined(&self) -> (u32, EndpointId) {
-        (self.let_in_ms.load(Ordering::Relaxed), self.id)
+        (self.let_in.load(Ordering::Relaxed), self.id)
     }
 
     pub fn is_draining(&self) -> bool {
@@ -174,6 +178,7 @@ impl Endpoint {
     /// A connect succeeded.
     pub fn readmit(&self) {
         if self.is_ejected() {
+            self.note_let_in(Instant::now());
             self.ejected.store(false, Ordering::Release);
         }
     }
@@ -191,9 +196,10 @@ impl Endpoint {
         !self.is_open() || self.is_ejected() || self.conditions().terminating
     }
 
-    /// Whether it joined so recently that its low load says nothing yet.
-    pub fn is_warming(&self, now: Instant) -> bool {
-        millis(now).saturating_sub(self.let_in_ms.load(Ordering::Relaxed)) < WARM_UP_MS
+    /// Whether it was let in so recently, and so much later than the other, that its low load says nothing yet.
+    pub fn is_newcomer_to(&self, other: &Self, now_ms: u32) -> bool {
+        let (mine, others) = (self.let_in.load(Ordering::Relaxed), other.let_in.load(Ordering::Relaxed));
+        now_ms.wrapping_sub(mine) < WARM_UP_MS && (LATER_MS..u32::MAX / 2).contains(&mine.wrapping_sub(others))
     }
 
     /// A request lost here goes to another endpoint.
@@ -262,8 +268,10 @@ impl Drop for Lease {
     }
 }
 
-/// How long a newcomer wins no pick by being idle.
+/// How long a newcomer wins no pick by being idle, in milliseconds.
 const WARM_UP_MS: u32 = 5_000;
+/// Endpoints let in within this time of each other are as idle as each other.
+const LATER_MS: u32 = 250;
 
 /// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds since start.
 /// Relaxed and without a compare-and-swap: a lost update costs nothing but a sample.
@@ -294,3 +302,93 @@ impl Latency {
 
 /// An average without a new sample halves in this time, in milliseconds.
 const FADE_MS: u32 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> (Arc<Endpoint>, mpsc::UnboundedReceiver<Notice>) {
+        let (notices_in, notices) = mpsc::unbounded_channel();
+        (Endpoint::new(EndpointId(1), ([10, 0, 0, 1], 80).into(), None, None, notices_in), notices)
+    }
+
+    #[test]
+    fn drained_is_reported_once_when_the_last_lease_is_gone() {
+        let (endpoint, mut notices) = endpoint();
+        assert!(endpoint.enter().is_none(), "out at birth");
+        endpoint.set_out(false);
+        let leases = [endpoint.enter().unwrap(), endpoint.enter().unwrap()];
+        assert_eq!(endpoint.leases(), 2);
+        endpoint.begin_drain();
+        endpoint.begin_drain();
+        assert!(endpoint.enter().is_none() && endpoint.is_draining());
+        for lease in leases {
+            assert!(notices.try_recv().is_err());
+            drop(lease);
+        }
+        assert!(matches!(notices.try_recv(), Ok(Notice::Drained(e)) if Arc::ptr_eq(&e, &endpoint)));
+        endpoint.begin_drain();
+        assert!(notices.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_unused_endpoint_is_drained_at_once() {
+        let (endpoint, mut notices) = endpoint();
+        endpoint.begin_drain();
+        endpoint.set_out(false);
+        assert!(endpoint.enter().is_none(), "readiness does not undo a drain");
+        assert!(matches!(notices.try_recv(), Ok(Notice::Drained(_))));
+    }
+
+    #[test]
+    fn an_ejection_is_told_once_until_it_ends() {
+        let (endpoint, mut notices) = endpoint();
+        for _ in 0..2 {
+            endpoint.eject();
+            endpoint.eject();
+            assert!(endpoint.is_ejected() && endpoint.is_leaving());
+            assert!(matches!(notices.try_recv(), Ok(Notice::Ejected(_))));
+            assert!(notices.try_recv().is_err());
+            endpoint.readmit();
+            assert!(!endpoint.is_ejected());
+        }
+    }
+
+    #[test]
+    fn conditions_are_kept_apart() {
+        let (endpoint, _notices) = endpoint();
+        for bits in 0..8 {
+            let conditions = Conditions { ready: bits & 1 != 0, serving: bits & 2 != 0, terminating: bits & 4 != 0 };
+            endpoint.set_conditions(conditions);
+            assert_eq!(endpoint.conditions(), conditions);
+        }
+    }
+
+    #[test]
+    fn a_drain_deadline_only_moves_forward() {
+        let (endpoint, _notices) = endpoint();
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert!(endpoint.shorten_deadline(after(10)));
+        assert!(!endpoint.shorten_deadline(after(20)));
+        assert!(!endpoint.shorten_deadline(after(10)));
+        assert_eq!(endpoint.drain_deadline(), Some(after(10)));
+        assert!(endpoint.shorten_deadline(after(5)));
+        assert_eq!(endpoint.drain_deadline(), Some(after(5)));
+    }
+
+    #[test]
+    fn latency_follows_by_an_eighth_and_fades() {
+        let latency = Latency::default();
+        assert_eq!(latency.micros(1), None);
+        latency.record(Duration::from_micros(8_000), 1);
+        assert_eq!(latency.micros(1), Some(8_000));
+        latency.record(Duration::from_micros(16_000), 2);
+        assert_eq!(latency.micros(2), Some(9_000));
+        assert_eq!(latency.micros(2 + FADE_MS), Some(4_500));
+        assert_eq!(latency.micros(2 + 40 * FADE_MS), Some(0));
+        latency.record(Duration::MAX, 3);
+        assert!(latency.micros(3) > Some(500_000_000), "an endless sample is bounded, not wrapped");
+        assert_eq!(latency.micros(1), latency.micros(3), "a clock read before the sample was taken");
+    }
+}

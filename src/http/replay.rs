@@ -52,3 +52,71 @@ impl Budget {
 
 /// A count that fades by this part each second remembers about as many seconds.
 const WINDOW_S: f64 = 10.0;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::head::{Framing, Version};
+
+    fn request(method: Method, conditional: bool, idempotency_key: bool) -> Request {
+        Request {
+            method,
+            version: Version::H11,
+            framing: Framing::None,
+            keep_alive: true,
+            upgrade: false,
+            expect_continue: false,
+            conditional,
+            idempotency_key,
+            consumed: 0,
+        }
+    }
+
+    #[test]
+    fn idempotent_methods_are_repeatable_and_no_others() {
+        for method in [Method::Get, Method::Head, Method::Options, Method::Trace, Method::Put, Method::Delete] {
+            assert!(is_repeatable(&request(method, false, false), NonIdempotent::Never), "{method:?}");
+        }
+        for method in [Method::Post, Method::Patch, Method::Connect, Method::Other] {
+            assert!(!is_repeatable(&request(method, false, false), NonIdempotent::Never), "{method:?}");
+            assert!(!is_repeatable(&request(method, false, true), NonIdempotent::Never), "{method:?}");
+        }
+    }
+
+    /// RFC 9110 section 13.1: the attempt that was lost may have changed what the condition asks.
+    #[test]
+    fn a_conditional_change_is_not_repeatable_a_conditional_read_is() {
+        for (method, repeatable) in
+            [(Method::Put, false), (Method::Delete, false), (Method::Get, true), (Method::Head, true)]
+        {
+            assert_eq!(is_repeatable(&request(method, true, false), NonIdempotent::Never), repeatable, "{method:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_may_opt_in() {
+        for (method, conditional) in [(Method::Post, false), (Method::Patch, false), (Method::Put, true)] {
+            let (bare, keyed) = (request(method, conditional, false), request(method, conditional, true));
+            assert!(!is_repeatable(&bare, NonIdempotent::IdempotencyKey));
+            assert!(is_repeatable(&keyed, NonIdempotent::IdempotencyKey));
+            assert!(is_repeatable(&bare, NonIdempotent::Always));
+        }
+    }
+
+    fn spend_all(budget: &Budget, retry: &Retry) -> u32 {
+        (0..).take_while(|_| budget.spend(retry, WINDOW_S as usize)).count() as u32
+    }
+
+    #[test]
+    fn the_budget_is_a_share_of_recent_requests_and_a_floor() {
+        let retry = Retry { attempts: 3, budget_percent: 20, budget_floor: 10, non_idempotent: NonIdempotent::Never };
+        let budget = Budget::default();
+        assert_eq!(spend_all(&budget, &retry), 10);
+        (0..100).for_each(|_| budget.count_request());
+        assert_eq!(spend_all(&budget, &retry), 20);
+        (0..200).for_each(|_| budget.fade());
+        // A trace of what was spent stays, and keeps a whole replay from fitting.
+        assert!((9..=10).contains(&spend_all(&budget, &retry)), "what is long past counts neither way");
+        let none = Retry { budget_percent: 0, budget_floor: 0, ..retry };
+        assert_eq!(spend_all(&Budget::default(), &none), 0);
+    }
+}

@@ -1,0 +1,74 @@
+//! From an event to the published table, and the end of ten thousand endpoints.
+#![allow(clippy::unwrap_used)] // A bench without its scene should stop.
+
+#[path = "scene/mod.rs"]
+mod scene;
+
+use divan::Bencher;
+use ebbtide::discovery::{Change, Kind, ObjectName};
+use ebbtide::endpoint::Notice;
+use scene::Scene;
+
+const COUNTS: [usize; 3] = [100, 1_000, 10_000];
+
+fn main() {
+    divan::main();
+}
+
+/// One endpoint of one slice stops or starts to be ready: from the event to the published snapshot.
+#[divan::bench(args = COUNTS)]
+fn one_slice_change(bencher: Bencher, endpoints: usize) {
+    let mut scene = Scene::of(endpoints);
+    let mut out = false;
+    bencher.bench_local(|| {
+        out = !out;
+        scene.apply(vec![scene::slice(0, scene::SLICE, out)]);
+    });
+}
+
+/// The part of it that is the merge of all slices.
+#[divan::bench(args = COUNTS)]
+fn merge_of_all_slices(bencher: Bencher, endpoints: usize) {
+    let scene = Scene::of(endpoints);
+    let name = ObjectName::new("web", "shop");
+    bencher.bench_local(|| scene.world.merge(&name));
+}
+
+/// The words alone.
+#[divan::bench(args = COUNTS)]
+fn begin_drain(bencher: Bencher, endpoints: usize) {
+    bencher.with_inputs(|| Scene::of(endpoints)).bench_local_values(|scene| {
+        scene.port().usable.iter().for_each(|e| e.begin_drain());
+        scene
+    });
+}
+
+/// Every endpoint leaves at once: published without them and drained, but not yet forgotten.
+#[divan::bench(args = COUNTS, sample_count = 10)]
+fn all_leave(bencher: Bencher, endpoints: usize) {
+    bencher.with_inputs(|| Scene::of(endpoints)).bench_local_values(|mut scene| {
+        leave(&mut scene);
+        scene
+    });
+}
+
+/// The same, until the table has forgotten them.
+#[divan::bench(args = COUNTS, sample_count = 10)]
+fn all_leave_and_are_forgotten(bencher: Bencher, endpoints: usize) {
+    bencher.with_inputs(|| Scene::of(endpoints)).bench_local_values(|mut scene| {
+        leave(&mut scene);
+        let mut drained = 0;
+        while let Ok(notice) = scene.notices.try_recv() {
+            if let Notice::Drained(endpoint) = notice {
+                scene.table.drained(&endpoint);
+                drained += 1;
+            }
+        }
+        assert_eq!(drained, endpoints);
+        scene
+    });
+}
+
+fn leave(scene: &mut Scene) {
+    scene.apply(vec![Change::Replace(Kind::EndpointSlice, Vec::new())]);
+}

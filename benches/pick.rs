@@ -1,0 +1,47 @@
+//! What choosing an endpoint costs, lease and its return included: to be under 100 ns and flat in their number.
+#![allow(clippy::unwrap_used)] // A bench without its scene should stop.
+
+#[path = "scene/mod.rs"]
+mod scene;
+
+use std::time::{Duration, Instant};
+
+use divan::{Bencher, black_box};
+use ebbtide::balancer::{self, Avoid, Cost};
+use ebbtide::endpoint::millis;
+use scene::Scene;
+
+const COUNTS: [usize; 4] = [3, 10, 1_000, 10_000];
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench(args = COUNTS)]
+fn http(bencher: Bencher, endpoints: usize) {
+    let scene = Scene::of(endpoints);
+    let port = scene.port();
+    let now = Instant::now();
+    for (i, endpoint) in port.usable.iter().enumerate() {
+        endpoint.latency().record(Duration::from_micros(900 + i as u64 % 200), millis(now));
+    }
+    bencher.bench_local(|| drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap()));
+}
+
+#[divan::bench(args = COUNTS)]
+fn tcp(bencher: Bencher, endpoints: usize) {
+    let scene = Scene::of(endpoints);
+    let port = scene.port();
+    let now = Instant::now();
+    bencher.bench_local(|| drop(balancer::pick(black_box(&port), Cost::Tcp, &Avoid::default(), now).unwrap()));
+}
+
+/// As in a rollout's worst moment: every other endpoint does not answer.
+#[divan::bench(args = COUNTS)]
+fn half_ejected(bencher: Bencher, endpoints: usize) {
+    let scene = Scene::of(endpoints);
+    let port = scene.port();
+    let now = Instant::now();
+    port.usable.iter().step_by(2).for_each(|e| e.eject());
+    bencher.bench_local(|| drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap()));
+}

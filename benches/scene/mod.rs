@@ -1,0 +1,93 @@
+//! A routing table with one service of many endpoints, in slices of a hundred as Kubernetes writes them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use ebbtide::config::{Config, Discovery};
+use ebbtide::discovery::slices::{Touched, World};
+use ebbtide::discovery::{
+    Change, Object, ObjectName, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+};
+use ebbtide::drain;
+use ebbtide::endpoint::Notice;
+use ebbtide::metrics::Metrics;
+use ebbtide::routing::{Port, RoutingTable, Snapshot};
+use tokio::sync::mpsc;
+
+pub struct Scene {
+    pub world: World,
+    pub table: RoutingTable,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub notices: mpsc::UnboundedReceiver<Notice>,
+}
+
+impl Scene {
+    /// All of them usable.
+    pub fn of(endpoints: usize) -> Self {
+        let config = Arc::new(Config::new(Discovery::Static { to: Vec::new() }));
+        let snapshot = Arc::new(ArcSwap::default());
+        let (notices_in, notices) = mpsc::unbounded_channel();
+        let metrics = Metrics::new().unwrap();
+        let table = RoutingTable::new(config, snapshot.clone(), Arc::<drain::Log>::default(), metrics, notices_in);
+        let mut scene = Self { world: World::default(), table, snapshot, notices };
+        let port = ServicePortObject { name: None, port: 80, node_port: None, target_port: None, app_protocol: None };
+        let service = ServiceObject {
+            name: ObjectName::new("web", "shop"),
+            uid: None,
+            claimed: true,
+            external_name: false,
+            ports: vec![port],
+            ipv6_first: false,
+            annotations: BTreeMap::from([("ebbtide.dev/join-check".into(), "off".into())]),
+            unserved: Vec::new(),
+        };
+        let mut changes = vec![Change::Apply(Object::Service(service))];
+        for first in (0..endpoints).step_by(SLICE) {
+            changes.push(slice(first, SLICE.min(endpoints - first), false));
+        }
+        scene.apply(changes);
+        assert_eq!(scene.port().usable.len(), endpoints);
+        scene
+    }
+
+    pub fn apply(&mut self, changes: Vec<Change>) {
+        let (mut touched, now) = (Touched::default(), Instant::now());
+        for change in changes {
+            self.world.apply(change, now, &mut touched);
+        }
+        self.table.apply(&self.world, &touched, now);
+    }
+
+    pub fn port(&self) -> Arc<Port> {
+        self.snapshot.load().ports.values().next().unwrap().clone()
+    }
+}
+
+/// The slice that begins with this endpoint; `out`: its first one is not ready.
+pub fn slice(first: usize, count: usize, out: bool) -> Change {
+    let endpoint = |n: usize| SliceEndpoint {
+        address: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n as u32)),
+        pod: Some(PodRef {
+            name: format!("shop-7d4b9c6f5-{n:05}"),
+            uid: format!("0b7f6a3e-0f5c-4a53-9f0a-0000000{n:05}"),
+        }),
+        ready: !(out && n == first),
+        serving: !(out && n == first),
+        terminating: false,
+    };
+    Change::Apply(Object::EndpointSlice(SliceObject {
+        name: ObjectName::new("web", format!("shop-{first:05}")),
+        service: Some("shop".into()),
+        ipv6: false,
+        fqdn: false,
+        created: 0,
+        generation: 0,
+        ports: vec![(String::new(), 8080)],
+        endpoints: (first..first + count).map(endpoint).collect(),
+    }))
+}
+
+pub const SLICE: usize = 100;
