@@ -113,12 +113,16 @@ enum Known {
 /// Looks at the first bytes. A silent client is connected provisionally, since its server may be the one to speak first;
 /// a request line before the server's first byte still makes it HTTP.
 async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, CloseReason> {
-    let idle = worker.config().timeouts.client_idle;
+    let (idle, head_time) = {
+        let config = worker.config();
+        (config.timeouts.client_idle, config.timeouts.head)
+    };
     match tokio::time::timeout(SILENCE, sniff(worker, client)).await {
         Ok(sniffed) => return Ok(if sniffed? { Known::Http } else { Known::Tcp(None) }),
         Err(_silent) => {}
     }
-    let deadline = Instant::now() + idle;
+    // A request line that has begun is waited for as any head is; without an end it was none.
+    let deadline = Instant::now() + if client.unread.is_empty() { idle } else { head_time };
     loop {
         let (lease, upstream) = acquire_tcp(worker, client).await?;
         let force = upstream.local.force.clone();
@@ -134,7 +138,10 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
             _ = upstream.stream.readable() => return Ok(Known::Tcp(Some((lease, upstream)))),
             // Nobody has said anything: another endpoint does as well.
             () = force.cancelled() => {}
-            () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
+            () = tokio::time::sleep_until(deadline.into()) => {
+                let begun = !client.unread.is_empty();
+                return if begun { Ok(Known::Tcp(Some((lease, upstream)))) } else { Err(CloseReason::ClientTimeout) };
+            }
         }
         if worker.cut.get() {
             return Err(CloseReason::Shutdown);
