@@ -3,7 +3,7 @@
 //! Invariant: everything a connection takes (its permit, its place in the worker's load, its gauge) is given back by
 //! [`Open`]'s drop, whatever way it ends. The idle state is small: what is busy is boxed and lives only while busy.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -87,27 +87,25 @@ async fn serve(mut open: Open, mut client: Box<Client>) {
             }
         },
     };
-    open.reason = match known {
+    // Boxed, each for itself: a TCP pair does not pay for what an HTTP client needs.
+    let session: Pin<Box<dyn Future<Output = CloseReason>>> = match known {
         Known::Http => {
             open.count(|m| &m.connections_http);
-            http(&worker, client).await
+            Box::pin(http(worker, client))
         }
         Known::Tcp(upstream) => {
             open.count(|m| &m.connections_tcp);
-            let (peer, listener) = (client.peer, client.listener.clone());
-            match Box::pin(tcp(&worker, client, upstream)).await {
-                Ok(pair) => Box::pin(open.logged(&peer, &listener, pair)).await,
-                Err(reason) => reason,
-            }
+            Box::pin(tcp(worker, client, upstream))
         }
     };
+    open.reason = session.await;
 }
 
 /// What `auto` found out.
 enum Known {
     Http,
     /// With the provisional connection, if one was made.
-    Tcp(Option<(Lease, Upstream)>),
+    Tcp(Option<Box<(Lease, Upstream)>>),
 }
 
 /// Looks at the first bytes. A silent client is connected provisionally, since its server may be the one to speak first;
@@ -133,14 +131,14 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
                     pool::check_in(upstream);
                     return Ok(Known::Http);
                 }
-                return Ok(Known::Tcp(Some((lease, upstream))));
+                return Ok(Known::Tcp(Some(Box::new((lease, upstream)))));
             }
-            _ = upstream.stream.readable() => return Ok(Known::Tcp(Some((lease, upstream)))),
+            _ = upstream.stream.readable() => return Ok(Known::Tcp(Some(Box::new((lease, upstream))))),
             // Nobody has said anything: another endpoint does as well.
             () = force.cancelled() => {}
             () = tokio::time::sleep_until(deadline.into()) => {
                 let begun = !client.unread.is_empty();
-                return if begun { Ok(Known::Tcp(Some((lease, upstream)))) } else { Err(CloseReason::ClientTimeout) };
+                return if begun { Ok(Known::Tcp(Some(Box::new((lease, upstream))))) } else { Err(CloseReason::ClientTimeout) };
             }
         }
         if worker.cut.get() {
@@ -177,21 +175,40 @@ async fn acquire_tcp(worker: &Rc<Worker>, client: &Client) -> Result<(Lease, Ups
     })
 }
 
-async fn tcp(
-    worker: &Rc<Worker>,
-    client: Box<Client>,
-    upstream: Option<(Lease, Upstream)>,
-) -> Result<Box<Pair>, CloseReason> {
+/// A TCP connection to its end; tells the access log.
+async fn tcp(worker: Rc<Worker>, client: Box<Client>, upstream: Option<Box<(Lease, Upstream)>>) -> CloseReason {
     let (lease, upstream) = match upstream {
-        Some(found) => found,
-        None => acquire_tcp(worker, &client).await?,
+        Some(found) => *found,
+        None => match Box::pin(acquire_tcp(&worker, &client)).await {
+            Ok(found) => found,
+            Err(reason) => return reason,
+        },
     };
-    let Client { stream, unread, .. } = *client;
-    Ok(Pair::new(worker.clone(), stream, upstream, lease, unread, Vec::new()))
+    let Client { stream, unread, peer, listener, .. } = *client;
+    let started = Instant::now();
+    let ended = Pair::new(worker.clone(), stream, upstream, lease, unread, Vec::new()).run().await;
+    if let (Some(log), Some(port)) = (&worker.shared.access_log, worker.port(&listener)) {
+        log.write(&AccessEntry {
+            time: SystemTime::now(),
+            peer,
+            listener: &listener.name,
+            service: &port.key,
+            method: None,
+            target: None,
+            status: None,
+            bytes_sent: ended.sent,
+            duration: started.elapsed(),
+            endpoint: Some(ended.endpoint),
+            attempts: 1,
+            reason: Some(ended.reason.as_str()),
+        });
+    }
+    ended.reason
 }
 
 /// Requests one after the other until something ends it.
-async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
+async fn http(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
+    let worker = &worker;
     let mut timer = std::pin::pin!(tokio::time::sleep(Duration::MAX));
     loop {
         let end = match read_head(worker, &mut client, timer.as_mut()).await {
@@ -215,7 +232,7 @@ async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
             End::KeepAlive => {}
             End::Close(reason) => return reason,
             End::Linger(reason) => {
-                linger(&mut client).await;
+                Box::pin(linger(&mut client)).await;
                 return reason;
             }
             End::Cut(reason) => {
@@ -414,29 +431,6 @@ async fn linger(client: &mut Client) {
 }
 
 impl Open {
-    /// Runs a TCP pair to its end, and tells the access log.
-    async fn logged(&self, peer: &SocketAddr, listener: &ListenerSpec, pair: Box<Pair>) -> CloseReason {
-        let started = Instant::now();
-        let ended = pair.run().await;
-        if let (Some(log), Some(port)) = (&self.worker.shared.access_log, self.worker.port(listener)) {
-            log.write(&AccessEntry {
-                time: SystemTime::now(),
-                peer: *peer,
-                listener: &listener.name,
-                service: &port.key,
-                method: None,
-                target: None,
-                status: None,
-                bytes_sent: ended.sent,
-                duration: started.elapsed(),
-                endpoint: Some(ended.endpoint),
-                attempts: 1,
-                reason: Some(ended.reason.as_str()),
-            });
-        }
-        ended.reason
-    }
-
     fn count(&self, which: impl Fn(&ServiceMetrics) -> &prometheus::IntCounter) {
         if let Some(metrics) = &self.metrics {
             which(metrics).inc();
