@@ -134,8 +134,11 @@ async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) 
                 Ok(connecting) => race.push(connecting),
                 Err((lease, error)) => {
                     fail(&lease, &error, &port.metrics);
-                    drop(lease);
                     if socket::is_shortage(&error) {
+                        if worker.spare() {
+                            next = Some(lease);
+                            continue;
+                        }
                         tokio::time::sleep(SHORTAGE_PAUSE).await;
                         return None;
                     }

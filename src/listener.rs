@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +46,7 @@ pub async fn accept_on(
         Ok(socket) => socket,
         Err(error) => return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket"),
     };
+    let mut told: Option<Instant> = None;
     loop {
         let mut ready = tokio::select! {
             biased;
@@ -67,8 +68,12 @@ pub async fn accept_on(
             Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => ready.clear_ready(),
             Err(error) if socket::is_shortage(&error) => {
-                tracing::warn!(listener = spec.name, %error, "cannot accept; waiting");
+                if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+                    tracing::warn!(listener = spec.name, %error, "cannot accept; waiting");
+                    told = Some(Instant::now());
+                }
                 drop(permit);
+                worker.spare();
                 tokio::time::sleep(SHORTAGE_PAUSE).await;
             }
             // The client was gone before we came (ECONNABORTED), or a signal: accept(2) says to go on.
@@ -114,4 +119,6 @@ fn hand_over(worker: &Rc<Worker>, handover: Handover) {
 
 /// For handshakes under way when a listener closes: longer than nearly any round trip.
 const HANDSHAKES: Duration = Duration::from_millis(100);
+/// A shortage is logged no more often.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

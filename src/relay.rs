@@ -54,7 +54,7 @@ struct Way {
     ended: bool,
     shut: bool,
     moved: u64,
-    lent: Option<Lent>,
+    lent: Option<Box<Lent>>,
 }
 
 /// Which side of a transfer failed.
@@ -176,7 +176,7 @@ impl Pair {
 
 impl Way {
     fn is_empty(&self) -> bool {
-        self.written == self.waiting.len() && self.lent.as_ref().is_none_or(Lent::is_empty)
+        self.written == self.waiting.len() && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
     }
 
     /// Moves what there is. Ready when the source has ended and the sink has been told.
@@ -241,7 +241,7 @@ impl Way {
                 self.waiting = worker.buffer();
                 self.waiting.extend_from_slice(&read[n..]);
             } else if n == SCRATCH {
-                self.lent = worker.pipes.lend();
+                self.lent = worker.pipes.lend().map(Box::new);
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Invariant: everything a connection takes (its permit, its place in the worker's load, its gauge) is given back by
 //! [`Open`]'s drop, whatever way it ends. The idle state is small: what is busy is boxed and lives only while busy.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -91,38 +91,40 @@ async fn serve(mut open: Open, mut client: Box<Client>) {
             }
         },
     };
-    open.reason = match known {
+    // Boxed, each for itself: a TCP pair does not pay for what an HTTP client needs.
+    let session: Pin<Box<dyn Future<Output = CloseReason>>> = match known {
         Known::Http => {
             open.count(|m| &m.connections_http);
-            http(&worker, client).await
+            Box::pin(http(worker, client))
         }
         Known::Tcp(upstream) => {
             open.count(|m| &m.connections_tcp);
-            let (peer, listener) = (client.peer, client.listener.clone());
-            match Box::pin(tcp(&worker, client, upstream)).await {
-                Ok(pair) => Box::pin(open.logged(&peer, &listener, pair)).await,
-                Err(reason) => reason,
-            }
+            Box::pin(tcp(worker, client, upstream))
         }
     };
+    open.reason = session.await;
 }
 
 /// What `auto` found out.
 enum Known {
     Http,
     /// With the provisional connection, if one was made.
-    Tcp(Option<(Lease, Upstream)>),
+    Tcp(Option<Box<(Lease, Upstream)>>),
 }
 
 /// Looks at the first bytes. A silent client is connected provisionally, since its server may be the one to speak first;
 /// a request line before the server's first byte still makes it HTTP.
 async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, CloseReason> {
-    let idle = worker.config().timeouts.client_idle;
+    let (idle, head_time) = {
+        let config = worker.config();
+        (config.timeouts.client_idle, config.timeouts.head)
+    };
     match tokio::time::timeout(SILENCE, sniff(worker, client)).await {
         Ok(sniffed) => return Ok(if sniffed? { Known::Http } else { Known::Tcp(None) }),
         Err(_silent) => {}
     }
-    let deadline = Instant::now() + idle;
+    // A request line that has begun is waited for as any head is; without an end it was none.
+    let deadline = Instant::now() + if client.unread.is_empty() { idle } else { head_time };
     loop {
         let found = tokio::select! {
             biased;
@@ -131,7 +133,8 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
             found = acquire_tcp(worker, client) => Some(found?),
         };
         let Some((lease, upstream)) = found else {
-            return Ok(if sniff(worker, client).await? { Known::Http } else { Known::Tcp(None) });
+            let sniffed = tokio::time::timeout(head_time, sniff(worker, client)).await.unwrap_or(Ok(false))?;
+            return Ok(if sniffed { Known::Http } else { Known::Tcp(None) });
         };
         let connected = Instant::now();
         tokio::select! {
@@ -144,18 +147,21 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
                     }
                     return Ok(Known::Http);
                 }
-                return Ok(Known::Tcp(Some((lease, upstream))));
+                return Ok(Known::Tcp(Some(Box::new((lease, upstream)))));
             }
             _ = upstream.stream.readable() => {
                 // Its end without a byte is passed on, unless the endpoint is going: the client need not notice that.
                 let unheard = socket::has_ended(&upstream.stream);
                 if !unheard || !dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
-                    return Ok(Known::Tcp(Some((lease, upstream))));
+                    return Ok(Known::Tcp(Some(Box::new((lease, upstream)))));
                 }
             }
             // Nobody has said anything: another endpoint does as well, and this one's drain need not wait for us.
             () = left(worker, lease.endpoint()) => {}
-            () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
+            () = tokio::time::sleep_until(deadline.into()) => {
+                let begun = !client.unread.is_empty();
+                return if begun { Ok(Known::Tcp(Some(Box::new((lease, upstream))))) } else { Err(CloseReason::ClientTimeout) };
+            }
         }
         drop((lease, upstream));
         if worker.cut.get() {
@@ -192,8 +198,9 @@ async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason
             }
         }
         let before = client.unread.len();
+        let patient = before == 0 || head::may_become_request(&client.unread);
         let fill = poll_fn(|cx| client.poll_fill(cx, worker));
-        let filled = if before == 0 {
+        let filled = if patient {
             fill.await
         } else {
             match tokio::time::timeout(SILENCE, fill).await {
@@ -219,21 +226,40 @@ async fn acquire_tcp(worker: &Rc<Worker>, client: &Client) -> Result<(Lease, Ups
     })
 }
 
-async fn tcp(
-    worker: &Rc<Worker>,
-    client: Box<Client>,
-    upstream: Option<(Lease, Upstream)>,
-) -> Result<Box<Pair>, CloseReason> {
+/// A TCP connection to its end; tells the access log.
+async fn tcp(worker: Rc<Worker>, client: Box<Client>, upstream: Option<Box<(Lease, Upstream)>>) -> CloseReason {
     let (lease, upstream) = match upstream {
-        Some(found) => found,
-        None => acquire_tcp(worker, &client).await?,
+        Some(found) => *found,
+        None => match Box::pin(acquire_tcp(&worker, &client)).await {
+            Ok(found) => found,
+            Err(reason) => return reason,
+        },
     };
-    let Client { stream, unread, .. } = *client;
-    Ok(Pair::new(worker.clone(), stream, upstream, lease, unread, Vec::new()))
+    let Client { stream, unread, peer, listener, .. } = *client;
+    let started = Instant::now();
+    let ended = Pair::new(worker.clone(), stream, upstream, lease, unread, Vec::new()).run().await;
+    if let (Some(log), Some(port)) = (&worker.shared.access_log, worker.port(&listener)) {
+        log.write(&AccessEntry {
+            time: SystemTime::now(),
+            peer,
+            listener: &listener.name,
+            service: &port.key,
+            method: None,
+            target: None,
+            status: None,
+            bytes_sent: ended.sent,
+            duration: started.elapsed(),
+            endpoint: Some(ended.endpoint),
+            attempts: 1,
+            reason: Some(ended.reason.as_str()),
+        });
+    }
+    ended.reason
 }
 
 /// Requests one after the other until something ends it.
-async fn http(worker: &Rc<Worker>, mut client: Box<Client>) -> CloseReason {
+async fn http(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
+    let worker = &worker;
     let mut timer = std::pin::pin!(tokio::time::sleep(Duration::MAX));
     loop {
         let end = match read_head(worker, &mut client, timer.as_mut()).await {
@@ -479,29 +505,6 @@ async fn linger(worker: &Worker, client: &mut Client) {
 }
 
 impl Open {
-    /// Runs a TCP pair to its end, and tells the access log.
-    async fn logged(&self, peer: &SocketAddr, listener: &ListenerSpec, pair: Box<Pair>) -> CloseReason {
-        let started = Instant::now();
-        let ended = pair.run().await;
-        if let (Some(log), Some(port)) = (&self.worker.shared.access_log, self.worker.port(listener)) {
-            log.write(&AccessEntry {
-                time: SystemTime::now(),
-                peer: *peer,
-                listener: &listener.name,
-                service: &port.key,
-                method: None,
-                target: None,
-                status: None,
-                bytes_sent: ended.sent,
-                duration: started.elapsed(),
-                endpoint: Some(ended.endpoint),
-                attempts: 1,
-                reason: Some(ended.reason.as_str()),
-            });
-        }
-        ended.reason
-    }
-
     fn count(&self, which: impl Fn(&ServiceMetrics) -> &prometheus::IntCounter) {
         if let Some(metrics) = &self.metrics {
             which(metrics).inc();

@@ -51,6 +51,8 @@ pub enum Mail {
     Connection(Handover),
     /// The last lease of this endpoint is gone: close what is idle, then drop the message.
     Drained(Arc<Leaving>),
+    /// Another worker is out of descriptors.
+    DropIdle,
     /// The shutdown's grace is over: end what is left.
     Cut,
     /// Return from [`run`].
@@ -192,6 +194,7 @@ impl Worker {
                 self.cut.set(true);
                 self.locals.borrow().values().for_each(|local| local.force.cancel());
             }
+            Mail::DropIdle => drop(self.drop_idle()),
             Mail::Exit => {}
         }
     }
@@ -267,6 +270,25 @@ impl Worker {
                 });
             }
         }
+    }
+
+    /// Out of descriptors: clients come before connections that are only kept, on whichever worker. Answers whether
+    /// there were any here.
+    pub fn spare(&self) -> bool {
+        let dropped = self.drop_idle();
+        if !dropped {
+            self.shared.tell_all(|| Mail::DropIdle);
+        }
+        dropped
+    }
+
+    fn drop_idle(&self) -> bool {
+        let mut dropped = false;
+        for local in self.locals.borrow().values() {
+            dropped |= local.idle.borrow_mut().drain(..).count() > 0;
+            local.report_idle();
+        }
+        dropped
     }
 
     /// Once a second: idle connections that ended or aged, locals that nobody needs, the budgets' memory.

@@ -17,6 +17,7 @@ use ebbtide::metrics::Metrics;
 use ebbtide::routing::{Port, RoutingTable, Snapshot};
 use tokio::sync::mpsc;
 
+#[allow(dead_code)] // Each bench uses what it needs of it.
 pub struct Scene {
     pub world: World,
     pub table: RoutingTable,

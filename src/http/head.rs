@@ -495,6 +495,13 @@ pub enum Sniff {
 /// No request line of HTTP is longer than the head that it is in.
 const SNIFF_LIMIT: usize = 16 << 10;
 
+/// Whether these first bytes begin, as far as they go, with a method of RFC 9110 or 5789 and a space.
+pub fn may_become_request(first: &[u8]) -> bool {
+    const METHODS: [&[u8]; 9] =
+        [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ", b"CONNECT "];
+    METHODS.iter().any(|method| first.iter().zip(*method).all(|(a, b)| a == b))
+}
+
 /// Knows HTTP/1 by a whole request line up to its version: many line protocols begin with a word and a space, or even
 /// with `GET key`. TLS, the HTTP/2 preface and other bytes are `Other` with the first byte that does not fit.
 pub fn sniff(first: &[u8]) -> Sniff {

@@ -1,1 +1,322 @@
-//! Bounded is what must be: connections, descriptors, memory, system calls.
+//! What is bounded: connections, descriptors, memory of the idle, system calls of the busy. Real processes, measured from
+//! outside.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ebbtide::demo::client::Client;
+use ebbtide::demo::fleet::{Fleet, Options};
+use ebbtide::demo::proxy::Proxy;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::sync::Barrier;
+
+use crate::rig::{Ep, Process, Scripted, binary, repo, soon, until};
+
+/// Answers every request with `ok`, keep-alive.
+async fn app() -> Scripted {
+    Scripted::start(|mut stream: TcpStream, _| async move {
+        let mut buf = [0; 4096];
+        while let Ok(1..) = stream.read(&mut buf).await {
+            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+async fn get(client: &mut Client) {
+    assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+}
+
+/// A keep-alive client that has had one answer.
+async fn served(web: SocketAddr) -> Client {
+    let mut client = soon("a connection", Client::connect(web)).await.unwrap();
+    get(&mut client).await;
+    client
+}
+
+fn pid(proxy: &Proxy) -> u32 {
+    proxy.pid().unwrap()
+}
+
+fn open_descriptors(pid: u32) -> u64 {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64
+}
+
+/// Lowers the limit of a running process; it does not notice before it hits it.
+fn limit_descriptors(pid: u32, to: u64) {
+    let limit = Rlimit { current: Some(to), maximum: getrlimit(Resource::Nofile).maximum };
+    prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, limit).unwrap();
+}
+
+/// Processor time of the process so far, in the kernel's ticks of 10 ms (proc_pid_stat(5), fields 14 and 15).
+fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    Duration::from_millis(10 * (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()))
+}
+
+/// Fails if one more client is served although all places are taken; returns that client's answer to come.
+async fn one_too_many(web: SocketAddr) -> tokio::task::JoinHandle<Client> {
+    let mut waiting = tokio::spawn(served(web));
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(early.is_err(), "served beyond the limit");
+    waiting
+}
+
+#[tokio::test]
+async fn at_the_limit_it_stops_accepting_and_recovers() {
+    let app = app().await;
+    let process = Process::start("http", &[Ep::new("app", app.address)], "limits: {connections: 3}").await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(served(process.web()).await);
+    }
+    for round in 0..3 {
+        let waiting = one_too_many(process.web()).await;
+        let active = process.proxy.metric("ebbtide_connections_active", |_| true).await.unwrap();
+        assert_eq!(active, 3.0, "round {round}");
+        // Those that are served do not notice.
+        for client in &mut clients {
+            get(client).await;
+        }
+        clients.remove(0);
+        clients.push(soon("the place that became free", waiting).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn the_effective_limit_is_what_descriptors_allow() {
+    let app = app().await;
+    let folder = tempfile::tempdir().unwrap();
+    // `Proxy` starts a program; this one lowers the hard limit first.
+    let program = folder.path().join("ebbtide-600");
+    std::fs::write(&program, format!("#!/bin/sh\nulimit -n 600\nexec '{}' \"$@\"\n", binary().display())).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let process = Process::run_as(&program, &[Ep::new("app", app.address)], "http", "").await;
+    let warning = &process.logged("more than the descriptor limit allows")[0];
+    // Two a connection, and a reserve of 512.
+    assert_eq!((&warning["limit"], &warning["descriptors"]), (&44.into(), &600.into()));
+    let mut clients = Vec::new();
+    for _ in 0..44 {
+        clients.push(served(process.web()).await);
+    }
+    let waiting = one_too_many(process.web()).await;
+    clients.pop();
+    soon("the place that became free", waiting).await.unwrap();
+}
+
+/// A client that has had an answer. It may be a 503: where its connection took the last descriptor, and the hold time
+/// passed without another.
+async fn answered(web: SocketAddr) -> Client {
+    let mut client = soon("a connection", Client::connect(web)).await.unwrap();
+    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+    assert!([200, 503].contains(&answer.status), "{}", answer.status);
+    client
+}
+
+#[tokio::test]
+async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
+    let app = app().await;
+    let process = Process::start("http", &[Ep::new("app", app.address)], "timeouts: {hold: 300ms}").await;
+    let pid = pid(&process.proxy);
+    drop(served(process.web()).await);
+    limit_descriptors(pid, open_descriptors(pid) + 10);
+    let web = process.web();
+    let mut clients: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
+    // Nobody leaves, so the descriptors run out; and stay so for a while that would show a spin.
+    until("the shortage", async || !process.logged("cannot accept").is_empty()).await;
+    let (before, begun) = (cpu(pid), Instant::now());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let busy = (cpu(pid) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    assert!(busy < 0.1, "{:.0} % of a processor while there is nothing to be had", busy * 100.0);
+    assert!(clients.iter().any(|client| !client.is_finished()), "the limit was not hit");
+    // Whoever has its answer leaves; in the end all have.
+    while let Some(client) = clients.pop() {
+        if client.is_finished() {
+            drop(client.await.unwrap());
+        } else {
+            clients.insert(0, client);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    // The shortage is told now and then, not with every try.
+    assert!(process.logged("cannot accept").len() < 20, "{}", process.proxy.log_tail());
+    drop(served(web).await);
+}
+
+#[tokio::test]
+async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
+    let mut apps = Vec::new();
+    for _ in 0..30 {
+        apps.push(app().await);
+    }
+    let eps: Vec<Ep> = apps.iter().enumerate().map(|(i, app)| Ep::new(&format!("app-{i}"), app.address)).collect();
+    let process = Process::start("http", &eps, "").await;
+    let pid = pid(&process.proxy);
+    limit_descriptors(pid, open_descriptors(pid) + 24);
+    // Far fewer clients than descriptors, each of which leaves a connection on every endpoint that it meets.
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        clients.push(served(process.web()).await);
+        for client in &mut clients {
+            for _ in 0..30 {
+                get(client).await;
+            }
+        }
+    }
+    let failed = process.proxy.metric("ebbtide_requests_total", |labels| !labels.contains("2xx")).await.unwrap();
+    assert_eq!(failed, 0.0);
+}
+
+/// Private bytes of a process: what it alone keeps in memory (proc_pid_smaps(5)).
+fn private_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+    text.lines().filter(|line| line.starts_with("Private_")).filter_map(kib).sum::<u64>() * 1024
+}
+
+/// The optimised build where there is one: a debug build's futures are larger.
+fn measured_binary() -> Option<PathBuf> {
+    if !cfg!(debug_assertions) {
+        return Some(binary());
+    }
+    let release = repo("target/release/ebbtide");
+    let age = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    // One that was built before the code that is tested here says nothing about it.
+    let built = age(&release)?;
+    let newest = std::fs::read_dir(repo("src")).unwrap().filter_map(|entry| age(&entry.unwrap().path())).max();
+    (Some(built) > newest).then_some(release)
+}
+
+/// How many connections may be opened for a measurement: 9,000 where descriptors allow it. `None` is too few to measure.
+fn many() -> Option<usize> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+    let hard = limit.maximum.map_or(usize::MAX, |max| max as usize);
+    // The proxy keeps two for each and a reserve; this process one for each, and what other tests need.
+    let count = (hard.saturating_sub(1_024) / 2).min(9_000);
+    (count >= 4_000).then_some(count)
+}
+
+/// Bytes of the proxy's own memory that each of `count` connections costs once `open` has made it and left it idle.
+async fn cost_of_idle<C>(
+    binary: &Path,
+    protocol: &str,
+    endpoints: &[Ep],
+    count: usize,
+    open: impl AsyncFn(SocketAddr) -> C,
+) -> f64 {
+    let process = Process::run_as(binary, endpoints, protocol, "").await;
+    let pid = pid(&process.proxy);
+    // What is allocated once is so before the first is counted.
+    let mut warm = Vec::new();
+    for _ in 0..200 {
+        warm.push(open(process.web()).await);
+    }
+    let mut clients = Vec::with_capacity(count);
+    let before = private_bytes(pid);
+    for _ in 0..count {
+        clients.push(open(process.web()).await);
+    }
+    let active = process.proxy.metric("ebbtide_connections_active", |_| true).await.unwrap();
+    assert_eq!(active as usize, count + warm.len());
+    let after = private_bytes(pid);
+    (after as f64 - before as f64) / count as f64
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_small() {
+    let Some(count) = many() else {
+        return println!("SKIPPED: the hard limit of descriptors is too low to measure idle connections");
+    };
+    // The other ends of the pairs are the sample application's, so that this process holds one descriptor for each.
+    let options = Options { replicas: 1, app_args: vec!["--tcp".into()], ..Options::new(binary()) };
+    let fleet = Fleet::start(options).await.unwrap();
+    let pair = [Ep::new("echo", fleet.pods()[0].address)];
+    let app = app().await;
+    let http = [Ep::new("app", app.address)];
+    let echoed = async |web: SocketAddr| {
+        let mut stream = TcpStream::connect(web).await.unwrap();
+        // Not the beginning of a request line.
+        stream.write_all(b"\0").await.unwrap();
+        soon("the echo", stream.read_exact(&mut [0])).await.unwrap();
+        stream
+    };
+    let mut missed = Vec::new();
+    let builds = [Some(("debug", binary())), measured_binary().map(|release| ("release", release))];
+    for (build, binary) in builds.into_iter().flatten() {
+        let tcp = cost_of_idle(&binary, "tcp", &pair, count, echoed).await;
+        let auto = cost_of_idle(&binary, "auto", &pair, count, echoed).await;
+        let http = cost_of_idle(&binary, "http", &http, count, served).await;
+        println!("{build}, {count} each: a TCP pair {tcp:.0} bytes ({auto:.0} by auto), an HTTP client {http:.0}");
+        if tcp.max(auto) > 1_536.0 || http > 2_560.0 {
+            missed.push(build);
+        }
+    }
+    assert!(missed.is_empty(), "over 1.5 KiB a pair or 2.5 KiB a client: {missed:?}");
+}
+
+/// 64 clients that never pause, counted by strace once all are connected.
+#[tokio::test]
+async fn a_keep_alive_request_costs_four_system_calls() {
+    const CLIENTS: usize = 64;
+    const REQUESTS: usize = 200;
+    let app = app().await;
+    let process = Process::start("http", &[Ep::new("app", app.address)], "").await;
+    let web = process.web();
+    let barrier = Arc::new(Barrier::new(CLIENTS + 1));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let barrier = barrier.clone();
+            tokio::spawn(async move {
+                let mut client = served(web).await;
+                // Once they have all come, once strace is there.
+                barrier.wait().await;
+                barrier.wait().await;
+                for _ in 0..REQUESTS {
+                    get(&mut client).await;
+                }
+                barrier.wait().await;
+                barrier.wait().await;
+            })
+        })
+        .collect();
+    barrier.wait().await;
+    // As many upstream connections as clients, before anything is counted: they all ask at once.
+    let counts = process.rig.folder.path().join("strace");
+    let mut strace = tokio::process::Command::new("strace");
+    strace.args(["-c", "-f", "-p", &pid(&process.proxy).to_string(), "-o"]).arg(&counts);
+    let Ok(mut strace) = strace.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn() else {
+        return println!("SKIPPED: strace is not installed, system calls were not counted");
+    };
+    // It says when it has attached, or why it cannot.
+    let mut said = BufReader::new(strace.stderr.take().unwrap()).lines();
+    let line = soon("strace", said.next_line()).await.unwrap().unwrap_or_default();
+    if !line.contains("attached") {
+        return println!("SKIPPED: strace cannot attach, system calls were not counted: {line}");
+    }
+    tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
+    barrier.wait().await;
+    soon("all answers", barrier.wait()).await;
+    let id = Pid::from_raw(strace.id().unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process(id, Signal::INT).unwrap();
+    soon("the end of strace", strace.wait()).await.unwrap();
+    barrier.wait().await;
+    for client in clients {
+        client.await.unwrap();
+    }
+    let table = std::fs::read_to_string(&counts).unwrap();
+    let total = table.lines().find(|line| line.trim_end().ends_with("total")).unwrap();
+    let calls: f64 = total.split_whitespace().nth(3).unwrap().parse().unwrap();
+    let each = calls / (CLIENTS * REQUESTS) as f64;
+    println!("{each:.3} system calls a request\n{table}");
+    assert!((3.9..=4.1).contains(&each), "{each:.3} system calls a request\n{table}");
+}

@@ -164,22 +164,31 @@ pub struct Process {
 impl Process {
     /// Starts as [`Rig::with_protocol`] does, with these endpoints, and waits until all of them are in rotation.
     pub async fn start(protocol: &str, endpoints: &[Ep], more: &str) -> Self {
+        Self::run_as(&binary(), endpoints, protocol, more).await
+    }
+
+    /// As [`Self::start`], another build of the program.
+    pub async fn run_as(binary: &Path, endpoints: &[Ep], protocol: &str, more: &str) -> Self {
         let text = format!(
             "discovery: {{files: {{path: manifests}}}}\n\
              listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: {protocol}}}]\n\
              admin: {{address: '127.0.0.1:0'}}\nworkers: 2\n{more}\n"
         );
-        Self::run(endpoints, &text, &["web"]).await
+        Self::launch(binary, endpoints, &text, &["web"]).await
     }
 
     /// Starts with a whole configuration, and waits until it listens at these listeners.
     pub async fn run(endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
+        Self::launch(&binary(), endpoints, text, listeners).await
+    }
+
+    async fn launch(binary: &Path, endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("manifests")).unwrap();
         let rig = Rig { folder, running: None };
         rig.service(&[]);
         rig.endpoints(endpoints);
-        let proxy = Proxy::start(&binary(), rig.folder.path(), text, listeners).await.unwrap();
+        let proxy = Proxy::start(binary, rig.folder.path(), text, listeners).await.unwrap();
         let process = Self { proxy, rig };
         process.ready(endpoints.len()).await;
         process
