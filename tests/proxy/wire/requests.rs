@@ -224,9 +224,12 @@ async fn a_client_that_asked_to_close_gets_its_whole_answer_although_it_sent_mor
 
 #[tokio::test]
 async fn a_half_closed_client_gets_its_answer() {
-    let origin = Origin::answering(|_| {
-        std::thread::sleep(Duration::from_millis(20));
-        OK.into()
+    let origin = Origin::start(|mut wire, _| async move {
+        while wire.message().await.is_some() {
+            // The client's end is there before the answer.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            wire.send(OK).await;
+        }
     })
     .await;
     let rig = scene(&origin, "").await;
