@@ -327,10 +327,11 @@ async fn a_leaving_endpoint_that_answers_nobody_is_not_asked_for_ever() {
     assert_eq!(play.requests().len(), 4, "one loss is explained, three attempts are not");
 }
 
-/// Losses that no leaving endpoint explains: at most a fifth of the requests more, and a floor per worker.
+/// Losses that no leaving endpoint explains: a fifth of the requests more, and a floor per worker, which refill by a tenth
+/// a second (hence the slack). Attempts alone would allow 1,000.
 #[tokio::test]
 async fn a_broken_application_is_not_asked_many_times_more() {
-    for (percent, floor, most) in [(0, 0, 100), (20, 10, 100 + 20 + 2 * 10)] {
+    for (percent, floor, most) in [(0, 0, 100), (20, 10, 2 * (100 + 20 + 2 * 10))] {
         let play = Play::start(|_| Act::Close).await;
         let rig = one(&play, &format!("retry: {{attempts: 10, budgetPercent: {percent}, budgetFloor: {floor}}}")).await;
         let mut clients = tokio::task::JoinSet::new();
@@ -345,7 +346,6 @@ async fn a_broken_application_is_not_asked_many_times_more() {
             assert_eq!(status.unwrap(), 502);
         }
         let seen = play.requests().len();
-        println!("{percent} % and {floor}: {seen} of at most {most}");
         assert!(seen <= most, "{seen} requests for 100, at {percent} % and {floor}");
         assert!(percent == 0 || seen >= 110, "{seen}: the budget was not used");
     }
@@ -380,7 +380,7 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
         let leave = || match how {
             Leaves::DrainsBefore | Leaves::DrainsAfter => rig.endpoints(&[ep_a.clone().terminating(), ep_b.clone()]),
             Leaves::NotReadyAfter => rig.endpoints(&[ep_a.clone().not_ready(), ep_b.clone()]),
-            Leaves::RemovedAfter => rig.endpoints(&[ep_b.clone()]),
+            Leaves::RemovedAfter => rig.endpoints(std::slice::from_ref(&ep_b)),
             Leaves::RefusesAfter => {}
         };
         match how {
