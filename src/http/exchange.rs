@@ -235,10 +235,10 @@ impl Exchange<'_> {
                 let first = !tried.contains(&endpoint.id);
                 let excused = first && (forced || endpoint.is_leaving());
                 attempts += u32::from(!excused);
-                if !excused
-                    && !self.may_spend(attempts)
-                    && !(first && dispatch::is_leaving_soon(self.worker, &endpoint, deadline).await)
-                {
+                let again = excused
+                    || self.may_spend(attempts)
+                    || (first && dispatch::is_leaving_soon(self.worker, &endpoint, deadline).await);
+                if !again {
                     drop(lease);
                     let late = deadline.is_some_and(|at| Instant::now() >= at);
                     let lost = if late { Lost::Deadline } else { Lost::Upstream { forced, stale } };

@@ -46,8 +46,14 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     while seen.len() < 2 {
         seen.insert(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().text().into_owned());
     }
+    // As a worker sees it that has not heard yet.
+    let old = port(&rig);
     rig.endpoints(&[ep_a.terminating(), ep_b]);
     eventually("a drain", || rig.running().admin.drains.records().len() == 1).await;
+    eventually("no lease, whatever snapshot one holds", || {
+        old.usable.iter().filter(|e| e.enter().is_none()).map(|e| e.address).eq([a.address])
+    })
+    .await;
     for _ in 0..200 {
         let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
         assert_eq!(answer.text(), "b");
@@ -273,6 +279,32 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     eventually("the receipt", || ended(&rig).len() == 1).await;
     assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
     assert!(!new.is_draining());
+}
+
+/// The same where the old one has not begun to drain, being all there is.
+#[tokio::test]
+async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
+    let a = Play::start(|t| if t.number == 0 { Act::SayLater(OK.into()) } else { Act::Say(OK.into()) }).await;
+    let rig = Rig::start("").await;
+    let ep = Ep::new("a", a.address());
+    rig.endpoints(std::slice::from_ref(&ep));
+    rig.usable(1).await;
+    let old = at(&rig, &a).unwrap();
+    let requests = in_flight(&rig, &[&a], 1).await;
+    rig.endpoints(&[ep.clone().terminating()]);
+    eventually("a last resort", || port(&rig).last_resort.len() == 1).await;
+    assert!(!old.is_draining() && records(&rig).is_empty());
+    rig.endpoints(std::slice::from_ref(&ep));
+    rig.usable(1).await;
+    let new = port(&rig).usable[0].clone();
+    assert_ne!(new.id, old.id);
+    assert!(old.is_draining() && old.drain_deadline().is_some() && new.drain_deadline().is_none());
+    let mut client = Client::connect(rig.web()).await.unwrap();
+    assert_eq!(get(&mut client).await, 200);
+    a.release();
+    assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
+    eventually("the receipt", || ended(&rig).len() == 1).await;
+    assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
 }
 
 /// The contract's line 7, with a UID: a deletion is never taken back.

@@ -100,6 +100,11 @@ impl Play {
         self.stage.open.load(Ordering::SeqCst)
     }
 
+    /// Connects so far, the control side's own among them.
+    pub fn accepted(&self) -> usize {
+        self.scripted.as_ref().map_or(0, Scripted::accepted)
+    }
+
     /// Lets all that say something later say it.
     pub fn release(&self) {
         self.stage.release.cancel();
