@@ -3,7 +3,7 @@
 //! inotify tells which file to read, and when: a file is read once its writer has closed it (or it was renamed into
 //! place), never while it is written. A poll every two seconds finds what inotify missed. A file that is broken, empty
 //! or unreadable keeps the last good state of that file in force, a folder that is gone that of all of them; only a
-//! file that is gone for [`REMOVAL`] takes its objects with it. All that settles together is one
+//! file that is gone for 20 ms takes its objects with it. All that settles together is one
 //! [`Message::Changes`]. Files in sub-folders and hidden ones (`.*`, so also ConfigMap's `..data`) are not read
 //! themselves.
 
@@ -114,9 +114,17 @@ async fn pass(
     while let Ok(event) = inbox.try_recv() {
         pending.take(event, folder);
     }
+    let again = |pending: &Pending, name: &OsString| pending.writing.contains(name) || pending.ready.contains(name);
+    if pending.swapped || swapped && loaded.iter().any(|(name, _)| again(pending, name)) {
+        // A ConfigMap is being swapped under us, and what was read may be some of the old and some of the new.
+        pending.swapped = true;
+        let names = loaded.into_iter().map(|(name, _)| name).filter(|name| !pending.writing.contains(name));
+        pending.ready.extend(names.collect::<Vec<_>>());
+        return Ok(());
+    }
     for (name, loaded) in loaded {
         match loaded {
-            _ if pending.writing.contains(&name) || pending.ready.contains(&name) => {}
+            _ if again(pending, &name) => {}
             Loaded::Changing(_) => pending.reads_again(name),
             // Its writer's events follow; if it stays empty, the poll finds it.
             Loaded::Bad(Some(stamp), _) if stamp.is_freshly_empty() => {}
