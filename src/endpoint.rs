@@ -46,7 +46,7 @@ pub struct Endpoint {
     pub pod: Option<PodRef>,
     /// Label `pod-template-hash`, to tell a replay's siblings apart.
     pub template_hash: Option<String>,
-    /// When it was last let in, [`millis`] plus one; 0 before the first time.
+    /// When it was last let in, by [`millis`].
     let_in: AtomicU32,
     conditions: AtomicU8,
     ejected: AtomicBool,
@@ -131,7 +131,7 @@ impl Endpoint {
     }
 
     pub(crate) fn note_let_in(&self, at: Instant) {
-        self.let_in.store(millis(at) + 1, Ordering::Relaxed);
+        self.let_in.store(millis(at), Ordering::Relaxed);
     }
 
     /// Orders endpoints by when they joined the rotation.
