@@ -49,12 +49,17 @@ pub struct Ended {
 /// One direction.
 #[derive(Default)]
 struct Way {
-    waiting: Vec<u8>,
-    written: usize,
+    /// What the sink did not take; boxed, since hardly any direction has it.
+    waiting: Option<Box<Waiting>>,
     ended: bool,
     shut: bool,
     moved: u64,
     lent: Option<Box<Lent>>,
+}
+
+struct Waiting {
+    bytes: Vec<u8>,
+    written: usize,
 }
 
 /// Which side of a transfer failed.
@@ -79,8 +84,8 @@ impl Pair {
             client,
             upstream,
             lease,
-            up: Way { waiting: up, ..Way::default() },
-            down: Way { waiting: down, ..Way::default() },
+            up: Way { waiting: Waiting::of(up), ..Way::default() },
+            down: Way { waiting: Waiting::of(down), ..Way::default() },
             last_moved: Instant::now(),
             ended_first: None,
         })
@@ -174,9 +179,15 @@ impl Pair {
     }
 }
 
+impl Waiting {
+    fn of(bytes: Vec<u8>) -> Option<Box<Self>> {
+        (!bytes.is_empty()).then(|| Box::new(Self { bytes, written: 0 }))
+    }
+}
+
 impl Way {
     fn is_empty(&self) -> bool {
-        self.written == self.waiting.len() && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
+        self.waiting.is_none() && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
     }
 
     /// Moves what there is. Ready when the source has ended and the sink has been told.
@@ -188,14 +199,12 @@ impl Way {
         sink: &mut TcpStream,
     ) -> Poll<Result<(), Broken>> {
         loop {
-            while self.written < self.waiting.len() {
-                let n =
-                    ready!(Pin::new(&mut *sink).poll_write(cx, &self.waiting[self.written..])).map_err(Broken::Sink)?;
-                self.written += n;
-            }
-            if !self.waiting.is_empty() {
-                self.written = 0;
-                worker.give_back(std::mem::take(&mut self.waiting));
+            if let Some(waiting) = &mut self.waiting {
+                while let Some(rest) = waiting.bytes.get(waiting.written..).filter(|rest| !rest.is_empty()) {
+                    waiting.written += ready!(Pin::new(&mut *sink).poll_write(cx, rest)).map_err(Broken::Sink)?;
+                }
+                worker.give_back(std::mem::take(&mut waiting.bytes));
+                self.waiting = None;
             }
             if self.ended {
                 if !self.shut {
@@ -238,8 +247,9 @@ impl Way {
                 Poll::Pending => 0,
             };
             if n < read.len() {
-                self.waiting = worker.buffer();
-                self.waiting.extend_from_slice(&read[n..]);
+                let mut bytes = worker.buffer();
+                bytes.extend_from_slice(&read[n..]);
+                self.waiting = Waiting::of(bytes);
             } else if n == SCRATCH {
                 self.lent = worker.pipes.lend().map(Box::new);
             }

@@ -26,8 +26,9 @@ use crate::http::pool::{self, Trust};
 use crate::listener::ListenerSpec;
 use crate::metrics::{CloseReason, ServiceMetrics};
 use crate::relay::Pair;
+use crate::routing::Port;
 use crate::socket;
-use crate::telemetry::AccessEntry;
+use crate::telemetry::{AccessEntry, AccessLog};
 use crate::worker::{Handover, Upstream, Worker};
 
 /// The client's side of a session.
@@ -62,14 +63,29 @@ pub fn start(worker: &Rc<Worker>, handover: Handover) {
     tokio::task::spawn_local(serve(open, client));
 }
 
-async fn serve(mut open: Open, mut client: Box<Client>) {
-    let worker = open.worker.clone();
-    if client.listener.proxy_protocol
-        && let Err(reason) = Box::pin(read_proxy_header(&worker, &mut client)).await
-    {
-        open.reason = reason;
-        return;
+/// Not an `async fn`, which would keep its arguments twice for as long as the connection is idle.
+#[allow(clippy::manual_async_fn)] // See above.
+fn serve(mut open: Open, mut client: Box<Client>) -> impl Future<Output = ()> {
+    async move {
+        if client.listener.proxy_protocol
+            && let Err(reason) = Box::pin(read_proxy_header(&open.worker, &mut client)).await
+        {
+            return open.ends_by(reason);
+        }
+        match Box::pin(begin(&mut open, client)).await {
+            Ok(session) => open.ends_by(session.await),
+            Err(reason) => open.ends_by(reason),
+        }
     }
+}
+
+/// What an established session is: each kind boxed for itself, so that a TCP pair does not pay for what an HTTP client
+/// needs, and neither for its beginning.
+type Established = Pin<Box<dyn Future<Output = CloseReason>>>;
+
+/// Finds out what the client speaks, and connects it if that is TCP.
+async fn begin(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
+    let worker = open.worker.clone();
     let port = worker.port(&client.listener);
     let protocol = match (&port, client.listener.protocol) {
         (Some(port), Some(own)) => own.at_target(port.target_port),
@@ -83,26 +99,25 @@ async fn serve(mut open: Open, mut client: Box<Client>) {
     let known = match protocol {
         Protocol::Http => Known::Http,
         Protocol::Tcp => Known::Tcp(None),
-        Protocol::Auto => match Box::pin(detect(&worker, &mut client)).await {
-            Ok(known) => known,
-            Err(reason) => {
-                open.reason = reason;
-                return;
-            }
-        },
+        Protocol::Auto => detect(&worker, &mut client).await?,
     };
-    // Boxed, each for itself: a TCP pair does not pay for what an HTTP client needs.
-    let session: Pin<Box<dyn Future<Output = CloseReason>>> = match known {
+    let upstream = match known {
         Known::Http => {
             open.count(|m| &m.connections_http);
-            Box::pin(http(worker, client))
+            return Ok(Box::pin(http(worker, client)));
         }
-        Known::Tcp(upstream) => {
-            open.count(|m| &m.connections_tcp);
-            Box::pin(tcp(worker, client, upstream))
-        }
+        Known::Tcp(upstream) => upstream,
     };
-    open.reason = session.await;
+    open.count(|m| &m.connections_tcp);
+    let (lease, upstream) = match upstream {
+        Some(found) => *found,
+        None => acquire_tcp(&worker, &client).await?,
+    };
+    let port = worker.port(&client.listener);
+    let Client { stream, unread, peer, listener, .. } = *client;
+    let log = worker.shared.access_log.clone().zip(port);
+    let logged = log.map(|(log, port)| Box::new(Logged { log, port, peer, listener, started: Instant::now() }));
+    Ok(Box::pin(tcp(Pair::new(worker, stream, upstream, lease, unread, Vec::new()), logged)))
 }
 
 /// What `auto` found out.
@@ -226,29 +241,29 @@ async fn acquire_tcp(worker: &Rc<Worker>, client: &Client) -> Result<(Lease, Ups
     })
 }
 
-/// A TCP connection to its end; tells the access log.
-async fn tcp(worker: Rc<Worker>, client: Box<Client>, upstream: Option<Box<(Lease, Upstream)>>) -> CloseReason {
-    let (lease, upstream) = match upstream {
-        Some(found) => *found,
-        None => match Box::pin(acquire_tcp(&worker, &client)).await {
-            Ok(found) => found,
-            Err(reason) => return reason,
-        },
-    };
-    let Client { stream, unread, peer, listener, .. } = *client;
-    let started = Instant::now();
-    let ended = Pair::new(worker.clone(), stream, upstream, lease, unread, Vec::new()).run().await;
-    if let (Some(log), Some(port)) = (&worker.shared.access_log, worker.port(&listener)) {
-        log.write(&AccessEntry {
+/// What the access log says of a TCP connection.
+struct Logged {
+    log: AccessLog,
+    port: Arc<Port>,
+    peer: SocketAddr,
+    listener: Arc<ListenerSpec>,
+    started: Instant,
+}
+
+/// A TCP connection to its end.
+async fn tcp(pair: Box<Pair>, logged: Option<Box<Logged>>) -> CloseReason {
+    let ended = pair.run().await;
+    if let Some(logged) = logged {
+        logged.log.write(&AccessEntry {
             time: SystemTime::now(),
-            peer,
-            listener: &listener.name,
-            service: &port.key,
+            peer: logged.peer,
+            listener: &logged.listener.name,
+            service: &logged.port.key,
             method: None,
             target: None,
             status: None,
             bytes_sent: ended.sent,
-            duration: started.elapsed(),
+            duration: logged.started.elapsed(),
             endpoint: Some(ended.endpoint),
             attempts: 1,
             reason: Some(ended.reason.as_str()),
@@ -505,6 +520,10 @@ async fn linger(worker: &Worker, client: &mut Client) {
 }
 
 impl Open {
+    fn ends_by(&mut self, reason: CloseReason) {
+        self.reason = reason;
+    }
+
     fn count(&self, which: impl Fn(&ServiceMetrics) -> &prometheus::IntCounter) {
         if let Some(metrics) = &self.metrics {
             which(metrics).inc();

@@ -101,18 +101,10 @@ pub struct Local {
 
 /// A connection to an endpoint.
 pub struct Upstream {
-    // Declared before the stream, so that the number leaves the list before the socket is closed.
-    _listed: Listed,
     pub stream: TcpStream,
     pub local: Rc<Local>,
     /// Has carried a request before.
     pub reused: bool,
-}
-
-/// An upstream socket's place in its endpoint's list.
-struct Listed {
-    local: Rc<Local>,
-    fd: RawFd,
 }
 
 impl Shared {
@@ -327,16 +319,16 @@ impl Upstream {
     /// Starts to connect.
     pub fn connect(local: Rc<Local>) -> io::Result<Self> {
         let stream = crate::socket::connect(local.endpoint.address)?;
-        let fd = stream.as_raw_fd();
-        local.sockets.borrow_mut().push(fd);
-        Ok(Self { _listed: Listed { local: local.clone(), fd }, stream, local, reused: false })
+        local.sockets.borrow_mut().push(stream.as_raw_fd());
+        Ok(Self { stream, local, reused: false })
     }
 }
 
-impl Drop for Listed {
+/// Runs before the fields are dropped: the number leaves the list before the socket is closed.
+impl Drop for Upstream {
     fn drop(&mut self) {
         let mut sockets = self.local.sockets.borrow_mut();
-        if let Some(at) = sockets.iter().position(|fd| *fd == self.fd) {
+        if let Some(at) = sockets.iter().position(|fd| *fd == self.stream.as_raw_fd()) {
             sockets.swap_remove(at);
         }
     }

@@ -10,6 +10,7 @@ mod choice;
 mod drain;
 mod hold;
 mod join;
+mod receipts;
 mod replay;
 mod rollout;
 mod shutdown;
