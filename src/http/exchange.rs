@@ -181,6 +181,7 @@ impl Exchange<'_> {
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut lost_at: Option<Arc<Endpoint>> = None;
         let mut attempts = 1;
+        let mut unexplained: Vec<Arc<Endpoint>> = Vec::new();
         let mut retrying: Option<RetryReason> = None;
         loop {
             let ask = Ask {
@@ -231,18 +232,21 @@ impl Exchange<'_> {
             if stale && trust != Trust::Fresh {
                 retrying = Some(RetryReason::Stale);
             } else {
-                // One loss of an endpoint is explained by its leaving, not one after the other.
                 let first = !tried.contains(&endpoint.id);
                 let excused = first && (forced || endpoint.is_leaving());
                 attempts += u32::from(!excused);
-                let again = excused
-                    || self.may_spend(attempts)
-                    || (first && dispatch::is_leaving_soon(self.worker, &endpoint, deadline).await);
-                if !again {
-                    drop(lease);
-                    let late = deadline.is_some_and(|at| Instant::now() >= at);
-                    let lost = if late { Lost::Deadline } else { Lost::Upstream { forced, stale } };
-                    return self.give_up(lost, &endpoint).await;
+                if first && !excused {
+                    unexplained.push(endpoint.clone());
+                }
+                if !excused && !self.may_spend(attempts) {
+                    let refunded = self.explain(&mut unexplained, &endpoint, deadline).await;
+                    if refunded == 0 {
+                        drop(lease);
+                        let late = deadline.is_some_and(|at| Instant::now() >= at);
+                        let lost = if late { Lost::Deadline } else { Lost::Upstream { forced, stale } };
+                        return self.give_up(lost, &endpoint).await;
+                    }
+                    attempts -= refunded;
                 }
                 tried.push(endpoint.id);
                 endpoint.count_replay(Instant::now());
@@ -253,6 +257,25 @@ impl Exchange<'_> {
             trust = Trust::Fresh;
             self.rewind();
         }
+    }
+
+    /// One loss of each endpoint is explained by its leaving, also where that shows only later: a process that ends may
+    /// take, and lose, a second connection before it refuses one. Answers how many attempts were charged wrongly.
+    async fn explain(
+        &self,
+        unexplained: &mut Vec<Arc<Endpoint>>,
+        last: &Arc<Endpoint>,
+        deadline: Option<Instant>,
+    ) -> u32 {
+        let charged = unexplained.len();
+        unexplained.retain(|endpoint| !endpoint.is_leaving());
+        if unexplained.len() == charged
+            && unexplained.iter().any(|endpoint| endpoint.id == last.id)
+            && dispatch::is_leaving_soon(self.worker, last, deadline).await
+        {
+            unexplained.retain(|endpoint| endpoint.id != last.id);
+        }
+        (charged - unexplained.len()) as u32
     }
 
     fn may_spend(&self, attempts: u32) -> bool {

@@ -180,6 +180,34 @@ async fn the_restart_of_the_only_replica_fails_nobody() {
     }
 }
 
+/// It takes a second connection while it ends, and loses that too: one loss, and no reason to give up.
+#[tokio::test]
+async fn an_endpoint_that_loses_two_connections_before_it_refuses_one_fails_nobody() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let ending = tokio::spawn(async move {
+        let mut lost = 0;
+        while lost < 2 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if let Ok(1..) = stream.read(&mut [0; 4096]).await {
+                lost += 1;
+                if lost == 2 {
+                    drop(listener);
+                    return;
+                }
+            }
+        }
+    });
+    let rig = Rig::start("retry: {attempts: 2}").await;
+    rig.endpoints(&[Ep::new("only", address)]);
+    rig.usable(1).await;
+    let asked = asking(rig.web());
+    soon("its end", ending).await.unwrap();
+    eventually("ejected", || known(&rig, address).unwrap().is_ejected()).await;
+    let _back = serving(TcpListener::bind(address).await.unwrap(), Duration::ZERO, Arc::default()).await;
+    assert_eq!(asked.await.unwrap().0.status, 200);
+}
+
 /// The only replica closes its idle connections (its keep-alive timeout is over) at the moment of the next requests.
 #[tokio::test]
 async fn stale_connections_to_the_only_replica_fail_nobody() {
