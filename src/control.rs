@@ -89,7 +89,23 @@ impl Control {
                     Some(message) => chores = self.heed(message),
                     None => source_open = false,
                 },
-                Some(notice) = self.notices.recv() => self.notice(notice, &probes),
+                Some(first) = self.notices.recv() => {
+                    let mut drained = Vec::new();
+                    let mut next = Some(first);
+                    while let Some(notice) = next {
+                        match notice {
+                            Notice::Drained(endpoint) => {
+                                self.record_drain(&endpoint);
+                                drained.push(endpoint);
+                            }
+                            Notice::Ejected(endpoint) => self.eject(endpoint, &probes),
+                        }
+                        next = self.notices.try_recv().ok();
+                    }
+                    if !drained.is_empty() {
+                        self.table.drained(&drained);
+                    }
+                }
                 Some(first) = probed.recv() => {
                     let mut results = Vec::new();
                     let mut next = Some(first);
@@ -166,29 +182,25 @@ impl Control {
         }
     }
 
-    fn notice(&mut self, notice: Notice, probes: &Rc<Probes>) {
-        match notice {
-            Notice::Drained(endpoint) => {
-                if let Some((record, took)) = self.admin.drains.end(endpoint.id) {
-                    telemetry::drain_receipt(&record, took);
-                    if let Some(port) = self.admin.snapshot.load().ports.get(&record.service) {
-                        let (_, outcome) = record.ended.unwrap_or((record.started_at, crate::drain::Outcome::Drained));
-                        port.metrics.drained(record.trigger, outcome);
-                        port.metrics.drain_duration.observe(took.as_secs_f64());
-                        let began_ms = u64::from(millis(Instant::now())).saturating_sub(took.as_millis() as u64);
-                        let last_ms = endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed).saturating_sub(1);
-                        port.metrics.deletion_lag.observe(last_ms.saturating_sub(began_ms) as f64 / 1_000.0);
-                    }
-                }
-                self.table.drained(&endpoint);
-            }
-            Notice::Ejected(endpoint) => {
-                tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
-                let hold = self.table.hold(endpoint.id).cloned();
-                let connect = self.config.timeouts.connect;
-                tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
-            }
+    /// The receipt of a drain that has ended: a log line, metrics, a line on the status page.
+    fn record_drain(&self, endpoint: &Endpoint) {
+        let Some((record, took)) = self.admin.drains.end(endpoint.id) else { return };
+        telemetry::drain_receipt(&record, took);
+        if let Some(port) = self.admin.snapshot.load().ports.get(&record.service) {
+            let (_, outcome) = record.ended.unwrap_or((record.started_at, crate::drain::Outcome::Drained));
+            port.metrics.drained(record.trigger, outcome);
+            port.metrics.drain_duration.observe(took.as_secs_f64());
+            let began_ms = u64::from(millis(Instant::now())).saturating_sub(took.as_millis() as u64);
+            let last_ms = endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed).saturating_sub(1);
+            port.metrics.deletion_lag.observe(last_ms.saturating_sub(began_ms) as f64 / 1_000.0);
         }
+    }
+
+    fn eject(&self, endpoint: Arc<Endpoint>, probes: &Rc<Probes>) {
+        tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
+        let hold = self.table.hold(endpoint.id).cloned();
+        let connect = self.config.timeouts.connect;
+        tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
     }
 
     fn attend(

@@ -264,26 +264,33 @@ impl RoutingTable {
         endpoint.force.cancel();
     }
 
-    /// The last lease is gone: the endpoint is forgotten.
-    pub fn drained(&mut self, endpoint: &Endpoint) {
-        let Some((key, _)) = self.homes.remove(&endpoint.id) else { return };
-        if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
-            && let Some(services) = self.by_pod.get_mut(uid)
-        {
-            if let Some(count) = services.get_mut(&key.service) {
-                *count -= 1;
-                if *count == 0 {
-                    services.remove(&key.service);
+    /// The last leases are gone: the endpoints are forgotten. Takes all that are at hand, since it publishes once.
+    pub fn drained(&mut self, endpoints: &[Arc<Endpoint>]) {
+        let mut keys = BTreeSet::new();
+        for endpoint in endpoints {
+            let Some((key, _)) = self.homes.remove(&endpoint.id) else { continue };
+            if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
+                && let Some(services) = self.by_pod.get_mut(uid)
+            {
+                if let Some(count) = services.get_mut(&key.service) {
+                    *count -= 1;
+                    if *count == 0 {
+                        services.remove(&key.service);
+                    }
+                }
+                if services.is_empty() {
+                    self.by_pod.remove(uid);
                 }
             }
-            if services.is_empty() {
-                self.by_pod.remove(uid);
+            keys.insert(key);
+        }
+        for key in &keys {
+            if let Some(port) = self.services.get_mut(&key.service).and_then(|s| s.ports.get_mut(&key.port)) {
+                port.leaving.retain(|e| self.homes.contains_key(&e.id));
             }
         }
-        if let Some(port) = self.services.get_mut(&key.service).and_then(|s| s.ports.get_mut(&key.port)) {
-            port.leaving.retain(|e| e.id != endpoint.id);
-        }
-        self.settle(&[key.service], Vec::new(), Instant::now());
+        let services: BTreeSet<ObjectName> = keys.into_iter().map(|key| key.service).collect();
+        self.settle(&services.into_iter().collect::<Vec<_>>(), Vec::new(), Instant::now());
     }
 
     /// Whether nothing is remembered of any endpoint; for tests.

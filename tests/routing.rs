@@ -246,6 +246,7 @@ impl Rig {
     }
 
     fn hear(&mut self) {
+        let mut drained = Vec::new();
         while let Ok(notice) = self.notices.try_recv() {
             match notice {
                 Notice::Drained(endpoint) => {
@@ -253,11 +254,12 @@ impl Rig {
                     assert!(self.drained.insert(endpoint.id), "drained was reported twice");
                     assert!(self.drains.end(endpoint.id).is_some(), "a drain was not logged");
                     self.known.insert(endpoint.id, endpoint.clone());
-                    self.table.drained(&endpoint);
+                    drained.push(endpoint);
                 }
                 Notice::Ejected(endpoint) => _ = self.readmitting.insert(endpoint.id, endpoint),
             }
         }
+        self.table.drained(&drained);
     }
 
     fn port(&self) -> Arc<Port> {
