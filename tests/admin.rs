@@ -128,11 +128,11 @@ impl Fixture {
         ejected.eject();
         for (forced, trigger) in [(0, Trigger::SliceTerminating), (1, Trigger::Removed)] {
             let gone = self.endpoint(Some("shop-5f6b7c8d9-xxxxx"), 0, 0);
+            self.drain(&gone, &shop, trigger, Duration::from_secs(30));
             gone.tally.finished.store(31, Ordering::Relaxed);
             gone.tally.replayed.store(2, Ordering::Relaxed);
             gone.tally.forced.store(forced, Ordering::Relaxed);
             gone.tally.idle_closed.store(4, Ordering::Relaxed);
-            self.drain(&gone, &shop, trigger, Duration::from_secs(30));
             self.admin.drains.end(gone.id).unwrap();
         }
         self.publish(vec![(shop, vec![ready, draining, serving, joining, not_ready, ejected]), (mail, vec![])]);
