@@ -105,14 +105,14 @@ fn is_fit(endpoint: &Endpoint, tried: &[EndpointId]) -> bool {
 }
 
 /// The cheaper of two, ties at random so that equal endpoints get equal shares. A newcomer's idleness is no argument for
-/// it (it would get every pick it is in), its load is one against it.
+/// it: it would get every pick it is in.
 fn cheaper<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, cost: Cost, now: Instant) -> &'a Arc<Endpoint> {
     let now = millis(now);
     let (mut load_a, mut load_b) = (a.leases() + 1, b.leases() + 1);
     if a.is_newcomer_to(b, now) {
-        load_a = load_a.max(load_b);
+        load_a = newcomers(load_a, load_b);
     } else if b.is_newcomer_to(a, now) {
-        load_b = load_b.max(load_a);
+        load_b = newcomers(load_b, load_a);
     }
     if cost == Cost::Http {
         if let (Some(slow_a), Some(slow_b)) = (a.latency().micros(now), b.latency().micros(now))
@@ -128,6 +128,11 @@ fn cheaper<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, cost: Cost, now: Inst
         std::cmp::Ordering::Greater => b,
         std::cmp::Ordering::Equal => [a, b][fastrand::usize(..2)],
     }
+}
+
+/// A newcomer's load beside another's: the same, so that it gets its share and no more, unless it clearly cannot keep up.
+fn newcomers(load: u64, other: u64) -> u64 {
+    if load > 2 * other + 1 { load } else { other }
 }
 
 /// Differences below this are scheduling, not the application: microseconds.
@@ -226,6 +231,19 @@ mod tests {
             let shares = shares(&port, cost, now, in_flight, 10_000);
             let two: usize = shares[5..7].iter().sum();
             assert!((3_167..=3_500).contains(&two), "{cost:?}, {in_flight} at a time: {shares:?}");
+        }
+    }
+
+    /// Their load says nothing: neither for them nor against them.
+    #[test]
+    fn two_newcomers_among_six_get_their_third() {
+        fastrand::seed(4);
+        for in_flight in [1, 4, 8, 100] {
+            let (port, now) = aged(6);
+            port.usable[4..].iter().for_each(|e| e.note_let_in(now));
+            let shares = shares(&port, Cost::Http, now, in_flight, 10_000);
+            let two: usize = shares[5..7].iter().sum();
+            assert!((3_167..=3_500).contains(&two), "{in_flight} at a time: {shares:?}");
         }
     }
 
