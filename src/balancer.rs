@@ -167,7 +167,7 @@ mod tests {
             policy: Policy::for_service(&Config::new(Discovery::Static { to: Vec::new() }), &BTreeMap::new()).0,
             usable: usable.into(),
             last_resort: last_resort.into(),
-            all: Box::default(),
+            all: Arc::default(),
             claimed: false,
             target_port: None,
             hold: Arc::default(),

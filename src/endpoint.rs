@@ -39,20 +39,21 @@ pub enum Notice {
 }
 
 #[derive(Debug)]
+#[repr(C)] // So that what a pick reads lies together, beside the count of references: few cache lines among thousands.
 pub struct Endpoint {
     word: Word,
+    latency: Latency,
     pub id: EndpointId,
+    /// When it was last let in, in milliseconds since the process began.
+    let_in: AtomicU32,
+    ejected: AtomicBool,
+    /// Set when the pod object is gone: silent sockets get 2 s.
+    pod_gone: AtomicBool,
+    conditions: AtomicU8,
     pub address: SocketAddr,
     pub pod: Option<PodRef>,
     /// Label `pod-template-hash`, to tell a replay's siblings apart.
     pub template_hash: Option<String>,
-    /// When it was last let in, by [`millis`].
-    let_in: AtomicU32,
-    conditions: AtomicU8,
-    ejected: AtomicBool,
-    /// Set when the pod object is gone: silent sockets get 2 s.
-    pod_gone: AtomicBool,
-    latency: Latency,
     /// Set once, moved forward never: when what is still in flight is cut.
     deadline: Mutex<Option<Instant>>,
     /// Cancelled at the drain deadline; workers hold a child each.

@@ -17,7 +17,7 @@ use crate::config::{Config, NonIdempotent, PortRef, Protocol};
 use crate::discovery::slices::{Fate, MergedEndpoint, MergedPort, MergedService, Touched, Trigger, World};
 use crate::discovery::{ObjectName, ServicePortObject};
 use crate::drain;
-use crate::endpoint::{Endpoint, EndpointId, Notice};
+use crate::endpoint::{Conditions, Endpoint, EndpointId, Notice};
 use crate::hold::Hold;
 use crate::metrics::{Metrics, ServiceMetrics};
 
@@ -56,7 +56,7 @@ pub struct Port {
     /// Serving and terminating, in force only while `usable` is empty (KEP-1669).
     pub last_resort: Box<[Arc<Endpoint>]>,
     /// Every endpoint that still exists for this port, for the admin page: also joining, out and draining ones.
-    pub all: Box<[Arc<Endpoint>]>,
+    pub all: Arc<[Arc<Endpoint>]>,
     /// Its Service carries Ebbtide's label.
     pub claimed: bool,
     pub hold: Arc<Hold>,
@@ -128,11 +128,15 @@ struct PortEntry {
     policy: Policy,
     hold: Arc<Hold>,
     metrics: Arc<ServiceMetrics>,
+    /// What was merged last, by address: only what differs from it is looked at again.
+    merged: Vec<MergedEndpoint>,
     entries: HashMap<Identity, Entry>,
     /// Drain begun, leases left.
     leaving: Vec<Arc<Endpoint>>,
     /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
     ended: HashMap<Identity, Option<Instant>>,
+    /// [`Port::all`], until an endpoint comes or is forgotten.
+    all: Option<Arc<[Arc<Endpoint>]>>,
 }
 
 /// What the Service says of one of its ports.
@@ -148,6 +152,10 @@ type Identity = (SocketAddr, Option<String>);
 
 struct Entry {
     endpoint: Arc<Endpoint>,
+    /// The endpoint's own, kept here too: a rebuild looks at every entry, and to follow each pointer would be most of it.
+    conditions: Conditions,
+    /// Whether the endpoint has been told so.
+    out: bool,
     /// Connected to once by this proxy.
     joined: bool,
     /// The control side is about to find that out.
@@ -295,6 +303,7 @@ impl RoutingTable {
         for key in ports {
             if let Some(port) = self.port_entry(&key) {
                 port.leaving.retain(|e| !ids.contains(&e.id));
+                port.all = None;
             }
             services.push(key.service);
         }
@@ -335,6 +344,8 @@ impl RoutingTable {
                     shorten(&entry.endpoint, received + port.policy.drain_timeout, chores);
                     Leaver { endpoint: entry.endpoint, key: key.clone(), trigger: Trigger::Removed }
                 }));
+                port.merged.clear();
+                port.ended.clear();
             }
             service.uid = uid;
         }
@@ -356,9 +367,11 @@ impl RoutingTable {
                     policy: policy.clone(),
                     hold: service.hold.clone(),
                     metrics: metrics.service(&key),
+                    merged: Vec::new(),
                     entries: HashMap::new(),
                     leaving: Vec::new(),
                     ended: HashMap::new(),
+                    all: None,
                 });
                 entry.policy = policy.clone();
                 entry.spec = Some(Spec { port: port.port.clone(), protocol, target, claimed: object.claimed });
@@ -389,20 +402,24 @@ impl RoutingTable {
         world: &World,
         key: &PortKey,
         port: &mut PortEntry,
-        mut endpoints: Vec<MergedEndpoint>,
+        endpoints: Vec<MergedEndpoint>,
         received: Instant,
         leavers: &mut Vec<Leaver>,
         chores: &mut Chores,
     ) {
-        for entry in port.entries.values_mut() {
-            entry.listed = false;
+        let before = std::mem::take(&mut port.merged);
+        let (mut changed, gone) = difference(&before, &endpoints);
+        for merged in gone {
+            if let Some(entry) = port.entries.get_mut(&identity(merged)) {
+                entry.listed = false;
+            }
         }
         // Those that terminate come last: whether one of them is needed depends on all the others.
-        endpoints.sort_by_key(|merged| merged.conditions.terminating);
+        changed.sort_by_key(|merged| merged.conditions.terminating);
         let mut ended = std::mem::take(&mut port.ended);
         let mut any_usable = None;
-        for merged in endpoints {
-            let identity = (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()));
+        for merged in changed {
+            let identity = identity(merged);
             let terminating = merged.conditions.terminating;
             if let Some(entry) = port.entries.get(&identity)
                 && !terminating
@@ -425,17 +442,18 @@ impl RoutingTable {
                         continue;
                     }
                 }
-                let entry = self.new_entry(key, &identity, &merged, &port.policy);
+                let entry = self.new_entry(key, &identity, merged, &port.policy);
                 if let Some(deadline) = before.flatten() {
                     shorten(&entry.endpoint, deadline, chores);
                 }
                 port.entries.insert(identity.clone(), entry);
+                port.all = None;
             }
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
             entry.listed = true;
             entry.joined |= !port.policy.join_check;
-            entry.endpoint.set_conditions(merged.conditions);
-            if entry.endpoint.is_ejected() && !entry.endpoint.is_open() && entry.joined {
+            entry.set_conditions(merged.conditions);
+            if entry.endpoint.is_ejected() && entry.out && entry.joined {
                 // Its probe ended when it left the rotation: prove it anew.
                 entry.joined = false;
             }
@@ -459,8 +477,7 @@ impl RoutingTable {
             let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
             let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
             let Some(entry) = port.entries.get_mut(&identity) else { continue };
-            let conditions = entry.endpoint.conditions();
-            entry.endpoint.set_conditions(crate::endpoint::Conditions { ready: false, serving: false, ..conditions });
+            entry.set_conditions(Conditions { ready: false, serving: false, ..entry.conditions });
             heed(&entry.endpoint, &fate, received, &port.policy, chores);
             let trigger = match (&fate, entry.terminating) {
                 (_, Some(trigger)) => trigger,
@@ -482,6 +499,7 @@ impl RoutingTable {
                 heed(endpoint, &world.fate(&pod.uid), received, &port.policy, chores);
             }
         }
+        port.merged = endpoints;
     }
 
     fn new_entry(&mut self, key: &PortKey, identity: &Identity, merged: &MergedEndpoint, policy: &Policy) -> Entry {
@@ -497,7 +515,16 @@ impl RoutingTable {
         if let Some(pod) = &merged.pod {
             *self.by_pod.entry(pod.uid.clone()).or_default().entry(key.service.clone()).or_default() += 1;
         }
-        Entry { endpoint, joined: !policy.join_check, probing: false, listed: true, terminating: None, expired: false }
+        Entry {
+            endpoint,
+            conditions: Conditions::default(),
+            out: true,
+            joined: !policy.join_check,
+            probing: false,
+            listed: true,
+            terminating: None,
+            expired: false,
+        }
     }
 
     /// Publishes these services as their entries stand, then drains the leavers. The order is the drain contract's
@@ -567,13 +594,17 @@ impl RoutingTable {
 
 impl Entry {
     fn is_usable(&self) -> bool {
-        self.listed && self.joined && self.terminating.is_none() && self.endpoint.conditions().ready
+        self.listed && self.joined && self.terminating.is_none() && self.conditions.ready
+    }
+
+    fn set_conditions(&mut self, conditions: Conditions) {
+        self.conditions = conditions;
+        self.endpoint.set_conditions(conditions);
     }
 
     /// Has it connected to, if that is due. One that is not ready is left alone.
     fn probe(&mut self, chores: &mut Chores) {
-        let conditions = self.endpoint.conditions();
-        let wanted = conditions.ready || (conditions.terminating && conditions.serving);
+        let wanted = self.conditions.ready || (self.conditions.terminating && self.conditions.serving);
         if wanted && self.listed && !self.joined && !self.probing {
             self.probing = true;
             chores.join.push(self.endpoint.clone());
@@ -587,7 +618,7 @@ impl Entry {
 
     /// Serving and terminating (KEP-1669).
     fn is_last_resort(&self) -> bool {
-        self.listed && self.joined && self.terminating.is_some() && !self.expired && self.endpoint.conditions().serving
+        self.listed && self.joined && self.terminating.is_some() && !self.expired && self.conditions.serving
     }
 }
 
@@ -596,15 +627,21 @@ impl PortEntry {
     fn rebuild(&mut self, key: &PortKey, leavers: &mut Vec<Leaver>, outs: &mut Vec<Arc<Endpoint>>) {
         let any_usable = self.entries.values().any(Entry::serves);
         let mut gone = Vec::new();
-        for (identity, entry) in &self.entries {
+        for (identity, entry) in &mut self.entries {
             let deferred = entry.is_last_resort() && !any_usable;
             // One that has not been connected to yet may still become the last resort.
-            let joining = entry.listed && !entry.joined && !entry.expired && entry.endpoint.conditions().serving;
+            let joining = entry.listed && !entry.joined && !entry.expired && entry.conditions.serving;
             match entry.terminating {
                 Some(trigger) if !deferred && (any_usable || !joining) => gone.push((identity.clone(), trigger)),
-                _ if entry.is_usable() || deferred => entry.endpoint.set_out(false),
-                _ if entry.endpoint.is_open() => outs.push(entry.endpoint.clone()),
-                _ => {}
+                _ if entry.out != (entry.is_usable() || deferred) => {}
+                _ if entry.out => {
+                    entry.out = false;
+                    entry.endpoint.set_out(false);
+                }
+                _ => {
+                    entry.out = true;
+                    outs.push(entry.endpoint.clone());
+                }
             }
         }
         for (identity, trigger) in gone {
@@ -617,7 +654,7 @@ impl PortEntry {
         }
     }
 
-    fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
+    fn assemble(&mut self, key: &PortKey) -> Option<Arc<Port>> {
         let Spec { port, protocol, target, claimed } = self.spec.as_ref()?;
         let chosen = |fits: fn(&Entry) -> bool| -> Box<[Arc<Endpoint>]> {
             self.entries.values().filter(|e| fits(e)).map(|e| e.endpoint.clone()).collect()
@@ -625,8 +662,11 @@ impl PortEntry {
         let usable = chosen(Entry::is_usable);
         let any_usable = usable.iter().any(|e| !e.is_ejected());
         let last_resort = if any_usable { Box::default() } else { chosen(Entry::is_last_resort) };
-        let mut all: Vec<_> = self.entries.values().map(|e| &e.endpoint).chain(&self.leaving).cloned().collect();
-        all.sort_by_key(|e| (e.address, e.id));
+        let all = self.all.get_or_insert_with(|| {
+            let mut all: Vec<_> = self.entries.values().map(|e| &e.endpoint).chain(&self.leaving).cloned().collect();
+            all.sort_by_key(|e| (e.address, e.id));
+            all.into()
+        });
         Some(Arc::new(Port {
             key: key.clone(),
             name: port.name.clone(),
@@ -637,11 +677,37 @@ impl PortEntry {
             policy: self.policy.clone(),
             usable,
             last_resort,
-            all: all.into(),
+            all: all.clone(),
             hold: self.hold.clone(),
             metrics: self.metrics.clone(),
         }))
     }
+}
+
+fn identity(merged: &MergedEndpoint) -> Identity {
+    (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()))
+}
+
+/// What is to be looked at of a new merge, and what is no longer listed. Both lists are ordered by address and have none
+/// twice. One that terminates always counts as changed: what becomes of it depends on the others.
+fn difference<'a>(
+    before: &'a [MergedEndpoint],
+    now: &'a [MergedEndpoint],
+) -> (Vec<&'a MergedEndpoint>, Vec<&'a MergedEndpoint>) {
+    let (mut changed, mut gone) = (Vec::new(), Vec::new());
+    let mut before = before.iter().peekable();
+    for merged in now {
+        while let Some(left) = before.next_if(|old| old.address < merged.address) {
+            gone.push(left);
+        }
+        let same_address = before.next_if(|old| old.address == merged.address);
+        if same_address != Some(merged) || merged.conditions.terminating {
+            changed.push(merged);
+            gone.extend(same_address);
+        }
+    }
+    gone.extend(before);
+    (changed, gone)
 }
 
 /// Brings what is known of the pod's end to the endpoint: a deadline, silence that is suspect.

@@ -193,7 +193,7 @@ impl Rig {
             self.deadlines.insert((endpoint.drain_deadline().unwrap(), endpoint.id));
         }
         for port in self.snapshot.load().ports.values() {
-            for endpoint in &port.all {
+            for endpoint in port.all.iter() {
                 self.known.insert(endpoint.id, endpoint.clone());
             }
         }

@@ -73,7 +73,7 @@ pub fn refresh_gauges(admin: &Admin) {
     admin.metrics.discovery_age.set(i64::try_from(age).unwrap_or(i64::MAX));
     for port in admin.snapshot.load().ports.values() {
         let mut counts = [0; 4];
-        for endpoint in &port.all {
+        for endpoint in port.all.iter() {
             // The order of `metrics::ENDPOINT_STATES`.
             counts[match State::of(endpoint) {
                 State::Ready => 0,
