@@ -25,7 +25,7 @@ use crate::http::head::{self, Sniff};
 use crate::http::pool::{self, Trust};
 use crate::listener::ListenerSpec;
 use crate::metrics::{CloseReason, ServiceMetrics};
-use crate::relay::Pair;
+use crate::relay::{Ended, Pair};
 use crate::routing::Port;
 use crate::socket;
 use crate::telemetry::{AccessEntry, AccessLog};
@@ -99,7 +99,7 @@ async fn begin(open: &mut Open, mut client: Box<Client>) -> Result<Established, 
     let known = match protocol {
         Protocol::Http => Known::Http,
         Protocol::Tcp => Known::Tcp(None),
-        Protocol::Auto => detect(&worker, &mut client).await?,
+        Protocol::Auto => Box::pin(detect(&worker, &mut client)).await?,
     };
     let upstream = match known {
         Known::Http => {
@@ -111,13 +111,20 @@ async fn begin(open: &mut Open, mut client: Box<Client>) -> Result<Established, 
     open.count(|m| &m.connections_tcp);
     let (lease, upstream) = match upstream {
         Some(found) => *found,
-        None => acquire_tcp(&worker, &client).await?,
+        None => Box::pin(acquire_tcp(&worker, &client)).await?,
     };
     let port = worker.port(&client.listener);
     let Client { stream, unread, peer, listener, .. } = *client;
     let log = worker.shared.access_log.clone().zip(port);
     let logged = log.map(|(log, port)| Box::new(Logged { log, port, peer, listener, started: Instant::now() }));
-    Ok(Box::pin(tcp(Pair::new(worker, stream, upstream, lease, unread, Vec::new()), logged)))
+    let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
+    Ok(Box::pin(async move {
+        let ended = pair.run().await;
+        if let Some(logged) = logged {
+            logged.write(&ended);
+        }
+        ended.reason
+    }))
 }
 
 /// What `auto` found out.
@@ -145,7 +152,7 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
             biased;
             // It speaks while it is still held: a request must not be refused as a connection is, by a reset.
             _ = client.stream.readable() => None,
-            found = acquire_tcp(worker, client) => Some(found?),
+            found = Box::pin(acquire_tcp(worker, client)) => Some(found?),
         };
         let Some((lease, upstream)) = found else {
             let sniffed = tokio::time::timeout(head_time, sniff(worker, client)).await.unwrap_or(Ok(false))?;
@@ -250,26 +257,23 @@ struct Logged {
     started: Instant,
 }
 
-/// A TCP connection to its end.
-async fn tcp(pair: Box<Pair>, logged: Option<Box<Logged>>) -> CloseReason {
-    let ended = pair.run().await;
-    if let Some(logged) = logged {
-        logged.log.write(&AccessEntry {
+impl Logged {
+    fn write(&self, ended: &Ended) {
+        self.log.write(&AccessEntry {
             time: SystemTime::now(),
-            peer: logged.peer,
-            listener: &logged.listener.name,
-            service: &logged.port.key,
+            peer: self.peer,
+            listener: &self.listener.name,
+            service: &self.port.key,
             method: None,
             target: None,
             status: None,
             bytes_sent: ended.sent,
-            duration: logged.started.elapsed(),
+            duration: self.started.elapsed(),
             endpoint: Some(ended.endpoint),
             attempts: 1,
             reason: Some(ended.reason.as_str()),
         });
     }
-    ended.reason
 }
 
 /// Requests one after the other until something ends it.

@@ -175,11 +175,11 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
     assert_eq!(failed, 0.0);
 }
 
-/// Private bytes of a process: what it alone keeps in memory (proc_pid_smaps(5)).
-fn private_bytes(pid: u32) -> u64 {
+/// What a process itself has written to (proc_pid_smaps(5)): not its code, which other processes of it share or do not.
+fn own_bytes(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
-    text.lines().filter(|line| line.starts_with("Private_")).filter_map(kib).sum::<u64>() * 1024
+    let line = text.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
 /// How many connections may be opened for a measurement: 9,000 where descriptors allow it. `None` is too few to measure.
@@ -202,13 +202,13 @@ async fn cost_of_idle<C>(protocol: &str, endpoints: &[Ep], count: usize, open: i
         warm.push(open(process.web()).await);
     }
     let mut clients = Vec::with_capacity(count);
-    let before = private_bytes(pid);
+    let before = own_bytes(pid);
     for _ in 0..count {
         clients.push(open(process.web()).await);
     }
     let active = process.proxy.metric("ebbtide_connections_active", |_| true).await.unwrap();
     assert_eq!(active as usize, count + warm.len());
-    let after = private_bytes(pid);
+    let after = own_bytes(pid);
     (after as f64 - before as f64) / count as f64
 }
 

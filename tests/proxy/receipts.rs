@@ -105,7 +105,7 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     ] {
         assert_eq!(line[field], value, "{field} of {line}");
     }
-    assert!(line["took_ms"].as_u64().is_some_and(|ms| ms >= 1_000), "{line}");
+    assert!(line["took_ms"].as_u64().is_some_and(|ms| ms >= 500), "{line}");
     assert!(line["timestamp"].is_string());
 }
 
