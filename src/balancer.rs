@@ -136,7 +136,7 @@ fn newcomers(load: u64, other: u64) -> u64 {
 }
 
 /// Differences below this are scheduling, not the application: microseconds.
-const NOISE_US: u64 = 2_000;
+const NOISE_US: u64 = 10_000;
 
 #[cfg(test)]
 mod tests {

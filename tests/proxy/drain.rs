@@ -270,9 +270,7 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     assert_ne!(new.id, old.id);
     assert_eq!((old.leases(), new.leases(), old.enter().is_none()), (1, 0, true));
     let mut client = Client::connect(rig.web()).await.unwrap();
-    while a.requests().len() < 2 {
-        assert_eq!(get(&mut client).await, 200);
-    }
+    reaches(&rig, &a, 2).await;
     assert!(ended(&rig).is_empty(), "the old one still drains");
     a.release();
     assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
@@ -396,13 +394,27 @@ async fn a_removal_while_the_pod_lives_is_reversible() {
         rig.endpoints(&[endpoints[0].clone(), ep_b]);
         rig.usable(2).await;
         assert_eq!(at(&rig, &a).unwrap().id, before.id, "the same endpoint");
-        while a.requests().len() < 2 {
-            assert_eq!(get(&mut client).await, 200);
-        }
+        reaches(&rig, &a, 2).await;
         a.release();
         assert_eq!(soon("its answer", requests.join_all()).await, [200]);
         assert!(records(&rig).is_empty());
     }
+}
+
+/// Asks until the endpoint has got so many requests in all. By many clients at once: while it holds a request, it is the
+/// dearer one for a single client.
+async fn reaches(rig: &Rig, endpoint: &Play, requests: usize) {
+    let web = rig.web();
+    for _ in 0..1_000 {
+        if endpoint.requests().len() >= requests {
+            return;
+        }
+        let clients = (0..16).map(|_| tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap()).await }));
+        for client in clients.collect::<Vec<_>>() {
+            assert_eq!(soon("an answer", client).await.unwrap(), 200);
+        }
+    }
+    panic!("{requests} requests have not reached {}", endpoint.address());
 }
 
 /// The pod's own end is what makes an earlier removal a drain.
