@@ -612,7 +612,7 @@ impl Rig {
         // Nothing is left out either: what should serve does, or is being connected to.
         for merged in endpoints {
             let last = port.usable.is_empty() && merged.conditions.serving && merged.conditions.terminating;
-            if !(merged.conditions.ready && !merged.conditions.terminating) && !last {
+            if (merged.conditions.terminating || !merged.conditions.ready) && !last {
                 continue;
             }
             let is_it =
