@@ -386,7 +386,7 @@ fn a_drained_endpoint_that_still_serves_is_the_last_resort_of_a_service_without_
 #[test]
 fn the_last_resort_is_drained_when_something_usable_is_published() {
     let one = ready(1, Some("a"));
-    let mut rig = Rig::with(&[one.clone()]);
+    let mut rig = Rig::with(std::slice::from_ref(&one));
     rig.serve(&[terminating(one.clone())]);
     assert_eq!((rig.usable(), rig.last_resort()), (vec![], vec![(1, 1)]));
     assert!(rig.endpoint(1).enter().is_some());
@@ -400,10 +400,10 @@ fn the_last_resort_is_drained_when_something_usable_is_published() {
 #[test]
 fn the_last_resort_is_drained_when_it_stops_serving_or_its_time_is_over() {
     let one = ready(1, Some("a"));
-    let mut stops = Rig::with(&[one.clone()]);
+    let mut stops = Rig::with(std::slice::from_ref(&one));
     stops.serve(&[terminating(one.clone())]);
     stops.serve(&[not_ready(SliceEndpoint { terminating: true, ..one.clone() })]);
-    let mut ends = Rig::with(&[one.clone()]);
+    let mut ends = Rig::with(std::slice::from_ref(&one));
     ends.serve(&[terminating(one.clone())]);
     ends.pass(SECOND * DRAIN_TIMEOUT as u32);
     for mut rig in [stops, ends] {
@@ -417,7 +417,7 @@ fn the_last_resort_is_drained_when_it_stops_serving_or_its_time_is_over() {
 #[test]
 fn a_selector_switched_and_switched_back_returns_the_same_endpoint() {
     let one = ready(1, Some("a"));
-    let mut rig = Rig::with(&[one.clone()]);
+    let mut rig = Rig::with(std::slice::from_ref(&one));
     rig.change([apply(pod("a", false))]);
     let endpoint = rig.endpoint(1);
     let lease = endpoint.enter().unwrap();
@@ -461,7 +461,7 @@ fn removal_where_no_pod_is_known_is_a_drain_with_the_services_timeout() {
 #[test]
 fn not_ready_is_out_and_reversible() {
     let one = ready(1, Some("a"));
-    let mut rig = Rig::with(&[one.clone()]);
+    let mut rig = Rig::with(std::slice::from_ref(&one));
     let endpoint = rig.endpoint(1);
     rig.serve(&[not_ready(one.clone())]);
     assert_eq!((rig.usable(), rig.last_resort()), (vec![], vec![]));
@@ -521,11 +521,11 @@ fn an_address_that_terminated_comes_back_as_another_generation() {
     let unnamed = SliceEndpoint { pod: Some(PodRef { name: "a".into(), uid: String::new() }), ..ready(1, None) };
     for one in [ready(1, None), unnamed] {
         // As the last resort its drain has not begun; it is over all the same when the address is ready again.
-        let mut rig = Rig::with(&[one.clone()]);
+        let mut rig = Rig::with(std::slice::from_ref(&one));
         let old = rig.endpoint(1);
         rig.serve(&[terminating(one.clone())]);
         assert_eq!(rig.last_resort(), [(1, 1)]);
-        rig.serve(&[one.clone()]);
+        rig.serve(std::slice::from_ref(&one));
         assert_eq!((rig.usable(), rig.last_resort()), (vec![(1, 2)], vec![]), "{one:?}");
         assert!(old.is_draining());
         rig.hear();
@@ -614,7 +614,7 @@ impl Rig {
         // Nothing is left out either: what should serve does, or is being connected to.
         for merged in endpoints {
             let last = port.usable.is_empty() && merged.conditions.serving && merged.conditions.terminating;
-            if !(merged.conditions.ready && !merged.conditions.terminating) && !last {
+            if (merged.conditions.terminating || !merged.conditions.ready) && !last {
                 continue;
             }
             let is_it =

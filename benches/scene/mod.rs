@@ -22,6 +22,7 @@ pub struct Scene {
     pub world: World,
     pub table: RoutingTable,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    #[allow(dead_code)] // Kept so that the table may send; only one of the benches reads it.
     pub notices: mpsc::UnboundedReceiver<Notice>,
 }
 
