@@ -1192,12 +1192,14 @@ mod tests {
                 versions.into_iter().map(change).collect::<Vec<_>>()
             })
         };
+        /// UID, deletion with its grace, grace of the spec.
+        type Version = (Option<u8>, Option<Option<u64>>, Option<u64>);
         let one_pod = |n: usize| {
             let version =
                 (prop::option::of(0..3u8), prop::option::of(prop::option::of(1..9u64)), prop::option::of(1..9u64));
             prop::collection::vec(prop::option::weighted(0.8, version), 0..5).prop_map(move |versions| {
                 let pod_name = format!("p{n}");
-                let change = |v: Option<(Option<u8>, Option<Option<u64>>, Option<u64>)>| match v {
+                let change = |v: Option<Version>| match v {
                     None => Change::Remove(Kind::Pod, name(&pod_name)),
                     Some((uid, deletion, grace)) => {
                         let uid = uid.map_or(String::new(), |u| format!("{n}{u}"));
@@ -1243,10 +1245,10 @@ mod tests {
             }
             let mut shuffled = fresh();
             let mut queues: Vec<_> = history.iter().map(|events| events.iter()).collect();
-            let mut picks = picks.iter().cycle();
+            let picks = picks.iter().cycle();
             let mut at = now;
             let mut seen: Option<MergedService> = None;
-            while let Some((index, twice)) = picks.next() {
+            for (index, twice) in picks {
                 queues.retain(|queue| queue.len() > 0);
                 if queues.is_empty() {
                     break;

@@ -269,7 +269,6 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     let new = port(&rig).usable.iter().find(|e| e.address == a.address()).cloned().unwrap();
     assert_ne!(new.id, old.id);
     assert_eq!((old.leases(), new.leases(), old.enter().is_none()), (1, 0, true));
-    let mut client = Client::connect(rig.web()).await.unwrap();
     reaches(&rig, &a, 2).await;
     assert!(ended(&rig).is_empty(), "the old one still drains");
     a.release();
