@@ -1,6 +1,6 @@
 //! The routing table and its single writer: merged services in, one published [`Snapshot`] out, then `begin_drain`.
 //!
-//! **A terminating endpoint leaves rotation in [`RoutingTable::settle`]**: the snapshot without it is published first,
+//! **A terminating endpoint leaves rotation in `RoutingTable::settle`**: the snapshot without it is published first,
 //! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
 //! control thread; it neither connects (see [`crate::control`]) nor waits.
 
@@ -85,7 +85,7 @@ impl Snapshot {
     }
 }
 
-/// The single writer. Every method that alters what may be dispatched to ends in [`RoutingTable::settle`].
+/// The single writer. Every method that alters what may be dispatched to ends in `RoutingTable::settle`.
 pub struct RoutingTable {
     config: Arc<Config>,
     /// Services that explicit listeners name; besides them only claimed ones are routed.

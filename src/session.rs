@@ -1,7 +1,7 @@
 //! One client connection, from accept to its one close reason: whose protocol it is, then TCP or HTTP.
 //!
 //! Invariant: everything a connection takes (its permit, its place in the worker's load, its gauge) is given back by
-//! [`Open`]'s drop, whatever way it ends. The idle state is small: what is busy is boxed and lives only while busy.
+//! `Open`'s drop, whatever way it ends. The idle state is small: what is busy is boxed and lives only while busy.
 
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
