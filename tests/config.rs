@@ -335,7 +335,6 @@ fn check_passes_the_examples() {
 
 /// What the two sample files give together.
 #[test]
-#[ignore = "until the merge: src/standins.rs reads no Services"]
 fn check_shows_what_the_sample_manifests_serve() {
     let output = ebbtide(&["check", "--config", "config/standalone.yaml"]);
     let expected = "\
