@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Admin, Health};
+use crate::admin::{self, Admin, Health, Seat, seat};
 use crate::config::{Config, Discovery, PortRef};
 use crate::control::{Command, Control};
 use crate::discovery::{self, Message, api, files, kubernetes};
@@ -82,13 +82,9 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         health,
         started: Instant::now(),
     };
-    let admin_socket = std::net::TcpListener::bind(config.admin).map_err(|error| Refused {
-        address: config.admin,
-        cure: cure(&error),
-        error,
-    })?;
-    admin_socket.set_nonblocking(true)?;
-    let admin_address = admin_socket.local_addr()?;
+    let admin_place =
+        seat::bind(config.admin).map_err(|error| Refused { address: config.admin, cure: cure(&error), error })?;
+    let admin_address = admin_place.address;
     let api_server = match &config.discovery {
         Discovery::Kubernetes(wanted) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -135,8 +131,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         };
         runtime.block_on(async move {
             let stop = CancellationToken::new();
-            match tokio::net::TcpListener::from_std(admin_socket) {
-                Ok(listener) => drop(tokio::spawn(admin::serve(listener, pages, stop.clone()))),
+            match Seat::new(admin_place) {
+                Ok(seat) => drop(tokio::spawn(admin::serve(seat, pages, stop.clone()))),
                 Err(error) => tracing::error!(%error, "no admin pages"),
             }
             tokio::task::spawn_local(feed(config, messages_in, metrics));

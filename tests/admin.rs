@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use ebbtide::admin::{self, Admin, Health, ListenerState};
+use ebbtide::admin::{self, Admin, Health, ListenerState, Seat};
 use ebbtide::config::{NonIdempotent, Protocol};
 use ebbtide::discovery::slices::Trigger;
 use ebbtide::discovery::{ObjectName, PodRef, Problem};
@@ -48,10 +48,10 @@ impl Fixture {
             health: Arc::new(Health::new("files")),
             started: Instant::now(),
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let bound = admin::seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = bound.address;
         let stop = CancellationToken::new();
-        let server = tokio::spawn(admin::serve(listener, admin.clone(), stop.clone()));
+        let server = tokio::spawn(admin::serve(Seat::new(bound).unwrap(), admin.clone(), stop.clone()));
         Self { admin, address, stop, server, leases: Vec::new(), notices: mpsc::unbounded_channel(), made: 0 }
     }
 
