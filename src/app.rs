@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, Health};
 use crate::config::{Config, Discovery, PortRef};
 use crate::control::{Command, Control};
-use crate::discovery::{self, Message, files};
+use crate::discovery::{self, Message, api, files, kubernetes};
 use crate::drain;
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
@@ -88,6 +88,13 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     })?;
     admin_socket.set_nonblocking(true)?;
     let admin_address = admin_socket.local_addr()?;
+    let api_server = match &config.discovery {
+        Discovery::Kubernetes(wanted) => {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            Some(runtime.block_on(api::locate(wanted))?)
+        }
+        Discovery::Files { .. } | Discovery::Static { .. } => None,
+    };
 
     let (notices_in, notices) = mpsc::unbounded_channel();
     let table = RoutingTable::new(config.clone(), snapshot.clone(), drains, metrics.clone(), notices_in);
@@ -100,17 +107,23 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
 
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (messages_in, messages) = mpsc::channel(64);
+    let (named, named_namespaces) = watch::channel(Control::named_namespaces(&config));
     let control = Control {
         config: config.clone(),
         admin: admin.clone(),
         shared: shared.clone(),
-        world: World::default(),
+        world: if api_server.is_some() { World::for_api_server() } else { World::default() },
         table,
         listeners: Listeners::default(),
         notices,
         messages,
         commands,
+        named,
     };
+    if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
+        let wanted = kubernetes::Wanted { namespaces: wanted.namespaces.clone(), named: named_namespaces };
+        feed_from_api_server(api_server, wanted, messages_in.clone(), metrics.clone())?;
+    }
     let pages = admin.clone();
     let control = std::thread::Builder::new().name("control".into()).spawn(move || {
         let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
@@ -205,6 +218,25 @@ fn connection_limit(config: &Config) -> usize {
     config.limits.connections.min(affordable).min(Semaphore::MAX_PERMITS)
 }
 
+/// The API server has a thread of its own: reading a list of 10,000 endpoints must not keep the control loop from a drain.
+fn feed_from_api_server(
+    api_server: kube::Config,
+    wanted: kubernetes::Wanted,
+    out: mpsc::Sender<Message>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (client, clock, heard) = {
+        let _inside = runtime.enter();
+        api::connect(api_server)?
+    };
+    std::thread::Builder::new().name("discovery".into()).spawn(move || {
+        let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
+        runtime.block_on(kubernetes::run(client, clock, heard, wanted, out, errors));
+    })?;
+    Ok(())
+}
+
 /// Runs the source of truth until the control loop no longer listens.
 async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metrics>) {
     match &config.discovery {
@@ -212,6 +244,7 @@ async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metr
             files::watch(path.clone(), out, move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc())
                 .await;
         }
+        Discovery::Kubernetes(_) => {} // has a thread of its own
         Discovery::Static { to } => {
             for listener in &config.listeners {
                 let PortRef::Number(port) = listener.port else { continue };

@@ -3,14 +3,14 @@
 //! Invariant: it is the only writer of what the workers read. Nothing in it waits for a network or a disk: sources,
 //! probes and binds-to-be-retried are tasks and timers that report back here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::admin::Admin;
 use crate::config::Config;
@@ -43,6 +43,8 @@ pub struct Control {
     pub notices: mpsc::UnboundedReceiver<Notice>,
     pub messages: mpsc::Receiver<Message>,
     pub commands: mpsc::UnboundedReceiver<Command>,
+    /// Tells an API server's source which namespaces the listeners' Services are in.
+    pub named: watch::Sender<BTreeSet<String>>,
 }
 
 /// What a probe task reports.
@@ -63,6 +65,11 @@ enum Phase {
 }
 
 impl Control {
+    /// The namespaces of the Services that listeners name.
+    pub fn named_namespaces(config: &Config) -> BTreeSet<String> {
+        config.listeners.iter().map(|listener| listener.service.namespace.clone()).collect()
+    }
+
     /// Runs until a shutdown is complete. To be driven on a `LocalRuntime`.
     pub async fn run(mut self) {
         let (report, mut probed) = mpsc::unbounded_channel();
@@ -231,6 +238,7 @@ impl Control {
         for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!(field, "takes effect only at a restart");
         }
+        self.named.send_replace(Self::named_namespaces(&config));
         self.table.set_config(config.clone());
         self.shared.tell_all(|| Mail::Config(config.clone()));
         let touched = Touched { services: self.world.service_names().cloned().collect(), ..Touched::default() };

@@ -102,7 +102,7 @@ fn pod(name: &str, deleted: bool) -> PodObject {
         name: self::name(name),
         uid: format!("uid-{name}"),
         template_hash: None,
-        deletion: deleted.then_some(Deletion { grace: Some(GRACE), remaining: None }),
+        deletion: deleted.then_some(Deletion { grace: Some(GRACE), remaining: None, age: None }),
         spec_grace: Some(GRACE),
     }
 }
