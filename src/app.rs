@@ -18,6 +18,7 @@ use crate::config::{Config, Discovery, PortRef};
 use crate::control::{Command, Control};
 use crate::discovery::{self, Message, api, files, kubernetes};
 use crate::drain;
+use crate::events::{self, Event, Events};
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
 use crate::routing::{RoutingTable, Snapshot};
@@ -108,6 +109,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (messages_in, messages) = mpsc::channel(64);
     let (named, named_namespaces) = watch::channel(Control::named_namespaces(&config));
+    let (events, event_queue) = Events::queue();
     let control = Control {
         config: config.clone(),
         admin: admin.clone(),
@@ -119,10 +121,11 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         messages,
         commands,
         named,
+        events: if api_server.is_some() { events } else { Events::default() },
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted { namespaces: wanted.namespaces.clone(), named: named_namespaces };
-        feed_from_api_server(api_server, wanted, messages_in.clone(), metrics.clone())?;
+        feed_from_api_server(api_server, wanted, messages_in.clone(), event_queue, metrics.clone())?;
     }
     let pages = admin.clone();
     let control = std::thread::Builder::new().name("control".into()).spawn(move || {
@@ -223,6 +226,7 @@ fn feed_from_api_server(
     api_server: kube::Config,
     wanted: kubernetes::Wanted,
     out: mpsc::Sender<Message>,
+    event_queue: mpsc::Receiver<Event>,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -232,6 +236,7 @@ fn feed_from_api_server(
     };
     std::thread::Builder::new().name("discovery".into()).spawn(move || {
         let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
+        runtime.spawn(events::post(client.clone(), event_queue, errors.clone()));
         runtime.block_on(kubernetes::run(client, clock, heard, wanted, out, errors));
     })?;
     Ok(())

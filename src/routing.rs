@@ -85,6 +85,19 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// How many pods of a Service were let into rotation since this moment (in milliseconds, see
+    /// [`crate::endpoint::millis`]); `None` while none is usable.
+    pub fn pods_come(&self, service: &ObjectName, since_ms: u32) -> Option<u32> {
+        let ports = self.ports.values().filter(|port| port.key.service == *service);
+        let usable: Vec<&Arc<Endpoint>> = ports.flat_map(|port| port.usable.iter()).collect();
+        let come = usable.iter().filter(|endpoint| endpoint.joined().0 >= since_ms);
+        // A pod is an endpoint of every port.
+        let pods: HashSet<_> = come.map(|e| (e.pod.as_ref(), e.address.ip())).collect();
+        (!usable.is_empty()).then_some(u32::try_from(pods.len()).unwrap_or(u32::MAX))
+    }
+}
+
 /// The single writer. Every method that alters what may be dispatched to ends in `RoutingTable::settle`.
 pub struct RoutingTable {
     config: Arc<Config>,
@@ -111,7 +124,7 @@ pub struct Chores {
     pub join: Vec<Arc<Endpoint>>,
     /// Endpoints whose drain deadline was set or shortened.
     pub deadlines: Vec<Arc<Endpoint>>,
-    pub warnings: Vec<String>,
+    pub warnings: Vec<(ObjectName, String)>,
 }
 
 #[derive(Default)]
@@ -353,6 +366,8 @@ impl RoutingTable {
         let mut ports: BTreeMap<u16, MergedPort> = BTreeMap::new();
         if let Some(MergedService { object, ports: merged, warnings: found }) = merged {
             warnings = found;
+            let lost = "is not served by Ebbtide, and its claim keeps kube-proxy from it too";
+            warnings.extend(object.unserved.iter().map(|field| format!("{field} {lost}")));
             let (policy, found) = Policy::for_service(&self.config, &object.annotations);
             warnings.extend(found);
             for port in merged {
@@ -388,9 +403,8 @@ impl RoutingTable {
             self.reconcile_port(world, &key, port, endpoints, received, leavers, chores);
         }
         if warnings != service.warnings {
-            chores
-                .warnings
-                .extend(warnings.iter().filter(|w| !service.warnings.contains(w)).map(|w| format!("{name}: {w}")));
+            let news = warnings.iter().filter(|warning| !service.warnings.contains(warning));
+            chores.warnings.extend(news.map(|warning| (name.clone(), warning.clone())));
             service.warnings = warnings;
         }
         self.services.insert(name.clone(), service);

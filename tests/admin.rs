@@ -133,7 +133,7 @@ impl Fixture {
             gone.tally.replayed.store(2, Ordering::Relaxed);
             gone.tally.forced.store(forced, Ordering::Relaxed);
             gone.tally.idle_closed.store(4, Ordering::Relaxed);
-            self.admin.drains.end(gone.id).unwrap();
+            self.admin.drains.end(gone.id, None).unwrap();
         }
         self.publish(vec![(shop, vec![ready, draining, serving, joining, not_ready, ejected]), (mail, vec![])]);
         self.admin.health.update(|state| {
@@ -265,7 +265,7 @@ async fn status_shows_listeners_services_and_endpoints() {
 #[tokio::test]
 async fn drains_shows_the_running_and_the_finished() {
     let mut fixture = Fixture::start().await;
-    assert_eq!(fixture.json("/api/v1/drains").await, json!({"running": [], "finished": []}));
+    assert_eq!(fixture.json("/api/v1/drains").await, json!({"running": [], "finished": [], "rollouts": []}));
     fixture.fill();
     let mut drains = fixture.json("/api/v1/drains").await;
     for drain in ["running", "finished"].iter().flat_map(|list| drains[list].as_array().unwrap().clone()) {
@@ -294,6 +294,7 @@ async fn drains_shows_the_running_and_the_finished() {
                      "idleClosed": 0, "inFlight": 2}],
         "finished": [finished("10.0.0.8:8080", "removed", "forced", 1),
                      finished("10.0.0.7:8080", "sliceTerminating", "drained", 0)],
+        "rollouts": [],
     });
     assert_eq!(drains, expected, "{drains:#}");
 }
@@ -578,7 +579,7 @@ async fn pictures() {
     for endpoint in many.iter().step_by(9) {
         large.drain(endpoint, &shop, Trigger::PodDeleted, Duration::from_secs(30));
         if endpoint.leases() == 0 {
-            large.admin.drains.end(endpoint.id).unwrap();
+            large.admin.drains.end(endpoint.id, None).unwrap();
         }
     }
     large.publish(vec![(shop, many)]);

@@ -251,7 +251,7 @@ impl Rig {
                 Notice::Drained(endpoint) => {
                     assert_eq!(endpoint.leases(), 0, "drained was reported over a lease");
                     assert!(self.drained.insert(endpoint.id), "drained was reported twice");
-                    assert!(self.drains.end(endpoint.id).is_some(), "a drain was not logged");
+                    assert!(self.drains.end(endpoint.id, None).is_some(), "a drain was not logged");
                     self.known.insert(endpoint.id, endpoint.clone());
                     self.table.drained(&[endpoint]);
                 }

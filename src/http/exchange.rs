@@ -721,6 +721,9 @@ impl Exchange<'_> {
     /// An answer of our own. The client keeps its connection where the rest of its request can be read, which the answer
     /// does not wait for.
     async fn answer(&mut self, status: u16, reason: &'static str) -> End {
+        if status >= 500 {
+            self.port.metrics.failures.inc();
+        }
         let replied = self.replied.min(self.interim);
         self.reply.truncate(self.interim);
         self.reply.drain(..replied);
@@ -744,6 +747,9 @@ impl Exchange<'_> {
 
     fn record(&self, end: &End, started: Instant) {
         let took = started.elapsed();
+        if let End::Cut(CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown) = end {
+            self.port.metrics.failures.inc();
+        }
         if self.status != 0 {
             self.port.metrics.answered(self.status);
             self.port.metrics.request_duration.observe(took.as_secs_f64());
