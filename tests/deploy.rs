@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ebbtide::config::{Config, Discovery};
+use ebbtide::config::Config;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Container, Namespace, PodSpec, Probe, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -62,15 +62,14 @@ fn container(pod: &PodSpec) -> &Container {
     container
 }
 
-/// All of a configuration but its source, which only a cluster has.
+/// As Ebbtide reads it.
 fn config(text: &str) -> Config {
-    let mut value: Value = serde_saphyr::from_str(text).unwrap();
-    assert!(value["discovery"]["kubernetes"].is_object(), "{value}");
-    value["discovery"] = json!({"files": {"path": "."}});
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ebbtide.yaml");
-    std::fs::write(&file, value.to_string()).unwrap();
-    Config { discovery: Discovery::Static { to: Vec::new() }, ..Config::load(&file).unwrap() }
+    std::fs::write(&file, text).unwrap();
+    let config = Config::load(&file).unwrap();
+    assert_eq!(config.discovery.source(), "kubernetes");
+    config
 }
 
 /// A field that the API does not know would be dropped without a word by some servers: here it does not come back.
