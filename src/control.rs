@@ -85,8 +85,10 @@ impl Control {
         loop {
             let next_deadline = deadlines.keys().next().map(|(at, _)| *at);
             let next_phase = phase.next_look();
-            let others = [next_deadline, next_phase, self.listeners.next_retry(), self.admin.drains.rollouts_due()];
-            let wake = others.into_iter().flatten().min();
+            let hand_back = self.table.next_hand_back();
+            let rollouts = self.admin.drains.rollouts_due();
+            let times = [next_deadline, next_phase, self.listeners.next_retry(), rollouts, hand_back];
+            let wake = times.into_iter().flatten().min();
             let alarm = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -132,8 +134,13 @@ impl Control {
                         return;
                     }
                 },
-                _ = house.tick() => self.world.sweep(Instant::now()),
-                () = alarm => {}
+                _ = house.tick() => {
+                    self.world.sweep(Instant::now());
+                    chores = self.hand_back();
+                }
+                () = alarm => if hand_back.is_some_and(|at| at <= Instant::now()) {
+                    chores = self.hand_back();
+                }
             }
             self.attend(chores, &probes, &mut deadlines);
             let now = Instant::now();
@@ -233,6 +240,13 @@ impl Control {
             tracing::warn!("{service}: {warning}");
             self.tell(&service, Reason::NotServed, warning);
         }
+    }
+
+    /// Lets go of Services that are kube-proxy's again.
+    fn hand_back(&mut self) -> Chores {
+        let chores = self.table.hand_back(&self.world, Instant::now());
+        self.rebind();
+        chores
     }
 
     fn reload(&mut self, config: Config) -> Chores {

@@ -90,7 +90,9 @@ impl Events {
 
 /// Posts until every [`Events`] is gone. `errors` counts by kind: `event`.
 pub async fn post(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl Fn(&'static str)) {
-    let instance = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    // As the manifests set it; with the node's network the host's name is the node's.
+    let instance = std::env::var("POD_NAME").ok().or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
+    let instance = instance.unwrap_or_default().trim().to_owned();
     let mut allowance = Allowance::new(Instant::now());
     let mut failed = false;
     while let Some(event) = queue.recv().await {

@@ -95,6 +95,7 @@ impl Fixture {
                     join_check: true,
                 },
                 claimed: true,
+                handing_back: false,
                 target_port: None,
                 hold: Arc::default(),
                 usable: Box::default(),

@@ -168,7 +168,7 @@ fn rbac_is_what_ebbtide_asks_for_and_no_more() {
         {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
     ]);
     assert_eq!(serde_json::to_value(role.rules).unwrap(), expected);
     let binding: ClusterRoleBinding = object("deploy/kustomize/base/rbac.yaml", "ClusterRoleBinding");

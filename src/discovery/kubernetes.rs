@@ -301,7 +301,7 @@ impl State {
 fn cure(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 403 => {
-            format!("{}; grant list and watch as deploy/kustomize/rbac.yaml does", status.message)
+            format!("{}; grant list and watch as deploy/kustomize/base/rbac.yaml does", status.message)
         }
         kube::Error::Api(status) if status.code == 401 => {
             format!("{}; the credentials of discovery.kubernetes are not accepted", status.message)

@@ -624,7 +624,8 @@ impl Exchange<'_> {
         let begun = !self.whole || self.sent.len() > self.head_len || self.body.is_done();
         let held_back = self.request.expect_continue && !self.continued && !begun;
         let unread_body = self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
-        !self.request.keep_alive || self.worker.shared.closing.load(Ordering::Relaxed) || held_back || unread_body
+        let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
+        !self.request.keep_alive || leaving || held_back || unread_body
     }
 
     fn is_tunnel(&self, response: &Response) -> bool {
