@@ -7,7 +7,7 @@ lab_init >/dev/null || die "the cluster is not up: make cluster"
 # shellcheck disable=SC2016  # expanded inside
 stop() {
   in_lab bash -c 'p=$(cat "$RUN/$0.pid") && kill "$p" 2>/dev/null || exit 0
-    for i in {1..300}; do [ -d "/proc/$p" ] || exit 0; sleep 0.1; done; kill -9 "$p"' "$1"
+    for i in {1..50}; do [ -d "/proc/$p" ] || exit 0; sleep 0.1; done; kill -9 "$p"' "$1"
 }
 start() { setsid nsenter -t "$(lab_init)" -m -p -n -- bash -c "cd /; '$HERE/comp.sh' $1 & exit 0" </dev/null; }
 case ${1:-} in

@@ -25,10 +25,12 @@ LENGTHS = {
     "TRIES": (20, 2, "tries in A"),
     "ROUNDS": (5, 1, "rollouts of each kind in B"),
     "SECONDS": (60, 12, "load around a rollout in B, s"),
-    "OUTAGE": (60, 15, "API server or kubelet stopped in E, s"),
+    "OUTAGE": (60, 10, "API server or kubelet stopped in E, s"),
     "SLI_ROUNDS": (10, 2, "rollouts of 10 pods in SLI"),
 }
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
+# What the short form does not run by kube-proxy, to end within a CI job: nothing decides on it.
+SHORT_LEAVES_OUT = {"nftables": ("C", "D", "E")}
 WORST_MS = 150
 VERSIONS = ("app:v2", "app:v1")
 
@@ -40,7 +42,7 @@ def experiment_a(out, column):
     rolled("deployment/a")
     got, posted = [], []
     for i in range(KNOB["TRIES"]):
-        lab.settled(port, "/healthz")
+        lab.settled("a", port, "/healthz")
         get, post = curl(f"http://{lab.NODE_IP}:{port}/?id=get-{i}"), curl(f"http://{lab.NODE_IP}:{port}/?id=post-{i}", "-d", "once")
         time.sleep(1)
         set_image("deployment/a", VERSIONS[i % 2])
@@ -74,7 +76,7 @@ def counted(values):
 def experiment_b(out, column):
     """A rolling update in the middle of a load."""
     title = "B. A rolling update under 8 connections, 500 requests/s"
-    for replicas in (3, 10):
+    for replicas in (3, 10) if column == "ebbtide" or not SHORT else (3,):
         for keepalive in (True, False):
             case = f"{replicas} replicas, {'keep-alive' if keepalive else 'a connection each'}"
             results = rollouts(out, title, case, column, replicas, keepalive)
@@ -82,7 +84,7 @@ def experiment_b(out, column):
             if keepalive:
                 out.target(column, f"B: {case}: exactly 8 sockets", all(r["sockets"] == 8 for r in results))
             out.target(column, f"B: {case}: no request slower than {WORST_MS} ms", all(r["worst_ms"] <= WORST_MS for r in results), decides=False)
-        if column != "ebbtide" and not (SHORT and replicas == 10):
+        if column != "ebbtide":
             rollouts(out, title, f"{replicas} replicas, keep-alive, cured by preStop 10 s", column, replicas, True, pre_stop=10)
 
 
@@ -91,8 +93,8 @@ def rollouts(out, title, case, column, replicas, keepalive, pre_stop=0):
     lab.apply(workload("b", replicas, "app:v1", probe=True, pre_stop=pre_stop), service("b", port, column))
     rolled("deployment/b")
     for i in range(KNOB["ROUNDS"]):
-        lab.settled(port)
-        load = lab.Load(port, KNOB["SECONDS"] + 3 * pre_stop * SHORT, keepalive=keepalive)
+        lab.settled("b", port)
+        load = lab.Load(port, KNOB["SECONDS"] + pre_stop, keepalive=keepalive)
         time.sleep(KNOB["SECONDS"] / 6)
         began = time.time()
         set_image("deployment/b", VERSIONS[i % 2])
@@ -113,14 +115,14 @@ def experiment_c(out, column):
     lab.apply(workload("stable", 6, "nginx:v1", labels=stable),
               service("c", port, column, selector={"site": "c", "track": "stable"}))
     rolled(target)
-    lab.settled(port)
+    lab.settled("c", port)
     load = lab.Load(port)
     sampled_failures = 0
 
     def expect(case, shares):
         """Counts what answers new connections; `shares` is version → share."""
         nonlocal sampled_failures
-        lab.settled(port)
+        lab.settled("c", port)
         mixed = len(shares) > 1
         bodies, failed = lab.sample(port, 1000 if mixed else 100)
         sampled_failures += failed
@@ -196,7 +198,7 @@ def experiment_d(out, column):
     strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "35%", "maxUnavailable": "35%"}}
     lab.apply(workload("d", 10, "app:v1", probe=True, strategy=strategy), service("d", port, column))
     rolled("deployment/d")
-    lab.settled(port)
+    lab.settled("d", port)
     load = lab.Load(port)
     set_image("deployment/d", "app:never-ready")
 
@@ -204,14 +206,15 @@ def experiment_d(out, column):
         pods = lab.pods("app=d")
         return len(pods) == 14 and sum(map(lab.is_ready, pods)) == 7 and all(p["status"]["phase"] == "Running" for p in pods)
     lab.wait("7 old pods and 7 that never get ready", 60, stuck)
-    lab.settled(port)
+    lab.settled("d", port)
     bodies, failed = lab.sample(port, 300)
     kubectl("rollout", "undo", "deployment/d")
     rolled("deployment/d")
-    lab.settled(port)
+    lab.settled("d", port)
     result = load.stop()
     wrong = sum(r.version == "never-ready" for r in lab.requests())
     out.row(title, "stuck", "old pods that answer", column, len(bodies))
+    out.row(title, "stuck", "failed, of 300 samples", column, failed)
     out.row(title, "stuck and undone", "requests to pods not ready", column, wrong)
     out.load(title, "stuck and undone", column, [result])
     out.target(column, "D: exactly the 7 old pods answer, none of the new", len(bodies) == 7 and wrong == 0)
@@ -225,7 +228,7 @@ def experiment_e(out, column):
     rolled("deployment/e")
 
     def case(name, action, decides=True):
-        lab.settled(port)
+        lab.settled("e", port)
         load = lab.Load(port)
         action()
         time.sleep(2)
@@ -342,7 +345,7 @@ def experiment_sli(out, column):
     lab.apply(workload("sli", 10, "app:v1", pre_stop=3, strategy={"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "50%", "maxUnavailable": 0}}),
               service("sli", port, column))
     rolled("deployment/sli")
-    lab.settled(port)
+    lab.settled("sli", port)
     addresses, connections = {}, lab.Connections()
     loads = [lab.Load(port, connections=4, qps=200, keepalive=False), lab.Load(port, connections=4, qps=200)]
     for i in range(KNOB["SLI_ROUNDS"]):
@@ -383,7 +386,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="all, if none is named: " + ", ".join(EXPERIMENTS))
     parser.add_argument("--columns", default=",".join(report.COLUMNS), help="default: %(default)s")
-    parser.add_argument("--write", action="store_true", help="write README.md even if only some were run")
+    parser.add_argument("--write", action="store_true", help="write README.md even from a short or a partial run")
     args = parser.parse_args()
     columns, names = args.columns.split(","), args.experiments or list(EXPERIMENTS)
     for word, known in [(c, report.COLUMNS) for c in columns] + [(n, EXPERIMENTS) for n in names]:
@@ -404,6 +407,9 @@ def main():
         try:
             lab.enter_column(column)
             for name in names:
+                if SHORT and not args.experiments and name in SHORT_LEAVES_OUT.get(column, ()):
+                    say(f" {name}: not in the short form")
+                    continue
                 say(f" {name}: {EXPERIMENTS[name].__doc__.splitlines()[0]}")
                 try:
                     EXPERIMENTS[name](out, column)
@@ -420,7 +426,7 @@ def main():
     for line in broken:
         print(f"did not finish: {line}")
     print(f"raw results: {out.file}")
-    complete = set(names) == set(EXPERIMENTS) and set(columns) == set(report.COLUMNS) and not broken
+    complete = not SHORT and set(names) == set(EXPERIMENTS) and set(columns) == set(report.COLUMNS) and not broken
     if complete or args.write:
         out.write(lab.versions())
     sys.exit(1 if broken or out.failed() else 0)

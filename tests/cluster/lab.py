@@ -217,8 +217,15 @@ def answers(port, path="/", host=NODE_IP):
         return False
 
 
-def settled(port, path="/"):
-    """Waits until the path has answered for 1.5 s on end: `rollout status` is a second ahead of kube-proxy."""
+def settled(name, port, path="/"):
+    """Waits until the Service has all ready pods and has answered for 1.5 s on end: `rollout status` is ahead of both."""
+    selector = ",".join(f"{k}={v}" for k, v in get("service", name)["spec"]["selector"].items())
+
+    def complete():
+        slices = get("endpointslices", "-l", "kubernetes.io/service-name=" + name)["items"]
+        listed = {e["addresses"][0] for s in slices for e in s["endpoints"] or [] if e["conditions"].get("ready")}
+        return listed and listed == {p["status"]["podIP"] for p in pods(selector) if is_ready(p)}
+    wait(f"the EndpointSlices of {name} up to date", 60, complete)
     since = [time.monotonic()]
 
     def steady():
