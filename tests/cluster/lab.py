@@ -87,6 +87,10 @@ def kubectl(*args, stdin=None, timeout=60):
     return run("kubectl", "-n", NAMESPACE, *args, stdin=stdin, timeout=timeout)
 
 
+def kubectl_ebbtide(*args, timeout=60):
+    return run("kubectl", "-n", "ebbtide-system", *args, timeout=timeout)
+
+
 def get(*args):
     return json.loads(kubectl("get", *args, "-o", "json"))
 
@@ -169,9 +173,20 @@ def enter_column(column):
     if column == "ebbtide":
         uninstall_ebbtide()
         run(HERE + "/import.sh", IMAGE)
-        kubectl("apply", "-k", REPO + "/deploy/kustomize")
-        kubectl("-n", "ebbtide-system", "rollout", "status", "daemonset/ebbtide", "--timeout=60s", timeout=70)
-        wait("Ebbtide's /readyz", 30, lambda: answers(ADMIN_PORT, "/readyz", "127.0.0.1"))
+        run("kubectl", "apply", "-k", REPO + "/deploy/kustomize")
+        try:
+            kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=60s", timeout=70)
+            wait("Ebbtide's /readyz", 30, lambda: answers(ADMIN_PORT, "/readyz", "127.0.0.1"))
+        except LabError as error:
+            raise LabError(f"{error}; {why_not_ready()}") from None
+
+
+def why_not_ready():
+    states = kubectl_ebbtide("get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].state}")
+    try:
+        return states + " " + kubectl_ebbtide("logs", "daemonset/ebbtide", "--tail=5")
+    except LabError as error:
+        return f"{states} {error}"
 
 
 def leave_column(column):
@@ -181,7 +196,7 @@ def leave_column(column):
 
 
 def uninstall_ebbtide():
-    kubectl("delete", "-k", REPO + "/deploy/kustomize", "--ignore-not-found", "--timeout=80s", timeout=90)
+    run("kubectl", "delete", "-k", REPO + "/deploy/kustomize", "--ignore-not-found", "--timeout=80s", timeout=90)
 
 
 def ebbtide_quantile(metric, q):
