@@ -70,5 +70,5 @@ fn all_leave_and_are_forgotten(bencher: Bencher, endpoints: usize) {
 }
 
 fn leave(scene: &mut Scene) {
-    scene.apply(vec![Change::Replace(Kind::EndpointSlice, Vec::new())]);
+    scene.apply(vec![Change::Replace { kind: Kind::EndpointSlice, namespace: None, objects: Vec::new() }]);
 }

@@ -29,7 +29,7 @@ pub fn check(file: &Path) -> Result<Report, config::Error> {
     let config = Config::load(file)?;
     let (objects, problems) = match &config.discovery {
         Discovery::Files { path } => files::read_folder(path),
-        Discovery::Static { .. } => (Vec::new(), Vec::new()),
+        Discovery::Static { .. } | Discovery::Kubernetes(_) => (Vec::new(), Vec::new()),
     };
     let names: BTreeSet<ObjectName> = objects
         .iter()

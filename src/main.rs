@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ebbtide::config::{self, Config};
+use ebbtide::discovery::api;
 use ebbtide::{admin, app, demo, telemetry};
 
 use cli::{Cli, Command};
@@ -16,7 +17,13 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ebbtide: {error:#}");
-            ExitCode::from(if error.is::<config::Error>() || error.is::<app::Refused>() { 2 } else { 1 })
+            ExitCode::from(
+                if error.is::<config::Error>() || error.is::<app::Refused>() || error.is::<api::Unusable>() {
+                    2
+                } else {
+                    1
+                },
+            )
         }
     }
 }

@@ -80,8 +80,13 @@ fn each_valid_fixture_loads() {
     assert!(files.len() >= 5, "found {}", files.len());
     for file in files {
         let config = Config::load(&file).unwrap();
-        let Discovery::Files { path } = &config.discovery else { panic!("{config:?}") };
-        assert_eq!(*path, file.parent().unwrap().join("manifests"), "relative to the file's folder");
+        match &config.discovery {
+            Discovery::Kubernetes(kubernetes) => assert_eq!(kubernetes.namespaces, ["web", "shop"]),
+            Discovery::Files { path } => {
+                assert_eq!(*path, file.parent().unwrap().join("manifests"), "relative to the file's folder");
+            }
+            Discovery::Static { .. } => panic!("{config:?}"),
+        }
     }
 }
 

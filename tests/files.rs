@@ -114,7 +114,7 @@ fn in_words(change: &Change) -> String {
     match change {
         Change::Apply(object) => format!("+{} {}", object.kind(), object.name()),
         Change::Remove(kind, name) => format!("-{kind} {name}"),
-        Change::Replace(kind, list) => format!("={kind} {}", list.len()),
+        Change::Replace { kind, objects, .. } => format!("={kind} {}", objects.len()),
     }
 }
 

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::value::{self, DAY, MILLISECOND, MINUTE};
-use super::{Config, Discovery, Fault, Limits, ListenerConfig, NonIdempotent, PortRef, Protocol, Retry, Timeouts, raw};
+use super::{
+    Config, Discovery, Fault, Kubernetes, Limits, ListenerConfig, NonIdempotent, PortRef, Protocol, Retry, Timeouts,
+    raw,
+};
 
 impl raw::Config {
     /// Fills in defaults and checks every value. `folder` is the configuration file's own.
@@ -22,7 +25,7 @@ impl raw::Config {
         };
         Ok(Config {
             node_port_addresses: self.node_ports.map_or(Ok(Vec::new()), raw::NodePorts::check)?,
-            listeners: listeners(self.listeners.unwrap_or_default(), admin)?,
+            listeners: listeners(self.listeners.unwrap_or_default(), admin, &default.discovery)?,
             admin,
             workers: self.workers.map_or(Ok(default.workers), workers)?,
             timeouts: self.timeouts.unwrap_or_default().check()?,
@@ -45,9 +48,7 @@ impl raw::Discovery {
             (Some(_), Some(_)) => {
                 return Err(Fault::new("discovery", "names two sources, expected either files or kubernetes"));
             }
-            (None, Some(_)) => {
-                return Err(Fault::new("discovery.kubernetes", "not served by this build yet, expected files"));
-            }
+            (None, Some(kubernetes)) => return kubernetes.check(folder).map(Discovery::Kubernetes),
         };
         if files.path.is_empty() {
             return Err(Fault::new("discovery.files.path", "empty, expected a folder of manifests"));
@@ -58,6 +59,30 @@ impl raw::Discovery {
             Fault::new("discovery.files.path", what)
         })?;
         Ok(Discovery::Files { path })
+    }
+}
+
+impl raw::Kubernetes {
+    fn check(self, folder: &Path) -> Result<Kubernetes, Fault> {
+        let mut seen = HashSet::new();
+        let namespaces = items("discovery.kubernetes.namespaces", self.namespaces.unwrap_or_default(), |text| {
+            if !value::label(text) {
+                return Err(format!("{text:?} is no namespace, expected one such as web"));
+            }
+            if seen.insert(text.to_owned()) {
+                Ok(text.to_owned())
+            } else {
+                Err(format!("{text:?} is given twice, expected it once"))
+            }
+        })?;
+        let kubeconfig: Option<PathBuf> = self.kubeconfig.map(|text| folder.join(text).components().collect());
+        if let Some(path) = &kubeconfig {
+            std::fs::File::open(path).map_err(|error| {
+                let what = format!("{:?} cannot be read ({}), expected a kubeconfig file", path, value::plain(&error));
+                Fault::new("discovery.kubernetes.kubeconfig", what)
+            })?;
+        }
+        Ok(Kubernetes { namespaces, kubeconfig, ..Kubernetes::default() })
     }
 }
 
@@ -78,7 +103,11 @@ impl raw::NodePorts {
     }
 }
 
-fn listeners(found: Vec<raw::Listener>, admin: SocketAddr) -> Result<Vec<ListenerConfig>, Fault> {
+fn listeners(
+    found: Vec<raw::Listener>,
+    admin: SocketAddr,
+    discovery: &Discovery,
+) -> Result<Vec<ListenerConfig>, Fault> {
     let mut names = HashMap::new();
     let mut addresses = HashMap::from([(admin, "admin".to_owned())]);
     let mut checked = Vec::with_capacity(found.len());
@@ -94,6 +123,17 @@ fn listeners(found: Vec<raw::Listener>, admin: SocketAddr) -> Result<Vec<Listene
         {
             let what = format!("{} is the address of {other} too, expected one of its own", listener.address);
             return Err(Fault::new(format!("{me}.address"), what));
+        }
+        if let Discovery::Kubernetes(Kubernetes { namespaces, .. }) = discovery
+            && !namespaces.is_empty()
+            && !namespaces.contains(&listener.service.namespace)
+        {
+            let what = format!(
+                "namespace {} is not watched, expected one of discovery.kubernetes.namespaces ({})",
+                listener.service.namespace,
+                namespaces.join(", ")
+            );
+            return Err(Fault::new(format!("{me}.service"), what));
         }
         checked.push(listener);
     }

@@ -48,6 +48,25 @@ pub enum Discovery {
     Static {
         to: Vec<SocketAddr>,
     },
+    Kubernetes(Kubernetes),
+}
+
+/// The API server as the source of truth.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kubernetes {
+    /// Empty: all.
+    pub namespaces: Vec<String>,
+    /// `None`: in-cluster, then `KUBECONFIG`, then the home folder's.
+    pub kubeconfig: Option<PathBuf>,
+    /// A connection to the API server on which nothing has come for this long is given up. Not a field of the file:
+    /// bookmarks come once a minute, so less would break watches in order, and more would miss deletions for longer.
+    pub silence: Duration,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self { namespaces: Vec::new(), kubeconfig: None, silence: Duration::from_secs(75) }
+    }
 }
 
 impl Discovery {
@@ -56,6 +75,7 @@ impl Discovery {
         match self {
             Self::Files { .. } => "files",
             Self::Static { .. } => "static",
+            Self::Kubernetes(_) => "kubernetes",
         }
     }
 }

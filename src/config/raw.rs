@@ -54,15 +54,14 @@ pub struct Files {
     pub path: String,
 }
 
-/// The Kubernetes API (not served by this build yet).
+/// The Kubernetes API.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "part of the file's shape; refused until there is a Kubernetes source")]
 pub struct Kubernetes {
     /// Namespaces to watch; empty: all.
     #[schemars(extend("default" = []))]
     pub namespaces: Option<Vec<String>>,
-    /// Absent: in-cluster, then `KUBECONFIG`, then the home folder's.
+    /// Relative to the configuration file's folder. Absent: in-cluster, then `KUBECONFIG`, then the home folder's.
     pub kubeconfig: Option<String>,
 }
 

@@ -468,7 +468,7 @@ const ORDER: [Kind; 3] = [Kind::Pod, Kind::Service, Kind::EndpointSlice];
 
 fn whole(table: &Table) -> Vec<Change> {
     let of = |kind| table.values().filter(|o| o.kind() == kind).map(|object| Object::clone(object)).collect();
-    ORDER.map(|kind| Change::Replace(kind, of(kind))).into()
+    ORDER.map(|kind| Change::Replace { kind, namespace: None, objects: of(kind) }).into()
 }
 
 fn difference(before: &Table, after: &Table) -> Vec<Change> {

@@ -196,10 +196,16 @@ pub fn pod(
     spec_grace: Option<Duration>,
     listed_at: Option<SystemTime>,
 ) -> Result<PodObject, Invalid> {
-    let deletion = metadata.deletion_timestamp.as_ref().map(|end| Deletion {
-        grace: metadata.deletion_grace_period_seconds.map(seconds),
+    let deletion = metadata.deletion_timestamp.as_ref().map(|end| {
         // `deletionTimestamp` is when the grace ends, not when the deletion was asked for.
-        remaining: listed_at.map(|now| SystemTime::from(end.0).duration_since(now).unwrap_or_default()),
+        let end = SystemTime::from(end.0);
+        let grace = metadata.deletion_grace_period_seconds.map(seconds);
+        let asked = grace.and_then(|grace| end.checked_sub(grace));
+        Deletion {
+            grace,
+            remaining: listed_at.map(|now| end.duration_since(now).unwrap_or_default()),
+            age: listed_at.zip(asked).map(|(now, asked)| now.duration_since(asked).unwrap_or_default()),
+        }
     });
     Ok(PodObject {
         name: object_name(metadata)?,
@@ -728,7 +734,7 @@ metadata:
         };
         let s = Duration::from_secs;
         let later = listed(None);
-        assert_eq!(later.deletion, Some(Deletion { grace: Some(s(30)), remaining: None }));
+        assert_eq!(later.deletion, Some(Deletion { grace: Some(s(30)), remaining: None, age: None }));
         assert_eq!(
             (later.uid.as_str(), later.template_hash.as_deref(), later.spec_grace),
             ("", Some("abc"), Some(s(30)))

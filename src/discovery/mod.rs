@@ -1,9 +1,11 @@
 //! Where the truth about endpoints comes from: sources of events, and the pure merge of slices that all of them feed.
 //!
-//! A source ([`files`], later `kubernetes`) turns what it reads into [`Change`]s of the few object kinds below and sends
+//! A source ([`files`], [`kubernetes`]) turns what it reads into [`Change`]s of the few object kinds below and sends
 //! them as [`Message`]s. [`slices::World`] holds the objects and merges them; it knows nothing of files or watches.
 
+pub mod api;
 pub mod files;
+pub mod kubernetes;
 pub mod manifest;
 pub mod slices;
 
@@ -98,8 +100,12 @@ pub struct Problem {
 pub enum Change {
     Apply(Object),
     Remove(Kind, ObjectName),
-    /// A relist: the whole truth about one kind, swapped in at once.
-    Replace(Kind, Vec<Object>),
+    /// A relist: the whole truth about one kind, in one namespace or (`None`) all of them, swapped in at once.
+    Replace {
+        kind: Kind,
+        namespace: Option<String>,
+        objects: Vec<Object>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -225,7 +231,9 @@ pub struct PodObject {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deletion {
     pub grace: Option<Duration>,
-    /// Time left until `deletionTimestamp` by the source's own clock, known only where the object came by a (re)list:
-    /// a deadline then counts from it instead of from the event's arrival.
+    /// Time left until `deletionTimestamp` by the source's own clock, known only where the object came by a (re)list,
+    /// or late: a deadline then counts from it instead of from the event's arrival.
     pub remaining: Option<Duration>,
+    /// How long ago, by the source's clock, the deletion was asked for; to the second. Known only from an API server.
+    pub age: Option<Duration>,
 }

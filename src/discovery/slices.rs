@@ -145,6 +145,8 @@ struct Pod {
     slice_terminating: Option<Instant>,
     /// The pod's own deletionTimestamp has been seen.
     deletion_seen: bool,
+    /// When the deletion was asked for, by the source's clock.
+    asked: Option<Instant>,
     trigger: Option<Trigger>,
     deadline: Option<Instant>,
     grace: Option<Duration>,
@@ -175,10 +177,11 @@ impl World {
             Change::Remove(Kind::Service, name) => self.remove_service(name, touched),
             Change::Remove(Kind::EndpointSlice, name) => self.remove_slice(&name, received, touched),
             Change::Remove(Kind::Pod, name) => self.remove_pod(&name, received, touched),
-            Change::Replace(kind, objects) => {
+            Change::Replace { kind, namespace, objects } => {
                 let listed: HashSet<&ObjectName> = objects.iter().map(Object::name).collect();
+                let in_scope = |name: &ObjectName| namespace.as_ref().is_none_or(|it| *it == name.namespace);
                 let missing: Vec<ObjectName> =
-                    self.names(kind).into_iter().filter(|name| !listed.contains(name)).collect();
+                    self.names(kind).into_iter().filter(|name| in_scope(name) && !listed.contains(name)).collect();
                 for name in missing {
                     self.apply(Change::Remove(kind, name), received, touched);
                 }
@@ -216,6 +219,16 @@ impl World {
     /// What is known of the pod with this UID.
     pub fn fate(&self, uid: &str) -> Fate {
         self.fate_of(self.pods.get(uid))
+    }
+
+    /// When the deletion of the pod with this UID was asked for, by the source's clock.
+    pub fn deletion_asked(&self, uid: &str) -> Option<Instant> {
+        self.pods.get(uid)?.asked
+    }
+
+    /// The Service as the source gave it.
+    pub fn service(&self, name: &ObjectName) -> Option<&ServiceObject> {
+        self.services.get(name)
     }
 
     /// Forgets ended UIDs that no slice has named for ten minutes.
@@ -435,6 +448,7 @@ impl World {
         let returned = pod.deletion_seen && object.deletion.is_none();
         if let Some(deletion) = object.deletion {
             pod.deletion_seen = true;
+            pod.asked = pod.asked.or(deletion.age.and_then(|age| received.checked_sub(age)));
             pod.trigger.get_or_insert(Trigger::PodDeleted);
             // The deletion may have asked for another grace than the spec.
             pod.grace = deletion.grace.or(pod.grace);
@@ -666,6 +680,7 @@ impl Pod {
             gone: false,
             slice_terminating: None,
             deletion_seen: false,
+            asked: None,
             trigger: None,
             deadline: None,
             grace: None,
@@ -796,7 +811,7 @@ mod tests {
     }
 
     fn deleted(of: &str, uid: &str, grace: Option<u64>) -> PodObject {
-        let deletion = Deletion { grace: grace.map(Duration::from_secs), remaining: None };
+        let deletion = Deletion { grace: grace.map(Duration::from_secs), remaining: None, age: None };
         PodObject { deletion: Some(deletion), ..pod(of, uid) }
     }
 
@@ -1004,7 +1019,7 @@ mod tests {
     #[test]
     fn a_deadline_from_a_list_counts_from_what_remains() {
         let (mut world, now) = world();
-        let deletion = Deletion { grace: Some(SECOND * 30), remaining: Some(SECOND * 12) };
+        let deletion = Deletion { grace: Some(SECOND * 30), remaining: Some(SECOND * 12), age: Some(SECOND * 18) };
         world.tell(PodObject { deletion: Some(deletion), ..pod("p", "1") }, now);
         let deadline = Some(now + SECOND * 15);
         assert_eq!(world.fate("1"), Fate::Terminating { deadline, trigger: Trigger::PodDeleted });
@@ -1116,10 +1131,14 @@ mod tests {
         world.tell(pod("q", "2"), now);
         let mut touched = Touched::default();
         let slices = vec![slice("b", vec![endpoint("10.0.0.2", "q/2")]).into()];
-        world.apply(Change::Replace(Kind::EndpointSlice, slices), now, &mut touched);
+        world.apply(Change::Replace { kind: Kind::EndpointSlice, namespace: None, objects: slices }, now, &mut touched);
         assert_eq!(world.addresses(), ["10.0.0.2:8080"]);
         assert!(touched.pods.is_empty());
-        world.apply(Change::Replace(Kind::Pod, vec![pod("p", "1").into()]), now, &mut touched);
+        world.apply(
+            Change::Replace { kind: Kind::Pod, namespace: None, objects: vec![pod("p", "1").into()] },
+            now,
+            &mut touched,
+        );
         assert_eq!(touched.pods, BTreeSet::from(["2".to_owned()]));
         assert!(matches!(world.fate("2"), Fate::Deleted { .. }));
         assert_eq!(world.fate("1"), Fate::Alive);

@@ -1,0 +1,177 @@
+//! The way to a Kubernetes API server: where it is, who we are there, what time it is by its clock, and that it answers.
+//!
+//! What the watch library does not tell its user is read off the responses here: the `Date` header, from which drain
+//! deadlines are counted after a relist, and that a broken watch has been answered again.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
+use hyper::{Request, Response};
+use kube::Client;
+use kube::client::{Body, ClientBuilder};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::sync::mpsc;
+use tower::{Layer, Service};
+
+use crate::config::Kubernetes;
+
+/// The API server cannot be found, or not how to authenticate there.
+#[derive(Debug, thiserror::Error)]
+#[error("discovery.kubernetes: {what}: {cure}")]
+pub struct Unusable {
+    what: String,
+    cure: &'static str,
+}
+
+/// Where the API server is and who we are there: the configured kubeconfig, else in-cluster, else `KUBECONFIG`, else the
+/// home folder's.
+pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Unusable> {
+    let options = KubeConfigOptions::default();
+    let mut config = match &wanted.kubeconfig {
+        Some(path) => from_file(path, &options).await?,
+        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+            kube::Config::incluster().map_err(|error| Unusable {
+                what: format!("this pod has no usable service account ({})", chain(&error)),
+                cure: "let automountServiceAccountToken be true",
+            })?
+        }
+        None => kube::Config::from_kubeconfig(&options).await.map_err(|error| Unusable {
+            what: format!("not in a cluster, and no usable kubeconfig ({})", chain(&error)),
+            cure: "name one in discovery.kubernetes.kubeconfig or in KUBECONFIG",
+        })?,
+    };
+    config.connect_timeout = Some(CONNECT);
+    // From the last byte that came or went: what breaks a watch that has fallen silent.
+    config.read_timeout = Some(wanted.silence);
+    config.reset_reader_on_write = true;
+    Ok(config)
+}
+
+async fn from_file(path: &Path, options: &KubeConfigOptions) -> Result<kube::Config, Unusable> {
+    let unusable = |error: &dyn std::error::Error| Unusable {
+        what: format!("kubeconfig {} cannot be used ({})", path.display(), chain(error)),
+        cure: "`kubectl --kubeconfig FILE get services` tells more",
+    };
+    let file = Kubeconfig::read_from(path).map_err(|error| unusable(&error))?;
+    kube::Config::from_custom_kubeconfig(file, options).await.map_err(|error| unusable(&error))
+}
+
+/// A client that tells what it hears. To be made and used inside one runtime.
+pub fn connect(config: kube::Config) -> Result<(Client, Arc<Clock>, mpsc::UnboundedReceiver<String>), Unusable> {
+    let builder = ClientBuilder::try_from(config).map_err(|error| Unusable {
+        what: format!("cannot make a connection of this kubeconfig ({})", chain(&error)),
+        cure: "see its certificates and its credentials",
+    })?;
+    let (answered, heard) = mpsc::unbounded_channel();
+    let clock = Arc::new(Clock::default());
+    let layer = Listen { clock: clock.clone(), answered };
+    Ok((builder.with_layer(&layer).build(), clock, heard))
+}
+
+/// An error with its causes, in one line: the cause is often the only part that says something.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text.replace(char::is_control, " ")
+}
+
+/// The API server's clock, as its last response told it: to the second, and never ahead of it.
+#[derive(Debug, Default)]
+pub struct Clock(Mutex<Option<(SystemTime, Instant)>>);
+
+impl Clock {
+    /// Its time now; before any response, ours.
+    pub fn now(&self) -> SystemTime {
+        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((told, at)) => told + at.elapsed(),
+            None => SystemTime::now(),
+        }
+    }
+
+    fn set(&self, date: &str) {
+        if let Ok(told) = jiff::fmt::rfc2822::parse(date) {
+            let told = (SystemTime::from(told.timestamp()), Instant::now());
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        }
+    }
+}
+
+/// Reads the date off each response, and tells the path of each request that was answered well.
+#[derive(Clone)]
+struct Listen {
+    clock: Arc<Clock>,
+    answered: mpsc::UnboundedSender<String>,
+}
+
+impl<S> Layer<S> for Listen {
+    type Service = Listening<S>;
+
+    fn layer(&self, inner: S) -> Listening<S> {
+        Listening { inner, listen: self.clone() }
+    }
+}
+
+struct Listening<S> {
+    inner: S,
+    listen: Listen,
+}
+
+impl<S, B> Service<Request<Body>> for Listening<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: 'static,
+{
+    type Response = Response<B>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path().to_owned();
+        let listen = self.listen.clone();
+        let hear = move |response: Response<B>| {
+            if let Some(date) = response.headers().get("date").and_then(|date| date.to_str().ok()) {
+                listen.clock.set(date);
+            }
+            if response.status().is_success() {
+                // Nobody listens any more only when the process ends.
+                let _ = listen.answered.send(path);
+            }
+            response
+        };
+        self.inner.call(request).map_ok(hear).boxed()
+    }
+}
+
+const CONNECT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_is_what_the_last_date_said_and_goes_on_from_there() {
+        let clock = Clock::default();
+        clock.set("Sun, 06 Nov 1994 08:49:37 GMT");
+        let told = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let ahead = clock.now().duration_since(told).unwrap();
+        assert!(ahead < Duration::from_secs(600), "{ahead:?}");
+        clock.set("yesterday");
+        assert!(clock.now() >= told + ahead, "what is no date changes nothing");
+    }
+}

@@ -1,0 +1,374 @@
+//! The API server as the source of truth.
+//!
+//! Services are watched in every namespace that is configured; EndpointSlices and (metadata only) Pods in each that has,
+//! or once had, a Service of ours: claimed by label or named by a listener. What a watch lists is kept back until it is
+//! whole and then replaces what was known; the first slices of a namespace wait for its first pods, so that no pod that
+//! is going away is taken for one that stays. A watch that fails leaves what it told in force, is a [`Problem`] until
+//! it is answered again, and is tried again from where it was (or, after a 410, from a new list).
+//!
+//! Nothing is merged here, and no resource version is ever looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::StreamExt;
+use futures::stream::{ReadyChunks, SelectAll, Stream};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, PartialObjectMeta};
+use kube::core::NamespaceResourceScope;
+use kube::runtime::utils::{Backoff, StreamBackoff};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, Resource};
+use tokio::sync::{mpsc, watch};
+
+use super::api::{Clock, chain};
+use super::manifest::{self, Invalid};
+use super::{Change, Kind, Message, Object, ObjectName, Problem};
+
+/// What to watch.
+pub struct Wanted {
+    /// Empty: all.
+    pub namespaces: Vec<String>,
+    /// Those of the Services that listeners name; may change.
+    pub named: watch::Receiver<BTreeSet<String>>,
+}
+
+/// Sends what there is, then [`Message::Synced`], then every change, until `out` is closed. `heard` are the paths of
+/// requests that the API server has answered. `errors` counts by kind: `list`, `watch`, `gone`, `object`.
+/// Cancellation-safe: another call begins with a list.
+pub async fn run(
+    client: Client,
+    clock: Arc<Clock>,
+    mut heard: mpsc::UnboundedReceiver<String>,
+    mut wanted: Wanted,
+    out: mpsc::Sender<Message>,
+    errors: impl Fn(&'static str),
+) {
+    let mut watches = Watches {
+        client,
+        clock,
+        streams: SelectAll::new().ready_chunks(CHUNK),
+        states: BTreeMap::new(),
+        allowed: wanted.namespaces.clone(),
+        problems: Vec::new(),
+        synced: false,
+    };
+    if wanted.namespaces.is_empty() {
+        watches.watch_services(None);
+    }
+    for namespace in &wanted.namespaces {
+        watches.watch_services(Some(namespace));
+    }
+    loop {
+        let named: Vec<String> = wanted.named.borrow_and_update().iter().cloned().collect();
+        named.iter().for_each(|namespace| watches.take_up(namespace));
+        let messages = tokio::select! {
+            () = out.closed() => return,
+            Ok(()) = wanted.named.changed() => continue,
+            Some(told) = watches.streams.next() => watches.take(told, Instant::now(), &errors),
+            Some(path) = heard.recv() => watches.answered(&path).into_iter().collect(),
+        };
+        for message in messages {
+            if out.send(message).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+struct Watches {
+    client: Client,
+    clock: Arc<Clock>,
+    streams: ReadyChunks<SelectAll<Pin<Box<dyn Stream<Item = Told> + Send>>>>,
+    states: BTreeMap<Key, State>,
+    /// Empty: every namespace.
+    allowed: Vec<String>,
+    /// As told last.
+    problems: Vec<Problem>,
+    synced: bool,
+}
+
+/// One watch. The kind comes first in the order of the design: a pod before the slices that name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    kind: Kind,
+    /// `None`: all.
+    namespace: Option<String>,
+}
+
+struct State {
+    /// Of its requests.
+    path: String,
+    /// A list that is not whole yet.
+    listing: Vec<Object>,
+    listed: bool,
+    /// Changes of slices that wait for the first list of their namespace's pods.
+    waiting: Vec<Change>,
+    failing: Option<Problem>,
+}
+
+/// What a watch says.
+struct Told {
+    key: Key,
+    what: What,
+}
+
+enum What {
+    Init,
+    Listed(Result<Object, Invalid>),
+    Done,
+    Applied(Result<Object, Invalid>),
+    Deleted(ObjectName),
+    Failed(watcher::Error),
+}
+
+impl Watches {
+    fn watch_services(&mut self, namespace: Option<&str>) {
+        self.add(Kind::Service, namespace, |it: &Service, _, _| manifest::service(it).map(Object::Service));
+    }
+
+    /// Watches a namespace that a Service of ours is in, from now on: its connections go on when the Service is no
+    /// longer ours, and with them the need to know what becomes of their pods.
+    fn take_up(&mut self, namespace: &str) {
+        let is_allowed = self.allowed.is_empty() || self.allowed.iter().any(|it| it == namespace);
+        if !is_allowed || self.states.contains_key(&Key::new(Kind::Pod, Some(namespace))) {
+            return;
+        }
+        self.add(Kind::Pod, Some(namespace), |it: &PartialObjectMeta<Pod>, now, listed| {
+            pod(it, now, listed).map(Object::Pod)
+        });
+        self.add(Kind::EndpointSlice, Some(namespace), |it: &EndpointSlice, _, _| {
+            manifest::slice(it).map(Object::EndpointSlice)
+        });
+    }
+
+    /// `read` gets the API server's time and whether the object comes from a list.
+    fn add<K>(
+        &mut self,
+        kind: Kind,
+        namespace: Option<&str>,
+        read: impl Fn(&K, SystemTime, bool) -> Result<Object, Invalid> + Send + 'static,
+    ) where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+        K: serde::de::DeserializeOwned,
+    {
+        let api: Api<K> = match namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        };
+        let key = Key::new(kind, namespace);
+        let state = State {
+            path: api.resource_url().to_owned(),
+            listing: Vec::new(),
+            listed: false,
+            waiting: Vec::new(),
+            failing: None,
+        };
+        self.states.insert(key.clone(), state);
+        let clock = self.clock.clone();
+        let told = StreamBackoff::new(watcher(api, watcher::Config::default()), Pauses::default()).map(move |event| {
+            let what = match event {
+                Ok(Event::Init) => What::Init,
+                Ok(Event::InitApply(it)) => What::Listed(read(&it, clock.now(), true)),
+                Ok(Event::InitDone) => What::Done,
+                Ok(Event::Apply(it)) => What::Applied(read(&it, clock.now(), false)),
+                Ok(Event::Delete(it)) => {
+                    let metadata = it.meta();
+                    let part = |text: &Option<String>| text.clone().unwrap_or_default();
+                    What::Deleted(ObjectName::new(part(&metadata.namespace), part(&metadata.name)))
+                }
+                Err(error) => What::Failed(error),
+            };
+            Told { key: key.clone(), what }
+        });
+        self.streams.get_mut().push(Box::pin(told));
+    }
+
+    /// What arrived together is one batch of changes.
+    fn take(&mut self, told: Vec<Told>, received: Instant, errors: &impl Fn(&'static str)) -> Vec<Message> {
+        let mut changes = Vec::new();
+        for Told { key, what } in told {
+            self.take_one(key, what, &mut changes, errors);
+        }
+        let mut messages = Vec::new();
+        if !changes.is_empty() {
+            messages.push(Message::Changes { received, changes });
+        }
+        if !self.synced && self.states.values().all(|state| state.listed && state.waiting.is_empty()) {
+            self.synced = true;
+            messages.push(Message::Synced);
+        }
+        messages.extend(self.changed_problems());
+        messages
+    }
+
+    fn take_one(&mut self, key: Key, what: What, changes: &mut Vec<Change>, errors: &impl Fn(&'static str)) {
+        let Some(state) = self.states.get_mut(&key) else { return };
+        let change = match what {
+            What::Init => return state.listing.clear(),
+            What::Listed(object) => return state.listing.extend(well_formed(object, &key, errors)),
+            What::Done => {
+                state.listed = true;
+                let objects = std::mem::take(&mut state.listing);
+                Change::Replace { kind: key.kind, namespace: key.namespace.clone(), objects }
+            }
+            What::Applied(object) => match well_formed(object, &key, errors) {
+                Some(object) => Change::Apply(object),
+                None => return,
+            },
+            What::Deleted(name) => Change::Remove(key.kind, name),
+            What::Failed(error) => return state.fail(&key, &error, errors),
+        };
+        let ours: BTreeSet<String> = claimed_namespaces(&change);
+        ours.iter().for_each(|namespace| self.take_up(namespace));
+        match key.kind {
+            Kind::Service => changes.push(change),
+            Kind::Pod => {
+                changes.push(change);
+                let slices = Key { kind: Kind::EndpointSlice, ..key };
+                changes.extend(self.states.get_mut(&slices).into_iter().flat_map(|slices| slices.waiting.drain(..)));
+            }
+            Kind::EndpointSlice => {
+                let pods = Key { kind: Kind::Pod, ..key.clone() };
+                let pods_listed = self.states.get(&pods).is_some_and(|pods| pods.listed);
+                match self.states.get_mut(&key) {
+                    Some(state) if !pods_listed => state.waiting.push(change),
+                    _ => changes.push(change),
+                }
+            }
+        }
+    }
+
+    /// The API server has answered a request well: its watch is in order (again).
+    fn answered(&mut self, path: &str) -> Option<Message> {
+        for (key, state) in self.states.iter_mut().filter(|(_, state)| state.path == path) {
+            if let Some(problem) = state.failing.take() {
+                let after = problem.since.elapsed().unwrap_or_default();
+                tracing::info!(watch = %key.subject(), after_s = after.as_secs(), "the API server answers again");
+            }
+        }
+        self.changed_problems()
+    }
+
+    fn changed_problems(&mut self) -> Option<Message> {
+        let problems: Vec<Problem> = self.states.values().filter_map(|state| state.failing.clone()).collect();
+        (problems != self.problems).then(|| {
+            self.problems.clone_from(&problems);
+            Message::Problems(problems)
+        })
+    }
+}
+
+impl Key {
+    fn new(kind: Kind, namespace: Option<&str>) -> Self {
+        Self { kind, namespace: namespace.map(str::to_owned) }
+    }
+
+    fn subject(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{}s in namespace {namespace}", self.kind),
+            None => format!("{}s", self.kind),
+        }
+    }
+}
+
+impl State {
+    fn fail(&mut self, key: &Key, error: &watcher::Error, errors: &impl Fn(&'static str)) {
+        let (kind, text) = match error {
+            // Too far behind to go on from there. What follows is a list, and until then the last table is as good as it was.
+            watcher::Error::WatchError(status) if status.code == 410 => {
+                errors("gone");
+                tracing::info!(watch = %key.subject(), "the API server has forgotten where we were; listing anew");
+                return;
+            }
+            watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => ("list", cure(error)),
+            watcher::Error::WatchError(status) => ("watch", status.message.clone()),
+            watcher::Error::WatchFailed(error) => ("watch", chain(error)),
+            watcher::Error::NoResourceVersion => ("list", error.to_string()),
+        };
+        errors(kind);
+        if self.failing.is_none() {
+            tracing::warn!(watch = %key.subject(), error = text, "the API server does not answer; the last table stays in force");
+        }
+        let since = self.failing.as_ref().map_or_else(SystemTime::now, |problem| problem.since);
+        self.failing = Some(Problem { subject: format!("the API server's {}", key.subject()), error: text, since });
+    }
+}
+
+fn cure(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => {
+            format!("{}; grant list and watch as deploy/kustomize/base/rbac.yaml does", status.message)
+        }
+        kube::Error::Api(status) if status.code == 401 => {
+            format!("{}; the credentials of discovery.kubernetes are not accepted", status.message)
+        }
+        other => chain(other),
+    }
+}
+
+/// An object of the API server that breaks its own rules is passed over, and what was known of it stays.
+fn well_formed(object: Result<Object, Invalid>, key: &Key, errors: &impl Fn(&'static str)) -> Option<Object> {
+    object
+        .inspect_err(|error| {
+            errors("object");
+            tracing::warn!(watch = %key.subject(), %error, "an object cannot be read; passed over");
+        })
+        .ok()
+}
+
+fn claimed_namespaces(change: &Change) -> BTreeSet<String> {
+    let claimed = |object: &Object| match object {
+        Object::Service(service) if service.claimed => Some(service.name.namespace.clone()),
+        _ => None,
+    };
+    match change {
+        Change::Apply(object) => claimed(object).into_iter().collect(),
+        Change::Replace { objects, .. } => objects.iter().filter_map(claimed).collect(),
+        Change::Remove(..) => BTreeSet::new(),
+    }
+}
+
+/// A live event's deadline counts from its arrival, unless that is late (a watch that was resumed after a break): then
+/// what is left counts by the API server's clock, as for a list.
+fn pod(it: &PartialObjectMeta<Pod>, now: SystemTime, listed: bool) -> Result<super::PodObject, Invalid> {
+    let mut pod = manifest::pod(&it.metadata, None, Some(now))?;
+    if let Some(deletion) = &mut pod.deletion
+        && !listed
+        && deletion.age.is_none_or(|age| age < LATE)
+    {
+        deletion.remaining = None;
+    }
+    Ok(pod)
+}
+
+/// Between the attempts of a watch that fails: 100 ms, doubling to 5 s, each somewhere in its upper half, so that the
+/// nodes of a cluster do not come back all at once.
+#[derive(Default)]
+struct Pauses(u32);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = (FIRST_PAUSE * 2u32.pow(self.0)).min(LONGEST_PAUSE);
+        self.0 = (self.0 + 1).min(10);
+        Some(pause.mul_f64(0.5 + fastrand::f64() / 2.0))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// Events that are one batch at most.
+const CHUNK: usize = 256;
+/// The clocks are told to the second, each end of the difference being off by up to one.
+const LATE: Duration = Duration::from_secs(3);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
