@@ -1,5 +1,5 @@
 #!/bin/bash
-# component.sh stop|start|restart NAME: one component of the running cluster.
+# component.sh stop|start|restart|ensure NAME: one component of the running cluster; ensure starts it if it does not run.
 # component.sh mode iptables|nftables: kube-proxy's mode; the other mode's rules are taken away.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -13,6 +13,8 @@ start() { setsid nsenter -t "$(lab_init)" -m -p -n -- bash -c "cd /; '$HERE/comp
 case ${1:-} in
 stop | start) "$1" "$2" ;;
 restart) stop "$2"; start "$2" ;;
+# shellcheck disable=SC2016
+ensure) in_lab bash -c 'kill -0 "$(cat "$RUN/$0.pid")"' "$2" 2>/dev/null || start "$2" ;;
 mode)
   stop kube-proxy
   in_lab kube-proxy --cleanup >>"$LOGS/kube-proxy.log" 2>&1 || die "kube-proxy --cleanup failed: see $LOGS/kube-proxy.log"
@@ -20,5 +22,5 @@ mode)
   start kube-proxy
   until_ok 30 kube-proxy in_net curl -sf -m 1 -o /dev/null http://127.0.0.1:10256/healthz
   ;;
-*) die "usage: component.sh stop|start|restart NAME, component.sh mode iptables|nftables" ;;
+*) die "usage: component.sh stop|start|restart|ensure NAME, component.sh mode iptables|nftables" ;;
 esac

@@ -405,26 +405,29 @@ def main():
 
     out = report.Report(columns, KNOB)
     broken = []
-    for column in columns:
-        say(f"{report.COLUMNS[column]}")
+
+    def attempt(what, action, *arguments):
         try:
-            lab.enter_column(column)
+            action(*arguments)
+            return True
+        except LabError as error:
+            broken.append(f"{what}: {error}")
+            say(f"  BROKEN: {broken[-1]}")
+            return False
+
+    for column in columns:
+        say(report.COLUMNS[column])
+        if attempt(column, lab.enter_column, column):
             for name in names:
                 if SHORT and not args.experiments and name in SHORT_LEAVES_OUT.get(column, ()):
                     say(f" {name}: not in the short form")
                     continue
                 say(f" {name}: {EXPERIMENTS[name].__doc__.splitlines()[0]}")
-                try:
-                    EXPERIMENTS[name](out, column)
-                except LabError as error:
-                    broken.append(f"{name} by {column}: {error}")
-                    say(f"  BROKEN: {broken[-1]}")
-                lab.clean()
+                attempt(f"{name} by {column}", EXPERIMENTS[name], out, column)
+                lab.end_all()
+                attempt(f"after {name} by {column}", lab.restore)
                 out.save()
-            lab.leave_column(column)
-        except LabError as error:
-            broken.append(f"{column}: {error}")
-            say(f"  BROKEN: {broken[-1]}")
+        attempt(f"after {column}", lab.leave_column, column)
     print(out.markdown())
     for line in broken:
         print(f"did not finish: {line}")

@@ -55,8 +55,9 @@ def start(command, **options):
 
 
 @atexit.register
-def _end_all():
-    for process in _started:
+def end_all():
+    while _started:
+        process = _started.pop()
         if process.poll() is None:
             process.kill()
             process.wait()
@@ -157,6 +158,15 @@ def clean():
     kubectl("delete", "deployments,statefulsets,services,poddisruptionbudgets", "--all", "--timeout=60s", timeout=70)
     wait("all pods gone", 60, lambda: not get("pods")["items"])
     open(LAB + "/requests/requests.log", "w").close()
+
+
+def restore():
+    """What an experiment that broke may have left: a stopped component, a closed node, objects."""
+    for name in ("kube-apiserver", "kubelet"):
+        component("ensure", name)
+    wait("the API server", 60, lambda: subprocess.run(["kubectl", "get", "--raw", "/readyz"], capture_output=True).returncode == 0)
+    kubectl("uncordon", NODE)
+    clean()
 
 
 # The three paths
