@@ -12,8 +12,8 @@ INTRODUCTION = """# The promise, in a real cluster
 This page is written by `make e2e` from what it measured; `e2e.py` holds the experiments.
 
 `make cluster` builds and starts a cluster of real parts on this machine (etcd, kube-apiserver, controller-manager, scheduler, kubelet,
-containerd, runc, kube-proxy), `make cluster-down` takes it away without a trace, `make image e2e` measures all of the below (`SHORT=1`:
-with short loads, about ten minutes), `make e2e ARGS='A C --columns ebbtide'` a part of it. It needs root on Linux, Go 1.26, Python 3.9
+containerd, runc, kube-proxy), `make cluster-down` takes it away without a trace, `make e2e` builds the image and measures all of the below (`SHORT=1`:
+with short loads, about a quarter of an hour), `make e2e ARGS='A C --columns ebbtide'` a part of it. It needs root on Linux, Go 1.26, Python 3.9
 and, beside Debian's packages, which it installs if they are missing, nothing. All of it lives in network, pid and mount namespaces of its
 own without a way out; its state is under `$EBBTIDE_LAB` (default `~/.cache/ebbtide-lab`). `. tests/cluster/env.sh` gives `k` (kubectl)
 and `in_net` (any command in the cluster's network). The same Service is served by kube-proxy in both of its modes and, by nothing but
