@@ -141,22 +141,11 @@ impl Backoff for Pauses {
     fn reset(&mut self) {}
 }
 
-/// When the last watch of a path began, and the pauses after short ones.
+/// When the last watch of a path was answered well, and the pauses after short ones.
 #[derive(Default)]
 struct Pace {
-    began: Option<Instant>,
+    answered: Option<Instant>,
     pauses: Pauses,
-}
-
-impl Pace {
-    /// How long to wait before the next.
-    fn next(&mut self) -> Duration {
-        let now = Instant::now();
-        let short = self.began.is_some_and(|began| now.saturating_duration_since(began) < SHORT);
-        let pause = if short { self.pauses.next().unwrap_or_default() } else { Duration::ZERO };
-        self.began = Some(now + pause);
-        pause
-    }
 }
 
 /// Reads the date off each response, tells the path of each watch that was answered well (a list may still fail then),
@@ -170,9 +159,19 @@ struct Listen {
 }
 
 impl Listen {
+    /// How long to wait before the next watch.
     fn pause(&self, path: &str) -> Duration {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        paces.entry(path.to_owned()).or_default().next()
+        let pace = paces.entry(path.to_owned()).or_default();
+        let short = pace.answered.is_some_and(|at| at.elapsed() < SHORT);
+        if short { pace.pauses.next().unwrap_or_default() } else { Duration::ZERO }
+    }
+
+    fn watch_answered(&self, path: String) {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        paces.entry(path.clone()).or_default().answered = Some(Instant::now());
+        // Nobody listens any more only when the process ends.
+        let _ = self.answered.send(path);
     }
 }
 
@@ -213,8 +212,7 @@ where
                 listen.clock.set(date);
             }
             if is_watch && response.status().is_success() {
-                // Nobody listens any more only when the process ends.
-                let _ = listen.answered.send(path);
+                listen.watch_answered(path);
             }
             response
         };

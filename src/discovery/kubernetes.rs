@@ -105,8 +105,8 @@ struct State {
     /// A list that is not whole yet.
     listing: Vec<Object>,
     listed: bool,
-    /// Changes of slices that wait for the first list of their namespace's pods.
-    waiting: Vec<Change>,
+    /// The slices as they stand, while they wait for the first list of their namespace's pods.
+    waiting: Option<BTreeMap<ObjectName, Object>>,
     failing: Option<Problem>,
 }
 
@@ -164,7 +164,7 @@ impl Watches {
             path: api.resource_url().to_owned(),
             listing: Vec::new(),
             listed: false,
-            waiting: Vec::new(),
+            waiting: None,
             failing: None,
         };
         self.states.insert(key.clone(), state);
@@ -197,7 +197,7 @@ impl Watches {
         if !changes.is_empty() {
             messages.push(Message::Changes { received, changes });
         }
-        if !self.synced && self.states.values().all(|state| state.listed && state.waiting.is_empty()) {
+        if !self.synced && self.states.values().all(|state| state.listed && state.waiting.is_none()) {
             self.synced = true;
             messages.push(Message::Synced);
         }
@@ -229,13 +229,18 @@ impl Watches {
             Kind::Pod => {
                 changes.push(change);
                 let slices = Key { kind: Kind::EndpointSlice, ..key };
-                changes.extend(self.states.get_mut(&slices).into_iter().flat_map(|slices| slices.waiting.drain(..)));
+                let waiting = self.states.get_mut(&slices).and_then(|slices| slices.waiting.take());
+                changes.extend(waiting.map(|objects| Change::Replace {
+                    kind: slices.kind,
+                    namespace: slices.namespace,
+                    objects: objects.into_values().collect(),
+                }));
             }
             Kind::EndpointSlice => {
                 let pods = Key { kind: Kind::Pod, ..key.clone() };
                 let pods_listed = self.states.get(&pods).is_some_and(|pods| pods.listed);
                 match self.states.get_mut(&key) {
-                    Some(state) if !pods_listed => state.waiting.push(change),
+                    Some(state) if !pods_listed => state.keep_back(change),
                     _ => changes.push(change),
                 }
             }
@@ -276,6 +281,18 @@ impl Key {
 }
 
 impl State {
+    /// Takes a change into what waits. Pods may be refused for days: it is no longer than what there is.
+    fn keep_back(&mut self, change: Change) {
+        let waiting = self.waiting.get_or_insert_default();
+        match change {
+            Change::Apply(object) => _ = waiting.insert(object.name().clone(), object),
+            Change::Remove(_, name) => _ = waiting.remove(&name),
+            Change::Replace { objects, .. } => {
+                *waiting = objects.into_iter().map(|object| (object.name().clone(), object)).collect();
+            }
+        }
+    }
+
     fn fail(&mut self, key: &Key, error: &watcher::Error, errors: &impl Fn(&'static str)) {
         // Too far behind to go on from there. What follows is a list, and until then the last table is as good as it was.
         if is_gone(error) {

@@ -156,7 +156,9 @@ async fn a_pod_that_is_already_going_at_the_start_is_never_dispatched_to() {
     api.fault(Kind::Pods, Verb::List, Fault::Wait);
     let rig = Rig::launch(&api, "", WEB);
     eventually("the slices are there", || api.open(Kind::Slices) == 1 && api.count(Kind::Pods, Verb::List) == 1).await;
-    // A change of the slice as well, which must not overtake.
+    // Changes of slices as well, which must not overtake.
+    api.apply(&slice("t", "shop", &[ready(9, "p9")]));
+    api.delete(Kind::Slices, "web", "t");
     api.apply(&slice("s", "shop", &[ready(1, "p1"), ready(2, "p2"), ready(3, "p3"), ready(4, "p4")]));
     rig.barrier(&[]).await;
     assert!(rig.port("shop").unwrap().all.is_empty());

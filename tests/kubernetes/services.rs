@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::api::{Api, Kind};
-use crate::rig::{Rig, claimed, deleting, endpoint, eventually, pod, ready, service, shop, slice};
+use crate::rig::{Rig, WEB, claimed, deleting, endpoint, eventually, pod, ready, service, shop, slice};
 
 #[tokio::test]
 async fn a_service_of_another_uid_is_another_service() {
@@ -62,7 +62,14 @@ async fn services_that_nobody_claimed_are_not_served() {
     let mut foreign = claimed(service("foreign"));
     foreign["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "cilium".into();
     api.apply(&foreign);
-    let rig = Rig::start(&api).await;
+    // One that a listener names is served there, and no nodePort is bound for it.
+    let mut named = service("shop");
+    named["spec"]["ports"][0]["nodePort"] = 30_080.into();
+    api.apply(&named);
+    let rig = Rig::launch(&api, "", &format!("{WEB}\nnodePorts: {{addresses: [127.0.0.1]}}"));
+    rig.clean().await;
+    let listeners = rig.running().admin.health.state().listeners;
+    assert_eq!(listeners.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["web"]);
     rig.settled().await;
     assert!(rig.port("other").is_none() && rig.port("foreign").is_none());
     assert_eq!(rig.usable("shop"), [1]);
