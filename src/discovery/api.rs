@@ -12,13 +12,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
+use hyper::body::Incoming;
 use hyper::{Request, Response};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
 use kube::Client;
-use kube::client::{Body, ClientBuilder};
+use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::utils::Backoff;
 use tokio::sync::mpsc;
-use tower::{Layer, Service};
+use tower::util::BoxService;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 
 use crate::config::Kubernetes;
 
@@ -67,15 +72,43 @@ async fn from_file(path: &Path, options: &KubeConfigOptions) -> Result<kube::Con
 
 /// A client that tells what it hears. To be made and used inside one runtime.
 pub fn connect(config: kube::Config) -> Result<(Client, Arc<Clock>, mpsc::UnboundedReceiver<String>), Unusable> {
-    let builder = ClientBuilder::try_from(config).map_err(|error| Unusable {
+    let service = way(&config).map_err(|error| Unusable {
         what: format!("cannot make a connection of this kubeconfig ({})", chain(&error)),
         cure: "see its certificates and its credentials",
     })?;
     let (answered, heard) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock::default());
     let layer = Listen { clock: clock.clone(), answered, paces: Arc::default() };
-    Ok((builder.with_layer(&layer).build(), clock, heard))
+    let client = ClientBuilder::new(service, config.default_namespace).with_layer(&layer).build();
+    Ok((client, clock, heard))
 }
+
+/// As the library's own way there, but with keepalive: a watch whose connection is forgotten on its way (NAT, a firewall, a
+/// lost node) is silent for ever otherwise, and bookmarks are too rare to miss.
+fn way(config: &kube::Config) -> kube::Result<Way> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    tcp.set_tcp_user_timeout(Some(KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES));
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    connector.set_reset_reader_on_write(config.reset_reader_on_write);
+    let client = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(client);
+    Ok(service.boxed())
+}
+
+type Way = BoxService<Request<Body>, Response<Incoming>, BoxError>;
 
 /// An error with its causes, in one line: the cause is often the only part that says something.
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -229,6 +262,10 @@ where
 }
 
 const CONNECT: Duration = Duration::from_secs(5);
+/// A connection that the other side has forgotten is found out within 15 s.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A watch that ends sooner has not been worth its request; the API server ends them after minutes.

@@ -694,7 +694,10 @@ metadata:
     fn errors_name_line_and_field() {
         let second = format!("---\n{SERVICE}---{SLICE}");
         let cases = [
-            (SERVICE.replace("port: 80,", "port: x,"), "line 11, spec.ports[0].port: invalid type: string \"x\", expected i32"),
+            (
+                SERVICE.replace("port: 80,", "port: x,"),
+                "line 11, spec.ports[0].port: invalid type: string \"x\", expected i32",
+            ),
             (
                 SERVICE.replace("port: 80,", "port: 70000,"),
                 "line 11, spec.ports[0].port: expected a port from 1 to 65535, found 70000",
@@ -710,7 +713,10 @@ metadata:
             (SLICE.replace("IPv4", "ipv4"), "line 2, addressType: expected IPv4, IPv6 or FQDN, found \"ipv4\""),
             (SLICE.replace("[10.0.0.3]", "[]"), "line 7, endpoints[1].addresses: missing or empty"),
             (SLICE.replace("name: app-x", "x: y"), "line 1, metadata.name: missing"),
-            (SLICE.replace("true", "maybe"), "line 8, endpoints[1].conditions.serving: invalid type: string \"maybe\", expected a boolean"),
+            (
+                SLICE.replace("true", "maybe"),
+                "line 8, endpoints[1].conditions.serving: invalid type: string \"maybe\", expected a boolean",
+            ),
             ("a: b\n".into(), "line 1, kind: missing; a manifest names its apiVersion and kind"),
             ("kind: Pod\nmetadata: [a\n".into(), "line 2, metadata: unclosed bracket"),
         ];
