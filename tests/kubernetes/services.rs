@@ -134,6 +134,9 @@ async fn a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_conne
     echoes().await;
     // The namespace is still watched, for what is still connected there.
     api.apply(&deleting(pod("p1"), &api, 600, 600));
+    // Alone it would be the last resort for as long as it serves.
+    endpoints["endpoints"][0]["conditions"] = json!({"ready": false, "serving": false, "terminating": true});
+    api.apply(&endpoints);
     eventually("its drain", || rig.drains().first().is_some_and(|drain| drain.in_flight == 1)).await;
     echoes().await;
 }
