@@ -62,7 +62,7 @@ impl Asking<'_> {
                 continue;
             }
             self.seen.problem(&format!("RBAC: may not {right}"), GRANT.to_owned());
-            if right.verb == "list" {
+            if right.has("list") {
                 refused.insert(right.resource);
             }
         }
@@ -96,9 +96,9 @@ impl Asking<'_> {
         let mut wanted = Vec::new();
         for namespace in scopes(self.wanted) {
             for resource in ["services", "endpointslices.discovery.k8s.io", "pods"] {
-                wanted.extend(Right::all("list watch", resource, namespace));
+                wanted.push(Right::new("list watch", resource, namespace));
             }
-            wanted.extend(Right::all("create patch", "events.events.k8s.io", namespace));
+            wanted.push(Right::new("create patch", "events.events.k8s.io", namespace));
         }
         rights::missing(&self.client, wanted).await
     }

@@ -10,31 +10,32 @@ use kube::{Client, Error};
 
 use crate::discovery::api::chain;
 
-/// One verb on one resource.
+/// What may be done to one resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Right {
-    pub verb: &'static str,
-    pub group: &'static str,
+    verbs: Vec<&'static str>,
+    group: &'static str,
     pub resource: &'static str,
     /// `None`: all, or a resource that has none.
-    pub namespace: Option<String>,
+    namespace: Option<String>,
 }
 
 impl Right {
     /// `verbs` is a list with spaces, `resource` as kubectl writes it: `endpointslices.discovery.k8s.io`.
-    pub fn all(verbs: &'static str, resource: &'static str, namespace: Option<&str>) -> Vec<Self> {
+    pub fn new(verbs: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {
         let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
-        let right = |verb| Self { verb, group, resource, namespace: namespace.map(str::to_owned) };
-        verbs.split(' ').map(right).collect()
+        Self { verbs: verbs.split(' ').collect(), group, resource, namespace: namespace.map(str::to_owned) }
+    }
+
+    pub fn has(&self, verb: &str) -> bool {
+        self.verbs.contains(&verb)
     }
 }
 
 impl fmt::Display for Right {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.verb, self.resource)?;
-        if !self.group.is_empty() {
-            write!(f, ".{}", self.group)?;
-        }
+        let dot = if self.group.is_empty() { "" } else { "." };
+        write!(f, "{} {}{dot}{}", self.verbs.join(", "), self.resource, self.group)?;
         match &self.namespace {
             Some(namespace) => write!(f, " in namespace {namespace}"),
             None => f.write_str(" cluster-wide"),
@@ -42,23 +43,29 @@ impl fmt::Display for Right {
     }
 }
 
-/// Which of these we do not have.
+/// What of these we do not have.
 pub async fn missing(client: &Client, rights: Vec<Right>) -> Result<Vec<Right>, Error> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut missing = Vec::new();
     for right in rights {
-        let attributes = ResourceAttributes {
-            verb: Some(right.verb.into()),
-            group: Some(right.group.into()),
-            resource: Some(right.resource.into()),
-            namespace: right.namespace.clone(),
-            ..ResourceAttributes::default()
-        };
-        let spec = Spec { resource_attributes: Some(attributes), ..Spec::default() };
-        let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-        let answer = reviews.create(&PostParams::default(), &review).await?;
-        if !answer.status.is_some_and(|status| status.allowed) {
-            missing.push(right);
+        let mut verbs = Vec::new();
+        for &verb in &right.verbs {
+            let attributes = ResourceAttributes {
+                verb: Some(verb.into()),
+                group: Some(right.group.into()),
+                resource: Some(right.resource.into()),
+                namespace: right.namespace.clone(),
+                ..ResourceAttributes::default()
+            };
+            let spec = Spec { resource_attributes: Some(attributes), ..Spec::default() };
+            let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+            let answer = reviews.create(&PostParams::default(), &review).await?;
+            if !answer.status.is_some_and(|status| status.allowed) {
+                verbs.push(verb);
+            }
+        }
+        if !verbs.is_empty() {
+            missing.push(Right { verbs, ..right });
         }
     }
     Ok(missing)

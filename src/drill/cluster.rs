@@ -44,16 +44,18 @@ impl Cluster {
     /// Finds out whether the drill can be held, removes what an earlier one has left, and changes nothing else.
     pub async fn prepare(&self, settings: &Settings, objects: &[Value]) -> Result<(), Refused> {
         let namespace = Some(self.namespace.as_str());
-        let mut needed = Right::all("get create patch delete", "deployments.apps", namespace);
-        needed.extend(Right::all("get create delete", "services", namespace));
+        let mut needed = vec![
+            Right::new("get create patch delete", "deployments.apps", namespace),
+            Right::new("get create delete", "services", namespace),
+        ];
         if settings.address.is_none() {
-            needed.extend(Right::all("list", "nodes", None));
+            needed.push(Right::new("list", "nodes", None));
         }
         let missing = rights::missing(&self.client, needed).await.map_err(|error| {
             Refused(format!("the API server cannot be asked: {}; `kubectl get nodes` tells more", said(&error)))
         })?;
         if !missing.is_empty() {
-            let list = missing.iter().map(Right::to_string).collect::<Vec<_>>().join(", ");
+            let list = missing.iter().map(Right::to_string).collect::<Vec<_>>().join("; ");
             let nodes = missing.iter().any(|right| right.resource == "nodes");
             let or = if nodes { "; --address makes do without the nodes" } else { "" };
             return Err(Refused(format!("you may not {list}: have it granted{or}")));
@@ -101,9 +103,14 @@ impl Cluster {
         self.api(Kind::Deployment).patch(NAME, &PatchParams::default(), &patch).await.map(drop)
     }
 
+    /// Where the API server does not answer, nothing new is known.
     pub async fn rollout(&self) -> kube::Result<Rollout> {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
-        Ok(Rollout::of(&deployments.get(NAME).await?))
+        match deployments.get(NAME).await {
+            Ok(deployment) => Ok(Rollout::of(&deployment)),
+            Err(error) if matches!(code(&error), 401 | 403 | 404) => Err(error),
+            Err(_) => Ok(Rollout { replaced: 0, done: false }),
+        }
     }
 
     /// Waits until all pods are of the newest version and ready.
@@ -125,22 +132,20 @@ impl Cluster {
     async fn why_not_ready(&self) -> Option<String> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pods = pods.list(&ListParams::default().labels(&format!("{MANAGED_BY}={MANAGER}"))).await.ok()?.items;
-        let waiting = pods.iter().filter_map(|pod| {
+        let told = pods.iter().find_map(|pod| {
             let status = pod.status.as_ref()?;
             let waiting = status.container_statuses.iter().flatten().find_map(|it| it.state.as_ref()?.waiting.as_ref());
             let unmet = || status.conditions.iter().flatten().find_map(|it| it.message.clone());
             let told = waiting.map(|it| [it.reason.as_deref(), it.message.as_deref()].map(Option::unwrap_or_default));
             Some(format!("{}: {}", pod.name_any(), told.map(|told| told.join(" ")).or_else(unmet)?))
         });
-        let failure = |deployment: Deployment| {
-            let conditions = deployment.status.and_then(|status| status.conditions).unwrap_or_default();
-            conditions.into_iter().find(|it| it.type_ == "ReplicaFailure").and_then(|it| it.message)
-        };
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
-        match waiting.last() {
-            Some(told) => Some(told),
-            None => failure(deployments.get(NAME).await.ok()?),
+        if told.is_some() {
+            return told;
         }
+        // No pod could be made: a quota, an admission.
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
+        let conditions = deployments.get(NAME).await.ok()?.status?.conditions?;
+        conditions.into_iter().find(|it| it.type_ == "ReplicaFailure")?.message
     }
 
     /// Removes what drills have made here and waits until it is gone. Returns what is left, each with the reason.
@@ -155,7 +160,7 @@ impl Cluster {
                 match self.remove_one(kind, name).await {
                     Ok(true) => {}
                     Ok(false) if is_late => failed.push(what(&format!("still there after {REMOVAL:?}"))),
-                    Err(error) if is_late || is_final(&error) => failed.push(what(&said(&error))),
+                    Err(error) if is_late || matches!(code(&error), 401 | 403) => failed.push(what(&said(&error))),
                     _ => still.push((kind, name)),
                 }
             }
@@ -223,9 +228,12 @@ fn is_ours(metadata: &ObjectMeta) -> bool {
     metadata.labels.as_ref().is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER))
 }
 
-/// Trying again will not help.
-fn is_final(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 401 | 403))
+/// The API server's answer; 0 where there was none.
+fn code(error: &kube::Error) -> u16 {
+    match error {
+        kube::Error::Api(status) => status.code,
+        _ => 0,
+    }
 }
 
 fn address(node: &Node) -> Option<IpAddr> {

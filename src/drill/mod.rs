@@ -174,7 +174,7 @@ async fn show(
             None => say(&format!("     nobody answers at {}: left out", list(&at(port)))),
         }
     }
-    say(&format!("{}  Ebbtide, by the Service {NAME}", if ports.len() > 1 { "\n2/2" } else { "1/1" }));
+    say(&format!("{}Ebbtide, by the Service {NAME}", if ports.len() > 1 { "\n2/2  " } else { "" }));
     cluster.ready().await?;
     let candidates = addresses.ebbtide.map_or_else(|| at(port), |address| vec![address]);
     let Some(target) = answering(&candidates, PATIENCE).await else {
