@@ -67,6 +67,16 @@ async fn a_lost_socket_is_a_failure_and_is_cleaned_up_after() {
 }
 
 #[tokio::test]
+async fn a_load_without_a_replaced_pod_is_no_success() {
+    let cluster = Cluster::start().await;
+    cluster.state().stuck = true;
+    let output = cluster.drill(&["--for", "5s", "--without-comparison"]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{:?}", texts(&output));
+    assert!(texts(&output).1.contains("ebbtide: no pod was replaced while the load ran"), "{:?}", texts(&output));
+    assert_eq!(cluster.held(), [""; 0]);
+}
+
+#[tokio::test]
 async fn however_it_is_interrupted_nothing_is_left() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         // In the middle of making things, and under load.
@@ -206,6 +216,7 @@ async fn check_tells_version_rights_and_claims_and_shows_what_would_serve() {
             "endpoints": [
                 {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "a", "uid": "1"}},
                 {"addresses": ["10.0.0.2"], "targetRef": {"kind": "Pod", "name": "b", "uid": "2"}},
+                {"addresses": ["127.0.0.5"]},
             ],
         }),
     );
@@ -231,6 +242,7 @@ web/app  http (80)  auto      10.0.0.2:8080  b    terminating, serving
 
 warning: web/app: spec.sessionAffinity: ClientIP is not served, and its claim keeps kube-proxy from it too; where it is in \
 use, claim a second Service with the same selector instead
+warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0.0.5
 ";
     assert_eq!(tables, expected);
 
@@ -277,6 +289,8 @@ struct Api {
     minor: &'static str,
     no_namespace: bool,
     undeletable: bool,
+    /// An update is never taken up.
+    stuck: bool,
 }
 
 impl Cluster {
@@ -294,6 +308,7 @@ impl Cluster {
             minor: "35",
             no_namespace: false,
             undeletable: false,
+            stuck: false,
         }));
         let listener = tokio::net::TcpListener::bind(any).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -378,6 +393,7 @@ impl Api {
         let collection = path.rsplit('/').next().unwrap_or_default();
         let is_collection = ["services", "deployments", "pods", "endpointslices"].contains(&collection);
         match *method {
+            Method::GET if self.denied.contains(&format!("list {collection}")) => status(403, "not to be listed"),
             Method::GET if is_collection => {
                 let items: Vec<&Value> = self
                     .objects
@@ -416,7 +432,11 @@ impl Api {
                 self.log.push(format!("PATCH {path}"));
                 let at = &body["spec"]["template"]["metadata"]["annotations"]["ebbtide.dev/drilled-at"];
                 assert!(at.is_string(), "a change of the pods' template: {body}");
-                self.objects.get(path).map_or_else(|| status(404, "not found"), |it| Json(it.clone()).into_response())
+                let Some(object) = self.objects.get_mut(path) else { return status(404, "not found") };
+                if self.stuck {
+                    object["metadata"]["generation"] = json!(2);
+                }
+                Json(object.clone()).into_response()
             }
             Method::DELETE if self.undeletable => status(403, "no deletion today"),
             Method::DELETE => {
