@@ -13,11 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Admin, Health};
+use crate::admin::{self, Admin, Health, Seat, seat};
 use crate::config::{Config, Discovery, PortRef};
 use crate::control::{Command, Control};
 use crate::discovery::{self, Message, api, files, kubernetes};
 use crate::drain;
+use crate::events::{self, Event, Events};
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
 use crate::routing::{RoutingTable, Snapshot};
@@ -81,13 +82,9 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         health,
         started: Instant::now(),
     };
-    let admin_socket = std::net::TcpListener::bind(config.admin).map_err(|error| Refused {
-        address: config.admin,
-        cure: cure(&error),
-        error,
-    })?;
-    admin_socket.set_nonblocking(true)?;
-    let admin_address = admin_socket.local_addr()?;
+    let admin_place =
+        seat::bind(config.admin).map_err(|error| Refused { address: config.admin, cure: cure(&error), error })?;
+    let admin_address = admin_place.address;
     let api_server = match &config.discovery {
         Discovery::Kubernetes(wanted) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -108,6 +105,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (messages_in, messages) = mpsc::channel(64);
     let (named, named_namespaces) = watch::channel(Control::named_namespaces(&config));
+    let (events, event_queue) = Events::queue();
     let control = Control {
         config: config.clone(),
         admin: admin.clone(),
@@ -119,10 +117,11 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         messages,
         commands,
         named,
+        events: if api_server.is_some() { events } else { Events::default() },
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted { namespaces: wanted.namespaces.clone(), named: named_namespaces };
-        feed_from_api_server(api_server, wanted, messages_in.clone(), metrics.clone())?;
+        feed_from_api_server(api_server, wanted, messages_in.clone(), event_queue, metrics.clone())?;
     }
     let pages = admin.clone();
     let control = std::thread::Builder::new().name("control".into()).spawn(move || {
@@ -132,8 +131,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         };
         runtime.block_on(async move {
             let stop = CancellationToken::new();
-            match tokio::net::TcpListener::from_std(admin_socket) {
-                Ok(listener) => drop(tokio::spawn(admin::serve(listener, pages, stop.clone()))),
+            match Seat::new(admin_place) {
+                Ok(seat) => drop(tokio::spawn(admin::serve(seat, pages, stop.clone()))),
                 Err(error) => tracing::error!(%error, "no admin pages"),
             }
             tokio::task::spawn_local(feed(config, messages_in, metrics));
@@ -223,6 +222,7 @@ fn feed_from_api_server(
     api_server: kube::Config,
     wanted: kubernetes::Wanted,
     out: mpsc::Sender<Message>,
+    event_queue: mpsc::Receiver<Event>,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -232,6 +232,7 @@ fn feed_from_api_server(
     };
     std::thread::Builder::new().name("discovery".into()).spawn(move || {
         let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
+        runtime.spawn(events::post(client.clone(), event_queue, errors.clone()));
         runtime.block_on(kubernetes::run(client, clock, heard, wanted, out, errors));
     })?;
     Ok(())

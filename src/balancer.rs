@@ -175,6 +175,7 @@ mod tests {
             last_resort: last_resort.into(),
             all: Arc::default(),
             claimed: false,
+            handing_back: false,
             target_port: None,
             hold: Arc::default(),
         }

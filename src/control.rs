@@ -14,9 +14,11 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::admin::Admin;
 use crate::config::Config;
-use crate::discovery::Message;
 use crate::discovery::slices::{Touched, World};
-use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice};
+use crate::discovery::{Message, ObjectName};
+use crate::drain::Outcome;
+use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice, millis};
+use crate::events::{Event, Events, Reason};
 use crate::hold::Hold;
 use crate::listeners::Listeners;
 use crate::routing::{Chores, RoutingTable};
@@ -45,6 +47,7 @@ pub struct Control {
     pub commands: mpsc::UnboundedReceiver<Command>,
     /// Tells an API server's source which namespaces the listeners' Services are in.
     pub named: watch::Sender<BTreeSet<String>>,
+    pub events: Events,
 }
 
 /// What a probe task reports.
@@ -82,7 +85,10 @@ impl Control {
         loop {
             let next_deadline = deadlines.keys().next().map(|(at, _)| *at);
             let next_phase = phase.next_look();
-            let wake = next_deadline.into_iter().chain(next_phase).chain(self.listeners.next_retry()).min();
+            let hand_back = self.table.next_hand_back();
+            let rollouts = self.admin.drains.rollouts_due();
+            let times = [next_deadline, next_phase, self.listeners.next_retry(), rollouts, hand_back];
+            let wake = times.into_iter().flatten().min();
             let alarm = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -128,8 +134,13 @@ impl Control {
                         return;
                     }
                 },
-                _ = house.tick() => self.world.sweep(Instant::now()),
-                () = alarm => {}
+                _ = house.tick() => {
+                    self.world.sweep(Instant::now());
+                    chores = self.hand_back();
+                }
+                () = alarm => if hand_back.is_some_and(|at| at <= Instant::now()) {
+                    chores = self.hand_back();
+                }
             }
             self.attend(chores, &probes, &mut deadlines);
             let now = Instant::now();
@@ -139,7 +150,8 @@ impl Control {
                 let endpoint = entry.remove();
                 self.table.expire(&endpoint);
             }
-            self.listeners.retry(now, &self.shared, &self.admin.health);
+            self.bind(now);
+            self.end_rollouts(now);
             if !self.advance(&mut phase, now) {
                 return;
             }
@@ -182,8 +194,12 @@ impl Control {
                     self.shared.tell_all(|| Mail::Drained(leaving.clone()));
                 }
                 Notice::Left(endpoint) => {
-                    if let Some((record, took)) = self.admin.drains.end(endpoint.id) {
+                    let asked = endpoint.pod.as_ref().and_then(|pod| self.world.deletion_asked(&pod.uid));
+                    if let Some((record, took)) = self.admin.drains.end(endpoint.id, asked) {
                         telemetry::drain_receipt(&record, took);
+                        let forced = record.ended.is_some_and(|(_, outcome)| outcome == Outcome::Forced);
+                        let reason = if forced { Reason::DrainForced } else { Reason::Drained };
+                        self.tell(&record.service.service, reason, record.words(took));
                     }
                     left.push(endpoint);
                 }
@@ -220,9 +236,17 @@ impl Control {
                 deadlines.insert((at, endpoint.id), endpoint);
             }
         }
-        for warning in chores.warnings {
-            tracing::warn!("{warning}");
+        for (service, warning) in chores.warnings {
+            tracing::warn!("{service}: {warning}");
+            self.tell(&service, Reason::NotServed, warning);
         }
+    }
+
+    /// Lets go of Services that are kube-proxy's again.
+    fn hand_back(&mut self) -> Chores {
+        let chores = self.table.hand_back(&self.world, Instant::now());
+        self.rebind();
+        chores
     }
 
     fn reload(&mut self, config: Config) -> Chores {
@@ -253,8 +277,34 @@ impl Control {
         if self.admin.health.state().synced {
             let snapshot = self.admin.snapshot.load();
             self.listeners.want(&self.config, &snapshot);
-            self.listeners.retry(Instant::now(), &self.shared, &self.admin.health);
+            self.bind(Instant::now());
         }
+    }
+
+    /// Binds what is due.
+    fn bind(&mut self, now: Instant) {
+        for (service, failure) in self.listeners.retry(now, &self.shared, &self.admin.health) {
+            self.tell(&service, Reason::PortNotBound, failure);
+        }
+    }
+
+    /// Receipts of the rollouts that are over.
+    fn end_rollouts(&mut self, now: Instant) {
+        if self.admin.drains.rollouts_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let snapshot = self.admin.snapshot.load_full();
+        let come = |service: &ObjectName, since: Instant| snapshot.pods_come(service, millis(since));
+        for rollout in self.admin.drains.close_rollouts(now, come) {
+            telemetry::rollout_receipt(&rollout);
+            let reason = if rollout.failures == 0 { Reason::RolledOut } else { Reason::RolloutFailed };
+            self.tell(&rollout.service, reason, rollout.words());
+        }
+    }
+
+    fn tell(&self, service: &ObjectName, reason: Reason, note: String) {
+        let uid = self.world.service(service).and_then(|service| service.uid.clone());
+        self.events.tell(Event { service: service.clone(), uid, reason, note });
     }
 
     fn connections(&self) -> usize {

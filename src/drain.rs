@@ -8,9 +8,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::discovery::ObjectName;
 use crate::discovery::slices::Trigger;
 use crate::endpoint::{Endpoint, EndpointId, millis};
 use crate::metrics::ServiceMetrics;
+use crate::rollout::{Rollout, Rollouts};
 use crate::routing::PortKey;
 
 /// A drain as the admin page and the log line show it.
@@ -31,6 +33,22 @@ pub struct Record {
     pub replayed: u32,
     pub forced: u32,
     pub idle_closed: u32,
+}
+
+impl Record {
+    /// For people, in one line.
+    pub fn words(&self, took: Duration) -> String {
+        let who =
+            self.pod.as_ref().map_or_else(|| self.address.to_string(), |pod| format!("pod {pod} ({})", self.address));
+        let outcome = self.ended.map_or("draining", |(_, outcome)| outcome.as_str());
+        let took = humantime::format_duration(Duration::from_millis(took.as_millis() as u64));
+        let Self { finished, replayed, forced, idle_closed, .. } = self;
+        format!(
+            "{who}: {outcome} in {took} ({}); {finished} finished, {replayed} replayed, {forced} forced, {idle_closed} idle \
+             connections closed",
+            self.trigger.as_str()
+        )
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +76,7 @@ pub struct Log(Mutex<Inner>);
 struct Inner {
     running: BTreeMap<EndpointId, Running>,
     finished: VecDeque<Record>,
+    rollouts: Rollouts,
 }
 
 struct Running {
@@ -101,11 +120,18 @@ impl Log {
             idle_closed_before: tally.idle_closed.load(Ordering::Relaxed),
             endpoint: endpoint.clone(),
         };
-        self.lock().running.insert(endpoint.id, running);
+        let mut inner = self.lock();
+        let pod = endpoint
+            .pod
+            .as_ref()
+            .map_or_else(|| endpoint.address.ip().to_string(), |pod| format!("{} {}", pod.name, pod.uid));
+        inner.rollouts.drain_began(&running.service, pod, &running.metrics, now);
+        inner.running.insert(endpoint.id, running);
     }
 
-    /// Ends a drain, and counts it; `None` if it had ended before. Returns the record and how long it took.
-    pub fn end(&self, id: EndpointId) -> Option<(Record, Duration)> {
+    /// Ends a drain, and counts it; `None` if it had ended before. Returns the record and how long it took. `asked` is
+    /// when the pod's deletion was asked for, where that is known.
+    pub fn end(&self, id: EndpointId, asked: Option<Instant>) -> Option<(Record, Duration)> {
         let mut inner = self.lock();
         let running = inner.running.remove(&id)?;
         let mut record = running.record();
@@ -115,11 +141,12 @@ impl Log {
             inner.finished.pop_front();
         }
         inner.finished.push_back(record.clone());
+        inner.rollouts.drain_ended(&record, Instant::now());
         let took = running.started.elapsed();
         running.metrics.drained(running.trigger, outcome);
         running.metrics.drain_duration.observe(took.as_secs_f64());
         let last_ms = running.endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed).saturating_sub(1);
-        let lag_ms = last_ms.saturating_sub(u64::from(millis(running.received)));
+        let lag_ms = last_ms.saturating_sub(u64::from(millis(asked.unwrap_or(running.received))));
         running.metrics.deletion_lag.observe(lag_ms as f64 / 1_000.0);
         Some((record, took))
     }
@@ -128,6 +155,21 @@ impl Log {
     pub fn records(&self) -> Vec<Record> {
         let inner = self.lock();
         inner.running.values().map(Running::record).chain(inner.finished.iter().rev().cloned()).collect()
+    }
+
+    /// When [`Log::close_rollouts`] may have something to do.
+    pub fn rollouts_due(&self) -> Option<Instant> {
+        self.lock().rollouts.due()
+    }
+
+    /// Receipts of the rollouts that are over; see [`Rollouts::close`].
+    pub fn close_rollouts(&self, now: Instant, come: impl Fn(&ObjectName, Instant) -> Option<u32>) -> Vec<Rollout> {
+        self.lock().rollouts.close(now, come)
+    }
+
+    /// The last receipts, newest first.
+    pub fn rollouts(&self) -> Vec<Rollout> {
+        self.lock().rollouts.finished()
     }
 
     pub fn running(&self) -> usize {
@@ -183,9 +225,9 @@ mod tests {
         endpoint.tally.finished.store(3, Ordering::Relaxed);
         assert_eq!(log.records()[0].finished, 3, "a running drain is shown as it stands");
         assert!(log.records()[0].ended.is_none());
-        let (record, _) = log.end(endpoint.id).unwrap();
+        let (record, _) = log.end(endpoint.id, None).unwrap();
         assert_eq!((record.finished, record.ended.unwrap().1), (3, Outcome::Drained));
-        assert!(log.end(endpoint.id).is_none());
+        assert!(log.end(endpoint.id, None).is_none());
         assert_eq!((log.running(), log.records().len()), (0, 1));
         endpoint.tally.finished.store(4, Ordering::Relaxed);
         assert_eq!(log.records()[0].finished, 3, "a receipt does not change");
@@ -196,7 +238,7 @@ mod tests {
         let log = Log::default();
         let endpoint = begin(&log, 7);
         endpoint.tally.forced.store(1, Ordering::Relaxed);
-        assert_eq!(log.end(endpoint.id).unwrap().0.ended.unwrap().1, Outcome::Forced);
+        assert_eq!(log.end(endpoint.id, None).unwrap().0.ended.unwrap().1, Outcome::Forced);
     }
 
     #[test]
@@ -206,7 +248,7 @@ mod tests {
         for id in 0..=last {
             let endpoint = begin(&log, id);
             if id != 1 {
-                log.end(endpoint.id).unwrap();
+                log.end(endpoint.id, None).unwrap();
             }
         }
         let ports: Vec<u16> = log.records().iter().map(|r| r.address.port()).collect();

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::admin::{Health, ListenerState};
 use crate::config::{Config, ListenerConfig, PortRef, Protocol};
+use crate::discovery::ObjectName;
 use crate::listener::{ListenerId, ListenerSpec};
 use crate::routing::Snapshot;
 use crate::socket;
@@ -22,6 +23,8 @@ pub struct Listeners {
     next_id: u64,
     /// To be told.
     unwanted: Vec<Arc<ListenerSpec>>,
+    /// Refused since the last [`Listeners::retry`], with their Services.
+    refused: Vec<(ObjectName, String)>,
     /// Told to close, perhaps still emptying their accept queue.
     closing: Vec<Arc<ListenerSpec>>,
     dirty: bool,
@@ -102,10 +105,10 @@ impl Listeners {
             entry.protocol = protocol;
             // SO_REUSEPORT would let both bind, and split the clients between two Services.
             match (owner, &entry.state) {
-                (Some(owner), State::Failed { .. }) => entry.refuse(format!("listener {owner} has this address")),
+                (Some(owner), State::Failed { .. }) => self.refused.push(entry.refuse(&owner)),
                 (Some(owner), State::Bound(spec)) => {
                     self.unwanted.push(spec.clone());
-                    entry.refuse(format!("listener {owner} has this address"));
+                    self.refused.push(entry.refuse(&owner));
                 }
                 (None, State::Refused { .. }) => entry.state = State::new(),
                 (None | Some(_), _) => continue,
@@ -114,8 +117,9 @@ impl Listeners {
         }
     }
 
-    /// Closes what is to be closed and binds what is due.
-    pub fn retry(&mut self, now: Instant, shared: &Shared, health: &Health) {
+    /// Closes what is to be closed and binds what is due. Answers what newly cannot be bound, with its Service.
+    pub fn retry(&mut self, now: Instant, shared: &Shared, health: &Health) -> Vec<(ObjectName, String)> {
+        let mut failures = std::mem::take(&mut self.refused);
         for spec in self.unwanted.drain(..) {
             shared.tell_all(|| Mail::Unlisten(spec.id));
             self.closing.push(spec);
@@ -137,7 +141,10 @@ impl Listeners {
                 Err(error) => {
                     let error = error.to_string();
                     if *last != error {
-                        tracing::error!(listener = name, address = %wanted.config.address, error, "cannot listen; trying again");
+                        let address = wanted.config.address;
+                        tracing::error!(listener = name, %address, error, "cannot listen; trying again");
+                        let failure = format!("{address} cannot be bound, trying again: {error}");
+                        failures.push((wanted.config.service.clone(), failure));
                     }
                     State::Failed { error, retry_at: now + *pause, pause: (*pause * 2).min(LONGEST_PAUSE) }
                 }
@@ -152,6 +159,7 @@ impl Listeners {
         } else if self.wanted.is_empty() {
             health.update(|h| h.ports_tried |= h.synced);
         }
+        failures
     }
 
     pub fn next_retry(&self) -> Option<Instant> {
@@ -183,9 +191,12 @@ impl Listeners {
 }
 
 impl Wanted {
-    fn refuse(&mut self, error: String) {
-        tracing::error!(listener = self.config.name, address = %self.config.address, error, "cannot listen");
+    fn refuse(&mut self, owner: &str) -> (ObjectName, String) {
+        let (address, error) = (self.config.address, format!("listener {owner} has this address"));
+        tracing::error!(listener = self.config.name, %address, error, "cannot listen");
+        let failure = format!("{address} cannot be bound: {error}");
         self.state = State::Refused { error };
+        (self.config.service.clone(), failure)
     }
 
     fn state(&self, name: &str) -> ListenerState {

@@ -97,6 +97,7 @@ pub struct Metrics {
     connections_active: IntGaugeVec,
     closes: IntCounterVec,
     retries: IntCounterVec,
+    failures: IntCounterVec,
     held: IntCounterVec,
     held_now: IntGaugeVec,
     endpoints: IntGaugeVec,
@@ -122,6 +123,7 @@ pub struct ServiceMetrics {
     closes: [IntCounter; CloseReason::ALL.len()],
     /// (ok, failed) by [`RetryReason`].
     retries: [(IntCounter, IntCounter); 3],
+    pub failures: IntCounter,
     pub held_released: IntCounter,
     pub held_expired: IntCounter,
     pub held_refused: IntCounter,
@@ -199,6 +201,11 @@ impl Metrics {
                 "Second tries, by what was lost (a connect, a stale reused connection, a request to replay) and whether \
                  the try succeeded.",
                 &["reason", "outcome"],
+            )?,
+            failures: counter(
+                "ebbtide_failures_total",
+                "Requests that Ebbtide itself had to fail: its own 502, 503 and 504, and responses cut in the middle.",
+                &[],
             )?,
             held: counter(
                 "ebbtide_held_total",
@@ -280,6 +287,7 @@ impl Metrics {
             closes: CloseReason::ALL.map(|reason| counter(&self.closes, &[reason.as_str()])),
             retries: RETRY_REASONS
                 .map(|reason| (counter(&self.retries, &[reason, "ok"]), counter(&self.retries, &[reason, "failed"]))),
+            failures: counter(&self.failures, &[]),
             held_released: counter(&self.held, &["released"]),
             held_expired: counter(&self.held, &["expired"]),
             held_refused: counter(&self.held, &["refused"]),
@@ -305,6 +313,7 @@ impl Metrics {
         forget(&self.connections_active, key);
         forget(&self.closes, key);
         forget(&self.retries, key);
+        forget(&self.failures, key);
         forget(&self.held, key);
         forget(&self.held_now, key);
         forget(&self.endpoints, key);
@@ -350,6 +359,23 @@ impl ServiceMetrics {
         if ok { done.inc() } else { failed.inc() }
     }
 
+    /// Connections that ended for this reason until now.
+    pub fn closed_so_far(&self, reason: CloseReason) -> u64 {
+        self.closes[reason as usize].get()
+    }
+
+    /// Lost requests that were tried again, whatever came of it, until now.
+    pub fn replayed_so_far(&self) -> u64 {
+        let (done, failed) = &self.retries[RetryReason::Replay as usize];
+        done.get() + failed.get()
+    }
+
+    /// Requests and connections that had to wait until now, those that still do included.
+    pub fn held_so_far(&self) -> u64 {
+        let ended = [&self.held_released, &self.held_expired, &self.held_refused, &self.held_left];
+        ended.iter().map(|counter| counter.get()).sum::<u64>() + self.held_now.get().max(0).cast_unsigned()
+    }
+
     pub fn answered(&self, status: u16) {
         self.requests[usize::from((status / 100).clamp(1, 5)) - 1].inc();
     }
@@ -380,6 +406,7 @@ mod tests {
         ("ebbtide_connections_active", "gauge", ""),
         ("ebbtide_connection_closes_total", "counter", "reason"),
         ("ebbtide_retries_total", "counter", "reason outcome"),
+        ("ebbtide_failures_total", "counter", ""),
         ("ebbtide_held_total", "counter", "outcome"),
         ("ebbtide_held", "gauge", ""),
         ("ebbtide_endpoints", "gauge", "state"),

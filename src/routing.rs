@@ -57,8 +57,10 @@ pub struct Port {
     pub last_resort: Box<[Arc<Endpoint>]>,
     /// Every endpoint that still exists for this port, for the admin page: also joining, out and draining ones.
     pub all: Arc<[Arc<Endpoint>]>,
-    /// Its Service carries Ebbtide's label.
+    /// Its Service carries Ebbtide's label, or did until [`HAND_BACK`] ago: its nodePort is to be bound.
     pub claimed: bool,
+    /// Its Service is no longer ours: clients are asked to come again, to whom it belongs now.
+    pub handing_back: bool,
     pub hold: Arc<Hold>,
     pub metrics: Arc<ServiceMetrics>,
 }
@@ -85,12 +87,27 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// How many pods of a Service were let into rotation since this moment (in milliseconds, see
+    /// [`crate::endpoint::millis`]); `None` while none is usable.
+    pub fn pods_come(&self, service: &ObjectName, since_ms: u32) -> Option<u32> {
+        let ports = self.ports.values().filter(|port| port.key.service == *service);
+        let usable: Vec<&Arc<Endpoint>> = ports.flat_map(|port| port.usable.iter()).collect();
+        let come = usable.iter().filter(|endpoint| endpoint.joined().0 >= since_ms);
+        // A pod is an endpoint of every port.
+        let pods: HashSet<_> = come.map(|e| (e.pod.as_ref(), e.address.ip())).collect();
+        (!usable.is_empty()).then_some(u32::try_from(pods.len()).unwrap_or(u32::MAX))
+    }
+}
+
 /// The single writer. Every method that alters what may be dispatched to ends in `RoutingTable::settle`.
 pub struct RoutingTable {
     config: Arc<Config>,
     /// Services that explicit listeners name; besides them only claimed ones are routed.
     named: BTreeSet<ObjectName>,
     services: BTreeMap<ObjectName, ServiceEntry>,
+    /// Services whose claim was taken off, and when.
+    released: BTreeMap<ObjectName, Instant>,
     /// Where each living endpoint belongs.
     homes: HashMap<EndpointId, (PortKey, Identity)>,
     /// Services that have, or had, an endpoint of this pod, with how many.
@@ -111,7 +128,7 @@ pub struct Chores {
     pub join: Vec<Arc<Endpoint>>,
     /// Endpoints whose drain deadline was set or shortened.
     pub deadlines: Vec<Arc<Endpoint>>,
-    pub warnings: Vec<String>,
+    pub warnings: Vec<(ObjectName, String)>,
 }
 
 #[derive(Default)]
@@ -145,6 +162,7 @@ struct Spec {
     protocol: Protocol,
     target: Option<u16>,
     claimed: bool,
+    handing_back: bool,
 }
 
 /// Address and pod UID; with the generation, which is the [`EndpointId`], the endpoint's key.
@@ -187,6 +205,7 @@ impl RoutingTable {
             config: config.clone(),
             named: BTreeSet::new(),
             services: BTreeMap::new(),
+            released: BTreeMap::new(),
             homes: HashMap::new(),
             by_pod: HashMap::new(),
             next_id: 0,
@@ -318,7 +337,30 @@ impl RoutingTable {
     /// Whether nothing is remembered of any endpoint; for tests.
     #[doc(hidden)]
     pub fn is_empty(&self) -> bool {
-        self.homes.is_empty() && self.by_pod.is_empty() && self.services.is_empty()
+        self.homes.is_empty() && self.by_pod.is_empty() && self.services.is_empty() && self.released.is_empty()
+    }
+
+    /// When the next Service whose claim was taken off is to be let go of.
+    pub fn next_hand_back(&self) -> Option<Instant> {
+        let listening = |name: &ObjectName| self.services.get(name).is_some_and(ServiceEntry::is_claimed);
+        self.released.iter().filter(|(name, _)| listening(name)).map(|(_, at)| *at + HAND_BACK).min()
+    }
+
+    /// Lets go of Services whose claim was taken off: of their nodePorts once kube-proxy has had its time, of the rest
+    /// once the last client is gone.
+    pub fn hand_back(&mut self, world: &World, now: Instant) -> Chores {
+        let touched = Touched { services: self.released.keys().cloned().collect(), ..Touched::default() };
+        if touched.services.is_empty() { Chores::default() } else { self.apply(world, &touched, now) }
+    }
+
+    /// Since when a Service is claimed no longer.
+    fn released(&mut self, name: &ObjectName, claimed: bool, old: &ServiceEntry, now: Instant) -> Option<Instant> {
+        if claimed {
+            self.released.remove(name);
+        } else if old.is_claimed() {
+            self.released.entry(name.clone()).or_insert(now);
+        }
+        self.released.get(name).copied()
     }
 
     /// Brings one service's entries up to what its merge says.
@@ -330,11 +372,19 @@ impl RoutingTable {
         leavers: &mut Vec<Leaver>,
         chores: &mut Chores,
     ) {
-        let merged = world.merge(name).filter(|m| m.object.claimed || self.named.contains(name));
-        if merged.is_none() && !self.services.contains_key(name) {
+        let merged = world.merge(name);
+        let claimed = merged.as_ref().is_some_and(|m| m.object.claimed);
+        let ours = claimed || merged.is_some() && self.named.contains(name);
+        if !ours && !self.services.contains_key(name) {
             return;
         }
         let mut service = self.services.remove(name).unwrap_or_default();
+        let released = self.released(name, claimed, &service, received);
+        let listening = claimed || released.is_some_and(|at| received < at + HAND_BACK);
+        let merged = merged.filter(|_| ours || listening || released.is_some() && service.has_clients());
+        if merged.is_none() {
+            self.released.remove(name);
+        }
         let uid = merged.as_ref().and_then(|m| m.object.uid.clone());
         if merged.is_some() && service.uid != uid {
             // Another Service under the old name: nothing of the old one's may serve the new one.
@@ -353,6 +403,8 @@ impl RoutingTable {
         let mut ports: BTreeMap<u16, MergedPort> = BTreeMap::new();
         if let Some(MergedService { object, ports: merged, warnings: found }) = merged {
             warnings = found;
+            let lost = "is not served by Ebbtide, and its claim keeps kube-proxy from it too";
+            warnings.extend(object.unserved.iter().map(|field| format!("{field} {lost}")));
             let (policy, found) = Policy::for_service(&self.config, &object.annotations);
             warnings.extend(found);
             for port in merged {
@@ -374,7 +426,8 @@ impl RoutingTable {
                     all: None,
                 });
                 entry.policy = policy.clone();
-                entry.spec = Some(Spec { port: port.port.clone(), protocol, target, claimed: object.claimed });
+                entry.spec =
+                    Some(Spec { port: port.port.clone(), protocol, target, claimed: listening, handing_back: !ours });
                 ports.insert(key.port, port);
             }
         }
@@ -388,9 +441,8 @@ impl RoutingTable {
             self.reconcile_port(world, &key, port, endpoints, received, leavers, chores);
         }
         if warnings != service.warnings {
-            chores
-                .warnings
-                .extend(warnings.iter().filter(|w| !service.warnings.contains(w)).map(|w| format!("{name}: {w}")));
+            let news = warnings.iter().filter(|warning| !service.warnings.contains(warning));
+            chores.warnings.extend(news.map(|warning| (name.clone(), warning.clone())));
             service.warnings = warnings;
         }
         self.services.insert(name.clone(), service);
@@ -592,6 +644,16 @@ impl RoutingTable {
     }
 }
 
+impl ServiceEntry {
+    fn is_claimed(&self) -> bool {
+        self.ports.values().any(|port| port.spec.as_ref().is_some_and(|spec| spec.claimed))
+    }
+
+    fn has_clients(&self) -> bool {
+        self.ports.values().any(|port| port.metrics.connections_active.get() > 0)
+    }
+}
+
 impl Entry {
     fn is_usable(&self) -> bool {
         self.listed && self.joined && self.terminating.is_none() && self.conditions.ready
@@ -655,7 +717,7 @@ impl PortEntry {
     }
 
     fn assemble(&mut self, key: &PortKey) -> Option<Arc<Port>> {
-        let Spec { port, protocol, target, claimed } = self.spec.as_ref()?;
+        let Spec { port, protocol, target, claimed, handing_back } = self.spec.as_ref()?;
         let chosen = |fits: fn(&Entry) -> bool| -> Box<[Arc<Endpoint>]> {
             self.entries.values().filter(|e| fits(e)).map(|e| e.endpoint.clone()).collect()
         };
@@ -672,6 +734,7 @@ impl PortEntry {
             name: port.name.clone(),
             node_port: port.node_port,
             claimed: *claimed,
+            handing_back: *handing_back,
             protocol: *protocol,
             target_port: *target,
             policy: self.policy.clone(),
@@ -729,3 +792,7 @@ fn shorten(endpoint: &Arc<Endpoint>, deadline: Instant, chores: &mut Chores) {
         chores.deadlines.push(endpoint.clone());
     }
 }
+
+/// How long a nodePort stays bound once its Service is kube-proxy's again, whose rules then take precedence: it writes them
+/// within a second as a rule, and later where there are many.
+pub const HAND_BACK: Duration = Duration::from_secs(10);

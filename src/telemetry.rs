@@ -16,6 +16,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::drain;
+use crate::rollout::Rollout;
 use crate::routing::PortKey;
 
 /// Starts the log: to stderr, human on a terminal and JSON otherwise, at the level of `EBBTIDE_LOG` (tracing's filter
@@ -64,6 +65,24 @@ pub fn drain_receipt(record: &drain::Record, took: Duration) {
         forced = record.forced,
         idle_closed = record.idle_closed,
         "endpoint {outcome}"
+    );
+}
+
+/// The one line of a rollout that is over.
+pub fn rollout_receipt(rollout: &Rollout) {
+    tracing::info!(
+        service = %rollout.service,
+        pods_gone = rollout.pods_gone,
+        pods_come = rollout.pods_come,
+        took_ms = u64::try_from(rollout.took.as_millis()).unwrap_or(u64::MAX),
+        requests = rollout.requests,
+        failures = rollout.failures,
+        replayed = rollout.replayed,
+        held = rollout.held,
+        forced = rollout.forced,
+        connections_kept = rollout.connections_kept,
+        connections_lost = rollout.connections_lost,
+        "rollout over"
     );
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use ebbtide::admin::{self, Admin, Health, ListenerState};
+use ebbtide::admin::{self, Admin, Health, ListenerState, Seat};
 use ebbtide::config::{NonIdempotent, Protocol};
 use ebbtide::discovery::slices::Trigger;
 use ebbtide::discovery::{ObjectName, PodRef, Problem};
@@ -48,10 +48,10 @@ impl Fixture {
             health: Arc::new(Health::new("files")),
             started: Instant::now(),
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let bound = admin::seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = bound.address;
         let stop = CancellationToken::new();
-        let server = tokio::spawn(admin::serve(listener, admin.clone(), stop.clone()));
+        let server = tokio::spawn(admin::serve(Seat::new(bound).unwrap(), admin.clone(), stop.clone()));
         Self { admin, address, stop, server, leases: Vec::new(), notices: mpsc::unbounded_channel(), made: 0 }
     }
 
@@ -95,6 +95,7 @@ impl Fixture {
                     join_check: true,
                 },
                 claimed: true,
+                handing_back: false,
                 target_port: None,
                 hold: Arc::default(),
                 usable: Box::default(),
@@ -133,7 +134,7 @@ impl Fixture {
             gone.tally.replayed.store(2, Ordering::Relaxed);
             gone.tally.forced.store(forced, Ordering::Relaxed);
             gone.tally.idle_closed.store(4, Ordering::Relaxed);
-            self.admin.drains.end(gone.id).unwrap();
+            self.admin.drains.end(gone.id, None).unwrap();
         }
         self.publish(vec![(shop, vec![ready, draining, serving, joining, not_ready, ejected]), (mail, vec![])]);
         self.admin.health.update(|state| {
@@ -265,7 +266,7 @@ async fn status_shows_listeners_services_and_endpoints() {
 #[tokio::test]
 async fn drains_shows_the_running_and_the_finished() {
     let mut fixture = Fixture::start().await;
-    assert_eq!(fixture.json("/api/v1/drains").await, json!({"running": [], "finished": []}));
+    assert_eq!(fixture.json("/api/v1/drains").await, json!({"running": [], "finished": [], "rollouts": []}));
     fixture.fill();
     let mut drains = fixture.json("/api/v1/drains").await;
     for drain in ["running", "finished"].iter().flat_map(|list| drains[list].as_array().unwrap().clone()) {
@@ -294,6 +295,7 @@ async fn drains_shows_the_running_and_the_finished() {
                      "idleClosed": 0, "inFlight": 2}],
         "finished": [finished("10.0.0.8:8080", "removed", "forced", 1),
                      finished("10.0.0.7:8080", "sliceTerminating", "drained", 0)],
+        "rollouts": [],
     });
     assert_eq!(drains, expected, "{drains:#}");
 }
@@ -578,7 +580,7 @@ async fn pictures() {
     for endpoint in many.iter().step_by(9) {
         large.drain(endpoint, &shop, Trigger::PodDeleted, Duration::from_secs(30));
         if endpoint.leases() == 0 {
-            large.admin.drains.end(endpoint.id).unwrap();
+            large.admin.drains.end(endpoint.id, None).unwrap();
         }
     }
     large.publish(vec![(shop, many)]);

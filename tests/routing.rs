@@ -17,7 +17,7 @@ use ebbtide::discovery::{
 use ebbtide::drain;
 use ebbtide::endpoint::{Endpoint, EndpointId, Lease, Notice};
 use ebbtide::metrics::Metrics;
-use ebbtide::routing::{Chores, Port, PortKey, RoutingTable, Snapshot};
+use ebbtide::routing::{Chores, HAND_BACK, Port, PortKey, RoutingTable, Snapshot};
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 
@@ -251,7 +251,7 @@ impl Rig {
                 Notice::Drained(endpoint) => {
                     assert_eq!(endpoint.leases(), 0, "drained was reported over a lease");
                     assert!(self.drained.insert(endpoint.id), "drained was reported twice");
-                    assert!(self.drains.end(endpoint.id).is_some(), "a drain was not logged");
+                    assert!(self.drains.end(endpoint.id, None).is_some(), "a drain was not logged");
                     self.known.insert(endpoint.id, endpoint.clone());
                     self.table.drained(&[endpoint]);
                 }
@@ -536,10 +536,44 @@ fn an_address_that_terminated_comes_back_as_another_generation() {
 #[test]
 fn a_service_that_is_neither_claimed_nor_named_is_not_routed() {
     let mut rig = Rig::with(&[ready(1, None)]);
+    let unclaimed = ServiceObject { claimed: false, ..service("other") };
+    rig.change([apply(unclaimed)]);
+    assert!(rig.port_of("other").is_none());
+}
+
+#[test]
+fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its_time_and_the_last_client_is_gone() {
+    let mut rig = Rig::with(&[ready(1, None)]);
+    let clients = rig.port_of("app").unwrap().metrics.connections_active.clone();
+    clients.inc();
     rig.change([apply(ServiceObject { claimed: false, ..service("app") })]);
+    let port = rig.port_of("app").unwrap();
+    assert!(port.claimed && port.handing_back, "still listening, and asking clients to come again");
+    assert_eq!(rig.usable(), [(1, 1)]);
+    assert_eq!(rig.table.next_hand_back(), Some(rig.now + HAND_BACK));
+
+    rig.now += HAND_BACK;
+    rig.table.hand_back(&rig.world, rig.now);
+    let port = rig.port_of("app").unwrap();
+    assert!(!port.claimed && port.handing_back, "no longer listening; who is connected is served");
+    assert_eq!((rig.usable(), rig.table.next_hand_back()), (vec![(1, 1)], None));
+
+    clients.dec();
+    rig.table.hand_back(&rig.world, rig.now);
     assert!(rig.port_of("app").is_none());
     rig.hear();
     assert!(rig.table.is_empty());
+}
+
+#[test]
+fn a_claim_that_comes_back_ends_the_handing_back() {
+    let mut rig = Rig::with(&[ready(1, None)]);
+    rig.change([apply(ServiceObject { claimed: false, ..service("app") })]);
+    rig.change([apply(service("app"))]);
+    let port = rig.port_of("app").unwrap();
+    assert!(port.claimed && !port.handing_back);
+    assert_eq!(rig.table.next_hand_back(), None);
+    assert_eq!(rig.usable(), [(1, 1)]);
 }
 
 impl Rig {

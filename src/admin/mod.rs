@@ -6,6 +6,7 @@
 //! reads them, in [`mod@status`].
 
 pub mod report;
+pub mod seat;
 pub mod status;
 
 use std::collections::VecDeque;
@@ -27,7 +28,7 @@ use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -37,22 +38,23 @@ use crate::drain;
 use crate::metrics::Metrics;
 use crate::routing::Snapshot;
 pub use report::timestamp;
+pub use seat::Seat;
 pub use status::status;
 
 /// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts
 /// down, `/readyz` must still be there to say so. Answers in flight then have a second.
-pub async fn serve(listener: TcpListener, admin: Admin, shutdown: CancellationToken) {
+pub async fn serve(mut seat: Seat, admin: Admin, shutdown: CancellationToken) {
     let router = router(admin);
     let mut connections = JoinSet::new();
     let mut oldest_first = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = seat.accept() => accepted,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 oldest_first.retain(|connection: &tokio::task::AbortHandle| !connection.is_finished());
                 if oldest_first.len() >= CONNECTIONS
                     && let Some(oldest) = oldest_first.pop_front()
@@ -68,7 +70,7 @@ pub async fn serve(listener: TcpListener, admin: Admin, shutdown: CancellationTo
             }
         }
     }
-    drop(listener);
+    drop(seat);
     let all_gone = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(FAREWELL, all_gone).await;
 }

@@ -15,6 +15,7 @@ use crate::config::Protocol;
 use crate::discovery::Problem;
 use crate::drain;
 use crate::endpoint::Endpoint;
+use crate::rollout;
 use crate::routing::Port;
 
 /// Whether to send traffic here, and one line why. A source in trouble is no reason not to: the last table is in force.
@@ -229,6 +230,28 @@ pub struct Drains {
     pub running: Vec<Drain>,
     /// Newest first.
     pub finished: Vec<Drain>,
+    /// Receipts of the last bursts of drains, newest first.
+    #[serde(default)]
+    pub rollouts: Vec<Rollout>,
+}
+
+/// [`rollout::Rollout`], whose fields say more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// `namespace/name`.
+    pub service: String,
+    pub started_at: Timestamp,
+    pub ended_at: Timestamp,
+    pub pods_gone: u32,
+    pub pods_come: u32,
+    pub requests: u64,
+    pub failures: u64,
+    pub replayed: u64,
+    pub held: u64,
+    pub forced: u64,
+    pub connections_kept: u64,
+    pub connections_lost: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -325,7 +348,26 @@ impl Drains {
         let clocks = Clocks::now();
         let (finished, running) =
             admin.drains.records().into_iter().map(|r| Drain::of(r, &clocks)).partition(|d| d.ended_at.is_some());
-        Self { running, finished }
+        Self { running, finished, rollouts: admin.drains.rollouts().into_iter().map(Rollout::from).collect() }
+    }
+}
+
+impl From<rollout::Rollout> for Rollout {
+    fn from(rollout: rollout::Rollout) -> Self {
+        Self {
+            service: rollout.service.to_string(),
+            started_at: timestamp(rollout.started_at),
+            ended_at: timestamp(rollout.ended_at),
+            pods_gone: rollout.pods_gone,
+            pods_come: rollout.pods_come,
+            requests: rollout.requests,
+            failures: rollout.failures,
+            replayed: rollout.replayed,
+            held: rollout.held,
+            forced: rollout.forced,
+            connections_kept: rollout.connections_kept,
+            connections_lost: rollout.connections_lost,
+        }
     }
 }
 

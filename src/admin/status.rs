@@ -271,7 +271,7 @@ mod tests {
     }
 
     fn none() -> Drains {
-        Drains { running: Vec::new(), finished: Vec::new() }
+        Drains { running: Vec::new(), finished: Vec::new(), rollouts: Vec::new() }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The way to a Kubernetes API server: where it is, who we are there, what time it is by its clock, and that it answers.
 //!
 //! What the watch library does not tell its user is read off the responses here: the `Date` header, from which drain
-//! deadlines are counted after a relist, and that a broken watch has been answered again.
+//! deadlines are counted after a relist, and that a broken watch has been answered again. And what it does not do is
+//! done here: watches that end as soon as they begin are paused between.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -14,6 +16,7 @@ use hyper::{Request, Response};
 use kube::Client;
 use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::utils::Backoff;
 use tokio::sync::mpsc;
 use tower::{Layer, Service};
 
@@ -48,6 +51,8 @@ pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Unusable> {
     // From the last byte that came or went: what breaks a watch that has fallen silent.
     config.read_timeout = Some(wanted.silence);
     config.reset_reader_on_write = true;
+    // A 429 or 503 would be kept from us for five minutes, and its end for up to 160 s: we have pauses of our own.
+    config.default_retry = false;
     Ok(config)
 }
 
@@ -68,7 +73,7 @@ pub fn connect(config: kube::Config) -> Result<(Client, Arc<Clock>, mpsc::Unboun
     })?;
     let (answered, heard) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock::default());
-    let layer = Listen { clock: clock.clone(), answered };
+    let layer = Listen { clock: clock.clone(), answered, paces: Arc::default() };
     Ok((builder.with_layer(&layer).build(), clock, heard))
 }
 
@@ -107,11 +112,67 @@ impl Clock {
     }
 }
 
-/// Reads the date off each response, and tells the path of each request that was answered well.
+/// Between the attempts of what fails: 100 ms, doubling to 5 s, each somewhere in its upper half, so that the nodes of a
+/// cluster do not come back all at once. From the start again after a while without a failure.
+#[derive(Debug, Default)]
+pub struct Pauses {
+    count: u32,
+    over: Option<Instant>,
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.over.is_some_and(|over| now.saturating_duration_since(over) > LONGEST_PAUSE) {
+            self.count = 0;
+        }
+        let pause = (FIRST_PAUSE * 2u32.pow(self.count)).min(LONGEST_PAUSE);
+        let pause = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.count = (self.count + 1).min(10);
+        self.over = Some(now + pause);
+        Some(pause)
+    }
+}
+
+impl Backoff for Pauses {
+    /// That something came is no success yet: a list that fails begins well each time.
+    fn reset(&mut self) {}
+}
+
+/// When the last watch of a path was answered well, and the pauses after short ones.
+#[derive(Default)]
+struct Pace {
+    answered: Option<Instant>,
+    pauses: Pauses,
+}
+
+/// Reads the date off each response, tells the path of each watch that was answered well (a list may still fail then),
+/// and keeps watches apart.
 #[derive(Clone)]
 struct Listen {
     clock: Arc<Clock>,
     answered: mpsc::UnboundedSender<String>,
+    /// By path: as many as there are watches.
+    paces: Arc<Mutex<HashMap<String, Pace>>>,
+}
+
+impl Listen {
+    /// How long to wait before the next watch.
+    fn pause(&self, path: &str) -> Duration {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let pace = paces.entry(path.to_owned()).or_default();
+        let short = pace.answered.is_some_and(|at| at.elapsed() < SHORT);
+        if short { pace.pauses.next().unwrap_or_default() } else { Duration::ZERO }
+    }
+
+    fn watch_answered(&self, path: String) {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        paces.entry(path.clone()).or_default().answered = Some(Instant::now());
+        // Nobody listens any more only when the process ends.
+        let _ = self.answered.send(path);
+    }
 }
 
 impl<S> Layer<S> for Listen {
@@ -143,22 +204,35 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path().to_owned();
+        let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
         let listen = self.listen.clone();
+        let pause = if is_watch { listen.pause(&path) } else { Duration::ZERO };
         let hear = move |response: Response<B>| {
             if let Some(date) = response.headers().get("date").and_then(|date| date.to_str().ok()) {
                 listen.clock.set(date);
             }
-            if response.status().is_success() {
-                // Nobody listens any more only when the process ends.
-                let _ = listen.answered.send(path);
+            if is_watch && response.status().is_success() {
+                listen.watch_answered(path);
             }
             response
         };
-        self.inner.call(request).map_ok(hear).boxed()
+        // Nothing is sent before it is polled.
+        let answer = self.inner.call(request);
+        let paused = async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            answer.await
+        };
+        paused.map_ok(hear).boxed()
     }
 }
 
 const CONNECT: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A watch that ends sooner has not been worth its request; the API server ends them after minutes.
+const SHORT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

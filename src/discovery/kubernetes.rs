@@ -14,17 +14,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
-use futures::stream::{ReadyChunks, SelectAll, Stream};
+use futures::stream::{self, ReadyChunks, SelectAll, Stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::NamespaceResourceScope;
-use kube::runtime::utils::{Backoff, StreamBackoff};
+use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource};
 use tokio::sync::{mpsc, watch};
 
-use super::api::{Clock, chain};
+use super::api::{Clock, Pauses, chain};
 use super::manifest::{self, Invalid};
 use super::{Change, Kind, Message, Object, ObjectName, Problem};
 
@@ -37,7 +37,7 @@ pub struct Wanted {
 }
 
 /// Sends what there is, then [`Message::Synced`], then every change, until `out` is closed. `heard` are the paths of
-/// requests that the API server has answered. `errors` counts by kind: `list`, `watch`, `gone`, `object`.
+/// watches that the API server has answered. `errors` counts by kind: `list`, `watch`, `gone`, `object`.
 /// Cancellation-safe: another call begins with a list.
 pub async fn run(
     client: Client,
@@ -105,8 +105,8 @@ struct State {
     /// A list that is not whole yet.
     listing: Vec<Object>,
     listed: bool,
-    /// Changes of slices that wait for the first list of their namespace's pods.
-    waiting: Vec<Change>,
+    /// The slices as they stand, while they wait for the first list of their namespace's pods.
+    waiting: Option<BTreeMap<ObjectName, Object>>,
     failing: Option<Problem>,
 }
 
@@ -164,12 +164,12 @@ impl Watches {
             path: api.resource_url().to_owned(),
             listing: Vec::new(),
             listed: false,
-            waiting: Vec::new(),
+            waiting: None,
             failing: None,
         };
         self.states.insert(key.clone(), state);
         let clock = self.clock.clone();
-        let told = StreamBackoff::new(watcher(api, watcher::Config::default()), Pauses::default()).map(move |event| {
+        let told = StreamBackoff::new(endless(api), Pauses::default()).map(move |event| {
             let what = match event {
                 Ok(Event::Init) => What::Init,
                 Ok(Event::InitApply(it)) => What::Listed(read(&it, clock.now(), true)),
@@ -197,7 +197,7 @@ impl Watches {
         if !changes.is_empty() {
             messages.push(Message::Changes { received, changes });
         }
-        if !self.synced && self.states.values().all(|state| state.listed && state.waiting.is_empty()) {
+        if !self.synced && self.states.values().all(|state| state.listed && state.waiting.is_none()) {
             self.synced = true;
             messages.push(Message::Synced);
         }
@@ -229,20 +229,25 @@ impl Watches {
             Kind::Pod => {
                 changes.push(change);
                 let slices = Key { kind: Kind::EndpointSlice, ..key };
-                changes.extend(self.states.get_mut(&slices).into_iter().flat_map(|slices| slices.waiting.drain(..)));
+                let waiting = self.states.get_mut(&slices).and_then(|slices| slices.waiting.take());
+                changes.extend(waiting.map(|objects| Change::Replace {
+                    kind: slices.kind,
+                    namespace: slices.namespace,
+                    objects: objects.into_values().collect(),
+                }));
             }
             Kind::EndpointSlice => {
                 let pods = Key { kind: Kind::Pod, ..key.clone() };
                 let pods_listed = self.states.get(&pods).is_some_and(|pods| pods.listed);
                 match self.states.get_mut(&key) {
-                    Some(state) if !pods_listed => state.waiting.push(change),
+                    Some(state) if !pods_listed => state.keep_back(change),
                     _ => changes.push(change),
                 }
             }
         }
     }
 
-    /// The API server has answered a request well: its watch is in order (again).
+    /// The API server has answered a watch well: it is in order (again).
     fn answered(&mut self, path: &str) -> Option<Message> {
         for (key, state) in self.states.iter_mut().filter(|(_, state)| state.path == path) {
             if let Some(problem) = state.failing.take() {
@@ -276,15 +281,28 @@ impl Key {
 }
 
 impl State {
-    fn fail(&mut self, key: &Key, error: &watcher::Error, errors: &impl Fn(&'static str)) {
-        let (kind, text) = match error {
-            // Too far behind to go on from there. What follows is a list, and until then the last table is as good as it was.
-            watcher::Error::WatchError(status) if status.code == 410 => {
-                errors("gone");
-                tracing::info!(watch = %key.subject(), "the API server has forgotten where we were; listing anew");
-                return;
+    /// Takes a change into what waits. Pods may be refused for days: it is no longer than what there is.
+    fn keep_back(&mut self, change: Change) {
+        let waiting = self.waiting.get_or_insert_default();
+        match change {
+            Change::Apply(object) => _ = waiting.insert(object.name().clone(), object),
+            Change::Remove(_, name) => _ = waiting.remove(&name),
+            Change::Replace { objects, .. } => {
+                *waiting = objects.into_iter().map(|object| (object.name().clone(), object)).collect();
             }
-            watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => ("list", cure(error)),
+        }
+    }
+
+    fn fail(&mut self, key: &Key, error: &watcher::Error, errors: &impl Fn(&'static str)) {
+        // Too far behind to go on from there. What follows is a list, and until then the last table is as good as it was.
+        if is_gone(error) {
+            errors("gone");
+            tracing::info!(watch = %key.subject(), "the API server has forgotten where we were; listing anew");
+            return;
+        }
+        let (kind, text) = match error {
+            watcher::Error::InitialListFailed(error) => ("list", cure(error)),
+            watcher::Error::WatchStartFailed(error) => ("watch", cure(error)),
             watcher::Error::WatchError(status) => ("watch", status.message.clone()),
             watcher::Error::WatchFailed(error) => ("watch", chain(error)),
             watcher::Error::NoResourceVersion => ("list", error.to_string()),
@@ -298,10 +316,47 @@ impl State {
     }
 }
 
+/// What a watch says; after an error that it cannot go on from, a new one's.
+fn endless<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
+where
+    K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let begin = |api: &Api<K>| watcher(api.clone(), watcher::Config::default()).boxed();
+    let first = begin(&api);
+    stream::unfold((api, first), move |(api, mut watch)| async move {
+        let event = watch.next().await?;
+        if event.as_ref().is_err_and(is_lost) {
+            watch = begin(&api);
+        }
+        Some((event, (api, watch)))
+    })
+}
+
+/// Whether only a list can tell what there is now. The library would ask on for a version that is gone, and pass over
+/// what it cannot read, which may have been the end of a pod.
+fn is_lost(error: &watcher::Error) -> bool {
+    let unreadable = |error: &kube::Error| !matches!(error, kube::Error::ReadEvents(_));
+    match error {
+        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
+        watcher::Error::WatchFailed(error) => unreadable(error),
+        watcher::Error::WatchStartFailed(_) | watcher::Error::InitialListFailed(_) => is_gone(error),
+    }
+}
+
+fn is_gone(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchError(status) => status.code == 410,
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
+    }
+}
+
 fn cure(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 403 => {
-            format!("{}; grant list and watch as deploy/kustomize/rbac.yaml does", status.message)
+            format!("{}; grant list and watch as deploy/kustomize/base/rbac.yaml does", status.message)
         }
         kube::Error::Api(status) if status.code == 401 => {
             format!("{}; the credentials of discovery.kubernetes are not accepted", status.message)
@@ -345,30 +400,7 @@ fn pod(it: &PartialObjectMeta<Pod>, now: SystemTime, listed: bool) -> Result<sup
     Ok(pod)
 }
 
-/// Between the attempts of a watch that fails: 100 ms, doubling to 5 s, each somewhere in its upper half, so that the
-/// nodes of a cluster do not come back all at once.
-#[derive(Default)]
-struct Pauses(u32);
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let pause = (FIRST_PAUSE * 2u32.pow(self.0)).min(LONGEST_PAUSE);
-        self.0 = (self.0 + 1).min(10);
-        Some(pause.mul_f64(0.5 + fastrand::f64() / 2.0))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
-}
-
 /// Events that are one batch at most.
 const CHUNK: usize = 256;
 /// The clocks are told to the second, each end of the difference being off by up to one.
 const LATE: Duration = Duration::from_secs(3);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);

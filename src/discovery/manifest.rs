@@ -10,12 +10,15 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::Value;
 
 use super::{
     Deletion, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
@@ -86,31 +89,36 @@ pub fn parse_document(
     format: Format,
     listed_at: Option<SystemTime>,
 ) -> Result<Vec<Object>, Error> {
-    let header = read(document, format, PhantomData::<Option<Header>>)?;
-    let Some(header) = header else { return Ok(Vec::new()) };
+    let document_value = read(document, format, PhantomData::<Option<Value>>)?;
+    let Some(mut whole) = document_value.filter(|value| !value.is_null()) else { return Ok(Vec::new()) };
     let at = |field: &str, message: String| Error { line: document.line, field: field.into(), message };
-    let Some(kind) = header.kind.as_deref() else {
+    let Some(kind) = whole.get("kind").and_then(Value::as_str).map(str::to_owned) else {
         return Err(at("kind", "missing; a manifest names its apiVersion and kind".into()));
     };
-    let seed = match (kind, &header.items) {
-        ("List", Some(items)) => Seed::List(items.iter().map(|item| Known::of(item.kind.as_deref())).collect()),
-        (kind, Some(items)) if kind.ends_with("List") => {
-            Seed::List(vec![Known::of(kind.strip_suffix("List")); items.len()])
+    // Each manifest with its place in the document, as the prefix of a field's path.
+    let manifests: Vec<(String, String, Value)> = match (kind.strip_suffix("List"), whole.get_mut("items")) {
+        (Some(of), Some(Value::Array(items))) => {
+            let kind_of = |item: &Value| match of {
+                "" => item.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned(),
+                of => of.to_owned(),
+            };
+            let items = std::mem::take(items).into_iter().enumerate();
+            items.map(|(i, item)| (kind_of(&item), format!("items[{i}]."), item)).collect()
         }
-        (kind, _) => Seed::One(Known::of(Some(kind))),
+        _ => vec![(kind, String::new(), whole)],
     };
-    if seed == Seed::One(Known::Other) {
-        tracing::debug!(kind, line = document.line, "passed over a manifest of a kind that is not used");
-        return Ok(Vec::new());
-    }
     let mut objects = Vec::new();
-    for (place, manifest) in read(document, format, &seed)? {
-        let object = match manifest {
-            Manifest::Service(it) => service(&it).map(Object::Service),
-            Manifest::EndpointSlice(it) => slice(&it).map(Object::EndpointSlice),
-            Manifest::Pod(it) => {
-                let grace = it.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    for (kind, place, manifest) in manifests {
+        let object = match kind.as_str() {
+            "Service" => typed(manifest).and_then(|it| service(&it)).map(Object::Service),
+            "EndpointSlice" => typed(manifest).and_then(|it| slice(&it)).map(Object::EndpointSlice),
+            "Pod" => typed::<PodManifest>(manifest).and_then(|it| {
+                let grace = it.spec.and_then(|spec| spec.termination_grace_period_seconds);
                 pod(&it.metadata, Some(seconds(grace.unwrap_or(DEFAULT_GRACE))), listed_at).map(Object::Pod)
+            }),
+            kind => {
+                tracing::debug!(kind, line = document.line, "passed over a manifest of a kind that is not used");
+                continue;
             }
         };
         objects.push(object.map_err(|invalid| {
@@ -119,6 +127,26 @@ pub fn parse_document(
         })?);
     }
     Ok(objects)
+}
+
+/// The API's own type of a manifest. Documents are read untyped first: a reader of each type from YAML, with its tracking
+/// of lines, would be a third of the program's code.
+fn typed<T: DeserializeOwned>(manifest: Value) -> Result<T, Invalid> {
+    serde_path_to_error::deserialize(manifest)
+        .map_err(|error| Invalid { field: field(error.path()), message: one_line(&error.inner().to_string()) })
+}
+
+/// What is read of a Pod: the API's own type would bring a reader for every kind of volume.
+#[derive(Deserialize)]
+struct PodManifest {
+    metadata: ObjectMeta,
+    spec: Option<PodManifestSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodManifestSpec {
+    termination_grace_period_seconds: Option<i64>,
 }
 
 /// A v1 Service (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/service-v1/>).
@@ -466,117 +494,6 @@ fn one_line(text: &str) -> String {
     }
 }
 
-#[derive(Deserialize)]
-struct Header {
-    kind: Option<String>,
-    items: Option<Vec<Header>>,
-}
-
-/// What is to be read from a document.
-#[derive(Debug, PartialEq)]
-enum Seed {
-    One(Known),
-    /// The kinds of `items`, in order.
-    List(Vec<Known>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Known {
-    Service,
-    EndpointSlice,
-    Pod,
-    Other,
-}
-
-enum Manifest {
-    Service(Box<Service>),
-    EndpointSlice(Box<EndpointSlice>),
-    Pod(Box<Pod>),
-}
-
-impl Known {
-    fn of(kind: Option<&str>) -> Self {
-        match kind {
-            Some("Service") => Self::Service,
-            Some("EndpointSlice") => Self::EndpointSlice,
-            Some("Pod") => Self::Pod,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// Each manifest comes with its place in the document, as the prefix of a field's path.
-impl<'de> DeserializeSeed<'de> for &Seed {
-    type Value = Vec<(String, Manifest)>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        match self {
-            Seed::One(kind) => Ok(kind.deserialize(deserializer)?.map(|it| (String::new(), it)).into_iter().collect()),
-            Seed::List(kinds) => deserializer.deserialize_map(Items(kinds)),
-        }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Known {
-    type Value = Option<Manifest>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        Ok(Some(match self {
-            Self::Service => Manifest::Service(Deserialize::deserialize(deserializer)?),
-            Self::EndpointSlice => Manifest::EndpointSlice(Deserialize::deserialize(deserializer)?),
-            Self::Pod => Manifest::Pod(Deserialize::deserialize(deserializer)?),
-            Self::Other => {
-                IgnoredAny::deserialize(deserializer)?;
-                return Ok(None);
-            }
-        }))
-    }
-}
-
-/// Visits a list object, then its items.
-struct Items<'a>(&'a [Known]);
-
-impl<'de> Visitor<'de> for Items<'_> {
-    type Value = Vec<(String, Manifest)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of objects")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut items = Vec::new();
-        while let Some(key) = map.next_key::<String>()? {
-            if key == "items" {
-                items = map.next_value_seed(Items(self.0))?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(items)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut items = Vec::with_capacity(self.0.len());
-        for (i, kind) in self.0.iter().enumerate() {
-            match seq.next_element_seed(*kind)? {
-                Some(Some(item)) => items.push((format!("items[{i}]."), item)),
-                Some(None) => {}
-                None => return Err(A::Error::custom("a list that is shorter than it was")),
-            }
-        }
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(items)
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Items<'_> {
-    type Value = Vec<(String, Manifest)>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -777,7 +694,7 @@ metadata:
     fn errors_name_line_and_field() {
         let second = format!("---\n{SERVICE}---{SLICE}");
         let cases = [
-            (SERVICE.replace("port: 80,", "port: x,"), "line 11, spec.ports[0].port: invalid i32"),
+            (SERVICE.replace("port: 80,", "port: x,"), "line 11, spec.ports[0].port: invalid type: string \"x\", expected i32"),
             (
                 SERVICE.replace("port: 80,", "port: 70000,"),
                 "line 11, spec.ports[0].port: expected a port from 1 to 65535, found 70000",
@@ -793,7 +710,7 @@ metadata:
             (SLICE.replace("IPv4", "ipv4"), "line 2, addressType: expected IPv4, IPv6 or FQDN, found \"ipv4\""),
             (SLICE.replace("[10.0.0.3]", "[]"), "line 7, endpoints[1].addresses: missing or empty"),
             (SLICE.replace("name: app-x", "x: y"), "line 1, metadata.name: missing"),
-            (SLICE.replace("true", "maybe"), "line 8, endpoints[1].conditions.serving: invalid boolean"),
+            (SLICE.replace("true", "maybe"), "line 8, endpoints[1].conditions.serving: invalid type: string \"maybe\", expected a boolean"),
             ("a: b\n".into(), "line 1, kind: missing; a manifest names its apiVersion and kind"),
             ("kind: Pod\nmetadata: [a\n".into(), "line 2, metadata: unclosed bracket"),
         ];

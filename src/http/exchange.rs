@@ -624,7 +624,8 @@ impl Exchange<'_> {
         let begun = !self.whole || self.sent.len() > self.head_len || self.body.is_done();
         let held_back = self.request.expect_continue && !self.continued && !begun;
         let unread_body = self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
-        !self.request.keep_alive || self.worker.shared.closing.load(Ordering::Relaxed) || held_back || unread_body
+        let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
+        !self.request.keep_alive || leaving || held_back || unread_body
     }
 
     fn is_tunnel(&self, response: &Response) -> bool {
@@ -721,6 +722,9 @@ impl Exchange<'_> {
     /// An answer of our own. The client keeps its connection where the rest of its request can be read, which the answer
     /// does not wait for.
     async fn answer(&mut self, status: u16, reason: &'static str) -> End {
+        if status >= 500 {
+            self.port.metrics.failures.inc();
+        }
         let replied = self.replied.min(self.interim);
         self.reply.truncate(self.interim);
         self.reply.drain(..replied);
@@ -744,6 +748,9 @@ impl Exchange<'_> {
 
     fn record(&self, end: &End, started: Instant) {
         let took = started.elapsed();
+        if let End::Cut(CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown) = end {
+            self.port.metrics.failures.inc();
+        }
         if self.status != 0 {
             self.port.metrics.answered(self.status);
             self.port.metrics.request_duration.observe(took.as_secs_f64());

@@ -107,6 +107,21 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     }
     assert!(line["took_ms"].as_u64().is_some_and(|ms| ms >= 500), "{line}");
     assert!(line["timestamp"].is_string());
+
+    // Once it has been quiet for a while, the rollout has its receipt: what its clients met, the 502 included.
+    until("a receipt", async || !scene.process.json("/api/v1/drains").await["rollouts"][0].is_null()).await;
+    let mut receipt = scene.process.json("/api/v1/drains").await["rollouts"][0].clone();
+    for at in ["startedAt", "endedAt"] {
+        assert!(receipt.as_object_mut().unwrap().remove(at).is_some_and(|at| at.is_string()), "{receipt}");
+    }
+    let expected = serde_json::json!({
+        "service": "web/shop", "podsGone": 1, "podsCome": 1, "requests": 3, "failures": 1, "replayed": 1, "held": 0,
+        "forced": 1, "connectionsKept": 0, "connectionsLost": 0,
+    });
+    assert_eq!(receipt, expected, "{receipt:#}");
+    let lines = scene.process.logged("rollout over");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!((&lines[0]["failures"], &lines[0]["service"]), (&1.into(), &"web/shop".into()));
 }
 
 /// A real browser over a real run. With `EBBTIDE_SHOTS` naming a folder it also leaves a picture there, to be looked at.

@@ -439,3 +439,54 @@ async fn sighup_changes_timeouts_for_new_connections() {
     // It waits by what was in force when its wait began.
     assert!(get(&mut old, "/").await.unwrap().keep_alive);
 }
+
+/// As on a node whose DaemonSet pod is being replaced with `maxSurge`: both processes have the same addresses.
+#[tokio::test]
+async fn a_process_is_replaced_by_one_at_the_same_addresses() {
+    let app = App::start().await;
+    let free =
+        [std::net::TcpListener::bind("127.0.0.1:0").unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap()];
+    let [web, admin] = free.map(|socket| socket.local_addr().unwrap());
+    let text = format!(
+        "discovery: {{files: {{path: manifests}}}}\n\
+         listeners: [{{name: web, address: '{web}', service: web/shop, port: 80, protocol: http}}]\n\
+         admin: {{address: '{admin}'}}\nworkers: 2\n"
+    );
+    let mut old = Process::run(&[app.ep()], &text, &["web"]).await;
+    let mut kept = Client::connect(web).await.unwrap();
+    let gated = tokio::spawn(async move { get(&mut kept, "/gate").await });
+    app.wait_for(1).await;
+
+    let new = Process::run(&[app.ep()], &text, &["web"]).await;
+    eventually("the old one's word", || old.logged("admin address given").len() == 1).await;
+    old.proxy.signal(Signal::TERM);
+    eventually("its shutdown", || !old.logged("shutting down").is_empty()).await;
+    let readyz = new.proxy.page("/readyz").await.unwrap();
+    assert_eq!(readyz.text(), "ready\n", "the newcomer answers, not the one that leaves");
+    // Those who come now are served, by whichever still accepts.
+    for _ in 0..20 {
+        let mut client = Client::connect(web).await.unwrap();
+        assert_eq!(get(&mut client, "/").await.unwrap().status, 200);
+    }
+    app.gate.add_permits(1);
+    assert_eq!(gated.await.unwrap().unwrap().status, 200, "what was in flight at the old one ends there");
+    assert!(soon("its end", old.proxy.wait()).await.unwrap().success());
+    assert_eq!(get(&mut Client::connect(web).await.unwrap(), "/").await.unwrap().status, 200);
+}
+
+/// The one that was to replace it ends first (a bad release): the old one is asked again.
+#[tokio::test]
+async fn the_admin_address_goes_back_when_the_newcomer_ends() {
+    let app = App::start().await;
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = format!(
+        "discovery: {{files: {{path: manifests}}}}\n\
+         listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80}}]\nadmin: {{address: '{admin}'}}\n"
+    );
+    let old = Process::run(&[app.ep()], &text, &["web"]).await;
+    let mut new = Process::run(&[app.ep()], &text, &["web"]).await;
+    new.proxy.signal(Signal::KILL);
+    soon("its end", new.proxy.wait()).await.unwrap();
+    until("an answer", async || old.proxy.page("/readyz").await.is_ok_and(|page| page.text() == "ready\n")).await;
+    assert_eq!(old.logged("admin address taken back").len(), 1);
+}

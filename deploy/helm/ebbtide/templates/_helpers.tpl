@@ -1,0 +1,53 @@
+{{- define "ebbtide.name" -}}
+{{ .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "ebbtide.fullname" -}}
+{{- $name := .Values.nameOverride | default .Chart.Name -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{ .Values.fullnameOverride | default $full | trunc 53 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "ebbtide.selector" -}}
+app.kubernetes.io/name: {{ include "ebbtide.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "ebbtide.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{ include "ebbtide.selector" . }}
+app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "ebbtide.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (ternary (include "ebbtide.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{- define "ebbtide.image" -}}
+{{- with .Values.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- define "ebbtide.adminPort" -}}
+{{ regexFind "[0-9]+$" .Values.config.admin.address }}
+{{- end }}
+
+{{/* nodePorts in a pod of its own network would bind ports that nobody reaches. */}}
+{{- define "ebbtide.config" -}}
+{{ toYaml (ternary (omit .Values.config "nodePorts") .Values.config (eq .Values.kind "Deployment")) }}
+{{- end }}
+
+{{- define "ebbtide.probe" -}}
+httpGet:
+  {{- if eq .root.Values.kind "DaemonSet" }}
+  host: 127.0.0.1
+  {{- end }}
+  port: {{ include "ebbtide.adminPort" .root }}
+  path: {{ .path }}
+{{ toYaml .probe }}
+{{- end }}

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""image.py BINARY OUT.tar: the container image of a static binary, as `docker load` reads it, without a daemon.
+
+The same binary gives the same bytes. What the Dockerfile builds is this, too: keep them alike (tests/deploy.rs looks).
+"""
+
+import hashlib
+import io
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+import tarfile
+
+TAG = "ebbtide:dev"
+UID = 10901  # the manifests' runAsUser
+LIMIT = 15_000_000  # bytes, of the whole archive
+EPOCH = "1970-01-01T00:00:00Z"
+
+
+def main(binary, out):
+    program = pathlib.Path(binary).read_bytes()
+    architecture = inspect(program)
+    # "ebbtide VERSION (COMMIT)"
+    version = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True).stdout.split(None, 1)[1].strip()
+    layer = tar({
+        "ebbtide": (0o755, program),
+        "etc/": (0o755, b""),
+        "etc/group": (0o644, f"ebbtide:x:{UID}:\n".encode()),
+        "etc/passwd": (0o644, f"ebbtide:x:{UID}:{UID}:Ebbtide:/:/sbin/nologin\n".encode()),
+        "tmp/": (0o1777, b""),
+    })
+    config = encode({
+        "architecture": architecture,
+        "os": "linux",
+        "created": EPOCH,
+        "config": {
+            "User": f"{UID}:{UID}",
+            "Entrypoint": ["/ebbtide"],
+            "Cmd": ["run"],
+            "Labels": {
+                "org.opencontainers.image.title": "ebbtide",
+                "org.opencontainers.image.licenses": "Apache-2.0",
+                "org.opencontainers.image.version": version,
+            },
+        },
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + digest(layer)]},
+        "history": [{"created": EPOCH, "created_by": "deploy/image.py"}],
+    })
+    manifest = encode([{"Config": f"{digest(config)}.json", "RepoTags": [TAG], "Layers": ["layer.tar"]}])
+    image = tar({f"{digest(config)}.json": (0o644, config), "layer.tar": (0o644, layer), "manifest.json": (0o644, manifest)})
+    if len(image) > LIMIT:
+        sys.exit(f"image.py: {out} would have {len(image):,} bytes, allowed are {LIMIT:,}; not written")
+    out = pathlib.Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(image)
+    print(f"{out}: {TAG}, {version}, {architecture}, {len(image):,} bytes, sha256:{digest(image)}")
+
+
+def inspect(program):
+    """The architecture of an ELF program; one that needs a dynamic loader would not start in an image without one."""
+    if program[:6] != b"\x7fELF\x02\x01":
+        sys.exit("image.py: no 64-bit little-endian ELF program")
+    machine, = struct.unpack_from("<H", program, 18)
+    headers, = struct.unpack_from("<Q", program, 32)
+    size, count = struct.unpack_from("<HH", program, 54)
+    kinds = [struct.unpack_from("<I", program, headers + i * size)[0] for i in range(count)]
+    if 3 in kinds:  # PT_INTERP
+        sys.exit("image.py: the program is not static (build it with deploy/build-static)")
+    names = {62: "amd64", 183: "arm64"}
+    return names.get(machine) or sys.exit(f"image.py: machine {machine} is neither amd64 nor arm64")
+
+
+def tar(entries):
+    """Root's files, in this order, without a time. A name that ends in a slash is a folder."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, (mode, data) in entries.items():
+            entry = tarfile.TarInfo(name.rstrip("/"))
+            entry.mode, entry.size = mode, len(data)
+            if name.endswith("/"):
+                entry.type = tarfile.DIRTYPE
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+def encode(value):
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__.splitlines()[0])
+    main(*sys.argv[1:])

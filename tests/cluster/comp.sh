@@ -1,0 +1,36 @@
+#!/bin/bash
+# comp.sh NAME: becomes one component. Runs inside the lab's namespaces; its pid is $RUN/NAME.pid, its log $LOGS/NAME.log.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+exec >>"$LOGS/$1.log" 2>&1 </dev/null
+echo $$ >"$RUN/$1.pid"
+etcd=http://127.0.0.1:2379
+case $1 in
+etcd)
+  exec etcd --name lab --data-dir "$DATA/etcd" --listen-client-urls $etcd --advertise-client-urls $etcd --unsafe-no-fsync \
+    --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster lab=http://127.0.0.1:2380
+  ;;
+kube-apiserver)
+  exec kube-apiserver --etcd-servers=$etcd --bind-address=$NODEIP --advertise-address=$NODEIP --secure-port=6443 \
+    --service-cluster-ip-range=$SVCCIDR --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
+    --client-ca-file="$PKI/ca.crt" --tls-cert-file="$PKI/apiserver.crt" --tls-private-key-file="$PKI/apiserver.key" \
+    --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$PKI/sa.pub" \
+    --service-account-signing-key-file="$PKI/sa.key" --kubelet-certificate-authority="$PKI/ca.crt" \
+    --kubelet-client-certificate="$PKI/apiserver-kubelet.crt" --kubelet-client-key="$PKI/apiserver-kubelet.key" \
+    --kubelet-preferred-address-types=InternalIP --endpoint-reconciler-type=lease \
+    --audit-policy-file="$CFG/audit.yaml" --audit-log-path="$LOGS/audit.log"
+  ;;
+kube-controller-manager)
+  exec kube-controller-manager --kubeconfig="$CFG/kcm.kubeconfig" --bind-address=127.0.0.1 --leader-elect=false \
+    --service-account-private-key-file="$PKI/sa.key" --root-ca-file="$PKI/ca.crt" --use-service-account-credentials=false \
+    --allocate-node-cidrs=false --service-cluster-ip-range=$SVCCIDR --controllers='*,-nodeipam'
+  ;;
+kube-scheduler) exec kube-scheduler --kubeconfig="$CFG/scheduler.kubeconfig" --bind-address=127.0.0.1 --leader-elect=false ;;
+containerd) exec containerd --config "$CFG/containerd.toml" ;;
+kubelet)
+  exec kubelet --config="$CFG/kubelet.yaml" --kubeconfig="$CFG/kubelet.kubeconfig" --hostname-override=$NODE --node-ip=$NODEIP \
+    --root-dir="$DATA/kubelet" --cert-dir="$DATA/kubelet-pki"
+  ;;
+kube-proxy) exec kube-proxy --config="$CFG/proxy.yaml" ;;
+*) die "no component $1" ;;
+esac

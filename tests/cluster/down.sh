@@ -1,0 +1,20 @@
+#!/bin/bash
+# Takes the cluster away: processes, namespaces, cgroups, data; sysctls as they were. What was built stays for the next time.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+gone() { ! kill -0 "$1"; }
+if p=$(lab_init); then
+  kill -KILL "$p"
+  until_ok 20 "the end of pid $p" gone "$p"
+fi
+if p=$(cat "$RUN/unshare.pid" 2>/dev/null); then until_ok 10 "the end of pid $p" gone "$p"; fi
+if [ -e "/run/netns/$NS" ]; then ip netns del $NS; fi
+for c in /sys/fs/cgroup/ /sys/fs/cgroup/*/; do
+  if [ -d "$c$NS" ]; then until_ok 10 "the removal of $c$NS" find "$c$NS" -depth -type d -exec rmdir {} +; fi
+done
+if [ -s "$LAB/sysctl.saved" ]; then
+  sysctl -qp "$LAB/sysctl.saved"
+  rm "$LAB/sysctl.saved"
+fi
+rm -rf "$RUN" "$DATA" "$REQUESTS"
+echo "cluster is down"

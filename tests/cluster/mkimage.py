@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Makes a container image without a daemon: one layer, from scratch, in `docker load` format.
+
+mkimage.py OUT.tar NAME:TAG [--env K=V]... --entry ARG... HOSTFILE=/image/path...
+"""
+import argparse
+import hashlib
+import io
+import json
+import os
+import platform
+import tarfile
+
+
+def tar(entries):
+    """The bytes of an archive; (name, data, mode), data None for a folder. Equal input, equal bytes."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data, mode in entries:
+            info = tarfile.TarInfo(name)
+            info.mode, info.mtime = mode, 0
+            if data is None:
+                info.type = tarfile.DIRTYPE
+                archive.addfile(info)
+            else:
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def layer(files):
+    folders = {"tmp": 0o1777, "etc": 0o755, "var/log/nginx": 0o755, "var/lib/nginx": 0o755}
+    entries = []
+    for spec in files:
+        source, target = spec.split("=", 1)
+        target = target.lstrip("/")
+        folder = os.path.dirname(target)
+        while folder:
+            folders.setdefault(folder, 0o755)
+            folder = os.path.dirname(folder)
+        mode = 0o755 if os.access(source, os.X_OK) else 0o644
+        with open(source, "rb") as file:
+            entries.append((target, file.read(), mode))
+    return tar([(name, None, mode) for name, mode in sorted(folders.items())] + entries)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("name")
+    parser.add_argument("files", nargs="+", metavar="HOSTFILE=/image/path")
+    parser.add_argument("--env", action="append", default=[])
+    parser.add_argument("--entry", action="append", required=True)
+    args = parser.parse_intermixed_args()
+    blob = layer(args.files)
+    arch = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    config = json.dumps({
+        "architecture": arch, "os": "linux", "created": "1970-01-01T00:00:00Z",
+        "config": {"Entrypoint": args.entry, "Env": ["PATH=/"] + args.env},
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(blob).hexdigest()]},
+        "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "mkimage.py"}],
+    }, sort_keys=True).encode()
+    digest = hashlib.sha256(config).hexdigest()
+    manifest = json.dumps([{"Config": digest + ".json", "RepoTags": [args.name], "Layers": ["layer.tar"]}]).encode()
+    with open(args.out, "wb") as file:
+        file.write(tar([("layer.tar", blob, 0o644), (digest + ".json", config, 0o644), ("manifest.json", manifest, 0o644)]))
+
+
+main()

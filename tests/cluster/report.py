@@ -1,0 +1,82 @@
+"""What was measured, as tables, as JSON and as tests/cluster/README.md."""
+import datetime
+import json
+import os
+
+from lab import HERE, LAB, say
+
+COLUMNS = {"iptables": "kube-proxy iptables", "nftables": "kube-proxy nftables", "ebbtide": "Ebbtide"}
+
+INTRODUCTION = """# The promise, in a real cluster
+
+This page is written by `make e2e` from what it measured; `e2e.py` holds the experiments.
+
+`make cluster` builds and starts a cluster of real parts on this machine (etcd, kube-apiserver, controller-manager, scheduler, kubelet,
+containerd, runc, kube-proxy), `make cluster-down` takes it away without a trace, `make e2e` builds the image and measures all of the below (`SHORT=1`:
+with short loads, about a quarter of an hour), `make e2e ARGS='A C --columns ebbtide'` a part of it. It needs root on Linux, Go 1.26, Python 3.9
+and, beside Debian's packages, which it installs if they are missing, nothing. All of it lives in network, pid and mount namespaces of its
+own without a way out; its state is under `$EBBTIDE_LAB` (default `~/.cache/ebbtide-lab`). `. tests/cluster/env.sh` gives `k` (kubectl)
+and `in_net` (any command in the cluster's network). The same Service is served by kube-proxy in both of its modes and, by nothing but
+the label `service.kubernetes.io/service-proxy-name: ebbtide`, by Ebbtide. *Sockets*: a client that keeps 8 connections needs 8; each
+more is one it lost, of which fortio hides the first failure. *Worst*: the slowest request.
+"""
+
+
+class Report:
+    def __init__(self, columns, knobs):
+        self.columns, self.knobs = columns, knobs
+        self.tables = {}   # title -> {(case, measure): {column: text}}
+        self.raw = []
+        self.targets = []  # (text, met, decides)
+        self.started = datetime.datetime.now()
+        self.file = f"{LAB}/results/{self.started:%Y-%m-%dT%H%M%S}.json"
+
+    def row(self, title, case, measure, column, text, raw=None):
+        self.tables.setdefault(title, {}).setdefault((case, measure), {})[column] = str(text)
+        self.raw.append({"experiment": title, "case": case, "measure": measure, "column": column, "value": text if raw is None else raw})
+        say(f"  {column}: {case}, {measure}: {text}")
+
+    def load(self, title, case, column, results):
+        """The rows every load has; one figure a round."""
+        each = lambda key: ", ".join(f"{r[key]:,}" for r in results)
+        late = sum(r["late"] for r in results)
+        total = sum(r["requests"] for r in results)
+        self.row(title, case, "failed", column, f"{each('failed')} of {total:,}" + (f" (+{late} late)" if late else ""), results)
+        self.row(title, case, "sockets", column, each("sockets"))
+        self.row(title, case, "worst, ms", column, each("worst_ms"))
+
+    def target(self, column, text, met, decides=True):
+        if column == "ebbtide":
+            self.targets.append((text, met, decides))
+            if not met:
+                say(f"  MISSED: {text}")
+
+    def save(self):
+        with open(self.file, "w") as file:
+            json.dump({"started": self.started.isoformat(), "knobs": self.knobs, "results": self.raw,
+                       "targets": [{"target": t, "met": m, "decides": d} for t, m, d in self.targets]}, file, indent=1)
+
+    def markdown(self):
+        out = []
+        for title, rows in self.tables.items():
+            out += [f"## {title}", "", "| | | " + " | ".join(COLUMNS[c] for c in self.columns) + " |", "|---|---|" + "---|" * len(self.columns)]
+            previous = None
+            for (case, measure), cells in rows.items():
+                shown = "" if case == previous else case
+                out.append(f"| {shown} | {measure} | " + " | ".join(cells.get(c, "–") for c in self.columns) + " |")
+                previous = case
+            out.append("")
+        if self.targets:
+            out += ["## Targets", "", "Those on time depend on the machine and do not fail the run.", "", "| target | |", "|---|---|"]
+            out += [f"| {text} | {'met' if met else '**missed**'}{'' if decides else ' (time)'} |" for text, met, decides in self.targets]
+            out.append("")
+        return "\n".join(out)
+
+    def write(self, versions):
+        facts = ", ".join(f"{k} {v}" for k, v in versions.items())
+        knobs = ", ".join(f"{k} {v}" for k, v in self.knobs.items())
+        with open(os.path.join(HERE, "README.md"), "w") as file:
+            file.write(f"{INTRODUCTION}\nMeasured on {self.started:%Y-%m-%d}: {facts}. Lengths: {knobs}.\n\n{self.markdown()}")
+
+    def failed(self):
+        return any(decides and not met for _, met, decides in self.targets)

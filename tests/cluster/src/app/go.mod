@@ -1,0 +1,3 @@
+module ebbtide.dev/cluster/app
+
+go 1.26

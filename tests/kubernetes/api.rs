@@ -1,0 +1,642 @@
+//! An API server that keeps Services, EndpointSlices and Pods, tells of them as the real one does, and misbehaves on
+//! command. What it is asked for is written down; what it must never be asked for is a complaint, which fails the test.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::body::{Body, Bytes};
+use futures::stream;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Services,
+    Slices,
+    Pods,
+}
+
+pub const KINDS: [Kind; 3] = [Kind::Services, Kind::Slices, Kind::Pods];
+
+/// A kind of request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verb {
+    /// The first page of a list.
+    List,
+    /// Its other pages.
+    More,
+    Watch,
+}
+
+/// How requests are to be answered, until that is lifted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Status(u16),
+    /// The connection ends without an answer.
+    Drop,
+    /// Half the answer, then the connection ends; a watch is answered well, and ends at once.
+    Half,
+    /// No answer until this is lifted.
+    Wait,
+}
+
+/// What happens to the watches that are open now, in order with the events.
+#[derive(Debug, Clone)]
+pub enum Order {
+    /// Sends these bytes as they are.
+    Raw(String),
+    /// Sends no more, and stays open.
+    Silence,
+    /// The connection breaks.
+    Cut,
+    /// The answer ends properly.
+    End,
+}
+
+/// A request that was made.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub kind: Kind,
+    pub verb: Verb,
+    /// `None`: all.
+    pub namespace: Option<String>,
+    pub query: String,
+    pub at: Instant,
+}
+
+/// The server. Stops with the runtime it was started in.
+#[derive(Clone)]
+pub struct Api {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Moves with everything that somebody may wait for.
+    moved: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    objects: BTreeMap<(Kind, String, String), Value>,
+    log: Vec<Entry>,
+    /// Nothing up to here is remembered.
+    forgotten: HashMap<Kind, u64>,
+    /// By a plain status instead of in a stream of status 200.
+    gone_by_status: bool,
+    /// What is left of a list, by its continue token.
+    pages: HashMap<String, (u64, Vec<Value>)>,
+    faults: HashMap<(Kind, Verb), Fault>,
+    unplugged: bool,
+    /// Kinds whose events are kept back.
+    held: BTreeSet<Kind>,
+    /// How far its clock is ahead of ours, in seconds.
+    ahead: i64,
+    asked: Vec<Asked>,
+    open: HashMap<Kind, usize>,
+    posted: Vec<Value>,
+    complaints: Vec<String>,
+}
+
+struct Entry {
+    version: u64,
+    kind: Kind,
+    namespace: Option<String>,
+    what: What,
+}
+
+enum What {
+    Event(&'static str, Value),
+    Order(Order),
+}
+
+impl Api {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = State { version: 100, ..State::default() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), moved: watch::Sender::new(0) });
+        let api = Self { address, shared };
+        tokio::spawn(api.clone().serve(listener));
+        api
+    }
+
+    /// Creates or replaces an object, and tells of it.
+    pub fn apply(&self, object: &Value) {
+        let mut state = self.lock();
+        state.version += 1;
+        let (version, kind) = (state.version, kind_of(object));
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        let key = key_of(kind, &object);
+        let namespace = Some(key.1.clone());
+        let before = state.objects.insert(key, object.clone());
+        let what = What::Event(if before.is_some() { "MODIFIED" } else { "ADDED" }, object);
+        state.log.push(Entry { version, kind, namespace, what });
+        drop(state);
+        self.shared.tell();
+    }
+
+    pub fn delete(&self, kind: Kind, namespace: &str, name: &str) {
+        let mut state = self.lock();
+        state.version += 1;
+        let version = state.version;
+        let mut object = state.objects.remove(&(kind, namespace.into(), name.into())).unwrap();
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        state.log.push(Entry {
+            version,
+            kind,
+            namespace: Some(namespace.into()),
+            what: What::Event("DELETED", object),
+        });
+        drop(state);
+        self.shared.tell();
+    }
+
+    /// Tells once more of what is there.
+    pub fn echo(&self, kind: Kind, namespace: &str, name: &str) {
+        let object = self.lock().objects[&(kind, namespace.into(), name.into())].clone();
+        self.apply(&object);
+    }
+
+    /// Tells all open watches of a kind how far they are.
+    pub fn bookmark(&self, kind: Kind) {
+        let version = self.lock().version.to_string();
+        let (api_version, of) = match kind {
+            Kind::Services => ("v1", "Service"),
+            Kind::Slices => ("discovery.k8s.io/v1", "EndpointSlice"),
+            Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadata"),
+        };
+        let object = json!({"apiVersion": api_version, "kind": of, "metadata": {"resourceVersion": version}});
+        self.order(kind, Order::Raw(format!("{}\n", json!({"type": "BOOKMARK", "object": object}))));
+    }
+
+    pub fn order(&self, kind: Kind, order: Order) {
+        let mut state = self.lock();
+        let version = state.version;
+        state.log.push(Entry { version, kind, namespace: None, what: What::Order(order) });
+        drop(state);
+        self.shared.tell();
+    }
+
+    /// Forgets all that has been, so that no watch of this kind can be resumed; the open ones are told and ended.
+    pub fn forget(&self, kind: Kind) {
+        let mut state = self.lock();
+        state.version += 1;
+        let version = state.version;
+        state.forgotten.insert(kind, version);
+        state.version += 1;
+        drop(state);
+        self.order(kind, Order::Raw(format!("{}\n", gone())));
+        self.order(kind, Order::End);
+    }
+
+    /// As [`Self::forget`]; the open watches are just cut and the next ones refused by a plain status 410.
+    pub fn forget_by_status(&self, kind: Kind) {
+        let mut state = self.lock();
+        state.version += 2;
+        let version = state.version - 1;
+        state.forgotten.insert(kind, version);
+        state.gone_by_status = true;
+        drop(state);
+        self.order(kind, Order::Cut);
+    }
+
+    /// Continue tokens given so far are no longer known.
+    pub fn forget_pages(&self) {
+        self.lock().pages.clear();
+    }
+
+    pub fn fault(&self, kind: Kind, verb: Verb, fault: Fault) {
+        self.lock().faults.insert((kind, verb), fault);
+    }
+
+    pub fn lift(&self, kind: Kind, verb: Verb) {
+        self.lock().faults.remove(&(kind, verb));
+        self.shared.tell();
+    }
+
+    /// The last event of a kind is these bytes instead, for the watches that are open; others never hear of it.
+    pub fn replace_by_garbage(&self, kind: Kind, bytes: &str) {
+        let mut state = self.lock();
+        let last = state.log.iter_mut().rfind(|entry| entry.kind == kind).unwrap();
+        last.what = What::Order(Order::Raw(format!("{bytes}\n")));
+    }
+
+    /// Keeps the events of a kind back until [`Self::release`].
+    pub fn hold(&self, kind: Kind) {
+        self.lock().held.insert(kind);
+    }
+
+    pub fn release(&self, kind: Kind) {
+        self.lock().held.remove(&kind);
+        self.shared.tell();
+    }
+
+    /// Ends all connections, and each new one at once, until [`Self::plug`].
+    pub fn unplug(&self) {
+        self.lock().unplugged = true;
+        self.shared.tell();
+    }
+
+    pub fn plug(&self) {
+        self.lock().unplugged = false;
+        self.shared.tell();
+    }
+
+    /// Sets its clock.
+    pub fn set_ahead(&self, seconds: i64) {
+        self.lock().ahead = seconds;
+    }
+
+    /// What its clock shows, and `seconds` more, as its objects write it.
+    pub fn time(&self, seconds: i64) -> String {
+        let time = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(self.lock().ahead + seconds);
+        time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.lock().asked.clone()
+    }
+
+    pub fn count(&self, kind: Kind, verb: Verb) -> usize {
+        self.lock().asked.iter().filter(|asked| (asked.kind, asked.verb) == (kind, verb)).count()
+    }
+
+    /// Watches of this kind that are being answered.
+    pub fn open(&self, kind: Kind) -> usize {
+        self.lock().open.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// Events (events.k8s.io/v1) that were posted.
+    #[allow(dead_code)] // For tests to come.
+    pub fn posted(&self) -> Vec<Value> {
+        self.lock().posted.clone()
+    }
+
+    pub fn complaints(&self) -> Vec<String> {
+        self.lock().complaints.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap()
+    }
+}
+
+impl Shared {
+    fn tell(&self) {
+        self.moved.send_modify(|count| *count += 1);
+    }
+}
+
+/// The answers.
+impl Api {
+    async fn serve(self, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        let mut moved = self.shared.moved.subscribe();
+        loop {
+            if self.lock().unplugged {
+                connections.abort_all();
+            }
+            tokio::select! {
+                _ = moved.changed() => {}
+                Some(_) = connections.join_next() => {}
+                accepted = listener.accept() => {
+                    let Ok((stream, _)) = accepted else { return };
+                    if self.lock().unplugged {
+                        continue;
+                    }
+                    let api = self.clone();
+                    connections.spawn(async move {
+                        let service = service_fn(|request| api.clone().answer(request));
+                        // How a client goes is its own business.
+                        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    });
+                }
+            }
+        }
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, std::io::Error> {
+        let mut response = self.judge(request).await?;
+        let ahead = self.lock().ahead;
+        let now = SystemTime::now();
+        let shift = Duration::from_secs(ahead.unsigned_abs());
+        let time = if ahead < 0 { now - shift } else { now + shift };
+        let time = jiff::Timestamp::try_from(time).unwrap();
+        let date = time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        response.headers_mut().insert("date", date.parse().unwrap());
+        Ok(response)
+    }
+
+    async fn judge(&self, request: Request<Incoming>) -> Result<Response<Body>, std::io::Error> {
+        let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or("").to_owned());
+        if request.method() == "POST" && path.starts_with("/apis/events.k8s.io/v1/namespaces/") {
+            let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20).await.unwrap();
+            let event: Value = serde_json::from_slice(&body).unwrap();
+            self.lock().posted.push(event.clone());
+            return Ok(answer(201, &event));
+        }
+        let Some((kind, namespace)) = place(&path).filter(|_| request.method() == "GET") else {
+            self.lock().complaints.push(format!("{} {path}", request.method()));
+            return Ok(status(404, "no such path"));
+        };
+        let parameter = |name: &str| {
+            let pair = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+            pair.filter(|value| !value.is_empty()).map(str::to_owned)
+        };
+        let token = parameter("continue");
+        let verb = match (parameter("watch").is_some(), &token) {
+            (true, _) => Verb::Watch,
+            (false, Some(_)) => Verb::More,
+            (false, None) => Verb::List,
+        };
+        let accept = request.headers().get("accept").map_or("", |it| it.to_str().unwrap()).to_owned();
+        {
+            let mut state = self.lock();
+            state.asked.push(Asked {
+                kind,
+                verb,
+                namespace: namespace.clone(),
+                query: query.clone(),
+                at: Instant::now(),
+            });
+            if kind == Kind::Pods && !accept.contains("as=PartialObjectMetadata") {
+                state.complaints.push(format!("Pods whole, not their metadata: {path}, Accept: {accept}"));
+                return Ok(status(406, "only metadata"));
+            }
+        }
+        self.shared.tell();
+        let mut moved = self.shared.moved.subscribe();
+        let fault = loop {
+            let fault = self.lock().faults.get(&(kind, verb)).copied();
+            match fault {
+                Some(Fault::Wait) => _ = moved.changed().await,
+                fault => break fault,
+            }
+        };
+        match fault {
+            Some(Fault::Status(code)) => {
+                let what = if kind == Kind::Pods { "pods" } else { "services" };
+                return Ok(status(code, &format!("{what} is forbidden: User \"ebbtide\" cannot list resource")));
+            }
+            Some(Fault::Half) if verb == Verb::Watch => return Ok(Response::new(Body::empty())),
+            Some(Fault::Drop) => return Err(std::io::Error::other("as ordered")),
+            _ => {}
+        }
+        match verb {
+            Verb::Watch => Ok(self.watch(kind, namespace, &parameter("resourceVersion").unwrap_or_default())),
+            Verb::List | Verb::More => {
+                let limit = parameter("limit").map_or(usize::MAX, |limit| limit.parse().unwrap());
+                let whole = self.list(kind, namespace.as_deref(), limit, token);
+                Ok(if fault == Some(Fault::Half) { half(whole).await } else { whole })
+            }
+        }
+    }
+
+    fn list(&self, kind: Kind, namespace: Option<&str>, limit: usize, token: Option<String>) -> Response<Body> {
+        let mut state = self.lock();
+        let (version, mut items) = match token {
+            Some(token) => match state.pages.remove(&token) {
+                Some(rest) => rest,
+                None => return status(410, "The provided continue parameter is too old"),
+            },
+            None => {
+                let listed = state
+                    .objects
+                    .iter()
+                    .filter(|((of, at, _), _)| *of == kind && namespace.is_none_or(|namespace| namespace == at));
+                (state.version, listed.map(|(_, object)| shown(kind, object, true)).collect())
+            }
+        };
+        let mut metadata = json!({"resourceVersion": version.to_string()});
+        if items.len() > limit {
+            let rest = items.split_off(limit);
+            let token = format!("page{}", state.asked.len());
+            metadata["continue"] = token.clone().into();
+            metadata["remainingItemCount"] = rest.len().into();
+            state.pages.insert(token, (version, rest));
+        }
+        let (api_version, list) = match kind {
+            Kind::Services => ("v1", "ServiceList"),
+            Kind::Slices => ("discovery.k8s.io/v1", "EndpointSliceList"),
+            Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadataList"),
+        };
+        answer(200, &json!({"apiVersion": api_version, "kind": list, "metadata": metadata, "items": items}))
+    }
+
+    fn watch(&self, kind: Kind, namespace: Option<String>, version: &str) -> Response<Body> {
+        let mut state = self.lock();
+        let Ok(version) = version.parse::<u64>() else {
+            state.complaints.push(format!("a watch of {kind:?} from {version:?}"));
+            return status(400, "resourceVersion");
+        };
+        if state.forgotten.get(&kind).is_some_and(|forgotten| version <= *forgotten) {
+            if state.gone_by_status {
+                return status(410, "too old resource version");
+            }
+            return Response::new(Body::from(format!("{}\n", gone())));
+        }
+        *state.open.entry(kind).or_default() += 1;
+        let reader = Reader {
+            api: self.clone(),
+            kind,
+            namespace,
+            // Orders are for the watches that are open when they are given.
+            orders_from: state.log.len(),
+            from: version,
+            next: 0,
+            moved: self.shared.moved.subscribe(),
+            over: false,
+        };
+        drop(state);
+        self.shared.tell();
+        Response::new(Body::from_stream(stream::unfold(reader, Reader::read)))
+    }
+}
+
+/// One open watch.
+struct Reader {
+    api: Api,
+    kind: Kind,
+    namespace: Option<String>,
+    orders_from: usize,
+    from: u64,
+    next: usize,
+    moved: watch::Receiver<u64>,
+    over: bool,
+}
+
+enum Next {
+    Send(Result<Bytes, std::io::Error>),
+    Wait,
+    Never,
+    End,
+}
+
+impl Reader {
+    async fn read(mut self) -> Option<(Result<Bytes, std::io::Error>, Self)> {
+        loop {
+            match self.look() {
+                Next::Send(bytes) => return Some((bytes, self)),
+                Next::Wait => _ = self.moved.changed().await,
+                Next::Never => std::future::pending().await,
+                Next::End => return None,
+            }
+        }
+    }
+
+    /// All that is there as one piece.
+    fn look(&mut self) -> Next {
+        if std::mem::take(&mut self.over) {
+            return Next::Send(Err(std::io::Error::other("as ordered")));
+        }
+        self.moved.mark_unchanged();
+        let api = self.api.clone();
+        let state = api.lock();
+        if state.held.contains(&self.kind) {
+            return Next::Wait;
+        }
+        let mut text = String::new();
+        while let Some(entry) = state.log.get(self.next) {
+            let number = self.next;
+            let order = match &entry.what {
+                _ if entry.kind != self.kind => None,
+                What::Event(of, object) => {
+                    let here = self.namespace.is_none() || self.namespace == entry.namespace;
+                    if here && entry.version > self.from {
+                        let event = json!({"type": of, "object": shown(self.kind, object, false)});
+                        text += &format!("{event}\n");
+                    }
+                    None
+                }
+                What::Order(_) if number < self.orders_from => None,
+                What::Order(Order::Raw(raw)) => {
+                    text += raw;
+                    None
+                }
+                What::Order(order) => Some(order),
+            };
+            if order.is_some() && !text.is_empty() {
+                break;
+            }
+            self.next += 1;
+            match order {
+                Some(Order::Silence) => return Next::Never,
+                Some(Order::End) => return Next::End,
+                Some(_) => {
+                    self.over = true;
+                    return Next::Send(Ok(Bytes::from_static(b"{\"type\":\"MODI")));
+                }
+                None => {}
+            }
+        }
+        if text.is_empty() { Next::Wait } else { Next::Send(Ok(text.into())) }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(open) = self.api.lock().open.get_mut(&self.kind) {
+            *open -= 1;
+        }
+        self.api.shared.tell();
+    }
+}
+
+fn kind_of(object: &Value) -> Kind {
+    match object["kind"].as_str().unwrap() {
+        "Service" => Kind::Services,
+        "EndpointSlice" => Kind::Slices,
+        "Pod" => Kind::Pods,
+        other => panic!("{other}"),
+    }
+}
+
+fn key_of(kind: Kind, object: &Value) -> (Kind, String, String) {
+    let part = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
+    (kind, part("namespace"), part("name"))
+}
+
+/// As the real one shows it: the items of a typed list without their type, of a Pod the metadata only.
+fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
+    let mut object = object.clone();
+    match kind {
+        Kind::Pods => json!({
+            "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"].take(),
+        }),
+        Kind::Services | Kind::Slices => {
+            if let Some(fields) = object.as_object_mut().filter(|_| listed) {
+                fields.remove("apiVersion");
+                fields.remove("kind");
+            }
+            object
+        }
+    }
+}
+
+/// Which kind, in which namespace, a path means.
+fn place(path: &str) -> Option<(Kind, Option<String>)> {
+    let (group, rest) = match path.strip_prefix("/api/v1/") {
+        Some(rest) => ("", rest),
+        None => ("discovery", path.strip_prefix("/apis/discovery.k8s.io/v1/")?),
+    };
+    let (namespace, resource) = match rest.strip_prefix("namespaces/") {
+        Some(rest) => rest.split_once('/').map(|(namespace, resource)| (Some(namespace.to_owned()), resource))?,
+        None => (None, rest),
+    };
+    let kind = match (group, resource) {
+        ("", "services") => Kind::Services,
+        ("", "pods") => Kind::Pods,
+        ("discovery", "endpointslices") => Kind::Slices,
+        _ => return None,
+    };
+    Some((kind, namespace))
+}
+
+fn answer(code: u16, body: &Value) -> Response<Body> {
+    let response = Response::builder().status(code).header("content-type", "application/json");
+    response.body(Body::from(body.to_string())).unwrap()
+}
+
+fn status(code: u16, message: &str) -> Response<Body> {
+    let reason = match code {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotFound",
+        410 => "Expired",
+        429 => "TooManyRequests",
+        _ => "InternalError",
+    };
+    let body = json!({
+        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "message": message,
+        "reason": reason, "code": code,
+    });
+    answer(code, &body)
+}
+
+fn gone() -> Value {
+    let object = json!({
+        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+        "message": "too old resource version: 1 (100)", "reason": "Expired", "code": 410,
+    });
+    json!({"type": "ERROR", "object": object})
+}
+
+async fn half(whole: Response<Body>) -> Response<Body> {
+    let (head, body) = whole.into_parts();
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    let pieces = [Ok(bytes.slice(..bytes.len() / 2)), Err(std::io::Error::other("as ordered"))];
+    Response::from_parts(head, Body::from_stream(stream::iter(pieces)))
+}

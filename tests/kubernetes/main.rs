@@ -1,0 +1,12 @@
+//! The API server as the source of truth, against the true wiring: a server that misbehaves on command ([`api`]), the
+//! whole proxy, and what it publishes. The endpoints are addresses that nobody has: nothing is sent to them.
+#![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+
+mod api;
+mod rig;
+
+mod breaks;
+mod lists;
+mod order;
+mod pods;
+mod services;
