@@ -23,6 +23,7 @@ Start here:
   ebbtide proxy --listen 127.0.0.1:8080 --to 127.0.0.1:8081,127.0.0.1:8082
   ebbtide check --config config/standalone.yaml            what would be served, and what is wrong
   ebbtide run --config config/standalone.yaml
+  ebbtide drill --namespace default                        the demo on your own cluster
 
 Exit codes: 0 clean, 1 failed at work, 2 refused to start.";
 
@@ -39,9 +40,10 @@ pub enum Command {
     },
     /// Run the proxy without a file: one listener, fixed endpoints
     Proxy(Proxy),
-    /// Validate configuration and manifests, and print what would be served
+    /// Validate configuration and manifests (or the cluster), and print what would be served
     ///
-    /// Nothing is started. Exit code 0, or 2 if the configuration or a manifest is broken; warnings leave it at 0.
+    /// Nothing is started or changed. Of a cluster it also tells whether its version, our rights and the claims are in
+    /// order. Exit code 0, or 2 if the configuration, a manifest or the cluster is broken; warnings leave it at 0.
     Check {
         /// Configuration file
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
@@ -53,12 +55,19 @@ pub enum Command {
     /// else. Exit code 0 only if Ebbtide failed no request and lost no client socket.
     Demo {
         /// How long the load runs in each phase
-        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = load_time)]
+        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::demo::load_time)]
         load: Duration,
         /// Keep rolling until Ctrl-C and print the status page's address
         #[arg(long)]
         stay: bool,
     },
+    /// The demo on your own cluster: sample application behind Ebbtide, load, rolling updates, receipt
+    ///
+    /// First through a NodePort as it is, then through one that Ebbtide serves. Needs a kubeconfig (or a service account)
+    /// that may create Deployments and Services in the namespace and list nodes, and a way to the nodes' addresses. What
+    /// it makes is labelled app.kubernetes.io/managed-by=ebbtide-drill, and is removed however it ends. Exit code 0 only if
+    /// Ebbtide failed no request and lost no client socket.
+    Drill(ebbtide::drill::Settings),
     /// Print services, endpoints and running drains of a running proxy
     Status {
         /// Where its admin pages are
@@ -128,10 +137,6 @@ impl Proxy {
 
 fn protocol(text: &str) -> Result<Protocol, String> {
     Protocol::parse(text).ok_or_else(|| "expected auto, http or tcp".to_owned())
-}
-
-fn load_time(text: &str) -> Result<Duration, String> {
-    config::duration(text, Duration::from_secs(1)..=Duration::from_secs(3600))
 }
 
 /// Writes to standard output; a reader that has gone away (`| head`) is no error.

@@ -50,6 +50,7 @@ pub mod demo;
 pub mod discovery;
 pub mod dispatch;
 pub mod drain;
+pub mod drill;
 pub mod endpoint;
 pub mod events;
 pub mod hold;

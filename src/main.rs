@@ -1,5 +1,5 @@
 //! The `ebbtide` command: arguments, configuration, then one call into the library. Exit codes: 0 clean, 1 failed at
-//! work, 2 refused to start, which is what a [`config::Error`] or [`app::Refused`] means wherever it comes from.
+//! work, 2 refused to start, which is what a [`config::Error`] or one of the others named below means wherever it comes from.
 
 mod cli;
 
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use ebbtide::config::{self, Config};
 use ebbtide::discovery::api;
-use ebbtide::{admin, app, demo, telemetry};
+use ebbtide::{admin, app, demo, drill, telemetry};
 
 use cli::{Cli, Command};
 
@@ -17,13 +17,9 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ebbtide: {error:#}");
-            ExitCode::from(
-                if error.is::<config::Error>() || error.is::<app::Refused>() || error.is::<api::Unusable>() {
-                    2
-                } else {
-                    1
-                },
-            )
+            let refused = error.is::<config::Error>() || error.is::<app::Refused>();
+            let refused = refused || error.is::<api::Unusable>() || error.is::<drill::Refused>();
+            ExitCode::from(if refused { 2 } else { 1 })
         }
     }
 }
@@ -47,6 +43,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(if report.problems.is_empty() { 0 } else { 2 }));
         }
         Command::Demo { load, stay } => return Ok(ExitCode::from(if demo::run(load, stay)? { 0 } else { 1 })),
+        Command::Drill(settings) => return Ok(ExitCode::from(if drill::run(&settings)? { 0 } else { 1 })),
         Command::Status { admin, watch } => admin::status::status(&admin, watch)?,
         Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,
         Command::SampleApp(args) => demo::sample::main(args)?,

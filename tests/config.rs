@@ -308,7 +308,7 @@ fn help_and_version() {
     assert!(ebbtide::VERSION.starts_with(concat!(env!("CARGO_PKG_VERSION"), " (")), "{}", ebbtide::VERSION);
     let help = ebbtide(&["--help"]);
     assert!(help.status.success());
-    for command in ["run", "proxy", "check", "demo", "status", "schema"] {
+    for command in ["run", "proxy", "check", "demo", "drill", "status", "schema"] {
         assert!(text(&help.stdout).contains(&format!("\n  {command} ")), "{command}");
         assert!(ebbtide(&[command, "--help"]).status.success(), "{command}");
     }

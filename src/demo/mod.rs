@@ -14,6 +14,7 @@ pub mod sample;
 
 use std::cell::Cell;
 use std::future::Future;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -74,7 +75,7 @@ pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
     runtime.block_on(async {
         // Taken before there is any child: from here on no signal ends this process without ending them.
         let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
-        let signals = tokio::spawn(stop_at_signal(signals, settings.stop.clone()));
+        let signals = tokio::spawn(stop_at_signal(signals, settings.stop.clone(), String::new()));
         let rows = show(&settings).await;
         signals.abort();
         match rows? {
@@ -114,7 +115,7 @@ pub async fn show(settings: &Settings) -> anyhow::Result<Option<(Row, Row)>> {
     let Some(second) = unless(abort, second).await else { return Ok(None) };
     let second = second?;
 
-    println!("\n{}\n\n{}", table(&[&late, &second]), verdict(&late, &second));
+    println!("\n{}\n\n{}", table(&[&late, &second]), verdict(Some(&late), &second));
     Ok(Some((late, second)))
 }
 
@@ -149,26 +150,36 @@ async fn ebbtide_phase(settings: &Settings, plan: &Plan) -> anyhow::Result<Row> 
     Ok(Row { name: "Ebbtide", report, replayed: Some(replayed), replaced })
 }
 
-/// The load and the updates side by side; returns what the load met and how many processes were replaced meanwhile.
 async fn phase(
     plan: &Plan,
     fleet: &mut Fleet,
     target: SocketAddr,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Report, usize)> {
+    let update = Cell::new(0);
+    under_load(plan, target, stop, &update, async |over| roll(plan, fleet, &over, &update).await).await
+}
+
+/// The load and the updates side by side; returns what the load met and how many processes were replaced meanwhile. `roll`
+/// is given what is cancelled when the load is over.
+pub(crate) async fn under_load(
+    plan: &Plan,
+    target: SocketAddr,
+    stop: &CancellationToken,
+    update: &Cell<usize>,
+    roll: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<usize>,
+) -> anyhow::Result<(Report, usize)> {
     // Ends the load's thread also when this future is dropped.
     let over = stop.child_token();
     let _guard = over.clone().drop_guard();
     let load = Load { timeout: TIMEOUT, ..Load::new(target, PATH, plan.load) };
     let (progress, report) = start_load(load, over.clone())?;
-    let update = Cell::new(0);
     let load = async {
         let report = report.await.context("the load's thread ended without a report");
         over.cancel();
         report
     };
-    let (report, replaced, ()) =
-        tokio::try_join!(load, roll(plan, fleet, &over, &update), draw(plan, progress, &update))?;
+    let (report, replaced, ()) = tokio::try_join!(load, roll(over.clone()), draw(plan, progress, update))?;
     Ok((report, replaced))
 }
 
@@ -222,7 +233,8 @@ async fn draw(plan: &Plan, mut progress: watch::Receiver<Snapshot>, update: &Cel
         let text = status_line(plan, &now, update.get());
         if bar.is_hidden() && (over || now.elapsed >= line_at) {
             line_at = now.elapsed + LINES;
-            eprintln!("     {text}");
+            // Nobody may be reading any more, which is no reason to end in the middle.
+            let _ = writeln!(std::io::stderr(), "     {text}");
         }
         bar.set_position(now.elapsed.as_millis() as u64);
         bar.set_message(text);
@@ -234,10 +246,10 @@ async fn draw(plan: &Plan, mut progress: watch::Receiver<Snapshot>, update: &Cel
 }
 
 fn status_line(plan: &Plan, now: &Snapshot, update: usize) -> String {
-    let update = match (update, plan.endless) {
+    let update = match (update, plan.updates) {
         (0, _) => "no update yet".to_owned(),
-        (n, true) => format!("update {n}"),
-        (n, false) => format!("update {n} of {}", plan.updates),
+        (n, usize::MAX) => format!("update {n}"),
+        (n, all) => format!("update {n} of {all}"),
     };
     let (seconds, requests) = (now.elapsed.as_secs(), grouped(now.ok + now.failed));
     format!("{seconds:>3} s  {requests} requests, {} failed, {} sockets, {update}", grouped(now.failed), now.sockets)
@@ -245,12 +257,13 @@ fn status_line(plan: &Plan, now: &Snapshot, update: usize) -> String {
 
 /// When which process is replaced.
 #[derive(Debug, Clone, PartialEq)]
-struct Plan {
-    load: Duration,
+pub(crate) struct Plan {
+    pub load: Duration,
     endless: bool,
-    lead: Duration,
+    pub lead: Duration,
     /// From one process's replacement to the next's; as long again between two updates.
     step: Duration,
+    /// `usize::MAX`: as many as will be.
     updates: usize,
 }
 
@@ -262,6 +275,11 @@ impl Plan {
         let updates = ((load - 2 * lead + STEP).as_secs_f64() / length.as_secs_f64()) as usize;
         let step = STEP.min((load - 2 * lead) / REPLICAS);
         Self { load, endless: false, lead, step, updates: updates.max(1) }
+    }
+
+    /// Its updates take as long as they take.
+    pub fn of_unknown_updates(load: Duration) -> Self {
+        Self { updates: usize::MAX, ..Self::new(load) }
     }
 
     fn or_endless(&self, stay: bool) -> Self {
@@ -293,7 +311,7 @@ fn print_introduction(settings: &Settings, plan: &Plan) {
     println!("                  from 50 ms before to 50 ms after its manifest says that it leaves\n");
 }
 
-fn table(rows: &[&Row]) -> String {
+pub(crate) fn table(rows: &[&Row]) -> String {
     let head = ["", "requests", "failed", "replayed", "client sockets", "longest stall", "p99"].map(str::to_owned);
     let lines = rows.iter().map(|row| {
         let Report { sent, failed, sockets, longest_stall, latency, .. } = &row.report;
@@ -313,22 +331,29 @@ fn table(rows: &[&Row]) -> String {
     lines.iter().map(text).collect::<Vec<_>>().join("\n")
 }
 
-fn verdict(late: &Row, second: &Row) -> String {
+/// What the second row says, and what the first one had to bear.
+pub(crate) fn verdict(before: Option<&Row>, second: &Row) -> String {
     let name = second.name;
-    let behind_late = format!(
-        "behind the late balancer {} failed and {} broke.",
-        counted(late.report.failed, "request"),
-        counted(late.report.sockets.saturating_sub(CLIENTS), "connection"),
-    );
+    let behind = before.map(|before| {
+        let failed = counted(before.report.failed, "request");
+        let broken = counted(before.report.sockets.saturating_sub(CLIENTS), "connection");
+        format!(";\nbehind the {} {failed} failed and {broken} broke", before.name)
+    });
+    let behind = behind.unwrap_or_default();
     if second.is_clean() {
-        return format!("{name} answered every request on the {CLIENTS} connections first opened;\n{behind_late}");
+        return format!("{name} answered every request on the {CLIENTS} connections first opened{behind}.");
     }
     let Report { failed, sockets, errors, .. } = &second.report;
     let errors =
         errors.iter().map(|(kind, count)| format!("{kind} {}", grouped(*count))).collect::<Vec<_>>().join(", ");
     let errors = if errors.is_empty() { errors } else { format!(" ({errors})") };
     let (failed, sockets) = (counted(*failed, "request"), counted(*sockets, "socket"));
-    format!("{name} failed {failed}{errors} and its {CLIENTS} clients used {sockets};\n{behind_late}")
+    format!("{name} failed {failed}{errors} and its {CLIENTS} clients used {sockets}{behind}.")
+}
+
+/// A load's length, as a command line gives it.
+pub fn load_time(text: &str) -> Result<Duration, String> {
+    crate::config::duration(text, Duration::from_secs(1)..=Duration::from_secs(3600))
 }
 
 fn counted(count: u64, noun: &str) -> String {
@@ -353,28 +378,30 @@ fn grouped(number: u64) -> String {
 }
 
 /// `None` when stopped first; the future is then dropped, and with it all that it started.
-async fn unless<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn unless<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         () = stop.cancelled() => None,
         value = future => Some(value),
     }
 }
 
-/// The first signal asks for an end, the second one is it (the kernel then ends the children).
-async fn stop_at_signal([mut interrupt, mut terminate]: [Signal; 2], stop: CancellationToken) {
+/// The first signal asks for an end, the second one is it (the kernel then ends the children), with some last words.
+pub(crate) async fn stop_at_signal<const N: usize>(
+    mut signals: [Signal; N],
+    stop: CancellationToken,
+    last_words: String,
+) {
     loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
         if stop.is_cancelled() {
+            let _ = std::io::stderr().write_all(last_words.as_bytes());
             std::process::exit(1);
         }
         stop.cancel();
     }
 }
 
-const CLIENTS: u64 = 8;
+pub(crate) const CLIENTS: u64 = 8;
 const REPLICAS: u32 = 3;
 const PATH: &str = "/slow?ms=5";
 const LATE: Duration = Duration::from_secs(1);
@@ -415,14 +442,15 @@ mod tests {
                         late balancer     10,000        1          -               31        1,234 ms   0 ms\n     \
                         Ebbtide           10,000        0         12                8        1,234 ms   0 ms";
         assert_eq!(table(&[&late, &ebbtide]), expected);
-        assert!(verdict(&late, &ebbtide).starts_with("Ebbtide answered every request on the 8 connections"));
-        assert!(verdict(&late, &ebbtide).ends_with("1 request failed and 23 connections broke."));
+        assert!(verdict(Some(&late), &ebbtide).starts_with("Ebbtide answered every request on the 8 connections"));
+        assert!(verdict(Some(&late), &ebbtide).ends_with("1 request failed and 23 connections broke."));
 
+        assert_eq!(verdict(None, &ebbtide), "Ebbtide answered every request on the 8 connections first opened.");
         assert!(!row("Ebbtide", 0, 9, None).is_clean(), "a lost socket is a failure");
         let bad = row("Ebbtide", 1_000, 1_008, Some(0));
         assert!(!bad.is_clean());
         assert!(
-            verdict(&late, &bad)
+            verdict(Some(&late), &bad)
                 .starts_with("Ebbtide failed 1,000 requests (reset 1,000) and its 8 clients used 1,008")
         );
     }

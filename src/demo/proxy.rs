@@ -173,13 +173,14 @@ impl Log {
     }
 }
 
-async fn page(admin: SocketAddr, path: &str) -> anyhow::Result<Response> {
+/// A page of an admin server.
+pub(crate) async fn page(admin: SocketAddr, path: &str) -> anyhow::Result<Response> {
     let answer = async { Client::connect(admin).await?.exchange("GET", path, "Connection: close\r\n", b"").await };
     Ok(timeout(PAGE, answer).await.with_context(|| format!("no answer to {path}"))??)
 }
 
 /// Adds up samples of the Prometheus text format.
-fn sum(text: &str, name: &str, wanted: impl Fn(&str) -> bool) -> f64 {
+pub(crate) fn sum(text: &str, name: &str, wanted: impl Fn(&str) -> bool) -> f64 {
     let sample = |line: &str| {
         let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
         let labels = match labels {

@@ -1,7 +1,8 @@
 //! `ebbtide sample-app`: the badly behaved application of the problem statement, with routes that tests can ask.
 //!
 //! It has no signal handler on purpose: SIGTERM ends it at once, in the middle of whatever it does, and its idle
-//! keep-alive connections die with it. Whoever needs to know what it did after that uses `--count-file`.
+//! keep-alive connections die with it (a container's first process, which a signal without a handler does not reach, has
+//! one that does the same). Whoever needs to know what it did after that uses `--count-file`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,6 +23,7 @@ use axum::routing::{any, get, post};
 use serde::Deserialize;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::io::ReaderStream;
 
 use super::child;
@@ -71,6 +73,13 @@ pub fn main(args: Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
+    if std::process::id() == 1 {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::spawn(async move {
+            terminate.recv().await;
+            std::process::exit(128 + 15);
+        });
+    }
     let count_file = args.count_file.as_ref().map(|path| File::options().append(true).create(true).open(path));
     let count_file = count_file.transpose().context("--count-file")?;
     tokio::time::sleep(args.listen_after).await;

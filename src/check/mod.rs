@@ -1,7 +1,12 @@
-//! `ebbtide check`: what a configuration and its manifests would serve, as tables, and what is doubtful about it.
+//! `ebbtide check`: what a configuration and its manifests, or its cluster, would serve, as tables, and what is doubtful
+//! about it.
 //!
-//! A broken configuration or manifest is an error; anything that would run, but perhaps not as meant, is a warning. What
-//! only a running proxy knows (a port that cannot be bound, an endpoint that does not answer) is not looked at.
+//! A broken configuration or manifest, or a cluster that cannot be used, is an error; anything that would run, but perhaps
+//! not as meant, is a warning. What only a running proxy knows (a port that cannot be bound, an endpoint that does not
+//! answer) is not looked at.
+
+mod cluster;
+pub mod rights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -9,7 +14,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::config::{self, Config, Discovery, PortRef, Protocol};
+use crate::config::{Config, Discovery, PortRef, Protocol};
 use crate::discovery::files;
 use crate::discovery::slices::{MergedPort, MergedService, Touched, World};
 use crate::discovery::{Change, Object, ObjectName, Problem};
@@ -20,31 +25,46 @@ use crate::routing::Policy;
 pub struct Report {
     /// Tables and warnings, for people.
     pub text: String,
-    /// Manifests that are broken; none: exit 0.
+    /// What is broken; none: exit 0.
     pub problems: Vec<Problem>,
 }
 
-/// Reads a configuration and the manifests that it names.
-pub fn check(file: &Path) -> Result<Report, config::Error> {
+/// What a source told.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Where it was found; empty where it could not be asked at all, and there is nothing to show.
+    heading: String,
+    objects: Vec<Object>,
+    warnings: Vec<String>,
+    problems: Vec<Problem>,
+}
+
+/// Reads a configuration, and the manifests or the API server that it names.
+///
+/// # Errors
+/// [`crate::config::Error`] and [`crate::discovery::api::Unusable`].
+pub fn check(file: &Path) -> anyhow::Result<Report> {
     let config = Config::load(file)?;
-    let (objects, problems) = match &config.discovery {
-        Discovery::Files { path } => files::read_folder(path),
-        Discovery::Static { .. } | Discovery::Kubernetes(_) => (Vec::new(), Vec::new()),
+    let (seen, mut world) = match &config.discovery {
+        Discovery::Files { path } => {
+            let (objects, problems) = files::read_folder(path);
+            let heading = format!("manifests  {}\n", path.display());
+            (Seen { heading, objects, problems, warnings: Vec::new() }, World::default())
+        }
+        Discovery::Kubernetes(wanted) => (cluster::look(&config, wanted)?, World::for_api_server()),
+        Discovery::Static { .. } => (Seen::default(), World::default()),
     };
-    let names: BTreeSet<ObjectName> = objects
-        .iter()
-        .filter_map(|object| match object {
-            Object::Service(service) => Some(service.name.clone()),
-            _ => None,
-        })
-        .collect();
-    let mut world = World::default();
+    let Seen { heading, objects, warnings, problems } = seen;
+    if heading.is_empty() {
+        return Ok(Report { text: heading, problems });
+    }
     let (now, mut touched) = (Instant::now(), Touched::default());
     for object in objects {
         world.apply(Change::Apply(object), now, &mut touched);
     }
-    let services = names.iter().filter_map(|name| world.merge(name)).map(|s| (s.object.name.clone(), s)).collect();
-    Ok(Report { text: describe(&config, &services), problems })
+    let services =
+        world.service_names().filter_map(|name| world.merge(name)).map(|s| (s.object.name.clone(), s)).collect();
+    Ok(Report { text: describe(&config, &services, heading, warnings), problems })
 }
 
 /// A listener as it would be bound: an explicit one, or a nodePort on one address.
@@ -57,8 +77,12 @@ struct Bound<'a> {
     protocol: String,
 }
 
-fn describe(config: &Config, services: &BTreeMap<ObjectName, MergedService>) -> String {
-    let mut warnings = Vec::new();
+fn describe(
+    config: &Config,
+    services: &BTreeMap<ObjectName, MergedService>,
+    heading: String,
+    mut warnings: Vec<String>,
+) -> String {
     let node_ports: Vec<(&MergedService, &MergedPort, PortRef)> = services
         .values()
         .filter(|service| service.object.claimed)
@@ -75,10 +99,7 @@ fn describe(config: &Config, services: &BTreeMap<ObjectName, MergedService>) -> 
         warn_of_service(config, service, listened.contains(&service.object.name), &mut warnings);
     }
 
-    let mut text = String::new();
-    if let Discovery::Files { path } = &config.discovery {
-        let _ = writeln!(text, "manifests  {}", path.display());
-    }
+    let mut text = heading;
     let _ = writeln!(text, "admin      http://{}", config.admin);
     let _ = writeln!(text, "workers    {}\n", config.workers);
     text += &table(&["LISTENER", "ADDRESS", "SERVICE", "PORT", "PROTOCOL", "ENDPOINTS"], bound.iter().map(Bound::row));
@@ -110,7 +131,11 @@ fn explicit<'a>(
         let port = service.and_then(|service| service.ports.iter().find(|port| is_wanted(port, &listener.port)));
         let (name, wanted) = (&listener.name, &listener.port);
         match service {
-            None => warnings.push(format!("listener {name}: no manifest has the Service {}", listener.service)),
+            None => {
+                let in_cluster = matches!(config.discovery, Discovery::Kubernetes(_));
+                let nobody = if in_cluster { "the cluster has no" } else { "no manifest has the" };
+                warnings.push(format!("listener {name}: {nobody} Service {}", listener.service));
+            }
             Some(service) if port.is_none() => {
                 let ports: Vec<String> = service.ports.iter().map(port_name).collect();
                 let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
@@ -223,10 +248,14 @@ fn warn_of_service(config: &Config, service: &MergedService, listened: bool, war
     }
     if object.claimed {
         for field in &object.unserved {
-            warnings.push(format!("{name}: {field} is not served, and its claim keeps kube-proxy from it too"));
+            warnings.push(format!(
+                "{name}: {field} is not served, and its claim keeps kube-proxy from it too; where it is in use, claim a \
+                 second Service with the same selector instead"
+            ));
         }
         if !listened {
-            warnings.push(format!("{name}: claimed, but nothing listens for it; add a listener, or nodePorts"));
+            let cure = if config.node_port_addresses.is_empty() { "nodePorts" } else { "make it type NodePort" };
+            warnings.push(format!("{name}: claimed, but nothing listens for it; add a listener, or {cure}"));
         }
     }
     warnings.extend(merging.iter().map(|warning| format!("{name}: {warning}")));
@@ -334,7 +363,8 @@ mod tests {
     }
 
     fn described(config: &Config, services: Vec<MergedService>) -> String {
-        describe(config, &services.into_iter().map(|service| (service.object.name.clone(), service)).collect())
+        let services = services.into_iter().map(|service| (service.object.name.clone(), service)).collect();
+        describe(config, &services, "manifests  manifests\n".into(), Vec::new())
     }
 
     #[test]
@@ -392,11 +422,11 @@ mod tests {
         warning: listener port: web/nginx has no TCP port metrics, it has http (80)
         warning: listener (nodePort) of web/nginx: 127.0.0.1:31180 is taken by listener taken of web/nginx; only one of the two would be bound
         warning: web/elsewhere: type ExternalName is refused, it has no endpoints
-        warning: web/nginx: spec.sessionAffinity: ClientIP is not served, and its claim keeps kube-proxy from it too
+        warning: web/nginx: spec.sessionAffinity: ClientIP is not served, and its claim keeps kube-proxy from it too; where it is in use, claim a second Service with the same selector instead
         warning: web/nginx: slice a: FQDN addresses are refused
         warning: web/nginx: ebbtide.dev/hold-timeout: "soon" is no duration, expected one from 0s to 10m such as 250ms, 10s or 5m
         warning: web/nginx: port http (80) has no ready endpoint
-        warning: web/unheard: claimed, but nothing listens for it; add a listener, or nodePorts
+        warning: web/unheard: claimed, but nothing listens for it; add a listener, or make it type NodePort
         "#);
     }
 }

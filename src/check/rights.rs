@@ -1,0 +1,80 @@
+//! What the API server lets us do, asked before it is done, and what it says when it refuses.
+
+use std::fmt;
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec as Spec,
+};
+use kube::api::{Api, PostParams};
+use kube::{Client, Error};
+
+use crate::discovery::api::chain;
+
+/// What may be done to one resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Right {
+    verbs: Vec<&'static str>,
+    group: &'static str,
+    pub resource: &'static str,
+    /// `None`: all, or a resource that has none.
+    namespace: Option<String>,
+}
+
+impl Right {
+    /// `verbs` is a list with spaces, `resource` as kubectl writes it: `endpointslices.discovery.k8s.io`.
+    pub fn new(verbs: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {
+        let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+        Self { verbs: verbs.split(' ').collect(), group, resource, namespace: namespace.map(str::to_owned) }
+    }
+
+    pub fn has(&self, verb: &str) -> bool {
+        self.verbs.contains(&verb)
+    }
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dot = if self.group.is_empty() { "" } else { "." };
+        write!(f, "{} {}{dot}{}", self.verbs.join(", "), self.resource, self.group)?;
+        match &self.namespace {
+            Some(namespace) => write!(f, " in namespace {namespace}"),
+            None => f.write_str(" cluster-wide"),
+        }
+    }
+}
+
+/// What of these we do not have.
+pub async fn missing(client: &Client, rights: Vec<Right>) -> Result<Vec<Right>, Error> {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let mut missing = Vec::new();
+    for right in rights {
+        let mut verbs = Vec::new();
+        for &verb in &right.verbs {
+            let attributes = ResourceAttributes {
+                verb: Some(verb.into()),
+                group: Some(right.group.into()),
+                resource: Some(right.resource.into()),
+                namespace: right.namespace.clone(),
+                ..ResourceAttributes::default()
+            };
+            let spec = Spec { resource_attributes: Some(attributes), ..Spec::default() };
+            let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+            let answer = reviews.create(&PostParams::default(), &review).await?;
+            if !answer.status.is_some_and(|status| status.allowed) {
+                verbs.push(verb);
+            }
+        }
+        if !verbs.is_empty() {
+            missing.push(Right { verbs, ..right });
+        }
+    }
+    Ok(missing)
+}
+
+/// What the API server said, or what kept it from saying anything, in one line.
+pub fn said(error: &Error) -> String {
+    match error {
+        Error::Api(status) if !status.message.is_empty() => status.message.replace(char::is_control, " "),
+        other => chain(other),
+    }
+}

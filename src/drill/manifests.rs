@@ -1,0 +1,150 @@
+//! What a drill makes in a cluster, as manifests: the sample application and one or two Services in front of it.
+
+use serde_json::{Value, json};
+
+/// Kinds and names, in the order in which they are removed: nothing leads to the pods any more when they go.
+pub const MADE: [(Kind, &str); 3] = [(Kind::Service, PLAIN), (Kind::Service, NAME), (Kind::Deployment, NAME)];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Service,
+    Deployment,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::Deployment => "Deployment",
+        }
+    }
+}
+
+/// The sample application: exits at SIGTERM, has a readiness probe and nothing else that would make a rollout gentler. It
+/// runs where Pod Security is `restricted`.
+pub fn deployment(image: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(NAME),
+        "spec": {
+            "replicas": REPLICAS,
+            "selector": {"matchLabels": selector()},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": selector()},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "securityContext": {
+                        "runAsNonRoot": true, "runAsUser": 10901, "runAsGroup": 10901,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "containers": [{
+                        "name": "app",
+                        "image": image,
+                        "imagePullPolicy": "IfNotPresent",
+                        "args": ["sample-app", "--listen", format!("0.0.0.0:{PORT}")],
+                        "ports": [{"name": "http", "containerPort": PORT}],
+                        "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1},
+                        "resources": {
+                            "requests": {"cpu": "50m", "memory": "16Mi"},
+                            "limits": {"memory": "64Mi"},
+                        },
+                        "securityContext": {
+                            "allowPrivilegeEscalation": false,
+                            "readOnlyRootFilesystem": true,
+                            "capabilities": {"drop": ["ALL"]},
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}
+
+/// The Service that Ebbtide claims; without `node_port` the API server chooses one.
+pub fn claimed(node_port: Option<u16>) -> Value {
+    let mut service = service(NAME);
+    service["metadata"]["labels"][CLAIM] = json!("ebbtide");
+    if let Some(port) = node_port {
+        service["spec"]["ports"][0]["nodePort"] = json!(port);
+    }
+    service
+}
+
+/// The same without the claim, which kube-proxy (or what stands for it) serves.
+pub fn plain() -> Value {
+    service(PLAIN)
+}
+
+fn service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(name),
+        "spec": {
+            "type": "NodePort",
+            "selector": selector(),
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}],
+        },
+    })
+}
+
+fn metadata(name: &str) -> Value {
+    json!({"name": name, "labels": {MANAGED_BY: MANAGER, "app.kubernetes.io/name": NAME}})
+}
+
+fn selector() -> Value {
+    json!({"app.kubernetes.io/name": NAME, MANAGED_BY: MANAGER})
+}
+
+/// Makes the Deployment replace its pods, as `kubectl rollout restart` does.
+pub fn update(at: &str) -> Value {
+    json!({"spec": {"template": {"metadata": {"annotations": {"ebbtide.dev/drilled-at": at}}}}})
+}
+
+pub const NAME: &str = "ebbtide-drill";
+pub const PLAIN: &str = "ebbtide-drill-plain";
+/// The label by which a drill knows what it made.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub const MANAGER: &str = "ebbtide-drill";
+pub const REPLICAS: usize = 3;
+const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
+const PORT: u16 = 8080;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::apps::v1::Deployment;
+    use k8s_openapi::api::core::v1::Service;
+
+    #[test]
+    fn everything_is_labelled_and_the_services_select_the_pods() {
+        let deployment: Deployment = serde_json::from_value(deployment("img:1")).unwrap();
+        let template = deployment.spec.clone().unwrap().template;
+        let labels = template.metadata.unwrap().labels.unwrap();
+        assert_eq!(deployment.spec.unwrap().selector.match_labels.as_ref(), Some(&labels));
+        let pod = template.spec.unwrap();
+        let app = &pod.containers[0];
+        assert_eq!(app.image.as_deref(), Some("img:1"));
+        assert_eq!(app.args.as_ref().unwrap()[..], ["sample-app", "--listen", "0.0.0.0:8080"]);
+        assert!(app.lifecycle.is_none(), "a preStop hook would be the cure that the drill does without");
+        assert!(app.readiness_probe.is_some() && pod.security_context.unwrap().run_as_non_root == Some(true));
+
+        let mut names = vec![(Kind::Deployment, deployment.metadata.name.unwrap())];
+        assert_eq!(deployment.metadata.labels.unwrap()[MANAGED_BY], MANAGER);
+        for (value, claim) in [(claimed(None), Some("ebbtide")), (plain(), None)] {
+            let service: Service = serde_json::from_value(value).unwrap();
+            let spec = service.spec.unwrap();
+            assert_eq!(spec.selector, Some(labels.clone()));
+            assert_eq!((spec.type_.as_deref(), spec.ports.unwrap()[0].node_port), (Some("NodePort"), None));
+            let of = service.metadata.labels.unwrap();
+            assert_eq!((of[MANAGED_BY].as_str(), of.get(CLAIM).map(String::as_str)), (MANAGER, claim));
+            names.push((Kind::Service, service.metadata.name.unwrap()));
+        }
+        names.reverse();
+        let made = MADE.map(|(kind, name)| (kind, name.to_owned()));
+        assert_eq!(made[..], names[..], "removed in the reverse order, and nothing is forgotten");
+        assert_eq!(claimed(Some(30123))["spec"]["ports"][0]["nodePort"], 30123);
+    }
+}
