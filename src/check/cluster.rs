@@ -98,7 +98,7 @@ impl Asking<'_> {
             for resource in ["services", "endpointslices.discovery.k8s.io", "pods"] {
                 wanted.push(Right::new("list watch", resource, namespace));
             }
-            wanted.push(Right::new("create patch", "events.events.k8s.io", namespace));
+            wanted.push(Right::new("create", "events.events.k8s.io", namespace));
         }
         rights::missing(&self.client, wanted).await
     }

@@ -1,12 +1,13 @@
 //! What a drill asks of the API server: to make, roll and remove its objects, and where nodes are.
 //!
-//! Only objects with the drill's own label are ever changed or removed.
+//! Only objects with the drill's own label are ever changed or removed. Objects are read as JSON, by pointer: the API's types
+//! of all that a pod can be would be a fifth of the program.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, params::Preconditions};
 use kube::{Client, ResourceExt};
@@ -105,8 +106,7 @@ impl Cluster {
 
     /// Where the API server does not answer, nothing new is known.
     pub async fn rollout(&self) -> kube::Result<Rollout> {
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
-        match deployments.get(NAME).await {
+        match self.api(Kind::Deployment).get(NAME).await {
             Ok(deployment) => Ok(Rollout::of(&deployment)),
             Err(error) if matches!(code(&error), 401 | 403 | 404) => Err(error),
             Err(_) => Ok(Rollout { replaced: 0, done: false }),
@@ -130,22 +130,22 @@ impl Cluster {
     }
 
     async fn why_not_ready(&self) -> Option<String> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pods = self.namespaced(&ApiResource::erase::<Pod>(&()), &self.namespace);
         let pods = pods.list(&ListParams::default().labels(&format!("{MANAGED_BY}={MANAGER}"))).await.ok()?.items;
         let told = pods.iter().find_map(|pod| {
-            let status = pod.status.as_ref()?;
-            let waiting = status.container_statuses.iter().flatten().find_map(|it| it.state.as_ref()?.waiting.as_ref());
-            let unmet = || status.conditions.iter().flatten().find_map(|it| it.message.clone());
-            let told = waiting.map(|it| [it.reason.as_deref(), it.message.as_deref()].map(Option::unwrap_or_default));
-            Some(format!("{}: {}", pod.name_any(), told.map(|told| told.join(" ")).or_else(unmet)?))
+            let waiting = items(pod, "/status/containerStatuses").find_map(|it| it.pointer("/state/waiting"));
+            let unmet = || items(pod, "/status/conditions").find_map(|it| text(it, "message"));
+            let words = |it| ["reason", "message"].map(|field| text(it, field).unwrap_or_default()).join(" ");
+            Some(format!("{}: {}", pod.name_any(), waiting.map(words).or_else(unmet)?))
         });
         if told.is_some() {
             return told;
         }
         // No pod could be made: a quota, an admission.
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
-        let conditions = deployments.get(NAME).await.ok()?.status?.conditions?;
-        conditions.into_iter().find(|it| it.type_ == "ReplicaFailure")?.message
+        let deployment = self.api(Kind::Deployment).get(NAME).await.ok()?;
+        items(&deployment, "/status/conditions")
+            .find(|it| it["type"] == "ReplicaFailure")
+            .and_then(|it| text(it, "message"))
     }
 
     /// Removes what drills have made here and waits until it is gone. Returns what is left, each with the reason.
@@ -189,37 +189,42 @@ impl Cluster {
 
     /// Internal addresses of the nodes that are ready.
     pub async fn nodes(&self) -> kube::Result<Vec<IpAddr>> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
+        let nodes: Api<DynamicObject> = Api::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
         Ok(nodes.list(&ListParams::default()).await?.items.iter().filter_map(address).collect())
     }
 
     /// That of the DaemonSet `ebbtide`, which every node has already; else `ebbtide:dev`.
     pub async fn image(&self) -> String {
-        let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), "ebbtide-system");
-        let spec = sets.get("ebbtide").await.ok().and_then(|set| set.spec?.template.spec);
-        let image = spec.and_then(|spec| spec.containers.into_iter().find(|it| it.name == "ebbtide")?.image);
+        let sets = self.namespaced(&ApiResource::erase::<DaemonSet>(&()), "ebbtide-system");
+        let set = sets.get("ebbtide").await.ok();
+        let mut containers = set.iter().flat_map(|set| items(set, "/spec/template/spec/containers"));
+        let image = containers.find(|it| it["name"] == "ebbtide").and_then(|it| text(it, "image"));
         image.unwrap_or_else(|| "ebbtide:dev".to_owned())
     }
 
     fn api(&self, kind: Kind) -> Api<DynamicObject> {
         let resource = match kind {
-            Kind::Service => ApiResource::erase::<k8s_openapi::api::core::v1::Service>(&()),
+            Kind::Service => ApiResource::erase::<Service>(&()),
             Kind::Deployment => ApiResource::erase::<Deployment>(&()),
         };
-        Api::namespaced_with(self.client.clone(), &self.namespace, &resource)
+        self.namespaced(&resource, &self.namespace)
+    }
+
+    fn namespaced(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, resource)
     }
 }
 
 impl Rollout {
     /// As `kubectl rollout status` judges.
-    fn of(deployment: &Deployment) -> Self {
-        let status = deployment.status.clone().unwrap_or_default();
-        if status.observed_generation < deployment.metadata.generation {
+    fn of(deployment: &DynamicObject) -> Self {
+        let status = |field: &str| deployment.data.pointer(&format!("/status/{field}")).and_then(Value::as_i64);
+        if status("observedGeneration") < deployment.metadata.generation {
             return Self { replaced: 0, done: false };
         }
-        let count = |number: Option<i32>| usize::try_from(number.unwrap_or(0)).unwrap_or(0);
-        let (all, updated) = (count(status.replicas), count(status.updated_replicas));
-        let done = updated == REPLICAS && all == REPLICAS && count(status.available_replicas) == REPLICAS;
+        let count = |field: &str| usize::try_from(status(field).unwrap_or(0)).unwrap_or(0);
+        let (all, updated) = (count("replicas"), count("updatedReplicas"));
+        let done = updated == REPLICAS && all == REPLICAS && count("availableReplicas") == REPLICAS;
         Self { replaced: REPLICAS.saturating_sub(all.saturating_sub(updated)), done }
     }
 }
@@ -236,11 +241,19 @@ fn code(error: &kube::Error) -> u16 {
     }
 }
 
-fn address(node: &Node) -> Option<IpAddr> {
-    let status = node.status.as_ref()?;
-    let is_ready = status.conditions.iter().flatten().any(|it| it.type_ == "Ready" && it.status == "True");
-    let internal = status.addresses.iter().flatten().filter(|it| it.type_ == "InternalIP");
-    internal.filter_map(|it| it.address.parse().ok()).next().filter(|_| is_ready)
+fn address(node: &DynamicObject) -> Option<IpAddr> {
+    let is_ready = items(node, "/status/conditions").any(|it| it["type"] == "Ready" && it["status"] == "True");
+    let internal = items(node, "/status/addresses").filter(|it| it["type"] == "InternalIP");
+    internal.filter_map(|it| text(it, "address")?.parse().ok()).next().filter(|_| is_ready)
+}
+
+/// What a list in an object holds; nothing where there is none.
+fn items<'a>(object: &'a DynamicObject, pointer: &str) -> impl Iterator<Item = &'a Value> {
+    object.data.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn text(value: &Value, field: &str) -> Option<String> {
+    value.get(field)?.as_str().map(str::to_owned)
 }
 
 pub const POLL: Duration = Duration::from_millis(200);
