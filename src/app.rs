@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, Health, Seat, seat};
-use crate::config::{Config, Discovery, PortRef};
+use crate::config::{self, Config, Discovery, PortRef};
 use crate::control::{Command, Control};
 use crate::discovery::{self, Message, api, files, kubernetes};
 use crate::drain;
@@ -86,10 +86,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         seat::bind(config.admin).map_err(|error| Refused { address: config.admin, cure: cure(&error), error })?;
     let admin_address = admin_place.address;
     let api_server = match &config.discovery {
-        Discovery::Kubernetes(wanted) => {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            Some(runtime.block_on(api::locate(wanted))?)
-        }
+        Discovery::Kubernetes(wanted) => Some(locate(wanted)?),
         Discovery::Files { .. } | Discovery::Static { .. } => None,
     };
 
@@ -215,6 +212,13 @@ fn connection_limit(config: &Config) -> usize {
         tracing::warn!(limit = affordable, descriptors, "limits.connections is more than the descriptor limit allows");
     }
     config.limits.connections.min(affordable).min(Semaphore::MAX_PERMITS)
+}
+
+/// On a thread of its own, since the caller may be inside a runtime.
+fn locate(wanted: &config::Kubernetes) -> anyhow::Result<kube::Config> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let located = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(api::locate(wanted))).join());
+    Ok(located.map_err(|_| anyhow::anyhow!("reading the kubeconfig has panicked"))??)
 }
 
 /// The API server has a thread of its own: reading a list of 10,000 endpoints must not keep the control loop from a drain.

@@ -176,7 +176,7 @@ pub struct Health(Mutex<HealthState>);
 
 #[derive(Debug, Clone)]
 pub struct HealthState {
-    /// `files` or `static`.
+    /// `files`, `kubernetes` or `static`.
     pub source: &'static str,
     /// The first complete table is in force.
     pub synced: bool,
