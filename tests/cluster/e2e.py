@@ -26,13 +26,15 @@ LENGTHS = {
     "LOADS": (1, 1, "loads of each kind in B"),
     "ROLLOUTS": (5, 1, "rolling updates in each load of B"),
     "SECONDS": (60, 12, "each load of B, at least, s"),
-    "OUTAGE": (60, 10, "API server or kubelet stopped in E, s"),
+    "OUTAGE": (60, 10, "API server stopped in E, s; the kubelet for half of it"),
     "SLI_ROUNDS": (10, 2, "rollouts of 10 pods in SLI"),
 }
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
 # What the short form does not run by kube-proxy, to end within a CI job: nothing decides on it.
 SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E"), "nftables": ("C", "D", "E")}
 WORST_MS = 150
+# After 40 s without its kubelet a node is not ready, and its pods with it: on a cluster of one node, all there are.
+KUBELET_OUTAGE = KNOB["OUTAGE"] // 2
 VERSIONS = ("app:v2", "app:v1")
 
 
@@ -267,7 +269,7 @@ def experiment_e(out, column):
     kubectl("delete", "pods", "-l", "app=e")  # the next crash shall be its pod's first: no back-off
     rolled("deployment/e")
     case("OOM kill", lambda: restarted("SIGUSR1", "OOMKilled"))
-    case(f"kubelet stopped for {KNOB['OUTAGE']} s", kubelet_outage)
+    case(f"kubelet stopped for {KUBELET_OUTAGE} s", kubelet_outage)
     case("scaled every 2 s, as an HPA may", scale_about)
     restarted_name = "Ebbtide's DaemonSet rolled (kube-proxy: restarted)"
     case(restarted_name, lambda: restart_path(column), decides=False)  # the hand-over is not promised yet: measured
@@ -303,7 +305,7 @@ def drain_node():
 
 def kubelet_outage():
     lab.component("stop", "kubelet")
-    time.sleep(KNOB["OUTAGE"])
+    time.sleep(KUBELET_OUTAGE)
     lab.component("start", "kubelet")
     lab.wait("the pods ready again", 60, lambda: sum(map(lab.is_ready, lab.pods("app=e"))) == 3)
 
@@ -375,7 +377,6 @@ def experiment_sli(out, column):
         for measure, q in (("p50", 0.5), ("p99", 0.99), ("max", 1)):
             out.row(title, case, measure, column, f"{quantile(lags, q):,.1f}", lags)
         out.row(title, case, "pods", column, len(lags))
-        out.target(column, f"SLI: {case}: p99 at most 10 ms after the deletion", quantile(lags, 0.99) <= 10, decides=False)
     if column == "ebbtide":
         reaction = lab.ebbtide_quantile("ebbtide_drain_reaction_seconds", 0.99)
         out.row(title, "watch event to drain begun", "p99, at most", column, "not observed" if reaction is None else f"{reaction * 1000:g}")

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -369,10 +370,17 @@ def signal_container(pod, name):
     run(*CONTAINERD, "task", "kill", "-s", name, container(pod))
 
 
+def image_version():
+    with tarfile.open(IMAGE) as image:
+        read = lambda name: json.load(image.extractfile(name))
+        return read(read("manifest.json")[0]["Config"])["config"].get("Labels", {}).get("org.opencontainers.image.version", "unknown")
+
+
 def versions():
     def line(*command):
         return run(*command).strip().splitlines()[0]
     return {
+        "Ebbtide": image_version(),
         "Kubernetes": json.loads(run("kubectl", "version", "-o", "json"))["serverVersion"]["gitVersion"],
         "etcd": line("etcd", "--version").removeprefix("etcd Version: "),
         "containerd": line("containerd", "--version").split()[2],

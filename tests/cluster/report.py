@@ -24,7 +24,7 @@ more is one it lost, of which fortio hides the first failure. *Worst*: the slowe
 
 class Report:
     def __init__(self, columns, knobs):
-        self.columns, self.knobs = columns, knobs
+        self.columns, self.knobs = [c for c in COLUMNS if c in columns], knobs
         self.tables = {}   # title -> {(case, measure): {column: text}}
         self.raw = []
         self.targets = []  # (text, met, decides)
