@@ -22,6 +22,7 @@
 //! | no lease after `begin_drain` has returned; *drained* is reported once | [`lease`] | `tests/loom.rs` |
 //! | the snapshot is published before its leavers drain | [`routing`] | `tests/loom.rs`, `tests/routing.rs` |
 //! | events in any order and repetition end in the same table | [`discovery::slices`] | its property test |
+//! | what a watch has not told whole changes nothing; what it told last stays in force | [`discovery::kubernetes`] | `tests/kubernetes/` |
 //! | only usable endpoints are picked, a last resort only where none is | [`balancer`] | `tests/routing.rs`, `tests/proxy/choice.rs` |
 //! | a lease is entered before its connection is chosen; a failed connect costs a client nothing | [`dispatch`] | `tests/proxy/{tcp,join}.rs` |
 //! | whoever waits is bounded, and leaves no place taken | [`hold`] | `tests/proxy/hold.rs` |
@@ -30,12 +31,15 @@
 //! | an end is passed on as what it was | [`relay`] | `tests/proxy/tcp.rs` |
 //! | nothing is unbounded | [`listener`], [`worker`], [`session`] | `tests/proxy/bounds.rs` |
 //! | a shutdown cuts nothing before its time | [`control`], [`app`] | `tests/proxy/shutdown.rs` |
+//! | two processes on one node, and one answers for the admin address | [`admin::seat`] | `tests/proxy/shutdown.rs` |
+//! | all of it, where the race is real | | `tests/cluster/` (`make e2e`) |
 //!
 //! # Threads
 //!
 //! One worker per core, each with its own single-threaded runtime, its own accept sockets, pools and buffers; one control
-//! thread for discovery, the routing table, listeners, timers and the admin pages. Between them there are only the
-//! published snapshot, the endpoints' atomics, a generation `watch` and the workers' mailboxes.
+//! thread for the routing table, listeners, timers and the admin pages, and for a folder of manifests; one for the API
+//! server's watches and Events. Between them there are only the published snapshot, the endpoints' atomics, a generation
+//! `watch` and the mailboxes.
 
 /// The crate's version with the commit it was built from, e.g. `0.1.0 (1a2b3c4)`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("EBBTIDE_COMMIT"), ")");
