@@ -216,9 +216,12 @@ fn connection_limit(config: &Config) -> usize {
 
 /// On a thread of its own, since the caller may be inside a runtime.
 fn locate(wanted: &config::Kubernetes) -> anyhow::Result<kube::Config> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let located = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(api::locate(wanted))).join());
-    Ok(located.map_err(|_| anyhow::anyhow!("reading the kubeconfig has panicked"))??)
+    let look = || -> anyhow::Result<kube::Config> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        Ok(runtime.block_on(api::locate(wanted))?)
+    };
+    let located = std::thread::scope(|scope| scope.spawn(look).join());
+    located.map_err(|_| anyhow::anyhow!("reading the kubeconfig has panicked"))?
 }
 
 /// The API server has a thread of its own: reading a list of 10,000 endpoints must not keep the control loop from a drain.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,9 @@ impl Listeners {
             config.listeners.iter().map(|listener| (listener.name.clone(), listener.clone())).collect();
         for port in snapshot.ports.values().filter(|port| port.claimed) {
             let Some(node_port) = port.node_port else { continue };
-            for address in &config.node_port_addresses {
+            // `::` is a default: where there is no IPv6, nothing is amiss.
+            let addresses = config.node_port_addresses.iter();
+            for address in addresses.filter(|it| **it != Ipv6Addr::UNSPECIFIED || socket::has_ipv6()) {
                 let name = format!("{}:{}@{address}", port.key.service, port.key.port);
                 let listener = ListenerConfig {
                     name: name.clone(),

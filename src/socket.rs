@@ -6,6 +6,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,6 +33,12 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Whether this machine's kernel speaks IPv6 at all.
+pub fn has_ipv6() -> bool {
+    static HAS: LazyLock<bool> = LazyLock::new(|| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).is_ok());
+    *HAS
 }
 
 /// Registers a listening socket with this thread's runtime, without the accept of tokio's own listener, which would

@@ -106,6 +106,7 @@ struct State {
     asked: Vec<Asked>,
     open: HashMap<Kind, usize>,
     posted: Vec<Value>,
+    refuse_events: bool,
     complaints: Vec<String>,
 }
 
@@ -280,9 +281,13 @@ impl Api {
     }
 
     /// Events (events.k8s.io/v1) that were posted.
-    #[allow(dead_code)] // For tests to come.
     pub fn posted(&self) -> Vec<Value> {
         self.lock().posted.clone()
+    }
+
+    /// From now on Events are forbidden.
+    pub fn refuse_events(&self) {
+        self.lock().refuse_events = true;
     }
 
     pub fn complaints(&self) -> Vec<String> {
@@ -345,8 +350,16 @@ impl Api {
         if request.method() == "POST" && path.starts_with("/apis/events.k8s.io/v1/namespaces/") {
             let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20).await.unwrap();
             let event: Value = serde_json::from_slice(&body).unwrap();
-            self.lock().posted.push(event.clone());
-            return Ok(answer(201, &event));
+            let mut state = self.lock();
+            let name = |event: &Value| event["metadata"]["name"].clone();
+            return Ok(if state.refuse_events {
+                status(403, "events is forbidden")
+            } else if state.posted.iter().any(|other| name(other) == name(&event)) {
+                status(409, "already exists")
+            } else {
+                state.posted.push(event.clone());
+                answer(201, &event)
+            });
         }
         let Some((kind, namespace)) = place(&path).filter(|_| request.method() == "GET") else {
             self.lock().complaints.push(format!("{} {path}", request.method()));

@@ -6,6 +6,7 @@ mod api;
 mod rig;
 
 mod breaks;
+mod events;
 mod lists;
 mod order;
 mod pods;

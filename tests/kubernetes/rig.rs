@@ -52,8 +52,7 @@ impl Rig {
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
         let mut rig = Self { api: api.clone(), folder, running: None, silence, barriers: Cell::new(0) };
         let config = rig.config(source, more);
-        // It finds the API server in a runtime of its own, which cannot be inside another.
-        rig.running = Some(std::thread::spawn(|| app::start(config).unwrap()).join().unwrap());
+        rig.running = Some(app::start(config).unwrap());
         rig
     }
 
