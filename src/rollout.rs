@@ -67,6 +67,8 @@ struct Open {
     /// By name and UID, else by address: a pod drains once for each port.
     gone: BTreeSet<String>,
     before: BTreeMap<u16, (Arc<ServiceMetrics>, Counts)>,
+    /// As the ended drains' records say.
+    forced: u64,
 }
 
 /// What a Service's counters say.
@@ -77,7 +79,6 @@ struct Counts {
     held: u64,
     lost: u64,
     failures: u64,
-    forced: u64,
 }
 
 impl Counts {
@@ -89,7 +90,6 @@ impl Counts {
             held: metrics.held_so_far(),
             lost: lost.iter().map(|reason| metrics.closed_so_far(*reason)).sum(),
             failures: metrics.failures.get(),
-            forced: 0,
         }
     }
 }
@@ -103,6 +103,7 @@ impl Rollouts {
             running: 0,
             gone: BTreeSet::new(),
             before: BTreeMap::new(),
+            forced: 0,
         });
         open.last = now;
         open.running += 1;
@@ -114,9 +115,7 @@ impl Rollouts {
         if let Some(open) = self.open.get_mut(&record.service.service) {
             open.last = now;
             open.running = open.running.saturating_sub(1);
-            if let Some((_, before)) = open.before.get_mut(&record.service.port) {
-                before.forced += u64::from(record.forced);
-            }
+            open.forced += u64::from(record.forced);
         }
     }
 
@@ -179,7 +178,7 @@ impl Open {
             requests: sum(|counts| counts.requests),
             replayed: sum(|counts| counts.replayed),
             held: sum(|counts| counts.held),
-            forced: self.before.values().map(|(_, before)| before.forced).sum(),
+            forced: self.forced,
             connections_kept: kept.sum(),
             connections_lost: sum(|counts| counts.lost),
             failures: sum(|counts| counts.failures),

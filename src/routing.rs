@@ -85,9 +85,7 @@ impl Snapshot {
             }
         }
     }
-}
 
-impl Snapshot {
     /// How many pods of a Service were let into rotation since this moment (in milliseconds, see
     /// [`crate::endpoint::millis`]); `None` while none is usable.
     pub fn pods_come(&self, service: &ObjectName, since_ms: u32) -> Option<u32> {

@@ -162,11 +162,7 @@ where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug,
     K: serde::de::DeserializeOwned,
 {
-    let api: Api<K> = match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    };
-    Ok(api.list(&ListParams::default()).await?.items)
+    Ok(api::objects(client, namespace).list(&ListParams::default()).await?.items)
 }
 
 /// Some providers write the minor version as `35+`.

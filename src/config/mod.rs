@@ -21,7 +21,7 @@ use ipnet::IpNet;
 
 use crate::discovery::ObjectName;
 use places::{Aim, Places};
-pub use value::{address, duration};
+pub use value::{address, duration, label};
 
 /// A whole configuration file, checked.
 #[derive(Debug, Clone, PartialEq)]

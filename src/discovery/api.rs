@@ -17,10 +17,12 @@ use hyper::{Request, Response};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use kube::Client;
+use kube::api::Api;
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::utils::Backoff;
+use kube::{Client, Resource};
 use tokio::sync::mpsc;
 use tower::util::BoxService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
@@ -109,6 +111,17 @@ fn way(config: &kube::Config) -> kube::Result<Way> {
 }
 
 type Way = BoxService<Request<Body>, Response<Incoming>, BoxError>;
+
+/// The objects of one kind, in a namespace or (`None`) in all.
+pub fn objects<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
 
 /// An error with its causes, in one line: the cause is often the only part that says something.
 pub fn chain(error: &dyn std::error::Error) -> String {

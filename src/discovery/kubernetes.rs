@@ -24,7 +24,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource};
 use tokio::sync::{mpsc, watch};
 
-use super::api::{Clock, Pauses, chain};
+use super::api::{Clock, Pauses, chain, objects};
 use super::manifest::{self, Invalid};
 use super::{Change, Kind, Message, Object, ObjectName, Problem};
 
@@ -155,10 +155,7 @@ impl Watches {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
         K: serde::de::DeserializeOwned,
     {
-        let api: Api<K> = match namespace {
-            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
-            None => Api::all(self.client.clone()),
-        };
+        let api: Api<K> = objects(&self.client, namespace);
         let key = Key::new(kind, namespace);
         let state = State {
             path: api.resource_url().to_owned(),

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::check::rights::said;
+use crate::config;
 use crate::demo::client::Client;
 use crate::demo::{CLIENTS, Plan, Row, load_time, proxy, stop_at_signal, table, under_load, unless, verdict};
 use cluster::{Cluster, POLL, Rollout};
@@ -296,11 +297,11 @@ fn note(text: &str) {
 }
 
 fn namespace(text: &str) -> Result<String, String> {
-    let is_label = (1..=63).contains(&text.len())
-        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    if is_label { Ok(text.to_owned()) } else { Err("expected the name of a namespace such as default".to_owned()) }
+    if config::label(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected the name of a namespace such as default".to_owned())
+    }
 }
 
 /// The API server's default range, see its `--service-node-port-range`.
