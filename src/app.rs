@@ -121,6 +121,10 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         feed_from_api_server(api_server, wanted, messages_in.clone(), event_queue, metrics.clone())?;
     }
     let pages = admin.clone();
+    let spare = {
+        let shared = shared.clone();
+        move || shared.tell_all(|| Mail::DropIdle)
+    };
     let control = std::thread::Builder::new().name("control".into()).spawn(move || {
         let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
             Ok(runtime) => runtime,
@@ -129,7 +133,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         runtime.block_on(async move {
             let stop = CancellationToken::new();
             match Seat::new(admin_place) {
-                Ok(seat) => drop(tokio::spawn(admin::serve(seat, pages, stop.clone()))),
+                Ok(seat) => drop(tokio::spawn(admin::serve(seat, pages, spare, stop.clone()))),
                 Err(error) => tracing::error!(%error, "no admin pages"),
             }
             tokio::task::spawn_local(feed(config, messages_in, metrics));

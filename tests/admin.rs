@@ -51,7 +51,7 @@ impl Fixture {
         let bound = admin::seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address;
         let stop = CancellationToken::new();
-        let server = tokio::spawn(admin::serve(Seat::new(bound).unwrap(), admin.clone(), stop.clone()));
+        let server = tokio::spawn(admin::serve(Seat::new(bound).unwrap(), admin.clone(), || (), stop.clone()));
         Self { admin, address, stop, server, leases: Vec::new(), notices: mpsc::unbounded_channel(), made: 0 }
     }
 

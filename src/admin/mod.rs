@@ -42,8 +42,9 @@ pub use seat::Seat;
 pub use status::status;
 
 /// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts
-/// down, `/readyz` must still be there to say so. Answers in flight then have a second.
-pub async fn serve(mut seat: Seat, admin: Admin, shutdown: CancellationToken) {
+/// down, `/readyz` must still be there to say so. Answers in flight then have a second. `spare` has descriptors freed that
+/// are only kept for later: a probe that finds none to be had would end a proxy that serves.
+pub async fn serve(mut seat: Seat, admin: Admin, spare: impl Fn(), shutdown: CancellationToken) {
     let router = router(admin);
     let mut connections = JoinSet::new();
     let mut oldest_first = VecDeque::new();
@@ -66,6 +67,7 @@ pub async fn serve(mut seat: Seat, admin: Admin, shutdown: CancellationToken) {
             // Out of descriptors, most likely: without a pause this would spin.
             Err(error) => {
                 tracing::warn!(%error, "admin: a connection could not be accepted");
+                spare();
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -171,6 +172,9 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
             }
         }
     }
+    // Nor do they starve a probe or a scrape, to which not one free number is left.
+    let none_free = (0..).find(|fd| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists()).unwrap();
+    limit_descriptors(pid, none_free);
     let failed = process.proxy.metric("ebbtide_requests_total", |labels| !labels.contains("2xx")).await.unwrap();
     assert_eq!(failed, 0.0);
 }
