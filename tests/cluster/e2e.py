@@ -275,7 +275,7 @@ def experiment_e(out, column):
     case(restarted_name, lambda: restart_path(column), decides=False)  # the hand-over is not promised yet: measured
     case(f"API server stopped for {KNOB['OUTAGE']} s, a container killed meanwhile, a pod deleted after", lambda: api_outage(victims()[0]))
     kubectl("scale", "deployment/e", "--replicas=40")
-    rolled("deployment/e")
+    rolled("deployment/e", 300)  # 37 sandboxes on one small node
     case("20 of 40 pods deleted at once", lambda: delete_many(victims()[:20]))
     kubectl("delete", "deployment/e")
 
@@ -337,7 +337,7 @@ def scale_about():
 
 def delete_many(pods):
     kubectl("delete", "pod", "--wait=false", *(p["metadata"]["name"] for p in pods))
-    rolled("deployment/e")
+    rolled("deployment/e", 300)
 
 
 def restart_path(column):
