@@ -41,7 +41,10 @@ impl Record {
         let who =
             self.pod.as_ref().map_or_else(|| self.address.to_string(), |pod| format!("pod {pod} ({})", self.address));
         let outcome = self.ended.map_or("draining", |(_, outcome)| outcome.as_str());
-        let took = humantime::format_duration(Duration::from_millis(took.as_millis() as u64));
+        let took = match took.as_millis() as u64 {
+            0 => "under 1ms".to_owned(),
+            took => humantime::format_duration(Duration::from_millis(took)).to_string(),
+        };
         let Self { finished, replayed, forced, idle_closed, .. } = self;
         format!(
             "{who}: {outcome} in {took} ({}); {finished} finished, {replayed} replayed, {forced} forced, {idle_closed} idle \

@@ -401,8 +401,7 @@ impl RoutingTable {
         let mut ports: BTreeMap<u16, MergedPort> = BTreeMap::new();
         if let Some(MergedService { object, ports: merged, warnings: found }) = merged {
             warnings = found;
-            let lost = "is not served by Ebbtide, and its claim keeps kube-proxy from it too";
-            warnings.extend(object.unserved.iter().map(|field| format!("{field} {lost}")));
+            warnings.extend(object.lost());
             let (policy, found) = Policy::for_service(&self.config, &object.annotations);
             warnings.extend(found);
             for port in merged {

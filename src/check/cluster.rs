@@ -15,8 +15,9 @@ use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt};
 
 use super::Seen;
-use super::rights::{self, Right, said};
+use super::rights::{self, Right};
 use crate::config::{Config, Kubernetes};
+use crate::discovery::api::said;
 use crate::discovery::manifest::{self, Invalid};
 use crate::discovery::{Object, Problem, api};
 

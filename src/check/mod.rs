@@ -247,12 +247,7 @@ fn warn_of_service(config: &Config, service: &MergedService, listened: bool, war
         return;
     }
     if object.claimed {
-        for field in &object.unserved {
-            warnings.push(format!(
-                "{name}: {field} is not served, and its claim keeps kube-proxy from it too; where it is in use, claim a \
-                 second Service with the same selector instead"
-            ));
-        }
+        warnings.extend(object.lost().map(|lost| format!("{name}: {lost}")));
         if !listened {
             let cure = if config.node_port_addresses.is_empty() { "nodePorts" } else { "make it type NodePort" };
             warnings.push(format!("{name}: claimed, but nothing listens for it; add a listener, or {cure}"));

@@ -1,4 +1,4 @@
-//! What the API server lets us do, asked before it is done, and what it says when it refuses.
+//! What the API server lets us do, asked before it is done.
 
 use std::fmt;
 
@@ -7,8 +7,6 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::{Api, PostParams};
 use kube::{Client, Error};
-
-use crate::discovery::api::chain;
 
 /// What may be done to one resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,12 +67,4 @@ pub async fn missing(client: &Client, rights: Vec<Right>) -> Result<Vec<Right>, 
         }
     }
     Ok(missing)
-}
-
-/// What the API server said, or what kept it from saying anything, in one line.
-pub fn said(error: &Error) -> String {
-    match error {
-        Error::Api(status) if !status.message.is_empty() => status.message.replace(char::is_control, " "),
-        other => chain(other),
-    }
 }

@@ -123,6 +123,14 @@ where
     }
 }
 
+/// What the API server said, or what kept it from saying anything, in one line.
+pub fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.replace(char::is_control, " "),
+        other => chain(other),
+    }
+}
+
 /// An error with its causes, in one line: the cause is often the only part that says something.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

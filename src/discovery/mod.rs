@@ -168,6 +168,18 @@ pub struct ServiceObject {
     pub unserved: Vec<String>,
 }
 
+impl ServiceObject {
+    /// What to say of each in `unserved`.
+    pub fn lost(&self) -> impl Iterator<Item = String> {
+        self.unserved.iter().map(|field| {
+            format!(
+                "{field} is not served, and its claim keeps kube-proxy from it too; where it is in use, claim a second \
+                 Service with the same selector instead"
+            )
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePortObject {
     pub name: Option<String>,

@@ -16,9 +16,10 @@ use tokio::time::{Instant, sleep};
 
 use super::manifests::{self, Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
 use super::{Refused, Settings};
-use crate::check::rights::{self, Right, said};
+use crate::check::rights::{self, Right};
 use crate::config::Kubernetes;
 use crate::discovery::api;
+use crate::discovery::api::said;
 
 /// One namespace of a cluster.
 pub struct Cluster {

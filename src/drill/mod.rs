@@ -18,10 +18,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::check::rights::said;
 use crate::config;
 use crate::demo::client::Client;
 use crate::demo::{CLIENTS, Plan, Row, load_time, proxy, stop_at_signal, table, under_load, unless, verdict};
+use crate::discovery::api::said;
 use cluster::{Cluster, POLL, Rollout};
 use manifests::{MANAGED_BY, MANAGER, NAME, PLAIN, REPLICAS};
 
