@@ -87,9 +87,12 @@ impl Snapshot {
     }
 
     /// How many pods of a Service were let into rotation since this moment (in milliseconds, see
-    /// [`crate::endpoint::millis`]); `None` while none is usable.
+    /// [`crate::endpoint::millis`]); `None` while none is usable. Where there is no such Service (any more), none has come.
     pub fn pods_come(&self, service: &ObjectName, since_ms: u32) -> Option<u32> {
-        let ports = self.ports.values().filter(|port| port.key.service == *service);
+        let mut ports = self.ports.values().filter(|port| port.key.service == *service).peekable();
+        if ports.peek().is_none() {
+            return Some(0);
+        }
         let usable: Vec<&Arc<Endpoint>> = ports.flat_map(|port| port.usable.iter()).collect();
         let come = usable.iter().filter(|endpoint| endpoint.joined().0 >= since_ms);
         // A pod is an endpoint of every port.

@@ -533,6 +533,19 @@ fn an_address_that_terminated_comes_back_as_another_generation() {
     }
 }
 
+/// While none of a Service's pods serves, its rollout is not over; with the Service itself it is.
+#[test]
+fn pods_come_are_counted_unless_none_serves_and_are_none_without_the_service() {
+    let mut rig = Rig::with(&[ready(1, Some("a")), ready(2, Some("b"))]);
+    let come = |rig: &Rig| rig.snapshot.load().pods_come(&name("app"), 0);
+    assert_eq!(come(&rig), Some(2));
+    rig.serve(&[]);
+    rig.change([apply(pod("a", true)), apply(pod("b", true))]);
+    assert_eq!(come(&rig), None);
+    rig.change([Change::Remove(Kind::Service, name("app"))]);
+    assert_eq!(come(&rig), Some(0));
+}
+
 #[test]
 fn a_service_that_is_neither_claimed_nor_named_is_not_routed() {
     let mut rig = Rig::with(&[ready(1, None)]);
