@@ -29,7 +29,7 @@ use crate::relay::{Ended, Pair};
 use crate::routing::Port;
 use crate::socket;
 use crate::telemetry::{AccessEntry, AccessLog};
-use crate::worker::{Handover, Upstream, Worker};
+use crate::worker::{Handover, SCRATCH, Upstream, Worker};
 
 /// The client's side of a session.
 pub struct Client {
@@ -381,12 +381,23 @@ impl Client {
         Poll::Ready(Ok(()))
     }
 
+    /// Reads once, and keeps nothing of it. 0: the client has ended its direction.
+    fn poll_waste(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<std::io::Result<usize>> {
+        ready!(self.stream.poll_read_ready(cx))?;
+        let mut scratch = worker.scratch.borrow_mut();
+        let mut buf = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(buf.filled().len()))
+    }
+
     /// Reads once and parses; a head that comes whole is parsed where it was read.
     fn poll_head(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<Result<Option<Parsed>, HeadEnd>> {
         let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
         ready!(self.stream.poll_read_ready(cx)).map_err(reset)?;
         let mut scratch = worker.scratch.borrow_mut();
-        let mut buf = ReadBuf::new(&mut scratch);
+        // Beside the head's beginning no more than it may still have.
+        let room = if self.unread.is_empty() { SCRATCH } else { worker.config().limits.head_size.min(SCRATCH) };
+        let mut buf = ReadBuf::new(&mut scratch[..room]);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)).map_err(reset)?;
         let read = buf.filled();
         if read.is_empty() {
@@ -512,12 +523,8 @@ fn proxied_v2(header: &ppp::v2::Header<'_>) -> Option<SocketAddr> {
 async fn linger(worker: &Worker, client: &mut Client) {
     let _ = client.stream.shutdown().await;
     let drain = async {
-        loop {
-            client.unread.clear();
-            let more = tokio::time::timeout(LINGER_SILENT, poll_fn(|cx| client.poll_fill(cx, worker))).await;
-            if !matches!(more, Ok(Ok(()))) || client.unread.is_empty() {
-                return;
-            }
+        client.unread = Vec::new();
+        while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_SILENT, poll_fn(|cx| client.poll_waste(cx, worker))).await {
         }
     };
     let _ = tokio::time::timeout(LINGER_MAX, drain).await;

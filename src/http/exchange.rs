@@ -398,7 +398,12 @@ impl Exchange<'_> {
             }
             ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
             let mut scratch = self.worker.scratch.borrow_mut();
-            let mut buf = ReadBuf::new(&mut scratch);
+            // Of what is kept, no more than shows that it is too much.
+            let room = match self.whole {
+                true => (self.config.limits.replay_body + 1).saturating_sub(self.sent.len() - self.head_len),
+                false => SCRATCH,
+            };
+            let mut buf = ReadBuf::new(&mut scratch[..room.clamp(1, SCRATCH)]);
             let read = ready!(Pin::new(&mut self.client.stream).poll_read(cx, &mut buf));
             if read.is_err() || buf.filled().is_empty() {
                 return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
@@ -427,7 +432,8 @@ impl Exchange<'_> {
     fn bound_kept(&mut self) {
         if self.whole && self.sent.len() - self.head_len > self.config.limits.replay_body {
             self.whole = false;
-            self.sent.drain(..self.written);
+            // The large buffer itself is given up, too.
+            self.sent = self.sent.split_off(self.written);
             self.written = 0;
         }
     }

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,12 +10,13 @@ use std::time::{Duration, Instant};
 use ebbtide::demo::client::Client;
 use ebbtide::demo::fleet::{Fleet, Options};
 use ebbtide::demo::proxy::Proxy;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
+use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
 use crate::rig::{Ep, Process, Scripted, binary, soon, until};
+use crate::vitals::{cpu, first_free_descriptor, limit_descriptors, open_descriptors, own_bytes, room_for};
 
 /// Answers every request with `ok`, keep-alive.
 async fn app() -> Scripted {
@@ -44,23 +44,6 @@ async fn served(web: SocketAddr) -> Client {
 
 fn pid(proxy: &Proxy) -> u32 {
     proxy.pid().unwrap()
-}
-
-fn open_descriptors(pid: u32) -> u64 {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64
-}
-
-/// Lowers the limit of a running process; it does not notice before it hits it.
-fn limit_descriptors(pid: u32, to: u64) {
-    let limit = Rlimit { current: Some(to), maximum: getrlimit(Resource::Nofile).maximum };
-    prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, limit).unwrap();
-}
-
-/// Processor time of the process so far, in the kernel's ticks of 10 ms (proc_pid_stat(5), fields 14 and 15).
-fn cpu(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    Duration::from_millis(10 * (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()))
 }
 
 /// Fails if one more client is served although all places are taken; returns that client's answer to come.
@@ -173,27 +156,9 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
         }
     }
     // Nor do they starve a probe or a scrape, to which not one free number is left.
-    let none_free = (0..).find(|fd| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists()).unwrap();
-    limit_descriptors(pid, none_free);
+    limit_descriptors(pid, first_free_descriptor(pid));
     let failed = process.proxy.metric("ebbtide_requests_total", |labels| !labels.contains("2xx")).await.unwrap();
     assert_eq!(failed, 0.0);
-}
-
-/// What a process itself has written to (proc_pid_smaps(5)): not its code, which other processes of it share or do not.
-fn own_bytes(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// How many connections may be opened for a measurement: 9,000 where descriptors allow it. `None` is too few to measure.
-fn many() -> Option<usize> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
-    let hard = limit.maximum.map_or(usize::MAX, |max| max as usize);
-    // The proxy keeps two for each and a reserve; this process one for each, and what other tests need.
-    let count = (hard.saturating_sub(1_024) / 2).min(9_000);
-    (count >= 4_000).then_some(count)
 }
 
 /// Bytes of the proxy's own memory (a debug build's futures are as large as any other's) that each of `count` connections costs once `open` has made it and left it idle.
@@ -218,7 +183,7 @@ async fn cost_of_idle<C>(protocol: &str, endpoints: &[Ep], count: usize, open: i
 
 #[tokio::test]
 async fn an_idle_connection_is_small() {
-    let Some(count) = many() else {
+    let Some(count) = room_for(9_000) else {
         return println!("SKIPPED: the hard limit of descriptors is too low to measure idle connections");
     };
     // The other ends of the pairs are the sample application's, so that this process holds one descriptor for each.

@@ -4,6 +4,8 @@
 
 mod play;
 mod rig;
+#[allow(dead_code)] // Shared with other test programs.
+mod vitals;
 
 mod bounds;
 mod choice;

@@ -1,0 +1,101 @@
+//! Attackers that never pause: each is refused or cut, and comes again at once.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::siege::{Siege, busy, pour};
+
+const COUNT: usize = 100;
+
+fn post(path: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n")
+}
+
+async fn siege(name: &'static str, head: String, piece: Vec<u8>) {
+    let warm = async |web: SocketAddr| {
+        let (head, piece) = (head.clone(), piece.clone());
+        let hostile = busy(20, move |_| {
+            let (head, piece) = (head.clone(), piece.clone());
+            async move { pour(web, head.as_bytes(), &piece).await }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        drop(hostile);
+    };
+    let mut siege = Siege::lay(name, "", warm).await;
+    let web = siege.web;
+    let hostile = busy(COUNT, {
+        let (head, piece) = (head.clone(), piece.clone());
+        move |_| {
+            let (head, piece) = (head.clone(), piece.clone());
+            async move { pour(web, head.as_bytes(), &piece).await }
+        }
+    });
+    let seen = siege.watch().await;
+    siege.lift(hostile, seen).await;
+}
+
+#[tokio::test]
+async fn an_endless_chunk_extension() {
+    siege("endless-chunk-extension", post("/silent") + "1;", vec![b'a'; 4_096]).await;
+}
+
+#[tokio::test]
+async fn a_long_extension_for_every_byte() {
+    let piece = [b"1;".as_slice(), &[b'a'; 250], b"\r\nx\r\n"].concat().repeat(8);
+    siege("extension-per-byte", post("/silent"), piece).await;
+}
+
+#[tokio::test]
+async fn one_byte_chunks() {
+    siege("1-byte-chunks", post("/silent"), b"1\r\nx\r\n".repeat(350)).await;
+}
+
+#[tokio::test]
+async fn endless_trailers_of_a_client() {
+    siege("endless-request-trailers", post("/silent") + "0\r\n", b"X-Trailer: one more\r\n".repeat(100)).await;
+}
+
+#[tokio::test]
+async fn endless_trailers_of_an_endpoint() {
+    siege(
+        "endless-response-trailers",
+        "GET /trailers HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".into(),
+        vec![],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn endless_interim_responses() {
+    siege("endless-1xx", "GET /interim HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".into(), vec![]).await;
+}
+
+/// 4 x 64 MiB, each lost with its endpoint just before its end; `EBBTIDE_FULL=1`: 4 x 2 GiB.
+#[tokio::test]
+async fn uploads_to_a_dying_endpoint() {
+    let size: usize = if std::env::var_os("EBBTIDE_FULL").is_some() { 2 << 30 } else { 64 << 20 };
+    async fn upload(web: SocketAddr, size: usize) -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(web).await?;
+        let head = format!("POST /die/{} HTTP/1.1\r\nHost: shop\r\nContent-Length: {size}\r\n\r\n", size - (1 << 20));
+        stream.write_all(head.as_bytes()).await?;
+        let zeros = vec![0; 64 << 10];
+        for _ in 0..size / zeros.len() {
+            stream.write_all(&zeros).await?;
+        }
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        assert!(answer.starts_with(b"HTTP/1.1 502 "), "{}", String::from_utf8_lossy(&answer));
+        Ok(())
+    }
+    let warm = async |web: SocketAddr| {
+        let all = (0..4).map(|_| upload(web, 8 << 20));
+        futures::future::join_all(all).await;
+    };
+    let mut siege = Siege::lay("upload-to-dying-endpoint", "", warm).await;
+    let web = siege.web;
+    let hostile = busy(4, move |_| upload(web, size));
+    let seen = siege.watch().await;
+    siege.lift(hostile, seen).await;
+}

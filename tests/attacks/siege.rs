@@ -1,0 +1,311 @@
+//! One proxy under attack: an endpoint that does as the path says, good clients that were there before, and the account.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ebbtide::demo::client::Client;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{Mutex, MutexGuard, mpsc};
+use tokio::task::JoinSet;
+
+use crate::rig::{Ep, Process, Scripted, soon, until};
+use crate::vitals::{cpu, own_bytes};
+
+/// What one hostile connection may cost at the most.
+const EACH: u64 = 64 << 10;
+const GOOD: usize = 8;
+/// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Figures of two attacks at once would be of neither.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+pub struct Siege {
+    pub process: Process,
+    pub web: SocketAddr,
+    pub pid: u32,
+    name: &'static str,
+    good: Good,
+    calm: Duration,
+    before: u64,
+    _app: Scripted,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// What was seen while the attack stood.
+pub struct Seen {
+    peak: u64,
+    p99: Duration,
+    cpu: f64,
+}
+
+impl Siege {
+    /// Starts the proxy with good clients, whose p99 is the baseline, and warms up what is allocated once by `warm` hostile
+    /// connections.
+    pub async fn lay(name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr)) -> Self {
+        let alone = ALONE.lock().await;
+        let app = Scripted::start(|mut stream, _| async move {
+            let _ = serve(&mut stream).await;
+        })
+        .await;
+        let text = format!(
+            "discovery: {{files: {{path: manifests}}}}\n\
+             listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: http}},\n\
+             {{name: void, address: '127.0.0.1:0', service: web/void, port: 80, protocol: http}}]\n\
+             admin: {{address: '127.0.0.1:0'}}\nworkers: 2\n{more}\n"
+        );
+        let process = Process::run(&[Ep::new("app", app.address)], &text, &["web", "void"]).await;
+        let (web, pid) = (process.web(), process.proxy.pid().unwrap());
+        let mut good = Good::start(web);
+        good.p99(Duration::from_millis(300)).await;
+        warm(web).await;
+        let mut siege =
+            Self { process, web, pid, name, good, calm: Duration::ZERO, before: 0, _app: app, _alone: alone };
+        siege.alone_again().await;
+        siege.calm = siege.good.p99(Duration::from_secs(1)).await;
+        siege.before = own_bytes(pid);
+        siege
+    }
+
+    /// Looks on while the attack stands: the good clients go on, memory is sampled.
+    pub async fn watch(&mut self) -> Seen {
+        let (done, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let sampler = std::thread::spawn({
+            let (done, peak, pid) = (done.clone(), peak.clone(), self.pid);
+            move || {
+                while !done.load(Ordering::Relaxed) {
+                    peak.fetch_max(own_bytes(pid), Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        });
+        let p99 = self.good.p99(Duration::from_secs(2)).await;
+        // Without the good clients: what is spent now is spent on the attack alone.
+        let (busy, begun) = (cpu(self.pid), Instant::now());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let cpu = (cpu(self.pid) - busy).as_secs_f64() / begun.elapsed().as_secs_f64();
+        done.store(true, Ordering::Relaxed);
+        sampler.join().unwrap();
+        Seen { peak: peak.load(Ordering::Relaxed), p99, cpu }
+    }
+
+    /// `hostile` end it. Waits until they are forgotten and a newcomer is served, then judges what was seen.
+    pub async fn lift<T>(mut self, mut hostile: Hostile<T>, seen: Seen) {
+        let count = hostile.count as u64;
+        hostile.tasks.shutdown().await;
+        drop(hostile);
+        let ended = Instant::now();
+        self.alone_again().await;
+        ok(&mut soon("a connection", Client::connect(self.web)).await.unwrap()).await;
+        let recovered = ended.elapsed();
+        // The good ones have noticed nothing that cost them their connection.
+        self.good.p99(Duration::from_millis(100)).await;
+        let each = seen.peak.saturating_sub(self.before) / count;
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        println!(
+            "FIGURE attack {}: {count} hostile connections, {:.1} KiB each at the peak; good clients' p99 {:.2} ms, before {:.2} ms \
+             ({:.1} x); {:.0} % of a processor; over after {:.2} s",
+            self.name,
+            each as f64 / 1024.0,
+            ms(seen.p99),
+            ms(self.calm),
+            ms(seen.p99) / ms(self.calm),
+            seen.cpu * 100.0,
+            recovered.as_secs_f64()
+        );
+        assert!(each <= EACH, "{}: each hostile connection costs {each} bytes", self.name);
+    }
+
+    /// As [`Self::lift`], of an attack that moves nothing while it stands: then the proxy does not either.
+    pub async fn lift_quiet<T>(self, hostile: Hostile<T>, seen: Seen) {
+        let (name, cpu) = (self.name, seen.cpu);
+        self.lift(hostile, seen).await;
+        assert!(cpu < 0.1, "{name}: {:.0} % of a processor while nothing moves", cpu * 100.0);
+    }
+
+    /// The listener of a service that has no endpoint.
+    pub async fn add_void(&self) -> SocketAddr {
+        self.process.rig.write(
+            "void.json",
+            &json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "web", "name": "void"},
+                "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
+            }),
+        );
+        until("the service without an endpoint", async || {
+            let status = self.process.json("/api/v1/status").await;
+            status["services"].as_array().unwrap().iter().any(|service| service["name"] == "void")
+        })
+        .await;
+        self.process.proxy.listeners["void"]
+    }
+
+    async fn alone_again(&self) {
+        until("only the good clients are left", async || {
+            self.process.proxy.metric("ebbtide_connections_active", |_| true).await.is_ok_and(|n| n <= GOOD as f64)
+        })
+        .await;
+    }
+}
+
+/// The attackers: connections that stand, or tasks that go on until dropped.
+pub struct Hostile<T> {
+    pub count: usize,
+    pub standing: Vec<T>,
+    pub tasks: JoinSet<()>,
+}
+
+impl<T> Hostile<T> {
+    pub fn standing(standing: Vec<T>) -> Self {
+        Self { count: standing.len(), standing, tasks: JoinSet::new() }
+    }
+}
+
+/// `count` attackers, each of which does `once` over and over.
+pub fn busy<F, Fut>(count: usize, once: F) -> Hostile<()>
+where
+    F: Fn(usize) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = io::Result<()>> + Send,
+{
+    let mut tasks = JoinSet::new();
+    for number in 0..count {
+        let once = once.clone();
+        tasks.spawn(async move {
+            loop {
+                // That the proxy ends it is what is expected.
+                let _ = once(number).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+    Hostile { count, standing: Vec::new(), tasks }
+}
+
+/// A connection that takes as little as it can.
+pub async fn narrow(web: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    soon("a connection", socket.connect(web)).await.unwrap()
+}
+
+/// Sends the same bytes every [`PAUSE`] until the other side ends it, and reads whatever comes.
+pub async fn pour(web: SocketAddr, head: &[u8], piece: &[u8]) -> io::Result<()> {
+    let mut stream = TcpStream::connect(web).await?;
+    stream.write_all(head).await?;
+    let (mut read, mut write) = stream.split();
+    let reads = async { tokio::io::copy(&mut read, &mut tokio::io::sink()).await.map(|_| ()) };
+    let writes = async {
+        if piece.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        loop {
+            write.write_all(piece).await?;
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    tokio::select! { over = reads => over, over = writes => over }
+}
+
+async fn ok(client: &mut Client) {
+    assert_eq!(soon("an answer", client.exchange("GET", "/ok", "", b"")).await.unwrap().status, 200);
+}
+
+/// Keep-alive clients on a thread of their own, so that they do not wait for the attackers' turns.
+struct Good {
+    ask: mpsc::Sender<Duration>,
+    told: mpsc::Receiver<Duration>,
+}
+
+impl Good {
+    fn start(web: SocketAddr) -> Self {
+        let ((ask, mut asked), (tell, told)) = (mpsc::channel(1), mpsc::channel(1));
+        std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                let mut clients = Vec::new();
+                for _ in 0..GOOD {
+                    clients.push(Client::connect(web).await.unwrap());
+                }
+                while let Some(time) = asked.recv().await {
+                    let _ = tell.send(p99(&mut clients, time).await).await;
+                }
+            });
+        });
+        Self { ask, told }
+    }
+
+    async fn p99(&mut self, time: Duration) -> Duration {
+        self.ask.send(time).await.unwrap();
+        self.told.recv().await.expect("a good client lost its connection, or got no answer")
+    }
+}
+
+/// They ask in turn, a millisecond apart; from sent to answered.
+async fn p99(clients: &mut [Client], time: Duration) -> Duration {
+    let (begun, mut times) = (Instant::now(), Vec::new());
+    while begun.elapsed() < time {
+        for client in clients.iter_mut() {
+            let sent = Instant::now();
+            ok(client).await;
+            times.push(sent.elapsed());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+/// An endpoint that does as the path says.
+async fn serve(stream: &mut TcpStream) -> io::Result<()> {
+    let mut buf = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(at) = buf.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at + 4;
+            }
+            if stream.read_buf(&mut buf).await? == 0 {
+                return Ok(());
+            }
+        };
+        let head: Vec<u8> = buf.drain(..end).collect();
+        let path = String::from_utf8_lossy(head.split(|b| *b == b' ').nth(1).unwrap_or_default()).into_owned();
+        match path.strip_prefix("/die/").and_then(|after| after.parse::<usize>().ok()) {
+            Some(after) => return die(stream, after).await,
+            None if path == "/ok" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?,
+            None => return misbehave(stream, &path).await,
+        }
+    }
+}
+
+async fn misbehave(stream: &mut TcpStream, path: &str) -> io::Result<()> {
+    let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice();
+    let (head, piece): (&[u8], Vec<u8>) = match path {
+        // Takes nothing and says nothing, until the connection is of no more use.
+        "/deaf" => {
+            stream.ready(tokio::io::Interest::ERROR).await?;
+            return Ok(());
+        }
+        "/silent" => return tokio::io::copy(stream, &mut tokio::io::sink()).await.map(|_| ()),
+        "/big" => (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n", vec![0; 64 << 10]),
+        "/chunks" => (chunked, [b"10000\r\n".as_slice(), &[0; 64 << 10], b"\r\n"].concat()),
+        "/crumbs" => (chunked, b"1\r\nx\r\n".repeat(2_000)),
+        "/interim" => (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(200)),
+        "/trailers" => {
+            (chunked, b"0\r\n".iter().copied().chain(b"X-Trailer: and one more\r\n".repeat(2_000)).collect())
+        }
+        _ => return Ok(()),
+    };
+    stream.write_all(head).await?;
+    loop {
+        stream.write_all(&piece).await?;
+    }
+}
+
+/// Reads so much of a body, and then is no more.
+async fn die(stream: &mut TcpStream, after: usize) -> io::Result<()> {
+    tokio::io::copy(&mut (&mut *stream).take(after as u64), &mut tokio::io::sink()).await?;
+    stream.set_zero_linger()
+}

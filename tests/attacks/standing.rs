@@ -1,0 +1,168 @@
+//! Connections that are there and do next to nothing: held open to have them cost something.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::rig::{soon, until};
+use crate::siege::{Hostile, Siege, narrow};
+use crate::vitals::{limit_descriptors, open_descriptors, room_for};
+
+/// Connects, and sends these bytes.
+async fn said(web: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = soon("a connection", TcpStream::connect(web)).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream
+}
+
+async fn many<T>(count: usize, open: impl AsyncFn() -> T) -> Hostile<T> {
+    let mut standing = Vec::with_capacity(count);
+    for _ in 0..count {
+        standing.push(open().await);
+    }
+    Hostile::standing(standing)
+}
+
+async fn until_active(siege: &Siege, count: usize) {
+    until("all attackers are in", async || {
+        siege.process.proxy.metric("ebbtide_connections_active", |_| true).await.is_ok_and(|n| n >= count as f64)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn slowloris() {
+    const HEAD: &[u8] = b"GET /ok HTTP/1.1\r\nHost: shop\r\nX-Slow: ";
+    let Some(count) = room_for(10_000) else {
+        return println!("SKIPPED: slowloris: the hard limit of descriptors is too low");
+    };
+    // More patient than by default: none is to be gone before it is measured.
+    let warm = async |web| drop(many(200, async || said(web, HEAD).await).await);
+    let mut siege = Siege::lay("slowloris", "timeouts: {head: 5m}", warm).await;
+    let mut hostile = many(count, async || said(siege.web, HEAD).await).await;
+    until_active(&siege, count).await;
+    for _ in 0..3 {
+        for stream in &mut hostile.standing {
+            stream.write_all(b"x").await.unwrap();
+        }
+    }
+    let seen = siege.watch().await;
+    siege.lift_quiet(hostile, seen).await;
+}
+
+/// A head that is almost too large and never ends, byte by byte in a way that makes the most of every buffer.
+#[tokio::test]
+async fn heads_that_never_end() {
+    let head = [b"GET /ok HTTP/1.1\r\nHost: shop\r\nX-Slow: ".as_slice(), &[b'x'; 16_000]].concat();
+    let warm = async |web| drop(many(50, async || said(web, &head).await).await);
+    let mut siege = Siege::lay("large-slow-heads", "timeouts: {head: 5m}", warm).await;
+    let mut hostile = many(1_000, async || said(siege.web, &head[..8_000]).await).await;
+    until_active(&siege, 1_000).await;
+    for at in (8_000..16_000).step_by(1_000) {
+        for stream in &mut hostile.standing {
+            stream.write_all(&head[at..at + 1_000]).await.unwrap();
+        }
+    }
+    let seen = siege.watch().await;
+    siege.lift_quiet(hostile, seen).await;
+}
+
+async fn slow_read(name: &'static str, path: &str) {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n");
+    let open = async |web| {
+        let mut stream = narrow(web).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    };
+    let warm = async |web| {
+        let some = many(20, async || open(web).await).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        drop(some);
+    };
+    let mut siege = Siege::lay(name, "", warm).await;
+    let hostile = many(300, async || open(siege.web).await).await;
+    // Until the kernel's buffers are full and nothing moves any more.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let seen = siege.watch().await;
+    siege.lift(hostile, seen).await;
+}
+
+#[tokio::test]
+async fn slow_read_of_a_counted_body() {
+    slow_read("slow-read-counted", "/big").await;
+}
+
+#[tokio::test]
+async fn slow_read_of_large_chunks() {
+    slow_read("slow-read-chunked", "/chunks").await;
+}
+
+#[tokio::test]
+async fn slow_read_of_one_byte_chunks() {
+    slow_read("slow-read-1-byte-chunks", "/crumbs").await;
+}
+
+/// Bodies for an endpoint that takes nothing: what the proxy cannot get rid of, it must not take in.
+#[tokio::test]
+async fn uploads_to_a_deaf_endpoint() {
+    const HEAD: &[u8] = b"POST /deaf HTTP/1.1\r\nHost: shop\r\nContent-Length: 1000000000000\r\n\r\n";
+    let open = async |web| {
+        let mut stream = said(web, HEAD).await;
+        let zeros = vec![0; 64 << 10];
+        while tokio::time::timeout(Duration::from_millis(20), stream.write_all(&zeros)).await.is_ok() {}
+        stream
+    };
+    let warm = async |web| drop(many(10, async || open(web).await).await);
+    let mut siege = Siege::lay("upload-to-deaf-endpoint", "", warm).await;
+    let hostile = many(100, async || open(siege.web).await).await;
+    let seen = siege.watch().await;
+    siege.lift_quiet(hostile, seen).await;
+}
+
+/// Requests without an answer, and as much behind them as the proxy takes.
+#[tokio::test]
+async fn pipelined_behind_silence() {
+    let head = [b"GET /silent HTTP/1.1\r\nHost: shop\r\nX-Large: ".as_slice(), &[b'x'; 15_000]].concat();
+    let rest = [b"\r\n\r\n".as_slice(), &b"GET /ok HTTP/1.1\r\nHost: shop\r\n\r\n".repeat(4_000)].concat();
+    let open = async |web| {
+        let mut stream = said(web, &head).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let _ = tokio::time::timeout(Duration::from_millis(20), stream.write_all(&rest)).await;
+        stream
+    };
+    let warm = async |web| drop(many(10, async || open(web).await).await);
+    let mut siege = Siege::lay("pipelined-behind-silence", "", warm).await;
+    let hostile = many(300, async || open(siege.web).await).await;
+    let seen = siege.watch().await;
+    siege.lift_quiet(hostile, seen).await;
+}
+
+/// More connections than there are descriptors.
+#[tokio::test]
+async fn a_flood_at_the_descriptor_limit() {
+    let warm = async |web| drop(many(200, async || said(web, b"").await).await);
+    let mut siege = Siege::lay("connection-flood", "", warm).await;
+    limit_descriptors(siege.pid, open_descriptors(siege.pid) + 300);
+    let hostile = many(3_000, async || said(siege.web, b"").await).await;
+    until("the shortage", async || !siege.process.logged("cannot accept").is_empty()).await;
+    let seen = siege.watch().await;
+    siege.lift_quiet(hostile, seen).await;
+}
+
+/// More requests than may wait, for a service that has no endpoint.
+#[tokio::test]
+async fn a_hold_queue_flood() {
+    const GET: &[u8] = b"GET /ok HTTP/1.1\r\nHost: shop\r\n\r\n";
+    let warm = async |_| {};
+    let mut siege = Siege::lay("hold-queue-flood", "", warm).await;
+    let void = siege.add_void().await;
+    let hostile = many(3_000, async || said(void, GET).await).await;
+    until("the queue is full", async || {
+        siege.process.proxy.metric("ebbtide_held", |_| true).await.is_ok_and(|held| held >= 1_024.0)
+    })
+    .await;
+    let seen = siege.watch().await;
+    siege.lift(hostile, seen).await;
+}
