@@ -335,6 +335,7 @@ impl Exchange<'_> {
                 Poll::Pending => {}
             }
         }
+        let mut turns = 0;
         loop {
             if let Some(withhold) = &mut attempt.withhold
                 && (attempt.body.is_done() || withhold.as_mut().poll(cx).is_ready())
@@ -348,6 +349,13 @@ impl Exchange<'_> {
                 }
             }
             match self.poll_receive(cx, attempt) {
+                Poll::Ready(Ok(())) if attempt.body.remaining().is_none() => {
+                    turns += 1;
+                    if turns == TURNS {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
                 Poll::Pending => break,
@@ -367,6 +375,7 @@ impl Exchange<'_> {
     /// endpoint takes no more (its response may be there all the same).
     fn poll_upload(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
         let emit = if self.request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
+        let mut turns = 0;
         loop {
             while self.written < self.sent.len() {
                 match ready!(Pin::new(&mut attempt.upstream.stream).poll_write(cx, &self.sent[self.written..])) {
@@ -397,6 +406,13 @@ impl Exchange<'_> {
                 continue;
             }
             ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
+            if emit == Emit::Chunked {
+                turns += 1;
+                if turns > TURNS {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
             let mut scratch = self.worker.scratch.borrow_mut();
             // Of what is kept, no more than shows that it is too much.
             let room = match self.whole {
@@ -435,6 +451,10 @@ impl Exchange<'_> {
             // The large buffer itself is given up, too.
             self.sent = self.sent.split_off(self.written);
             self.written = 0;
+        } else if self.whole && self.sent.len() >= KEPT_SMALL {
+            // All that it may become, in one step: by doubling it would end up twice as large.
+            let most = self.head_len + self.config.limits.replay_body + 1;
+            self.sent.reserve_exact(most.saturating_sub(self.sent.len()));
         }
     }
 
@@ -815,5 +835,9 @@ async fn answer_alone(client: &mut Client, request: &Request, status: u16, reaso
 /// A counted response up to this size is withheld until complete, for at most [`WITHHOLD`].
 const WITHHOLD_MAX: u64 = 16 << 10;
 const WITHHOLD: Duration = Duration::from_millis(5);
+/// What is kept for a replay grows in small steps up to here.
+const KEPT_SMALL: usize = 16 << 10;
+/// Reads of one turn that are decoded byte by byte: whoever sends crumbs without pause must not keep a worker to itself.
+const TURNS: u32 = 1;
 /// 1xx responses of one exchange.
 const INTERIMS: u32 = 32;

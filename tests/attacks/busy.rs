@@ -14,6 +14,17 @@ fn post(path: &str) -> String {
 }
 
 async fn siege(name: &'static str, head: String, piece: Vec<u8>) {
+    let siege = lay(name, head.clone(), piece.clone()).await;
+    strike(siege, head, piece).await;
+}
+
+/// As [`siege`], with bodies that are forwarded.
+async fn siege_by_bodies(name: &'static str, head: String, piece: Vec<u8>) {
+    let siege = lay(name, head.clone(), piece.clone()).await.with_replay_buffers();
+    strike(siege, head, piece).await;
+}
+
+async fn lay(name: &'static str, head: String, piece: Vec<u8>) -> Siege {
     let warm = async |web: SocketAddr| {
         let (head, piece) = (head.clone(), piece.clone());
         let hostile = busy(20, move |_| {
@@ -23,14 +34,14 @@ async fn siege(name: &'static str, head: String, piece: Vec<u8>) {
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         drop(hostile);
     };
-    let mut siege = Siege::lay(name, "", warm).await;
+    Siege::lay(name, "", warm).await
+}
+
+async fn strike(mut siege: Siege, head: String, piece: Vec<u8>) {
     let web = siege.web;
-    let hostile = busy(COUNT, {
+    let hostile = busy(COUNT, move |_| {
         let (head, piece) = (head.clone(), piece.clone());
-        move |_| {
-            let (head, piece) = (head.clone(), piece.clone());
-            async move { pour(web, head.as_bytes(), &piece).await }
-        }
+        async move { pour(web, head.as_bytes(), &piece).await }
     });
     let seen = siege.watch().await;
     siege.lift(hostile, seen).await;
@@ -44,12 +55,12 @@ async fn an_endless_chunk_extension() {
 #[tokio::test]
 async fn a_long_extension_for_every_byte() {
     let piece = [b"1;".as_slice(), &[b'a'; 250], b"\r\nx\r\n"].concat().repeat(8);
-    siege("extension-per-byte", post("/silent"), piece).await;
+    siege_by_bodies("extension-per-byte", post("/silent"), piece).await;
 }
 
 #[tokio::test]
 async fn one_byte_chunks() {
-    siege("1-byte-chunks", post("/silent"), b"1\r\nx\r\n".repeat(350)).await;
+    siege_by_bodies("1-byte-chunks", post("/silent"), b"1\r\nx\r\n".repeat(350)).await;
 }
 
 #[tokio::test]
