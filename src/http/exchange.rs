@@ -99,6 +99,8 @@ struct Attempt {
     body: BodyDecoder,
     emit: Emit,
     withhold: Option<Pin<Box<Sleep>>>,
+    /// When to ask next whether a client is still there that has sent more than is read.
+    look: Option<Pin<Box<Sleep>>>,
     /// It may not be used again: bytes beyond the response, or an end.
     spent: bool,
     lent: Option<Lent>,
@@ -366,6 +368,16 @@ impl Exchange<'_> {
             match socket::peer(&self.client.stream) {
                 Peer::Gone => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
                 Peer::Open | Peer::HalfClosed => self.watch_client = false,
+            }
+        }
+        if !self.watch_client {
+            // Readiness tells no more: what came stays unread. Whether the client is still there is asked from time to time.
+            let look = attempt.look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+            while look.as_mut().poll(cx).is_ready() {
+                if socket::peer(&self.client.stream) == Peer::Gone {
+                    return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
+                }
+                look.as_mut().reset((Instant::now() + LOOK).into());
             }
         }
         Poll::Pending
@@ -818,6 +830,7 @@ impl Attempt {
             body: BodyDecoder::new(Framing::None, limits, 502),
             emit: Emit::Identity,
             withhold: None,
+            look: None,
             spent: false,
             lent: None,
         }
@@ -835,6 +848,7 @@ async fn answer_alone(client: &mut Client, request: &Request, status: u16, reaso
 /// A counted response up to this size is withheld until complete, for at most [`WITHHOLD`].
 const WITHHOLD_MAX: u64 = 16 << 10;
 const WITHHOLD: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_secs(1);
 /// What is kept for a replay grows in small steps up to here.
 const KEPT_SMALL: usize = 16 << 10;
 /// Reads of one turn that are decoded byte by byte: whoever sends crumbs without pause must not keep a worker to itself.

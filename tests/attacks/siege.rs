@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::task::JoinSet;
 
-use crate::rig::{Ep, Process, Scripted, soon, until};
+use crate::rig::{Ep, Process, Scripted, binary, soon, until};
 use crate::vitals::{cpu, own_bytes};
 
 /// What one hostile connection may cost at the most.
@@ -53,6 +54,11 @@ impl Siege {
     /// Starts the proxy with good clients, whose p99 is the baseline, and warms up what is allocated once by `warm` hostile
     /// connections.
     pub async fn lay(name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr)) -> Self {
+        Self::lay_as(&binary(), name, more, warm).await
+    }
+
+    /// As [`Self::lay`], another build of the program.
+    pub async fn lay_as(program: &Path, name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr)) -> Self {
         let alone = ALONE.lock().await;
         let app = Scripted::start(|mut stream, _| async move {
             let _ = serve(&mut stream).await;
@@ -64,7 +70,7 @@ impl Siege {
              {{name: void, address: '127.0.0.1:0', service: web/void, port: 80, protocol: http}}]\n\
              admin: {{address: '127.0.0.1:0'}}\nworkers: 2\n{more}\n"
         );
-        let process = Process::run(&[Ep::new("app", app.address)], &text, &["web", "void"]).await;
+        let process = Process::launch(program, &[Ep::new("app", app.address)], &text, &["web", "void"]).await;
         let (web, pid) = (process.web(), process.proxy.pid().unwrap());
         let mut good = Good::start(web);
         good.p99(Duration::from_millis(300)).await;
