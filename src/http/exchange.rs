@@ -351,14 +351,14 @@ impl Exchange<'_> {
                 }
             }
             match self.poll_receive(cx, attempt) {
-                Poll::Ready(Ok(())) if attempt.body.remaining().is_none() => {
+                Poll::Ready(Ok(())) => {
                     turns += 1;
-                    if turns == TURNS {
+                    let decoded = attempt.body.remaining().is_none();
+                    if turns == if decoded { TURNS } else { TURNS_COPIED } {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
                 }
-                Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
                 Poll::Pending => break,
             }
@@ -519,7 +519,8 @@ impl Exchange<'_> {
             return Poll::Ready(Err(self.broken(attempt)));
         }
         let mut scratch = self.worker.scratch.borrow_mut();
-        let mut buf = ReadBuf::new(&mut scratch);
+        let room = if attempt.response.is_some() && attempt.body.remaining().is_none() { DECODED } else { SCRATCH };
+        let mut buf = ReadBuf::new(&mut scratch[..room]);
         if ready!(Pin::new(&mut attempt.upstream.stream).poll_read(cx, &mut buf)).is_err() {
             return Poll::Ready(Err(self.broken(attempt)));
         }
@@ -853,5 +854,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const KEPT_SMALL: usize = 16 << 10;
 /// Reads of one turn that are decoded byte by byte: whoever sends crumbs without pause must not keep a worker to itself.
 const TURNS: u32 = 1;
+/// Reads of one turn that are passed on as they are.
+const TURNS_COPIED: u32 = 4;
+/// Bytes that are decoded at once: a client that does not read costs this, and no more than 64 KiB with all that is its.
+const DECODED: usize = 48 << 10;
 /// 1xx responses of one exchange.
 const INTERIMS: u32 = 32;
