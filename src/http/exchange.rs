@@ -99,6 +99,8 @@ struct Attempt {
     body: BodyDecoder,
     emit: Emit,
     withhold: Option<Pin<Box<Sleep>>>,
+    /// When to ask next whether a client is still there that has sent more than is read.
+    look: Option<Pin<Box<Sleep>>>,
     /// It may not be used again: bytes beyond the response, or an end.
     spent: bool,
     lent: Option<Lent>,
@@ -335,6 +337,7 @@ impl Exchange<'_> {
                 Poll::Pending => {}
             }
         }
+        let mut turns = 0;
         loop {
             if let Some(withhold) = &mut attempt.withhold
                 && (attempt.body.is_done() || withhold.as_mut().poll(cx).is_ready())
@@ -348,7 +351,14 @@ impl Exchange<'_> {
                 }
             }
             match self.poll_receive(cx, attempt) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => {
+                    turns += 1;
+                    let decoded = attempt.body.remaining().is_none();
+                    if turns == if decoded { TURNS } else { TURNS_COPIED } {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
                 Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
                 Poll::Pending => break,
             }
@@ -360,6 +370,16 @@ impl Exchange<'_> {
                 Peer::Open | Peer::HalfClosed => self.watch_client = false,
             }
         }
+        if !self.watch_client {
+            // Readiness tells no more: what came stays unread. Whether the client is still there is asked from time to time.
+            let look = attempt.look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+            while look.as_mut().poll(cx).is_ready() {
+                if socket::peer(&self.client.stream) == Peer::Gone {
+                    return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
+                }
+                look.as_mut().reset((Instant::now() + LOOK).into());
+            }
+        }
         Poll::Pending
     }
 
@@ -367,6 +387,7 @@ impl Exchange<'_> {
     /// endpoint takes no more (its response may be there all the same).
     fn poll_upload(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
         let emit = if self.request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
+        let mut turns = 0;
         loop {
             while self.written < self.sent.len() {
                 match ready!(Pin::new(&mut attempt.upstream.stream).poll_write(cx, &self.sent[self.written..])) {
@@ -397,6 +418,13 @@ impl Exchange<'_> {
                 continue;
             }
             ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
+            if emit == Emit::Chunked {
+                turns += 1;
+                if turns > TURNS {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
             let mut scratch = self.worker.scratch.borrow_mut();
             // Of what is kept, no more than shows that it is too much.
             let room = match self.whole {
@@ -435,6 +463,10 @@ impl Exchange<'_> {
             // The large buffer itself is given up, too.
             self.sent = self.sent.split_off(self.written);
             self.written = 0;
+        } else if self.whole && self.sent.len() >= KEPT_SMALL {
+            // All that it may become, in one step: by doubling it would end up twice as large.
+            let most = self.head_len + self.config.limits.replay_body + 1;
+            self.sent.reserve_exact(most.saturating_sub(self.sent.len()));
         }
     }
 
@@ -487,7 +519,8 @@ impl Exchange<'_> {
             return Poll::Ready(Err(self.broken(attempt)));
         }
         let mut scratch = self.worker.scratch.borrow_mut();
-        let mut buf = ReadBuf::new(&mut scratch);
+        let room = if attempt.response.is_some() && attempt.body.remaining().is_none() { DECODED } else { SCRATCH };
+        let mut buf = ReadBuf::new(&mut scratch[..room]);
         if ready!(Pin::new(&mut attempt.upstream.stream).poll_read(cx, &mut buf)).is_err() {
             return Poll::Ready(Err(self.broken(attempt)));
         }
@@ -798,6 +831,7 @@ impl Attempt {
             body: BodyDecoder::new(Framing::None, limits, 502),
             emit: Emit::Identity,
             withhold: None,
+            look: None,
             spent: false,
             lent: None,
         }
@@ -815,5 +849,14 @@ async fn answer_alone(client: &mut Client, request: &Request, status: u16, reaso
 /// A counted response up to this size is withheld until complete, for at most [`WITHHOLD`].
 const WITHHOLD_MAX: u64 = 16 << 10;
 const WITHHOLD: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_secs(1);
+/// What is kept for a replay grows in small steps up to here.
+const KEPT_SMALL: usize = 16 << 10;
+/// Reads of one turn that are decoded byte by byte: whoever sends crumbs without pause must not keep a worker to itself.
+const TURNS: u32 = 1;
+/// Reads of one turn that are passed on as they are.
+const TURNS_COPIED: u32 = 4;
+/// Bytes that are decoded at once: a client that does not read costs this, and no more than 64 KiB with all that is its.
+const DECODED: usize = 48 << 10;
 /// 1xx responses of one exchange.
 const INTERIMS: u32 = 32;

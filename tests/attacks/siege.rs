@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,11 +14,15 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::task::JoinSet;
 
-use crate::rig::{Ep, Process, Scripted, soon, until};
+use crate::rig::{Ep, Process, Scripted, binary, soon, until};
 use crate::vitals::{cpu, own_bytes};
 
 /// What one hostile connection may cost at the most.
 const EACH: u64 = 64 << 10;
+/// What is kept of a body for a replay, by default.
+const REPLAY: u64 = 64 << 10;
+/// All else of a connection that has a whole replay buffer: it is over `EACH` by this, which the figures show.
+const BESIDE_REPLAY: u64 = 16 << 10;
 const GOOD: usize = 8;
 /// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -32,6 +37,8 @@ pub struct Siege {
     good: Good,
     calm: Duration,
     before: u64,
+    /// Of one connection.
+    bound: u64,
     _app: Scripted,
     _alone: MutexGuard<'static, ()>,
 }
@@ -47,6 +54,11 @@ impl Siege {
     /// Starts the proxy with good clients, whose p99 is the baseline, and warms up what is allocated once by `warm` hostile
     /// connections.
     pub async fn lay(name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr)) -> Self {
+        Self::lay_as(&binary(), name, more, warm).await
+    }
+
+    /// As [`Self::lay`], another build of the program.
+    pub async fn lay_as(program: &Path, name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr)) -> Self {
         let alone = ALONE.lock().await;
         let app = Scripted::start(|mut stream, _| async move {
             let _ = serve(&mut stream).await;
@@ -58,17 +70,33 @@ impl Siege {
              {{name: void, address: '127.0.0.1:0', service: web/void, port: 80, protocol: http}}]\n\
              admin: {{address: '127.0.0.1:0'}}\nworkers: 2\n{more}\n"
         );
-        let process = Process::run(&[Ep::new("app", app.address)], &text, &["web", "void"]).await;
+        let process = Process::launch(program, &[Ep::new("app", app.address)], &text, &["web", "void"]).await;
         let (web, pid) = (process.web(), process.proxy.pid().unwrap());
         let mut good = Good::start(web);
         good.p99(Duration::from_millis(300)).await;
         warm(web).await;
-        let mut siege =
-            Self { process, web, pid, name, good, calm: Duration::ZERO, before: 0, _app: app, _alone: alone };
+        let mut siege = Self {
+            process,
+            web,
+            pid,
+            name,
+            good,
+            calm: Duration::ZERO,
+            before: 0,
+            bound: EACH,
+            _app: app,
+            _alone: alone,
+        };
         siege.alone_again().await;
         siege.calm = siege.good.p99(Duration::from_secs(1)).await;
         siege.before = own_bytes(pid);
         siege
+    }
+
+    /// Each attacker sends a body that fills the replay buffer.
+    pub fn with_replay_buffers(mut self) -> Self {
+        self.bound = REPLAY + BESIDE_REPLAY;
+        self
     }
 
     /// Looks on while the attack stands: the good clients go on, memory is sampled.
@@ -117,7 +145,7 @@ impl Siege {
             seen.cpu * 100.0,
             recovered.as_secs_f64()
         );
-        assert!(each <= EACH, "{}: each hostile connection costs {each} bytes", self.name);
+        assert!(each <= self.bound, "{}: each hostile connection costs {each} bytes", self.name);
     }
 
     /// As [`Self::lift`], of an attack that moves nothing while it stands: then the proxy does not either.

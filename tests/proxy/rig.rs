@@ -182,7 +182,8 @@ impl Process {
         Self::launch(&binary(), endpoints, text, listeners).await
     }
 
-    async fn launch(binary: &Path, endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
+    /// As [`Self::run`], another build of the program.
+    pub async fn launch(binary: &Path, endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("manifests")).unwrap();
         let rig = Rig { folder, running: None };

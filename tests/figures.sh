@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Rewrites the table of tests/README.md from the FIGURE lines of a test log:
+#   cargo test --locked --no-fail-fast -- --nocapture | tests/figures.sh      (or: tests/figures.sh LOG...)
+# A line is `FIGURE <group> <name>: <text>`. Groups that the logs do not hold keep the rows they had.
+set -euo pipefail
+cd "$(dirname "$0")"
+python3 -c '
+import fileinput, re, sys
+COMMANDS = {
+    "attack": "cargo test --test attacks -- --nocapture",
+    "soak": "EBBTIDE_SOAK=60s cargo test --test soak -- --nocapture",
+    "framing": "cargo test --test framing -- --nocapture",
+    "model": "cargo test --test model -- --nocapture",
+    "faults": "cargo test --test faults -- --nocapture",
+    "fuzz": "cargo test --test fuzz -- --nocapture",
+}
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+found = {}
+for line in fileinput.input(sys.argv[1:], encoding="utf-8", errors="replace"):
+    # The test harness may write `test name ... ` before it, on the same line.
+    match = re.search(r"\bFIGURE (\S+) ([^:]+): (.+)", line)
+    if match:
+        group, name, text = (part.strip().replace("|", "\\|") for part in match.groups())
+        found.setdefault(group, {})[name] = text
+if not found:
+    sys.exit("no FIGURE line in the log: the table stays as it is")
+page = open("README.md", encoding="utf-8").read()
+head, rest = page.split(BEGIN)
+old, tail = rest.split(END)
+rows = {}
+for row in old.strip().splitlines()[2:]:
+    cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+    if cells[0] not in found:
+        rows.setdefault(cells[0], []).append(row)
+for group, names in found.items():
+    command = COMMANDS.get(group, f"cargo test --test {group} -- --nocapture")
+    rows[group] = [f"| {group} | {name} | {text} | `{command}` |" for name, text in names.items()]
+table = ["| group | what | figure | repeat |", "|---|---|---|---|"] + [row for group in sorted(rows) for row in rows[group]]
+open("README.md", "w", encoding="utf-8").write(head + BEGIN + "\n" + "\n".join(table) + "\n" + END + tail)
+print(sum(map(len, found.values())), "figures of", ", ".join(sorted(found)))
+' "$@"
