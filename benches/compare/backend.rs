@@ -82,8 +82,7 @@ type Ports = RefCell<BTreeMap<u16, (JoinHandle<()>, Rc<RefCell<Vec<JoinHandle<()
 pub fn main(cores: &[usize]) -> anyhow::Result<()> {
     guard::pin(cores)?;
     ebbtide::socket::raise_descriptor_limit();
-    let site =
-        Rc::new(Site { small: answer(1 << 10), middle: answer(1 << 20), requests: Cell::new(0), bytes: Cell::new(0) });
+    let site = Rc::new(Site { small: answer(1 << 10), middle: answer(1 << 20), requests: Cell::new(0) });
     let (commands_in, mut commands) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
         std::io::stdin().lines().map_while(Result::ok).for_each(|line| drop(commands_in.send(line)));
