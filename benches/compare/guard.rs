@@ -1,0 +1,121 @@
+//! Processes that cannot outlive the bench, each on the cores it was given.
+//!
+//! Every one is this binary again, as `guard CORES -- PROGRAM …`, in a process group of its own: it starts the program and
+//! holds the other end of a pipe. When the bench lets go of that pipe, dead or alive, the whole group is killed, workers
+//! that the program has forked included. No program is needed for pinning.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::process::{Signal, getpid, kill_process_group};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use crate::measure;
+
+/// A running program; killed with all its children when dropped.
+pub struct Guard {
+    guard: Child,
+}
+
+impl Guard {
+    /// Starts a program; what it says goes to `log`.
+    pub fn start(cores: &[usize], program: &Path, arguments: &[String], log: &Path) -> anyhow::Result<Self> {
+        let out = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = command(cores, program, arguments)?;
+        command.stdout(out.try_clone()?).stderr(out);
+        let guard = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        Ok(Self { guard })
+    }
+
+    /// The program and its children.
+    pub fn pids(&self) -> Vec<u32> {
+        measure::descendants(self.guard.id())
+    }
+
+    /// Whether the program has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.guard.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
+/// Runs a program to its end and answers what it wrote to standard output.
+pub fn run(cores: &[usize], program: &Path, arguments: &[String], at_most: Duration) -> anyhow::Result<String> {
+    let mut command = command(cores, program, arguments)?;
+    let mut guard = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (mut out, mut err) = (guard.stdout.take().context("stdout")?, guard.stderr.take().context("stderr")?);
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        out.read_to_string(&mut text).map(|_| text)
+    });
+    let errors = std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = err.read_to_string(&mut text);
+        text
+    });
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = guard.try_wait()? {
+            break Some(status);
+        }
+        if begun.elapsed() > at_most {
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    drop(guard.stdin.take());
+    let _ = guard.wait();
+    let text = reader.join().map_err(|_| anyhow::anyhow!("its output could not be read"))??;
+    match status {
+        Some(status) if status.success() => Ok(text),
+        Some(status) => {
+            bail!("{} ended with {status}: {}", program.display(), errors.join().unwrap_or_default().trim())
+        }
+        None => bail!("{} did not end within {at_most:?}", program.display()),
+    }
+}
+
+/// `guard CORES -- PROGRAM …`, not started yet. The guard's standard input is its tie to us.
+pub fn command(cores: &[usize], program: &Path, arguments: &[String]) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["guard", &list(cores), "--"]).arg(program).args(arguments);
+    command.stdin(Stdio::piped()).process_group(0);
+    Ok(command)
+}
+
+pub fn list(cores: &[usize]) -> String {
+    cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// This thread and those it will start run on these cores only.
+pub fn pin(cores: &[usize]) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|core| set.set(*core));
+    sched_setaffinity(None, &set).context("sched_setaffinity")
+}
+
+/// The guard itself.
+pub fn main(cores: &[usize], program: &[String]) -> anyhow::Result<ExitCode> {
+    pin(cores)?;
+    ebbtide::socket::raise_descriptor_limit();
+    let (name, arguments) = program.split_first().context("guard: no program")?;
+    let mut child = Command::new(name).args(arguments).stdin(Stdio::null()).spawn().with_context(|| name.clone())?;
+    std::thread::spawn(|| {
+        // Nothing is ever written: this returns when the bench has gone or let go.
+        let _ = std::io::stdin().read(&mut [0]);
+        let _ = kill_process_group(getpid(), Signal::KILL);
+    });
+    let status = child.wait()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

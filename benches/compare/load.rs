@@ -1,0 +1,389 @@
+//! The load: one single-threaded process per measurement, described by a [`Spec`] and answering with a [`Report`].
+//!
+//! Closed loop: each client sends its next request when it has its answer. Open loop (`rate`): requests are due at a
+//! constant rate, spread over the clients, and a latency counts from when its request was due, so that a stall is paid for
+//! by all that it delayed (no coordinated omission).
+
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::backend::{content_length, discard};
+use crate::guard;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spec {
+    /// Clients take turns over these (a proxy has one, the direct way all endpoints).
+    pub to: Vec<SocketAddr>,
+    pub path: String,
+    pub clients: usize,
+    pub seconds: f64,
+    /// Requests a second, all clients together; none: closed loop.
+    pub rate: Option<f64>,
+    /// Bytes of a POST's body; 0: GET.
+    pub upload: u64,
+    /// A new connection for each request.
+    pub fresh: bool,
+    /// One exchange for each client, then silence until standard input ends.
+    pub idle: bool,
+}
+
+/// Latencies in microseconds.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub struct Report {
+    pub requests: u64,
+    pub failed: u64,
+    /// Connections that were ended between two requests.
+    pub reconnects: u64,
+    /// Answers of endpoints that are slow on purpose; not among the latencies.
+    pub slow: u64,
+    /// Bytes of bodies, both ways.
+    pub bytes: u64,
+    pub seconds: f64,
+    pub p50: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+}
+
+impl Spec {
+    pub fn new(to: &[SocketAddr], path: &str, clients: usize, seconds: f64) -> Self {
+        let path = path.to_owned();
+        Self { to: to.to_vec(), path, clients, seconds, rate: None, upload: 0, fresh: false, idle: false }
+    }
+
+    fn is_bulk(&self) -> bool {
+        self.upload > 0 || self.path != "/1k"
+    }
+}
+
+/// Runs a load to its end.
+pub fn run(cores: &[usize], spec: &Spec) -> anyhow::Result<Report> {
+    let at_most = Duration::from_secs_f64(spec.seconds + 30.0);
+    let arguments = ["load".to_owned(), guard::list(cores), serde_json::to_string(spec)?];
+    let text = guard::run(cores, &std::env::current_exe()?, &arguments, at_most)?;
+    serde_json::from_str(&text).with_context(|| format!("the load says: {text}"))
+}
+
+/// A load that runs beside something else.
+pub struct Running(std::thread::JoinHandle<anyhow::Result<Report>>);
+
+impl Running {
+    pub fn start(cores: &[usize], spec: &Spec) -> Self {
+        let (cores, spec) = (cores.to_vec(), spec.clone());
+        Self(std::thread::spawn(move || run(&cores, &spec)))
+    }
+
+    pub fn finish(self) -> anyhow::Result<Report> {
+        self.0.join().map_err(|_| anyhow::anyhow!("the load's thread failed"))?
+    }
+}
+
+/// Clients that have had one answer and stay; gone when dropped.
+pub struct Idle(Child);
+
+impl Idle {
+    pub fn open(cores: &[usize], to: &[SocketAddr], clients: usize) -> anyhow::Result<Self> {
+        let spec = Spec { idle: true, ..Spec::new(to, "/1k", clients, 60.0) };
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["load", &guard::list(cores), &serde_json::to_string(&spec)?]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        let out = child.stdout.take().context("stdout")?;
+        let idle = Self(child);
+        BufReader::new(out).read_line(&mut line)?;
+        if line.trim() != "idle" {
+            bail!("{clients} clients could not be opened: {line}");
+        }
+        Ok(idle)
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Requests a second as wrk counts them, its clients kept alive. Answers requests, failures and seconds.
+pub fn wrk(program: &Path, cores: &[usize], spec: &Spec) -> anyhow::Result<Report> {
+    let to = spec.to.first().context("nowhere to go")?;
+    let seconds = spec.seconds.ceil().max(1.0);
+    let threads = cores.len().min(spec.clients);
+    let mut arguments = vec![format!("-t{threads}"), format!("-c{}", spec.clients), format!("-d{seconds}s")];
+    arguments.extend(["--timeout".to_owned(), "10s".to_owned(), format!("http://{to}{}", spec.path)]);
+    let text = guard::run(cores, program, &arguments, Duration::from_secs_f64(seconds + 30.0))?;
+    // "123456 requests in 4.00s, 140.00MB read", "Socket errors: connect 0, read 0, …", "Non-2xx or 3xx responses: 1"
+    let line = text.lines().find(|line| line.contains(" requests in ")).context("wrk")?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let errors = text.lines().filter(|line| line.contains("Socket errors:") || line.contains("Non-2xx"));
+    let numbers = errors.flat_map(|line| line.split([' ', ','])).filter_map(|word| word.parse::<u64>().ok());
+    let rate =
+        text.lines().find_map(|line| line.strip_prefix("Requests/sec:")).context("wrk")?.trim().parse::<f64>()?;
+    let requests = words.first().context("wrk")?.parse::<u64>()?;
+    Ok(Report { requests, failed: numbers.sum(), seconds: requests as f64 / rate, ..Report::default() })
+}
+
+/// The load itself.
+pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
+    let spec: Spec = serde_json::from_str(spec)?;
+    guard::pin(cores)?;
+    ebbtide::socket::raise_descriptor_limit();
+    let spec = Rc::new(spec);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        if spec.idle {
+            return stay(&spec).await;
+        }
+        let tally = Rc::new(Tally::default());
+        let begun = Instant::now();
+        let end = begun + Duration::from_secs_f64(spec.seconds);
+        let clients: Vec<_> = (0..spec.clients)
+            .map(|n| tokio::task::spawn_local(client(spec.clone(), n, begun, end, tally.clone())))
+            .collect();
+        // Answers still under way at the end are waited for, but not for ever.
+        let patience = Duration::from_secs(8);
+        for client in clients {
+            if let Ok(joined) = tokio::time::timeout_at((end + patience).into(), client).await {
+                joined?;
+            }
+        }
+        let elapsed = begun.elapsed().as_secs_f64();
+        let report = tally.0.borrow().report(if spec.is_bulk() { elapsed } else { elapsed.min(spec.seconds) });
+        println!("{}", serde_json::to_string(&report)?);
+        Ok(())
+    })
+}
+
+async fn stay(spec: &Rc<Spec>) -> anyhow::Result<()> {
+    let mut clients = Vec::with_capacity(spec.clients);
+    for n in 0..spec.clients {
+        let mut connection = Connection::open(spec, n).await?;
+        if !connection.exchange(&request(spec, n), 0).await?.ok {
+            bail!("refused");
+        }
+        clients.push(connection);
+    }
+    println!("idle");
+    std::io::stdout().flush()?;
+    let _ = std::io::stdin().read(&mut [0]);
+    Ok(())
+}
+
+async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: Rc<Tally>) {
+    let request = request(&spec, n);
+    let step = spec.rate.map(|rate| Duration::from_secs_f64(spec.clients as f64 / rate));
+    let mut due = begun + step.map_or(Duration::ZERO, |step| step.mul_f64(n as f64 / spec.clients as f64));
+    let mut connection = None;
+    loop {
+        if step.is_some() && due > Instant::now() {
+            tokio::time::sleep_until(due.into()).await;
+        }
+        if step.is_none() {
+            due = Instant::now();
+        }
+        if due >= end || Instant::now() > end + Duration::from_secs(5) {
+            return;
+        }
+        let answer = ask(&spec, n, &request, &mut connection, &tally).await;
+        let now = Instant::now();
+        let mut tally = tally.0.borrow_mut();
+        match answer {
+            // What came after the end belongs to the latencies (open loop), not to the throughput.
+            // A big transfer counts whole, in all the time that the last of them took.
+            Ok(answer) if answer.ok && (step.is_some() || now <= end || spec.is_bulk()) => {
+                tally.requests += 1;
+                tally.bytes += answer.bytes + spec.upload;
+                match answer.slow {
+                    true => tally.slow += 1,
+                    false => tally.latencies.record(now - due),
+                }
+            }
+            Ok(answer) if answer.ok => {}
+            _ => {
+                tally.failed += 1;
+                drop(tally);
+                connection = None;
+                // A refused client does not spin.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        due += step.unwrap_or_default();
+    }
+}
+
+async fn ask(
+    spec: &Spec,
+    n: usize,
+    request: &[u8],
+    connection: &mut Option<Connection>,
+    tally: &Tally,
+) -> std::io::Result<Answer> {
+    if connection.as_ref().is_some_and(Connection::has_ended) {
+        tally.0.borrow_mut().reconnects += 1;
+        *connection = None;
+    }
+    if connection.is_none() {
+        *connection = Some(Connection::open(spec, n).await?);
+    }
+    let Some(open) = connection else { return Err(std::io::ErrorKind::NotConnected.into()) };
+    let answer = tokio::time::timeout(PATIENCE, open.exchange(request, spec.upload)).await??;
+    if spec.fresh {
+        *connection = None;
+    } else if answer.closes {
+        tally.0.borrow_mut().reconnects += 1;
+        *connection = None;
+    }
+    Ok(answer)
+}
+
+fn request(spec: &Spec, n: usize) -> Vec<u8> {
+    let (path, host) = (&spec.path, spec.to[n % spec.to.len()]);
+    match spec.upload {
+        0 => format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes(),
+        n => format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {n}\r\n\r\n").into_bytes(),
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+struct Answer {
+    ok: bool,
+    slow: bool,
+    closes: bool,
+    bytes: u64,
+}
+
+impl Connection {
+    async fn open(spec: &Spec, n: usize) -> std::io::Result<Self> {
+        let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(spec.to[n % spec.to.len()])).await??;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, unread: Vec::new() })
+    }
+
+    /// Whether the other side has closed it while it was idle.
+    fn has_ended(&self) -> bool {
+        ebbtide::socket::has_ended(&self.stream)
+    }
+
+    async fn exchange(&mut self, request: &[u8], upload: u64) -> std::io::Result<Answer> {
+        self.stream.write_all(request).await?;
+        let mut left = upload;
+        while left > 0 {
+            let piece = left.min(PIECE.len() as u64);
+            self.stream.write_all(&PIECE[..piece as usize]).await?;
+            left -= piece;
+        }
+        let mut buf = [0; 4096];
+        let head = loop {
+            if let Some(at) = self.unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                break at + 4;
+            }
+            match self.stream.read(&mut buf).await? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                n => self.unread.extend_from_slice(&buf[..n]),
+            }
+        };
+        let body = content_length(&self.unread[..head]);
+        let ok = self.unread.starts_with(b"HTTP/1.1 200");
+        let lower = self.unread[..head].to_ascii_lowercase();
+        let closes = lower.windows(17).any(|bytes| bytes == b"connection: close");
+        if lower.windows(18).any(|bytes| bytes == b"transfer-encoding:") {
+            return Err(std::io::Error::other("a counted answer became a chunked one"));
+        }
+        self.unread.drain(..head);
+        if body <= SMALL {
+            while (self.unread.len() as u64) < body {
+                match self.stream.read(&mut buf).await? {
+                    0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    n => self.unread.extend_from_slice(&buf[..n]),
+                }
+            }
+        }
+        let here = (self.unread.len() as u64).min(body);
+        let slow = body > 0 && self.unread.get(here as usize - 1) == Some(&b's') && body <= SMALL;
+        self.unread.drain(..here as usize);
+        discard(&self.stream, body - here).await?;
+        Ok(Answer { ok, slow, closes, bytes: body })
+    }
+}
+
+#[derive(Default)]
+struct Tally(RefCell<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    requests: u64,
+    failed: u64,
+    reconnects: u64,
+    slow: u64,
+    bytes: u64,
+    latencies: Histogram,
+}
+
+impl Counts {
+    fn report(&self, seconds: f64) -> Report {
+        Report {
+            requests: self.requests,
+            failed: self.failed,
+            reconnects: self.reconnects,
+            slow: self.slow,
+            bytes: self.bytes,
+            seconds,
+            p50: self.latencies.quantile(0.5),
+            p99: self.latencies.quantile(0.99),
+            p999: self.latencies.quantile(0.999),
+            max: self.latencies.quantile(1.0),
+        }
+    }
+}
+
+/// Nanoseconds in buckets of 1/128 of their size.
+pub struct Histogram(Vec<u64>);
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self(vec![0; 64 * 128])
+    }
+}
+
+impl Histogram {
+    pub fn record(&mut self, latency: Duration) {
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(128);
+        let power = nanos.ilog2() as usize;
+        self.0[power * 128 + ((nanos >> (power - 7)) as usize - 128)] += 1;
+    }
+
+    /// Microseconds; 0 where nothing was recorded.
+    pub fn quantile(&self, q: f64) -> f64 {
+        let rank = (self.0.iter().sum::<u64>() as f64 * q).ceil() as u64;
+        let mut seen = 0;
+        for (at, count) in self.0.iter().enumerate() {
+            seen += count;
+            if *count > 0 && seen >= rank {
+                let (power, step) = (at / 128, at % 128);
+                return (128 + step) as f64 * f64::powi(2.0, power as i32 - 7) / 1000.0;
+            }
+        }
+        0.0
+    }
+}
+
+/// No answer within this is a failure.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SMALL: u64 = 64 << 10;
+static PIECE: [u8; 256 << 10] = [b'u'; 256 << 10];

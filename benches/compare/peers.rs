@@ -1,0 +1,363 @@
+//! The proxies: where each is found, how it is started from its template here, and how it is told of other endpoints.
+//!
+//! In a template `@LISTEN@`, `@FOLDER@` and so on are replaced; a line with `@ENDPOINT@` stands for one of each endpoint, a
+//! line with `@ROLLOUT@` is there in the rollout only.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::guard::Guard;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Ebbtide,
+    Direct,
+    Haproxy,
+    Nginx,
+    Caddy,
+    Pingap,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    Http,
+    Tcp,
+}
+
+/// What a proxy is started for, where its best configuration depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    Load,
+    Bulk,
+    Idle,
+    Rollout,
+}
+
+pub const ALL: [Kind; 6] = [Kind::Ebbtide, Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Caddy, Kind::Pingap];
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ebbtide => "ebbtide",
+            Self::Direct => "direct",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Caddy => "caddy",
+            Self::Pingap => "pingap",
+        }
+    }
+
+    pub fn speaks(self, mode: Mode) -> bool {
+        mode == Mode::Http || !matches!(self, Self::Caddy | Self::Pingap)
+    }
+
+    /// Where its program is, or how to come by it.
+    pub fn program(self) -> Result<PathBuf, &'static str> {
+        let (places, cure): (Vec<PathBuf>, _) = match self {
+            Self::Direct => return Ok(PathBuf::new()),
+            Self::Ebbtide => return Ok(PathBuf::from(env!("CARGO_BIN_EXE_ebbtide"))),
+            Self::Haproxy => (vec!["/usr/sbin/haproxy".into()], "apt-get install haproxy"),
+            Self::Nginx => (vec!["/usr/sbin/nginx".into()], "apt-get install nginx libnginx-mod-stream"),
+            Self::Caddy => (vec![tools().join("caddy")], "benches/compare/install.sh (Go needed)"),
+            Self::Pingap => (vec![tools().join("pingap")], "benches/compare/install.sh"),
+        };
+        places.into_iter().chain(on_path(self.name())).find(|path| path.is_file()).ok_or(cure)
+    }
+
+    pub fn version(self) -> String {
+        let flag = match self {
+            Self::Direct => return String::new(),
+            Self::Ebbtide => return ebbtide::VERSION.to_owned(),
+            Self::Haproxy | Self::Nginx => "-v",
+            // Its `version` knows nothing of a build by name.
+            Self::Caddy => "build-info",
+            Self::Pingap => "--version",
+        };
+        let Ok(program) = self.program() else { return "missing".to_owned() };
+        let Ok(output) = Command::new(program).arg(flag).output() else { return "unknown".to_owned() };
+        let text = [output.stdout, output.stderr].concat();
+        let line = String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned();
+        let word = line
+            .split([' ', '/'])
+            .find(|word| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'));
+        word.unwrap_or(&line).to_owned()
+    }
+}
+
+/// A program on the search path.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Where `install.sh` puts what it builds.
+pub fn tools() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
+    cache.unwrap_or_default().join("ebbtide-bench/bin")
+}
+
+/// A running proxy.
+pub struct Peer {
+    kind: Kind,
+    /// Where clients go.
+    pub to: Vec<SocketAddr>,
+    guard: Option<Guard>,
+    folder: tempfile::TempDir,
+    template: String,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    /// All that HAProxy has a place for, in its order.
+    slots: Vec<SocketAddr>,
+    purpose: Purpose,
+}
+
+impl Peer {
+    /// Starts a proxy before `live` endpoints, `spare` being those of later, and waits until it answers.
+    pub fn start(
+        kind: Kind,
+        mode: Mode,
+        purpose: Purpose,
+        cores: &[usize],
+        live: &[SocketAddr],
+        spare: &[SocketAddr],
+    ) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ebbtide-compare-").tempdir()?;
+        let template = match (kind, mode) {
+            (Kind::Direct, _) => "",
+            (Kind::Ebbtide, _) => include_str!("ebbtide.yaml"),
+            (Kind::Haproxy, Mode::Http) => include_str!("haproxy-http.cfg"),
+            (Kind::Haproxy, Mode::Tcp) => include_str!("haproxy-tcp.cfg"),
+            (Kind::Nginx, Mode::Http) => include_str!("nginx-http.conf"),
+            (Kind::Nginx, Mode::Tcp) => include_str!("nginx-stream.conf"),
+            (Kind::Caddy, _) => include_str!("Caddyfile"),
+            (Kind::Pingap, _) => include_str!("pingap.toml"),
+        };
+        let protocol = if mode == Mode::Http { "http" } else { "tcp" };
+        let listen = free_address()?;
+        let to = if kind == Kind::Direct { live.to_vec() } else { vec![listen] };
+        let mut peer = Self {
+            kind,
+            to,
+            guard: None,
+            folder,
+            template: template.replace("@PROTOCOL@", protocol),
+            listen,
+            admin: free_address()?,
+            slots: [live, spare].concat(),
+            purpose,
+        };
+        if kind != Kind::Direct {
+            peer.spawn(cores, live).with_context(|| format!("{} did not start", kind.name()))?;
+        }
+        Ok(peer)
+    }
+
+    fn spawn(&mut self, cores: &[usize], live: &[SocketAddr]) -> anyhow::Result<()> {
+        let file = self.folder.path().join(match self.kind {
+            Kind::Ebbtide => "ebbtide.yaml",
+            Kind::Caddy => "Caddyfile",
+            Kind::Pingap => "pingap.toml",
+            _ => "proxy.conf",
+        });
+        std::fs::write(&file, self.filled_in(live))?;
+        if self.kind == Kind::Ebbtide {
+            std::fs::create_dir(self.folder.path().join("manifests"))?;
+            self.write_manifests(live, &[])?;
+        }
+        let file = file.display().to_string();
+        let arguments: &[&str] = match self.kind {
+            Kind::Ebbtide => &["run", "--config", &file],
+            Kind::Haproxy => &["-db", "-f", &file],
+            Kind::Nginx => &["-e", "stderr", "-p", "@", "-c", &file],
+            Kind::Caddy => &["run", "--adapter", "caddyfile", "--config", &file],
+            Kind::Pingap => &["--conf", &file],
+            Kind::Direct => &[],
+        };
+        let here = self.folder.path().display().to_string();
+        let arguments: Vec<String> = arguments.iter().map(|word| word.replace('@', &here)).collect();
+        let log = self.folder.path().join("log");
+        let program = self.kind.program().map_err(anyhow::Error::msg)?;
+        let mut guard = Guard::start(cores, &program, &arguments, &log)?;
+        let begun = Instant::now();
+        while get(self.listen, "/1k").is_err() {
+            if guard.has_ended() || begun.elapsed() > START {
+                bail!("{}", std::fs::read_to_string(&log).unwrap_or_default().trim());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.guard = Some(guard);
+        Ok(())
+    }
+
+    /// Its processes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.guard.as_ref().map(Guard::pids).unwrap_or_default()
+    }
+
+    /// Whether it can be told of other endpoints at once.
+    pub fn can_roll(kind: Kind) -> bool {
+        // Pingap looks at its file every ten seconds; the direct way knows nobody to tell.
+        !matches!(kind, Kind::Pingap | Kind::Direct)
+    }
+
+    /// Tells it in its own way that `leaving` are about to end and `live` are what there is.
+    pub fn tell(&mut self, live: &[SocketAddr], leaving: &[SocketAddr]) -> anyhow::Result<()> {
+        match self.kind {
+            Kind::Ebbtide => self.write_manifests(live, leaving),
+            Kind::Haproxy => {
+                let mut commands = Vec::new();
+                for (n, slot) in self.slots.iter().enumerate() {
+                    match (live.contains(slot), leaving.contains(slot)) {
+                        (true, _) => commands.push(format!("set server app/s{n} state ready")),
+                        (_, true) => commands.push(format!("set server app/s{n} state maint")),
+                        _ => {}
+                    }
+                }
+                let mut stream = UnixStream::connect(self.folder.path().join("admin.sock"))?;
+                stream.write_all(format!("{}\n", commands.join(";")).as_bytes())?;
+                let mut said = String::new();
+                stream.read_to_string(&mut said)?;
+                ensure!(said.trim().is_empty(), "haproxy says: {}", said.trim());
+                Ok(())
+            }
+            Kind::Nginx => {
+                std::fs::write(self.folder.path().join("proxy.conf"), self.filled_in(live))?;
+                let master = self.pids().into_iter().next().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+                Ok(kill_process(master.context("nginx has ended")?, Signal::HUP)?)
+            }
+            Kind::Caddy => {
+                let config = self.filled_in(live);
+                let mut stream = TcpStream::connect(self.admin)?;
+                write!(
+                    stream,
+                    "POST /load HTTP/1.1\r\nHost: {}\r\nContent-Type: text/caddyfile\r\nConnection: close\r\n\
+                     Content-Length: {}\r\n\r\n{config}",
+                    self.admin,
+                    config.len()
+                )?;
+                let mut said = String::new();
+                stream.read_to_string(&mut said)?;
+                ensure!(said.starts_with("HTTP/1.1 200"), "caddy says: {said}");
+                Ok(())
+            }
+            Kind::Pingap | Kind::Direct => bail!("{} cannot be told", self.kind.name()),
+        }
+    }
+
+    fn filled_in(&self, live: &[SocketAddr]) -> String {
+        let list: Vec<String> = live.iter().map(SocketAddr::to_string).collect();
+        let buffer = if self.purpose == Purpose::Idle { "16k" } else { "64k" };
+        let mut text = String::new();
+        for line in self.template.lines() {
+            let wanted = |mark: &str, purpose| !line.contains(mark) || self.purpose == purpose;
+            if !wanted("@BULK@", Purpose::Bulk) || !wanted("@ROLLOUT@", Purpose::Rollout) {
+                continue;
+            }
+            let line = line.replace("@BULK@", "").replace("@ROLLOUT@", "");
+            // HAProxy keeps its slots; the others know only who is there.
+            let endpoints = if line.contains("@SPARE@") { &self.slots[..] } else { live };
+            if line.contains("@ENDPOINT@") {
+                for (n, endpoint) in endpoints.iter().enumerate() {
+                    let spare = if live.contains(endpoint) { "" } else { " disabled" };
+                    let line = line.replace("@ENDPOINT@", &endpoint.to_string()).replace("@N@", &n.to_string());
+                    text += &line.replace("@SPARE@", spare);
+                    text += "\n";
+                }
+                continue;
+            }
+            text += &line
+                .replace("@LISTEN@", &self.listen.to_string())
+                .replace("@ADMIN@", &self.admin.to_string())
+                .replace("@FOLDER@", &self.folder.path().display().to_string())
+                .replace("@MODULES@", "/usr/lib/nginx/modules")
+                .replace("@STREAM_BUFFER@", buffer)
+                .replace("@ENDPOINTS@", &list.join(" "))
+                .replace("@ENDPOINTS_JSON@", &format!("{list:?}"));
+            text += "\n";
+        }
+        text
+    }
+
+    fn write_manifests(&self, live: &[SocketAddr], leaving: &[SocketAddr]) -> anyhow::Result<()> {
+        write_manifests(&self.folder.path().join("manifests"), live, leaving, &[])
+    }
+}
+
+/// A Service and its slice of endpoints, each a pod of its own; the slice is renamed into its place. Where no connection
+/// may be made to them, `annotations` say so.
+pub fn write_manifests(
+    folder: &Path,
+    live: &[SocketAddr],
+    leaving: &[SocketAddr],
+    annotations: &[(&str, &str)],
+) -> anyhow::Result<()> {
+    let service = folder.join("service.json");
+    if !service.exists() {
+        std::fs::write(&service, service_manifest("shop", annotations).to_string())?;
+    }
+    let endpoints = live.iter().map(|address| (address, false)).chain(leaving.iter().map(|address| (address, true)));
+    // One port a slice: so a slice for each endpoint.
+    let items = endpoints.map(|(address, terminating)| slice_manifest("shop", &[*address], terminating));
+    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items.collect::<Vec<_>>()});
+    let new = folder.join(".slices.new");
+    std::fs::write(&new, list.to_string())?;
+    Ok(std::fs::rename(&new, folder.join("slices.json"))?)
+}
+
+pub fn service_manifest(name: &str, annotations: &[(&str, &str)]) -> serde_json::Value {
+    let annotations: std::collections::BTreeMap<_, _> = annotations.iter().copied().collect();
+    serde_json::json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": "web", "annotations": annotations},
+        "spec": {"ports": [{"name": "http", "port": 80}]}
+    })
+}
+
+/// A slice of endpoints with the port of the first.
+pub fn slice_manifest(service: &str, addresses: &[SocketAddr], terminating: bool) -> serde_json::Value {
+    let first = addresses[0];
+    let endpoint = |address: &SocketAddr| {
+        let pod = format!("{service}-{}-{}", address.ip().to_string().replace('.', "-"), address.port());
+        serde_json::json!({
+            "addresses": [address.ip()],
+            "conditions": {"ready": !terminating, "serving": true, "terminating": terminating},
+            "targetRef": {"kind": "Pod", "name": pod, "namespace": "web", "uid": pod}
+        })
+    };
+    serde_json::json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": format!("{service}-{}-{}", first.ip().to_string().replace('.', "-"), first.port()), "namespace": "web",
+            "labels": {"kubernetes.io/service-name": service}
+        },
+        "addressType": "IPv4", "ports": [{"name": "http", "port": first.port()}],
+        "endpoints": addresses.iter().map(endpoint).collect::<Vec<_>>()
+    })
+}
+
+/// Any that is free now.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// A page's body, if it is there within a second.
+pub fn get(from: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&from, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {from}\r\nConnection: close\r\n\r\n")?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    ensure!(text.starts_with("HTTP/1.1 200"), "{}", text.lines().next().unwrap_or("nothing"));
+    Ok(text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+const START: Duration = Duration::from_secs(15);
