@@ -102,7 +102,7 @@ impl Control {
                     Some(message) => chores = self.heed(message),
                     None => source_open = false,
                 },
-                Some(notice) = self.notices.recv() => self.hear(notice, &probes),
+                Some(notice) = self.notices.recv() => chores = self.hear(notice, &probes),
                 Some(first) = probed.recv() => {
                     let (mut results, mut readmitted) = (Vec::new(), Vec::new());
                     let mut next = Some(first);
@@ -114,10 +114,10 @@ impl Control {
                         next = probed.try_recv().ok();
                     }
                     if !readmitted.is_empty() {
-                        self.table.answering_changed(&readmitted);
+                        chores = self.table.answering_changed(&self.world, &readmitted, Instant::now());
                     }
                     if !results.is_empty() {
-                        chores = self.table.probed(&results);
+                        chores.append(self.table.probed(&results));
                     }
                 }
                 Some(command) = self.commands.recv() => match command {
@@ -183,7 +183,7 @@ impl Control {
     }
 
     /// Many endpoints may leave or fail at once: the table is settled once for all of them.
-    fn hear(&mut self, first: Notice, probes: &Rc<Probes>) {
+    fn hear(&mut self, first: Notice, probes: &Rc<Probes>) -> Chores {
         let (mut left, mut ejected) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(notice) = next {
@@ -216,10 +216,11 @@ impl Control {
         if !left.is_empty() {
             self.table.drained(&left);
         }
-        if !ejected.is_empty() {
-            // Without them, who is terminating may be the last resort, whose drain then waits.
-            self.table.answering_changed(&ejected);
+        if ejected.is_empty() {
+            return Chores::default();
         }
+        // Without them, who is terminating may be the last resort, whose drain then waits.
+        self.table.answering_changed(&self.world, &ejected, Instant::now())
     }
 
     fn attend(

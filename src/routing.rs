@@ -132,6 +132,14 @@ pub struct Chores {
     pub warnings: Vec<(ObjectName, String)>,
 }
 
+impl Chores {
+    pub fn append(&mut self, mut more: Self) {
+        self.join.append(&mut more.join);
+        self.deadlines.append(&mut more.deadlines);
+        self.warnings.append(&mut more.warnings);
+    }
+}
+
 #[derive(Default)]
 struct ServiceEntry {
     uid: Option<String>,
@@ -281,12 +289,12 @@ impl RoutingTable {
         Some(&self.services.get(&key.service)?.ports.get(&key.port)?.hold)
     }
 
-    /// Endpoints have been ejected, or connected to again: who is the last resort may be another now, and whoever is held
-    /// may try.
-    pub fn answering_changed(&mut self, ids: &[EndpointId]) {
-        let services: BTreeSet<ObjectName> =
-            ids.iter().filter_map(|id| self.homes.get(id)).map(|(key, _)| key.service.clone()).collect();
-        self.settle(&services.into_iter().collect::<Vec<_>>(), Vec::new(), Instant::now());
+    /// Endpoints have been ejected, or connected to again: who is the last resort may be another now, be it one that had
+    /// drained already, and whoever is held may try.
+    pub fn answering_changed(&mut self, world: &World, ids: &[EndpointId], now: Instant) -> Chores {
+        let homes = ids.iter().filter_map(|id| self.homes.get(id));
+        let services = homes.map(|(key, _)| key.service.clone()).collect();
+        self.apply(world, &Touched { services, ..Touched::default() }, now)
     }
 
     /// A drain deadline has passed: out, whatever it still is, and what is in flight is replayed or cut.

@@ -228,7 +228,8 @@ impl Rig {
         } else if answers {
             endpoint.readmit();
             self.readmitting.remove(&id);
-            self.table.answering_changed(&[id]);
+            let chores = self.table.answering_changed(&self.world, &[id], self.now);
+            self.attend(chores);
         }
     }
 
@@ -257,7 +258,8 @@ impl Rig {
                 }
                 Notice::Left(_) => panic!("there are no workers here"),
                 Notice::Ejected(endpoint) => {
-                    self.table.answering_changed(&[endpoint.id]);
+                    let chores = self.table.answering_changed(&self.world, &[endpoint.id], self.now);
+                    self.attend(chores);
                     self.readmitting.insert(endpoint.id, endpoint);
                 }
             }
@@ -381,6 +383,20 @@ fn a_drained_endpoint_that_still_serves_is_the_last_resort_of_a_service_without_
     rig.serve(&[terminating(one)]);
     assert_eq!(rig.last_resort(), [], "its deadline has passed");
     assert_eq!(rig.known.len(), 3);
+}
+
+/// Found by the property test below: the drained one came back with the next event of the source only.
+#[test]
+fn a_drained_endpoint_that_still_serves_is_the_last_resort_when_the_only_other_is_ejected() {
+    let mut rig = Rig::with(&[ready(1, Some("a")), ready(2, Some("b"))]);
+    rig.serve(&[terminating(ready(1, Some("a"))), ready(2, Some("b"))]);
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
+    let lease = rig.endpoint(2).enter();
+    rig.endpoint(2).eject();
+    rig.hear();
+    rig.connect_all();
+    assert_eq!(rig.last_resort(), [(1, 3)]);
+    drop(lease);
 }
 
 #[test]
@@ -649,7 +665,8 @@ impl Rig {
             assert!(self.connected.contains(&id), "{id:?} is usable and was never connected to");
             open.insert(id);
         }
-        assert!(port.usable.is_empty() || port.last_resort.is_empty(), "a last resort beside usable ones");
+        let none_answers = port.usable.iter().all(|endpoint| endpoint.is_ejected());
+        assert!(none_answers || port.last_resort.is_empty(), "a last resort beside usable ones that answer");
         for endpoint in &port.last_resort {
             let id = endpoint.id;
             let conditions = listed(endpoint).expect("a last resort is listed").conditions;
