@@ -279,7 +279,7 @@ async fn talk(mut stream: TcpStream) -> io::Result<()> {
 }
 
 async fn half_an_answer(mut stream: TcpStream) -> io::Result<()> {
-    stream.read(&mut [0; 4_096]).await?;
+    let _some = stream.read(&mut [0; 4_096]).await?;
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le").await
 }
 

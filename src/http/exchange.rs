@@ -856,7 +856,7 @@ const KEPT_SMALL: usize = 16 << 10;
 const TURNS: u32 = 1;
 /// Reads of one turn that are passed on as they are.
 const TURNS_COPIED: u32 = 4;
-/// Bytes that are decoded at once: a client that does not read costs this, and no more than 64 KiB with all that is its.
-const DECODED: usize = 48 << 10;
+/// Bytes that are decoded at once, which is what a client that does not read them costs.
+const DECODED: usize = 32 << 10;
 /// 1xx responses of one exchange.
 const INTERIMS: u32 = 32;

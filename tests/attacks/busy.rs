@@ -23,7 +23,7 @@ async fn siege(name: &'static str, head: String, piece: Vec<u8>) {
 
 /// As [`siege`], with bodies that are forwarded.
 async fn siege_by_bodies(name: &'static str, head: String, piece: Vec<u8>) {
-    let siege = lay(name, head.clone(), piece.clone()).await.with_replay_buffers();
+    let siege = lay(name, head.clone(), piece.clone()).await.with_full_buffers();
     strike(siege, head, piece).await;
 }
 
@@ -94,7 +94,7 @@ async fn uploads_to_a_dying_endpoint() {
     let warm = async |web: SocketAddr| {
         futures::future::join_all((0..4).map(|_| upload(web, 16 << 20))).await;
     };
-    let mut siege = Siege::lay("upload-to-dying-endpoint", "", warm).await;
+    let mut siege = Siege::lay("upload-to-dying-endpoint", "", warm).await.with_full_buffers();
     let (web, refused) = (siege.web, Arc::new(AtomicUsize::new(0)));
     let count = refused.clone();
     let hostile = busy(UPLOADS, move |_| {

@@ -19,10 +19,9 @@ use crate::vitals::{cpu, own_bytes};
 
 /// What one hostile connection may cost at the most.
 const EACH: u64 = 64 << 10;
-/// What is kept of a body for a replay, by default.
-const REPLAY: u64 = 64 << 10;
-/// All else of a connection that has a whole replay buffer: it is over `EACH` by this, which the figures show.
-const BESIDE_REPLAY: u64 = 16 << 10;
+/// Where a buffer of 64 KiB (a body kept for a replay, a read that a peer does not take) stands full: that and all else.
+/// It is over the aim of [`EACH`] by what the allocator and the session take, which the figures show.
+const WITH_FULL_BUFFER: u64 = 96 << 10;
 const GOOD: usize = 8;
 /// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -93,9 +92,9 @@ impl Siege {
         siege
     }
 
-    /// Each attacker sends a body that fills the replay buffer.
-    pub fn with_replay_buffers(mut self) -> Self {
-        self.bound = REPLAY + BESIDE_REPLAY;
+    /// Each attacker has the proxy hold a full buffer.
+    pub fn with_full_buffers(mut self) -> Self {
+        self.bound = WITH_FULL_BUFFER;
         self
     }
 

@@ -82,7 +82,7 @@ async fn slow_read(name: &'static str, path: &str) {
         tokio::time::sleep(Duration::from_millis(500)).await;
         drop(some);
     };
-    let mut siege = Siege::lay(name, "", warm).await;
+    let mut siege = Siege::lay(name, "", warm).await.with_full_buffers();
     let hostile = many(300, async || open(siege.web).await).await;
     // Until the kernel's buffers are full and nothing moves any more.
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -116,7 +116,7 @@ async fn uploads_to_a_deaf_endpoint() {
         stream
     };
     let warm = async |web| drop(many(10, async || open(web).await).await);
-    let mut siege = Siege::lay("upload-to-deaf-endpoint", "", warm).await;
+    let mut siege = Siege::lay("upload-to-deaf-endpoint", "", warm).await.with_full_buffers();
     let hostile = many(100, async || open(siege.web).await).await;
     let seen = siege.watch().await;
     siege.lift_quiet(hostile, seen).await;
