@@ -7,15 +7,21 @@
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::backend::{content_length, discard};
 use crate::guard;
@@ -147,10 +153,14 @@ pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
             return stay(&spec).await;
         }
         let tally = Rc::new(Tally::default());
+        let beats: Rc<[Notify]> = (0..spec.clients).map(|_| Notify::new()).collect();
         let begun = Instant::now();
+        if let Some(rate) = spec.rate {
+            tokio::task::spawn_local(beat(timer(rate)?, beats.clone()));
+        }
         let end = begun + Duration::from_secs_f64(spec.seconds);
         let clients: Vec<_> = (0..spec.clients)
-            .map(|n| tokio::task::spawn_local(client(spec.clone(), n, begun, end, tally.clone())))
+            .map(|n| tokio::task::spawn_local(client(spec.clone(), n, begun, end, tally.clone(), beats.clone())))
             .collect();
         // Answers still under way at the end are waited for, but not for ever.
         let patience = Duration::from_secs(8);
@@ -181,14 +191,43 @@ async fn stay(spec: &Rc<Spec>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: Rc<Tally>) {
+/// A timer that fires for each request that is due: tokio's own know only milliseconds.
+fn timer(rate: f64) -> anyhow::Result<AsyncFd<OwnedFd>> {
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let nanos = (1e9 / rate) as i64;
+    let step = Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: step, it_value: step })?;
+    // Deprecated in favour of an unsafe one, for types that may change their descriptor; an OwnedFd keeps its own.
+    #[allow(deprecated)]
+    let timer = AsyncFd::new(timer)?;
+    Ok(timer)
+}
+
+/// Wakes one client after the other.
+async fn beat(timer: AsyncFd<OwnedFd>, clients: Rc<[Notify]>) {
+    let mut next = 0;
+    while let Ok(mut ready) = timer.readable().await {
+        let mut count = [0; 8];
+        match ready.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut count)?)) {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return,
+            Err(_would_block) => continue,
+        }
+        for _ in 0..u64::from_ne_bytes(count) {
+            clients[next].notify_one();
+            next = (next + 1) % clients.len();
+        }
+    }
+}
+
+async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: Rc<Tally>, beats: Rc<[Notify]>) {
     let request = request(&spec, n);
     let step = spec.rate.map(|rate| Duration::from_secs_f64(spec.clients as f64 / rate));
-    let mut due = begun + step.map_or(Duration::ZERO, |step| step.mul_f64(n as f64 / spec.clients as f64));
+    let mut due = begun + step.map_or(Duration::ZERO, |step| step.mul_f64((n + 1) as f64 / spec.clients as f64));
     let mut connection = None;
     loop {
-        if step.is_some() && due > Instant::now() {
-            tokio::time::sleep_until(due.into()).await;
+        while step.is_some() && due > Instant::now() + EARLY {
+            beats[n].notified().await;
         }
         if step.is_none() {
             due = Instant::now();
@@ -207,7 +246,7 @@ async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: R
                 tally.bytes += answer.bytes + spec.upload;
                 match answer.slow {
                     true => tally.slow += 1,
-                    false => tally.latencies.record(now - due),
+                    false => tally.latencies.record(now.saturating_duration_since(due)),
                 }
             }
             Ok(answer) if answer.ok => {}
@@ -315,7 +354,8 @@ impl Connection {
             }
         }
         let here = (self.unread.len() as u64).min(body);
-        let slow = body > 0 && self.unread.get(here as usize - 1) == Some(&b's') && body <= SMALL;
+        let last = (here as usize).checked_sub(1).and_then(|at| self.unread.get(at));
+        let slow = body <= SMALL && last == Some(&b's');
         self.unread.drain(..here as usize);
         discard(&self.stream, body - here).await?;
         Ok(Answer { ok, slow, closes, bytes: body })
@@ -383,6 +423,8 @@ impl Histogram {
     }
 }
 
+/// The timer's steps are whole nanoseconds, so it may be early by some microseconds after a million of them.
+const EARLY: Duration = Duration::from_micros(20);
 /// No answer within this is a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
 const SMALL: u64 = 64 << 10;

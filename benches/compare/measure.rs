@@ -52,9 +52,21 @@ pub fn private_bytes(pids: &[u32]) -> u64 {
     1024 * pids.iter().map(process).sum::<u64>()
 }
 
-/// Memory that the kernel holds for everyone: slabs (socket structures, descriptors, epoll entries) and TCP's buffers.
+/// Memory that the kernel holds for everyone's connections: socket structures, descriptors, epoll entries, and TCP's
+/// buffers. By kinds of slab where those may be read (root), so that others' files and folders do not count.
 pub fn kernel_bytes() -> u64 {
-    let slab = field(&read_to_string("/proc/meminfo").unwrap_or_default(), "Slab:") * 1024;
+    const KINDS: [&str; 7] =
+        ["TCP", "sock_inode_cache", "filp", "eventpoll_epi", "eventpoll_pwq", "ep_head", "request_sock_TCP"];
+    let slabs = read_to_string("/proc/slabinfo").unwrap_or_default();
+    let slab = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [name, active, _, size, ..] = words[..] else { return None };
+        KINDS.contains(&name).then_some(active.parse::<u64>().ok()? * size.parse::<u64>().ok()?)
+    };
+    let slab = match slabs.is_empty() {
+        true => field(&read_to_string("/proc/meminfo").unwrap_or_default(), "Slab:") * 1024,
+        false => slabs.lines().filter_map(slab).sum(),
+    };
     let sockets = read_to_string("/proc/net/sockstat").unwrap_or_default();
     let tcp = sockets.lines().find(|line| line.starts_with("TCP:")).unwrap_or_default();
     let pages = tcp.split_whitespace().skip_while(|word| *word != "mem").nth(1).and_then(|n| n.parse::<u64>().ok());
