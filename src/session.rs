@@ -342,9 +342,9 @@ async fn read_head(
         let config = worker.config();
         (config.timeouts.client_idle, config.timeouts.head)
     };
-    timer.as_mut().reset((Instant::now() + if client.unread.is_empty() { idle } else { head_time }).into());
+    let mut begun = head::has_begun(&client.unread);
+    timer.as_mut().reset((Instant::now() + if begun { head_time } else { idle }).into());
     let mut parsed = client.parse(worker)?;
-    let mut begun = !client.unread.is_empty();
     poll_fn(|cx| {
         loop {
             if let Some(found) = parsed.take() {
@@ -354,7 +354,7 @@ async fn read_head(
                 Poll::Ready(found) => parsed = found?,
                 Poll::Pending => break,
             }
-            if parsed.is_none() && !begun {
+            if parsed.is_none() && !begun && head::has_begun(&client.unread) {
                 begun = true;
                 timer.as_mut().reset((Instant::now() + head_time).into());
             }
@@ -401,7 +401,8 @@ impl Client {
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)).map_err(reset)?;
         let read = buf.filled();
         if read.is_empty() {
-            let reason = if self.unread.is_empty() { CloseReason::ClientClosed } else { CloseReason::ClientReset };
+            let idle = !head::has_begun(&self.unread);
+            let reason = if idle { CloseReason::ClientClosed } else { CloseReason::ClientReset };
             return Poll::Ready(Err(HeadEnd::Closed(reason)));
         }
         if !self.unread.is_empty() {

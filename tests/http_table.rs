@@ -100,6 +100,7 @@ fn forwarded(cases: &[(&str, &str)]) -> Vec<Request> {
 fn a_plain_request_goes_on_in_its_order() {
     let requests = forwarded(&[
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        ("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
         (
             "PURGE /x?y=%20|{}\\^ HTTP/1.1\r\nB_c:1\r\nhOST:\ta \r\nEmpty:\r\nObs: \u{e9}\r\nSpaced: \t a  b \t\r\n\r\n",
             "PURGE /x?y=%20|{}\\^ HTTP/1.1\r\nB_c: 1\r\nhOST: a\r\nEmpty: \r\nObs: \u{e9}\r\nSpaced: a  b\r\n{x}\r\n",
@@ -107,7 +108,7 @@ fn a_plain_request_goes_on_in_its_order() {
         ("GET / HTTP/1.1\r\nHost:\r\n\r\n", "GET / HTTP/1.1\r\nHost: \r\n{y}\r\n"),
     ]);
     assert_eq!((requests[0].method, requests[0].framing, requests[0].keep_alive), (Method::Get, Framing::None, true));
-    assert_eq!(requests[1].method, Method::Other);
+    assert_eq!(requests[2].method, Method::Other);
 }
 
 #[test]
@@ -215,7 +216,8 @@ fn host_is_one_and_agrees_with_the_target() {
 #[test]
 fn lines_end_in_crlf_and_hold_no_control_bytes() {
     refused(&[
-        ("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "leading_blank_line"),
+        ("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "leading_blank_line"),
+        ("\rGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bare_cr"),
         ("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bare_lf"),
         ("GET / HTTP/1.1\nHost: a\n\n", 400, "bare_lf"),
         ("GET / HTTP/1.1\r\nHost: a\n\r\n", 400, "bare_lf"),

@@ -1,9 +1,9 @@
 //! The configuration: real, checked types, and the way in from a file.
 //!
-//! [`Config::load`] is the only door: what it returns has its defaults filled in and every value inside its bounds, so
-//! that nothing behind it checks again. Reading goes from `raw` (the file's shape, by serde) through `checked` to the types
-//! here; `value` reads single values, `places` finds the line of a field, [`service`] lays a Service's annotations over
-//! the configuration. Reading again at SIGHUP is `app`'s.
+//! [`Config::load`] (of a text: [`Config::parse`]) is the only door: what it returns has its defaults filled in and every
+//! value inside its bounds, so that nothing behind it checks again. Reading goes from `raw` (the file's shape, by serde)
+//! through `checked` to the types here; `value` reads single values, `places` finds the line of a field, [`service`] lays a
+//! Service's annotations over the configuration. Reading again at SIGHUP is `app`'s.
 
 mod checked;
 mod places;
@@ -196,8 +196,13 @@ impl Config {
             path: String::new(),
             what: format!("cannot be read ({}), expected a configuration file", value::plain(&error)),
         })?;
+        Self::parse(&text, file)
+    }
+
+    /// Checks the text that `file` holds.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, Error> {
         let folder = file.parent().unwrap_or(Path::new(""));
-        raw::parse(&text).and_then(|raw| raw.check(folder)).map_err(|fault| fault.placed(file, &text))
+        raw::parse(text).and_then(|raw| raw.check(folder)).map_err(|fault| fault.placed(file, text))
     }
 
     /// The JSON Schema (2020-12) of the file that [`Config::load`] reads.

@@ -122,6 +122,12 @@ pub struct Request {
     pub consumed: usize,
 }
 
+/// Whether more has come than the one empty line that a client may send before a request (RFC 9112 section 2.2): some end
+/// a body with one that its length does not count.
+pub fn has_begun(input: &[u8]) -> bool {
+    !b"\r\n".starts_with(input)
+}
+
 /// Reads a client's request head and appends the upstream's to `out`: always HTTP/1.1, origin-form, fields in their
 /// order, those of one hop removed, `X-Forwarded-*` set. `Ok(None)`: not complete; nothing was appended.
 pub fn parse_request(
@@ -130,15 +136,19 @@ pub fn parse_request(
     fwd: &Forwarding,
     out: &mut Vec<u8>,
 ) -> Result<Option<Request>, Reject> {
-    let Some(consumed) = end_of_head(input, limits)? else { return Ok(None) };
-    let head = input.get(..consumed).unwrap_or(input);
+    if !has_begun(input) {
+        return Ok(None);
+    }
+    let (input, skipped) = input.strip_prefix(b"\r\n").map_or((input, 0), |rest| (rest, 2));
+    let Some(length) = end_of_head(input, limits)? else { return Ok(None) };
+    let head = input.get(..length).unwrap_or(input);
     let mut lines: Lines<'_> = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
     let room = limits.headers.min(MAX_HEADERS);
     let status = parsed.parse_with_uninit_headers(head, &mut lines[..room]);
     let (name, raw_target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
     match status {
-        Ok(httparse::Status::Complete(length)) if length == consumed => {}
+        Ok(httparse::Status::Complete(parsed)) if parsed == length => {}
         Ok(_) => return Err(Reject::bad("bad_request_line")),
         Err(httparse::Error::Version) => {
             let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
@@ -156,7 +166,7 @@ pub fn parse_request(
     let target = Target::new(method, raw_target)?;
     let host = match (fields.host, target.authority) {
         (None, _) if version == Version::H11 => return Err(Reject::bad("missing_host")),
-        (Some(host), _) if !host.iter().copied().all(is_host_byte) => return Err(Reject::bad("bad_host")),
+        (Some(host), _) if !host.is_empty() && !is_authority(host) => return Err(Reject::bad("bad_host")),
         (Some(host), Some(authority)) if !authority.is(host) => return Err(Reject::bad("host_mismatch")),
         (_, Some(authority)) => Some(authority.text.as_bytes()),
         (host, None) => host,
@@ -179,10 +189,10 @@ pub fn parse_request(
         expect_continue: false,
         conditional: false,
         idempotency_key: false,
-        consumed,
+        consumed: skipped + length,
     };
 
-    out.reserve(consumed + 256);
+    out.reserve(length + 256);
     for part in [name, " ", target.prefix, target.rest, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
@@ -260,8 +270,8 @@ impl<'a> Target<'a> {
             return Err(BAD);
         }
         if method == Method::Connect {
-            let (host, port) = raw.rsplit_once(':').ok_or(BAD)?;
-            let fits = !host.is_empty() && host.bytes().all(is_host_byte) && port.parse::<u16>().is_ok();
+            let (_, port) = raw.rsplit_once(':').ok_or(BAD)?;
+            let fits = is_authority(raw.as_bytes()) && port.parse::<u16>().is_ok();
             let authority = Some(Authority { text: raw, default_port: ":443" });
             return fits.then_some(Target { authority, prefix: "", rest: raw }).ok_or(BAD);
         }
@@ -275,7 +285,7 @@ impl<'a> Target<'a> {
             _ => return Err(BAD),
         };
         let (text, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        if text.is_empty() || !text.bytes().all(is_host_byte) {
+        if !is_authority(text.as_bytes()) {
             return Err(BAD);
         }
         let prefix = match (rest, method) {
@@ -304,9 +314,21 @@ impl Authority<'_> {
     }
 }
 
-/// `uri-host [":" port]` by its bytes (RFC 3986 section 3.2), without the comma, which some take for a list.
-fn is_host_byte(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&b)
+/// `uri-host [":" port]` (RFC 3986 section 3.2) with a host: some take the first of two colons, some the last, and a comma
+/// for a list.
+fn is_authority(text: &[u8]) -> bool {
+    let literal = text.first() == Some(&b'[');
+    let end = if literal { text.iter().position(|&b| b == b']') } else { text.iter().position(|&b| b == b':') };
+    let (host, port) = text.split_at(end.map_or(text.len(), |end| end + usize::from(literal)));
+    let host = match host {
+        [b'[', inner @ .., b']'] => inner,
+        _ if literal => return false,
+        name => name,
+    };
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&b) || literal && b == b':';
+    !host.is_empty()
+        && host.iter().copied().all(fits)
+        && port.strip_prefix(b":").map_or(port.is_empty(), |port| port.iter().all(u8::is_ascii_digit))
 }
 
 fn keeps_alive(version: Version, fields: &Fields<'_, '_>) -> bool {

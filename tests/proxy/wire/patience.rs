@@ -49,6 +49,21 @@ async fn an_idle_client_is_let_go_without_a_word() {
     eventually("both to be counted", || timeouts() == 2.0).await;
 }
 
+/// RFC 9112 section 2.2: an empty line before a request is none, nor is it the beginning of one.
+#[tokio::test]
+async fn an_empty_line_alone_leaves_a_client_idle() {
+    let origin = Origin::ok().await;
+    let rig = scene(&origin, "timeouts: {clientIdle: 300ms, head: 50ms}").await;
+    for part in ["\r\n", "\r"] {
+        let mut client = Wire::connect(&rig).await;
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok\r\n").await;
+        assert_eq!(client.message().await.as_deref(), Some(OK));
+        client.assert_alive("an empty line behind a body").await;
+        client.send(part).await;
+        assert_eq!(client.rest().await, (String::new(), End::Fin), "idle, not in the midst of a head");
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_stalls_ends_both_connections() {
     let stalled = Arc::new(AtomicBool::new(false));

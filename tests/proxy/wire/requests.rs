@@ -31,7 +31,7 @@ fn refused() -> Vec<(String, u16, &'static str)> {
         (line("GET  / HTTP/1.1"), 400, "bad_request_line"),
         (line("GET / HTTP/1.1 "), 400, "bad_request_line"),
         (line("GET /\u{e9} HTTP/1.1"), 400, "bad_target"),
-        (line("\r\nGET / HTTP/1.1"), 400, "leading_blank_line"),
+        (line("\r\n\r\nGET / HTTP/1.1"), 400, "leading_blank_line"),
         (line("CONNECT a:80 HTTP/1.1"), 501, "connect_refused"),
         (post(&"A: b\r\n".repeat(101)), 431, "too_many_headers"),
         (post(&format!("A: {}", "b".repeat(17 << 10))), 431, "head_too_large"),

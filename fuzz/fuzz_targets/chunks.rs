@@ -1,0 +1,54 @@
+//! A chunked body in arbitrary pieces: one verdict, one output, and canonical bytes that decode to the same payload.
+#![no_main]
+
+use ebbtide::http::body::{BodyDecoder, Emit};
+use ebbtide::http::head::{Framing, Limits, Reject};
+use libfuzzer_sys::fuzz_target;
+
+const LIMITS: Limits = Limits { head_size: 512, headers: 8 };
+
+/// Verdict (done or not), bytes taken, output.
+type Read = (Result<bool, Reject>, usize, Vec<u8>);
+
+fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, emit: Emit) -> Read {
+    let mut decoder = BodyDecoder::new(Framing::Chunked, &LIMITS, 400);
+    let (mut out, mut taken) = (Vec::new(), 0);
+    for piece in pieces {
+        match decoder.decode(piece, emit, &mut out) {
+            Ok(n) => {
+                assert!(n == piece.len() || decoder.is_done());
+                taken += n;
+            }
+            Err(reject) => return (Err(reject), 0, out),
+        }
+        if decoder.is_done() {
+            break;
+        }
+    }
+    (Ok(decoder.is_done()), taken, out)
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&seed, input)) = data.split_first() else { return };
+    for emit in [Emit::Chunked, Emit::Identity] {
+        let whole = decode([input].into_iter(), emit);
+        assert_eq!(decode(input.chunks(1), emit), whole, "dribbled");
+        assert_eq!(decode(input.chunks(usize::from(seed).max(1)), emit), whole, "in pieces of {seed}");
+        let (mut rest, mut state, mut pieces) = (input, u32::from(seed) + 1, Vec::new());
+        while !rest.is_empty() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let (piece, more) = rest.split_at(((state >> 24) as usize % 9).min(rest.len()));
+            pieces.push(piece);
+            rest = more;
+        }
+        assert_eq!(decode(pieces.into_iter(), emit), whole, "in pieces of seed {seed}");
+    }
+    let (verdict, _, canonical) = decode([input].into_iter(), Emit::Chunked);
+    if verdict == Ok(true) {
+        let payload = decode([input].into_iter(), Emit::Identity).2;
+        assert_eq!(decode([&canonical[..]].into_iter(), Emit::Identity), (Ok(true), canonical.len(), payload));
+        assert_eq!(decode([&canonical[..]].into_iter(), Emit::Chunked), (Ok(true), canonical.len(), canonical));
+    } else {
+        assert!(!canonical.ends_with(b"\r\n0\r\n\r\n"), "no end that was not there");
+    }
+});

@@ -1,0 +1,33 @@
+//! Protocol `auto`: a verdict on the first bytes is never taken back by later ones, and never keeps from HTTP what the
+//! request parser would take.
+#![no_main]
+
+use ebbtide::http::head::{Forwarding, Limits, Sniff, may_become_request, parse_request, sniff};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let mut now = Sniff::NeedMore;
+    for end in 0..=input.len().min(512) {
+        let next = sniff(&input[..end]);
+        assert!(now == Sniff::NeedMore || now == next, "{now:?} became {next:?} at {end}");
+        now = next;
+    }
+    let whole = sniff(input);
+    assert!(now == Sniff::NeedMore || now == whole);
+    if !may_become_request(input) {
+        assert!((0..input.len().min(64)).all(|at| !may_become_request(&input[..=at]) || !may_become_request(input)));
+    }
+    let fwd = Forwarding {
+        peer: [192, 0, 2, 7].into(),
+        local: ([198, 51, 100, 1], 8080).into(),
+        trusted: false,
+        https: false,
+        allow_connect: true,
+    };
+    let limits = Limits { head_size: 16 << 10, headers: 100 };
+    let accepted = matches!(parse_request(input, &limits, &fwd, &mut Vec::new()), Ok(Some(_)));
+    let method = input.iter().position(|&b| b == b' ').unwrap_or(input.len());
+    if accepted && method <= 32 {
+        assert_eq!(whole, Sniff::Http);
+    }
+});

@@ -1,0 +1,78 @@
+//! A request as a client may send it: head, then body. The verdict does not depend on where the bytes are split, and what
+//! is forwarded is canonical: read again it means the same and is forwarded as it is.
+#![no_main]
+
+use ebbtide::http::body::{BodyDecoder, Emit};
+use ebbtide::http::head::{Forwarding, Framing, Limits, Reject, Request, parse_request};
+use libfuzzer_sys::fuzz_target;
+
+const LIMITS: Limits = Limits { head_size: 4 << 10, headers: 24 };
+
+fn read(input: &[u8], fwd: &Forwarding) -> (Result<Option<Request>, Reject>, Vec<u8>) {
+    let mut out = Vec::new();
+    let verdict = parse_request(input, &LIMITS, fwd, &mut out);
+    (verdict, out)
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&flags, input)) = data.split_first() else { return };
+    let fwd = Forwarding {
+        peer: [192, 0, 2, 7].into(),
+        local: ([198, 51, 100, 1], 8080).into(),
+        trusted: flags & 1 != 0,
+        https: flags & 2 != 0,
+        allow_connect: flags & 4 != 0,
+    };
+    let (verdict, out) = read(input, &fwd);
+    for end in (0..input.len().min(64)).chain((64..input.len()).step_by(17)) {
+        let (part, written) = read(&input[..end], &fwd);
+        match (&part, &verdict) {
+            (Ok(None), _) => assert!(written.is_empty()),
+            (Ok(Some(request)), _) => assert!(request.consumed <= end && part == verdict && written == out),
+            (Err(_), _) => assert_eq!(part, verdict, "split at {end}"),
+        }
+    }
+    let Ok(Some(request)) = verdict else { return assert!(out.is_empty()) };
+    assert!(request.consumed <= input.len() && request.consumed <= LIMITS.head_size);
+    is_canonical(&out);
+    // What we added may pass the bounds that the client kept.
+    let wide = Limits { head_size: 64 << 10, headers: 64 };
+    let mut again = Vec::new();
+    let plain = Forwarding { trusted: false, ..fwd };
+    let reread = parse_request(&out, &wide, &plain, &mut again).expect("what is forwarded is valid").expect("and whole");
+    assert_eq!(reread.consumed, out.len());
+    assert_eq!((reread.method, reread.framing, reread.upgrade), (request.method, request.framing, request.upgrade));
+    // A host that only we have given is told apart from one that the client named.
+    if !fwd.trusted && out.windows(20).any(|part| part == b"\r\nX-Forwarded-Host: ") {
+        assert_eq!(again, out);
+    }
+
+    let body = &input[request.consumed..];
+    let emit = if request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
+    let mut forwarded = Vec::new();
+    let mut decoder = BodyDecoder::new(request.framing, &LIMITS, 400);
+    let Ok(taken) = decoder.decode(body, emit, &mut forwarded) else { return };
+    assert!(taken == body.len() || decoder.is_done());
+    if decoder.is_done() {
+        let mut upstream = BodyDecoder::new(reread.framing, &LIMITS, 400);
+        let (mut there, mut payload) = (Vec::new(), Vec::new());
+        assert_eq!(upstream.decode(&forwarded, Emit::Identity, &mut there), Ok(forwarded.len()));
+        assert!(upstream.is_done(), "the upstream sees the end where we saw it");
+        _ = BodyDecoder::new(request.framing, &LIMITS, 400).decode(body, Emit::Identity, &mut payload);
+        assert_eq!(there, payload);
+    }
+});
+
+fn is_canonical(head: &[u8]) {
+    assert!(head.ends_with(b"\r\n\r\n"));
+    assert_eq!(head.windows(4).filter(|w| *w == b"\r\n\r\n").count(), 1);
+    for (at, &byte) in head.iter().enumerate() {
+        match byte {
+            b'\r' => assert_eq!(head.get(at + 1), Some(&b'\n')),
+            b'\n' => assert!(at > 0 && head[at - 1] == b'\r' && !matches!(head.get(at + 1), Some(b' ' | b'\t'))),
+            0x7f => panic!("DEL"),
+            b'\t' | 0x20.. => {}
+            _ => panic!("control byte {byte:#x}"),
+        }
+    }
+}

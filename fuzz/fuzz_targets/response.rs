@@ -1,0 +1,81 @@
+//! A response as an upstream may send it, interim heads and all, and what the client reads of it: the same status and the
+//! same payload, with an end exactly where the upstream's was.
+#![no_main]
+
+use ebbtide::http::body::{BodyDecoder, Emit};
+use ebbtide::http::head::{Framing, Limits, Method, Reject, Response, Version, parse_response};
+use libfuzzer_sys::fuzz_target;
+
+const LIMITS: Limits = Limits { head_size: 4 << 10, headers: 24 };
+const WIDE: Limits = Limits { head_size: 64 << 10, headers: 64 };
+
+struct Ask {
+    method: Method,
+    client: Version,
+    close: bool,
+}
+
+impl Ask {
+    fn read(&self, input: &[u8]) -> (Result<Option<Response>, Reject>, Vec<u8>) {
+        let mut out = Vec::new();
+        let verdict = parse_response(input, &LIMITS, self.method, self.client, self.close, &mut out);
+        (verdict, out)
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&flags, mut input)) = data.split_first() else { return };
+    let method = [Method::Get, Method::Head, Method::Post, Method::Connect][usize::from(flags & 3)];
+    let client = if flags & 4 != 0 { Version::H10 } else { Version::H11 };
+    let ask = Ask { method, client, close: flags & 8 != 0 };
+    for _ in 0..4 {
+        let (verdict, out) = ask.read(input);
+        for end in (0..input.len().min(64)).chain((64..input.len()).step_by(17)) {
+            let (part, written) = ask.read(&input[..end]);
+            match (&part, &verdict) {
+                (Ok(None), _) => assert!(written.is_empty()),
+                (Ok(Some(response)), _) => assert!(response.consumed <= end && part == verdict && written == out),
+                (Err(_), _) => assert_eq!(part, verdict, "split at {end}"),
+            }
+        }
+        let response = match verdict {
+            Ok(Some(response)) => response,
+            Ok(None) => return,
+            Err(reject) => return assert_eq!(reject.status, 502),
+        };
+        // As the client reads it.
+        let mut again = Vec::new();
+        let reread = parse_response(&out, &WIDE, method, client, false, &mut again)
+            .expect("what is forwarded is valid")
+            .expect("and whole");
+        assert_eq!((reread.consumed, reread.status), (out.len(), response.status));
+        assert!(!(response.upgrade ^ reread.upgrade), "a tunnel on both sides or on neither");
+        input = &input[response.consumed..];
+        if response.status >= 200 || response.upgrade {
+            if !response.upgrade {
+                body(&response, &reread, input);
+            }
+            return;
+        }
+        assert_eq!(response.framing, Framing::None);
+    }
+});
+
+fn body(response: &Response, reread: &Response, input: &[u8]) {
+    let mut decoder = BodyDecoder::new(response.framing, &LIMITS, 502);
+    let mut wire = Vec::new();
+    let Ok(taken) = decoder.decode(input, response.emit, &mut wire) else { return };
+    assert!(taken == input.len() || decoder.is_done());
+    let ended = decoder.is_done() || decoder.eof(response.emit, &mut wire).is_ok();
+
+    let mut payload = Vec::new();
+    _ = BodyDecoder::new(response.framing, &LIMITS, 502).decode(input, Emit::Identity, &mut payload);
+    let mut seen = Vec::new();
+    let mut client = BodyDecoder::new(reread.framing, &LIMITS, 502);
+    assert_eq!(client.decode(&wire, Emit::Identity, &mut seen), Ok(wire.len()));
+    if !client.is_done() && ended {
+        assert!(response.client_close && client.eof(Emit::Identity, &mut seen).is_ok());
+    }
+    assert_eq!(client.is_done(), ended, "a truncated body has no clean end");
+    assert_eq!(seen, payload);
+}

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Fuzzes each target in turn, from the seeds that the tables of tests/framing write.
+#   fuzz/run.sh [TARGET…]        bounded by count: RUNS (20000) each
+#   TIME=600 fuzz/run.sh         bounded by time: seconds each
+# Needs cargo-fuzz and a nightly toolchain (for the address sanitizer). A crash ends it: the input is in
+# fuzz/artifacts/TARGET, `cargo +nightly fuzz run TARGET FILE` runs it again; it becomes a test, then it is mended.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+toolchain=${TOOLCHAIN:-nightly}
+targets=("$@")
+[ "$#" -gt 0 ] || targets=(request response chunks detection manifest config)
+
+seeds=${CARGO_TARGET_DIR:-target}/fuzz-seeds
+[ -n "${SEEDED:-}" ] || cargo test --locked --quiet --test framing seeds >/dev/null
+cargo "+$toolchain" fuzz build --quiet 2>/dev/null || cargo "+$toolchain" fuzz build
+
+for target in "${targets[@]}"; do
+    mkdir -p "fuzz/corpus/$target"
+    cp -n "$seeds/$target"/* "fuzz/corpus/$target/" 2>/dev/null || true
+    bound=(-runs="${RUNS:-20000}")
+    [ -z "${TIME:-}" ] || bound=(-max_total_time="$TIME")
+    log=$(mktemp)
+    if ! cargo "+$toolchain" fuzz run "$target" -- "${bound[@]}" -dict=fuzz/http.dict -max_len=4096 -timeout=10 \
+        -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then
+        tail -60 "$log"
+        echo "fuzz $target: an input to look at, see above"
+        exit 1
+    fi
+    execs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    cover=$(grep -oE 'cov: [0-9]+' "$log" | tail -1)
+    features=$(grep -oE 'ft: [0-9]+' "$log" | tail -1)
+    corpus=$(find "fuzz/corpus/$target" -type f | wc -l)
+    echo "FIGURE fuzz $target: $execs executions, $cover edges, $features, corpus $corpus, 0 crashes"
+    rm -f "$log"
+done
