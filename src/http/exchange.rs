@@ -96,6 +96,8 @@ struct Attempt {
     upload_over: bool,
     inbuf: Vec<u8>,
     response: Option<Response>,
+    /// It has sent an interim response: it had the request.
+    heard: bool,
     body: BodyDecoder,
     emit: Emit,
     withhold: Option<Pin<Box<Sleep>>>,
@@ -557,7 +559,7 @@ impl Exchange<'_> {
 
     /// The end of the upstream connection before the end of its response.
     fn broken(&self, attempt: &Attempt) -> Lost {
-        let untouched = attempt.response.is_none() && attempt.inbuf.is_empty();
+        let untouched = attempt.response.is_none() && attempt.inbuf.is_empty() && !attempt.heard;
         Lost::Upstream { forced: false, stale: attempt.reused && untouched }
     }
 
@@ -611,6 +613,7 @@ impl Exchange<'_> {
                 return Err(Lost::BadResponse(Reject { status: 502, reason: "unsolicited_upgrade" }));
             }
             if response.status < 200 && !tunnel {
+                attempt.heard = true;
                 self.interims += 1;
                 if self.interims > INTERIMS {
                     return Err(Lost::BadResponse(Reject { status: 502, reason: "too_many_interim_responses" }));
@@ -828,6 +831,7 @@ impl Attempt {
             upload_over: false,
             inbuf: Vec::new(),
             response: None,
+            heard: false,
             body: BodyDecoder::new(Framing::None, limits, 502),
             emit: Emit::Identity,
             withhold: None,

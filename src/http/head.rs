@@ -402,6 +402,10 @@ fn response(
     match config.parse_response_with_uninit_headers(&mut parsed, head, &mut lines[..room]) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(Reject::bad("bad_status_line")),
+        // What stands behind a version that we know is at fault.
+        Err(httparse::Error::Version) if head.starts_with(b"HTTP/1.0") || head.starts_with(b"HTTP/1.1") => {
+            return Err(Reject::bad("bad_status_line"));
+        }
         Err(httparse::Error::Version) => return Err(bad_version(head.get(..8).unwrap_or_default())),
         Err(error) => return Err(bad_syntax(error, "bad_status_line")),
     }

@@ -80,7 +80,167 @@ const CORPORA: &[Corpus] = &[
 ];
 
 /// (corpus, stricter or laxer, our reason or the sample's name, why it is so).
-const RECONCILED: &[(&str, &str, &str, &str)] = &[];
+const RECONCILED: &[(&str, &str, &str, &str)] = &[
+    ("http-desync-guardian", "laxer", "ambiguous: Content_Length with underscore.", LOOKALIKE),
+    ("http-desync-guardian", "laxer", "ambiguous: Transfer_Encoding with underscore.", LOOKALIKE),
+    ("http-desync-guardian", "laxer", "ambiguous: Transfer-Encoding with multiple delimiters", LOOKALIKE),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Transfer-Encoding with multiple hyphens",
+        "another name, and a token: nobody's Transfer-Encoding",
+    ),
+    ("http-desync-guardian", "laxer", "ambiguous: Get with a body and Content-Length", BODY),
+    ("http-desync-guardian", "laxer", "ambiguous: Get with a body and Transfer-Encoding", BODY),
+    ("http-desync-guardian", "laxer", "ambiguous: Head with a body and Content-Length", BODY),
+    ("http-desync-guardian", "laxer", "ambiguous: Head with a body and Transfer-Encoding", BODY),
+    ("http-desync-guardian", "laxer", "real-life-test-cases: Has a CL in GET", BODY),
+    ("http-desync-guardian", "laxer", "real-life-test-cases: Has a TE in GET", BODY),
+    (
+        "http-desync-guardian",
+        "stricter",
+        "bad_request_line",
+        "a request line without a target; the corpus takes an empty one for compliant, RFC 9112 section 3.2 does not",
+    ),
+    (
+        "http-desync-guardian",
+        "stricter",
+        "bad_target",
+        "a fragment, or bytes beyond ASCII: neither may stand in a target (RFC 9112 section 3.2)",
+    ),
+    (
+        "http-desync-guardian",
+        "stricter",
+        "bad_transfer_encoding",
+        "`identity` was taken out of the standard by RFC 7230; chunked has no parameters (RFC 9112 section 7)",
+    ),
+    (
+        "http-desync-guardian",
+        "stricter",
+        "unknown_transfer_encoding",
+        "codings besides chunked: 501, as RFC 9112 section 6.1 has it for what is not understood",
+    ),
+    ("llhttp", "laxer", "request/connection: CRLF between requests, explicit `close`", BEHIND),
+    ("llhttp", "laxer", "request/connection: CRLF between requests, explicit `close` followed by tab", BEHIND),
+    ("llhttp", "laxer", "request/connection: No restart when keep-alive is off (1.0)", BEHIND),
+    ("llhttp", "laxer", "response/connection: HTTP/1.1 with keep-alive disabled and 204 status", BEHIND),
+    ("llhttp", "laxer", "response/connection: HTTP/1.1 with keep-alive disabled, content-length", BEHIND),
+    (
+        "llhttp",
+        "laxer",
+        "request/invalid: HTTP protocol and ANNOUNCE method",
+        "a method is any token (RFC 9110 section 9.1); the corpus knows a list",
+    ),
+    (
+        "llhttp",
+        "laxer",
+        "request/invalid: Invalid method",
+        "a method is any token (RFC 9110 section 9.1); the corpus knows a list",
+    ),
+    ("llhttp", "stricter", "bad_request_line", "HTTP/0.9"),
+    (
+        "llhttp",
+        "stricter",
+        "bad_target",
+        "quotes, a fragment, userinfo, or an asterisk without OPTIONS (RFC 9112 section 3.2, RFC 9110 section 4.2.4)",
+    ),
+    (
+        "llhttp",
+        "stricter",
+        "bad_transfer_encoding",
+        "a response whose last coding is not chunked: it would end with the connection, and we refuse rather than guess",
+    ),
+    ("llhttp", "stricter", "bad_version", "RTSP and ICE, which the corpus' parser speaks too"),
+    (
+        "llhttp",
+        "stricter",
+        "connect_with_body",
+        "content of CONNECT has no meaning (RFC 9110 section 9.3.6), and would be the tunnel's first bytes to some",
+    ),
+    (
+        "llhttp",
+        "stricter",
+        "leading_blank_line",
+        "an empty line before a response: section 2.2 of RFC 9112 lets servers pass one over, not clients; here it is a byte too many behind the last response",
+    ),
+    ("llhttp", "stricter", "unknown_transfer_encoding", "codings besides chunked: 501, or 502 for a response"),
+    ("llhttp", "stricter", "unsupported_version", "HTTP/0.9 as a version"),
+    ("gunicorn", "laxer", "invalid/003c", "a method is any token (RFC 9110 section 9.1)"),
+    ("gunicorn", "laxer", "invalid/006", LIMIT),
+    ("gunicorn", "laxer", "invalid/007", LIMIT),
+    ("gunicorn", "laxer", "invalid/008", LIMIT),
+    ("gunicorn", "laxer", "invalid/010", LIMIT),
+    ("gunicorn", "laxer", "invalid/011", LIMIT),
+    ("gunicorn", "laxer", "invalid/012", LIMIT),
+    ("gunicorn", "laxer", "invalid/017", LIMIT),
+    ("gunicorn", "laxer", "invalid/limit_header_default_01", LIMIT),
+    (
+        "gunicorn",
+        "laxer",
+        "invalid/019",
+        "claims about the scheme that contradict each other: all are dropped, unless the peer is in `trustedProxies`",
+    ),
+    ("gunicorn", "laxer", "invalid/040", LOOKALIKE),
+    ("gunicorn", "laxer", "invalid/chunked_07", LOOKALIKE),
+    ("gunicorn", "laxer", "invalid/041", "two Content-Type: no matter of framing, and the endpoint's to judge"),
+    (
+        "gunicorn",
+        "laxer",
+        "invalid/rfc9112_chunked_missing_final_crlf_01",
+        "the last chunk is withheld until its end has come: the endpoint sees a cut body, never a whole one",
+    ),
+    (
+        "gunicorn",
+        "stricter",
+        "bad_header",
+        "a space before the colon, which the case switches on (RFC 9112 section 5.1: 400)",
+    ),
+    (
+        "gunicorn",
+        "stricter",
+        "bad_target",
+        "quotes, a fragment, userinfo or bytes beyond ASCII (RFC 9112 section 3.2, RFC 9110 section 4.2.4)",
+    ),
+    ("gunicorn", "stricter", "bad_transfer_encoding", "`identity` was taken out of the standard by RFC 7230"),
+    ("gunicorn", "stricter", "bad_version", "a PROXY header: only where the listener asks for one"),
+    ("gunicorn", "stricter", "leading_blank_line", "a PROXY header of version 2: only where the listener asks for one"),
+    ("gunicorn", "stricter", "head_too_large", "a head over 16 KiB: 431; the case switches the limit off"),
+    (
+        "gunicorn",
+        "stricter",
+        "obs_fold",
+        "folded lines, which the cases switch on (RFC 9112 section 5.2: 400 is one of the two answers)",
+    ),
+    ("gunicorn", "stricter", "unknown_transfer_encoding", "codings besides chunked: 501"),
+    ("http-garden", "laxer", "payload 25", "chunked, and nothing of it: cut when the client goes"),
+    (
+        "http-garden",
+        "laxer",
+        "payload 32",
+        "a valid length of 10 (decimal, with a zero before it), which some read as octal: it goes on as `10`",
+    ),
+    (
+        "http-garden",
+        "laxer",
+        "payload 39",
+        "a valid trailer, which some take for no trailer; it goes on as its own line",
+    ),
+    (
+        "http-garden",
+        "laxer",
+        "payload 41",
+        "bytes beyond ASCII at the ends of a value, which some trim as whitespace: a matter of the endpoint's strings, not of framing",
+    ),
+    ("http-garden", "laxer", "payload 45", "`Connection: close`: what comes behind it is never read"),
+    ("http-garden", "laxer", "payload 48", "two valid requests"),
+    ("http-garden", "laxer", "payload 68", "a valid GET with a body, which some forget to read"),
+    ("http-garden", "laxer", "payload 74", "a valid chunked request, which some servers answer wrongly"),
+];
+
+const LOOKALIKE: &str = "a field with a name of its own, not the one that frames: it goes on as it came, as HAProxy and Envoy let it, and the message has no body. An endpoint behind CGI or WSGI, which cannot tell `_` from `-`, must not frame by such variables";
+const BODY: &str = "a body of GET or HEAD is framed as any other (RFC 9110 section 9.3.1): its length is beyond doubt, and its bytes are never read as the next request";
+const LIMIT: &str = "only a limit that the corpus sets for this case; ours are 16 KiB and 100 fields";
+const BEHIND: &str = "what comes behind the last message of a connection is never read, let alone forwarded: the corpus reports it, we close";
 
 #[test]
 fn differences_from_public_corpora_are_reconciled() {

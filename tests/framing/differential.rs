@@ -237,7 +237,8 @@ fn forward(input: &[u8]) -> Vec<u8> {
             Ok(taken) if body.is_done() => rest = &rest[taken..],
             _ => break,
         }
-        if !request.keep_alive {
+        // What follows an upgrade depends on its answer.
+        if !request.keep_alive || request.upgrade {
             break;
         }
     }
