@@ -390,7 +390,8 @@ fn read(sample: &Sample) -> Read {
             Ok(taken) => rest.drain(..taken),
             Err(Reject { reason, .. }) => return Read::Refused(reason),
         };
-        if !body.is_done() && !(sample.response && body.eof(emit, &mut Vec::new()).is_ok()) {
+        let ended = body.is_done() || (sample.response && body.eof(emit, &mut Vec::new()).is_ok());
+        if !ended {
             return Read::Unfinished(whole);
         }
         whole += 1;

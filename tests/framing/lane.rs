@@ -498,7 +498,10 @@ async fn serve(mut stream: TcpStream, number: usize, desk: Rc<RefCell<Desk>>) {
             if front.fin {
                 return;
             }
-            while front.echo {
+            if !front.echo {
+                continue;
+            }
+            loop {
                 if stream.write_all(&got).await.is_err() {
                     return;
                 }
