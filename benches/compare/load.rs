@@ -237,26 +237,11 @@ async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: R
         }
         let answer = ask(&spec, n, &request, &mut connection, &tally).await;
         let now = Instant::now();
-        let mut tally = tally.0.borrow_mut();
-        match answer {
-            // What came after the end belongs to the latencies (open loop), not to the throughput.
-            // A big transfer counts whole, in all the time that the last of them took.
-            Ok(answer) if answer.ok && (step.is_some() || now <= end || spec.is_bulk()) => {
-                tally.requests += 1;
-                tally.bytes += answer.bytes + spec.upload;
-                match answer.slow {
-                    true => tally.slow += 1,
-                    false => tally.latencies.record(now.saturating_duration_since(due)),
-                }
-            }
-            Ok(answer) if answer.ok => {}
-            _ => {
-                tally.failed += 1;
-                drop(tally);
-                connection = None;
-                // A refused client does not spin.
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        let counted = tally.0.borrow_mut().count(&spec, answer, now, due, end);
+        if !counted {
+            connection = None;
+            // A refused client does not spin.
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         due += step.unwrap_or_default();
     }
@@ -376,6 +361,35 @@ struct Counts {
 }
 
 impl Counts {
+    /// Whether it was an answer.
+    fn count(
+        &mut self,
+        spec: &Spec,
+        answer: std::io::Result<Answer>,
+        now: Instant,
+        due: Instant,
+        end: Instant,
+    ) -> bool {
+        match answer {
+            // What came after the end belongs to the latencies (open loop), not to the throughput.
+            // A big transfer counts whole, in all the time that the last of them took.
+            Ok(answer) if answer.ok && (spec.rate.is_some() || now <= end || spec.is_bulk()) => {
+                self.requests += 1;
+                self.bytes += answer.bytes + spec.upload;
+                match answer.slow {
+                    true => self.slow += 1,
+                    false => self.latencies.record(now.saturating_duration_since(due)),
+                }
+                true
+            }
+            Ok(answer) if answer.ok => true,
+            _ => {
+                self.failed += 1;
+                false
+            }
+        }
+    }
+
     fn report(&self, seconds: f64) -> Report {
         Report {
             requests: self.requests,
