@@ -94,17 +94,17 @@ fn compare(options: &Options) -> anyhow::Result<()> {
         guard::list(&cores.backend)
     );
     let machine = Machine::look(&command, &placed);
-    let (rounds, seconds) = if options.quick { (1, 0.7) } else { (3, 4.0) };
+    let (rounds, seconds) = if options.quick { (1, 0.7) } else { (3, 3.0) };
     let mut bench = Bench {
         backend: Backend::start(&cores.backend)?,
         cores,
         seconds: options.seconds.unwrap_or(seconds),
         rounds: options.rounds.unwrap_or(rounds).max(1),
         quick: options.quick,
+        results: Results::of(&kinds),
         kinds,
         wrk,
         fortio,
-        results: Results::default(),
         progress: progress(),
     };
     let begun = Instant::now();

@@ -28,6 +28,8 @@ struct Row {
 pub struct Results {
     rows: Vec<Row>,
     notes: Vec<(String, String)>,
+    /// Peers that were asked for and are not installed.
+    missing: Vec<Kind>,
 }
 
 /// One line of the targets' table.
@@ -40,6 +42,10 @@ struct Target {
 }
 
 impl Results {
+    pub fn of(kinds: &[Kind]) -> Self {
+        Self { missing: kinds.iter().copied().filter(|kind| kind.program().is_err()).collect(), ..Self::default() }
+    }
+
     pub fn add(&mut self, group: &str, name: &str, better: Better, kind: Kind, value: f64) {
         let at = self.rows.iter().position(|row| row.group == group && row.name == name).unwrap_or_else(|| {
             let (group, name) = (group.to_owned(), name.to_owned());
@@ -137,8 +143,10 @@ impl Results {
         }
         for group in groups {
             let rows: Vec<&Row> = self.rows.iter().filter(|row| row.group == group).collect();
-            let kinds: Vec<Kind> =
-                ALL.into_iter().filter(|kind| rows.iter().any(|r| r.values.contains_key(kind))).collect();
+            let missing = |kind: &Kind| group != "control" && self.missing.contains(kind);
+            let kinds =
+                ALL.into_iter().filter(|kind| missing(kind) || rows.iter().any(|r| r.values.contains_key(kind)));
+            let kinds: Vec<Kind> = kinds.collect();
             let _ = writeln!(text, "\n## {group}\n");
             for (_, note) in self.notes.iter().filter(|(of, _)| of == group) {
                 let _ = writeln!(text, "- {note}");
@@ -146,7 +154,8 @@ impl Results {
             let names = kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(" | ");
             let _ = writeln!(text, "\n| | {names} |\n|---|{}", "---:|".repeat(kinds.len()));
             for row in rows {
-                let cells = kinds.iter().map(|kind| row.cell(*kind)).collect::<Vec<_>>().join(" | ");
+                let cells = kinds.iter().map(|kind| if missing(kind) { "missing".to_owned() } else { row.cell(*kind) });
+                let cells = cells.collect::<Vec<_>>().join(" | ");
                 let _ = writeln!(text, "| {} | {cells} |", row.name);
             }
         }
@@ -361,5 +370,5 @@ const HEAD: &str = "# Ebbtide beside its peers\n\n\
     Written by `cargo bench --bench compare`, not by hand. Each cell is the median of the rounds [least–most]; × is Ebbtide's \
     figure by that peer's, bold where Ebbtide is behind. One worker thread each on a core of its own; the load and the \
     endpoints are elsewhere, all on loopback. `direct` is the load without any proxy. The peers' configurations, with the reason \
-    for each tuning line, are in `benches/compare/`. A cell is empty where a peer does not speak the protocol, is missing (see the versions) or \
+    for each tuning line, are in `benches/compare/`. A cell is empty where a peer does not speak the protocol, or \
     failed (see the notes).\n\n";
