@@ -39,7 +39,8 @@ fuzz_target!(|data: &[u8]| {
     let wide = Limits { head_size: 64 << 10, headers: 64 };
     let mut again = Vec::new();
     let plain = Forwarding { trusted: false, ..fwd };
-    let reread = parse_request(&out, &wide, &plain, &mut again).expect("what is forwarded is valid").expect("and whole");
+    let reread =
+        parse_request(&out, &wide, &plain, &mut again).expect("what is forwarded is valid").expect("and whole");
     assert_eq!(reread.consumed, out.len());
     assert_eq!((reread.method, reread.framing, reread.upgrade), (request.method, request.framing, request.upgrade));
     // A host that only we have given is told apart from one that the client named.

@@ -363,6 +363,10 @@ impl Lane {
         use responses::Verdict::{Chunked, Cut, Passed, Refused, Tunnel};
         let (ask, seen): (&[u8], &[u8]) = match case.ask {
             Ask::Get => (b"GET /r HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /r HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+            Ask::Post => (
+                b"POST /r HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+                b"POST /r HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{x}\r\n",
+            ),
             Ask::Head => (b"HEAD /r HTTP/1.1\r\nHost: a\r\n\r\n", b"HEAD /r HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
             Ask::Old => (
                 b"GET /r HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",

@@ -16,6 +16,8 @@ pub struct Case {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ask {
     Get,
+    /// Is not sent twice, so what is lost is lost at once.
+    Post,
     Head,
     /// HTTP/1.0 with keep-alive.
     Old,
@@ -50,7 +52,7 @@ pub enum After {
 }
 
 use After::{Closed, Dropped, Kept};
-use Ask::{Connect, Get, Head, Old, Upgrade};
+use Ask::{Connect, Get, Head, Old, Post, Upgrade};
 
 type Passed = (&'static str, &'static str, Ask, After, bool, &'static [u8], &'static [u8]);
 
@@ -74,10 +76,12 @@ pub fn cases() -> Vec<Case> {
     }
     for &(name, rule, body, chunks, reason) in CUT_CHUNKS {
         let input = [CHUNKED, body].concat();
-        add(name, rule, Get, input, reason == "upstream_lost", Verdict::Cut([CHUNKED, chunks].concat(), reason));
+        let lost = reason == "upstream_lost";
+        let ask = if lost { Post } else { Get };
+        add(name, rule, ask, input, lost, Verdict::Cut([CHUNKED, chunks].concat(), reason));
     }
     for &(name, rule, input, within) in TRUNCATED {
-        add(name, rule, Get, input.to_vec(), true, Verdict::Cut(within.to_vec(), "upstream_lost"));
+        add(name, rule, Post, input.to_vec(), true, Verdict::Cut(within.to_vec(), "upstream_lost"));
     }
     for &(name, rule, ask, input, head) in TUNNELS {
         add(name, rule, ask, input.to_vec(), false, Verdict::Tunnel(head.to_vec()));
@@ -108,6 +112,9 @@ pub fn cases() -> Vec<Case> {
     let many = head(&"A: b\r\n".repeat(99));
     add("100 fields", "5", Get, many.clone(), false, Verdict::Passed(Kept, many));
     let interim = |count: usize| [b"HTTP/1.1 103 Hints\r\n\r\n".repeat(count), head("")].concat();
+    let hint = b"HTTP/1.1 103 Hints\r\n\r\n".to_vec();
+    let lost = Verdict::Cut(hint.clone(), "upstream_lost");
+    add("an interim response and an end, to a GET that might be sent again", "9110 15.2", Get, hint, true, lost);
     add("32 interim responses", "9110 15.2", Get, interim(32), false, Verdict::Passed(Kept, interim(32)));
     add(
         "33 interim responses",

@@ -34,6 +34,7 @@ fn the_tables_are_the_fuzz_targets_seeds() {
         let flags = match case.ask {
             responses::Ask::Get | responses::Ask::Upgrade => 0,
             responses::Ask::Head => 1,
+            responses::Ask::Post => 2,
             responses::Ask::Connect => 3,
             responses::Ask::Old => 4,
         };
