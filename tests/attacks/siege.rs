@@ -21,7 +21,7 @@ use crate::vitals::{cpu, own_bytes};
 const EACH: u64 = 64 << 10;
 /// Where a buffer of 64 KiB (a body kept for a replay, a read that a peer does not take) stands full: that and all else.
 /// It is over the aim of [`EACH`] by what the allocator and the session take, which the figures show.
-const WITH_FULL_BUFFER: u64 = 128 << 10;
+const WITH_FULL_BUFFER: u64 = 192 << 10;
 const GOOD: usize = 8;
 /// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
 const PAUSE: Duration = Duration::from_millis(10);
