@@ -237,22 +237,16 @@ async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: R
         }
         let answer = ask(&spec, n, &request, &mut connection, &tally).await;
         let now = Instant::now();
-        let mut tally = tally.0.borrow_mut();
         match answer {
-            // What came after the end belongs to the latencies (open loop), not to the throughput.
-            // A big transfer counts whole, in all the time that the last of them took.
-            Ok(answer) if answer.ok && (step.is_some() || now <= end || spec.is_bulk()) => {
-                tally.requests += 1;
-                tally.bytes += answer.bytes + spec.upload;
-                match answer.slow {
-                    true => tally.slow += 1,
-                    false => tally.latencies.record(now.saturating_duration_since(due)),
+            // A big transfer counts whole, in all the time that the last of them took. What else came after the end belongs
+            // to the latencies (open loop), not to the throughput.
+            Ok(answer) if answer.ok => {
+                if step.is_some() || now <= end || spec.is_bulk() {
+                    tally.0.borrow_mut().take(&answer, spec.upload, now.saturating_duration_since(due));
                 }
             }
-            Ok(answer) if answer.ok => {}
             _ => {
-                tally.failed += 1;
-                drop(tally);
+                tally.0.borrow_mut().failed += 1;
                 connection = None;
                 // A refused client does not spin.
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -376,6 +370,15 @@ struct Counts {
 }
 
 impl Counts {
+    fn take(&mut self, answer: &Answer, upload: u64, latency: Duration) {
+        self.requests += 1;
+        self.bytes += answer.bytes + upload;
+        match answer.slow {
+            true => self.slow += 1,
+            false => self.latencies.record(latency),
+        }
+    }
+
     fn report(&self, seconds: f64) -> Report {
         Report {
             requests: self.requests,

@@ -13,6 +13,7 @@ mod peers;
 mod report;
 mod rows;
 #[path = "../scene/mod.rs"]
+#[allow(clippy::unwrap_used)] // As in the other benches: without its scene one should stop.
 mod scene;
 
 use std::io::IsTerminal;
