@@ -12,6 +12,9 @@ packages=()
 command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || packages+=(haproxy)
 [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(nginx libnginx-mod-stream)
 command -v wrk >/dev/null || packages+=(wrk)
+# Pingap's build needs protoc and cmake.
+[ -x "$tools/bin/pingap" ] || command -v protoc >/dev/null || packages+=(protobuf-compiler)
+[ -x "$tools/bin/pingap" ] || command -v cmake >/dev/null || packages+=(cmake)
 if [ "${#packages[@]}" -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # The packages bring services along; none is to be started.
     if [ ! -e /usr/sbin/policy-rc.d ]; then

@@ -237,11 +237,20 @@ async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: R
         }
         let answer = ask(&spec, n, &request, &mut connection, &tally).await;
         let now = Instant::now();
-        let counted = tally.0.borrow_mut().count(&spec, answer, now, due, end);
-        if !counted {
-            connection = None;
-            // A refused client does not spin.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        match answer {
+            // A big transfer counts whole, in all the time that the last of them took. What else came after the end belongs
+            // to the latencies (open loop), not to the throughput.
+            Ok(answer) if answer.ok => {
+                if step.is_some() || now <= end || spec.is_bulk() {
+                    tally.0.borrow_mut().take(&answer, spec.upload, now.saturating_duration_since(due));
+                }
+            }
+            _ => {
+                tally.0.borrow_mut().failed += 1;
+                connection = None;
+                // A refused client does not spin.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
         }
         due += step.unwrap_or_default();
     }
@@ -361,32 +370,12 @@ struct Counts {
 }
 
 impl Counts {
-    /// Whether it was an answer.
-    fn count(
-        &mut self,
-        spec: &Spec,
-        answer: std::io::Result<Answer>,
-        now: Instant,
-        due: Instant,
-        end: Instant,
-    ) -> bool {
-        match answer {
-            // What came after the end belongs to the latencies (open loop), not to the throughput.
-            // A big transfer counts whole, in all the time that the last of them took.
-            Ok(answer) if answer.ok && (spec.rate.is_some() || now <= end || spec.is_bulk()) => {
-                self.requests += 1;
-                self.bytes += answer.bytes + spec.upload;
-                match answer.slow {
-                    true => self.slow += 1,
-                    false => self.latencies.record(now.saturating_duration_since(due)),
-                }
-                true
-            }
-            Ok(answer) if answer.ok => true,
-            _ => {
-                self.failed += 1;
-                false
-            }
+    fn take(&mut self, answer: &Answer, upload: u64, latency: Duration) {
+        self.requests += 1;
+        self.bytes += answer.bytes + upload;
+        match answer.slow {
+            true => self.slow += 1,
+            false => self.latencies.record(latency),
         }
     }
 

@@ -3,7 +3,6 @@
 //! Writes the table (`benches/README.md` after a whole run, `target/compare.md` after any) and `target/compare.json`. Timing
 //! never fails it. It needs Linux; a peer or tool that is missing is named, with the way to install it, and its cells stay
 //! empty. All of it is on loopback, bounded in time, and leaves no process or file behind.
-#![allow(clippy::unwrap_used)] // A bench without its scene should stop.
 
 mod backend;
 mod control;
@@ -14,6 +13,7 @@ mod peers;
 mod report;
 mod rows;
 #[path = "../scene/mod.rs"]
+#[allow(clippy::unwrap_used)] // As in the other benches: without its scene one should stop.
 mod scene;
 
 use std::io::IsTerminal;

@@ -143,7 +143,7 @@ impl Results {
         }
         for group in groups {
             let rows: Vec<&Row> = self.rows.iter().filter(|row| row.group == group).collect();
-            let missing = |kind: &Kind| group != "control" && self.missing.contains(kind);
+            let missing = |kind: &Kind| !["control", "tcp"].contains(&group) && self.missing.contains(kind);
             let kinds =
                 ALL.into_iter().filter(|kind| missing(kind) || rows.iter().any(|r| r.values.contains_key(kind)));
             let kinds: Vec<Kind> = kinds.collect();
@@ -154,7 +154,9 @@ impl Results {
             let names = kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(" | ");
             let _ = writeln!(text, "\n| | {names} |\n|---|{}", "---:|".repeat(kinds.len()));
             for row in rows {
-                let cells = kinds.iter().map(|kind| if missing(kind) { "missing".to_owned() } else { row.cell(*kind) });
+                let cells = kinds.iter().map(|kind| {
+                    if missing(kind) && !row.name.starts_with("TCP") { "missing".to_owned() } else { row.cell(*kind) }
+                });
                 let cells = cells.collect::<Vec<_>>().join(" | ");
                 let _ = writeln!(text, "| {} | {cells} |", row.name);
             }
