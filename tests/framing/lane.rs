@@ -506,15 +506,22 @@ async fn serve(mut stream: TcpStream, number: usize, desk: Rc<RefCell<Desk>>) {
             if front.fin {
                 return;
             }
-            while front.echo {
-                if stream.write_all(&got).await.is_err() {
-                    return;
-                }
-                got.clear();
-                if !matches!(stream.read_buf(&mut got).await, Ok(1..)) {
-                    return;
-                }
+            if front.echo {
+                return echo(stream, got).await;
             }
+        }
+    }
+}
+
+/// Sends everything back.
+async fn echo(mut stream: TcpStream, mut got: Vec<u8>) {
+    loop {
+        if stream.write_all(&got).await.is_err() {
+            return;
+        }
+        got.clear();
+        if !matches!(stream.read_buf(&mut got).await, Ok(1..)) {
+            return;
         }
     }
 }
