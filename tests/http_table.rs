@@ -864,6 +864,7 @@ fn auto_knows_http_by_its_request_line() {
         (b"\x16", Sniff::Other),
         (b"\0", Sniff::Other),
         (b"\r\n", Sniff::Other),
+        (b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Sniff::Other),
         (b" ", Sniff::Other),
         (b"GET  / HTTP/1.1", Sniff::Other),
         (b"", Sniff::NeedMore),

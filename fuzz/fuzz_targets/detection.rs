@@ -14,8 +14,8 @@ fuzz_target!(|input: &[u8]| {
     }
     let whole = sniff(input);
     assert!(now == Sniff::NeedMore || now == whole);
-    if !may_become_request(input) {
-        assert!((0..input.len().min(64)).all(|at| !may_become_request(&input[..=at]) || !may_become_request(input)));
+    if may_become_request(input) {
+        assert!((0..input.len().min(64)).all(|end| may_become_request(&input[..end])));
     }
     let fwd = Forwarding {
         peer: [192, 0, 2, 7].into(),
@@ -27,7 +27,8 @@ fuzz_target!(|input: &[u8]| {
     let limits = Limits { head_size: 16 << 10, headers: 100 };
     let accepted = matches!(parse_request(input, &limits, &fwd, &mut Vec::new()), Ok(Some(_)));
     let method = input.iter().position(|&b| b == b' ').unwrap_or(input.len());
-    if accepted && method <= 32 {
+    // First bytes that are no request line are not HTTP's to `auto`, though one empty line before it is passed over elsewhere.
+    if accepted && method <= 32 && !input.starts_with(b"\r\n") {
         assert_eq!(whole, Sniff::Http);
     }
 });

@@ -390,8 +390,7 @@ fn read(sample: &Sample) -> Read {
             Ok(taken) => rest.drain(..taken),
             Err(Reject { reason, .. }) => return Read::Refused(reason),
         };
-        let ended = body.is_done() || (sample.response && body.eof(emit, &mut Vec::new()).is_ok());
-        if !ended {
+        if !(body.is_done() || sample.response && body.eof(emit, &mut Vec::new()).is_ok()) {
             return Read::Unfinished(whole);
         }
         whole += 1;

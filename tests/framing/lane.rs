@@ -220,7 +220,9 @@ impl Lane {
             let stuck = run.is_err();
             if let Err((kind, what)) = run.unwrap_or(Err(("differs", "nothing more comes".into()))) {
                 let what = format!("{} ({}), {way:?}, of {}: {what}", case.name, case.rule, show(&case.input));
-                tally.wrong.push((kind, what));
+                // Whatever was noticed first.
+                let reached = !self.desk.borrow().stray.is_empty() && kind != "refused";
+                tally.wrong.push((if reached { "forwarded" } else { kind }, what));
                 *self.desk.borrow_mut() = Desk::default();
             }
             if stuck {
@@ -340,8 +342,10 @@ impl Lane {
     /// One response in every way.
     pub async fn response(&mut self, case: &responses::Case, tally: &mut Tally) {
         for way in Way::all(case.input.len()) {
-            if way == Way::Before {
-                // That is what the cases of bytes behind a response are about.
+            // A request that may be sent again is not given up before its loss might be explained: a second each.
+            let waits = matches!(case.verdict, responses::Verdict::Cut(_, "upstream_lost")) && case.ask == Ask::Get;
+            // What stands behind a response is a case of its own.
+            if way == Way::Before || waits && !matches!(way, Way::Whole | Way::Behind) {
                 continue;
             }
             tally.runs += 1;
@@ -502,18 +506,22 @@ async fn serve(mut stream: TcpStream, number: usize, desk: Rc<RefCell<Desk>>) {
             if front.fin {
                 return;
             }
-            if !front.echo {
-                continue;
+            if front.echo {
+                return echo(stream, got).await;
             }
-            loop {
-                if stream.write_all(&got).await.is_err() {
-                    return;
-                }
-                got.clear();
-                if !matches!(stream.read_buf(&mut got).await, Ok(1..)) {
-                    return;
-                }
-            }
+        }
+    }
+}
+
+/// Sends everything back.
+async fn echo(mut stream: TcpStream, mut got: Vec<u8>) {
+    loop {
+        if stream.write_all(&got).await.is_err() {
+            return;
+        }
+        got.clear();
+        if !matches!(stream.read_buf(&mut got).await, Ok(1..)) {
+            return;
         }
     }
 }

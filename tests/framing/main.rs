@@ -1,7 +1,6 @@
 //! Framing through the true proxy: the tables of requests and responses, however the bytes come; what other parsers make
 //! of what is forwarded; and public corpora where they have been fetched. The parser alone: `tests/http_table.rs`.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
-#![allow(clippy::type_complexity)] // Rows of tables.
 
 mod corpora;
 mod differential;

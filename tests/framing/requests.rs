@@ -27,6 +27,7 @@ pub enum Verdict {
 }
 
 type Refused = (&'static str, &'static str, &'static [u8], u16, &'static str);
+type CutChunks = (&'static str, &'static str, &'static [u8], &'static [u8], &'static str);
 type Forwarded = (&'static str, &'static str, &'static [u8], &'static [u8]);
 
 pub fn cases() -> Vec<Case> {
@@ -606,7 +607,7 @@ const FORWARDED_CHUNKS: &[Forwarded] = &[
 ];
 
 /// Chunked bodies with a fault, the chunks that are good, and the reason.
-const CUT_CHUNKS: &[(&str, &str, &[u8], &[u8], &str)] = &[
+const CUT_CHUNKS: &[CutChunks] = &[
     ("no size", "7.1", b"\r\n0\r\n\r\n", b"", "bad_chunk_size"),
     ("a size that is no number", "7.1", b"g\r\n", b"", "bad_chunk_size"),
     ("a size with 0x", "7.1", b"0x1\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),

@@ -54,6 +54,9 @@ pub enum After {
 use After::{Closed, Dropped, Kept};
 use Ask::{Connect, Get, Head, Old, Post, Upgrade};
 
+type EndedByClose = (&'static str, &'static str, &'static [u8], &'static [u8], &'static [u8]);
+type CutChunks = (&'static str, &'static str, &'static [u8], &'static [u8], &'static str);
+type Tunnel = (&'static str, &'static str, Ask, &'static [u8], &'static [u8]);
 type Passed = (&'static str, &'static str, Ask, After, bool, &'static [u8], &'static [u8]);
 
 pub fn cases() -> Vec<Case> {
@@ -492,7 +495,7 @@ const PASSED: &[Passed] = &[
 ];
 
 /// Without a length: the endpoint's FIN ends it, the client gets chunks.
-const ENDED_BY_CLOSE: &[(&str, &str, &[u8], &[u8], &[u8])] = &[
+const ENDED_BY_CLOSE: &[EndedByClose] = &[
     ("ended by close", "6.3", b"HTTP/1.1 200 OK\r\n\r\nhello", CHUNKED, b"hello"),
     ("ended by close, empty", "6.3", b"HTTP/1.1 200 OK\r\n\r\n", CHUNKED, b""),
     (
@@ -512,7 +515,7 @@ const ENDED_BY_CLOSE: &[(&str, &str, &[u8], &[u8], &[u8])] = &[
     ("payload that looks like chunks", "6.3", b"HTTP/1.1 200 OK\r\n\r\n0\r\n\r\n", CHUNKED, b"0\r\n\r\n"),
 ];
 
-const CUT_CHUNKS: &[(&str, &str, &[u8], &[u8], &str)] = &[
+const CUT_CHUNKS: &[CutChunks] = &[
     ("no size", "7.1", b"\r\n0\r\n\r\n", b"", "bad_chunk_size"),
     ("a size that is no number", "7.1", b"g\r\n", b"", "bad_chunk_size"),
     ("a size with 0x", "7.1", b"0x1\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
@@ -562,7 +565,7 @@ const TRUNCATED: &[(&str, &str, &[u8], &[u8])] = &[
     ),
 ];
 
-const TUNNELS: &[(&str, &str, Ask, &[u8], &[u8])] = &[
+const TUNNELS: &[Tunnel] = &[
     (
         "101",
         "9110 7.8",
