@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
@@ -232,11 +232,8 @@ impl Way {
                     }
                 }
             }
-            ready!(source.poll_read_ready(cx)).map_err(Broken::Source)?;
             let mut scratch = worker.scratch.borrow_mut();
-            let mut buf = ReadBuf::new(&mut scratch);
-            ready!(Pin::new(&mut *source).poll_read(cx, &mut buf)).map_err(Broken::Source)?;
-            let read = buf.filled();
+            let read = ready!(socket::poll_read(source, cx, &mut scratch)).map_err(Broken::Source)?;
             if read.is_empty() {
                 self.ended = true;
                 continue;

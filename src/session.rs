@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -373,33 +373,25 @@ async fn read_head(
 impl Client {
     /// Reads once, into `unread`. Nothing added: the client has ended its direction.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<std::io::Result<()>> {
-        ready!(self.stream.poll_read_ready(cx))?;
         let mut scratch = worker.scratch.borrow_mut();
-        let mut buf = ReadBuf::new(&mut scratch);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
-        self.unread.extend_from_slice(buf.filled());
+        let read = ready!(socket::poll_read(&mut self.stream, cx, &mut scratch))?;
+        self.unread.extend_from_slice(read);
         Poll::Ready(Ok(()))
     }
 
     /// Reads once, and keeps nothing of it. 0: the client has ended its direction.
     fn poll_waste(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<std::io::Result<usize>> {
-        ready!(self.stream.poll_read_ready(cx))?;
         let mut scratch = worker.scratch.borrow_mut();
-        let mut buf = ReadBuf::new(&mut scratch);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
-        Poll::Ready(Ok(buf.filled().len()))
+        socket::poll_read(&mut self.stream, cx, &mut scratch).map_ok(|read| read.len())
     }
 
     /// Reads once and parses; a head that comes whole is parsed where it was read.
     fn poll_head(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<Result<Option<Parsed>, HeadEnd>> {
         let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
-        ready!(self.stream.poll_read_ready(cx)).map_err(reset)?;
         let mut scratch = worker.scratch.borrow_mut();
         // Beside the head's beginning no more than it may still have.
         let room = if self.unread.is_empty() { SCRATCH } else { worker.config().limits.head_size.min(SCRATCH) };
-        let mut buf = ReadBuf::new(&mut scratch[..room]);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)).map_err(reset)?;
-        let read = buf.filled();
+        let read = ready!(socket::poll_read(&mut self.stream, cx, &mut scratch[..room])).map_err(reset)?;
         if read.is_empty() {
             let idle = !head::has_begun(&self.unread);
             let reason = if idle { CloseReason::ClientClosed } else { CloseReason::ClientReset };

@@ -51,7 +51,7 @@ pub enum Mail {
     Connection(Handover),
     /// The last lease of this endpoint is gone: close what is idle, then drop the message.
     Drained(Arc<Leaving>),
-    /// Another worker is out of descriptors.
+    /// Another worker, or the admin port, is out of descriptors.
     DropIdle,
     /// The shutdown's grace is over: end what is left.
     Cut,

@@ -517,16 +517,11 @@ impl Exchange<'_> {
                 }
             };
         }
-        if ready!(attempt.upstream.stream.poll_read_ready(cx)).is_err() {
-            return Poll::Ready(Err(self.broken(attempt)));
-        }
         let mut scratch = self.worker.scratch.borrow_mut();
         let room = if attempt.response.is_some() && attempt.body.remaining().is_none() { DECODED } else { SCRATCH };
-        let mut buf = ReadBuf::new(&mut scratch[..room]);
-        if ready!(Pin::new(&mut attempt.upstream.stream).poll_read(cx, &mut buf)).is_err() {
+        let Ok(read) = ready!(socket::poll_read(&mut attempt.upstream.stream, cx, &mut scratch[..room])) else {
             return Poll::Ready(Err(self.broken(attempt)));
-        }
-        let read = buf.filled();
+        };
         if read.is_empty() {
             attempt.spent = true;
             let whole = attempt.response.is_some() && attempt.body.eof(attempt.emit, &mut self.reply).is_ok();
