@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::rig::until;
-use crate::siege::{Siege, busy, pour};
+use crate::siege::{Hostile, Siege, busy, pour};
 
 const COUNT: usize = 100;
 
@@ -16,36 +16,35 @@ fn post(path: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n")
 }
 
+/// Attackers that pour `piece` behind `head`.
+fn pouring(count: usize, web: SocketAddr, head: &str, piece: &[u8]) -> Hostile<()> {
+    let (head, piece): (Arc<str>, Arc<[u8]>) = (head.into(), piece.into());
+    busy(count, move |_| {
+        let (head, piece) = (head.clone(), piece.clone());
+        async move { pour(web, head.as_bytes(), &piece).await }
+    })
+}
+
 async fn siege(name: &'static str, head: String, piece: Vec<u8>) {
-    let siege = lay(name, head.clone(), piece.clone()).await;
-    strike(siege, head, piece).await;
+    strike(lay(name, &head, &piece).await, &head, &piece).await;
 }
 
 /// As [`siege`], with bodies that are forwarded.
 async fn siege_by_bodies(name: &'static str, head: String, piece: Vec<u8>) {
-    let siege = lay(name, head.clone(), piece.clone()).await.with_full_buffers();
-    strike(siege, head, piece).await;
+    strike(lay(name, &head, &piece).await.with_full_buffers(), &head, &piece).await;
 }
 
-async fn lay(name: &'static str, head: String, piece: Vec<u8>) -> Siege {
+async fn lay(name: &'static str, head: &str, piece: &[u8]) -> Siege {
     let warm = async |web: SocketAddr| {
-        let (head, piece) = (head.clone(), piece.clone());
-        let hostile = busy(20, move |_| {
-            let (head, piece) = (head.clone(), piece.clone());
-            async move { pour(web, head.as_bytes(), &piece).await }
-        });
+        let hostile = pouring(20, web, head, piece);
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         drop(hostile);
     };
     Siege::lay(name, "", warm).await
 }
 
-async fn strike(mut siege: Siege, head: String, piece: Vec<u8>) {
-    let web = siege.web;
-    let hostile = busy(COUNT, move |_| {
-        let (head, piece) = (head.clone(), piece.clone());
-        async move { pour(web, head.as_bytes(), &piece).await }
-    });
+async fn strike(mut siege: Siege, head: &str, piece: &[u8]) {
+    let hostile = pouring(COUNT, siege.web, head, piece);
     let seen = siege.watch().await;
     siege.lift(hostile, seen).await;
 }

@@ -1,7 +1,6 @@
 //! Connections that are there and do next to nothing: held open to have them cost something.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -9,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::rig::{binary, soon, until};
 use crate::siege::{Hostile, Siege, narrow};
-use crate::vitals::room_for;
+use crate::vitals::{limited, room_for};
 
 /// Connects, and sends these bytes.
 async fn said(web: SocketAddr, bytes: &[u8]) -> TcpStream {
@@ -147,9 +146,7 @@ async fn pipelined_behind_silence() {
 #[tokio::test]
 async fn a_flood_at_the_descriptor_limit() {
     let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("ebbtide-1200");
-    std::fs::write(&program, format!("#!/bin/sh\nulimit -n 1200\nexec '{}' \"$@\"\n", binary().display())).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = limited(&binary(), 1_200, folder.path());
     let warm = async |web| drop(many(200, async || said(web, b"").await).await);
     let mut siege = Siege::lay_as(&program, "connection-flood", "", warm).await;
     let hostile = many(3_000, async || said(siege.web, b"").await).await;

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ebbtide::http::body::{BodyDecoder, Emit};
-use ebbtide::http::head::{Forwarding, Limits, Method, Reject, Version, parse_request, parse_response};
+use ebbtide::http::head::{Forwarding, Method, Reject, Version, parse_request, parse_response};
 use serde_json::Value;
 
+use crate::differential::{LIMITS, forwarding};
 use crate::show;
 
 /// What a collection says of a message.
@@ -344,26 +345,19 @@ Ebbtide forwards it; each such case is named.
 
 /// Reads all messages of a sample as a client's connection, or as an endpoint's answers to GETs.
 fn read(sample: &Sample) -> Read {
-    let limits = Limits { head_size: 16 << 10, headers: 100 };
-    let fwd = Forwarding {
-        peer: [127, 0, 0, 1].into(),
-        local: ([127, 0, 0, 1], 80).into(),
-        trusted: false,
-        https: false,
-        allow_connect: true,
-    };
+    let fwd = Forwarding { allow_connect: true, ..forwarding() };
     let mut rest = sample.bytes.clone();
     let mut whole = 0;
     while !rest.is_empty() {
         // What comes behind a tunnel's head or the last message of a connection is not read.
         let (consumed, framing, emit, last) = if sample.response {
-            match parse_response(&rest, &limits, Method::Get, Version::H11, false, &mut Vec::new()) {
+            match parse_response(&rest, &LIMITS, Method::Get, Version::H11, false, &mut Vec::new()) {
                 Ok(Some(it)) => (it.consumed, it.framing, it.emit, it.upgrade || it.status >= 200),
                 Ok(None) => return Read::Waits(whole),
                 Err(Reject { reason, .. }) => return Read::Refused(reason),
             }
         } else {
-            match parse_request(&rest, &limits, &fwd, &mut Vec::new()) {
+            match parse_request(&rest, &LIMITS, &fwd, &mut Vec::new()) {
                 Ok(Some(it)) => (
                     it.consumed,
                     it.framing,
@@ -385,7 +379,7 @@ fn read(sample: &Sample) -> Read {
             }
         };
         rest.drain(..consumed);
-        let mut body = BodyDecoder::new(framing, &limits, 400);
+        let mut body = BodyDecoder::new(framing, &LIMITS, 400);
         match body.decode(&rest, emit, &mut Vec::new()) {
             Ok(taken) => rest.drain(..taken),
             Err(Reject { reason, .. }) => return Read::Refused(reason),

@@ -214,9 +214,10 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
     }
 }
 
-const LIMITS: Limits = Limits { head_size: 16 << 10, headers: 100 };
+pub const LIMITS: Limits = Limits { head_size: 16 << 10, headers: 100 };
 
-fn forwarding() -> Forwarding {
+/// As of a client on this machine.
+pub fn forwarding() -> Forwarding {
     Forwarding {
         peer: [127, 0, 0, 1].into(),
         local: ([127, 0, 0, 1], 8080).into(),

@@ -184,12 +184,8 @@ impl Lane {
         let y = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n";
         let bytes = with(bytes, "{x}", format!("{y}X-Forwarded-Host: a\r\n").as_bytes());
         // The listener's address is what it was told to bind: port 0.
-        let bytes = with(&bytes, "{l}", self.listener_host(connect).as_bytes());
+        let bytes = with(&bytes, "{l}", self.address(connect).to_string().as_bytes());
         with(&bytes, "{y}", y.as_bytes())
-    }
-
-    fn listener_host(&self, connect: bool) -> String {
-        self.address(connect).to_string()
     }
 
     fn expect(&self, expected: Expected) {

@@ -2,7 +2,6 @@
 //! outside.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
 use crate::rig::{Ep, Process, Scripted, binary, soon, until};
-use crate::vitals::{cpu, first_free_descriptor, limit_descriptors, open_descriptors, own_bytes, room_for};
+use crate::vitals::{cpu, first_free_descriptor, limit_descriptors, limited, open_descriptors, own_bytes, room_for};
 
 /// Answers every request with `ok`, keep-alive.
 async fn app() -> Scripted {
@@ -79,10 +78,7 @@ async fn at_the_limit_it_stops_accepting_and_recovers() {
 async fn the_effective_limit_is_what_descriptors_allow() {
     let app = app().await;
     let folder = tempfile::tempdir().unwrap();
-    // `Proxy` starts a program; this one lowers the hard limit first.
-    let program = folder.path().join("ebbtide-600");
-    std::fs::write(&program, format!("#!/bin/sh\nulimit -n 600\nexec '{}' \"$@\"\n", binary().display())).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = limited(&binary(), 600, folder.path());
     let process = Process::run_as(&program, &[Ep::new("app", app.address)], "http", "").await;
     let warning = &process.logged("more than the descriptor limit allows")[0];
     // Two a connection, and a reserve of 512.

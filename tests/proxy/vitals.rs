@@ -1,6 +1,7 @@
 //! A process seen from outside: what it has open, what it has written to, how busy it is, how many threads it runs.
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
@@ -16,6 +17,15 @@ pub fn first_free_descriptor(pid: u32) -> u64 {
 
 pub fn threads(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
+}
+
+/// A program in `folder` that runs `binary` under a hard limit of descriptors.
+pub fn limited(binary: &Path, descriptors: u64, folder: &Path) -> PathBuf {
+    let program = folder.join("ebbtide-limited");
+    let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec '{}' \"$@\"\n", binary.display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program
 }
 
 /// Lowers the limit of a running process; it does not notice before it hits it.
