@@ -261,6 +261,92 @@ async fn an_answer_before_a_large_body_closes_and_is_read_whole() {
     }
 }
 
+/// Past the replay buffer it goes by splice, which must lose nothing, add nothing, and know where the body ends.
+#[tokio::test]
+async fn a_long_upload_arrives_whole_and_both_connections_go_on() {
+    let origin = Origin::start(|mut wire, _| async move {
+        while let Some(head) = wire.head().await {
+            let length = field(&head, "Content-Length").map_or(0, |length| length.parse().unwrap());
+            let body = wire.take(length).await.unwrap();
+            assert!(body == sequence(length), "{length} bytes arrived as others");
+            wire.send(OK).await;
+        }
+    })
+    .await;
+    let rig = scene(&origin, "").await;
+    let mut client = Wire::connect(&rig).await;
+    for length in [(64 << 10) + 1, (128 << 10) - 1, 300_000, 5 << 20, 1 << 20] {
+        client.send(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")).await;
+        // In pieces of all sizes, so that some come while others wait.
+        for piece in sequence(length).chunks(77_777) {
+            client.send(piece).await;
+        }
+        assert_eq!(client.message().await.as_deref(), Some(OK), "{length} bytes");
+        client.assert_alive(&format!("{length} bytes")).await;
+    }
+    assert_eq!(origin.used(), 1, "its connection was not kept");
+}
+
+fn sequence(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n / 251 + n) as u8).collect()
+}
+
+/// What is under way when the answer comes, in whichever buffer, is body and never becomes a request.
+#[tokio::test]
+async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
+    const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let origin = Origin::start(|mut wire, _| async move {
+        while let Some(head) = wire.head().await {
+            wire.seen.as_ref().unwrap().lock().unwrap().push(head.clone());
+            if head.starts_with("PUT ") {
+                // Until the buffers on the way are full, or all of it is in them.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                wire.send(OK).await;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                // Whatever else comes before it is whole would be taken for it.
+                let length = field(&head, "Content-Length").unwrap().parse().unwrap();
+                if wire.take(length).await.is_none() {
+                    return;
+                }
+                continue;
+            }
+            wire.send(OK).await;
+        }
+    })
+    .await;
+    let rig = scene(&origin, "").await;
+    let one = |length: usize| {
+        let rig = &rig;
+        async move {
+            let mut client = Wire::connect(rig).await;
+            let body: Vec<u8> = SMUGGLED.bytes().cycle().take(length).collect();
+            let stream = std::mem::replace(&mut client.stream, TcpStream::connect(rig.web()).await.unwrap());
+            let (reader, mut writer) = stream.into_split();
+            let writing = tokio::spawn(async move {
+                let head = format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = writer.write_all(head.as_bytes()).await;
+                let _ = writer.write_all(&body).await;
+                writer
+            });
+            let writer = soon("all to be sent, or refused", writing).await.unwrap();
+            client.stream = reader.reunite(writer).unwrap();
+            let answer = client.message().await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{length} bytes: {answer}");
+            let closes = answer.contains("Connection: close");
+            match closes {
+                true => assert_eq!(client.rest().await.0, "", "{length} bytes: more than one answer"),
+                false => client.assert_alive(&format!("{length} bytes")).await,
+            }
+            closes
+        }
+    };
+    let closes = futures::future::join_all((1..=28).map(|n| one(n * (256 << 10) + 13))).await;
+    let closed = closes.iter().filter(|closes| **closes).count();
+    let kept = closes.len() - closed;
+    assert!(kept > 0 && closed > 0, "{kept} kept, {closed} closed: one of the ways was not tried");
+    assert!(!origin.seen().iter().any(|head| head.contains("smuggled")), "a body was read as a request");
+}
+
 #[tokio::test]
 async fn continue_is_asked_for_and_granted_through_the_proxy() {
     let origin = Origin::start(|mut wire, _| async move {
