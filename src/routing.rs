@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasherDefault, DefaultHasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -157,6 +157,8 @@ struct PortEntry {
     metrics: Arc<ServiceMetrics>,
     /// What was merged last, by address: only what differs from it is looked at again.
     merged: Vec<MergedEndpoint>,
+    /// See [`MergedPort::entangled`].
+    entangled: bool,
     entries: Entries,
     /// Drain begun, leases left.
     leaving: Vec<Arc<Endpoint>>,
@@ -248,16 +250,26 @@ impl RoutingTable {
     /// Takes the merge of every touched service in, publishes, then drains the leavers. When it has returned, nothing
     /// more is dispatched to an endpoint that the change ended.
     pub fn apply(&mut self, world: &World, touched: &Touched, received: Instant) -> Chores {
-        let mut services: BTreeSet<&ObjectName> = touched.services.iter().collect();
+        let mut changed = touched.addresses.clone();
+        // Endpoints that no slice names any more hang on their pods.
         for uid in &touched.pods {
-            services.extend(self.by_pod.get(uid).into_iter().flat_map(BTreeMap::keys));
+            for service in self.by_pod.get(uid).into_iter().flat_map(BTreeMap::keys) {
+                changed.entry(service.clone()).or_default();
+            }
         }
-        let services: Vec<ObjectName> = services.into_iter().cloned().collect();
         let mut chores = Chores::default();
         let mut leavers = Vec::new();
-        for name in &services {
+        for name in &touched.services {
+            changed.remove(name);
             self.reconcile(world, name, received, &mut leavers, &mut chores);
         }
+        for (name, addresses) in &changed {
+            if !self.reconcile_some(world, name, addresses, received, &mut leavers, &mut chores) {
+                self.reconcile(world, name, received, &mut leavers, &mut chores);
+            }
+            debug_assert!(self.is_as_merged(world, name), "{name}: {addresses:?}");
+        }
+        let services: Vec<ObjectName> = touched.services.iter().chain(changed.keys()).cloned().collect();
         self.settle(&services, leavers, received);
         chores
     }
@@ -433,6 +445,7 @@ impl RoutingTable {
                     hold: service.hold.clone(),
                     metrics: metrics.service(&key),
                     merged: Vec::new(),
+                    entangled: false,
                     entries: Entries::default(),
                     leaving: Vec::new(),
                     ended: HashMap::new(),
@@ -450,8 +463,11 @@ impl RoutingTable {
             if listed.is_none() {
                 port.spec = None;
             }
+            port.entangled = listed.as_ref().is_some_and(|port| port.entangled);
             let endpoints = listed.map(|port| port.endpoints).unwrap_or_default();
-            self.reconcile_port(world, &key, port, endpoints, received, leavers, chores);
+            let news = News::between(&port.merged, &endpoints);
+            port.merged = endpoints;
+            self.reconcile_port(world, &key, port, news, received, leavers, chores);
         }
         if warnings != service.warnings {
             let news = warnings.iter().filter(|warning| !service.warnings.contains(warning));
@@ -461,20 +477,56 @@ impl RoutingTable {
         self.services.insert(name.clone(), service);
     }
 
+    /// The same where only the endpoints at these addresses may have changed; `false`, and nothing done, if one cannot go by
+    /// that.
+    fn reconcile_some(
+        &mut self,
+        world: &World,
+        name: &ObjectName,
+        addresses: &BTreeSet<IpAddr>,
+        received: Instant,
+        leavers: &mut Vec<Leaver>,
+        chores: &mut Chores,
+    ) -> bool {
+        if self.released.contains_key(name) {
+            return false;
+        }
+        let Some(mut service) = self.services.remove(name) else { return false };
+        let found: Option<Vec<_>> =
+            service.ports.values().map(|port| port.merge_some(world, name, addresses)).collect();
+        let known = found.is_some();
+        for ((number, port), found) in service.ports.iter_mut().zip(found.into_iter().flatten()) {
+            let key = PortKey { service: name.clone(), port: *number };
+            let news = port.patch(addresses, &found);
+            self.reconcile_port(world, &key, port, news, received, leavers, chores);
+        }
+        self.services.insert(name.clone(), service);
+        known
+    }
+
+    /// What [`RoutingTable::reconcile_some`] promises.
+    fn is_as_merged(&self, world: &World, name: &ObjectName) -> bool {
+        let merged = world.merge(name).map(|merged| merged.ports).unwrap_or_default();
+        let ports = self.services.get(name).into_iter().flat_map(|service| &service.ports);
+        ports.filter(|(_, port)| port.spec.is_some()).all(|(number, port)| {
+            let whole = merged.iter().find(|whole| whole.port.port == *number);
+            whole.is_some_and(|whole| whole.endpoints == port.merged && whole.entangled == port.entangled)
+        })
+    }
+
     #[allow(clippy::too_many_arguments)] // One step of `reconcile`, split off only for its length.
     fn reconcile_port(
         &mut self,
         world: &World,
         key: &PortKey,
         port: &mut PortEntry,
-        endpoints: Vec<MergedEndpoint>,
+        news: News,
         received: Instant,
         leavers: &mut Vec<Leaver>,
         chores: &mut Chores,
     ) {
-        let before = std::mem::take(&mut port.merged);
-        let (mut changed, gone) = difference(&before, &endpoints);
-        for merged in gone {
+        let News { mut changed, gone } = news;
+        for merged in &gone {
             if let Some(entry) = port.entries.get_mut(&identity(merged)) {
                 entry.listed = false;
             }
@@ -483,7 +535,7 @@ impl RoutingTable {
         changed.sort_by_key(|merged| merged.conditions.terminating);
         let mut ended = std::mem::take(&mut port.ended);
         let mut any_usable = None;
-        for merged in changed {
+        for merged in &changed {
             let identity = identity(merged);
             let terminating = merged.conditions.terminating;
             if let Some(entry) = port.entries.get(&identity)
@@ -569,7 +621,6 @@ impl RoutingTable {
                 }
             }
         }
-        port.merged = endpoints;
     }
 
     fn new_entry(&mut self, key: &PortKey, identity: &Identity, merged: &MergedEndpoint, policy: &Policy) -> Entry {
@@ -703,6 +754,38 @@ impl Entry {
 }
 
 impl PortEntry {
+    /// What the world has at these addresses; `None` if that alone does not tell what became of the port.
+    fn merge_some(
+        &self,
+        world: &World,
+        service: &ObjectName,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Option<Vec<MergedEndpoint>> {
+        let Some(spec) = &self.spec else { return Some(Vec::new()) };
+        let found = world.merge_some(service, &spec.port, addresses).filter(|_| !self.entangled)?;
+        // The first endpoint may stand for where all of them listen.
+        let other = self.merged.iter().find(|e| !addresses.contains(&e.address.ip()));
+        let first = other.into_iter().chain(found.first()).min_by_key(|e| e.address).map(|e| e.address.port());
+        (spec.port.target_port.is_some() || spec.target == first).then_some(found)
+    }
+
+    /// Puts what was found at these addresses into what was merged last.
+    fn patch(&mut self, addresses: &BTreeSet<IpAddr>, found: &[MergedEndpoint]) -> News {
+        let at = |all: &[MergedEndpoint], ip: IpAddr| {
+            let from = all.partition_point(|e| e.address.ip() < ip);
+            from..from + all[from..].iter().take_while(|e| e.address.ip() == ip).count()
+        };
+        let mut news = News::default();
+        for ip in addresses {
+            let now = &found[at(found, *ip)];
+            let before: Vec<_> = self.merged.splice(at(&self.merged, *ip), now.iter().cloned()).collect();
+            news.append(News::between(&before, now));
+        }
+        let elsewhere = |e: &&MergedEndpoint| e.conditions.terminating && !addresses.contains(&e.address.ip());
+        news.changed.extend(self.merged.iter().filter(elsewhere).cloned());
+        news
+    }
+
     /// Sorts the entries into those that stay, those that are out, and those that leave for good.
     fn rebuild(&mut self, key: &PortKey, leavers: &mut Vec<Leaver>, outs: &mut Vec<Arc<Endpoint>>) {
         let any_usable = self.entries.values().any(Entry::serves);
@@ -769,26 +852,38 @@ fn identity(merged: &MergedEndpoint) -> Identity {
     (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()))
 }
 
-/// What is to be looked at of a new merge, and what is no longer listed. Both lists are ordered by address and have none
-/// twice. One that terminates always counts as changed: what becomes of it depends on the others.
-fn difference<'a>(
-    before: &'a [MergedEndpoint],
-    now: &'a [MergedEndpoint],
-) -> (Vec<&'a MergedEndpoint>, Vec<&'a MergedEndpoint>) {
-    let (mut changed, mut gone) = (Vec::new(), Vec::new());
-    let mut before = before.iter().peekable();
-    for merged in now {
-        while let Some(left) = before.next_if(|old| old.address < merged.address) {
-            gone.push(left);
+/// What differs between two merges of a port.
+#[derive(Default)]
+struct News {
+    /// New or other than before, and whoever terminates: whether it is needed depends on all the others.
+    changed: Vec<MergedEndpoint>,
+    /// No longer there, or only as another.
+    gone: Vec<MergedEndpoint>,
+}
+
+impl News {
+    /// Both ordered by address.
+    fn between(before: &[MergedEndpoint], now: &[MergedEndpoint]) -> Self {
+        let mut news = Self::default();
+        let mut before = before.iter().peekable();
+        for merged in now {
+            while let Some(left) = before.next_if(|old| old.address < merged.address) {
+                news.gone.push(left.clone());
+            }
+            let same_address = before.next_if(|old| old.address == merged.address);
+            if same_address != Some(merged) || merged.conditions.terminating {
+                news.changed.push(merged.clone());
+                news.gone.extend(same_address.cloned());
+            }
         }
-        let same_address = before.next_if(|old| old.address == merged.address);
-        if same_address != Some(merged) || merged.conditions.terminating {
-            changed.push(merged);
-            gone.extend(same_address);
-        }
+        news.gone.extend(before.cloned());
+        news
     }
-    gone.extend(before);
-    (changed, gone)
+
+    fn append(&mut self, mut more: Self) {
+        self.changed.append(&mut more.changed);
+        self.gone.append(&mut more.gone);
+    }
 }
 
 /// Brings what is known of the pod's end to the endpoint: a deadline, silence that is suspect.

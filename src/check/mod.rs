@@ -348,6 +348,7 @@ mod tests {
             fate: Fate::NoPod,
         };
         MergedPort {
+            entangled: false,
             port: ServicePortObject {
                 name: Some("http".into()),
                 port: 80,

@@ -40,6 +40,8 @@ pub struct World {
 pub struct Touched {
     /// Services whose merge may differ now.
     pub services: BTreeSet<ObjectName>,
+    /// Services, besides those, of which only the endpoints at these addresses may.
+    pub addresses: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
     /// Pod UIDs whose [`Fate`] may differ now (endpoints that no slice names any more may hang on them).
     pub pods: BTreeSet<String>,
 }
@@ -58,6 +60,8 @@ pub struct MergedPort {
     pub port: ServicePortObject,
     /// Ordered by (address, pod UID); no (address, pod) twice.
     pub endpoints: Vec<MergedEndpoint>,
+    /// Several slices claim an address, or there are two families: one endpoint's change may show at another's address.
+    pub entangled: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -202,14 +206,28 @@ impl World {
             return Some(MergedService { object, ports: Vec::new(), warnings });
         }
         let slices: Vec<&Slice> = self.slices_of(service).collect();
-        let ports = object
-            .ports
-            .iter()
-            .map(|port| MergedPort { port: port.clone(), endpoints: self.merge_port(&slices, port, object.ipv6_first) })
-            .collect();
+        let ports = object.ports.iter().map(|port| self.merge_port(&slices, port, object.ipv6_first)).collect();
         let mut warnings: Vec<String> = slices.iter().flat_map(|s| s.warnings.iter().cloned()).collect();
         warnings.extend(self.returned_pods(service));
         Some(MergedService { object, ports, warnings })
+    }
+
+    /// The endpoints of a port at these addresses only, as [`World::merge`] has them; `None` if they are entangled. Costs
+    /// a look at each of the Service's addresses.
+    pub fn merge_some(
+        &self,
+        service: &ObjectName,
+        port: &ServicePortObject,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Option<Vec<MergedEndpoint>> {
+        let (mut endpoints, mut families) = (Vec::new(), [false; 2]);
+        for slice in self.slices_of(service) {
+            families[usize::from(slice.object.ipv6)] = true;
+            endpoints.extend(self.endpoints_of(slice, port, |address| addresses.contains(&address)));
+        }
+        endpoints.sort_by_key(|e| e.address);
+        let doubles = endpoints.windows(2).any(|pair| matches!(pair, [a, b] if a.address.ip() == b.address.ip()));
+        (!doubles && families != [true; 2]).then_some(endpoints)
     }
 
     /// Every Service that exists.
@@ -298,12 +316,22 @@ impl World {
         let old = self.slices.remove(&name);
         if let Some(old) = &old {
             self.release_pods(&old.object, received);
-            touched.services.extend(old.object.service_name());
         }
+        let warnings = self.slice_warnings(&object);
+        let some = old.as_ref().filter(|old| old.warnings == warnings && self.returned.is_empty());
+        let some = some.and_then(|old| changed_addresses(&old.object, &object));
         if let Some(service) = object.service_name() {
             self.by_service.entry(service.clone()).or_default().insert(name.name.clone());
-            touched.services.insert(service);
+            match some {
+                Some(addresses) => touched.endpoints(service, addresses),
+                None => _ = touched.services.insert(service),
+            }
         }
+        touched.services.extend(
+            old.as_ref()
+                .and_then(|old| old.object.service_name())
+                .filter(|left| object.service_name().as_ref() != Some(left)),
+        );
         if let Some(left) = old.as_ref().and_then(|old| old.object.service_name())
             && Some(&left) != object.service_name().as_ref()
         {
@@ -323,7 +351,6 @@ impl World {
                 None => {}
             }
         }
-        let warnings = self.slice_warnings(&object);
         let slots = self.slots(&object, received);
         self.slices.insert(name, Slice { object, slots, terminating_since, warnings });
     }
@@ -431,7 +458,7 @@ impl World {
         if self.pods.get(&uid).is_some_and(|pod| pod.gone) {
             // A UID ends once. Shown again it is an echo, or a manifest put back, which the user must hear of.
             if latest.as_deref() == Some(&uid) && self.returned.insert(uid.clone()) {
-                self.touch_pod(&uid, touched);
+                self.touch_services_of(&uid, touched);
             }
             return;
         }
@@ -463,7 +490,9 @@ impl World {
             pod.shorten(since, pod.grace);
         }
         let changed = pod.view() != before;
-        if self.mark_returned(&uid, returned) || changed {
+        if self.mark_returned(&uid, returned) {
+            self.touch_services_of(&uid, touched);
+        } else if changed {
             self.touch_pod(&uid, touched);
         }
     }
@@ -484,7 +513,9 @@ impl World {
         } else if !self.returned.contains(uid) {
             return;
         }
-        self.mark_returned(uid, false);
+        if self.mark_returned(uid, false) {
+            self.touch_services_of(uid, touched);
+        }
         self.touch_pod(uid, touched);
     }
 
@@ -517,12 +548,29 @@ impl World {
 
     fn touch_pod(&self, uid: &str, touched: &mut Touched) {
         touched.pods.insert(uid.to_owned());
-        touched.services.extend(self.services_naming(&PodKey::Uid(uid.to_owned())));
-        if let Some(pod) = self.pods.get(uid)
-            && uid_of(&self.uids, &pod.name) == Some(uid)
-        {
-            touched.services.extend(self.services_naming(&PodKey::Name(pod.name.clone())));
+        for key in self.keys_of(uid) {
+            for slice in self.naming.get(&key).into_iter().flatten().filter_map(|(name, _)| self.slices.get(name)) {
+                let of_it = |e: &&SliceEndpoint| e.pod.as_ref().is_some_and(|pod| key.names(pod));
+                if let Some(service) = slice.object.service_name() {
+                    touched.endpoints(service, slice.object.endpoints.iter().filter(of_it).map(|e| e.address));
+                }
+            }
         }
+    }
+
+    /// What is said of the services themselves has changed with this pod.
+    fn touch_services_of(&self, uid: &str, touched: &mut Touched) {
+        touched.pods.insert(uid.to_owned());
+        for key in self.keys_of(uid) {
+            touched.services.extend(self.services_naming(&key));
+        }
+    }
+
+    /// How slices may name the pod with this UID.
+    fn keys_of(&self, uid: &str) -> impl Iterator<Item = PodKey> + use<> {
+        let latest = self.pods.get(uid).filter(|pod| uid_of(&self.uids, &pod.name) == Some(uid));
+        let by_name = latest.map(|pod| PodKey::Name(pod.name.clone()));
+        std::iter::once(PodKey::Uid(uid.to_owned())).chain(by_name)
     }
 
     fn services_naming<'a>(&'a self, key: &PodKey) -> impl Iterator<Item = ObjectName> + use<'a> {
@@ -555,33 +603,47 @@ impl World {
 
 /// The merge of one port.
 impl World {
-    fn merge_port(&self, slices: &[&Slice], port: &ServicePortObject, ipv6_first: bool) -> Vec<MergedEndpoint> {
-        let wanted = port.name.as_deref().unwrap_or("");
+    fn merge_port(&self, slices: &[&Slice], port: &ServicePortObject, ipv6_first: bool) -> MergedPort {
         let mut endpoints = Vec::with_capacity(slices.iter().map(|s| s.object.endpoints.len()).sum());
         let mut newest_first: Vec<&Slice> = slices.iter().copied().filter(|s| !s.object.fqdn).collect();
         newest_first.sort_unstable_by_key(|s| Reverse(s.object.newness()));
         for slice in newest_first {
-            if let Some((_, number)) = slice.object.ports.iter().find(|(name, _)| name == wanted) {
-                let all = slice.object.endpoints.iter().zip(&slice.slots);
-                let usable = all.filter(|(endpoint, _)| self.refusal(endpoint.address).is_none());
-                endpoints.extend(usable.map(|(endpoint, slot)| self.merge_endpoint(slice, endpoint, *slot, *number)));
-            }
+            endpoints.extend(self.endpoints_of(slice, port, |_| true));
         }
         // Stable, so the newest stays first among those of one address. The keys are sorted, each endpoint moves once.
         match endpoints.iter().all(|e| e.address.is_ipv4()) {
             true => endpoints.sort_by_cached_key(|e| v4_key(e.address)),
             false => endpoints.sort_by_cached_key(|e| e.address),
         }
-        if endpoints.windows(2).any(|pair| matches!(pair, [a, b] if a.address == b.address)) {
+        let mut entangled = endpoints.windows(2).any(|pair| matches!(pair, [a, b] if a.address.ip() == b.address.ip()));
+        if entangled {
             endpoints = endpoints.chunk_by(|a, b| a.address == b.address).filter_map(settle).collect();
         }
         if slices.iter().any(|s| s.object.ipv6) && slices.iter().any(|s| !s.object.ipv6) {
+            entangled = true;
             let is_first = |e: &MergedEndpoint| e.address.is_ipv6() == ipv6_first;
             let counted: HashSet<Arc<PodRef>> =
                 endpoints.iter().filter(|e| is_first(e)).filter_map(|e| e.pod.clone()).collect();
             endpoints.retain(|e| is_first(e) || e.pod.as_ref().is_none_or(|pod| !counted.contains(pod)));
         }
-        endpoints
+        MergedPort { port: port.clone(), endpoints, entangled }
+    }
+
+    /// A slice's endpoints for a port, as far as their addresses are wanted.
+    fn endpoints_of(
+        &self,
+        slice: &Slice,
+        port: &ServicePortObject,
+        wanted: impl Fn(IpAddr) -> bool,
+    ) -> impl Iterator<Item = MergedEndpoint> {
+        let name = port.name.as_deref().unwrap_or("");
+        let number = slice.object.ports.iter().find(|(own, _)| own == name).filter(|_| !slice.object.fqdn);
+        let fits = move |e: &SliceEndpoint| wanted(e.address) && self.refusal(e.address).is_none();
+        number.into_iter().flat_map(move |(_, number)| {
+            let all = slice.object.endpoints.iter().zip(&slice.slots);
+            let fitting = all.filter(|(endpoint, _)| fits(endpoint));
+            fitting.map(|(endpoint, slot)| self.merge_endpoint(slice, endpoint, *slot, *number)).collect::<Vec<_>>()
+        })
     }
 
     fn merge_endpoint(&self, slice: &Slice, e: &SliceEndpoint, slot: Option<usize>, port: u16) -> MergedEndpoint {
@@ -617,6 +679,50 @@ impl World {
             fate,
         }
     }
+}
+
+impl Touched {
+    fn endpoints(&mut self, service: ObjectName, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.addresses.entry(service).or_default().extend(addresses);
+    }
+}
+
+/// Where the endpoints of a slice differ from those it had before; `None` if more than its endpoints differs, or very many.
+fn changed_addresses(old: &SliceObject, new: &SliceObject) -> Option<BTreeSet<IpAddr>> {
+    let frame = |s: &SliceObject| (s.service.clone(), s.ipv6, s.fqdn, s.created, s.ports.clone());
+    if frame(old) != frame(new) {
+        return None;
+    }
+    let by_address = |slice: &SliceObject| {
+        let mut all: Vec<SliceEndpoint> = slice.endpoints.clone();
+        all.sort_by_key(|e| e.address);
+        all
+    };
+    let id = |pod: &PodRef| if pod.uid.is_empty() { pod.name.clone() } else { pod.uid.clone() };
+    let (before, now) = (by_address(old), by_address(new));
+    let (mut before, mut now) = (before.iter().peekable(), now.iter().peekable());
+    let (mut changed, mut pods) = (BTreeSet::new(), HashSet::new());
+    loop {
+        let differs = match (before.peek(), now.peek()) {
+            (None, None) => break,
+            (Some(a), Some(b)) if a == b => {
+                before.next();
+                now.next();
+                continue;
+            }
+            (Some(a), Some(b)) if a.address > b.address => now.next(),
+            (None, _) => now.next(),
+            (Some(_), _) => before.next(),
+        };
+        if let Some(endpoint) = differs {
+            changed.insert(endpoint.address);
+            pods.extend(endpoint.pod.as_deref().map(id));
+        }
+    }
+    // A pod's end shows wherever it is named.
+    let same_pod = |e: &&SliceEndpoint| e.pod.as_ref().is_some_and(|pod| pods.contains(&id(pod)));
+    changed.extend(new.endpoints.iter().filter(same_pod).map(|e| e.address));
+    (changed.len() <= SOME).then_some(changed)
 }
 
 /// The one of several endpoints at one address, newest first, that is in force: of a pod's own doubles the newest;
@@ -714,7 +820,7 @@ impl Pod {
     }
 
     /// What a merge or a fate shows of it.
-    fn view(&self) -> (bool, Option<Trigger>, Option<Instant>, Option<Duration>, Option<Arc<str>>) {
+    fn view(&self) -> impl PartialEq + use<> {
         (self.held, self.trigger, self.deadline, self.grace, self.template_hash.clone())
     }
 }
@@ -724,6 +830,14 @@ impl PodKey {
         match pod.uid.as_str() {
             "" => Self::Name(ObjectName::new(namespace, &pod.name)),
             uid => Self::Uid(uid.to_owned()),
+        }
+    }
+
+    /// Whether a slice that names a pod so may mean this one (in its namespace).
+    fn names(&self, pod: &PodRef) -> bool {
+        match self {
+            Self::Uid(uid) => pod.uid == *uid,
+            Self::Name(name) => pod.uid.is_empty() && pod.name == name.name,
         }
     }
 }
@@ -744,6 +858,9 @@ fn uid_of<'a>(uids: &'a HashMap<String, HashMap<String, String>>, name: &ObjectN
 
 /// After a pod's grace has passed, what is left of its connections gets this long.
 const MARGIN: Duration = Duration::from_secs(3);
+
+/// More changed addresses than this are not looked at one by one.
+const SOME: usize = 128;
 
 /// How long a UID is remembered after the last slice that named it, where the store does not hold it.
 const MEMORY: Duration = Duration::from_secs(600);
@@ -996,12 +1113,15 @@ mod tests {
         world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
         world.remove(Kind::Pod, "p", now);
         assert_eq!(world.only().fate, Fate::NoPod);
-        assert_eq!(World::for_api_server().fate("1"), Fate::Alive);
+        let mut server = World::for_api_server();
+        assert_eq!(server.fate("1"), Fate::NoPod);
+        server.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+        assert_eq!(server.fate("1"), Fate::Alive, "the pod watch will tell");
         world.tell(pod("p", "1"), now);
         assert_eq!(world.only().fate, Fate::Alive);
         let touched = world.remove(Kind::Pod, "p", now);
         assert_eq!(touched.pods, BTreeSet::from(["1".to_owned()]));
-        assert!(touched.services.contains(&name("app")));
+        assert!(touched.addresses.contains_key(&name("app")));
         assert_eq!(world.only().fate, Fate::Deleted { deadline: None });
         assert!(world.only().conditions.terminating);
     }
@@ -1253,6 +1373,10 @@ mod tests {
         })
     }
 
+    fn nothing() -> MergedService {
+        MergedService { object: service(&[]), ports: Vec::new(), warnings: Vec::new() }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -1288,7 +1412,21 @@ mod tests {
                     shuffled.apply(change.clone(), at, &mut touched);
                     let merged = shuffled.merge(&name("app"));
                     // What is not called touched has not changed.
-                    prop_assert!(merged == seen || touched.services.contains(&name("app")), "{change:?}");
+                    if !touched.services.contains(&name("app")) {
+                        let some = touched.addresses.get(&name("app")).cloned().unwrap_or_default();
+                        let both = (merged.clone().unwrap_or_else(nothing), seen.unwrap_or_else(nothing));
+                        prop_assert!(both.0.warnings == both.1.warnings && both.0.object == both.1.object);
+                        for (now, before) in both.0.ports.iter().zip(&both.1.ports) {
+                            let found = shuffled.merge_some(&name("app"), &now.port, &some);
+                            let Some(found) = found.filter(|_| !before.entangled) else { continue };
+                            let (here, elsewhere): (Vec<_>, Vec<_>) =
+                                now.endpoints.iter().cloned().partition(|e| some.contains(&e.address.ip()));
+                            let as_before = before.endpoints.iter().filter(|e| !some.contains(&e.address.ip()));
+                            prop_assert_eq!(found, here);
+                            prop_assert!(elsewhere.iter().eq(as_before), "{:?}: {:?}", change, some);
+                            prop_assert!(!now.entangled);
+                        }
+                    }
                     seen = merged;
                 }
             }
