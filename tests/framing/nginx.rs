@@ -125,7 +125,7 @@ impl Drop for Nginx {
 }
 
 /// The body is known once it has been read for an upstream, here itself. A client that has ended its direction wants its
-/// answer all the same.
+/// answer all the same. A connection that lingers would be ended before its request is written down.
 const CONFIG: &str = "daemon off; master_process off; pid {folder}/pid; error_log stderr crit;
 events { worker_connections 64; }
 http {
@@ -133,6 +133,7 @@ http {
   scgi_temp_path {folder}/5;
   log_format seen escape=json '$proxy_protocol_addr $status $request_method $request_uri $http_host $request_body';
   large_client_header_buffers 8 64k; client_body_buffer_size 1m; client_max_body_size 0;
+  lingering_close off;
   server {
     listen unix:{folder}/http proxy_protocol; access_log {folder}/log seen;
     location / { proxy_pass http://unix:{folder}/sink:; proxy_ignore_client_abort on; }
