@@ -4,6 +4,7 @@
 //! a line that finds it full is dropped and counted. Log lines are few (per event, never per request) and written in
 //! place.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -11,7 +12,10 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::{FormatFields, format};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -26,13 +30,14 @@ pub fn init() {
     let (filter, refused) = filter(wanted.as_deref());
     let terminal = io::stderr().is_terminal();
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let layer = tracing_subscriber::fmt::layer();
     let started = if terminal {
         // https://no-color.org
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let layer = layer.fmt_fields(human_fields()).with_writer(io::stderr);
         registry.with(layer.with_target(false).with_ansi(colour)).try_init()
     } else {
-        registry.with(layer.json().flatten_event(true)).try_init()
+        registry.with(layer.json().flatten_event(true).with_writer(|| JsonLines(io::stderr()))).try_init()
     };
     if let (Ok(()), Some(error)) = (started, refused) {
         tracing::warn!(%error, "{LEVEL_VARIABLE} is not a log filter such as `debug` or `info,ebbtide=trace`: using info");
@@ -47,6 +52,35 @@ fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new("info"), Some(error.to_string())),
         None => (EnvFilter::new("info"), None),
+    }
+}
+
+/// Text of a manifest, a file's name or a server's answer, as one line that steers no terminal.
+pub fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// The fields of an event on a terminal. The library's own way leaves line feeds, and of `%` fields every control character.
+fn human_fields() -> impl for<'w> FormatFields<'w> + 'static {
+    let write = |to: &mut format::Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
+        let value = one_line(&format!("{value:?}"));
+        if field.name() == "message" { write!(to, "{value}") } else { write!(to, "{field}={value}") }
+    };
+    format::debug_fn(write).delimited(" ")
+}
+
+/// Where JSON goes, each event in one piece: it escapes neither DEL nor what is a terminal's beyond ASCII.
+struct JsonLines<W>(W);
+
+impl<W: Write> Write for JsonLines<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = one_line(String::from_utf8_lossy(event).trim_end_matches('\n'));
+        self.0.write_all((line + "\n").as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -349,6 +383,32 @@ mod tests {
         let (used, refused) = filter(Some("ebbtide=loudly"));
         assert_eq!(used.to_string(), "info");
         assert!(refused.is_some());
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_holds() {
+        let hostile = "a\r\nlevel=ERROR forged\0\t\x1b[31m\x7f\u{85}\u{9b}31m";
+        for json in [false, true] {
+            let output = Output::new(false);
+            let writer = output.clone();
+            let layer = tracing_subscriber::fmt::layer();
+            let log = || {
+                tracing::warn!(subject = hostile, error = %hostile, "{hostile}");
+                tracing::info!("next");
+            };
+            let registry = tracing_subscriber::registry();
+            if json {
+                let layer = layer.json().flatten_event(true).with_writer(move || JsonLines(writer.clone()));
+                tracing::subscriber::with_default(registry.with(layer), log);
+            } else {
+                let layer = layer.fmt_fields(human_fields()).with_ansi(false).with_writer(move || writer.clone());
+                tracing::subscriber::with_default(registry.with(layer), log);
+            }
+            let text = String::from_utf8(output.written.lock().unwrap().clone()).unwrap();
+            let lines: Vec<&str> = text.lines().collect();
+            assert!(lines.len() == 2 && lines[0].contains("forged") && lines[1].contains("next"), "{text:?}");
+            assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        }
     }
 
     #[test]

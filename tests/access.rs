@@ -34,7 +34,7 @@ impl Scene {
         write(
             "service.json",
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "web", "name": "shop",
-                   "annotations": {"ebbtide.dev/hold-timeout": HOSTILE}},
+                   "annotations": {"ebbtide.dev/hold-timeout": HOSTILE, format!("ebbtide.dev/{HOSTILE}"): "x"}},
                    "spec": {"ports": [{"port": 80}]}}),
         );
         write(
@@ -45,7 +45,16 @@ impl Scene {
                    "endpoints": [{"addresses": [address.ip()],
                                   "targetRef": {"kind": "Pod", "namespace": "web", "name": HOSTILE, "uid": HOSTILE}}]}),
         );
-        write("broken.json", json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": [HOSTILE]}}));
+        let broken = |metadata: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata});
+        write("broken.json", broken(json!({"name": [HOSTILE]})));
+        write("key.json", broken(json!({"name": "key", "annotations": {HOSTILE: 1}})));
+        write("name.json", broken(json!({"name": HOSTILE})));
+        write(&format!("{}.json", HOSTILE.replace('\0', "")), broken(json!({})));
+        std::fs::write(
+            manifests.join("key.yaml"),
+            "kind: Pod\nmetadata: {name: x, labels: {\"a\\nlevel=ERROR \": [1]}}\n",
+        )
+        .unwrap();
         let config = folder.path().join("ebbtide.yaml");
         let text = "discovery: {files: {path: manifests}}\nlisteners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, \
                     protocol: http}]\nadmin: {address: '127.0.0.1:0'}\naccessLog: json\n";
@@ -149,7 +158,7 @@ async fn answer(mut stream: TcpStream) {
 }
 
 /// Ends a line, a JSON string, a tag and a terminal's patience.
-const HOSTILE: &str = "x\"}\r\n{\"level\":\"FORGED\"}\u{1b}[31m<script>\u{0}";
+const HOSTILE: &str = "x\"}\r\n{\"level\":\"FORGED\"}\u{1b}[31m<script>\u{0}\u{7f}\u{85}\u{9b}31m";
 const SECRET: &str = "s3cr3t-0f-a-cl1ent";
 
 #[test]
@@ -197,7 +206,7 @@ async fn nothing_a_peer_or_a_manifest_says_ends_a_line_of_a_log_or_splits_a_resp
     for (target, field) in [
         ("/\"}{\"level\":\"FORGED\"}".to_owned(), "x".to_owned()),
         ("/%0d%0aSet-Cookie:%20evil=1%0d%0a%0d%0a".into(), "x".into()),
-        ("/\\u000a\\".into(), HOSTILE.replace(['\r', '\n', '\0', '\u{1b}'], "?")),
+        ("/\\u000a\\".into(), HOSTILE.replace(char::is_control, "?")),
         ("/\u{1b}[31m".into(), "x".into()),
         ("/\u{ff}\u{2028}".into(), "x".into()),
         ("/".into(), "a\rSet-Cookie: evil=1".into()),
@@ -212,6 +221,17 @@ async fn nothing_a_peer_or_a_manifest_says_ends_a_line_of_a_log_or_splits_a_resp
         assert!(head.starts_with("HTTP/1.1 400 ") || head.starts_with("HTTP/1.1 200 "), "{answer}");
     }
     assert!(refused >= 4, "{refused}");
+    // The same manifests, told to whoever asks on a terminal.
+    let check = Command::new(BINARY).args(["check", "--config"]).arg(scene.folder.path().join("ebbtide.yaml")).output();
+    let check = check.unwrap();
+    let (tables, errors) = (String::from_utf8(check.stdout).unwrap(), String::from_utf8(check.stderr).unwrap());
+    for text in [&tables, &errors] {
+        assert!(text.contains("FORGED"), "{text}");
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("{") || line.starts_with("level=")), "{text}");
+    }
+    assert_eq!(errors.lines().count(), 5, "one line of each broken manifest:\n{errors}");
+    assert!(errors.lines().all(|line| line.starts_with("error: ")), "{errors}");
     let (access, log, text) = scene.written();
     assert!(access.len() >= 2, "{access:?}");
     // What would be an escape is text.

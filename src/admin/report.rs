@@ -17,6 +17,7 @@ use crate::drain;
 use crate::endpoint::Endpoint;
 use crate::rollout;
 use crate::routing::Port;
+use crate::telemetry::one_line;
 
 /// Whether to send traffic here, and one line why. A source in trouble is no reason not to: the last table is in force.
 pub fn readiness(state: &HealthState) -> Result<String, String> {
@@ -49,7 +50,7 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
     let word = if ready { "ready" } else { "not ready" };
     let line = [word.to_owned()].into_iter().chain(parts).collect::<Vec<_>>().join("; ");
     // Error texts come from elsewhere; the answer is one line all the same.
-    let line = line.replace(char::is_control, " ");
+    let line = one_line(&line);
     if ready { Ok(line) } else { Err(line) }
 }
 

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use super::report::{Drain, Drains, EndpointStatus, State, Status, seconds};
+use crate::telemetry::one_line;
 
 /// Prints services, endpoints and running drains of the proxy whose admin port is at `url` (`http://HOST[:PORT]`, the
 /// scheme may be left out); with `watch`, again each second until interrupted, a proxy that is away included.
@@ -38,7 +39,7 @@ pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
             }
             Err(error) => {
                 let since = away_since.get_or_insert_with(Timestamp::now);
-                format!("{} since {since:.0}\n", clean(&format!("{error:#}")))
+                format!("{} since {since:.0}\n", one_line(&format!("{error:#}")))
             }
         };
         print(&format!("{start}{text}\n"))?;
@@ -118,7 +119,7 @@ async fn get(base: &Uri, url: &str) -> anyhow::Result<(StatusCode, body::Bytes)>
 fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> String {
     let mut text = format!(
         "ebbtide {} at {}, up {}{}\n",
-        clean(&status.version),
+        one_line(&status.version),
         base.to_string().trim_end_matches('/'),
         seconds(Duration::from_secs(status.uptime_seconds)),
         if status.shutting_down { ", shutting down" } else { "" },
@@ -132,9 +133,9 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
             format!("not in order for {age}, the last good table is in force")
         }
     };
-    text += &format!("source {}: {state}\n", clean(&discovery.source));
+    text += &format!("source {}: {state}\n", one_line(&discovery.source));
     for problem in &discovery.problems {
-        text += &format!("  {}: {}\n", clean(&problem.subject), clean(&problem.error));
+        text += &format!("  {}: {}\n", one_line(&problem.subject), one_line(&problem.error));
     }
 
     let mut listeners = vec![row(["LISTENER", "ADDRESS", "SERVICE", "PROTOCOL", ""])];
@@ -208,11 +209,11 @@ fn last(drain: Option<&Drain>) -> String {
         drain.replayed,
         drain.forced
     );
-    format!("\n{}\n", clean(&line))
+    format!("\n{}\n", one_line(&line))
 }
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
-    cells.map(clean).into()
+    cells.map(one_line).into()
 }
 
 /// A table under its heading, or the line that says that there is nothing in it.
@@ -232,11 +233,6 @@ fn aligned(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// Without control characters, so that what a server says cannot steer a terminal.
-fn clean(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::config::{Config, Kubernetes};
 use crate::discovery::api::said;
 use crate::discovery::manifest::{self, Invalid};
 use crate::discovery::{Object, Problem, api};
+use crate::telemetry::one_line;
 
 /// Asks the API server for all that a check needs.
 pub fn look(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
@@ -51,7 +52,8 @@ impl Asking<'_> {
     async fn ask(&mut self, subject: &str, now: impl Fn() -> SystemTime) -> kube::Result<()> {
         let version = self.client.apiserver_version().await?;
         let missing = self.missing_rights().await?;
-        self.seen.heading = format!("{subject} ({}), as {}\n", version.git_version, self.user().await);
+        let heading = format!("{subject} ({}), as {}", version.git_version, self.user().await);
+        self.seen.heading = one_line(&heading) + "\n";
         if let Some(error) = too_old(&version) {
             self.seen.problem(subject, error);
         }
@@ -147,7 +149,7 @@ impl Asking<'_> {
 
 impl Seen {
     fn problem(&mut self, subject: &str, error: String) {
-        self.problems.push(Problem { subject: subject.to_owned(), error, since: SystemTime::now() });
+        self.problems.push(Problem::new(subject, &error, SystemTime::now()));
     }
 }
 

@@ -19,6 +19,7 @@ use crate::discovery::files;
 use crate::discovery::slices::{MergedPort, MergedService, Touched, World};
 use crate::discovery::{Change, Object, ObjectName, Problem};
 use crate::routing::Policy;
+use crate::telemetry::one_line;
 
 /// What `check` has to say of a configuration that is in order.
 #[derive(Debug)]
@@ -115,7 +116,7 @@ fn describe(
         text.push('\n');
     }
     for warning in warnings {
-        let _ = writeln!(text, "warning: {warning}");
+        let _ = writeln!(text, "warning: {}", one_line(&warning));
     }
     text
 }
@@ -284,7 +285,8 @@ fn port_name(port: &MergedPort) -> String {
 /// Columns as wide as their widest cell.
 fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let header: Vec<String> = header.iter().map(|title| (*title).to_owned()).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
+    let clean = |row: Vec<String>| row.iter().map(|cell| one_line(cell)).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows.map(clean)).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();

@@ -20,6 +20,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::discovery::ObjectName;
+use crate::telemetry::one_line;
 use places::{Aim, Places};
 pub use value::{address, duration, label};
 
@@ -236,8 +237,7 @@ impl Fault {
             Some((at, aim)) => (Some(at.0), places.path_at(at, aim)),
             None => (places.line_of(&self.path), self.path),
         };
-        let one_line = |text: String| text.replace(char::is_control, " ");
-        Error { file: file.to_owned(), line, path: one_line(path), what: one_line(self.what) }
+        Error { file: file.to_owned(), line, path: one_line(&path), what: one_line(&self.what) }
     }
 }
 

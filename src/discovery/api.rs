@@ -28,6 +28,7 @@ use tower::util::BoxService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 
 use crate::config::Kubernetes;
+use crate::telemetry::one_line;
 
 /// The API server cannot be found, or not how to authenticate there.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +127,7 @@ where
 /// What the API server said, or what kept it from saying anything, in one line.
 pub fn said(error: &kube::Error) -> String {
     match error {
-        kube::Error::Api(status) if !status.message.is_empty() => status.message.replace(char::is_control, " "),
+        kube::Error::Api(status) if !status.message.is_empty() => one_line(&status.message),
         other => chain(other),
     }
 }
@@ -142,7 +143,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         }
         next = cause.source();
     }
-    text.replace(char::is_control, " ")
+    one_line(&text)
 }
 
 /// The API server's clock, as its last response told it: to the second, and never ahead of it.

@@ -338,9 +338,11 @@ impl Folder {
     fn refresh(&mut self) {
         let mut problems = Vec::new();
         let mut problem = |kind: &'static str, subject: String, error: String| {
-            let known = self.problems.iter().find(|(_, old)| old.subject == subject);
-            let since = known.map_or_else(SystemTime::now, |(_, old)| old.since);
-            problems.push((kind, Problem { subject, error, since }));
+            let mut problem = Problem::new(&subject, &error, SystemTime::now());
+            if let Some((_, old)) = self.problems.iter().find(|(_, old)| old.subject == problem.subject) {
+                problem.since = old.since;
+            }
+            problems.push((kind, problem));
         };
         let folder = || self.path.display().to_string();
         for (kind, error) in [("folder", &self.lost), ("watch", &self.blind)] {

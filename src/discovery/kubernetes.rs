@@ -309,7 +309,7 @@ impl State {
             tracing::warn!(watch = %key.subject(), error = text, "the API server does not answer; the last table stays in force");
         }
         let since = self.failing.as_ref().map_or_else(SystemTime::now, |problem| problem.since);
-        self.failing = Some(Problem { subject: format!("the API server's {}", key.subject()), error: text, since });
+        self.failing = Some(Problem::new(&format!("the API server's {}", key.subject()), &text, since));
     }
 }
 

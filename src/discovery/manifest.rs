@@ -21,6 +21,8 @@ use serde::de::{
 };
 use serde_json::Value;
 
+use crate::telemetry::one_line;
+
 use super::{
     Deletion, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
@@ -55,6 +57,13 @@ pub struct Error {
 pub struct Invalid {
     pub field: String,
     pub message: String,
+}
+
+impl Error {
+    /// Keys and values may hold anything.
+    fn new(line: usize, field: &str, message: &str) -> Self {
+        Self { line, field: one_line(field), message: one_line(message) }
+    }
 }
 
 impl fmt::Display for Error {
@@ -92,9 +101,8 @@ pub fn parse_document(
 ) -> Result<Vec<Object>, Error> {
     let document_value = read(document, format, PhantomData::<Option<Value>>)?;
     let Some(mut whole) = document_value.filter(|value| !value.is_null()) else { return Ok(Vec::new()) };
-    let at = |field: &str, message: String| Error { line: document.line, field: field.into(), message };
     let Some(kind) = whole.get("kind").and_then(Value::as_str).map(str::to_owned) else {
-        return Err(at("kind", "missing; a manifest names its apiVersion and kind".into()));
+        return Err(Error::new(document.line, "kind", "missing; a manifest names its apiVersion and kind"));
     };
     // Each manifest with its place in the document, as the prefix of a field's path.
     let manifests: Vec<(String, String, Value)> = match (kind.strip_suffix("List"), whole.get_mut("items")) {
@@ -124,7 +132,7 @@ pub fn parse_document(
         };
         objects.push(object.map_err(|invalid| {
             let field = format!("{place}{}", invalid.field);
-            Error { line: line_of(document, format, &field), field, message: invalid.message }
+            Error::new(line_of(document, format, &field), &field, &invalid.message)
         })?);
     }
     Ok(objects)
@@ -134,7 +142,7 @@ pub fn parse_document(
 /// of lines, would be a third of the program's code.
 fn typed<T: DeserializeOwned>(manifest: Value) -> Result<T, Invalid> {
     serde_path_to_error::deserialize(manifest)
-        .map_err(|error| Invalid { field: field(error.path()), message: one_line(&error.inner().to_string()) })
+        .map_err(|error| Invalid { field: field(error.path()), message: own_words(&error.inner().to_string()) })
 }
 
 /// What is read of a Pod: the API's own type would bring a reader for every kind of volume.
@@ -248,7 +256,13 @@ pub fn pod(
 fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Invalid> {
     match metadata.name.as_deref() {
         None | Some("") => Err(Invalid { field: "metadata.name".into(), message: "missing".into() }),
-        Some(name) => Ok(ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), name)),
+        Some(name) => {
+            let name = ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), name);
+            if name.to_string().contains(char::is_control) {
+                return Err(Invalid { field: "metadata".into(), message: "a control character in its name".into() });
+            }
+            Ok(name)
+        }
     }
 }
 
@@ -420,18 +434,14 @@ where
             read.map_err(|error| {
                 let line = error.location().map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
                 let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-                Error {
-                    line: document.line - 1 + line.max(1),
-                    field: field(&track.path()),
-                    message: one_line(&message),
-                }
+                Error::new(document.line - 1 + line.max(1), &field(&track.path()), &own_words(&message))
             })
         }
     }
 }
 
 fn json_error(error: &serde_json::Error, first_line: usize, field: String) -> Error {
-    Error { line: first_line - 1 + error.line().max(1), field, message: one_line(&error.to_string()) }
+    Error::new(first_line - 1 + error.line().max(1), &field, &own_words(&error.to_string()))
 }
 
 fn field(path: &serde_path_to_error::Path) -> String {
@@ -487,7 +497,7 @@ impl<'de> Visitor<'de> for Find<'_> {
 }
 
 /// A parser's message without its own place, which counts from the document's start and not from the file's.
-fn one_line(text: &str) -> String {
+fn own_words(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match text.rsplit_once(" at line ") {
         Some((message, _)) => message.to_owned(),
@@ -720,11 +730,17 @@ metadata:
             ),
             ("a: b\n".into(), "line 1, kind: missing; a manifest names its apiVersion and kind"),
             ("kind: Pod\nmetadata: [a\n".into(), "line 2, metadata: unclosed bracket"),
+            (SLICE.replace("app-x", "\"a\\u009b\""), "line 12, metadata: a control character in its name"),
+            // A line of the log of its own, if it were let.
+            (
+                SERVICE.replace("other: x", "\"a\\r\\nlevel=ERROR \\ered\": [x]"),
+                "line 8, metadata.annotations.a  level=ERROR  red: invalid type: sequence, expected a string",
+            ),
         ];
         for (text, expected) in cases {
             let error = parse(&text, Format::Yaml, None).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}\n  instead of\n{expected}");
-            assert!(!error.contains('\n'));
+            assert!(!error.contains(char::is_control), "{error:?}");
         }
         let json = "{\"kind\": \"Foo\"}\n{\"kind\": \"Service\",\n\"metadata\": {\"name\": \"a\"},\n\"spec\": {\"ports\": [\n{\"port\": 0}]}}";
         let error = |text: &str| parse(text, Format::Json, None).unwrap_err().to_string();

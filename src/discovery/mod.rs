@@ -15,6 +15,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::telemetry::one_line;
+
 /// `namespace/name` of a Service, EndpointSlice or Pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
@@ -95,6 +97,13 @@ pub struct Problem {
     /// One line: what is wrong, where, and the cure.
     pub error: String,
     pub since: SystemTime,
+}
+
+impl Problem {
+    /// Names of files and words of servers may hold anything.
+    pub fn new(subject: &str, error: &str, since: SystemTime) -> Self {
+        Self { subject: one_line(subject), error: one_line(error), since }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

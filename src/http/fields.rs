@@ -87,6 +87,8 @@ pub(super) enum Kind {
     ForwardedProto,
     /// `Forwarded` and the other `X-Forwarded-*`: a claim about the client that needs trust.
     ForwardedOther,
+    /// No more than that to HTTP, but to some endpoints the name of a field that frames, or that only we may set.
+    Lookalike,
 }
 
 pub(super) fn kind(name: &str) -> Kind {
@@ -113,7 +115,22 @@ pub(super) fn kind(name: &str) -> Kind {
         13.. if name.as_bytes().get(..12).is_some_and(|p| p.eq_ignore_ascii_case(b"x-forwarded-")) => {
             Kind::ForwardedOther
         }
+        13.. if is_lookalike(name.as_bytes()) => Kind::Lookalike,
         _ => Kind::EndToEnd,
+    }
+}
+
+/// CGI, and what came of it (FastCGI, WSGI, PHP), makes a variable of a name, in which everything but letters and digits is
+/// `_`: there `X_Forwarded_For` is `X-Forwarded-For`, and no endpoint can tell that the first is the client's own word.
+fn is_lookalike(name: &[u8]) -> bool {
+    let begins = |with: &[u8]| {
+        let mut pairs = name.iter().zip(with);
+        pairs.all(|(a, b)| a.eq_ignore_ascii_case(b) || *b == b'-' && !a.is_ascii_alphanumeric())
+    };
+    match name.len() {
+        14 if begins(b"content-length") => true,
+        17 if begins(b"transfer-encoding") => true,
+        _ => begins(b"x-forwarded-"),
     }
 }
 

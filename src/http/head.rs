@@ -210,7 +210,7 @@ pub fn parse_request(
             Kind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
             Kind::Upgrade if request.upgrade => {}
             Kind::ForwardedHost | Kind::ForwardedProto | Kind::ForwardedOther if fwd.trusted => {}
-            Kind::Connection | Kind::HopByHop | Kind::TransferEncoding | Kind::Upgrade => continue,
+            Kind::Connection | Kind::HopByHop | Kind::TransferEncoding | Kind::Upgrade | Kind::Lookalike => continue,
             Kind::ForwardedFor | Kind::ForwardedHost | Kind::ForwardedProto | Kind::ForwardedOther => continue,
             _ if fields.is_listed(line.name) => continue,
             Kind::Trailer if framing != Framing::Chunked => continue,

@@ -1,5 +1,5 @@
 //! What Ebbtide forwards, read by others: generated streams of requests go through its parser, and the bytes that come out
-//! are read as one connection by hyper, Go's net/http, Node's http and Python's h11. Each must see the same requests:
+//! are read as one connection by hyper, nginx, Go's net/http, Node's http and Python's h11. Each must see the same requests:
 //! method, target, host and body. One that is stricter may refuse (it then sees fewer); one that sees another request,
 //! or one more, has been desynchronised, and that is a fault of ours.
 //!
@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use ebbtide::http::body::{BodyDecoder, Emit};
 use ebbtide::http::head::{Forwarding, Framing, Limits, Reject, parse_request};
@@ -22,19 +22,19 @@ use crate::requests::{self, Verdict};
 use crate::show;
 
 /// Method, target, host, body.
-type Request = [Vec<u8>; 4];
+pub type Request = [Vec<u8>; 4];
 
 /// What is forwarded of a stream, and how we read it.
-struct Stream {
+pub struct Stream {
     input: Vec<u8>,
-    forwarded: Vec<u8>,
+    pub forwarded: Vec<u8>,
     requests: Vec<Request>,
 }
 
 /// What a parser saw of a stream, and whether it then refused something.
-struct Seen {
-    requests: Vec<Request>,
-    refused: bool,
+pub struct Seen {
+    pub requests: Vec<Request>,
+    pub refused: bool,
 }
 
 #[tokio::test]
@@ -50,8 +50,14 @@ async fn others_read_what_is_forwarded_as_we_do() {
     assert!(requests > count / 2, "only {requests} requests in {count} streams");
     let mut readers = 1;
     compare("hyper", &streams, &hyper(&streams).await);
-    for (name, command) in others() {
-        match command.map(|command| run(command, &streams)) {
+    let by = |command: Result<Command, String>| command.map(|command| run(command, &streams));
+    for (name, seen) in [
+        ("nginx", crate::nginx::read(&streams)),
+        ("Go net/http", by(built_by_go())),
+        ("Node http", by(script("node", "read.js", &["-e", ""], "no node"))),
+        ("Python h11", by(script("python3", "read.py", &["-c", "import h11"], NO_H11))),
+    ] {
+        match seen {
             Ok(seen) => {
                 readers += 1;
                 compare(name, &streams, &seen);
@@ -62,7 +68,9 @@ async fn others_read_what_is_forwarded_as_we_do() {
     println!("FIGURE framing differential: {readers} other parsers, 0 disagreements");
 }
 
-fn number(variable: &str, default: u64) -> u64 {
+pub const NO_H11: &str = "no python3 with h11 (tests/framing/fetch.sh)";
+
+pub fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable)
         .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}: a number, not {text:?}")))
 }
@@ -129,7 +137,7 @@ fn streams(count: usize, seed: u64) -> Vec<Stream> {
             let from = if random.u8(..) < 200 { &good } else { &any };
             let mut part = from[random.usize(..from.len())].to_vec();
             for _ in 0..random.usize(0..=3) {
-                mutate(&mut part, &mut random);
+                mutate(&mut part, PARTS, &mut random);
             }
             input.extend(part);
         }
@@ -143,7 +151,7 @@ fn streams(count: usize, seed: u64) -> Vec<Stream> {
     streams
 }
 
-const PARTS: &[&[u8]] = &[
+pub const PARTS: &[&[u8]] = &[
     b"\r\n",
     b"\r",
     b"\n",
@@ -186,7 +194,8 @@ const PARTS: &[&[u8]] = &[
     b"X-Forwarded-For: \r\n",
 ];
 
-fn mutate(bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
+/// Changes, takes away or puts in a byte, a line, or one of `parts`.
+pub fn mutate(bytes: &mut Vec<u8>, parts: &[&[u8]], random: &mut fastrand::Rng) {
     let at = random.usize(..=bytes.len());
     match random.u8(..6) {
         0 if at < bytes.len() => bytes[at] = random.u8(..),
@@ -205,9 +214,9 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
             // Behind a line end, where a field or a chunk may stand.
             let ends: Vec<usize> = (1..=bytes.len()).filter(|at| bytes[at - 1] == b'\n').collect();
             let place = if ends.is_empty() { at } else { ends[random.usize(..ends.len())] };
-            bytes.splice(place..place, PARTS[random.usize(..PARTS.len())].iter().copied());
+            bytes.splice(place..place, parts[random.usize(..parts.len())].iter().copied());
         }
-        _ => _ = bytes.splice(at..at, PARTS[random.usize(..PARTS.len())].iter().copied()),
+        _ => _ = bytes.splice(at..at, parts[random.usize(..parts.len())].iter().copied()),
     }
     if bytes.is_empty() {
         bytes.push(b'G');
@@ -318,36 +327,37 @@ async fn hyper(streams: &[Stream]) -> Vec<Seen> {
 }
 
 /// The parsers that are programs of their own, or why one cannot be run.
-fn others() -> [(&'static str, Result<Command, String>); 3] {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/framing/parsers");
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/parsers");
-    let go = || -> Result<Command, String> {
-        let binary = target.join("go-net-http");
-        std::fs::create_dir_all(&target).map_err(|error| error.to_string())?;
-        let build = Command::new("go").args(["build", "-o"]).arg(&binary).arg(".").current_dir(&sources).output();
+pub fn built_by_go() -> Result<Command, String> {
+    // Both tests want it, and a program that runs cannot be written.
+    static BUILT: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
+        let binary = built().join("go-net-http");
+        std::fs::create_dir_all(built()).map_err(|error| error.to_string())?;
+        let build = Command::new("go").args(["build", "-o"]).arg(&binary).arg(".").current_dir(sources()).output();
         let build = build.map_err(|_| "no Go toolchain".to_owned())?;
-        if !build.status.success() {
-            return Err(format!("go build: {}", String::from_utf8_lossy(&build.stderr)));
+        match build.status.success() {
+            true => Ok(binary),
+            false => Err(format!("go build: {}", String::from_utf8_lossy(&build.stderr))),
         }
-        Ok(bounded(&binary))
-    };
-    let script = |program: &str, file: &str, probe: &[&str], missing: &str| -> Result<Command, String> {
-        let found = Command::new(program).args(probe).env("PYTHONPATH", &target).stderr(Stdio::null()).status();
-        if !found.is_ok_and(|status| status.success()) {
-            return Err(missing.to_owned());
-        }
-        let mut command = bounded(&PathBuf::from(program));
-        command.arg(sources.join(file)).env("PYTHONPATH", &target);
-        Ok(command)
-    };
-    [
-        ("Go net/http", go()),
-        ("Node http", script("node", "read.js", &["-e", ""], "no node")),
-        (
-            "Python h11",
-            script("python3", "read.py", &["-c", "import h11"], "no python3 with h11 (tests/framing/fetch.sh)"),
-        ),
-    ]
+    });
+    BUILT.clone().map(|binary| bounded(&binary))
+}
+
+pub fn script(program: &str, file: &str, probe: &[&str], missing: &str) -> Result<Command, String> {
+    let found = Command::new(program).args(probe).env("PYTHONPATH", built()).stderr(Stdio::null()).status();
+    if !found.is_ok_and(|status| status.success()) {
+        return Err(missing.to_owned());
+    }
+    let mut command = bounded(Path::new(program));
+    command.arg(sources().join(file)).env("PYTHONPATH", built());
+    Ok(command)
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/framing/parsers")
+}
+
+fn built() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/parsers")
 }
 
 /// Ends by itself, whatever it reads.
@@ -357,15 +367,19 @@ fn bounded(program: &Path) -> Command {
     command
 }
 
-fn run(mut command: Command, streams: &[Stream]) -> Vec<Seen> {
+/// What a parser says of lines: one of each.
+pub fn lines_of(mut command: Command, lines: impl Iterator<Item = String>) -> String {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    let lines: String = streams.iter().map(|stream| hex(&stream.forwarded) + "\n").collect();
+    let lines: String = lines.map(|line| line + "\n").collect();
     let feed = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", output.status);
     feed.join().unwrap().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn run(command: Command, streams: &[Stream]) -> Vec<Seen> {
     let seen = |line: &str| {
         let (line, refused) = line.strip_suffix('!').map_or((line, false), |line| (line, true));
         let requests = line.split(';').filter(|part| !part.is_empty());
@@ -375,13 +389,13 @@ fn run(mut command: Command, streams: &[Stream]) -> Vec<Seen> {
         });
         Seen { requests: requests.collect(), refused }
     };
-    text.lines().map(seen).collect()
+    lines_of(command, streams.iter().map(|stream| hex(&stream.forwarded))).lines().map(seen).collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+pub fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }

@@ -4,7 +4,9 @@
 
 mod corpora;
 mod differential;
+mod differential_responses;
 mod lane;
+mod nginx;
 mod requests;
 mod responses;
 #[allow(dead_code)] // It serves the scenarios of `tests/proxy`, too.
