@@ -24,8 +24,8 @@ use crate::vitals::{cpu, own_bytes};
 
 /// What one hostile connection may cost at the most.
 const EACH: u64 = 64 << 10;
-/// What `limits.replayBody` lets each keep of a body besides, by default.
-const KEPT: u64 = 64 << 10;
+/// The same where a body is kept for a replay: 64 KiB by default (`limits.replayBody`), and half as much for all else.
+const WITH_KEPT_BODY: u64 = 96 << 10;
 const GOOD: usize = 8;
 /// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -164,7 +164,7 @@ impl Siege {
 
     /// Each attacker has the proxy keep a body for a replay.
     pub fn with_kept_bodies(mut self) -> Self {
-        self.bound = EACH + KEPT;
+        self.bound = WITH_KEPT_BODY;
         self
     }
 
@@ -173,17 +173,21 @@ impl Siege {
         &self.mob.handle
     }
 
-    /// Waits until the kernel's buffers are full, so that no hostile endpoint gets rid of any more.
-    pub async fn stuffed(&self) {
-        let last = std::cell::Cell::new((0, Instant::now()));
-        until("nothing moves any more", async || {
+    /// Waits until the kernel's buffers are full, so that no hostile endpoint gets rid of any more: though the proxy has served
+    /// others meanwhile, and the endpoint has had its turn, however little of the machine both get.
+    pub async fn stuffed(&mut self) {
+        let (mut last, mut still) = (0, 0);
+        for _ in 0..300 {
+            self.good.p99(Duration::from_millis(100)).await;
+            self.mob.handle.spawn(tokio::task::yield_now()).await.unwrap();
             let poured = self.poured.load(Ordering::Relaxed);
-            if poured != last.get().0 {
-                last.set((poured, Instant::now()));
+            still = if poured == last { still + 1 } else { 0 };
+            last = poured;
+            if poured > 0 && still == 5 {
+                return;
             }
-            poured > 0 && last.get().1.elapsed() >= Duration::from_millis(500)
-        })
-        .await;
+        }
+        panic!("hostile endpoints still get rid of bytes: {last} so far");
     }
 
     /// Looks on while the attack stands: the good clients go on, memory is sampled.
