@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use divan::Bencher;
@@ -88,7 +89,7 @@ fn slice(n: u32, ready: bool) -> Object {
     let endpoint = |n: u32| SliceEndpoint {
         // Scattered, as a cluster's addresses are.
         address: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 | n.wrapping_mul(2_654_435_761) >> 8)),
-        pod: Some(PodRef { name: pod(n).name.name, uid: pod(n).uid }),
+        pod: Some(Arc::new(PodRef { name: pod(n).name.name, uid: pod(n).uid })),
         ready: ready || !n.is_multiple_of(100),
         serving: true,
         terminating: false,

@@ -156,7 +156,7 @@ mod tests {
     fn endpoint(n: u8, hash: Option<&str>, let_in: Instant) -> Arc<Endpoint> {
         let address = ([10, 0, 0, n], 80).into();
         let notices = mpsc::unbounded_channel().0;
-        let endpoint = Endpoint::new(EndpointId(n.into()), address, None, hash.map(str::to_owned), notices);
+        let endpoint = Endpoint::new(EndpointId(n.into()), address, None, hash.map(Arc::from), notices);
         endpoint.set_out(false);
         endpoint.note_let_in(let_in);
         endpoint

@@ -31,6 +31,8 @@ pub struct Ask<'a> {
     pub avoid: Avoid<'a>,
     /// Held only while this client is still there.
     pub client: &'a TcpStream,
+    /// When this is asked.
+    pub at: Instant,
 }
 
 /// Why there is no connection.
@@ -50,22 +52,22 @@ pub enum Refusal {
 /// A connection to an endpoint of the listener's service, held for if need be.
 pub async fn upstream(worker: &Rc<Worker>, spec: &ListenerSpec, ask: &Ask<'_>) -> Result<(Lease, Upstream), Refusal> {
     let port = worker.port(spec).ok_or(Refusal::NoService)?;
-    match now(worker, &port, ask).await {
+    match now(worker, &port, ask, ask.at).await {
         Some(found) => Ok(found),
-        None => held(worker, spec, &port, ask).await,
+        // Boxed, as all that is rare: what an exchange may need is moved about with it.
+        None => Box::pin(held(worker, spec, &port, ask)).await,
     }
 }
 
 /// What can be had without waiting for endpoints to change.
-async fn now(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>) -> Option<(Lease, Upstream)> {
-    let picked = Instant::now();
-    let lease = balancer::pick(port, ask.cost, &ask.avoid, picked)?;
+async fn now(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, at: Instant) -> Option<(Lease, Upstream)> {
+    let lease = balancer::pick(port, ask.cost, &ask.avoid, at)?;
     let local = worker.local(lease.endpoint());
     if let Some(upstream) = pool::check_out(&local, ask.trust) {
-        lease.endpoint().note_dispatch(millis(picked));
+        lease.endpoint().note_dispatch(millis(at));
         return Some((lease, upstream));
     }
-    connect(worker, port, ask, lease).await
+    Box::pin(connect(worker, port, ask, lease)).await
 }
 
 /// Waits in the bounded queue until an endpoint becomes usable, and then for its turn.
@@ -92,7 +94,7 @@ async fn held(
         {
             let turn = port.hold.turn(port.usable.len(), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;
-            if let Some(found) = now(worker, &worker.port(spec).unwrap_or(port), ask).await {
+            if let Some(found) = now(worker, &worker.port(spec).unwrap_or(port), ask, Instant::now()).await {
                 counted.outcome = &metrics.held_released;
                 return Ok(found);
             }

@@ -51,9 +51,9 @@ pub struct Endpoint {
     pod_gone: AtomicBool,
     conditions: AtomicU8,
     pub address: SocketAddr,
-    pub pod: Option<PodRef>,
+    pub pod: Option<Arc<PodRef>>,
     /// Label `pod-template-hash`, to tell a replay's siblings apart.
-    pub template_hash: Option<String>,
+    pub template_hash: Option<Arc<str>>,
     /// Set once, moved forward never: when what is still in flight is cut.
     deadline: Mutex<Option<Instant>>,
     /// Cancelled at the drain deadline; workers hold a child each.
@@ -89,8 +89,8 @@ impl Endpoint {
     pub fn new(
         id: EndpointId,
         address: SocketAddr,
-        pod: Option<PodRef>,
-        template_hash: Option<String>,
+        pod: Option<Arc<PodRef>>,
+        template_hash: Option<Arc<str>>,
         notices: mpsc::UnboundedSender<Notice>,
     ) -> Arc<Self> {
         Arc::new(Self {

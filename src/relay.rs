@@ -54,6 +54,8 @@ struct Way {
     ended: bool,
     shut: bool,
     moved: u64,
+    /// Much is coming: it goes by splice.
+    bulk: bool,
     lent: Option<Box<Lent>>,
 }
 
@@ -124,9 +126,9 @@ impl Pair {
         let before = self.up.moved + self.down.moved;
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
         let room = room_beside(&self.down);
-        let up = self.up.poll(cx, &self.worker, client, upstream, room);
+        let up = self.up.poll(cx, &self.worker, client, upstream, room, self.down.shut);
         let room = room_beside(&self.up);
-        let down = self.down.poll(cx, &self.worker, upstream, client, room);
+        let down = self.down.poll(cx, &self.worker, upstream, client, room, self.up.shut);
         if before != self.up.moved + self.down.moved {
             self.last_moved = Instant::now();
         }
@@ -192,7 +194,8 @@ impl Way {
         self.waiting.is_none() && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
     }
 
-    /// Moves what there is. Ready when the source has ended and the sink has been told.
+    /// Moves what there is. Ready when the source has ended and the sink has been told; `last`: the other way has ended,
+    /// and the close that follows will tell it.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -200,6 +203,7 @@ impl Way {
         source: &mut TcpStream,
         sink: &mut TcpStream,
         room: usize,
+        last: bool,
     ) -> Poll<Result<(), Broken>> {
         loop {
             if let Some(waiting) = &mut self.waiting {
@@ -210,24 +214,29 @@ impl Way {
                 self.waiting = None;
             }
             if self.ended {
-                if !self.shut {
+                if !self.shut && !last {
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
-                    self.shut = true;
                 }
+                self.shut = true;
                 return Poll::Ready(Ok(()));
+            }
+            if self.bulk && self.lent.is_none() {
+                self.lent = worker.pipes.lend().map(Box::new);
             }
             if let Some(lent) = &mut self.lent {
                 match lent.poll_move(cx, source, sink, u64::MAX) {
                     Poll::Ready(Ok(n)) => {
                         self.moved += n as u64;
                         self.ended = n == 0;
-                        if n < SCRATCH {
+                        self.bulk = n >= SPLICE_MIN;
+                        if !self.bulk {
                             self.lent = None;
                         }
                         continue;
                     }
                     Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
                     Poll::Pending => {
+                        // Whoever waits with nothing in its pipe lets others have it.
                         if lent.is_empty() {
                             self.lent = None;
                         }
@@ -250,9 +259,8 @@ impl Way {
                 let mut bytes = worker.buffer();
                 append(&mut bytes, &read[n..]);
                 self.waiting = Waiting::of(bytes);
-            } else if n == SCRATCH {
-                self.lent = worker.pipes.lend().map(Box::new);
             }
+            self.bulk = read.len() == SCRATCH;
         }
     }
 }
@@ -277,6 +285,8 @@ pub struct Lent {
     ends: Option<(OwnedFd, OwnedFd)>,
     inside: usize,
     filled: usize,
+    /// Taken from the source since somebody asked.
+    taken: usize,
     shelf: Rc<RefCell<Shelf>>,
 }
 
@@ -297,13 +307,18 @@ impl Pipes {
             }
         };
         shelf.lent += 1;
-        Some(Lent { ends: Some(ends), inside: 0, filled: 0, shelf: self.0.clone() })
+        Some(Lent { ends: Some(ends), inside: 0, filled: 0, taken: 0, shelf: self.0.clone() })
     }
 }
 
 impl Lent {
     pub fn is_empty(&self) -> bool {
         self.inside == 0
+    }
+
+    /// Bytes that have left the source since this was last asked, wherever they are now.
+    pub fn take_taken(&mut self) -> usize {
+        std::mem::take(&mut self.taken)
     }
 
     /// One fill and its full drain; answers how many bytes that were, 0 at the source's end.
@@ -321,7 +336,10 @@ impl Lent {
             let len = max.min(PIPE_SIZE as u64) as usize;
             match source.try_io(Interest::READABLE, || Ok(splice(source, None, into, None, len, flags)?)) {
                 Ok(0) => return Poll::Ready(Ok(0)),
-                Ok(n) => (self.inside, self.filled) = (n, n),
+                Ok(n) => {
+                    (self.inside, self.filled) = (n, n);
+                    self.taken += n;
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => return Poll::Ready(Err(Broken::Source(e))),
             }
@@ -354,5 +372,7 @@ impl Drop for Lent {
 const QUIET: Duration = Duration::from_secs(1);
 /// How soon a reset after a half-close is noticed, at the latest.
 const LOOK: Duration = Duration::from_secs(1);
+/// A transfer in pieces of at least this goes by splice; smaller ones are as quickly copied.
+const SPLICE_MIN: usize = 16 << 10;
 const PIPES: usize = 64;
 const PIPE_SIZE: usize = 256 << 10;

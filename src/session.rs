@@ -26,10 +26,9 @@ use crate::http::pool::{self, Trust};
 use crate::listener::ListenerSpec;
 use crate::metrics::{CloseReason, ServiceMetrics};
 use crate::relay::{Ended, Pair};
-use crate::routing::Port;
 use crate::socket;
 use crate::telemetry::{AccessEntry, AccessLog};
-use crate::worker::{Handover, SCRATCH, Upstream, Worker, append};
+use crate::worker::{Handover, Routed, SCRATCH, Upstream, Worker, append};
 
 /// The client's side of a session.
 pub struct Client {
@@ -165,7 +164,7 @@ async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, Close
                 if sniffed? {
                     // An older one may be at the end of its server's patience.
                     if connected.elapsed() < pool::RECENT {
-                        pool::check_in(upstream);
+                        pool::check_in(upstream, connected);
                     }
                     return Ok(Known::Http);
                 }
@@ -240,7 +239,8 @@ async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason
 }
 
 async fn acquire_tcp(worker: &Rc<Worker>, client: &Client) -> Result<(Lease, Upstream), CloseReason> {
-    let ask = Ask { cost: Cost::Tcp, trust: Trust::Fresh, avoid: Avoid::default(), client: &client.stream };
+    let (cost, trust, avoid) = (Cost::Tcp, Trust::Fresh, Avoid::default());
+    let ask = Ask { cost, trust, avoid, client: &client.stream, at: Instant::now() };
     dispatch::upstream(worker, &client.listener, &ask).await.map_err(|refusal| {
         // A clean close would read as success.
         socket::reset_on_close(&client.stream);
@@ -251,7 +251,7 @@ async fn acquire_tcp(worker: &Rc<Worker>, client: &Client) -> Result<(Lease, Ups
 /// What the access log says of a TCP connection.
 struct Logged {
     log: AccessLog,
-    port: Arc<Port>,
+    port: Rc<Routed>,
     peer: SocketAddr,
     listener: Arc<ListenerSpec>,
     started: Instant,

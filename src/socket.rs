@@ -1,7 +1,7 @@
 //! Socket options and the few system calls that tokio does not offer: listen with SO_REUSEPORT, accept without
 //! registering, connect without waiting, ask a peer's state without reading.
 //!
-//! The crate's only `unsafe` is here, in [`tighten`] and [`watch`].
+//! The crate's only `unsafe` is here, in [`heed_silence`] and [`watch`].
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -85,13 +85,11 @@ pub fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| SHORT.iter().any(|e| e.raw_os_error() == code))
 }
 
-/// Starts to connect to an endpoint; writable means connected or failed (see [`TcpStream::take_error`]).
+/// Starts to connect to an endpoint; writable means connected or failed (see [`TcpStream::take_error`]). Its patience is set
+/// later (see [`heed_silence`]): most of those that carry one answer are gone before it matters.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(3);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     match socket.connect(&address.into()) {
         Ok(()) => {}
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
@@ -100,22 +98,24 @@ pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.into())
 }
 
-/// The pod behind this upstream socket is deleted: silence longer than 2 s means that it is gone.
+/// From now on an upstream socket's silence is found out: 8 s of it, or 2 s where its pod is deleted, mean that the endpoint
+/// is gone.
 ///
 /// `fd` must be open, which [`crate::worker::Local`] sees to: a connection's number is struck from its list before the
 /// connection is closed, and both happen on the thread that calls this.
-pub fn tighten(fd: RawFd) -> io::Result<()> {
+pub fn heed_silence(fd: RawFd, pod_gone: bool) -> io::Result<()> {
     #[allow(unsafe_code)] // SAFETY: open for the duration of the call, see above.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let socket = SockRef::from(&fd);
+    let (idle, probes) = if pod_gone { (1, 1) } else { (5, 3) };
     let second = Duration::from_secs(1);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(second).with_interval(second).with_retries(1))?;
-    socket.set_tcp_user_timeout(Some(2 * second))
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(idle * second).with_interval(second).with_retries(probes))?;
+    socket.set_tcp_user_timeout(Some((idle + probes) * second))
 }
 
 /// Reads once into `room` what there is, as far as it fits. Nothing: the peer has ended its direction.
 pub fn poll_read<'a>(stream: &mut TcpStream, cx: &mut Context<'_>, room: &'a mut [u8]) -> Poll<io::Result<&'a [u8]>> {
-    ready!(stream.poll_read_ready(cx))?;
     let mut buf = ReadBuf::new(room);
     ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
     let read = buf.filled().len();
@@ -176,6 +176,3 @@ pub fn raise_descriptor_limit() -> u64 {
 
 const BACKLOG: i32 = 4096;
 const CLIENT_KEEPALIVE: Duration = Duration::from_secs(60);
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-const USER_TIMEOUT: Duration = Duration::from_secs(8);

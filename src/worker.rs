@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,7 @@ use crate::listener::{self, ListenerId, ListenerSpec};
 use crate::relay::Pipes;
 use crate::routing::{Port, PortKey, Snapshot};
 use crate::session;
+use crate::socket;
 use crate::telemetry::AccessLog;
 use crate::turns;
 
@@ -80,14 +83,15 @@ pub struct Handover {
 pub struct Worker {
     pub index: usize,
     pub shared: Arc<Shared>,
-    config: RefCell<Arc<Config>>,
+    /// This worker's own, as all that counts references on the way of a request: shared counts are fought for by all.
+    config: RefCell<Rc<Config>>,
     /// Every read goes here first; nothing in it survives a poll.
     pub scratch: RefCell<Box<[u8]>>,
     buffers: RefCell<Vec<Vec<u8>>>,
-    locals: RefCell<HashMap<EndpointId, Rc<Local>>>,
+    locals: RefCell<FxHashMap<EndpointId, Rc<Local>>>,
     budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
     listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
-    routes: RefCell<HashMap<ListenerId, Route>>,
+    routes: RefCell<FxHashMap<ListenerId, Route>>,
     pub pipes: Pipes,
     pub crumbs: turns::Queue,
     /// Set when the shutdown's grace is over: nothing is replayed any more.
@@ -95,7 +99,13 @@ pub struct Worker {
 }
 
 /// A listener's service port as of one generation of the snapshot.
-type Route = (u64, Option<Arc<Port>>);
+type Route = (u64, Option<Rc<Routed>>);
+
+/// A service port, with what this worker counts for it.
+pub struct Routed {
+    port: Arc<Port>,
+    pub budget: Rc<Budget>,
+}
 
 /// What one worker keeps for one endpoint.
 pub struct Local {
@@ -104,6 +114,8 @@ pub struct Local {
     pub force: CancellationToken,
     pub idle: RefCell<Vec<Idle>>,
     sockets: RefCell<Vec<RawFd>>,
+    /// Those of them whose silence is not yet heeded.
+    young: RefCell<Vec<RawFd>>,
     tightened: Cell<bool>,
     reported: Cell<u32>,
     /// Somebody finds out whether it is on its way out.
@@ -142,7 +154,7 @@ pub fn run(
     let worker = Rc::new(Worker {
         index,
         shared,
-        config: RefCell::new(config),
+        config: RefCell::new(Rc::new(Config::clone(&config))),
         scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
         buffers: RefCell::default(),
         locals: RefCell::default(),
@@ -178,7 +190,7 @@ impl Worker {
 
     fn open(self: &Rc<Self>, mail: Mail) {
         match mail {
-            Mail::Config(config) => *self.config.borrow_mut() = config,
+            Mail::Config(config) => *self.config.borrow_mut() = Rc::new(Config::clone(&config)),
             Mail::Listen(spec, socket) => {
                 let stop = CancellationToken::new();
                 self.listeners.borrow_mut().insert(spec.id, stop.clone());
@@ -206,20 +218,21 @@ impl Worker {
     }
 
     /// What a listener's service port looks like in the published snapshot; resolved once per publish.
-    pub fn port(&self, spec: &ListenerSpec) -> Option<Arc<Port>> {
+    pub fn port(&self, spec: &ListenerSpec) -> Option<Rc<Routed>> {
         let snapshot = self.shared.snapshot.load();
         let mut routes = self.routes.borrow_mut();
         match routes.get(&spec.id) {
             Some((generation, port)) if *generation == snapshot.generation => port.clone(),
             _ => {
                 let port = snapshot.port(&spec.service, &spec.port).cloned();
+                let port = port.map(|port| Rc::new(Routed { budget: self.budget(&port.key), port }));
                 routes.insert(spec.id, (snapshot.generation, port.clone()));
                 port
             }
         }
     }
 
-    pub fn config(&self) -> Arc<Config> {
+    pub fn config(&self) -> Rc<Config> {
         self.config.borrow().clone()
     }
 
@@ -246,6 +259,7 @@ impl Worker {
             force: endpoint.force.child_token(),
             idle: RefCell::default(),
             sockets: RefCell::default(),
+            young: RefCell::default(),
             tightened: Cell::new(false),
             reported: Cell::new(0),
             looked_at: Cell::new(false),
@@ -254,7 +268,7 @@ impl Worker {
         local
     }
 
-    pub fn budget(&self, key: &PortKey) -> Rc<Budget> {
+    fn budget(&self, key: &PortKey) -> Rc<Budget> {
         if let Some(budget) = self.budgets.borrow().get(key) {
             return budget.clone();
         }
@@ -271,9 +285,8 @@ impl Worker {
                 local.drop_idle();
             }
             if local.endpoint.pod_gone() && !local.tightened.replace(true) {
-                local.sockets.borrow().iter().for_each(|fd| {
-                    let _ = crate::socket::tighten(*fd);
-                });
+                local.young.borrow_mut().clear();
+                local.sockets.borrow().iter().for_each(|fd| drop(socket::heed_silence(*fd, true)));
             }
         }
     }
@@ -307,12 +320,15 @@ impl Worker {
         dropped
     }
 
-    /// Once a second: idle connections that ended or aged, locals that nobody needs, the budgets' memory.
+    /// Once a second: idle connections that ended or aged, new ones that have lived so long, locals that nobody needs, the
+    /// budgets' memory.
     fn sweep(&self) {
         let (now, limit) = (Instant::now(), self.config.borrow().timeouts.upstream_idle);
         self.locals.borrow_mut().retain(|_, local| {
             local.idle.borrow_mut().retain(|idle| idle.is_alive() && now.duration_since(idle.since) < limit);
             local.report_idle();
+            let gone = local.endpoint.pod_gone();
+            local.young.borrow_mut().drain(..).for_each(|fd| drop(socket::heed_silence(fd, gone)));
             local.endpoint.is_open() || Rc::strong_count(local) > 1
         });
         let snapshot = self.shared.snapshot.load();
@@ -321,6 +337,14 @@ impl Worker {
             budget.fade();
             snapshot.ports.contains_key(key)
         });
+    }
+}
+
+impl Deref for Routed {
+    type Target = Port;
+
+    fn deref(&self) -> &Port {
+        &self.port
     }
 }
 
@@ -342,8 +366,9 @@ impl Local {
 impl Upstream {
     /// Starts to connect.
     pub fn connect(local: Rc<Local>) -> io::Result<Self> {
-        let stream = crate::socket::connect(local.endpoint.address)?;
+        let stream = socket::connect(local.endpoint.address)?;
         local.sockets.borrow_mut().push(stream.as_raw_fd());
+        local.young.borrow_mut().push(stream.as_raw_fd());
         Ok(Self { stream, local, reused: false })
     }
 }
@@ -351,9 +376,12 @@ impl Upstream {
 /// Runs before the fields are dropped: the number leaves the list before the socket is closed.
 impl Drop for Upstream {
     fn drop(&mut self) {
-        let mut sockets = self.local.sockets.borrow_mut();
-        if let Some(at) = sockets.iter().position(|fd| *fd == self.stream.as_raw_fd()) {
-            sockets.swap_remove(at);
+        for list in [&self.local.sockets, &self.local.young] {
+            let mut list = list.borrow_mut();
+            // The newest are the likeliest to end.
+            if let Some(at) = list.iter().rposition(|fd| *fd == self.stream.as_raw_fd()) {
+                list.swap_remove(at);
+            }
         }
     }
 }

@@ -63,7 +63,7 @@ impl Fixture {
     fn endpoint(&mut self, pod: Option<&str>, in_flight: usize, idle: u32) -> Arc<Endpoint> {
         self.made += 1;
         let octets = [10, 0, (self.made >> 8) as u8, self.made as u8];
-        let pod = pod.map(|name| PodRef { name: name.into(), uid: format!("uid-{}", self.made) });
+        let pod = pod.map(|name| Arc::new(PodRef { name: name.into(), uid: format!("uid-{}", self.made) }));
         let endpoint =
             Endpoint::new(EndpointId(self.made), SocketAddr::from((octets, 8080)), pod, None, self.notices.0.clone());
         endpoint.set_conditions(Conditions { ready: true, serving: true, terminating: false });

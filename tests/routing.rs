@@ -82,7 +82,7 @@ fn slice(name: &str, service: &str, endpoints: &[SliceEndpoint]) -> SliceObject 
 fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
     SliceEndpoint {
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)),
-        pod: pod.map(|pod| PodRef { name: pod.to_owned(), uid: format!("uid-{pod}") }),
+        pod: pod.map(|pod| Arc::new(PodRef { name: pod.to_owned(), uid: format!("uid-{pod}") })),
         ready: true,
         serving: true,
         terminating: false,
@@ -534,7 +534,8 @@ fn an_address_that_passes_to_another_pod_is_another_endpoint() {
 /// Without a UID nothing else tells that an address is another pod's now.
 #[test]
 fn an_address_that_terminated_comes_back_as_another_generation() {
-    let unnamed = SliceEndpoint { pod: Some(PodRef { name: "a".into(), uid: String::new() }), ..ready(1, None) };
+    let unnamed =
+        SliceEndpoint { pod: Some(Arc::new(PodRef { name: "a".into(), uid: String::new() })), ..ready(1, None) };
     for one in [ready(1, None), unnamed] {
         // As the last resort its drain has not begun; it is over all the same when the address is ready again.
         let mut rig = Rig::with(std::slice::from_ref(&one));
@@ -765,7 +766,7 @@ fn run(rig: &mut Rig, step: &Step) {
                 .map(|(address, pod, state)| {
                     let mut endpoint = ready(*address, pod.map(|n| PODS[usize::from(n)]));
                     if *pod == Some(3) {
-                        endpoint.pod = Some(PodRef { name: PODS[3].into(), uid: String::new() });
+                        endpoint.pod = Some(Arc::new(PodRef { name: PODS[3].into(), uid: String::new() }));
                     }
                     match state {
                         0 | 1 => endpoint,

@@ -72,10 +72,10 @@ impl Scene {
 pub fn slice(first: usize, count: usize, out: bool) -> Change {
     let endpoint = |n: usize| SliceEndpoint {
         address: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n as u32)),
-        pod: Some(PodRef {
+        pod: Some(Arc::new(PodRef {
             name: format!("shop-7d4b9c6f5-{n:05}"),
             uid: format!("0b7f6a3e-0f5c-4a53-9f0a-0000000{n:05}"),
-        }),
+        })),
         ready: !(out && n == first),
         serving: !(out && n == first),
         terminating: false,

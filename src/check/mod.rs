@@ -299,6 +299,8 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::config::ListenerConfig;
     use crate::discovery::slices::{Fate, MergedEndpoint};
@@ -340,7 +342,7 @@ mod tests {
     fn port(node_port: Option<u16>, endpoints: &[(&str, bool, bool, bool)]) -> MergedPort {
         let endpoint = |(address, ready, serving, terminating): &(&str, bool, bool, bool)| MergedEndpoint {
             address: address.parse().unwrap(),
-            pod: Some(PodRef { name: "nginx-1".into(), uid: String::new() }),
+            pod: Some(Arc::new(PodRef { name: "nginx-1".into(), uid: String::new() })),
             template_hash: None,
             conditions: Conditions { ready: *ready, serving: *serving, terminating: *terminating },
             fate: Fate::NoPod,

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
@@ -287,7 +288,7 @@ fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndp
     });
     Ok(SliceEndpoint {
         address,
-        pod: pod.filter(|pod| !pod.name.is_empty() || !pod.uid.is_empty()),
+        pod: pod.filter(|pod| !pod.name.is_empty() || !pod.uid.is_empty()).map(Arc::new),
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
@@ -607,7 +608,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
     fn a_slice_has_its_nil_rules_applied() {
         let endpoint = |address: &str, pod: Option<(&str, &str)>, ready, terminating| SliceEndpoint {
             address: address.parse().unwrap(),
-            pod: pod.map(|(name, uid)| PodRef { name: name.into(), uid: uid.into() }),
+            pod: pod.map(|(name, uid)| Arc::new(PodRef { name: name.into(), uid: uid.into() })),
             ready,
             serving: true,
             terminating,

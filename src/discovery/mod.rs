@@ -12,6 +12,7 @@ pub mod slices;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// `namespace/name` of a Service, EndpointSlice or Pod.
@@ -214,7 +215,7 @@ pub struct SliceEndpoint {
     /// `addresses[0]`.
     pub address: IpAddr,
     /// `targetRef`, where it is a Pod.
-    pub pod: Option<PodRef>,
+    pub pod: Option<Arc<PodRef>>,
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,

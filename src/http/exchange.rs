@@ -26,12 +26,11 @@ use crate::dispatch::{self, Ask, Refusal};
 use crate::endpoint::{Endpoint, EndpointId, Lease, millis};
 use crate::metrics::{CloseReason, RetryReason};
 use crate::relay::{Broken, Lent};
-use crate::routing::Port;
 use crate::session::Client;
 use crate::socket::{self, Peer};
 use crate::telemetry::AccessEntry;
 use crate::turns::Turn;
-use crate::worker::{BUFFER_MAX, SCRATCH, Upstream, Worker, append, empty};
+use crate::worker::{BUFFER_MAX, Routed, SCRATCH, Upstream, Worker, append, empty};
 
 /// What becomes of the client's connection.
 pub enum End {
@@ -52,9 +51,9 @@ pub enum End {
 struct Exchange<'a> {
     worker: &'a Rc<Worker>,
     client: &'a mut Client,
-    config: Arc<Config>,
+    config: Rc<Config>,
     limits: head::Limits,
-    port: Arc<Port>,
+    port: Rc<Routed>,
     request: Request,
     /// The canonical head, then the body as it is forwarded: all of it while `whole`, else what is still to be written.
     sent: Vec<u8>,
@@ -79,6 +78,8 @@ struct Exchange<'a> {
     watch_client: bool,
     bytes_out: u64,
     status: u16,
+    /// When the whole response had been written.
+    ended: Option<Instant>,
     /// For the access log, where there is one.
     logged: Option<Box<Logged>>,
 }
@@ -111,7 +112,9 @@ struct Attempt {
     look: Option<Pin<Box<Sleep>>>,
     /// It may not be used again: bytes beyond the response, or an end.
     spent: bool,
-    lent: Option<Lent>,
+    /// For a long body to the endpoint, and for one to the client.
+    lent_up: Option<Lent>,
+    lent_down: Option<Lent>,
 }
 
 /// Why an attempt did not end in a whole answer.
@@ -140,10 +143,10 @@ pub async fn run(
     let config = worker.config();
     let Some(port) = worker.port(&client.listener) else {
         worker.give_back(sent);
-        return answer_alone(client, &request, 503, "no_service").await;
+        return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
     };
     let limits = head::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
-    worker.budget(&port.key).count_request();
+    port.budget.count_request();
     let mut exchange = Exchange {
         worker,
         limits,
@@ -169,6 +172,7 @@ pub async fn run(
         watch_client: true,
         bytes_out: 0,
         status: 0,
+        ended: None,
         logged: None,
     };
     if worker.shared.access_log.is_some() {
@@ -194,21 +198,23 @@ impl Exchange<'_> {
         let mut attempts = 1;
         let mut unexplained: Vec<Arc<Endpoint>> = Vec::new();
         let mut retrying: Option<RetryReason> = None;
+        let mut at = started;
         loop {
             let ask = Ask {
                 cost: Cost::Http,
                 trust,
                 avoid: Avoid { tried: &tried, siblings_of: lost_at.as_deref() },
                 client: &self.client.stream,
+                at,
             };
             let found = dispatch::upstream(self.worker, &self.client.listener, &ask);
             let found = match deadline {
-                Some(at) => tokio::time::timeout_at(at.into(), found).await.unwrap_or(Err(Refusal::Deadline)),
+                Some(at) => Box::pin(tokio::time::timeout_at(at.into(), found)).await.unwrap_or(Err(Refusal::Deadline)),
                 None => found.await,
             };
             let (lease, upstream) = match found {
                 Ok(found) => found,
-                Err(refusal) => return self.refused(refusal).await,
+                Err(refusal) => return Box::pin(self.refused(refusal)).await,
             };
             let endpoint = lease.endpoint().clone();
             if let Some(logged) = &mut self.logged {
@@ -231,14 +237,14 @@ impl Exchange<'_> {
                 Lost::Upstream { forced, stale } => (forced, stale),
                 other => {
                     drop(lease);
-                    return self.give_up(other, &endpoint).await;
+                    return Box::pin(self.give_up(other, &endpoint)).await;
                 }
             };
             let may = !self.passed && self.whole && (self.repeatable || !wrote) && !self.worker.cut.get();
             if !may || socket::peer(&self.client.stream) == Peer::Gone {
                 endpoint.tally.forced.fetch_add(u32::from(forced), Ordering::Relaxed);
                 drop(lease);
-                return self.give_up(Lost::Upstream { forced, stale }, &endpoint).await;
+                return Box::pin(self.give_up(Lost::Upstream { forced, stale }, &endpoint)).await;
             }
             if stale && trust != Trust::Fresh {
                 retrying = Some(RetryReason::Stale);
@@ -250,12 +256,12 @@ impl Exchange<'_> {
                     unexplained.push(endpoint.clone());
                 }
                 if !excused && !self.may_spend(attempts) {
-                    let refunded = self.explain(&mut unexplained, &endpoint, deadline).await;
+                    let refunded = Box::pin(self.explain(&mut unexplained, &endpoint, deadline)).await;
                     if refunded == 0 {
                         drop(lease);
                         let late = deadline.is_some_and(|at| Instant::now() >= at);
                         let lost = if late { Lost::Deadline } else { Lost::Upstream { forced, stale } };
-                        return self.give_up(lost, &endpoint).await;
+                        return Box::pin(self.give_up(lost, &endpoint)).await;
                     }
                     attempts -= refunded;
                 }
@@ -266,6 +272,7 @@ impl Exchange<'_> {
             }
             drop(lease);
             trust = Trust::Fresh;
+            at = Instant::now();
             self.rewind();
         }
     }
@@ -290,8 +297,7 @@ impl Exchange<'_> {
     }
 
     fn may_spend(&self, attempts: u32) -> bool {
-        attempts <= self.port.policy.attempts
-            && self.worker.budget(&self.port.key).spend(&self.config.retry, self.config.workers.get())
+        attempts <= self.port.policy.attempts && self.port.budget.spend(&self.config.retry, self.config.workers.get())
     }
 
     /// State is new per attempt; what the client has been told stays told.
@@ -325,7 +331,7 @@ impl Exchange<'_> {
             }
             while timer.as_mut().poll(cx).is_ready() {
                 let blocked_by_client =
-                    !self.body.is_done() || self.replied < self.reply.len() || attempt.lent.is_some();
+                    !self.body.is_done() || self.replied < self.reply.len() || attempt.lent_down.is_some();
                 if blocked_by_client && self.client_moved.elapsed() >= idle {
                     return Poll::Ready(Err(Lost::Client(CloseReason::ClientTimeout)));
                 }
@@ -415,6 +421,13 @@ impl Exchange<'_> {
                 empty(&mut self.sent);
                 self.written = 0;
             }
+            if attempt.lent_up.is_some() {
+                if !ready!(self.poll_upload_lent(cx, attempt))? {
+                    attempt.spent = true;
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
             if self.body.is_done() {
                 return Poll::Ready(Ok(()));
             }
@@ -431,11 +444,17 @@ impl Exchange<'_> {
             ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
             if self.body.is_crumbs() {
                 ready!(self.turn.poll(&self.worker.crumbs, cx));
-            } else if emit == Emit::Chunked {
+            } else {
                 turns += 1;
-                if turns > TURNS {
+                if turns > if emit == Emit::Chunked { TURNS } else { TURNS_COPIED } {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
+                }
+            }
+            if !self.whole && is_long(&self.body, emit) {
+                attempt.lent_up = self.worker.pipes.lend();
+                if attempt.lent_up.is_some() {
+                    continue;
                 }
             }
             let mut scratch = self.worker.scratch.borrow_mut();
@@ -477,6 +496,34 @@ impl Exchange<'_> {
     fn begin_body(&mut self) {
         if self.whole && !self.repeatable {
             self.stop_keeping();
+        }
+    }
+
+    /// One pipe's fill of a long body to the endpoint, and whether that has taken it.
+    fn poll_upload_lent(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<bool, Lost>> {
+        let Some(lent) = &mut attempt.lent_up else { return Poll::Ready(Ok(true)) };
+        let left = self.body.remaining().unwrap_or(0);
+        let moved = lent.poll_move(cx, &self.client.stream, &attempt.upstream.stream, left);
+        // What is in the pipe has left the client, whatever becomes of it.
+        let taken = lent.take_taken();
+        if taken > 0 {
+            self.body.pass(taken);
+            self.client_moved = Instant::now();
+        }
+        match moved {
+            Poll::Ready(Ok(0) | Err(Broken::Source(_))) => Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
+            Poll::Ready(Ok(_)) => {
+                // Back before the next: whoever has more to send gets another turn for it.
+                attempt.lent_up = None;
+                Poll::Ready(Ok(true))
+            }
+            Poll::Ready(Err(Broken::Sink(_))) => Poll::Ready(Ok(false)),
+            Poll::Pending => {
+                if lent.is_empty() {
+                    attempt.lent_up = None;
+                }
+                Poll::Pending
+            }
         }
     }
 
@@ -527,15 +574,22 @@ impl Exchange<'_> {
 
     /// One read of the endpoint's side, taken in.
     fn poll_receive(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
-        if let Some(lent) = &mut attempt.lent {
+        if attempt.lent_down.is_none()
+            && attempt.response.is_some()
+            && attempt.withhold.is_none()
+            && is_long(&attempt.body, attempt.emit)
+        {
+            attempt.lent_down = self.worker.pipes.lend();
+        }
+        if let Some(lent) = &mut attempt.lent_down {
             let left = attempt.body.remaining().unwrap_or(0);
             return match lent.poll_move(cx, &attempt.upstream.stream, &self.client.stream, left) {
                 Poll::Ready(Ok(n)) => {
                     attempt.body.pass(n);
                     self.bytes_out += n as u64;
                     self.client_moved = Instant::now();
-                    if n < SCRATCH || attempt.body.is_done() {
-                        attempt.lent = None;
+                    if !is_long(&attempt.body, attempt.emit) {
+                        attempt.lent_down = None;
                     }
                     if n == 0 { Poll::Ready(Err(self.broken(attempt))) } else { Poll::Ready(Ok(())) }
                 }
@@ -543,7 +597,7 @@ impl Exchange<'_> {
                 Poll::Ready(Err(Broken::Source(_))) => Poll::Ready(Err(self.broken(attempt))),
                 Poll::Pending => {
                     if lent.is_empty() {
-                        attempt.lent = None;
+                        attempt.lent_down = None;
                     }
                     Poll::Pending
                 }
@@ -580,9 +634,6 @@ impl Exchange<'_> {
                     self.bytes_out += n as u64;
                     self.client_moved = Instant::now();
                     append(&mut self.reply, &read[n..taken]);
-                    if n == room && attempt.body.remaining().is_some_and(|left| left >= SCRATCH as u64) {
-                        attempt.lent = self.worker.pipes.lend();
-                    }
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
                 Poll::Pending => append(&mut self.reply, &read[..taken]),
@@ -711,23 +762,25 @@ impl Exchange<'_> {
 
     /// The whole response has been written.
     async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
-        let Attempt { upstream, response, inbuf, spent, .. } = attempt;
+        let Attempt { upstream, response, inbuf, spent, lent_up, .. } = attempt;
         let Some(response) = response else { return End::Cut(CloseReason::UpstreamReset) };
         if self.is_tunnel(&response) {
             return End::Tunnel { lease, upstream: Box::new(upstream), down: inbuf };
         }
+        let now = Instant::now();
+        self.ended = Some(now);
         let tally = &lease.endpoint().tally;
         if lease.endpoint().is_draining() {
             tally.finished.fetch_add(1, Ordering::Relaxed);
         }
-        let uploaded = self.body.is_done() && self.written == self.sent.len();
+        let uploaded = self.body.is_done() && self.written == self.sent.len() && lent_up.is_none();
         if response.keep_alive && !spent && uploaded {
-            pool::check_in(upstream);
+            pool::check_in(upstream, now);
         } else {
             drop(upstream);
         }
         drop(lease);
-        if !self.told_close && (self.body.is_done() || self.discard_body().await) {
+        if !self.told_close && (self.body.is_done() || Box::pin(self.discard_body()).await) {
             return End::KeepAlive;
         }
         let shutdown = self.worker.shared.closing.load(Ordering::Relaxed);
@@ -816,7 +869,7 @@ impl Exchange<'_> {
         self.bytes_out += self.reply.len() as u64;
         let written = tokio::time::timeout(self.config.timeouts.client_idle, self.client.stream.write_all(&self.reply));
         match written.await {
-            Ok(Ok(())) if !close && (self.body.is_done() || self.discard_body().await) => End::KeepAlive,
+            Ok(Ok(())) if !close && (self.body.is_done() || Box::pin(self.discard_body()).await) => End::KeepAlive,
             Ok(Ok(())) if status == 400 => End::Linger(CloseReason::BadRequest),
             Ok(Ok(())) => self.last(CloseReason::Completed),
             _ => End::Close(CloseReason::ClientReset),
@@ -824,7 +877,7 @@ impl Exchange<'_> {
     }
 
     fn record(&self, end: &End, started: Instant) {
-        let took = started.elapsed();
+        let took = self.ended.unwrap_or_else(Instant::now) - started;
         if let End::Cut(CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown) = end {
             self.port.metrics.failures.inc();
         }
@@ -873,7 +926,8 @@ impl Attempt {
             withhold: None,
             look: None,
             spent: false,
-            lent: None,
+            lent_up: None,
+            lent_down: None,
         }
     }
 }
@@ -881,6 +935,11 @@ impl Attempt {
 /// Bytes to read of a body that is neither counted nor ended.
 fn decoded_at_once(body: &BodyDecoder) -> usize {
     if body.is_crumbs() { CRUMBS } else { DECODED }
+}
+
+/// Whether enough of a counted body is left for splice, which moves it uncopied.
+fn is_long(body: &BodyDecoder, emit: Emit) -> bool {
+    emit == Emit::Identity && body.remaining().is_some_and(|left| left >= SCRATCH as u64)
 }
 
 /// Before there is a service to count for.

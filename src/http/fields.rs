@@ -19,6 +19,9 @@ const MAX_OPTIONS: usize = 32;
 /// Where `httparse` puts the lines; costs nothing to make.
 pub(super) type Lines<'a> = [MaybeUninit<Header<'a>>; MAX_HEADERS];
 
+/// Where [`Fields::survey`] notes what each of them is.
+pub(super) type Kinds = [Kind; MAX_HEADERS];
+
 /// Finds the end of a head, past its empty line, or the first fault before it. `Ok(None)`: neither yet.
 pub(super) fn end_of_head(input: &[u8], limits: &Limits) -> Result<Option<usize>, Reject> {
     let window = input.get(..limits.head_size).unwrap_or(input);
@@ -117,7 +120,7 @@ pub(super) fn kind(name: &str) -> Kind {
 /// What one pass over the fields of a head found.
 pub(super) struct Fields<'h, 'b> {
     pub lines: &'h [Header<'b>],
-    kinds: [Kind; MAX_HEADERS],
+    kinds: &'h [Kind],
     pub host: Option<&'b [u8]>,
     /// Decimal digits without leading zeros, and their value: at most 2^63-1.
     pub length: Option<(&'b [u8], u64)>,
@@ -133,10 +136,10 @@ pub(super) struct Fields<'h, 'b> {
 
 impl<'h, 'b> Fields<'h, 'b> {
     /// Refuses everything that makes the length of the message, or its host, a matter of opinion.
-    pub fn survey(lines: &'h [Header<'b>], version: Version) -> Result<Self, Reject> {
+    pub fn survey(lines: &'h [Header<'b>], version: Version, room: &'h mut Kinds) -> Result<Self, Reject> {
         let mut fields = Fields {
             lines,
-            kinds: [Kind::EndToEnd; MAX_HEADERS],
+            kinds: &[],
             host: None,
             length: None,
             chunked: false,
@@ -146,7 +149,7 @@ impl<'h, 'b> Fields<'h, 'b> {
             lists: false,
         };
         let (mut upgrade_field, mut upgrade_option, mut options, mut coded) = (false, false, 0, false);
-        for (line, slot) in lines.iter().zip(&mut fields.kinds) {
+        for (line, slot) in lines.iter().zip(&mut *room) {
             *slot = kind(line.name);
             match *slot {
                 Kind::Host if fields.host.is_some() => return Err(Reject::bad("duplicate_host")),
@@ -190,6 +193,7 @@ impl<'h, 'b> Fields<'h, 'b> {
         if coded {
             return Err(Reject { status: 501, reason: "unknown_transfer_encoding" });
         }
+        fields.kinds = room;
         fields.lists = options > 0;
         // Upgrade is for HTTP/1.1 only (RFC 9110 section 7.8).
         fields.upgrade = upgrade_field && upgrade_option && version == Version::H11;

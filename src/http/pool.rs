@@ -58,12 +58,12 @@ pub fn check_out(local: &Rc<Local>, trust: Trust) -> Option<Upstream> {
 }
 
 /// Keeps a connection for the next request, unless its endpoint leaves or enough are kept.
-pub fn check_in(mut upstream: Upstream) {
+pub fn check_in(mut upstream: Upstream, now: Instant) {
     let local = upstream.local.clone();
     let mut idle = local.idle.borrow_mut();
     if local.endpoint.is_open() && idle.len() < KEPT {
         upstream.reused = true;
-        idle.push(Idle { upstream, since: Instant::now() });
+        idle.push(Idle { upstream, since: now });
     }
 }
 

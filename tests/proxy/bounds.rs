@@ -253,6 +253,8 @@ async fn a_keep_alive_request_costs_four_system_calls() {
         })
         .collect();
     barrier.wait().await;
+    // Within a second of their connect, five calls each see to the upstream connections' patience.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     let counts = process.rig.folder.path().join("strace");
     let mut strace = tokio::process::Command::new("strace");
     strace.args(["-c", "-f", "-p", &pid(&process.proxy).to_string(), "-o"]).arg(&counts);
