@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::rig::{Ep, Process, Scripted, binary, soon, until};
-use crate::vitals::{cpu, own_bytes};
+use crate::vitals::{cpu, is_asleep, own_bytes};
 
 /// What one hostile connection may cost at the most.
 const EACH: u64 = 64 << 10;
@@ -173,17 +173,17 @@ impl Siege {
         &self.mob.handle
     }
 
-    /// Waits until the kernel's buffers are full, so that no hostile endpoint gets rid of any more: though the proxy has served
-    /// others meanwhile, and the endpoint has had its turn, however little of the machine both get.
-    pub async fn stuffed(&mut self) {
+    /// Waits until the kernel's buffers are full: no hostile endpoint gets rid of any more, though each has had its turn, and
+    /// the proxy sleeps, which it does not while it has something to do that it gets no processor for.
+    pub async fn stuffed(&self) {
         let (mut last, mut still) = (0, 0);
-        for _ in 0..300 {
-            self.good.p99(Duration::from_millis(100)).await;
+        for _ in 0..60_000 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
             self.mob.handle.spawn(tokio::task::yield_now()).await.unwrap();
             let poured = self.poured.load(Ordering::Relaxed);
-            still = if poured == last { still + 1 } else { 0 };
+            still = if poured == last && is_asleep(self.pid) { still + 1 } else { 0 };
             last = poured;
-            if poured > 0 && still == 5 {
+            if poured > 0 && still == 50 {
                 return;
             }
         }
