@@ -23,7 +23,7 @@ use crate::listeners::Listeners;
 use crate::metrics::Metrics;
 use crate::routing::{RoutingTable, Snapshot};
 use crate::telemetry::{AccessLog, AccessLogWriter};
-use crate::worker::{self, Mail, Shared};
+use crate::worker::{self, Mail, Shared, Spare};
 use crate::{discovery::slices::World, socket};
 
 /// Without its admin pages nobody could see how it does: it does not start.
@@ -123,7 +123,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let pages = admin.clone();
     let spare = {
         let shared = shared.clone();
-        move || shared.tell_all(|| Mail::DropIdle)
+        move || shared.tell_all(|| Mail::DropIdle(Spare::All))
     };
     let control = std::thread::Builder::new().name("control".into()).spawn(move || {
         let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {

@@ -22,7 +22,7 @@ use crate::listener::ListenerSpec;
 use crate::metrics::{RetryReason, ServiceMetrics};
 use crate::routing::Port;
 use crate::socket::{self, Peer};
-use crate::worker::{Upstream, Worker};
+use crate::worker::{Spare, Upstream, Worker};
 
 /// What is wanted.
 pub struct Ask<'a> {
@@ -137,7 +137,7 @@ async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) 
                 Err((lease, error)) => {
                     fail(&lease, &error, &port.metrics);
                     if socket::is_shortage(&error) {
-                        if worker.spare() {
+                        if worker.spare(Spare::All) {
                             next = Some(lease);
                             continue;
                         }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{PortRef, Protocol};
 use crate::discovery::ObjectName;
-use crate::worker::{Handover, Mail, Worker};
+use crate::worker::{Handover, Mail, Spare, Worker};
 use crate::{session, socket};
 
 /// Unique in this process.
@@ -47,7 +47,12 @@ pub async fn accept_on(
         Err(error) => return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket"),
     };
     let mut told: Option<Instant> = None;
+    let mut accepted = 0;
     loop {
+        if accepted == AT_ONCE {
+            accepted = 0;
+            tokio::task::yield_now().await;
+        }
         let mut ready = tokio::select! {
             biased;
             ready = socket.readable() => match ready {
@@ -64,16 +69,20 @@ pub async fn accept_on(
             },
             () = stop.cancelled() => break,
         };
+        accepted += 1;
         match socket::accept(socket.get_ref()) {
             Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => ready.clear_ready(),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                ready.clear_ready();
+                accepted = 0;
+            }
             Err(error) if socket::is_shortage(&error) => {
                 if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
                     tracing::warn!(listener = spec.name, %error, "cannot accept; waiting");
                     told = Some(Instant::now());
                 }
                 drop(permit);
-                worker.spare();
+                worker.spare(Spare::Surplus);
                 tokio::time::sleep(SHORTAGE_PAUSE).await;
             }
             // The client was gone before we came (ECONNABORTED), or a signal: accept(2) says to go on.
@@ -117,6 +126,8 @@ fn hand_over(worker: &Rc<Worker>, handover: Handover) {
     }
 }
 
+/// New clients between two looks at the established ones: a flood of the former must not have the latter wait.
+const AT_ONCE: u32 = 4;
 /// For handshakes under way when a listener closes: longer than nearly any round trip.
 const HANDSHAKES: Duration = Duration::from_millis(100);
 /// A shortage is logged no more often.

@@ -22,7 +22,7 @@ use tokio::time::Sleep;
 use crate::endpoint::Lease;
 use crate::metrics::CloseReason;
 use crate::socket::{self, Peer};
-use crate::worker::{SCRATCH, Upstream, Worker};
+use crate::worker::{SCRATCH, Upstream, Worker, append};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
 pub struct Pair {
@@ -125,8 +125,10 @@ impl Pair {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let before = self.up.moved + self.down.moved;
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
-        let up = self.up.poll(cx, &self.worker, client, upstream, self.down.shut);
-        let down = self.down.poll(cx, &self.worker, upstream, client, self.up.shut);
+        let room = room_beside(&self.down);
+        let up = self.up.poll(cx, &self.worker, client, upstream, room, self.down.shut);
+        let room = room_beside(&self.up);
+        let down = self.down.poll(cx, &self.worker, upstream, client, room, self.up.shut);
         if before != self.up.moved + self.down.moved {
             self.last_moved = Instant::now();
         }
@@ -200,6 +202,7 @@ impl Way {
         worker: &Worker,
         source: &mut TcpStream,
         sink: &mut TcpStream,
+        room: usize,
         last: bool,
     ) -> Poll<Result<(), Broken>> {
         loop {
@@ -242,7 +245,7 @@ impl Way {
                 }
             }
             let mut scratch = worker.scratch.borrow_mut();
-            let read = ready!(socket::poll_read(source, cx, &mut scratch)).map_err(Broken::Source)?;
+            let read = ready!(socket::poll_read(source, cx, &mut scratch[..room])).map_err(Broken::Source)?;
             if read.is_empty() {
                 self.ended = true;
                 continue;
@@ -254,12 +257,17 @@ impl Way {
             };
             if n < read.len() {
                 let mut bytes = worker.buffer();
-                bytes.extend_from_slice(&read[n..]);
+                append(&mut bytes, &read[n..]);
                 self.waiting = Waiting::of(bytes);
             }
             self.bulk = read.len() == SCRATCH;
         }
     }
+}
+
+/// For a read, so that both directions of a pair together hold little more than one could.
+fn room_beside(other: &Way) -> usize {
+    if other.waiting.is_some() { SCRATCH / 4 } else { SCRATCH }
 }
 
 /// A worker's pipes for splice.

@@ -28,7 +28,7 @@ use crate::metrics::{CloseReason, ServiceMetrics};
 use crate::relay::{Ended, Pair};
 use crate::socket;
 use crate::telemetry::{AccessEntry, AccessLog};
-use crate::worker::{Handover, Routed, SCRATCH, Upstream, Worker};
+use crate::worker::{Handover, Routed, SCRATCH, Upstream, Worker, append};
 
 /// The client's side of a session.
 pub struct Client {
@@ -374,9 +374,15 @@ impl Client {
     /// Reads once, into `unread`. Nothing added: the client has ended its direction.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<std::io::Result<()>> {
         let mut scratch = worker.scratch.borrow_mut();
-        let read = ready!(socket::poll_read(&mut self.stream, cx, &mut scratch))?;
-        self.unread.extend_from_slice(read);
+        let room = self.room(worker);
+        let read = ready!(socket::poll_read(&mut self.stream, cx, &mut scratch[..room]))?;
+        append(&mut self.unread, read);
         Poll::Ready(Ok(()))
+    }
+
+    /// For a read into `unread`, which is to hold little more than the largest head.
+    fn room(&self, worker: &Worker) -> usize {
+        (worker.config().limits.head_size + 1).saturating_sub(self.unread.len()).clamp(ROOM_LEAST, SCRATCH)
     }
 
     /// Reads once, and keeps nothing of it. 0: the client has ended its direction.
@@ -389,8 +395,7 @@ impl Client {
     fn poll_head(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<Result<Option<Parsed>, HeadEnd>> {
         let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
         let mut scratch = worker.scratch.borrow_mut();
-        // Beside the head's beginning no more than it may still have.
-        let room = if self.unread.is_empty() { SCRATCH } else { worker.config().limits.head_size.min(SCRATCH) };
+        let room = self.room(worker);
         let read = ready!(socket::poll_read(&mut self.stream, cx, &mut scratch[..room])).map_err(reset)?;
         if read.is_empty() {
             let idle = !head::has_begun(&self.unread);
@@ -398,14 +403,14 @@ impl Client {
             return Poll::Ready(Err(HeadEnd::Closed(reason)));
         }
         if !self.unread.is_empty() {
-            self.unread.extend_from_slice(read);
+            append(&mut self.unread, read);
             drop(scratch);
             return Poll::Ready(self.parse(worker));
         }
         let parsed = self.parse_bytes(worker, read)?;
         let consumed = parsed.as_ref().map_or(0, |(request, _)| request.consumed);
         if consumed < read.len() {
-            self.unread.extend_from_slice(&read[consumed..]);
+            append(&mut self.unread, &read[consumed..]);
         }
         Poll::Ready(Ok(parsed))
     }
@@ -549,6 +554,7 @@ impl Drop for Open {
 const SILENCE: Duration = Duration::from_millis(200);
 const LINGER_SILENT: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_secs(30);
+const ROOM_LEAST: usize = 512;
 /// A v2 header with all its extensions; one of v1 is a line.
 const PROXY_HEADER_MAX: usize = 4096;
 const PROXY_LINE_MAX: usize = 107;

@@ -30,6 +30,7 @@ use crate::routing::{Port, PortKey, Snapshot};
 use crate::session;
 use crate::socket;
 use crate::telemetry::AccessLog;
+use crate::turns;
 
 /// What all workers share.
 pub struct Shared {
@@ -55,11 +56,20 @@ pub enum Mail {
     /// The last lease of this endpoint is gone: close what is idle, then drop the message.
     Drained(Arc<Leaving>),
     /// Another worker, or the admin port, is out of descriptors.
-    DropIdle,
+    DropIdle(Spare),
     /// The shutdown's grace is over: end what is left.
     Cut,
     /// Return from [`run`].
     Exit,
+}
+
+/// For whom idle connections are given up, and how many of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spare {
+    /// For a newcomer, those beyond one for each client that is here already.
+    Surplus,
+    /// For a client that is here, or a probe.
+    All,
 }
 
 /// An accepted connection on its way to the worker that will serve it.
@@ -83,6 +93,7 @@ pub struct Worker {
     listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
     routes: RefCell<FxHashMap<ListenerId, Route>>,
     pub pipes: Pipes,
+    pub crumbs: turns::Queue,
     /// Set when the shutdown's grace is over: nothing is replayed any more.
     pub cut: Cell<bool>,
 }
@@ -151,6 +162,7 @@ pub fn run(
         listeners: RefCell::default(),
         routes: RefCell::default(),
         pipes: Pipes::default(),
+        crumbs: turns::Queue::default(),
         cut: Cell::new(false),
     });
     runtime.block_on(worker.serve(mailbox));
@@ -159,6 +171,8 @@ pub fn run(
 
 impl Worker {
     async fn serve(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Mail>) {
+        let this = self.clone();
+        tokio::task::spawn_local(async move { this.crumbs.serve().await });
         let mut generation = self.shared.generation.clone();
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -198,7 +212,7 @@ impl Worker {
                 self.cut.set(true);
                 self.locals.borrow().values().for_each(|local| local.force.cancel());
             }
-            Mail::DropIdle => drop(self.drop_idle()),
+            Mail::DropIdle(which) => drop(self.drop_idle(which)),
             Mail::Exit => {}
         }
     }
@@ -279,18 +293,28 @@ impl Worker {
 
     /// Out of descriptors: clients come before connections that are only kept, on whichever worker. Answers whether
     /// there were any here.
-    pub fn spare(&self) -> bool {
-        let dropped = self.drop_idle();
+    pub fn spare(&self, which: Spare) -> bool {
+        let dropped = self.drop_idle(which);
         if !dropped {
-            self.shared.tell_all(|| Mail::DropIdle);
+            self.shared.tell_all(|| Mail::DropIdle(which));
         }
         dropped
     }
 
-    fn drop_idle(&self) -> bool {
+    fn drop_idle(&self, which: Spare) -> bool {
+        let mut kept = match which {
+            Spare::Surplus => self.shared.loads[self.index].load(Ordering::Relaxed),
+            Spare::All => 0,
+        };
         let mut dropped = false;
         for local in self.locals.borrow().values() {
-            dropped |= local.idle.borrow_mut().drain(..).count() > 0;
+            let mut idle = local.idle.borrow_mut();
+            let keep = kept.min(idle.len());
+            kept -= keep;
+            // The oldest go.
+            let surplus = idle.len() - keep;
+            dropped |= idle.drain(..surplus).count() > 0;
+            drop(idle);
             local.report_idle();
         }
         dropped
@@ -362,8 +386,31 @@ impl Drop for Upstream {
     }
 }
 
-/// Bytes a read can take at once.
-pub const SCRATCH: usize = 64 << 10;
+/// Sees to room for `more` bytes, and to less than [`BLOCK`] beyond them: what is full would be twice as large by doubling.
+pub fn make_room(buffer: &mut Vec<u8>, more: usize) {
+    if buffer.capacity() - buffer.len() < more {
+        buffer.reserve_exact(more.next_multiple_of(BLOCK));
+    }
+}
+
+/// Appends, with no more room than [`make_room`] sees to.
+pub fn append(buffer: &mut Vec<u8>, bytes: &[u8]) {
+    make_room(buffer, bytes.len());
+    buffer.extend_from_slice(bytes);
+}
+
+/// Empties, and gives a large one up: what is full next may be another.
+pub fn empty(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    if buffer.capacity() > BUFFER_MAX {
+        *buffer = Vec::new();
+    }
+}
+
+/// Bytes a read can take at once: what a connection costs whose other side takes nothing of them. With all else that it
+/// may hold, that is to stay below 64 KiB.
+pub const SCRATCH: usize = 48 << 10;
+const BLOCK: usize = 4 << 10;
 /// Buffers kept for reuse, and the largest worth keeping.
 const BUFFERS: usize = 128;
-const BUFFER_MAX: usize = 32 << 10;
+pub const BUFFER_MAX: usize = 16 << 10;

@@ -5,12 +5,11 @@
 //! what is emitted for chunked input is the same bytes however the input was split. Leaves out where the bytes come from
 //! and go to.
 
-use std::io::Write;
-
 use httparse::EMPTY_HEADER;
 
 use super::fields::{Kind, MAX_HEADERS, kind, write_line};
 use super::head::{Framing, Limits, Reject};
+use crate::worker::make_room;
 
 /// How a body is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +24,8 @@ pub enum Emit {
 const MAX_CHUNK: u64 = 1 << 53;
 /// Digits of a chunk's size, leading zeros included.
 const MAX_DIGITS: u16 = 16;
+/// What is written around a payload that comes without chunks, at the most.
+const CHUNK_LINES: usize = 32;
 /// Bytes of one chunk's extensions.
 const MAX_EXTENSION: u16 = 256;
 
@@ -41,6 +42,7 @@ pub struct BodyDecoder {
     limits: Limits,
     /// The trailer section so far, at most `limits.head_size` bytes.
     trailers: Vec<u8>,
+    crumbs: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,13 +84,14 @@ impl BodyDecoder {
             Framing::Chunked => (State::Size, 0),
             Framing::UntilClose => (State::UntilClose, 0),
         };
-        Self { state, remaining, line: 0, fault, limits: *limits, trailers: Vec::new() }
+        Self { state, remaining, line: 0, fault, limits: *limits, trailers: Vec::new(), crumbs: false }
     }
 
     /// Takes of `input` what belongs to this body and appends to `out` what is to be forwarded. Returns the bytes taken:
     /// all, or fewer once the body is done.
     pub fn decode(&mut self, input: &[u8], emit: Emit, out: &mut Vec<u8>) -> Result<usize, Reject> {
-        let mut taken = 0;
+        let (mut taken, mut lines) = (0, 0);
+        make_room(out, input.len() + CHUNK_LINES);
         while let Some(&byte) = input.get(taken) {
             match self.state {
                 State::Done => break,
@@ -108,16 +111,24 @@ impl BodyDecoder {
                     taken += length;
                 }
                 State::Trailers => {
-                    taken += 1;
-                    self.trailer_byte(byte, emit, out)?;
+                    let n = self.trailer_bytes(input.get(taken..).unwrap_or_default(), emit, out)?;
+                    taken += n;
+                    lines += n;
                 }
                 _ => {
                     taken += 1;
+                    lines += 1;
                     self.chunk_byte(byte, emit, out)?;
                 }
             }
         }
+        self.crumbs = lines > taken / 2;
         Ok(taken)
+    }
+
+    /// What came last was chunk lines and trailers rather than payload.
+    pub fn is_crumbs(&self) -> bool {
+        self.crumbs
     }
 
     /// For `Counted` and `UntilClose`: how many of the next `length` bytes belong to the body. They count as taken; the
@@ -139,6 +150,11 @@ impl BodyDecoder {
 
     pub fn is_done(&self) -> bool {
         self.state == State::Done
+    }
+
+    /// Bytes that it holds: trailers without an end.
+    pub fn held(&self) -> usize {
+        self.trailers.len()
     }
 
     /// Bytes still to come, where that is known.
@@ -166,7 +182,7 @@ impl BodyDecoder {
         match emit {
             Emit::Identity => out.extend_from_slice(payload),
             Emit::Chunked => {
-                _ = write!(out, "{:x}\r\n", payload.len());
+                write_size(payload.len() as u64, out);
                 out.extend_from_slice(payload);
                 out.extend_from_slice(b"\r\n");
             }
@@ -207,7 +223,7 @@ impl BodyDecoder {
                     0 => State::Trailers,
                     size => {
                         if emit == Emit::Chunked {
-                            _ = write!(out, "{size:x}\r\n");
+                            write_size(size, out);
                         }
                         State::Data
                     }
@@ -225,21 +241,24 @@ impl BodyDecoder {
         Ok(())
     }
 
-    /// One byte of the trailer section, which ends with an empty line.
-    fn trailer_byte(&mut self, byte: u8, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
-        if self.trailers.len() >= self.limits.head_size {
-            return Err(self.reject("trailers_too_large"));
-        }
-        if (self.trailers.last() == Some(&b'\r')) != (byte == b'\n') {
+    /// A line of the trailer section up to its end, or a byte of that; an empty line ends the section. Returns the bytes taken.
+    fn trailer_bytes(&mut self, input: &[u8], emit: Emit, out: &mut Vec<u8>) -> Result<usize, Reject> {
+        let text = input.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(input.len());
+        let piece = input.get(..text.max(1)).unwrap_or(input);
+        let room = self.limits.head_size.saturating_sub(self.trailers.len());
+        if room > 0 && (self.trailers.last() == Some(&b'\r')) != (piece == b"\n") {
             return Err(self.reject("bad_trailer"));
         }
-        self.trailers.push(byte);
-        if self.trailers == b"\r\n" || self.trailers.ends_with(b"\r\n\r\n") {
+        if room < piece.len() {
+            return Err(self.reject("trailers_too_large"));
+        }
+        self.trailers.extend_from_slice(piece);
+        if text == 0 && (self.trailers == b"\r\n" || self.trailers.ends_with(b"\r\n\r\n")) {
             self.write_trailers(emit, out)?;
             self.trailers = Vec::new();
             self.state = State::Done;
         }
-        Ok(())
+        Ok(piece.len())
     }
 
     /// Forwards the trailers that a recipient may use. One that would frame or route the message had it been a header is
@@ -253,6 +272,7 @@ impl BodyDecoder {
             return Err(self.reject("forbidden_trailer"));
         }
         if emit == Emit::Chunked {
+            make_room(out, self.trailers.len() + CHUNK_LINES);
             out.extend_from_slice(b"0\r\n");
             for line in lines.iter().filter(|line| kind(line.name) == Kind::EndToEnd) {
                 write_line(out, line.name, line.value);
@@ -265,6 +285,14 @@ impl BodyDecoder {
     fn reject(&self, reason: &'static str) -> Reject {
         Reject { status: self.fault, reason }
     }
+}
+
+fn write_size(size: u64, out: &mut Vec<u8>) {
+    let digits = (u64::BITS - size.leading_zeros()).div_ceil(4).max(1);
+    for at in (0..digits).rev() {
+        out.push(b"0123456789abcdef"[(size >> (4 * at) & 15) as usize]);
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 impl Extension {

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 
 use super::body::{BodyDecoder, Emit};
@@ -29,7 +29,8 @@ use crate::relay::{Broken, Lent};
 use crate::session::Client;
 use crate::socket::{self, Peer};
 use crate::telemetry::AccessEntry;
-use crate::worker::{Routed, SCRATCH, Upstream, Worker};
+use crate::turns::Turn;
+use crate::worker::{BUFFER_MAX, Routed, SCRATCH, Upstream, Worker, append, empty};
 
 /// What becomes of the client's connection.
 pub enum End {
@@ -59,7 +60,10 @@ struct Exchange<'a> {
     head_len: usize,
     written: usize,
     whole: bool,
+    repeatable: bool,
     body: BodyDecoder,
+    /// To read more of the body.
+    turn: Turn,
     /// To the client: what is still to be written, the first `interim` bytes of it 1xx heads.
     reply: Vec<u8>,
     replied: usize,
@@ -100,6 +104,8 @@ struct Attempt {
     /// It has sent an interim response: it had the request.
     heard: bool,
     body: BodyDecoder,
+    /// To read more of the body.
+    turn: Turn,
     emit: Emit,
     withhold: Option<Pin<Box<Sleep>>>,
     /// When to ask next whether a client is still there that has sent more than is read.
@@ -147,6 +153,8 @@ pub async fn run(
         head_len: sent.len(),
         body: BodyDecoder::new(request.framing, &limits, 400),
         reply: worker.buffer(),
+        turn: Turn::default(),
+        repeatable: replay::is_repeatable(&request, port.policy.non_idempotent),
         client,
         config,
         port,
@@ -182,10 +190,9 @@ pub async fn run(
 impl Exchange<'_> {
     async fn run(&mut self, mut timer: Pin<&mut Sleep>, started: Instant) -> End {
         let deadline = self.config.timeouts.request.map(|limit| started + limit);
-        let repeatable = replay::is_repeatable(&self.request, self.port.policy.non_idempotent);
         // A body that will not fit the replay buffer cannot be sent twice either.
         let fits = self.body.remaining().is_none_or(|length| length <= self.config.limits.replay_body as u64);
-        let mut trust = if repeatable && fits { Trust::Repeatable } else { Trust::Once };
+        let mut trust = if self.repeatable && fits { Trust::Repeatable } else { Trust::Once };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut lost_at: Option<Arc<Endpoint>> = None;
         let mut attempts = 1;
@@ -233,7 +240,7 @@ impl Exchange<'_> {
                     return Box::pin(self.give_up(other, &endpoint)).await;
                 }
             };
-            let may = !self.passed && self.whole && (repeatable || !wrote) && !self.worker.cut.get();
+            let may = !self.passed && self.whole && (self.repeatable || !wrote) && !self.worker.cut.get();
             if !may || socket::peer(&self.client.stream) == Peer::Gone {
                 endpoint.tally.forced.fetch_add(u32::from(forced), Ordering::Relaxed);
                 drop(lease);
@@ -361,8 +368,9 @@ impl Exchange<'_> {
             match self.poll_receive(cx, attempt) {
                 Poll::Ready(Ok(())) => {
                     turns += 1;
-                    let decoded = attempt.body.remaining().is_none();
-                    if turns == if decoded { TURNS } else { TURNS_COPIED } {
+                    let most = if attempt.body.remaining().is_none() { TURNS } else { TURNS_COPIED };
+                    // Crumbs queue for the next turn instead.
+                    if turns >= most && !attempt.body.is_crumbs() {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
@@ -410,7 +418,7 @@ impl Exchange<'_> {
                 }
             }
             if !self.whole {
-                self.sent.clear();
+                empty(&mut self.sent);
                 self.written = 0;
             }
             if attempt.lent_up.is_some() {
@@ -424,6 +432,7 @@ impl Exchange<'_> {
                 return Poll::Ready(Ok(()));
             }
             if !self.client.unread.is_empty() {
+                self.begin_body();
                 let n = self.body.decode(&self.client.unread, emit, &mut self.sent).map_err(Lost::BadBody)?;
                 self.client.unread.drain(..n);
                 if self.client.unread.is_empty() {
@@ -433,10 +442,14 @@ impl Exchange<'_> {
                 continue;
             }
             ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
-            turns += 1;
-            if turns > if emit == Emit::Chunked { TURNS } else { TURNS_COPIED } {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            if self.body.is_crumbs() {
+                ready!(self.turn.poll(&self.worker.crumbs, cx));
+            } else {
+                turns += 1;
+                if turns > if emit == Emit::Chunked { TURNS } else { TURNS_COPIED } {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
             }
             if !self.whole && is_long(&self.body, emit) {
                 attempt.lent_up = self.worker.pipes.lend();
@@ -445,18 +458,22 @@ impl Exchange<'_> {
                 }
             }
             let mut scratch = self.worker.scratch.borrow_mut();
-            // Of what is kept, no more than shows that it is too much.
-            let room = match self.whole {
-                true => (self.config.limits.replay_body + 1).saturating_sub(self.sent.len() - self.head_len),
-                false => SCRATCH,
+            // Little beyond the body's end; of what is kept, no more than shows that it is too much.
+            let left = self
+                .body
+                .remaining()
+                .map_or(decoded_at_once(&self.body), |left| usize::try_from(left).unwrap_or(SCRATCH));
+            let most = match self.whole && self.repeatable {
+                true => (self.config.limits.replay_body + 1).saturating_sub(self.sent.len() - self.head_len).max(1),
+                false => self.room(attempt),
             };
-            let mut buf = ReadBuf::new(&mut scratch[..room.clamp(1, SCRATCH)]);
-            let read = ready!(Pin::new(&mut self.client.stream).poll_read(cx, &mut buf));
-            if read.is_err() || buf.filled().is_empty() {
+            let room = most.min(left.saturating_add(ROOM_LEAST)).min(SCRATCH);
+            let read = ready!(socket::poll_read(&mut self.client.stream, cx, &mut scratch[..room]));
+            let Some(read) = read.ok().filter(|read| !read.is_empty()) else {
                 return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
-            }
+            };
             self.client_moved = Instant::now();
-            let read = buf.filled();
+            self.begin_body();
             let taken = if !self.whole && emit == Emit::Identity {
                 let taken = self.body.pass(read.len());
                 let n = match Pin::new(&mut attempt.upstream.stream).poll_write(cx, &read[..taken]) {
@@ -464,14 +481,21 @@ impl Exchange<'_> {
                     // The next turn of the loop meets the error again.
                     Poll::Ready(Err(_)) | Poll::Pending => 0,
                 };
-                self.sent.extend_from_slice(&read[n..taken]);
+                append(&mut self.sent, &read[n..taken]);
                 taken
             } else {
                 self.body.decode(read, emit, &mut self.sent).map_err(Lost::BadBody)?
             };
-            self.client.unread.extend_from_slice(&read[taken..]);
+            append(&mut self.client.unread, &read[taken..]);
             drop(scratch);
             self.bound_kept();
+        }
+    }
+
+    /// A byte of the body is there, and all before it is written: what may not be sent twice is not kept from here on.
+    fn begin_body(&mut self) {
+        if self.whole && !self.repeatable {
+            self.stop_keeping();
         }
     }
 
@@ -506,15 +530,25 @@ impl Exchange<'_> {
     /// Past the replay buffer's bound the body is only passed on.
     fn bound_kept(&mut self) {
         if self.whole && self.sent.len() - self.head_len > self.config.limits.replay_body {
-            self.whole = false;
-            // The large buffer itself is given up, too.
-            self.sent = self.sent.split_off(self.written);
-            self.written = 0;
-        } else if self.whole && self.sent.len() >= KEPT_SMALL {
-            // All that it may become, in one step: by doubling it would end up twice as large.
-            let most = self.head_len + self.config.limits.replay_body + 1;
-            self.sent.reserve_exact(most.saturating_sub(self.sent.len()));
+            self.stop_keeping();
         }
+    }
+
+    /// There will be no replay: what has been written is given up, and a large buffer with it.
+    fn stop_keeping(&mut self) {
+        self.whole = false;
+        self.sent.drain(..self.written);
+        self.written = 0;
+        if self.sent.capacity() > BUFFER_MAX {
+            self.sent.shrink_to_fit();
+        }
+    }
+
+    /// For a read: all that is held stays within one read's worth, or goes little beyond it, whoever does not take it.
+    fn room(&self, attempt: &Attempt) -> usize {
+        let bodies = self.body.held() + attempt.body.held();
+        let held = self.client.unread.len() + self.sent.len() + self.reply.len() + attempt.inbuf.len() + bodies;
+        SCRATCH.saturating_sub(held).max(ROOM_LEAST)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
@@ -533,7 +567,7 @@ impl Exchange<'_> {
                 _ => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
             }
         }
-        self.reply.clear();
+        empty(&mut self.reply);
         (self.replied, self.interim) = (0, 0);
         Poll::Ready(Ok(()))
     }
@@ -569,8 +603,16 @@ impl Exchange<'_> {
                 }
             };
         }
+        if self.whole && self.passed {
+            self.stop_keeping();
+        }
+        if attempt.body.is_crumbs() {
+            ready!(attempt.upstream.stream.poll_read_ready(cx)).map_err(|_| self.broken(attempt))?;
+            ready!(attempt.turn.poll(&self.worker.crumbs, cx));
+        }
+        let decoded = attempt.response.is_some() && attempt.body.remaining().is_none();
+        let room = self.room(attempt).min(if decoded { decoded_at_once(&attempt.body) } else { SCRATCH });
         let mut scratch = self.worker.scratch.borrow_mut();
-        let room = if attempt.response.is_some() && attempt.body.remaining().is_none() { DECODED } else { SCRATCH };
         let Ok(read) = ready!(socket::poll_read(&mut attempt.upstream.stream, cx, &mut scratch[..room])) else {
             return Poll::Ready(Err(self.broken(attempt)));
         };
@@ -591,10 +633,10 @@ impl Exchange<'_> {
                     self.passed |= n > 0;
                     self.bytes_out += n as u64;
                     self.client_moved = Instant::now();
-                    self.reply.extend_from_slice(&read[n..taken]);
+                    append(&mut self.reply, &read[n..taken]);
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
-                Poll::Pending => self.reply.extend_from_slice(&read[..taken]),
+                Poll::Pending => append(&mut self.reply, &read[..taken]),
             }
             return Poll::Ready(Ok(()));
         }
@@ -617,13 +659,13 @@ impl Exchange<'_> {
             return match attempt.response {
                 Some(_) => self.take_body(attempt, &read[taken..]),
                 None => {
-                    attempt.inbuf.extend_from_slice(&read[taken..]);
+                    append(&mut attempt.inbuf, &read[taken..]);
                     Ok(())
                 }
             };
         }
         let mut inbuf = std::mem::take(&mut attempt.inbuf);
-        inbuf.extend_from_slice(read);
+        append(&mut inbuf, read);
         let taken = self.take_heads(attempt, &inbuf)?;
         if attempt.response.is_some() {
             return self.take_body(attempt, &inbuf[taken..]);
@@ -673,7 +715,7 @@ impl Exchange<'_> {
             }
             if response.status == 408 && attempt.reused && !response.keep_alive && !self.passed {
                 // The server's idle timeout spoke, not the application.
-                if replay::is_repeatable(&self.request, self.port.policy.non_idempotent) {
+                if self.repeatable {
                     return Err(Lost::Upstream { forced: false, stale: true });
                 }
             }
@@ -692,7 +734,7 @@ impl Exchange<'_> {
     fn take_body(&mut self, attempt: &mut Attempt, input: &[u8]) -> Result<(), Lost> {
         let Some(response) = &attempt.response else { return Ok(()) };
         if self.is_tunnel(response) {
-            attempt.inbuf.extend_from_slice(input);
+            append(&mut attempt.inbuf, input);
             return Ok(());
         }
         let taken = attempt.body.decode(input, attempt.emit, &mut self.reply).map_err(Lost::BadResponse)?;
@@ -879,6 +921,7 @@ impl Attempt {
             response: None,
             heard: false,
             body: BodyDecoder::new(Framing::None, limits, 502),
+            turn: Turn::default(),
             emit: Emit::Identity,
             withhold: None,
             look: None,
@@ -887,6 +930,11 @@ impl Attempt {
             lent_down: None,
         }
     }
+}
+
+/// Bytes to read of a body that is neither counted nor ended.
+fn decoded_at_once(body: &BodyDecoder) -> usize {
+    if body.is_crumbs() { CRUMBS } else { DECODED }
 }
 
 /// Whether enough of a counted body is left for splice, which moves it uncopied.
@@ -906,13 +954,15 @@ async fn answer_alone(client: &mut Client, request: &Request, status: u16, reaso
 const WITHHOLD_MAX: u64 = 16 << 10;
 const WITHHOLD: Duration = Duration::from_millis(5);
 const LOOK: Duration = Duration::from_secs(1);
-/// What is kept for a replay grows in small steps up to here.
-const KEPT_SMALL: usize = 16 << 10;
+/// A read is never smaller, whatever is held.
+const ROOM_LEAST: usize = 4 << 10;
 /// Reads of one turn that are decoded byte by byte: whoever sends crumbs without pause must not keep a worker to itself.
 const TURNS: u32 = 1;
 /// Reads of one turn that are passed on as they are.
 const TURNS_COPIED: u32 = 4;
 /// Bytes that are decoded at once, which is what a client that does not read them costs.
 const DECODED: usize = 32 << 10;
+/// Of bodies that consist of little else than chunk lines.
+const CRUMBS: usize = 4 << 10;
 /// 1xx responses of one exchange.
 const INTERIMS: u32 = 32;

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 
-use crate::rig::until;
 use crate::siege::{Hostile, Siege, busy, pour};
 
 const COUNT: usize = 100;
@@ -17,9 +18,9 @@ fn post(path: &str) -> String {
 }
 
 /// Attackers that pour `piece` behind `head`.
-fn pouring(count: usize, web: SocketAddr, head: &str, piece: &[u8]) -> Hostile<()> {
+fn pouring(mob: &Handle, count: usize, web: SocketAddr, head: &str, piece: &[u8]) -> Hostile<()> {
     let (head, piece): (Arc<str>, Arc<[u8]>) = (head.into(), piece.into());
-    busy(count, move |_| {
+    busy(mob, count, move |_| {
         let (head, piece) = (head.clone(), piece.clone());
         async move { pour(web, head.as_bytes(), &piece).await }
     })
@@ -29,22 +30,17 @@ async fn siege(name: &'static str, head: String, piece: Vec<u8>) {
     strike(lay(name, &head, &piece).await, &head, &piece).await;
 }
 
-/// As [`siege`], with bodies that are forwarded.
-async fn siege_by_bodies(name: &'static str, head: String, piece: Vec<u8>) {
-    strike(lay(name, &head, &piece).await.with_full_buffers(), &head, &piece).await;
-}
-
 async fn lay(name: &'static str, head: &str, piece: &[u8]) -> Siege {
-    let warm = async |web: SocketAddr| {
-        let hostile = pouring(20, web, head, piece);
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let warm = async |web: SocketAddr, mob: &Handle| {
+        let hostile = pouring(mob, 20, web, head, piece);
+        tokio::time::sleep(Duration::from_millis(500)).await;
         drop(hostile);
     };
     Siege::lay(name, "", warm).await
 }
 
 async fn strike(mut siege: Siege, head: &str, piece: &[u8]) {
-    let hostile = pouring(COUNT, siege.web, head, piece);
+    let hostile = pouring(siege.mob(), COUNT, siege.web, head, piece);
     let seen = siege.watch().await;
     siege.lift(hostile, seen).await;
 }
@@ -57,12 +53,24 @@ async fn an_endless_chunk_extension() {
 #[tokio::test]
 async fn a_long_extension_for_every_byte() {
     let piece = [b"1;".as_slice(), &[b'a'; 250], b"\r\nx\r\n"].concat().repeat(8);
-    siege_by_bodies("extension-per-byte", post("/silent"), piece).await;
+    siege("extension-per-byte", post("/silent"), piece).await;
 }
 
 #[tokio::test]
 async fn one_byte_chunks() {
-    siege_by_bodies("1-byte-chunks", post("/silent"), b"1\r\nx\r\n".repeat(350)).await;
+    siege("1-byte-chunks", post("/silent"), b"1\r\nx\r\n".repeat(350)).await;
+}
+
+/// The same, of a request that is kept for a replay as far as that goes.
+#[tokio::test]
+async fn one_byte_chunks_that_are_kept() {
+    let (head, piece) = (post("/silent").replace("POST", "PUT"), b"1\r\nx\r\n".repeat(350));
+    strike(lay("1-byte-chunks-kept", &head, &piece).await.with_kept_bodies(), &head, &piece).await;
+}
+
+#[tokio::test]
+async fn one_byte_chunks_of_an_endpoint() {
+    siege("1-byte-chunks-of-endpoint", "GET /crumbs HTTP/1.1\r\nHost: shop\r\n\r\n".into(), vec![]).await;
 }
 
 #[tokio::test]
@@ -85,18 +93,18 @@ async fn endless_interim_responses() {
     siege("endless-1xx", "GET /interim HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".into(), vec![]).await;
 }
 
-/// 16 MiB each, lost with their endpoint before their end, over and over; `EBBTIDE_FULL=1`: 2 GiB each.
+/// 16 of 16 MiB, lost with their endpoint before their end, over and over; `EBBTIDE_FULL=1`: 4 of 2 GiB.
 #[tokio::test]
 async fn uploads_to_a_dying_endpoint() {
-    const UPLOADS: usize = 16;
-    let size: usize = if std::env::var_os("EBBTIDE_FULL").is_some() { 2 << 30 } else { 16 << 20 };
-    let warm = async |web: SocketAddr| {
+    let full = std::env::var_os("EBBTIDE_FULL").is_some();
+    let (uploads, size): (usize, usize) = if full { (4, 2 << 30) } else { (16, 16 << 20) };
+    let warm = async |web: SocketAddr, _: &Handle| {
         futures::future::join_all((0..4).map(|_| upload(web, 16 << 20))).await;
     };
-    let mut siege = Siege::lay("upload-to-dying-endpoint", "", warm).await.with_full_buffers();
+    let mut siege = Siege::lay("upload-to-dying-endpoint", "", warm).await;
     let (web, refused) = (siege.web, Arc::new(AtomicUsize::new(0)));
     let count = refused.clone();
-    let hostile = busy(UPLOADS, move |_| {
+    let hostile = busy(siege.mob(), uploads, move |_| {
         let count = count.clone();
         async move {
             let answer = upload(web, size).await?;
@@ -105,7 +113,12 @@ async fn uploads_to_a_dying_endpoint() {
         }
     });
     let seen = siege.watch().await;
-    until("each has met the end of its endpoint", async || refused.load(Ordering::Relaxed) >= UPLOADS).await;
+    let met = async {
+        while refused.load(Ordering::Relaxed) < uploads {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), met).await.expect("each meets the end of its endpoint");
     siege.lift(hostile, seen).await;
 }
 

@@ -1,4 +1,7 @@
 //! One proxy under attack: an endpoint that does as the path says, good clients that were there before, and the account.
+//!
+//! What the good clients notice is to be the proxy's doing. So it has processors of its own, and beside it the attackers and
+//! their hostile endpoint give way to the good clients and theirs.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,20 +11,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ebbtide::demo::client::Client;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::{Mutex, MutexGuard, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::rig::{Ep, Process, Scripted, binary, soon, until};
-use crate::vitals::{cpu, own_bytes};
+use crate::vitals::{cpu, is_asleep, own_bytes};
 
 /// What one hostile connection may cost at the most.
 const EACH: u64 = 64 << 10;
-/// Where a buffer of 64 KiB (a body kept for a replay, a read that a peer does not take) stands full: that and all else.
-/// It is over the aim of [`EACH`] by what the allocator and the session take, which the figures show.
-const WITH_FULL_BUFFER: u64 = 192 << 10;
+/// The same where a body is kept for a replay: 64 KiB by default (`limits.replayBody`), and half as much for all else.
+const WITH_KEPT_BODY: u64 = 96 << 10;
 const GOOD: usize = 8;
 /// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -38,7 +42,11 @@ pub struct Siege {
     before: u64,
     /// Of one connection.
     bound: u64,
+    mob: Crew,
+    /// Bytes that hostile endpoints have got rid of.
+    poured: Arc<AtomicU64>,
     _app: Scripted,
+    _decent: Crew,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -49,31 +57,90 @@ pub struct Seen {
     cpu: f64,
 }
 
+/// The processors this may run on: a half for the proxy, the other for all that is around it. Where there is one only,
+/// they share it.
+struct Cores {
+    proxy: CpuSet,
+    others: CpuSet,
+}
+
+impl Cores {
+    fn split() -> Self {
+        static ALL: std::sync::OnceLock<CpuSet> = std::sync::OnceLock::new();
+        let all = *ALL.get_or_init(|| sched_getaffinity(None).unwrap());
+        let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core)).collect();
+        let (some, rest) = cores.split_at(cores.len() / 2);
+        let set = |cores: &[usize]| {
+            let mut set = CpuSet::new();
+            cores.iter().for_each(|core| set.set(*core));
+            if cores.is_empty() { all } else { set }
+        };
+        Self { proxy: set(some), others: set(rest) }
+    }
+
+    /// For this thread, and what it starts.
+    fn take(cores: &CpuSet) {
+        sched_setaffinity(None, cores).unwrap();
+    }
+}
+
+/// A thread with a runtime; both end with it.
+struct Crew {
+    handle: Handle,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Crew {
+    /// The higher `nice`, the sooner it gives way to others.
+    fn muster(nice: i32) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (handle, (stop, stopped)) = (runtime.handle().clone(), oneshot::channel::<()>());
+        std::thread::spawn(move || {
+            rustix::process::nice(nice).unwrap();
+            let _ = runtime.block_on(stopped);
+        });
+        Self { handle, _stop: stop }
+    }
+}
+
 impl Siege {
     /// Starts the proxy with good clients, whose p99 is the baseline, and warms up what is allocated once by `warm` hostile
     /// connections.
-    pub async fn lay(name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr)) -> Self {
+    pub async fn lay(name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr, &Handle)) -> Self {
         Self::lay_as(&binary(), name, more, warm).await
     }
 
     /// As [`Self::lay`], another build of the program.
-    pub async fn lay_as(program: &Path, name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr)) -> Self {
+    pub async fn lay_as(
+        program: &Path,
+        name: &'static str,
+        more: &str,
+        warm: impl AsyncFn(SocketAddr, &Handle),
+    ) -> Self {
         let alone = ALONE.lock().await;
-        let app = Scripted::start(|mut stream, _| async move {
-            let _ = serve(&mut stream).await;
-        })
-        .await;
+        let cores = Cores::split();
+        Cores::take(&cores.others);
+        let (decent, mob) = (Crew::muster(0), Crew::muster(19));
+        let poured = Arc::new(AtomicU64::new(0));
+        let app = decent.handle.spawn({
+            let (mob, poured) = (mob.handle.clone(), poured.clone());
+            Scripted::start(move |stream, _| serve(stream, mob.clone(), poured.clone()))
+        });
+        let app = app.await.unwrap();
         let text = format!(
             "discovery: {{files: {{path: manifests}}}}\n\
              listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: http}},\n\
              {{name: void, address: '127.0.0.1:0', service: web/void, port: 80, protocol: http}}]\n\
-             admin: {{address: '127.0.0.1:0'}}\nworkers: 2\n{more}\n"
+             admin: {{address: '127.0.0.1:0'}}\nworkers: {}\n{more}\n",
+            cores.proxy.count().max(1)
         );
+        Cores::take(&cores.proxy);
         let process = Process::launch(program, &[Ep::new("app", app.address)], &text, &["web", "void"]).await;
+        Cores::take(&cores.others);
         let (web, pid) = (process.web(), process.proxy.pid().unwrap());
         let mut good = Good::start(web);
         good.p99(Duration::from_millis(300)).await;
-        warm(web).await;
+        warm(web, &mob.handle).await;
         let mut siege = Self {
             process,
             web,
@@ -83,7 +150,10 @@ impl Siege {
             calm: Duration::ZERO,
             before: 0,
             bound: EACH,
+            mob,
+            poured,
             _app: app,
+            _decent: decent,
             _alone: alone,
         };
         siege.alone_again().await;
@@ -92,10 +162,32 @@ impl Siege {
         siege
     }
 
-    /// Each attacker has the proxy hold a full buffer.
-    pub fn with_full_buffers(mut self) -> Self {
-        self.bound = WITH_FULL_BUFFER;
+    /// Each attacker has the proxy keep a body for a replay.
+    pub fn with_kept_bodies(mut self) -> Self {
+        self.bound = WITH_KEPT_BODY;
         self
+    }
+
+    /// The threads that attackers run on.
+    pub fn mob(&self) -> &Handle {
+        &self.mob.handle
+    }
+
+    /// Waits until the kernel's buffers are full: no hostile endpoint gets rid of any more, though each has had its turn, and
+    /// the proxy sleeps, which it does not while it has something to do that it gets no processor for.
+    pub async fn stuffed(&self) {
+        let (mut last, mut still) = (0, 0);
+        for _ in 0..60_000 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            self.mob.handle.spawn(tokio::task::yield_now()).await.unwrap();
+            let poured = self.poured.load(Ordering::Relaxed);
+            still = if poured == last && is_asleep(self.pid) { still + 1 } else { 0 };
+            last = poured;
+            if poured > 0 && still == 50 {
+                return;
+            }
+        }
+        panic!("hostile endpoints still get rid of bytes: {last} so far");
     }
 
     /// Looks on while the attack stands: the good clients go on, memory is sampled.
@@ -192,8 +284,8 @@ impl<T> Hostile<T> {
     }
 }
 
-/// `count` attackers, each of which does `once` over and over.
-pub fn busy<F, Fut>(count: usize, once: F) -> Hostile<()>
+/// `count` attackers of the `mob`, each of which does `once` over and over.
+pub fn busy<F, Fut>(mob: &Handle, count: usize, once: F) -> Hostile<()>
 where
     F: Fn(usize) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = io::Result<()>> + Send,
@@ -201,13 +293,14 @@ where
     let mut tasks = JoinSet::new();
     for number in 0..count {
         let once = once.clone();
-        tasks.spawn(async move {
+        let attacker = async move {
             loop {
                 // That the proxy ends it is what is expected.
                 let _ = once(number).await;
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-        });
+        };
+        tasks.spawn_on(attacker, mob);
     }
     Hostile { count, standing: Vec::new(), tasks }
 }
@@ -285,29 +378,32 @@ async fn p99(clients: &mut [Client], time: Duration) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// An endpoint that does as the path says.
-async fn serve(stream: &mut TcpStream) -> io::Result<()> {
+/// An endpoint that does as the path says; what is hostile it leaves to the `mob`.
+async fn serve(mut stream: TcpStream, mob: Handle, poured: Arc<AtomicU64>) {
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let mut buf = Vec::new();
     loop {
-        let end = loop {
-            if let Some(at) = buf.windows(4).position(|four| four == b"\r\n\r\n") {
-                break at + 4;
+        if let Some(end) = buf.windows(4).position(|four| four == b"\r\n\r\n") {
+            let head: Vec<u8> = buf.drain(..end + 4).collect();
+            let path = String::from_utf8_lossy(head.split(|b| *b == b' ').nth(1).unwrap_or_default()).into_owned();
+            if path != "/ok" {
+                let stream = stream.into_std().unwrap();
+                mob.spawn(async move { misbehave(&mut TcpStream::from_std(stream).unwrap(), &path, &poured).await });
+                return;
             }
-            if stream.read_buf(&mut buf).await? == 0 {
-                return Ok(());
+            if stream.write_all(OK).await.is_err() {
+                return;
             }
-        };
-        let head: Vec<u8> = buf.drain(..end).collect();
-        let path = String::from_utf8_lossy(head.split(|b| *b == b' ').nth(1).unwrap_or_default()).into_owned();
-        match path.strip_prefix("/die/").and_then(|after| after.parse::<usize>().ok()) {
-            Some(after) => return die(stream, after).await,
-            None if path == "/ok" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?,
-            None => return misbehave(stream, &path).await,
+        } else if !matches!(stream.read_buf(&mut buf).await, Ok(1..)) {
+            return;
         }
     }
 }
 
-async fn misbehave(stream: &mut TcpStream, path: &str) -> io::Result<()> {
+async fn misbehave(stream: &mut TcpStream, path: &str, poured: &AtomicU64) -> io::Result<()> {
+    if let Some(after) = path.strip_prefix("/die/").and_then(|after| after.parse().ok()) {
+        return die(stream, after).await;
+    }
     let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice();
     let (head, piece): (&[u8], Vec<u8>) = match path {
         // Takes nothing and says nothing, until the connection is of no more use.
@@ -316,6 +412,9 @@ async fn misbehave(stream: &mut TcpStream, path: &str) -> io::Result<()> {
             return Ok(());
         }
         "/silent" => return tokio::io::copy(stream, &mut tokio::io::sink()).await.map(|_| ()),
+        "/tunnel" => {
+            (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: any\r\n\r\n", vec![0; 64 << 10])
+        }
         "/big" => (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n", vec![0; 64 << 10]),
         "/chunks" => (chunked, [b"10000\r\n".as_slice(), &[0; 64 << 10], b"\r\n"].concat()),
         "/crumbs" => (chunked, b"1\r\nx\r\n".repeat(2_000)),
@@ -327,7 +426,12 @@ async fn misbehave(stream: &mut TcpStream, path: &str) -> io::Result<()> {
     };
     stream.write_all(head).await?;
     loop {
-        stream.write_all(&piece).await?;
+        let mut rest = piece.as_slice();
+        while !rest.is_empty() {
+            let n = stream.write(rest).await?;
+            poured.fetch_add(n as u64, Ordering::Relaxed);
+            rest = &rest[n..];
+        }
     }
 }
 

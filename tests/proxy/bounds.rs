@@ -131,6 +131,30 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
     drop(served(web).await);
 }
 
+/// Newcomers take what is left over, not what an established client will need for its next request.
+#[tokio::test]
+async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
+    let app = app().await;
+    let process = Process::start("http", &[Ep::new("app", app.address)], "timeouts: {hold: 300ms}").await;
+    let (pid, web) = (pid(&process.proxy), process.web());
+    let mut established = Vec::new();
+    for _ in 0..8 {
+        established.push(served(web).await);
+    }
+    // Each of them has a connection to the endpoint.
+    futures::future::join_all(established.iter_mut().map(get)).await;
+    limit_descriptors(pid, first_free_descriptor(pid));
+    let newcomers: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
+    until("the shortage", async || !process.logged("cannot accept").is_empty()).await;
+    for _ in 0..20 {
+        for client in &mut established {
+            get(client).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    newcomers.iter().for_each(|newcomer| newcomer.abort());
+}
+
 #[tokio::test]
 async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
     let mut apps = Vec::new();

@@ -19,6 +19,15 @@ pub fn threads(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
 }
 
+/// Whether none of its threads has anything to do (proc_pid_stat(5), field 3; one without a processor is not asleep).
+pub fn is_asleep(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok())
+        .all(|stat| stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('S')))
+}
+
 /// A program in `folder` that runs `binary` under a hard limit of descriptors.
 pub fn limited(binary: &Path, descriptors: u64, folder: &Path) -> PathBuf {
     let program = folder.join("ebbtide-limited");
