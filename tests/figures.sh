@@ -11,8 +11,8 @@ COMMANDS = {
     "soak": "EBBTIDE_SOAK=60s cargo test --test soak -- --nocapture",
     "framing": "cargo test --test framing -- --nocapture",
     "model": "cargo test --test model -- --nocapture",
-    "faults": "cargo test --test faults -- --nocapture",
-    "fuzz": "cargo test --test fuzz -- --nocapture",
+    "faults": "cargo test --test faults --test proxy faults -- --nocapture",
+    "fuzz": "TIME=600 fuzz/run.sh",
 }
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 found = {}
