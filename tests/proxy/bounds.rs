@@ -278,9 +278,13 @@ async fn a_keep_alive_request_costs_four_system_calls() {
         client.await.unwrap();
     }
     let table = std::fs::read_to_string(&counts).unwrap();
-    let total = table.lines().find(|line| line.trim_end().ends_with("total")).unwrap();
-    let calls: f64 = total.split_whitespace().nth(3).unwrap().parse().unwrap();
-    let each = calls / (CLIENTS * REQUESTS) as f64;
-    println!("{each:.3} system calls a request\n{table}");
-    assert!((3.9..=4.1).contains(&each), "{each:.3} system calls a request\n{table}");
+    let of = |name: &str| {
+        let line = table.lines().find(|line| line.trim_end().ends_with(name)).unwrap();
+        line.split_whitespace().nth(3).unwrap().parse::<f64>().unwrap() / (CLIENTS * REQUESTS) as f64
+    };
+    let (all, waits) = (of("total"), of("epoll_wait"));
+    println!("{all:.3} system calls a request, {waits:.3} of them epoll_wait\n{table}");
+    // How many requests one epoll_wait brings depends on what else the machine does; it must not be one each.
+    assert!((3.9..=4.05).contains(&(all - waits)), "{all:.3} system calls a request\n{table}");
+    assert!(waits < 1.0, "{waits:.3} epoll_wait a request\n{table}");
 }
