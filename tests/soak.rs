@@ -131,7 +131,7 @@ async fn soak() {
     println!(
         "FIGURE soak {wanted}: 200 clients, {} exchanges, {rollouts} rollouts, {faults} faults: {failed} failed {failures:?}, {} keep-alive \
          connections lost; memory {:.1} MiB at the end, slope {slope:+.2} MiB/h after warm-up; descriptors {} before, {} after; \
-         threads {} before, {} after",
+         threads {} before, {} after; a {} build",
         tally.done.load(Ordering::Relaxed),
         tally.lost_sockets.load(Ordering::Relaxed),
         own_bytes(pid) as f64 / f64::from(1 << 20),
@@ -139,6 +139,7 @@ async fn soak() {
         after.0,
         fresh.1,
         after.1,
+        if cfg!(debug_assertions) { "debug" } else { "release" },
     );
     assert_eq!(failed, 0, "{failures:?}\n{}", proxy.log_tail());
     assert_eq!(tally.lost_sockets.load(Ordering::Relaxed), 0);
