@@ -17,19 +17,20 @@ cargo "+$toolchain" fuzz build --quiet 2>/dev/null || cargo "+$toolchain" fuzz b
 for target in "${targets[@]}"; do
     mkdir -p "fuzz/corpus/$target"
     cp -n "$seeds/$target"/* "fuzz/corpus/$target/" 2>/dev/null || true
+    case $target in manifest | config) words=yaml ;; *) words=http ;; esac
     bound=(-runs="${RUNS:-20000}")
     [ -z "${TIME:-}" ] || bound=(-max_total_time="$TIME")
     log=$(mktemp)
-    if ! cargo "+$toolchain" fuzz run "$target" -- "${bound[@]}" -dict=fuzz/http.dict -max_len=4096 -timeout=10 \
+    if ! cargo "+$toolchain" fuzz run "$target" -- "${bound[@]}" -dict=fuzz/$words.dict -max_len=4096 -timeout=10 \
         -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then
         tail -60 "$log"
         echo "fuzz $target: an input to look at, see above"
         exit 1
     fi
+    seconds=$(sed -nE 's/^Done [0-9]+ runs in ([0-9]+) second.*/\1/p' "$log")
     execs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
-    cover=$(grep -oE 'cov: [0-9]+' "$log" | tail -1)
-    features=$(grep -oE 'ft: [0-9]+' "$log" | tail -1)
+    last() { sed -n "s/.* $1: \([0-9]*\) .*/\1/p" "$log" | tail -1; }
     corpus=$(find "fuzz/corpus/$target" -type f | wc -l)
-    echo "FIGURE fuzz $target: $execs executions, $cover edges, $features, corpus $corpus, 0 crashes"
+    echo "FIGURE fuzz $target: $execs executions in ${seconds} s, $(last cov) edges, $(last ft) features, corpus $corpus, 0 crashes"
     rm -f "$log"
 done

@@ -1,9 +1,9 @@
 //! Rollouts as the clients met them: a burst of drains of one Service, and the receipt at its end.
 //!
 //! A burst begins with a Service's first drain and ends once nothing has drained for [`QUIET`] and something serves
-//! again, whatever made it: a rolling update, an undo, a scale-down. Counts are the Service's own counters at the end less
-//! those at the beginning, so they are what all its clients met in that time, not what the drains caused. Kept by
-//! [`crate::drain::Log`].
+//! again, or after [`AT_MOST`], whatever made it: a rolling update, an undo, a scale-down. Counts are the Service's own
+//! counters at the end less those at the beginning, so they are what all its clients met in that time, not what the drains
+//! caused. Kept by [`crate::drain::Log`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -134,7 +134,7 @@ impl Rollouts {
             }
             let since = open.started.checked_sub(LOOK_BACK).unwrap_or(open.started);
             let come = come(service, since);
-            if come.is_none() && now < open.last + LONGEST {
+            if come.is_none() && now < (open.last + LONGEST).min(open.started + AT_MOST) {
                 // Nothing serves yet: what the clients meet is not over.
                 open.last = open.last.max(now.checked_sub(QUIET - RECHECK).unwrap_or(now));
                 return true;
@@ -159,7 +159,8 @@ impl Rollouts {
 
 impl Open {
     fn due(&self) -> Instant {
-        self.last + if self.running == 0 { QUIET } else { LONGEST }
+        let pause = if self.running == 0 { QUIET } else { LONGEST };
+        (self.last + pause).min(self.started + AT_MOST)
     }
 
     fn receipt(&self, service: &ObjectName, come: u32) -> Rollout {
@@ -190,6 +191,8 @@ impl Open {
 pub const QUIET: Duration = Duration::from_secs(15);
 /// A burst whose drains do not end, or after which nothing serves, has its receipt all the same.
 const LONGEST: Duration = Duration::from_secs(600);
+/// Drains that go on without a pause have a receipt each hour: the pods of a burst are remembered by name.
+const AT_MOST: Duration = Duration::from_secs(3_600);
 const RECHECK: Duration = Duration::from_secs(1);
 /// The first new pod of a surge comes before the first old one goes.
 pub const LOOK_BACK: Duration = Duration::from_secs(10);
@@ -257,6 +260,22 @@ mod tests {
         let expected = "2 pods gone, 2 come in 13s: 2 requests, 1 failed, 0 replayed, 0 held, 1 cut at their deadline; \
                         8 client connections kept, 1 lost";
         assert_eq!(receipts[0].words(), expected);
+    }
+
+    #[test]
+    fn drains_without_a_pause_have_a_receipt_each_hour() {
+        let metrics = Metrics::new().unwrap().service(&key(80));
+        let (mut rollouts, start, mut gone) = (Rollouts::default(), Instant::now(), Vec::new());
+        for n in 0..1_442 {
+            let now = start + Duration::from_secs(5) * n;
+            assert!(rollouts.due().is_none_or(|due| due >= now), "a time that is past would be waited for for ever");
+            rollouts.drain_began(&key(80), n.to_string(), &metrics, now);
+            rollouts.drain_ended(&record(80, 0), now);
+            // For half of the time nothing serves.
+            let come = |_: &ObjectName, _| (n < 720).then_some(1);
+            gone.extend(rollouts.close(now, come).iter().map(|receipt| receipt.pods_gone));
+        }
+        assert_eq!(gone, [721, 721]);
     }
 
     #[test]

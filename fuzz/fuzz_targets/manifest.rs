@@ -1,15 +1,23 @@
 //! A text as a manifest folder may hold it: objects or one error that names its line, and a merge that takes any objects.
 #![no_main]
 
-use std::time::Instant;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
+use ebbtide::config::{Config, Discovery, Protocol};
 use ebbtide::discovery::manifest::{Format, parse};
 use ebbtide::discovery::slices::{Touched, World};
-use ebbtide::discovery::{Change, Kind};
+use ebbtide::discovery::{Change, Kind, Object};
+use ebbtide::routing::Policy;
 use libfuzzer_sys::fuzz_target;
+
+static CONFIG: LazyLock<Config> = LazyLock::new(|| Config::new(Discovery::Static { to: Vec::new() }));
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
+    if let (Ok(yaml), Ok(json)) = (parse(text, Format::Yaml, None), parse(text, Format::Json, None)) {
+        assert_eq!(yaml, json, "one reading, by whichever name it is read");
+    }
     for format in [Format::Yaml, Format::Json] {
         let objects = match parse(text, format, None) {
             Ok(objects) => objects,
@@ -23,6 +31,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(parse(text, format, None).as_ref(), Ok(&objects));
         let (now, mut world, mut touched) = (Instant::now(), World::default(), Touched::default());
         for object in &objects {
+            annotated(object);
             world.apply(Change::Apply(object.clone()), now, &mut touched);
         }
         let names: Vec<_> = world.service_names().cloned().collect();
@@ -42,3 +51,21 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(world.service_names().count(), 0);
     }
 });
+
+/// An annotation is one good value or one warning, and never stops its Service.
+fn annotated(object: &Object) {
+    let Object::Service(service) = object else { return };
+    let (policy, warnings) = Policy::for_service(&CONFIG, &service.annotations);
+    assert!((1..=10).contains(&policy.attempts) && policy.drain_timeout <= Duration::from_secs(24 * 3600));
+    assert!(policy.hold_timeout <= Duration::from_secs(600));
+    assert!(warnings.len() <= service.annotations.len());
+    let known = |name: &str| service.annotations.contains_key(name);
+    assert!(policy.join_check || known("ebbtide.dev/join-check"));
+    for port in &service.ports {
+        let (protocol, warning) =
+            Protocol::of_service(&service.annotations, port.app_protocol.as_deref(), port.target_port);
+        assert!(warning.is_none() || known("ebbtide.dev/protocol"));
+        assert!(protocol != Protocol::Http || known("ebbtide.dev/protocol") || port.app_protocol.is_some());
+    }
+    assert!(!warnings.iter().any(|warning| warning.contains(char::is_control)), "{warnings:?}");
+}

@@ -2,9 +2,13 @@
 //! is forwarded is canonical: read again it means the same and is forwarded as it is.
 #![no_main]
 
+#[path = "plain.rs"]
+mod plain;
+
 use ebbtide::http::body::{BodyDecoder, Emit};
 use ebbtide::http::head::{Forwarding, Framing, Limits, Reject, Request, parse_request};
 use libfuzzer_sys::fuzz_target;
+use plain::Head;
 
 const LIMITS: Limits = Limits { head_size: 4 << 10, headers: 24 };
 
@@ -34,7 +38,8 @@ fuzz_target!(|data: &[u8]| {
     }
     let Ok(Some(request)) = verdict else { return assert!(out.is_empty()) };
     assert!(request.consumed <= input.len() && request.consumed <= LIMITS.head_size);
-    is_canonical(&out);
+    assert!(out.len() <= 2 * request.consumed + 256, "{} bytes of {}", out.len(), request.consumed);
+    plainly(&input[..request.consumed], &out, &request, &fwd);
     // What we added may pass the bounds that the client kept.
     let wide = Limits { head_size: 64 << 10, headers: 64 };
     let mut again = Vec::new();
@@ -64,16 +69,29 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn is_canonical(head: &[u8]) {
-    assert!(head.ends_with(b"\r\n\r\n"));
-    assert_eq!(head.windows(4).filter(|w| *w == b"\r\n\r\n").count(), 1);
-    for (at, &byte) in head.iter().enumerate() {
-        match byte {
-            b'\r' => assert_eq!(head.get(at + 1), Some(&b'\n')),
-            b'\n' => assert!(at > 0 && head[at - 1] == b'\r' && !matches!(head.get(at + 1), Some(b' ' | b'\t'))),
-            0x7f => panic!("DEL"),
-            b'\t' | 0x20.. => {}
-            _ => panic!("control byte {byte:#x}"),
-        }
+/// What the plainest reader makes of what is forwarded.
+fn plainly(input: &[u8], out: &[u8], request: &Request, fwd: &Forwarding) {
+    let (sent, head) = (Head::read(input.strip_prefix(b"\r\n").unwrap_or(input)), Head::read(out));
+    head.assert_canonical(out);
+    let words: Vec<&[u8]> = head.start.split(|&b| b == b' ').collect();
+    assert!(words.len() == 3 && words.iter().all(|word| !word.is_empty()) && words[2] == b"HTTP/1.1");
+    assert_eq!(Some(words[0]), sent.start.split(|&b| b == b' ').next());
+    let framing = match head.framing() {
+        (_, true) => Framing::Chunked,
+        (Some(length), _) => Framing::Counted(length),
+        (None, false) => Framing::None,
+    };
+    assert_eq!(framing, request.framing);
+    assert_eq!(head.all("host").len(), 1);
+    let upgrade: &[&[u8]] = if request.upgrade { &[b"upgrade"] } else { &[] };
+    assert_eq!((head.all("connection").as_slice(), !head.all("upgrade").is_empty()), (upgrade, request.upgrade));
+    let named = [head.all("x-forwarded-for").len(), head.all("x-forwarded-proto").len(), head.all("x-forwarded-host").len()];
+    assert!(head.all("x-forwarded-for")[0].ends_with(b"192.0.2.7"));
+    if !fwd.trusted {
+        assert!(head.all("x-forwarded-for") == [b"192.0.2.7"] && named[..2] == [1, 1] && named[2] <= 1);
+        let claims = head.fields.iter().filter(|(name, _)| name.to_ascii_lowercase().starts_with(b"x-forwarded-"));
+        assert!(claims.count() == named.iter().sum() && head.all("forwarded").is_empty());
     }
+    let ours = ["host", "content-length", "transfer-encoding", "connection", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
+    head.assert_taken_from(&sent, &ours);
 }

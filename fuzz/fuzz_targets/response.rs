@@ -2,9 +2,13 @@
 //! same payload, with an end exactly where the upstream's was.
 #![no_main]
 
+#[path = "plain.rs"]
+mod plain;
+
 use ebbtide::http::body::{BodyDecoder, Emit};
 use ebbtide::http::head::{Framing, Limits, Method, Reject, Response, Version, parse_response};
 use libfuzzer_sys::fuzz_target;
+use plain::Head;
 
 const LIMITS: Limits = Limits { head_size: 4 << 10, headers: 24 };
 const WIDE: Limits = Limits { head_size: 64 << 10, headers: 64 };
@@ -43,6 +47,8 @@ fuzz_target!(|data: &[u8]| {
             Ok(None) => return,
             Err(reject) => return assert_eq!(reject.status, 502),
         };
+        assert!(response.consumed <= input.len() && out.len() <= 2 * response.consumed + 256);
+        plainly(&input[..response.consumed], &out, &response, &ask);
         // As the client reads it.
         let mut again = Vec::new();
         let reread = parse_response(&out, &WIDE, method, client, false, &mut again)
@@ -60,6 +66,30 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(response.framing, Framing::None);
     }
 });
+
+/// What the plainest reader makes of what is forwarded.
+fn plainly(input: &[u8], out: &[u8], response: &Response, ask: &Ask) {
+    let (sent, head) = (Head::read(input), Head::read(out));
+    head.assert_canonical(out);
+    assert!(head.start.starts_with(format!("HTTP/1.1 {} ", response.status).as_bytes()));
+    let (length, chunked) = head.framing();
+    let bodiless = response.upgrade || matches!(response.status, 100..200 | 204);
+    assert!(!(bodiless && (chunked || length.is_some())), "a length of what has no body");
+    assert!(!(chunked && ask.client == Version::H10), "chunks to whom they are unknown");
+    match (response.framing, response.emit) {
+        (Framing::None, _) => {}
+        (Framing::Counted(bytes), _) => assert_eq!((length, chunked), (Some(bytes), false)),
+        (_, Emit::Chunked) => assert!(chunked),
+        (_, Emit::Identity) => assert!(length.is_none() && response.client_close),
+    }
+    let connection = head.all("connection");
+    if response.client_close || ask.close && response.status >= 200 && !response.upgrade {
+        assert_eq!(connection.last().copied(), Some(b"close".as_slice()));
+    }
+    assert!(connection.iter().all(|option| [b"close".as_slice(), b"keep-alive", b"upgrade"].contains(option)));
+    assert!(!(connection.contains(&b"close".as_slice()) && connection.contains(&b"keep-alive".as_slice())));
+    head.assert_taken_from(&sent, &["content-length", "transfer-encoding", "connection"]);
+}
 
 fn body(response: &Response, reread: &Response, input: &[u8]) {
     let mut decoder = BodyDecoder::new(response.framing, &LIMITS, 502);
