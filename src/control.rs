@@ -135,8 +135,12 @@ impl Control {
                     }
                 },
                 _ = house.tick() => {
-                    self.world.sweep(Instant::now());
-                    chores = self.hand_back();
+                    let now = Instant::now();
+                    let forgotten = self.world.sweep(now);
+                    if !forgotten.pods.is_empty() {
+                        chores = self.table.apply(&self.world, &forgotten, now);
+                    }
+                    chores.append(self.hand_back());
                 }
                 () = alarm => if hand_back.is_some_and(|at| at <= Instant::now()) {
                     chores = self.hand_back();

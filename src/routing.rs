@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -156,7 +157,7 @@ struct PortEntry {
     metrics: Arc<ServiceMetrics>,
     /// What was merged last, by address: only what differs from it is looked at again.
     merged: Vec<MergedEndpoint>,
-    entries: HashMap<Identity, Entry>,
+    entries: Entries,
     /// Drain begun, leases left.
     leaving: Vec<Arc<Endpoint>>,
     /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
@@ -176,6 +177,10 @@ struct Spec {
 
 /// Address and pod UID; with the generation, which is the [`EndpointId`], the endpoint's key.
 type Identity = (SocketAddr, Option<String>);
+
+/// Without a random key: the same events make the same table in the same order, so that a seeded test can be run again.
+/// What is hashed comes from the source of truth, not from clients.
+type Entries = HashMap<Identity, Entry, BuildHasherDefault<DefaultHasher>>;
 
 struct Entry {
     endpoint: Arc<Endpoint>,
@@ -428,7 +433,7 @@ impl RoutingTable {
                     hold: service.hold.clone(),
                     metrics: metrics.service(&key),
                     merged: Vec::new(),
-                    entries: HashMap::new(),
+                    entries: Entries::default(),
                     leaving: Vec::new(),
                     ended: HashMap::new(),
                     all: None,
@@ -556,7 +561,12 @@ impl RoutingTable {
         }
         for endpoint in &port.leaving {
             if let Some(pod) = &endpoint.pod {
-                heed(endpoint, &world.fate(&pod.uid), received, &port.policy, chores);
+                let fate = world.fate(&pod.uid);
+                heed(endpoint, &fate, received, &port.policy, chores);
+                if fate == Fate::NoPod && endpoint.drain_deadline().is_none() {
+                    // Nobody will tell any more what its grace was.
+                    shorten(endpoint, received + port.policy.drain_timeout, chores);
+                }
             }
         }
         port.merged = endpoints;

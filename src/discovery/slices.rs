@@ -216,9 +216,9 @@ impl World {
         self.services.keys()
     }
 
-    /// What is known of the pod with this UID.
+    /// What is known of the pod with this UID: once it has been forgotten, no pod is known.
     pub fn fate(&self, uid: &str) -> Fate {
-        self.fate_of(self.pods.get(uid))
+        self.pods.get(uid).map_or(Fate::NoPod, |pod| self.fate_of(Some(pod)))
     }
 
     /// When the deletion of the pod with this UID was asked for, by the source's clock.
@@ -231,18 +231,20 @@ impl World {
         self.services.get(name)
     }
 
-    /// Forgets ended UIDs that no slice has named for ten minutes.
-    pub fn sweep(&mut self, now: Instant) {
+    /// Forgets UIDs that no slice has named for ten minutes, unless the store holds them: those that have ended, and
+    /// those that the pod watch never told of, because it was broken for as long as they lived.
+    pub fn sweep(&mut self, now: Instant) -> Touched {
         let Self { pods, uids, naming, returned, .. } = self;
+        let mut touched = Touched::default();
         pods.retain(|uid, pod| {
-            let fresh = pod.has_ended() && now.saturating_duration_since(pod.released) < MEMORY;
-            if pod.is_live() || fresh {
+            if pod.is_live() || now.saturating_duration_since(pod.released) < MEMORY {
                 return true;
             }
             let latest = uid_of(uids, &pod.name) == Some(uid);
             let named = naming.contains_key(&PodKey::Uid(uid.to_owned()))
                 || latest && naming.contains_key(&PodKey::Name(pod.name.clone()));
             if !named {
+                touched.pods.insert(uid.to_owned());
                 returned.remove(uid);
                 if let Some(names) = uids.get_mut(&pod.name.namespace).filter(|_| latest) {
                     names.remove(&pod.name.name);
@@ -251,6 +253,7 @@ impl World {
             named
         });
         uids.retain(|_, names| !names.is_empty());
+        touched
     }
 
     fn names(&self, kind: Kind) -> Vec<ObjectName> {
@@ -737,7 +740,7 @@ fn uid_of<'a>(uids: &'a HashMap<String, HashMap<String, String>>, name: &ObjectN
 /// After a pod's grace has passed, what is left of its connections gets this long.
 const MARGIN: Duration = Duration::from_secs(3);
 
-/// How long an ended UID is remembered after the last slice that named it.
+/// How long a UID is remembered after the last slice that named it, where the store does not hold it.
 const MEMORY: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
@@ -988,7 +991,10 @@ mod tests {
         world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
         world.remove(Kind::Pod, "p", now);
         assert_eq!(world.only().fate, Fate::NoPod);
-        assert_eq!(World::for_api_server().fate("1"), Fate::Alive);
+        let mut watched = World::for_api_server();
+        watched.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+        assert_eq!((watched.only().fate, watched.fate("1")), (Fate::Alive, Fate::Alive), "the pod watch will tell");
+        assert_eq!(watched.fate("2"), Fate::NoPod, "not even named");
         world.tell(pod("p", "1"), now);
         assert_eq!(world.only().fate, Fate::Alive);
         let touched = world.remove(Kind::Pod, "p", now);
