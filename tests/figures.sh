@@ -11,7 +11,8 @@ COMMANDS = {
     "soak": "EBBTIDE_SOAK=60s cargo test --test soak -- --nocapture",
     "framing": "cargo test --test framing -- --nocapture",
     "model": "cargo test --test model -- --nocapture",
-    "faults": "cargo test --test faults -- --nocapture",
+    "faults": "cargo test --test proxy faults -- --nocapture",
+    "faults world": "cargo test --test faults -- --nocapture",
     "fuzz": "cargo test --test fuzz -- --nocapture",
 }
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
@@ -33,8 +34,12 @@ for row in old.strip().splitlines()[2:]:
     if cells[0] not in found:
         rows.setdefault(cells[0], []).append(row)
 for group, names in found.items():
-    command = COMMANDS.get(group, f"cargo test --test {group} -- --nocapture")
-    rows[group] = [f"| {group} | {name} | {text} | `{command}` |" for name, text in names.items()]
+    usual = COMMANDS.get(group, f"cargo test --test {group} -- --nocapture")
+    rows[group] = []
+    for name, text in names.items():
+        # A part of a group may have a command of its own.
+        command = COMMANDS.get(f"{group} {name.split()[0]}", usual)
+        rows[group].append(f"| {group} | {name} | {text} | `{command}` |")
 table = ["| group | what | figure | repeat |", "|---|---|---|---|"] + [row for group in sorted(rows) for row in rows[group]]
 open("README.md", "w", encoding="utf-8").write(head + BEGIN + "\n" + "\n".join(table) + "\n" + END + tail)
 print(sum(map(len, found.values())), "figures of", ", ".join(sorted(found)))
