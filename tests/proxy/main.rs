@@ -10,6 +10,7 @@ mod vitals;
 mod bounds;
 mod choice;
 mod drain;
+mod faults;
 mod hold;
 mod join;
 mod receipts;

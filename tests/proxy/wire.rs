@@ -23,31 +23,37 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub enum End {
     Fin,
     Reset,
 }
 
 /// Either end of a connection, read as raw messages.
-struct Wire {
-    stream: TcpStream,
+pub struct Wire {
+    pub stream: TcpStream,
     /// Read and not yet taken.
-    buffer: Vec<u8>,
-    end: Option<End>,
+    pub buffer: Vec<u8>,
+    pub end: Option<End>,
     /// Where whole messages are noted.
-    seen: Option<Arc<Mutex<Vec<String>>>>,
+    pub seen: Option<Arc<Mutex<Vec<String>>>>,
 }
 
 impl Wire {
-    async fn connect(rig: &Rig) -> Self {
-        let stream = TcpStream::connect(rig.web()).await.unwrap();
+    pub fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         Self { stream, buffer: Vec::new(), end: None, seen: None }
     }
 
-    /// Errors are not told: what counts is what the other side then says.
-    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = soon("a write", self.stream.write_all(bytes.as_ref())).await;
+    pub async fn connect(rig: &Rig) -> Self {
+        Self::new(TcpStream::connect(rig.web()).await.unwrap())
+    }
+
+    /// Errors are not told: what counts is what the other side then says. A reset that a write has met, no read is told.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let sent = soon("a write", self.stream.write_all(bytes.as_ref())).await;
+        if sent.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset) {
+            self.end = Some(End::Reset);
+        }
     }
 
     /// In two pieces that most likely arrive apart.
@@ -69,12 +75,12 @@ impl Wire {
     }
 
     /// Reads once; false at the end, however it came.
-    async fn fill(&mut self) -> bool {
+    pub async fn fill(&mut self) -> bool {
         self.buffer.reserve(64 << 10);
         match soon("bytes or an end", self.stream.read_buf(&mut self.buffer)).await {
             Ok(1..) => true,
             Ok(_) => {
-                self.end = Some(End::Fin);
+                self.end.get_or_insert(End::Fin);
                 false
             }
             Err(_) => {
@@ -85,7 +91,7 @@ impl Wire {
     }
 
     /// Up to and with `mark`.
-    async fn until(&mut self, mark: &str) -> Option<Vec<u8>> {
+    pub async fn until(&mut self, mark: &str) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = self.buffer.windows(mark.len()).position(|window| window == mark.as_bytes()) {
                 return self.take(at + mark.len()).await;
@@ -96,7 +102,7 @@ impl Wire {
         }
     }
 
-    async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
+    pub async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             if !self.fill().await {
                 return None;
@@ -106,7 +112,7 @@ impl Wire {
         Some(std::mem::replace(&mut self.buffer, rest))
     }
 
-    async fn head(&mut self) -> Option<String> {
+    pub async fn head(&mut self) -> Option<String> {
         self.until("\r\n\r\n").await.map(|head| String::from_utf8_lossy(&head).into_owned())
     }
 
@@ -155,7 +161,7 @@ impl Wire {
 }
 
 /// The value of a field of a head written by the proxy or by a test.
-fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.split("\r\n").find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
@@ -180,9 +186,8 @@ impl Origin {
             let (count, seen, script) = (count.clone(), Some(notes.clone()), script.clone());
             async move {
                 if matches!(stream.peek(&mut [0]).await, Ok(1..)) {
-                    stream.set_nodelay(true).unwrap();
                     let number = count.fetch_add(1, Ordering::SeqCst);
-                    script(Wire { stream, buffer: Vec::new(), end: None, seen }, number).await;
+                    script(Wire { seen, ..Wire::new(stream) }, number).await;
                 }
             }
         })

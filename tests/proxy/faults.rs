@@ -1,0 +1,558 @@
+//! The fault table: at every stage of connect, request and response an endpoint ends, by FIN or by reset, once, while
+//! news of its death comes early, late, twice, never, or contradicts itself. Each row is run with seeded orderings.
+//!
+//! Promised: no idempotent request fails of whose answer nothing had passed, and one of which something had is cut
+//! visibly; nothing that is not idempotent reaches an endpoint twice; no answer goes to another request; nothing is
+//! dispatched to an endpoint whose drain has begun. What the seed fixes is the scene and its order; which endpoint is
+//! hit, and how the threads interleave, is the proxy's own: all endpoints play the same.
+
+mod actor;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures::FutureExt;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::rig::{Ep, Rig, eventually, soon};
+use crate::tcp::known;
+use crate::wire::{End, Wire, field};
+use actor::{Actor, Manner, Scene, Stage, body_of, dechunked, upload_of};
+
+macro_rules! rows {
+    ($($row:ident: $stage:ident, $manner:ident;)*) => {
+        $(#[tokio::test]
+        async fn $row() {
+            row(stringify!($row), Stage::$stage, Manner::$manner).await;
+        })*
+    };
+}
+
+rows! {
+    before_connect: BeforeConnect, Reset;
+    accepted_fin: Accepted, Fin;
+    accepted_reset: Accepted, Reset;
+    in_request_head_fin: InRequestHead, Fin;
+    in_request_head_reset: InRequestHead, Reset;
+    after_request_head_fin: AfterRequestHead, Fin;
+    after_request_head_reset: AfterRequestHead, Reset;
+    in_request_body_fin: InRequestBody, Fin;
+    in_request_body_reset: InRequestBody, Reset;
+    before_response_fin: BeforeResponse, Fin;
+    before_response_reset: BeforeResponse, Reset;
+    in_response_head_fin: InResponseHead, Fin;
+    in_response_head_reset: InResponseHead, Reset;
+    after_response_head_fin: AfterResponseHead, Fin;
+    after_response_head_reset: AfterResponseHead, Reset;
+    in_counted_body_fin: InCountedBody, Fin;
+    in_counted_body_reset: InCountedBody, Reset;
+    in_chunk_fin: InChunk, Fin;
+    in_chunk_reset: InChunk, Reset;
+    between_chunks_fin: BetweenChunks, Fin;
+    between_chunks_reset: BetweenChunks, Reset;
+    in_close_delimited_reset: InCloseDelimited, Reset;
+    answered_twice: AnsweredTwice, Fin;
+    after_response_fin: AfterResponse, Fin;
+    after_response_reset: AfterResponse, Reset;
+    on_reuse_fin: OnReuse, Fin;
+    on_reuse_reset: OnReuse, Reset;
+    silent_until_its_deadline: Silent, Reset;
+}
+
+/// When the proxy is told that the endpoint which fails leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    Never,
+    Before,
+    With,
+    After,
+    /// Terminating, ready once more, terminating.
+    Twice,
+    /// Its pod is deleted, its slice calls it ready.
+    Contradictory,
+    /// Its pod is deleted, and another one has its address.
+    Reused,
+    /// The source breaks, and is whole again later.
+    Gap,
+}
+
+/// A request and what came of it.
+#[derive(Debug)]
+struct Told {
+    id: String,
+    repeatable: bool,
+    got: Got,
+}
+
+#[derive(Debug)]
+enum Got {
+    /// A whole answer to this very request, every byte of it.
+    Right,
+    /// Status and `x-ebbtide-reason` of an answer that is the proxy's own.
+    Own(String),
+    /// Part of it, then a reset.
+    Cut,
+    /// It ended before the first byte.
+    Nothing,
+    Wrong(String),
+}
+
+#[derive(Debug, Default)]
+struct Figures {
+    seeds: u64,
+    requests: u64,
+    right: u64,
+    cut: u64,
+    once: u64,
+    drained: u64,
+    retries: f64,
+}
+
+/// Proxies that take a row's seeds in turn.
+const LANES: u64 = 6;
+const SEEDS: u64 = 24;
+const SEEDS_FULL: u64 = 1_000;
+
+async fn row(name: &str, stage: Stage, manner: Manner) {
+    let one: Option<u64> = std::env::var("EBBTIDE_SEED").ok().map(|seed| seed.parse().unwrap());
+    let full = std::env::var_os("EBBTIDE_FULL").is_some();
+    let seeds = one.map_or(0..if full { SEEDS_FULL } else { SEEDS }, |seed| seed..seed + 1);
+    let lanes = (0..LANES).map(|lane| lane_of(name, stage, manner, seeds.clone().filter(move |s| s % LANES == lane)));
+    let mut sum = Figures::default();
+    for figures in futures::future::join_all(lanes).await {
+        sum.seeds += figures.seeds;
+        sum.requests += figures.requests;
+        sum.right += figures.right;
+        sum.cut += figures.cut;
+        sum.once += figures.once;
+        sum.drained += figures.drained;
+        sum.retries += figures.retries;
+    }
+    let Figures { seeds, requests, right, cut, once, drained, retries } = sum;
+    println!(
+        "FIGURE faults {name}: {seeds} seeds, {requests} requests, {right} answered, {retries} retries, {cut} cut in \
+         their answer, {once} not idempotent and lost, {drained} drains: 0 failed, 0 twice, 0 wrong, 0 after a drain began"
+    );
+}
+
+async fn lane_of(name: &str, stage: Stage, manner: Manner, seeds: impl Iterator<Item = u64>) -> Figures {
+    let mut sum = Figures::default();
+    let mut seeds = seeds.peekable();
+    if seeds.peek().is_none() {
+        return sum;
+    }
+    // What is silent is cut soon; everything else has the time that it takes on a busy machine.
+    let drain = if stage == Stage::Silent { "200ms" } else { "30s" };
+    let more = "retry: {attempts: 3, budgetFloor: 10000}\ntimeouts: {hold: 1m, head: 1m, drain: ";
+    let rig = Rig::start(&format!("{more}{drain}}}")).await;
+    for seed in seeds {
+        let play = AssertUnwindSafe(play(&rig, stage, manner, seed, &mut sum)).catch_unwind().await;
+        if let Err(panic) = play {
+            println!("again: EBBTIDE_SEED={seed} cargo test --test proxy faults::{name}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+    sum.retries = rig.metric("ebbtide_retries_total", "");
+    sum
+}
+
+/// One seed: a scene, its two clients, the failure and the news of it, and what is asked afterwards.
+async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figures) {
+    let mut rng = Rng::with_seed(seed);
+    let pods = stage != Stage::Silent && rng.bool();
+    let news = match rng.u32(..if pods { 8 } else { 6 }) {
+        // Nothing else ends a silence.
+        _ if stage == Stage::Silent => [News::Before, News::With, News::After][rng.usize(..3)],
+        0 => News::Never,
+        1 => News::Before,
+        2 => News::With,
+        3 => News::After,
+        4 => News::Twice,
+        5 => News::Gap,
+        6 => News::Contradictory,
+        _ => News::Reused,
+    };
+    let dies = stage == Stage::BeforeConnect || stage != Stage::Silent && news != News::Reused && rng.bool();
+    let count = rng.usize(1..4);
+    let length = [60, 300, 5_000, 20_000, 120_000][rng.usize(..5)];
+    let scene = Arc::new(Scene {
+        stage,
+        manner,
+        pause: Duration::from_millis([0, 0, 1, 10][rng.usize(..4)]),
+        length,
+        said: rng.usize(1..length),
+        armed: AtomicBool::new(false),
+        struck: watch::Sender::new(None),
+        go: CancellationToken::new(),
+        over: CancellationToken::new(),
+        seen: Default::default(),
+    });
+    let mut actors = Vec::new();
+    for number in 0..count {
+        actors.push(Actor::start(&scene, number).await);
+    }
+    let mut files = Files { rig, seed, pods, slices: Vec::new() };
+    (0..count).for_each(|number| files.join(number, &actors[number]));
+    files.write();
+    let open = |actor: &Actor| known(rig, actor.address).is_some_and(|endpoint| endpoint.is_open());
+    eventually("the endpoints", || actors.iter().all(open)).await;
+
+    let mut clients = [Client::new(rig, seed, 0), Client::new(rig, seed, 1)];
+    // What fails a connect would not be met on a connection that was kept.
+    let warm = stage == Stage::OnReuse || stage != Stage::Accepted && rng.bool();
+    if warm {
+        for client in &mut clients {
+            let told = client.ask(&["GET"], &mut rng).await;
+            judge(&scene, &told, sum, Allowed::NOTHING);
+        }
+    }
+    let mut struck = scene.struck.subscribe();
+    let victim = rng.usize(..count);
+    if stage == Stage::BeforeConnect {
+        actors[victim].die();
+        scene.struck.send_replace(Some(victim));
+    }
+    scene.armed.store(true, Ordering::SeqCst);
+    let kinds: [&[&str]; 6] = [&["GET"], &["PUT"], &["POST"], &["GET", "GET"], &["GET", "POST"], &["POST", "GET"]];
+    // At least one with a body, where it is the body that is cut.
+    let first = if stage == Stage::InRequestBody { kinds[1 + rng.usize(..2)] } else { kinds[rng.usize(..6)] };
+    let (first, second) = match (stage, kinds[rng.usize(..6)]) {
+        // One request at a time: nothing tells a stray answer from a right one where the next request is there already.
+        (Stage::AnsweredTwice, _) => (&first[..1], &[][..]),
+        (_, second) => (first, second),
+    };
+    let mut rngs = [rng.fork(), rng.fork()];
+    let [a, b] = &mut clients;
+    let [rng_a, rng_b] = &mut rngs;
+    let asking = async { tokio::join!(a.ask(first, rng_a), b.ask(second, rng_b)) };
+    let failing = async {
+        // On reuse only where a request met a connection that was kept; a second round makes sure of it below.
+        let struck = async { *struck.wait_for(Option::is_some).await.unwrap() };
+        let hit = match stage {
+            Stage::OnReuse => tokio::time::timeout(Duration::from_millis(100), struck).await.ok().flatten(),
+            _ => soon("the failure", struck).await,
+        };
+        fail(&scene, &mut files, &mut actors, hit, news, dies, &mut rng).await
+    };
+    let ((told_a, told_b), fallen) = tokio::join!(asking, failing);
+    if stage == Stage::AnsweredTwice {
+        soon("the stray answer", scene.over.cancelled()).await;
+    }
+    let begun =
+        [Stage::AfterResponseHead, Stage::InCountedBody, Stage::InChunk, Stage::BetweenChunks, Stage::InCloseDelimited];
+    let allowed = Allowed {
+        cut: begun.contains(&stage),
+        // Where nothing was written nothing is lost, save on a connection that was kept.
+        lost: stage != Stage::BeforeConnect || warm,
+    };
+    judge(&scene, &told_a, sum, allowed);
+    judge(&scene, &told_b, sum, allowed);
+    scene.armed.store(false, Ordering::SeqCst);
+    scene.go.cancel();
+
+    if let Some(Fallen { actor, endpoint, connections }) = &fallen {
+        eventually("its drain begins", || endpoint.is_draining()).await;
+        sum.drained += 1;
+        let after = ask_on(&mut clients, &mut rngs[0], &scene, sum).await;
+        for id in after {
+            let late = |seen: &actor::Seen| seen.actor == *actor && seen.connection < *connections;
+            assert!(!scene.seen(&id).iter().any(late), "{id} was dispatched after the drain of {actor} began");
+        }
+    } else {
+        ask_on(&mut clients, &mut rngs[0], &scene, sum).await;
+    }
+    files.clean().await;
+    eventually("the drains are over", || rig.running().admin.drains.running() == 0).await;
+    sum.seeds += 1;
+}
+
+/// The one that was struck, once the proxy has been told that it leaves, and its connections before that.
+struct Fallen {
+    actor: usize,
+    endpoint: Arc<ebbtide::endpoint::Endpoint>,
+    connections: usize,
+}
+
+/// Tells the news in their order, lets the endpoint fail, and has a newcomer join where else none would be left.
+async fn fail(
+    scene: &Arc<Scene>,
+    files: &mut Files<'_>,
+    actors: &mut Vec<Actor>,
+    hit: Option<usize>,
+    news: News,
+    dies: bool,
+    rng: &mut Rng,
+) -> Option<Fallen> {
+    let Some(hit) = hit else {
+        scene.go.cancel();
+        return None;
+    };
+    let rig = files.rig;
+    let endpoint = known(rig, actors[hit].address).unwrap();
+    let connections = actors[hit].scripted.as_ref().map_or(usize::MAX, |scripted| scripted.accepted());
+    let others = actors.len() > 1;
+    let wait = Duration::from_millis(rng.u64(0..20));
+    match news {
+        News::Never => {}
+        News::Before => {
+            files.tell(hit, "terminating");
+            let told = || endpoint.conditions().terminating || endpoint.is_draining();
+            eventually("the news", told).await;
+        }
+        News::With | News::Twice => files.tell(hit, "terminating"),
+        News::Contradictory => files.delete_pod(hit),
+        News::Gap => files.garble(hit),
+        News::After | News::Reused => {}
+    }
+    scene.go.cancel();
+    if dies {
+        if scene.stage != Stage::BeforeConnect {
+            soon("the failure's end", scene.over.cancelled()).await;
+        }
+        actors[hit].die();
+    }
+    tokio::time::sleep(wait).await;
+    match news {
+        News::After | News::Gap => files.tell(hit, "terminating"),
+        News::Twice => {
+            files.tell(hit, "ready");
+            tokio::time::sleep(wait).await;
+            files.tell(hit, "terminating");
+        }
+        News::Reused => files.replace_pod(hit),
+        News::Never | News::Before | News::With | News::Contradictory => {}
+    }
+    if !others {
+        actors.push(Actor::start(scene, actors.len()).await);
+        files.join(actors.len() - 1, &actors[actors.len() - 1]);
+        files.write();
+    }
+    (news != News::Never).then_some(Fallen { actor: hit, endpoint, connections })
+}
+
+/// What a row may cost.
+#[derive(Clone, Copy)]
+struct Allowed {
+    /// A visible cut of an answer that had begun.
+    cut: bool,
+    /// A request that is not idempotent.
+    lost: bool,
+}
+
+impl Allowed {
+    const NOTHING: Self = Self { cut: false, lost: false };
+}
+
+fn judge(scene: &Scene, told: &[Told], sum: &mut Figures, allowed: Allowed) {
+    let mut behind_a_cut = false;
+    for Told { id, repeatable, got } in told {
+        sum.requests += 1;
+        let seen = scene.seen(id);
+        assert!(*repeatable || seen.len() <= 1, "{id} is not idempotent and was sent twice: {seen:?}");
+        match got {
+            Got::Right => {
+                sum.right += 1;
+                assert!(!seen.is_empty());
+            }
+            Got::Cut if allowed.cut => {
+                sum.cut += 1;
+                behind_a_cut = true;
+            }
+            Got::Own(answer) if !repeatable && allowed.lost && answer.starts_with("502 ") => sum.once += 1,
+            Got::Nothing if behind_a_cut => {}
+            Got::Own(what) | Got::Wrong(what) => panic!("{id}, repeatable {repeatable}: {what:?}, seen {seen:?}"),
+            Got::Cut | Got::Nothing => panic!("{id}, repeatable {repeatable}: {got:?}, seen {seen:?}"),
+        }
+    }
+}
+
+/// Afterwards everything is answered, on the same connections where they were not cut. Returns what was asked.
+async fn ask_on(clients: &mut [Client<'_>; 2], rng: &mut Rng, scene: &Scene, sum: &mut Figures) -> Vec<String> {
+    let mut ids = Vec::new();
+    for client in clients {
+        for _ in 0..2 {
+            let told = client.ask(&["GET"], rng).await;
+            judge(scene, &told, sum, Allowed::NOTHING);
+            ids.extend(told.into_iter().map(|told| told.id));
+        }
+    }
+    ids
+}
+
+/// A keep-alive client whose requests all differ.
+struct Client<'a> {
+    rig: &'a Rig,
+    wire: Option<Wire>,
+    name: String,
+    asked: usize,
+}
+
+impl<'a> Client<'a> {
+    fn new(rig: &'a Rig, seed: u64, number: usize) -> Self {
+        Self { rig, wire: None, name: format!("s{seed}c{number}"), asked: 0 }
+    }
+
+    /// Sends these requests at once and reads their answers; the connection is a new one only where the last was cut.
+    async fn ask(&mut self, methods: &[&str], rng: &mut Rng) -> Vec<Told> {
+        if methods.is_empty() {
+            return Vec::new();
+        }
+        let mut wire = match self.wire.take() {
+            Some(wire) => wire,
+            None => Wire::connect(self.rig).await,
+        };
+        let mut bytes = Vec::new();
+        let mut ids = Vec::new();
+        for method in methods {
+            let id = format!("{}n{}", self.name, self.asked);
+            self.asked += 1;
+            bytes.extend(request(method, &id, rng));
+            ids.push((id, *method));
+        }
+        // In two parts, so that an endpoint can fail in the middle of a body.
+        let at = rng.usize(bytes.len() / 2..bytes.len());
+        wire.send(&bytes[..at]).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await;
+        wire.send(&bytes[at..]).await;
+        let mut told = Vec::new();
+        let mut keeps = true;
+        for (id, method) in ids {
+            let (got, kept) = if keeps { read(&mut wire, &id).await } else { (Got::Nothing, false) };
+            keeps = kept;
+            told.push(Told { id, repeatable: method != "POST", got });
+        }
+        self.wire = keeps.then_some(wire);
+        told
+    }
+}
+
+fn request(method: &str, id: &str, rng: &mut Rng) -> Vec<u8> {
+    let head = format!("{method} /{id} HTTP/1.1\r\nHost: a\r\n");
+    if method == "GET" {
+        return format!("{head}\r\n").into();
+    }
+    let body = upload_of(id, [40, 2_000, 50_000][rng.usize(..3)]);
+    if rng.bool() {
+        return [format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    }
+    let (one, two) = body.split_at(rng.usize(1..body.len()));
+    let chunk = |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+    let head = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
+    [head.as_bytes(), &chunk(one), &chunk(two), b"0\r\n\r\n"].concat()
+}
+
+/// Reads one answer, and whether the connection goes on after it.
+async fn read(wire: &mut Wire, id: &str) -> (Got, bool) {
+    let Some(head) = wire.head().await else {
+        let end = wire.end.unwrap_or(End::Fin);
+        return match (wire.buffer.is_empty(), end) {
+            (true, _) => (Got::Nothing, false),
+            (false, End::Reset) => (Got::Cut, false),
+            (false, End::Fin) => (Got::Wrong("a clean end in the head".into()), false),
+        };
+    };
+    let body = if head.contains("\r\nTransfer-Encoding: chunked\r\n") {
+        chunks(wire).await.map(|raw| dechunked(&raw))
+    } else {
+        let length = field(&head, "Content-Length").and_then(|length| length.parse().ok());
+        wire.take(length.unwrap_or(0)).await
+    };
+    let keeps = field(&head, "Connection") != Some("close");
+    if let Some(reason) = field(&head, "x-ebbtide-reason").or(field(&head, "X-Ebbtide-Reason")) {
+        return (Got::Own(format!("{} {reason}", &head[9..12])), keeps);
+    }
+    let echo = field(&head, "X-Id");
+    if echo != Some(id) || !head.starts_with("HTTP/1.1 200 ") || field(&head, "X-Sound") != Some("true") {
+        return (Got::Wrong(head), false);
+    }
+    match (body, wire.end) {
+        (Some(body), _) if body == body_of(id, body.len()) && body.ends_with(format!("#end-of-{id}").as_bytes()) => {
+            (Got::Right, keeps)
+        }
+        (None, Some(End::Reset)) => (Got::Cut, false),
+        (None, _) => (Got::Wrong("a clean end in the body".into()), false),
+        (Some(body), _) => (Got::Wrong(String::from_utf8_lossy(&body).into_owned()), false),
+    }
+}
+
+async fn chunks(wire: &mut Wire) -> Option<Vec<u8>> {
+    let mut raw = Vec::new();
+    loop {
+        let line = wire.until("\r\n").await?;
+        let size = usize::from_str_radix(String::from_utf8_lossy(&line).trim_end(), 16).ok()?;
+        raw.extend(line);
+        raw.extend(wire.take(size + 2).await?);
+        if size == 0 {
+            return Some(raw);
+        }
+    }
+}
+
+/// The manifests of a seed.
+struct Files<'a> {
+    rig: &'a Rig,
+    seed: u64,
+    pods: bool,
+    slices: Vec<Ep>,
+}
+
+impl Files<'_> {
+    fn name(&self, number: usize) -> String {
+        format!("s{}-{number}", self.seed)
+    }
+
+    fn join(&mut self, number: usize, actor: &Actor) {
+        let name = self.name(number);
+        let mut ep = Ep::new(&name, actor.address);
+        if self.pods {
+            self.rig.pod(&name, &number.to_string(), None);
+            ep = ep.of_pod();
+        }
+        self.slices.push(ep);
+    }
+
+    fn write(&self) {
+        self.rig.endpoints(&self.slices);
+    }
+
+    fn tell(&mut self, number: usize, what: &str) {
+        let ep = &mut self.slices[number];
+        let ready = what == "ready";
+        (ep.ready, ep.serving, ep.terminating) = (ready, true, !ready);
+        self.write();
+    }
+
+    fn delete_pod(&self, number: usize) {
+        self.rig.pod(&self.name(number), &number.to_string(), Some(30));
+    }
+
+    fn replace_pod(&mut self, number: usize) {
+        self.delete_pod(number);
+        let name = format!("{}-again", self.name(number));
+        self.rig.pod(&name, "again", None);
+        self.slices[number].name = name;
+        self.write();
+    }
+
+    /// The endpoint's manifest breaks.
+    fn garble(&self, number: usize) {
+        let file = format!("slice-{}.json", self.name(number));
+        std::fs::write(self.rig.manifests().join(file), "{\"apiVersion\": ").unwrap();
+    }
+
+    /// Everything of this seed goes.
+    async fn clean(&self) {
+        self.rig.endpoints(&[]);
+        for entry in std::fs::read_dir(self.rig.manifests()).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.starts_with("pod-") {
+                self.rig.remove(&name);
+            }
+        }
+        self.rig.usable(0).await;
+    }
+}

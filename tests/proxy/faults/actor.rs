@@ -1,0 +1,279 @@
+//! An endpoint that serves well, until it is its turn to fail at the stage that the scene says.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::rig::Scripted;
+use crate::wire::{Wire, field};
+
+/// How far the endpoint comes with the request (or connection) that it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It listens no more.
+    BeforeConnect,
+    /// Accepted; nothing read.
+    Accepted,
+    InRequestHead,
+    AfterRequestHead,
+    InRequestBody,
+    BeforeResponse,
+    InResponseHead,
+    AfterResponseHead,
+    InCountedBody,
+    InChunk,
+    BetweenChunks,
+    InCloseDelimited,
+    /// It says another answer behind the right one, to nobody, and keeps the connection.
+    AnsweredTwice,
+    /// After a whole answer that promised to keep the connection.
+    AfterResponse,
+    /// It kept the connection after an answer, and fails the next request on it.
+    OnReuse,
+    /// It reads the request and says nothing, not even that it ends.
+    Silent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    Fin,
+    Reset,
+}
+
+/// What all endpoints of a seed share.
+pub struct Scene {
+    pub stage: Stage,
+    pub manner: Manner,
+    /// Between the last byte and the end.
+    pub pause: Duration,
+    /// Of the answer that is cut, and how much of it is said.
+    pub length: usize,
+    pub said: usize,
+    /// One failure is still to come, of whoever comes first to the stage.
+    pub armed: AtomicBool,
+    /// Who failed.
+    pub struck: watch::Sender<Option<usize>>,
+    /// The struck one may go on to fail.
+    pub go: CancellationToken,
+    /// It has failed.
+    pub over: CancellationToken,
+    pub seen: Mutex<Vec<Seen>>,
+}
+
+/// A request that has reached an endpoint, be it in part.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub id: String,
+    pub actor: usize,
+    pub connection: usize,
+}
+
+impl Scene {
+    fn sees(&self, line: &[u8], actor: usize, connection: usize) -> String {
+        let line = String::from_utf8_lossy(line).into_owned();
+        let id = line.split(['/', ' ']).nth(2).unwrap_or_default().to_owned();
+        self.seen.lock().unwrap().push(Seen { id: id.clone(), actor, connection });
+        id
+    }
+
+    pub fn seen(&self, id: &str) -> Vec<Seen> {
+        self.seen.lock().unwrap().iter().filter(|seen| seen.id == id).cloned().collect()
+    }
+
+    /// Whether this is where, and it is now, that an endpoint fails; and then not before it is let go.
+    async fn strikes(&self, here: Stage, actor: usize) -> bool {
+        if self.stage != here || !self.armed.swap(false, Ordering::SeqCst) {
+            return false;
+        }
+        self.struck.send_replace(Some(actor));
+        self.go.cancelled().await;
+        true
+    }
+
+    /// After what was said; the connection is over.
+    async fn fail(&self, mut wire: Wire) {
+        if !self.pause.is_zero() {
+            tokio::time::sleep(self.pause).await;
+        }
+        match self.manner {
+            Manner::Fin => {
+                let _ = wire.stream.shutdown().await;
+                self.over.cancel();
+                // What was not read would make it a reset.
+                while wire.fill().await {}
+            }
+            Manner::Reset => {
+                SockRef::from(&wire.stream).set_linger(Some(Duration::ZERO)).unwrap();
+                drop(wire);
+                self.over.cancel();
+            }
+        }
+    }
+}
+
+pub struct Actor {
+    pub scripted: Option<Scripted>,
+    pub address: std::net::SocketAddr,
+    /// Every connection of it ends.
+    ends: CancellationToken,
+}
+
+impl Actor {
+    pub async fn start(scene: &Arc<Scene>, number: usize) -> Self {
+        let ends = CancellationToken::new();
+        let (scene, ended) = (scene.clone(), ends.clone());
+        let scripted = Scripted::start(move |stream, connection| {
+            let (scene, ended) = (scene.clone(), ended.clone());
+            async move {
+                tokio::select! {
+                    () = converse(scene, stream, number, connection) => {}
+                    () = ended.cancelled() => {}
+                }
+            }
+        })
+        .await;
+        Self { address: scripted.address, scripted: Some(scripted), ends }
+    }
+
+    /// The process is gone: connects are refused, what stood ends.
+    pub fn die(&mut self) {
+        self.scripted = None;
+        self.ends.cancel();
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.ends.cancel();
+    }
+}
+
+/// So long, and no byte of it stands in another answer.
+pub fn body_of(id: &str, length: usize) -> Vec<u8> {
+    let end = format!("#end-of-{id}");
+    let mut body: Vec<u8> = format!("{id};").bytes().cycle().take(length.saturating_sub(end.len())).collect();
+    body.extend(end.bytes());
+    body
+}
+
+/// What requests send along.
+pub fn upload_of(id: &str, length: usize) -> Vec<u8> {
+    body_of(&format!("up-{id}"), length)
+}
+
+/// The bytes of a chunked body without trailers.
+pub fn dechunked(mut raw: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Some(at) = raw.windows(2).position(|two| two == b"\r\n") {
+        let size = usize::from_str_radix(&String::from_utf8_lossy(&raw[..at]), 16).unwrap_or(0);
+        let Some(chunk) = raw.get(at + 2..at + 2 + size) else { break };
+        body.extend(chunk);
+        raw = raw.get(at + 4 + size..).unwrap_or_default();
+    }
+    body
+}
+
+async fn converse(scene: Arc<Scene>, stream: TcpStream, actor: usize, connection: usize) {
+    // The control side's probes carry nothing.
+    let mut line = [0; 256];
+    let Ok(n @ 1..) = stream.peek(&mut line).await else { return };
+    if scene.strikes(Stage::Accepted, actor).await {
+        scene.sees(&line[..n], actor, connection);
+        return scene.fail(Wire::new(stream)).await;
+    }
+    let mut wire = Wire::new(stream);
+    for turn in 0.. {
+        let Some(line) = wire.until("\r\n").await else { return };
+        let id = scene.sees(&line, actor, connection);
+        if scene.strikes(Stage::InRequestHead, actor).await || turn > 0 && scene.strikes(Stage::OnReuse, actor).await {
+            return scene.fail(wire).await;
+        }
+        let Some(head) = wire.head().await else { return };
+        let counted = field(&head, "Content-Length").and_then(|length| length.parse::<usize>().ok());
+        let chunked = head.contains("Transfer-Encoding: chunked");
+        let has_body = chunked || counted.is_some_and(|length| length > 0);
+        if scene.strikes(Stage::AfterRequestHead, actor).await {
+            return scene.fail(wire).await;
+        }
+        let mut upload = Vec::new();
+        if has_body && scene.stage == Stage::InRequestBody {
+            let Some(first) = wire.take(1).await else { return };
+            upload = first;
+            if scene.strikes(Stage::InRequestBody, actor).await {
+                return scene.fail(wire).await;
+            }
+        }
+        let rest = match (chunked, counted) {
+            (true, _) => wire.until("\r\n0\r\n\r\n").await,
+            (false, Some(length)) => wire.take(length - upload.len()).await,
+            (false, None) => Some(Vec::new()),
+        };
+        let Some(rest) = rest else { return };
+        upload.extend(rest);
+        let upload = if chunked { dechunked(&upload) } else { upload };
+        let sound = !has_body || upload == upload_of(&id, upload.len());
+        for stage in [Stage::BeforeResponse, Stage::Silent] {
+            if scene.strikes(stage, actor).await {
+                if stage == Stage::Silent {
+                    while wire.fill().await {}
+                }
+                return scene.fail(wire).await;
+            }
+        }
+        if answer(&scene, &mut wire, &id, actor, sound).await {
+            return scene.fail(wire).await;
+        }
+        if scene.strikes(Stage::AfterResponse, actor).await {
+            return scene.fail(wire).await;
+        }
+    }
+}
+
+/// Says an answer, or as much of it as the stage allows; true where it is to fail then.
+async fn answer(scene: &Scene, wire: &mut Wire, id: &str, actor: usize, sound: bool) -> bool {
+    let common = format!("HTTP/1.1 200 OK\r\nX-Id: {id}\r\nX-Actor: {actor}\r\nX-Sound: {sound}\r\n");
+    let counted = |length: usize| format!("{common}Content-Length: {length}\r\n\r\n");
+    let (length, body) = (scene.length, body_of(id, scene.length));
+    let said = scene.said.clamp(1, body.len() - 1);
+    let chunk = |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+    let chunked = format!("{common}Transfer-Encoding: chunked\r\n\r\n");
+    let part: Option<Vec<u8>> = match scene.stage {
+        Stage::InResponseHead => Some(common.as_bytes()[..said.min(common.len() - 1)].to_vec()),
+        Stage::AfterResponseHead => Some(counted(length).into()),
+        Stage::InCountedBody => Some([counted(length).as_bytes(), &body[..said]].concat()),
+        Stage::InChunk => {
+            let chunk = chunk(&body);
+            Some([chunked.as_bytes(), &chunk[..said]].concat())
+        }
+        Stage::BetweenChunks => Some([chunked.as_bytes(), &chunk(&body[..said])].concat()),
+        Stage::InCloseDelimited => Some([format!("{common}\r\n").as_bytes(), &body[..said]].concat()),
+        _ => None,
+    };
+    if let Some(part) = part
+        && scene.strikes(scene.stage, actor).await
+    {
+        wire.send(part).await;
+        return true;
+    }
+    // Both framings are met by those who come after.
+    let whole = if id.ends_with(['1', '3', '5']) {
+        [chunked.as_bytes(), &chunk(&body[..said]), &chunk(&body[said..]), b"0\r\n\r\n"].concat()
+    } else {
+        [counted(length).as_bytes(), &body].concat()
+    };
+    let twice = scene.strikes(Stage::AnsweredTwice, actor).await;
+    wire.send(whole).await;
+    if twice {
+        // So that it most likely comes by itself, when the right one has been read.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        wire.send("HTTP/1.1 200 OK\r\nX-Id: nobody\r\nContent-Length: 5\r\n\r\nstray").await;
+        scene.over.cancel();
+    }
+    false
+}
