@@ -1,6 +1,7 @@
 //! The world as it truly is: pods that live and die, and the slices that a controller writes of them. Every change is
 //! an event; what becomes of events on their way is `run.rs`'s.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use ebbtide::discovery::{Change, Deletion, Kind, Object, PodObject, PodRef, SliceEndpoint, SliceObject};
@@ -55,7 +56,7 @@ impl Pod {
     fn endpoint(&self) -> SliceEndpoint {
         let terminating = self.deleted.is_some();
         SliceEndpoint {
-            pod: Some(PodRef { name: self.name.clone(), uid: self.uid.clone() }),
+            pod: Some(Arc::new(PodRef { name: self.name.clone(), uid: self.uid.clone() })),
             ready: self.ready && !terminating,
             serving: self.ready,
             terminating,
