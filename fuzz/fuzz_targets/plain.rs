@@ -23,7 +23,9 @@ impl<'a> Head<'a> {
     pub fn assert_canonical(&self, head: &[u8]) {
         let mut again = [self.start, b"\r\n"].concat();
         for (name, value) in &self.fields {
-            assert!(!name.is_empty() && name.iter().all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(b)));
+            assert!(
+                !name.is_empty() && name.iter().all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(b))
+            );
             again.extend([name, b": ".as_slice(), value, b"\r\n"].concat());
         }
         again.extend(b"\r\n");

@@ -85,13 +85,22 @@ fn plainly(input: &[u8], out: &[u8], request: &Request, fwd: &Forwarding) {
     assert_eq!(head.all("host").len(), 1);
     let upgrade: &[&[u8]] = if request.upgrade { &[b"upgrade"] } else { &[] };
     assert_eq!((head.all("connection").as_slice(), !head.all("upgrade").is_empty()), (upgrade, request.upgrade));
-    let named = [head.all("x-forwarded-for").len(), head.all("x-forwarded-proto").len(), head.all("x-forwarded-host").len()];
+    let named =
+        [head.all("x-forwarded-for").len(), head.all("x-forwarded-proto").len(), head.all("x-forwarded-host").len()];
     assert!(head.all("x-forwarded-for")[0].ends_with(b"192.0.2.7"));
     if !fwd.trusted {
         assert!(head.all("x-forwarded-for") == [b"192.0.2.7"] && named[..2] == [1, 1] && named[2] <= 1);
         let claims = head.fields.iter().filter(|(name, _)| name.to_ascii_lowercase().starts_with(b"x-forwarded-"));
-        assert!(claims.count() == named.iter().sum() && head.all("forwarded").is_empty());
+        assert!(claims.count() == named.iter().sum::<usize>() && head.all("forwarded").is_empty());
     }
-    let ours = ["host", "content-length", "transfer-encoding", "connection", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
+    let ours = [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-host",
+    ];
     head.assert_taken_from(&sent, &ours);
 }
