@@ -83,9 +83,11 @@ impl Kind {
         let Ok(program) = self.program() else { return "missing".to_owned() };
         let Ok(output) = Command::new(program).arg(flag).output() else { return "unknown".to_owned() };
         let text = [output.stdout, output.stderr].concat();
-        let line = String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned();
+        let text = String::from_utf8_lossy(&text);
+        let own = text.lines().find(|line| line.contains("/caddy/v2\t"));
+        let line = own.or(text.lines().next()).unwrap_or_default().to_owned();
         let word = line
-            .split([' ', '/'])
+            .split([' ', '/', '\t'])
             .find(|word| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'));
         word.unwrap_or(&line).to_owned()
     }
