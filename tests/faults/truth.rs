@@ -44,7 +44,7 @@ impl Pod {
     fn object(&self, now: Instant, relist: bool) -> PodObject {
         let mut object = PodObject { uid: self.uid.clone(), ..pod(&self.name, false) };
         // The generation of a rollout; so that a replay has strangers to prefer.
-        object.template_hash = Some(if self.address % 2 == 0 { "even" } else { "odd" }.into());
+        object.template_hash = Some(if self.address.is_multiple_of(2) { "even" } else { "odd" }.into());
         object.deletion = self.deleted.map(|at| Deletion {
             grace: Some(GRACE),
             remaining: relist.then(|| (at + GRACE).saturating_duration_since(now)),
