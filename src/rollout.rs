@@ -1,7 +1,7 @@
 //! Rollouts as the clients met them: a burst of drains of one Service, and the receipt at its end.
 //!
 //! A burst begins with a Service's first drain and ends once nothing has drained for [`QUIET`] and something serves
-//! again, or after [`AT_MOST`], whatever made it: a rolling update, an undo, a scale-down. Counts are the Service's own
+//! again, or after an hour, whatever made it: a rolling update, an undo, a scale-down. Counts are the Service's own
 //! counters at the end less those at the beginning, so they are what all its clients met in that time, not what the drains
 //! caused. Kept by [`crate::drain::Log`].
 

@@ -387,7 +387,7 @@ impl Drop for Upstream {
     }
 }
 
-/// Sees to room for `more` bytes, and to less than [`BLOCK`] beyond them: what is full would be twice as large by doubling.
+/// Sees to room for `more` bytes, and to less than 4 KiB beyond them: what is full would be twice as large by doubling.
 /// What is small stays so: ten thousand clients may each have the beginning of a head here.
 pub fn make_room(buffer: &mut Vec<u8>, more: usize) {
     if buffer.capacity() - buffer.len() < more {
