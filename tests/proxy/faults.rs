@@ -193,7 +193,7 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     });
     let mut actors = Vec::new();
     for number in 0..count {
-        actors.push(Actor::start(&scene, number).await);
+        actors.push(Actor::start(&scene, number));
     }
     let mut files = Files { rig, seed, pods, slices: Vec::new() };
     (0..count).for_each(|number| files.join(number, &actors[number]));
@@ -327,7 +327,7 @@ async fn fail(
         News::Never | News::Before | News::With | News::Contradictory => {}
     }
     if !others {
-        actors.push(Actor::start(scene, actors.len()).await);
+        actors.push(Actor::start(scene, actors.len()));
         files.join(actors.len() - 1, &actors[actors.len() - 1]);
         files.write();
     }
@@ -356,7 +356,7 @@ fn judge(scene: &Scene, told: &[Told], sum: &mut Figures, allowed: Allowed) {
         match got {
             Got::Right => {
                 sum.right += 1;
-                assert!(!seen.is_empty());
+                assert!(!seen.is_empty(), "{id} was answered by an endpoint that is not in the scene");
             }
             Got::Cut if allowed.cut => {
                 sum.cut += 1;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -122,13 +122,20 @@ pub struct Actor {
     pub address: std::net::SocketAddr,
     /// Every connection of it ends.
     ends: CancellationToken,
+    /// Keeps the port when it listens no more: an endpoint of another seed that got it would answer in its place.
+    _port: TcpSocket,
 }
 
 impl Actor {
-    pub async fn start(scene: &Arc<Scene>, number: usize) -> Self {
+    pub fn start(scene: &Arc<Scene>, number: usize) -> Self {
         let ends = CancellationToken::new();
         let (scene, ended) = (scene.clone(), ends.clone());
-        let scripted = Scripted::start(move |stream, connection| {
+        let [listening, port] = [(); 2].map(|()| TcpSocket::new_v4().unwrap());
+        listening.set_reuseport(true).unwrap();
+        port.set_reuseport(true).unwrap();
+        listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        port.bind(listening.local_addr().unwrap()).unwrap();
+        let scripted = Scripted::on(listening.listen(128).unwrap(), move |stream, connection| {
             let (scene, ended) = (scene.clone(), ended.clone());
             async move {
                 tokio::select! {
@@ -136,9 +143,8 @@ impl Actor {
                     () = ended.cancelled() => {}
                 }
             }
-        })
-        .await;
-        Self { address: scripted.address, scripted: Some(scripted), ends }
+        });
+        Self { address: scripted.address, scripted: Some(scripted), ends, _port: port }
     }
 
     /// The process is gone: connects are refused, what stood ends.
