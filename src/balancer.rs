@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::endpoint::{Endpoint, EndpointId, Lease, millis};
+use crate::roster::Roster;
 use crate::routing::Port;
 
 /// What a pick is for.
@@ -48,11 +49,11 @@ pub fn pick(port: &Port, cost: Cost, avoid: &Avoid<'_>, now: Instant) -> Option<
 
 /// Whether a pick has a chance.
 pub fn any(port: &Port) -> bool {
-    port.usable.iter().chain(&port.last_resort).any(|e| e.is_open() && !e.is_ejected())
+    port.usable.iter().chain(port.last_resort.iter()).any(|e| e.is_open() && !e.is_ejected())
 }
 
 /// The common case, independent of the number of endpoints.
-fn two_choices(endpoints: &[Arc<Endpoint>], cost: Cost, tried: &[EndpointId], now: Instant) -> Option<Lease> {
+fn two_choices(endpoints: &Roster, cost: Cost, tried: &[EndpointId], now: Instant) -> Option<Lease> {
     let n = endpoints.len();
     for _ in 0..3 {
         let chosen = match n {
@@ -79,15 +80,14 @@ fn two_choices(endpoints: &[Arc<Endpoint>], cost: Cost, tried: &[EndpointId], no
 }
 
 /// The rare case: most endpoints are ejected, tried or leaving. Least loaded first, from a random start.
-fn scan(endpoints: &[Arc<Endpoint>], tried: &[EndpointId]) -> Option<Lease> {
-    let start = if endpoints.is_empty() { 0 } else { fastrand::usize(..endpoints.len()) };
-    let (tail, head) = endpoints.split_at(start);
-    let fit = || head.iter().chain(tail).filter(|e| is_fit(e, tried));
+fn scan(endpoints: &Roster, tried: &[EndpointId]) -> Option<Lease> {
+    let start = fastrand::usize(..endpoints.len().max(1));
+    let fit = || endpoints.iter_from(start).filter(|e| is_fit(e, tried));
     fit().min_by_key(|e| e.leases()).and_then(|e| e.enter()).or_else(|| fit().find_map(|e| e.enter()))
 }
 
 /// The least loaded endpoint of another generation than the lost one's; without template hashes, the latest to join.
-fn stranger(endpoints: &[Arc<Endpoint>], tried: &[EndpointId], lost: &Endpoint) -> Option<Lease> {
+fn stranger(endpoints: &Roster, tried: &[EndpointId], lost: &Endpoint) -> Option<Lease> {
     let fit = || endpoints.iter().filter(|e| is_fit(e, tried));
     match &lost.template_hash {
         Some(hash) => {
@@ -171,9 +171,9 @@ mod tests {
             node_port: None,
             protocol: Protocol::Auto,
             policy: Policy::for_service(&Config::new(Discovery::Static { to: Vec::new() }), &BTreeMap::new()).0,
-            usable: usable.into(),
-            last_resort: last_resort.into(),
-            all: Arc::default(),
+            usable: usable.into_iter().collect(),
+            last_resort: last_resort.into_iter().collect(),
+            all: Roster::default(),
             claimed: false,
             handing_back: false,
             target_port: None,
@@ -242,7 +242,7 @@ mod tests {
         fastrand::seed(4);
         for in_flight in [1, 4, 8, 100] {
             let (port, now) = aged(6);
-            port.usable[4..].iter().for_each(|e| e.note_let_in(now));
+            port.usable.iter().skip(4).for_each(|e| e.note_let_in(now));
             let shares = shares(&port, Cost::Http, now, in_flight, 10_000);
             let two: usize = shares[5..7].iter().sum();
             assert!((3_167..=3_500).contains(&two), "{in_flight} at a time: {shares:?}");

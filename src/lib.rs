@@ -66,6 +66,7 @@ pub mod listeners;
 pub mod metrics;
 pub mod relay;
 pub mod rollout;
+pub mod roster;
 pub mod routing;
 pub mod session;
 pub mod socket;

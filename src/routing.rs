@@ -21,6 +21,7 @@ use crate::drain;
 use crate::endpoint::{Conditions, Endpoint, EndpointId, Notice};
 use crate::hold::Hold;
 use crate::metrics::{Metrics, ServiceMetrics};
+use crate::roster::Roster;
 
 /// One port of one Service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,7 +41,7 @@ impl fmt::Display for PortKey {
 #[derive(Default)]
 pub struct Snapshot {
     pub generation: u64,
-    pub ports: HashMap<PortKey, Arc<Port>>,
+    pub ports: HashMap<Arc<PortKey>, Arc<Port>>,
 }
 
 /// One service port as published.
@@ -53,11 +54,11 @@ pub struct Port {
     pub target_port: Option<u16>,
     pub policy: Policy,
     /// Ready, connected to once, not terminating: what a pick chooses from (ejected ones it passes over).
-    pub usable: Box<[Arc<Endpoint>]>,
+    pub usable: Roster,
     /// Serving and terminating, in force only while `usable` is empty (KEP-1669).
-    pub last_resort: Box<[Arc<Endpoint>]>,
+    pub last_resort: Roster,
     /// Every endpoint that still exists for this port, for the admin page: also joining, out and draining ones.
-    pub all: Arc<[Arc<Endpoint>]>,
+    pub all: Roster,
     /// Its Service carries Ebbtide's label, or did until [`HAND_BACK`] ago: its nodePort is to be bound.
     pub claimed: bool,
     /// Its Service is no longer ours: clients are asked to come again, to whom it belongs now.
@@ -110,8 +111,7 @@ pub struct RoutingTable {
     services: BTreeMap<ObjectName, ServiceEntry>,
     /// Services whose claim was taken off, and when.
     released: BTreeMap<ObjectName, Instant>,
-    /// Where each living endpoint belongs.
-    homes: HashMap<EndpointId, (PortKey, Identity)>,
+    homes: HashMap<EndpointId, Home>,
     /// Services that have, or had, an endpoint of this pod, with how many.
     by_pod: HashMap<String, BTreeMap<ObjectName, usize>>,
     next_id: u64,
@@ -149,6 +149,14 @@ struct ServiceEntry {
     warnings: Vec<String>,
 }
 
+/// Where a living endpoint belongs.
+struct Home {
+    key: PortKey,
+    identity: Identity,
+    /// In [`PortEntry::all`].
+    place: usize,
+}
+
 struct PortEntry {
     /// `None` when the Service or its port is gone: nothing is published, connections live on.
     spec: Option<Spec>,
@@ -160,12 +168,20 @@ struct PortEntry {
     /// See [`MergedPort::entangled`].
     entangled: bool,
     entries: Entries,
+    /// See [`Port::usable`]: the entries that [`Entry::is_usable`].
+    usable: Roster,
+    /// Entries that no slice names right now.
+    unlisted: BTreeSet<Identity>,
+    /// Entries that were altered since the last rebuild.
+    altered: BTreeSet<Identity>,
+    /// Whether any served at the last rebuild.
+    served: bool,
     /// Drain begun, leases left.
     leaving: Vec<Arc<Endpoint>>,
     /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
     ended: HashMap<Identity, Option<Instant>>,
-    /// [`Port::all`], until an endpoint comes or is forgotten.
-    all: Option<Arc<[Arc<Endpoint>]>>,
+    /// See [`Port::all`].
+    all: Roster,
 }
 
 /// What the Service says of one of its ports.
@@ -188,6 +204,8 @@ struct Entry {
     endpoint: Arc<Endpoint>,
     /// The endpoint's own, kept here too: a rebuild looks at every entry, and to follow each pointer would be most of it.
     conditions: Conditions,
+    /// In [`PortEntry::usable`].
+    place: Option<usize>,
     /// Whether the endpoint has been told so.
     out: bool,
     /// Connected to once by this proxy.
@@ -280,29 +298,32 @@ impl RoutingTable {
         let mut chores = Chores::default();
         let mut services = BTreeSet::new();
         for (id, connected) in results {
-            let Some((entry, key)) = self.entry(*id) else { continue };
-            entry.probing = false;
-            entry.joined |= *connected;
-            if *connected {
-                entry.endpoint.readmit();
-                services.insert(key.service);
-            }
-            entry.probe(&mut chores);
+            let key = self.alter(*id, |entry| {
+                entry.probing = false;
+                entry.joined |= *connected;
+                if *connected {
+                    entry.endpoint.readmit();
+                }
+                entry.probe(&mut chores);
+            });
+            services.extend(key.filter(|_| *connected).map(|key| key.service));
         }
         self.settle(&services.into_iter().collect::<Vec<_>>(), Vec::new(), Instant::now());
         chores
     }
 
-    fn entry(&mut self, id: EndpointId) -> Option<(&mut Entry, PortKey)> {
-        let (key, identity) = self.homes.get(&id)?;
+    /// Alters the entry of an endpoint that has one, and tells whose it is.
+    fn alter(&mut self, id: EndpointId, change: impl FnOnce(&mut Entry)) -> Option<PortKey> {
+        let Home { key, identity, .. } = self.homes.get(&id)?;
         let port = self.services.get_mut(&key.service)?.ports.get_mut(&key.port)?;
-        let entry = port.entries.get_mut(identity).filter(|e| e.endpoint.id == id)?;
-        Some((entry, key.clone()))
+        port.entries.get(identity).filter(|entry| entry.endpoint.id == id)?;
+        port.alter(identity, change);
+        Some(key.clone())
     }
 
     /// The queue of those who wait for this endpoint's service port.
     pub fn hold(&self, id: EndpointId) -> Option<&Arc<Hold>> {
-        let (key, _) = self.homes.get(&id)?;
+        let key = &self.homes.get(&id)?.key;
         Some(&self.services.get(&key.service)?.ports.get(&key.port)?.hold)
     }
 
@@ -310,14 +331,13 @@ impl RoutingTable {
     /// drained already, and whoever is held may try.
     pub fn answering_changed(&mut self, world: &World, ids: &[EndpointId], now: Instant) -> Chores {
         let homes = ids.iter().filter_map(|id| self.homes.get(id));
-        let services = homes.map(|(key, _)| key.service.clone()).collect();
-        self.apply(world, &Touched { services, ..Touched::default() }, now)
+        let addresses = homes.map(|home| (home.key.service.clone(), BTreeSet::new())).collect();
+        self.apply(world, &Touched { addresses, ..Touched::default() }, now)
     }
 
     /// A drain deadline has passed: out, whatever it still is, and what is in flight is replayed or cut.
     pub fn expire(&mut self, endpoint: &Arc<Endpoint>) {
-        if let Some((entry, key)) = self.entry(endpoint.id) {
-            entry.expired = true;
+        if let Some(key) = self.alter(endpoint.id, |entry| entry.expired = true) {
             self.settle(&[key.service], Vec::new(), Instant::now());
         }
         endpoint.force.cancel();
@@ -328,7 +348,7 @@ impl RoutingTable {
         let ids: HashSet<EndpointId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
         let mut ports = BTreeSet::new();
         for endpoint in endpoints {
-            let Some((key, _)) = self.homes.remove(&endpoint.id) else { continue };
+            let Some(Home { key, place, .. }) = self.homes.remove(&endpoint.id) else { continue };
             if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
                 && let Some(services) = self.by_pod.get_mut(uid)
             {
@@ -342,13 +362,16 @@ impl RoutingTable {
                     self.by_pod.remove(uid);
                 }
             }
+            let moved = self.port_entry(&key).and_then(|port| port.all.swap_remove(place));
+            if let Some(home) = moved.and_then(|moved| self.homes.get_mut(&moved.id)) {
+                home.place = place;
+            }
             ports.insert(key);
         }
         let mut services = Vec::new();
         for key in ports {
             if let Some(port) = self.port_entry(&key) {
                 port.leaving.retain(|e| !ids.contains(&e.id));
-                port.all = None;
             }
             services.push(key.service);
         }
@@ -416,10 +439,11 @@ impl RoutingTable {
             // Another Service under the old name: nothing of the old one's may serve the new one.
             for (number, port) in &mut service.ports {
                 let key = PortKey { service: name.clone(), port: *number };
-                leavers.extend(port.entries.drain().map(|(_, entry)| {
-                    shorten(&entry.endpoint, received + port.policy.drain_timeout, chores);
-                    Leaver { endpoint: entry.endpoint, key: key.clone(), trigger: Trigger::Removed }
-                }));
+                for identity in port.entries.keys().cloned().collect::<Vec<_>>() {
+                    let Some(Entry { endpoint, .. }) = port.remove(&identity) else { continue };
+                    shorten(&endpoint, received + port.policy.drain_timeout, chores);
+                    leavers.push(Leaver { endpoint, key: key.clone(), trigger: Trigger::Removed });
+                }
                 port.merged.clear();
                 port.ended.clear();
             }
@@ -439,18 +463,10 @@ impl RoutingTable {
                 warnings.extend(found);
                 let key = PortKey { service: name.clone(), port: port.port.port };
                 let metrics = &self.metrics;
-                let entry = service.ports.entry(key.port).or_insert_with(|| PortEntry {
-                    spec: None,
-                    policy: policy.clone(),
-                    hold: service.hold.clone(),
-                    metrics: metrics.service(&key),
-                    merged: Vec::new(),
-                    entangled: false,
-                    entries: Entries::default(),
-                    leaving: Vec::new(),
-                    ended: HashMap::new(),
-                    all: None,
-                });
+                let entry = service
+                    .ports
+                    .entry(key.port)
+                    .or_insert_with(|| PortEntry::new(policy.clone(), service.hold.clone(), metrics.service(&key)));
                 entry.policy = policy.clone();
                 entry.spec =
                     Some(Spec { port: port.port.clone(), protocol, target, claimed: listening, handing_back: !ours });
@@ -526,90 +542,74 @@ impl RoutingTable {
         chores: &mut Chores,
     ) {
         let News { mut changed, gone } = news;
+        let going: HashSet<Identity> = changed.iter().filter(|m| m.conditions.terminating).map(identity).collect();
         for merged in &gone {
-            if let Some(entry) = port.entries.get_mut(&identity(merged)) {
-                entry.listed = false;
+            let identity = identity(merged);
+            if !going.contains(&identity) {
+                port.ended.remove(&identity);
             }
+            port.alter(&identity, |entry| entry.listed = false);
         }
-        // Those that terminate come last: whether one of them is needed depends on all the others.
         changed.sort_by_key(|merged| merged.conditions.terminating);
-        let mut ended = std::mem::take(&mut port.ended);
-        let mut any_usable = None;
         for merged in &changed {
             let identity = identity(merged);
             let terminating = merged.conditions.terminating;
-            if let Some(entry) = port.entries.get(&identity)
-                && !terminating
-                && entry.terminating.is_some()
-                && let Some(Entry { endpoint, terminating: Some(trigger), .. }) = port.entries.remove(&identity)
+            if !terminating
+                && port.entries.get(&identity).is_some_and(|entry| entry.terminating.is_some())
+                && let Some(Entry { endpoint, terminating: Some(trigger), .. }) = port.remove(&identity)
             {
                 // Termination is one-way, for a UID the merge sees to that: without one, the same address anew is another
                 // generation.
                 leavers.push(Leaver { endpoint, key: key.clone(), trigger });
             }
-            if !port.entries.contains_key(&identity) {
-                let before = ended.remove(&identity).filter(|_| terminating);
-                if terminating {
-                    // Only as the last resort, and not past its deadline: else each event would drain it once more.
-                    let deadline = before.flatten().into_iter().chain(merged.fate.deadline()).min();
-                    let is_over = deadline.is_some_and(|at| at <= received);
-                    let usable = *any_usable.get_or_insert_with(|| port.entries.values().any(Entry::serves));
-                    if !merged.conditions.serving || usable || is_over {
-                        port.ended.extend(before.map(|deadline| (identity, deadline)));
-                        continue;
-                    }
-                }
-                let entry = self.new_entry(key, &identity, merged, &port.policy);
-                if let Some(deadline) = before.flatten() {
-                    shorten(&entry.endpoint, deadline, chores);
-                }
-                port.entries.insert(identity.clone(), entry);
-                port.all = None;
+            if !terminating && !port.entries.contains_key(&identity) {
+                self.enter(key, &identity, merged, port);
             }
-            let Some(entry) = port.entries.get_mut(&identity) else { continue };
-            entry.listed = true;
-            entry.joined |= !port.policy.join_check;
-            entry.set_conditions(merged.conditions);
-            if entry.endpoint.is_ejected() && entry.out && entry.joined {
-                // Its probe ended when it left the rotation: prove it anew.
-                entry.joined = false;
-            }
-            entry.probe(chores);
-            if terminating && entry.terminating.is_none() {
-                entry.terminating = Some(match &merged.fate {
-                    Fate::Terminating { trigger, .. } => *trigger,
-                    Fate::Deleted { .. } => Trigger::PodDeleted,
-                    Fate::NoPod | Fate::Alive => Trigger::SliceTerminating,
-                });
-                if merged.fate == Fate::NoPod {
-                    shorten(&entry.endpoint, received + port.policy.drain_timeout, chores);
-                }
-            }
-            heed(&entry.endpoint, &merged.fate, received, &port.policy, chores);
+            port.update(&identity, merged, received, chores);
         }
-        let unlisted: Vec<Identity> =
-            port.entries.iter().filter(|(_, e)| !e.listed).map(|(identity, _)| identity.clone()).collect();
-        for identity in unlisted {
+        if !port.serves() {
+            // Then even one that terminates is needed, be it one that has drained already; but not past its deadline: else
+            // each event would drain it once more.
+            let going: Vec<_> = port.merged.iter().filter(|m| m.conditions.terminating).cloned().collect();
+            for merged in going {
+                let identity = identity(&merged);
+                let before = port.ended.get(&identity).copied().flatten();
+                let over = before.into_iter().chain(merged.fate.deadline()).any(|deadline| deadline <= received);
+                if port.entries.contains_key(&identity) || !merged.conditions.serving || over {
+                    continue;
+                }
+                port.ended.remove(&identity);
+                let endpoint = self.enter(key, &identity, &merged, port);
+                if let Some(deadline) = before {
+                    shorten(&endpoint, deadline, chores);
+                }
+                port.update(&identity, &merged, received, chores);
+            }
+        }
+        for identity in port.unlisted.iter().cloned().collect::<Vec<_>>() {
             // One without a UID cannot be told of once no slice names it.
             let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
             let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
-            let Some(entry) = port.entries.get_mut(&identity) else { continue };
-            entry.set_conditions(Conditions { ready: false, serving: false, ..entry.conditions });
-            heed(&entry.endpoint, &fate, received, &port.policy, chores);
-            let trigger = match (&fate, entry.terminating) {
+            let Some(entry) = port.entries.get(&identity) else { continue };
+            let (endpoint, terminating) = (entry.endpoint.clone(), entry.terminating);
+            heed(&endpoint, &fate, received, &port.policy, chores);
+            let trigger = match (&fate, terminating) {
                 (_, Some(trigger)) => trigger,
                 // Gone from the slices while its pod lives: out, reversibly.
-                (Fate::Alive, None) => continue,
+                (Fate::Alive, None) => {
+                    let conditions = |c| Conditions { ready: false, serving: false, ..c };
+                    port.alter(&identity, |entry| entry.set_conditions(conditions(entry.conditions)));
+                    continue;
+                }
                 (Fate::NoPod, None) => {
-                    shorten(&entry.endpoint, received + port.policy.drain_timeout, chores);
+                    shorten(&endpoint, received + port.policy.drain_timeout, chores);
                     Trigger::Removed
                 }
                 (Fate::Terminating { trigger, .. }, None) => *trigger,
                 (Fate::Deleted { .. }, None) => Trigger::PodDeleted,
             };
-            if let Some(entry) = port.entries.remove(&identity) {
-                leavers.push(Leaver { endpoint: entry.endpoint, key: key.clone(), trigger });
-            }
+            port.remove(&identity);
+            leavers.push(Leaver { endpoint, key: key.clone(), trigger });
         }
         for endpoint in &port.leaving {
             if let Some(pod) = &endpoint.pod {
@@ -623,7 +623,14 @@ impl RoutingTable {
         }
     }
 
-    fn new_entry(&mut self, key: &PortKey, identity: &Identity, merged: &MergedEndpoint, policy: &Policy) -> Entry {
+    /// A new endpoint of the port, out of rotation.
+    fn enter(
+        &mut self,
+        key: &PortKey,
+        identity: &Identity,
+        merged: &MergedEndpoint,
+        port: &mut PortEntry,
+    ) -> Arc<Endpoint> {
         self.next_id += 1;
         let endpoint = Endpoint::new(
             EndpointId(self.next_id),
@@ -632,20 +639,24 @@ impl RoutingTable {
             merged.template_hash.clone(),
             self.notices.clone(),
         );
-        self.homes.insert(endpoint.id, (key.clone(), identity.clone()));
+        let place = port.all.push(endpoint.clone());
+        self.homes.insert(endpoint.id, Home { key: key.clone(), identity: identity.clone(), place });
         if let Some(pod) = &merged.pod {
             *self.by_pod.entry(pod.uid.clone()).or_default().entry(key.service.clone()).or_default() += 1;
         }
-        Entry {
-            endpoint,
+        let entry = Entry {
+            endpoint: endpoint.clone(),
             conditions: Conditions::default(),
+            place: None,
             out: true,
-            joined: !policy.join_check,
+            joined: !port.policy.join_check,
             probing: false,
             listed: true,
             terminating: None,
             expired: false,
-        }
+        };
+        port.entries.insert(identity.clone(), entry);
+        endpoint
     }
 
     /// Publishes these services as their entries stand, then drains the leavers. The order is the drain contract's
@@ -690,9 +701,10 @@ impl RoutingTable {
             for (number, port) in &mut service.ports {
                 let key = PortKey { service: name.clone(), port: *number };
                 match port.assemble(&key) {
-                    Some(published) => {
-                        next.ports.insert(key, published);
-                    }
+                    Some(published) => match next.ports.get_mut(&key) {
+                        Some(before) => *before = published,
+                        None => _ = next.ports.insert(Arc::new(key), published),
+                    },
                     None => {
                         next.ports.remove(&key);
                     }
@@ -742,9 +754,14 @@ impl Entry {
         }
     }
 
-    /// Usable, and answering as far as is known.
-    fn serves(&self) -> bool {
-        self.is_usable() && !self.endpoint.is_ejected()
+    /// In rotation, or the last resort.
+    fn stands(&self, any_serves: bool) -> bool {
+        self.is_usable() || self.is_last_resort() && !any_serves
+    }
+
+    /// Not connected to yet: it may still become the last resort.
+    fn may_join(&self) -> bool {
+        self.listed && !self.joined && !self.expired && self.conditions.serving
     }
 
     /// Serving and terminating (KEP-1669).
@@ -754,6 +771,97 @@ impl Entry {
 }
 
 impl PortEntry {
+    fn new(policy: Policy, hold: Arc<Hold>, metrics: Arc<ServiceMetrics>) -> Self {
+        Self {
+            spec: None,
+            policy,
+            hold,
+            metrics,
+            merged: Vec::new(),
+            entangled: false,
+            entries: Entries::default(),
+            usable: Roster::default(),
+            unlisted: BTreeSet::new(),
+            altered: BTreeSet::new(),
+            served: false,
+            leaving: Vec::new(),
+            ended: HashMap::new(),
+            all: Roster::default(),
+        }
+    }
+
+    /// Whether any is usable and answers, as far as is known.
+    fn serves(&self) -> bool {
+        self.usable.iter().any(|endpoint| !endpoint.is_ejected())
+    }
+
+    /// The one way to change an entry: the lists that are kept of entries follow.
+    fn alter(&mut self, identity: &Identity, change: impl FnOnce(&mut Entry)) {
+        let Some(entry) = self.entries.get_mut(identity) else { return };
+        change(entry);
+        let place = entry.place;
+        match (place, entry.is_usable()) {
+            (None, true) => entry.place = Some(self.usable.push(entry.endpoint.clone())),
+            (Some(_), false) => entry.place = None,
+            _ => {}
+        }
+        let (listed, usable) = (entry.listed, entry.place.is_some());
+        if let Some(place) = place.filter(|_| !usable) {
+            self.vacate(place);
+        }
+        match listed {
+            true => _ = self.unlisted.remove(identity),
+            false => _ = self.unlisted.insert(identity.clone()),
+        }
+        self.altered.insert(identity.clone());
+    }
+
+    fn remove(&mut self, identity: &Identity) -> Option<Entry> {
+        let entry = self.entries.remove(identity)?;
+        self.unlisted.remove(identity);
+        self.altered.remove(identity);
+        if let Some(place) = entry.place {
+            self.vacate(place);
+        }
+        Some(entry)
+    }
+
+    fn vacate(&mut self, place: usize) {
+        if let Some(moved) = self.usable.swap_remove(place)
+            && let Some(entry) = self.entries.get_mut(&identity_of(&moved))
+        {
+            entry.place = Some(place);
+        }
+    }
+
+    /// Brings an entry up to what was merged of it.
+    fn update(&mut self, identity: &Identity, merged: &MergedEndpoint, received: Instant, chores: &mut Chores) {
+        let (join_check, drain_timeout) = (self.policy.join_check, self.policy.drain_timeout);
+        self.alter(identity, |entry| {
+            entry.listed = true;
+            entry.joined |= !join_check;
+            entry.set_conditions(merged.conditions);
+            if entry.endpoint.is_ejected() && entry.out && entry.joined {
+                // Its probe ended when it left the rotation: prove it anew.
+                entry.joined = false;
+            }
+            entry.probe(chores);
+            if merged.conditions.terminating && entry.terminating.is_none() {
+                entry.terminating = Some(match &merged.fate {
+                    Fate::Terminating { trigger, .. } => *trigger,
+                    Fate::Deleted { .. } => Trigger::PodDeleted,
+                    Fate::NoPod | Fate::Alive => Trigger::SliceTerminating,
+                });
+                if merged.fate == Fate::NoPod {
+                    shorten(&entry.endpoint, received + drain_timeout, chores);
+                }
+            }
+        });
+        if let Some(entry) = self.entries.get(identity) {
+            heed(&entry.endpoint, &merged.fate, received, &self.policy, chores);
+        }
+    }
+
     /// What the world has at these addresses; `None` if that alone does not tell what became of the port.
     fn merge_some(
         &self,
@@ -781,22 +889,28 @@ impl PortEntry {
             let before: Vec<_> = self.merged.splice(at(&self.merged, *ip), now.iter().cloned()).collect();
             news.append(News::between(&before, now));
         }
-        let elsewhere = |e: &&MergedEndpoint| e.conditions.terminating && !addresses.contains(&e.address.ip());
-        news.changed.extend(self.merged.iter().filter(elsewhere).cloned());
         news
     }
 
     /// Sorts the entries into those that stay, those that are out, and those that leave for good.
     fn rebuild(&mut self, key: &PortKey, leavers: &mut Vec<Leaver>, outs: &mut Vec<Arc<Endpoint>>) {
-        let any_usable = self.entries.values().any(Entry::serves);
-        let mut gone = Vec::new();
-        for (identity, entry) in &mut self.entries {
-            let deferred = entry.is_last_resort() && !any_usable;
-            // One that has not been connected to yet may still become the last resort.
-            let joining = entry.listed && !entry.joined && !entry.expired && entry.conditions.serving;
+        let serves = self.serves();
+        let altered = std::mem::take(&mut self.altered);
+        // Where some serve, each entry goes by itself; otherwise what becomes of it depends on the others.
+        let looked_at = if serves && self.served { altered } else { self.entries.keys().cloned().collect() };
+        self.served = serves;
+        for identity in looked_at {
+            let Some(entry) = self.entries.get_mut(&identity) else { continue };
+            let stands = entry.stands(serves);
             match entry.terminating {
-                Some(trigger) if !deferred && (any_usable || !joining) => gone.push((identity.clone(), trigger)),
-                _ if entry.out != (entry.is_usable() || deferred) => {}
+                Some(trigger) if !stands && (serves || !entry.may_join()) => {
+                    let Some(Entry { endpoint, listed, .. }) = self.remove(&identity) else { continue };
+                    if listed {
+                        self.ended.insert(identity, endpoint.drain_deadline());
+                    }
+                    leavers.push(Leaver { endpoint, key: key.clone(), trigger });
+                }
+                _ if entry.out != stands => {}
                 _ if entry.out => {
                     entry.out = false;
                     entry.endpoint.set_out(false);
@@ -807,29 +921,34 @@ impl PortEntry {
                 }
             }
         }
-        for (identity, trigger) in gone {
-            if let Some(entry) = self.entries.remove(&identity) {
-                if entry.listed {
-                    self.ended.insert(identity, entry.endpoint.drain_deadline());
-                }
-                leavers.push(Leaver { endpoint: entry.endpoint, key: key.clone(), trigger });
-            }
-        }
+        debug_assert!(self.is_in_order(serves), "{key}");
     }
 
-    fn assemble(&mut self, key: &PortKey) -> Option<Arc<Port>> {
+    /// What the lists of entries and a rebuild of some of them promise.
+    fn is_in_order(&self, serves: bool) -> bool {
+        let usable = self.entries.values().filter(|entry| entry.is_usable()).count();
+        let going: HashSet<_> = self.merged.iter().filter(|m| m.conditions.terminating).map(identity).collect();
+        usable == self.usable.len()
+            && self.ended.keys().all(|identity| going.contains(identity))
+            && self.unlisted.iter().eq(self
+                .entries
+                .iter()
+                .filter(|(_, e)| !e.listed)
+                .map(|(i, _)| i)
+                .collect::<BTreeSet<_>>())
+            && self.entries.iter().all(|(identity, entry)| {
+                let place = entry.place.map(|place| self.usable[place].id);
+                place == entry.is_usable().then_some(entry.endpoint.id)
+                    && identity_of(&entry.endpoint) == *identity
+                    && entry.out != entry.stands(serves)
+                    && (entry.terminating.is_none() || !serves)
+            })
+    }
+
+    fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
         let Spec { port, protocol, target, claimed, handing_back } = self.spec.as_ref()?;
-        let chosen = |fits: fn(&Entry) -> bool| -> Box<[Arc<Endpoint>]> {
-            self.entries.values().filter(|e| fits(e)).map(|e| e.endpoint.clone()).collect()
-        };
-        let usable = chosen(Entry::is_usable);
-        let any_usable = usable.iter().any(|e| !e.is_ejected());
-        let last_resort = if any_usable { Box::default() } else { chosen(Entry::is_last_resort) };
-        let all = self.all.get_or_insert_with(|| {
-            let mut all: Vec<_> = self.entries.values().map(|e| &e.endpoint).chain(&self.leaving).cloned().collect();
-            all.sort_by_key(|e| (e.address, e.id));
-            all.into()
-        });
+        let resorts = self.entries.values().filter(|entry| entry.is_last_resort());
+        let last_resort = if self.served { Roster::default() } else { resorts.map(|e| e.endpoint.clone()).collect() };
         Some(Arc::new(Port {
             key: key.clone(),
             name: port.name.clone(),
@@ -839,9 +958,9 @@ impl PortEntry {
             protocol: *protocol,
             target_port: *target,
             policy: self.policy.clone(),
-            usable,
+            usable: self.usable.clone(),
             last_resort,
-            all: all.clone(),
+            all: self.all.clone(),
             hold: self.hold.clone(),
             metrics: self.metrics.clone(),
         }))
@@ -852,10 +971,14 @@ fn identity(merged: &MergedEndpoint) -> Identity {
     (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()))
 }
 
+fn identity_of(endpoint: &Endpoint) -> Identity {
+    (endpoint.address, endpoint.pod.as_ref().map(|pod| pod.uid.clone()))
+}
+
 /// What differs between two merges of a port.
 #[derive(Default)]
 struct News {
-    /// New or other than before, and whoever terminates: whether it is needed depends on all the others.
+    /// New or other than before.
     changed: Vec<MergedEndpoint>,
     /// No longer there, or only as another.
     gone: Vec<MergedEndpoint>,
@@ -871,7 +994,7 @@ impl News {
                 news.gone.push(left.clone());
             }
             let same_address = before.next_if(|old| old.address == merged.address);
-            if same_address != Some(merged) || merged.conditions.terminating {
+            if same_address != Some(merged) {
                 news.changed.push(merged.clone());
                 news.gone.extend(same_address.cloned());
             }

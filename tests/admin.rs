@@ -16,6 +16,7 @@ use ebbtide::discovery::slices::Trigger;
 use ebbtide::discovery::{ObjectName, PodRef, Problem};
 use ebbtide::endpoint::{Conditions, Endpoint, EndpointId, Lease, Notice};
 use ebbtide::metrics::Metrics;
+use ebbtide::roster::Roster;
 use ebbtide::routing::{Policy, Port, PortKey, Snapshot};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -98,13 +99,13 @@ impl Fixture {
                 handing_back: false,
                 target_port: None,
                 hold: Arc::default(),
-                usable: Box::default(),
-                last_resort: Box::default(),
-                all: all.into(),
+                usable: Roster::default(),
+                last_resort: Roster::default(),
+                all: all.into_iter().collect(),
                 metrics: self.admin.metrics.service(&key),
                 key: key.clone(),
             };
-            (key, Arc::new(port))
+            (Arc::new(key), Arc::new(port))
         };
         let ports = ports.into_iter().map(port).collect();
         self.admin.snapshot.store(Arc::new(Snapshot { generation: 1, ports }));

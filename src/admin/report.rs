@@ -322,7 +322,7 @@ impl Service {
             port_name: port.name.clone(),
             node_port: port.node_port,
             protocol: protocol(port.protocol).to_owned(),
-            endpoints: port.all.iter().map(|endpoint| EndpointStatus::of(endpoint, clocks)).collect(),
+            endpoints: port.all.sorted().iter().map(|endpoint| EndpointStatus::of(endpoint, clocks)).collect(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::net::{self, SocketAddr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net as unix;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -28,12 +28,25 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             // The first error says more than that nobody could be asked.
             let elder = ask_to_give_way(address.port()).map_err(|_| error)?;
-            (net::TcpListener::bind(address)?, Some(elder))
+            (bind_soon(address)?, Some(elder))
         }
         other => (other?, None),
     };
     listener.set_nonblocking(true)?;
     Ok(Bound { address: listener.local_addr()?, listener, elder })
+}
+
+/// A child that the elder has only just forked holds the address until it executes its program.
+fn bind_soon(address: SocketAddr) -> io::Result<net::TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match net::TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn ask_to_give_way(port: u16) -> io::Result<unix::UnixStream> {

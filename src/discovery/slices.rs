@@ -121,6 +121,7 @@ impl Trigger {
 /// A slice with what its arrival told.
 #[derive(Debug)]
 struct Slice {
+    /// Its endpoints by address.
     object: SliceObject,
     /// Of each endpoint, its pod's slot in [`Pods`]; none where the slice gives no UID. Valid as long as this slice is.
     slots: Vec<Option<usize>>,
@@ -212,8 +213,8 @@ impl World {
         Some(MergedService { object, ports, warnings })
     }
 
-    /// The endpoints of a port at these addresses only, as [`World::merge`] has them; `None` if they are entangled. Costs
-    /// a look at each of the Service's addresses.
+    /// The endpoints of a port at these addresses only, as [`World::merge`] has them; `None` if they are entangled. Each of
+    /// the Service's slices is searched.
     pub fn merge_some(
         &self,
         service: &ObjectName,
@@ -223,7 +224,8 @@ impl World {
         let (mut endpoints, mut families) = (Vec::new(), [false; 2]);
         for slice in self.slices_of(service) {
             families[usize::from(slice.object.ipv6)] = true;
-            endpoints.extend(self.endpoints_of(slice, port, |address| addresses.contains(&address)));
+            let places = addresses.iter().flat_map(|address| slice.places_of(*address));
+            endpoints.extend(self.endpoints_of(slice, port, places));
         }
         endpoints.sort_by_key(|e| e.address);
         let doubles = endpoints.windows(2).any(|pair| matches!(pair, [a, b] if a.address.ip() == b.address.ip()));
@@ -306,58 +308,63 @@ impl World {
         }
     }
 
-    fn apply_slice(&mut self, object: SliceObject, received: Instant, touched: &mut Touched) {
+    fn apply_slice(&mut self, mut object: SliceObject, received: Instant, touched: &mut Touched) {
+        // Of the doubles of an address the first stays the first.
+        object.endpoints.sort_by_key(|e| e.address);
         let name = object.name.clone();
         if self.slices.get(&name).is_some_and(|old| old.object == object) {
             return;
         }
-        // The new endpoints are entered before the old ones go, so that a pod named by both is never without a slice.
-        self.name_pods(&object);
         let old = self.slices.remove(&name);
-        if let Some(old) = &old {
-            self.release_pods(&old.object, received);
-        }
+        let before = old.as_ref().map_or(&[][..], |old| &old.object.endpoints);
+        let differences = Differences::between(before, &object.endpoints);
+        // The new endpoints are entered before the old ones go, so that a pod named by both is never without a slice.
+        self.name_pods(&name, differences.come(&object.endpoints));
+        self.release_pods(&name, differences.gone(before), received);
         let warnings = self.slice_warnings(&object);
         let some = old.as_ref().filter(|old| old.warnings == warnings && self.returned.is_empty());
-        let some = some.and_then(|old| changed_addresses(&old.object, &object));
-        if let Some(service) = object.service_name() {
+        let some = some.filter(|old| old.object.frame() == object.frame());
+        let some = some.and_then(|_| differences.addresses(before, &object.endpoints));
+        let service = object.service_name();
+        if let Some(service) = service.clone() {
             self.by_service.entry(service.clone()).or_default().insert(name.name.clone());
             match some {
                 Some(addresses) => touched.endpoints(service, addresses),
                 None => _ = touched.services.insert(service),
             }
         }
-        touched.services.extend(
-            old.as_ref()
-                .and_then(|old| old.object.service_name())
-                .filter(|left| object.service_name().as_ref() != Some(left)),
-        );
         if let Some(left) = old.as_ref().and_then(|old| old.object.service_name())
-            && Some(&left) != object.service_name().as_ref()
+            && Some(&left) != service.as_ref()
         {
             self.unindex(&left, &name.name);
+            touched.services.insert(left);
+        }
+        let of_old = |place: usize| old.as_ref().and_then(|old| *old.slots.get(place)?);
+        let mut slots = Vec::with_capacity(object.endpoints.len());
+        for (endpoint, kept) in object.endpoints.iter().zip(&differences.kept) {
+            let pod = endpoint.pod.as_ref().filter(|pod| !pod.uid.is_empty());
+            slots.push(match kept {
+                Some(place) => of_old(*place),
+                None => pod.map(|pod| self.pods.enter(&pod.uid, &name.namespace, &pod.name, received)),
+            });
         }
         let mut terminating_since = HashMap::new();
-        for endpoint in object.endpoints.iter().filter(|e| e.terminating) {
-            match &endpoint.pod {
-                Some(pod) if !pod.uid.is_empty() => {
-                    let slot = self.pods.enter(&pod.uid, &name.namespace, &pod.name, received);
-                    self.slice_terminates(&pod.uid, slot, received, touched);
-                }
-                Some(_) => {
+        for (endpoint, slot) in object.endpoints.iter().zip(&slots).filter(|(e, _)| e.terminating) {
+            match (&endpoint.pod, slot) {
+                (Some(pod), Some(slot)) => self.slice_terminates(&pod.uid, *slot, received, touched),
+                (Some(_), None) => {
                     let since = old.as_ref().and_then(|old| old.terminating_since.get(&endpoint.address));
                     terminating_since.insert(endpoint.address, since.copied().unwrap_or(received));
                 }
-                None => {}
+                (None, _) => {}
             }
         }
-        let slots = self.slots(&object, received);
         self.slices.insert(name, Slice { object, slots, terminating_since, warnings });
     }
 
     fn remove_slice(&mut self, name: &ObjectName, received: Instant, touched: &mut Touched) {
         let Some(old) = self.slices.remove(name) else { return };
-        self.release_pods(&old.object, received);
+        self.release_pods(name, old.object.endpoints.iter(), received);
         if let Some(service) = old.object.service_name() {
             self.unindex(&service, &name.name);
             touched.services.insert(service);
@@ -373,32 +380,29 @@ impl World {
         }
     }
 
-    fn name_pods(&mut self, slice: &SliceObject) {
-        for pod in slice.endpoints.iter().filter_map(|e| e.pod.as_ref()) {
-            let naming = self.naming.entry(PodKey::of(pod, &slice.name.namespace)).or_default();
-            match naming.get_mut(&slice.name) {
+    fn name_pods<'a>(&mut self, slice: &ObjectName, endpoints: impl Iterator<Item = &'a SliceEndpoint>) {
+        for pod in endpoints.filter_map(|e| e.pod.as_ref()) {
+            let naming = self.naming.entry(PodKey::of(pod, &slice.namespace)).or_default();
+            match naming.get_mut(slice) {
                 Some(count) => *count += 1,
-                None => _ = naming.insert(slice.name.clone(), 1),
+                None => _ = naming.insert(slice.clone(), 1),
             }
         }
     }
 
-    fn slots(&mut self, slice: &SliceObject, received: Instant) -> Vec<Option<usize>> {
-        let slot = |endpoint: &SliceEndpoint| {
-            let pod = endpoint.pod.as_ref().filter(|pod| !pod.uid.is_empty())?;
-            Some(self.pods.enter(&pod.uid, &slice.name.namespace, &pod.name, received))
-        };
-        slice.endpoints.iter().map(slot).collect()
-    }
-
-    fn release_pods(&mut self, slice: &SliceObject, received: Instant) {
-        for pod in slice.endpoints.iter().filter_map(|e| e.pod.as_ref()) {
-            let key = PodKey::of(pod, &slice.name.namespace);
+    fn release_pods<'a>(
+        &mut self,
+        slice: &ObjectName,
+        endpoints: impl Iterator<Item = &'a SliceEndpoint>,
+        received: Instant,
+    ) {
+        for pod in endpoints.filter_map(|e| e.pod.as_ref()) {
+            let key = PodKey::of(pod, &slice.namespace);
             let Some(naming) = self.naming.get_mut(&key) else { continue };
-            if let Some(count) = naming.get_mut(&slice.name) {
+            if let Some(count) = naming.get_mut(slice) {
                 *count -= 1;
                 if *count == 0 {
-                    naming.remove(&slice.name);
+                    naming.remove(slice);
                 }
             }
             if naming.is_empty() {
@@ -608,7 +612,7 @@ impl World {
         let mut newest_first: Vec<&Slice> = slices.iter().copied().filter(|s| !s.object.fqdn).collect();
         newest_first.sort_unstable_by_key(|s| Reverse(s.object.newness()));
         for slice in newest_first {
-            endpoints.extend(self.endpoints_of(slice, port, |_| true));
+            endpoints.extend(self.endpoints_of(slice, port, 0..slice.object.endpoints.len()));
         }
         // Stable, so the newest stays first among those of one address. The keys are sorted, each endpoint moves once.
         match endpoints.iter().all(|e| e.address.is_ipv4()) {
@@ -629,21 +633,21 @@ impl World {
         MergedPort { port: port.clone(), endpoints, entangled }
     }
 
-    /// A slice's endpoints for a port, as far as their addresses are wanted.
+    /// Those of a slice's endpoints that are at these places, for a port.
     fn endpoints_of(
         &self,
         slice: &Slice,
         port: &ServicePortObject,
-        wanted: impl Fn(IpAddr) -> bool,
-    ) -> impl Iterator<Item = MergedEndpoint> {
+        places: impl Iterator<Item = usize>,
+    ) -> Vec<MergedEndpoint> {
         let name = port.name.as_deref().unwrap_or("");
         let number = slice.object.ports.iter().find(|(own, _)| own == name).filter(|_| !slice.object.fqdn);
-        let fits = move |e: &SliceEndpoint| wanted(e.address) && self.refusal(e.address).is_none();
-        number.into_iter().flat_map(move |(_, number)| {
-            let all = slice.object.endpoints.iter().zip(&slice.slots);
-            let fitting = all.filter(|(endpoint, _)| fits(endpoint));
-            fitting.map(|(endpoint, slot)| self.merge_endpoint(slice, endpoint, *slot, *number)).collect::<Vec<_>>()
-        })
+        let Some((_, number)) = number else { return Vec::new() };
+        let endpoints = places.filter_map(|place| {
+            let (endpoint, slot) = (slice.object.endpoints.get(place)?, slice.slots.get(place)?);
+            self.refusal(endpoint.address).is_none().then(|| self.merge_endpoint(slice, endpoint, *slot, *number))
+        });
+        endpoints.collect()
     }
 
     fn merge_endpoint(&self, slice: &Slice, e: &SliceEndpoint, slot: Option<usize>, port: u16) -> MergedEndpoint {
@@ -687,42 +691,49 @@ impl Touched {
     }
 }
 
-/// Where the endpoints of a slice differ from those it had before; `None` if more than its endpoints differs, or very many.
-fn changed_addresses(old: &SliceObject, new: &SliceObject) -> Option<BTreeSet<IpAddr>> {
-    let frame = |s: &SliceObject| (s.service.clone(), s.ipv6, s.fqdn, s.created, s.ports.clone());
-    if frame(old) != frame(new) {
-        return None;
-    }
-    let by_address = |slice: &SliceObject| {
-        let mut all: Vec<SliceEndpoint> = slice.endpoints.clone();
-        all.sort_by_key(|e| e.address);
-        all
-    };
-    let id = |pod: &PodRef| if pod.uid.is_empty() { pod.name.clone() } else { pod.uid.clone() };
-    let (before, now) = (by_address(old), by_address(new));
-    let (mut before, mut now) = (before.iter().peekable(), now.iter().peekable());
-    let (mut changed, mut pods) = (BTreeSet::new(), HashSet::new());
-    loop {
-        let differs = match (before.peek(), now.peek()) {
-            (None, None) => break,
-            (Some(a), Some(b)) if a == b => {
-                before.next();
-                now.next();
-                continue;
+/// How a slice's endpoints differ from those it had before, both by address.
+struct Differences {
+    /// Of each endpoint that is there now, its place before, if it was there as it is.
+    kept: Vec<Option<usize>>,
+    /// The places of those that are there no longer, or not as they were.
+    gone: Vec<usize>,
+}
+
+impl Differences {
+    fn between(before: &[SliceEndpoint], now: &[SliceEndpoint]) -> Self {
+        let (mut kept, mut gone) = (Vec::with_capacity(now.len()), Vec::new());
+        let mut old = before.iter().enumerate().peekable();
+        for endpoint in now {
+            while let Some((place, _)) = old.next_if(|(_, old)| old.address < endpoint.address) {
+                gone.push(place);
             }
-            (Some(a), Some(b)) if a.address > b.address => now.next(),
-            (None, _) => now.next(),
-            (Some(_), _) => before.next(),
-        };
-        if let Some(endpoint) = differs {
-            changed.insert(endpoint.address);
-            pods.extend(endpoint.pod.as_deref().map(id));
+            kept.push(old.next_if(|(_, old)| *old == endpoint).map(|(place, _)| place));
         }
+        gone.extend(old.map(|(place, _)| place));
+        Self { kept, gone }
     }
-    // A pod's end shows wherever it is named.
-    let same_pod = |e: &&SliceEndpoint| e.pod.as_ref().is_some_and(|pod| pods.contains(&id(pod)));
-    changed.extend(new.endpoints.iter().filter(same_pod).map(|e| e.address));
-    (changed.len() <= SOME).then_some(changed)
+
+    fn come<'a>(&self, now: &'a [SliceEndpoint]) -> impl Iterator<Item = &'a SliceEndpoint> {
+        now.iter().zip(&self.kept).filter(|(_, kept)| kept.is_none()).map(|(endpoint, _)| endpoint)
+    }
+
+    fn gone<'a>(&self, before: &'a [SliceEndpoint]) -> impl Iterator<Item = &'a SliceEndpoint> {
+        self.gone.iter().filter_map(|place| before.get(*place))
+    }
+
+    /// Where they differ; `None` if that is at very many.
+    fn addresses(&self, before: &[SliceEndpoint], now: &[SliceEndpoint]) -> Option<BTreeSet<IpAddr>> {
+        let id = |pod: &'_ Arc<PodRef>| if pod.uid.is_empty() { pod.name.clone() } else { pod.uid.clone() };
+        let (mut changed, mut pods) = (BTreeSet::new(), HashSet::new());
+        for endpoint in self.gone(before).chain(self.come(now)) {
+            changed.insert(endpoint.address);
+            pods.extend(endpoint.pod.as_ref().map(id));
+        }
+        // A pod's end shows wherever it is named.
+        let named = |pod: &Arc<PodRef>| pods.contains(if pod.uid.is_empty() { &pod.name } else { &pod.uid });
+        changed.extend(now.iter().filter(|e| e.pod.as_ref().is_some_and(named)).map(|e| e.address));
+        (changed.len() <= SOME).then_some(changed)
+    }
 }
 
 /// The one of several endpoints at one address, newest first, that is in force: of a pod's own doubles the newest;
@@ -842,7 +853,21 @@ impl PodKey {
     }
 }
 
+impl Slice {
+    /// The places of the endpoints at this address.
+    fn places_of(&self, address: IpAddr) -> impl Iterator<Item = usize> {
+        let endpoints = &self.object.endpoints;
+        let from = endpoints.partition_point(|e| e.address < address);
+        from..from + endpoints.iter().skip(from).take_while(|e| e.address == address).count()
+    }
+}
+
 impl SliceObject {
+    /// All but its endpoints, as far as it matters to them.
+    fn frame(&self) -> impl PartialEq {
+        (self.service.as_ref(), self.ipv6, self.fqdn, self.created, &self.ports)
+    }
+
     fn service_name(&self) -> Option<ObjectName> {
         Some(ObjectName::new(&self.name.namespace, self.service.as_ref()?))
     }

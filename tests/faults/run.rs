@@ -457,7 +457,7 @@ impl Run<'_> {
                 self.figures.picks += 1;
                 self.picked(lease.endpoint());
                 let now = self.port();
-                let published = now.usable.iter().chain(&now.last_resort).any(|e| e.id == lease.endpoint().id);
+                let published = now.usable.iter().chain(now.last_resort.iter()).any(|e| e.id == lease.endpoint().id);
                 assert!(published, "a stale snapshot led to {:?}, which is published no more", lease.endpoint().id);
                 if let Some(pod) = self.truth.listener(last_byte(lease.endpoint().address)) {
                     self.flights.push(Flight { lease, pod, request: Request::default() });

@@ -88,7 +88,7 @@ fn port(rig: &Rig) -> Arc<Port> {
 
 /// The endpoint at this address, as published last.
 fn at(rig: &Rig, play: &Play) -> Option<Arc<Endpoint>> {
-    port(rig).all.iter().rfind(|e| e.address == play.address()).cloned()
+    port(rig).all.iter().filter(|e| e.address == play.address()).max_by_key(|e| e.id).cloned()
 }
 
 fn records(rig: &Rig) -> Vec<Record> {

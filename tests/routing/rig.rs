@@ -17,6 +17,7 @@ use ebbtide::discovery::{
 use ebbtide::drain;
 use ebbtide::endpoint::{Endpoint, EndpointId, Lease, Notice};
 use ebbtide::metrics::Metrics;
+use ebbtide::roster::Roster;
 use ebbtide::routing::{Chores, Port, PortKey, RoutingTable, Snapshot};
 use tokio::sync::mpsc;
 
@@ -284,7 +285,7 @@ impl Rig {
 
     pub fn endpoint(&self, last: u8) -> Arc<Endpoint> {
         let port = self.port();
-        let found = port.all.iter().rev().find(|e| last_byte(e.address) == last);
+        let found = port.all.iter().filter(|e| last_byte(e.address) == last).max_by_key(|e| e.id);
         found.unwrap().clone()
     }
 
@@ -335,7 +336,7 @@ impl Rig {
         let listed = |e: &Endpoint| {
             endpoints.iter().find(|m| m.address == e.address && m.pod.as_ref().map(|pod| pod.uid.clone()) == uid(e))
         };
-        for endpoint in &port.usable {
+        for endpoint in port.usable.iter() {
             let id = endpoint.id;
             let conditions = listed(endpoint).expect("a usable endpoint is listed").conditions;
             assert!(conditions.ready && !conditions.terminating, "{id:?} is usable: {conditions:?}");
@@ -344,7 +345,7 @@ impl Rig {
         }
         let none_answers = port.usable.iter().all(|endpoint| endpoint.is_ejected());
         assert!(none_answers || port.last_resort.is_empty(), "a last resort beside usable ones that answer");
-        for endpoint in &port.last_resort {
+        for endpoint in port.last_resort.iter() {
             let id = endpoint.id;
             let conditions = listed(endpoint).expect("a last resort is listed").conditions;
             assert!(conditions.serving && conditions.terminating, "{id:?} is the last resort: {conditions:?}");
@@ -378,13 +379,13 @@ impl Rig {
     }
 
     pub fn ids(&self) -> BTreeMap<PortKey, [Vec<EndpointId>; 3]> {
-        let ids = |endpoints: &[Arc<Endpoint>]| {
+        let ids = |endpoints: &Roster| {
             let mut ids: Vec<_> = endpoints.iter().map(|e| e.id).collect();
             ids.sort_unstable();
             ids
         };
         let ports = &self.snapshot.load().ports;
-        ports.iter().map(|(key, p)| (key.clone(), [ids(&p.usable), ids(&p.last_resort), ids(&p.all)])).collect()
+        ports.iter().map(|(key, p)| (PortKey::clone(key), [ids(&p.usable), ids(&p.last_resort), ids(&p.all)])).collect()
     }
 
     pub fn known_at(&self, index: usize) -> Option<Arc<Endpoint>> {
@@ -403,7 +404,7 @@ pub fn last(address: IpAddr) -> u8 {
     }
 }
 
-pub fn show(endpoints: &[Arc<Endpoint>]) -> Vec<(u8, u64)> {
+pub fn show(endpoints: &Roster) -> Vec<(u8, u64)> {
     let mut all: Vec<_> = endpoints.iter().map(|e| (last_byte(e.address), e.id.0)).collect();
     all.sort_unstable();
     all
