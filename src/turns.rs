@@ -61,3 +61,58 @@ impl Turn {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    /// A hundred who would go on for ever, and one who has work each time the worker comes round.
+    #[tokio::test(flavor = "local")]
+    async fn others_wait_for_one_turn_and_each_gets_as_many() {
+        let queue = Rc::new(Queue::default());
+        tokio::task::spawn_local({
+            let queue = queue.clone();
+            async move { queue.serve().await }
+        });
+        let taken = Rc::new(RefCell::new(vec![0; 100]));
+        for hog in 0..100 {
+            let (queue, taken) = (queue.clone(), taken.clone());
+            tokio::task::spawn_local(async move {
+                let mut turn = Turn::default();
+                loop {
+                    poll_fn(|cx| turn.poll(&queue, cx)).await;
+                    taken.borrow_mut()[hog] += 1;
+                }
+            });
+        }
+        // They queue up.
+        tokio::task::yield_now().await;
+        for round in 1..=1_000 {
+            let before: u32 = taken.borrow().iter().sum();
+            tokio::task::yield_now().await;
+            let turns = taken.borrow().iter().sum::<u32>() - before;
+            assert!(turns <= 1, "{turns} in round {round}");
+        }
+        let taken = taken.borrow();
+        assert!(taken.iter().sum::<u32>() > 900, "{taken:?}");
+        assert!(taken.iter().max().unwrap() - taken.iter().min().unwrap() <= 1, "{taken:?}");
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn who_has_left_holds_up_nobody() {
+        let queue = Queue::default();
+        let mut turns: Vec<_> = (0..3).map(|_| Turn::default()).collect();
+        for turn in &mut turns {
+            assert!(poll_fn(|cx| Poll::Ready(turn.poll(&queue, cx))).await.is_pending());
+        }
+        turns.drain(..2);
+        tokio::select! {
+            biased;
+            () = queue.serve() => {}
+            () = poll_fn(|cx| turns[0].poll(&queue, cx)) => {}
+        }
+        assert!(queue.waiting.borrow().is_empty());
+    }
+}
