@@ -146,6 +146,12 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
 }
 
 impl Running {
+    /// Whether what is published is all in force: the drains that came with it have begun. For tests.
+    #[doc(hidden)]
+    pub fn is_settled(&self) -> bool {
+        self.admin.snapshot.load().generation <= *self.shared.generation.borrow()
+    }
+
     /// The bound address of a listener, once it is bound.
     pub fn listener(&self, name: &str) -> Option<SocketAddr> {
         let state = self.admin.health.state();

@@ -152,19 +152,17 @@ impl PortEntry {
     pub(super) fn alter(&mut self, identity: &Identity, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(identity) else { return };
         change(entry);
-        let place = entry.place;
-        match (place, entry.is_usable()) {
-            (None, true) => entry.place = Some(self.usable.push(entry.endpoint.clone())),
-            (Some(_), false) => entry.place = None,
-            _ => {}
-        }
-        let (listed, usable) = (entry.listed, entry.place.is_some());
-        if let Some(place) = place.filter(|_| !usable) {
-            self.vacate(place);
-        }
-        match listed {
+        match entry.listed {
             true => _ = self.unlisted.remove(identity),
             false => _ = self.unlisted.insert(identity.clone()),
+        }
+        match (entry.place, entry.is_usable()) {
+            (None, true) => entry.place = Some(self.usable.push(entry.endpoint.clone())),
+            (Some(place), false) => {
+                entry.place = None;
+                self.vacate(place);
+            }
+            _ => {}
         }
         self.altered.insert(identity.clone());
     }

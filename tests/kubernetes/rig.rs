@@ -112,7 +112,7 @@ impl Rig {
     /// Waits until these are the usable ones of `web/shop`.
     pub async fn shop(&self, usable: &[u8]) {
         let what = format!("{usable:?} usable");
-        eventually(&what, || self.usable("shop") == usable).await;
+        eventually(&what, || self.usable("shop") == usable && self.running().is_settled()).await;
     }
 
     /// The drains of endpoints of `web/shop`, as their last numbers, in order.

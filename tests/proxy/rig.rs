@@ -125,10 +125,11 @@ impl Rig {
         std::fs::rename(temporary, self.manifests().join(file)).unwrap();
     }
 
-    /// Waits until the published table has as many usable endpoints.
+    /// Waits until the published table has as many usable endpoints, and what it ended drains.
     pub async fn usable(&self, count: usize) {
         eventually(&format!("{count} usable endpoints"), || {
-            self.running().admin.snapshot.load().ports.values().any(|port| port.usable.len() == count)
+            let snapshot = self.running().admin.snapshot.load();
+            snapshot.ports.values().any(|port| port.usable.len() == count) && self.running().is_settled()
         })
         .await;
     }
