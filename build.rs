@@ -17,8 +17,10 @@ fn commit_of_checkout() -> Option<String> {
     if Path::new(&top).canonicalize().ok()? != Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().ok()? {
         return None;
     }
-    // A path that does not exist would make cargo run this again each time. The reflog sees every commit and checkout.
-    for name in ["HEAD", "logs/HEAD"] {
+    // A path that does not exist would make cargo run this again each time. The reflog sees every commit and checkout; where
+    // none is kept, the branch does.
+    let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
+    for name in ["HEAD", "logs/HEAD", "packed-refs"].into_iter().chain(branch.as_deref()) {
         if let Some(path) = git(&["rev-parse", "--git-path", name])
             && Path::new(&path).exists()
         {
