@@ -418,6 +418,9 @@ fn what_decides_on_a_replay_is_what_the_upstream_is_told() {
 fn forwarded_fields_are_believed_from_trusted_peers_only() {
     let head = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\r\nForwarded: for=1.1.1.1\r\nx-forwarded-for: 2.2.2.2, 3.3.3.3\r\n\
                 X-FORWARDED-Port: 1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: b\r\nX_Forwarded_For: c\r\n\r\n";
+    // A name that is the beginning of the others, and no more.
+    let bare = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-: 1\r\nx_forwarded_: 2\r\n\r\n";
+    forwarded(&[(bare, "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n")]);
     forwarded(&[(head, "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n")]);
     let fwd = Forwarding { trusted: true, ..forwarding() };
     assert_eq!(

@@ -112,10 +112,10 @@ pub(super) fn kind(name: &str) -> Kind {
         17 if is("transfer-encoding") => Kind::TransferEncoding,
         17 if is("x-forwarded-proto") => Kind::ForwardedProto,
         19 if is("if-unmodified-since") => Kind::Conditional,
-        13.. if name.as_bytes().get(..12).is_some_and(|p| p.eq_ignore_ascii_case(b"x-forwarded-")) => {
+        12.. if name.as_bytes().get(..12).is_some_and(|p| p.eq_ignore_ascii_case(b"x-forwarded-")) => {
             Kind::ForwardedOther
         }
-        13.. if is_lookalike(name.as_bytes()) => Kind::Lookalike,
+        12.. if is_lookalike(name.as_bytes()) => Kind::Lookalike,
         _ => Kind::EndToEnd,
     }
 }
