@@ -12,7 +12,7 @@ targets=("$@")
 
 seeds=${CARGO_TARGET_DIR:-target}/fuzz-seeds
 [ -n "${SEEDED:-}" ] || cargo test --locked --quiet --test framing seeds >/dev/null
-cargo "+$toolchain" fuzz build --quiet 2>/dev/null || cargo "+$toolchain" fuzz build
+cargo "+$toolchain" fuzz build
 
 for target in "${targets[@]}"; do
     mkdir -p "fuzz/corpus/$target"
