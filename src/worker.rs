@@ -179,7 +179,11 @@ impl Worker {
         loop {
             tokio::select! {
                 mail = mailbox.recv() => match mail {
-                    Some(Mail::Exit) | None => return,
+                    Some(Mail::Exit) | None => {
+                        // Whatever is kept refers to where it is kept.
+                        self.drop_idle(Spare::All);
+                        return;
+                    }
                     Some(mail) => self.open(mail),
                 },
                 Ok(()) = generation.changed() => self.drop_idle_of_leavers(),
