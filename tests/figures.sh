@@ -14,6 +14,7 @@ COMMANDS = {
     "faults": "cargo test --test proxy faults -- --nocapture",
     "faults world": "cargo test --test faults -- --nocapture",
     "fuzz": "TIME=600 fuzz/run.sh {name}",
+    "sanitize": "tests/sanitize.sh {name}",
 }
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 found = {}
@@ -32,7 +33,7 @@ rows = {}
 for row in old.strip().splitlines()[2:]:
     cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
     # A short soak, or one fuzz target alone, does not put out what others have shown.
-    if cells[0] not in found or cells[0] in ("soak", "fuzz") and cells[1] not in found[cells[0]]:
+    if cells[0] not in found or cells[0] in ("soak", "fuzz", "sanitize") and cells[1] not in found[cells[0]]:
         rows.setdefault(cells[0], []).append(row)
 for group, names in found.items():
     usual = COMMANDS.get(group, f"cargo test --test {group} -- --nocapture")
