@@ -522,17 +522,15 @@ impl RoutingTable {
             // One without a UID cannot be told of once no slice names it.
             let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
             let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
+            let nothing = |c| Conditions { ready: false, serving: false, ..c };
+            port.alter(&identity, |entry| entry.set_conditions(nothing(entry.conditions)));
             let Some(entry) = port.entries.get(&identity) else { continue };
             let (endpoint, terminating) = (entry.endpoint.clone(), entry.terminating);
             heed(&endpoint, &fate, received, &port.policy, chores);
             let trigger = match (&fate, terminating) {
                 (_, Some(trigger)) => trigger,
                 // Gone from the slices while its pod lives: out, reversibly.
-                (Fate::Alive, None) => {
-                    let conditions = |c| Conditions { ready: false, serving: false, ..c };
-                    port.alter(&identity, |entry| entry.set_conditions(conditions(entry.conditions)));
-                    continue;
-                }
+                (Fate::Alive, None) => continue,
                 (Fate::NoPod, None) => {
                     shorten(&endpoint, received + port.policy.drain_timeout, chores);
                     Trigger::Removed

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::discovery::{ObjectName, PodRef, SliceEndpoint, SliceObject};
@@ -51,17 +50,21 @@ impl Differences {
 
     /// Where they differ; `None` if that is at very many.
     pub(super) fn addresses(&self, before: &[SliceEndpoint], now: &[SliceEndpoint]) -> Option<BTreeSet<IpAddr>> {
-        let id = |pod: &'_ Arc<PodRef>| if pod.uid.is_empty() { pod.name.clone() } else { pod.uid.clone() };
         let (mut changed, mut pods) = (BTreeSet::new(), HashSet::new());
         for endpoint in self.gone(before).chain(self.come(now)) {
             changed.insert(endpoint.address);
-            pods.extend(endpoint.pod.as_ref().map(id));
+            pods.extend(endpoint.pod.as_deref().map(id));
         }
         // A pod's end shows wherever it is named.
-        let named = |pod: &Arc<PodRef>| pods.contains(if pod.uid.is_empty() { &pod.name } else { &pod.uid });
-        changed.extend(now.iter().filter(|e| e.pod.as_ref().is_some_and(named)).map(|e| e.address));
+        let named = |e: &&SliceEndpoint| e.pod.as_deref().is_some_and(|pod| pods.contains(id(pod)));
+        changed.extend(now.iter().filter(named).map(|e| e.address));
         (changed.len() <= SOME).then_some(changed)
     }
+}
+
+/// What tells a slice's pods apart.
+fn id(pod: &PodRef) -> &str {
+    if pod.uid.is_empty() { &pod.name } else { &pod.uid }
 }
 
 impl Slice {
