@@ -210,6 +210,7 @@ fn removal_where_no_pod_is_known_is_a_drain_with_the_services_timeout() {
     let lease = endpoint.enter();
     rig.serve(&[]);
     assert!(endpoint.is_draining());
+    assert!(!endpoint.conditions().ready && !endpoint.conditions().serving, "shown as if it were listed");
     assert_eq!(endpoint.drain_deadline(), Some(rig.now + SECOND * DRAIN_TIMEOUT as u32));
     rig.serve(&[ready(1, None)]);
     assert_eq!(rig.usable(), [(1, 2)], "what comes back is another");
