@@ -451,12 +451,17 @@ fn field(path: &serde_path_to_error::Path) -> String {
 
 /// The line of a field that was read but is not valid; the document's where the field is missing.
 fn line_of(document: Document<'_>, format: Format, field: &str) -> usize {
-    let steps: Vec<&str> = field.split(['.', '[', ']']).filter(|step| !step.is_empty()).collect();
-    read(document, format, Find(&steps)).err().map_or(document.line, |found| found.line)
+    read(document, format, Find(field)).err().map_or(document.line, |found| found.line)
+}
+
+/// What of a field's path lies below a key, which may hold dots itself.
+fn below<'a>(field: &'a str, key: &str) -> Option<&'a str> {
+    let rest = field.strip_prefix('.').unwrap_or(field).strip_prefix(key)?;
+    (rest.is_empty() || rest.starts_with(['.', '['])).then_some(rest)
 }
 
 /// Walks to a field and fails there, since it is an error that carries a line.
-struct Find<'a>(&'a [&'a str]);
+struct Find<'a>(&'a str);
 
 impl<'de> DeserializeSeed<'de> for Find<'_> {
     type Value = ();
@@ -474,20 +479,22 @@ impl<'de> Visitor<'de> for Find<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Some((first, rest)) = self.0.split_first() else { return Err(A::Error::custom("found")) };
+        if self.0.is_empty() {
+            return Err(A::Error::custom("found"));
+        }
         while let Some(key) = map.next_key::<String>()? {
-            if key == *first {
-                map.next_value_seed(Find(rest))?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
+            match below(self.0, &key) {
+                Some(rest) => map.next_value_seed(Find(rest))?,
+                None => _ = map.next_value::<IgnoredAny>()?,
             }
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Some((first, rest)) = self.0.split_first() else { return Err(A::Error::custom("found")) };
-        for _ in 0..first.parse().unwrap_or(0usize) {
+        let step = self.0.strip_prefix('[').and_then(|field| field.split_once(']'));
+        let Some((at, rest)) = step else { return Err(A::Error::custom("found")) };
+        for _ in 0..at.parse().unwrap_or(0usize) {
             seq.next_element::<IgnoredAny>()?;
         }
         seq.next_element_seed(Find(rest))?;

@@ -215,6 +215,11 @@ fn errors_name_line_and_field() {
         ("a: b\n".into(), "line 1, kind: missing; a manifest names its apiVersion and kind"),
         ("kind: Pod\nmetadata: [a\n".into(), "line 2, metadata: unclosed bracket"),
         (SLICE.replace("app-x", "\"a\\u009b\""), "line 12, metadata: a control character in its name"),
+        // A key that holds dots.
+        (
+            SLICE.replace("service-name: app", "service-name: [x]"),
+            "line 15, metadata.labels.kubernetes.io/service-name: invalid type: sequence, expected a string",
+        ),
         // A line of the log of its own, if it were let.
         (
             SERVICE.replace("other: x", "\"a\\r\\nlevel=ERROR \\ered\": [x]"),
