@@ -371,7 +371,7 @@ impl Drop for Lent {
 /// A connection that has moved nothing for this long is between two messages, as far as one can tell.
 const QUIET: Duration = Duration::from_secs(1);
 /// How soon a reset after a half-close is noticed, at the latest.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// A transfer in pieces of at least this goes by splice; smaller ones are as quickly copied.
 const SPLICE_MIN: usize = 16 << 10;
 const PIPES: usize = 64;

@@ -320,6 +320,7 @@ impl Machine {
             ("memory", format!("{:.0} GiB", memory.unwrap_or(0.0) / f64::from(1 << 20))),
             ("kernel", file("/proc/sys/kernel/osrelease").trim().to_owned()),
             ("load before it began", load),
+            ("DAMON (see TRIED.md)", damon().to_owned()),
             ("begun", now),
             ("command", format!("`{command}`")),
         ];
@@ -329,6 +330,22 @@ impl Machine {
             facts: facts.map(|(name, value)| (name.to_owned(), value)).into_iter().collect(),
             versions: versions.collect(),
         }
+    }
+}
+
+/// Whether the kernel's scanner of memory takes a core for itself now and then: 4 ms of it are the tail of every latency.
+fn damon() -> &'static str {
+    let policy = |process: std::fs::DirEntry| {
+        let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+        let sched = std::fs::read_to_string(process.path().join("sched")).unwrap_or_default();
+        let policy = sched.lines().find(|line| line.starts_with("policy"))?.split_whitespace().last()?.to_owned();
+        name.starts_with("kdamond").then_some(policy)
+    };
+    match std::fs::read_dir("/proc").into_iter().flatten().flatten().find_map(policy) {
+        None => "does not run",
+        // SCHED_IDLE, sched(7).
+        Some(policy) if policy == "5" => "runs at idle priority",
+        Some(_) => "**runs, and takes a core for milliseconds**",
     }
 }
 
