@@ -156,7 +156,7 @@ pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
         let beats: Rc<[Notify]> = (0..spec.clients).map(|_| Notify::new()).collect();
         let begun = Instant::now();
         if let Some(rate) = spec.rate {
-            tokio::task::spawn_local(beat(timer(rate)?, beats.clone()));
+            tokio::task::spawn_local(beat(timer(interval(rate))?, beats.clone()));
         }
         let end = begun + Duration::from_secs_f64(spec.seconds);
         let clients: Vec<_> = (0..spec.clients)
@@ -191,11 +191,16 @@ async fn stay(spec: &Rc<Spec>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// From one request to the next, in the timer's whole nanoseconds: by a finer measure the timer would come to be early, and
+/// who looks for its time before that has come waits for a whole turn of all clients.
+fn interval(rate: f64) -> Duration {
+    Duration::from_nanos((1e9 / rate) as u64)
+}
+
 /// A timer that fires for each request that is due: tokio's own know only milliseconds.
-fn timer(rate: f64) -> anyhow::Result<AsyncFd<OwnedFd>> {
+fn timer(interval: Duration) -> anyhow::Result<AsyncFd<OwnedFd>> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-    let nanos = (1e9 / rate) as i64;
-    let step = Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
+    let step = Timespec { tv_sec: interval.as_secs().cast_signed(), tv_nsec: interval.subsec_nanos().into() };
     timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: step, it_value: step })?;
     // Deprecated in favour of an unsafe one, for types that may change their descriptor; an OwnedFd keeps its own.
     #[allow(deprecated)]
@@ -222,11 +227,12 @@ async fn beat(timer: AsyncFd<OwnedFd>, clients: Rc<[Notify]>) {
 
 async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: Rc<Tally>, beats: Rc<[Notify]>) {
     let request = request(&spec, n);
-    let step = spec.rate.map(|rate| Duration::from_secs_f64(spec.clients as f64 / rate));
-    let mut due = begun + step.map_or(Duration::ZERO, |step| step.mul_f64((n + 1) as f64 / spec.clients as f64));
+    let interval = spec.rate.map(interval);
+    let step = interval.map(|interval| interval * spec.clients as u32);
+    let mut due = begun + interval.map_or(Duration::ZERO, |interval| interval * (n + 1) as u32);
     let mut connection = None;
     loop {
-        while step.is_some() && due > Instant::now() + EARLY {
+        while step.is_some() && due > Instant::now() {
             beats[n].notified().await;
         }
         if step.is_none() {
@@ -426,8 +432,6 @@ impl Histogram {
     }
 }
 
-/// The timer's steps are whole nanoseconds, so it may be early by some microseconds after a million of them.
-const EARLY: Duration = Duration::from_micros(20);
 /// No answer within this is a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
 const SMALL: u64 = 64 << 10;
