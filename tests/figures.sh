@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 python3 -c '
 import fileinput, re, sys
 COMMANDS = {
-    "attack": "cargo test --test attacks -- --nocapture",
+    "attack": "cargo test --release --test attacks -- --nocapture",
     "soak": "EBBTIDE_SOAK={name} cargo test --release --test soak -- --nocapture",
     "framing": "cargo test --test framing -- --nocapture",
     "model": "cargo test --test model -- --nocapture",

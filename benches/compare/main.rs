@@ -94,7 +94,7 @@ fn compare(options: &Options) -> anyhow::Result<()> {
         guard::list(&cores.backend)
     );
     let machine = Machine::look(&command, &placed);
-    let (rounds, seconds) = if options.quick { (1, 0.7) } else { (3, 3.0) };
+    let (rounds, seconds) = if options.quick { (1, 0.7) } else { (7, 1.0) };
     let mut bench = Bench {
         backend: Backend::start(&cores.backend)?,
         cores,

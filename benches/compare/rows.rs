@@ -106,12 +106,13 @@ impl Bench {
         self.backend.open(count)
     }
 
-    /// Throughput of clients that keep their connections; with it what each request costs the proxy.
+    /// Throughput of clients that keep their connections; with it what each request costs the proxy. One number of clients
+    /// after the other, so that peers are compared within seconds: the machine may be another a minute later.
     fn keep_alive(&mut self, mode: Mode, group: &'static str, clients: &[usize]) -> anyhow::Result<()> {
         let live = self.endpoints(4)?;
-        self.in_turn(group, mode, Purpose::Load, self.rounds, &live, &mut |b, peer, kind, round| {
-            for &clients in clients {
-                let row = |what: &str| format!("{clients} clients: {what}");
+        for &clients in clients {
+            let row = |what: &str| format!("{clients} clients: {what}");
+            self.in_turn(group, mode, Purpose::Load, self.rounds, &live, &mut |b, peer, kind, round| {
                 let spec = Spec::new(&peer.to, "/1k", clients, b.seconds);
                 // Connections, pools and buffers are there before anything counts.
                 b.throughput(&Spec { seconds: b.seconds.min(1.0) / 2.0, ..spec.clone() })?;
@@ -121,7 +122,7 @@ impl Bench {
                 b.results.failures(group, kind, &report);
                 b.results.add(group, &row("requests/s"), Better::More, kind, report.requests as f64 / report.seconds);
                 if kind == Kind::Direct {
-                    continue;
+                    return Ok(());
                 }
                 let each = cpu.as_secs_f64() * 1e6 / report.requests as f64;
                 b.results.add(group, &row("CPU-µs a request"), Better::Less, kind, each);
@@ -132,9 +133,9 @@ impl Bench {
                     let each = calls.all as f64 / calls.requests as f64;
                     b.results.add(group, &row("system calls a request"), Better::Less, kind, each);
                 }
-            }
-            Ok(())
-        });
+                Ok(())
+            });
+        }
         Ok(())
     }
 
@@ -231,8 +232,8 @@ impl Bench {
         let group = "bulk";
         let transfers =
             [("64 MiB answers", "/64m", 0), ("1 MiB answers", "/1m", 0), ("64 MiB uploads", "/up", 64 << 20)];
-        self.in_turn(group, mode, Purpose::Bulk, self.rounds, &live, &mut |b, peer, kind, round| {
-            for (what, path, upload) in transfers {
+        for (what, path, upload) in transfers {
+            self.in_turn(group, mode, Purpose::Bulk, self.rounds, &live, &mut |b, peer, kind, round| {
                 let spec = Spec { upload, ..Spec::new(&peer.to, path, 4, b.seconds) };
                 load::run(&b.cores.load, &Spec { seconds: 0.3, ..spec.clone() })?;
                 let (pids, before) = (peer.pids(), measure::cpu(&peer.pids()));
@@ -242,7 +243,7 @@ impl Bench {
                 let gb = report.bytes as f64 / 1e9;
                 b.results.add(group, &format!("{name} {what}: GB/s"), Better::More, kind, gb / report.seconds);
                 if kind == Kind::Direct {
-                    continue;
+                    return Ok(());
                 }
                 let each = cpu.as_secs_f64() * 1e3 / gb;
                 b.results.add(group, &format!("{name} {what}: CPU-ms a GB"), Better::Less, kind, each);
@@ -254,9 +255,9 @@ impl Bench {
                         anyhow::bail!("HAProxy did not splice, so its {name} figures here are not what it can do");
                     }
                 }
-            }
-            Ok(())
-        });
+                Ok(())
+            });
+        }
         Ok(())
     }
 
