@@ -21,7 +21,7 @@ use tokio::time::Sleep;
 
 use crate::endpoint::Lease;
 use crate::metrics::CloseReason;
-use crate::socket::{self, Peer};
+use crate::socket::{self, LOOK, Peer};
 use crate::worker::{SCRATCH, Upstream, Worker, append};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
@@ -370,8 +370,6 @@ impl Drop for Lent {
 
 /// A connection that has moved nothing for this long is between two messages, as far as one can tell.
 const QUIET: Duration = Duration::from_secs(1);
-/// How soon a reset after a half-close is noticed, at the latest.
-const LOOK: Duration = Duration::from_millis(500);
 /// A transfer in pieces of at least this goes by splice; smaller ones are as quickly copied.
 const SPLICE_MIN: usize = 16 << 10;
 const PIPES: usize = 64;

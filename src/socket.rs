@@ -174,5 +174,7 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// How often a peer is asked for whose reset nobody would hear of, since nothing is read from it.
+pub const LOOK: Duration = Duration::from_millis(500);
 const BACKLOG: i32 = 4096;
 const CLIENT_KEEPALIVE: Duration = Duration::from_secs(60);

@@ -336,10 +336,9 @@ impl Machine {
 /// Whether the kernel's scanner of memory takes a core for itself now and then: 4 ms of it are the tail of every latency.
 fn damon() -> &'static str {
     let policy = |process: std::fs::DirEntry| {
-        let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
-        let sched = std::fs::read_to_string(process.path().join("sched")).unwrap_or_default();
-        let policy = sched.lines().find(|line| line.starts_with("policy"))?.split_whitespace().last()?.to_owned();
-        name.starts_with("kdamond").then_some(policy)
+        let read = |file| std::fs::read_to_string(process.path().join(file)).ok();
+        read("comm").filter(|name| name.starts_with("kdamond"))?;
+        read("sched")?.lines().find(|line| line.starts_with("policy"))?.split_whitespace().last().map(str::to_owned)
     };
     match std::fs::read_dir("/proc").into_iter().flatten().flatten().find_map(policy) {
         None => "does not run",

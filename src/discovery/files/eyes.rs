@@ -1,4 +1,4 @@
-//! The inotify side: what the kernel tells of the folder, as events of ours.
+//! The inotify side: what the kernel tells of the folder, as an [`Event`].
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::file::format_of;
 use super::pending::{Event, What};
 
-/// The inotify side: watches the folder, and where its path can come to mean another folder, its parent too.
+/// Watches the folder, and where its path can come to mean another folder, its parent too.
 pub(super) struct Eyes {
     path: PathBuf,
     watcher: Result<RecommendedWatcher, notify::Error>,

@@ -114,5 +114,6 @@ pub(super) fn format_of(name: &OsStr) -> Option<Format> {
         _ => None,
     }
 }
+
 /// How long a file must be empty before that is held to be its content.
 const EMPTY: Duration = Duration::from_secs(1);

@@ -12,7 +12,7 @@ use crate::http::body::{BodyDecoder, Emit};
 use crate::http::head::{self, Framing, Reject, Version};
 use crate::metrics::CloseReason;
 use crate::relay::Broken;
-use crate::socket::{self, Peer};
+use crate::socket::{self, LOOK, Peer};
 use crate::worker::{BUFFER_MAX, SCRATCH, append, empty};
 
 impl Exchange<'_> {
@@ -433,7 +433,6 @@ fn is_long(body: &BodyDecoder, emit: Emit) -> bool {
 /// A counted response up to this size is withheld until complete, for at most [`WITHHOLD`].
 const WITHHOLD_MAX: u64 = 16 << 10;
 const WITHHOLD: Duration = Duration::from_millis(5);
-const LOOK: Duration = Duration::from_millis(500);
 /// A read is never smaller, whatever is held.
 const ROOM_LEAST: usize = 4 << 10;
 /// Reads of one turn that are decoded byte by byte: whoever sends crumbs without pause must not keep a worker to itself.
