@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ const EACH: u64 = 64 << 10;
 /// The same where a body is kept for a replay: 64 KiB by default (`limits.replayBody`), and half as much for all else.
 const WITH_KEPT_BODY: u64 = 96 << 10;
 const GOOD: usize = 8;
+/// For so long they are looked at.
+const WATCH: Duration = Duration::from_secs(2);
 /// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Figures of two attacks at once would be of neither.
@@ -91,12 +94,25 @@ struct Crew {
 }
 
 impl Crew {
-    /// The higher `nice`, the sooner it gives way to others.
-    fn muster(nice: i32) -> Self {
+    fn muster() -> Self {
+        Self::muster_as(|| {})
+    }
+
+    /// It gives way to others at once (sched(7), SCHED_IDLE). The nicest thread would not: it keeps a processor for the rest
+    /// of its slice, which is 3 ms.
+    fn muster_idle() -> Self {
+        Self::muster_as(|| {
+            let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+            let done = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
+            assert!(done.is_ok_and(|status| status.success()), "chrt, of util-linux, has to be there");
+        })
+    }
+
+    fn muster_as(prepare: impl FnOnce() + Send + 'static) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (handle, (stop, stopped)) = (runtime.handle().clone(), oneshot::channel::<()>());
         std::thread::spawn(move || {
-            rustix::process::nice(nice).unwrap();
+            prepare();
             let _ = runtime.block_on(stopped);
         });
         Self { handle, _stop: stop }
@@ -120,7 +136,7 @@ impl Siege {
         let alone = ALONE.lock().await;
         let cores = Cores::split();
         Cores::take(&cores.others);
-        let (decent, mob) = (Crew::muster(0), Crew::muster(19));
+        let (decent, mob) = (Crew::muster(), Crew::muster_idle());
         let poured = Arc::new(AtomicU64::new(0));
         let app = decent.handle.spawn({
             let (mob, poured) = (mob.handle.clone(), poured.clone());
@@ -157,7 +173,10 @@ impl Siege {
             _alone: alone,
         };
         siege.alone_again().await;
-        siege.calm = siege.good.p99(Duration::from_secs(1)).await;
+        // Under the same observation as later.
+        let sampler = Sampler::start(pid);
+        siege.calm = siege.good.p99(WATCH).await;
+        sampler.peak();
         siege.before = own_bytes(pid);
         siege
     }
@@ -192,24 +211,13 @@ impl Siege {
 
     /// Looks on while the attack stands: the good clients go on, memory is sampled.
     pub async fn watch(&mut self) -> Seen {
-        let (done, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let sampler = std::thread::spawn({
-            let (done, peak, pid) = (done.clone(), peak.clone(), self.pid);
-            move || {
-                while !done.load(Ordering::Relaxed) {
-                    peak.fetch_max(own_bytes(pid), Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-            }
-        });
-        let p99 = self.good.p99(Duration::from_secs(2)).await;
+        let sampler = Sampler::start(self.pid);
+        let p99 = self.good.p99(WATCH).await;
         // Without the good clients: what is spent now is spent on the attack alone.
         let (busy, begun) = (cpu(self.pid), Instant::now());
         tokio::time::sleep(Duration::from_secs(1)).await;
         let cpu = (cpu(self.pid) - busy).as_secs_f64() / begun.elapsed().as_secs_f64();
-        done.store(true, Ordering::Relaxed);
-        sampler.join().unwrap();
-        Seen { peak: peak.load(Ordering::Relaxed), p99, cpu }
+        Seen { peak: sampler.peak(), p99, cpu }
     }
 
     /// `hostile` end it. Waits until they are forgotten and a newcomer is served, then judges what was seen.
@@ -268,6 +276,35 @@ impl Siege {
             self.process.proxy.metric("ebbtide_connections_active", |_| true).await.is_ok_and(|n| n <= GOOD as f64)
         })
         .await;
+    }
+}
+
+/// Samples the memory of a process.
+struct Sampler {
+    done: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<u64>,
+}
+
+impl Sampler {
+    fn start(pid: u32) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let done = done.clone();
+            move || {
+                let mut peak = 0;
+                while !done.load(Ordering::Relaxed) {
+                    peak = own_bytes(pid).max(peak);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                peak
+            }
+        });
+        Self { done, thread }
+    }
+
+    fn peak(self) -> u64 {
+        self.done.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
     }
 }
 

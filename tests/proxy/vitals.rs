@@ -50,10 +50,11 @@ pub fn cpu(pid: u32) -> Duration {
     Duration::from_millis(10 * (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()))
 }
 
-/// What a process itself has written to (proc_pid_smaps(5)): not its code, which other processes of it share or do not.
+/// What a process itself has written to (proc_pid_status(5)): not its code, which other processes of it share or do not. Its
+/// pages are not looked through for it, as for `smaps`, which takes a processor for a millisecond.
 pub fn own_bytes(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let line = text.lines().find(|line| line.starts_with("Anonymous:")).unwrap();
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
