@@ -40,7 +40,7 @@ async fn lay(name: &'static str, head: &str, piece: &[u8]) -> Siege {
 }
 
 async fn strike(mut siege: Siege, head: &str, piece: &[u8]) {
-    let hostile = pouring(siege.mob(), COUNT, siege.web, head, piece);
+    let hostile = pouring(siege.mob(), COUNT, siege.gate, head, piece);
     let seen = siege.watch().await;
     siege.lift(hostile, seen).await;
 }
@@ -102,7 +102,7 @@ async fn uploads_to_a_dying_endpoint() {
         futures::future::join_all((0..4).map(|_| upload(web, 16 << 20))).await;
     };
     let mut siege = Siege::lay("upload-to-dying-endpoint", "", warm).await;
-    let (web, refused) = (siege.web, Arc::new(AtomicUsize::new(0)));
+    let (web, refused) = (siege.gate, Arc::new(AtomicUsize::new(0)));
     let count = refused.clone();
     let hostile = busy(siege.mob(), uploads, move |_| {
         let count = count.clone();

@@ -1,7 +1,7 @@
 //! One proxy under attack: an endpoint that does as the path says, good clients that were there before, and the account.
 //!
 //! What the good clients notice is to be the proxy's doing. So it has processors of its own, and beside it the attackers and
-//! their hostile endpoint give way to the good clients and theirs.
+//! their hostile endpoint, which is a service of its own, give way to the good clients and theirs.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ebbtide::demo::client::Client;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Handle;
@@ -37,7 +37,8 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 pub struct Siege {
     pub process: Process,
-    pub web: SocketAddr,
+    /// Where attackers come in.
+    pub gate: SocketAddr,
     pub pid: u32,
     name: &'static str,
     good: Good,
@@ -48,7 +49,7 @@ pub struct Siege {
     mob: Crew,
     /// Bytes that hostile endpoints have got rid of.
     poured: Arc<AtomicU64>,
-    _app: Scripted,
+    _apps: [Scripted; 2],
     _decent: Crew,
     _alone: MutexGuard<'static, ()>,
 }
@@ -138,28 +139,34 @@ impl Siege {
         Cores::take(&cores.others);
         let (decent, mob) = (Crew::muster(), Crew::muster_idle());
         let poured = Arc::new(AtomicU64::new(0));
-        let app = decent.handle.spawn({
-            let (mob, poured) = (mob.handle.clone(), poured.clone());
-            Scripted::start(move |stream, _| serve(stream, mob.clone(), poured.clone()))
-        });
-        let app = app.await.unwrap();
+        let start = async |crew: &Crew| {
+            let poured = poured.clone();
+            let app = crew.handle.spawn(Scripted::start(move |stream, _| serve(stream, poured.clone())));
+            app.await.unwrap()
+        };
+        let (app, hostile) = (start(&decent).await, start(&mob).await);
         let text = format!(
             "discovery: {{files: {{path: manifests}}}}\n\
              listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: http}},\n\
+             {{name: gate, address: '127.0.0.1:0', service: web/hostile, port: 80, protocol: http}},\n\
              {{name: void, address: '127.0.0.1:0', service: web/void, port: 80, protocol: http}}]\n\
              admin: {{address: '127.0.0.1:0'}}\nworkers: {}\n{more}\n",
             cores.proxy.count().max(1)
         );
         Cores::take(&cores.proxy);
-        let process = Process::launch(program, &[Ep::new("app", app.address)], &text, &["web", "void"]).await;
+        let listeners = ["web", "gate", "void"];
+        let process = Process::launch(program, &[Ep::new("app", app.address)], &text, &listeners).await;
         Cores::take(&cores.others);
-        let (web, pid) = (process.web(), process.proxy.pid().unwrap());
-        let mut good = Good::start(web);
+        process.rig.write("hostile.json", &service("hostile"));
+        process.rig.write("hostile-slice.json", &slice("hostile", hostile.address));
+        process.ready(2).await;
+        let (gate, pid) = (process.proxy.listeners["gate"], process.proxy.pid().unwrap());
+        let mut good = Good::start(process.web());
         good.p99(Duration::from_millis(300)).await;
-        warm(web, &mob.handle).await;
+        warm(gate, &mob.handle).await;
         let mut siege = Self {
             process,
-            web,
+            gate,
             pid,
             name,
             good,
@@ -168,7 +175,7 @@ impl Siege {
             bound: EACH,
             mob,
             poured,
-            _app: app,
+            _apps: [app, hostile],
             _decent: decent,
             _alone: alone,
         };
@@ -227,7 +234,7 @@ impl Siege {
         drop(hostile);
         let ended = Instant::now();
         self.alone_again().await;
-        ok(&mut soon("a connection", Client::connect(self.web)).await.unwrap()).await;
+        ok(&mut soon("a connection", Client::connect(self.process.web())).await.unwrap()).await;
         let recovered = ended.elapsed();
         // The good ones have noticed nothing that cost them their connection.
         self.good.p99(Duration::from_millis(100)).await;
@@ -256,13 +263,7 @@ impl Siege {
 
     /// The listener of a service that has no endpoint.
     pub async fn add_void(&self) -> SocketAddr {
-        self.process.rig.write(
-            "void.json",
-            &json!({
-                "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "web", "name": "void"},
-                "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
-            }),
-        );
+        self.process.rig.write("void.json", &service("void"));
         until("the service without an endpoint", async || {
             let status = self.process.json("/api/v1/status").await;
             status["services"].as_array().unwrap().iter().any(|service| service["name"] == "void")
@@ -415,8 +416,24 @@ async fn p99(clients: &mut [Client], time: Duration) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// An endpoint that does as the path says; what is hostile it leaves to the `mob`.
-async fn serve(mut stream: TcpStream, mob: Handle, poured: Arc<AtomicU64>) {
+fn service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "web", "name": name},
+        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
+    })
+}
+
+fn slice(service: &str, endpoint: SocketAddr) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "web", "name": service, "labels": {"kubernetes.io/service-name": service}},
+        "ports": [{"port": endpoint.port(), "protocol": "TCP", "name": ""}],
+        "endpoints": [{"addresses": [endpoint.ip()], "conditions": {"ready": true}}],
+    })
+}
+
+/// An endpoint that does as the path says.
+async fn serve(mut stream: TcpStream, poured: Arc<AtomicU64>) {
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let mut buf = Vec::new();
     loop {
@@ -424,8 +441,7 @@ async fn serve(mut stream: TcpStream, mob: Handle, poured: Arc<AtomicU64>) {
             let head: Vec<u8> = buf.drain(..end + 4).collect();
             let path = String::from_utf8_lossy(head.split(|b| *b == b' ').nth(1).unwrap_or_default()).into_owned();
             if path != "/ok" {
-                let stream = stream.into_std().unwrap();
-                mob.spawn(async move { misbehave(&mut TcpStream::from_std(stream).unwrap(), &path, &poured).await });
+                let _ = misbehave(&mut stream, &path, &poured).await;
                 return;
             }
             if stream.write_all(OK).await.is_err() {

@@ -44,7 +44,7 @@ async fn slowloris() {
     // More patient than by default: none is to be gone before it is measured.
     let warm = async |web, _: &Handle| drop(many(200, async || said(web, HEAD).await).await);
     let mut siege = Siege::lay("slowloris", "timeouts: {head: 5m}", warm).await;
-    let mut hostile = many(count, async || said(siege.web, HEAD).await).await;
+    let mut hostile = many(count, async || said(siege.gate, HEAD).await).await;
     until_active(&siege, served).await;
     for _ in 0..3 {
         for stream in &mut hostile.standing {
@@ -61,7 +61,7 @@ async fn heads_that_never_end() {
     let head = [b"GET /ok HTTP/1.1\r\nHost: shop\r\nX-Slow: ".as_slice(), &[b'x'; 16_000]].concat();
     let warm = async |web, _: &Handle| drop(many(50, async || said(web, &head).await).await);
     let mut siege = Siege::lay("large-slow-heads", "timeouts: {head: 5m}", warm).await;
-    let mut hostile = many(1_000, async || said(siege.web, &head[..8_000]).await).await;
+    let mut hostile = many(1_000, async || said(siege.gate, &head[..8_000]).await).await;
     until_active(&siege, 1_000).await;
     for at in (8_000..16_000).step_by(1_000) {
         for stream in &mut hostile.standing {
@@ -85,7 +85,7 @@ async fn slow_read(name: &'static str, path: &str, count: usize) {
         drop(some);
     };
     let mut siege = Siege::lay(name, "", warm).await;
-    let hostile = many(count, async || open(siege.web).await).await;
+    let hostile = many(count, async || open(siege.gate).await).await;
     siege.stuffed().await;
     let seen = siege.watch().await;
     siege.lift_quiet(hostile, seen).await;
@@ -125,7 +125,7 @@ async fn the_largest_bodies_that_are_kept() {
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
     let mut siege = Siege::lay("kept-for-a-replay", "", warm).await.with_kept_bodies();
-    let hostile = many(200, async || open(siege.web).await).await;
+    let hostile = many(200, async || open(siege.gate).await).await;
     let seen = siege.watch().await;
     siege.lift_quiet(hostile, seen).await;
 }
@@ -143,7 +143,7 @@ async fn pipelined_behind_a_slow_read() {
     };
     let warm = async |web, _: &Handle| drop(many(20, async || open(web).await).await);
     let mut siege = Siege::lay("pipelined-behind-slow-read", "", warm).await;
-    let hostile = many(200, async || open(siege.web).await).await;
+    let hostile = many(200, async || open(siege.gate).await).await;
     siege.stuffed().await;
     let seen = siege.watch().await;
     siege.lift_quiet(hostile, seen).await;
@@ -164,7 +164,7 @@ async fn a_tunnel_that_is_not_read() {
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
     let mut siege = Siege::lay("tunnel-not-read", "", warm).await;
-    let hostile = many(100, async || open(siege.web).await).await;
+    let hostile = many(100, async || open(siege.gate).await).await;
     siege.stuffed().await;
     let seen = siege.watch().await;
     siege.lift_quiet(hostile, seen).await;
@@ -181,7 +181,7 @@ async fn uploads_to_a_deaf_endpoint() {
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
     let mut siege = Siege::lay("upload-to-deaf-endpoint", "", warm).await;
-    let hostile = many(100, async || open(siege.web).await).await;
+    let hostile = many(100, async || open(siege.gate).await).await;
     let seen = siege.watch().await;
     siege.lift_quiet(hostile, seen).await;
 }
@@ -201,7 +201,7 @@ async fn pipelined_behind_silence() {
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
     let mut siege = Siege::lay("pipelined-behind-silence", "", warm).await;
-    let hostile = many(300, async || open(siege.web).await).await;
+    let hostile = many(300, async || open(siege.gate).await).await;
     let seen = siege.watch().await;
     siege.lift_quiet(hostile, seen).await;
 }
@@ -214,7 +214,7 @@ async fn a_flood_at_the_descriptor_limit() {
     let program = limited(&binary(), 1_200, folder.path());
     let warm = async |web, _: &Handle| drop(many(200, async || said(web, b"").await).await);
     let mut siege = Siege::lay_as(&program, "connection-flood", "", warm).await;
-    let hostile = many(3_000, async || said(siege.web, b"").await).await;
+    let hostile = many(3_000, async || said(siege.gate, b"").await).await;
     // Two descriptors a connection, and a reserve of 512.
     until_active(&siege, (1_200 - 512) / 2).await;
     let seen = siege.watch().await;
