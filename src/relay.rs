@@ -22,6 +22,7 @@ use tokio::time::Sleep;
 use crate::endpoint::Lease;
 use crate::metrics::CloseReason;
 use crate::socket::{self, LOOK, Peer};
+use crate::turns;
 use crate::worker::{SCRATCH, Upstream, Worker, append};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
@@ -205,6 +206,7 @@ impl Way {
         room: usize,
         last: bool,
     ) -> Poll<Result<(), Broken>> {
+        let turn_ends = self.moved + TURN;
         loop {
             if let Some(waiting) = &mut self.waiting {
                 while let Some(rest) = waiting.bytes.get(waiting.written..).filter(|rest| !rest.is_empty()) {
@@ -219,6 +221,9 @@ impl Way {
                 }
                 self.shut = true;
                 return Poll::Ready(Ok(()));
+            }
+            if self.moved >= turn_ends {
+                return turns::after_all_others(cx);
             }
             if self.bulk && self.lent.is_none() {
                 self.lent = worker.pipes.lend().map(Box::new);
@@ -374,3 +379,5 @@ const QUIET: Duration = Duration::from_secs(1);
 const SPLICE_MIN: usize = 16 << 10;
 const PIPES: usize = 64;
 const PIPE_SIZE: usize = 256 << 10;
+/// Bytes one way before all others have their turn.
+const TURN: u64 = PIPE_SIZE as u64;

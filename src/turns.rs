@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -42,6 +43,13 @@ impl Queue {
     }
 }
 
+/// Never ready; called again when the runtime has looked at its sockets. A task with more to do than a turn that wakes itself
+/// instead is called again before them, up to 31 times (tokio's `event_interval`, as `worker.rs` sets it).
+pub fn after_all_others<T>(cx: &mut Context<'_>) -> Poll<T> {
+    let _pending = pin!(tokio::task::yield_now()).poll(cx);
+    Poll::Pending
+}
+
 impl Turn {
     /// Ready once for each time queued.
     pub fn poll(&mut self, queue: &Queue, cx: &mut Context<'_>) -> Poll<()> {
@@ -67,6 +75,28 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
+
+    /// One that always has more to do, and one whose socket has something.
+    #[test]
+    fn sockets_are_looked_at_between_two_turns() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().event_interval(31).build().unwrap();
+        let polled = runtime.block_on(async {
+            let (mut here, there) = tokio::net::UnixStream::pair().unwrap();
+            let polled = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+            tokio::spawn({
+                let polled = polled.clone();
+                poll_fn(move |cx| {
+                    if polled.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+                        there.try_write(b"x").unwrap();
+                    }
+                    after_all_others::<()>(cx)
+                })
+            });
+            tokio::io::AsyncReadExt::read_u8(&mut here).await.unwrap();
+            polled.load(std::sync::atomic::Ordering::Relaxed)
+        });
+        assert!(polled <= 2, "{polled} turns before anybody looked");
+    }
 
     /// A hundred who would go on for ever, and one who has work each time the worker comes round.
     #[tokio::test(flavor = "local")]

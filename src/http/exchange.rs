@@ -190,7 +190,22 @@ pub async fn run(
 }
 
 impl Exchange<'_> {
+    /// Looks at what of a chunked body came with its head: a request that is malformed already reaches nobody.
+    fn preview(&self) -> Result<(), Reject> {
+        if self.request.framing != Framing::Chunked || self.client.unread.is_empty() {
+            return Ok(());
+        }
+        let mut out = self.worker.buffer();
+        let seen =
+            BodyDecoder::new(Framing::Chunked, &self.limits, 400).decode(&self.client.unread, Emit::Chunked, &mut out);
+        self.worker.give_back(out);
+        seen.map(drop)
+    }
+
     async fn run(&mut self, mut timer: Pin<&mut Sleep>, started: Instant) -> End {
+        if let Err(reject) = self.preview() {
+            return Box::pin(self.answer(reject.status, reject.reason)).await;
+        }
         let deadline = self.config.timeouts.request.map(|limit| started + limit);
         // A body that will not fit the replay buffer cannot be sent twice either.
         let fits = self.body.remaining().is_none_or(|length| length <= self.config.limits.replay_body as u64);

@@ -4,8 +4,11 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ebbtide::endpoint::Endpoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -103,6 +106,8 @@ impl Tally {
 
 /// For one run. A machine that is busy enough takes seconds for what is a millisecond's work; only what never comes fails.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// So much is read with a head at the most.
+const HEAD_MAX: usize = 16 << 10;
 const GET: &[u8] = b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n";
 const GET_SEEN: &[u8] = b"GET /good HTTP/1.1\r\nHost: a\r\n{x}\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood";
@@ -256,6 +261,7 @@ impl Lane {
             Way::Before => pieces[0].extend_from_slice(GET),
             _ => {}
         }
+        self.forget_dispatches();
         client.send(&pieces).await;
         if matches!(case.verdict, Abandoned { .. }) {
             let _ = client.stream.shutdown().await;
@@ -291,7 +297,13 @@ impl Lane {
             Refused { status, reason } => client.refusal(status, reason).await?,
             Cut { reason, .. } => {
                 client.refusal(400, reason).await?;
-                self.truncation().await?;
+                let at_once = !matches!(way, Way::SplitAt(_) | Way::Dribbled) && pieces[0].len() <= HEAD_MAX;
+                // What was seen to be wrong before an endpoint was chosen has gone nowhere.
+                if at_once || !self.has_dispatched() {
+                    self.desk.borrow_mut().expected.pop_front();
+                } else {
+                    self.truncation().await?;
+                }
             }
             Abandoned { .. } => {
                 differs("to a client that went", &client.rest().await.0, b"")?;
@@ -299,6 +311,21 @@ impl Lane {
             }
         }
         self.nothing_left()
+    }
+
+    fn forget_dispatches(&self) {
+        self.endpoints(|endpoint| endpoint.tally.last_dispatch_ms.store(0, Ordering::Relaxed));
+    }
+
+    fn has_dispatched(&self) -> bool {
+        let mut any = false;
+        self.endpoints(|endpoint| any |= endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed) > 0);
+        any
+    }
+
+    fn endpoints(&self, each: impl FnMut(&Arc<Endpoint>)) {
+        let snapshot = self.rig.running().admin.snapshot.load();
+        snapshot.ports.values().flat_map(|port| port.usable.iter()).for_each(each);
     }
 
     /// The endpoint's connection has ended in the midst of the request, of which it got no more than a beginning.

@@ -20,7 +20,8 @@ pub enum Verdict {
     Forwarded { bytes: Vec<u8>, keeps: bool },
     /// Answered by the proxy, nothing reaches the endpoint, and the connection ends.
     Refused { status: u16, reason: &'static str },
-    /// The fault is in the body: what reaches the endpoint is a beginning of these bytes, and then an end of the connection.
+    /// The fault is in the body. Where it came with the head nothing reaches the endpoint, else a beginning of these bytes, and then
+    /// an end of the connection.
     Cut { within: Vec<u8>, reason: &'static str },
     /// The client ends before its message does: no answer, and as above.
     Abandoned { within: Vec<u8> },

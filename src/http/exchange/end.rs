@@ -122,7 +122,7 @@ impl Exchange<'_> {
 
     /// An answer of our own. The client keeps its connection where the rest of its request can be read, which the answer
     /// does not wait for.
-    async fn answer(&mut self, status: u16, reason: &'static str) -> End {
+    pub(super) async fn answer(&mut self, status: u16, reason: &'static str) -> End {
         if status >= 500 {
             self.port.metrics.failures.inc();
         }

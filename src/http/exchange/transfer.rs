@@ -13,6 +13,7 @@ use crate::http::head::{self, Framing, Reject, Version};
 use crate::metrics::CloseReason;
 use crate::relay::Broken;
 use crate::socket::{self, LOOK, Peer};
+use crate::turns;
 use crate::worker::{BUFFER_MAX, SCRATCH, append, empty};
 
 impl Exchange<'_> {
@@ -41,11 +42,10 @@ impl Exchange<'_> {
             match self.poll_receive(cx, attempt) {
                 Poll::Ready(Ok(())) => {
                     turns += 1;
-                    let most = if attempt.body.remaining().is_none() { TURNS } else { TURNS_COPIED };
+                    let copied = attempt.body.remaining().is_some() && attempt.lent_down.is_none();
                     // Crumbs queue for the next turn instead.
-                    if turns >= most && !attempt.body.is_crumbs() {
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
+                    if turns >= if copied { TURNS_COPIED } else { TURNS } && !attempt.body.is_crumbs() {
+                        return turns::after_all_others(cx);
                     }
                 }
                 Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
@@ -115,16 +115,16 @@ impl Exchange<'_> {
                 continue;
             }
             ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
+            let long = !self.whole && is_long(&self.body, emit);
             if self.body.is_crumbs() {
                 ready!(self.turn.poll(&self.worker.crumbs, cx));
             } else {
                 turns += 1;
-                if turns > if emit == Emit::Chunked { TURNS } else { TURNS_COPIED } {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                if turns > if long || emit == Emit::Chunked { TURNS } else { TURNS_COPIED } {
+                    return turns::after_all_others(cx);
                 }
             }
-            if !self.whole && is_long(&self.body, emit) {
+            if long {
                 attempt.lent_up = self.worker.pipes.lend();
                 if attempt.lent_up.is_some() {
                     continue;
@@ -435,7 +435,8 @@ const WITHHOLD_MAX: u64 = 16 << 10;
 const WITHHOLD: Duration = Duration::from_millis(5);
 /// A read is never smaller, whatever is held.
 const ROOM_LEAST: usize = 4 << 10;
-/// Reads of one turn that are decoded byte by byte: whoever sends crumbs without pause must not keep a worker to itself.
+/// Reads of one turn that are decoded byte by byte, or a whole pipe's fill: whoever sends without pause must not keep a worker
+/// to itself.
 const TURNS: u32 = 1;
 /// Reads of one turn that are passed on as they are.
 const TURNS_COPIED: u32 = 4;

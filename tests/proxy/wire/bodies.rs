@@ -46,6 +46,20 @@ async fn a_chunked_body_that_breaks_the_rules_is_refused_and_never_becomes_whole
 }
 
 #[tokio::test]
+async fn a_request_that_came_malformed_goes_nowhere() {
+    let origin = Origin::ok().await;
+    let rig = scene(&origin, "").await;
+    for body in ["x\r\n", "5\r\nabcdeX", "3\r\nabc\r\n0\r\nHost: b\r\n\r\n"] {
+        let mut client = Wire::connect(&rig).await;
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}")).await;
+        let answer = client.message().await.unwrap_or_default();
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{body:?}: {answer}");
+        assert_eq!(client.rest().await, (String::new(), End::Fin), "{body:?}");
+    }
+    assert_eq!(origin.used(), 0);
+}
+
+#[tokio::test]
 async fn an_upload_broken_off_is_no_whole_request_to_the_endpoint() {
     let (told, mut ended) = tokio::sync::mpsc::unbounded_channel();
     let origin = Origin::start(move |mut wire, _| {
