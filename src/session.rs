@@ -30,6 +30,8 @@ use crate::socket;
 use crate::telemetry::{AccessEntry, AccessLog};
 use crate::worker::{Handover, Routed, SCRATCH, Upstream, Worker, append};
 
+mod proxy_header;
+
 /// The client's side of a session.
 pub struct Client {
     pub stream: TcpStream,
@@ -67,7 +69,7 @@ pub fn start(worker: &Rc<Worker>, handover: Handover) {
 fn serve(mut open: Open, mut client: Box<Client>) -> impl Future<Output = ()> {
     async move {
         if client.listener.proxy_protocol
-            && let Err(reason) = Box::pin(read_proxy_header(&open.worker, &mut client)).await
+            && let Err(reason) = Box::pin(proxy_header::read(&open.worker, &mut client)).await
         {
             return open.ends_by(reason);
         }
@@ -452,70 +454,6 @@ impl Client {
     }
 }
 
-/// Reads a PROXY protocol header (v1 or v2, <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>). Only peers
-/// inside `trustedProxies` may send one.
-async fn read_proxy_header(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {
-    let config = worker.config();
-    if !config.trusted_proxies.iter().any(|net| net.contains(&client.neighbour)) {
-        tracing::debug!(peer = %client.neighbour, "PROXY header from outside trustedProxies refused");
-        return Err(CloseReason::BadProxyHeader);
-    }
-    let read = async {
-        loop {
-            if !proxy_header_goes_on(&client.unread) {
-                let (len, source) = match ppp::HeaderResult::parse(&client.unread) {
-                    ppp::HeaderResult::V1(Ok(header)) => (header.header.len(), proxied_v1(&header.addresses)),
-                    ppp::HeaderResult::V2(Ok(header)) => (header.header.len(), proxied_v2(&header)),
-                    _ => return Err(CloseReason::BadProxyHeader),
-                };
-                client.unread.drain(..len);
-                client.peer = source.unwrap_or(client.peer);
-                return Ok(());
-            }
-            let before = client.unread.len();
-            poll_fn(|cx| client.poll_fill(cx, worker)).await.map_err(|_| CloseReason::ClientReset)?;
-            if client.unread.len() == before {
-                return Err(CloseReason::BadProxyHeader);
-            }
-        }
-    };
-    tokio::time::timeout(config.timeouts.head, read).await.unwrap_or(Err(CloseReason::ClientTimeout))
-}
-
-/// Whether this is the beginning of a header whose end is still to come. `ppp` takes a v1 line cut within a port, for
-/// one, for a fault.
-fn proxy_header_goes_on(bytes: &[u8]) -> bool {
-    const V1: &[u8] = b"PROXY ";
-    const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-    if V1.starts_with(bytes) || V2.starts_with(bytes) {
-        return true;
-    }
-    if bytes.starts_with(V2) {
-        let Some(&[high, low]) = bytes.get(14..16) else { return true };
-        let whole = 16 + usize::from(u16::from_be_bytes([high, low]));
-        return bytes.len() < whole && whole <= PROXY_HEADER_MAX;
-    }
-    bytes.starts_with(V1) && bytes.len() < PROXY_LINE_MAX && !bytes.contains(&b'\n')
-}
-
-fn proxied_v1(addresses: &ppp::v1::Addresses) -> Option<SocketAddr> {
-    match addresses {
-        ppp::v1::Addresses::Tcp4(a) => Some((a.source_address, a.source_port).into()),
-        ppp::v1::Addresses::Tcp6(a) => Some((a.source_address, a.source_port).into()),
-        ppp::v1::Addresses::Unknown => None,
-    }
-}
-
-/// `None` also for a LOCAL command: a health check of the proxy before us, whose addresses mean nothing.
-fn proxied_v2(header: &ppp::v2::Header<'_>) -> Option<SocketAddr> {
-    match &header.addresses {
-        _ if header.command == ppp::v2::Command::Local => None,
-        ppp::v2::Addresses::IPv4(a) => Some((a.source_address, a.source_port).into()),
-        ppp::v2::Addresses::IPv6(a) => Some((a.source_address, a.source_port).into()),
-        ppp::v2::Addresses::Unspecified | ppp::v2::Addresses::Unix(_) => None,
-    }
-}
-
 /// Ends a connection whose client may still be sending, so that our answer is not lost to a reset (RFC 9112 section 9.6).
 /// Bounded by time, not by bytes: a client that writes its whole request before it reads must come to its end.
 async fn linger(worker: &Worker, client: &mut Client) {
@@ -555,6 +493,3 @@ const SILENCE: Duration = Duration::from_millis(200);
 const LINGER_SILENT: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_secs(30);
 const ROOM_LEAST: usize = 512;
-/// A v2 header with all its extensions; one of v1 is a line.
-const PROXY_HEADER_MAX: usize = 4096;
-const PROXY_LINE_MAX: usize = 107;
