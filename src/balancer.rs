@@ -56,11 +56,6 @@ pub fn any(port: &Port) -> bool {
 /// The common case, independent of the number of endpoints.
 fn random_choices(endpoints: &Roster, cost: Cost, tried: &[EndpointId], now: Instant) -> Option<Lease> {
     let n = endpoints.len();
-    let better = |i: usize, j: usize| {
-        let (a, b) = (&endpoints[i], &endpoints[j]);
-        let (i_is_fit, j_is_fit) = (is_fit(a, tried), is_fit(b, tried));
-        if i_is_fit && (!j_is_fit || cheaper(a, b, cost, now)) { i } else { j }
-    };
     for _ in 0..3 {
         let chosen = match n {
             0 => return None,
@@ -68,11 +63,13 @@ fn random_choices(endpoints: &Roster, cost: Cost, tried: &[EndpointId], now: Ins
             _ => {
                 let i = fastrand::usize(..n);
                 let j = (i + fastrand::usize(1..n)) % n;
-                let chosen = better(i, j);
+                let chosen = better(&endpoints[i], &endpoints[j], cost, tried, now);
                 // Where one in ten has become slow, both are slow in one pick of a hundred, and whoever gets that one waits:
                 // soon most clients would.
-                let idle = endpoints[chosen].leases() == 0;
-                &endpoints[if idle { chosen } else { better(chosen, fastrand::usize(..n)) }]
+                match chosen.leases() {
+                    0 => chosen,
+                    _ => better(chosen, &endpoints[fastrand::usize(..n)], cost, tried, now),
+                }
             }
         };
         if is_fit(chosen, tried)
@@ -109,9 +106,24 @@ fn is_fit(endpoint: &Endpoint, tried: &[EndpointId]) -> bool {
     !endpoint.is_ejected() && !tried.contains(&endpoint.id)
 }
 
-/// Whether the first is the cheaper one, ties at random so that equal endpoints get equal shares. A newcomer's idleness is no
-/// argument for it: it would get every pick it is in.
-fn cheaper(a: &Arc<Endpoint>, b: &Arc<Endpoint>, cost: Cost, now: Instant) -> bool {
+/// The one that is fit; of two that are, the cheaper one.
+fn better<'a>(
+    a: &'a Arc<Endpoint>,
+    b: &'a Arc<Endpoint>,
+    cost: Cost,
+    tried: &[EndpointId],
+    now: Instant,
+) -> &'a Arc<Endpoint> {
+    match (is_fit(a, tried), is_fit(b, tried)) {
+        (true, true) => cheaper(a, b, cost, now),
+        (true, false) => a,
+        _ => b,
+    }
+}
+
+/// The cheaper of two, ties at random so that equal endpoints get equal shares. A newcomer's idleness is no argument for
+/// it: it would get every pick it is in.
+fn cheaper<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, cost: Cost, now: Instant) -> &'a Arc<Endpoint> {
     let now = millis(now);
     let (mut load_a, mut load_b) = (a.leases() + 1, b.leases() + 1);
     if a.is_newcomer_to(b, now) {
@@ -127,12 +139,12 @@ fn cheaper(a: &Arc<Endpoint>, b: &Arc<Endpoint>, cost: Cost, now: Instant) -> bo
         // always lost would get no sample to show that its one bad answer was an accident.
         let square = |load: u64, slow: u64| (load as f64 * (slow + NOISE_US) as f64).powi(2);
         let (cost_a, cost_b) = (square(load_a, slow_a), square(load_b, slow_b));
-        return fastrand::f64() * (cost_a + cost_b) < cost_b;
+        return if fastrand::f64() * (cost_a + cost_b) < cost_b { a } else { b };
     }
     match load_a.cmp(&load_b) {
-        std::cmp::Ordering::Less => true,
-        std::cmp::Ordering::Greater => false,
-        std::cmp::Ordering::Equal => fastrand::bool(),
+        std::cmp::Ordering::Less => a,
+        std::cmp::Ordering::Greater => b,
+        std::cmp::Ordering::Equal => [a, b][fastrand::usize(..2)],
     }
 }
 
