@@ -2,6 +2,8 @@
 //! 20 s by default; `EBBTIDE_SOAK=60s` in CI, `EBBTIDE_SOAK=30m` in full, best in a release build.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
 
+#[path = "proxy/manifests.rs"]
+mod manifests;
 #[allow(dead_code)] // Shared with other test programs.
 #[path = "proxy/vitals.rs"]
 mod vitals;
@@ -25,6 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use manifests::{service, slice};
 use vitals::{open_descriptors, own_bytes, threads};
 
 /// Clients of each kind: 200 in all.
@@ -364,24 +367,6 @@ fn write_faulty(fleet: &Fleet, address: Option<SocketAddr>) {
         Some(address) => write(fleet, "faulty.json", &slice("shop", "http", address)),
         None => std::fs::remove_file(fleet.manifests().join("faulty.json")).unwrap(),
     }
-}
-
-fn service(name: &str, annotations: serde_json::Value) -> serde_json::Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"namespace": "web", "name": name, "annotations": annotations},
-        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
-    })
-}
-
-fn slice(service: &str, port: &str, address: SocketAddr) -> serde_json::Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"namespace": "web", "name": format!("{service}-by-hand"),
-                     "labels": {"kubernetes.io/service-name": service}},
-        "addressType": "IPv4", "ports": [{"port": address.port(), "protocol": "TCP", "name": port}],
-        "endpoints": [{"addresses": [address.ip()], "conditions": {"ready": true}}],
-    })
 }
 
 /// Replaces a manifest whole.

@@ -2,6 +2,8 @@
 //! what the good clients beside them notice. One attack at a time, since they are measured.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
 
+#[path = "../proxy/manifests.rs"]
+mod manifests;
 #[allow(dead_code)] // Shared with other test programs.
 #[path = "../proxy/rig.rs"]
 mod rig;

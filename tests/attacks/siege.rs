@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use ebbtide::demo::client::Client;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::manifests::{service, slice};
 use crate::rig::{Ep, Process, Scripted, binary, soon, until};
 use crate::vitals::{cpu, is_asleep, own_bytes};
 
@@ -157,8 +158,8 @@ impl Siege {
         let listeners = ["web", "gate", "void"];
         let process = Process::launch(program, &[Ep::new("app", app.address)], &text, &listeners).await;
         Cores::take(&cores.others);
-        process.rig.write("hostile.json", &service("hostile"));
-        process.rig.write("hostile-slice.json", &slice("hostile", hostile.address));
+        process.rig.write("hostile.json", &service("hostile", json!({})));
+        process.rig.write("hostile-slice.json", &slice("hostile", "", hostile.address));
         process.ready(2).await;
         let (gate, pid) = (process.proxy.listeners["gate"], process.proxy.pid().unwrap());
         let mut good = Good::start(process.web());
@@ -263,7 +264,7 @@ impl Siege {
 
     /// The listener of a service that has no endpoint.
     pub async fn add_void(&self) -> SocketAddr {
-        self.process.rig.write("void.json", &service("void"));
+        self.process.rig.write("void.json", &service("void", json!({})));
         until("the service without an endpoint", async || {
             let status = self.process.json("/api/v1/status").await;
             status["services"].as_array().unwrap().iter().any(|service| service["name"] == "void")
@@ -414,22 +415,6 @@ async fn p99(clients: &mut [Client], time: Duration) -> Duration {
     }
     times.sort();
     times[times.len() * 99 / 100]
-}
-
-fn service(name: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "web", "name": name},
-        "spec": {"ports": [{"port": 80, "protocol": "TCP"}]},
-    })
-}
-
-fn slice(service: &str, endpoint: SocketAddr) -> Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"namespace": "web", "name": service, "labels": {"kubernetes.io/service-name": service}},
-        "ports": [{"port": endpoint.port(), "protocol": "TCP", "name": ""}],
-        "endpoints": [{"addresses": [endpoint.ip()], "conditions": {"ready": true}}],
-    })
 }
 
 /// An endpoint that does as the path says.
