@@ -47,12 +47,7 @@ pub async fn accept_on(
         Err(error) => return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket"),
     };
     let mut told: Option<Instant> = None;
-    let mut accepted = 0;
     loop {
-        if accepted == AT_ONCE {
-            accepted = 0;
-            tokio::task::yield_now().await;
-        }
         let mut ready = tokio::select! {
             biased;
             ready = socket.readable() => match ready {
@@ -69,12 +64,12 @@ pub async fn accept_on(
             },
             () = stop.cancelled() => break,
         };
-        accepted += 1;
+        // A flood of newcomers must not have the established ones wait.
+        worker.newcomers.turn().await;
         match socket::accept(socket.get_ref()) {
             Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 ready.clear_ready();
-                accepted = 0;
             }
             Err(error) if socket::is_shortage(&error) => {
                 if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
@@ -126,8 +121,6 @@ fn hand_over(worker: &Rc<Worker>, handover: Handover) {
     }
 }
 
-/// New clients between two looks at the established ones: a flood of the former must not have the latter wait.
-const AT_ONCE: u32 = 4;
 /// For handshakes under way when a listener closes: longer than nearly any round trip.
 const HANDSHAKES: Duration = Duration::from_millis(100);
 /// A shortage is logged no more often.

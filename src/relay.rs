@@ -22,7 +22,7 @@ use tokio::time::Sleep;
 use crate::endpoint::Lease;
 use crate::metrics::CloseReason;
 use crate::socket::{self, LOOK, Peer};
-use crate::turns;
+use crate::turns::Turn;
 use crate::worker::{SCRATCH, Upstream, Worker, append};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
@@ -57,6 +57,8 @@ struct Way {
     moved: u64,
     /// Much is coming: it goes by splice.
     bulk: bool,
+    /// For the next of it.
+    turn: Turn,
     lent: Option<Box<Lent>>,
 }
 
@@ -206,7 +208,9 @@ impl Way {
         room: usize,
         last: bool,
     ) -> Poll<Result<(), Broken>> {
-        let turn_ends = self.moved + TURN;
+        if self.bulk && self.waiting.is_some() {
+            ready!(poll_turn(worker, &mut self.turn, cx, true, source, sink));
+        }
         loop {
             if let Some(waiting) = &mut self.waiting {
                 while let Some(rest) = waiting.bytes.get(waiting.written..).filter(|rest| !rest.is_empty()) {
@@ -222,11 +226,11 @@ impl Way {
                 self.shut = true;
                 return Poll::Ready(Ok(()));
             }
-            if self.moved >= turn_ends {
-                return turns::after_all_others(cx);
-            }
-            if self.bulk && self.lent.is_none() {
-                self.lent = worker.pipes.lend().map(Box::new);
+            if self.bulk {
+                ready!(poll_turn(worker, &mut self.turn, cx, self.lent.is_some(), source, sink));
+                if self.lent.is_none() {
+                    self.lent = worker.pipes.lend().map(Box::new);
+                }
             }
             if let Some(lent) = &mut self.lent {
                 match lent.poll_move(cx, source, sink, u64::MAX) {
@@ -234,14 +238,12 @@ impl Way {
                         self.moved += n as u64;
                         self.ended = n == 0;
                         self.bulk = n >= SPLICE_MIN;
-                        if !self.bulk {
-                            self.lent = None;
-                        }
+                        self.lent = None;
                         continue;
                     }
                     Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
                     Poll::Pending => {
-                        // Whoever waits with nothing in its pipe lets others have it.
+                        // Whoever waits with nothing in a pipe lets others have it.
                         if lent.is_empty() {
                             self.lent = None;
                         }
@@ -268,6 +270,23 @@ impl Way {
             self.bulk = read.len() == SCRATCH;
         }
     }
+}
+
+/// A turn for who has more to move than one read or one pipe's fill: when the source has something, or, `blocked` by the sink,
+/// when that takes something. What is wrong with either shows when it is used.
+pub fn poll_turn(
+    worker: &Worker,
+    turn: &mut Turn,
+    cx: &mut Context<'_>,
+    blocked: bool,
+    source: &TcpStream,
+    sink: &TcpStream,
+) -> Poll<()> {
+    let _ready = match blocked {
+        true => ready!(sink.poll_write_ready(cx)),
+        false => ready!(source.poll_read_ready(cx)),
+    };
+    turn.poll(&worker.bulk, cx)
 }
 
 /// For a read, so that both directions of a pair together hold little more than one could.
@@ -379,5 +398,3 @@ const QUIET: Duration = Duration::from_secs(1);
 const SPLICE_MIN: usize = 16 << 10;
 const PIPES: usize = 64;
 const PIPE_SIZE: usize = 256 << 10;
-/// Bytes one way before all others have their turn.
-const TURN: u64 = PIPE_SIZE as u64;

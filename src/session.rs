@@ -3,9 +3,10 @@
 //! Invariant: everything a connection takes (its permit, its place in the worker's load, its gauge) is given back by
 //! `Open`'s drop, whatever way it ends. The idle state is small: what is busy is boxed and lives only while busy.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,6 +29,7 @@ use crate::metrics::{CloseReason, ServiceMetrics};
 use crate::relay::{Ended, Pair};
 use crate::socket;
 use crate::telemetry::{AccessEntry, AccessLog};
+use crate::turns::{Queue, Turn};
 use crate::worker::{Handover, Routed, SCRATCH, Upstream, Worker, append};
 
 mod proxy_header;
@@ -42,6 +44,8 @@ pub struct Client {
     /// The connection's peer itself.
     pub neighbour: IpAddr,
     pub listener: Arc<ListenerSpec>,
+    /// It has had nothing of an endpoint yet, or nonsense: what it asks for is done in turn with others like it.
+    pub newcomer: Rc<Cell<bool>>,
 }
 
 /// What an open connection has taken; given back on drop.
@@ -60,19 +64,15 @@ pub fn start(worker: &Rc<Worker>, handover: Handover) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "cannot watch an accepted connection"),
     };
-    let client = Box::new(Client { stream, unread: Vec::new(), peer, neighbour: peer.ip(), listener });
+    let newcomer = Rc::new(Cell::new(true));
+    let client = Box::new(Client { stream, unread: Vec::new(), peer, neighbour: peer.ip(), listener, newcomer });
     tokio::task::spawn_local(serve(open, client));
 }
 
 /// Not an `async fn`, which would keep its arguments twice for as long as the connection is idle.
 #[allow(clippy::manual_async_fn)] // See above.
-fn serve(mut open: Open, mut client: Box<Client>) -> impl Future<Output = ()> {
+fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
     async move {
-        if client.listener.proxy_protocol
-            && let Err(reason) = Box::pin(proxy_header::read(&open.worker, &mut client)).await
-        {
-            return open.ends_by(reason);
-        }
         match Box::pin(begin(&mut open, client)).await {
             Ok(session) => open.ends_by(session.await),
             Err(reason) => open.ends_by(reason),
@@ -80,12 +80,32 @@ fn serve(mut open: Open, mut client: Box<Client>) -> impl Future<Output = ()> {
     }
 }
 
+/// As long as `newcomer`, between two looks at the sockets only so often as there are turns: a herd of newcomers must not
+/// have the established ones wait for each of them.
+fn in_turn<F: Future + Unpin>(queue: &Queue, newcomer: &Cell<bool>, mut session: F) -> impl Future<Output = F::Output> {
+    let mut turn = Turn::default();
+    poll_fn(move |cx| {
+        if newcomer.get() {
+            ready!(turn.poll(queue, cx));
+        }
+        Pin::new(&mut session).poll(cx)
+    })
+}
+
 /// What an established session is: each kind boxed for itself, so that a TCP pair does not pay for what an HTTP client
 /// needs, and neither for its beginning.
 type Established = Pin<Box<dyn Future<Output = CloseReason>>>;
 
-/// Finds out what the client speaks, and connects it if that is TCP.
-async fn begin(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
+async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, CloseReason> {
+    let (queue, newcomer) = (open.worker.newcomers.clone(), client.newcomer.clone());
+    in_turn(&queue, &newcomer, pin!(establish(open, client))).await
+}
+
+/// Finds out who the client is and what it speaks, and connects it if that is TCP.
+async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
+    if client.listener.proxy_protocol {
+        Box::pin(proxy_header::read(&open.worker, &mut client)).await?;
+    }
     let worker = open.worker.clone();
     let port = worker.port(&client.listener);
     let protocol = match (&port, client.listener.protocol) {
@@ -115,6 +135,7 @@ async fn begin(open: &mut Open, mut client: Box<Client>) -> Result<Established, 
         None => Box::pin(acquire_tcp(&worker, &client)).await?,
     };
     let port = worker.port(&client.listener);
+    client.newcomer.set(false);
     let Client { stream, unread, peer, listener, .. } = *client;
     let log = worker.shared.access_log.clone().zip(port);
     let logged = log.map(|(log, port)| Box::new(Logged { log, port, peer, listener, started: Instant::now() }));
@@ -278,10 +299,15 @@ impl Logged {
     }
 }
 
+async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
+    let (queue, newcomer) = (worker.newcomers.clone(), client.newcomer.clone());
+    in_turn(&queue, &newcomer, pin!(requests(worker, client))).await
+}
+
 /// Requests one after the other until something ends it.
-async fn http(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
+async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     let worker = &worker;
-    let mut timer = std::pin::pin!(tokio::time::sleep(Duration::MAX));
+    let mut timer = pin!(tokio::time::sleep(Duration::MAX));
     loop {
         let end = match read_head(worker, &mut client, timer.as_mut()).await {
             Ok((request, head)) => {

@@ -1,22 +1,36 @@
-//! Whoever sends crumbs takes turns: bodies of next to nothing but chunk lines cost the most for their bytes, and any number
-//! of connections may send them without pause.
+//! Whoever has work without end takes turns: any number of connections may have it, and all others wait for those whose turn
+//! comes before a worker's next look at its sockets, rather than for each of them.
 //!
-//! Invariant: between two looks of a worker at its sockets, one of those who queue here gets one small read, so that all
-//! others wait for one of them rather than for each. Leaves out what a crumb is: see [`crate::http::body`].
+//! Invariant: of each queue, so many turns are had between two looks as it was made for, in the order of asking. Leaves out
+//! who has to take one: bodies ([`crate::http::exchange`]), transfers ([`crate::relay`]), newcomers ([`crate::listener`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
-/// A worker's queue.
-#[derive(Default)]
+/// One of a worker's queues.
 pub struct Queue {
+    each_look: u32,
+    /// Turns that may still be had before the next look; none while anybody waits.
+    left: Cell<u32>,
+    /// As of which of [`IDLE`].
+    as_of: Cell<u64>,
     waiting: RefCell<VecDeque<(Waker, Rc<Cell<bool>>)>>,
-    arrived: Notify,
+    asked: Notify,
+}
+
+thread_local! {
+    /// How often this thread has had nothing left to do, and so looked at its sockets.
+    static IDLE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// For a runtime's `on_thread_park`: without it, somebody has to wait before there are turns again.
+pub fn idle() {
+    IDLE.set(IDLE.get() + 1);
 }
 
 /// A place in the queue, or none. Given up when dropped.
@@ -24,41 +38,79 @@ pub struct Queue {
 pub struct Turn(Option<Rc<Cell<bool>>>);
 
 impl Queue {
+    pub fn new(each_look: u32) -> Self {
+        Self {
+            each_look,
+            left: Cell::new(each_look),
+            as_of: Cell::new(0),
+            waiting: RefCell::default(),
+            asked: Notify::new(),
+        }
+    }
+
     /// Calls one after the other up, for ever.
     pub async fn serve(&self) {
         loop {
-            let next = self.waiting.borrow_mut().pop_front();
-            match next {
-                // Nobody waits behind this place any more.
-                Some((_, place)) if Rc::strong_count(&place) == 1 => {}
-                Some((waker, place)) => {
-                    place.set(true);
-                    waker.wake();
-                    // Comes back when the runtime has looked at its sockets.
-                    tokio::task::yield_now().await;
-                }
-                None => self.arrived.notified().await,
+            self.asked.notified().await;
+            while !self.waiting.borrow().is_empty() {
+                // Comes back when the runtime has looked at its sockets.
+                tokio::task::yield_now().await;
+                let called = self.call();
+                self.left.set(self.each_look - called);
             }
         }
     }
-}
 
-/// Never ready; called again when the runtime has looked at its sockets. A task with more to do than a turn that wakes itself
-/// instead is called again before them, up to 31 times (tokio's `event_interval`, as `worker.rs` sets it).
-pub fn after_all_others<T>(cx: &mut Context<'_>) -> Poll<T> {
-    let _pending = pin!(tokio::task::yield_now()).poll(cx);
-    Poll::Pending
+    /// Those whose turn it is now; answers how many.
+    fn call(&self) -> u32 {
+        let (mut called, mut waiting) = (0, self.waiting.borrow_mut());
+        while called < self.each_look
+            && let Some((waker, place)) = waiting.pop_front()
+        {
+            // Else nobody waits behind this place any more.
+            if Rc::strong_count(&place) > 1 {
+                place.set(true);
+                waker.wake();
+                called += 1;
+            }
+        }
+        called
+    }
+
+    /// One of the turns that are left, if there is one.
+    fn take(&self) -> bool {
+        // Nobody waits: else there would have been something to do.
+        if self.as_of.replace(IDLE.get()) != IDLE.get() {
+            self.left.set(self.each_look);
+        }
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        left > 0
+    }
+
+    fn join(&self, waker: &Waker) -> Rc<Cell<bool>> {
+        let (place, mut waiting) = (Rc::new(Cell::new(false)), self.waiting.borrow_mut());
+        if waiting.is_empty() {
+            self.asked.notify_one();
+        }
+        waiting.push_back((waker.clone(), place.clone()));
+        place
+    }
+
+    /// A turn, for one who has nothing else to wait for. May be dropped at any time.
+    pub async fn turn(&self) {
+        let mut turn = Turn::default();
+        poll_fn(|cx| turn.poll(self, cx)).await;
+    }
 }
 
 impl Turn {
-    /// Ready once for each time queued.
+    /// Ready once for each time queued, or at once.
     pub fn poll(&mut self, queue: &Queue, cx: &mut Context<'_>) -> Poll<()> {
         match &self.0 {
+            None if queue.take() => Poll::Ready(()),
             None => {
-                let place = Rc::new(Cell::new(false));
-                queue.waiting.borrow_mut().push_back((cx.waker().clone(), place.clone()));
-                queue.arrived.notify_one();
-                self.0 = Some(place);
+                self.0 = Some(queue.join(cx.waker()));
                 Poll::Pending
             }
             Some(place) if !place.get() => Poll::Pending,
@@ -76,63 +128,102 @@ mod tests {
 
     use super::*;
 
-    /// One that always has more to do, and one whose socket has something.
-    #[test]
-    fn sockets_are_looked_at_between_two_turns() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().event_interval(31).build().unwrap();
-        let polled = runtime.block_on(async {
-            let (mut here, there) = tokio::net::UnixStream::pair().unwrap();
-            let polled = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
-            tokio::spawn({
-                let polled = polled.clone();
-                poll_fn(move |cx| {
-                    if polled.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
-                        there.try_write(b"x").unwrap();
-                    }
-                    after_all_others::<()>(cx)
-                })
-            });
-            tokio::io::AsyncReadExt::read_u8(&mut here).await.unwrap();
-            polled.load(std::sync::atomic::Ordering::Relaxed)
-        });
-        assert!(polled <= 2, "{polled} turns before anybody looked");
-    }
-
-    /// A hundred who would go on for ever, and one who has work each time the worker comes round.
-    #[tokio::test(flavor = "local")]
-    async fn others_wait_for_one_turn_and_each_gets_as_many() {
-        let queue = Rc::new(Queue::default());
+    fn start(each_look: u32) -> Rc<Queue> {
+        let queue = Rc::new(Queue::new(each_look));
         tokio::task::spawn_local({
             let queue = queue.clone();
             async move { queue.serve().await }
         });
-        let taken = Rc::new(RefCell::new(vec![0; 100]));
-        for hog in 0..100 {
+        queue
+    }
+
+    /// `count` who would go on for ever; answers how many turns each has had.
+    fn hogs(queue: &Rc<Queue>, count: usize) -> Rc<RefCell<Vec<u32>>> {
+        let taken = Rc::new(RefCell::new(vec![0; count]));
+        for hog in 0..count {
             let (queue, taken) = (queue.clone(), taken.clone());
             tokio::task::spawn_local(async move {
-                let mut turn = Turn::default();
                 loop {
-                    poll_fn(|cx| turn.poll(&queue, cx)).await;
+                    queue.turn().await;
                     taken.borrow_mut()[hog] += 1;
                 }
             });
         }
-        // They queue up.
-        tokio::task::yield_now().await;
-        for round in 1..=1_000 {
-            let before: u32 = taken.borrow().iter().sum();
-            tokio::task::yield_now().await;
-            let turns = taken.borrow().iter().sum::<u32>() - before;
-            assert!(turns <= 1, "{turns} in round {round}");
+        taken
+    }
+
+    /// Hogs, and one whose socket has something: the socket is looked at before they have had twice their turns.
+    #[test]
+    fn sockets_are_looked_at_between_turns() {
+        for (each_look, count) in [(1, 1), (1, 100), (4, 1), (4, 3), (4, 100)] {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .event_interval(31)
+                .build_local(tokio::runtime::LocalOptions::default())
+                .unwrap();
+            let had = runtime.block_on(async {
+                let (mut here, there) = tokio::net::UnixStream::pair().unwrap();
+                let queue = start(each_look);
+                let taken = hogs(&queue, count);
+                // They queue up.
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                let before: u32 = taken.borrow().iter().sum();
+                there.try_write(b"x").unwrap();
+                tokio::io::AsyncReadExt::read_u8(&mut here).await.unwrap();
+                taken.borrow().iter().sum::<u32>() - before
+            });
+            assert!(had <= 2 * each_look, "{had} turns of {count} hogs before anybody looked, {each_look} each look");
         }
-        let taken = taken.borrow();
-        assert!(taken.iter().sum::<u32>() > 900, "{taken:?}");
-        assert!(taken.iter().max().unwrap() - taken.iter().min().unwrap() <= 1, "{taken:?}");
+    }
+
+    /// A hundred who would go on for ever, and one who has work each time the worker comes round.
+    #[tokio::test(flavor = "local")]
+    async fn others_wait_for_the_turns_of_one_look_and_each_gets_as_many() {
+        for each_look in [1, 3] {
+            let queue = start(each_look);
+            let taken = hogs(&queue, 100);
+            // They queue up.
+            tokio::task::yield_now().await;
+            for round in 1..=1_000 {
+                let before: u32 = taken.borrow().iter().sum();
+                tokio::task::yield_now().await;
+                let turns = taken.borrow().iter().sum::<u32>() - before;
+                assert!(turns <= each_look, "{turns} in round {round}");
+            }
+            let taken = taken.borrow();
+            assert!(taken.iter().sum::<u32>() > 900 * each_look, "{taken:?}");
+            assert!(taken.iter().max().unwrap() - taken.iter().min().unwrap() <= each_look + 1, "{taken:?}");
+        }
+    }
+
+    /// Whoever comes alone waits for nothing.
+    #[test]
+    fn a_turn_is_had_at_once_by_so_many() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .on_thread_park(idle)
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let queue = start(2);
+            let at_once = || {
+                let mut turn = Turn::default();
+                turn.poll(&queue, &mut Context::from_waker(Waker::noop())).is_ready()
+            };
+            for waits in [true, true, false, false] {
+                assert!(at_once() && at_once());
+                assert!(!waits || !at_once());
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        });
     }
 
     #[tokio::test(flavor = "local")]
     async fn who_has_left_holds_up_nobody() {
-        let queue = Queue::default();
+        let queue = Queue::new(1);
+        assert!(poll_fn(|cx| Poll::Ready(Turn::default().poll(&queue, cx))).await.is_ready());
         let mut turns: Vec<_> = (0..3).map(|_| Turn::default()).collect();
         for turn in &mut turns {
             assert!(poll_fn(|cx| Poll::Ready(turn.poll(&queue, cx))).await.is_pending());

@@ -93,7 +93,12 @@ pub struct Worker {
     listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
     routes: RefCell<FxHashMap<ListenerId, Route>>,
     pub pipes: Pipes,
-    pub crumbs: turns::Queue,
+    /// For bodies of next to nothing but chunk lines, which cost the most for their bytes.
+    pub crumbs: Rc<turns::Queue>,
+    /// For whoever has more to move than a read takes.
+    pub bulk: Rc<turns::Queue>,
+    /// For clients who have had no answer yet.
+    pub newcomers: Rc<turns::Queue>,
     /// Set when the shutdown's grace is over: nothing is replayed any more.
     pub cut: Cell<bool>,
 }
@@ -150,6 +155,7 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .event_interval(31)
+        .on_thread_park(turns::idle)
         .build_local(tokio::runtime::LocalOptions::default())?;
     let worker = Rc::new(Worker {
         index,
@@ -162,7 +168,9 @@ pub fn run(
         listeners: RefCell::default(),
         routes: RefCell::default(),
         pipes: Pipes::default(),
-        crumbs: turns::Queue::default(),
+        crumbs: Rc::new(turns::Queue::new(CRUMBS)),
+        bulk: Rc::new(turns::Queue::new(BULK)),
+        newcomers: Rc::new(turns::Queue::new(NEWCOMERS)),
         cut: Cell::new(false),
     });
     runtime.block_on(worker.serve(mailbox));
@@ -171,8 +179,10 @@ pub fn run(
 
 impl Worker {
     async fn serve(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Mail>) {
-        let this = self.clone();
-        tokio::task::spawn_local(async move { this.crumbs.serve().await });
+        for queue in [&self.crumbs, &self.bulk, &self.newcomers] {
+            let queue = queue.clone();
+            tokio::task::spawn_local(async move { queue.serve().await });
+        }
         let mut generation = self.shared.generation.clone();
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -418,6 +428,10 @@ pub fn empty(buffer: &mut Vec<u8>) {
 /// may hold, that is to stay below 64 KiB.
 pub const SCRATCH: usize = 48 << 10;
 const BLOCK: usize = 4 << 10;
+/// Turns between two looks at the sockets: what a look costs is little beside one of them.
+const CRUMBS: u32 = 1;
+const BULK: u32 = 1;
+const NEWCOMERS: u32 = 4;
 /// Buffers kept for reuse, and the largest worth keeping.
 const BUFFERS: usize = 128;
 pub const BUFFER_MAX: usize = 16 << 10;

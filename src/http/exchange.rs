@@ -64,7 +64,9 @@ struct Exchange<'a> {
     whole: bool,
     repeatable: bool,
     body: BodyDecoder,
-    /// To read more of the body.
+    /// The last read was as long as it could be: there is more of the body.
+    full: bool,
+    /// To read it.
     turn: Turn,
     /// To the client: what is still to be written, the first `interim` bytes of it 1xx heads.
     reply: Vec<u8>,
@@ -106,7 +108,9 @@ struct Attempt {
     /// It has sent an interim response: it had the request.
     heard: bool,
     body: BodyDecoder,
-    /// To read more of the body.
+    /// The last read was as long as it could be: there is more.
+    full: bool,
+    /// To read it.
     turn: Turn,
     emit: Emit,
     withhold: Option<Pin<Box<Sleep>>>,
@@ -155,6 +159,7 @@ pub async fn run(
         head_len: sent.len(),
         body: BodyDecoder::new(request.framing, &limits, 400),
         reply: worker.buffer(),
+        full: false,
         turn: Turn::default(),
         repeatable: replay::is_repeatable(&request, port.policy.non_idempotent),
         client,
@@ -373,6 +378,7 @@ impl Attempt {
             response: None,
             heard: false,
             body: BodyDecoder::new(Framing::None, limits, 502),
+            full: false,
             turn: Turn::default(),
             emit: Emit::Identity,
             withhold: None,

@@ -14,4 +14,5 @@ mod vitals;
 mod siege;
 
 mod busy;
+mod order;
 mod standing;

@@ -34,7 +34,7 @@ const WATCH: Duration = Duration::from_secs(2);
 /// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Figures of two attacks at once would be of neither.
-static ALONE: Mutex<()> = Mutex::const_new(());
+pub static ALONE: Mutex<()> = Mutex::const_new(());
 
 pub struct Siege {
     pub process: Process,
@@ -43,7 +43,8 @@ pub struct Siege {
     pub pid: u32,
     name: &'static str,
     good: Good,
-    calm: Duration,
+    /// What good clients' requests take without an attack: before it, and later after it, too.
+    calm: Vec<Duration>,
     before: u64,
     /// Of one connection.
     bound: u64,
@@ -58,7 +59,7 @@ pub struct Siege {
 /// What was seen while the attack stood.
 pub struct Seen {
     peak: u64,
-    p99: Duration,
+    times: Vec<Duration>,
     cpu: f64,
 }
 
@@ -122,7 +123,7 @@ impl Crew {
 }
 
 impl Siege {
-    /// Starts the proxy with good clients, whose p99 is the baseline, and warms up what is allocated once by `warm` hostile
+    /// Starts the proxy with good clients, whose times are the baseline, and warms up what is allocated once by `warm` hostile
     /// connections.
     pub async fn lay(name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr, &Handle)) -> Self {
         Self::lay_as(&binary(), name, more, warm).await
@@ -163,7 +164,7 @@ impl Siege {
         process.ready(2).await;
         let (gate, pid) = (process.proxy.listeners["gate"], process.proxy.pid().unwrap());
         let mut good = Good::start(process.web());
-        good.p99(Duration::from_millis(300)).await;
+        good.times(Duration::from_millis(300)).await;
         warm(gate, &mob.handle).await;
         let mut siege = Self {
             process,
@@ -171,7 +172,7 @@ impl Siege {
             pid,
             name,
             good,
-            calm: Duration::ZERO,
+            calm: Vec::new(),
             before: 0,
             bound: EACH,
             mob,
@@ -181,10 +182,7 @@ impl Siege {
             _alone: alone,
         };
         siege.alone_again().await;
-        // Under the same observation as later.
-        let sampler = Sampler::start(pid);
-        siege.calm = siege.good.p99(WATCH).await;
-        sampler.peak();
+        siege.calm().await;
         siege.before = own_bytes(pid);
         siege
     }
@@ -217,15 +215,22 @@ impl Siege {
         panic!("hostile endpoints still get rid of bytes: {last} so far");
     }
 
+    /// What the good clients' requests take now, under the same observation as in an attack.
+    async fn calm(&mut self) {
+        let sampler = Sampler::start(self.pid);
+        self.calm.extend(self.good.times(WATCH).await);
+        sampler.peak();
+    }
+
     /// Looks on while the attack stands: the good clients go on, memory is sampled.
     pub async fn watch(&mut self) -> Seen {
         let sampler = Sampler::start(self.pid);
-        let p99 = self.good.p99(WATCH).await;
+        let times = self.good.times(WATCH).await;
         // Without the good clients: what is spent now is spent on the attack alone.
         let (busy, begun) = (cpu(self.pid), Instant::now());
         tokio::time::sleep(Duration::from_secs(1)).await;
         let cpu = (cpu(self.pid) - busy).as_secs_f64() / begun.elapsed().as_secs_f64();
-        Seen { peak: sampler.peak(), p99, cpu }
+        Seen { peak: sampler.peak(), times, cpu }
     }
 
     /// `hostile` end it. Waits until they are forgotten and a newcomer is served, then judges what was seen.
@@ -238,17 +243,15 @@ impl Siege {
         ok(&mut soon("a connection", Client::connect(self.process.web())).await.unwrap()).await;
         let recovered = ended.elapsed();
         // The good ones have noticed nothing that cost them their connection.
-        self.good.p99(Duration::from_millis(100)).await;
+        self.calm().await;
         let each = seen.peak.saturating_sub(self.before) / count;
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let (in_attack, without) = (p99(seen.times), p99(self.calm));
         println!(
-            "FIGURE attack {}: {count} hostile connections, {:.1} KiB each at the peak; good clients' p99 {:.2} ms, before {:.2} ms \
-             ({:.1} x); {:.0} % of a processor; over after {:.2} s",
+            "FIGURE attack {}: {count} hostile connections, {:.1} KiB each at the peak; good clients' p99 {in_attack:.2} ms, without \
+             {without:.2} ms ({:.1} x); {:.0} % of a processor; over after {:.2} s",
             self.name,
             each as f64 / 1024.0,
-            ms(seen.p99),
-            ms(self.calm),
-            ms(seen.p99) / ms(self.calm),
+            in_attack / without,
             seen.cpu * 100.0,
             recovered.as_secs_f64()
         );
@@ -376,7 +379,7 @@ async fn ok(client: &mut Client) {
 /// Keep-alive clients on a thread of their own, so that they do not wait for the attackers' turns.
 struct Good {
     ask: mpsc::Sender<Duration>,
-    told: mpsc::Receiver<Duration>,
+    told: mpsc::Receiver<Vec<Duration>>,
 }
 
 impl Good {
@@ -389,21 +392,22 @@ impl Good {
                     clients.push(Client::connect(web).await.unwrap());
                 }
                 while let Some(time) = asked.recv().await {
-                    let _ = tell.send(p99(&mut clients, time).await).await;
+                    let _ = tell.send(requests(&mut clients, time).await).await;
                 }
             });
         });
         Self { ask, told }
     }
 
-    async fn p99(&mut self, time: Duration) -> Duration {
+    /// What each of their requests took, for so long.
+    async fn times(&mut self, time: Duration) -> Vec<Duration> {
         self.ask.send(time).await.unwrap();
         self.told.recv().await.expect("a good client lost its connection, or got no answer")
     }
 }
 
 /// They ask in turn, a millisecond apart; from sent to answered.
-async fn p99(clients: &mut [Client], time: Duration) -> Duration {
+async fn requests(clients: &mut [Client], time: Duration) -> Vec<Duration> {
     let (begun, mut times) = (Instant::now(), Vec::new());
     while begun.elapsed() < time {
         for client in clients.iter_mut() {
@@ -413,8 +417,13 @@ async fn p99(clients: &mut [Client], time: Duration) -> Duration {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
+    times
+}
+
+/// In milliseconds.
+fn p99(mut times: Vec<Duration>) -> f64 {
     times.sort();
-    times[times.len() * 99 / 100]
+    times[times.len() * 99 / 100].as_secs_f64() * 1e3
 }
 
 /// An endpoint that does as the path says.

@@ -35,6 +35,7 @@ impl Exchange<'_> {
     pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
         let Attempt { upstream, response, inbuf, spent, lent_up, .. } = attempt;
         let Some(response) = response else { return End::Cut(CloseReason::UpstreamReset) };
+        self.client.newcomer.set(false);
         if self.is_tunnel(&response) {
             return End::Tunnel { lease, upstream: Box::new(upstream), down: inbuf };
         }
@@ -109,7 +110,10 @@ impl Exchange<'_> {
             Lost::Upstream { forced: true, .. } if self.worker.cut.get() => (502, "shutdown", CloseReason::Shutdown),
             Lost::Upstream { forced: true, .. } => (502, "drain_deadline", CloseReason::DrainDeadline),
             Lost::Upstream { .. } => (502, "upstream_lost", CloseReason::UpstreamReset),
-            Lost::BadResponse(reject) => (502, reject.reason, CloseReason::UpstreamReset),
+            Lost::BadResponse(reject) => {
+                self.client.newcomer.set(true);
+                (502, reject.reason, CloseReason::UpstreamReset)
+            }
             Lost::BadBody(reject) => (reject.status, reject.reason, CloseReason::BadRequest),
             Lost::Deadline => (504, "request_timeout", CloseReason::UpstreamReset),
         };

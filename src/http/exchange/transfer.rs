@@ -11,9 +11,8 @@ use crate::endpoint::millis;
 use crate::http::body::{BodyDecoder, Emit};
 use crate::http::head::{self, Framing, Reject, Version};
 use crate::metrics::CloseReason;
-use crate::relay::Broken;
+use crate::relay::{Broken, poll_turn};
 use crate::socket::{self, LOOK, Peer};
-use crate::turns;
 use crate::worker::{BUFFER_MAX, SCRATCH, append, empty};
 
 impl Exchange<'_> {
@@ -26,7 +25,10 @@ impl Exchange<'_> {
                 Poll::Pending => {}
             }
         }
-        let mut turns = 0;
+        if attempt.full && self.replied < self.reply.len() && attempt.withhold.is_none() {
+            let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
+            ready!(poll_turn(self.worker, &mut attempt.turn, cx, true, upstream, client));
+        }
         loop {
             if let Some(withhold) = &mut attempt.withhold
                 && (attempt.body.is_done() || withhold.as_mut().poll(cx).is_ready())
@@ -40,14 +42,7 @@ impl Exchange<'_> {
                 }
             }
             match self.poll_receive(cx, attempt) {
-                Poll::Ready(Ok(())) => {
-                    turns += 1;
-                    let copied = attempt.body.remaining().is_some() && attempt.lent_down.is_none();
-                    // Crumbs queue for the next turn instead.
-                    if turns >= if copied { TURNS_COPIED } else { TURNS } && !attempt.body.is_crumbs() {
-                        return turns::after_all_others(cx);
-                    }
-                }
+                Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
                 Poll::Pending => break,
             }
@@ -76,7 +71,10 @@ impl Exchange<'_> {
     /// endpoint takes no more (its response may be there all the same).
     fn poll_upload(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
         let emit = if self.request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
-        let mut turns = 0;
+        if self.full && self.written < self.sent.len() {
+            let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
+            ready!(poll_turn(self.worker, &mut self.turn, cx, true, client, upstream));
+        }
         loop {
             while self.written < self.sent.len() {
                 match ready!(Pin::new(&mut attempt.upstream.stream).poll_write(cx, &self.sent[self.written..])) {
@@ -94,41 +92,38 @@ impl Exchange<'_> {
                 empty(&mut self.sent);
                 self.written = 0;
             }
+            if attempt.lent_up.is_none() {
+                if self.body.is_done() {
+                    return Poll::Ready(Ok(()));
+                }
+                if !self.client.unread.is_empty() {
+                    self.begin_body();
+                    let n = self.body.decode(&self.client.unread, emit, &mut self.sent).map_err(Lost::BadBody)?;
+                    self.client.unread.drain(..n);
+                    if self.client.unread.is_empty() {
+                        self.client.unread = Vec::new();
+                    }
+                    self.bound_kept();
+                    continue;
+                }
+                ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
+            }
+            let long = !self.whole && is_long(&self.body, emit);
+            if self.body.is_crumbs() {
+                ready!(self.turn.poll(&self.worker.crumbs, cx));
+            } else if long || self.full || attempt.lent_up.is_some() {
+                let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
+                ready!(poll_turn(self.worker, &mut self.turn, cx, attempt.lent_up.is_some(), client, upstream));
+            }
+            if long && attempt.lent_up.is_none() {
+                attempt.lent_up = self.worker.pipes.lend();
+            }
             if attempt.lent_up.is_some() {
                 if !ready!(self.poll_upload_lent(cx, attempt))? {
                     attempt.spent = true;
                     return Poll::Ready(Ok(()));
                 }
                 continue;
-            }
-            if self.body.is_done() {
-                return Poll::Ready(Ok(()));
-            }
-            if !self.client.unread.is_empty() {
-                self.begin_body();
-                let n = self.body.decode(&self.client.unread, emit, &mut self.sent).map_err(Lost::BadBody)?;
-                self.client.unread.drain(..n);
-                if self.client.unread.is_empty() {
-                    self.client.unread = Vec::new();
-                }
-                self.bound_kept();
-                continue;
-            }
-            ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
-            let long = !self.whole && is_long(&self.body, emit);
-            if self.body.is_crumbs() {
-                ready!(self.turn.poll(&self.worker.crumbs, cx));
-            } else {
-                turns += 1;
-                if turns > if long || emit == Emit::Chunked { TURNS } else { TURNS_COPIED } {
-                    return turns::after_all_others(cx);
-                }
-            }
-            if long {
-                attempt.lent_up = self.worker.pipes.lend();
-                if attempt.lent_up.is_some() {
-                    continue;
-                }
             }
             let mut scratch = self.worker.scratch.borrow_mut();
             // Little beyond the body's end; of what is kept, no more than shows that it is too much.
@@ -145,6 +140,7 @@ impl Exchange<'_> {
             let Some(read) = read.ok().filter(|read| !read.is_empty()) else {
                 return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
             };
+            self.full = read.len() == room;
             self.client_moved = Instant::now();
             self.begin_body();
             let taken = if !self.whole && emit == Emit::Identity {
@@ -186,7 +182,6 @@ impl Exchange<'_> {
         match moved {
             Poll::Ready(Ok(0) | Err(Broken::Source(_))) => Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
             Poll::Ready(Ok(_)) => {
-                // Back before the next: whoever has more to send gets another turn for it.
                 attempt.lent_up = None;
                 Poll::Ready(Ok(true))
             }
@@ -247,11 +242,16 @@ impl Exchange<'_> {
 
     /// One read of the endpoint's side, taken in.
     fn poll_receive(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
-        if attempt.lent_down.is_none()
-            && attempt.response.is_some()
-            && attempt.withhold.is_none()
-            && is_long(&attempt.body, attempt.emit)
-        {
+        let begun = attempt.response.is_some();
+        let long = begun && attempt.withhold.is_none() && is_long(&attempt.body, attempt.emit);
+        if attempt.body.is_crumbs() {
+            ready!(attempt.upstream.stream.poll_read_ready(cx)).map_err(|_| self.broken(attempt))?;
+            ready!(attempt.turn.poll(&self.worker.crumbs, cx));
+        } else if long || attempt.full || attempt.lent_down.is_some() {
+            let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
+            ready!(poll_turn(self.worker, &mut attempt.turn, cx, attempt.lent_down.is_some(), upstream, client));
+        }
+        if long && attempt.lent_down.is_none() {
             attempt.lent_down = self.worker.pipes.lend();
         }
         if let Some(lent) = &mut attempt.lent_down {
@@ -261,9 +261,7 @@ impl Exchange<'_> {
                     attempt.body.pass(n);
                     self.bytes_out += n as u64;
                     self.client_moved = Instant::now();
-                    if !is_long(&attempt.body, attempt.emit) {
-                        attempt.lent_down = None;
-                    }
+                    attempt.lent_down = None;
                     if n == 0 { Poll::Ready(Err(self.broken(attempt))) } else { Poll::Ready(Ok(())) }
                 }
                 Poll::Ready(Err(Broken::Sink(_))) => Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
@@ -279,16 +277,13 @@ impl Exchange<'_> {
         if self.whole && self.passed {
             self.stop_keeping();
         }
-        if attempt.body.is_crumbs() {
-            ready!(attempt.upstream.stream.poll_read_ready(cx)).map_err(|_| self.broken(attempt))?;
-            ready!(attempt.turn.poll(&self.worker.crumbs, cx));
-        }
         let decoded = attempt.response.is_some() && attempt.body.remaining().is_none();
         let room = self.room(attempt).min(if decoded { decoded_at_once(&attempt.body) } else { SCRATCH });
         let mut scratch = self.worker.scratch.borrow_mut();
         let Ok(read) = ready!(socket::poll_read(&mut attempt.upstream.stream, cx, &mut scratch[..room])) else {
             return Poll::Ready(Err(self.broken(attempt)));
         };
+        attempt.full = read.len() == room;
         if read.is_empty() {
             attempt.spent = true;
             let whole = attempt.response.is_some() && attempt.body.eof(attempt.emit, &mut self.reply).is_ok();
@@ -435,11 +430,6 @@ const WITHHOLD_MAX: u64 = 16 << 10;
 const WITHHOLD: Duration = Duration::from_millis(5);
 /// A read is never smaller, whatever is held.
 const ROOM_LEAST: usize = 4 << 10;
-/// Reads of one turn that are decoded byte by byte, or a whole pipe's fill: whoever sends without pause must not keep a worker
-/// to itself.
-const TURNS: u32 = 1;
-/// Reads of one turn that are passed on as they are.
-const TURNS_COPIED: u32 = 4;
 /// Bytes that are decoded at once, which is what a client that does not read them costs.
 const DECODED: usize = 32 << 10;
 /// Of bodies that consist of little else than chunk lines.

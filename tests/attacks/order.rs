@@ -1,0 +1,312 @@
+//! Who comes first where much stands ready at once. The proxy is stopped, a herd gets ready, and behind it one request of a
+//! client that was there before. When that reaches its endpoint, the proxy is stopped again, and it is counted how many of the
+//! herd were served before: by an order, not by a time. A machine that is busy elsewhere has more of them served, so the best
+//! of some tries counts; without turns it is always all of them.
+
+use std::cell::RefCell;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::manifests::{service, slice};
+use crate::rig::{Ep, Process};
+use crate::siege::ALONE;
+use crate::vitals::{in_state, is_asleep, open_descriptors};
+
+/// More than there are pipes, by as many again: what is copied waits its turn, too.
+const HERD: u64 = 200;
+const TRIES: usize = 10;
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n";
+const NOTHING: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+struct Stage {
+    _process: Process,
+    pid: u32,
+    good: TcpStream,
+    arrived: Receiver<()>,
+    go_on: Sender<()>,
+    /// Where the herd comes in, and where it ends up.
+    gate: SocketAddr,
+    hostile: TcpListener,
+    _alone: tokio::sync::MutexGuard<'static, ()>,
+}
+
+impl Stage {
+    async fn set(protocol: &str) -> Self {
+        let alone = ALONE.lock().await;
+        let (decent, hostile) = (listen(), listen());
+        hostile.set_nonblocking(true).unwrap();
+        let addresses = (decent.local_addr().unwrap(), hostile.local_addr().unwrap());
+        let (tell, arrived) = channel();
+        let (go_on, told) = channel();
+        let pid = Arc::new(OnceLock::new());
+        std::thread::spawn({
+            let pid = pid.clone();
+            move || serve(&decent, &pid, &tell, &Mutex::new(told))
+        });
+        let text = format!(
+            "discovery: {{files: {{path: manifests}}}}\n\
+             listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: http}},\n\
+             {{name: gate, address: '127.0.0.1:0', service: web/hostile, port: 80, protocol: {protocol}}}]\n\
+             admin: {{address: '127.0.0.1:0'}}\nworkers: 1\n"
+        );
+        let process = Process::run(&[Ep::new("app", addresses.0)], &text, &["web", "gate"]).await;
+        process.rig.write("hostile.json", &service("hostile", json!({})));
+        process.rig.write("hostile-slice.json", &slice("hostile", "", addresses.1));
+        process.ready(2).await;
+        let gate = process.proxy.listeners["gate"];
+        let good = TcpStream::connect(process.web()).unwrap();
+        let number = process.proxy.pid().unwrap();
+        pid.set(number).unwrap();
+        let mut stage = Self { _process: process, pid: number, good, arrived, go_on, gate, hostile, _alone: alone };
+        stage.ask("/before");
+        stage.answered();
+        stage
+    }
+
+    /// Lets the herd get `ready` and then the good one ask, and answers how many were `served` when that was on its way.
+    fn ahead(&mut self, ready: impl FnOnce(), served: impl FnOnce() -> u64) -> u64 {
+        stop(self.pid);
+        ready();
+        self.ask("/order");
+        signal(self.pid, Signal::CONT);
+        self.arrived.recv_timeout(Duration::from_secs(60)).expect("the good client's request arrives");
+        let served = served();
+        self.go_on.send(()).unwrap();
+        self.answered();
+        served
+    }
+
+    fn ask(&mut self, path: &str) {
+        self.good.write_all(format!("GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n").as_bytes()).unwrap();
+    }
+
+    fn answered(&mut self) {
+        read_until(&mut self.good, b"\r\n\r\nok");
+    }
+
+    /// One of the herd, which sends this.
+    fn client(&self, says: &[u8]) -> TcpStream {
+        let mut client = TcpStream::connect(self.gate).unwrap();
+        small(&client);
+        client.write_all(says).unwrap();
+        client.set_nonblocking(true).unwrap();
+        client
+    }
+
+    /// A herd that has had an answer each, and the endpoint's side of it.
+    fn regulars(&self) -> (Vec<TcpStream>, Vec<TcpStream>) {
+        let clients: Vec<TcpStream> = (0..HERD).map(|_| self.client(REQUEST)).collect();
+        settle(self.pid);
+        let mut endpoints = self.accepted();
+        endpoints.iter_mut().for_each(|endpoint| endpoint.write_all(NOTHING).unwrap());
+        settle(self.pid);
+        (clients, endpoints)
+    }
+
+    /// The endpoint's side of the herd's connections, on which something has come: on probes nothing does.
+    fn accepted(&self) -> Vec<TcpStream> {
+        let accepted = std::iter::from_fn(|| Some(self.hostile.accept().ok()?.0));
+        accepted
+            .filter_map(|mut stream| {
+                stream.set_nonblocking(true).unwrap();
+                matches!(stream.read(&mut [0; 4 << 10]), Ok(1..)).then_some(stream)
+            })
+            .collect()
+    }
+}
+
+/// The good client's endpoint.
+fn serve(listener: &TcpListener, pid: &OnceLock<u32>, tell: &Sender<()>, told: &Mutex<Receiver<()>>) {
+    std::thread::scope(|scope| {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let tell = tell.clone();
+            scope.spawn(move || {
+                while let Some(head) = try_read_until(&mut stream, b"\r\n\r\n") {
+                    if head.starts_with(b"GET /order ") {
+                        stop(*pid.get().unwrap());
+                        tell.send(()).unwrap();
+                        let _ = told.lock().unwrap().recv();
+                        signal(*pid.get().unwrap(), Signal::CONT);
+                    }
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+                }
+            });
+        }
+    });
+}
+
+fn listen() -> TcpListener {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    small(&listener);
+    // Room for a herd that is accepted later.
+    rustix::net::listen(&listener, 1_024).unwrap();
+    listener
+}
+
+/// Little room in the kernel: what is to be moved is to stand before the proxy and in its pipes.
+fn small(socket: &impl AsFd) {
+    set_socket_recv_buffer_size(socket, 64 << 10).unwrap();
+    set_socket_send_buffer_size(socket, 64 << 10).unwrap();
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    while !in_state(pid, 'T') {
+        std::thread::yield_now();
+    }
+}
+
+/// `None` at the end.
+fn try_read_until(stream: &mut TcpStream, end: &[u8]) -> Option<Vec<u8>> {
+    let (mut read, mut byte) = (Vec::new(), [0]);
+    while !read.ends_with(end) {
+        stream.read_exact(&mut byte).ok()?;
+        read.push(byte[0]);
+    }
+    Some(read)
+}
+
+fn read_until(stream: &mut TcpStream, end: &[u8]) {
+    try_read_until(stream, end).expect("it goes on");
+}
+
+/// One pass of writes or reads over all of them, as far as each goes; answers the bytes of each.
+fn pass(streams: &mut [TcpStream], mut once: impl FnMut(&mut TcpStream) -> std::io::Result<usize>) -> Vec<usize> {
+    let all = |stream: &mut TcpStream| {
+        let mut sum = 0;
+        loop {
+            match once(stream) {
+                Ok(0) => return sum,
+                Ok(n) => sum += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return sum,
+                Err(error) => panic!("a flow broke: {error}"),
+            }
+        }
+    };
+    streams.iter_mut().map(all).collect()
+}
+
+/// Waits until the proxy has had nothing to do for a while.
+fn settle(pid: u32) {
+    let mut still = 0;
+    while still < 20 {
+        still = if is_asleep(pid) { still + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Writes until nothing goes any further, and the proxy has nothing to do.
+fn stuff(pid: u32, sources: &mut [TcpStream]) {
+    let mut still = 0;
+    while still < 20 {
+        let wrote: usize = pass(sources, |stream| stream.write(&[0; 16 << 10])).iter().sum();
+        still = if wrote == 0 && is_asleep(pid) { still + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Reads all there is, as the kernel brings it; answers of how many there was anything.
+fn drain(sinks: &mut [TcpStream]) -> u64 {
+    let (mut all, mut still) = (vec![0; sinks.len()], 0);
+    while still < 5 {
+        let read = pass(sinks, |stream| stream.read(&mut [0; 64 << 10]));
+        still = if read.iter().all(|n| *n == 0) { still + 1 } else { 0 };
+        all.iter_mut().zip(read).for_each(|(all, n)| *all += n);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    all.iter().filter(|n| **n > 0).count() as u64
+}
+
+/// Fewer than half, in one of the tries.
+fn judge(herd: &str, mut once: impl FnMut() -> u64) {
+    let mut seen = Vec::new();
+    while seen.len() < TRIES {
+        let ahead = once();
+        if ahead < HERD / 2 {
+            return println!("FIGURE attack order-{herd}: {ahead} of a herd of {HERD} served before one who was there");
+        }
+        seen.push(ahead);
+    }
+    panic!("{herd}: of a herd of {HERD} so many were served before one who was there: {seen:?}");
+}
+
+/// Transfers that stand since their sinks take nothing; then these take everything at once.
+fn judge_flows(herd: &str, mut stage: Stage, mut sources: Vec<TcpStream>, mut sinks: Vec<TcpStream>) {
+    let pid = stage.pid;
+    judge(herd, || {
+        stuff(pid, &mut sources);
+        let sinks = RefCell::new(&mut sinks);
+        let ready = || assert_eq!(drain(&mut sinks.borrow_mut()), HERD, "those that stood");
+        stage.ahead(ready, || drain(&mut sinks.borrow_mut()))
+    });
+}
+
+#[tokio::test]
+async fn who_is_there_is_served_before_a_herd_of_newcomers() {
+    let mut stage = Stage::set("http").await;
+    judge("newcomers", || {
+        let mut herd: Vec<TcpStream> = (0..HERD).map(|_| stage.client(b"")).collect();
+        let pid = stage.pid;
+        settle(pid);
+        let before = open_descriptors(pid);
+        let ask = || herd.iter_mut().for_each(|client| client.write_all(REQUEST).unwrap());
+        // Each needs a connection to the endpoint.
+        let ahead = stage.ahead(ask, || open_descriptors(pid) - before);
+        drop(herd);
+        stage.accepted();
+        ahead
+    });
+}
+
+#[tokio::test]
+async fn who_is_there_is_served_before_a_herd_is_accepted() {
+    let mut stage = Stage::set("http").await;
+    judge("not-yet-accepted", || {
+        let (pid, gate) = (stage.pid, stage.gate);
+        settle(pid);
+        let (before, mut herd) = (open_descriptors(pid), Vec::new());
+        let come = || herd.extend((0..HERD).map(|_| TcpStream::connect(gate).unwrap()));
+        stage.ahead(come, || open_descriptors(pid) - before)
+    });
+}
+
+#[tokio::test]
+async fn who_is_there_is_served_before_a_herd_of_long_pairs() {
+    let stage = Stage::set("tcp").await;
+    let sources = (0..HERD).map(|_| stage.client(b"\0")).collect();
+    settle(stage.pid);
+    let sinks = stage.accepted();
+    judge_flows("long-pairs", stage, sources, sinks);
+}
+
+#[tokio::test]
+async fn who_is_there_is_served_before_a_herd_of_long_uploads() {
+    let stage = Stage::set("http").await;
+    let (mut sources, sinks) = stage.regulars();
+    let head = format!("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {}\r\n\r\n", 1u64 << 40);
+    sources.iter_mut().for_each(|source| source.write_all(head.as_bytes()).unwrap());
+    judge_flows("long-uploads", stage, sources, sinks);
+}
+
+#[tokio::test]
+async fn who_is_there_is_served_before_a_herd_of_long_answers() {
+    let stage = Stage::set("http").await;
+    let (mut sinks, mut sources) = stage.regulars();
+    sinks.iter_mut().for_each(|sink| sink.write_all(REQUEST).unwrap());
+    settle(stage.pid);
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 1u64 << 40);
+    sources.iter_mut().for_each(|source| source.write_all(head.as_bytes()).unwrap());
+    judge_flows("long-answers", stage, sources, sinks);
+}
