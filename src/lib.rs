@@ -30,7 +30,7 @@
 //! | strict in, canonical out, wherever the bytes are split | [`http::head`], [`http::body`] | `tests/http_table.rs`, `tests/proxy/wire.rs` |
 //! | an end is passed on as what it was | [`relay`] | `tests/proxy/tcp.rs` |
 //! | nothing is unbounded | [`listener`], [`worker`], [`session`] | `tests/proxy/bounds.rs` |
-//! | whoever attacks costs little, and nobody waits for him | [`worker`], [`turns`] | `tests/attacks/` |
+//! | whoever attacks costs little, and nobody waits for more than his turn | [`worker`], [`turns`] | `tests/attacks/` |
 //! | a shutdown cuts nothing before its time | [`control`], [`app`] | `tests/proxy/shutdown.rs` |
 //! | two processes on one node, and one answers for the admin address | [`admin::seat`] | `tests/proxy/shutdown.rs` |
 //! | all of it, where the race is real | | `tests/cluster/` (`make e2e`) |

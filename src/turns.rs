@@ -2,7 +2,7 @@
 //! comes before a worker's next look at its sockets, rather than for each of them.
 //!
 //! Invariant: of each queue, so many turns are had between two looks as it was made for, in the order of asking. Leaves out
-//! who has to take one: bodies ([`crate::http::exchange`]), transfers ([`crate::relay`]), newcomers ([`crate::listener`]).
+//! who has to take one: bodies ([`crate::http::exchange`]), transfers ([`crate::relay`]), newcomers ([`crate::listener`], [`crate::session`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
