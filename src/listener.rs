@@ -65,7 +65,7 @@ pub async fn accept_on(
             () = stop.cancelled() => break,
         };
         // A flood of newcomers must not have the established ones wait.
-        worker.newcomers.turn().await;
+        worker.accepts.turn().await;
         match socket::accept(socket.get_ref()) {
             Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {

@@ -176,7 +176,7 @@ impl Pair {
 
     /// The drain deadline: a quiet connection ends, one in mid-transfer is reset.
     fn cut(&mut self) -> CloseReason {
-        let quiet = self.last_moved.elapsed() >= QUIET && self.up.is_empty() && self.down.is_empty();
+        let quiet = self.last_moved.elapsed() >= QUIET && self.up.is_quiet() && self.down.is_quiet();
         if !quiet {
             socket::reset_on_close(&self.client);
             socket::reset_on_close(&self.upstream.stream);
@@ -193,8 +193,9 @@ impl Waiting {
 }
 
 impl Way {
-    fn is_empty(&self) -> bool {
-        self.waiting.is_none() && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
+    /// Has nothing on its way, and does not wait for its turn to have.
+    fn is_quiet(&self) -> bool {
+        self.waiting.is_none() && self.lent.as_ref().is_none_or(|lent| lent.is_empty()) && !self.turn.is_awaited()
     }
 
     /// Moves what there is. Ready when the source has ended and the sink has been told; `last`: the other way has ended,
@@ -267,7 +268,7 @@ impl Way {
                 append(&mut bytes, &read[n..]);
                 self.waiting = Waiting::of(bytes);
             }
-            self.bulk = read.len() == SCRATCH;
+            self.bulk = read.len() == room;
         }
     }
 }
@@ -395,6 +396,6 @@ impl Drop for Lent {
 /// A connection that has moved nothing for this long is between two messages, as far as one can tell.
 const QUIET: Duration = Duration::from_secs(1);
 /// A transfer in pieces of at least this goes by splice; smaller ones are as quickly copied.
-const SPLICE_MIN: usize = 16 << 10;
+pub const SPLICE_MIN: usize = 16 << 10;
 const PIPES: usize = 64;
 const PIPE_SIZE: usize = 256 << 10;

@@ -44,7 +44,7 @@ pub struct Client {
     /// The connection's peer itself.
     pub neighbour: IpAddr,
     pub listener: Arc<ListenerSpec>,
-    /// It has had nothing of an endpoint yet, or nonsense: what it asks for is done in turn with others like it.
+    /// It has had nothing of an answer yet, or one that made no sense: what it asks for is done in turn with others like it.
     pub newcomer: Rc<Cell<bool>>,
 }
 

@@ -1,7 +1,8 @@
 //! Whoever has work without end takes turns: any number of connections may have it, and all others wait for those whose turn
 //! comes before a worker's next look at its sockets, rather than for each of them.
 //!
-//! Invariant: of each queue, so many turns are had between two looks as it was made for, in the order of asking. Leaves out
+//! Invariant: of each queue, so many turns are had between two looks as it was made for, in the order of asking; a worker that
+//! others keep busy looks seldom, and has proportionally more, so that whoever waits keeps a share of it. Leaves out
 //! who has to take one: bodies ([`crate::http::exchange`]), transfers ([`crate::relay`]), newcomers ([`crate::listener`], [`crate::session`]).
 
 use std::cell::{Cell, RefCell};
@@ -9,12 +10,14 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 /// One of a worker's queues.
 pub struct Queue {
     each_look: u32,
+    round: Duration,
     /// Turns that may still be had before the next look; none while anybody waits.
     left: Cell<u32>,
     /// As of which of [`IDLE`].
@@ -41,6 +44,7 @@ impl Queue {
     pub fn new(each_look: u32) -> Self {
         Self {
             each_look,
+            round: ROUND,
             left: Cell::new(each_look),
             as_of: Cell::new(0),
             waiting: RefCell::default(),
@@ -53,28 +57,29 @@ impl Queue {
         loop {
             self.asked.notified().await;
             while !self.waiting.borrow().is_empty() {
-                // Comes back when the runtime has looked at its sockets.
+                let begun = Instant::now();
+                // Comes back when the runtime has looked at its sockets and it is this task's turn.
                 tokio::task::yield_now().await;
-                let called = self.call();
-                self.left.set(self.each_look - called);
+                let rounds = (begun.elapsed().as_nanos() / self.round.as_nanos()).clamp(1, ROUNDS) as u32;
+                self.left.set(self.call(self.each_look * rounds));
             }
         }
     }
 
-    /// Those whose turn it is now; answers how many.
-    fn call(&self) -> u32 {
-        let (mut called, mut waiting) = (0, self.waiting.borrow_mut());
-        while called < self.each_look
+    /// Those whose turn it is now; answers how many of the `turns` are left.
+    fn call(&self, mut turns: u32) -> u32 {
+        let mut waiting = self.waiting.borrow_mut();
+        while turns > 0
             && let Some((waker, place)) = waiting.pop_front()
         {
             // Else nobody waits behind this place any more.
             if Rc::strong_count(&place) > 1 {
                 place.set(true);
                 waker.wake();
-                called += 1;
+                turns -= 1;
             }
         }
-        called
+        turns
     }
 
     /// One of the turns that are left, if there is one.
@@ -105,6 +110,10 @@ impl Queue {
 }
 
 impl Turn {
+    pub fn is_awaited(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Ready once for each time queued, or at once.
     pub fn poll(&mut self, queue: &Queue, cx: &mut Context<'_>) -> Poll<()> {
         match &self.0 {
@@ -122,14 +131,20 @@ impl Turn {
     }
 }
 
+/// Once in so long a queue has its turns, however busy a worker is with others.
+const ROUND: Duration = Duration::from_micros(500);
+/// Rounds that are made up for at once, at the most: a machine may have stood still.
+const ROUNDS: u128 = 8;
+
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
 
     use super::*;
 
-    fn start(each_look: u32) -> Rc<Queue> {
-        let queue = Rc::new(Queue::new(each_look));
+    /// `round`: so short that all are made up for each time, or so long that none is.
+    fn start(each_look: u32, round: Duration) -> Rc<Queue> {
+        let queue = Rc::new(Queue { round, ..Queue::new(each_look) });
         tokio::task::spawn_local({
             let queue = queue.clone();
             async move { queue.serve().await }
@@ -163,7 +178,7 @@ mod tests {
                 .unwrap();
             let had = runtime.block_on(async {
                 let (mut here, there) = tokio::net::UnixStream::pair().unwrap();
-                let queue = start(each_look);
+                let queue = start(each_look, Duration::MAX);
                 let taken = hogs(&queue, count);
                 // They queue up.
                 for _ in 0..10 {
@@ -182,7 +197,7 @@ mod tests {
     #[tokio::test(flavor = "local")]
     async fn others_wait_for_the_turns_of_one_look_and_each_gets_as_many() {
         for each_look in [1, 3] {
-            let queue = start(each_look);
+            let queue = start(each_look, Duration::MAX);
             let taken = hogs(&queue, 100);
             // They queue up.
             tokio::task::yield_now().await;
@@ -198,6 +213,20 @@ mod tests {
         }
     }
 
+    /// The worker comes round so seldom that as many rounds are made up for as may be.
+    #[tokio::test(flavor = "local")]
+    async fn who_waits_has_a_share_of_a_busy_worker() {
+        let queue = start(3, Duration::from_nanos(1));
+        let taken = hogs(&queue, 100);
+        let mut before = 0;
+        for round in 0..100 {
+            tokio::task::yield_now().await;
+            let now = taken.borrow().iter().sum::<u32>();
+            assert!(round < 10 || now - before == 3 * ROUNDS as u32, "{} in round {round}", now - before);
+            before = now;
+        }
+    }
+
     /// Whoever comes alone waits for nothing.
     #[test]
     fn a_turn_is_had_at_once_by_so_many() {
@@ -207,7 +236,7 @@ mod tests {
             .build_local(tokio::runtime::LocalOptions::default())
             .unwrap();
         runtime.block_on(async {
-            let queue = start(2);
+            let queue = start(2, Duration::MAX);
             let at_once = || {
                 let mut turn = Turn::default();
                 turn.poll(&queue, &mut Context::from_waker(Waker::noop())).is_ready()

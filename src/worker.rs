@@ -97,6 +97,8 @@ pub struct Worker {
     pub crumbs: Rc<turns::Queue>,
     /// For whoever has more to move than a read takes.
     pub bulk: Rc<turns::Queue>,
+    /// For new connections.
+    pub accepts: Rc<turns::Queue>,
     /// For clients who have had no answer yet.
     pub newcomers: Rc<turns::Queue>,
     /// Set when the shutdown's grace is over: nothing is replayed any more.
@@ -170,6 +172,7 @@ pub fn run(
         pipes: Pipes::default(),
         crumbs: Rc::new(turns::Queue::new(CRUMBS)),
         bulk: Rc::new(turns::Queue::new(BULK)),
+        accepts: Rc::new(turns::Queue::new(ACCEPTS)),
         newcomers: Rc::new(turns::Queue::new(NEWCOMERS)),
         cut: Cell::new(false),
     });
@@ -179,7 +182,7 @@ pub fn run(
 
 impl Worker {
     async fn serve(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Mail>) {
-        for queue in [&self.crumbs, &self.bulk, &self.newcomers] {
+        for queue in [&self.crumbs, &self.bulk, &self.accepts, &self.newcomers] {
             let queue = queue.clone();
             tokio::task::spawn_local(async move { queue.serve().await });
         }
@@ -431,6 +434,7 @@ const BLOCK: usize = 4 << 10;
 /// Turns between two looks at the sockets: what a look costs is little beside one of them.
 const CRUMBS: u32 = 1;
 const BULK: u32 = 1;
+const ACCEPTS: u32 = 2;
 const NEWCOMERS: u32 = 4;
 /// Buffers kept for reuse, and the largest worth keeping.
 const BUFFERS: usize = 128;

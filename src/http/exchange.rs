@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::dispatch::{self, Ask, Refusal};
 use crate::endpoint::{Endpoint, EndpointId, Lease};
 use crate::metrics::{CloseReason, RetryReason};
-use crate::relay::Lent;
+use crate::relay::{Lent, SPLICE_MIN};
 use crate::session::Client;
 use crate::socket::{self, Peer};
 use crate::turns::Turn;
@@ -64,10 +64,7 @@ struct Exchange<'a> {
     whole: bool,
     repeatable: bool,
     body: BodyDecoder,
-    /// The last read was as long as it could be: there is more of the body.
-    full: bool,
-    /// To read it.
-    turn: Turn,
+    up: Flow,
     /// To the client: what is still to be written, the first `interim` bytes of it 1xx heads.
     reply: Vec<u8>,
     replied: usize,
@@ -86,6 +83,16 @@ struct Exchange<'a> {
     ended: Option<Instant>,
     /// For the access log, where there is one.
     logged: Option<Box<Logged>>,
+}
+
+/// How much came one way, and the turn for more.
+#[derive(Default)]
+struct Flow {
+    /// The last read or pipe's fill took all it could, or much: more stands behind it.
+    full: bool,
+    /// The last fill was small: what comes next is copied, until a read is full.
+    small: bool,
+    turn: Turn,
 }
 
 /// What the access log needs of a request, copied since the head is gone when a long body has been passed on.
@@ -108,10 +115,7 @@ struct Attempt {
     /// It has sent an interim response: it had the request.
     heard: bool,
     body: BodyDecoder,
-    /// The last read was as long as it could be: there is more.
-    full: bool,
-    /// To read it.
-    turn: Turn,
+    down: Flow,
     emit: Emit,
     withhold: Option<Pin<Box<Sleep>>>,
     /// When to ask next whether a client is still there that has sent more than is read.
@@ -159,8 +163,7 @@ pub async fn run(
         head_len: sent.len(),
         body: BodyDecoder::new(request.framing, &limits, 400),
         reply: worker.buffer(),
-        full: false,
-        turn: Turn::default(),
+        up: Flow::default(),
         repeatable: replay::is_repeatable(&request, port.policy.non_idempotent),
         client,
         config,
@@ -325,6 +328,7 @@ impl Exchange<'_> {
     /// State is new per attempt; what the client has been told stays told.
     fn rewind(&mut self) {
         self.written = 0;
+        self.up = Flow::default();
         self.reply.truncate(self.interim);
         self.watch_client = true;
     }
@@ -340,8 +344,12 @@ impl Exchange<'_> {
         let idle = self.config.timeouts.client_idle;
         let mut limit = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
         poll_fn(|cx| {
-            if let Poll::Ready(outcome) = self.poll_attempt(cx, attempt) {
-                return Poll::Ready(outcome);
+            let outcome = self.poll_attempt(cx, attempt);
+            if self.passed {
+                self.client.newcomer.set(false);
+            }
+            if outcome.is_ready() {
+                return outcome;
             }
             if force.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(Lost::Upstream { forced: true, stale: false }));
@@ -366,6 +374,18 @@ impl Exchange<'_> {
     }
 }
 
+impl Flow {
+    fn took(&mut self, read: usize, room: usize) {
+        self.full = read == room;
+        self.small &= !self.full;
+    }
+
+    fn filled(&mut self, n: usize) {
+        self.full = n >= SPLICE_MIN;
+        self.small = !self.full;
+    }
+}
+
 impl Attempt {
     fn new(upstream: Upstream, limits: &head::Limits) -> Self {
         Self {
@@ -378,8 +398,7 @@ impl Attempt {
             response: None,
             heard: false,
             body: BodyDecoder::new(Framing::None, limits, 502),
-            full: false,
-            turn: Turn::default(),
+            down: Flow::default(),
             emit: Emit::Identity,
             withhold: None,
             look: None,

@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,6 +23,8 @@ use crate::vitals::{in_state, is_asleep, open_descriptors};
 /// More than there are pipes, by as many again: what is copied waits its turn, too.
 const HERD: u64 = 200;
 const TRIES: usize = 10;
+/// Only a broken program takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n";
 const NOTHING: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
@@ -63,6 +65,7 @@ impl Stage {
         process.ready(2).await;
         let gate = process.proxy.listeners["gate"];
         let good = TcpStream::connect(process.web()).unwrap();
+        good.set_read_timeout(Some(PATIENCE)).unwrap();
         let number = process.proxy.pid().unwrap();
         pid.set(number).unwrap();
         let mut stage = Self { _process: process, pid: number, good, arrived, go_on, gate, hostile, _alone: alone };
@@ -71,17 +74,26 @@ impl Stage {
         stage
     }
 
-    /// Lets the herd get `ready` and then the good one ask, and answers how many were `served` when that was on its way.
-    fn ahead(&mut self, ready: impl FnOnce(), served: impl FnOnce() -> u64) -> u64 {
+    /// Lets the herd get `ready` and then the good one ask; how many were served is to be `seen` when that is on its way.
+    fn ahead(&mut self, ready: impl FnOnce(), seen: impl FnOnce()) {
         stop(self.pid);
         ready();
         self.ask("/order");
         signal(self.pid, Signal::CONT);
-        self.arrived.recv_timeout(Duration::from_secs(60)).expect("the good client's request arrives");
-        let served = served();
+        self.arrived.recv_timeout(PATIENCE).expect("the good client's request arrives");
+        seen();
         self.go_on.send(()).unwrap();
         self.answered();
-        served
+    }
+
+    /// The same where whoever is served costs the proxy a descriptor. In the end all of the herd have theirs.
+    fn ahead_by_descriptors(&mut self, ready: impl FnOnce()) -> u64 {
+        let pid = self.pid;
+        settle(pid);
+        let (before, mut ahead) = (open_descriptors(pid), 0);
+        self.ahead(ready, || ahead = open_descriptors(pid) - before);
+        patiently("all of the herd are served", || open_descriptors(pid) - before >= HERD);
+        ahead
     }
 
     fn ask(&mut self, path: &str) {
@@ -103,11 +115,15 @@ impl Stage {
 
     /// A herd that has had an answer each, and the endpoint's side of it.
     fn regulars(&self) -> (Vec<TcpStream>, Vec<TcpStream>) {
-        let clients: Vec<TcpStream> = (0..HERD).map(|_| self.client(REQUEST)).collect();
+        let mut clients: Vec<TcpStream> = (0..HERD).map(|_| self.client(REQUEST)).collect();
         settle(self.pid);
         let mut endpoints = self.accepted();
         endpoints.iter_mut().for_each(|endpoint| endpoint.write_all(NOTHING).unwrap());
-        settle(self.pid);
+        let mut answered = vec![false; clients.len()];
+        patiently("all have their answer", || {
+            answered.iter_mut().zip(pass(&mut clients, read_some)).for_each(|(answered, n)| *answered |= n > 0);
+            answered.iter().all(|answered| *answered)
+        });
         (clients, endpoints)
     }
 
@@ -163,9 +179,7 @@ fn signal(pid: u32, signal: Signal) {
 
 fn stop(pid: u32) {
     signal(pid, Signal::STOP);
-    while !in_state(pid, 'T') {
-        std::thread::yield_now();
-    }
+    patiently("it stops", || in_state(pid, 'T'));
 }
 
 /// `None` at the end.
@@ -180,6 +194,14 @@ fn try_read_until(stream: &mut TcpStream, end: &[u8]) -> Option<Vec<u8>> {
 
 fn read_until(stream: &mut TcpStream, end: &[u8]) {
     try_read_until(stream, end).expect("it goes on");
+}
+
+fn read_some(stream: &mut TcpStream) -> std::io::Result<usize> {
+    stream.read(&mut [0; 64 << 10])
+}
+
+fn write_some(stream: &mut TcpStream) -> std::io::Result<usize> {
+    stream.write(&[0; 16 << 10])
 }
 
 /// One pass of writes or reads over all of them, as far as each goes; answers the bytes of each.
@@ -198,30 +220,39 @@ fn pass(streams: &mut [TcpStream], mut once: impl FnMut(&mut TcpStream) -> std::
     streams.iter_mut().map(all).collect()
 }
 
+/// Until `over` says so.
+fn patiently(what: &str, mut over: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !over() {
+        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Waits until the proxy has had nothing to do for a while.
 fn settle(pid: u32) {
     let mut still = 0;
-    while still < 20 {
+    patiently("it sleeps", || {
         still = if is_asleep(pid) { still + 1 } else { 0 };
-        std::thread::sleep(Duration::from_millis(2));
-    }
+        still == 40
+    });
 }
 
 /// Writes until nothing goes any further, and the proxy has nothing to do.
 fn stuff(pid: u32, sources: &mut [TcpStream]) {
     let mut still = 0;
-    while still < 20 {
-        let wrote: usize = pass(sources, |stream| stream.write(&[0; 16 << 10])).iter().sum();
+    patiently("nothing goes any further", || {
+        let wrote: usize = pass(sources, write_some).iter().sum();
         still = if wrote == 0 && is_asleep(pid) { still + 1 } else { 0 };
-        std::thread::sleep(Duration::from_millis(2));
-    }
+        still == 40
+    });
 }
 
 /// Reads all there is, as the kernel brings it; answers of how many there was anything.
 fn drain(sinks: &mut [TcpStream]) -> u64 {
     let (mut all, mut still) = (vec![0; sinks.len()], 0);
     while still < 5 {
-        let read = pass(sinks, |stream| stream.read(&mut [0; 64 << 10]));
+        let read = pass(sinks, read_some);
         still = if read.iter().all(|n| *n == 0) { still + 1 } else { 0 };
         all.iter_mut().zip(read).for_each(|(all, n)| *all += n);
         std::thread::sleep(Duration::from_millis(1));
@@ -230,10 +261,10 @@ fn drain(sinks: &mut [TcpStream]) -> u64 {
 }
 
 /// Fewer than half, in one of the tries.
-fn judge(herd: &str, mut once: impl FnMut() -> u64) {
+async fn judge(herd: &str, mut once: impl AsyncFnMut() -> u64) {
     let mut seen = Vec::new();
     while seen.len() < TRIES {
-        let ahead = once();
+        let ahead = once().await;
         if ahead < HERD / 2 {
             return println!("FIGURE attack order-{herd}: {ahead} of a herd of {HERD} served before one who was there");
         }
@@ -243,43 +274,44 @@ fn judge(herd: &str, mut once: impl FnMut() -> u64) {
 }
 
 /// Transfers that stand since their sinks take nothing; then these take everything at once.
-fn judge_flows(herd: &str, mut stage: Stage, mut sources: Vec<TcpStream>, mut sinks: Vec<TcpStream>) {
-    let pid = stage.pid;
-    judge(herd, || {
-        stuff(pid, &mut sources);
-        let sinks = RefCell::new(&mut sinks);
+async fn judge_flows(herd: &str, mut stage: Stage, mut sources: Vec<TcpStream>, mut sinks: Vec<TcpStream>) {
+    judge(herd, async || {
+        stuff(stage.pid, &mut sources);
+        let (mut ahead, sinks) = (0, RefCell::new(&mut sinks));
         let ready = || assert_eq!(drain(&mut sinks.borrow_mut()), HERD, "those that stood");
-        stage.ahead(ready, || drain(&mut sinks.borrow_mut()))
-    });
+        stage.ahead(ready, || ahead = drain(&mut sinks.borrow_mut()));
+        // And the herd has its turns.
+        let mut sinks = sinks.borrow_mut();
+        let mut moved = vec![false; sinks.len()];
+        patiently("all of the herd go on", || {
+            moved.iter_mut().zip(pass(&mut sinks, read_some)).for_each(|(moved, n)| *moved |= n > 0);
+            pass(&mut sources, write_some);
+            moved.iter().all(|moved| *moved)
+        });
+        ahead
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn who_is_there_is_served_before_a_herd_of_newcomers() {
-    let mut stage = Stage::set("http").await;
-    judge("newcomers", || {
+    judge("newcomers", async || {
+        let mut stage = Stage::set("http").await;
         let mut herd: Vec<TcpStream> = (0..HERD).map(|_| stage.client(b"")).collect();
-        let pid = stage.pid;
-        settle(pid);
-        let before = open_descriptors(pid);
-        let ask = || herd.iter_mut().for_each(|client| client.write_all(REQUEST).unwrap());
         // Each needs a connection to the endpoint.
-        let ahead = stage.ahead(ask, || open_descriptors(pid) - before);
-        drop(herd);
-        stage.accepted();
-        ahead
-    });
+        stage.ahead_by_descriptors(|| herd.iter_mut().for_each(|client| client.write_all(REQUEST).unwrap()))
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn who_is_there_is_served_before_a_herd_is_accepted() {
-    let mut stage = Stage::set("http").await;
-    judge("not-yet-accepted", || {
-        let (pid, gate) = (stage.pid, stage.gate);
-        settle(pid);
-        let (before, mut herd) = (open_descriptors(pid), Vec::new());
-        let come = || herd.extend((0..HERD).map(|_| TcpStream::connect(gate).unwrap()));
-        stage.ahead(come, || open_descriptors(pid) - before)
-    });
+    judge("not-yet-accepted", async || {
+        let mut stage = Stage::set("http").await;
+        let (gate, mut herd) = (stage.gate, Vec::new());
+        stage.ahead_by_descriptors(|| herd.extend((0..HERD).map(|_| TcpStream::connect(gate).unwrap())))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -288,7 +320,18 @@ async fn who_is_there_is_served_before_a_herd_of_long_pairs() {
     let sources = (0..HERD).map(|_| stage.client(b"\0")).collect();
     settle(stage.pid);
     let sinks = stage.accepted();
-    judge_flows("long-pairs", stage, sources, sinks);
+    judge_flows("long-pairs", stage, sources, sinks).await;
+}
+
+/// What their endpoints send is not taken.
+#[tokio::test]
+async fn who_is_there_is_served_before_a_herd_of_half_blocked_pairs() {
+    let stage = Stage::set("tcp").await;
+    let sources = (0..HERD).map(|_| stage.client(b"\0")).collect();
+    settle(stage.pid);
+    let mut sinks = stage.accepted();
+    stuff(stage.pid, &mut sinks);
+    judge_flows("half-blocked-pairs", stage, sources, sinks).await;
 }
 
 #[tokio::test]
@@ -297,7 +340,7 @@ async fn who_is_there_is_served_before_a_herd_of_long_uploads() {
     let (mut sources, sinks) = stage.regulars();
     let head = format!("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {}\r\n\r\n", 1u64 << 40);
     sources.iter_mut().for_each(|source| source.write_all(head.as_bytes()).unwrap());
-    judge_flows("long-uploads", stage, sources, sinks);
+    judge_flows("long-uploads", stage, sources, sinks).await;
 }
 
 #[tokio::test]
@@ -308,5 +351,5 @@ async fn who_is_there_is_served_before_a_herd_of_long_answers() {
     settle(stage.pid);
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 1u64 << 40);
     sources.iter_mut().for_each(|source| source.write_all(head.as_bytes()).unwrap());
-    judge_flows("long-answers", stage, sources, sinks);
+    judge_flows("long-answers", stage, sources, sinks).await;
 }

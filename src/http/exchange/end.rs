@@ -35,7 +35,6 @@ impl Exchange<'_> {
     pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
         let Attempt { upstream, response, inbuf, spent, lent_up, .. } = attempt;
         let Some(response) = response else { return End::Cut(CloseReason::UpstreamReset) };
-        self.client.newcomer.set(false);
         if self.is_tunnel(&response) {
             return End::Tunnel { lease, upstream: Box::new(upstream), down: inbuf };
         }

@@ -25,9 +25,9 @@ impl Exchange<'_> {
                 Poll::Pending => {}
             }
         }
-        if attempt.full && self.replied < self.reply.len() && attempt.withhold.is_none() {
+        if attempt.down.full && self.replied < self.reply.len() && attempt.withhold.is_none() {
             let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
-            ready!(poll_turn(self.worker, &mut attempt.turn, cx, true, upstream, client));
+            ready!(poll_turn(self.worker, &mut attempt.down.turn, cx, true, upstream, client));
         }
         loop {
             if let Some(withhold) = &mut attempt.withhold
@@ -71,9 +71,9 @@ impl Exchange<'_> {
     /// endpoint takes no more (its response may be there all the same).
     fn poll_upload(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
         let emit = if self.request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
-        if self.full && self.written < self.sent.len() {
+        if self.up.full && self.written < self.sent.len() {
             let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
-            ready!(poll_turn(self.worker, &mut self.turn, cx, true, client, upstream));
+            ready!(poll_turn(self.worker, &mut self.up.turn, cx, true, client, upstream));
         }
         loop {
             while self.written < self.sent.len() {
@@ -108,12 +108,12 @@ impl Exchange<'_> {
                 }
                 ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
             }
-            let long = !self.whole && is_long(&self.body, emit);
+            let long = !self.whole && !self.up.small && is_long(&self.body, emit);
             if self.body.is_crumbs() {
-                ready!(self.turn.poll(&self.worker.crumbs, cx));
-            } else if long || self.full || attempt.lent_up.is_some() {
+                ready!(self.up.turn.poll(&self.worker.crumbs, cx));
+            } else if long || self.up.full || attempt.lent_up.is_some() {
                 let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
-                ready!(poll_turn(self.worker, &mut self.turn, cx, attempt.lent_up.is_some(), client, upstream));
+                ready!(poll_turn(self.worker, &mut self.up.turn, cx, attempt.lent_up.is_some(), client, upstream));
             }
             if long && attempt.lent_up.is_none() {
                 attempt.lent_up = self.worker.pipes.lend();
@@ -140,7 +140,7 @@ impl Exchange<'_> {
             let Some(read) = read.ok().filter(|read| !read.is_empty()) else {
                 return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
             };
-            self.full = read.len() == room;
+            self.up.took(read.len(), room);
             self.client_moved = Instant::now();
             self.begin_body();
             let taken = if !self.whole && emit == Emit::Identity {
@@ -181,8 +181,9 @@ impl Exchange<'_> {
         }
         match moved {
             Poll::Ready(Ok(0) | Err(Broken::Source(_))) => Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
-            Poll::Ready(Ok(_)) => {
+            Poll::Ready(Ok(n)) => {
                 attempt.lent_up = None;
+                self.up.filled(n);
                 Poll::Ready(Ok(true))
             }
             Poll::Ready(Err(Broken::Sink(_))) => Poll::Ready(Ok(false)),
@@ -243,13 +244,13 @@ impl Exchange<'_> {
     /// One read of the endpoint's side, taken in.
     fn poll_receive(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
         let begun = attempt.response.is_some();
-        let long = begun && attempt.withhold.is_none() && is_long(&attempt.body, attempt.emit);
+        let long = begun && attempt.withhold.is_none() && !attempt.down.small && is_long(&attempt.body, attempt.emit);
         if attempt.body.is_crumbs() {
             ready!(attempt.upstream.stream.poll_read_ready(cx)).map_err(|_| self.broken(attempt))?;
-            ready!(attempt.turn.poll(&self.worker.crumbs, cx));
-        } else if long || attempt.full || attempt.lent_down.is_some() {
+            ready!(attempt.down.turn.poll(&self.worker.crumbs, cx));
+        } else if long || attempt.down.full || attempt.lent_down.is_some() {
             let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
-            ready!(poll_turn(self.worker, &mut attempt.turn, cx, attempt.lent_down.is_some(), upstream, client));
+            ready!(poll_turn(self.worker, &mut attempt.down.turn, cx, attempt.lent_down.is_some(), upstream, client));
         }
         if long && attempt.lent_down.is_none() {
             attempt.lent_down = self.worker.pipes.lend();
@@ -262,6 +263,7 @@ impl Exchange<'_> {
                     self.bytes_out += n as u64;
                     self.client_moved = Instant::now();
                     attempt.lent_down = None;
+                    attempt.down.filled(n);
                     if n == 0 { Poll::Ready(Err(self.broken(attempt))) } else { Poll::Ready(Ok(())) }
                 }
                 Poll::Ready(Err(Broken::Sink(_))) => Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
@@ -283,7 +285,7 @@ impl Exchange<'_> {
         let Ok(read) = ready!(socket::poll_read(&mut attempt.upstream.stream, cx, &mut scratch[..room])) else {
             return Poll::Ready(Err(self.broken(attempt)));
         };
-        attempt.full = read.len() == room;
+        attempt.down.took(read.len(), room);
         if read.is_empty() {
             attempt.spent = true;
             let whole = attempt.response.is_some() && attempt.body.eof(attempt.emit, &mut self.reply).is_ok();
