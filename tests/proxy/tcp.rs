@@ -167,7 +167,10 @@ async fn a_connection_cut_in_mid_transfer_is_reset_at_both_ends() {
     let deadline = rig.running().admin.drains.records()[0].deadline.unwrap();
     let (mut from_client, mut to_client) = endpoint.into_split();
     let sending = tokio::spawn(async move {
-        while to_client.write_all(b"tick").await.is_ok() {
+        loop {
+            if let Err(error) = to_client.write_all(b"tick").await {
+                return error.kind();
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
@@ -177,8 +180,10 @@ async fn a_connection_cut_in_mid_transfer_is_reset_at_both_ends() {
     });
     assert!(Instant::now() >= deadline, "cut before the drain deadline");
     assert_eq!(at_client.1, Some(ErrorKind::ConnectionReset));
-    assert_eq!(at_endpoint, Err(ErrorKind::ConnectionReset));
-    soon("the sender's end", sending).await.unwrap();
+    // Whichever of reader and sender the kernel tells first: it tells one.
+    let sent = soon("the sender's end", sending).await.unwrap();
+    let told = [at_endpoint.err(), Some(sent)];
+    assert!(told.contains(&Some(ErrorKind::ConnectionReset)), "{told:?}");
 }
 
 #[tokio::test]
