@@ -81,11 +81,16 @@ fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
 }
 
 /// As long as `newcomer`, between two looks at the sockets only so often as there are turns: a herd of newcomers must not
-/// have the established ones wait for each of them.
-fn in_turn<F: Future + Unpin>(queue: &Queue, newcomer: &Cell<bool>, mut session: F) -> impl Future<Output = F::Output> {
+/// have the established ones wait for each of them. `has_turn`: for the first time.
+fn in_turn<F: Future + Unpin>(
+    queue: &Queue,
+    newcomer: &Cell<bool>,
+    mut has_turn: bool,
+    mut session: F,
+) -> impl Future<Output = F::Output> {
     let mut turn = Turn::default();
     poll_fn(move |cx| {
-        if newcomer.get() {
+        if newcomer.get() && !std::mem::take(&mut has_turn) {
             ready!(turn.poll(queue, cx));
         }
         Pin::new(&mut session).poll(cx)
@@ -98,7 +103,7 @@ type Established = Pin<Box<dyn Future<Output = CloseReason>>>;
 
 async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, CloseReason> {
     let (queue, newcomer) = (open.worker.newcomers.clone(), client.newcomer.clone());
-    in_turn(&queue, &newcomer, pin!(establish(open, client))).await
+    in_turn(&queue, &newcomer, false, pin!(establish(open, client))).await
 }
 
 /// Finds out who the client is and what it speaks, and connects it if that is TCP.
@@ -301,7 +306,8 @@ impl Logged {
 
 async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
     let (queue, newcomer) = (worker.newcomers.clone(), client.newcomer.clone());
-    in_turn(&queue, &newcomer, pin!(requests(worker, client))).await
+    // It has been established this moment.
+    in_turn(&queue, &newcomer, true, pin!(requests(worker, client))).await
 }
 
 /// Requests one after the other until something ends it.

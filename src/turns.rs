@@ -134,7 +134,7 @@ impl Turn {
 /// Once in so long a queue has its turns, however busy a worker is with others.
 const ROUND: Duration = Duration::from_micros(500);
 /// Rounds that are made up for at once, at the most: a machine may have stood still.
-const ROUNDS: u128 = 8;
+const ROUNDS: u128 = 32;
 
 #[cfg(test)]
 mod tests {
@@ -217,7 +217,7 @@ mod tests {
     #[tokio::test(flavor = "local")]
     async fn who_waits_has_a_share_of_a_busy_worker() {
         let queue = start(3, Duration::from_nanos(1));
-        let taken = hogs(&queue, 100);
+        let taken = hogs(&queue, 200);
         let mut before = 0;
         for round in 0..100 {
             tokio::task::yield_now().await;
