@@ -138,8 +138,6 @@ const ROUNDS: u128 = 32;
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use super::*;
 
     /// `round`: so short that all are made up for each time, or so long that none is.
@@ -244,7 +242,7 @@ mod tests {
             for waits in [true, true, false, false] {
                 assert!(at_once() && at_once());
                 assert!(!waits || !at_once());
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
     }

@@ -159,9 +159,7 @@ impl Siege {
         let listeners = ["web", "gate", "void"];
         let process = Process::launch(program, &[Ep::new("app", app.address)], &text, &listeners).await;
         Cores::take(&cores.others);
-        process.rig.write("hostile.json", &service("hostile", json!({})));
-        process.rig.write("hostile-slice.json", &slice("hostile", "", hostile.address));
-        process.ready(2).await;
+        add_hostile(&process, hostile.address).await;
         let (gate, pid) = (process.proxy.listeners["gate"], process.proxy.pid().unwrap());
         let mut good = Good::start(process.web());
         good.times(Duration::from_millis(300)).await;
@@ -282,6 +280,13 @@ impl Siege {
         })
         .await;
     }
+}
+
+/// A service for attackers, beside the good clients' one, in rotation.
+pub async fn add_hostile(process: &Process, address: SocketAddr) {
+    process.rig.write("hostile.json", &service("hostile", json!({})));
+    process.rig.write("hostile-slice.json", &slice("hostile", "", address));
+    process.ready(2).await;
 }
 
 /// Samples the memory of a process.

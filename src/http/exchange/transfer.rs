@@ -26,8 +26,7 @@ impl Exchange<'_> {
             }
         }
         if attempt.down.full && self.replied < self.reply.len() && attempt.withhold.is_none() {
-            let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
-            ready!(poll_turn(self.worker, &mut attempt.down.turn, cx, true, upstream, client));
+            ready!(self.poll_turn_down(cx, attempt, true));
         }
         loop {
             if let Some(withhold) = &mut attempt.withhold
@@ -72,8 +71,7 @@ impl Exchange<'_> {
     fn poll_upload(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
         let emit = if self.request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
         if self.up.full && self.written < self.sent.len() {
-            let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
-            ready!(poll_turn(self.worker, &mut self.up.turn, cx, true, client, upstream));
+            ready!(self.poll_turn_up(cx, attempt, true));
         }
         loop {
             while self.written < self.sent.len() {
@@ -112,8 +110,7 @@ impl Exchange<'_> {
             if self.body.is_crumbs() {
                 ready!(self.up.turn.poll(&self.worker.crumbs, cx));
             } else if long || self.up.full || attempt.lent_up.is_some() {
-                let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
-                ready!(poll_turn(self.worker, &mut self.up.turn, cx, attempt.lent_up.is_some(), client, upstream));
+                ready!(self.poll_turn_up(cx, attempt, attempt.lent_up.is_some()));
             }
             if long && attempt.lent_up.is_none() {
                 attempt.lent_up = self.worker.pipes.lend();
@@ -159,6 +156,14 @@ impl Exchange<'_> {
             drop(scratch);
             self.bound_kept();
         }
+    }
+
+    fn poll_turn_up(&mut self, cx: &mut Context<'_>, attempt: &Attempt, blocked: bool) -> Poll<()> {
+        poll_turn(self.worker, &mut self.up.turn, cx, blocked, &self.client.stream, &attempt.upstream.stream)
+    }
+
+    fn poll_turn_down(&self, cx: &mut Context<'_>, attempt: &mut Attempt, blocked: bool) -> Poll<()> {
+        poll_turn(self.worker, &mut attempt.down.turn, cx, blocked, &attempt.upstream.stream, &self.client.stream)
     }
 
     /// A byte of the body is there, and all before it is written: what may not be sent twice is not kept from here on.
@@ -249,8 +254,8 @@ impl Exchange<'_> {
             ready!(attempt.upstream.stream.poll_read_ready(cx)).map_err(|_| self.broken(attempt))?;
             ready!(attempt.down.turn.poll(&self.worker.crumbs, cx));
         } else if long || attempt.down.full || attempt.lent_down.is_some() {
-            let (client, upstream) = (&self.client.stream, &attempt.upstream.stream);
-            ready!(poll_turn(self.worker, &mut attempt.down.turn, cx, attempt.lent_down.is_some(), upstream, client));
+            let blocked = attempt.lent_down.is_some();
+            ready!(self.poll_turn_down(cx, attempt, blocked));
         }
         if long && attempt.lent_down.is_none() {
             attempt.lent_down = self.worker.pipes.lend();
