@@ -5,7 +5,8 @@
 mod scene;
 
 use divan::Bencher;
-use ebbtide::discovery::{Change, Kind, ObjectName};
+use ebbtide::contract::name::ObjectName;
+use ebbtide::discovery::{Change, Kind};
 use ebbtide::endpoint::Notice;
 use scene::Scene;
 

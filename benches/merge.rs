@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use divan::Bencher;
+use ebbtide::contract::name::{ObjectName, PodRef};
 use ebbtide::discovery::slices::{Touched, World};
-use ebbtide::discovery::{
-    Change, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
-};
+use ebbtide::discovery::{Change, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
 
 fn main() {
     divan::main();

@@ -7,8 +7,9 @@ mod scene;
 use std::time::{Duration, Instant};
 
 use divan::{Bencher, black_box};
-use ebbtide::balancer::{self, Avoid, Cost};
-use ebbtide::endpoint::millis;
+use ebbtide::balancer;
+use ebbtide::balancer::{Avoid, Cost};
+use ebbtide::contract::clock::millis;
 use scene::Scene;
 
 const COUNTS: [usize; 4] = [3, 10, 1_000, 10_000];

@@ -13,18 +13,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Admin, Health, Seat, seat};
-use crate::config::{self, Config, Discovery, PortRef};
+use crate::admin::{Admin, Health, Seat, seat};
+use crate::config::{Config, Discovery};
+use crate::contract::policy::PortRef;
 use crate::control::{Command, Control};
-use crate::discovery::{self, Message, api, files, kubernetes};
-use crate::drain;
-use crate::events::{self, Event, Events};
+use crate::discovery::slices::World;
+use crate::discovery::{Message, api, files, kubernetes};
+use crate::events::{Event, Events};
 use crate::listeners::Listeners;
 use crate::metrics::Metrics;
 use crate::routing::{RoutingTable, Snapshot};
 use crate::telemetry::{AccessLog, AccessLogWriter};
-use crate::worker::{self, Mail, Shared, Spare};
-use crate::{discovery::slices::World, socket};
+use crate::worker::{Mail, Shared, Spare};
+use crate::{admin, config, discovery, drain, events, socket, worker};
 
 /// Without its admin pages nobody could see how it does: it does not start.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,8 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::endpoint::{Endpoint, EndpointId, Lease, millis};
+use crate::contract::clock::millis;
+use crate::endpoint::{Endpoint, EndpointId, Lease};
 use crate::roster::Roster;
 use crate::routing::Port;
 
@@ -164,10 +165,10 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::config::{Config, Discovery, Protocol};
-    use crate::discovery::ObjectName;
+    use crate::config::{Config, Discovery};
+    use crate::contract::name::{ObjectName, PortKey};
+    use crate::contract::policy::{Policy, Protocol};
     use crate::metrics::Metrics;
-    use crate::routing::{Policy, PortKey};
 
     /// An open endpoint whose number is its id and the last byte of its address, with this template hash.
     fn endpoint(n: u8, hash: Option<&str>, let_in: Instant) -> Arc<Endpoint> {

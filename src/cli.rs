@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config;
+use crate::config::{Config, Discovery, ListenerConfig};
+use crate::contract::name::ObjectName;
+use crate::contract::policy::{PortRef, Protocol};
 use clap::{Args, Parser, Subcommand};
-use ebbtide::config::{self, Config, Discovery, ListenerConfig, PortRef, Protocol};
-use ebbtide::discovery::ObjectName;
 
 /// A Layer-4 connection-draining proxy: rollouts that cost no client a request or its connection.
 #[derive(Debug, Parser)]

@@ -14,17 +14,18 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::admin::Admin;
 use crate::config::Config;
+use crate::contract::clock::millis;
+use crate::contract::name::ObjectName;
+use crate::contract::reason::Outcome;
+use crate::discovery::Message;
 use crate::discovery::slices::{Touched, World};
-use crate::discovery::{Message, ObjectName};
-use crate::drain::Outcome;
-use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice, millis};
+use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::events::{Event, Events, Reason};
 use crate::hold::Hold;
 use crate::listeners::Listeners;
 use crate::routing::{Chores, RoutingTable};
-use crate::socket;
-use crate::telemetry;
 use crate::worker::{Mail, Shared};
+use crate::{socket, telemetry};
 
 /// What the outside tells the control loop.
 #[derive(Debug)]

@@ -15,14 +15,18 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounter;
 use tokio::net::TcpStream;
 
-use crate::balancer::{self, Avoid, Cost};
-use crate::endpoint::{Endpoint, EndpointId, Lease, millis};
-use crate::http::pool::{self, Trust};
+use crate::balancer::{Avoid, Cost};
+use crate::contract::clock::millis;
+use crate::contract::reason::RetryReason;
+use crate::endpoint::{Endpoint, EndpointId, Lease};
+use crate::http::pool;
+use crate::http::pool::Trust;
 use crate::listener::ListenerSpec;
-use crate::metrics::{RetryReason, ServiceMetrics};
+use crate::metrics::ServiceMetrics;
 use crate::routing::Port;
-use crate::socket::{self, Peer};
+use crate::socket::Peer;
 use crate::worker::{Spare, Upstream, Worker};
+use crate::{balancer, socket};
 
 /// What is wanted.
 pub struct Ask<'a> {

@@ -8,12 +8,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::discovery::ObjectName;
-use crate::discovery::slices::Trigger;
-use crate::endpoint::{Endpoint, EndpointId, millis};
+use crate::contract::clock::millis;
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::reason::{Outcome, Trigger};
+use crate::endpoint::{Endpoint, EndpointId};
 use crate::metrics::ServiceMetrics;
 use crate::rollout::{Rollout, Rollouts};
-use crate::routing::PortKey;
 
 /// A drain as the admin page and the log line show it.
 #[derive(Debug, Clone)]
@@ -51,23 +51,6 @@ impl Record {
              connections closed",
             self.trigger.as_str()
         )
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Drained,
-    Forced,
-}
-
-impl Outcome {
-    pub const ALL: [Self; 2] = [Self::Drained, Self::Forced];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Drained => "drained",
-            Self::Forced => "forced",
-        }
     }
 }
 
@@ -209,7 +192,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::discovery::ObjectName;
+    use crate::contract::name::ObjectName;
 
     fn begin(log: &Log, id: u64) -> Arc<Endpoint> {
         let address = ([10, 0, 0, 1], id as u16).into();

@@ -6,13 +6,14 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::discovery::PodRef;
+use crate::contract::clock::millis;
+use crate::contract::name::PodRef;
 use crate::lease::{Drained, Word};
 
 /// Conditions as the EndpointSlice gives them, nil rules applied (KEP-1672).
@@ -241,13 +242,6 @@ impl Endpoint {
         let _ = self.notices.send(Notice::Drained(self.clone()));
     }
 }
-
-/// Milliseconds from the start of the process to `now`; wraps after 49 days, which costs one latency sample.
-pub fn millis(now: Instant) -> u32 {
-    now.saturating_duration_since(*START).as_millis() as u32
-}
-
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Lease {
     pub fn endpoint(&self) -> &Arc<Endpoint> {

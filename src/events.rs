@@ -15,7 +15,8 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Error};
 use tokio::sync::mpsc;
 
-use crate::discovery::{ObjectName, api};
+use crate::contract::name::ObjectName;
+use crate::text;
 
 /// An Event to be.
 #[derive(Debug, Clone)]
@@ -108,7 +109,7 @@ pub async fn post(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl
             Err(error) => {
                 errors("event");
                 if !std::mem::replace(&mut failed, true) {
-                    tracing::warn!(error = api::chain(&error), "cannot post Events");
+                    tracing::warn!(error = text::chain(&error), "cannot post Events");
                 }
             }
         }

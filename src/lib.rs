@@ -50,6 +50,7 @@ pub mod app;
 pub mod balancer;
 pub mod check;
 pub mod config;
+pub mod contract;
 pub mod control;
 pub mod demo;
 pub mod discovery;
@@ -71,6 +72,7 @@ pub mod routing;
 pub mod session;
 pub mod socket;
 pub mod telemetry;
+pub mod text;
 pub mod turns;
 pub mod worker;
 mod sync {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{PortRef, Protocol};
-use crate::discovery::ObjectName;
+use crate::contract::name::ObjectName;
+use crate::contract::policy::{PortRef, Protocol};
 use crate::worker::{Handover, Mail, Spare, Worker};
 use crate::{session, socket};
 

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::admin::{Health, ListenerState};
-use crate::config::{Config, ListenerConfig, PortRef, Protocol};
-use crate::discovery::ObjectName;
+use crate::config::{Config, ListenerConfig};
+use crate::contract::name::ObjectName;
+use crate::contract::policy::{PortRef, Protocol};
 use crate::listener::{ListenerId, ListenerSpec};
 use crate::routing::Snapshot;
 use crate::socket;

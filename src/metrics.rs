@@ -14,79 +14,8 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::discovery::slices::Trigger;
-use crate::drain::Outcome;
-use crate::routing::PortKey;
-
-/// Why a client connection ended: log field and metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CloseReason {
-    /// The client ended it, at a boundary.
-    ClientClosed,
-    /// The client reset it or went away in the middle of something.
-    ClientReset,
-    /// Idle, or its head incomplete, for too long.
-    ClientTimeout,
-    /// The upstream ended it, properly.
-    UpstreamClosed,
-    /// The upstream reset it or failed in the middle of something.
-    UpstreamReset,
-    /// HTTP keep-alive ended by what was agreed (`Connection: close`, HTTP/1.0).
-    Completed,
-    /// What the client sent was refused (4xx, then close).
-    BadRequest,
-    /// Nothing to dispatch to within the hold time.
-    NoEndpoint,
-    /// Cut at an endpoint's drain deadline.
-    DrainDeadline,
-    /// This process shuts down.
-    Shutdown,
-    /// The listener's PROXY header was missing or wrong.
-    BadProxyHeader,
-}
-
-impl CloseReason {
-    pub const ALL: [Self; 11] = [
-        Self::ClientClosed,
-        Self::ClientReset,
-        Self::ClientTimeout,
-        Self::UpstreamClosed,
-        Self::UpstreamReset,
-        Self::Completed,
-        Self::BadRequest,
-        Self::NoEndpoint,
-        Self::DrainDeadline,
-        Self::Shutdown,
-        Self::BadProxyHeader,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ClientClosed => "client_closed",
-            Self::ClientReset => "client_reset",
-            Self::ClientTimeout => "client_timeout",
-            Self::UpstreamClosed => "upstream_closed",
-            Self::UpstreamReset => "upstream_reset",
-            Self::Completed => "completed",
-            Self::BadRequest => "bad_request",
-            Self::NoEndpoint => "no_endpoint",
-            Self::DrainDeadline => "drain_deadline",
-            Self::Shutdown => "shutdown",
-            Self::BadProxyHeader => "bad_proxy_header",
-        }
-    }
-}
-
-/// Why something was tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryReason {
-    /// Connect failed, nothing written.
-    Connect,
-    /// A reused connection turned out to be closed.
-    Stale,
-    /// Written, then lost.
-    Replay,
-}
+use crate::contract::name::PortKey;
+use crate::contract::reason::{CloseReason, Outcome, RetryReason, Trigger};
 
 /// The families; a service port's children are made by [`Metrics::service`].
 pub struct Metrics {
@@ -388,7 +317,7 @@ impl ServiceMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::ObjectName;
+    use crate::contract::name::ObjectName;
 
     fn key(name: &str, port: u16) -> PortKey {
         PortKey { service: ObjectName::new("web", name), port }

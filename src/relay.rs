@@ -19,9 +19,10 @@ use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::contract::reason::CloseReason;
 use crate::endpoint::Lease;
-use crate::metrics::CloseReason;
-use crate::socket::{self, LOOK, Peer};
+use crate::socket;
+use crate::socket::{LOOK, Peer};
 use crate::turns::Turn;
 use crate::worker::{SCRATCH, Upstream, Worker, append};
 

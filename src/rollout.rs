@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::discovery::ObjectName;
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::reason::CloseReason;
 use crate::drain::Record;
-use crate::metrics::{CloseReason, ServiceMetrics};
-use crate::routing::PortKey;
+use crate::metrics::ServiceMetrics;
 
 /// The receipt.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,8 +204,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::discovery::slices::Trigger;
-    use crate::drain::Outcome;
+    use crate::contract::reason::{Outcome, Trigger};
     use crate::metrics::Metrics;
 
     fn key(port: u16) -> PortKey {

@@ -7,7 +7,6 @@
 mod port;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,29 +14,17 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{Config, NonIdempotent, PortRef, Protocol};
-use crate::discovery::ObjectName;
-use crate::discovery::slices::{Fate, MergedEndpoint, MergedPort, MergedService, Touched, Trigger, World};
+use crate::config::Config;
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::policy::{Policy, PortRef, Protocol};
+use crate::contract::reason::Trigger;
+use crate::discovery::slices::{Fate, MergedEndpoint, MergedPort, MergedService, Touched, World};
 use crate::drain;
 use crate::endpoint::{Conditions, Endpoint, EndpointId, Notice};
 use crate::hold::Hold;
 use crate::metrics::{Metrics, ServiceMetrics};
 use crate::roster::Roster;
 use port::{Entry, Identity, Leaver, News, PortEntry, Spec, heed, identity, shorten};
-
-/// One port of one Service.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PortKey {
-    pub service: ObjectName,
-    /// The Service port's number.
-    pub port: u16,
-}
-
-impl fmt::Display for PortKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.service, self.port)
-    }
-}
 
 /// Everything that a pick reads; replaced whole.
 #[derive(Default)]
@@ -69,16 +56,6 @@ pub struct Port {
     pub metrics: Arc<ServiceMetrics>,
 }
 
-/// Configuration with the Service's annotations over it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Policy {
-    pub hold_timeout: Duration,
-    pub drain_timeout: Duration,
-    pub attempts: u32,
-    pub non_idempotent: NonIdempotent,
-    pub join_check: bool,
-}
-
 impl Snapshot {
     /// Resolves a listener's port reference.
     pub fn port(&self, service: &ObjectName, port: &PortRef) -> Option<&Arc<Port>> {
@@ -91,7 +68,7 @@ impl Snapshot {
     }
 
     /// How many pods of a Service were let into rotation since this moment (in milliseconds, see
-    /// [`crate::endpoint::millis`]); `None` while none is usable. Where there is no such Service (any more), none has come.
+    /// [`crate::contract::clock::millis`]); `None` while none is usable. Where there is no such Service (any more), none has come.
     pub fn pods_come(&self, service: &ObjectName, since_ms: u32) -> Option<u32> {
         let mut ports = self.ports.values().filter(|port| port.key.service == *service).peekable();
         if ports.peek().is_none() {

@@ -17,20 +17,22 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::balancer::{self, Avoid, Cost};
-use crate::config::Protocol;
-use crate::dispatch::{self, Ask, Refusal};
+use crate::balancer::{Avoid, Cost};
+use crate::contract::policy::Protocol;
+use crate::contract::reason::CloseReason;
+use crate::dispatch::{Ask, Refusal};
 use crate::endpoint::{Endpoint, Lease};
-use crate::http::exchange::{self, End};
-use crate::http::head::{self, Sniff};
-use crate::http::pool::{self, Trust};
+use crate::http::exchange::End;
+use crate::http::head::Sniff;
+use crate::http::pool::Trust;
+use crate::http::{exchange, head, pool};
 use crate::listener::ListenerSpec;
-use crate::metrics::{CloseReason, ServiceMetrics};
+use crate::metrics::ServiceMetrics;
 use crate::relay::{Ended, Pair};
-use crate::socket;
 use crate::telemetry::{AccessEntry, AccessLog};
 use crate::turns::{Queue, Turn};
 use crate::worker::{Handover, Routed, SCRATCH, Upstream, Worker, append};
+use crate::{balancer, dispatch, socket};
 
 mod proxy_header;
 

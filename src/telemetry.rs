@@ -19,9 +19,10 @@ use tracing_subscriber::fmt::{FormatFields, format};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::contract::name::PortKey;
 use crate::drain;
 use crate::rollout::Rollout;
-use crate::routing::PortKey;
+use crate::text::one_line;
 
 /// Starts the log: to stderr, human on a terminal and JSON otherwise, at the level of `EBBTIDE_LOG` (tracing's filter
 /// syntax, e.g. `debug` or `info,ebbtide::discovery=trace`; default `info`). Without effect where a log was started before.
@@ -53,11 +54,6 @@ fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
         Some(Err(error)) => (EnvFilter::new("info"), Some(error.to_string())),
         None => (EnvFilter::new("info"), None),
     }
-}
-
-/// Text of a manifest, a file's name or a server's answer, as one line that steers no terminal.
-pub fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }
 
 /// The fields of an event on a terminal. The library's own way leaves line feeds, and of `%` fields every control character.
@@ -230,7 +226,7 @@ fn write_lines(mut output: impl Write, queue: &mpsc::Receiver<Vec<u8>>, dropped:
 const PIECE: usize = 64 << 10;
 
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    crate::admin::timestamp(*time).serialize(serializer)
+    crate::text::timestamp(*time).serialize(serializer)
 }
 
 fn display<S: Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
@@ -251,8 +247,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::discovery::ObjectName;
-    use crate::discovery::slices::Trigger;
+    use crate::contract::name::ObjectName;
+    use crate::contract::reason::Trigger;
 
     fn service() -> PortKey {
         PortKey { service: ObjectName::new("web", "shop"), port: 80 }
@@ -425,7 +421,7 @@ mod tests {
             trigger: Trigger::PodDeleted,
             deadline: None,
             in_flight: 0,
-            ended: Some((SystemTime::now(), drain::Outcome::Forced)),
+            ended: Some((SystemTime::now(), crate::contract::reason::Outcome::Forced)),
             finished: 7,
             replayed: 2,
             forced: 1,

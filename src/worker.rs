@@ -21,16 +21,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::contract::name::PortKey;
 use crate::endpoint::{Endpoint, EndpointId, Leaving};
 use crate::http::pool::Idle;
 use crate::http::replay::Budget;
-use crate::listener::{self, ListenerId, ListenerSpec};
+use crate::listener::{ListenerId, ListenerSpec};
 use crate::relay::Pipes;
-use crate::routing::{Port, PortKey, Snapshot};
-use crate::session;
-use crate::socket;
+use crate::routing::{Port, Snapshot};
 use crate::telemetry::AccessLog;
-use crate::turns;
+use crate::{listener, session, socket, turns};
 
 /// What all workers share.
 pub struct Shared {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use ebbtide::config::{Config, Discovery, ListenerConfig, NonIdempotent, PortRef, Protocol};
-use ebbtide::discovery::ObjectName;
+use ebbtide::config::{Config, Discovery, ListenerConfig};
+use ebbtide::contract::name::ObjectName;
+use ebbtide::contract::policy::{NonIdempotent, PortRef, Protocol};
 use serde_json::Value;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");

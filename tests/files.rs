@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use ebbtide::contract::name::ObjectName;
 use ebbtide::discovery::files::{read_folder, watch};
 use ebbtide::discovery::slices::{MergedService, Touched, World};
-use ebbtide::discovery::{Change, Message, ObjectName, Problem};
+use ebbtide::discovery::{Change, Message, Problem};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;

@@ -7,8 +7,9 @@ mod rig;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ebbtide::contract::name::PodRef;
 use ebbtide::discovery::slices::World;
-use ebbtide::discovery::{Change, Kind, PodRef, ServiceObject, SliceEndpoint};
+use ebbtide::discovery::{Change, Kind, ServiceObject, SliceEndpoint};
 use ebbtide::endpoint::Endpoint;
 use ebbtide::routing::HAND_BACK;
 use proptest::prelude::*;

@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use ebbtide::balancer::{self, Avoid, Cost};
-use ebbtide::endpoint::millis;
+use ebbtide::balancer;
+use ebbtide::balancer::{Avoid, Cost};
+use ebbtide::contract::clock::millis;
 
-use crate::guard::Guard;
-use crate::load::Histogram;
-use crate::measure;
-use crate::peers::{Kind, free_address, get, service_manifest, slice_manifest, write_manifests};
-use crate::report::Better::Less;
-use crate::rows::Bench;
-use crate::scene::{self, Scene};
+use ebbtide::guard::Guard;
+use ebbtide::load::Histogram;
+use ebbtide::peers::{Kind, free_address, get, service_manifest, slice_manifest, write_manifests};
+use ebbtide::report::Better::Less;
+use ebbtide::rows::Bench;
+use ebbtide::scene::Scene;
+use ebbtide::{measure, scene};
 
 const GROUP: &str = "control";
 

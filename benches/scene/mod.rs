@@ -7,10 +7,9 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ebbtide::config::{Config, Discovery};
+use ebbtide::contract::name::{ObjectName, PodRef};
 use ebbtide::discovery::slices::{Touched, World};
-use ebbtide::discovery::{
-    Change, Object, ObjectName, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
-};
+use ebbtide::discovery::{Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
 use ebbtide::drain;
 use ebbtide::endpoint::Notice;
 use ebbtide::metrics::Metrics;

@@ -32,12 +32,12 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Protocol;
-use crate::discovery::{ObjectName, Problem};
+use crate::contract::name::ObjectName;
+use crate::contract::policy::Protocol;
+use crate::discovery::Problem;
 use crate::drain;
 use crate::metrics::Metrics;
 use crate::routing::Snapshot;
-pub use report::timestamp;
 pub use seat::Seat;
 pub use status::status;
 

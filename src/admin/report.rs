@@ -7,17 +7,16 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, HealthState};
-use crate::config::Protocol;
+use crate::admin::{Admin, HealthState};
+use crate::contract::policy::Protocol;
 use crate::discovery::Problem;
-use crate::drain;
 use crate::endpoint::Endpoint;
-use crate::rollout;
 use crate::routing::Port;
-use crate::telemetry::one_line;
+use crate::text::{one_line, timestamp};
+use crate::{drain, rollout};
 
 /// Whether to send traffic here, and one line why. A source in trouble is no reason not to: the last table is in force.
 pub fn readiness(state: &HealthState) -> Result<String, String> {
@@ -426,18 +425,13 @@ impl Clocks {
     }
 }
 
-/// A moment as RFC 3339 shows it, to the millisecond. A clock beyond the year 9999 shows as its end.
-pub fn timestamp(at: SystemTime) -> Timestamp {
-    Timestamp::try_from(at).and_then(|at| at.round(Unit::Millisecond)).unwrap_or(Timestamp::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::sync::mpsc;
 
-    use super::super::{Health, ListenerState};
     use super::*;
-    use crate::discovery::ObjectName;
+    use crate::admin::{Health, ListenerState};
+    use crate::contract::name::ObjectName;
     use crate::endpoint::{Conditions, EndpointId};
 
     fn problem(subject: &str) -> Problem {

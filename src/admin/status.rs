@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
-use super::report::{Drain, Drains, EndpointStatus, State, Status, seconds};
-use crate::telemetry::one_line;
+use crate::admin::report::{Drain, Drains, EndpointStatus, State, Status, seconds};
+use crate::text::one_line;
 
 /// Prints services, endpoints and running drains of the proxy whose admin port is at `url` (`http://HOST[:PORT]`, the
 /// scheme may be left out); with `watch`, again each second until interrupted, a proxy that is away included.

@@ -14,13 +14,13 @@ use kube::api::{Api, ListParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt};
 
-use super::Seen;
-use super::rights::{self, Right};
+use crate::check::rights::Right;
+use crate::check::{Seen, rights};
 use crate::config::{Config, Kubernetes};
 use crate::discovery::api::said;
-use crate::discovery::manifest::{self, Invalid};
-use crate::discovery::{Object, Problem, api};
-use crate::telemetry::one_line;
+use crate::discovery::manifest::Invalid;
+use crate::discovery::{Object, Problem, api, manifest};
+use crate::text::one_line;
 
 /// Asks the API server for all that a check needs.
 pub fn look(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
@@ -223,8 +223,9 @@ const SILENCE: Duration = Duration::from_secs(15);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Discovery, ListenerConfig, PortRef};
-    use crate::discovery::ObjectName;
+    use crate::config::{Discovery, ListenerConfig};
+    use crate::contract::name::ObjectName;
+    use crate::contract::policy::PortRef;
 
     #[test]
     fn versions_before_1_26_are_too_old_however_a_provider_writes_them() {

@@ -14,12 +14,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::config::{Config, Discovery, PortRef, Protocol};
-use crate::discovery::files;
+use crate::config::{Config, Discovery};
+use crate::contract::name::ObjectName;
+use crate::contract::policy::{Policy, PortRef, Protocol};
 use crate::discovery::slices::{MergedPort, MergedService, Touched, World};
-use crate::discovery::{Change, Object, ObjectName, Problem};
-use crate::routing::Policy;
-use crate::telemetry::one_line;
+use crate::discovery::{Change, Object, Problem, files};
+use crate::text::one_line;
 
 /// What `check` has to say of a configuration that is in order.
 #[derive(Debug)]
@@ -305,8 +305,9 @@ mod tests {
 
     use super::*;
     use crate::config::ListenerConfig;
+    use crate::contract::name::PodRef;
     use crate::discovery::slices::{Fate, MergedEndpoint};
-    use crate::discovery::{PodRef, ServiceObject, ServicePortObject};
+    use crate::discovery::{ServiceObject, ServicePortObject};
     use crate::endpoint::Conditions;
 
     fn config() -> Config {

@@ -9,11 +9,9 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::value::{self, DAY, MILLISECOND, MINUTE};
-use super::{
-    Config, Discovery, Fault, Kubernetes, Limits, ListenerConfig, NonIdempotent, PortRef, Protocol, Retry, Timeouts,
-    raw,
-};
+use crate::config::value::{DAY, MILLISECOND, MINUTE};
+use crate::config::{Config, Discovery, Fault, Kubernetes, Limits, ListenerConfig, Retry, Timeouts, raw, value};
+use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 
 impl raw::Config {
     /// Fills in defaults and checks every value. `folder` is the configuration file's own.

@@ -11,7 +11,6 @@ mod raw;
 pub mod service;
 mod value;
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -19,8 +18,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::discovery::ObjectName;
-use crate::telemetry::one_line;
+use crate::contract::name::ObjectName;
+use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
+use crate::text::one_line;
 use places::{Aim, Places};
 pub use value::{address, duration, label};
 
@@ -93,20 +93,6 @@ pub struct ListenerConfig {
     pub allow_connect: bool,
 }
 
-/// A Service port by name or number.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum PortRef {
-    Name(String),
-    Number(u16),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    Auto,
-    Http,
-    Tcp,
-}
-
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
     pub connect: Duration,
@@ -140,23 +126,6 @@ pub struct Retry {
     /// Retries a second that are always allowed.
     pub budget_floor: u32,
     pub non_idempotent: NonIdempotent,
-}
-
-/// When POST and PATCH may be sent twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NonIdempotent {
-    Never,
-    IdempotencyKey,
-    Always,
-}
-
-impl fmt::Display for PortRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => f.write_str(name),
-            Self::Number(number) => number.fmt(f),
-        }
-    }
 }
 
 /// What is wrong with a configuration file: one line that names the file, the field's path and what was expected.

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Config, NonIdempotent, Protocol, value};
-use crate::routing::Policy;
+use crate::config::{Config, value};
+use crate::contract::policy::{NonIdempotent, Policy, Protocol};
 
 const PROTOCOL: &str = "ebbtide.dev/protocol";
 const HOLD: &str = "ebbtide.dev/hold-timeout";

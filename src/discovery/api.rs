@@ -28,7 +28,7 @@ use tower::util::BoxService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 
 use crate::config::Kubernetes;
-use crate::telemetry::one_line;
+use crate::text::{chain, one_line};
 
 /// The API server cannot be found, or not how to authenticate there.
 #[derive(Debug, thiserror::Error)]
@@ -130,20 +130,6 @@ pub fn said(error: &kube::Error) -> String {
         kube::Error::Api(status) if !status.message.is_empty() => one_line(&status.message),
         other => chain(other),
     }
-}
-
-/// An error with its causes, in one line: the cause is often the only part that says something.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
-    }
-    one_line(&text)
 }
 
 /// The API server's clock, as its last response told it: to the second, and never ahead of it.

@@ -24,9 +24,11 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource};
 use tokio::sync::{mpsc, watch};
 
-use super::api::{Clock, Pauses, chain, objects};
-use super::manifest::{self, Invalid};
-use super::{Change, Kind, Message, Object, ObjectName, Problem};
+use crate::contract::name::ObjectName;
+use crate::discovery::api::{Clock, Pauses, objects};
+use crate::discovery::manifest::Invalid;
+use crate::discovery::{Change, Kind, Message, Object, Problem, manifest};
+use crate::text::chain;
 
 /// What to watch.
 pub struct Wanted {

@@ -15,26 +15,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::telemetry::one_line;
-
-/// `namespace/name` of a Service, EndpointSlice or Pod.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectName {
-    pub namespace: String,
-    pub name: String,
-}
-
-impl ObjectName {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-}
-
-impl fmt::Display for ObjectName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
+use crate::contract::name::{ObjectName, PodRef};
+use crate::text::one_line;
 
 /// The changes that make one Service port out of fixed endpoints, as `ebbtide proxy --to` names them.
 pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<Change> {
@@ -228,13 +210,6 @@ pub struct SliceEndpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PodRef {
-    pub name: String,
-    /// Empty where the slice gives none; such a pod is matched by name.
-    pub uid: String,
 }
 
 /// The metadata of a Pod (and, from `files`, its grace period from `spec`).

@@ -14,9 +14,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{
-    Change, Kind, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
-};
+use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::reason::Trigger;
+use crate::discovery::{Change, Kind, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
 use crate::endpoint::Conditions;
 use pods::{MARGIN, Pod, PodKey, Pods};
 use slice::{Differences, Slice};
@@ -98,27 +98,6 @@ impl Fate {
         match self {
             Self::NoPod | Self::Alive => None,
             Self::Terminating { deadline, .. } | Self::Deleted { deadline } => *deadline,
-        }
-    }
-}
-
-/// Which signal came first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    PodDeleted,
-    SliceTerminating,
-    Removed,
-}
-
-impl Trigger {
-    pub const ALL: [Self; 3] = [Self::PodDeleted, Self::SliceTerminating, Self::Removed];
-
-    /// Metric label, log field and the admin API's word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PodDeleted => "podDeleted",
-            Self::SliceTerminating => "sliceTerminating",
-            Self::Removed => "removed",
         }
     }
 }

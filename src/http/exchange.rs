@@ -18,20 +18,21 @@ use std::time::Instant;
 
 use tokio::time::Sleep;
 
-use super::body::{BodyDecoder, Emit};
-use super::head::{self, Framing, Reject, Request, Response};
-use super::pool::Trust;
-use super::replay;
 use crate::balancer::{Avoid, Cost};
 use crate::config::Config;
-use crate::dispatch::{self, Ask, Refusal};
+use crate::contract::reason::{CloseReason, RetryReason};
+use crate::dispatch::{Ask, Refusal};
 use crate::endpoint::{Endpoint, EndpointId, Lease};
-use crate::metrics::{CloseReason, RetryReason};
+use crate::http::body::{BodyDecoder, Emit};
+use crate::http::head::{Framing, Reject, Request, Response};
+use crate::http::pool::Trust;
+use crate::http::{head, replay};
 use crate::relay::{Lent, SPLICE_MIN};
 use crate::session::Client;
-use crate::socket::{self, Peer};
+use crate::socket::Peer;
 use crate::turns::Turn;
 use crate::worker::{Routed, Upstream, Worker};
+use crate::{dispatch, socket};
 use end::answer_alone;
 
 /// What becomes of the client's connection.

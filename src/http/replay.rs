@@ -2,7 +2,8 @@
 
 use std::cell::Cell;
 
-use crate::config::{NonIdempotent, Retry};
+use crate::config::Retry;
+use crate::contract::policy::NonIdempotent;
 use crate::http::head::{Method, Request};
 
 /// Whether a request that may have run may be sent again.

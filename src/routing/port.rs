@@ -9,14 +9,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Chores, Policy, Port, PortKey};
-use crate::config::Protocol;
-use crate::discovery::slices::{Fate, MergedEndpoint, Trigger, World};
-use crate::discovery::{ObjectName, ServicePortObject};
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::policy::{Policy, Protocol};
+use crate::contract::reason::Trigger;
+use crate::discovery::ServicePortObject;
+use crate::discovery::slices::{Fate, MergedEndpoint, World};
 use crate::endpoint::{Conditions, Endpoint};
 use crate::hold::Hold;
 use crate::metrics::ServiceMetrics;
 use crate::roster::Roster;
+use crate::routing::{Chores, Port};
 
 pub(super) struct PortEntry {
     /// `None` when the Service or its port is gone: nothing is published, connections live on.

@@ -7,8 +7,8 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use super::Client;
-use crate::metrics::CloseReason;
+use crate::contract::reason::CloseReason;
+use crate::session::Client;
 use crate::worker::Worker;
 
 /// Takes the header, and the client's address from it. Only peers inside `trustedProxies` may send one.

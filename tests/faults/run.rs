@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebbtide::balancer::{Avoid, Cost, pick};
+use ebbtide::contract::name::PortKey;
 use ebbtide::discovery::slices::World;
 use ebbtide::discovery::{Change, Kind};
 use ebbtide::endpoint::{Endpoint, EndpointId, Lease};
-use ebbtide::routing::{Port, PortKey, Snapshot};
+use ebbtide::routing::{Port, Snapshot};
 use fastrand::Rng;
 
-use crate::rig::{GRACE, Rig, SECOND, apply, last_byte, name, service};
-use crate::told::{Named, Told};
-use crate::truth::{SLICES, Truth};
+use ebbtide::rig::{GRACE, Rig, SECOND, apply, last_byte, name, service};
+use ebbtide::told::{Named, Told};
+use ebbtide::truth::{SLICES, Truth};
 
 /// How news travels, and what the world does beyond living and dying.
 #[derive(Debug, Clone, Copy)]

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ebbtide::discovery::{Change, Deletion, Kind, Object, PodObject, PodRef, SliceEndpoint, SliceObject};
+use ebbtide::contract::name::PodRef;
+use ebbtide::discovery::{Change, Deletion, Kind, Object, PodObject, SliceEndpoint, SliceObject};
 
-use crate::rig::{GRACE, name, pod, ready, service, slice};
+use ebbtide::rig::{GRACE, name, pod, ready, service, slice};
 
 pub const SLICES: [&str; 3] = ["s0", "s1", "s2"];
 

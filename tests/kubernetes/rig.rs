@@ -4,16 +4,17 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use ebbtide::app::{self, Running};
+use ebbtide::app;
+use ebbtide::app::Running;
 use ebbtide::config::{Config, Discovery};
+use ebbtide::contract::name::{ObjectName, PortKey};
 use ebbtide::demo::client::Client;
-use ebbtide::discovery::ObjectName;
 use ebbtide::drain::Record;
-use ebbtide::routing::{Port, PortKey};
+use ebbtide::routing::Port;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::api::{Api, Kind};
+use ebbtide::api::{Api, Kind};
 
 /// Explicit listener `web` for Service `web/shop`.
 pub const WEB: &str = "listeners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80}]";

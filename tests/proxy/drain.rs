@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ebbtide::contract::reason::{Outcome, Trigger};
 use ebbtide::demo::client::Client;
-use ebbtide::discovery::slices::Trigger;
-use ebbtide::drain::{Outcome, Record};
+use ebbtide::drain::Record;
 use ebbtide::endpoint::Endpoint;
 use ebbtide::routing::Port;
 use serde_json::json;
@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::play::{Act, OK, Play};
-use crate::rig::{Ep, Rig, Scripted, eventually, soon, uid_of};
+use ebbtide::play::{Act, OK, Play};
+use ebbtide::rig::{Ep, Rig, Scripted, eventually, soon, uid_of};
 
 /// Answers every request with `body`, keep-alive.
 async fn answering(body: &'static str) -> Scripted {

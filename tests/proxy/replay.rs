@@ -11,8 +11,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::play::{Act, OK, Play};
-use crate::rig::{Ep, Rig, binary, eventually, soon};
+use ebbtide::play::{Act, OK, Play};
+use ebbtide::rig::{Ep, Rig, binary, eventually, soon};
 
 /// One replica that plays, and a proxy before it.
 async fn one(play: &Play, more: &str) -> Rig {
@@ -499,7 +499,7 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
     eventually("the receipt", || rig.running().admin.drains.records().iter().any(|r| r.ended.is_some())).await;
     let record = rig.running().admin.drains.records().remove(0);
     assert_eq!((record.replayed, record.forced, record.finished), (2, 1, 0), "{record:?}");
-    assert_eq!(record.ended.unwrap().1, ebbtide::drain::Outcome::Forced);
+    assert_eq!(record.ended.unwrap().1, ebbtide::contract::reason::Outcome::Forced);
     assert_eq!(rig.metric("ebbtide_drains_total", "outcome=\"forced\""), 1.0);
     eventually("no upstream connection left", || a.open() == 0).await;
 }

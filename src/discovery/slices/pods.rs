@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Trigger;
-use crate::discovery::{ObjectName, PodRef};
+use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::reason::Trigger;
 
 /// Every UID that is held, named or remembered. A merge reaches a pod by its slot: looking up 10,000 UIDs by their text
 /// is twice the work of all the rest.

@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use crate::discovery::{ObjectName, PodRef, SliceEndpoint, SliceObject};
+use crate::contract::name::{ObjectName, PodRef};
+use crate::discovery::{SliceEndpoint, SliceObject};
 
 /// A slice with what its arrival told.
 #[derive(Debug)]

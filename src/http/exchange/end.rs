@@ -6,13 +6,13 @@ use std::time::{Instant, SystemTime};
 
 use tokio::io::AsyncWriteExt;
 
-use super::{Attempt, End, Exchange, Lost};
+use crate::contract::reason::CloseReason;
 use crate::dispatch::Refusal;
 use crate::endpoint::{Endpoint, Lease};
 use crate::http::body::Emit;
-use crate::http::head::{self, Method, Request, Response, Version};
-use crate::http::pool;
-use crate::metrics::CloseReason;
+use crate::http::exchange::{Attempt, End, Exchange, Lost};
+use crate::http::head::{Method, Request, Response, Version};
+use crate::http::{head, pool};
 use crate::session::Client;
 use crate::telemetry::AccessEntry;
 

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWrite;
 
-use super::{Attempt, Exchange, Lost};
-use crate::endpoint::millis;
+use crate::contract::clock::millis;
+use crate::contract::reason::CloseReason;
 use crate::http::body::{BodyDecoder, Emit};
-use crate::http::head::{self, Framing, Reject, Version};
-use crate::metrics::CloseReason;
+use crate::http::exchange::{Attempt, Exchange, Lost};
+use crate::http::head;
+use crate::http::head::{Framing, Reject, Version};
 use crate::relay::{Broken, poll_turn};
-use crate::socket::{self, LOOK, Peer};
+use crate::socket;
+use crate::socket::{LOOK, Peer};
 use crate::worker::{BUFFER_MAX, SCRATCH, append, empty};
 
 impl Exchange<'_> {
