@@ -13,17 +13,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, Health, Seat, seat};
+use crate::admin::{Admin, Seat, seat};
 use crate::config::{Config, Discovery};
 use crate::contract::policy::PortRef;
+use crate::contract::snapshot::Snapshot;
 use crate::control::{Command, Control};
 use crate::discovery::slices::World;
 use crate::discovery::{Message, api, files, kubernetes};
 use crate::events::{Event, Events};
 use crate::listeners::Listeners;
-use crate::metrics::Metrics;
-use crate::routing::{RoutingTable, Snapshot};
-use crate::telemetry::{AccessLog, AccessLogWriter};
+use crate::observe::access_log::{AccessLog, AccessLogWriter};
+use crate::observe::health::Health;
+use crate::observe::metrics::Metrics;
+use crate::routing::RoutingTable;
 use crate::worker::{Mail, Shared, Spare};
 use crate::{admin, config, discovery, drain, events, socket, worker};
 

@@ -2,16 +2,16 @@
 //! lease on it.
 //!
 //! Invariant: only endpoints of the published snapshot that grant a lease are ever returned, usable ones before
-//! serving-and-terminating ones, untried before tried. It leaves waiting (see [`crate::hold`]) to its callers.
+//! serving-and-terminating ones, untried before tried. It leaves waiting (see [`crate::contract::hold`]) to its callers.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::contract::clock::millis;
-use crate::endpoint::{Endpoint, EndpointId, Lease};
-use crate::roster::Roster;
-use crate::routing::Port;
+use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::roster::Roster;
+use crate::contract::snapshot::Port;
 
 /// What a pick is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +168,7 @@ mod tests {
     use crate::config::{Config, Discovery};
     use crate::contract::name::{ObjectName, PortKey};
     use crate::contract::policy::{Policy, Protocol};
-    use crate::metrics::Metrics;
+    use crate::observe::metrics::Metrics;
 
     /// An open endpoint whose number is its id and the last byte of its address, with this template hash.
     fn endpoint(n: u8, hash: Option<&str>, let_in: Instant) -> Arc<Endpoint> {

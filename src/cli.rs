@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::config;
 use crate::config::{Config, Discovery, ListenerConfig};
-use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol};
 use clap::{Args, Parser, Subcommand};
+use ebbtide::contract::name::ObjectName;
+use ebbtide::contract::policy::{PortRef, Protocol};
 
 /// A Layer-4 connection-draining proxy: rollouts that cost no client a request or its connection.
 #[derive(Debug, Parser)]

@@ -15,17 +15,17 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::contract::clock::millis;
+use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
+use crate::contract::hold::Hold;
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
 use crate::discovery::Message;
 use crate::discovery::slices::{Touched, World};
-use crate::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::events::{Event, Events, Reason};
-use crate::hold::Hold;
 use crate::listeners::Listeners;
 use crate::routing::{Chores, RoutingTable};
+use crate::socket;
 use crate::worker::{Mail, Shared};
-use crate::{socket, telemetry};
 
 /// What the outside tells the control loop.
 #[derive(Debug)]
@@ -201,7 +201,7 @@ impl Control {
                 Notice::Left(endpoint) => {
                     let asked = endpoint.pod.as_ref().and_then(|pod| self.world.deletion_asked(&pod.uid));
                     if let Some((record, took)) = self.admin.drains.end(endpoint.id, asked) {
-                        telemetry::drain_receipt(&record, took);
+                        record.log(took);
                         let forced = record.ended.is_some_and(|(_, outcome)| outcome == Outcome::Forced);
                         let reason = if forced { Reason::DrainForced } else { Reason::Drained };
                         self.tell(&record.service.service, reason, record.words(took));
@@ -302,7 +302,7 @@ impl Control {
         let snapshot = self.admin.snapshot.load_full();
         let come = |service: &ObjectName, since: Instant| snapshot.pods_come(service, millis(since));
         for rollout in self.admin.drains.close_rollouts(now, come) {
-            telemetry::rollout_receipt(&rollout);
+            rollout.log();
             let reason = if rollout.failures == 0 { Reason::RolledOut } else { Reason::RolloutFailed };
             self.tell(&rollout.service, reason, rollout.words());
         }

@@ -17,13 +17,13 @@ use tokio::net::TcpStream;
 
 use crate::balancer::{Avoid, Cost};
 use crate::contract::clock::millis;
+use crate::contract::counters::ServiceMetrics;
+use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::RetryReason;
-use crate::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::snapshot::Port;
 use crate::http::pool;
 use crate::http::pool::Trust;
-use crate::listener::ListenerSpec;
-use crate::metrics::ServiceMetrics;
-use crate::routing::Port;
 use crate::socket::Peer;
 use crate::worker::{Spare, Upstream, Worker};
 use crate::{balancer, socket};

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::contract::clock::millis;
+use crate::contract::counters::ServiceMetrics;
+use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::reason::{Outcome, Trigger};
-use crate::endpoint::{Endpoint, EndpointId};
-use crate::metrics::ServiceMetrics;
 use crate::rollout::{Rollout, Rollouts};
 
 /// A drain as the admin page and the log line show it.
@@ -51,6 +51,24 @@ impl Record {
              connections closed",
             self.trigger.as_str()
         )
+    }
+
+    /// Logs a finished drain in one line: endpoint, trigger, duration, and what became of what was in flight.
+    pub fn log(&self, took: Duration) {
+        let outcome = self.ended.map_or("running", |(_, outcome)| outcome.as_str());
+        tracing::info!(
+            service = %self.service,
+            address = %self.address,
+            pod = self.pod.as_deref(),
+            trigger = self.trigger.as_str(),
+            outcome,
+            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            finished = self.finished,
+            replayed = self.replayed,
+            forced = self.forced,
+            idle_closed = self.idle_closed,
+            "endpoint {outcome}"
+        );
     }
 }
 
@@ -127,7 +145,7 @@ impl Log {
             inner.finished.pop_front();
         }
         inner.finished.push_back(record.clone());
-        inner.rollouts.drain_ended(&record, Instant::now());
+        inner.rollouts.drain_ended(&record.service.service, record.forced, Instant::now());
         let took = running.started.elapsed();
         running.metrics.drained(running.trigger, outcome);
         running.metrics.drain_duration.observe(took.as_secs_f64());
@@ -189,6 +207,8 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt;
+
     use tokio::sync::mpsc;
 
     use super::*;
@@ -198,7 +218,7 @@ mod tests {
         let address = ([10, 0, 0, 1], id as u16).into();
         let endpoint = Endpoint::new(EndpointId(id), address, None, None, mpsc::unbounded_channel().0);
         let service = PortKey { service: ObjectName::new("web", "shop"), port: 80 };
-        let metrics = crate::metrics::Metrics::new().unwrap().service(&service);
+        let metrics = crate::observe::metrics::Metrics::new().unwrap().service(&service);
         log.begin(endpoint.clone(), service, Trigger::SliceTerminating, Instant::now(), metrics);
         endpoint
     }
@@ -241,5 +261,61 @@ mod tests {
         assert_eq!(ports.len(), 1 + KEPT);
         assert_eq!(ports[..3], [1, last as u16, last as u16 - 1]);
         assert_eq!(ports.last(), Some(&3), "the oldest are gone");
+    }
+
+    /// Collects what is logged.
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_receipt_is_one_line_with_its_fields() {
+        let output = Output::default();
+        let writer = output.clone();
+        let subscriber = tracing_subscriber::registry()
+            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(move || writer.clone()));
+        let record = Record {
+            service: PortKey { service: ObjectName::new("web", "shop"), port: 80 },
+            address: "10.0.0.1:8080".parse().unwrap(),
+            pod: Some("shop-1".into()),
+            started_at: SystemTime::now(),
+            trigger: Trigger::PodDeleted,
+            deadline: None,
+            in_flight: 0,
+            ended: Some((SystemTime::now(), Outcome::Forced)),
+            finished: 7,
+            replayed: 2,
+            forced: 1,
+            idle_closed: 4,
+        };
+        tracing::subscriber::with_default(subscriber, || record.log(Duration::from_millis(1_500)));
+        let written = output.0.lock().unwrap().clone();
+        assert_eq!(written.iter().filter(|&&b| b == b'\n').count(), 1);
+        let line: serde_json::Value = serde_json::from_slice(&written).unwrap();
+        for (field, value) in [
+            ("service", serde_json::json!("web/shop:80")),
+            ("address", "10.0.0.1:8080".into()),
+            ("pod", "shop-1".into()),
+            ("trigger", "podDeleted".into()),
+            ("outcome", "forced".into()),
+            ("took_ms", 1_500.into()),
+            ("finished", 7.into()),
+            ("replayed", 2.into()),
+            ("forced", 1.into()),
+            ("idle_closed", 4.into()),
+            ("level", "INFO".into()),
+        ] {
+            assert_eq!(line[field], value, "{field} in {line}");
+        }
     }
 }

@@ -57,24 +57,16 @@ pub mod discovery;
 pub mod dispatch;
 pub mod drain;
 pub mod drill;
-pub mod endpoint;
 pub mod events;
-pub mod hold;
 pub mod http;
-pub mod lease;
 pub mod listener;
 pub mod listeners;
-pub mod metrics;
+pub mod observe;
 pub mod relay;
 pub mod rollout;
-pub mod roster;
 pub mod routing;
 pub mod session;
 pub mod socket;
-pub mod telemetry;
 pub mod text;
 pub mod turns;
 pub mod worker;
-mod sync {
-    pub use std::sync::atomic::{AtomicU64, Ordering};
-}

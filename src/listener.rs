@@ -2,7 +2,6 @@
 //!
 //! Invariant: never more connections than permits; at the limit, or out of descriptors, it waits instead of spinning.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,29 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol};
+use crate::contract::listener::ListenerSpec;
 use crate::worker::{Handover, Mail, Spare, Worker};
 use crate::{session, socket};
-
-/// Unique in this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ListenerId(pub u64);
-
-/// A listener as every worker knows it.
-#[derive(Debug)]
-pub struct ListenerSpec {
-    pub id: ListenerId,
-    pub name: String,
-    /// As bound.
-    pub address: SocketAddr,
-    pub service: ObjectName,
-    pub port: PortRef,
-    /// `None`: the Service port's own.
-    pub protocol: Option<Protocol>,
-    pub proxy_protocol: bool,
-    pub allow_connect: bool,
-}
 
 /// Accepts until `stop`; then serves what the kernel has accepted for us already, and closes.
 pub async fn accept_on(

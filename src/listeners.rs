@@ -9,12 +9,12 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::admin::{Health, ListenerState};
 use crate::config::{Config, ListenerConfig};
+use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
-use crate::listener::{ListenerId, ListenerSpec};
-use crate::routing::Snapshot;
+use crate::contract::snapshot::Snapshot;
+use crate::observe::health::{Health, ListenerState};
 use crate::socket;
 use crate::worker::{Mail, Shared};
 

@@ -6,9 +6,10 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
-use ebbtide::config::{self, Config};
+use ebbtide::config::Config;
 use ebbtide::discovery::api;
-use ebbtide::{admin, app, demo, drill, telemetry};
+use ebbtide::observe::log;
+use ebbtide::{admin, app, config, demo, drill};
 
 use cli::{Cli, Command};
 
@@ -28,12 +29,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config: file } => {
             let config = Config::load(&file)?;
-            telemetry::init();
+            log::init();
             app::run(config, Some(file))?;
         }
         Command::Proxy(proxy) => {
             let config = proxy.config()?;
-            telemetry::init();
+            log::init();
             app::run(config, None)?;
         }
         Command::Check { config } => {

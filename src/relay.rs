@@ -19,8 +19,8 @@ use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::contract::endpoint::Lease;
 use crate::contract::reason::CloseReason;
-use crate::endpoint::Lease;
 use crate::socket;
 use crate::socket::{LOOK, Peer};
 use crate::turns::Turn;

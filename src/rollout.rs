@@ -9,10 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::contract::counters::ServiceMetrics;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::reason::CloseReason;
-use crate::drain::Record;
-use crate::metrics::ServiceMetrics;
 
 /// The receipt.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +48,24 @@ impl Rollout {
             "{pods_gone} pods gone, {pods_come} come in {took}: {requests} requests, {failures} failed, {replayed} replayed, \
              {held} held, {forced} cut at their deadline; {connections_kept} client connections kept, {connections_lost} lost"
         )
+    }
+
+    /// Logs a rollout that is over in one line.
+    pub fn log(&self) {
+        tracing::info!(
+            service = %self.service,
+            pods_gone = self.pods_gone,
+            pods_come = self.pods_come,
+            took_ms = u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
+            requests = self.requests,
+            failures = self.failures,
+            replayed = self.replayed,
+            held = self.held,
+            forced = self.forced,
+            connections_kept = self.connections_kept,
+            connections_lost = self.connections_lost,
+            "rollout over"
+        );
     }
 }
 
@@ -111,11 +128,11 @@ impl Rollouts {
         open.before.entry(key.port).or_insert_with(|| (metrics.clone(), Counts::of(metrics)));
     }
 
-    pub fn drain_ended(&mut self, record: &Record, now: Instant) {
-        if let Some(open) = self.open.get_mut(&record.service.service) {
+    pub fn drain_ended(&mut self, service: &ObjectName, forced: u32, now: Instant) {
+        if let Some(open) = self.open.get_mut(service) {
             open.last = now;
             open.running = open.running.saturating_sub(1);
-            open.forced += u64::from(record.forced);
+            open.forced += u64::from(forced);
         }
     }
 
@@ -201,31 +218,17 @@ pub const KEPT: usize = 100;
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
 
     use super::*;
-    use crate::contract::reason::{Outcome, Trigger};
-    use crate::metrics::Metrics;
+
+    use crate::observe::metrics::Metrics;
 
     fn key(port: u16) -> PortKey {
         PortKey { service: ObjectName::new("web", "shop"), port }
     }
 
-    fn record(port: u16, forced: u32) -> Record {
-        Record {
-            service: key(port),
-            address: SocketAddr::from(([10, 0, 0, 1], 80)),
-            pod: None,
-            started_at: SystemTime::now(),
-            trigger: Trigger::PodDeleted,
-            deadline: None,
-            in_flight: 0,
-            ended: Some((SystemTime::now(), Outcome::Drained)),
-            finished: 0,
-            replayed: 0,
-            forced,
-            idle_closed: 0,
-        }
+    fn shop() -> ObjectName {
+        ObjectName::new("web", "shop")
     }
 
     #[test]
@@ -244,10 +247,10 @@ mod tests {
         tls.closed(CloseReason::ClientClosed);
         web.connections_active.set(8);
         assert_eq!(rollouts.due(), Some(start + LONGEST), "while they run");
-        rollouts.drain_ended(&record(80, 0), after(2));
-        rollouts.drain_ended(&record(443, 1), after(2));
+        rollouts.drain_ended(&shop(), 0, after(2));
+        rollouts.drain_ended(&shop(), 1, after(2));
         rollouts.drain_began(&key(80), "b".into(), &web, after(10));
-        rollouts.drain_ended(&record(80, 0), after(12));
+        rollouts.drain_ended(&shop(), 0, after(12));
         assert!(rollouts.close(after(26), |_, _| Some(2)).is_empty(), "not quiet for long enough");
         assert!(rollouts.close(after(27), |_, _| None).is_empty(), "nothing serves yet");
         let receipts = rollouts.close(after(28), |service, since| {
@@ -269,7 +272,7 @@ mod tests {
             let now = start + Duration::from_secs(5) * n;
             assert!(rollouts.due().is_none_or(|due| due >= now), "a time that is past would be waited for for ever");
             rollouts.drain_began(&key(80), n.to_string(), &metrics, now);
-            rollouts.drain_ended(&record(80, 0), now);
+            rollouts.drain_ended(&shop(), 0, now);
             // For half of the time nothing serves.
             let come = |_: &ObjectName, _| (n < 720).then_some(1);
             gone.extend(rollouts.close(now, come).iter().map(|receipt| receipt.pods_gone));

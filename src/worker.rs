@@ -21,14 +21,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::contract::endpoint::{Endpoint, EndpointId, Leaving};
+use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::PortKey;
-use crate::endpoint::{Endpoint, EndpointId, Leaving};
+use crate::contract::snapshot::{Port, Snapshot};
 use crate::http::pool::Idle;
 use crate::http::replay::Budget;
-use crate::listener::{ListenerId, ListenerSpec};
+use crate::observe::access_log::AccessLog;
 use crate::relay::Pipes;
-use crate::routing::{Port, Snapshot};
-use crate::telemetry::AccessLog;
 use crate::{listener, session, socket, turns};
 
 /// What all workers share.

@@ -7,10 +7,10 @@ mod rig;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ebbtide::contract::endpoint::Endpoint;
 use ebbtide::contract::name::PodRef;
 use ebbtide::discovery::slices::World;
 use ebbtide::discovery::{Change, Kind, ServiceObject, SliceEndpoint};
-use ebbtide::endpoint::Endpoint;
 use ebbtide::routing::HAND_BACK;
 use proptest::prelude::*;
 use rig::*;

@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ebbtide::config::{Config, Discovery};
+use ebbtide::contract::endpoint::Notice;
 use ebbtide::contract::name::{ObjectName, PodRef};
+use ebbtide::contract::snapshot::{Port, Snapshot};
 use ebbtide::discovery::slices::{Touched, World};
 use ebbtide::discovery::{Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
 use ebbtide::drain;
-use ebbtide::endpoint::Notice;
-use ebbtide::metrics::Metrics;
-use ebbtide::routing::{Port, RoutingTable, Snapshot};
+use ebbtide::observe::metrics::Metrics;
+use ebbtide::routing::RoutingTable;
 use tokio::sync::mpsc;
 
 #[allow(dead_code)] // Each bench uses what it needs of it.

@@ -10,9 +10,8 @@ pub mod seat;
 pub mod status;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -32,12 +31,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::contract::name::ObjectName;
-use crate::contract::policy::Protocol;
-use crate::discovery::Problem;
+use crate::contract::snapshot::Snapshot;
 use crate::drain;
-use crate::metrics::Metrics;
-use crate::routing::Snapshot;
+use crate::observe::health::Health;
+use crate::observe::metrics::Metrics;
 pub use seat::Seat;
 pub use status::status;
 
@@ -170,80 +167,4 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
     pub started: Instant,
-}
-
-/// Liveness, readiness and the state of the source of truth. Written by the control loop and the listeners.
-#[derive(Debug)]
-pub struct Health(Mutex<HealthState>);
-
-#[derive(Debug, Clone)]
-pub struct HealthState {
-    /// `files`, `kubernetes` or `static`.
-    pub source: &'static str,
-    /// The first complete table is in force.
-    pub synced: bool,
-    /// Every listener has been tried once.
-    pub ports_tried: bool,
-    pub shutting_down: bool,
-    /// When the source was last known to be in order; see [`HealthState::age`].
-    pub current_at: Instant,
-    /// What the source cannot read; change it by [`Health::report`] only.
-    pub problems: Vec<Problem>,
-    pub listeners: Vec<ListenerState>,
-}
-
-#[derive(Debug, Clone)]
-pub struct ListenerState {
-    pub name: String,
-    /// As bound (a port 0 resolved), or as configured while it is not bound.
-    pub address: SocketAddr,
-    pub service: ObjectName,
-    /// Name or number, as configured.
-    pub port: String,
-    pub protocol: Protocol,
-    /// Why it is not bound.
-    pub error: Option<String>,
-}
-
-impl HealthState {
-    /// How old the table in force is: nothing while the source is in order.
-    pub fn age(&self) -> Duration {
-        if self.synced && self.problems.is_empty() { Duration::ZERO } else { self.current_at.elapsed() }
-    }
-}
-
-impl Health {
-    pub fn new(source: &'static str) -> Self {
-        Self(Mutex::new(HealthState {
-            source,
-            synced: false,
-            ports_tried: false,
-            shutting_down: false,
-            current_at: Instant::now(),
-            problems: Vec::new(),
-            listeners: Vec::new(),
-        }))
-    }
-
-    pub fn state(&self) -> HealthState {
-        self.lock().clone()
-    }
-
-    /// Takes in the source's problems as they stand now (the whole list). The table counts as current until the first.
-    pub fn report(&self, problems: Vec<Problem>) {
-        self.update(|state| {
-            if state.problems.is_empty() || problems.is_empty() {
-                state.current_at = Instant::now();
-            }
-            state.problems = problems;
-        });
-    }
-
-    pub fn update(&self, change: impl FnOnce(&mut HealthState)) {
-        change(&mut self.lock());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HealthState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

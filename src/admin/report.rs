@@ -10,11 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::admin::{Admin, HealthState};
+use crate::admin::Admin;
+use crate::contract::endpoint::Endpoint;
 use crate::contract::policy::Protocol;
+use crate::contract::snapshot::Port;
 use crate::discovery::Problem;
-use crate::endpoint::Endpoint;
-use crate::routing::Port;
+use crate::observe::health::HealthState;
 use crate::text::{one_line, timestamp};
 use crate::{drain, rollout};
 
@@ -430,9 +431,9 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::admin::{Health, ListenerState};
+    use crate::contract::endpoint::{Conditions, EndpointId};
     use crate::contract::name::ObjectName;
-    use crate::endpoint::{Conditions, EndpointId};
+    use crate::observe::health::{Health, ListenerState};
 
     fn problem(subject: &str) -> Problem {
         Problem { subject: subject.into(), error: "line 3:\nnot YAML".into(), since: SystemTime::now() }

@@ -305,10 +305,10 @@ mod tests {
 
     use super::*;
     use crate::config::ListenerConfig;
+    use crate::contract::endpoint::Conditions;
     use crate::contract::name::PodRef;
     use crate::discovery::slices::{Fate, MergedEndpoint};
     use crate::discovery::{ServiceObject, ServicePortObject};
-    use crate::endpoint::Conditions;
 
     fn config() -> Config {
         let mut config = Config::new(Discovery::Files { path: "manifests".into() });

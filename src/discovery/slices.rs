@@ -14,10 +14,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::contract::endpoint::Conditions;
 use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::reason::Trigger;
 use crate::discovery::{Change, Kind, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
-use crate::endpoint::Conditions;
 use pods::{MARGIN, Pod, PodKey, Pods};
 use slice::{Differences, Slice};
 

@@ -20,9 +20,9 @@ use tokio::time::Sleep;
 
 use crate::balancer::{Avoid, Cost};
 use crate::config::Config;
+use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::reason::{CloseReason, RetryReason};
 use crate::dispatch::{Ask, Refusal};
-use crate::endpoint::{Endpoint, EndpointId, Lease};
 use crate::http::body::{BodyDecoder, Emit};
 use crate::http::head::{Framing, Reject, Request, Response};
 use crate::http::pool::Trust;

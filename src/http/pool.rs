@@ -1,7 +1,7 @@
 //! Idle upstream connections, kept per worker and endpoint.
 //!
 //! Invariant: a connection goes back only when its last exchange ended at a message boundary and its endpoint is open;
-//! it is keyed by the [`Endpoint`](crate::endpoint::Endpoint) itself, so an address that passes to another pod inherits none.
+//! it is keyed by the [`Endpoint`](crate::contract::endpoint::Endpoint) itself, so an address that passes to another pod inherits none.
 
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};

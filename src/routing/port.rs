@@ -9,16 +9,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::contract::counters::ServiceMetrics;
+use crate::contract::endpoint::{Conditions, Endpoint};
+use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{Policy, Protocol};
 use crate::contract::reason::Trigger;
+use crate::contract::roster::Roster;
+use crate::contract::snapshot::Port;
 use crate::discovery::ServicePortObject;
 use crate::discovery::slices::{Fate, MergedEndpoint, World};
-use crate::endpoint::{Conditions, Endpoint};
-use crate::hold::Hold;
-use crate::metrics::ServiceMetrics;
-use crate::roster::Roster;
-use crate::routing::{Chores, Port};
+use crate::routing::Chores;
 
 pub(super) struct PortEntry {
     /// `None` when the Service or its port is gone: nothing is published, connections live on.

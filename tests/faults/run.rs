@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ebbtide::balancer::{Avoid, Cost, pick};
+use ebbtide::contract::endpoint::{Endpoint, EndpointId, Lease};
 use ebbtide::contract::name::PortKey;
+use ebbtide::contract::snapshot::{Port, Snapshot};
 use ebbtide::discovery::slices::World;
 use ebbtide::discovery::{Change, Kind};
-use ebbtide::endpoint::{Endpoint, EndpointId, Lease};
-use ebbtide::routing::{Port, Snapshot};
 use fastrand::Rng;
 
 use ebbtide::rig::{GRACE, Rig, SECOND, apply, last_byte, name, service};

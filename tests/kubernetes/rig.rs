@@ -8,9 +8,9 @@ use ebbtide::app;
 use ebbtide::app::Running;
 use ebbtide::config::{Config, Discovery};
 use ebbtide::contract::name::{ObjectName, PortKey};
+use ebbtide::contract::snapshot::Port;
 use ebbtide::demo::client::Client;
 use ebbtide::drain::Record;
-use ebbtide::routing::Port;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

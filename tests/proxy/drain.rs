@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ebbtide::contract::endpoint::Endpoint;
 use ebbtide::contract::reason::{Outcome, Trigger};
+use ebbtide::contract::snapshot::Port;
 use ebbtide::demo::client::Client;
 use ebbtide::drain::Record;
-use ebbtide::endpoint::Endpoint;
-use ebbtide::routing::Port;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ebbtide::contract::endpoint::EndpointId;
 use ebbtide::demo::client::Client;
 use ebbtide::demo::fleet::{Fleet, Options};
 use ebbtide::demo::load::Load;
-use ebbtide::demo::proxy::{self, Proxy};
-use ebbtide::endpoint::EndpointId;
+use ebbtide::demo::proxy;
+use ebbtide::demo::proxy::Proxy;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

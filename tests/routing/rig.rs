@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use ebbtide::config::{Config, Discovery};
+use ebbtide::contract::endpoint::{Endpoint, EndpointId, Lease, Notice};
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
+use ebbtide::contract::roster::Roster;
+use ebbtide::contract::snapshot::{Port, Snapshot};
 use ebbtide::discovery::slices::{Touched, World};
 use ebbtide::discovery::{
     Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
 use ebbtide::drain;
-use ebbtide::endpoint::{Endpoint, EndpointId, Lease, Notice};
-use ebbtide::metrics::Metrics;
-use ebbtide::roster::Roster;
-use ebbtide::routing::{Chores, Port, RoutingTable, Snapshot};
+use ebbtide::observe::metrics::Metrics;
+use ebbtide::routing::{Chores, RoutingTable};
 use tokio::sync::mpsc;
 
 pub const SECOND: Duration = Duration::from_secs(1);

@@ -6,15 +6,15 @@ use std::time::{Instant, SystemTime};
 
 use tokio::io::AsyncWriteExt;
 
+use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::reason::CloseReason;
 use crate::dispatch::Refusal;
-use crate::endpoint::{Endpoint, Lease};
 use crate::http::body::Emit;
 use crate::http::exchange::{Attempt, End, Exchange, Lost};
 use crate::http::head::{Method, Request, Response, Version};
 use crate::http::{head, pool};
+use crate::observe::access_log::AccessEntry;
 use crate::session::Client;
-use crate::telemetry::AccessEntry;
 
 impl Exchange<'_> {
     /// Whether the client's connection ends with a response that begins now: one side wants it so, too much of the body

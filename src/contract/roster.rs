@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::endpoint::Endpoint;
+use crate::contract::endpoint::Endpoint;
 
 /// In no order that means anything.
 #[derive(Debug, Clone, Default)]
@@ -93,7 +93,7 @@ const CHUNK: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::EndpointId;
+    use crate::contract::endpoint::EndpointId;
     use proptest::prelude::*;
     use tokio::sync::mpsc;
 
