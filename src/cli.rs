@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config;
-use crate::config::{Config, Discovery, ListenerConfig};
 use clap::{Args, Parser, Subcommand};
+use ebbtide::config;
+use ebbtide::config::{Config, Discovery, ListenerConfig};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol};
 

@@ -11,13 +11,13 @@ use ebbtide::balancer;
 use ebbtide::balancer::{Avoid, Cost};
 use ebbtide::contract::clock::millis;
 
-use ebbtide::guard::Guard;
-use ebbtide::load::Histogram;
-use ebbtide::peers::{Kind, free_address, get, service_manifest, slice_manifest, write_manifests};
-use ebbtide::report::Better::Less;
-use ebbtide::rows::Bench;
-use ebbtide::scene::Scene;
-use ebbtide::{measure, scene};
+use crate::guard::Guard;
+use crate::load::Histogram;
+use crate::measure;
+use crate::peers::{Kind, free_address, get, service_manifest, slice_manifest, write_manifests};
+use crate::report::Better::Less;
+use crate::rows::Bench;
+use crate::scene::{self, Scene};
 
 const GROUP: &str = "control";
 

@@ -14,9 +14,9 @@ use ebbtide::discovery::slices::World;
 use ebbtide::discovery::{Change, Kind};
 use fastrand::Rng;
 
-use ebbtide::rig::{GRACE, Rig, SECOND, apply, last_byte, name, service};
-use ebbtide::told::{Named, Told};
-use ebbtide::truth::{SLICES, Truth};
+use crate::rig::{GRACE, Rig, SECOND, apply, last_byte, name, service};
+use crate::told::{Named, Told};
+use crate::truth::{SLICES, Truth};
 
 /// How news travels, and what the world does beyond living and dying.
 #[derive(Debug, Clone, Copy)]

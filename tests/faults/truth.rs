@@ -7,7 +7,7 @@ use std::time::Instant;
 use ebbtide::contract::name::PodRef;
 use ebbtide::discovery::{Change, Deletion, Kind, Object, PodObject, SliceEndpoint, SliceObject};
 
-use ebbtide::rig::{GRACE, name, pod, ready, service, slice};
+use crate::rig::{GRACE, name, pod, ready, service, slice};
 
 pub const SLICES: [&str; 3] = ["s0", "s1", "s2"];
 

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use ebbtide::contract::reason::Trigger;
 
-use ebbtide::api::{Fault, Kind, Verb};
-use ebbtide::rig::{Rig, deleting, eventually, pod, ready, shop, slice, terminating};
+use crate::api::{Fault, Kind, Verb};
+use crate::rig::{Rig, deleting, eventually, pod, ready, shop, slice, terminating};
 
 #[tokio::test]
 async fn a_deletion_timestamp_drains_before_the_slice_says_anything() {

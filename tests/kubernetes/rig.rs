@@ -14,7 +14,7 @@ use ebbtide::drain::Record;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use ebbtide::api::{Api, Kind};
+use crate::api::{Api, Kind};
 
 /// Explicit listener `web` for Service `web/shop`.
 pub const WEB: &str = "listeners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80}]";

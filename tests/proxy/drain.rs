@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use ebbtide::play::{Act, OK, Play};
-use ebbtide::rig::{Ep, Rig, Scripted, eventually, soon, uid_of};
+use crate::play::{Act, OK, Play};
+use crate::rig::{Ep, Rig, Scripted, eventually, soon, uid_of};
 
 /// Answers every request with `body`, keep-alive.
 async fn answering(body: &'static str) -> Scripted {

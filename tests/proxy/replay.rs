@@ -11,8 +11,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use ebbtide::play::{Act, OK, Play};
-use ebbtide::rig::{Ep, Rig, binary, eventually, soon};
+use crate::play::{Act, OK, Play};
+use crate::rig::{Ep, Rig, binary, eventually, soon};
 
 /// One replica that plays, and a proxy before it.
 async fn one(play: &Play, more: &str) -> Rig {
