@@ -22,12 +22,13 @@ use crate::discovery::slices::World;
 use crate::discovery::{Message, api, files, kubernetes};
 use crate::events::{Event, Events};
 use crate::listeners::Listeners;
+use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::routing::RoutingTable;
 use crate::worker::{Mail, Shared, Spare};
-use crate::{admin, config, discovery, drain, events, socket, worker};
+use crate::{admin, config, discovery, drain, events, worker};
 
 /// Without its admin pages nobody could see how it does: it does not start.
 #[derive(Debug, thiserror::Error)]

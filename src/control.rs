@@ -23,8 +23,8 @@ use crate::discovery::Message;
 use crate::discovery::slices::{Touched, World};
 use crate::events::{Event, Events, Reason};
 use crate::listeners::Listeners;
+use crate::net::socket;
 use crate::routing::{Chores, RoutingTable};
-use crate::socket;
 use crate::worker::{Mail, Shared};
 
 /// What the outside tells the control loop.

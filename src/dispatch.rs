@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounter;
 use tokio::net::TcpStream;
 
+use crate::balancer;
 use crate::balancer::{Avoid, Cost};
 use crate::contract::clock::millis;
 use crate::contract::counters::ServiceMetrics;
@@ -24,9 +25,9 @@ use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
 use crate::http::pool;
 use crate::http::pool::Trust;
-use crate::socket::Peer;
+use crate::net::socket;
+use crate::net::socket::Peer;
 use crate::worker::{Spare, Upstream, Worker};
-use crate::{balancer, socket};
 
 /// What is wanted.
 pub struct Ask<'a> {

@@ -11,8 +11,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::listener::ListenerSpec;
+use crate::net::socket;
+use crate::session;
 use crate::worker::{Handover, Mail, Spare, Worker};
-use crate::{session, socket};
 
 /// Accepts until `stop`; then serves what the kernel has accepted for us already, and closes.
 pub async fn accept_on(

@@ -14,8 +14,8 @@ use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
 use crate::contract::snapshot::Snapshot;
+use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
-use crate::socket;
 use crate::worker::{Mail, Shared};
 
 #[derive(Default)]

@@ -4,27 +4,25 @@
 //! delivered, a reset becomes a reset; a cut in mid-transfer is a reset, so that nobody takes it for an end. A pair owns
 //! bytes only while a write is blocked.
 
-use std::cell::RefCell;
-use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
-use tokio::io::{AsyncWrite, Interest};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::contract::endpoint::Lease;
 use crate::contract::reason::CloseReason;
-use crate::socket;
-use crate::socket::{LOOK, Peer};
-use crate::turns::Turn;
-use crate::worker::{SCRATCH, Upstream, Worker, append};
+use crate::net::pipe::{Broken, Lent, SPLICE_MIN};
+use crate::net::socket;
+use crate::net::socket::{LOOK, Peer};
+use crate::net::turns::{Turn, poll_turn};
+use crate::wire::buffer::{SCRATCH, append};
+use crate::worker::{Upstream, Worker};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
 pub struct Pair {
@@ -66,13 +64,6 @@ struct Way {
 struct Waiting {
     bytes: Vec<u8>,
     written: usize,
-}
-
-/// Which side of a transfer failed.
-#[derive(Debug)]
-pub enum Broken {
-    Source(io::Error),
-    Sink(io::Error),
 }
 
 impl Pair {
@@ -211,7 +202,7 @@ impl Way {
         last: bool,
     ) -> Poll<Result<(), Broken>> {
         if self.bulk && self.waiting.is_some() {
-            ready!(poll_turn(worker, &mut self.turn, cx, true, source, sink));
+            ready!(poll_turn(&worker.bulk, &mut self.turn, cx, true, source, sink));
         }
         loop {
             if let Some(waiting) = &mut self.waiting {
@@ -229,7 +220,7 @@ impl Way {
                 return Poll::Ready(Ok(()));
             }
             if self.bulk {
-                ready!(poll_turn(worker, &mut self.turn, cx, self.lent.is_some(), source, sink));
+                ready!(poll_turn(&worker.bulk, &mut self.turn, cx, self.lent.is_some(), source, sink));
                 if self.lent.is_none() {
                     self.lent = worker.pipes.lend().map(Box::new);
                 }
@@ -274,129 +265,10 @@ impl Way {
     }
 }
 
-/// A turn for who has more to move than one read or one pipe's fill: when the source has something, or, `blocked` by the sink,
-/// when that takes something. What is wrong with either shows when it is used.
-pub fn poll_turn(
-    worker: &Worker,
-    turn: &mut Turn,
-    cx: &mut Context<'_>,
-    blocked: bool,
-    source: &TcpStream,
-    sink: &TcpStream,
-) -> Poll<()> {
-    let _ready = match blocked {
-        true => ready!(sink.poll_write_ready(cx)),
-        false => ready!(source.poll_read_ready(cx)),
-    };
-    turn.poll(&worker.bulk, cx)
-}
-
 /// For a read, so that both directions of a pair together hold little more than one could.
 fn room_beside(other: &Way) -> usize {
     if other.waiting.is_some() { SCRATCH / 4 } else { SCRATCH }
 }
 
-/// A worker's pipes for splice.
-#[derive(Default)]
-pub struct Pipes(Rc<RefCell<Shelf>>);
-
-#[derive(Default)]
-struct Shelf {
-    free: Vec<(OwnedFd, OwnedFd)>,
-    lent: usize,
-}
-
-/// A pipe on loan for one fill and full drain after another. It goes back only when empty.
-pub struct Lent {
-    ends: Option<(OwnedFd, OwnedFd)>,
-    inside: usize,
-    filled: usize,
-    /// Taken from the source since somebody asked.
-    taken: usize,
-    shelf: Rc<RefCell<Shelf>>,
-}
-
-impl Pipes {
-    /// `None` when all are out: copy instead.
-    pub fn lend(&self) -> Option<Lent> {
-        let mut shelf = self.0.borrow_mut();
-        if shelf.lent == PIPES {
-            return None;
-        }
-        let ends = match shelf.free.pop() {
-            Some(ends) => ends,
-            None => {
-                let ends = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok()?;
-                // Where the per-user limit forbids it, the kernel's 64 KiB must do.
-                let _ = rustix::pipe::fcntl_setpipe_size(&ends.0, PIPE_SIZE);
-                ends
-            }
-        };
-        shelf.lent += 1;
-        Some(Lent { ends: Some(ends), inside: 0, filled: 0, taken: 0, shelf: self.0.clone() })
-    }
-}
-
-impl Lent {
-    pub fn is_empty(&self) -> bool {
-        self.inside == 0
-    }
-
-    /// Bytes that have left the source since this was last asked, wherever they are now.
-    pub fn take_taken(&mut self) -> usize {
-        std::mem::take(&mut self.taken)
-    }
-
-    /// One fill and its full drain; answers how many bytes that were, 0 at the source's end.
-    pub fn poll_move(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
-        max: u64,
-    ) -> Poll<Result<usize, Broken>> {
-        let Some((out, into)) = &self.ends else { return Poll::Ready(Ok(0)) };
-        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-        while self.inside == 0 {
-            ready!(source.poll_read_ready(cx)).map_err(Broken::Source)?;
-            let len = max.min(PIPE_SIZE as u64) as usize;
-            match source.try_io(Interest::READABLE, || Ok(splice(source, None, into, None, len, flags)?)) {
-                Ok(0) => return Poll::Ready(Ok(0)),
-                Ok(n) => {
-                    (self.inside, self.filled) = (n, n);
-                    self.taken += n;
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(Broken::Source(e))),
-            }
-        }
-        while self.inside > 0 {
-            ready!(sink.poll_write_ready(cx)).map_err(Broken::Sink)?;
-            match sink.try_io(Interest::WRITABLE, || Ok(splice(out, None, sink, None, self.inside, flags)?)) {
-                Ok(n) => self.inside -= n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(Broken::Sink(e))),
-            }
-        }
-        Poll::Ready(Ok(self.filled))
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        let mut shelf = self.shelf.borrow_mut();
-        shelf.lent -= 1;
-        if self.inside == 0
-            && let Some(ends) = self.ends.take()
-        {
-            shelf.free.push(ends);
-        }
-    }
-}
-
 /// A connection that has moved nothing for this long is between two messages, as far as one can tell.
 const QUIET: Duration = Duration::from_secs(1);
-/// A transfer in pieces of at least this goes by splice; smaller ones are as quickly copied.
-pub const SPLICE_MIN: usize = 16 << 10;
-const PIPES: usize = 64;
-const PIPE_SIZE: usize = 256 << 10;

@@ -25,14 +25,17 @@ use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::dispatch::{Ask, Refusal};
 use crate::http::exchange::End;
-use crate::http::head::Sniff;
 use crate::http::pool::Trust;
-use crate::http::{exchange, head, pool};
+use crate::http::{exchange, pool};
+use crate::net::socket;
+use crate::net::turns::in_turn;
 use crate::observe::access_log::{AccessEntry, AccessLog};
 use crate::relay::{Ended, Pair};
-use crate::turns::{Queue, Turn};
-use crate::worker::{Handover, Routed, SCRATCH, Upstream, Worker, append};
-use crate::{balancer, dispatch, socket};
+use crate::wire::buffer::{SCRATCH, append};
+use crate::wire::sniff::Sniff;
+use crate::wire::{answer, head, message, sniff};
+use crate::worker::{Handover, Routed, Upstream, Worker};
+use crate::{balancer, dispatch};
 
 mod proxy_header;
 
@@ -80,23 +83,6 @@ fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
             Err(reason) => open.ends_by(reason),
         }
     }
-}
-
-/// As long as `newcomer`, between two looks at the sockets only so often as there are turns: a herd of newcomers must not
-/// have the established ones wait for each of them. `has_turn`: for the first time.
-fn in_turn<F: Future + Unpin>(
-    queue: &Queue,
-    newcomer: &Cell<bool>,
-    mut has_turn: bool,
-    mut session: F,
-) -> impl Future<Output = F::Output> {
-    let mut turn = Turn::default();
-    poll_fn(move |cx| {
-        if newcomer.get() && !std::mem::take(&mut has_turn) {
-            ready!(turn.poll(queue, cx));
-        }
-        Pin::new(&mut session).poll(cx)
-    })
 }
 
 /// What an established session is: each kind boxed for itself, so that a TCP pair does not pay for what an HTTP client
@@ -242,14 +228,14 @@ async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
 async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason> {
     loop {
         if !client.unread.is_empty() {
-            match head::sniff(&client.unread) {
+            match sniff::sniff(&client.unread) {
                 Sniff::Http => return Ok(true),
                 Sniff::Other => return Ok(false),
                 Sniff::NeedMore => {}
             }
         }
         let before = client.unread.len();
-        let patient = before == 0 || head::may_become_request(&client.unread);
+        let patient = before == 0 || sniff::may_become_request(&client.unread);
         let fill = poll_fn(|cx| client.poll_fill(cx, worker));
         let filled = if patient {
             fill.await
@@ -324,7 +310,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
             }
             Err(HeadEnd::Refused(reject)) => {
                 let mut answer = Vec::new();
-                head::write_answer(reject.status, reject.reason, None, true, false, &mut answer);
+                answer::write_answer(reject.status, reject.reason, None, true, false, &mut answer);
                 if let Some(port) = worker.port(&client.listener) {
                     port.metrics.answered(reject.status);
                 }
@@ -361,11 +347,11 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
 }
 
 /// A request's head, and its canonical form for the upstream.
-type Parsed = (head::Request, Vec<u8>);
+type Parsed = (message::Request, Vec<u8>);
 
 enum HeadEnd {
     Closed(CloseReason),
-    Refused(head::Reject),
+    Refused(message::Reject),
 }
 
 /// Reads the next request's head.
@@ -397,7 +383,7 @@ async fn read_head(
         }
         timer.as_mut().poll(cx).map(|()| {
             Err(if begun {
-                HeadEnd::Refused(head::Reject { status: 408, reason: "head_timeout" })
+                HeadEnd::Refused(message::Reject { status: 408, reason: "head_timeout" })
             } else {
                 HeadEnd::Closed(CloseReason::ClientTimeout)
             })
@@ -468,7 +454,7 @@ impl Client {
 
     fn parse_bytes(&self, worker: &Worker, bytes: &[u8]) -> Result<Option<Parsed>, HeadEnd> {
         let config = worker.config();
-        let limits = head::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
+        let limits = message::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
         let forwarding = head::Forwarding {
             peer: self.peer.ip(),
             local: self.listener.address,

@@ -27,9 +27,11 @@ use crate::contract::name::PortKey;
 use crate::contract::snapshot::{Port, Snapshot};
 use crate::http::pool::Idle;
 use crate::http::replay::Budget;
+use crate::net::pipe::Pipes;
+use crate::net::{socket, turns};
 use crate::observe::access_log::AccessLog;
-use crate::relay::Pipes;
-use crate::{listener, session, socket, turns};
+use crate::wire::buffer::{BUFFER_MAX, SCRATCH};
+use crate::{listener, session};
 
 /// What all workers share.
 pub struct Shared {
@@ -403,33 +405,6 @@ impl Drop for Upstream {
     }
 }
 
-/// Sees to room for `more` bytes, and to less than 4 KiB beyond them: what is full would be twice as large by doubling.
-/// What is small stays so: ten thousand clients may each have the beginning of a head here.
-pub fn make_room(buffer: &mut Vec<u8>, more: usize) {
-    if buffer.capacity() - buffer.len() < more {
-        let block = if buffer.len() + more < BLOCK { BLOCK / 16 } else { BLOCK };
-        buffer.reserve_exact(more.next_multiple_of(block));
-    }
-}
-
-/// Appends, with no more room than [`make_room`] sees to.
-pub fn append(buffer: &mut Vec<u8>, bytes: &[u8]) {
-    make_room(buffer, bytes.len());
-    buffer.extend_from_slice(bytes);
-}
-
-/// Empties, and gives a large one up: what is full next may be another.
-pub fn empty(buffer: &mut Vec<u8>) {
-    buffer.clear();
-    if buffer.capacity() > BUFFER_MAX {
-        *buffer = Vec::new();
-    }
-}
-
-/// Bytes a read can take at once: what a connection costs whose other side takes nothing of them. With all else that it
-/// may hold, that is to stay below 64 KiB.
-pub const SCRATCH: usize = 48 << 10;
-const BLOCK: usize = 4 << 10;
 /// Turns between two looks at the sockets: what a look costs is little beside one of them.
 const CRUMBS: u32 = 1;
 const BULK: u32 = 1;
@@ -437,4 +412,3 @@ const ACCEPTS: u32 = 2;
 const NEWCOMERS: u32 = 4;
 /// Buffers kept for reuse, and the largest worth keeping.
 const BUFFERS: usize = 128;
-pub const BUFFER_MAX: usize = 16 << 10;

@@ -22,17 +22,19 @@ use crate::balancer::{Avoid, Cost};
 use crate::config::Config;
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::reason::{CloseReason, RetryReason};
+use crate::dispatch;
 use crate::dispatch::{Ask, Refusal};
-use crate::http::body::{BodyDecoder, Emit};
-use crate::http::head::{Framing, Reject, Request, Response};
 use crate::http::pool::Trust;
-use crate::http::{head, replay};
-use crate::relay::{Lent, SPLICE_MIN};
+use crate::http::replay;
+use crate::net::pipe::{Lent, SPLICE_MIN};
+use crate::net::socket;
+use crate::net::socket::Peer;
+use crate::net::turns::Turn;
 use crate::session::Client;
-use crate::socket::Peer;
-use crate::turns::Turn;
+use crate::wire::body::BodyDecoder;
+use crate::wire::message;
+use crate::wire::message::{Emit, Framing, Reject, Request, Response};
 use crate::worker::{Routed, Upstream, Worker};
-use crate::{dispatch, socket};
 use end::answer_alone;
 
 /// What becomes of the client's connection.
@@ -55,7 +57,7 @@ struct Exchange<'a> {
     worker: &'a Rc<Worker>,
     client: &'a mut Client,
     config: Rc<Config>,
-    limits: head::Limits,
+    limits: message::Limits,
     port: Rc<Routed>,
     request: Request,
     /// The canonical head, then the body as it is forwarded: all of it while `whole`, else what is still to be written.
@@ -156,7 +158,7 @@ pub async fn run(
         worker.give_back(sent);
         return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
     };
-    let limits = head::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
+    let limits = message::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
     port.budget.count_request();
     let mut exchange = Exchange {
         worker,
@@ -388,7 +390,7 @@ impl Flow {
 }
 
 impl Attempt {
-    fn new(upstream: Upstream, limits: &head::Limits) -> Self {
+    fn new(upstream: Upstream, limits: &message::Limits) -> Self {
         Self {
             reused: upstream.reused,
             upstream,

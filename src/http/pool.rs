@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::socket;
+use crate::net::socket;
 use crate::worker::{Local, Upstream};
 
 pub struct Idle {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use crate::config::Retry;
 use crate::contract::policy::NonIdempotent;
-use crate::http::head::{Method, Request};
+use crate::wire::message::{Method, Request};
 
 /// Whether a request that may have run may be sent again.
 pub fn is_repeatable(request: &Request, policy: NonIdempotent) -> bool {
@@ -56,7 +56,7 @@ const WINDOW_S: f64 = 10.0;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::head::{Framing, Version};
+    use crate::wire::message::{Framing, Version};
 
     fn request(method: Method, conditional: bool, idempotency_key: bool) -> Request {
         Request {

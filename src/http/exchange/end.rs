@@ -9,12 +9,12 @@ use tokio::io::AsyncWriteExt;
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::reason::CloseReason;
 use crate::dispatch::Refusal;
-use crate::http::body::Emit;
 use crate::http::exchange::{Attempt, End, Exchange, Lost};
-use crate::http::head::{Method, Request, Response, Version};
-use crate::http::{head, pool};
+use crate::http::pool;
 use crate::observe::access_log::AccessEntry;
 use crate::session::Client;
+use crate::wire::answer;
+use crate::wire::message::{Emit, Method, Request, Response, Version};
 
 impl Exchange<'_> {
     /// Whether the client's connection ends with a response that begins now: one side wants it so, too much of the body
@@ -135,7 +135,7 @@ impl Exchange<'_> {
         let close = status == 400 || self.request.version == Version::H10 || self.is_last();
         let retry_after = (status == 503).then_some(1);
         let head_only = self.request.method == Method::Head;
-        head::write_answer(status, reason, retry_after, close, head_only, &mut self.reply);
+        answer::write_answer(status, reason, retry_after, close, head_only, &mut self.reply);
         self.status = status;
         if let Some(logged) = &mut self.logged {
             logged.reason = Some(reason);
@@ -186,7 +186,7 @@ impl Exchange<'_> {
 /// Before there is a service to count for.
 pub(super) async fn answer_alone(client: &mut Client, request: &Request, status: u16, reason: &'static str) -> End {
     let mut answer = Vec::new();
-    head::write_answer(status, reason, Some(1), true, request.method == Method::Head, &mut answer);
+    answer::write_answer(status, reason, Some(1), true, request.method == Method::Head, &mut answer);
     let _ = client.stream.write_all(&answer).await;
     End::Linger(CloseReason::NoEndpoint)
 }

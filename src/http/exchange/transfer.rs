@@ -8,14 +8,15 @@ use tokio::io::AsyncWrite;
 
 use crate::contract::clock::millis;
 use crate::contract::reason::CloseReason;
-use crate::http::body::{BodyDecoder, Emit};
 use crate::http::exchange::{Attempt, Exchange, Lost};
-use crate::http::head;
-use crate::http::head::{Framing, Reject, Version};
-use crate::relay::{Broken, poll_turn};
-use crate::socket;
-use crate::socket::{LOOK, Peer};
-use crate::worker::{BUFFER_MAX, SCRATCH, append, empty};
+use crate::net::pipe::Broken;
+use crate::net::socket;
+use crate::net::socket::{LOOK, Peer};
+use crate::net::turns::poll_turn;
+use crate::wire::body::BodyDecoder;
+use crate::wire::buffer::{BUFFER_MAX, SCRATCH, append, empty};
+use crate::wire::head;
+use crate::wire::message::{Emit, Framing, Reject, Version};
 
 impl Exchange<'_> {
     /// Both directions as far as they go. Ready when the whole response has been written to the client.
@@ -161,11 +162,11 @@ impl Exchange<'_> {
     }
 
     fn poll_turn_up(&mut self, cx: &mut Context<'_>, attempt: &Attempt, blocked: bool) -> Poll<()> {
-        poll_turn(self.worker, &mut self.up.turn, cx, blocked, &self.client.stream, &attempt.upstream.stream)
+        poll_turn(&self.worker.bulk, &mut self.up.turn, cx, blocked, &self.client.stream, &attempt.upstream.stream)
     }
 
     fn poll_turn_down(&self, cx: &mut Context<'_>, attempt: &mut Attempt, blocked: bool) -> Poll<()> {
-        poll_turn(self.worker, &mut attempt.down.turn, cx, blocked, &attempt.upstream.stream, &self.client.stream)
+        poll_turn(&self.worker.bulk, &mut attempt.down.turn, cx, blocked, &attempt.upstream.stream, &self.client.stream)
     }
 
     /// A byte of the body is there, and all before it is written: what may not be sent twice is not kept from here on.

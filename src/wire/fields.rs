@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 
 use httparse::Header;
 
-use super::head::{Limits, Reject, Version};
+use crate::wire::message::{Limits, Reject, Version};
 
 /// The most header lines that are ever accepted, whatever `limits.headers` says: room for them is on the stack.
 pub const MAX_HEADERS: usize = 256;

@@ -7,18 +7,9 @@
 
 use httparse::EMPTY_HEADER;
 
-use super::fields::{Kind, MAX_HEADERS, kind, write_line};
-use super::head::{Framing, Limits, Reject};
-use crate::worker::make_room;
-
-/// How a body is written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Emit {
-    /// The payload alone: counted, ended by close, or decoded for a 1.0 client (who gets no trailers).
-    Identity,
-    /// Canonical chunks, then the validated trailers.
-    Chunked,
-}
+use crate::wire::buffer::make_room;
+use crate::wire::fields::{Kind, MAX_HEADERS, kind, write_line};
+use crate::wire::message::{Emit, Framing, Limits, Reject};
 
 /// The largest chunk: what an `f64` counts exactly, far above any real one and far below an overflow.
 const MAX_CHUNK: u64 = 1 << 53;

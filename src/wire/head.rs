@@ -9,87 +9,8 @@ use std::io::Write;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::body::Emit;
-use super::fields::{Fields, Kind, Lines, MAX_HEADERS, end_of_head, is_tchar, write_line};
-
-/// Bounds of a head: bytes up to and with its empty line, and field lines (at most [`MAX_HEADERS`]).
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub head_size: usize,
-    pub headers: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Version {
-    H10,
-    H11,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Method {
-    Get,
-    Head,
-    Options,
-    Trace,
-    Put,
-    Delete,
-    Post,
-    Patch,
-    Connect,
-    Other,
-}
-
-impl Method {
-    fn new(name: &str) -> Self {
-        match name {
-            "GET" => Self::Get,
-            "HEAD" => Self::Head,
-            "OPTIONS" => Self::Options,
-            "TRACE" => Self::Trace,
-            "PUT" => Self::Put,
-            "DELETE" => Self::Delete,
-            "POST" => Self::Post,
-            "PATCH" => Self::Patch,
-            "CONNECT" => Self::Connect,
-            _ => Self::Other,
-        }
-    }
-
-    /// RFC 9110 section 9.2.2. A method that we do not know is not.
-    pub fn is_idempotent(self) -> bool {
-        matches!(self, Self::Get | Self::Head | Self::Options | Self::Trace | Self::Put | Self::Delete)
-    }
-}
-
-/// How long a body is (RFC 9112 section 6.3).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Framing {
-    None,
-    /// Bytes.
-    Counted(u64),
-    Chunked,
-    /// Responses only.
-    UntilClose,
-}
-
-/// A message that is refused. After it the connection cannot be used again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Reject {
-    /// What to answer: 400, 431, 501 or 505 for a client's fault, 502 for an upstream's.
-    pub status: u16,
-    /// For `x-ebbtide-reason`: one of a closed set of snake_case words.
-    pub reason: &'static str,
-}
-
-impl Reject {
-    pub(super) const fn bad(reason: &'static str) -> Self {
-        Self { status: 400, reason }
-    }
-
-    fn of_upstream(self) -> Self {
-        Self { status: 502, ..self }
-    }
-}
+use crate::wire::fields::{Fields, Kind, Lines, MAX_HEADERS, end_of_head, write_line};
+use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 
 /// How a client's requests are forwarded.
 #[derive(Clone, Copy, Debug)]
@@ -101,25 +22,6 @@ pub struct Forwarding {
     pub trusted: bool,
     pub https: bool,
     pub allow_connect: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Request {
-    pub method: Method,
-    pub version: Version,
-    /// Forwarded as it is: a chunked body is emitted with [`Emit::Chunked`].
-    pub framing: Framing,
-    /// What the client asked for.
-    pub keep_alive: bool,
-    /// Forwarded as a request to upgrade. Never with a body, which would have to be read before the protocol changes.
-    pub upgrade: bool,
-    pub expect_continue: bool,
-    /// `If-Match`, `If-None-Match` or `If-Unmodified-Since` is forwarded.
-    pub conditional: bool,
-    /// `Idempotency-Key` is forwarded.
-    pub idempotency_key: bool,
-    /// Bytes of the input that the head took.
-    pub consumed: usize,
 }
 
 /// Whether more has come than the one empty line that a client may send before a request (RFC 9112 section 2.2): some end
@@ -385,24 +287,6 @@ fn bad_syntax(error: httparse::Error, start_line: &'static str) -> Reject {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Response {
-    pub status: u16,
-    pub version: Version,
-    /// How the upstream ends the body; by method and status first: HEAD, 1xx, 204, 304 and a tunnel have none.
-    pub framing: Framing,
-    /// How the body goes to the client, as the head that was written says.
-    pub emit: Emit,
-    /// The upstream connection may be used again after the body.
-    pub keep_alive: bool,
-    /// The client's connection ends after this response, because nothing else can end its body.
-    pub client_close: bool,
-    /// A tunnel follows: an answered upgrade (the caller knows whether it was asked for) or a CONNECT that succeeded.
-    pub upgrade: bool,
-    /// Bytes of the input that the head took.
-    pub consumed: usize,
-}
-
 /// Reads an upstream's response head and appends the client's to `out`: always HTTP/1.1, with `Connection: close` where
 /// `close` or [`Response::client_close`] says so, otherwise `keep-alive` for a 1.0 client. `Ok(None)`: not complete;
 /// nothing was appended. A 1xx is written too; it is not for 1.0 clients.
@@ -508,76 +392,4 @@ fn response(
     }
     out.extend_from_slice(b"\r\n");
     Ok(answer)
-}
-
-/// Appends an answer of our own: `x-ebbtide-reason`, and a body of one line. `head_only`: to a HEAD. A 1.0 client needs
-/// `close`, since it is not told of a connection that stays.
-pub fn write_answer(
-    status: u16,
-    reason: &str,
-    retry_after: Option<u32>,
-    close: bool,
-    head_only: bool,
-    out: &mut Vec<u8>,
-) {
-    let phrase = match status {
-        400 => "Bad Request",
-        408 => "Request Timeout",
-        431 => "Request Header Fields Too Large",
-        501 => "Not Implemented",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        505 => "HTTP Version Not Supported",
-        _ => "Error",
-    };
-    let length = phrase.len() + 2 + reason.len() + 1;
-    _ = write!(out, "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n");
-    _ = write!(out, "x-ebbtide-reason: {reason}\r\n");
-    if let Some(seconds) = retry_after {
-        _ = write!(out, "Retry-After: {seconds}\r\n");
-    }
-    out.extend_from_slice(if close { b"Connection: close\r\n\r\n" } else { b"\r\n" });
-    if !head_only {
-        _ = writeln!(out, "{phrase}: {reason}");
-    }
-}
-
-/// What a client's first bytes are, for protocol `auto`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sniff {
-    Http,
-    Other,
-    NeedMore,
-}
-
-/// No request line of HTTP is longer than the head that it is in.
-const SNIFF_LIMIT: usize = 16 << 10;
-
-/// Whether these first bytes begin, as far as they go, with a method of RFC 9110 or 5789 and a space.
-pub fn may_become_request(first: &[u8]) -> bool {
-    const METHODS: [&[u8]; 9] =
-        [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"TRACE ", b"CONNECT "];
-    METHODS.iter().any(|method| first.iter().zip(*method).all(|(a, b)| a == b))
-}
-
-/// Knows HTTP/1 by a whole request line up to its version: many line protocols begin with a word and a space, or even
-/// with `GET key`. TLS, the HTTP/2 preface and other bytes are `Other` with the first byte that does not fit.
-pub fn sniff(first: &[u8]) -> Sniff {
-    let mut words = first.get(..SNIFF_LIMIT).unwrap_or(first).split(|&b| b == b' ');
-    let method = words.next().unwrap_or_default();
-    let target = words.next();
-    let version = words.next();
-    let fits = method.len() <= 32
-        && method.iter().copied().all(is_tchar)
-        && target.is_none_or(|target| {
-            !method.is_empty() && (version.is_none() || !target.is_empty()) && target.iter().all(u8::is_ascii_graphic)
-        });
-    match version {
-        _ if !fits => Sniff::Other,
-        Some(version) if version.starts_with(b"HTTP/1.0") || version.starts_with(b"HTTP/1.1") => Sniff::Http,
-        Some(version) if !b"HTTP/1.".starts_with(version) => Sniff::Other,
-        _ if first.len() >= SNIFF_LIMIT => Sniff::Other,
-        _ => Sniff::NeedMore,
-    }
 }

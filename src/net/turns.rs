@@ -7,11 +7,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 /// One of a worker's queues.
@@ -135,6 +137,40 @@ impl Turn {
 const ROUND: Duration = Duration::from_micros(500);
 /// Rounds that are made up for at once, at the most: a machine may have stood still.
 const ROUNDS: u128 = 32;
+
+/// A turn for who has more to move than one read or one pipe's fill: when the source has something, or, `blocked` by the sink,
+/// when that takes something. What is wrong with either shows when it is used.
+pub fn poll_turn(
+    queue: &Queue,
+    turn: &mut Turn,
+    cx: &mut Context<'_>,
+    blocked: bool,
+    source: &TcpStream,
+    sink: &TcpStream,
+) -> Poll<()> {
+    let _ready = match blocked {
+        true => ready!(sink.poll_write_ready(cx)),
+        false => ready!(source.poll_read_ready(cx)),
+    };
+    turn.poll(queue, cx)
+}
+
+/// As long as `newcomer`, between two looks at the sockets only so often as there are turns: a herd of newcomers must not
+/// have the established ones wait for each of them. `has_turn`: for the first time.
+pub fn in_turn<F: Future + Unpin>(
+    queue: &Queue,
+    newcomer: &Cell<bool>,
+    mut has_turn: bool,
+    mut session: F,
+) -> impl Future<Output = F::Output> {
+    let mut turn = Turn::default();
+    poll_fn(move |cx| {
+        if newcomer.get() && !std::mem::take(&mut has_turn) {
+            ready!(turn.poll(queue, cx));
+        }
+        Pin::new(&mut session).poll(cx)
+    })
+}
 
 #[cfg(test)]
 mod tests {
