@@ -26,9 +26,10 @@ use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
+use crate::proxy::run;
+use crate::proxy::shared::{Mail, Shared, Spare};
 use crate::routing::RoutingTable;
-use crate::worker::{Mail, Shared, Spare};
-use crate::{admin, config, discovery, drain, events, worker};
+use crate::{admin, config, discovery, drain, events};
 
 /// Without its admin pages nobody could see how it does: it does not start.
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +211,7 @@ fn start_workers(
         let (shared, config) = (shared.clone(), config.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         workers.push(thread.spawn(move || {
-            if let Err(error) = worker::run(index, shared, config, inbox) {
+            if let Err(error) = run::run(index, shared, config, inbox) {
                 tracing::error!(%error, "a worker cannot run");
             }
         })?);

@@ -24,8 +24,8 @@ use crate::discovery::slices::{Touched, World};
 use crate::events::{Event, Events, Reason};
 use crate::listeners::Listeners;
 use crate::net::socket;
+use crate::proxy::shared::{Mail, Shared};
 use crate::routing::{Chores, RoutingTable};
-use crate::worker::{Mail, Shared};
 
 /// What the outside tells the control loop.
 #[derive(Debug)]

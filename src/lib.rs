@@ -47,26 +47,20 @@ pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("EBBTIDE
 
 pub mod admin;
 pub mod app;
-pub mod balancer;
 pub mod check;
 pub mod config;
 pub mod contract;
 pub mod control;
 pub mod demo;
 pub mod discovery;
-pub mod dispatch;
 pub mod drain;
 pub mod drill;
 pub mod events;
-pub mod http;
-pub mod listener;
 pub mod listeners;
 pub mod net;
 pub mod observe;
-pub mod relay;
+pub mod proxy;
 pub mod rollout;
 pub mod routing;
-pub mod session;
 pub mod text;
 pub mod wire;
-pub mod worker;

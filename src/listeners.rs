@@ -16,7 +16,7 @@ use crate::contract::policy::{PortRef, Protocol};
 use crate::contract::snapshot::Snapshot;
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
-use crate::worker::{Mail, Shared};
+use crate::proxy::shared::{Mail, Shared};
 
 #[derive(Default)]
 pub struct Listeners {

@@ -101,7 +101,7 @@ pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 /// From now on an upstream socket's silence is found out: 8 s of it, or 2 s where its pod is deleted, mean that the endpoint
 /// is gone.
 ///
-/// `fd` must be open, which [`crate::worker::Local`] sees to: a connection's number is struck from its list before the
+/// `fd` must be open, which [`crate::proxy::upstream::Local`] sees to: a connection's number is struck from its list before the
 /// connection is closed, and both happen on the thread that calls this.
 pub fn heed_silence(fd: RawFd, pod_gone: bool) -> io::Result<()> {
     #[allow(unsafe_code)] // SAFETY: open for the duration of the call, see above.

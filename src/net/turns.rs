@@ -3,7 +3,7 @@
 //!
 //! Invariant: of each queue, so many turns are had between two looks as it was made for, in the order of asking; a worker that
 //! others keep busy looks seldom, and has proportionally more, so that whoever waits keeps a share of it. Leaves out
-//! who has to take one: bodies ([`crate::http::exchange`]), transfers ([`crate::relay`]), newcomers ([`crate::listener`], [`crate::session`]).
+//! who has to take one: bodies ([`crate::proxy::http::exchange`]), transfers ([`crate::proxy::relay`]), newcomers ([`crate::proxy::accept`], [`crate::proxy::session`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

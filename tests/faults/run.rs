@@ -6,12 +6,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebbtide::balancer::{Avoid, Cost, pick};
 use ebbtide::contract::endpoint::{Endpoint, EndpointId, Lease};
 use ebbtide::contract::name::PortKey;
 use ebbtide::contract::snapshot::{Port, Snapshot};
 use ebbtide::discovery::slices::World;
 use ebbtide::discovery::{Change, Kind};
+use ebbtide::proxy::balancer::{Avoid, Cost, pick};
 use fastrand::Rng;
 
 use crate::rig::{GRACE, Rig, SECOND, apply, last_byte, name, service};

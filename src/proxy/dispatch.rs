@@ -15,19 +15,19 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounter;
 use tokio::net::TcpStream;
 
-use crate::balancer;
-use crate::balancer::{Avoid, Cost};
 use crate::contract::clock::millis;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
-use crate::http::pool;
-use crate::http::pool::Trust;
 use crate::net::socket;
 use crate::net::socket::Peer;
-use crate::worker::{Spare, Upstream, Worker};
+use crate::proxy::balancer::{Avoid, Cost};
+use crate::proxy::shared::Spare;
+use crate::proxy::upstream::{Trust, Upstream};
+use crate::proxy::worker::Worker;
+use crate::proxy::{balancer, upstream};
 
 /// What is wanted.
 pub struct Ask<'a> {
@@ -68,7 +68,7 @@ pub async fn upstream(worker: &Rc<Worker>, spec: &ListenerSpec, ask: &Ask<'_>) -
 async fn now(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, at: Instant) -> Option<(Lease, Upstream)> {
     let lease = balancer::pick(port, ask.cost, &ask.avoid, at)?;
     let local = worker.local(lease.endpoint());
-    if let Some(upstream) = pool::check_out(&local, ask.trust) {
+    if let Some(upstream) = upstream::check_out(&local, ask.trust) {
         lease.endpoint().note_dispatch(millis(at));
         return Some((lease, upstream));
     }

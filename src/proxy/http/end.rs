@@ -8,11 +8,11 @@ use tokio::io::AsyncWriteExt;
 
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::reason::CloseReason;
-use crate::dispatch::Refusal;
-use crate::http::exchange::{Attempt, End, Exchange, Lost};
-use crate::http::pool;
 use crate::observe::access_log::AccessEntry;
-use crate::session::Client;
+use crate::proxy::client::Client;
+use crate::proxy::dispatch::Refusal;
+use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
+use crate::proxy::upstream;
 use crate::wire::answer;
 use crate::wire::message::{Emit, Method, Request, Response, Version};
 
@@ -46,7 +46,7 @@ impl Exchange<'_> {
         }
         let uploaded = self.body.is_done() && self.written == self.sent.len() && lent_up.is_none();
         if response.keep_alive && !spent && uploaded {
-            pool::check_in(upstream, now);
+            upstream::check_in(upstream, now);
         } else {
             drop(upstream);
         }

@@ -3,12 +3,20 @@
 //! Invariant: a connection goes back only when its last exchange ended at a message boundary and its endpoint is open;
 //! it is keyed by the [`Endpoint`](crate::contract::endpoint::Endpoint) itself, so an address that passes to another pod inherits none.
 
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::contract::endpoint::Endpoint;
 use crate::net::socket;
-use crate::worker::{Local, Upstream};
 
 pub struct Idle {
     upstream: Upstream,
@@ -71,3 +79,64 @@ pub fn check_in(mut upstream: Upstream, now: Instant) {
 pub const RECENT: Duration = Duration::from_secs(1);
 /// Idle connections per worker and endpoint.
 const KEPT: usize = 256;
+
+/// What one worker keeps for one endpoint.
+pub struct Local {
+    pub endpoint: Arc<Endpoint>,
+    /// Cancelled at the drain deadline (a child of the endpoint's own: see design, section 5).
+    pub force: CancellationToken,
+    pub idle: RefCell<Vec<Idle>>,
+    pub(super) sockets: RefCell<Vec<RawFd>>,
+    /// Those of them whose silence is not yet heeded.
+    pub(super) young: RefCell<Vec<RawFd>>,
+    pub(super) tightened: Cell<bool>,
+    pub(super) reported: Cell<u32>,
+    /// Somebody finds out whether it is on its way out.
+    pub looked_at: Cell<bool>,
+}
+
+/// A connection to an endpoint.
+pub struct Upstream {
+    pub stream: TcpStream,
+    pub local: Rc<Local>,
+    /// Has carried a request before.
+    pub reused: bool,
+}
+
+impl Local {
+    pub(super) fn drop_idle(&self) {
+        let closed = self.idle.borrow_mut().drain(..).count();
+        self.endpoint.tally.idle_closed.fetch_add(closed as u32, Ordering::Relaxed);
+        self.report_idle();
+    }
+
+    /// Brings the endpoint's count of idle connections up to date; not per request, which would cost two atomics.
+    pub(super) fn report_idle(&self) {
+        let now = self.idle.borrow().len() as u32;
+        let change = now.wrapping_sub(self.reported.replace(now));
+        self.endpoint.tally.idle.fetch_add(change, Ordering::Relaxed);
+    }
+}
+
+impl Upstream {
+    /// Starts to connect.
+    pub fn connect(local: Rc<Local>) -> io::Result<Self> {
+        let stream = socket::connect(local.endpoint.address)?;
+        local.sockets.borrow_mut().push(stream.as_raw_fd());
+        local.young.borrow_mut().push(stream.as_raw_fd());
+        Ok(Self { stream, local, reused: false })
+    }
+}
+
+/// Runs before the fields are dropped: the number leaves the list before the socket is closed.
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        for list in [&self.local.sockets, &self.local.young] {
+            let mut list = list.borrow_mut();
+            // The newest are the likeliest to end.
+            if let Some(at) = list.iter().rposition(|fd| *fd == self.stream.as_raw_fd()) {
+                list.swap_remove(at);
+            }
+        }
+    }
+}

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use crate::contract::reason::CloseReason;
-use crate::session::Client;
-use crate::worker::Worker;
+use crate::proxy::client::Client;
+use crate::proxy::worker::Worker;
 
 /// Takes the header, and the client's address from it. Only peers inside `trustedProxies` may send one.
 pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {

@@ -1,14 +1,9 @@
-//! One request and its response: dispatched, forwarded both ways at once, and replayed where that is allowed.
+//! One request: its attempts, its replays and its deadline.
 //!
 //! Invariants: nothing is replayed once a byte of a final response has reached the client; a request that may not be
-//! repeated is written to one connection only; an answer is complete or visibly cut. The rules are in
-//! [`crate::http::replay`], the way to a connection in [`crate::dispatch`].
+//! repeated is written to one connection only. The rules are in `replay`, the way to a connection in `dispatch`.
 
-mod end;
-mod transfer;
-
-use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,133 +11,24 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Instant;
 
+use crate::proxy::http::end::answer_alone;
 use tokio::time::Sleep;
 
-use crate::balancer::{Avoid, Cost};
-use crate::config::Config;
-use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::reason::{CloseReason, RetryReason};
-use crate::dispatch;
-use crate::dispatch::{Ask, Refusal};
-use crate::http::pool::Trust;
-use crate::http::replay;
-use crate::net::pipe::{Lent, SPLICE_MIN};
 use crate::net::socket;
 use crate::net::socket::Peer;
-use crate::net::turns::Turn;
-use crate::session::Client;
+use crate::proxy::balancer::{Avoid, Cost};
+use crate::proxy::client::Client;
+use crate::proxy::dispatch;
+use crate::proxy::dispatch::{Ask, Refusal};
+use crate::proxy::http::exchange::{Attempt, End, Exchange, Flow, Logged, Lost};
+use crate::proxy::http::replay;
+use crate::proxy::upstream::Trust;
+use crate::proxy::worker::Worker;
 use crate::wire::body::BodyDecoder;
 use crate::wire::message;
-use crate::wire::message::{Emit, Framing, Reject, Request, Response};
-use crate::worker::{Routed, Upstream, Worker};
-use end::answer_alone;
-
-/// What becomes of the client's connection.
-pub enum End {
-    KeepAlive,
-    Close(CloseReason),
-    /// Close, but let the client finish sending first.
-    Linger(CloseReason),
-    /// Close by reset: the client must not take what it got for complete.
-    Cut(CloseReason),
-    Tunnel {
-        lease: Lease,
-        upstream: Box<Upstream>,
-        down: Vec<u8>,
-    },
-}
-
-/// What stays the same over all attempts.
-struct Exchange<'a> {
-    worker: &'a Rc<Worker>,
-    client: &'a mut Client,
-    config: Rc<Config>,
-    limits: message::Limits,
-    port: Rc<Routed>,
-    request: Request,
-    /// The canonical head, then the body as it is forwarded: all of it while `whole`, else what is still to be written.
-    sent: Vec<u8>,
-    head_len: usize,
-    written: usize,
-    whole: bool,
-    repeatable: bool,
-    body: BodyDecoder,
-    up: Flow,
-    /// To the client: what is still to be written, the first `interim` bytes of it 1xx heads.
-    reply: Vec<u8>,
-    replied: usize,
-    interim: usize,
-    /// A byte of the final response has reached the client.
-    passed: bool,
-    continued: bool,
-    /// The final head that was passed on says that the connection ends.
-    told_close: bool,
-    interims: u32,
-    client_moved: Instant,
-    watch_client: bool,
-    bytes_out: u64,
-    status: u16,
-    /// When the whole response had been written.
-    ended: Option<Instant>,
-    /// For the access log, where there is one.
-    logged: Option<Box<Logged>>,
-}
-
-/// How much came one way, and the turn for more.
-#[derive(Default)]
-struct Flow {
-    /// The last read or pipe's fill took all it could, or much: more stands behind it.
-    full: bool,
-    /// The last fill was small: what comes next is copied, until a read is full.
-    small: bool,
-    turn: Turn,
-}
-
-/// What the access log needs of a request, copied since the head is gone when a long body has been passed on.
-struct Logged {
-    request_line: Vec<u8>,
-    endpoint: Option<SocketAddr>,
-    attempts: u32,
-    reason: Option<&'static str>,
-}
-
-/// What is new with every attempt.
-struct Attempt {
-    upstream: Upstream,
-    reused: bool,
-    began: Instant,
-    wrote: bool,
-    upload_over: bool,
-    inbuf: Vec<u8>,
-    response: Option<Response>,
-    /// It has sent an interim response: it had the request.
-    heard: bool,
-    body: BodyDecoder,
-    down: Flow,
-    emit: Emit,
-    withhold: Option<Pin<Box<Sleep>>>,
-    /// When to ask next whether a client is still there that has sent more than is read.
-    look: Option<Pin<Box<Sleep>>>,
-    /// It may not be used again: bytes beyond the response, or an end.
-    spent: bool,
-    /// For a long body to the endpoint, and for one to the client.
-    lent_up: Option<Lent>,
-    lent_down: Option<Lent>,
-}
-
-/// Why an attempt did not end in a whole answer.
-enum Lost {
-    /// The connection ended, broke or was cut at the drain deadline.
-    Upstream {
-        forced: bool,
-        stale: bool,
-    },
-    /// What the endpoint sent cannot be forwarded.
-    BadResponse(Reject),
-    BadBody(Reject),
-    Client(CloseReason),
-    Deadline,
-}
+use crate::wire::message::{Emit, Framing, Reject, Request};
 
 /// Runs one exchange. `sent` is the request's canonical head; `timer` is the session's, free for use here.
 pub async fn run(
@@ -374,40 +260,5 @@ impl Exchange<'_> {
             Poll::Pending
         })
         .await
-    }
-}
-
-impl Flow {
-    fn took(&mut self, read: usize, room: usize) {
-        self.full = read == room;
-        self.small &= !self.full;
-    }
-
-    fn filled(&mut self, n: usize) {
-        self.full = n >= SPLICE_MIN;
-        self.small = !self.full;
-    }
-}
-
-impl Attempt {
-    fn new(upstream: Upstream, limits: &message::Limits) -> Self {
-        Self {
-            reused: upstream.reused,
-            upstream,
-            began: Instant::now(),
-            wrote: false,
-            upload_over: false,
-            inbuf: Vec::new(),
-            response: None,
-            heard: false,
-            body: BodyDecoder::new(Framing::None, limits, 502),
-            down: Flow::default(),
-            emit: Emit::Identity,
-            withhold: None,
-            look: None,
-            spent: false,
-            lent_up: None,
-            lent_down: None,
-        }
     }
 }

@@ -21,8 +21,9 @@ use crate::net::pipe::{Broken, Lent, SPLICE_MIN};
 use crate::net::socket;
 use crate::net::socket::{LOOK, Peer};
 use crate::net::turns::{Turn, poll_turn};
+use crate::proxy::upstream::Upstream;
+use crate::proxy::worker::Worker;
 use crate::wire::buffer::{SCRATCH, append};
-use crate::worker::{Upstream, Worker};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
 pub struct Pair {

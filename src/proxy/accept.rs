@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::contract::listener::ListenerSpec;
 use crate::net::socket;
-use crate::session;
-use crate::worker::{Handover, Mail, Spare, Worker};
+use crate::proxy::session;
+use crate::proxy::shared::{Handover, Mail, Spare};
+use crate::proxy::worker::Worker;
 
 /// Accepts until `stop`; then serves what the kernel has accepted for us already, and closes.
 pub async fn accept_on(

@@ -1,8 +1,5 @@
 //! When a request may be sent twice (design, section 3; RFC 9110 section 9.2.2), and the budget that bounds it.
 
-use std::cell::Cell;
-
-use crate::config::Retry;
 use crate::contract::policy::NonIdempotent;
 use crate::wire::message::{Method, Request};
 
@@ -18,41 +15,6 @@ pub fn is_repeatable(request: &Request, policy: NonIdempotent) -> bool {
     opted_in || (request.method.is_idempotent() && !changes_condition)
 }
 
-/// Bounds the replays that no leaving endpoint explains, per worker and service port: a share of recent requests plus a
-/// floor a second. "Recent" is about ten seconds.
-#[derive(Debug, Default)]
-pub struct Budget {
-    requests: Cell<f64>,
-    replays: Cell<f64>,
-}
-
-impl Budget {
-    pub fn count_request(&self) {
-        self.requests.set(self.requests.get() + 1.0);
-    }
-
-    /// Takes one replay out of the budget, if there is one left.
-    pub fn spend(&self, retry: &Retry, workers: usize) -> bool {
-        let replays = self.replays.get() + 1.0;
-        let floor = f64::from(retry.budget_floor) * WINDOW_S / workers as f64;
-        let allowed = self.requests.get() * f64::from(retry.budget_percent) / 100.0 + floor;
-        let fits = replays <= allowed;
-        if fits {
-            self.replays.set(replays);
-        }
-        fits
-    }
-
-    /// To be called once a second.
-    pub fn fade(&self) {
-        for count in [&self.requests, &self.replays] {
-            count.set(count.get() * (1.0 - 1.0 / WINDOW_S));
-        }
-    }
-}
-
-/// A count that fades by this part each second remembers about as many seconds.
-const WINDOW_S: f64 = 10.0;
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,23 +63,5 @@ mod tests {
             assert!(is_repeatable(&keyed, NonIdempotent::IdempotencyKey));
             assert!(is_repeatable(&bare, NonIdempotent::Always));
         }
-    }
-
-    fn spend_all(budget: &Budget, retry: &Retry) -> u32 {
-        (0..).take_while(|_| budget.spend(retry, WINDOW_S as usize)).count() as u32
-    }
-
-    #[test]
-    fn the_budget_is_a_share_of_recent_requests_and_a_floor() {
-        let retry = Retry { attempts: 3, budget_percent: 20, budget_floor: 10, non_idempotent: NonIdempotent::Never };
-        let budget = Budget::default();
-        assert_eq!(spend_all(&budget, &retry), 10);
-        (0..100).for_each(|_| budget.count_request());
-        assert_eq!(spend_all(&budget, &retry), 20);
-        (0..200).for_each(|_| budget.fade());
-        // A trace of what was spent stays, and keeps a whole replay from fitting.
-        assert!((9..=10).contains(&spend_all(&budget, &retry)), "what is long past counts neither way");
-        let none = Retry { budget_percent: 0, budget_floor: 0, ..retry };
-        assert_eq!(spend_all(&Budget::default(), &none), 0);
     }
 }

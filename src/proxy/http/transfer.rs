@@ -8,11 +8,11 @@ use tokio::io::AsyncWrite;
 
 use crate::contract::clock::millis;
 use crate::contract::reason::CloseReason;
-use crate::http::exchange::{Attempt, Exchange, Lost};
 use crate::net::pipe::Broken;
 use crate::net::socket;
 use crate::net::socket::{LOOK, Peer};
 use crate::net::turns::poll_turn;
+use crate::proxy::http::exchange::{Attempt, Exchange, Lost};
 use crate::wire::body::BodyDecoder;
 use crate::wire::buffer::{BUFFER_MAX, SCRATCH, append, empty};
 use crate::wire::head;
