@@ -7,8 +7,10 @@ use std::time::Instant;
 
 use divan::Bencher;
 use ebbtide::contract::name::{ObjectName, PodRef};
-use ebbtide::discovery::slices::{Touched, World};
-use ebbtide::discovery::{Change, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
+use ebbtide::discovery::object::{
+    Change, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+};
+use ebbtide::routing::world::objects::{Touched, World};
 
 fn main() {
     divan::main();

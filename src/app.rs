@@ -13,14 +13,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
 use crate::admin::{Admin, Seat, seat};
-use crate::config::{Config, Discovery};
+use crate::cluster::events::{Event, Events};
+use crate::cluster::{api, events};
+use crate::config::settings;
+use crate::config::settings::{Config, Discovery};
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Snapshot;
 use crate::control::{Command, Control};
-use crate::discovery::slices::World;
-use crate::discovery::{Message, api, files, kubernetes};
-use crate::events::{Event, Events};
+use crate::discovery::source::Message;
+use crate::discovery::{files, fixed, kubernetes};
 use crate::listeners::Listeners;
 use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
@@ -28,8 +31,9 @@ use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::proxy::run;
 use crate::proxy::shared::{Mail, Shared, Spare};
-use crate::routing::RoutingTable;
-use crate::{admin, config, discovery, drain, events};
+use crate::routing::drains;
+use crate::routing::table::RoutingTable;
+use crate::routing::world::objects::World;
 
 /// Without its admin pages nobody could see how it does: it does not start.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +82,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let config = Arc::new(config);
     let metrics = Metrics::new()?;
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let drains = Arc::new(drain::Log::default());
+    let drains = Arc::new(drains::Log::default());
     let health = Arc::new(Health::new(config.discovery.source()));
     let admin = Admin {
         snapshot: snapshot.clone(),
@@ -230,7 +234,7 @@ fn connection_limit(config: &Config) -> usize {
 }
 
 /// On a thread of its own, since the caller may be inside a runtime.
-fn locate(wanted: &config::Kubernetes) -> anyhow::Result<kube::Config> {
+fn locate(wanted: &settings::Kubernetes) -> anyhow::Result<kube::Config> {
     let look = || -> anyhow::Result<kube::Config> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(api::locate(wanted))?)
@@ -271,7 +275,7 @@ async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metr
         Discovery::Static { to } => {
             for listener in &config.listeners {
                 let PortRef::Number(port) = listener.port else { continue };
-                let changes = discovery::fixed(&listener.service, port, to);
+                let changes = fixed::fixed(&listener.service, port, to);
                 let _ = out.send(Message::Changes { received: Instant::now(), changes }).await;
             }
             let _ = out.send(Message::Synced).await;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ebbtide::config;
-use ebbtide::config::{Config, Discovery, ListenerConfig};
+use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
+use ebbtide::config::{fault, settings};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol};
 
@@ -91,24 +91,24 @@ const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
 #[derive(Debug, Args)]
 pub struct Proxy {
     /// Where clients connect; port 0: any free port
-    #[arg(long, value_name = "ADDR", value_parser = config::address)]
+    #[arg(long, value_name = "ADDR", value_parser = settings::address)]
     listen: SocketAddr,
     /// The endpoints, separated by commas
-    #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = config::address)]
+    #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = settings::address)]
     to: Vec<SocketAddr>,
     /// What clients speak: auto, http or tcp
     #[arg(long, default_value = "auto", value_parser = protocol)]
     protocol: Protocol,
     /// Where the admin pages are served
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901", value_parser = config::address)]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901", value_parser = settings::address)]
     admin: SocketAddr,
 }
 
 impl Proxy {
     /// One listener `proxy` for port 80 of the Service `default/proxy`; all else as a file's defaults.
-    pub fn config(self) -> Result<Config, config::Error> {
+    pub fn config(self) -> Result<Config, fault::Error> {
         let refused =
-            |path: &str, what: String| config::Error { file: "proxy".into(), line: None, path: path.to_owned(), what };
+            |path: &str, what: String| fault::Error { file: "proxy".into(), line: None, path: path.to_owned(), what };
         if self.listen.port() != 0 && self.listen == self.admin {
             let what = format!("{} is the address of --admin too, expected one of its own", self.listen);
             return Err(refused("--listen", what));

@@ -13,19 +13,20 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::admin::Admin;
-use crate::config::Config;
+use crate::cluster::events::{Event, Events, Reason};
+use crate::config::settings::Config;
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::contract::hold::Hold;
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
-use crate::discovery::Message;
-use crate::discovery::slices::{Touched, World};
-use crate::events::{Event, Events, Reason};
+use crate::discovery::source::Message;
 use crate::listeners::Listeners;
 use crate::net::socket;
 use crate::proxy::shared::{Mail, Shared};
-use crate::routing::{Chores, RoutingTable};
+use crate::routing::chores::Chores;
+use crate::routing::table::RoutingTable;
+use crate::routing::world::objects::{Touched, World};
 
 /// What the outside tells the control loop.
 #[derive(Debug)]

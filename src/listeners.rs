@@ -9,7 +9,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, ListenerConfig};
+use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};

@@ -1,15 +1,16 @@
 //! The `ebbtide` command: arguments, configuration, then one call into the library. Exit codes: 0 clean, 1 failed at
-//! work, 2 refused to start, which is what a [`config::Error`] or one of the others named below means wherever it comes from.
+//! work, 2 refused to start, which is what a [`fault::Error`] or one of the others named below means wherever it comes from.
 
 mod cli;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use ebbtide::config::Config;
-use ebbtide::discovery::api;
+use ebbtide::cluster::api;
+use ebbtide::config::fault;
+use ebbtide::config::settings::Config;
 use ebbtide::observe::log;
-use ebbtide::{admin, app, config, demo, drill};
+use ebbtide::{admin, app, demo, drill};
 
 use cli::{Cli, Command};
 
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ebbtide: {error:#}");
-            let refused = error.is::<config::Error>() || error.is::<app::Refused>();
+            let refused = error.is::<fault::Error>() || error.is::<app::Refused>();
             let refused = refused || error.is::<api::Unusable>() || error.is::<drill::Refused>();
             ExitCode::from(if refused { 2 } else { 1 })
         }

@@ -18,7 +18,7 @@ use ebbtide::contract::policy::{NonIdempotent, Policy, Protocol};
 use ebbtide::contract::reason::Trigger;
 use ebbtide::contract::roster::Roster;
 use ebbtide::contract::snapshot::{Port, Snapshot};
-use ebbtide::discovery::Problem;
+use ebbtide::discovery::source::Problem;
 use ebbtide::observe::health::{Health, ListenerState};
 use ebbtide::observe::metrics::Metrics;
 use serde_json::{Value, json};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use ebbtide::config::{Config, Discovery, ListenerConfig};
+use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{NonIdempotent, PortRef, Protocol};
 use serde_json::Value;

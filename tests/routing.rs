@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use ebbtide::contract::endpoint::Endpoint;
 use ebbtide::contract::name::PodRef;
-use ebbtide::discovery::slices::World;
-use ebbtide::discovery::{Change, Kind, ServiceObject, SliceEndpoint};
-use ebbtide::routing::HAND_BACK;
+use ebbtide::discovery::object::{Change, Kind, ServiceObject, SliceEndpoint};
+use ebbtide::routing::table::HAND_BACK;
+use ebbtide::routing::world::objects::World;
 use proptest::prelude::*;
 use rig::*;
 

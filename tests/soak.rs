@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use ebbtide::demo::client::{Client, Failure};
 use ebbtide::demo::fleet::{Fleet, Options};
 use ebbtide::demo::proxy::{Proxy, config};
-use ebbtide::drain::KEPT;
+use ebbtide::routing::drains::KEPT;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -31,12 +31,12 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::admin::seat::Seat;
+pub use crate::admin::status::status;
 use crate::contract::snapshot::Snapshot;
-use crate::drain;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
-pub use seat::Seat;
-pub use status::status;
+use crate::routing::drains;
 
 /// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts
 /// down, `/readyz` must still be there to say so. Answers in flight then have a second. `spare` has descriptors freed that
@@ -163,7 +163,7 @@ const PAGE: &str = include_str!("page.html");
 #[derive(Clone)]
 pub struct Admin {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
-    pub drains: Arc<drain::Log>,
+    pub drains: Arc<drains::Log>,
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
     pub started: Instant,

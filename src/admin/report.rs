@@ -14,10 +14,10 @@ use crate::admin::Admin;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::policy::Protocol;
 use crate::contract::snapshot::Port;
-use crate::discovery::Problem;
+use crate::discovery::source::Problem;
 use crate::observe::health::HealthState;
+use crate::routing::{drains, rollouts};
 use crate::text::{one_line, timestamp};
-use crate::{drain, rollout};
 
 /// Whether to send traffic here, and one line why. A source in trouble is no reason not to: the last table is in force.
 pub fn readiness(state: &HealthState) -> Result<String, String> {
@@ -236,7 +236,7 @@ pub struct Drains {
     pub rollouts: Vec<Rollout>,
 }
 
-/// [`rollout::Rollout`], whose fields say more.
+/// [`rollouts::Rollout`], whose fields say more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
@@ -353,8 +353,8 @@ impl Drains {
     }
 }
 
-impl From<rollout::Rollout> for Rollout {
-    fn from(rollout: rollout::Rollout) -> Self {
+impl From<rollouts::Rollout> for Rollout {
+    fn from(rollout: rollouts::Rollout) -> Self {
         Self {
             service: rollout.service.to_string(),
             started_at: timestamp(rollout.started_at),
@@ -373,7 +373,7 @@ impl From<rollout::Rollout> for Rollout {
 }
 
 impl Drain {
-    fn of(record: drain::Record, clocks: &Clocks) -> Self {
+    fn of(record: drains::Record, clocks: &Clocks) -> Self {
         Self {
             service: record.service.to_string(),
             address: record.address,

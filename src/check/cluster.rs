@@ -14,12 +14,15 @@ use kube::api::{Api, ListParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt};
 
-use crate::check::rights::Right;
-use crate::check::{Seen, rights};
-use crate::config::{Config, Kubernetes};
-use crate::discovery::api::said;
+use crate::check::Seen;
+use crate::cluster::api::said;
+use crate::cluster::rights::Right;
+use crate::cluster::{api, rights};
+use crate::config::settings::{Config, Kubernetes};
+use crate::discovery::manifest;
 use crate::discovery::manifest::Invalid;
-use crate::discovery::{Object, Problem, api, manifest};
+use crate::discovery::object::Object;
+use crate::discovery::source::Problem;
 use crate::text::one_line;
 
 /// Asks the API server for all that a check needs.
@@ -223,7 +226,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Discovery, ListenerConfig};
+    use crate::config::settings::{Discovery, ListenerConfig};
     use crate::contract::name::ObjectName;
     use crate::contract::policy::PortRef;
 

@@ -6,7 +6,6 @@
 //! answer) is not looked at.
 
 mod cluster;
-pub mod rights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -14,11 +13,14 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::config::{Config, Discovery};
+use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{Policy, PortRef, Protocol};
-use crate::discovery::slices::{MergedPort, MergedService, Touched, World};
-use crate::discovery::{Change, Object, Problem, files};
+use crate::discovery::files;
+use crate::discovery::object::{Change, Object};
+use crate::discovery::source::Problem;
+use crate::routing::world::merged::{MergedPort, MergedService};
+use crate::routing::world::objects::{Touched, World};
 use crate::text::one_line;
 
 /// What `check` has to say of a configuration that is in order.
@@ -43,7 +45,7 @@ struct Seen {
 /// Reads a configuration, and the manifests or the API server that it names.
 ///
 /// # Errors
-/// [`crate::config::Error`] and [`crate::discovery::api::Unusable`].
+/// [`crate::config::fault::Error`] and [`crate::cluster::api::Unusable`].
 pub fn check(file: &Path) -> anyhow::Result<Report> {
     let config = Config::load(file)?;
     let (seen, mut world) = match &config.discovery {
@@ -214,7 +216,7 @@ fn endpoint_rows(service: &MergedService, port: &MergedPort) -> Vec<Vec<String>>
 
 const READY: &str = "ready";
 
-fn state(endpoint: &crate::discovery::slices::MergedEndpoint) -> &'static str {
+fn state(endpoint: &crate::routing::world::merged::MergedEndpoint) -> &'static str {
     let conditions = endpoint.conditions;
     match (conditions.terminating, conditions.serving, conditions.ready) {
         (true, true, _) => "terminating, serving",
@@ -304,11 +306,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::config::ListenerConfig;
+    use crate::config::settings::ListenerConfig;
     use crate::contract::endpoint::Conditions;
     use crate::contract::name::PodRef;
-    use crate::discovery::slices::{Fate, MergedEndpoint};
-    use crate::discovery::{ServiceObject, ServicePortObject};
+    use crate::discovery::object::{ServiceObject, ServicePortObject};
+    use crate::routing::world::merged::{Fate, MergedEndpoint};
 
     fn config() -> Config {
         let mut config = Config::new(Discovery::Files { path: "manifests".into() });

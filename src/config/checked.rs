@@ -9,8 +9,10 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::config::fault::Fault;
+use crate::config::settings::{Config, Discovery, Kubernetes, Limits, ListenerConfig, Retry, Timeouts};
 use crate::config::value::{DAY, MILLISECOND, MINUTE};
-use crate::config::{Config, Discovery, Fault, Kubernetes, Limits, ListenerConfig, Retry, Timeouts, raw, value};
+use crate::config::{raw, value};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 
 impl raw::Config {

@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{Config, value};
+use crate::config::settings::Config;
+use crate::config::value;
 use crate::contract::policy::{NonIdempotent, Policy, Protocol};
 
 const PROTOCOL: &str = "ebbtide.dev/protocol";
@@ -134,7 +135,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Discovery;
+    use crate::config::settings::Discovery;
 
     fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()

@@ -1,7 +1,7 @@
 //! One endpoint of one service port: its identity, its conditions, and the lease without which nothing is dispatched.
 //!
 //! **A terminating endpoint leaves rotation here**: the predicate is [`Endpoint::enter`] (see [`crate::contract::lease`] for the
-//! word behind it), the action is [`crate::routing::RoutingTable::apply`], the proof is the first test of
+//! word behind it), the action is [`crate::routing::table::RoutingTable::apply`], the proof is the first test of
 //! `tests/proxy/drain.rs`. An `Endpoint` knows nothing of sockets or pools: workers keep those.
 
 use std::net::SocketAddr;

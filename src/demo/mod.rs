@@ -26,10 +26,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use fleet::Fleet;
-use late::Late;
-use load::{Load, Report, Snapshot};
-use proxy::Proxy;
+use crate::demo::fleet::Fleet;
+use crate::demo::late::Late;
+use crate::demo::load::{Load, Report, Snapshot};
+use crate::demo::proxy::Proxy;
 
 /// What is shown.
 pub struct Settings {
@@ -353,7 +353,7 @@ pub(crate) fn verdict(before: Option<&Row>, second: &Row) -> String {
 
 /// A load's length, as a command line gives it.
 pub fn load_time(text: &str) -> Result<Duration, String> {
-    crate::config::duration(text, Duration::from_secs(1)..=Duration::from_secs(3600))
+    crate::config::settings::duration(text, Duration::from_secs(1)..=Duration::from_secs(3600))
 }
 
 fn counted(count: u64, noun: &str) -> String {

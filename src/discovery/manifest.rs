@@ -24,7 +24,9 @@ use serde_json::Value;
 use crate::text::one_line;
 
 use crate::contract::name::{ObjectName, PodRef};
-use crate::discovery::{Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
+use crate::discovery::object::{
+    Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {

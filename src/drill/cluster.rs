@@ -14,12 +14,12 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::manifests::{self, Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
-use super::{Refused, Settings};
-use crate::check::rights::{self, Right};
-use crate::config::Kubernetes;
-use crate::discovery::api;
-use crate::discovery::api::said;
+use crate::cluster::api::said;
+use crate::cluster::rights::Right;
+use crate::cluster::{api, rights};
+use crate::config::settings::Kubernetes;
+use crate::drill::manifests::{Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
+use crate::drill::{Refused, Settings, manifests};
 
 /// One namespace of a cluster.
 pub struct Cluster {

@@ -18,12 +18,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
+use crate::cluster::api::said;
+use crate::config::settings;
 use crate::demo::client::Client;
 use crate::demo::{CLIENTS, Plan, Row, load_time, proxy, stop_at_signal, table, under_load, unless, verdict};
-use crate::discovery::api::said;
-use cluster::{Cluster, POLL, Rollout};
-use manifests::{MANAGED_BY, MANAGER, NAME, PLAIN, REPLICAS};
+use crate::drill::cluster::{Cluster, POLL, Rollout};
+use crate::drill::manifests::{MANAGED_BY, MANAGER, NAME, PLAIN, REPLICAS};
 
 /// What is drilled.
 #[derive(Debug, Clone, clap::Args)]
@@ -56,7 +56,7 @@ pub struct Refused(String);
 /// The command. True only if Ebbtide failed no request, its clients never needed a second socket, and nothing was left.
 ///
 /// # Errors
-/// [`Refused`] and [`crate::discovery::api::Unusable`]; anything else went wrong at work.
+/// [`Refused`] and [`crate::cluster::api::Unusable`]; anything else went wrong at work.
 pub fn run(settings: &Settings) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -297,7 +297,7 @@ fn note(text: &str) {
 }
 
 fn namespace(text: &str) -> Result<String, String> {
-    if config::label(text) {
+    if settings::label(text) {
         Ok(text.to_owned())
     } else {
         Err("expected the name of a namespace such as default".to_owned())

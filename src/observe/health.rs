@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
-use crate::discovery::Problem;
+use crate::discovery::source::Problem;
 
 /// Liveness, readiness and the state of the source of truth. Written by the control loop and the listeners.
 #[derive(Debug)]

@@ -165,7 +165,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::config::{Config, Discovery};
+    use crate::config::settings::{Config, Discovery};
     use crate::contract::name::{ObjectName, PortKey};
     use crate::contract::policy::{Policy, Protocol};
     use crate::observe::metrics::Metrics;

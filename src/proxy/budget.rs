@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use crate::config::Retry;
+use crate::config::settings::Retry;
 
 /// Bounds the replays that no leaving endpoint explains, per worker and service port: a share of recent requests plus a
 /// floor a second. "Recent" is about ten seconds.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::settings::Config;
 use crate::net::turns;
 use crate::proxy::shared::{Mail, Shared, Spare};
 use crate::proxy::worker::Worker;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::config::Config;
+use crate::config::settings::Config;
 use crate::contract::endpoint::Leaving;
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::snapshot::Snapshot;

@@ -14,7 +14,7 @@ use std::time::Instant;
 use rustc_hash::FxHashMap;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::settings::Config;
 use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::PortKey;

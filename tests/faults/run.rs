@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use ebbtide::contract::endpoint::{Endpoint, EndpointId, Lease};
 use ebbtide::contract::name::PortKey;
 use ebbtide::contract::snapshot::{Port, Snapshot};
-use ebbtide::discovery::slices::World;
-use ebbtide::discovery::{Change, Kind};
+use ebbtide::discovery::object::{Change, Kind};
 use ebbtide::proxy::balancer::{Avoid, Cost, pick};
+use ebbtide::routing::world::objects::World;
 use fastrand::Rng;
 
 use crate::rig::{GRACE, Rig, SECOND, apply, last_byte, name, service};

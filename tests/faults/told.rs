@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use ebbtide::contract::name::ObjectName;
-use ebbtide::discovery::{Change, Kind, Object, SliceEndpoint, SliceObject};
+use ebbtide::discovery::object::{Change, Kind, Object, SliceEndpoint, SliceObject};
 
 #[derive(Default)]
 pub struct Told {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ebbtide::contract::name::PodRef;
-use ebbtide::discovery::{Change, Deletion, Kind, Object, PodObject, SliceEndpoint, SliceObject};
+use ebbtide::discovery::object::{Change, Deletion, Kind, Object, PodObject, SliceEndpoint, SliceObject};
 
 use crate::rig::{GRACE, name, pod, ready, service, slice};
 

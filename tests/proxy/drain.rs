@@ -7,7 +7,7 @@ use ebbtide::contract::endpoint::Endpoint;
 use ebbtide::contract::reason::{Outcome, Trigger};
 use ebbtide::contract::snapshot::Port;
 use ebbtide::demo::client::Client;
-use ebbtide::drain::Record;
+use ebbtide::routing::drains::Record;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ebbtide::app::{self, Running};
-use ebbtide::config::Config;
+use ebbtide::app;
+use ebbtide::app::Running;
+use ebbtide::config::settings::Config;
 use ebbtide::demo::proxy::Proxy;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::contract::name::ObjectName;
-use crate::discovery::files::eyes::Eyes;
 use crate::discovery::files::file::{Document, Loaded, Stamp, format_of};
 use crate::discovery::files::pending::Pending;
-use crate::discovery::{Kind, Object, Problem};
+use crate::discovery::files::watcher::Eyes;
+use crate::discovery::object::{Kind, Object};
+use crate::discovery::source::Problem;
 
 pub(super) type Table = BTreeMap<(Kind, ObjectName), Arc<Object>>;
 

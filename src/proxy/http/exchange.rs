@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use tokio::time::Sleep;
 
-use crate::config::Config;
+use crate::config::settings::Config;
 use crate::contract::endpoint::Lease;
 use crate::contract::reason::CloseReason;
 use crate::net::pipe::{Lent, SPLICE_MIN};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::contract::name::{ObjectName, PodRef};
-use crate::discovery::{SliceEndpoint, SliceObject};
+use crate::discovery::object::{SliceEndpoint, SliceObject};
 
 /// A slice with what its arrival told.
 #[derive(Debug)]

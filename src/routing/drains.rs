@@ -13,7 +13,7 @@ use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::reason::{Outcome, Trigger};
-use crate::rollout::{Rollout, Rollouts};
+use crate::routing::rollouts::{Rollout, Rollouts};
 
 /// A drain as the admin page and the log line show it.
 #[derive(Debug, Clone)]

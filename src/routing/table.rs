@@ -4,8 +4,6 @@
 //! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
 //! control thread; it neither connects (see [`crate::control`]) nor waits.
 
-mod port;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,17 +12,20 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use crate::config::Config;
+use crate::config::settings::Config;
 use crate::contract::endpoint::{Conditions, Endpoint, EndpointId, Notice};
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{Policy, Protocol};
 use crate::contract::reason::Trigger;
 use crate::contract::snapshot::Snapshot;
-use crate::discovery::slices::{Fate, MergedEndpoint, MergedPort, MergedService, Touched, World};
-use crate::drain;
 use crate::observe::metrics::Metrics;
-use port::{Entry, Identity, Leaver, News, PortEntry, Spec, heed, identity, shorten};
+use crate::routing::chores::Chores;
+use crate::routing::drains;
+use crate::routing::port::{Entry, Leaver, News, PortEntry, Spec, heed, shorten};
+use crate::routing::registry::{Home, Identity, identity};
+use crate::routing::world::merged::{Fate, MergedEndpoint, MergedPort, MergedService};
+use crate::routing::world::objects::{Touched, World};
 
 /// The single writer. Every method that alters what may be dispatched to ends in `RoutingTable::settle`.
 pub struct RoutingTable {
@@ -41,27 +42,9 @@ pub struct RoutingTable {
     generation: u64,
     snapshot: Arc<ArcSwap<Snapshot>>,
     published: watch::Sender<u64>,
-    drains: Arc<drain::Log>,
+    drains: Arc<drains::Log>,
     metrics: Arc<Metrics>,
     notices: mpsc::UnboundedSender<Notice>,
-}
-
-/// What the control loop has to do after a change.
-#[derive(Debug, Default)]
-pub struct Chores {
-    /// Endpoints to connect to before they may be published.
-    pub join: Vec<Arc<Endpoint>>,
-    /// Endpoints whose drain deadline was set or shortened.
-    pub deadlines: Vec<Arc<Endpoint>>,
-    pub warnings: Vec<(ObjectName, String)>,
-}
-
-impl Chores {
-    pub fn append(&mut self, mut more: Self) {
-        self.join.append(&mut more.join);
-        self.deadlines.append(&mut more.deadlines);
-        self.warnings.append(&mut more.warnings);
-    }
 }
 
 #[derive(Default)]
@@ -72,19 +55,11 @@ struct ServiceEntry {
     warnings: Vec<String>,
 }
 
-/// Where a living endpoint belongs.
-struct Home {
-    key: PortKey,
-    identity: Identity,
-    /// In [`PortEntry::all`].
-    place: usize,
-}
-
 impl RoutingTable {
     pub fn new(
         config: Arc<Config>,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        drains: Arc<drain::Log>,
+        drains: Arc<drains::Log>,
         metrics: Arc<Metrics>,
         notices: mpsc::UnboundedSender<Notice>,
     ) -> Self {

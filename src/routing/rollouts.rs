@@ -3,7 +3,7 @@
 //! A burst begins with a Service's first drain and ends once nothing has drained for [`QUIET`] and something serves
 //! again, or after an hour, whatever made it: a rolling update, an undo, a scale-down. Counts are the Service's own
 //! counters at the end less those at the beginning, so they are what all its clients met in that time, not what the drains
-//! caused. Kept by [`crate::drain::Log`].
+//! caused. Kept by [`crate::routing::drains::Log`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use tower::util::BoxService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 
-use crate::config::Kubernetes;
+use crate::config::settings::Kubernetes;
 use crate::text::{chain, one_line};
 
 /// The API server cannot be found, or not how to authenticate there.

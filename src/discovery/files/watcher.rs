@@ -9,8 +9,8 @@ use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::file::format_of;
-use super::pending::{Event, What};
+use crate::discovery::files::event::{Event, What};
+use crate::discovery::files::file::format_of;
 
 /// Watches the folder, and where its path can come to mean another folder, its parent too.
 pub(super) struct Eyes {

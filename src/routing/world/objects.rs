@@ -3,41 +3,37 @@
 //! Every object is kept as the source gave it and the merge is computed from all of them, so that its result does not
 //! depend on the order in which the events of different objects came (the property test at the end). Two things are
 //! one-way: a pod UID that terminates or ends never returns, and a drain deadline only moves forward in time's
-//! direction to us. No clock is read here and nothing is published: [`crate::routing`] does that.
+//! direction to us. No clock is read here and nothing is published: [`crate::routing::table`] does that.
 
-mod pods;
-mod slice;
-
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::contract::endpoint::Conditions;
-use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::name::ObjectName;
 use crate::contract::reason::Trigger;
-use crate::discovery::{Change, Kind, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
-use pods::{MARGIN, Pod, PodKey, Pods};
-use slice::{Differences, Slice};
+use crate::discovery::object::{Change, Kind, Object, PodObject, ServiceObject, SliceEndpoint, SliceObject};
+use crate::routing::world::merged::Fate;
+use crate::routing::world::pods::{Pod, PodKey, Pods};
+use crate::routing::world::slice::{Differences, Slice};
 
 /// All objects that the source has told of, and the pods that are known to have ended. The default is the world of
 /// a `files` source.
 #[derive(Debug, Default)]
 pub struct World {
     /// The source is an API server: loopback endpoints are refused, and every pod is watched.
-    api_server: bool,
-    services: HashMap<ObjectName, ServiceObject>,
-    slices: HashMap<ObjectName, Slice>,
+    pub(super) api_server: bool,
+    pub(super) services: HashMap<ObjectName, ServiceObject>,
+    pub(super) slices: HashMap<ObjectName, Slice>,
     /// Service to the names of its slices.
-    by_service: HashMap<ObjectName, BTreeSet<String>>,
+    pub(super) by_service: HashMap<ObjectName, BTreeSet<String>>,
     /// Pod to the slices that name it, with the number of endpoints that do.
-    naming: HashMap<PodKey, BTreeMap<ObjectName, usize>>,
-    pods: Pods,
+    pub(super) naming: HashMap<PodKey, BTreeMap<ObjectName, usize>>,
+    pub(super) pods: Pods,
     /// UIDs shown alive after their deletion: manifests put back unchanged.
-    returned: BTreeSet<String>,
+    pub(super) returned: BTreeSet<String>,
     /// Namespace and pod name to the UID that bears it, or bore it last.
-    uids: HashMap<String, HashMap<String, String>>,
+    pub(super) uids: HashMap<String, HashMap<String, String>>,
 }
 
 /// What a batch of changes may have altered.
@@ -49,57 +45,6 @@ pub struct Touched {
     pub addresses: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
     /// Pod UIDs whose [`Fate`] may differ now (endpoints that no slice names any more may hang on them).
     pub pods: BTreeSet<String>,
-}
-
-/// One Service, merged.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MergedService {
-    pub object: ServiceObject,
-    pub ports: Vec<MergedPort>,
-    /// Human-readable, stable order: FQDN slices refused, link-local addresses dropped, …
-    pub warnings: Vec<String>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct MergedPort {
-    pub port: ServicePortObject,
-    /// Ordered by (address, pod UID); no (address, pod) twice.
-    pub endpoints: Vec<MergedEndpoint>,
-    /// Several slices claim an address, or there are two families: one endpoint's change may show at another's address.
-    pub entangled: bool,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct MergedEndpoint {
-    pub address: SocketAddr,
-    pub pod: Option<Arc<PodRef>>,
-    pub template_hash: Option<Arc<str>>,
-    /// `terminating` is the slice's own or the pod's (deletionTimestamp, or its UID is known to have ended).
-    pub conditions: Conditions,
-    pub fate: Fate,
-}
-
-/// What is known of a pod's end.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Fate {
-    /// No pod is known: `files` without Pod manifests, or an endpoint without a Pod as targetRef.
-    NoPod,
-    /// Alive as far as is known.
-    Alive,
-    /// Going away. The deadline is the pod's own (event's arrival + grace + 3 s; only ever shortened); `None` while its
-    /// grace is not known.
-    Terminating { deadline: Option<Instant>, trigger: Trigger },
-    /// The object is gone.
-    Deleted { deadline: Option<Instant> },
-}
-
-impl Fate {
-    pub fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::NoPod | Self::Alive => None,
-            Self::Terminating { deadline, .. } | Self::Deleted { deadline } => *deadline,
-        }
-    }
 }
 
 impl World {
@@ -131,40 +76,6 @@ impl World {
                 }
             }
         }
-    }
-
-    /// The Service as its slices and pods make it; `None` when there is no such Service. An ExternalName one has no
-    /// ports. Costs O(its endpoints).
-    pub fn merge(&self, service: &ObjectName) -> Option<MergedService> {
-        let object = self.services.get(service)?.clone();
-        if object.external_name {
-            let warnings = vec![format!("Service {service} is of type ExternalName: refused, it has no endpoints")];
-            return Some(MergedService { object, ports: Vec::new(), warnings });
-        }
-        let slices: Vec<&Slice> = self.slices_of(service).collect();
-        let ports = object.ports.iter().map(|port| self.merge_port(&slices, port, object.ipv6_first)).collect();
-        let mut warnings: Vec<String> = slices.iter().flat_map(|s| s.warnings.iter().cloned()).collect();
-        warnings.extend(self.returned_pods(service));
-        Some(MergedService { object, ports, warnings })
-    }
-
-    /// The endpoints of a port at these addresses only, as [`World::merge`] has them; `None` if they are entangled. Each of
-    /// the Service's slices is searched.
-    pub fn merge_some(
-        &self,
-        service: &ObjectName,
-        port: &ServicePortObject,
-        addresses: &BTreeSet<IpAddr>,
-    ) -> Option<Vec<MergedEndpoint>> {
-        let (mut endpoints, mut families) = (Vec::new(), [false; 2]);
-        for slice in self.slices_of(service) {
-            families[usize::from(slice.object.ipv6)] = true;
-            let places = addresses.iter().flat_map(|address| slice.places_of(*address));
-            endpoints.extend(self.endpoints_of(slice, port, places));
-        }
-        endpoints.sort_by_key(|e| e.address);
-        let doubles = endpoints.windows(2).any(|pair| matches!(pair, [a, b] if a.address.ip() == b.address.ip()));
-        (!doubles && families != [true; 2]).then_some(endpoints)
     }
 
     /// Every Service that exists.
@@ -222,7 +133,7 @@ impl World {
         }
     }
 
-    fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
+    pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
         let names = self.by_service.get(service).into_iter().flatten();
         names.filter_map(|name| self.slices.get(&ObjectName::new(&service.namespace, name)))
     }
@@ -373,7 +284,7 @@ impl World {
 
     /// Why an address can be no endpoint, as the API's own validation has it (`ValidateNonSpecialIP`), save that
     /// `files` may name loopback ones.
-    fn refusal(&self, address: IpAddr) -> Option<&'static str> {
+    pub(super) fn refusal(&self, address: IpAddr) -> Option<&'static str> {
         let link_local = match address {
             IpAddr::V4(v4) => v4.is_link_local(),
             IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -517,7 +428,7 @@ impl World {
         slices.filter_map(|(name, _)| self.slices.get(name)?.object.service_name())
     }
 
-    fn fate_of(&self, pod: Option<&Pod>) -> Fate {
+    pub(super) fn fate_of(&self, pod: Option<&Pod>) -> Fate {
         match pod {
             Some(pod) if pod.gone => Fate::Deleted { deadline: pod.deadline },
             Some(Pod { held, trigger: Some(trigger), deadline, .. }) if *held || self.api_server => {
@@ -529,7 +440,7 @@ impl World {
         }
     }
 
-    fn returned_pods(&self, service: &ObjectName) -> impl Iterator<Item = String> {
+    pub(super) fn returned_pods(&self, service: &ObjectName) -> impl Iterator<Item = String> {
         let named = move |(uid, pod): &(&String, &Pod)| {
             self.services_naming(&PodKey::Uid(uid.to_string())).any(|s| s == *service)
                 || self.services_naming(&PodKey::Name(pod.name.clone())).any(|s| s == *service)
@@ -541,105 +452,10 @@ impl World {
 }
 
 /// The merge of one port.
-impl World {
-    fn merge_port(&self, slices: &[&Slice], port: &ServicePortObject, ipv6_first: bool) -> MergedPort {
-        let mut endpoints = Vec::with_capacity(slices.iter().map(|s| s.object.endpoints.len()).sum());
-        let mut newest_first: Vec<&Slice> = slices.iter().copied().filter(|s| !s.object.fqdn).collect();
-        newest_first.sort_unstable_by_key(|s| Reverse(s.object.newness()));
-        for slice in newest_first {
-            endpoints.extend(self.endpoints_of(slice, port, 0..slice.object.endpoints.len()));
-        }
-        // Stable, so the newest stays first among those of one address. The keys are sorted, each endpoint moves once.
-        match endpoints.iter().all(|e| e.address.is_ipv4()) {
-            true => endpoints.sort_by_cached_key(|e| v4_key(e.address)),
-            false => endpoints.sort_by_cached_key(|e| e.address),
-        }
-        let mut entangled = endpoints.windows(2).any(|pair| matches!(pair, [a, b] if a.address.ip() == b.address.ip()));
-        if entangled {
-            endpoints = endpoints.chunk_by(|a, b| a.address == b.address).filter_map(settle).collect();
-        }
-        if slices.iter().any(|s| s.object.ipv6) && slices.iter().any(|s| !s.object.ipv6) {
-            entangled = true;
-            let is_first = |e: &MergedEndpoint| e.address.is_ipv6() == ipv6_first;
-            let counted: HashSet<Arc<PodRef>> =
-                endpoints.iter().filter(|e| is_first(e)).filter_map(|e| e.pod.clone()).collect();
-            endpoints.retain(|e| is_first(e) || e.pod.as_ref().is_none_or(|pod| !counted.contains(pod)));
-        }
-        MergedPort { port: port.clone(), endpoints, entangled }
-    }
-
-    /// Those of a slice's endpoints that are at these places, for a port.
-    fn endpoints_of(
-        &self,
-        slice: &Slice,
-        port: &ServicePortObject,
-        places: impl Iterator<Item = usize>,
-    ) -> Vec<MergedEndpoint> {
-        let name = port.name.as_deref().unwrap_or("");
-        let number = slice.object.ports.iter().find(|(own, _)| own == name).filter(|_| !slice.object.fqdn);
-        let Some((_, number)) = number else { return Vec::new() };
-        let endpoints = places.filter_map(|place| {
-            let (endpoint, slot) = (slice.object.endpoints.get(place)?, slice.slots.get(place)?);
-            self.refusal(endpoint.address).is_none().then(|| self.merge_endpoint(slice, endpoint, *slot, *number))
-        });
-        endpoints.collect()
-    }
-
-    fn merge_endpoint(&self, slice: &Slice, e: &SliceEndpoint, slot: Option<usize>, port: u16) -> MergedEndpoint {
-        let (uid, known) = match (&e.pod, slot) {
-            (Some(pod), Some(slot)) => (pod.uid.as_str(), self.pods.at(slot)),
-            (Some(pod), None) => {
-                let uid = self.uids.get(&slice.object.name.namespace).and_then(|names| names.get(&pod.name));
-                (uid.map_or("", String::as_str), uid.and_then(|uid| self.pods.get(uid)))
-            }
-            (None, _) => ("", None),
-        };
-        let mut fate = if e.pod.is_some() { self.fate_of(known) } else { Fate::NoPod };
-        // A pod without a UID in the slice has no one-way memory there: it terminates while the slice says so.
-        if fate == Fate::Alive && e.terminating {
-            let since = slice.terminating_since.get(&e.address).copied();
-            let grace = known.and_then(|pod| pod.grace);
-            let deadline = since.zip(grace).and_then(|(since, grace)| since.checked_add(grace)?.checked_add(MARGIN));
-            fate = Fate::Terminating { deadline, trigger: Trigger::SliceTerminating };
-        }
-        let pod = e.pod.as_ref().map(|pod| match slot {
-            Some(_) => pod.clone(),
-            None => Arc::new(PodRef { name: pod.name.clone(), uid: uid.to_owned() }),
-        });
-        MergedEndpoint {
-            address: SocketAddr::new(e.address, port),
-            pod,
-            template_hash: known.and_then(|pod| pod.template_hash.clone()),
-            conditions: Conditions {
-                ready: e.ready,
-                serving: e.serving,
-                terminating: e.terminating || known.is_some_and(Pod::has_ended),
-            },
-            fate,
-        }
-    }
-}
-
 impl Touched {
     fn endpoints(&mut self, service: ObjectName, addresses: impl IntoIterator<Item = IpAddr>) {
         self.addresses.entry(service).or_default().extend(addresses);
     }
-}
-
-/// The one of several endpoints at one address, newest first, that is in force: of a pod's own doubles the newest;
-/// between pods (the address has passed on) the ready one, then the one that is not going away, then the newest.
-fn settle(doubles: &[MergedEndpoint]) -> Option<MergedEndpoint> {
-    let is_newest_of_its_pod =
-        |(i, e): &(usize, &MergedEndpoint)| doubles.iter().take(*i).all(|newer| newer.pod != e.pod);
-    let claims = doubles.iter().enumerate().filter(is_newest_of_its_pod);
-    let rank = |c: Conditions| (c.ready && !c.terminating, !c.terminating);
-    claims.max_by_key(|(i, e)| (rank(e.conditions), Reverse(*i))).map(|(_, e)| e.clone())
-}
-
-/// Orders IPv4 addresses as [`SocketAddr`] does, faster.
-fn v4_key(address: SocketAddr) -> u64 {
-    let SocketAddr::V4(v4) = address else { return u64::MAX };
-    u64::from(v4.ip().to_bits()) << 16 | u64::from(v4.port())
 }
 
 fn uid_of<'a>(uids: &'a HashMap<String, HashMap<String, String>>, name: &ObjectName) -> Option<&'a str> {
@@ -647,7 +463,4 @@ fn uid_of<'a>(uids: &'a HashMap<String, HashMap<String, String>>, name: &ObjectN
 }
 
 /// How long a UID is remembered after the last slice that named it, where the store does not hold it.
-const MEMORY: Duration = Duration::from_secs(600);
-
-#[cfg(test)]
-mod tests;
+pub(super) const MEMORY: Duration = Duration::from_secs(600);

@@ -1,7 +1,16 @@
 use proptest::prelude::*;
 
-use super::*;
-use crate::discovery::Deletion;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::reason::Trigger;
+use crate::discovery::object::{
+    Change, Deletion, Kind, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+};
+use crate::routing::world::merged::{Fate, MergedEndpoint, MergedService};
+use crate::routing::world::objects::{Touched, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
