@@ -13,18 +13,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin;
-use crate::admin::{Admin, Seat, seat};
+use crate::admin::report::Admin;
+use crate::admin::seat::Seat;
+use crate::admin::{seat, server};
 use crate::cluster::events::{Event, Events};
 use crate::cluster::{api, events};
+use crate::config::fault::Refused;
 use crate::config::settings;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Snapshot;
-use crate::control::{Command, Control};
+use crate::control::event_loop::{Command, Control};
+use crate::control::listeners::Listeners;
 use crate::discovery::source::Message;
 use crate::discovery::{files, fixed, kubernetes};
-use crate::listeners::Listeners;
 use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
@@ -34,15 +36,6 @@ use crate::proxy::shared::{Mail, Shared, Spare};
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
-
-/// Without its admin pages nobody could see how it does: it does not start.
-#[derive(Debug, thiserror::Error)]
-#[error("admin.address: cannot listen on {address} ({error}): {cure}")]
-pub struct Refused {
-    address: SocketAddr,
-    error: std::io::Error,
-    cure: &'static str,
-}
 
 fn cure(error: &std::io::Error) -> &'static str {
     match error.kind() {
@@ -91,8 +84,10 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         health,
         started: Instant::now(),
     };
-    let admin_place =
-        seat::bind(config.admin).map_err(|error| Refused { address: config.admin, cure: cure(&error), error })?;
+    // Without its admin pages nobody could see how the proxy does.
+    let admin_place = seat::bind(config.admin).map_err(|error| {
+        Refused::new("admin.address", format!("cannot listen on {} ({error}): {}", config.admin, cure(&error)))
+    })?;
     let admin_address = admin_place.address;
     let api_server = match &config.discovery {
         Discovery::Kubernetes(wanted) => Some(locate(wanted)?),
@@ -114,7 +109,9 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let (events, event_queue) = Events::queue();
     let control = Control {
         config: config.clone(),
-        admin: admin.clone(),
+        snapshot: admin.snapshot.clone(),
+        drains: admin.drains.clone(),
+        health: admin.health.clone(),
         shared: shared.clone(),
         world: if api_server.is_some() { World::for_api_server() } else { World::default() },
         table,
@@ -142,7 +139,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         runtime.block_on(async move {
             let stop = CancellationToken::new();
             match Seat::new(admin_place) {
-                Ok(seat) => drop(tokio::spawn(admin::serve(seat, pages, spare, stop.clone()))),
+                Ok(seat) => drop(tokio::spawn(server::serve(seat, pages, spare, stop.clone()))),
                 Err(error) => tracing::error!(%error, "no admin pages"),
             }
             tokio::task::spawn_local(feed(config, messages_in, metrics));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
-use ebbtide::config::{fault, settings};
+use ebbtide::config::{fault, value};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol};
 
@@ -57,7 +57,7 @@ pub enum Command {
     /// else. Exit code 0 only if Ebbtide failed no request and lost no client socket.
     Demo {
         /// How long the load runs in each phase
-        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::demo::load_time)]
+        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::command::demo::load_time)]
         load: Duration,
         /// Keep rolling until Ctrl-C and print the status page's address
         #[arg(long)]
@@ -69,7 +69,7 @@ pub enum Command {
     /// that may create Deployments and Services in the namespace and list nodes, and a way to the nodes' addresses. What
     /// it makes is labelled app.kubernetes.io/managed-by=ebbtide-drill, and is removed however it ends. Exit code 0 only if
     /// Ebbtide failed no request and lost no client socket.
-    Drill(ebbtide::drill::Settings),
+    Drill(ebbtide::command::drill::settings::Settings),
     /// Print services, endpoints and running drains of a running proxy
     Status {
         /// Where its admin pages are
@@ -83,7 +83,7 @@ pub enum Command {
     Schema,
     /// The demo's application process
     #[command(hide = true)]
-    SampleApp(ebbtide::demo::sample::Args),
+    SampleApp(ebbtide::command::demo::sample::Args),
 }
 
 const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
@@ -91,16 +91,16 @@ const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
 #[derive(Debug, Args)]
 pub struct Proxy {
     /// Where clients connect; port 0: any free port
-    #[arg(long, value_name = "ADDR", value_parser = settings::address)]
+    #[arg(long, value_name = "ADDR", value_parser = value::address)]
     listen: SocketAddr,
     /// The endpoints, separated by commas
-    #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = settings::address)]
+    #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = value::address)]
     to: Vec<SocketAddr>,
     /// What clients speak: auto, http or tcp
     #[arg(long, default_value = "auto", value_parser = protocol)]
     protocol: Protocol,
     /// Where the admin pages are served
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901", value_parser = settings::address)]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901", value_parser = value::address)]
     admin: SocketAddr,
 }
 

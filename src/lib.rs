@@ -47,15 +47,12 @@ pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("EBBTIDE
 
 pub mod admin;
 pub mod app;
-pub mod check;
 pub mod cluster;
+pub mod command;
 pub mod config;
 pub mod contract;
 pub mod control;
-pub mod demo;
 pub mod discovery;
-pub mod drill;
-pub mod listeners;
 pub mod net;
 pub mod observe;
 pub mod proxy;

@@ -10,8 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use ebbtide::admin;
-use ebbtide::admin::{Admin, Seat};
+use ebbtide::admin::report::Admin;
+use ebbtide::admin::seat::Seat;
+use ebbtide::admin::server;
 use ebbtide::contract::endpoint::{Conditions, Endpoint, EndpointId, Lease, Notice};
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
 use ebbtide::contract::policy::{NonIdempotent, Policy, Protocol};
@@ -52,10 +53,10 @@ impl Fixture {
             health: Arc::new(Health::new("files")),
             started: Instant::now(),
         };
-        let bound = admin::seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let bound = server::seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address;
         let stop = CancellationToken::new();
-        let server = tokio::spawn(admin::serve(Seat::new(bound).unwrap(), admin.clone(), || (), stop.clone()));
+        let server = tokio::spawn(server::serve(Seat::new(bound).unwrap(), admin.clone(), || (), stop.clone()));
         Self { admin, address, stop, server, leases: Vec::new(), notices: mpsc::unbounded_channel(), made: 0 }
     }
 
@@ -480,7 +481,7 @@ async fn the_status_command_reads_what_the_server_says() {
     let mut fixture = Fixture::start().await;
     fixture.fill();
     let ask = async |url: String| {
-        let asked = tokio::task::spawn_blocking(move || admin::status(&url, false));
+        let asked = tokio::task::spawn_blocking(move || server::status(&url, false));
         timeout(PATIENCE, asked).await.unwrap().unwrap().map_err(|error| format!("{error:#}"))
     };
     ask(format!("http://{}", fixture.address)).await.unwrap();

@@ -4,18 +4,20 @@
 //! one that later versions added is `#[serde(default)]`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::admin::Admin;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::policy::Protocol;
-use crate::contract::snapshot::Port;
+use crate::contract::snapshot::{Port, Snapshot};
 use crate::discovery::source::Problem;
-use crate::observe::health::HealthState;
+use crate::observe::health::{Health, HealthState};
+use crate::observe::metrics::Metrics;
 use crate::routing::{drains, rollouts};
 use crate::text::{one_line, timestamp};
 
@@ -424,6 +426,16 @@ impl Clocks {
         };
         wall.map_or(Timestamp::MAX, timestamp)
     }
+}
+
+/// What the admin pages read. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin {
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub drains: Arc<drains::Log>,
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+    pub started: Instant,
 }
 
 #[cfg(test)]

@@ -27,32 +27,29 @@ use tokio::sync::mpsc;
 use tower::util::BoxService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 
+use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;
 use crate::text::{chain, one_line};
 
-/// The API server cannot be found, or not how to authenticate there.
-#[derive(Debug, thiserror::Error)]
-#[error("discovery.kubernetes: {what}: {cure}")]
-pub struct Unusable {
-    what: String,
-    cure: &'static str,
-}
-
 /// Where the API server is and who we are there: the configured kubeconfig, else in-cluster, else `KUBECONFIG`, else the
 /// home folder's.
-pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Unusable> {
+pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Refused> {
     let options = KubeConfigOptions::default();
     let mut config = match &wanted.kubeconfig {
         Some(path) => from_file(path, &options).await?,
         None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-            kube::Config::incluster().map_err(|error| Unusable {
-                what: format!("this pod has no usable service account ({})", chain(&error)),
-                cure: "let automountServiceAccountToken be true",
+            kube::Config::incluster().map_err(|error| {
+                unusable(
+                    format!("this pod has no usable service account ({})", chain(&error)),
+                    "let automountServiceAccountToken be true",
+                )
             })?
         }
-        None => kube::Config::from_kubeconfig(&options).await.map_err(|error| Unusable {
-            what: format!("not in a cluster, and no usable kubeconfig ({})", chain(&error)),
-            cure: "name one in discovery.kubernetes.kubeconfig or in KUBECONFIG",
+        None => kube::Config::from_kubeconfig(&options).await.map_err(|error| {
+            unusable(
+                format!("not in a cluster, and no usable kubeconfig ({})", chain(&error)),
+                "name one in discovery.kubernetes.kubeconfig or in KUBECONFIG",
+            )
         })?,
     };
     config.connect_timeout = Some(CONNECT);
@@ -64,20 +61,29 @@ pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Unusable> {
     Ok(config)
 }
 
-async fn from_file(path: &Path, options: &KubeConfigOptions) -> Result<kube::Config, Unusable> {
-    let unusable = |error: &dyn std::error::Error| Unusable {
-        what: format!("kubeconfig {} cannot be used ({})", path.display(), chain(error)),
-        cure: "`kubectl --kubeconfig FILE get services` tells more",
+async fn from_file(path: &Path, options: &KubeConfigOptions) -> Result<kube::Config, Refused> {
+    let refuse = |error: &dyn std::error::Error| {
+        unusable(
+            format!("kubeconfig {} cannot be used ({})", path.display(), chain(error)),
+            "`kubectl --kubeconfig FILE get services` tells more",
+        )
     };
-    let file = Kubeconfig::read_from(path).map_err(|error| unusable(&error))?;
-    kube::Config::from_custom_kubeconfig(file, options).await.map_err(|error| unusable(&error))
+    let file = Kubeconfig::read_from(path).map_err(|error| refuse(&error))?;
+    kube::Config::from_custom_kubeconfig(file, options).await.map_err(|error| refuse(&error))
+}
+
+/// The API server cannot be found, or not how to authenticate there.
+fn unusable(what: String, cure: &str) -> Refused {
+    Refused::new("discovery.kubernetes", format!("{what}: {cure}"))
 }
 
 /// A client that tells what it hears. To be made and used inside one runtime.
-pub fn connect(config: kube::Config) -> Result<(Client, Arc<Clock>, mpsc::UnboundedReceiver<String>), Unusable> {
-    let service = way(&config).map_err(|error| Unusable {
-        what: format!("cannot make a connection of this kubeconfig ({})", chain(&error)),
-        cure: "see its certificates and its credentials",
+pub fn connect(config: kube::Config) -> Result<(Client, Arc<Clock>, mpsc::UnboundedReceiver<String>), Refused> {
+    let service = way(&config).map_err(|error| {
+        unusable(
+            format!("cannot make a connection of this kubeconfig ({})", chain(&error)),
+            "see its certificates and its credentials",
+        )
     })?;
     let (answered, heard) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock::default());

@@ -18,6 +18,21 @@ pub struct Error {
     pub what: String,
 }
 
+/// Why the command refused to start (exit code 2). Nothing has been started or made.
+#[derive(Debug, thiserror::Error)]
+#[error("{subject}: {what}")]
+pub struct Refused {
+    subject: &'static str,
+    what: String,
+}
+
+impl Refused {
+    /// `subject` is the field, flag or command; `what` says what is wrong and the cure.
+    pub fn new(subject: &'static str, what: impl Into<String>) -> Self {
+        Self { subject, what: what.into() }
+    }
+}
+
 /// A fault before its file and line are known.
 #[derive(Debug)]
 pub(super) struct Fault {

@@ -15,8 +15,6 @@ use ipnet::IpNet;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 
-pub use crate::config::value::{address, duration, label};
-
 /// A whole configuration file, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {

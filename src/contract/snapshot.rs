@@ -41,6 +41,11 @@ pub struct Port {
 }
 
 impl Snapshot {
+    /// TCP connections and exchanges on all endpoints; the other client connections are idle, or held.
+    pub fn in_flight(&self) -> u64 {
+        self.ports.values().flat_map(|port| port.all.iter()).map(|endpoint| endpoint.leases()).sum()
+    }
+
     /// Resolves a listener's port reference.
     pub fn port(&self, service: &ObjectName, port: &PortRef) -> Option<&Arc<Port>> {
         match port {

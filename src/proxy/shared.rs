@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -63,6 +63,11 @@ pub struct Handover {
 }
 
 impl Shared {
+    /// Client connections of all workers.
+    pub fn connections(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+    }
+
     /// The same to every worker.
     pub fn tell_all(&self, mail: impl Fn() -> Mail) {
         for mailbox in &self.mailboxes {

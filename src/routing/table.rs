@@ -2,7 +2,7 @@
 //!
 //! **A terminating endpoint leaves rotation in `RoutingTable::settle`**: the snapshot without it is published first,
 //! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
-//! control thread; it neither connects (see [`crate::control`]) nor waits.
+//! control thread; it neither connects (see [`crate::control::event_loop`]) nor waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use ebbtide::app;
 use ebbtide::app::Running;
+use ebbtide::command::demo::client::Client;
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::name::{ObjectName, PortKey};
 use ebbtide::contract::snapshot::Port;
-use ebbtide::demo::client::Client;
 use ebbtide::routing::drains::Record;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ebbtide::command::demo::client::Client;
 use ebbtide::contract::endpoint::Endpoint;
 use ebbtide::contract::reason::{Outcome, Trigger};
 use ebbtide::contract::snapshot::Port;
-use ebbtide::demo::client::Client;
 use ebbtide::routing::drains::Record;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

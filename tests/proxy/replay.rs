@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use ebbtide::demo::client::{Client, Failure, Response};
-use ebbtide::demo::fleet::{Fleet, Options};
-use ebbtide::demo::proxy::{Proxy, config};
+use ebbtide::command::demo::client::{Client, Failure, Response};
+use ebbtide::command::demo::fleet::{Fleet, Options};
+use ebbtide::command::demo::proxy::{Proxy, config};
 use rustix::process::Signal;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

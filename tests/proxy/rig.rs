@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use ebbtide::app;
 use ebbtide::app::Running;
+use ebbtide::command::demo::proxy::Proxy;
 use ebbtide::config::settings::Config;
-use ebbtide::demo::proxy::Proxy;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};

@@ -20,7 +20,7 @@ use tokio::process::{Child, ChildStdout};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::child;
+use crate::command::demo::child;
 
 /// How a fleet is run. May be changed between two updates ([`Fleet::options`]).
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod manifests;
+pub mod settings;
 
 use std::cell::Cell;
 use std::io::Write;
@@ -19,44 +20,17 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::api::said;
-use crate::config::settings;
-use crate::demo::client::Client;
-use crate::demo::{CLIENTS, Plan, Row, load_time, proxy, stop_at_signal, table, under_load, unless, verdict};
-use crate::drill::cluster::{Cluster, POLL, Rollout};
-use crate::drill::manifests::{MANAGED_BY, MANAGER, NAME, PLAIN, REPLICAS};
-
-/// What is drilled.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Settings {
-    /// Where the sample application is put
-    #[arg(long, short, value_name = "NS", value_parser = namespace)]
-    pub namespace: String,
-    /// How long the load runs in each phase
-    #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = load_time)]
-    pub load: Duration,
-    /// Ebbtide's image, which has the sample application [default: that of the DaemonSet ebbtide-system/ebbtide]
-    #[arg(long)]
-    pub image: Option<String>,
-    /// Where Ebbtide is reached, if not at a node's InternalIP; a PORT from 30000 to 32767 becomes the nodePort
-    #[arg(long, value_name = "HOST:PORT")]
-    pub address: Option<String>,
-    /// Leave out the same load through a NodePort as it is
-    #[arg(long)]
-    pub without_comparison: bool,
-    /// Do not remove what was made
-    #[arg(long)]
-    pub keep: bool,
-}
-
-/// A drill that cannot be held. Nothing has been made.
-#[derive(Debug, thiserror::Error)]
-#[error("drill: {0}")]
-pub struct Refused(String);
+use crate::command::demo::client::Client;
+use crate::command::demo::{CLIENTS, Plan, Row, proxy, stop_at_signal, table, under_load, unless, verdict};
+use crate::command::drill::cluster::{Cluster, POLL, Rollout};
+use crate::command::drill::manifests::{MANAGED_BY, MANAGER, NAME, PLAIN, REPLICAS};
+use crate::command::drill::settings::{Settings, refused};
+use crate::config::fault::Refused;
 
 /// The command. True only if Ebbtide failed no request, its clients never needed a second socket, and nothing was left.
 ///
 /// # Errors
-/// [`Refused`] and [`crate::cluster::api::Unusable`]; anything else went wrong at work.
+/// [`Refused`]; anything else went wrong at work.
 pub fn run(settings: &Settings) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -104,7 +78,7 @@ struct Addresses {
 /// All that can be known before anything is made; also says what will be.
 async fn prepare(settings: &Settings) -> anyhow::Result<(Cluster, Addresses, Vec<Value>)> {
     if settings.load < SHORTEST {
-        return Err(Refused(format!("--for must be at least {SHORTEST:?}, to have time for an update")).into());
+        return Err(refused(format!("--for must be at least {SHORTEST:?}, to have time for an update")).into());
     }
     let ebbtide = match &settings.address {
         Some(address) => Some(resolve(address).await?),
@@ -123,10 +97,10 @@ async fn prepare(settings: &Settings) -> anyhow::Result<(Cluster, Addresses, Vec
     cluster.prepare(settings, &objects).await?;
     let nodes = match ebbtide {
         Some(address) => vec![address.ip()],
-        None => cluster.nodes().await.map_err(|error| Refused(format!("nodes: {}", said(&error))))?,
+        None => cluster.nodes().await.map_err(|error| refused(format!("nodes: {}", said(&error))))?,
     };
     if nodes.is_empty() {
-        return Err(Refused("no node is ready and has an InternalIP; --address names another way in".into()).into());
+        return Err(refused("no node is ready and has an InternalIP; --address names another way in").into());
     }
     say(&format!(
         "Ebbtide drill: what a rolling update costs the clients, in namespace {}\n\n     \
@@ -141,7 +115,7 @@ async fn prepare(settings: &Settings) -> anyhow::Result<(Cluster, Addresses, Vec
 async fn resolve(address: &str) -> Result<SocketAddr, Refused> {
     let found = tokio::net::lookup_host(address).await;
     found.ok().and_then(|mut found| found.next()).ok_or_else(|| {
-        Refused(format!("--address: {address:?} is not to be found, expected HOST:PORT such as 192.0.2.1:30080"))
+        refused(format!("--address: {address:?} is not to be found, expected HOST:PORT such as 192.0.2.1:30080"))
     })
 }
 
@@ -297,7 +271,7 @@ fn note(text: &str) {
 }
 
 fn namespace(text: &str) -> Result<String, String> {
-    if settings::label(text) {
+    if crate::config::value::label(text) {
         Ok(text.to_owned())
     } else {
         Err("expected the name of a namespace such as default".to_owned())

@@ -6,6 +6,7 @@
 //! answer) is not looked at.
 
 mod cluster;
+mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -13,11 +14,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{Policy, PortRef, Protocol};
 use crate::discovery::files;
-use crate::discovery::object::{Change, Object};
+use crate::discovery::object::Change;
 use crate::discovery::source::Problem;
 use crate::routing::world::merged::{MergedPort, MergedService};
 use crate::routing::world::objects::{Touched, World};
@@ -32,20 +34,10 @@ pub struct Report {
     pub problems: Vec<Problem>,
 }
 
-/// What a source told.
-#[derive(Debug, Default)]
-struct Seen {
-    /// Where it was found; empty where it could not be asked at all, and there is nothing to show.
-    heading: String,
-    objects: Vec<Object>,
-    warnings: Vec<String>,
-    problems: Vec<Problem>,
-}
-
 /// Reads a configuration, and the manifests or the API server that it names.
 ///
 /// # Errors
-/// [`crate::config::fault::Error`] and [`crate::cluster::api::Unusable`].
+/// [`crate::config::fault::Error`] and [`crate::config::fault::Refused`].
 pub fn check(file: &Path) -> anyhow::Result<Report> {
     let config = Config::load(file)?;
     let (seen, mut world) = match &config.discovery {

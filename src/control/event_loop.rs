@@ -6,25 +6,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
 
-use crate::admin::Admin;
 use crate::cluster::events::{Event, Events, Reason};
 use crate::config::settings::Config;
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
-use crate::contract::hold::Hold;
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
+use crate::contract::snapshot::Snapshot;
+use crate::control::listeners::Listeners;
+use crate::control::probes::{Probed, Probes};
+use crate::control::shutdown::Phase;
 use crate::discovery::source::Message;
-use crate::listeners::Listeners;
-use crate::net::socket;
+use crate::observe::health::Health;
 use crate::proxy::shared::{Mail, Shared};
 use crate::routing::chores::Chores;
+use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::{Touched, World};
 
@@ -39,7 +40,9 @@ pub enum Command {
 
 pub struct Control {
     pub config: Arc<Config>,
-    pub admin: Admin,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub drains: Arc<drains::Log>,
+    pub health: Arc<Health>,
     pub shared: Arc<Shared>,
     pub world: World,
     pub table: RoutingTable,
@@ -52,23 +55,6 @@ pub struct Control {
     pub events: Events,
 }
 
-/// What a probe task reports.
-enum Probed {
-    Join(EndpointId, bool),
-    Readmitted(EndpointId),
-}
-
-/// How far a shutdown has come.
-enum Phase {
-    Running,
-    /// `/readyz` fails, accepting goes on until then.
-    LameDuck(Instant),
-    /// No longer accepting; clients have until then.
-    Draining(Instant),
-    /// The rest has been told to end.
-    Cutting(Instant),
-}
-
 impl Control {
     /// The namespaces of the Services that listeners name.
     pub fn named_namespaces(config: &Config) -> BTreeSet<String> {
@@ -78,7 +64,7 @@ impl Control {
     /// Runs until a shutdown is complete. To be driven on a `LocalRuntime`.
     pub async fn run(mut self) {
         let (report, mut probed) = mpsc::unbounded_channel();
-        let probes = Rc::new(Probes { report, slots: Semaphore::new(PROBES) });
+        let probes = Rc::new(Probes::new(report));
         let mut deadlines: BTreeMap<(Instant, EndpointId), Arc<Endpoint>> = BTreeMap::new();
         let mut phase = Phase::Running;
         let mut house = tokio::time::interval(HOUSEKEEPING);
@@ -88,7 +74,7 @@ impl Control {
             let next_deadline = deadlines.keys().next().map(|(at, _)| *at);
             let next_phase = phase.next_look();
             let hand_back = self.table.next_hand_back();
-            let rollouts = self.admin.drains.rollouts_due();
+            let rollouts = self.drains.rollouts_due();
             let times = [next_deadline, next_phase, self.listeners.next_retry(), rollouts, hand_back];
             let wake = times.into_iter().flatten().min();
             let alarm = async {
@@ -127,11 +113,11 @@ impl Control {
                     Command::Shutdown if matches!(phase, Phase::Running) => {
                         let lame_duck = self.config.timeouts.lame_duck;
                         tracing::info!(lame_duck = ?lame_duck, "shutting down");
-                        self.admin.health.update(|h| h.shutting_down = true);
+                        self.health.update(|h| h.shutting_down = true);
                         phase = Phase::LameDuck(Instant::now() + lame_duck);
                     }
                     Command::Shutdown => {
-                        let (connections, in_flight) = (self.connections(), self.in_flight());
+                        let (connections, in_flight) = (self.shared.connections(), self.snapshot.load().in_flight());
                         tracing::warn!(connections, in_flight, "second signal: ending at once");
                         return;
                     }
@@ -158,7 +144,8 @@ impl Control {
             }
             self.bind(now);
             self.end_rollouts(now);
-            if !self.advance(&mut phase, now) {
+            let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
+            if !phase.advance(now, grace, &self.shared, &mut self.listeners, &self.health, &snapshot) {
                 return;
             }
         }
@@ -177,12 +164,12 @@ impl Control {
                 chores
             }
             Message::Synced => {
-                self.admin.health.update(|h| h.synced = true);
+                self.health.update(|h| h.synced = true);
                 self.rebind();
                 Chores::default()
             }
             Message::Problems(problems) => {
-                self.admin.health.report(problems);
+                self.health.report(problems);
                 Chores::default()
             }
         }
@@ -201,7 +188,7 @@ impl Control {
                 }
                 Notice::Left(endpoint) => {
                     let asked = endpoint.pod.as_ref().and_then(|pod| self.world.deletion_asked(&pod.uid));
-                    if let Some((record, took)) = self.admin.drains.end(endpoint.id, asked) {
+                    if let Some((record, took)) = self.drains.end(endpoint.id, asked) {
                         record.log(took);
                         let forced = record.ended.is_some_and(|(_, outcome)| outcome == Outcome::Forced);
                         let reason = if forced { Reason::DrainForced } else { Reason::Drained };
@@ -281,8 +268,8 @@ impl Control {
 
     /// Listeners as the configuration and the claimed Services want them, once the first table is in force.
     fn rebind(&mut self) {
-        if self.admin.health.state().synced {
-            let snapshot = self.admin.snapshot.load();
+        if self.health.state().synced {
+            let snapshot = self.snapshot.load();
             self.listeners.want(&self.config, &snapshot);
             self.bind(Instant::now());
         }
@@ -290,19 +277,19 @@ impl Control {
 
     /// Binds what is due.
     fn bind(&mut self, now: Instant) {
-        for (service, failure) in self.listeners.retry(now, &self.shared, &self.admin.health) {
+        for (service, failure) in self.listeners.retry(now, &self.shared, &self.health) {
             self.tell(&service, Reason::PortNotBound, failure);
         }
     }
 
     /// Receipts of the rollouts that are over.
     fn end_rollouts(&mut self, now: Instant) {
-        if self.admin.drains.rollouts_due().is_none_or(|due| due > now) {
+        if self.drains.rollouts_due().is_none_or(|due| due > now) {
             return;
         }
-        let snapshot = self.admin.snapshot.load_full();
+        let snapshot = self.snapshot.load_full();
         let come = |service: &ObjectName, since: Instant| snapshot.pods_come(service, millis(since));
-        for rollout in self.admin.drains.close_rollouts(now, come) {
+        for rollout in self.drains.close_rollouts(now, come) {
             rollout.log();
             let reason = if rollout.failures == 0 { Reason::RolledOut } else { Reason::RolloutFailed };
             self.tell(&rollout.service, reason, rollout.words());
@@ -313,120 +300,6 @@ impl Control {
         let uid = self.world.service(service).and_then(|service| service.uid.clone());
         self.events.tell(Event { service: service.clone(), uid, reason, note });
     }
-
-    fn connections(&self) -> usize {
-        self.shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
-    }
-
-    /// TCP connections and exchanges on all endpoints; the other client connections are idle, or held.
-    fn in_flight(&self) -> u64 {
-        let snapshot = self.admin.snapshot.load();
-        snapshot.ports.values().flat_map(|port| port.all.iter()).map(|endpoint| endpoint.leases()).sum()
-    }
-
-    /// Moves a shutdown on; `false` when it is complete.
-    fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
-        match *phase {
-            Phase::LameDuck(until) if now >= until => {
-                self.shared.closing.store(true, Ordering::Relaxed);
-                self.listeners.close_all(&self.shared, &self.admin.health);
-                *phase = Phase::Draining(now + self.config.timeouts.shutdown);
-            }
-            Phase::Draining(_) if self.connections() == 0 && self.listeners.are_closed() => {
-                tracing::info!("shut down; no connection was cut");
-                return false;
-            }
-            Phase::Draining(until) if now >= until => {
-                let (connections, in_flight) = (self.connections(), self.in_flight());
-                tracing::warn!(connections, in_flight, "shutdown grace is over; cutting what is left");
-                self.shared.tell_all(|| Mail::Cut);
-                *phase = Phase::Cutting(now + CUT_TIME);
-            }
-            Phase::Cutting(until) if now >= until || self.connections() == 0 => return false,
-            _ => {}
-        }
-        true
-    }
 }
 
-impl Phase {
-    fn next_look(&self) -> Option<Instant> {
-        match self {
-            Self::Running => None,
-            Self::LameDuck(until) => Some(*until),
-            Self::Draining(until) | Self::Cutting(until) => Some((*until).min(Instant::now() + LOOK)),
-        }
-    }
-}
-
-/// Connects of the control side: before an endpoint is published, and after it was ejected.
-struct Probes {
-    report: mpsc::UnboundedSender<Probed>,
-    slots: Semaphore,
-}
-
-impl Probes {
-    /// Tries every 100 ms until the endpoint accepts a connection, or is not to get any.
-    async fn until_joined(self: Rc<Self>, endpoint: Arc<Endpoint>, timeout: Duration) {
-        loop {
-            let conditions = endpoint.conditions();
-            if endpoint.is_draining() || !(conditions.ready || conditions.serving && conditions.terminating) {
-                let _ = self.report.send(Probed::Join(endpoint.id, false));
-                return;
-            }
-            if self.connects(&endpoint, timeout).await {
-                let _ = self.report.send(Probed::Join(endpoint.id, true));
-                return;
-            }
-            tokio::time::sleep(PROBE_EVERY).await;
-        }
-    }
-
-    /// Tries after 100 ms, doubling to 2 s, until the endpoint accepts a connection or is out; every 100 ms while
-    /// somebody waits for it.
-    async fn until_readmitted(self: Rc<Self>, endpoint: Arc<Endpoint>, hold: Option<Arc<Hold>>, timeout: Duration) {
-        let mut pause = PROBE_EVERY;
-        let mut slept = Duration::ZERO;
-        while endpoint.is_ejected() {
-            tokio::time::sleep(PROBE_EVERY).await;
-            slept += PROBE_EVERY;
-            if !endpoint.is_open() {
-                return;
-            }
-            let awaited = hold.as_ref().is_some_and(|hold| hold.waiting() > 0);
-            if slept < pause && !awaited {
-                continue;
-            }
-            if self.connects(&endpoint, timeout).await {
-                endpoint.readmit();
-                break;
-            }
-            pause = (pause * 2).min(PROBE_SLOWEST);
-            slept = Duration::ZERO;
-        }
-        let _ = self.report.send(Probed::Readmitted(endpoint.id));
-    }
-
-    async fn connects(&self, endpoint: &Endpoint, timeout: Duration) -> bool {
-        let Ok(_slot) = self.slots.acquire().await else { return false };
-        match tokio::time::timeout(timeout, TcpStream::connect(endpoint.address)).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(error)) => {
-                if socket::is_shortage(&error) {
-                    tracing::warn!(%error, "cannot probe endpoints");
-                }
-                false
-            }
-            Err(_) => false,
-        }
-    }
-}
-
-const PROBE_EVERY: Duration = Duration::from_millis(100);
-const PROBE_SLOWEST: Duration = Duration::from_secs(2);
-/// Probes under way at once.
-const PROBES: usize = 256;
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(20);
-/// How long the cut itself may take.
-const CUT_TIME: Duration = Duration::from_secs(1);

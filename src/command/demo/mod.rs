@@ -26,10 +26,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::demo::fleet::Fleet;
-use crate::demo::late::Late;
-use crate::demo::load::{Load, Report, Snapshot};
-use crate::demo::proxy::Proxy;
+use crate::command::demo::fleet::Fleet;
+use crate::command::demo::late::Late;
+use crate::command::demo::load::{Load, Report, Snapshot};
+use crate::command::demo::proxy::Proxy;
 
 /// What is shown.
 pub struct Settings {
@@ -353,7 +353,7 @@ pub(crate) fn verdict(before: Option<&Row>, second: &Row) -> String {
 
 /// A load's length, as a command line gives it.
 pub fn load_time(text: &str) -> Result<Duration, String> {
-    crate::config::settings::duration(text, Duration::from_secs(1)..=Duration::from_secs(3600))
+    crate::config::value::duration(text, Duration::from_secs(1)..=Duration::from_secs(3600))
 }
 
 fn counted(count: u64, noun: &str) -> String {

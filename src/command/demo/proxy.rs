@@ -16,9 +16,9 @@ use tokio::process::{Child, ChildStderr};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::child;
-use super::client::{Client, Response};
-use super::fleet::{NAMESPACE, SERVICE};
+use crate::command::demo::child;
+use crate::command::demo::client::{Client, Response};
+use crate::command::demo::fleet::{NAMESPACE, SERVICE};
 
 /// Killed when dropped; [`Proxy::stop`] ends it properly.
 pub struct Proxy {

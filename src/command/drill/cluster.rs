@@ -17,9 +17,11 @@ use tokio::time::{Instant, sleep};
 use crate::cluster::api::said;
 use crate::cluster::rights::Right;
 use crate::cluster::{api, rights};
+use crate::command::drill::manifests;
+use crate::command::drill::manifests::{Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
+use crate::command::drill::settings::{Settings, refused};
+use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;
-use crate::drill::manifests::{Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
-use crate::drill::{Refused, Settings, manifests};
 
 /// One namespace of a cluster.
 pub struct Cluster {
@@ -37,7 +39,7 @@ pub struct Rollout {
 
 impl Cluster {
     /// By the same way as the proxy's own: in-cluster, then `KUBECONFIG`, then the home folder's.
-    pub async fn connect(namespace: &str) -> Result<Self, api::Unusable> {
+    pub async fn connect(namespace: &str) -> Result<Self, Refused> {
         let config = api::locate(&Kubernetes { silence: SILENCE, ..Kubernetes::default() }).await?;
         let (client, _, _) = api::connect(config)?;
         Ok(Self { client, namespace: namespace.to_owned() })
@@ -54,27 +56,27 @@ impl Cluster {
             needed.push(Right::new("list", "nodes", None));
         }
         let missing = rights::missing(&self.client, needed).await.map_err(|error| {
-            Refused(format!("the API server cannot be asked: {}; `kubectl get nodes` tells more", said(&error)))
+            refused(format!("the API server cannot be asked: {}; `kubectl get nodes` tells more", said(&error)))
         })?;
         if !missing.is_empty() {
             let list = missing.iter().map(Right::to_string).collect::<Vec<_>>().join("; ");
             let nodes = missing.iter().any(|right| right.resource == "nodes");
             let or = if nodes { "; --address makes do without the nodes" } else { "" };
-            return Err(Refused(format!("you may not {list}: have it granted{or}")));
+            return Err(refused(format!("you may not {list}: have it granted{or}")));
         }
         for (kind, name) in MADE {
             let found = self.api(kind).get_metadata_opt(name).await;
-            match found.map_err(|error| Refused(format!("{} {name}: {}", kind.as_str(), said(&error))))? {
-                Some(found) if !is_ours(&found.metadata) => return Err(Refused(self.foreign(kind, name))),
+            match found.map_err(|error| refused(format!("{} {name}: {}", kind.as_str(), said(&error))))? {
+                Some(found) if !is_ours(&found.metadata) => return Err(refused(self.foreign(kind, name))),
                 _ => {}
             }
         }
         if let Some(left) = self.remove().await.into_iter().next() {
-            return Err(Refused(format!("what an earlier drill has left cannot be removed: {left}")));
+            return Err(refused(format!("what an earlier drill has left cannot be removed: {left}")));
         }
         // A quota, a policy or a namespace that is not there shows itself before anything is made.
         for object in objects {
-            self.create(object, true).await.map_err(|error| Refused(said(&error)))?;
+            self.create(object, true).await.map_err(|error| refused(said(&error)))?;
         }
         Ok(())
     }

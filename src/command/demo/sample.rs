@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::io::ReaderStream;
 
-use super::child;
+use crate::command::demo::child;
 
 /// Arguments of the hidden subcommand.
 #[derive(Debug, clap::Args)]

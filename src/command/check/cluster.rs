@@ -14,10 +14,10 @@ use kube::api::{Api, ListParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt};
 
-use crate::check::Seen;
 use crate::cluster::api::said;
 use crate::cluster::rights::Right;
 use crate::cluster::{api, rights};
+use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes};
 use crate::discovery::manifest;
 use crate::discovery::manifest::Invalid;

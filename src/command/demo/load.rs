@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Client, Failure, Response};
+use crate::command::demo::client::{Client, Failure, Response};
 
 /// What is to be sent. [`Load::new`] gives the common case; the fields change it.
 #[derive(Debug, Clone)]
