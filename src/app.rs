@@ -14,13 +14,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::report::Admin;
-use crate::admin::seat::Seat;
-use crate::admin::{seat, server};
-use crate::cluster::events::{Event, Events};
-use crate::cluster::{api, events};
+use crate::admin::seat::{self, Seat};
+use crate::admin::server;
+use crate::cluster::api;
+use crate::cluster::events::{self, Event, Events};
 use crate::config::fault::Refused;
-use crate::config::settings;
-use crate::config::settings::{Config, Discovery};
+use crate::config::settings::{self, Config, Discovery};
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Snapshot;
 use crate::control::event_loop::{Command, Control};

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use ebbtide::admin::report::Admin;
-use ebbtide::admin::seat::Seat;
+use ebbtide::admin::seat::{self, Seat};
 use ebbtide::admin::server;
+use ebbtide::command::status;
 use ebbtide::contract::endpoint::{Conditions, Endpoint, EndpointId, Lease, Notice};
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
 use ebbtide::contract::policy::{NonIdempotent, Policy, Protocol};
@@ -53,7 +54,7 @@ impl Fixture {
             health: Arc::new(Health::new("files")),
             started: Instant::now(),
         };
-        let bound = server::seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let bound = seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address;
         let stop = CancellationToken::new();
         let server = tokio::spawn(server::serve(Seat::new(bound).unwrap(), admin.clone(), || (), stop.clone()));
@@ -481,7 +482,7 @@ async fn the_status_command_reads_what_the_server_says() {
     let mut fixture = Fixture::start().await;
     fixture.fill();
     let ask = async |url: String| {
-        let asked = tokio::task::spawn_blocking(move || server::status(&url, false));
+        let asked = tokio::task::spawn_blocking(move || status::status(&url, false));
         timeout(PATIENCE, asked).await.unwrap().unwrap().map_err(|error| format!("{error:#}"))
     };
     ask(format!("http://{}", fixture.address)).await.unwrap();

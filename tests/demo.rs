@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ebbtide::command::demo::client::{Client, Failure};
-use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
+use ebbtide::command::demo::fleet::{self, Fleet, Options, Tell};
 use ebbtide::command::demo::late::Late;
 use ebbtide::command::demo::load::{Load, Report};
 use ebbtide::command::demo::proxy::Proxy;
-use ebbtide::command::demo::{Second, Settings, child, fleet};
+use ebbtide::command::demo::{Second, Settings, child};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rustix::process::Signal;

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use ebbtide::contract::clock::millis;
-use ebbtide::proxy::balancer;
-use ebbtide::proxy::balancer::{Avoid, Cost};
+use ebbtide::proxy::balancer::{self, Avoid, Cost};
 
 use crate::guard::Guard;
 use crate::load::Histogram;

@@ -15,7 +15,8 @@ use anyhow::{Context, bail};
 use rustix::process::{Signal, getpid, kill_process_group};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::measure;
+use std::collections::BTreeSet;
+use std::fs::read_to_string;
 
 /// A running program; killed with all its children when dropped.
 pub struct Guard {
@@ -34,7 +35,7 @@ impl Guard {
 
     /// The program and its children.
     pub fn pids(&self) -> Vec<u32> {
-        measure::descendants(self.guard.id())
+        descendants(self.guard.id())
     }
 
     /// Whether the program has ended by itself.
@@ -118,4 +119,22 @@ pub fn main(cores: &[usize], program: &[String]) -> anyhow::Result<ExitCode> {
     });
     let status = child.wait()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// All that a process has started, and what those have; not itself.
+pub fn descendants(of: u32) -> Vec<u32> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![of];
+    while let Some(pid) = open.pop() {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for task in tasks.flatten() {
+            let children = read_to_string(task.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace().filter_map(|text| text.parse().ok()) {
+                if found.insert(child) {
+                    open.push(child);
+                }
+            }
+        }
+    }
+    found.into_iter().collect()
 }

@@ -26,7 +26,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use backend::Backend;
-use peers::{ALL, Kind};
+use peers::{ALL, Kind, Mode};
 use report::{Machine, Results};
 use rows::{Bench, Cores, GROUPS};
 
@@ -177,4 +177,30 @@ fn progress() -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+impl Bench {
+    pub fn run(&mut self, group: &str) -> anyhow::Result<()> {
+        match group {
+            "keepalive" => self.keep_alive(Mode::Http, "keepalive", &[8, 64, 1000]),
+            "tcp" => self.keep_alive(Mode::Tcp, "tcp", &[8, 64]),
+            "connections" => {
+                self.connections(Mode::Http)?;
+                self.connections(Mode::Tcp)
+            }
+            "latency" => self.latency(),
+            "bulk" => {
+                self.bulk(Mode::Http)?;
+                self.bulk(Mode::Tcp)
+            }
+            "idle" => {
+                self.idle(Mode::Tcp)?;
+                self.idle(Mode::Http)
+            }
+            "slow" => self.slow(),
+            "rollout" => self.rollout(),
+            "control" => crate::control::run(self),
+            _ => anyhow::bail!("no such group of rows: {group}; there are {}", GROUPS.join(", ")),
+        }
+    }
 }

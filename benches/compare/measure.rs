@@ -1,6 +1,5 @@
 //! What the kernel knows of a process: processor time, memory, system calls; and what sockets cost the kernel itself.
 
-use std::collections::BTreeSet;
 use std::fs::read_to_string;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,24 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::peers;
-
-/// All that a process has started, and what those have; not itself.
-pub fn descendants(of: u32) -> Vec<u32> {
-    let mut found = BTreeSet::new();
-    let mut open = vec![of];
-    while let Some(pid) = open.pop() {
-        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
-        for task in tasks.flatten() {
-            let children = read_to_string(task.path().join("children")).unwrap_or_default();
-            for child in children.split_whitespace().filter_map(|text| text.parse().ok()) {
-                if found.insert(child) {
-                    open.push(child);
-                }
-            }
-        }
-    }
-    found.into_iter().collect()
-}
 
 /// Processor time so far, user and kernel, in nanoseconds by the scheduler's own clock (first field of `schedstat`). A
 /// thread that has ended takes its share with it, so this is for processes whose threads stay.

@@ -52,30 +52,6 @@ pub const GROUPS: [&str; 9] =
 type Visit<'a> = &'a mut dyn FnMut(&mut Bench, &mut Peer, Kind, usize) -> anyhow::Result<()>;
 
 impl Bench {
-    pub fn run(&mut self, group: &str) -> anyhow::Result<()> {
-        match group {
-            "keepalive" => self.keep_alive(Mode::Http, "keepalive", &[8, 64, 1000]),
-            "tcp" => self.keep_alive(Mode::Tcp, "tcp", &[8, 64]),
-            "connections" => {
-                self.connections(Mode::Http)?;
-                self.connections(Mode::Tcp)
-            }
-            "latency" => self.latency(),
-            "bulk" => {
-                self.bulk(Mode::Http)?;
-                self.bulk(Mode::Tcp)
-            }
-            "idle" => {
-                self.idle(Mode::Tcp)?;
-                self.idle(Mode::Http)
-            }
-            "slow" => self.slow(),
-            "rollout" => self.rollout(),
-            "control" => crate::control::run(self),
-            _ => anyhow::bail!("no such group of rows: {group}; there are {}", GROUPS.join(", ")),
-        }
-    }
-
     /// The peers of a mode in turn. One that fails leaves its cell empty, and is told of.
     fn in_turn(
         &mut self,
@@ -108,7 +84,7 @@ impl Bench {
 
     /// Throughput of clients that keep their connections; with it what each request costs the proxy. One number of clients
     /// after the other, so that peers are compared within seconds: the machine may be another a minute later.
-    fn keep_alive(&mut self, mode: Mode, group: &'static str, clients: &[usize]) -> anyhow::Result<()> {
+    pub fn keep_alive(&mut self, mode: Mode, group: &'static str, clients: &[usize]) -> anyhow::Result<()> {
         let live = self.endpoints(4)?;
         for &clients in clients {
             let row = |what: &str| format!("{clients} clients: {what}");
@@ -157,7 +133,7 @@ impl Bench {
         counted
     }
 
-    fn connections(&mut self, mode: Mode) -> anyhow::Result<()> {
+    pub fn connections(&mut self, mode: Mode) -> anyhow::Result<()> {
         let live = self.endpoints(8)?;
         let name = if mode == Mode::Http { "HTTP" } else { "TCP" };
         let group = "connections";
@@ -185,7 +161,7 @@ impl Bench {
     }
 
     /// At half of what the slowest can do, all at one rate.
-    fn latency(&mut self) -> anyhow::Result<()> {
+    pub fn latency(&mut self) -> anyhow::Result<()> {
         let (live, rate) = (self.endpoints(4)?, self.half_of_the_slowest()?);
         // More often than the others: one stall of the machine in two seconds is that visit's p99.9, whoever it hits.
         let (group, seconds, rounds) = ("latency", self.seconds * 2.0, self.rounds * 3);
@@ -227,7 +203,7 @@ impl Bench {
         Ok(slowest / 2.0)
     }
 
-    fn bulk(&mut self, mode: Mode) -> anyhow::Result<()> {
+    pub fn bulk(&mut self, mode: Mode) -> anyhow::Result<()> {
         let live = self.endpoints(4)?;
         let name = if mode == Mode::Http { "HTTP" } else { "TCP" };
         let group = "bulk";
@@ -263,7 +239,7 @@ impl Bench {
     }
 
     /// Memory of connections on which nothing happens.
-    fn idle(&mut self, mode: Mode) -> anyhow::Result<()> {
+    pub fn idle(&mut self, mode: Mode) -> anyhow::Result<()> {
         let count = if self.quick { 1_000 } else { 9_000 };
         let live = self.endpoints(4)?;
         let name = if mode == Mode::Http { "HTTP client" } else { "TCP pair" };
@@ -294,7 +270,7 @@ impl Bench {
     }
 
     /// Two of twenty endpoints take 2 s for each answer: what do those who are served by the others feel?
-    fn slow(&mut self) -> anyhow::Result<()> {
+    pub fn slow(&mut self) -> anyhow::Result<()> {
         let mut live = self.endpoints(18)?;
         live.extend(self.backend.open_slow(2)?);
         let (group, seconds) = ("slow", self.seconds + 2.0);
@@ -316,7 +292,7 @@ impl Bench {
 
     /// Ten of twenty endpoints roll every five seconds, at a constant rate of requests. All are told at once, and the
     /// leaving endpoints die 100 ms later.
-    fn rollout(&mut self) -> anyhow::Result<()> {
+    pub fn rollout(&mut self) -> anyhow::Result<()> {
         let rate = self.half_of_the_slowest()?;
         let (rolls, every) = if self.quick { (2, 1.5) } else { (4, 5.0) };
         let rounds = self.rounds.min(2);

@@ -25,8 +25,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::report;
-use crate::admin::report::Admin;
+use crate::admin::report::{self, Admin};
 use crate::admin::seat::Seat;
 
 /// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts

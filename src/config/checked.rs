@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::fault::Fault;
+use crate::config::raw;
 use crate::config::settings::{Config, Discovery, Kubernetes, Limits, ListenerConfig, Retry, Timeouts};
-use crate::config::value::{DAY, MILLISECOND, MINUTE};
-use crate::config::{raw, value};
+use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 
 impl raw::Config {

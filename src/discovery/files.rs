@@ -25,7 +25,7 @@ use crate::discovery::files::event::Event;
 use crate::discovery::files::file::{Loaded, load};
 use crate::discovery::files::folder::{Folder, Table};
 use crate::discovery::files::pending::Pending;
-use crate::discovery::files::watcher::Eyes;
+use crate::discovery::files::watcher::Watcher;
 use crate::discovery::object::{Change, Kind, Object};
 use crate::discovery::source::{Message, Problem};
 
@@ -52,7 +52,7 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
 pub async fn watch(path: PathBuf, out: mpsc::Sender<Message>, errors: impl Fn(&'static str)) {
     let mut folder = Folder::new(&path);
     let (events, mut inbox) = mpsc::unbounded_channel();
-    let mut eyes = Eyes::new(&folder.path, events);
+    let mut watcher = Watcher::new(&folder.path, events);
     let mut pending = Pending { folder: true, ..Pending::default() };
     let mut poll = interval_at(tokio::time::Instant::now() + POLL, POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -60,13 +60,13 @@ pub async fn watch(path: PathBuf, out: mpsc::Sender<Message>, errors: impl Fn(&'
         let due = pending.due();
         tokio::select! {
             () = out.closed() => return,
-            Some(event) = inbox.recv() => pending.take(event, &folder),
+            Some(event) = inbox.recv() => folder.on_event(event, &mut pending),
             () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
-                if pass(&mut folder, &mut eyes, &mut pending, &mut inbox, &out, &errors).await.is_err() {
+                if pass(&mut folder, &mut watcher, &mut pending, &mut inbox, &out, &errors).await.is_err() {
                     return;
                 }
             }
-            _ = poll.tick(), if due.is_none() => folder.poll(&eyes, &mut pending),
+            _ = poll.tick(), if due.is_none() => folder.poll(watcher.sees(&folder.path), &mut pending),
         }
     }
 }
@@ -74,7 +74,7 @@ pub async fn watch(path: PathBuf, out: mpsc::Sender<Message>, errors: impl Fn(&'
 /// One settled batch: looks, reads, sends. An error means that `out` is closed.
 async fn pass(
     folder: &mut Folder,
-    eyes: &mut Eyes,
+    watcher: &mut Watcher,
     pending: &mut Pending,
     inbox: &mut mpsc::UnboundedReceiver<Event>,
     out: &mpsc::Sender<Message>,
@@ -83,9 +83,9 @@ async fn pass(
     let received = pending.first.take().unwrap_or_else(Instant::now);
     let relist = std::mem::take(&mut pending.folder);
     if relist {
-        let watched = eyes.watched;
-        folder.blind = eyes.attach();
-        if eyes.watched != watched {
+        let watched = watcher.watched;
+        folder.blind = watcher.attach();
+        if watcher.watched != watched {
             pending.writing.clear();
         }
     }
@@ -115,9 +115,9 @@ async fn pass(
     });
     // A writer that began meanwhile may have shown us half a file; its events are here within moments.
     sleep(VERIFY).await;
-    eyes.catch_up();
+    watcher.catch_up();
     while let Ok(event) = inbox.try_recv() {
-        pending.take(event, folder);
+        folder.on_event(event, pending);
     }
     let again = |pending: &Pending, name: &OsString| pending.writing.contains(name) || pending.ready.contains(name);
     if pending.swapped || swapped && loaded.iter().any(|(name, _)| again(pending, name)) {

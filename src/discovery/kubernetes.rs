@@ -26,8 +26,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cluster::api::{Clock, Pauses, objects};
 use crate::contract::name::ObjectName;
-use crate::discovery::manifest;
-use crate::discovery::manifest::Invalid;
+use crate::discovery::manifest::{self, Invalid};
 use crate::discovery::object::{Change, Kind, Object, PodObject};
 use crate::discovery::source::{Message, Problem};
 use crate::text::chain;

@@ -10,11 +10,10 @@ use crate::contract::reason::CloseReason;
 use crate::net::socket;
 use crate::proxy::client::Client;
 use crate::proxy::tcp::acquire_tcp;
-use crate::proxy::upstream::Upstream;
+use crate::proxy::upstream::{self, Upstream};
 use crate::proxy::worker::Worker;
-use crate::proxy::{balancer, dispatch, upstream};
-use crate::wire::sniff;
-use crate::wire::sniff::Sniff;
+use crate::proxy::{balancer, dispatch};
+use crate::wire::sniff::{self, Sniff};
 
 /// What `auto` found out.
 pub(super) enum Known {

@@ -21,13 +21,11 @@ use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
-use crate::net::socket;
-use crate::net::socket::Peer;
-use crate::proxy::balancer::{Avoid, Cost};
+use crate::net::socket::{self, Peer};
+use crate::proxy::balancer::{self, Avoid, Cost};
 use crate::proxy::shared::Spare;
-use crate::proxy::upstream::{Trust, Upstream};
+use crate::proxy::upstream::{self, Trust, Upstream};
 use crate::proxy::worker::Worker;
-use crate::proxy::{balancer, upstream};
 
 /// What is wanted.
 pub struct Ask<'a> {

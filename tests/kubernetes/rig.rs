@@ -4,8 +4,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use ebbtide::app;
-use ebbtide::app::Running;
+use ebbtide::app::{self, Running};
 use ebbtide::command::demo::client::Client;
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::name::{ObjectName, PortKey};

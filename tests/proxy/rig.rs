@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ebbtide::app;
-use ebbtide::app::Running;
+use ebbtide::app::{self, Running};
 use ebbtide::command::demo::proxy::Proxy;
 use ebbtide::config::settings::Config;
 use serde_json::{Value, json};

@@ -14,13 +14,11 @@ use kube::api::{Api, ListParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt};
 
-use crate::cluster::api::said;
-use crate::cluster::rights::Right;
-use crate::cluster::{api, rights};
+use crate::cluster::api::{self, said};
+use crate::cluster::rights::{self, Right};
 use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes};
-use crate::discovery::manifest;
-use crate::discovery::manifest::Invalid;
+use crate::discovery::manifest::{self, Invalid};
 use crate::discovery::object::Object;
 use crate::discovery::source::Problem;
 use crate::text::one_line;

@@ -14,11 +14,9 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::api::said;
-use crate::cluster::rights::Right;
-use crate::cluster::{api, rights};
-use crate::command::drill::manifests;
-use crate::command::drill::manifests::{Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
+use crate::cluster::api::{self, said};
+use crate::cluster::rights::{self, Right};
+use crate::command::drill::manifests::{self, Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
 use crate::command::drill::settings::{Settings, refused};
 use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::contract::name::ObjectName;
+use crate::discovery::files::event::{Event, What};
 use crate::discovery::files::file::{Document, Loaded, Stamp, format_of};
 use crate::discovery::files::pending::Pending;
-use crate::discovery::files::watcher::Eyes;
 use crate::discovery::object::{Kind, Object};
 use crate::discovery::source::Problem;
 
@@ -57,6 +58,49 @@ impl Folder {
             suspects: HashMap::new(),
             synced: false,
         }
+    }
+
+    /// Notes in `pending` what an event asks for. Looks at the disk only to tell a new link from a new file.
+    pub(super) fn on_event(&self, event: Event, pending: &mut Pending) {
+        match event.what {
+            What::Writing(name) => {
+                pending.ready.remove(&name);
+                pending.removals.remove(&name);
+                pending.writing.insert(name);
+                return;
+            }
+            What::Closed(name) => {
+                pending.writing.remove(&name);
+                pending.removals.remove(&name);
+                pending.ready.insert(name);
+            }
+            What::Created(name) => {
+                pending.removals.remove(&name);
+                // Links are never closed; a regular file will be.
+                let metadata = fs::symlink_metadata(self.path.join(&name));
+                if !metadata.is_ok_and(|it| it.is_symlink() || it.nlink() > 1) {
+                    return;
+                }
+                pending.ready.insert(name);
+            }
+            What::Gone(name) => {
+                pending.writing.remove(&name);
+                pending.ready.remove(&name);
+                pending.removes(name, event.at);
+            }
+            What::Touched(name) => {
+                let is_broken = self.files.get(&name).is_some_and(|file| file.error.is_some());
+                if !is_broken || pending.writing.contains(&name) {
+                    return;
+                }
+                pending.ready.insert(name);
+            }
+            What::Swapped => pending.swapped = true,
+            What::Folder => pending.folder = true,
+            What::Overflow => pending.overflow = true,
+        }
+        pending.first.get_or_insert(event.at);
+        pending.last = Some(event.at);
     }
 
     /// The manifests that are there now; no stamp where the metadata cannot be read.
@@ -109,9 +153,10 @@ impl Folder {
         }
     }
 
-    /// The safety net under inotify. A file that differs without an event is read when it has stayed so for a poll.
-    pub(super) fn poll(&mut self, eyes: &Eyes, pending: &mut Pending) {
-        if self.lost.is_some() || !eyes.see(&self.path) {
+    /// The safety net under inotify. `watched`: inotify sees this very folder. A file that differs without an event is read when it has
+    /// stayed so for a poll.
+    pub(super) fn poll(&mut self, watched: bool, pending: &mut Pending) {
+        if self.lost.is_some() || !watched {
             pending.folder = true;
             return;
         }
@@ -205,5 +250,60 @@ impl Folder {
             }
         }
         (self.table, self.problems) = (table, problems);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn told(events: &[(u64, What)]) -> (Pending, Instant) {
+        let (mut pending, start) = (Pending::default(), Instant::now());
+        for (at, what) in events {
+            let what = match what {
+                What::Closed(name) => What::Closed(name.clone()),
+                What::Writing(name) => What::Writing(name.clone()),
+                What::Gone(name) => What::Gone(name.clone()),
+                _ => What::Swapped,
+            };
+            let event = Event { what, at: start + Duration::from_millis(*at) };
+            Folder::new(Path::new("/nowhere")).on_event(event, &mut pending);
+        }
+        (pending, start)
+    }
+
+    fn due_ms(events: &[(u64, What)]) -> Option<u128> {
+        let (pending, start) = told(events);
+        pending.due().map(|due| (due - start).as_millis())
+    }
+
+    #[test]
+    fn a_batch_settles_but_not_for_ever() {
+        let closed = |name: &str| What::Closed(name.into());
+        assert_eq!(due_ms(&[]), None);
+        assert_eq!(due_ms(&[(0, closed("a")), (2, closed("b"))]), Some(5));
+        let stream: Vec<_> = (0..20).map(|at| (at * 2, closed("a"))).collect();
+        assert_eq!(due_ms(&stream), Some(15));
+    }
+
+    #[test]
+    fn a_file_written_again_after_its_close_waits_for_the_next() {
+        let (closed, writing) = (|| What::Closed("a".into()), || What::Writing("a".into()));
+        assert_eq!(due_ms(&[(0, closed()), (1, writing())]), None);
+        assert_eq!(due_ms(&[(0, closed()), (1, writing()), (9, closed())]), Some(12));
+    }
+
+    #[test]
+    fn a_removal_is_believed_after_20_ms_of_quiet_unless_the_file_returns() {
+        let gone = |name: &str| What::Gone(name.into());
+        assert_eq!(due_ms(&[(0, gone("a"))]), Some(20));
+        assert_eq!(due_ms(&[(0, gone("a")), (15, gone("b"))]), Some(35), "a folder's removal begins with its files");
+        let slow: Vec<_> = (0..20).map(|n| (n * 15, gone(&n.to_string()))).collect();
+        assert_eq!(due_ms(&slow), Some(100));
+        assert_eq!(due_ms(&[(0, gone("a")), (9, What::Closed("a".into()))]), Some(12));
+        let (pending, _) = told(&[(0, gone("a")), (9, What::Writing("a".into()))]);
+        assert_eq!((pending.due(), pending.removals.len()), (None, 0));
     }
 }

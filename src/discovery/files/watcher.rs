@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
 use crate::discovery::files::event::{Event, What};
 use crate::discovery::files::file::format_of;
 
 /// Watches the folder, and where its path can come to mean another folder, its parent too.
-pub(super) struct Eyes {
+pub(super) struct Watcher {
     path: PathBuf,
     watcher: Result<RecommendedWatcher, notify::Error>,
     /// Device and inode of the folder that is watched.
@@ -21,7 +21,7 @@ pub(super) struct Eyes {
     parent_watched: bool,
 }
 
-impl Eyes {
+impl Watcher {
     pub(super) fn new(path: &Path, events: mpsc::UnboundedSender<Event>) -> Self {
         let folder = path.to_owned();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -35,7 +35,7 @@ impl Eyes {
     }
 
     /// Whether the folder at this path is the one that is watched, as far as it can be watched at all.
-    pub(super) fn see(&self, path: &Path) -> bool {
+    pub(super) fn sees(&self, path: &Path) -> bool {
         self.watcher.is_err() || self.watched.is_some() && identity(path) == self.watched
     }
 

@@ -16,19 +16,16 @@ use tokio::time::Sleep;
 
 use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::reason::{CloseReason, RetryReason};
-use crate::net::socket;
-use crate::net::socket::Peer;
+use crate::net::socket::{self, Peer};
 use crate::proxy::balancer::{Avoid, Cost};
 use crate::proxy::client::Client;
-use crate::proxy::dispatch;
-use crate::proxy::dispatch::{Ask, Refusal};
+use crate::proxy::dispatch::{self, Ask, Refusal};
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Flow, Logged, Lost};
 use crate::proxy::http::replay;
 use crate::proxy::upstream::Trust;
 use crate::proxy::worker::Worker;
 use crate::wire::body::BodyDecoder;
-use crate::wire::message;
-use crate::wire::message::{Emit, Framing, Reject, Request};
+use crate::wire::message::{self, Emit, Framing, Reject, Request};
 
 /// Runs one exchange. `sent` is the request's canonical head; `timer` is the session's, free for use here.
 pub async fn run(

@@ -20,8 +20,7 @@ use crate::proxy::client::Client;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Routed, Worker};
 use crate::wire::body::BodyDecoder;
-use crate::wire::message;
-use crate::wire::message::{Emit, Framing, Reject, Request, Response};
+use crate::wire::message::{self, Emit, Framing, Reject, Request, Response};
 
 /// What becomes of the client's connection.
 pub enum End {
