@@ -2,6 +2,7 @@
 //! outside.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,13 +10,17 @@ use std::time::{Duration, Instant};
 use ebbtide::demo::client::Client;
 use ebbtide::demo::fleet::{Fleet, Options};
 use ebbtide::demo::proxy::Proxy;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-use crate::rig::{Ep, Process, Scripted, binary, soon, until};
-use crate::vitals::{cpu, first_free_descriptor, limit_descriptors, limited, open_descriptors, own_bytes, room_for};
+use crate::proxy::scripted::Scripted;
+use crate::support::binary::BINARY;
+use crate::support::folder::Ep;
+use crate::support::process::Process;
+use crate::support::vitals::{cpu, limited, open_descriptors, own_bytes, room_for};
+use crate::support::wait::{eventually, soon};
 
 /// Answers every request with `ok`, keep-alive.
 async fn app() -> Scripted {
@@ -78,7 +83,7 @@ async fn at_the_limit_it_stops_accepting_and_recovers() {
 async fn the_effective_limit_is_what_descriptors_allow() {
     let app = app().await;
     let folder = tempfile::tempdir().unwrap();
-    let program = limited(&binary(), 600, folder.path());
+    let program = limited(BINARY.as_ref(), 600, folder.path());
     let process = Process::run_as(&program, &[Ep::new("app", app.address)], "http", "").await;
     let warning = &process.logged("more than the descriptor limit allows")[0];
     // Two a connection, and a reserve of 512.
@@ -111,7 +116,7 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
     let web = process.web();
     let mut clients: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
     // Nobody leaves, so the descriptors run out; and stay so for a while that would show a spin.
-    until("the shortage", async || !process.logged("cannot accept").is_empty()).await;
+    eventually("the shortage", async || !process.logged("cannot accept").is_empty()).await;
     let (before, begun) = (cpu(pid), Instant::now());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let busy = (cpu(pid) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
@@ -145,7 +150,7 @@ async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
     futures::future::join_all(established.iter_mut().map(get)).await;
     limit_descriptors(pid, first_free_descriptor(pid));
     let newcomers: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
-    until("the shortage", async || !process.logged("cannot accept").is_empty()).await;
+    eventually("the shortage", async || !process.logged("cannot accept").is_empty()).await;
     for _ in 0..20 {
         for client in &mut established {
             get(client).await;
@@ -207,7 +212,7 @@ async fn an_idle_connection_is_small() {
         return println!("SKIPPED: the hard limit of descriptors is too low to measure idle connections");
     };
     // The other ends of the pairs are the sample application's, so that this process holds one descriptor for each.
-    let options = Options { replicas: 1, app_args: vec!["--tcp".into()], ..Options::new(binary()) };
+    let options = Options { replicas: 1, app_args: vec!["--tcp".into()], ..Options::new(BINARY) };
     let fleet = Fleet::start(options).await.unwrap();
     let pair = [Ep::new("echo", fleet.pods()[0].address)];
     let app = app().await;
@@ -255,7 +260,7 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     barrier.wait().await;
     // Within a second of their connect, five calls each see to the upstream connections' patience.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    let counts = process.rig.folder.path().join("strace");
+    let counts = process.folder.path().join("strace");
     let mut strace = tokio::process::Command::new("strace");
     strace.args(["-c", "-f", "-p", &pid(&process.proxy).to_string(), "-o"]).arg(&counts);
     let Ok(mut strace) = strace.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn() else {
@@ -287,4 +292,15 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     // How many requests one epoll_wait brings depends on what else the machine does; it must not be one each.
     assert!((3.9..=4.05).contains(&(all - waits)), "{all:.3} system calls a request\n{table}");
     assert!(waits < 1.0, "{waits:.3} epoll_wait a request\n{table}");
+}
+
+/// The lowest number that is free to be opened.
+fn first_free_descriptor(pid: u32) -> u64 {
+    (0..).find(|fd| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists()).unwrap()
+}
+
+/// Lowers the limit of a running process; it does not notice before it hits it.
+fn limit_descriptors(pid: u32, to: u64) {
+    let limit = Rlimit { current: Some(to), maximum: getrlimit(Resource::Nofile).maximum };
+    prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, limit).unwrap();
 }

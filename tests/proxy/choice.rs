@@ -8,7 +8,10 @@ use ebbtide::demo::client::Client;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::rig::{Ep, Rig, Scripted, eventually, soon};
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::Ep;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// An HTTP endpoint that counts the requests it is sent and answers each after a while.
 struct Counting {
@@ -109,11 +112,11 @@ async fn an_endpoint_that_joins_under_load_is_not_flooded_http() {
     let told = stop.clone();
     let watch = async {
         let all = &all;
-        eventually("three under load", || total(all) > 600).await;
+        eventually("three under load", async || total(all) > 600).await;
         rig.endpoints(&entries);
         rig.usable(4).await;
         let before = (total(all), all[3].got());
-        eventually("1,000 more", || total(all) >= before.0 + 1_000).await;
+        eventually("1,000 more", async || total(all) >= before.0 + 1_000).await;
         let (others, newcomer) = (total(all) - before.0, all[3].got() - before.1);
         stop.store(true, Ordering::SeqCst);
         (newcomer, others)
@@ -143,7 +146,7 @@ async fn an_endpoint_that_joins_gets_its_share_of_tcp_connections() {
         assert!((40..=60).contains(&old.got()), "{} of 150 on one of three", old.got());
     }
     // Those that are let in within a moment of each other are equals.
-    eventually("the three are no newcomers", || usable.elapsed() > Duration::from_millis(500)).await;
+    eventually("the three are no newcomers", async || usable.elapsed() > Duration::from_millis(500)).await;
     rig.endpoints(&entries);
     rig.usable(4).await;
     for _ in 0..100 {
@@ -226,7 +229,7 @@ async fn a_not_ready_endpoint_gets_nothing_ever() {
     rig.usable(1).await;
     assert_eq!((request().await, idle.got()), (200, 1));
     rig.endpoints(&[not_ready.clone(), lossy]);
-    eventually("only the other is usable", || {
+    eventually("only the other is usable", async || {
         let snapshot = rig.running().admin.snapshot.load();
         snapshot.ports.values().any(|p| p.usable.len() == 1 && p.usable[0].address == losing.address)
     })
@@ -260,7 +263,7 @@ async fn the_last_resort_serves_until_something_usable_is_published() {
     assert!(rig.running().admin.drains.records().is_empty(), "its drain is deferred");
     rig.endpoints(&[leaver, entries[1].clone()]);
     rig.usable(1).await;
-    eventually("its drain", || rig.running().admin.drains.records().len() == 1).await;
+    eventually("its drain", async || rig.running().admin.drains.records().len() == 1).await;
     for _ in 0..20 {
         assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
     }
@@ -283,7 +286,7 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     let mut all = all.into_iter();
     let (first, second) = (all.next().unwrap(), all.next().unwrap());
     drop(first);
-    eventually("a refusal", || std::net::TcpStream::connect(gone).is_err()).await;
+    eventually("a refusal", async || std::net::TcpStream::connect(gone).is_err()).await;
     let mut sent = 0;
     while !ejected() {
         sent += 1;
@@ -304,7 +307,7 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback").await;
         }
     });
-    eventually("its return", || !ejected()).await;
+    eventually("its return", async || !ejected()).await;
     for n in 0.. {
         assert!(n < 1_000, "it gets nothing after its return");
         let mut client = Client::connect(rig.web()).await.unwrap();

@@ -13,8 +13,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::play::{Act, OK, Play};
-use crate::rig::{Ep, Rig, Scripted, eventually, soon, uid_of};
+use crate::proxy::play::{Act, OK, Play};
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::Ep;
+use crate::support::manifests::uid_of;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// Answers every request with `body`, keep-alive.
 async fn answering(body: &'static str) -> Scripted {
@@ -49,8 +53,8 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     // As a worker sees it that has not heard yet.
     let old = port(&rig);
     rig.endpoints(&[ep_a.terminating(), ep_b]);
-    eventually("a drain", || rig.running().admin.drains.records().len() == 1).await;
-    eventually("no lease, whatever snapshot one holds", || {
+    eventually("a drain", async || rig.running().admin.drains.records().len() == 1).await;
+    eventually("no lease, whatever snapshot one holds", async || {
         old.usable.iter().filter(|e| e.enter().is_none()).map(|e| e.address).eq([a.address])
     })
     .await;
@@ -79,7 +83,7 @@ async fn good() -> Play {
 async fn in_force(rig: &Rig, n: u32) {
     let mark = Duration::from_millis(20_000 + u64::from(n));
     rig.service(&[("ebbtide.dev/hold-timeout", &format!("{}ms", mark.as_millis()))]);
-    eventually("the manifests in force", || port(rig).policy.hold_timeout == mark).await;
+    eventually("the manifests in force", async || port(rig).policy.hold_timeout == mark).await;
 }
 
 fn port(rig: &Rig) -> Arc<Port> {
@@ -110,7 +114,7 @@ async fn in_flight(rig: &Rig, plays: &[&Play], count: usize) -> JoinSet<u16> {
         let mut client = Client::connect(rig.web()).await.unwrap();
         requests.spawn(async move { client.exchange("GET", "/", "", b"").await.unwrap().status });
     }
-    eventually("in flight", || plays.iter().map(|p| p.requests().len()).sum::<usize>() == count).await;
+    eventually("in flight", async || plays.iter().map(|p| p.requests().len()).sum::<usize>() == count).await;
     requests
 }
 
@@ -137,7 +141,7 @@ async fn idle_connections_are_closed_when_their_endpoint_drains_or_is_out() {
         rig.usable(2).await;
         let changed: Vec<Ep> = change(endpoints[0].clone()).into_iter().chain([ep_b]).collect();
         rig.endpoints(&changed);
-        eventually(name, || a.open() == 0).await;
+        eventually(name, async || a.open() == 0).await;
     }
 }
 
@@ -159,14 +163,14 @@ async fn a_drain_is_one_and_its_receipt_counts() {
         let mut client = Client::connect(rig.web()).await.unwrap();
         requests.spawn(async move { client.exchange("GET", "/", "", b"").await.unwrap().status });
     }
-    eventually("in flight", || a.requests().len() == 7).await;
+    eventually("in flight", async || a.requests().len() == 7).await;
     let ep_b = Ep::new("b", b.address()).of_pod();
     rig.pod("b", "v2", None);
     rig.endpoints(&[endpoints[0].clone(), ep_b.clone()]);
     rig.usable(2).await;
 
     rig.pod("a", "v1", Some(30));
-    eventually("the drain", || records(&rig).len() == 1).await;
+    eventually("the drain", async || records(&rig).len() == 1).await;
     let running = records(&rig).remove(0);
     assert_eq!((running.ended.is_none(), running.in_flight, running.trigger), (true, 4, Trigger::PodDeleted));
     assert_eq!(running.pod.as_deref(), Some("a"));
@@ -178,7 +182,7 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     assert_eq!(records(&rig).len(), 1);
     a.release();
     assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
-    eventually("the receipt", || ended(&rig).len() == 1).await;
+    eventually("the receipt", async || ended(&rig).len() == 1).await;
     // It has drained, and its pod takes its time: news of others are no news of it.
     in_force(&rig, 3).await;
     rig.remove("pod-a.json");
@@ -213,12 +217,12 @@ async fn a_receipt_counts_the_idle_connections() {
         let requests = in_flight(&rig, &[&a], 6).await;
         a.release();
         assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
-        eventually("no lease left", || at(&rig, &a).is_some_and(|e| e.leases() == 0)).await;
+        eventually("no lease left", async || at(&rig, &a).is_some_and(|e| e.leases() == 0)).await;
         let ep_b = Ep::new("b", b.address());
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
         rig.endpoints(&[ep_a.terminating(), ep_b]);
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         assert_eq!(ended(&rig)[0].idle_closed, 6, "{:?}", ended(&rig));
     }
 }
@@ -237,10 +241,10 @@ async fn a_receipt_counts_what_was_replayed() {
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
         rig.endpoints(&[ep_a.terminating(), ep_b]);
-        eventually("the drain", || records(&rig).len() == 1).await;
+        eventually("the drain", async || records(&rig).len() == 1).await;
         a.drop_connections();
         assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         let record = ended(&rig).remove(0);
         assert_eq!((record.finished, record.replayed, record.forced), (0, 3, 0), "{record:?}");
         assert_eq!(record.ended.unwrap().1, Outcome::Drained);
@@ -263,7 +267,7 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
     rig.usable(2).await;
     rig.endpoints(&[ep_a.clone().terminating(), ep_b.clone()]);
-    eventually("the drain", || old.is_draining()).await;
+    eventually("the drain", async || old.is_draining()).await;
     rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
     rig.usable(2).await;
     let new = port(&rig).usable.iter().find(|e| e.address == a.address()).cloned().unwrap();
@@ -273,7 +277,7 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     assert!(ended(&rig).is_empty(), "the old one still drains");
     a.release();
     assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
-    eventually("the receipt", || ended(&rig).len() == 1).await;
+    eventually("the receipt", async || ended(&rig).len() == 1).await;
     assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
     assert!(!new.is_draining());
 }
@@ -289,7 +293,7 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     let old = at(&rig, &a).unwrap();
     let requests = in_flight(&rig, &[&a], 1).await;
     rig.endpoints(&[ep.clone().terminating()]);
-    eventually("a last resort", || port(&rig).last_resort.len() == 1).await;
+    eventually("a last resort", async || port(&rig).last_resort.len() == 1).await;
     assert!(!old.is_draining() && records(&rig).is_empty());
     rig.endpoints(std::slice::from_ref(&ep));
     rig.usable(1).await;
@@ -300,7 +304,7 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     assert_eq!(get(&mut client).await, 200);
     a.release();
     assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
-    eventually("the receipt", || ended(&rig).len() == 1).await;
+    eventually("the receipt", async || ended(&rig).len() == 1).await;
     assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
 }
 
@@ -352,13 +356,13 @@ async fn a_removal_without_a_pod_drains_with_the_drain_timeout() {
         rig.usable(2).await;
         let before = Instant::now();
         rig.endpoints(&[ep_b]);
-        eventually("the drain", || records(&rig).len() == 1).await;
+        eventually("the drain", async || records(&rig).len() == 1).await;
         let record = records(&rig).remove(0);
         assert_eq!((record.trigger, record.in_flight), (Trigger::Removed, 2));
         assert!(record.deadline.unwrap() >= before + Duration::from_millis(500));
         assert_eq!(soon("replays", requests.join_all()).await, [200, 200]);
         assert!(Instant::now() >= record.deadline.unwrap());
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         assert_eq!((ended(&rig)[0].replayed, ended(&rig)[0].forced), (2, 0));
     }
 }
@@ -436,12 +440,12 @@ async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
         } else {
             rig.remove("pod-a.json");
         }
-        eventually("the drain", || records(&rig).len() == 1).await;
+        eventually("the drain", async || records(&rig).len() == 1).await;
         let record = records(&rig).remove(0);
         assert_eq!((record.trigger, record.in_flight, record.deadline.is_some()), (Trigger::PodDeleted, 1, true));
         a.release();
         assert_eq!(soon("its answer", requests.join_all()).await, [200]);
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         assert_eq!(ended(&rig)[0].finished, 1);
     }
 }
@@ -473,7 +477,7 @@ async fn a_drain_deadline_only_shortens() {
 
     let begin = Instant::now();
     pod(Some(100));
-    eventually("the drain", || endpoint.is_draining()).await;
+    eventually("the drain", async || endpoint.is_draining()).await;
     let first = endpoint.drain_deadline();
     // At least the grace and 3 s after the event; how late the event was taken in is this machine's matter.
     assert!(left(begin) >= 103.0, "{}", left(begin));
@@ -484,11 +488,11 @@ async fn a_drain_deadline_only_shortens() {
     in_force(&rig, 2).await;
     assert_eq!(endpoint.drain_deadline(), first, "longer");
     pod(Some(50));
-    eventually("a shorter deadline", || endpoint.drain_deadline() < first).await;
+    eventually("a shorter deadline", async || endpoint.drain_deadline() < first).await;
     let second = endpoint.drain_deadline();
     assert!(left(begin) >= 53.0);
     rig.remove("pod-a.json");
-    eventually("the pod is known to be gone", || endpoint.pod_gone()).await;
+    eventually("the pod is known to be gone", async || endpoint.pod_gone()).await;
     assert_eq!(endpoint.drain_deadline(), second, "the object's end");
     rig.endpoints(std::slice::from_ref(&ep_b));
     in_force(&rig, 3).await;
@@ -506,7 +510,7 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     let endpoint = at(&rig, &a).unwrap();
     rig.pod("a", "v1", Some(60));
     rig.endpoints(&[endpoints[0].clone().terminating()]);
-    eventually("a last resort", || port(&rig).last_resort.len() == 1).await;
+    eventually("a last resort", async || port(&rig).last_resort.len() == 1).await;
     in_force(&rig, 1).await;
     assert!(port(&rig).usable.is_empty() && !endpoint.is_draining() && records(&rig).is_empty());
     let mut client = Client::connect(rig.web()).await.unwrap();
@@ -517,15 +521,15 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     rig.pod("b", "v2", None);
     rig.endpoints(&[endpoints[0].clone().terminating(), Ep::new("b", b.address()).of_pod()]);
     rig.usable(1).await;
-    eventually("its drain", || endpoint.is_draining()).await;
+    eventually("its drain", async || endpoint.is_draining()).await;
     for _ in 0..50 {
         assert_eq!(get(&mut client).await, 200);
     }
     assert_eq!((a.requests().len(), b.requests().len()), (20, 50));
-    eventually("the receipt", || ended(&rig).len() == 1).await;
+    eventually("the receipt", async || ended(&rig).len() == 1).await;
     // The other one is out again: there is nothing better once more.
     rig.endpoints(&[endpoints[0].clone().terminating(), Ep::new("b", b.address()).of_pod().not_ready()]);
-    eventually("a last resort again", || port(&rig).last_resort.len() == 1).await;
+    eventually("a last resort again", async || port(&rig).last_resort.len() == 1).await;
     assert_eq!(get(&mut client).await, 200);
     assert_eq!((a.requests().len(), b.requests().len()), (21, 50));
 }
@@ -546,11 +550,11 @@ async fn the_last_resort_ends_with_serving_and_with_its_deadline() {
         if !by_deadline {
             rig.endpoints(&[Ep { serving: false, ..ep.terminating() }]);
         }
-        eventually("its drain", || endpoint.is_draining()).await;
+        eventually("its drain", async || endpoint.is_draining()).await;
         assert_eq!(Instant::now() >= endpoint.drain_deadline().unwrap(), by_deadline);
         let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
         assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true));
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         in_force(&rig, 1).await;
         assert_eq!(records(&rig).len(), 1);
     }
