@@ -158,7 +158,7 @@ fn a_selector_switched_and_switched_back_returns_the_same_endpoint() {
     assert!(rig.drained.is_empty());
 }
 
-/// Found by `tests/faults`: born and deleted while the pod watch was broken, and dropped from the slices without having been
+/// Found by `tests/hostile/faults`: born and deleted while the pod watch was broken, and dropped from the slices without having been
 /// shown terminating. It was kept for ever, and so was what was in flight on it.
 #[test]
 fn an_endpoint_whose_pod_nobody_ever_tells_of_is_drained_when_it_is_forgotten() {

@@ -170,7 +170,7 @@ fn admin_binds_to_loopback_unless_told_otherwise() {
     assert_eq!(config.admin.ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
 }
 
-/// The methods that change something are refused: `tests/admin.rs`, `only_get_and_head_and_only_these_paths`.
+/// The methods that change something are refused: `tests/proxy/admin.rs`, `only_get_and_head_and_only_these_paths`.
 #[tokio::test]
 async fn no_header_reaches_the_admin_pages_through_a_listener() {
     let scene = Scene::start().await;

@@ -561,7 +561,7 @@ async fn a_browser_says_when_the_proxy_is_away() {
     front.abort();
 }
 
-/// Pictures of the page for a person's eyes: `EBBTIDE_SHOTS=/tmp/shots cargo test --test admin -- --ignored`.
+/// Pictures of the page for a person's eyes: `EBBTIDE_SHOTS=/tmp/shots cargo test --test proxy pictures -- --ignored`.
 #[tokio::test]
 #[ignore = "makes pictures to be looked at, nothing to assert"]
 async fn pictures() {

@@ -1,5 +1,5 @@
 //! HTTP/1.1 on the wire, through the proxy (design, section 4): real sockets on both sides, byte for byte. The pure table
-//! of heads and bodies is `tests/http_table.rs`; here is what the two sides really see, and which connections live on.
+//! of heads and bodies is `tests/wire/http_table.rs`; here is what the two sides really see, and which connections live on.
 
 mod bodies;
 mod patience;

@@ -1,5 +1,5 @@
 //! Public collections of HTTP messages, read by our parser beside what each collection says of them. They are fetched by
-//! `tests/framing/fetch.sh` and not kept here. Every difference must be one of [`RECONCILED`]; `CORPORA.md` is the table
+//! `tests/wire/framing/fetch.sh` and not kept here. Every difference must be one of [`RECONCILED`]; `CORPORA.md` is the table
 //! that comes of it (`EBBTIDE_WRITE=1` writes it anew).
 
 use std::collections::BTreeMap;
@@ -252,7 +252,7 @@ fn differences_from_public_corpora_are_reconciled() {
         if !folder.is_dir() {
             complete = false;
             println!(
-                "SKIPPED: differences_from_public_corpora_are_reconciled: {}: {} is not there (tests/framing/fetch.sh)",
+                "SKIPPED: differences_from_public_corpora_are_reconciled: {}: {} is not there (tests/wire/framing/fetch.sh)",
                 corpus.name,
                 folder.display()
             );
@@ -314,7 +314,7 @@ fn differences_from_public_corpora_are_reconciled() {
     let unused: Vec<_> = RECONCILED.iter().zip(used).filter(|(_, used)| !used).collect();
     assert!(unused.is_empty(), "reconciled, and no difference any more: {unused:?}");
     let text = format!("{table}{DIFFERENCES}{notes}{LOOKALIKES}");
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/framing/CORPORA.md");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire/framing/CORPORA.md");
     if std::env::var_os("EBBTIDE_WRITE").is_some() {
         std::fs::write(&file, &text).unwrap();
     }
@@ -323,7 +323,7 @@ fn differences_from_public_corpora_are_reconciled() {
 
 const HEADING: &str = "# What public corpora say, and what Ebbtide does
 
-Written by `EBBTIDE_WRITE=1 cargo test --test framing corpora`, after `tests/framing/fetch.sh` has fetched them. Of the
+Written by `EBBTIDE_WRITE=1 cargo test --test wire corpora`, after `tests/wire/framing/fetch.sh` has fetched them. Of the
 corpora nothing is kept here; the reasons are ours (`RECONCILED` in `corpora.rs`), and a difference without one fails the test.
 
 A request without a Host gets `Host: a`: most corpora test parsers, to which Host is a field like any other.

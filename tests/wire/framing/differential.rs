@@ -68,7 +68,7 @@ async fn others_read_what_is_forwarded_as_we_do() {
     println!("FIGURE framing differential: {readers} other parsers, 0 disagreements");
 }
 
-pub const NO_H11: &str = "no python3 with h11 (tests/framing/fetch.sh)";
+pub const NO_H11: &str = "no python3 with h11 (tests/wire/framing/fetch.sh)";
 
 pub fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable)
@@ -353,7 +353,7 @@ pub fn script(program: &str, file: &str, probe: &[&str], missing: &str) -> Resul
 }
 
 fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/framing/parsers")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire/framing/parsers")
 }
 
 fn built() -> PathBuf {

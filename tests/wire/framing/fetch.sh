@@ -3,7 +3,7 @@
 # Python parser of the differential tests, into target/parsers. What cannot be had is named, and its test then says SKIPPED.
 # MIRROR: a folder of bare clones, OWNER+NAME/repo, instead of github.com.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 into=${EBBTIDE_CORPORA:-target/corpora}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
