@@ -207,8 +207,10 @@ pub fn within(namespace: &str, mut object: Value) -> Value {
     object
 }
 
+/// Of IPv4, whatever its endpoints' addresses are.
 pub fn slice(name: &str, service: &str, endpoints: &[Value]) -> Value {
     let mut slice = manifests::slice(name, service, ("", 8080), endpoints);
+    slice["addressType"] = "IPv4".into();
     slice["metadata"]["uid"] = uid_of(name).into();
     slice["metadata"]["generation"] = 1.into();
     slice
