@@ -16,6 +16,7 @@ mod support {
 }
 
 mod proxy {
+    mod ask;
     mod play;
     mod rigs;
     mod scripted;

@@ -4,14 +4,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::proxy::ask::raw;
 use crate::support::binary::BINARY;
+use crate::support::manifests::{endpoint, service, slice};
+use crate::support::wait::{eventually, soon};
 
 /// The proxy at its most talkative, with what it writes in files.
 struct Scene {
@@ -30,20 +32,11 @@ impl Scene {
         let manifests = folder.path().join("manifests");
         std::fs::create_dir(&manifests).unwrap();
         let write = |file: &str, object: Value| std::fs::write(manifests.join(file), object.to_string()).unwrap();
-        write(
-            "service.json",
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "web", "name": "shop",
-                   "annotations": {"ebbtide.dev/hold-timeout": HOSTILE, format!("ebbtide.dev/{HOSTILE}"): "x"}},
-                   "spec": {"ports": [{"port": 80}]}}),
-        );
-        write(
-            "slice.json",
-            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-                   "metadata": {"namespace": "web", "name": "one", "labels": {"kubernetes.io/service-name": "shop"}},
-                   "addressType": "IPv4", "ports": [{"port": address.port(), "name": ""}],
-                   "endpoints": [{"addresses": [address.ip()],
-                                  "targetRef": {"kind": "Pod", "namespace": "web", "name": HOSTILE, "uid": HOSTILE}}]}),
-        );
+        let annotations = json!({"ebbtide.dev/hold-timeout": HOSTILE, format!("ebbtide.dev/{HOSTILE}"): "x"});
+        write("service.json", service("shop", annotations));
+        let mut endpoint = endpoint(&address.ip().to_string(), Some(HOSTILE), [true, true, false]);
+        endpoint["targetRef"]["uid"] = HOSTILE.into();
+        write("slice.json", slice("one", "shop", ("", address.port()), &[endpoint]));
         let broken = |metadata: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata});
         write("broken.json", broken(json!({"name": [HOSTILE]})));
         write("key.json", broken(json!({"name": "key", "annotations": {HOSTILE: 1}})));
@@ -76,49 +69,34 @@ impl Scene {
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut scene = Self { folder, process, web: nowhere, admin: nowhere, _app: app };
         for (message, listener) in [("listening", true), ("admin listening", false)] {
-            let address = scene.wait(|line| {
+            let address = scene.logged(|line| {
                 let said = line["message"] == message && (line["listener"] == "web") == listener;
                 said.then(|| line["address"].as_str().unwrap().parse().unwrap())
             });
             *(if listener { &mut scene.web } else { &mut scene.admin }) = address.await;
         }
-        for _ in 0..500 {
-            if scene
-                .ask(scene.admin, b"GET /api/v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                .await
-                .contains("\"state\":\"ready\"")
-            {
-                return scene;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("never ready:\n{}", scene.read("log"));
+        eventually("a ready endpoint", async || {
+            let (status, _) = raw(scene.admin, page("/api/v1/status").as_bytes()).await;
+            status.contains("\"state\":\"ready\"")
+        })
+        .await;
+        scene
     }
 
     fn read(&self, file: &str) -> String {
         String::from_utf8(std::fs::read(self.folder.path().join(file)).unwrap()).unwrap()
     }
 
-    async fn wait<T>(&self, found: impl Fn(&Value) -> Option<T>) -> T {
-        for _ in 0..1_000 {
+    /// Waits for a line of the log.
+    async fn logged<T>(&self, found: impl Fn(&Value) -> Option<T>) -> T {
+        let mut it = None;
+        eventually("a line of the log", async || {
             let log = self.read("log");
-            if let Some(it) =
-                log.lines().filter_map(|line| serde_json::from_str(line).ok()).find_map(|line| found(&line))
-            {
-                return it;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("not logged:\n{}", self.read("log"));
-    }
-
-    /// Sends bytes, and reads what comes until the end.
-    async fn ask(&self, to: SocketAddr, bytes: &[u8]) -> String {
-        let mut stream = TcpStream::connect(to).await.unwrap();
-        let _ = stream.write_all(bytes).await;
-        let mut answer = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut answer)).await.unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
+            it = log.lines().filter_map(|line| serde_json::from_str(line).ok()).find_map(|line| found(&line));
+            it.is_some()
+        })
+        .await;
+        it.unwrap()
     }
 
     /// Ends it, and gives what it wrote: the access log and the log, each line one JSON object.
@@ -140,7 +118,14 @@ impl Drop for Scene {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        if std::thread::panicking() {
+            println!("{}", self.read("log"));
+        }
     }
+}
+
+fn page(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 }
 
 /// Answers each request with its own head, as body.
@@ -183,9 +168,10 @@ async fn no_header_reaches_the_admin_pages_through_a_listener() {
                 "Host: {admin}\r\nX-Original-URL: /metrics\r\nX-Rewrite-URL: /metrics\r\nX-HTTP-Method-Override: GET"
             ),
         ] {
-            let answer = scene
-                .ask(scene.web, format!("GET {target} HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n").as_bytes())
-                .await;
+            let answer =
+                raw(scene.web, format!("GET {target} HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n").as_bytes())
+                    .await
+                    .0;
             // It is the application that was asked: its answer is the request.
             assert!(
                 answer.contains(&format!("\r\n\r\nGET {}", target.trim_start_matches(&format!("http://{admin}")))),
@@ -194,7 +180,7 @@ async fn no_header_reaches_the_admin_pages_through_a_listener() {
             assert!(!answer.contains("ebbtide_build_info") && !answer.contains("uptimeSeconds"), "{answer}");
         }
     }
-    let connect = scene.ask(scene.web, format!("CONNECT {admin} HTTP/1.1\r\nHost: {admin}\r\n\r\n").as_bytes()).await;
+    let connect = raw(scene.web, format!("CONNECT {admin} HTTP/1.1\r\nHost: {admin}\r\n\r\n").as_bytes()).await.0;
     assert!(connect.starts_with("HTTP/1.1 501 "), "{connect}");
 }
 
@@ -213,7 +199,7 @@ async fn nothing_a_peer_or_a_manifest_says_ends_a_line_of_a_log_or_splits_a_resp
     ] {
         let request =
             format!("GET {target} HTTP/1.1\r\nHost: shop\r\nUser-Agent: {field}\r\nConnection: close\r\n\r\n");
-        let answer = scene.ask(scene.web, request.as_bytes()).await;
+        let answer = raw(scene.web, request.as_bytes()).await.0;
         let head = answer.split("\r\n\r\n").next().unwrap();
         assert!(!head.contains("evil"), "{answer}");
         refused += usize::from(head.starts_with("HTTP/1.1 400 "));
@@ -251,12 +237,10 @@ async fn secrets_of_clients_and_endpoints_are_not_written_at_any_level() {
         format!("GET / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nBroken : x\r\n\r\n"),
         format!("POST / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
     ] {
-        assert!(scene.ask(scene.web, request.as_bytes()).await.starts_with("HTTP/1.1 "));
+        assert!(raw(scene.web, request.as_bytes()).await.0.starts_with("HTTP/1.1 "));
     }
     for page in ["/", "/metrics", "/api/v1/status", "/api/v1/drains", "/readyz"] {
-        let answer = scene
-            .ask(scene.admin, format!("GET {page} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
-            .await;
+        let answer = raw(scene.admin, self::page(page).as_bytes()).await.0;
         assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains(SECRET), "{answer}");
     }
     let (access, log, text) = scene.written();
@@ -309,7 +293,7 @@ async fn the_token_of_the_api_server_is_not_written_at_any_level() {
         .unwrap();
     let mut with_token = false;
     for _ in 0..3 {
-        with_token |= tokio::time::timeout(Duration::from_secs(30), asked.recv()).await.unwrap().unwrap();
+        with_token |= soon("a request", asked.recv()).await.unwrap();
     }
     process.kill().unwrap();
     process.wait().unwrap();

@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
+use crate::proxy::ask::get;
 use crate::proxy::scripted::Scripted;
 use crate::support::binary::BINARY;
 use crate::support::folder::Ep;
@@ -35,14 +36,14 @@ async fn app() -> Scripted {
     .await
 }
 
-async fn get(client: &mut Client) {
-    assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+async fn ok(client: &mut Client) {
+    assert_eq!(get(client).await.status, 200);
 }
 
 /// A keep-alive client that has had one answer.
 async fn served(web: SocketAddr) -> Client {
     let mut client = soon("a connection", Client::connect(web)).await.unwrap();
-    get(&mut client).await;
+    ok(&mut client).await;
     client
 }
 
@@ -72,7 +73,7 @@ async fn at_the_limit_it_stops_accepting_and_recovers() {
         assert_eq!(active, 3.0, "round {round}");
         // Those that are served do not notice.
         for client in &mut clients {
-            get(client).await;
+            ok(client).await;
         }
         clients.remove(0);
         clients.push(soon("the place that became free", waiting).await.unwrap());
@@ -101,7 +102,7 @@ async fn the_effective_limit_is_what_descriptors_allow() {
 /// passed without another.
 async fn answered(web: SocketAddr) -> Client {
     let mut client = soon("a connection", Client::connect(web)).await.unwrap();
-    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+    let answer = get(&mut client).await;
     assert!([200, 503].contains(&answer.status), "{}", answer.status);
     client
 }
@@ -153,7 +154,7 @@ async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
     eventually("the shortage", async || !process.logged("cannot accept").is_empty()).await;
     for _ in 0..20 {
         for client in &mut established {
-            get(client).await;
+            ok(client).await;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -176,7 +177,7 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
         clients.push(served(process.web()).await);
         for client in &mut clients {
             for _ in 0..30 {
-                get(client).await;
+                ok(client).await;
             }
         }
     }
@@ -250,7 +251,7 @@ async fn a_keep_alive_request_costs_four_system_calls() {
                 barrier.wait().await;
                 barrier.wait().await;
                 for _ in 0..REQUESTS {
-                    get(&mut client).await;
+                    ok(&mut client).await;
                 }
                 barrier.wait().await;
                 barrier.wait().await;

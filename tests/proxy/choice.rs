@@ -8,6 +8,7 @@ use ebbtide::demo::client::Client;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::proxy::ask::get;
 use crate::proxy::scripted::Scripted;
 use crate::support::folder::Ep;
 use crate::support::rig::Rig;
@@ -73,7 +74,7 @@ async fn load(rig: &Rig, clients: usize, stop: impl Fn() -> bool + Clone + Send 
                 let mut times = Vec::new();
                 while !stop() {
                     let began = Instant::now();
-                    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+                    let answer = get(&mut client).await;
                     assert_eq!(answer.status, 200);
                     times.push(began.elapsed());
                 }
@@ -222,7 +223,7 @@ async fn a_not_ready_endpoint_gets_nothing_ever() {
     let not_ready = ready.clone().not_ready();
     let request = async || {
         let mut client = Client::connect(rig.web()).await.unwrap();
-        soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status
+        get(&mut client).await.status
     };
     // First it serves, so that it is known that it could; then it stops to be ready.
     rig.endpoints(std::slice::from_ref(&ready));
@@ -257,7 +258,7 @@ async fn the_last_resort_serves_until_something_usable_is_published() {
     rig.endpoints(std::slice::from_ref(&leaver));
     rig.usable(0).await;
     for _ in 0..20 {
-        assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!(all[0].got(), 20);
     assert!(rig.running().admin.drains.records().is_empty(), "its drain is deferred");
@@ -265,7 +266,7 @@ async fn the_last_resort_serves_until_something_usable_is_published() {
     rig.usable(1).await;
     eventually("its drain", async || rig.running().admin.drains.records().len() == 1).await;
     for _ in 0..20 {
-        assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!((all[0].got(), all[1].got()), (20, 20));
 }
@@ -298,7 +299,7 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     let retries = rig.metric("ebbtide_retries_total", "reason=\"connect\"");
     for _ in 0..100 {
         let mut client = Client::connect(rig.web()).await.unwrap();
-        assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!(rig.metric("ebbtide_retries_total", "reason=\"connect\""), retries, "it was tried again by a client");
     let listener = tokio::net::TcpListener::bind(gone).await.unwrap();
@@ -311,7 +312,7 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     for n in 0.. {
         assert!(n < 1_000, "it gets nothing after its return");
         let mut client = Client::connect(rig.web()).await.unwrap();
-        if soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().text() == "back" {
+        if get(&mut client).await.text() == "back" {
             break;
         }
     }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::proxy::ask::get;
 use crate::proxy::play::{Act, OK, Play};
 use crate::proxy::scripted::Scripted;
 use crate::support::folder::Ep;
@@ -48,7 +49,7 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     let mut client = Client::connect(rig.web()).await.unwrap();
     let mut seen = std::collections::BTreeSet::new();
     while seen.len() < 2 {
-        seen.insert(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().text().into_owned());
+        seen.insert(get(&mut client).await.text().into_owned());
     }
     // As a worker sees it that has not heard yet.
     let old = port(&rig);
@@ -59,7 +60,7 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     })
     .await;
     for _ in 0..200 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!(answer.text(), "b");
     }
 }
@@ -101,10 +102,6 @@ fn records(rig: &Rig) -> Vec<Record> {
 
 fn ended(rig: &Rig) -> Vec<Record> {
     records(rig).into_iter().filter(|r| r.ended.is_some()).collect()
-}
-
-async fn get(client: &mut Client) -> u16 {
-    soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status
 }
 
 /// Requests to all of `plays`, which say later, in flight at once, each on a client of its own.
@@ -156,7 +153,7 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     let endpoints = pods(&rig, &[("a", &a)]).await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for _ in 0..3 {
-        assert_eq!(get(&mut client).await, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     let mut requests = JoinSet::new();
     for _ in 0..4 {
@@ -198,7 +195,7 @@ async fn a_drain_is_one_and_its_receipt_counts() {
         "the first connection was in use again: {record:?}"
     );
     assert_eq!(record.ended.unwrap().1, Outcome::Drained);
-    assert_eq!(get(&mut client).await, 200);
+    assert_eq!(get(&mut client).await.status, 200);
     assert_eq!(rig.metric("ebbtide_drains_total", "trigger=\"podDeleted\""), 1.0);
     assert_eq!(rig.metric("ebbtide_drains_total", ""), 1.0);
     assert_eq!(rig.metric("ebbtide_drain_reaction_seconds_count", ""), 1.0);
@@ -301,7 +298,7 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     assert_ne!(new.id, old.id);
     assert!(old.is_draining() && old.drain_deadline().is_some() && new.drain_deadline().is_none());
     let mut client = Client::connect(rig.web()).await.unwrap();
-    assert_eq!(get(&mut client).await, 200);
+    assert_eq!(get(&mut client).await.status, 200);
     a.release();
     assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
     eventually("the receipt", async || ended(&rig).len() == 1).await;
@@ -334,7 +331,7 @@ async fn a_pod_shown_ready_after_its_deletion_gets_nothing() {
         in_force(&rig, number as u32).await;
         assert_eq!(port(&rig).usable.len(), 1, "step {number}");
         for _ in 0..30 {
-            assert_eq!(get(&mut client).await, 200);
+            assert_eq!(get(&mut client).await.status, 200);
         }
         assert_eq!((a.requests().len(), records(&rig).len()), (seen, 1), "step {number}");
     }
@@ -391,7 +388,7 @@ async fn a_removal_while_the_pod_lives_is_reversible() {
         rig.usable(1).await;
         let mut client = Client::connect(rig.web()).await.unwrap();
         for _ in 0..100 {
-            assert_eq!(get(&mut client).await, 200);
+            assert_eq!(get(&mut client).await.status, 200);
         }
         assert_eq!((a.requests().len(), before.leases(), before.drain_deadline()), (1, 1, None));
         rig.endpoints(&[endpoints[0].clone(), ep_b]);
@@ -412,7 +409,8 @@ async fn reaches(rig: &Rig, endpoint: &Play, requests: usize) {
         if endpoint.requests().len() >= requests {
             return;
         }
-        let clients = (0..16).map(|_| tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap()).await }));
+        let clients =
+            (0..16).map(|_| tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap()).await.status }));
         for client in clients.collect::<Vec<_>>() {
             assert_eq!(soon("an answer", client).await.unwrap(), 200);
         }
@@ -515,7 +513,7 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     assert!(port(&rig).usable.is_empty() && !endpoint.is_draining() && records(&rig).is_empty());
     let mut client = Client::connect(rig.web()).await.unwrap();
     for _ in 0..20 {
-        assert_eq!(get(&mut client).await, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!(a.requests().len(), 20);
     rig.pod("b", "v2", None);
@@ -523,14 +521,14 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     rig.usable(1).await;
     eventually("its drain", async || endpoint.is_draining()).await;
     for _ in 0..50 {
-        assert_eq!(get(&mut client).await, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!((a.requests().len(), b.requests().len()), (20, 50));
     eventually("the receipt", async || ended(&rig).len() == 1).await;
     // The other one is out again: there is nothing better once more.
     rig.endpoints(&[endpoints[0].clone().terminating(), Ep::new("b", b.address()).of_pod().not_ready()]);
     eventually("a last resort again", async || port(&rig).last_resort.len() == 1).await;
-    assert_eq!(get(&mut client).await, 200);
+    assert_eq!(get(&mut client).await.status, 200);
     assert_eq!((a.requests().len(), b.requests().len()), (21, 50));
 }
 
@@ -546,13 +544,13 @@ async fn the_last_resort_ends_with_serving_and_with_its_deadline() {
         let endpoint = at(&rig, &a).unwrap();
         rig.endpoints(&[ep.clone().terminating()]);
         let mut client = Client::connect(rig.web()).await.unwrap();
-        assert_eq!(get(&mut client).await, 200);
+        assert_eq!(get(&mut client).await.status, 200);
         if !by_deadline {
             rig.endpoints(&[Ep { serving: false, ..ep.terminating() }]);
         }
         eventually("its drain", async || endpoint.is_draining()).await;
         assert_eq!(Instant::now() >= endpoint.drain_deadline().unwrap(), by_deadline);
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true));
         eventually("the receipt", async || ended(&rig).len() == 1).await;
         in_force(&rig, 1).await;

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::proxy::ask::get;
 use crate::proxy::scripted::Scripted;
 use crate::proxy::tcp::{known, to_end};
 use crate::support::binary::BINARY;
@@ -57,7 +58,7 @@ async fn answering() -> Scripted {
 fn asking(web: SocketAddr) -> JoinHandle<(Response, Client)> {
     tokio::spawn(async move {
         let mut client = Client::connect(web).await.unwrap();
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         (answer, client)
     })
 }
@@ -237,7 +238,7 @@ async fn stale_connections_to_the_only_replica_fail_nobody() {
     rig.usable(1).await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for i in 0..300 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!((answer.status, answer.keep_alive), (200, true), "request {i}");
     }
     assert!(rig.metric("ebbtide_retries_total", "reason=\"stale\"") > 0.0, "no connection was ever stale");
@@ -258,7 +259,7 @@ async fn past_the_hold_time_http_gets_503_and_keeps_its_connection() {
     assert_eq!(answer.header("x-ebbtide-reason"), Some("no_endpoint"));
     rig.endpoints(&[Ep::new("a", a.address)]);
     rig.usable(1).await;
-    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+    let answer = get(&mut client).await;
     assert_eq!((answer.status, answer.text().into_owned()), (200, "ok".into()));
     assert_eq!(rig.metric("ebbtide_held_total", "outcome=\"expired\""), 1.0);
 }
@@ -288,7 +289,7 @@ async fn one_over_the_bound_is_refused_at_once_while_the_others_wait() {
     for asked in waiting {
         assert_eq!(asked.await.unwrap().0.status, 200);
     }
-    assert_eq!(soon("an answer", fifth.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+    assert_eq!(get(&mut fifth).await.status, 200);
     held(&rig, 0).await;
 }
 

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::proxy::ask::get;
 use crate::proxy::scripted::Scripted;
 use crate::proxy::tcp::{Station, known, passes, through, to_end};
 use crate::support::binary::BINARY;
@@ -51,7 +52,7 @@ fn answering_on(listener: TcpListener, body: &'static str) -> (Scripted, Arc<Ato
 }
 
 async fn ask(client: &mut Client) -> String {
-    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+    let answer = get(client).await;
     assert_eq!((answer.status, answer.keep_alive), (200, true), "{}", answer.text());
     answer.text().into_owned()
 }
@@ -151,7 +152,7 @@ async fn an_endpoint_that_is_not_ready_gets_nothing_ever() {
     rig.endpoints(&[standby]);
     rig.usable(0).await;
     for _ in 0..2 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!(answer.status, 503);
     }
     assert_eq!(idle.accepted(), 0, "not even a probe");

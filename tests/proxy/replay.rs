@@ -11,6 +11,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::proxy::ask::{get, raw};
 use crate::proxy::play::{Act, OK, Play};
 use crate::support::binary::BINARY;
 use crate::support::folder::Ep;
@@ -29,15 +30,6 @@ async fn one(play: &Play, more: &str) -> Rig {
 async fn ask(rig: &Rig, method: &str, headers: &str, body: &[u8]) -> Result<Response, Failure> {
     let mut client = Client::connect(rig.web()).await?;
     soon("an answer", client.exchange(method, "/", headers, body)).await
-}
-
-/// Sends bytes as they are and reads until the connection ends; the text, and whether it ended cleanly.
-async fn raw(rig: &Rig, bytes: &[u8]) -> (String, bool) {
-    let mut stream = TcpStream::connect(rig.web()).await.unwrap();
-    stream.write_all(bytes).await.unwrap();
-    let mut text = Vec::new();
-    let clean = soon("the end", stream.read_to_end(&mut text)).await.is_ok();
-    (String::from_utf8_lossy(&text).into_owned(), clean)
 }
 
 fn reason(response: &Response) -> (u16, &str) {
@@ -160,7 +152,7 @@ async fn a_chunked_body_is_replayed_byte_for_byte() {
     let rig = one(&play, "").await;
     let request = b"PUT / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
                     5;name=value\r\nhello\r\n0006\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n";
-    let (text, clean) = raw(&rig, request).await;
+    let (text, clean) = raw(rig.web(), request).await;
     assert!(clean && text.starts_with("HTTP/1.1 200 "), "{text}");
     let seen = play.requests();
     assert_eq!(seen.len(), 2);
@@ -238,7 +230,7 @@ async fn a_response_that_has_begun_is_cut_visibly() {
         let play = first_then_ok(act).await;
         let rig = one(&play, "").await;
         let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let (text, clean) = raw(&rig, request).await;
+        let (text, clean) = raw(rig.web(), request).await;
         assert!(text.starts_with("HTTP/1.1 200 "), "{name}: {text}");
         assert!(!clean, "{name}: a clean end after {text:?}");
         assert_eq!(text.matches("HTTP/1.1").count(), 1, "{name}: {text}");
@@ -260,7 +252,7 @@ async fn an_interim_response_does_not_end_the_chance_and_is_told_once() {
     let rig = one(&play, "").await;
     let request =
         b"PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
-    let (text, clean) = raw(&rig, request).await;
+    let (text, clean) = raw(rig.web(), request).await;
     assert!(clean, "{text}");
     assert_eq!(text.matches("100 Continue").count(), 1, "{text}");
     assert_eq!(text.matches("HTTP/1.1 200 ").count(), 1, "{text}");
@@ -274,7 +266,7 @@ async fn a_stale_connection_is_no_attempt_and_its_endpoint_may_serve_again() {
     let rig = one(&play, "retry: {attempts: 1, budgetPercent: 0, budgetFloor: 0}").await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for number in 0..50 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!((answer.status, answer.text().as_ref()), (200, "ok"), "request {number}");
     }
     // Each request after the first met a stale connection first.
@@ -296,7 +288,7 @@ async fn a_408_is_a_stale_connection_only_where_it_is_reused() {
     let mut client = Client::connect(rig.web()).await.unwrap();
     let mut statuses = Vec::new();
     for _ in 0..4 {
-        statuses.push(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status);
+        statuses.push(get(&mut client).await.status);
     }
     assert_eq!(statuses, [408, 200, 200, 200], "the first one is an answer");
     assert_eq!(play.requests().len(), 6);
@@ -342,7 +334,7 @@ async fn a_broken_application_is_not_asked_many_times_more() {
             let web = rig.web();
             clients.spawn(async move {
                 let mut client = Client::connect(web).await.unwrap();
-                soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status
+                get(&mut client).await.status
             });
         }
         while let Some(status) = clients.join_next().await {
@@ -432,7 +424,7 @@ async fn a_replay_goes_to_another_generation() {
     rig.usable(4).await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for _ in 0..60 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!(answer.status, 200, "{answer:?}");
     }
     assert_eq!(new.requests().len(), 60);
@@ -580,7 +572,7 @@ async fn a_long_body_does_not_meet_a_connection_that_has_long_been_idle() {
     let play = Play::start(|turn| if turn.on_connection == 0 { Act::Say(OK.into()) } else { Act::Close }).await;
     let rig = one(&play, "").await;
     let mut client = Client::connect(rig.web()).await.unwrap();
-    assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+    assert_eq!(get(&mut client).await.status, 200);
     // Longer than a connection passes for one used a moment ago.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let body = vec![b'x'; (64 << 10) + 1];

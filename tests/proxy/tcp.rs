@@ -106,8 +106,8 @@ async fn drains(rig: &Rig, count: usize) {
     eventually("a drain", async || rig.running().admin.drains.records().len() == count).await;
 }
 
-/// Sends `request` and reads one answer's head and counted body by the demo's client.
-async fn get(stream: &mut TcpStream) -> String {
+/// Asks, and reads the head of the answer, which has no body.
+async fn head_of_answer(stream: &mut TcpStream) -> String {
     stream.write_all(b"GET /x HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
@@ -421,7 +421,7 @@ async fn a_request_line_before_the_endpoints_first_byte_is_http_after_any_silenc
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
     eventually("a provisional connection", async || leases(&rig, a.address) == 1).await;
     for _ in 0..2 {
-        let answer = get(&mut client).await;
+        let answer = head_of_answer(&mut client).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.to_lowercase().contains("x-forwarded-for: 127.0.0.1"), "{answer}");
     }
@@ -449,7 +449,7 @@ async fn a_silent_client_outlives_the_drain_deadline_of_its_provisional_endpoint
     let other = if on_a { ("b", b.address) } else { ("a", a.address) };
     rig.endpoints(&[Ep::new(other.0, other.1)]);
     eventually("moved to the other endpoint", async || leases(&rig, other.1) == 1).await;
-    assert!(get(&mut client).await.starts_with("HTTP/1.1 200"));
+    assert!(head_of_answer(&mut client).await.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
@@ -479,7 +479,7 @@ async fn a_silent_client_outlives_its_provisional_endpoint() {
     dying.notify_waiters();
     eventually("the endpoint ejected", async || known(&rig, address).unwrap().is_ejected()).await;
     rig.endpoints(&[Ep::new("a", a.address), Ep::new("c", address)]);
-    assert!(get(&mut client).await.starts_with("HTTP/1.1 200"));
+    assert!(head_of_answer(&mut client).await.starts_with("HTTP/1.1 200"));
     assert!(a.accepted() > 0);
 }
 
@@ -489,7 +489,7 @@ async fn a_request_of_a_client_that_was_held_silent_is_answered_not_reset() {
     rig.service(&[("ebbtide.dev/hold-timeout", "3s")]);
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
     eventually("held", async || rig.metric("ebbtide_held{", "") == 1.0).await;
-    let answer = get(&mut client).await;
+    let answer = head_of_answer(&mut client).await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
 }
 

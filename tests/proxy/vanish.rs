@@ -61,12 +61,7 @@ impl Island {
         run(&["ip", "link", "set", &device, "up"])?;
         run(&[&inside[..], &["ip", "addr", "add", &format!("{theirs}/30"), "dev", "eth0"]].concat())?;
         run(&[&inside[..], &["ip", "link", "set", "eth0", "up"]].concat())?;
-        soon("the island's application", async {
-            while TcpStream::connect(address).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        })
-        .await;
+        eventually("the island's application", async || TcpStream::connect(address).await.is_ok()).await;
         Ok(island)
     }
 
