@@ -5,8 +5,9 @@
 mod scene;
 
 use divan::Bencher;
-use ebbtide::discovery::{Change, Kind, ObjectName};
-use ebbtide::endpoint::Notice;
+use ebbtide::contract::endpoint::Notice;
+use ebbtide::contract::name::ObjectName;
+use ebbtide::discovery::object::{Change, Kind};
 use scene::Scene;
 
 const COUNTS: [usize; 3] = [100, 1_000, 10_000];

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)] // A bench that cannot parse its own input should stop.
 
 use divan::{Bencher, black_box};
-use ebbtide::http::head::{Forwarding, Limits, Method, Version, parse_request, parse_response};
+use ebbtide::wire::head::{Forwarding, parse_request, parse_response};
+use ebbtide::wire::message::{Limits, Method, Version};
 
 const LIMITS: Limits = Limits { head_size: 16 << 10, headers: 100 };
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use divan::Bencher;
-use ebbtide::discovery::slices::{Touched, World};
-use ebbtide::discovery::{
-    Change, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+use ebbtide::contract::name::{ObjectName, PodRef};
+use ebbtide::discovery::object::{
+    Change, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
+use ebbtide::routing::world::objects::{Touched, World};
 
 fn main() {
     divan::main();

@@ -7,8 +7,9 @@ mod scene;
 use std::time::{Duration, Instant};
 
 use divan::{Bencher, black_box};
-use ebbtide::balancer::{self, Avoid, Cost};
-use ebbtide::endpoint::millis;
+use ebbtide::contract::clock::millis;
+use ebbtide::proxy::balancer;
+use ebbtide::proxy::balancer::{Avoid, Cost};
 use scene::Scene;
 
 const COUNTS: [usize; 4] = [3, 10, 1_000, 10_000];

@@ -13,27 +13,29 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Admin, Health, Seat, seat};
-use crate::config::{self, Config, Discovery, PortRef};
-use crate::control::{Command, Control};
-use crate::discovery::{self, Message, api, files, kubernetes};
-use crate::drain;
-use crate::events::{self, Event, Events};
-use crate::listeners::Listeners;
-use crate::metrics::Metrics;
-use crate::routing::{RoutingTable, Snapshot};
-use crate::telemetry::{AccessLog, AccessLogWriter};
-use crate::worker::{self, Mail, Shared, Spare};
-use crate::{discovery::slices::World, socket};
-
-/// Without its admin pages nobody could see how it does: it does not start.
-#[derive(Debug, thiserror::Error)]
-#[error("admin.address: cannot listen on {address} ({error}): {cure}")]
-pub struct Refused {
-    address: SocketAddr,
-    error: std::io::Error,
-    cure: &'static str,
-}
+use crate::admin::report::Admin;
+use crate::admin::seat::Seat;
+use crate::admin::{seat, server};
+use crate::cluster::events::{Event, Events};
+use crate::cluster::{api, events};
+use crate::config::fault::Refused;
+use crate::config::settings;
+use crate::config::settings::{Config, Discovery};
+use crate::contract::policy::PortRef;
+use crate::contract::snapshot::Snapshot;
+use crate::control::event_loop::{Command, Control};
+use crate::control::listeners::Listeners;
+use crate::discovery::source::Message;
+use crate::discovery::{files, fixed, kubernetes};
+use crate::net::socket;
+use crate::observe::access_log::{AccessLog, AccessLogWriter};
+use crate::observe::health::Health;
+use crate::observe::metrics::Metrics;
+use crate::proxy::run;
+use crate::proxy::shared::{Mail, Shared, Spare};
+use crate::routing::drains;
+use crate::routing::table::RoutingTable;
+use crate::routing::world::objects::World;
 
 fn cure(error: &std::io::Error) -> &'static str {
     match error.kind() {
@@ -73,7 +75,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let config = Arc::new(config);
     let metrics = Metrics::new()?;
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let drains = Arc::new(drain::Log::default());
+    let drains = Arc::new(drains::Log::default());
     let health = Arc::new(Health::new(config.discovery.source()));
     let admin = Admin {
         snapshot: snapshot.clone(),
@@ -82,8 +84,10 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         health,
         started: Instant::now(),
     };
-    let admin_place =
-        seat::bind(config.admin).map_err(|error| Refused { address: config.admin, cure: cure(&error), error })?;
+    // Without its admin pages nobody could see how the proxy does.
+    let admin_place = seat::bind(config.admin).map_err(|error| {
+        Refused::new("admin.address", format!("cannot listen on {} ({error}): {}", config.admin, cure(&error)))
+    })?;
     let admin_address = admin_place.address;
     let api_server = match &config.discovery {
         Discovery::Kubernetes(wanted) => Some(locate(wanted)?),
@@ -105,7 +109,9 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let (events, event_queue) = Events::queue();
     let control = Control {
         config: config.clone(),
-        admin: admin.clone(),
+        snapshot: admin.snapshot.clone(),
+        drains: admin.drains.clone(),
+        health: admin.health.clone(),
         shared: shared.clone(),
         world: if api_server.is_some() { World::for_api_server() } else { World::default() },
         table,
@@ -133,7 +139,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         runtime.block_on(async move {
             let stop = CancellationToken::new();
             match Seat::new(admin_place) {
-                Ok(seat) => drop(tokio::spawn(admin::serve(seat, pages, spare, stop.clone()))),
+                Ok(seat) => drop(tokio::spawn(server::serve(seat, pages, spare, stop.clone()))),
                 Err(error) => tracing::error!(%error, "no admin pages"),
             }
             tokio::task::spawn_local(feed(config, messages_in, metrics));
@@ -206,7 +212,7 @@ fn start_workers(
         let (shared, config) = (shared.clone(), config.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{index}"));
         workers.push(thread.spawn(move || {
-            if let Err(error) = worker::run(index, shared, config, inbox) {
+            if let Err(error) = run::run(index, shared, config, inbox) {
                 tracing::error!(%error, "a worker cannot run");
             }
         })?);
@@ -225,7 +231,7 @@ fn connection_limit(config: &Config) -> usize {
 }
 
 /// On a thread of its own, since the caller may be inside a runtime.
-fn locate(wanted: &config::Kubernetes) -> anyhow::Result<kube::Config> {
+fn locate(wanted: &settings::Kubernetes) -> anyhow::Result<kube::Config> {
     let look = || -> anyhow::Result<kube::Config> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(api::locate(wanted))?)
@@ -266,7 +272,7 @@ async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metr
         Discovery::Static { to } => {
             for listener in &config.listeners {
                 let PortRef::Number(port) = listener.port else { continue };
-                let changes = discovery::fixed(&listener.service, port, to);
+                let changes = fixed::fixed(&listener.service, port, to);
                 let _ = out.send(Message::Changes { received: Instant::now(), changes }).await;
             }
             let _ = out.send(Message::Synced).await;

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ebbtide::config::{self, Config, Discovery, ListenerConfig, PortRef, Protocol};
-use ebbtide::discovery::ObjectName;
+use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
+use ebbtide::config::{fault, value};
+use ebbtide::contract::name::ObjectName;
+use ebbtide::contract::policy::{PortRef, Protocol};
 
 /// A Layer-4 connection-draining proxy: rollouts that cost no client a request or its connection.
 #[derive(Debug, Parser)]
@@ -55,7 +57,7 @@ pub enum Command {
     /// else. Exit code 0 only if Ebbtide failed no request and lost no client socket.
     Demo {
         /// How long the load runs in each phase
-        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::demo::load_time)]
+        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::command::demo::load_time)]
         load: Duration,
         /// Keep rolling until Ctrl-C and print the status page's address
         #[arg(long)]
@@ -67,7 +69,7 @@ pub enum Command {
     /// that may create Deployments and Services in the namespace and list nodes, and a way to the nodes' addresses. What
     /// it makes is labelled app.kubernetes.io/managed-by=ebbtide-drill, and is removed however it ends. Exit code 0 only if
     /// Ebbtide failed no request and lost no client socket.
-    Drill(ebbtide::drill::Settings),
+    Drill(ebbtide::command::drill::settings::Settings),
     /// Print services, endpoints and running drains of a running proxy
     Status {
         /// Where its admin pages are
@@ -81,7 +83,7 @@ pub enum Command {
     Schema,
     /// The demo's application process
     #[command(hide = true)]
-    SampleApp(ebbtide::demo::sample::Args),
+    SampleApp(ebbtide::command::demo::sample::Args),
 }
 
 const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
@@ -89,24 +91,24 @@ const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
 #[derive(Debug, Args)]
 pub struct Proxy {
     /// Where clients connect; port 0: any free port
-    #[arg(long, value_name = "ADDR", value_parser = config::address)]
+    #[arg(long, value_name = "ADDR", value_parser = value::address)]
     listen: SocketAddr,
     /// The endpoints, separated by commas
-    #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = config::address)]
+    #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = value::address)]
     to: Vec<SocketAddr>,
     /// What clients speak: auto, http or tcp
     #[arg(long, default_value = "auto", value_parser = protocol)]
     protocol: Protocol,
     /// Where the admin pages are served
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901", value_parser = config::address)]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901", value_parser = value::address)]
     admin: SocketAddr,
 }
 
 impl Proxy {
     /// One listener `proxy` for port 80 of the Service `default/proxy`; all else as a file's defaults.
-    pub fn config(self) -> Result<Config, config::Error> {
+    pub fn config(self) -> Result<Config, fault::Error> {
         let refused =
-            |path: &str, what: String| config::Error { file: "proxy".into(), line: None, path: path.to_owned(), what };
+            |path: &str, what: String| fault::Error { file: "proxy".into(), line: None, path: path.to_owned(), what };
         if self.listen.port() != 0 && self.listen == self.admin {
             let what = format!("{} is the address of --admin too, expected one of its own", self.listen);
             return Err(refused("--listen", what));

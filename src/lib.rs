@@ -47,32 +47,15 @@ pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("EBBTIDE
 
 pub mod admin;
 pub mod app;
-pub mod balancer;
-pub mod check;
+pub mod cluster;
+pub mod command;
 pub mod config;
+pub mod contract;
 pub mod control;
-pub mod demo;
 pub mod discovery;
-pub mod dispatch;
-pub mod drain;
-pub mod drill;
-pub mod endpoint;
-pub mod events;
-pub mod hold;
-pub mod http;
-pub mod lease;
-pub mod listener;
-pub mod listeners;
-pub mod metrics;
-pub mod relay;
-pub mod rollout;
-pub mod roster;
+pub mod net;
+pub mod observe;
+pub mod proxy;
 pub mod routing;
-pub mod session;
-pub mod socket;
-pub mod telemetry;
-pub mod turns;
-pub mod worker;
-mod sync {
-    pub use std::sync::atomic::{AtomicU64, Ordering};
-}
+pub mod text;
+pub mod wire;

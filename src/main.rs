@@ -1,14 +1,16 @@
 //! The `ebbtide` command: arguments, configuration, then one call into the library. Exit codes: 0 clean, 1 failed at
-//! work, 2 refused to start, which is what a [`config::Error`] or one of the others named below means wherever it comes from.
+//! work, 2 refused to start, which is what a [`fault::Error`] or a [`fault::Refused`] means.
 
 mod cli;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use ebbtide::config::{self, Config};
-use ebbtide::discovery::api;
-use ebbtide::{admin, app, demo, drill, telemetry};
+use ebbtide::app;
+use ebbtide::command::{demo, drill, status};
+use ebbtide::config::fault;
+use ebbtide::config::settings::Config;
+use ebbtide::observe::log;
 
 use cli::{Cli, Command};
 
@@ -17,8 +19,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ebbtide: {error:#}");
-            let refused = error.is::<config::Error>() || error.is::<app::Refused>();
-            let refused = refused || error.is::<api::Unusable>() || error.is::<drill::Refused>();
+            let refused = error.is::<fault::Error>() || error.is::<fault::Refused>();
             ExitCode::from(if refused { 2 } else { 1 })
         }
     }
@@ -28,23 +29,23 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config: file } => {
             let config = Config::load(&file)?;
-            telemetry::init();
+            log::init();
             app::run(config, Some(file))?;
         }
         Command::Proxy(proxy) => {
             let config = proxy.config()?;
-            telemetry::init();
+            log::init();
             app::run(config, None)?;
         }
         Command::Check { config } => {
-            let report = ebbtide::check::check(&config)?;
+            let report = ebbtide::command::check::check(&config)?;
             cli::print(&report.text)?;
             report.problems.iter().for_each(|problem| eprintln!("error: {}: {}", problem.subject, problem.error));
             return Ok(ExitCode::from(if report.problems.is_empty() { 0 } else { 2 }));
         }
         Command::Demo { load, stay } => return Ok(ExitCode::from(if demo::run(load, stay)? { 0 } else { 1 })),
         Command::Drill(settings) => return Ok(ExitCode::from(if drill::run(&settings)? { 0 } else { 1 })),
-        Command::Status { admin, watch } => admin::status::status(&admin, watch)?,
+        Command::Status { admin, watch } => status::status(&admin, watch)?,
         Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,
         Command::SampleApp(args) => demo::sample::main(args)?,
     }

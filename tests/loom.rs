@@ -7,7 +7,7 @@
 mod sync {
     pub use loom::sync::atomic::{AtomicU64, Ordering};
 }
-#[path = "../src/lease.rs"]
+#[path = "../src/contract/lease.rs"]
 #[allow(dead_code)] // The models use part of it.
 mod lease;
 

@@ -81,7 +81,7 @@ type Ports = RefCell<BTreeMap<u16, (JoinHandle<()>, Rc<RefCell<Vec<JoinHandle<()
 
 pub fn main(cores: &[usize]) -> anyhow::Result<()> {
     guard::pin(cores)?;
-    ebbtide::socket::raise_descriptor_limit();
+    ebbtide::net::socket::raise_descriptor_limit();
     let site = Rc::new(Site { small: answer(1 << 10), middle: answer(1 << 20), requests: Cell::new(0) });
     let (commands_in, mut commands) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
@@ -114,7 +114,7 @@ pub fn main(cores: &[usize]) -> anyhow::Result<()> {
 }
 
 fn open(site: &Rc<Site>, ports: &Ports, slow: bool) -> anyhow::Result<u16> {
-    let listener = ebbtide::socket::listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let listener = ebbtide::net::socket::listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let listener = TcpListener::from_std(listener)?;
     let port = listener.local_addr()?.port();
     let connections = Rc::<RefCell<Vec<JoinHandle<()>>>>::default();

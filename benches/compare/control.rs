@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use ebbtide::balancer::{self, Avoid, Cost};
-use ebbtide::endpoint::millis;
+use ebbtide::contract::clock::millis;
+use ebbtide::proxy::balancer;
+use ebbtide::proxy::balancer::{Avoid, Cost};
 
 use crate::guard::Guard;
 use crate::load::Histogram;

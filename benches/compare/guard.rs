@@ -108,7 +108,7 @@ pub fn pin(cores: &[usize]) -> anyhow::Result<()> {
 /// The guard itself.
 pub fn main(cores: &[usize], program: &[String]) -> anyhow::Result<ExitCode> {
     pin(cores)?;
-    ebbtide::socket::raise_descriptor_limit();
+    ebbtide::net::socket::raise_descriptor_limit();
     let (name, arguments) = program.split_first().context("guard: no program")?;
     let mut child = Command::new(name).args(arguments).stdin(Stdio::null()).spawn().with_context(|| name.clone())?;
     std::thread::spawn(|| {

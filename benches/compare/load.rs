@@ -145,7 +145,7 @@ pub fn wrk(program: &Path, cores: &[usize], spec: &Spec) -> anyhow::Result<Repor
 pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
     let spec: Spec = serde_json::from_str(spec)?;
     guard::pin(cores)?;
-    ebbtide::socket::raise_descriptor_limit();
+    ebbtide::net::socket::raise_descriptor_limit();
     let spec = Rc::new(spec);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -316,7 +316,7 @@ impl Connection {
 
     /// Whether the other side has closed it while it was idle.
     fn has_ended(&self) -> bool {
-        ebbtide::socket::has_ended(&self.stream)
+        ebbtide::net::socket::has_ended(&self.stream)
     }
 
     async fn exchange(&mut self, request: &[u8], upload: u64) -> std::io::Result<Answer> {

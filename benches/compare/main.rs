@@ -83,7 +83,7 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     if options.list {
         return Ok(());
     }
-    ebbtide::socket::raise_descriptor_limit();
+    ebbtide::net::socket::raise_descriptor_limit();
     let cores = Cores::of(std::thread::available_parallelism()?.get());
     let words = std::env::args().skip(1).filter(|word| word != "--bench").collect::<Vec<_>>().join(" ");
     let command = format!("cargo bench --bench compare{}{words}", if words.is_empty() { "" } else { " -- " });

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use ebbtide::config::{Config, Discovery};
-use ebbtide::discovery::slices::{Touched, World};
-use ebbtide::discovery::{
-    Change, Object, ObjectName, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
-};
-use ebbtide::drain;
-use ebbtide::endpoint::Notice;
-use ebbtide::metrics::Metrics;
-use ebbtide::routing::{Port, RoutingTable, Snapshot};
+use ebbtide::config::settings::{Config, Discovery};
+use ebbtide::contract::endpoint::Notice;
+use ebbtide::contract::name::{ObjectName, PodRef};
+use ebbtide::contract::snapshot::{Port, Snapshot};
+use ebbtide::discovery::object::{Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
+use ebbtide::observe::metrics::Metrics;
+use ebbtide::routing::drains;
+use ebbtide::routing::table::RoutingTable;
+use ebbtide::routing::world::objects::{Touched, World};
 use tokio::sync::mpsc;
 
 #[allow(dead_code)] // Each bench uses what it needs of it.
@@ -33,7 +33,7 @@ impl Scene {
         let snapshot = Arc::new(ArcSwap::default());
         let (notices_in, notices) = mpsc::unbounded_channel();
         let metrics = Metrics::new().unwrap();
-        let table = RoutingTable::new(config, snapshot.clone(), Arc::<drain::Log>::default(), metrics, notices_in);
+        let table = RoutingTable::new(config, snapshot.clone(), Arc::<drains::Log>::default(), metrics, notices_in);
         let mut scene = Self { world: World::default(), table, snapshot, notices };
         let port = ServicePortObject { name: None, port: 80, node_port: None, target_port: None, app_protocol: None };
         let service = ServiceObject {

@@ -1,8 +1,8 @@
 //! A chunked body in arbitrary pieces: one verdict, one output, and canonical bytes that decode to the same payload.
 #![no_main]
 
-use ebbtide::http::body::{BodyDecoder, Emit};
-use ebbtide::http::head::{Framing, Limits, Reject};
+use ebbtide::wire::body::BodyDecoder;
+use ebbtide::wire::message::{Emit, Framing, Limits, Reject};
 use libfuzzer_sys::fuzz_target;
 
 const LIMITS: Limits = Limits { head_size: 512, headers: 8 };

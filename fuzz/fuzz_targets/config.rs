@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use ebbtide::config::Config;
+use ebbtide::config::settings::Config;
 use libfuzzer_sys::fuzz_target;
 
 /// In a folder with a folder of manifests, as most configurations name it: without it none would be good.

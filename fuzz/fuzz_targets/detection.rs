@@ -2,7 +2,9 @@
 //! request parser would take.
 #![no_main]
 
-use ebbtide::http::head::{Forwarding, Limits, Sniff, may_become_request, parse_request, sniff};
+use ebbtide::wire::head::{parse_request, Forwarding};
+use ebbtide::wire::message::Limits;
+use ebbtide::wire::sniff::{may_become_request, sniff, Sniff};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

@@ -4,11 +4,11 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use ebbtide::config::{Config, Discovery, Protocol};
-use ebbtide::discovery::manifest::{Format, parse};
-use ebbtide::discovery::slices::{Touched, World};
-use ebbtide::discovery::{Change, Kind, Object};
-use ebbtide::routing::Policy;
+use ebbtide::config::settings::{Config, Discovery};
+use ebbtide::contract::policy::{Policy, Protocol};
+use ebbtide::discovery::manifest::{parse, Format};
+use ebbtide::discovery::object::{Change, Kind, Object};
+use ebbtide::routing::world::objects::{Touched, World};
 use libfuzzer_sys::fuzz_target;
 
 static CONFIG: LazyLock<Config> = LazyLock::new(|| Config::new(Discovery::Static { to: Vec::new() }));

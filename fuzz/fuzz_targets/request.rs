@@ -5,8 +5,9 @@
 #[path = "plain.rs"]
 mod plain;
 
-use ebbtide::http::body::{BodyDecoder, Emit};
-use ebbtide::http::head::{Forwarding, Framing, Limits, Reject, Request, parse_request};
+use ebbtide::wire::body::BodyDecoder;
+use ebbtide::wire::head::{parse_request, Forwarding};
+use ebbtide::wire::message::{Emit, Framing, Limits, Reject, Request};
 use libfuzzer_sys::fuzz_target;
 use plain::Head;
 

@@ -5,8 +5,9 @@
 #[path = "plain.rs"]
 mod plain;
 
-use ebbtide::http::body::{BodyDecoder, Emit};
-use ebbtide::http::head::{Framing, Limits, Method, Reject, Response, Version, parse_response};
+use ebbtide::wire::body::BodyDecoder;
+use ebbtide::wire::head::parse_response;
+use ebbtide::wire::message::{Emit, Framing, Limits, Method, Reject, Response, Version};
 use libfuzzer_sys::fuzz_target;
 use plain::Head;
 

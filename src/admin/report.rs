@@ -4,20 +4,22 @@
 //! one that later versions added is `#[serde(default)]`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use jiff::{Timestamp, Unit};
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Admin, HealthState};
-use crate::config::Protocol;
-use crate::discovery::Problem;
-use crate::drain;
-use crate::endpoint::Endpoint;
-use crate::rollout;
-use crate::routing::Port;
-use crate::telemetry::one_line;
+use crate::contract::endpoint::Endpoint;
+use crate::contract::policy::Protocol;
+use crate::contract::snapshot::{Port, Snapshot};
+use crate::discovery::source::Problem;
+use crate::observe::health::{Health, HealthState};
+use crate::observe::metrics::Metrics;
+use crate::routing::{drains, rollouts};
+use crate::text::{one_line, timestamp};
 
 /// Whether to send traffic here, and one line why. A source in trouble is no reason not to: the last table is in force.
 pub fn readiness(state: &HealthState) -> Result<String, String> {
@@ -236,7 +238,7 @@ pub struct Drains {
     pub rollouts: Vec<Rollout>,
 }
 
-/// [`rollout::Rollout`], whose fields say more.
+/// [`rollouts::Rollout`], whose fields say more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
@@ -353,8 +355,8 @@ impl Drains {
     }
 }
 
-impl From<rollout::Rollout> for Rollout {
-    fn from(rollout: rollout::Rollout) -> Self {
+impl From<rollouts::Rollout> for Rollout {
+    fn from(rollout: rollouts::Rollout) -> Self {
         Self {
             service: rollout.service.to_string(),
             started_at: timestamp(rollout.started_at),
@@ -373,7 +375,7 @@ impl From<rollout::Rollout> for Rollout {
 }
 
 impl Drain {
-    fn of(record: drain::Record, clocks: &Clocks) -> Self {
+    fn of(record: drains::Record, clocks: &Clocks) -> Self {
         Self {
             service: record.service.to_string(),
             address: record.address,
@@ -426,19 +428,24 @@ impl Clocks {
     }
 }
 
-/// A moment as RFC 3339 shows it, to the millisecond. A clock beyond the year 9999 shows as its end.
-pub fn timestamp(at: SystemTime) -> Timestamp {
-    Timestamp::try_from(at).and_then(|at| at.round(Unit::Millisecond)).unwrap_or(Timestamp::MAX)
+/// What the admin pages read. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin {
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub drains: Arc<drains::Log>,
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+    pub started: Instant,
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::sync::mpsc;
 
-    use super::super::{Health, ListenerState};
     use super::*;
-    use crate::discovery::ObjectName;
-    use crate::endpoint::{Conditions, EndpointId};
+    use crate::contract::endpoint::{Conditions, EndpointId};
+    use crate::contract::name::ObjectName;
+    use crate::observe::health::{Health, ListenerState};
 
     fn problem(subject: &str) -> Problem {
         Problem { subject: subject.into(), error: "line 3:\nnot YAML".into(), since: SystemTime::now() }

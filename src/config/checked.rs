@@ -9,11 +9,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::value::{self, DAY, MILLISECOND, MINUTE};
-use super::{
-    Config, Discovery, Fault, Kubernetes, Limits, ListenerConfig, NonIdempotent, PortRef, Protocol, Retry, Timeouts,
-    raw,
-};
+use crate::config::fault::Fault;
+use crate::config::settings::{Config, Discovery, Kubernetes, Limits, ListenerConfig, Retry, Timeouts};
+use crate::config::value::{DAY, MILLISECOND, MINUTE};
+use crate::config::{raw, value};
+use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 
 impl raw::Config {
     /// Fills in defaults and checks every value. `folder` is the configuration file's own.

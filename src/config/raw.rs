@@ -9,8 +9,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_saphyr::{Error as Yaml, Location, MessageFormatter};
 
-use super::Fault;
-use super::places::Aim;
+use crate::config::fault::Fault;
+use crate::config::places::Aim;
 
 /// Configuration of Ebbtide, a connection-draining proxy.
 #[derive(Debug, Deserialize, JsonSchema)]

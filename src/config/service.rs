@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Config, NonIdempotent, Protocol, value};
-use crate::routing::Policy;
+use crate::config::settings::Config;
+use crate::config::value;
+use crate::contract::policy::{NonIdempotent, Policy, Protocol};
 
 const PROTOCOL: &str = "ebbtide.dev/protocol";
 const HOLD: &str = "ebbtide.dev/hold-timeout";
@@ -134,7 +135,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Discovery;
+    use crate::config::settings::Discovery;
 
     fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()

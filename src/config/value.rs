@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::discovery::ObjectName;
+use crate::contract::name::ObjectName;
 
 pub const MILLISECOND: Duration = Duration::from_millis(1);
 pub const MINUTE: Duration = Duration::from_secs(60);

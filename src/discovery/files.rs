@@ -7,10 +7,11 @@
 //! [`Message::Changes`]. Files in sub-folders and hidden ones (`.*`, so also ConfigMap's `..data`) are not read
 //! themselves.
 
-mod eyes;
+mod event;
 mod file;
 mod folder;
 mod pending;
+mod watcher;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -20,11 +21,13 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
-use self::eyes::Eyes;
-use self::file::{Loaded, load};
-use self::folder::{Folder, Table};
-use self::pending::{Event, Pending};
-use super::{Change, Kind, Message, Object, Problem};
+use crate::discovery::files::event::Event;
+use crate::discovery::files::file::{Loaded, load};
+use crate::discovery::files::folder::{Folder, Table};
+use crate::discovery::files::pending::Pending;
+use crate::discovery::files::watcher::Eyes;
+use crate::discovery::object::{Change, Kind, Object};
+use crate::discovery::source::{Message, Problem};
 
 /// Reads the folder once, as [`watch`] would at its start.
 pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {

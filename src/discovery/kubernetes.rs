@@ -24,9 +24,13 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource};
 use tokio::sync::{mpsc, watch};
 
-use super::api::{Clock, Pauses, chain, objects};
-use super::manifest::{self, Invalid};
-use super::{Change, Kind, Message, Object, ObjectName, Problem};
+use crate::cluster::api::{Clock, Pauses, objects};
+use crate::contract::name::ObjectName;
+use crate::discovery::manifest;
+use crate::discovery::manifest::Invalid;
+use crate::discovery::object::{Change, Kind, Object, PodObject};
+use crate::discovery::source::{Message, Problem};
+use crate::text::chain;
 
 /// What to watch.
 pub struct Wanted {
@@ -386,7 +390,7 @@ fn claimed_namespaces(change: &Change) -> BTreeSet<String> {
 
 /// A live event's deadline counts from its arrival, unless that is late (a watch that was resumed after a break): then
 /// what is left counts by the API server's clock, as for a list.
-fn pod(it: &PartialObjectMeta<Pod>, now: SystemTime, listed: bool) -> Result<super::PodObject, Invalid> {
+fn pod(it: &PartialObjectMeta<Pod>, now: SystemTime, listed: bool) -> Result<PodObject, Invalid> {
     let mut pod = manifest::pod(&it.metadata, None, Some(now))?;
     if let Some(deletion) = &mut pod.deletion
         && !listed

@@ -21,10 +21,11 @@ use serde::de::{
 };
 use serde_json::Value;
 
-use crate::telemetry::one_line;
+use crate::text::one_line;
 
-use super::{
-    Deletion, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+use crate::contract::name::{ObjectName, PodRef};
+use crate::discovery::object::{
+    Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,18 +5,23 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, DefaultHasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Chores, Policy, Port, PortKey};
-use crate::config::Protocol;
-use crate::discovery::slices::{Fate, MergedEndpoint, Trigger, World};
-use crate::discovery::{ObjectName, ServicePortObject};
-use crate::endpoint::{Conditions, Endpoint};
-use crate::hold::Hold;
-use crate::metrics::ServiceMetrics;
-use crate::roster::Roster;
+use crate::contract::counters::ServiceMetrics;
+use crate::contract::endpoint::{Conditions, Endpoint};
+use crate::contract::hold::Hold;
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::policy::{Policy, Protocol};
+use crate::contract::reason::Trigger;
+use crate::contract::roster::Roster;
+use crate::contract::snapshot::Port;
+use crate::discovery::object::ServicePortObject;
+use crate::routing::chores::Chores;
+use crate::routing::registry::{Identity, identity, identity_of};
+use crate::routing::world::merged::{Fate, MergedEndpoint};
+use crate::routing::world::objects::World;
 
 pub(super) struct PortEntry {
     /// `None` when the Service or its port is gone: nothing is published, connections live on.
@@ -53,9 +58,6 @@ pub(super) struct Spec {
     pub(super) claimed: bool,
     pub(super) handing_back: bool,
 }
-
-/// Address and pod UID; with the generation, which is the [`EndpointId`], the endpoint's key.
-pub(super) type Identity = (SocketAddr, Option<String>);
 
 /// Without a random key: the same events make the same table in the same order, so that a seeded test can be run again. What
 /// is hashed comes from the source of truth, not from clients.
@@ -322,14 +324,6 @@ impl PortEntry {
             metrics: self.metrics.clone(),
         }))
     }
-}
-
-pub(super) fn identity(merged: &MergedEndpoint) -> Identity {
-    (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()))
-}
-
-fn identity_of(endpoint: &Endpoint) -> Identity {
-    (endpoint.address, endpoint.pod.as_ref().map(|pod| pod.uid.clone()))
 }
 
 /// What differs between two merges of a port.

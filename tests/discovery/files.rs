@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use ebbtide::contract::name::ObjectName;
 use ebbtide::discovery::files::{read_folder, watch};
-use ebbtide::discovery::slices::{MergedService, Touched, World};
-use ebbtide::discovery::{Change, Message, ObjectName, Problem};
+use ebbtide::discovery::object::Change;
+use ebbtide::discovery::source::{Message, Problem};
+use ebbtide::routing::world::merged::MergedService;
+use ebbtide::routing::world::objects::{Touched, World};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;

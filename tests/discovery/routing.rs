@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ebbtide::discovery::slices::World;
-use ebbtide::discovery::{Change, Kind, PodRef, ServiceObject, SliceEndpoint};
-use ebbtide::endpoint::{Endpoint, Lease};
-use ebbtide::roster::Roster;
-use ebbtide::routing::{HAND_BACK, Port};
+use ebbtide::contract::endpoint::{Endpoint, Lease};
+use ebbtide::contract::name::PodRef;
+use ebbtide::contract::roster::Roster;
+use ebbtide::contract::snapshot::Port;
+use ebbtide::discovery::object::{Change, Kind, ServiceObject, SliceEndpoint};
+use ebbtide::routing::table::HAND_BACK;
+use ebbtide::routing::world::objects::World;
 use proptest::prelude::*;
 
 use crate::support::table::*;

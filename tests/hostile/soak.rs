@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ebbtide::demo::client::{Client, Failure};
-use ebbtide::demo::fleet::{Fleet, Options};
-use ebbtide::demo::proxy::{Proxy, config};
-use ebbtide::drain::KEPT;
+use ebbtide::command::demo::client::{Client, Failure};
+use ebbtide::command::demo::fleet::{Fleet, Options};
+use ebbtide::command::demo::proxy::{Proxy, config};
+use ebbtide::routing::drains::KEPT;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

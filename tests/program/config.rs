@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use ebbtide::config::{Config, Discovery, ListenerConfig, NonIdempotent, PortRef, Protocol};
-use ebbtide::discovery::ObjectName;
+use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
+use ebbtide::contract::name::ObjectName;
+use ebbtide::contract::policy::{NonIdempotent, PortRef, Protocol};
 use serde_json::Value;
 
 use crate::support::binary::BINARY;

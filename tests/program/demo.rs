@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ebbtide::demo::client::{Client, Failure};
-use ebbtide::demo::fleet::{Fleet, Options, Tell};
-use ebbtide::demo::late::Late;
-use ebbtide::demo::load::{Load, Report};
-use ebbtide::demo::proxy::Proxy;
-use ebbtide::demo::{Second, Settings, child, fleet};
+use ebbtide::command::demo::client::{Client, Failure};
+use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
+use ebbtide::command::demo::late::Late;
+use ebbtide::command::demo::load::{Load, Report};
+use ebbtide::command::demo::proxy::Proxy;
+use ebbtide::command::demo::{Second, Settings, child, fleet};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rustix::process::Signal;
@@ -353,7 +353,7 @@ async fn the_demo_shows_two_phases_and_judges_the_second() {
         second: Second::Late(Duration::ZERO),
         stop: CancellationToken::new(),
     };
-    let (late, second) = soon("the demo", ebbtide::demo::show(&settings)).await.unwrap().unwrap();
+    let (late, second) = soon("the demo", ebbtide::command::demo::show(&settings)).await.unwrap().unwrap();
     for row in [&late, &second] {
         assert_eq!(row.report.sent, 1_500, "{}", row.report);
         assert_eq!(row.replaced, 3);

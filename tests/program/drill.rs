@@ -13,7 +13,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Json, Response};
-use ebbtide::demo::child;
+use ebbtide::command::demo::child;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;

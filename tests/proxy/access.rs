@@ -151,7 +151,7 @@ fn admin_binds_to_loopback_unless_told_otherwise() {
     std::fs::create_dir(folder.path().join("manifests")).unwrap();
     let file = folder.path().join("ebbtide.yaml");
     std::fs::write(&file, "discovery: {files: {path: manifests}}\n").unwrap();
-    let config = ebbtide::config::Config::load(&file).unwrap();
+    let config = ebbtide::config::settings::Config::load(&file).unwrap();
     assert_eq!(config.admin.ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
 }
 

@@ -8,14 +8,19 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use ebbtide::admin::{self, Admin, Health, ListenerState, Seat};
-use ebbtide::config::{NonIdempotent, Protocol};
-use ebbtide::discovery::slices::Trigger;
-use ebbtide::discovery::{ObjectName, PodRef, Problem};
-use ebbtide::endpoint::{Conditions, Endpoint, EndpointId, Lease, Notice};
-use ebbtide::metrics::Metrics;
-use ebbtide::roster::Roster;
-use ebbtide::routing::{Policy, Port, PortKey, Snapshot};
+use ebbtide::admin::report::Admin;
+use ebbtide::admin::seat::{self, Seat};
+use ebbtide::admin::server;
+use ebbtide::command::status::status;
+use ebbtide::contract::endpoint::{Conditions, Endpoint, EndpointId, Lease, Notice};
+use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
+use ebbtide::contract::policy::{NonIdempotent, Policy, Protocol};
+use ebbtide::contract::reason::Trigger;
+use ebbtide::contract::roster::Roster;
+use ebbtide::contract::snapshot::{Port, Snapshot};
+use ebbtide::discovery::source::Problem;
+use ebbtide::observe::health::{Health, ListenerState};
+use ebbtide::observe::metrics::Metrics;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -46,10 +51,10 @@ impl Fixture {
             health: Arc::new(Health::new("files")),
             started: Instant::now(),
         };
-        let bound = admin::seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let bound = seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address;
         let stop = CancellationToken::new();
-        let server = tokio::spawn(admin::serve(Seat::new(bound).unwrap(), admin.clone(), || (), stop.clone()));
+        let server = tokio::spawn(server::serve(Seat::new(bound).unwrap(), admin.clone(), || (), stop.clone()));
         Self { admin, address, stop, server, leases: Vec::new(), notices: mpsc::unbounded_channel(), made: 0 }
     }
 
@@ -469,7 +474,7 @@ async fn the_status_command_reads_what_the_server_says() {
     let mut fixture = Fixture::start().await;
     fixture.fill();
     let ask = async |url: String| {
-        let asked = tokio::task::spawn_blocking(move || admin::status(&url, false));
+        let asked = tokio::task::spawn_blocking(move || status(&url, false));
         soon("an answer", asked).await.unwrap().map_err(|error| format!("{error:#}"))
     };
     ask(format!("http://{}", fixture.address)).await.unwrap();

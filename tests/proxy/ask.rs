@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use ebbtide::demo::client::{Client, Response};
+use ebbtide::command::demo::client::{Client, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -7,9 +7,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebbtide::demo::client::Client;
-use ebbtide::demo::fleet::{Fleet, Options};
-use ebbtide::demo::proxy::Proxy;
+use ebbtide::command::demo::client::Client;
+use ebbtide::command::demo::fleet::{Fleet, Options};
+use ebbtide::command::demo::proxy::Proxy;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;

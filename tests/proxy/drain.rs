@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebbtide::demo::client::Client;
-use ebbtide::discovery::slices::Trigger;
-use ebbtide::drain::{Outcome, Record};
-use ebbtide::endpoint::Endpoint;
-use ebbtide::routing::Port;
+use ebbtide::command::demo::client::Client;
+use ebbtide::contract::endpoint::Endpoint;
+use ebbtide::contract::reason::{Outcome, Trigger};
+use ebbtide::contract::snapshot::Port;
+use ebbtide::routing::drains::Record;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

@@ -275,7 +275,7 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
 /// The one that was struck, once the proxy has been told that it leaves, and its connections before that.
 struct Fallen {
     actor: usize,
-    endpoint: Arc<ebbtide::endpoint::Endpoint>,
+    endpoint: Arc<ebbtide::contract::endpoint::Endpoint>,
     connections: usize,
 }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ebbtide::demo::child;
-use ebbtide::demo::client::{Client, Response};
-use ebbtide::demo::fleet::{Fleet, Options, PodId, Tell};
-use ebbtide::demo::load::{Load, Report};
-use ebbtide::demo::proxy::{self, Proxy};
-use ebbtide::routing::Port;
+use ebbtide::command::demo::client::{Client, Response};
+use ebbtide::command::demo::fleet::{Fleet, Options, PodId, Tell};
+use ebbtide::command::demo::load::{Load, Report};
+use ebbtide::command::demo::proxy::Proxy;
+use ebbtide::command::demo::{child, proxy};
+use ebbtide::contract::snapshot::Port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;

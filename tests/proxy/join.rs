@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ebbtide::demo::client::Client;
-use ebbtide::demo::fleet::{Fleet, Options};
-use ebbtide::demo::load::Load;
-use ebbtide::demo::proxy::{self, Proxy};
-use ebbtide::endpoint::EndpointId;
+use ebbtide::command::demo::client::Client;
+use ebbtide::command::demo::fleet::{Fleet, Options};
+use ebbtide::command::demo::load::Load;
+use ebbtide::command::demo::proxy;
+use ebbtide::command::demo::proxy::Proxy;
+use ebbtide::contract::endpoint::EndpointId;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

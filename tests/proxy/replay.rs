@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use ebbtide::demo::client::{Client, Failure, Response};
-use ebbtide::demo::fleet::{Fleet, Options};
-use ebbtide::demo::proxy::{Proxy, config};
+use ebbtide::command::demo::client::{Client, Failure, Response};
+use ebbtide::command::demo::fleet::{Fleet, Options};
+use ebbtide::command::demo::proxy::{Proxy, config};
 use rustix::process::Signal;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -494,7 +494,7 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
     eventually("the receipt", async || rig.running().admin.drains.records().iter().any(|r| r.ended.is_some())).await;
     let record = rig.running().admin.drains.records().remove(0);
     assert_eq!((record.replayed, record.forced, record.finished), (2, 1, 0), "{record:?}");
-    assert_eq!(record.ended.unwrap().1, ebbtide::drain::Outcome::Forced);
+    assert_eq!(record.ended.unwrap().1, ebbtide::contract::reason::Outcome::Forced);
     assert_eq!(rig.metric("ebbtide_drains_total", "outcome=\"forced\""), 1.0);
     eventually("no upstream connection left", async || a.open() == 0).await;
 }

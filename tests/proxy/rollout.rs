@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use ebbtide::demo::fleet::{Fleet, Options, Tell};
-use ebbtide::demo::load::{Load, Report};
-use ebbtide::demo::proxy::{Proxy, config};
+use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
+use ebbtide::command::demo::load::{Load, Report};
+use ebbtide::command::demo::proxy::{Proxy, config};
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ebbtide::demo::client::{Client, Failure};
+use ebbtide::command::demo::client::{Client, Failure};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -79,7 +79,7 @@ async fn echo_or_flood() -> Scripted {
     .await
 }
 
-async fn get(client: &mut Client, path: &str) -> Result<ebbtide::demo::client::Response, Failure> {
+async fn get(client: &mut Client, path: &str) -> Result<ebbtide::command::demo::client::Response, Failure> {
     soon("an answer", client.exchange("GET", path, "", b"")).await
 }
 

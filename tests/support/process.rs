@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use ebbtide::demo::proxy::Proxy;
+use ebbtide::command::demo::proxy::Proxy;
 use serde_json::Value;
 
 use super::binary::BINARY;

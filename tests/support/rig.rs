@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 
 use ebbtide::app::{self, Running};
-use ebbtide::config::Config;
+use ebbtide::config::settings::Config;
 
 use super::folder::Folder;
 use super::wait::eventually;

@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use ebbtide::config::{Config, Discovery};
-use ebbtide::discovery::slices::{Touched, World};
-use ebbtide::discovery::{
-    Change, Deletion, Object, ObjectName, PodObject, PodRef, ServiceObject, ServicePortObject, SliceEndpoint,
-    SliceObject,
+use ebbtide::config::settings::{Config, Discovery};
+use ebbtide::contract::endpoint::{Endpoint, EndpointId, Notice};
+use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
+use ebbtide::contract::roster::Roster;
+use ebbtide::contract::snapshot::{Port, Snapshot};
+use ebbtide::discovery::object::{
+    Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
-use ebbtide::drain;
-use ebbtide::endpoint::{Endpoint, EndpointId, Notice};
-use ebbtide::metrics::Metrics;
-use ebbtide::roster::Roster;
-use ebbtide::routing::{Chores, Port, PortKey, RoutingTable, Snapshot};
+use ebbtide::observe::metrics::Metrics;
+use ebbtide::routing::chores::Chores;
+use ebbtide::routing::drains;
+use ebbtide::routing::table::RoutingTable;
+use ebbtide::routing::world::objects::{Touched, World};
 use tokio::sync::mpsc;
 
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -29,7 +31,7 @@ pub struct Rig {
     pub world: World,
     pub table: RoutingTable,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
-    pub drains: Arc<drain::Log>,
+    pub drains: Arc<drains::Log>,
     pub notices: mpsc::UnboundedReceiver<Notice>,
     pub now: Instant,
     /// Endpoints that the control side connects to before they may join, and those it tries until they answer again.
@@ -125,7 +127,7 @@ impl Rig {
     pub fn new(world: World) -> Self {
         let config = Arc::new(Config::new(Discovery::Static { to: Vec::new() }));
         let snapshot = Arc::new(ArcSwap::default());
-        let drains = Arc::new(drain::Log::default());
+        let drains = Arc::new(drains::Log::default());
         let (notices_in, notices) = mpsc::unbounded_channel();
         let table = RoutingTable::new(config, snapshot.clone(), drains.clone(), Metrics::new().unwrap(), notices_in);
         Self {

@@ -1,11 +1,11 @@
 //! The table of design section 4: each row one or more cases, with the verdict and the bytes that go on. Every case is
 //! also read split at each of its byte boundaries, and with a good request behind it.
 
-use ebbtide::http::body::{BodyDecoder, Emit};
-use ebbtide::http::head::{
-    Forwarding, Framing, Limits, Method, Reject, Request, Response, Sniff, Version, parse_request, parse_response,
-    sniff, write_answer,
-};
+use ebbtide::wire::answer::write_answer;
+use ebbtide::wire::body::BodyDecoder;
+use ebbtide::wire::head::{Forwarding, parse_request, parse_response};
+use ebbtide::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
+use ebbtide::wire::sniff::{Sniff, sniff};
 use proptest::prelude::*;
 
 const LIMITS: Limits = Limits { head_size: 16 << 10, headers: 100 };

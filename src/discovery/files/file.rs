@@ -9,8 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::discovery::Object;
-use crate::discovery::manifest::{self, Format};
+use crate::discovery::manifest;
+use crate::discovery::manifest::Format;
+use crate::discovery::object::Object;
 
 /// One document with what it gave, so that it need not be parsed again while its text stays.
 pub(super) struct Document {

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::eyes::Eyes;
-use super::file::{Document, Loaded, Stamp, format_of};
-use super::pending::Pending;
-use crate::discovery::{Kind, Object, ObjectName, Problem};
+use crate::contract::name::ObjectName;
+use crate::discovery::files::file::{Document, Loaded, Stamp, format_of};
+use crate::discovery::files::pending::Pending;
+use crate::discovery::files::watcher::Eyes;
+use crate::discovery::object::{Kind, Object};
+use crate::discovery::source::Problem;
 
 pub(super) type Table = BTreeMap<(Kind, ObjectName), Arc<Object>>;
 

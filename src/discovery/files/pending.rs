@@ -7,32 +7,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use super::folder::Folder;
-
-/// What inotify told.
-#[derive(Debug)]
-pub(super) struct Event {
-    pub(super) what: What,
-    pub(super) at: Instant,
-}
-
-#[derive(Debug, PartialEq)]
-pub(super) enum What {
-    /// Closed by its writer, or renamed into place.
-    Closed(OsString),
-    /// Written to, not closed yet.
-    Writing(OsString),
-    Created(OsString),
-    Gone(OsString),
-    /// Its metadata changed, which may have made it readable.
-    Touched(OsString),
-    /// A ConfigMap's `..data` was replaced.
-    Swapped,
-    /// The folder itself came, went, or became another.
-    Folder,
-    /// Events were lost.
-    Overflow,
-}
+use crate::discovery::files::event::{Event, What};
+use crate::discovery::files::folder::Folder;
 
 /// What is to be done at the next pass, and when that is.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ebbtide::discovery::slices::Trigger;
+use ebbtide::contract::reason::Trigger;
 
 use super::api::{Fault, Kind, Verb};
 use super::rig::{Rig, deleting, pod, ready, shop, slice, terminating};

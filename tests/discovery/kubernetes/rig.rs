@@ -3,12 +3,13 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use ebbtide::app::{self, Running};
-use ebbtide::config::{Config, Discovery};
-use ebbtide::demo::client::Client;
-use ebbtide::discovery::ObjectName;
-use ebbtide::drain::Record;
-use ebbtide::routing::{Port, PortKey};
+use ebbtide::app;
+use ebbtide::app::Running;
+use ebbtide::command::demo::client::Client;
+use ebbtide::config::settings::{Config, Discovery};
+use ebbtide::contract::name::{ObjectName, PortKey};
+use ebbtide::contract::snapshot::Port;
+use ebbtide::routing::drains::Record;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ebbtide::demo::client::Client;
+use ebbtide::command::demo::client::Client;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -162,9 +162,7 @@ impl Siege {
         let listeners = ["web", "gate", "void"];
         let process = Process::launch(program, &[Ep::new("app", app)], &text, &listeners).await;
         Cores::take(&cores.others);
-        process.folder.write("hostile.json", &service("hostile", json!({})));
-        process.folder.write("hostile-slice.json", &Ep::new("hostile", hostile).slice_of("hostile", ""));
-        process.ready(2).await;
+        add_hostile(&process, hostile).await;
         let (gate, pid) = (process.proxy.listeners["gate"], process.proxy.pid().unwrap());
         let mut good = Good::start(process.web());
         good.times(Duration::from_millis(300)).await;
@@ -284,6 +282,13 @@ impl Siege {
         })
         .await;
     }
+}
+
+/// A service for attackers, beside the good clients' one, in rotation.
+pub async fn add_hostile(process: &Process, address: SocketAddr) {
+    process.folder.write("hostile.json", &service("hostile", json!({})));
+    process.folder.write("hostile-slice.json", &Ep::new("hostile", address).slice_of("hostile", ""));
+    process.ready(2).await;
 }
 
 /// Samples the memory of a process.

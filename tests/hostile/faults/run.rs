@@ -6,11 +6,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebbtide::balancer::{Avoid, Cost, pick};
-use ebbtide::discovery::slices::World;
-use ebbtide::discovery::{Change, Kind};
-use ebbtide::endpoint::{Endpoint, EndpointId, Lease};
-use ebbtide::routing::{Port, PortKey, Snapshot};
+use ebbtide::contract::endpoint::{Endpoint, EndpointId, Lease};
+use ebbtide::contract::name::PortKey;
+use ebbtide::contract::snapshot::{Port, Snapshot};
+use ebbtide::discovery::object::{Change, Kind};
+use ebbtide::proxy::balancer::{Avoid, Cost, pick};
+use ebbtide::routing::world::objects::World;
 use fastrand::Rng;
 
 use super::told::{Named, Told};

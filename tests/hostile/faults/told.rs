@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use ebbtide::discovery::{Change, Kind, Object, ObjectName, SliceEndpoint, SliceObject};
+use ebbtide::contract::name::ObjectName;
+use ebbtide::discovery::object::{Change, Kind, Object, SliceEndpoint, SliceObject};
 
 #[derive(Default)]
 pub struct Told {

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ebbtide::discovery::{Change, Deletion, Kind, Object, PodObject, PodRef, SliceEndpoint, SliceObject};
+use ebbtide::contract::name::PodRef;
+use ebbtide::discovery::object::{Change, Deletion, Kind, Object, PodObject, SliceEndpoint, SliceObject};
 
 use crate::support::table::{GRACE, name, pod, ready, service, slice};
 

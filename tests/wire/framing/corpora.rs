@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ebbtide::http::body::{BodyDecoder, Emit};
-use ebbtide::http::head::{Forwarding, Method, Reject, Version, parse_request, parse_response};
+use ebbtide::wire::body::BodyDecoder;
+use ebbtide::wire::head::{Forwarding, parse_request, parse_response};
+use ebbtide::wire::message::{Emit, Method, Reject, Version};
 use serde_json::Value;
 
 use super::differential::{LIMITS, forwarding};

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, LazyLock, Mutex};
 
-use ebbtide::http::body::{BodyDecoder, Emit};
-use ebbtide::http::head::{Forwarding, Framing, Limits, Reject, parse_request};
+use ebbtide::wire::body::BodyDecoder;
+use ebbtide::wire::head::{Forwarding, parse_request};
+use ebbtide::wire::message::{Emit, Framing, Limits, Reject};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 

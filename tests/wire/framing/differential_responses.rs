@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ebbtide::http::body::{BodyDecoder, Emit};
-use ebbtide::http::head::{Framing, Limits, Method, Version, parse_response};
+use ebbtide::wire::body::BodyDecoder;
+use ebbtide::wire::head::parse_response;
+use ebbtide::wire::message::{Emit, Framing, Limits, Method, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -1,0 +1,281 @@
+//! `ebbtide check` against an API server: its objects as a source would give them, and whether version, rights and claims
+//! are in order.
+//!
+//! Everything is asked once, nothing is watched and nothing is changed.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::version::Info;
+use kube::api::{Api, ListParams, PostParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Client, Resource, ResourceExt};
+
+use crate::cluster::api::said;
+use crate::cluster::rights::Right;
+use crate::cluster::{api, rights};
+use crate::command::check::seen::Seen;
+use crate::config::settings::{Config, Kubernetes};
+use crate::discovery::manifest;
+use crate::discovery::manifest::Invalid;
+use crate::discovery::object::Object;
+use crate::discovery::source::Problem;
+use crate::text::one_line;
+
+/// Asks the API server for all that a check needs.
+pub fn look(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let api_server = api::locate(&Kubernetes { silence: SILENCE, ..wanted.clone() }).await?;
+        let subject = format!("API server {}", api_server.cluster_url);
+        let (client, clock, _heard) = api::connect(api_server)?;
+        let mut asking = Asking { client, config, wanted, seen: Seen::default() };
+        if let Err(error) = asking.ask(&subject, || clock.now()).await {
+            let cure = match error {
+                kube::Error::Api(_) => "`kubectl` with the same kubeconfig tells more",
+                _ => "see whether discovery.kubernetes.kubeconfig (else KUBECONFIG) is the right one, and its server reached from here",
+            };
+            asking.seen.problem(&subject, format!("{}; {cure}", said(&error)));
+        }
+        Ok(asking.seen)
+    })
+}
+
+struct Asking<'a> {
+    client: Client,
+    config: &'a Config,
+    wanted: &'a Kubernetes,
+    seen: Seen,
+}
+
+impl Asking<'_> {
+    async fn ask(&mut self, subject: &str, now: impl Fn() -> SystemTime) -> kube::Result<()> {
+        let version = self.client.apiserver_version().await?;
+        let missing = self.missing_rights().await?;
+        let heading = format!("{subject} ({}), as {}", version.git_version, self.user().await);
+        self.seen.heading = one_line(&heading) + "\n";
+        if let Some(error) = too_old(&version) {
+            self.seen.problem(subject, error);
+        }
+        let mut refused = BTreeSet::new();
+        for right in missing {
+            if right.resource == "events" {
+                let without = "what it does is then not to be seen by `kubectl get events`";
+                self.seen.warnings.push(format!("RBAC: may not {right}: {without}; {GRANT}"));
+                continue;
+            }
+            self.seen.problem(&format!("RBAC: may not {right}"), GRANT.to_owned());
+            if right.has("list") {
+                refused.insert(right.resource);
+            }
+        }
+        self.namespaces().await?;
+        if refused.contains("services") {
+            return Ok(());
+        }
+        let mut services = Vec::new();
+        for namespace in scopes(self.wanted) {
+            services.extend(list::<Service>(&self.client, namespace).await?);
+        }
+        self.seen.warnings.extend(claims(self.config, &services));
+        self.take("Service", services.iter().map(|it| (it.name_any(), manifest::service(it).map(Object::Service))));
+        for namespace in &self.namespaces_of_ours() {
+            if !refused.contains("pods") {
+                let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+                let pods = pods.list_metadata(&ListParams::default()).await?.items;
+                let read = |it: &_| manifest::pod(it, None, Some(now())).map(Object::Pod);
+                self.take("Pod", pods.iter().map(|it| (it.name_any(), read(&it.metadata))));
+            }
+            if !refused.contains("endpointslices") {
+                let slices = list::<EndpointSlice>(&self.client, Some(namespace)).await?;
+                let read = |it: &_| manifest::slice(it).map(Object::EndpointSlice);
+                self.take("EndpointSlice", slices.iter().map(|it| (it.name_any(), read(it))));
+            }
+        }
+        Ok(())
+    }
+
+    async fn missing_rights(&self) -> kube::Result<Vec<Right>> {
+        let mut wanted = Vec::new();
+        for namespace in scopes(self.wanted) {
+            for resource in ["services", "endpointslices.discovery.k8s.io", "pods"] {
+                wanted.push(Right::new("list watch", resource, namespace));
+            }
+            wanted.push(Right::new("create", "events.events.k8s.io", namespace));
+        }
+        rights::missing(&self.client, wanted).await
+    }
+
+    /// Who we are; API servers tell since 1.28.
+    async fn user(&self) -> String {
+        let reviews: Api<SelfSubjectReview> = Api::all(self.client.clone());
+        let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await;
+        let name = review.ok().and_then(|review| review.status?.user_info?.username);
+        name.unwrap_or_else(|| "a user whose name it does not tell".to_owned())
+    }
+
+    /// Only says what is certain: to look at a namespace is a right that Ebbtide itself does not need.
+    async fn namespaces(&mut self) -> kube::Result<()> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let of_listeners = self.config.listeners.iter().map(|listener| &listener.service.namespace);
+        for name in self.wanted.namespaces.iter().chain(of_listeners).collect::<BTreeSet<_>>() {
+            match api.get_metadata_opt(name).await {
+                Ok(None) => self.seen.warnings.push(format!("namespace {name} does not exist; create or correct it")),
+                Err(kube::Error::Api(status)) if status.code == 403 => {}
+                other => drop(other?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Those whose endpoints a running proxy would watch.
+    fn namespaces_of_ours(&self) -> BTreeSet<String> {
+        let claimed = self.seen.objects.iter().filter_map(|object| match object {
+            Object::Service(service) if service.claimed => Some(&service.name.namespace),
+            _ => None,
+        });
+        claimed.chain(self.config.listeners.iter().map(|listener| &listener.service.namespace)).cloned().collect()
+    }
+
+    fn take(&mut self, kind: &str, read: impl Iterator<Item = (String, Result<Object, Invalid>)>) {
+        for (name, object) in read {
+            match object {
+                Ok(object) => self.seen.objects.push(object),
+                Err(error) => self.seen.warnings.push(format!("{kind} {name}: {error}; it is passed over")),
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn problem(&mut self, subject: &str, error: String) {
+        self.problems.push(Problem::new(subject, &error, SystemTime::now()));
+    }
+}
+
+fn scopes(wanted: &Kubernetes) -> Vec<Option<&str>> {
+    match wanted.namespaces.as_slice() {
+        [] => vec![None],
+        some => some.iter().map(|namespace| Some(namespace.as_str())).collect(),
+    }
+}
+
+async fn list<K>(client: &Client, namespace: Option<&str>) -> kube::Result<Vec<K>>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug,
+    K: serde::de::DeserializeOwned,
+{
+    Ok(api::objects(client, namespace).list(&ListParams::default()).await?.items)
+}
+
+/// Some providers write the minor version as `35+`.
+fn too_old(version: &Info) -> Option<String> {
+    let number = |text: &str| text.trim_end_matches('+').parse::<u32>().ok();
+    let is_older = (number(&version.major)?, number(&version.minor)?) < OLDEST;
+    is_older.then(|| {
+        format!(
+            "version {} is too old; upgrade it to {}.{}, the first whose EndpointSlices always tell which endpoints are \
+             terminating, and whether they still serve",
+            version.git_version, OLDEST.0, OLDEST.1
+        )
+    })
+}
+
+/// Who else serves what our listeners serve: what the merge does not know, since it is about other people's Services.
+fn claims(config: &Config, services: &[Service]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for service in services {
+        let (name, spec) =
+            (format!("{}/{}", service.namespace().unwrap_or_default(), service.name_any()), &service.spec);
+        let owner = service.labels().get("service.kubernetes.io/service-proxy-name").map(String::as_str);
+        for listener in &config.listeners {
+            if let Some(owner) = owner.filter(|owner| *owner != "ebbtide" && listener.service.to_string() == name) {
+                warnings.push(format!(
+                    "listener {}: {name} is claimed for {owner} (service-proxy-name), and is served by both; take the \
+                     listener out, or label the Service ebbtide",
+                    listener.name
+                ));
+            }
+            let ports = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+            let is_taken =
+                ports.filter_map(|port| port.node_port).any(|port| port == i32::from(listener.address.port()));
+            if is_taken && owner != Some("ebbtide") && listener.address.port() != 0 {
+                warnings.push(format!(
+                    "listener {}: {} is also a nodePort of {name}, which {} takes before any socket sees it; choose \
+                     another port, or claim that Service",
+                    listener.name,
+                    listener.address,
+                    owner.unwrap_or("kube-proxy")
+                ));
+            }
+        }
+    }
+    warnings
+}
+
+const GRANT: &str = "grant it as deploy/kustomize/base/rbac.yaml does";
+/// `serving` and `terminating` have been stable since then (KEP-1672); before, a cluster could be without them. All else is
+/// older: discovery.k8s.io/v1 came with 1.21, events.k8s.io/v1 with 1.19.
+const OLDEST: (u32, u32) = (1, 26);
+/// Nothing is watched here, so nothing need be waited for as long.
+const SILENCE: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::{Discovery, ListenerConfig};
+    use crate::contract::name::ObjectName;
+    use crate::contract::policy::PortRef;
+
+    #[test]
+    fn versions_before_1_26_are_too_old_however_a_provider_writes_them() {
+        let version = |major: &str, minor: &str| {
+            too_old(&Info { major: major.into(), minor: minor.into(), git_version: "v".into(), ..Info::default() })
+        };
+        for (major, minor) in [("1", "26"), ("1", "35+"), ("2", "0"), ("", "")] {
+            assert_eq!(version(major, minor), None, "{major}.{minor}");
+        }
+        for (major, minor) in [("1", "25"), ("1", "9+")] {
+            assert!(version(major, minor).unwrap().contains("upgrade it to 1.26"), "{major}.{minor}");
+        }
+    }
+
+    #[test]
+    fn a_listener_in_the_way_of_somebody_else_is_named() {
+        let listener = |name: &str, port, service: &str| ListenerConfig {
+            name: name.into(),
+            address: ([0, 0, 0, 0], port).into(),
+            service: ObjectName::new("web", service),
+            port: PortRef::Number(80),
+            protocol: None,
+            proxy_protocol: false,
+            allow_connect: false,
+        };
+        let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
+        config.listeners = vec![listener("a", 8080, "cilium"), listener("b", 30080, "ours"), listener("c", 0, "ours")];
+        let service = |name: &str, owner: Option<&str>, node_port: Option<i32>| -> Service {
+            let labels = owner.map(|owner| serde_json::json!({"service.kubernetes.io/service-proxy-name": owner}));
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": name, "namespace": "web", "labels": labels},
+                "spec": {"ports": [{"port": 80, "nodePort": node_port}]},
+            }))
+            .unwrap()
+        };
+        let ours = service("ours", Some("ebbtide"), Some(30080));
+        assert_eq!(claims(&config, &[ours, service("other", None, Some(30081))]), [""; 0]);
+        let warnings =
+            claims(&config, &[service("cilium", Some("cilium"), Some(0)), service("plain", None, Some(30080))]);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(
+            warnings[0].starts_with("listener a: web/cilium is claimed for cilium (service-proxy-name)"),
+            "{warnings:?}"
+        );
+        assert!(
+            warnings[1]
+                .starts_with("listener b: 0.0.0.0:30080 is also a nodePort of web/plain, which kube-proxy takes")
+        );
+    }
+}

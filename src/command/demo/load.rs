@@ -1,0 +1,352 @@
+//! Load at a constant rate on keep-alive connections, and an exact account of what it met.
+//!
+//! Open loop: request *i* is due at `i / rate`, whatever became of the ones before it, and belongs to client
+//! `i % clients`. Latency counts from the due time, so that a stall is charged to every request that it delayed (no
+//! coordinated omission); it includes the timer's own millisecond. Nothing is ever retried: a request that fails is one
+//! failure, and each TCP connection opened is counted. Like any careful client, a connection that the server has closed
+//! is not used again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::command::demo::client::{Client, Failure, Response};
+
+/// What is to be sent. [`Load::new`] gives the common case; the fields change it.
+#[derive(Debug, Clone)]
+pub struct Load {
+    pub target: SocketAddr,
+    pub clients: usize,
+    /// Requests a second, of all clients together.
+    pub rate: f64,
+    /// `rate * duration` requests are due in all.
+    pub duration: Duration,
+    pub method: &'static str,
+    pub path: String,
+    pub body: Vec<u8>,
+    /// False: a new connection for each request.
+    pub keep_alive: bool,
+    /// For one request with its connect.
+    pub timeout: Duration,
+    /// Count the different bodies of good answers (the first [`BODIES`] of them).
+    pub by_body: bool,
+}
+
+/// Counts while it runs.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    pub elapsed: Duration,
+    pub sent: u64,
+    pub ok: u64,
+    pub failed: u64,
+    pub sockets: u64,
+}
+
+/// What came of it. `sent == ok + failed` unless requests were never sent, which are failures too.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub sent: u64,
+    /// Answered whole, with a status below 400.
+    pub ok: u64,
+    pub failed: u64,
+    /// Failures by kind: those of [`Failure`], `status 503` and so on, and `not sent` for a request still waiting for its
+    /// connection one timeout after the end.
+    pub errors: BTreeMap<String, u64>,
+    /// The first [`LOSSES`] failures.
+    pub losses: Vec<Loss>,
+    /// TCP connections opened.
+    pub sockets: u64,
+    /// Of good answers, from the time when the request was due.
+    pub latency: Times,
+    /// Of good answers, from the time when the request was really sent (or its connect began).
+    pub service: Times,
+    /// Longest time in which no client at all got a good answer.
+    pub longest_stall: Duration,
+    pub by_body: BTreeMap<String, u64>,
+}
+
+/// One failure: when it was due, how long after that it failed, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    pub due: Duration,
+    pub after: Duration,
+    pub error: String,
+}
+
+/// Percentiles, exact to one percent; the maximum is exact to a microsecond.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    pub p50: Duration,
+    pub p99: Duration,
+    pub max: Duration,
+}
+
+impl Load {
+    /// Eight keep-alive clients that send 500 GET requests a second.
+    pub fn new(target: SocketAddr, path: impl Into<String>, duration: Duration) -> Self {
+        Self {
+            target,
+            clients: 8,
+            rate: 500.0,
+            duration,
+            method: "GET",
+            path: path.into(),
+            body: Vec::new(),
+            keep_alive: true,
+            timeout: Duration::from_secs(30),
+            by_body: false,
+        }
+    }
+
+    /// Sends it all, or until `stop`: what is in flight then is still answered, the rest is not due any more.
+    /// `progress` is called ten times a second. Dropping the future ends the load at once.
+    pub async fn run(&self, stop: &CancellationToken, progress: impl Fn(Snapshot)) -> Report {
+        let start = Instant::now();
+        let tally = Arc::new(Tally { start, inner: Mutex::new(Inner::new(start)) });
+        let mut clients = JoinSet::new();
+        for index in 0..self.clients {
+            clients.spawn(run_client(self.clone(), index as u64, tally.clone(), stop.clone()));
+        }
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                ended = clients.join_next() => if ended.is_none() { break },
+                _ = tick.tick() => progress(tally.snapshot()),
+            }
+        }
+        progress(tally.snapshot());
+        tally.report(stop.is_cancelled().then(Instant::now).unwrap_or(start + self.duration))
+    }
+
+    fn total(&self) -> u64 {
+        (self.rate * self.duration.as_secs_f64()).round() as u64
+    }
+}
+
+/// One client's share, in order.
+async fn run_client(load: Load, index: u64, tally: Arc<Tally>, stop: CancellationToken) {
+    let end = tally.start + load.duration + load.timeout;
+    let mut connection: Option<Client> = None;
+    for number in (index..load.total()).step_by(load.clients) {
+        let due = tally.start + Duration::from_secs_f64(number as f64 / load.rate);
+        loop {
+            let ended = async {
+                match &connection {
+                    Some(client) => client.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = ended => connection = None,
+                () = sleep_until(due) => break,
+            }
+        }
+        let began = Instant::now();
+        if began > end {
+            tally.failed(due, "not sent".into());
+            continue;
+        }
+        tally.lock().counts.sent += 1;
+        let answer = timeout(load.timeout, request(&load, connection.take(), &tally)).await;
+        match answer.unwrap_or(Err(Failure::Timeout)) {
+            Ok((kept, response)) => {
+                connection = kept;
+                match response.status {
+                    ..400 => tally.answered(due, began, load.by_body.then_some(response.body)),
+                    status => tally.failed(due, format!("status {status}")),
+                }
+            }
+            Err(failure) => tally.failed(due, failure.to_string()),
+        }
+    }
+}
+
+/// One request on the connection given, else on a new one. Returns the connection if it may be used again.
+async fn request(
+    load: &Load,
+    connection: Option<Client>,
+    tally: &Tally,
+) -> Result<(Option<Client>, Response), Failure> {
+    let mut client = match connection {
+        Some(client) => client,
+        None => {
+            let connected = Client::connect(load.target).await;
+            if matches!(connected, Ok(_) | Err(Failure::Reset)) {
+                tally.lock().counts.sockets += 1;
+            }
+            connected?
+        }
+    };
+    let headers = if load.keep_alive { "" } else { "Connection: close\r\n" };
+    let response = client.exchange(load.method, &load.path, headers, &load.body).await?;
+    Ok(((response.keep_alive && load.keep_alive).then_some(client), response))
+}
+
+struct Tally {
+    start: Instant,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    counts: Snapshot,
+    errors: BTreeMap<String, u64>,
+    losses: Vec<Loss>,
+    latency: Histogram,
+    service: Histogram,
+    last_answer: Instant,
+    longest_stall: Duration,
+    by_body: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    fn answered(&self, due: Instant, began: Instant, body: Option<Vec<u8>>) {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        inner.counts.ok += 1;
+        inner.latency.add(now.saturating_duration_since(due));
+        inner.service.add(now - began);
+        inner.no_answer_until(now);
+        inner.last_answer = now;
+        if let Some(body) = body {
+            let body = String::from_utf8_lossy(&body).trim().to_owned();
+            if inner.by_body.len() < BODIES || inner.by_body.contains_key(&body) {
+                *inner.by_body.entry(body).or_default() += 1;
+            }
+        }
+    }
+
+    fn failed(&self, due: Instant, error: String) {
+        let mut inner = self.lock();
+        inner.counts.failed += 1;
+        *inner.errors.entry(error.clone()).or_default() += 1;
+        if inner.losses.len() < LOSSES {
+            inner.losses.push(Loss { due: due - self.start, after: due.elapsed(), error });
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot { elapsed: self.start.elapsed(), ..self.lock().counts.clone() }
+    }
+
+    fn report(&self, end: Instant) -> Report {
+        let mut inner = self.lock();
+        inner.no_answer_until(end);
+        Report {
+            sent: inner.counts.sent,
+            ok: inner.counts.ok,
+            failed: inner.counts.failed,
+            errors: inner.errors.clone(),
+            losses: inner.losses.clone(),
+            sockets: inner.counts.sockets,
+            latency: inner.latency.times(),
+            service: inner.service.times(),
+            longest_stall: inner.longest_stall,
+            by_body: inner.by_body.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn new(start: Instant) -> Self {
+        Self {
+            counts: Snapshot::default(),
+            errors: BTreeMap::new(),
+            losses: Vec::new(),
+            latency: Histogram::default(),
+            service: Histogram::default(),
+            last_answer: start,
+            longest_stall: Duration::ZERO,
+            by_body: BTreeMap::new(),
+        }
+    }
+
+    fn no_answer_until(&mut self, now: Instant) {
+        self.longest_stall = self.longest_stall.max(now.saturating_duration_since(self.last_answer));
+    }
+}
+
+impl fmt::Display for Report {
+    /// One line, for the message of a failed test.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, ok, failed, sockets, longest_stall, latency, errors, .. } = self;
+        write!(f, "{sent} sent, {ok} ok, {failed} failed, {sockets} sockets, longest stall {longest_stall:.0?}, ")?;
+        write!(f, "p99 {:.1?}, errors {errors:?}, first losses {:?}", latency.p99, &self.losses)
+    }
+}
+
+/// Counts in buckets that are one percent wide each: 1 us to 10 h in 2,500 of them, however long the load runs.
+#[derive(Default)]
+struct Histogram {
+    buckets: Vec<u64>,
+    max: Duration,
+}
+
+impl Histogram {
+    fn add(&mut self, time: Duration) {
+        let micros = time.as_secs_f64() * 1e6;
+        let bucket = (micros.max(1.0).ln() / STEP.ln()) as usize;
+        if bucket >= self.buckets.len() {
+            self.buckets.resize(bucket + 1, 0);
+        }
+        if let Some(count) = self.buckets.get_mut(bucket) {
+            *count += 1;
+        }
+        self.max = self.max.max(time);
+    }
+
+    fn times(&self) -> Times {
+        Times { p50: self.quantile(0.5), p99: self.quantile(0.99), max: self.max }
+    }
+
+    /// The upper edge of the bucket in which the quantile lies, and never above the maximum.
+    fn quantile(&self, q: f64) -> Duration {
+        let rank = (self.buckets.iter().sum::<u64>() as f64 * q).ceil() as u64;
+        let mut below = 0;
+        let bucket = self.buckets.iter().position(|count| {
+            below += count;
+            below >= rank
+        });
+        match bucket {
+            Some(bucket) if rank > 0 => Duration::from_secs_f64(STEP.powf(bucket as f64 + 1.0) / 1e6).min(self.max),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// Bodies told apart.
+pub const BODIES: usize = 64;
+/// Failures remembered one by one.
+pub const LOSSES: usize = 100;
+const TICK: Duration = Duration::from_millis(100);
+const STEP: f64 = 1.01;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_exact_to_one_percent_and_the_maximum_exactly() {
+        let mut histogram = Histogram::default();
+        assert_eq!(histogram.times(), Times::default());
+        for micros in 1..=10_000 {
+            histogram.add(Duration::from_micros(micros));
+        }
+        let Times { p50, p99, max } = histogram.times();
+        let within = |time: Duration, micros: f64| (time.as_secs_f64() * 1e6 / micros - 1.0).abs() <= 0.011;
+        assert!(within(p50, 5_000.0), "{p50:?}");
+        assert!(within(p99, 9_900.0), "{p99:?}");
+        assert_eq!(max, Duration::from_millis(10));
+    }
+}

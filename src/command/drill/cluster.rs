@@ -1,0 +1,310 @@
+//! What a drill asks of the API server: to make, roll and remove its objects, and where nodes are.
+//!
+//! Only objects with the drill's own label are ever changed or removed. Objects are read as JSON, by pointer: the API's types
+//! of all that a pod can be would be a fifth of the program.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, params::Preconditions};
+use kube::{Client, ResourceExt};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use crate::cluster::api::said;
+use crate::cluster::rights::Right;
+use crate::cluster::{api, rights};
+use crate::command::drill::manifests;
+use crate::command::drill::manifests::{Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
+use crate::command::drill::settings::{Settings, refused};
+use crate::config::fault::Refused;
+use crate::config::settings::Kubernetes;
+
+/// One namespace of a cluster.
+pub struct Cluster {
+    client: Client,
+    namespace: String,
+}
+
+/// How far the Deployment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rollout {
+    /// Pods of the version before that are leaving or gone.
+    pub replaced: usize,
+    pub done: bool,
+}
+
+impl Cluster {
+    /// By the same way as the proxy's own: in-cluster, then `KUBECONFIG`, then the home folder's.
+    pub async fn connect(namespace: &str) -> Result<Self, Refused> {
+        let config = api::locate(&Kubernetes { silence: SILENCE, ..Kubernetes::default() }).await?;
+        let (client, _, _) = api::connect(config)?;
+        Ok(Self { client, namespace: namespace.to_owned() })
+    }
+
+    /// Finds out whether the drill can be held, removes what an earlier one has left, and changes nothing else.
+    pub async fn prepare(&self, settings: &Settings, objects: &[Value]) -> Result<(), Refused> {
+        let namespace = Some(self.namespace.as_str());
+        let mut needed = vec![
+            Right::new("get create patch delete", "deployments.apps", namespace),
+            Right::new("get create delete", "services", namespace),
+        ];
+        if settings.address.is_none() {
+            needed.push(Right::new("list", "nodes", None));
+        }
+        let missing = rights::missing(&self.client, needed).await.map_err(|error| {
+            refused(format!("the API server cannot be asked: {}; `kubectl get nodes` tells more", said(&error)))
+        })?;
+        if !missing.is_empty() {
+            let list = missing.iter().map(Right::to_string).collect::<Vec<_>>().join("; ");
+            let nodes = missing.iter().any(|right| right.resource == "nodes");
+            let or = if nodes { "; --address makes do without the nodes" } else { "" };
+            return Err(refused(format!("you may not {list}: have it granted{or}")));
+        }
+        for (kind, name) in MADE {
+            let found = self.api(kind).get_metadata_opt(name).await;
+            match found.map_err(|error| refused(format!("{} {name}: {}", kind.as_str(), said(&error))))? {
+                Some(found) if !is_ours(&found.metadata) => return Err(refused(self.foreign(kind, name))),
+                _ => {}
+            }
+        }
+        if let Some(left) = self.remove().await.into_iter().next() {
+            return Err(refused(format!("what an earlier drill has left cannot be removed: {left}")));
+        }
+        // A quota, a policy or a namespace that is not there shows itself before anything is made.
+        for object in objects {
+            self.create(object, true).await.map_err(|error| refused(said(&error)))?;
+        }
+        Ok(())
+    }
+
+    fn foreign(&self, kind: Kind, name: &str) -> String {
+        format!(
+            "namespace {0} has a {1} {name} that no drill has made (it lacks the label {MANAGED_BY}={MANAGER}); choose \
+             another --namespace, or remove it: kubectl --namespace {0} delete {2} {name}",
+            self.namespace,
+            kind.as_str(),
+            kind.as_str().to_lowercase()
+        )
+    }
+
+    /// The nodePort of what was made, if it has one.
+    pub async fn create(&self, object: &Value, dry_run: bool) -> kube::Result<Option<u16>> {
+        let kind = if object["kind"] == "Deployment" { Kind::Deployment } else { Kind::Service };
+        let params = PostParams { dry_run, field_manager: Some(MANAGER.to_owned()) };
+        let object: DynamicObject = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+        let made = self.api(kind).create(&params, &object).await?;
+        let port = made.data.pointer("/spec/ports/0/nodePort").and_then(Value::as_u64);
+        Ok(port.and_then(|port| port.try_into().ok()))
+    }
+
+    /// Makes new pods come for the old ones.
+    pub async fn update(&self) -> kube::Result<()> {
+        let patch = Patch::Merge(manifests::update(&jiff::Timestamp::now().to_string()));
+        self.api(Kind::Deployment).patch(NAME, &PatchParams::default(), &patch).await.map(drop)
+    }
+
+    /// Where the API server does not answer, nothing new is known.
+    pub async fn rollout(&self) -> kube::Result<Rollout> {
+        match self.api(Kind::Deployment).get(NAME).await {
+            Ok(deployment) => Ok(Rollout::of(&deployment)),
+            Err(error) if matches!(code(&error), 401 | 403 | 404) => Err(error),
+            Err(_) => Ok(Rollout { replaced: 0, done: false }),
+        }
+    }
+
+    /// Waits until all pods are of the newest version and ready.
+    ///
+    /// # Errors
+    /// They are not after two minutes; says why, where the cluster tells.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START;
+        while !self.rollout().await.map_err(|error| anyhow::anyhow!("Deployment {NAME}: {}", said(&error)))?.done {
+            if Instant::now() > deadline {
+                let why = self.why_not_ready().await.unwrap_or_else(|| "the cluster does not say why".to_owned());
+                anyhow::bail!("the sample application's pods are not ready after {START:?}: {why}");
+            }
+            sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn why_not_ready(&self) -> Option<String> {
+        let pods = self.namespaced(&ApiResource::erase::<Pod>(&()), &self.namespace);
+        let pods = pods.list(&ListParams::default().labels(&format!("{MANAGED_BY}={MANAGER}"))).await.ok()?.items;
+        let told = pods.iter().find_map(|pod| {
+            let waiting = items(pod, "/status/containerStatuses").find_map(|it| it.pointer("/state/waiting"));
+            let unmet = || items(pod, "/status/conditions").find_map(|it| text(it, "message"));
+            let words = |it| ["reason", "message"].map(|field| text(it, field).unwrap_or_default()).join(" ");
+            Some(format!("{}: {}", pod.name_any(), waiting.map(words).or_else(unmet)?))
+        });
+        if told.is_some() {
+            return told;
+        }
+        // No pod could be made: a quota, an admission.
+        let deployment = self.api(Kind::Deployment).get(NAME).await.ok()?;
+        items(&deployment, "/status/conditions")
+            .find(|it| it["type"] == "ReplicaFailure")
+            .and_then(|it| text(it, "message"))
+    }
+
+    /// Removes what drills have made here and waits until it is gone. Returns what is left, each with the reason.
+    pub async fn remove(&self) -> Vec<String> {
+        let deadline = Instant::now() + REMOVAL;
+        let (mut left, mut failed) = (MADE.to_vec(), Vec::new());
+        loop {
+            let mut still = Vec::new();
+            for (kind, name) in left {
+                let what = |why: &str| format!("{} {}/{name}: {why}", kind.as_str(), self.namespace);
+                let is_late = Instant::now() > deadline;
+                match self.remove_one(kind, name).await {
+                    Ok(true) => {}
+                    Ok(false) if is_late => failed.push(what(&format!("still there after {REMOVAL:?}"))),
+                    Err(error) if is_late || matches!(code(&error), 401 | 403) => failed.push(what(&said(&error))),
+                    _ => still.push((kind, name)),
+                }
+            }
+            if still.is_empty() {
+                return failed;
+            }
+            left = still;
+            sleep(POLL).await;
+        }
+    }
+
+    /// Whether there is nothing (of ours) any more; if there is, it has been asked to go.
+    async fn remove_one(&self, kind: Kind, name: &str) -> kube::Result<bool> {
+        let api = self.api(kind);
+        let Some(found) = api.get_metadata_opt(name).await? else { return Ok(true) };
+        if !is_ours(&found.metadata) {
+            return Ok(true);
+        }
+        if found.metadata.deletion_timestamp.is_none() {
+            // Foreground: it is gone only when its pods are. By UID: not what somebody has put in its place since.
+            let this = Preconditions { uid: found.metadata.uid, resource_version: None };
+            api.delete(name, &DeleteParams::foreground().preconditions(this)).await?;
+        }
+        Ok(false)
+    }
+
+    /// Internal addresses of the nodes that are ready.
+    pub async fn nodes(&self) -> kube::Result<Vec<IpAddr>> {
+        let nodes: Api<DynamicObject> = Api::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
+        Ok(nodes.list(&ListParams::default()).await?.items.iter().filter_map(address).collect())
+    }
+
+    /// That of the DaemonSet `ebbtide`, which every node has already; else `ebbtide:dev`.
+    pub async fn image(&self) -> String {
+        let sets = self.namespaced(&ApiResource::erase::<DaemonSet>(&()), "ebbtide-system");
+        let set = sets.get("ebbtide").await.ok();
+        let mut containers = set.iter().flat_map(|set| items(set, "/spec/template/spec/containers"));
+        let image = containers.find(|it| it["name"] == "ebbtide").and_then(|it| text(it, "image"));
+        image.unwrap_or_else(|| "ebbtide:dev".to_owned())
+    }
+
+    fn api(&self, kind: Kind) -> Api<DynamicObject> {
+        let resource = match kind {
+            Kind::Service => ApiResource::erase::<Service>(&()),
+            Kind::Deployment => ApiResource::erase::<Deployment>(&()),
+        };
+        self.namespaced(&resource, &self.namespace)
+    }
+
+    fn namespaced(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, resource)
+    }
+}
+
+impl Rollout {
+    /// As `kubectl rollout status` judges.
+    fn of(deployment: &DynamicObject) -> Self {
+        let status = |field: &str| deployment.data.pointer(&format!("/status/{field}")).and_then(Value::as_i64);
+        if status("observedGeneration") < deployment.metadata.generation {
+            return Self { replaced: 0, done: false };
+        }
+        let count = |field: &str| usize::try_from(status(field).unwrap_or(0)).unwrap_or(0);
+        let (all, updated) = (count("replicas"), count("updatedReplicas"));
+        let done = updated == REPLICAS && all == REPLICAS && count("availableReplicas") == REPLICAS;
+        Self { replaced: REPLICAS.saturating_sub(all.saturating_sub(updated)), done }
+    }
+}
+
+fn is_ours(metadata: &ObjectMeta) -> bool {
+    metadata.labels.as_ref().is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER))
+}
+
+/// The API server's answer; 0 where there was none.
+fn code(error: &kube::Error) -> u16 {
+    match error {
+        kube::Error::Api(status) => status.code,
+        _ => 0,
+    }
+}
+
+fn address(node: &DynamicObject) -> Option<IpAddr> {
+    let is_ready = items(node, "/status/conditions").any(|it| it["type"] == "Ready" && it["status"] == "True");
+    let internal = items(node, "/status/addresses").filter(|it| it["type"] == "InternalIP");
+    internal.filter_map(|it| text(it, "address")?.parse().ok()).next().filter(|_| is_ready)
+}
+
+/// What a list in an object holds; nothing where there is none.
+fn items<'a>(object: &'a DynamicObject, pointer: &str) -> impl Iterator<Item = &'a Value> {
+    object.data.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn text(value: &Value, field: &str) -> Option<String> {
+    value.get(field)?.as_str().map(str::to_owned)
+}
+
+pub const POLL: Duration = Duration::from_millis(200);
+const SILENCE: Duration = Duration::from_secs(15);
+const START: Duration = Duration::from_secs(120);
+/// Longer than a pod's grace: the application ends at SIGTERM, its node may not.
+const REMOVAL: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{from_value, json};
+
+    #[test]
+    fn a_rollout_is_done_when_nothing_old_is_left_and_all_is_available() {
+        let of = |generation: i64, status: Value| {
+            let metadata = json!({"generation": generation});
+            let Rollout { replaced, done } =
+                Rollout::of(&from_value(json!({"metadata": metadata, "status": status})).unwrap());
+            (replaced, done)
+        };
+        let status = |all: usize, updated: usize, available: usize| {
+            let seen = 2;
+            json!({"observedGeneration": seen, "replicas": all, "updatedReplicas": updated, "availableReplicas": available})
+        };
+        assert_eq!(of(2, status(3, 3, 3)), (3, true));
+        assert_eq!(of(3, status(3, 3, 3)), (0, false), "of the generation before");
+        assert_eq!(of(2, status(4, 1, 3)), (0, false), "one more has come");
+        assert_eq!(of(2, status(4, 2, 3)), (1, false));
+        assert_eq!(of(2, status(4, 3, 3)), (2, false));
+        assert_eq!(of(2, status(3, 3, 2)), (3, false), "the last is not available yet");
+        assert_eq!(of(1, json!(null)), (0, false));
+        assert_eq!(of(2, status(9, 1, 3)), (0, false), "nonsense is no panic");
+    }
+
+    #[test]
+    fn only_a_ready_node_has_an_address() {
+        let node = |ready: &str, addresses: Value| {
+            let conditions = json!([{"type": "MemoryPressure", "status": "True"}, {"type": "Ready", "status": ready}]);
+            address(
+                &from_value(json!({"metadata": {}, "status": {"conditions": conditions, "addresses": addresses}}))
+                    .unwrap(),
+            )
+        };
+        let addresses =
+            json!([{"type": "Hostname", "address": "10.0.0.9"}, {"type": "InternalIP", "address": "10.0.0.1"}]);
+        assert_eq!(node("True", addresses.clone()), Some([10, 0, 0, 1].into()));
+        assert_eq!(node("Unknown", addresses), None);
+        assert_eq!(node("True", json!([{"type": "InternalIP", "address": "node1"}])), None);
+    }
+}

@@ -1,0 +1,360 @@
+//! `ebbtide status`: asks a running proxy's admin port and prints what it says as tables.
+//!
+//! What comes from the network is printed without its control characters. Formatting is pure; the asking is one GET a
+//! connection, by hyper.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use axum::body::{self, Body};
+use axum::http::{Request, StatusCode, Uri, header};
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+
+use crate::admin::report::{Drain, Drains, EndpointStatus, State, Status, seconds};
+use crate::text::one_line;
+
+/// Prints services, endpoints and running drains of the proxy whose admin port is at `url` (`http://HOST[:PORT]`, the
+/// scheme may be left out); with `watch`, again each second until interrupted, a proxy that is away included.
+///
+/// # Errors
+/// A bad URL, no answer or not Ebbtide's (each names the URL and the cure), or stdout broken.
+pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
+    let base = base(url)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if !watch {
+        let (status, drains) = runtime.block_on(ask(&base))?;
+        return print(&render(&base, &status, &drains, Timestamp::now()));
+    }
+    let start = if io::stdout().is_terminal() { CLEAR } else { "" };
+    let mut away_since = None;
+    loop {
+        let text = match runtime.block_on(ask(&base)) {
+            Ok((status, drains)) => {
+                away_since = None;
+                render(&base, &status, &drains, Timestamp::now())
+            }
+            Err(error) => {
+                let since = away_since.get_or_insert_with(Timestamp::now);
+                format!("{} since {since:.0}\n", one_line(&format!("{error:#}")))
+            }
+        };
+        print(&format!("{start}{text}\n"))?;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Cursor home, then erase all.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+/// For one question and its whole answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes; 100,000 endpoints take about 25 MB.
+const LARGEST: usize = 256 << 20;
+
+/// A reader that closes early (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        done => done.context("stdout"),
+    }
+}
+
+/// The URL that paths are appended to.
+fn base(url: &str) -> anyhow::Result<Uri> {
+    let text = url.trim().trim_end_matches('/');
+    let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let uri: Uri =
+        text.parse().with_context(|| format!("--admin {url}: expected a URL such as http://127.0.0.1:9901"))?;
+    ensure!(
+        uri.scheme_str() == Some("http"),
+        "--admin {url}: the admin port speaks plain HTTP, expected http://HOST:PORT"
+    );
+    ensure!(uri.query().is_none(), "--admin {url}: expected no query, a URL such as http://127.0.0.1:9901");
+    Ok(uri)
+}
+
+async fn ask(base: &Uri) -> anyhow::Result<(Status, Drains)> {
+    Ok((fetch(base, "/api/v1/status").await?, fetch(base, "/api/v1/drains").await?))
+}
+
+async fn fetch<T: DeserializeOwned>(base: &Uri, path: &str) -> anyhow::Result<T> {
+    let url = format!("{}{path}", base.to_string().trim_end_matches('/'));
+    let answer = tokio::time::timeout(PATIENCE, get(base, &url)).await;
+    let (status, bytes) = match answer {
+        Ok(answer) => answer
+            .with_context(|| format!("no answer from {url} (is ebbtide running, and is --admin its admin.address?)"))?,
+        Err(_) => bail!("no answer from {url} within {}; is --admin its admin.address?", seconds(PATIENCE)),
+    };
+    ensure!(status == StatusCode::OK, "{url} answered {status}: is --admin the admin.address of an ebbtide?");
+    serde_json::from_slice(&bytes)
+        .with_context(|| format!("{url} did not answer as ebbtide does: is --admin the admin.address of an ebbtide?"))
+}
+
+async fn get(base: &Uri, url: &str) -> anyhow::Result<(StatusCode, body::Bytes)> {
+    let host = base.host().context("no host")?;
+    let stream = TcpStream::connect(format!("{host}:{}", base.port_u16().unwrap_or(80))).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let path = url.parse::<Uri>()?.path().to_owned();
+    let request = Request::get(path)
+        .header(header::HOST, base.authority().context("no host")?.as_str())
+        .header(header::CONNECTION, "close")
+        .body(Body::empty())?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        anyhow::Ok((status, body::to_bytes(Body::new(response.into_body()), LARGEST).await?))
+    };
+    // The connection must be driven while the exchange waits; its own end is told by the exchange's.
+    tokio::pin!(exchange);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        _ = connection => exchange.await,
+    }
+}
+
+fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> String {
+    let mut text = format!(
+        "ebbtide {} at {}, up {}{}\n",
+        one_line(&status.version),
+        base.to_string().trim_end_matches('/'),
+        seconds(Duration::from_secs(status.uptime_seconds)),
+        if status.shutting_down { ", shutting down" } else { "" },
+    );
+    let discovery = &status.discovery;
+    let state = match (discovery.synced, discovery.problems.is_empty()) {
+        (false, _) => "no complete table yet".to_owned(),
+        (true, true) => "in order".to_owned(),
+        (true, false) => {
+            let age = seconds(Duration::from_secs(discovery.age_seconds));
+            format!("not in order for {age}, the last good table is in force")
+        }
+    };
+    text += &format!("source {}: {state}\n", one_line(&discovery.source));
+    for problem in &discovery.problems {
+        text += &format!("  {}: {}\n", one_line(&problem.subject), one_line(&problem.error));
+    }
+
+    let mut listeners = vec![row(["LISTENER", "ADDRESS", "SERVICE", "PROTOCOL", ""])];
+    for l in &status.listeners {
+        let bound = l.error.as_ref().map_or(String::new(), |error| format!("not bound: {error}"));
+        listeners.push(row([
+            &l.name,
+            &l.address.to_string(),
+            &format!("{}:{}", l.service, l.port),
+            &l.protocol,
+            &bound,
+        ]));
+    }
+    text += &section(listeners, "no listener");
+
+    let mut services = vec![row(["SERVICE", "ENDPOINT", "POD", "STATE", "IN FLIGHT", "IDLE"])];
+    for service in &status.services {
+        let mut name = format!("{}/{}:{}", service.namespace, service.name, service.port);
+        if service.endpoints.is_empty() {
+            services.push(row([&name, "none", "", "", "", ""]));
+        }
+        for endpoint in &service.endpoints {
+            let pod = endpoint.pod.as_deref().unwrap_or("-");
+            let (in_flight, idle) = (endpoint.in_flight.to_string(), endpoint.idle.to_string());
+            services.push(row([&name, &endpoint.address.to_string(), pod, &doing(endpoint, now), &in_flight, &idle]));
+            name.clear();
+        }
+    }
+    text += &section(services, "no service");
+
+    let mut running =
+        vec![row(["RUNNING DRAIN", "ENDPOINT", "POD", "WHY", "IN FLIGHT", "FINISHED", "REPLAYED", "ENDS"])];
+    for drain in &drains.running {
+        running.push(row([
+            &drain.service,
+            &drain.address.to_string(),
+            drain.pod.as_deref().unwrap_or("-"),
+            &drain.trigger,
+            &drain.in_flight.to_string(),
+            &drain.finished.to_string(),
+            &drain.replayed.to_string(),
+            &left(drain.drain_deadline, now).unwrap_or_else(|| "when all is done".into()),
+        ]));
+    }
+    text += &section(running, "no drain is running");
+    text + &last(drains.finished.first())
+}
+
+/// An endpoint's state, with what is left of a drain.
+fn doing(endpoint: &EndpointStatus, now: Timestamp) -> String {
+    match left(endpoint.drain_deadline, now) {
+        Some(left) if endpoint.state == State::Draining => format!("draining, {left}"),
+        _ => endpoint.state.words().to_owned(),
+    }
+}
+
+fn left(deadline: Option<Timestamp>, now: Timestamp) -> Option<String> {
+    let left = deadline?.duration_since(now);
+    Some(format!("{} left", seconds(Duration::try_from(left).unwrap_or_default())))
+}
+
+fn last(drain: Option<&Drain>) -> String {
+    let Some(drain) = drain else { return String::new() };
+    let ended = drain.ended_at.map_or(String::new(), |at| format!(" at {at:.0}"));
+    let line = format!(
+        "last drain: {} {} {}{ended}, {} finished, {} replayed, {} forced",
+        drain.service,
+        drain.pod.clone().unwrap_or_else(|| drain.address.to_string()),
+        drain.outcome.as_deref().unwrap_or("ended"),
+        drain.finished,
+        drain.replayed,
+        drain.forced
+    );
+    format!("\n{}\n", one_line(&line))
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(one_line).into()
+}
+
+/// A table under its heading, or the line that says that there is nothing in it.
+fn section(rows: Vec<Vec<String>>, nothing: &str) -> String {
+    if rows.len() > 1 { format!("\n{}", aligned(&rows)) } else { format!("\n{nothing}\n") }
+}
+
+/// Columns two spaces apart, as wide as their widest cell, no blanks at a line's end.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn endpoint(address: &str, pod: Option<&str>, state: State) -> EndpointStatus {
+        EndpointStatus {
+            address: address.parse().unwrap(),
+            pod: pod.map(str::to_owned),
+            ready: state == State::Ready,
+            serving: true,
+            terminating: state == State::Draining,
+            in_flight: 3,
+            idle: 12,
+            drain_deadline: (state == State::Draining).then(|| at("2026-01-01T00:00:42.7Z")),
+            state,
+        }
+    }
+
+    fn sample() -> Status {
+        serde_json::from_value(serde_json::json!({
+            "version": "0.1.0 (1a2b3c4)", "uptimeSeconds": 3_725,
+            "discovery": {"source": "files", "synced": true, "ageSeconds": 0},
+            "listeners": [], "services": [],
+        }))
+        .unwrap()
+    }
+
+    fn none() -> Drains {
+        Drains { running: Vec::new(), finished: Vec::new(), rollouts: Vec::new() }
+    }
+
+    #[test]
+    fn an_empty_proxy() {
+        let base = base("127.0.0.1:9901/").unwrap();
+        let text = render(&base, &sample(), &none(), at("2026-01-01T00:00:00Z"));
+        insta::assert_snapshot!(text, @r"
+        ebbtide 0.1.0 (1a2b3c4) at http://127.0.0.1:9901, up 1h 2m 5s
+        source files: in order
+
+        no listener
+
+        no service
+
+        no drain is running
+        ");
+    }
+
+    #[test]
+    fn a_full_one() {
+        let mut status = sample();
+        status.discovery.age_seconds = 65;
+        status.discovery.problems = serde_json::from_value(serde_json::json!([
+            {"subject": "manifests/a.yaml", "error": "line 3: not \u{1b}[31mYAML", "since": "2026-01-01T00:00:00Z"}
+        ]))
+        .unwrap();
+        status.listeners = serde_json::from_value(serde_json::json!([
+            {"name": "web", "address": "127.0.0.1:8080", "service": "web/shop", "port": "http", "protocol": "auto"},
+            {"name": "db", "address": "[::]:5432", "service": "data/postgres", "port": "5432", "protocol": "tcp",
+             "error": "address in use"},
+        ]))
+        .unwrap();
+        status.services = serde_json::from_value(serde_json::json!([
+            {"namespace": "data", "name": "postgres", "port": 5432, "endpoints": []},
+            {"namespace": "web", "name": "shop", "port": 80, "endpoints": [
+                endpoint("10.0.0.1:8080", Some("shop-1"), State::Ready),
+                endpoint("10.0.0.2:8080", None, State::Draining),
+            ]},
+        ]))
+        .unwrap();
+        let drain = serde_json::json!({
+            "service": "web/shop:80", "address": "10.0.0.2:8080", "pod": null, "startedAt": "2026-01-01T00:00:12Z",
+            "trigger": "podDeleted", "endedAt": null, "outcome": null, "finished": 4, "replayed": 1, "forced": 0,
+            "idleClosed": 2, "inFlight": 3, "drainDeadline": "2026-01-01T00:00:42.7Z",
+        });
+        let mut ended = drain.clone();
+        ended["endedAt"] = "2026-01-01T00:00:09Z".into();
+        ended["outcome"] = "forced".into();
+        let drains = serde_json::from_value(serde_json::json!({"running": [drain], "finished": [ended]})).unwrap();
+        let text = render(&base("http://[::1]:9901").unwrap(), &status, &drains, at("2026-01-01T00:00:30Z"));
+        insta::assert_snapshot!(text, @r"
+        ebbtide 0.1.0 (1a2b3c4) at http://[::1]:9901, up 1h 2m 5s
+        source files: not in order for 1m 5s, the last good table is in force
+          manifests/a.yaml: line 3: not  [31mYAML
+
+        LISTENER  ADDRESS         SERVICE             PROTOCOL
+        web       127.0.0.1:8080  web/shop:http       auto
+        db        [::]:5432       data/postgres:5432  tcp       not bound: address in use
+
+        SERVICE             ENDPOINT       POD     STATE               IN FLIGHT  IDLE
+        data/postgres:5432  none
+        web/shop:80         10.0.0.1:8080  shop-1  ready               3          12
+                            10.0.0.2:8080  -       draining, 12s left  3          12
+
+        RUNNING DRAIN  ENDPOINT       POD  WHY         IN FLIGHT  FINISHED  REPLAYED  ENDS
+        web/shop:80    10.0.0.2:8080  -    podDeleted  3          4         1         12s left
+
+        last drain: web/shop:80 10.0.0.2:8080 forced at 2026-01-01T00:00:09Z, 4 finished, 1 replayed, 0 forced
+        ");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        assert_eq!(aligned(&[row(["A", "B"]), row(["läng", "x"]), row(["", ""])]), "A     B\nläng  x\n\n");
+    }
+
+    #[test]
+    fn bad_addresses_name_the_cure() {
+        for (url, says) in [
+            ("https://127.0.0.1:9901", "plain HTTP"),
+            ("http://127.0.0.1:9901/?x=1", "no query"),
+            ("http://not a host", "such as http://127.0.0.1:9901"),
+            ("", "such as http://127.0.0.1:9901"),
+        ] {
+            let error = format!("{:#}", base(url).unwrap_err());
+            assert!(error.contains(says) && error.contains(&format!("--admin {url}")), "{url}: {error}");
+        }
+        assert_eq!(base("http://h:1/prefix/").unwrap().path(), "/prefix");
+    }
+}

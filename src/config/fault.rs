@@ -1,0 +1,63 @@
+//! What is wrong with a configuration file: the file, the line, the field and what was expected.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::places::{Aim, Places};
+use crate::text::one_line;
+
+/// What is wrong with a configuration file: one line that names the file, the field's path and what was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{}: {}{}{what}", .file.display(), .line.map(|l| format!(":{l}")).unwrap_or_default(), .path, if .path.is_empty() { "" } else { ": " })]
+pub struct Error {
+    pub file: PathBuf,
+    /// Counted from 1; `None` where the fault is the file's or a field is absent.
+    pub line: Option<u64>,
+    /// `listeners[0].address`; empty where the fault is the document's.
+    pub path: String,
+    /// What is wrong and what was expected.
+    pub what: String,
+}
+
+/// Why the command refused to start (exit code 2). Nothing has been started or made.
+#[derive(Debug, thiserror::Error)]
+#[error("{subject}: {what}")]
+pub struct Refused {
+    subject: &'static str,
+    what: String,
+}
+
+impl Refused {
+    /// `subject` is the field, flag or command; `what` says what is wrong and the cure.
+    pub fn new(subject: &'static str, what: impl Into<String>) -> Self {
+        Self { subject, what: what.into() }
+    }
+}
+
+/// A fault before its file and line are known.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) path: String,
+    /// Line and column, where the parser gave them, and which field there is meant.
+    pub(super) at: Option<((u64, u64), Aim)>,
+    pub(super) what: String,
+}
+
+impl Fault {
+    pub(super) fn new(path: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { path: path.into(), at: None, what: what.into() }
+    }
+
+    /// The parser knows a place and no path, the checks know a path and no place: each finds the other here.
+    pub(super) fn placed(self, file: &Path, text: &str) -> Error {
+        let places = Places::of(text);
+        let (line, path) = match self.at {
+            Some((at, aim @ Aim::Absent(_))) => {
+                let path = places.path_at(at, aim);
+                (places.line_of(&path), path)
+            }
+            Some((at, aim)) => (Some(at.0), places.path_at(at, aim)),
+            None => (places.line_of(&self.path), self.path),
+        };
+        Error { file: file.to_owned(), line, path: one_line(&path), what: one_line(&self.what) }
+    }
+}

@@ -1,0 +1,31 @@
+//! The only door into a configuration: a file or its text in, checked settings or one fault out.
+
+use std::path::Path;
+
+use crate::config::fault::Error;
+use crate::config::settings::Config;
+use crate::config::{raw, value};
+
+impl Config {
+    /// Reads and checks a configuration file. Relative paths in it count from its folder.
+    pub fn load(file: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(file).map_err(|error| Error {
+            file: file.to_owned(),
+            line: None,
+            path: String::new(),
+            what: format!("cannot be read ({}), expected a configuration file", value::plain(&error)),
+        })?;
+        Self::parse(&text, file)
+    }
+
+    /// Checks the text that `file` holds.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, Error> {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        raw::parse(text).and_then(|raw| raw.check(folder)).map_err(|fault| fault.placed(file, text))
+    }
+
+    /// The JSON Schema (2020-12) of the file that [`Config::load`] reads.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(raw::Config).to_value()
+    }
+}

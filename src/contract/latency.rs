@@ -1,0 +1,54 @@
+//! A moving average of an endpoint's response times, in one atomic word.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds since start.
+/// Relaxed and without a compare-and-swap: a lost update costs nothing but a sample.
+#[derive(Debug, Default)]
+pub struct Latency(AtomicU64);
+
+impl Latency {
+    /// Average in microseconds, faded by its age so that a slow endpoint gets its chance again; `None` before the first.
+    pub fn micros(&self, now_ms: u32) -> Option<u64> {
+        let word = self.0.load(Ordering::Relaxed);
+        if word == 0 {
+            return None;
+        }
+        let age = now_ms.saturating_sub(word as u32) / FADE_MS;
+        Some((word >> 32) >> age.min(31))
+    }
+
+    /// Takes a sample in, by an eighth.
+    pub fn record(&self, sample: Duration, now_ms: u32) {
+        let sample = (sample.as_micros().min(u128::from(u32::MAX)) as u64).max(1);
+        let average = match self.micros(now_ms) {
+            Some(old) => (old * 7 + sample) / 8,
+            None => sample,
+        };
+        self.0.store(average.max(1) << 32 | u64::from(now_ms), Ordering::Relaxed);
+    }
+}
+
+/// An average without a new sample halves in this time, in milliseconds.
+const FADE_MS: u32 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latency_follows_by_an_eighth_and_fades() {
+        let latency = Latency::default();
+        assert_eq!(latency.micros(1), None);
+        latency.record(Duration::from_micros(8_000), 1);
+        assert_eq!(latency.micros(1), Some(8_000));
+        latency.record(Duration::from_micros(16_000), 2);
+        assert_eq!(latency.micros(2), Some(9_000));
+        assert_eq!(latency.micros(2 + FADE_MS), Some(4_500));
+        assert_eq!(latency.micros(2 + 40 * FADE_MS), Some(0));
+        latency.record(Duration::MAX, 3);
+        assert!(latency.micros(3) > Some(500_000_000), "an endless sample is bounded, not wrapped");
+        assert_eq!(latency.micros(1), latency.micros(3), "a clock read before the sample was taken");
+    }
+}

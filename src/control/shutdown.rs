@@ -1,0 +1,65 @@
+//! How far this process's own shutdown has come.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::contract::snapshot::Snapshot;
+use crate::control::listeners::Listeners;
+use crate::observe::health::Health;
+use crate::proxy::shared::{Mail, Shared};
+
+pub(super) enum Phase {
+    Running,
+    /// `/readyz` fails, accepting goes on until then.
+    LameDuck(Instant),
+    /// No longer accepting; clients have until then.
+    Draining(Instant),
+    /// The rest has been told to end.
+    Cutting(Instant),
+}
+
+impl Phase {
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        match self {
+            Self::Running => None,
+            Self::LameDuck(until) => Some(*until),
+            Self::Draining(until) | Self::Cutting(until) => Some((*until).min(Instant::now() + LOOK)),
+        }
+    }
+
+    /// Moves a shutdown on; `false` when it is complete. `grace` is how long clients have once nothing is accepted.
+    pub(super) fn advance(
+        &mut self,
+        now: Instant,
+        grace: Duration,
+        shared: &Shared,
+        listeners: &mut Listeners,
+        health: &Health,
+        snapshot: &Snapshot,
+    ) -> bool {
+        match *self {
+            Self::LameDuck(until) if now >= until => {
+                shared.closing.store(true, Ordering::Relaxed);
+                listeners.close_all(shared, health);
+                *self = Self::Draining(now + grace);
+            }
+            Self::Draining(_) if shared.connections() == 0 && listeners.are_closed() => {
+                tracing::info!("shut down; no connection was cut");
+                return false;
+            }
+            Self::Draining(until) if now >= until => {
+                let (connections, in_flight) = (shared.connections(), snapshot.in_flight());
+                tracing::warn!(connections, in_flight, "shutdown grace is over; cutting what is left");
+                shared.tell_all(|| Mail::Cut);
+                *self = Self::Cutting(now + CUT_TIME);
+            }
+            Self::Cutting(until) if now >= until || shared.connections() == 0 => return false,
+            _ => {}
+        }
+        true
+    }
+}
+
+const LOOK: Duration = Duration::from_millis(20);
+/// How long the cut itself may take.
+const CUT_TIME: Duration = Duration::from_secs(1);

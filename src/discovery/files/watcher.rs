@@ -1,0 +1,125 @@
+//! The inotify side: what the kernel tells of the folder, as an [`Event`].
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+use crate::discovery::files::event::{Event, What};
+use crate::discovery::files::file::format_of;
+
+/// Watches the folder, and where its path can come to mean another folder, its parent too.
+pub(super) struct Eyes {
+    path: PathBuf,
+    watcher: Result<RecommendedWatcher, notify::Error>,
+    /// Device and inode of the folder that is watched.
+    pub(super) watched: Option<(u64, u64)>,
+    parent_watched: bool,
+}
+
+impl Eyes {
+    pub(super) fn new(path: &Path, events: mpsc::UnboundedSender<Event>) -> Self {
+        let folder = path.to_owned();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let what = event.map_or(Some(What::Overflow), |event| what(&event, &folder));
+            if let Some(what) = what {
+                // The receiver is gone only when the watch has ended.
+                let _ = events.send(Event { what, at: Instant::now() });
+            }
+        });
+        Self { path: path.to_owned(), watcher, watched: None, parent_watched: false }
+    }
+
+    /// Whether the folder at this path is the one that is watched, as far as it can be watched at all.
+    pub(super) fn see(&self, path: &Path) -> bool {
+        self.watcher.is_err() || self.watched.is_some() && identity(path) == self.watched
+    }
+
+    /// Returns when the watcher has told what the kernel had told it: its thread may be behind on a busy machine. It
+    /// answers a question between two rounds of events, so the second answer comes after a whole one.
+    pub(super) fn catch_up(&mut self) {
+        for _ in 0..2 {
+            if let Ok(watcher) = &mut self.watcher {
+                let _ = watcher.configure(notify::Config::default());
+            }
+        }
+    }
+
+    /// Watches the folder as it stands now. Answers why it cannot.
+    pub(super) fn attach(&mut self) -> Option<String> {
+        let cannot = |error: &dyn std::fmt::Display| {
+            let cure = "raise fs.inotify.max_user_instances and max_user_watches";
+            Some(format!("the folder cannot be watched: {error}; changes take up to 4 s to be seen; {cure}"))
+        };
+        let watcher = match &mut self.watcher {
+            Ok(watcher) => watcher,
+            Err(error) => return cannot(error),
+        };
+        // Not being watched (any more) is what unwatch complains of.
+        let _ = watcher.unwatch(&self.path);
+        self.watched = None;
+        let needs_parent = !fs::symlink_metadata(&self.path).is_ok_and(|it| it.is_dir());
+        if let Some(parent) = self.path.parent()
+            && needs_parent != self.parent_watched
+        {
+            if needs_parent {
+                self.parent_watched = watcher.watch(parent, RecursiveMode::NonRecursive).is_ok();
+            } else {
+                let _ = watcher.unwatch(parent);
+                self.parent_watched = false;
+            }
+        }
+        match watcher.watch(&self.path, RecursiveMode::NonRecursive) {
+            Ok(()) => {
+                self.watched = identity(&self.path);
+                None
+            }
+            // That it is not there is said by whoever reads it.
+            Err(_) if identity(&self.path).is_none() => None,
+            Err(error) => cannot(&error),
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+fn what(event: &notify::Event, folder: &Path) -> Option<What> {
+    if event.need_rescan() {
+        return Some(What::Overflow);
+    }
+    let path = event.paths.first()?;
+    let came_or_went = match event.kind {
+        EventKind::Create(_) | EventKind::Remove(_) => true,
+        EventKind::Modify(ModifyKind::Name(mode)) => mode != RenameMode::Both,
+        _ => false,
+    };
+    if path == folder {
+        return came_or_went.then_some(What::Folder);
+    }
+    let name = path.file_name()?;
+    let dotted = name.as_encoded_bytes().starts_with(b"..");
+    if path.parent() != Some(folder) {
+        // In the parent: a ConfigMap's swap may move the folder's target.
+        return (dotted && came_or_went).then_some(What::Folder);
+    }
+    if dotted {
+        return came_or_went.then_some(What::Swapped);
+    }
+    format_of(name)?;
+    let name = name.to_owned();
+    match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(What::Closed(name)),
+        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(What::Closed(name)),
+        EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => Some(What::Gone(name)),
+        EventKind::Modify(ModifyKind::Data(_)) => Some(What::Writing(name)),
+        EventKind::Modify(ModifyKind::Metadata(_)) => Some(What::Touched(name)),
+        EventKind::Create(_) => Some(What::Created(name)),
+        _ => None,
+    }
+}

@@ -1,0 +1,47 @@
+//! The source without events: fixed endpoints, as `ebbtide proxy --to` names them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::contract::name::ObjectName;
+use crate::discovery::object::{Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
+
+/// The changes that make one Service port out of fixed endpoints, as `ebbtide proxy --to` names them.
+pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<Change> {
+    let object = ServiceObject {
+        name: service.clone(),
+        uid: None,
+        claimed: false,
+        external_name: false,
+        ports: vec![ServicePortObject {
+            name: None,
+            port,
+            node_port: None,
+            target_port: endpoints.first().map(SocketAddr::port),
+            app_protocol: None,
+        }],
+        ipv6_first: false,
+        annotations: BTreeMap::new(),
+        unserved: Vec::new(),
+    };
+    // A slice has one port for all its endpoints, so each address gets its own.
+    let slices = endpoints.iter().enumerate().map(|(i, endpoint)| {
+        Change::Apply(Object::EndpointSlice(SliceObject {
+            name: ObjectName::new(&service.namespace, format!("{}-{i}", service.name)),
+            service: Some(service.name.clone()),
+            ipv6: endpoint.is_ipv6(),
+            fqdn: false,
+            created: 0,
+            generation: 0,
+            ports: vec![(String::new(), endpoint.port())],
+            endpoints: vec![SliceEndpoint {
+                address: endpoint.ip(),
+                pod: None,
+                ready: true,
+                serving: true,
+                terminating: false,
+            }],
+        }))
+    });
+    std::iter::once(Change::Apply(Object::Service(object))).chain(slices).collect()
+}

@@ -1,0 +1,125 @@
+//! Pipes for splice(2): bytes move from socket to socket without a copy.
+//!
+//! Invariant: a pipe goes back to the shelf only when it is empty.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// Which side of a transfer failed.
+#[derive(Debug)]
+pub enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+/// A worker's pipes for splice.
+#[derive(Default)]
+pub struct Pipes(Rc<RefCell<Shelf>>);
+
+#[derive(Default)]
+struct Shelf {
+    free: Vec<(OwnedFd, OwnedFd)>,
+    lent: usize,
+}
+
+/// A pipe on loan for one fill and full drain after another. It goes back only when empty.
+pub struct Lent {
+    ends: Option<(OwnedFd, OwnedFd)>,
+    inside: usize,
+    filled: usize,
+    /// Taken from the source since somebody asked.
+    taken: usize,
+    shelf: Rc<RefCell<Shelf>>,
+}
+
+impl Pipes {
+    /// `None` when all are out: copy instead.
+    pub fn lend(&self) -> Option<Lent> {
+        let mut shelf = self.0.borrow_mut();
+        if shelf.lent == PIPES {
+            return None;
+        }
+        let ends = match shelf.free.pop() {
+            Some(ends) => ends,
+            None => {
+                let ends = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok()?;
+                // Where the per-user limit forbids it, the kernel's 64 KiB must do.
+                let _ = rustix::pipe::fcntl_setpipe_size(&ends.0, PIPE_SIZE);
+                ends
+            }
+        };
+        shelf.lent += 1;
+        Some(Lent { ends: Some(ends), inside: 0, filled: 0, taken: 0, shelf: self.0.clone() })
+    }
+}
+
+impl Lent {
+    pub fn is_empty(&self) -> bool {
+        self.inside == 0
+    }
+
+    /// Bytes that have left the source since this was last asked, wherever they are now.
+    pub fn take_taken(&mut self) -> usize {
+        std::mem::take(&mut self.taken)
+    }
+
+    /// One fill and its full drain; answers how many bytes that were, 0 at the source's end.
+    pub fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        sink: &TcpStream,
+        max: u64,
+    ) -> Poll<Result<usize, Broken>> {
+        let Some((out, into)) = &self.ends else { return Poll::Ready(Ok(0)) };
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        while self.inside == 0 {
+            ready!(source.poll_read_ready(cx)).map_err(Broken::Source)?;
+            let len = max.min(PIPE_SIZE as u64) as usize;
+            match source.try_io(Interest::READABLE, || Ok(splice(source, None, into, None, len, flags)?)) {
+                Ok(0) => return Poll::Ready(Ok(0)),
+                Ok(n) => {
+                    (self.inside, self.filled) = (n, n);
+                    self.taken += n;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(Broken::Source(e))),
+            }
+        }
+        while self.inside > 0 {
+            ready!(sink.poll_write_ready(cx)).map_err(Broken::Sink)?;
+            match sink.try_io(Interest::WRITABLE, || Ok(splice(out, None, sink, None, self.inside, flags)?)) {
+                Ok(n) => self.inside -= n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(Broken::Sink(e))),
+            }
+        }
+        Poll::Ready(Ok(self.filled))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut shelf = self.shelf.borrow_mut();
+        shelf.lent -= 1;
+        if self.inside == 0
+            && let Some(ends) = self.ends.take()
+        {
+            shelf.free.push(ends);
+        }
+    }
+}
+
+/// A transfer in pieces of at least this goes by splice; smaller ones are as quickly copied.
+pub const SPLICE_MIN: usize = 16 << 10;
+
+const PIPES: usize = 64;
+
+const PIPE_SIZE: usize = 256 << 10;

@@ -1,0 +1,180 @@
+//! Socket options and the few system calls that tokio does not offer: listen with SO_REUSEPORT, accept without
+//! registering, connect without waiting, ask a peer's state without reading.
+//!
+//! The crate's only `unsafe` is here, in [`heed_silence`] and [`watch`].
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::sync::LazyLock;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Binds one of a port's listening sockets. Options that accepted connections inherit are set here, once.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // 0.0.0.0 and :: are bound side by side.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    // A client that vanishes without a word must not keep its connection, and an endpoint's drain, for ever.
+    let patience = TcpKeepalive::new().with_time(CLIENT_KEEPALIVE).with_interval(CLIENT_KEEPALIVE / 6).with_retries(6);
+    socket.set_tcp_keepalive(&patience)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether this machine's kernel speaks IPv6 at all.
+pub fn has_ipv6() -> bool {
+    static HAS: LazyLock<bool> = LazyLock::new(|| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).is_ok());
+    *HAS
+}
+
+/// Registers a listening socket with this thread's runtime, without the accept of tokio's own listener, which would
+/// register every connection with it too.
+pub fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    #[allow(unsafe_code)] // SAFETY: a `TcpListener` owns its descriptor, keeps it for life and never changes it.
+    let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+    watched.map_err(|error| error.into_parts().1)
+}
+
+/// From now on a listening socket leaves new clients unanswered (they try again a second later), and completes the
+/// handshakes under way: closed without this, it would reset whoever came between its last accept and its close.
+///
+/// The filter sees a segment from the TCP header on; byte 13 holds the flags (RFC 9293 section 3.1). Accepted connections
+/// inherit it, to no effect.
+pub fn ignore_newcomers(listener: &TcpListener) -> io::Result<()> {
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    // Opcodes of classic BPF, <https://docs.kernel.org/networking/filter.html>.
+    let (load_byte, and, jump_if_equal, pass) = (0x30, 0x54, 0x15, 0x06);
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(load_byte, 0, 0, 13),
+        SockFilter::new(and, 0, 0, SYN | ACK),
+        SockFilter::new(jump_if_equal, 0, 1, SYN),
+        SockFilter::new(pass, 0, 0, 0),
+        SockFilter::new(pass, 0, 0, u32::MAX),
+    ])
+}
+
+/// Accepts one connection, not yet registered with any runtime.
+pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
+    let (fd, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let peer = peer.and_then(|any| SocketAddr::try_from(any).ok());
+    Ok((fd, peer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?))
+}
+
+/// Whether an error of accept or connect is this machine's shortage, not the peer's fault.
+pub fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const SHORT: [Errno; 6] =
+        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::AGAIN];
+    error.raw_os_error().is_some_and(|code| SHORT.iter().any(|e| e.raw_os_error() == code))
+}
+
+/// Starts to connect to an endpoint; writable means connected or failed (see [`TcpStream::take_error`]). Its patience is set
+/// later (see [`heed_silence`]): most of those that carry one answer are gone before it matters.
+pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+        Err(e) => return Err(e),
+    }
+    TcpStream::from_std(socket.into())
+}
+
+/// From now on an upstream socket's silence is found out: 8 s of it, or 2 s where its pod is deleted, mean that the endpoint
+/// is gone.
+///
+/// `fd` must be open, which [`crate::proxy::upstream::Local`] sees to: a connection's number is struck from its list before the
+/// connection is closed, and both happen on the thread that calls this.
+pub fn heed_silence(fd: RawFd, pod_gone: bool) -> io::Result<()> {
+    #[allow(unsafe_code)] // SAFETY: open for the duration of the call, see above.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let socket = SockRef::from(&fd);
+    let (idle, probes) = if pod_gone { (1, 1) } else { (5, 3) };
+    let second = Duration::from_secs(1);
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(idle * second).with_interval(second).with_retries(probes))?;
+    socket.set_tcp_user_timeout(Some((idle + probes) * second))
+}
+
+/// Reads once into `room` what there is, as far as it fits. Nothing: the peer has ended its direction.
+pub fn poll_read<'a>(stream: &mut TcpStream, cx: &mut Context<'_>, room: &'a mut [u8]) -> Poll<io::Result<&'a [u8]>> {
+    let mut buf = ReadBuf::new(room);
+    ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
+    let read = buf.filled().len();
+    Poll::Ready(Ok(&room[..read]))
+}
+
+/// Makes the close of `stream` a reset.
+pub fn reset_on_close(stream: &TcpStream) {
+    // Fails only on a socket that is already dead.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// What is known of a peer without reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Open,
+    /// It will send nothing more, but may still read.
+    HalfClosed,
+    Gone,
+}
+
+pub fn peer(stream: &TcpStream) -> Peer {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(0) => Peer::Open,
+        Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => Peer::Gone,
+        Ok(_) => Peer::HalfClosed,
+        Err(_) => Peer::Open,
+    }
+}
+
+/// Whether an idle connection is really still there: nothing to read, and no end.
+pub fn is_quiet(stream: &TcpStream) -> bool {
+    let mut byte = [0u8; 1];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    matches!(rustix::net::recv(stream, &mut byte, flags), Err(rustix::io::Errno::AGAIN))
+        && sockopt::socket_error(stream).is_ok_and(|e| e.is_ok())
+}
+
+/// Whether there is nothing to read but the end.
+pub fn has_ended(stream: &TcpStream) -> bool {
+    let mut byte = [0u8; 1];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    match rustix::net::recv(stream, &mut byte, flags) {
+        Ok((read, _)) => read == 0,
+        Err(error) => error != rustix::io::Errno::AGAIN,
+    }
+}
+
+/// Raises the descriptor limit to the hard one; returns the limit now in force.
+pub fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// How often a peer is asked for whose reset nobody would hear of, since nothing is read from it.
+pub const LOOK: Duration = Duration::from_millis(500);
+const BACKLOG: i32 = 4096;
+const CLIENT_KEEPALIVE: Duration = Duration::from_secs(60);

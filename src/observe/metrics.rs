@@ -1,0 +1,379 @@
+//! Every metric of the process, in one struct handed down at start; no globals.
+//!
+//! Labels come from closed enums plus `namespace`, `service`, `port`; never an address or a pod's name (those are on the
+//! admin page). A service's children are resolved once, into [`ServiceMetrics`], so that the data plane looks nothing up;
+//! all of them exist from then on, at zero, so that a rate over a first increment is seen. [`Metrics::forget`] takes
+//! every one of them out again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::contract::counters::ServiceMetrics;
+use crate::contract::name::PortKey;
+use crate::contract::reason::{CloseReason, Outcome, Trigger};
+
+/// The families; a service port's children are made by [`Metrics::service`].
+pub struct Metrics {
+    pub registry: Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    connections: IntCounterVec,
+    connections_active: IntGaugeVec,
+    closes: IntCounterVec,
+    retries: IntCounterVec,
+    failures: IntCounterVec,
+    held: IntCounterVec,
+    held_now: IntGaugeVec,
+    endpoints: IntGaugeVec,
+    drains: IntCounterVec,
+    drain_duration: HistogramVec,
+    pub drain_reaction: Histogram,
+    deletion_lag: HistogramVec,
+    upstream_connections: IntGaugeVec,
+    pub discovery_errors: IntCounterVec,
+    /// Set by the admin pages when they are asked.
+    pub discovery_age: IntGauge,
+    pub access_log_dropped: IntCounter,
+}
+
+const PORT: &[&str] = &["namespace", "service", "port"];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// In the order of [`RetryReason`].
+const RETRY_REASONS: [&str; 3] = ["connect", "stale", "replay"];
+/// Label `state` of `ebbtide_endpoints`, in the order of [`ServiceMetrics::endpoints`].
+pub const ENDPOINT_STATES: [&str; 4] = ["ready", "serving", "notReady", "draining"];
+
+/// Seconds. A reaction is tens of microseconds when all is well; what is over a second is a stall worth an alert.
+const REACTION: &[f64] =
+    &[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// Seconds. A deletionTimestamp has a resolution of one, so the steps are fine below it (a source with a better clock)
+/// and around it, and end where the peers' propagation delays do.
+const LAG: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0];
+const REQUEST: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Seconds. From an idle endpoint to a grace period of an hour.
+const DRAIN: &[f64] = &[0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
+
+impl Metrics {
+    /// Fails only where two families were given one name.
+    pub fn new() -> Result<Arc<Self>, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, extra: &[&str]| {
+            keep(&registry, IntCounterVec::new(Opts::new(name, help), &[PORT, extra].concat())?)
+        };
+        let gauge = |name: &str, help: &str, extra: &[&str]| {
+            keep(&registry, IntGaugeVec::new(Opts::new(name, help), &[PORT, extra].concat())?)
+        };
+        let options =
+            |name: &str, help: &str, buckets: &[f64]| HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            keep(&registry, HistogramVec::new(options(name, help, buckets), PORT)?)
+        };
+
+        let build = Opts::new("ebbtide_build_info", "Always 1; the label is the version that runs, with its commit.");
+        keep(&registry, IntGaugeVec::new(build, &["version"])?)?.with_label_values(&[crate::VERSION]).set(1);
+        Ok(Arc::new(Self {
+            requests: counter(
+                "ebbtide_requests_total",
+                "HTTP requests answered to clients, by class of status code.",
+                &["code"],
+            )?,
+            request_duration: histogram(
+                "ebbtide_request_duration_seconds",
+                "Time from the first byte of a request's head to the last byte of its response, holds and replays included.",
+                REQUEST,
+            )?,
+            connections: counter(
+                "ebbtide_connections_total",
+                "Client connections served, by the protocol that they turned out to speak.",
+                &["protocol"],
+            )?,
+            connections_active: gauge("ebbtide_connections_active", "Client connections open now.", &[])?,
+            closes: counter(
+                "ebbtide_connection_closes_total",
+                "Client connections that ended, by the reason.",
+                &["reason"],
+            )?,
+            retries: counter(
+                "ebbtide_retries_total",
+                "Second tries, by what was lost (a connect, a stale reused connection, a request to replay) and whether \
+                 the try succeeded.",
+                &["reason", "outcome"],
+            )?,
+            failures: counter(
+                "ebbtide_failures_total",
+                "Requests that Ebbtide itself had to fail: its own 502, 503 and 504, and responses cut in the middle.",
+                &[],
+            )?,
+            held: counter(
+                "ebbtide_held_total",
+                "Requests and connections that found no usable endpoint, by how their wait ended.",
+                &["outcome"],
+            )?,
+            held_now: gauge("ebbtide_held", "Requests and connections that wait for a usable endpoint now.", &[])?,
+            endpoints: gauge(
+                "ebbtide_endpoints",
+                "Endpoints by state: ready (in rotation), serving (terminating, the last resort), notReady (not ready, \
+                 joining or not answering), draining.",
+                &["state"],
+            )?,
+            drains: counter(
+                "ebbtide_drains_total",
+                "Endpoints drained to the end, by the signal that came first and by how it ended.",
+                &["trigger", "outcome"],
+            )?,
+            drain_duration: histogram(
+                "ebbtide_drain_duration_seconds",
+                "Time from an endpoint's last possible dispatch (begin_drain) to the end of its last connection or request.",
+                DRAIN,
+            )?,
+            drain_reaction: keep(
+                &registry,
+                Histogram::with_opts(options(
+                    "ebbtide_drain_reaction_seconds",
+                    "Time from the arrival of the event that ends an endpoint to the moment nothing can be sent to it any more.",
+                    REACTION,
+                ))?,
+            )?,
+            deletion_lag: histogram(
+                "ebbtide_deletion_lag_seconds",
+                "Time from a pod's deletion, by the source's clock, to the last dispatch to it.",
+                LAG,
+            )?,
+            upstream_connections: gauge(
+                "ebbtide_upstream_connections",
+                "Connections to endpoints: active, or idle in a pool.",
+                &["state"],
+            )?,
+            discovery_errors: keep(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("ebbtide_discovery_errors_total", "Errors of the source of truth, by kind."),
+                    &["kind"],
+                )?,
+            )?,
+            discovery_age: keep(
+                &registry,
+                IntGauge::new(
+                    "ebbtide_discovery_age_seconds",
+                    "Seconds since the source of truth was last in order; 0 while it is.",
+                )?,
+            )?,
+            access_log_dropped: keep(
+                &registry,
+                IntCounter::new(
+                    "ebbtide_access_log_dropped_total",
+                    "Access log lines dropped because their reader did not keep up.",
+                )?,
+            )?,
+            registry,
+        }))
+    }
+
+    /// The children of one service port; the same ones until it is forgotten.
+    pub fn service(&self, key: &PortKey) -> Arc<ServiceMetrics> {
+        let port = key.port.to_string();
+        let base = [key.service.namespace.as_str(), key.service.name.as_str(), port.as_str()];
+        let counter = |vec: &IntCounterVec, extra: &[&str]| vec.with_label_values(&[&base, extra].concat());
+        let gauge = |vec: &IntGaugeVec, extra: &[&str]| vec.with_label_values(&[&base, extra].concat());
+        Arc::new(ServiceMetrics {
+            requests: CLASSES.map(|class| counter(&self.requests, &[class])),
+            request_duration: self.request_duration.with_label_values(&base),
+            connections_http: counter(&self.connections, &["http"]),
+            connections_tcp: counter(&self.connections, &["tcp"]),
+            connections_active: gauge(&self.connections_active, &[]),
+            closes: CloseReason::ALL.map(|reason| counter(&self.closes, &[reason.as_str()])),
+            retries: RETRY_REASONS
+                .map(|reason| (counter(&self.retries, &[reason, "ok"]), counter(&self.retries, &[reason, "failed"]))),
+            failures: counter(&self.failures, &[]),
+            held_released: counter(&self.held, &["released"]),
+            held_expired: counter(&self.held, &["expired"]),
+            held_refused: counter(&self.held, &["refused"]),
+            held_left: counter(&self.held, &["left"]),
+            held_now: gauge(&self.held_now, &[]),
+            endpoints: ENDPOINT_STATES.map(|state| gauge(&self.endpoints, &[state])),
+            drains: Trigger::ALL.map(|trigger| {
+                Outcome::ALL.map(|outcome| counter(&self.drains, &[trigger.as_str(), outcome.as_str()]))
+            }),
+            drain_duration: self.drain_duration.with_label_values(&base),
+            deletion_lag: self.deletion_lag.with_label_values(&base),
+            upstream_active: gauge(&self.upstream_connections, &["active"]),
+            upstream_idle: gauge(&self.upstream_connections, &["idle"]),
+        })
+    }
+
+    /// Takes a service port that is gone out of the exposition. What still holds its [`ServiceMetrics`] may go on
+    /// counting, unseen.
+    pub fn forget(&self, key: &PortKey) {
+        forget(&self.requests, key);
+        forget(&self.request_duration, key);
+        forget(&self.connections, key);
+        forget(&self.connections_active, key);
+        forget(&self.closes, key);
+        forget(&self.retries, key);
+        forget(&self.failures, key);
+        forget(&self.held, key);
+        forget(&self.held_now, key);
+        forget(&self.endpoints, key);
+        forget(&self.drains, key);
+        forget(&self.drain_duration, key);
+        forget(&self.deletion_lag, key);
+        forget(&self.upstream_connections, key);
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn keep<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+/// Removes every child of one service port, whatever its further labels.
+fn forget<B: MetricVecBuilder>(vec: &MetricVec<B>, key: &PortKey) {
+    let port = key.port.to_string();
+    let base = [key.service.namespace.as_str(), key.service.name.as_str(), port.as_str()];
+    for family in vec.collect() {
+        for metric in family.get_metric() {
+            let labels: HashMap<&str, &str> = metric.get_label().iter().map(|l| (l.name(), l.value())).collect();
+            if PORT.iter().zip(base).all(|(name, value)| labels.get(name) == Some(&value)) {
+                // It cannot be missing: it was just listed, and only the control side removes.
+                let _ = vec.remove(&labels);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::name::ObjectName;
+    use crate::contract::reason::RetryReason;
+
+    fn key(name: &str, port: u16) -> PortKey {
+        PortKey { service: ObjectName::new("web", name), port }
+    }
+
+    fn lines_of(text: &str, service: &str) -> Vec<String> {
+        text.lines().filter(|l| l.contains(&format!("service=\"{service}\""))).map(str::to_owned).collect()
+    }
+
+    /// interface.md's table: name, type, labels beyond the service's own.
+    const PROMISED: &[(&str, &str, &str)] = &[
+        ("ebbtide_requests_total", "counter", "code"),
+        ("ebbtide_request_duration_seconds", "histogram", ""),
+        ("ebbtide_connections_total", "counter", "protocol"),
+        ("ebbtide_connections_active", "gauge", ""),
+        ("ebbtide_connection_closes_total", "counter", "reason"),
+        ("ebbtide_retries_total", "counter", "reason outcome"),
+        ("ebbtide_failures_total", "counter", ""),
+        ("ebbtide_held_total", "counter", "outcome"),
+        ("ebbtide_held", "gauge", ""),
+        ("ebbtide_endpoints", "gauge", "state"),
+        ("ebbtide_drains_total", "counter", "trigger outcome"),
+        ("ebbtide_drain_duration_seconds", "histogram", ""),
+        ("ebbtide_deletion_lag_seconds", "histogram", ""),
+        ("ebbtide_upstream_connections", "gauge", "state"),
+    ];
+
+    #[test]
+    fn every_promised_metric_is_there_with_its_type_and_labels() {
+        let metrics = Metrics::new().unwrap();
+        let _children = metrics.service(&key("shop", 80));
+        metrics.discovery_errors.with_label_values(&["parse"]).inc();
+        let text = metrics.render().unwrap();
+        for (name, kind, extra) in PROMISED {
+            assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} {kind} missing in\n{text}");
+            let sample = text
+                .lines()
+                .find(|l| l.starts_with(&format!("{name}{{")) || l.starts_with(&format!("{name}_bucket{{")));
+            let sample = sample.unwrap_or_else(|| panic!("{name} has no sample"));
+            for label in PORT.iter().copied().chain(extra.split_whitespace()) {
+                assert!(sample.contains(&format!("{label}=\"")), "{name} lacks {label}: {sample}");
+            }
+        }
+        for (name, kind) in [
+            ("ebbtide_drain_reaction_seconds", "histogram"),
+            ("ebbtide_discovery_age_seconds", "gauge"),
+            ("ebbtide_access_log_dropped_total", "counter"),
+            ("ebbtide_discovery_errors_total", "counter"),
+            ("ebbtide_build_info", "gauge"),
+        ] {
+            assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} {kind} missing");
+        }
+        assert!(text.contains(&format!("ebbtide_build_info{{version=\"{}\"}} 1\n", crate::VERSION)), "{text}");
+        let families = text.lines().filter(|l| l.starts_with("# TYPE")).count();
+        assert_eq!(families, PROMISED.len() + 5, "a family that interface.md does not name");
+    }
+
+    #[test]
+    fn counting_reaches_the_child_that_it_names() {
+        let metrics = Metrics::new().unwrap();
+        let web = metrics.service(&key("shop", 80));
+        web.answered(204);
+        web.answered(99);
+        web.answered(799);
+        for reason in CloseReason::ALL {
+            for _ in 0..=reason as usize {
+                web.closed(reason);
+            }
+        }
+        web.retried(RetryReason::Replay, true);
+        web.drained(Trigger::SliceTerminating, Outcome::Forced);
+        let text = metrics.render().unwrap();
+        let labels = "namespace=\"web\",port=\"80\"";
+        for (line, value) in [
+            (format!("ebbtide_requests_total{{code=\"2xx\",{labels},service=\"shop\"}}"), 1),
+            (format!("ebbtide_requests_total{{code=\"1xx\",{labels},service=\"shop\"}}"), 1),
+            (format!("ebbtide_requests_total{{code=\"5xx\",{labels},service=\"shop\"}}"), 1),
+            (format!("ebbtide_connection_closes_total{{{labels},reason=\"client_closed\",service=\"shop\"}}"), 1),
+            (format!("ebbtide_connection_closes_total{{{labels},reason=\"bad_proxy_header\",service=\"shop\"}}"), 11),
+            (format!("ebbtide_retries_total{{{labels_ns},outcome=\"ok\",{rest},reason=\"replay\",service=\"shop\"}}",
+                labels_ns = "namespace=\"web\"", rest = "port=\"80\""), 1),
+            ("ebbtide_drains_total{namespace=\"web\",outcome=\"forced\",port=\"80\",service=\"shop\",trigger=\"sliceTerminating\"}".into(), 1),
+        ] {
+            assert!(text.contains(&format!("{line} {value}\n")), "{line} {value} missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn forgetting_takes_out_every_child_of_that_port_and_no_other() {
+        let metrics = Metrics::new().unwrap();
+        let gone = metrics.service(&key("gone", 80));
+        let _other_port = metrics.service(&key("gone", 81));
+        let _kept = metrics.service(&key("kept", 80));
+        let before = metrics.render().unwrap();
+        let kept_lines = lines_of(&before, "kept").len();
+        assert!(kept_lines > 50, "{kept_lines}");
+        assert_eq!(lines_of(&before, "gone").len(), 2 * kept_lines);
+
+        metrics.forget(&key("gone", 80));
+        // A drain that ends after its service is gone must not bring the series back.
+        gone.drained(Trigger::Removed, Outcome::Drained);
+        gone.closed(CloseReason::Completed);
+        let after = metrics.render().unwrap();
+        assert_eq!(lines_of(&after, "kept").len(), kept_lines);
+        let left = lines_of(&after, "gone");
+        assert_eq!(left.len(), kept_lines);
+        assert!(left.iter().all(|l| l.contains("port=\"81\"")), "{left:#?}");
+
+        metrics.service(&key("gone", 80)).answered(200);
+        assert_eq!(lines_of(&metrics.render().unwrap(), "gone").len(), 2 * kept_lines, "it may come back");
+    }
+
+    #[test]
+    fn labels_are_in_the_order_of_their_enums() {
+        assert_eq!(CloseReason::ALL.map(|r| r as usize), std::array::from_fn(|i| i));
+        assert_eq!(Trigger::ALL.map(|t| t as usize), [0, 1, 2]);
+        assert_eq!(Outcome::ALL.map(|o| o as usize), [0, 1]);
+        assert_eq!([RetryReason::Connect, RetryReason::Stale, RetryReason::Replay].map(|r| r as usize), [0, 1, 2]);
+    }
+}

@@ -1,0 +1,109 @@
+//! One worker's share of a listener: accept on its own SO_REUSEPORT socket, hand over to a worker that has less to do.
+//!
+//! Invariant: never more connections than permits; at the limit, or out of descriptors, it waits instead of spinning.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use crate::contract::listener::ListenerSpec;
+use crate::net::socket;
+use crate::proxy::session;
+use crate::proxy::shared::{Handover, Mail, Spare};
+use crate::proxy::worker::Worker;
+
+/// Accepts until `stop`; then serves what the kernel has accepted for us already, and closes.
+pub async fn accept_on(
+    worker: Rc<Worker>,
+    spec: Arc<ListenerSpec>,
+    socket: std::net::TcpListener,
+    stop: CancellationToken,
+) {
+    let socket = match socket::watch(socket) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket"),
+    };
+    let mut told: Option<Instant> = None;
+    loop {
+        let mut ready = tokio::select! {
+            biased;
+            ready = socket.readable() => match ready {
+                Ok(ready) => ready,
+                Err(error) => return tracing::error!(listener = spec.name, %error, "the listening socket failed"),
+            },
+            () = stop.cancelled() => break,
+        };
+        // A permit first: at the limit the rest waits in the kernel's queue.
+        let permit = tokio::select! {
+            permit = worker.shared.connections.clone().acquire_owned() => match permit {
+                Ok(permit) => permit,
+                Err(_closed) => return,
+            },
+            () = stop.cancelled() => break,
+        };
+        // A flood of newcomers must not have the established ones wait.
+        worker.accepts.turn().await;
+        match socket::accept(socket.get_ref()) {
+            Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                ready.clear_ready();
+            }
+            Err(error) if socket::is_shortage(&error) => {
+                if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+                    tracing::warn!(listener = spec.name, %error, "cannot accept; waiting");
+                    told = Some(Instant::now());
+                }
+                drop(permit);
+                worker.spare(Spare::Surplus);
+                tokio::time::sleep(SHORTAGE_PAUSE).await;
+            }
+            // The client was gone before we came (ECONNABORTED), or a signal: accept(2) says to go on.
+            Err(_) => {}
+        }
+    }
+    match socket::ignore_newcomers(socket.get_ref()) {
+        Ok(()) => tokio::time::sleep(HANDSHAKES).await,
+        Err(error) => tracing::warn!(listener = spec.name, %error, "whoever connects as it closes may be reset"),
+    }
+    while let Ok(permit) = worker.shared.connections.clone().acquire_owned().await {
+        match socket::accept(socket.get_ref()) {
+            Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+            Err(error) if socket::is_shortage(&error) => {
+                drop::<OwnedSemaphorePermit>(permit);
+                tokio::time::sleep(SHORTAGE_PAUSE).await;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// To the worker with the fewest connections, if that one has fewer than this.
+fn hand_over(worker: &Rc<Worker>, handover: Handover) {
+    let loads = &worker.shared.loads;
+    let load = |i: usize| loads[i].load(Ordering::Relaxed);
+    let least = (0..loads.len()).min_by_key(|i| load(*i)).unwrap_or(worker.index);
+    if load(least) < load(worker.index) {
+        loads[least].fetch_add(1, Ordering::Relaxed);
+        if let Err(returned) = worker.shared.mailboxes[least].send(Mail::Connection(handover)) {
+            loads[least].fetch_sub(1, Ordering::Relaxed);
+            if let Mail::Connection(handover) = returned.0 {
+                loads[worker.index].fetch_add(1, Ordering::Relaxed);
+                session::start(worker, handover);
+            }
+        }
+    } else {
+        loads[worker.index].fetch_add(1, Ordering::Relaxed);
+        session::start(worker, handover);
+    }
+}
+
+/// For handshakes under way when a listener closes: longer than nearly any round trip.
+const HANDSHAKES: Duration = Duration::from_millis(100);
+/// A shortage is logged no more often.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,490 @@
+//! Which endpoint gets the next connection or request: two random choices (a third where both are busy), the cheapest one, a
+//! lease on it.
+//!
+//! Invariant: only endpoints of the published snapshot that grant a lease are ever returned, usable ones before
+//! serving-and-terminating ones, untried before tried. It leaves waiting (see [`crate::contract::hold`]) to its callers.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::contract::clock::millis;
+use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::roster::Roster;
+use crate::contract::snapshot::Port;
+
+/// What a pick is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// In-flight requests, weighed with the response time.
+    Http,
+    /// Active plus connecting.
+    Tcp,
+}
+
+/// What the caller would rather not get.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Avoid<'a> {
+    /// Used again only where no other endpoint is usable.
+    pub tried: &'a [EndpointId],
+    /// A lost endpoint: its siblings (same `pod-template-hash`) are the next to leave.
+    pub siblings_of: Option<&'a Endpoint>,
+}
+
+/// Picks an endpoint and enters it. `None`: nothing may be dispatched to right now.
+pub fn pick(port: &Port, cost: Cost, avoid: &Avoid<'_>, now: Instant) -> Option<Lease> {
+    for endpoints in [&port.usable, &port.last_resort] {
+        if let Some(lost) = avoid.siblings_of
+            && let Some(lease) = stranger(endpoints, avoid.tried, lost)
+        {
+            return Some(lease);
+        }
+        if let Some(lease) = random_choices(endpoints, cost, avoid.tried, now) {
+            return Some(lease);
+        }
+        if let Some(lease) = scan(endpoints, avoid.tried).or_else(|| scan(endpoints, &[])) {
+            return Some(lease);
+        }
+    }
+    None
+}
+
+/// Whether a pick has a chance.
+pub fn any(port: &Port) -> bool {
+    port.usable.iter().chain(port.last_resort.iter()).any(|e| e.is_open() && !e.is_ejected())
+}
+
+/// The common case, independent of the number of endpoints.
+fn random_choices(endpoints: &Roster, cost: Cost, tried: &[EndpointId], now: Instant) -> Option<Lease> {
+    let n = endpoints.len();
+    for _ in 0..3 {
+        let chosen = match n {
+            0 => return None,
+            1 => &endpoints[0],
+            _ => {
+                let i = fastrand::usize(..n);
+                let j = (i + fastrand::usize(1..n)) % n;
+                let chosen = better(&endpoints[i], &endpoints[j], cost, tried, now);
+                // Where one in ten has become slow, both are slow in one pick of a hundred, and whoever gets that one waits:
+                // soon most clients would.
+                match chosen.leases() {
+                    0 => chosen,
+                    _ => better(chosen, &endpoints[fastrand::usize(..n)], cost, tried, now),
+                }
+            }
+        };
+        if is_fit(chosen, tried)
+            && let Some(lease) = chosen.enter()
+        {
+            return Some(lease);
+        }
+    }
+    None
+}
+
+/// The rare case: most endpoints are ejected, tried or leaving. Least loaded first, from a random start.
+fn scan(endpoints: &Roster, tried: &[EndpointId]) -> Option<Lease> {
+    let start = fastrand::usize(..endpoints.len().max(1));
+    let fit = || endpoints.iter_from(start).filter(|e| is_fit(e, tried));
+    fit().min_by_key(|e| e.leases()).and_then(|e| e.enter()).or_else(|| fit().find_map(|e| e.enter()))
+}
+
+/// The least loaded endpoint of another generation than the lost one's; without template hashes, the latest to join.
+fn stranger(endpoints: &Roster, tried: &[EndpointId], lost: &Endpoint) -> Option<Lease> {
+    let fit = || endpoints.iter().filter(|e| is_fit(e, tried));
+    match &lost.template_hash {
+        Some(hash) => {
+            let others = || fit().filter(|e| e.template_hash.as_ref() != Some(hash));
+            // Ties go to a random one: all replays of one loss arrive at the same moment.
+            others().min_by_key(|e| (e.leases(), fastrand::u32(..)))
+        }
+        None => fit().filter(|e| e.joined() > lost.joined()).min_by_key(|e| (e.leases(), Reverse(e.joined()))),
+    }
+    .and_then(|e| e.enter())
+}
+
+fn is_fit(endpoint: &Endpoint, tried: &[EndpointId]) -> bool {
+    !endpoint.is_ejected() && !tried.contains(&endpoint.id)
+}
+
+/// The one that is fit; of two that are, the cheaper one.
+fn better<'a>(
+    a: &'a Arc<Endpoint>,
+    b: &'a Arc<Endpoint>,
+    cost: Cost,
+    tried: &[EndpointId],
+    now: Instant,
+) -> &'a Arc<Endpoint> {
+    match (is_fit(a, tried), is_fit(b, tried)) {
+        (true, true) => cheaper(a, b, cost, now),
+        (true, false) => a,
+        _ => b,
+    }
+}
+
+/// The cheaper of two, ties at random so that equal endpoints get equal shares. A newcomer's idleness is no argument for
+/// it: it would get every pick it is in.
+fn cheaper<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, cost: Cost, now: Instant) -> &'a Arc<Endpoint> {
+    let now = millis(now);
+    let (mut load_a, mut load_b) = (a.leases() + 1, b.leases() + 1);
+    if a.is_newcomer_to(b, now) {
+        load_a = newcomers(load_a, load_b);
+    } else if b.is_newcomer_to(a, now) {
+        load_b = newcomers(load_b, load_a);
+    }
+    if cost == Cost::Http
+        && let (Some(slow_a), Some(slow_b)) = (a.latency().micros(now), b.latency().micros(now))
+        && (slow_a > 2 * slow_b + NOISE_US || slow_b > 2 * slow_a + NOISE_US)
+    {
+        // Only a clear difference counts: noise between equals must not skew their shares. And it counts by odds: one that
+        // always lost would get no sample to show that its one bad answer was an accident.
+        let square = |load: u64, slow: u64| (load as f64 * (slow + NOISE_US) as f64).powi(2);
+        let (cost_a, cost_b) = (square(load_a, slow_a), square(load_b, slow_b));
+        return if fastrand::f64() * (cost_a + cost_b) < cost_b { a } else { b };
+    }
+    match load_a.cmp(&load_b) {
+        std::cmp::Ordering::Less => a,
+        std::cmp::Ordering::Greater => b,
+        std::cmp::Ordering::Equal => [a, b][fastrand::usize(..2)],
+    }
+}
+
+/// A newcomer's load beside another's: the same, so that it gets its share and no more, unless it clearly cannot keep up.
+fn newcomers(load: u64, other: u64) -> u64 {
+    if load > 2 * other + 1 { load } else { other }
+}
+
+/// Differences below this are scheduling, not the application: microseconds.
+const NOISE_US: u64 = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, VecDeque};
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::config::settings::{Config, Discovery};
+    use crate::contract::name::{ObjectName, PortKey};
+    use crate::contract::policy::{Policy, Protocol};
+    use crate::observe::metrics::Metrics;
+
+    /// An open endpoint whose number is its id and the last byte of its address, with this template hash.
+    fn endpoint(n: u8, hash: Option<&str>, let_in: Instant) -> Arc<Endpoint> {
+        let address = ([10, 0, 0, n], 80).into();
+        let notices = mpsc::unbounded_channel().0;
+        let endpoint = Endpoint::new(EndpointId(n.into()), address, None, hash.map(Arc::from), notices);
+        endpoint.set_out(false);
+        endpoint.note_let_in(let_in);
+        endpoint
+    }
+
+    fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
+        let key = PortKey { service: ObjectName::new("web", "shop"), port: 80 };
+        Port {
+            metrics: Metrics::new().unwrap().service(&key),
+            key,
+            name: None,
+            node_port: None,
+            protocol: Protocol::Auto,
+            policy: Policy::for_service(&Config::new(Discovery::Static { to: Vec::new() }), &BTreeMap::new()).0,
+            usable: usable.into_iter().collect(),
+            last_resort: last_resort.into_iter().collect(),
+            all: Roster::default(),
+            claimed: false,
+            handing_back: false,
+            target_port: None,
+            hold: Arc::default(),
+        }
+    }
+
+    /// A port with so many endpoints of age, and the time.
+    fn aged(count: u8) -> (Port, Instant) {
+        let born = Instant::now();
+        (port((1..=count).map(|n| endpoint(n, None, born)).collect(), Vec::new()), born + 2 * WARM_UP)
+    }
+
+    const WARM_UP: Duration = Duration::from_secs(5);
+
+    fn picked(lease: &Lease) -> usize {
+        lease.endpoint().id.0 as usize
+    }
+
+    fn pick_id(port: &Port, avoid: &Avoid<'_>) -> Option<u64> {
+        pick(port, Cost::Http, avoid, Instant::now()).map(|lease| lease.endpoint().id.0)
+    }
+
+    /// Every endpoint that this pick may give.
+    fn candidates(port: &Port, avoid: &Avoid<'_>) -> Vec<u64> {
+        let mut all: Vec<_> = (0..300).filter_map(|_| pick_id(port, avoid)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// `picks` with `in_flight` at a time, which end in their order; how many each endpoint got.
+    fn shares(port: &Port, cost: Cost, now: Instant, in_flight: usize, picks: usize) -> [usize; 16] {
+        let mut running = VecDeque::new();
+        let mut shares = [0; 16];
+        for _ in 0..picks {
+            if running.len() == in_flight {
+                running.pop_front();
+            }
+            let lease = pick(port, cost, &Avoid::default(), now).unwrap();
+            shares[picked(&lease)] += 1;
+            running.push_back(lease);
+        }
+        shares
+    }
+
+    #[test]
+    fn four_and_two_share_two_to_one() {
+        fastrand::seed(1);
+        for (cost, in_flight) in
+            [(Cost::Http, 1), (Cost::Http, 8), (Cost::Http, 100), (Cost::Tcp, 8), (Cost::Tcp, 1_000)]
+        {
+            let (port, now) = aged(6);
+            for (i, endpoint) in port.usable.iter().enumerate() {
+                endpoint.latency().record(Duration::from_micros(1_000 + 300 * i as u64), millis(now));
+            }
+            let shares = shares(&port, cost, now, in_flight, 10_000);
+            let two: usize = shares[5..7].iter().sum();
+            assert!((3_167..=3_500).contains(&two), "{cost:?}, {in_flight} at a time: {shares:?}");
+        }
+    }
+
+    /// Their load says nothing: neither for them nor against them.
+    #[test]
+    fn two_newcomers_among_six_get_their_third() {
+        fastrand::seed(4);
+        for in_flight in [1, 4, 8, 100] {
+            let (port, now) = aged(6);
+            port.usable.iter().skip(4).for_each(|e| e.note_let_in(now));
+            let shares = shares(&port, Cost::Http, now, in_flight, 10_000);
+            let two: usize = shares[5..7].iter().sum();
+            assert!((3_167..=3_500).contains(&two), "{in_flight} at a time: {shares:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_joins_gets_its_share_and_no_more() {
+        fastrand::seed(2);
+        let first = Instant::now() + WARM_UP;
+        // Also in a rolling update, where those that are there have only just joined themselves.
+        for (cost, held, age) in [
+            (Cost::Http, true, 2 * WARM_UP),
+            (Cost::Http, false, 2 * WARM_UP),
+            (Cost::Http, false, WARM_UP / 5),
+            (Cost::Tcp, true, 2 * WARM_UP),
+            (Cost::Tcp, true, WARM_UP / 5),
+            (Cost::Tcp, false, WARM_UP / 5),
+        ] {
+            let now = first + age;
+            let three = port((1..=3).map(|n| endpoint(n, None, first)).collect(), Vec::new());
+            let mut running: VecDeque<_> =
+                (0..200).map(|_| pick(&three, cost, &Avoid::default(), now).unwrap()).collect();
+            three.usable.iter().for_each(|e| e.latency().record(Duration::from_millis(50), millis(now)));
+            let all = three.usable.iter().cloned().chain([endpoint(4, None, now)]).collect();
+            let four = port(all, Vec::new());
+            let mut got = 0;
+            for _ in 0..1_000 {
+                let lease = pick(&four, cost, &Avoid::default(), now).unwrap();
+                got += usize::from(picked(&lease) == 4);
+                running.push_back(lease);
+                if !held {
+                    running.pop_front();
+                }
+            }
+            assert!((150..=300).contains(&got), "{cost:?}, {age:?}: {got} of 1,000 where 250 are fair");
+        }
+    }
+
+    /// A pod is listed long before it is ready, and one that returns is as idle as a new one.
+    #[test]
+    fn being_let_in_makes_a_newcomer() {
+        let later = Instant::now() + 4 * WARM_UP;
+        let [one, two] = [1, 2].map(|n| endpoint(n, None, later - 3 * WARM_UP));
+        assert!(!one.is_newcomer_to(&two, millis(later)) && !two.is_newcomer_to(&one, millis(later)));
+        two.note_let_in(later);
+        assert!(two.is_newcomer_to(&one, millis(later)) && !one.is_newcomer_to(&two, millis(later)));
+        assert!(!two.is_newcomer_to(&one, millis(later + WARM_UP)));
+        // Back from out, and from an ejection: let in now, which is before `later`, where it was said to be.
+        for leave_and_return in [
+            |e: &Arc<Endpoint>| [true, false].iter().for_each(|out| e.set_out(*out)),
+            |e: &Arc<Endpoint>| [Endpoint::eject, |e: &Arc<Endpoint>| e.readmit()].iter().for_each(|f| f(e)),
+        ] {
+            two.note_let_in(later);
+            two.set_out(false);
+            assert!(two.is_newcomer_to(&one, millis(later)), "it was never out");
+            leave_and_return(&two);
+            assert!(!two.is_newcomer_to(&one, millis(later)));
+        }
+    }
+
+    /// So many clients, one request at a time each; endpoints answer in 1 ms, the `slow` last ones in so many. How many answers
+    /// of 20,000, those of the beginning left out, were slow ones', how many there were, and the time.
+    fn closed_loop(port: &Port, start: Instant, clients: u32, slow: usize, takes: u64) -> (usize, usize, Instant) {
+        let mut running = BTreeMap::new();
+        let (mut now, mut of_slow, mut all) = (start, 0, 0);
+        for n in 0..20_000u32 {
+            if n >= clients {
+                let ((ends, _), (began, lease)): (_, (Instant, Lease)) = running.pop_first().unwrap();
+                now = ends;
+                lease.endpoint().latency().record(now - began, millis(now));
+            }
+            let lease = pick(port, Cost::Http, &Avoid::default(), now).unwrap();
+            let is_slow = picked(&lease) > port.usable.len() - slow;
+            if now - start > Duration::from_millis(2 * takes) {
+                all += 1;
+                of_slow += usize::from(is_slow);
+            }
+            running.insert((now + Duration::from_millis(if is_slow { takes } else { 1 }), n), (now, lease));
+        }
+        (of_slow, all, now)
+    }
+
+    #[test]
+    fn a_slow_one_among_eleven_gets_next_to_nothing() {
+        fastrand::seed(3);
+        let (port, start) = aged(11);
+        let (slow, all, now) = closed_loop(&port, start, 16, 1, 200);
+        assert!(all > 5_000, "{all} after the warm-up");
+        assert!(slow * 100 < all, "{slow} of {all} went to the slow one");
+        // It gets its chance again: by then its average has faded.
+        let later = now + Duration::from_secs(60);
+        let again = (0..200).filter(|_| picked(&pick(&port, Cost::Http, &Avoid::default(), later).unwrap()) == 11);
+        assert!(again.count() > 0);
+    }
+
+    /// Two at random are both slow in one pick of 190, and each of those keeps a client for as long as a thousand others.
+    #[test]
+    fn two_slow_ones_among_twenty_do_not_end_up_with_most_clients() {
+        fastrand::seed(6);
+        let (port, start) = aged(20);
+        let (slow, all, _) = closed_loop(&port, start, 64, 2, 100);
+        assert!(all > 5_000, "{all} after the warm-up");
+        assert!(slow * 800 < all, "{slow} of {all} went to the slow ones");
+    }
+
+    /// One pause of a garbage collector must not cost an endpoint its share for longer than a moment.
+    #[test]
+    fn one_bad_answer_is_forgiven() {
+        fastrand::seed(5);
+        let (port, start) = aged(6);
+        let usual = Duration::from_micros(300);
+        port.usable.iter().for_each(|e| e.latency().record(usual, millis(start)));
+        port.usable[5].latency().record(Duration::from_millis(100), millis(start));
+        let mut got = 0;
+        for n in 0..10_000 {
+            let now = start + usual * n / 8;
+            let lease = pick(&port, Cost::Http, &Avoid::default(), now).unwrap();
+            lease.endpoint().latency().record(usual, millis(now));
+            got += usize::from(n > 5_000 && picked(&lease) == 6);
+        }
+        assert!(got > 700, "{got} of 5,000 where 833 are fair");
+    }
+
+    #[test]
+    fn the_less_loaded_of_two() {
+        for cost in [Cost::Http, Cost::Tcp] {
+            let (port, now) = aged(2);
+            let _lease = port.usable[0].enter().unwrap();
+            for _ in 0..50 {
+                assert_eq!(picked(&pick(&port, cost, &Avoid::default(), now).unwrap()), 2);
+            }
+        }
+    }
+
+    /// Latency is HTTP's: a long TCP connection is no slow one.
+    #[test]
+    fn a_slow_answer_weighs_for_http_only() {
+        let (port, now) = aged(2);
+        port.usable[0].latency().record(Duration::from_millis(200), millis(now));
+        port.usable[1].latency().record(Duration::from_millis(1), millis(now));
+        let shares = |cost| shares(&port, cost, now, 1, 200);
+        assert!(shares(Cost::Http)[1] < 10);
+        assert!(shares(Cost::Tcp)[1] > 50);
+    }
+
+    #[test]
+    fn ejected_out_and_draining_ones_are_passed_over() {
+        let (port, _) = aged(5);
+        port.usable[0].eject();
+        port.usable[1].set_out(true);
+        port.usable[2].begin_drain();
+        assert_eq!(candidates(&port, &Avoid::default()), [4, 5]);
+        port.usable[3].eject();
+        assert_eq!(candidates(&port, &Avoid::default()), [5]);
+        assert!(any(&port));
+        port.usable[4].eject();
+        assert!(candidates(&port, &Avoid::default()).is_empty());
+        assert!(!any(&port));
+        port.usable[0].readmit();
+        assert_eq!(candidates(&port, &Avoid::default()), [1]);
+        assert!(any(&port));
+    }
+
+    #[test]
+    fn the_one_fit_endpoint_among_many_is_found() {
+        let (port, _) = aged(200);
+        port.usable.iter().filter(|e| e.id.0 != 77).for_each(|e| e.set_out(true));
+        assert_eq!(candidates(&port, &Avoid::default()), [77]);
+    }
+
+    #[test]
+    fn the_last_resort_serves_only_where_nothing_else_does() {
+        let born = Instant::now();
+        let [one, two, three] = [1, 2, 3].map(|n| endpoint(n, None, born));
+        let port = port(vec![one.clone(), two.clone()], vec![three.clone()]);
+        let tried = [one.id, two.id];
+        assert_eq!(candidates(&port, &Avoid::default()), [1, 2]);
+        assert_eq!(candidates(&port, &Avoid { tried: &tried, siblings_of: Some(&one) }), [1, 2]);
+        one.eject();
+        two.set_out(true);
+        assert_eq!(candidates(&port, &Avoid::default()), [3]);
+        three.set_out(true);
+        assert!(candidates(&port, &Avoid::default()).is_empty());
+    }
+
+    #[test]
+    fn tried_ones_are_used_again_only_where_no_other_is_usable() {
+        let (port, _) = aged(4);
+        let tried = [1, 2, 3].map(EndpointId);
+        let avoid = Avoid { tried: &tried, siblings_of: None };
+        assert_eq!(candidates(&port, &avoid), [4]);
+        port.usable[3].eject();
+        port.usable[0].set_out(true);
+        assert_eq!(candidates(&port, &avoid), [2, 3]);
+    }
+
+    #[test]
+    fn a_replay_prefers_another_generation_the_least_loaded_of_it() {
+        let born = Instant::now();
+        let generation = |n| if n <= 3 { "old" } else { "new" };
+        let all: Vec<_> = (1..=5).map(|n| endpoint(n, Some(generation(n)), born)).collect();
+        let port = port(all.clone(), Vec::new());
+        let tried = [all[0].id];
+        let avoid = Avoid { tried: &tried, siblings_of: Some(&all[0]) };
+        assert_eq!(candidates(&port, &avoid), [4, 5]);
+        let _lease = all[3].enter();
+        assert_eq!(candidates(&port, &avoid), [5]);
+        all[3].set_out(true);
+        all[4].eject();
+        assert_eq!(candidates(&port, &avoid), [2, 3], "a sibling is better than none");
+    }
+
+    #[test]
+    fn without_generations_a_replay_prefers_the_latest_to_join() {
+        let (port, _) = aged(4);
+        let lost = port.usable[1].clone();
+        let tried = [lost.id];
+        let avoid = Avoid { tried: &tried, siblings_of: Some(&lost) };
+        assert_eq!(candidates(&port, &avoid), [4]);
+        let _lease = port.usable[3].enter();
+        assert_eq!(candidates(&port, &avoid), [3]);
+        port.usable[2].eject();
+        port.usable[3].eject();
+        assert_eq!(candidates(&port, &avoid), [1]);
+    }
+}

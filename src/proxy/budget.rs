@@ -1,0 +1,65 @@
+//! The budget that bounds replays which no leaving endpoint explains.
+
+use std::cell::Cell;
+
+use crate::config::settings::Retry;
+
+/// Bounds the replays that no leaving endpoint explains, per worker and service port: a share of recent requests plus a
+/// floor a second. "Recent" is about ten seconds.
+#[derive(Debug, Default)]
+pub struct Budget {
+    requests: Cell<f64>,
+    replays: Cell<f64>,
+}
+
+impl Budget {
+    pub fn count_request(&self) {
+        self.requests.set(self.requests.get() + 1.0);
+    }
+
+    /// Takes one replay out of the budget, if there is one left.
+    pub fn spend(&self, retry: &Retry, workers: usize) -> bool {
+        let replays = self.replays.get() + 1.0;
+        let floor = f64::from(retry.budget_floor) * WINDOW_S / workers as f64;
+        let allowed = self.requests.get() * f64::from(retry.budget_percent) / 100.0 + floor;
+        let fits = replays <= allowed;
+        if fits {
+            self.replays.set(replays);
+        }
+        fits
+    }
+
+    /// To be called once a second.
+    pub fn fade(&self) {
+        for count in [&self.requests, &self.replays] {
+            count.set(count.get() * (1.0 - 1.0 / WINDOW_S));
+        }
+    }
+}
+
+/// A count that fades by this part each second remembers about as many seconds.
+const WINDOW_S: f64 = 10.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::policy::NonIdempotent;
+
+    fn spend_all(budget: &Budget, retry: &Retry) -> u32 {
+        (0..).take_while(|_| budget.spend(retry, WINDOW_S as usize)).count() as u32
+    }
+
+    #[test]
+    fn the_budget_is_a_share_of_recent_requests_and_a_floor() {
+        let retry = Retry { attempts: 3, budget_percent: 20, budget_floor: 10, non_idempotent: NonIdempotent::Never };
+        let budget = Budget::default();
+        assert_eq!(spend_all(&budget, &retry), 10);
+        (0..100).for_each(|_| budget.count_request());
+        assert_eq!(spend_all(&budget, &retry), 20);
+        (0..200).for_each(|_| budget.fade());
+        // A trace of what was spent stays, and keeps a whole replay from fitting.
+        assert!((9..=10).contains(&spend_all(&budget, &retry)), "what is long past counts neither way");
+        let none = Retry { budget_percent: 0, budget_floor: 0, ..retry };
+        assert_eq!(spend_all(&Budget::default(), &none), 0);
+    }
+}

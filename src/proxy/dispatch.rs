@@ -1,0 +1,297 @@
+//! The way to a connection: pick, lease, reuse or connect, and wait while nothing is usable.
+//!
+//! Invariant: whoever gets an [`Upstream`] from here holds the [`Lease`] that was entered before the connection was
+//! chosen. A connect that fails ejects its endpoint and costs the client neither attempts nor budget; one that is not
+//! answered within 100 ms is raced by another (RFC 8305's idea, over endpoints).
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use prometheus::IntCounter;
+use tokio::net::TcpStream;
+
+use crate::contract::clock::millis;
+use crate::contract::counters::ServiceMetrics;
+use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::listener::ListenerSpec;
+use crate::contract::reason::RetryReason;
+use crate::contract::snapshot::Port;
+use crate::net::socket;
+use crate::net::socket::Peer;
+use crate::proxy::balancer::{Avoid, Cost};
+use crate::proxy::shared::Spare;
+use crate::proxy::upstream::{Trust, Upstream};
+use crate::proxy::worker::Worker;
+use crate::proxy::{balancer, upstream};
+
+/// What is wanted.
+pub struct Ask<'a> {
+    pub cost: Cost,
+    pub trust: Trust,
+    pub avoid: Avoid<'a>,
+    /// Held only while this client is still there.
+    pub client: &'a TcpStream,
+    /// When this is asked.
+    pub at: Instant,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// No such service port in the table.
+    NoService,
+    /// Nothing became usable within the hold time.
+    Expired,
+    /// As many wait already as may.
+    Full,
+    ClientLeft,
+    /// The caller's own deadline has passed.
+    Deadline,
+}
+
+/// A connection to an endpoint of the listener's service, held for if need be.
+pub async fn upstream(worker: &Rc<Worker>, spec: &ListenerSpec, ask: &Ask<'_>) -> Result<(Lease, Upstream), Refusal> {
+    let port = worker.port(spec).ok_or(Refusal::NoService)?;
+    match now(worker, &port, ask, ask.at).await {
+        Some(found) => Ok(found),
+        // Boxed, as all that is rare: what an exchange may need is moved about with it.
+        None => Box::pin(held(worker, spec, &port, ask)).await,
+    }
+}
+
+/// What can be had without waiting for endpoints to change.
+async fn now(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, at: Instant) -> Option<(Lease, Upstream)> {
+    let lease = balancer::pick(port, ask.cost, &ask.avoid, at)?;
+    let local = worker.local(lease.endpoint());
+    if let Some(upstream) = upstream::check_out(&local, ask.trust) {
+        lease.endpoint().note_dispatch(millis(at));
+        return Some((lease, upstream));
+    }
+    Box::pin(connect(worker, port, ask, lease)).await
+}
+
+/// Waits in the bounded queue until an endpoint becomes usable, and then for its turn.
+async fn held(
+    worker: &Rc<Worker>,
+    spec: &ListenerSpec,
+    port: &Port,
+    ask: &Ask<'_>,
+) -> Result<(Lease, Upstream), Refusal> {
+    let metrics = port.metrics.clone();
+    let limits = worker.config().limits.held;
+    let Some(_place) = port.hold.enter(limits) else {
+        metrics.held_refused.inc();
+        return Err(Refusal::Full);
+    };
+    let mut counted = HeldNow { metrics: &metrics, outcome: &metrics.held_left };
+    metrics.held_now.inc();
+    let mut generation = worker.shared.generation.clone();
+    let expires = Instant::now() + port.policy.hold_timeout;
+    loop {
+        generation.mark_unchanged();
+        if let Some(port) = worker.port(spec)
+            && balancer::any(&port)
+        {
+            let turn = port.hold.turn(port.usable.len(), Instant::now());
+            tokio::time::sleep_until(turn.min(expires).into()).await;
+            if let Some(found) = now(worker, &worker.port(spec).unwrap_or(port), ask, Instant::now()).await {
+                counted.outcome = &metrics.held_released;
+                return Ok(found);
+            }
+        }
+        let tick = tokio::time::sleep_until((Instant::now() + LOOK_AFTER_CLIENT).min(expires).into());
+        tokio::select! {
+            changed = generation.changed() => {
+                // The control side is gone only at the very end.
+                if changed.is_err() { return Err(Refusal::Expired) }
+            }
+            () = tick => {}
+        }
+        if socket::peer(ask.client) != Peer::Open {
+            return Err(Refusal::ClientLeft);
+        }
+        if Instant::now() >= expires || worker.cut.get() {
+            counted.outcome = &metrics.held_expired;
+            return Err(Refusal::Expired);
+        }
+    }
+}
+
+/// A connect under way.
+struct Connecting {
+    lease: Lease,
+    upstream: Upstream,
+    gives_up: Instant,
+}
+
+/// Connects to the picked endpoint and, as that fails or keeps silent, to others, until one answers or none is left.
+async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) -> Option<(Lease, Upstream)> {
+    let mut race: Vec<Connecting> = Vec::with_capacity(1);
+    let mut next = Some(first);
+    let mut started = 0;
+    loop {
+        if let Some(lease) = next.take() {
+            started += 1;
+            match start(worker, lease) {
+                Ok(connecting) => race.push(connecting),
+                Err((lease, error)) => {
+                    fail(&lease, &error, &port.metrics);
+                    if socket::is_shortage(&error) {
+                        if worker.spare(Spare::All) {
+                            next = Some(lease);
+                            continue;
+                        }
+                        tokio::time::sleep(SHORTAGE_PAUSE).await;
+                        return None;
+                    }
+                }
+            }
+        }
+        if race.is_empty() {
+            next = Some(balancer::pick(port, ask.cost, &ask.avoid, Instant::now())?);
+            continue;
+        }
+        let patience = tokio::time::sleep(RACE_AFTER);
+        tokio::pin!(patience);
+        let won = poll_fn(|cx| match poll_race(&mut race, cx, &port.metrics) {
+            Poll::Ready(won) => Poll::Ready(won),
+            Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
+        })
+        .await;
+        if let Some(won) = won {
+            won.lease.endpoint().readmit();
+            if started > 1 {
+                port.metrics.retried(RetryReason::Connect, true);
+            }
+            if !race.is_empty() {
+                tokio::task::spawn_local(see_to_end(race, port.metrics.clone()));
+            }
+            return Some((won.lease, won.upstream));
+        }
+        if race.len() < RACERS {
+            let busy: Vec<EndpointId> =
+                race.iter().map(|c| c.lease.endpoint().id).chain(ask.avoid.tried.iter().copied()).collect();
+            let avoid = Avoid { tried: &busy, ..ask.avoid };
+            // None but those under way: no second connect to the same endpoint.
+            next = balancer::pick(port, ask.cost, &avoid, Instant::now())
+                .filter(|lease| race.iter().all(|c| c.lease.endpoint().id != lease.endpoint().id));
+        }
+    }
+}
+
+fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Error)> {
+    let timeout = worker.config().timeouts.connect;
+    let now = Instant::now();
+    lease.endpoint().note_dispatch(millis(now));
+    match Upstream::connect(worker.local(lease.endpoint())) {
+        Ok(upstream) => Ok(Connecting { lease, upstream, gives_up: now + timeout }),
+        Err(error) => Err((lease, error)),
+    }
+}
+
+/// Ready with the first that is connected, or with `None` when one has failed (it is then out of the race).
+fn poll_race(race: &mut Vec<Connecting>, cx: &mut Context<'_>, metrics: &ServiceMetrics) -> Poll<Option<Connecting>> {
+    for i in 0..race.len() {
+        let stream = &race[i].upstream.stream;
+        let error = match stream.poll_write_ready(cx) {
+            Poll::Pending if Instant::now() < race[i].gives_up => continue,
+            Poll::Pending => Some(io::ErrorKind::TimedOut.into()),
+            Poll::Ready(Err(error)) => Some(error),
+            Poll::Ready(Ok(())) => stream.take_error().unwrap_or_else(Some),
+        };
+        let done = race.swap_remove(i);
+        return Poll::Ready(match error {
+            None => Some(done),
+            Some(error) => {
+                fail(&done.lease, &error, metrics);
+                None
+            }
+        });
+    }
+    Poll::Pending
+}
+
+/// The losers of a race still tell what their endpoints are worth: they are not dropped before they know.
+async fn see_to_end(mut race: Vec<Connecting>, metrics: Arc<ServiceMetrics>) {
+    while !race.is_empty() {
+        let tick = tokio::time::sleep(RACE_AFTER);
+        tokio::pin!(tick);
+        let connected = poll_fn(|cx| match poll_race(&mut race, cx, &metrics) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => tick.as_mut().poll(cx).map(|()| None),
+        })
+        .await;
+        if let Some(done) = connected {
+            done.lease.endpoint().readmit();
+        }
+    }
+}
+
+fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
+    metrics.retried(RetryReason::Connect, false);
+    if !socket::is_shortage(error) {
+        tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");
+        lease.endpoint().eject();
+    }
+}
+
+/// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
+/// charged to nobody. One of those who ask connects to it, the others watch: a storm of losses must not become one of
+/// connects.
+pub async fn is_leaving_soon(worker: &Worker, endpoint: &Arc<Endpoint>, deadline: Option<Instant>) -> bool {
+    let until = Instant::now() + SECOND_LOOK;
+    let until = deadline.map_or(until, |at| at.min(until));
+    let local = worker.local(endpoint);
+    let mine = !local.looked_at.replace(true);
+    let _looking = mine.then(|| Looking(&local.looked_at));
+    while Instant::now() < until {
+        if endpoint.is_leaving() {
+            return true;
+        }
+        if mine
+            && let Ok(Err(error)) = tokio::time::timeout(LOOK_EVERY, TcpStream::connect(endpoint.address)).await
+            && !socket::is_shortage(&error)
+        {
+            endpoint.eject();
+            return true;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    false
+}
+
+/// Lets another one look when this one is done, or dropped.
+struct Looking<'a>(&'a Cell<bool>);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+/// Counts one held client for as long as it waits, and how that ended: by its leaving, unless said otherwise.
+struct HeldNow<'a> {
+    metrics: &'a ServiceMetrics,
+    outcome: &'a IntCounter,
+}
+
+impl Drop for HeldNow<'_> {
+    fn drop(&mut self) {
+        self.metrics.held_now.dec();
+        self.outcome.inc();
+    }
+}
+
+/// How long a connect may go unanswered before a second one is started.
+const RACE_AFTER: Duration = Duration::from_millis(100);
+/// Connects of one client under way at once.
+const RACERS: usize = 4;
+const LOOK_AFTER_CLIENT: Duration = Duration::from_millis(100);
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

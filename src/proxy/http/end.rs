@@ -1,0 +1,192 @@
+//! How an exchange ends: what the client gets, what becomes of both connections, and what is recorded.
+
+use std::future::poll_fn;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use tokio::io::AsyncWriteExt;
+
+use crate::contract::endpoint::{Endpoint, Lease};
+use crate::contract::reason::CloseReason;
+use crate::observe::access_log::AccessEntry;
+use crate::proxy::client::Client;
+use crate::proxy::dispatch::Refusal;
+use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
+use crate::proxy::upstream;
+use crate::wire::answer;
+use crate::wire::message::{Emit, Method, Request, Response, Version};
+
+impl Exchange<'_> {
+    /// Whether the client's connection ends with a response that begins now: one side wants it so, too much of the body
+    /// is left to be read for nothing, or a body that waits to be asked for (RFC 9110 section 10.1.1) may never come.
+    pub(super) fn is_last(&self) -> bool {
+        let begun = !self.whole || self.sent.len() > self.head_len || self.body.is_done();
+        let held_back = self.request.expect_continue && !self.continued && !begun;
+        let unread_body = self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
+        let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
+        !self.request.keep_alive || leaving || held_back || unread_body
+    }
+
+    pub(super) fn is_tunnel(&self, response: &Response) -> bool {
+        response.status == 101 || (self.request.method == Method::Connect && (200..300).contains(&response.status))
+    }
+
+    /// The whole response has been written.
+    pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
+        let Attempt { upstream, response, inbuf, spent, lent_up, .. } = attempt;
+        let Some(response) = response else { return End::Cut(CloseReason::UpstreamReset) };
+        if self.is_tunnel(&response) {
+            return End::Tunnel { lease, upstream: Box::new(upstream), down: inbuf };
+        }
+        let now = Instant::now();
+        self.ended = Some(now);
+        let tally = &lease.endpoint().tally;
+        if lease.endpoint().is_draining() {
+            tally.finished.fetch_add(1, Ordering::Relaxed);
+        }
+        let uploaded = self.body.is_done() && self.written == self.sent.len() && lent_up.is_none();
+        if response.keep_alive && !spent && uploaded {
+            upstream::check_in(upstream, now);
+        } else {
+            drop(upstream);
+        }
+        drop(lease);
+        if !self.told_close && (self.body.is_done() || Box::pin(self.discard_body()).await) {
+            return End::KeepAlive;
+        }
+        let shutdown = self.worker.shared.closing.load(Ordering::Relaxed);
+        self.last(if shutdown { CloseReason::Shutdown } else { CloseReason::Completed })
+    }
+
+    /// A client that asked for the end, and has said all it had to say, is not waited for.
+    fn last(&self, reason: CloseReason) -> End {
+        if self.body.is_done() && !self.request.keep_alive { End::Close(reason) } else { End::Linger(reason) }
+    }
+
+    /// Reads the rest of a request body that nobody wants any more, if it is short enough to be worth it.
+    async fn discard_body(&mut self) -> bool {
+        let mut budget = self.config.limits.replay_body;
+        let patience = self.config.timeouts.head;
+        let mut waste = Vec::new();
+        let discard = async {
+            while !self.body.is_done() {
+                if self.client.unread.is_empty() {
+                    poll_fn(|cx| self.client.poll_fill(cx, self.worker)).await.ok()?;
+                    if self.client.unread.is_empty() {
+                        return None;
+                    }
+                }
+                let n = self.body.decode(&self.client.unread, Emit::Identity, &mut waste).ok()?;
+                waste.clear();
+                budget = budget.checked_sub(n.max(1))?;
+                self.client.unread.drain(..n);
+            }
+            Some(())
+        };
+        tokio::time::timeout(patience, discard).await.ok().flatten().is_some()
+    }
+
+    pub(super) async fn refused(&mut self, refusal: Refusal) -> End {
+        let (status, reason) = match refusal {
+            Refusal::NoService => (503, "no_service"),
+            Refusal::Expired => (503, "no_endpoint"),
+            Refusal::Full => (503, "hold_full"),
+            Refusal::Deadline => (504, "request_timeout"),
+            Refusal::ClientLeft => return End::Close(CloseReason::ClientReset),
+        };
+        self.answer(status, reason).await
+    }
+
+    pub(super) async fn give_up(&mut self, lost: Lost, endpoint: &Endpoint) -> End {
+        let (status, reason, cut) = match lost {
+            Lost::Client(reason) => {
+                if self.passed {
+                    return End::Cut(reason);
+                } else {
+                    return End::Close(reason);
+                }
+            }
+            Lost::Upstream { forced: true, .. } if self.worker.cut.get() => (502, "shutdown", CloseReason::Shutdown),
+            Lost::Upstream { forced: true, .. } => (502, "drain_deadline", CloseReason::DrainDeadline),
+            Lost::Upstream { .. } => (502, "upstream_lost", CloseReason::UpstreamReset),
+            Lost::BadResponse(reject) => {
+                self.client.newcomer.set(true);
+                (502, reject.reason, CloseReason::UpstreamReset)
+            }
+            Lost::BadBody(reject) => (reject.status, reject.reason, CloseReason::BadRequest),
+            Lost::Deadline => (504, "request_timeout", CloseReason::UpstreamReset),
+        };
+        tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");
+        if self.passed {
+            return End::Cut(cut);
+        }
+        self.answer(status, reason).await
+    }
+
+    /// An answer of our own. The client keeps its connection where the rest of its request can be read, which the answer
+    /// does not wait for.
+    pub(super) async fn answer(&mut self, status: u16, reason: &'static str) -> End {
+        if status >= 500 {
+            self.port.metrics.failures.inc();
+        }
+        let replied = self.replied.min(self.interim);
+        self.reply.truncate(self.interim);
+        self.reply.drain(..replied);
+        let close = status == 400 || self.request.version == Version::H10 || self.is_last();
+        let retry_after = (status == 503).then_some(1);
+        let head_only = self.request.method == Method::Head;
+        answer::write_answer(status, reason, retry_after, close, head_only, &mut self.reply);
+        self.status = status;
+        if let Some(logged) = &mut self.logged {
+            logged.reason = Some(reason);
+        }
+        self.bytes_out += self.reply.len() as u64;
+        let written = tokio::time::timeout(self.config.timeouts.client_idle, self.client.stream.write_all(&self.reply));
+        match written.await {
+            Ok(Ok(())) if !close && (self.body.is_done() || Box::pin(self.discard_body()).await) => End::KeepAlive,
+            Ok(Ok(())) if status == 400 => End::Linger(CloseReason::BadRequest),
+            Ok(Ok(())) => self.last(CloseReason::Completed),
+            _ => End::Close(CloseReason::ClientReset),
+        }
+    }
+
+    pub(super) fn record(&self, end: &End, started: Instant) {
+        let took = self.ended.unwrap_or_else(Instant::now) - started;
+        if let End::Cut(CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown) = end {
+            self.port.metrics.failures.inc();
+        }
+        if self.status != 0 {
+            self.port.metrics.answered(self.status);
+            self.port.metrics.request_duration.observe(took.as_secs_f64());
+        }
+        if let (Some(log), Some(logged)) = (&self.worker.shared.access_log, &self.logged) {
+            let mut words = logged.request_line.split(|byte| *byte == b' ');
+            let cut = match end {
+                End::Cut(reason) => Some(reason.as_str()),
+                _ => None,
+            };
+            log.write(&AccessEntry {
+                time: SystemTime::now(),
+                peer: self.client.peer,
+                listener: &self.client.listener.name,
+                service: &self.port.key,
+                method: words.next(),
+                target: words.next(),
+                status: (self.status != 0).then_some(self.status),
+                bytes_sent: self.bytes_out,
+                duration: took,
+                endpoint: logged.endpoint,
+                attempts: logged.attempts,
+                reason: logged.reason.or(cut),
+            });
+        }
+    }
+}
+
+/// Before there is a service to count for.
+pub(super) async fn answer_alone(client: &mut Client, request: &Request, status: u16, reason: &'static str) -> End {
+    let mut answer = Vec::new();
+    answer::write_answer(status, reason, Some(1), true, request.method == Method::Head, &mut answer);
+    let _ = client.stream.write_all(&answer).await;
+    End::Linger(CloseReason::NoEndpoint)
+}

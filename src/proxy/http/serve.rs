@@ -1,0 +1,198 @@
+//! An HTTP/1 client connection: one request after the other, until something ends it.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+
+use crate::contract::reason::CloseReason;
+use crate::net::socket;
+use crate::net::turns::in_turn;
+use crate::proxy::client::Client;
+use crate::proxy::http::attempts;
+use crate::proxy::http::exchange::End;
+use crate::proxy::relay::Pair;
+use crate::proxy::worker::Worker;
+use crate::wire::buffer::append;
+use crate::wire::{answer, head, message};
+
+pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
+    let (queue, newcomer) = (worker.newcomers.clone(), client.newcomer.clone());
+    // It has been established this moment.
+    in_turn(&queue, &newcomer, true, pin!(requests(worker, client))).await
+}
+
+/// Requests one after the other until something ends it.
+async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
+    let worker = &worker;
+    let mut timer = pin!(tokio::time::sleep(Duration::MAX));
+    loop {
+        let end = match read_head(worker, &mut client, timer.as_mut()).await {
+            Ok((request, head)) => {
+                let started = Instant::now();
+                Box::pin(attempts::run(worker, &mut client, request, head, timer.as_mut(), started)).await
+            }
+            Err(HeadEnd::Refused(reject)) => {
+                let mut answer = Vec::new();
+                answer::write_answer(reject.status, reject.reason, None, true, false, &mut answer);
+                if let Some(port) = worker.port(&client.listener) {
+                    port.metrics.answered(reject.status);
+                }
+                let idle = worker.config().timeouts.client_idle;
+                let _ = tokio::time::timeout(idle, client.stream.write_all(&answer)).await;
+                let timed_out = reject.status == 408;
+                End::Linger(if timed_out { CloseReason::ClientTimeout } else { CloseReason::BadRequest })
+            }
+            Err(HeadEnd::Closed(reason)) => return reason,
+        };
+        match end {
+            End::KeepAlive => {}
+            End::Close(reason) => {
+                // What it sent beyond its last request would make the close a reset, and cost it the answer.
+                if !socket::is_quiet(&client.stream) {
+                    Box::pin(linger(worker, &mut client)).await;
+                }
+                return reason;
+            }
+            End::Linger(reason) => {
+                Box::pin(linger(worker, &mut client)).await;
+                return reason;
+            }
+            End::Cut(reason) => {
+                socket::reset_on_close(&client.stream);
+                return reason;
+            }
+            End::Tunnel { lease, upstream, down } => {
+                let Client { stream, unread, .. } = *client;
+                return Pair::new(worker.clone(), stream, *upstream, lease, unread, down).run().await.reason;
+            }
+        }
+    }
+}
+
+/// A request's head, and its canonical form for the upstream.
+type Parsed = (message::Request, Vec<u8>);
+
+enum HeadEnd {
+    Closed(CloseReason),
+    Refused(message::Reject),
+}
+
+/// Reads the next request's head.
+async fn read_head(
+    worker: &Rc<Worker>,
+    client: &mut Client,
+    mut timer: Pin<&mut tokio::time::Sleep>,
+) -> Result<Parsed, HeadEnd> {
+    let (idle, head_time) = {
+        let config = worker.config();
+        (config.timeouts.client_idle, config.timeouts.head)
+    };
+    let mut begun = head::has_begun(&client.unread);
+    timer.as_mut().reset((Instant::now() + if begun { head_time } else { idle }).into());
+    let mut parsed = client.parse(worker)?;
+    poll_fn(|cx| {
+        loop {
+            if let Some(found) = parsed.take() {
+                return Poll::Ready(Ok(found));
+            }
+            match client.poll_head(cx, worker) {
+                Poll::Ready(found) => parsed = found?,
+                Poll::Pending => break,
+            }
+            if parsed.is_none() && !begun && head::has_begun(&client.unread) {
+                begun = true;
+                timer.as_mut().reset((Instant::now() + head_time).into());
+            }
+        }
+        timer.as_mut().poll(cx).map(|()| {
+            Err(if begun {
+                HeadEnd::Refused(message::Reject { status: 408, reason: "head_timeout" })
+            } else {
+                HeadEnd::Closed(CloseReason::ClientTimeout)
+            })
+        })
+    })
+    .await
+}
+
+/// Ends a connection whose client may still be sending, so that our answer is not lost to a reset (RFC 9112 section 9.6).
+/// Bounded by time, not by bytes: a client that writes its whole request before it reads must come to its end.
+async fn linger(worker: &Worker, client: &mut Client) {
+    let _ = client.stream.shutdown().await;
+    let drain = async {
+        client.unread = Vec::new();
+        while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_SILENT, poll_fn(|cx| client.poll_waste(cx, worker))).await {
+        }
+    };
+    let _ = tokio::time::timeout(LINGER_MAX, drain).await;
+}
+
+const LINGER_SILENT: Duration = Duration::from_secs(1);
+
+const LINGER_MAX: Duration = Duration::from_secs(30);
+
+impl Client {
+    /// Reads once and parses; a head that comes whole is parsed where it was read.
+    fn poll_head(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<Result<Option<Parsed>, HeadEnd>> {
+        let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
+        let mut scratch = worker.scratch.borrow_mut();
+        let room = self.room(worker);
+        let read = ready!(socket::poll_read(&mut self.stream, cx, &mut scratch[..room])).map_err(reset)?;
+        if read.is_empty() {
+            let idle = !head::has_begun(&self.unread);
+            let reason = if idle { CloseReason::ClientClosed } else { CloseReason::ClientReset };
+            return Poll::Ready(Err(HeadEnd::Closed(reason)));
+        }
+        if !self.unread.is_empty() {
+            append(&mut self.unread, read);
+            drop(scratch);
+            return Poll::Ready(self.parse(worker));
+        }
+        let parsed = self.parse_bytes(worker, read)?;
+        let consumed = parsed.as_ref().map_or(0, |(request, _)| request.consumed);
+        if consumed < read.len() {
+            append(&mut self.unread, &read[consumed..]);
+        }
+        Poll::Ready(Ok(parsed))
+    }
+
+    fn parse(&mut self, worker: &Worker) -> Result<Option<Parsed>, HeadEnd> {
+        if self.unread.is_empty() {
+            return Ok(None);
+        }
+        let parsed = self.parse_bytes(worker, &self.unread)?;
+        if let Some((request, _)) = &parsed {
+            self.unread.drain(..request.consumed);
+            if self.unread.is_empty() {
+                // An idle client owns no bytes.
+                self.unread = Vec::new();
+            }
+        }
+        Ok(parsed)
+    }
+
+    fn parse_bytes(&self, worker: &Worker, bytes: &[u8]) -> Result<Option<Parsed>, HeadEnd> {
+        let config = worker.config();
+        let limits = message::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
+        let forwarding = head::Forwarding {
+            peer: self.peer.ip(),
+            local: self.listener.address,
+            trusted: config.trusted_proxies.iter().any(|net| net.contains(&self.neighbour)),
+            https: false,
+            allow_connect: self.listener.allow_connect,
+        };
+        let mut out = worker.buffer();
+        match head::parse_request(bytes, &limits, &forwarding, &mut out) {
+            Ok(Some(request)) => Ok(Some((request, out))),
+            Ok(None) => {
+                worker.give_back(out);
+                Ok(None)
+            }
+            Err(reject) => Err(HeadEnd::Refused(reject)),
+        }
+    }
+}

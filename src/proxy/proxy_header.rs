@@ -1,0 +1,79 @@
+//! The PROXY protocol's header, v1 or v2 (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>), before all else that
+//! a client sends.
+//!
+//! Invariant: it is expected where the listener is configured so, never guessed. What is behind it stays in `unread`.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use crate::contract::reason::CloseReason;
+use crate::proxy::client::Client;
+use crate::proxy::worker::Worker;
+
+/// Takes the header, and the client's address from it. Only peers inside `trustedProxies` may send one.
+pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {
+    let config = worker.config();
+    if !config.trusted_proxies.iter().any(|net| net.contains(&client.neighbour)) {
+        tracing::debug!(peer = %client.neighbour, "PROXY header from outside trustedProxies refused");
+        return Err(CloseReason::BadProxyHeader);
+    }
+    let read = async {
+        loop {
+            if !goes_on(&client.unread) {
+                let (len, source) = match ppp::HeaderResult::parse(&client.unread) {
+                    ppp::HeaderResult::V1(Ok(header)) => (header.header.len(), source_v1(&header.addresses)),
+                    ppp::HeaderResult::V2(Ok(header)) => (header.header.len(), source_v2(&header)),
+                    _ => return Err(CloseReason::BadProxyHeader),
+                };
+                client.unread.drain(..len);
+                client.peer = source.unwrap_or(client.peer);
+                return Ok(());
+            }
+            let before = client.unread.len();
+            poll_fn(|cx| client.poll_fill(cx, worker)).await.map_err(|_| CloseReason::ClientReset)?;
+            if client.unread.len() == before {
+                return Err(CloseReason::BadProxyHeader);
+            }
+        }
+    };
+    tokio::time::timeout(config.timeouts.head, read).await.unwrap_or(Err(CloseReason::ClientTimeout))
+}
+
+/// Whether this is the beginning of a header whose end is still to come. `ppp` takes a v1 line cut within a port, for
+/// one, for a fault.
+fn goes_on(bytes: &[u8]) -> bool {
+    const V1: &[u8] = b"PROXY ";
+    const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+    if V1.starts_with(bytes) || V2.starts_with(bytes) {
+        return true;
+    }
+    if bytes.starts_with(V2) {
+        let Some(&[high, low]) = bytes.get(14..16) else { return true };
+        let whole = 16 + usize::from(u16::from_be_bytes([high, low]));
+        return bytes.len() < whole && whole <= HEADER_MAX;
+    }
+    bytes.starts_with(V1) && bytes.len() < LINE_MAX && !bytes.contains(&b'\n')
+}
+
+fn source_v1(addresses: &ppp::v1::Addresses) -> Option<SocketAddr> {
+    match addresses {
+        ppp::v1::Addresses::Tcp4(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v1::Addresses::Tcp6(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v1::Addresses::Unknown => None,
+    }
+}
+
+/// `None` also for a LOCAL command: a health check of the proxy before us, whose addresses mean nothing.
+fn source_v2(header: &ppp::v2::Header<'_>) -> Option<SocketAddr> {
+    match &header.addresses {
+        _ if header.command == ppp::v2::Command::Local => None,
+        ppp::v2::Addresses::IPv4(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v2::Addresses::IPv6(a) => Some((a.source_address, a.source_port).into()),
+        ppp::v2::Addresses::Unspecified | ppp::v2::Addresses::Unix(_) => None,
+    }
+}
+
+/// A v2 header with all its extensions; one of v1 is a line.
+const HEADER_MAX: usize = 4096;
+const LINE_MAX: usize = 107;

@@ -1,0 +1,275 @@
+//! Bytes between two sockets: a hand-polled pair over the worker's scratch, and splice where a read fills it.
+//!
+//! Invariant: an end is passed on as what it was. A FIN becomes a FIN of that direction once everything before it has been
+//! delivered, a reset becomes a reset; a cut in mid-transfer is a reset, so that nobody takes it for an end. A pair owns
+//! bytes only while a write is blocked.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use crate::contract::endpoint::Lease;
+use crate::contract::reason::CloseReason;
+use crate::net::pipe::{Broken, Lent, SPLICE_MIN};
+use crate::net::socket;
+use crate::net::socket::{LOOK, Peer};
+use crate::net::turns::{Turn, poll_turn};
+use crate::proxy::upstream::Upstream;
+use crate::proxy::worker::Worker;
+use crate::wire::buffer::{SCRATCH, append};
+
+/// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
+pub struct Pair {
+    worker: Rc<Worker>,
+    client: TcpStream,
+    upstream: Upstream,
+    lease: Lease,
+    /// Client to endpoint.
+    up: Way,
+    /// Endpoint to client.
+    down: Way,
+    last_moved: Instant,
+    ended_first: Option<CloseReason>,
+}
+
+/// How a pair ended.
+pub struct Ended {
+    pub reason: CloseReason,
+    pub endpoint: SocketAddr,
+    /// Bytes to the client.
+    pub sent: u64,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Way {
+    /// What the sink did not take; boxed, since hardly any direction has it.
+    waiting: Option<Box<Waiting>>,
+    ended: bool,
+    shut: bool,
+    moved: u64,
+    /// Much is coming: it goes by splice.
+    bulk: bool,
+    /// For the next of it.
+    turn: Turn,
+    lent: Option<Box<Lent>>,
+}
+
+struct Waiting {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Pair {
+    /// `up` and `down` are bytes already read that still have to be delivered.
+    pub fn new(
+        worker: Rc<Worker>,
+        client: TcpStream,
+        upstream: Upstream,
+        lease: Lease,
+        up: Vec<u8>,
+        down: Vec<u8>,
+    ) -> Box<Self> {
+        Box::new(Self {
+            worker,
+            client,
+            upstream,
+            lease,
+            up: Way { waiting: Waiting::of(up), ..Way::default() },
+            down: Way { waiting: Waiting::of(down), ..Way::default() },
+            last_moved: Instant::now(),
+            ended_first: None,
+        })
+    }
+
+    /// Runs until both directions have ended, one breaks, or the drain deadline cuts them.
+    pub async fn run(mut self: Box<Self>) -> Ended {
+        let local = self.upstream.local.clone();
+        let mut force = std::pin::pin!(local.force.cancelled());
+        let mut look: Option<Pin<Box<Sleep>>> = None;
+        let reason = std::future::poll_fn(|cx| {
+            if let Poll::Ready(reason) = self.poll(cx) {
+                return Poll::Ready(reason);
+            }
+            if self.up.shut || self.down.shut {
+                // Nobody reads from a side that has ended, so nobody would hear of its reset: asked from time to time.
+                let look = look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+                while look.as_mut().poll(cx).is_ready() {
+                    if let Some(reason) = self.reset_after_end() {
+                        return Poll::Ready(reason);
+                    }
+                    look.as_mut().reset((Instant::now() + LOOK).into());
+                }
+            }
+            force.as_mut().poll(cx).map(|()| self.cut())
+        })
+        .await;
+        let endpoint = self.lease.endpoint();
+        if reason != CloseReason::DrainDeadline && endpoint.is_draining() {
+            endpoint.tally.finished.fetch_add(1, Ordering::Relaxed);
+        }
+        Ended { reason, endpoint: endpoint.address, sent: self.down.moved }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let before = self.up.moved + self.down.moved;
+        let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
+        let room = room_beside(&self.down);
+        let up = self.up.poll(cx, &self.worker, client, upstream, room, self.down.shut);
+        let room = room_beside(&self.up);
+        let down = self.down.poll(cx, &self.worker, upstream, client, room, self.up.shut);
+        if before != self.up.moved + self.down.moved {
+            self.last_moved = Instant::now();
+        }
+        if self.ended_first.is_none() {
+            self.ended_first = match (self.up.ended, self.down.ended) {
+                (true, _) => Some(CloseReason::ClientClosed),
+                (_, true) => Some(CloseReason::UpstreamClosed),
+                _ => None,
+            };
+        }
+        let broken = |side| {
+            socket::reset_on_close(client);
+            socket::reset_on_close(upstream);
+            Poll::Ready(side)
+        };
+        match (up, down) {
+            (Poll::Ready(Err(Broken::Source(_))), _) | (_, Poll::Ready(Err(Broken::Sink(_)))) => {
+                broken(CloseReason::ClientReset)
+            }
+            (Poll::Ready(Err(Broken::Sink(_))), _) | (_, Poll::Ready(Err(Broken::Source(_)))) => {
+                broken(CloseReason::UpstreamReset)
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
+                Poll::Ready(self.ended_first.unwrap_or(CloseReason::ClientClosed))
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Whether the side that has ended its direction has given up the other one too.
+    fn reset_after_end(&self) -> Option<CloseReason> {
+        let (ended, reason) = match self.up.shut {
+            true => (&self.client, CloseReason::ClientReset),
+            false => (&self.upstream.stream, CloseReason::UpstreamReset),
+        };
+        (socket::peer(ended) == Peer::Gone).then(|| {
+            socket::reset_on_close(&self.client);
+            socket::reset_on_close(&self.upstream.stream);
+            reason
+        })
+    }
+
+    /// The drain deadline: a quiet connection ends, one in mid-transfer is reset.
+    fn cut(&mut self) -> CloseReason {
+        let quiet = self.last_moved.elapsed() >= QUIET && self.up.is_quiet() && self.down.is_quiet();
+        if !quiet {
+            socket::reset_on_close(&self.client);
+            socket::reset_on_close(&self.upstream.stream);
+        }
+        self.lease.endpoint().tally.forced.fetch_add(1, Ordering::Relaxed);
+        if self.worker.cut.get() { CloseReason::Shutdown } else { CloseReason::DrainDeadline }
+    }
+}
+
+impl Waiting {
+    fn of(bytes: Vec<u8>) -> Option<Box<Self>> {
+        (!bytes.is_empty()).then(|| Box::new(Self { bytes, written: 0 }))
+    }
+}
+
+impl Way {
+    /// Has nothing on its way, and does not wait for its turn to have.
+    fn is_quiet(&self) -> bool {
+        self.waiting.is_none() && self.lent.as_ref().is_none_or(|lent| lent.is_empty()) && !self.turn.is_awaited()
+    }
+
+    /// Moves what there is. Ready when the source has ended and the sink has been told; `last`: the other way has ended,
+    /// and the close that follows will tell it.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+        source: &mut TcpStream,
+        sink: &mut TcpStream,
+        room: usize,
+        last: bool,
+    ) -> Poll<Result<(), Broken>> {
+        if self.bulk && self.waiting.is_some() {
+            ready!(poll_turn(&worker.bulk, &mut self.turn, cx, true, source, sink));
+        }
+        loop {
+            if let Some(waiting) = &mut self.waiting {
+                while let Some(rest) = waiting.bytes.get(waiting.written..).filter(|rest| !rest.is_empty()) {
+                    waiting.written += ready!(Pin::new(&mut *sink).poll_write(cx, rest)).map_err(Broken::Sink)?;
+                }
+                worker.give_back(std::mem::take(&mut waiting.bytes));
+                self.waiting = None;
+            }
+            if self.ended {
+                if !self.shut && !last {
+                    ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
+                }
+                self.shut = true;
+                return Poll::Ready(Ok(()));
+            }
+            if self.bulk {
+                ready!(poll_turn(&worker.bulk, &mut self.turn, cx, self.lent.is_some(), source, sink));
+                if self.lent.is_none() {
+                    self.lent = worker.pipes.lend().map(Box::new);
+                }
+            }
+            if let Some(lent) = &mut self.lent {
+                match lent.poll_move(cx, source, sink, u64::MAX) {
+                    Poll::Ready(Ok(n)) => {
+                        self.moved += n as u64;
+                        self.ended = n == 0;
+                        self.bulk = n >= SPLICE_MIN;
+                        self.lent = None;
+                        continue;
+                    }
+                    Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
+                    Poll::Pending => {
+                        // Whoever waits with nothing in a pipe lets others have it.
+                        if lent.is_empty() {
+                            self.lent = None;
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+            let mut scratch = worker.scratch.borrow_mut();
+            let read = ready!(socket::poll_read(source, cx, &mut scratch[..room])).map_err(Broken::Source)?;
+            if read.is_empty() {
+                self.ended = true;
+                continue;
+            }
+            self.moved += read.len() as u64;
+            let n = match Pin::new(&mut *sink).poll_write(cx, read) {
+                Poll::Ready(n) => n.map_err(Broken::Sink)?,
+                Poll::Pending => 0,
+            };
+            if n < read.len() {
+                let mut bytes = worker.buffer();
+                append(&mut bytes, &read[n..]);
+                self.waiting = Waiting::of(bytes);
+            }
+            self.bulk = read.len() == room;
+        }
+    }
+}
+
+/// For a read, so that both directions of a pair together hold little more than one could.
+fn room_beside(other: &Way) -> usize {
+    if other.waiting.is_some() { SCRATCH / 4 } else { SCRATCH }
+}
+
+/// A connection that has moved nothing for this long is between two messages, as far as one can tell.
+const QUIET: Duration = Duration::from_secs(1);

@@ -1,0 +1,87 @@
+//! A worker's thread: its runtime, its mailbox and its timers.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::settings::Config;
+use crate::net::turns;
+use crate::proxy::shared::{Mail, Shared, Spare};
+use crate::proxy::worker::Worker;
+use crate::proxy::{accept, session};
+
+/// Runs a worker until its mailbox closes; blocks the thread.
+pub fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    config: Arc<Config>,
+    mailbox: mpsc::UnboundedReceiver<Mail>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(31)
+        .on_thread_park(turns::idle)
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    let worker = Rc::new(Worker::new(index, shared, &config));
+    runtime.block_on(worker.serve(mailbox));
+    Ok(())
+}
+
+impl Worker {
+    async fn serve(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Mail>) {
+        for queue in [&self.crumbs, &self.bulk, &self.accepts, &self.newcomers] {
+            let queue = queue.clone();
+            tokio::task::spawn_local(async move { queue.serve().await });
+        }
+        let mut generation = self.shared.generation.clone();
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                mail = mailbox.recv() => match mail {
+                    Some(Mail::Exit) | None => {
+                        // Whatever is kept refers to where it is kept.
+                        self.drop_idle(Spare::All);
+                        return;
+                    }
+                    Some(mail) => self.open(mail),
+                },
+                Ok(()) = generation.changed() => self.drop_idle_of_leavers(),
+                _ = second.tick() => self.sweep(),
+            }
+        }
+    }
+
+    fn open(self: &Rc<Self>, mail: Mail) {
+        match mail {
+            Mail::Config(config) => *self.config.borrow_mut() = Rc::new(Config::clone(&config)),
+            Mail::Listen(spec, socket) => {
+                let stop = CancellationToken::new();
+                self.listeners.borrow_mut().insert(spec.id, stop.clone());
+                tokio::task::spawn_local(accept::accept_on(self.clone(), spec, socket, stop));
+            }
+            Mail::Unlisten(id) => {
+                if let Some(stop) = self.listeners.borrow_mut().remove(&id) {
+                    stop.cancel();
+                }
+                self.routes.borrow_mut().remove(&id);
+            }
+            Mail::Connection(handover) => session::start(self, handover),
+            Mail::Drained(leaving) => {
+                if let Some(local) = self.locals.borrow().get(&leaving.0.id) {
+                    local.drop_idle();
+                }
+            }
+            Mail::Cut => {
+                self.cut.set(true);
+                self.locals.borrow().values().for_each(|local| local.force.cancel());
+            }
+            Mail::DropIdle(which) => drop(self.drop_idle(which)),
+            Mail::Exit => {}
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! One client connection, from accept to its one close reason: whose protocol it is, then TCP or HTTP.
+//!
+//! Invariant: everything a connection takes (its permit, its place in the worker's load, its gauge) is given back by
+//! `Open`'s drop, whatever way it ends. The idle state is small: what is busy is boxed and lives only while busy.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::contract::counters::ServiceMetrics;
+use crate::contract::policy::Protocol;
+use crate::contract::reason::CloseReason;
+use crate::net::turns::in_turn;
+use crate::proxy::client::Client;
+use crate::proxy::detect::{Known, detect};
+use crate::proxy::http::serve::http;
+use crate::proxy::proxy_header;
+use crate::proxy::relay::Pair;
+use crate::proxy::shared::Handover;
+use crate::proxy::tcp::{Logged, acquire_tcp};
+use crate::proxy::worker::Worker;
+
+/// What an open connection has taken; given back on drop.
+struct Open {
+    worker: Rc<Worker>,
+    metrics: Option<Arc<ServiceMetrics>>,
+    reason: CloseReason,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Serves an accepted connection in a task of its own. The caller has counted it in the worker's load.
+pub fn start(worker: &Rc<Worker>, handover: Handover) {
+    let Handover { fd, peer, listener, permit } = handover;
+    let open = Open { worker: worker.clone(), metrics: None, reason: CloseReason::ClientClosed, _permit: permit };
+    let stream = match TcpStream::from_std(fd.into()) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "cannot watch an accepted connection"),
+    };
+    let newcomer = Rc::new(Cell::new(true));
+    let client = Box::new(Client { stream, unread: Vec::new(), peer, neighbour: peer.ip(), listener, newcomer });
+    tokio::task::spawn_local(serve(open, client));
+}
+
+/// Not an `async fn`, which would keep its arguments twice for as long as the connection is idle.
+#[allow(clippy::manual_async_fn)] // See above.
+fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
+    async move {
+        match Box::pin(begin(&mut open, client)).await {
+            Ok(session) => open.ends_by(session.await),
+            Err(reason) => open.ends_by(reason),
+        }
+    }
+}
+
+/// What an established session is: each kind boxed for itself, so that a TCP pair does not pay for what an HTTP client
+/// needs, and neither for its beginning.
+type Established = Pin<Box<dyn Future<Output = CloseReason>>>;
+
+async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, CloseReason> {
+    let (queue, newcomer) = (open.worker.newcomers.clone(), client.newcomer.clone());
+    in_turn(&queue, &newcomer, false, pin!(establish(open, client))).await
+}
+
+/// Finds out who the client is and what it speaks, and connects it if that is TCP.
+async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
+    if client.listener.proxy_protocol {
+        Box::pin(proxy_header::read(&open.worker, &mut client)).await?;
+    }
+    let worker = open.worker.clone();
+    let port = worker.port(&client.listener);
+    let protocol = match (&port, client.listener.protocol) {
+        (Some(port), Some(own)) => own.at_target(port.target_port),
+        (Some(port), None) => port.protocol,
+        (None, own) => own.unwrap_or(Protocol::Auto),
+    };
+    open.metrics = port.map(|port| port.metrics.clone());
+    if let Some(metrics) = &open.metrics {
+        metrics.connections_active.inc();
+    }
+    let known = match protocol {
+        Protocol::Http => Known::Http,
+        Protocol::Tcp => Known::Tcp(None),
+        Protocol::Auto => Box::pin(detect(&worker, &mut client)).await?,
+    };
+    let upstream = match known {
+        Known::Http => {
+            open.count(|m| &m.connections_http);
+            return Ok(Box::pin(http(worker, client)));
+        }
+        Known::Tcp(upstream) => upstream,
+    };
+    open.count(|m| &m.connections_tcp);
+    let (lease, upstream) = match upstream {
+        Some(found) => *found,
+        None => Box::pin(acquire_tcp(&worker, &client)).await?,
+    };
+    let port = worker.port(&client.listener);
+    client.newcomer.set(false);
+    let Client { stream, unread, peer, listener, .. } = *client;
+    let log = worker.shared.access_log.clone().zip(port);
+    let logged = log.map(|(log, port)| Box::new(Logged { log, port, peer, listener, started: Instant::now() }));
+    let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
+    Ok(Box::pin(async move {
+        let ended = pair.run().await;
+        if let Some(logged) = logged {
+            logged.write(&ended);
+        }
+        ended.reason
+    }))
+}
+
+impl Open {
+    fn ends_by(&mut self, reason: CloseReason) {
+        self.reason = reason;
+    }
+
+    fn count(&self, which: impl Fn(&ServiceMetrics) -> &prometheus::IntCounter) {
+        if let Some(metrics) = &self.metrics {
+            which(metrics).inc();
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.shared.loads[self.worker.index].fetch_sub(1, Ordering::Relaxed);
+        if let Some(metrics) = &self.metrics {
+            metrics.connections_active.dec();
+            metrics.closed(self.reason);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! A TCP client: a connection to an endpoint, and its line in the access log.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use crate::contract::endpoint::Lease;
+use crate::contract::listener::ListenerSpec;
+use crate::contract::reason::CloseReason;
+use crate::net::socket;
+use crate::observe::access_log::{AccessEntry, AccessLog};
+use crate::proxy::balancer::{Avoid, Cost};
+use crate::proxy::client::Client;
+use crate::proxy::dispatch;
+use crate::proxy::dispatch::{Ask, Refusal};
+use crate::proxy::relay::Ended;
+use crate::proxy::upstream::{Trust, Upstream};
+use crate::proxy::worker::{Routed, Worker};
+
+pub(super) async fn acquire_tcp(worker: &Rc<Worker>, client: &Client) -> Result<(Lease, Upstream), CloseReason> {
+    let (cost, trust, avoid) = (Cost::Tcp, Trust::Fresh, Avoid::default());
+    let ask = Ask { cost, trust, avoid, client: &client.stream, at: Instant::now() };
+    dispatch::upstream(worker, &client.listener, &ask).await.map_err(|refusal| {
+        // A clean close would read as success.
+        socket::reset_on_close(&client.stream);
+        if refusal == Refusal::ClientLeft { CloseReason::ClientReset } else { CloseReason::NoEndpoint }
+    })
+}
+
+/// What the access log says of a TCP connection.
+pub(super) struct Logged {
+    pub(super) log: AccessLog,
+    pub(super) port: Rc<Routed>,
+    pub(super) peer: SocketAddr,
+    pub(super) listener: Arc<ListenerSpec>,
+    pub(super) started: Instant,
+}
+
+impl Logged {
+    pub(super) fn write(&self, ended: &Ended) {
+        self.log.write(&AccessEntry {
+            time: SystemTime::now(),
+            peer: self.peer,
+            listener: &self.listener.name,
+            service: &self.port.key,
+            method: None,
+            target: None,
+            status: None,
+            bytes_sent: ended.sent,
+            duration: self.started.elapsed(),
+            endpoint: Some(ended.endpoint),
+            attempts: 1,
+            reason: Some(ended.reason.as_str()),
+        });
+    }
+}

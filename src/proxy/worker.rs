@@ -1,0 +1,222 @@
+//! One worker: a thread with its own runtime, its mailbox, and everything that its connections share without a lock.
+//!
+//! Invariant: all that is here stays on this thread; between workers there are only the published snapshot, the
+//! endpoints' atomics and the mailboxes. Correctness of a drain rests on the lease, never on what a worker has noticed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use rustc_hash::FxHashMap;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::settings::Config;
+use crate::contract::endpoint::{Endpoint, EndpointId};
+use crate::contract::listener::{ListenerId, ListenerSpec};
+use crate::contract::name::PortKey;
+use crate::contract::snapshot::Port;
+use crate::net::pipe::Pipes;
+use crate::net::{socket, turns};
+use crate::proxy::budget::Budget;
+use crate::proxy::shared::{Mail, Shared, Spare};
+use crate::proxy::upstream::Local;
+use crate::wire::buffer::{BUFFER_MAX, SCRATCH};
+
+pub struct Worker {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    /// This worker's own, as all that counts references on the way of a request: shared counts are fought for by all.
+    pub(super) config: RefCell<Rc<Config>>,
+    /// Every read goes here first; nothing in it survives a poll.
+    pub scratch: RefCell<Box<[u8]>>,
+    buffers: RefCell<Vec<Vec<u8>>>,
+    pub(super) locals: RefCell<FxHashMap<EndpointId, Rc<Local>>>,
+    budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
+    pub(super) listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
+    pub(super) routes: RefCell<FxHashMap<ListenerId, Route>>,
+    pub pipes: Pipes,
+    /// For bodies of next to nothing but chunk lines, which cost the most for their bytes.
+    pub crumbs: Rc<turns::Queue>,
+    /// For whoever has more to move than a read takes.
+    pub bulk: Rc<turns::Queue>,
+    /// For new connections.
+    pub accepts: Rc<turns::Queue>,
+    /// For clients who have had no answer yet.
+    pub newcomers: Rc<turns::Queue>,
+    /// Set when the shutdown's grace is over: nothing is replayed any more.
+    pub cut: Cell<bool>,
+}
+
+/// A listener's service port as of one generation of the snapshot.
+type Route = (u64, Option<Rc<Routed>>);
+
+/// A service port, with what this worker counts for it.
+pub struct Routed {
+    port: Arc<Port>,
+    pub budget: Rc<Budget>,
+}
+
+impl Worker {
+    pub(super) fn new(index: usize, shared: Arc<Shared>, config: &Config) -> Self {
+        Self {
+            index,
+            shared,
+            config: RefCell::new(Rc::new(Config::clone(config))),
+            scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
+            buffers: RefCell::default(),
+            locals: RefCell::default(),
+            budgets: RefCell::default(),
+            listeners: RefCell::default(),
+            routes: RefCell::default(),
+            pipes: Pipes::default(),
+            crumbs: Rc::new(turns::Queue::new(CRUMBS)),
+            bulk: Rc::new(turns::Queue::new(BULK)),
+            accepts: Rc::new(turns::Queue::new(ACCEPTS)),
+            newcomers: Rc::new(turns::Queue::new(NEWCOMERS)),
+            cut: Cell::new(false),
+        }
+    }
+
+    /// What a listener's service port looks like in the published snapshot; resolved once per publish.
+    pub fn port(&self, spec: &ListenerSpec) -> Option<Rc<Routed>> {
+        let snapshot = self.shared.snapshot.load();
+        let mut routes = self.routes.borrow_mut();
+        match routes.get(&spec.id) {
+            Some((generation, port)) if *generation == snapshot.generation => port.clone(),
+            _ => {
+                let port = snapshot.port(&spec.service, &spec.port).cloned();
+                let port = port.map(|port| Rc::new(Routed { budget: self.budget(&port.key), port }));
+                routes.insert(spec.id, (snapshot.generation, port.clone()));
+                port
+            }
+        }
+    }
+
+    pub fn config(&self) -> Rc<Config> {
+        self.config.borrow().clone()
+    }
+
+    /// An empty buffer, from the last ones given back.
+    pub fn buffer(&self) -> Vec<u8> {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_back(&self, mut buffer: Vec<u8>) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffer.capacity() > 0 && buffer.capacity() <= BUFFER_MAX && buffers.len() < BUFFERS {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
+
+    /// This worker's part of an endpoint, made at its first use.
+    pub fn local(&self, endpoint: &Arc<Endpoint>) -> Rc<Local> {
+        if let Some(local) = self.locals.borrow().get(&endpoint.id) {
+            return local.clone();
+        }
+        let local = Rc::new(Local {
+            endpoint: endpoint.clone(),
+            force: endpoint.force.child_token(),
+            idle: RefCell::default(),
+            sockets: RefCell::default(),
+            young: RefCell::default(),
+            tightened: Cell::new(false),
+            reported: Cell::new(0),
+            looked_at: Cell::new(false),
+        });
+        self.locals.borrow_mut().insert(endpoint.id, local.clone());
+        local
+    }
+
+    fn budget(&self, key: &PortKey) -> Rc<Budget> {
+        if let Some(budget) = self.budgets.borrow().get(key) {
+            return budget.clone();
+        }
+        let budget = Rc::new(Budget::default());
+        self.budgets.borrow_mut().insert(key.clone(), budget.clone());
+        budget
+    }
+
+    /// After a publish: idle connections of endpoints that are draining or out are closed, sockets of deleted pods
+    /// given less patience.
+    pub(super) fn drop_idle_of_leavers(&self) {
+        for local in self.locals.borrow().values() {
+            if !local.endpoint.is_open() {
+                local.drop_idle();
+            }
+            if local.endpoint.pod_gone() && !local.tightened.replace(true) {
+                local.young.borrow_mut().clear();
+                local.sockets.borrow().iter().for_each(|fd| drop(socket::heed_silence(*fd, true)));
+            }
+        }
+    }
+
+    /// Out of descriptors: clients come before connections that are only kept, on whichever worker. Answers whether
+    /// there were any here.
+    pub fn spare(&self, which: Spare) -> bool {
+        let dropped = self.drop_idle(which);
+        if !dropped {
+            self.shared.tell_all(|| Mail::DropIdle(which));
+        }
+        dropped
+    }
+
+    pub(super) fn drop_idle(&self, which: Spare) -> bool {
+        let mut kept = match which {
+            Spare::Surplus => self.shared.loads[self.index].load(Ordering::Relaxed),
+            Spare::All => 0,
+        };
+        let mut dropped = false;
+        for local in self.locals.borrow().values() {
+            let mut idle = local.idle.borrow_mut();
+            let keep = kept.min(idle.len());
+            kept -= keep;
+            // The oldest go.
+            let surplus = idle.len() - keep;
+            dropped |= idle.drain(..surplus).count() > 0;
+            drop(idle);
+            local.report_idle();
+        }
+        dropped
+    }
+
+    /// Once a second: idle connections that ended or aged, new ones that have lived so long, locals that nobody needs, the
+    /// budgets' memory.
+    pub(super) fn sweep(&self) {
+        let (now, limit) = (Instant::now(), self.config.borrow().timeouts.upstream_idle);
+        self.locals.borrow_mut().retain(|_, local| {
+            local.idle.borrow_mut().retain(|idle| idle.is_alive() && now.duration_since(idle.since) < limit);
+            local.report_idle();
+            let gone = local.endpoint.pod_gone();
+            let young = std::mem::take(&mut *local.young.borrow_mut());
+            young.into_iter().for_each(|fd| drop(socket::heed_silence(fd, gone)));
+            local.endpoint.is_open() || Rc::strong_count(local) > 1
+        });
+        let snapshot = self.shared.snapshot.load();
+        self.routes.borrow_mut().retain(|_, (generation, _)| *generation == snapshot.generation);
+        self.budgets.borrow_mut().retain(|key, budget| {
+            budget.fade();
+            snapshot.ports.contains_key(key)
+        });
+    }
+}
+
+impl Deref for Routed {
+    type Target = Port;
+
+    fn deref(&self) -> &Port {
+        &self.port
+    }
+}
+
+/// Buffers kept for reuse, and the largest worth keeping.
+const BUFFERS: usize = 128;
+/// Turns between two looks at the sockets: what a look costs is little beside one of them.
+const CRUMBS: u32 = 1;
+const BULK: u32 = 1;
+const ACCEPTS: u32 = 2;
+const NEWCOMERS: u32 = 4;

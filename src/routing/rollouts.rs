@@ -1,0 +1,293 @@
+//! Rollouts as the clients met them: a burst of drains of one Service, and the receipt at its end.
+//!
+//! A burst begins with a Service's first drain and ends once nothing has drained for [`QUIET`] and something serves
+//! again, or after an hour, whatever made it: a rolling update, an undo, a scale-down. Counts are the Service's own
+//! counters at the end less those at the beginning, so they are what all its clients met in that time, not what the drains
+//! caused. Kept by [`crate::routing::drains::Log`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::contract::counters::ServiceMetrics;
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::reason::CloseReason;
+
+/// The receipt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rollout {
+    pub service: ObjectName,
+    pub started_at: SystemTime,
+    pub ended_at: SystemTime,
+    /// From the first drain's beginning to the last one's end, or to when something served again.
+    pub took: Duration,
+    pub pods_gone: u32,
+    /// Let into rotation from [`LOOK_BACK`] before the first drain on.
+    pub pods_come: u32,
+    pub requests: u64,
+    pub replayed: u64,
+    /// Requests and connections that had to wait for an endpoint.
+    pub held: u64,
+    /// Exchanges and connections cut at a drain deadline.
+    pub forced: u64,
+    /// Client connections open at the end.
+    pub connections_kept: u64,
+    /// Client connections that did not end of the client's own doing.
+    pub connections_lost: u64,
+    /// 502, 503 and 504 of our own, and responses that had to be cut.
+    pub failures: u64,
+}
+
+impl Rollout {
+    /// For people, in one line.
+    pub fn words(&self) -> String {
+        let Self { pods_gone, pods_come, requests, replayed, held, forced, .. } = self;
+        let Self { connections_kept, connections_lost, failures, .. } = self;
+        let took = humantime::format_duration(Duration::from_millis(self.took.as_millis() as u64));
+        format!(
+            "{pods_gone} pods gone, {pods_come} come in {took}: {requests} requests, {failures} failed, {replayed} replayed, \
+             {held} held, {forced} cut at their deadline; {connections_kept} client connections kept, {connections_lost} lost"
+        )
+    }
+
+    /// Logs a rollout that is over in one line.
+    pub fn log(&self) {
+        tracing::info!(
+            service = %self.service,
+            pods_gone = self.pods_gone,
+            pods_come = self.pods_come,
+            took_ms = u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
+            requests = self.requests,
+            failures = self.failures,
+            replayed = self.replayed,
+            held = self.held,
+            forced = self.forced,
+            connections_kept = self.connections_kept,
+            connections_lost = self.connections_lost,
+            "rollout over"
+        );
+    }
+}
+
+#[derive(Default)]
+pub struct Rollouts {
+    open: BTreeMap<ObjectName, Open>,
+    finished: VecDeque<Rollout>,
+}
+
+struct Open {
+    started_at: SystemTime,
+    started: Instant,
+    /// Beginning or end of a drain.
+    last: Instant,
+    running: usize,
+    /// By name and UID, else by address: a pod drains once for each port.
+    gone: BTreeSet<String>,
+    before: BTreeMap<u16, (Arc<ServiceMetrics>, Counts)>,
+    /// As the ended drains' records say.
+    forced: u64,
+}
+
+/// What a Service's counters say.
+#[derive(Default, Clone, Copy)]
+struct Counts {
+    requests: u64,
+    replayed: u64,
+    held: u64,
+    lost: u64,
+    failures: u64,
+}
+
+impl Counts {
+    fn of(metrics: &ServiceMetrics) -> Self {
+        let lost = [CloseReason::UpstreamReset, CloseReason::DrainDeadline, CloseReason::NoEndpoint];
+        Self {
+            requests: metrics.requests.iter().map(|counter| counter.get()).sum(),
+            replayed: metrics.replayed_so_far(),
+            held: metrics.held_so_far(),
+            lost: lost.iter().map(|reason| metrics.closed_so_far(*reason)).sum(),
+            failures: metrics.failures.get(),
+        }
+    }
+}
+
+impl Rollouts {
+    pub fn drain_began(&mut self, key: &PortKey, pod: String, metrics: &Arc<ServiceMetrics>, now: Instant) {
+        let open = self.open.entry(key.service.clone()).or_insert_with(|| Open {
+            started_at: SystemTime::now(),
+            started: now,
+            last: now,
+            running: 0,
+            gone: BTreeSet::new(),
+            before: BTreeMap::new(),
+            forced: 0,
+        });
+        open.last = now;
+        open.running += 1;
+        open.gone.insert(pod);
+        open.before.entry(key.port).or_insert_with(|| (metrics.clone(), Counts::of(metrics)));
+    }
+
+    pub fn drain_ended(&mut self, service: &ObjectName, forced: u32, now: Instant) {
+        if let Some(open) = self.open.get_mut(service) {
+            open.last = now;
+            open.running = open.running.saturating_sub(1);
+            open.forced += u64::from(forced);
+        }
+    }
+
+    /// When the next burst may have ended.
+    pub fn due(&self) -> Option<Instant> {
+        self.open.values().map(Open::due).min()
+    }
+
+    /// Ends the bursts that are over. `come` tells how many pods of a Service were let in since a moment, and `None`
+    /// while nothing serves.
+    pub fn close(&mut self, now: Instant, come: impl Fn(&ObjectName, Instant) -> Option<u32>) -> Vec<Rollout> {
+        let mut closed = Vec::new();
+        self.open.retain(|service, open| {
+            if open.due() > now {
+                return true;
+            }
+            let since = open.started.checked_sub(LOOK_BACK).unwrap_or(open.started);
+            let come = come(service, since);
+            if come.is_none() && now < (open.last + LONGEST).min(open.started + AT_MOST) {
+                // Nothing serves yet: what the clients meet is not over.
+                open.last = open.last.max(now.checked_sub(QUIET - RECHECK).unwrap_or(now));
+                return true;
+            }
+            closed.push(open.receipt(service, come.unwrap_or(0)));
+            false
+        });
+        for rollout in &closed {
+            if self.finished.len() == KEPT {
+                self.finished.pop_front();
+            }
+            self.finished.push_back(rollout.clone());
+        }
+        closed
+    }
+
+    /// Newest first.
+    pub fn finished(&self) -> Vec<Rollout> {
+        self.finished.iter().rev().cloned().collect()
+    }
+}
+
+impl Open {
+    fn due(&self) -> Instant {
+        let pause = if self.running == 0 { QUIET } else { LONGEST };
+        (self.last + pause).min(self.started + AT_MOST)
+    }
+
+    fn receipt(&self, service: &ObjectName, come: u32) -> Rollout {
+        let sum = |part: fn(&Counts) -> u64| -> u64 {
+            self.before.values().map(|(metrics, before)| part(&Counts::of(metrics)).saturating_sub(part(before))).sum()
+        };
+        let took = self.last.saturating_duration_since(self.started);
+        let kept = self.before.values().map(|(metrics, _)| metrics.connections_active.get().max(0).cast_unsigned());
+        Rollout {
+            service: service.clone(),
+            started_at: self.started_at,
+            ended_at: self.started_at + took,
+            took,
+            pods_gone: u32::try_from(self.gone.len()).unwrap_or(u32::MAX),
+            pods_come: come,
+            requests: sum(|counts| counts.requests),
+            replayed: sum(|counts| counts.replayed),
+            held: sum(|counts| counts.held),
+            forced: self.forced,
+            connections_kept: kept.sum(),
+            connections_lost: sum(|counts| counts.lost),
+            failures: sum(|counts| counts.failures),
+        }
+    }
+}
+
+/// Between two drains of one rollout: longer than a pod takes to become ready, as a rule.
+pub const QUIET: Duration = Duration::from_secs(15);
+/// A burst whose drains do not end, or after which nothing serves, has its receipt all the same.
+const LONGEST: Duration = Duration::from_secs(600);
+/// Drains that go on without a pause have a receipt each hour: the pods of a burst are remembered by name.
+const AT_MOST: Duration = Duration::from_secs(3_600);
+const RECHECK: Duration = Duration::from_secs(1);
+/// The first new pod of a surge comes before the first old one goes.
+pub const LOOK_BACK: Duration = Duration::from_secs(10);
+/// Receipts that are remembered.
+pub const KEPT: usize = 100;
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+
+    use crate::observe::metrics::Metrics;
+
+    fn key(port: u16) -> PortKey {
+        PortKey { service: ObjectName::new("web", "shop"), port }
+    }
+
+    fn shop() -> ObjectName {
+        ObjectName::new("web", "shop")
+    }
+
+    #[test]
+    fn a_burst_is_one_receipt_with_what_its_clients_met() {
+        let registry = Metrics::new().unwrap();
+        let (web, tls) = (registry.service(&key(80)), registry.service(&key(443)));
+        web.answered(200);
+        let (mut rollouts, start) = (Rollouts::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        rollouts.drain_began(&key(80), "a".into(), &web, start);
+        rollouts.drain_began(&key(443), "a".into(), &tls, start);
+        web.answered(200);
+        web.answered(502);
+        web.failures.inc();
+        tls.closed(CloseReason::UpstreamReset);
+        tls.closed(CloseReason::ClientClosed);
+        web.connections_active.set(8);
+        assert_eq!(rollouts.due(), Some(start + LONGEST), "while they run");
+        rollouts.drain_ended(&shop(), 0, after(2));
+        rollouts.drain_ended(&shop(), 1, after(2));
+        rollouts.drain_began(&key(80), "b".into(), &web, after(10));
+        rollouts.drain_ended(&shop(), 0, after(12));
+        assert!(rollouts.close(after(26), |_, _| Some(2)).is_empty(), "not quiet for long enough");
+        assert!(rollouts.close(after(27), |_, _| None).is_empty(), "nothing serves yet");
+        let receipts = rollouts.close(after(28), |service, since| {
+            assert_eq!((service, since), (&key(80).service, start.checked_sub(LOOK_BACK).unwrap_or(start)));
+            Some(2)
+        });
+        assert_eq!(receipts, rollouts.finished());
+        assert_eq!(rollouts.due(), None);
+        let expected = "2 pods gone, 2 come in 13s: 2 requests, 1 failed, 0 replayed, 0 held, 1 cut at their deadline; \
+                        8 client connections kept, 1 lost";
+        assert_eq!(receipts[0].words(), expected);
+    }
+
+    #[test]
+    fn drains_without_a_pause_have_a_receipt_each_hour() {
+        let metrics = Metrics::new().unwrap().service(&key(80));
+        let (mut rollouts, start, mut gone) = (Rollouts::default(), Instant::now(), Vec::new());
+        for n in 0..1_442 {
+            let now = start + Duration::from_secs(5) * n;
+            assert!(rollouts.due().is_none_or(|due| due >= now), "a time that is past would be waited for for ever");
+            rollouts.drain_began(&key(80), n.to_string(), &metrics, now);
+            rollouts.drain_ended(&shop(), 0, now);
+            // For half of the time nothing serves.
+            let come = |_: &ObjectName, _| (n < 720).then_some(1);
+            gone.extend(rollouts.close(now, come).iter().map(|receipt| receipt.pods_gone));
+        }
+        assert_eq!(gone, [721, 721]);
+    }
+
+    #[test]
+    fn a_burst_without_an_end_has_its_receipt_all_the_same_and_few_are_kept() {
+        let metrics = Metrics::new().unwrap().service(&key(80));
+        let (mut rollouts, start) = (Rollouts::default(), Instant::now());
+        for n in 0..KEPT as u32 + 2 {
+            rollouts.drain_began(&key(80), n.to_string(), &metrics, start);
+            assert_eq!(rollouts.close(start + LONGEST, |_, _| None).len(), 1);
+        }
+        assert_eq!(rollouts.finished().len(), KEPT);
+    }
+}

@@ -1,0 +1,266 @@
+//! The field section that heads and trailers share: where it ends, and what its fields say about framing and forwarding.
+//!
+//! `httparse` splits the lines; everything that it lets pass and that two implementations could read differently is
+//! refused here (RFC 9112 sections 2.2, 5 and 6). Invariant: `end_of_head` reads strictly from left to right, so the
+//! verdict on a head is the same wherever the network split it. Leaves out the start lines: `head.rs`.
+
+use std::mem::MaybeUninit;
+
+use httparse::Header;
+
+use crate::wire::message::{Limits, Reject, Version};
+
+/// The most header lines that are ever accepted, whatever `limits.headers` says: room for them is on the stack.
+pub const MAX_HEADERS: usize = 256;
+
+/// Connection options beyond `close`, `keep-alive` and `upgrade`: each one is compared with each header.
+const MAX_OPTIONS: usize = 32;
+
+/// Where `httparse` puts the lines; costs nothing to make.
+pub(super) type Lines<'a> = [MaybeUninit<Header<'a>>; MAX_HEADERS];
+
+/// Where [`Fields::survey`] notes what each of them is.
+pub(super) type Kinds = [Kind; MAX_HEADERS];
+
+/// Finds the end of a head, past its empty line, or the first fault before it. `Ok(None)`: neither yet.
+pub(super) fn end_of_head(input: &[u8], limits: &Limits) -> Result<Option<usize>, Reject> {
+    let window = input.get(..limits.head_size).unwrap_or(input);
+    let (mut line, mut at) = (0, 0);
+    loop {
+        at = next_control(window, at);
+        match (window.get(at), window.get(at + 1)) {
+            (Some(b'\t'), _) => at += 1,
+            (Some(b'\r'), Some(b'\n')) if at == line && line == 0 => return Err(Reject::bad("leading_blank_line")),
+            (Some(b'\r'), Some(b'\n')) if at == line => return Ok(Some(at + 2)),
+            (Some(b'\r'), Some(b'\n')) => {
+                at += 2;
+                line = at;
+                if matches!(window.get(at), Some(b' ' | b'\t')) {
+                    return Err(Reject::bad("obs_fold"));
+                }
+            }
+            (Some(b'\r'), Some(_)) => return Err(Reject::bad("bare_cr")),
+            (Some(b'\n'), _) => return Err(Reject::bad("bare_lf")),
+            (Some(b'\r') | None, _) if input.len() >= limits.head_size => {
+                return Err(Reject { status: 431, reason: "head_too_large" });
+            }
+            (Some(b'\r') | None, _) => return Ok(None),
+            (Some(_), _) => return Err(Reject::bad("control_byte")),
+        }
+    }
+}
+
+/// Index of the first byte below 0x20 at or after `from`, or the length. Eight bytes a step: in a word that is read
+/// little-endian the subtraction's borrow only spoils bytes after the first hit.
+fn next_control(bytes: &[u8], mut from: usize) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    while let Some(eight) = bytes.get(from..).and_then(|rest| rest.first_chunk::<8>()) {
+        let word = u64::from_le_bytes(*eight);
+        let below = word.wrapping_sub(ONES * 0x20) & !word & (ONES * 0x80);
+        if below != 0 {
+            return from + below.trailing_zeros() as usize / 8;
+        }
+        from += 8;
+    }
+    let rest = bytes.get(from..).unwrap_or_default();
+    from + rest.iter().position(|&b| b < 0x20).unwrap_or(rest.len())
+}
+
+/// What a field is to a proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    EndToEnd,
+    Host,
+    ContentLength,
+    TransferEncoding,
+    Connection,
+    /// Hop-by-hop whether `Connection` lists it or not (RFC 9110 section 7.6.1).
+    HopByHop,
+    Upgrade,
+    Trailer,
+    Expect,
+    /// A precondition that a lost first attempt may have changed.
+    Conditional,
+    IdempotencyKey,
+    ForwardedFor,
+    ForwardedHost,
+    ForwardedProto,
+    /// `Forwarded` and the other `X-Forwarded-*`: a claim about the client that needs trust.
+    ForwardedOther,
+    /// No more than that to HTTP, but to some endpoints the name of a field that frames, or that only we may set.
+    Lookalike,
+}
+
+pub(super) fn kind(name: &str) -> Kind {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    match name.len() {
+        2 if is("te") => Kind::HopByHop,
+        4 if is("host") => Kind::Host,
+        6 if is("expect") => Kind::Expect,
+        7 if is("upgrade") => Kind::Upgrade,
+        7 if is("trailer") => Kind::Trailer,
+        8 if is("if-match") => Kind::Conditional,
+        9 if is("forwarded") => Kind::ForwardedOther,
+        10 if is("connection") => Kind::Connection,
+        10 if is("keep-alive") => Kind::HopByHop,
+        13 if is("if-none-match") => Kind::Conditional,
+        14 if is("content-length") => Kind::ContentLength,
+        15 if is("idempotency-key") => Kind::IdempotencyKey,
+        15 if is("x-forwarded-for") => Kind::ForwardedFor,
+        16 if is("x-forwarded-host") => Kind::ForwardedHost,
+        16 if is("proxy-connection") => Kind::HopByHop,
+        17 if is("transfer-encoding") => Kind::TransferEncoding,
+        17 if is("x-forwarded-proto") => Kind::ForwardedProto,
+        19 if is("if-unmodified-since") => Kind::Conditional,
+        12.. if name.as_bytes().get(..12).is_some_and(|p| p.eq_ignore_ascii_case(b"x-forwarded-")) => {
+            Kind::ForwardedOther
+        }
+        12.. if is_lookalike(name.as_bytes()) => Kind::Lookalike,
+        _ => Kind::EndToEnd,
+    }
+}
+
+/// CGI, and what came of it (FastCGI, WSGI, PHP), makes a variable of a name, in which everything but letters and digits is
+/// `_`: there `X_Forwarded_For` is `X-Forwarded-For`, and no endpoint can tell that the first is the client's own word.
+fn is_lookalike(name: &[u8]) -> bool {
+    let begins = |with: &[u8]| {
+        let mut pairs = name.iter().zip(with);
+        pairs.all(|(a, b)| a.eq_ignore_ascii_case(b) || *b == b'-' && !a.is_ascii_alphanumeric())
+    };
+    match name.len() {
+        14 if begins(b"content-length") => true,
+        17 if begins(b"transfer-encoding") => true,
+        _ => begins(b"x-forwarded-"),
+    }
+}
+
+/// What one pass over the fields of a head found.
+pub(super) struct Fields<'h, 'b> {
+    pub lines: &'h [Header<'b>],
+    kinds: &'h [Kind],
+    pub host: Option<&'b [u8]>,
+    /// Decimal digits without leading zeros, and their value: at most 2^63-1.
+    pub length: Option<(&'b [u8], u64)>,
+    /// `Transfer-Encoding: chunked`.
+    pub chunked: bool,
+    pub close: bool,
+    pub keep_alive: bool,
+    /// Both halves are there: `Upgrade`, and `Connection: upgrade`.
+    pub upgrade: bool,
+    /// `Connection` lists names beyond `close`, `keep-alive` and `upgrade`.
+    lists: bool,
+}
+
+impl<'h, 'b> Fields<'h, 'b> {
+    /// Refuses everything that makes the length of the message, or its host, a matter of opinion.
+    pub fn survey(lines: &'h [Header<'b>], version: Version, room: &'h mut Kinds) -> Result<Self, Reject> {
+        let mut fields = Fields {
+            lines,
+            kinds: &[],
+            host: None,
+            length: None,
+            chunked: false,
+            close: false,
+            keep_alive: false,
+            upgrade: false,
+            lists: false,
+        };
+        let (mut upgrade_field, mut upgrade_option, mut options, mut coded) = (false, false, 0, false);
+        for (line, slot) in lines.iter().zip(&mut *room) {
+            *slot = kind(line.name);
+            match *slot {
+                Kind::Host if fields.host.is_some() => return Err(Reject::bad("duplicate_host")),
+                Kind::Host => fields.host = Some(line.value),
+                Kind::ContentLength if fields.length.is_some() => return Err(Reject::bad("duplicate_content_length")),
+                Kind::ContentLength => fields.length = Some(content_length(line.value)?),
+                Kind::TransferEncoding if version == Version::H10 => {
+                    return Err(Reject::bad("transfer_encoding_on_http10"));
+                }
+                Kind::TransferEncoding => {
+                    for coding in list(line.value) {
+                        // Chunked comes last and once (RFC 9112 section 6.1).
+                        if fields.chunked || coding.eq_ignore_ascii_case(b"identity") || !is_token(coding) {
+                            return Err(Reject::bad("bad_transfer_encoding"));
+                        }
+                        fields.chunked = coding.eq_ignore_ascii_case(b"chunked");
+                        coded |= !fields.chunked;
+                    }
+                }
+                Kind::Connection => {
+                    for option in list(line.value) {
+                        match option {
+                            b"" => {}
+                            o if o.eq_ignore_ascii_case(b"close") => fields.close = true,
+                            o if o.eq_ignore_ascii_case(b"keep-alive") => fields.keep_alive = true,
+                            o if o.eq_ignore_ascii_case(b"upgrade") => upgrade_option = true,
+                            _ => options += 1,
+                        }
+                    }
+                }
+                Kind::Upgrade => upgrade_field = true,
+                _ => {}
+            }
+        }
+        if options > MAX_OPTIONS {
+            return Err(Reject::bad("too_many_connection_options"));
+        }
+        if (fields.chunked || coded) && fields.length.is_some() {
+            return Err(Reject::bad("length_with_transfer_encoding"));
+        }
+        if coded {
+            return Err(Reject { status: 501, reason: "unknown_transfer_encoding" });
+        }
+        fields.kinds = room;
+        fields.lists = options > 0;
+        // Upgrade is for HTTP/1.1 only (RFC 9110 section 7.8).
+        fields.upgrade = upgrade_field && upgrade_option && version == Version::H11;
+        Ok(fields)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Kind, &'h Header<'b>)> {
+        self.kinds.iter().copied().zip(self.lines)
+    }
+
+    /// Whether `Connection` names this field as meant for us alone.
+    pub fn is_listed(&self, name: &str) -> bool {
+        self.lists
+            && self
+                .iter()
+                .filter(|(kind, _)| *kind == Kind::Connection)
+                .any(|(_, line)| list(line.value).any(|option| option.eq_ignore_ascii_case(name.as_bytes())))
+    }
+}
+
+fn content_length(value: &[u8]) -> Result<(&[u8], u64), Reject> {
+    const BAD: Reject = Reject::bad("bad_content_length");
+    let zeros = value.iter().take_while(|&&b| b == b'0').count();
+    // Of nothing but zeros one stays.
+    let digits = value.get(zeros.min(value.len().saturating_sub(1))..).unwrap_or_default();
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(BAD);
+    }
+    let number = digits.iter().try_fold(0i64, |n, &d| n.checked_mul(10)?.checked_add(i64::from(d - b'0')));
+    number.map(|n| (digits, n.unsigned_abs())).ok_or(BAD)
+}
+
+/// The elements of a comma-separated list, without the whitespace around them.
+fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&b| b == b',').map(|element| element.trim_ascii())
+}
+
+fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && bytes.iter().copied().all(is_tchar)
+}
+
+/// RFC 9110 section 5.6.2.
+pub(super) fn is_tchar(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// Appends one canonical field line.
+pub(super) fn write_line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}

@@ -1,0 +1,395 @@
+//! Heads of requests and responses: strict in, canonical out (RFC 9112 sections 2 to 6, RFC 9110 section 7).
+//!
+//! Owns the start lines, what a message's fields mean for its framing, and what of it goes on to the other side.
+//! Invariants: nothing is appended to `out` unless a head is complete and accepted; the verdict on the same bytes is the
+//! same wherever they were split. Leaves out bodies (`body.rs`), `Via` and `Max-Forwards`: this is a gateway that the
+//! two sides need not know of.
+
+use std::io::Write;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::wire::fields::{Fields, Kind, Lines, MAX_HEADERS, end_of_head, write_line};
+use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
+
+/// How a client's requests are forwarded.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarding {
+    pub peer: IpAddr,
+    /// The address that the client connected to: `Host` for an HTTP/1.0 request that names none.
+    pub local: SocketAddr,
+    /// Believe and extend `X-Forwarded-*`; otherwise all of them, and `Forwarded`, are replaced.
+    pub trusted: bool,
+    pub https: bool,
+    pub allow_connect: bool,
+}
+
+/// Whether more has come than the one empty line that a client may send before a request (RFC 9112 section 2.2): some end
+/// a body with one that its length does not count.
+pub fn has_begun(input: &[u8]) -> bool {
+    !b"\r\n".starts_with(input)
+}
+
+/// Reads a client's request head and appends the upstream's to `out`: always HTTP/1.1, origin-form, fields in their
+/// order, those of one hop removed, `X-Forwarded-*` set. `Ok(None)`: not complete; nothing was appended.
+pub fn parse_request(
+    input: &[u8],
+    limits: &Limits,
+    fwd: &Forwarding,
+    out: &mut Vec<u8>,
+) -> Result<Option<Request>, Reject> {
+    if !has_begun(input) {
+        return Ok(None);
+    }
+    let (input, skipped) = input.strip_prefix(b"\r\n").map_or((input, 0), |rest| (rest, 2));
+    let Some(length) = end_of_head(input, limits)? else { return Ok(None) };
+    let head = input.get(..length).unwrap_or(input);
+    let mut lines: Lines<'_> = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let room = limits.headers.min(MAX_HEADERS);
+    let status = parsed.parse_with_uninit_headers(head, &mut lines[..room]);
+    let (name, raw_target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
+    match status {
+        Ok(httparse::Status::Complete(parsed)) if parsed == length => {}
+        Ok(_) => return Err(Reject::bad("bad_request_line")),
+        Err(httparse::Error::Version) => {
+            let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
+            return Err(bad_version(line.get(name.len() + raw_target.len() + 2..).unwrap_or_default()));
+        }
+        Err(error) => return Err(bad_syntax(error, "bad_request_line")),
+    }
+    let version = if parsed.version == Some(0) { Version::H10 } else { Version::H11 };
+    let method = Method::new(name);
+    let mut kinds = [Kind::EndToEnd; MAX_HEADERS];
+    let fields = Fields::survey(parsed.headers, version, &mut kinds)?;
+
+    if method == Method::Connect && !fwd.allow_connect {
+        return Err(Reject { status: 501, reason: "connect_refused" });
+    }
+    let target = Target::new(method, raw_target)?;
+    let host = match (fields.host, target.authority) {
+        (None, _) if version == Version::H11 => return Err(Reject::bad("missing_host")),
+        (Some(host), _) if !host.is_empty() && !is_authority(host) => return Err(Reject::bad("bad_host")),
+        (Some(host), Some(authority)) if !authority.is(host) => return Err(Reject::bad("host_mismatch")),
+        (_, Some(authority)) => Some(authority.text.as_bytes()),
+        (host, None) => host,
+    };
+    let framing = match fields.length {
+        _ if fields.chunked => Framing::Chunked,
+        Some((_, length)) => Framing::Counted(length),
+        None => Framing::None,
+    };
+    let has_body = !matches!(framing, Framing::None | Framing::Counted(0));
+    if method == Method::Connect && has_body {
+        return Err(Reject::bad("connect_with_body"));
+    }
+    let mut request = Request {
+        method,
+        version,
+        framing,
+        keep_alive: keeps_alive(version, &fields),
+        upgrade: fields.upgrade && !has_body && method != Method::Connect,
+        expect_continue: false,
+        conditional: false,
+        idempotency_key: false,
+        consumed: skipped + length,
+    };
+
+    out.reserve(length + 256);
+    for part in [name, " ", target.prefix, target.rest, " HTTP/1.1\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    if fields.host.is_none() {
+        match host {
+            Some(authority) => write_line(out, "Host", authority),
+            None => _ = write!(out, "Host: {}\r\n", fwd.local),
+        }
+    }
+    for (kind, line) in fields.iter() {
+        let mut value = line.value;
+        match kind {
+            Kind::Host => value = host.unwrap_or_default(),
+            Kind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
+            Kind::Upgrade if request.upgrade => {}
+            Kind::ForwardedHost | Kind::ForwardedProto | Kind::ForwardedOther if fwd.trusted => {}
+            Kind::Connection | Kind::HopByHop | Kind::TransferEncoding | Kind::Upgrade | Kind::Lookalike => continue,
+            Kind::ForwardedFor | Kind::ForwardedHost | Kind::ForwardedProto | Kind::ForwardedOther => continue,
+            _ if fields.is_listed(line.name) => continue,
+            Kind::Trailer if framing != Framing::Chunked => continue,
+            // An HTTP/1.0 client does not understand the answer (RFC 9110 section 10.1.1).
+            Kind::Expect if version == Version::H10 => continue,
+            Kind::Expect => request.expect_continue |= value.eq_ignore_ascii_case(b"100-continue"),
+            Kind::Conditional => request.conditional = true,
+            Kind::IdempotencyKey => request.idempotency_key = true,
+            Kind::Trailer | Kind::EndToEnd => {}
+        }
+        write_line(out, line.name, value);
+    }
+    if fields.chunked {
+        write_line(out, "Transfer-Encoding", b"chunked");
+    }
+    write_forwarded(&fields, fields.host.and(host), fwd, out);
+    if request.upgrade {
+        write_line(out, "Connection", b"upgrade");
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(Some(request))
+}
+
+fn write_forwarded(fields: &Fields<'_, '_>, host: Option<&[u8]>, fwd: &Forwarding, out: &mut Vec<u8>) {
+    let (mut has_host, mut has_proto) = (false, false);
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    if fwd.trusted {
+        for (kind, line) in fields.iter() {
+            has_host |= kind == Kind::ForwardedHost;
+            has_proto |= kind == Kind::ForwardedProto;
+            if kind == Kind::ForwardedFor && !line.value.is_empty() {
+                out.extend_from_slice(line.value);
+                out.extend_from_slice(b", ");
+            }
+        }
+    }
+    match fwd.peer.to_canonical() {
+        IpAddr::V4(peer) => write_v4(out, peer),
+        IpAddr::V6(peer) => _ = write!(out, "{peer}"),
+    }
+    out.extend_from_slice(b"\r\n");
+    if !has_proto {
+        write_line(out, "X-Forwarded-Proto", if fwd.https { b"https" } else { b"http" });
+    }
+    if let Some(host) = host.filter(|host| !host.is_empty() && !has_host) {
+        write_line(out, "X-Forwarded-Host", host);
+    }
+}
+
+/// As its `Display`, which takes longer than all the rest of a line.
+fn write_v4(out: &mut Vec<u8>, address: Ipv4Addr) {
+    for (i, octet) in address.octets().into_iter().enumerate() {
+        if i > 0 {
+            out.push(b'.');
+        }
+        let digits = [octet / 100, octet / 10 % 10, octet % 10].map(|digit| b'0' + digit);
+        out.extend_from_slice(&digits[usize::from(octet < 100) + usize::from(octet < 10)..]);
+    }
+}
+
+/// A request target, as it is forwarded (RFC 9112 section 3.2).
+struct Target<'a> {
+    /// Of the absolute-form, or of CONNECT; what `Host` becomes.
+    authority: Option<Authority<'a>>,
+    prefix: &'static str,
+    rest: &'a str,
+}
+
+impl<'a> Target<'a> {
+    fn new(method: Method, raw: &'a str) -> Result<Self, Reject> {
+        const BAD: Reject = Reject::bad("bad_target");
+        if !raw.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && b != b'"') {
+            return Err(BAD);
+        }
+        if method == Method::Connect {
+            let (_, port) = raw.rsplit_once(':').ok_or(BAD)?;
+            let fits = is_authority(raw.as_bytes()) && port.parse::<u16>().is_ok();
+            let authority = Some(Authority { text: raw, default_port: ":443" });
+            return fits.then_some(Target { authority, prefix: "", rest: raw }).ok_or(BAD);
+        }
+        if raw.starts_with('/') || raw == "*" && method == Method::Options {
+            return Ok(Target { authority: None, prefix: "", rest: raw });
+        }
+        let (scheme, rest) = raw.split_once("://").ok_or(BAD)?;
+        let default_port = match scheme {
+            s if s.eq_ignore_ascii_case("http") => ":80",
+            s if s.eq_ignore_ascii_case("https") => ":443",
+            _ => return Err(BAD),
+        };
+        let (text, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if !is_authority(text.as_bytes()) {
+            return Err(BAD);
+        }
+        let prefix = match (rest, method) {
+            ("", Method::Options) => "*",
+            _ if rest.starts_with('/') => "",
+            _ => "/",
+        };
+        Ok(Target { authority: Some(Authority { text, default_port }), prefix, rest })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Authority<'a> {
+    text: &'a str,
+    default_port: &'static str,
+}
+
+impl Authority<'_> {
+    fn is(self, host: &[u8]) -> bool {
+        let text = self.text.as_bytes();
+        self.without_default_port(text).eq_ignore_ascii_case(self.without_default_port(host))
+    }
+
+    fn without_default_port<'b>(&self, host: &'b [u8]) -> &'b [u8] {
+        host.strip_suffix(self.default_port.as_bytes()).or_else(|| host.strip_suffix(b":")).unwrap_or(host)
+    }
+}
+
+/// `uri-host [":" port]` (RFC 3986 section 3.2) with a host: some take the first of two colons, some the last, and a comma
+/// for a list.
+fn is_authority(text: &[u8]) -> bool {
+    let literal = text.first() == Some(&b'[');
+    let end = if literal { text.iter().position(|&b| b == b']') } else { text.iter().position(|&b| b == b':') };
+    let (host, port) = text.split_at(end.map_or(text.len(), |end| end + usize::from(literal)));
+    let host = match host {
+        [b'[', inner @ .., b']'] => inner,
+        _ if literal => return false,
+        name => name,
+    };
+    !host.is_empty()
+        && host.iter().all(|&b| HOST_BYTES[usize::from(b)] || literal && b == b':')
+        && port.strip_prefix(b":").map_or(port.is_empty(), |port| port.iter().all(u8::is_ascii_digit))
+}
+
+/// RFC 3986 section 3.2.2: what a registered name is made of.
+const HOST_BYTES: [bool; 256] = {
+    let mut fits = [false; 256];
+    let mut b = 0;
+    while b < 128 {
+        fits[b] = (b as u8).is_ascii_alphanumeric();
+        b += 1;
+    }
+    let others = b"-._~%!$&'()*+;=";
+    let mut i = 0;
+    while i < others.len() {
+        fits[others[i] as usize] = true;
+        i += 1;
+    }
+    fits
+};
+
+fn keeps_alive(version: Version, fields: &Fields<'_, '_>) -> bool {
+    !fields.close && (version == Version::H11 || fields.keep_alive)
+}
+
+/// `version` is what stands in the version's place.
+fn bad_version(version: &[u8]) -> Reject {
+    match version {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+            Reject { status: 505, reason: "unsupported_version" }
+        }
+        _ => Reject::bad("bad_version"),
+    }
+}
+
+fn bad_syntax(error: httparse::Error, start_line: &'static str) -> Reject {
+    match error {
+        httparse::Error::TooManyHeaders => Reject { status: 431, reason: "too_many_headers" },
+        httparse::Error::HeaderName | httparse::Error::HeaderValue => Reject::bad("bad_header"),
+        _ => Reject::bad(start_line),
+    }
+}
+
+/// Reads an upstream's response head and appends the client's to `out`: always HTTP/1.1, with `Connection: close` where
+/// `close` or [`Response::client_close`] says so, otherwise `keep-alive` for a 1.0 client. `Ok(None)`: not complete;
+/// nothing was appended. A 1xx is written too; it is not for 1.0 clients.
+pub fn parse_response(
+    input: &[u8],
+    limits: &Limits,
+    request_method: Method,
+    client: Version,
+    close: bool,
+    out: &mut Vec<u8>,
+) -> Result<Option<Response>, Reject> {
+    let Some(consumed) = end_of_head(input, limits).map_err(Reject::of_upstream)? else { return Ok(None) };
+    let head = input.get(..consumed).unwrap_or(input);
+    response(head, limits, request_method, client, close, out).map(Some).map_err(Reject::of_upstream)
+}
+
+fn response(
+    head: &[u8],
+    limits: &Limits,
+    request_method: Method,
+    client: Version,
+    close: bool,
+    out: &mut Vec<u8>,
+) -> Result<Response, Reject> {
+    let mut lines: Lines<'_> = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let room = limits.headers.min(MAX_HEADERS);
+    let config = httparse::ParserConfig::default();
+    match config.parse_response_with_uninit_headers(&mut parsed, head, &mut lines[..room]) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return Err(Reject::bad("bad_status_line")),
+        // What stands behind a version that we know is at fault.
+        Err(httparse::Error::Version) if head.starts_with(b"HTTP/1.0") || head.starts_with(b"HTTP/1.1") => {
+            return Err(Reject::bad("bad_status_line"));
+        }
+        Err(httparse::Error::Version) => return Err(bad_version(head.get(..8).unwrap_or_default())),
+        Err(error) => return Err(bad_syntax(error, "bad_status_line")),
+    }
+    let version = if parsed.version == Some(0) { Version::H10 } else { Version::H11 };
+    let status = parsed.code.filter(|code| *code >= 100).ok_or(Reject::bad("bad_status_line"))?;
+    let mut kinds = [Kind::EndToEnd; MAX_HEADERS];
+    let fields = Fields::survey(parsed.headers, version, &mut kinds)?;
+    if status == 101 && !fields.upgrade {
+        return Err(Reject::bad("bad_upgrade"));
+    }
+    let tunnel = status == 101 || request_method == Method::Connect && (200..300).contains(&status);
+    let bodiless = matches!(status, 100..200 | 204);
+    let framing = match fields.length {
+        _ if tunnel || bodiless || status == 304 || request_method == Method::Head => Framing::None,
+        _ if fields.chunked => Framing::Chunked,
+        Some((_, length)) => Framing::Counted(length),
+        None => Framing::UntilClose,
+    };
+    let uncounted = matches!(framing, Framing::Chunked | Framing::UntilClose);
+    let answer = Response {
+        status,
+        version,
+        framing,
+        emit: if uncounted && client == Version::H11 { Emit::Chunked } else { Emit::Identity },
+        keep_alive: keeps_alive(version, &fields) && framing != Framing::UntilClose && !tunnel,
+        client_close: uncounted && client == Version::H10,
+        upgrade: tunnel,
+        consumed: head.len(),
+    };
+
+    // The reason is taken as it came: httparse withholds one with obs-text.
+    let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
+    let (code, reason) = (line.get(9..12).unwrap_or_default(), line.get(13..).unwrap_or_default());
+    out.reserve(head.len() + 64);
+    for part in [b"HTTP/1.1 ", code, b" ", reason, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+    // 426 tells what to upgrade to; on anything else an offer would be the upstream's own, for its hop.
+    let offers = fields.upgrade && matches!(status, 101 | 426);
+    for (kind, line) in fields.iter() {
+        let mut value = line.value;
+        match kind {
+            Kind::Connection | Kind::HopByHop | Kind::TransferEncoding => continue,
+            Kind::ContentLength if tunnel || bodiless => continue,
+            Kind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
+            Kind::Upgrade if !offers => continue,
+            Kind::Trailer if framing != Framing::Chunked || client == Version::H10 => continue,
+            Kind::Upgrade | Kind::Host => {}
+            _ if fields.is_listed(line.name) => continue,
+            _ => {}
+        }
+        write_line(out, line.name, value);
+    }
+    // A HEAD or 304 repeats what a GET would have been told.
+    let told = fields.chunked && !tunnel && !bodiless;
+    if client == Version::H11 && (uncounted || told) {
+        write_line(out, "Transfer-Encoding", b"chunked");
+    }
+    if offers {
+        write_line(out, "Connection", b"upgrade");
+    }
+    if !tunnel && status >= 200 {
+        match client {
+            _ if close || answer.client_close => write_line(out, "Connection", b"close"),
+            Version::H10 => write_line(out, "Connection", b"keep-alive"),
+            Version::H11 => {}
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(answer)
+}
