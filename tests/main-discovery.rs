@@ -1,4 +1,5 @@
-//! Where endpoints come from, and what the routing table makes of it: manifests in a folder, the API server, the table.
+//! Where endpoints come from, and what the routing table makes of it: manifests in a folder, the
+//! API server, the table.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
 
 mod support {

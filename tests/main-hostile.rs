@@ -1,5 +1,6 @@
-//! What must not hurt: a world that lies, clients and endpoints that attack, and everything at once for a long time.
-//! The attacks and the soak measure, so each of them runs alone: `hostile/alone.rs`.
+//! What must not hurt: a world that lies, clients and endpoints that attack, and everything at once
+//! for a long time. The attacks and the soak measure, so each of them runs alone:
+//! `hostile/alone.rs`.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
 
 mod support {

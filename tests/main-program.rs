@@ -1,4 +1,5 @@
-//! The program as a person meets it: its configuration, its demo, its drill, and what it is deployed with.
+//! The program as a person meets it: its configuration, its demo, its drill, and what it is
+//! deployed with.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
 
 mod support {

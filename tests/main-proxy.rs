@@ -1,6 +1,6 @@
-//! The proxy as its users meet it: the drain contract against the true wiring (real sockets, real manifests, one short
-//! scenario per behaviour), the admin server, and who may do and read what.
-//! `drain` comes first: its first test is the proof that a terminating endpoint leaves rotation.
+//! The proxy as its users meet it: the drain contract against the true wiring (real sockets, real
+//! manifests, one short scenario per behaviour), the admin server, and who may do and read what.
+//! The first test of `drain` is the proof that a terminating endpoint leaves rotation.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
 
 mod support {

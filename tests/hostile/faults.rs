@@ -1,6 +1,6 @@
-//! The pure core (slices, routing table, pick, leases, drains) in a world that lies, lags and forgets. Each test is a
-//! row of the fault table, run with 1,000 seeds; what must hold after every step is in `run.rs`. What the network does
-//! to requests is `tests/proxy/faults.rs`.
+//! The pure core (slices, routing table, pick, leases, drains) in a world that lies, lags and
+//! forgets. Each test is a row of the fault table, run with 1,000 seeds; what must hold after every
+//! step is in `run.rs`. What the network does to requests is `tests/proxy/faults.rs`.
 //!
 //! A seed that fails says how to run it again, and then does the same, step for step.
 

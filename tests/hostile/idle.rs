@@ -1,6 +1,7 @@
 //! A process seen from outside: whether it sleeps.
 
-/// Whether none of its threads has anything to do (proc_pid_stat(5), field 3; one without a processor is not asleep).
+/// Whether none of its threads has anything to do (proc_pid_stat(5), field 3; one without a
+/// processor is not asleep).
 pub fn is_asleep(pid: u32) -> bool {
     in_state(pid, 'S')
 }

@@ -13,7 +13,8 @@ pub async fn get(client: &mut Client) -> Response {
     soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap()
 }
 
-/// Sends bytes as they are and reads until the connection ends. Tells the text, and whether it ended cleanly.
+/// Sends bytes as they are and reads until the connection ends. Tells the text, and whether it
+/// ended cleanly.
 pub async fn raw(to: SocketAddr, bytes: &[u8]) -> (String, bool) {
     let mut stream = TcpStream::connect(to).await.unwrap();
     // Whoever refuses a request need not take all of it.

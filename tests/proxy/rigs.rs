@@ -1,4 +1,5 @@
-//! What only these scenarios ask of the rigs: pods, endpoints in every condition, metrics and log lines.
+//! What only these scenarios ask of the rigs: pods, endpoints in every condition, metrics and log
+//! lines.
 
 use std::path::Path;
 use std::time::Duration;
@@ -37,7 +38,8 @@ impl Ep {
         Self { ready: false, serving: false, ..self }
     }
 
-    /// As the EndpointSlice controller writes a pod that is being deleted and still answers its probe.
+    /// As the EndpointSlice controller writes a pod that is being deleted and still answers its
+    /// probe.
     pub fn terminating(self) -> Self {
         Self { ready: false, serving: true, terminating: true, ..self }
     }
@@ -61,7 +63,8 @@ impl Rig {
 }
 
 impl Process {
-    /// Starts as [`Rig::with_protocol`] does, with these endpoints, and waits until all of them are in rotation.
+    /// Starts as [`Rig::with_protocol`] does, with these endpoints, and waits until all of them are
+    /// in rotation.
     pub async fn start(protocol: &str, endpoints: &[Ep], more: &str) -> Self {
         Self::run_as(BINARY.as_ref(), endpoints, protocol, more).await
     }

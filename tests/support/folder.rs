@@ -34,7 +34,8 @@ impl Folder {
         self.write("service.json", &service("shop", annotations.into()));
     }
 
-    /// Writes one slice per endpoint, named `slice-{name}`; removes those of endpoints that are not given.
+    /// Writes one slice per endpoint, named `slice-{name}`; removes those of endpoints that are not
+    /// given.
     pub fn endpoints(&self, endpoints: &[Ep]) {
         let keep: Vec<String> = endpoints.iter().map(|ep| format!("slice-{}.json", ep.name)).collect();
         for ep in endpoints {

@@ -17,8 +17,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts with a whole configuration and these endpoints. Waits until it listens at these listeners, and all of the
-    /// endpoints are in rotation.
+    /// Starts with a whole configuration and these endpoints. Waits until it listens at these
+    /// listeners, and all of the endpoints are in rotation.
     pub async fn run(endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
         Self::launch(BINARY.as_ref(), endpoints, text, listeners).await
     }

@@ -16,8 +16,8 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts with one listener `web` for Service `web/shop` port 80, no endpoints, and `more` YAML at the end of the
-    /// configuration.
+    /// Starts with one listener `web` for Service `web/shop` port 80, no endpoints, and `more` YAML
+    /// at the end of the configuration.
     pub async fn with_protocol(protocol: &str, more: &str) -> Self {
         Self::run(Folder::new(), &one_listener(protocol, more)).await
     }
@@ -54,7 +54,8 @@ impl Rig {
     }
 }
 
-/// A configuration with one listener `web` for Service `web/shop` port 80, and `more` YAML at its end.
+/// A configuration with one listener `web` for Service `web/shop` port 80, and `more` YAML at its
+/// end.
 pub fn one_listener(protocol: &str, more: &str) -> String {
     format!(
         "discovery: {{files: {{path: manifests}}}}\n\

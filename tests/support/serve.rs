@@ -3,8 +3,9 @@
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// Runs `script` on every accepted connection, with its number, counted from 0. Probes of the proxy's control side connect
-/// and close at once: they count as connections too, so a script must bear an immediate end.
+/// Runs `script` on every accepted connection, with its number, counted from 0. Probes of the
+/// proxy's control side connect and close at once: they count as connections too, so a script must
+/// bear an immediate end.
 pub fn serve<F, Fut>(listener: TcpListener, script: F) -> JoinHandle<()>
 where
     F: Fn(TcpStream, usize) -> Fut + Send + 'static,

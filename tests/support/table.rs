@@ -1,5 +1,5 @@
-//! The routing table with the control loop's part played by hand: a `World` with synthetic changes, no sockets and no
-//! clock but the test's own. `routing` and `faults` share it.
+//! The routing table with the control loop's part played by hand: a `World` with synthetic changes,
+//! no sockets and no clock but the test's own. `routing` and `faults` share it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -26,7 +26,8 @@ pub const SECOND: Duration = Duration::from_secs(1);
 pub const DRAIN_TIMEOUT: u64 = 4;
 pub const GRACE: Duration = Duration::from_secs(2);
 
-/// The table with what stands around it in the program: the world, the drain log, and the control loop's part.
+/// The table with what stands around it in the program: the world, the drain log, and the control
+/// loop's part.
 pub struct Rig {
     pub world: World,
     pub table: RoutingTable,
@@ -34,7 +35,8 @@ pub struct Rig {
     pub drains: Arc<drains::Log>,
     pub notices: mpsc::UnboundedReceiver<Notice>,
     pub now: Instant,
-    /// Endpoints that the control side connects to before they may join, and those it tries until they answer again.
+    /// Endpoints that the control side connects to before they may join, and those it tries until
+    /// they answer again.
     pub joining: BTreeMap<EndpointId, Arc<Endpoint>>,
     pub readmitting: BTreeMap<EndpointId, Arc<Endpoint>>,
     pub deadlines: BTreeSet<(Instant, EndpointId)>,
@@ -177,7 +179,8 @@ impl Rig {
         }
     }
 
-    /// What the probe of one joining endpoint finds, as `control.rs` reports it: a success, or that it is not wanted.
+    /// What the probe of one joining endpoint finds, as `control.rs` reports it: a success, or that
+    /// it is not wanted.
     pub fn probe(&mut self, id: EndpointId, answers: bool) {
         let Some(endpoint) = self.joining.get(&id) else { return };
         let conditions = endpoint.conditions();

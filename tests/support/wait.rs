@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Only what is broken takes so long. A machine that is busy takes seconds for what is a millisecond's work.
+/// Only what is broken takes so long. A machine that is busy takes seconds for what is a
+/// millisecond's work.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls a condition until it holds.

@@ -1,5 +1,6 @@
-//! Framing through the true proxy: the tables of requests and responses, however the bytes come; what other parsers make
-//! of what is forwarded; and public corpora where they have been fetched. The parser alone: `http_table.rs`.
+//! Framing through the true proxy: the tables of requests and responses, however the bytes come;
+//! what other parsers make of what is forwarded; and public corpora where they have been fetched.
+//! The parser alone: `http_table.rs`.
 
 mod corpora;
 mod differential;
