@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """image.py BINARY OUT.tar: the container image of a static binary, as `docker load` reads it, without a daemon.
 
-The same binary gives the same bytes. What the Dockerfile builds is this, too: keep them alike (tests/deploy.rs looks).
+The same binary gives the same bytes. What the Dockerfile builds is this, too: keep them alike (tests/program/deploy.rs looks).
 """
 
 import hashlib

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes each target in turn, from the seeds that the tables of tests/framing write.
+# Fuzzes each target in turn, from the seeds that the tables of tests/wire/framing write.
 #   fuzz/run.sh [TARGET…]        bounded by count: RUNS (20000) each
 #   TIME=600 fuzz/run.sh         bounded by time: seconds each
 # Needs cargo-fuzz and a nightly toolchain (for the address sanitizer). A crash ends it: the input is in
@@ -11,7 +11,7 @@ targets=("$@")
 [ "$#" -gt 0 ] || targets=(request response chunks detection manifest config)
 
 seeds=${CARGO_TARGET_DIR:-target}/fuzz-seeds
-[ -n "${SEEDED:-}" ] || cargo test --locked --quiet --test framing seeds >/dev/null
+[ -n "${SEEDED:-}" ] || cargo test --locked --quiet --test wire seeds >/dev/null
 cargo "+$toolchain" fuzz build
 
 for target in "${targets[@]}"; do

@@ -20,17 +20,17 @@
 //! | invariant | file | proved by |
 //! |---|---|---|
 //! | no lease after `begin_drain` has returned; *drained* is reported once | [`lease`] | `tests/loom.rs` |
-//! | the snapshot is published before its leavers drain | [`routing`] | `tests/loom.rs`, `tests/routing.rs` |
+//! | the snapshot is published before its leavers drain | [`routing`] | `tests/loom.rs`, `tests/discovery/routing.rs` |
 //! | events in any order and repetition end in the same table | [`discovery::slices`] | its property test |
-//! | what a watch has not told whole changes nothing; what it told last stays in force | [`discovery::kubernetes`] | `tests/kubernetes/` |
-//! | only usable endpoints are picked, a last resort only where none is | [`balancer`] | `tests/routing.rs`, `tests/proxy/choice.rs` |
+//! | what a watch has not told whole changes nothing; what it told last stays in force | [`discovery::kubernetes`] | `tests/discovery/kubernetes/` |
+//! | only usable endpoints are picked, a last resort only where none is | [`balancer`] | `tests/discovery/routing.rs`, `tests/proxy/choice.rs` |
 //! | a lease is entered before its connection is chosen; a failed connect costs a client nothing | [`dispatch`] | `tests/proxy/{tcp,join}.rs` |
 //! | whoever waits is bounded, and leaves no place taken | [`hold`] | `tests/proxy/hold.rs` |
 //! | nothing is replayed once a byte of a final response has passed; what may not run twice does not | [`http::exchange`], [`http::replay`] | `tests/proxy/replay.rs` |
-//! | strict in, canonical out, wherever the bytes are split | [`http::head`], [`http::body`] | `tests/http_table.rs`, `tests/proxy/wire.rs` |
+//! | strict in, canonical out, wherever the bytes are split | [`http::head`], [`http::body`] | `tests/wire/http_table.rs`, `tests/proxy/wire.rs` |
 //! | an end is passed on as what it was | [`relay`] | `tests/proxy/tcp.rs` |
 //! | nothing is unbounded | [`listener`], [`worker`], [`session`] | `tests/proxy/bounds.rs` |
-//! | whoever attacks costs little, and nobody waits for more than his turn | [`worker`], [`turns`] | `tests/attacks/` |
+//! | whoever attacks costs little, and nobody waits for more than his turn | [`worker`], [`turns`] | `tests/hostile/attacks/` |
 //! | a shutdown cuts nothing before its time | [`control`], [`app`] | `tests/proxy/shutdown.rs` |
 //! | two processes on one node, and one answers for the admin address | [`admin::seat`] | `tests/proxy/shutdown.rs` |
 //! | all of it, where the race is real | | `tests/cluster/` (`make e2e`) |

@@ -7,12 +7,12 @@ cd "$(dirname "$0")"
 python3 -c '
 import fileinput, re, sys
 COMMANDS = {
-    "attack": "cargo test --release --test attacks -- --nocapture",
-    "soak": "EBBTIDE_SOAK={name} cargo test --release --test soak -- --nocapture",
-    "framing": "cargo test --test framing -- --nocapture",
+    "attack": "cargo test --release --test hostile attacks -- --nocapture",
+    "soak": "EBBTIDE_SOAK={name} cargo test --release --test hostile soak -- --nocapture",
+    "framing": "cargo test --test wire framing -- --nocapture",
     "model": "cargo test --test model -- --nocapture",
     "faults": "cargo test --test proxy faults -- --nocapture",
-    "faults world": "cargo test --test faults -- --nocapture",
+    "faults world": "cargo test --test hostile faults -- --nocapture",
     "fuzz": "TIME=600 fuzz/run.sh {name}",
     "sanitize": "tests/sanitize.sh {name}",
 }

@@ -8,7 +8,6 @@ mod sync {
     pub use loom::sync::atomic::{AtomicU64, Ordering};
 }
 #[path = "../src/contract/lease.rs"]
-#[allow(dead_code)] // The models use part of it.
 mod lease;
 
 // Not loom's: its drop aborts the process when a model panics, as mutants do.

@@ -2,6 +2,7 @@
 //! outside.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,13 +10,18 @@ use std::time::{Duration, Instant};
 use ebbtide::command::demo::client::Client;
 use ebbtide::command::demo::fleet::{Fleet, Options};
 use ebbtide::command::demo::proxy::Proxy;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-use crate::rig::{Ep, Process, Scripted, binary, soon, until};
-use crate::vitals::{cpu, first_free_descriptor, limit_descriptors, limited, open_descriptors, own_bytes, room_for};
+use crate::proxy::ask::get;
+use crate::proxy::scripted::Scripted;
+use crate::support::binary::BINARY;
+use crate::support::folder::Ep;
+use crate::support::process::Process;
+use crate::support::vitals::{cpu, limited, open_descriptors, own_bytes, room_for};
+use crate::support::wait::{eventually, soon};
 
 /// Answers every request with `ok`, keep-alive.
 async fn app() -> Scripted {
@@ -30,14 +36,14 @@ async fn app() -> Scripted {
     .await
 }
 
-async fn get(client: &mut Client) {
-    assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+async fn ok(client: &mut Client) {
+    assert_eq!(get(client).await.status, 200);
 }
 
 /// A keep-alive client that has had one answer.
 async fn served(web: SocketAddr) -> Client {
     let mut client = soon("a connection", Client::connect(web)).await.unwrap();
-    get(&mut client).await;
+    ok(&mut client).await;
     client
 }
 
@@ -67,7 +73,7 @@ async fn at_the_limit_it_stops_accepting_and_recovers() {
         assert_eq!(active, 3.0, "round {round}");
         // Those that are served do not notice.
         for client in &mut clients {
-            get(client).await;
+            ok(client).await;
         }
         clients.remove(0);
         clients.push(soon("the place that became free", waiting).await.unwrap());
@@ -78,7 +84,7 @@ async fn at_the_limit_it_stops_accepting_and_recovers() {
 async fn the_effective_limit_is_what_descriptors_allow() {
     let app = app().await;
     let folder = tempfile::tempdir().unwrap();
-    let program = limited(&binary(), 600, folder.path());
+    let program = limited(BINARY.as_ref(), 600, folder.path());
     let process = Process::run_as(&program, &[Ep::new("app", app.address)], "http", "").await;
     let warning = &process.logged("more than the descriptor limit allows")[0];
     // Two a connection, and a reserve of 512.
@@ -96,7 +102,7 @@ async fn the_effective_limit_is_what_descriptors_allow() {
 /// passed without another.
 async fn answered(web: SocketAddr) -> Client {
     let mut client = soon("a connection", Client::connect(web)).await.unwrap();
-    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+    let answer = get(&mut client).await;
     assert!([200, 503].contains(&answer.status), "{}", answer.status);
     client
 }
@@ -111,7 +117,7 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
     let web = process.web();
     let mut clients: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
     // Nobody leaves, so the descriptors run out; and stay so for a while that would show a spin.
-    until("the shortage", async || !process.logged("cannot accept").is_empty()).await;
+    eventually("the shortage", async || !process.logged("cannot accept").is_empty()).await;
     let (before, begun) = (cpu(pid), Instant::now());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let busy = (cpu(pid) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
@@ -145,10 +151,10 @@ async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
     futures::future::join_all(established.iter_mut().map(get)).await;
     limit_descriptors(pid, first_free_descriptor(pid));
     let newcomers: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
-    until("the shortage", async || !process.logged("cannot accept").is_empty()).await;
+    eventually("the shortage", async || !process.logged("cannot accept").is_empty()).await;
     for _ in 0..20 {
         for client in &mut established {
-            get(client).await;
+            ok(client).await;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -171,7 +177,7 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
         clients.push(served(process.web()).await);
         for client in &mut clients {
             for _ in 0..30 {
-                get(client).await;
+                ok(client).await;
             }
         }
     }
@@ -207,7 +213,7 @@ async fn an_idle_connection_is_small() {
         return println!("SKIPPED: the hard limit of descriptors is too low to measure idle connections");
     };
     // The other ends of the pairs are the sample application's, so that this process holds one descriptor for each.
-    let options = Options { replicas: 1, app_args: vec!["--tcp".into()], ..Options::new(binary()) };
+    let options = Options { replicas: 1, app_args: vec!["--tcp".into()], ..Options::new(BINARY) };
     let fleet = Fleet::start(options).await.unwrap();
     let pair = [Ep::new("echo", fleet.pods()[0].address)];
     let app = app().await;
@@ -245,7 +251,7 @@ async fn a_keep_alive_request_costs_four_system_calls() {
                 barrier.wait().await;
                 barrier.wait().await;
                 for _ in 0..REQUESTS {
-                    get(&mut client).await;
+                    ok(&mut client).await;
                 }
                 barrier.wait().await;
                 barrier.wait().await;
@@ -255,7 +261,7 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     barrier.wait().await;
     // Within a second of their connect, five calls each see to the upstream connections' patience.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
-    let counts = process.rig.folder.path().join("strace");
+    let counts = process.folder.path().join("strace");
     let mut strace = tokio::process::Command::new("strace");
     strace.args(["-c", "-f", "-p", &pid(&process.proxy).to_string(), "-o"]).arg(&counts);
     let Ok(mut strace) = strace.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn() else {
@@ -287,4 +293,15 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     // How many requests one epoll_wait brings depends on what else the machine does; it must not be one each.
     assert!((3.9..=4.05).contains(&(all - waits)), "{all:.3} system calls a request\n{table}");
     assert!(waits < 1.0, "{waits:.3} epoll_wait a request\n{table}");
+}
+
+/// The lowest number that is free to be opened.
+fn first_free_descriptor(pid: u32) -> u64 {
+    (0..).find(|fd| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists()).unwrap()
+}
+
+/// Lowers the limit of a running process; it does not notice before it hits it.
+fn limit_descriptors(pid: u32, to: u64) {
+    let limit = Rlimit { current: Some(to), maximum: getrlimit(Resource::Nofile).maximum };
+    prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, limit).unwrap();
 }

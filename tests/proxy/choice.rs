@@ -8,7 +8,11 @@ use ebbtide::command::demo::client::Client;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::rig::{Ep, Rig, Scripted, eventually, soon};
+use crate::proxy::ask::get;
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::Ep;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// An HTTP endpoint that counts the requests it is sent and answers each after a while.
 struct Counting {
@@ -70,7 +74,7 @@ async fn load(rig: &Rig, clients: usize, stop: impl Fn() -> bool + Clone + Send 
                 let mut times = Vec::new();
                 while !stop() {
                     let began = Instant::now();
-                    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+                    let answer = get(&mut client).await;
                     assert_eq!(answer.status, 200);
                     times.push(began.elapsed());
                 }
@@ -109,11 +113,11 @@ async fn an_endpoint_that_joins_under_load_is_not_flooded_http() {
     let told = stop.clone();
     let watch = async {
         let all = &all;
-        eventually("three under load", || total(all) > 600).await;
+        eventually("three under load", async || total(all) > 600).await;
         rig.endpoints(&entries);
         rig.usable(4).await;
         let before = (total(all), all[3].got());
-        eventually("1,000 more", || total(all) >= before.0 + 1_000).await;
+        eventually("1,000 more", async || total(all) >= before.0 + 1_000).await;
         let (others, newcomer) = (total(all) - before.0, all[3].got() - before.1);
         stop.store(true, Ordering::SeqCst);
         (newcomer, others)
@@ -143,7 +147,7 @@ async fn an_endpoint_that_joins_gets_its_share_of_tcp_connections() {
         assert!((40..=60).contains(&old.got()), "{} of 150 on one of three", old.got());
     }
     // Those that are let in within a moment of each other are equals.
-    eventually("the three are no newcomers", || usable.elapsed() > Duration::from_millis(500)).await;
+    eventually("the three are no newcomers", async || usable.elapsed() > Duration::from_millis(500)).await;
     rig.endpoints(&entries);
     rig.usable(4).await;
     for _ in 0..100 {
@@ -219,14 +223,14 @@ async fn a_not_ready_endpoint_gets_nothing_ever() {
     let not_ready = ready.clone().not_ready();
     let request = async || {
         let mut client = Client::connect(rig.web()).await.unwrap();
-        soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status
+        get(&mut client).await.status
     };
     // First it serves, so that it is known that it could; then it stops to be ready.
     rig.endpoints(std::slice::from_ref(&ready));
     rig.usable(1).await;
     assert_eq!((request().await, idle.got()), (200, 1));
     rig.endpoints(&[not_ready.clone(), lossy]);
-    eventually("only the other is usable", || {
+    eventually("only the other is usable", async || {
         let snapshot = rig.running().admin.snapshot.load();
         snapshot.ports.values().any(|p| p.usable.len() == 1 && p.usable[0].address == losing.address)
     })
@@ -254,15 +258,15 @@ async fn the_last_resort_serves_until_something_usable_is_published() {
     rig.endpoints(std::slice::from_ref(&leaver));
     rig.usable(0).await;
     for _ in 0..20 {
-        assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!(all[0].got(), 20);
     assert!(rig.running().admin.drains.records().is_empty(), "its drain is deferred");
     rig.endpoints(&[leaver, entries[1].clone()]);
     rig.usable(1).await;
-    eventually("its drain", || rig.running().admin.drains.records().len() == 1).await;
+    eventually("its drain", async || rig.running().admin.drains.records().len() == 1).await;
     for _ in 0..20 {
-        assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!((all[0].got(), all[1].got()), (20, 20));
 }
@@ -283,7 +287,7 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     let mut all = all.into_iter();
     let (first, second) = (all.next().unwrap(), all.next().unwrap());
     drop(first);
-    eventually("a refusal", || std::net::TcpStream::connect(gone).is_err()).await;
+    eventually("a refusal", async || std::net::TcpStream::connect(gone).is_err()).await;
     let mut sent = 0;
     while !ejected() {
         sent += 1;
@@ -295,7 +299,7 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     let retries = rig.metric("ebbtide_retries_total", "reason=\"connect\"");
     for _ in 0..100 {
         let mut client = Client::connect(rig.web()).await.unwrap();
-        assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!(rig.metric("ebbtide_retries_total", "reason=\"connect\""), retries, "it was tried again by a client");
     let listener = tokio::net::TcpListener::bind(gone).await.unwrap();
@@ -304,11 +308,11 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback").await;
         }
     });
-    eventually("its return", || !ejected()).await;
+    eventually("its return", async || !ejected()).await;
     for n in 0.. {
         assert!(n < 1_000, "it gets nothing after its return");
         let mut client = Client::connect(rig.web()).await.unwrap();
-        if soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().text() == "back" {
+        if get(&mut client).await.text() == "back" {
             break;
         }
     }

@@ -13,8 +13,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::play::{Act, OK, Play};
-use crate::rig::{Ep, Rig, Scripted, eventually, soon, uid_of};
+use crate::proxy::ask::get;
+use crate::proxy::play::{Act, OK, Play};
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::Ep;
+use crate::support::manifests::uid_of;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// Answers every request with `body`, keep-alive.
 async fn answering(body: &'static str) -> Scripted {
@@ -44,18 +49,18 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     let mut client = Client::connect(rig.web()).await.unwrap();
     let mut seen = std::collections::BTreeSet::new();
     while seen.len() < 2 {
-        seen.insert(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().text().into_owned());
+        seen.insert(get(&mut client).await.text().into_owned());
     }
     // As a worker sees it that has not heard yet.
     let old = port(&rig);
     rig.endpoints(&[ep_a.terminating(), ep_b]);
-    eventually("a drain", || rig.running().admin.drains.records().len() == 1).await;
-    eventually("no lease, whatever snapshot one holds", || {
+    eventually("a drain", async || rig.running().admin.drains.records().len() == 1).await;
+    eventually("no lease, whatever snapshot one holds", async || {
         old.usable.iter().filter(|e| e.enter().is_none()).map(|e| e.address).eq([a.address])
     })
     .await;
     for _ in 0..200 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!(answer.text(), "b");
     }
 }
@@ -79,7 +84,7 @@ async fn good() -> Play {
 async fn in_force(rig: &Rig, n: u32) {
     let mark = Duration::from_millis(20_000 + u64::from(n));
     rig.service(&[("ebbtide.dev/hold-timeout", &format!("{}ms", mark.as_millis()))]);
-    eventually("the manifests in force", || port(rig).policy.hold_timeout == mark).await;
+    eventually("the manifests in force", async || port(rig).policy.hold_timeout == mark).await;
 }
 
 fn port(rig: &Rig) -> Arc<Port> {
@@ -99,10 +104,6 @@ fn ended(rig: &Rig) -> Vec<Record> {
     records(rig).into_iter().filter(|r| r.ended.is_some()).collect()
 }
 
-async fn get(client: &mut Client) -> u16 {
-    soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status
-}
-
 /// Requests to all of `plays`, which say later, in flight at once, each on a client of its own.
 async fn in_flight(rig: &Rig, plays: &[&Play], count: usize) -> JoinSet<u16> {
     let mut requests = JoinSet::new();
@@ -110,7 +111,7 @@ async fn in_flight(rig: &Rig, plays: &[&Play], count: usize) -> JoinSet<u16> {
         let mut client = Client::connect(rig.web()).await.unwrap();
         requests.spawn(async move { client.exchange("GET", "/", "", b"").await.unwrap().status });
     }
-    eventually("in flight", || plays.iter().map(|p| p.requests().len()).sum::<usize>() == count).await;
+    eventually("in flight", async || plays.iter().map(|p| p.requests().len()).sum::<usize>() == count).await;
     requests
 }
 
@@ -137,7 +138,7 @@ async fn idle_connections_are_closed_when_their_endpoint_drains_or_is_out() {
         rig.usable(2).await;
         let changed: Vec<Ep> = change(endpoints[0].clone()).into_iter().chain([ep_b]).collect();
         rig.endpoints(&changed);
-        eventually(name, || a.open() == 0).await;
+        eventually(name, async || a.open() == 0).await;
     }
 }
 
@@ -152,21 +153,21 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     let endpoints = pods(&rig, &[("a", &a)]).await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for _ in 0..3 {
-        assert_eq!(get(&mut client).await, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     let mut requests = JoinSet::new();
     for _ in 0..4 {
         let mut client = Client::connect(rig.web()).await.unwrap();
         requests.spawn(async move { client.exchange("GET", "/", "", b"").await.unwrap().status });
     }
-    eventually("in flight", || a.requests().len() == 7).await;
+    eventually("in flight", async || a.requests().len() == 7).await;
     let ep_b = Ep::new("b", b.address()).of_pod();
     rig.pod("b", "v2", None);
     rig.endpoints(&[endpoints[0].clone(), ep_b.clone()]);
     rig.usable(2).await;
 
     rig.pod("a", "v1", Some(30));
-    eventually("the drain", || records(&rig).len() == 1).await;
+    eventually("the drain", async || records(&rig).len() == 1).await;
     let running = records(&rig).remove(0);
     assert_eq!((running.ended.is_none(), running.in_flight, running.trigger), (true, 4, Trigger::PodDeleted));
     assert_eq!(running.pod.as_deref(), Some("a"));
@@ -178,7 +179,7 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     assert_eq!(records(&rig).len(), 1);
     a.release();
     assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
-    eventually("the receipt", || ended(&rig).len() == 1).await;
+    eventually("the receipt", async || ended(&rig).len() == 1).await;
     // It has drained, and its pod takes its time: news of others are no news of it.
     in_force(&rig, 3).await;
     rig.remove("pod-a.json");
@@ -194,7 +195,7 @@ async fn a_drain_is_one_and_its_receipt_counts() {
         "the first connection was in use again: {record:?}"
     );
     assert_eq!(record.ended.unwrap().1, Outcome::Drained);
-    assert_eq!(get(&mut client).await, 200);
+    assert_eq!(get(&mut client).await.status, 200);
     assert_eq!(rig.metric("ebbtide_drains_total", "trigger=\"podDeleted\""), 1.0);
     assert_eq!(rig.metric("ebbtide_drains_total", ""), 1.0);
     assert_eq!(rig.metric("ebbtide_drain_reaction_seconds_count", ""), 1.0);
@@ -213,12 +214,12 @@ async fn a_receipt_counts_the_idle_connections() {
         let requests = in_flight(&rig, &[&a], 6).await;
         a.release();
         assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
-        eventually("no lease left", || at(&rig, &a).is_some_and(|e| e.leases() == 0)).await;
+        eventually("no lease left", async || at(&rig, &a).is_some_and(|e| e.leases() == 0)).await;
         let ep_b = Ep::new("b", b.address());
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
         rig.endpoints(&[ep_a.terminating(), ep_b]);
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         assert_eq!(ended(&rig)[0].idle_closed, 6, "{:?}", ended(&rig));
     }
 }
@@ -237,10 +238,10 @@ async fn a_receipt_counts_what_was_replayed() {
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
         rig.endpoints(&[ep_a.terminating(), ep_b]);
-        eventually("the drain", || records(&rig).len() == 1).await;
+        eventually("the drain", async || records(&rig).len() == 1).await;
         a.drop_connections();
         assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         let record = ended(&rig).remove(0);
         assert_eq!((record.finished, record.replayed, record.forced), (0, 3, 0), "{record:?}");
         assert_eq!(record.ended.unwrap().1, Outcome::Drained);
@@ -263,7 +264,7 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
     rig.usable(2).await;
     rig.endpoints(&[ep_a.clone().terminating(), ep_b.clone()]);
-    eventually("the drain", || old.is_draining()).await;
+    eventually("the drain", async || old.is_draining()).await;
     rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
     rig.usable(2).await;
     let new = port(&rig).usable.iter().find(|e| e.address == a.address()).cloned().unwrap();
@@ -273,7 +274,7 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     assert!(ended(&rig).is_empty(), "the old one still drains");
     a.release();
     assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
-    eventually("the receipt", || ended(&rig).len() == 1).await;
+    eventually("the receipt", async || ended(&rig).len() == 1).await;
     assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
     assert!(!new.is_draining());
 }
@@ -289,7 +290,7 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     let old = at(&rig, &a).unwrap();
     let requests = in_flight(&rig, &[&a], 1).await;
     rig.endpoints(&[ep.clone().terminating()]);
-    eventually("a last resort", || port(&rig).last_resort.len() == 1).await;
+    eventually("a last resort", async || port(&rig).last_resort.len() == 1).await;
     assert!(!old.is_draining() && records(&rig).is_empty());
     rig.endpoints(std::slice::from_ref(&ep));
     rig.usable(1).await;
@@ -297,10 +298,10 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     assert_ne!(new.id, old.id);
     assert!(old.is_draining() && old.drain_deadline().is_some() && new.drain_deadline().is_none());
     let mut client = Client::connect(rig.web()).await.unwrap();
-    assert_eq!(get(&mut client).await, 200);
+    assert_eq!(get(&mut client).await.status, 200);
     a.release();
     assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
-    eventually("the receipt", || ended(&rig).len() == 1).await;
+    eventually("the receipt", async || ended(&rig).len() == 1).await;
     assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
 }
 
@@ -330,7 +331,7 @@ async fn a_pod_shown_ready_after_its_deletion_gets_nothing() {
         in_force(&rig, number as u32).await;
         assert_eq!(port(&rig).usable.len(), 1, "step {number}");
         for _ in 0..30 {
-            assert_eq!(get(&mut client).await, 200);
+            assert_eq!(get(&mut client).await.status, 200);
         }
         assert_eq!((a.requests().len(), records(&rig).len()), (seen, 1), "step {number}");
     }
@@ -352,13 +353,13 @@ async fn a_removal_without_a_pod_drains_with_the_drain_timeout() {
         rig.usable(2).await;
         let before = Instant::now();
         rig.endpoints(&[ep_b]);
-        eventually("the drain", || records(&rig).len() == 1).await;
+        eventually("the drain", async || records(&rig).len() == 1).await;
         let record = records(&rig).remove(0);
         assert_eq!((record.trigger, record.in_flight), (Trigger::Removed, 2));
         assert!(record.deadline.unwrap() >= before + Duration::from_millis(500));
         assert_eq!(soon("replays", requests.join_all()).await, [200, 200]);
         assert!(Instant::now() >= record.deadline.unwrap());
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         assert_eq!((ended(&rig)[0].replayed, ended(&rig)[0].forced), (2, 0));
     }
 }
@@ -387,7 +388,7 @@ async fn a_removal_while_the_pod_lives_is_reversible() {
         rig.usable(1).await;
         let mut client = Client::connect(rig.web()).await.unwrap();
         for _ in 0..100 {
-            assert_eq!(get(&mut client).await, 200);
+            assert_eq!(get(&mut client).await.status, 200);
         }
         assert_eq!((a.requests().len(), before.leases(), before.drain_deadline()), (1, 1, None));
         rig.endpoints(&[endpoints[0].clone(), ep_b]);
@@ -408,7 +409,8 @@ async fn reaches(rig: &Rig, endpoint: &Play, requests: usize) {
         if endpoint.requests().len() >= requests {
             return;
         }
-        let clients = (0..16).map(|_| tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap()).await }));
+        let clients =
+            (0..16).map(|_| tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap()).await.status }));
         for client in clients.collect::<Vec<_>>() {
             assert_eq!(soon("an answer", client).await.unwrap(), 200);
         }
@@ -436,12 +438,12 @@ async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
         } else {
             rig.remove("pod-a.json");
         }
-        eventually("the drain", || records(&rig).len() == 1).await;
+        eventually("the drain", async || records(&rig).len() == 1).await;
         let record = records(&rig).remove(0);
         assert_eq!((record.trigger, record.in_flight, record.deadline.is_some()), (Trigger::PodDeleted, 1, true));
         a.release();
         assert_eq!(soon("its answer", requests.join_all()).await, [200]);
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         assert_eq!(ended(&rig)[0].finished, 1);
     }
 }
@@ -473,7 +475,7 @@ async fn a_drain_deadline_only_shortens() {
 
     let begin = Instant::now();
     pod(Some(100));
-    eventually("the drain", || endpoint.is_draining()).await;
+    eventually("the drain", async || endpoint.is_draining()).await;
     let first = endpoint.drain_deadline();
     // At least the grace and 3 s after the event; how late the event was taken in is this machine's matter.
     assert!(left(begin) >= 103.0, "{}", left(begin));
@@ -484,11 +486,11 @@ async fn a_drain_deadline_only_shortens() {
     in_force(&rig, 2).await;
     assert_eq!(endpoint.drain_deadline(), first, "longer");
     pod(Some(50));
-    eventually("a shorter deadline", || endpoint.drain_deadline() < first).await;
+    eventually("a shorter deadline", async || endpoint.drain_deadline() < first).await;
     let second = endpoint.drain_deadline();
     assert!(left(begin) >= 53.0);
     rig.remove("pod-a.json");
-    eventually("the pod is known to be gone", || endpoint.pod_gone()).await;
+    eventually("the pod is known to be gone", async || endpoint.pod_gone()).await;
     assert_eq!(endpoint.drain_deadline(), second, "the object's end");
     rig.endpoints(std::slice::from_ref(&ep_b));
     in_force(&rig, 3).await;
@@ -506,27 +508,27 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     let endpoint = at(&rig, &a).unwrap();
     rig.pod("a", "v1", Some(60));
     rig.endpoints(&[endpoints[0].clone().terminating()]);
-    eventually("a last resort", || port(&rig).last_resort.len() == 1).await;
+    eventually("a last resort", async || port(&rig).last_resort.len() == 1).await;
     in_force(&rig, 1).await;
     assert!(port(&rig).usable.is_empty() && !endpoint.is_draining() && records(&rig).is_empty());
     let mut client = Client::connect(rig.web()).await.unwrap();
     for _ in 0..20 {
-        assert_eq!(get(&mut client).await, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!(a.requests().len(), 20);
     rig.pod("b", "v2", None);
     rig.endpoints(&[endpoints[0].clone().terminating(), Ep::new("b", b.address()).of_pod()]);
     rig.usable(1).await;
-    eventually("its drain", || endpoint.is_draining()).await;
+    eventually("its drain", async || endpoint.is_draining()).await;
     for _ in 0..50 {
-        assert_eq!(get(&mut client).await, 200);
+        assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!((a.requests().len(), b.requests().len()), (20, 50));
-    eventually("the receipt", || ended(&rig).len() == 1).await;
+    eventually("the receipt", async || ended(&rig).len() == 1).await;
     // The other one is out again: there is nothing better once more.
     rig.endpoints(&[endpoints[0].clone().terminating(), Ep::new("b", b.address()).of_pod().not_ready()]);
-    eventually("a last resort again", || port(&rig).last_resort.len() == 1).await;
-    assert_eq!(get(&mut client).await, 200);
+    eventually("a last resort again", async || port(&rig).last_resort.len() == 1).await;
+    assert_eq!(get(&mut client).await.status, 200);
     assert_eq!((a.requests().len(), b.requests().len()), (21, 50));
 }
 
@@ -542,15 +544,15 @@ async fn the_last_resort_ends_with_serving_and_with_its_deadline() {
         let endpoint = at(&rig, &a).unwrap();
         rig.endpoints(&[ep.clone().terminating()]);
         let mut client = Client::connect(rig.web()).await.unwrap();
-        assert_eq!(get(&mut client).await, 200);
+        assert_eq!(get(&mut client).await.status, 200);
         if !by_deadline {
             rig.endpoints(&[Ep { serving: false, ..ep.terminating() }]);
         }
-        eventually("its drain", || endpoint.is_draining()).await;
+        eventually("its drain", async || endpoint.is_draining()).await;
         assert_eq!(Instant::now() >= endpoint.drain_deadline().unwrap(), by_deadline);
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true));
-        eventually("the receipt", || ended(&rig).len() == 1).await;
+        eventually("the receipt", async || ended(&rig).len() == 1).await;
         in_force(&rig, 1).await;
         assert_eq!(records(&rig).len(), 1);
     }

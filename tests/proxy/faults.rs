@@ -18,9 +18,11 @@ use futures::FutureExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{Ep, Rig, eventually, soon};
-use crate::tcp::known;
-use crate::wire::{End, Wire, field};
+use crate::proxy::tcp::known;
+use crate::proxy::wire::{End, Wire, field};
+use crate::support::folder::Ep;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 use actor::{Actor, Manner, Scene, Stage, body_of, dechunked, upload_of};
 
 macro_rules! rows {
@@ -199,7 +201,7 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     (0..count).for_each(|number| files.join(number, &actors[number]));
     files.write();
     let open = |actor: &Actor| known(rig, actor.address).is_some_and(|endpoint| endpoint.is_open());
-    eventually("the endpoints", || actors.iter().all(open)).await;
+    eventually("the endpoints", async || actors.iter().all(open)).await;
 
     let mut clients = [Client::new(rig, seed, 0), Client::new(rig, seed, 1)];
     // What fails a connect would not be met on a connection that was kept.
@@ -255,7 +257,7 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     scene.go.cancel();
 
     if let Some(Fallen { actor, endpoint, connections }) = &fallen {
-        eventually("its drain begins", || endpoint.is_draining()).await;
+        eventually("its drain begins", async || endpoint.is_draining()).await;
         sum.drained += 1;
         let after = ask_on(&mut clients, &mut rngs[0], &scene, sum).await;
         for id in after {
@@ -266,7 +268,7 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
         ask_on(&mut clients, &mut rngs[0], &scene, sum).await;
     }
     files.clean().await;
-    eventually("the drains are over", || rig.running().admin.drains.running() == 0).await;
+    eventually("the drains are over", async || rig.running().admin.drains.running() == 0).await;
     sum.seeds += 1;
 }
 
@@ -300,7 +302,7 @@ async fn fail(
         News::Never => {}
         News::Before => {
             files.tell(hit, "terminating");
-            let told = || endpoint.conditions().terminating || endpoint.is_draining();
+            let told = async || endpoint.conditions().terminating || endpoint.is_draining();
             eventually("the news", told).await;
         }
         News::With | News::Twice => files.tell(hit, "terminating"),

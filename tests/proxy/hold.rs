@@ -18,8 +18,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{Ep, Rig, Scripted, binary, eventually, soon};
-use crate::tcp::{known, to_end};
+use crate::proxy::ask::get;
+use crate::proxy::scripted::Scripted;
+use crate::proxy::tcp::{known, to_end};
+use crate::support::binary::BINARY;
+use crate::support::folder::Ep;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// Answers every request with 200 after `service`, and remembers how many it had at once.
 async fn serving(listener: TcpListener, service: Duration, most: Arc<AtomicUsize>) -> Scripted {
@@ -53,7 +58,7 @@ async fn answering() -> Scripted {
 fn asking(web: SocketAddr) -> JoinHandle<(Response, Client)> {
     tokio::spawn(async move {
         let mut client = Client::connect(web).await.unwrap();
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         (answer, client)
     })
 }
@@ -67,7 +72,7 @@ async fn refused(web: SocketAddr) -> ErrorKind {
 }
 
 async fn held(rig: &Rig, count: usize) {
-    eventually(&format!("{count} held"), || rig.metric("ebbtide_held{", "") == count as f64).await;
+    eventually(&format!("{count} held"), async || rig.metric("ebbtide_held{", "") == count as f64).await;
 }
 
 /// A fleet with a proxy before it, and eight clients at 500/s until told to stop.
@@ -82,7 +87,7 @@ impl Scene {
     async fn start(options: Options, path: &str, rate: f64) -> Self {
         let fleet = Fleet::start(options).await.unwrap();
         let config = proxy::config(&fleet.manifests(), "workers: 2");
-        let proxy = Proxy::start(&binary(), fleet.folder(), &config, &["web"]).await.unwrap();
+        let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config, &["web"]).await.unwrap();
         let stop = CancellationToken::new();
         let mut load = Load::new(proxy.web().unwrap(), path, Duration::from_secs(120));
         (load.timeout, load.rate) = (Duration::from_secs(15), rate);
@@ -109,7 +114,7 @@ impl Scene {
 }
 
 async fn recreate(path: &str, rate: f64, tell: Tell) {
-    let mut options = Options::new(binary());
+    let mut options = Options::new(BINARY);
     options.tell = tell;
     let mut scene = Scene::start(options, path, rate).await;
     let old = scene.ids();
@@ -145,7 +150,7 @@ async fn endpoints_that_die_and_come_back_unannounced_fail_nobody() {
     // Connections that end at once: refused from the endpoint's view, ejected from the proxy's.
     drop(listeners);
     let first = asking(rig.web());
-    eventually("both ejected", || addresses.iter().all(|a| known(&rig, *a).unwrap().is_ejected())).await;
+    eventually("both ejected", async || addresses.iter().all(|a| known(&rig, *a).unwrap().is_ejected())).await;
     held(&rig, 1).await;
     let second = asking(rig.web());
     held(&rig, 2).await;
@@ -161,7 +166,7 @@ async fn endpoints_that_die_and_come_back_unannounced_fail_nobody() {
 #[tokio::test]
 async fn the_restart_of_the_only_replica_fails_nobody() {
     for path in ["/", "/slow?ms=60"] {
-        let mut options = Options::new(binary());
+        let mut options = Options::new(BINARY);
         (options.replicas, options.tell) = (1, Tell::Slice);
         let mut scene = Scene::start(options, path, if path == "/" { 500.0 } else { 100.0 }).await;
         let only = scene.ids()[0];
@@ -172,7 +177,7 @@ async fn the_restart_of_the_only_replica_fails_nobody() {
             // The one before is killed here, in the middle of whatever it does.
             drop(process.take());
             tokio::time::sleep(Duration::from_millis(400)).await;
-            let mut app = child::sample_app(&binary());
+            let mut app = child::sample_app(BINARY.as_ref());
             process = Some(app.args(["--listen", &address.to_string()]).stdout(Stdio::null()).spawn().unwrap());
             tokio::time::sleep(Duration::from_millis(600)).await;
         }
@@ -203,7 +208,7 @@ async fn an_endpoint_that_loses_two_connections_before_it_refuses_one_fails_nobo
     rig.usable(1).await;
     let asked = asking(rig.web());
     soon("its end", ending).await.unwrap();
-    eventually("ejected", || known(&rig, address).unwrap().is_ejected()).await;
+    eventually("ejected", async || known(&rig, address).unwrap().is_ejected()).await;
     let _back = serving(TcpListener::bind(address).await.unwrap(), Duration::ZERO, Arc::default()).await;
     assert_eq!(asked.await.unwrap().0.status, 200);
 }
@@ -233,7 +238,7 @@ async fn stale_connections_to_the_only_replica_fail_nobody() {
     rig.usable(1).await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for i in 0..300 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!((answer.status, answer.keep_alive), (200, true), "request {i}");
     }
     assert!(rig.metric("ebbtide_retries_total", "reason=\"stale\"") > 0.0, "no connection was ever stale");
@@ -245,7 +250,7 @@ async fn past_the_hold_time_http_gets_503_and_keeps_its_connection() {
     let rig = Rig::start("timeouts: {hold: 1m}").await;
     rig.service(&[("ebbtide.dev/hold-timeout", "300ms")]);
     let held_for = |port: &Arc<Port>| port.policy.hold_timeout == Duration::from_millis(300);
-    eventually("the annotation", || rig.running().admin.snapshot.load().ports.values().all(held_for)).await;
+    eventually("the annotation", async || rig.running().admin.snapshot.load().ports.values().all(held_for)).await;
     let began = Instant::now();
     let (answer, mut client) = asking(rig.web()).await.unwrap();
     assert!(began.elapsed() >= Duration::from_millis(300));
@@ -254,7 +259,7 @@ async fn past_the_hold_time_http_gets_503_and_keeps_its_connection() {
     assert_eq!(answer.header("x-ebbtide-reason"), Some("no_endpoint"));
     rig.endpoints(&[Ep::new("a", a.address)]);
     rig.usable(1).await;
-    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+    let answer = get(&mut client).await;
     assert_eq!((answer.status, answer.text().into_owned()), (200, "ok".into()));
     assert_eq!(rig.metric("ebbtide_held_total", "outcome=\"expired\""), 1.0);
 }
@@ -284,7 +289,7 @@ async fn one_over_the_bound_is_refused_at_once_while_the_others_wait() {
     for asked in waiting {
         assert_eq!(asked.await.unwrap().0.status, 200);
     }
-    assert_eq!(soon("an answer", fifth.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+    assert_eq!(get(&mut fifth).await.status, 200);
     held(&rig, 0).await;
 }
 
@@ -344,13 +349,13 @@ async fn the_release_does_not_flood_the_first_endpoint() {
 async fn without_the_service_there_is_no_waiting() {
     let rig = Rig::start("timeouts: {hold: 1m}").await;
     rig.remove("service.json");
-    eventually("the Service is gone", || rig.running().admin.snapshot.load().ports.is_empty()).await;
+    eventually("the Service is gone", async || rig.running().admin.snapshot.load().ports.is_empty()).await;
     let (answer, _) = asking(rig.web()).await.unwrap();
     assert_eq!((answer.status, answer.header("x-ebbtide-reason")), (503, Some("no_service")));
     assert!(answer.header("retry-after").is_some());
 
     let rig = Rig::with_protocol("tcp", "timeouts: {hold: 1m}").await;
     rig.remove("service.json");
-    eventually("the Service is gone", || rig.running().admin.snapshot.load().ports.is_empty()).await;
+    eventually("the Service is gone", async || rig.running().admin.snapshot.load().ports.is_empty()).await;
     assert_eq!(refused(rig.web()).await, ErrorKind::ConnectionReset);
 }

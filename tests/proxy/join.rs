@@ -15,8 +15,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{Ep, Rig, Scripted, binary, eventually, soon};
-use crate::tcp::{Station, known, passes, through, to_end};
+use crate::proxy::ask::get;
+use crate::proxy::scripted::Scripted;
+use crate::proxy::tcp::{Station, known, passes, through, to_end};
+use crate::support::binary::BINARY;
+use crate::support::folder::Ep;
+use crate::support::manifests::{endpoint, slice};
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// Answers every request with `body`; counts them.
 async fn answering(body: &'static str) -> (Scripted, Arc<AtomicUsize>) {
@@ -46,7 +52,7 @@ fn answering_on(listener: TcpListener, body: &'static str) -> (Scripted, Arc<Ato
 }
 
 async fn ask(client: &mut Client) -> String {
-    let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+    let answer = get(client).await;
     assert_eq!((answer.status, answer.keep_alive), (200, true), "{}", answer.text());
     answer.text().into_owned()
 }
@@ -66,11 +72,11 @@ fn nobody_drained(rig: &Rig) {
 /// Ready at once, listening two seconds later, and the old ones leave in between.
 #[tokio::test]
 async fn pods_that_are_ready_before_they_listen_cost_nobody_anything() {
-    let mut options = Options::new(binary());
+    let mut options = Options::new(BINARY);
     options.replicas = 2;
     let mut fleet = Fleet::start(options).await.unwrap();
     let config = proxy::config(&fleet.manifests(), "workers: 2");
-    let proxy = Proxy::start(&binary(), fleet.folder(), &config, &["web"]).await.unwrap();
+    let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config, &["web"]).await.unwrap();
     let mut load = Load::new(proxy.web().unwrap(), "/", Duration::from_secs(120));
     (load.timeout, load.by_body) = (Duration::from_secs(15), true);
     let stop = CancellationToken::new();
@@ -104,10 +110,10 @@ async fn an_endpoint_is_published_once_it_has_been_connected_to() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let rig = Rig::start("").await;
     rig.endpoints(&[Ep::new("late", gone)]);
-    eventually("known and ready", || known(&rig, gone).is_some_and(|e| e.conditions().ready)).await;
+    eventually("known and ready", async || known(&rig, gone).is_some_and(|e| e.conditions().ready)).await;
     let web = rig.web();
     let asked = tokio::spawn(async move { ask(&mut Client::connect(web).await.unwrap()).await });
-    eventually("held", || rig.metric("ebbtide_held{", "") == 1.0).await;
+    eventually("held", async || rig.metric("ebbtide_held{", "") == 1.0).await;
     assert!(!known(&rig, gone).unwrap().is_open());
     let (_late, _) = answering_on(TcpListener::bind(gone).await.unwrap(), "late");
     assert_eq!(asked.await.unwrap(), "late");
@@ -146,7 +152,7 @@ async fn an_endpoint_that_is_not_ready_gets_nothing_ever() {
     rig.endpoints(&[standby]);
     rig.usable(0).await;
     for _ in 0..2 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!(answer.status, 503);
     }
     assert_eq!(idle.accepted(), 0, "not even a probe");
@@ -206,14 +212,14 @@ async fn a_flapping_endpoint_fails_nobody_and_comes_back() {
         rig.endpoints(&[ep_a.clone().not_ready(), ep_b.clone()]);
         rig.usable(1).await;
         let (before, others) = (of_a.load(Ordering::SeqCst), of_b.load(Ordering::SeqCst));
-        eventually("requests at b", || of_b.load(Ordering::SeqCst) > others + 20).await;
+        eventually("requests at b", async || of_b.load(Ordering::SeqCst) > others + 20).await;
         // What was leased before may still have arrived: one for each client.
         assert!(of_a.load(Ordering::SeqCst) <= before + 4);
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
     }
     let before = of_a.load(Ordering::SeqCst);
-    eventually("requests at a again", || of_a.load(Ordering::SeqCst) > before + 20).await;
+    eventually("requests at a again", async || of_a.load(Ordering::SeqCst) > before + 20).await;
     stop.store(true, Ordering::SeqCst);
     for client in clients {
         assert!(client.await.unwrap() > 0);
@@ -253,7 +259,7 @@ async fn what_is_in_flight_on_an_endpoint_that_gets_unready_is_finished() {
     rig.endpoints(&[Ep::new("slow", slow.address).not_ready(), Ep::new("b", b.address)]);
     rig.usable(1).await;
     let endpoint = known(&rig, slow.address).unwrap();
-    eventually("out of rotation", || !endpoint.is_open()).await;
+    eventually("out of rotation", async || !endpoint.is_open()).await;
     assert_eq!(endpoint.leases(), 1);
     answer.notify_one();
     assert_eq!(soon("both answers", asked).await.unwrap(), ("slow".to_owned(), "b".to_owned()));
@@ -274,7 +280,7 @@ async fn a_selector_switched_and_switched_back_returns_the_same_endpoints() {
     let (mut client, mut server) = through(&rig, &mut blue).await;
 
     rig.endpoints(std::slice::from_ref(&ep_green));
-    eventually("green serves", || is_open(&rig, &green) && !is_open(&rig, &blue)).await;
+    eventually("green serves", async || is_open(&rig, &green) && !is_open(&rig, &blue)).await;
     let (mut newer, mut newer_server) = through(&rig, &mut green).await;
     // Longer than a drain would have left it.
     for _ in 0..15 {
@@ -284,7 +290,7 @@ async fn a_selector_switched_and_switched_back_returns_the_same_endpoints() {
     }
 
     rig.endpoints(&[ep_blue]);
-    eventually("blue serves", || is_open(&rig, &blue) && !is_open(&rig, &green)).await;
+    eventually("blue serves", async || is_open(&rig, &blue) && !is_open(&rig, &green)).await;
     assert_eq!(id(&rig, &blue), before);
     passes(&mut client, &mut server, b"untouched").await;
     passes(&mut newer, &mut newer_server, b"this one too").await;
@@ -301,19 +307,8 @@ async fn an_endpoint_that_moves_between_slices_never_leaves_rotation() {
     rig.usable(1).await;
     let before = id(&rig, &a);
     let (mut client, mut server) = through(&rig, &mut a).await;
-    let slice = |name: &str| {
-        json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"namespace": "web", "name": name, "labels": {"kubernetes.io/service-name": "shop"}},
-            "addressType": "IPv4",
-            "ports": [{"port": a.scripted.address.port(), "protocol": "TCP", "name": ""}],
-            "endpoints": [{
-                "addresses": ["127.0.0.1"],
-                "conditions": {"ready": true, "serving": true, "terminating": false},
-                "targetRef": {"kind": "Pod", "namespace": "web", "name": "a", "uid": crate::rig::uid_of("a")},
-            }],
-        })
-    };
+    let listed = [endpoint("127.0.0.1", Some("a"), [true, true, false])];
+    let slice = |name: &str| slice(name, "shop", ("", a.scripted.address.port()), &listed);
     let generation = || rig.running().admin.snapshot.load().generation;
     let endpoint = known(&rig, a.scripted.address).unwrap();
     let watched = endpoint.clone();
@@ -333,19 +328,19 @@ async fn an_endpoint_that_moves_between_slices_never_leaves_rotation() {
         let new = format!("moved-{round}");
         let now = generation();
         rig.write(&format!("{new}.json"), &slice(&new));
-        eventually("the addition", || generation() > now).await;
+        eventually("the addition", async || generation() > now).await;
         let now = generation();
         rig.remove(&format!("{old}.json"));
-        eventually("the removal", || generation() > now).await;
+        eventually("the removal", async || generation() > now).await;
         old = new;
     }
     stop.store(true, Ordering::SeqCst);
     assert!(watching.join().unwrap() > 1_000);
     // The other order: out for a moment, and the same again.
     rig.remove(&format!("{old}.json"));
-    eventually("out", || !endpoint.is_open()).await;
+    eventually("out", async || !endpoint.is_open()).await;
     rig.write("back.json", &slice("back"));
-    eventually("in again", || endpoint.is_open()).await;
+    eventually("in again", async || endpoint.is_open()).await;
     assert_eq!(id(&rig, &a), before);
     passes(&mut client, &mut server, b"untouched").await;
     nobody_drained(&rig);
@@ -371,13 +366,13 @@ async fn a_service_removed_and_made_again_has_the_same_endpoints() {
     let endpoint = known(&rig, a.scripted.address).unwrap();
     let (mut client, mut server) = through(&rig, &mut a).await;
     rig.remove("service.json");
-    eventually("out", || !endpoint.is_open()).await;
+    eventually("out", async || !endpoint.is_open()).await;
     if let Ok(mut refused) = TcpStream::connect(rig.web()).await {
         assert_eq!(to_end(&mut refused).await.1, Some(std::io::ErrorKind::ConnectionReset));
     }
     passes(&mut client, &mut server, b"untouched").await;
     service(&rig, "1");
-    eventually("in again", || endpoint.is_open()).await;
+    eventually("in again", async || endpoint.is_open()).await;
     assert_eq!(known(&rig, a.scripted.address).unwrap().id, endpoint.id);
     passes(&mut client, &mut server, b"untouched").await;
     let (_client, _server) = through(&rig, &mut a).await;
@@ -395,12 +390,12 @@ async fn a_service_under_an_old_name_is_a_new_one() {
     let before = known(&rig, a.scripted.address).unwrap();
     let (mut client, mut server) = through(&rig, &mut a).await;
     service(&rig, "2");
-    eventually("the old one drains", || before.is_draining()).await;
+    eventually("the old one drains", async || before.is_draining()).await;
     // A newcomer may have to wait for the join, and notices nothing of it.
     let (mut newer, mut newer_server) = through(&rig, &mut a).await;
     assert!(known(&rig, a.scripted.address).unwrap().id > before.id);
     passes(&mut client, &mut server, b"until the deadline").await;
     assert_eq!(to_end(&mut client).await.1, None);
     passes(&mut newer, &mut newer_server, b"untouched").await;
-    eventually("the receipt", || rig.running().admin.drains.records().iter().all(|r| r.ended.is_some())).await;
+    eventually("the receipt", async || rig.running().admin.drains.records().iter().all(|r| r.ended.is_some())).await;
 }

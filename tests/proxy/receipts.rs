@@ -9,7 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use crate::rig::{Ep, Process, Scripted, eventually, soon, until};
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::Ep;
+use crate::support::process::Process;
+use crate::support::wait::{eventually, soon};
 
 /// Answers `/quick` at once, `/gate` when the gate opens, all else never.
 async fn app(gate: Arc<Semaphore>, arrived: Arc<AtomicUsize>) -> Scripted {
@@ -65,13 +68,14 @@ async fn draining(drain: &str) -> Scene {
             soon("an answer", Client::connect(web).await.unwrap().exchange(method, path, "", b"")).await
         }));
     }
-    eventually("three requests", || arrived.load(Ordering::SeqCst) == 3).await;
+    eventually("three requests", async || arrived.load(Ordering::SeqCst) == 3).await;
     // Leaves a kept connection behind.
     soon("an answer", Client::connect(web).await.unwrap().exchange("GET", "/quick", "", b"")).await.unwrap();
-    process.rig.endpoints(&[ep.clone(), Ep::new("other", other.address)]);
+    process.folder.endpoints(&[ep.clone(), Ep::new("other", other.address)]);
     process.ready(2).await;
-    process.rig.endpoints(&[ep.terminating(), Ep::new("other", other.address)]);
-    until("a drain", async || !process.json("/api/v1/drains").await["running"].as_array().unwrap().is_empty()).await;
+    process.folder.endpoints(&[ep.terminating(), Ep::new("other", other.address)]);
+    eventually("a drain", async || !process.json("/api/v1/drains").await["running"].as_array().unwrap().is_empty())
+        .await;
     Scene { process, leaver, other, gate, in_flight }
 }
 
@@ -86,7 +90,7 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     let seen: Vec<_> = answers.iter().map(|answer| (answer.status, answer.header("x-ebbtide-reason"))).collect();
     assert_eq!(seen, [(200, None), (200, None), (502, Some("drain_deadline"))]);
     assert_eq!(answers[1].text(), "other");
-    eventually("the line", || !scene.process.logged("endpoint ").is_empty()).await;
+    eventually("the line", async || !scene.process.logged("endpoint ").is_empty()).await;
     let lines = scene.process.logged("endpoint ");
     assert_eq!(lines.len(), 1, "{lines:?}");
     let line = &lines[0];
@@ -109,7 +113,7 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     assert!(line["timestamp"].is_string());
 
     // Once it has been quiet for a while, the rollout has its receipt: what its clients met, the 502 included.
-    until("a receipt", async || !scene.process.json("/api/v1/drains").await["rollouts"][0].is_null()).await;
+    eventually("a receipt", async || !scene.process.json("/api/v1/drains").await["rollouts"][0].is_null()).await;
     let mut receipt = scene.process.json("/api/v1/drains").await["rollouts"][0].clone();
     for at in ["startedAt", "endedAt"] {
         assert!(receipt.as_object_mut().unwrap().remove(at).is_some_and(|at| at.is_string()), "{receipt}");

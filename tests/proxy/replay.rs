@@ -11,8 +11,12 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::play::{Act, OK, Play};
-use crate::rig::{Ep, Rig, binary, eventually, soon};
+use crate::proxy::ask::{get, raw};
+use crate::proxy::play::{Act, OK, Play};
+use crate::support::binary::BINARY;
+use crate::support::folder::Ep;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// One replica that plays, and a proxy before it.
 async fn one(play: &Play, more: &str) -> Rig {
@@ -28,15 +32,6 @@ async fn ask(rig: &Rig, method: &str, headers: &str, body: &[u8]) -> Result<Resp
     soon("an answer", client.exchange(method, "/", headers, body)).await
 }
 
-/// Sends bytes as they are and reads until the connection ends; the text, and whether it ended cleanly.
-async fn raw(rig: &Rig, bytes: &[u8]) -> (String, bool) {
-    let mut stream = TcpStream::connect(rig.web()).await.unwrap();
-    stream.write_all(bytes).await.unwrap();
-    let mut text = Vec::new();
-    let clean = soon("the end", stream.read_to_end(&mut text)).await.is_ok();
-    (String::from_utf8_lossy(&text).into_owned(), clean)
-}
-
 fn reason(response: &Response) -> (u16, &str) {
     (response.status, response.header("x-ebbtide-reason").unwrap_or("-"))
 }
@@ -49,9 +44,9 @@ async fn first_then_ok(first: Act) -> Play {
 /// Issue 3, item 3: true processes, killed with a long request in flight, on each of which it may be lost once more.
 #[tokio::test]
 async fn idempotent_requests_outlive_their_endpoint_and_others_run_once() {
-    let options = Options { replicas: 2, signal: Signal::KILL, ..Options::new(binary()) };
+    let options = Options { replicas: 2, signal: Signal::KILL, ..Options::new(BINARY) };
     let mut fleet = Fleet::start(options).await.unwrap();
-    let proxy = Proxy::start(&binary(), fleet.folder(), &config(&fleet.manifests(), ""), &["web"]).await.unwrap();
+    let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config(&fleet.manifests(), ""), &["web"]).await.unwrap();
     let web = proxy.web().unwrap();
     let mut requests = tokio::task::JoinSet::new();
     let methods = ["GET", "HEAD", "PUT", "DELETE", "POST", "PATCH"];
@@ -65,7 +60,7 @@ async fn idempotent_requests_outlive_their_endpoint_and_others_run_once() {
             (method, first, next.status)
         });
     }
-    eventually("all requests arrived", || methods.iter().all(|m| fleet.requests(m).is_ok_and(|n| n == 1))).await;
+    eventually("all requests arrived", async || methods.iter().all(|m| fleet.requests(m).is_ok_and(|n| n == 1))).await;
     for old in fleet.ids() {
         fleet.replace(old, "v2").await.unwrap();
     }
@@ -114,7 +109,7 @@ async fn what_may_be_repeated_is_decided_by_method_condition_and_policy() {
         let play = first_then_ok(Act::Close).await;
         let rig = one(&play, "").await;
         rig.service(&[("ebbtide.dev/retry-non-idempotent", policy)]);
-        eventually("the policy", || {
+        eventually("the policy", async || {
             rig.running()
                 .admin
                 .snapshot
@@ -157,7 +152,7 @@ async fn a_chunked_body_is_replayed_byte_for_byte() {
     let rig = one(&play, "").await;
     let request = b"PUT / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
                     5;name=value\r\nhello\r\n0006\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n";
-    let (text, clean) = raw(&rig, request).await;
+    let (text, clean) = raw(rig.web(), request).await;
     assert!(clean && text.starts_with("HTTP/1.1 200 "), "{text}");
     let seen = play.requests();
     assert_eq!(seen.len(), 2);
@@ -176,7 +171,7 @@ async fn a_body_that_is_still_coming_is_replayed_and_continued() {
         .write_all(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nConnection: close\r\n\r\nfirst")
         .await
         .unwrap();
-    eventually("the loss and the second connect", || play.heads() == 2).await;
+    eventually("the loss and the second connect", async || play.heads() == 2).await;
     stream.write_all(b"+rest").await.unwrap();
     let mut text = String::new();
     soon("an answer", stream.read_to_string(&mut text)).await.unwrap();
@@ -235,7 +230,7 @@ async fn a_response_that_has_begun_is_cut_visibly() {
         let play = first_then_ok(act).await;
         let rig = one(&play, "").await;
         let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let (text, clean) = raw(&rig, request).await;
+        let (text, clean) = raw(rig.web(), request).await;
         assert!(text.starts_with("HTTP/1.1 200 "), "{name}: {text}");
         assert!(!clean, "{name}: a clean end after {text:?}");
         assert_eq!(text.matches("HTTP/1.1").count(), 1, "{name}: {text}");
@@ -257,7 +252,7 @@ async fn an_interim_response_does_not_end_the_chance_and_is_told_once() {
     let rig = one(&play, "").await;
     let request =
         b"PUT / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
-    let (text, clean) = raw(&rig, request).await;
+    let (text, clean) = raw(rig.web(), request).await;
     assert!(clean, "{text}");
     assert_eq!(text.matches("100 Continue").count(), 1, "{text}");
     assert_eq!(text.matches("HTTP/1.1 200 ").count(), 1, "{text}");
@@ -271,12 +266,12 @@ async fn a_stale_connection_is_no_attempt_and_its_endpoint_may_serve_again() {
     let rig = one(&play, "retry: {attempts: 1, budgetPercent: 0, budgetFloor: 0}").await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for number in 0..50 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!((answer.status, answer.text().as_ref()), (200, "ok"), "request {number}");
     }
     // Each request after the first met a stale connection first.
     assert_eq!(play.requests().len(), 99);
-    eventually("their count", || rig.metric("ebbtide_retries_total", "reason=\"stale\"") == 49.0).await;
+    eventually("their count", async || rig.metric("ebbtide_retries_total", "reason=\"stale\"") == 49.0).await;
     assert_eq!(rig.metric("ebbtide_retries_total", "reason=\"replay\""), 0.0);
 }
 
@@ -293,7 +288,7 @@ async fn a_408_is_a_stale_connection_only_where_it_is_reused() {
     let mut client = Client::connect(rig.web()).await.unwrap();
     let mut statuses = Vec::new();
     for _ in 0..4 {
-        statuses.push(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status);
+        statuses.push(get(&mut client).await.status);
     }
     assert_eq!(statuses, [408, 200, 200, 200], "the first one is an answer");
     assert_eq!(play.requests().len(), 6);
@@ -318,7 +313,7 @@ async fn a_leaving_endpoint_that_answers_nobody_is_not_asked_for_ever() {
     let play = Play::start(|_| Act::Close).await;
     let rig = one(&play, "retry: {attempts: 3}").await;
     rig.endpoints(&[Ep::new("a", play.address()).terminating()]);
-    eventually("a last resort", || {
+    eventually("a last resort", async || {
         rig.running().admin.snapshot.load().ports.values().any(|p| p.last_resort.len() == 1)
     })
     .await;
@@ -339,7 +334,7 @@ async fn a_broken_application_is_not_asked_many_times_more() {
             let web = rig.web();
             clients.spawn(async move {
                 let mut client = Client::connect(web).await.unwrap();
-                soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status
+                get(&mut client).await.status
             });
         }
         while let Some(status) = clients.join_next().await {
@@ -374,7 +369,7 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
             let mut client = Client::connect(web).await.unwrap();
             client.exchange("GET", "/", "", b"").await
         });
-        eventually("in flight", || a.requests().len() == 1).await;
+        eventually("in flight", async || a.requests().len() == 1).await;
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
         let leave = || match how {
@@ -405,7 +400,7 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
         assert_eq!((answer.status, b.requests().len(), a.requests().len()), (200, 1, 1), "{how:?}");
         if matches!(how, Leaves::DrainsBefore | Leaves::DrainsAfter | Leaves::RemovedAfter) {
             let receipt = || rig.running().admin.drains.records().into_iter().find(|r| r.ended.is_some());
-            eventually("the receipt", || receipt().is_some()).await;
+            eventually("the receipt", async || receipt().is_some()).await;
             assert_eq!(receipt().unwrap().replayed, 1, "{how:?}");
         }
     }
@@ -429,7 +424,7 @@ async fn a_replay_goes_to_another_generation() {
     rig.usable(4).await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for _ in 0..60 {
-        let answer = soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = get(&mut client).await;
         assert_eq!(answer.status, 200, "{answer:?}");
     }
     assert_eq!(new.requests().len(), 60);
@@ -445,7 +440,7 @@ async fn the_request_timeout_bounds_all_attempts_together() {
         let rig = one(&play, "timeouts: {request: 400ms}\nretry: {attempts: 1}").await;
         let answer = ask(&rig, "GET", "", b"").await.unwrap();
         assert_eq!(reason(&answer), (504, "request_timeout"));
-        eventually("no upstream connection left", || play.open() == 0).await;
+        eventually("no upstream connection left", async || play.open() == 0).await;
         assert_eq!(play.requests().len(), 1);
         // One that joins, one for the request, one each 50 ms to see whether the endpoint leaves; a second would be 20.
         assert!(play.accepted() <= 2 + 400 / 50 + 1, "{} connects", play.accepted());
@@ -479,7 +474,7 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
             (method, client.exchange(method, "/", "", body).await.unwrap())
         });
     }
-    eventually("in flight", || a.requests().len() == 3).await;
+    eventually("in flight", async || a.requests().len() == 3).await;
     rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
     rig.usable(2).await;
     let begin = std::time::Instant::now();
@@ -496,12 +491,12 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
         }
     }
     assert_eq!((a.requests().len(), b.requests().len()), (3, 2));
-    eventually("the receipt", || rig.running().admin.drains.records().iter().any(|r| r.ended.is_some())).await;
+    eventually("the receipt", async || rig.running().admin.drains.records().iter().any(|r| r.ended.is_some())).await;
     let record = rig.running().admin.drains.records().remove(0);
     assert_eq!((record.replayed, record.forced, record.finished), (2, 1, 0), "{record:?}");
     assert_eq!(record.ended.unwrap().1, ebbtide::contract::reason::Outcome::Forced);
     assert_eq!(rig.metric("ebbtide_drains_total", "outcome=\"forced\""), 1.0);
-    eventually("no upstream connection left", || a.open() == 0).await;
+    eventually("no upstream connection left", async || a.open() == 0).await;
 }
 
 /// At the deadline a response that has begun is cut, and visibly.
@@ -519,7 +514,7 @@ async fn at_the_drain_deadline_a_begun_response_is_cut_visibly() {
     rig.endpoints(&[]);
     let end = soon("the cut", stream.read_to_end(&mut text)).await;
     assert!(end.is_err(), "a clean end after {}", String::from_utf8_lossy(&text));
-    eventually("the receipt", || rig.running().admin.drains.records().iter().any(|r| r.ended.is_some())).await;
+    eventually("the receipt", async || rig.running().admin.drains.records().iter().any(|r| r.ended.is_some())).await;
     assert_eq!(rig.running().admin.drains.records()[0].forced, 1);
 }
 
@@ -536,13 +531,13 @@ async fn a_client_that_resets_ends_its_exchange() {
         rig.usable(2).await;
         let mut stream = TcpStream::connect(rig.web()).await.unwrap();
         stream.write_all(bytes.as_bytes()).await.unwrap();
-        eventually("in flight", || a.heads() + b.heads() == 1).await;
+        eventually("in flight", async || a.heads() + b.heads() == 1).await;
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
         drop(stream);
-        eventually(name, || a.open() + b.open() == 0).await;
+        eventually(name, async || a.open() + b.open() == 0).await;
         assert_eq!(a.heads() + b.heads(), 1, "{name}: sent again for nobody");
         assert_eq!(rig.metric("ebbtide_retries_total", ""), 0.0, "{name}");
-        eventually("no lease left", || {
+        eventually("no lease left", async || {
             rig.running().admin.snapshot.load().ports.values().all(|p| p.all.iter().all(|e| e.leases() == 0))
         })
         .await;
@@ -557,14 +552,14 @@ async fn nothing_is_replayed_for_a_client_that_has_gone() {
     let mut stream = TcpStream::connect(rig.web()).await.unwrap();
     // A second request behind the first: what the client does is no longer waited for by reading.
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    eventually("in flight", || a.requests().len() == 1).await;
+    eventually("in flight", async || a.requests().len() == 1).await;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     rig.endpoints(&[Ep::new("a", a.address()), Ep::new("b", b.address())]);
     rig.usable(2).await;
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
     a.drop_connections();
-    eventually("no lease left", || {
+    eventually("no lease left", async || {
         rig.running().admin.snapshot.load().ports.values().all(|p| p.all.iter().all(|e| e.leases() == 0))
     })
     .await;
@@ -577,7 +572,7 @@ async fn a_long_body_does_not_meet_a_connection_that_has_long_been_idle() {
     let play = Play::start(|turn| if turn.on_connection == 0 { Act::Say(OK.into()) } else { Act::Close }).await;
     let rig = one(&play, "").await;
     let mut client = Client::connect(rig.web()).await.unwrap();
-    assert_eq!(soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap().status, 200);
+    assert_eq!(get(&mut client).await.status, 200);
     // Longer than a connection passes for one used a moment ago.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let body = vec![b'x'; (64 << 10) + 1];

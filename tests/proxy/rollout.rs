@@ -11,23 +11,22 @@ use rustix::process::Signal;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{binary, soon};
+use crate::support::binary::BINARY;
+use crate::support::wait::eventually;
 
 /// Ten replicas under 8 keep-alive clients at 500/s; `rolls` updates in nine tenths of `seconds`. Each old process
 /// gets its SIGKILL between 50 ms before and 50 ms after its manifest changes.
 async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fleet, Proxy) {
-    let options =
-        Options { replicas: 10, tell, signal: Signal::KILL, signal_offset: -50..=50, ..Options::new(binary()) };
+    let options = Options { replicas: 10, tell, signal: Signal::KILL, signal_offset: -50..=50, ..Options::new(BINARY) };
     let mut fleet = Fleet::start(options).await.unwrap();
-    let proxy =
-        Proxy::start(&binary(), fleet.folder(), &config(&fleet.manifests(), "workers: 2"), &["web"]).await.unwrap();
+    let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config(&fleet.manifests(), "workers: 2"), &["web"])
+        .await
+        .unwrap();
     let web = proxy.web().unwrap();
-    let all_ready = async {
-        while proxy.metric("ebbtide_endpoints", |l| l.contains("state=\"ready\"")).await.unwrap() < 10.0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    soon("ten ready endpoints", all_ready).await;
+    eventually("ten ready endpoints", async || {
+        proxy.metric("ebbtide_endpoints", |l| l.contains("state=\"ready\"")).await.unwrap() >= 10.0
+    })
+    .await;
     // A machine with other work sends late, which is no failure of the proxy: time enough to send all of it.
     let load = Load { timeout: Duration::from_secs(180), ..Load::new(web, path, Duration::from_secs(seconds)) };
     let stop = CancellationToken::new();

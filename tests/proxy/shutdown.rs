@@ -11,7 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use crate::rig::{Ep, Process, Scripted, binary, eventually, soon, until};
+use crate::proxy::scripted::Scripted;
+use crate::support::binary::BINARY;
+use crate::support::folder::Ep;
+use crate::support::process::Process;
+use crate::support::wait::{eventually, soon};
 
 /// Answers at once, but `/gate` when the gate opens and `/never` never.
 struct App {
@@ -53,7 +57,7 @@ impl App {
     }
 
     async fn wait_for(&self, requests: usize) {
-        eventually("requests at the endpoint", || self.waiting.load(Ordering::SeqCst) == requests).await;
+        eventually("requests at the endpoint", async || self.waiting.load(Ordering::SeqCst) == requests).await;
     }
 }
 
@@ -99,7 +103,7 @@ async fn the_lame_duck_fails_readyz_and_goes_on_serving() {
     let mut old = Client::connect(process.web()).await.unwrap();
     assert!(get(&mut old, "/").await.unwrap().keep_alive);
     process.proxy.signal(Signal::TERM);
-    until("/readyz fails", async || readyz(&process).await.0 == 503).await;
+    eventually("/readyz fails", async || readyz(&process).await.0 == 503).await;
     assert!(readyz(&process).await.1.contains("shutting down"));
     assert_eq!(process.json("/api/v1/status").await["shuttingDown"], true);
     let mut new = Client::connect(process.web()).await.unwrap();
@@ -110,7 +114,7 @@ async fn the_lame_duck_fails_readyz_and_goes_on_serving() {
     // Ends at once although both graces are long and two clients are connected.
     process.proxy.signal(Signal::TERM);
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", || !process.logged("second signal").is_empty()).await;
+    eventually("the line", async || !process.logged("second signal").is_empty()).await;
 }
 
 #[tokio::test]
@@ -123,7 +127,7 @@ async fn with_no_client_it_ends_when_the_lame_duck_is_over() {
     process.proxy.signal(Signal::INT);
     assert_eq!(exit_code(&mut process).await, Some(0));
     assert!(begun.elapsed() >= Duration::from_millis(700), "{:?}", begun.elapsed());
-    eventually("the line", || !process.logged("no connection was cut").is_empty()).await;
+    eventually("the line", async || !process.logged("no connection was cut").is_empty()).await;
 }
 
 #[tokio::test]
@@ -136,7 +140,7 @@ async fn what_is_in_flight_is_answered_and_keep_alive_clients_are_told() {
     let in_flight = tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap(), "/gate").await });
     app.wait_for(1).await;
     process.proxy.signal(Signal::TERM);
-    until("it stops accepting", async || is_refused(web).await).await;
+    eventually("it stops accepting", async || is_refused(web).await).await;
     app.gate.add_permits(1);
     let answer = in_flight.await.unwrap().unwrap();
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
@@ -145,7 +149,7 @@ async fn what_is_in_flight_is_answered_and_keep_alive_clients_are_told() {
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
     soon("the end of its connection", idle.ended()).await;
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", || !process.logged("no connection was cut").is_empty()).await;
+    eventually("the line", async || !process.logged("no connection was cut").is_empty()).await;
 }
 
 #[tokio::test]
@@ -166,7 +170,7 @@ async fn what_hangs_is_cut_when_the_grace_is_over_and_named() {
     assert_eq!(exit_code(&mut process).await, Some(0));
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(app.waiting.load(Ordering::SeqCst), 1);
-    eventually("the line", || !process.logged("grace is over").is_empty()).await;
+    eventually("the line", async || !process.logged("grace is over").is_empty()).await;
     let line = &process.logged("grace is over")[0];
     assert_eq!((&line["connections"], &line["in_flight"]), (&2.into(), &1.into()), "{line}");
 }
@@ -187,7 +191,7 @@ async fn tcp_pairs_live_through_it_and_are_cut_at_its_end() {
     }
     flooded.write_all(b"flood").await.unwrap();
     process.proxy.signal(Signal::TERM);
-    until("it stops accepting", async || is_refused(web).await).await;
+    eventually("it stops accepting", async || is_refused(web).await).await;
     talking.write_all(b"after").await.unwrap();
     let n = soon("the echo", talking.read(&mut buf)).await.unwrap();
     assert_eq!(&buf[..n], b"after");
@@ -204,7 +208,7 @@ async fn tcp_pairs_live_through_it_and_are_cut_at_its_end() {
     assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "a cut in mid-transfer must not look like an end");
     assert_eq!(soon("the end", quiet.read(&mut buf)).await.unwrap(), 0, "a quiet connection ends cleanly");
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", || !process.logged("grace is over").is_empty()).await;
+    eventually("the line", async || !process.logged("grace is over").is_empty()).await;
     assert_eq!(process.logged("grace is over")[0]["connections"], 3);
 }
 
@@ -228,7 +232,7 @@ async fn what_waits_in_the_accept_queue_is_served() {
         waiting.push(stream);
     }
     process.proxy.signal(Signal::TERM);
-    until("/readyz fails", async || readyz(&process).await.0 == 503).await;
+    eventually("/readyz fails", async || readyz(&process).await.0 == 503).await;
     drop(first);
     for (i, stream) in waiting.iter_mut().enumerate() {
         let mut answer = String::new();
@@ -294,9 +298,9 @@ async fn endpoints_go_on_draining_and_nothing_is_bound_again() {
         streams.push(stream);
     }
     process.proxy.signal(Signal::TERM);
-    until("it stops accepting", async || is_refused(web).await).await;
-    process.rig.endpoints(&eps[1..]);
-    eventually("the receipt", || !process.logged("endpoint forced").is_empty()).await;
+    eventually("it stops accepting", async || is_refused(web).await).await;
+    process.folder.endpoints(&eps[1..]);
+    eventually("the receipt", async || !process.logged("endpoint forced").is_empty()).await;
     let receipt = &process.logged("endpoint forced")[0];
     assert_eq!(receipt["address"], a.address.to_string());
     let listening = process.logged("listening").iter().filter(|line| line["listener"] == "web").count();
@@ -311,7 +315,7 @@ async fn refused(config: &str) -> (Option<i32>, String) {
     std::fs::create_dir(folder.path().join("manifests")).unwrap();
     let file = folder.path().join("ebbtide.yaml");
     std::fs::write(&file, config).unwrap();
-    let mut command = tokio::process::Command::new(binary());
+    let mut command = tokio::process::Command::new(BINARY);
     command.args(["run", "--config"]).arg(&file).kill_on_drop(true);
     let output = soon("its end", command.output()).await.unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -352,7 +356,7 @@ async fn a_taken_listener_port_is_named_and_bound_once_it_is_free() {
     assert_eq!(process.logged("cannot listen").len(), 1);
     get(&mut Client::connect(process.web()).await.unwrap(), "/").await.unwrap();
     drop(taken);
-    until("it is bound", async || !readyz(&process).await.1.contains("late")).await;
+    eventually("it is bound", async || !readyz(&process).await.1.contains("late")).await;
     get(&mut Client::connect(address).await.unwrap(), "/").await.unwrap();
     // Said once, not with every try.
     assert_eq!(process.logged("cannot listen").len(), 1);
@@ -373,7 +377,7 @@ fn two(listeners: &[&str], timeouts: &str) -> String {
 }
 
 async fn reload(process: &Process, text: &str) {
-    std::fs::write(process.rig.folder.path().join("ebbtide.yaml"), text).unwrap();
+    std::fs::write(process.folder.path().join("ebbtide.yaml"), text).unwrap();
     process.proxy.signal(Signal::HUP);
 }
 
@@ -394,10 +398,10 @@ async fn sighup_adds_and_removes_listeners_and_touches_no_other() {
         get(client, "/").await.unwrap();
     }
     reload(&process, &two(&["kept", "added"], "{}")).await;
-    until("the new listener", async || bound(&process, "added").await.is_some()).await;
+    eventually("the new listener", async || bound(&process, "added").await.is_some()).await;
     let added = bound(&process, "added").await.unwrap();
     get(&mut Client::connect(added).await.unwrap(), "/").await.unwrap();
-    until("the removed one is closed", async || is_refused(removed).await).await;
+    eventually("the removed one is closed", async || is_refused(removed).await).await;
     assert_eq!(bound(&process, "removed").await, None);
     assert_eq!(bound(&process, "kept").await, Some(kept));
     // Connections that were there go on, also those of the listener that is gone.
@@ -414,7 +418,7 @@ async fn sighup_with_a_bad_file_changes_nothing_and_says_why() {
     let mut client = Client::connect(process.web()).await.unwrap();
     get(&mut client, "/").await.unwrap();
     reload(&process, &two(&["web", "other"], "{shutdown: soon}")).await;
-    eventually("the line", || !process.logged("configuration not taken").is_empty()).await;
+    eventually("the line", async || !process.logged("configuration not taken").is_empty()).await;
     let line = &process.logged("configuration not taken")[0];
     let error = line["error"].as_str().unwrap();
     assert!(error.contains("ebbtide.yaml") && error.contains("timeouts.shutdown"), "{error}");
@@ -423,7 +427,7 @@ async fn sighup_with_a_bad_file_changes_nothing_and_says_why() {
     get(&mut Client::connect(process.web()).await.unwrap(), "/").await.unwrap();
     // And a good one is taken after it.
     reload(&process, &two(&["web", "other"], "{}")).await;
-    until("the new listener", async || bound(&process, "other").await.is_some()).await;
+    eventually("the new listener", async || bound(&process, "other").await.is_some()).await;
 }
 
 #[tokio::test]
@@ -433,7 +437,7 @@ async fn sighup_changes_timeouts_for_new_connections() {
     let mut old = Client::connect(process.web()).await.unwrap();
     get(&mut old, "/").await.unwrap();
     reload(&process, &two(&["web"], "{clientIdle: 200ms}")).await;
-    eventually("the line", || !process.logged("configuration read anew").is_empty()).await;
+    eventually("the line", async || !process.logged("configuration read anew").is_empty()).await;
     let new = Client::connect(process.web()).await.unwrap();
     soon("the end of an idle client", new.ended()).await;
     // It waits by what was in force when its wait began.
@@ -458,9 +462,9 @@ async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     app.wait_for(1).await;
 
     let new = Process::run(&[app.ep()], &text, &["web"]).await;
-    eventually("the old one's word", || old.logged("admin address given").len() == 1).await;
+    eventually("the old one's word", async || old.logged("admin address given").len() == 1).await;
     old.proxy.signal(Signal::TERM);
-    eventually("its shutdown", || !old.logged("shutting down").is_empty()).await;
+    eventually("its shutdown", async || !old.logged("shutting down").is_empty()).await;
     let readyz = new.proxy.page("/readyz").await.unwrap();
     assert_eq!(readyz.text(), "ready\n", "the newcomer answers, not the one that leaves");
     // Those who come now are served, by whichever still accepts.
@@ -487,6 +491,6 @@ async fn the_admin_address_goes_back_when_the_newcomer_ends() {
     let mut new = Process::run(&[app.ep()], &text, &["web"]).await;
     new.proxy.signal(Signal::KILL);
     soon("its end", new.proxy.wait()).await.unwrap();
-    until("an answer", async || old.proxy.page("/readyz").await.is_ok_and(|page| page.text() == "ready\n")).await;
+    eventually("an answer", async || old.proxy.page("/readyz").await.is_ok_and(|page| page.text() == "ready\n")).await;
     assert_eq!(old.logged("admin address taken back").len(), 1);
 }

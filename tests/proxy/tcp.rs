@@ -13,7 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::rig::{Ep, Rig, Scripted, eventually, soon};
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::Ep;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// An endpoint whose accepted connections the scenario gets into its own hands.
 pub struct Station {
@@ -100,11 +103,11 @@ fn leases(rig: &Rig, address: SocketAddr) -> u64 {
 }
 
 async fn drains(rig: &Rig, count: usize) {
-    eventually("a drain", || rig.running().admin.drains.records().len() == count).await;
+    eventually("a drain", async || rig.running().admin.drains.records().len() == count).await;
 }
 
-/// Sends `request` and reads one answer's head and counted body by the demo's client.
-async fn get(stream: &mut TcpStream) -> String {
+/// Asks, and reads the head of the answer, which has no body.
+async fn head_of_answer(stream: &mut TcpStream) -> String {
     stream.write_all(b"GET /x HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
@@ -149,7 +152,7 @@ async fn a_draining_connection_works_both_ways_and_ends_by_fin_when_quiet() {
     let (at_client, at_endpoint) = tokio::join!(to_end(&mut client), to_end(&mut endpoint));
     assert!(Instant::now() >= deadline, "cut before the drain deadline");
     assert_eq!((at_client, at_endpoint), ((Vec::new(), None), (Vec::new(), None)));
-    eventually("the receipt", || rig.running().admin.drains.records()[0].ended.is_some()).await;
+    eventually("the receipt", async || rig.running().admin.drains.records()[0].ended.is_some()).await;
     let record = &rig.running().admin.drains.records()[0];
     assert_eq!((record.finished, record.forced), (0, 1));
 }
@@ -209,14 +212,14 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
     // Connections of every client that began after this was called.
     let more = async |count: usize| {
         let before: Vec<usize> = served.iter().map(|n| n.load(Ordering::SeqCst)).collect();
-        let all = || served.iter().zip(&before).all(|(now, before)| now.load(Ordering::SeqCst) > before + count);
+        let all = async || served.iter().zip(&before).all(|(now, before)| now.load(Ordering::SeqCst) > before + count);
         eventually("more connections", all).await;
     };
     for round in 1..=5 {
         let a = echo().await;
         let ep = Ep::new("a", a.address);
         rig.endpoints(&[ep.clone(), Ep::new("b", b.address)]);
-        eventually("connections at a", || a.accepted() > 20).await;
+        eventually("connections at a", async || a.accepted() > 20).await;
         // Some of these stay with it, and keep it draining.
         let mut staying = Vec::new();
         for _ in 0..16 {
@@ -265,7 +268,7 @@ async fn each_direction_is_closed_by_itself() {
     client.write_all(b" there").await.unwrap();
     drop(client);
     assert_eq!(to_end(&mut endpoint).await, (b" there".to_vec(), None));
-    eventually("no connection left", || rig.metric("ebbtide_connections_active", "") == 0.0).await;
+    eventually("no connection left", async || rig.metric("ebbtide_connections_active", "") == 0.0).await;
     assert_eq!(leases(&rig, a.scripted.address), 0);
 }
 
@@ -279,13 +282,13 @@ async fn a_reset_stays_a_reset_and_frees_the_connection() {
     client.set_zero_linger().unwrap();
     drop(client);
     assert_eq!(to_end(&mut endpoint).await.1, Some(ErrorKind::ConnectionReset));
-    eventually("the connection freed", || leases(&rig, a.scripted.address) == 0).await;
+    eventually("the connection freed", async || leases(&rig, a.scripted.address) == 0).await;
 
     let (mut client, endpoint) = through(&rig, &mut a).await;
     endpoint.set_zero_linger().unwrap();
     drop(endpoint);
     assert_eq!(to_end(&mut client).await.1, Some(ErrorKind::ConnectionReset));
-    eventually("the connection freed", || leases(&rig, a.scripted.address) == 0).await;
+    eventually("the connection freed", async || leases(&rig, a.scripted.address) == 0).await;
 }
 
 /// A client that has half-closed and then resets (a killed `curl`) is noticed although nobody writes to it.
@@ -300,14 +303,14 @@ async fn a_reset_after_a_half_close_is_noticed_while_the_other_way_is_silent() {
     assert_eq!(soon("the FIN", endpoint.read(&mut [0])).await.unwrap(), 0);
     client.set_zero_linger().unwrap();
     drop(client);
-    eventually("the client's reset noticed", || leases(&rig, a.scripted.address) == 0).await;
+    eventually("the client's reset noticed", async || leases(&rig, a.scripted.address) == 0).await;
 
     let (mut client, mut endpoint) = through(&rig, &mut a).await;
     endpoint.shutdown().await.unwrap();
     assert_eq!(soon("the FIN", client.read(&mut [0])).await.unwrap(), 0);
     endpoint.set_zero_linger().unwrap();
     drop(endpoint);
-    eventually("the endpoint's reset noticed", || leases(&rig, a.scripted.address) == 0).await;
+    eventually("the endpoint's reset noticed", async || leases(&rig, a.scripted.address) == 0).await;
 }
 
 #[tokio::test]
@@ -416,13 +419,13 @@ async fn a_request_line_before_the_endpoints_first_byte_is_http_after_any_silenc
     rig.endpoints(&[Ep::new("a", a.address)]);
     rig.usable(1).await;
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
-    eventually("a provisional connection", || leases(&rig, a.address) == 1).await;
+    eventually("a provisional connection", async || leases(&rig, a.address) == 1).await;
     for _ in 0..2 {
-        let answer = get(&mut client).await;
+        let answer = head_of_answer(&mut client).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.to_lowercase().contains("x-forwarded-for: 127.0.0.1"), "{answer}");
     }
-    eventually("the lease given back", || leases(&rig, a.address) == 0).await;
+    eventually("the lease given back", async || leases(&rig, a.address) == 0).await;
     assert_eq!(rig.metric("ebbtide_connections_total", "protocol=\"http\""), 1.0);
     assert!(a.accepted() <= 3, "the probe's, the provisional one, and at most one more for both requests");
 }
@@ -433,7 +436,7 @@ async fn silent_client(rig: &Rig, a: &Scripted, b: &Scripted) -> (TcpStream, boo
     rig.endpoints(&[Ep::new("a", a.address), Ep::new("b", b.address)]);
     rig.usable(2).await;
     let client = TcpStream::connect(rig.web()).await.unwrap();
-    eventually("a provisional connection", || leases(rig, a.address) + leases(rig, b.address) == 1).await;
+    eventually("a provisional connection", async || leases(rig, a.address) + leases(rig, b.address) == 1).await;
     (client, leases(rig, a.address) == 1)
 }
 
@@ -445,8 +448,8 @@ async fn a_silent_client_outlives_the_drain_deadline_of_its_provisional_endpoint
     let (mut client, on_a) = silent_client(&rig, &a, &b).await;
     let other = if on_a { ("b", b.address) } else { ("a", a.address) };
     rig.endpoints(&[Ep::new(other.0, other.1)]);
-    eventually("moved to the other endpoint", || leases(&rig, other.1) == 1).await;
-    assert!(get(&mut client).await.starts_with("HTTP/1.1 200"));
+    eventually("moved to the other endpoint", async || leases(&rig, other.1) == 1).await;
+    assert!(head_of_answer(&mut client).await.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
@@ -468,15 +471,15 @@ async fn a_silent_client_outlives_its_provisional_endpoint() {
     rig.endpoints(&[Ep::new("c", c.address)]);
     rig.usable(1).await;
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
-    eventually("a provisional connection", || leases(&rig, c.address) == 1).await;
+    eventually("a provisional connection", async || leases(&rig, c.address) == 1).await;
     let address = c.address;
     // The process dies, and no manifest says so.
     drop(c);
-    eventually("the socket closed", || std::net::TcpStream::connect(address).is_err()).await;
+    eventually("the socket closed", async || std::net::TcpStream::connect(address).is_err()).await;
     dying.notify_waiters();
-    eventually("the endpoint ejected", || known(&rig, address).unwrap().is_ejected()).await;
+    eventually("the endpoint ejected", async || known(&rig, address).unwrap().is_ejected()).await;
     rig.endpoints(&[Ep::new("a", a.address), Ep::new("c", address)]);
-    assert!(get(&mut client).await.starts_with("HTTP/1.1 200"));
+    assert!(head_of_answer(&mut client).await.starts_with("HTTP/1.1 200"));
     assert!(a.accepted() > 0);
 }
 
@@ -485,8 +488,8 @@ async fn a_request_of_a_client_that_was_held_silent_is_answered_not_reset() {
     let rig = Rig::start("").await;
     rig.service(&[("ebbtide.dev/hold-timeout", "3s")]);
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
-    eventually("held", || rig.metric("ebbtide_held{", "") == 1.0).await;
-    let answer = get(&mut client).await;
+    eventually("held", async || rig.metric("ebbtide_held{", "") == 1.0).await;
+    let answer = head_of_answer(&mut client).await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
 }
 

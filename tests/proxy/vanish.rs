@@ -13,8 +13,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Child;
 
-use crate::rig::{Ep, Rig, Scripted, binary, eventually, soon};
-use crate::tcp::{known, to_end};
+use crate::proxy::scripted::Scripted;
+use crate::proxy::tcp::{known, to_end};
+use crate::support::binary::BINARY;
+use crate::support::folder::Ep;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// A sample application on another node, as far as the network can tell.
 struct Island {
@@ -34,7 +38,7 @@ impl Island {
         let (ours, theirs) = (format!("198.18.{a}.{}", b | 1), format!("198.18.{a}.{}", b | 2));
         let device = format!("ebb{number}");
         let mut command = tokio::process::Command::new("unshare");
-        command.arg("--net").arg(binary());
+        command.arg("--net").arg(BINARY);
         command
             .args(["sample-app", "--parent", &std::process::id().to_string(), "--listen", "0.0.0.0:8080"])
             .args(more);
@@ -57,12 +61,7 @@ impl Island {
         run(&["ip", "link", "set", &device, "up"])?;
         run(&[&inside[..], &["ip", "addr", "add", &format!("{theirs}/30"), "dev", "eth0"]].concat())?;
         run(&[&inside[..], &["ip", "link", "set", "eth0", "up"]].concat())?;
-        soon("the island's application", async {
-            while TcpStream::connect(address).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        })
-        .await;
+        eventually("the island's application", async || TcpStream::connect(address).await.is_ok()).await;
         Ok(island)
     }
 
@@ -127,7 +126,7 @@ async fn answered_after(pod_deleted: bool) -> Option<Duration> {
         (answer, Instant::now())
     });
     let lost = known(&rig, island.address).unwrap();
-    eventually("in flight", || lost.leases() == 1).await;
+    eventually("in flight", async || lost.leases() == 1).await;
     rig.endpoints(&[Ep::new("lost", island.address).of_pod(), Ep::new("b", b.address).of_pod()]);
     rig.usable(2).await;
     island.vanish();
@@ -172,6 +171,7 @@ async fn a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset() {
         }
         assert_eq!(to_end(&mut client).await, (Vec::new(), Some(ErrorKind::ConnectionReset)));
         println!("vanished with its Pod (talking: {talking}): reset after {:?}", vanished.elapsed());
-        eventually("the receipt", || rig.running().admin.drains.records().iter().all(|r| r.ended.is_some())).await;
+        eventually("the receipt", async || rig.running().admin.drains.records().iter().all(|r| r.ended.is_some()))
+            .await;
     }
 }

@@ -1,5 +1,5 @@
 //! HTTP/1.1 on the wire, through the proxy (design, section 4): real sockets on both sides, byte for byte. The pure table
-//! of heads and bodies is `tests/http_table.rs`; here is what the two sides really see, and which connections live on.
+//! of heads and bodies is `tests/wire/http_table.rs`; here is what the two sides really see, and which connections live on.
 
 mod bodies;
 mod patience;
@@ -14,7 +14,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::rig::{Ep, Rig, Scripted, eventually, soon};
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::{Ep, Folder};
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// What the proxy adds to a request of host `a` from loopback.
 const FORWARDED: &str = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n";
@@ -228,17 +231,14 @@ async fn scene(origin: &Origin, more: &str) -> Rig {
 }
 
 async fn scene_with(origin: &Origin, listener: &str, more: &str) -> Rig {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("manifests")).unwrap();
-    let rig = Rig { folder, running: None };
-    rig.service(&[]);
-    rig.endpoints(&[Ep::new("a", origin.scripted.address)]);
+    let folder = Folder::new();
+    folder.endpoints(&[Ep::new("a", origin.scripted.address)]);
     let text = format!(
         "discovery: {{files: {{path: manifests}}}}\n\
          listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, {listener}}}]\n\
          admin: {{address: '127.0.0.1:0'}}\nworkers: 1\n{more}\n"
     );
-    let rig = rig.run(&text).await;
+    let rig = Rig::run(folder, &text).await;
     rig.usable(1).await;
     rig
 }

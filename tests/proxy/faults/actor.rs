@@ -10,8 +10,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::Scripted;
-use crate::wire::{Wire, field};
+use crate::proxy::scripted::Scripted;
+use crate::proxy::wire::{Wire, field};
 
 /// How far the endpoint comes with the request (or connection) that it fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

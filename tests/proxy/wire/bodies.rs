@@ -81,7 +81,7 @@ async fn an_upload_broken_off_is_no_whole_request_to_the_endpoint() {
             let mut client = Wire::connect(&rig).await;
             client.send(format!("{head}{part}")).await;
             let before = origin.used();
-            eventually("the upload to begin", || origin.used() == before.max(1)).await;
+            eventually("the upload to begin", async || origin.used() == before.max(1)).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
             if reset {
                 client.stream.set_zero_linger().unwrap();

@@ -46,7 +46,7 @@ async fn an_idle_client_is_let_go_without_a_word() {
     client.assert_alive("nothing").await;
     assert_eq!(client.rest().await, (String::new(), End::Fin));
     let timeouts = || rig.metric("ebbtide_connection_closes_total", "client_timeout");
-    eventually("both to be counted", || timeouts() == 2.0).await;
+    eventually("both to be counted", async || timeouts() == 2.0).await;
 }
 
 /// RFC 9112 section 2.2: an empty line before a request is none, nor is it the beginning of one.
@@ -82,7 +82,7 @@ async fn a_body_that_stalls_ends_both_connections() {
         client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{body}")).await;
         let (answer, _) = client.rest().await;
         assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
-        eventually("the endpoint's end", || stalled.load(Ordering::SeqCst)).await;
+        eventually("the endpoint's end", async || stalled.load(Ordering::SeqCst)).await;
     }
 }
 

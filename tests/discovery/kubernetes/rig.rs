@@ -1,0 +1,248 @@
+//! What the scenarios share: a proxy in this process whose kubeconfig leads to the scenario's API server, and objects.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use ebbtide::app::{self, Running};
+use ebbtide::command::demo::client::Client;
+use ebbtide::config::settings::{Config, Discovery};
+use ebbtide::contract::name::{ObjectName, PortKey};
+use ebbtide::contract::snapshot::Port;
+use ebbtide::routing::drains::Record;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::api::{Api, Kind};
+use crate::support::manifests::{self, endpoint, uid_of};
+use crate::support::pods;
+use crate::support::wait::eventually;
+
+/// Explicit listener `web` for Service `web/shop`.
+pub const WEB: &str = "listeners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80}]";
+
+/// A proxy in this process. Shut down at drop (without grace), so that a failed test leaves nothing behind.
+pub struct Rig {
+    pub api: Api,
+    folder: TempDir,
+    running: Option<Running>,
+    silence: Duration,
+    barriers: Cell<usize>,
+}
+
+impl Rig {
+    /// With listener `web`, once it is ready.
+    pub async fn start(api: &Api) -> Self {
+        let rig = Self::launch(api, "", WEB);
+        rig.ready().await;
+        rig
+    }
+
+    /// `more` is YAML at the end of the configuration, `source` of the fields of `discovery.kubernetes`.
+    pub fn launch(api: &Api, source: &str, more: &str) -> Self {
+        Self::with_silence(api, source, more, Duration::from_secs(75))
+    }
+
+    pub fn with_silence(api: &Api, source: &str, more: &str, silence: Duration) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+             clusters: [{{name: it, cluster: {{server: 'http://{}'}}}}]\n\
+             users: [{{name: it, user: {{token: secret}}}}]\n\
+             contexts: [{{name: it, context: {{cluster: it, user: it}}}}]\n",
+            api.address
+        );
+        std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
+        let mut rig = Self { api: api.clone(), folder, running: None, silence, barriers: Cell::new(0) };
+        let config = rig.config(source, more);
+        rig.running = Some(app::start(config).unwrap());
+        rig
+    }
+
+    fn config(&self, source: &str, more: &str) -> Config {
+        let file = self.folder.path().join("ebbtide.yaml");
+        let text = format!(
+            "discovery: {{kubernetes: {{kubeconfig: kubeconfig, {source}}}}}\n\
+             admin: {{address: '127.0.0.1:0'}}\nworkers: 1\n{more}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let mut config = Config::load(&file).unwrap();
+        if let Discovery::Kubernetes(kubernetes) = &mut config.discovery {
+            kubernetes.silence = self.silence;
+        }
+        config
+    }
+
+    pub fn reload(&self, source: &str, more: &str) {
+        self.running().reload(self.config(source, more));
+    }
+
+    pub fn running(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+
+    pub async fn ready(&self) {
+        eventually("ready", async || self.readyz().await.0 == 200).await;
+    }
+
+    /// Its code and its line.
+    pub async fn readyz(&self) -> (u16, String) {
+        let mut client = Client::connect(self.running().admin_address).await.unwrap();
+        let response = client.exchange("GET", "/readyz", "", b"").await.unwrap();
+        (response.status, response.text().trim_end().to_owned())
+    }
+
+    /// Waits until nothing is wrong any more.
+    pub async fn clean(&self) {
+        eventually("ready and nothing else", async || self.readyz().await == (200, "ready".into())).await;
+    }
+
+    pub fn port(&self, service: &str) -> Option<std::sync::Arc<Port>> {
+        let (namespace, name) = service.split_once('/').unwrap_or(("web", service));
+        let key = PortKey { service: ObjectName::new(namespace, name), port: 80 };
+        self.running().admin.snapshot.load().ports.get(&key).cloned()
+    }
+
+    /// Of a Service of `web`: the usable endpoints' last numbers, in order.
+    pub fn usable(&self, service: &str) -> Vec<u8> {
+        let port = self.port(service);
+        let usable = port.iter().flat_map(|port| port.usable.iter());
+        let mut usable: Vec<u8> = usable.map(|endpoint| last_of(endpoint.address)).collect();
+        usable.sort_unstable();
+        usable
+    }
+
+    /// Waits until these are the usable ones of `web/shop`.
+    pub async fn shop(&self, usable: &[u8]) {
+        let what = format!("{usable:?} usable");
+        eventually(&what, async || self.usable("shop") == usable && self.running().is_settled()).await;
+    }
+
+    /// The drains of endpoints of `web/shop`, as their last numbers, in order.
+    pub fn drained(&self) -> Vec<u8> {
+        let mut drained: Vec<u8> = self.drains().iter().map(|record| last_of(record.address)).collect();
+        drained.sort_unstable();
+        drained
+    }
+
+    pub fn drains(&self) -> Vec<Record> {
+        let records = self.running().admin.drains.records();
+        records.into_iter().filter(|record| record.service.service == ObjectName::new("web", "shop")).collect()
+    }
+
+    pub fn errors(&self, kind: &str) -> u64 {
+        self.running().admin.metrics.discovery_errors.with_label_values(&[kind]).get()
+    }
+
+    /// Waits until what was told so far of Services, and of these kinds, has had its effect: told after it, a barrier
+    /// has.
+    pub async fn barrier(&self, kinds: &[Kind]) {
+        let number = self.barriers.get() + 1;
+        self.barriers.set(number);
+        let name = format!("barrier-{number}");
+        let slices = kinds.contains(&Kind::Slices);
+        let pods = kinds.contains(&Kind::Pods);
+        assert!(slices || !pods);
+        if pods {
+            self.api.apply(&pod(&name));
+        }
+        if slices {
+            self.api.apply(&slice(&name, &name, &[ready(200, &name)]));
+        }
+        self.api.apply(&claimed(service(&name)));
+        eventually("a Service after all others", async || self.port(&name).is_some()).await;
+        if slices {
+            eventually("an endpoint after all others", async || !self.usable(&name).is_empty()).await;
+            if pods {
+                self.api.apply(&deleting(pod(&name), &self.api, 30, 30));
+                eventually("a Pod after all others", async || self.usable(&name).is_empty()).await;
+                self.api.delete(Kind::Pods, "web", &name);
+            }
+            self.api.delete(Kind::Slices, "web", &name);
+        }
+        self.api.delete(Kind::Services, "web", &name);
+    }
+
+    pub async fn settled(&self) {
+        self.barrier(&[Kind::Slices, Kind::Pods]).await;
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.shutdown();
+            running.shutdown();
+            running.wait();
+        }
+        if !std::thread::panicking() {
+            assert_eq!(self.api.complaints(), Vec::<String>::new());
+        }
+    }
+}
+
+fn last_of(address: std::net::SocketAddr) -> u8 {
+    match address.ip() {
+        std::net::IpAddr::V4(v4) => v4.octets()[3],
+        std::net::IpAddr::V6(v6) => v6.octets()[15],
+    }
+}
+
+/// In `web`, with port 80; its endpoints need not be connected to.
+pub fn service(name: &str) -> Value {
+    let mut service = manifests::service(name, json!({"ebbtide.dev/join-check": "off"}));
+    service["metadata"]["uid"] = uid_of(name).into();
+    service["spec"]["type"] = "NodePort".into();
+    service["spec"]["ports"][0]["targetPort"] = 8080.into();
+    service
+}
+
+pub fn claimed(mut service: Value) -> Value {
+    service["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
+    service
+}
+
+/// In namespace `namespace` instead.
+pub fn within(namespace: &str, mut object: Value) -> Value {
+    object["metadata"]["namespace"] = namespace.into();
+    object
+}
+
+/// Of IPv4, whatever its endpoints' addresses are.
+pub fn slice(name: &str, service: &str, endpoints: &[Value]) -> Value {
+    let mut slice = manifests::slice(name, service, ("", 8080), endpoints);
+    slice["addressType"] = "IPv4".into();
+    slice["metadata"]["uid"] = uid_of(name).into();
+    slice["metadata"]["generation"] = 1.into();
+    slice
+}
+
+pub fn ready(last: u8, pod: &str) -> Value {
+    endpoint(&format!("10.0.0.{last}"), Some(pod), [true, true, false])
+}
+
+pub fn terminating(last: u8, pod: &str) -> Value {
+    endpoint(&format!("10.0.0.{last}"), Some(pod), [false, true, true])
+}
+
+pub fn pod(name: &str) -> Value {
+    let mut pod = pods::pod(name, "1");
+    pod["spec"] = json!({"terminationGracePeriodSeconds": 30, "containers": [{"name": "app"}]});
+    pod
+}
+
+/// Being deleted, with so many seconds left of its grace by the server's clock.
+pub fn deleting(mut pod: Value, api: &Api, left: i64, grace: i64) -> Value {
+    pod["metadata"]["deletionTimestamp"] = api.time(left).into();
+    pod["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+    pod
+}
+
+/// Service `shop` and one slice `s` of endpoints 1 to `count`, each with its Pod `p1`, ….
+pub async fn shop(count: u8) -> Api {
+    let api = Api::start().await;
+    api.apply(&service("shop"));
+    let endpoints: Vec<Value> = (1..=count).map(|n| ready(n, &format!("p{n}"))).collect();
+    (1..=count).for_each(|n| api.apply(&pod(&format!("p{n}"))));
+    api.apply(&slice("s", "shop", &endpoints));
+    api
+}

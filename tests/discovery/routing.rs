@@ -1,0 +1,551 @@
+//! The routing table driven by hand: first what it does for one event each, then what holds after any sequence of them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ebbtide::contract::endpoint::{Endpoint, Lease};
+use ebbtide::contract::name::PodRef;
+use ebbtide::contract::roster::Roster;
+use ebbtide::contract::snapshot::Port;
+use ebbtide::discovery::object::{Change, Kind, ServiceObject, SliceEndpoint};
+use ebbtide::routing::table::HAND_BACK;
+use ebbtide::routing::world::objects::World;
+use proptest::prelude::*;
+
+use crate::support::table::*;
+
+#[test]
+fn an_endpoint_is_published_once_it_was_connected_to() {
+    let mut rig = Rig::new(World::default());
+    rig.change([apply(service("app")), apply(slice("s", "app", &[ready(1, None)]))]);
+    assert_eq!(rig.usable(), []);
+    assert!(rig.endpoint(1).enter().is_none());
+    rig.connect_all();
+    assert_eq!(rig.usable(), [(1, 1)]);
+    assert!(rig.endpoint(1).enter().is_some());
+}
+
+#[test]
+fn the_join_check_can_be_switched_off() {
+    let mut rig = Rig::new(World::default());
+    let mut unchecked = service("app");
+    unchecked.annotations.insert("ebbtide.dev/join-check".into(), "off".into());
+    rig.change([apply(unchecked), apply(slice("s", "app", &[ready(1, None)]))]);
+    assert_eq!(rig.usable(), [(1, 1)]);
+    assert!(rig.joining.is_empty());
+}
+
+#[test]
+fn a_terminating_endpoint_is_drained_once_and_forgotten_with_its_last_lease() {
+    let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
+    let mut rig = Rig::with(&[one.clone(), two.clone()]);
+    let leaver = rig.endpoint(1);
+    let lease = leaver.enter().unwrap();
+    rig.serve(&[terminating(one), two.clone()]);
+    assert_eq!(rig.usable(), [(2, 2)]);
+    assert!(leaver.enter().is_none() && leaver.is_draining());
+    assert!(rig.notices.try_recv().is_err(), "reported while a lease was out");
+    drop(lease);
+    rig.hear();
+    assert_eq!(rig.drained, BTreeSet::from([leaver.id]));
+    assert_eq!(show(&rig.port().all), [(2, 2)]);
+    rig.serve(&[two]);
+    rig.hear();
+    assert_eq!(rig.drained.len(), 1);
+}
+
+/// Kubernetes shows a terminating endpoint for as long as its pod takes to end, and writes the slice many times meanwhile.
+#[test]
+fn a_drained_endpoint_that_is_still_listed_is_not_drained_again() {
+    let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
+    for pod_known in [false, true] {
+        let mut rig = Rig::with(&[one.clone(), two.clone()]);
+        if pod_known {
+            rig.change([apply(pod("a", false))]);
+        }
+        rig.serve(&[terminating(one.clone()), two.clone()]);
+        for last in 3..6 {
+            rig.hear();
+            rig.serve(&[terminating(one.clone()), two.clone(), ready(last, None)]);
+        }
+        rig.hear();
+        let of_one = rig.drains.records().iter().filter(|r| last_byte(r.address) == 1).count();
+        assert_eq!(of_one, 1);
+        assert!(rig.known.values().filter(|e| last_byte(e.address) == 1).count() == 1);
+    }
+}
+
+#[test]
+fn a_drained_endpoint_that_still_serves_is_the_last_resort_of_a_service_without_any_other() {
+    let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
+    let mut rig = Rig::with(&[one.clone(), two.clone()]);
+    rig.serve(&[terminating(one.clone()), two.clone()]);
+    rig.hear();
+    let deadline = rig.endpoint_known(1).drain_deadline().unwrap();
+    rig.pass(SECOND);
+    rig.serve(&[terminating(one.clone()), not_ready(two.clone())]);
+    assert_eq!(rig.usable(), []);
+    assert_eq!(rig.last_resort(), [(1, 3)], "another generation of it");
+    assert_eq!(rig.endpoint(1).drain_deadline(), Some(deadline), "no later than its first");
+    rig.pass(SECOND * DRAIN_TIMEOUT as u32);
+    rig.serve(&[terminating(one.clone()), not_ready(two)]);
+    assert_eq!(rig.last_resort(), []);
+    rig.hear();
+    rig.serve(&[terminating(one)]);
+    assert_eq!(rig.last_resort(), [], "its deadline has passed");
+    assert_eq!(rig.known.len(), 3);
+}
+
+/// Found by the property test below: the drained one came back with the next event of the source only.
+#[test]
+fn a_drained_endpoint_that_still_serves_is_the_last_resort_when_the_only_other_is_ejected() {
+    let mut rig = Rig::with(&[ready(1, Some("a")), ready(2, Some("b"))]);
+    rig.serve(&[terminating(ready(1, Some("a"))), ready(2, Some("b"))]);
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
+    let lease = rig.endpoint(2).enter();
+    rig.endpoint(2).eject();
+    rig.hear();
+    rig.connect_all();
+    assert_eq!(rig.last_resort(), [(1, 3)]);
+    drop(lease);
+}
+
+#[test]
+fn the_last_resort_is_drained_when_something_usable_is_published() {
+    let one = ready(1, Some("a"));
+    let mut rig = Rig::with(std::slice::from_ref(&one));
+    rig.serve(&[terminating(one.clone())]);
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![], vec![(1, 1)]));
+    assert!(rig.endpoint(1).enter().is_some());
+    rig.change([apply(slice("s", "app", &[terminating(one), ready(2, Some("b"))]))]);
+    assert_eq!(rig.last_resort(), [(1, 1)], "the newcomer has not been connected to");
+    rig.connect_all();
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
+    assert!(rig.endpoint(1).enter().is_none());
+}
+
+#[test]
+fn the_last_resort_is_drained_when_it_stops_serving_or_its_time_is_over() {
+    let one = ready(1, Some("a"));
+    let mut stops = Rig::with(std::slice::from_ref(&one));
+    stops.serve(&[terminating(one.clone())]);
+    stops.serve(&[not_ready(SliceEndpoint { terminating: true, ..one.clone() })]);
+    let mut ends = Rig::with(std::slice::from_ref(&one));
+    ends.serve(&[terminating(one.clone())]);
+    ends.pass(SECOND * DRAIN_TIMEOUT as u32);
+    for mut rig in [stops, ends] {
+        assert_eq!(rig.last_resort(), []);
+        rig.hear();
+        assert_eq!(rig.drained.len(), 1);
+        assert!(rig.known.values().all(|e| e.enter().is_none()));
+    }
+}
+
+#[test]
+fn a_selector_switched_and_switched_back_returns_the_same_endpoint() {
+    let one = ready(1, Some("a"));
+    let mut rig = Rig::with(std::slice::from_ref(&one));
+    rig.change([apply(pod("a", false))]);
+    let endpoint = rig.endpoint(1);
+    let lease = endpoint.enter().unwrap();
+    rig.serve(&[]);
+    assert_eq!(rig.usable(), []);
+    assert!(endpoint.enter().is_none() && !endpoint.is_draining());
+    assert_eq!(endpoint.drain_deadline(), None);
+    rig.serve(&[one]);
+    assert_eq!(rig.usable(), [(1, 1)]);
+    assert!(Arc::ptr_eq(&endpoint, &rig.endpoint(1)));
+    drop(lease);
+    rig.hear();
+    assert!(rig.drained.is_empty());
+}
+
+/// Found by `tests/hostile/faults`: born and deleted while the pod watch was broken, and dropped from the slices without having been
+/// shown terminating. It was kept for ever, and so was what was in flight on it.
+#[test]
+fn an_endpoint_whose_pod_nobody_ever_tells_of_is_drained_when_it_is_forgotten() {
+    for terminating_once in [false, true] {
+        let mut rig = Rig::new(World::for_api_server());
+        rig.change([apply(service("app"))]);
+        rig.serve(&[ready(1, Some("a"))]);
+        let endpoint = rig.endpoint(1);
+        let lease = endpoint.enter();
+        if terminating_once {
+            rig.serve(&[terminating(ready(1, Some("a"))), ready(2, Some("b"))]);
+        }
+        rig.serve(&[ready(2, Some("b"))]);
+        rig.pass(SECOND * 599);
+        let touched = rig.world.sweep(rig.now);
+        assert!(touched.pods.is_empty());
+        assert_eq!((endpoint.is_draining(), endpoint.drain_deadline()), (terminating_once, None), "its pod may live");
+        rig.pass(SECOND);
+        let touched = rig.world.sweep(rig.now);
+        rig.apply(&touched);
+        assert!(endpoint.is_draining());
+        assert_eq!(endpoint.drain_deadline(), Some(rig.now + SECOND * DRAIN_TIMEOUT as u32));
+        rig.pass(SECOND * DRAIN_TIMEOUT as u32);
+        assert!(endpoint.force.is_cancelled());
+        drop(lease);
+        rig.hear();
+        assert_eq!(rig.drained, BTreeSet::from([endpoint.id]));
+        assert_eq!(show(&rig.port().all), [(2, 2)]);
+    }
+}
+
+#[test]
+fn a_pod_deleted_while_no_slice_names_it_is_drained() {
+    let mut rig = Rig::with(&[ready(1, Some("a"))]);
+    rig.change([apply(pod("a", false))]);
+    rig.serve(&[]);
+    let endpoint = rig.endpoint(1);
+    rig.change([apply(pod("a", true))]);
+    assert!(endpoint.is_draining());
+    assert_eq!(endpoint.drain_deadline(), Some(rig.now + GRACE + 3 * SECOND));
+}
+
+#[test]
+fn removal_where_no_pod_is_known_is_a_drain_with_the_services_timeout() {
+    let mut rig = Rig::with(&[ready(1, None)]);
+    let endpoint = rig.endpoint(1);
+    let lease = endpoint.enter();
+    rig.serve(&[]);
+    assert!(endpoint.is_draining());
+    assert!(!endpoint.conditions().ready && !endpoint.conditions().serving, "shown as if it were listed");
+    assert_eq!(endpoint.drain_deadline(), Some(rig.now + SECOND * DRAIN_TIMEOUT as u32));
+    rig.serve(&[ready(1, None)]);
+    assert_eq!(rig.usable(), [(1, 2)], "what comes back is another");
+    assert!(endpoint.enter().is_none());
+    drop(lease);
+}
+
+#[test]
+fn not_ready_is_out_and_reversible() {
+    let one = ready(1, Some("a"));
+    let mut rig = Rig::with(std::slice::from_ref(&one));
+    let endpoint = rig.endpoint(1);
+    rig.serve(&[not_ready(one.clone())]);
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![], vec![]));
+    assert!(endpoint.enter().is_none() && !endpoint.is_draining());
+    rig.serve(&[one]);
+    assert!(endpoint.enter().is_some());
+    assert_eq!(rig.usable(), [(1, 1)]);
+}
+
+#[test]
+fn another_service_under_the_old_name_gets_endpoints_of_its_own() {
+    let mut rig = Rig::new(World::default());
+    let of = |uid: &str| ServiceObject { uid: Some(uid.into()), ..service("app") };
+    rig.change([apply(of("first"))]);
+    rig.serve(&[ready(1, Some("a"))]);
+    rig.change([apply(pod("a", false))]);
+    let old = rig.endpoint(1);
+    rig.change([Change::Remove(Kind::Service, name("app"))]);
+    assert!(rig.port_of("app").is_none());
+    assert!(!old.is_draining(), "its pod lives");
+    rig.change([apply(of("second"))]);
+    assert!(old.is_draining() && old.drain_deadline().is_some());
+    rig.connect_all();
+    assert_eq!(rig.usable(), [(1, 2)]);
+    rig.hear();
+    assert_eq!(show(&rig.port().all), [(1, 2)]);
+}
+
+#[test]
+fn a_pod_in_both_families_counts_once_by_the_services_first() {
+    let mut rig = Rig::with(&[ready(1, Some("a"))]);
+    let six = SliceEndpoint { address: "2001:db8::9".parse().unwrap(), ..ready(0, Some("a")) };
+    rig.change([apply(slice("s6", "app", &[six]))]);
+    rig.connect_all();
+    assert_eq!(rig.usable(), [(1, 1)]);
+    rig.change([apply(ServiceObject { ipv6_first: true, ..service("app") })]);
+    rig.connect_all();
+    assert_eq!(rig.usable(), [(9, 2)]);
+}
+
+#[test]
+fn an_address_that_passes_to_another_pod_is_another_endpoint() {
+    let mut rig = Rig::with(&[ready(1, Some("a"))]);
+    let old = rig.endpoint(1);
+    let lease = old.enter();
+    rig.serve(&[ready(1, Some("b"))]);
+    assert_eq!(rig.usable(), [(1, 2)]);
+    assert!(old.enter().is_none());
+    assert_ne!(rig.endpoint(1).id, old.id);
+    assert_eq!(rig.port().usable[0].pod.as_ref().unwrap().name, "b");
+    drop(lease);
+}
+
+/// Without a UID nothing else tells that an address is another pod's now.
+#[test]
+fn an_address_that_terminated_comes_back_as_another_generation() {
+    let unnamed =
+        SliceEndpoint { pod: Some(Arc::new(PodRef { name: "a".into(), uid: String::new() })), ..ready(1, None) };
+    for one in [ready(1, None), unnamed] {
+        // As the last resort its drain has not begun; it is over all the same when the address is ready again.
+        let mut rig = Rig::with(std::slice::from_ref(&one));
+        let old = rig.endpoint(1);
+        rig.serve(&[terminating(one.clone())]);
+        assert_eq!(rig.last_resort(), [(1, 1)]);
+        rig.serve(std::slice::from_ref(&one));
+        assert_eq!((rig.usable(), rig.last_resort()), (vec![(1, 2)], vec![]), "{one:?}");
+        assert!(old.is_draining());
+        rig.hear();
+        assert_eq!(rig.drained, BTreeSet::from([old.id]));
+    }
+}
+
+/// While none of a Service's pods serves, its rollout is not over; with the Service itself it is.
+#[test]
+fn pods_come_are_counted_unless_none_serves_and_are_none_without_the_service() {
+    let mut rig = Rig::with(&[ready(1, Some("a")), ready(2, Some("b"))]);
+    let come = |rig: &Rig| rig.snapshot.load().pods_come(&name("app"), 0);
+    assert_eq!(come(&rig), Some(2));
+    rig.serve(&[]);
+    rig.change([apply(pod("a", true)), apply(pod("b", true))]);
+    assert_eq!(come(&rig), None);
+    rig.change([Change::Remove(Kind::Service, name("app"))]);
+    assert_eq!(come(&rig), Some(0));
+}
+
+#[test]
+fn a_service_that_is_neither_claimed_nor_named_is_not_routed() {
+    let mut rig = Rig::with(&[ready(1, None)]);
+    let unclaimed = ServiceObject { claimed: false, ..service("other") };
+    rig.change([apply(unclaimed)]);
+    assert!(rig.port_of("other").is_none());
+}
+
+#[test]
+fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its_time_and_the_last_client_is_gone() {
+    let mut rig = Rig::with(&[ready(1, None)]);
+    let clients = rig.port_of("app").unwrap().metrics.connections_active.clone();
+    clients.inc();
+    rig.change([apply(ServiceObject { claimed: false, ..service("app") })]);
+    let port = rig.port_of("app").unwrap();
+    assert!(port.claimed && port.handing_back, "still listening, and asking clients to come again");
+    assert_eq!(rig.usable(), [(1, 1)]);
+    assert_eq!(rig.table.next_hand_back(), Some(rig.now + HAND_BACK));
+
+    rig.now += HAND_BACK;
+    rig.table.hand_back(&rig.world, rig.now);
+    let port = rig.port_of("app").unwrap();
+    assert!(!port.claimed && port.handing_back, "no longer listening; who is connected is served");
+    assert_eq!((rig.usable(), rig.table.next_hand_back()), (vec![(1, 1)], None));
+
+    clients.dec();
+    rig.table.hand_back(&rig.world, rig.now);
+    assert!(rig.port_of("app").is_none());
+    rig.hear();
+    assert!(rig.table.is_empty());
+}
+
+#[test]
+fn a_claim_that_comes_back_ends_the_handing_back() {
+    let mut rig = Rig::with(&[ready(1, None)]);
+    rig.change([apply(ServiceObject { claimed: false, ..service("app") })]);
+    rig.change([apply(service("app"))]);
+    let port = rig.port_of("app").unwrap();
+    assert!(port.claimed && !port.handing_back);
+    assert_eq!(rig.table.next_hand_back(), None);
+    assert_eq!(rig.usable(), [(1, 1)]);
+}
+
+/// What only these tests ask of the rig.
+impl Rig {
+    /// One service `app` with these endpoints in slice `s`, all connected to.
+    fn with(endpoints: &[SliceEndpoint]) -> Self {
+        let mut rig = Self::new(World::default());
+        rig.change([apply(service("app"))]);
+        rig.serve(endpoints);
+        rig
+    }
+
+    fn serve(&mut self, endpoints: &[SliceEndpoint]) {
+        self.change([apply(slice("s", "app", endpoints))]);
+        self.connect_all();
+    }
+
+    fn connect_all(&mut self) {
+        for id in self.joining.keys().copied().collect::<Vec<_>>() {
+            self.probe(id, true);
+        }
+    }
+
+    fn port(&self) -> Arc<Port> {
+        self.port_of("app").unwrap()
+    }
+
+    /// Last byte of each usable endpoint's address, with its id.
+    fn usable(&self) -> Vec<(u8, u64)> {
+        show(&self.port().usable)
+    }
+
+    fn last_resort(&self) -> Vec<(u8, u64)> {
+        show(&self.port().last_resort)
+    }
+
+    fn endpoint(&self, last: u8) -> Arc<Endpoint> {
+        let port = self.port();
+        let found = port.all.iter().filter(|e| last_byte(e.address) == last).max_by_key(|e| e.id);
+        found.unwrap().clone()
+    }
+
+    fn known_at(&self, index: usize) -> Option<Arc<Endpoint>> {
+        self.known.values().nth(index % self.known.len().max(1)).cloned()
+    }
+
+    /// The latest endpoint at this address, forgotten or not.
+    fn endpoint_known(&self, last: u8) -> Arc<Endpoint> {
+        self.known.values().rfind(|e| last_byte(e.address) == last).unwrap().clone()
+    }
+}
+
+fn not_ready(endpoint: SliceEndpoint) -> SliceEndpoint {
+    SliceEndpoint { ready: false, serving: false, ..endpoint }
+}
+
+fn terminating(endpoint: SliceEndpoint) -> SliceEndpoint {
+    SliceEndpoint { ready: false, serving: true, terminating: true, ..endpoint }
+}
+
+fn show(endpoints: &Roster) -> Vec<(u8, u64)> {
+    let mut all: Vec<_> = endpoints.iter().map(|e| (last_byte(e.address), e.id.0)).collect();
+    all.sort_unstable();
+    all
+}
+
+/// One thing that may happen. Numbers choose among what is there, modulo its count.
+#[derive(Debug, Clone)]
+enum Step {
+    Slice { slice: u8, endpoints: Vec<(u8, Option<u8>, u8)> },
+    RemoveSlice(u8),
+    Pod { pod: u8, deleted: bool },
+    RemovePod(u8),
+    Service { service: u8, uid: Option<bool> },
+    RemoveService(u8),
+    Probe(usize),
+    TryAgain(usize),
+    Eject(usize),
+    Take(usize),
+    Drop(usize),
+    Pass,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let endpoint = (1..5u8, proptest::option::weighted(0.8, 0..4u8), 0..5u8);
+    let endpoints = proptest::collection::vec(endpoint, 0..4);
+    let step = prop_oneof![
+        6 => (0..3u8, endpoints).prop_map(|(slice, endpoints)| Step::Slice { slice, endpoints }),
+        1 => (0..3u8).prop_map(Step::RemoveSlice),
+        3 => (0..4u8, any::<bool>()).prop_map(|(pod, deleted)| Step::Pod { pod, deleted }),
+        1 => (0..4u8).prop_map(Step::RemovePod),
+        1 => (0..2u8, any::<Option<bool>>()).prop_map(|(service, uid)| Step::Service { service, uid }),
+        1 => (0..2u8).prop_map(Step::RemoveService),
+        6 => any::<usize>().prop_map(Step::Probe),
+        2 => any::<usize>().prop_map(Step::TryAgain),
+        1 => any::<usize>().prop_map(Step::Eject),
+        4 => any::<usize>().prop_map(Step::Take),
+        3 => any::<usize>().prop_map(Step::Drop),
+        2 => Just(Step::Pass),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+const SERVICES: [&str; 2] = ["app", "other"];
+const SLICES: [&str; 3] = ["s0", "s1", "s2"];
+/// The slices give the last one no UID: it is known by its name.
+const PODS: [&str; 4] = ["a", "b", "c", "d"];
+
+fn run(rig: &mut Rig, leases: &mut Vec<Lease>, step: &Step) {
+    match step {
+        Step::Slice { slice: n, endpoints } => {
+            let endpoints: Vec<_> = endpoints
+                .iter()
+                .map(|(address, pod, state)| {
+                    let mut endpoint = ready(*address, pod.map(|n| PODS[usize::from(n)]));
+                    if *pod == Some(3) {
+                        endpoint.pod = Some(Arc::new(PodRef { name: PODS[3].into(), uid: String::new() }));
+                    }
+                    match state {
+                        0 | 1 => endpoint,
+                        2 => not_ready(endpoint),
+                        3 => terminating(endpoint),
+                        _ => not_ready(terminating(endpoint)),
+                    }
+                })
+                .collect();
+            let n = usize::from(*n);
+            rig.change([apply(slice(SLICES[n], SERVICES[n / 2], &endpoints))]);
+        }
+        Step::RemoveSlice(n) => rig.change([Change::Remove(Kind::EndpointSlice, name(SLICES[usize::from(*n)]))]),
+        Step::Pod { pod: n, deleted } => rig.change([apply(pod(PODS[usize::from(*n)], *deleted))]),
+        Step::RemovePod(n) => rig.change([Change::Remove(Kind::Pod, name(PODS[usize::from(*n)]))]),
+        Step::Service { service: n, uid } => {
+            let uid = uid.map(|second| if second { "second" } else { "first" }.to_owned());
+            rig.change([apply(ServiceObject { uid, ..service(SERVICES[usize::from(*n)]) })]);
+        }
+        Step::RemoveService(n) => rig.change([Change::Remove(Kind::Service, name(SERVICES[usize::from(*n)]))]),
+        Step::Probe(n) => {
+            if let Some(id) = rig.joining.keys().nth(n % rig.joining.len().max(1)).copied() {
+                rig.probe(id, n % 5 > 0);
+            }
+        }
+        Step::TryAgain(n) => {
+            if let Some(id) = rig.readmitting.keys().nth(n % rig.readmitting.len().max(1)).copied() {
+                rig.try_again(id, n % 3 > 0);
+            }
+        }
+        // Only who holds a lease connects.
+        Step::Eject(n) => {
+            if let Some(endpoint) = rig.known_at(*n)
+                && endpoint.leases() > 0
+            {
+                endpoint.eject();
+            }
+        }
+        Step::Take(n) => {
+            let lease = rig.known_at(*n).and_then(|e| e.enter());
+            leases.extend(lease);
+        }
+        Step::Drop(n) => {
+            if !leases.is_empty() {
+                leases.swap_remove(n % leases.len());
+            }
+        }
+        Step::Pass => rig.pass(2 * SECOND),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_sequence_of_events_keeps_the_contract(steps in steps(), api_server in any::<bool>()) {
+        let mut rig = Rig::new(if api_server { World::for_api_server() } else { World::default() });
+        let mut leases = Vec::new();
+        rig.change(SERVICES.map(|name| apply(service(name))));
+        for step in &steps {
+            run(&mut rig, &mut leases, step);
+            rig.check();
+        }
+        // In the end everything goes, and nothing of it is kept.
+        for n in 0..PODS.len() as u8 {
+            run(&mut rig, &mut leases, &Step::Pod { pod: n, deleted: true });
+            run(&mut rig, &mut leases, &Step::RemovePod(n));
+        }
+        for n in 0..SLICES.len() as u8 {
+            run(&mut rig, &mut leases, &Step::RemoveSlice(n));
+            rig.check();
+        }
+        for n in 0..SERVICES.len() as u8 {
+            run(&mut rig, &mut leases, &Step::RemoveService(n));
+        }
+        rig.check();
+        leases.clear();
+        rig.hear();
+        prop_assert!(rig.table.is_empty(), "something is remembered of what is gone");
+        prop_assert_eq!(rig.drains.running(), 0);
+        prop_assert!(rig.snapshot.load().ports.is_empty());
+        prop_assert_eq!(rig.drained.len(), rig.known.len());
+    }
+}

@@ -1,0 +1,118 @@
+//! What the proxy has been told, kept apart from the code under test: of an endpoint it says only what every reading of
+//! the events agrees on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use ebbtide::contract::name::ObjectName;
+use ebbtide::discovery::object::{Change, Kind, Object, SliceEndpoint, SliceObject};
+
+#[derive(Default)]
+pub struct Told {
+    slices: BTreeMap<ObjectName, SliceObject>,
+    /// Pods in the store, by name.
+    pods: BTreeMap<ObjectName, String>,
+    /// UIDs that end or have ended, and since when that is known: one-way.
+    pub ended: BTreeMap<String, Instant>,
+    gone: BTreeSet<String>,
+    /// UIDs whose object was told of, and when first.
+    pub held: BTreeMap<String, Instant>,
+}
+
+/// An endpoint to the one who reads slices: address and UID.
+pub type Named = (u8, String);
+
+impl Told {
+    pub fn hear(&mut self, change: &Change, now: Instant) {
+        match change {
+            Change::Apply(Object::Service(_)) | Change::Remove(Kind::Service, _) => {}
+            Change::Apply(Object::EndpointSlice(slice)) => {
+                for endpoint in slice.endpoints.iter().filter(|e| e.terminating) {
+                    self.end(&uid(endpoint), now);
+                }
+                self.slices.insert(slice.name.clone(), slice.clone());
+            }
+            Change::Apply(Object::Pod(pod)) => {
+                // One that is gone does not come back: this is an echo.
+                if self.gone.contains(&pod.uid) {
+                    return;
+                }
+                if let Some(old) = self.pods.insert(pod.name.clone(), pod.uid.clone())
+                    && old != pod.uid
+                {
+                    self.go(&old, now);
+                }
+                self.held.entry(pod.uid.clone()).or_insert(now);
+                if pod.deletion.is_some() {
+                    self.end(&pod.uid, now);
+                }
+            }
+            Change::Remove(Kind::EndpointSlice, name) => _ = self.slices.remove(name),
+            Change::Remove(Kind::Pod, name) => {
+                if let Some(uid) = self.pods.remove(name) {
+                    self.go(&uid, now);
+                }
+            }
+            Change::Replace { kind, objects, .. } => {
+                let named: BTreeSet<&ObjectName> = objects.iter().map(Object::name).collect();
+                let known: Vec<ObjectName> = match kind {
+                    Kind::Service => Vec::new(),
+                    Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+                    Kind::Pod => self.pods.keys().cloned().collect(),
+                };
+                for name in known.into_iter().filter(|name| !named.contains(name)) {
+                    self.hear(&Change::Remove(*kind, name), now);
+                }
+                for object in objects {
+                    self.hear(&Change::Apply(object.clone()), now);
+                }
+            }
+        }
+    }
+
+    fn go(&mut self, uid: &str, now: Instant) {
+        self.gone.insert(uid.to_owned());
+        self.end(uid, now);
+    }
+
+    fn end(&mut self, uid: &str, now: Instant) {
+        self.ended.entry(uid.to_owned()).or_insert(now);
+    }
+
+    fn listings(&self) -> impl Iterator<Item = (Named, &SliceEndpoint)> {
+        let endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
+        endpoints.map(|endpoint| ((crate::support::table::last(endpoint.address), uid(endpoint)), endpoint))
+    }
+
+    pub fn is_listed(&self, named: &Named) -> bool {
+        self.listings().any(|(it, _)| it == *named)
+    }
+
+    /// Some slice calls it ready, and nothing has ended it.
+    pub fn may_serve(&self, named: &Named) -> bool {
+        let ready = |e: &SliceEndpoint| e.ready && !e.terminating;
+        !self.ended.contains_key(&named.1) && self.listings().any(|(it, e)| it == *named && ready(e))
+    }
+
+    /// Some slice says that it still serves while it ends.
+    pub fn may_be_last_resort(&self, named: &Named) -> bool {
+        let ends = self.ended.contains_key(&named.1);
+        self.listings().any(|(it, e)| it == *named && e.serving && (e.terminating || ends))
+    }
+
+    /// Every slice that names it calls it ready, nothing has ended it, and no other pod is named at its address.
+    pub fn must_serve(&self) -> BTreeSet<Named> {
+        let mut certain: BTreeSet<Named> = self.listings().map(|(it, _)| it).filter(|it| self.may_serve(it)).collect();
+        for (it, endpoint) in self.listings() {
+            certain.retain(|named| {
+                let same = *named == it;
+                !(same && (!endpoint.ready || endpoint.terminating)) && (same || named.0 != it.0)
+            });
+        }
+        certain
+    }
+}
+
+fn uid(endpoint: &SliceEndpoint) -> String {
+    endpoint.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default()
+}

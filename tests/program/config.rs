@@ -1,0 +1,371 @@
+//! The configuration file and the command line, from outside: fixtures, the shipped examples, and the binary itself.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
+use ebbtide::contract::name::ObjectName;
+use ebbtide::contract::policy::{NonIdempotent, PortRef, Protocol};
+use serde_json::Value;
+
+use crate::support::binary::BINARY;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn fixtures(kind: &str) -> Vec<PathBuf> {
+    let folder = Path::new(ROOT).join("tests/fixtures/config").join(kind);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "json"));
+    files.sort();
+    files
+}
+
+fn valid(name: &str) -> Config {
+    Config::load(&Path::new(ROOT).join("tests/fixtures/config/valid").join(name)).unwrap()
+}
+
+fn ebbtide(arguments: &[&str]) -> Output {
+    Command::new(BINARY).args(arguments).current_dir(ROOT).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Each `name.yaml` beside a `name.err`, the whole line. `UPDATE=1` writes them anew, for a reader to judge by the diff.
+#[test]
+fn each_invalid_fixture_says_what_is_wrong() {
+    let files = fixtures("invalid");
+    assert!(files.len() > 50, "found {}", files.len());
+    let mut wrong = String::new();
+    for file in files {
+        let error = Config::load(&file).expect_err(&file.display().to_string()).to_string();
+        let folder = file.parent().unwrap().display().to_string();
+        let said = error.replace(&format!("{folder}/"), "");
+        let expected_at = file.with_extension("err");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&expected_at, format!("{said}\n")).unwrap();
+        }
+        let expected = std::fs::read_to_string(&expected_at).unwrap_or_default();
+        if format!("{said}\n") != expected {
+            wrong += &format!("\n     said: {said}\n expected: {expected}");
+        }
+        assert!(said.contains("expected") && !said.contains('\n'), "{said}");
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// A file that was only half written is answered like any other: no panic, one line.
+#[test]
+fn every_cut_of_a_file_is_answered_in_one_line() {
+    let whole = std::fs::read_to_string(Path::new(ROOT).join("tests/fixtures/config/valid/everything.yaml")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    let file = folder.path().join("cut.yaml");
+    let mut refused = 0;
+    for end in (0..whole.len()).step_by(3) {
+        std::fs::write(&file, &whole[..end]).unwrap();
+        if let Err(error) = Config::load(&file) {
+            refused += 1;
+            let line = error.to_string();
+            assert!(line.contains(", expected ") && !line.contains('\n'), "{line}");
+        }
+    }
+    assert!(refused > 150, "{refused} of {}", whole.len());
+}
+
+#[test]
+fn each_valid_fixture_loads() {
+    let files = fixtures("valid");
+    assert!(files.len() >= 5, "found {}", files.len());
+    for file in files {
+        let config = Config::load(&file).unwrap();
+        match &config.discovery {
+            Discovery::Kubernetes(kubernetes) => assert_eq!(kubernetes.namespaces, ["web", "shop"]),
+            Discovery::Files { path } => {
+                assert_eq!(*path, file.parent().unwrap().join("manifests"), "relative to the file's folder");
+            }
+            Discovery::Static { .. } => panic!("{config:?}"),
+        }
+    }
+}
+
+#[test]
+fn absent_fields_have_the_documented_defaults() {
+    let config = valid("defaults.yaml");
+    assert_eq!(config, Config::new(config.discovery.clone()));
+    assert_eq!(config.admin, "127.0.0.1:9901".parse().unwrap());
+    assert_eq!(config.workers, std::thread::available_parallelism().unwrap());
+    assert!(config.listeners.is_empty() && config.node_port_addresses.is_empty() && !config.access_log);
+}
+
+#[test]
+fn every_field_is_taken_over() {
+    let config = valid("everything.yaml");
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    let seconds = Duration::from_secs;
+    assert_eq!(config.node_port_addresses, [ip("::1"), ip("127.0.0.1")]);
+    let listener = |name: &str, address: &str, service: &str, port: PortRef, protocol, proxy_protocol| ListenerConfig {
+        name: name.into(),
+        address: address.parse().unwrap(),
+        service: ObjectName::new("web", service),
+        port,
+        protocol: Some(protocol),
+        proxy_protocol,
+        allow_connect: proxy_protocol,
+    };
+    let expected = [
+        listener("web", "[::1]:8443", "nginx-svc", PortRef::Number(443), Protocol::Tcp, true),
+        listener("any", "127.0.0.1:0", "api", PortRef::Name("grpc-web".into()), Protocol::Http, false),
+        listener("any-too", "127.0.0.1:0", "api", PortRef::Number(80), Protocol::Auto, false),
+    ];
+    assert_eq!(config.listeners, expected);
+    assert_eq!(config.admin, "0.0.0.0:9999".parse().unwrap());
+    assert_eq!(config.workers.get(), 3);
+    let timeouts = config.timeouts;
+    assert_eq!(timeouts.connect, Duration::from_millis(250));
+    assert_eq!(timeouts.head, seconds(2));
+    assert_eq!(timeouts.request, Some(seconds(90)));
+    assert_eq!(timeouts.client_idle, seconds(3600));
+    assert_eq!(timeouts.upstream_idle, seconds(5));
+    assert_eq!(timeouts.hold, Duration::ZERO);
+    assert_eq!(timeouts.drain, seconds(45));
+    assert_eq!(timeouts.lame_duck, seconds(10));
+    assert_eq!(timeouts.shutdown, seconds(60));
+    let limits = config.limits;
+    assert_eq!((limits.connections, limits.head_size, limits.headers), (10, 8 << 10, 50));
+    assert_eq!((limits.replay_body, limits.held), (1 << 20, 0));
+    let retry = config.retry;
+    assert_eq!((retry.attempts, retry.budget_percent, retry.budget_floor), (1, 0, 0));
+    assert_eq!(retry.non_idempotent, NonIdempotent::IdempotencyKey);
+    assert_eq!(config.trusted_proxies, ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]);
+    assert!(config.access_log);
+}
+
+#[test]
+fn small_forms() {
+    let off = valid("off-as-false.yaml");
+    assert!(!off.access_log && !off.listeners[0].proxy_protocol && !off.listeners[0].allow_connect);
+    let ports = valid("node-ports-default.yaml");
+    assert_eq!(ports.node_port_addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0", "::"]);
+    assert_eq!(ports.timeouts.request, Some(Duration::from_secs(10)));
+    let json = valid("json.json");
+    assert_eq!((json.limits.head_size, json.limits.replay_body, json.access_log), (4096, 0, true));
+}
+
+/// `config/ebbtide.yaml` shows each default as it is.
+#[test]
+fn the_reference_states_the_defaults() {
+    let reference = Config::load(&Path::new(ROOT).join("config/ebbtide.yaml")).unwrap();
+    let default = Config::new(reference.discovery.clone());
+    assert_eq!(reference.timeouts, default.timeouts);
+    assert_eq!(reference.limits, default.limits);
+    assert_eq!(reference.retry, default.retry);
+    assert_eq!(reference.admin, default.admin);
+    assert_eq!(reference.trusted_proxies, default.trusted_proxies);
+    assert_eq!(reference.access_log, default.access_log);
+    assert_eq!(reference.listeners.len(), 1);
+    assert_eq!(reference.node_port_addresses.len(), 2);
+}
+
+#[test]
+fn the_standalone_example_loads() {
+    let config = Config::load(&Path::new(ROOT).join("config/standalone.yaml")).unwrap();
+    assert_eq!(config.discovery, Discovery::Files { path: Path::new(ROOT).join("config/manifests") });
+    assert_eq!(config.listeners[0].service, ObjectName::new("web", "nginx-svc"));
+    assert_eq!(config.listeners[0].protocol, None);
+}
+
+/// The sample manifests are Kubernetes objects as its own API defines them, and fit together.
+#[test]
+fn the_sample_manifests_are_kubernetes_objects() {
+    use k8s_openapi::api::core::v1::{Pod, Service};
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+    let read = |name: &str| std::fs::read_to_string(Path::new(ROOT).join("config/manifests").join(name)).unwrap();
+    let service: Service = serde_saphyr::from_str(&read("service.yaml")).unwrap();
+    let slice: EndpointSlice = serde_saphyr::from_str(&read("endpointslice.yaml")).unwrap();
+    let pods: Vec<Pod> = serde_saphyr::from_multiple(&read("pods.yaml")).unwrap();
+
+    let name = service.metadata.name.unwrap();
+    assert_eq!(name, "nginx-svc");
+    assert_eq!(service.metadata.namespace.as_deref(), Some("web"));
+    assert_eq!(service.metadata.labels.unwrap()["service.kubernetes.io/service-proxy-name"], "ebbtide");
+    let port = &service.spec.unwrap().ports.unwrap()[0];
+    assert_eq!((port.name.as_deref(), port.node_port), (Some("http"), Some(31180)));
+    assert_eq!(slice.metadata.labels.unwrap()["kubernetes.io/service-name"], name);
+    assert_eq!(slice.ports.unwrap()[0].name, port.name);
+    assert_eq!(pods.len(), 2);
+    for (endpoint, pod) in slice.endpoints.into_iter().zip(pods) {
+        assert!(endpoint.addresses[0].parse::<std::net::IpAddr>().unwrap().is_loopback());
+        let target = endpoint.target_ref.unwrap();
+        assert_eq!((target.name, target.uid), (pod.metadata.name, pod.metadata.uid));
+    }
+}
+
+/// Every field of the reference is in the schema, with the default that the reference states; and no field is missing
+/// from the reference.
+#[test]
+fn the_schema_and_the_reference_name_the_same_fields() {
+    let output = ebbtide(&["schema"]);
+    assert!(output.status.success());
+    let schema: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let reference = std::fs::read_to_string(Path::new(ROOT).join("config/ebbtide.yaml")).unwrap();
+    // The two sources exclude each other, so the second stands there as a comment.
+    let reference = reference.replace("  # kubernetes:", "  kubernetes:").replace("  #   ", "    ");
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let reference: Value = serde_saphyr::from_str_with_options(&reference, options).unwrap();
+    let mut seen = 0;
+    compare(&reference, &schema, &schema, "", &mut seen);
+    assert!(seen > 40, "{seen} fields");
+}
+
+fn compare(value: &Value, schema: &Value, root: &Value, path: &str, seen: &mut usize) {
+    let schema = resolve(schema, root);
+    match value {
+        Value::Object(fields) => {
+            let known = schema["properties"].as_object().unwrap_or_else(|| panic!("{path}: no fields in {schema}"));
+            assert_eq!(schema["additionalProperties"], false, "{path}");
+            let names = |fields: &serde_json::Map<String, Value>| fields.keys().cloned().collect::<BTreeSet<_>>();
+            assert_eq!(names(fields), names(known), "{path}");
+            for (name, value) in fields {
+                *seen += 1;
+                let path = format!("{path}.{name}");
+                if let Some(default) = known[name].get("default") {
+                    assert!(default == value || path.contains("listeners"), "{path}: {default} or {value}");
+                }
+                compare(value, &known[name], root, &path, seen);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| compare(item, &schema["items"], root, path, seen)),
+        _ => {}
+    }
+}
+
+/// Follows `$ref` and the `anyOf` by which a field may be null.
+fn resolve<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
+    if let Some(reference) = schema["$ref"].as_str() {
+        return root.pointer(reference.trim_start_matches('#')).unwrap();
+    }
+    match schema["anyOf"].as_array() {
+        Some(any) => resolve(any.iter().find(|one| one.get("$ref").is_some()).unwrap(), root),
+        None => schema,
+    }
+}
+
+#[test]
+fn refusals_are_one_line_and_exit_code_2() {
+    let cases: [(&[&str], &str); 5] = [
+        (
+            &["run", "--config", "no-such-file.yaml"],
+            "ebbtide: no-such-file.yaml: cannot be read (No such file or directory), expected a configuration file\n",
+        ),
+        (
+            &["check", "--config", "tests/fixtures/config/invalid/workers-zero.yaml"],
+            "ebbtide: tests/fixtures/config/invalid/workers-zero.yaml:2: workers: 0 is out of range, expected 1 to 1024\n",
+        ),
+        (
+            &["run", "--config", "tests/fixtures/config/invalid/workers-zero.yaml"],
+            "ebbtide: tests/fixtures/config/invalid/workers-zero.yaml:2: workers: 0 is out of range, expected 1 to 1024\n",
+        ),
+        (
+            &["proxy", "--listen", "127.0.0.1:9901", "--to", "127.0.0.1:1"],
+            "ebbtide: proxy: --listen: 127.0.0.1:9901 is the address of --admin too, expected one of its own\n",
+        ),
+        (
+            &["proxy", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:1,127.0.0.1:1"],
+            "ebbtide: proxy: --to: 127.0.0.1:1 is given twice, expected it once\n",
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let output = ebbtide(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(text(&output.stderr), expected);
+        assert_eq!(text(&output.stdout), "");
+    }
+}
+
+#[test]
+fn bad_arguments_are_exit_code_2() {
+    for arguments in [
+        &["proxy", "--listen", "localhost", "--to", "127.0.0.1:1"][..],
+        &["proxy", "--listen", "127.0.0.1:0"],
+        &["proxy", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:1", "--protocol", "udp"],
+        &["demo", "--for", "20"],
+        &["demo", "--for", "0s"],
+        &["wash"],
+        &[],
+    ] {
+        assert_eq!(ebbtide(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn help_and_version() {
+    let version = ebbtide(&["--version"]);
+    assert!(version.status.success());
+    assert_eq!(text(&version.stdout), format!("ebbtide {}\n", ebbtide::VERSION));
+    assert!(ebbtide::VERSION.starts_with(concat!(env!("CARGO_PKG_VERSION"), " (")), "{}", ebbtide::VERSION);
+    let help = ebbtide(&["--help"]);
+    assert!(help.status.success());
+    for command in ["run", "proxy", "check", "demo", "drill", "status", "schema"] {
+        assert!(text(&help.stdout).contains(&format!("\n  {command} ")), "{command}");
+        assert!(ebbtide(&[command, "--help"]).status.success(), "{command}");
+    }
+    assert!(!text(&help.stdout).contains("sample-app"));
+}
+
+/// A reader that goes away is no failure.
+#[test]
+fn a_closed_pipe_is_quiet() {
+    let mut child = Command::new(BINARY)
+        .arg("schema")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+}
+
+#[test]
+fn check_passes_the_examples() {
+    for file in ["config/standalone.yaml", "config/ebbtide.yaml"] {
+        let output = ebbtide(&["check", "--config", file]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).contains("127.0.0.1:8080"), "{}", text(&output.stdout));
+    }
+}
+
+/// What the two sample files give together.
+#[test]
+fn check_shows_what_the_sample_manifests_serve() {
+    let output = ebbtide(&["check", "--config", "config/standalone.yaml"]);
+    let expected = "\
+LISTENER  ADDRESS         SERVICE        PORT       PROTOCOL  ENDPOINTS
+web       127.0.0.1:8080  web/nginx-svc  http (80)  http      2 of 2 ready
+
+SERVICE        PORT       PROTOCOL  ENDPOINT        POD      STATE
+web/nginx-svc  http (80)  http      127.0.0.1:8081  nginx-1  ready
+web/nginx-svc  http (80)  http      127.0.0.2:8081  nginx-2  ready
+";
+    let (_, tables) = text(&output.stdout).split_once("\n\n").unwrap();
+    assert_eq!(tables, expected);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+}
+
+#[test]
+fn check_refuses_a_broken_manifest_and_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    std::fs::write(folder.path().join("manifests/broken.yaml"), "kind: [Service\n").unwrap();
+    let file = folder.path().join("ebbtide.yaml");
+    std::fs::write(&file, "discovery: {files: {path: manifests}}\n").unwrap();
+    let output = ebbtide(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("error: ") && text(&output.stderr).contains("broken.yaml"));
+    assert!(text(&output.stdout).contains("warning: no listener"), "{}", text(&output.stdout));
+}

@@ -1,0 +1,482 @@
+//! The commands that ask an API server once, `drill` and `check`, against one that fits into this file.
+//!
+//! The API server keeps what it is given and says that every rollout is done; behind the nodePorts are sample applications
+//! of this machine. Against a real cluster a drill is `tests/cluster`'s.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Json, Response};
+use ebbtide::command::demo::child;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::support::binary::BINARY;
+use crate::support::wait::eventually;
+const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/web/deployments/ebbtide-drill";
+const SERVICE: &str = "/api/v1/namespaces/web/services/ebbtide-drill";
+const PLAIN: &str = "/api/v1/namespaces/web/services/ebbtide-drill-plain";
+
+#[tokio::test]
+async fn a_drill_removes_what_is_left_compares_rolls_judges_and_cleans_up() {
+    let cluster = Cluster::start().await;
+    cluster.put(PLAIN, object("Service", "ebbtide-drill-plain", true));
+    let output = cluster.drill(&["--for", "5s"]).output().await.unwrap();
+    let (out, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+    assert!(out.contains("NodePort as it is      2,500        0"), "{out}");
+    assert!(
+        out.contains("Ebbtide answered every request on the 8 connections first opened;\nbehind the NodePort"),
+        "{out}"
+    );
+    assert!(out.contains("pods of ebbtide:dev that exit"), "the image when there is no DaemonSet: {out}");
+    let log = cluster.log();
+    let made =
+        |path: &str| log.iter().position(|line| line == &format!("POST {path}")).unwrap_or_else(|| panic!("{log:?}"));
+    let gone = |path: &str| log.iter().rposition(|line| line == &format!("DELETE {path}")).unwrap();
+    assert!(log.iter().position(|line| line == &format!("DELETE {PLAIN}")).unwrap() < made(DEPLOYMENT), "{log:?}");
+    assert!(made(DEPLOYMENT) < made(SERVICE) && made(SERVICE) < made(PLAIN), "{log:?}");
+    assert!(gone(PLAIN) < gone(SERVICE) && gone(SERVICE) < gone(DEPLOYMENT), "{log:?}");
+    assert!(log.iter().filter(|line| line.starts_with("PATCH")).count() >= 2, "an update in each phase: {log:?}");
+    assert_eq!(cluster.held(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_lost_socket_is_a_failure_and_is_cleaned_up_after() {
+    let mut cluster = Cluster::start().await;
+    let drill = cluster.drill(&["--for", "5s", "--without-comparison"]).spawn().unwrap();
+    cluster.logged("PATCH").await;
+    let address = cluster.apps[0].1;
+    cluster.apps.remove(0).0.kill().await.unwrap();
+    cluster.apps.insert(0, sample_app(address).await);
+    let output = drill.wait_with_output().await.unwrap();
+    let (out, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{out}\n{err}");
+    assert!(out.contains("its 8 clients used") && !out.contains("NodePort as it is"), "{out}");
+    assert_eq!(cluster.held(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_load_without_a_replaced_pod_is_no_success() {
+    let cluster = Cluster::start().await;
+    cluster.state().stuck = true;
+    let output = cluster.drill(&["--for", "5s", "--without-comparison"]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{:?}", texts(&output));
+    assert!(texts(&output).1.contains("ebbtide: no pod was replaced while the load ran"), "{:?}", texts(&output));
+    assert_eq!(cluster.held(), [""; 0]);
+}
+
+#[tokio::test]
+async fn however_it_is_interrupted_nothing_is_left() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        // In the middle of making things, and under load.
+        for moment in ["POST", "PATCH"] {
+            let cluster = Cluster::start().await;
+            let drill = cluster.drill(&["--for", "60s"]).spawn().unwrap();
+            cluster.logged(moment).await;
+            child::signal(&drill, signal);
+            let output = drill.wait_with_output().await.unwrap();
+            assert_eq!(output.status.code(), Some(1), "{:?}", texts(&output));
+            assert!(texts(&output).1.contains("ebbtide drill: interrupted"), "{:?}", texts(&output));
+            assert_eq!(cluster.held(), [""; 0], "{signal:?} at {moment}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_does_not_keep_it_from_cleaning_up() {
+    let cluster = Cluster::start().await;
+    let mut drill = cluster.drill(&["--for", "5s", "--without-comparison"]).spawn().unwrap();
+    drop((drill.stdout.take(), drill.stderr.take()));
+    assert_eq!(drill.wait().await.unwrap().code(), Some(0));
+    assert_eq!(cluster.held(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_is_named_with_the_way_to_do_it() {
+    let cluster = Cluster::start().await;
+    cluster.state().undeletable = true;
+    let output = cluster.drill(&["--for", "5s", "--without-comparison"]).output().await.unwrap();
+    let (_, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("ebbtide drill: cannot remove Deployment web/ebbtide-drill: no deletion today\n"), "{err}");
+    let cure = "to remove it by hand: kubectl --namespace web delete deployment,service --selector \
+                app.kubernetes.io/managed-by=ebbtide-drill\n";
+    assert!(err.contains(cure), "{err}");
+    assert_eq!(cluster.held(), [SERVICE, DEPLOYMENT]);
+}
+
+#[tokio::test]
+async fn kept_objects_stay_and_the_way_to_remove_them_is_said() {
+    let cluster = Cluster::start().await;
+    let output = cluster.drill(&["--for", "5s", "--without-comparison", "--keep"]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{:?}", texts(&output));
+    assert!(texts(&output).0.contains("kept, as asked; to remove it: kubectl --namespace web delete"));
+    assert_eq!(cluster.held(), [SERVICE, DEPLOYMENT]);
+}
+
+#[tokio::test]
+async fn it_refuses_what_it_cannot_do_before_anything_is_made() {
+    let cluster = Cluster::start().await;
+    let refused = async |arguments: &[&str]| {
+        let output = cluster.drill(arguments).output().await.unwrap();
+        let (out, err) = texts(&output);
+        assert_eq!((output.status.code(), out.as_str()), (Some(2), ""), "{err}");
+        assert!(!cluster.log().iter().any(|line| line.starts_with("POST")), "{:?}", cluster.log());
+        assert_eq!(err.lines().count(), 1, "{err}");
+        err
+    };
+    cluster.state().denied = vec!["create services".into(), "list nodes".into()];
+    let expected = "ebbtide: drill: you may not create services in namespace web; list nodes cluster-wide: have it granted; \
+                    --address makes do without the nodes\n";
+    assert_eq!(refused(&[]).await, expected);
+    cluster.state().denied = vec!["create services".into()];
+    assert_eq!(refused(&[]).await, "ebbtide: drill: you may not create services in namespace web: have it granted\n");
+
+    cluster.state().denied.clear();
+    cluster.put(SERVICE, object("Service", "ebbtide-drill", false));
+    let expected = "ebbtide: drill: namespace web has a Service ebbtide-drill that no drill has made (it lacks the label \
+                    app.kubernetes.io/managed-by=ebbtide-drill); choose another --namespace, or remove it: kubectl \
+                    --namespace web delete service ebbtide-drill\n";
+    assert_eq!(refused(&[]).await, expected);
+    assert_eq!(cluster.held(), [SERVICE], "not ours, and still there");
+    cluster.state().objects.clear();
+
+    assert_eq!(
+        refused(&["--for", "4s"]).await,
+        "ebbtide: drill: --for must be at least 5s, to have time for an update\n"
+    );
+    assert!(
+        refused(&["--address", "nowhere"])
+            .await
+            .contains("--address: \"nowhere\" is not to be found, expected HOST:PORT")
+    );
+    cluster.state().no_namespace = true;
+    assert_eq!(refused(&[]).await, "ebbtide: drill: namespaces \"web\" not found\n");
+    cluster.state().no_namespace = false;
+    cluster.state().nodes = json!([]);
+    assert!(refused(&[]).await.contains("no node is ready"));
+}
+
+#[tokio::test]
+async fn bad_arguments_and_no_cluster_are_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in
+        [&["drill"][..], &["drill", "-n", "a/b"], &["drill", "-n", "-"], &["drill", "-n", "web", "--for", "1"]]
+    {
+        let output = Command::new(BINARY).args(arguments).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+    let config = folder.path().join("ebbtide.yaml");
+    std::fs::write(&config, "discovery: {kubernetes: {}}\n").unwrap();
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for kubeconfig in [folder.path().join("none"), write_kubeconfig(&folder, nobody)] {
+        for arguments in [&["drill", "-n", "web"][..], &["check", "-c", config.to_str().unwrap()]] {
+            let mut command = Command::new(BINARY);
+            let output = command.args(arguments).env("KUBECONFIG", &kubeconfig).env("HOME", folder.path()).output();
+            let output = output.await.unwrap();
+            let (out, err) = texts(&output);
+            assert_eq!(
+                (output.status.code(), out.as_str(), err.lines().count()),
+                (Some(2), "", 1),
+                "{arguments:?}: {err}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn check_tells_version_rights_and_claims_and_shows_what_would_serve() {
+    let cluster = Cluster::start().await;
+    let path = "/api/v1/namespaces/web/services/app";
+    cluster.put(
+        path,
+        json!({
+            "metadata": {
+                "name": "app", "namespace": "web", "labels": {"service.kubernetes.io/service-proxy-name": "ebbtide"},
+            },
+            "spec": {"sessionAffinity": "ClientIP", "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
+        }),
+    );
+    cluster.put(
+        "/apis/discovery.k8s.io/v1/namespaces/web/endpointslices/app-1",
+        json!({
+            "metadata": {"name": "app-1", "namespace": "web", "labels": {"kubernetes.io/service-name": "app"}},
+            "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "a", "uid": "1"}},
+                {"addresses": ["10.0.0.2"], "targetRef": {"kind": "Pod", "name": "b", "uid": "2"}},
+                {"addresses": ["127.0.0.5"]},
+            ],
+        }),
+    );
+    cluster.put("/api/v1/namespaces/web/pods/a", json!({"metadata": {"name": "a", "namespace": "web", "uid": "1"}}));
+    cluster.put(
+        "/api/v1/namespaces/web/pods/b",
+        json!({"metadata": {
+            "name": "b", "namespace": "web", "uid": "2",
+            "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30,
+        }}),
+    );
+    let (code, out, err) = cluster.check("nodePorts: {addresses: [0.0.0.0]}\n").await;
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    assert!(out.starts_with(&format!("API server http://{}/ (v1.35.8), as admin\n", cluster.address)), "{out}");
+    let (_, tables) = out.split_once("\n\n").unwrap();
+    let expected = "\
+LISTENER    ADDRESS        SERVICE  PORT       PROTOCOL  ENDPOINTS
+(nodePort)  0.0.0.0:30080  web/app  http (80)  auto      1 of 2 ready
+
+SERVICE  PORT       PROTOCOL  ENDPOINT       POD  STATE
+web/app  http (80)  auto      10.0.0.1:8080  a    ready
+web/app  http (80)  auto      10.0.0.2:8080  b    terminating, serving
+
+warning: web/app: spec.sessionAffinity: ClientIP is not served, and its claim keeps kube-proxy from it too; where it is in \
+use, claim a second Service with the same selector instead
+warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0.0.5
+";
+    assert_eq!(tables, expected);
+
+    cluster.state().denied = vec!["watch pods".into(), "list endpointslices".into(), "create events".into()];
+    cluster.state().minor = "25";
+    let (code, out, err) =
+        cluster.check("listeners: [{name: x, address: '127.0.0.1:1', service: none/y, port: 1}]\n").await;
+    assert_eq!(code, Some(2));
+    let expected = "\
+error: API server http://HERE/: version v1.25.8 is too old; upgrade it to 1.26, the first whose EndpointSlices always tell \
+which endpoints are terminating, and whether they still serve
+error: RBAC: may not list endpointslices.discovery.k8s.io cluster-wide: grant it as deploy/kustomize/base/rbac.yaml does
+error: RBAC: may not watch pods cluster-wide: grant it as deploy/kustomize/base/rbac.yaml does
+";
+    assert_eq!(err.replace(&cluster.address.to_string(), "HERE"), expected);
+    for warning in [
+        "RBAC: may not create events.events.k8s.io cluster-wide: what it does is then not to be seen by",
+        "namespace none does not exist; create or correct it",
+        "listener x: the cluster has no Service none/y",
+        "web/app: claimed, but nothing listens for it; add a listener, or nodePorts",
+    ] {
+        assert!(out.contains(&format!("\nwarning: {warning}")), "{out}\n  lacks\n{warning}");
+    }
+}
+
+// ---- the API server
+
+struct Cluster {
+    address: SocketAddr,
+    /// What is behind the nodePorts, in the order in which Services are made.
+    apps: Vec<(Child, SocketAddr)>,
+    folder: TempDir,
+    state: Arc<Mutex<Api>>,
+}
+
+struct Api {
+    objects: BTreeMap<String, Value>,
+    /// What was asked that changes something, but for dry runs and reviews.
+    log: Vec<String>,
+    node_ports: Vec<u16>,
+    nodes: Value,
+    /// `verb resource`.
+    denied: Vec<String>,
+    minor: &'static str,
+    no_namespace: bool,
+    undeletable: bool,
+    /// An update is never taken up.
+    stuck: bool,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let apps = vec![sample_app(any).await, sample_app(any).await];
+        let ready = json!({"type": "Ready", "status": "True"});
+        let address = json!({"type": "InternalIP", "address": "127.0.0.1"});
+        let state = Arc::new(Mutex::new(Api {
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            node_ports: apps.iter().map(|(_, address)| address.port()).collect(),
+            nodes: json!([{"metadata": {"name": "n"}, "status": {"conditions": [ready], "addresses": [address]}}]),
+            denied: Vec::new(),
+            minor: "35",
+            no_namespace: false,
+            undeletable: false,
+            stuck: false,
+        }));
+        let listener = tokio::net::TcpListener::bind(any).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().fallback(answer).with_state(state.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { address, apps, folder: tempfile::tempdir().unwrap(), state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Api> {
+        self.state.lock().unwrap()
+    }
+
+    fn put(&self, path: &str, object: Value) {
+        self.state().objects.insert(path.to_owned(), object);
+    }
+
+    fn held(&self) -> Vec<String> {
+        self.state().objects.keys().cloned().collect()
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.state().log.clone()
+    }
+
+    async fn logged(&self, what: &str) {
+        eventually(what, async || self.log().iter().any(|line| line.starts_with(what))).await;
+    }
+
+    fn drill(&self, arguments: &[&str]) -> Command {
+        let mut command = child::ebbtide(BINARY.as_ref());
+        command.args(["drill", "--namespace", "web"]).args(arguments);
+        command.env("KUBECONFIG", write_kubeconfig(&self.folder, self.address));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    async fn check(&self, more: &str) -> (Option<i32>, String, String) {
+        let kubeconfig = write_kubeconfig(&self.folder, self.address);
+        let config = self.folder.path().join("ebbtide.yaml");
+        let text = format!("discovery: {{kubernetes: {{kubeconfig: '{}'}}}}\n{more}", kubeconfig.display());
+        std::fs::write(&config, text).unwrap();
+        let output = Command::new(BINARY).args(["check", "--config"]).arg(&config).output().await.unwrap();
+        let (out, err) = texts(&output);
+        (output.status.code(), out, err)
+    }
+}
+
+async fn answer(State(api): State<Arc<Mutex<Api>>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let is_dry = parts.uri.query().is_some_and(|query| query.contains("dryRun"));
+    api.lock().unwrap().answer(&parts.method, parts.uri.path(), is_dry, body)
+}
+
+impl Api {
+    fn answer(&mut self, method: &Method, path: &str, is_dry: bool, mut body: Value) -> Response {
+        if path == "/version" {
+            let git = format!("v1.{}.8", self.minor);
+            let rest = json!({"major": "1", "minor": self.minor, "gitVersion": git, "buildDate": "", "compiler": "",
+                "gitCommit": "", "gitTreeState": "", "goVersion": "", "platform": ""});
+            return Json(rest).into_response();
+        }
+        if path.ends_with("/selfsubjectaccessreviews") {
+            let of = |name: &str| body["spec"]["resourceAttributes"][name].as_str().unwrap_or_default().to_owned();
+            let allowed = !self.denied.contains(&format!("{} {}", of("verb"), of("resource")));
+            body["status"] = json!({"allowed": allowed});
+            return Json(body).into_response();
+        }
+        if path.ends_with("/selfsubjectreviews") {
+            body["status"] = json!({"userInfo": {"username": "admin"}});
+            return Json(body).into_response();
+        }
+        if path == "/api/v1/nodes" {
+            return Json(json!({"metadata": {}, "items": self.nodes})).into_response();
+        }
+        let collection = path.rsplit('/').next().unwrap_or_default();
+        let is_collection = ["services", "deployments", "pods", "endpointslices"].contains(&collection);
+        match *method {
+            Method::GET if self.denied.contains(&format!("list {collection}")) => status(403, "not to be listed"),
+            Method::GET if is_collection => {
+                let items: Vec<&Value> = self
+                    .objects
+                    .iter()
+                    .filter(|(path, _)| path.contains(&format!("/{collection}/")))
+                    .map(|it| it.1)
+                    .collect();
+                Json(json!({"metadata": {}, "items": items})).into_response()
+            }
+            Method::GET => {
+                let Some(object) = self.objects.get(path).cloned() else { return status(404, "not found") };
+                if object["metadata"]["deletionTimestamp"].is_string() {
+                    self.objects.remove(path);
+                }
+                Json(object).into_response()
+            }
+            Method::POST if self.no_namespace => status(404, "namespaces \"web\" not found"),
+            Method::POST => {
+                let path = format!("{path}/{}", body["metadata"]["name"].as_str().unwrap());
+                if self.objects.contains_key(&path) {
+                    return status(409, "already exists");
+                }
+                body["metadata"]["uid"] = json!(path);
+                if collection == "services" {
+                    body["spec"]["ports"][0]["nodePort"] = json!(self.node_ports[usize::from(path == PLAIN)]);
+                } else {
+                    body["status"] = json!({"replicas": 3, "updatedReplicas": 3, "availableReplicas": 3});
+                }
+                if !is_dry {
+                    self.log.push(format!("POST {path}"));
+                    self.objects.insert(path, body.clone());
+                }
+                (StatusCode::CREATED, Json(body)).into_response()
+            }
+            Method::PATCH => {
+                self.log.push(format!("PATCH {path}"));
+                let at = &body["spec"]["template"]["metadata"]["annotations"]["ebbtide.dev/drilled-at"];
+                assert!(at.is_string(), "a change of the pods' template: {body}");
+                let Some(object) = self.objects.get_mut(path) else { return status(404, "not found") };
+                if self.stuck {
+                    object["metadata"]["generation"] = json!(2);
+                }
+                Json(object.clone()).into_response()
+            }
+            Method::DELETE if self.undeletable => status(403, "no deletion today"),
+            Method::DELETE => {
+                self.log.push(format!("DELETE {path}"));
+                assert_eq!(body["propagationPolicy"], "Foreground");
+                let Some(object) = self.objects.get_mut(path) else { return status(404, "not found") };
+                assert_eq!(body["preconditions"]["uid"], object["metadata"]["uid"], "only what was looked at");
+                object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+                Json(object.clone()).into_response()
+            }
+            _ => status(405, "what?"),
+        }
+    }
+}
+
+fn status(code: u16, message: &str) -> Response {
+    let reason = if code == 404 { "NotFound" } else { "Other" };
+    let status = json!({"kind": "Status", "status": "Failure", "code": code, "message": message, "reason": reason});
+    (StatusCode::from_u16(code).unwrap(), Json(status)).into_response()
+}
+
+fn object(kind: &str, name: &str, ours: bool) -> Value {
+    let labels = if ours { json!({"app.kubernetes.io/managed-by": "ebbtide-drill"}) } else { json!({}) };
+    json!({"kind": kind, "metadata": {"name": name, "namespace": "web", "uid": "left", "labels": labels}})
+}
+
+fn write_kubeconfig(folder: &TempDir, server: SocketAddr) -> PathBuf {
+    let path = folder.path().join("kubeconfig");
+    let text = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{server}")}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    });
+    std::fs::write(&path, text.to_string()).unwrap();
+    path
+}
+
+async fn sample_app(listen: SocketAddr) -> (Child, SocketAddr) {
+    let mut command = child::sample_app(BINARY.as_ref());
+    let mut app = command.args(["--listen", &listen.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(app.stdout.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().unwrap();
+    (app, line.strip_prefix("listening ").unwrap().parse().unwrap())
+}
+
+fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}

@@ -1,0 +1,338 @@
+//! Who may do what, and what is written down: the admin port, the logs, secrets, and where `unsafe` may stand.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::proxy::ask::raw;
+use crate::support::binary::BINARY;
+use crate::support::manifests::{endpoint, service, slice};
+use crate::support::wait::{eventually, soon};
+
+/// The proxy at its most talkative, with what it writes in files.
+struct Scene {
+    folder: TempDir,
+    process: Child,
+    web: SocketAddr,
+    admin: SocketAddr,
+    _app: tokio::task::JoinHandle<()>,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = app.local_addr().unwrap();
+        let manifests = folder.path().join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
+        let write = |file: &str, object: Value| std::fs::write(manifests.join(file), object.to_string()).unwrap();
+        let annotations = json!({"ebbtide.dev/hold-timeout": HOSTILE, format!("ebbtide.dev/{HOSTILE}"): "x"});
+        write("service.json", service("shop", annotations));
+        let mut endpoint = endpoint(&address.ip().to_string(), Some(HOSTILE), [true, true, false]);
+        endpoint["targetRef"]["uid"] = HOSTILE.into();
+        write("slice.json", slice("one", "shop", ("", address.port()), &[endpoint]));
+        let broken = |metadata: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata});
+        write("broken.json", broken(json!({"name": [HOSTILE]})));
+        write("key.json", broken(json!({"name": "key", "annotations": {HOSTILE: 1}})));
+        write("name.json", broken(json!({"name": HOSTILE})));
+        write(&format!("{}.json", HOSTILE.replace('\0', "")), broken(json!({})));
+        std::fs::write(
+            manifests.join("key.yaml"),
+            "kind: Pod\nmetadata: {name: x, labels: {\"a\\nlevel=ERROR \": [1]}}\n",
+        )
+        .unwrap();
+        let config = folder.path().join("ebbtide.yaml");
+        let text = "discovery: {files: {path: manifests}}\nlisteners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, \
+                    protocol: http}]\nadmin: {address: '127.0.0.1:0'}\naccessLog: json\n";
+        std::fs::write(&config, text).unwrap();
+        let to = |file: &str| Stdio::from(OwnedFd::from(std::fs::File::create(folder.path().join(file)).unwrap()));
+        let process = Command::new(BINARY)
+            .args(["run", "--config"])
+            .arg(&config)
+            .env("EBBTIDE_LOG", "trace")
+            .stdin(Stdio::null())
+            .stdout(to("access"))
+            .stderr(to("log"))
+            .spawn()
+            .unwrap();
+        let app = tokio::spawn(async move {
+            while let Ok((stream, _)) = app.accept().await {
+                tokio::spawn(answer(stream));
+            }
+        });
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut scene = Self { folder, process, web: nowhere, admin: nowhere, _app: app };
+        for (message, listener) in [("listening", true), ("admin listening", false)] {
+            let address = scene.logged(|line| {
+                let said = line["message"] == message && (line["listener"] == "web") == listener;
+                said.then(|| line["address"].as_str().unwrap().parse().unwrap())
+            });
+            *(if listener { &mut scene.web } else { &mut scene.admin }) = address.await;
+        }
+        eventually("a ready endpoint", async || {
+            let (status, _) = raw(scene.admin, page("/api/v1/status").as_bytes()).await;
+            status.contains("\"state\":\"ready\"")
+        })
+        .await;
+        scene
+    }
+
+    fn read(&self, file: &str) -> String {
+        String::from_utf8(std::fs::read(self.folder.path().join(file)).unwrap()).unwrap()
+    }
+
+    /// Waits for a line of the log.
+    async fn logged<T>(&self, found: impl Fn(&Value) -> Option<T>) -> T {
+        let mut it = None;
+        eventually("a line of the log", async || {
+            let log = self.read("log");
+            it = log.lines().filter_map(|line| serde_json::from_str(line).ok()).find_map(|line| found(&line));
+            it.is_some()
+        })
+        .await;
+        it.unwrap()
+    }
+
+    /// Ends it, and gives what it wrote: the access log and the log, each line one JSON object.
+    fn written(mut self) -> (Vec<Value>, Vec<Value>, String) {
+        let pid = rustix::process::Pid::from_raw(self.process.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.process.wait().unwrap();
+        let lines = |file: &str| -> Vec<Value> {
+            let text = self.read(file);
+            let bad = text.chars().find(|c| c.is_control() && *c != '\n');
+            assert_eq!(bad, None, "{file}:\n{text}");
+            text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+        };
+        (lines("access"), lines("log"), self.read("access") + &self.read("log"))
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            println!("{}", self.read("log"));
+        }
+    }
+}
+
+fn page(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+}
+
+/// Answers each request with its own head, as body.
+async fn answer(mut stream: TcpStream) {
+    let (mut head, mut buf) = (Vec::new(), [0; 4_096]);
+    while let Ok(n @ 1..) = stream.read(&mut buf).await {
+        head.extend_from_slice(&buf[..n]);
+        if head.ends_with(b"\r\n\r\n") {
+            let answer = format!("HTTP/1.1 200 OK\r\nSet-Cookie: {SECRET}\r\nContent-Length: {}\r\n\r\n", head.len());
+            let _ = stream.write_all(&[answer.as_bytes(), &head].concat()).await;
+            head.clear();
+        }
+    }
+}
+
+/// Ends a line, a JSON string, a tag and a terminal's patience.
+const HOSTILE: &str = "x\"}\r\n{\"level\":\"FORGED\"}\u{1b}[31m<script>\u{0}\u{7f}\u{85}\u{9b}31m";
+const SECRET: &str = "s3cr3t-0f-a-cl1ent";
+
+#[test]
+fn admin_binds_to_loopback_unless_told_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    let file = folder.path().join("ebbtide.yaml");
+    std::fs::write(&file, "discovery: {files: {path: manifests}}\n").unwrap();
+    let config = ebbtide::config::settings::Config::load(&file).unwrap();
+    assert_eq!(config.admin.ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
+}
+
+/// The methods that change something are refused: `tests/proxy/admin.rs`, `only_get_and_head_and_only_these_paths`.
+#[tokio::test]
+async fn no_header_reaches_the_admin_pages_through_a_listener() {
+    let scene = Scene::start().await;
+    let admin = scene.admin;
+    for target in ["/metrics", "/api/v1/status", &format!("http://{admin}/metrics")] {
+        for fields in [
+            format!("Host: {admin}"),
+            format!("Host: {admin}\r\nX-Forwarded-Host: {admin}\r\nForwarded: host={admin}"),
+            format!(
+                "Host: {admin}\r\nX-Original-URL: /metrics\r\nX-Rewrite-URL: /metrics\r\nX-HTTP-Method-Override: GET"
+            ),
+        ] {
+            let answer =
+                raw(scene.web, format!("GET {target} HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n").as_bytes())
+                    .await
+                    .0;
+            // It is the application that was asked: its answer is the request.
+            assert!(
+                answer.contains(&format!("\r\n\r\nGET {}", target.trim_start_matches(&format!("http://{admin}")))),
+                "{answer}"
+            );
+            assert!(!answer.contains("ebbtide_build_info") && !answer.contains("uptimeSeconds"), "{answer}");
+        }
+    }
+    let connect = raw(scene.web, format!("CONNECT {admin} HTTP/1.1\r\nHost: {admin}\r\n\r\n").as_bytes()).await.0;
+    assert!(connect.starts_with("HTTP/1.1 501 "), "{connect}");
+}
+
+#[tokio::test]
+async fn nothing_a_peer_or_a_manifest_says_ends_a_line_of_a_log_or_splits_a_response() {
+    let scene = Scene::start().await;
+    let mut refused = 0;
+    for (target, field) in [
+        ("/\"}{\"level\":\"FORGED\"}".to_owned(), "x".to_owned()),
+        ("/%0d%0aSet-Cookie:%20evil=1%0d%0a%0d%0a".into(), "x".into()),
+        ("/\\u000a\\".into(), HOSTILE.replace(char::is_control, "?")),
+        ("/\u{1b}[31m".into(), "x".into()),
+        ("/\u{ff}\u{2028}".into(), "x".into()),
+        ("/".into(), "a\rSet-Cookie: evil=1".into()),
+        ("/".into(), "a\u{0}b".into()),
+    ] {
+        let request =
+            format!("GET {target} HTTP/1.1\r\nHost: shop\r\nUser-Agent: {field}\r\nConnection: close\r\n\r\n");
+        let answer = raw(scene.web, request.as_bytes()).await.0;
+        let head = answer.split("\r\n\r\n").next().unwrap();
+        assert!(!head.contains("evil"), "{answer}");
+        refused += usize::from(head.starts_with("HTTP/1.1 400 "));
+        assert!(head.starts_with("HTTP/1.1 400 ") || head.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    assert!(refused >= 4, "{refused}");
+    // The same manifests, told to whoever asks on a terminal.
+    let check = Command::new(BINARY).args(["check", "--config"]).arg(scene.folder.path().join("ebbtide.yaml")).output();
+    let check = check.unwrap();
+    let (tables, errors) = (String::from_utf8(check.stdout).unwrap(), String::from_utf8(check.stderr).unwrap());
+    for text in [&tables, &errors] {
+        assert!(text.contains("FORGED"), "{text}");
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("{") || line.starts_with("level=")), "{text}");
+    }
+    assert_eq!(errors.lines().count(), 5, "one line of each broken manifest:\n{errors}");
+    assert!(errors.lines().all(|line| line.starts_with("error: ")), "{errors}");
+    let (access, log, text) = scene.written();
+    assert!(access.len() >= 2, "{access:?}");
+    // What would be an escape is text.
+    assert!(access.iter().any(|line| line["target"] == "/\\u000a\\"), "{access:?}");
+    // The manifests' hostile names were told, and as text.
+    assert!(text.contains("FORGED"), "{text}");
+    assert!(access.iter().chain(&log).all(|line| line["level"] != "FORGED"));
+}
+
+#[tokio::test]
+async fn secrets_of_clients_and_endpoints_are_not_written_at_any_level() {
+    let scene = Scene::start().await;
+    let fields = format!(
+        "Authorization: Bearer {SECRET}\r\nCookie: {SECRET}\r\nX-Api-Key: {SECRET}\r\nProxy-Authorization: {SECRET}"
+    );
+    for request in [
+        format!("GET / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nConnection: close\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nBroken : x\r\n\r\n"),
+        format!("POST / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
+    ] {
+        assert!(raw(scene.web, request.as_bytes()).await.0.starts_with("HTTP/1.1 "));
+    }
+    for page in ["/", "/metrics", "/api/v1/status", "/api/v1/drains", "/readyz"] {
+        let answer = raw(scene.admin, self::page(page).as_bytes()).await.0;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains(SECRET), "{answer}");
+    }
+    let (access, log, text) = scene.written();
+    assert!(!access.is_empty() && !log.is_empty());
+    assert!(!text.contains(SECRET), "{text}");
+}
+
+/// A token of the kubeconfig, against an API server that refuses it and answers with it.
+#[tokio::test]
+async fn the_token_of_the_api_server_is_not_written_at_any_level() {
+    let api = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = api.local_addr().unwrap();
+    let (seen, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = api.accept().await {
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let mut buf = [0; 8_192];
+                while let Ok(n @ 1..) = stream.read(&mut buf).await {
+                    let _ = seen.send(String::from_utf8_lossy(&buf[..n]).contains(SECRET));
+                    let answer =
+                        "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: 'http://{address}'}}}}]\n\
+         users: [{{name: u, user: {{token: '{SECRET}'}}}}]\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
+    );
+    std::fs::write(&kubeconfig, text).unwrap();
+    let config = folder.path().join("ebbtide.yaml");
+    let text = format!(
+        "discovery: {{kubernetes: {{kubeconfig: '{}'}}}}\nadmin: {{address: '127.0.0.1:0'}}\n",
+        kubeconfig.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let mut process = Command::new(BINARY)
+        .args(["run", "--config"])
+        .arg(&config)
+        .env("EBBTIDE_LOG", "trace")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let mut with_token = false;
+    for _ in 0..3 {
+        with_token |= soon("a request", asked.recv()).await.unwrap();
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(with_token, "the token was not used");
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(log.contains("the API server does not answer"), "{log}");
+    assert!(!log.contains(SECRET), "{log}");
+}
+
+/// `#![forbid(unsafe_code)]` has no exception, so the crate denies it (Cargo.toml), and this says where the exceptions are.
+#[test]
+fn unsafe_code_stands_in_one_file_and_each_has_its_argument() {
+    let mut files = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    assert!(files.len() > 30, "{files:?}");
+    let mut found = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = |line: &&str| !line.trim_start().starts_with("//");
+        for line in text.lines().filter(code).filter(|line| line.contains("unsafe {") || line.contains("unsafe_code")) {
+            assert!(file.ends_with("src/socket.rs"), "{}: {line}", file.display());
+            found += 1;
+            assert!(!line.contains("allow(") || line.contains("// SAFETY: "), "{line}");
+        }
+        for keyword in ["unsafe fn", "unsafe impl", "unsafe extern", "unsafe trait"] {
+            assert!(!text.contains(keyword), "{}: {keyword}", file.display());
+        }
+    }
+    assert_eq!(found, 4, "two blocks, each allowed by its line: an exception more is one to argue about");
+    let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    assert!(manifest.contains("unsafe_code = \"deny\""));
+}

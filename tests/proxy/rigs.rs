@@ -1,0 +1,83 @@
+//! What only these scenarios ask of the rigs: pods, endpoints in every condition, metrics and log
+//! lines.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::binary::BINARY;
+use crate::support::folder::{Ep, Folder};
+use crate::support::pods::pod;
+use crate::support::process::Process;
+use crate::support::rig::{Rig, one_listener};
+
+impl Folder {
+    /// Writes a Pod manifest; `deletion` is its grace in seconds, once it is being deleted.
+    pub fn pod(&self, name: &str, hash: &str, deletion: Option<u64>) {
+        let mut pod = pod(name, hash);
+        if let Some(grace) = deletion {
+            let ends = jiff::Timestamp::now() + Duration::from_secs(grace);
+            pod["metadata"]["deletionTimestamp"] = json!(ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+        }
+        self.write(&format!("pod-{name}.json"), &pod);
+    }
+
+    pub fn remove(&self, file: &str) {
+        std::fs::remove_file(self.manifests().join(file)).unwrap();
+    }
+}
+
+impl Ep {
+    pub fn of_pod(self) -> Self {
+        Self { pod: true, ..self }
+    }
+
+    pub fn not_ready(self) -> Self {
+        Self { ready: false, serving: false, ..self }
+    }
+
+    /// As the EndpointSlice controller writes a pod that is being deleted and still answers its
+    /// probe.
+    pub fn terminating(self) -> Self {
+        Self { ready: false, serving: true, terminating: true, ..self }
+    }
+}
+
+impl Rig {
+    /// As [`Rig::with_protocol`], for any protocol.
+    pub async fn start(more: &str) -> Self {
+        Self::with_protocol("auto", more).await
+    }
+
+    /// A metric's sum over all samples whose labels contain `labels`.
+    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let text = self.running().admin.metrics.render().unwrap_or_default();
+        let text = String::from_utf8_lossy(text.as_ref()).into_owned();
+        text.lines()
+            .filter(|line| line.starts_with(name) && line.contains(labels))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+impl Process {
+    /// Starts as [`Rig::with_protocol`] does, with these endpoints, and waits until all of them are
+    /// in rotation.
+    pub async fn start(protocol: &str, endpoints: &[Ep], more: &str) -> Self {
+        Self::run_as(BINARY.as_ref(), endpoints, protocol, more).await
+    }
+
+    /// As [`Self::start`], another build of the program.
+    pub async fn run_as(binary: &Path, endpoints: &[Ep], protocol: &str, more: &str) -> Self {
+        Self::launch(binary, endpoints, &one_listener(protocol, more), &["web"]).await
+    }
+
+    /// The log's last lines whose message contains `what`.
+    pub fn logged(&self, what: &str) -> Vec<Value> {
+        let tail = self.proxy.log_tail();
+        let lines = tail.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["message"].as_str().is_some_and(|message| message.contains(what))).collect()
+    }
+}

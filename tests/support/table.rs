@@ -1,0 +1,357 @@
+//! The routing table with the control loop's part played by hand: a `World` with synthetic changes,
+//! no sockets and no clock but the test's own. `routing` and `faults` share it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use ebbtide::config::settings::{Config, Discovery};
+use ebbtide::contract::endpoint::{Endpoint, EndpointId, Notice};
+use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
+use ebbtide::contract::roster::Roster;
+use ebbtide::contract::snapshot::{Port, Snapshot};
+use ebbtide::discovery::object::{
+    Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+};
+use ebbtide::observe::metrics::Metrics;
+use ebbtide::routing::chores::Chores;
+use ebbtide::routing::drains;
+use ebbtide::routing::table::RoutingTable;
+use ebbtide::routing::world::objects::{Touched, World};
+use tokio::sync::mpsc;
+
+pub const SECOND: Duration = Duration::from_secs(1);
+pub const DRAIN_TIMEOUT: u64 = 4;
+pub const GRACE: Duration = Duration::from_secs(2);
+
+/// The table with what stands around it in the program: the world, the drain log, and the control
+/// loop's part.
+pub struct Rig {
+    pub world: World,
+    pub table: RoutingTable,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub drains: Arc<drains::Log>,
+    pub notices: mpsc::UnboundedReceiver<Notice>,
+    pub now: Instant,
+    /// Endpoints that the control side connects to before they may join, and those it tries until
+    /// they answer again.
+    pub joining: BTreeMap<EndpointId, Arc<Endpoint>>,
+    pub readmitting: BTreeMap<EndpointId, Arc<Endpoint>>,
+    pub deadlines: BTreeSet<(Instant, EndpointId)>,
+    /// Every endpoint that was ever seen, and what must stay true of it.
+    pub known: BTreeMap<EndpointId, Arc<Endpoint>>,
+    pub connected: BTreeSet<EndpointId>,
+    pub drained: BTreeSet<EndpointId>,
+    pub began: BTreeSet<EndpointId>,
+    pub first_deadline: HashMap<EndpointId, Instant>,
+}
+
+pub fn name(name: &str) -> ObjectName {
+    ObjectName::new("web", name)
+}
+
+pub fn service(name: &str) -> ServiceObject {
+    let port =
+        |number| ServicePortObject { name: None, port: number, node_port: None, target_port: None, app_protocol: None };
+    ServiceObject {
+        name: self::name(name),
+        uid: None,
+        claimed: true,
+        external_name: false,
+        ports: vec![port(80)],
+        ipv6_first: false,
+        annotations: BTreeMap::from([("ebbtide.dev/drain-timeout".into(), format!("{DRAIN_TIMEOUT}s"))]),
+        unserved: Vec::new(),
+    }
+}
+
+pub fn slice(name: &str, service: &str, endpoints: &[SliceEndpoint]) -> SliceObject {
+    SliceObject {
+        name: self::name(name),
+        service: Some(service.to_owned()),
+        ipv6: endpoints.iter().any(|e| e.address.is_ipv6()),
+        fqdn: false,
+        created: 0,
+        generation: 0,
+        ports: vec![(String::new(), 8080)],
+        endpoints: endpoints.to_vec(),
+    }
+}
+
+/// Ready; `pod` becomes its name and `uid-{pod}` its UID.
+pub fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
+    SliceEndpoint {
+        address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)),
+        pod: pod.map(|pod| Arc::new(PodRef { name: pod.to_owned(), uid: format!("uid-{pod}") })),
+        ready: true,
+        serving: true,
+        terminating: false,
+    }
+}
+
+pub fn pod(name: &str, deleted: bool) -> PodObject {
+    PodObject {
+        name: self::name(name),
+        uid: format!("uid-{name}"),
+        template_hash: None,
+        deletion: deleted.then_some(Deletion { grace: Some(GRACE), remaining: None, age: None }),
+        spec_grace: Some(GRACE),
+    }
+}
+
+pub fn apply(object: impl Into<Thing>) -> Change {
+    Change::Apply(object.into().0)
+}
+
+pub struct Thing(Object);
+
+impl From<ServiceObject> for Thing {
+    fn from(object: ServiceObject) -> Self {
+        Self(Object::Service(object))
+    }
+}
+
+impl From<SliceObject> for Thing {
+    fn from(object: SliceObject) -> Self {
+        Self(Object::EndpointSlice(object))
+    }
+}
+
+impl From<PodObject> for Thing {
+    fn from(object: PodObject) -> Self {
+        Self(Object::Pod(object))
+    }
+}
+
+impl Rig {
+    pub fn new(world: World) -> Self {
+        let config = Arc::new(Config::new(Discovery::Static { to: Vec::new() }));
+        let snapshot = Arc::new(ArcSwap::default());
+        let drains = Arc::new(drains::Log::default());
+        let (notices_in, notices) = mpsc::unbounded_channel();
+        let table = RoutingTable::new(config, snapshot.clone(), drains.clone(), Metrics::new().unwrap(), notices_in);
+        Self {
+            world,
+            table,
+            snapshot,
+            drains,
+            notices,
+            now: Instant::now(),
+            joining: BTreeMap::new(),
+            readmitting: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            known: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            drained: BTreeSet::new(),
+            began: BTreeSet::new(),
+            first_deadline: HashMap::new(),
+        }
+    }
+
+    pub fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut touched = Touched::default();
+        for change in changes {
+            self.world.apply(change, self.now, &mut touched);
+        }
+        self.apply(&touched);
+    }
+
+    pub fn apply(&mut self, touched: &Touched) {
+        let chores = self.table.apply(&self.world, touched, self.now);
+        self.attend(chores);
+    }
+
+    pub fn attend(&mut self, chores: Chores) {
+        for endpoint in chores.join {
+            self.known.insert(endpoint.id, endpoint.clone());
+            let before = self.joining.insert(endpoint.id, endpoint);
+            assert!(before.is_none(), "an endpoint is probed twice at once");
+        }
+        for endpoint in chores.deadlines {
+            self.deadlines.insert((endpoint.drain_deadline().unwrap(), endpoint.id));
+        }
+        for port in self.snapshot.load().ports.values() {
+            for endpoint in port.all.iter() {
+                self.known.insert(endpoint.id, endpoint.clone());
+            }
+        }
+    }
+
+    /// What the probe of one joining endpoint finds, as `control.rs` reports it: a success, or that
+    /// it is not wanted.
+    pub fn probe(&mut self, id: EndpointId, answers: bool) {
+        let Some(endpoint) = self.joining.get(&id) else { return };
+        let conditions = endpoint.conditions();
+        let wanted = conditions.ready || conditions.serving && conditions.terminating;
+        let given_up = endpoint.is_draining() || !wanted;
+        if given_up || answers {
+            self.joining.remove(&id);
+            if !given_up {
+                self.connected.insert(id);
+            }
+            let chores = self.table.probed(&[(id, !given_up)]);
+            self.attend(chores);
+        }
+    }
+
+    pub fn try_again(&mut self, id: EndpointId, answers: bool) {
+        let Some(endpoint) = self.readmitting.get(&id) else { return };
+        if !endpoint.is_ejected() || !endpoint.is_open() {
+            self.readmitting.remove(&id);
+        } else if answers {
+            endpoint.readmit();
+            self.readmitting.remove(&id);
+            let chores = self.table.answering_changed(&self.world, &[id], self.now);
+            self.attend(chores);
+        }
+    }
+
+    /// Lets time pass; deadlines that are reached are enforced.
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
+        while let Some((at, id)) = self.deadlines.first().copied()
+            && at <= self.now
+        {
+            self.deadlines.pop_first();
+            let endpoint = self.known[&id].clone();
+            self.table.expire(&endpoint);
+            assert!(endpoint.force.is_cancelled());
+        }
+    }
+
+    pub fn hear(&mut self) {
+        while let Ok(notice) = self.notices.try_recv() {
+            match notice {
+                Notice::Drained(endpoint) => {
+                    assert_eq!(endpoint.leases(), 0, "drained was reported over a lease");
+                    assert!(self.drained.insert(endpoint.id), "drained was reported twice");
+                    assert!(self.drains.end(endpoint.id, None).is_some(), "a drain was not logged");
+                    self.known.insert(endpoint.id, endpoint.clone());
+                    self.table.drained(&[endpoint]);
+                }
+                Notice::Left(_) => panic!("there are no workers here"),
+                Notice::Ejected(endpoint) => {
+                    let chores = self.table.answering_changed(&self.world, &[endpoint.id], self.now);
+                    self.attend(chores);
+                    self.readmitting.insert(endpoint.id, endpoint);
+                }
+            }
+        }
+    }
+
+    pub fn port_of(&self, service: &str) -> Option<Arc<Port>> {
+        self.snapshot.load().ports.get(&PortKey { service: name(service), port: 80 }).cloned()
+    }
+
+    /// What has to hold after every step.
+    pub fn check(&mut self) {
+        // A deadline may have passed when it becomes known.
+        self.pass(Duration::ZERO);
+        self.hear();
+        let ports = self.snapshot.load().ports.clone();
+        let mut open = BTreeSet::new();
+        for port in ports.values() {
+            self.check_port(port, &mut open);
+        }
+        let mut running = 0;
+        for endpoint in self.known.values() {
+            let id = endpoint.id;
+            let lease = endpoint.enter();
+            assert_eq!(lease.is_some(), open.contains(&id), "{id:?} grants a lease, or should");
+            if endpoint.is_draining() {
+                self.began.insert(id);
+            }
+            assert!(!self.began.contains(&id) || endpoint.is_draining(), "{id:?} came back from its drain");
+            running += usize::from(endpoint.is_draining() && !self.drained.contains(&id));
+            assert_eq!(self.drained.contains(&id), endpoint.is_draining() && endpoint.leases() == 0, "{id:?} drained");
+            if let Some(deadline) = endpoint.drain_deadline() {
+                let first = self.first_deadline.entry(id).or_insert(deadline);
+                assert!(deadline <= *first, "{id:?} got a later deadline");
+                *first = deadline;
+            }
+            if endpoint.is_ejected() && endpoint.is_open() {
+                let probed = self.readmitting.contains_key(&id) || self.joining.contains_key(&id);
+                assert!(probed, "{id:?} is ejected and nobody tries it");
+            }
+        }
+        assert_eq!(self.drains.running(), running, "each drain is logged once");
+        // The same world once more is no news.
+        let before = self.ids();
+        let services = self.world.service_names().cloned().collect();
+        self.apply(&Touched { services, ..Touched::default() });
+        assert!(self.notices.try_recv().is_err(), "a drain without a cause");
+        assert_eq!(self.ids(), before, "the same world made another table");
+    }
+
+    fn check_port(&self, port: &Port, open: &mut BTreeSet<EndpointId>) {
+        let merged = self.world.merge(&port.key.service).unwrap();
+        let endpoints = &merged.ports.iter().find(|p| p.port.port == port.key.port).unwrap().endpoints;
+        let uid = |e: &Endpoint| e.pod.as_ref().map(|pod| pod.uid.clone());
+        let listed = |e: &Endpoint| {
+            endpoints.iter().find(|m| m.address == e.address && m.pod.as_ref().map(|pod| pod.uid.clone()) == uid(e))
+        };
+        for endpoint in port.usable.iter() {
+            let id = endpoint.id;
+            let conditions = listed(endpoint).expect("a usable endpoint is listed").conditions;
+            assert!(conditions.ready && !conditions.terminating, "{id:?} is usable: {conditions:?}");
+            assert!(self.connected.contains(&id), "{id:?} is usable and was never connected to");
+            open.insert(id);
+        }
+        let none_answers = port.usable.iter().all(|endpoint| endpoint.is_ejected());
+        assert!(none_answers || port.last_resort.is_empty(), "a last resort beside usable ones that answer");
+        for endpoint in port.last_resort.iter() {
+            let id = endpoint.id;
+            let conditions = listed(endpoint).expect("a last resort is listed").conditions;
+            assert!(conditions.serving && conditions.terminating, "{id:?} is the last resort: {conditions:?}");
+            assert!(self.connected.contains(&id), "{id:?} is the last resort and was never connected to");
+            assert!(endpoint.drain_deadline().is_none_or(|at| at > self.now), "{id:?} is past its deadline");
+            open.insert(id);
+        }
+        // Nothing is left out either: what should serve does, or is being connected to.
+        for merged in endpoints {
+            let last = port.usable.is_empty() && merged.conditions.serving && merged.conditions.terminating;
+            if (merged.conditions.terminating || !merged.conditions.ready) && !last {
+                continue;
+            }
+            let is_it =
+                |e: &&Arc<Endpoint>| listed(e) == Some(merged) && merged.address == e.address && !e.is_draining();
+            match port.all.iter().find(is_it) {
+                Some(e) if !open.contains(&e.id) => {
+                    assert!(self.joining.contains_key(&e.id), "{:?} waits for a probe that nobody makes", e.id);
+                }
+                Some(_) => {}
+                None => {
+                    let over = |e: &Arc<Endpoint>| {
+                        e.address == merged.address && e.drain_deadline().is_some_and(|at| at <= self.now)
+                    };
+                    let is_over =
+                        merged.fate.deadline().is_some_and(|at| at <= self.now) || self.known.values().any(over);
+                    assert!(last && is_over, "{merged:?} is missing");
+                }
+            }
+        }
+    }
+
+    pub fn ids(&self) -> BTreeMap<PortKey, [Vec<EndpointId>; 3]> {
+        let ids = |endpoints: &Roster| {
+            let mut ids: Vec<_> = endpoints.iter().map(|e| e.id).collect();
+            ids.sort_unstable();
+            ids
+        };
+        let ports = &self.snapshot.load().ports;
+        ports.iter().map(|(key, p)| (PortKey::clone(key), [ids(&p.usable), ids(&p.last_resort), ids(&p.all)])).collect()
+    }
+}
+
+pub fn last_byte(address: SocketAddr) -> u8 {
+    last(address.ip())
+}
+
+pub fn last(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
+    }
+}
