@@ -38,38 +38,48 @@ fn merge_of_all_slices(bencher: Bencher, endpoints: usize) {
 /// The words alone.
 #[divan::bench(args = COUNTS)]
 fn begin_drain(bencher: Bencher, endpoints: usize) {
-    bencher.with_inputs(|| Scene::of(endpoints)).bench_local_values(|scene| {
-        scene.port().usable.iter().for_each(|e| e.begin_drain());
-        scene
-    });
+    bencher
+        .with_inputs(|| Scene::of(endpoints))
+        .bench_local_values(|scene| {
+            scene.port().usable.iter().for_each(|e| e.begin_drain());
+            scene
+        });
 }
 
 /// Every endpoint leaves at once: published without them and drained, but not yet forgotten.
 #[divan::bench(args = COUNTS, sample_count = 10)]
 fn all_leave(bencher: Bencher, endpoints: usize) {
-    bencher.with_inputs(|| Scene::of(endpoints)).bench_local_values(|mut scene| {
-        leave(&mut scene);
-        scene
-    });
+    bencher
+        .with_inputs(|| Scene::of(endpoints))
+        .bench_local_values(|mut scene| {
+            leave(&mut scene);
+            scene
+        });
 }
 
 /// The same, until the table has forgotten them.
 #[divan::bench(args = COUNTS, sample_count = 10)]
 fn all_leave_and_are_forgotten(bencher: Bencher, endpoints: usize) {
-    bencher.with_inputs(|| Scene::of(endpoints)).bench_local_values(|mut scene| {
-        leave(&mut scene);
-        let mut drained = Vec::new();
-        while let Ok(notice) = scene.notices.try_recv() {
-            if let Notice::Drained(endpoint) = notice {
-                drained.push(endpoint);
+    bencher
+        .with_inputs(|| Scene::of(endpoints))
+        .bench_local_values(|mut scene| {
+            leave(&mut scene);
+            let mut drained = Vec::new();
+            while let Ok(notice) = scene.notices.try_recv() {
+                if let Notice::Drained(endpoint) = notice {
+                    drained.push(endpoint);
+                }
             }
-        }
-        scene.table.drained(&drained);
-        assert_eq!(drained.len(), endpoints);
-        scene
-    });
+            scene.table.drained(&drained);
+            assert_eq!(drained.len(), endpoints);
+            scene
+        });
 }
 
 fn leave(scene: &mut Scene) {
-    scene.apply(vec![Change::Replace { kind: Kind::EndpointSlice, namespace: None, objects: Vec::new() }]);
+    scene.apply(vec![Change::Replace {
+        kind: Kind::EndpointSlice,
+        namespace: None,
+        objects: Vec::new(),
+    }]);
 }

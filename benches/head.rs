@@ -5,7 +5,10 @@ use divan::{Bencher, black_box};
 use ebbtide::wire::head::{Forwarding, parse_request, parse_response};
 use ebbtide::wire::message::{Limits, Method, Version};
 
-const LIMITS: Limits = Limits { head_size: 16 << 10, headers: 100 };
+const LIMITS: Limits = Limits {
+    head_size: 16 << 10,
+    headers: 100,
+};
 
 const REQUEST: &[u8] = b"GET /api/v1/orders/4711?expand=items HTTP/1.1\r\n\
     Host: shop.example.org\r\n\
@@ -28,7 +31,9 @@ fn response() -> Vec<u8> {
         Set-Cookie: session="
         .to_vec();
     head.resize(740, b'x');
-    head.extend_from_slice(b"; Path=/; HttpOnly\r\nContent-Security-Policy: default-src 'self'; img-src ");
+    head.extend_from_slice(
+        b"; Path=/; HttpOnly\r\nContent-Security-Policy: default-src 'self'; img-src ",
+    );
     head.resize(1020, b'y');
     head.extend_from_slice(b"\r\n\r\n");
     head
@@ -50,7 +55,9 @@ fn request_of_ten_headers(bencher: Bencher) {
     let mut out = Vec::with_capacity(4096);
     bencher.bench_local(|| {
         out.clear();
-        parse_request(black_box(REQUEST), &LIMITS, &forwarding, &mut out).unwrap().unwrap()
+        parse_request(black_box(REQUEST), &LIMITS, &forwarding, &mut out)
+            .unwrap()
+            .unwrap()
     });
 }
 
@@ -60,6 +67,15 @@ fn response_of_1_kib(bencher: Bencher) {
     let mut out = Vec::with_capacity(4096);
     bencher.bench_local(|| {
         out.clear();
-        parse_response(black_box(&head), &LIMITS, Method::Get, Version::H11, false, &mut out).unwrap().unwrap()
+        parse_response(
+            black_box(&head),
+            &LIMITS,
+            Method::Get,
+            Version::H11,
+            false,
+            &mut out,
+        )
+        .unwrap()
+        .unwrap()
     });
 }

@@ -28,7 +28,9 @@ fn change_one_slice(bencher: Bencher<'_, '_>, endpoints: u32) {
     let mut world = world(endpoints);
     let versions = [slice(0, true), slice(0, false)];
     let mut turn = versions.iter().cycle();
-    bencher.with_inputs(|| turn.next().cloned()).bench_local_values(|slice| tell(&mut world, slice.into_iter()));
+    bencher
+        .with_inputs(|| turn.next().cloned())
+        .bench_local_values(|slice| tell(&mut world, slice.into_iter()));
 }
 
 #[divan::bench(args = [10_000])]
@@ -36,17 +38,29 @@ fn change_one_slice_and_merge(bencher: Bencher<'_, '_>, endpoints: u32) {
     let mut world = world(endpoints);
     let versions = [slice(0, true), slice(0, false)];
     let mut turn = versions.iter().cycle();
-    bencher.with_inputs(|| turn.next().cloned()).bench_local_values(|slice| {
-        tell(&mut world, slice.into_iter());
-        world.merge(&ObjectName::new("web", "app"))
-    });
+    bencher
+        .with_inputs(|| turn.next().cloned())
+        .bench_local_values(|slice| {
+            tell(&mut world, slice.into_iter());
+            world.merge(&ObjectName::new("web", "app"))
+        });
 }
 
 #[divan::bench(args = [10_000])]
 fn one_pod_deleted(bencher: Bencher<'_, '_>, endpoints: u32) {
     let mut world = world(endpoints);
-    let mut pods = (0..endpoints).map(pod).map(|pod| Object::Pod(PodObject { template_hash: None, ..pod })).cycle();
-    bencher.with_inputs(|| pods.next()).bench_local_values(|pod| tell(&mut world, pod.into_iter()));
+    let mut pods = (0..endpoints)
+        .map(pod)
+        .map(|pod| {
+            Object::Pod(PodObject {
+                template_hash: None,
+                ..pod
+            })
+        })
+        .cycle();
+    bencher
+        .with_inputs(|| pods.next())
+        .bench_local_values(|pod| tell(&mut world, pod.into_iter()));
 }
 
 /// One Service, its endpoints in slices of 100, and their pods.
@@ -89,8 +103,13 @@ fn service() -> ServiceObject {
 fn slice(n: u32, ready: bool) -> Object {
     let endpoint = |n: u32| SliceEndpoint {
         // Scattered, as a cluster's addresses are.
-        address: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 | n.wrapping_mul(2_654_435_761) >> 8)),
-        pod: Some(Arc::new(PodRef { name: pod(n).name.name, uid: pod(n).uid })),
+        address: IpAddr::V4(Ipv4Addr::from(
+            0x0a00_0000 | n.wrapping_mul(2_654_435_761) >> 8,
+        )),
+        pod: Some(Arc::new(PodRef {
+            name: pod(n).name.name,
+            uid: pod(n).uid,
+        })),
         ready: ready || !n.is_multiple_of(100),
         serving: true,
         terminating: false,

@@ -23,9 +23,13 @@ fn http(bencher: Bencher, endpoints: usize) {
     let port = scene.port();
     let now = Instant::now();
     for (i, endpoint) in port.usable.iter().enumerate() {
-        endpoint.latency().record(Duration::from_micros(900 + i as u64 % 200), millis(now));
+        endpoint
+            .latency()
+            .record(Duration::from_micros(900 + i as u64 % 200), millis(now));
     }
-    bencher.bench_local(|| drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap()));
+    bencher.bench_local(|| {
+        drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap())
+    });
 }
 
 #[divan::bench(args = COUNTS)]
@@ -33,7 +37,9 @@ fn tcp(bencher: Bencher, endpoints: usize) {
     let scene = Scene::of(endpoints);
     let port = scene.port();
     let now = Instant::now();
-    bencher.bench_local(|| drop(balancer::pick(black_box(&port), Cost::Tcp, &Avoid::default(), now).unwrap()));
+    bencher.bench_local(|| {
+        drop(balancer::pick(black_box(&port), Cost::Tcp, &Avoid::default(), now).unwrap())
+    });
 }
 
 /// As in a rollout's worst moment: every other endpoint does not answer.
@@ -43,5 +49,7 @@ fn half_ejected(bencher: Bencher, endpoints: usize) {
     let port = scene.port();
     let now = Instant::now();
     port.usable.iter().step_by(2).for_each(|e| e.eject());
-    bencher.bench_local(|| drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap()));
+    bencher.bench_local(|| {
+        drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap())
+    });
 }

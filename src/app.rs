@@ -40,7 +40,9 @@ fn cure(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => "another program does; stop it, or choose another port",
         std::io::ErrorKind::AddrNotAvailable => "this machine has no such address; choose another",
-        std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose another port",
+        std::io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need a privilege; choose another port"
+        }
         _ => "choose another address",
     }
 }
@@ -85,7 +87,14 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     };
     // Without its admin pages nobody could see how the proxy does.
     let admin_place = seat::bind(config.admin).map_err(|error| {
-        Refused::new("admin.address", format!("cannot listen on {} ({error}): {}", config.admin, cure(&error)))
+        Refused::new(
+            "admin.address",
+            format!(
+                "cannot listen on {} ({error}): {}",
+                config.admin,
+                cure(&error)
+            ),
+        )
     })?;
     let admin_address = admin_place.address;
     let api_server = match &config.discovery {
@@ -94,7 +103,13 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     };
 
     let (notices_in, notices) = mpsc::unbounded_channel();
-    let table = RoutingTable::new(config.clone(), snapshot.clone(), drains, metrics.clone(), notices_in);
+    let table = RoutingTable::new(
+        config.clone(),
+        snapshot.clone(),
+        drains,
+        metrics.clone(),
+        notices_in,
+    );
     let (access_log, access_log_writer) = match config.access_log {
         true => AccessLog::start(std::io::stdout(), metrics.access_log_dropped.clone())
             .map(|(log, w)| (Some(log), Some(w)))?,
@@ -112,42 +127,77 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         drains: admin.drains.clone(),
         health: admin.health.clone(),
         shared: shared.clone(),
-        world: if api_server.is_some() { World::for_api_server() } else { World::default() },
+        world: if api_server.is_some() {
+            World::for_api_server()
+        } else {
+            World::default()
+        },
         table,
         listeners: Listeners::default(),
         notices,
         messages,
         commands,
         named,
-        events: if api_server.is_some() { events } else { Events::default() },
+        events: if api_server.is_some() {
+            events
+        } else {
+            Events::default()
+        },
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
-        let wanted = kubernetes::Wanted { namespaces: wanted.namespaces.clone(), named: named_namespaces };
-        feed_from_api_server(api_server, wanted, messages_in.clone(), event_queue, metrics.clone())?;
+        let wanted = kubernetes::Wanted {
+            namespaces: wanted.namespaces.clone(),
+            named: named_namespaces,
+        };
+        feed_from_api_server(
+            api_server,
+            wanted,
+            messages_in.clone(),
+            event_queue,
+            metrics.clone(),
+        )?;
     }
     let pages = admin.clone();
     let spare = {
         let shared = shared.clone();
         move || shared.tell_all(|| Mail::DropIdle(Spare::All))
     };
-    let control = std::thread::Builder::new().name("control".into()).spawn(move || {
-        let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-            Ok(runtime) => runtime,
-            Err(error) => return tracing::error!(%error, "cannot start the control loop"),
-        };
-        runtime.block_on(async move {
-            let stop = CancellationToken::new();
-            match Seat::new(admin_place) {
-                Ok(seat) => drop(tokio::spawn(server::serve(seat, pages, spare, stop.clone()))),
-                Err(error) => tracing::error!(%error, "no admin pages"),
-            }
-            tokio::task::spawn_local(feed(config, messages_in, metrics));
-            control.run().await;
-            stop.cancel();
-        });
-    })?;
+    let control = std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || {
+            let runtime = match Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default())
+            {
+                Ok(runtime) => runtime,
+                Err(error) => return tracing::error!(%error, "cannot start the control loop"),
+            };
+            runtime.block_on(async move {
+                let stop = CancellationToken::new();
+                match Seat::new(admin_place) {
+                    Ok(seat) => drop(tokio::spawn(server::serve(
+                        seat,
+                        pages,
+                        spare,
+                        stop.clone(),
+                    ))),
+                    Err(error) => tracing::error!(%error, "no admin pages"),
+                }
+                tokio::task::spawn_local(feed(config, messages_in, metrics));
+                control.run().await;
+                stop.cancel();
+            });
+        })?;
     tracing::info!(address = %admin_address, "admin listening");
-    Ok(Running { admin_address, admin, commands: commands_in, control, workers, shared, access_log: access_log_writer })
+    Ok(Running {
+        admin_address,
+        admin,
+        commands: commands_in,
+        control,
+        workers,
+        shared,
+        access_log: access_log_writer,
+    })
 }
 
 impl Running {
@@ -160,7 +210,11 @@ impl Running {
     /// The bound address of a listener, once it is bound.
     pub fn listener(&self, name: &str) -> Option<SocketAddr> {
         let state = self.admin.health.state();
-        state.listeners.iter().find(|l| l.name == name && l.error.is_none()).map(|l| l.address)
+        state
+            .listeners
+            .iter()
+            .find(|l| l.name == name && l.error.is_none())
+            .map(|l| l.address)
     }
 
     /// Begins a shutdown; the second call ends at once.
@@ -196,7 +250,9 @@ fn start_workers(
     access_log: Option<AccessLog>,
 ) -> anyhow::Result<(Arc<Shared>, Vec<JoinHandle<()>>)> {
     let limit = connection_limit(config);
-    let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers.get()).map(|_| mpsc::unbounded_channel()).unzip();
+    let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers.get())
+        .map(|_| mpsc::unbounded_channel())
+        .unzip();
     let shared = Arc::new(Shared {
         snapshot,
         generation: table.generations().subscribe(),
@@ -224,9 +280,17 @@ fn connection_limit(config: &Config) -> usize {
     let descriptors = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
     let affordable = descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(2) / 2;
     if affordable < config.limits.connections {
-        tracing::warn!(limit = affordable, descriptors, "limits.connections is more than the descriptor limit allows");
+        tracing::warn!(
+            limit = affordable,
+            descriptors,
+            "limits.connections is more than the descriptor limit allows"
+        );
     }
-    config.limits.connections.min(affordable).min(Semaphore::MAX_PERMITS)
+    config
+        .limits
+        .connections
+        .min(affordable)
+        .min(Semaphore::MAX_PERMITS)
 }
 
 /// On a thread of its own, since the caller may be inside a runtime.
@@ -252,11 +316,13 @@ fn feed_from_api_server(
         let _inside = runtime.enter();
         api::connect(api_server)?
     };
-    std::thread::Builder::new().name("discovery".into()).spawn(move || {
-        let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
-        runtime.spawn(events::post(client.clone(), event_queue, errors.clone()));
-        runtime.block_on(kubernetes::run(client, clock, heard, wanted, out, errors));
-    })?;
+    std::thread::Builder::new()
+        .name("discovery".into())
+        .spawn(move || {
+            let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
+            runtime.spawn(events::post(client.clone(), event_queue, errors.clone()));
+            runtime.block_on(kubernetes::run(client, clock, heard, wanted, out, errors));
+        })?;
     Ok(())
 }
 
@@ -264,15 +330,24 @@ fn feed_from_api_server(
 async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metrics>) {
     match &config.discovery {
         Discovery::Files { path } => {
-            files::watch(path.clone(), out, move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc())
-                .await;
+            files::watch(path.clone(), out, move |kind| {
+                metrics.discovery_errors.with_label_values(&[kind]).inc()
+            })
+            .await;
         }
         Discovery::Kubernetes(_) => {} // has a thread of its own
         Discovery::Static { to } => {
             for listener in &config.listeners {
-                let PortRef::Number(port) = listener.port else { continue };
+                let PortRef::Number(port) = listener.port else {
+                    continue;
+                };
                 let changes = fixed::fixed(&listener.service, port, to);
-                let _ = out.send(Message::Changes { received: Instant::now(), changes }).await;
+                let _ = out
+                    .send(Message::Changes {
+                        received: Instant::now(),
+                        changes,
+                    })
+                    .await;
             }
             let _ = out.send(Message::Synced).await;
             out.closed().await;

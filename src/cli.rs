@@ -107,18 +107,31 @@ pub struct Proxy {
 impl Proxy {
     /// One listener `proxy` for port 80 of the Service `default/proxy`; all else as a file's defaults.
     pub fn config(self) -> Result<Config, fault::Error> {
-        let refused =
-            |path: &str, what: String| fault::Error { file: "proxy".into(), line: None, path: path.to_owned(), what };
+        let refused = |path: &str, what: String| fault::Error {
+            file: "proxy".into(),
+            line: None,
+            path: path.to_owned(),
+            what,
+        };
         if self.listen.port() != 0 && self.listen == self.admin {
-            let what = format!("{} is the address of --admin too, expected one of its own", self.listen);
+            let what = format!(
+                "{} is the address of --admin too, expected one of its own",
+                self.listen
+            );
             return Err(refused("--listen", what));
         }
         for (index, to) in self.to.iter().enumerate() {
             if to.port() == 0 {
-                return Err(refused("--to", format!("{to} has port 0, expected the endpoint's own")));
+                return Err(refused(
+                    "--to",
+                    format!("{to} has port 0, expected the endpoint's own"),
+                ));
             }
             if self.to[..index].contains(to) {
-                return Err(refused("--to", format!("{to} is given twice, expected it once")));
+                return Err(refused(
+                    "--to",
+                    format!("{to} is given twice, expected it once"),
+                ));
             }
         }
         Ok(Config {

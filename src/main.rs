@@ -40,11 +40,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check { config } => {
             let report = ebbtide::command::check::check(&config)?;
             cli::print(&report.text)?;
-            report.problems.iter().for_each(|problem| eprintln!("error: {}: {}", problem.subject, problem.error));
-            return Ok(ExitCode::from(if report.problems.is_empty() { 0 } else { 2 }));
+            report
+                .problems
+                .iter()
+                .for_each(|problem| eprintln!("error: {}: {}", problem.subject, problem.error));
+            return Ok(ExitCode::from(if report.problems.is_empty() {
+                0
+            } else {
+                2
+            }));
         }
-        Command::Demo { load, stay } => return Ok(ExitCode::from(if demo::run(load, stay)? { 0 } else { 1 })),
-        Command::Drill(settings) => return Ok(ExitCode::from(if drill::run(&settings)? { 0 } else { 1 })),
+        Command::Demo { load, stay } => {
+            return Ok(ExitCode::from(if demo::run(load, stay)? { 0 } else { 1 }));
+        }
+        Command::Drill(settings) => {
+            return Ok(ExitCode::from(if drill::run(&settings)? { 0 } else { 1 }));
+        }
         Command::Status { admin, watch } => status::status(&admin, watch)?,
         Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,
         Command::SampleApp(args) => demo::sample::main(args)?,

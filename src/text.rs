@@ -6,7 +6,9 @@ use jiff::{Timestamp, Unit};
 
 /// A moment as RFC 3339 shows it, to the millisecond. A clock beyond the year 9999 shows as its end.
 pub fn timestamp(at: SystemTime) -> Timestamp {
-    Timestamp::try_from(at).and_then(|at| at.round(Unit::Millisecond)).unwrap_or(Timestamp::MAX)
+    Timestamp::try_from(at)
+        .and_then(|at| at.round(Unit::Millisecond))
+        .unwrap_or(Timestamp::MAX)
 }
 
 /// An error with its causes, in one line: the cause is often the only part that says something.

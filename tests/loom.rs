@@ -79,7 +79,11 @@ impl<L: Lease> Endpoint<L> {
     /// What is done under a lease that is held already, and its end.
     fn work(&self, worker: usize) {
         self.in_use[worker].store(true, Ordering::Relaxed);
-        assert_eq!(self.reports.load(Ordering::Acquire), 0, "a holder of a lease saw drained");
+        assert_eq!(
+            self.reports.load(Ordering::Acquire),
+            0,
+            "a holder of a lease saw drained"
+        );
         self.in_use[worker].store(false, Ordering::Relaxed);
         let drained = self.word.leave();
         self.hear(drained);
@@ -89,7 +93,10 @@ impl<L: Lease> Endpoint<L> {
         let drained = self.word.begin_drain();
         self.hear(drained);
         self.begun.store(true, Ordering::Release);
-        assert!(!self.word.enter(), "a lease was granted after begin_drain had returned");
+        assert!(
+            !self.word.enter(),
+            "a lease was granted after begin_drain had returned"
+        );
     }
 
     fn hear(&self, drained: Drained) {
@@ -97,13 +104,20 @@ impl<L: Lease> Endpoint<L> {
             let before = self.reports.fetch_add(1, Ordering::AcqRel);
             assert_eq!(before, 0, "drained was reported twice");
             for in_use in &self.in_use {
-                assert!(!in_use.load(Ordering::Relaxed), "drained was reported over a request in flight");
+                assert!(
+                    !in_use.load(Ordering::Relaxed),
+                    "drained was reported over a request in flight"
+                );
             }
         }
     }
 
     fn assert_drained_once(&self) {
-        assert_eq!(self.reports.load(Ordering::Acquire), 1, "drained was not reported once");
+        assert_eq!(
+            self.reports.load(Ordering::Acquire),
+            1,
+            "drained was not reported once"
+        );
         assert!(!self.word.enter(), "a drained endpoint granted a lease");
     }
 }
@@ -136,7 +150,10 @@ fn workers_against_a_drainer<L: Lease>() {
 fn last_leave_against_a_drainer<L: Lease>() {
     model(3, || {
         let endpoint = Endpoint::<L>::new();
-        assert!(endpoint.word.enter() && endpoint.word.enter(), "an open endpoint refused");
+        assert!(
+            endpoint.word.enter() && endpoint.word.enter(),
+            "an open endpoint refused"
+        );
         let workers: Vec<_> = (0..2)
             .map(|worker| {
                 let endpoint = endpoint.clone();
@@ -167,7 +184,13 @@ fn two_drainers_report_once() {
         let endpoint = Endpoint::<Word>::new();
         let [worker, drainer] = [0, 1].map(|n| {
             let endpoint = endpoint.clone();
-            thread::spawn(move || if n == 0 { _ = endpoint.dispatch(0) } else { endpoint.drain() })
+            thread::spawn(move || {
+                if n == 0 {
+                    _ = endpoint.dispatch(0)
+                } else {
+                    endpoint.drain()
+                }
+            })
         });
         endpoint.drain();
         worker.join().unwrap();
@@ -183,13 +206,22 @@ fn out_and_back_in_never_undoes_a_drain() {
         let endpoint = Endpoint::<Word>::new();
         let [worker, drainer] = [0, 1].map(|n| {
             let endpoint = endpoint.clone();
-            thread::spawn(move || if n == 0 { _ = endpoint.dispatch(0) } else { endpoint.drain() })
+            thread::spawn(move || {
+                if n == 0 {
+                    _ = endpoint.dispatch(0)
+                } else {
+                    endpoint.drain()
+                }
+            })
         });
         endpoint.word.set_out(true);
         endpoint.word.set_out(false);
         worker.join().unwrap();
         drainer.join().unwrap();
-        assert!(endpoint.word.is_draining() && !endpoint.word.is_open(), "a drain was undone");
+        assert!(
+            endpoint.word.is_draining() && !endpoint.word.is_open(),
+            "a drain was undone"
+        );
         endpoint.assert_drained_once();
     });
 }
@@ -207,7 +239,11 @@ fn out_is_in_force_when_set_and_gone_when_unset() {
                 let granted = word.enter();
                 assert!(!(told && granted), "a lease was granted by one that is out");
                 if granted {
-                    assert_eq!(word.leave(), Drained::No, "drained was reported of one that does not drain");
+                    assert_eq!(
+                        word.leave(),
+                        Drained::No,
+                        "drained was reported of one that does not drain"
+                    );
                 }
             })
         };
@@ -258,7 +294,10 @@ fn workers_against_a_relist(order: Order) {
                     }
                     assert_eq!(seen, 0, "the new snapshot's endpoint refused");
                     let again = snapshot.load(Ordering::Acquire);
-                    assert!(endpoints[again].dispatch(worker), "there was no endpoint at all");
+                    assert!(
+                        endpoints[again].dispatch(worker),
+                        "there was no endpoint at all"
+                    );
                 })
             })
             .collect();
@@ -308,11 +347,19 @@ fn mutant_trusts_the_snapshot_alone() {
 const DRAINING: u64 = 1 << 63;
 
 fn left(before: u64) -> Drained {
-    if before == DRAINING + 1 { Drained::Report } else { Drained::No }
+    if before == DRAINING + 1 {
+        Drained::Report
+    } else {
+        Drained::No
+    }
 }
 
 fn begun(before: u64) -> Drained {
-    if before == 0 { Drained::Report } else { Drained::No }
+    if before == 0 {
+        Drained::Report
+    } else {
+        Drained::No
+    }
 }
 
 /// Counts itself in first, and out again when it should not have.
@@ -403,11 +450,17 @@ impl<const PART: u8> Lease for Flawed<PART> {
 
     fn enter(&self) -> bool {
         let enter = |word| (word & DRAINING == 0).then_some(word + 1);
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, enter).is_ok()
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, enter)
+            .is_ok()
     }
 
     fn leave(&self) -> Drained {
-        let ordering = if PART == LEAVE_RELAXED { Ordering::Relaxed } else { Ordering::AcqRel };
+        let ordering = if PART == LEAVE_RELAXED {
+            Ordering::Relaxed
+        } else {
+            Ordering::AcqRel
+        };
         left(self.0.fetch_sub(1, ordering))
     }
 

@@ -31,7 +31,10 @@ pub struct Backend {
 impl Backend {
     pub fn start(cores: &[usize]) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["backend", &guard::list(cores)]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(["backend", &guard::list(cores)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start the backend")?;
         let to = child.stdin.take().context("stdin")?;
         let from = BufReader::new(child.stdout.take().context("stdout")?);
@@ -47,12 +50,18 @@ impl Backend {
     }
 
     pub fn close(&mut self, addresses: &[SocketAddr]) -> anyhow::Result<()> {
-        addresses.iter().try_for_each(|address| self.ask(&format!("close {}", address.port())).map(drop))
+        addresses
+            .iter()
+            .try_for_each(|address| self.ask(&format!("close {}", address.port())).map(drop))
     }
 
     fn open_one(&mut self, word: &str) -> anyhow::Result<SocketAddr> {
         let port = self.ask(word)?;
-        Ok(SocketAddr::from(([127, 0, 0, 1], port.parse().with_context(|| format!("the backend says: {port}"))?)))
+        Ok(SocketAddr::from((
+            [127, 0, 0, 1],
+            port.parse()
+                .with_context(|| format!("the backend says: {port}"))?,
+        )))
     }
 
     fn ask(&mut self, command: &str) -> anyhow::Result<String> {
@@ -82,12 +91,21 @@ type Ports = RefCell<BTreeMap<u16, (JoinHandle<()>, Rc<RefCell<Vec<JoinHandle<()
 pub fn main(cores: &[usize]) -> anyhow::Result<()> {
     guard::pin(cores)?;
     ebbtide::net::socket::raise_descriptor_limit();
-    let site = Rc::new(Site { small: answer(1 << 10), middle: answer(1 << 20), requests: Cell::new(0) });
+    let site = Rc::new(Site {
+        small: answer(1 << 10),
+        middle: answer(1 << 20),
+        requests: Cell::new(0),
+    });
     let (commands_in, mut commands) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
-        std::io::stdin().lines().map_while(Result::ok).for_each(|line| drop(commands_in.send(line)));
+        std::io::stdin()
+            .lines()
+            .map_while(Result::ok)
+            .for_each(|line| drop(commands_in.send(line)));
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let ports = Ports::default();
         while let Some(command) = commands.recv().await {
@@ -98,7 +116,10 @@ pub fn main(cores: &[usize]) -> anyhow::Result<()> {
                 "close" => {
                     if let Some((listener, connections)) = ports.borrow_mut().remove(&port) {
                         listener.abort();
-                        connections.borrow_mut().drain(..).for_each(|connection| connection.abort());
+                        connections
+                            .borrow_mut()
+                            .drain(..)
+                            .for_each(|connection| connection.abort());
                     }
                     // What was aborted is dropped at its next turn.
                     tokio::task::yield_now().await;
@@ -142,7 +163,12 @@ async fn serve(site: Rc<Site>, mut stream: TcpStream, port: u16, slow: bool) {
     let _ = exchanges(&site, &mut stream, port, slow).await;
 }
 
-async fn exchanges(site: &Site, stream: &mut TcpStream, port: u16, slow: bool) -> std::io::Result<()> {
+async fn exchanges(
+    site: &Site,
+    stream: &mut TcpStream,
+    port: u16,
+    slow: bool,
+) -> std::io::Result<()> {
     let mut unread = Vec::new();
     let mut buf = [0; 4096];
     loop {
@@ -157,7 +183,11 @@ async fn exchanges(site: &Site, stream: &mut TcpStream, port: u16, slow: bool) -
         };
         let rest = (unread.len() - head) as u64;
         let body = content_length(&unread[..head]);
-        let path = unread.split(|byte| *byte == b' ').nth(1).unwrap_or_default().to_owned();
+        let path = unread
+            .split(|byte| *byte == b' ')
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned();
         let closes = body == 0 && closing(&unread[..head]);
         unread.drain(..head + rest.min(body) as usize);
         discard(stream, body - rest.min(body)).await?;
@@ -167,7 +197,13 @@ async fn exchanges(site: &Site, stream: &mut TcpStream, port: u16, slow: bool) -
         if path == b"/count" {
             let count = site.requests.get().to_string();
             stream
-                .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{count}", count.len()).as_bytes())
+                .write_all(
+                    format!(
+                        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{count}",
+                        count.len()
+                    )
+                    .as_bytes(),
+                )
                 .await?;
             return stream.shutdown().await;
         }
@@ -177,14 +213,22 @@ async fn exchanges(site: &Site, stream: &mut TcpStream, port: u16, slow: bool) -
             b"/who" => {
                 let who = port.to_string();
                 stream
-                    .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{who}", who.len()).as_bytes())
+                    .write_all(
+                        format!(
+                            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{who}",
+                            who.len()
+                        )
+                        .as_bytes(),
+                    )
                     .await?;
             }
             b"/1m" => stream.write_all(&site.middle).await?,
             b"/64m" => {
                 stream.write_all(head_of(64 << 20).as_bytes()).await?;
                 for _ in 0..64 {
-                    stream.write_all(&site.middle[site.middle.len() - (1 << 20)..]).await?;
+                    stream
+                        .write_all(&site.middle[site.middle.len() - (1 << 20)..])
+                        .await?;
                 }
             }
             _ => stream.write_all(&site.small).await?,
@@ -201,7 +245,9 @@ pub async fn discard(stream: &TcpStream, mut count: u64) -> std::io::Result<()> 
     while count > 0 {
         stream.readable().await?;
         let want = count.min(buf.len() as u64) as usize;
-        match stream.try_io(Interest::READABLE, || Ok(recv(stream, &mut buf[..want], RecvFlags::TRUNC)?.1)) {
+        match stream.try_io(Interest::READABLE, || {
+            Ok(recv(stream, &mut buf[..want], RecvFlags::TRUNC)?.1)
+        }) {
             Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => count -= n as u64,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
@@ -216,13 +262,20 @@ pub fn content_length(head: &[u8]) -> u64 {
     let value = |line: &[u8]| {
         let (name, value) = line.split_at_checked(15)?;
         let value = std::str::from_utf8(value).ok()?;
-        if name.eq_ignore_ascii_case(b"content-length:") { value.trim().parse().ok() } else { None }
+        if name.eq_ignore_ascii_case(b"content-length:") {
+            value.trim().parse().ok()
+        } else {
+            None
+        }
     };
-    head.split(|byte| *byte == b'\n').find_map(value).unwrap_or(0)
+    head.split(|byte| *byte == b'\n')
+        .find_map(value)
+        .unwrap_or(0)
 }
 
 fn closing(head: &[u8]) -> bool {
-    head.split(|byte| *byte == b'\n').any(|line| line.trim_ascii().eq_ignore_ascii_case(b"connection: close"))
+    head.split(|byte| *byte == b'\n')
+        .any(|line| line.trim_ascii().eq_ignore_ascii_case(b"connection: close"))
 }
 
 fn head_of(body: usize) -> String {

@@ -28,21 +28,49 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<()> {
     }
     for endpoints in [100, 1_000, 10_000] {
         let (p50, p99) = event_to_snapshot(endpoints, if bench.quick { 20 } else { 200 });
-        add(bench, &format!("{endpoints} endpoints: event to snapshot p50, µs"), p50);
-        add(bench, &format!("{endpoints} endpoints: event to snapshot p99, µs"), p99);
+        add(
+            bench,
+            &format!("{endpoints} endpoints: event to snapshot p50, µs"),
+            p50,
+        );
+        add(
+            bench,
+            &format!("{endpoints} endpoints: event to snapshot p99, µs"),
+            p99,
+        );
     }
     for endpoints in [100, 1_000, 10_000] {
         let (p50, p99) = manifest_to_answer(bench, endpoints, if bench.quick { 4 } else { 20 })?;
-        add(bench, &format!("{endpoints} endpoints: manifest to answer p50, ms"), p50);
-        add(bench, &format!("{endpoints} endpoints: manifest to answer p99, ms"), p99);
+        add(
+            bench,
+            &format!("{endpoints} endpoints: manifest to answer p50, ms"),
+            p50,
+        );
+        add(
+            bench,
+            &format!("{endpoints} endpoints: manifest to answer p99, ms"),
+            p99,
+        );
     }
     for _ in 0..bench.rounds {
         let (empty, _) = start(bench, 0, 0)?;
         let (endpoints, took) = start(bench, 10_000, 1)?;
-        add(bench, "10,000 endpoints in 100 slices: start until ready, ms", took);
-        add(bench, "private bytes an endpoint", (endpoints - empty) / 10_000.0);
+        add(
+            bench,
+            "10,000 endpoints in 100 slices: start until ready, ms",
+            took,
+        );
+        add(
+            bench,
+            "private bytes an endpoint",
+            (endpoints - empty) / 10_000.0,
+        );
         let (services, _) = start(bench, 1_000, 1_000)?;
-        add(bench, "private bytes a service of one endpoint", (services - empty) / 1_000.0);
+        add(
+            bench,
+            "private bytes a service of one endpoint",
+            (services - empty) / 1_000.0,
+        );
         bench.progress.inc(1);
     }
     Ok(())
@@ -57,12 +85,19 @@ fn pick(endpoints: usize) -> f64 {
     let scene = Scene::of(endpoints);
     let (port, now) = (scene.port(), Instant::now());
     for (i, endpoint) in port.usable.iter().enumerate() {
-        endpoint.latency().record(Duration::from_micros(900 + i as u64 % 200), millis(now));
+        endpoint
+            .latency()
+            .record(Duration::from_micros(900 + i as u64 % 200), millis(now));
     }
     let batch = |count: u32| {
         let begun = Instant::now();
         for _ in 0..count {
-            drop(std::hint::black_box(balancer::pick(&port, Cost::Http, &Avoid::default(), now)));
+            drop(std::hint::black_box(balancer::pick(
+                &port,
+                Cost::Http,
+                &Avoid::default(),
+                now,
+            )));
         }
         begun.elapsed().as_nanos() as f64 / f64::from(count)
     };
@@ -75,7 +110,10 @@ fn pick(endpoints: usize) -> f64 {
 fn event_to_snapshot(endpoints: usize, events: usize) -> (f64, f64) {
     let mut scene = Scene::of(endpoints);
     let snapshot = scene.snapshot.clone();
-    let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, seen) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let epoch = Instant::now();
     // A worker that looks without pause, as a busy one does with each pick.
     let worker = std::thread::spawn({
@@ -111,7 +149,9 @@ fn event_to_snapshot(endpoints: usize, events: usize) -> (f64, f64) {
         while seen.load(Ordering::Acquire) == 0 && waited.elapsed() < Duration::from_secs(1) {
             std::thread::sleep(Duration::from_micros(500));
         }
-        latencies.record(Duration::from_nanos(seen.load(Ordering::Acquire).saturating_sub(sent)));
+        latencies.record(Duration::from_nanos(
+            seen.load(Ordering::Acquire).saturating_sub(sent),
+        ));
     }
     stop.store(true, Ordering::Relaxed);
     drop(events_in);
@@ -122,7 +162,11 @@ fn event_to_snapshot(endpoints: usize, events: usize) -> (f64, f64) {
 const NO_JOIN: &[(&str, &str)] = &[("ebbtide.dev/join-check", "off")];
 
 /// Milliseconds, median and p99, from a manifest's rename to the first answer by an endpoint that was not there before.
-fn manifest_to_answer(bench: &mut Bench, endpoints: usize, changes: usize) -> anyhow::Result<(f64, f64)> {
+fn manifest_to_answer(
+    bench: &mut Bench,
+    endpoints: usize,
+    changes: usize,
+) -> anyhow::Result<(f64, f64)> {
     let folder = tempfile::tempdir()?;
     let manifests = folder.path().join("manifests");
     std::fs::create_dir(&manifests)?;
@@ -142,7 +186,10 @@ fn manifest_to_answer(bench: &mut Bench, endpoints: usize, changes: usize) -> an
         latencies.record(begun.elapsed());
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok((latencies.quantile(0.5) / 1e3, latencies.quantile(0.99) / 1e3))
+    Ok((
+        latencies.quantile(0.5) / 1e3,
+        latencies.quantile(0.99) / 1e3,
+    ))
 }
 
 /// A process with so many endpoints: its private bytes, and the milliseconds from its start until it is ready.
@@ -162,26 +209,49 @@ fn start(bench: &Bench, endpoints: usize, services: usize) -> anyhow::Result<(f6
 
 /// Endpoints in slices of a hundred (or fewer, where there are more services), a file each. Nothing is ever sent there:
 /// they are on loopback and not connected to.
-fn write_table(folder: &Path, name: &str, endpoints: usize, services: usize, ready: bool) -> anyhow::Result<()> {
-    let per_slice = if services > 1 { endpoints / services } else { 100 };
+fn write_table(
+    folder: &Path,
+    name: &str,
+    endpoints: usize,
+    services: usize,
+    ready: bool,
+) -> anyhow::Result<()> {
+    let per_slice = if services > 1 {
+        endpoints / services
+    } else {
+        100
+    };
     for n in 0..services {
-        let service = if services > 1 { format!("{name}-{n}") } else { name.to_owned() };
+        let service = if services > 1 {
+            format!("{name}-{n}")
+        } else {
+            name.to_owned()
+        };
         let service = if ready { service } else { "shop".to_owned() };
         if ready {
             let manifest = service_manifest(&service, NO_JOIN).to_string();
             std::fs::write(folder.join(format!("{service}.service.json")), manifest)?;
         }
-        for first in (n * endpoints / services..(n + 1) * endpoints / services).step_by(per_slice.max(1)) {
+        for first in
+            (n * endpoints / services..(n + 1) * endpoints / services).step_by(per_slice.max(1))
+        {
             let last = (first + per_slice).min((n + 1) * endpoints / services);
             let address = |n: usize| SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + n as u32), 9));
-            let mut slice = slice_manifest(&service, &(first..last).map(address).collect::<Vec<_>>(), false);
+            let mut slice = slice_manifest(
+                &service,
+                &(first..last).map(address).collect::<Vec<_>>(),
+                false,
+            );
             if !ready {
                 for endpoint in slice["endpoints"].as_array_mut().context("endpoints")? {
                     endpoint["conditions"] =
                         serde_json::json!({"ready": false, "serving": false, "terminating": false});
                 }
             }
-            std::fs::write(folder.join(format!("{name}-{first:05}.json")), slice.to_string())?;
+            std::fs::write(
+                folder.join(format!("{name}-{first:05}.json")),
+                slice.to_string(),
+            )?;
         }
     }
     Ok(())
@@ -193,7 +263,12 @@ fn run_ebbtide(bench: &Bench, folder: &Path) -> anyhow::Result<(SocketAddr, Guar
     Ok((listen, guard))
 }
 
-fn spawn(bench: &Bench, folder: &Path, listen: SocketAddr, admin: SocketAddr) -> anyhow::Result<Guard> {
+fn spawn(
+    bench: &Bench,
+    folder: &Path,
+    listen: SocketAddr,
+    admin: SocketAddr,
+) -> anyhow::Result<Guard> {
     let config = include_str!("ebbtide.yaml")
         .replace("@FOLDER@", &folder.display().to_string())
         .replace("@LISTEN@", &listen.to_string())
@@ -201,8 +276,17 @@ fn spawn(bench: &Bench, folder: &Path, listen: SocketAddr, admin: SocketAddr) ->
         .replace("127.0.0.1:0", &admin.to_string());
     let file = folder.join("ebbtide.yaml");
     std::fs::write(&file, config)?;
-    let arguments = ["run".to_owned(), "--config".to_owned(), file.display().to_string()];
-    Guard::start(&bench.cores.proxy, Path::new(env!("CARGO_BIN_EXE_ebbtide")), &arguments, &folder.join("log"))
+    let arguments = [
+        "run".to_owned(),
+        "--config".to_owned(),
+        file.display().to_string(),
+    ];
+    Guard::start(
+        &bench.cores.proxy,
+        Path::new(env!("CARGO_BIN_EXE_ebbtide")),
+        &arguments,
+        &folder.join("log"),
+    )
 }
 
 fn wait_until(mut done: impl FnMut() -> bool) -> anyhow::Result<()> {

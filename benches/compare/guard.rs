@@ -25,11 +25,18 @@ pub struct Guard {
 
 impl Guard {
     /// Starts a program; what it says goes to `log`.
-    pub fn start(cores: &[usize], program: &Path, arguments: &[String], log: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        cores: &[usize],
+        program: &Path,
+        arguments: &[String],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let out = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = command(cores, program, arguments)?;
         command.stdout(out.try_clone()?).stderr(out);
-        let guard = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let guard = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
         Ok(Self { guard })
     }
 
@@ -52,10 +59,21 @@ impl Drop for Guard {
 }
 
 /// Runs a program to its end and answers what it wrote to standard output.
-pub fn run(cores: &[usize], program: &Path, arguments: &[String], at_most: Duration) -> anyhow::Result<String> {
+pub fn run(
+    cores: &[usize],
+    program: &Path,
+    arguments: &[String],
+    at_most: Duration,
+) -> anyhow::Result<String> {
     let mut command = command(cores, program, arguments)?;
-    let mut guard = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (mut out, mut err) = (guard.stdout.take().context("stdout")?, guard.stderr.take().context("stderr")?);
+    let mut guard = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (mut out, mut err) = (
+        guard.stdout.take().context("stdout")?,
+        guard.stderr.take().context("stderr")?,
+    );
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
         out.read_to_string(&mut text).map(|_| text)
@@ -77,11 +95,17 @@ pub fn run(cores: &[usize], program: &Path, arguments: &[String], at_most: Durat
     };
     drop(guard.stdin.take());
     let _ = guard.wait();
-    let text = reader.join().map_err(|_| anyhow::anyhow!("its output could not be read"))??;
+    let text = reader
+        .join()
+        .map_err(|_| anyhow::anyhow!("its output could not be read"))??;
     match status {
         Some(status) if status.success() => Ok(text),
         Some(status) => {
-            bail!("{} ended with {status}: {}", program.display(), errors.join().unwrap_or_default().trim())
+            bail!(
+                "{} ended with {status}: {}",
+                program.display(),
+                errors.join().unwrap_or_default().trim()
+            )
         }
         None => bail!("{} did not end within {at_most:?}", program.display()),
     }
@@ -90,13 +114,20 @@ pub fn run(cores: &[usize], program: &Path, arguments: &[String], at_most: Durat
 /// `guard CORES -- PROGRAM …`, not started yet. The guard's standard input is its tie to us.
 pub fn command(cores: &[usize], program: &Path, arguments: &[String]) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["guard", &list(cores), "--"]).arg(program).args(arguments);
+    command
+        .args(["guard", &list(cores), "--"])
+        .arg(program)
+        .args(arguments);
     command.stdin(Stdio::piped()).process_group(0);
     Ok(command)
 }
 
 pub fn list(cores: &[usize]) -> String {
-    cores.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+    cores
+        .iter()
+        .map(usize::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// This thread and those it will start run on these cores only.
@@ -111,14 +142,22 @@ pub fn main(cores: &[usize], program: &[String]) -> anyhow::Result<ExitCode> {
     pin(cores)?;
     ebbtide::net::socket::raise_descriptor_limit();
     let (name, arguments) = program.split_first().context("guard: no program")?;
-    let mut child = Command::new(name).args(arguments).stdin(Stdio::null()).spawn().with_context(|| name.clone())?;
+    let mut child = Command::new(name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .spawn()
+        .with_context(|| name.clone())?;
     std::thread::spawn(|| {
         // Nothing is ever written: this returns when the bench has gone or let go.
         let _ = std::io::stdin().read(&mut [0]);
         let _ = kill_process_group(getpid(), Signal::KILL);
     });
     let status = child.wait()?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// All that a process has started, and what those have; not itself.
@@ -126,10 +165,15 @@ pub fn descendants(of: u32) -> Vec<u32> {
     let mut found = BTreeSet::new();
     let mut open = vec![of];
     while let Some(pid) = open.pop() {
-        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            continue;
+        };
         for task in tasks.flatten() {
             let children = read_to_string(task.path().join("children")).unwrap_or_default();
-            for child in children.split_whitespace().filter_map(|text| text.parse().ok()) {
+            for child in children
+                .split_whitespace()
+                .filter_map(|text| text.parse().ok())
+            {
                 if found.insert(child) {
                     open.push(child);
                 }

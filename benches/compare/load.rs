@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
@@ -64,7 +65,16 @@ pub struct Report {
 impl Spec {
     pub fn new(to: &[SocketAddr], path: &str, clients: usize, seconds: f64) -> Self {
         let path = path.to_owned();
-        Self { to: to.to_vec(), path, clients, seconds, rate: None, upload: 0, fresh: false, idle: false }
+        Self {
+            to: to.to_vec(),
+            path,
+            clients,
+            seconds,
+            rate: None,
+            upload: 0,
+            fresh: false,
+            idle: false,
+        }
     }
 
     fn is_bulk(&self) -> bool {
@@ -75,7 +85,11 @@ impl Spec {
 /// Runs a load to its end.
 pub fn run(cores: &[usize], spec: &Spec) -> anyhow::Result<Report> {
     let at_most = Duration::from_secs_f64(spec.seconds + 30.0);
-    let arguments = ["load".to_owned(), guard::list(cores), serde_json::to_string(spec)?];
+    let arguments = [
+        "load".to_owned(),
+        guard::list(cores),
+        serde_json::to_string(spec)?,
+    ];
     let text = guard::run(cores, &std::env::current_exe()?, &arguments, at_most)?;
     serde_json::from_str(&text).with_context(|| format!("the load says: {text}"))
 }
@@ -90,7 +104,9 @@ impl Running {
     }
 
     pub fn finish(self) -> anyhow::Result<Report> {
-        self.0.join().map_err(|_| anyhow::anyhow!("the load's thread failed"))?
+        self.0
+            .join()
+            .map_err(|_| anyhow::anyhow!("the load's thread failed"))?
     }
 }
 
@@ -99,10 +115,16 @@ pub struct Idle(Child);
 
 impl Idle {
     pub fn open(cores: &[usize], to: &[SocketAddr], clients: usize) -> anyhow::Result<Self> {
-        let spec = Spec { idle: true, ..Spec::new(to, "/1k", clients, 60.0) };
+        let spec = Spec {
+            idle: true,
+            ..Spec::new(to, "/1k", clients, 60.0)
+        };
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["load", &guard::list(cores), &serde_json::to_string(&spec)?]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let mut line = String::new();
         let out = child.stdout.take().context("stdout")?;
         let idle = Self(child);
@@ -127,18 +149,47 @@ pub fn wrk(program: &Path, cores: &[usize], spec: &Spec) -> anyhow::Result<Repor
     let to = spec.to.first().context("nowhere to go")?;
     let seconds = spec.seconds.ceil().max(1.0);
     let threads = cores.len().min(spec.clients);
-    let mut arguments = vec![format!("-t{threads}"), format!("-c{}", spec.clients), format!("-d{seconds}s")];
-    arguments.extend(["--timeout".to_owned(), "10s".to_owned(), format!("http://{to}{}", spec.path)]);
-    let text = guard::run(cores, program, &arguments, Duration::from_secs_f64(seconds + 30.0))?;
+    let mut arguments = vec![
+        format!("-t{threads}"),
+        format!("-c{}", spec.clients),
+        format!("-d{seconds}s"),
+    ];
+    arguments.extend([
+        "--timeout".to_owned(),
+        "10s".to_owned(),
+        format!("http://{to}{}", spec.path),
+    ]);
+    let text = guard::run(
+        cores,
+        program,
+        &arguments,
+        Duration::from_secs_f64(seconds + 30.0),
+    )?;
     // "123456 requests in 4.00s, 140.00MB read", "Socket errors: connect 0, read 0, …", "Non-2xx or 3xx responses: 1"
-    let line = text.lines().find(|line| line.contains(" requests in ")).context("wrk")?;
+    let line = text
+        .lines()
+        .find(|line| line.contains(" requests in "))
+        .context("wrk")?;
     let words: Vec<&str> = line.split_whitespace().collect();
-    let errors = text.lines().filter(|line| line.contains("Socket errors:") || line.contains("Non-2xx"));
-    let numbers = errors.flat_map(|line| line.split([' ', ','])).filter_map(|word| word.parse::<u64>().ok());
-    let rate =
-        text.lines().find_map(|line| line.strip_prefix("Requests/sec:")).context("wrk")?.trim().parse::<f64>()?;
+    let errors = text
+        .lines()
+        .filter(|line| line.contains("Socket errors:") || line.contains("Non-2xx"));
+    let numbers = errors
+        .flat_map(|line| line.split([' ', ',']))
+        .filter_map(|word| word.parse::<u64>().ok());
+    let rate = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Requests/sec:"))
+        .context("wrk")?
+        .trim()
+        .parse::<f64>()?;
     let requests = words.first().context("wrk")?.parse::<u64>()?;
-    Ok(Report { requests, failed: numbers.sum(), seconds: requests as f64 / rate, ..Report::default() })
+    Ok(Report {
+        requests,
+        failed: numbers.sum(),
+        seconds: requests as f64 / rate,
+        ..Report::default()
+    })
 }
 
 /// The load itself.
@@ -147,7 +198,9 @@ pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
     guard::pin(cores)?;
     ebbtide::net::socket::raise_descriptor_limit();
     let spec = Rc::new(spec);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         if spec.idle {
             return stay(&spec).await;
@@ -160,7 +213,16 @@ pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
         }
         let end = begun + Duration::from_secs_f64(spec.seconds);
         let clients: Vec<_> = (0..spec.clients)
-            .map(|n| tokio::task::spawn_local(client(spec.clone(), n, begun, end, tally.clone(), beats.clone())))
+            .map(|n| {
+                tokio::task::spawn_local(client(
+                    spec.clone(),
+                    n,
+                    begun,
+                    end,
+                    tally.clone(),
+                    beats.clone(),
+                ))
+            })
             .collect();
         // Answers still under way at the end are waited for, but not for ever.
         let patience = Duration::from_secs(8);
@@ -170,7 +232,11 @@ pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
             }
         }
         let elapsed = begun.elapsed().as_secs_f64();
-        let report = tally.0.borrow().report(if spec.is_bulk() { elapsed } else { elapsed.min(spec.seconds) });
+        let report = tally.0.borrow().report(if spec.is_bulk() {
+            elapsed
+        } else {
+            elapsed.min(spec.seconds)
+        });
         println!("{}", serde_json::to_string(&report)?);
         Ok(())
     })
@@ -199,9 +265,22 @@ fn interval(rate: f64) -> Duration {
 
 /// A timer that fires for each request that is due: tokio's own know only milliseconds.
 fn timer(interval: Duration) -> anyhow::Result<AsyncFd<OwnedFd>> {
-    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-    let step = Timespec { tv_sec: interval.as_secs().cast_signed(), tv_nsec: interval.subsec_nanos().into() };
-    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: step, it_value: step })?;
+    let timer = timerfd_create(
+        TimerfdClockId::Monotonic,
+        TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+    )?;
+    let step = Timespec {
+        tv_sec: interval.as_secs().cast_signed(),
+        tv_nsec: interval.subsec_nanos().into(),
+    };
+    timerfd_settime(
+        &timer,
+        TimerfdTimerFlags::empty(),
+        &Itimerspec {
+            it_interval: step,
+            it_value: step,
+        },
+    )?;
     // Deprecated in favour of an unsafe one, for types that may change their descriptor; an OwnedFd keeps its own.
     #[allow(deprecated)]
     let timer = AsyncFd::new(timer)?;
@@ -225,7 +304,14 @@ async fn beat(timer: AsyncFd<OwnedFd>, clients: Rc<[Notify]>) {
     }
 }
 
-async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: Rc<Tally>, beats: Rc<[Notify]>) {
+async fn client(
+    spec: Rc<Spec>,
+    n: usize,
+    begun: Instant,
+    end: Instant,
+    tally: Rc<Tally>,
+    beats: Rc<[Notify]>,
+) {
     let request = request(&spec, n);
     let interval = spec.rate.map(interval);
     let step = interval.map(|interval| interval * spec.clients as u32);
@@ -248,7 +334,11 @@ async fn client(spec: Rc<Spec>, n: usize, begun: Instant, end: Instant, tally: R
             // to the latencies (open loop), not to the throughput.
             Ok(answer) if answer.ok => {
                 if step.is_some() || now <= end || spec.is_bulk() {
-                    tally.0.borrow_mut().take(&answer, spec.upload, now.saturating_duration_since(due));
+                    tally.0.borrow_mut().take(
+                        &answer,
+                        spec.upload,
+                        now.saturating_duration_since(due),
+                    );
                 }
             }
             _ => {
@@ -276,7 +366,9 @@ async fn ask(
     if connection.is_none() {
         *connection = Some(Connection::open(spec, n).await?);
     }
-    let Some(open) = connection else { return Err(std::io::ErrorKind::NotConnected.into()) };
+    let Some(open) = connection else {
+        return Err(std::io::ErrorKind::NotConnected.into());
+    };
     let answer = tokio::time::timeout(PATIENCE, open.exchange(request, spec.upload)).await??;
     if spec.fresh {
         *connection = None;
@@ -291,7 +383,8 @@ fn request(spec: &Spec, n: usize) -> Vec<u8> {
     let (path, host) = (&spec.path, spec.to[n % spec.to.len()]);
     match spec.upload {
         0 => format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes(),
-        n => format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {n}\r\n\r\n").into_bytes(),
+        n => format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {n}\r\n\r\n")
+            .into_bytes(),
     }
 }
 
@@ -309,9 +402,13 @@ struct Answer {
 
 impl Connection {
     async fn open(spec: &Spec, n: usize) -> std::io::Result<Self> {
-        let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(spec.to[n % spec.to.len()])).await??;
+        let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(spec.to[n % spec.to.len()]))
+            .await??;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, unread: Vec::new() })
+        Ok(Self {
+            stream,
+            unread: Vec::new(),
+        })
     }
 
     /// Whether the other side has closed it while it was idle.
@@ -329,7 +426,11 @@ impl Connection {
         }
         let mut buf = [0; 4096];
         let head = loop {
-            if let Some(at) = self.unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            if let Some(at) = self
+                .unread
+                .windows(4)
+                .position(|bytes| bytes == b"\r\n\r\n")
+            {
                 break at + 4;
             }
             match self.stream.read(&mut buf).await? {
@@ -341,8 +442,13 @@ impl Connection {
         let ok = self.unread.starts_with(b"HTTP/1.1 200");
         let lower = self.unread[..head].to_ascii_lowercase();
         let closes = lower.windows(17).any(|bytes| bytes == b"connection: close");
-        if lower.windows(18).any(|bytes| bytes == b"transfer-encoding:") {
-            return Err(std::io::Error::other("a counted answer became a chunked one"));
+        if lower
+            .windows(18)
+            .any(|bytes| bytes == b"transfer-encoding:")
+        {
+            return Err(std::io::Error::other(
+                "a counted answer became a chunked one",
+            ));
         }
         self.unread.drain(..head);
         if body <= SMALL {
@@ -354,11 +460,18 @@ impl Connection {
             }
         }
         let here = (self.unread.len() as u64).min(body);
-        let last = (here as usize).checked_sub(1).and_then(|at| self.unread.get(at));
+        let last = (here as usize)
+            .checked_sub(1)
+            .and_then(|at| self.unread.get(at));
         let slow = body <= SMALL && last == Some(&b's');
         self.unread.drain(..here as usize);
         discard(&self.stream, body - here).await?;
-        Ok(Answer { ok, slow, closes, bytes: body })
+        Ok(Answer {
+            ok,
+            slow,
+            closes,
+            bytes: body,
+        })
     }
 }
 
@@ -412,7 +525,9 @@ impl Default for Histogram {
 
 impl Histogram {
     pub fn record(&mut self, latency: Duration) {
-        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(128);
+        let nanos = u64::try_from(latency.as_nanos())
+            .unwrap_or(u64::MAX)
+            .max(128);
         let power = nanos.ilog2() as usize;
         self.0[power * 128 + ((nanos >> (power - 7)) as usize - 128)] += 1;
     }

@@ -60,24 +60,46 @@ struct Options {
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().collect();
-    let cores = |list: &String| list.split(',').filter_map(|core| core.parse().ok()).collect::<Vec<usize>>();
+    let cores = |list: &String| {
+        list.split(',')
+            .filter_map(|core| core.parse().ok())
+            .collect::<Vec<usize>>()
+    };
     // The processes that this one starts are itself.
     match arguments.get(1).map(String::as_str) {
         Some("guard") => guard::main(&cores(&arguments[2]), &arguments[4..]),
         Some("backend") => backend::main(&cores(&arguments[2])).map(|()| ExitCode::SUCCESS),
-        Some("load") => load::main(&cores(&arguments[2]), &arguments[3]).map(|()| ExitCode::SUCCESS),
-        Some("window") => measure::window(arguments[2].parse()?, arguments[3].parse()?).map(|()| ExitCode::SUCCESS),
+        Some("load") => {
+            load::main(&cores(&arguments[2]), &arguments[3]).map(|()| ExitCode::SUCCESS)
+        }
+        Some("window") => measure::window(arguments[2].parse()?, arguments[3].parse()?)
+            .map(|()| ExitCode::SUCCESS),
         _ => compare(&Options::parse()).map(|()| ExitCode::SUCCESS),
     }
 }
 
 fn compare(options: &Options) -> anyhow::Result<()> {
-    let kinds: Vec<Kind> = if options.peers.is_empty() { ALL.to_vec() } else { named(&options.peers)? };
-    let groups = if options.rows.is_empty() { GROUPS.map(str::to_owned).to_vec() } else { options.rows.clone() };
+    let kinds: Vec<Kind> = if options.peers.is_empty() {
+        ALL.to_vec()
+    } else {
+        named(&options.peers)?
+    };
+    let groups = if options.rows.is_empty() {
+        GROUPS.map(str::to_owned).to_vec()
+    } else {
+        options.rows.clone()
+    };
     for group in &groups {
-        anyhow::ensure!(GROUPS.contains(&group.as_str()), "no rows {group}; there are {}", GROUPS.join(", "));
+        anyhow::ensure!(
+            GROUPS.contains(&group.as_str()),
+            "no rows {group}; there are {}",
+            GROUPS.join(", ")
+        );
     }
-    let (wrk, fortio) = (peers::on_path("wrk"), peers::on_path("fortio").or_else(lab_fortio));
+    let (wrk, fortio) = (
+        peers::on_path("wrk"),
+        peers::on_path("fortio").or_else(lab_fortio),
+    );
     let missing = missing(&kinds, wrk.is_some(), fortio.is_some());
     missing.iter().for_each(|line| eprintln!("{line}"));
     if options.list {
@@ -85,8 +107,15 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     }
     ebbtide::net::socket::raise_descriptor_limit();
     let cores = Cores::of(std::thread::available_parallelism()?.get());
-    let words = std::env::args().skip(1).filter(|word| word != "--bench").collect::<Vec<_>>().join(" ");
-    let command = format!("cargo bench --bench compare{}{words}", if words.is_empty() { "" } else { " -- " });
+    let words = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect::<Vec<_>>()
+        .join(" ");
+    let command = format!(
+        "cargo bench --bench compare{}{words}",
+        if words.is_empty() { "" } else { " -- " }
+    );
     let placed = format!(
         "proxies on {}, load on {}, endpoints on {}",
         guard::list(&cores.proxy),
@@ -120,25 +149,42 @@ fn compare(options: &Options) -> anyhow::Result<()> {
         }
     }
     bench.progress.finish_and_clear();
-    let (mut markdown, json) = (bench.results.markdown(&machine), bench.results.json(&machine));
-    markdown += &format!("\nIt took {:.0} minutes.\n", begun.elapsed().as_secs_f64() / 60.0);
+    let (mut markdown, json) = (
+        bench.results.markdown(&machine),
+        bench.results.json(&machine),
+    );
+    markdown += &format!(
+        "\nIt took {:.0} minutes.\n",
+        begun.elapsed().as_secs_f64() / 60.0
+    );
     print!("{markdown}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     std::fs::create_dir_all(root.join("target"))?;
-    std::fs::write(root.join("target/compare.json"), format!("{json:#}\n")).context("target/compare.json")?;
+    std::fs::write(root.join("target/compare.json"), format!("{json:#}\n"))
+        .context("target/compare.json")?;
     std::fs::write(root.join("target/compare.md"), &markdown).context("target/compare.md")?;
     let whole = options.rows.is_empty() && options.peers.is_empty() && !options.quick;
     if whole || options.write {
         std::fs::write(root.join("benches/README.md"), &markdown).context("benches/README.md")?;
     }
-    eprintln!("written: target/compare.md, target/compare.json{}", if whole { ", benches/README.md" } else { "" });
+    eprintln!(
+        "written: target/compare.md, target/compare.json{}",
+        if whole { ", benches/README.md" } else { "" }
+    );
     Ok(())
 }
 
 fn named(names: &[String]) -> anyhow::Result<Vec<Kind>> {
     let kind = |name: &String| {
-        let found = ALL.into_iter().find(|kind| kind.name() == name.split('-').next().unwrap_or_default());
-        found.with_context(|| format!("no peer {name}; there are {}", ALL.map(Kind::name).join(", ")))
+        let found = ALL
+            .into_iter()
+            .find(|kind| kind.name() == name.split('-').next().unwrap_or_default());
+        found.with_context(|| {
+            format!(
+                "no peer {name}; there are {}",
+                ALL.map(Kind::name).join(", ")
+            )
+        })
     };
     // In the order in which they take turns, whatever order they were named in.
     let mut kinds = names.iter().map(kind).collect::<anyhow::Result<Vec<_>>>()?;
@@ -150,7 +196,10 @@ fn named(names: &[String]) -> anyhow::Result<Vec<Kind>> {
 fn missing(kinds: &[Kind], wrk: bool, fortio: bool) -> Vec<String> {
     let peer = |kind: &Kind| {
         let cure = kind.program().err()?;
-        Some(format!("MISSING: {}: its cells are empty; to install it: {cure}", kind.name()))
+        Some(format!(
+            "MISSING: {}: its cells are empty; to install it: {cure}",
+            kind.name()
+        ))
     };
     let mut lines: Vec<String> = kinds.iter().filter_map(peer).collect();
     if !wrk {
@@ -166,13 +215,20 @@ fn missing(kinds: &[Kind], wrk: bool, fortio: bool) -> Vec<String> {
 
 /// Where the cluster's build or `install.sh` has put it.
 fn lab_fortio() -> Option<PathBuf> {
-    let lab = peers::tools().parent()?.parent()?.join("ebbtide-lab/bin/fortio");
-    [peers::tools().join("fortio"), lab].into_iter().find(|file| file.is_file())
+    let lab = peers::tools()
+        .parent()?
+        .parent()?
+        .join("ebbtide-lab/bin/fortio");
+    [peers::tools().join("fortio"), lab]
+        .into_iter()
+        .find(|file| file.is_file())
 }
 
 fn progress() -> ProgressBar {
     let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed_precise} {pos} visits, {msg}") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{spinner} {elapsed_precise} {pos} visits, {msg}")
+    {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));
@@ -200,7 +256,10 @@ impl Bench {
             "slow" => self.slow(),
             "rollout" => self.rollout(),
             "control" => crate::control::run(self),
-            _ => anyhow::bail!("no such group of rows: {group}; there are {}", GROUPS.join(", ")),
+            _ => anyhow::bail!(
+                "no such group of rows: {group}; there are {}",
+                GROUPS.join(", ")
+            ),
         }
     }
 }

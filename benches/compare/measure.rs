@@ -19,7 +19,12 @@ pub fn cpu(pids: &[u32]) -> Duration {
     };
     let process = |pid: &u32| {
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-        Some(tasks.flatten().filter_map(|task| thread(&task.path())).sum::<u64>())
+        Some(
+            tasks
+                .flatten()
+                .filter_map(|task| thread(&task.path()))
+                .sum::<u64>(),
+        )
     };
     Duration::from_nanos(pids.iter().filter_map(process).sum())
 }
@@ -36,27 +41,56 @@ pub fn private_bytes(pids: &[u32]) -> u64 {
 /// Memory that the kernel holds for everyone's connections: socket structures, descriptors, epoll entries, and TCP's
 /// buffers. By kinds of slab where those may be read (root), so that others' files and folders do not count.
 pub fn kernel_bytes() -> u64 {
-    const KINDS: [&str; 7] =
-        ["TCP", "sock_inode_cache", "filp", "eventpoll_epi", "eventpoll_pwq", "ep_head", "request_sock_TCP"];
+    const KINDS: [&str; 7] = [
+        "TCP",
+        "sock_inode_cache",
+        "filp",
+        "eventpoll_epi",
+        "eventpoll_pwq",
+        "ep_head",
+        "request_sock_TCP",
+    ];
     let slabs = read_to_string("/proc/slabinfo").unwrap_or_default();
     let slab = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [name, active, _, size, ..] = words[..] else { return None };
-        KINDS.contains(&name).then_some(active.parse::<u64>().ok()? * size.parse::<u64>().ok()?)
+        let [name, active, _, size, ..] = words[..] else {
+            return None;
+        };
+        KINDS
+            .contains(&name)
+            .then_some(active.parse::<u64>().ok()? * size.parse::<u64>().ok()?)
     };
     let slab = match slabs.is_empty() {
-        true => field(&read_to_string("/proc/meminfo").unwrap_or_default(), "Slab:") * 1024,
+        true => {
+            field(
+                &read_to_string("/proc/meminfo").unwrap_or_default(),
+                "Slab:",
+            ) * 1024
+        }
         false => slabs.lines().filter_map(slab).sum(),
     };
     let sockets = read_to_string("/proc/net/sockstat").unwrap_or_default();
-    let tcp = sockets.lines().find(|line| line.starts_with("TCP:")).unwrap_or_default();
-    let pages = tcp.split_whitespace().skip_while(|word| *word != "mem").nth(1).and_then(|n| n.parse::<u64>().ok());
+    let tcp = sockets
+        .lines()
+        .find(|line| line.starts_with("TCP:"))
+        .unwrap_or_default();
+    let pages = tcp
+        .split_whitespace()
+        .skip_while(|word| *word != "mem")
+        .nth(1)
+        .and_then(|n| n.parse::<u64>().ok());
     slab + pages.unwrap_or(0) * 4096
 }
 
 fn field(text: &str, name: &str) -> u64 {
-    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(name))
+        .unwrap_or_default();
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
 }
 
 /// System calls in a while, and the requests that the endpoints have answered in it.
@@ -70,25 +104,47 @@ pub struct Calls {
 /// Counts the system calls of processes for `time`: by perf, which the counted hardly notice, else by strace, which slows
 /// them down but counts right. `counter` is an endpoint that tells how many requests there were.
 pub fn system_calls(pids: &[u32], counter: SocketAddr, time: Duration) -> anyhow::Result<Calls> {
-    let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-    by_perf(&list, counter, time)
-        .or_else(|perf| by_strace(&list, counter, time).map_err(|strace| strace.context(perf.to_string())))
+    let list = pids
+        .iter()
+        .map(u32::to_string)
+        .collect::<Vec<_>>()
+        .join(",");
+    by_perf(&list, counter, time).or_else(|perf| {
+        by_strace(&list, counter, time).map_err(|strace| strace.context(perf.to_string()))
+    })
 }
 
 /// perf counts from where its command begins to where that ends, so the command is our own `window`.
 fn by_perf(pids: &str, counter: SocketAddr, time: Duration) -> anyhow::Result<Calls> {
     let events = "raw_syscalls:sys_enter,syscalls:sys_enter_splice";
     let mut command = Command::new("perf");
-    command.args(["stat", "-x,", "-e", events, "-p", pids, "--"]).arg(std::env::current_exe()?);
-    command.args(["window", &counter.to_string(), &time.as_secs_f64().to_string()]);
+    command
+        .args(["stat", "-x,", "-e", events, "-p", pids, "--"])
+        .arg(std::env::current_exe()?);
+    command.args([
+        "window",
+        &counter.to_string(),
+        &time.as_secs_f64().to_string(),
+    ]);
     let output = command.stdin(Stdio::null()).output().context("perf")?;
-    let (text, requests) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    let (text, requests) = (
+        String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout),
+    );
     let count = |event: &str| {
         let line = text.lines().find(|line| line.contains(event))?;
         line.split(',').next()?.parse::<u64>().ok()
     };
-    match (count("sys_enter,"), count("sys_enter_splice"), requests.trim().parse()) {
-        (Some(all), Some(splice), Ok(requests)) => Ok(Calls { all, splice, requests }),
+    match (
+        count("sys_enter,"),
+        count("sys_enter_splice"),
+        requests.trim().parse(),
+    ) {
+        (Some(all), Some(splice), Ok(requests)) => Ok(Calls {
+            all,
+            splice,
+            requests,
+        }),
         _ => bail!("perf counts no system calls here: {}", text.trim()),
     }
 }
@@ -117,11 +173,22 @@ fn by_strace(pids: &str, counter: SocketAddr, time: Duration) -> anyhow::Result<
     let requests = requests(counter)? - before;
     let text = String::from_utf8_lossy(&output.stderr);
     let count = |name: &str| {
-        let mut words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        words.find(|words| words.first() == Some(&name)).and_then(|words| words.get(1)?.parse::<u64>().ok())
+        let mut words = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        words
+            .find(|words| words.first() == Some(&name))
+            .and_then(|words| words.get(1)?.parse::<u64>().ok())
     };
     match count("total") {
-        Some(all) => Ok(Calls { all, splice: count("splice").unwrap_or(0), requests }),
-        None => bail!("strace counts no system calls here: {}", text.lines().next_back().unwrap_or_default()),
+        Some(all) => Ok(Calls {
+            all,
+            splice: count("splice").unwrap_or(0),
+            requests,
+        }),
+        None => bail!(
+            "strace counts no system calls here: {}",
+            text.lines().next_back().unwrap_or_default()
+        ),
     }
 }

@@ -40,7 +40,14 @@ pub enum Purpose {
     Rollout,
 }
 
-pub const ALL: [Kind; 6] = [Kind::Ebbtide, Kind::Direct, Kind::Haproxy, Kind::Nginx, Kind::Caddy, Kind::Pingap];
+pub const ALL: [Kind; 6] = [
+    Kind::Ebbtide,
+    Kind::Direct,
+    Kind::Haproxy,
+    Kind::Nginx,
+    Kind::Caddy,
+    Kind::Pingap,
+];
 
 impl Kind {
     pub fn name(self) -> &'static str {
@@ -64,11 +71,21 @@ impl Kind {
             Self::Direct => return Ok(PathBuf::new()),
             Self::Ebbtide => return Ok(PathBuf::from(env!("CARGO_BIN_EXE_ebbtide"))),
             Self::Haproxy => (vec!["/usr/sbin/haproxy".into()], "apt-get install haproxy"),
-            Self::Nginx => (vec!["/usr/sbin/nginx".into()], "apt-get install nginx libnginx-mod-stream"),
-            Self::Caddy => (vec![tools().join("caddy")], "benches/compare/install.sh (Go needed)"),
+            Self::Nginx => (
+                vec!["/usr/sbin/nginx".into()],
+                "apt-get install nginx libnginx-mod-stream",
+            ),
+            Self::Caddy => (
+                vec![tools().join("caddy")],
+                "benches/compare/install.sh (Go needed)",
+            ),
             Self::Pingap => (vec![tools().join("pingap")], "benches/compare/install.sh"),
         };
-        places.into_iter().chain(on_path(self.name())).find(|path| path.is_file()).ok_or(cure)
+        places
+            .into_iter()
+            .chain(on_path(self.name()))
+            .find(|path| path.is_file())
+            .ok_or(cure)
     }
 
     pub fn version(self) -> String {
@@ -80,15 +97,21 @@ impl Kind {
             Self::Caddy => "build-info",
             Self::Pingap => "--version",
         };
-        let Ok(program) = self.program() else { return "missing".to_owned() };
-        let Ok(output) = Command::new(program).arg(flag).output() else { return "unknown".to_owned() };
+        let Ok(program) = self.program() else {
+            return "missing".to_owned();
+        };
+        let Ok(output) = Command::new(program).arg(flag).output() else {
+            return "unknown".to_owned();
+        };
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         let own = text.lines().find(|line| line.contains("/caddy/v2\t"));
         let line = own.or(text.lines().next()).unwrap_or_default().to_owned();
-        let word = line
-            .split([' ', '/', '\t'])
-            .find(|word| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'));
+        let word = line.split([' ', '/', '\t']).find(|word| {
+            word.trim_start_matches('v')
+                .starts_with(|c: char| c.is_ascii_digit())
+                && word.contains('.')
+        });
         word.unwrap_or(&line).to_owned()
     }
 }
@@ -96,7 +119,9 @@ impl Kind {
 /// A program on the search path.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
 }
 
 /// Where `install.sh` puts what it builds.
@@ -131,7 +156,9 @@ impl Peer {
         live: &[SocketAddr],
         spare: &[SocketAddr],
     ) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ebbtide-compare-").tempdir()?;
+        let folder = tempfile::Builder::new()
+            .prefix("ebbtide-compare-")
+            .tempdir()?;
         let template = match (kind, mode) {
             (Kind::Direct, _) => "",
             (Kind::Ebbtide, _) => include_str!("ebbtide.yaml"),
@@ -144,7 +171,11 @@ impl Peer {
         };
         let protocol = if mode == Mode::Http { "http" } else { "tcp" };
         let listen = free_address()?;
-        let to = if kind == Kind::Direct { live.to_vec() } else { vec![listen] };
+        let to = if kind == Kind::Direct {
+            live.to_vec()
+        } else {
+            vec![listen]
+        };
         let mut peer = Self {
             kind,
             to,
@@ -157,7 +188,8 @@ impl Peer {
             purpose,
         };
         if kind != Kind::Direct {
-            peer.spawn(cores, live).with_context(|| format!("{} did not start", kind.name()))?;
+            peer.spawn(cores, live)
+                .with_context(|| format!("{} did not start", kind.name()))?;
         }
         Ok(peer)
     }
@@ -184,14 +216,20 @@ impl Peer {
             Kind::Direct => &[],
         };
         let here = self.folder.path().display().to_string();
-        let arguments: Vec<String> = arguments.iter().map(|word| word.replace('@', &here)).collect();
+        let arguments: Vec<String> = arguments
+            .iter()
+            .map(|word| word.replace('@', &here))
+            .collect();
         let log = self.folder.path().join("log");
         let program = self.kind.program().map_err(anyhow::Error::msg)?;
         let mut guard = Guard::start(cores, &program, &arguments, &log)?;
         let begun = Instant::now();
         while get(self.listen, "/1k").is_err() {
             if guard.has_ended() || begun.elapsed() > START {
-                bail!("{}", std::fs::read_to_string(&log).unwrap_or_default().trim());
+                bail!(
+                    "{}",
+                    std::fs::read_to_string(&log).unwrap_or_default().trim()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -232,8 +270,15 @@ impl Peer {
             }
             Kind::Nginx => {
                 std::fs::write(self.folder.path().join("proxy.conf"), self.filled_in(live))?;
-                let master = self.pids().into_iter().next().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-                Ok(kill_process(master.context("nginx has ended")?, Signal::HUP)?)
+                let master = self
+                    .pids()
+                    .into_iter()
+                    .next()
+                    .and_then(|pid| Pid::from_raw(pid.cast_signed()));
+                Ok(kill_process(
+                    master.context("nginx has ended")?,
+                    Signal::HUP,
+                )?)
             }
             Kind::Caddy => {
                 let config = self.filled_in(live);
@@ -256,7 +301,11 @@ impl Peer {
 
     fn filled_in(&self, live: &[SocketAddr]) -> String {
         let list: Vec<String> = live.iter().map(SocketAddr::to_string).collect();
-        let buffer = if self.purpose == Purpose::Idle { "16k" } else { "64k" };
+        let buffer = if self.purpose == Purpose::Idle {
+            "16k"
+        } else {
+            "64k"
+        };
         let mut text = String::new();
         for line in self.template.lines() {
             let wanted = |mark: &str, purpose| !line.contains(mark) || self.purpose == purpose;
@@ -265,11 +314,21 @@ impl Peer {
             }
             let line = line.replace("@BULK@", "").replace("@ROLLOUT@", "");
             // HAProxy keeps its slots; the others know only who is there.
-            let endpoints = if line.contains("@SPARE@") { &self.slots[..] } else { live };
+            let endpoints = if line.contains("@SPARE@") {
+                &self.slots[..]
+            } else {
+                live
+            };
             if line.contains("@ENDPOINT@") {
                 for (n, endpoint) in endpoints.iter().enumerate() {
-                    let spare = if live.contains(endpoint) { "" } else { " disabled" };
-                    let line = line.replace("@ENDPOINT@", &endpoint.to_string()).replace("@N@", &n.to_string());
+                    let spare = if live.contains(endpoint) {
+                        ""
+                    } else {
+                        " disabled"
+                    };
+                    let line = line
+                        .replace("@ENDPOINT@", &endpoint.to_string())
+                        .replace("@N@", &n.to_string());
                     text += &line.replace("@SPARE@", spare);
                     text += "\n";
                 }
@@ -305,10 +364,15 @@ pub fn write_manifests(
     if !service.exists() {
         std::fs::write(&service, service_manifest("shop", annotations).to_string())?;
     }
-    let endpoints = live.iter().map(|address| (address, false)).chain(leaving.iter().map(|address| (address, true)));
+    let endpoints = live
+        .iter()
+        .map(|address| (address, false))
+        .chain(leaving.iter().map(|address| (address, true)));
     // One port a slice: so a slice for each endpoint.
-    let items = endpoints.map(|(address, terminating)| slice_manifest("shop", &[*address], terminating));
-    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items.collect::<Vec<_>>()});
+    let items =
+        endpoints.map(|(address, terminating)| slice_manifest("shop", &[*address], terminating));
+    let list =
+        serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items.collect::<Vec<_>>()});
     let new = folder.join(".slices.new");
     std::fs::write(&new, list.to_string())?;
     Ok(std::fs::rename(&new, folder.join("slices.json"))?)
@@ -324,10 +388,18 @@ pub fn service_manifest(name: &str, annotations: &[(&str, &str)]) -> serde_json:
 }
 
 /// A slice of endpoints with the port of the first.
-pub fn slice_manifest(service: &str, addresses: &[SocketAddr], terminating: bool) -> serde_json::Value {
+pub fn slice_manifest(
+    service: &str,
+    addresses: &[SocketAddr],
+    terminating: bool,
+) -> serde_json::Value {
     let first = addresses[0];
     let endpoint = |address: &SocketAddr| {
-        let pod = format!("{service}-{}-{}", address.ip().to_string().replace('.', "-"), address.port());
+        let pod = format!(
+            "{service}-{}-{}",
+            address.ip().to_string().replace('.', "-"),
+            address.port()
+        );
         serde_json::json!({
             "addresses": [address.ip()],
             "conditions": {"ready": !terminating, "serving": true, "terminating": terminating},
@@ -354,12 +426,22 @@ pub fn free_address() -> anyhow::Result<SocketAddr> {
 pub fn get(from: SocketAddr, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect_timeout(&from, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {from}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {from}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut text = Vec::new();
     stream.read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
-    ensure!(text.starts_with("HTTP/1.1 200"), "{}", text.lines().next().unwrap_or("nothing"));
-    Ok(text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    ensure!(
+        text.starts_with("HTTP/1.1 200"),
+        "{}",
+        text.lines().next().unwrap_or("nothing")
+    );
+    Ok(text
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or_default())
 }
 
 const START: Duration = Duration::from_secs(15);

@@ -38,16 +38,41 @@ impl Cores {
     /// One worker each, so one core for the proxy; load and endpoints share the other one where there are only two.
     pub fn of(count: usize) -> Self {
         match count {
-            0 | 1 => Self { proxy: vec![0], load: vec![0], backend: vec![0] },
-            2 => Self { proxy: vec![0], load: vec![1], backend: vec![1] },
-            3 => Self { proxy: vec![0], load: vec![1], backend: vec![2] },
-            _ => Self { proxy: vec![0], load: vec![2, 3], backend: vec![1] },
+            0 | 1 => Self {
+                proxy: vec![0],
+                load: vec![0],
+                backend: vec![0],
+            },
+            2 => Self {
+                proxy: vec![0],
+                load: vec![1],
+                backend: vec![1],
+            },
+            3 => Self {
+                proxy: vec![0],
+                load: vec![1],
+                backend: vec![2],
+            },
+            _ => Self {
+                proxy: vec![0],
+                load: vec![2, 3],
+                backend: vec![1],
+            },
         }
     }
 }
 
-pub const GROUPS: [&str; 9] =
-    ["keepalive", "tcp", "connections", "latency", "bulk", "idle", "slow", "rollout", "control"];
+pub const GROUPS: [&str; 9] = [
+    "keepalive",
+    "tcp",
+    "connections",
+    "latency",
+    "bulk",
+    "idle",
+    "slow",
+    "rollout",
+    "control",
+];
 
 type Visit<'a> = &'a mut dyn FnMut(&mut Bench, &mut Peer, Kind, usize) -> anyhow::Result<()>;
 
@@ -67,7 +92,11 @@ impl Bench {
                 if !kind.speaks(mode) || kind.program().is_err() {
                     continue;
                 }
-                self.progress.set_message(format!("{group}: {} ({}/{rounds})", kind.name(), round + 1));
+                self.progress.set_message(format!(
+                    "{group}: {} ({}/{rounds})",
+                    kind.name(),
+                    round + 1
+                ));
                 let peer = Peer::start(kind, mode, purpose, &self.cores.proxy, live, &[]);
                 let done = peer.and_then(|mut peer| visit(self, &mut peer, kind, round));
                 if let Err(error) = done {
@@ -84,33 +113,67 @@ impl Bench {
 
     /// Throughput of clients that keep their connections; with it what each request costs the proxy. One number of clients
     /// after the other, so that peers are compared within seconds: the machine may be another a minute later.
-    pub fn keep_alive(&mut self, mode: Mode, group: &'static str, clients: &[usize]) -> anyhow::Result<()> {
+    pub fn keep_alive(
+        &mut self,
+        mode: Mode,
+        group: &'static str,
+        clients: &[usize],
+    ) -> anyhow::Result<()> {
         let live = self.endpoints(4)?;
         for &clients in clients {
             let row = |what: &str| format!("{clients} clients: {what}");
-            self.in_turn(group, mode, Purpose::Load, self.rounds, &live, &mut |b, peer, kind, round| {
-                let spec = Spec::new(&peer.to, "/1k", clients, b.seconds);
-                // Connections, pools and buffers are there before anything counts.
-                b.throughput(&Spec { seconds: b.seconds.min(1.0) / 2.0, ..spec.clone() })?;
-                let (pids, before) = (peer.pids(), measure::cpu(&peer.pids()));
-                let report = b.throughput(&spec)?;
-                let cpu = measure::cpu(&pids) - before;
-                b.results.failures(group, kind, &report);
-                b.results.add(group, &row("requests/s"), Better::More, kind, report.requests as f64 / report.seconds);
-                if kind == Kind::Direct {
-                    return Ok(());
-                }
-                let each = cpu.as_secs_f64() * 1e6 / report.requests as f64;
-                b.results.add(group, &row("CPU-µs a request"), Better::Less, kind, each);
-                let busy = 100.0 * cpu.as_secs_f64() / report.seconds;
-                b.results.add(group, &row("the proxy's core busy, %"), Better::Neither, kind, busy);
-                if round == 0 {
-                    let calls = b.counted(peer, live[0], &spec)?;
-                    let each = calls.all as f64 / calls.requests as f64;
-                    b.results.add(group, &row("system calls a request"), Better::Less, kind, each);
-                }
-                Ok(())
-            });
+            self.in_turn(
+                group,
+                mode,
+                Purpose::Load,
+                self.rounds,
+                &live,
+                &mut |b, peer, kind, round| {
+                    let spec = Spec::new(&peer.to, "/1k", clients, b.seconds);
+                    // Connections, pools and buffers are there before anything counts.
+                    b.throughput(&Spec {
+                        seconds: b.seconds.min(1.0) / 2.0,
+                        ..spec.clone()
+                    })?;
+                    let (pids, before) = (peer.pids(), measure::cpu(&peer.pids()));
+                    let report = b.throughput(&spec)?;
+                    let cpu = measure::cpu(&pids) - before;
+                    b.results.failures(group, kind, &report);
+                    b.results.add(
+                        group,
+                        &row("requests/s"),
+                        Better::More,
+                        kind,
+                        report.requests as f64 / report.seconds,
+                    );
+                    if kind == Kind::Direct {
+                        return Ok(());
+                    }
+                    let each = cpu.as_secs_f64() * 1e6 / report.requests as f64;
+                    b.results
+                        .add(group, &row("CPU-µs a request"), Better::Less, kind, each);
+                    let busy = 100.0 * cpu.as_secs_f64() / report.seconds;
+                    b.results.add(
+                        group,
+                        &row("the proxy's core busy, %"),
+                        Better::Neither,
+                        kind,
+                        busy,
+                    );
+                    if round == 0 {
+                        let calls = b.counted(peer, live[0], &spec)?;
+                        let each = calls.all as f64 / calls.requests as f64;
+                        b.results.add(
+                            group,
+                            &row("system calls a request"),
+                            Better::Less,
+                            kind,
+                            each,
+                        );
+                    }
+                    Ok(())
+                },
+            );
         }
         Ok(())
     }
@@ -124,11 +187,23 @@ impl Bench {
     }
 
     /// System calls and requests in a stretch of a load of its own, which is not timed.
-    fn counted(&self, peer: &Peer, counter: SocketAddr, spec: &Spec) -> anyhow::Result<measure::Calls> {
+    fn counted(
+        &self,
+        peer: &Peer,
+        counter: SocketAddr,
+        spec: &Spec,
+    ) -> anyhow::Result<measure::Calls> {
         let stretch = if self.quick { 0.5 } else { 1.0 };
-        let running = Running::start(&self.cores.load, &Spec { seconds: stretch + 1.2, ..spec.clone() });
+        let running = Running::start(
+            &self.cores.load,
+            &Spec {
+                seconds: stretch + 1.2,
+                ..spec.clone()
+            },
+        );
         std::thread::sleep(Duration::from_millis(400));
-        let counted = measure::system_calls(&peer.pids(), counter, Duration::from_secs_f64(stretch));
+        let counted =
+            measure::system_calls(&peer.pids(), counter, Duration::from_secs_f64(stretch));
         running.finish()?;
         counted
     }
@@ -137,26 +212,60 @@ impl Bench {
         let live = self.endpoints(8)?;
         let name = if mode == Mode::Http { "HTTP" } else { "TCP" };
         let group = "connections";
-        self.in_turn(group, mode, Purpose::Load, self.rounds, &live, &mut |b, peer, kind, round| {
-            let spec = Spec { fresh: true, ..Spec::new(&peer.to, "/1k", 32, b.seconds) };
-            load::run(&b.cores.load, &Spec { seconds: 0.3, ..spec.clone() })?;
-            let (pids, before) = (peer.pids(), measure::cpu(&peer.pids()));
-            let report = load::run(&b.cores.load, &spec)?;
-            let cpu = measure::cpu(&pids) - before;
-            b.results.failures(group, kind, &report);
-            let rate = report.requests as f64 / report.seconds;
-            b.results.add(group, &format!("{name}: connections/s"), Better::More, kind, rate);
-            if kind != Kind::Direct {
-                let each = cpu.as_secs_f64() * 1e6 / report.requests as f64;
-                b.results.add(group, &format!("{name}: CPU-µs a connection"), Better::Less, kind, each);
-                if round == 0 {
-                    let calls = b.counted(peer, live[0], &spec)?;
-                    let each = calls.all as f64 / calls.requests as f64;
-                    b.results.add(group, &format!("{name}: system calls a connection"), Better::Less, kind, each);
+        self.in_turn(
+            group,
+            mode,
+            Purpose::Load,
+            self.rounds,
+            &live,
+            &mut |b, peer, kind, round| {
+                let spec = Spec {
+                    fresh: true,
+                    ..Spec::new(&peer.to, "/1k", 32, b.seconds)
+                };
+                load::run(
+                    &b.cores.load,
+                    &Spec {
+                        seconds: 0.3,
+                        ..spec.clone()
+                    },
+                )?;
+                let (pids, before) = (peer.pids(), measure::cpu(&peer.pids()));
+                let report = load::run(&b.cores.load, &spec)?;
+                let cpu = measure::cpu(&pids) - before;
+                b.results.failures(group, kind, &report);
+                let rate = report.requests as f64 / report.seconds;
+                b.results.add(
+                    group,
+                    &format!("{name}: connections/s"),
+                    Better::More,
+                    kind,
+                    rate,
+                );
+                if kind != Kind::Direct {
+                    let each = cpu.as_secs_f64() * 1e6 / report.requests as f64;
+                    b.results.add(
+                        group,
+                        &format!("{name}: CPU-µs a connection"),
+                        Better::Less,
+                        kind,
+                        each,
+                    );
+                    if round == 0 {
+                        let calls = b.counted(peer, live[0], &spec)?;
+                        let each = calls.all as f64 / calls.requests as f64;
+                        b.results.add(
+                            group,
+                            &format!("{name}: system calls a connection"),
+                            Better::Less,
+                            kind,
+                            each,
+                        );
+                    }
                 }
-            }
-            Ok(())
-        });
+                Ok(())
+            },
+        );
         Ok(())
     }
 
@@ -165,25 +274,50 @@ impl Bench {
         let (live, rate) = (self.endpoints(4)?, self.half_of_the_slowest()?);
         // More often than the others: one stall of the machine in two seconds is that visit's p99.9, whoever it hits.
         let (group, seconds, rounds) = ("latency", self.seconds * 2.0, self.rounds * 3);
-        self.results
-            .note(group, format!("{rate:.0} requests/s, 64 clients; latencies count from when a request was due."));
-        self.in_turn(group, Mode::Http, Purpose::Load, rounds, &live, &mut |b, peer, kind, round| {
-            let spec = Spec { rate: Some(rate), ..Spec::new(&peer.to, "/1k", 64, seconds) };
-            load::run(&b.cores.load, &Spec { seconds: 0.5, ..spec.clone() })?;
-            let report = load::run(&b.cores.load, &spec)?;
-            b.results.failures(group, kind, &report);
-            b.results.add(group, "p50, µs", Better::Less, kind, report.p50);
-            b.results.add(group, "p99, µs", Better::Less, kind, report.p99);
-            b.results.add(group, "p99.9, µs", Better::Less, kind, report.p999);
-            if round == 0
-                && let Some(fortio) = b.fortio.clone()
-            {
-                let (p50, p99) = fortio_latencies(&fortio, &b.cores.load, &spec)?;
-                b.results.add(group, "p50 by fortio, µs", Better::Less, kind, p50);
-                b.results.add(group, "p99 by fortio, µs", Better::Less, kind, p99);
-            }
-            Ok(())
-        });
+        self.results.note(
+            group,
+            format!(
+                "{rate:.0} requests/s, 64 clients; latencies count from when a request was due."
+            ),
+        );
+        self.in_turn(
+            group,
+            Mode::Http,
+            Purpose::Load,
+            rounds,
+            &live,
+            &mut |b, peer, kind, round| {
+                let spec = Spec {
+                    rate: Some(rate),
+                    ..Spec::new(&peer.to, "/1k", 64, seconds)
+                };
+                load::run(
+                    &b.cores.load,
+                    &Spec {
+                        seconds: 0.5,
+                        ..spec.clone()
+                    },
+                )?;
+                let report = load::run(&b.cores.load, &spec)?;
+                b.results.failures(group, kind, &report);
+                b.results
+                    .add(group, "p50, µs", Better::Less, kind, report.p50);
+                b.results
+                    .add(group, "p99, µs", Better::Less, kind, report.p99);
+                b.results
+                    .add(group, "p99.9, µs", Better::Less, kind, report.p999);
+                if round == 0
+                    && let Some(fortio) = b.fortio.clone()
+                {
+                    let (p50, p99) = fortio_latencies(&fortio, &b.cores.load, &spec)?;
+                    b.results
+                        .add(group, "p50 by fortio, µs", Better::Less, kind, p50);
+                    b.results
+                        .add(group, "p99 by fortio, µs", Better::Less, kind, p99);
+                }
+                Ok(())
+            },
+        );
         Ok(())
     }
 
@@ -194,11 +328,18 @@ impl Bench {
         }
         let live = self.endpoints(4)?;
         let mut slowest = f64::INFINITY;
-        self.in_turn("latency", Mode::Http, Purpose::Load, 1, &live, &mut |b, peer, _, _| {
-            let report = load::run(&b.cores.load, &Spec::new(&peer.to, "/1k", 64, 1.0))?;
-            slowest = slowest.min(report.requests as f64 / report.seconds);
-            Ok(())
-        });
+        self.in_turn(
+            "latency",
+            Mode::Http,
+            Purpose::Load,
+            1,
+            &live,
+            &mut |b, peer, _, _| {
+                let report = load::run(&b.cores.load, &Spec::new(&peer.to, "/1k", 64, 1.0))?;
+                slowest = slowest.min(report.requests as f64 / report.seconds);
+                Ok(())
+            },
+        );
         anyhow::ensure!(slowest.is_finite(), "no peer answered");
         Ok(slowest / 2.0)
     }
@@ -207,8 +348,11 @@ impl Bench {
         let live = self.endpoints(4)?;
         let name = if mode == Mode::Http { "HTTP" } else { "TCP" };
         let group = "bulk";
-        let transfers =
-            [("64 MiB answers", "/64m", 0), ("1 MiB answers", "/1m", 0), ("64 MiB uploads", "/up", 64 << 20)];
+        let transfers = [
+            ("64 MiB answers", "/64m", 0),
+            ("1 MiB answers", "/1m", 0),
+            ("64 MiB uploads", "/up", 64 << 20),
+        ];
         for (what, path, upload) in transfers {
             self.in_turn(group, mode, Purpose::Bulk, self.rounds, &live, &mut |b, peer, kind, round| {
                 let spec = Spec { upload, ..Spec::new(&peer.to, path, 4, b.seconds) };
@@ -242,29 +386,59 @@ impl Bench {
     pub fn idle(&mut self, mode: Mode) -> anyhow::Result<()> {
         let count = if self.quick { 1_000 } else { 9_000 };
         let live = self.endpoints(4)?;
-        let name = if mode == Mode::Http { "HTTP client" } else { "TCP pair" };
+        let name = if mode == Mode::Http {
+            "HTTP client"
+        } else {
+            "TCP pair"
+        };
         let group = "idle";
-        self.in_turn(group, mode, Purpose::Idle, 1, &live, &mut |b, peer, kind, _| {
-            // What is allocated once is so before the first is counted.
-            drop(Idle::open(&b.cores.load, &peer.to, 100)?);
-            std::thread::sleep(Duration::from_millis(300));
-            let (pids, kernel) = (peer.pids(), measure::kernel_bytes());
-            let before = measure::private_bytes(&pids);
-            let idle = Idle::open(&b.cores.load, &peer.to, count)?;
-            std::thread::sleep(Duration::from_millis(500));
-            let (after, kernel_after) = (measure::private_bytes(&pids), measure::kernel_bytes());
-            drop(idle);
-            let each = |bytes: u64| bytes as f64 / count as f64;
-            let row = |what: &str| format!("{name}: {what}");
-            let held = each(kernel_after.saturating_sub(kernel));
-            b.results.add(group, &row("kernel bytes, all ends"), Better::Less, kind, held);
-            if kind != Kind::Direct {
-                b.results.add(group, &row("private bytes in all / connections"), Better::Less, kind, each(after));
-                let grown = each(after.saturating_sub(before));
-                b.results.add(group, &row("private bytes grown / connections"), Better::Less, kind, grown);
-            }
-            Ok(())
-        });
+        self.in_turn(
+            group,
+            mode,
+            Purpose::Idle,
+            1,
+            &live,
+            &mut |b, peer, kind, _| {
+                // What is allocated once is so before the first is counted.
+                drop(Idle::open(&b.cores.load, &peer.to, 100)?);
+                std::thread::sleep(Duration::from_millis(300));
+                let (pids, kernel) = (peer.pids(), measure::kernel_bytes());
+                let before = measure::private_bytes(&pids);
+                let idle = Idle::open(&b.cores.load, &peer.to, count)?;
+                std::thread::sleep(Duration::from_millis(500));
+                let (after, kernel_after) =
+                    (measure::private_bytes(&pids), measure::kernel_bytes());
+                drop(idle);
+                let each = |bytes: u64| bytes as f64 / count as f64;
+                let row = |what: &str| format!("{name}: {what}");
+                let held = each(kernel_after.saturating_sub(kernel));
+                b.results.add(
+                    group,
+                    &row("kernel bytes, all ends"),
+                    Better::Less,
+                    kind,
+                    held,
+                );
+                if kind != Kind::Direct {
+                    b.results.add(
+                        group,
+                        &row("private bytes in all / connections"),
+                        Better::Less,
+                        kind,
+                        each(after),
+                    );
+                    let grown = each(after.saturating_sub(before));
+                    b.results.add(
+                        group,
+                        &row("private bytes grown / connections"),
+                        Better::Less,
+                        kind,
+                        grown,
+                    );
+                }
+                Ok(())
+            },
+        );
         self.results.note(group, format!("{count} connections after one exchange each. Peers preallocate: the first figure is all that the process holds."));
         Ok(())
     }
@@ -274,19 +448,37 @@ impl Bench {
         let mut live = self.endpoints(18)?;
         live.extend(self.backend.open_slow(2)?);
         let (group, seconds) = ("slow", self.seconds + 2.0);
-        self.results.note(group, "256 clients, closed loop; 2 of 20 endpoints answer after 2 s.".to_owned());
-        self.in_turn(group, Mode::Http, Purpose::Load, self.rounds, &live, &mut |b, peer, kind, _| {
-            if kind == Kind::Direct {
-                return Ok(());
-            }
-            let report = load::run(&b.cores.load, &Spec::new(&peer.to, "/1k", 256, seconds))?;
-            b.results.failures(group, kind, &report);
-            b.results.add(group, "p99 of the good, µs", Better::Less, kind, report.p99);
-            b.results.add(group, "answers/s", Better::More, kind, report.requests as f64 / report.seconds);
-            let share = 100.0 * report.slow as f64 / report.requests.max(1) as f64;
-            b.results.add(group, "of them slow, %", Better::Less, kind, share);
-            Ok(())
-        });
+        self.results.note(
+            group,
+            "256 clients, closed loop; 2 of 20 endpoints answer after 2 s.".to_owned(),
+        );
+        self.in_turn(
+            group,
+            Mode::Http,
+            Purpose::Load,
+            self.rounds,
+            &live,
+            &mut |b, peer, kind, _| {
+                if kind == Kind::Direct {
+                    return Ok(());
+                }
+                let report = load::run(&b.cores.load, &Spec::new(&peer.to, "/1k", 256, seconds))?;
+                b.results.failures(group, kind, &report);
+                b.results
+                    .add(group, "p99 of the good, µs", Better::Less, kind, report.p99);
+                b.results.add(
+                    group,
+                    "answers/s",
+                    Better::More,
+                    kind,
+                    report.requests as f64 / report.seconds,
+                );
+                let share = 100.0 * report.slow as f64 / report.requests.max(1) as f64;
+                b.results
+                    .add(group, "of them slow, %", Better::Less, kind, share);
+                Ok(())
+            },
+        );
         Ok(())
     }
 
@@ -308,7 +500,11 @@ impl Bench {
                 if !Peer::can_roll(kind) || kind.program().is_err() {
                     continue;
                 }
-                self.progress.set_message(format!("{group}: {} ({}/{rounds})", kind.name(), round + 1));
+                self.progress.set_message(format!(
+                    "{group}: {} ({}/{rounds})",
+                    kind.name(),
+                    round + 1
+                ));
                 if let Err(error) = self.roll(kind, rate, rolls, every) {
                     self.results.failed(group, kind, &error);
                 }
@@ -322,8 +518,18 @@ impl Bench {
         let group = "rollout";
         let all = self.endpoints(20 + 10 * rolls)?;
         let (live, spare) = all.split_at(20);
-        let mut peer = Peer::start(kind, Mode::Http, Purpose::Rollout, &self.cores.proxy, live, spare)?;
-        let spec = Spec { rate: Some(rate), ..Spec::new(&peer.to, "/1k", 64, self.seconds.max(2.0)) };
+        let mut peer = Peer::start(
+            kind,
+            Mode::Http,
+            Purpose::Rollout,
+            &self.cores.proxy,
+            live,
+            spare,
+        )?;
+        let spec = Spec {
+            rate: Some(rate),
+            ..Spec::new(&peer.to, "/1k", 64, self.seconds.max(2.0))
+        };
         let quiet = load::run(&self.cores.load, &spec)?;
         let seconds = every * rolls as f64;
         let running = Running::start(&self.cores.load, &Spec { seconds, ..spec });
@@ -332,17 +538,47 @@ impl Bench {
         told?;
         self.backend.close(&all)?;
         let add = &mut self.results;
-        add.add(group, "failed requests", Better::Less, kind, report.failed as f64);
-        add.add(group, "clients' connections ended", Better::Less, kind, report.reconnects as f64);
-        add.add(group, "requests/s, rolling", Better::More, kind, report.requests as f64 / report.seconds);
+        add.add(
+            group,
+            "failed requests",
+            Better::Less,
+            kind,
+            report.failed as f64,
+        );
+        add.add(
+            group,
+            "clients' connections ended",
+            Better::Less,
+            kind,
+            report.reconnects as f64,
+        );
+        add.add(
+            group,
+            "requests/s, rolling",
+            Better::More,
+            kind,
+            report.requests as f64 / report.seconds,
+        );
         add.add(group, "p99 quiet, µs", Better::Less, kind, quiet.p99);
         add.add(group, "p99 rolling, µs", Better::Less, kind, report.p99);
-        add.add(group, "p99 rolling / quiet", Better::Less, kind, report.p99 / quiet.p99);
+        add.add(
+            group,
+            "p99 rolling / quiet",
+            Better::Less,
+            kind,
+            report.p99 / quiet.p99,
+        );
         add.add(group, "longest, ms", Better::Less, kind, report.max / 1e3);
         Ok(())
     }
 
-    fn replace(&mut self, peer: &mut Peer, all: &[SocketAddr], rolls: usize, every: f64) -> anyhow::Result<()> {
+    fn replace(
+        &mut self,
+        peer: &mut Peer,
+        all: &[SocketAddr],
+        rolls: usize,
+        every: f64,
+    ) -> anyhow::Result<()> {
         let (stay, mut old) = (&all[..10], &all[10..20]);
         for roll in 0..rolls {
             std::thread::sleep(Duration::from_secs_f64(every / 2.0));
@@ -359,9 +595,20 @@ impl Bench {
 }
 
 /// fortio's view of the same rate: it counts from when a request was sent, so a stall is seen by fewer of them.
-fn fortio_latencies(fortio: &std::path::Path, cores: &[usize], spec: &Spec) -> anyhow::Result<(f64, f64)> {
-    let to = spec.to.first().map(|to| format!("http://{to}{}", spec.path)).unwrap_or_default();
-    let (rate, clients) = (spec.rate.unwrap_or(1.0).to_string(), spec.clients.to_string());
+fn fortio_latencies(
+    fortio: &std::path::Path,
+    cores: &[usize],
+    spec: &Spec,
+) -> anyhow::Result<(f64, f64)> {
+    let to = spec
+        .to
+        .first()
+        .map(|to| format!("http://{to}{}", spec.path))
+        .unwrap_or_default();
+    let (rate, clients) = (
+        spec.rate.unwrap_or(1.0).to_string(),
+        spec.clients.to_string(),
+    );
     let time = format!("{:.1}s", spec.seconds);
     let arguments = [
         "load",
@@ -383,9 +630,19 @@ fn fortio_latencies(fortio: &std::path::Path, cores: &[usize], spec: &Spec) -> a
         &to,
     ];
     let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-    let text = guard::run(cores, fortio, &arguments, Duration::from_secs_f64(spec.seconds + 30.0))?;
+    let text = guard::run(
+        cores,
+        fortio,
+        &arguments,
+        Duration::from_secs_f64(spec.seconds + 30.0),
+    )?;
     let json: serde_json::Value = serde_json::from_str(&text)?;
-    let value = |n: usize| json["DurationHistogram"]["Percentiles"][n]["Value"].as_f64().unwrap_or(f64::NAN) * 1e6;
+    let value = |n: usize| {
+        json["DurationHistogram"]["Percentiles"][n]["Value"]
+            .as_f64()
+            .unwrap_or(f64::NAN)
+            * 1e6
+    };
     Ok((value(0), value(1)))
 }
 

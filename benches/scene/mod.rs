@@ -10,7 +10,9 @@ use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::endpoint::Notice;
 use ebbtide::contract::name::{ObjectName, PodRef};
 use ebbtide::contract::snapshot::{Port, Snapshot};
-use ebbtide::discovery::object::{Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
+use ebbtide::discovery::object::{
+    Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+};
 use ebbtide::observe::metrics::Metrics;
 use ebbtide::routing::drains;
 use ebbtide::routing::table::RoutingTable;
@@ -33,9 +35,26 @@ impl Scene {
         let snapshot = Arc::new(ArcSwap::default());
         let (notices_in, notices) = mpsc::unbounded_channel();
         let metrics = Metrics::new().unwrap();
-        let table = RoutingTable::new(config, snapshot.clone(), Arc::<drains::Log>::default(), metrics, notices_in);
-        let mut scene = Self { world: World::default(), table, snapshot, notices };
-        let port = ServicePortObject { name: None, port: 80, node_port: None, target_port: None, app_protocol: None };
+        let table = RoutingTable::new(
+            config,
+            snapshot.clone(),
+            Arc::<drains::Log>::default(),
+            metrics,
+            notices_in,
+        );
+        let mut scene = Self {
+            world: World::default(),
+            table,
+            snapshot,
+            notices,
+        };
+        let port = ServicePortObject {
+            name: None,
+            port: 80,
+            node_port: None,
+            target_port: None,
+            app_protocol: None,
+        };
         let service = ServiceObject {
             name: ObjectName::new("web", "shop"),
             uid: None,

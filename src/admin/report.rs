@@ -28,29 +28,47 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
         .iter()
         .filter_map(|l| Some(format!("{} {}: {}", l.name, l.address, l.error.as_ref()?)))
         .collect();
-    let broken: Vec<String> = state.problems.iter().map(|p| format!("{}: {}", p.subject, p.error)).collect();
+    let broken: Vec<String> = state
+        .problems
+        .iter()
+        .map(|p| format!("{}: {}", p.subject, p.error))
+        .collect();
     let mut parts = Vec::new();
     if state.shutting_down {
         parts.push("shutting down".to_owned());
     } else if !state.synced {
-        parts.push(format!("no complete table of endpoints from {} yet", state.source));
+        parts.push(format!(
+            "no complete table of endpoints from {} yet",
+            state.source
+        ));
     } else if !state.ports_tried {
         parts.push("listeners are being bound".to_owned());
     }
     let ready = parts.is_empty();
     if !broken.is_empty() {
         let age = if ready {
-            format!(" for {}, the last good table is in force", seconds(state.age()))
+            format!(
+                " for {}, the last good table is in force",
+                seconds(state.age())
+            )
         } else {
             String::new()
         };
-        parts.push(format!("source {} is not in order{age} ({})", state.source, first(&broken)));
+        parts.push(format!(
+            "source {} is not in order{age} ({})",
+            state.source,
+            first(&broken)
+        ));
     }
     if !unbound.is_empty() {
         parts.push(format!("not bound, trying again ({})", first(&unbound)));
     }
     let word = if ready { "ready" } else { "not ready" };
-    let line = [word.to_owned()].into_iter().chain(parts).collect::<Vec<_>>().join("; ");
+    let line = [word.to_owned()]
+        .into_iter()
+        .chain(parts)
+        .collect::<Vec<_>>()
+        .join("; ");
     // Error texts come from elsewhere; the answer is one line all the same.
     let line = one_line(&line);
     if ready { Ok(line) } else { Err(line) }
@@ -59,7 +77,12 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
 /// The first few of a list, and how many more there are.
 fn first(list: &[String]) -> String {
     const NAMED: usize = 5;
-    let named = list.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+    let named = list
+        .iter()
+        .take(NAMED)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join("; ");
     match list.len().saturating_sub(NAMED) {
         0 => named,
         more => format!("{named}; and {more} more"),
@@ -74,7 +97,10 @@ pub fn seconds(duration: Duration) -> String {
 /// Sets the gauges that are true only when they are looked at.
 pub fn refresh_gauges(admin: &Admin) {
     let age = admin.health.state().age().as_secs();
-    admin.metrics.discovery_age.set(i64::try_from(age).unwrap_or(i64::MAX));
+    admin
+        .metrics
+        .discovery_age
+        .set(i64::try_from(age).unwrap_or(i64::MAX));
     for port in admin.snapshot.load().ports.values() {
         let mut counts = [0; 4];
         for endpoint in port.all.iter() {
@@ -90,8 +116,12 @@ pub fn refresh_gauges(admin: &Admin) {
             gauge.set(count);
         }
         let sum = |count: fn(&Endpoint) -> u64| port.all.iter().map(|e| count(e)).sum::<u64>();
-        port.metrics.upstream_active.set(sum(Endpoint::leases).cast_signed());
-        port.metrics.upstream_idle.set(sum(|e| u64::from(e.tally.idle.load(Ordering::Relaxed))).cast_signed());
+        port.metrics
+            .upstream_active
+            .set(sum(Endpoint::leases).cast_signed());
+        port.metrics
+            .upstream_idle
+            .set(sum(|e| u64::from(e.tally.idle.load(Ordering::Relaxed))).cast_signed());
     }
 }
 
@@ -199,7 +229,11 @@ impl State {
         if endpoint.is_draining() {
             Self::Draining
         } else if conditions.terminating {
-            if conditions.serving { Self::Serving } else { Self::NotReady }
+            if conditions.serving {
+                Self::Serving
+            } else {
+                Self::NotReady
+            }
         } else if !conditions.ready {
             Self::NotReady
         } else if endpoint.is_ejected() {
@@ -310,7 +344,10 @@ impl Status {
                     error: l.error,
                 })
                 .collect(),
-            services: ports.into_iter().map(|port| Service::of(port, &clocks)).collect(),
+            services: ports
+                .into_iter()
+                .map(|port| Service::of(port, &clocks))
+                .collect(),
         }
     }
 }
@@ -324,7 +361,12 @@ impl Service {
             port_name: port.name.clone(),
             node_port: port.node_port,
             protocol: protocol(port.protocol).to_owned(),
-            endpoints: port.all.sorted().iter().map(|endpoint| EndpointStatus::of(endpoint, clocks)).collect(),
+            endpoints: port
+                .all
+                .sorted()
+                .iter()
+                .map(|endpoint| EndpointStatus::of(endpoint, clocks))
+                .collect(),
         }
     }
 }
@@ -349,9 +391,22 @@ impl EndpointStatus {
 impl Drains {
     pub fn of(admin: &Admin) -> Self {
         let clocks = Clocks::now();
-        let (finished, running) =
-            admin.drains.records().into_iter().map(|r| Drain::of(r, &clocks)).partition(|d| d.ended_at.is_some());
-        Self { running, finished, rollouts: admin.drains.rollouts().into_iter().map(Rollout::from).collect() }
+        let (finished, running) = admin
+            .drains
+            .records()
+            .into_iter()
+            .map(|r| Drain::of(r, &clocks))
+            .partition(|d| d.ended_at.is_some());
+        Self {
+            running,
+            finished,
+            rollouts: admin
+                .drains
+                .rollouts()
+                .into_iter()
+                .map(Rollout::from)
+                .collect(),
+        }
     }
 }
 
@@ -396,7 +451,11 @@ impl Drain {
 
 impl From<Problem> for Trouble {
     fn from(problem: Problem) -> Self {
-        Self { subject: problem.subject, error: problem.error, since: timestamp(problem.since) }
+        Self {
+            subject: problem.subject,
+            error: problem.error,
+            since: timestamp(problem.since),
+        }
     }
 }
 
@@ -416,7 +475,10 @@ struct Clocks {
 
 impl Clocks {
     fn now() -> Self {
-        Self { monotonic: Instant::now(), wall: SystemTime::now() }
+        Self {
+            monotonic: Instant::now(),
+            wall: SystemTime::now(),
+        }
     }
 
     fn wall(&self, at: Instant) -> Timestamp {
@@ -448,7 +510,11 @@ mod tests {
     use crate::observe::health::{Health, ListenerState};
 
     fn problem(subject: &str) -> Problem {
-        Problem { subject: subject.into(), error: "line 3:\nnot YAML".into(), since: SystemTime::now() }
+        Problem {
+            subject: subject.into(),
+            error: "line 3:\nnot YAML".into(),
+            since: SystemTime::now(),
+        }
     }
 
     fn synced() -> HealthState {
@@ -462,10 +528,20 @@ mod tests {
 
     #[test]
     fn not_ready_until_synced_and_tried_and_while_shutting_down() {
-        let mut state = HealthState { synced: false, ports_tried: false, ..synced() };
-        assert_eq!(readiness(&state).unwrap_err(), "not ready; no complete table of endpoints from files yet");
+        let mut state = HealthState {
+            synced: false,
+            ports_tried: false,
+            ..synced()
+        };
+        assert_eq!(
+            readiness(&state).unwrap_err(),
+            "not ready; no complete table of endpoints from files yet"
+        );
         state.synced = true;
-        assert_eq!(readiness(&state).unwrap_err(), "not ready; listeners are being bound");
+        assert_eq!(
+            readiness(&state).unwrap_err(),
+            "not ready; listeners are being bound"
+        );
         state.ports_tried = true;
         assert_eq!(readiness(&state).unwrap(), "ready");
         state.shutting_down = true;
@@ -487,13 +563,19 @@ mod tests {
         );
         health.report((0..7).map(|n| problem(&format!("m/{n}.yaml"))).collect());
         let line = readiness(&health.state()).unwrap();
-        assert!(line.contains("m/4.yaml") && !line.contains("m/5.yaml") && line.contains("and 2 more"), "{line}");
+        assert!(
+            line.contains("m/4.yaml") && !line.contains("m/5.yaml") && line.contains("and 2 more"),
+            "{line}"
+        );
 
         health.report(Vec::new());
         assert_eq!(readiness(&health.state()).unwrap(), "ready");
         assert_eq!(health.state().age(), Duration::ZERO);
         health.report(vec![problem("m/a.yaml")]);
-        assert!(health.state().age() < Duration::from_secs(60), "the age counts from when it was last in order");
+        assert!(
+            health.state().age() < Duration::from_secs(60),
+            "the age counts from when it was last in order"
+        );
     }
 
     #[test]
@@ -507,14 +589,29 @@ mod tests {
             protocol: Protocol::Auto,
             error: Some("address in use".into()),
         });
-        assert_eq!(readiness(&state).unwrap(), "ready; not bound, trying again (web 0.0.0.0:80: address in use)");
+        assert_eq!(
+            readiness(&state).unwrap(),
+            "ready; not bound, trying again (web 0.0.0.0:80: address in use)"
+        );
     }
 
     #[test]
     fn states_in_a_life() {
         let (notices, _kept) = mpsc::unbounded_channel();
-        let endpoint = Endpoint::new(EndpointId(1), "10.0.0.1:80".parse().unwrap(), None, None, notices);
-        let set = |ready, serving, terminating| endpoint.set_conditions(Conditions { ready, serving, terminating });
+        let endpoint = Endpoint::new(
+            EndpointId(1),
+            "10.0.0.1:80".parse().unwrap(),
+            None,
+            None,
+            notices,
+        );
+        let set = |ready, serving, terminating| {
+            endpoint.set_conditions(Conditions {
+                ready,
+                serving,
+                terminating,
+            })
+        };
         assert_eq!(State::of(&endpoint), State::NotReady);
         set(true, true, false);
         assert_eq!(State::of(&endpoint), State::Joining);
@@ -536,10 +633,18 @@ mod tests {
 
     #[test]
     fn a_monotonic_moment_on_the_wall() {
-        let clocks =
-            Clocks { monotonic: Instant::now(), wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
+        let clocks = Clocks {
+            monotonic: Instant::now(),
+            wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+        };
         let at = |moment: Option<Instant>| clocks.wall(moment.unwrap()).to_string();
-        assert_eq!(at(clocks.monotonic.checked_add(Duration::from_millis(30_500))), "2023-11-14T22:13:50.5Z");
-        assert_eq!(at(clocks.monotonic.checked_sub(Duration::from_millis(500))), "2023-11-14T22:13:19.5Z");
+        assert_eq!(
+            at(clocks.monotonic.checked_add(Duration::from_millis(30_500))),
+            "2023-11-14T22:13:50.5Z"
+        );
+        assert_eq!(
+            at(clocks.monotonic.checked_sub(Duration::from_millis(500))),
+            "2023-11-14T22:13:19.5Z"
+        );
     }
 }

@@ -33,7 +33,11 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
         other => (other?, None),
     };
     listener.set_nonblocking(true)?;
-    Ok(Bound { address: listener.local_addr()?, listener, elder })
+    Ok(Bound {
+        address: listener.local_addr()?,
+        listener,
+        elder,
+    })
 }
 
 /// A child that the elder has only just forked holds the address until it executes its program.
@@ -41,7 +45,9 @@ fn bind_soon(address: SocketAddr) -> io::Result<net::TcpListener> {
     let begun = Instant::now();
     loop {
         match net::TcpListener::bind(address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PATIENCE => {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PATIENCE =>
+            {
                 std::thread::sleep(Duration::from_millis(5));
             }
             other => return other,
@@ -53,7 +59,10 @@ fn ask_to_give_way(port: u16) -> io::Result<unix::UnixStream> {
     let mut elder = unix::UnixStream::connect_addr(&name(port)?)?;
     elder.set_read_timeout(Some(PATIENCE))?;
     elder.read_exact(&mut [0])?;
-    tracing::info!(port, "taken the admin address over from the process that is being replaced");
+    tracing::info!(
+        port,
+        "taken the admin address over from the process that is being replaced"
+    );
     Ok(elder)
 }
 
@@ -74,9 +83,19 @@ pub struct Seat {
 impl Seat {
     /// To be called inside a runtime.
     pub fn new(bound: Bound) -> io::Result<Self> {
-        let Bound { address, listener, elder } = bound;
+        let Bound {
+            address,
+            listener,
+            elder,
+        } = bound;
         let listener = Some(TcpListener::from_std(listener)?);
-        Ok(Self { address, listener, asked: ask_here(address.port()), newcomer: None, _elder: elder })
+        Ok(Self {
+            address,
+            listener,
+            asked: ask_here(address.port()),
+            newcomer: None,
+            _elder: elder,
+        })
     }
 
     /// The next client. Cancellation-safe.
@@ -135,7 +154,9 @@ fn ask_here(port: u16) -> Option<UnixListener> {
 
 /// The next process of our user that asks for the address.
 async fn newcomer(asked: Option<&UnixListener>) -> UnixStream {
-    let Some(asked) = asked else { return std::future::pending().await };
+    let Some(asked) = asked else {
+        return std::future::pending().await;
+    };
     loop {
         match asked.accept().await {
             Ok((stream, _)) => {
@@ -165,7 +186,10 @@ mod tests {
     /// As the admin port is, not among those that the kernel gives to whoever connects: while it passes on, nobody has it.
     fn bound_apart() -> Bound {
         loop {
-            if let Ok(bound) = bind(SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..30_000)))) {
+            if let Ok(bound) = bind(SocketAddr::from((
+                [127, 0, 0, 1],
+                fastrand::u16(10_000..30_000),
+            ))) {
                 return bound;
             }
         }

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
@@ -43,13 +44,18 @@ pub async fn serve(mut seat: Seat, admin: Admin, spare: impl Fn(), shutdown: Can
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok(stream) => {
-                oldest_first.retain(|connection: &tokio::task::AbortHandle| !connection.is_finished());
+                oldest_first
+                    .retain(|connection: &tokio::task::AbortHandle| !connection.is_finished());
                 if oldest_first.len() >= CONNECTIONS
                     && let Some(oldest) = oldest_first.pop_front()
                 {
                     oldest.abort();
                 }
-                oldest_first.push_back(connections.spawn(connection(stream, router.clone(), shutdown.clone())));
+                oldest_first.push_back(connections.spawn(connection(
+                    stream,
+                    router.clone(),
+                    shutdown.clone(),
+                )));
             }
             // Out of descriptors, most likely: without a pause this would spin.
             Err(error) => {
@@ -99,20 +105,32 @@ fn router(admin: Admin) -> Router {
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .route("/api/v1/status", get(async |State(admin): State<Admin>| Json(report::Status::of(&admin))))
-        .route("/api/v1/drains", get(async |State(admin): State<Admin>| Json(report::Drains::of(&admin))))
+        .route(
+            "/api/v1/status",
+            get(async |State(admin): State<Admin>| Json(report::Status::of(&admin))),
+        )
+        .route(
+            "/api/v1/drains",
+            get(async |State(admin): State<Admin>| Json(report::Drains::of(&admin))),
+        )
         .fallback(async || (StatusCode::NOT_FOUND, PATHS))
         .layer(middleware::from_fn(guard))
         .with_state(admin)
 }
 
-const PATHS: &str = "not found: there are /, /livez, /readyz, /metrics, /api/v1/status and /api/v1/drains\n";
+const PATHS: &str =
+    "not found: there are /, /livez, /readyz, /metrics, /api/v1/status and /api/v1/drains\n";
 
 /// Read-only, whatever the path; never stored, never taken for another type.
 async fn guard(request: Request, next: Next) -> Response {
     let mut response = match *request.method() {
         Method::GET | Method::HEAD => next.run(request).await,
-        _ => (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET, HEAD")], "only GET and HEAD\n").into_response(),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            [(ALLOW, "GET, HEAD")],
+            "only GET and HEAD\n",
+        )
+            .into_response(),
     };
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -132,7 +150,11 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     report::refresh_gauges(&admin);
     match admin.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {error}\n")).into_response(),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("metrics: {error}\n"),
+        )
+            .into_response(),
     }
 }
 
@@ -144,7 +166,10 @@ async fn page() -> impl IntoResponse {
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
-    ([(CONTENT_SECURITY_POLICY, policy)], Html(PAGE.replace("{{nonce}}", &nonce)))
+    (
+        [(CONTENT_SECURITY_POLICY, policy)],
+        Html(PAGE.replace("{{nonce}}", &nonce)),
+    )
 }
 
 const PAGE: &str = include_str!("page.html");

@@ -37,20 +37,24 @@ pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Refused> {
     let options = KubeConfigOptions::default();
     let mut config = match &wanted.kubeconfig {
         Some(path) => from_file(path, &options).await?,
-        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-            kube::Config::incluster().map_err(|error| {
+        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => kube::Config::incluster()
+            .map_err(|error| {
                 unusable(
                     format!("this pod has no usable service account ({})", chain(&error)),
                     "let automountServiceAccountToken be true",
                 )
-            })?
-        }
-        None => kube::Config::from_kubeconfig(&options).await.map_err(|error| {
-            unusable(
-                format!("not in a cluster, and no usable kubeconfig ({})", chain(&error)),
-                "name one in discovery.kubernetes.kubeconfig or in KUBECONFIG",
-            )
-        })?,
+            })?,
+        None => kube::Config::from_kubeconfig(&options)
+            .await
+            .map_err(|error| {
+                unusable(
+                    format!(
+                        "not in a cluster, and no usable kubeconfig ({})",
+                        chain(&error)
+                    ),
+                    "name one in discovery.kubernetes.kubeconfig or in KUBECONFIG",
+                )
+            })?,
     };
     config.connect_timeout = Some(CONNECT);
     // From the last byte that came or went: what breaks a watch that has fallen silent.
@@ -64,12 +68,18 @@ pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Refused> {
 async fn from_file(path: &Path, options: &KubeConfigOptions) -> Result<kube::Config, Refused> {
     let refuse = |error: &dyn std::error::Error| {
         unusable(
-            format!("kubeconfig {} cannot be used ({})", path.display(), chain(error)),
+            format!(
+                "kubeconfig {} cannot be used ({})",
+                path.display(),
+                chain(error)
+            ),
             "`kubectl --kubeconfig FILE get services` tells more",
         )
     };
     let file = Kubeconfig::read_from(path).map_err(|error| refuse(&error))?;
-    kube::Config::from_custom_kubeconfig(file, options).await.map_err(|error| refuse(&error))
+    kube::Config::from_custom_kubeconfig(file, options)
+        .await
+        .map_err(|error| refuse(&error))
 }
 
 /// The API server cannot be found, or not how to authenticate there.
@@ -78,17 +88,28 @@ fn unusable(what: String, cure: &str) -> Refused {
 }
 
 /// A client that tells what it hears. To be made and used inside one runtime.
-pub fn connect(config: kube::Config) -> Result<(Client, Arc<Clock>, mpsc::UnboundedReceiver<String>), Refused> {
+pub fn connect(
+    config: kube::Config,
+) -> Result<(Client, Arc<Clock>, mpsc::UnboundedReceiver<String>), Refused> {
     let service = way(&config).map_err(|error| {
         unusable(
-            format!("cannot make a connection of this kubeconfig ({})", chain(&error)),
+            format!(
+                "cannot make a connection of this kubeconfig ({})",
+                chain(&error)
+            ),
             "see its certificates and its credentials",
         )
     })?;
     let (answered, heard) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock::default());
-    let layer = Listen { clock: clock.clone(), answered, paces: Arc::default() };
-    let client = ClientBuilder::new(service, config.default_namespace).with_layer(&layer).build();
+    let layer = Listen {
+        clock: clock.clone(),
+        answered,
+        paces: Arc::default(),
+    };
+    let client = ClientBuilder::new(service, config.default_namespace)
+        .with_layer(&layer)
+        .build();
     Ok((client, clock, heard))
 }
 
@@ -172,7 +193,10 @@ impl Iterator for Pauses {
 
     fn next(&mut self) -> Option<Duration> {
         let now = Instant::now();
-        if self.over.is_some_and(|over| now.saturating_duration_since(over) > LONGEST_PAUSE) {
+        if self
+            .over
+            .is_some_and(|over| now.saturating_duration_since(over) > LONGEST_PAUSE)
+        {
             self.count = 0;
         }
         let pause = (FIRST_PAUSE * 2u32.pow(self.count)).min(LONGEST_PAUSE);
@@ -211,7 +235,11 @@ impl Listen {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         let pace = paces.entry(path.to_owned()).or_default();
         let short = pace.answered.is_some_and(|at| at.elapsed() < SHORT);
-        if short { pace.pauses.next().unwrap_or_default() } else { Duration::ZERO }
+        if short {
+            pace.pauses.next().unwrap_or_default()
+        } else {
+            Duration::ZERO
+        }
     }
 
     fn watch_answered(&self, path: String) {
@@ -226,7 +254,10 @@ impl<S> Layer<S> for Listen {
     type Service = Listening<S>;
 
     fn layer(&self, inner: S) -> Listening<S> {
-        Listening { inner, listen: self.clone() }
+        Listening {
+            inner,
+            listen: self.clone(),
+        }
     }
 }
 
@@ -251,11 +282,22 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path().to_owned();
-        let is_watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+        let is_watch = request
+            .uri()
+            .query()
+            .is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
         let listen = self.listen.clone();
-        let pause = if is_watch { listen.pause(&path) } else { Duration::ZERO };
+        let pause = if is_watch {
+            listen.pause(&path)
+        } else {
+            Duration::ZERO
+        };
         let hear = move |response: Response<B>| {
-            if let Some(date) = response.headers().get("date").and_then(|date| date.to_str().ok()) {
+            if let Some(date) = response
+                .headers()
+                .get("date")
+                .and_then(|date| date.to_str().ok())
+            {
                 listen.clock.set(date);
             }
             if is_watch && response.status().is_success() {
@@ -297,6 +339,9 @@ mod tests {
         let ahead = clock.now().duration_since(told).unwrap();
         assert!(ahead < Duration::from_secs(600), "{ahead:?}");
         clock.set("yesterday");
-        assert!(clock.now() >= told + ahead, "what is no date changes nothing");
+        assert!(
+            clock.now() >= told + ahead,
+            "what is no date changes nothing"
+        );
     }
 }

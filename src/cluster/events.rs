@@ -92,7 +92,9 @@ impl Events {
 /// Posts until every [`Events`] is gone. `errors` counts by kind: `event`.
 pub async fn post(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl Fn(&'static str)) {
     // As the manifests set it; with the node's network the host's name is the node's.
-    let instance = std::env::var("POD_NAME").ok().or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
+    let instance = std::env::var("POD_NAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
     let instance = instance.unwrap_or_default().trim().to_owned();
     let mut allowance = Allowance::new(Instant::now());
     let mut failed = false;
@@ -102,7 +104,10 @@ pub async fn post(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl
             continue;
         }
         let api: Api<ApiEvent> = Api::namespaced(client.clone(), &event.service.namespace);
-        match api.create(&PostParams::default(), &object(&event, &instance)).await {
+        match api
+            .create(&PostParams::default(), &object(&event, &instance))
+            .await
+        {
             Ok(_) => failed = false,
             // Somebody has said so.
             Err(Error::Api(status)) if status.code == 409 => {}
@@ -117,7 +122,12 @@ pub async fn post(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl
 }
 
 fn object(event: &Event, instance: &str) -> ApiEvent {
-    let Event { service, uid, reason, note } = event;
+    let Event {
+        service,
+        uid,
+        reason,
+        note,
+    } = event;
     let mut hasher = DefaultHasher::new();
     (reason.as_str(), note, uid).hash(&mut hasher);
     match reason {
@@ -135,7 +145,14 @@ fn object(event: &Event, instance: &str) -> ApiEvent {
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(Timestamp::now())),
-        type_: Some(if reason.is_warning() { "Warning" } else { "Normal" }.to_owned()),
+        type_: Some(
+            if reason.is_warning() {
+                "Warning"
+            } else {
+                "Normal"
+            }
+            .to_owned(),
+        ),
         reason: Some(reason.as_str().to_owned()),
         action: Some(reason.action().to_owned()),
         note: Some(note),
@@ -149,7 +166,16 @@ fn object(event: &Event, instance: &str) -> ApiEvent {
         }),
         reporting_controller: Some(CONTROLLER.to_owned()),
         // Its length is bounded by the API (128), the host's name is not.
-        reporting_instance: Some(if instance.is_empty() { "ebbtide" } else { instance }.chars().take(128).collect()),
+        reporting_instance: Some(
+            if instance.is_empty() {
+                "ebbtide"
+            } else {
+                instance
+            }
+            .chars()
+            .take(128)
+            .collect(),
+        ),
         ..ApiEvent::default()
     }
 }
@@ -162,11 +188,16 @@ struct Allowance {
 
 impl Allowance {
     fn new(now: Instant) -> Self {
-        Self { left: BURST, at: now }
+        Self {
+            left: BURST,
+            at: now,
+        }
     }
 
     fn take(&mut self, now: Instant) -> bool {
-        self.left = (self.left + now.saturating_duration_since(self.at).as_secs_f64() / EVERY.as_secs_f64()).min(BURST);
+        self.left = (self.left
+            + now.saturating_duration_since(self.at).as_secs_f64() / EVERY.as_secs_f64())
+        .min(BURST);
         self.at = now;
         let some = self.left >= 1.0;
         if some {
@@ -189,22 +220,50 @@ mod tests {
     use super::*;
 
     fn event(reason: Reason, note: &str) -> Event {
-        Event { service: ObjectName::new("web", "shop"), uid: Some("7".into()), reason, note: note.into() }
+        Event {
+            service: ObjectName::new("web", "shop"),
+            uid: Some("7".into()),
+            reason,
+            note: note.into(),
+        }
     }
 
     #[test]
     fn what_all_instances_say_has_one_name_and_what_one_says_its_own() {
-        let name = |reason, note, instance| object(&event(reason, note), instance).metadata.name.unwrap();
-        assert_eq!(name(Reason::NotServed, "a", "n1"), name(Reason::NotServed, "a", "n2"));
-        assert_ne!(name(Reason::NotServed, "a", "n1"), name(Reason::NotServed, "b", "n1"));
-        assert_eq!(name(Reason::PortNotBound, "a", "n1"), name(Reason::PortNotBound, "a", "n1"));
-        assert_ne!(name(Reason::PortNotBound, "a", "n1"), name(Reason::PortNotBound, "a", "n2"));
-        assert_ne!(name(Reason::Drained, "a", "n1"), name(Reason::Drained, "a", "n1"));
+        let name = |reason, note, instance| {
+            object(&event(reason, note), instance)
+                .metadata
+                .name
+                .unwrap()
+        };
+        assert_eq!(
+            name(Reason::NotServed, "a", "n1"),
+            name(Reason::NotServed, "a", "n2")
+        );
+        assert_ne!(
+            name(Reason::NotServed, "a", "n1"),
+            name(Reason::NotServed, "b", "n1")
+        );
+        assert_eq!(
+            name(Reason::PortNotBound, "a", "n1"),
+            name(Reason::PortNotBound, "a", "n1")
+        );
+        assert_ne!(
+            name(Reason::PortNotBound, "a", "n1"),
+            name(Reason::PortNotBound, "a", "n2")
+        );
+        assert_ne!(
+            name(Reason::Drained, "a", "n1"),
+            name(Reason::Drained, "a", "n1")
+        );
     }
 
     #[test]
     fn an_event_keeps_to_the_api_s_bounds() {
-        let object = object(&event(Reason::DrainForced, &"é".repeat(900)), &"n".repeat(300));
+        let object = object(
+            &event(Reason::DrainForced, &"é".repeat(900)),
+            &"n".repeat(300),
+        );
         assert!(object.note.unwrap().len() <= 1_024);
         assert!(object.reporting_instance.unwrap().len() <= 128);
         assert_eq!(object.type_.as_deref(), Some("Warning"));
@@ -216,7 +275,9 @@ mod tests {
         let start = Instant::now();
         let mut allowance = Allowance::new(start);
         let taken = |allowance: &mut Allowance, after: u64| {
-            (0..100).filter(|_| allowance.take(start + Duration::from_secs(after))).count()
+            (0..100)
+                .filter(|_| allowance.take(start + Duration::from_secs(after)))
+                .count()
         };
         assert_eq!(taken(&mut allowance, 0), 50);
         assert_eq!(taken(&mut allowance, 3), 3);

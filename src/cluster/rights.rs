@@ -22,7 +22,12 @@ impl Right {
     /// `verbs` is a list with spaces, `resource` as kubectl writes it: `endpointslices.discovery.k8s.io`.
     pub fn new(verbs: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {
         let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
-        Self { verbs: verbs.split(' ').collect(), group, resource, namespace: namespace.map(str::to_owned) }
+        Self {
+            verbs: verbs.split(' ').collect(),
+            group,
+            resource,
+            namespace: namespace.map(str::to_owned),
+        }
     }
 
     pub fn has(&self, verb: &str) -> bool {
@@ -33,7 +38,13 @@ impl Right {
 impl fmt::Display for Right {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dot = if self.group.is_empty() { "" } else { "." };
-        write!(f, "{} {}{dot}{}", self.verbs.join(", "), self.resource, self.group)?;
+        write!(
+            f,
+            "{} {}{dot}{}",
+            self.verbs.join(", "),
+            self.resource,
+            self.group
+        )?;
         match &self.namespace {
             Some(namespace) => write!(f, " in namespace {namespace}"),
             None => f.write_str(" cluster-wide"),
@@ -55,8 +66,14 @@ pub async fn missing(client: &Client, rights: Vec<Right>) -> Result<Vec<Right>, 
                 namespace: right.namespace.clone(),
                 ..ResourceAttributes::default()
             };
-            let spec = Spec { resource_attributes: Some(attributes), ..Spec::default() };
-            let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+            let spec = Spec {
+                resource_attributes: Some(attributes),
+                ..Spec::default()
+            };
+            let review = SelfSubjectAccessReview {
+                spec,
+                ..SelfSubjectAccessReview::default()
+            };
             let answer = reviews.create(&PostParams::default(), &review).await?;
             if !answer.status.is_some_and(|status| status.allowed) {
                 verbs.push(verb);

@@ -24,12 +24,18 @@ use crate::text::one_line;
 /// A bad URL, no answer or not Ebbtide's (each names the URL and the cure), or stdout broken.
 pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
     let base = base(url)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     if !watch {
         let (status, drains) = runtime.block_on(ask(&base))?;
         return print(&render(&base, &status, &drains, Timestamp::now()));
     }
-    let start = if io::stdout().is_terminal() { CLEAR } else { "" };
+    let start = if io::stdout().is_terminal() {
+        CLEAR
+    } else {
+        ""
+    };
     let mut away_since = None;
     loop {
         let text = match runtime.block_on(ask(&base)) {
@@ -66,38 +72,58 @@ fn print(text: &str) -> anyhow::Result<()> {
 /// The URL that paths are appended to.
 fn base(url: &str) -> anyhow::Result<Uri> {
     let text = url.trim().trim_end_matches('/');
-    let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let uri: Uri =
-        text.parse().with_context(|| format!("--admin {url}: expected a URL such as http://127.0.0.1:9901"))?;
+    let text = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("http://{text}")
+    };
+    let uri: Uri = text
+        .parse()
+        .with_context(|| format!("--admin {url}: expected a URL such as http://127.0.0.1:9901"))?;
     ensure!(
         uri.scheme_str() == Some("http"),
         "--admin {url}: the admin port speaks plain HTTP, expected http://HOST:PORT"
     );
-    ensure!(uri.query().is_none(), "--admin {url}: expected no query, a URL such as http://127.0.0.1:9901");
+    ensure!(
+        uri.query().is_none(),
+        "--admin {url}: expected no query, a URL such as http://127.0.0.1:9901"
+    );
     Ok(uri)
 }
 
 async fn ask(base: &Uri) -> anyhow::Result<(Status, Drains)> {
-    Ok((fetch(base, "/api/v1/status").await?, fetch(base, "/api/v1/drains").await?))
+    Ok((
+        fetch(base, "/api/v1/status").await?,
+        fetch(base, "/api/v1/drains").await?,
+    ))
 }
 
 async fn fetch<T: DeserializeOwned>(base: &Uri, path: &str) -> anyhow::Result<T> {
     let url = format!("{}{path}", base.to_string().trim_end_matches('/'));
     let answer = tokio::time::timeout(PATIENCE, get(base, &url)).await;
     let (status, bytes) = match answer {
-        Ok(answer) => answer
-            .with_context(|| format!("no answer from {url} (is ebbtide running, and is --admin its admin.address?)"))?,
-        Err(_) => bail!("no answer from {url} within {}; is --admin its admin.address?", seconds(PATIENCE)),
+        Ok(answer) => answer.with_context(|| {
+            format!("no answer from {url} (is ebbtide running, and is --admin its admin.address?)")
+        })?,
+        Err(_) => bail!(
+            "no answer from {url} within {}; is --admin its admin.address?",
+            seconds(PATIENCE)
+        ),
     };
-    ensure!(status == StatusCode::OK, "{url} answered {status}: is --admin the admin.address of an ebbtide?");
-    serde_json::from_slice(&bytes)
-        .with_context(|| format!("{url} did not answer as ebbtide does: is --admin the admin.address of an ebbtide?"))
+    ensure!(
+        status == StatusCode::OK,
+        "{url} answered {status}: is --admin the admin.address of an ebbtide?"
+    );
+    serde_json::from_slice(&bytes).with_context(|| {
+        format!("{url} did not answer as ebbtide does: is --admin the admin.address of an ebbtide?")
+    })
 }
 
 async fn get(base: &Uri, url: &str) -> anyhow::Result<(StatusCode, body::Bytes)> {
     let host = base.host().context("no host")?;
     let stream = TcpStream::connect(format!("{host}:{}", base.port_u16().unwrap_or(80))).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let path = url.parse::<Uri>()?.path().to_owned();
     let request = Request::get(path)
         .header(header::HOST, base.authority().context("no host")?.as_str())
@@ -106,7 +132,10 @@ async fn get(base: &Uri, url: &str) -> anyhow::Result<(StatusCode, body::Bytes)>
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        anyhow::Ok((status, body::to_bytes(Body::new(response.into_body()), LARGEST).await?))
+        anyhow::Ok((
+            status,
+            body::to_bytes(Body::new(response.into_body()), LARGEST).await?,
+        ))
     };
     // The connection must be driven while the exchange waits; its own end is told by the exchange's.
     tokio::pin!(exchange);
@@ -122,7 +151,11 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
         one_line(&status.version),
         base.to_string().trim_end_matches('/'),
         seconds(Duration::from_secs(status.uptime_seconds)),
-        if status.shutting_down { ", shutting down" } else { "" },
+        if status.shutting_down {
+            ", shutting down"
+        } else {
+            ""
+        },
     );
     let discovery = &status.discovery;
     let state = match (discovery.synced, discovery.problems.is_empty()) {
@@ -135,12 +168,19 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
     };
     text += &format!("source {}: {state}\n", one_line(&discovery.source));
     for problem in &discovery.problems {
-        text += &format!("  {}: {}\n", one_line(&problem.subject), one_line(&problem.error));
+        text += &format!(
+            "  {}: {}\n",
+            one_line(&problem.subject),
+            one_line(&problem.error)
+        );
     }
 
     let mut listeners = vec![row(["LISTENER", "ADDRESS", "SERVICE", "PROTOCOL", ""])];
     for l in &status.listeners {
-        let bound = l.error.as_ref().map_or(String::new(), |error| format!("not bound: {error}"));
+        let bound = l
+            .error
+            .as_ref()
+            .map_or(String::new(), |error| format!("not bound: {error}"));
         listeners.push(row([
             &l.name,
             &l.address.to_string(),
@@ -151,7 +191,14 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
     }
     text += &section(listeners, "no listener");
 
-    let mut services = vec![row(["SERVICE", "ENDPOINT", "POD", "STATE", "IN FLIGHT", "IDLE"])];
+    let mut services = vec![row([
+        "SERVICE",
+        "ENDPOINT",
+        "POD",
+        "STATE",
+        "IN FLIGHT",
+        "IDLE",
+    ])];
     for service in &status.services {
         let mut name = format!("{}/{}:{}", service.namespace, service.name, service.port);
         if service.endpoints.is_empty() {
@@ -160,14 +207,29 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
         for endpoint in &service.endpoints {
             let pod = endpoint.pod.as_deref().unwrap_or("-");
             let (in_flight, idle) = (endpoint.in_flight.to_string(), endpoint.idle.to_string());
-            services.push(row([&name, &endpoint.address.to_string(), pod, &doing(endpoint, now), &in_flight, &idle]));
+            services.push(row([
+                &name,
+                &endpoint.address.to_string(),
+                pod,
+                &doing(endpoint, now),
+                &in_flight,
+                &idle,
+            ]));
             name.clear();
         }
     }
     text += &section(services, "no service");
 
-    let mut running =
-        vec![row(["RUNNING DRAIN", "ENDPOINT", "POD", "WHY", "IN FLIGHT", "FINISHED", "REPLAYED", "ENDS"])];
+    let mut running = vec![row([
+        "RUNNING DRAIN",
+        "ENDPOINT",
+        "POD",
+        "WHY",
+        "IN FLIGHT",
+        "FINISHED",
+        "REPLAYED",
+        "ENDS",
+    ])];
     for drain in &drains.running {
         running.push(row([
             &drain.service,
@@ -194,16 +256,26 @@ fn doing(endpoint: &EndpointStatus, now: Timestamp) -> String {
 
 fn left(deadline: Option<Timestamp>, now: Timestamp) -> Option<String> {
     let left = deadline?.duration_since(now);
-    Some(format!("{} left", seconds(Duration::try_from(left).unwrap_or_default())))
+    Some(format!(
+        "{} left",
+        seconds(Duration::try_from(left).unwrap_or_default())
+    ))
 }
 
 fn last(drain: Option<&Drain>) -> String {
-    let Some(drain) = drain else { return String::new() };
-    let ended = drain.ended_at.map_or(String::new(), |at| format!(" at {at:.0}"));
+    let Some(drain) = drain else {
+        return String::new();
+    };
+    let ended = drain
+        .ended_at
+        .map_or(String::new(), |at| format!(" at {at:.0}"));
     let line = format!(
         "last drain: {} {} {}{ended}, {} finished, {} replayed, {} forced",
         drain.service,
-        drain.pod.clone().unwrap_or_else(|| drain.address.to_string()),
+        drain
+            .pod
+            .clone()
+            .unwrap_or_else(|| drain.address.to_string()),
         drain.outcome.as_deref().unwrap_or("ended"),
         drain.finished,
         drain.replayed,
@@ -218,17 +290,30 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
 
 /// A table under its heading, or the line that says that there is nothing in it.
 fn section(rows: Vec<Vec<String>>, nothing: &str) -> String {
-    if rows.len() > 1 { format!("\n{}", aligned(&rows)) } else { format!("\n{nothing}\n") }
+    if rows.len() > 1 {
+        format!("\n{}", aligned(&rows))
+    } else {
+        format!("\n{nothing}\n")
+    }
 }
 
 /// Columns two spaces apart, as wide as their widest cell, no blanks at a line's end.
 fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| Some(row.get(column)?.chars().count()))
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:width$}"))
+            .collect();
         text += cells.join("  ").trim_end();
         text.push('\n');
     }
@@ -267,7 +352,11 @@ mod tests {
     }
 
     fn none() -> Drains {
-        Drains { running: Vec::new(), finished: Vec::new(), rollouts: Vec::new() }
+        Drains {
+            running: Vec::new(),
+            finished: Vec::new(),
+            rollouts: Vec::new(),
+        }
     }
 
     #[test]
@@ -316,8 +405,15 @@ mod tests {
         let mut ended = drain.clone();
         ended["endedAt"] = "2026-01-01T00:00:09Z".into();
         ended["outcome"] = "forced".into();
-        let drains = serde_json::from_value(serde_json::json!({"running": [drain], "finished": [ended]})).unwrap();
-        let text = render(&base("http://[::1]:9901").unwrap(), &status, &drains, at("2026-01-01T00:00:30Z"));
+        let drains =
+            serde_json::from_value(serde_json::json!({"running": [drain], "finished": [ended]}))
+                .unwrap();
+        let text = render(
+            &base("http://[::1]:9901").unwrap(),
+            &status,
+            &drains,
+            at("2026-01-01T00:00:30Z"),
+        );
         insta::assert_snapshot!(text, @r"
         ebbtide 0.1.0 (1a2b3c4) at http://[::1]:9901, up 1h 2m 5s
         source files: not in order for 1m 5s, the last good table is in force
@@ -341,7 +437,10 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        assert_eq!(aligned(&[row(["A", "B"]), row(["läng", "x"]), row(["", ""])]), "A     B\nläng  x\n\n");
+        assert_eq!(
+            aligned(&[row(["A", "B"]), row(["läng", "x"]), row(["", ""])]),
+            "A     B\nläng  x\n\n"
+        );
     }
 
     #[test]
@@ -353,7 +452,10 @@ mod tests {
             ("", "such as http://127.0.0.1:9901"),
         ] {
             let error = format!("{:#}", base(url).unwrap_err());
-            assert!(error.contains(says) && error.contains(&format!("--admin {url}")), "{url}: {error}");
+            assert!(
+                error.contains(says) && error.contains(&format!("--admin {url}")),
+                "{url}: {error}"
+            );
         }
         assert_eq!(base("http://h:1/prefix/").unwrap().path(), "/prefix");
     }

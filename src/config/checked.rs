@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use crate::config::fault::Fault;
 use crate::config::raw;
-use crate::config::settings::{Config, Discovery, Kubernetes, Limits, ListenerConfig, Retry, Timeouts};
+use crate::config::settings::{
+    Config, Discovery, Kubernetes, Limits, ListenerConfig, Retry, Timeouts,
+};
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 
@@ -24,16 +26,28 @@ impl raw::Config {
             Some(text) => at("admin.address", value::address(&text))?,
         };
         Ok(Config {
-            node_port_addresses: self.node_ports.map_or(Ok(Vec::new()), raw::NodePorts::check)?,
-            listeners: listeners(self.listeners.unwrap_or_default(), admin, &default.discovery)?,
+            node_port_addresses: self
+                .node_ports
+                .map_or(Ok(Vec::new()), raw::NodePorts::check)?,
+            listeners: listeners(
+                self.listeners.unwrap_or_default(),
+                admin,
+                &default.discovery,
+            )?,
             admin,
             workers: self.workers.map_or(Ok(default.workers), workers)?,
             timeouts: self.timeouts.unwrap_or_default().check()?,
             limits: self.limits.unwrap_or_default().check()?,
             retry: self.retry.unwrap_or_default().check()?,
-            trusted_proxies: items("trustedProxies", self.trusted_proxies.unwrap_or_default(), |text| {
-                text.parse().map_err(|_| format!("{text:?} is no CIDR, expected one such as 10.0.0.0/8"))
-            })?,
+            trusted_proxies: items(
+                "trustedProxies",
+                self.trusted_proxies.unwrap_or_default(),
+                |text| {
+                    text.parse().map_err(|_| {
+                        format!("{text:?} is no CIDR, expected one such as 10.0.0.0/8")
+                    })
+                },
+            )?,
             access_log: at("accessLog", off_or("json", self.access_log))?,
             ..default
         })
@@ -44,18 +58,33 @@ impl raw::Discovery {
     fn check(self, folder: &Path) -> Result<Discovery, Fault> {
         let files = match (self.files, self.kubernetes) {
             (Some(files), None) => files,
-            (None, None) => return Err(Fault::new("discovery", "names no source, expected files or kubernetes")),
+            (None, None) => {
+                return Err(Fault::new(
+                    "discovery",
+                    "names no source, expected files or kubernetes",
+                ));
+            }
             (Some(_), Some(_)) => {
-                return Err(Fault::new("discovery", "names two sources, expected either files or kubernetes"));
+                return Err(Fault::new(
+                    "discovery",
+                    "names two sources, expected either files or kubernetes",
+                ));
             }
             (None, Some(kubernetes)) => return kubernetes.check(folder).map(Discovery::Kubernetes),
         };
         if files.path.is_empty() {
-            return Err(Fault::new("discovery.files.path", "empty, expected a folder of manifests"));
+            return Err(Fault::new(
+                "discovery.files.path",
+                "empty, expected a folder of manifests",
+            ));
         }
         let path: PathBuf = folder.join(&files.path).components().collect();
         std::fs::read_dir(&path).map_err(|error| {
-            let what = format!("{:?} cannot be read ({}), expected a folder of manifests", path, value::plain(&error));
+            let what = format!(
+                "{:?} cannot be read ({}), expected a folder of manifests",
+                path,
+                value::plain(&error)
+            );
             Fault::new("discovery.files.path", what)
         })?;
         Ok(Discovery::Files { path })
@@ -65,40 +94,67 @@ impl raw::Discovery {
 impl raw::Kubernetes {
     fn check(self, folder: &Path) -> Result<Kubernetes, Fault> {
         let mut seen = HashSet::new();
-        let namespaces = items("discovery.kubernetes.namespaces", self.namespaces.unwrap_or_default(), |text| {
-            if !value::label(text) {
-                return Err(format!("{text:?} is no namespace, expected one such as web"));
-            }
-            if seen.insert(text.to_owned()) {
-                Ok(text.to_owned())
-            } else {
-                Err(format!("{text:?} is given twice, expected it once"))
-            }
-        })?;
-        let kubeconfig: Option<PathBuf> = self.kubeconfig.map(|text| folder.join(text).components().collect());
+        let namespaces = items(
+            "discovery.kubernetes.namespaces",
+            self.namespaces.unwrap_or_default(),
+            |text| {
+                if !value::label(text) {
+                    return Err(format!(
+                        "{text:?} is no namespace, expected one such as web"
+                    ));
+                }
+                if seen.insert(text.to_owned()) {
+                    Ok(text.to_owned())
+                } else {
+                    Err(format!("{text:?} is given twice, expected it once"))
+                }
+            },
+        )?;
+        let kubeconfig: Option<PathBuf> = self
+            .kubeconfig
+            .map(|text| folder.join(text).components().collect());
         if let Some(path) = &kubeconfig {
             std::fs::File::open(path).map_err(|error| {
-                let what = format!("{:?} cannot be read ({}), expected a kubeconfig file", path, value::plain(&error));
+                let what = format!(
+                    "{:?} cannot be read ({}), expected a kubeconfig file",
+                    path,
+                    value::plain(&error)
+                );
                 Fault::new("discovery.kubernetes.kubeconfig", what)
             })?;
         }
-        Ok(Kubernetes { namespaces, kubeconfig, ..Kubernetes::default() })
+        Ok(Kubernetes {
+            namespaces,
+            kubeconfig,
+            ..Kubernetes::default()
+        })
     }
 }
 
 impl raw::NodePorts {
     fn check(self) -> Result<Vec<IpAddr>, Fault> {
         let Some(texts) = self.addresses else {
-            return Ok(vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]);
+            return Ok(vec![
+                Ipv4Addr::UNSPECIFIED.into(),
+                Ipv6Addr::UNSPECIFIED.into(),
+            ]);
         };
         if texts.is_empty() {
-            return Err(Fault::new("nodePorts.addresses", "empty, expected IP addresses such as 0.0.0.0 and '::'"));
+            return Err(Fault::new(
+                "nodePorts.addresses",
+                "empty, expected IP addresses such as 0.0.0.0 and '::'",
+            ));
         }
         let mut seen = HashSet::new();
         items("nodePorts.addresses", texts, |text| {
-            let address: IpAddr =
-                text.parse().map_err(|_| format!("{text:?} is no IP address, expected one such as 0.0.0.0 or '::'"))?;
-            if seen.insert(address) { Ok(address) } else { Err(format!("{text:?} is given twice, expected it once")) }
+            let address: IpAddr = text.parse().map_err(|_| {
+                format!("{text:?} is no IP address, expected one such as 0.0.0.0 or '::'")
+            })?;
+            if seen.insert(address) {
+                Ok(address)
+            } else {
+                Err(format!("{text:?} is given twice, expected it once"))
+            }
         })
     }
 }
@@ -115,13 +171,19 @@ fn listeners(
         let me = format!("listeners[{index}]");
         let listener = listener.check(&me)?;
         if let Some(other) = names.insert(listener.name.clone(), me.clone()) {
-            let what = format!("{:?} is the name of {other} too, expected one of its own", listener.name);
+            let what = format!(
+                "{:?} is the name of {other} too, expected one of its own",
+                listener.name
+            );
             return Err(Fault::new(format!("{me}.name"), what));
         }
         if listener.address.port() != 0
             && let Some(other) = addresses.insert(listener.address, me.clone())
         {
-            let what = format!("{} is the address of {other} too, expected one of its own", listener.address);
+            let what = format!(
+                "{} is the address of {other} too, expected one of its own",
+                listener.address
+            );
             return Err(Fault::new(format!("{me}.address"), what));
         }
         if let Discovery::Kubernetes(Kubernetes { namespaces, .. }) = discovery
@@ -145,9 +207,15 @@ impl raw::Listener {
         let at = |field: &str, what: String| Fault::new(format!("{me}.{field}"), what);
         if self.name.is_empty()
             || self.name.len() > 63
-            || self.name.chars().any(|c| c.is_control() || c.is_whitespace())
+            || self
+                .name
+                .chars()
+                .any(|c| c.is_control() || c.is_whitespace())
         {
-            let what = format!("{:?} is no name, expected 1 to 63 bytes without spaces", self.name);
+            let what = format!(
+                "{:?} is no name, expected 1 to 63 bytes without spaces",
+                self.name
+            );
             return Err(at("name", what));
         }
         Ok(ListenerConfig {
@@ -159,7 +227,8 @@ impl raw::Listener {
                 raw::Protocol::Http => Protocol::Http,
                 raw::Protocol::Tcp => Protocol::Tcp,
             }),
-            proxy_protocol: off_or("required", self.proxy_protocol).map_err(|what| at("proxyProtocol", what))?,
+            proxy_protocol: off_or("required", self.proxy_protocol)
+                .map_err(|what| at("proxyProtocol", what))?,
             allow_connect: self.allow_connect.unwrap_or(false),
             name: self.name,
         })
@@ -173,7 +242,9 @@ impl PortRef {
             Err(_) if value::label(text) && text.bytes().any(|b| b.is_ascii_lowercase()) => {
                 Ok(Self::Name(text.to_owned()))
             }
-            _ => Err(format!("{text:?} is no port, expected a Service port's name or a number from 1 to 65535")),
+            _ => Err(format!(
+                "{text:?} is no port, expected a Service port's name or a number from 1 to 65535"
+            )),
         }
     }
 }
@@ -186,24 +257,55 @@ fn workers(number: u64) -> Result<NonZeroUsize, Fault> {
 impl raw::Timeouts {
     fn check(self) -> Result<Timeouts, Fault> {
         let default = Timeouts::default();
-        let read = |name: &str, text: Option<raw::DurationText>, default, within: RangeInclusive<Duration>| match text {
+        let read = |name: &str,
+                    text: Option<raw::DurationText>,
+                    default,
+                    within: RangeInclusive<Duration>| match text {
             None => Ok(default),
-            Some(text) => at(&format!("timeouts.{name}"), value::duration(&text.0, within)),
+            Some(text) => at(
+                &format!("timeouts.{name}"),
+                value::duration(&text.0, within),
+            ),
         };
         let request = self.request.filter(|text| text.0 != "none");
         Ok(Timeouts {
-            connect: read("connect", self.connect, default.connect, MILLISECOND..=MINUTE)?,
+            connect: read(
+                "connect",
+                self.connect,
+                default.connect,
+                MILLISECOND..=MINUTE,
+            )?,
             head: read("head", self.head, default.head, MILLISECOND..=10 * MINUTE)?,
             request: match request {
                 None => None,
                 some => Some(read("request", some, DAY, MILLISECOND..=DAY)?),
             },
-            client_idle: read("clientIdle", self.client_idle, default.client_idle, MILLISECOND..=30 * DAY)?,
-            upstream_idle: read("upstreamIdle", self.upstream_idle, default.upstream_idle, MILLISECOND..=DAY)?,
+            client_idle: read(
+                "clientIdle",
+                self.client_idle,
+                default.client_idle,
+                MILLISECOND..=30 * DAY,
+            )?,
+            upstream_idle: read(
+                "upstreamIdle",
+                self.upstream_idle,
+                default.upstream_idle,
+                MILLISECOND..=DAY,
+            )?,
             hold: read("hold", self.hold, default.hold, value::HOLD)?,
             drain: read("drain", self.drain, default.drain, value::DRAIN)?,
-            lame_duck: read("lameDuck", self.lame_duck, default.lame_duck, Duration::ZERO..=10 * MINUTE)?,
-            shutdown: read("shutdown", self.shutdown, default.shutdown, Duration::ZERO..=DAY)?,
+            lame_duck: read(
+                "lameDuck",
+                self.lame_duck,
+                default.lame_duck,
+                Duration::ZERO..=10 * MINUTE,
+            )?,
+            shutdown: read(
+                "shutdown",
+                self.shutdown,
+                default.shutdown,
+                Duration::ZERO..=DAY,
+            )?,
         })
     }
 }
@@ -211,19 +313,38 @@ impl raw::Timeouts {
 impl raw::Limits {
     fn check(self) -> Result<Limits, Fault> {
         let default = Limits::default();
-        let count = |name: &str, number: Option<u64>, default, within: RangeInclusive<u64>| match number {
-            None => Ok(default),
-            Some(number) => at(&format!("limits.{name}"), value::whole(number, within)),
-        };
-        let size = |name: &str, text: Option<raw::SizeText>, default, within: RangeInclusive<usize>| match text {
+        let count =
+            |name: &str, number: Option<u64>, default, within: RangeInclusive<u64>| match number {
+                None => Ok(default),
+                Some(number) => at(&format!("limits.{name}"), value::whole(number, within)),
+            };
+        let size = |name: &str,
+                    text: Option<raw::SizeText>,
+                    default,
+                    within: RangeInclusive<usize>| match text {
             None => Ok(default),
             Some(text) => at(&format!("limits.{name}"), value::size(&text.0, within)),
         };
         Ok(Limits {
-            connections: count("connections", self.connections, default.connections, 1..=1_000_000)?,
-            head_size: size("headSize", self.head_size, default.head_size, 1 << 10..=1 << 20)?,
+            connections: count(
+                "connections",
+                self.connections,
+                default.connections,
+                1..=1_000_000,
+            )?,
+            head_size: size(
+                "headSize",
+                self.head_size,
+                default.head_size,
+                1 << 10..=1 << 20,
+            )?,
             headers: count("headers", self.headers, default.headers, 1..=1_000)?,
-            replay_body: size("replayBody", self.replay_body, default.replay_body, 0..=16 << 20)?,
+            replay_body: size(
+                "replayBody",
+                self.replay_body,
+                default.replay_body,
+                0..=16 << 20,
+            )?,
             held: count("held", self.held, default.held, 0..=1_000_000)?,
         })
     }
@@ -234,12 +355,25 @@ impl raw::Retry {
         let default = Retry::default();
         let count = |name: &str, number: Option<u64>, default, within| match number {
             None => Ok(default),
-            Some(number) => at(&format!("retry.{name}"), value::whole::<u32>(number, within)),
+            Some(number) => at(
+                &format!("retry.{name}"),
+                value::whole::<u32>(number, within),
+            ),
         };
         Ok(Retry {
             attempts: count("attempts", self.attempts, default.attempts, value::ATTEMPTS)?,
-            budget_percent: count("budgetPercent", self.budget_percent, default.budget_percent, 0..=100)?,
-            budget_floor: count("budgetFloor", self.budget_floor, default.budget_floor, 0..=10_000)?,
+            budget_percent: count(
+                "budgetPercent",
+                self.budget_percent,
+                default.budget_percent,
+                0..=100,
+            )?,
+            budget_floor: count(
+                "budgetFloor",
+                self.budget_floor,
+                default.budget_floor,
+                0..=10_000,
+            )?,
             non_idempotent: match self.non_idempotent {
                 None => default.non_idempotent,
                 Some(raw::NonIdempotent::Never) => NonIdempotent::Never,
@@ -263,6 +397,14 @@ fn at<T>(path: &str, result: Result<T, String>) -> Result<T, Fault> {
     result.map_err(|what| Fault::new(path, what))
 }
 
-fn items<T>(path: &str, texts: Vec<String>, mut read: impl FnMut(&str) -> Result<T, String>) -> Result<Vec<T>, Fault> {
-    texts.iter().enumerate().map(|(index, text)| at(&format!("{path}[{index}]"), read(text))).collect()
+fn items<T>(
+    path: &str,
+    texts: Vec<String>,
+    mut read: impl FnMut(&str) -> Result<T, String>,
+) -> Result<Vec<T>, Fault> {
+    texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| at(&format!("{path}[{index}]"), read(text)))
+        .collect()
 }

@@ -29,7 +29,10 @@ pub struct Refused {
 impl Refused {
     /// `subject` is the field, flag or command; `what` says what is wrong and the cure.
     pub fn new(subject: &'static str, what: impl Into<String>) -> Self {
-        Self { subject, what: what.into() }
+        Self {
+            subject,
+            what: what.into(),
+        }
     }
 }
 
@@ -44,7 +47,11 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn new(path: impl Into<String>, what: impl Into<String>) -> Self {
-        Self { path: path.into(), at: None, what: what.into() }
+        Self {
+            path: path.into(),
+            at: None,
+            what: what.into(),
+        }
     }
 
     /// The parser knows a place and no path, the checks know a path and no place: each finds the other here.
@@ -58,6 +65,11 @@ impl Fault {
             Some((at, aim)) => (Some(at.0), places.path_at(at, aim)),
             None => (places.line_of(&self.path), self.path),
         };
-        Error { file: file.to_owned(), line, path: one_line(&path), what: one_line(&self.what) }
+        Error {
+            file: file.to_owned(),
+            line,
+            path: one_line(&path),
+            what: one_line(&self.what),
+        }
     }
 }

@@ -13,7 +13,10 @@ impl Config {
             file: file.to_owned(),
             line: None,
             path: String::new(),
-            what: format!("cannot be read ({}), expected a configuration file", value::plain(&error)),
+            what: format!(
+                "cannot be read ({}), expected a configuration file",
+                value::plain(&error)
+            ),
         })?;
         Self::parse(&text, file)
     }
@@ -21,7 +24,9 @@ impl Config {
     /// Checks the text that `file` holds.
     pub fn parse(text: &str, file: &Path) -> Result<Self, Error> {
         let folder = file.parent().unwrap_or(Path::new(""));
-        raw::parse(text).and_then(|raw| raw.check(folder)).map_err(|fault| fault.placed(file, text))
+        raw::parse(text)
+            .and_then(|raw| raw.check(folder))
+            .map_err(|fault| fault.placed(file, text))
     }
 
     /// The JSON Schema (2020-12) of the file that [`Config::load`] reads.

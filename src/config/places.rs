@@ -177,18 +177,29 @@ mod tests {
 
     #[test]
     fn finds_paths_and_lines() {
-        let places =
-            Places::of("workers: 4\nlisteners:\n  - name: web\n    address: x\n  - {name: b}\ntimeouts: {hold: 1s}\n");
+        let places = Places::of(
+            "workers: 4\nlisteners:\n  - name: web\n    address: x\n  - {name: b}\ntimeouts: {hold: 1s}\n",
+        );
         assert_eq!(places.path_at((1, 10), Aim::Inner), "workers");
         assert_eq!(places.path_at((4, 14), Aim::Inner), "listeners[0].address");
         assert_eq!(places.path_at((4, 5), Aim::Inner), "listeners[0].address");
         assert_eq!(places.path_at((3, 5), Aim::Inner), "listeners[0].name");
         assert_eq!(places.path_at((3, 5), Aim::Outer), "listeners[0]");
-        assert_eq!(places.path_at((4, 5), Aim::Absent("port")), "listeners[0].port");
-        assert_eq!(places.path_at((6, 11), Aim::Absent("hold")), "timeouts.hold");
+        assert_eq!(
+            places.path_at((4, 5), Aim::Absent("port")),
+            "listeners[0].port"
+        );
+        assert_eq!(
+            places.path_at((6, 11), Aim::Absent("hold")),
+            "timeouts.hold"
+        );
         assert_eq!(places.path_at((6, 12), Aim::Inner), "timeouts.hold");
         assert_eq!(places.line_of("listeners[1].name"), Some(5));
-        assert_eq!(places.line_of("listeners[1].address"), Some(5), "absent: its listener's line");
+        assert_eq!(
+            places.line_of("listeners[1].address"),
+            Some(5),
+            "absent: its listener's line"
+        );
         assert_eq!(places.line_of("listeners"), Some(2));
         assert_eq!(places.line_of("admin.address"), None);
     }

@@ -203,17 +203,25 @@ pub fn parse(text: &str) -> Result<Config, Fault> {
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let (aim, what) = explain(error.without_snippet());
-        let place = error.location().filter(|at| *at != Location::UNKNOWN).map(|at| (at.line(), at.column()));
-        Fault { path: String::new(), at: place.map(|place| (place, aim)), what }
+        let place = error
+            .location()
+            .filter(|at| *at != Location::UNKNOWN)
+            .map(|at| (at.line(), at.column()));
+        Fault {
+            path: String::new(),
+            at: place.map(|place| (place, aim)),
+            what,
+        }
     })
 }
 
 /// The parser's error in this program's words: which field at its place is meant, and what was expected.
 fn explain(error: &Yaml) -> (Aim, String) {
     match error {
-        Yaml::SerdeUnknownField { expected, .. } => {
-            (Aim::Inner, format!("unknown field, expected {}", any_of(expected)))
-        }
+        Yaml::SerdeUnknownField { expected, .. } => (
+            Aim::Inner,
+            format!("unknown field, expected {}", any_of(expected)),
+        ),
         Yaml::SerdeMissingField { field, .. } => {
             let example = match *field {
                 "name" => "a name such as web",
@@ -225,9 +233,12 @@ fn explain(error: &Yaml) -> (Aim, String) {
             };
             (Aim::Absent(field), format!("missing, expected {example}"))
         }
-        Yaml::SerdeUnknownVariant { variant, expected, .. } => {
-            (Aim::Inner, format!("{variant:?} is not known, expected {}", any_of(expected)))
-        }
+        Yaml::SerdeUnknownVariant {
+            variant, expected, ..
+        } => (
+            Aim::Inner,
+            format!("{variant:?} is not known, expected {}", any_of(expected)),
+        ),
         Yaml::DuplicateMappingKey { .. } => (Aim::Inner, "given twice, expected it once".into()),
         Yaml::NullIntoString { .. } => (Aim::Inner, "empty, expected a value".into()),
         Yaml::InvalidScalar { ty, .. } => {
@@ -245,13 +256,21 @@ fn explain(error: &Yaml) -> (Aim, String) {
                 "string scalar" | "scalar" => "a single value",
                 other => other,
             };
-            (Aim::Outer, format!("of the wrong kind, expected {expected}"))
+            (
+                Aim::Outer,
+                format!("of the wrong kind, expected {expected}"),
+            )
         }
-        Yaml::MultipleDocuments { .. } => (Aim::Inner, "a second document begins, expected one".into()),
+        Yaml::MultipleDocuments { .. } => {
+            (Aim::Inner, "a second document begins, expected one".into())
+        }
         Yaml::AliasError { error, .. } => explain(error),
         other => {
             let text = serde_saphyr::UserMessageFormatter.format_message(other);
-            (Aim::Inner, format!("{text}, expected YAML as `ebbtide schema` describes it"))
+            (
+                Aim::Inner,
+                format!("{text}, expected YAML as `ebbtide schema` describes it"),
+            )
         }
     }
 }

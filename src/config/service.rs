@@ -32,11 +32,14 @@ impl Protocol {
         let annotated = annotations.get(PROTOCOL).and_then(|text| {
             let protocol = Self::parse(text);
             if protocol.is_none() {
-                warning = Some(format!("{PROTOCOL}: {text:?} is not known, expected auto, http or tcp"));
+                warning = Some(format!(
+                    "{PROTOCOL}: {text:?} is not known, expected auto, http or tcp"
+                ));
             }
             protocol
         });
-        let protocol = annotated.unwrap_or_else(|| Self::of_app_protocol(app_protocol.unwrap_or_default()));
+        let protocol =
+            annotated.unwrap_or_else(|| Self::of_app_protocol(app_protocol.unwrap_or_default()));
         (protocol.at_target(target_port), warning)
     }
 
@@ -71,39 +74,63 @@ impl Protocol {
             "http" | "ws" | "kubernetes.io/ws" => Self::Http,
             "tcp" | "tls" | "https" | "wss" | "kubernetes.io/wss" => Self::Tcp,
             "h2c" | "http2" | "grpc" | "kubernetes.io/h2c" => Self::Tcp,
-            "mysql" | "postgres" | "postgresql" | "redis" | "memcache" | "mongo" | "mongodb" | "amqp" | "mqtt"
-            | "kafka" | "ldap" | "smtp" | "imap" | "pop3" | "ftp" | "ssh" => Self::Tcp,
+            "mysql" | "postgres" | "postgresql" | "redis" | "memcache" | "mongo" | "mongodb"
+            | "amqp" | "mqtt" | "kafka" | "ldap" | "smtp" | "imap" | "pop3" | "ftp" | "ssh" => {
+                Self::Tcp
+            }
             _ => Self::Auto,
         }
     }
 }
 
 /// Well-known ports (IANA) of protocols that are not HTTP and whose server speaks first, or whose clients wait to send.
-const NOT_HTTP: [u16; 19] =
-    [21, 22, 25, 110, 119, 143, 587, 3306, 4222, 5432, 5672, 5900, 6379, 6667, 9092, 11211, 27017, 33060, 61613];
+const NOT_HTTP: [u16; 19] = [
+    21, 22, 25, 110, 119, 143, 587, 3306, 4222, 5432, 5672, 5900, 6379, 6667, 9092, 11211, 27017,
+    33060, 61613,
+];
 
 impl Policy {
     /// The configuration with a Service's annotations over it, and a warning for each that is unknown or bad.
-    pub fn for_service(config: &Config, annotations: &BTreeMap<String, String>) -> (Self, Vec<String>) {
+    pub fn for_service(
+        config: &Config,
+        annotations: &BTreeMap<String, String>,
+    ) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
-        for name in annotations.keys().filter(|name| name.starts_with("ebbtide.dev/")) {
+        for name in annotations
+            .keys()
+            .filter(|name| name.starts_with("ebbtide.dev/"))
+        {
             if !KNOWN.contains(&name.as_str()) {
-                warnings.push(format!("{name}: unknown annotation, expected {}", KNOWN.join(", ")));
+                warnings.push(format!(
+                    "{name}: unknown annotation, expected {}",
+                    KNOWN.join(", ")
+                ));
             }
         }
-        let mut read = Reader { annotations, warnings: &mut warnings };
+        let mut read = Reader {
+            annotations,
+            warnings: &mut warnings,
+        };
         let policy = Self {
-            hold_timeout: read.value(HOLD, config.timeouts.hold, |text| value::duration(text, value::HOLD)),
-            drain_timeout: read.value(DRAIN, config.timeouts.drain, |text| value::duration(text, value::DRAIN)),
+            hold_timeout: read.value(HOLD, config.timeouts.hold, |text| {
+                value::duration(text, value::HOLD)
+            }),
+            drain_timeout: read.value(DRAIN, config.timeouts.drain, |text| {
+                value::duration(text, value::DRAIN)
+            }),
             attempts: read.value(ATTEMPTS, config.retry.attempts, |text| match text.parse() {
                 Ok(number) => value::whole(number, value::ATTEMPTS),
                 Err(_) => Err(format!("{text:?} is no whole number, expected one")),
             }),
-            non_idempotent: read.value(NON_IDEMPOTENT, config.retry.non_idempotent, |text| match text {
-                "never" => Ok(NonIdempotent::Never),
-                "idempotencyKey" => Ok(NonIdempotent::IdempotencyKey),
-                "always" => Ok(NonIdempotent::Always),
-                _ => Err(format!("{text:?} is not known, expected never, idempotencyKey or always")),
+            non_idempotent: read.value(NON_IDEMPOTENT, config.retry.non_idempotent, |text| {
+                match text {
+                    "never" => Ok(NonIdempotent::Never),
+                    "idempotencyKey" => Ok(NonIdempotent::IdempotencyKey),
+                    "always" => Ok(NonIdempotent::Always),
+                    _ => Err(format!(
+                        "{text:?} is not known, expected never, idempotencyKey or always"
+                    )),
+                }
             }),
             join_check: read.value(JOIN_CHECK, true, |text| match text {
                 "on" | "true" => Ok(true),
@@ -121,8 +148,15 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn value<T>(&mut self, name: &str, default: T, parse: impl FnOnce(&str) -> Result<T, String>) -> T {
-        let Some(text) = self.annotations.get(name) else { return default };
+    fn value<T>(
+        &mut self,
+        name: &str,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> T {
+        let Some(text) = self.annotations.get(name) else {
+            return default;
+        };
         parse(text.trim()).unwrap_or_else(|what| {
             self.warnings.push(format!("{name}: {what}"));
             default
@@ -138,7 +172,10 @@ mod tests {
     use crate::config::settings::Discovery;
 
     fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -147,21 +184,39 @@ mod tests {
         let of = |a: &BTreeMap<String, String>, app, target| Protocol::of_service(a, app, target).0;
         assert_eq!(of(&none, None, None), Protocol::Auto);
         assert_eq!(of(&none, Some("http"), None), Protocol::Http);
-        assert_eq!(of(&none, Some("kubernetes.io/ws"), Some(3306)), Protocol::Http, "said, so not guessed");
+        assert_eq!(
+            of(&none, Some("kubernetes.io/ws"), Some(3306)),
+            Protocol::Http,
+            "said, so not guessed"
+        );
         assert_eq!(of(&none, Some("https"), None), Protocol::Tcp);
-        assert_eq!(of(&none, Some("example.com/mine"), Some(8080)), Protocol::Auto);
-        assert_eq!(of(&annotations(&[(PROTOCOL, "tcp")]), Some("http"), None), Protocol::Tcp);
+        assert_eq!(
+            of(&none, Some("example.com/mine"), Some(8080)),
+            Protocol::Auto
+        );
+        assert_eq!(
+            of(&annotations(&[(PROTOCOL, "tcp")]), Some("http"), None),
+            Protocol::Tcp
+        );
         for port in [25, 587, 3306, 5432, 6379, 11211] {
             assert_eq!(of(&none, None, Some(port)), Protocol::Tcp, "{port}");
-            assert_eq!(of(&annotations(&[(PROTOCOL, "http")]), None, Some(port)), Protocol::Http, "{port}");
+            assert_eq!(
+                of(&annotations(&[(PROTOCOL, "http")]), None, Some(port)),
+                Protocol::Http,
+                "{port}"
+            );
         }
     }
 
     #[test]
     fn a_bad_protocol_is_a_warning() {
-        let (protocol, warning) = Protocol::of_service(&annotations(&[(PROTOCOL, "udp")]), Some("http"), None);
+        let (protocol, warning) =
+            Protocol::of_service(&annotations(&[(PROTOCOL, "udp")]), Some("http"), None);
         assert_eq!(protocol, Protocol::Http);
-        assert_eq!(warning.unwrap(), "ebbtide.dev/protocol: \"udp\" is not known, expected auto, http or tcp");
+        assert_eq!(
+            warning.unwrap(),
+            "ebbtide.dev/protocol: \"udp\" is not known, expected auto, http or tcp"
+        );
     }
 
     #[test]
@@ -198,8 +253,26 @@ mod tests {
         ]);
         let (policy, warnings) = Policy::for_service(&config, &bad);
         assert_eq!(policy, Policy::for_service(&config, &annotations(&[])).0);
-        let named: Vec<&str> = warnings.iter().filter_map(|w| w.split(": ").next()).collect();
-        assert_eq!(named, ["ebbtide.dev/hold", HOLD, DRAIN, ATTEMPTS, NON_IDEMPOTENT, JOIN_CHECK]);
-        assert!(warnings.iter().all(|warning| warning.contains(", expected ")), "{warnings:?}");
+        let named: Vec<&str> = warnings
+            .iter()
+            .filter_map(|w| w.split(": ").next())
+            .collect();
+        assert_eq!(
+            named,
+            [
+                "ebbtide.dev/hold",
+                HOLD,
+                DRAIN,
+                ATTEMPTS,
+                NON_IDEMPOTENT,
+                JOIN_CHECK
+            ]
+        );
+        assert!(
+            warnings
+                .iter()
+                .all(|warning| warning.contains(", expected ")),
+            "{warnings:?}"
+        );
     }
 }

@@ -57,7 +57,11 @@ pub struct Kubernetes {
 
 impl Default for Kubernetes {
     fn default() -> Self {
-        Self { namespaces: Vec::new(), kubeconfig: None, silence: Duration::from_secs(75) }
+        Self {
+            namespaces: Vec::new(),
+            kubeconfig: None,
+            silence: Duration::from_secs(75),
+        }
     }
 }
 
@@ -156,12 +160,23 @@ impl Default for Timeouts {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 20_000, head_size: 16 << 10, headers: 100, replay_body: 64 << 10, held: 1024 }
+        Self {
+            connections: 20_000,
+            head_size: 16 << 10,
+            headers: 100,
+            replay_body: 64 << 10,
+            held: 1024,
+        }
     }
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 3, budget_percent: 20, budget_floor: 10, non_idempotent: NonIdempotent::Never }
+        Self {
+            attempts: 3,
+            budget_percent: 20,
+            budget_floor: 10,
+            non_idempotent: NonIdempotent::Never,
+        }
     }
 }

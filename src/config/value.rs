@@ -19,11 +19,19 @@ pub const ATTEMPTS: RangeInclusive<u64> = 1..=10;
 
 /// `250ms`, `10s`, `5m`.
 pub fn duration(text: &str, within: RangeInclusive<Duration>) -> Result<Duration, String> {
-    let span =
-        format!("{} to {}", humantime::format_duration(*within.start()), humantime::format_duration(*within.end()));
-    let duration = humantime::parse_duration(text)
-        .map_err(|_| format!("{text:?} is no duration, expected one from {span} such as 250ms, 10s or 5m"))?;
-    if within.contains(&duration) { Ok(duration) } else { Err(format!("{text:?} is out of range, expected {span}")) }
+    let span = format!(
+        "{} to {}",
+        humantime::format_duration(*within.start()),
+        humantime::format_duration(*within.end())
+    );
+    let duration = humantime::parse_duration(text).map_err(|_| {
+        format!("{text:?} is no duration, expected one from {span} such as 250ms, 10s or 5m")
+    })?;
+    if within.contains(&duration) {
+        Ok(duration)
+    } else {
+        Err(format!("{text:?} is out of range, expected {span}"))
+    }
 }
 
 /// Bytes: `16KiB`, `1MiB`, or a plain number.
@@ -36,11 +44,17 @@ pub fn size(text: &str, within: RangeInclusive<usize>) -> Result<usize, String> 
         _ => None,
     };
     let (Ok(number), Some(unit)) = (digits.parse::<usize>(), unit) else {
-        return Err(format!("{text:?} is no size, expected one such as 16KiB, 1MiB or plain bytes"));
+        return Err(format!(
+            "{text:?} is no size, expected one such as 16KiB, 1MiB or plain bytes"
+        ));
     };
     match number.checked_mul(unit) {
         Some(bytes) if within.contains(&bytes) => Ok(bytes),
-        _ => Err(format!("{text:?} is out of range, expected {} to {}", bytes(*within.start()), bytes(*within.end()))),
+        _ => Err(format!(
+            "{text:?} is out of range, expected {} to {}",
+            bytes(*within.start()),
+            bytes(*within.end())
+        )),
     }
 }
 
@@ -57,28 +71,40 @@ fn bytes(count: usize) -> String {
 pub fn whole<T: TryFrom<u64>>(number: u64, within: RangeInclusive<u64>) -> Result<T, String> {
     match T::try_from(number) {
         Ok(value) if within.contains(&number) => Ok(value),
-        _ => Err(format!("{number} is out of range, expected {} to {}", within.start(), within.end())),
+        _ => Err(format!(
+            "{number} is out of range, expected {} to {}",
+            within.start(),
+            within.end()
+        )),
     }
 }
 
 /// `IP:port` or `[IPv6]:port`. Names are not resolved: a listener must not depend on DNS.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{text:?} is no address, expected IP:PORT such as 127.0.0.1:8080 or '[::]:8080'"))
+    text.parse().map_err(|_| {
+        format!("{text:?} is no address, expected IP:PORT such as 127.0.0.1:8080 or '[::]:8080'")
+    })
 }
 
 /// `namespace/name` of a Service; both are DNS labels
 /// (<https://kubernetes.io/docs/concepts/overview/working-with-objects/names/>).
 pub fn service(text: &str) -> Result<ObjectName, String> {
     match text.split_once('/') {
-        Some((namespace, name)) if label(namespace) && label(name) => Ok(ObjectName::new(namespace, name)),
-        _ => Err(format!("{text:?} names no Service, expected namespace/name such as web/nginx-svc")),
+        Some((namespace, name)) if label(namespace) && label(name) => {
+            Ok(ObjectName::new(namespace, name))
+        }
+        _ => Err(format!(
+            "{text:?} names no Service, expected namespace/name such as web/nginx-svc"
+        )),
     }
 }
 
 /// At most 63 of `a-z`, `0-9` and `-`, with no `-` at either end.
 pub fn label(text: &str) -> bool {
     (1..=63).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
 }
@@ -86,7 +112,10 @@ pub fn label(text: &str) -> bool {
 /// An I/O error without Rust's `(os error 2)`.
 pub fn plain(error: &std::io::Error) -> String {
     let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+    text.split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -98,27 +127,66 @@ mod tests {
         assert_eq!(duration("250ms", HOLD), Ok(Duration::from_millis(250)));
         assert_eq!(duration("5m", HOLD), Ok(Duration::from_secs(300)));
         assert_eq!(duration("0s", HOLD), Ok(Duration::ZERO));
-        for bad in ["", "10", "s", "-1s", "11m", "none", "1e9s", "99999999999999999999h"] {
-            assert!(duration(bad, HOLD).unwrap_err().contains(", expected"), "{bad}");
+        for bad in [
+            "",
+            "10",
+            "s",
+            "-1s",
+            "11m",
+            "none",
+            "1e9s",
+            "99999999999999999999h",
+        ] {
+            assert!(
+                duration(bad, HOLD).unwrap_err().contains(", expected"),
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn sizes() {
         let any = 0..=usize::MAX;
-        for (text, expected) in [("0", 0), ("16384", 16384), ("16KiB", 16384), ("1 MiB", 1 << 20), ("7B", 7)] {
+        for (text, expected) in [
+            ("0", 0),
+            ("16384", 16384),
+            ("16KiB", 16384),
+            ("1 MiB", 1 << 20),
+            ("7B", 7),
+        ] {
             assert_eq!(size(text, any.clone()), Ok(expected), "{text}");
         }
-        for bad in ["", "KiB", "16kb", "16Kib", "-1", "1.5MiB", "18446744073709551615KiB", "16KiBé", "é"] {
-            assert!(size(bad, any.clone()).unwrap_err().contains(", expected"), "{bad}");
+        for bad in [
+            "",
+            "KiB",
+            "16kb",
+            "16Kib",
+            "-1",
+            "1.5MiB",
+            "18446744073709551615KiB",
+            "16KiBé",
+            "é",
+        ] {
+            assert!(
+                size(bad, any.clone()).unwrap_err().contains(", expected"),
+                "{bad}"
+            );
         }
-        assert_eq!(size("2MiB", 1024..=1 << 20), Err("\"2MiB\" is out of range, expected 1KiB to 1MiB".to_owned()));
+        assert_eq!(
+            size("2MiB", 1024..=1 << 20),
+            Err("\"2MiB\" is out of range, expected 1KiB to 1MiB".to_owned())
+        );
     }
 
     #[test]
     fn names() {
-        assert_eq!(service("web/nginx-svc"), Ok(ObjectName::new("web", "nginx-svc")));
-        for bad in ["", "web", "/", "web/", "/a", "a/b/c", "Web/a", "a/-b", "a/b_c"] {
+        assert_eq!(
+            service("web/nginx-svc"),
+            Ok(ObjectName::new("web", "nginx-svc"))
+        );
+        for bad in [
+            "", "web", "/", "web/", "/a", "a/b/c", "Web/a", "a/-b", "a/b_c",
+        ] {
             assert!(service(bad).is_err(), "{bad}");
         }
     }

@@ -54,8 +54,14 @@ impl ServiceMetrics {
 
     /// Requests and connections that had to wait until now, those that still do included.
     pub fn held_so_far(&self) -> u64 {
-        let ended = [&self.held_released, &self.held_expired, &self.held_refused, &self.held_left];
-        ended.iter().map(|counter| counter.get()).sum::<u64>() + self.held_now.get().max(0).cast_unsigned()
+        let ended = [
+            &self.held_released,
+            &self.held_expired,
+            &self.held_refused,
+            &self.held_left,
+        ];
+        ended.iter().map(|counter| counter.get()).sum::<u64>()
+            + self.held_now.get().max(0).cast_unsigned()
     }
 
     pub fn answered(&self, status: u16) {

@@ -158,7 +158,11 @@ impl Endpoint {
 
     pub fn conditions(&self) -> Conditions {
         let bits = self.conditions.load(Ordering::Relaxed);
-        Conditions { ready: bits & 1 != 0, serving: bits & 2 != 0, terminating: bits & 4 != 0 }
+        Conditions {
+            ready: bits & 1 != 0,
+            serving: bits & 2 != 0,
+            terminating: bits & 4 != 0,
+        }
     }
 
     pub fn set_conditions(&self, c: Conditions) {
@@ -201,14 +205,20 @@ impl Endpoint {
 
     /// Whether it was let in so recently, and so much later than the other, that its low load says nothing yet.
     pub fn is_newcomer_to(&self, other: &Self, now_ms: u32) -> bool {
-        let (mine, others) = (self.let_in.load(Ordering::Relaxed), other.let_in.load(Ordering::Relaxed));
-        now_ms.wrapping_sub(mine) < WARM_UP_MS && (LATER_MS..u32::MAX / 2).contains(&mine.wrapping_sub(others))
+        let (mine, others) = (
+            self.let_in.load(Ordering::Relaxed),
+            other.let_in.load(Ordering::Relaxed),
+        );
+        now_ms.wrapping_sub(mine) < WARM_UP_MS
+            && (LATER_MS..u32::MAX / 2).contains(&mine.wrapping_sub(others))
     }
 
     /// A request lost here goes to another endpoint.
     pub fn count_replay(&self, now: Instant) {
         self.tally.replayed.fetch_add(1, Ordering::Relaxed);
-        self.tally.last_replay_ms.store(millis(now), Ordering::Relaxed);
+        self.tally
+            .last_replay_ms
+            .store(millis(now), Ordering::Relaxed);
     }
 
     /// Whether one was within the last second.
@@ -218,7 +228,9 @@ impl Endpoint {
 
     /// Remembers when something was last dispatched here, for the deletion lag.
     pub fn note_dispatch(&self, now_ms: u32) {
-        self.tally.last_dispatch_ms.store(u64::from(now_ms) + 1, Ordering::Relaxed);
+        self.tally
+            .last_dispatch_ms
+            .store(u64::from(now_ms) + 1, Ordering::Relaxed);
     }
 
     pub fn latency(&self) -> &Latency {
@@ -276,7 +288,16 @@ mod tests {
 
     fn endpoint() -> (Arc<Endpoint>, mpsc::UnboundedReceiver<Notice>) {
         let (notices_in, notices) = mpsc::unbounded_channel();
-        (Endpoint::new(EndpointId(1), ([10, 0, 0, 1], 80).into(), None, None, notices_in), notices)
+        (
+            Endpoint::new(
+                EndpointId(1),
+                ([10, 0, 0, 1], 80).into(),
+                None,
+                None,
+                notices_in,
+            ),
+            notices,
+        )
     }
 
     #[test]
@@ -303,7 +324,10 @@ mod tests {
         let (endpoint, mut notices) = endpoint();
         endpoint.begin_drain();
         endpoint.set_out(false);
-        assert!(endpoint.enter().is_none(), "readiness does not undo a drain");
+        assert!(
+            endpoint.enter().is_none(),
+            "readiness does not undo a drain"
+        );
         assert!(matches!(notices.try_recv(), Ok(Notice::Drained(_))));
     }
 
@@ -325,7 +349,11 @@ mod tests {
     fn conditions_are_kept_apart() {
         let (endpoint, _notices) = endpoint();
         for bits in 0..8 {
-            let conditions = Conditions { ready: bits & 1 != 0, serving: bits & 2 != 0, terminating: bits & 4 != 0 };
+            let conditions = Conditions {
+                ready: bits & 1 != 0,
+                serving: bits & 2 != 0,
+                terminating: bits & 4 != 0,
+            };
             endpoint.set_conditions(conditions);
             assert_eq!(endpoint.conditions(), conditions);
         }

@@ -22,7 +22,9 @@ impl Hold {
     /// A place, or `None` when all are taken.
     pub fn enter(self: &Arc<Self>, places: usize) -> Option<Place> {
         self.waiting
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < places).then_some(n + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| {
+                (n < places).then_some(n + 1)
+            })
             .is_ok()
             .then(|| Place(self.clone()))
     }
@@ -40,7 +42,9 @@ impl Hold {
         let clamp = |next: u64| next.clamp(now_us, furthest);
         let turn = self
             .next
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |next| Some(clamp(next) + step))
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |next| {
+                Some(clamp(next) + step)
+            })
             .map_or(now_us, clamp);
         now + Duration::from_micros(turn - now_us)
     }

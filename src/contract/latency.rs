@@ -26,7 +26,8 @@ impl Latency {
             Some(old) => (old * 7 + sample) / 8,
             None => sample,
         };
-        self.0.store(average.max(1) << 32 | u64::from(now_ms), Ordering::Relaxed);
+        self.0
+            .store(average.max(1) << 32 | u64::from(now_ms), Ordering::Relaxed);
     }
 }
 
@@ -48,7 +49,14 @@ mod tests {
         assert_eq!(latency.micros(2 + FADE_MS), Some(4_500));
         assert_eq!(latency.micros(2 + 40 * FADE_MS), Some(0));
         latency.record(Duration::MAX, 3);
-        assert!(latency.micros(3) > Some(500_000_000), "an endless sample is bounded, not wrapped");
-        assert_eq!(latency.micros(1), latency.micros(3), "a clock read before the sample was taken");
+        assert!(
+            latency.micros(3) > Some(500_000_000),
+            "an endless sample is bounded, not wrapped"
+        );
+        assert_eq!(
+            latency.micros(1),
+            latency.micros(3),
+            "a clock read before the sample was taken"
+        );
     }
 }

@@ -41,7 +41,10 @@ impl Word {
             if word & (DRAINING | OUT) != 0 {
                 return false;
             }
-            match self.0.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire) {
+            match self
+                .0
+                .compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire)
+            {
                 Ok(_) => return true,
                 Err(now) => word = now,
             }
@@ -51,13 +54,21 @@ impl Word {
     /// Gives a lease back.
     pub fn leave(&self) -> Drained {
         let before = self.0.fetch_sub(1, Ordering::AcqRel);
-        if before & DRAINING != 0 && before & COUNT == 1 { Drained::Report } else { Drained::No }
+        if before & DRAINING != 0 && before & COUNT == 1 {
+            Drained::Report
+        } else {
+            Drained::No
+        }
     }
 
     /// Ends dispatch for good. Idempotent: only the first call may answer [`Drained::Report`].
     pub fn begin_drain(&self) -> Drained {
         let before = self.0.fetch_or(DRAINING, Ordering::AcqRel);
-        if before & DRAINING == 0 && before & COUNT == 0 { Drained::Report } else { Drained::No }
+        if before & DRAINING == 0 && before & COUNT == 0 {
+            Drained::Report
+        } else {
+            Drained::No
+        }
     }
 
     /// Takes the endpoint out of rotation or lets it back in. Without effect on one that drains.

@@ -21,7 +21,9 @@ type Chunk = ArrayVec<Arc<Endpoint>, CHUNK>;
 
 impl Roster {
     pub fn len(&self) -> usize {
-        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+        self.chunks
+            .last()
+            .map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -35,9 +37,14 @@ impl Roster {
     /// From this place on, and then from the beginning to it.
     pub fn iter_from(&self, start: usize) -> impl Iterator<Item = &Arc<Endpoint>> + Clone {
         let (before, after) = self.chunks.split_at((start / CHUNK).min(self.chunks.len()));
-        let (first, rest) = (after.first().map_or(&[][..], |chunk| &chunk[..]), after.get(1..).unwrap_or_default());
+        let (first, rest) = (
+            after.first().map_or(&[][..], |chunk| &chunk[..]),
+            after.get(1..).unwrap_or_default(),
+        );
         let (head, tail) = first.split_at((start % CHUNK).min(first.len()));
-        tail.iter().chain(rest.iter().chain(before).flat_map(|chunk| chunk.iter())).chain(head)
+        tail.iter()
+            .chain(rest.iter().chain(before).flat_map(|chunk| chunk.iter()))
+            .chain(head)
     }
 
     /// By address, then age.
@@ -82,7 +89,9 @@ impl Index<usize> for Roster {
 impl FromIterator<Arc<Endpoint>> for Roster {
     fn from_iter<I: IntoIterator<Item = Arc<Endpoint>>>(endpoints: I) -> Self {
         let mut roster = Self::default();
-        endpoints.into_iter().for_each(|endpoint| _ = roster.push(endpoint));
+        endpoints
+            .into_iter()
+            .for_each(|endpoint| _ = roster.push(endpoint));
         roster
     }
 }
@@ -98,7 +107,13 @@ mod tests {
     use tokio::sync::mpsc;
 
     fn endpoint(n: u64) -> Arc<Endpoint> {
-        Endpoint::new(EndpointId(n), ([10, 0, 0, 1], 80).into(), None, None, mpsc::unbounded_channel().0)
+        Endpoint::new(
+            EndpointId(n),
+            ([10, 0, 0, 1], 80).into(),
+            None,
+            None,
+            mpsc::unbounded_channel().0,
+        )
     }
 
     fn ids<'a>(endpoints: impl IntoIterator<Item = &'a Arc<Endpoint>>) -> Vec<u64> {

@@ -43,28 +43,42 @@ pub struct Port {
 impl Snapshot {
     /// TCP connections and exchanges on all endpoints; the other client connections are idle, or held.
     pub fn in_flight(&self) -> u64 {
-        self.ports.values().flat_map(|port| port.all.iter()).map(|endpoint| endpoint.leases()).sum()
+        self.ports
+            .values()
+            .flat_map(|port| port.all.iter())
+            .map(|endpoint| endpoint.leases())
+            .sum()
     }
 
     /// Resolves a listener's port reference.
     pub fn port(&self, service: &ObjectName, port: &PortRef) -> Option<&Arc<Port>> {
         match port {
-            PortRef::Number(port) => self.ports.get(&PortKey { service: service.clone(), port: *port }),
-            PortRef::Name(name) => {
-                self.ports.values().find(|p| p.key.service == *service && p.name.as_deref() == Some(name))
-            }
+            PortRef::Number(port) => self.ports.get(&PortKey {
+                service: service.clone(),
+                port: *port,
+            }),
+            PortRef::Name(name) => self
+                .ports
+                .values()
+                .find(|p| p.key.service == *service && p.name.as_deref() == Some(name)),
         }
     }
 
     /// How many pods of a Service were let into rotation since this moment (in milliseconds, see
     /// [`crate::contract::clock::millis`]); `None` while none is usable. Where there is no such Service (any more), none has come.
     pub fn pods_come(&self, service: &ObjectName, since_ms: u32) -> Option<u32> {
-        let mut ports = self.ports.values().filter(|port| port.key.service == *service).peekable();
+        let mut ports = self
+            .ports
+            .values()
+            .filter(|port| port.key.service == *service)
+            .peekable();
         if ports.peek().is_none() {
             return Some(0);
         }
         let usable: Vec<&Arc<Endpoint>> = ports.flat_map(|port| port.usable.iter()).collect();
-        let come = usable.iter().filter(|endpoint| endpoint.joined().0 >= since_ms);
+        let come = usable
+            .iter()
+            .filter(|endpoint| endpoint.joined().0 >= since_ms);
         // A pod is an endpoint of every port.
         let pods: HashSet<_> = come.map(|e| (e.pod.as_ref(), e.address.ip())).collect();
         (!usable.is_empty()).then_some(u32::try_from(pods.len()).unwrap_or(u32::MAX))

@@ -58,7 +58,11 @@ pub struct Control {
 impl Control {
     /// The namespaces of the Services that listeners name.
     pub fn named_namespaces(config: &Config) -> BTreeSet<String> {
-        config.listeners.iter().map(|listener| listener.service.namespace.clone()).collect()
+        config
+            .listeners
+            .iter()
+            .map(|listener| listener.service.namespace.clone())
+            .collect()
     }
 
     /// Runs until a shutdown is complete. To be driven on a `LocalRuntime`.
@@ -75,7 +79,13 @@ impl Control {
             let next_phase = phase.next_look();
             let hand_back = self.table.next_hand_back();
             let rollouts = self.drains.rollouts_due();
-            let times = [next_deadline, next_phase, self.listeners.next_retry(), rollouts, hand_back];
+            let times = [
+                next_deadline,
+                next_phase,
+                self.listeners.next_retry(),
+                rollouts,
+                hand_back,
+            ];
             let wake = times.into_iter().flatten().min();
             let alarm = async {
                 match wake {
@@ -145,7 +155,14 @@ impl Control {
             self.bind(now);
             self.end_rollouts(now);
             let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
-            if !phase.advance(now, grace, &self.shared, &mut self.listeners, &self.health, &snapshot) {
+            if !phase.advance(
+                now,
+                grace,
+                &self.shared,
+                &mut self.listeners,
+                &self.health,
+                &snapshot,
+            ) {
                 return;
             }
         }
@@ -187,11 +204,20 @@ impl Control {
                     self.shared.tell_all(|| Mail::Drained(leaving.clone()));
                 }
                 Notice::Left(endpoint) => {
-                    let asked = endpoint.pod.as_ref().and_then(|pod| self.world.deletion_asked(&pod.uid));
+                    let asked = endpoint
+                        .pod
+                        .as_ref()
+                        .and_then(|pod| self.world.deletion_asked(&pod.uid));
                     if let Some((record, took)) = self.drains.end(endpoint.id, asked) {
                         record.log(took);
-                        let forced = record.ended.is_some_and(|(_, outcome)| outcome == Outcome::Forced);
-                        let reason = if forced { Reason::DrainForced } else { Reason::Drained };
+                        let forced = record
+                            .ended
+                            .is_some_and(|(_, outcome)| outcome == Outcome::Forced);
+                        let reason = if forced {
+                            Reason::DrainForced
+                        } else {
+                            Reason::Drained
+                        };
                         self.tell(&record.service.service, reason, record.words(took));
                     }
                     left.push(endpoint);
@@ -201,7 +227,9 @@ impl Control {
                     ejected.push(endpoint.id);
                     let hold = self.table.hold(endpoint.id).cloned();
                     let connect = self.config.timeouts.connect;
-                    tokio::task::spawn_local(probes.clone().until_readmitted(endpoint, hold, connect));
+                    tokio::task::spawn_local(
+                        probes.clone().until_readmitted(endpoint, hold, connect),
+                    );
                 }
             }
             next = self.notices.try_recv().ok();
@@ -213,7 +241,8 @@ impl Control {
             return Chores::default();
         }
         // Without them, who is terminating may be the last resort, whose drain then waits.
-        self.table.answering_changed(&self.world, &ejected, Instant::now())
+        self.table
+            .answering_changed(&self.world, &ejected, Instant::now())
     }
 
     fn attend(
@@ -223,7 +252,11 @@ impl Control {
         deadlines: &mut BTreeMap<(Instant, EndpointId), Arc<Endpoint>>,
     ) {
         for endpoint in chores.join {
-            tokio::task::spawn_local(probes.clone().until_joined(endpoint, self.config.timeouts.connect));
+            tokio::task::spawn_local(
+                probes
+                    .clone()
+                    .until_joined(endpoint, self.config.timeouts.connect),
+            );
         }
         for endpoint in chores.deadlines {
             if let Some(at) = endpoint.drain_deadline() {
@@ -250,7 +283,10 @@ impl Control {
             ("discovery", old.discovery != config.discovery),
             ("admin", old.admin != config.admin),
             ("workers", old.workers != config.workers),
-            ("limits.connections", old.limits.connections != config.limits.connections),
+            (
+                "limits.connections",
+                old.limits.connections != config.limits.connections,
+            ),
             ("accessLog", old.access_log != config.access_log),
         ];
         for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
@@ -259,7 +295,10 @@ impl Control {
         self.named.send_replace(Self::named_namespaces(&config));
         self.table.set_config(config.clone());
         self.shared.tell_all(|| Mail::Config(config.clone()));
-        let touched = Touched { services: self.world.service_names().cloned().collect(), ..Touched::default() };
+        let touched = Touched {
+            services: self.world.service_names().cloned().collect(),
+            ..Touched::default()
+        };
         let chores = self.table.apply(&self.world, &touched, Instant::now());
         self.rebind();
         tracing::info!("configuration read anew");
@@ -288,17 +327,30 @@ impl Control {
             return;
         }
         let snapshot = self.snapshot.load_full();
-        let come = |service: &ObjectName, since: Instant| snapshot.pods_come(service, millis(since));
+        let come =
+            |service: &ObjectName, since: Instant| snapshot.pods_come(service, millis(since));
         for rollout in self.drains.close_rollouts(now, come) {
             rollout.log();
-            let reason = if rollout.failures == 0 { Reason::RolledOut } else { Reason::RolloutFailed };
+            let reason = if rollout.failures == 0 {
+                Reason::RolledOut
+            } else {
+                Reason::RolloutFailed
+            };
             self.tell(&rollout.service, reason, rollout.words());
         }
     }
 
     fn tell(&self, service: &ObjectName, reason: Reason, note: String) {
-        let uid = self.world.service(service).and_then(|service| service.uid.clone());
-        self.events.tell(Event { service: service.clone(), uid, reason, note });
+        let uid = self
+            .world
+            .service(service)
+            .and_then(|service| service.uid.clone());
+        self.events.tell(Event {
+            service: service.clone(),
+            uid,
+            reason,
+            note,
+        });
     }
 }
 

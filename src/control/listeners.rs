@@ -56,7 +56,11 @@ enum State {
 impl State {
     /// To be bound at once.
     fn new() -> Self {
-        Self::Failed { error: String::new(), retry_at: Instant::now(), pause: FIRST_PAUSE }
+        Self::Failed {
+            error: String::new(),
+            retry_at: Instant::now(),
+            pause: FIRST_PAUSE,
+        }
     }
 }
 
@@ -66,13 +70,20 @@ impl Listeners {
         if self.closed {
             return;
         }
-        let mut wanted: BTreeMap<String, ListenerConfig> =
-            config.listeners.iter().map(|listener| (listener.name.clone(), listener.clone())).collect();
+        let mut wanted: BTreeMap<String, ListenerConfig> = config
+            .listeners
+            .iter()
+            .map(|listener| (listener.name.clone(), listener.clone()))
+            .collect();
         for port in snapshot.ports.values().filter(|port| port.claimed) {
-            let Some(node_port) = port.node_port else { continue };
+            let Some(node_port) = port.node_port else {
+                continue;
+            };
             // `::` is a default: where there is no IPv6, nothing is amiss.
             let addresses = config.node_port_addresses.iter();
-            for address in addresses.filter(|it| **it != Ipv6Addr::UNSPECIFIED || socket::has_ipv6()) {
+            for address in
+                addresses.filter(|it| **it != Ipv6Addr::UNSPECIFIED || socket::has_ipv6())
+            {
                 let name = format!("{}:{}@{address}", port.key.service, port.key.port);
                 let listener = ListenerConfig {
                     name: name.clone(),
@@ -94,16 +105,30 @@ impl Listeners {
             .collect();
         for name in unwanted {
             self.dirty = true;
-            if let Some(Wanted { state: State::Bound(spec), .. }) = self.wanted.remove(&name) {
+            if let Some(Wanted {
+                state: State::Bound(spec),
+                ..
+            }) = self.wanted.remove(&name)
+            {
                 self.unwanted.push(spec);
             }
         }
         let owners = owners(&wanted);
         for (name, config) in wanted {
-            let owner = owners.get(&config.address).filter(|owner| **owner != name).cloned();
+            let owner = owners
+                .get(&config.address)
+                .filter(|owner| **owner != name)
+                .cloned();
             let port = snapshot.port(&config.service, &config.port);
-            let protocol = config.protocol.or(port.map(|port| port.protocol)).unwrap_or(Protocol::Auto);
-            let entry = self.wanted.entry(name).or_insert_with(|| Wanted { config, protocol, state: State::new() });
+            let protocol = config
+                .protocol
+                .or(port.map(|port| port.protocol))
+                .unwrap_or(Protocol::Auto);
+            let entry = self.wanted.entry(name).or_insert_with(|| Wanted {
+                config,
+                protocol,
+                state: State::new(),
+            });
             self.dirty |= entry.protocol != protocol;
             entry.protocol = protocol;
             // SO_REUSEPORT would let both bind, and split the clients between two Services.
@@ -121,7 +146,12 @@ impl Listeners {
     }
 
     /// Closes what is to be closed and binds what is due. Answers what newly cannot be bound, with its Service.
-    pub fn retry(&mut self, now: Instant, shared: &Shared, health: &Health) -> Vec<(ObjectName, String)> {
+    pub fn retry(
+        &mut self,
+        now: Instant,
+        shared: &Shared,
+        health: &Health,
+    ) -> Vec<(ObjectName, String)> {
         let mut failures = std::mem::take(&mut self.refused);
         for spec in self.unwanted.drain(..) {
             shared.tell_all(|| Mail::Unlisten(spec.id));
@@ -129,7 +159,14 @@ impl Listeners {
         }
         self.closing.retain(|spec| Arc::strong_count(spec) > 1);
         for (name, wanted) in &mut self.wanted {
-            let State::Failed { error: last, retry_at, pause } = &wanted.state else { continue };
+            let State::Failed {
+                error: last,
+                retry_at,
+                pause,
+            } = &wanted.state
+            else {
+                continue;
+            };
             if *retry_at > now {
                 continue;
             }
@@ -149,12 +186,20 @@ impl Listeners {
                         let failure = format!("{address} cannot be bound, trying again: {error}");
                         failures.push((wanted.config.service.clone(), failure));
                     }
-                    State::Failed { error, retry_at: now + *pause, pause: (*pause * 2).min(LONGEST_PAUSE) }
+                    State::Failed {
+                        error,
+                        retry_at: now + *pause,
+                        pause: (*pause * 2).min(LONGEST_PAUSE),
+                    }
                 }
             };
         }
         if std::mem::take(&mut self.dirty) {
-            let listeners = self.wanted.iter().map(|(name, wanted)| wanted.state(name)).collect();
+            let listeners = self
+                .wanted
+                .iter()
+                .map(|(name, wanted)| wanted.state(name))
+                .collect();
             health.update(|h| {
                 h.listeners = listeners;
                 h.ports_tried = true;
@@ -195,7 +240,10 @@ impl Listeners {
 
 impl Wanted {
     fn refuse(&mut self, owner: &str) -> (ObjectName, String) {
-        let (address, error) = (self.config.address, format!("listener {owner} has this address"));
+        let (address, error) = (
+            self.config.address,
+            format!("listener {owner} has this address"),
+        );
         tracing::error!(listener = self.config.name, %address, error, "cannot listen");
         let failure = format!("{address} cannot be bound: {error}");
         self.state = State::Refused { error };
@@ -205,7 +253,9 @@ impl Wanted {
     fn state(&self, name: &str) -> ListenerState {
         let (address, error) = match &self.state {
             State::Bound(spec) => (spec.address, None),
-            State::Failed { error, .. } | State::Refused { error } => (self.config.address, Some(error.clone())),
+            State::Failed { error, .. } | State::Refused { error } => {
+                (self.config.address, Some(error.clone()))
+            }
         };
         ListenerState {
             name: name.to_owned(),
@@ -223,8 +273,13 @@ fn owners(wanted: &BTreeMap<String, ListenerConfig>) -> BTreeMap<SocketAddr, Str
     let mut owners = BTreeMap::new();
     let derived = |listener: &ListenerConfig| listener.name.contains('@');
     for explicit in [true, false] {
-        for (name, listener) in wanted.iter().filter(|(_, l)| derived(l) != explicit && l.address.port() != 0) {
-            owners.entry(listener.address).or_insert_with(|| name.clone());
+        for (name, listener) in wanted
+            .iter()
+            .filter(|(_, l)| derived(l) != explicit && l.address.port() != 0)
+        {
+            owners
+                .entry(listener.address)
+                .or_insert_with(|| name.clone());
         }
     }
     owners

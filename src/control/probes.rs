@@ -25,14 +25,19 @@ pub(super) struct Probes {
 
 impl Probes {
     pub(super) fn new(report: mpsc::UnboundedSender<Probed>) -> Self {
-        Self { report, slots: Semaphore::new(PROBES) }
+        Self {
+            report,
+            slots: Semaphore::new(PROBES),
+        }
     }
 
     /// Tries every 100 ms until the endpoint accepts a connection, or is not to get any.
     pub(super) async fn until_joined(self: Rc<Self>, endpoint: Arc<Endpoint>, timeout: Duration) {
         loop {
             let conditions = endpoint.conditions();
-            if endpoint.is_draining() || !(conditions.ready || conditions.serving && conditions.terminating) {
+            if endpoint.is_draining()
+                || !(conditions.ready || conditions.serving && conditions.terminating)
+            {
                 let _ = self.report.send(Probed::Join(endpoint.id, false));
                 return;
             }
@@ -75,7 +80,9 @@ impl Probes {
     }
 
     async fn connects(&self, endpoint: &Endpoint, timeout: Duration) -> bool {
-        let Ok(_slot) = self.slots.acquire().await else { return false };
+        let Ok(_slot) = self.slots.acquire().await else {
+            return false;
+        };
         match tokio::time::timeout(timeout, TcpStream::connect(endpoint.address)).await {
             Ok(Ok(_)) => true,
             Ok(Err(error)) => {

@@ -23,7 +23,9 @@ impl Phase {
         match self {
             Self::Running => None,
             Self::LameDuck(until) => Some(*until),
-            Self::Draining(until) | Self::Cutting(until) => Some((*until).min(Instant::now() + LOOK)),
+            Self::Draining(until) | Self::Cutting(until) => {
+                Some((*until).min(Instant::now() + LOOK))
+            }
         }
     }
 
@@ -49,7 +51,11 @@ impl Phase {
             }
             Self::Draining(until) if now >= until => {
                 let (connections, in_flight) = (shared.connections(), snapshot.in_flight());
-                tracing::warn!(connections, in_flight, "shutdown grace is over; cutting what is left");
+                tracing::warn!(
+                    connections,
+                    in_flight,
+                    "shutdown grace is over; cutting what is left"
+                );
                 shared.tell_all(|| Mail::Cut);
                 *self = Self::Cutting(now + CUT_TIME);
             }

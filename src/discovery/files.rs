@@ -42,8 +42,19 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
         Err(error) => folder.lost(&error),
     }
     folder.refresh();
-    let objects = folder.table.values().map(|object| Object::clone(object)).collect();
-    (objects, folder.problems.into_iter().map(|(_, problem)| problem).collect())
+    let objects = folder
+        .table
+        .values()
+        .map(|object| Object::clone(object))
+        .collect();
+    (
+        objects,
+        folder
+            .problems
+            .into_iter()
+            .map(|(_, problem)| problem)
+            .collect(),
+    )
 }
 
 /// Sends the folder's objects, then [`Message::Synced`], then every change, until `out` is closed. `errors` counts by
@@ -53,7 +64,10 @@ pub async fn watch(path: PathBuf, out: mpsc::Sender<Message>, errors: impl Fn(&'
     let mut folder = Folder::new(&path);
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut watcher = Watcher::new(&folder.path, events);
-    let mut pending = Pending { folder: true, ..Pending::default() };
+    let mut pending = Pending {
+        folder: true,
+        ..Pending::default()
+    };
     let mut poll = interval_at(tokio::time::Instant::now() + POLL, POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -103,11 +117,19 @@ async fn pass(
         pending.removals.clear();
         return Ok(());
     }
-    let names: Vec<OsString> = std::mem::take(&mut pending.ready).into_iter().chain(gone.iter().cloned()).collect();
+    let names: Vec<OsString> = std::mem::take(&mut pending.ready)
+        .into_iter()
+        .chain(gone.iter().cloned())
+        .collect();
     let listed_at = (relist || !folder.synced).then(SystemTime::now);
-    let work: Vec<_> = names.into_iter().map(|name| (folder.path.join(&name), folder.good(&name), name)).collect();
+    let work: Vec<_> = names
+        .into_iter()
+        .map(|name| (folder.path.join(&name), folder.good(&name), name))
+        .collect();
     let reading = tokio::task::spawn_blocking(move || {
-        work.into_iter().map(|(path, old, name)| (name, load(&path, &old, listed_at))).collect::<Vec<_>>()
+        work.into_iter()
+            .map(|(path, old, name)| (name, load(&path, &old, listed_at)))
+            .collect::<Vec<_>>()
     });
     let loaded = reading.await.unwrap_or_else(|error| {
         tracing::error!(%error, "reading the manifests failed");
@@ -119,11 +141,16 @@ async fn pass(
     while let Ok(event) = inbox.try_recv() {
         folder.on_event(event, pending);
     }
-    let again = |pending: &Pending, name: &OsString| pending.writing.contains(name) || pending.ready.contains(name);
+    let again = |pending: &Pending, name: &OsString| {
+        pending.writing.contains(name) || pending.ready.contains(name)
+    };
     if pending.swapped || swapped && loaded.iter().any(|(name, _)| again(pending, name)) {
         // A ConfigMap is being swapped under us, and what was read may be some of the old and some of the new.
         pending.swapped = true;
-        let names = loaded.into_iter().map(|(name, _)| name).filter(|name| !pending.writing.contains(name));
+        let names = loaded
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| !pending.writing.contains(name));
         pending.ready.extend(names.collect::<Vec<_>>());
         return Ok(());
     }
@@ -133,7 +160,9 @@ async fn pass(
             Loaded::Changing(_) => pending.reads_again(name),
             // Its writer's events follow; if it stays empty, the poll finds it.
             Loaded::Bad(Some(stamp), _) if stamp.is_freshly_empty() => {}
-            Loaded::Gone if !swapped && !gone.contains(&name) => pending.removes(name, Instant::now()),
+            Loaded::Gone if !swapped && !gone.contains(&name) => {
+                pending.removes(name, Instant::now())
+            }
             loaded => folder.take(name, loaded),
         }
     }
@@ -150,7 +179,11 @@ async fn publish(
     let before = (std::mem::take(&mut folder.table), folder.problems.clone());
     folder.refresh();
     if folder.lost.is_none() && !folder.synced {
-        out.send(Message::Changes { received, changes: whole(&folder.table) }).await?;
+        out.send(Message::Changes {
+            received,
+            changes: whole(&folder.table),
+        })
+        .await?;
         out.send(Message::Synced).await?;
         folder.synced = true;
     } else {
@@ -161,14 +194,30 @@ async fn publish(
     }
     if folder.problems != before.1 {
         for (kind, problem) in folder.problems.iter().filter(|p| !before.1.contains(p)) {
-            tracing::warn!(subject = problem.subject, error = problem.error, "manifests");
+            tracing::warn!(
+                subject = problem.subject,
+                error = problem.error,
+                "manifests"
+            );
             errors(kind);
         }
-        let is_well = |old: &Problem| folder.problems.iter().all(|(_, new)| new.subject != old.subject);
+        let is_well = |old: &Problem| {
+            folder
+                .problems
+                .iter()
+                .all(|(_, new)| new.subject != old.subject)
+        };
         for (_, problem) in before.1.iter().filter(|(_, old)| is_well(old)) {
             tracing::info!(subject = problem.subject, "manifests in order again");
         }
-        out.send(Message::Problems(folder.problems.iter().map(|(_, problem)| problem.clone()).collect())).await?;
+        out.send(Message::Problems(
+            folder
+                .problems
+                .iter()
+                .map(|(_, problem)| problem.clone())
+                .collect(),
+        ))
+        .await?;
     }
     Ok(())
 }
@@ -178,19 +227,39 @@ async fn publish(
 const ORDER: [Kind; 3] = [Kind::Pod, Kind::Service, Kind::EndpointSlice];
 
 fn whole(table: &Table) -> Vec<Change> {
-    let of = |kind| table.values().filter(|o| o.kind() == kind).map(|object| Object::clone(object)).collect();
-    ORDER.map(|kind| Change::Replace { kind, namespace: None, objects: of(kind) }).into()
+    let of = |kind| {
+        table
+            .values()
+            .filter(|o| o.kind() == kind)
+            .map(|object| Object::clone(object))
+            .collect()
+    };
+    ORDER
+        .map(|kind| Change::Replace {
+            kind,
+            namespace: None,
+            objects: of(kind),
+        })
+        .into()
 }
 
 fn difference(before: &Table, after: &Table) -> Vec<Change> {
-    let differs = |key, new: &Arc<Object>| before.get(key).is_none_or(|old| !Arc::ptr_eq(old, new) && old != new);
+    let differs = |key, new: &Arc<Object>| {
+        before
+            .get(key)
+            .is_none_or(|old| !Arc::ptr_eq(old, new) && old != new)
+    };
     let mut changes = Vec::new();
     for kind in ORDER {
-        let new = after.iter().filter(|(key, object)| key.0 == kind && differs(*key, object));
+        let new = after
+            .iter()
+            .filter(|(key, object)| key.0 == kind && differs(*key, object));
         changes.extend(new.map(|(_, object)| Change::Apply(Object::clone(object))));
     }
     for kind in ORDER.into_iter().rev() {
-        let gone = before.keys().filter(|key| key.0 == kind && !after.contains_key(*key));
+        let gone = before
+            .keys()
+            .filter(|key| key.0 == kind && !after.contains_key(*key));
         changes.extend(gone.map(|(kind, name)| Change::Remove(*kind, name.clone())));
     }
     changes

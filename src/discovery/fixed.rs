@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::contract::name::ObjectName;
-use crate::discovery::object::{Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject};
+use crate::discovery::object::{
+    Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+};
 
 /// The changes that make one Service port out of fixed endpoints, as `ebbtide proxy --to` names them.
 pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<Change> {
@@ -43,5 +45,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
             }],
         }))
     });
-    std::iter::once(Change::Apply(Object::Service(object))).chain(slices).collect()
+    std::iter::once(Change::Apply(Object::Service(object)))
+        .chain(slices)
+        .collect()
 }

@@ -67,7 +67,9 @@ pub async fn run(
     }
     loop {
         let named: Vec<String> = wanted.named.borrow_and_update().iter().cloned().collect();
-        named.iter().for_each(|namespace| watches.take_up(namespace));
+        named
+            .iter()
+            .for_each(|namespace| watches.take_up(namespace));
         let messages = tokio::select! {
             () = out.closed() => return,
             Ok(()) = wanted.named.changed() => continue,
@@ -130,22 +132,32 @@ enum What {
 
 impl Watches {
     fn watch_services(&mut self, namespace: Option<&str>) {
-        self.add(Kind::Service, namespace, |it: &Service, _, _| manifest::service(it).map(Object::Service));
+        self.add(Kind::Service, namespace, |it: &Service, _, _| {
+            manifest::service(it).map(Object::Service)
+        });
     }
 
     /// Watches a namespace that a Service of ours is in, from now on: its connections go on when the Service is no
     /// longer ours, and with them the need to know what becomes of their pods.
     fn take_up(&mut self, namespace: &str) {
         let is_allowed = self.allowed.is_empty() || self.allowed.iter().any(|it| it == namespace);
-        if !is_allowed || self.states.contains_key(&Key::new(Kind::Pod, Some(namespace))) {
+        if !is_allowed
+            || self
+                .states
+                .contains_key(&Key::new(Kind::Pod, Some(namespace)))
+        {
             return;
         }
-        self.add(Kind::Pod, Some(namespace), |it: &PartialObjectMeta<Pod>, now, listed| {
-            pod(it, now, listed).map(Object::Pod)
-        });
-        self.add(Kind::EndpointSlice, Some(namespace), |it: &EndpointSlice, _, _| {
-            manifest::slice(it).map(Object::EndpointSlice)
-        });
+        self.add(
+            Kind::Pod,
+            Some(namespace),
+            |it: &PartialObjectMeta<Pod>, now, listed| pod(it, now, listed).map(Object::Pod),
+        );
+        self.add(
+            Kind::EndpointSlice,
+            Some(namespace),
+            |it: &EndpointSlice, _, _| manifest::slice(it).map(Object::EndpointSlice),
+        );
     }
 
     /// `read` gets the API server's time and whether the object comes from a list.
@@ -155,7 +167,11 @@ impl Watches {
         namespace: Option<&str>,
         read: impl Fn(&K, SystemTime, bool) -> Result<Object, Invalid> + Send + 'static,
     ) where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + Send
+            + 'static,
         K: serde::de::DeserializeOwned,
     {
         let api: Api<K> = objects(&self.client, namespace);
@@ -178,17 +194,28 @@ impl Watches {
                 Ok(Event::Delete(it)) => {
                     let metadata = it.meta();
                     let part = |text: &Option<String>| text.clone().unwrap_or_default();
-                    What::Deleted(ObjectName::new(part(&metadata.namespace), part(&metadata.name)))
+                    What::Deleted(ObjectName::new(
+                        part(&metadata.namespace),
+                        part(&metadata.name),
+                    ))
                 }
                 Err(error) => What::Failed(error),
             };
-            Told { key: key.clone(), what }
+            Told {
+                key: key.clone(),
+                what,
+            }
         });
         self.streams.get_mut().push(Box::pin(told));
     }
 
     /// What arrived together is one batch of changes.
-    fn take(&mut self, told: Vec<Told>, received: Instant, errors: &impl Fn(&'static str)) -> Vec<Message> {
+    fn take(
+        &mut self,
+        told: Vec<Told>,
+        received: Instant,
+        errors: &impl Fn(&'static str),
+    ) -> Vec<Message> {
         let mut changes = Vec::new();
         for Told { key, what } in told {
             self.take_one(key, what, &mut changes, errors);
@@ -197,7 +224,12 @@ impl Watches {
         if !changes.is_empty() {
             messages.push(Message::Changes { received, changes });
         }
-        if !self.synced && self.states.values().all(|state| state.listed && state.waiting.is_none()) {
+        if !self.synced
+            && self
+                .states
+                .values()
+                .all(|state| state.listed && state.waiting.is_none())
+        {
             self.synced = true;
             messages.push(Message::Synced);
         }
@@ -205,15 +237,27 @@ impl Watches {
         messages
     }
 
-    fn take_one(&mut self, key: Key, what: What, changes: &mut Vec<Change>, errors: &impl Fn(&'static str)) {
-        let Some(state) = self.states.get_mut(&key) else { return };
+    fn take_one(
+        &mut self,
+        key: Key,
+        what: What,
+        changes: &mut Vec<Change>,
+        errors: &impl Fn(&'static str),
+    ) {
+        let Some(state) = self.states.get_mut(&key) else {
+            return;
+        };
         let change = match what {
             What::Init => return state.listing.clear(),
             What::Listed(object) => return state.listing.extend(well_formed(object, &key, errors)),
             What::Done => {
                 state.listed = true;
                 let objects = std::mem::take(&mut state.listing);
-                Change::Replace { kind: key.kind, namespace: key.namespace.clone(), objects }
+                Change::Replace {
+                    kind: key.kind,
+                    namespace: key.namespace.clone(),
+                    objects,
+                }
             }
             What::Applied(object) => match well_formed(object, &key, errors) {
                 Some(object) => Change::Apply(object),
@@ -228,8 +272,14 @@ impl Watches {
             Kind::Service => changes.push(change),
             Kind::Pod => {
                 changes.push(change);
-                let slices = Key { kind: Kind::EndpointSlice, ..key };
-                let waiting = self.states.get_mut(&slices).and_then(|slices| slices.waiting.take());
+                let slices = Key {
+                    kind: Kind::EndpointSlice,
+                    ..key
+                };
+                let waiting = self
+                    .states
+                    .get_mut(&slices)
+                    .and_then(|slices| slices.waiting.take());
                 changes.extend(waiting.map(|objects| Change::Replace {
                     kind: slices.kind,
                     namespace: slices.namespace,
@@ -237,7 +287,10 @@ impl Watches {
                 }));
             }
             Kind::EndpointSlice => {
-                let pods = Key { kind: Kind::Pod, ..key.clone() };
+                let pods = Key {
+                    kind: Kind::Pod,
+                    ..key.clone()
+                };
                 let pods_listed = self.states.get(&pods).is_some_and(|pods| pods.listed);
                 match self.states.get_mut(&key) {
                     Some(state) if !pods_listed => state.keep_back(change),
@@ -249,7 +302,11 @@ impl Watches {
 
     /// The API server has answered a watch well: it is in order (again).
     fn answered(&mut self, path: &str) -> Option<Message> {
-        for (key, state) in self.states.iter_mut().filter(|(_, state)| state.path == path) {
+        for (key, state) in self
+            .states
+            .iter_mut()
+            .filter(|(_, state)| state.path == path)
+        {
             if let Some(problem) = state.failing.take() {
                 let after = problem.since.elapsed().unwrap_or_default();
                 tracing::info!(watch = %key.subject(), after_s = after.as_secs(), "the API server answers again");
@@ -259,7 +316,11 @@ impl Watches {
     }
 
     fn changed_problems(&mut self) -> Option<Message> {
-        let problems: Vec<Problem> = self.states.values().filter_map(|state| state.failing.clone()).collect();
+        let problems: Vec<Problem> = self
+            .states
+            .values()
+            .filter_map(|state| state.failing.clone())
+            .collect();
         (problems != self.problems).then(|| {
             self.problems.clone_from(&problems);
             Message::Problems(problems)
@@ -269,7 +330,10 @@ impl Watches {
 
 impl Key {
     fn new(kind: Kind, namespace: Option<&str>) -> Self {
-        Self { kind, namespace: namespace.map(str::to_owned) }
+        Self {
+            kind,
+            namespace: namespace.map(str::to_owned),
+        }
     }
 
     fn subject(&self) -> String {
@@ -288,7 +352,10 @@ impl State {
             Change::Apply(object) => _ = waiting.insert(object.name().clone(), object),
             Change::Remove(_, name) => _ = waiting.remove(&name),
             Change::Replace { objects, .. } => {
-                *waiting = objects.into_iter().map(|object| (object.name().clone(), object)).collect();
+                *waiting = objects
+                    .into_iter()
+                    .map(|object| (object.name().clone(), object))
+                    .collect();
             }
         }
     }
@@ -311,8 +378,15 @@ impl State {
         if self.failing.is_none() {
             tracing::warn!(watch = %key.subject(), error = text, "the API server does not answer; the last table stays in force");
         }
-        let since = self.failing.as_ref().map_or_else(SystemTime::now, |problem| problem.since);
-        self.failing = Some(Problem::new(&format!("the API server's {}", key.subject()), &text, since));
+        let since = self
+            .failing
+            .as_ref()
+            .map_or_else(SystemTime::now, |problem| problem.since);
+        self.failing = Some(Problem::new(
+            &format!("the API server's {}", key.subject()),
+            &text,
+            since,
+        ));
     }
 }
 
@@ -339,7 +413,9 @@ fn is_lost(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
         watcher::Error::WatchFailed(error) => unreadable(error),
-        watcher::Error::WatchStartFailed(_) | watcher::Error::InitialListFailed(_) => is_gone(error),
+        watcher::Error::WatchStartFailed(_) | watcher::Error::InitialListFailed(_) => {
+            is_gone(error)
+        }
     }
 }
 
@@ -356,17 +432,27 @@ fn is_gone(error: &watcher::Error) -> bool {
 fn cure(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 403 => {
-            format!("{}; grant list and watch as deploy/kustomize/base/rbac.yaml does", status.message)
+            format!(
+                "{}; grant list and watch as deploy/kustomize/base/rbac.yaml does",
+                status.message
+            )
         }
         kube::Error::Api(status) if status.code == 401 => {
-            format!("{}; the credentials of discovery.kubernetes are not accepted", status.message)
+            format!(
+                "{}; the credentials of discovery.kubernetes are not accepted",
+                status.message
+            )
         }
         other => chain(other),
     }
 }
 
 /// An object of the API server that breaks its own rules is passed over, and what was known of it stays.
-fn well_formed(object: Result<Object, Invalid>, key: &Key, errors: &impl Fn(&'static str)) -> Option<Object> {
+fn well_formed(
+    object: Result<Object, Invalid>,
+    key: &Key,
+    errors: &impl Fn(&'static str),
+) -> Option<Object> {
     object
         .inspect_err(|error| {
             errors("object");

@@ -17,7 +17,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess,
+    Visitor,
 };
 use serde_json::Value;
 
@@ -63,7 +64,11 @@ pub struct Invalid {
 impl Error {
     /// Keys and values may hold anything.
     fn new(line: usize, field: &str, message: &str) -> Self {
-        Self { line, field: one_line(field), message: one_line(message) }
+        Self {
+            line,
+            field: one_line(field),
+            message: one_line(message),
+        }
     }
 }
 
@@ -78,7 +83,11 @@ impl fmt::Display for Error {
 }
 
 /// All objects of a text. `listed_at`: see [`pod`].
-pub fn parse(text: &str, format: Format, listed_at: Option<SystemTime>) -> Result<Vec<Object>, Error> {
+pub fn parse(
+    text: &str,
+    format: Format,
+    listed_at: Option<SystemTime>,
+) -> Result<Vec<Object>, Error> {
     let mut objects = Vec::new();
     for document in documents(text, format)? {
         objects.extend(parse_document(document, format, listed_at)?);
@@ -101,33 +110,61 @@ pub fn parse_document(
     listed_at: Option<SystemTime>,
 ) -> Result<Vec<Object>, Error> {
     let document_value = read(document, format, PhantomData::<Option<Value>>)?;
-    let Some(mut whole) = document_value.filter(|value| !value.is_null()) else { return Ok(Vec::new()) };
+    let Some(mut whole) = document_value.filter(|value| !value.is_null()) else {
+        return Ok(Vec::new());
+    };
     let Some(kind) = whole.get("kind").and_then(Value::as_str).map(str::to_owned) else {
-        return Err(Error::new(document.line, "kind", "missing; a manifest names its apiVersion and kind"));
+        return Err(Error::new(
+            document.line,
+            "kind",
+            "missing; a manifest names its apiVersion and kind",
+        ));
     };
     // Each manifest with its place in the document, as the prefix of a field's path.
-    let manifests: Vec<(String, String, Value)> = match (kind.strip_suffix("List"), whole.get_mut("items")) {
-        (Some(of), Some(Value::Array(items))) => {
-            let kind_of = |item: &Value| match of {
-                "" => item.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned(),
-                of => of.to_owned(),
-            };
-            let items = std::mem::take(items).into_iter().enumerate();
-            items.map(|(i, item)| (kind_of(&item), format!("items[{i}]."), item)).collect()
-        }
-        _ => vec![(kind, String::new(), whole)],
-    };
+    let manifests: Vec<(String, String, Value)> =
+        match (kind.strip_suffix("List"), whole.get_mut("items")) {
+            (Some(of), Some(Value::Array(items))) => {
+                let kind_of = |item: &Value| match of {
+                    "" => item
+                        .get("kind")
+                        .and_then(Value::as_str)
+                        .unwrap_or_default()
+                        .to_owned(),
+                    of => of.to_owned(),
+                };
+                let items = std::mem::take(items).into_iter().enumerate();
+                items
+                    .map(|(i, item)| (kind_of(&item), format!("items[{i}]."), item))
+                    .collect()
+            }
+            _ => vec![(kind, String::new(), whole)],
+        };
     let mut objects = Vec::new();
     for (kind, place, manifest) in manifests {
         let object = match kind.as_str() {
-            "Service" => typed(manifest).and_then(|it| service(&it)).map(Object::Service),
-            "EndpointSlice" => typed(manifest).and_then(|it| slice(&it)).map(Object::EndpointSlice),
+            "Service" => typed(manifest)
+                .and_then(|it| service(&it))
+                .map(Object::Service),
+            "EndpointSlice" => typed(manifest)
+                .and_then(|it| slice(&it))
+                .map(Object::EndpointSlice),
             "Pod" => typed::<PodManifest>(manifest).and_then(|it| {
-                let grace = it.spec.and_then(|spec| spec.termination_grace_period_seconds);
-                pod(&it.metadata, Some(seconds(grace.unwrap_or(DEFAULT_GRACE))), listed_at).map(Object::Pod)
+                let grace = it
+                    .spec
+                    .and_then(|spec| spec.termination_grace_period_seconds);
+                pod(
+                    &it.metadata,
+                    Some(seconds(grace.unwrap_or(DEFAULT_GRACE))),
+                    listed_at,
+                )
+                .map(Object::Pod)
             }),
             kind => {
-                tracing::debug!(kind, line = document.line, "passed over a manifest of a kind that is not used");
+                tracing::debug!(
+                    kind,
+                    line = document.line,
+                    "passed over a manifest of a kind that is not used"
+                );
                 continue;
             }
         };
@@ -142,8 +179,10 @@ pub fn parse_document(
 /// The API's own type of a manifest. Documents are read untyped first: a reader of each type from YAML, with its tracking
 /// of lines, would be a third of the program's code.
 fn typed<T: DeserializeOwned>(manifest: Value) -> Result<T, Invalid> {
-    serde_path_to_error::deserialize(manifest)
-        .map_err(|error| Invalid { field: field(error.path()), message: own_words(&error.inner().to_string()) })
+    serde_path_to_error::deserialize(manifest).map_err(|error| Invalid {
+        field: field(error.path()),
+        message: own_words(&error.inner().to_string()),
+    })
 }
 
 /// What is read of a Pod: the API's own type would bring a reader for every kind of volume.
@@ -162,7 +201,10 @@ struct PodManifestSpec {
 /// A v1 Service (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/service-v1/>).
 pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
     let name = object_name(&service.metadata)?;
-    let claimed = label(&service.metadata, "service.kubernetes.io/service-proxy-name") == Some("ebbtide");
+    let claimed = label(
+        &service.metadata,
+        "service.kubernetes.io/service-proxy-name",
+    ) == Some("ebbtide");
     let default = ServiceSpec::default();
     let spec = service.spec.as_ref().unwrap_or(&default);
     let mut ports = Vec::new();
@@ -171,7 +213,12 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
             ports.push(service_port(port, &format!("spec.ports[{i}]"))?);
         }
     }
-    let first_family = spec.ip_families.iter().flatten().next().map(|family| family == "IPv6");
+    let first_family = spec
+        .ip_families
+        .iter()
+        .flatten()
+        .next()
+        .map(|family| family == "IPv6");
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
     let annotations = service.metadata.annotations.iter().flatten();
     Ok(ServiceObject {
@@ -180,12 +227,17 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
         claimed,
         external_name: spec.type_.as_deref() == Some("ExternalName"),
         ports,
-        ipv6_first: first_family.unwrap_or_else(|| cluster_ip.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6())),
+        ipv6_first: first_family
+            .unwrap_or_else(|| cluster_ip.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6())),
         annotations: annotations
             .filter(|(key, _)| key.starts_with("ebbtide.dev/"))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
-        unserved: if claimed { unserved(service, spec) } else { Vec::new() },
+        unserved: if claimed {
+            unserved(service, spec)
+        } else {
+            Vec::new()
+        },
     })
 }
 
@@ -196,8 +248,14 @@ pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
     let fqdn = slice.address_type == "FQDN";
     let ipv6 = slice.address_type == "IPv6";
     if !fqdn && !ipv6 && slice.address_type != "IPv4" {
-        let message = format!("expected IPv4, IPv6 or FQDN, found {:?}", slice.address_type);
-        return Err(Invalid { field: "addressType".into(), message });
+        let message = format!(
+            "expected IPv4, IPv6 or FQDN, found {:?}",
+            slice.address_type
+        );
+        return Err(Invalid {
+            field: "addressType".into(),
+            message,
+        });
     }
     let mut ports = Vec::new();
     for (i, port) in slice.ports.iter().flatten().enumerate() {
@@ -220,7 +278,11 @@ pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
         service: label(&slice.metadata, "kubernetes.io/service-name").map(str::to_owned),
         ipv6,
         fqdn,
-        created: slice.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        created: slice
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(0, |time| time.0.as_second()),
         generation: slice.metadata.generation.unwrap_or(0),
         ports,
         endpoints,
@@ -242,7 +304,9 @@ pub fn pod(
         Deletion {
             grace,
             remaining: listed_at.map(|now| end.duration_since(now).unwrap_or_default()),
-            age: listed_at.zip(asked).map(|(now, asked)| now.duration_since(asked).unwrap_or_default()),
+            age: listed_at
+                .zip(asked)
+                .map(|(now, asked)| now.duration_since(asked).unwrap_or_default()),
         }
     });
     Ok(PodObject {
@@ -256,11 +320,17 @@ pub fn pod(
 
 fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Invalid> {
     match metadata.name.as_deref() {
-        None | Some("") => Err(Invalid { field: "metadata.name".into(), message: "missing".into() }),
+        None | Some("") => Err(Invalid {
+            field: "metadata.name".into(),
+            message: "missing".into(),
+        }),
         Some(name) => {
             let name = ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), name);
             if name.to_string().contains(char::is_control) {
-                return Err(Invalid { field: "metadata".into(), message: "a control character in its name".into() });
+                return Err(Invalid {
+                    field: "metadata".into(),
+                    message: "a control character in its name".into(),
+                });
             }
             Ok(name)
         }
@@ -276,9 +346,13 @@ fn service_port(port: &ServicePort, field: &str) -> Result<ServicePortObject, In
     Ok(ServicePortObject {
         name: port.name.clone().filter(|name| !name.is_empty()),
         port: port_number(port.port, || format!("{field}.port"))?,
-        node_port: node_port.map(|number| port_number(number, || format!("{field}.nodePort"))).transpose()?,
+        node_port: node_port
+            .map(|number| port_number(number, || format!("{field}.nodePort")))
+            .transpose()?,
         target_port: match port.target_port {
-            Some(IntOrString::Int(number)) => Some(port_number(number, || format!("{field}.targetPort"))?),
+            Some(IntOrString::Int(number)) => {
+                Some(port_number(number, || format!("{field}.targetPort"))?)
+            }
             _ => None,
         },
         app_protocol: port.app_protocol.clone(),
@@ -286,24 +360,39 @@ fn service_port(port: &ServicePort, field: &str) -> Result<ServicePortObject, In
 }
 
 fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndpoint, Invalid> {
-    let invalid = |message| Invalid { field: format!("endpoints[{i}].addresses[0]"), message };
+    let invalid = |message| Invalid {
+        field: format!("endpoints[{i}].addresses[0]"),
+        message,
+    };
     let Some(text) = endpoint.addresses.first() else {
-        return Err(Invalid { field: format!("endpoints[{i}].addresses"), message: "missing or empty".into() });
+        return Err(Invalid {
+            field: format!("endpoints[{i}].addresses"),
+            message: "missing or empty".into(),
+        });
     };
     let family = if ipv6 { "IPv6" } else { "IPv4" };
-    let address: IpAddr = text.parse().map_err(|_| invalid(format!("expected an {family} address, found {text:?}")))?;
+    let address: IpAddr = text
+        .parse()
+        .map_err(|_| invalid(format!("expected an {family} address, found {text:?}")))?;
     if address.is_ipv6() != ipv6 {
-        return Err(invalid(format!("expected an {family} address, as addressType says, found {text}")));
+        return Err(invalid(format!(
+            "expected an {family} address, as addressType says, found {text}"
+        )));
     }
     let conditions = endpoint.conditions.as_ref();
-    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    let target = endpoint
+        .target_ref
+        .as_ref()
+        .filter(|target| target.kind.as_deref() == Some("Pod"));
     let pod = target.map(|target| PodRef {
         name: target.name.clone().unwrap_or_default(),
         uid: target.uid.clone().unwrap_or_default(),
     });
     Ok(SliceEndpoint {
         address,
-        pod: pod.filter(|pod| !pod.name.is_empty() || !pod.uid.is_empty()).map(Arc::new),
+        pod: pod
+            .filter(|pod| !pod.name.is_empty() || !pod.uid.is_empty())
+            .map(Arc::new),
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
@@ -319,32 +408,60 @@ fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
             name(&format!("ports[{i}].protocol"), protocol);
         }
     }
-    if let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") {
+    if let Some(ip) = spec
+        .cluster_ip
+        .as_deref()
+        .filter(|ip| !ip.is_empty() && *ip != "None")
+    {
         name("clusterIP", ip);
     }
-    for (field, list) in
-        [("externalIPs", &spec.external_ips), ("loadBalancerSourceRanges", &spec.load_balancer_source_ranges)]
-    {
+    for (field, list) in [
+        ("externalIPs", &spec.external_ips),
+        (
+            "loadBalancerSourceRanges",
+            &spec.load_balancer_source_ranges,
+        ),
+    ] {
         if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
             name(field, &list.join(", "));
         }
     }
     for (field, value, harmless) in [
         ("sessionAffinity", &spec.session_affinity, "None"),
-        ("externalTrafficPolicy", &spec.external_traffic_policy, "Cluster"),
-        ("internalTrafficPolicy", &spec.internal_traffic_policy, "Cluster"),
+        (
+            "externalTrafficPolicy",
+            &spec.external_traffic_policy,
+            "Cluster",
+        ),
+        (
+            "internalTrafficPolicy",
+            &spec.internal_traffic_policy,
+            "Cluster",
+        ),
         ("trafficDistribution", &spec.traffic_distribution, ""),
     ] {
-        if let Some(value) = value.as_deref().filter(|value| !value.is_empty() && *value != harmless) {
+        if let Some(value) = value
+            .as_deref()
+            .filter(|value| !value.is_empty() && *value != harmless)
+        {
             name(field, value);
         }
     }
     if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
         name("healthCheckNodePort", &port.to_string());
     }
-    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
-    for ip in ingress.filter(|it| it.ip_mode.as_deref() != Some("Proxy")).filter_map(|it| it.ip.as_ref()) {
+    let balancer = service
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer
+        .and_then(|balancer| balancer.ingress.as_ref())
+        .into_iter()
+        .flatten();
+    for ip in ingress
+        .filter(|it| it.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|it| it.ip.as_ref())
+    {
         fields.push(format!("status.loadBalancer.ingress: {ip}"));
     }
     fields
@@ -353,7 +470,10 @@ fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
 fn port_number(number: i32, field: impl FnOnce() -> String) -> Result<u16, Invalid> {
     match u16::try_from(number) {
         Ok(port) if port != 0 => Ok(port),
-        _ => Err(Invalid { field: field(), message: format!("expected a port from 1 to 65535, found {number}") }),
+        _ => Err(Invalid {
+            field: field(),
+            message: format!("expected a port from 1 to 65535, found {number}"),
+        }),
     }
 }
 
@@ -373,15 +493,17 @@ fn yaml_documents(text: &str) -> Vec<Document<'_>> {
     let mut offset = 0;
     let mut push = |(line, from): (usize, usize), to: usize| {
         let text = text.get(from..to).unwrap_or_default();
-        let is_content =
-            |l: &str| !l.is_empty() && !l.starts_with('#') && !l.starts_with('%') && l != "---" && l != "...";
+        let is_content = |l: &str| {
+            !l.is_empty() && !l.starts_with('#') && !l.starts_with('%') && l != "---" && l != "..."
+        };
         if text.lines().map(str::trim).any(is_content) {
             documents.push(Document { line, text });
         }
     };
     for (i, line) in text.split_inclusive('\n').enumerate() {
         let marker = |m: &str| {
-            line.strip_prefix(m).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+            line.strip_prefix(m)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
         };
         let (line_number, next) = (i + 1, offset + line.len());
         if marker("---") {
@@ -407,7 +529,10 @@ fn json_documents(text: &str) -> Result<Vec<Document<'_>>, Error> {
         let gap = text.get(from..to).unwrap_or_default();
         from += gap.len() - gap.trim_start().len();
         let line = 1 + text.get(..from).unwrap_or_default().matches('\n').count();
-        documents.push(Document { line, text: text.get(from..to).unwrap_or_default() });
+        documents.push(Document {
+            line,
+            text: text.get(from..to).unwrap_or_default(),
+        });
         from = to;
     }
     Ok(documents)
@@ -422,37 +547,57 @@ where
     match format {
         Format::Json => {
             let mut json = serde_json::Deserializer::from_str(document.text);
-            let read = seed.deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track));
+            let read = seed.deserialize(serde_path_to_error::Deserializer::new(
+                &mut json, &mut track,
+            ));
             read.map_err(|error| json_error(&error, document.line, field(&track.path())))
         }
         Format::Yaml => {
             // The limits on aliases stay; those on the mere size of a text that is in memory already do not.
             let budget = serde_saphyr::budget! { max_events: usize::MAX, max_nodes: usize::MAX };
             let options = serde_saphyr::options! { budget: budget, with_snippet: false };
-            let read = serde_saphyr::with_deserializer_from_str_with_options(document.text, options, |yaml| {
-                seed.deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track))
-            });
+            let read = serde_saphyr::with_deserializer_from_str_with_options(
+                document.text,
+                options,
+                |yaml| seed.deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track)),
+            );
             read.map_err(|error| {
-                let line = error.location().map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
+                let line = error
+                    .location()
+                    .map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
                 let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-                Error::new(document.line - 1 + line.max(1), &field(&track.path()), &own_words(&message))
+                Error::new(
+                    document.line - 1 + line.max(1),
+                    &field(&track.path()),
+                    &own_words(&message),
+                )
             })
         }
     }
 }
 
 fn json_error(error: &serde_json::Error, first_line: usize, field: String) -> Error {
-    Error::new(first_line - 1 + error.line().max(1), &field, &own_words(&error.to_string()))
+    Error::new(
+        first_line - 1 + error.line().max(1),
+        &field,
+        &own_words(&error.to_string()),
+    )
 }
 
 fn field(path: &serde_path_to_error::Path) -> String {
     let path = path.to_string();
-    if path == "." || path.contains('?') { String::new() } else { path }
+    if path == "." || path.contains('?') {
+        String::new()
+    } else {
+        path
+    }
 }
 
 /// The line of a field that was read but is not valid; the document's where the field is missing.
 fn line_of(document: Document<'_>, format: Format, field: &str) -> usize {
-    read(document, format, Find(field)).err().map_or(document.line, |found| found.line)
+    read(document, format, Find(field))
+        .err()
+        .map_or(document.line, |found| found.line)
 }
 
 /// What of a field's path lies below a key, which may hold dots itself.
@@ -493,8 +638,13 @@ impl<'de> Visitor<'de> for Find<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let step = self.0.strip_prefix('[').and_then(|field| field.split_once(']'));
-        let Some((at, rest)) = step else { return Err(A::Error::custom("found")) };
+        let step = self
+            .0
+            .strip_prefix('[')
+            .and_then(|field| field.split_once(']'));
+        let Some((at, rest)) = step else {
+            return Err(A::Error::custom("found"));
+        };
         for _ in 0..at.parse().unwrap_or(0usize) {
             seq.next_element::<IgnoredAny>()?;
         }

@@ -31,6 +31,10 @@ pub struct Problem {
 impl Problem {
     /// Names of files and words of servers may hold anything.
     pub fn new(subject: &str, error: &str, since: SystemTime) -> Self {
-        Self { subject: one_line(subject), error: one_line(error), since }
+        Self {
+            subject: one_line(subject),
+            error: one_line(error),
+            since,
+        }
     }
 }

@@ -56,7 +56,13 @@ impl Pipes {
             }
         };
         shelf.lent += 1;
-        Some(Lent { ends: Some(ends), inside: 0, filled: 0, taken: 0, shelf: self.0.clone() })
+        Some(Lent {
+            ends: Some(ends),
+            inside: 0,
+            filled: 0,
+            taken: 0,
+            shelf: self.0.clone(),
+        })
     }
 }
 
@@ -78,12 +84,16 @@ impl Lent {
         sink: &TcpStream,
         max: u64,
     ) -> Poll<Result<usize, Broken>> {
-        let Some((out, into)) = &self.ends else { return Poll::Ready(Ok(0)) };
+        let Some((out, into)) = &self.ends else {
+            return Poll::Ready(Ok(0));
+        };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         while self.inside == 0 {
             ready!(source.poll_read_ready(cx)).map_err(Broken::Source)?;
             let len = max.min(PIPE_SIZE as u64) as usize;
-            match source.try_io(Interest::READABLE, || Ok(splice(source, None, into, None, len, flags)?)) {
+            match source.try_io(Interest::READABLE, || {
+                Ok(splice(source, None, into, None, len, flags)?)
+            }) {
                 Ok(0) => return Poll::Ready(Ok(0)),
                 Ok(n) => {
                     (self.inside, self.filled) = (n, n);
@@ -95,7 +105,9 @@ impl Lent {
         }
         while self.inside > 0 {
             ready!(sink.poll_write_ready(cx)).map_err(Broken::Sink)?;
-            match sink.try_io(Interest::WRITABLE, || Ok(splice(out, None, sink, None, self.inside, flags)?)) {
+            match sink.try_io(Interest::WRITABLE, || {
+                Ok(splice(out, None, sink, None, self.inside, flags)?)
+            }) {
                 Ok(n) => self.inside -= n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => return Poll::Ready(Err(Broken::Sink(e))),

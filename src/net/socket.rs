@@ -20,7 +20,11 @@ use tokio::net::TcpStream;
 
 /// Binds one of a port's listening sockets. Options that accepted connections inherit are set here, once.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     if address.is_ipv6() {
         // 0.0.0.0 and :: are bound side by side.
         socket.set_only_v6(true)?;
@@ -29,7 +33,10 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
     // A client that vanishes without a word must not keep its connection, and an endpoint's drain, for ever.
-    let patience = TcpKeepalive::new().with_time(CLIENT_KEEPALIVE).with_interval(CLIENT_KEEPALIVE / 6).with_retries(6);
+    let patience = TcpKeepalive::new()
+        .with_time(CLIENT_KEEPALIVE)
+        .with_interval(CLIENT_KEEPALIVE / 6)
+        .with_retries(6);
     socket.set_tcp_keepalive(&patience)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -39,14 +46,16 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Whether this machine's kernel speaks IPv6 at all.
 pub fn has_ipv6() -> bool {
-    static HAS: LazyLock<bool> = LazyLock::new(|| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).is_ok());
+    static HAS: LazyLock<bool> =
+        LazyLock::new(|| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).is_ok());
     *HAS
 }
 
 /// Registers a listening socket with this thread's runtime, without the accept of tokio's own listener, which would
 /// register every connection with it too.
 pub fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
-    #[allow(unsafe_code)] // SAFETY: a `TcpListener` owns its descriptor, keeps it for life and never changes it.
+    #[allow(unsafe_code)]
+    // SAFETY: a `TcpListener` owns its descriptor, keeps it for life and never changes it.
     let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
     watched.map_err(|error| error.into_parts().1)
 }
@@ -74,21 +83,36 @@ pub fn ignore_newcomers(listener: &TcpListener) -> io::Result<()> {
 pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
     let (fd, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
     let peer = peer.and_then(|any| SocketAddr::try_from(any).ok());
-    Ok((fd, peer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?))
+    Ok((
+        fd,
+        peer.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?,
+    ))
 }
 
 /// Whether an error of accept or connect is this machine's shortage, not the peer's fault.
 pub fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    const SHORT: [Errno; 6] =
-        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL, Errno::AGAIN];
-    error.raw_os_error().is_some_and(|code| SHORT.iter().any(|e| e.raw_os_error() == code))
+    const SHORT: [Errno; 6] = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::ADDRNOTAVAIL,
+        Errno::AGAIN,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|code| SHORT.iter().any(|e| e.raw_os_error() == code))
 }
 
 /// Starts to connect to an endpoint; writable means connected or failed (see [`TcpStream::take_error`]). Its patience is set
 /// later (see [`heed_silence`]): most of those that carry one answer are gone before it matters.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
     socket.set_tcp_nodelay(true)?;
     match socket.connect(&address.into()) {
         Ok(()) => {}
@@ -109,13 +133,21 @@ pub fn heed_silence(fd: RawFd, pod_gone: bool) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     let (idle, probes) = if pod_gone { (1, 1) } else { (5, 3) };
     let second = Duration::from_secs(1);
-    socket
-        .set_tcp_keepalive(&TcpKeepalive::new().with_time(idle * second).with_interval(second).with_retries(probes))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(idle * second)
+            .with_interval(second)
+            .with_retries(probes),
+    )?;
     socket.set_tcp_user_timeout(Some((idle + probes) * second))
 }
 
 /// Reads once into `room` what there is, as far as it fits. Nothing: the peer has ended its direction.
-pub fn poll_read<'a>(stream: &mut TcpStream, cx: &mut Context<'_>, room: &'a mut [u8]) -> Poll<io::Result<&'a [u8]>> {
+pub fn poll_read<'a>(
+    stream: &mut TcpStream,
+    cx: &mut Context<'_>,
+    room: &'a mut [u8],
+) -> Poll<io::Result<&'a [u8]>> {
     let mut buf = ReadBuf::new(room);
     ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
     let read = buf.filled().len();
@@ -139,7 +171,13 @@ pub enum Peer {
 
 pub fn peer(stream: &TcpStream) -> Peer {
     let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
-    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+    match poll(
+        &mut fds,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    ) {
         Ok(0) => Peer::Open,
         Ok(_) if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => Peer::Gone,
         Ok(_) => Peer::HalfClosed,
@@ -151,8 +189,10 @@ pub fn peer(stream: &TcpStream) -> Peer {
 pub fn is_quiet(stream: &TcpStream) -> bool {
     let mut byte = [0u8; 1];
     let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    matches!(rustix::net::recv(stream, &mut byte, flags), Err(rustix::io::Errno::AGAIN))
-        && sockopt::socket_error(stream).is_ok_and(|e| e.is_ok())
+    matches!(
+        rustix::net::recv(stream, &mut byte, flags),
+        Err(rustix::io::Errno::AGAIN)
+    ) && sockopt::socket_error(stream).is_ok_and(|e| e.is_ok())
 }
 
 /// Whether there is nothing to read but the end.

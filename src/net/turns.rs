@@ -62,7 +62,8 @@ impl Queue {
                 let begun = Instant::now();
                 // Comes back when the runtime has looked at its sockets and it is this task's turn.
                 tokio::task::yield_now().await;
-                let rounds = (begun.elapsed().as_nanos() / self.round.as_nanos()).clamp(1, ROUNDS) as u32;
+                let rounds =
+                    (begun.elapsed().as_nanos() / self.round.as_nanos()).clamp(1, ROUNDS) as u32;
                 self.left.set(self.call(self.each_look * rounds));
             }
         }
@@ -178,7 +179,10 @@ mod tests {
 
     /// `round`: so short that all are made up for each time, or so long that none is.
     fn start(each_look: u32, round: Duration) -> Rc<Queue> {
-        let queue = Rc::new(Queue { round, ..Queue::new(each_look) });
+        let queue = Rc::new(Queue {
+            round,
+            ..Queue::new(each_look)
+        });
         tokio::task::spawn_local({
             let queue = queue.clone();
             async move { queue.serve().await }
@@ -223,7 +227,10 @@ mod tests {
                 tokio::io::AsyncReadExt::read_u8(&mut here).await.unwrap();
                 taken.borrow().iter().sum::<u32>() - before
             });
-            assert!(had <= 2 * each_look, "{had} turns of {count} hogs before anybody looked, {each_look} each look");
+            assert!(
+                had <= 2 * each_look,
+                "{had} turns of {count} hogs before anybody looked, {each_look} each look"
+            );
         }
     }
 
@@ -243,7 +250,10 @@ mod tests {
             }
             let taken = taken.borrow();
             assert!(taken.iter().sum::<u32>() > 900 * each_look, "{taken:?}");
-            assert!(taken.iter().max().unwrap() - taken.iter().min().unwrap() <= each_look + 1, "{taken:?}");
+            assert!(
+                taken.iter().max().unwrap() - taken.iter().min().unwrap() <= each_look + 1,
+                "{taken:?}"
+            );
         }
     }
 
@@ -256,7 +266,11 @@ mod tests {
         for round in 0..100 {
             tokio::task::yield_now().await;
             let now = taken.borrow().iter().sum::<u32>();
-            assert!(round < 10 || now - before == ROUNDS as u32, "{} in round {round}", now - before);
+            assert!(
+                round < 10 || now - before == ROUNDS as u32,
+                "{} in round {round}",
+                now - before
+            );
             before = now;
         }
     }
@@ -273,7 +287,8 @@ mod tests {
             let queue = start(2, Duration::MAX);
             let at_once = || {
                 let mut turn = Turn::default();
-                turn.poll(&queue, &mut Context::from_waker(Waker::noop())).is_ready()
+                turn.poll(&queue, &mut Context::from_waker(Waker::noop()))
+                    .is_ready()
             };
             for waits in [true, true, false, false] {
                 assert!(at_once() && at_once());
@@ -286,10 +301,18 @@ mod tests {
     #[tokio::test(flavor = "local")]
     async fn who_has_left_holds_up_nobody() {
         let queue = Queue::new(1);
-        assert!(poll_fn(|cx| Poll::Ready(Turn::default().poll(&queue, cx))).await.is_ready());
+        assert!(
+            poll_fn(|cx| Poll::Ready(Turn::default().poll(&queue, cx)))
+                .await
+                .is_ready()
+        );
         let mut turns: Vec<_> = (0..3).map(|_| Turn::default()).collect();
         for turn in &mut turns {
-            assert!(poll_fn(|cx| Poll::Ready(turn.poll(&queue, cx))).await.is_pending());
+            assert!(
+                poll_fn(|cx| Poll::Ready(turn.poll(&queue, cx)))
+                    .await
+                    .is_pending()
+            );
         }
         turns.drain(..2);
         tokio::select! {

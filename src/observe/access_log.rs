@@ -70,14 +70,19 @@ impl AccessLog {
     ///
     /// # Errors
     /// Only where the thread cannot be started.
-    pub fn start(output: impl Write + Send + 'static, dropped: IntCounter) -> io::Result<(Self, AccessLogWriter)> {
+    pub fn start(
+        output: impl Write + Send + 'static,
+        dropped: IntCounter,
+    ) -> io::Result<(Self, AccessLogWriter)> {
         let (lines, queue) = mpsc::sync_channel(QUEUED_LINES);
         let (done, finished) = mpsc::channel();
         let lost = dropped.clone();
-        std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            write_lines(output, &queue, &lost);
-            drop(done);
-        })?;
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || {
+                write_lines(output, &queue, &lost);
+                drop(done);
+            })?;
         Ok((Self { lines, dropped }, AccessLogWriter(finished)))
     }
 
@@ -126,7 +131,10 @@ fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::
     crate::text::timestamp(*time).serialize(serializer)
 }
 
-fn display<S: Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+fn display<S: Serializer>(
+    value: &impl std::fmt::Display,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 
@@ -155,7 +163,11 @@ mod tests {
 
     impl Output {
         fn new(broken: bool) -> Self {
-            Self { gate: Arc::default(), written: Arc::default(), broken }
+            Self {
+                gate: Arc::default(),
+                written: Arc::default(),
+                broken,
+            }
         }
     }
 
@@ -175,7 +187,10 @@ mod tests {
     }
 
     fn service() -> PortKey {
-        PortKey { service: ObjectName::new("web", "shop"), port: 80 }
+        PortKey {
+            service: ObjectName::new("web", "shop"),
+            port: 80,
+        }
     }
 
     fn entry<'a>(service: &'a PortKey, target: &'a [u8]) -> AccessEntry<'a> {
@@ -219,7 +234,10 @@ mod tests {
         let mut line = Vec::new();
         access_log_line(&entry(&service, &target), &mut line);
         assert_eq!(line.iter().filter(|&&b| b == b'\n').count(), 1, "one line");
-        assert!(line.iter().all(|&b| b >= b' ' || b == b'\n'), "no control character");
+        assert!(
+            line.iter().all(|&b| b >= b' ' || b == b'\n'),
+            "no control character"
+        );
         let read: serde_json::Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(read["target"], String::from_utf8_lossy(&target).as_ref());
         assert_eq!(read["attempts"], 2, "what follows the target is intact");
@@ -229,9 +247,20 @@ mod tests {
     fn a_tcp_connection_has_no_method() {
         let service = service();
         let mut line = Vec::new();
-        access_log_line(&AccessEntry { method: None, target: None, status: None, ..entry(&service, b"") }, &mut line);
+        access_log_line(
+            &AccessEntry {
+                method: None,
+                target: None,
+                status: None,
+                ..entry(&service, b"")
+            },
+            &mut line,
+        );
         let read: serde_json::Value = serde_json::from_slice(&line).unwrap();
-        assert!(read["method"].is_null() && read["target"].is_null() && read["status"].is_null(), "{read}");
+        assert!(
+            read["method"].is_null() && read["target"].is_null() && read["status"].is_null(),
+            "{read}"
+        );
     }
 
     #[test]
@@ -249,8 +278,17 @@ mod tests {
             assert!(dropped.get() > 0);
         }
         drop(log);
-        assert!(writer.finish(Duration::from_secs(60)), "all of the queue is written at the end");
-        let lines = output.written.lock().unwrap().iter().filter(|&&b| b == b'\n').count() as u64;
+        assert!(
+            writer.finish(Duration::from_secs(60)),
+            "all of the queue is written at the end"
+        );
+        let lines = output
+            .written
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count() as u64;
         assert_eq!(lines + dropped.get(), sent, "written or counted as dropped");
         assert!(lines >= QUEUED_LINES as u64);
     }

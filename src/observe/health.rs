@@ -44,7 +44,11 @@ pub struct ListenerState {
 impl HealthState {
     /// How old the table in force is: nothing while the source is in order.
     pub fn age(&self) -> Duration {
-        if self.synced && self.problems.is_empty() { Duration::ZERO } else { self.current_at.elapsed() }
+        if self.synced && self.problems.is_empty() {
+            Duration::ZERO
+        } else {
+            self.current_at.elapsed()
+        }
     }
 }
 

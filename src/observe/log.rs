@@ -19,7 +19,9 @@ use crate::text::one_line;
 /// Starts the log: to stderr, human on a terminal and JSON otherwise, at the level of `EBBTIDE_LOG` (tracing's filter
 /// syntax, e.g. `debug` or `info,ebbtide::discovery=trace`; default `info`). Without effect where a log was started before.
 pub fn init() {
-    let wanted = std::env::var(LEVEL_VARIABLE).ok().filter(|text| !text.trim().is_empty());
+    let wanted = std::env::var(LEVEL_VARIABLE)
+        .ok()
+        .filter(|text| !text.trim().is_empty());
     let (filter, refused) = filter(wanted.as_deref());
     let terminal = io::stderr().is_terminal();
     let registry = tracing_subscriber::registry().with(filter);
@@ -28,9 +30,18 @@ pub fn init() {
         // https://no-color.org
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let layer = layer.fmt_fields(human_fields()).with_writer(io::stderr);
-        registry.with(layer.with_target(false).with_ansi(colour)).try_init()
+        registry
+            .with(layer.with_target(false).with_ansi(colour))
+            .try_init()
     } else {
-        registry.with(layer.json().flatten_event(true).with_writer(|| JsonLines(io::stderr()))).try_init()
+        registry
+            .with(
+                layer
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(|| JsonLines(io::stderr())),
+            )
+            .try_init()
     };
     if let (Ok(()), Some(error)) = (started, refused) {
         tracing::warn!(%error, "{LEVEL_VARIABLE} is not a log filter such as `debug` or `info,ebbtide=trace`: using info");
@@ -52,7 +63,11 @@ fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
 fn human_fields() -> impl for<'w> FormatFields<'w> + 'static {
     let write = |to: &mut format::Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
         let value = one_line(&format!("{value:?}"));
-        if field.name() == "message" { write!(to, "{value}") } else { write!(to, "{field}={value}") }
+        if field.name() == "message" {
+            write!(to, "{value}")
+        } else {
+            write!(to, "{field}={value}")
+        }
     };
     format::debug_fn(write).delimited(" ")
 }
@@ -88,7 +103,11 @@ mod tests {
 
     impl Output {
         fn new(broken: bool) -> Self {
-            Self { gate: Arc::default(), written: Arc::default(), broken }
+            Self {
+                gate: Arc::default(),
+                written: Arc::default(),
+                broken,
+            }
         }
     }
 
@@ -129,16 +148,28 @@ mod tests {
             };
             let registry = tracing_subscriber::registry();
             if json {
-                let layer = layer.json().flatten_event(true).with_writer(move || JsonLines(writer.clone()));
+                let layer = layer
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(move || JsonLines(writer.clone()));
                 tracing::subscriber::with_default(registry.with(layer), log);
             } else {
-                let layer = layer.fmt_fields(human_fields()).with_ansi(false).with_writer(move || writer.clone());
+                let layer = layer
+                    .fmt_fields(human_fields())
+                    .with_ansi(false)
+                    .with_writer(move || writer.clone());
                 tracing::subscriber::with_default(registry.with(layer), log);
             }
             let text = String::from_utf8(output.written.lock().unwrap().clone()).unwrap();
             let lines: Vec<&str> = text.lines().collect();
-            assert!(lines.len() == 2 && lines[0].contains("forged") && lines[1].contains("next"), "{text:?}");
-            assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+            assert!(
+                lines.len() == 2 && lines[0].contains("forged") && lines[1].contains("next"),
+                "{text:?}"
+            );
+            assert!(
+                !text.contains(|c: char| c.is_control() && c != '\n'),
+                "{text:?}"
+            );
         }
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::contract::counters::ServiceMetrics;
@@ -50,33 +50,56 @@ const RETRY_REASONS: [&str; 3] = ["connect", "stale", "replay"];
 pub const ENDPOINT_STATES: [&str; 4] = ["ready", "serving", "notReady", "draining"];
 
 /// Seconds. A reaction is tens of microseconds when all is well; what is over a second is a stall worth an alert.
-const REACTION: &[f64] =
-    &[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const REACTION: &[f64] = &[
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    5.0,
+];
 /// Seconds. A deletionTimestamp has a resolution of one, so the steps are fine below it (a source with a better clock)
 /// and around it, and end where the peers' propagation delays do.
-const LAG: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0];
-const REQUEST: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const LAG: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0,
+];
+const REQUEST: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
 /// Seconds. From an idle endpoint to a grace period of an hour.
-const DRAIN: &[f64] = &[0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
+const DRAIN: &[f64] = &[
+    0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
+];
 
 impl Metrics {
     /// Fails only where two families were given one name.
     pub fn new() -> Result<Arc<Self>, prometheus::Error> {
         let registry = Registry::new();
         let counter = |name: &str, help: &str, extra: &[&str]| {
-            keep(&registry, IntCounterVec::new(Opts::new(name, help), &[PORT, extra].concat())?)
+            keep(
+                &registry,
+                IntCounterVec::new(Opts::new(name, help), &[PORT, extra].concat())?,
+            )
         };
         let gauge = |name: &str, help: &str, extra: &[&str]| {
-            keep(&registry, IntGaugeVec::new(Opts::new(name, help), &[PORT, extra].concat())?)
+            keep(
+                &registry,
+                IntGaugeVec::new(Opts::new(name, help), &[PORT, extra].concat())?,
+            )
         };
-        let options =
-            |name: &str, help: &str, buckets: &[f64]| HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        let options = |name: &str, help: &str, buckets: &[f64]| {
+            HistogramOpts::new(name, help).buckets(buckets.to_vec())
+        };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            keep(&registry, HistogramVec::new(options(name, help, buckets), PORT)?)
+            keep(
+                &registry,
+                HistogramVec::new(options(name, help, buckets), PORT)?,
+            )
         };
 
-        let build = Opts::new("ebbtide_build_info", "Always 1; the label is the version that runs, with its commit.");
-        keep(&registry, IntGaugeVec::new(build, &["version"])?)?.with_label_values(&[crate::VERSION]).set(1);
+        let build = Opts::new(
+            "ebbtide_build_info",
+            "Always 1; the label is the version that runs, with its commit.",
+        );
+        keep(&registry, IntGaugeVec::new(build, &["version"])?)?
+            .with_label_values(&[crate::VERSION])
+            .set(1);
         Ok(Arc::new(Self {
             requests: counter(
                 "ebbtide_requests_total",
@@ -93,7 +116,11 @@ impl Metrics {
                 "Client connections served, by the protocol that they turned out to speak.",
                 &["protocol"],
             )?,
-            connections_active: gauge("ebbtide_connections_active", "Client connections open now.", &[])?,
+            connections_active: gauge(
+                "ebbtide_connections_active",
+                "Client connections open now.",
+                &[],
+            )?,
             closes: counter(
                 "ebbtide_connection_closes_total",
                 "Client connections that ended, by the reason.",
@@ -115,7 +142,11 @@ impl Metrics {
                 "Requests and connections that found no usable endpoint, by how their wait ended.",
                 &["outcome"],
             )?,
-            held_now: gauge("ebbtide_held", "Requests and connections that wait for a usable endpoint now.", &[])?,
+            held_now: gauge(
+                "ebbtide_held",
+                "Requests and connections that wait for a usable endpoint now.",
+                &[],
+            )?,
             endpoints: gauge(
                 "ebbtide_endpoints",
                 "Endpoints by state: ready (in rotation), serving (terminating, the last resort), notReady (not ready, \
@@ -153,7 +184,10 @@ impl Metrics {
             discovery_errors: keep(
                 &registry,
                 IntCounterVec::new(
-                    Opts::new("ebbtide_discovery_errors_total", "Errors of the source of truth, by kind."),
+                    Opts::new(
+                        "ebbtide_discovery_errors_total",
+                        "Errors of the source of truth, by kind.",
+                    ),
                     &["kind"],
                 )?,
             )?,
@@ -178,9 +212,15 @@ impl Metrics {
     /// The children of one service port; the same ones until it is forgotten.
     pub fn service(&self, key: &PortKey) -> Arc<ServiceMetrics> {
         let port = key.port.to_string();
-        let base = [key.service.namespace.as_str(), key.service.name.as_str(), port.as_str()];
-        let counter = |vec: &IntCounterVec, extra: &[&str]| vec.with_label_values(&[&base, extra].concat());
-        let gauge = |vec: &IntGaugeVec, extra: &[&str]| vec.with_label_values(&[&base, extra].concat());
+        let base = [
+            key.service.namespace.as_str(),
+            key.service.name.as_str(),
+            port.as_str(),
+        ];
+        let counter =
+            |vec: &IntCounterVec, extra: &[&str]| vec.with_label_values(&[&base, extra].concat());
+        let gauge =
+            |vec: &IntGaugeVec, extra: &[&str]| vec.with_label_values(&[&base, extra].concat());
         Arc::new(ServiceMetrics {
             requests: CLASSES.map(|class| counter(&self.requests, &[class])),
             request_duration: self.request_duration.with_label_values(&base),
@@ -188,8 +228,12 @@ impl Metrics {
             connections_tcp: counter(&self.connections, &["tcp"]),
             connections_active: gauge(&self.connections_active, &[]),
             closes: CloseReason::ALL.map(|reason| counter(&self.closes, &[reason.as_str()])),
-            retries: RETRY_REASONS
-                .map(|reason| (counter(&self.retries, &[reason, "ok"]), counter(&self.retries, &[reason, "failed"]))),
+            retries: RETRY_REASONS.map(|reason| {
+                (
+                    counter(&self.retries, &[reason, "ok"]),
+                    counter(&self.retries, &[reason, "failed"]),
+                )
+            }),
             failures: counter(&self.failures, &[]),
             held_released: counter(&self.held, &["released"]),
             held_expired: counter(&self.held, &["expired"]),
@@ -198,7 +242,8 @@ impl Metrics {
             held_now: gauge(&self.held_now, &[]),
             endpoints: ENDPOINT_STATES.map(|state| gauge(&self.endpoints, &[state])),
             drains: Trigger::ALL.map(|trigger| {
-                Outcome::ALL.map(|outcome| counter(&self.drains, &[trigger.as_str(), outcome.as_str()]))
+                Outcome::ALL
+                    .map(|outcome| counter(&self.drains, &[trigger.as_str(), outcome.as_str()]))
             }),
             drain_duration: self.drain_duration.with_label_values(&base),
             deletion_lag: self.deletion_lag.with_label_values(&base),
@@ -232,7 +277,10 @@ impl Metrics {
     }
 }
 
-fn keep<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+fn keep<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> Result<C, prometheus::Error> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
 }
@@ -240,11 +288,23 @@ fn keep<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Re
 /// Removes every child of one service port, whatever its further labels.
 fn forget<B: MetricVecBuilder>(vec: &MetricVec<B>, key: &PortKey) {
     let port = key.port.to_string();
-    let base = [key.service.namespace.as_str(), key.service.name.as_str(), port.as_str()];
+    let base = [
+        key.service.namespace.as_str(),
+        key.service.name.as_str(),
+        port.as_str(),
+    ];
     for family in vec.collect() {
         for metric in family.get_metric() {
-            let labels: HashMap<&str, &str> = metric.get_label().iter().map(|l| (l.name(), l.value())).collect();
-            if PORT.iter().zip(base).all(|(name, value)| labels.get(name) == Some(&value)) {
+            let labels: HashMap<&str, &str> = metric
+                .get_label()
+                .iter()
+                .map(|l| (l.name(), l.value()))
+                .collect();
+            if PORT
+                .iter()
+                .zip(base)
+                .all(|(name, value)| labels.get(name) == Some(&value))
+            {
                 // It cannot be missing: it was just listed, and only the control side removes.
                 let _ = vec.remove(&labels);
             }
@@ -259,11 +319,17 @@ mod tests {
     use crate::contract::reason::RetryReason;
 
     fn key(name: &str, port: u16) -> PortKey {
-        PortKey { service: ObjectName::new("web", name), port }
+        PortKey {
+            service: ObjectName::new("web", name),
+            port,
+        }
     }
 
     fn lines_of(text: &str, service: &str) -> Vec<String> {
-        text.lines().filter(|l| l.contains(&format!("service=\"{service}\""))).map(str::to_owned).collect()
+        text.lines()
+            .filter(|l| l.contains(&format!("service=\"{service}\"")))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// interface.md's table: name, type, labels beyond the service's own.
@@ -291,13 +357,19 @@ mod tests {
         metrics.discovery_errors.with_label_values(&["parse"]).inc();
         let text = metrics.render().unwrap();
         for (name, kind, extra) in PROMISED {
-            assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} {kind} missing in\n{text}");
-            let sample = text
-                .lines()
-                .find(|l| l.starts_with(&format!("{name}{{")) || l.starts_with(&format!("{name}_bucket{{")));
+            assert!(
+                text.contains(&format!("# TYPE {name} {kind}\n")),
+                "{name} {kind} missing in\n{text}"
+            );
+            let sample = text.lines().find(|l| {
+                l.starts_with(&format!("{name}{{")) || l.starts_with(&format!("{name}_bucket{{"))
+            });
             let sample = sample.unwrap_or_else(|| panic!("{name} has no sample"));
             for label in PORT.iter().copied().chain(extra.split_whitespace()) {
-                assert!(sample.contains(&format!("{label}=\"")), "{name} lacks {label}: {sample}");
+                assert!(
+                    sample.contains(&format!("{label}=\"")),
+                    "{name} lacks {label}: {sample}"
+                );
             }
         }
         for (name, kind) in [
@@ -307,11 +379,24 @@ mod tests {
             ("ebbtide_discovery_errors_total", "counter"),
             ("ebbtide_build_info", "gauge"),
         ] {
-            assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name} {kind} missing");
+            assert!(
+                text.contains(&format!("# TYPE {name} {kind}\n")),
+                "{name} {kind} missing"
+            );
         }
-        assert!(text.contains(&format!("ebbtide_build_info{{version=\"{}\"}} 1\n", crate::VERSION)), "{text}");
+        assert!(
+            text.contains(&format!(
+                "ebbtide_build_info{{version=\"{}\"}} 1\n",
+                crate::VERSION
+            )),
+            "{text}"
+        );
         let families = text.lines().filter(|l| l.starts_with("# TYPE")).count();
-        assert_eq!(families, PROMISED.len() + 5, "a family that interface.md does not name");
+        assert_eq!(
+            families,
+            PROMISED.len() + 5,
+            "a family that interface.md does not name"
+        );
     }
 
     #[test]
@@ -366,14 +451,29 @@ mod tests {
         assert!(left.iter().all(|l| l.contains("port=\"81\"")), "{left:#?}");
 
         metrics.service(&key("gone", 80)).answered(200);
-        assert_eq!(lines_of(&metrics.render().unwrap(), "gone").len(), 2 * kept_lines, "it may come back");
+        assert_eq!(
+            lines_of(&metrics.render().unwrap(), "gone").len(),
+            2 * kept_lines,
+            "it may come back"
+        );
     }
 
     #[test]
     fn labels_are_in_the_order_of_their_enums() {
-        assert_eq!(CloseReason::ALL.map(|r| r as usize), std::array::from_fn(|i| i));
+        assert_eq!(
+            CloseReason::ALL.map(|r| r as usize),
+            std::array::from_fn(|i| i)
+        );
         assert_eq!(Trigger::ALL.map(|t| t as usize), [0, 1, 2]);
         assert_eq!(Outcome::ALL.map(|o| o as usize), [0, 1]);
-        assert_eq!([RetryReason::Connect, RetryReason::Stale, RetryReason::Replay].map(|r| r as usize), [0, 1, 2]);
+        assert_eq!(
+            [
+                RetryReason::Connect,
+                RetryReason::Stale,
+                RetryReason::Replay
+            ]
+            .map(|r| r as usize),
+            [0, 1, 2]
+        );
     }
 }

@@ -25,7 +25,9 @@ pub async fn accept_on(
 ) {
     let socket = match socket::watch(socket) {
         Ok(socket) => socket,
-        Err(error) => return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket"),
+        Err(error) => {
+            return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket");
+        }
     };
     let mut told: Option<Instant> = None;
     loop {
@@ -48,7 +50,15 @@ pub async fn accept_on(
         // A flood of newcomers must not have the established ones wait.
         worker.accepts.turn().await;
         match socket::accept(socket.get_ref()) {
-            Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
+            Ok((fd, peer)) => hand_over(
+                &worker,
+                Handover {
+                    fd,
+                    peer,
+                    listener: spec.clone(),
+                    permit,
+                },
+            ),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 ready.clear_ready();
             }
@@ -67,11 +77,21 @@ pub async fn accept_on(
     }
     match socket::ignore_newcomers(socket.get_ref()) {
         Ok(()) => tokio::time::sleep(HANDSHAKES).await,
-        Err(error) => tracing::warn!(listener = spec.name, %error, "whoever connects as it closes may be reset"),
+        Err(error) => {
+            tracing::warn!(listener = spec.name, %error, "whoever connects as it closes may be reset")
+        }
     }
     while let Ok(permit) = worker.shared.connections.clone().acquire_owned().await {
         match socket::accept(socket.get_ref()) {
-            Ok((fd, peer)) => hand_over(&worker, Handover { fd, peer, listener: spec.clone(), permit }),
+            Ok((fd, peer)) => hand_over(
+                &worker,
+                Handover {
+                    fd,
+                    peer,
+                    listener: spec.clone(),
+                    permit,
+                },
+            ),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
             Err(error) if socket::is_shortage(&error) => {
                 drop::<OwnedSemaphorePermit>(permit);
@@ -86,7 +106,9 @@ pub async fn accept_on(
 fn hand_over(worker: &Rc<Worker>, handover: Handover) {
     let loads = &worker.shared.loads;
     let load = |i: usize| loads[i].load(Ordering::Relaxed);
-    let least = (0..loads.len()).min_by_key(|i| load(*i)).unwrap_or(worker.index);
+    let least = (0..loads.len())
+        .min_by_key(|i| load(*i))
+        .unwrap_or(worker.index);
     if load(least) < load(worker.index) {
         loads[least].fetch_add(1, Ordering::Relaxed);
         if let Err(returned) = worker.shared.mailboxes[least].send(Mail::Connection(handover)) {

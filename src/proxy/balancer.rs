@@ -51,11 +51,19 @@ pub fn pick(port: &Port, cost: Cost, avoid: &Avoid<'_>, now: Instant) -> Option<
 
 /// Whether a pick has a chance.
 pub fn any(port: &Port) -> bool {
-    port.usable.iter().chain(port.last_resort.iter()).any(|e| e.is_open() && !e.is_ejected())
+    port.usable
+        .iter()
+        .chain(port.last_resort.iter())
+        .any(|e| e.is_open() && !e.is_ejected())
 }
 
 /// The common case, independent of the number of endpoints.
-fn random_choices(endpoints: &Roster, cost: Cost, tried: &[EndpointId], now: Instant) -> Option<Lease> {
+fn random_choices(
+    endpoints: &Roster,
+    cost: Cost,
+    tried: &[EndpointId],
+    now: Instant,
+) -> Option<Lease> {
     let n = endpoints.len();
     for _ in 0..3 {
         let chosen = match n {
@@ -86,7 +94,10 @@ fn random_choices(endpoints: &Roster, cost: Cost, tried: &[EndpointId], now: Ins
 fn scan(endpoints: &Roster, tried: &[EndpointId]) -> Option<Lease> {
     let start = fastrand::usize(..endpoints.len().max(1));
     let fit = || endpoints.iter_from(start).filter(|e| is_fit(e, tried));
-    fit().min_by_key(|e| e.leases()).and_then(|e| e.enter()).or_else(|| fit().find_map(|e| e.enter()))
+    fit()
+        .min_by_key(|e| e.leases())
+        .and_then(|e| e.enter())
+        .or_else(|| fit().find_map(|e| e.enter()))
 }
 
 /// The least loaded endpoint of another generation than the lost one's; without template hashes, the latest to join.
@@ -98,7 +109,9 @@ fn stranger(endpoints: &Roster, tried: &[EndpointId], lost: &Endpoint) -> Option
             // Ties go to a random one: all replays of one loss arrive at the same moment.
             others().min_by_key(|e| (e.leases(), fastrand::u32(..)))
         }
-        None => fit().filter(|e| e.joined() > lost.joined()).min_by_key(|e| (e.leases(), Reverse(e.joined()))),
+        None => fit()
+            .filter(|e| e.joined() > lost.joined())
+            .min_by_key(|e| (e.leases(), Reverse(e.joined()))),
     }
     .and_then(|e| e.enter())
 }
@@ -124,7 +137,12 @@ fn better<'a>(
 
 /// The cheaper of two, ties at random so that equal endpoints get equal shares. A newcomer's idleness is no argument for
 /// it: it would get every pick it is in.
-fn cheaper<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, cost: Cost, now: Instant) -> &'a Arc<Endpoint> {
+fn cheaper<'a>(
+    a: &'a Arc<Endpoint>,
+    b: &'a Arc<Endpoint>,
+    cost: Cost,
+    now: Instant,
+) -> &'a Arc<Endpoint> {
     let now = millis(now);
     let (mut load_a, mut load_b) = (a.leases() + 1, b.leases() + 1);
     if a.is_newcomer_to(b, now) {
@@ -140,7 +158,11 @@ fn cheaper<'a>(a: &'a Arc<Endpoint>, b: &'a Arc<Endpoint>, cost: Cost, now: Inst
         // always lost would get no sample to show that its one bad answer was an accident.
         let square = |load: u64, slow: u64| (load as f64 * (slow + NOISE_US) as f64).powi(2);
         let (cost_a, cost_b) = (square(load_a, slow_a), square(load_b, slow_b));
-        return if fastrand::f64() * (cost_a + cost_b) < cost_b { a } else { b };
+        return if fastrand::f64() * (cost_a + cost_b) < cost_b {
+            a
+        } else {
+            b
+        };
     }
     match load_a.cmp(&load_b) {
         std::cmp::Ordering::Less => a,
@@ -174,21 +196,34 @@ mod tests {
     fn endpoint(n: u8, hash: Option<&str>, let_in: Instant) -> Arc<Endpoint> {
         let address = ([10, 0, 0, n], 80).into();
         let notices = mpsc::unbounded_channel().0;
-        let endpoint = Endpoint::new(EndpointId(n.into()), address, None, hash.map(Arc::from), notices);
+        let endpoint = Endpoint::new(
+            EndpointId(n.into()),
+            address,
+            None,
+            hash.map(Arc::from),
+            notices,
+        );
         endpoint.set_out(false);
         endpoint.note_let_in(let_in);
         endpoint
     }
 
     fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
-        let key = PortKey { service: ObjectName::new("web", "shop"), port: 80 };
+        let key = PortKey {
+            service: ObjectName::new("web", "shop"),
+            port: 80,
+        };
         Port {
             metrics: Metrics::new().unwrap().service(&key),
             key,
             name: None,
             node_port: None,
             protocol: Protocol::Auto,
-            policy: Policy::for_service(&Config::new(Discovery::Static { to: Vec::new() }), &BTreeMap::new()).0,
+            policy: Policy::for_service(
+                &Config::new(Discovery::Static { to: Vec::new() }),
+                &BTreeMap::new(),
+            )
+            .0,
             usable: usable.into_iter().collect(),
             last_resort: last_resort.into_iter().collect(),
             all: Roster::default(),
@@ -202,7 +237,13 @@ mod tests {
     /// A port with so many endpoints of age, and the time.
     fn aged(count: u8) -> (Port, Instant) {
         let born = Instant::now();
-        (port((1..=count).map(|n| endpoint(n, None, born)).collect(), Vec::new()), born + 2 * WARM_UP)
+        (
+            port(
+                (1..=count).map(|n| endpoint(n, None, born)).collect(),
+                Vec::new(),
+            ),
+            born + 2 * WARM_UP,
+        )
     }
 
     const WARM_UP: Duration = Duration::from_secs(5);
@@ -224,7 +265,13 @@ mod tests {
     }
 
     /// `picks` with `in_flight` at a time, which end in their order; how many each endpoint got.
-    fn shares(port: &Port, cost: Cost, now: Instant, in_flight: usize, picks: usize) -> [usize; 16] {
+    fn shares(
+        port: &Port,
+        cost: Cost,
+        now: Instant,
+        in_flight: usize,
+        picks: usize,
+    ) -> [usize; 16] {
         let mut running = VecDeque::new();
         let mut shares = [0; 16];
         for _ in 0..picks {
@@ -241,16 +288,25 @@ mod tests {
     #[test]
     fn four_and_two_share_two_to_one() {
         fastrand::seed(1);
-        for (cost, in_flight) in
-            [(Cost::Http, 1), (Cost::Http, 8), (Cost::Http, 100), (Cost::Tcp, 8), (Cost::Tcp, 1_000)]
-        {
+        for (cost, in_flight) in [
+            (Cost::Http, 1),
+            (Cost::Http, 8),
+            (Cost::Http, 100),
+            (Cost::Tcp, 8),
+            (Cost::Tcp, 1_000),
+        ] {
             let (port, now) = aged(6);
             for (i, endpoint) in port.usable.iter().enumerate() {
-                endpoint.latency().record(Duration::from_micros(1_000 + 300 * i as u64), millis(now));
+                endpoint
+                    .latency()
+                    .record(Duration::from_micros(1_000 + 300 * i as u64), millis(now));
             }
             let shares = shares(&port, cost, now, in_flight, 10_000);
             let two: usize = shares[5..7].iter().sum();
-            assert!((3_167..=3_500).contains(&two), "{cost:?}, {in_flight} at a time: {shares:?}");
+            assert!(
+                (3_167..=3_500).contains(&two),
+                "{cost:?}, {in_flight} at a time: {shares:?}"
+            );
         }
     }
 
@@ -263,7 +319,10 @@ mod tests {
             port.usable.iter().skip(4).for_each(|e| e.note_let_in(now));
             let shares = shares(&port, Cost::Http, now, in_flight, 10_000);
             let two: usize = shares[5..7].iter().sum();
-            assert!((3_167..=3_500).contains(&two), "{in_flight} at a time: {shares:?}");
+            assert!(
+                (3_167..=3_500).contains(&two),
+                "{in_flight} at a time: {shares:?}"
+            );
         }
     }
 
@@ -281,11 +340,23 @@ mod tests {
             (Cost::Tcp, false, WARM_UP / 5),
         ] {
             let now = first + age;
-            let three = port((1..=3).map(|n| endpoint(n, None, first)).collect(), Vec::new());
-            let mut running: VecDeque<_> =
-                (0..200).map(|_| pick(&three, cost, &Avoid::default(), now).unwrap()).collect();
-            three.usable.iter().for_each(|e| e.latency().record(Duration::from_millis(50), millis(now)));
-            let all = three.usable.iter().cloned().chain([endpoint(4, None, now)]).collect();
+            let three = port(
+                (1..=3).map(|n| endpoint(n, None, first)).collect(),
+                Vec::new(),
+            );
+            let mut running: VecDeque<_> = (0..200)
+                .map(|_| pick(&three, cost, &Avoid::default(), now).unwrap())
+                .collect();
+            three
+                .usable
+                .iter()
+                .for_each(|e| e.latency().record(Duration::from_millis(50), millis(now)));
+            let all = three
+                .usable
+                .iter()
+                .cloned()
+                .chain([endpoint(4, None, now)])
+                .collect();
             let four = port(all, Vec::new());
             let mut got = 0;
             for _ in 0..1_000 {
@@ -296,7 +367,10 @@ mod tests {
                     running.pop_front();
                 }
             }
-            assert!((150..=300).contains(&got), "{cost:?}, {age:?}: {got} of 1,000 where 250 are fair");
+            assert!(
+                (150..=300).contains(&got),
+                "{cost:?}, {age:?}: {got} of 1,000 where 250 are fair"
+            );
         }
     }
 
@@ -305,14 +379,22 @@ mod tests {
     fn being_let_in_makes_a_newcomer() {
         let later = Instant::now() + 4 * WARM_UP;
         let [one, two] = [1, 2].map(|n| endpoint(n, None, later - 3 * WARM_UP));
-        assert!(!one.is_newcomer_to(&two, millis(later)) && !two.is_newcomer_to(&one, millis(later)));
+        assert!(
+            !one.is_newcomer_to(&two, millis(later)) && !two.is_newcomer_to(&one, millis(later))
+        );
         two.note_let_in(later);
-        assert!(two.is_newcomer_to(&one, millis(later)) && !one.is_newcomer_to(&two, millis(later)));
+        assert!(
+            two.is_newcomer_to(&one, millis(later)) && !one.is_newcomer_to(&two, millis(later))
+        );
         assert!(!two.is_newcomer_to(&one, millis(later + WARM_UP)));
         // Back from out, and from an ejection: let in now, which is before `later`, where it was said to be.
         for leave_and_return in [
             |e: &Arc<Endpoint>| [true, false].iter().for_each(|out| e.set_out(*out)),
-            |e: &Arc<Endpoint>| [Endpoint::eject, |e: &Arc<Endpoint>| e.readmit()].iter().for_each(|f| f(e)),
+            |e: &Arc<Endpoint>| {
+                [Endpoint::eject, |e: &Arc<Endpoint>| e.readmit()]
+                    .iter()
+                    .for_each(|f| f(e))
+            },
         ] {
             two.note_let_in(later);
             two.set_out(false);
@@ -324,12 +406,19 @@ mod tests {
 
     /// So many clients, one request at a time each; endpoints answer in 1 ms, the `slow` last ones in so many. How many answers
     /// of 20,000, those of the beginning left out, were slow ones', how many there were, and the time.
-    fn closed_loop(port: &Port, start: Instant, clients: u32, slow: usize, takes: u64) -> (usize, usize, Instant) {
+    fn closed_loop(
+        port: &Port,
+        start: Instant,
+        clients: u32,
+        slow: usize,
+        takes: u64,
+    ) -> (usize, usize, Instant) {
         let mut running = BTreeMap::new();
         let (mut now, mut of_slow, mut all) = (start, 0, 0);
         for n in 0..20_000u32 {
             if n >= clients {
-                let ((ends, _), (began, lease)): (_, (Instant, Lease)) = running.pop_first().unwrap();
+                let ((ends, _), (began, lease)): (_, (Instant, Lease)) =
+                    running.pop_first().unwrap();
                 now = ends;
                 lease.endpoint().latency().record(now - began, millis(now));
             }
@@ -339,7 +428,13 @@ mod tests {
                 all += 1;
                 of_slow += usize::from(is_slow);
             }
-            running.insert((now + Duration::from_millis(if is_slow { takes } else { 1 }), n), (now, lease));
+            running.insert(
+                (
+                    now + Duration::from_millis(if is_slow { takes } else { 1 }),
+                    n,
+                ),
+                (now, lease),
+            );
         }
         (of_slow, all, now)
     }
@@ -353,7 +448,8 @@ mod tests {
         assert!(slow * 100 < all, "{slow} of {all} went to the slow one");
         // It gets its chance again: by then its average has faded.
         let later = now + Duration::from_secs(60);
-        let again = (0..200).filter(|_| picked(&pick(&port, Cost::Http, &Avoid::default(), later).unwrap()) == 11);
+        let again = (0..200)
+            .filter(|_| picked(&pick(&port, Cost::Http, &Avoid::default(), later).unwrap()) == 11);
         assert!(again.count() > 0);
     }
 
@@ -373,8 +469,12 @@ mod tests {
         fastrand::seed(5);
         let (port, start) = aged(6);
         let usual = Duration::from_micros(300);
-        port.usable.iter().for_each(|e| e.latency().record(usual, millis(start)));
-        port.usable[5].latency().record(Duration::from_millis(100), millis(start));
+        port.usable
+            .iter()
+            .for_each(|e| e.latency().record(usual, millis(start)));
+        port.usable[5]
+            .latency()
+            .record(Duration::from_millis(100), millis(start));
         let mut got = 0;
         for n in 0..10_000 {
             let now = start + usual * n / 8;
@@ -391,7 +491,10 @@ mod tests {
             let (port, now) = aged(2);
             let _lease = port.usable[0].enter().unwrap();
             for _ in 0..50 {
-                assert_eq!(picked(&pick(&port, cost, &Avoid::default(), now).unwrap()), 2);
+                assert_eq!(
+                    picked(&pick(&port, cost, &Avoid::default(), now).unwrap()),
+                    2
+                );
             }
         }
     }
@@ -400,8 +503,12 @@ mod tests {
     #[test]
     fn a_slow_answer_weighs_for_http_only() {
         let (port, now) = aged(2);
-        port.usable[0].latency().record(Duration::from_millis(200), millis(now));
-        port.usable[1].latency().record(Duration::from_millis(1), millis(now));
+        port.usable[0]
+            .latency()
+            .record(Duration::from_millis(200), millis(now));
+        port.usable[1]
+            .latency()
+            .record(Duration::from_millis(1), millis(now));
         let shares = |cost| shares(&port, cost, now, 1, 200);
         assert!(shares(Cost::Http)[1] < 10);
         assert!(shares(Cost::Tcp)[1] > 50);
@@ -428,7 +535,10 @@ mod tests {
     #[test]
     fn the_one_fit_endpoint_among_many_is_found() {
         let (port, _) = aged(200);
-        port.usable.iter().filter(|e| e.id.0 != 77).for_each(|e| e.set_out(true));
+        port.usable
+            .iter()
+            .filter(|e| e.id.0 != 77)
+            .for_each(|e| e.set_out(true));
         assert_eq!(candidates(&port, &Avoid::default()), [77]);
     }
 
@@ -439,7 +549,16 @@ mod tests {
         let port = port(vec![one.clone(), two.clone()], vec![three.clone()]);
         let tried = [one.id, two.id];
         assert_eq!(candidates(&port, &Avoid::default()), [1, 2]);
-        assert_eq!(candidates(&port, &Avoid { tried: &tried, siblings_of: Some(&one) }), [1, 2]);
+        assert_eq!(
+            candidates(
+                &port,
+                &Avoid {
+                    tried: &tried,
+                    siblings_of: Some(&one)
+                }
+            ),
+            [1, 2]
+        );
         one.eject();
         two.set_out(true);
         assert_eq!(candidates(&port, &Avoid::default()), [3]);
@@ -451,7 +570,10 @@ mod tests {
     fn tried_ones_are_used_again_only_where_no_other_is_usable() {
         let (port, _) = aged(4);
         let tried = [1, 2, 3].map(EndpointId);
-        let avoid = Avoid { tried: &tried, siblings_of: None };
+        let avoid = Avoid {
+            tried: &tried,
+            siblings_of: None,
+        };
         assert_eq!(candidates(&port, &avoid), [4]);
         port.usable[3].eject();
         port.usable[0].set_out(true);
@@ -462,16 +584,25 @@ mod tests {
     fn a_replay_prefers_another_generation_the_least_loaded_of_it() {
         let born = Instant::now();
         let generation = |n| if n <= 3 { "old" } else { "new" };
-        let all: Vec<_> = (1..=5).map(|n| endpoint(n, Some(generation(n)), born)).collect();
+        let all: Vec<_> = (1..=5)
+            .map(|n| endpoint(n, Some(generation(n)), born))
+            .collect();
         let port = port(all.clone(), Vec::new());
         let tried = [all[0].id];
-        let avoid = Avoid { tried: &tried, siblings_of: Some(&all[0]) };
+        let avoid = Avoid {
+            tried: &tried,
+            siblings_of: Some(&all[0]),
+        };
         assert_eq!(candidates(&port, &avoid), [4, 5]);
         let _lease = all[3].enter();
         assert_eq!(candidates(&port, &avoid), [5]);
         all[3].set_out(true);
         all[4].eject();
-        assert_eq!(candidates(&port, &avoid), [2, 3], "a sibling is better than none");
+        assert_eq!(
+            candidates(&port, &avoid),
+            [2, 3],
+            "a sibling is better than none"
+        );
     }
 
     #[test]
@@ -479,7 +610,10 @@ mod tests {
         let (port, _) = aged(4);
         let lost = port.usable[1].clone();
         let tried = [lost.id];
-        let avoid = Avoid { tried: &tried, siblings_of: Some(&lost) };
+        let avoid = Avoid {
+            tried: &tried,
+            siblings_of: Some(&lost),
+        };
         assert_eq!(candidates(&port, &avoid), [4]);
         let _lease = port.usable[3].enter();
         assert_eq!(candidates(&port, &avoid), [3]);

@@ -46,20 +46,34 @@ mod tests {
     use crate::contract::policy::NonIdempotent;
 
     fn spend_all(budget: &Budget, retry: &Retry) -> u32 {
-        (0..).take_while(|_| budget.spend(retry, WINDOW_S as usize)).count() as u32
+        (0..)
+            .take_while(|_| budget.spend(retry, WINDOW_S as usize))
+            .count() as u32
     }
 
     #[test]
     fn the_budget_is_a_share_of_recent_requests_and_a_floor() {
-        let retry = Retry { attempts: 3, budget_percent: 20, budget_floor: 10, non_idempotent: NonIdempotent::Never };
+        let retry = Retry {
+            attempts: 3,
+            budget_percent: 20,
+            budget_floor: 10,
+            non_idempotent: NonIdempotent::Never,
+        };
         let budget = Budget::default();
         assert_eq!(spend_all(&budget, &retry), 10);
         (0..100).for_each(|_| budget.count_request());
         assert_eq!(spend_all(&budget, &retry), 20);
         (0..200).for_each(|_| budget.fade());
         // A trace of what was spent stays, and keeps a whole replay from fitting.
-        assert!((9..=10).contains(&spend_all(&budget, &retry)), "what is long past counts neither way");
-        let none = Retry { budget_percent: 0, budget_floor: 0, ..retry };
+        assert!(
+            (9..=10).contains(&spend_all(&budget, &retry)),
+            "what is long past counts neither way"
+        );
+        let none = Retry {
+            budget_percent: 0,
+            budget_floor: 0,
+            ..retry
+        };
         assert_eq!(spend_all(&Budget::default(), &none), 0);
     }
 }

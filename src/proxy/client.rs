@@ -29,21 +29,35 @@ pub struct Client {
 
 impl Client {
     /// Reads once, into `unread`. Nothing added: the client has ended its direction.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<std::io::Result<()>> {
+    pub fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+    ) -> Poll<std::io::Result<()>> {
         let mut scratch = worker.scratch.borrow_mut();
         let room = self.room(worker);
-        let read = ready!(socket::poll_read(&mut self.stream, cx, &mut scratch[..room]))?;
+        let read = ready!(socket::poll_read(
+            &mut self.stream,
+            cx,
+            &mut scratch[..room]
+        ))?;
         append(&mut self.unread, read);
         Poll::Ready(Ok(()))
     }
 
     /// For a read into `unread`, which is to hold little more than the largest head.
     pub(super) fn room(&self, worker: &Worker) -> usize {
-        (worker.config().limits.head_size + 1).saturating_sub(self.unread.len()).clamp(ROOM_LEAST, SCRATCH)
+        (worker.config().limits.head_size + 1)
+            .saturating_sub(self.unread.len())
+            .clamp(ROOM_LEAST, SCRATCH)
     }
 
     /// Reads once, and keeps nothing of it. 0: the client has ended its direction.
-    pub(super) fn poll_waste(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<std::io::Result<usize>> {
+    pub(super) fn poll_waste(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+    ) -> Poll<std::io::Result<usize>> {
         let mut scratch = worker.scratch.borrow_mut();
         socket::poll_read(&mut self.stream, cx, &mut scratch).map_ok(|read| read.len())
     }

@@ -30,11 +30,22 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
         (config.timeouts.client_idle, config.timeouts.head)
     };
     match tokio::time::timeout(SILENCE, sniff(worker, client)).await {
-        Ok(sniffed) => return Ok(if sniffed? { Known::Http } else { Known::Tcp(None) }),
+        Ok(sniffed) => {
+            return Ok(if sniffed? {
+                Known::Http
+            } else {
+                Known::Tcp(None)
+            });
+        }
         Err(_silent) => {}
     }
     // A request line that has begun is waited for as any head is; without an end it was none.
-    let deadline = Instant::now() + if client.unread.is_empty() { idle } else { head_time };
+    let deadline = Instant::now()
+        + if client.unread.is_empty() {
+            idle
+        } else {
+            head_time
+        };
     loop {
         let found = tokio::select! {
             biased;
@@ -43,8 +54,14 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
             found = Box::pin(acquire_tcp(worker, client)) => Some(found?),
         };
         let Some((lease, upstream)) = found else {
-            let sniffed = tokio::time::timeout(head_time, sniff(worker, client)).await.unwrap_or(Ok(false))?;
-            return Ok(if sniffed { Known::Http } else { Known::Tcp(None) });
+            let sniffed = tokio::time::timeout(head_time, sniff(worker, client))
+                .await
+                .unwrap_or(Ok(false))?;
+            return Ok(if sniffed {
+                Known::Http
+            } else {
+                Known::Tcp(None)
+            });
         };
         let connected = Instant::now();
         tokio::select! {
@@ -94,7 +111,11 @@ async fn left(worker: &Worker, endpoint: &Endpoint) {
 
 async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
     let mut generation = worker.shared.generation.clone();
-    while !worker.port(listener).is_some_and(|port| balancer::any(&port)) && generation.changed().await.is_ok() {}
+    while !worker
+        .port(listener)
+        .is_some_and(|port| balancer::any(&port))
+        && generation.changed().await.is_ok()
+    {}
 }
 
 /// Reads until it is sure whether this is HTTP/1. Cancellation safe: what was read stays in `unread`.
@@ -122,7 +143,11 @@ async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason
         filled.map_err(|_| CloseReason::ClientReset)?;
         if client.unread.len() == before {
             // It has ended its direction: whatever it sent, it is not a request.
-            return if before == 0 { Err(CloseReason::ClientClosed) } else { Ok(false) };
+            return if before == 0 {
+                Err(CloseReason::ClientClosed)
+            } else {
+                Ok(false)
+            };
         }
     }
 }

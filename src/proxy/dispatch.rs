@@ -53,7 +53,11 @@ pub enum Refusal {
 }
 
 /// A connection to an endpoint of the listener's service, held for if need be.
-pub async fn upstream(worker: &Rc<Worker>, spec: &ListenerSpec, ask: &Ask<'_>) -> Result<(Lease, Upstream), Refusal> {
+pub async fn upstream(
+    worker: &Rc<Worker>,
+    spec: &ListenerSpec,
+    ask: &Ask<'_>,
+) -> Result<(Lease, Upstream), Refusal> {
     let port = worker.port(spec).ok_or(Refusal::NoService)?;
     match now(worker, &port, ask, ask.at).await {
         Some(found) => Ok(found),
@@ -63,7 +67,12 @@ pub async fn upstream(worker: &Rc<Worker>, spec: &ListenerSpec, ask: &Ask<'_>) -
 }
 
 /// What can be had without waiting for endpoints to change.
-async fn now(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, at: Instant) -> Option<(Lease, Upstream)> {
+async fn now(
+    worker: &Rc<Worker>,
+    port: &Port,
+    ask: &Ask<'_>,
+    at: Instant,
+) -> Option<(Lease, Upstream)> {
     let lease = balancer::pick(port, ask.cost, &ask.avoid, at)?;
     let local = worker.local(lease.endpoint());
     if let Some(upstream) = upstream::check_out(&local, ask.trust) {
@@ -86,7 +95,10 @@ async fn held(
         metrics.held_refused.inc();
         return Err(Refusal::Full);
     };
-    let mut counted = HeldNow { metrics: &metrics, outcome: &metrics.held_left };
+    let mut counted = HeldNow {
+        metrics: &metrics,
+        outcome: &metrics.held_left,
+    };
     metrics.held_now.inc();
     let mut generation = worker.shared.generation.clone();
     let expires = Instant::now() + port.policy.hold_timeout;
@@ -97,12 +109,20 @@ async fn held(
         {
             let turn = port.hold.turn(port.usable.len(), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;
-            if let Some(found) = now(worker, &worker.port(spec).unwrap_or(port), ask, Instant::now()).await {
+            if let Some(found) = now(
+                worker,
+                &worker.port(spec).unwrap_or(port),
+                ask,
+                Instant::now(),
+            )
+            .await
+            {
                 counted.outcome = &metrics.held_released;
                 return Ok(found);
             }
         }
-        let tick = tokio::time::sleep_until((Instant::now() + LOOK_AFTER_CLIENT).min(expires).into());
+        let tick =
+            tokio::time::sleep_until((Instant::now() + LOOK_AFTER_CLIENT).min(expires).into());
         tokio::select! {
             changed = generation.changed() => {
                 // The control side is gone only at the very end.
@@ -128,7 +148,12 @@ struct Connecting {
 }
 
 /// Connects to the picked endpoint and, as that fails or keeps silent, to others, until one answers or none is left.
-async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) -> Option<(Lease, Upstream)> {
+async fn connect(
+    worker: &Rc<Worker>,
+    port: &Port,
+    ask: &Ask<'_>,
+    first: Lease,
+) -> Option<(Lease, Upstream)> {
     let mut race: Vec<Connecting> = Vec::with_capacity(1);
     let mut next = Some(first);
     let mut started = 0;
@@ -172,12 +197,20 @@ async fn connect(worker: &Rc<Worker>, port: &Port, ask: &Ask<'_>, first: Lease) 
             return Some((won.lease, won.upstream));
         }
         if race.len() < RACERS {
-            let busy: Vec<EndpointId> =
-                race.iter().map(|c| c.lease.endpoint().id).chain(ask.avoid.tried.iter().copied()).collect();
-            let avoid = Avoid { tried: &busy, ..ask.avoid };
+            let busy: Vec<EndpointId> = race
+                .iter()
+                .map(|c| c.lease.endpoint().id)
+                .chain(ask.avoid.tried.iter().copied())
+                .collect();
+            let avoid = Avoid {
+                tried: &busy,
+                ..ask.avoid
+            };
             // None but those under way: no second connect to the same endpoint.
-            next = balancer::pick(port, ask.cost, &avoid, Instant::now())
-                .filter(|lease| race.iter().all(|c| c.lease.endpoint().id != lease.endpoint().id));
+            next = balancer::pick(port, ask.cost, &avoid, Instant::now()).filter(|lease| {
+                race.iter()
+                    .all(|c| c.lease.endpoint().id != lease.endpoint().id)
+            });
         }
     }
 }
@@ -187,13 +220,21 @@ fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Er
     let now = Instant::now();
     lease.endpoint().note_dispatch(millis(now));
     match Upstream::connect(worker.local(lease.endpoint())) {
-        Ok(upstream) => Ok(Connecting { lease, upstream, gives_up: now + timeout }),
+        Ok(upstream) => Ok(Connecting {
+            lease,
+            upstream,
+            gives_up: now + timeout,
+        }),
         Err(error) => Err((lease, error)),
     }
 }
 
 /// Ready with the first that is connected, or with `None` when one has failed (it is then out of the race).
-fn poll_race(race: &mut Vec<Connecting>, cx: &mut Context<'_>, metrics: &ServiceMetrics) -> Poll<Option<Connecting>> {
+fn poll_race(
+    race: &mut Vec<Connecting>,
+    cx: &mut Context<'_>,
+    metrics: &ServiceMetrics,
+) -> Poll<Option<Connecting>> {
     for i in 0..race.len() {
         let stream = &race[i].upstream.stream;
         let error = match stream.poll_write_ready(cx) {
@@ -241,7 +282,11 @@ fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
 /// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
 /// charged to nobody. One of those who ask connects to it, the others watch: a storm of losses must not become one of
 /// connects.
-pub async fn is_leaving_soon(worker: &Worker, endpoint: &Arc<Endpoint>, deadline: Option<Instant>) -> bool {
+pub async fn is_leaving_soon(
+    worker: &Worker,
+    endpoint: &Arc<Endpoint>,
+    deadline: Option<Instant>,
+) -> bool {
     let until = Instant::now() + SECOND_LOOK;
     let until = deadline.map_or(until, |at| at.min(until));
     let local = worker.local(endpoint);
@@ -252,7 +297,8 @@ pub async fn is_leaving_soon(worker: &Worker, endpoint: &Arc<Endpoint>, deadline
             return true;
         }
         if mine
-            && let Ok(Err(error)) = tokio::time::timeout(LOOK_EVERY, TcpStream::connect(endpoint.address)).await
+            && let Ok(Err(error)) =
+                tokio::time::timeout(LOOK_EVERY, TcpStream::connect(endpoint.address)).await
             && !socket::is_shortage(&error)
         {
             endpoint.eject();

@@ -14,7 +14,11 @@ use crate::proxy::worker::Worker;
 /// Takes the header, and the client's address from it. Only peers inside `trustedProxies` may send one.
 pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {
     let config = worker.config();
-    if !config.trusted_proxies.iter().any(|net| net.contains(&client.neighbour)) {
+    if !config
+        .trusted_proxies
+        .iter()
+        .any(|net| net.contains(&client.neighbour))
+    {
         tracing::debug!(peer = %client.neighbour, "PROXY header from outside trustedProxies refused");
         return Err(CloseReason::BadProxyHeader);
     }
@@ -22,7 +26,9 @@ pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(),
         loop {
             if !goes_on(&client.unread) {
                 let (len, source) = match ppp::HeaderResult::parse(&client.unread) {
-                    ppp::HeaderResult::V1(Ok(header)) => (header.header.len(), source_v1(&header.addresses)),
+                    ppp::HeaderResult::V1(Ok(header)) => {
+                        (header.header.len(), source_v1(&header.addresses))
+                    }
                     ppp::HeaderResult::V2(Ok(header)) => (header.header.len(), source_v2(&header)),
                     _ => return Err(CloseReason::BadProxyHeader),
                 };
@@ -31,13 +37,17 @@ pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(),
                 return Ok(());
             }
             let before = client.unread.len();
-            poll_fn(|cx| client.poll_fill(cx, worker)).await.map_err(|_| CloseReason::ClientReset)?;
+            poll_fn(|cx| client.poll_fill(cx, worker))
+                .await
+                .map_err(|_| CloseReason::ClientReset)?;
             if client.unread.len() == before {
                 return Err(CloseReason::BadProxyHeader);
             }
         }
     };
-    tokio::time::timeout(config.timeouts.head, read).await.unwrap_or(Err(CloseReason::ClientTimeout))
+    tokio::time::timeout(config.timeouts.head, read)
+        .await
+        .unwrap_or(Err(CloseReason::ClientTimeout))
 }
 
 /// Whether this is the beginning of a header whose end is still to come. `ppp` takes a v1 line cut within a port, for
@@ -49,7 +59,9 @@ fn goes_on(bytes: &[u8]) -> bool {
         return true;
     }
     if bytes.starts_with(V2) {
-        let Some(&[high, low]) = bytes.get(14..16) else { return true };
+        let Some(&[high, low]) = bytes.get(14..16) else {
+            return true;
+        };
         let whole = 16 + usize::from(u16::from_be_bytes([high, low]));
         return bytes.len() < whole && whole <= HEADER_MAX;
     }

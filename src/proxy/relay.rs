@@ -81,8 +81,14 @@ impl Pair {
             client,
             upstream,
             lease,
-            up: Way { waiting: Waiting::of(up), ..Way::default() },
-            down: Way { waiting: Waiting::of(down), ..Way::default() },
+            up: Way {
+                waiting: Waiting::of(up),
+                ..Way::default()
+            },
+            down: Way {
+                waiting: Waiting::of(down),
+                ..Way::default()
+            },
             last_moved: Instant::now(),
             ended_first: None,
         })
@@ -114,16 +120,24 @@ impl Pair {
         if reason != CloseReason::DrainDeadline && endpoint.is_draining() {
             endpoint.tally.finished.fetch_add(1, Ordering::Relaxed);
         }
-        Ended { reason, endpoint: endpoint.address, sent: self.down.moved }
+        Ended {
+            reason,
+            endpoint: endpoint.address,
+            sent: self.down.moved,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let before = self.up.moved + self.down.moved;
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
         let room = room_beside(&self.down);
-        let up = self.up.poll(cx, &self.worker, client, upstream, room, self.down.shut);
+        let up = self
+            .up
+            .poll(cx, &self.worker, client, upstream, room, self.down.shut);
         let room = room_beside(&self.up);
-        let down = self.down.poll(cx, &self.worker, upstream, client, room, self.up.shut);
+        let down = self
+            .down
+            .poll(cx, &self.worker, upstream, client, room, self.up.shut);
         if before != self.up.moved + self.down.moved {
             self.last_moved = Instant::now();
         }
@@ -168,13 +182,22 @@ impl Pair {
 
     /// The drain deadline: a quiet connection ends, one in mid-transfer is reset.
     fn cut(&mut self) -> CloseReason {
-        let quiet = self.last_moved.elapsed() >= QUIET && self.up.is_quiet() && self.down.is_quiet();
+        let quiet =
+            self.last_moved.elapsed() >= QUIET && self.up.is_quiet() && self.down.is_quiet();
         if !quiet {
             socket::reset_on_close(&self.client);
             socket::reset_on_close(&self.upstream.stream);
         }
-        self.lease.endpoint().tally.forced.fetch_add(1, Ordering::Relaxed);
-        if self.worker.cut.get() { CloseReason::Shutdown } else { CloseReason::DrainDeadline }
+        self.lease
+            .endpoint()
+            .tally
+            .forced
+            .fetch_add(1, Ordering::Relaxed);
+        if self.worker.cut.get() {
+            CloseReason::Shutdown
+        } else {
+            CloseReason::DrainDeadline
+        }
     }
 }
 
@@ -187,7 +210,9 @@ impl Waiting {
 impl Way {
     /// Has nothing on its way, and does not wait for its turn to have.
     fn is_quiet(&self) -> bool {
-        self.waiting.is_none() && self.lent.as_ref().is_none_or(|lent| lent.is_empty()) && !self.turn.is_awaited()
+        self.waiting.is_none()
+            && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
+            && !self.turn.is_awaited()
     }
 
     /// Moves what there is. Ready when the source has ended and the sink has been told; `last`: the other way has ended,
@@ -202,12 +227,24 @@ impl Way {
         last: bool,
     ) -> Poll<Result<(), Broken>> {
         if self.bulk && self.waiting.is_some() {
-            ready!(poll_turn(&worker.bulk, &mut self.turn, cx, true, source, sink));
+            ready!(poll_turn(
+                &worker.bulk,
+                &mut self.turn,
+                cx,
+                true,
+                source,
+                sink
+            ));
         }
         loop {
             if let Some(waiting) = &mut self.waiting {
-                while let Some(rest) = waiting.bytes.get(waiting.written..).filter(|rest| !rest.is_empty()) {
-                    waiting.written += ready!(Pin::new(&mut *sink).poll_write(cx, rest)).map_err(Broken::Sink)?;
+                while let Some(rest) = waiting
+                    .bytes
+                    .get(waiting.written..)
+                    .filter(|rest| !rest.is_empty())
+                {
+                    waiting.written +=
+                        ready!(Pin::new(&mut *sink).poll_write(cx, rest)).map_err(Broken::Sink)?;
                 }
                 worker.give_back(std::mem::take(&mut waiting.bytes));
                 self.waiting = None;
@@ -220,7 +257,14 @@ impl Way {
                 return Poll::Ready(Ok(()));
             }
             if self.bulk {
-                ready!(poll_turn(&worker.bulk, &mut self.turn, cx, self.lent.is_some(), source, sink));
+                ready!(poll_turn(
+                    &worker.bulk,
+                    &mut self.turn,
+                    cx,
+                    self.lent.is_some(),
+                    source,
+                    sink
+                ));
                 if self.lent.is_none() {
                     self.lent = worker.pipes.lend().map(Box::new);
                 }
@@ -245,7 +289,8 @@ impl Way {
                 }
             }
             let mut scratch = worker.scratch.borrow_mut();
-            let read = ready!(socket::poll_read(source, cx, &mut scratch[..room])).map_err(Broken::Source)?;
+            let read = ready!(socket::poll_read(source, cx, &mut scratch[..room]))
+                .map_err(Broken::Source)?;
             if read.is_empty() {
                 self.ended = true;
                 continue;
@@ -267,7 +312,11 @@ impl Way {
 
 /// For a read, so that both directions of a pair together hold little more than one could.
 fn room_beside(other: &Way) -> usize {
-    if other.waiting.is_some() { SCRATCH / 4 } else { SCRATCH }
+    if other.waiting.is_some() {
+        SCRATCH / 4
+    } else {
+        SCRATCH
+    }
 }
 
 /// A connection that has moved nothing for this long is between two messages, as far as one can tell.

@@ -78,7 +78,10 @@ impl Worker {
             }
             Mail::Cut => {
                 self.cut.set(true);
-                self.locals.borrow().values().for_each(|local| local.force.cancel());
+                self.locals
+                    .borrow()
+                    .values()
+                    .for_each(|local| local.force.cancel());
             }
             Mail::DropIdle(which) => drop(self.drop_idle(which)),
             Mail::Exit => {}

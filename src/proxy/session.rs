@@ -37,14 +37,31 @@ struct Open {
 
 /// Serves an accepted connection in a task of its own. The caller has counted it in the worker's load.
 pub fn start(worker: &Rc<Worker>, handover: Handover) {
-    let Handover { fd, peer, listener, permit } = handover;
-    let open = Open { worker: worker.clone(), metrics: None, reason: CloseReason::ClientClosed, _permit: permit };
+    let Handover {
+        fd,
+        peer,
+        listener,
+        permit,
+    } = handover;
+    let open = Open {
+        worker: worker.clone(),
+        metrics: None,
+        reason: CloseReason::ClientClosed,
+        _permit: permit,
+    };
     let stream = match TcpStream::from_std(fd.into()) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "cannot watch an accepted connection"),
     };
     let newcomer = Rc::new(Cell::new(true));
-    let client = Box::new(Client { stream, unread: Vec::new(), peer, neighbour: peer.ip(), listener, newcomer });
+    let client = Box::new(Client {
+        stream,
+        unread: Vec::new(),
+        peer,
+        neighbour: peer.ip(),
+        listener,
+        newcomer,
+    });
     tokio::task::spawn_local(serve(open, client));
 }
 
@@ -103,9 +120,23 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
     };
     let port = worker.port(&client.listener);
     client.newcomer.set(false);
-    let Client { stream, unread, peer, listener, .. } = *client;
+    let Client {
+        stream,
+        unread,
+        peer,
+        listener,
+        ..
+    } = *client;
     let log = worker.shared.access_log.clone().zip(port);
-    let logged = log.map(|(log, port)| Box::new(Logged { log, port, peer, listener, started: Instant::now() }));
+    let logged = log.map(|(log, port)| {
+        Box::new(Logged {
+            log,
+            port,
+            peer,
+            listener,
+            started: Instant::now(),
+        })
+    });
     let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
     Ok(Box::pin(async move {
         let ended = pair.run().await;

@@ -65,7 +65,10 @@ pub struct Handover {
 impl Shared {
     /// Client connections of all workers.
     pub fn connections(&self) -> usize {
-        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+        self.loads
+            .iter()
+            .map(|load| load.load(Ordering::Relaxed))
+            .sum()
     }
 
     /// The same to every worker.

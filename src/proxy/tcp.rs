@@ -17,14 +17,29 @@ use crate::proxy::relay::Ended;
 use crate::proxy::upstream::{Trust, Upstream};
 use crate::proxy::worker::{Routed, Worker};
 
-pub(super) async fn acquire_tcp(worker: &Rc<Worker>, client: &Client) -> Result<(Lease, Upstream), CloseReason> {
+pub(super) async fn acquire_tcp(
+    worker: &Rc<Worker>,
+    client: &Client,
+) -> Result<(Lease, Upstream), CloseReason> {
     let (cost, trust, avoid) = (Cost::Tcp, Trust::Fresh, Avoid::default());
-    let ask = Ask { cost, trust, avoid, client: &client.stream, at: Instant::now() };
-    dispatch::upstream(worker, &client.listener, &ask).await.map_err(|refusal| {
-        // A clean close would read as success.
-        socket::reset_on_close(&client.stream);
-        if refusal == Refusal::ClientLeft { CloseReason::ClientReset } else { CloseReason::NoEndpoint }
-    })
+    let ask = Ask {
+        cost,
+        trust,
+        avoid,
+        client: &client.stream,
+        at: Instant::now(),
+    };
+    dispatch::upstream(worker, &client.listener, &ask)
+        .await
+        .map_err(|refusal| {
+            // A clean close would read as success.
+            socket::reset_on_close(&client.stream);
+            if refusal == Refusal::ClientLeft {
+                CloseReason::ClientReset
+            } else {
+                CloseReason::NoEndpoint
+            }
+        })
 }
 
 /// What the access log says of a TCP connection.

@@ -71,7 +71,10 @@ pub fn check_in(mut upstream: Upstream, now: Instant) {
     let mut idle = local.idle.borrow_mut();
     if local.endpoint.is_open() && idle.len() < KEPT {
         upstream.reused = true;
-        idle.push(Idle { upstream, since: now });
+        idle.push(Idle {
+            upstream,
+            since: now,
+        });
     }
 }
 
@@ -106,7 +109,10 @@ pub struct Upstream {
 impl Local {
     pub(super) fn drop_idle(&self) {
         let closed = self.idle.borrow_mut().drain(..).count();
-        self.endpoint.tally.idle_closed.fetch_add(closed as u32, Ordering::Relaxed);
+        self.endpoint
+            .tally
+            .idle_closed
+            .fetch_add(closed as u32, Ordering::Relaxed);
         self.report_idle();
     }
 
@@ -114,7 +120,10 @@ impl Local {
     pub(super) fn report_idle(&self) {
         let now = self.idle.borrow().len() as u32;
         let change = now.wrapping_sub(self.reported.replace(now));
-        self.endpoint.tally.idle.fetch_add(change, Ordering::Relaxed);
+        self.endpoint
+            .tally
+            .idle
+            .fetch_add(change, Ordering::Relaxed);
     }
 }
 
@@ -124,7 +133,11 @@ impl Upstream {
         let stream = socket::connect(local.endpoint.address)?;
         local.sockets.borrow_mut().push(stream.as_raw_fd());
         local.young.borrow_mut().push(stream.as_raw_fd());
-        Ok(Self { stream, local, reused: false })
+        Ok(Self {
+            stream,
+            local,
+            reused: false,
+        })
     }
 }
 

@@ -89,7 +89,12 @@ impl Worker {
             Some((generation, port)) if *generation == snapshot.generation => port.clone(),
             _ => {
                 let port = snapshot.port(&spec.service, &spec.port).cloned();
-                let port = port.map(|port| Rc::new(Routed { budget: self.budget(&port.key), port }));
+                let port = port.map(|port| {
+                    Rc::new(Routed {
+                        budget: self.budget(&port.key),
+                        port,
+                    })
+                });
                 routes.insert(spec.id, (snapshot.generation, port.clone()));
                 port
             }
@@ -137,7 +142,9 @@ impl Worker {
             return budget.clone();
         }
         let budget = Rc::new(Budget::default());
-        self.budgets.borrow_mut().insert(key.clone(), budget.clone());
+        self.budgets
+            .borrow_mut()
+            .insert(key.clone(), budget.clone());
         budget
     }
 
@@ -150,7 +157,11 @@ impl Worker {
             }
             if local.endpoint.pod_gone() && !local.tightened.replace(true) {
                 local.young.borrow_mut().clear();
-                local.sockets.borrow().iter().for_each(|fd| drop(socket::heed_silence(*fd, true)));
+                local
+                    .sockets
+                    .borrow()
+                    .iter()
+                    .for_each(|fd| drop(socket::heed_silence(*fd, true)));
             }
         }
     }
@@ -189,15 +200,22 @@ impl Worker {
     pub(super) fn sweep(&self) {
         let (now, limit) = (Instant::now(), self.config.borrow().timeouts.upstream_idle);
         self.locals.borrow_mut().retain(|_, local| {
-            local.idle.borrow_mut().retain(|idle| idle.is_alive() && now.duration_since(idle.since) < limit);
+            local
+                .idle
+                .borrow_mut()
+                .retain(|idle| idle.is_alive() && now.duration_since(idle.since) < limit);
             local.report_idle();
             let gone = local.endpoint.pod_gone();
             let young = std::mem::take(&mut *local.young.borrow_mut());
-            young.into_iter().for_each(|fd| drop(socket::heed_silence(fd, gone)));
+            young
+                .into_iter()
+                .for_each(|fd| drop(socket::heed_silence(fd, gone)));
             local.endpoint.is_open() || Rc::strong_count(local) > 1
         });
         let snapshot = self.shared.snapshot.load();
-        self.routes.borrow_mut().retain(|_, (generation, _)| *generation == snapshot.generation);
+        self.routes
+            .borrow_mut()
+            .retain(|_, (generation, _)| *generation == snapshot.generation);
         self.budgets.borrow_mut().retain(|key, budget| {
             budget.fade();
             snapshot.ports.contains_key(key)

@@ -38,14 +38,24 @@ pub struct Record {
 impl Record {
     /// For people, in one line.
     pub fn words(&self, took: Duration) -> String {
-        let who =
-            self.pod.as_ref().map_or_else(|| self.address.to_string(), |pod| format!("pod {pod} ({})", self.address));
-        let outcome = self.ended.map_or("draining", |(_, outcome)| outcome.as_str());
+        let who = self.pod.as_ref().map_or_else(
+            || self.address.to_string(),
+            |pod| format!("pod {pod} ({})", self.address),
+        );
+        let outcome = self
+            .ended
+            .map_or("draining", |(_, outcome)| outcome.as_str());
         let took = match took.as_millis() as u64 {
             0 => "under 1ms".to_owned(),
             took => humantime::format_duration(Duration::from_millis(took)).to_string(),
         };
-        let Self { finished, replayed, forced, idle_closed, .. } = self;
+        let Self {
+            finished,
+            replayed,
+            forced,
+            idle_closed,
+            ..
+        } = self;
         format!(
             "{who}: {outcome} in {took} ({}); {finished} finished, {replayed} replayed, {forced} forced, {idle_closed} idle \
              connections closed",
@@ -55,7 +65,9 @@ impl Record {
 
     /// Logs a finished drain in one line: endpoint, trigger, duration, and what became of what was in flight.
     pub fn log(&self, took: Duration) {
-        let outcome = self.ended.map_or("running", |(_, outcome)| outcome.as_str());
+        let outcome = self
+            .ended
+            .map_or("running", |(_, outcome)| outcome.as_str());
         tracing::info!(
             service = %self.service,
             address = %self.address,
@@ -120,16 +132,22 @@ impl Log {
             started_at: SystemTime::now(),
             started: now,
             // Requests lost in the last moment were lost to the same end: it came before its event did.
-            replayed_before: if endpoint.replayed_lately(now) { 0 } else { tally.replayed.load(Ordering::Relaxed) },
+            replayed_before: if endpoint.replayed_lately(now) {
+                0
+            } else {
+                tally.replayed.load(Ordering::Relaxed)
+            },
             idle_closed_before: tally.idle_closed.load(Ordering::Relaxed),
             endpoint: endpoint.clone(),
         };
         let mut inner = self.lock();
-        let pod = endpoint
-            .pod
-            .as_ref()
-            .map_or_else(|| endpoint.address.ip().to_string(), |pod| format!("{} {}", pod.name, pod.uid));
-        inner.rollouts.drain_began(&running.service, pod, &running.metrics, now);
+        let pod = endpoint.pod.as_ref().map_or_else(
+            || endpoint.address.ip().to_string(),
+            |pod| format!("{} {}", pod.name, pod.uid),
+        );
+        inner
+            .rollouts
+            .drain_began(&running.service, pod, &running.metrics, now);
         inner.running.insert(endpoint.id, running);
     }
 
@@ -139,26 +157,45 @@ impl Log {
         let mut inner = self.lock();
         let running = inner.running.remove(&id)?;
         let mut record = running.record();
-        let outcome = if record.forced > 0 { Outcome::Forced } else { Outcome::Drained };
+        let outcome = if record.forced > 0 {
+            Outcome::Forced
+        } else {
+            Outcome::Drained
+        };
         record.ended = Some((SystemTime::now(), outcome));
         if inner.finished.len() == KEPT {
             inner.finished.pop_front();
         }
         inner.finished.push_back(record.clone());
-        inner.rollouts.drain_ended(&record.service.service, record.forced, Instant::now());
+        inner
+            .rollouts
+            .drain_ended(&record.service.service, record.forced, Instant::now());
         let took = running.started.elapsed();
         running.metrics.drained(running.trigger, outcome);
         running.metrics.drain_duration.observe(took.as_secs_f64());
-        let last_ms = running.endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed).saturating_sub(1);
+        let last_ms = running
+            .endpoint
+            .tally
+            .last_dispatch_ms
+            .load(Ordering::Relaxed)
+            .saturating_sub(1);
         let lag_ms = last_ms.saturating_sub(u64::from(millis(asked.unwrap_or(running.received))));
-        running.metrics.deletion_lag.observe(lag_ms as f64 / 1_000.0);
+        running
+            .metrics
+            .deletion_lag
+            .observe(lag_ms as f64 / 1_000.0);
         Some((record, took))
     }
 
     /// Running drains first, then the finished ones, newest first.
     pub fn records(&self) -> Vec<Record> {
         let inner = self.lock();
-        inner.running.values().map(Running::record).chain(inner.finished.iter().rev().cloned()).collect()
+        inner
+            .running
+            .values()
+            .map(Running::record)
+            .chain(inner.finished.iter().rev().cloned())
+            .collect()
     }
 
     /// When [`Log::close_rollouts`] may have something to do.
@@ -167,7 +204,11 @@ impl Log {
     }
 
     /// Receipts of the rollouts that are over; see [`Rollouts::close`].
-    pub fn close_rollouts(&self, now: Instant, come: impl Fn(&ObjectName, Instant) -> Option<u32>) -> Vec<Rollout> {
+    pub fn close_rollouts(
+        &self,
+        now: Instant,
+        come: impl Fn(&ObjectName, Instant) -> Option<u32>,
+    ) -> Vec<Rollout> {
         self.lock().rollouts.close(now, come)
     }
 
@@ -216,10 +257,27 @@ mod tests {
 
     fn begin(log: &Log, id: u64) -> Arc<Endpoint> {
         let address = ([10, 0, 0, 1], id as u16).into();
-        let endpoint = Endpoint::new(EndpointId(id), address, None, None, mpsc::unbounded_channel().0);
-        let service = PortKey { service: ObjectName::new("web", "shop"), port: 80 };
-        let metrics = crate::observe::metrics::Metrics::new().unwrap().service(&service);
-        log.begin(endpoint.clone(), service, Trigger::SliceTerminating, Instant::now(), metrics);
+        let endpoint = Endpoint::new(
+            EndpointId(id),
+            address,
+            None,
+            None,
+            mpsc::unbounded_channel().0,
+        );
+        let service = PortKey {
+            service: ObjectName::new("web", "shop"),
+            port: 80,
+        };
+        let metrics = crate::observe::metrics::Metrics::new()
+            .unwrap()
+            .service(&service);
+        log.begin(
+            endpoint.clone(),
+            service,
+            Trigger::SliceTerminating,
+            Instant::now(),
+            metrics,
+        );
         endpoint
     }
 
@@ -229,10 +287,17 @@ mod tests {
         let endpoint = begin(&log, 7);
         assert_eq!((log.running(), log.records().len()), (1, 1));
         endpoint.tally.finished.store(3, Ordering::Relaxed);
-        assert_eq!(log.records()[0].finished, 3, "a running drain is shown as it stands");
+        assert_eq!(
+            log.records()[0].finished,
+            3,
+            "a running drain is shown as it stands"
+        );
         assert!(log.records()[0].ended.is_none());
         let (record, _) = log.end(endpoint.id, None).unwrap();
-        assert_eq!((record.finished, record.ended.unwrap().1), (3, Outcome::Drained));
+        assert_eq!(
+            (record.finished, record.ended.unwrap().1),
+            (3, Outcome::Drained)
+        );
         assert!(log.end(endpoint.id, None).is_none());
         assert_eq!((log.running(), log.records().len()), (0, 1));
         endpoint.tally.finished.store(4, Ordering::Relaxed);
@@ -244,7 +309,10 @@ mod tests {
         let log = Log::default();
         let endpoint = begin(&log, 7);
         endpoint.tally.forced.store(1, Ordering::Relaxed);
-        assert_eq!(log.end(endpoint.id, None).unwrap().0.ended.unwrap().1, Outcome::Forced);
+        assert_eq!(
+            log.end(endpoint.id, None).unwrap().0.ended.unwrap().1,
+            Outcome::Forced
+        );
     }
 
     #[test]
@@ -282,10 +350,17 @@ mod tests {
     fn a_receipt_is_one_line_with_its_fields() {
         let output = Output::default();
         let writer = output.clone();
-        let subscriber = tracing_subscriber::registry()
-            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(move || writer.clone()));
+        let subscriber = tracing_subscriber::registry().with(
+            tracing_subscriber::fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_writer(move || writer.clone()),
+        );
         let record = Record {
-            service: PortKey { service: ObjectName::new("web", "shop"), port: 80 },
+            service: PortKey {
+                service: ObjectName::new("web", "shop"),
+                port: 80,
+            },
             address: "10.0.0.1:8080".parse().unwrap(),
             pod: Some("shop-1".into()),
             started_at: SystemTime::now(),

@@ -102,7 +102,8 @@ impl Entry {
 
     /// Has it connected to, if that is due. One that is not ready is left alone.
     pub(super) fn probe(&mut self, chores: &mut Chores) {
-        let wanted = self.conditions.ready || (self.conditions.terminating && self.conditions.serving);
+        let wanted =
+            self.conditions.ready || (self.conditions.terminating && self.conditions.serving);
         if wanted && self.listed && !self.joined && !self.probing {
             self.probing = true;
             chores.join.push(self.endpoint.clone());
@@ -121,7 +122,11 @@ impl Entry {
 
     /// Serving and terminating (KEP-1669).
     fn is_last_resort(&self) -> bool {
-        self.listed && self.joined && self.terminating.is_some() && !self.expired && self.conditions.serving
+        self.listed
+            && self.joined
+            && self.terminating.is_some()
+            && !self.expired
+            && self.conditions.serving
     }
 }
 
@@ -152,7 +157,9 @@ impl PortEntry {
 
     /// The one way to change an entry: the lists that are kept of entries follow.
     pub(super) fn alter(&mut self, identity: &Identity, change: impl FnOnce(&mut Entry)) {
-        let Some(entry) = self.entries.get_mut(identity) else { return };
+        let Some(entry) = self.entries.get_mut(identity) else {
+            return;
+        };
         change(entry);
         match entry.listed {
             true => _ = self.unlisted.remove(identity),
@@ -217,7 +224,13 @@ impl PortEntry {
             }
         });
         if let Some(entry) = self.entries.get(identity) {
-            heed(&entry.endpoint, &merged.fate, received, &self.policy, chores);
+            heed(
+                &entry.endpoint,
+                &merged.fate,
+                received,
+                &self.policy,
+                chores,
+            );
         }
     }
 
@@ -228,11 +241,22 @@ impl PortEntry {
         service: &ObjectName,
         addresses: &BTreeSet<IpAddr>,
     ) -> Option<Vec<MergedEndpoint>> {
-        let Some(spec) = &self.spec else { return Some(Vec::new()) };
-        let found = world.merge_some(service, &spec.port, addresses).filter(|_| !self.entangled)?;
+        let Some(spec) = &self.spec else {
+            return Some(Vec::new());
+        };
+        let found = world
+            .merge_some(service, &spec.port, addresses)
+            .filter(|_| !self.entangled)?;
         // The first endpoint may stand for where all of them listen.
-        let other = self.merged.iter().find(|e| !addresses.contains(&e.address.ip()));
-        let first = other.into_iter().chain(found.first()).min_by_key(|e| e.address).map(|e| e.address.port());
+        let other = self
+            .merged
+            .iter()
+            .find(|e| !addresses.contains(&e.address.ip()));
+        let first = other
+            .into_iter()
+            .chain(found.first())
+            .min_by_key(|e| e.address)
+            .map(|e| e.address.port());
         (spec.port.target_port.is_some() || spec.target == first).then_some(found)
     }
 
@@ -240,34 +264,61 @@ impl PortEntry {
     pub(super) fn patch(&mut self, addresses: &BTreeSet<IpAddr>, found: &[MergedEndpoint]) -> News {
         let at = |all: &[MergedEndpoint], ip: IpAddr| {
             let from = all.partition_point(|e| e.address.ip() < ip);
-            from..from + all[from..].iter().take_while(|e| e.address.ip() == ip).count()
+            from..from
+                + all[from..]
+                    .iter()
+                    .take_while(|e| e.address.ip() == ip)
+                    .count()
         };
         let mut news = News::default();
         for ip in addresses {
             let now = &found[at(found, *ip)];
-            let before: Vec<_> = self.merged.splice(at(&self.merged, *ip), now.iter().cloned()).collect();
+            let before: Vec<_> = self
+                .merged
+                .splice(at(&self.merged, *ip), now.iter().cloned())
+                .collect();
             news.append(News::between(&before, now));
         }
         news
     }
 
     /// Sorts the entries into those that stay, those that are out, and those that leave for good.
-    pub(super) fn rebuild(&mut self, key: &PortKey, leavers: &mut Vec<Leaver>, outs: &mut Vec<Arc<Endpoint>>) {
+    pub(super) fn rebuild(
+        &mut self,
+        key: &PortKey,
+        leavers: &mut Vec<Leaver>,
+        outs: &mut Vec<Arc<Endpoint>>,
+    ) {
         let serves = self.serves();
         let altered = std::mem::take(&mut self.altered);
         // Where some serve, each entry goes by itself; otherwise what becomes of it depends on the others.
-        let looked_at = if serves && self.served { altered } else { self.entries.keys().cloned().collect() };
+        let looked_at = if serves && self.served {
+            altered
+        } else {
+            self.entries.keys().cloned().collect()
+        };
         self.served = serves;
         for identity in looked_at {
-            let Some(entry) = self.entries.get_mut(&identity) else { continue };
+            let Some(entry) = self.entries.get_mut(&identity) else {
+                continue;
+            };
             let stands = entry.stands(serves);
             match entry.terminating {
                 Some(trigger) if !stands && (serves || !entry.may_join()) => {
-                    let Some(Entry { endpoint, listed, .. }) = self.remove(&identity) else { continue };
+                    let Some(Entry {
+                        endpoint, listed, ..
+                    }) = self.remove(&identity)
+                    else {
+                        continue;
+                    };
                     if listed {
                         self.ended.insert(identity, endpoint.drain_deadline());
                     }
-                    leavers.push(Leaver { endpoint, key: key.clone(), trigger });
+                    leavers.push(Leaver {
+                        endpoint,
+                        key: key.clone(),
+                        trigger,
+                    });
                 }
                 _ if entry.out != stands => {}
                 _ if entry.out => {
@@ -285,8 +336,17 @@ impl PortEntry {
 
     /// What the lists of entries and a rebuild of some of them promise.
     fn is_in_order(&self, serves: bool) -> bool {
-        let usable = self.entries.values().filter(|entry| entry.is_usable()).count();
-        let going: HashSet<_> = self.merged.iter().filter(|m| m.conditions.terminating).map(identity).collect();
+        let usable = self
+            .entries
+            .values()
+            .filter(|entry| entry.is_usable())
+            .count();
+        let going: HashSet<_> = self
+            .merged
+            .iter()
+            .filter(|m| m.conditions.terminating)
+            .map(identity)
+            .collect();
         usable == self.usable.len()
             && self.ended.keys().all(|identity| going.contains(identity))
             && self.unlisted.iter().eq(self
@@ -305,9 +365,19 @@ impl PortEntry {
     }
 
     pub(super) fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
-        let Spec { port, protocol, target, claimed, handing_back } = self.spec.as_ref()?;
+        let Spec {
+            port,
+            protocol,
+            target,
+            claimed,
+            handing_back,
+        } = self.spec.as_ref()?;
         let resorts = self.entries.values().filter(|entry| entry.is_last_resort());
-        let last_resort = if self.served { Roster::default() } else { resorts.map(|e| e.endpoint.clone()).collect() };
+        let last_resort = if self.served {
+            Roster::default()
+        } else {
+            resorts.map(|e| e.endpoint.clone()).collect()
+        };
         Some(Arc::new(Port {
             key: key.clone(),
             name: port.name.clone(),
@@ -361,14 +431,27 @@ impl News {
 }
 
 /// Brings what is known of the pod's end to the endpoint: a deadline, silence that is suspect.
-pub(super) fn heed(endpoint: &Arc<Endpoint>, fate: &Fate, received: Instant, policy: &Policy, chores: &mut Chores) {
+pub(super) fn heed(
+    endpoint: &Arc<Endpoint>,
+    fate: &Fate,
+    received: Instant,
+    policy: &Policy,
+    chores: &mut Chores,
+) {
     match fate {
         Fate::NoPod | Fate::Alive | Fate::Terminating { deadline: None, .. } => {}
-        Fate::Terminating { deadline: Some(deadline), .. } => shorten(endpoint, *deadline, chores),
+        Fate::Terminating {
+            deadline: Some(deadline),
+            ..
+        } => shorten(endpoint, *deadline, chores),
         Fate::Deleted { deadline } => {
             endpoint.set_pod_gone();
             if endpoint.drain_deadline().is_none() || deadline.is_some() {
-                shorten(endpoint, deadline.unwrap_or(received + policy.drain_timeout), chores);
+                shorten(
+                    endpoint,
+                    deadline.unwrap_or(received + policy.drain_timeout),
+                    chores,
+                );
             }
         }
     }

@@ -18,9 +18,15 @@ pub(super) struct Home {
 pub(super) type Identity = (SocketAddr, Option<String>);
 
 pub(super) fn identity(merged: &MergedEndpoint) -> Identity {
-    (merged.address, merged.pod.as_ref().map(|pod| pod.uid.clone()))
+    (
+        merged.address,
+        merged.pod.as_ref().map(|pod| pod.uid.clone()),
+    )
 }
 
 pub(super) fn identity_of(endpoint: &Endpoint) -> Identity {
-    (endpoint.address, endpoint.pod.as_ref().map(|pod| pod.uid.clone()))
+    (
+        endpoint.address,
+        endpoint.pod.as_ref().map(|pod| pod.uid.clone()),
+    )
 }

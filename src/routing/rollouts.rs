@@ -41,8 +41,21 @@ pub struct Rollout {
 impl Rollout {
     /// For people, in one line.
     pub fn words(&self) -> String {
-        let Self { pods_gone, pods_come, requests, replayed, held, forced, .. } = self;
-        let Self { connections_kept, connections_lost, failures, .. } = self;
+        let Self {
+            pods_gone,
+            pods_come,
+            requests,
+            replayed,
+            held,
+            forced,
+            ..
+        } = self;
+        let Self {
+            connections_kept,
+            connections_lost,
+            failures,
+            ..
+        } = self;
         let took = humantime::format_duration(Duration::from_millis(self.took.as_millis() as u64));
         format!(
             "{pods_gone} pods gone, {pods_come} come in {took}: {requests} requests, {failures} failed, {replayed} replayed, \
@@ -100,32 +113,50 @@ struct Counts {
 
 impl Counts {
     fn of(metrics: &ServiceMetrics) -> Self {
-        let lost = [CloseReason::UpstreamReset, CloseReason::DrainDeadline, CloseReason::NoEndpoint];
+        let lost = [
+            CloseReason::UpstreamReset,
+            CloseReason::DrainDeadline,
+            CloseReason::NoEndpoint,
+        ];
         Self {
             requests: metrics.requests.iter().map(|counter| counter.get()).sum(),
             replayed: metrics.replayed_so_far(),
             held: metrics.held_so_far(),
-            lost: lost.iter().map(|reason| metrics.closed_so_far(*reason)).sum(),
+            lost: lost
+                .iter()
+                .map(|reason| metrics.closed_so_far(*reason))
+                .sum(),
             failures: metrics.failures.get(),
         }
     }
 }
 
 impl Rollouts {
-    pub fn drain_began(&mut self, key: &PortKey, pod: String, metrics: &Arc<ServiceMetrics>, now: Instant) {
-        let open = self.open.entry(key.service.clone()).or_insert_with(|| Open {
-            started_at: SystemTime::now(),
-            started: now,
-            last: now,
-            running: 0,
-            gone: BTreeSet::new(),
-            before: BTreeMap::new(),
-            forced: 0,
-        });
+    pub fn drain_began(
+        &mut self,
+        key: &PortKey,
+        pod: String,
+        metrics: &Arc<ServiceMetrics>,
+        now: Instant,
+    ) {
+        let open = self
+            .open
+            .entry(key.service.clone())
+            .or_insert_with(|| Open {
+                started_at: SystemTime::now(),
+                started: now,
+                last: now,
+                running: 0,
+                gone: BTreeSet::new(),
+                before: BTreeMap::new(),
+                forced: 0,
+            });
         open.last = now;
         open.running += 1;
         open.gone.insert(pod);
-        open.before.entry(key.port).or_insert_with(|| (metrics.clone(), Counts::of(metrics)));
+        open.before
+            .entry(key.port)
+            .or_insert_with(|| (metrics.clone(), Counts::of(metrics)));
     }
 
     pub fn drain_ended(&mut self, service: &ObjectName, forced: u32, now: Instant) {
@@ -143,7 +174,11 @@ impl Rollouts {
 
     /// Ends the bursts that are over. `come` tells how many pods of a Service were let in since a moment, and `None`
     /// while nothing serves.
-    pub fn close(&mut self, now: Instant, come: impl Fn(&ObjectName, Instant) -> Option<u32>) -> Vec<Rollout> {
+    pub fn close(
+        &mut self,
+        now: Instant,
+        come: impl Fn(&ObjectName, Instant) -> Option<u32>,
+    ) -> Vec<Rollout> {
         let mut closed = Vec::new();
         self.open.retain(|service, open| {
             if open.due() > now {
@@ -153,7 +188,9 @@ impl Rollouts {
             let come = come(service, since);
             if come.is_none() && now < (open.last + LONGEST).min(open.started + AT_MOST) {
                 // Nothing serves yet: what the clients meet is not over.
-                open.last = open.last.max(now.checked_sub(QUIET - RECHECK).unwrap_or(now));
+                open.last = open
+                    .last
+                    .max(now.checked_sub(QUIET - RECHECK).unwrap_or(now));
                 return true;
             }
             closed.push(open.receipt(service, come.unwrap_or(0)));
@@ -182,10 +219,16 @@ impl Open {
 
     fn receipt(&self, service: &ObjectName, come: u32) -> Rollout {
         let sum = |part: fn(&Counts) -> u64| -> u64 {
-            self.before.values().map(|(metrics, before)| part(&Counts::of(metrics)).saturating_sub(part(before))).sum()
+            self.before
+                .values()
+                .map(|(metrics, before)| part(&Counts::of(metrics)).saturating_sub(part(before)))
+                .sum()
         };
         let took = self.last.saturating_duration_since(self.started);
-        let kept = self.before.values().map(|(metrics, _)| metrics.connections_active.get().max(0).cast_unsigned());
+        let kept = self
+            .before
+            .values()
+            .map(|(metrics, _)| metrics.connections_active.get().max(0).cast_unsigned());
         Rollout {
             service: service.clone(),
             started_at: self.started_at,
@@ -224,7 +267,10 @@ mod tests {
     use crate::observe::metrics::Metrics;
 
     fn key(port: u16) -> PortKey {
-        PortKey { service: ObjectName::new("web", "shop"), port }
+        PortKey {
+            service: ObjectName::new("web", "shop"),
+            port,
+        }
     }
 
     fn shop() -> ObjectName {
@@ -251,10 +297,22 @@ mod tests {
         rollouts.drain_ended(&shop(), 1, after(2));
         rollouts.drain_began(&key(80), "b".into(), &web, after(10));
         rollouts.drain_ended(&shop(), 0, after(12));
-        assert!(rollouts.close(after(26), |_, _| Some(2)).is_empty(), "not quiet for long enough");
-        assert!(rollouts.close(after(27), |_, _| None).is_empty(), "nothing serves yet");
+        assert!(
+            rollouts.close(after(26), |_, _| Some(2)).is_empty(),
+            "not quiet for long enough"
+        );
+        assert!(
+            rollouts.close(after(27), |_, _| None).is_empty(),
+            "nothing serves yet"
+        );
         let receipts = rollouts.close(after(28), |service, since| {
-            assert_eq!((service, since), (&key(80).service, start.checked_sub(LOOK_BACK).unwrap_or(start)));
+            assert_eq!(
+                (service, since),
+                (
+                    &key(80).service,
+                    start.checked_sub(LOOK_BACK).unwrap_or(start)
+                )
+            );
             Some(2)
         });
         assert_eq!(receipts, rollouts.finished());
@@ -270,12 +328,20 @@ mod tests {
         let (mut rollouts, start, mut gone) = (Rollouts::default(), Instant::now(), Vec::new());
         for n in 0..1_442 {
             let now = start + Duration::from_secs(5) * n;
-            assert!(rollouts.due().is_none_or(|due| due >= now), "a time that is past would be waited for for ever");
+            assert!(
+                rollouts.due().is_none_or(|due| due >= now),
+                "a time that is past would be waited for for ever"
+            );
             rollouts.drain_began(&key(80), n.to_string(), &metrics, now);
             rollouts.drain_ended(&shop(), 0, now);
             // For half of the time nothing serves.
             let come = |_: &ObjectName, _| (n < 720).then_some(1);
-            gone.extend(rollouts.close(now, come).iter().map(|receipt| receipt.pods_gone));
+            gone.extend(
+                rollouts
+                    .close(now, come)
+                    .iter()
+                    .map(|receipt| receipt.pods_gone),
+            );
         }
         assert_eq!(gone, [721, 721]);
     }

@@ -115,7 +115,12 @@ impl RoutingTable {
             }
             debug_assert!(self.is_as_merged(world, name), "{name}: {addresses:?}");
         }
-        let services: Vec<ObjectName> = touched.services.iter().chain(changed.keys()).cloned().collect();
+        let services: Vec<ObjectName> = touched
+            .services
+            .iter()
+            .chain(changed.keys())
+            .cloned()
+            .collect();
         self.settle(&services, leavers, received);
         chores
     }
@@ -136,15 +141,25 @@ impl RoutingTable {
             });
             services.extend(key.filter(|_| *connected).map(|key| key.service));
         }
-        self.settle(&services.into_iter().collect::<Vec<_>>(), Vec::new(), Instant::now());
+        self.settle(
+            &services.into_iter().collect::<Vec<_>>(),
+            Vec::new(),
+            Instant::now(),
+        );
         chores
     }
 
     /// Alters the entry of an endpoint that has one, and tells whose it is.
     fn alter(&mut self, id: EndpointId, change: impl FnOnce(&mut Entry)) -> Option<PortKey> {
         let Home { key, identity, .. } = self.homes.get(&id)?;
-        let port = self.services.get_mut(&key.service)?.ports.get_mut(&key.port)?;
-        port.entries.get(identity).filter(|entry| entry.endpoint.id == id)?;
+        let port = self
+            .services
+            .get_mut(&key.service)?
+            .ports
+            .get_mut(&key.port)?;
+        port.entries
+            .get(identity)
+            .filter(|entry| entry.endpoint.id == id)?;
         port.alter(identity, change);
         Some(key.clone())
     }
@@ -159,8 +174,17 @@ impl RoutingTable {
     /// drained already, and whoever is held may try.
     pub fn answering_changed(&mut self, world: &World, ids: &[EndpointId], now: Instant) -> Chores {
         let homes = ids.iter().filter_map(|id| self.homes.get(id));
-        let addresses = homes.map(|home| (home.key.service.clone(), BTreeSet::new())).collect();
-        self.apply(world, &Touched { addresses, ..Touched::default() }, now)
+        let addresses = homes
+            .map(|home| (home.key.service.clone(), BTreeSet::new()))
+            .collect();
+        self.apply(
+            world,
+            &Touched {
+                addresses,
+                ..Touched::default()
+            },
+            now,
+        )
     }
 
     /// A drain deadline has passed: out, whatever it still is, and what is in flight is replayed or cut.
@@ -176,7 +200,9 @@ impl RoutingTable {
         let ids: HashSet<EndpointId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
         let mut ports = BTreeSet::new();
         for endpoint in endpoints {
-            let Some(Home { key, place, .. }) = self.homes.remove(&endpoint.id) else { continue };
+            let Some(Home { key, place, .. }) = self.homes.remove(&endpoint.id) else {
+                continue;
+            };
             if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
                 && let Some(services) = self.by_pod.get_mut(uid)
             {
@@ -190,7 +216,9 @@ impl RoutingTable {
                     self.by_pod.remove(uid);
                 }
             }
-            let moved = self.port_entry(&key).and_then(|port| port.all.swap_remove(place));
+            let moved = self
+                .port_entry(&key)
+                .and_then(|port| port.all.swap_remove(place));
             if let Some(home) = moved.and_then(|moved| self.homes.get_mut(&moved.id)) {
                 home.place = place;
             }
@@ -208,30 +236,57 @@ impl RoutingTable {
     }
 
     fn port_entry(&mut self, key: &PortKey) -> Option<&mut PortEntry> {
-        self.services.get_mut(&key.service)?.ports.get_mut(&key.port)
+        self.services
+            .get_mut(&key.service)?
+            .ports
+            .get_mut(&key.port)
     }
 
     /// Whether nothing is remembered of any endpoint; for tests.
     #[doc(hidden)]
     pub fn is_empty(&self) -> bool {
-        self.homes.is_empty() && self.by_pod.is_empty() && self.services.is_empty() && self.released.is_empty()
+        self.homes.is_empty()
+            && self.by_pod.is_empty()
+            && self.services.is_empty()
+            && self.released.is_empty()
     }
 
     /// When the next Service whose claim was taken off is to be let go of.
     pub fn next_hand_back(&self) -> Option<Instant> {
-        let listening = |name: &ObjectName| self.services.get(name).is_some_and(ServiceEntry::is_claimed);
-        self.released.iter().filter(|(name, _)| listening(name)).map(|(_, at)| *at + HAND_BACK).min()
+        let listening = |name: &ObjectName| {
+            self.services
+                .get(name)
+                .is_some_and(ServiceEntry::is_claimed)
+        };
+        self.released
+            .iter()
+            .filter(|(name, _)| listening(name))
+            .map(|(_, at)| *at + HAND_BACK)
+            .min()
     }
 
     /// Lets go of Services whose claim was taken off: of their nodePorts once kube-proxy has had its time, of the rest
     /// once the last client is gone.
     pub fn hand_back(&mut self, world: &World, now: Instant) -> Chores {
-        let touched = Touched { services: self.released.keys().cloned().collect(), ..Touched::default() };
-        if touched.services.is_empty() { Chores::default() } else { self.apply(world, &touched, now) }
+        let touched = Touched {
+            services: self.released.keys().cloned().collect(),
+            ..Touched::default()
+        };
+        if touched.services.is_empty() {
+            Chores::default()
+        } else {
+            self.apply(world, &touched, now)
+        }
     }
 
     /// Since when a Service is claimed no longer.
-    fn released(&mut self, name: &ObjectName, claimed: bool, old: &ServiceEntry, now: Instant) -> Option<Instant> {
+    fn released(
+        &mut self,
+        name: &ObjectName,
+        claimed: bool,
+        old: &ServiceEntry,
+        now: Instant,
+    ) -> Option<Instant> {
         if claimed {
             self.released.remove(name);
         } else if old.is_claimed() {
@@ -258,7 +313,8 @@ impl RoutingTable {
         let mut service = self.services.remove(name).unwrap_or_default();
         let released = self.released(name, claimed, &service, received);
         let listening = claimed || released.is_some_and(|at| received < at + HAND_BACK);
-        let merged = merged.filter(|_| ours || listening || released.is_some() && service.has_clients());
+        let merged =
+            merged.filter(|_| ours || listening || released.is_some() && service.has_clients());
         if merged.is_none() {
             self.released.remove(name);
         }
@@ -266,11 +322,20 @@ impl RoutingTable {
         if merged.is_some() && service.uid != uid {
             // Another Service under the old name: nothing of the old one's may serve the new one.
             for (number, port) in &mut service.ports {
-                let key = PortKey { service: name.clone(), port: *number };
+                let key = PortKey {
+                    service: name.clone(),
+                    port: *number,
+                };
                 for identity in port.entries.keys().cloned().collect::<Vec<_>>() {
-                    let Some(Entry { endpoint, .. }) = port.remove(&identity) else { continue };
+                    let Some(Entry { endpoint, .. }) = port.remove(&identity) else {
+                        continue;
+                    };
                     shorten(&endpoint, received + port.policy.drain_timeout, chores);
-                    leavers.push(Leaver { endpoint, key: key.clone(), trigger: Trigger::Removed });
+                    leavers.push(Leaver {
+                        endpoint,
+                        key: key.clone(),
+                        trigger: Trigger::Removed,
+                    });
                 }
                 port.merged.clear();
                 port.ended.clear();
@@ -279,30 +344,48 @@ impl RoutingTable {
         }
         let mut warnings = Vec::new();
         let mut ports: BTreeMap<u16, MergedPort> = BTreeMap::new();
-        if let Some(MergedService { object, ports: merged, warnings: found }) = merged {
+        if let Some(MergedService {
+            object,
+            ports: merged,
+            warnings: found,
+        }) = merged
+        {
             warnings = found;
             warnings.extend(object.lost());
             let (policy, found) = Policy::for_service(&self.config, &object.annotations);
             warnings.extend(found);
             for port in merged {
-                let target = port.port.target_port.or_else(|| port.endpoints.first().map(|e| e.address.port()));
+                let target = port
+                    .port
+                    .target_port
+                    .or_else(|| port.endpoints.first().map(|e| e.address.port()));
                 let app = port.port.app_protocol.as_deref();
                 let (protocol, found) = Protocol::of_service(&object.annotations, app, target);
                 warnings.extend(found);
-                let key = PortKey { service: name.clone(), port: port.port.port };
+                let key = PortKey {
+                    service: name.clone(),
+                    port: port.port.port,
+                };
                 let metrics = &self.metrics;
-                let entry = service
-                    .ports
-                    .entry(key.port)
-                    .or_insert_with(|| PortEntry::new(policy.clone(), service.hold.clone(), metrics.service(&key)));
+                let entry = service.ports.entry(key.port).or_insert_with(|| {
+                    PortEntry::new(policy.clone(), service.hold.clone(), metrics.service(&key))
+                });
                 entry.policy = policy.clone();
-                entry.spec =
-                    Some(Spec { port: port.port.clone(), protocol, target, claimed: listening, handing_back: !ours });
+                entry.spec = Some(Spec {
+                    port: port.port.clone(),
+                    protocol,
+                    target,
+                    claimed: listening,
+                    handing_back: !ours,
+                });
                 ports.insert(key.port, port);
             }
         }
         for (number, port) in &mut service.ports {
-            let key = PortKey { service: name.clone(), port: *number };
+            let key = PortKey {
+                service: name.clone(),
+                port: *number,
+            };
             let listed = ports.remove(number);
             if listed.is_none() {
                 port.spec = None;
@@ -314,8 +397,12 @@ impl RoutingTable {
             self.reconcile_port(world, &key, port, news, received, leavers, chores);
         }
         if warnings != service.warnings {
-            let news = warnings.iter().filter(|warning| !service.warnings.contains(warning));
-            chores.warnings.extend(news.map(|warning| (name.clone(), warning.clone())));
+            let news = warnings
+                .iter()
+                .filter(|warning| !service.warnings.contains(warning));
+            chores
+                .warnings
+                .extend(news.map(|warning| (name.clone(), warning.clone())));
             service.warnings = warnings;
         }
         self.services.insert(name.clone(), service);
@@ -335,12 +422,20 @@ impl RoutingTable {
         if self.released.contains_key(name) {
             return false;
         }
-        let Some(mut service) = self.services.remove(name) else { return false };
-        let found: Option<Vec<_>> =
-            service.ports.values().map(|port| port.merge_some(world, name, addresses)).collect();
+        let Some(mut service) = self.services.remove(name) else {
+            return false;
+        };
+        let found: Option<Vec<_>> = service
+            .ports
+            .values()
+            .map(|port| port.merge_some(world, name, addresses))
+            .collect();
         let known = found.is_some();
         for ((number, port), found) in service.ports.iter_mut().zip(found.into_iter().flatten()) {
-            let key = PortKey { service: name.clone(), port: *number };
+            let key = PortKey {
+                service: name.clone(),
+                port: *number,
+            };
             let news = port.patch(addresses, &found);
             self.reconcile_port(world, &key, port, news, received, leavers, chores);
         }
@@ -350,12 +445,23 @@ impl RoutingTable {
 
     /// What [`RoutingTable::reconcile_some`] promises.
     fn is_as_merged(&self, world: &World, name: &ObjectName) -> bool {
-        let merged = world.merge(name).map(|merged| merged.ports).unwrap_or_default();
-        let ports = self.services.get(name).into_iter().flat_map(|service| &service.ports);
-        ports.filter(|(_, port)| port.spec.is_some()).all(|(number, port)| {
-            let whole = merged.iter().find(|whole| whole.port.port == *number);
-            whole.is_some_and(|whole| whole.endpoints == port.merged && whole.entangled == port.entangled)
-        })
+        let merged = world
+            .merge(name)
+            .map(|merged| merged.ports)
+            .unwrap_or_default();
+        let ports = self
+            .services
+            .get(name)
+            .into_iter()
+            .flat_map(|service| &service.ports);
+        ports
+            .filter(|(_, port)| port.spec.is_some())
+            .all(|(number, port)| {
+                let whole = merged.iter().find(|whole| whole.port.port == *number);
+                whole.is_some_and(|whole| {
+                    whole.endpoints == port.merged && whole.entangled == port.entangled
+                })
+            })
     }
 
     #[allow(clippy::too_many_arguments)] // One step of `reconcile`, split off only for its length.
@@ -370,7 +476,11 @@ impl RoutingTable {
         chores: &mut Chores,
     ) {
         let News { mut changed, gone } = news;
-        let going: HashSet<Identity> = changed.iter().filter(|m| m.conditions.terminating).map(identity).collect();
+        let going: HashSet<Identity> = changed
+            .iter()
+            .filter(|m| m.conditions.terminating)
+            .map(identity)
+            .collect();
         for merged in &gone {
             let identity = identity(merged);
             if !going.contains(&identity) {
@@ -383,12 +493,23 @@ impl RoutingTable {
             let identity = identity(merged);
             let terminating = merged.conditions.terminating;
             if !terminating
-                && port.entries.get(&identity).is_some_and(|entry| entry.terminating.is_some())
-                && let Some(Entry { endpoint, terminating: Some(trigger), .. }) = port.remove(&identity)
+                && port
+                    .entries
+                    .get(&identity)
+                    .is_some_and(|entry| entry.terminating.is_some())
+                && let Some(Entry {
+                    endpoint,
+                    terminating: Some(trigger),
+                    ..
+                }) = port.remove(&identity)
             {
                 // Termination is one-way, for a UID the merge sees to that: without one, the same address anew is another
                 // generation.
-                leavers.push(Leaver { endpoint, key: key.clone(), trigger });
+                leavers.push(Leaver {
+                    endpoint,
+                    key: key.clone(),
+                    trigger,
+                });
             }
             if !terminating && !port.entries.contains_key(&identity) {
                 self.enter(key, &identity, merged, port);
@@ -398,11 +519,19 @@ impl RoutingTable {
         if !port.serves() {
             // Then even one that terminates is needed, be it one that has drained already; but not past its deadline: else
             // each event would drain it once more.
-            let going: Vec<_> = port.merged.iter().filter(|m| m.conditions.terminating).cloned().collect();
+            let going: Vec<_> = port
+                .merged
+                .iter()
+                .filter(|m| m.conditions.terminating)
+                .cloned()
+                .collect();
             for merged in going {
                 let identity = identity(&merged);
                 let before = port.ended.get(&identity).copied().flatten();
-                let over = before.into_iter().chain(merged.fate.deadline()).any(|deadline| deadline <= received);
+                let over = before
+                    .into_iter()
+                    .chain(merged.fate.deadline())
+                    .any(|deadline| deadline <= received);
                 if port.entries.contains_key(&identity) || !merged.conditions.serving || over {
                     continue;
                 }
@@ -418,9 +547,17 @@ impl RoutingTable {
             // One without a UID cannot be told of once no slice names it.
             let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
             let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
-            let nothing = |c| Conditions { ready: false, serving: false, ..c };
-            port.alter(&identity, |entry| entry.set_conditions(nothing(entry.conditions)));
-            let Some(entry) = port.entries.get(&identity) else { continue };
+            let nothing = |c| Conditions {
+                ready: false,
+                serving: false,
+                ..c
+            };
+            port.alter(&identity, |entry| {
+                entry.set_conditions(nothing(entry.conditions))
+            });
+            let Some(entry) = port.entries.get(&identity) else {
+                continue;
+            };
             let (endpoint, terminating) = (entry.endpoint.clone(), entry.terminating);
             heed(&endpoint, &fate, received, &port.policy, chores);
             let trigger = match (&fate, terminating) {
@@ -435,7 +572,11 @@ impl RoutingTable {
                 (Fate::Deleted { .. }, None) => Trigger::PodDeleted,
             };
             port.remove(&identity);
-            leavers.push(Leaver { endpoint, key: key.clone(), trigger });
+            leavers.push(Leaver {
+                endpoint,
+                key: key.clone(),
+                trigger,
+            });
         }
         for endpoint in &port.leaving {
             if let Some(pod) = &endpoint.pod {
@@ -466,9 +607,21 @@ impl RoutingTable {
             self.notices.clone(),
         );
         let place = port.all.push(endpoint.clone());
-        self.homes.insert(endpoint.id, Home { key: key.clone(), identity: identity.clone(), place });
+        self.homes.insert(
+            endpoint.id,
+            Home {
+                key: key.clone(),
+                identity: identity.clone(),
+                place,
+            },
+        );
         if let Some(pod) = &merged.pod {
-            *self.by_pod.entry(pod.uid.clone()).or_default().entry(key.service.clone()).or_default() += 1;
+            *self
+                .by_pod
+                .entry(pod.uid.clone())
+                .or_default()
+                .entry(key.service.clone())
+                .or_default() += 1;
         }
         let entry = Entry {
             endpoint: endpoint.clone(),
@@ -491,9 +644,14 @@ impl RoutingTable {
     fn settle(&mut self, services: &[ObjectName], mut leavers: Vec<Leaver>, received: Instant) {
         let mut outs = Vec::new();
         for name in services {
-            let Some(service) = self.services.get_mut(name) else { continue };
+            let Some(service) = self.services.get_mut(name) else {
+                continue;
+            };
             for (number, port) in &mut service.ports {
-                let key = PortKey { service: name.clone(), port: *number };
+                let key = PortKey {
+                    service: name.clone(),
+                    port: *number,
+                };
                 port.rebuild(&key, &mut leavers, &mut outs);
             }
         }
@@ -507,25 +665,41 @@ impl RoutingTable {
             endpoint.set_out(true);
         }
         let any = !leavers.is_empty();
-        for Leaver { endpoint, key, trigger } in leavers {
+        for Leaver {
+            endpoint,
+            key,
+            trigger,
+        } in leavers
+        {
             if let Some(metrics) = self.port_entry(&key).map(|port| port.metrics.clone()) {
-                self.drains.begin(endpoint.clone(), key, trigger, received, metrics);
+                self.drains
+                    .begin(endpoint.clone(), key, trigger, received, metrics);
             }
             endpoint.begin_drain();
         }
         if any {
-            self.metrics.drain_reaction.observe(received.elapsed().as_secs_f64());
+            self.metrics
+                .drain_reaction
+                .observe(received.elapsed().as_secs_f64());
         }
         self.published.send_replace(self.generation);
     }
 
     fn publish(&mut self, services: &[ObjectName]) {
         self.generation += 1;
-        let mut next = Snapshot { generation: self.generation, ports: self.snapshot.load().ports.clone() };
+        let mut next = Snapshot {
+            generation: self.generation,
+            ports: self.snapshot.load().ports.clone(),
+        };
         for name in services {
-            let Some(service) = self.services.get_mut(name) else { continue };
+            let Some(service) = self.services.get_mut(name) else {
+                continue;
+            };
             for (number, port) in &mut service.ports {
-                let key = PortKey { service: name.clone(), port: *number };
+                let key = PortKey {
+                    service: name.clone(),
+                    port: *number,
+                };
                 match port.assemble(&key) {
                     Some(published) => match next.ports.get_mut(&key) {
                         Some(before) => *before = published,
@@ -537,9 +711,13 @@ impl RoutingTable {
                 }
             }
             service.ports.retain(|number, port| {
-                let keep = port.spec.is_some() || !port.entries.is_empty() || !port.leaving.is_empty();
+                let keep =
+                    port.spec.is_some() || !port.entries.is_empty() || !port.leaving.is_empty();
                 if !keep {
-                    self.metrics.forget(&PortKey { service: name.clone(), port: *number });
+                    self.metrics.forget(&PortKey {
+                        service: name.clone(),
+                        port: *number,
+                    });
                 }
                 keep
             });
@@ -553,11 +731,15 @@ impl RoutingTable {
 
 impl ServiceEntry {
     fn is_claimed(&self) -> bool {
-        self.ports.values().any(|port| port.spec.as_ref().is_some_and(|spec| spec.claimed))
+        self.ports
+            .values()
+            .any(|port| port.spec.as_ref().is_some_and(|spec| spec.claimed))
     }
 
     fn has_clients(&self) -> bool {
-        self.ports.values().any(|port| port.metrics.connections_active.get() > 0)
+        self.ports
+            .values()
+            .any(|port| port.metrics.connections_active.get() > 0)
     }
 }
 

@@ -24,12 +24,19 @@ pub fn write_answer(
         _ => "Error",
     };
     let length = phrase.len() + 2 + reason.len() + 1;
-    _ = write!(out, "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n");
+    _ = write!(
+        out,
+        "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+    );
     _ = write!(out, "x-ebbtide-reason: {reason}\r\n");
     if let Some(seconds) = retry_after {
         _ = write!(out, "Retry-After: {seconds}\r\n");
     }
-    out.extend_from_slice(if close { b"Connection: close\r\n\r\n" } else { b"\r\n" });
+    out.extend_from_slice(if close {
+        b"Connection: close\r\n\r\n"
+    } else {
+        b"\r\n"
+    });
     if !head_only {
         _ = writeln!(out, "{phrase}: {reason}");
     }

@@ -75,7 +75,15 @@ impl BodyDecoder {
             Framing::Chunked => (State::Size, 0),
             Framing::UntilClose => (State::UntilClose, 0),
         };
-        Self { state, remaining, line: 0, fault, limits: *limits, trailers: Vec::new(), crumbs: false }
+        Self {
+            state,
+            remaining,
+            line: 0,
+            fault,
+            limits: *limits,
+            trailers: Vec::new(),
+            crumbs: false,
+        }
     }
 
     /// Takes of `input` what belongs to this body and appends to `out` what is to be forwarded. Returns the bytes taken:
@@ -88,12 +96,17 @@ impl BodyDecoder {
                 State::Done => break,
                 State::Counted | State::UntilClose => {
                     let length = self.pass(input.len() - taken);
-                    self.write_whole(input.get(taken..taken + length).unwrap_or_default(), emit, out);
+                    self.write_whole(
+                        input.get(taken..taken + length).unwrap_or_default(),
+                        emit,
+                        out,
+                    );
                     taken += length;
                 }
                 State::Data => {
                     let rest = input.len() - taken;
-                    let length = usize::try_from(self.remaining).map_or(rest, |remaining| remaining.min(rest));
+                    let length = usize::try_from(self.remaining)
+                        .map_or(rest, |remaining| remaining.min(rest));
                     out.extend_from_slice(input.get(taken..taken + length).unwrap_or_default());
                     self.remaining -= length as u64;
                     if self.remaining == 0 {
@@ -102,7 +115,8 @@ impl BodyDecoder {
                     taken += length;
                 }
                 State::Trailers => {
-                    let n = self.trailer_bytes(input.get(taken..).unwrap_or_default(), emit, out)?;
+                    let n =
+                        self.trailer_bytes(input.get(taken..).unwrap_or_default(), emit, out)?;
                     taken += n;
                     lines += n;
                 }
@@ -128,7 +142,8 @@ impl BodyDecoder {
         match self.state {
             State::UntilClose => length,
             State::Counted => {
-                let length = usize::try_from(self.remaining).map_or(length, |remaining| remaining.min(length));
+                let length = usize::try_from(self.remaining)
+                    .map_or(length, |remaining| remaining.min(length));
                 self.remaining -= length as u64;
                 if self.remaining == 0 {
                     self.state = State::Done;
@@ -196,7 +211,11 @@ impl BodyDecoder {
             (State::Size, b'\r') => State::SizeLf,
             (State::Size, b';' | b' ' | b'\t') => {
                 self.line = 0;
-                State::Extension(Extension::Gap.next(byte).ok_or(self.reject("bad_chunk_size"))?)
+                State::Extension(
+                    Extension::Gap
+                        .next(byte)
+                        .ok_or(self.reject("bad_chunk_size"))?,
+                )
             }
             (State::Size, _) => return Err(self.reject("bad_chunk_size")),
             (State::Extension(place), b'\r') if place.may_end() => State::SizeLf,
@@ -233,8 +252,16 @@ impl BodyDecoder {
     }
 
     /// A line of the trailer section up to its end, or a byte of that; an empty line ends the section. Returns the bytes taken.
-    fn trailer_bytes(&mut self, input: &[u8], emit: Emit, out: &mut Vec<u8>) -> Result<usize, Reject> {
-        let text = input.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(input.len());
+    fn trailer_bytes(
+        &mut self,
+        input: &[u8],
+        emit: Emit,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Reject> {
+        let text = input
+            .iter()
+            .position(|byte| matches!(byte, b'\r' | b'\n'))
+            .unwrap_or(input.len());
         let piece = input.get(..text.max(1)).unwrap_or(input);
         let room = self.limits.head_size.saturating_sub(self.trailers.len());
         if room > 0 && (self.trailers.last() == Some(&b'\r')) != (piece == b"\n") {
@@ -258,14 +285,24 @@ impl BodyDecoder {
         let mut lines = [EMPTY_HEADER; MAX_HEADERS];
         let room = self.limits.headers.min(MAX_HEADERS);
         let parsed = httparse::parse_headers(&self.trailers, &mut lines[..room]);
-        let Ok(httparse::Status::Complete((_, lines))) = parsed else { return Err(self.reject("bad_trailer")) };
-        if lines.iter().any(|l| matches!(kind(l.name), Kind::ContentLength | Kind::TransferEncoding | Kind::Host)) {
+        let Ok(httparse::Status::Complete((_, lines))) = parsed else {
+            return Err(self.reject("bad_trailer"));
+        };
+        if lines.iter().any(|l| {
+            matches!(
+                kind(l.name),
+                Kind::ContentLength | Kind::TransferEncoding | Kind::Host
+            )
+        }) {
             return Err(self.reject("forbidden_trailer"));
         }
         if emit == Emit::Chunked {
             make_room(out, self.trailers.len() + CHUNK_LINES);
             out.extend_from_slice(b"0\r\n");
-            for line in lines.iter().filter(|line| kind(line.name) == Kind::EndToEnd) {
+            for line in lines
+                .iter()
+                .filter(|line| kind(line.name) == Kind::EndToEnd)
+            {
                 write_line(out, line.name, line.value);
             }
             out.extend_from_slice(b"\r\n");
@@ -274,7 +311,10 @@ impl BodyDecoder {
     }
 
     fn reject(&self, reason: &'static str) -> Reject {
-        Reject { status: self.fault, reason }
+        Reject {
+            status: self.fault,
+            reason,
+        }
     }
 }
 

@@ -4,7 +4,11 @@
 /// What is small stays so: ten thousand clients may each have the beginning of a head here.
 pub fn make_room(buffer: &mut Vec<u8>, more: usize) {
     if buffer.capacity() - buffer.len() < more {
-        let block = if buffer.len() + more < BLOCK { BLOCK / 16 } else { BLOCK };
+        let block = if buffer.len() + more < BLOCK {
+            BLOCK / 16
+        } else {
+            BLOCK
+        };
         buffer.reserve_exact(more.next_multiple_of(block));
     }
 }

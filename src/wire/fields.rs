@@ -30,7 +30,9 @@ pub(super) fn end_of_head(input: &[u8], limits: &Limits) -> Result<Option<usize>
         at = next_control(window, at);
         match (window.get(at), window.get(at + 1)) {
             (Some(b'\t'), _) => at += 1,
-            (Some(b'\r'), Some(b'\n')) if at == line && line == 0 => return Err(Reject::bad("leading_blank_line")),
+            (Some(b'\r'), Some(b'\n')) if at == line && line == 0 => {
+                return Err(Reject::bad("leading_blank_line"));
+            }
             (Some(b'\r'), Some(b'\n')) if at == line => return Ok(Some(at + 2)),
             (Some(b'\r'), Some(b'\n')) => {
                 at += 2;
@@ -42,7 +44,10 @@ pub(super) fn end_of_head(input: &[u8], limits: &Limits) -> Result<Option<usize>
             (Some(b'\r'), Some(_)) => return Err(Reject::bad("bare_cr")),
             (Some(b'\n'), _) => return Err(Reject::bad("bare_lf")),
             (Some(b'\r') | None, _) if input.len() >= limits.head_size => {
-                return Err(Reject { status: 431, reason: "head_too_large" });
+                return Err(Reject {
+                    status: 431,
+                    reason: "head_too_large",
+                });
             }
             (Some(b'\r') | None, _) => return Ok(None),
             (Some(_), _) => return Err(Reject::bad("control_byte")),
@@ -112,7 +117,11 @@ pub(super) fn kind(name: &str) -> Kind {
         17 if is("transfer-encoding") => Kind::TransferEncoding,
         17 if is("x-forwarded-proto") => Kind::ForwardedProto,
         19 if is("if-unmodified-since") => Kind::Conditional,
-        12.. if name.as_bytes().get(..12).is_some_and(|p| p.eq_ignore_ascii_case(b"x-forwarded-")) => {
+        12.. if name
+            .as_bytes()
+            .get(..12)
+            .is_some_and(|p| p.eq_ignore_ascii_case(b"x-forwarded-")) =>
+        {
             Kind::ForwardedOther
         }
         12.. if is_lookalike(name.as_bytes()) => Kind::Lookalike,
@@ -153,7 +162,11 @@ pub(super) struct Fields<'h, 'b> {
 
 impl<'h, 'b> Fields<'h, 'b> {
     /// Refuses everything that makes the length of the message, or its host, a matter of opinion.
-    pub fn survey(lines: &'h [Header<'b>], version: Version, room: &'h mut Kinds) -> Result<Self, Reject> {
+    pub fn survey(
+        lines: &'h [Header<'b>],
+        version: Version,
+        room: &'h mut Kinds,
+    ) -> Result<Self, Reject> {
         let mut fields = Fields {
             lines,
             kinds: &[],
@@ -165,13 +178,16 @@ impl<'h, 'b> Fields<'h, 'b> {
             upgrade: false,
             lists: false,
         };
-        let (mut upgrade_field, mut upgrade_option, mut options, mut coded) = (false, false, 0, false);
+        let (mut upgrade_field, mut upgrade_option, mut options, mut coded) =
+            (false, false, 0, false);
         for (line, slot) in lines.iter().zip(&mut *room) {
             *slot = kind(line.name);
             match *slot {
                 Kind::Host if fields.host.is_some() => return Err(Reject::bad("duplicate_host")),
                 Kind::Host => fields.host = Some(line.value),
-                Kind::ContentLength if fields.length.is_some() => return Err(Reject::bad("duplicate_content_length")),
+                Kind::ContentLength if fields.length.is_some() => {
+                    return Err(Reject::bad("duplicate_content_length"));
+                }
                 Kind::ContentLength => fields.length = Some(content_length(line.value)?),
                 Kind::TransferEncoding if version == Version::H10 => {
                     return Err(Reject::bad("transfer_encoding_on_http10"));
@@ -179,7 +195,10 @@ impl<'h, 'b> Fields<'h, 'b> {
                 Kind::TransferEncoding => {
                     for coding in list(line.value) {
                         // Chunked comes last and once (RFC 9112 section 6.1).
-                        if fields.chunked || coding.eq_ignore_ascii_case(b"identity") || !is_token(coding) {
+                        if fields.chunked
+                            || coding.eq_ignore_ascii_case(b"identity")
+                            || !is_token(coding)
+                        {
                             return Err(Reject::bad("bad_transfer_encoding"));
                         }
                         fields.chunked = coding.eq_ignore_ascii_case(b"chunked");
@@ -208,7 +227,10 @@ impl<'h, 'b> Fields<'h, 'b> {
             return Err(Reject::bad("length_with_transfer_encoding"));
         }
         if coded {
-            return Err(Reject { status: 501, reason: "unknown_transfer_encoding" });
+            return Err(Reject {
+                status: 501,
+                reason: "unknown_transfer_encoding",
+            });
         }
         fields.kinds = room;
         fields.lists = options > 0;
@@ -227,7 +249,9 @@ impl<'h, 'b> Fields<'h, 'b> {
             && self
                 .iter()
                 .filter(|(kind, _)| *kind == Kind::Connection)
-                .any(|(_, line)| list(line.value).any(|option| option.eq_ignore_ascii_case(name.as_bytes())))
+                .any(|(_, line)| {
+                    list(line.value).any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+                })
     }
 }
 
@@ -235,17 +259,23 @@ fn content_length(value: &[u8]) -> Result<(&[u8], u64), Reject> {
     const BAD: Reject = Reject::bad("bad_content_length");
     let zeros = value.iter().take_while(|&&b| b == b'0').count();
     // Of nothing but zeros one stays.
-    let digits = value.get(zeros.min(value.len().saturating_sub(1))..).unwrap_or_default();
+    let digits = value
+        .get(zeros.min(value.len().saturating_sub(1))..)
+        .unwrap_or_default();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(BAD);
     }
-    let number = digits.iter().try_fold(0i64, |n, &d| n.checked_mul(10)?.checked_add(i64::from(d - b'0')));
+    let number = digits.iter().try_fold(0i64, |n, &d| {
+        n.checked_mul(10)?.checked_add(i64::from(d - b'0'))
+    });
     number.map(|n| (digits, n.unsigned_abs())).ok_or(BAD)
 }
 
 /// The elements of a comma-separated list, without the whitespace around them.
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|&b| b == b',').map(|element| element.trim_ascii())
+    value
+        .split(|&b| b == b',')
+        .map(|element| element.trim_ascii())
 }
 
 fn is_token(bytes: &[u8]) -> bool {

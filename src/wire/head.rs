@@ -41,36 +41,57 @@ pub fn parse_request(
     if !has_begun(input) {
         return Ok(None);
     }
-    let (input, skipped) = input.strip_prefix(b"\r\n").map_or((input, 0), |rest| (rest, 2));
-    let Some(length) = end_of_head(input, limits)? else { return Ok(None) };
+    let (input, skipped) = input
+        .strip_prefix(b"\r\n")
+        .map_or((input, 0), |rest| (rest, 2));
+    let Some(length) = end_of_head(input, limits)? else {
+        return Ok(None);
+    };
     let head = input.get(..length).unwrap_or(input);
     let mut lines: Lines<'_> = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
     let room = limits.headers.min(MAX_HEADERS);
     let status = parsed.parse_with_uninit_headers(head, &mut lines[..room]);
-    let (name, raw_target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
+    let (name, raw_target) = (
+        parsed.method.unwrap_or_default(),
+        parsed.path.unwrap_or_default(),
+    );
     match status {
         Ok(httparse::Status::Complete(parsed)) if parsed == length => {}
         Ok(_) => return Err(Reject::bad("bad_request_line")),
         Err(httparse::Error::Version) => {
             let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
-            return Err(bad_version(line.get(name.len() + raw_target.len() + 2..).unwrap_or_default()));
+            return Err(bad_version(
+                line.get(name.len() + raw_target.len() + 2..)
+                    .unwrap_or_default(),
+            ));
         }
         Err(error) => return Err(bad_syntax(error, "bad_request_line")),
     }
-    let version = if parsed.version == Some(0) { Version::H10 } else { Version::H11 };
+    let version = if parsed.version == Some(0) {
+        Version::H10
+    } else {
+        Version::H11
+    };
     let method = Method::new(name);
     let mut kinds = [Kind::EndToEnd; MAX_HEADERS];
     let fields = Fields::survey(parsed.headers, version, &mut kinds)?;
 
     if method == Method::Connect && !fwd.allow_connect {
-        return Err(Reject { status: 501, reason: "connect_refused" });
+        return Err(Reject {
+            status: 501,
+            reason: "connect_refused",
+        });
     }
     let target = Target::new(method, raw_target)?;
     let host = match (fields.host, target.authority) {
         (None, _) if version == Version::H11 => return Err(Reject::bad("missing_host")),
-        (Some(host), _) if !host.is_empty() && !is_authority(host) => return Err(Reject::bad("bad_host")),
-        (Some(host), Some(authority)) if !authority.is(host) => return Err(Reject::bad("host_mismatch")),
+        (Some(host), _) if !host.is_empty() && !is_authority(host) => {
+            return Err(Reject::bad("bad_host"));
+        }
+        (Some(host), Some(authority)) if !authority.is(host) => {
+            return Err(Reject::bad("host_mismatch"));
+        }
         (_, Some(authority)) => Some(authority.text.as_bytes()),
         (host, None) => host,
     };
@@ -112,8 +133,15 @@ pub fn parse_request(
             Kind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
             Kind::Upgrade if request.upgrade => {}
             Kind::ForwardedHost | Kind::ForwardedProto | Kind::ForwardedOther if fwd.trusted => {}
-            Kind::Connection | Kind::HopByHop | Kind::TransferEncoding | Kind::Upgrade | Kind::Lookalike => continue,
-            Kind::ForwardedFor | Kind::ForwardedHost | Kind::ForwardedProto | Kind::ForwardedOther => continue,
+            Kind::Connection
+            | Kind::HopByHop
+            | Kind::TransferEncoding
+            | Kind::Upgrade
+            | Kind::Lookalike => continue,
+            Kind::ForwardedFor
+            | Kind::ForwardedHost
+            | Kind::ForwardedProto
+            | Kind::ForwardedOther => continue,
             _ if fields.is_listed(line.name) => continue,
             Kind::Trailer if framing != Framing::Chunked => continue,
             // An HTTP/1.0 client does not understand the answer (RFC 9110 section 10.1.1).
@@ -136,7 +164,12 @@ pub fn parse_request(
     Ok(Some(request))
 }
 
-fn write_forwarded(fields: &Fields<'_, '_>, host: Option<&[u8]>, fwd: &Forwarding, out: &mut Vec<u8>) {
+fn write_forwarded(
+    fields: &Fields<'_, '_>,
+    host: Option<&[u8]>,
+    fwd: &Forwarding,
+    out: &mut Vec<u8>,
+) {
     let (mut has_host, mut has_proto) = (false, false);
     out.extend_from_slice(b"X-Forwarded-For: ");
     if fwd.trusted {
@@ -155,7 +188,11 @@ fn write_forwarded(fields: &Fields<'_, '_>, host: Option<&[u8]>, fwd: &Forwardin
     }
     out.extend_from_slice(b"\r\n");
     if !has_proto {
-        write_line(out, "X-Forwarded-Proto", if fwd.https { b"https" } else { b"http" });
+        write_line(
+            out,
+            "X-Forwarded-Proto",
+            if fwd.https { b"https" } else { b"http" },
+        );
     }
     if let Some(host) = host.filter(|host| !host.is_empty() && !has_host) {
         write_line(out, "X-Forwarded-Host", host);
@@ -184,17 +221,33 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     fn new(method: Method, raw: &'a str) -> Result<Self, Reject> {
         const BAD: Reject = Reject::bad("bad_target");
-        if !raw.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && b != b'"') {
+        if !raw
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && b != b'#' && b != b'"')
+        {
             return Err(BAD);
         }
         if method == Method::Connect {
             let (_, port) = raw.rsplit_once(':').ok_or(BAD)?;
             let fits = is_authority(raw.as_bytes()) && port.parse::<u16>().is_ok();
-            let authority = Some(Authority { text: raw, default_port: ":443" });
-            return fits.then_some(Target { authority, prefix: "", rest: raw }).ok_or(BAD);
+            let authority = Some(Authority {
+                text: raw,
+                default_port: ":443",
+            });
+            return fits
+                .then_some(Target {
+                    authority,
+                    prefix: "",
+                    rest: raw,
+                })
+                .ok_or(BAD);
         }
         if raw.starts_with('/') || raw == "*" && method == Method::Options {
-            return Ok(Target { authority: None, prefix: "", rest: raw });
+            return Ok(Target {
+                authority: None,
+                prefix: "",
+                rest: raw,
+            });
         }
         let (scheme, rest) = raw.split_once("://").ok_or(BAD)?;
         let default_port = match scheme {
@@ -211,7 +264,11 @@ impl<'a> Target<'a> {
             _ if rest.starts_with('/') => "",
             _ => "/",
         };
-        Ok(Target { authority: Some(Authority { text, default_port }), prefix, rest })
+        Ok(Target {
+            authority: Some(Authority { text, default_port }),
+            prefix,
+            rest,
+        })
     }
 }
 
@@ -224,11 +281,14 @@ struct Authority<'a> {
 impl Authority<'_> {
     fn is(self, host: &[u8]) -> bool {
         let text = self.text.as_bytes();
-        self.without_default_port(text).eq_ignore_ascii_case(self.without_default_port(host))
+        self.without_default_port(text)
+            .eq_ignore_ascii_case(self.without_default_port(host))
     }
 
     fn without_default_port<'b>(&self, host: &'b [u8]) -> &'b [u8] {
-        host.strip_suffix(self.default_port.as_bytes()).or_else(|| host.strip_suffix(b":")).unwrap_or(host)
+        host.strip_suffix(self.default_port.as_bytes())
+            .or_else(|| host.strip_suffix(b":"))
+            .unwrap_or(host)
     }
 }
 
@@ -236,7 +296,11 @@ impl Authority<'_> {
 /// for a list.
 fn is_authority(text: &[u8]) -> bool {
     let literal = text.first() == Some(&b'[');
-    let end = if literal { text.iter().position(|&b| b == b']') } else { text.iter().position(|&b| b == b':') };
+    let end = if literal {
+        text.iter().position(|&b| b == b']')
+    } else {
+        text.iter().position(|&b| b == b':')
+    };
     let (host, port) = text.split_at(end.map_or(text.len(), |end| end + usize::from(literal)));
     let host = match host {
         [b'[', inner @ .., b']'] => inner,
@@ -244,8 +308,12 @@ fn is_authority(text: &[u8]) -> bool {
         name => name,
     };
     !host.is_empty()
-        && host.iter().all(|&b| HOST_BYTES[usize::from(b)] || literal && b == b':')
-        && port.strip_prefix(b":").map_or(port.is_empty(), |port| port.iter().all(u8::is_ascii_digit))
+        && host
+            .iter()
+            .all(|&b| HOST_BYTES[usize::from(b)] || literal && b == b':')
+        && port
+            .strip_prefix(b":")
+            .map_or(port.is_empty(), |port| port.iter().all(u8::is_ascii_digit))
 }
 
 /// RFC 3986 section 3.2.2: what a registered name is made of.
@@ -272,8 +340,13 @@ fn keeps_alive(version: Version, fields: &Fields<'_, '_>) -> bool {
 /// `version` is what stands in the version's place.
 fn bad_version(version: &[u8]) -> Reject {
     match version {
-        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
-            Reject { status: 505, reason: "unsupported_version" }
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Reject {
+                status: 505,
+                reason: "unsupported_version",
+            }
         }
         _ => Reject::bad("bad_version"),
     }
@@ -281,7 +354,10 @@ fn bad_version(version: &[u8]) -> Reject {
 
 fn bad_syntax(error: httparse::Error, start_line: &'static str) -> Reject {
     match error {
-        httparse::Error::TooManyHeaders => Reject { status: 431, reason: "too_many_headers" },
+        httparse::Error::TooManyHeaders => Reject {
+            status: 431,
+            reason: "too_many_headers",
+        },
         httparse::Error::HeaderName | httparse::Error::HeaderValue => Reject::bad("bad_header"),
         _ => Reject::bad(start_line),
     }
@@ -298,9 +374,13 @@ pub fn parse_response(
     close: bool,
     out: &mut Vec<u8>,
 ) -> Result<Option<Response>, Reject> {
-    let Some(consumed) = end_of_head(input, limits).map_err(Reject::of_upstream)? else { return Ok(None) };
+    let Some(consumed) = end_of_head(input, limits).map_err(Reject::of_upstream)? else {
+        return Ok(None);
+    };
     let head = input.get(..consumed).unwrap_or(input);
-    response(head, limits, request_method, client, close, out).map(Some).map_err(Reject::of_upstream)
+    response(head, limits, request_method, client, close, out)
+        .map(Some)
+        .map_err(Reject::of_upstream)
 }
 
 fn response(
@@ -319,14 +399,25 @@ fn response(
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(Reject::bad("bad_status_line")),
         // What stands behind a version that we know is at fault.
-        Err(httparse::Error::Version) if head.starts_with(b"HTTP/1.0") || head.starts_with(b"HTTP/1.1") => {
+        Err(httparse::Error::Version)
+            if head.starts_with(b"HTTP/1.0") || head.starts_with(b"HTTP/1.1") =>
+        {
             return Err(Reject::bad("bad_status_line"));
         }
-        Err(httparse::Error::Version) => return Err(bad_version(head.get(..8).unwrap_or_default())),
+        Err(httparse::Error::Version) => {
+            return Err(bad_version(head.get(..8).unwrap_or_default()));
+        }
         Err(error) => return Err(bad_syntax(error, "bad_status_line")),
     }
-    let version = if parsed.version == Some(0) { Version::H10 } else { Version::H11 };
-    let status = parsed.code.filter(|code| *code >= 100).ok_or(Reject::bad("bad_status_line"))?;
+    let version = if parsed.version == Some(0) {
+        Version::H10
+    } else {
+        Version::H11
+    };
+    let status = parsed
+        .code
+        .filter(|code| *code >= 100)
+        .ok_or(Reject::bad("bad_status_line"))?;
     let mut kinds = [Kind::EndToEnd; MAX_HEADERS];
     let fields = Fields::survey(parsed.headers, version, &mut kinds)?;
     if status == 101 && !fields.upgrade {
@@ -345,7 +436,11 @@ fn response(
         status,
         version,
         framing,
-        emit: if uncounted && client == Version::H11 { Emit::Chunked } else { Emit::Identity },
+        emit: if uncounted && client == Version::H11 {
+            Emit::Chunked
+        } else {
+            Emit::Identity
+        },
         keep_alive: keeps_alive(version, &fields) && framing != Framing::UntilClose && !tunnel,
         client_close: uncounted && client == Version::H10,
         upgrade: tunnel,
@@ -354,7 +449,10 @@ fn response(
 
     // The reason is taken as it came: httparse withholds one with obs-text.
     let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
-    let (code, reason) = (line.get(9..12).unwrap_or_default(), line.get(13..).unwrap_or_default());
+    let (code, reason) = (
+        line.get(9..12).unwrap_or_default(),
+        line.get(13..).unwrap_or_default(),
+    );
     out.reserve(head.len() + 64);
     for part in [b"HTTP/1.1 ", code, b" ", reason, b"\r\n"] {
         out.extend_from_slice(part);

@@ -45,7 +45,10 @@ impl Method {
 
     /// RFC 9110 section 9.2.2. A method that we do not know is not.
     pub fn is_idempotent(self) -> bool {
-        matches!(self, Self::Get | Self::Head | Self::Options | Self::Trace | Self::Put | Self::Delete)
+        matches!(
+            self,
+            Self::Get | Self::Head | Self::Options | Self::Trace | Self::Put | Self::Delete
+        )
     }
 }
 
@@ -71,11 +74,17 @@ pub struct Reject {
 
 impl Reject {
     pub(super) const fn bad(reason: &'static str) -> Self {
-        Self { status: 400, reason }
+        Self {
+            status: 400,
+            reason,
+        }
     }
 
     pub(super) fn of_upstream(self) -> Self {
-        Self { status: 502, ..self }
+        Self {
+            status: 502,
+            ..self
+        }
     }
 }
 

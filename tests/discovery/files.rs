@@ -41,9 +41,19 @@ impl Rig {
         let errors = Rc::new(RefCell::new(Vec::new()));
         let counted = errors.clone();
         let path = temp.path().join("manifests");
-        tokio::task::spawn_local(watch(path, out, move |kind| counted.borrow_mut().push(kind)));
+        tokio::task::spawn_local(watch(path, out, move |kind| {
+            counted.borrow_mut().push(kind)
+        }));
         let (world, problems) = (World::default(), Vec::new());
-        Self { temp, inbox, world, synced: false, problems, batches: Vec::new(), errors }
+        Self {
+            temp,
+            inbox,
+            world,
+            synced: false,
+            problems,
+            batches: Vec::new(),
+            errors,
+        }
     }
 
     /// A folder with a Service `app` of three endpoints, synced.
@@ -73,7 +83,12 @@ impl Rig {
         while !condition(self) {
             match timeout(Duration::from_secs(30), self.inbox.recv()).await {
                 Ok(Some(message)) => self.take(message),
-                _ => panic!("not {what}: {:?} {:?} {:?}", self.batches, self.problems, self.merged("app")),
+                _ => panic!(
+                    "not {what}: {:?} {:?} {:?}",
+                    self.batches,
+                    self.problems,
+                    self.merged("app")
+                ),
             }
         }
     }
@@ -82,7 +97,8 @@ impl Rig {
     async fn barrier(&mut self) {
         let name = format!("barrier-{}", fs::read_dir(self.path("")).unwrap().count());
         self.write(&format!("{name}.yaml"), service(&name));
-        self.until("past the barrier", |rig| rig.merged(&name).is_some()).await;
+        self.until("past the barrier", |rig| rig.merged(&name).is_some())
+            .await;
     }
 
     fn take(&mut self, message: Message) {
@@ -103,12 +119,17 @@ impl Rig {
     }
 
     fn endpoints(&self, service: &str) -> usize {
-        self.merged(service).map_or(0, |it| it.ports.first().unwrap().endpoints.len())
+        self.merged(service)
+            .map_or(0, |it| it.ports.first().unwrap().endpoints.len())
     }
 
     /// The changes so far that took something away.
     fn removals(&self) -> Vec<&String> {
-        self.batches.iter().flatten().filter(|change| change.starts_with('-')).collect()
+        self.batches
+            .iter()
+            .flatten()
+            .filter(|change| change.starts_with('-'))
+            .collect()
     }
 }
 
@@ -184,8 +205,17 @@ async fn a_file_is_not_read_while_its_writer_has_it_open() {
         file.write_all(rest.as_bytes()).unwrap();
         drop(file);
         rig.until("eight", |rig| rig.endpoints("app") == 8).await;
-        let all = |changes: &[Vec<String>]| changes.iter().flatten().filter(|c| c.contains("Slice")).count();
-        assert_eq!((rig.removals(), all(&rig.batches), rig.errors.borrow().len()), (vec![], 1, 0));
+        let all = |changes: &[Vec<String>]| {
+            changes
+                .iter()
+                .flatten()
+                .filter(|c| c.contains("Slice"))
+                .count()
+        };
+        assert_eq!(
+            (rig.removals(), all(&rig.batches), rig.errors.borrow().len()),
+            (vec![], 1, 0)
+        );
     })
     .await;
 }
@@ -204,7 +234,11 @@ async fn a_rename_over_takes_effect_and_its_temporary_does_not_count() {
         fs::remove_file(rig.path("other.yml")).unwrap();
         rig.until("none", |rig| rig.endpoints("app") == 0).await;
         assert_eq!(rig.removals(), ["-EndpointSlice web/app-a"]);
-        assert!(rig.problems.is_empty() && rig.errors.borrow().is_empty(), "{:?}", rig.problems);
+        assert!(
+            rig.problems.is_empty() && rig.errors.borrow().is_empty(),
+            "{:?}",
+            rig.problems
+        );
     })
     .await;
 }
@@ -222,8 +256,11 @@ async fn a_config_map_swap_is_one_batch() {
             symlink(version, root.join("..data_tmp")).unwrap();
             fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
         };
-        let first =
-            [("app.yaml", service("app")), ("a.yaml", slice("app", "a", 1..4)), ("b.yaml", slice("app", "b", 4..6))];
+        let first = [
+            ("app.yaml", service("app")),
+            ("a.yaml", slice("app", "a", 1..4)),
+            ("b.yaml", slice("app", "b", 4..6)),
+        ];
         let mut rig = Rig::new(|path| {
             fs::create_dir(path).unwrap();
             fill(path, "..1", &first);
@@ -232,14 +269,21 @@ async fn a_config_map_swap_is_one_batch() {
         rig.until("synced", |rig| rig.synced).await;
         assert_eq!(rig.endpoints("app"), 5);
         rig.batches.clear();
-        let second =
-            [("app.yaml", service("app")), ("a.yaml", slice("app", "a", 2..4)), ("c.yaml", slice("app", "c", 4..9))];
+        let second = [
+            ("app.yaml", service("app")),
+            ("a.yaml", slice("app", "a", 2..4)),
+            ("c.yaml", slice("app", "c", 4..9)),
+        ];
         fill(&rig.path(""), "..2", &second);
         fs::remove_file(rig.path("b.yaml")).unwrap();
         fs::remove_dir_all(rig.path("..1")).unwrap();
         rig.until("seven", |rig| rig.endpoints("app") == 7).await;
         rig.barrier().await;
-        let swap = ["+EndpointSlice web/app-a", "+EndpointSlice web/app-c", "-EndpointSlice web/app-b"];
+        let swap = [
+            "+EndpointSlice web/app-a",
+            "+EndpointSlice web/app-c",
+            "-EndpointSlice web/app-b",
+        ];
         assert_eq!(rig.batches[0], swap);
         assert_eq!(rig.batches.len(), 2, "{:?}", rig.batches);
         assert!(rig.problems.is_empty(), "{:?}", rig.problems);
@@ -253,13 +297,33 @@ async fn a_folder_that_is_removed_and_made_again() {
         let mut rig = Rig::with_app().await;
         fs::remove_dir_all(rig.path("")).unwrap();
         rig.until("reported", |rig| !rig.problems.is_empty()).await;
-        assert_eq!(rig.problems[0].subject, rig.temp.path().join("manifests").display().to_string());
-        assert!(rig.problems[0].error.starts_with("the folder cannot be read"), "{:?}", rig.problems);
-        assert_eq!((rig.endpoints("app"), rig.removals()), (3, vec![]), "the last state stays");
+        assert_eq!(
+            rig.problems[0].subject,
+            rig.temp.path().join("manifests").display().to_string()
+        );
+        assert!(
+            rig.problems[0]
+                .error
+                .starts_with("the folder cannot be read"),
+            "{:?}",
+            rig.problems
+        );
+        assert_eq!(
+            (rig.endpoints("app"), rig.removals()),
+            (3, vec![]),
+            "the last state stays"
+        );
         fs::create_dir(rig.path("")).unwrap();
         rig.write("slice.yaml", slice("app", "a", 1..3));
-        rig.until("read again", |rig| rig.endpoints("app") == 0 && rig.problems.is_empty()).await;
-        assert_eq!(rig.removals(), ["-Service web/app"], "what is not in it any more");
+        rig.until("read again", |rig| {
+            rig.endpoints("app") == 0 && rig.problems.is_empty()
+        })
+        .await;
+        assert_eq!(
+            rig.removals(),
+            ["-Service web/app"],
+            "what is not in it any more"
+        );
         rig.write("app.yaml", service("app"));
         rig.until("back", |rig| rig.endpoints("app") == 2).await;
         assert_eq!(*rig.errors.borrow(), ["folder"]);
@@ -277,8 +341,13 @@ async fn a_folder_that_is_moved_away_and_replaced() {
         fs::write(next.join("slice.yaml"), slice("app", "a", 1..8)).unwrap();
         fs::rename(rig.path(""), rig.temp.path().join("old")).unwrap();
         fs::rename(next, rig.path("")).unwrap();
-        rig.until("the new one", |rig| rig.endpoints("app") == 7).await;
-        fs::write(rig.temp.path().join("old/slice.yaml"), slice("app", "a", 1..2)).unwrap();
+        rig.until("the new one", |rig| rig.endpoints("app") == 7)
+            .await;
+        fs::write(
+            rig.temp.path().join("old/slice.yaml"),
+            slice("app", "a", 1..2),
+        )
+        .unwrap();
         rig.write("slice.yaml", slice("app", "a", 1..6));
         rig.until("watched", |rig| rig.endpoints("app") == 5).await;
         assert_eq!(rig.removals(), Vec::<&String>::new());
@@ -291,8 +360,11 @@ async fn a_folder_that_is_a_symlink_may_be_switched() {
     local(async {
         let make = |root: &Path, count: u32| {
             fs::create_dir(root).unwrap();
-            fs::write(root.join("all.yaml"), format!("{}---\n{}", service("app"), slice("app", "a", 0..count)))
-                .unwrap();
+            fs::write(
+                root.join("all.yaml"),
+                format!("{}---\n{}", service("app"), slice("app", "a", 0..count)),
+            )
+            .unwrap();
         };
         let mut rig = Rig::new(|path| {
             make(&path.with_file_name("..1"), 1);
@@ -303,8 +375,13 @@ async fn a_folder_that_is_a_symlink_may_be_switched() {
         .await;
         rig.until("synced", |rig| rig.synced).await;
         symlink("..2", rig.temp.path().join("..tmp")).unwrap();
-        fs::rename(rig.temp.path().join("..tmp"), rig.temp.path().join("..data")).unwrap();
-        rig.until("the second", |rig| rig.endpoints("app") == 2).await;
+        fs::rename(
+            rig.temp.path().join("..tmp"),
+            rig.temp.path().join("..data"),
+        )
+        .unwrap();
+        rig.until("the second", |rig| rig.endpoints("app") == 2)
+            .await;
     })
     .await;
 }
@@ -317,7 +394,10 @@ async fn a_folder_that_is_not_there_yet_is_waited_for() {
         assert!(!rig.synced && rig.batches.is_empty());
         fs::create_dir(rig.path("")).unwrap();
         rig.write("app.yaml", service("app"));
-        rig.until("there", |rig| rig.synced && rig.merged("app").is_some() && rig.problems.is_empty()).await;
+        rig.until("there", |rig| {
+            rig.synced && rig.merged("app").is_some() && rig.problems.is_empty()
+        })
+        .await;
     })
     .await;
 }
@@ -328,29 +408,53 @@ async fn a_broken_an_empty_and_an_unreadable_file_keep_their_last_good_state() {
         let mut rig = Rig::with_app().await;
         let good = slice("app", "a", 1..4);
         let cases: [(Vec<u8>, &str); 4] = [
-            (good.replace("10.0.0.2", "10.0.0").into_bytes(), "line 21, endpoints[1].addresses[0]: expected an IPv4"),
+            (
+                good.replace("10.0.0.2", "10.0.0").into_bytes(),
+                "line 21, endpoints[1].addresses[0]: expected an IPv4",
+            ),
             (b"".to_vec(), "empty: no manifest in it"),
             (b"# only\n---\n".to_vec(), "empty: no manifest in it"),
-            ([good.as_bytes(), b"# \xff\n"].concat(), "line 36: not UTF-8 text"),
+            (
+                [good.as_bytes(), b"# \xff\n"].concat(),
+                "line 36: not UTF-8 text",
+            ),
         ];
         for (text, expected) in cases {
             rig.write("slice.yaml", text);
-            rig.until(expected, |rig| rig.problems.iter().any(|p| p.error.starts_with(expected))).await;
+            rig.until(expected, |rig| {
+                rig.problems.iter().any(|p| p.error.starts_with(expected))
+            })
+            .await;
             assert_eq!((rig.problems.len(), rig.endpoints("app")), (1, 3));
-            assert_eq!(rig.problems[0].subject, rig.path("slice.yaml").display().to_string());
-            assert!(rig.problems[0].error.contains("the last good state of this file stays in force"));
+            assert_eq!(
+                rig.problems[0].subject,
+                rig.path("slice.yaml").display().to_string()
+            );
+            assert!(
+                rig.problems[0]
+                    .error
+                    .contains("the last good state of this file stays in force")
+            );
         }
         // Only that file is held: others go on.
         rig.write("b.yaml", slice("app", "b", 10..12));
         rig.until("others", |rig| rig.endpoints("app") == 5).await;
         fs::remove_file(rig.path("slice.yaml")).unwrap();
         symlink("slice.yaml", rig.path("slice.yaml")).unwrap();
-        rig.until("a loop", |rig| rig.problems.iter().any(|p| p.error.starts_with("cannot be read"))).await;
+        rig.until("a loop", |rig| {
+            rig.problems
+                .iter()
+                .any(|p| p.error.starts_with("cannot be read"))
+        })
+        .await;
         assert_eq!((rig.endpoints("app"), rig.removals()), (5, vec![]));
         assert!(rig.errors.borrow().iter().all(|kind| *kind == "file"));
         fs::remove_file(rig.path("slice.yaml")).unwrap();
         rig.write("slice.yaml", slice("app", "a", 1..2));
-        rig.until("fixed", |rig| rig.problems.is_empty() && rig.endpoints("app") == 3).await;
+        rig.until("fixed", |rig| {
+            rig.problems.is_empty() && rig.endpoints("app") == 3
+        })
+        .await;
     })
     .await;
 }
@@ -366,9 +470,18 @@ async fn a_file_broken_from_the_start_is_named_and_the_rest_serves() {
         .await;
         rig.until("reported", |rig| !rig.problems.is_empty()).await;
         assert!(rig.synced && rig.merged("app").is_some());
-        assert!(rig.problems[0].error.contains("nothing of this file is in force"), "{:?}", rig.problems);
+        assert!(
+            rig.problems[0]
+                .error
+                .contains("nothing of this file is in force"),
+            "{:?}",
+            rig.problems
+        );
         rig.write("slice.yaml", slice("app", "a", 1..4));
-        rig.until("fixed", |rig| rig.problems.is_empty() && rig.endpoints("app") == 3).await;
+        rig.until("fixed", |rig| {
+            rig.problems.is_empty() && rig.endpoints("app") == 3
+        })
+        .await;
     })
     .await;
 }
@@ -380,12 +493,22 @@ async fn an_object_in_two_files_is_the_first_file_s() {
         rig.write("z.yaml", slice("app", "a", 1..9));
         rig.until("reported", |rig| !rig.problems.is_empty()).await;
         assert_eq!(rig.endpoints("app"), 3);
-        assert_eq!(rig.problems[0].subject, rig.path("z.yaml").display().to_string());
-        let error = "EndpointSlice web/app-a is in slice.yaml too, and the first is in force; remove one";
+        assert_eq!(
+            rig.problems[0].subject,
+            rig.path("z.yaml").display().to_string()
+        );
+        let error =
+            "EndpointSlice web/app-a is in slice.yaml too, and the first is in force; remove one";
         assert_eq!(rig.problems[0].error, error);
         fs::remove_file(rig.path("slice.yaml")).unwrap();
-        rig.until("the other", |rig| rig.endpoints("app") == 8 && rig.problems.is_empty()).await;
-        assert_eq!((rig.removals(), rig.errors.borrow().clone()), (vec![], vec!["duplicate"]));
+        rig.until("the other", |rig| {
+            rig.endpoints("app") == 8 && rig.problems.is_empty()
+        })
+        .await;
+        assert_eq!(
+            (rig.removals(), rig.errors.borrow().clone()),
+            (vec![], vec!["duplicate"])
+        );
     })
     .await;
 }
@@ -397,7 +520,8 @@ async fn a_file_removed_and_written_anew_loses_nothing() {
         for count in 4..24 {
             fs::remove_file(rig.path("slice.yaml")).unwrap();
             rig.write("slice.yaml", slice("app", "a", 1..count));
-            rig.until("anew", |rig| rig.endpoints("app") == count as usize - 1).await;
+            rig.until("anew", |rig| rig.endpoints("app") == count as usize - 1)
+                .await;
         }
         assert_eq!(rig.removals(), Vec::<&String>::new());
     })
@@ -425,7 +549,11 @@ async fn a_file_rewritten_in_place_again_and_again_is_never_seen_in_halves() {
             if let Ok(Some(message)) = timeout(Duration::from_millis(50), rig.inbox.recv()).await {
                 rig.take(message);
             }
-            assert!([3, 5, 6].contains(&rig.endpoints("app")) && rig.problems.is_empty(), "{:?}", rig.problems);
+            assert!(
+                [3, 5, 6].contains(&rig.endpoints("app")) && rig.problems.is_empty(),
+                "{:?}",
+                rig.problems
+            );
         }
         writer.join().unwrap();
     })
@@ -438,10 +566,18 @@ async fn what_is_no_manifest_is_passed_over() {
         let mut rig = Rig::with_app().await;
         rig.write("notes.txt", "kind: [");
         rig.write(".hidden.yaml", "kind: [");
-        rig.write("deployment.yaml", "apiVersion: apps/v1\nkind: Deployment\nspec: {replicas: 3}\n");
+        rig.write(
+            "deployment.yaml",
+            "apiVersion: apps/v1\nkind: Deployment\nspec: {replicas: 3}\n",
+        );
         fs::create_dir(rig.path("folder.yaml")).unwrap();
         rig.barrier().await;
-        assert!(rig.problems.is_empty() && rig.batches.len() == 1, "{:?} {:?}", rig.problems, rig.batches);
+        assert!(
+            rig.problems.is_empty() && rig.batches.len() == 1,
+            "{:?} {:?}",
+            rig.problems,
+            rig.batches
+        );
     })
     .await;
 }
@@ -457,18 +593,27 @@ async fn ten_thousand_endpoints_in_a_hundred_slices() {
                 fs::write(path.join(format!("slice-{n}.yaml")), one(n)).unwrap();
             }
             // The other half in one file.
-            fs::write(path.join("rest.yaml"), (50..100).map(one).collect::<Vec<_>>().join("---\n")).unwrap();
+            fs::write(
+                path.join("rest.yaml"),
+                (50..100).map(one).collect::<Vec<_>>().join("---\n"),
+            )
+            .unwrap();
         })
         .await;
         rig.until("synced", |rig| rig.synced).await;
         assert_eq!((rig.endpoints("app"), rig.problems.len()), (10_000, 0));
         rig.batches.clear();
         rig.write("slice-7.yaml", slice("app", "7", 700..750));
-        rig.until("one changed", |rig| rig.endpoints("app") == 9_950).await;
+        rig.until("one changed", |rig| rig.endpoints("app") == 9_950)
+            .await;
         let rest = (50..99).map(one).collect::<Vec<_>>().join("---\n");
         rig.write("rest.yaml", rest);
-        rig.until("one removed", |rig| rig.endpoints("app") == 9_850).await;
-        assert_eq!(rig.batches, [["+EndpointSlice web/app-7"], ["-EndpointSlice web/app-99"]]);
+        rig.until("one removed", |rig| rig.endpoints("app") == 9_850)
+            .await;
+        assert_eq!(
+            rig.batches,
+            [["+EndpointSlice web/app-7"], ["-EndpointSlice web/app-99"]]
+        );
     })
     .await;
 }
@@ -477,13 +622,23 @@ async fn ten_thousand_endpoints_in_a_hundred_slices() {
 fn reading_once_gives_the_same_objects_and_problems() {
     let temp = TempDir::new().unwrap();
     fs::write(temp.path().join("app.yaml"), service("app")).unwrap();
-    fs::write(temp.path().join("b.json"), r#"{"kind": "Pod", "metadata": {"name": "p"}}"#).unwrap();
+    fs::write(
+        temp.path().join("b.json"),
+        r#"{"kind": "Pod", "metadata": {"name": "p"}}"#,
+    )
+    .unwrap();
     fs::write(temp.path().join("c.yaml"), "kind: Service\nspec: 5\n").unwrap();
     let (objects, problems) = read_folder(temp.path());
-    let names: Vec<_> = objects.iter().map(|object| format!("{} {}", object.kind(), object.name())).collect();
+    let names: Vec<_> = objects
+        .iter()
+        .map(|object| format!("{} {}", object.kind(), object.name()))
+        .collect();
     assert_eq!(names, ["Service web/app", "Pod default/p"]);
     assert_eq!(problems.len(), 1);
-    assert!(problems[0].error.starts_with("line 2, spec: "), "{problems:?}");
+    assert!(
+        problems[0].error.starts_with("line 2, spec: "),
+        "{problems:?}"
+    );
     let (objects, problems) = read_folder(&temp.path().join("missing"));
     assert!(objects.is_empty() && problems[0].error.starts_with("the folder cannot be read"));
 }

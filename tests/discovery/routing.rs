@@ -17,7 +17,10 @@ use crate::support::table::*;
 #[test]
 fn an_endpoint_is_published_once_it_was_connected_to() {
     let mut rig = Rig::new(World::default());
-    rig.change([apply(service("app")), apply(slice("s", "app", &[ready(1, None)]))]);
+    rig.change([
+        apply(service("app")),
+        apply(slice("s", "app", &[ready(1, None)])),
+    ]);
     assert_eq!(rig.usable(), []);
     assert!(rig.endpoint(1).enter().is_none());
     rig.connect_all();
@@ -29,8 +32,13 @@ fn an_endpoint_is_published_once_it_was_connected_to() {
 fn the_join_check_can_be_switched_off() {
     let mut rig = Rig::new(World::default());
     let mut unchecked = service("app");
-    unchecked.annotations.insert("ebbtide.dev/join-check".into(), "off".into());
-    rig.change([apply(unchecked), apply(slice("s", "app", &[ready(1, None)]))]);
+    unchecked
+        .annotations
+        .insert("ebbtide.dev/join-check".into(), "off".into());
+    rig.change([
+        apply(unchecked),
+        apply(slice("s", "app", &[ready(1, None)])),
+    ]);
     assert_eq!(rig.usable(), [(1, 1)]);
     assert!(rig.joining.is_empty());
 }
@@ -44,7 +52,10 @@ fn a_terminating_endpoint_is_drained_once_and_forgotten_with_its_last_lease() {
     rig.serve(&[terminating(one), two.clone()]);
     assert_eq!(rig.usable(), [(2, 2)]);
     assert!(leaver.enter().is_none() && leaver.is_draining());
-    assert!(rig.notices.try_recv().is_err(), "reported while a lease was out");
+    assert!(
+        rig.notices.try_recv().is_err(),
+        "reported while a lease was out"
+    );
     drop(lease);
     rig.hear();
     assert_eq!(rig.drained, BTreeSet::from([leaver.id]));
@@ -69,9 +80,20 @@ fn a_drained_endpoint_that_is_still_listed_is_not_drained_again() {
             rig.serve(&[terminating(one.clone()), two.clone(), ready(last, None)]);
         }
         rig.hear();
-        let of_one = rig.drains.records().iter().filter(|r| last_byte(r.address) == 1).count();
+        let of_one = rig
+            .drains
+            .records()
+            .iter()
+            .filter(|r| last_byte(r.address) == 1)
+            .count();
         assert_eq!(of_one, 1);
-        assert!(rig.known.values().filter(|e| last_byte(e.address) == 1).count() == 1);
+        assert!(
+            rig.known
+                .values()
+                .filter(|e| last_byte(e.address) == 1)
+                .count()
+                == 1
+        );
     }
 }
 
@@ -86,7 +108,11 @@ fn a_drained_endpoint_that_still_serves_is_the_last_resort_of_a_service_without_
     rig.serve(&[terminating(one.clone()), not_ready(two.clone())]);
     assert_eq!(rig.usable(), []);
     assert_eq!(rig.last_resort(), [(1, 3)], "another generation of it");
-    assert_eq!(rig.endpoint(1).drain_deadline(), Some(deadline), "no later than its first");
+    assert_eq!(
+        rig.endpoint(1).drain_deadline(),
+        Some(deadline),
+        "no later than its first"
+    );
     rig.pass(SECOND * DRAIN_TIMEOUT as u32);
     rig.serve(&[terminating(one.clone()), not_ready(two)]);
     assert_eq!(rig.last_resort(), []);
@@ -117,8 +143,16 @@ fn the_last_resort_is_drained_when_something_usable_is_published() {
     rig.serve(&[terminating(one.clone())]);
     assert_eq!((rig.usable(), rig.last_resort()), (vec![], vec![(1, 1)]));
     assert!(rig.endpoint(1).enter().is_some());
-    rig.change([apply(slice("s", "app", &[terminating(one), ready(2, Some("b"))]))]);
-    assert_eq!(rig.last_resort(), [(1, 1)], "the newcomer has not been connected to");
+    rig.change([apply(slice(
+        "s",
+        "app",
+        &[terminating(one), ready(2, Some("b"))],
+    ))]);
+    assert_eq!(
+        rig.last_resort(),
+        [(1, 1)],
+        "the newcomer has not been connected to"
+    );
     rig.connect_all();
     assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
     assert!(rig.endpoint(1).enter().is_none());
@@ -129,7 +163,10 @@ fn the_last_resort_is_drained_when_it_stops_serving_or_its_time_is_over() {
     let one = ready(1, Some("a"));
     let mut stops = Rig::with(std::slice::from_ref(&one));
     stops.serve(&[terminating(one.clone())]);
-    stops.serve(&[not_ready(SliceEndpoint { terminating: true, ..one.clone() })]);
+    stops.serve(&[not_ready(SliceEndpoint {
+        terminating: true,
+        ..one.clone()
+    })]);
     let mut ends = Rig::with(std::slice::from_ref(&one));
     ends.serve(&[terminating(one.clone())]);
     ends.pass(SECOND * DRAIN_TIMEOUT as u32);
@@ -177,12 +214,19 @@ fn an_endpoint_whose_pod_nobody_ever_tells_of_is_drained_when_it_is_forgotten() 
         rig.pass(SECOND * 599);
         let touched = rig.world.sweep(rig.now);
         assert!(touched.pods.is_empty());
-        assert_eq!((endpoint.is_draining(), endpoint.drain_deadline()), (terminating_once, None), "its pod may live");
+        assert_eq!(
+            (endpoint.is_draining(), endpoint.drain_deadline()),
+            (terminating_once, None),
+            "its pod may live"
+        );
         rig.pass(SECOND);
         let touched = rig.world.sweep(rig.now);
         rig.apply(&touched);
         assert!(endpoint.is_draining());
-        assert_eq!(endpoint.drain_deadline(), Some(rig.now + SECOND * DRAIN_TIMEOUT as u32));
+        assert_eq!(
+            endpoint.drain_deadline(),
+            Some(rig.now + SECOND * DRAIN_TIMEOUT as u32)
+        );
         rig.pass(SECOND * DRAIN_TIMEOUT as u32);
         assert!(endpoint.force.is_cancelled());
         drop(lease);
@@ -200,7 +244,10 @@ fn a_pod_deleted_while_no_slice_names_it_is_drained() {
     let endpoint = rig.endpoint(1);
     rig.change([apply(pod("a", true))]);
     assert!(endpoint.is_draining());
-    assert_eq!(endpoint.drain_deadline(), Some(rig.now + GRACE + 3 * SECOND));
+    assert_eq!(
+        endpoint.drain_deadline(),
+        Some(rig.now + GRACE + 3 * SECOND)
+    );
 }
 
 #[test]
@@ -210,8 +257,14 @@ fn removal_where_no_pod_is_known_is_a_drain_with_the_services_timeout() {
     let lease = endpoint.enter();
     rig.serve(&[]);
     assert!(endpoint.is_draining());
-    assert!(!endpoint.conditions().ready && !endpoint.conditions().serving, "shown as if it were listed");
-    assert_eq!(endpoint.drain_deadline(), Some(rig.now + SECOND * DRAIN_TIMEOUT as u32));
+    assert!(
+        !endpoint.conditions().ready && !endpoint.conditions().serving,
+        "shown as if it were listed"
+    );
+    assert_eq!(
+        endpoint.drain_deadline(),
+        Some(rig.now + SECOND * DRAIN_TIMEOUT as u32)
+    );
     rig.serve(&[ready(1, None)]);
     assert_eq!(rig.usable(), [(1, 2)], "what comes back is another");
     assert!(endpoint.enter().is_none());
@@ -234,7 +287,10 @@ fn not_ready_is_out_and_reversible() {
 #[test]
 fn another_service_under_the_old_name_gets_endpoints_of_its_own() {
     let mut rig = Rig::new(World::default());
-    let of = |uid: &str| ServiceObject { uid: Some(uid.into()), ..service("app") };
+    let of = |uid: &str| ServiceObject {
+        uid: Some(uid.into()),
+        ..service("app")
+    };
     rig.change([apply(of("first"))]);
     rig.serve(&[ready(1, Some("a"))]);
     rig.change([apply(pod("a", false))]);
@@ -253,11 +309,17 @@ fn another_service_under_the_old_name_gets_endpoints_of_its_own() {
 #[test]
 fn a_pod_in_both_families_counts_once_by_the_services_first() {
     let mut rig = Rig::with(&[ready(1, Some("a"))]);
-    let six = SliceEndpoint { address: "2001:db8::9".parse().unwrap(), ..ready(0, Some("a")) };
+    let six = SliceEndpoint {
+        address: "2001:db8::9".parse().unwrap(),
+        ..ready(0, Some("a"))
+    };
     rig.change([apply(slice("s6", "app", &[six]))]);
     rig.connect_all();
     assert_eq!(rig.usable(), [(1, 1)]);
-    rig.change([apply(ServiceObject { ipv6_first: true, ..service("app") })]);
+    rig.change([apply(ServiceObject {
+        ipv6_first: true,
+        ..service("app")
+    })]);
     rig.connect_all();
     assert_eq!(rig.usable(), [(9, 2)]);
 }
@@ -278,8 +340,13 @@ fn an_address_that_passes_to_another_pod_is_another_endpoint() {
 /// Without a UID nothing else tells that an address is another pod's now.
 #[test]
 fn an_address_that_terminated_comes_back_as_another_generation() {
-    let unnamed =
-        SliceEndpoint { pod: Some(Arc::new(PodRef { name: "a".into(), uid: String::new() })), ..ready(1, None) };
+    let unnamed = SliceEndpoint {
+        pod: Some(Arc::new(PodRef {
+            name: "a".into(),
+            uid: String::new(),
+        })),
+        ..ready(1, None)
+    };
     for one in [ready(1, None), unnamed] {
         // As the last resort its drain has not begun; it is over all the same when the address is ready again.
         let mut rig = Rig::with(std::slice::from_ref(&one));
@@ -287,7 +354,11 @@ fn an_address_that_terminated_comes_back_as_another_generation() {
         rig.serve(&[terminating(one.clone())]);
         assert_eq!(rig.last_resort(), [(1, 1)]);
         rig.serve(std::slice::from_ref(&one));
-        assert_eq!((rig.usable(), rig.last_resort()), (vec![(1, 2)], vec![]), "{one:?}");
+        assert_eq!(
+            (rig.usable(), rig.last_resort()),
+            (vec![(1, 2)], vec![]),
+            "{one:?}"
+        );
         assert!(old.is_draining());
         rig.hear();
         assert_eq!(rig.drained, BTreeSet::from([old.id]));
@@ -310,27 +381,48 @@ fn pods_come_are_counted_unless_none_serves_and_are_none_without_the_service() {
 #[test]
 fn a_service_that_is_neither_claimed_nor_named_is_not_routed() {
     let mut rig = Rig::with(&[ready(1, None)]);
-    let unclaimed = ServiceObject { claimed: false, ..service("other") };
+    let unclaimed = ServiceObject {
+        claimed: false,
+        ..service("other")
+    };
     rig.change([apply(unclaimed)]);
     assert!(rig.port_of("other").is_none());
 }
 
 #[test]
-fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its_time_and_the_last_client_is_gone() {
+fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its_time_and_the_last_client_is_gone()
+ {
     let mut rig = Rig::with(&[ready(1, None)]);
-    let clients = rig.port_of("app").unwrap().metrics.connections_active.clone();
+    let clients = rig
+        .port_of("app")
+        .unwrap()
+        .metrics
+        .connections_active
+        .clone();
     clients.inc();
-    rig.change([apply(ServiceObject { claimed: false, ..service("app") })]);
+    rig.change([apply(ServiceObject {
+        claimed: false,
+        ..service("app")
+    })]);
     let port = rig.port_of("app").unwrap();
-    assert!(port.claimed && port.handing_back, "still listening, and asking clients to come again");
+    assert!(
+        port.claimed && port.handing_back,
+        "still listening, and asking clients to come again"
+    );
     assert_eq!(rig.usable(), [(1, 1)]);
     assert_eq!(rig.table.next_hand_back(), Some(rig.now + HAND_BACK));
 
     rig.now += HAND_BACK;
     rig.table.hand_back(&rig.world, rig.now);
     let port = rig.port_of("app").unwrap();
-    assert!(!port.claimed && port.handing_back, "no longer listening; who is connected is served");
-    assert_eq!((rig.usable(), rig.table.next_hand_back()), (vec![(1, 1)], None));
+    assert!(
+        !port.claimed && port.handing_back,
+        "no longer listening; who is connected is served"
+    );
+    assert_eq!(
+        (rig.usable(), rig.table.next_hand_back()),
+        (vec![(1, 1)], None)
+    );
 
     clients.dec();
     rig.table.hand_back(&rig.world, rig.now);
@@ -342,7 +434,10 @@ fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its
 #[test]
 fn a_claim_that_comes_back_ends_the_handing_back() {
     let mut rig = Rig::with(&[ready(1, None)]);
-    rig.change([apply(ServiceObject { claimed: false, ..service("app") })]);
+    rig.change([apply(ServiceObject {
+        claimed: false,
+        ..service("app")
+    })]);
     rig.change([apply(service("app"))]);
     let port = rig.port_of("app").unwrap();
     assert!(port.claimed && !port.handing_back);
@@ -386,30 +481,53 @@ impl Rig {
 
     fn endpoint(&self, last: u8) -> Arc<Endpoint> {
         let port = self.port();
-        let found = port.all.iter().filter(|e| last_byte(e.address) == last).max_by_key(|e| e.id);
+        let found = port
+            .all
+            .iter()
+            .filter(|e| last_byte(e.address) == last)
+            .max_by_key(|e| e.id);
         found.unwrap().clone()
     }
 
     fn known_at(&self, index: usize) -> Option<Arc<Endpoint>> {
-        self.known.values().nth(index % self.known.len().max(1)).cloned()
+        self.known
+            .values()
+            .nth(index % self.known.len().max(1))
+            .cloned()
     }
 
     /// The latest endpoint at this address, forgotten or not.
     fn endpoint_known(&self, last: u8) -> Arc<Endpoint> {
-        self.known.values().rfind(|e| last_byte(e.address) == last).unwrap().clone()
+        self.known
+            .values()
+            .rfind(|e| last_byte(e.address) == last)
+            .unwrap()
+            .clone()
     }
 }
 
 fn not_ready(endpoint: SliceEndpoint) -> SliceEndpoint {
-    SliceEndpoint { ready: false, serving: false, ..endpoint }
+    SliceEndpoint {
+        ready: false,
+        serving: false,
+        ..endpoint
+    }
 }
 
 fn terminating(endpoint: SliceEndpoint) -> SliceEndpoint {
-    SliceEndpoint { ready: false, serving: true, terminating: true, ..endpoint }
+    SliceEndpoint {
+        ready: false,
+        serving: true,
+        terminating: true,
+        ..endpoint
+    }
 }
 
 fn show(endpoints: &Roster) -> Vec<(u8, u64)> {
-    let mut all: Vec<_> = endpoints.iter().map(|e| (last_byte(e.address), e.id.0)).collect();
+    let mut all: Vec<_> = endpoints
+        .iter()
+        .map(|e| (last_byte(e.address), e.id.0))
+        .collect();
     all.sort_unstable();
     all
 }
@@ -417,11 +535,20 @@ fn show(endpoints: &Roster) -> Vec<(u8, u64)> {
 /// One thing that may happen. Numbers choose among what is there, modulo its count.
 #[derive(Debug, Clone)]
 enum Step {
-    Slice { slice: u8, endpoints: Vec<(u8, Option<u8>, u8)> },
+    Slice {
+        slice: u8,
+        endpoints: Vec<(u8, Option<u8>, u8)>,
+    },
     RemoveSlice(u8),
-    Pod { pod: u8, deleted: bool },
+    Pod {
+        pod: u8,
+        deleted: bool,
+    },
     RemovePod(u8),
-    Service { service: u8, uid: Option<bool> },
+    Service {
+        service: u8,
+        uid: Option<bool>,
+    },
     RemoveService(u8),
     Probe(usize),
     TryAgain(usize),
@@ -458,13 +585,19 @@ const PODS: [&str; 4] = ["a", "b", "c", "d"];
 
 fn run(rig: &mut Rig, leases: &mut Vec<Lease>, step: &Step) {
     match step {
-        Step::Slice { slice: n, endpoints } => {
+        Step::Slice {
+            slice: n,
+            endpoints,
+        } => {
             let endpoints: Vec<_> = endpoints
                 .iter()
                 .map(|(address, pod, state)| {
                     let mut endpoint = ready(*address, pod.map(|n| PODS[usize::from(n)]));
                     if *pod == Some(3) {
-                        endpoint.pod = Some(Arc::new(PodRef { name: PODS[3].into(), uid: String::new() }));
+                        endpoint.pod = Some(Arc::new(PodRef {
+                            name: PODS[3].into(),
+                            uid: String::new(),
+                        }));
                     }
                     match state {
                         0 | 1 => endpoint,
@@ -477,21 +610,40 @@ fn run(rig: &mut Rig, leases: &mut Vec<Lease>, step: &Step) {
             let n = usize::from(*n);
             rig.change([apply(slice(SLICES[n], SERVICES[n / 2], &endpoints))]);
         }
-        Step::RemoveSlice(n) => rig.change([Change::Remove(Kind::EndpointSlice, name(SLICES[usize::from(*n)]))]),
+        Step::RemoveSlice(n) => rig.change([Change::Remove(
+            Kind::EndpointSlice,
+            name(SLICES[usize::from(*n)]),
+        )]),
         Step::Pod { pod: n, deleted } => rig.change([apply(pod(PODS[usize::from(*n)], *deleted))]),
         Step::RemovePod(n) => rig.change([Change::Remove(Kind::Pod, name(PODS[usize::from(*n)]))]),
         Step::Service { service: n, uid } => {
             let uid = uid.map(|second| if second { "second" } else { "first" }.to_owned());
-            rig.change([apply(ServiceObject { uid, ..service(SERVICES[usize::from(*n)]) })]);
+            rig.change([apply(ServiceObject {
+                uid,
+                ..service(SERVICES[usize::from(*n)])
+            })]);
         }
-        Step::RemoveService(n) => rig.change([Change::Remove(Kind::Service, name(SERVICES[usize::from(*n)]))]),
+        Step::RemoveService(n) => rig.change([Change::Remove(
+            Kind::Service,
+            name(SERVICES[usize::from(*n)]),
+        )]),
         Step::Probe(n) => {
-            if let Some(id) = rig.joining.keys().nth(n % rig.joining.len().max(1)).copied() {
+            if let Some(id) = rig
+                .joining
+                .keys()
+                .nth(n % rig.joining.len().max(1))
+                .copied()
+            {
                 rig.probe(id, n % 5 > 0);
             }
         }
         Step::TryAgain(n) => {
-            if let Some(id) = rig.readmitting.keys().nth(n % rig.readmitting.len().max(1)).copied() {
+            if let Some(id) = rig
+                .readmitting
+                .keys()
+                .nth(n % rig.readmitting.len().max(1))
+                .copied()
+            {
                 rig.try_again(id, n % 3 > 0);
             }
         }

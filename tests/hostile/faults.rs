@@ -31,47 +31,94 @@ const PLAIN: Row = Row {
 
 #[test]
 fn late() {
-    row(&Row { name: "late", late_ms: (0, 2_500), namesakes: true, ..PLAIN });
+    row(&Row {
+        name: "late",
+        late_ms: (0, 2_500),
+        namesakes: true,
+        ..PLAIN
+    });
 }
 
 #[test]
 fn told_twice() {
-    row(&Row { name: "told_twice", late_ms: (0, 800), copies: 3, ..PLAIN });
+    row(&Row {
+        name: "told_twice",
+        late_ms: (0, 800),
+        copies: 3,
+        ..PLAIN
+    });
 }
 
 #[test]
 fn reordered() {
-    row(&Row { name: "reordered", late_ms: (0, 2_000), ordered: false, ..PLAIN });
+    row(&Row {
+        name: "reordered",
+        late_ms: (0, 2_000),
+        ordered: false,
+        ..PLAIN
+    });
 }
 
 #[test]
 fn contradictory() {
-    row(&Row { name: "contradictory", late_ms: (0, 300), stuck: 6, ..PLAIN });
+    row(&Row {
+        name: "contradictory",
+        late_ms: (0, 300),
+        stuck: 6,
+        ..PLAIN
+    });
 }
 
 #[test]
 fn address_reused() {
-    row(&Row { name: "address_reused", late_ms: (0, 1_500), reuse: 7, stuck: 3, ..PLAIN });
+    row(&Row {
+        name: "address_reused",
+        late_ms: (0, 1_500),
+        reuse: 7,
+        stuck: 3,
+        ..PLAIN
+    });
 }
 
 #[test]
 fn slices_vanish_and_return() {
-    row(&Row { name: "slices_vanish_and_return", late_ms: (0, 500), vanishing: true, ..PLAIN });
+    row(&Row {
+        name: "slices_vanish_and_return",
+        late_ms: (0, 500),
+        vanishing: true,
+        ..PLAIN
+    });
 }
 
 #[test]
 fn source_gone_and_back_with_a_gap() {
-    row(&Row { name: "source_gone_and_back_with_a_gap", late_ms: (0, 300), gaps: true, namesakes: true, ..PLAIN });
+    row(&Row {
+        name: "source_gone_and_back_with_a_gap",
+        late_ms: (0, 300),
+        gaps: true,
+        namesakes: true,
+        ..PLAIN
+    });
 }
 
 #[test]
 fn readiness_flaps() {
-    row(&Row { name: "readiness_flaps", late_ms: (0, 1_000), flaps: true, ..PLAIN });
+    row(&Row {
+        name: "readiness_flaps",
+        late_ms: (0, 1_000),
+        flaps: true,
+        ..PLAIN
+    });
 }
 
 #[test]
 fn dead_before_told() {
-    row(&Row { name: "dead_before_told", late_ms: (500, 2_500), sudden: 7, ..PLAIN });
+    row(&Row {
+        name: "dead_before_told",
+        late_ms: (500, 2_500),
+        sudden: 7,
+        ..PLAIN
+    });
 }
 
 #[test]
@@ -94,10 +141,24 @@ fn everything_at_once() {
 #[test]
 fn the_same_seed_is_the_same_run() {
     let _turn = beside_others();
-    let row = Row { stuck: 2, flaps: true, vanishing: true, gaps: true, sudden: 4, ..PLAIN };
-    let [first, second] = [(); 2].map(|()| (0..50).map(|seed| run(&row, seed).trace).collect::<Vec<_>>());
+    let row = Row {
+        stuck: 2,
+        flaps: true,
+        vanishing: true,
+        gaps: true,
+        sudden: 4,
+        ..PLAIN
+    };
+    let [first, second] = [(); 2].map(|()| {
+        (0..50)
+            .map(|seed| run(&row, seed).trace)
+            .collect::<Vec<_>>()
+    });
     assert_eq!(first, second);
-    assert!(first.windows(2).any(|pair| pair[0] != pair[1]), "and another seed is another");
+    assert!(
+        first.windows(2).any(|pair| pair[0] != pair[1]),
+        "and another seed is another"
+    );
 }
 
 /// Says which seed it was when a run panics.
@@ -106,14 +167,19 @@ struct Named<'a>(&'a Row, u64);
 impl Drop for Named<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("again: EBBTIDE_SEED={} cargo test --test hostile faults::{}", self.1, self.0.name);
+            println!(
+                "again: EBBTIDE_SEED={} cargo test --test hostile faults::{}",
+                self.1, self.0.name
+            );
         }
     }
 }
 
 fn row(row: &Row) {
     let _turn = beside_others();
-    let one = std::env::var("EBBTIDE_SEED").ok().map(|seed| seed.parse().unwrap());
+    let one = std::env::var("EBBTIDE_SEED")
+        .ok()
+        .map(|seed| seed.parse().unwrap());
     let seeds = one.map_or(0..SEEDS, |seed| seed..seed + 1);
     let mut sum = Figures::default();
     let mut count = 0;
@@ -129,11 +195,24 @@ fn row(row: &Row) {
         sum.cut += figures.cut;
         sum.drains += figures.drains;
     }
-    let Figures { events, picks, refused, replays, held, cut, drains, .. } = sum;
+    let Figures {
+        events,
+        picks,
+        refused,
+        replays,
+        held,
+        cut,
+        drains,
+        ..
+    } = sum;
     if one.is_none() {
         // A row in which nothing happens proves nothing.
         assert!(
-            events > SEEDS * 10 && picks > SEEDS && held > SEEDS / 10 && replays > SEEDS / 10 && drains > SEEDS,
+            events > SEEDS * 10
+                && picks > SEEDS
+                && held > SEEDS / 10
+                && replays > SEEDS / 10
+                && drains > SEEDS,
             "{sum:?}"
         );
     }

@@ -12,5 +12,8 @@ pub fn in_state(pid: u32, state: char) -> bool {
     tasks
         .flatten()
         .filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok())
-        .all(|stat| stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with(state)))
+        .all(|stat| {
+            stat.rsplit_once(')')
+                .is_some_and(|(_, fields)| fields.trim_start().starts_with(state))
+        })
 }

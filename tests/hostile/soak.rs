@@ -67,11 +67,20 @@ async fn soak() {
     let wanted = std::env::var("EBBTIDE_SOAK").unwrap_or("20s".into());
     let time = humantime::parse_duration(&wanted).unwrap();
     // The process ends up to 50 ms before or after its manifest says so.
-    let mut fleet = Fleet::start(Options { replicas: 4, ..Options::new(BINARY) }).await.unwrap();
+    let mut fleet = Fleet::start(Options {
+        replicas: 4,
+        ..Options::new(BINARY)
+    })
+    .await
+    .unwrap();
     let steady = listen(talk).await;
     let half = listen(half_an_answer).await;
     write_steady(&fleet, steady);
-    write(&fleet, "past.json", &service("past", json!({"ebbtide.dev/join-check": "off"})));
+    write(
+        &fleet,
+        "past.json",
+        &service("past", json!({"ebbtide.dev/join-check": "off"})),
+    );
     let more = "listeners: [";
     let text = config(&fleet.manifests(), "workers: 2\ntimeouts: {upstreamIdle: 5s}\n").replace(
         more,
@@ -79,10 +88,21 @@ async fn soak() {
          {name: steady, address: '127.0.0.1:0', service: web/steady, port: 80, protocol: http},\n\
          {name: past, address: '127.0.0.1:0', service: web/past, port: 80, protocol: tcp},\n",
     );
-    let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &text, &["web", "tcp", "steady", "past"]).await.unwrap();
+    let proxy = Proxy::start(
+        BINARY.as_ref(),
+        fleet.folder(),
+        &text,
+        &["web", "tcp", "steady", "past"],
+    )
+    .await
+    .unwrap();
     fill_what_is_kept(&fleet, &proxy).await;
     let pid = proxy.pid().unwrap();
-    let (web, tcp, tunnels) = (proxy.web().unwrap(), proxy.listeners["tcp"], proxy.listeners["steady"]);
+    let (web, tcp, tunnels) = (
+        proxy.web().unwrap(),
+        proxy.listeners["tcp"],
+        proxy.listeners["steady"],
+    );
     wait_for_answer(web).await;
     wait_for_answer(tunnels).await;
     let fresh = (open_descriptors(pid), threads(pid));
@@ -103,14 +123,21 @@ async fn soak() {
     let (mut rollouts, mut faults, mut memory) = (0, 0, Vec::new());
     while begun.elapsed() < time {
         let due = Instant::now() + Duration::from_secs(5);
-        fleet.roll(&format!("v{}", rollouts + 2), Duration::from_millis(100)).await.unwrap();
+        fleet
+            .roll(&format!("v{}", rollouts + 2), Duration::from_millis(100))
+            .await
+            .unwrap();
         rollouts += 1;
         fault(&mut fleet, rollouts, half).await;
         faults += 1;
         sleep(due.saturating_duration_since(Instant::now())).await;
         let bytes = own_bytes(pid) as f64;
         if rollouts % 12 == 0 {
-            println!("after {:.0} s: {:.2} MiB", begun.elapsed().as_secs_f64(), bytes / f64::from(1 << 20));
+            println!(
+                "after {:.0} s: {:.2} MiB",
+                begun.elapsed().as_secs_f64(),
+                bytes / f64::from(1 << 20)
+            );
         }
         // The first half warms up: UIDs of pods that are gone are remembered for ten minutes, and buffers are kept for as
         // many as were once busy at the same time.
@@ -124,7 +151,10 @@ async fn soak() {
     }
     // What is kept for later goes within the upstreams' idle time; a client's end is noticed at once.
     until_settled(pid, fresh).await;
-    let active = proxy.metric("ebbtide_connections_active", |_| true).await.unwrap();
+    let active = proxy
+        .metric("ebbtide_connections_active", |_| true)
+        .await
+        .unwrap();
     let after = (open_descriptors(pid), threads(pid));
     let failures = tally.failures.lock().unwrap().clone();
     let failed: u64 = failures.values().sum();
@@ -140,7 +170,11 @@ async fn soak() {
         after.0,
         fresh.1,
         after.1,
-        if cfg!(debug_assertions) { "debug" } else { "release" },
+        if cfg!(debug_assertions) {
+            "debug"
+        } else {
+            "release"
+        },
     );
     assert_eq!(failed, 0, "{failures:?}\n{}", proxy.log_tail());
     assert_eq!(tally.lost_sockets.load(Ordering::Relaxed), 0);
@@ -166,7 +200,10 @@ async fn fault(fleet: &mut Fleet, turn: usize, half: SocketAddr) {
         }
         // An address where nobody listens.
         1 => {
-            let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
             write_faulty(fleet, Some(nobody));
             sleep(Duration::from_millis(500)).await;
             write_faulty(fleet, None);
@@ -189,7 +226,12 @@ async fn client(kind: Kind, to: SocketAddr, tally: Arc<Tally>, stop: Cancellatio
             Ok(()) => _ = tally.done.fetch_add(1, Ordering::Relaxed),
             Err(why) => {
                 (http, raw) = (None, None);
-                *tally.failures.lock().unwrap().entry(format!("{kind:?}: {why}")).or_default() += 1;
+                *tally
+                    .failures
+                    .lock()
+                    .unwrap()
+                    .entry(format!("{kind:?}: {why}"))
+                    .or_default() += 1;
             }
         }
         sleep(Duration::from_millis(fastrand::u64(20..200))).await;
@@ -219,14 +261,27 @@ async fn once(
     };
     let client = match http {
         Some(client) => client,
-        None => http.insert(Client::connect(to).await.map_err(|error| error.to_string())?),
+        None => http.insert(
+            Client::connect(to)
+                .await
+                .map_err(|error| error.to_string())?,
+        ),
     };
-    let response = client.exchange(method, path, "", body).await.map_err(|failure: Failure| failure.to_string())?;
-    tally.lost_sockets.fetch_add(u64::from(!response.keep_alive), Ordering::Relaxed);
+    let response = client
+        .exchange(method, path, "", body)
+        .await
+        .map_err(|failure: Failure| failure.to_string())?;
+    tally
+        .lost_sockets
+        .fetch_add(u64::from(!response.keep_alive), Ordering::Relaxed);
     if kind == Kind::NewConnection || !response.keep_alive {
         *http = None;
     }
-    if response.status == 200 { Ok(()) } else { Err(format!("status {}", response.status)) }
+    if response.status == 200 {
+        Ok(())
+    } else {
+        Err(format!("status {}", response.status))
+    }
 }
 
 async fn open(kind: Kind, to: SocketAddr) -> io::Result<TcpStream> {
@@ -249,7 +304,11 @@ async fn echoed(stream: &mut TcpStream) -> io::Result<()> {
     let mut zero = [0];
     stream.read_exact(&mut zero).await?;
     stream.read_exact(&mut got).await?;
-    if got == sent { Ok(()) } else { Err(io::Error::other("other bytes")) }
+    if got == sent {
+        Ok(())
+    } else {
+        Err(io::Error::other("other bytes"))
+    }
 }
 
 /// An endpoint that echoes bytes: at once, or after `101` where they begin with a request.
@@ -289,8 +348,13 @@ async fn head(stream: &mut TcpStream) -> io::Result<String> {
 
 async fn wait_for_answer(listener: SocketAddr) {
     eventually(&format!("an answer at {listener}"), async || {
-        let Ok(mut client) = Client::connect(listener).await else { return false };
-        client.exchange("GET", "/", "", b"").await.is_ok_and(|answer| answer.status == 200)
+        let Ok(mut client) = Client::connect(listener).await else {
+            return false;
+        };
+        client
+            .exchange("GET", "/", "", b"")
+            .await
+            .is_ok_and(|answer| answer.status == 200)
     })
     .await;
 }
@@ -298,16 +362,25 @@ async fn wait_for_answer(listener: SocketAddr) {
 /// Until the process has no more open than it had, but for connections to endpoints that it keeps.
 async fn until_settled(pid: u32, fresh: (u64, usize)) {
     let what = format!("no more descriptors and threads than {fresh:?}");
-    eventually(&what, async || open_descriptors(pid) <= fresh.0 && threads(pid) <= fresh.1).await;
+    eventually(&what, async || {
+        open_descriptors(pid) <= fresh.0 && threads(pid) <= fresh.1
+    })
+    .await;
 }
 
 fn threads(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .count()
 }
 
 fn write_steady(fleet: &Fleet, address: SocketAddr) {
     write(fleet, "steady.json", &service("steady", json!({})));
-    write(fleet, "steady-slice.json", &Ep::new("steady", address).slice_of("steady", ""));
+    write(
+        fleet,
+        "steady-slice.json",
+        &Ep::new("steady", address).slice_of("steady", ""),
+    );
 }
 
 /// Lets as many endpoints of a Service that nobody asks for come and go as the proxy remembers drains: its memory would grow
@@ -316,12 +389,15 @@ async fn fill_what_is_kept(fleet: &Fleet, proxy: &Proxy) {
     for batch in 0..=KEPT / 100 {
         write_past(fleet, batch);
         let is_past = |labels: &str| labels.contains("service=\"past\"");
-        eventually(&format!("the drains before batch {batch}, and its endpoints"), async || {
-            let drained = proxy.metric("ebbtide_drains_total", is_past).await.unwrap();
-            let now = |labels: &str| is_past(labels) && labels.contains("state=\"ready\"");
-            let there = proxy.metric("ebbtide_endpoints", now).await.unwrap();
-            (drained, there) == ((batch * 100) as f64, 100.0)
-        })
+        eventually(
+            &format!("the drains before batch {batch}, and its endpoints"),
+            async || {
+                let drained = proxy.metric("ebbtide_drains_total", is_past).await.unwrap();
+                let now = |labels: &str| is_past(labels) && labels.contains("state=\"ready\"");
+                let there = proxy.metric("ebbtide_endpoints", now).await.unwrap();
+                (drained, there) == ((batch * 100) as f64, 100.0)
+            },
+        )
         .await;
     }
     std::fs::remove_file(fleet.manifests().join("past-slice.json")).unwrap();
@@ -329,15 +405,24 @@ async fn fill_what_is_kept(fleet: &Fleet, proxy: &Proxy) {
 
 /// A hundred endpoints at a time, published without having been connected to.
 fn write_past(fleet: &Fleet, batch: usize) {
-    let endpoints: Vec<_> =
-        (0..100).map(|n| endpoint(&format!("127.1.{batch}.{n}"), None, [true, true, false])).collect();
-    write(fleet, "past-slice.json", &slice("past", "past", ("", 9), &endpoints));
+    let endpoints: Vec<_> = (0..100)
+        .map(|n| endpoint(&format!("127.1.{batch}.{n}"), None, [true, true, false]))
+        .collect();
+    write(
+        fleet,
+        "past-slice.json",
+        &slice("past", "past", ("", 9), &endpoints),
+    );
 }
 
 /// One more endpoint of the fleet's own Service.
 fn write_faulty(fleet: &Fleet, address: Option<SocketAddr>) {
     match address {
-        Some(address) => write(fleet, "faulty.json", &Ep::new("faulty", address).slice_of("shop", "http")),
+        Some(address) => write(
+            fleet,
+            "faulty.json",
+            &Ep::new("faulty", address).slice_of("shop", "http"),
+        ),
         None => std::fs::remove_file(fleet.manifests().join("faulty.json")).unwrap(),
     }
 }
@@ -352,7 +437,10 @@ fn write(fleet: &Fleet, file: &str, object: &serde_json::Value) {
 /// Per unit of x, as the median over all pairs of points: one buffer more at the height of a burst is a step, which it passes
 /// over, and a leak goes on.
 fn slope(points: &[(f64, f64)]) -> f64 {
-    let pairs = points.iter().enumerate().flat_map(|(i, a)| points[i + 1..].iter().map(move |b| (a, b)));
+    let pairs = points
+        .iter()
+        .enumerate()
+        .flat_map(|(i, a)| points[i + 1..].iter().map(move |b| (a, b)));
     let mut slopes: Vec<f64> = pairs.map(|(a, b)| (b.1 - a.1) / (b.0 - a.0)).collect();
     slopes.sort_by(f64::total_cmp);
     slopes.get(slopes.len() / 2).copied().unwrap_or_default()

@@ -18,7 +18,12 @@ pub trait Model {
     fn actions(&self, state: &Self::State, actions: &mut Vec<Self::Action>);
     fn next(&self, state: &Self::State, action: Self::Action) -> Self::State;
     /// The name of a property that this step breaks.
-    fn broken(&self, before: &Self::State, action: Self::Action, after: &Self::State) -> Option<&'static str>;
+    fn broken(
+        &self,
+        before: &Self::State,
+        action: Self::Action,
+        after: &Self::State,
+    ) -> Option<&'static str>;
 }
 
 pub struct Explored<A> {
@@ -47,7 +52,12 @@ pub fn explore<M: Model>(model: &M, most: usize) -> Explored<M::Action> {
             if let Some(name) = model.broken(&before, action, &after) {
                 let mut way = way_to(at, &from);
                 way.push(action);
-                return Explored { states: states.len(), steps, depth: way.len(), broken: Some((name, way)) };
+                return Explored {
+                    states: states.len(),
+                    steps,
+                    depth: way.len(),
+                    broken: Some((name, way)),
+                };
             }
             if after == before {
                 continue;
@@ -63,9 +73,17 @@ pub fn explore<M: Model>(model: &M, most: usize) -> Explored<M::Action> {
         assert!(states.len() <= most, "more than {most} states");
         at += 1;
     }
-    assert!(is_acyclic(states.len(), &edges), "a run of this model may never end");
+    assert!(
+        is_acyclic(states.len(), &edges),
+        "a run of this model may never end"
+    );
     let depth = way_to(states.len() - 1, &from).len();
-    Explored { states: states.len(), steps, depth, broken: None }
+    Explored {
+        states: states.len(),
+        steps,
+        depth,
+        broken: None,
+    }
 }
 
 fn way_to<A: Copy>(mut at: usize, from: &[(u32, Option<A>)]) -> Vec<A> {

@@ -57,8 +57,14 @@ pub enum Signal {
     ReadyNew,
 }
 
-pub const SIGNALS: [Signal; 6] =
-    [Signal::Deleting, Signal::Gone, Signal::Terminating, Signal::Removed, Signal::ReadyOld, Signal::ReadyNew];
+pub const SIGNALS: [Signal; 6] = [
+    Signal::Deleting,
+    Signal::Gone,
+    Signal::Terminating,
+    Signal::Removed,
+    Signal::ReadyOld,
+    Signal::ReadyNew,
+];
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct State {
@@ -245,7 +251,9 @@ pub struct Contract {
 impl State {
     pub fn lease(&self, request: usize) -> Option<usize> {
         match self.requests[request].stage {
-            Stage::Leased(endpoint) | Stage::Sent(endpoint) | Stage::Begun(endpoint) => Some(endpoint),
+            Stage::Leased(endpoint) | Stage::Sent(endpoint) | Stage::Begun(endpoint) => {
+                Some(endpoint)
+            }
             _ => None,
         }
     }
@@ -262,7 +270,14 @@ impl State {
 
 impl Request {
     fn new() -> Self {
-        Self { stage: Stage::New, seen: [Place::Nowhere; 2], since: None, runs: 0, passed: false, client_open: true }
+        Self {
+            stage: Stage::New,
+            seen: [Place::Nowhere; 2],
+            since: None,
+            runs: 0,
+            passed: false,
+            client_open: true,
+        }
     }
 }
 
@@ -273,7 +288,10 @@ impl Proxy {
 
     /// Whether it knows that the endpoint's pod terminates, whatever it made of it.
     pub fn knows_end(&self, endpoint: usize) -> bool {
-        endpoint == OLD && [Signal::Deleting, Signal::Gone, Signal::Terminating].iter().any(|s| self.has_heard(*s))
+        endpoint == OLD
+            && [Signal::Deleting, Signal::Gone, Signal::Terminating]
+                .iter()
+                .any(|s| self.has_heard(*s))
     }
 
     /// In the published snapshot, and it would grant a lease.
@@ -293,7 +311,8 @@ impl Contract {
         let view = &proxy.views[endpoint];
         let joined = |v: &View| v.joined || self.is(Weaken::PublishedUnproved);
         let usable = |v: &View| v.listed && v.ready && joined(v) && !v.terminating && !v.draining;
-        let stays_away = self.is(Weaken::NeverReturns) && endpoint == OLD && proxy.has_heard(Signal::Removed);
+        let stays_away =
+            self.is(Weaken::NeverReturns) && endpoint == OLD && proxy.has_heard(Signal::Removed);
         let other = proxy.views.iter().any(|v| usable(v) && !v.ejected);
         let last = view.terminating && view.listed && !self.is(Weaken::NoLastResort)
             || self.is(Weaken::NotReadyUsed) && !view.listed && view.joined;
@@ -315,7 +334,9 @@ impl Contract {
             Place::Nowhere => false,
             Place::Usable => fit(endpoint),
             Place::LastResort => {
-                let other = ENDPOINTS.iter().any(|e| seen[*e] == Place::Usable && fit(*e));
+                let other = ENDPOINTS
+                    .iter()
+                    .any(|e| seen[*e] == Place::Usable && fit(*e));
                 fit(endpoint) && !other && !self.is(Weaken::LastResortPassedOver)
             }
         }
@@ -334,16 +355,33 @@ impl Contract {
             let Request { stage, since, .. } = &state.requests[*r];
             since.is_some() && matches!(stage, Stage::Held | Stage::Looking)
         };
-        (0..self.bounds.requests.len()).filter(|r| self.proxy_of(*r) == proxy).filter(waits).count()
+        (0..self.bounds.requests.len())
+            .filter(|r| self.proxy_of(*r) == proxy)
+            .filter(waits)
+            .count()
     }
 
     /// What happens before time goes on, and what may.
-    fn offer(&self, state: &State, mut urgent: impl FnMut(Action), mut possible: impl FnMut(Action)) {
+    fn offer(
+        &self,
+        state: &State,
+        mut urgent: impl FnMut(Action),
+        mut possible: impl FnMut(Action),
+    ) {
         let bounds = &self.bounds;
-        let mut by = |moment: u8, action| if state.now >= moment { urgent(action) } else { possible(action) };
+        let mut by = |moment: u8, action| {
+            if state.now >= moment {
+                urgent(action)
+            } else {
+                possible(action)
+            }
+        };
         match state.deleted_at {
             None if bounds.deleted => by(0, Action::Delete),
-            Some(at) if state.up[OLD] => by(if bounds.killed { at + GRACE } else { u8::MAX }, Action::Die),
+            Some(at) if state.up[OLD] => by(
+                if bounds.killed { at + GRACE } else { u8::MAX },
+                Action::Die,
+            ),
             None | Some(_) => {}
         }
         if !state.up[NEW] {
@@ -370,7 +408,10 @@ impl Contract {
                                 Signal::ReadyOld => GONE_BY,
                                 Signal::ReadyNew => bounds.new_by,
                             };
-                            by(if heard == 0 { first } else { u8::MAX }, Action::Deliver(p, signal));
+                            by(
+                                if heard == 0 { first } else { u8::MAX },
+                                Action::Deliver(p, signal),
+                            );
                         }
                     }
                     for e in ENDPOINTS {
@@ -387,8 +428,9 @@ impl Contract {
             }
             for e in ENDPOINTS {
                 let view = &proxy.views[e];
-                let leases =
-                    (0..bounds.requests.len()).filter(|r| self.proxy_of(*r) == p && state.lease(*r) == Some(e)).count();
+                let leases = (0..bounds.requests.len())
+                    .filter(|r| self.proxy_of(*r) == p && state.lease(*r) == Some(e))
+                    .count();
                 let free = leases == 0 || self.is(Weaken::ReportedOverALease);
                 let most = if self.is(Weaken::ReportedTwice) { 2 } else { 1 };
                 let missed = self.is(Weaken::OnlyTheDrainerReports);
@@ -409,7 +451,10 @@ impl Contract {
             Stage::New | Stage::Done(_) | Stage::Past => {}
             Stage::Looking => {
                 let mut none = true;
-                for e in ENDPOINTS.into_iter().filter(|e| self.is_candidate(state, r, *e)) {
+                for e in ENDPOINTS
+                    .into_iter()
+                    .filter(|e| self.is_candidate(state, r, *e))
+                {
                     none = false;
                     by(0, Action::Enter(r, e));
                 }
@@ -418,13 +463,19 @@ impl Contract {
                 }
             }
             Stage::Held => {
-                let passed_over =
-                    |e: &usize| self.is(Weaken::LastResortPassedOver) && proxy.views[*e].place == Place::LastResort;
-                let serves = ENDPOINTS.iter().any(|e| proxy.serves(*e) && !passed_over(e));
+                let passed_over = |e: &usize| {
+                    self.is(Weaken::LastResortPassedOver)
+                        && proxy.views[*e].place == Place::LastResort
+                };
+                let serves = ENDPOINTS
+                    .iter()
+                    .any(|e| proxy.serves(*e) && !passed_over(e));
                 if serves && !self.is(Weaken::HeldForgotten) {
                     by(0, Action::Wake(r));
                 }
-                let over = state.requests[r].since.is_some_and(|since| state.now >= since + HOLD);
+                let over = state.requests[r]
+                    .since
+                    .is_some_and(|since| state.now >= since + HOLD);
                 if over && !serves && !self.is(Weaken::HeldForever) {
                     by(0, Action::HoldEnds(r));
                 }
@@ -453,7 +504,11 @@ impl Contract {
         match signal {
             Signal::Deleting => {
                 view.terminating = true;
-                view.deadline = Some(if self.is(Weaken::DeadlineExtended) { deadline } else { sooner });
+                view.deadline = Some(if self.is(Weaken::DeadlineExtended) {
+                    deadline
+                } else {
+                    sooner
+                });
                 view.heard = view.heard.or(Some(state.now));
                 if self.is(Weaken::CutAtOnce) {
                     view.deadline = Some(state.now);
@@ -461,10 +516,16 @@ impl Contract {
             }
             Signal::Gone => {
                 view.terminating = true;
-                view.deadline = Some(if self.is(Weaken::DisappearanceCuts) { state.now } else { sooner });
+                view.deadline = Some(if self.is(Weaken::DisappearanceCuts) {
+                    state.now
+                } else {
+                    sooner
+                });
                 view.heard = view.heard.or(Some(state.now));
             }
-            Signal::Terminating => (view.listed, view.ready, view.terminating) = (true, false, true),
+            Signal::Terminating => {
+                (view.listed, view.ready, view.terminating) = (true, false, true)
+            }
             Signal::Removed => {
                 view.listed = false;
                 if self.is(Weaken::RemovalDrains) {
@@ -482,7 +543,11 @@ impl Contract {
     }
 
     fn first_step(&self) -> Step {
-        if self.is(Weaken::DrainedFirst) { Step::Drain } else { Step::Publish }
+        if self.is(Weaken::DrainedFirst) {
+            Step::Drain
+        } else {
+            Step::Publish
+        }
     }
 
     /// Contract, line 2.
@@ -492,7 +557,11 @@ impl Contract {
             view.place = place;
             view.out &= place == Place::Nowhere;
         }
-        state.proxies[p].step = if self.is(Weaken::DrainedFirst) { Step::Idle } else { Step::Drain };
+        state.proxies[p].step = if self.is(Weaken::DrainedFirst) {
+            Step::Idle
+        } else {
+            Step::Drain
+        };
     }
 
     /// Contract, lines 1 and 3.
@@ -506,7 +575,8 @@ impl Contract {
             view.forced |= view.expired;
             view.idle &= !view.out || self.is(Weaken::IdleKept);
             if leaves && self.is(Weaken::OnlyTheDrainerReports) {
-                let busy = (0..self.bounds.requests.len()).any(|r| self.proxy_of(r) == p && state.lease(r) == Some(e));
+                let busy = (0..self.bounds.requests.len())
+                    .any(|r| self.proxy_of(r) == p && state.lease(r) == Some(e));
                 state.proxies[p].views[e].reports += u8::from(!busy);
             }
             if leaves && self.is(Weaken::ClientClosed) {
@@ -517,7 +587,11 @@ impl Contract {
                 }
             }
         }
-        state.proxies[p].step = if self.is(Weaken::DrainedFirst) { Step::Publish } else { Step::Idle };
+        state.proxies[p].step = if self.is(Weaken::DrainedFirst) {
+            Step::Publish
+        } else {
+            Step::Idle
+        };
     }
 
     /// The lease is held: a pooled connection or a new one (contract, line 8; retry rules 1, 3 and 5).
@@ -541,13 +615,18 @@ impl Contract {
                 view.ejected = true;
                 proxy.step = first_step;
             }
-            request.stage = if self.is(Weaken::ConnectCosts) { Stage::Done(End::Lost) } else { Stage::Looking };
+            request.stage = if self.is(Weaken::ConnectCosts) {
+                Stage::Done(End::Lost)
+            } else {
+                Stage::Looking
+            };
         }
     }
 
     /// Contract, line 6; retry rules 2 to 4.
     fn lose(&self, state: &mut State, r: usize) {
-        let again = self.is_idempotent(r) && !self.is(Weaken::NotReplayed) || self.is(Weaken::PostReplayed);
+        let again =
+            self.is_idempotent(r) && !self.is(Weaken::NotReplayed) || self.is(Weaken::PostReplayed);
         let again = again && !state.requests[r].passed || self.is(Weaken::ReplayedAfterAByte);
         if again {
             self.look(state, r);
@@ -588,9 +667,21 @@ impl Model for Contract {
     type Action = Action;
 
     fn start(&self) -> State {
-        let old = View { listed: true, ready: true, joined: true, place: Place::Usable, ..View::default() };
-        let new = View { out: true, ..View::default() };
-        let proxy = Proxy { views: [old, new], ..Proxy::default() };
+        let old = View {
+            listed: true,
+            ready: true,
+            joined: true,
+            place: Place::Usable,
+            ..View::default()
+        };
+        let new = View {
+            out: true,
+            ..View::default()
+        };
+        let proxy = Proxy {
+            views: [old, new],
+            ..Proxy::default()
+        };
         State {
             now: 0,
             deleted_at: None,
@@ -614,14 +705,26 @@ impl Model for Contract {
         );
         actions.append(&mut possible);
         if !waits {
-            actions.push(if state.now < END { Action::Tick } else { Action::Over });
+            actions.push(if state.now < END {
+                Action::Tick
+            } else {
+                Action::Over
+            });
         }
     }
 
     fn next(&self, before: &State, action: Action) -> State {
         let mut state = before.clone();
-        for request in state.requests.iter_mut().filter(|r| matches!(r.stage, Stage::Done(_))) {
-            *request = Request { stage: Stage::Past, client_open: request.client_open, ..Request::new() };
+        for request in state
+            .requests
+            .iter_mut()
+            .filter(|r| matches!(r.stage, Stage::Done(_)))
+        {
+            *request = Request {
+                stage: Stage::Past,
+                client_open: request.client_open,
+                ..Request::new()
+            };
         }
         match action {
             Action::Tick => state.now += 1,
@@ -694,8 +797,18 @@ impl Model for Contract {
     }
 
     fn broken(&self, before: &State, action: Action, after: &State) -> Option<&'static str> {
-        let step = lines::Step { model: self, before, action, after };
-        let asked = lines::LINES.iter().filter(|(name, _)| self.only.is_none_or(|only| only == *name));
-        asked.into_iter().find(|(_, breaks)| breaks(&step)).map(|(name, _)| *name)
+        let step = lines::Step {
+            model: self,
+            before,
+            action,
+            after,
+        };
+        let asked = lines::LINES
+            .iter()
+            .filter(|(name, _)| self.only.is_none_or(|only| only == *name));
+        asked
+            .into_iter()
+            .find(|(_, breaks)| breaks(&step))
+            .map(|(name, _)| *name)
     }
 }

@@ -1,7 +1,9 @@
 //! The lines of the contract (design, sections 1 and 3) as properties of a step. They look at what happened, never at how
 //! the model decided it. `Tick` is taken only when nothing is left to be done at that moment, `Over` only at the end.
 
-use crate::contract::{Action, Contract, End, GRACE, HOLD, NEW, OLD, Place, SLACK, Signal, Source, Stage, State};
+use crate::contract::{
+    Action, Contract, End, GRACE, HOLD, NEW, OLD, Place, SLACK, Signal, Source, Stage, State,
+};
 
 pub struct Step<'a> {
     pub model: &'a Contract,
@@ -14,14 +16,22 @@ pub struct Step<'a> {
 pub type Line = (&'static str, fn(&Step) -> bool);
 
 pub const LINES: &[Line] = &[
-    ("1: no lease once begin_drain has returned", |s| s.entered().any(|(p, e)| s.before.proxies[p].views[e].draining)),
-    ("1: drained is reported without a lease", |s| match s.action {
-        Action::Report(p, e) => s.leases(p, e) > 0,
-        _ => false,
+    ("1: no lease once begin_drain has returned", |s| {
+        s.entered()
+            .any(|(p, e)| s.before.proxies[p].views[e].draining)
     }),
-    ("1: drained is reported once", |s| s.views(|_, _, v| v.reports > 1)),
+    ("1: drained is reported without a lease", |s| {
+        match s.action {
+            Action::Report(p, e) => s.leases(p, e) > 0,
+            _ => false,
+        }
+    }),
+    ("1: drained is reported once", |s| {
+        s.views(|_, _, v| v.reports > 1)
+    }),
     ("1: a drain comes to its report", |s| {
-        s.is_over() && s.views(|p, e, v| s.after.proxies[p].knows_end(e) && !(v.draining && v.reports > 0))
+        s.is_over()
+            && s.views(|p, e, v| s.after.proxies[p].knows_end(e) && !(v.draining && v.reports > 0))
     }),
     ("2: published before it is drained", |s| match s.action {
         // Whoever is refused by a leaver looks into a snapshot without it.
@@ -31,9 +41,10 @@ pub const LINES: &[Line] = &[
         }
         _ => false,
     }),
-    ("3: idle connections are closed at once, and none is kept later", |s| {
-        s.is_settled() && s.views(|_, _, v| v.idle && (v.draining || v.out))
-    }),
+    (
+        "3: idle connections are closed at once, and none is kept later",
+        |s| s.is_settled() && s.views(|_, _, v| v.idle && (v.draining || v.out)),
+    ),
     ("4: what is in flight runs until its deadline", |s| {
         s.requests().any(|r| match s.before.requests[r].stage {
             Stage::Sent(e) | Stage::Begun(e) => {
@@ -50,22 +61,33 @@ pub const LINES: &[Line] = &[
         s.is_settled()
             && s.requests().any(|r| {
                 let view = |e: usize| &s.before.proxies[s.model.proxy_of(r)].views[e];
-                s.before.lease(r).is_some_and(|e| view(e).heard.is_some_and(over))
+                s.before
+                    .lease(r)
+                    .is_some_and(|e| view(e).heard.is_some_and(over))
             })
     }),
     ("4: nothing is dispatched to what is being cut", |s| {
-        s.entered().any(|(p, e)| s.before.proxies[p].views[e].forced)
+        s.entered()
+            .any(|(p, e)| s.before.proxies[p].views[e].forced)
     }),
-    ("5: a client's connection outlives a drain", |s| s.requests().any(|r| !s.after.requests[r].client_open)),
+    ("5: a client's connection outlives a drain", |s| {
+        s.requests().any(|r| !s.after.requests[r].client_open)
+    }),
     ("6: what may be repeated is replayed", |s| {
-        s.ended(End::Lost)
-            .any(|r| s.model.is_idempotent(r) && !s.before.requests[r].passed && s.after.requests[r].runs > 0)
+        s.ended(End::Lost).any(|r| {
+            s.model.is_idempotent(r) && !s.before.requests[r].passed && s.after.requests[r].runs > 0
+        })
     }),
-    ("6: a truncated answer never ends cleanly", |s| s.ended(End::Truncated).next().is_some()),
+    ("6: a truncated answer never ends cleanly", |s| {
+        s.ended(End::Truncated).next().is_some()
+    }),
     ("7: termination is one-way", |s| {
-        s.is_settled() && s.views(|p, e, v| v.place == Place::Usable && s.after.proxies[p].knows_end(e))
+        s.is_settled()
+            && s.views(|p, e, v| v.place == Place::Usable && s.after.proxies[p].knows_end(e))
     }),
-    ("7: removal is not a drain", |s| s.views(|p, e, v| v.draining && !s.after.proxies[p].knows_end(e))),
+    ("7: removal is not a drain", |s| {
+        s.views(|p, e, v| v.draining && !s.after.proxies[p].knows_end(e))
+    }),
     ("7: what is listed again serves again", |s| {
         s.is_settled()
             && s.views(|p, e, v| {
@@ -74,12 +96,17 @@ pub const LINES: &[Line] = &[
             })
     }),
     ("8: connected to once before anything is dispatched", |s| {
-        s.entered().any(|(p, e)| !s.before.proxies[p].views[e].joined)
+        s.entered()
+            .any(|(p, e)| !s.before.proxies[p].views[e].joined)
     }),
     ("8: a failed connect costs the client nothing", |s| {
-        s.ended(End::Lost).any(|r| s.after.requests[r].runs == 0 && s.refused_now(r))
+        s.ended(End::Lost)
+            .any(|r| s.after.requests[r].runs == 0 && s.refused_now(r))
     }),
-    ("8: a failed connect ejects", |s| s.entered().any(|(p, e)| s.before.proxies[p].views[e].refused)),
+    ("8: a failed connect ejects", |s| {
+        s.entered()
+            .any(|(p, e)| s.before.proxies[p].views[e].refused)
+    }),
     ("9: the last resort's drain is deferred", |s| {
         s.drained_now().any(|(p, e)| {
             let view = &s.before.proxies[p].views[e];
@@ -88,35 +115,53 @@ pub const LINES: &[Line] = &[
         })
     }),
     ("9: until another is usable", |s| {
-        s.is_settled() && s.views(|p, e, v| v.place == Place::LastResort && s.after.proxies[p].serves(1 - e))
+        s.is_settled()
+            && s.views(|p, e, v| v.place == Place::LastResort && s.after.proxies[p].serves(1 - e))
     }),
     ("9: the last resort serves", |s| {
         s.is_settled()
-            && s.held().any(|p| (OLD..=NEW).any(|e| s.after.proxies[p].serves(e) && s.place(p, e) == Place::LastResort))
+            && s.held().any(|p| {
+                (OLD..=NEW)
+                    .any(|e| s.after.proxies[p].serves(e) && s.place(p, e) == Place::LastResort)
+            })
     }),
     ("9: never one that is not ready", |s| {
         s.entered().any(|(p, e)| {
             let proxy = &s.before.proxies[p];
             // Out, not terminating, and the worker has seen no older snapshot either.
-            !proxy.knows_end(e) && !proxy.views[e].listed && proxy.views[e].place == Place::LastResort
+            !proxy.knows_end(e)
+                && !proxy.views[e].listed
+                && proxy.views[e].place == Place::LastResort
         })
     }),
     ("9: the waiting room is bounded", |s| {
         (0..s.model.bounds.proxies).any(|p| s.model.held(s.after, p) > s.model.bounds.places)
     }),
-    ("9: held before it is refused", |s| s.ended(End::Expired).any(|r| s.before.requests[r].stage != Stage::Held)),
+    ("9: held before it is refused", |s| {
+        s.ended(End::Expired)
+            .any(|r| s.before.requests[r].stage != Stage::Held)
+    }),
     ("9: refused only when its time is over", |s| {
-        s.ended(End::Expired).any(|r| s.before.requests[r].since.is_some_and(|since| s.before.now < since + HOLD))
+        s.ended(End::Expired).any(|r| {
+            s.before.requests[r]
+                .since
+                .is_some_and(|since| s.before.now < since + HOLD)
+        })
     }),
     ("9: let go for the first endpoint to become usable", |s| {
         s.is_settled()
-            && s.held().any(|p| (OLD..=NEW).any(|e| s.after.proxies[p].serves(e) && s.place(p, e) == Place::Usable))
+            && s.held().any(|p| {
+                (OLD..=NEW).any(|e| s.after.proxies[p].serves(e) && s.place(p, e) == Place::Usable)
+            })
     }),
     ("9: held no longer than its time", |s| {
         s.is_settled()
             && s.requests().any(|r| {
                 let request = &s.before.requests[r];
-                request.stage == Stage::Held && request.since.is_some_and(|since| s.before.now >= since + HOLD)
+                request.stage == Stage::Held
+                    && request
+                        .since
+                        .is_some_and(|since| s.before.now >= since + HOLD)
             })
     }),
     ("10: without its source it serves the table it knew", |s| {
@@ -127,16 +172,26 @@ pub const LINES: &[Line] = &[
         };
         s.is_settled() && s.before.source == Source::Down && s.held().any(known_good)
     }),
-    ("R3: a POST runs once", |s| s.requests().any(|r| !s.model.is_idempotent(r) && s.after.requests[r].runs > 1)),
+    ("R3: a POST runs once", |s| {
+        s.requests()
+            .any(|r| !s.model.is_idempotent(r) && s.after.requests[r].runs > 1)
+    }),
     ("R3: a POST goes out on a connection that stands", |s| {
-        s.ended(End::Lost).any(|r| s.after.requests[r].runs == 0 && !s.refused_now(r))
+        s.ended(End::Lost)
+            .any(|r| s.after.requests[r].runs == 0 && !s.refused_now(r))
     }),
     ("R4: nothing is replayed once a byte was passed", |s| {
-        s.requests().any(|r| s.before.requests[r].passed && s.after.requests[r].stage == Stage::Looking)
+        s.requests()
+            .any(|r| s.before.requests[r].passed && s.after.requests[r].stage == Stage::Looking)
     }),
     ("every request comes to its end", |s| {
         s.is_over()
-            && s.requests().any(|r| !matches!(s.after.requests[r].stage, Stage::New | Stage::Done(_) | Stage::Past))
+            && s.requests().any(|r| {
+                !matches!(
+                    s.after.requests[r].stage,
+                    Stage::New | Stage::Done(_) | Stage::Past
+                )
+            })
     }),
 ];
 
@@ -156,7 +211,8 @@ impl Step<'_> {
 
     /// Whether any endpoint of any proxy is like this after the step.
     fn views(&self, is: impl Fn(usize, usize, &crate::contract::View) -> bool) -> bool {
-        (0..self.model.bounds.proxies).any(|p| (OLD..=NEW).any(|e| is(p, e, &self.after.proxies[p].views[e])))
+        (0..self.model.bounds.proxies)
+            .any(|p| (OLD..=NEW).any(|e| is(p, e, &self.after.proxies[p].views[e])))
     }
 
     fn place(&self, proxy: usize, endpoint: usize) -> Place {
@@ -165,12 +221,15 @@ impl Step<'_> {
 
     /// Proxies that hold a request.
     fn held(&self) -> impl Iterator<Item = usize> {
-        self.requests().filter(|r| self.before.requests[*r].stage == Stage::Held).map(|r| self.model.proxy_of(r))
+        self.requests()
+            .filter(|r| self.before.requests[*r].stage == Stage::Held)
+            .map(|r| self.model.proxy_of(r))
     }
 
     fn leases(&self, proxy: usize, endpoint: usize) -> usize {
         let mine = self.requests().filter(|r| self.model.proxy_of(*r) == proxy);
-        mine.filter(|r| self.after.lease(*r) == Some(endpoint)).count()
+        mine.filter(|r| self.after.lease(*r) == Some(endpoint))
+            .count()
     }
 
     /// Leases that this step has granted: proxy and endpoint.
@@ -181,7 +240,9 @@ impl Step<'_> {
 
     fn drained_now(&self) -> impl Iterator<Item = (usize, usize)> {
         let all = (0..self.model.bounds.proxies).flat_map(|p| [(p, OLD), (p, NEW)]);
-        all.filter(|(p, e)| !self.before.proxies[*p].views[*e].draining && self.after.proxies[*p].views[*e].draining)
+        all.filter(|(p, e)| {
+            !self.before.proxies[*p].views[*e].draining && self.after.proxies[*p].views[*e].draining
+        })
     }
 
     /// Requests that this step has ended so.

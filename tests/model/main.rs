@@ -34,7 +34,11 @@ const TWICE: Bounds = Bounds {
 };
 
 /// Narrow, since what it shows lies deep.
-const TWICE_DELETED: Bounds = Bounds { copies: [2, 0, 1, 0, 0, 1], new_by: 1, ..LATE };
+const TWICE_DELETED: Bounds = Bounds {
+    copies: [2, 0, 1, 0, 0, 1],
+    new_by: 1,
+    ..LATE
+};
 
 const TWO_PROXIES: Bounds = Bounds {
     name: "two proxies, one deletion, SIGKILL",
@@ -80,7 +84,14 @@ const MOST_STATES: usize = 250_000;
 /// Every run in these bounds keeps every line.
 fn keeps(bounds: Bounds) {
     let began = Instant::now();
-    let explored = explore(&Contract { bounds, weaken: Weaken::Nothing, only: None }, MOST_STATES);
+    let explored = explore(
+        &Contract {
+            bounds,
+            weaken: Weaken::Nothing,
+            only: None,
+        },
+        MOST_STATES,
+    );
     if let Some((name, way)) = explored.broken {
         panic!("{}: breaks \"{name}\" after {way:?}", bounds.name);
     }
@@ -92,7 +103,11 @@ fn keeps(bounds: Bounds) {
         lines::LINES.len(),
         began.elapsed().as_secs_f64()
     );
-    assert!(states > 1_000, "{}: {states} states are no world", bounds.name);
+    assert!(
+        states > 1_000,
+        "{}: {states} states are no world",
+        bounds.name
+    );
 }
 
 #[test]
@@ -132,12 +147,25 @@ fn a_gap() {
 
 /// The property that is named after the weakened line has to see it, in this world.
 fn caught(weaken: Weaken, bounds: Bounds, property: &'static str) {
-    let explored = explore(&Contract { bounds, weaken, only: Some(property) }, 4 * MOST_STATES);
+    let explored = explore(
+        &Contract {
+            bounds,
+            weaken,
+            only: Some(property),
+        },
+        4 * MOST_STATES,
+    );
     let Some((name, way)) = explored.broken else {
-        panic!("{weaken:?}: not seen by \"{property}\" in any of {} states", explored.states)
+        panic!(
+            "{weaken:?}: not seen by \"{property}\" in any of {} states",
+            explored.states
+        )
     };
     assert_eq!(name, property);
-    println!("FIGURE model weakened {weaken:?}: \"{property}\" broken in {} steps: {way:?}", way.len());
+    println!(
+        "FIGURE model weakened {weaken:?}: \"{property}\" broken in {} steps: {way:?}",
+        way.len()
+    );
 }
 
 macro_rules! weakened {
@@ -199,5 +227,8 @@ weakened! {
 }
 
 /// Two requests at one proxy, so that the second finds the first one's connection, whose pod was killed.
-const NOTHING_POST: Bounds =
-    Bounds { name: "a GET, then a POST on its connection", requests: &[(0, true), (0, false)], ..NOTHING_USABLE };
+const NOTHING_POST: Bounds = Bounds {
+    name: "a GET, then a POST on its connection",
+    requests: &[(0, true), (0, false)],
+    ..NOTHING_USABLE
+};

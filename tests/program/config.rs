@@ -16,18 +16,33 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn fixtures(kind: &str) -> Vec<PathBuf> {
     let folder = Path::new(ROOT).join("tests/fixtures/config").join(kind);
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "json"));
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|end| end == "yaml" || end == "json")
+    });
     files.sort();
     files
 }
 
 fn valid(name: &str) -> Config {
-    Config::load(&Path::new(ROOT).join("tests/fixtures/config/valid").join(name)).unwrap()
+    Config::load(
+        &Path::new(ROOT)
+            .join("tests/fixtures/config/valid")
+            .join(name),
+    )
+    .unwrap()
 }
 
 fn ebbtide(arguments: &[&str]) -> Output {
-    Command::new(BINARY).args(arguments).current_dir(ROOT).output().unwrap()
+    Command::new(BINARY)
+        .args(arguments)
+        .current_dir(ROOT)
+        .output()
+        .unwrap()
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -41,7 +56,9 @@ fn each_invalid_fixture_says_what_is_wrong() {
     assert!(files.len() > 50, "found {}", files.len());
     let mut wrong = String::new();
     for file in files {
-        let error = Config::load(&file).expect_err(&file.display().to_string()).to_string();
+        let error = Config::load(&file)
+            .expect_err(&file.display().to_string())
+            .to_string();
         let folder = file.parent().unwrap().display().to_string();
         let said = error.replace(&format!("{folder}/"), "");
         let expected_at = file.with_extension("err");
@@ -60,7 +77,10 @@ fn each_invalid_fixture_says_what_is_wrong() {
 /// A file that was only half written is answered like any other: no panic, one line.
 #[test]
 fn every_cut_of_a_file_is_answered_in_one_line() {
-    let whole = std::fs::read_to_string(Path::new(ROOT).join("tests/fixtures/config/valid/everything.yaml")).unwrap();
+    let whole = std::fs::read_to_string(
+        Path::new(ROOT).join("tests/fixtures/config/valid/everything.yaml"),
+    )
+    .unwrap();
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("manifests")).unwrap();
     let file = folder.path().join("cut.yaml");
@@ -70,7 +90,10 @@ fn every_cut_of_a_file_is_answered_in_one_line() {
         if let Err(error) = Config::load(&file) {
             refused += 1;
             let line = error.to_string();
-            assert!(line.contains(", expected ") && !line.contains('\n'), "{line}");
+            assert!(
+                line.contains(", expected ") && !line.contains('\n'),
+                "{line}"
+            );
         }
     }
     assert!(refused > 150, "{refused} of {}", whole.len());
@@ -85,7 +108,11 @@ fn each_valid_fixture_loads() {
         match &config.discovery {
             Discovery::Kubernetes(kubernetes) => assert_eq!(kubernetes.namespaces, ["web", "shop"]),
             Discovery::Files { path } => {
-                assert_eq!(*path, file.parent().unwrap().join("manifests"), "relative to the file's folder");
+                assert_eq!(
+                    *path,
+                    file.parent().unwrap().join("manifests"),
+                    "relative to the file's folder"
+                );
             }
             Discovery::Static { .. } => panic!("{config:?}"),
         }
@@ -97,8 +124,13 @@ fn absent_fields_have_the_documented_defaults() {
     let config = valid("defaults.yaml");
     assert_eq!(config, Config::new(config.discovery.clone()));
     assert_eq!(config.admin, "127.0.0.1:9901".parse().unwrap());
-    assert_eq!(config.workers, std::thread::available_parallelism().unwrap());
-    assert!(config.listeners.is_empty() && config.node_port_addresses.is_empty() && !config.access_log);
+    assert_eq!(
+        config.workers,
+        std::thread::available_parallelism().unwrap()
+    );
+    assert!(
+        config.listeners.is_empty() && config.node_port_addresses.is_empty() && !config.access_log
+    );
 }
 
 #[test]
@@ -107,19 +139,43 @@ fn every_field_is_taken_over() {
     let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
     let seconds = Duration::from_secs;
     assert_eq!(config.node_port_addresses, [ip("::1"), ip("127.0.0.1")]);
-    let listener = |name: &str, address: &str, service: &str, port: PortRef, protocol, proxy_protocol| ListenerConfig {
-        name: name.into(),
-        address: address.parse().unwrap(),
-        service: ObjectName::new("web", service),
-        port,
-        protocol: Some(protocol),
-        proxy_protocol,
-        allow_connect: proxy_protocol,
-    };
+    let listener =
+        |name: &str, address: &str, service: &str, port: PortRef, protocol, proxy_protocol| {
+            ListenerConfig {
+                name: name.into(),
+                address: address.parse().unwrap(),
+                service: ObjectName::new("web", service),
+                port,
+                protocol: Some(protocol),
+                proxy_protocol,
+                allow_connect: proxy_protocol,
+            }
+        };
     let expected = [
-        listener("web", "[::1]:8443", "nginx-svc", PortRef::Number(443), Protocol::Tcp, true),
-        listener("any", "127.0.0.1:0", "api", PortRef::Name("grpc-web".into()), Protocol::Http, false),
-        listener("any-too", "127.0.0.1:0", "api", PortRef::Number(80), Protocol::Auto, false),
+        listener(
+            "web",
+            "[::1]:8443",
+            "nginx-svc",
+            PortRef::Number(443),
+            Protocol::Tcp,
+            true,
+        ),
+        listener(
+            "any",
+            "127.0.0.1:0",
+            "api",
+            PortRef::Name("grpc-web".into()),
+            Protocol::Http,
+            false,
+        ),
+        listener(
+            "any-too",
+            "127.0.0.1:0",
+            "api",
+            PortRef::Number(80),
+            Protocol::Auto,
+            false,
+        ),
     ];
     assert_eq!(config.listeners, expected);
     assert_eq!(config.admin, "0.0.0.0:9999".parse().unwrap());
@@ -135,12 +191,21 @@ fn every_field_is_taken_over() {
     assert_eq!(timeouts.lame_duck, seconds(10));
     assert_eq!(timeouts.shutdown, seconds(60));
     let limits = config.limits;
-    assert_eq!((limits.connections, limits.head_size, limits.headers), (10, 8 << 10, 50));
+    assert_eq!(
+        (limits.connections, limits.head_size, limits.headers),
+        (10, 8 << 10, 50)
+    );
     assert_eq!((limits.replay_body, limits.held), (1 << 20, 0));
     let retry = config.retry;
-    assert_eq!((retry.attempts, retry.budget_percent, retry.budget_floor), (1, 0, 0));
+    assert_eq!(
+        (retry.attempts, retry.budget_percent, retry.budget_floor),
+        (1, 0, 0)
+    );
     assert_eq!(retry.non_idempotent, NonIdempotent::IdempotencyKey);
-    assert_eq!(config.trusted_proxies, ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]);
+    assert_eq!(
+        config.trusted_proxies,
+        ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]
+    );
     assert!(config.access_log);
 }
 
@@ -149,10 +214,24 @@ fn small_forms() {
     let off = valid("off-as-false.yaml");
     assert!(!off.access_log && !off.listeners[0].proxy_protocol && !off.listeners[0].allow_connect);
     let ports = valid("node-ports-default.yaml");
-    assert_eq!(ports.node_port_addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0.0.0.0", "::"]);
+    assert_eq!(
+        ports
+            .node_port_addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["0.0.0.0", "::"]
+    );
     assert_eq!(ports.timeouts.request, Some(Duration::from_secs(10)));
     let json = valid("json.json");
-    assert_eq!((json.limits.head_size, json.limits.replay_body, json.access_log), (4096, 0, true));
+    assert_eq!(
+        (
+            json.limits.head_size,
+            json.limits.replay_body,
+            json.access_log
+        ),
+        (4096, 0, true)
+    );
 }
 
 /// `config/ebbtide.yaml` shows each default as it is.
@@ -173,8 +252,16 @@ fn the_reference_states_the_defaults() {
 #[test]
 fn the_standalone_example_loads() {
     let config = Config::load(&Path::new(ROOT).join("config/standalone.yaml")).unwrap();
-    assert_eq!(config.discovery, Discovery::Files { path: Path::new(ROOT).join("config/manifests") });
-    assert_eq!(config.listeners[0].service, ObjectName::new("web", "nginx-svc"));
+    assert_eq!(
+        config.discovery,
+        Discovery::Files {
+            path: Path::new(ROOT).join("config/manifests")
+        }
+    );
+    assert_eq!(
+        config.listeners[0].service,
+        ObjectName::new("web", "nginx-svc")
+    );
     assert_eq!(config.listeners[0].protocol, None);
 }
 
@@ -184,7 +271,9 @@ fn the_sample_manifests_are_kubernetes_objects() {
     use k8s_openapi::api::core::v1::{Pod, Service};
     use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-    let read = |name: &str| std::fs::read_to_string(Path::new(ROOT).join("config/manifests").join(name)).unwrap();
+    let read = |name: &str| {
+        std::fs::read_to_string(Path::new(ROOT).join("config/manifests").join(name)).unwrap()
+    };
     let service: Service = serde_saphyr::from_str(&read("service.yaml")).unwrap();
     let slice: EndpointSlice = serde_saphyr::from_str(&read("endpointslice.yaml")).unwrap();
     let pods: Vec<Pod> = serde_saphyr::from_multiple(&read("pods.yaml")).unwrap();
@@ -192,16 +281,33 @@ fn the_sample_manifests_are_kubernetes_objects() {
     let name = service.metadata.name.unwrap();
     assert_eq!(name, "nginx-svc");
     assert_eq!(service.metadata.namespace.as_deref(), Some("web"));
-    assert_eq!(service.metadata.labels.unwrap()["service.kubernetes.io/service-proxy-name"], "ebbtide");
+    assert_eq!(
+        service.metadata.labels.unwrap()["service.kubernetes.io/service-proxy-name"],
+        "ebbtide"
+    );
     let port = &service.spec.unwrap().ports.unwrap()[0];
-    assert_eq!((port.name.as_deref(), port.node_port), (Some("http"), Some(31180)));
-    assert_eq!(slice.metadata.labels.unwrap()["kubernetes.io/service-name"], name);
+    assert_eq!(
+        (port.name.as_deref(), port.node_port),
+        (Some("http"), Some(31180))
+    );
+    assert_eq!(
+        slice.metadata.labels.unwrap()["kubernetes.io/service-name"],
+        name
+    );
     assert_eq!(slice.ports.unwrap()[0].name, port.name);
     assert_eq!(pods.len(), 2);
     for (endpoint, pod) in slice.endpoints.into_iter().zip(pods) {
-        assert!(endpoint.addresses[0].parse::<std::net::IpAddr>().unwrap().is_loopback());
+        assert!(
+            endpoint.addresses[0]
+                .parse::<std::net::IpAddr>()
+                .unwrap()
+                .is_loopback()
+        );
         let target = endpoint.target_ref.unwrap();
-        assert_eq!((target.name, target.uid), (pod.metadata.name, pod.metadata.uid));
+        assert_eq!(
+            (target.name, target.uid),
+            (pod.metadata.name, pod.metadata.uid)
+        );
     }
 }
 
@@ -214,7 +320,9 @@ fn the_schema_and_the_reference_name_the_same_fields() {
     let schema: Value = serde_json::from_slice(&output.stdout).unwrap();
     let reference = std::fs::read_to_string(Path::new(ROOT).join("config/ebbtide.yaml")).unwrap();
     // The two sources exclude each other, so the second stands there as a comment.
-    let reference = reference.replace("  # kubernetes:", "  kubernetes:").replace("  #   ", "    ");
+    let reference = reference
+        .replace("  # kubernetes:", "  kubernetes:")
+        .replace("  #   ", "    ");
     let options = serde_saphyr::options! { strict_booleans: true };
     let reference: Value = serde_saphyr::from_str_with_options(&reference, options).unwrap();
     let mut seen = 0;
@@ -226,20 +334,29 @@ fn compare(value: &Value, schema: &Value, root: &Value, path: &str, seen: &mut u
     let schema = resolve(schema, root);
     match value {
         Value::Object(fields) => {
-            let known = schema["properties"].as_object().unwrap_or_else(|| panic!("{path}: no fields in {schema}"));
+            let known = schema["properties"]
+                .as_object()
+                .unwrap_or_else(|| panic!("{path}: no fields in {schema}"));
             assert_eq!(schema["additionalProperties"], false, "{path}");
-            let names = |fields: &serde_json::Map<String, Value>| fields.keys().cloned().collect::<BTreeSet<_>>();
+            let names = |fields: &serde_json::Map<String, Value>| {
+                fields.keys().cloned().collect::<BTreeSet<_>>()
+            };
             assert_eq!(names(fields), names(known), "{path}");
             for (name, value) in fields {
                 *seen += 1;
                 let path = format!("{path}.{name}");
                 if let Some(default) = known[name].get("default") {
-                    assert!(default == value || path.contains("listeners"), "{path}: {default} or {value}");
+                    assert!(
+                        default == value || path.contains("listeners"),
+                        "{path}: {default} or {value}"
+                    );
                 }
                 compare(value, &known[name], root, &path, seen);
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| compare(item, &schema["items"], root, path, seen)),
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| compare(item, &schema["items"], root, path, seen)),
         _ => {}
     }
 }
@@ -250,7 +367,10 @@ fn resolve<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
         return root.pointer(reference.trim_start_matches('#')).unwrap();
     }
     match schema["anyOf"].as_array() {
-        Some(any) => resolve(any.iter().find(|one| one.get("$ref").is_some()).unwrap(), root),
+        Some(any) => resolve(
+            any.iter().find(|one| one.get("$ref").is_some()).unwrap(),
+            root,
+        ),
         None => schema,
     }
 }
@@ -263,11 +383,19 @@ fn refusals_are_one_line_and_exit_code_2() {
             "ebbtide: no-such-file.yaml: cannot be read (No such file or directory), expected a configuration file\n",
         ),
         (
-            &["check", "--config", "tests/fixtures/config/invalid/workers-zero.yaml"],
+            &[
+                "check",
+                "--config",
+                "tests/fixtures/config/invalid/workers-zero.yaml",
+            ],
             "ebbtide: tests/fixtures/config/invalid/workers-zero.yaml:2: workers: 0 is out of range, expected 1 to 1024\n",
         ),
         (
-            &["run", "--config", "tests/fixtures/config/invalid/workers-zero.yaml"],
+            &[
+                "run",
+                "--config",
+                "tests/fixtures/config/invalid/workers-zero.yaml",
+            ],
             "ebbtide: tests/fixtures/config/invalid/workers-zero.yaml:2: workers: 0 is out of range, expected 1 to 1024\n",
         ),
         (
@@ -275,7 +403,13 @@ fn refusals_are_one_line_and_exit_code_2() {
             "ebbtide: proxy: --listen: 127.0.0.1:9901 is the address of --admin too, expected one of its own\n",
         ),
         (
-            &["proxy", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:1,127.0.0.1:1"],
+            &[
+                "proxy",
+                "--listen",
+                "127.0.0.1:0",
+                "--to",
+                "127.0.0.1:1,127.0.0.1:1",
+            ],
             "ebbtide: proxy: --to: 127.0.0.1:1 is given twice, expected it once\n",
         ),
     ];
@@ -292,7 +426,15 @@ fn bad_arguments_are_exit_code_2() {
     for arguments in [
         &["proxy", "--listen", "localhost", "--to", "127.0.0.1:1"][..],
         &["proxy", "--listen", "127.0.0.1:0"],
-        &["proxy", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:1", "--protocol", "udp"],
+        &[
+            "proxy",
+            "--listen",
+            "127.0.0.1:0",
+            "--to",
+            "127.0.0.1:1",
+            "--protocol",
+            "udp",
+        ],
         &["demo", "--for", "20"],
         &["demo", "--for", "0s"],
         &["wash"],
@@ -306,12 +448,22 @@ fn bad_arguments_are_exit_code_2() {
 fn help_and_version() {
     let version = ebbtide(&["--version"]);
     assert!(version.status.success());
-    assert_eq!(text(&version.stdout), format!("ebbtide {}\n", ebbtide::VERSION));
-    assert!(ebbtide::VERSION.starts_with(concat!(env!("CARGO_PKG_VERSION"), " (")), "{}", ebbtide::VERSION);
+    assert_eq!(
+        text(&version.stdout),
+        format!("ebbtide {}\n", ebbtide::VERSION)
+    );
+    assert!(
+        ebbtide::VERSION.starts_with(concat!(env!("CARGO_PKG_VERSION"), " (")),
+        "{}",
+        ebbtide::VERSION
+    );
     let help = ebbtide(&["--help"]);
     assert!(help.status.success());
     for command in ["run", "proxy", "check", "demo", "drill", "status", "schema"] {
-        assert!(text(&help.stdout).contains(&format!("\n  {command} ")), "{command}");
+        assert!(
+            text(&help.stdout).contains(&format!("\n  {command} ")),
+            "{command}"
+        );
         assert!(ebbtide(&[command, "--help"]).status.success(), "{command}");
     }
     assert!(!text(&help.stdout).contains("sample-app"));
@@ -336,7 +488,11 @@ fn check_passes_the_examples() {
     for file in ["config/standalone.yaml", "config/ebbtide.yaml"] {
         let output = ebbtide(&["check", "--config", file]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-        assert!(text(&output.stdout).contains("127.0.0.1:8080"), "{}", text(&output.stdout));
+        assert!(
+            text(&output.stdout).contains("127.0.0.1:8080"),
+            "{}",
+            text(&output.stdout)
+        );
     }
 }
 
@@ -361,11 +517,21 @@ web/nginx-svc  http (80)  http      127.0.0.2:8081  nginx-2  ready
 fn check_refuses_a_broken_manifest_and_names_it() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("manifests")).unwrap();
-    std::fs::write(folder.path().join("manifests/broken.yaml"), "kind: [Service\n").unwrap();
+    std::fs::write(
+        folder.path().join("manifests/broken.yaml"),
+        "kind: [Service\n",
+    )
+    .unwrap();
     let file = folder.path().join("ebbtide.yaml");
     std::fs::write(&file, "discovery: {files: {path: manifests}}\n").unwrap();
     let output = ebbtide(&["check", "--config", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).starts_with("error: ") && text(&output.stderr).contains("broken.yaml"));
-    assert!(text(&output.stdout).contains("warning: no listener"), "{}", text(&output.stdout));
+    assert!(
+        text(&output.stderr).starts_with("error: ") && text(&output.stderr).contains("broken.yaml")
+    );
+    assert!(
+        text(&output.stdout).contains("warning: no listener"),
+        "{}",
+        text(&output.stdout)
+    );
 }

@@ -50,22 +50,40 @@ async fn the_sample_application_answers_as_its_routes_say() {
     let chunked = ask("GET", "/bytes?n=50000&chunked=1&pause=1", b"").await;
     assert_eq!(chunked.header("transfer-encoding"), Some("chunked"));
     assert_eq!(counted.body.len(), 50_000);
-    assert!(counted.body == chunked.body, "a pause or chunks change no byte");
+    assert!(
+        counted.body == chunked.body,
+        "a pause or chunks change no byte"
+    );
 }
 
 #[tokio::test]
-async fn the_sample_application_dies_at_sigterm_in_the_middle_of_a_request_and_its_count_survives() {
+async fn the_sample_application_dies_at_sigterm_in_the_middle_of_a_request_and_its_count_survives()
+{
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("requests");
     let (mut app, address) = sample_app(&["--count-file", file.to_str().unwrap()]).await;
     let mut client = Client::connect(address).await.unwrap();
-    let asking = tokio::spawn(async move { client.exchange("POST", "/count/once?ms=60000", "", b"x").await });
-    eventually("the count", async || std::fs::read_to_string(&file).is_ok_and(|text| text == "once POST\n")).await;
+    let asking = tokio::spawn(async move {
+        client
+            .exchange("POST", "/count/once?ms=60000", "", b"x")
+            .await
+    });
+    eventually("the count", async || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text == "once POST\n")
+    })
+    .await;
 
     child::signal(&app, Signal::TERM);
     let status = soon("its end", app.wait()).await.unwrap();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "no handler, no grace: {status}");
-    assert!(matches!(soon("the failure", asking).await.unwrap(), Err(Failure::Closed | Failure::Reset)));
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&status),
+        Some(15),
+        "no handler, no grace: {status}"
+    );
+    assert!(matches!(
+        soon("the failure", asking).await.unwrap(),
+        Err(Failure::Closed | Failure::Reset)
+    ));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "once POST\n");
 }
 
@@ -76,7 +94,9 @@ async fn in_tcp_mode_it_greets_echoes_and_answers_a_fin_with_a_fin() {
     stream.write_all(b"ping").await.unwrap();
     stream.shutdown().await.unwrap();
     let mut all = String::new();
-    soon("the end", stream.read_to_string(&mut all)).await.unwrap();
+    soon("the end", stream.read_to_string(&mut all))
+        .await
+        .unwrap();
     assert_eq!(all, "220 hi\nping");
 }
 
@@ -84,7 +104,10 @@ async fn in_tcp_mode_it_greets_echoes_and_answers_a_fin_with_a_fin() {
 async fn no_process_outlives_a_demo_that_is_killed() {
     let (mut demo, applications, _folder) = running_demo().await;
     demo.kill().await.unwrap();
-    eventually("the applications are gone", async || applications.iter().all(|&pid| !is_running(pid))).await;
+    eventually("the applications are gone", async || {
+        applications.iter().all(|&pid| !is_running(pid))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -92,7 +115,10 @@ async fn an_interrupted_demo_fails_and_leaves_nothing() {
     let (mut demo, applications, folder) = running_demo().await;
     child::signal(&demo, Signal::INT);
     assert_eq!(soon("its end", demo.wait()).await.unwrap().code(), Some(1));
-    eventually("the applications are gone", async || applications.iter().all(|&pid| !is_running(pid))).await;
+    eventually("the applications are gone", async || {
+        applications.iter().all(|&pid| !is_running(pid))
+    })
+    .await;
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -100,7 +126,11 @@ async fn an_interrupted_demo_fails_and_leaves_nothing() {
 async fn running_demo() -> (Child, Vec<u32>, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = child::ebbtide(BINARY.as_ref());
-    command.args(["demo", "--for", "30s"]).env("TMPDIR", folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["demo", "--for", "30s"])
+        .env("TMPDIR", folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let demo = command.spawn().unwrap();
     let mut applications = Vec::new();
     eventually("three applications", async || {
@@ -116,8 +146,17 @@ async fn running_demo() -> (Child, Vec<u32>, tempfile::TempDir) {
 #[tokio::test]
 async fn the_load_counts_each_reset_and_each_socket_exactly() {
     let server = TestServer::start(Fault::ResetEachTenth).await;
-    let report = load(Load { clients: 1, rate: 200.0, ..quick(server.address) }).await;
-    assert_eq!((report.sent, report.ok, report.failed), (200, 180, 20), "{report}");
+    let report = load(Load {
+        clients: 1,
+        rate: 200.0,
+        ..quick(server.address)
+    })
+    .await;
+    assert_eq!(
+        (report.sent, report.ok, report.failed),
+        (200, 180, 20),
+        "{report}"
+    );
     assert_eq!(report.errors, BTreeMap::from([("reset".into(), 20)]));
     assert_eq!(report.losses.len(), 20);
     // The last loss is that of the last request: no socket had to follow it.
@@ -129,16 +168,41 @@ async fn the_load_counts_each_reset_and_each_socket_exactly() {
 #[tokio::test]
 async fn the_load_counts_a_socket_more_where_the_server_closes_and_fails_nothing() {
     let server = TestServer::start(Fault::ConnectionCloseEachTenth).await;
-    let report = load(Load { clients: 1, rate: 200.0, ..quick(server.address) }).await;
-    assert_eq!((report.ok, report.failed, report.sockets), (200, 0, 20), "{report}");
+    let report = load(Load {
+        clients: 1,
+        rate: 200.0,
+        ..quick(server.address)
+    })
+    .await;
+    assert_eq!(
+        (report.ok, report.failed, report.sockets),
+        (200, 0, 20),
+        "{report}"
+    );
 
     let server = TestServer::start(Fault::None).await;
-    let report = load(Load { keep_alive: false, ..quick(server.address) }).await;
-    assert_eq!((report.ok, report.failed, report.sockets), (200, 0, 200), "{report}");
+    let report = load(Load {
+        keep_alive: false,
+        ..quick(server.address)
+    })
+    .await;
+    assert_eq!(
+        (report.ok, report.failed, report.sockets),
+        (200, 0, 200),
+        "{report}"
+    );
 
     let server = TestServer::start(Fault::None).await;
-    let report = load(Load { by_body: true, ..quick(server.address) }).await;
-    assert_eq!((report.ok, report.failed, report.sockets), (200, 0, 8), "{report}");
+    let report = load(Load {
+        by_body: true,
+        ..quick(server.address)
+    })
+    .await;
+    assert_eq!(
+        (report.ok, report.failed, report.sockets),
+        (200, 0, 8),
+        "{report}"
+    );
     assert_eq!(report.by_body, BTreeMap::from([("ok".into(), 200)]));
 }
 
@@ -153,33 +217,65 @@ async fn the_load_names_what_went_wrong() {
     ] {
         let server = TestServer::start(fault).await;
         // A client for each request: one that waits delays no other.
-        let report = load(Load { clients: 200, timeout: Duration::from_secs(1), ..quick(server.address) }).await;
+        let report = load(Load {
+            clients: 200,
+            timeout: Duration::from_secs(1),
+            ..quick(server.address)
+        })
+        .await;
         assert_eq!((report.sent, report.ok), (200, 180), "{error}: {report}");
-        assert_eq!(report.errors, BTreeMap::from([(error.into(), 20)]), "{report}");
+        assert_eq!(
+            report.errors,
+            BTreeMap::from([(error.into(), 20)]),
+            "{report}"
+        );
     }
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let report = load(quick(nobody)).await;
     assert_eq!((report.ok, report.sockets), (0, 0));
     assert_eq!(report.errors, BTreeMap::from([("refused".into(), 200)]));
-    assert!(report.longest_stall >= quick(nobody).duration, "no answer at all: {report}");
+    assert!(
+        report.longest_stall >= quick(nobody).duration,
+        "no answer at all: {report}"
+    );
 }
 
 /// One stall of the server is charged to all requests that were due meanwhile, not only to the one that saw it.
 #[tokio::test]
 async fn latency_counts_from_the_time_when_the_request_was_due() {
     let server = TestServer::start(Fault::StallOnce(Duration::from_millis(500))).await;
-    let report = load(Load { clients: 1, ..quick(server.address) }).await;
+    let report = load(Load {
+        clients: 1,
+        ..quick(server.address)
+    })
+    .await;
     assert_eq!((report.ok, report.failed), (200, 0), "{report}");
-    assert!(report.latency.p99 > Duration::from_millis(400), "half of the requests were late: {report}");
-    assert!(report.service.p50 < report.latency.max / 2, "most were answered at once when sent: {report}");
-    assert!(report.longest_stall >= Duration::from_millis(480), "{report}");
+    assert!(
+        report.latency.p99 > Duration::from_millis(400),
+        "half of the requests were late: {report}"
+    );
+    assert!(
+        report.service.p50 < report.latency.max / 2,
+        "most were answered at once when sent: {report}"
+    );
+    assert!(
+        report.longest_stall >= Duration::from_millis(480),
+        "{report}"
+    );
 }
 
 #[tokio::test]
 async fn the_load_stops_when_asked() {
     let server = TestServer::start(Fault::None).await;
     let stop = CancellationToken::new();
-    let forever = Load { duration: Duration::from_secs(3600), ..quick(server.address) };
+    let forever = Load {
+        duration: Duration::from_secs(3600),
+        ..quick(server.address)
+    };
     let report = forever.run(&stop, |now| {
         if now.ok >= 20 {
             stop.cancel();
@@ -197,23 +293,52 @@ async fn the_fleets_manifests_are_what_kubernetes_would_write() {
     let mut options = Options::new(BINARY);
     options.slice_size = 2;
     let mut fleet = Fleet::start(options).await.unwrap();
-    let Manifests { services, slices, pods } = manifests(&fleet);
+    let Manifests {
+        services,
+        slices,
+        pods,
+    } = manifests(&fleet);
     assert_eq!(services.len(), 1);
     let labels = services[0].metadata.labels.as_ref().unwrap();
-    assert_eq!(labels["service.kubernetes.io/service-proxy-name"], "ebbtide");
-    assert_eq!(slices.iter().map(|slice| slice.endpoints.len()).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(
+        labels["service.kubernetes.io/service-proxy-name"],
+        "ebbtide"
+    );
+    assert_eq!(
+        slices
+            .iter()
+            .map(|slice| slice.endpoints.len())
+            .collect::<Vec<_>>(),
+        [2, 1]
+    );
     assert_eq!(pods.len(), 3);
     for slice in &slices {
-        assert_eq!(slice.metadata.labels.as_ref().unwrap()["kubernetes.io/service-name"], fleet::SERVICE);
+        assert_eq!(
+            slice.metadata.labels.as_ref().unwrap()["kubernetes.io/service-name"],
+            fleet::SERVICE
+        );
         let port = u16::try_from(slice.ports.as_ref().unwrap()[0].port.unwrap()).unwrap();
         for endpoint in &slice.endpoints {
             let target = endpoint.target_ref.as_ref().unwrap();
-            let pod = pods.iter().find(|pod| pod.metadata.uid == target.uid).unwrap();
+            let pod = pods
+                .iter()
+                .find(|pod| pod.metadata.uid == target.uid)
+                .unwrap();
             assert_eq!(pod.metadata.name, target.name);
-            assert_eq!(pod.metadata.labels.as_ref().unwrap()["pod-template-hash"], "v1");
+            assert_eq!(
+                pod.metadata.labels.as_ref().unwrap()["pod-template-hash"],
+                "v1"
+            );
             let address = SocketAddr::new(endpoint.addresses[0].parse().unwrap(), port);
             let mut client = Client::connect(address).await.unwrap();
-            assert!(client.exchange("GET", "/", "", b"").await.unwrap().text().starts_with("v1 "));
+            assert!(
+                client
+                    .exchange("GET", "/", "", b"")
+                    .await
+                    .unwrap()
+                    .text()
+                    .starts_with("v1 ")
+            );
         }
     }
 
@@ -225,14 +350,25 @@ async fn the_fleets_manifests_are_what_kubernetes_would_write() {
     let seen = async {
         eventually("the mark", async || {
             let Manifests { slices, pods, .. } = read_manifests(&folder);
-            let pod = pods.iter().find(|pod| pod.metadata.uid.as_ref() == Some(&uid)).unwrap();
+            let pod = pods
+                .iter()
+                .find(|pod| pod.metadata.uid.as_ref() == Some(&uid))
+                .unwrap();
             let mut endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
-            let endpoint = endpoints.find(|e| e.target_ref.as_ref().unwrap().uid.as_ref() == Some(&uid)).unwrap();
+            let endpoint = endpoints
+                .find(|e| e.target_ref.as_ref().unwrap().uid.as_ref() == Some(&uid))
+                .unwrap();
             let conditions = endpoint.conditions.as_ref().unwrap();
             let terminating = conditions.terminating == Some(true);
             if terminating {
-                assert_eq!((conditions.ready, conditions.serving), (Some(false), Some(true)));
-                assert!(pod.metadata.deletion_timestamp.is_some(), "the pod's mark comes first");
+                assert_eq!(
+                    (conditions.ready, conditions.serving),
+                    (Some(false), Some(true))
+                );
+                assert!(
+                    pod.metadata.deletion_timestamp.is_some(),
+                    "the pod's mark comes first"
+                );
                 assert_eq!(pod.metadata.deletion_grace_period_seconds, Some(30));
             }
             terminating
@@ -244,8 +380,17 @@ async fn the_fleets_manifests_are_what_kubernetes_would_write() {
     retired.unwrap();
     let Manifests { slices, pods, .. } = manifests(&fleet);
     assert_eq!(pods.len(), 2);
-    assert!(pods.iter().all(|pod| pod.metadata.uid.as_ref() != Some(&uid)));
-    assert_eq!(slices.iter().map(|slice| slice.endpoints.len()).collect::<Vec<_>>(), [2]);
+    assert!(
+        pods.iter()
+            .all(|pod| pod.metadata.uid.as_ref() != Some(&uid))
+    );
+    assert_eq!(
+        slices
+            .iter()
+            .map(|slice| slice.endpoints.len())
+            .collect::<Vec<_>>(),
+        [2]
+    );
 }
 
 #[tokio::test]
@@ -258,13 +403,26 @@ async fn a_rolling_update_replaces_every_process_and_nothing_is_left_at_the_end(
     fleet.roll("v2", Duration::ZERO).await.unwrap();
     assert_eq!((fleet.started, fleet.ended, fleet.pods().len()), (6, 3, 3));
     let after = endpoints.borrow().clone();
-    assert!(after.len() == 3 && after.iter().all(|address| !before.contains(address)), "{before:?} {after:?}");
+    assert!(
+        after.len() == 3 && after.iter().all(|address| !before.contains(address)),
+        "{before:?} {after:?}"
+    );
     for address in before {
-        assert!(matches!(Client::connect(address).await, Err(Failure::Refused)), "{address} still listens");
+        assert!(
+            matches!(Client::connect(address).await, Err(Failure::Refused)),
+            "{address} still listens"
+        );
     }
     for &address in &after {
         let mut client = Client::connect(address).await.unwrap();
-        assert_eq!(client.exchange("GET", "/slow", "", b"").await.unwrap().text(), "v2");
+        assert_eq!(
+            client
+                .exchange("GET", "/slow", "", b"")
+                .await
+                .unwrap()
+                .text(),
+            "v2"
+        );
     }
     assert_eq!(fleet.requests("/slow").unwrap(), 3);
 
@@ -272,7 +430,10 @@ async fn a_rolling_update_replaces_every_process_and_nothing_is_left_at_the_end(
     drop(fleet);
     assert!(!folder.exists());
     for address in after {
-        eventually("nobody listens", async || std::net::TcpStream::connect(address).is_err()).await;
+        eventually("nobody listens", async || {
+            std::net::TcpStream::connect(address).is_err()
+        })
+        .await;
     }
 }
 
@@ -288,10 +449,17 @@ async fn a_fleet_without_pod_manifests_and_one_that_is_ready_before_it_listens()
     assert!(pods.is_empty());
     let endpoints: Vec<_> = slices.iter().flat_map(|slice| &slice.endpoints).collect();
     assert_eq!(endpoints.len(), 3);
-    assert!(endpoints.iter().all(|endpoint| endpoint.target_ref.is_none()));
+    assert!(
+        endpoints
+            .iter()
+            .all(|endpoint| endpoint.target_ref.is_none())
+    );
     let early = fleet.pod(new).unwrap().address;
     assert!(fleet.endpoints().borrow().contains(&early));
-    assert!(matches!(Client::connect(early).await, Err(Failure::Refused)));
+    assert!(matches!(
+        Client::connect(early).await,
+        Err(Failure::Refused)
+    ));
 
     fleet.update(new, |pod| pod.ready = false).unwrap();
     assert!(!fleet.endpoints().borrow().contains(&early));
@@ -308,7 +476,10 @@ async fn the_late_balancer_costs_requests_in_a_rolling_update() {
     let mut fleet = Fleet::start(options).await.unwrap();
     let late = Late::start(fleet.endpoints(), Duration::from_secs(1)).unwrap();
     let stop = CancellationToken::new();
-    let load = Load { duration: Duration::from_secs(3600), ..quick(late.address) };
+    let load = Load {
+        duration: Duration::from_secs(3600),
+        ..quick(late.address)
+    };
     let (report, ()) = tokio::join!(load.run(&stop, |_| {}), async {
         fleet.roll("v2", Duration::from_millis(500)).await.unwrap();
         stop.cancel();
@@ -326,9 +497,16 @@ async fn the_late_balancer_learns_after_its_delay_and_goes_round() {
     let late = Late::start(endpoints, Duration::from_millis(300)).unwrap();
     let who = async || {
         let mut client = Client::connect(late.address).await?;
-        client.exchange("GET", "/", "", b"").await.map(|answer| answer.text().into_owned())
+        client
+            .exchange("GET", "/", "", b"")
+            .await
+            .map(|answer| answer.text().into_owned())
     };
-    let (first, second, third) = (who().await.unwrap(), who().await.unwrap(), who().await.unwrap());
+    let (first, second, third) = (
+        who().await.unwrap(),
+        who().await.unwrap(),
+        who().await.unwrap(),
+    );
     assert_eq!(first, third);
     assert_ne!(first, second);
 
@@ -336,9 +514,15 @@ async fn the_late_balancer_learns_after_its_delay_and_goes_round() {
     change.send_replace(Vec::new());
     while let Ok(answer) = who().await {
         assert!(answer == first || answer == second);
-        assert!(changed.elapsed() < Duration::from_secs(20), "it never learned");
+        assert!(
+            changed.elapsed() < Duration::from_secs(20),
+            "it never learned"
+        );
     }
-    assert!(changed.elapsed() >= Duration::from_millis(290), "it learned too soon");
+    assert!(
+        changed.elapsed() >= Duration::from_millis(290),
+        "it learned too soon"
+    );
     assert_eq!(who().await, Err(Failure::Reset), "no endpoint: a reset");
 }
 
@@ -353,7 +537,10 @@ async fn the_demo_shows_two_phases_and_judges_the_second() {
         second: Second::Late(Duration::ZERO),
         stop: CancellationToken::new(),
     };
-    let (late, second) = soon("the demo", ebbtide::command::demo::show(&settings)).await.unwrap().unwrap();
+    let (late, second) = soon("the demo", ebbtide::command::demo::show(&settings))
+        .await
+        .unwrap()
+        .unwrap();
     for row in [&late, &second] {
         assert_eq!(row.report.sent, 1_500, "{}", row.report);
         assert_eq!(row.replaced, 3);
@@ -366,30 +553,59 @@ async fn the_demo_shows_two_phases_and_judges_the_second() {
 #[tokio::test]
 async fn a_proxy_that_does_not_start_says_why() {
     let folder = tempfile::tempdir().unwrap();
-    let proxy = Proxy::start(BINARY.as_ref(), folder.path(), "discovery: nonsense", &["web"]);
+    let proxy = Proxy::start(
+        BINARY.as_ref(),
+        folder.path(),
+        "discovery: nonsense",
+        &["web"],
+    );
     let started = soon("its end", proxy).await;
     let error = started.err().unwrap().to_string();
-    assert!(error.contains("ended before it listened; it said last:\n"), "{error}");
-    assert!(error.lines().count() > 1, "its own words are missing: {error}");
+    assert!(
+        error.contains("ended before it listened; it said last:\n"),
+        "{error}"
+    );
+    assert!(
+        error.lines().count() > 1,
+        "its own words are missing: {error}"
+    );
 }
 
 // ---- tools of these tests
 
 fn quick(target: SocketAddr) -> Load {
-    Load { rate: 400.0, timeout: Duration::from_secs(10), ..Load::new(target, "/slow", Duration::from_millis(500)) }
+    Load {
+        rate: 400.0,
+        timeout: Duration::from_secs(10),
+        ..Load::new(target, "/slow", Duration::from_millis(500))
+    }
 }
 
 /// 200 requests, whatever the rate.
 async fn load(load: Load) -> Report {
     let duration = Duration::from_secs_f64(200.0 / load.rate);
-    soon("the report", Load { duration, ..load }.run(&CancellationToken::new(), |_| {})).await
+    soon(
+        "the report",
+        Load { duration, ..load }.run(&CancellationToken::new(), |_| {}),
+    )
+    .await
 }
 
 async fn sample_app(arguments: &[&str]) -> (Child, SocketAddr) {
-    let mut app = child::sample_app(BINARY.as_ref()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut app = child::sample_app(BINARY.as_ref())
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(app.stdout.take().unwrap()).lines();
-    let line = soon("its address", lines.next_line()).await.unwrap().unwrap();
-    (app, line.strip_prefix("listening ").unwrap().parse().unwrap())
+    let line = soon("its address", lines.next_line())
+        .await
+        .unwrap()
+        .unwrap();
+    (
+        app,
+        line.strip_prefix("listening ").unwrap().parse().unwrap(),
+    )
 }
 
 struct Manifests {
@@ -403,8 +619,15 @@ fn manifests(fleet: &Fleet) -> Manifests {
 }
 
 fn read_manifests(folder: &std::path::Path) -> Manifests {
-    let mut all = Manifests { services: Vec::new(), slices: Vec::new(), pods: Vec::new() };
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut all = Manifests {
+        services: Vec::new(),
+        slices: Vec::new(),
+        pods: Vec::new(),
+    };
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.sort();
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
@@ -445,7 +668,11 @@ impl TestServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (accepted, requests) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let server = Self { address, accepted: accepted.clone(), requests: requests.clone() };
+        let server = Self {
+            address,
+            accepted: accepted.clone(),
+            requests: requests.clone(),
+        };
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -465,7 +692,11 @@ impl TestServer {
     }
 }
 
-async fn answer(mut stream: TcpStream, requests: Arc<AtomicU64>, fault: Fault) -> std::io::Result<()> {
+async fn answer(
+    mut stream: TcpStream,
+    requests: Arc<AtomicU64>,
+    fault: Fault,
+) -> std::io::Result<()> {
     let mut head = Vec::new();
     while stream.read_buf(&mut head).await? > 0 {
         if !head.ends_with(b"\r\n\r\n") {
@@ -473,16 +704,24 @@ async fn answer(mut stream: TcpStream, requests: Arc<AtomicU64>, fault: Fault) -
         }
         head.clear();
         let number = requests.fetch_add(1, Ordering::Relaxed) + 1;
-        let fault = if number.is_multiple_of(10) { fault } else { Fault::None };
+        let fault = if number.is_multiple_of(10) {
+            fault
+        } else {
+            Fault::None
+        };
         let (answer, last): (&[u8], bool) = match fault {
             Fault::ResetEachTenth => {
                 stream.set_zero_linger()?;
                 (b"", true)
             }
-            Fault::ConnectionCloseEachTenth => {
-                (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", true)
-            }
-            Fault::CutEachTenth => (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", true),
+            Fault::ConnectionCloseEachTenth => (
+                b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+                true,
+            ),
+            Fault::CutEachTenth => (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+                true,
+            ),
             Fault::CloseEachTenth => (b"", true),
             Fault::Status503EachTenth => (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", false),
             Fault::GarbageEachTenth => (b"\0\r\n\r\n", true),
@@ -507,12 +746,17 @@ async fn answer(mut stream: TcpStream, requests: Arc<AtomicU64>, fault: Fault) -
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 fn children_of(parent: u32) -> Vec<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))
+        .unwrap_or_default();
+    text.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
 }
 
 /// A zombie does not run.
 fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+    stat.rsplit(") ")
+        .next()
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
 }

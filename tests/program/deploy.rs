@@ -26,7 +26,9 @@ fn read(path: &str) -> String {
 
 fn documents(text: &str) -> Vec<Value> {
     let all: Vec<Value> = serde_saphyr::from_multiple(text).unwrap();
-    all.into_iter().filter(|document| !document.is_null()).collect()
+    all.into_iter()
+        .filter(|document| !document.is_null())
+        .collect()
 }
 
 /// The only object of its kind in a file.
@@ -53,13 +55,21 @@ fn deployment() -> Deployment {
 fn pods() -> [(PodSpec, String); 2] {
     let (daemon_set, deployment) = (daemon_set(), deployment());
     [
-        (daemon_set.spec.unwrap().template.spec.unwrap(), read("deploy/kustomize/daemonset/ebbtide.yaml")),
-        (deployment.spec.unwrap().template.spec.unwrap(), read("deploy/kustomize/deployment/ebbtide.yaml")),
+        (
+            daemon_set.spec.unwrap().template.spec.unwrap(),
+            read("deploy/kustomize/daemonset/ebbtide.yaml"),
+        ),
+        (
+            deployment.spec.unwrap().template.spec.unwrap(),
+            read("deploy/kustomize/deployment/ebbtide.yaml"),
+        ),
     ]
 }
 
 fn container(pod: &PodSpec) -> &Container {
-    let [container] = pod.containers.as_slice() else { panic!("{} containers", pod.containers.len()) };
+    let [container] = pod.containers.as_slice() else {
+        panic!("{} containers", pod.containers.len())
+    };
     container
 }
 
@@ -80,9 +90,18 @@ fn every_manifest_is_all_known_to_the_api() {
         let object: T = serde_json::from_value(document.clone()).unwrap();
         assert_eq!(serde_json::to_value(&object).unwrap(), *document);
     }
-    let files = ["base/namespace", "base/rbac", "daemonset/daemonset", "deployment/deployment", "deployment/service"];
+    let files = [
+        "base/namespace",
+        "base/rbac",
+        "daemonset/daemonset",
+        "deployment/deployment",
+        "deployment/service",
+    ];
     let mut count = 0;
-    for document in files.iter().flat_map(|file| documents(&read(&format!("deploy/kustomize/{file}.yaml")))) {
+    for document in files
+        .iter()
+        .flat_map(|file| documents(&read(&format!("deploy/kustomize/{file}.yaml"))))
+    {
         match document["kind"].as_str().unwrap() {
             "Namespace" => known::<Namespace>(&document),
             "ServiceAccount" => known::<ServiceAccount>(&document),
@@ -103,20 +122,35 @@ fn every_manifest_is_all_known_to_the_api() {
 fn the_daemon_set_stands_on_every_nodes_network() {
     let daemon_set = daemon_set();
     assert_eq!(daemon_set.metadata.name.as_deref(), Some("ebbtide"));
-    assert_eq!(daemon_set.metadata.namespace.as_deref(), Some("ebbtide-system"));
+    assert_eq!(
+        daemon_set.metadata.namespace.as_deref(),
+        Some("ebbtide-system")
+    );
     let pod = daemon_set.spec.unwrap().template.spec.unwrap();
     assert_eq!(pod.host_network, Some(true));
     assert_eq!(pod.dns_policy.as_deref(), Some("ClusterFirstWithHostNet"));
-    assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"));
-    assert_eq!(serde_json::to_value(&pod.tolerations).unwrap(), json!([{"operator": "Exists"}]));
-    assert_eq!(serde_json::to_value(&pod.node_selector).unwrap(), json!({"kubernetes.io/os": "linux"}));
+    assert_eq!(
+        pod.priority_class_name.as_deref(),
+        Some("system-node-critical")
+    );
+    assert_eq!(
+        serde_json::to_value(&pod.tolerations).unwrap(),
+        json!([{"operator": "Exists"}])
+    );
+    assert_eq!(
+        serde_json::to_value(&pod.node_selector).unwrap(),
+        json!({"kubernetes.io/os": "linux"})
+    );
     let container = container(&pod);
     assert_eq!(container.image.as_deref(), Some("ebbtide:dev"));
     assert_eq!(container.image_pull_policy.as_deref(), Some("IfNotPresent"));
     // hostNetwork is more than the baseline allows.
     let namespace: Namespace = object("deploy/kustomize/base/namespace.yaml", "Namespace");
     assert_eq!(namespace.metadata.name.as_deref(), Some("ebbtide-system"));
-    assert_eq!(namespace.metadata.labels.unwrap()["pod-security.kubernetes.io/enforce"], "privileged");
+    assert_eq!(
+        namespace.metadata.labels.unwrap()["pod-security.kubernetes.io/enforce"],
+        "privileged"
+    );
 }
 
 /// With hostNetwork a declared port is a hostPort: the scheduler would never put the surge pod beside the old one.
@@ -126,10 +160,22 @@ fn the_next_pod_comes_before_the_old_one_goes() {
     let strategy = spec.update_strategy.unwrap();
     assert_eq!(strategy.type_.as_deref(), Some("RollingUpdate"));
     let rolling = strategy.rolling_update.unwrap();
-    assert_eq!((rolling.max_surge, rolling.max_unavailable), (Some(IntOrString::Int(1)), Some(IntOrString::Int(0))));
+    assert_eq!(
+        (rolling.max_surge, rolling.max_unavailable),
+        (Some(IntOrString::Int(1)), Some(IntOrString::Int(0)))
+    );
     assert!(spec.min_ready_seconds > Some(0));
-    let rolling = deployment().spec.unwrap().strategy.unwrap().rolling_update.unwrap();
-    assert_eq!((rolling.max_surge, rolling.max_unavailable), (Some(IntOrString::Int(1)), Some(IntOrString::Int(0))));
+    let rolling = deployment()
+        .spec
+        .unwrap()
+        .strategy
+        .unwrap()
+        .rolling_update
+        .unwrap();
+    assert_eq!(
+        (rolling.max_surge, rolling.max_unavailable),
+        (Some(IntOrString::Int(1)), Some(IntOrString::Int(0)))
+    );
     for (pod, _) in pods() {
         assert_eq!(container(&pod).ports, None);
     }
@@ -139,9 +185,20 @@ fn the_next_pod_comes_before_the_old_one_goes() {
 fn the_grace_covers_lame_duck_and_shutdown() {
     for (pod, text) in pods() {
         let timeouts = config(&text).timeouts;
-        assert!(timeouts.lame_duck >= Duration::from_secs(10), "{timeouts:?}");
-        let grace = Duration::from_secs(pod.termination_grace_period_seconds.unwrap().try_into().unwrap());
-        assert!(grace > timeouts.lame_duck + timeouts.shutdown + Duration::from_secs(1), "{grace:?} for {timeouts:?}");
+        assert!(
+            timeouts.lame_duck >= Duration::from_secs(10),
+            "{timeouts:?}"
+        );
+        let grace = Duration::from_secs(
+            pod.termination_grace_period_seconds
+                .unwrap()
+                .try_into()
+                .unwrap(),
+        );
+        assert!(
+            grace > timeouts.lame_duck + timeouts.shutdown + Duration::from_secs(1),
+            "{grace:?} for {timeouts:?}"
+        );
     }
 }
 
@@ -150,15 +207,27 @@ fn the_pods_have_no_privilege() {
     for (pod, _) in pods() {
         let context = pod.security_context.as_ref().unwrap();
         assert_eq!(context.run_as_non_root, Some(true));
-        assert_eq!((context.run_as_user, context.run_as_group), (Some(10_901), Some(10_901)));
-        assert_eq!(context.seccomp_profile.as_ref().unwrap().type_, "RuntimeDefault");
+        assert_eq!(
+            (context.run_as_user, context.run_as_group),
+            (Some(10_901), Some(10_901))
+        );
+        assert_eq!(
+            context.seccomp_profile.as_ref().unwrap().type_,
+            "RuntimeDefault"
+        );
         assert_eq!((pod.host_pid, pod.host_ipc), (None, None));
         let volumes = pod.volumes.as_ref().unwrap();
-        assert!(volumes.iter().all(|volume| volume.config_map.is_some()), "{volumes:?}");
+        assert!(
+            volumes.iter().all(|volume| volume.config_map.is_some()),
+            "{volumes:?}"
+        );
         let expected = json!({
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
         });
-        assert_eq!(serde_json::to_value(&container(&pod).security_context).unwrap(), expected);
+        assert_eq!(
+            serde_json::to_value(&container(&pod).security_context).unwrap(),
+            expected
+        );
     }
 }
 
@@ -172,9 +241,11 @@ fn rbac_is_what_ebbtide_asks_for_and_no_more() {
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
     ]);
     assert_eq!(serde_json::to_value(role.rules).unwrap(), expected);
-    let binding: ClusterRoleBinding = object("deploy/kustomize/base/rbac.yaml", "ClusterRoleBinding");
+    let binding: ClusterRoleBinding =
+        object("deploy/kustomize/base/rbac.yaml", "ClusterRoleBinding");
     assert_eq!(binding.role_ref.name, "ebbtide");
-    let subject = json!([{"kind": "ServiceAccount", "name": "ebbtide", "namespace": "ebbtide-system"}]);
+    let subject =
+        json!([{"kind": "ServiceAccount", "name": "ebbtide", "namespace": "ebbtide-system"}]);
     assert_eq!(serde_json::to_value(binding.subjects).unwrap(), subject);
     for (pod, _) in pods() {
         assert_eq!(pod.service_account_name.as_deref(), Some("ebbtide"));
@@ -186,13 +257,19 @@ fn probes_ask_the_admin_port() {
     for (pod, text) in pods() {
         let admin = config(&text).admin;
         // Prometheus and load balancers come by the pod's address.
-        assert!(admin.ip().is_unspecified() && i32::from(admin.port()) == ADMIN_PORT, "{admin}");
+        assert!(
+            admin.ip().is_unspecified() && i32::from(admin.port()) == ADMIN_PORT,
+            "{admin}"
+        );
         // On the node's network loopback is the process's own; in a pod's network the kubelet is elsewhere.
         let host = pod.host_network.map(|_| "127.0.0.1");
         let asks = |probe: &Option<Probe>, path: &str| {
             let get = probe.as_ref().unwrap().http_get.as_ref().unwrap();
             assert_eq!(get.path.as_deref(), Some(path));
-            assert_eq!((get.host.as_deref(), &get.port), (host, &IntOrString::Int(ADMIN_PORT)));
+            assert_eq!(
+                (get.host.as_deref(), &get.port),
+                (host, &IntOrString::Int(ADMIN_PORT))
+            );
         };
         asks(&container(&pod).liveness_probe, "/livez");
         asks(&container(&pod).readiness_probe, "/readyz");
@@ -206,25 +283,48 @@ fn what_each_way_listens_on() {
     assert!(daemon_set.listeners.is_empty());
     assert!(deployment.node_port_addresses.is_empty());
     let service: Service = object("deploy/kustomize/deployment/service.yaml", "Service");
-    assert!(!service.metadata.labels.unwrap().contains_key(CLAIM), "it cannot claim what it stands behind");
+    assert!(
+        !service.metadata.labels.unwrap().contains_key(CLAIM),
+        "it cannot claim what it stands behind"
+    );
     let spec = service.spec.unwrap();
     assert_eq!(spec.type_.as_deref(), Some("LoadBalancer"));
-    let reached: Vec<IntOrString> = spec.ports.unwrap().into_iter().map(|port| port.target_port.unwrap()).collect();
-    let bound: Vec<u16> = deployment.listeners.iter().map(|listener| listener.address.port()).collect();
+    let reached: Vec<IntOrString> = spec
+        .ports
+        .unwrap()
+        .into_iter()
+        .map(|port| port.target_port.unwrap())
+        .collect();
+    let bound: Vec<u16> = deployment
+        .listeners
+        .iter()
+        .map(|listener| listener.address.port())
+        .collect();
     assert!(bound.iter().all(|port| *port >= 1024), "{bound:?}");
-    assert_eq!(reached, bound.into_iter().map(|port| IntOrString::Int(port.into())).collect::<Vec<_>>());
+    assert_eq!(
+        reached,
+        bound
+            .into_iter()
+            .map(|port| IntOrString::Int(port.into()))
+            .collect::<Vec<_>>()
+    );
 }
 
 /// Its kind is unknown where the Prometheus Operator is not installed, and one unknown object fails the whole apply.
 #[test]
 fn the_pod_monitor_is_an_extra() {
-    let default = read("deploy/kustomize/kustomization.yaml") + &read("deploy/kustomize/daemonset/kustomization.yaml");
+    let default = read("deploy/kustomize/kustomization.yaml")
+        + &read("deploy/kustomize/daemonset/kustomization.yaml");
     assert!(!default.contains("monitor"));
     let monitor: Value = object("deploy/kustomize/podmonitor/podmonitor.yaml", "PodMonitor");
     let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
     assert_eq!(endpoint["path"], "/metrics");
-    assert_eq!(endpoint["relabelings"][0]["replacement"], format!("$1:{ADMIN_PORT}"));
-    let labels = serde_json::to_value(daemon_set().spec.unwrap().template.metadata.unwrap().labels).unwrap();
+    assert_eq!(
+        endpoint["relabelings"][0]["replacement"],
+        format!("$1:{ADMIN_PORT}")
+    );
+    let labels =
+        serde_json::to_value(daemon_set().spec.unwrap().template.metadata.unwrap().labels).unwrap();
     assert_eq!(monitor["spec"]["selector"]["matchLabels"], labels);
 }
 
@@ -233,13 +333,22 @@ fn image_dockerfile_and_manifests_agree() {
     let (image, dockerfile) = (read("deploy/image.py"), read("Dockerfile"));
     for (in_image, in_dockerfile) in [
         ("UID = 10901", "USER 10901:10901"),
-        (r#""Entrypoint": ["/ebbtide"]"#, r#"ENTRYPOINT ["/ebbtide"]"#),
+        (
+            r#""Entrypoint": ["/ebbtide"]"#,
+            r#"ENTRYPOINT ["/ebbtide"]"#,
+        ),
         (r#""Cmd": ["run"]"#, r#"CMD ["run"]"#),
         (r#""tmp/": (0o1777"#, "mkdir -m 1777 /image/tmp"),
-        (":Ebbtide:/:/sbin/nologin", "ebbtide:x:10901:10901:Ebbtide:/:/sbin/nologin"),
+        (
+            ":Ebbtide:/:/sbin/nologin",
+            "ebbtide:x:10901:10901:Ebbtide:/:/sbin/nologin",
+        ),
     ] {
         assert!(image.contains(in_image), "image.py: {in_image}");
-        assert!(dockerfile.contains(in_dockerfile), "Dockerfile: {in_dockerfile}");
+        assert!(
+            dockerfile.contains(in_dockerfile),
+            "Dockerfile: {in_dockerfile}"
+        );
     }
 }
 
@@ -249,27 +358,48 @@ fn an_image_of_a_dynamic_binary_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("image.tar");
     let script = Path::new(ROOT).join("deploy/image.py");
-    let Ok(output) = Command::new("python3").arg(script).arg(BINARY).arg(&out).output() else {
+    let Ok(output) = Command::new("python3")
+        .arg(script)
+        .arg(BINARY)
+        .arg(&out)
+        .output()
+    else {
         return println!("SKIPPED: python3 is not installed, deploy/image.py was not run");
     };
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("not static") && said.lines().count() == 1, "{said}");
+    assert!(
+        said.contains("not static") && said.lines().count() == 1,
+        "{said}"
+    );
     assert!(!out.exists());
 }
 
 /// From the path, else from where `make cluster` keeps its tools.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let home = std::env::var_os("HOME")
+        .map(PathBuf::from)
+        .unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
     folders.push(home.join(".cache/ebbtide-lab/bin"));
-    folders.into_iter().map(|folder| folder.join(name)).find(|file| file.is_file())
+    folders
+        .into_iter()
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
 }
 
 fn rendered(program: &Path, arguments: &[&str]) -> Vec<Value> {
-    let output = Command::new(program).args(arguments).current_dir(ROOT).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(ROOT)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     documents(&String::from_utf8(output.stdout).unwrap())
 }
 
@@ -278,14 +408,26 @@ fn kustomize_renders_each_way() {
     let Some(kubectl) = tool("kubectl") else {
         return println!("SKIPPED: kubectl is not installed, the kustomizations were not rendered");
     };
-    let common = ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "Namespace", "ServiceAccount"];
+    let common = [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ConfigMap",
+        "Namespace",
+        "ServiceAccount",
+    ];
     for (folder, more) in [
         ("deploy/kustomize", &["DaemonSet"][..]),
         ("deploy/kustomize/podmonitor", &["DaemonSet", "PodMonitor"]),
-        ("deploy/kustomize/deployment", &["Deployment", "PodDisruptionBudget", "Service"]),
+        (
+            "deploy/kustomize/deployment",
+            &["Deployment", "PodDisruptionBudget", "Service"],
+        ),
     ] {
         let all = rendered(&kubectl, &["kustomize", folder]);
-        let mut kinds: Vec<&str> = all.iter().map(|object| object["kind"].as_str().unwrap()).collect();
+        let mut kinds: Vec<&str> = all
+            .iter()
+            .map(|object| object["kind"].as_str().unwrap())
+            .collect();
         kinds.sort_unstable();
         let mut expected = [&common, more].concat();
         expected.sort_unstable();
@@ -307,29 +449,43 @@ fn the_chart_renders_the_same() {
     let Some(helm) = tool("helm") else {
         return println!("SKIPPED: helm is not installed, the chart was not rendered");
     };
-    let listeners =
-        r#"config.listeners=[{"name":"web","address":"0.0.0.0:8080","service":"default/web","port":"http"}]"#;
+    let listeners = r#"config.listeners=[{"name":"web","address":"0.0.0.0:8080","service":"default/web","port":"http"}]"#;
     for (kind, folder) in [("DaemonSet", "daemonset"), ("Deployment", "deployment")] {
         let chosen = format!("kind={kind}");
-        let mut arguments = vec!["template", "ebbtide", "deploy/helm/ebbtide", "--namespace", "ebbtide-system"];
+        let mut arguments = vec![
+            "template",
+            "ebbtide",
+            "deploy/helm/ebbtide",
+            "--namespace",
+            "ebbtide-system",
+        ];
         // A helm built from source takes itself for a very old cluster.
         arguments.extend(["--kube-version", "1.35.0", "--set", &chosen]);
         if kind == "Deployment" {
             arguments.extend(["--set-json", listeners]);
         }
         let chart = rendered(&helm, &arguments);
-        let read_kustomize = |file: &str| documents(&read(&format!("deploy/kustomize/{file}.yaml")));
+        let read_kustomize =
+            |file: &str| documents(&read(&format!("deploy/kustomize/{file}.yaml")));
         let mut ours: Value = only(read_kustomize(&format!("{folder}/{folder}")), kind);
         let mut theirs: Value = only(chart.clone(), kind);
         for workload in [&mut ours, &mut theirs] {
             // The chart's selector has the release in it.
-            for constraint in
-                workload["spec"]["template"]["spec"]["topologySpreadConstraints"].as_array_mut().into_iter().flatten()
+            for constraint in workload["spec"]["template"]["spec"]["topologySpreadConstraints"]
+                .as_array_mut()
+                .into_iter()
+                .flatten()
             {
                 constraint["labelSelector"].take();
             }
-            for part in [&["metadata"][..], &["spec", "selector"], &["spec", "template", "metadata"]] {
-                let part = part.iter().fold(&mut *workload, |value, key| &mut value[*key]);
+            for part in [
+                &["metadata"][..],
+                &["spec", "selector"],
+                &["spec", "template", "metadata"],
+            ] {
+                let part = part
+                    .iter()
+                    .fold(&mut *workload, |value, key| &mut value[*key]);
                 assert!(part.is_object());
                 part.take();
             }
@@ -341,9 +497,11 @@ fn the_chart_renders_the_same() {
         assert_eq!(theirs.rules, ours.rules);
 
         let map: Value = only(chart.clone(), "ConfigMap");
-        let [ours, theirs] =
-            [&read(&format!("deploy/kustomize/{folder}/ebbtide.yaml")), map["data"]["ebbtide.yaml"].as_str().unwrap()]
-                .map(config);
+        let [ours, theirs] = [
+            &read(&format!("deploy/kustomize/{folder}/ebbtide.yaml")),
+            map["data"]["ebbtide.yaml"].as_str().unwrap(),
+        ]
+        .map(config);
         assert_eq!(theirs, ours);
 
         if kind == "Deployment" {
@@ -370,12 +528,25 @@ fn the_chart_refuses_what_cannot_work() {
         (claim.as_str(), "cannot claim"),
     ] {
         let mut command = Command::new(&helm);
-        command.args(["template", "ebbtide", "deploy/helm/ebbtide", "--kube-version", "1.35.0"]);
+        command.args([
+            "template",
+            "ebbtide",
+            "deploy/helm/ebbtide",
+            "--kube-version",
+            "1.35.0",
+        ]);
         if set == claim {
             command.args(["--set", "kind=Deployment"]);
         }
-        let output = command.args(["--set", set]).current_dir(ROOT).output().unwrap();
+        let output = command
+            .args(["--set", set])
+            .current_dir(ROOT)
+            .output()
+            .unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && error.contains(said), "{set}: {error}");
+        assert!(
+            !output.status.success() && error.contains(said),
+            "{set}: {error}"
+        );
     }
 }

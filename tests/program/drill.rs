@@ -33,27 +33,60 @@ async fn a_drill_removes_what_is_left_compares_rolls_judges_and_cleans_up() {
     let output = cluster.drill(&["--for", "5s"]).output().await.unwrap();
     let (out, err) = texts(&output);
     assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
-    assert!(out.contains("NodePort as it is      2,500        0"), "{out}");
     assert!(
-        out.contains("Ebbtide answered every request on the 8 connections first opened;\nbehind the NodePort"),
+        out.contains("NodePort as it is      2,500        0"),
         "{out}"
     );
-    assert!(out.contains("pods of ebbtide:dev that exit"), "the image when there is no DaemonSet: {out}");
+    assert!(
+        out.contains(
+            "Ebbtide answered every request on the 8 connections first opened;\nbehind the NodePort"
+        ),
+        "{out}"
+    );
+    assert!(
+        out.contains("pods of ebbtide:dev that exit"),
+        "the image when there is no DaemonSet: {out}"
+    );
     let log = cluster.log();
-    let made =
-        |path: &str| log.iter().position(|line| line == &format!("POST {path}")).unwrap_or_else(|| panic!("{log:?}"));
-    let gone = |path: &str| log.iter().rposition(|line| line == &format!("DELETE {path}")).unwrap();
-    assert!(log.iter().position(|line| line == &format!("DELETE {PLAIN}")).unwrap() < made(DEPLOYMENT), "{log:?}");
-    assert!(made(DEPLOYMENT) < made(SERVICE) && made(SERVICE) < made(PLAIN), "{log:?}");
-    assert!(gone(PLAIN) < gone(SERVICE) && gone(SERVICE) < gone(DEPLOYMENT), "{log:?}");
-    assert!(log.iter().filter(|line| line.starts_with("PATCH")).count() >= 2, "an update in each phase: {log:?}");
+    let made = |path: &str| {
+        log.iter()
+            .position(|line| line == &format!("POST {path}"))
+            .unwrap_or_else(|| panic!("{log:?}"))
+    };
+    let gone = |path: &str| {
+        log.iter()
+            .rposition(|line| line == &format!("DELETE {path}"))
+            .unwrap()
+    };
+    assert!(
+        log.iter()
+            .position(|line| line == &format!("DELETE {PLAIN}"))
+            .unwrap()
+            < made(DEPLOYMENT),
+        "{log:?}"
+    );
+    assert!(
+        made(DEPLOYMENT) < made(SERVICE) && made(SERVICE) < made(PLAIN),
+        "{log:?}"
+    );
+    assert!(
+        gone(PLAIN) < gone(SERVICE) && gone(SERVICE) < gone(DEPLOYMENT),
+        "{log:?}"
+    );
+    assert!(
+        log.iter().filter(|line| line.starts_with("PATCH")).count() >= 2,
+        "an update in each phase: {log:?}"
+    );
     assert_eq!(cluster.held(), [""; 0]);
 }
 
 #[tokio::test]
 async fn a_lost_socket_is_a_failure_and_is_cleaned_up_after() {
     let mut cluster = Cluster::start().await;
-    let drill = cluster.drill(&["--for", "5s", "--without-comparison"]).spawn().unwrap();
+    let drill = cluster
+        .drill(&["--for", "5s", "--without-comparison"])
+        .spawn()
+        .unwrap();
     cluster.logged("PATCH").await;
     let address = cluster.apps[0].1;
     cluster.apps.remove(0).0.kill().await.unwrap();
@@ -61,7 +94,10 @@ async fn a_lost_socket_is_a_failure_and_is_cleaned_up_after() {
     let output = drill.wait_with_output().await.unwrap();
     let (out, err) = texts(&output);
     assert_eq!(output.status.code(), Some(1), "{out}\n{err}");
-    assert!(out.contains("its 8 clients used") && !out.contains("NodePort as it is"), "{out}");
+    assert!(
+        out.contains("its 8 clients used") && !out.contains("NodePort as it is"),
+        "{out}"
+    );
     assert_eq!(cluster.held(), [""; 0]);
 }
 
@@ -69,9 +105,19 @@ async fn a_lost_socket_is_a_failure_and_is_cleaned_up_after() {
 async fn a_load_without_a_replaced_pod_is_no_success() {
     let cluster = Cluster::start().await;
     cluster.state().stuck = true;
-    let output = cluster.drill(&["--for", "5s", "--without-comparison"]).output().await.unwrap();
+    let output = cluster
+        .drill(&["--for", "5s", "--without-comparison"])
+        .output()
+        .await
+        .unwrap();
     assert_eq!(output.status.code(), Some(1), "{:?}", texts(&output));
-    assert!(texts(&output).1.contains("ebbtide: no pod was replaced while the load ran"), "{:?}", texts(&output));
+    assert!(
+        texts(&output)
+            .1
+            .contains("ebbtide: no pod was replaced while the load ran"),
+        "{:?}",
+        texts(&output)
+    );
     assert_eq!(cluster.held(), [""; 0]);
 }
 
@@ -86,7 +132,11 @@ async fn however_it_is_interrupted_nothing_is_left() {
             child::signal(&drill, signal);
             let output = drill.wait_with_output().await.unwrap();
             assert_eq!(output.status.code(), Some(1), "{:?}", texts(&output));
-            assert!(texts(&output).1.contains("ebbtide drill: interrupted"), "{:?}", texts(&output));
+            assert!(
+                texts(&output).1.contains("ebbtide drill: interrupted"),
+                "{:?}",
+                texts(&output)
+            );
             assert_eq!(cluster.held(), [""; 0], "{signal:?} at {moment}");
         }
     }
@@ -95,7 +145,10 @@ async fn however_it_is_interrupted_nothing_is_left() {
 #[tokio::test]
 async fn a_reader_that_goes_away_does_not_keep_it_from_cleaning_up() {
     let cluster = Cluster::start().await;
-    let mut drill = cluster.drill(&["--for", "5s", "--without-comparison"]).spawn().unwrap();
+    let mut drill = cluster
+        .drill(&["--for", "5s", "--without-comparison"])
+        .spawn()
+        .unwrap();
     drop((drill.stdout.take(), drill.stderr.take()));
     assert_eq!(drill.wait().await.unwrap().code(), Some(0));
     assert_eq!(cluster.held(), [""; 0]);
@@ -105,10 +158,19 @@ async fn a_reader_that_goes_away_does_not_keep_it_from_cleaning_up() {
 async fn what_cannot_be_removed_is_named_with_the_way_to_do_it() {
     let cluster = Cluster::start().await;
     cluster.state().undeletable = true;
-    let output = cluster.drill(&["--for", "5s", "--without-comparison"]).output().await.unwrap();
+    let output = cluster
+        .drill(&["--for", "5s", "--without-comparison"])
+        .output()
+        .await
+        .unwrap();
     let (_, err) = texts(&output);
     assert_eq!(output.status.code(), Some(1), "{err}");
-    assert!(err.contains("ebbtide drill: cannot remove Deployment web/ebbtide-drill: no deletion today\n"), "{err}");
+    assert!(
+        err.contains(
+            "ebbtide drill: cannot remove Deployment web/ebbtide-drill: no deletion today\n"
+        ),
+        "{err}"
+    );
     let cure = "to remove it by hand: kubectl --namespace web delete deployment,service --selector \
                 app.kubernetes.io/managed-by=ebbtide-drill\n";
     assert!(err.contains(cure), "{err}");
@@ -118,9 +180,17 @@ async fn what_cannot_be_removed_is_named_with_the_way_to_do_it() {
 #[tokio::test]
 async fn kept_objects_stay_and_the_way_to_remove_them_is_said() {
     let cluster = Cluster::start().await;
-    let output = cluster.drill(&["--for", "5s", "--without-comparison", "--keep"]).output().await.unwrap();
+    let output = cluster
+        .drill(&["--for", "5s", "--without-comparison", "--keep"])
+        .output()
+        .await
+        .unwrap();
     assert_eq!(output.status.code(), Some(0), "{:?}", texts(&output));
-    assert!(texts(&output).0.contains("kept, as asked; to remove it: kubectl --namespace web delete"));
+    assert!(
+        texts(&output)
+            .0
+            .contains("kept, as asked; to remove it: kubectl --namespace web delete")
+    );
     assert_eq!(cluster.held(), [SERVICE, DEPLOYMENT]);
 }
 
@@ -131,7 +201,11 @@ async fn it_refuses_what_it_cannot_do_before_anything_is_made() {
         let output = cluster.drill(arguments).output().await.unwrap();
         let (out, err) = texts(&output);
         assert_eq!((output.status.code(), out.as_str()), (Some(2), ""), "{err}");
-        assert!(!cluster.log().iter().any(|line| line.starts_with("POST")), "{:?}", cluster.log());
+        assert!(
+            !cluster.log().iter().any(|line| line.starts_with("POST")),
+            "{:?}",
+            cluster.log()
+        );
         assert_eq!(err.lines().count(), 1, "{err}");
         err
     };
@@ -140,7 +214,10 @@ async fn it_refuses_what_it_cannot_do_before_anything_is_made() {
                     --address makes do without the nodes\n";
     assert_eq!(refused(&[]).await, expected);
     cluster.state().denied = vec!["create services".into()];
-    assert_eq!(refused(&[]).await, "ebbtide: drill: you may not create services in namespace web: have it granted\n");
+    assert_eq!(
+        refused(&[]).await,
+        "ebbtide: drill: you may not create services in namespace web: have it granted\n"
+    );
 
     cluster.state().denied.clear();
     cluster.put(SERVICE, object("Service", "ebbtide-drill", false));
@@ -161,7 +238,10 @@ async fn it_refuses_what_it_cannot_do_before_anything_is_made() {
             .contains("--address: \"nowhere\" is not to be found, expected HOST:PORT")
     );
     cluster.state().no_namespace = true;
-    assert_eq!(refused(&[]).await, "ebbtide: drill: namespaces \"web\" not found\n");
+    assert_eq!(
+        refused(&[]).await,
+        "ebbtide: drill: namespaces \"web\" not found\n"
+    );
     cluster.state().no_namespace = false;
     cluster.state().nodes = json!([]);
     assert!(refused(&[]).await.contains("no node is ready"));
@@ -170,19 +250,36 @@ async fn it_refuses_what_it_cannot_do_before_anything_is_made() {
 #[tokio::test]
 async fn bad_arguments_and_no_cluster_are_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
-    for arguments in
-        [&["drill"][..], &["drill", "-n", "a/b"], &["drill", "-n", "-"], &["drill", "-n", "web", "--for", "1"]]
-    {
+    for arguments in [
+        &["drill"][..],
+        &["drill", "-n", "a/b"],
+        &["drill", "-n", "-"],
+        &["drill", "-n", "web", "--for", "1"],
+    ] {
         let output = Command::new(BINARY).args(arguments).output().await.unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
     let config = folder.path().join("ebbtide.yaml");
     std::fs::write(&config, "discovery: {kubernetes: {}}\n").unwrap();
-    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    for kubeconfig in [folder.path().join("none"), write_kubeconfig(&folder, nobody)] {
-        for arguments in [&["drill", "-n", "web"][..], &["check", "-c", config.to_str().unwrap()]] {
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    for kubeconfig in [
+        folder.path().join("none"),
+        write_kubeconfig(&folder, nobody),
+    ] {
+        for arguments in [
+            &["drill", "-n", "web"][..],
+            &["check", "-c", config.to_str().unwrap()],
+        ] {
             let mut command = Command::new(BINARY);
-            let output = command.args(arguments).env("KUBECONFIG", &kubeconfig).env("HOME", folder.path()).output();
+            let output = command
+                .args(arguments)
+                .env("KUBECONFIG", &kubeconfig)
+                .env("HOME", folder.path())
+                .output();
             let output = output.await.unwrap();
             let (out, err) = texts(&output);
             assert_eq!(
@@ -219,7 +316,10 @@ async fn check_tells_version_rights_and_claims_and_shows_what_would_serve() {
             ],
         }),
     );
-    cluster.put("/api/v1/namespaces/web/pods/a", json!({"metadata": {"name": "a", "namespace": "web", "uid": "1"}}));
+    cluster.put(
+        "/api/v1/namespaces/web/pods/a",
+        json!({"metadata": {"name": "a", "namespace": "web", "uid": "1"}}),
+    );
     cluster.put(
         "/api/v1/namespaces/web/pods/b",
         json!({"metadata": {
@@ -229,7 +329,13 @@ async fn check_tells_version_rights_and_claims_and_shows_what_would_serve() {
     );
     let (code, out, err) = cluster.check("nodePorts: {addresses: [0.0.0.0]}\n").await;
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
-    assert!(out.starts_with(&format!("API server http://{}/ (v1.35.8), as admin\n", cluster.address)), "{out}");
+    assert!(
+        out.starts_with(&format!(
+            "API server http://{}/ (v1.35.8), as admin\n",
+            cluster.address
+        )),
+        "{out}"
+    );
     let (_, tables) = out.split_once("\n\n").unwrap();
     let expected = "\
 LISTENER    ADDRESS        SERVICE  PORT       PROTOCOL  ENDPOINTS
@@ -245,10 +351,15 @@ warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0
 ";
     assert_eq!(tables, expected);
 
-    cluster.state().denied = vec!["watch pods".into(), "list endpointslices".into(), "create events".into()];
+    cluster.state().denied = vec![
+        "watch pods".into(),
+        "list endpointslices".into(),
+        "create events".into(),
+    ];
     cluster.state().minor = "25";
-    let (code, out, err) =
-        cluster.check("listeners: [{name: x, address: '127.0.0.1:1', service: none/y, port: 1}]\n").await;
+    let (code, out, err) = cluster
+        .check("listeners: [{name: x, address: '127.0.0.1:1', service: none/y, port: 1}]\n")
+        .await;
     assert_eq!(code, Some(2));
     let expected = "\
 error: API server http://HERE/: version v1.25.8 is too old; upgrade it to 1.26, the first whose EndpointSlices always tell \
@@ -263,7 +374,10 @@ error: RBAC: may not watch pods cluster-wide: grant it as deploy/kustomize/base/
         "listener x: the cluster has no Service none/y",
         "web/app: claimed, but nothing listens for it; add a listener, or nodePorts",
     ] {
-        assert!(out.contains(&format!("\nwarning: {warning}")), "{out}\n  lacks\n{warning}");
+        assert!(
+            out.contains(&format!("\nwarning: {warning}")),
+            "{out}\n  lacks\n{warning}"
+        );
     }
 }
 
@@ -313,7 +427,12 @@ impl Cluster {
         let address = listener.local_addr().unwrap();
         let router = Router::new().fallback(answer).with_state(state.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { address, apps, folder: tempfile::tempdir().unwrap(), state }
+        Self {
+            address,
+            apps,
+            folder: tempfile::tempdir().unwrap(),
+            state,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, Api> {
@@ -333,12 +452,17 @@ impl Cluster {
     }
 
     async fn logged(&self, what: &str) {
-        eventually(what, async || self.log().iter().any(|line| line.starts_with(what))).await;
+        eventually(what, async || {
+            self.log().iter().any(|line| line.starts_with(what))
+        })
+        .await;
     }
 
     fn drill(&self, arguments: &[&str]) -> Command {
         let mut command = child::ebbtide(BINARY.as_ref());
-        command.args(["drill", "--namespace", "web"]).args(arguments);
+        command
+            .args(["drill", "--namespace", "web"])
+            .args(arguments);
         command.env("KUBECONFIG", write_kubeconfig(&self.folder, self.address));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -347,9 +471,17 @@ impl Cluster {
     async fn check(&self, more: &str) -> (Option<i32>, String, String) {
         let kubeconfig = write_kubeconfig(&self.folder, self.address);
         let config = self.folder.path().join("ebbtide.yaml");
-        let text = format!("discovery: {{kubernetes: {{kubeconfig: '{}'}}}}\n{more}", kubeconfig.display());
+        let text = format!(
+            "discovery: {{kubernetes: {{kubeconfig: '{}'}}}}\n{more}",
+            kubeconfig.display()
+        );
         std::fs::write(&config, text).unwrap();
-        let output = Command::new(BINARY).args(["check", "--config"]).arg(&config).output().await.unwrap();
+        let output = Command::new(BINARY)
+            .args(["check", "--config"])
+            .arg(&config)
+            .output()
+            .await
+            .unwrap();
         let (out, err) = texts(&output);
         (output.status.code(), out, err)
     }
@@ -359,8 +491,13 @@ async fn answer(State(api): State<Arc<Mutex<Api>>>, request: Request) -> Respons
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let is_dry = parts.uri.query().is_some_and(|query| query.contains("dryRun"));
-    api.lock().unwrap().answer(&parts.method, parts.uri.path(), is_dry, body)
+    let is_dry = parts
+        .uri
+        .query()
+        .is_some_and(|query| query.contains("dryRun"));
+    api.lock()
+        .unwrap()
+        .answer(&parts.method, parts.uri.path(), is_dry, body)
 }
 
 impl Api {
@@ -372,8 +509,15 @@ impl Api {
             return Json(rest).into_response();
         }
         if path.ends_with("/selfsubjectaccessreviews") {
-            let of = |name: &str| body["spec"]["resourceAttributes"][name].as_str().unwrap_or_default().to_owned();
-            let allowed = !self.denied.contains(&format!("{} {}", of("verb"), of("resource")));
+            let of = |name: &str| {
+                body["spec"]["resourceAttributes"][name]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let allowed = !self
+                .denied
+                .contains(&format!("{} {}", of("verb"), of("resource")));
             body["status"] = json!({"allowed": allowed});
             return Json(body).into_response();
         }
@@ -385,9 +529,12 @@ impl Api {
             return Json(json!({"metadata": {}, "items": self.nodes})).into_response();
         }
         let collection = path.rsplit('/').next().unwrap_or_default();
-        let is_collection = ["services", "deployments", "pods", "endpointslices"].contains(&collection);
+        let is_collection =
+            ["services", "deployments", "pods", "endpointslices"].contains(&collection);
         match *method {
-            Method::GET if self.denied.contains(&format!("list {collection}")) => status(403, "not to be listed"),
+            Method::GET if self.denied.contains(&format!("list {collection}")) => {
+                status(403, "not to be listed")
+            }
             Method::GET if is_collection => {
                 let items: Vec<&Value> = self
                     .objects
@@ -398,7 +545,9 @@ impl Api {
                 Json(json!({"metadata": {}, "items": items})).into_response()
             }
             Method::GET => {
-                let Some(object) = self.objects.get(path).cloned() else { return status(404, "not found") };
+                let Some(object) = self.objects.get(path).cloned() else {
+                    return status(404, "not found");
+                };
                 if object["metadata"]["deletionTimestamp"].is_string() {
                     self.objects.remove(path);
                 }
@@ -412,9 +561,11 @@ impl Api {
                 }
                 body["metadata"]["uid"] = json!(path);
                 if collection == "services" {
-                    body["spec"]["ports"][0]["nodePort"] = json!(self.node_ports[usize::from(path == PLAIN)]);
+                    body["spec"]["ports"][0]["nodePort"] =
+                        json!(self.node_ports[usize::from(path == PLAIN)]);
                 } else {
-                    body["status"] = json!({"replicas": 3, "updatedReplicas": 3, "availableReplicas": 3});
+                    body["status"] =
+                        json!({"replicas": 3, "updatedReplicas": 3, "availableReplicas": 3});
                 }
                 if !is_dry {
                     self.log.push(format!("POST {path}"));
@@ -424,9 +575,12 @@ impl Api {
             }
             Method::PATCH => {
                 self.log.push(format!("PATCH {path}"));
-                let at = &body["spec"]["template"]["metadata"]["annotations"]["ebbtide.dev/drilled-at"];
+                let at =
+                    &body["spec"]["template"]["metadata"]["annotations"]["ebbtide.dev/drilled-at"];
                 assert!(at.is_string(), "a change of the pods' template: {body}");
-                let Some(object) = self.objects.get_mut(path) else { return status(404, "not found") };
+                let Some(object) = self.objects.get_mut(path) else {
+                    return status(404, "not found");
+                };
                 if self.stuck {
                     object["metadata"]["generation"] = json!(2);
                 }
@@ -436,8 +590,13 @@ impl Api {
             Method::DELETE => {
                 self.log.push(format!("DELETE {path}"));
                 assert_eq!(body["propagationPolicy"], "Foreground");
-                let Some(object) = self.objects.get_mut(path) else { return status(404, "not found") };
-                assert_eq!(body["preconditions"]["uid"], object["metadata"]["uid"], "only what was looked at");
+                let Some(object) = self.objects.get_mut(path) else {
+                    return status(404, "not found");
+                };
+                assert_eq!(
+                    body["preconditions"]["uid"], object["metadata"]["uid"],
+                    "only what was looked at"
+                );
                 object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
                 Json(object.clone()).into_response()
             }
@@ -453,7 +612,11 @@ fn status(code: u16, message: &str) -> Response {
 }
 
 fn object(kind: &str, name: &str, ours: bool) -> Value {
-    let labels = if ours { json!({"app.kubernetes.io/managed-by": "ebbtide-drill"}) } else { json!({}) };
+    let labels = if ours {
+        json!({"app.kubernetes.io/managed-by": "ebbtide-drill"})
+    } else {
+        json!({})
+    };
     json!({"kind": kind, "metadata": {"name": name, "namespace": "web", "uid": "left", "labels": labels}})
 }
 
@@ -470,10 +633,17 @@ fn write_kubeconfig(folder: &TempDir, server: SocketAddr) -> PathBuf {
 
 async fn sample_app(listen: SocketAddr) -> (Child, SocketAddr) {
     let mut command = child::sample_app(BINARY.as_ref());
-    let mut app = command.args(["--listen", &listen.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut app = command
+        .args(["--listen", &listen.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(app.stdout.take().unwrap()).lines();
     let line = lines.next_line().await.unwrap().unwrap();
-    (app, line.strip_prefix("listening ").unwrap().parse().unwrap())
+    (
+        app,
+        line.strip_prefix("listening ").unwrap().parse().unwrap(),
+    )
 }
 
 fn texts(output: &Output) -> (String, String) {

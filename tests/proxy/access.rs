@@ -31,17 +31,34 @@ impl Scene {
         let address = app.local_addr().unwrap();
         let manifests = folder.path().join("manifests");
         std::fs::create_dir(&manifests).unwrap();
-        let write = |file: &str, object: Value| std::fs::write(manifests.join(file), object.to_string()).unwrap();
-        let annotations = json!({"ebbtide.dev/hold-timeout": HOSTILE, format!("ebbtide.dev/{HOSTILE}"): "x"});
+        let write = |file: &str, object: Value| {
+            std::fs::write(manifests.join(file), object.to_string()).unwrap()
+        };
+        let annotations =
+            json!({"ebbtide.dev/hold-timeout": HOSTILE, format!("ebbtide.dev/{HOSTILE}"): "x"});
         write("service.json", service("shop", annotations));
-        let mut endpoint = endpoint(&address.ip().to_string(), Some(HOSTILE), [true, true, false]);
+        let mut endpoint = endpoint(
+            &address.ip().to_string(),
+            Some(HOSTILE),
+            [true, true, false],
+        );
         endpoint["targetRef"]["uid"] = HOSTILE.into();
-        write("slice.json", slice("one", "shop", ("", address.port()), &[endpoint]));
-        let broken = |metadata: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata});
+        write(
+            "slice.json",
+            slice("one", "shop", ("", address.port()), &[endpoint]),
+        );
+        let broken =
+            |metadata: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata});
         write("broken.json", broken(json!({"name": [HOSTILE]})));
-        write("key.json", broken(json!({"name": "key", "annotations": {HOSTILE: 1}})));
+        write(
+            "key.json",
+            broken(json!({"name": "key", "annotations": {HOSTILE: 1}})),
+        );
         write("name.json", broken(json!({"name": HOSTILE})));
-        write(&format!("{}.json", HOSTILE.replace('\0', "")), broken(json!({})));
+        write(
+            &format!("{}.json", HOSTILE.replace('\0', "")),
+            broken(json!({})),
+        );
         std::fs::write(
             manifests.join("key.yaml"),
             "kind: Pod\nmetadata: {name: x, labels: {\"a\\nlevel=ERROR \": [1]}}\n",
@@ -51,7 +68,11 @@ impl Scene {
         let text = "discovery: {files: {path: manifests}}\nlisteners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, \
                     protocol: http}]\nadmin: {address: '127.0.0.1:0'}\naccessLog: json\n";
         std::fs::write(&config, text).unwrap();
-        let to = |file: &str| Stdio::from(OwnedFd::from(std::fs::File::create(folder.path().join(file)).unwrap()));
+        let to = |file: &str| {
+            Stdio::from(OwnedFd::from(
+                std::fs::File::create(folder.path().join(file)).unwrap(),
+            ))
+        };
         let process = Command::new(BINARY)
             .args(["run", "--config"])
             .arg(&config)
@@ -67,13 +88,23 @@ impl Scene {
             }
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut scene = Self { folder, process, web: nowhere, admin: nowhere, _app: app };
+        let mut scene = Self {
+            folder,
+            process,
+            web: nowhere,
+            admin: nowhere,
+            _app: app,
+        };
         for (message, listener) in [("listening", true), ("admin listening", false)] {
             let address = scene.logged(|line| {
                 let said = line["message"] == message && (line["listener"] == "web") == listener;
                 said.then(|| line["address"].as_str().unwrap().parse().unwrap())
             });
-            *(if listener { &mut scene.web } else { &mut scene.admin }) = address.await;
+            *(if listener {
+                &mut scene.web
+            } else {
+                &mut scene.admin
+            }) = address.await;
         }
         eventually("a ready endpoint", async || {
             let (status, _) = raw(scene.admin, page("/api/v1/status").as_bytes()).await;
@@ -92,7 +123,10 @@ impl Scene {
         let mut it = None;
         eventually("a line of the log", async || {
             let log = self.read("log");
-            it = log.lines().filter_map(|line| serde_json::from_str(line).ok()).find_map(|line| found(&line));
+            it = log
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .find_map(|line| found(&line));
             it.is_some()
         })
         .await;
@@ -108,9 +142,15 @@ impl Scene {
             let text = self.read(file);
             let bad = text.chars().find(|c| c.is_control() && *c != '\n');
             assert_eq!(bad, None, "{file}:\n{text}");
-            text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+            text.lines()
+                .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+                .collect()
         };
-        (lines("access"), lines("log"), self.read("access") + &self.read("log"))
+        (
+            lines("access"),
+            lines("log"),
+            self.read("access") + &self.read("log"),
+        )
     }
 }
 
@@ -134,7 +174,10 @@ async fn answer(mut stream: TcpStream) {
     while let Ok(n @ 1..) = stream.read(&mut buf).await {
         head.extend_from_slice(&buf[..n]);
         if head.ends_with(b"\r\n\r\n") {
-            let answer = format!("HTTP/1.1 200 OK\r\nSet-Cookie: {SECRET}\r\nContent-Length: {}\r\n\r\n", head.len());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nSet-Cookie: {SECRET}\r\nContent-Length: {}\r\n\r\n",
+                head.len()
+            );
             let _ = stream.write_all(&[answer.as_bytes(), &head].concat()).await;
             head.clear();
         }
@@ -160,7 +203,11 @@ fn admin_binds_to_loopback_unless_told_otherwise() {
 async fn no_header_reaches_the_admin_pages_through_a_listener() {
     let scene = Scene::start().await;
     let admin = scene.admin;
-    for target in ["/metrics", "/api/v1/status", &format!("http://{admin}/metrics")] {
+    for target in [
+        "/metrics",
+        "/api/v1/status",
+        &format!("http://{admin}/metrics"),
+    ] {
         for fields in [
             format!("Host: {admin}"),
             format!("Host: {admin}\r\nX-Forwarded-Host: {admin}\r\nForwarded: host={admin}"),
@@ -168,19 +215,33 @@ async fn no_header_reaches_the_admin_pages_through_a_listener() {
                 "Host: {admin}\r\nX-Original-URL: /metrics\r\nX-Rewrite-URL: /metrics\r\nX-HTTP-Method-Override: GET"
             ),
         ] {
-            let answer =
-                raw(scene.web, format!("GET {target} HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n").as_bytes())
-                    .await
-                    .0;
+            let answer = raw(
+                scene.web,
+                format!("GET {target} HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n")
+                    .as_bytes(),
+            )
+            .await
+            .0;
             // It is the application that was asked: its answer is the request.
             assert!(
-                answer.contains(&format!("\r\n\r\nGET {}", target.trim_start_matches(&format!("http://{admin}")))),
+                answer.contains(&format!(
+                    "\r\n\r\nGET {}",
+                    target.trim_start_matches(&format!("http://{admin}"))
+                )),
                 "{answer}"
             );
-            assert!(!answer.contains("ebbtide_build_info") && !answer.contains("uptimeSeconds"), "{answer}");
+            assert!(
+                !answer.contains("ebbtide_build_info") && !answer.contains("uptimeSeconds"),
+                "{answer}"
+            );
         }
     }
-    let connect = raw(scene.web, format!("CONNECT {admin} HTTP/1.1\r\nHost: {admin}\r\n\r\n").as_bytes()).await.0;
+    let connect = raw(
+        scene.web,
+        format!("CONNECT {admin} HTTP/1.1\r\nHost: {admin}\r\n\r\n").as_bytes(),
+    )
+    .await
+    .0;
     assert!(connect.starts_with("HTTP/1.1 501 "), "{connect}");
 }
 
@@ -197,33 +258,66 @@ async fn nothing_a_peer_or_a_manifest_says_ends_a_line_of_a_log_or_splits_a_resp
         ("/".into(), "a\rSet-Cookie: evil=1".into()),
         ("/".into(), "a\u{0}b".into()),
     ] {
-        let request =
-            format!("GET {target} HTTP/1.1\r\nHost: shop\r\nUser-Agent: {field}\r\nConnection: close\r\n\r\n");
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nHost: shop\r\nUser-Agent: {field}\r\nConnection: close\r\n\r\n"
+        );
         let answer = raw(scene.web, request.as_bytes()).await.0;
         let head = answer.split("\r\n\r\n").next().unwrap();
         assert!(!head.contains("evil"), "{answer}");
         refused += usize::from(head.starts_with("HTTP/1.1 400 "));
-        assert!(head.starts_with("HTTP/1.1 400 ") || head.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(
+            head.starts_with("HTTP/1.1 400 ") || head.starts_with("HTTP/1.1 200 "),
+            "{answer}"
+        );
     }
     assert!(refused >= 4, "{refused}");
     // The same manifests, told to whoever asks on a terminal.
-    let check = Command::new(BINARY).args(["check", "--config"]).arg(scene.folder.path().join("ebbtide.yaml")).output();
+    let check = Command::new(BINARY)
+        .args(["check", "--config"])
+        .arg(scene.folder.path().join("ebbtide.yaml"))
+        .output();
     let check = check.unwrap();
-    let (tables, errors) = (String::from_utf8(check.stdout).unwrap(), String::from_utf8(check.stderr).unwrap());
+    let (tables, errors) = (
+        String::from_utf8(check.stdout).unwrap(),
+        String::from_utf8(check.stderr).unwrap(),
+    );
     for text in [&tables, &errors] {
         assert!(text.contains("FORGED"), "{text}");
-        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
-        assert!(!text.lines().any(|line| line.starts_with("{") || line.starts_with("level=")), "{text}");
+        assert!(
+            !text.contains(|c: char| c.is_control() && c != '\n'),
+            "{text:?}"
+        );
+        assert!(
+            !text
+                .lines()
+                .any(|line| line.starts_with("{") || line.starts_with("level=")),
+            "{text}"
+        );
     }
-    assert_eq!(errors.lines().count(), 5, "one line of each broken manifest:\n{errors}");
-    assert!(errors.lines().all(|line| line.starts_with("error: ")), "{errors}");
+    assert_eq!(
+        errors.lines().count(),
+        5,
+        "one line of each broken manifest:\n{errors}"
+    );
+    assert!(
+        errors.lines().all(|line| line.starts_with("error: ")),
+        "{errors}"
+    );
     let (access, log, text) = scene.written();
     assert!(access.len() >= 2, "{access:?}");
     // What would be an escape is text.
-    assert!(access.iter().any(|line| line["target"] == "/\\u000a\\"), "{access:?}");
+    assert!(
+        access.iter().any(|line| line["target"] == "/\\u000a\\"),
+        "{access:?}"
+    );
     // The manifests' hostile names were told, and as text.
     assert!(text.contains("FORGED"), "{text}");
-    assert!(access.iter().chain(&log).all(|line| line["level"] != "FORGED"));
+    assert!(
+        access
+            .iter()
+            .chain(&log)
+            .all(|line| line["level"] != "FORGED")
+    );
 }
 
 #[tokio::test]
@@ -235,13 +329,29 @@ async fn secrets_of_clients_and_endpoints_are_not_written_at_any_level() {
     for request in [
         format!("GET / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nConnection: close\r\n\r\n"),
         format!("GET / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nBroken : x\r\n\r\n"),
-        format!("POST / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
+        format!(
+            "POST / HTTP/1.1\r\nHost: shop\r\n{fields}\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"
+        ),
     ] {
-        assert!(raw(scene.web, request.as_bytes()).await.0.starts_with("HTTP/1.1 "));
+        assert!(
+            raw(scene.web, request.as_bytes())
+                .await
+                .0
+                .starts_with("HTTP/1.1 ")
+        );
     }
-    for page in ["/", "/metrics", "/api/v1/status", "/api/v1/drains", "/readyz"] {
+    for page in [
+        "/",
+        "/metrics",
+        "/api/v1/status",
+        "/api/v1/drains",
+        "/readyz",
+    ] {
         let answer = raw(scene.admin, self::page(page).as_bytes()).await.0;
-        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains(SECRET), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && !answer.contains(SECRET),
+            "{answer}"
+        );
     }
     let (access, log, text) = scene.written();
     assert!(!access.is_empty() && !log.is_empty());
@@ -261,8 +371,7 @@ async fn the_token_of_the_api_server_is_not_written_at_any_level() {
                 let mut buf = [0; 8_192];
                 while let Ok(n @ 1..) = stream.read(&mut buf).await {
                     let _ = seen.send(String::from_utf8_lossy(&buf[..n]).contains(SECRET));
-                    let answer =
-                        "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+                    let answer = "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
                     let _ = stream.write_all(answer.as_bytes()).await;
                 }
             });
@@ -323,16 +432,31 @@ fn unsafe_code_stands_in_one_file_and_each_has_its_argument() {
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
         let code = |line: &&str| !line.trim_start().starts_with("//");
-        for line in text.lines().filter(code).filter(|line| line.contains("unsafe {") || line.contains("unsafe_code")) {
-            assert!(file.ends_with("src/socket.rs"), "{}: {line}", file.display());
+        for line in text
+            .lines()
+            .filter(code)
+            .filter(|line| line.contains("unsafe {") || line.contains("unsafe_code"))
+        {
+            assert!(
+                file.ends_with("src/socket.rs"),
+                "{}: {line}",
+                file.display()
+            );
             found += 1;
-            assert!(!line.contains("allow(") || line.contains("// SAFETY: "), "{line}");
+            assert!(
+                !line.contains("allow(") || line.contains("// SAFETY: "),
+                "{line}"
+            );
         }
         for keyword in ["unsafe fn", "unsafe impl", "unsafe extern", "unsafe trait"] {
             assert!(!text.contains(keyword), "{}: {keyword}", file.display());
         }
     }
-    assert_eq!(found, 4, "two blocks, each allowed by its line: an exception more is one to argue about");
-    let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    assert_eq!(
+        found, 4,
+        "two blocks, each allowed by its line: an exception more is one to argue about"
+    );
+    let manifest =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
     assert!(manifest.contains("unsafe_code = \"deny\""));
 }

@@ -38,7 +38,10 @@ struct Fixture {
     server: tokio::task::JoinHandle<()>,
     /// What an endpoint has in flight.
     leases: Vec<Lease>,
-    notices: (mpsc::UnboundedSender<Notice>, mpsc::UnboundedReceiver<Notice>),
+    notices: (
+        mpsc::UnboundedSender<Notice>,
+        mpsc::UnboundedReceiver<Notice>,
+    ),
     made: u64,
 }
 
@@ -54,33 +57,73 @@ impl Fixture {
         let bound = seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address;
         let stop = CancellationToken::new();
-        let server = tokio::spawn(server::serve(Seat::new(bound).unwrap(), admin.clone(), || (), stop.clone()));
-        Self { admin, address, stop, server, leases: Vec::new(), notices: mpsc::unbounded_channel(), made: 0 }
+        let server = tokio::spawn(server::serve(
+            Seat::new(bound).unwrap(),
+            admin.clone(),
+            || (),
+            stop.clone(),
+        ));
+        Self {
+            admin,
+            address,
+            stop,
+            server,
+            leases: Vec::new(),
+            notices: mpsc::unbounded_channel(),
+            made: 0,
+        }
     }
 
     fn synced(&self) {
-        self.admin.health.update(|state| (state.synced, state.ports_tried) = (true, true));
+        self.admin
+            .health
+            .update(|state| (state.synced, state.ports_tried) = (true, true));
     }
 
     /// An endpoint in rotation with that much in flight and idle.
     fn endpoint(&mut self, pod: Option<&str>, in_flight: usize, idle: u32) -> Arc<Endpoint> {
         self.made += 1;
         let octets = [10, 0, (self.made >> 8) as u8, self.made as u8];
-        let pod = pod.map(|name| Arc::new(PodRef { name: name.into(), uid: format!("uid-{}", self.made) }));
-        let endpoint =
-            Endpoint::new(EndpointId(self.made), SocketAddr::from((octets, 8080)), pod, None, self.notices.0.clone());
-        endpoint.set_conditions(Conditions { ready: true, serving: true, terminating: false });
+        let pod = pod.map(|name| {
+            Arc::new(PodRef {
+                name: name.into(),
+                uid: format!("uid-{}", self.made),
+            })
+        });
+        let endpoint = Endpoint::new(
+            EndpointId(self.made),
+            SocketAddr::from((octets, 8080)),
+            pod,
+            None,
+            self.notices.0.clone(),
+        );
+        endpoint.set_conditions(Conditions {
+            ready: true,
+            serving: true,
+            terminating: false,
+        });
         endpoint.set_out(false);
         endpoint.tally.idle.store(idle, Ordering::Relaxed);
-        self.leases.extend((0..in_flight).map(|_| endpoint.enter().unwrap()));
+        self.leases
+            .extend((0..in_flight).map(|_| endpoint.enter().unwrap()));
         endpoint
     }
 
     fn drain(&self, endpoint: &Arc<Endpoint>, key: &PortKey, trigger: Trigger, left: Duration) {
-        endpoint.set_conditions(Conditions { ready: false, serving: true, terminating: true });
+        endpoint.set_conditions(Conditions {
+            ready: false,
+            serving: true,
+            terminating: true,
+        });
         endpoint.shorten_deadline(Instant::now().checked_add(left).unwrap());
         let metrics = self.admin.metrics.service(key);
-        self.admin.drains.begin(endpoint.clone(), key.clone(), trigger, Instant::now(), metrics);
+        self.admin.drains.begin(
+            endpoint.clone(),
+            key.clone(),
+            trigger,
+            Instant::now(),
+            metrics,
+        );
         endpoint.begin_drain();
     }
 
@@ -110,19 +153,37 @@ impl Fixture {
             (Arc::new(key), Arc::new(port))
         };
         let ports = ports.into_iter().map(port).collect();
-        self.admin.snapshot.store(Arc::new(Snapshot { generation: 1, ports }));
+        self.admin.snapshot.store(Arc::new(Snapshot {
+            generation: 1,
+            ports,
+        }));
     }
 
     /// One Service with an endpoint in every state, one without any, one running drain, two receipts, two listeners.
     fn fill(&mut self) {
         self.synced();
-        let (shop, mail) = (key("web", "shop", 80), key("mail", "<script>alert(1)</script>", 25));
-        let [ready, draining] = [("shop-7d9c5b6f4-2xkqp", 3, 5), ("shop-5f6b7c8d9-9mzrt", 2, 0)]
-            .map(|(pod, in_flight, idle)| self.endpoint(Some(pod), in_flight, idle));
-        self.drain(&draining, &shop, Trigger::PodDeleted, Duration::from_secs(27));
+        let (shop, mail) = (
+            key("web", "shop", 80),
+            key("mail", "<script>alert(1)</script>", 25),
+        );
+        let [ready, draining] = [
+            ("shop-7d9c5b6f4-2xkqp", 3, 5),
+            ("shop-5f6b7c8d9-9mzrt", 2, 0),
+        ]
+        .map(|(pod, in_flight, idle)| self.endpoint(Some(pod), in_flight, idle));
+        self.drain(
+            &draining,
+            &shop,
+            Trigger::PodDeleted,
+            Duration::from_secs(27),
+        );
         draining.tally.finished.store(14, Ordering::Relaxed);
         let serving = self.endpoint(Some("shop-5f6b7c8d9-k2vvn"), 1, 1);
-        serving.set_conditions(Conditions { ready: false, serving: true, terminating: true });
+        serving.set_conditions(Conditions {
+            ready: false,
+            serving: true,
+            terminating: true,
+        });
         let joining = self.endpoint(Some("shop-7d9c5b6f4-p8w4c"), 0, 0);
         joining.set_out(true);
         let not_ready = self.endpoint(Some("shop-<b>tt6hd</b>"), 0, 0);
@@ -139,22 +200,47 @@ impl Fixture {
             gone.tally.idle_closed.store(4, Ordering::Relaxed);
             self.admin.drains.end(gone.id, None).unwrap();
         }
-        self.publish(vec![(shop, vec![ready, draining, serving, joining, not_ready, ejected]), (mail, vec![])]);
+        self.publish(vec![
+            (
+                shop,
+                vec![ready, draining, serving, joining, not_ready, ejected],
+            ),
+            (mail, vec![]),
+        ]);
         self.admin.health.update(|state| {
             state.listeners = vec![
-                listener("web", "127.0.0.1:8080", ("web", "shop", "http"), Protocol::Http, None),
-                listener("mail", "0.0.0.0:25", ("mail", "mail", "25"), Protocol::Tcp, Some("permission denied")),
+                listener(
+                    "web",
+                    "127.0.0.1:8080",
+                    ("web", "shop", "http"),
+                    Protocol::Http,
+                    None,
+                ),
+                listener(
+                    "mail",
+                    "0.0.0.0:25",
+                    ("mail", "mail", "25"),
+                    Protocol::Tcp,
+                    Some("permission denied"),
+                ),
             ];
         });
     }
 
     async fn get(&self, path: &str) -> Answer {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await
+        self.ask(&format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        ))
+        .await
     }
 
     async fn json(&self, path: &str) -> Value {
         let answer = self.get(path).await;
-        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")), "{path}");
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (200, Some("application/json")),
+            "{path}"
+        );
         serde_json::from_str(&answer.body).unwrap()
     }
 
@@ -175,7 +261,11 @@ impl Answer {
     fn parse(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").expect(text);
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Self { status, head: head.to_owned(), body: body.to_owned() }
+        Self {
+            status,
+            head: head.to_owned(),
+            body: body.to_owned(),
+        }
     }
 
     fn header(&self, name: &str) -> Option<&str> {
@@ -187,7 +277,10 @@ impl Answer {
 }
 
 fn key(namespace: &str, name: &str, port: u16) -> PortKey {
-    PortKey { service: ObjectName::new(namespace, name), port }
+    PortKey {
+        service: ObjectName::new(namespace, name),
+        port,
+    }
 }
 
 fn listener(
@@ -208,7 +301,11 @@ fn listener(
 }
 
 fn problem(subject: &str) -> Problem {
-    Problem { subject: subject.into(), error: "line 3: expected a mapping".into(), since: SystemTime::now() }
+    Problem {
+        subject: subject.into(),
+        error: "line 3: expected a mapping".into(),
+        since: SystemTime::now(),
+    }
 }
 
 #[tokio::test]
@@ -264,10 +361,16 @@ async fn status_shows_listeners_services_and_endpoints() {
 #[tokio::test]
 async fn drains_shows_the_running_and_the_finished() {
     let mut fixture = Fixture::start().await;
-    assert_eq!(fixture.json("/api/v1/drains").await, json!({"running": [], "finished": [], "rollouts": []}));
+    assert_eq!(
+        fixture.json("/api/v1/drains").await,
+        json!({"running": [], "finished": [], "rollouts": []})
+    );
     fixture.fill();
     let mut drains = fixture.json("/api/v1/drains").await;
-    for drain in ["running", "finished"].iter().flat_map(|list| drains[list].as_array().unwrap().clone()) {
+    for drain in ["running", "finished"]
+        .iter()
+        .flat_map(|list| drains[list].as_array().unwrap().clone())
+    {
         for field in ["startedAt", "endedAt", "drainDeadline"] {
             if !drain[field].is_null() {
                 let _: jiff::Timestamp = drain[field].as_str().unwrap().parse().expect("RFC 3339");
@@ -304,21 +407,44 @@ async fn readiness_from_start_to_shutdown() {
     let health = &fixture.admin.health;
     let readyz = async || {
         let answer = fixture.get("/readyz").await;
-        assert!(answer.body.ends_with('\n') && answer.body.lines().count() == 1, "one line: {:?}", answer.body);
+        assert!(
+            answer.body.ends_with('\n') && answer.body.lines().count() == 1,
+            "one line: {:?}",
+            answer.body
+        );
         (answer.status, answer.body)
     };
-    assert_eq!(fixture.get("/livez").await.status, 200, "alive before it is ready");
+    assert_eq!(
+        fixture.get("/livez").await.status,
+        200,
+        "alive before it is ready"
+    );
     assert_eq!(readyz().await.0, 503);
     health.update(|state| state.synced = true);
-    assert_eq!(readyz().await, (503, "not ready; listeners are being bound\n".into()));
+    assert_eq!(
+        readyz().await,
+        (503, "not ready; listeners are being bound\n".into())
+    );
     health.update(|state| state.ports_tried = true);
     assert_eq!(readyz().await, (200, "ready\n".into()));
 
     health.report(vec![problem("manifests/shop.yaml")]);
     let (status, line) = readyz().await;
-    assert_eq!(status, 200, "a source in trouble is no reason to be taken out");
-    assert!(line.contains("manifests/shop.yaml") && line.contains("not in order for 0s"), "{line}");
-    let unbound = listener("web", "0.0.0.0:80", ("web", "shop", "80"), Protocol::Tcp, Some("address in use"));
+    assert_eq!(
+        status, 200,
+        "a source in trouble is no reason to be taken out"
+    );
+    assert!(
+        line.contains("manifests/shop.yaml") && line.contains("not in order for 0s"),
+        "{line}"
+    );
+    let unbound = listener(
+        "web",
+        "0.0.0.0:80",
+        ("web", "shop", "80"),
+        Protocol::Tcp,
+        Some("address in use"),
+    );
     health.update(|state| state.listeners.push(unbound));
     let (status, line) = readyz().await;
     assert_eq!(status, 200);
@@ -329,27 +455,61 @@ async fn readiness_from_start_to_shutdown() {
 
     health.update(|state| state.shutting_down = true);
     assert_eq!(readyz().await, (503, "not ready; shutting down\n".into()));
-    assert_eq!(fixture.get("/livez").await.status, 200, "alive while it shuts down");
+    assert_eq!(
+        fixture.get("/livez").await.status,
+        200,
+        "alive while it shuts down"
+    );
 }
 
 #[tokio::test]
 async fn metrics_are_as_they_are_when_asked_and_promtool_finds_nothing() {
     let mut fixture = Fixture::start().await;
     fixture.fill();
-    fixture.admin.metrics.discovery_errors.with_label_values(&["parse"]).inc();
+    fixture
+        .admin
+        .metrics
+        .discovery_errors
+        .with_label_values(&["parse"])
+        .inc();
     let answer = fixture.get("/metrics").await;
-    assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain; version=0.0.4")));
-    for (state, count) in [("ready", 1), ("serving", 1), ("notReady", 3), ("draining", 1)] {
-        let line =
-            format!("ebbtide_endpoints{{namespace=\"web\",port=\"80\",service=\"shop\",state=\"{state}\"}} {count}\n");
-        assert!(answer.body.contains(&line), "{line} missing in\n{}", answer.body);
+    assert_eq!(
+        (answer.status, answer.header("content-type")),
+        (200, Some("text/plain; version=0.0.4"))
+    );
+    for (state, count) in [
+        ("ready", 1),
+        ("serving", 1),
+        ("notReady", 3),
+        ("draining", 1),
+    ] {
+        let line = format!(
+            "ebbtide_endpoints{{namespace=\"web\",port=\"80\",service=\"shop\",state=\"{state}\"}} {count}\n"
+        );
+        assert!(
+            answer.body.contains(&line),
+            "{line} missing in\n{}",
+            answer.body
+        );
     }
-    assert!(answer.body.contains("ebbtide_discovery_age_seconds 0\n"), "{}", answer.body);
+    assert!(
+        answer.body.contains("ebbtide_discovery_age_seconds 0\n"),
+        "{}",
+        answer.body
+    );
     fixture.admin.health.report(vec![problem("a.yaml")]);
-    let hour_ago = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap();
-    fixture.admin.health.update(|state| state.current_at = hour_ago);
+    let hour_ago = Instant::now()
+        .checked_sub(Duration::from_secs(3600))
+        .unwrap();
+    fixture
+        .admin
+        .health
+        .update(|state| state.current_at = hour_ago);
     let age = fixture.get("/metrics").await.body;
-    let age = age.lines().find_map(|l| l.strip_prefix("ebbtide_discovery_age_seconds ")).unwrap();
+    let age = age
+        .lines()
+        .find_map(|l| l.strip_prefix("ebbtide_discovery_age_seconds "))
+        .unwrap();
     assert!((3600..7200).contains(&age.parse::<u64>().unwrap()), "{age}");
 
     let promtool = tokio::process::Command::new("promtool")
@@ -365,39 +525,83 @@ async fn metrics_are_as_they_are_when_asked_and_promtool_finds_nothing() {
         );
         return;
     };
-    promtool.stdin.take().unwrap().write_all(answer.body.as_bytes()).await.unwrap();
-    let said = soon("promtool's word", promtool.wait_with_output()).await.unwrap();
-    let said_text = String::from_utf8_lossy(&said.stderr).into_owned() + &String::from_utf8_lossy(&said.stdout);
-    assert!(said.status.success() && said_text.trim().is_empty(), "{said_text}");
+    promtool
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(answer.body.as_bytes())
+        .await
+        .unwrap();
+    let said = soon("promtool's word", promtool.wait_with_output())
+        .await
+        .unwrap();
+    let said_text =
+        String::from_utf8_lossy(&said.stderr).into_owned() + &String::from_utf8_lossy(&said.stdout);
+    assert!(
+        said.status.success() && said_text.trim().is_empty(),
+        "{said_text}"
+    );
 }
 
 #[tokio::test]
 async fn only_get_and_head_and_only_these_paths() {
     let fixture = Fixture::start().await;
     fixture.synced();
-    let paths = ["/", "/livez", "/readyz", "/metrics", "/api/v1/status", "/api/v1/drains"];
+    let paths = [
+        "/",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/api/v1/status",
+        "/api/v1/drains",
+    ];
     for path in paths {
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
-            let request =
-                format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi");
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
+            );
             let answer = fixture.ask(&request).await;
-            assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")), "{method} {path}");
+            assert_eq!(
+                (answer.status, answer.header("allow")),
+                (405, Some("GET, HEAD")),
+                "{method} {path}"
+            );
         }
         let get = fixture.get(path).await;
-        let head = fixture.ask(&format!("HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await;
+        let head = fixture
+            .ask(&format!(
+                "HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            ))
+            .await;
         assert_eq!((get.status, head.status), (200, 200), "{path}");
         assert!(!get.body.is_empty() && head.body.is_empty(), "{path}");
-        for (name, value) in [("x-content-type-options", "nosniff"), ("cache-control", "no-store")] {
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("cache-control", "no-store"),
+        ] {
             assert_eq!(get.header(name), Some(value), "{path}");
         }
     }
     assert_eq!(fixture.get("/api/v1/nothing").await.status, 404);
-    assert_eq!(fixture.ask("POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.status, 405);
-    let long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(40_000));
+    assert_eq!(
+        fixture
+            .ask("POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .status,
+        405
+    );
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "a".repeat(40_000)
+    );
     assert_eq!(fixture.ask_lenient(&long).await, Some(431));
     let override_ = "GET /livez HTTP/1.1\r\nHost: evil\r\nX-HTTP-Method-Override: POST\r\nX-Original-URL: /metrics\r\n\
                      Connection: close, upgrade\r\nUpgrade: h2c\r\n\r\n";
-    assert_eq!(fixture.ask(override_).await.body, "ok\n", "no header does anything");
+    assert_eq!(
+        fixture.ask(override_).await.body,
+        "ok\n",
+        "no header does anything"
+    );
 }
 
 impl Fixture {
@@ -406,8 +610,14 @@ impl Fixture {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let _ = stream.write_all(request.as_bytes()).await;
         let mut start = [0; 12];
-        soon("an answer", stream.read_exact(&mut start)).await.ok()?;
-        std::str::from_utf8(&start).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
+        soon("an answer", stream.read_exact(&mut start))
+            .await
+            .ok()?;
+        std::str::from_utf8(&start)
+            .ok()?
+            .strip_prefix("HTTP/1.1 ")?
+            .parse()
+            .ok()
     }
 }
 
@@ -417,7 +627,10 @@ async fn clients_that_never_finish_a_head_keep_nobody_out() {
     let (calm, mut slow) = (Fixture::start().await, Vec::new());
     let slow_to = async |address| {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(b"GET /livez HTTP/1.1\r\nX-Slow").await.unwrap();
+        stream
+            .write_all(b"GET /livez HTTP/1.1\r\nX-Slow")
+            .await
+            .unwrap();
         stream
     };
     let mut timed_out = slow_to(calm.address).await;
@@ -434,9 +647,13 @@ async fn clients_that_never_finish_a_head_keep_nobody_out() {
         gone = soon("its end", slow[0].read(&mut byte)) => assert!(matches!(gone, Ok(0) | Err(_)), "{gone:?}"),
     }
     let last = slow.last_mut().unwrap();
-    last.write_all(b": 1\r\nConnection: close\r\n\r\n").await.unwrap();
+    last.write_all(b": 1\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = String::new();
-    soon("an answer", last.read_to_string(&mut answer)).await.unwrap();
+    soon("an answer", last.read_to_string(&mut answer))
+        .await
+        .unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
@@ -448,7 +665,10 @@ async fn it_ends_when_told_though_clients_stay() {
     assert_eq!(fixture.get("/livez").await.status, 200);
     fixture.stop.cancel();
     soon("its end", fixture.server).await.unwrap();
-    assert!(TcpStream::connect(fixture.address).await.is_err(), "nobody listens any more");
+    assert!(
+        TcpStream::connect(fixture.address).await.is_err(),
+        "nobody listens any more"
+    );
 }
 
 #[tokio::test]
@@ -456,17 +676,45 @@ async fn the_page_is_self_contained_and_lets_nothing_else_in() {
     let fixture = Fixture::start().await;
     let (one, two) = (fixture.get("/").await, fixture.get("/").await);
     assert_eq!(one.header("content-type"), Some("text/html; charset=utf-8"));
-    for outside in ["http://", "https://", "src=\"/", "url(", "@import", "innerHTML", "insertAdjacentHTML", "eval("] {
+    for outside in [
+        "http://",
+        "https://",
+        "src=\"/",
+        "url(",
+        "@import",
+        "innerHTML",
+        "insertAdjacentHTML",
+        "eval(",
+    ] {
         assert!(!one.body.contains(outside), "{outside}");
     }
     let policy = one.header("content-security-policy").unwrap();
-    assert!(policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"), "{policy}");
-    let nonce = policy.split("script-src 'nonce-").nth(1).unwrap().split('\'').next().unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    let nonce = policy
+        .split("script-src 'nonce-")
+        .nth(1)
+        .unwrap()
+        .split('\'')
+        .next()
+        .unwrap();
     assert_eq!(nonce.len(), 32);
-    assert_eq!(one.body.matches(&format!("nonce=\"{nonce}\"")).count(), 2, "style and script");
-    assert_eq!(one.body.matches("<script").count() + one.body.matches("<style").count(), 2);
+    assert_eq!(
+        one.body.matches(&format!("nonce=\"{nonce}\"")).count(),
+        2,
+        "style and script"
+    );
+    assert_eq!(
+        one.body.matches("<script").count() + one.body.matches("<style").count(),
+        2
+    );
     assert!(!one.body.contains("{{"), "nothing left to fill in");
-    assert_ne!(one.header("content-security-policy"), two.header("content-security-policy"));
+    assert_ne!(
+        one.header("content-security-policy"),
+        two.header("content-security-policy")
+    );
 }
 
 #[tokio::test]
@@ -475,16 +723,29 @@ async fn the_status_command_reads_what_the_server_says() {
     fixture.fill();
     let ask = async |url: String| {
         let asked = tokio::task::spawn_blocking(move || status(&url, false));
-        soon("an answer", asked).await.unwrap().map_err(|error| format!("{error:#}"))
+        soon("an answer", asked)
+            .await
+            .unwrap()
+            .map_err(|error| format!("{error:#}"))
     };
     ask(format!("http://{}", fixture.address)).await.unwrap();
     ask(fixture.address.to_string()).await.unwrap();
-    let wrong = ask(format!("http://{}/prefix", fixture.address)).await.unwrap_err();
-    assert!(wrong.contains("/prefix/api/v1/status answered 404") && wrong.contains("--admin"), "{wrong}");
+    let wrong = ask(format!("http://{}/prefix", fixture.address))
+        .await
+        .unwrap_err();
+    assert!(
+        wrong.contains("/prefix/api/v1/status answered 404") && wrong.contains("--admin"),
+        "{wrong}"
+    );
     fixture.stop.cancel();
     soon("its end", fixture.server).await.unwrap();
-    let away = ask(format!("http://{}", fixture.address)).await.unwrap_err();
-    assert!(away.contains(&fixture.address.to_string()) && away.contains("is ebbtide running"), "{away}");
+    let away = ask(format!("http://{}", fixture.address))
+        .await
+        .unwrap_err();
+    assert!(
+        away.contains(&fixture.address.to_string()) && away.contains("is ebbtide running"),
+        "{away}"
+    );
 }
 
 /// Debian's chromium, with what keeps it from calling home; `None` where it is not installed.
@@ -512,7 +773,9 @@ async fn a_browser_shows_it_and_takes_names_for_text() {
         println!("SKIPPED: chromium is not installed, the status page was not shown in a browser");
         return;
     };
-    let shown = soon("chromium's end", browser.wait_with_output()).await.unwrap();
+    let shown = soon("chromium's end", browser.wait_with_output())
+        .await
+        .unwrap();
     let dom = String::from_utf8(shown.stdout).unwrap();
     for text in [
         "mail/&lt;script&gt;alert(1)&lt;/script&gt;",
@@ -527,7 +790,10 @@ async fn a_browser_shows_it_and_takes_names_for_text() {
     ] {
         assert!(dom.contains(text), "{text} is not in\n{dom}");
     }
-    assert!(!dom.contains("<script>alert"), "a Service's name became a script");
+    assert!(
+        !dom.contains("<script>alert"),
+        "a Service's name became a script"
+    );
 }
 
 #[tokio::test]
@@ -552,9 +818,14 @@ async fn a_browser_says_when_the_proxy_is_away() {
         println!("SKIPPED: chromium is not installed, the status page was not shown in a browser");
         return;
     };
-    let shown = soon("chromium's end", browser.wait_with_output()).await.unwrap();
+    let shown = soon("chromium's end", browser.wait_with_output())
+        .await
+        .unwrap();
     let dom = String::from_utf8(shown.stdout).unwrap();
-    for text in ["class=\"banner bad\">Not reachable since ", ">not reachable<"] {
+    for text in [
+        "class=\"banner bad\">Not reachable since ",
+        ">not reachable<",
+    ] {
         assert!(dom.contains(text), "{text} is not in\n{dom}");
     }
     front.abort();
@@ -564,19 +835,30 @@ async fn a_browser_says_when_the_proxy_is_away() {
 #[tokio::test]
 #[ignore = "makes pictures to be looked at, nothing to assert"]
 async fn pictures() {
-    let folder = std::path::PathBuf::from(std::env::var("EBBTIDE_SHOTS").expect("EBBTIDE_SHOTS names a folder"));
+    let folder = std::path::PathBuf::from(
+        std::env::var("EBBTIDE_SHOTS").expect("EBBTIDE_SHOTS names a folder"),
+    );
     std::fs::create_dir_all(&folder).unwrap();
     let empty = Fixture::start().await;
     empty.synced();
     let mut full = Fixture::start().await;
     full.fill();
-    full.admin.health.report(vec![problem("manifests/shop.yaml")]);
+    full.admin
+        .health
+        .report(vec![problem("manifests/shop.yaml")]);
     let mut large = Fixture::start().await;
     large.synced();
     let shop = key("web", "shop", 80);
-    let many: Vec<_> = (0..200).map(|n| large.endpoint(Some(&format!("shop-7d9c5b6f4-{n:05}")), n % 7, 3)).collect();
+    let many: Vec<_> = (0..200)
+        .map(|n| large.endpoint(Some(&format!("shop-7d9c5b6f4-{n:05}")), n % 7, 3))
+        .collect();
     for endpoint in many.iter().step_by(9) {
-        large.drain(endpoint, &shop, Trigger::PodDeleted, Duration::from_secs(30));
+        large.drain(
+            endpoint,
+            &shop,
+            Trigger::PodDeleted,
+            Duration::from_secs(30),
+        );
         if endpoint.leases() == 0 {
             large.admin.drains.end(endpoint.id, None).unwrap();
         }
@@ -584,12 +866,20 @@ async fn pictures() {
     large.publish(vec![(shop, many)]);
     for (name, fixture) in [("empty", &empty), ("full", &full), ("large", &large)] {
         // Chromium's setting: 0 is dark, 1 light.
-        for (look, size, scheme) in [("wide", "1280,1400", 1), ("narrow", "390,2000", 1), ("dark", "1280,1400", 0)] {
+        for (look, size, scheme) in [
+            ("wide", "1280,1400", 1),
+            ("narrow", "390,2000", 1),
+            ("dark", "1280,1400", 0),
+        ] {
             let profile = tempfile::tempdir().unwrap();
             let picture = format!("--screenshot={}/{name}-{look}.png", folder.display());
-            let (size, url) = (format!("--window-size={size}"), format!("http://{}/", fixture.address));
+            let (size, url) = (
+                format!("--window-size={size}"),
+                format!("http://{}/", fixture.address),
+            );
             let scheme = format!("--blink-settings=preferredColorScheme={scheme}");
-            let mut browser = chromium(profile.path(), &[&picture, &size, &scheme, &url]).expect("chromium");
+            let mut browser =
+                chromium(profile.path(), &[&picture, &size, &scheme, &url]).expect("chromium");
             soon("chromium's end", browser.wait()).await.unwrap();
         }
     }

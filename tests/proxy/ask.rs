@@ -10,7 +10,9 @@ use crate::support::wait::soon;
 
 /// The answer to a GET of `/`.
 pub async fn get(client: &mut Client) -> Response {
-    soon("an answer", client.exchange("GET", "/", "", b"")).await.unwrap()
+    soon("an answer", client.exchange("GET", "/", "", b""))
+        .await
+        .unwrap()
 }
 
 /// Sends bytes as they are and reads until the connection ends. Tells the text, and whether it

@@ -28,7 +28,11 @@ async fn app() -> Scripted {
     Scripted::start(|mut stream: TcpStream, _| async move {
         let mut buf = [0; 4096];
         while let Ok(1..) = stream.read(&mut buf).await {
-            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+            if stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -62,14 +66,23 @@ async fn one_too_many(web: SocketAddr) -> tokio::task::JoinHandle<Client> {
 #[tokio::test]
 async fn at_the_limit_it_stops_accepting_and_recovers() {
     let app = app().await;
-    let process = Process::start("http", &[Ep::new("app", app.address)], "limits: {connections: 3}").await;
+    let process = Process::start(
+        "http",
+        &[Ep::new("app", app.address)],
+        "limits: {connections: 3}",
+    )
+    .await;
     let mut clients = Vec::new();
     for _ in 0..3 {
         clients.push(served(process.web()).await);
     }
     for round in 0..3 {
         let waiting = one_too_many(process.web()).await;
-        let active = process.proxy.metric("ebbtide_connections_active", |_| true).await.unwrap();
+        let active = process
+            .proxy
+            .metric("ebbtide_connections_active", |_| true)
+            .await
+            .unwrap();
         assert_eq!(active, 3.0, "round {round}");
         // Those that are served do not notice.
         for client in &mut clients {
@@ -88,7 +101,10 @@ async fn the_effective_limit_is_what_descriptors_allow() {
     let process = Process::run_as(&program, &[Ep::new("app", app.address)], "http", "").await;
     let warning = &process.logged("more than the descriptor limit allows")[0];
     // Two a connection, and a reserve of 512.
-    assert_eq!((&warning["limit"], &warning["descriptors"]), (&44.into(), &600.into()));
+    assert_eq!(
+        (&warning["limit"], &warning["descriptors"]),
+        (&44.into(), &600.into())
+    );
     let mut clients = Vec::new();
     for _ in 0..44 {
         clients.push(served(process.web()).await);
@@ -110,19 +126,34 @@ async fn answered(web: SocketAddr) -> Client {
 #[tokio::test]
 async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
     let app = app().await;
-    let process = Process::start("http", &[Ep::new("app", app.address)], "timeouts: {hold: 300ms}").await;
+    let process = Process::start(
+        "http",
+        &[Ep::new("app", app.address)],
+        "timeouts: {hold: 300ms}",
+    )
+    .await;
     let pid = pid(&process.proxy);
     drop(served(process.web()).await);
     limit_descriptors(pid, open_descriptors(pid) + 10);
     let web = process.web();
     let mut clients: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
     // Nobody leaves, so the descriptors run out; and stay so for a while that would show a spin.
-    eventually("the shortage", async || !process.logged("cannot accept").is_empty()).await;
+    eventually("the shortage", async || {
+        !process.logged("cannot accept").is_empty()
+    })
+    .await;
     let (before, begun) = (cpu(pid), Instant::now());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let busy = (cpu(pid) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
-    assert!(busy < 0.1, "{:.0} % of a processor while there is nothing to be had", busy * 100.0);
-    assert!(clients.iter().any(|client| !client.is_finished()), "the limit was not hit");
+    assert!(
+        busy < 0.1,
+        "{:.0} % of a processor while there is nothing to be had",
+        busy * 100.0
+    );
+    assert!(
+        clients.iter().any(|client| !client.is_finished()),
+        "the limit was not hit"
+    );
     // Whoever has its answer leaves; in the end all have.
     while let Some(client) = clients.pop() {
         if client.is_finished() {
@@ -133,7 +164,11 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
         }
     }
     // The shortage is told now and then, not with every try.
-    assert!(process.logged("cannot accept").len() < 20, "{}", process.proxy.log_tail());
+    assert!(
+        process.logged("cannot accept").len() < 20,
+        "{}",
+        process.proxy.log_tail()
+    );
     drop(served(web).await);
 }
 
@@ -141,7 +176,12 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
 #[tokio::test]
 async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
     let app = app().await;
-    let process = Process::start("http", &[Ep::new("app", app.address)], "timeouts: {hold: 300ms}").await;
+    let process = Process::start(
+        "http",
+        &[Ep::new("app", app.address)],
+        "timeouts: {hold: 300ms}",
+    )
+    .await;
     let (pid, web) = (pid(&process.proxy), process.web());
     let mut established = Vec::new();
     for _ in 0..8 {
@@ -151,7 +191,10 @@ async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
     futures::future::join_all(established.iter_mut().map(get)).await;
     limit_descriptors(pid, first_free_descriptor(pid));
     let newcomers: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
-    eventually("the shortage", async || !process.logged("cannot accept").is_empty()).await;
+    eventually("the shortage", async || {
+        !process.logged("cannot accept").is_empty()
+    })
+    .await;
     for _ in 0..20 {
         for client in &mut established {
             ok(client).await;
@@ -167,7 +210,11 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
     for _ in 0..30 {
         apps.push(app().await);
     }
-    let eps: Vec<Ep> = apps.iter().enumerate().map(|(i, app)| Ep::new(&format!("app-{i}"), app.address)).collect();
+    let eps: Vec<Ep> = apps
+        .iter()
+        .enumerate()
+        .map(|(i, app)| Ep::new(&format!("app-{i}"), app.address))
+        .collect();
     let process = Process::start("http", &eps, "").await;
     let pid = pid(&process.proxy);
     limit_descriptors(pid, open_descriptors(pid) + 24);
@@ -183,12 +230,21 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
     }
     // Nor do they starve a probe or a scrape, to which not one free number is left.
     limit_descriptors(pid, first_free_descriptor(pid));
-    let failed = process.proxy.metric("ebbtide_requests_total", |labels| !labels.contains("2xx")).await.unwrap();
+    let failed = process
+        .proxy
+        .metric("ebbtide_requests_total", |labels| !labels.contains("2xx"))
+        .await
+        .unwrap();
     assert_eq!(failed, 0.0);
 }
 
 /// Bytes of the proxy's own memory (a debug build's futures are as large as any other's) that each of `count` connections costs once `open` has made it and left it idle.
-async fn cost_of_idle<C>(protocol: &str, endpoints: &[Ep], count: usize, open: impl AsyncFn(SocketAddr) -> C) -> f64 {
+async fn cost_of_idle<C>(
+    protocol: &str,
+    endpoints: &[Ep],
+    count: usize,
+    open: impl AsyncFn(SocketAddr) -> C,
+) -> f64 {
     let process = Process::start(protocol, endpoints, "").await;
     let pid = pid(&process.proxy);
     // What is allocated once is so before the first is counted.
@@ -201,7 +257,11 @@ async fn cost_of_idle<C>(protocol: &str, endpoints: &[Ep], count: usize, open: i
     for _ in 0..count {
         clients.push(open(process.web()).await);
     }
-    let active = process.proxy.metric("ebbtide_connections_active", |_| true).await.unwrap();
+    let active = process
+        .proxy
+        .metric("ebbtide_connections_active", |_| true)
+        .await
+        .unwrap();
     assert_eq!(active as usize, count + warm.len());
     let after = own_bytes(pid);
     (after as f64 - before as f64) / count as f64
@@ -210,10 +270,16 @@ async fn cost_of_idle<C>(protocol: &str, endpoints: &[Ep], count: usize, open: i
 #[tokio::test]
 async fn an_idle_connection_is_small() {
     let Some(count) = room_for(9_000) else {
-        return println!("SKIPPED: the hard limit of descriptors is too low to measure idle connections");
+        return println!(
+            "SKIPPED: the hard limit of descriptors is too low to measure idle connections"
+        );
     };
     // The other ends of the pairs are the sample application's, so that this process holds one descriptor for each.
-    let options = Options { replicas: 1, app_args: vec!["--tcp".into()], ..Options::new(BINARY) };
+    let options = Options {
+        replicas: 1,
+        app_args: vec!["--tcp".into()],
+        ..Options::new(BINARY)
+    };
     let fleet = Fleet::start(options).await.unwrap();
     let pair = [Ep::new("echo", fleet.pods()[0].address)];
     let app = app().await;
@@ -228,8 +294,13 @@ async fn an_idle_connection_is_small() {
     let tcp = cost_of_idle("tcp", &pair, count, echoed).await;
     let auto = cost_of_idle("auto", &pair, count, echoed).await;
     let http = cost_of_idle("http", &http, count, served).await;
-    println!("{count} of each: a TCP pair {tcp:.0} bytes ({auto:.0} by auto), an HTTP client {http:.0}");
-    assert!(tcp.max(auto) <= 1_536.0, "a TCP pair costs {tcp:.0} bytes, by auto {auto:.0}");
+    println!(
+        "{count} of each: a TCP pair {tcp:.0} bytes ({auto:.0} by auto), an HTTP client {http:.0}"
+    );
+    assert!(
+        tcp.max(auto) <= 1_536.0,
+        "a TCP pair costs {tcp:.0} bytes, by auto {auto:.0}"
+    );
     assert!(http <= 2_560.0, "an HTTP client costs {http:.0} bytes");
 }
 
@@ -263,13 +334,23 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     let counts = process.folder.path().join("strace");
     let mut strace = tokio::process::Command::new("strace");
-    strace.args(["-c", "-f", "-p", &pid(&process.proxy).to_string(), "-o"]).arg(&counts);
-    let Ok(mut strace) = strace.stdin(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true).spawn() else {
+    strace
+        .args(["-c", "-f", "-p", &pid(&process.proxy).to_string(), "-o"])
+        .arg(&counts);
+    let Ok(mut strace) = strace
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+    else {
         return println!("SKIPPED: strace is not installed, system calls were not counted");
     };
     // It says when it has attached, or why it cannot.
     let mut said = BufReader::new(strace.stderr.take().unwrap()).lines();
-    let line = soon("strace", said.next_line()).await.unwrap().unwrap_or_default();
+    let line = soon("strace", said.next_line())
+        .await
+        .unwrap()
+        .unwrap_or_default();
     if !line.contains("attached") {
         return println!("SKIPPED: strace cannot attach, system calls were not counted: {line}");
     }
@@ -285,23 +366,39 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     }
     let table = std::fs::read_to_string(&counts).unwrap();
     let of = |name: &str| {
-        let line = table.lines().find(|line| line.trim_end().ends_with(name)).unwrap();
-        line.split_whitespace().nth(3).unwrap().parse::<f64>().unwrap() / (CLIENTS * REQUESTS) as f64
+        let line = table
+            .lines()
+            .find(|line| line.trim_end().ends_with(name))
+            .unwrap();
+        line.split_whitespace()
+            .nth(3)
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+            / (CLIENTS * REQUESTS) as f64
     };
     let (all, waits) = (of("total"), of("epoll_wait"));
     println!("{all:.3} system calls a request, {waits:.3} of them epoll_wait\n{table}");
     // How many requests one epoll_wait brings depends on what else the machine does; it must not be one each.
-    assert!((3.9..=4.05).contains(&(all - waits)), "{all:.3} system calls a request\n{table}");
+    assert!(
+        (3.9..=4.05).contains(&(all - waits)),
+        "{all:.3} system calls a request\n{table}"
+    );
     assert!(waits < 1.0, "{waits:.3} epoll_wait a request\n{table}");
 }
 
 /// The lowest number that is free to be opened.
 fn first_free_descriptor(pid: u32) -> u64 {
-    (0..).find(|fd| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists()).unwrap()
+    (0..)
+        .find(|fd| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists())
+        .unwrap()
 }
 
 /// Lowers the limit of a running process; it does not notice before it hits it.
 fn limit_descriptors(pid: u32, to: u64) {
-    let limit = Rlimit { current: Some(to), maximum: getrlimit(Resource::Nofile).maximum };
+    let limit = Rlimit {
+        current: Some(to),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
     prlimit(Pid::from_raw(pid.cast_signed()), Resource::Nofile, limit).unwrap();
 }

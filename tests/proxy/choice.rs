@@ -35,7 +35,11 @@ impl Counting {
                     if !takes.is_zero() {
                         tokio::time::sleep(takes).await;
                     }
-                    if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+                    if stream
+                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -51,7 +55,11 @@ impl Counting {
         for _ in 0..count {
             all.push(Self::start(takes).await);
         }
-        let entries = all.iter().enumerate().map(|(n, e)| Ep::new(&format!("e{n}"), e.endpoint.address)).collect();
+        let entries = all
+            .iter()
+            .enumerate()
+            .map(|(n, e)| Ep::new(&format!("e{n}"), e.endpoint.address))
+            .collect();
         (all, entries)
     }
 
@@ -65,7 +73,11 @@ fn total(endpoints: &[Counting]) -> usize {
 }
 
 /// `clients` keep-alive clients that send until `stop` says so; returns each one's response times.
-async fn load(rig: &Rig, clients: usize, stop: impl Fn() -> bool + Clone + Send + 'static) -> Vec<Duration> {
+async fn load(
+    rig: &Rig,
+    clients: usize,
+    stop: impl Fn() -> bool + Clone + Send + 'static,
+) -> Vec<Duration> {
     let tasks: Vec<_> = (0..clients)
         .map(|_| {
             let (address, stop) = (rig.web(), stop.clone());
@@ -97,10 +109,16 @@ async fn four_and_two_share_two_to_one_over_10_000_requests() {
     rig.endpoints(&entries);
     rig.usable(6).await;
     let sent = Arc::new(AtomicUsize::new(0));
-    load(&rig, 8, move || sent.fetch_add(1, Ordering::SeqCst) >= 10_000).await;
+    load(&rig, 8, move || {
+        sent.fetch_add(1, Ordering::SeqCst) >= 10_000
+    })
+    .await;
     assert_eq!(total(&all), 10_000);
     let two = total(&all[4..]);
-    assert!((3_167..=3_500).contains(&two), "{two} of 10,000 went to two of six");
+    assert!(
+        (3_167..=3_500).contains(&two),
+        "{two} of 10,000 went to two of six"
+    );
 }
 
 #[tokio::test]
@@ -122,9 +140,16 @@ async fn an_endpoint_that_joins_under_load_is_not_flooded_http() {
         stop.store(true, Ordering::SeqCst);
         (newcomer, others)
     };
-    let ((newcomer, of), _) = tokio::join!(watch, load(&rig, 200, move || told.load(Ordering::SeqCst)));
-    assert!(newcomer * 100 <= of * 37, "{newcomer} of {of} requests where a quarter is fair");
-    assert!(newcomer * 100 >= of * 10, "{newcomer} of {of}: it has to get some");
+    let ((newcomer, of), _) =
+        tokio::join!(watch, load(&rig, 200, move || told.load(Ordering::SeqCst)));
+    assert!(
+        newcomer * 100 <= of * 37,
+        "{newcomer} of {of} requests where a quarter is fair"
+    );
+    assert!(
+        newcomer * 100 >= of * 10,
+        "{newcomer} of {of}: it has to get some"
+    );
 }
 
 #[tokio::test]
@@ -133,7 +158,11 @@ async fn an_endpoint_that_joins_gets_its_share_of_tcp_connections() {
     for _ in 0..4 {
         all.push(echo().await);
     }
-    let entries: Vec<_> = all.iter().enumerate().map(|(n, e)| Ep::new(&format!("e{n}"), e.endpoint.address)).collect();
+    let entries: Vec<_> = all
+        .iter()
+        .enumerate()
+        .map(|(n, e)| Ep::new(&format!("e{n}"), e.endpoint.address))
+        .collect();
     let rig = Rig::with_protocol("tcp", "").await;
     rig.endpoints(&entries[..3]);
     rig.usable(3).await;
@@ -144,17 +173,27 @@ async fn an_endpoint_that_joins_gets_its_share_of_tcp_connections() {
     }
     for old in &all[..3] {
         // Active plus connecting: long connections are spread evenly.
-        assert!((40..=60).contains(&old.got()), "{} of 150 on one of three", old.got());
+        assert!(
+            (40..=60).contains(&old.got()),
+            "{} of 150 on one of three",
+            old.got()
+        );
     }
     // Those that are let in within a moment of each other are equals.
-    eventually("the three are no newcomers", async || usable.elapsed() > Duration::from_millis(500)).await;
+    eventually("the three are no newcomers", async || {
+        usable.elapsed() > Duration::from_millis(500)
+    })
+    .await;
     rig.endpoints(&entries);
     rig.usable(4).await;
     for _ in 0..100 {
         open.push(said_hello(&rig).await);
     }
     let newcomer = all[3].got();
-    assert!((10..=40).contains(&newcomer), "{newcomer} of 100 connections where a quarter is fair");
+    assert!(
+        (10..=40).contains(&newcomer),
+        "{newcomer} of 100 connections where a quarter is fair"
+    );
 }
 
 /// A TCP endpoint that gives back what it gets; counts the connections that said something.
@@ -182,7 +221,9 @@ async fn said_hello(rig: &Rig) -> TcpStream {
     let mut stream = TcpStream::connect(rig.web()).await.unwrap();
     stream.write_all(b"hello").await.unwrap();
     let mut answer = [0; 5];
-    soon("an echo", stream.read_exact(&mut answer)).await.unwrap();
+    soon("an echo", stream.read_exact(&mut answer))
+        .await
+        .unwrap();
     assert_eq!(&answer, b"hello");
     stream
 }
@@ -198,15 +239,24 @@ async fn a_slow_one_among_eleven_does_not_set_the_p99() {
     // Until the slow one has answered once its slowness cannot be known.
     let slow = all[10].requests.clone();
     let warm = Instant::now();
-    load(&rig, 8, move || slow.load(Ordering::SeqCst) > 0 && warm.elapsed() > Duration::from_millis(800)).await;
+    load(&rig, 8, move || {
+        slow.load(Ordering::SeqCst) > 0 && warm.elapsed() > Duration::from_millis(800)
+    })
+    .await;
     let (before, before_slow) = (total(&all), all[10].got());
     let sent = Arc::new(AtomicUsize::new(0));
-    let mut times = load(&rig, 8, move || sent.fetch_add(1, Ordering::SeqCst) >= 4_000).await;
+    let mut times = load(&rig, 8, move || {
+        sent.fetch_add(1, Ordering::SeqCst) >= 4_000
+    })
+    .await;
     let (after, slow) = (total(&all) - before, all[10].got() - before_slow);
     assert!(slow * 100 < after, "{slow} of {after} went to the slow one");
     times.sort_unstable();
     let p99 = times[times.len() * 99 / 100];
-    assert!(p99 < Duration::from_millis(400), "p99 is {p99:?}, the slow one's");
+    assert!(
+        p99 < Duration::from_millis(400),
+        "p99 is {p99:?}, the slow one's"
+    );
 }
 
 /// An endpoint that is not ready gets nothing: not first, not as a retry, not when nothing else is left.
@@ -219,7 +269,10 @@ async fn a_not_ready_endpoint_gets_nothing_ever() {
     })
     .await;
     let rig = Rig::start("timeouts: {hold: 300ms}").await;
-    let (ready, lossy) = (Ep::new("idle", idle.endpoint.address), Ep::new("losing", losing.address));
+    let (ready, lossy) = (
+        Ep::new("idle", idle.endpoint.address),
+        Ep::new("losing", losing.address),
+    );
     let not_ready = ready.clone().not_ready();
     let request = async || {
         let mut client = Client::connect(rig.web()).await.unwrap();
@@ -232,16 +285,26 @@ async fn a_not_ready_endpoint_gets_nothing_ever() {
     rig.endpoints(&[not_ready.clone(), lossy]);
     eventually("only the other is usable", async || {
         let snapshot = rig.running().admin.snapshot.load();
-        snapshot.ports.values().any(|p| p.usable.len() == 1 && p.usable[0].address == losing.address)
+        snapshot
+            .ports
+            .values()
+            .any(|p| p.usable.len() == 1 && p.usable[0].address == losing.address)
     })
     .await;
     let accepted = idle.endpoint.accepted();
     assert_eq!(request().await, 502);
-    assert!(losing.accepted() > 2, "probed once, then tried and replayed on the one that is usable");
+    assert!(
+        losing.accepted() > 2,
+        "probed once, then tried and replayed on the one that is usable"
+    );
     rig.endpoints(std::slice::from_ref(&not_ready));
     rig.usable(0).await;
     assert_eq!(request().await, 503);
-    assert_eq!((idle.got(), idle.endpoint.accepted()), (1, accepted), "not even a probe");
+    assert_eq!(
+        (idle.got(), idle.endpoint.accepted()),
+        (1, accepted),
+        "not even a probe"
+    );
     rig.endpoints(&[ready]);
     rig.usable(1).await;
     assert_eq!((request().await, idle.got()), (200, 2));
@@ -261,10 +324,16 @@ async fn the_last_resort_serves_until_something_usable_is_published() {
         assert_eq!(get(&mut client).await.status, 200);
     }
     assert_eq!(all[0].got(), 20);
-    assert!(rig.running().admin.drains.records().is_empty(), "its drain is deferred");
+    assert!(
+        rig.running().admin.drains.records().is_empty(),
+        "its drain is deferred"
+    );
     rig.endpoints(&[leaver, entries[1].clone()]);
     rig.usable(1).await;
-    eventually("its drain", async || rig.running().admin.drains.records().len() == 1).await;
+    eventually("its drain", async || {
+        rig.running().admin.drains.records().len() == 1
+    })
+    .await;
     for _ in 0..20 {
         assert_eq!(get(&mut client).await.status, 200);
     }
@@ -275,25 +344,41 @@ async fn the_last_resort_serves_until_something_usable_is_published() {
 #[tokio::test]
 async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     let (all, entries) = Counting::many(2, Duration::ZERO).await;
-    let gone = TcpStream::connect(all[0].endpoint.address).await.unwrap().peer_addr().unwrap();
+    let gone = TcpStream::connect(all[0].endpoint.address)
+        .await
+        .unwrap()
+        .peer_addr()
+        .unwrap();
     let rig = Rig::start("").await;
     rig.endpoints(&entries);
     rig.usable(2).await;
     let ejected = || {
         let snapshot = rig.running().admin.snapshot.load();
-        snapshot.ports.values().any(|p| p.usable.iter().any(|e| e.address == gone && e.is_ejected()))
+        snapshot
+            .ports
+            .values()
+            .any(|p| p.usable.iter().any(|e| e.address == gone && e.is_ejected()))
     };
     // Its listener closes: the very next connect is refused.
     let mut all = all.into_iter();
     let (first, second) = (all.next().unwrap(), all.next().unwrap());
     drop(first);
-    eventually("a refusal", async || std::net::TcpStream::connect(gone).is_err()).await;
+    eventually("a refusal", async || {
+        std::net::TcpStream::connect(gone).is_err()
+    })
+    .await;
     let mut sent = 0;
     while !ejected() {
         sent += 1;
         assert!(sent < 1_000, "it was never picked");
         let mut client = Client::connect(rig.web()).await.unwrap();
-        assert_eq!(soon("an answer", client.exchange("POST", "/", "", b"")).await.unwrap().status, 200);
+        assert_eq!(
+            soon("an answer", client.exchange("POST", "/", "", b""))
+                .await
+                .unwrap()
+                .status,
+            200
+        );
     }
     assert_eq!(second.got(), sent);
     let retries = rig.metric("ebbtide_retries_total", "reason=\"connect\"");
@@ -301,11 +386,17 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
         let mut client = Client::connect(rig.web()).await.unwrap();
         assert_eq!(get(&mut client).await.status, 200);
     }
-    assert_eq!(rig.metric("ebbtide_retries_total", "reason=\"connect\""), retries, "it was tried again by a client");
+    assert_eq!(
+        rig.metric("ebbtide_retries_total", "reason=\"connect\""),
+        retries,
+        "it was tried again by a client"
+    );
     let listener = tokio::net::TcpListener::bind(gone).await.unwrap();
     let back = Scripted::on(listener, |mut stream: TcpStream, _| async move {
         while let Ok(1..) = stream.read(&mut [0; 4096]).await {
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nback")
+                .await;
         }
     });
     eventually("its return", async || !ejected()).await;

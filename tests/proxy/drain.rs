@@ -28,7 +28,10 @@ async fn answering(body: &'static str) -> Scripted {
         while let Ok(n @ 1..) = stream.read(&mut buf).await {
             let requests = buf[..n].windows(4).filter(|w| w == b"\r\n\r\n").count();
             for _ in 0..requests {
-                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
                 if stream.write_all(answer.as_bytes()).await.is_err() {
                     return;
                 }
@@ -54,9 +57,16 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     // As a worker sees it that has not heard yet.
     let old = port(&rig);
     rig.endpoints(&[ep_a.terminating(), ep_b]);
-    eventually("a drain", async || rig.running().admin.drains.records().len() == 1).await;
+    eventually("a drain", async || {
+        rig.running().admin.drains.records().len() == 1
+    })
+    .await;
     eventually("no lease, whatever snapshot one holds", async || {
-        old.usable.iter().filter(|e| e.enter().is_none()).map(|e| e.address).eq([a.address])
+        old.usable
+            .iter()
+            .filter(|e| e.enter().is_none())
+            .map(|e| e.address)
+            .eq([a.address])
     })
     .await;
     for _ in 0..200 {
@@ -67,7 +77,10 @@ async fn a_terminating_endpoint_gets_nothing_more() {
 
 /// A slice endpoint and a Pod manifest for each name, on the endpoints that play.
 async fn pods(rig: &Rig, plays: &[(&str, &Play)]) -> Vec<Ep> {
-    let endpoints: Vec<Ep> = plays.iter().map(|(name, play)| Ep::new(name, play.address()).of_pod()).collect();
+    let endpoints: Vec<Ep> = plays
+        .iter()
+        .map(|(name, play)| Ep::new(name, play.address()).of_pod())
+        .collect();
     for ep in &endpoints {
         rig.pod(&ep.name, "v1", None);
     }
@@ -83,17 +96,36 @@ async fn good() -> Play {
 /// Waits until everything that was written to the manifests before is in force. `n` is another one each time.
 async fn in_force(rig: &Rig, n: u32) {
     let mark = Duration::from_millis(20_000 + u64::from(n));
-    rig.service(&[("ebbtide.dev/hold-timeout", &format!("{}ms", mark.as_millis()))]);
-    eventually("the manifests in force", async || port(rig).policy.hold_timeout == mark).await;
+    rig.service(&[(
+        "ebbtide.dev/hold-timeout",
+        &format!("{}ms", mark.as_millis()),
+    )]);
+    eventually("the manifests in force", async || {
+        port(rig).policy.hold_timeout == mark
+    })
+    .await;
 }
 
 fn port(rig: &Rig) -> Arc<Port> {
-    rig.running().admin.snapshot.load().ports.values().next().unwrap().clone()
+    rig.running()
+        .admin
+        .snapshot
+        .load()
+        .ports
+        .values()
+        .next()
+        .unwrap()
+        .clone()
 }
 
 /// The endpoint at this address, as published last.
 fn at(rig: &Rig, play: &Play) -> Option<Arc<Endpoint>> {
-    port(rig).all.iter().filter(|e| e.address == play.address()).max_by_key(|e| e.id).cloned()
+    port(rig)
+        .all
+        .iter()
+        .filter(|e| e.address == play.address())
+        .max_by_key(|e| e.id)
+        .cloned()
 }
 
 fn records(rig: &Rig) -> Vec<Record> {
@@ -101,7 +133,10 @@ fn records(rig: &Rig) -> Vec<Record> {
 }
 
 fn ended(rig: &Rig) -> Vec<Record> {
-    records(rig).into_iter().filter(|r| r.ended.is_some()).collect()
+    records(rig)
+        .into_iter()
+        .filter(|r| r.ended.is_some())
+        .collect()
 }
 
 /// Requests to all of `plays`, which say later, in flight at once, each on a client of its own.
@@ -111,7 +146,10 @@ async fn in_flight(rig: &Rig, plays: &[&Play], count: usize) -> JoinSet<u16> {
         let mut client = Client::connect(rig.web()).await.unwrap();
         requests.spawn(async move { client.exchange("GET", "/", "", b"").await.unwrap().status });
     }
-    eventually("in flight", async || plays.iter().map(|p| p.requests().len()).sum::<usize>() == count).await;
+    eventually("in flight", async || {
+        plays.iter().map(|p| p.requests().len()).sum::<usize>() == count
+    })
+    .await;
     requests
 }
 
@@ -125,18 +163,29 @@ async fn idle_connections_are_closed_when_their_endpoint_drains_or_is_out() {
         ("is removed", |_| None),
     ];
     for (name, change) in changes {
-        let (a, b) = (Play::start(|_| Act::SayLater(OK.into())).await, good().await);
+        let (a, b) = (
+            Play::start(|_| Act::SayLater(OK.into())).await,
+            good().await,
+        );
         let rig = Rig::start("").await;
         let endpoints = pods(&rig, &[("a", &a)]).await;
         let requests = in_flight(&rig, &[&a], 5).await;
         a.release();
-        assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
+        assert!(
+            soon("answers", requests.join_all())
+                .await
+                .iter()
+                .all(|status| *status == 200)
+        );
         assert_eq!(a.open(), 5, "{name}: idle now");
         let ep_b = Ep::new("b", b.address()).of_pod();
         rig.pod("b", "v1", None);
         rig.endpoints(&[endpoints[0].clone(), ep_b.clone()]);
         rig.usable(2).await;
-        let changed: Vec<Ep> = change(endpoints[0].clone()).into_iter().chain([ep_b]).collect();
+        let changed: Vec<Ep> = change(endpoints[0].clone())
+            .into_iter()
+            .chain([ep_b])
+            .collect();
         rig.endpoints(&changed);
         eventually(name, async || a.open() == 0).await;
     }
@@ -146,7 +195,14 @@ async fn idle_connections_are_closed_when_their_endpoint_drains_or_is_out() {
 #[tokio::test]
 async fn a_drain_is_one_and_its_receipt_counts() {
     let (a, b) = (
-        Play::start(|t| if t.number < 3 { Act::Say(OK.into()) } else { Act::SayLater(OK.into()) }).await,
+        Play::start(|t| {
+            if t.number < 3 {
+                Act::Say(OK.into())
+            } else {
+                Act::SayLater(OK.into())
+            }
+        })
+        .await,
         good().await,
     );
     let rig = Rig::start("").await;
@@ -169,7 +225,10 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     rig.pod("a", "v1", Some(30));
     eventually("the drain", async || records(&rig).len() == 1).await;
     let running = records(&rig).remove(0);
-    assert_eq!((running.ended.is_none(), running.in_flight, running.trigger), (true, 4, Trigger::PodDeleted));
+    assert_eq!(
+        (running.ended.is_none(), running.in_flight, running.trigger),
+        (true, 4, Trigger::PodDeleted)
+    );
     assert_eq!(running.pod.as_deref(), Some("a"));
     // Told again, and again in other words; by the slice, by other slices' news, by the object's end.
     rig.endpoints(&[endpoints[0].clone().terminating(), ep_b.clone()]);
@@ -178,7 +237,12 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     in_force(&rig, 2).await;
     assert_eq!(records(&rig).len(), 1);
     a.release();
-    assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
+    assert!(
+        soon("answers", requests.join_all())
+            .await
+            .iter()
+            .all(|status| *status == 200)
+    );
     eventually("the receipt", async || ended(&rig).len() == 1).await;
     // It has drained, and its pod takes its time: news of others are no news of it.
     in_force(&rig, 3).await;
@@ -190,13 +254,21 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     assert_eq!(all.len(), 1, "{all:?}");
     let record = &all[0];
     assert_eq!(
-        (record.finished, record.replayed, record.forced, record.idle_closed),
+        (
+            record.finished,
+            record.replayed,
+            record.forced,
+            record.idle_closed
+        ),
         (4, 0, 0, 0),
         "the first connection was in use again: {record:?}"
     );
     assert_eq!(record.ended.unwrap().1, Outcome::Drained);
     assert_eq!(get(&mut client).await.status, 200);
-    assert_eq!(rig.metric("ebbtide_drains_total", "trigger=\"podDeleted\""), 1.0);
+    assert_eq!(
+        rig.metric("ebbtide_drains_total", "trigger=\"podDeleted\""),
+        1.0
+    );
     assert_eq!(rig.metric("ebbtide_drains_total", ""), 1.0);
     assert_eq!(rig.metric("ebbtide_drain_reaction_seconds_count", ""), 1.0);
     assert_eq!(rig.metric("ebbtide_drain_duration_seconds_count", ""), 1.0);
@@ -206,15 +278,26 @@ async fn a_drain_is_one_and_its_receipt_counts() {
 #[tokio::test]
 async fn a_receipt_counts_the_idle_connections() {
     for _ in 0..10 {
-        let (a, b) = (Play::start(|_| Act::SayLater(OK.into())).await, good().await);
+        let (a, b) = (
+            Play::start(|_| Act::SayLater(OK.into())).await,
+            good().await,
+        );
         let rig = Rig::start("").await;
         let ep_a = Ep::new("a", a.address());
         rig.endpoints(std::slice::from_ref(&ep_a));
         rig.usable(1).await;
         let requests = in_flight(&rig, &[&a], 6).await;
         a.release();
-        assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
-        eventually("no lease left", async || at(&rig, &a).is_some_and(|e| e.leases() == 0)).await;
+        assert!(
+            soon("answers", requests.join_all())
+                .await
+                .iter()
+                .all(|status| *status == 200)
+        );
+        eventually("no lease left", async || {
+            at(&rig, &a).is_some_and(|e| e.leases() == 0)
+        })
+        .await;
         let ep_b = Ep::new("b", b.address());
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
@@ -240,10 +323,19 @@ async fn a_receipt_counts_what_was_replayed() {
         rig.endpoints(&[ep_a.terminating(), ep_b]);
         eventually("the drain", async || records(&rig).len() == 1).await;
         a.drop_connections();
-        assert!(soon("answers", requests.join_all()).await.iter().all(|status| *status == 200));
+        assert!(
+            soon("answers", requests.join_all())
+                .await
+                .iter()
+                .all(|status| *status == 200)
+        );
         eventually("the receipt", async || ended(&rig).len() == 1).await;
         let record = ended(&rig).remove(0);
-        assert_eq!((record.finished, record.replayed, record.forced), (0, 3, 0), "{record:?}");
+        assert_eq!(
+            (record.finished, record.replayed, record.forced),
+            (0, 3, 0),
+            "{record:?}"
+        );
         assert_eq!(record.ended.unwrap().1, Outcome::Drained);
     }
 }
@@ -252,7 +344,14 @@ async fn a_receipt_counts_what_was_replayed() {
 #[tokio::test]
 async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     let (a, b) = (
-        Play::start(|t| if t.number == 0 { Act::SayLater(OK.into()) } else { Act::Say(OK.into()) }).await,
+        Play::start(|t| {
+            if t.number == 0 {
+                Act::SayLater(OK.into())
+            } else {
+                Act::Say(OK.into())
+            }
+        })
+        .await,
         good().await,
     );
     let rig = Rig::start("").await;
@@ -267,13 +366,24 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     eventually("the drain", async || old.is_draining()).await;
     rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
     rig.usable(2).await;
-    let new = port(&rig).usable.iter().find(|e| e.address == a.address()).cloned().unwrap();
+    let new = port(&rig)
+        .usable
+        .iter()
+        .find(|e| e.address == a.address())
+        .cloned()
+        .unwrap();
     assert_ne!(new.id, old.id);
-    assert_eq!((old.leases(), new.leases(), old.enter().is_none()), (1, 0, true));
+    assert_eq!(
+        (old.leases(), new.leases(), old.enter().is_none()),
+        (1, 0, true)
+    );
     reaches(&rig, &a, 2).await;
     assert!(ended(&rig).is_empty(), "the old one still drains");
     a.release();
-    assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
+    assert_eq!(
+        soon("the old one's answer", requests.join_all()).await,
+        [200]
+    );
     eventually("the receipt", async || ended(&rig).len() == 1).await;
     assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
     assert!(!new.is_draining());
@@ -282,7 +392,14 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
 /// The same where the old one has not begun to drain, being all there is.
 #[tokio::test]
 async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
-    let a = Play::start(|t| if t.number == 0 { Act::SayLater(OK.into()) } else { Act::Say(OK.into()) }).await;
+    let a = Play::start(|t| {
+        if t.number == 0 {
+            Act::SayLater(OK.into())
+        } else {
+            Act::Say(OK.into())
+        }
+    })
+    .await;
     let rig = Rig::start("").await;
     let ep = Ep::new("a", a.address());
     rig.endpoints(std::slice::from_ref(&ep));
@@ -300,7 +417,10 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     let mut client = Client::connect(rig.web()).await.unwrap();
     assert_eq!(get(&mut client).await.status, 200);
     a.release();
-    assert_eq!(soon("the old one's answer", requests.join_all()).await, [200]);
+    assert_eq!(
+        soon("the old one's answer", requests.join_all()).await,
+        [200]
+    );
     eventually("the receipt", async || ended(&rig).len() == 1).await;
     assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
 }
@@ -333,7 +453,11 @@ async fn a_pod_shown_ready_after_its_deletion_gets_nothing() {
         for _ in 0..30 {
             assert_eq!(get(&mut client).await.status, 200);
         }
-        assert_eq!((a.requests().len(), records(&rig).len()), (seen, 1), "step {number}");
+        assert_eq!(
+            (a.requests().len(), records(&rig).len()),
+            (seen, 1),
+            "step {number}"
+        );
     }
 }
 
@@ -344,7 +468,10 @@ async fn a_removal_without_a_pod_drains_with_the_drain_timeout() {
         let (a, b) = (Play::start(|_| Act::Hang).await, good().await);
         let rig = Rig::start("timeouts: {drain: 500ms}").await;
         // A targetRef alone tells of no pod.
-        let ep = |name, play: &Play| Ep { pod: of_pod, ..Ep::new(name, play.address()) };
+        let ep = |name, play: &Play| Ep {
+            pod: of_pod,
+            ..Ep::new(name, play.address())
+        };
         let (ep_a, ep_b) = (ep("a", &a), ep("b", &b));
         rig.endpoints(std::slice::from_ref(&ep_a));
         rig.usable(1).await;
@@ -369,7 +496,14 @@ async fn a_removal_without_a_pod_drains_with_the_drain_timeout() {
 async fn a_removal_while_the_pod_lives_is_reversible() {
     for not_ready in [false, true] {
         let (a, b) = (
-            Play::start(|t| if t.number == 0 { Act::SayLater(OK.into()) } else { Act::Say(OK.into()) }).await,
+            Play::start(|t| {
+                if t.number == 0 {
+                    Act::SayLater(OK.into())
+                } else {
+                    Act::Say(OK.into())
+                }
+            })
+            .await,
             good().await,
         );
         let rig = Rig::start("timeouts: {drain: 100ms}").await;
@@ -390,7 +524,10 @@ async fn a_removal_while_the_pod_lives_is_reversible() {
         for _ in 0..100 {
             assert_eq!(get(&mut client).await.status, 200);
         }
-        assert_eq!((a.requests().len(), before.leases(), before.drain_deadline()), (1, 1, None));
+        assert_eq!(
+            (a.requests().len(), before.leases(), before.drain_deadline()),
+            (1, 1, None)
+        );
         rig.endpoints(&[endpoints[0].clone(), ep_b]);
         rig.usable(2).await;
         assert_eq!(at(&rig, &a).unwrap().id, before.id, "the same endpoint");
@@ -409,20 +546,27 @@ async fn reaches(rig: &Rig, endpoint: &Play, requests: usize) {
         if endpoint.requests().len() >= requests {
             return;
         }
-        let clients =
-            (0..16).map(|_| tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap()).await.status }));
+        let clients = (0..16).map(|_| {
+            tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap()).await.status })
+        });
         for client in clients.collect::<Vec<_>>() {
             assert_eq!(soon("an answer", client).await.unwrap(), 200);
         }
     }
-    panic!("{requests} requests have not reached {}", endpoint.address());
+    panic!(
+        "{requests} requests have not reached {}",
+        endpoint.address()
+    );
 }
 
 /// The pod's own end is what makes an earlier removal a drain.
 #[tokio::test]
 async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
     for deletion in [true, false] {
-        let (a, b) = (Play::start(|_| Act::SayLater(OK.into())).await, good().await);
+        let (a, b) = (
+            Play::start(|_| Act::SayLater(OK.into())).await,
+            good().await,
+        );
         let rig = Rig::start("").await;
         let endpoints = pods(&rig, &[("a", &a)]).await;
         let requests = in_flight(&rig, &[&a], 1).await;
@@ -440,7 +584,10 @@ async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
         }
         eventually("the drain", async || records(&rig).len() == 1).await;
         let record = records(&rig).remove(0);
-        assert_eq!((record.trigger, record.in_flight, record.deadline.is_some()), (Trigger::PodDeleted, 1, true));
+        assert_eq!(
+            (record.trigger, record.in_flight, record.deadline.is_some()),
+            (Trigger::PodDeleted, 1, true)
+        );
         a.release();
         assert_eq!(soon("its answer", requests.join_all()).await, [200]);
         eventually("the receipt", async || ended(&rig).len() == 1).await;
@@ -451,18 +598,28 @@ async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
 /// The contract's line 4: a deadline is the pod's own, and is only ever shortened.
 #[tokio::test]
 async fn a_drain_deadline_only_shortens() {
-    let (a, b) = (Play::start(|_| Act::SayLater(OK.into())).await, good().await);
+    let (a, b) = (
+        Play::start(|_| Act::SayLater(OK.into())).await,
+        good().await,
+    );
     let rig = Rig::start("").await;
     let endpoints = pods(&rig, &[("a", &a)]).await;
     // What the pod's spec says is not what its deletion asks for.
     let pod = |deletion: Option<u64>| {
         let mut metadata = json!({"namespace": "web", "name": "a", "uid": uid_of("a")});
         if let Some(grace) = deletion {
-            metadata["deletionTimestamp"] = json!(jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            metadata["deletionTimestamp"] = json!(
+                jiff::Timestamp::now()
+                    .strftime("%Y-%m-%dT%H:%M:%SZ")
+                    .to_string()
+            );
             metadata["deletionGracePeriodSeconds"] = json!(grace);
         }
         let spec = json!({"terminationGracePeriodSeconds": 5});
-        rig.write("pod-a.json", &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}));
+        rig.write(
+            "pod-a.json",
+            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}),
+        );
     };
     pod(None);
     let requests = in_flight(&rig, &[&a], 1).await;
@@ -481,12 +638,19 @@ async fn a_drain_deadline_only_shortens() {
     assert!(left(begin) >= 103.0, "{}", left(begin));
     rig.endpoints(&[endpoints[0].clone().terminating(), ep_b.clone()]);
     in_force(&rig, 1).await;
-    assert_eq!(endpoint.drain_deadline(), first, "the slice tells the same, later");
+    assert_eq!(
+        endpoint.drain_deadline(),
+        first,
+        "the slice tells the same, later"
+    );
     pod(Some(200));
     in_force(&rig, 2).await;
     assert_eq!(endpoint.drain_deadline(), first, "longer");
     pod(Some(50));
-    eventually("a shorter deadline", async || endpoint.drain_deadline() < first).await;
+    eventually("a shorter deadline", async || {
+        endpoint.drain_deadline() < first
+    })
+    .await;
     let second = endpoint.drain_deadline();
     assert!(left(begin) >= 53.0);
     rig.remove("pod-a.json");
@@ -517,7 +681,10 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     }
     assert_eq!(a.requests().len(), 20);
     rig.pod("b", "v2", None);
-    rig.endpoints(&[endpoints[0].clone().terminating(), Ep::new("b", b.address()).of_pod()]);
+    rig.endpoints(&[
+        endpoints[0].clone().terminating(),
+        Ep::new("b", b.address()).of_pod(),
+    ]);
     rig.usable(1).await;
     eventually("its drain", async || endpoint.is_draining()).await;
     for _ in 0..50 {
@@ -526,8 +693,14 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     assert_eq!((a.requests().len(), b.requests().len()), (20, 50));
     eventually("the receipt", async || ended(&rig).len() == 1).await;
     // The other one is out again: there is nothing better once more.
-    rig.endpoints(&[endpoints[0].clone().terminating(), Ep::new("b", b.address()).of_pod().not_ready()]);
-    eventually("a last resort again", async || port(&rig).last_resort.len() == 1).await;
+    rig.endpoints(&[
+        endpoints[0].clone().terminating(),
+        Ep::new("b", b.address()).of_pod().not_ready(),
+    ]);
+    eventually("a last resort again", async || {
+        port(&rig).last_resort.len() == 1
+    })
+    .await;
     assert_eq!(get(&mut client).await.status, 200);
     assert_eq!((a.requests().len(), b.requests().len()), (21, 50));
 }
@@ -546,12 +719,21 @@ async fn the_last_resort_ends_with_serving_and_with_its_deadline() {
         let mut client = Client::connect(rig.web()).await.unwrap();
         assert_eq!(get(&mut client).await.status, 200);
         if !by_deadline {
-            rig.endpoints(&[Ep { serving: false, ..ep.terminating() }]);
+            rig.endpoints(&[Ep {
+                serving: false,
+                ..ep.terminating()
+            }]);
         }
         eventually("its drain", async || endpoint.is_draining()).await;
-        assert_eq!(Instant::now() >= endpoint.drain_deadline().unwrap(), by_deadline);
+        assert_eq!(
+            Instant::now() >= endpoint.drain_deadline().unwrap(),
+            by_deadline
+        );
         let answer = get(&mut client).await;
-        assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true));
+        assert_eq!(
+            (answer.status, answer.header("retry-after").is_some()),
+            (503, true)
+        );
         eventually("the receipt", async || ended(&rig).len() == 1).await;
         in_force(&rig, 1).await;
         assert_eq!(records(&rig).len(), 1);

@@ -120,10 +120,21 @@ const SEEDS: u64 = 24;
 const SEEDS_FULL: u64 = 1_000;
 
 async fn row(name: &str, stage: Stage, manner: Manner) {
-    let one: Option<u64> = std::env::var("EBBTIDE_SEED").ok().map(|seed| seed.parse().unwrap());
+    let one: Option<u64> = std::env::var("EBBTIDE_SEED")
+        .ok()
+        .map(|seed| seed.parse().unwrap());
     let full = std::env::var_os("EBBTIDE_FULL").is_some();
-    let seeds = one.map_or(0..if full { SEEDS_FULL } else { SEEDS }, |seed| seed..seed + 1);
-    let lanes = (0..LANES).map(|lane| lane_of(name, stage, manner, seeds.clone().filter(move |s| s % LANES == lane)));
+    let seeds = one.map_or(0..if full { SEEDS_FULL } else { SEEDS }, |seed| {
+        seed..seed + 1
+    });
+    let lanes = (0..LANES).map(|lane| {
+        lane_of(
+            name,
+            stage,
+            manner,
+            seeds.clone().filter(move |s| s % LANES == lane),
+        )
+    });
     let mut sum = Figures::default();
     for figures in futures::future::join_all(lanes).await {
         sum.seeds += figures.seeds;
@@ -134,25 +145,44 @@ async fn row(name: &str, stage: Stage, manner: Manner) {
         sum.drained += figures.drained;
         sum.retries += figures.retries;
     }
-    let Figures { seeds, requests, right, cut, once, drained, retries } = sum;
+    let Figures {
+        seeds,
+        requests,
+        right,
+        cut,
+        once,
+        drained,
+        retries,
+    } = sum;
     println!(
         "FIGURE faults {name}: {seeds} seeds, {requests} requests, {right} answered, {retries} retries, {cut} cut in \
          their answer, {once} not idempotent and lost, {drained} drains: 0 failed, 0 twice, 0 wrong, 0 after a drain began"
     );
 }
 
-async fn lane_of(name: &str, stage: Stage, manner: Manner, seeds: impl Iterator<Item = u64>) -> Figures {
+async fn lane_of(
+    name: &str,
+    stage: Stage,
+    manner: Manner,
+    seeds: impl Iterator<Item = u64>,
+) -> Figures {
     let mut sum = Figures::default();
     let mut seeds = seeds.peekable();
     if seeds.peek().is_none() {
         return sum;
     }
     // What is silent is cut soon; everything else has the time that it takes on a busy machine.
-    let drain = if stage == Stage::Silent { "200ms" } else { "30s" };
+    let drain = if stage == Stage::Silent {
+        "200ms"
+    } else {
+        "30s"
+    };
     let more = "retry: {attempts: 3, budgetFloor: 10000}\ntimeouts: {hold: 1m, head: 1m, drain: ";
     let rig = Rig::start(&format!("{more}{drain}}}")).await;
     for seed in seeds {
-        let play = AssertUnwindSafe(play(&rig, stage, manner, seed, &mut sum)).catch_unwind().await;
+        let play = AssertUnwindSafe(play(&rig, stage, manner, seed, &mut sum))
+            .catch_unwind()
+            .await;
         if let Err(panic) = play {
             println!("again: EBBTIDE_SEED={seed} cargo test --test proxy faults::{name}");
             std::panic::resume_unwind(panic);
@@ -178,7 +208,8 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
         6 => News::Contradictory,
         _ => News::Reused,
     };
-    let dies = stage == Stage::BeforeConnect || stage != Stage::Silent && news != News::Reused && rng.bool();
+    let dies = stage == Stage::BeforeConnect
+        || stage != Stage::Silent && news != News::Reused && rng.bool();
     let count = rng.usize(1..4);
     let length = [60, 300, 5_000, 20_000, 120_000][rng.usize(..5)];
     let scene = Arc::new(Scene {
@@ -197,7 +228,12 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     for number in 0..count {
         actors.push(Actor::start(&scene, number));
     }
-    let mut files = Files { rig, seed, pods, slices: Vec::new() };
+    let mut files = Files {
+        rig,
+        seed,
+        pods,
+        slices: Vec::new(),
+    };
     (0..count).for_each(|number| files.join(number, &actors[number]));
     files.write();
     let open = |actor: &Actor| known(rig, actor.address).is_some_and(|endpoint| endpoint.is_open());
@@ -219,9 +255,20 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
         scene.struck.send_replace(Some(victim));
     }
     scene.armed.store(true, Ordering::SeqCst);
-    let kinds: [&[&str]; 6] = [&["GET"], &["PUT"], &["POST"], &["GET", "GET"], &["GET", "POST"], &["POST", "GET"]];
+    let kinds: [&[&str]; 6] = [
+        &["GET"],
+        &["PUT"],
+        &["POST"],
+        &["GET", "GET"],
+        &["GET", "POST"],
+        &["POST", "GET"],
+    ];
     // At least one with a body, where it is the body that is cut.
-    let first = if stage == Stage::InRequestBody { kinds[1 + rng.usize(..2)] } else { kinds[rng.usize(..6)] };
+    let first = if stage == Stage::InRequestBody {
+        kinds[1 + rng.usize(..2)]
+    } else {
+        kinds[rng.usize(..6)]
+    };
     let (first, second) = match (stage, kinds[rng.usize(..6)]) {
         // One request at a time: nothing tells a stray answer from a right one where the next request is there already.
         (Stage::AnsweredTwice, _) => (&first[..1], &[][..]),
@@ -235,7 +282,10 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
         // On reuse only where a request met a connection that was kept; a second round makes sure of it below.
         let struck = async { *struck.wait_for(Option::is_some).await.unwrap() };
         let hit = match stage {
-            Stage::OnReuse => tokio::time::timeout(Duration::from_millis(100), struck).await.ok().flatten(),
+            Stage::OnReuse => tokio::time::timeout(Duration::from_millis(100), struck)
+                .await
+                .ok()
+                .flatten(),
             _ => soon("the failure", struck).await,
         };
         fail(&scene, &mut files, &mut actors, hit, news, dies, &mut rng).await
@@ -244,8 +294,13 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     if stage == Stage::AnsweredTwice {
         soon("the stray answer", scene.over.cancelled()).await;
     }
-    let begun =
-        [Stage::AfterResponseHead, Stage::InCountedBody, Stage::InChunk, Stage::BetweenChunks, Stage::InCloseDelimited];
+    let begun = [
+        Stage::AfterResponseHead,
+        Stage::InCountedBody,
+        Stage::InChunk,
+        Stage::BetweenChunks,
+        Stage::InCloseDelimited,
+    ];
     let allowed = Allowed {
         cut: begun.contains(&stage),
         // Where nothing was written nothing is lost, save on a connection that was kept.
@@ -256,19 +311,30 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     scene.armed.store(false, Ordering::SeqCst);
     scene.go.cancel();
 
-    if let Some(Fallen { actor, endpoint, connections }) = &fallen {
+    if let Some(Fallen {
+        actor,
+        endpoint,
+        connections,
+    }) = &fallen
+    {
         eventually("its drain begins", async || endpoint.is_draining()).await;
         sum.drained += 1;
         let after = ask_on(&mut clients, &mut rngs[0], &scene, sum).await;
         for id in after {
             let late = |seen: &actor::Seen| seen.actor == *actor && seen.connection < *connections;
-            assert!(!scene.seen(&id).iter().any(late), "{id} was dispatched after the drain of {actor} began");
+            assert!(
+                !scene.seen(&id).iter().any(late),
+                "{id} was dispatched after the drain of {actor} began"
+            );
         }
     } else {
         ask_on(&mut clients, &mut rngs[0], &scene, sum).await;
     }
     files.clean().await;
-    eventually("the drains are over", async || rig.running().admin.drains.running() == 0).await;
+    eventually("the drains are over", async || {
+        rig.running().admin.drains.running() == 0
+    })
+    .await;
     sum.seeds += 1;
 }
 
@@ -295,7 +361,10 @@ async fn fail(
     };
     let rig = files.rig;
     let endpoint = known(rig, actors[hit].address).unwrap();
-    let connections = actors[hit].scripted.as_ref().map_or(usize::MAX, |scripted| scripted.accepted());
+    let connections = actors[hit]
+        .scripted
+        .as_ref()
+        .map_or(usize::MAX, |scripted| scripted.accepted());
     let others = actors.len() > 1;
     let wait = Duration::from_millis(rng.u64(0..20));
     match news {
@@ -333,7 +402,11 @@ async fn fail(
         files.join(actors.len() - 1, &actors[actors.len() - 1]);
         files.write();
     }
-    (news != News::Never).then_some(Fallen { actor: hit, endpoint, connections })
+    (news != News::Never).then_some(Fallen {
+        actor: hit,
+        endpoint,
+        connections,
+    })
 }
 
 /// What a row may cost.
@@ -346,34 +419,59 @@ struct Allowed {
 }
 
 impl Allowed {
-    const NOTHING: Self = Self { cut: false, lost: false };
+    const NOTHING: Self = Self {
+        cut: false,
+        lost: false,
+    };
 }
 
 fn judge(scene: &Scene, told: &[Told], sum: &mut Figures, allowed: Allowed) {
     let mut behind_a_cut = false;
-    for Told { id, repeatable, got } in told {
+    for Told {
+        id,
+        repeatable,
+        got,
+    } in told
+    {
         sum.requests += 1;
         let seen = scene.seen(id);
-        assert!(*repeatable || seen.len() <= 1, "{id} is not idempotent and was sent twice: {seen:?}");
+        assert!(
+            *repeatable || seen.len() <= 1,
+            "{id} is not idempotent and was sent twice: {seen:?}"
+        );
         match got {
             Got::Right => {
                 sum.right += 1;
-                assert!(!seen.is_empty(), "{id} was answered by an endpoint that is not in the scene");
+                assert!(
+                    !seen.is_empty(),
+                    "{id} was answered by an endpoint that is not in the scene"
+                );
             }
             Got::Cut if allowed.cut => {
                 sum.cut += 1;
                 behind_a_cut = true;
             }
-            Got::Own(answer) if !repeatable && allowed.lost && answer.starts_with("502 ") => sum.once += 1,
+            Got::Own(answer) if !repeatable && allowed.lost && answer.starts_with("502 ") => {
+                sum.once += 1
+            }
             Got::Nothing if behind_a_cut => {}
-            Got::Own(what) | Got::Wrong(what) => panic!("{id}, repeatable {repeatable}: {what:?}, seen {seen:?}"),
-            Got::Cut | Got::Nothing => panic!("{id}, repeatable {repeatable}: {got:?}, seen {seen:?}"),
+            Got::Own(what) | Got::Wrong(what) => {
+                panic!("{id}, repeatable {repeatable}: {what:?}, seen {seen:?}")
+            }
+            Got::Cut | Got::Nothing => {
+                panic!("{id}, repeatable {repeatable}: {got:?}, seen {seen:?}")
+            }
         }
     }
 }
 
 /// Afterwards everything is answered, on the same connections where they were not cut. Returns what was asked.
-async fn ask_on(clients: &mut [Client<'_>; 2], rng: &mut Rng, scene: &Scene, sum: &mut Figures) -> Vec<String> {
+async fn ask_on(
+    clients: &mut [Client<'_>; 2],
+    rng: &mut Rng,
+    scene: &Scene,
+    sum: &mut Figures,
+) -> Vec<String> {
     let mut ids = Vec::new();
     for client in clients {
         for _ in 0..2 {
@@ -395,7 +493,12 @@ struct Client<'a> {
 
 impl<'a> Client<'a> {
     fn new(rig: &'a Rig, seed: u64, number: usize) -> Self {
-        Self { rig, wire: None, name: format!("s{seed}c{number}"), asked: 0 }
+        Self {
+            rig,
+            wire: None,
+            name: format!("s{seed}c{number}"),
+            asked: 0,
+        }
     }
 
     /// Sends these requests at once and reads their answers; the connection is a new one only where the last was cut.
@@ -423,9 +526,17 @@ impl<'a> Client<'a> {
         let mut told = Vec::new();
         let mut keeps = true;
         for (id, method) in ids {
-            let (got, kept) = if keeps { read(&mut wire, &id).await } else { (Got::Nothing, false) };
+            let (got, kept) = if keeps {
+                read(&mut wire, &id).await
+            } else {
+                (Got::Nothing, false)
+            };
             keeps = kept;
-            told.push(Told { id, repeatable: method != "POST", got });
+            told.push(Told {
+                id,
+                repeatable: method != "POST",
+                got,
+            });
         }
         self.wire = keeps.then_some(wire);
         told
@@ -439,10 +550,15 @@ fn request(method: &str, id: &str, rng: &mut Rng) -> Vec<u8> {
     }
     let body = upload_of(id, [40, 2_000, 50_000][rng.usize(..3)]);
     if rng.bool() {
-        return [format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+        return [
+            format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes(),
+            &body,
+        ]
+        .concat();
     }
     let (one, two) = body.split_at(rng.usize(1..body.len()));
-    let chunk = |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+    let chunk =
+        |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
     let head = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
     [head.as_bytes(), &chunk(one), &chunk(two), b"0\r\n\r\n"].concat()
 }
@@ -468,16 +584,25 @@ async fn read(wire: &mut Wire, id: &str) -> (Got, bool) {
         return (Got::Own(format!("{} {reason}", &head[9..12])), keeps);
     }
     let echo = field(&head, "X-Id");
-    if echo != Some(id) || !head.starts_with("HTTP/1.1 200 ") || field(&head, "X-Sound") != Some("true") {
+    if echo != Some(id)
+        || !head.starts_with("HTTP/1.1 200 ")
+        || field(&head, "X-Sound") != Some("true")
+    {
         return (Got::Wrong(head), false);
     }
     match (body, wire.end) {
-        (Some(body), _) if body == body_of(id, body.len()) && body.ends_with(format!("#end-of-{id}").as_bytes()) => {
+        (Some(body), _)
+            if body == body_of(id, body.len())
+                && body.ends_with(format!("#end-of-{id}").as_bytes()) =>
+        {
             (Got::Right, keeps)
         }
         (None, Some(End::Reset)) => (Got::Cut, false),
         (None, _) => (Got::Wrong("a clean end in the body".into()), false),
-        (Some(body), _) => (Got::Wrong(String::from_utf8_lossy(&body).into_owned()), false),
+        (Some(body), _) => (
+            Got::Wrong(String::from_utf8_lossy(&body).into_owned()),
+            false,
+        ),
     }
 }
 
@@ -529,7 +654,8 @@ impl Files<'_> {
     }
 
     fn delete_pod(&self, number: usize) {
-        self.rig.pod(&self.name(number), &number.to_string(), Some(30));
+        self.rig
+            .pod(&self.name(number), &number.to_string(), Some(30));
     }
 
     fn replace_pod(&mut self, number: usize) {

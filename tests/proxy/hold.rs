@@ -41,7 +41,11 @@ async fn serving(listener: TcpListener, service: Duration, most: Arc<AtomicUsize
                 most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 tokio::time::sleep(service).await;
                 now.fetch_sub(1, Ordering::SeqCst);
-                if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+                if stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -72,7 +76,10 @@ async fn refused(web: SocketAddr) -> ErrorKind {
 }
 
 async fn held(rig: &Rig, count: usize) {
-    eventually(&format!("{count} held"), async || rig.metric("ebbtide_held{", "") == count as f64).await;
+    eventually(&format!("{count} held"), async || {
+        rig.metric("ebbtide_held{", "") == count as f64
+    })
+    .await;
 }
 
 /// A fleet with a proxy before it, and eight clients at 500/s until told to stop.
@@ -87,14 +94,21 @@ impl Scene {
     async fn start(options: Options, path: &str, rate: f64) -> Self {
         let fleet = Fleet::start(options).await.unwrap();
         let config = proxy::config(&fleet.manifests(), "workers: 2");
-        let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config, &["web"]).await.unwrap();
+        let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config, &["web"])
+            .await
+            .unwrap();
         let stop = CancellationToken::new();
         let mut load = Load::new(proxy.web().unwrap(), path, Duration::from_secs(120));
         (load.timeout, load.rate) = (Duration::from_secs(15), rate);
         let stopped = stop.clone();
         let load = tokio::spawn(async move { load.run(&stopped, |_| ()).await });
         tokio::time::sleep(Duration::from_millis(700)).await;
-        Self { fleet, proxy, stop, load }
+        Self {
+            fleet,
+            proxy,
+            stop,
+            load,
+        }
     }
 
     fn ids(&self) -> Vec<PodId> {
@@ -106,7 +120,12 @@ impl Scene {
         tokio::time::sleep(Duration::from_millis(700)).await;
         self.stop.cancel();
         let report = soon("the load's end", self.load).await.unwrap();
-        assert_eq!((report.failed, report.sockets), (0, 8), "{report}\n{}", self.proxy.log_tail());
+        assert_eq!(
+            (report.failed, report.sockets),
+            (0, 8),
+            "{report}\n{}",
+            self.proxy.log_tail()
+        );
         assert!(report.ok > 50, "{report}");
         println!("{report}");
         report
@@ -122,7 +141,10 @@ async fn recreate(path: &str, rate: f64, tell: Tell) {
     tokio::time::sleep(Duration::from_secs(3)).await;
     scene.fleet.scale_up(3, "v2").await.unwrap();
     let report = scene.ends_unharmed().await;
-    assert!(report.longest_stall > Duration::from_secs(2), "nothing was held: {report}");
+    assert!(
+        report.longest_stall > Duration::from_secs(2),
+        "nothing was held: {report}"
+    );
 }
 
 #[tokio::test]
@@ -150,11 +172,21 @@ async fn endpoints_that_die_and_come_back_unannounced_fail_nobody() {
     // Connections that end at once: refused from the endpoint's view, ejected from the proxy's.
     drop(listeners);
     let first = asking(rig.web());
-    eventually("both ejected", async || addresses.iter().all(|a| known(&rig, *a).unwrap().is_ejected())).await;
+    eventually("both ejected", async || {
+        addresses
+            .iter()
+            .all(|a| known(&rig, *a).unwrap().is_ejected())
+    })
+    .await;
     held(&rig, 1).await;
     let second = asking(rig.web());
     held(&rig, 2).await;
-    let back = serving(TcpListener::bind(addresses[1]).await.unwrap(), Duration::ZERO, Arc::default()).await;
+    let back = serving(
+        TcpListener::bind(addresses[1]).await.unwrap(),
+        Duration::ZERO,
+        Arc::default(),
+    )
+    .await;
     for asked in [first, second] {
         assert_eq!(asked.await.unwrap().0.status, 200);
     }
@@ -178,7 +210,12 @@ async fn the_restart_of_the_only_replica_fails_nobody() {
             drop(process.take());
             tokio::time::sleep(Duration::from_millis(400)).await;
             let mut app = child::sample_app(BINARY.as_ref());
-            process = Some(app.args(["--listen", &address.to_string()]).stdout(Stdio::null()).spawn().unwrap());
+            process = Some(
+                app.args(["--listen", &address.to_string()])
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .unwrap(),
+            );
             tokio::time::sleep(Duration::from_millis(600)).await;
         }
         scene.ends_unharmed().await;
@@ -208,8 +245,16 @@ async fn an_endpoint_that_loses_two_connections_before_it_refuses_one_fails_nobo
     rig.usable(1).await;
     let asked = asking(rig.web());
     soon("its end", ending).await.unwrap();
-    eventually("ejected", async || known(&rig, address).unwrap().is_ejected()).await;
-    let _back = serving(TcpListener::bind(address).await.unwrap(), Duration::ZERO, Arc::default()).await;
+    eventually("ejected", async || {
+        known(&rig, address).unwrap().is_ejected()
+    })
+    .await;
+    let _back = serving(
+        TcpListener::bind(address).await.unwrap(),
+        Duration::ZERO,
+        Arc::default(),
+    )
+    .await;
     assert_eq!(asked.await.unwrap().0.status, 200);
 }
 
@@ -221,7 +266,9 @@ async fn stale_connections_to_the_only_replica_fail_nobody() {
         let mut head = Vec::new();
         while let Ok(1..) = stream.read_buf(&mut head).await {
             if head.ends_with(b"\r\n\r\n") {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await;
                 // Some by FIN, some by a reset, some only once the next request has come.
                 match number % 3 {
                     0 => {}
@@ -239,9 +286,16 @@ async fn stale_connections_to_the_only_replica_fail_nobody() {
     let mut client = Client::connect(rig.web()).await.unwrap();
     for i in 0..300 {
         let answer = get(&mut client).await;
-        assert_eq!((answer.status, answer.keep_alive), (200, true), "request {i}");
+        assert_eq!(
+            (answer.status, answer.keep_alive),
+            (200, true),
+            "request {i}"
+        );
     }
-    assert!(rig.metric("ebbtide_retries_total", "reason=\"stale\"") > 0.0, "no connection was ever stale");
+    assert!(
+        rig.metric("ebbtide_retries_total", "reason=\"stale\"") > 0.0,
+        "no connection was ever stale"
+    );
 }
 
 #[tokio::test]
@@ -250,7 +304,16 @@ async fn past_the_hold_time_http_gets_503_and_keeps_its_connection() {
     let rig = Rig::start("timeouts: {hold: 1m}").await;
     rig.service(&[("ebbtide.dev/hold-timeout", "300ms")]);
     let held_for = |port: &Arc<Port>| port.policy.hold_timeout == Duration::from_millis(300);
-    eventually("the annotation", async || rig.running().admin.snapshot.load().ports.values().all(held_for)).await;
+    eventually("the annotation", async || {
+        rig.running()
+            .admin
+            .snapshot
+            .load()
+            .ports
+            .values()
+            .all(held_for)
+    })
+    .await;
     let began = Instant::now();
     let (answer, mut client) = asking(rig.web()).await.unwrap();
     assert!(began.elapsed() >= Duration::from_millis(300));
@@ -260,7 +323,10 @@ async fn past_the_hold_time_http_gets_503_and_keeps_its_connection() {
     rig.endpoints(&[Ep::new("a", a.address)]);
     rig.usable(1).await;
     let answer = get(&mut client).await;
-    assert_eq!((answer.status, answer.text().into_owned()), (200, "ok".into()));
+    assert_eq!(
+        (answer.status, answer.text().into_owned()),
+        (200, "ok".into())
+    );
     assert_eq!(rig.metric("ebbtide_held_total", "outcome=\"expired\""), 1.0);
 }
 
@@ -270,7 +336,10 @@ async fn past_the_hold_time_tcp_gets_a_reset() {
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
     let began = Instant::now();
     held(&rig, 1).await;
-    assert_eq!(to_end(&mut client).await, (Vec::new(), Some(ErrorKind::ConnectionReset)));
+    assert_eq!(
+        to_end(&mut client).await,
+        (Vec::new(), Some(ErrorKind::ConnectionReset))
+    );
     assert!(began.elapsed() >= Duration::from_millis(200), "not held");
 }
 
@@ -281,7 +350,10 @@ async fn one_over_the_bound_is_refused_at_once_while_the_others_wait() {
     let waiting: Vec<_> = (0..4).map(|_| asking(rig.web())).collect();
     held(&rig, 4).await;
     let (answer, mut fifth) = asking(rig.web()).await.unwrap();
-    assert_eq!((answer.status, answer.header("x-ebbtide-reason")), (503, Some("hold_full")));
+    assert_eq!(
+        (answer.status, answer.header("x-ebbtide-reason")),
+        (503, Some("hold_full"))
+    );
     assert!(answer.header("retry-after").is_some());
     held(&rig, 4).await;
     assert!(waiting.iter().all(|asked| !asked.is_finished()));
@@ -307,9 +379,15 @@ async fn a_client_that_leaves_frees_its_place() {
     let a = answering().await;
     let rig = Rig::start("limits: {held: 2}\ntimeouts: {hold: 1m}").await;
     let mut leaver = TcpStream::connect(rig.web()).await.unwrap();
-    leaver.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    leaver
+        .write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+        .await
+        .unwrap();
     let mut resetter = TcpStream::connect(rig.web()).await.unwrap();
-    resetter.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    resetter
+        .write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+        .await
+        .unwrap();
     held(&rig, 2).await;
     resetter.set_zero_linger().unwrap();
     drop(resetter);
@@ -339,7 +417,10 @@ async fn the_release_does_not_flood_the_first_endpoint() {
         assert_eq!(asked.await.unwrap().0.status, 200);
     }
     let most = most.load(Ordering::SeqCst);
-    println!("600 released in {:?}, at most {most} at once", began.elapsed());
+    println!(
+        "600 released in {:?}, at most {most} at once",
+        began.elapsed()
+    );
     // One a millisecond, each for 100 ms: about 100, and some more where a late timer catches up.
     assert!(most < 300, "{most} of 600 at once");
 }
@@ -349,13 +430,22 @@ async fn the_release_does_not_flood_the_first_endpoint() {
 async fn without_the_service_there_is_no_waiting() {
     let rig = Rig::start("timeouts: {hold: 1m}").await;
     rig.remove("service.json");
-    eventually("the Service is gone", async || rig.running().admin.snapshot.load().ports.is_empty()).await;
+    eventually("the Service is gone", async || {
+        rig.running().admin.snapshot.load().ports.is_empty()
+    })
+    .await;
     let (answer, _) = asking(rig.web()).await.unwrap();
-    assert_eq!((answer.status, answer.header("x-ebbtide-reason")), (503, Some("no_service")));
+    assert_eq!(
+        (answer.status, answer.header("x-ebbtide-reason")),
+        (503, Some("no_service"))
+    );
     assert!(answer.header("retry-after").is_some());
 
     let rig = Rig::with_protocol("tcp", "timeouts: {hold: 1m}").await;
     rig.remove("service.json");
-    eventually("the Service is gone", async || rig.running().admin.snapshot.load().ports.is_empty()).await;
+    eventually("the Service is gone", async || {
+        rig.running().admin.snapshot.load().ports.is_empty()
+    })
+    .await;
     assert_eq!(refused(rig.web()).await, ErrorKind::ConnectionReset);
 }

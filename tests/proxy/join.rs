@@ -40,7 +40,10 @@ fn answering_on(listener: TcpListener, body: &'static str) -> (Scripted, Arc<Ato
                 if head.ends_with(b"\r\n\r\n") {
                     head.clear();
                     count.fetch_add(1, Ordering::SeqCst);
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    );
                     if stream.write_all(answer.as_bytes()).await.is_err() {
                         return;
                     }
@@ -53,7 +56,12 @@ fn answering_on(listener: TcpListener, body: &'static str) -> (Scripted, Arc<Ato
 
 async fn ask(client: &mut Client) -> String {
     let answer = get(client).await;
-    assert_eq!((answer.status, answer.keep_alive), (200, true), "{}", answer.text());
+    assert_eq!(
+        (answer.status, answer.keep_alive),
+        (200, true),
+        "{}",
+        answer.text()
+    );
     answer.text().into_owned()
 }
 
@@ -76,7 +84,9 @@ async fn pods_that_are_ready_before_they_listen_cost_nobody_anything() {
     options.replicas = 2;
     let mut fleet = Fleet::start(options).await.unwrap();
     let config = proxy::config(&fleet.manifests(), "workers: 2");
-    let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config, &["web"]).await.unwrap();
+    let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config, &["web"])
+        .await
+        .unwrap();
     let mut load = Load::new(proxy.web().unwrap(), "/", Duration::from_secs(120));
     (load.timeout, load.by_body) = (Duration::from_secs(15), true);
     let stop = CancellationToken::new();
@@ -97,32 +107,60 @@ async fn pods_that_are_ready_before_they_listen_cost_nobody_anything() {
     stop.cancel();
     let report = soon("the load's end", load).await.unwrap();
     println!("{report}");
-    assert_eq!((report.failed, report.sockets), (0, 8), "{report}\n{}", proxy.log_tail());
+    assert_eq!(
+        (report.failed, report.sockets),
+        (0, 8),
+        "{report}\n{}",
+        proxy.log_tail()
+    );
     for version in ["v1", "v2", "v3"] {
-        assert!(report.by_body.keys().any(|body| body.starts_with(version)), "{version}: {:?}", report.by_body);
+        assert!(
+            report.by_body.keys().any(|body| body.starts_with(version)),
+            "{version}: {:?}",
+            report.by_body
+        );
     }
-    let connects = proxy.metric("ebbtide_retries_total", |labels| labels.contains("reason=\"connect\"")).await.unwrap();
+    let connects = proxy
+        .metric("ebbtide_retries_total", |labels| {
+            labels.contains("reason=\"connect\"")
+        })
+        .await
+        .unwrap();
     println!("connects that failed in the data plane: {connects}");
 }
 
 #[tokio::test]
 async fn an_endpoint_is_published_once_it_has_been_connected_to() {
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let rig = Rig::start("").await;
     rig.endpoints(&[Ep::new("late", gone)]);
-    eventually("known and ready", async || known(&rig, gone).is_some_and(|e| e.conditions().ready)).await;
+    eventually("known and ready", async || {
+        known(&rig, gone).is_some_and(|e| e.conditions().ready)
+    })
+    .await;
     let web = rig.web();
     let asked = tokio::spawn(async move { ask(&mut Client::connect(web).await.unwrap()).await });
     eventually("held", async || rig.metric("ebbtide_held{", "") == 1.0).await;
     assert!(!known(&rig, gone).unwrap().is_open());
     let (_late, _) = answering_on(TcpListener::bind(gone).await.unwrap(), "late");
     assert_eq!(asked.await.unwrap(), "late");
-    assert_eq!(rig.metric("ebbtide_retries_total", "reason=\"connect\""), 0.0);
+    assert_eq!(
+        rig.metric("ebbtide_retries_total", "reason=\"connect\""),
+        0.0
+    );
 }
 
 #[tokio::test]
 async fn without_the_join_check_an_endpoint_is_published_at_once() {
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let rig = Rig::start("").await;
     rig.service(&[("ebbtide.dev/join-check", "off")]);
     rig.endpoints(&[Ep::new("gone", gone)]);
@@ -142,7 +180,11 @@ async fn an_endpoint_that_is_not_ready_gets_nothing_ever() {
     let rig = Rig::start("retry: {attempts: 10, budgetFloor: 1000}").await;
     rig.service(&[("ebbtide.dev/hold-timeout", "300ms")]);
     let standby = Ep::new("idle", idle.address).not_ready();
-    rig.endpoints(&[standby.clone(), Ep::new("busy", busy.address), Ep::new("losing", losing.address)]);
+    rig.endpoints(&[
+        standby.clone(),
+        Ep::new("busy", busy.address),
+        Ep::new("losing", losing.address),
+    ]);
     rig.usable(2).await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for _ in 0..10 {
@@ -163,7 +205,9 @@ async fn an_endpoint_that_is_not_ready_gets_nothing_ever() {
 /// Asks until an answer of 200 comes, which must be this one.
 async fn ask_until(client: &mut Client, body: &str) -> String {
     loop {
-        let answer = soon(body, client.exchange("GET", "/", "", b"")).await.unwrap();
+        let answer = soon(body, client.exchange("GET", "/", "", b""))
+            .await
+            .unwrap();
         if answer.status == 200 {
             return answer.text().into_owned();
         }
@@ -172,7 +216,11 @@ async fn ask_until(client: &mut Client, body: &str) -> String {
 
 #[tokio::test]
 async fn an_endpoint_that_never_listens_costs_no_request_anything() {
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let (a, _) = answering("a").await;
     let rig = Rig::start("").await;
     rig.endpoints(&[Ep::new("gone", gone), Ep::new("a", a.address)]);
@@ -212,14 +260,20 @@ async fn a_flapping_endpoint_fails_nobody_and_comes_back() {
         rig.endpoints(&[ep_a.clone().not_ready(), ep_b.clone()]);
         rig.usable(1).await;
         let (before, others) = (of_a.load(Ordering::SeqCst), of_b.load(Ordering::SeqCst));
-        eventually("requests at b", async || of_b.load(Ordering::SeqCst) > others + 20).await;
+        eventually("requests at b", async || {
+            of_b.load(Ordering::SeqCst) > others + 20
+        })
+        .await;
         // What was leased before may still have arrived: one for each client.
         assert!(of_a.load(Ordering::SeqCst) <= before + 4);
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
     }
     let before = of_a.load(Ordering::SeqCst);
-    eventually("requests at a again", async || of_a.load(Ordering::SeqCst) > before + 20).await;
+    eventually("requests at a again", async || {
+        of_a.load(Ordering::SeqCst) > before + 20
+    })
+    .await;
     stop.store(true, Ordering::SeqCst);
     for client in clients {
         assert!(client.await.unwrap() > 0);
@@ -239,7 +293,9 @@ async fn what_is_in_flight_on_an_endpoint_that_gets_unready_is_finished() {
             if let Ok(1..) = stream.read(&mut [0; 4096]).await {
                 seen.notify_one();
                 go.notified().await;
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow")
+                    .await;
                 // Kept open: whether the proxy keeps it is its own business.
                 let _ = stream.read(&mut [0]).await;
             }
@@ -256,13 +312,19 @@ async fn what_is_in_flight_on_an_endpoint_that_gets_unready_is_finished() {
         (ask(&mut client).await, ask(&mut client).await)
     });
     soon("the request at the endpoint", arrived.notified()).await;
-    rig.endpoints(&[Ep::new("slow", slow.address).not_ready(), Ep::new("b", b.address)]);
+    rig.endpoints(&[
+        Ep::new("slow", slow.address).not_ready(),
+        Ep::new("b", b.address),
+    ]);
     rig.usable(1).await;
     let endpoint = known(&rig, slow.address).unwrap();
     eventually("out of rotation", async || !endpoint.is_open()).await;
     assert_eq!(endpoint.leases(), 1);
     answer.notify_one();
-    assert_eq!(soon("both answers", asked).await.unwrap(), ("slow".to_owned(), "b".to_owned()));
+    assert_eq!(
+        soon("both answers", asked).await.unwrap(),
+        ("slow".to_owned(), "b".to_owned())
+    );
     nobody_drained(&rig);
 }
 
@@ -280,7 +342,10 @@ async fn a_selector_switched_and_switched_back_returns_the_same_endpoints() {
     let (mut client, mut server) = through(&rig, &mut blue).await;
 
     rig.endpoints(std::slice::from_ref(&ep_green));
-    eventually("green serves", async || is_open(&rig, &green) && !is_open(&rig, &blue)).await;
+    eventually("green serves", async || {
+        is_open(&rig, &green) && !is_open(&rig, &blue)
+    })
+    .await;
     let (mut newer, mut newer_server) = through(&rig, &mut green).await;
     // Longer than a drain would have left it.
     for _ in 0..15 {
@@ -290,7 +355,10 @@ async fn a_selector_switched_and_switched_back_returns_the_same_endpoints() {
     }
 
     rig.endpoints(&[ep_blue]);
-    eventually("blue serves", async || is_open(&rig, &blue) && !is_open(&rig, &green)).await;
+    eventually("blue serves", async || {
+        is_open(&rig, &blue) && !is_open(&rig, &green)
+    })
+    .await;
     assert_eq!(id(&rig, &blue), before);
     passes(&mut client, &mut server, b"untouched").await;
     passes(&mut newer, &mut newer_server, b"this one too").await;
@@ -352,7 +420,10 @@ fn service(rig: &Rig, uid: &str) {
         "namespace": "web", "name": "shop", "uid": uid, "annotations": {"ebbtide.dev/drain-timeout": "1500ms"},
     });
     let spec = json!({"ports": [{"port": 80, "protocol": "TCP"}]});
-    rig.write("service.json", &json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}));
+    rig.write(
+        "service.json",
+        &json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}),
+    );
 }
 
 #[tokio::test]
@@ -368,7 +439,10 @@ async fn a_service_removed_and_made_again_has_the_same_endpoints() {
     rig.remove("service.json");
     eventually("out", async || !endpoint.is_open()).await;
     if let Ok(mut refused) = TcpStream::connect(rig.web()).await {
-        assert_eq!(to_end(&mut refused).await.1, Some(std::io::ErrorKind::ConnectionReset));
+        assert_eq!(
+            to_end(&mut refused).await.1,
+            Some(std::io::ErrorKind::ConnectionReset)
+        );
     }
     passes(&mut client, &mut server, b"untouched").await;
     service(&rig, "1");
@@ -397,5 +471,13 @@ async fn a_service_under_an_old_name_is_a_new_one() {
     passes(&mut client, &mut server, b"until the deadline").await;
     assert_eq!(to_end(&mut client).await.1, None);
     passes(&mut newer, &mut newer_server, b"untouched").await;
-    eventually("the receipt", async || rig.running().admin.drains.records().iter().all(|r| r.ended.is_some())).await;
+    eventually("the receipt", async || {
+        rig.running()
+            .admin
+            .drains
+            .records()
+            .iter()
+            .all(|r| r.ended.is_some())
+    })
+    .await;
 }

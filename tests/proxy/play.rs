@@ -78,7 +78,11 @@ impl Play {
             }
         })
         .await;
-        Self { address: scripted.address, scripted: Some(scripted), stage }
+        Self {
+            address: scripted.address,
+            scripted: Some(scripted),
+            stage,
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -126,14 +130,21 @@ async fn play(mut stream: TcpStream, stage: &Stage, act: &(dyn Fn(Turn) -> Act +
     let mut unread = Vec::new();
     let mut open = None;
     for on_connection in 0.. {
-        let Some(head) = head(&mut stream, &mut unread).await else { return };
+        let Some(head) = head(&mut stream, &mut unread).await else {
+            return;
+        };
         open.get_or_insert_with(|| Open::count(&stage.open));
-        let turn = Turn { number: stage.heads.fetch_add(1, Ordering::SeqCst), on_connection };
+        let turn = Turn {
+            number: stage.heads.fetch_add(1, Ordering::SeqCst),
+            on_connection,
+        };
         let act = act(turn);
         if matches!(act, Act::CloseAfterHead) {
             return;
         }
-        let Some(body) = body(&mut stream, &mut unread, &head).await else { return };
+        let Some(body) = body(&mut stream, &mut unread, &head).await else {
+            return;
+        };
         stage.requests.lock().unwrap().push([head, body].concat());
         let said = match &act {
             Act::Say(bytes)
@@ -157,7 +168,9 @@ async fn play(mut stream: TcpStream, stage: &Stage, act: &(dyn Fn(Turn) -> Act +
             Act::SayAndReset(_) => {
                 // What was said must be on its way before the reset overtakes it.
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                SockRef::from(&stream)
+                    .set_linger(Some(Duration::ZERO))
+                    .unwrap();
                 return;
             }
             Act::Hang | Act::SayAndHang(_) => {
@@ -176,7 +189,11 @@ async fn head(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Option<Vec<u8>> {
     take_through(stream, unread, b"\r\n\r\n").await
 }
 
-async fn take_through(stream: &mut TcpStream, unread: &mut Vec<u8>, mark: &[u8]) -> Option<Vec<u8>> {
+async fn take_through(
+    stream: &mut TcpStream,
+    unread: &mut Vec<u8>,
+    mark: &[u8],
+) -> Option<Vec<u8>> {
     loop {
         if let Some(at) = unread.windows(mark.len()).position(|bytes| bytes == mark) {
             let rest = unread.split_off(at + mark.len());
@@ -193,10 +210,17 @@ async fn body(stream: &mut TcpStream, unread: &mut Vec<u8>, head: &[u8]) -> Opti
     if head.contains("transfer-encoding: chunked") {
         let last = take_through(stream, unread, b"\r\n0\r\n").await?;
         let trailers = take_through(stream, unread, b"\r\n").await?;
-        let rest = if trailers == b"\r\n" { Vec::new() } else { take_through(stream, unread, b"\r\n").await? };
+        let rest = if trailers == b"\r\n" {
+            Vec::new()
+        } else {
+            take_through(stream, unread, b"\r\n").await?
+        };
         return Some([last, trailers, rest].concat());
     }
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+        .unwrap_or(0);
     while unread.len() < length {
         if !fill(stream, unread).await {
             return None;

@@ -28,7 +28,11 @@ async fn app(gate: Arc<Semaphore>, arrived: Arc<AtomicUsize>) -> Scripted {
                 } else if !request.starts_with("GET /quick") {
                     std::future::pending::<()>().await;
                 }
-                if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+                if stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -53,30 +57,72 @@ async fn draining(drain: &str) -> Scene {
     let other = Scripted::start(|mut stream: TcpStream, _| async move {
         let mut buf = [0; 4096];
         while let Ok(1..) = stream.read(&mut buf).await {
-            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother").await.is_err() {
+            if stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother")
+                .await
+                .is_err()
+            {
                 return;
             }
         }
     })
     .await;
     let ep = Ep::new("leaver", leaver.address).of_pod();
-    let process = Process::start("http", std::slice::from_ref(&ep), &format!("timeouts: {{drain: {drain}}}")).await;
+    let process = Process::start(
+        "http",
+        std::slice::from_ref(&ep),
+        &format!("timeouts: {{drain: {drain}}}"),
+    )
+    .await;
     let web = process.web();
     let mut in_flight = Vec::new();
     for (method, path) in [("GET", "/gate"), ("GET", "/never"), ("POST", "/never")] {
         in_flight.push(tokio::spawn(async move {
-            soon("an answer", Client::connect(web).await.unwrap().exchange(method, path, "", b"")).await
+            soon(
+                "an answer",
+                Client::connect(web)
+                    .await
+                    .unwrap()
+                    .exchange(method, path, "", b""),
+            )
+            .await
         }));
     }
-    eventually("three requests", async || arrived.load(Ordering::SeqCst) == 3).await;
+    eventually("three requests", async || {
+        arrived.load(Ordering::SeqCst) == 3
+    })
+    .await;
     // Leaves a kept connection behind.
-    soon("an answer", Client::connect(web).await.unwrap().exchange("GET", "/quick", "", b"")).await.unwrap();
-    process.folder.endpoints(&[ep.clone(), Ep::new("other", other.address)]);
+    soon(
+        "an answer",
+        Client::connect(web)
+            .await
+            .unwrap()
+            .exchange("GET", "/quick", "", b""),
+    )
+    .await
+    .unwrap();
+    process
+        .folder
+        .endpoints(&[ep.clone(), Ep::new("other", other.address)]);
     process.ready(2).await;
-    process.folder.endpoints(&[ep.terminating(), Ep::new("other", other.address)]);
-    eventually("a drain", async || !process.json("/api/v1/drains").await["running"].as_array().unwrap().is_empty())
-        .await;
-    Scene { process, leaver, other, gate, in_flight }
+    process
+        .folder
+        .endpoints(&[ep.terminating(), Ep::new("other", other.address)]);
+    eventually("a drain", async || {
+        !process.json("/api/v1/drains").await["running"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    })
+    .await;
+    Scene {
+        process,
+        leaver,
+        other,
+        gate,
+        in_flight,
+    }
 }
 
 #[tokio::test]
@@ -87,10 +133,19 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     for exchange in scene.in_flight {
         answers.push(exchange.await.unwrap().unwrap());
     }
-    let seen: Vec<_> = answers.iter().map(|answer| (answer.status, answer.header("x-ebbtide-reason"))).collect();
-    assert_eq!(seen, [(200, None), (200, None), (502, Some("drain_deadline"))]);
+    let seen: Vec<_> = answers
+        .iter()
+        .map(|answer| (answer.status, answer.header("x-ebbtide-reason")))
+        .collect();
+    assert_eq!(
+        seen,
+        [(200, None), (200, None), (502, Some("drain_deadline"))]
+    );
     assert_eq!(answers[1].text(), "other");
-    eventually("the line", async || !scene.process.logged("endpoint ").is_empty()).await;
+    eventually("the line", async || {
+        !scene.process.logged("endpoint ").is_empty()
+    })
+    .await;
     let lines = scene.process.logged("endpoint ");
     assert_eq!(lines.len(), 1, "{lines:?}");
     let line = &lines[0];
@@ -109,14 +164,27 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     ] {
         assert_eq!(line[field], value, "{field} of {line}");
     }
-    assert!(line["took_ms"].as_u64().is_some_and(|ms| ms >= 500), "{line}");
+    assert!(
+        line["took_ms"].as_u64().is_some_and(|ms| ms >= 500),
+        "{line}"
+    );
     assert!(line["timestamp"].is_string());
 
     // Once it has been quiet for a while, the rollout has its receipt: what its clients met, the 502 included.
-    eventually("a receipt", async || !scene.process.json("/api/v1/drains").await["rollouts"][0].is_null()).await;
+    eventually("a receipt", async || {
+        !scene.process.json("/api/v1/drains").await["rollouts"][0].is_null()
+    })
+    .await;
     let mut receipt = scene.process.json("/api/v1/drains").await["rollouts"][0].clone();
     for at in ["startedAt", "endedAt"] {
-        assert!(receipt.as_object_mut().unwrap().remove(at).is_some_and(|at| at.is_string()), "{receipt}");
+        assert!(
+            receipt
+                .as_object_mut()
+                .unwrap()
+                .remove(at)
+                .is_some_and(|at| at.is_string()),
+            "{receipt}"
+        );
     }
     let expected = serde_json::json!({
         "service": "web/shop", "podsGone": 1, "podsCome": 1, "requests": 3, "failures": 1, "replayed": 1, "held": 0,
@@ -125,7 +193,10 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     assert_eq!(receipt, expected, "{receipt:#}");
     let lines = scene.process.logged("rollout over");
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert_eq!((&lines[0]["failures"], &lines[0]["service"]), (&1.into(), &"web/shop".into()));
+    assert_eq!(
+        (&lines[0]["failures"], &lines[0]["service"]),
+        (&1.into(), &"web/shop".into())
+    );
 }
 
 /// A real browser over a real run. With `EBBTIDE_SHOTS` naming a folder it also leaves a picture there, to be looked at.
@@ -144,17 +215,34 @@ async fn a_browser_shows_a_running_drain() {
                      --disable-component-update --disable-sync --virtual-time-budget=3000 --window-size=1280,1000";
         let browser = tokio::process::Command::new("chromium")
             .args(quiet.split_whitespace())
-            .args([&format!("--user-data-dir={}", profile.path().display()), &look, &url])
+            .args([
+                &format!("--user-data-dir={}", profile.path().display()),
+                &look,
+                &url,
+            ])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn();
         let Ok(browser) = browser else {
-            return println!("SKIPPED: chromium is not installed, the status page was not shown in a browser");
+            return println!(
+                "SKIPPED: chromium is not installed, the status page was not shown in a browser"
+            );
         };
-        dom = String::from_utf8(soon("the browser", browser.wait_with_output()).await.unwrap().stdout).unwrap();
+        dom = String::from_utf8(
+            soon("the browser", browser.wait_with_output())
+                .await
+                .unwrap()
+                .stdout,
+        )
+        .unwrap();
     }
-    for text in [">draining", ">leaver<", &scene.leaver.address.to_string(), &scene.other.address.to_string()] {
+    for text in [
+        ">draining",
+        ">leaver<",
+        &scene.leaver.address.to_string(),
+        &scene.other.address.to_string(),
+    ] {
         assert!(dom.contains(text), "{text} is not in\n{dom}");
     }
     scene.in_flight.iter().for_each(|exchange| exchange.abort());

@@ -33,34 +33,67 @@ async fn ask(rig: &Rig, method: &str, headers: &str, body: &[u8]) -> Result<Resp
 }
 
 fn reason(response: &Response) -> (u16, &str) {
-    (response.status, response.header("x-ebbtide-reason").unwrap_or("-"))
+    (
+        response.status,
+        response.header("x-ebbtide-reason").unwrap_or("-"),
+    )
 }
 
 /// Plays `first` to the first request, and answers every later one.
 async fn first_then_ok(first: Act) -> Play {
-    Play::start(move |turn| if turn.number == 0 { first.clone() } else { Act::Say(OK.into()) }).await
+    Play::start(move |turn| {
+        if turn.number == 0 {
+            first.clone()
+        } else {
+            Act::Say(OK.into())
+        }
+    })
+    .await
 }
 
 /// Issue 3, item 3: true processes, killed with a long request in flight, on each of which it may be lost once more.
 #[tokio::test]
 async fn idempotent_requests_outlive_their_endpoint_and_others_run_once() {
-    let options = Options { replicas: 2, signal: Signal::KILL, ..Options::new(BINARY) };
+    let options = Options {
+        replicas: 2,
+        signal: Signal::KILL,
+        ..Options::new(BINARY)
+    };
     let mut fleet = Fleet::start(options).await.unwrap();
-    let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config(&fleet.manifests(), ""), &["web"]).await.unwrap();
+    let proxy = Proxy::start(
+        BINARY.as_ref(),
+        fleet.folder(),
+        &config(&fleet.manifests(), ""),
+        &["web"],
+    )
+    .await
+    .unwrap();
     let web = proxy.web().unwrap();
     let mut requests = tokio::task::JoinSet::new();
     let methods = ["GET", "HEAD", "PUT", "DELETE", "POST", "PATCH"];
     for method in methods {
         requests.spawn(async move {
-            let body: &[u8] = if method.starts_with('P') { b"some body" } else { b"" };
+            let body: &[u8] = if method.starts_with('P') {
+                b"some body"
+            } else {
+                b""
+            };
             let mut client = Client::connect(web).await.unwrap();
-            let first = client.exchange(method, &format!("/count/{method}?ms=3000"), "", body).await.unwrap();
+            let first = client
+                .exchange(method, &format!("/count/{method}?ms=3000"), "", body)
+                .await
+                .unwrap();
             // The same socket serves on, whatever became of the request.
             let next = client.exchange("GET", "/", "", b"").await.unwrap();
             (method, first, next.status)
         });
     }
-    eventually("all requests arrived", async || methods.iter().all(|m| fleet.requests(m).is_ok_and(|n| n == 1))).await;
+    eventually("all requests arrived", async || {
+        methods
+            .iter()
+            .all(|m| fleet.requests(m).is_ok_and(|n| n == 1))
+    })
+    .await;
     for old in fleet.ids() {
         fleet.replace(old, "v2").await.unwrap();
     }
@@ -93,10 +126,20 @@ async fn what_may_be_repeated_is_decided_by_method_condition_and_policy() {
         ("TRACE", "", "never", true),
         ("GET", "If-None-Match: \"a\"\r\n", "never", true),
         ("PUT", "", "never", true),
-        ("PUT", "If-Modified-Since: Sat, 29 Oct 1994 19:43:31 GMT\r\n", "never", true),
+        (
+            "PUT",
+            "If-Modified-Since: Sat, 29 Oct 1994 19:43:31 GMT\r\n",
+            "never",
+            true,
+        ),
         ("PUT", "If-Match: \"a\"\r\n", "never", false),
         ("PUT", "If-None-Match: *\r\n", "never", false),
-        ("DELETE", "If-Unmodified-Since: Sat, 29 Oct 1994 19:43:31 GMT\r\n", "never", false),
+        (
+            "DELETE",
+            "If-Unmodified-Since: Sat, 29 Oct 1994 19:43:31 GMT\r\n",
+            "never",
+            false,
+        ),
         ("PUT", "If-Match: \"a\"\r\n", "always", true),
         ("POST", "", "never", false),
         ("POST", "Idempotency-Key: 1\r\n", "never", false),
@@ -124,14 +167,23 @@ async fn what_may_be_repeated_is_decided_by_method_condition_and_policy() {
         if *replayed {
             assert_eq!((answer.status, play.requests().len()), (200, 2), "{row}");
         } else {
-            assert_eq!((reason(&answer), play.requests().len()), ((502, "upstream_lost"), 1), "{row}");
+            assert_eq!(
+                (reason(&answer), play.requests().len()),
+                ((502, "upstream_lost"), 1),
+                "{row}"
+            );
         }
     }
 }
 
 #[tokio::test]
 async fn a_body_is_replayed_up_to_the_buffers_size() {
-    for (length, replayed) in [(1, true), (64 << 10, true), ((64 << 10) + 1, false), (1 << 20, false)] {
+    for (length, replayed) in [
+        (1, true),
+        (64 << 10, true),
+        ((64 << 10) + 1, false),
+        (1 << 20, false),
+    ] {
         let play = first_then_ok(Act::Close).await;
         let rig = one(&play, "").await;
         let body: Vec<u8> = (0..length).map(|i| b'a' + (i % 23) as u8).collect();
@@ -139,9 +191,16 @@ async fn a_body_is_replayed_up_to_the_buffers_size() {
         let seen = play.requests();
         if replayed {
             assert_eq!((answer.status, seen.len()), (200, 2), "{length}");
-            assert!(seen[0].ends_with(&body) && seen[0] == seen[1], "{length}: the replay differs");
+            assert!(
+                seen[0].ends_with(&body) && seen[0] == seen[1],
+                "{length}: the replay differs"
+            );
         } else {
-            assert_eq!((reason(&answer), seen.len()), ((502, "upstream_lost"), 1), "{length}");
+            assert_eq!(
+                (reason(&answer), seen.len()),
+                ((502, "upstream_lost"), 1),
+                "{length}"
+            );
         }
     }
 }
@@ -150,7 +209,8 @@ async fn a_body_is_replayed_up_to_the_buffers_size() {
 async fn a_chunked_body_is_replayed_byte_for_byte() {
     let play = first_then_ok(Act::Close).await;
     let rig = one(&play, "").await;
-    let request = b"PUT / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
+    let request =
+        b"PUT / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
                     5;name=value\r\nhello\r\n0006\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n";
     let (text, clean) = raw(rig.web(), request).await;
     assert!(clean && text.starts_with("HTTP/1.1 200 "), "{text}");
@@ -158,46 +218,85 @@ async fn a_chunked_body_is_replayed_byte_for_byte() {
     assert_eq!(seen.len(), 2);
     assert_eq!(seen[0], seen[1]);
     let seen = String::from_utf8_lossy(&seen[0]).into_owned();
-    assert!(seen.ends_with("\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n"), "{seen}");
+    assert!(
+        seen.ends_with("\r\n\r\n5\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n"),
+        "{seen}"
+    );
 }
 
 /// The endpoint goes while the client is still sending: what came so far is sent again, the rest follows.
 #[tokio::test]
 async fn a_body_that_is_still_coming_is_replayed_and_continued() {
-    let play = Play::start(|turn| if turn.number == 0 { Act::CloseAfterHead } else { Act::Say(OK.into()) }).await;
+    let play = Play::start(|turn| {
+        if turn.number == 0 {
+            Act::CloseAfterHead
+        } else {
+            Act::Say(OK.into())
+        }
+    })
+    .await;
     let rig = one(&play, "").await;
     let mut stream = TcpStream::connect(rig.web()).await.unwrap();
     stream
-        .write_all(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nConnection: close\r\n\r\nfirst")
+        .write_all(
+            b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nConnection: close\r\n\r\nfirst",
+        )
         .await
         .unwrap();
-    eventually("the loss and the second connect", async || play.heads() == 2).await;
+    eventually("the loss and the second connect", async || {
+        play.heads() == 2
+    })
+    .await;
     stream.write_all(b"+rest").await.unwrap();
     let mut text = String::new();
-    soon("an answer", stream.read_to_string(&mut text)).await.unwrap();
+    soon("an answer", stream.read_to_string(&mut text))
+        .await
+        .unwrap();
     assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
-    assert!(play.requests().last().unwrap().ends_with(b"\r\n\r\nfirst+rest"));
+    assert!(
+        play.requests()
+            .last()
+            .unwrap()
+            .ends_with(b"\r\n\r\nfirst+rest")
+    );
 }
 
 /// Nothing of a response has reached the client: it is as if it had never begun.
 #[tokio::test]
 async fn a_response_that_was_withheld_is_replayed() {
-    let head =
-        |length: usize| format!("HTTP/1.1 200 OK\r\nX-From: lost\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+    let head = |length: usize| {
+        format!("HTTP/1.1 200 OK\r\nX-From: lost\r\nContent-Length: {length}\r\n\r\n").into_bytes()
+    };
     let mut part = head(16 << 10);
     part.extend([b'x'; 5_000]);
     let cases: Vec<(&str, Act)> = vec![
-        ("half a head", Act::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec())),
-        ("half a head, reset", Act::SayAndReset(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec())),
+        (
+            "half a head",
+            Act::SayAndClose(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()),
+        ),
+        (
+            "half a head, reset",
+            Act::SayAndReset(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()),
+        ),
         ("a counted head alone", Act::SayAndClose(head(5))),
-        ("a counted head alone, of the largest that is withheld", Act::SayAndClose(head(16 << 10))),
-        ("a third of the largest body that is withheld", Act::SayAndClose(part)),
+        (
+            "a counted head alone, of the largest that is withheld",
+            Act::SayAndClose(head(16 << 10)),
+        ),
+        (
+            "a third of the largest body that is withheld",
+            Act::SayAndClose(part),
+        ),
     ];
     for (name, act) in cases {
         let play = first_then_ok(act).await;
         let rig = one(&play, "").await;
         let answer = ask(&rig, "GET", "", b"").await.unwrap();
-        assert_eq!((answer.status, answer.text().as_ref(), play.requests().len()), (200, "ok", 2), "{name}");
+        assert_eq!(
+            (answer.status, answer.text().as_ref(), play.requests().len()),
+            (200, "ok", 2),
+            "{name}"
+        );
         assert_eq!(answer.header("x-from"), None, "{name}");
     }
 }
@@ -216,14 +315,26 @@ async fn a_response_that_has_begun_is_cut_visibly() {
     let mut at_trailers = chunked.clone();
     at_trailers.extend(b"0\r\nX-Sum: ");
     let cases: Vec<(&str, Act)> = vec![
-        ("counted, one more than is withheld", Act::SayAndClose(counted((16 << 10) + 1))),
+        (
+            "counted, one more than is withheld",
+            Act::SayAndClose(counted((16 << 10) + 1)),
+        ),
         ("counted and long", Act::SayAndClose(counted(10 << 20))),
-        ("counted and long, reset", Act::SayAndReset(counted(10 << 20))),
-        ("chunked, between two chunks", Act::SayAndClose(chunked.clone())),
+        (
+            "counted and long, reset",
+            Act::SayAndReset(counted(10 << 20)),
+        ),
+        (
+            "chunked, between two chunks",
+            Act::SayAndClose(chunked.clone()),
+        ),
         ("chunked, in a chunk", Act::SayAndClose(in_chunk)),
         ("chunked, in the trailers", Act::SayAndClose(at_trailers)),
         ("chunked, reset", Act::SayAndReset(chunked)),
-        ("close-delimited, reset", Act::SayAndReset(b"HTTP/1.1 200 OK\r\n\r\npart".to_vec())),
+        (
+            "close-delimited, reset",
+            Act::SayAndReset(b"HTTP/1.1 200 OK\r\n\r\npart".to_vec()),
+        ),
         ("withheld no longer", Act::SayWaitAndClose(counted(1_000))),
     ];
     for (name, act) in cases {
@@ -262,17 +373,38 @@ async fn an_interim_response_does_not_end_the_chance_and_is_told_once() {
 /// The server ends its idle connections as the next request arrives. One replica, one attempt, no budget: no loss.
 #[tokio::test]
 async fn a_stale_connection_is_no_attempt_and_its_endpoint_may_serve_again() {
-    let play = Play::start(|turn| if turn.on_connection == 0 { Act::Say(OK.into()) } else { Act::Close }).await;
-    let rig = one(&play, "retry: {attempts: 1, budgetPercent: 0, budgetFloor: 0}").await;
+    let play = Play::start(|turn| {
+        if turn.on_connection == 0 {
+            Act::Say(OK.into())
+        } else {
+            Act::Close
+        }
+    })
+    .await;
+    let rig = one(
+        &play,
+        "retry: {attempts: 1, budgetPercent: 0, budgetFloor: 0}",
+    )
+    .await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     for number in 0..50 {
         let answer = get(&mut client).await;
-        assert_eq!((answer.status, answer.text().as_ref()), (200, "ok"), "request {number}");
+        assert_eq!(
+            (answer.status, answer.text().as_ref()),
+            (200, "ok"),
+            "request {number}"
+        );
     }
     // Each request after the first met a stale connection first.
     assert_eq!(play.requests().len(), 99);
-    eventually("their count", async || rig.metric("ebbtide_retries_total", "reason=\"stale\"") == 49.0).await;
-    assert_eq!(rig.metric("ebbtide_retries_total", "reason=\"replay\""), 0.0);
+    eventually("their count", async || {
+        rig.metric("ebbtide_retries_total", "reason=\"stale\"") == 49.0
+    })
+    .await;
+    assert_eq!(
+        rig.metric("ebbtide_retries_total", "reason=\"replay\""),
+        0.0
+    );
 }
 
 #[tokio::test]
@@ -314,12 +446,22 @@ async fn a_leaving_endpoint_that_answers_nobody_is_not_asked_for_ever() {
     let rig = one(&play, "retry: {attempts: 3}").await;
     rig.endpoints(&[Ep::new("a", play.address()).terminating()]);
     eventually("a last resort", async || {
-        rig.running().admin.snapshot.load().ports.values().any(|p| p.last_resort.len() == 1)
+        rig.running()
+            .admin
+            .snapshot
+            .load()
+            .ports
+            .values()
+            .any(|p| p.last_resort.len() == 1)
     })
     .await;
     let answer = ask(&rig, "GET", "", b"").await.unwrap();
     assert_eq!(reason(&answer), (502, "upstream_lost"));
-    assert_eq!(play.requests().len(), 4, "one loss is explained, three attempts are not");
+    assert_eq!(
+        play.requests().len(),
+        4,
+        "one loss is explained, three attempts are not"
+    );
 }
 
 /// Losses that no leaving endpoint explains: a fifth of the requests more, and a floor per worker, which refill by a tenth
@@ -328,7 +470,11 @@ async fn a_leaving_endpoint_that_answers_nobody_is_not_asked_for_ever() {
 async fn a_broken_application_is_not_asked_many_times_more() {
     for (percent, floor, most) in [(0, 0, 100), (20, 10, 2 * (100 + 20 + 2 * 10))] {
         let play = Play::start(|_| Act::Close).await;
-        let rig = one(&play, &format!("retry: {{attempts: 10, budgetPercent: {percent}, budgetFloor: {floor}}}")).await;
+        let rig = one(
+            &play,
+            &format!("retry: {{attempts: 10, budgetPercent: {percent}, budgetFloor: {floor}}}"),
+        )
+        .await;
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..100 {
             let web = rig.web();
@@ -341,8 +487,14 @@ async fn a_broken_application_is_not_asked_many_times_more() {
             assert_eq!(status.unwrap(), 502);
         }
         let seen = play.requests().len();
-        assert!(seen <= most, "{seen} requests for 100, at {percent} % and {floor}");
-        assert!(percent == 0 || seen >= 110, "{seen}: the budget was not used");
+        assert!(
+            seen <= most,
+            "{seen} requests for 100, at {percent} % and {floor}"
+        );
+        assert!(
+            percent == 0 || seen >= 110,
+            "{seen}: the budget was not used"
+        );
     }
 }
 
@@ -358,10 +510,17 @@ enum Leaves {
 
 #[tokio::test]
 async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
-    for how in
-        [Leaves::DrainsBefore, Leaves::DrainsAfter, Leaves::NotReadyAfter, Leaves::RemovedAfter, Leaves::RefusesAfter]
-    {
-        let (mut a, b) = (Play::start(|_| Act::Hang).await, Play::start(|_| Act::Say(OK.into())).await);
+    for how in [
+        Leaves::DrainsBefore,
+        Leaves::DrainsAfter,
+        Leaves::NotReadyAfter,
+        Leaves::RemovedAfter,
+        Leaves::RefusesAfter,
+    ] {
+        let (mut a, b) = (
+            Play::start(|_| Act::Hang).await,
+            Play::start(|_| Act::Say(OK.into())).await,
+        );
         let rig = one(&a, "retry: {attempts: 1, budgetPercent: 0, budgetFloor: 0}").await;
         let (ep_a, ep_b) = (Ep::new("a", a.address()), Ep::new("b", b.address()));
         let web = rig.web();
@@ -373,7 +532,9 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
         let leave = || match how {
-            Leaves::DrainsBefore | Leaves::DrainsAfter => rig.endpoints(&[ep_a.clone().terminating(), ep_b.clone()]),
+            Leaves::DrainsBefore | Leaves::DrainsAfter => {
+                rig.endpoints(&[ep_a.clone().terminating(), ep_b.clone()])
+            }
             Leaves::NotReadyAfter => rig.endpoints(&[ep_a.clone().not_ready(), ep_b.clone()]),
             Leaves::RemovedAfter => rig.endpoints(std::slice::from_ref(&ep_b)),
             Leaves::RefusesAfter => {}
@@ -397,9 +558,23 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
             }
         }
         let answer = soon("an answer", client).await.unwrap().unwrap();
-        assert_eq!((answer.status, b.requests().len(), a.requests().len()), (200, 1, 1), "{how:?}");
-        if matches!(how, Leaves::DrainsBefore | Leaves::DrainsAfter | Leaves::RemovedAfter) {
-            let receipt = || rig.running().admin.drains.records().into_iter().find(|r| r.ended.is_some());
+        assert_eq!(
+            (answer.status, b.requests().len(), a.requests().len()),
+            (200, 1, 1),
+            "{how:?}"
+        );
+        if matches!(
+            how,
+            Leaves::DrainsBefore | Leaves::DrainsAfter | Leaves::RemovedAfter
+        ) {
+            let receipt = || {
+                rig.running()
+                    .admin
+                    .drains
+                    .records()
+                    .into_iter()
+                    .find(|r| r.ended.is_some())
+            };
             eventually("the receipt", async || receipt().is_some()).await;
             assert_eq!(receipt().unwrap().replayed, 1, "{how:?}");
         }
@@ -409,7 +584,11 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
 /// Rule 6: in a rollout the siblings of a lost pod are the next to leave.
 #[tokio::test]
 async fn a_replay_goes_to_another_generation() {
-    let old = [Play::start(|_| Act::Close).await, Play::start(|_| Act::Close).await, Play::start(|_| Act::Close).await];
+    let old = [
+        Play::start(|_| Act::Close).await,
+        Play::start(|_| Act::Close).await,
+        Play::start(|_| Act::Close).await,
+    ];
     let new = Play::start(|_| Act::Say(OK.into())).await;
     let rig = Rig::start("retry: {attempts: 2, budgetFloor: 1000}").await;
     let mut endpoints = Vec::new();
@@ -443,7 +622,11 @@ async fn the_request_timeout_bounds_all_attempts_together() {
         eventually("no upstream connection left", async || play.open() == 0).await;
         assert_eq!(play.requests().len(), 1);
         // One that joins, one for the request, one each 50 ms to see whether the endpoint leaves; a second would be 20.
-        assert!(play.accepted() <= 2 + 400 / 50 + 1, "{} connects", play.accepted());
+        assert!(
+            play.accepted() <= 2 + 400 / 50 + 1,
+            "{} connects",
+            play.accepted()
+        );
     }
 }
 
@@ -458,11 +641,17 @@ async fn the_request_timeout_ends_a_hold() {
 /// The contract's line 4. The pod's grace is over and the process still hangs: what may be replayed is, the rest is cut.
 #[tokio::test]
 async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
-    let (a, b) = (Play::start(|_| Act::Hang).await, Play::start(|_| Act::Say(OK.into())).await);
+    let (a, b) = (
+        Play::start(|_| Act::Hang).await,
+        Play::start(|_| Act::Say(OK.into())).await,
+    );
     let rig = Rig::start("retry: {attempts: 1, budgetPercent: 0, budgetFloor: 0}").await;
     rig.pod("a", "old", None);
     rig.pod("b", "new", None);
-    let (ep_a, ep_b) = (Ep::new("a", a.address()).of_pod(), Ep::new("b", b.address()).of_pod());
+    let (ep_a, ep_b) = (
+        Ep::new("a", a.address()).of_pod(),
+        Ep::new("b", b.address()).of_pod(),
+    );
     rig.endpoints(std::slice::from_ref(&ep_a));
     rig.usable(1).await;
     let mut requests = tokio::task::JoinSet::new();
@@ -471,7 +660,10 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
         requests.spawn(async move {
             let mut client = Client::connect(web).await.unwrap();
             let body: &[u8] = if method == "GET" { b"" } else { b"body" };
-            (method, client.exchange(method, "/", "", body).await.unwrap())
+            (
+                method,
+                client.exchange(method, "/", "", body).await.unwrap(),
+            )
         });
     }
     eventually("in flight", async || a.requests().len() == 3).await;
@@ -484,37 +676,83 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
     rig.remove("pod-a.json");
     while let Some(ended) = soon("all answers", requests.join_next()).await {
         let (method, answer) = ended.unwrap();
-        assert!(begin.elapsed() >= Duration::from_millis(2_900), "{method} after {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() >= Duration::from_millis(2_900),
+            "{method} after {:?}",
+            begin.elapsed()
+        );
         match method {
             "POST" => assert_eq!(reason(&answer), (502, "drain_deadline")),
-            _ => assert_eq!((answer.status, answer.text().as_ref()), (200, "ok"), "{method}"),
+            _ => assert_eq!(
+                (answer.status, answer.text().as_ref()),
+                (200, "ok"),
+                "{method}"
+            ),
         }
     }
     assert_eq!((a.requests().len(), b.requests().len()), (3, 2));
-    eventually("the receipt", async || rig.running().admin.drains.records().iter().any(|r| r.ended.is_some())).await;
+    eventually("the receipt", async || {
+        rig.running()
+            .admin
+            .drains
+            .records()
+            .iter()
+            .any(|r| r.ended.is_some())
+    })
+    .await;
     let record = rig.running().admin.drains.records().remove(0);
-    assert_eq!((record.replayed, record.forced, record.finished), (2, 1, 0), "{record:?}");
-    assert_eq!(record.ended.unwrap().1, ebbtide::contract::reason::Outcome::Forced);
-    assert_eq!(rig.metric("ebbtide_drains_total", "outcome=\"forced\""), 1.0);
+    assert_eq!(
+        (record.replayed, record.forced, record.finished),
+        (2, 1, 0),
+        "{record:?}"
+    );
+    assert_eq!(
+        record.ended.unwrap().1,
+        ebbtide::contract::reason::Outcome::Forced
+    );
+    assert_eq!(
+        rig.metric("ebbtide_drains_total", "outcome=\"forced\""),
+        1.0
+    );
     eventually("no upstream connection left", async || a.open() == 0).await;
 }
 
 /// At the deadline a response that has begun is cut, and visibly.
 #[tokio::test]
 async fn at_the_drain_deadline_a_begun_response_is_cut_visibly() {
-    let a = Play::start(|_| Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\npart".to_vec())).await;
+    let a = Play::start(|_| {
+        Act::SayAndHang(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\npart".to_vec())
+    })
+    .await;
     let rig = Rig::start("").await;
     rig.service(&[("ebbtide.dev/drain-timeout", "300ms")]);
     rig.endpoints(&[Ep::new("a", a.address())]);
     rig.usable(1).await;
     let mut stream = TcpStream::connect(rig.web()).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     let mut text = vec![0; 12];
-    soon("the head", stream.read_exact(&mut text)).await.unwrap();
+    soon("the head", stream.read_exact(&mut text))
+        .await
+        .unwrap();
     rig.endpoints(&[]);
     let end = soon("the cut", stream.read_to_end(&mut text)).await;
-    assert!(end.is_err(), "a clean end after {}", String::from_utf8_lossy(&text));
-    eventually("the receipt", async || rig.running().admin.drains.records().iter().any(|r| r.ended.is_some())).await;
+    assert!(
+        end.is_err(),
+        "a clean end after {}",
+        String::from_utf8_lossy(&text)
+    );
+    eventually("the receipt", async || {
+        rig.running()
+            .admin
+            .drains
+            .records()
+            .iter()
+            .any(|r| r.ended.is_some())
+    })
+    .await;
     assert_eq!(rig.running().admin.drains.records()[0].forced, 1);
 }
 
@@ -523,22 +761,36 @@ async fn at_the_drain_deadline_a_begun_response_is_cut_visibly() {
 async fn a_client_that_resets_ends_its_exchange() {
     for (name, bytes) in [
         ("waiting", "GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
-        ("sending", "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"),
+        (
+            "sending",
+            "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf",
+        ),
     ] {
-        let (a, b) = (Play::start(|_| Act::Hang).await, Play::start(|_| Act::Hang).await);
+        let (a, b) = (
+            Play::start(|_| Act::Hang).await,
+            Play::start(|_| Act::Hang).await,
+        );
         let rig = Rig::start("").await;
         rig.endpoints(&[Ep::new("a", a.address()), Ep::new("b", b.address())]);
         rig.usable(2).await;
         let mut stream = TcpStream::connect(rig.web()).await.unwrap();
         stream.write_all(bytes.as_bytes()).await.unwrap();
         eventually("in flight", async || a.heads() + b.heads() == 1).await;
-        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        SockRef::from(&stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
         drop(stream);
         eventually(name, async || a.open() + b.open() == 0).await;
         assert_eq!(a.heads() + b.heads(), 1, "{name}: sent again for nobody");
         assert_eq!(rig.metric("ebbtide_retries_total", ""), 0.0, "{name}");
         eventually("no lease left", async || {
-            rig.running().admin.snapshot.load().ports.values().all(|p| p.all.iter().all(|e| e.leases() == 0))
+            rig.running()
+                .admin
+                .snapshot
+                .load()
+                .ports
+                .values()
+                .all(|p| p.all.iter().all(|e| e.leases() == 0))
         })
         .await;
     }
@@ -547,20 +799,37 @@ async fn a_client_that_resets_ends_its_exchange() {
 /// The endpoint is lost a moment after its client.
 #[tokio::test]
 async fn nothing_is_replayed_for_a_client_that_has_gone() {
-    let (a, b) = (Play::start(|_| Act::Hang).await, Play::start(|_| Act::Say(OK.into())).await);
+    let (a, b) = (
+        Play::start(|_| Act::Hang).await,
+        Play::start(|_| Act::Say(OK.into())).await,
+    );
     let rig = one(&a, "").await;
     let mut stream = TcpStream::connect(rig.web()).await.unwrap();
     // A second request behind the first: what the client does is no longer waited for by reading.
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     eventually("in flight", async || a.requests().len() == 1).await;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     rig.endpoints(&[Ep::new("a", a.address()), Ep::new("b", b.address())]);
     rig.usable(2).await;
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
     drop(stream);
     a.drop_connections();
     eventually("no lease left", async || {
-        rig.running().admin.snapshot.load().ports.values().all(|p| p.all.iter().all(|e| e.leases() == 0))
+        rig.running()
+            .admin
+            .snapshot
+            .load()
+            .ports
+            .values()
+            .all(|p| p.all.iter().all(|e| e.leases() == 0))
     })
     .await;
     assert_eq!((a.requests().len(), b.requests().len()), (1, 0));
@@ -569,15 +838,28 @@ async fn nothing_is_replayed_for_a_client_that_has_gone() {
 /// A body that will not fit the replay buffer cannot be sent again: it goes where a stale connection is least likely.
 #[tokio::test]
 async fn a_long_body_does_not_meet_a_connection_that_has_long_been_idle() {
-    let play = Play::start(|turn| if turn.on_connection == 0 { Act::Say(OK.into()) } else { Act::Close }).await;
+    let play = Play::start(|turn| {
+        if turn.on_connection == 0 {
+            Act::Say(OK.into())
+        } else {
+            Act::Close
+        }
+    })
+    .await;
     let rig = one(&play, "").await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     assert_eq!(get(&mut client).await.status, 200);
     // Longer than a connection passes for one used a moment ago.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let body = vec![b'x'; (64 << 10) + 1];
-    let answer = soon("an answer", client.exchange("PUT", "/", "", &body)).await.unwrap();
-    assert_eq!((answer.status, play.requests().len()), (200, 2), "{answer:?}");
+    let answer = soon("an answer", client.exchange("PUT", "/", "", &body))
+        .await
+        .unwrap();
+    assert_eq!(
+        (answer.status, play.requests().len()),
+        (200, 2),
+        "{answer:?}"
+    );
 }
 
 /// A client that has ended its own direction still reads: it has not gone.
@@ -586,10 +868,18 @@ async fn a_half_closed_client_gets_its_replay() {
     let play = first_then_ok(Act::Close).await;
     let rig = one(&play, "").await;
     let mut stream = TcpStream::connect(rig.web()).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     stream.shutdown().await.unwrap();
     let mut text = String::new();
-    soon("an answer", stream.read_to_string(&mut text)).await.unwrap();
-    assert!(text.starts_with("HTTP/1.1 200 ") && text.ends_with("ok"), "{text}");
+    soon("an answer", stream.read_to_string(&mut text))
+        .await
+        .unwrap();
+    assert!(
+        text.starts_with("HTTP/1.1 200 ") && text.ends_with("ok"),
+        "{text}"
+    );
     assert_eq!(play.requests().len(), 2);
 }

@@ -18,7 +18,8 @@ impl Folder {
         let mut pod = pod(name, hash);
         if let Some(grace) = deletion {
             let ends = jiff::Timestamp::now() + Duration::from_secs(grace);
-            pod["metadata"]["deletionTimestamp"] = json!(ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            pod["metadata"]["deletionTimestamp"] =
+                json!(ends.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
             pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
         }
         self.write(&format!("pod-{name}.json"), &pod);
@@ -35,13 +36,22 @@ impl Ep {
     }
 
     pub fn not_ready(self) -> Self {
-        Self { ready: false, serving: false, ..self }
+        Self {
+            ready: false,
+            serving: false,
+            ..self
+        }
     }
 
     /// As the EndpointSlice controller writes a pod that is being deleted and still answers its
     /// probe.
     pub fn terminating(self) -> Self {
-        Self { ready: false, serving: true, terminating: true, ..self }
+        Self {
+            ready: false,
+            serving: true,
+            terminating: true,
+            ..self
+        }
     }
 }
 
@@ -77,7 +87,15 @@ impl Process {
     /// The log's last lines whose message contains `what`.
     pub fn logged(&self, what: &str) -> Vec<Value> {
         let tail = self.proxy.log_tail();
-        let lines = tail.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["message"].as_str().is_some_and(|message| message.contains(what))).collect()
+        let lines = tail
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines
+            .filter(|line| {
+                line["message"]
+                    .as_str()
+                    .is_some_and(|message| message.contains(what))
+            })
+            .collect()
     }
 }

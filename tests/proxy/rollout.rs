@@ -17,18 +17,36 @@ use crate::support::wait::eventually;
 /// Ten replicas under 8 keep-alive clients at 500/s; `rolls` updates in nine tenths of `seconds`. Each old process
 /// gets its SIGKILL between 50 ms before and 50 ms after its manifest changes.
 async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fleet, Proxy) {
-    let options = Options { replicas: 10, tell, signal: Signal::KILL, signal_offset: -50..=50, ..Options::new(BINARY) };
+    let options = Options {
+        replicas: 10,
+        tell,
+        signal: Signal::KILL,
+        signal_offset: -50..=50,
+        ..Options::new(BINARY)
+    };
     let mut fleet = Fleet::start(options).await.unwrap();
-    let proxy = Proxy::start(BINARY.as_ref(), fleet.folder(), &config(&fleet.manifests(), "workers: 2"), &["web"])
-        .await
-        .unwrap();
+    let proxy = Proxy::start(
+        BINARY.as_ref(),
+        fleet.folder(),
+        &config(&fleet.manifests(), "workers: 2"),
+        &["web"],
+    )
+    .await
+    .unwrap();
     let web = proxy.web().unwrap();
     eventually("ten ready endpoints", async || {
-        proxy.metric("ebbtide_endpoints", |l| l.contains("state=\"ready\"")).await.unwrap() >= 10.0
+        proxy
+            .metric("ebbtide_endpoints", |l| l.contains("state=\"ready\""))
+            .await
+            .unwrap()
+            >= 10.0
     })
     .await;
     // A machine with other work sends late, which is no failure of the proxy: time enough to send all of it.
-    let load = Load { timeout: Duration::from_secs(180), ..Load::new(web, path, Duration::from_secs(seconds)) };
+    let load = Load {
+        timeout: Duration::from_secs(180),
+        ..Load::new(web, path, Duration::from_secs(seconds))
+    };
     let stop = CancellationToken::new();
     let begin = Instant::now();
     let update = async {
@@ -38,8 +56,13 @@ async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fl
                 fleet.replace(old, &format!("v{version}")).await.unwrap();
                 done += 1;
                 // Spread over the load's time, however long a replacement takes on this machine.
-                sleep_until(begin + Duration::from_secs_f64(seconds as f64 * 0.9 * done as f64 / (10 * rolls) as f64))
-                    .await;
+                sleep_until(
+                    begin
+                        + Duration::from_secs_f64(
+                            seconds as f64 * 0.9 * done as f64 / (10 * rolls) as f64,
+                        ),
+                )
+                .await;
             }
         }
     };
@@ -48,17 +71,41 @@ async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fl
 }
 
 async fn nobody_notices(tell: Tell, path: &str, short: (usize, u64)) {
-    let (rolls, seconds) = if std::env::var_os("EBBTIDE_FULL").is_some() { (5, 60) } else { short };
+    let (rolls, seconds) = if std::env::var_os("EBBTIDE_FULL").is_some() {
+        (5, 60)
+    } else {
+        short
+    };
     let (report, fleet, proxy) = roll(tell, path, rolls, seconds).await;
-    let replays = proxy.metric("ebbtide_retries_total", |l| l.contains("reason=\"replay\"")).await.unwrap();
-    let stale = proxy.metric("ebbtide_retries_total", |l| l.contains("reason=\"stale\"")).await.unwrap();
-    let drains = proxy.metric("ebbtide_drains_total", |_| true).await.unwrap();
-    println!("{tell:?}: {report}; {} ended, {drains} drains, {replays} replays, {stale} stale", fleet.ended);
+    let replays = proxy
+        .metric("ebbtide_retries_total", |l| l.contains("reason=\"replay\""))
+        .await
+        .unwrap();
+    let stale = proxy
+        .metric("ebbtide_retries_total", |l| l.contains("reason=\"stale\""))
+        .await
+        .unwrap();
+    let drains = proxy
+        .metric("ebbtide_drains_total", |_| true)
+        .await
+        .unwrap();
+    println!(
+        "{tell:?}: {report}; {} ended, {drains} drains, {replays} replays, {stale} stale",
+        fleet.ended
+    );
     assert_eq!(report.failed, 0, "{report}\n{}", proxy.log_tail());
-    assert_eq!((report.sent, report.ok), (500 * seconds, 500 * seconds), "{report}");
+    assert_eq!(
+        (report.sent, report.ok),
+        (500 * seconds, 500 * seconds),
+        "{report}"
+    );
     assert_eq!(report.sockets, 8, "{report}");
     assert_eq!(fleet.ended, 10 * rolls);
-    assert_eq!(drains as usize, 10 * rolls, "one receipt for each that left");
+    assert_eq!(
+        drains as usize,
+        10 * rolls,
+        "one receipt for each that left"
+    );
 }
 
 #[tokio::test]

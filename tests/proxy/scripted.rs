@@ -38,7 +38,11 @@ impl Scripted {
             count.store(number + 1, Ordering::SeqCst);
             script(stream, number)
         });
-        Self { address, accepted, task }
+        Self {
+            address,
+            accepted,
+            task,
+        }
     }
 
     pub fn accepted(&self) -> usize {

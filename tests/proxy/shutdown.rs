@@ -42,14 +42,22 @@ impl App {
                         std::future::pending::<()>().await;
                     }
                     assert!(buf[..n].ends_with(b"\r\n\r\n"));
-                    if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.is_err() {
+                    if stream
+                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
             }
         })
         .await;
-        Self { endpoint, gate, waiting }
+        Self {
+            endpoint,
+            gate,
+            waiting,
+        }
     }
 
     fn ep(&self) -> Ep {
@@ -57,7 +65,10 @@ impl App {
     }
 
     async fn wait_for(&self, requests: usize) {
-        eventually("requests at the endpoint", async || self.waiting.load(Ordering::SeqCst) == requests).await;
+        eventually("requests at the endpoint", async || {
+            self.waiting.load(Ordering::SeqCst) == requests
+        })
+        .await;
     }
 }
 
@@ -79,7 +90,10 @@ async fn echo_or_flood() -> Scripted {
     .await
 }
 
-async fn get(client: &mut Client, path: &str) -> Result<ebbtide::command::demo::client::Response, Failure> {
+async fn get(
+    client: &mut Client,
+    path: &str,
+) -> Result<ebbtide::command::demo::client::Response, Failure> {
     soon("an answer", client.exchange("GET", path, "", b"")).await
 }
 
@@ -99,7 +113,12 @@ async fn exit_code(process: &mut Process) -> Option<i32> {
 #[tokio::test]
 async fn the_lame_duck_fails_readyz_and_goes_on_serving() {
     let app = App::start().await;
-    let mut process = Process::start("http", &[app.ep()], "timeouts: {lameDuck: 10m, shutdown: 10m}").await;
+    let mut process = Process::start(
+        "http",
+        &[app.ep()],
+        "timeouts: {lameDuck: 10m, shutdown: 10m}",
+    )
+    .await;
     let mut old = Client::connect(process.web()).await.unwrap();
     assert!(get(&mut old, "/").await.unwrap().keep_alive);
     process.proxy.signal(Signal::TERM);
@@ -114,20 +133,37 @@ async fn the_lame_duck_fails_readyz_and_goes_on_serving() {
     // Ends at once although both graces are long and two clients are connected.
     process.proxy.signal(Signal::TERM);
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", async || !process.logged("second signal").is_empty()).await;
+    eventually("the line", async || {
+        !process.logged("second signal").is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn with_no_client_it_ends_when_the_lame_duck_is_over() {
     let app = App::start().await;
-    let mut process = Process::start("http", &[app.ep()], "timeouts: {lameDuck: 700ms, shutdown: 10m}").await;
+    let mut process = Process::start(
+        "http",
+        &[app.ep()],
+        "timeouts: {lameDuck: 700ms, shutdown: 10m}",
+    )
+    .await;
     // A connection that has been and gone, and one of the pool to the endpoint, count for nothing.
-    get(&mut Client::connect(process.web()).await.unwrap(), "/").await.unwrap();
+    get(&mut Client::connect(process.web()).await.unwrap(), "/")
+        .await
+        .unwrap();
     let begun = Instant::now();
     process.proxy.signal(Signal::INT);
     assert_eq!(exit_code(&mut process).await, Some(0));
-    assert!(begun.elapsed() >= Duration::from_millis(700), "{:?}", begun.elapsed());
-    eventually("the line", async || !process.logged("no connection was cut").is_empty()).await;
+    assert!(
+        begun.elapsed() >= Duration::from_millis(700),
+        "{:?}",
+        begun.elapsed()
+    );
+    eventually("the line", async || {
+        !process.logged("no connection was cut").is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -137,19 +173,29 @@ async fn what_is_in_flight_is_answered_and_keep_alive_clients_are_told() {
     let web = process.web();
     let mut idle = Client::connect(web).await.unwrap();
     get(&mut idle, "/").await.unwrap();
-    let in_flight = tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap(), "/gate").await });
+    let in_flight =
+        tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap(), "/gate").await });
     app.wait_for(1).await;
     process.proxy.signal(Signal::TERM);
     eventually("it stops accepting", async || is_refused(web).await).await;
     app.gate.add_permits(1);
     let answer = in_flight.await.unwrap().unwrap();
-    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (200, Some("close"))
+    );
     // It has had all the time it wanted for its next request.
     let answer = get(&mut idle, "/").await.unwrap();
-    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (200, Some("close"))
+    );
     soon("the end of its connection", idle.ended()).await;
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", async || !process.logged("no connection was cut").is_empty()).await;
+    eventually("the line", async || {
+        !process.logged("no connection was cut").is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -159,26 +205,46 @@ async fn what_hangs_is_cut_when_the_grace_is_over_and_named() {
     let web = process.web();
     let mut idle = Client::connect(web).await.unwrap();
     get(&mut idle, "/").await.unwrap();
-    let hanging = tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap(), "/never").await });
+    let hanging =
+        tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap(), "/never").await });
     app.wait_for(1).await;
     let begun = Instant::now();
     process.proxy.signal(Signal::TERM);
     // Nothing of it went out, so it can be told; it is not sent anywhere again.
     let answer = hanging.await.unwrap().unwrap();
-    assert_eq!((answer.status, answer.header("x-ebbtide-reason")), (502, Some("shutdown")));
+    assert_eq!(
+        (answer.status, answer.header("x-ebbtide-reason")),
+        (502, Some("shutdown"))
+    );
     soon("the end of the idle connection", idle.ended()).await;
     assert_eq!(exit_code(&mut process).await, Some(0));
-    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_eq!(app.waiting.load(Ordering::SeqCst), 1);
-    eventually("the line", async || !process.logged("grace is over").is_empty()).await;
+    eventually("the line", async || {
+        !process.logged("grace is over").is_empty()
+    })
+    .await;
     let line = &process.logged("grace is over")[0];
-    assert_eq!((&line["connections"], &line["in_flight"]), (&2.into(), &1.into()), "{line}");
+    assert_eq!(
+        (&line["connections"], &line["in_flight"]),
+        (&2.into(), &1.into()),
+        "{line}"
+    );
 }
 
 #[tokio::test]
 async fn tcp_pairs_live_through_it_and_are_cut_at_its_end() {
     let echo = echo_or_flood().await;
-    let mut process = Process::start("tcp", &[Ep::new("echo", echo.address)], "timeouts: {shutdown: 4s}").await;
+    let mut process = Process::start(
+        "tcp",
+        &[Ep::new("echo", echo.address)],
+        "timeouts: {shutdown: 4s}",
+    )
+    .await;
     let web = process.web();
     let mut quiet = TcpStream::connect(web).await.unwrap();
     let mut talking = TcpStream::connect(web).await.unwrap();
@@ -205,10 +271,21 @@ async fn tcp_pairs_live_through_it_and_are_cut_at_its_end() {
         }
     })
     .await;
-    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "a cut in mid-transfer must not look like an end");
-    assert_eq!(soon("the end", quiet.read(&mut buf)).await.unwrap(), 0, "a quiet connection ends cleanly");
+    assert_eq!(
+        end,
+        Err(std::io::ErrorKind::ConnectionReset),
+        "a cut in mid-transfer must not look like an end"
+    );
+    assert_eq!(
+        soon("the end", quiet.read(&mut buf)).await.unwrap(),
+        0,
+        "a quiet connection ends cleanly"
+    );
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", async || !process.logged("grace is over").is_empty()).await;
+    eventually("the line", async || {
+        !process.logged("grace is over").is_empty()
+    })
+    .await;
     assert_eq!(process.logged("grace is over")[0]["connections"], 3);
 }
 
@@ -228,7 +305,10 @@ async fn what_waits_in_the_accept_queue_is_served() {
     let mut waiting = Vec::new();
     for _ in 0..100 {
         let mut stream = TcpStream::connect(web).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+            .await
+            .unwrap();
         waiting.push(stream);
     }
     process.proxy.signal(Signal::TERM);
@@ -237,8 +317,14 @@ async fn what_waits_in_the_accept_queue_is_served() {
     for (i, stream) in waiting.iter_mut().enumerate() {
         let mut answer = String::new();
         let read = soon("an answer", stream.read_to_string(&mut answer)).await;
-        assert!(read.is_ok() && answer.starts_with("HTTP/1.1 200 "), "{i}: {read:?} {answer:?}");
-        assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer:?}");
+        assert!(
+            read.is_ok() && answer.starts_with("HTTP/1.1 200 "),
+            "{i}: {read:?} {answer:?}"
+        );
+        assert!(
+            answer.to_ascii_lowercase().contains("connection: close"),
+            "{answer:?}"
+        );
     }
     assert_eq!(exit_code(&mut process).await, Some(0));
 }
@@ -249,7 +335,12 @@ async fn nobody_who_was_connected_is_reset_unanswered() {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n";
     let app = App::start().await;
     for round in 0..5 {
-        let mut process = Process::start("http", &[app.ep()], "timeouts: {lameDuck: 300ms, shutdown: 10m}").await;
+        let mut process = Process::start(
+            "http",
+            &[app.ep()],
+            "timeouts: {lameDuck: 300ms, shutdown: 10m}",
+        )
+        .await;
         let web = process.web();
         let clients: Vec<_> = (0..4)
             .map(|_| {
@@ -259,15 +350,26 @@ async fn nobody_who_was_connected_is_reset_unanswered() {
                     loop {
                         let mut stream = match std::net::TcpStream::connect(web) {
                             Ok(stream) => stream,
-                            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(answered),
+                            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                                return Ok(answered);
+                            }
                             Err(error) => return Err((answered, error)),
                         };
                         let mut answer = Vec::new();
-                        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-                        let outcome = stream.write_all(REQUEST).and_then(|()| stream.read_to_end(&mut answer));
+                        stream
+                            .set_read_timeout(Some(Duration::from_secs(30)))
+                            .unwrap();
+                        let outcome = stream
+                            .write_all(REQUEST)
+                            .and_then(|()| stream.read_to_end(&mut answer));
                         match outcome {
                             Ok(_) if answer.starts_with(b"HTTP/1.1 200 ") => answered += 1,
-                            Ok(_) => return Err((answered, std::io::Error::other("ended without an answer"))),
+                            Ok(_) => {
+                                return Err((
+                                    answered,
+                                    std::io::Error::other("ended without an answer"),
+                                ));
+                            }
                             Err(error) => return Err((answered, error)),
                         }
                     }
@@ -278,7 +380,10 @@ async fn nobody_who_was_connected_is_reset_unanswered() {
         assert_eq!(exit_code(&mut process).await, Some(0));
         for client in clients {
             let answered = client.join().unwrap();
-            assert!(answered.as_ref().is_ok_and(|n| *n > 0), "round {round}: {answered:?}");
+            assert!(
+                answered.as_ref().is_ok_and(|n| *n > 0),
+                "round {round}: {answered:?}"
+            );
         }
     }
 }
@@ -294,17 +399,29 @@ async fn endpoints_go_on_draining_and_nothing_is_bound_again() {
         // One is the join check's.
         let mut stream = TcpStream::connect(web).await.unwrap();
         stream.write_all(b"hello").await.unwrap();
-        soon("the echo", stream.read_exact(&mut [0; 5])).await.unwrap();
+        soon("the echo", stream.read_exact(&mut [0; 5]))
+            .await
+            .unwrap();
         streams.push(stream);
     }
     process.proxy.signal(Signal::TERM);
     eventually("it stops accepting", async || is_refused(web).await).await;
     process.folder.endpoints(&eps[1..]);
-    eventually("the receipt", async || !process.logged("endpoint forced").is_empty()).await;
+    eventually("the receipt", async || {
+        !process.logged("endpoint forced").is_empty()
+    })
+    .await;
     let receipt = &process.logged("endpoint forced")[0];
     assert_eq!(receipt["address"], a.address.to_string());
-    let listening = process.logged("listening").iter().filter(|line| line["listener"] == "web").count();
-    assert_eq!(listening, 1, "a change of endpoints has opened the listener again");
+    let listening = process
+        .logged("listening")
+        .iter()
+        .filter(|line| line["listener"] == "web")
+        .count();
+    assert_eq!(
+        listening, 1,
+        "a change of endpoints has opened the listener again"
+    );
     drop(streams);
     assert_eq!(exit_code(&mut process).await, Some(0));
 }
@@ -316,20 +433,32 @@ async fn refused(config: &str) -> (Option<i32>, String) {
     let file = folder.path().join("ebbtide.yaml");
     std::fs::write(&file, config).unwrap();
     let mut command = tokio::process::Command::new(BINARY);
-    command.args(["run", "--config"]).arg(&file).kill_on_drop(true);
+    command
+        .args(["run", "--config"])
+        .arg(&file)
+        .kill_on_drop(true);
     let output = soon("its end", command.output()).await.unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    (
+        output.status.code(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
 }
 
 #[tokio::test]
 async fn a_taken_admin_port_is_a_refused_start() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
-    let config = format!("discovery: {{files: {{path: manifests}}}}\nadmin: {{address: '{address}'}}\n");
+    let config =
+        format!("discovery: {{files: {{path: manifests}}}}\nadmin: {{address: '{address}'}}\n");
     let (code, text) = refused(&config).await;
     assert_eq!(code, Some(2), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
-    for part in ["admin.address", &address.to_string(), "another program", "choose another"] {
+    for part in [
+        "admin.address",
+        &address.to_string(),
+        "another program",
+        "choose another",
+    ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
 }
@@ -349,15 +478,36 @@ async fn a_taken_listener_port_is_named_and_bound_once_it_is_free() {
     let process = Process::run(&[app.ep()], &text, &["web"]).await;
     let (status, line) = readyz(&process).await;
     assert_eq!(status, 200);
-    assert!(line.contains(&format!("late {address}")) && line.contains("in use"), "{line}");
+    assert!(
+        line.contains(&format!("late {address}")) && line.contains("in use"),
+        "{line}"
+    );
     let listeners = process.json("/api/v1/status").await["listeners"].clone();
-    let late = listeners.as_array().unwrap().iter().find(|l| l["name"] == "late").unwrap().clone();
-    assert!(late["error"].as_str().is_some_and(|error| error.contains("in use")), "{late}");
+    let late = listeners
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|l| l["name"] == "late")
+        .unwrap()
+        .clone();
+    assert!(
+        late["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("in use")),
+        "{late}"
+    );
     assert_eq!(process.logged("cannot listen").len(), 1);
-    get(&mut Client::connect(process.web()).await.unwrap(), "/").await.unwrap();
+    get(&mut Client::connect(process.web()).await.unwrap(), "/")
+        .await
+        .unwrap();
     drop(taken);
-    eventually("it is bound", async || !readyz(&process).await.1.contains("late")).await;
-    get(&mut Client::connect(address).await.unwrap(), "/").await.unwrap();
+    eventually("it is bound", async || {
+        !readyz(&process).await.1.contains("late")
+    })
+    .await;
+    get(&mut Client::connect(address).await.unwrap(), "/")
+        .await
+        .unwrap();
     // Said once, not with every try.
     assert_eq!(process.logged("cannot listen").len(), 1);
 }
@@ -384,31 +534,61 @@ async fn reload(process: &Process, text: &str) {
 /// Where the listener is bound, by the status page.
 async fn bound(process: &Process, name: &str) -> Option<SocketAddr> {
     let status = process.json("/api/v1/status").await;
-    let listener = status["listeners"].as_array()?.iter().find(|l| l["name"] == name)?.clone();
+    let listener = status["listeners"]
+        .as_array()?
+        .iter()
+        .find(|l| l["name"] == name)?
+        .clone();
     listener["address"].as_str()?.parse().ok()
 }
 
 #[tokio::test]
 async fn sighup_adds_and_removes_listeners_and_touches_no_other() {
     let app = App::start().await;
-    let process = Process::run(&[app.ep()], &two(&["kept", "removed"], "{}"), &["kept", "removed"]).await;
-    let (kept, removed) = (process.proxy.listeners["kept"], process.proxy.listeners["removed"]);
-    let mut clients = [Client::connect(kept).await.unwrap(), Client::connect(removed).await.unwrap()];
+    let process = Process::run(
+        &[app.ep()],
+        &two(&["kept", "removed"], "{}"),
+        &["kept", "removed"],
+    )
+    .await;
+    let (kept, removed) = (
+        process.proxy.listeners["kept"],
+        process.proxy.listeners["removed"],
+    );
+    let mut clients = [
+        Client::connect(kept).await.unwrap(),
+        Client::connect(removed).await.unwrap(),
+    ];
     for client in &mut clients {
         get(client, "/").await.unwrap();
     }
     reload(&process, &two(&["kept", "added"], "{}")).await;
-    eventually("the new listener", async || bound(&process, "added").await.is_some()).await;
+    eventually("the new listener", async || {
+        bound(&process, "added").await.is_some()
+    })
+    .await;
     let added = bound(&process, "added").await.unwrap();
-    get(&mut Client::connect(added).await.unwrap(), "/").await.unwrap();
-    eventually("the removed one is closed", async || is_refused(removed).await).await;
+    get(&mut Client::connect(added).await.unwrap(), "/")
+        .await
+        .unwrap();
+    eventually("the removed one is closed", async || {
+        is_refused(removed).await
+    })
+    .await;
     assert_eq!(bound(&process, "removed").await, None);
     assert_eq!(bound(&process, "kept").await, Some(kept));
     // Connections that were there go on, also those of the listener that is gone.
     for client in &mut clients {
         assert!(get(client, "/").await.unwrap().keep_alive);
     }
-    assert_eq!(process.logged("listening").iter().filter(|line| line["listener"] == "kept").count(), 1);
+    assert_eq!(
+        process
+            .logged("listening")
+            .iter()
+            .filter(|line| line["listener"] == "kept")
+            .count(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -418,16 +598,27 @@ async fn sighup_with_a_bad_file_changes_nothing_and_says_why() {
     let mut client = Client::connect(process.web()).await.unwrap();
     get(&mut client, "/").await.unwrap();
     reload(&process, &two(&["web", "other"], "{shutdown: soon}")).await;
-    eventually("the line", async || !process.logged("configuration not taken").is_empty()).await;
+    eventually("the line", async || {
+        !process.logged("configuration not taken").is_empty()
+    })
+    .await;
     let line = &process.logged("configuration not taken")[0];
     let error = line["error"].as_str().unwrap();
-    assert!(error.contains("ebbtide.yaml") && error.contains("timeouts.shutdown"), "{error}");
+    assert!(
+        error.contains("ebbtide.yaml") && error.contains("timeouts.shutdown"),
+        "{error}"
+    );
     assert_eq!(bound(&process, "other").await, None);
     get(&mut client, "/").await.unwrap();
-    get(&mut Client::connect(process.web()).await.unwrap(), "/").await.unwrap();
+    get(&mut Client::connect(process.web()).await.unwrap(), "/")
+        .await
+        .unwrap();
     // And a good one is taken after it.
     reload(&process, &two(&["web", "other"], "{}")).await;
-    eventually("the new listener", async || bound(&process, "other").await.is_some()).await;
+    eventually("the new listener", async || {
+        bound(&process, "other").await.is_some()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -437,7 +628,10 @@ async fn sighup_changes_timeouts_for_new_connections() {
     let mut old = Client::connect(process.web()).await.unwrap();
     get(&mut old, "/").await.unwrap();
     reload(&process, &two(&["web"], "{clientIdle: 200ms}")).await;
-    eventually("the line", async || !process.logged("configuration read anew").is_empty()).await;
+    eventually("the line", async || {
+        !process.logged("configuration read anew").is_empty()
+    })
+    .await;
     let new = Client::connect(process.web()).await.unwrap();
     soon("the end of an idle client", new.ended()).await;
     // It waits by what was in force when its wait began.
@@ -448,8 +642,10 @@ async fn sighup_changes_timeouts_for_new_connections() {
 #[tokio::test]
 async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     let app = App::start().await;
-    let free =
-        [std::net::TcpListener::bind("127.0.0.1:0").unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap()];
+    let free = [
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
+    ];
     let [web, admin] = free.map(|socket| socket.local_addr().unwrap());
     let text = format!(
         "discovery: {{files: {{path: manifests}}}}\n\
@@ -462,27 +658,50 @@ async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     app.wait_for(1).await;
 
     let new = Process::run(&[app.ep()], &text, &["web"]).await;
-    eventually("the old one's word", async || old.logged("admin address given").len() == 1).await;
+    eventually("the old one's word", async || {
+        old.logged("admin address given").len() == 1
+    })
+    .await;
     old.proxy.signal(Signal::TERM);
-    eventually("its shutdown", async || !old.logged("shutting down").is_empty()).await;
+    eventually("its shutdown", async || {
+        !old.logged("shutting down").is_empty()
+    })
+    .await;
     let readyz = new.proxy.page("/readyz").await.unwrap();
-    assert_eq!(readyz.text(), "ready\n", "the newcomer answers, not the one that leaves");
+    assert_eq!(
+        readyz.text(),
+        "ready\n",
+        "the newcomer answers, not the one that leaves"
+    );
     // Those who come now are served, by whichever still accepts.
     for _ in 0..20 {
         let mut client = Client::connect(web).await.unwrap();
         assert_eq!(get(&mut client, "/").await.unwrap().status, 200);
     }
     app.gate.add_permits(1);
-    assert_eq!(gated.await.unwrap().unwrap().status, 200, "what was in flight at the old one ends there");
+    assert_eq!(
+        gated.await.unwrap().unwrap().status,
+        200,
+        "what was in flight at the old one ends there"
+    );
     assert!(soon("its end", old.proxy.wait()).await.unwrap().success());
-    assert_eq!(get(&mut Client::connect(web).await.unwrap(), "/").await.unwrap().status, 200);
+    assert_eq!(
+        get(&mut Client::connect(web).await.unwrap(), "/")
+            .await
+            .unwrap()
+            .status,
+        200
+    );
 }
 
 /// The one that was to replace it ends first (a bad release): the old one is asked again.
 #[tokio::test]
 async fn the_admin_address_goes_back_when_the_newcomer_ends() {
     let app = App::start().await;
-    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let admin = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let text = format!(
         "discovery: {{files: {{path: manifests}}}}\n\
          listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80}}]\nadmin: {{address: '{admin}'}}\n"
@@ -491,6 +710,12 @@ async fn the_admin_address_goes_back_when_the_newcomer_ends() {
     let mut new = Process::run(&[app.ep()], &text, &["web"]).await;
     new.proxy.signal(Signal::KILL);
     soon("its end", new.proxy.wait()).await.unwrap();
-    eventually("an answer", async || old.proxy.page("/readyz").await.is_ok_and(|page| page.text() == "ready\n")).await;
+    eventually("an answer", async || {
+        old.proxy
+            .page("/readyz")
+            .await
+            .is_ok_and(|page| page.text() == "ready\n")
+    })
+    .await;
     assert_eq!(old.logged("admin address taken back").len(), 1);
 }

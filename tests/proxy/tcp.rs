@@ -95,7 +95,9 @@ pub async fn to_end(stream: &mut TcpStream) -> (Vec<u8>, Option<ErrorKind>) {
 pub fn known(rig: &Rig, address: SocketAddr) -> Option<Arc<Endpoint>> {
     let snapshot = rig.running().admin.snapshot.load();
     let all = snapshot.ports.values().flat_map(|port| port.all.iter());
-    all.filter(|endpoint| endpoint.address == address).max_by_key(|endpoint| endpoint.id).cloned()
+    all.filter(|endpoint| endpoint.address == address)
+        .max_by_key(|endpoint| endpoint.id)
+        .cloned()
 }
 
 fn leases(rig: &Rig, address: SocketAddr) -> u64 {
@@ -103,15 +105,23 @@ fn leases(rig: &Rig, address: SocketAddr) -> u64 {
 }
 
 async fn drains(rig: &Rig, count: usize) {
-    eventually("a drain", async || rig.running().admin.drains.records().len() == count).await;
+    eventually("a drain", async || {
+        rig.running().admin.drains.records().len() == count
+    })
+    .await;
 }
 
 /// Asks, and reads the head of the answer, which has no body.
 async fn head_of_answer(stream: &mut TcpStream) -> String {
-    stream.write_all(b"GET /x HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /x HTTP/1.1\r\nHost: shop\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = Vec::new();
     while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
-        let n = soon("an answer", stream.read_buf(&mut answer)).await.unwrap();
+        let n = soon("an answer", stream.read_buf(&mut answer))
+            .await
+            .unwrap();
         assert_ne!(n, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
     }
     String::from_utf8(answer).unwrap()
@@ -151,8 +161,14 @@ async fn a_draining_connection_works_both_ways_and_ends_by_fin_when_quiet() {
     }
     let (at_client, at_endpoint) = tokio::join!(to_end(&mut client), to_end(&mut endpoint));
     assert!(Instant::now() >= deadline, "cut before the drain deadline");
-    assert_eq!((at_client, at_endpoint), ((Vec::new(), None), (Vec::new(), None)));
-    eventually("the receipt", async || rig.running().admin.drains.records()[0].ended.is_some()).await;
+    assert_eq!(
+        (at_client, at_endpoint),
+        ((Vec::new(), None), (Vec::new(), None))
+    );
+    eventually("the receipt", async || {
+        rig.running().admin.drains.records()[0].ended.is_some()
+    })
+    .await;
     let record = &rig.running().admin.drains.records()[0];
     assert_eq!((record.finished, record.forced), (0, 1));
 }
@@ -179,7 +195,9 @@ async fn a_connection_cut_in_mid_transfer_is_reset_at_both_ends() {
     });
     let (at_client, at_endpoint) = tokio::join!(to_end(&mut client), async {
         let mut rest = Vec::new();
-        soon("the end", from_client.read_to_end(&mut rest)).await.map_err(|error| error.kind())
+        soon("the end", from_client.read_to_end(&mut rest))
+            .await
+            .map_err(|error| error.kind())
     });
     assert!(Instant::now() >= deadline, "cut before the drain deadline");
     assert_eq!(at_client.1, Some(ErrorKind::ConnectionReset));
@@ -212,7 +230,12 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
     // Connections of every client that began after this was called.
     let more = async |count: usize| {
         let before: Vec<usize> = served.iter().map(|n| n.load(Ordering::SeqCst)).collect();
-        let all = async || served.iter().zip(&before).all(|(now, before)| now.load(Ordering::SeqCst) > before + count);
+        let all = async || {
+            served
+                .iter()
+                .zip(&before)
+                .all(|(now, before)| now.load(Ordering::SeqCst) > before + count)
+        };
         eventually("more connections", all).await;
     };
     for round in 1..=5 {
@@ -234,7 +257,15 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
         let before = a.accepted();
         more(20).await;
         assert_eq!(a.accepted(), before, "round {round}");
-        assert!(rig.running().admin.drains.records().iter().any(|r| r.ended.is_none()), "drained too soon to tell");
+        assert!(
+            rig.running()
+                .admin
+                .drains
+                .records()
+                .iter()
+                .any(|r| r.ended.is_none()),
+            "drained too soon to tell"
+        );
         drop(staying);
         rig.endpoints(&[Ep::new("b", b.address)]);
     }
@@ -254,7 +285,10 @@ async fn each_direction_is_closed_by_itself() {
     let (mut client, mut endpoint) = through(&rig, &mut a).await;
     client.write_all(b"the whole question").await.unwrap();
     client.shutdown().await.unwrap();
-    assert_eq!(to_end(&mut endpoint).await, (b"the whole question".to_vec(), None));
+    assert_eq!(
+        to_end(&mut endpoint).await,
+        (b"the whole question".to_vec(), None)
+    );
     passes(&mut endpoint, &mut client, b"a late").await;
     endpoint.write_all(b" answer").await.unwrap();
     drop(endpoint);
@@ -263,12 +297,18 @@ async fn each_direction_is_closed_by_itself() {
     let (mut client, mut endpoint) = through(&rig, &mut a).await;
     endpoint.write_all(b"nothing more from here").await.unwrap();
     endpoint.shutdown().await.unwrap();
-    assert_eq!(to_end(&mut client).await, (b"nothing more from here".to_vec(), None));
+    assert_eq!(
+        to_end(&mut client).await,
+        (b"nothing more from here".to_vec(), None)
+    );
     passes(&mut client, &mut endpoint, b"but from").await;
     client.write_all(b" there").await.unwrap();
     drop(client);
     assert_eq!(to_end(&mut endpoint).await, (b" there".to_vec(), None));
-    eventually("no connection left", async || rig.metric("ebbtide_connections_active", "") == 0.0).await;
+    eventually("no connection left", async || {
+        rig.metric("ebbtide_connections_active", "") == 0.0
+    })
+    .await;
     assert_eq!(leases(&rig, a.scripted.address), 0);
 }
 
@@ -281,14 +321,26 @@ async fn a_reset_stays_a_reset_and_frees_the_connection() {
     let (client, mut endpoint) = through(&rig, &mut a).await;
     client.set_zero_linger().unwrap();
     drop(client);
-    assert_eq!(to_end(&mut endpoint).await.1, Some(ErrorKind::ConnectionReset));
-    eventually("the connection freed", async || leases(&rig, a.scripted.address) == 0).await;
+    assert_eq!(
+        to_end(&mut endpoint).await.1,
+        Some(ErrorKind::ConnectionReset)
+    );
+    eventually("the connection freed", async || {
+        leases(&rig, a.scripted.address) == 0
+    })
+    .await;
 
     let (mut client, endpoint) = through(&rig, &mut a).await;
     endpoint.set_zero_linger().unwrap();
     drop(endpoint);
-    assert_eq!(to_end(&mut client).await.1, Some(ErrorKind::ConnectionReset));
-    eventually("the connection freed", async || leases(&rig, a.scripted.address) == 0).await;
+    assert_eq!(
+        to_end(&mut client).await.1,
+        Some(ErrorKind::ConnectionReset)
+    );
+    eventually("the connection freed", async || {
+        leases(&rig, a.scripted.address) == 0
+    })
+    .await;
 }
 
 /// A client that has half-closed and then resets (a killed `curl`) is noticed although nobody writes to it.
@@ -303,20 +355,30 @@ async fn a_reset_after_a_half_close_is_noticed_while_the_other_way_is_silent() {
     assert_eq!(soon("the FIN", endpoint.read(&mut [0])).await.unwrap(), 0);
     client.set_zero_linger().unwrap();
     drop(client);
-    eventually("the client's reset noticed", async || leases(&rig, a.scripted.address) == 0).await;
+    eventually("the client's reset noticed", async || {
+        leases(&rig, a.scripted.address) == 0
+    })
+    .await;
 
     let (mut client, mut endpoint) = through(&rig, &mut a).await;
     endpoint.shutdown().await.unwrap();
     assert_eq!(soon("the FIN", client.read(&mut [0])).await.unwrap(), 0);
     endpoint.set_zero_linger().unwrap();
     drop(endpoint);
-    eventually("the endpoint's reset noticed", async || leases(&rig, a.scripted.address) == 0).await;
+    eventually("the endpoint's reset noticed", async || {
+        leases(&rig, a.scripted.address) == 0
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_refused_connect_moves_on_before_the_client_notices() {
     let b = echo().await;
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let rig = Rig::with_protocol("tcp", "").await;
     rig.service(&[("ebbtide.dev/join-check", "off")]);
     rig.endpoints(&[Ep::new("gone", gone), Ep::new("b", b.address)]);
@@ -341,7 +403,9 @@ async fn a_black_hole_costs_no_more_than_the_race() {
     let address = hole.local_addr().unwrap();
     let mut filling = Vec::new();
     // From the first SYN that goes unanswered on, its queue is full.
-    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+    while let Ok(stream) =
+        tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await
+    {
         filling.push(stream.unwrap());
         assert!(filling.len() < 100, "the accept queue never fills");
     }
@@ -359,7 +423,10 @@ async fn a_black_hole_costs_no_more_than_the_race() {
         soon("the echo", client.read_exact(&mut [0])).await.unwrap();
         slowest = slowest.max(began.elapsed());
     }
-    println!("20 connections beside a black hole: {:?}, slowest {slowest:?}", began.elapsed());
+    println!(
+        "20 connections beside a black hole: {:?}, slowest {slowest:?}",
+        began.elapsed()
+    );
     assert!(leases(&rig, address) > 0, "the black hole was never tried");
     drop(hole);
 }
@@ -378,12 +445,17 @@ async fn auto_serves_a_server_that_speaks_first() {
     rig.usable(1).await;
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
     let mut greeting = [0; 11];
-    soon("the greeting", client.read_exact(&mut greeting)).await.unwrap();
+    soon("the greeting", client.read_exact(&mut greeting))
+        .await
+        .unwrap();
     assert_eq!(&greeting, b"220 hello\r\n");
     // After the server's first byte a request line is nobody's business.
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     client.shutdown().await.unwrap();
-    assert_eq!(to_end(&mut client).await, (b"GET / HTTP/1.1\r\n\r\n".to_vec(), None));
+    assert_eq!(
+        to_end(&mut client).await,
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), None)
+    );
 }
 
 #[tokio::test]
@@ -409,7 +481,10 @@ async fn auto_passes_on_what_is_no_request_line() {
         soon(&what, client.read_exact(&mut back)).await.unwrap();
         assert_eq!(back, hello);
     }
-    assert_eq!(rig.metric("ebbtide_connections_total", "protocol=\"tcp\""), hellos.len() as f64);
+    assert_eq!(
+        rig.metric("ebbtide_connections_total", "protocol=\"tcp\""),
+        hellos.len() as f64
+    );
 }
 
 #[tokio::test]
@@ -419,15 +494,30 @@ async fn a_request_line_before_the_endpoints_first_byte_is_http_after_any_silenc
     rig.endpoints(&[Ep::new("a", a.address)]);
     rig.usable(1).await;
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
-    eventually("a provisional connection", async || leases(&rig, a.address) == 1).await;
+    eventually("a provisional connection", async || {
+        leases(&rig, a.address) == 1
+    })
+    .await;
     for _ in 0..2 {
         let answer = head_of_answer(&mut client).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        assert!(answer.to_lowercase().contains("x-forwarded-for: 127.0.0.1"), "{answer}");
+        assert!(
+            answer.to_lowercase().contains("x-forwarded-for: 127.0.0.1"),
+            "{answer}"
+        );
     }
-    eventually("the lease given back", async || leases(&rig, a.address) == 0).await;
-    assert_eq!(rig.metric("ebbtide_connections_total", "protocol=\"http\""), 1.0);
-    assert!(a.accepted() <= 3, "the probe's, the provisional one, and at most one more for both requests");
+    eventually("the lease given back", async || {
+        leases(&rig, a.address) == 0
+    })
+    .await;
+    assert_eq!(
+        rig.metric("ebbtide_connections_total", "protocol=\"http\""),
+        1.0
+    );
+    assert!(
+        a.accepted() <= 3,
+        "the probe's, the provisional one, and at most one more for both requests"
+    );
 }
 
 /// Two endpoints that answer HTTP, a silent client, and the address of the one it was provisionally connected to.
@@ -436,7 +526,10 @@ async fn silent_client(rig: &Rig, a: &Scripted, b: &Scripted) -> (TcpStream, boo
     rig.endpoints(&[Ep::new("a", a.address), Ep::new("b", b.address)]);
     rig.usable(2).await;
     let client = TcpStream::connect(rig.web()).await.unwrap();
-    eventually("a provisional connection", async || leases(rig, a.address) + leases(rig, b.address) == 1).await;
+    eventually("a provisional connection", async || {
+        leases(rig, a.address) + leases(rig, b.address) == 1
+    })
+    .await;
     (client, leases(rig, a.address) == 1)
 }
 
@@ -446,10 +539,21 @@ async fn a_silent_client_outlives_the_drain_deadline_of_its_provisional_endpoint
     let b = Scripted::start(|stream, _| mirror(stream)).await;
     let rig = Rig::start("").await;
     let (mut client, on_a) = silent_client(&rig, &a, &b).await;
-    let other = if on_a { ("b", b.address) } else { ("a", a.address) };
+    let other = if on_a {
+        ("b", b.address)
+    } else {
+        ("a", a.address)
+    };
     rig.endpoints(&[Ep::new(other.0, other.1)]);
-    eventually("moved to the other endpoint", async || leases(&rig, other.1) == 1).await;
-    assert!(head_of_answer(&mut client).await.starts_with("HTTP/1.1 200"));
+    eventually("moved to the other endpoint", async || {
+        leases(&rig, other.1) == 1
+    })
+    .await;
+    assert!(
+        head_of_answer(&mut client)
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
 }
 
 #[tokio::test]
@@ -471,15 +575,28 @@ async fn a_silent_client_outlives_its_provisional_endpoint() {
     rig.endpoints(&[Ep::new("c", c.address)]);
     rig.usable(1).await;
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
-    eventually("a provisional connection", async || leases(&rig, c.address) == 1).await;
+    eventually("a provisional connection", async || {
+        leases(&rig, c.address) == 1
+    })
+    .await;
     let address = c.address;
     // The process dies, and no manifest says so.
     drop(c);
-    eventually("the socket closed", async || std::net::TcpStream::connect(address).is_err()).await;
+    eventually("the socket closed", async || {
+        std::net::TcpStream::connect(address).is_err()
+    })
+    .await;
     dying.notify_waiters();
-    eventually("the endpoint ejected", async || known(&rig, address).unwrap().is_ejected()).await;
+    eventually("the endpoint ejected", async || {
+        known(&rig, address).unwrap().is_ejected()
+    })
+    .await;
     rig.endpoints(&[Ep::new("a", a.address), Ep::new("c", address)]);
-    assert!(head_of_answer(&mut client).await.starts_with("HTTP/1.1 200"));
+    assert!(
+        head_of_answer(&mut client)
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
     assert!(a.accepted() > 0);
 }
 
@@ -495,8 +612,11 @@ async fn a_request_of_a_client_that_was_held_silent_is_answered_not_reset() {
 
 /// Repeats in a length that no buffer has, so that a loss or a repetition of one is seen.
 const PERIOD: usize = 9_973;
-static PATTERN: LazyLock<Vec<u8>> =
-    LazyLock::new(|| (0..PERIOD + (1 << 20)).map(|i| (i % PERIOD * 31) as u8).collect());
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    (0..PERIOD + (1 << 20))
+        .map(|i| (i % PERIOD * 31) as u8)
+        .collect()
+});
 
 async fn send_pattern(to: &mut (impl AsyncWriteExt + Unpin), length: usize) {
     let mut sent = 0;
@@ -518,7 +638,10 @@ async fn check_pattern(from: &mut (impl AsyncReadExt + Unpin)) -> usize {
             return seen;
         }
         let start = seen % PERIOD;
-        assert!(buf[..n] == PATTERN[start..start + n], "wrong bytes after {seen}");
+        assert!(
+            buf[..n] == PATTERN[start..start + n],
+            "wrong bytes after {seen}"
+        );
         seen += n;
     }
 }
@@ -573,19 +696,30 @@ async fn a_slow_reader_holds_its_sender_back() {
     let rig = Rig::with_protocol("tcp", "").await;
     rig.endpoints(&[a.ep("a")]);
     rig.usable(1).await;
-    for (piece, pause) in [(100_000, Duration::ZERO), (20_000, Duration::from_micros(200))] {
+    for (piece, pause) in [
+        (100_000, Duration::ZERO),
+        (20_000, Duration::from_micros(200)),
+    ] {
         let (mut client, mut endpoint) = through(&rig, &mut a).await;
         let mut sent = 0;
         // Full is: nothing more accepted for a second.
         while sent < SIZE {
             let start = sent % PERIOD;
-            match tokio::time::timeout(Duration::from_secs(1), endpoint.write(&PATTERN[start..start + piece])).await {
+            match tokio::time::timeout(
+                Duration::from_secs(1),
+                endpoint.write(&PATTERN[start..start + piece]),
+            )
+            .await
+            {
                 Ok(n) => sent += n.unwrap(),
                 Err(_full) => break,
             }
             tokio::time::sleep(pause).await;
         }
-        println!("buffered for a reader that does not read: {} KiB", sent >> 10);
+        println!(
+            "buffered for a reader that does not read: {} KiB",
+            sent >> 10
+        );
         assert!(sent < SIZE / 2, "nothing held the sender back: {sent}");
         drop(endpoint);
         assert_eq!(check_pattern(&mut client).await, sent);
@@ -604,7 +738,10 @@ async fn a_tunnel_is_tcp_until_the_drain_deadline() {
     let server = async {
         let (mut endpoint, head) = a.next().await;
         let head = String::from_utf8(head).unwrap().to_lowercase();
-        assert!(head.contains("upgrade: websocket") && head.contains("connection: upgrade"), "{head}");
+        assert!(
+            head.contains("upgrade: websocket") && head.contains("connection: upgrade"),
+            "{head}"
+        );
         let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst";
         endpoint.write_all(answer.as_bytes()).await.unwrap();
         endpoint
@@ -612,13 +749,20 @@ async fn a_tunnel_is_tcp_until_the_drain_deadline() {
     let asked = async {
         let mut client = client;
         let headers = "Upgrade: websocket\r\nConnection: Upgrade\r\n";
-        let answer = soon("101", client.exchange("GET", "/ws", headers, b"")).await.unwrap();
+        let answer = soon("101", client.exchange("GET", "/ws", headers, b""))
+            .await
+            .unwrap();
         assert_eq!(answer.status, 101);
         client.into_parts()
     };
     let (mut endpoint, (mut client, mut first)) = tokio::join!(server, asked);
     while first.len() < 5 {
-        assert_ne!(soon("the first bytes", client.read_buf(&mut first)).await.unwrap(), 0);
+        assert_ne!(
+            soon("the first bytes", client.read_buf(&mut first))
+                .await
+                .unwrap(),
+            0
+        );
     }
     assert_eq!(first, b"first");
     rig.endpoints(&[a.ep("a").terminating(), Ep::new("b", b.address)]);

@@ -35,15 +35,30 @@ impl Island {
         // 198.18.0.0/15 is for tests of network devices (RFC 2544).
         let number = ISLANDS.fetch_add(1, Ordering::SeqCst) + std::process::id() % 4000 * 4;
         let [a, b] = [(number >> 6) as u8, (number << 2) as u8];
-        let (ours, theirs) = (format!("198.18.{a}.{}", b | 1), format!("198.18.{a}.{}", b | 2));
+        let (ours, theirs) = (
+            format!("198.18.{a}.{}", b | 1),
+            format!("198.18.{a}.{}", b | 2),
+        );
         let device = format!("ebb{number}");
         let mut command = tokio::process::Command::new("unshare");
         command.arg("--net").arg(BINARY);
         command
-            .args(["sample-app", "--parent", &std::process::id().to_string(), "--listen", "0.0.0.0:8080"])
+            .args([
+                "sample-app",
+                "--parent",
+                &std::process::id().to_string(),
+                "--listen",
+                "0.0.0.0:8080",
+            ])
             .args(more);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-        let mut process = command.spawn().map_err(|error| format!("unshare: {error}"))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        let mut process = command
+            .spawn()
+            .map_err(|error| format!("unshare: {error}"))?;
         let pid = process.id().unwrap().to_string();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         match soon("the application", lines.next_line()).await {
@@ -54,21 +69,37 @@ impl Island {
         // So that no closed socket keeps the namespace for minutes; where it is not allowed it takes them.
         let orphans = ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_orphan_retries"];
         let _ = run(&[&inside[..], &orphans].concat());
-        run(&["ip", "link", "add", &device, "type", "veth", "peer", "name", "eth0", "netns", &pid])?;
+        run(&[
+            "ip", "link", "add", &device, "type", "veth", "peer", "name", "eth0", "netns", &pid,
+        ])?;
         let address = format!("{theirs}:8080").parse().unwrap();
-        let island = Self { process, device: device.clone(), address };
+        let island = Self {
+            process,
+            device: device.clone(),
+            address,
+        };
         run(&["ip", "addr", "add", &format!("{ours}/30"), "dev", &device])?;
         run(&["ip", "link", "set", &device, "up"])?;
-        run(&[&inside[..], &["ip", "addr", "add", &format!("{theirs}/30"), "dev", "eth0"]].concat())?;
+        run(&[
+            &inside[..],
+            &["ip", "addr", "add", &format!("{theirs}/30"), "dev", "eth0"],
+        ]
+        .concat())?;
         run(&[&inside[..], &["ip", "link", "set", "eth0", "up"]].concat())?;
-        eventually("the island's application", async || TcpStream::connect(address).await.is_ok()).await;
+        eventually("the island's application", async || {
+            TcpStream::connect(address).await.is_ok()
+        })
+        .await;
         Ok(island)
     }
 
     /// From now on everything sent there is lost: the link stays, and nobody at its other end is meant.
     fn vanish(&self) {
         let pid = self.process.id().unwrap().to_string();
-        run(&["nsenter", "--net", "--target", &pid, "ip", "addr", "flush", "dev", "eth0"]).unwrap();
+        run(&[
+            "nsenter", "--net", "--target", &pid, "ip", "addr", "flush", "dev", "eth0",
+        ])
+        .unwrap();
     }
 }
 
@@ -80,10 +111,17 @@ impl Drop for Island {
 }
 
 fn run(words: &[&str]) -> Result<(), String> {
-    let output = Command::new(words[0]).args(&words[1..]).output().map_err(|error| format!("{}: {error}", words[0]))?;
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .output()
+        .map_err(|error| format!("{}: {error}", words[0]))?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(format!("{}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim())),
+        false => Err(format!(
+            "{}: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
     }
 }
 
@@ -102,7 +140,11 @@ async fn island(more: &[&str]) -> Option<Island> {
 async fn answering() -> Scripted {
     Scripted::start(|mut stream: TcpStream, _| async move {
         while let Ok(1..) = stream.read(&mut [0; 4096]).await {
-            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nb").await.is_err() {
+            if stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nb")
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -122,12 +164,20 @@ async fn answered_after(pod_deleted: bool) -> Option<Duration> {
     let web = rig.web();
     let asked = tokio::spawn(async move {
         let mut client = Client::connect(web).await.unwrap();
-        let answer = soon("an answer", client.exchange("GET", "/slow?ms=600000", "", b"")).await.unwrap();
+        let answer = soon(
+            "an answer",
+            client.exchange("GET", "/slow?ms=600000", "", b""),
+        )
+        .await
+        .unwrap();
         (answer, Instant::now())
     });
     let lost = known(&rig, island.address).unwrap();
     eventually("in flight", async || lost.leases() == 1).await;
-    rig.endpoints(&[Ep::new("lost", island.address).of_pod(), Ep::new("b", b.address).of_pod()]);
+    rig.endpoints(&[
+        Ep::new("lost", island.address).of_pod(),
+        Ep::new("b", b.address).of_pod(),
+    ]);
     rig.usable(2).await;
     island.vanish();
     let vanished = Instant::now();
@@ -137,7 +187,10 @@ async fn answered_after(pod_deleted: bool) -> Option<Duration> {
         rig.endpoints(&[Ep::new("b", b.address).of_pod()]);
     }
     let (answer, at) = asked.await.unwrap();
-    assert_eq!((answer.status, answer.text().into_owned()), (200, "b".into()));
+    assert_eq!(
+        (answer.status, answer.text().into_owned()),
+        (200, "b".into())
+    );
     Some(at - vanished)
 }
 
@@ -146,7 +199,10 @@ async fn a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_po
     let (known, unknown) = tokio::join!(answered_after(true), answered_after(false));
     if let (Some(known), Some(unknown)) = (known, unknown) {
         println!("vanished: answered after {unknown:?}; with its Pod deleted after {known:?}");
-        assert!(known < unknown, "{known:?} with the Pod deleted, {unknown:?} without");
+        assert!(
+            known < unknown,
+            "{known:?} with the Pod deleted, {unknown:?} without"
+        );
         assert!(known < Duration::from_secs(8), "{known:?}");
     }
 }
@@ -154,14 +210,18 @@ async fn a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_po
 #[tokio::test]
 async fn a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset() {
     for talking in [false, true] {
-        let Some(island) = island(&["--tcp"]).await else { return };
+        let Some(island) = island(&["--tcp"]).await else {
+            return;
+        };
         let rig = Rig::with_protocol("tcp", "").await;
         rig.pod("lost", "1", None);
         rig.endpoints(&[Ep::new("lost", island.address).of_pod()]);
         rig.usable(1).await;
         let mut client = TcpStream::connect(rig.web()).await.unwrap();
         client.write_all(b"hello").await.unwrap();
-        soon("the echo", client.read_exact(&mut [0; 5])).await.unwrap();
+        soon("the echo", client.read_exact(&mut [0; 5]))
+            .await
+            .unwrap();
         island.vanish();
         let vanished = Instant::now();
         rig.remove("pod-lost.json");
@@ -169,9 +229,22 @@ async fn a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset() {
         if talking {
             client.write_all(b"anybody there?").await.unwrap();
         }
-        assert_eq!(to_end(&mut client).await, (Vec::new(), Some(ErrorKind::ConnectionReset)));
-        println!("vanished with its Pod (talking: {talking}): reset after {:?}", vanished.elapsed());
-        eventually("the receipt", async || rig.running().admin.drains.records().iter().all(|r| r.ended.is_some()))
-            .await;
+        assert_eq!(
+            to_end(&mut client).await,
+            (Vec::new(), Some(ErrorKind::ConnectionReset))
+        );
+        println!(
+            "vanished with its Pod (talking: {talking}): reset after {:?}",
+            vanished.elapsed()
+        );
+        eventually("the receipt", async || {
+            rig.running()
+                .admin
+                .drains
+                .records()
+                .iter()
+                .all(|r| r.ended.is_some())
+        })
+        .await;
     }
 }

@@ -20,7 +20,8 @@ use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
 /// What the proxy adds to a request of host `a` from loopback.
-const FORWARDED: &str = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n";
+const FORWARDED: &str =
+    "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -44,7 +45,12 @@ pub struct Wire {
 impl Wire {
     pub fn new(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new(), end: None, seen: None }
+        Self {
+            stream,
+            buffer: Vec::new(),
+            end: None,
+            seen: None,
+        }
     }
 
     pub async fn connect(rig: &Rig) -> Self {
@@ -96,7 +102,11 @@ impl Wire {
     /// Up to and with `mark`.
     pub async fn until(&mut self, mark: &str) -> Option<Vec<u8>> {
         loop {
-            if let Some(at) = self.buffer.windows(mark.len()).position(|window| window == mark.as_bytes()) {
+            if let Some(at) = self
+                .buffer
+                .windows(mark.len())
+                .position(|window| window == mark.as_bytes())
+            {
                 return self.take(at + mark.len()).await;
             }
             if !self.fill().await {
@@ -116,7 +126,9 @@ impl Wire {
     }
 
     pub async fn head(&mut self) -> Option<String> {
-        self.until("\r\n\r\n").await.map(|head| String::from_utf8_lossy(&head).into_owned())
+        self.until("\r\n\r\n")
+            .await
+            .map(|head| String::from_utf8_lossy(&head).into_owned())
     }
 
     /// A head, and the body as it frames it, as they came. `None`: it ended first; see `end`.
@@ -126,7 +138,8 @@ impl Wire {
         if head.contains("\r\nTransfer-Encoding: chunked\r\n") {
             loop {
                 let line = self.until("\r\n").await?;
-                let size = usize::from_str_radix(std::str::from_utf8(&line).ok()?.trim_end(), 16).ok()?;
+                let size =
+                    usize::from_str_radix(std::str::from_utf8(&line).ok()?.trim_end(), 16).ok()?;
                 message.extend(line);
                 if size == 0 {
                     break;
@@ -153,19 +166,27 @@ impl Wire {
     /// Everything up to the end, and the end.
     async fn rest(&mut self) -> (String, End) {
         while self.fill().await {}
-        (String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned(), self.end.unwrap())
+        (
+            String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned(),
+            self.end.unwrap(),
+        )
     }
 
     /// The connection serves another request: it was neither closed nor left out of step.
     async fn assert_alive(&mut self, after: &str) {
         self.send("GET /alive HTTP/1.1\r\nHost: a\r\n\r\n").await;
-        assert_eq!(self.message().await.as_deref(), Some(OK), "the next request after {after:?}");
+        assert_eq!(
+            self.message().await.as_deref(),
+            Some(OK),
+            "the next request after {after:?}"
+        );
     }
 }
 
 /// The value of a field of a head written by the proxy or by a test.
 pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    head.split("\r\n").find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    head.split("\r\n")
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
 /// An endpoint whose connections are scripted; those that carry nothing (the proxy's probes) are not counted.
@@ -190,12 +211,23 @@ impl Origin {
             async move {
                 if matches!(stream.peek(&mut [0]).await, Ok(1..)) {
                     let number = count.fetch_add(1, Ordering::SeqCst);
-                    script(Wire { seen, ..Wire::new(stream) }, number).await;
+                    script(
+                        Wire {
+                            seen,
+                            ..Wire::new(stream)
+                        },
+                        number,
+                    )
+                    .await;
                 }
             }
         })
         .await;
-        Self { scripted, used, seen }
+        Self {
+            scripted,
+            used,
+            seen,
+        }
     }
 
     /// Answers each whole request with what `answer` makes of it, and keeps the connection.

@@ -30,14 +30,20 @@ impl Folder {
 
     /// Writes Service `web/shop` with these annotations.
     pub fn service(&self, annotations: &[(&str, &str)]) {
-        let annotations: Map<_, _> = annotations.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
+        let annotations: Map<_, _> = annotations
+            .iter()
+            .map(|(key, value)| ((*key).into(), json!(value)))
+            .collect();
         self.write("service.json", &service("shop", annotations.into()));
     }
 
     /// Writes one slice per endpoint, named `slice-{name}`; removes those of endpoints that are not
     /// given.
     pub fn endpoints(&self, endpoints: &[Ep]) {
-        let keep: Vec<String> = endpoints.iter().map(|ep| format!("slice-{}.json", ep.name)).collect();
+        let keep: Vec<String> = endpoints
+            .iter()
+            .map(|ep| format!("slice-{}.json", ep.name))
+            .collect();
         for ep in endpoints {
             self.write(&format!("slice-{}.json", ep.name), &ep.slice());
         }
@@ -72,7 +78,14 @@ pub struct Ep {
 impl Ep {
     /// Ready, and without a pod.
     pub fn new(name: &str, address: SocketAddr) -> Self {
-        Self { name: name.into(), address, pod: false, ready: true, serving: true, terminating: false }
+        Self {
+            name: name.into(),
+            address,
+            pod: false,
+            ready: true,
+            serving: true,
+            terminating: false,
+        }
     }
 
     fn slice(&self) -> Value {
@@ -84,6 +97,11 @@ impl Ep {
         let conditions = [self.ready, self.serving, self.terminating];
         let pod = self.pod.then_some(self.name.as_str());
         let endpoint = endpoint(&self.address.ip().to_string(), pod, conditions);
-        slice(&format!("slice-{}", self.name), service, (port, self.address.port()), &[endpoint])
+        slice(
+            &format!("slice-{}", self.name),
+            service,
+            (port, self.address.port()),
+            &[endpoint],
+        )
     }
 }

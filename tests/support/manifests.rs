@@ -13,8 +13,14 @@ pub fn service(name: &str, annotations: Value) -> Value {
 
 /// `port` is its name and its number. All endpoints are of the first one's address family.
 pub fn slice(name: &str, service: &str, port: (&str, u16), endpoints: &[Value]) -> Value {
-    let first = endpoints.first().and_then(|endpoint| endpoint["addresses"][0].as_str());
-    let family = if first.is_some_and(|address| address.contains(':')) { "IPv6" } else { "IPv4" };
+    let first = endpoints
+        .first()
+        .and_then(|endpoint| endpoint["addresses"][0].as_str());
+    let family = if first.is_some_and(|address| address.contains(':')) {
+        "IPv6"
+    } else {
+        "IPv4"
+    };
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"namespace": "web", "name": name, "labels": {"kubernetes.io/service-name": service}},
@@ -25,13 +31,18 @@ pub fn slice(name: &str, service: &str, port: (&str, u16), endpoints: &[Value]) 
 }
 
 /// An endpoint of a slice.
-pub fn endpoint(address: &str, pod: Option<&str>, [ready, serving, terminating]: [bool; 3]) -> Value {
+pub fn endpoint(
+    address: &str,
+    pod: Option<&str>,
+    [ready, serving, terminating]: [bool; 3],
+) -> Value {
     let mut endpoint = json!({
         "addresses": [address],
         "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
     });
     if let Some(pod) = pod {
-        endpoint["targetRef"] = json!({"kind": "Pod", "namespace": "web", "name": pod, "uid": uid_of(pod)});
+        endpoint["targetRef"] =
+            json!({"kind": "Pod", "namespace": "web", "name": pod, "uid": uid_of(pod)});
     }
     endpoint
 }

@@ -27,7 +27,9 @@ impl Process {
     pub async fn launch(binary: &Path, endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
         let folder = Folder::new();
         folder.endpoints(endpoints);
-        let proxy = Proxy::start(binary, folder.path(), text, listeners).await.unwrap();
+        let proxy = Proxy::start(binary, folder.path(), text, listeners)
+            .await
+            .unwrap();
         let process = Self { proxy, folder };
         process.ready(endpoints.len()).await;
         process
@@ -37,8 +39,16 @@ impl Process {
     pub async fn ready(&self, count: usize) {
         eventually(&format!("{count} endpoints in rotation"), async || {
             let status = self.json("/api/v1/status").await;
-            let endpoints = status["services"].as_array().unwrap().iter().flat_map(|s| s["endpoints"].as_array());
-            endpoints.flatten().filter(|e| e["state"] == "ready").count() >= count
+            let endpoints = status["services"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .flat_map(|s| s["endpoints"].as_array());
+            endpoints
+                .flatten()
+                .filter(|e| e["state"] == "ready")
+                .count()
+                >= count
         })
         .await;
     }

@@ -32,7 +32,10 @@ impl Rig {
             state.synced && state.ports_tried
         })
         .await;
-        Self { folder, running: Some(running) }
+        Self {
+            folder,
+            running: Some(running),
+        }
     }
 
     pub fn running(&self) -> &Running {
@@ -48,7 +51,11 @@ impl Rig {
     pub async fn usable(&self, count: usize) {
         eventually(&format!("{count} usable endpoints"), async || {
             let snapshot = self.running().admin.snapshot.load();
-            snapshot.ports.values().any(|port| port.usable.len() == count) && self.running().is_settled()
+            snapshot
+                .ports
+                .values()
+                .any(|port| port.usable.len() == count)
+                && self.running().is_settled()
         })
         .await;
     }

@@ -13,7 +13,8 @@ use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
 use ebbtide::contract::roster::Roster;
 use ebbtide::contract::snapshot::{Port, Snapshot};
 use ebbtide::discovery::object::{
-    Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+    Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
+    SliceObject,
 };
 use ebbtide::observe::metrics::Metrics;
 use ebbtide::routing::chores::Chores;
@@ -53,8 +54,13 @@ pub fn name(name: &str) -> ObjectName {
 }
 
 pub fn service(name: &str) -> ServiceObject {
-    let port =
-        |number| ServicePortObject { name: None, port: number, node_port: None, target_port: None, app_protocol: None };
+    let port = |number| ServicePortObject {
+        name: None,
+        port: number,
+        node_port: None,
+        target_port: None,
+        app_protocol: None,
+    };
     ServiceObject {
         name: self::name(name),
         uid: None,
@@ -62,7 +68,10 @@ pub fn service(name: &str) -> ServiceObject {
         external_name: false,
         ports: vec![port(80)],
         ipv6_first: false,
-        annotations: BTreeMap::from([("ebbtide.dev/drain-timeout".into(), format!("{DRAIN_TIMEOUT}s"))]),
+        annotations: BTreeMap::from([(
+            "ebbtide.dev/drain-timeout".into(),
+            format!("{DRAIN_TIMEOUT}s"),
+        )]),
         unserved: Vec::new(),
     }
 }
@@ -84,7 +93,12 @@ pub fn slice(name: &str, service: &str, endpoints: &[SliceEndpoint]) -> SliceObj
 pub fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
     SliceEndpoint {
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)),
-        pod: pod.map(|pod| Arc::new(PodRef { name: pod.to_owned(), uid: format!("uid-{pod}") })),
+        pod: pod.map(|pod| {
+            Arc::new(PodRef {
+                name: pod.to_owned(),
+                uid: format!("uid-{pod}"),
+            })
+        }),
         ready: true,
         serving: true,
         terminating: false,
@@ -96,7 +110,11 @@ pub fn pod(name: &str, deleted: bool) -> PodObject {
         name: self::name(name),
         uid: format!("uid-{name}"),
         template_hash: None,
-        deletion: deleted.then_some(Deletion { grace: Some(GRACE), remaining: None, age: None }),
+        deletion: deleted.then_some(Deletion {
+            grace: Some(GRACE),
+            remaining: None,
+            age: None,
+        }),
         spec_grace: Some(GRACE),
     }
 }
@@ -131,7 +149,13 @@ impl Rig {
         let snapshot = Arc::new(ArcSwap::default());
         let drains = Arc::new(drains::Log::default());
         let (notices_in, notices) = mpsc::unbounded_channel();
-        let table = RoutingTable::new(config, snapshot.clone(), drains.clone(), Metrics::new().unwrap(), notices_in);
+        let table = RoutingTable::new(
+            config,
+            snapshot.clone(),
+            drains.clone(),
+            Metrics::new().unwrap(),
+            notices_in,
+        );
         Self {
             world,
             table,
@@ -170,7 +194,8 @@ impl Rig {
             assert!(before.is_none(), "an endpoint is probed twice at once");
         }
         for endpoint in chores.deadlines {
-            self.deadlines.insert((endpoint.drain_deadline().unwrap(), endpoint.id));
+            self.deadlines
+                .insert((endpoint.drain_deadline().unwrap(), endpoint.id));
         }
         for port in self.snapshot.load().ports.values() {
             for endpoint in port.all.iter() {
@@ -182,7 +207,9 @@ impl Rig {
     /// What the probe of one joining endpoint finds, as `control.rs` reports it: a success, or that
     /// it is not wanted.
     pub fn probe(&mut self, id: EndpointId, answers: bool) {
-        let Some(endpoint) = self.joining.get(&id) else { return };
+        let Some(endpoint) = self.joining.get(&id) else {
+            return;
+        };
         let conditions = endpoint.conditions();
         let wanted = conditions.ready || conditions.serving && conditions.terminating;
         let given_up = endpoint.is_draining() || !wanted;
@@ -197,7 +224,9 @@ impl Rig {
     }
 
     pub fn try_again(&mut self, id: EndpointId, answers: bool) {
-        let Some(endpoint) = self.readmitting.get(&id) else { return };
+        let Some(endpoint) = self.readmitting.get(&id) else {
+            return;
+        };
         if !endpoint.is_ejected() || !endpoint.is_open() {
             self.readmitting.remove(&id);
         } else if answers {
@@ -226,14 +255,22 @@ impl Rig {
             match notice {
                 Notice::Drained(endpoint) => {
                     assert_eq!(endpoint.leases(), 0, "drained was reported over a lease");
-                    assert!(self.drained.insert(endpoint.id), "drained was reported twice");
-                    assert!(self.drains.end(endpoint.id, None).is_some(), "a drain was not logged");
+                    assert!(
+                        self.drained.insert(endpoint.id),
+                        "drained was reported twice"
+                    );
+                    assert!(
+                        self.drains.end(endpoint.id, None).is_some(),
+                        "a drain was not logged"
+                    );
                     self.known.insert(endpoint.id, endpoint.clone());
                     self.table.drained(&[endpoint]);
                 }
                 Notice::Left(_) => panic!("there are no workers here"),
                 Notice::Ejected(endpoint) => {
-                    let chores = self.table.answering_changed(&self.world, &[endpoint.id], self.now);
+                    let chores =
+                        self.table
+                            .answering_changed(&self.world, &[endpoint.id], self.now);
                     self.attend(chores);
                     self.readmitting.insert(endpoint.id, endpoint);
                 }
@@ -242,7 +279,14 @@ impl Rig {
     }
 
     pub fn port_of(&self, service: &str) -> Option<Arc<Port>> {
-        self.snapshot.load().ports.get(&PortKey { service: name(service), port: 80 }).cloned()
+        self.snapshot
+            .load()
+            .ports
+            .get(&PortKey {
+                service: name(service),
+                port: 80,
+            })
+            .cloned()
     }
 
     /// What has to hold after every step.
@@ -259,13 +303,24 @@ impl Rig {
         for endpoint in self.known.values() {
             let id = endpoint.id;
             let lease = endpoint.enter();
-            assert_eq!(lease.is_some(), open.contains(&id), "{id:?} grants a lease, or should");
+            assert_eq!(
+                lease.is_some(),
+                open.contains(&id),
+                "{id:?} grants a lease, or should"
+            );
             if endpoint.is_draining() {
                 self.began.insert(id);
             }
-            assert!(!self.began.contains(&id) || endpoint.is_draining(), "{id:?} came back from its drain");
+            assert!(
+                !self.began.contains(&id) || endpoint.is_draining(),
+                "{id:?} came back from its drain"
+            );
             running += usize::from(endpoint.is_draining() && !self.drained.contains(&id));
-            assert_eq!(self.drained.contains(&id), endpoint.is_draining() && endpoint.leases() == 0, "{id:?} drained");
+            assert_eq!(
+                self.drained.contains(&id),
+                endpoint.is_draining() && endpoint.leases() == 0,
+                "{id:?} drained"
+            );
             if let Some(deadline) = endpoint.drain_deadline() {
                 let first = self.first_deadline.entry(id).or_insert(deadline);
                 assert!(deadline <= *first, "{id:?} got a later deadline");
@@ -280,54 +335,94 @@ impl Rig {
         // The same world once more is no news.
         let before = self.ids();
         let services = self.world.service_names().cloned().collect();
-        self.apply(&Touched { services, ..Touched::default() });
+        self.apply(&Touched {
+            services,
+            ..Touched::default()
+        });
         assert!(self.notices.try_recv().is_err(), "a drain without a cause");
         assert_eq!(self.ids(), before, "the same world made another table");
     }
 
     fn check_port(&self, port: &Port, open: &mut BTreeSet<EndpointId>) {
         let merged = self.world.merge(&port.key.service).unwrap();
-        let endpoints = &merged.ports.iter().find(|p| p.port.port == port.key.port).unwrap().endpoints;
+        let endpoints = &merged
+            .ports
+            .iter()
+            .find(|p| p.port.port == port.key.port)
+            .unwrap()
+            .endpoints;
         let uid = |e: &Endpoint| e.pod.as_ref().map(|pod| pod.uid.clone());
         let listed = |e: &Endpoint| {
-            endpoints.iter().find(|m| m.address == e.address && m.pod.as_ref().map(|pod| pod.uid.clone()) == uid(e))
+            endpoints.iter().find(|m| {
+                m.address == e.address && m.pod.as_ref().map(|pod| pod.uid.clone()) == uid(e)
+            })
         };
         for endpoint in port.usable.iter() {
             let id = endpoint.id;
-            let conditions = listed(endpoint).expect("a usable endpoint is listed").conditions;
-            assert!(conditions.ready && !conditions.terminating, "{id:?} is usable: {conditions:?}");
-            assert!(self.connected.contains(&id), "{id:?} is usable and was never connected to");
+            let conditions = listed(endpoint)
+                .expect("a usable endpoint is listed")
+                .conditions;
+            assert!(
+                conditions.ready && !conditions.terminating,
+                "{id:?} is usable: {conditions:?}"
+            );
+            assert!(
+                self.connected.contains(&id),
+                "{id:?} is usable and was never connected to"
+            );
             open.insert(id);
         }
         let none_answers = port.usable.iter().all(|endpoint| endpoint.is_ejected());
-        assert!(none_answers || port.last_resort.is_empty(), "a last resort beside usable ones that answer");
+        assert!(
+            none_answers || port.last_resort.is_empty(),
+            "a last resort beside usable ones that answer"
+        );
         for endpoint in port.last_resort.iter() {
             let id = endpoint.id;
-            let conditions = listed(endpoint).expect("a last resort is listed").conditions;
-            assert!(conditions.serving && conditions.terminating, "{id:?} is the last resort: {conditions:?}");
-            assert!(self.connected.contains(&id), "{id:?} is the last resort and was never connected to");
-            assert!(endpoint.drain_deadline().is_none_or(|at| at > self.now), "{id:?} is past its deadline");
+            let conditions = listed(endpoint)
+                .expect("a last resort is listed")
+                .conditions;
+            assert!(
+                conditions.serving && conditions.terminating,
+                "{id:?} is the last resort: {conditions:?}"
+            );
+            assert!(
+                self.connected.contains(&id),
+                "{id:?} is the last resort and was never connected to"
+            );
+            assert!(
+                endpoint.drain_deadline().is_none_or(|at| at > self.now),
+                "{id:?} is past its deadline"
+            );
             open.insert(id);
         }
         // Nothing is left out either: what should serve does, or is being connected to.
         for merged in endpoints {
-            let last = port.usable.is_empty() && merged.conditions.serving && merged.conditions.terminating;
+            let last = port.usable.is_empty()
+                && merged.conditions.serving
+                && merged.conditions.terminating;
             if (merged.conditions.terminating || !merged.conditions.ready) && !last {
                 continue;
             }
-            let is_it =
-                |e: &&Arc<Endpoint>| listed(e) == Some(merged) && merged.address == e.address && !e.is_draining();
+            let is_it = |e: &&Arc<Endpoint>| {
+                listed(e) == Some(merged) && merged.address == e.address && !e.is_draining()
+            };
             match port.all.iter().find(is_it) {
                 Some(e) if !open.contains(&e.id) => {
-                    assert!(self.joining.contains_key(&e.id), "{:?} waits for a probe that nobody makes", e.id);
+                    assert!(
+                        self.joining.contains_key(&e.id),
+                        "{:?} waits for a probe that nobody makes",
+                        e.id
+                    );
                 }
                 Some(_) => {}
                 None => {
                     let over = |e: &Arc<Endpoint>| {
-                        e.address == merged.address && e.drain_deadline().is_some_and(|at| at <= self.now)
+                        e.address == merged.address
+                            && e.drain_deadline().is_some_and(|at| at <= self.now)
                     };
-                    let is_over =
-                        merged.fate.deadline().is_some_and(|at| at <= self.now) || self.known.values().any(over);
+                    let is_over = merged.fate.deadline().is_some_and(|at| at <= self.now)
+                        || self.known.values().any(over);
                     assert!(last && is_over, "{merged:?} is missing");
                 }
             }
@@ -341,7 +436,15 @@ impl Rig {
             ids
         };
         let ports = &self.snapshot.load().ports;
-        ports.iter().map(|(key, p)| (PortKey::clone(key), [ids(&p.usable), ids(&p.last_resort), ids(&p.all)])).collect()
+        ports
+            .iter()
+            .map(|(key, p)| {
+                (
+                    PortKey::clone(key),
+                    [ids(&p.usable), ids(&p.last_resort), ids(&p.all)],
+                )
+            })
+            .collect()
     }
 }
 

@@ -24,14 +24,21 @@ const LANES: usize = 12;
 async fn every_request_of_the_table_however_it_comes() {
     let cases: Vec<Rc<requests::Case>> = requests::cases().into_iter().map(Rc::new).collect();
     unique(cases.iter().map(|case| (case.name, &case.input[..])));
-    let tally = over_lanes(&cases, async |lane, case, tally| lane.request(case, tally).await).await;
-    let part = |of: fn(&requests::Verdict) -> bool| cases.iter().filter(|case| of(&case.verdict)).count();
+    let tally = over_lanes(&cases, async |lane, case, tally| {
+        lane.request(case, tally).await
+    })
+    .await;
+    let part =
+        |of: fn(&requests::Verdict) -> bool| cases.iter().filter(|case| of(&case.verdict)).count();
     println!(
         "FIGURE framing requests: {} cases ({} valid, {} malformed, {} cut short), {} runs through the proxy ({}): malformed \
          forwarded {}, valid refused {}, other differences {}",
         cases.len(),
         part(|verdict| matches!(verdict, requests::Verdict::Forwarded { .. })),
-        part(|v| matches!(v, requests::Verdict::Refused { .. } | requests::Verdict::Cut { .. })),
+        part(|v| matches!(
+            v,
+            requests::Verdict::Refused { .. } | requests::Verdict::Cut { .. }
+        )),
         part(|verdict| matches!(verdict, requests::Verdict::Abandoned { .. })),
         tally.runs,
         tally.ways(),
@@ -47,13 +54,20 @@ async fn every_request_of_the_table_however_it_comes() {
 async fn every_response_of_the_table_however_it_comes() {
     let cases: Vec<Rc<responses::Case>> = responses::cases().into_iter().map(Rc::new).collect();
     unique(cases.iter().map(|case| (case.name, &case.input[..])));
-    let tally = over_lanes(&cases, async |lane, case, tally| lane.response(case, tally).await).await;
-    let part = |of: fn(&responses::Verdict) -> bool| cases.iter().filter(|case| of(&case.verdict)).count();
+    let tally = over_lanes(&cases, async |lane, case, tally| {
+        lane.response(case, tally).await
+    })
+    .await;
+    let part =
+        |of: fn(&responses::Verdict) -> bool| cases.iter().filter(|case| of(&case.verdict)).count();
     println!(
         "FIGURE framing responses: {} cases ({} malformed or truncated), {} runs through the proxy ({}): malformed forwarded {}, \
          valid refused {}, other differences {}",
         cases.len(),
-        part(|verdict| matches!(verdict, responses::Verdict::Refused(_) | responses::Verdict::Cut(..))),
+        part(|verdict| matches!(
+            verdict,
+            responses::Verdict::Refused(_) | responses::Verdict::Cut(..)
+        )),
         tally.runs,
         tally.ways(),
         tally.count("forwarded"),
@@ -76,7 +90,9 @@ async fn over_lanes<C: 'static>(
             local.spawn_local(async move {
                 let (mut lane, mut tally) = (Lane::start().await, Tally::default());
                 loop {
-                    let Some(case) = queue.borrow_mut().pop() else { break };
+                    let Some(case) = queue.borrow_mut().pop() else {
+                        break;
+                    };
                     run(&mut lane, &case, &mut tally).await;
                 }
                 lane.nothing_stray(&mut tally);
@@ -99,7 +115,10 @@ async fn over_lanes<C: 'static>(
 fn unique<'a>(cases: impl Iterator<Item = (&'static str, &'a [u8])>) {
     let (mut names, mut inputs) = (BTreeMap::new(), BTreeMap::new());
     for (name, input) in cases {
-        assert!(names.insert(name, ()).is_none(), "two cases are called {name:?}");
+        assert!(
+            names.insert(name, ()).is_none(),
+            "two cases are called {name:?}"
+        );
         if let Some(other) = inputs.insert(input, name) {
             println!("the same bytes twice: {name:?}, {other:?}");
         }
@@ -125,5 +144,9 @@ fn with(text: &[u8], mark: &str, what: &[u8]) -> Vec<u8> {
 
 fn show(bytes: &[u8]) -> String {
     let text = bytes.escape_ascii().to_string();
-    if text.len() > 600 { format!("{}… ({} bytes)", &text[..600], bytes.len()) } else { text }
+    if text.len() > 600 {
+        format!("{}… ({} bytes)", &text[..600], bytes.len())
+    } else {
+        text
+    }
 }

@@ -8,7 +8,10 @@ use ebbtide::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Res
 use ebbtide::wire::sniff::{Sniff, sniff};
 use proptest::prelude::*;
 
-const LIMITS: Limits = Limits { head_size: 16 << 10, headers: 100 };
+const LIMITS: Limits = Limits {
+    head_size: 16 << 10,
+    headers: 100,
+};
 const GET: &str = "GET /next HTTP/1.1\r\nHost: next\r\n\r\n";
 
 fn forwarding() -> Forwarding {
@@ -34,12 +37,27 @@ fn request_however_split(head: &[u8], fwd: &Forwarding) -> (Result<Request, Reje
     for end in 0..head.len() {
         let part = request(&head[..end], fwd);
         match whole.0 {
-            Err(reject) => assert!(part.0 == Ok(None) || part.0 == Err(reject), "{part:?} of {whole:?}, {end} bytes"),
-            Ok(_) => assert_eq!(part.0, Ok(None), "{end} bytes of {:?}", String::from_utf8_lossy(head)),
+            Err(reject) => assert!(
+                part.0 == Ok(None) || part.0 == Err(reject),
+                "{part:?} of {whole:?}, {end} bytes"
+            ),
+            Ok(_) => assert_eq!(
+                part.0,
+                Ok(None),
+                "{end} bytes of {:?}",
+                String::from_utf8_lossy(head)
+            ),
         }
-        assert_eq!(part.1, "", "nothing is written before the whole head is there");
+        assert_eq!(
+            part.1, "",
+            "nothing is written before the whole head is there"
+        );
     }
-    assert_eq!(request(&[head, GET.as_bytes()].concat(), fwd), whole, "with a request behind");
+    assert_eq!(
+        request(&[head, GET.as_bytes()].concat(), fwd),
+        whole,
+        "with a request behind"
+    );
     let verdict = whole.0.map(|request| request.expect("a complete head"));
     if let Ok(request) = verdict {
         assert_eq!(request.consumed, head.len());
@@ -59,12 +77,24 @@ fn response_however_split(head: &[u8], method: Method, client: Version, close: b
     for end in 0..head.len() {
         let part = read(&head[..end]);
         match whole.0 {
-            Err(reject) => assert!(part.0 == Ok(None) || part.0 == Err(reject), "{part:?} of {whole:?}, {end} bytes"),
-            Ok(_) => assert_eq!(part.0, Ok(None), "{end} bytes of {:?}", String::from_utf8_lossy(head)),
+            Err(reject) => assert!(
+                part.0 == Ok(None) || part.0 == Err(reject),
+                "{part:?} of {whole:?}, {end} bytes"
+            ),
+            Ok(_) => assert_eq!(
+                part.0,
+                Ok(None),
+                "{end} bytes of {:?}",
+                String::from_utf8_lossy(head)
+            ),
         }
         assert_eq!(part.1, "");
     }
-    assert_eq!(read(&[head, b"HTTP/1.1 200 OK\r\n\r\n"].concat()), whole, "with a response behind");
+    assert_eq!(
+        read(&[head, b"HTTP/1.1 200 OK\r\n\r\n"].concat()),
+        whole,
+        "with a response behind"
+    );
     let verdict = whole.0.map(|response| response.expect("a complete head"));
     if let Ok(response) = verdict {
         assert_eq!(response.consumed, head.len());
@@ -89,7 +119,13 @@ fn forwarded(cases: &[(&str, &str)]) -> Vec<Request> {
     let check = |&(head, expected): &(&str, &str)| {
         let (verdict, out) = request_however_split(head.as_bytes(), &forwarding());
         let request = verdict.unwrap_or_else(|reject| panic!("{head:?}: {reject:?}"));
-        assert_eq!(out, expected.replace("{x}", &format!("{x}X-Forwarded-Host: a\r\n")).replace("{y}", x), "{head:?}");
+        assert_eq!(
+            out,
+            expected
+                .replace("{x}", &format!("{x}X-Forwarded-Host: a\r\n"))
+                .replace("{y}", x),
+            "{head:?}"
+        );
         request
     };
     cases.iter().map(check).collect()
@@ -98,15 +134,31 @@ fn forwarded(cases: &[(&str, &str)]) -> Vec<Request> {
 #[test]
 fn a_plain_request_goes_on_in_its_order() {
     let requests = forwarded(&[
-        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
-        ("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
         (
             "PURGE /x?y=%20|{}\\^ HTTP/1.1\r\nB_c:1\r\nhOST:\ta \r\nEmpty:\r\nObs: \u{e9}\r\nSpaced: \t a  b \t\r\n\r\n",
             "PURGE /x?y=%20|{}\\^ HTTP/1.1\r\nB_c: 1\r\nhOST: a\r\nEmpty: \r\nObs: \u{e9}\r\nSpaced: a  b\r\n{x}\r\n",
         ),
-        ("GET / HTTP/1.1\r\nHost:\r\n\r\n", "GET / HTTP/1.1\r\nHost: \r\n{y}\r\n"),
+        (
+            "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: \r\n{y}\r\n",
+        ),
     ]);
-    assert_eq!((requests[0].method, requests[0].framing, requests[0].keep_alive), (Method::Get, Framing::None, true));
+    assert_eq!(
+        (
+            requests[0].method,
+            requests[0].framing,
+            requests[0].keep_alive
+        ),
+        (Method::Get, Framing::None, true)
+    );
     assert_eq!(requests[2].method, Method::Other);
 }
 
@@ -114,11 +166,26 @@ fn a_plain_request_goes_on_in_its_order() {
 fn content_length_is_one_decimal_number() {
     let with = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
     for (fields, reason) in [
-        ("Content-Length: 5\r\nTransfer-Encoding: chunked", "length_with_transfer_encoding"),
-        ("Transfer-Encoding: chunked\r\nContent-Length: 0", "length_with_transfer_encoding"),
-        ("Transfer-Encoding: gzip\r\nContent-Length: 0", "length_with_transfer_encoding"),
-        ("Content-Length: 5\r\ncontent-length: 5", "duplicate_content_length"),
-        ("Content-Length: 5\r\nContent-Length: 6", "duplicate_content_length"),
+        (
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            "length_with_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\nContent-Length: 0",
+            "length_with_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: gzip\r\nContent-Length: 0",
+            "length_with_transfer_encoding",
+        ),
+        (
+            "Content-Length: 5\r\ncontent-length: 5",
+            "duplicate_content_length",
+        ),
+        (
+            "Content-Length: 5\r\nContent-Length: 6",
+            "duplicate_content_length",
+        ),
         ("Content-Length: 5, 5", "bad_content_length"),
         ("Content-Length: 5,", "bad_content_length"),
         ("Content-Length: +5", "bad_content_length"),
@@ -130,7 +197,10 @@ fn content_length_is_one_decimal_number() {
         ("Content-Length:", "bad_content_length"),
         ("Content-Length:  \t", "bad_content_length"),
         ("Content-Length: 9223372036854775808", "bad_content_length"),
-        ("Content-Length: 99999999999999999999999999999999", "bad_content_length"),
+        (
+            "Content-Length: 99999999999999999999999999999999",
+            "bad_content_length",
+        ),
     ] {
         refused(&[(&with(fields), 400, reason)]);
     }
@@ -139,39 +209,102 @@ fn content_length_is_one_decimal_number() {
             &with("Content-Length: 9223372036854775807"),
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9223372036854775807\r\n{x}\r\n",
         ),
-        (&with("content-LENGTH:0005 "), "POST / HTTP/1.1\r\nHost: a\r\ncontent-LENGTH: 5\r\n{x}\r\n"),
-        (&with("Content-Length: 000"), "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{x}\r\n"),
+        (
+            &with("content-LENGTH:0005 "),
+            "POST / HTTP/1.1\r\nHost: a\r\ncontent-LENGTH: 5\r\n{x}\r\n",
+        ),
+        (
+            &with("Content-Length: 000"),
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{x}\r\n",
+        ),
     ]);
-    let framings = [Framing::Counted(i64::MAX as u64), Framing::Counted(5), Framing::Counted(0)];
-    assert_eq!(requests.iter().map(|r| r.framing).collect::<Vec<_>>(), framings);
+    let framings = [
+        Framing::Counted(i64::MAX as u64),
+        Framing::Counted(5),
+        Framing::Counted(0),
+    ];
+    assert_eq!(
+        requests.iter().map(|r| r.framing).collect::<Vec<_>>(),
+        framings
+    );
 }
 
 #[test]
 fn transfer_encoding_is_chunked_once() {
-    let with = |version: &str, fields: &str| format!("POST / HTTP/{version}\r\nHost: a\r\n{fields}\r\n\r\n");
+    let with = |version: &str, fields: &str| {
+        format!("POST / HTTP/{version}\r\nHost: a\r\n{fields}\r\n\r\n")
+    };
     for (fields, status, reason) in [
-        ("Transfer-Encoding: chunked, chunked", 400, "bad_transfer_encoding"),
-        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400, "bad_transfer_encoding"),
-        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity", 400, "bad_transfer_encoding"),
-        ("Transfer-Encoding: chunked, gzip", 400, "bad_transfer_encoding"),
+        (
+            "Transfer-Encoding: chunked, chunked",
+            400,
+            "bad_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            400,
+            "bad_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+            400,
+            "bad_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: chunked, gzip",
+            400,
+            "bad_transfer_encoding",
+        ),
         ("Transfer-Encoding: chunked,", 400, "bad_transfer_encoding"),
         ("Transfer-Encoding: ,chunked", 400, "bad_transfer_encoding"),
         ("Transfer-Encoding:", 400, "bad_transfer_encoding"),
         ("Transfer-Encoding: identity", 400, "bad_transfer_encoding"),
-        ("Transfer-Encoding: \"chunked\"", 400, "bad_transfer_encoding"),
-        ("Transfer-Encoding: chunked;q=1", 400, "bad_transfer_encoding"),
-        ("Transfer-Encoding: chunked chunked", 400, "bad_transfer_encoding"),
-        ("Transfer-Encoding: \u{e9}chunked", 400, "bad_transfer_encoding"),
+        (
+            "Transfer-Encoding: \"chunked\"",
+            400,
+            "bad_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: chunked;q=1",
+            400,
+            "bad_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: chunked chunked",
+            400,
+            "bad_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: \u{e9}chunked",
+            400,
+            "bad_transfer_encoding",
+        ),
         ("Transfer-Encoding: \x0bchunked", 400, "control_byte"),
         ("Transfer-Encoding : chunked", 400, "bad_header"),
-        ("Transfer-Encoding: gzip, chunked", 501, "unknown_transfer_encoding"),
-        ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked", 501, "unknown_transfer_encoding"),
+        (
+            "Transfer-Encoding: gzip, chunked",
+            501,
+            "unknown_transfer_encoding",
+        ),
+        (
+            "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
+            501,
+            "unknown_transfer_encoding",
+        ),
         ("Transfer-Encoding: gzip", 501, "unknown_transfer_encoding"),
-        ("Transfer-Encoding: xchunked", 501, "unknown_transfer_encoding"),
+        (
+            "Transfer-Encoding: xchunked",
+            501,
+            "unknown_transfer_encoding",
+        ),
     ] {
         refused(&[(&with("1.1", fields), status, reason)]);
     }
-    refused(&[(&with("1.0", "Transfer-Encoding: chunked"), 400, "transfer_encoding_on_http10")]);
+    refused(&[(
+        &with("1.0", "Transfer-Encoding: chunked"),
+        400,
+        "transfer_encoding_on_http10",
+    )]);
     let canonical = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n{x}\r\n";
     let requests = forwarded(&[(&with("1.1", "transfer-encoding:\tCHUNKED "), canonical)]);
     assert_eq!(requests[0].framing, Framing::Chunked);
@@ -182,20 +315,52 @@ fn host_is_one_and_agrees_with_the_target() {
     refused(&[
         ("GET / HTTP/1.1\r\n\r\n", 400, "missing_host"),
         ("GET http://a/ HTTP/1.1\r\n\r\n", 400, "missing_host"),
-        ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400, "duplicate_host"),
-        ("GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400, "duplicate_host"),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+            400,
+            "duplicate_host",
+        ),
+        (
+            "GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
+            400,
+            "duplicate_host",
+        ),
         ("GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400, "bad_host"),
         ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", 400, "bad_host"),
         ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, "bad_host"),
         ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400, "bad_host"),
         ("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", 400, "bad_host"),
-        ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "host_mismatch"),
-        ("GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "host_mismatch"),
-        ("GET https://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "host_mismatch"),
-        ("GET http://a/ HTTP/1.1\r\nHost:\r\n\r\n", 400, "host_mismatch"),
-        ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
+        (
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "host_mismatch",
+        ),
+        (
+            "GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "host_mismatch",
+        ),
+        (
+            "GET https://a:80/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "host_mismatch",
+        ),
+        (
+            "GET http://a/ HTTP/1.1\r\nHost:\r\n\r\n",
+            400,
+            "host_mismatch",
+        ),
+        (
+            "GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "bad_target",
+        ),
         ("GET http:///x HTTP/1.1\r\nHost:\r\n\r\n", 400, "bad_target"),
-        ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
+        (
+            "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "bad_target",
+        ),
         ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
         ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
     ]);
@@ -204,18 +369,37 @@ fn host_is_one_and_agrees_with_the_target() {
             "GET http://A/x?y HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /x?y HTTP/1.1\r\nHost: A\r\n{y}X-Forwarded-Host: A\r\n\r\n",
         ),
-        ("GET HTTP://a HTTP/1.1\r\nHost: a:80\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
-        ("GET http://a?q HTTP/1.1\r\nHost: a\r\n\r\n", "GET /?q HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
-        ("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
-        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
-        ("GET //b/c HTTP/1.1\r\nHost: a\r\n\r\n", "GET //b/c HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        (
+            "GET HTTP://a HTTP/1.1\r\nHost: a:80\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "GET http://a?q HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /?q HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "GET //b/c HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET //b/c HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
     ]);
 }
 
 #[test]
 fn lines_end_in_crlf_and_hold_no_control_bytes() {
     refused(&[
-        ("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "leading_blank_line"),
+        (
+            "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "leading_blank_line",
+        ),
         ("\rGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bare_cr"),
         ("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bare_lf"),
         ("GET / HTTP/1.1\nHost: a\n\n", 400, "bare_lf"),
@@ -226,43 +410,111 @@ fn lines_end_in_crlf_and_hold_no_control_bytes() {
         ("GET / HTTP/1.1\r\nHost: a\r\n\rX", 400, "bare_cr"),
         ("GET / HTTP/1.1\r\nHost: a\0\r\n\r\n", 400, "control_byte"),
         ("GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", 400, "control_byte"),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX: \x1b[0m\r\n\r\n", 400, "control_byte"),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX: \x7f\r\n\r\n", 400, "bad_header"),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nX: \x1b[0m\r\n\r\n",
+            400,
+            "control_byte",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nX: \x7f\r\n\r\n",
+            400,
+            "bad_header",
+        ),
         ("GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400, "obs_fold"),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n\tc\r\n\r\n", 400, "obs_fold"),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n\tc\r\n\r\n",
+            400,
+            "obs_fold",
+        ),
         ("GET / HTTP/1.1\r\nHost: a\r\n \r\n\r\n", 400, "obs_fold"),
         ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400, "bad_header"),
         ("GET / HTTP/1.1\r\nHost\t: a\r\n\r\n", 400, "bad_header"),
-        ("GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", 400, "bad_header"),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n",
+            400,
+            "bad_header",
+        ),
         ("GET / HTTP/1.1\r\nHost: a\r\nX\r\n\r\n", 400, "bad_header"),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX(y): b\r\n\r\n", 400, "bad_header"),
-        ("GET / HTTP/1.1\r\nHost: a\r\nX\u{e9}: b\r\n\r\n", 400, "bad_header"),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nX(y): b\r\n\r\n",
+            400,
+            "bad_header",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nX\u{e9}: b\r\n\r\n",
+            400,
+            "bad_header",
+        ),
     ]);
 }
 
 #[test]
 fn the_request_line_is_three_words_of_this_protocol() {
     refused(&[
-        ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505, "unsupported_version"),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "unsupported_version"),
-        ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505, "unsupported_version"),
-        ("GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505, "unsupported_version"),
+        (
+            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+            505,
+            "unsupported_version",
+        ),
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            505,
+            "unsupported_version",
+        ),
+        (
+            "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+            505,
+            "unsupported_version",
+        ),
+        (
+            "GET / HTTP/0.9\r\nHost: a\r\n\r\n",
+            505,
+            "unsupported_version",
+        ),
         ("GET / http/1.1\r\nHost: a\r\n\r\n", 400, "bad_version"),
         ("GET / HTTP/1.x\r\nHost: a\r\n\r\n", 400, "bad_version"),
         ("GET / HTTP/2\r\nHost: a\r\n\r\n", 400, "bad_version"),
-        ("GET / HTTP/1.10\r\nHost: a\r\n\r\n", 400, "bad_request_line"),
+        (
+            "GET / HTTP/1.10\r\nHost: a\r\n\r\n",
+            400,
+            "bad_request_line",
+        ),
         ("GET /\r\n\r\n", 400, "bad_request_line"),
         ("GET\r\n\r\n", 400, "bad_request_line"),
-        (" GET / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_request_line"),
-        ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_request_line"),
+        (
+            " GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "bad_request_line",
+        ),
+        (
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "bad_request_line",
+        ),
         ("GET /  HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_version"),
-        ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n", 400, "bad_request_line"),
-        ("GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_request_line"),
-        ("GET /\tHTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_request_line"),
+        (
+            "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
+            400,
+            "bad_request_line",
+        ),
+        (
+            "GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "bad_request_line",
+        ),
+        (
+            "GET /\tHTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "bad_request_line",
+        ),
         ("G(T / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_request_line"),
         ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_version"),
         ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
-        ("GET /\x7f HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_request_line"),
+        (
+            "GET /\x7f HTTP/1.1\r\nHost: a\r\n\r\n",
+            400,
+            "bad_request_line",
+        ),
         ("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
         ("GET /\" HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
     ]);
@@ -275,8 +527,14 @@ fn upgrade_needs_both_its_halves() {
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: Keep-Alive, UPGRADE\r\nUpgrade: websocket\r\nSec-K: k\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nSec-K: k\r\n{x}Connection: upgrade\r\n\r\n",
         ),
-        ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
-        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
         (
             "GET / HTTP/1.0\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
@@ -286,55 +544,111 @@ fn upgrade_needs_both_its_halves() {
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n{x}\r\n",
         ),
     ]);
-    assert_eq!(requests.iter().map(|r| r.upgrade).collect::<Vec<_>>(), [true, false, false, false, false]);
+    assert_eq!(
+        requests.iter().map(|r| r.upgrade).collect::<Vec<_>>(),
+        [true, false, false, false, false]
+    );
 }
 
 #[test]
 fn connect_is_refused_unless_enabled() {
     let head = "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n";
     refused(&[(head, 501, "connect_refused")]);
-    let fwd = Forwarding { allow_connect: true, ..forwarding() };
+    let fwd = Forwarding {
+        allow_connect: true,
+        ..forwarding()
+    };
     let (verdict, out) = request_however_split(head.as_bytes(), &fwd);
     assert_eq!(verdict.unwrap().method, Method::Connect);
-    assert!(out.starts_with("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n"), "{out}");
+    assert!(
+        out.starts_with("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n"),
+        "{out}"
+    );
     for (head, reason) in [
         ("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
         ("CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
         ("CONNECT a:b HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-        ("CONNECT b:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "host_mismatch"),
-        ("CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nContent-Length: 1\r\n\r\n", "connect_with_body"),
+        (
+            "CONNECT b:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
+            "host_mismatch",
+        ),
+        (
+            "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\nContent-Length: 1\r\n\r\n",
+            "connect_with_body",
+        ),
     ] {
-        assert_eq!(request_however_split(head.as_bytes(), &fwd).0, Err(Reject { status: 400, reason }), "{head:?}");
+        assert_eq!(
+            request_however_split(head.as_bytes(), &fwd).0,
+            Err(Reject {
+                status: 400,
+                reason
+            }),
+            "{head:?}"
+        );
     }
 }
 
 #[test]
 fn a_head_is_bounded_in_bytes_and_lines() {
-    let limits = Limits { head_size: 64, headers: 3 };
+    let limits = Limits {
+        head_size: 64,
+        headers: 3,
+    };
     let read = |head: &str| {
         let mut out = Vec::new();
-        parse_request(head.as_bytes(), &limits, &forwarding(), &mut out).map(|r| r.map(|r| r.consumed))
+        parse_request(head.as_bytes(), &limits, &forwarding(), &mut out)
+            .map(|r| r.map(|r| r.consumed))
     };
-    let of_size = |size: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(size - 32));
+    let of_size = |size: usize| {
+        format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+            "x".repeat(size - 32)
+        )
+    };
     assert_eq!(read(&of_size(64)), Ok(Some(64)));
-    let too_large = Err(Reject { status: 431, reason: "head_too_large" });
+    let too_large = Err(Reject {
+        status: 431,
+        reason: "head_too_large",
+    });
     assert_eq!(read(&of_size(65)), too_large);
     for end in 0..=65 {
         let expected = if end < 64 { Ok(None) } else { too_large };
         assert_eq!(read(&of_size(65)[..end]), expected, "{end} bytes");
     }
     // A fault within the bound is found first, one beyond it is never looked for.
-    assert_eq!(read(&format!("GET / HTTP/1.1\n{}", "x".repeat(80))).unwrap_err().reason, "bare_lf");
+    assert_eq!(
+        read(&format!("GET / HTTP/1.1\n{}", "x".repeat(80)))
+            .unwrap_err()
+            .reason,
+        "bare_lf"
+    );
     assert_eq!(read(&format!("{}\n", "x".repeat(64))), too_large);
-    assert_eq!(read("GET / HTTP/1.1\r\nHost: a\r\nB:\r\nC:\r\n\r\n"), Ok(Some(35)));
-    let too_many = Err(Reject { status: 431, reason: "too_many_headers" });
-    assert_eq!(read("GET / HTTP/1.1\r\nHost: a\r\nB:\r\nC:\r\nD:\r\n\r\n"), too_many);
+    assert_eq!(
+        read("GET / HTTP/1.1\r\nHost: a\r\nB:\r\nC:\r\n\r\n"),
+        Ok(Some(35))
+    );
+    let too_many = Err(Reject {
+        status: 431,
+        reason: "too_many_headers",
+    });
+    assert_eq!(
+        read("GET / HTTP/1.1\r\nHost: a\r\nB:\r\nC:\r\nD:\r\n\r\n"),
+        too_many
+    );
 
-    let hundred = |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1));
+    let hundred = |count: usize| {
+        format!(
+            "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+            "X: y\r\n".repeat(count - 1)
+        )
+    };
     assert!(request(hundred(100).as_bytes(), &forwarding()).0.is_ok());
     refused(&[(&hundred(101), 431, "too_many_headers")]);
     refused(&[(
-        &format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: a{}\r\n\r\n", ",a".repeat(32)),
+        &format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: a{}\r\n\r\n",
+            ",a".repeat(32)
+        ),
         400,
         "too_many_connection_options",
     )]);
@@ -343,17 +657,35 @@ fn a_head_is_bounded_in_bytes_and_lines() {
 #[test]
 fn http_1_0_keeps_alive_where_it_asks_and_needs_no_host() {
     let requests = forwarded(&[
-        ("GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nHost: 198.51.100.1:8080\r\n{y}\r\n"),
-        ("GET http://a/ HTTP/1.0\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{y}\r\n"),
-        ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        (
+            "GET / HTTP/1.0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: 198.51.100.1:8080\r\n{y}\r\n",
+        ),
+        (
+            "GET http://a/ HTTP/1.0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{y}\r\n",
+        ),
+        (
+            "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
         (
             "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\nConnection: close\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
         ),
-        ("GET / HTTP/1.1\r\nConnection: foo,Close\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
-        ("PUT / HTTP/1.0\r\nExpect: 100-continue\r\nHost: a\r\n\r\n", "PUT / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        (
+            "GET / HTTP/1.1\r\nConnection: foo,Close\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "PUT / HTTP/1.0\r\nExpect: 100-continue\r\nHost: a\r\n\r\n",
+            "PUT / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
     ]);
-    assert_eq!(requests.iter().map(|r| r.keep_alive).collect::<Vec<_>>(), [false, false, true, false, false, false]);
+    assert_eq!(
+        requests.iter().map(|r| r.keep_alive).collect::<Vec<_>>(),
+        [false, false, true, false, false, false]
+    );
     assert!(!requests[5].expect_continue);
 }
 
@@ -375,7 +707,10 @@ fn what_is_for_one_hop_stays_behind() {
              Transfer-Encoding: chunked\r\nTrailer: D\r\n\r\n",
             "PUT / HTTP/1.1\r\nHost: a\r\nTrailer: D\r\nTransfer-Encoding: chunked\r\n{x}\r\n",
         ),
-        ("PUT / HTTP/1.1\r\nHost: a\r\nTrailer: D\r\n\r\n", "PUT / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        (
+            "PUT / HTTP/1.1\r\nHost: a\r\nTrailer: D\r\n\r\n",
+            "PUT / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
     ]);
 }
 
@@ -404,12 +739,30 @@ fn what_decides_on_a_replay_is_what_the_upstream_is_told() {
             "PUT / HTTP/1.1\r\nHost: a\r\nIf-Modified-Since: x\r\n{x}\r\n",
         ),
     ]);
-    let flags: Vec<_> = requests.iter().map(|r| (r.conditional, r.idempotency_key, r.expect_continue)).collect();
+    let flags: Vec<_> = requests
+        .iter()
+        .map(|r| (r.conditional, r.idempotency_key, r.expect_continue))
+        .collect();
     let (yes, no) = (true, false);
-    assert_eq!(flags, [(yes, yes, yes), (no, no, no), (yes, no, no), (yes, no, no), (no, no, no)]);
+    assert_eq!(
+        flags,
+        [
+            (yes, yes, yes),
+            (no, no, no),
+            (yes, no, no),
+            (yes, no, no),
+            (no, no, no)
+        ]
+    );
     use Method::*;
-    for method in [Get, Head, Options, Trace, Put, Delete, Post, Patch, Connect, Other] {
-        assert_eq!(method.is_idempotent(), !matches!(method, Post | Patch | Connect | Other), "{method:?}");
+    for method in [
+        Get, Head, Options, Trace, Put, Delete, Post, Patch, Connect, Other,
+    ] {
+        assert_eq!(
+            method.is_idempotent(),
+            !matches!(method, Post | Patch | Connect | Other),
+            "{method:?}"
+        );
     }
 }
 
@@ -421,14 +774,21 @@ fn forwarded_fields_are_believed_from_trusted_peers_only() {
     let bare = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-: 1\r\nx_forwarded_: 2\r\n\r\n";
     forwarded(&[(bare, "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n")]);
     forwarded(&[(head, "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n")]);
-    let fwd = Forwarding { trusted: true, ..forwarding() };
+    let fwd = Forwarding {
+        trusted: true,
+        ..forwarding()
+    };
     assert_eq!(
         request_however_split(head.as_bytes(), &fwd).1,
         "GET / HTTP/1.1\r\nHost: a\r\nForwarded: for=1.1.1.1\r\nX-FORWARDED-Port: 1\r\nX-Forwarded-Proto: https\r\n\
          X-Forwarded-Host: b\r\nX-Forwarded-For: 1.1.1.1, 2.2.2.2, 3.3.3.3, 192.0.2.7\r\n\r\n"
     );
     // A trusted peer that says nothing is like any other; a dual-stack socket's view of IPv4 is not passed on.
-    let fwd = Forwarding { peer: "::ffff:192.0.2.9".parse().unwrap(), https: true, ..fwd };
+    let fwd = Forwarding {
+        peer: "::ffff:192.0.2.9".parse().unwrap(),
+        https: true,
+        ..fwd
+    };
     assert_eq!(
         request_however_split(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", &fwd).1,
         "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: a\r\n\r\n"
@@ -438,13 +798,34 @@ fn forwarded_fields_are_believed_from_trusted_peers_only() {
 #[test]
 fn the_same_faults_in_a_response_are_502() {
     let cases = [
-        ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "length_with_transfer_encoding"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", "duplicate_content_length"),
-        ("HTTP/1.1 304 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "duplicate_content_length"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\n", "bad_content_length"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "unknown_transfer_encoding"),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n", "bad_transfer_encoding"),
-        ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "transfer_encoding_on_http10"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "length_with_transfer_encoding",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "duplicate_content_length",
+        ),
+        (
+            "HTTP/1.1 304 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "duplicate_content_length",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\n",
+            "bad_content_length",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "unknown_transfer_encoding",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            "bad_transfer_encoding",
+        ),
+        (
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "transfer_encoding_on_http10",
+        ),
         ("\r\nHTTP/1.1 200 OK\r\n\r\n", "leading_blank_line"),
         ("HTTP/1.1 200 OK\n\n", "bare_lf"),
         ("HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n", "bare_cr"),
@@ -459,22 +840,57 @@ fn the_same_faults_in_a_response_are_502() {
         ("HTTP/1.1 2000 OK\r\n\r\n", "bad_status_line"),
         ("HTTP/1.1 099 OK\r\n\r\n", "bad_status_line"),
         ("HTTP/1.1 101 Switching\r\n\r\n", "bad_upgrade"),
-        ("HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n", "bad_upgrade"),
-        ("HTTP/1.1 101 Switching\r\nConnection: upgrade\r\n\r\n", "bad_upgrade"),
-        ("HTTP/1.0 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", "bad_upgrade"),
+        (
+            "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n",
+            "bad_upgrade",
+        ),
+        (
+            "HTTP/1.1 101 Switching\r\nConnection: upgrade\r\n\r\n",
+            "bad_upgrade",
+        ),
+        (
+            "HTTP/1.0 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "bad_upgrade",
+        ),
     ];
     for (head, reason) in cases {
-        let (verdict, _) = response_however_split(head.as_bytes(), Method::Get, Version::H11, false);
-        assert_eq!(verdict, Err(Reject { status: 502, reason }), "{head:?}");
+        let (verdict, _) =
+            response_however_split(head.as_bytes(), Method::Get, Version::H11, false);
+        assert_eq!(
+            verdict,
+            Err(Reject {
+                status: 502,
+                reason
+            }),
+            "{head:?}"
+        );
     }
     let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "x".repeat(17 << 10));
     let mut out = Vec::new();
-    let verdict = parse_response(large.as_bytes(), &LIMITS, Method::Get, Version::H11, false, &mut out);
-    assert_eq!(verdict, Err(Reject { status: 502, reason: "head_too_large" }));
+    let verdict = parse_response(
+        large.as_bytes(),
+        &LIMITS,
+        Method::Get,
+        Version::H11,
+        false,
+        &mut out,
+    );
+    assert_eq!(
+        verdict,
+        Err(Reject {
+            status: 502,
+            reason: "head_too_large"
+        })
+    );
 }
 
 /// (request method, client, close), head, what the client gets, and the rest as a line.
-type ResponseCase = ((Method, Version, bool), &'static str, &'static str, &'static str);
+type ResponseCase = (
+    (Method, Version, bool),
+    &'static str,
+    &'static str,
+    &'static str,
+);
 
 #[test]
 fn a_response_ends_where_method_and_status_say() {
@@ -568,7 +984,12 @@ fn a_response_ends_where_method_and_status_say() {
             "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n",
             "None Identity kept",
         ),
-        ((Head, H11, false), "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n", "None Identity kept"),
+        (
+            (Head, H11, false),
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "None Identity kept",
+        ),
         (
             (Get, H11, false),
             "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
@@ -588,7 +1009,12 @@ fn a_response_ends_where_method_and_status_say() {
             "None Identity kept",
         ),
         // Before the final one: nothing about the connection.
-        ((Post, H11, true), "HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n", "None Identity kept"),
+        (
+            (Post, H11, true),
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "None Identity kept",
+        ),
         (
             (Get, H11, true),
             "HTTP/1.1 103 Early Hints\r\nLink: x\r\nContent-Length: 5\r\n\r\n",
@@ -631,9 +1057,20 @@ fn a_response_ends_where_method_and_status_say() {
         let (verdict, out) = response_however_split(head.as_bytes(), method, client, close);
         let r = verdict.unwrap_or_else(|reject| panic!("{head:?}: {reject:?}"));
         assert_eq!(out, expected, "{method:?} {client:?} {head:?}");
-        let flags = [(r.keep_alive, " kept"), (r.client_close, " client-closes"), (r.upgrade, " tunnel")];
-        let flags: String = flags.into_iter().filter_map(|(set, word)| set.then_some(word)).collect();
-        assert_eq!(format!("{:?} {:?}{flags}", r.framing, r.emit), summary, "{method:?} {client:?} {head:?}");
+        let flags = [
+            (r.keep_alive, " kept"),
+            (r.client_close, " client-closes"),
+            (r.upgrade, " tunnel"),
+        ];
+        let flags: String = flags
+            .into_iter()
+            .filter_map(|(set, word)| set.then_some(word))
+            .collect();
+        assert_eq!(
+            format!("{:?} {:?}{flags}", r.framing, r.emit),
+            summary,
+            "{method:?} {client:?} {head:?}"
+        );
     }
 }
 
@@ -657,21 +1094,37 @@ fn decode<'a>(
             break;
         }
     }
-    (verdict.map(|()| decoder.is_done()), taken, String::from_utf8_lossy(&out).into_owned())
+    (
+        verdict.map(|()| decoder.is_done()),
+        taken,
+        String::from_utf8_lossy(&out).into_owned(),
+    )
 }
 
 /// Decodes whole, in two pieces at each boundary, and byte by byte: one verdict, one output, the same bytes taken.
-fn decode_however_split(framing: Framing, input: &[u8], emit: Emit) -> (Result<bool, Reject>, usize, String) {
+fn decode_however_split(
+    framing: Framing,
+    input: &[u8],
+    emit: Emit,
+) -> (Result<bool, Reject>, usize, String) {
     let whole = decode(framing, [input], emit);
     let agree = |split: (Result<bool, Reject>, usize, String), how: &str| {
-        assert_eq!(split.0, whole.0, "{how} {:?}", String::from_utf8_lossy(input));
+        assert_eq!(
+            split.0,
+            whole.0,
+            "{how} {:?}",
+            String::from_utf8_lossy(input)
+        );
         assert_eq!(split.2, whole.2, "{how}");
         if whole.0.is_ok() {
             assert_eq!(split.1, whole.1, "{how}");
         }
     };
     for at in 0..=input.len() {
-        agree(decode(framing, [&input[..at], &input[at..]], emit), &format!("at {at}"));
+        agree(
+            decode(framing, [&input[..at], &input[at..]], emit),
+            &format!("at {at}"),
+        );
     }
     agree(decode(framing, input.chunks(1), emit), "dribbled");
     whole
@@ -682,11 +1135,27 @@ fn chunks_go_on_canonical() {
     for (body, chunked, identity) in [
         ("0\r\n\r\n", "0\r\n\r\n", ""),
         ("000\r\n\r\n", "0\r\n\r\n", ""),
-        ("5\r\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n", "hello"),
-        ("00A\r\n0123456789\r\n1\r\n\n\r\n0\r\n\r\n", "a\r\n0123456789\r\n1\r\n\n\r\n0\r\n\r\n", "0123456789\n"),
+        (
+            "5\r\nhello\r\n0\r\n\r\n",
+            "5\r\nhello\r\n0\r\n\r\n",
+            "hello",
+        ),
+        (
+            "00A\r\n0123456789\r\n1\r\n\n\r\n0\r\n\r\n",
+            "a\r\n0123456789\r\n1\r\n\n\r\n0\r\n\r\n",
+            "0123456789\n",
+        ),
         ("1;a\r\nx\r\n0;b=c\r\n\r\n", "1\r\nx\r\n0\r\n\r\n", "x"),
-        ("1 ; a = \"q\\\"; \t\u{e9}\" ;b\r\nx\r\n0\r\n\r\n", "1\r\nx\r\n0\r\n\r\n", "x"),
-        ("0\r\nDigest:  x \r\nG_s:\r\n\r\n", "0\r\nDigest: x\r\nG_s: \r\n\r\n", ""),
+        (
+            "1 ; a = \"q\\\"; \t\u{e9}\" ;b\r\nx\r\n0\r\n\r\n",
+            "1\r\nx\r\n0\r\n\r\n",
+            "x",
+        ),
+        (
+            "0\r\nDigest:  x \r\nG_s:\r\n\r\n",
+            "0\r\nDigest: x\r\nG_s: \r\n\r\n",
+            "",
+        ),
         (
             "0\r\nConnection: a\r\nUpgrade: b\r\nX-Forwarded-For: c\r\nKept: d\r\nTE: e\r\nTrailer: f\r\n\r\n",
             "0\r\nKept: d\r\n\r\n",
@@ -694,11 +1163,20 @@ fn chunks_go_on_canonical() {
         ),
     ] {
         for (emit, expected) in [(Emit::Chunked, chunked), (Emit::Identity, identity)] {
-            let (verdict, taken, out) = decode_however_split(Framing::Chunked, body.as_bytes(), emit);
-            assert_eq!((verdict, taken, out.as_str()), (Ok(true), body.len(), expected), "{body:?}");
+            let (verdict, taken, out) =
+                decode_however_split(Framing::Chunked, body.as_bytes(), emit);
+            assert_eq!(
+                (verdict, taken, out.as_str()),
+                (Ok(true), body.len(), expected),
+                "{body:?}"
+            );
             let (verdict, taken, out) =
                 decode_however_split(Framing::Chunked, (body.to_owned() + GET).as_bytes(), emit);
-            assert_eq!((verdict, taken, out.as_str()), (Ok(true), body.len(), expected), "{body:?}, a request behind");
+            assert_eq!(
+                (verdict, taken, out.as_str()),
+                (Ok(true), body.len(), expected),
+                "{body:?}, a request behind"
+            );
         }
     }
 }
@@ -748,44 +1226,106 @@ fn a_bad_chunk_is_refused() {
         ("0\r\n: b\r\n\r\n", "bad_trailer"),
         ("0\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "bad_trailer"),
         ("0\r\nContent-Length: 5\r\n\r\n", "forbidden_trailer"),
-        ("0\r\ntransfer-encoding: chunked\r\n\r\n", "forbidden_trailer"),
+        (
+            "0\r\ntransfer-encoding: chunked\r\n\r\n",
+            "forbidden_trailer",
+        ),
         ("0\r\nHost: a\r\n\r\n", "forbidden_trailer"),
         (&many, "bad_trailer"),
     ];
     for (body, reason) in cases {
         for emit in [Emit::Chunked, Emit::Identity] {
             let (verdict, _, _) = decode_however_split(Framing::Chunked, body.as_bytes(), emit);
-            assert_eq!(verdict, Err(Reject { status: 400, reason }), "{body:?}");
+            assert_eq!(
+                verdict,
+                Err(Reject {
+                    status: 400,
+                    reason
+                }),
+                "{body:?}"
+            );
         }
     }
     // Splitting 16 KiB everywhere takes its square.
     for verdict in [
         decode(Framing::Chunked, [trailers.as_bytes()], Emit::Chunked).0,
-        decode(Framing::Chunked, trailers.as_bytes().chunks(1), Emit::Chunked).0,
+        decode(
+            Framing::Chunked,
+            trailers.as_bytes().chunks(1),
+            Emit::Chunked,
+        )
+        .0,
     ] {
-        assert_eq!(verdict, Err(Reject { status: 400, reason: "trailers_too_large" }));
+        assert_eq!(
+            verdict,
+            Err(Reject {
+                status: 400,
+                reason: "trailers_too_large"
+            })
+        );
     }
     let mut upstream = BodyDecoder::new(Framing::Chunked, &LIMITS, 502);
-    assert_eq!(upstream.decode(b"x", Emit::Chunked, &mut Vec::new()).unwrap_err().status, 502);
+    assert_eq!(
+        upstream
+            .decode(b"x", Emit::Chunked, &mut Vec::new())
+            .unwrap_err()
+            .status,
+        502
+    );
     // The largest there is, for a start.
-    assert_eq!(decode(Framing::Chunked, [&b"20000000000000\r\n"[..]], Emit::Chunked).2, "20000000000000\r\n");
+    assert_eq!(
+        decode(
+            Framing::Chunked,
+            [&b"20000000000000\r\n"[..]],
+            Emit::Chunked
+        )
+        .2,
+        "20000000000000\r\n"
+    );
 }
 
 #[test]
 fn counted_and_close_delimited_bodies() {
-    assert_eq!(decode_however_split(Framing::None, b"x", Emit::Identity), (Ok(true), 0, String::new()));
-    assert_eq!(decode_however_split(Framing::Counted(0), b"x", Emit::Identity), (Ok(true), 0, String::new()));
-    assert_eq!(decode_however_split(Framing::Counted(3), b"abcd", Emit::Identity), (Ok(true), 3, "abc".into()));
-    assert_eq!(decode_however_split(Framing::Counted(3), b"ab", Emit::Identity), (Ok(false), 2, "ab".into()));
-    assert_eq!(decode_however_split(Framing::UntilClose, b"ab", Emit::Identity), (Ok(false), 2, "ab".into()));
-    assert_eq!(decode(Framing::UntilClose, [&b"ab"[..], b"", b"c"], Emit::Chunked).2, "2\r\nab\r\n1\r\nc\r\n");
+    assert_eq!(
+        decode_however_split(Framing::None, b"x", Emit::Identity),
+        (Ok(true), 0, String::new())
+    );
+    assert_eq!(
+        decode_however_split(Framing::Counted(0), b"x", Emit::Identity),
+        (Ok(true), 0, String::new())
+    );
+    assert_eq!(
+        decode_however_split(Framing::Counted(3), b"abcd", Emit::Identity),
+        (Ok(true), 3, "abc".into())
+    );
+    assert_eq!(
+        decode_however_split(Framing::Counted(3), b"ab", Emit::Identity),
+        (Ok(false), 2, "ab".into())
+    );
+    assert_eq!(
+        decode_however_split(Framing::UntilClose, b"ab", Emit::Identity),
+        (Ok(false), 2, "ab".into())
+    );
+    assert_eq!(
+        decode(Framing::UntilClose, [&b"ab"[..], b"", b"c"], Emit::Chunked).2,
+        "2\r\nab\r\n1\r\nc\r\n"
+    );
 
     let mut counted = BodyDecoder::new(Framing::Counted(10), &LIMITS, 400);
-    assert_eq!((counted.pass(4), counted.remaining(), counted.is_done()), (4, Some(6), false));
-    assert_eq!((counted.pass(7), counted.remaining(), counted.is_done()), (6, Some(0), true));
+    assert_eq!(
+        (counted.pass(4), counted.remaining(), counted.is_done()),
+        (4, Some(6), false)
+    );
+    assert_eq!(
+        (counted.pass(7), counted.remaining(), counted.is_done()),
+        (6, Some(0), true)
+    );
     assert_eq!(counted.pass(1), 0);
     let mut close = BodyDecoder::new(Framing::UntilClose, &LIMITS, 502);
-    assert_eq!((close.pass(4), close.remaining(), close.is_done()), (4, None, false));
+    assert_eq!(
+        (close.pass(4), close.remaining(), close.is_done()),
+        (4, None, false)
+    );
     let mut chunked = BodyDecoder::new(Framing::Chunked, &LIMITS, 502);
     assert_eq!((chunked.pass(4), chunked.remaining()), (0, None));
 }
@@ -796,22 +1336,38 @@ fn an_early_end_is_no_end() {
         let mut decoder = BodyDecoder::new(framing, &LIMITS, 502);
         let mut out = Vec::new();
         decoder.decode(input, emit, &mut out).unwrap();
-        assert!(decoder.is_done() || !out.ends_with(b"0\r\n"), "nobody is told of an end before it is there");
+        assert!(
+            decoder.is_done() || !out.ends_with(b"0\r\n"),
+            "nobody is told of an end before it is there"
+        );
         out.clear();
         let verdict = decoder.eof(emit, &mut out);
         assert_eq!(verdict.is_ok(), decoder.is_done());
         (verdict, String::from_utf8(out).unwrap())
     };
-    let truncated = (Err(Reject { status: 502, reason: "truncated_body" }), String::new());
+    let truncated = (
+        Err(Reject {
+            status: 502,
+            reason: "truncated_body",
+        }),
+        String::new(),
+    );
     let fine = (Ok(()), String::new());
     assert_eq!(end(Framing::None, b"", Emit::Identity), fine);
     assert_eq!(end(Framing::Counted(2), b"ab", Emit::Identity), fine);
     assert_eq!(end(Framing::Counted(2), b"a", Emit::Identity), truncated);
     assert_eq!(end(Framing::UntilClose, b"a", Emit::Identity), fine);
-    assert_eq!(end(Framing::UntilClose, b"a", Emit::Chunked), (Ok(()), "0\r\n\r\n".into()));
+    assert_eq!(
+        end(Framing::UntilClose, b"a", Emit::Chunked),
+        (Ok(()), "0\r\n\r\n".into())
+    );
     let body = b"2;a\r\nab\r\n0\r\nA: b\r\n\r\n";
     for cut in 0..body.len() {
-        assert_eq!(end(Framing::Chunked, &body[..cut], Emit::Chunked), truncated, "{cut}");
+        assert_eq!(
+            end(Framing::Chunked, &body[..cut], Emit::Chunked),
+            truncated,
+            "{cut}"
+        );
     }
     assert_eq!(end(Framing::Chunked, body, Emit::Chunked), fine);
 }
@@ -839,7 +1395,10 @@ fn an_answer_of_our_own_is_a_response() {
                     0
                 }
             };
-            assert_eq!((read.status, read.keep_alive, out.len()), (status, true, read.consumed + length));
+            assert_eq!(
+                (read.status, read.keep_alive, out.len()),
+                (status, true, read.consumed + length)
+            );
         }
     }
 }
@@ -877,10 +1436,19 @@ fn auto_knows_http_by_its_request_line() {
         (&[b'a'; 33], Sniff::Other),
         (&[b"GET /", &[b'a'; 16 << 10][..]].concat(), Sniff::Other),
     ] {
-        assert_eq!(sniff(first), verdict, "{:?}", String::from_utf8_lossy(first));
+        assert_eq!(
+            sniff(first),
+            verdict,
+            "{:?}",
+            String::from_utf8_lossy(first)
+        );
         for end in 0..first.len().min(100) {
             let part = sniff(&first[..end]);
-            assert!(part == Sniff::NeedMore || part == verdict, "{end} of {:?}", String::from_utf8_lossy(first));
+            assert!(
+                part == Sniff::NeedMore || part == verdict,
+                "{end} of {:?}",
+                String::from_utf8_lossy(first)
+            );
         }
     }
 }
@@ -926,19 +1494,42 @@ fn httpish() -> impl Strategy<Value = Vec<u8>> {
 /// A request that must be accepted, and its framing.
 fn valid_request() -> impl Strategy<Value = (String, Framing)> {
     let method = prop::sample::select(vec!["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "X-y"]);
-    let fields =
-        prop::collection::vec(("F-[!#$%&'*+.^_`|~0-9A-Za-z-]{0,10}", "[ \t]{0,2}[!-~\u{e9}]{0,8}[ -~]{0,8}"), 0..8);
+    let fields = prop::collection::vec(
+        (
+            "F-[!#$%&'*+.^_`|~0-9A-Za-z-]{0,10}",
+            "[ \t]{0,2}[!-~\u{e9}]{0,8}[ -~]{0,8}",
+        ),
+        0..8,
+    );
     let framing = prop_oneof![
         Just((String::new(), Framing::None)),
-        Just(("transfer-encoding: Chunked\r\n".to_owned(), Framing::Chunked)),
-        (0..=i64::MAX as u64).prop_map(|n| (format!("Content-length:{n}\r\n"), Framing::Counted(n))),
+        Just((
+            "transfer-encoding: Chunked\r\n".to_owned(),
+            Framing::Chunked
+        )),
+        (0..=i64::MAX as u64)
+            .prop_map(|n| (format!("Content-length:{n}\r\n"), Framing::Counted(n))),
     ];
-    let connection =
-        prop::sample::select(vec!["", "Connection: close\r\n", "Connection: upgrade, f-x\r\nUpgrade: w\r\n"]);
-    (method, "/[!$-~]{0,20}", fields, framing, connection).prop_map(|(method, target, fields, framing, connection)| {
-        let fields: String = fields.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect();
-        (format!("{method} {target} HTTP/1.1\r\n{fields}Host: a\r\n{}{connection}\r\n", framing.0), framing.1)
-    })
+    let connection = prop::sample::select(vec![
+        "",
+        "Connection: close\r\n",
+        "Connection: upgrade, f-x\r\nUpgrade: w\r\n",
+    ]);
+    (method, "/[!$-~]{0,20}", fields, framing, connection).prop_map(
+        |(method, target, fields, framing, connection)| {
+            let fields: String = fields
+                .iter()
+                .map(|(name, value)| format!("{name}:{value}\r\n"))
+                .collect();
+            (
+                format!(
+                    "{method} {target} HTTP/1.1\r\n{fields}Host: a\r\n{}{connection}\r\n",
+                    framing.0
+                ),
+                framing.1,
+            )
+        },
+    )
 }
 
 /// `bytes` cut at the given places.

@@ -25,7 +25,9 @@ use crate::text::one_line;
 
 /// Asks the API server for all that a check needs.
 pub fn look(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let api_server = api::locate(&Kubernetes { silence: SILENCE, ..wanted.clone() }).await?;
         let subject = format!("API server {}", api_server.cluster_url);
@@ -53,7 +55,11 @@ impl Asking<'_> {
     async fn ask(&mut self, subject: &str, now: impl Fn() -> SystemTime) -> kube::Result<()> {
         let version = self.client.apiserver_version().await?;
         let missing = self.missing_rights().await?;
-        let heading = format!("{subject} ({}), as {}", version.git_version, self.user().await);
+        let heading = format!(
+            "{subject} ({}), as {}",
+            version.git_version,
+            self.user().await
+        );
         self.seen.heading = one_line(&heading) + "\n";
         if let Some(error) = too_old(&version) {
             self.seen.problem(subject, error);
@@ -62,10 +68,13 @@ impl Asking<'_> {
         for right in missing {
             if right.resource == "events" {
                 let without = "what it does is then not to be seen by `kubectl get events`";
-                self.seen.warnings.push(format!("RBAC: may not {right}: {without}; {GRANT}"));
+                self.seen
+                    .warnings
+                    .push(format!("RBAC: may not {right}: {without}; {GRANT}"));
                 continue;
             }
-            self.seen.problem(&format!("RBAC: may not {right}"), GRANT.to_owned());
+            self.seen
+                .problem(&format!("RBAC: may not {right}"), GRANT.to_owned());
             if right.has("list") {
                 refused.insert(right.resource);
             }
@@ -79,18 +88,29 @@ impl Asking<'_> {
             services.extend(list::<Service>(&self.client, namespace).await?);
         }
         self.seen.warnings.extend(claims(self.config, &services));
-        self.take("Service", services.iter().map(|it| (it.name_any(), manifest::service(it).map(Object::Service))));
+        self.take(
+            "Service",
+            services
+                .iter()
+                .map(|it| (it.name_any(), manifest::service(it).map(Object::Service))),
+        );
         for namespace in &self.namespaces_of_ours() {
             if !refused.contains("pods") {
                 let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
                 let pods = pods.list_metadata(&ListParams::default()).await?.items;
                 let read = |it: &_| manifest::pod(it, None, Some(now())).map(Object::Pod);
-                self.take("Pod", pods.iter().map(|it| (it.name_any(), read(&it.metadata))));
+                self.take(
+                    "Pod",
+                    pods.iter().map(|it| (it.name_any(), read(&it.metadata))),
+                );
             }
             if !refused.contains("endpointslices") {
                 let slices = list::<EndpointSlice>(&self.client, Some(namespace)).await?;
                 let read = |it: &_| manifest::slice(it).map(Object::EndpointSlice);
-                self.take("EndpointSlice", slices.iter().map(|it| (it.name_any(), read(it))));
+                self.take(
+                    "EndpointSlice",
+                    slices.iter().map(|it| (it.name_any(), read(it))),
+                );
             }
         }
         Ok(())
@@ -110,18 +130,34 @@ impl Asking<'_> {
     /// Who we are; API servers tell since 1.28.
     async fn user(&self) -> String {
         let reviews: Api<SelfSubjectReview> = Api::all(self.client.clone());
-        let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await;
-        let name = review.ok().and_then(|review| review.status?.user_info?.username);
+        let review = reviews
+            .create(&PostParams::default(), &SelfSubjectReview::default())
+            .await;
+        let name = review
+            .ok()
+            .and_then(|review| review.status?.user_info?.username);
         name.unwrap_or_else(|| "a user whose name it does not tell".to_owned())
     }
 
     /// Only says what is certain: to look at a namespace is a right that Ebbtide itself does not need.
     async fn namespaces(&mut self) -> kube::Result<()> {
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let of_listeners = self.config.listeners.iter().map(|listener| &listener.service.namespace);
-        for name in self.wanted.namespaces.iter().chain(of_listeners).collect::<BTreeSet<_>>() {
+        let of_listeners = self
+            .config
+            .listeners
+            .iter()
+            .map(|listener| &listener.service.namespace);
+        for name in self
+            .wanted
+            .namespaces
+            .iter()
+            .chain(of_listeners)
+            .collect::<BTreeSet<_>>()
+        {
             match api.get_metadata_opt(name).await {
-                Ok(None) => self.seen.warnings.push(format!("namespace {name} does not exist; create or correct it")),
+                Ok(None) => self.seen.warnings.push(format!(
+                    "namespace {name} does not exist; create or correct it"
+                )),
                 Err(kube::Error::Api(status)) if status.code == 403 => {}
                 other => drop(other?),
             }
@@ -135,14 +171,25 @@ impl Asking<'_> {
             Object::Service(service) if service.claimed => Some(&service.name.namespace),
             _ => None,
         });
-        claimed.chain(self.config.listeners.iter().map(|listener| &listener.service.namespace)).cloned().collect()
+        claimed
+            .chain(
+                self.config
+                    .listeners
+                    .iter()
+                    .map(|listener| &listener.service.namespace),
+            )
+            .cloned()
+            .collect()
     }
 
     fn take(&mut self, kind: &str, read: impl Iterator<Item = (String, Result<Object, Invalid>)>) {
         for (name, object) in read {
             match object {
                 Ok(object) => self.seen.objects.push(object),
-                Err(error) => self.seen.warnings.push(format!("{kind} {name}: {error}; it is passed over")),
+                Err(error) => self
+                    .seen
+                    .warnings
+                    .push(format!("{kind} {name}: {error}; it is passed over")),
             }
         }
     }
@@ -150,14 +197,18 @@ impl Asking<'_> {
 
 impl Seen {
     fn problem(&mut self, subject: &str, error: String) {
-        self.problems.push(Problem::new(subject, &error, SystemTime::now()));
+        self.problems
+            .push(Problem::new(subject, &error, SystemTime::now()));
     }
 }
 
 fn scopes(wanted: &Kubernetes) -> Vec<Option<&str>> {
     match wanted.namespaces.as_slice() {
         [] => vec![None],
-        some => some.iter().map(|namespace| Some(namespace.as_str())).collect(),
+        some => some
+            .iter()
+            .map(|namespace| Some(namespace.as_str()))
+            .collect(),
     }
 }
 
@@ -166,7 +217,10 @@ where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug,
     K: serde::de::DeserializeOwned,
 {
-    Ok(api::objects(client, namespace).list(&ListParams::default()).await?.items)
+    Ok(api::objects(client, namespace)
+        .list(&ListParams::default())
+        .await?
+        .items)
 }
 
 /// Some providers write the minor version as `35+`.
@@ -186,11 +240,22 @@ fn too_old(version: &Info) -> Option<String> {
 fn claims(config: &Config, services: &[Service]) -> Vec<String> {
     let mut warnings = Vec::new();
     for service in services {
-        let (name, spec) =
-            (format!("{}/{}", service.namespace().unwrap_or_default(), service.name_any()), &service.spec);
-        let owner = service.labels().get("service.kubernetes.io/service-proxy-name").map(String::as_str);
+        let (name, spec) = (
+            format!(
+                "{}/{}",
+                service.namespace().unwrap_or_default(),
+                service.name_any()
+            ),
+            &service.spec,
+        );
+        let owner = service
+            .labels()
+            .get("service.kubernetes.io/service-proxy-name")
+            .map(String::as_str);
         for listener in &config.listeners {
-            if let Some(owner) = owner.filter(|owner| *owner != "ebbtide" && listener.service.to_string() == name) {
+            if let Some(owner) =
+                owner.filter(|owner| *owner != "ebbtide" && listener.service.to_string() == name)
+            {
                 warnings.push(format!(
                     "listener {}: {name} is claimed for {owner} (service-proxy-name), and is served by both; take the \
                      listener out, or label the Service ebbtide",
@@ -198,8 +263,9 @@ fn claims(config: &Config, services: &[Service]) -> Vec<String> {
                 ));
             }
             let ports = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-            let is_taken =
-                ports.filter_map(|port| port.node_port).any(|port| port == i32::from(listener.address.port()));
+            let is_taken = ports
+                .filter_map(|port| port.node_port)
+                .any(|port| port == i32::from(listener.address.port()));
             if is_taken && owner != Some("ebbtide") && listener.address.port() != 0 {
                 warnings.push(format!(
                     "listener {}: {} is also a nodePort of {name}, which {} takes before any socket sees it; choose \
@@ -231,13 +297,23 @@ mod tests {
     #[test]
     fn versions_before_1_26_are_too_old_however_a_provider_writes_them() {
         let version = |major: &str, minor: &str| {
-            too_old(&Info { major: major.into(), minor: minor.into(), git_version: "v".into(), ..Info::default() })
+            too_old(&Info {
+                major: major.into(),
+                minor: minor.into(),
+                git_version: "v".into(),
+                ..Info::default()
+            })
         };
         for (major, minor) in [("1", "26"), ("1", "35+"), ("2", "0"), ("", "")] {
             assert_eq!(version(major, minor), None, "{major}.{minor}");
         }
         for (major, minor) in [("1", "25"), ("1", "9+")] {
-            assert!(version(major, minor).unwrap().contains("upgrade it to 1.26"), "{major}.{minor}");
+            assert!(
+                version(major, minor)
+                    .unwrap()
+                    .contains("upgrade it to 1.26"),
+                "{major}.{minor}"
+            );
         }
     }
 
@@ -253,9 +329,15 @@ mod tests {
             allow_connect: false,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
-        config.listeners = vec![listener("a", 8080, "cilium"), listener("b", 30080, "ours"), listener("c", 0, "ours")];
+        config.listeners = vec![
+            listener("a", 8080, "cilium"),
+            listener("b", 30080, "ours"),
+            listener("c", 0, "ours"),
+        ];
         let service = |name: &str, owner: Option<&str>, node_port: Option<i32>| -> Service {
-            let labels = owner.map(|owner| serde_json::json!({"service.kubernetes.io/service-proxy-name": owner}));
+            let labels = owner.map(
+                |owner| serde_json::json!({"service.kubernetes.io/service-proxy-name": owner}),
+            );
             serde_json::from_value(serde_json::json!({
                 "metadata": {"name": name, "namespace": "web", "labels": labels},
                 "spec": {"ports": [{"port": 80, "nodePort": node_port}]},
@@ -263,17 +345,25 @@ mod tests {
             .unwrap()
         };
         let ours = service("ours", Some("ebbtide"), Some(30080));
-        assert_eq!(claims(&config, &[ours, service("other", None, Some(30081))]), [""; 0]);
-        let warnings =
-            claims(&config, &[service("cilium", Some("cilium"), Some(0)), service("plain", None, Some(30080))]);
+        assert_eq!(
+            claims(&config, &[ours, service("other", None, Some(30081))]),
+            [""; 0]
+        );
+        let warnings = claims(
+            &config,
+            &[
+                service("cilium", Some("cilium"), Some(0)),
+                service("plain", None, Some(30080)),
+            ],
+        );
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(
-            warnings[0].starts_with("listener a: web/cilium is claimed for cilium (service-proxy-name)"),
+            warnings[0]
+                .starts_with("listener a: web/cilium is claimed for cilium (service-proxy-name)"),
             "{warnings:?}"
         );
-        assert!(
-            warnings[1]
-                .starts_with("listener b: 0.0.0.0:30080 is also a nodePort of web/plain, which kube-proxy takes")
-        );
+        assert!(warnings[1].starts_with(
+            "listener b: 0.0.0.0:30080 is also a nodePort of web/plain, which kube-proxy takes"
+        ));
     }
 }

@@ -44,22 +44,44 @@ pub fn check(file: &Path) -> anyhow::Result<Report> {
         Discovery::Files { path } => {
             let (objects, problems) = files::read_folder(path);
             let heading = format!("manifests  {}\n", path.display());
-            (Seen { heading, objects, problems, warnings: Vec::new() }, World::default())
+            (
+                Seen {
+                    heading,
+                    objects,
+                    problems,
+                    warnings: Vec::new(),
+                },
+                World::default(),
+            )
         }
         Discovery::Kubernetes(wanted) => (cluster::look(&config, wanted)?, World::for_api_server()),
         Discovery::Static { .. } => (Seen::default(), World::default()),
     };
-    let Seen { heading, objects, warnings, problems } = seen;
+    let Seen {
+        heading,
+        objects,
+        warnings,
+        problems,
+    } = seen;
     if heading.is_empty() {
-        return Ok(Report { text: heading, problems });
+        return Ok(Report {
+            text: heading,
+            problems,
+        });
     }
     let (now, mut touched) = (Instant::now(), Touched::default());
     for object in objects {
         world.apply(Change::Apply(object), now, &mut touched);
     }
-    let services =
-        world.service_names().filter_map(|name| world.merge(name)).map(|s| (s.object.name.clone(), s)).collect();
-    Ok(Report { text: describe(&config, &services, heading, warnings), problems })
+    let services = world
+        .service_names()
+        .filter_map(|name| world.merge(name))
+        .map(|s| (s.object.name.clone(), s))
+        .collect();
+    Ok(Report {
+        text: describe(&config, &services, heading, warnings),
+        problems,
+    })
 }
 
 /// A listener as it would be bound: an explicit one, or a nodePort on one address.
@@ -81,30 +103,62 @@ fn describe(
     let node_ports: Vec<(&MergedService, &MergedPort, PortRef)> = services
         .values()
         .filter(|service| service.object.claimed)
-        .flat_map(|service| service.ports.iter().map(move |port| (service, port, PortRef::Number(port.port.port))))
+        .flat_map(|service| {
+            service
+                .ports
+                .iter()
+                .map(move |port| (service, port, PortRef::Number(port.port.port)))
+        })
         .collect();
     let mut bound = explicit(config, services, &mut warnings);
     bound.extend(derived(config, &node_ports));
     warn_of_addresses(config, &bound, &mut warnings);
 
     let listened: BTreeSet<&ObjectName> = bound.iter().map(|listener| listener.service).collect();
-    let served: Vec<&MergedService> =
-        services.values().filter(|s| s.object.claimed || listened.contains(&s.object.name)).collect();
+    let served: Vec<&MergedService> = services
+        .values()
+        .filter(|s| s.object.claimed || listened.contains(&s.object.name))
+        .collect();
     for service in &served {
-        warn_of_service(config, service, listened.contains(&service.object.name), &mut warnings);
+        warn_of_service(
+            config,
+            service,
+            listened.contains(&service.object.name),
+            &mut warnings,
+        );
     }
 
     let mut text = heading;
     let _ = writeln!(text, "admin      http://{}", config.admin);
     let _ = writeln!(text, "workers    {}\n", config.workers);
-    text += &table(&["LISTENER", "ADDRESS", "SERVICE", "PORT", "PROTOCOL", "ENDPOINTS"], bound.iter().map(Bound::row));
+    text += &table(
+        &[
+            "LISTENER",
+            "ADDRESS",
+            "SERVICE",
+            "PORT",
+            "PROTOCOL",
+            "ENDPOINTS",
+        ],
+        bound.iter().map(Bound::row),
+    );
     text.push('\n');
-    let endpoints =
-        served.iter().flat_map(|service| service.ports.iter().flat_map(|port| endpoint_rows(service, port)));
-    text += &table(&["SERVICE", "PORT", "PROTOCOL", "ENDPOINT", "POD", "STATE"], endpoints);
+    let endpoints = served.iter().flat_map(|service| {
+        service
+            .ports
+            .iter()
+            .flat_map(|port| endpoint_rows(service, port))
+    });
+    text += &table(
+        &["SERVICE", "PORT", "PROTOCOL", "ENDPOINT", "POD", "STATE"],
+        endpoints,
+    );
     let rest = services.len() - served.len();
     if rest > 0 {
-        let _ = writeln!(text, "\nnot served, having no claim and no listener: {rest} more");
+        let _ = writeln!(
+            text,
+            "\nnot served, having no claim and no listener: {rest} more"
+        );
     }
     if !warnings.is_empty() {
         text.push('\n');
@@ -123,24 +177,46 @@ fn explicit<'a>(
     let mut bound = Vec::new();
     for listener in &config.listeners {
         let service = services.get(&listener.service);
-        let port = service.and_then(|service| service.ports.iter().find(|port| is_wanted(port, &listener.port)));
+        let port = service.and_then(|service| {
+            service
+                .ports
+                .iter()
+                .find(|port| is_wanted(port, &listener.port))
+        });
         let (name, wanted) = (&listener.name, &listener.port);
         match service {
             None => {
                 let in_cluster = matches!(config.discovery, Discovery::Kubernetes(_));
-                let nobody = if in_cluster { "the cluster has no" } else { "no manifest has the" };
-                warnings.push(format!("listener {name}: {nobody} Service {}", listener.service));
+                let nobody = if in_cluster {
+                    "the cluster has no"
+                } else {
+                    "no manifest has the"
+                };
+                warnings.push(format!(
+                    "listener {name}: {nobody} Service {}",
+                    listener.service
+                ));
             }
             Some(service) if port.is_none() => {
                 let ports: Vec<String> = service.ports.iter().map(port_name).collect();
-                let ports = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
+                let ports = if ports.is_empty() {
+                    "none".to_owned()
+                } else {
+                    ports.join(", ")
+                };
                 let service = &listener.service;
-                warnings.push(format!("listener {name}: {service} has no TCP port {wanted}, it has {ports}"));
+                warnings.push(format!(
+                    "listener {name}: {service} has no TCP port {wanted}, it has {ports}"
+                ));
             }
             Some(_) => {}
         }
-        let own = service.zip(port).map(|(service, port)| protocol(service, port));
-        let chosen = listener.protocol.map(|protocol| protocol.at_target(port.and_then(|p| p.port.target_port)));
+        let own = service
+            .zip(port)
+            .map(|(service, port)| protocol(service, port));
+        let chosen = listener
+            .protocol
+            .map(|protocol| protocol.at_target(port.and_then(|p| p.port.target_port)));
         bound.push(Bound {
             name: name.clone(),
             address: listener.address,
@@ -153,10 +229,15 @@ fn explicit<'a>(
     bound
 }
 
-fn derived<'a>(config: &Config, claimed: &'a [(&'a MergedService, &'a MergedPort, PortRef)]) -> Vec<Bound<'a>> {
+fn derived<'a>(
+    config: &Config,
+    claimed: &'a [(&'a MergedService, &'a MergedPort, PortRef)],
+) -> Vec<Bound<'a>> {
     let mut bound = Vec::new();
     for (service, port, wanted) in claimed {
-        let Some(node_port) = port.port.node_port else { continue };
+        let Some(node_port) = port.port.node_port else {
+            continue;
+        };
         for address in &config.node_port_addresses {
             bound.push(Bound {
                 name: "(nodePort)".to_owned(),
@@ -194,13 +275,23 @@ impl Bound<'_> {
 fn endpoint_rows(service: &MergedService, port: &MergedPort) -> Vec<Vec<String>> {
     let own = |endpoint: String, pod: String, state: &str| {
         let protocol = protocol(service, port).as_str().to_owned();
-        vec![service.object.name.to_string(), port_name(port), protocol, endpoint, pod, state.to_owned()]
+        vec![
+            service.object.name.to_string(),
+            port_name(port),
+            protocol,
+            endpoint,
+            pod,
+            state.to_owned(),
+        ]
     };
     if port.endpoints.is_empty() {
         return vec![own("none".to_owned(), "-".to_owned(), "-")];
     }
     let rows = port.endpoints.iter().map(|endpoint| {
-        let pod = endpoint.pod.as_ref().map_or_else(|| "-".to_owned(), |pod| pod.name.clone());
+        let pod = endpoint
+            .pod
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |pod| pod.name.clone());
         own(endpoint.address.to_string(), pod, state(endpoint))
     });
     rows.collect()
@@ -225,41 +316,85 @@ fn warn_of_addresses(config: &Config, bound: &[Bound], warnings: &mut Vec<String
     }
     let mut seen = BTreeMap::from([(config.admin, "the admin pages".to_owned())]);
     for listener in bound.iter().filter(|listener| listener.address.port() != 0) {
-        let Bound { name, address, service, .. } = listener;
+        let Bound {
+            name,
+            address,
+            service,
+            ..
+        } = listener;
         let me = format!("listener {name} of {service}");
         if let Some(other) = seen.insert(*address, me.clone()) {
-            warnings.push(format!("{me}: {address} is taken by {other}; only one of the two would be bound"));
+            warnings.push(format!(
+                "{me}: {address} is taken by {other}; only one of the two would be bound"
+            ));
         }
     }
 }
 
-fn warn_of_service(config: &Config, service: &MergedService, listened: bool, warnings: &mut Vec<String>) {
-    let MergedService { object, ports, warnings: merging } = service;
+fn warn_of_service(
+    config: &Config,
+    service: &MergedService,
+    listened: bool,
+    warnings: &mut Vec<String>,
+) {
+    let MergedService {
+        object,
+        ports,
+        warnings: merging,
+    } = service;
     let name = &object.name;
     if object.external_name {
         // The rest would only say the same again.
-        warnings.push(format!("{name}: type ExternalName is refused, it has no endpoints"));
+        warnings.push(format!(
+            "{name}: type ExternalName is refused, it has no endpoints"
+        ));
         return;
     }
     if object.claimed {
         warnings.extend(object.lost().map(|lost| format!("{name}: {lost}")));
         if !listened {
-            let cure = if config.node_port_addresses.is_empty() { "nodePorts" } else { "make it type NodePort" };
-            warnings.push(format!("{name}: claimed, but nothing listens for it; add a listener, or {cure}"));
+            let cure = if config.node_port_addresses.is_empty() {
+                "nodePorts"
+            } else {
+                "make it type NodePort"
+            };
+            warnings.push(format!(
+                "{name}: claimed, but nothing listens for it; add a listener, or {cure}"
+            ));
         }
     }
     warnings.extend(merging.iter().map(|warning| format!("{name}: {warning}")));
     let annotations = &object.annotations;
-    warnings.extend(Protocol::of_service(annotations, None, None).1.map(|warning| format!("{name}: {warning}")));
-    warnings.extend(Policy::for_service(config, annotations).1.iter().map(|warning| format!("{name}: {warning}")));
-    for port in ports.iter().filter(|port| !port.endpoints.iter().any(|e| state(e) == READY)) {
-        warnings.push(format!("{name}: port {} has no ready endpoint", port_name(port)));
+    warnings.extend(
+        Protocol::of_service(annotations, None, None)
+            .1
+            .map(|warning| format!("{name}: {warning}")),
+    );
+    warnings.extend(
+        Policy::for_service(config, annotations)
+            .1
+            .iter()
+            .map(|warning| format!("{name}: {warning}")),
+    );
+    for port in ports
+        .iter()
+        .filter(|port| !port.endpoints.iter().any(|e| state(e) == READY))
+    {
+        warnings.push(format!(
+            "{name}: port {} has no ready endpoint",
+            port_name(port)
+        ));
     }
 }
 
 fn protocol(service: &MergedService, port: &MergedPort) -> Protocol {
     let MergedPort { port, .. } = port;
-    Protocol::of_service(&service.object.annotations, port.app_protocol.as_deref(), port.target_port).0
+    Protocol::of_service(
+        &service.object.annotations,
+        port.app_protocol.as_deref(),
+        port.target_port,
+    )
+    .0
 }
 
 fn is_wanted(port: &MergedPort, wanted: &PortRef) -> bool {
@@ -282,11 +417,22 @@ fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let clean = |row: Vec<String>| row.iter().map(|cell| one_line(cell)).collect();
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows.map(clean)).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|c| c.chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for row in &rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         text += cells.join("  ").trim_end();
         text.push('\n');
     }
@@ -305,7 +451,9 @@ mod tests {
     use crate::routing::world::merged::{Fate, MergedEndpoint};
 
     fn config() -> Config {
-        let mut config = Config::new(Discovery::Files { path: "manifests".into() });
+        let mut config = Config::new(Discovery::Files {
+            path: "manifests".into(),
+        });
         config.workers = std::num::NonZeroUsize::MIN;
         config
     }
@@ -333,17 +481,29 @@ mod tests {
             annotations: BTreeMap::new(),
             unserved: Vec::new(),
         };
-        MergedService { object, ports, warnings: Vec::new() }
+        MergedService {
+            object,
+            ports,
+            warnings: Vec::new(),
+        }
     }
 
     fn port(node_port: Option<u16>, endpoints: &[(&str, bool, bool, bool)]) -> MergedPort {
-        let endpoint = |(address, ready, serving, terminating): &(&str, bool, bool, bool)| MergedEndpoint {
-            address: address.parse().unwrap(),
-            pod: Some(Arc::new(PodRef { name: "nginx-1".into(), uid: String::new() })),
-            template_hash: None,
-            conditions: Conditions { ready: *ready, serving: *serving, terminating: *terminating },
-            fate: Fate::NoPod,
-        };
+        let endpoint =
+            |(address, ready, serving, terminating): &(&str, bool, bool, bool)| MergedEndpoint {
+                address: address.parse().unwrap(),
+                pod: Some(Arc::new(PodRef {
+                    name: "nginx-1".into(),
+                    uid: String::new(),
+                })),
+                template_hash: None,
+                conditions: Conditions {
+                    ready: *ready,
+                    serving: *serving,
+                    terminating: *terminating,
+                },
+                fate: Fate::NoPod,
+            };
         MergedPort {
             entangled: false,
             port: ServicePortObject {
@@ -358,14 +518,27 @@ mod tests {
     }
 
     fn described(config: &Config, services: Vec<MergedService>) -> String {
-        let services = services.into_iter().map(|service| (service.object.name.clone(), service)).collect();
-        describe(config, &services, "manifests  manifests\n".into(), Vec::new())
+        let services = services
+            .into_iter()
+            .map(|service| (service.object.name.clone(), service))
+            .collect();
+        describe(
+            config,
+            &services,
+            "manifests  manifests\n".into(),
+            Vec::new(),
+        )
     }
 
     #[test]
     fn shows_what_would_serve() {
         let mut config = config();
-        config.listeners = vec![listener("web", "127.0.0.1:8080", "nginx", PortRef::Name("http".into()))];
+        config.listeners = vec![listener(
+            "web",
+            "127.0.0.1:8080",
+            "nginx",
+            PortRef::Name("http".into()),
+        )];
         config.node_port_addresses = vec!["0.0.0.0".parse().unwrap()];
         let endpoints = [
             ("127.0.0.1:8081", true, true, false),
@@ -399,19 +572,32 @@ mod tests {
         let mut config = config();
         config.listeners = vec![
             listener("gone", "127.0.0.1:8080", "no-such", PortRef::Number(80)),
-            listener("port", "127.0.0.1:8081", "nginx", PortRef::Name("metrics".into())),
+            listener(
+                "port",
+                "127.0.0.1:8081",
+                "nginx",
+                PortRef::Name("metrics".into()),
+            ),
             listener("taken", "127.0.0.1:31180", "nginx", PortRef::Number(80)),
         ];
         let mut nginx = service("nginx", true, vec![port(Some(31180), &[])]);
         nginx.object.unserved = vec!["spec.sessionAffinity: ClientIP".into()];
-        nginx.object.annotations = BTreeMap::from([("ebbtide.dev/hold-timeout".into(), "soon".into())]);
+        nginx.object.annotations =
+            BTreeMap::from([("ebbtide.dev/hold-timeout".into(), "soon".into())]);
         nginx.warnings = vec!["slice a: FQDN addresses are refused".into()];
-        let unheard = service("unheard", true, vec![port(None, &[("127.0.0.1:1", true, true, false)])]);
+        let unheard = service(
+            "unheard",
+            true,
+            vec![port(None, &[("127.0.0.1:1", true, true, false)])],
+        );
         let mut elsewhere = service("elsewhere", true, Vec::new());
         elsewhere.object.external_name = true;
         config.node_port_addresses = vec!["127.0.0.1".parse().unwrap()];
         let text = described(&config, vec![nginx, unheard, elsewhere]);
-        let warnings: Vec<&str> = text.lines().filter(|line| line.starts_with("warning: ")).collect();
+        let warnings: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("warning: "))
+            .collect();
         insta::assert_snapshot!(warnings.join("\n"), @r#"
         warning: listener gone: no manifest has the Service web/no-such
         warning: listener port: web/nginx has no TCP port metrics, it has http (80)

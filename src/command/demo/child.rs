@@ -17,7 +17,10 @@ use tokio::process::{Child, Command};
 pub fn sample_app(binary: &Path) -> Command {
     let mut command = Command::new(binary);
     command.args(["sample-app", "--parent", &std::process::id().to_string()]);
-    command.stdin(Stdio::null()).process_group(0).kill_on_drop(true);
+    command
+        .stdin(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true);
     command
 }
 
@@ -38,9 +41,12 @@ pub fn signal(child: &Child, signal: Signal) {
 
 /// Called in the child: from now on it gets SIGKILL when its parent ends.
 pub fn die_with(parent: u32) -> anyhow::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("PR_SET_PDEATHSIG")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("PR_SET_PDEATHSIG")?;
     // The parent may have ended before the line above.
-    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned()) != Some(parent) {
+    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned())
+        != Some(parent)
+    {
         bail!("the process that started this one ({parent}) is gone");
     }
     Ok(())
@@ -48,8 +54,11 @@ pub fn die_with(parent: u32) -> anyhow::Result<()> {
 
 /// Called in the child: becomes `ebbtide <arguments>`. The death signal survives an exec. Returns only on failure.
 pub fn become_ebbtide(arguments: &[String]) -> anyhow::Error {
-    let error = std::env::current_exe().map(|exe| std::process::Command::new(exe).args(arguments).exec());
+    let error =
+        std::env::current_exe().map(|exe| std::process::Command::new(exe).args(arguments).exec());
     match error {
-        Ok(error) | Err(error) => anyhow::Error::new(error).context("cannot start the program anew"),
+        Ok(error) | Err(error) => {
+            anyhow::Error::new(error).context("cannot start the program anew")
+        }
     }
 }

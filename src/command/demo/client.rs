@@ -54,15 +54,20 @@ impl Client {
     /// # Errors
     /// [`Failure::Refused`], [`Failure::Unreachable`], or [`Failure::Reset`] for a connection that stood and was reset at once.
     pub async fn connect(server: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect(server).await.map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => Failure::Refused,
-            // The handshake was done, and the reset came before we looked.
-            io::ErrorKind::ConnectionReset => Failure::Reset,
-            _ => Failure::Unreachable,
-        })?;
+        let stream = TcpStream::connect(server)
+            .await
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::ConnectionRefused => Failure::Refused,
+                // The handshake was done, and the reset came before we looked.
+                io::ErrorKind::ConnectionReset => Failure::Reset,
+                _ => Failure::Unreachable,
+            })?;
         // Without it a request waits for the acknowledgement of the one before; on failure it is only slower.
         let _ = stream.set_nodelay(true);
-        Ok(Self { stream, buffer: Vec::new() })
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+        })
     }
 
     /// Sends a request whole, then reads its whole answer. `headers` are complete lines, each with its CRLF; Host and
@@ -78,10 +83,17 @@ impl Client {
         body: &[u8],
     ) -> Result<Response, Failure> {
         let host = self.stream.peer_addr().map_err(|_| Failure::Reset)?;
-        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let length = if body.is_empty() {
+            String::new()
+        } else {
+            format!("Content-Length: {}\r\n", body.len())
+        };
         let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{length}{headers}\r\n");
         // One write, so that the smallest request is one segment.
-        let written = self.stream.write_all(&[head.as_bytes(), body].concat()).await;
+        let written = self
+            .stream
+            .write_all(&[head.as_bytes(), body].concat())
+            .await;
         // A server may answer and close before it has read everything: the answer counts.
         let mut response = match (self.response(method == "HEAD").await, &written) {
             (Err(_), Err(_)) => return Err(Failure::Reset),
@@ -141,11 +153,24 @@ impl Client {
             let parsed = head.parse(&self.buffer).map_err(|_| Failure::Malformed)?;
             if let (httparse::Status::Complete(length), Some(status)) = (parsed, head.code) {
                 let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-                let headers = head.headers.iter().map(|h| (h.name.to_ascii_lowercase(), text(h.value))).collect();
-                let mut response = Response { status, headers, body: Vec::new(), keep_alive: head.version == Some(1) };
+                let headers = head
+                    .headers
+                    .iter()
+                    .map(|h| (h.name.to_ascii_lowercase(), text(h.value)))
+                    .collect();
+                let mut response = Response {
+                    status,
+                    headers,
+                    body: Vec::new(),
+                    keep_alive: head.version == Some(1),
+                };
                 match response.header("connection") {
-                    Some(value) if value.eq_ignore_ascii_case("close") => response.keep_alive = false,
-                    Some(value) if value.eq_ignore_ascii_case("keep-alive") => response.keep_alive = true,
+                    Some(value) if value.eq_ignore_ascii_case("close") => {
+                        response.keep_alive = false
+                    }
+                    Some(value) if value.eq_ignore_ascii_case("keep-alive") => {
+                        response.keep_alive = true
+                    }
                     _ => {}
                 }
                 return Ok((response, length));
@@ -202,14 +227,20 @@ impl Client {
 
     async fn fill(&mut self) -> Result<usize, Failure> {
         self.buffer.reserve(READ);
-        self.stream.read_buf(&mut self.buffer).await.map_err(|_| Failure::Reset)
+        self.stream
+            .read_buf(&mut self.buffer)
+            .await
+            .map_err(|_| Failure::Reset)
     }
 }
 
 impl Response {
     /// The first header of this name (lower case).
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> std::borrow::Cow<'_, str> {

@@ -126,10 +126,13 @@ impl Fleet {
     /// A process that cannot be started or does not listen within 20 s; a folder that cannot be written.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let network = [fastrand::u8(1..=254), fastrand::u8(..)];
-        let folder = TempDir::with_prefix("ebbtide-fleet-").context("a folder for the manifests")?;
+        let folder =
+            TempDir::with_prefix("ebbtide-fleet-").context("a folder for the manifests")?;
         std::fs::create_dir(folder.path().join(MANIFESTS))?;
         // A port that is free on one of our addresses is so on the others, and stays ours while any of them listens on it.
-        let port = TcpListener::bind((Ipv4Addr::new(127, network[0], network[1], 1), 0))?.local_addr()?.port();
+        let port = TcpListener::bind((Ipv4Addr::new(127, network[0], network[1], 1), 0))?
+            .local_addr()?
+            .port();
         let mut fleet = Self {
             started: 0,
             ended: 0,
@@ -178,7 +181,9 @@ impl Fleet {
         }
         if self.options.listen_after.is_none() {
             for output in outputs {
-                timeout(START, listening(output)).await.context("a sample-app took too long to listen")??;
+                timeout(START, listening(output))
+                    .await
+                    .context("a sample-app took too long to listen")??;
             }
         }
         for pod in self.pods.iter_mut().filter(|pod| new.contains(&pod.id)) {
@@ -210,7 +215,11 @@ impl Fleet {
 
     /// Every pod that is not leaving.
     pub fn ids(&self) -> Vec<PodId> {
-        self.pods.iter().filter(|pod| !pod.terminating).map(|pod| pod.id).collect()
+        self.pods
+            .iter()
+            .filter(|pod| !pod.terminating)
+            .map(|pod| pod.id)
+            .collect()
     }
 
     /// Ends pods as [`Options`] says, all of them side by side; returns when they are gone from the manifests.
@@ -223,10 +232,16 @@ impl Fleet {
         let mut steps = Vec::new();
         for &id in ids {
             steps.push((0, Step::MarkPod(id)));
-            let lag =
-                if self.options.tell == Tell::PodAndSlice { self.options.slice_lag.as_millis() as i64 } else { 0 };
+            let lag = if self.options.tell == Tell::PodAndSlice {
+                self.options.slice_lag.as_millis() as i64
+            } else {
+                0
+            };
             steps.push((lag, Step::MarkEndpoint(id)));
-            steps.push((fastrand::i64(self.options.signal_offset.clone()), Step::Signal(id)));
+            steps.push((
+                fastrand::i64(self.options.signal_offset.clone()),
+                Step::Signal(id),
+            ));
         }
         // Stable: at the same moment the manifests come first.
         steps.sort_by_key(|(at, _)| *at);
@@ -274,30 +289,51 @@ impl Fleet {
     /// Requests with this key (that of `/count/<key>`, else the path) that all processes have seen, killed ones too.
     pub fn requests(&self, key: &str) -> std::io::Result<usize> {
         let text = std::fs::read_to_string(self.folder.path().join(REQUESTS))?;
-        Ok(text.lines().filter(|line| line.split(' ').next() == Some(key)).count())
+        Ok(text
+            .lines()
+            .filter(|line| line.split(' ').next() == Some(key))
+            .count())
     }
 
     pub fn pod(&self, id: PodId) -> anyhow::Result<&Pod> {
-        self.pods.iter().find(|pod| pod.id == id).with_context(|| format!("there is no pod {id:?}"))
+        self.pods
+            .iter()
+            .find(|pod| pod.id == id)
+            .with_context(|| format!("there is no pod {id:?}"))
     }
 
     fn pod_mut(&mut self, id: PodId) -> anyhow::Result<&mut Pod> {
-        self.pods.iter_mut().find(|pod| pod.id == id).with_context(|| format!("there is no pod {id:?}"))
+        self.pods
+            .iter_mut()
+            .find(|pod| pod.id == id)
+            .with_context(|| format!("there is no pod {id:?}"))
     }
 
     fn spawn(&mut self, version: &str) -> anyhow::Result<(Pod, Option<ChildStdout>)> {
         let id = PodId(self.started as u32);
         let address = self.free_address()?;
         let mut command = child::sample_app(&self.options.binary);
-        command.args(["--listen", &address.to_string(), "--version", version]).args(&self.options.app_args);
-        command.arg("--count-file").arg(self.folder.path().join(REQUESTS));
+        command
+            .args(["--listen", &address.to_string(), "--version", version])
+            .args(&self.options.app_args);
+        command
+            .arg("--count-file")
+            .arg(self.folder.path().join(REQUESTS));
         if let Some(after) = self.options.listen_after {
-            command.args(["--listen-after", &humantime::format_duration(after).to_string()]);
+            command.args([
+                "--listen-after",
+                &humantime::format_duration(after).to_string(),
+            ]);
         }
-        let mut process = command.stdout(Stdio::piped()).spawn().context("cannot start a sample-app")?;
+        let mut process = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start a sample-app")?;
         self.started += 1;
         let output = process.stdout.take();
-        let suffix: String = std::iter::repeat_with(fastrand::lowercase).take(5).collect();
+        let suffix: String = std::iter::repeat_with(fastrand::lowercase)
+            .take(5)
+            .collect();
         let pod = Pod {
             id,
             name: format!("{SERVICE}-{version}-{suffix}"),
@@ -333,24 +369,35 @@ impl Fleet {
         for &id in ids {
             let stopped = self.options.signal == Signal::STOP;
             let process = &mut self.pod_mut(id)?.process;
-            if stopped || tokio::time::timeout_at(deadline, process.wait()).await.is_err() {
+            if stopped
+                || tokio::time::timeout_at(deadline, process.wait())
+                    .await
+                    .is_err()
+            {
                 process.kill().await?;
             }
         }
         sleep(self.options.gone_after).await;
         self.ended += ids.len();
-        let (gone, left) = std::mem::take(&mut self.pods).into_iter().partition(|pod| ids.contains(&pod.id));
+        let (gone, left) = std::mem::take(&mut self.pods)
+            .into_iter()
+            .partition(|pod| ids.contains(&pod.id));
         self.pods = left;
         let gone: Vec<Pod> = gone;
         // As in Kubernetes: the Pod goes, and the EndpointSlice controller follows.
-        for file in gone.iter().map(|pod| self.manifests().join(pod.file())).filter(|file| file.exists()) {
+        for file in gone
+            .iter()
+            .map(|pod| self.manifests().join(pod.file()))
+            .filter(|file| file.exists())
+        {
             std::fs::remove_file(file)?;
         }
         self.write_slices()
     }
 
     fn write_service(&self) -> anyhow::Result<()> {
-        let mut port = json!({ "name": "http", "protocol": "TCP", "port": 80, "targetPort": "http" });
+        let mut port =
+            json!({ "name": "http", "protocol": "TCP", "port": 80, "targetPort": "http" });
         if let Some(protocol) = &self.options.app_protocol {
             port["appProtocol"] = json!(protocol);
         }
@@ -387,7 +434,10 @@ impl Fleet {
             "terminationGracePeriodSeconds": grace,
             "containers": [{ "name": "sample-app", "image": "ebbtide" }],
         });
-        self.write(&pod.file(), &json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec }))
+        self.write(
+            &pod.file(),
+            &json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec }),
+        )
     }
 
     /// Writes every slice whose content is another than before, and tells those who follow [`Fleet::endpoints`].
@@ -397,7 +447,10 @@ impl Fleet {
         // An empty fleet has one empty slice, as a Service has.
         let slices = listed.len().div_ceil(self.options.slice_size).max(1);
         for number in 0..slices {
-            let pods = listed.iter().skip(number * self.options.slice_size).take(self.options.slice_size);
+            let pods = listed
+                .iter()
+                .skip(number * self.options.slice_size)
+                .take(self.options.slice_size);
             let endpoints: Vec<Value> = pods.map(|pod| self.endpoint(pod)).collect();
             let name = format!("{SERVICE}-{number}");
             let labels = json!({ "kubernetes.io/service-name": SERVICE });
@@ -420,13 +473,18 @@ impl Fleet {
             }
         }
         let addresses = |wanted: fn(&Pod) -> bool| -> Vec<SocketAddr> {
-            listed.iter().filter(|pod| wanted(pod)).map(|pod| pod.address).collect()
+            listed
+                .iter()
+                .filter(|pod| wanted(pod))
+                .map(|pod| pod.address)
+                .collect()
         };
         let mut usable = addresses(|pod| pod.ready && !pod.terminating);
         if usable.is_empty() {
             usable = addresses(|pod| pod.serving && pod.terminating);
         }
-        self.endpoints.send_if_modified(|now| std::mem::replace(now, usable.clone()) != usable);
+        self.endpoints
+            .send_if_modified(|now| std::mem::replace(now, usable.clone()) != usable);
         Ok(())
     }
 
@@ -436,7 +494,8 @@ impl Fleet {
             "conditions": { "ready": pod.ready, "serving": pod.serving, "terminating": pod.terminating },
         });
         if self.options.tell == Tell::PodAndSlice {
-            endpoint["targetRef"] = json!({ "kind": "Pod", "namespace": NAMESPACE, "name": pod.name, "uid": pod.uid });
+            endpoint["targetRef"] =
+                json!({ "kind": "Pod", "namespace": NAMESPACE, "name": pod.name, "uid": pod.uid });
         }
         endpoint
     }
@@ -449,8 +508,10 @@ impl Fleet {
             return Ok(());
         }
         let temporary = self.folder.path().join(file);
-        std::fs::write(&temporary, text).with_context(|| format!("cannot write {}", temporary.display()))?;
-        std::fs::rename(&temporary, &path).with_context(|| format!("cannot write {}", path.display()))
+        std::fs::write(&temporary, text)
+            .with_context(|| format!("cannot write {}", temporary.display()))?;
+        std::fs::rename(&temporary, &path)
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -474,7 +535,9 @@ fn uid() -> String {
     let n = fastrand::u128(..) & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
     let hex = format!("{n:032x}");
     let parts = [0..8, 8..12, 12..16, 16..20, 20..32];
-    parts.map(|part| hex.get(part).unwrap_or_default().to_owned()).join("-")
+    parts
+        .map(|part| hex.get(part).unwrap_or_default().to_owned())
+        .join("-")
 }
 
 /// The Service that all fleets are: `web/shop`, port 80, named `http`.

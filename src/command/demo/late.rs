@@ -29,14 +29,23 @@ impl Late {
     ///
     /// # Errors
     /// No socket, no thread.
-    pub fn start(endpoints: watch::Receiver<Vec<SocketAddr>>, delay: Duration) -> anyhow::Result<Self> {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").context("the late balancer's socket")?;
+    pub fn start(
+        endpoints: watch::Receiver<Vec<SocketAddr>>,
+        delay: Duration,
+    ) -> anyhow::Result<Self> {
+        let listener =
+            std::net::TcpListener::bind("127.0.0.1:0").context("the late balancer's socket")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let body = move || {
-            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            else {
+                return;
+            };
             runtime.block_on(async {
                 tokio::select! {
                     () = stopped.cancelled() => {}
@@ -44,8 +53,14 @@ impl Late {
                 }
             });
         };
-        let thread = std::thread::Builder::new().name("late balancer".into()).spawn(body)?;
-        Ok(Self { address, stop, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("late balancer".into())
+            .spawn(body)?;
+        Ok(Self {
+            address,
+            stop,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -59,8 +74,14 @@ impl Drop for Late {
 }
 
 /// Accepts until dropped, and all its connections end with it.
-async fn serve(listener: std::net::TcpListener, mut endpoints: watch::Receiver<Vec<SocketAddr>>, delay: Duration) {
-    let Ok(listener) = TcpListener::from_std(listener) else { return };
+async fn serve(
+    listener: std::net::TcpListener,
+    mut endpoints: watch::Receiver<Vec<SocketAddr>>,
+    delay: Duration,
+) {
+    let Ok(listener) = TcpListener::from_std(listener) else {
+        return;
+    };
     let known = Arc::new(Mutex::new(endpoints.borrow_and_update().clone()));
     let learn = learn(known.clone(), endpoints, delay);
     let accept = async {
@@ -86,7 +107,11 @@ async fn serve(listener: std::net::TcpListener, mut endpoints: watch::Receiver<V
 }
 
 /// Puts each state of the list into force `delay` after it came.
-async fn learn(known: Arc<Mutex<Vec<SocketAddr>>>, mut endpoints: watch::Receiver<Vec<SocketAddr>>, delay: Duration) {
+async fn learn(
+    known: Arc<Mutex<Vec<SocketAddr>>>,
+    mut endpoints: watch::Receiver<Vec<SocketAddr>>,
+    delay: Duration,
+) {
     let mut coming: VecDeque<(Instant, Vec<SocketAddr>)> = VecDeque::new();
     loop {
         let at = coming.front().map(|(at, _)| *at);

@@ -108,10 +108,18 @@ impl Load {
     /// `progress` is called ten times a second. Dropping the future ends the load at once.
     pub async fn run(&self, stop: &CancellationToken, progress: impl Fn(Snapshot)) -> Report {
         let start = Instant::now();
-        let tally = Arc::new(Tally { start, inner: Mutex::new(Inner::new(start)) });
+        let tally = Arc::new(Tally {
+            start,
+            inner: Mutex::new(Inner::new(start)),
+        });
         let mut clients = JoinSet::new();
         for index in 0..self.clients {
-            clients.spawn(run_client(self.clone(), index as u64, tally.clone(), stop.clone()));
+            clients.spawn(run_client(
+                self.clone(),
+                index as u64,
+                tally.clone(),
+                stop.clone(),
+            ));
         }
         let mut tick = tokio::time::interval(TICK);
         loop {
@@ -121,7 +129,11 @@ impl Load {
             }
         }
         progress(tally.snapshot());
-        tally.report(stop.is_cancelled().then(Instant::now).unwrap_or(start + self.duration))
+        tally.report(
+            stop.is_cancelled()
+                .then(Instant::now)
+                .unwrap_or(start + self.duration),
+        )
     }
 
     fn total(&self) -> u64 {
@@ -185,9 +197,18 @@ async fn request(
             connected?
         }
     };
-    let headers = if load.keep_alive { "" } else { "Connection: close\r\n" };
-    let response = client.exchange(load.method, &load.path, headers, &load.body).await?;
-    Ok(((response.keep_alive && load.keep_alive).then_some(client), response))
+    let headers = if load.keep_alive {
+        ""
+    } else {
+        "Connection: close\r\n"
+    };
+    let response = client
+        .exchange(load.method, &load.path, headers, &load.body)
+        .await?;
+    Ok((
+        (response.keep_alive && load.keep_alive).then_some(client),
+        response,
+    ))
 }
 
 struct Tally {
@@ -228,12 +249,19 @@ impl Tally {
         inner.counts.failed += 1;
         *inner.errors.entry(error.clone()).or_default() += 1;
         if inner.losses.len() < LOSSES {
-            inner.losses.push(Loss { due: due - self.start, after: due.elapsed(), error });
+            inner.losses.push(Loss {
+                due: due - self.start,
+                after: due.elapsed(),
+                error,
+            });
         }
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot { elapsed: self.start.elapsed(), ..self.lock().counts.clone() }
+        Snapshot {
+            elapsed: self.start.elapsed(),
+            ..self.lock().counts.clone()
+        }
     }
 
     fn report(&self, end: Instant) -> Report {
@@ -273,16 +301,34 @@ impl Inner {
     }
 
     fn no_answer_until(&mut self, now: Instant) {
-        self.longest_stall = self.longest_stall.max(now.saturating_duration_since(self.last_answer));
+        self.longest_stall = self
+            .longest_stall
+            .max(now.saturating_duration_since(self.last_answer));
     }
 }
 
 impl fmt::Display for Report {
     /// One line, for the message of a failed test.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, ok, failed, sockets, longest_stall, latency, errors, .. } = self;
-        write!(f, "{sent} sent, {ok} ok, {failed} failed, {sockets} sockets, longest stall {longest_stall:.0?}, ")?;
-        write!(f, "p99 {:.1?}, errors {errors:?}, first losses {:?}", latency.p99, &self.losses)
+        let Self {
+            sent,
+            ok,
+            failed,
+            sockets,
+            longest_stall,
+            latency,
+            errors,
+            ..
+        } = self;
+        write!(
+            f,
+            "{sent} sent, {ok} ok, {failed} failed, {sockets} sockets, longest stall {longest_stall:.0?}, "
+        )?;
+        write!(
+            f,
+            "p99 {:.1?}, errors {errors:?}, first losses {:?}",
+            latency.p99, &self.losses
+        )
     }
 }
 
@@ -307,7 +353,11 @@ impl Histogram {
     }
 
     fn times(&self) -> Times {
-        Times { p50: self.quantile(0.5), p99: self.quantile(0.99), max: self.max }
+        Times {
+            p50: self.quantile(0.5),
+            p99: self.quantile(0.99),
+            max: self.max,
+        }
     }
 
     /// The upper edge of the bucket in which the quantile lies, and never above the maximum.
@@ -319,7 +369,9 @@ impl Histogram {
             below >= rank
         });
         match bucket {
-            Some(bucket) if rank > 0 => Duration::from_secs_f64(STEP.powf(bucket as f64 + 1.0) / 1e6).min(self.max),
+            Some(bucket) if rank > 0 => {
+                Duration::from_secs_f64(STEP.powf(bucket as f64 + 1.0) / 1e6).min(self.max)
+            }
             _ => Duration::ZERO,
         }
     }
@@ -344,7 +396,8 @@ mod tests {
             histogram.add(Duration::from_micros(micros));
         }
         let Times { p50, p99, max } = histogram.times();
-        let within = |time: Duration, micros: f64| (time.as_secs_f64() * 1e6 / micros - 1.0).abs() <= 0.011;
+        let within =
+            |time: Duration, micros: f64| (time.as_secs_f64() * 1e6 / micros - 1.0).abs() <= 0.011;
         assert!(within(p50, 5_000.0), "{p50:?}");
         assert!(within(p99, 9_900.0), "{p99:?}");
         assert_eq!(max, Duration::from_millis(10));

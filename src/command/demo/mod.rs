@@ -69,13 +69,28 @@ pub struct Row {
 pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
     let binary = std::env::current_exe().context("cannot find this program's own file")?;
     let stop = CancellationToken::new();
-    let settings = Settings { binary, load, stay, second: Second::Ebbtide, stop };
+    let settings = Settings {
+        binary,
+        load,
+        stay,
+        second: Second::Ebbtide,
+        stop,
+    };
     // Current thread, and so the main one: the children die with the thread that started them.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         // Taken before there is any child: from here on no signal ends this process without ending them.
-        let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
-        let signals = tokio::spawn(stop_at_signal(signals, settings.stop.clone(), String::new()));
+        let signals = [
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        ];
+        let signals = tokio::spawn(stop_at_signal(
+            signals,
+            settings.stop.clone(),
+            String::new(),
+        ));
         let rows = show(&settings).await;
         signals.abort();
         match rows? {
@@ -90,13 +105,18 @@ pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
 
 /// Runs both phases and prints as it goes. `None` when stopped before there was something to compare.
 pub async fn show(settings: &Settings) -> anyhow::Result<Option<(Row, Row)>> {
-    ensure!(settings.load >= SHORTEST, "--for must be at least {SHORTEST:?}, to have time for an update");
+    ensure!(
+        settings.load >= SHORTEST,
+        "--for must be at least {SHORTEST:?}, to have time for an update"
+    );
     let plan = Plan::new(settings.load);
     print_introduction(settings, &plan);
 
     println!("1/2  A balancer that learns one second late, as kube-proxy with its minSyncPeriod");
     let stop = &settings.stop;
-    let Some(late) = unless(stop, late_phase(settings, &plan, LATE, stop)).await else { return Ok(None) };
+    let Some(late) = unless(stop, late_phase(settings, &plan, LATE, stop)).await else {
+        return Ok(None);
+    };
     let late = late?;
 
     println!("\n2/2  Ebbtide, under the same load and the same updates");
@@ -108,14 +128,23 @@ pub async fn show(settings: &Settings) -> anyhow::Result<Option<(Row, Row)>> {
             Second::Ebbtide => ebbtide_phase(settings, &plan).await,
             Second::Late(delay) => {
                 let plan = plan.or_endless(settings.stay);
-                Ok(Row { name: "stand-in", ..late_phase(settings, &plan, delay, stop).await? })
+                Ok(Row {
+                    name: "stand-in",
+                    ..late_phase(settings, &plan, delay, stop).await?
+                })
             }
         }
     };
-    let Some(second) = unless(abort, second).await else { return Ok(None) };
+    let Some(second) = unless(abort, second).await else {
+        return Ok(None);
+    };
     let second = second?;
 
-    println!("\n{}\n\n{}", table(&[&late, &second]), verdict(Some(&late), &second));
+    println!(
+        "\n{}\n\n{}",
+        table(&[&late, &second]),
+        verdict(Some(&late), &second)
+    );
     Ok(Some((late, second)))
 }
 
@@ -128,7 +157,12 @@ async fn late_phase(
     let mut fleet = Fleet::start(fleet::Options::new(&settings.binary)).await?;
     let late = Late::start(fleet.endpoints(), delay)?;
     let (report, replaced) = phase(plan, &mut fleet, late.address, stop).await?;
-    Ok(Row { name: "late balancer", report, replayed: None, replaced })
+    Ok(Row {
+        name: "late balancer",
+        report,
+        replayed: None,
+        replaced,
+    })
 }
 
 async fn ebbtide_phase(settings: &Settings, plan: &Plan) -> anyhow::Result<Row> {
@@ -146,8 +180,17 @@ async fn ebbtide_phase(settings: &Settings, plan: &Plan) -> anyhow::Result<Row> 
     let replays = |labels: &str| !labels.contains("reason=\"connect\"");
     let replayed = proxy.metric("ebbtide_retries_total", replays).await? as u64;
     let status = proxy.stop(PATIENCE).await?;
-    ensure!(status.success(), "Ebbtide did not end cleanly ({status}); it said last:\n{}", proxy.log_tail());
-    Ok(Row { name: "Ebbtide", report, replayed: Some(replayed), replaced })
+    ensure!(
+        status.success(),
+        "Ebbtide did not end cleanly ({status}); it said last:\n{}",
+        proxy.log_tail()
+    );
+    Ok(Row {
+        name: "Ebbtide",
+        report,
+        replayed: Some(replayed),
+        replaced,
+    })
 }
 
 async fn phase(
@@ -157,7 +200,10 @@ async fn phase(
     stop: &CancellationToken,
 ) -> anyhow::Result<(Report, usize)> {
     let update = Cell::new(0);
-    under_load(plan, target, stop, &update, async |over| roll(plan, fleet, &over, &update).await).await
+    under_load(plan, target, stop, &update, async |over| {
+        roll(plan, fleet, &over, &update).await
+    })
+    .await
 }
 
 /// The load and the updates side by side; returns what the load met and how many processes were replaced meanwhile. `roll`
@@ -172,14 +218,20 @@ pub(crate) async fn under_load(
     // Ends the load's thread also when this future is dropped.
     let over = stop.child_token();
     let _guard = over.clone().drop_guard();
-    let load = Load { timeout: TIMEOUT, ..Load::new(target, PATH, plan.load) };
+    let load = Load {
+        timeout: TIMEOUT,
+        ..Load::new(target, PATH, plan.load)
+    };
     let (progress, report) = start_load(load, over.clone())?;
     let load = async {
-        let report = report.await.context("the load's thread ended without a report");
+        let report = report
+            .await
+            .context("the load's thread ended without a report");
         over.cancel();
         report
     };
-    let (report, replaced, ()) = tokio::try_join!(load, roll(over.clone()), draw(plan, progress, update))?;
+    let (report, replaced, ()) =
+        tokio::try_join!(load, roll(over.clone()), draw(plan, progress, update))?;
     Ok((report, replaced))
 }
 
@@ -190,19 +242,31 @@ fn start_load(
 ) -> anyhow::Result<(watch::Receiver<Snapshot>, oneshot::Receiver<Report>)> {
     let (progress, seen) = watch::channel(Snapshot::default());
     let (done, report) = oneshot::channel();
-    std::thread::Builder::new().name("load".into()).spawn(move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        let report = runtime.block_on(load.run(&stop, |snapshot| {
-            progress.send_replace(snapshot);
-        }));
-        // Nobody waits for it when the phase was interrupted.
-        let _ = done.send(report);
-    })?;
+    std::thread::Builder::new()
+        .name("load".into())
+        .spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            else {
+                return;
+            };
+            let report = runtime.block_on(load.run(&stop, |snapshot| {
+                progress.send_replace(snapshot);
+            }));
+            // Nobody waits for it when the phase was interrupted.
+            let _ = done.send(report);
+        })?;
     Ok((seen, report))
 }
 
 /// Rolls the fleet to v2, v3 and so on, one process a step, until the plan is done or the load is over.
-async fn roll(plan: &Plan, fleet: &mut Fleet, over: &CancellationToken, update: &Cell<usize>) -> anyhow::Result<usize> {
+async fn roll(
+    plan: &Plan,
+    fleet: &mut Fleet,
+    over: &CancellationToken,
+    update: &Cell<usize>,
+) -> anyhow::Result<usize> {
     let mut next = Instant::now() + plan.lead;
     for number in 1..=plan.updates {
         for old in fleet.ids() {
@@ -220,9 +284,14 @@ async fn roll(plan: &Plan, fleet: &mut Fleet, over: &CancellationToken, update: 
 }
 
 /// Draws until the load is over: a bar on a terminal, else a line every few seconds.
-async fn draw(plan: &Plan, mut progress: watch::Receiver<Snapshot>, update: &Cell<usize>) -> anyhow::Result<()> {
+async fn draw(
+    plan: &Plan,
+    mut progress: watch::Receiver<Snapshot>,
+    update: &Cell<usize>,
+) -> anyhow::Result<()> {
     let bar = match plan.endless {
-        true => ProgressBar::new_spinner().with_style(ProgressStyle::with_template("     {spinner} {msg}")?),
+        true => ProgressBar::new_spinner()
+            .with_style(ProgressStyle::with_template("     {spinner} {msg}")?),
         false => ProgressBar::new(plan.load.as_millis() as u64)
             .with_style(ProgressStyle::with_template("     {bar:24} {msg}")?.progress_chars("━━─")),
     };
@@ -252,7 +321,11 @@ fn status_line(plan: &Plan, now: &Snapshot, update: usize) -> String {
         (n, all) => format!("update {n} of {all}"),
     };
     let (seconds, requests) = (now.elapsed.as_secs(), grouped(now.ok + now.failed));
-    format!("{seconds:>3} s  {requests} requests, {} failed, {} sockets, {update}", grouped(now.failed), now.sockets)
+    format!(
+        "{seconds:>3} s  {requests} requests, {} failed, {} sockets, {update}",
+        grouped(now.failed),
+        now.sockets
+    )
 }
 
 /// When which process is replaced.
@@ -274,17 +347,31 @@ impl Plan {
         let length = STEP * (REPLICAS + 1);
         let updates = ((load - 2 * lead + STEP).as_secs_f64() / length.as_secs_f64()) as usize;
         let step = STEP.min((load - 2 * lead) / REPLICAS);
-        Self { load, endless: false, lead, step, updates: updates.max(1) }
+        Self {
+            load,
+            endless: false,
+            lead,
+            step,
+            updates: updates.max(1),
+        }
     }
 
     /// Its updates take as long as they take.
     pub fn of_unknown_updates(load: Duration) -> Self {
-        Self { updates: usize::MAX, ..Self::new(load) }
+        Self {
+            updates: usize::MAX,
+            ..Self::new(load)
+        }
     }
 
     fn or_endless(&self, stay: bool) -> Self {
         match stay {
-            true => Self { load: ENDLESS, endless: true, updates: usize::MAX, ..self.clone() },
+            true => Self {
+                load: ENDLESS,
+                endless: true,
+                updates: usize::MAX,
+                ..self.clone()
+            },
             false => self.clone(),
         }
     }
@@ -306,21 +393,59 @@ fn print_introduction(settings: &Settings, plan: &Plan) {
     println!(
         "     application  {REPLICAS} processes that exit at once at SIGTERM: no preStop hook, no graceful shutdown"
     );
-    println!("     load         {CLIENTS} keep-alive clients, 500 requests a second, 5 ms of work for each");
-    println!("     updates      {updates} in {:?}: a new process joins, then an old one gets SIGTERM,", settings.load);
-    println!("                  from 50 ms before to 50 ms after its manifest says that it leaves\n");
+    println!(
+        "     load         {CLIENTS} keep-alive clients, 500 requests a second, 5 ms of work for each"
+    );
+    println!(
+        "     updates      {updates} in {:?}: a new process joins, then an old one gets SIGTERM,",
+        settings.load
+    );
+    println!(
+        "                  from 50 ms before to 50 ms after its manifest says that it leaves\n"
+    );
 }
 
 pub(crate) fn table(rows: &[&Row]) -> String {
-    let head = ["", "requests", "failed", "replayed", "client sockets", "longest stall", "p99"].map(str::to_owned);
+    let head = [
+        "",
+        "requests",
+        "failed",
+        "replayed",
+        "client sockets",
+        "longest stall",
+        "p99",
+    ]
+    .map(str::to_owned);
     let lines = rows.iter().map(|row| {
-        let Report { sent, failed, sockets, longest_stall, latency, .. } = &row.report;
+        let Report {
+            sent,
+            failed,
+            sockets,
+            longest_stall,
+            latency,
+            ..
+        } = &row.report;
         let replayed = row.replayed.map_or("-".to_owned(), grouped);
         let times = (milliseconds(*longest_stall), milliseconds(latency.p99));
-        [row.name.to_owned(), grouped(*sent), grouped(*failed), replayed, grouped(*sockets), times.0, times.1]
+        [
+            row.name.to_owned(),
+            grouped(*sent),
+            grouped(*failed),
+            replayed,
+            grouped(*sockets),
+            times.0,
+            times.1,
+        ]
     });
     let lines: Vec<[String; 7]> = std::iter::once(head).chain(lines).collect();
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(String::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        lines
+            .iter()
+            .filter_map(|line| line.get(column))
+            .map(String::len)
+            .max()
+            .unwrap_or(0)
+    };
     let text = |line: &[String; 7]| {
         let cells = line.iter().enumerate().map(|(column, cell)| match column {
             0 => format!("     {cell:<0$}", width(column)),
@@ -337,16 +462,33 @@ pub(crate) fn verdict(before: Option<&Row>, second: &Row) -> String {
     let behind = before.map(|before| {
         let failed = counted(before.report.failed, "request");
         let broken = counted(before.report.sockets.saturating_sub(CLIENTS), "connection");
-        format!(";\nbehind the {} {failed} failed and {broken} broke", before.name)
+        format!(
+            ";\nbehind the {} {failed} failed and {broken} broke",
+            before.name
+        )
     });
     let behind = behind.unwrap_or_default();
     if second.is_clean() {
-        return format!("{name} answered every request on the {CLIENTS} connections first opened{behind}.");
+        return format!(
+            "{name} answered every request on the {CLIENTS} connections first opened{behind}."
+        );
     }
-    let Report { failed, sockets, errors, .. } = &second.report;
-    let errors =
-        errors.iter().map(|(kind, count)| format!("{kind} {}", grouped(*count))).collect::<Vec<_>>().join(", ");
-    let errors = if errors.is_empty() { errors } else { format!(" ({errors})") };
+    let Report {
+        failed,
+        sockets,
+        errors,
+        ..
+    } = &second.report;
+    let errors = errors
+        .iter()
+        .map(|(kind, count)| format!("{kind} {}", grouped(*count)))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let errors = if errors.is_empty() {
+        errors
+    } else {
+        format!(" ({errors})")
+    };
     let (failed, sockets) = (counted(*failed, "request"), counted(*sockets, "socket"));
     format!("{name} failed {failed}{errors} and its {CLIENTS} clients used {sockets}{behind}.")
 }
@@ -357,7 +499,11 @@ pub fn load_time(text: &str) -> Result<Duration, String> {
 }
 
 fn counted(count: u64, noun: &str) -> String {
-    format!("{} {noun}{}", grouped(count), if count == 1 { "" } else { "s" })
+    format!(
+        "{} {noun}{}",
+        grouped(count),
+        if count == 1 { "" } else { "s" }
+    )
 }
 
 fn milliseconds(time: Duration) -> String {
@@ -378,7 +524,10 @@ fn grouped(number: u64) -> String {
 }
 
 /// `None` when stopped first; the future is then dropped, and with it all that it started.
-pub(crate) async fn unless<T>(stop: &CancellationToken, future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn unless<T>(
+    stop: &CancellationToken,
+    future: impl Future<Output = T>,
+) -> Option<T> {
     tokio::select! {
         () = stop.cancelled() => None,
         value = future => Some(value),
@@ -417,11 +566,27 @@ mod tests {
     use super::*;
 
     fn row(name: &'static str, failed: u64, sockets: u64, replayed: Option<u64>) -> Row {
-        let errors = if failed > 0 { [("reset".to_owned(), failed)].into() } else { Default::default() };
+        let errors = if failed > 0 {
+            [("reset".to_owned(), failed)].into()
+        } else {
+            Default::default()
+        };
         let longest_stall = Duration::from_millis(1234);
-        let report =
-            Report { sent: 10_000, ok: 10_000 - failed, failed, sockets, errors, longest_stall, ..Report::default() };
-        Row { name, report, replayed, replaced: 3 }
+        let report = Report {
+            sent: 10_000,
+            ok: 10_000 - failed,
+            failed,
+            sockets,
+            errors,
+            longest_stall,
+            ..Report::default()
+        };
+        Row {
+            name,
+            report,
+            replayed,
+            replaced: 3,
+        }
     }
 
     #[test]
@@ -430,28 +595,44 @@ mod tests {
             let plan = Plan::new(Duration::from_secs(seconds));
             assert_eq!(plan.updates, updates, "{seconds} s");
             let steps = (REPLICAS + 1) * plan.updates as u32 - 1;
-            assert!(plan.lead + plan.step * steps <= plan.load - plan.lead, "{seconds} s: {plan:?}");
+            assert!(
+                plan.lead + plan.step * steps <= plan.load - plan.lead,
+                "{seconds} s: {plan:?}"
+            );
             assert!(plan.step > LATE || seconds < 6, "{seconds} s: {plan:?}");
         }
     }
 
     #[test]
     fn the_table_is_aligned_and_the_verdict_follows_from_it() {
-        let (late, ebbtide) = (row("late balancer", 1, 31, None), row("Ebbtide", 0, 8, Some(12)));
+        let (late, ebbtide) = (
+            row("late balancer", 1, 31, None),
+            row("Ebbtide", 0, 8, Some(12)),
+        );
         let expected = "                     requests   failed   replayed   client sockets   longest stall    p99\n     \
                         late balancer     10,000        1          -               31        1,234 ms   0 ms\n     \
                         Ebbtide           10,000        0         12                8        1,234 ms   0 ms";
         assert_eq!(table(&[&late, &ebbtide]), expected);
-        assert!(verdict(Some(&late), &ebbtide).starts_with("Ebbtide answered every request on the 8 connections"));
-        assert!(verdict(Some(&late), &ebbtide).ends_with("1 request failed and 23 connections broke."));
+        assert!(
+            verdict(Some(&late), &ebbtide)
+                .starts_with("Ebbtide answered every request on the 8 connections")
+        );
+        assert!(
+            verdict(Some(&late), &ebbtide).ends_with("1 request failed and 23 connections broke.")
+        );
 
-        assert_eq!(verdict(None, &ebbtide), "Ebbtide answered every request on the 8 connections first opened.");
-        assert!(!row("Ebbtide", 0, 9, None).is_clean(), "a lost socket is a failure");
+        assert_eq!(
+            verdict(None, &ebbtide),
+            "Ebbtide answered every request on the 8 connections first opened."
+        );
+        assert!(
+            !row("Ebbtide", 0, 9, None).is_clean(),
+            "a lost socket is a failure"
+        );
         let bad = row("Ebbtide", 1_000, 1_008, Some(0));
         assert!(!bad.is_clean());
-        assert!(
-            verdict(Some(&late), &bad)
-                .starts_with("Ebbtide failed 1,000 requests (reset 1,000) and its 8 clients used 1,008")
-        );
+        assert!(verdict(Some(&late), &bad).starts_with(
+            "Ebbtide failed 1,000 requests (reset 1,000) and its 8 clients used 1,008"
+        ));
     }
 }

@@ -54,13 +54,22 @@ impl Proxy {
     ///
     /// # Errors
     /// It ends, or is not ready within 20 s; the message holds what it logged last.
-    pub async fn start(binary: &Path, folder: &Path, config: &str, listeners: &[&str]) -> anyhow::Result<Self> {
+    pub async fn start(
+        binary: &Path,
+        folder: &Path,
+        config: &str,
+        listeners: &[&str],
+    ) -> anyhow::Result<Self> {
         let file = folder.join("ebbtide.yaml");
-        std::fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::write(&file, config)
+            .with_context(|| format!("cannot write {}", file.display()))?;
         let mut command = child::ebbtide(binary);
         command.args(["run", "--config"]).arg(&file);
         // A level that the user has set for other programs must not hide the lines that are read here.
-        command.env("EBBTIDE_LOG", "info").stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .env("EBBTIDE_LOG", "info")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut process = command.spawn().context("cannot start ebbtide run")?;
         let stderr = process.stderr.take().context("no stderr")?;
         let (sender, mut log) = watch::channel(Log::default());
@@ -68,14 +77,25 @@ impl Proxy {
         let ready = timeout(START, ready(&mut log, listeners)).await;
         let ready = ready.unwrap_or_else(|_| Err(anyhow::anyhow!("not ready after {START:?}")));
         let (listeners, admin) = ready.map_err(|error| {
-            anyhow::anyhow!("ebbtide run did not start: {error}; it said last:\n{}", log.borrow().tail())
+            anyhow::anyhow!(
+                "ebbtide run did not start: {error}; it said last:\n{}",
+                log.borrow().tail()
+            )
         })?;
-        Ok(Self { listeners, admin, process, log })
+        Ok(Self {
+            listeners,
+            admin,
+            process,
+            log,
+        })
     }
 
     /// The address of the listener `web`, that of [`config`].
     pub fn web(&self) -> anyhow::Result<SocketAddr> {
-        self.listeners.get("web").copied().context("there is no listener `web`")
+        self.listeners
+            .get("web")
+            .copied()
+            .context("there is no listener `web`")
     }
 
     /// A page of the admin server.
@@ -111,7 +131,10 @@ impl Proxy {
             Ok(status) => Ok(status?),
             Err(_) => {
                 self.process.kill().await?;
-                bail!("ebbtide run did not end within {patience:?} of SIGTERM; it said last:\n{}", self.log_tail())
+                bail!(
+                    "ebbtide run did not end within {patience:?} of SIGTERM; it said last:\n{}",
+                    self.log_tail()
+                )
             }
         }
     }
@@ -125,13 +148,26 @@ impl Proxy {
 type Bound = (BTreeMap<String, SocketAddr>, SocketAddr);
 
 async fn ready(log: &mut watch::Receiver<Log>, listeners: &[&str]) -> anyhow::Result<Bound> {
-    let all = |log: &Log| log.admin.is_some() && listeners.iter().all(|name| log.listeners.contains_key(*name));
+    let all = |log: &Log| {
+        log.admin.is_some()
+            && listeners
+                .iter()
+                .all(|name| log.listeners.contains_key(*name))
+    };
     let (bound, admin, ended) = {
-        let log = log.wait_for(|log| all(log) || log.ended).await.context("its log was closed")?;
+        let log = log
+            .wait_for(|log| all(log) || log.ended)
+            .await
+            .context("its log was closed")?;
         (log.listeners.clone(), log.admin, log.ended)
     };
-    let (Some(admin), false) = (admin, ended) else { bail!("it ended before it listened") };
-    while page(admin, "/readyz").await.map_or(true, |answer| answer.status != 200) {
+    let (Some(admin), false) = (admin, ended) else {
+        bail!("it ended before it listened")
+    };
+    while page(admin, "/readyz")
+        .await
+        .map_or(true, |answer| answer.status != 200)
+    {
         if log.borrow().ended {
             bail!("it ended before it was ready");
         }
@@ -156,7 +192,8 @@ impl Log {
             let address = field("address").and_then(|address| address.parse().ok());
             match (field("message"), address) {
                 (Some("listening"), Some(address)) => {
-                    self.listeners.insert(field("listener").unwrap_or_default().to_owned(), address);
+                    self.listeners
+                        .insert(field("listener").unwrap_or_default().to_owned(), address);
                 }
                 (Some("admin listening"), Some(address)) => self.admin = Some(address),
                 _ => {}
@@ -169,14 +206,25 @@ impl Log {
     }
 
     fn tail(&self) -> String {
-        self.lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+        self.lines
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
 /// A page of an admin server.
 pub(crate) async fn page(admin: SocketAddr, path: &str) -> anyhow::Result<Response> {
-    let answer = async { Client::connect(admin).await?.exchange("GET", path, "Connection: close\r\n", b"").await };
-    Ok(timeout(PAGE, answer).await.with_context(|| format!("no answer to {path}"))??)
+    let answer = async {
+        Client::connect(admin)
+            .await?
+            .exchange("GET", path, "Connection: close\r\n", b"")
+            .await
+    };
+    Ok(timeout(PAGE, answer)
+        .await
+        .with_context(|| format!("no answer to {path}"))??)
 }
 
 /// Adds up samples of the Prometheus text format.
@@ -187,7 +235,11 @@ pub(crate) fn sum(text: &str, name: &str, wanted: impl Fn(&str) -> bool) -> f64 
             "" => "",
             _ => labels.strip_prefix('{')?.strip_suffix('}')?,
         };
-        if wanted(labels) { value.parse::<f64>().ok() } else { None }
+        if wanted(labels) {
+            value.parse::<f64>().ok()
+        } else {
+            None
+        }
     };
     text.lines().filter_map(sample).sum()
 }
@@ -205,7 +257,10 @@ mod tests {
         let text = "# TYPE a counter\na{reason=\"replay\",outcome=\"ok\"} 3\na{reason=\"connect\",outcome=\"ok\"} 4\n\
                     a_total{reason=\"replay\"} 50\nb 7\n";
         assert_eq!(sum(text, "a", |_| true), 7.0);
-        assert_eq!(sum(text, "a", |labels| labels.contains("reason=\"replay\"")), 3.0);
+        assert_eq!(
+            sum(text, "a", |labels| labels.contains("reason=\"replay\"")),
+            3.0
+        );
         assert_eq!(sum(text, "b", |_| true), 7.0);
         assert_eq!(sum(text, "c", |_| true), 0.0);
     }
@@ -220,7 +275,10 @@ mod tests {
         ] {
             log.take(line.to_owned());
         }
-        assert_eq!(log.listeners.get("web"), Some(&SocketAddr::from(([127, 0, 0, 1], 8080))));
+        assert_eq!(
+            log.listeners.get("web"),
+            Some(&SocketAddr::from(([127, 0, 0, 1], 8080)))
+        );
         assert_eq!(log.admin, Some(SocketAddr::from(([127, 0, 0, 1], 9901))));
         assert!(log.tail().ends_with("not JSON at all"));
     }

@@ -69,7 +69,10 @@ pub fn main(args: Args) -> anyhow::Result<()> {
     if !args.exec.is_empty() {
         return Err(child::become_ebbtide(&args.exec));
     }
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(args))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(args))
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
@@ -80,16 +83,25 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             std::process::exit(128 + 15);
         });
     }
-    let count_file = args.count_file.as_ref().map(|path| File::options().append(true).create(true).open(path));
+    let count_file = args
+        .count_file
+        .as_ref()
+        .map(|path| File::options().append(true).create(true).open(path));
     let count_file = count_file.transpose().context("--count-file")?;
     tokio::time::sleep(args.listen_after).await;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.listen))?;
     // Nobody may be reading, which is no reason to end.
     let _ = writeln!(std::io::stdout(), "listening {}", listener.local_addr()?);
     if args.tcp {
         return echo_bytes(listener, args.greet).await;
     }
-    let app = Arc::new(App { version: args.version, counts: Mutex::default(), count_file });
+    let app = Arc::new(App {
+        version: args.version,
+        counts: Mutex::default(),
+        count_file,
+    });
     let routes = Router::new()
         .route("/", get(root))
         .route("/slow", any(slow))
@@ -126,7 +138,11 @@ impl Delay {
 async fn note(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if let Some(mut file) = app.count_file.as_ref() {
         let path = request.uri().path();
-        let line = format!("{} {}\n", path.strip_prefix("/count/").unwrap_or(path), request.method());
+        let line = format!(
+            "{} {}\n",
+            path.strip_prefix("/count/").unwrap_or(path),
+            request.method()
+        );
         if let Err(error) = file.write_all(line.as_bytes()) {
             return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
         }
@@ -138,7 +154,11 @@ async fn root(State(app): State<Arc<App>>) -> String {
     format!("{} {}\n", app.version, std::process::id())
 }
 
-async fn slow(State(app): State<Arc<App>>, Query(delay): Query<Delay>, request: Request) -> Result<String, StatusCode> {
+async fn slow(
+    State(app): State<Arc<App>>,
+    Query(delay): Query<Delay>,
+    request: Request,
+) -> Result<String, StatusCode> {
     whole_body(request).await?;
     delay.pass().await;
     Ok(app.version.clone())
@@ -162,7 +182,12 @@ async fn count(
 }
 
 async fn counts(State(app): State<Arc<App>>) -> Json<BTreeMap<String, u64>> {
-    Json(app.counts.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    Json(
+        app.counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone(),
+    )
 }
 
 #[derive(Deserialize)]
@@ -178,7 +203,8 @@ struct Transfer {
 
 async fn bytes(Query(transfer): Query<Transfer>) -> impl IntoResponse {
     let (ours, theirs) = tokio::io::duplex(PIECE.len());
-    let counted = (transfer.chunked == 0).then(|| [(header::CONTENT_LENGTH, transfer.n.to_string())]);
+    let counted =
+        (transfer.chunked == 0).then(|| [(header::CONTENT_LENGTH, transfer.n.to_string())]);
     tokio::spawn(write_bytes(ours, transfer));
     (counted, Body::from_stream(ReaderStream::new(theirs)))
 }
@@ -187,7 +213,11 @@ async fn bytes(Query(transfer): Query<Transfer>) -> impl IntoResponse {
 async fn write_bytes(mut to: DuplexStream, transfer: Transfer) -> std::io::Result<()> {
     let mut sent = 0;
     while sent < transfer.n {
-        let stop = if sent < transfer.n / 2 { transfer.n / 2 } else { transfer.n };
+        let stop = if sent < transfer.n / 2 {
+            transfer.n / 2
+        } else {
+            transfer.n
+        };
         let start = (sent % PIECE.len() as u64) as usize;
         let length = (stop - sent).min((PIECE.len() - start) as u64);
         to.write_all(&PIECE[start..start + length as usize]).await?;
@@ -209,7 +239,9 @@ async fn status(Path(code): Path<u16>, request: Request) -> Result<StatusCode, S
 }
 
 async fn whole_body(request: Request) -> Result<Bytes, StatusCode> {
-    axum::body::to_bytes(request.into_body(), BODY_MAX).await.map_err(|_| StatusCode::BAD_REQUEST)
+    axum::body::to_bytes(request.into_body(), BODY_MAX)
+        .await
+        .map_err(|_| StatusCode::BAD_REQUEST)
 }
 
 async fn echo_bytes(listener: TcpListener, greet: String) -> anyhow::Result<()> {

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{
+    Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
+};
 use kube::core::{ApiResource, params::Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::Value;
@@ -38,9 +40,16 @@ pub struct Rollout {
 impl Cluster {
     /// By the same way as the proxy's own: in-cluster, then `KUBECONFIG`, then the home folder's.
     pub async fn connect(namespace: &str) -> Result<Self, Refused> {
-        let config = api::locate(&Kubernetes { silence: SILENCE, ..Kubernetes::default() }).await?;
+        let config = api::locate(&Kubernetes {
+            silence: SILENCE,
+            ..Kubernetes::default()
+        })
+        .await?;
         let (client, _, _) = api::connect(config)?;
-        Ok(Self { client, namespace: namespace.to_owned() })
+        Ok(Self {
+            client,
+            namespace: namespace.to_owned(),
+        })
     }
 
     /// Finds out whether the drill can be held, removes what an earlier one has left, and changes nothing else.
@@ -53,28 +62,49 @@ impl Cluster {
         if settings.address.is_none() {
             needed.push(Right::new("list", "nodes", None));
         }
-        let missing = rights::missing(&self.client, needed).await.map_err(|error| {
-            refused(format!("the API server cannot be asked: {}; `kubectl get nodes` tells more", said(&error)))
-        })?;
+        let missing = rights::missing(&self.client, needed)
+            .await
+            .map_err(|error| {
+                refused(format!(
+                    "the API server cannot be asked: {}; `kubectl get nodes` tells more",
+                    said(&error)
+                ))
+            })?;
         if !missing.is_empty() {
-            let list = missing.iter().map(Right::to_string).collect::<Vec<_>>().join("; ");
+            let list = missing
+                .iter()
+                .map(Right::to_string)
+                .collect::<Vec<_>>()
+                .join("; ");
             let nodes = missing.iter().any(|right| right.resource == "nodes");
-            let or = if nodes { "; --address makes do without the nodes" } else { "" };
+            let or = if nodes {
+                "; --address makes do without the nodes"
+            } else {
+                ""
+            };
             return Err(refused(format!("you may not {list}: have it granted{or}")));
         }
         for (kind, name) in MADE {
             let found = self.api(kind).get_metadata_opt(name).await;
-            match found.map_err(|error| refused(format!("{} {name}: {}", kind.as_str(), said(&error))))? {
-                Some(found) if !is_ours(&found.metadata) => return Err(refused(self.foreign(kind, name))),
+            match found
+                .map_err(|error| refused(format!("{} {name}: {}", kind.as_str(), said(&error))))?
+            {
+                Some(found) if !is_ours(&found.metadata) => {
+                    return Err(refused(self.foreign(kind, name)));
+                }
                 _ => {}
             }
         }
         if let Some(left) = self.remove().await.into_iter().next() {
-            return Err(refused(format!("what an earlier drill has left cannot be removed: {left}")));
+            return Err(refused(format!(
+                "what an earlier drill has left cannot be removed: {left}"
+            )));
         }
         // A quota, a policy or a namespace that is not there shows itself before anything is made.
         for object in objects {
-            self.create(object, true).await.map_err(|error| refused(said(&error)))?;
+            self.create(object, true)
+                .await
+                .map_err(|error| refused(said(&error)))?;
         }
         Ok(())
     }
@@ -91,18 +121,32 @@ impl Cluster {
 
     /// The nodePort of what was made, if it has one.
     pub async fn create(&self, object: &Value, dry_run: bool) -> kube::Result<Option<u16>> {
-        let kind = if object["kind"] == "Deployment" { Kind::Deployment } else { Kind::Service };
-        let params = PostParams { dry_run, field_manager: Some(MANAGER.to_owned()) };
-        let object: DynamicObject = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+        let kind = if object["kind"] == "Deployment" {
+            Kind::Deployment
+        } else {
+            Kind::Service
+        };
+        let params = PostParams {
+            dry_run,
+            field_manager: Some(MANAGER.to_owned()),
+        };
+        let object: DynamicObject =
+            serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
         let made = self.api(kind).create(&params, &object).await?;
-        let port = made.data.pointer("/spec/ports/0/nodePort").and_then(Value::as_u64);
+        let port = made
+            .data
+            .pointer("/spec/ports/0/nodePort")
+            .and_then(Value::as_u64);
         Ok(port.and_then(|port| port.try_into().ok()))
     }
 
     /// Makes new pods come for the old ones.
     pub async fn update(&self) -> kube::Result<()> {
         let patch = Patch::Merge(manifests::update(&jiff::Timestamp::now().to_string()));
-        self.api(Kind::Deployment).patch(NAME, &PatchParams::default(), &patch).await.map(drop)
+        self.api(Kind::Deployment)
+            .patch(NAME, &PatchParams::default(), &patch)
+            .await
+            .map(drop)
     }
 
     /// Where the API server does not answer, nothing new is known.
@@ -110,7 +154,10 @@ impl Cluster {
         match self.api(Kind::Deployment).get(NAME).await {
             Ok(deployment) => Ok(Rollout::of(&deployment)),
             Err(error) if matches!(code(&error), 401 | 403 | 404) => Err(error),
-            Err(_) => Ok(Rollout { replaced: 0, done: false }),
+            Err(_) => Ok(Rollout {
+                replaced: 0,
+                done: false,
+            }),
         }
     }
 
@@ -120,9 +167,17 @@ impl Cluster {
     /// They are not after two minutes; says why, where the cluster tells.
     pub async fn ready(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START;
-        while !self.rollout().await.map_err(|error| anyhow::anyhow!("Deployment {NAME}: {}", said(&error)))?.done {
+        while !self
+            .rollout()
+            .await
+            .map_err(|error| anyhow::anyhow!("Deployment {NAME}: {}", said(&error)))?
+            .done
+        {
             if Instant::now() > deadline {
-                let why = self.why_not_ready().await.unwrap_or_else(|| "the cluster does not say why".to_owned());
+                let why = self
+                    .why_not_ready()
+                    .await
+                    .unwrap_or_else(|| "the cluster does not say why".to_owned());
                 anyhow::bail!("the sample application's pods are not ready after {START:?}: {why}");
             }
             sleep(POLL).await;
@@ -132,12 +187,25 @@ impl Cluster {
 
     async fn why_not_ready(&self) -> Option<String> {
         let pods = self.namespaced(&ApiResource::erase::<Pod>(&()), &self.namespace);
-        let pods = pods.list(&ListParams::default().labels(&format!("{MANAGED_BY}={MANAGER}"))).await.ok()?.items;
+        let pods = pods
+            .list(&ListParams::default().labels(&format!("{MANAGED_BY}={MANAGER}")))
+            .await
+            .ok()?
+            .items;
         let told = pods.iter().find_map(|pod| {
-            let waiting = items(pod, "/status/containerStatuses").find_map(|it| it.pointer("/state/waiting"));
+            let waiting =
+                items(pod, "/status/containerStatuses").find_map(|it| it.pointer("/state/waiting"));
             let unmet = || items(pod, "/status/conditions").find_map(|it| text(it, "message"));
-            let words = |it| ["reason", "message"].map(|field| text(it, field).unwrap_or_default()).join(" ");
-            Some(format!("{}: {}", pod.name_any(), waiting.map(words).or_else(unmet)?))
+            let words = |it| {
+                ["reason", "message"]
+                    .map(|field| text(it, field).unwrap_or_default())
+                    .join(" ")
+            };
+            Some(format!(
+                "{}: {}",
+                pod.name_any(),
+                waiting.map(words).or_else(unmet)?
+            ))
         });
         if told.is_some() {
             return told;
@@ -156,12 +224,17 @@ impl Cluster {
         loop {
             let mut still = Vec::new();
             for (kind, name) in left {
-                let what = |why: &str| format!("{} {}/{name}: {why}", kind.as_str(), self.namespace);
+                let what =
+                    |why: &str| format!("{} {}/{name}: {why}", kind.as_str(), self.namespace);
                 let is_late = Instant::now() > deadline;
                 match self.remove_one(kind, name).await {
                     Ok(true) => {}
-                    Ok(false) if is_late => failed.push(what(&format!("still there after {REMOVAL:?}"))),
-                    Err(error) if is_late || matches!(code(&error), 401 | 403) => failed.push(what(&said(&error))),
+                    Ok(false) if is_late => {
+                        failed.push(what(&format!("still there after {REMOVAL:?}")))
+                    }
+                    Err(error) if is_late || matches!(code(&error), 401 | 403) => {
+                        failed.push(what(&said(&error)))
+                    }
                     _ => still.push((kind, name)),
                 }
             }
@@ -176,30 +249,47 @@ impl Cluster {
     /// Whether there is nothing (of ours) any more; if there is, it has been asked to go.
     async fn remove_one(&self, kind: Kind, name: &str) -> kube::Result<bool> {
         let api = self.api(kind);
-        let Some(found) = api.get_metadata_opt(name).await? else { return Ok(true) };
+        let Some(found) = api.get_metadata_opt(name).await? else {
+            return Ok(true);
+        };
         if !is_ours(&found.metadata) {
             return Ok(true);
         }
         if found.metadata.deletion_timestamp.is_none() {
             // Foreground: it is gone only when its pods are. By UID: not what somebody has put in its place since.
-            let this = Preconditions { uid: found.metadata.uid, resource_version: None };
-            api.delete(name, &DeleteParams::foreground().preconditions(this)).await?;
+            let this = Preconditions {
+                uid: found.metadata.uid,
+                resource_version: None,
+            };
+            api.delete(name, &DeleteParams::foreground().preconditions(this))
+                .await?;
         }
         Ok(false)
     }
 
     /// Internal addresses of the nodes that are ready.
     pub async fn nodes(&self) -> kube::Result<Vec<IpAddr>> {
-        let nodes: Api<DynamicObject> = Api::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
-        Ok(nodes.list(&ListParams::default()).await?.items.iter().filter_map(address).collect())
+        let nodes: Api<DynamicObject> =
+            Api::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
+        Ok(nodes
+            .list(&ListParams::default())
+            .await?
+            .items
+            .iter()
+            .filter_map(address)
+            .collect())
     }
 
     /// That of the DaemonSet `ebbtide`, which every node has already; else `ebbtide:dev`.
     pub async fn image(&self) -> String {
         let sets = self.namespaced(&ApiResource::erase::<DaemonSet>(&()), "ebbtide-system");
         let set = sets.get("ebbtide").await.ok();
-        let mut containers = set.iter().flat_map(|set| items(set, "/spec/template/spec/containers"));
-        let image = containers.find(|it| it["name"] == "ebbtide").and_then(|it| text(it, "image"));
+        let mut containers = set
+            .iter()
+            .flat_map(|set| items(set, "/spec/template/spec/containers"));
+        let image = containers
+            .find(|it| it["name"] == "ebbtide")
+            .and_then(|it| text(it, "image"));
         image.unwrap_or_else(|| "ebbtide:dev".to_owned())
     }
 
@@ -219,19 +309,33 @@ impl Cluster {
 impl Rollout {
     /// As `kubectl rollout status` judges.
     fn of(deployment: &DynamicObject) -> Self {
-        let status = |field: &str| deployment.data.pointer(&format!("/status/{field}")).and_then(Value::as_i64);
+        let status = |field: &str| {
+            deployment
+                .data
+                .pointer(&format!("/status/{field}"))
+                .and_then(Value::as_i64)
+        };
         if status("observedGeneration") < deployment.metadata.generation {
-            return Self { replaced: 0, done: false };
+            return Self {
+                replaced: 0,
+                done: false,
+            };
         }
         let count = |field: &str| usize::try_from(status(field).unwrap_or(0)).unwrap_or(0);
         let (all, updated) = (count("replicas"), count("updatedReplicas"));
         let done = updated == REPLICAS && all == REPLICAS && count("availableReplicas") == REPLICAS;
-        Self { replaced: REPLICAS.saturating_sub(all.saturating_sub(updated)), done }
+        Self {
+            replaced: REPLICAS.saturating_sub(all.saturating_sub(updated)),
+            done,
+        }
     }
 }
 
 fn is_ours(metadata: &ObjectMeta) -> bool {
-    metadata.labels.as_ref().is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER))
+    metadata
+        .labels
+        .as_ref()
+        .is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER))
 }
 
 /// The API server's answer; 0 where there was none.
@@ -243,14 +347,23 @@ fn code(error: &kube::Error) -> u16 {
 }
 
 fn address(node: &DynamicObject) -> Option<IpAddr> {
-    let is_ready = items(node, "/status/conditions").any(|it| it["type"] == "Ready" && it["status"] == "True");
+    let is_ready =
+        items(node, "/status/conditions").any(|it| it["type"] == "Ready" && it["status"] == "True");
     let internal = items(node, "/status/addresses").filter(|it| it["type"] == "InternalIP");
-    internal.filter_map(|it| text(it, "address")?.parse().ok()).next().filter(|_| is_ready)
+    internal
+        .filter_map(|it| text(it, "address")?.parse().ok())
+        .next()
+        .filter(|_| is_ready)
 }
 
 /// What a list in an object holds; nothing where there is none.
 fn items<'a>(object: &'a DynamicObject, pointer: &str) -> impl Iterator<Item = &'a Value> {
-    object.data.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+    object
+        .data
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
 }
 
 fn text(value: &Value, field: &str) -> Option<String> {
@@ -281,11 +394,19 @@ mod tests {
             json!({"observedGeneration": seen, "replicas": all, "updatedReplicas": updated, "availableReplicas": available})
         };
         assert_eq!(of(2, status(3, 3, 3)), (3, true));
-        assert_eq!(of(3, status(3, 3, 3)), (0, false), "of the generation before");
+        assert_eq!(
+            of(3, status(3, 3, 3)),
+            (0, false),
+            "of the generation before"
+        );
         assert_eq!(of(2, status(4, 1, 3)), (0, false), "one more has come");
         assert_eq!(of(2, status(4, 2, 3)), (1, false));
         assert_eq!(of(2, status(4, 3, 3)), (2, false));
-        assert_eq!(of(2, status(3, 3, 2)), (3, false), "the last is not available yet");
+        assert_eq!(
+            of(2, status(3, 3, 2)),
+            (3, false),
+            "the last is not available yet"
+        );
         assert_eq!(of(1, json!(null)), (0, false));
         assert_eq!(of(2, status(9, 1, 3)), (0, false), "nonsense is no panic");
     }
@@ -299,10 +420,12 @@ mod tests {
                     .unwrap(),
             )
         };
-        let addresses =
-            json!([{"type": "Hostname", "address": "10.0.0.9"}, {"type": "InternalIP", "address": "10.0.0.1"}]);
+        let addresses = json!([{"type": "Hostname", "address": "10.0.0.9"}, {"type": "InternalIP", "address": "10.0.0.1"}]);
         assert_eq!(node("True", addresses.clone()), Some([10, 0, 0, 1].into()));
         assert_eq!(node("Unknown", addresses), None);
-        assert_eq!(node("True", json!([{"type": "InternalIP", "address": "node1"}])), None);
+        assert_eq!(
+            node("True", json!([{"type": "InternalIP", "address": "node1"}])),
+            None
+        );
     }
 }

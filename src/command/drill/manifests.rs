@@ -3,7 +3,11 @@
 use serde_json::{Value, json};
 
 /// Kinds and names, in the order in which they are removed: nothing leads to the pods any more when they go.
-pub const MADE: [(Kind, &str); 3] = [(Kind::Service, PLAIN), (Kind::Service, NAME), (Kind::Deployment, NAME)];
+pub const MADE: [(Kind, &str); 3] = [
+    (Kind::Service, PLAIN),
+    (Kind::Service, NAME),
+    (Kind::Deployment, NAME),
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -123,13 +127,25 @@ mod tests {
         let deployment: Deployment = serde_json::from_value(deployment("img:1")).unwrap();
         let template = deployment.spec.clone().unwrap().template;
         let labels = template.metadata.unwrap().labels.unwrap();
-        assert_eq!(deployment.spec.unwrap().selector.match_labels.as_ref(), Some(&labels));
+        assert_eq!(
+            deployment.spec.unwrap().selector.match_labels.as_ref(),
+            Some(&labels)
+        );
         let pod = template.spec.unwrap();
         let app = &pod.containers[0];
         assert_eq!(app.image.as_deref(), Some("img:1"));
-        assert_eq!(app.args.as_ref().unwrap()[..], ["sample-app", "--listen", "0.0.0.0:8080"]);
-        assert!(app.lifecycle.is_none(), "a preStop hook would be the cure that the drill does without");
-        assert!(app.readiness_probe.is_some() && pod.security_context.unwrap().run_as_non_root == Some(true));
+        assert_eq!(
+            app.args.as_ref().unwrap()[..],
+            ["sample-app", "--listen", "0.0.0.0:8080"]
+        );
+        assert!(
+            app.lifecycle.is_none(),
+            "a preStop hook would be the cure that the drill does without"
+        );
+        assert!(
+            app.readiness_probe.is_some()
+                && pod.security_context.unwrap().run_as_non_root == Some(true)
+        );
 
         let mut names = vec![(Kind::Deployment, deployment.metadata.name.unwrap())];
         assert_eq!(deployment.metadata.labels.unwrap()[MANAGED_BY], MANAGER);
@@ -137,14 +153,24 @@ mod tests {
             let service: Service = serde_json::from_value(value).unwrap();
             let spec = service.spec.unwrap();
             assert_eq!(spec.selector, Some(labels.clone()));
-            assert_eq!((spec.type_.as_deref(), spec.ports.unwrap()[0].node_port), (Some("NodePort"), None));
+            assert_eq!(
+                (spec.type_.as_deref(), spec.ports.unwrap()[0].node_port),
+                (Some("NodePort"), None)
+            );
             let of = service.metadata.labels.unwrap();
-            assert_eq!((of[MANAGED_BY].as_str(), of.get(CLAIM).map(String::as_str)), (MANAGER, claim));
+            assert_eq!(
+                (of[MANAGED_BY].as_str(), of.get(CLAIM).map(String::as_str)),
+                (MANAGER, claim)
+            );
             names.push((Kind::Service, service.metadata.name.unwrap()));
         }
         names.reverse();
         let made = MADE.map(|(kind, name)| (kind, name.to_owned()));
-        assert_eq!(made[..], names[..], "removed in the reverse order, and nothing is forgotten");
+        assert_eq!(
+            made[..],
+            names[..],
+            "removed in the reverse order, and nothing is forgotten"
+        );
         assert_eq!(claimed(Some(30123))["spec"]["ports"][0]["nodePort"], 30123);
     }
 }

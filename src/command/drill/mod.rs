@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::api::said;
 use crate::command::demo::client::Client;
-use crate::command::demo::{CLIENTS, Plan, Row, proxy, stop_at_signal, table, under_load, unless, verdict};
+use crate::command::demo::{
+    CLIENTS, Plan, Row, proxy, stop_at_signal, table, under_load, unless, verdict,
+};
 use crate::command::drill::cluster::{Cluster, POLL, Rollout};
 use crate::command::drill::manifests::{MANAGED_BY, MANAGER, NAME, PLAIN, REPLICAS};
 use crate::command::drill::settings::{Settings, refused};
@@ -32,13 +34,27 @@ use crate::config::fault::Refused;
 /// # Errors
 /// [`Refused`]; anything else went wrong at work.
 pub fn run(settings: &Settings) -> anyhow::Result<bool> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ]
+        .map(signal);
         let [interrupt, terminate, hangup] = kinds;
         let stop = CancellationToken::new();
-        let last_words = format!("ebbtide drill: ended at once; something may be left: {}\n", by_hand(settings));
-        tokio::spawn(stop_at_signal([interrupt?, terminate?, hangup?], stop.clone(), last_words));
+        let last_words = format!(
+            "ebbtide drill: ended at once; something may be left: {}\n",
+            by_hand(settings)
+        );
+        tokio::spawn(stop_at_signal(
+            [interrupt?, terminate?, hangup?],
+            stop.clone(),
+            last_words,
+        ));
         drill(settings, &stop).await
     })
 }
@@ -51,12 +67,17 @@ async fn drill(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<
     let (cluster, addresses, objects) = prepared?;
     // Not to be interrupted: what is being made when nobody listens any more would be left.
     let outcome = match make(&cluster, &objects).await {
-        Ok(ports) => unless(stop, show(settings, &cluster, &addresses, &ports, stop)).await.transpose(),
+        Ok(ports) => unless(stop, show(settings, &cluster, &addresses, &ports, stop))
+            .await
+            .transpose(),
         Err(error) => Err(error),
     };
     let removed = match settings.keep {
         true => {
-            say(&format!("\nkept, as asked; to remove it: {}", by_hand(settings)));
+            say(&format!(
+                "\nkept, as asked; to remove it: {}",
+                by_hand(settings)
+            ));
             true
         }
         false => remove(settings, &cluster).await,
@@ -78,7 +99,10 @@ struct Addresses {
 /// All that can be known before anything is made; also says what will be.
 async fn prepare(settings: &Settings) -> anyhow::Result<(Cluster, Addresses, Vec<Value>)> {
     if settings.load < SHORTEST {
-        return Err(refused(format!("--for must be at least {SHORTEST:?}, to have time for an update")).into());
+        return Err(refused(format!(
+            "--for must be at least {SHORTEST:?}, to have time for an update"
+        ))
+        .into());
     }
     let ebbtide = match &settings.address {
         Some(address) => Some(resolve(address).await?),
@@ -89,7 +113,9 @@ async fn prepare(settings: &Settings) -> anyhow::Result<(Cluster, Addresses, Vec
         Some(image) => image.clone(),
         None => cluster.image().await,
     };
-    let node_port = ebbtide.map(|address| address.port()).filter(|port| NODE_PORTS.contains(port));
+    let node_port = ebbtide
+        .map(|address| address.port())
+        .filter(|port| NODE_PORTS.contains(port));
     let mut objects = vec![manifests::deployment(&image), manifests::claimed(node_port)];
     if !settings.without_comparison {
         objects.push(manifests::plain());
@@ -97,10 +123,16 @@ async fn prepare(settings: &Settings) -> anyhow::Result<(Cluster, Addresses, Vec
     cluster.prepare(settings, &objects).await?;
     let nodes = match ebbtide {
         Some(address) => vec![address.ip()],
-        None => cluster.nodes().await.map_err(|error| refused(format!("nodes: {}", said(&error))))?,
+        None => cluster
+            .nodes()
+            .await
+            .map_err(|error| refused(format!("nodes: {}", said(&error))))?,
     };
     if nodes.is_empty() {
-        return Err(refused("no node is ready and has an InternalIP; --address names another way in").into());
+        return Err(refused(
+            "no node is ready and has an InternalIP; --address names another way in",
+        )
+        .into());
     }
     say(&format!(
         "Ebbtide drill: what a rolling update costs the clients, in namespace {}\n\n     \
@@ -124,7 +156,9 @@ async fn make(cluster: &Cluster, objects: &[Value]) -> anyhow::Result<Vec<u16>> 
     let mut ports = Vec::new();
     for object in objects {
         let made = cluster.create(object, false).await;
-        ports.extend(made.map_err(|error| anyhow::anyhow!("cannot make the {}: {}", object["kind"], said(&error)))?);
+        ports.extend(made.map_err(|error| {
+            anyhow::anyhow!("cannot make the {}: {}", object["kind"], said(&error))
+        })?);
     }
     Ok(ports)
 }
@@ -137,21 +171,41 @@ async fn show(
     ports: &[u16],
     stop: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let port = *ports.first().context("the API server gave the Service no nodePort")?;
-    let at = |port: u16| addresses.nodes.iter().map(|ip| SocketAddr::new(*ip, port)).collect::<Vec<_>>();
+    let port = *ports
+        .first()
+        .context("the API server gave the Service no nodePort")?;
+    let at = |port: u16| {
+        addresses
+            .nodes
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, port))
+            .collect::<Vec<_>>()
+    };
     let plan = Plan::of_unknown_updates(settings.load);
     let mut before = None;
     if let Some(&port) = ports.get(1) {
-        say(&format!("1/2  The NodePort of the Service {PLAIN}, as kube-proxy serves it"));
+        say(&format!(
+            "1/2  The NodePort of the Service {PLAIN}, as kube-proxy serves it"
+        ));
         cluster.ready().await?;
         match answering(&at(port), PATIENCE).await {
-            Some(target) => before = Some(phase("NodePort as it is", cluster, &plan, target, stop).await?),
-            None => say(&format!("     nobody answers at {}: left out", list(&at(port)))),
+            Some(target) => {
+                before = Some(phase("NodePort as it is", cluster, &plan, target, stop).await?)
+            }
+            None => say(&format!(
+                "     nobody answers at {}: left out",
+                list(&at(port))
+            )),
         }
     }
-    say(&format!("{}Ebbtide, by the Service {NAME}", if ports.len() > 1 { "\n2/2  " } else { "" }));
+    say(&format!(
+        "{}Ebbtide, by the Service {NAME}",
+        if ports.len() > 1 { "\n2/2  " } else { "" }
+    ));
     cluster.ready().await?;
-    let candidates = addresses.ebbtide.map_or_else(|| at(port), |address| vec![address]);
+    let candidates = addresses
+        .ebbtide
+        .map_or_else(|| at(port), |address| vec![address]);
     let Some(target) = answering(&candidates, PATIENCE).await else {
         bail!(
             "nobody answers at {} within {PATIENCE:?}: does Ebbtide run there, with `nodePorts` in its configuration? \
@@ -161,13 +215,25 @@ async fn show(
     };
     let replays_before = replays(settings, target.ip()).await;
     let ebbtide = phase("Ebbtide", cluster, &plan, target, stop).await?;
-    let replayed = replays(settings, target.ip()).await.zip(replays_before).map(|(now, then)| now.saturating_sub(then));
-    let ebbtide = Row { replayed, ..ebbtide };
+    let replayed = replays(settings, target.ip())
+        .await
+        .zip(replays_before)
+        .map(|(now, then)| now.saturating_sub(then));
+    let ebbtide = Row {
+        replayed,
+        ..ebbtide
+    };
 
     let rows: Vec<&Row> = before.iter().chain([&ebbtide]).collect();
-    say(&format!("\n{}\n\n{}", table(&rows), verdict(before.as_ref(), &ebbtide)));
+    say(&format!(
+        "\n{}\n\n{}",
+        table(&rows),
+        verdict(before.as_ref(), &ebbtide)
+    ));
     if ebbtide.replaced == 0 {
-        bail!("no pod was replaced while the load ran, so this shows nothing; give it more time by --for");
+        bail!(
+            "no pod was replaced while the load ran, so this shows nothing; give it more time by --for"
+        );
     }
     Ok(ebbtide.is_clean())
 }
@@ -182,19 +248,34 @@ async fn phase(
     say(&format!("     load on {target}"));
     let update = Cell::new(0);
     let roll = async |over: CancellationToken| {
-        roll(cluster, plan, &over, &update).await.map_err(|error| anyhow::anyhow!("a rollout: {}", said(&error)))
+        roll(cluster, plan, &over, &update)
+            .await
+            .map_err(|error| anyhow::anyhow!("a rollout: {}", said(&error)))
     };
     let (report, replaced) = under_load(plan, target, stop, &update, roll).await?;
     say(&format!("     {replaced} pods were replaced"));
-    Ok(Row { name, report, replayed: None, replaced })
+    Ok(Row {
+        name,
+        report,
+        replayed: None,
+        replaced,
+    })
 }
 
 /// One update after the other, as long as the next will probably be done in time. Returns how many pods were replaced.
-async fn roll(cluster: &Cluster, plan: &Plan, over: &CancellationToken, update: &Cell<usize>) -> kube::Result<usize> {
-    let (end, mut replaced, mut longest) = (Instant::now() + plan.load - plan.lead, 0, Duration::ZERO);
+async fn roll(
+    cluster: &Cluster,
+    plan: &Plan,
+    over: &CancellationToken,
+    update: &Cell<usize>,
+) -> kube::Result<usize> {
+    let (end, mut replaced, mut longest) =
+        (Instant::now() + plan.load - plan.lead, 0, Duration::ZERO);
     let mut pause = plan.lead;
     loop {
-        if unless(over, sleep(pause)).await.is_none() || Instant::now() + longest.mul_f32(1.25) > end {
+        if unless(over, sleep(pause)).await.is_none()
+            || Instant::now() + longest.mul_f32(1.25) > end
+        {
             return Ok(replaced);
         }
         let begun = Instant::now();
@@ -218,9 +299,15 @@ async fn answering(candidates: &[SocketAddr], patience: Duration) -> Option<Sock
         loop {
             for &candidate in candidates {
                 let ask = async {
-                    Client::connect(candidate).await?.exchange("GET", "/", "Connection: close\r\n", b"").await
+                    Client::connect(candidate)
+                        .await?
+                        .exchange("GET", "/", "Connection: close\r\n", b"")
+                        .await
                 };
-                if timeout(ONE_ANSWER, ask).await.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status == 200)) {
+                if timeout(ONE_ANSWER, ask)
+                    .await
+                    .is_ok_and(|answer| answer.is_ok_and(|answer| answer.status == 200))
+                {
                     return candidate;
                 }
             }
@@ -232,12 +319,20 @@ async fn answering(candidates: &[SocketAddr], patience: Duration) -> Option<Sock
 
 /// Requests that Ebbtide on that node has sent a second time for our Service; `None` where its pages are not reached.
 async fn replays(settings: &Settings, node: IpAddr) -> Option<u64> {
-    let page = proxy::page(SocketAddr::new(node, ADMIN), "/metrics").await.ok()?;
+    let page = proxy::page(SocketAddr::new(node, ADMIN), "/metrics")
+        .await
+        .ok()?;
     let text = page.text();
-    let labels = [format!("namespace=\"{}\"", settings.namespace), format!("service=\"{NAME}\"")];
+    let labels = [
+        format!("namespace=\"{}\"", settings.namespace),
+        format!("service=\"{NAME}\""),
+    ];
     // A connect that moved on to another endpoint was no replay: nothing had been sent.
-    let ours = |of: &str| labels.iter().all(|label| of.contains(label)) && !of.contains("reason=\"connect\"");
-    text.contains("ebbtide_build_info").then(|| proxy::sum(&text, "ebbtide_retries_total", ours) as u64)
+    let ours = |of: &str| {
+        labels.iter().all(|label| of.contains(label)) && !of.contains("reason=\"connect\"")
+    };
+    text.contains("ebbtide_build_info")
+        .then(|| proxy::sum(&text, "ebbtide_retries_total", ours) as u64)
 }
 
 /// True when nothing is left.
@@ -254,11 +349,18 @@ async fn remove(settings: &Settings, cluster: &Cluster) -> bool {
 }
 
 fn by_hand(settings: &Settings) -> String {
-    format!("kubectl --namespace {} delete deployment,service --selector {MANAGED_BY}={MANAGER}", settings.namespace)
+    format!(
+        "kubectl --namespace {} delete deployment,service --selector {MANAGED_BY}={MANAGER}",
+        settings.namespace
+    )
 }
 
 fn list(addresses: &[SocketAddr]) -> String {
-    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
+    addresses
+        .iter()
+        .map(SocketAddr::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Whether somebody reads or not: the end of a terminal must not keep us from cleaning up.

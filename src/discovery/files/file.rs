@@ -40,8 +40,13 @@ impl Stamp {
     /// tells only at its end, which on ext4 may wait for the disk.
     pub(super) fn is_freshly_empty(&self) -> bool {
         let (seconds, nanos) = self.modified;
-        let modified = Duration::new(u64::try_from(seconds).unwrap_or(0), u32::try_from(nanos).unwrap_or(0));
-        let age = SystemTime::UNIX_EPOCH.checked_add(modified).and_then(|at| at.elapsed().ok());
+        let modified = Duration::new(
+            u64::try_from(seconds).unwrap_or(0),
+            u32::try_from(nanos).unwrap_or(0),
+        );
+        let age = SystemTime::UNIX_EPOCH
+            .checked_add(modified)
+            .and_then(|at| at.elapsed().ok());
         self.size == 0 && age.is_some_and(|age| age < EMPTY)
     }
 
@@ -57,7 +62,9 @@ impl Stamp {
 
 /// Reads and parses one file. Documents whose text was in `old` are taken from there. Blocks.
 pub(super) fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>) -> Loaded {
-    let Some(format) = path.file_name().and_then(format_of) else { return Loaded::Gone };
+    let Some(format) = path.file_name().and_then(format_of) else {
+        return Loaded::Gone;
+    };
     let metadata = match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => metadata,
         Ok(_) => return Loaded::Gone,
@@ -78,12 +85,20 @@ pub(super) fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>)
         Ok(text) => text,
         Err(error) => {
             let good = error.utf8_error().valid_up_to();
-            let line = 1 + error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count();
+            let line = 1 + error
+                .as_bytes()
+                .iter()
+                .take(good)
+                .filter(|byte| **byte == b'\n')
+                .count();
             return bad(format!("line {line}: not UTF-8 text"));
         }
     };
     let parsed = manifest::documents(&text, format).and_then(|documents| {
-        let known: HashMap<&str, &Document> = old.iter().map(|document| (document.text.as_str(), document)).collect();
+        let known: HashMap<&str, &Document> = old
+            .iter()
+            .map(|document| (document.text.as_str(), document))
+            .collect();
         let parse = |document: manifest::Document<'_>| {
             let objects = match known.get(document.text) {
                 Some(known) => known.objects.clone(),
@@ -92,12 +107,20 @@ pub(super) fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>)
                     objects.into_iter().map(Arc::new).collect()
                 }
             };
-            Ok(Document { text: document.text.to_owned(), objects })
+            Ok(Document {
+                text: document.text.to_owned(),
+                objects,
+            })
         };
-        documents.into_iter().map(parse).collect::<Result<Vec<_>, _>>()
+        documents
+            .into_iter()
+            .map(parse)
+            .collect::<Result<Vec<_>, _>>()
     });
     match parsed {
-        Ok(documents) if documents.is_empty() => bad("empty: no manifest in it; write one, or remove the file".into()),
+        Ok(documents) if documents.is_empty() => {
+            bad("empty: no manifest in it; write one, or remove the file".into())
+        }
         Ok(documents) => Loaded::Good(stamp, documents),
         Err(error) => bad(error.to_string()),
     }

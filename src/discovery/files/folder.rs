@@ -89,7 +89,10 @@ impl Folder {
                 pending.removes(name, event.at);
             }
             What::Touched(name) => {
-                let is_broken = self.files.get(&name).is_some_and(|file| file.error.is_some());
+                let is_broken = self
+                    .files
+                    .get(&name)
+                    .is_some_and(|file| file.error.is_some());
                 if !is_broken || pending.writing.contains(&name) {
                     return;
                 }
@@ -112,8 +115,12 @@ impl Folder {
                 continue;
             }
             match fs::metadata(self.path.join(&name)) {
-                Ok(metadata) if metadata.is_file() => _ = names.insert(name, Some(Stamp::of(&metadata))),
-                Err(error) if error.kind() != io::ErrorKind::NotFound => _ = names.insert(name, None),
+                Ok(metadata) if metadata.is_file() => {
+                    _ = names.insert(name, Some(Stamp::of(&metadata)))
+                }
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    _ = names.insert(name, None)
+                }
                 _ => {}
             }
         }
@@ -121,7 +128,11 @@ impl Folder {
     }
 
     pub(super) fn lost(&mut self, error: &io::Error) {
-        let state = if self.synced { "the last state stays in force until it is back" } else { "it is waited for" };
+        let state = if self.synced {
+            "the last state stays in force until it is back"
+        } else {
+            "it is waited for"
+        };
         self.lost = Some(format!("the folder cannot be read: {error}; {state}"));
     }
 
@@ -186,7 +197,10 @@ impl Folder {
     }
 
     pub(super) fn good(&self, name: &OsStr) -> Arc<Vec<Document>> {
-        self.files.get(name).and_then(|file| file.good.clone()).unwrap_or_default()
+        self.files
+            .get(name)
+            .and_then(|file| file.good.clone())
+            .unwrap_or_default()
     }
 
     pub(super) fn take(&mut self, name: OsString, loaded: Loaded) {
@@ -196,9 +210,21 @@ impl Folder {
                 self.files.remove(&name);
                 return;
             }
-            Loaded::Good(stamp, documents) => File { stamp: Some(stamp), good: Some(Arc::new(documents)), error: None },
-            Loaded::Changing(stamp) => File { stamp: Some(stamp), good, error: Some("is being written".into()) },
-            Loaded::Bad(stamp, error) => File { stamp, good, error: Some(error) },
+            Loaded::Good(stamp, documents) => File {
+                stamp: Some(stamp),
+                good: Some(Arc::new(documents)),
+                error: None,
+            },
+            Loaded::Changing(stamp) => File {
+                stamp: Some(stamp),
+                good,
+                error: Some("is being written".into()),
+            },
+            Loaded::Bad(stamp, error) => File {
+                stamp,
+                good,
+                error: Some(error),
+            },
         };
         self.files.insert(name, file);
     }
@@ -208,7 +234,11 @@ impl Folder {
         let mut problems = Vec::new();
         let mut problem = |kind: &'static str, subject: String, error: String| {
             let mut problem = Problem::new(&subject, &error, SystemTime::now());
-            if let Some((_, old)) = self.problems.iter().find(|(_, old)| old.subject == problem.subject) {
+            if let Some((_, old)) = self
+                .problems
+                .iter()
+                .find(|(_, old)| old.subject == problem.subject)
+            {
                 problem.since = old.since;
             }
             problems.push((kind, problem));
@@ -221,23 +251,46 @@ impl Folder {
         }
         let mut table = Table::new();
         let mut owners: HashMap<(Kind, ObjectName), &OsStr> = HashMap::new();
-        let (leaving, staying): (Vec<_>, Vec<_>) =
-            self.files.iter().partition(|(name, _)| self.leaving.contains(*name));
+        let (leaving, staying): (Vec<_>, Vec<_>) = self
+            .files
+            .iter()
+            .partition(|(name, _)| self.leaving.contains(*name));
         for (name, file) in staying {
             if let Some(error) = &file.error {
                 let state = match file.good {
-                    Some(_) => "the last good state of this file stays in force until it is corrected",
+                    Some(_) => {
+                        "the last good state of this file stays in force until it is corrected"
+                    }
                     None => "nothing of this file is in force until it is corrected",
                 };
-                problem("file", self.path.join(name).display().to_string(), format!("{error}; {state}"));
+                problem(
+                    "file",
+                    self.path.join(name).display().to_string(),
+                    format!("{error}; {state}"),
+                );
             }
-            for object in file.good.iter().flat_map(|documents| documents.iter()).flat_map(|d| &d.objects) {
+            for object in file
+                .good
+                .iter()
+                .flat_map(|documents| documents.iter())
+                .flat_map(|d| &d.objects)
+            {
                 let key = (object.kind(), object.name().clone());
                 if let Some(owner) = owners.get(&key) {
-                    let place =
-                        if *owner == name { "twice in it".to_owned() } else { format!("in {} too", owner.display()) };
-                    let error = format!("{} {} is {place}, and the first is in force; remove one", key.0, key.1);
-                    problem("duplicate", self.path.join(name).display().to_string(), error);
+                    let place = if *owner == name {
+                        "twice in it".to_owned()
+                    } else {
+                        format!("in {} too", owner.display())
+                    };
+                    let error = format!(
+                        "{} {} is {place}, and the first is in force; remove one",
+                        key.0, key.1
+                    );
+                    problem(
+                        "duplicate",
+                        self.path.join(name).display().to_string(),
+                        error,
+                    );
                 } else {
                     owners.insert(key.clone(), name);
                     table.insert(key, object.clone());
@@ -245,8 +298,15 @@ impl Folder {
             }
         }
         for (_, file) in leaving {
-            for object in file.good.iter().flat_map(|documents| documents.iter()).flat_map(|d| &d.objects) {
-                table.entry((object.kind(), object.name().clone())).or_insert_with(|| object.clone());
+            for object in file
+                .good
+                .iter()
+                .flat_map(|documents| documents.iter())
+                .flat_map(|d| &d.objects)
+            {
+                table
+                    .entry((object.kind(), object.name().clone()))
+                    .or_insert_with(|| object.clone());
             }
         }
         (self.table, self.problems) = (table, problems);
@@ -268,7 +328,10 @@ mod tests {
                 What::Gone(name) => What::Gone(name.clone()),
                 _ => What::Swapped,
             };
-            let event = Event { what, at: start + Duration::from_millis(*at) };
+            let event = Event {
+                what,
+                at: start + Duration::from_millis(*at),
+            };
             Folder::new(Path::new("/nowhere")).on_event(event, &mut pending);
         }
         (pending, start)
@@ -292,17 +355,27 @@ mod tests {
     fn a_file_written_again_after_its_close_waits_for_the_next() {
         let (closed, writing) = (|| What::Closed("a".into()), || What::Writing("a".into()));
         assert_eq!(due_ms(&[(0, closed()), (1, writing())]), None);
-        assert_eq!(due_ms(&[(0, closed()), (1, writing()), (9, closed())]), Some(12));
+        assert_eq!(
+            due_ms(&[(0, closed()), (1, writing()), (9, closed())]),
+            Some(12)
+        );
     }
 
     #[test]
     fn a_removal_is_believed_after_20_ms_of_quiet_unless_the_file_returns() {
         let gone = |name: &str| What::Gone(name.into());
         assert_eq!(due_ms(&[(0, gone("a"))]), Some(20));
-        assert_eq!(due_ms(&[(0, gone("a")), (15, gone("b"))]), Some(35), "a folder's removal begins with its files");
+        assert_eq!(
+            due_ms(&[(0, gone("a")), (15, gone("b"))]),
+            Some(35),
+            "a folder's removal begins with its files"
+        );
         let slow: Vec<_> = (0..20).map(|n| (n * 15, gone(&n.to_string()))).collect();
         assert_eq!(due_ms(&slow), Some(100));
-        assert_eq!(due_ms(&[(0, gone("a")), (9, What::Closed("a".into()))]), Some(12));
+        assert_eq!(
+            due_ms(&[(0, gone("a")), (9, What::Closed("a".into()))]),
+            Some(12)
+        );
         let (pending, _) = told(&[(0, gone("a")), (9, What::Writing("a".into()))]);
         assert_eq!((pending.due(), pending.removals.len()), (None, 0));
     }

@@ -38,7 +38,10 @@ impl Pending {
         if self.ready.is_empty() && !self.swapped && !self.folder && !self.overflow {
             return self.removals_due();
         }
-        let settled = self.last.map(|at| at + SETTLE).zip(self.first.map(|at| at + SETTLE_AT_MOST));
+        let settled = self
+            .last
+            .map(|at| at + SETTLE)
+            .zip(self.first.map(|at| at + SETTLE_AT_MOST));
         Some(settled.map_or_else(Instant::now, |(settled, at_most)| settled.min(at_most)))
     }
 

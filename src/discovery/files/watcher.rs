@@ -28,10 +28,18 @@ impl Watcher {
             let what = event.map_or(Some(What::Overflow), |event| what(&event, &folder));
             if let Some(what) = what {
                 // The receiver is gone only when the watch has ended.
-                let _ = events.send(Event { what, at: Instant::now() });
+                let _ = events.send(Event {
+                    what,
+                    at: Instant::now(),
+                });
             }
         });
-        Self { path: path.to_owned(), watcher, watched: None, parent_watched: false }
+        Self {
+            path: path.to_owned(),
+            watcher,
+            watched: None,
+            parent_watched: false,
+        }
     }
 
     /// Whether the folder at this path is the one that is watched, as far as it can be watched at all.
@@ -53,7 +61,9 @@ impl Watcher {
     pub(super) fn attach(&mut self) -> Option<String> {
         let cannot = |error: &dyn std::fmt::Display| {
             let cure = "raise fs.inotify.max_user_instances and max_user_watches";
-            Some(format!("the folder cannot be watched: {error}; changes take up to 4 s to be seen; {cure}"))
+            Some(format!(
+                "the folder cannot be watched: {error}; changes take up to 4 s to be seen; {cure}"
+            ))
         };
         let watcher = match &mut self.watcher {
             Ok(watcher) => watcher,
@@ -86,7 +96,9 @@ impl Watcher {
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+    fs::metadata(path)
+        .ok()
+        .map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 fn what(event: &notify::Event, folder: &Path) -> Option<What> {
@@ -116,7 +128,9 @@ fn what(event: &notify::Event, folder: &Path) -> Option<What> {
     match event.kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(What::Closed(name)),
         EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(What::Closed(name)),
-        EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => Some(What::Gone(name)),
+        EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => {
+            Some(What::Gone(name))
+        }
         EventKind::Modify(ModifyKind::Data(_)) => Some(What::Writing(name)),
         EventKind::Modify(ModifyKind::Metadata(_)) => Some(What::Touched(name)),
         EventKind::Create(_) => Some(What::Created(name)),

@@ -59,7 +59,10 @@ fn a_service_gives_what_routing_needs_and_names_what_is_not_served() {
         app_protocol: Some("http".into()),
     };
     assert_eq!(service.ports, [port]);
-    assert_eq!(service.annotations.into_iter().collect::<Vec<_>>(), [("ebbtide.dev/hold-timeout".into(), "3s".into())]);
+    assert_eq!(
+        service.annotations.into_iter().collect::<Vec<_>>(),
+        [("ebbtide.dev/hold-timeout".into(), "3s".into())]
+    );
     assert_eq!(service.unserved, ["spec.ports[1].protocol: UDP"]);
 }
 
@@ -75,7 +78,10 @@ fn every_field_that_a_claim_takes_from_kube_proxy_is_named() {
 status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy}]}}
 ";
     let service = one_service(&format!("{SERVICE}{spec}"));
-    assert!(service.ipv6_first, "by the cluster IP, no ipFamilies being given");
+    assert!(
+        service.ipv6_first,
+        "by the cluster IP, no ipFamilies being given"
+    );
     assert_eq!(
         service.unserved,
         [
@@ -98,15 +104,30 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
 
 #[test]
 fn the_first_of_ip_families_decides() {
-    assert!(one_service(&format!("{SERVICE}  ipFamilies: [IPv6, IPv4]\n  clusterIP: 10.0.0.1\n")).ipv6_first);
-    assert!(!one_service(&format!("{SERVICE}  ipFamilies: [IPv4]\n  clusterIP: fd00::1\n")).ipv6_first);
+    assert!(
+        one_service(&format!(
+            "{SERVICE}  ipFamilies: [IPv6, IPv4]\n  clusterIP: 10.0.0.1\n"
+        ))
+        .ipv6_first
+    );
+    assert!(
+        !one_service(&format!(
+            "{SERVICE}  ipFamilies: [IPv4]\n  clusterIP: fd00::1\n"
+        ))
+        .ipv6_first
+    );
 }
 
 #[test]
 fn a_slice_has_its_nil_rules_applied() {
     let endpoint = |address: &str, pod: Option<(&str, &str)>, ready, terminating| SliceEndpoint {
         address: address.parse().unwrap(),
-        pod: pod.map(|(name, uid)| Arc::new(PodRef { name: name.into(), uid: uid.into() })),
+        pod: pod.map(|(name, uid)| {
+            Arc::new(PodRef {
+                name: name.into(),
+                uid: uid.into(),
+            })
+        }),
         ready,
         serving: true,
         terminating,
@@ -129,8 +150,12 @@ fn a_slice_has_its_nil_rules_applied() {
 
 #[test]
 fn an_fqdn_slice_is_kept_without_endpoints() {
-    let text = SLICE.replace("IPv4", "FQDN").replace("10.0.0.3", "app.example.com");
-    let Object::EndpointSlice(slice) = yaml(&text).remove(0) else { panic!() };
+    let text = SLICE
+        .replace("IPv4", "FQDN")
+        .replace("10.0.0.3", "app.example.com");
+    let Object::EndpointSlice(slice) = yaml(&text).remove(0) else {
+        panic!()
+    };
     assert!(slice.fqdn && slice.endpoints.is_empty());
 }
 
@@ -150,9 +175,27 @@ metadata:
     };
     let s = Duration::from_secs;
     let later = listed(None);
-    assert_eq!(later.deletion, Some(Deletion { grace: Some(s(30)), remaining: None, age: None }));
-    assert_eq!((later.uid.as_str(), later.template_hash.as_deref(), later.spec_grace), ("", Some("abc"), Some(s(30))));
-    let remaining = |at| listed(Some(SystemTime::UNIX_EPOCH + s(at))).deletion.and_then(|d| d.remaining);
+    assert_eq!(
+        later.deletion,
+        Some(Deletion {
+            grace: Some(s(30)),
+            remaining: None,
+            age: None
+        })
+    );
+    assert_eq!(
+        (
+            later.uid.as_str(),
+            later.template_hash.as_deref(),
+            later.spec_grace
+        ),
+        ("", Some("abc"), Some(s(30)))
+    );
+    let remaining = |at| {
+        listed(Some(SystemTime::UNIX_EPOCH + s(at)))
+            .deletion
+            .and_then(|d| d.remaining)
+    };
     assert_eq!(remaining(48), Some(s(12)));
     assert_eq!(remaining(99), Some(s(0)));
 }
@@ -161,18 +204,34 @@ metadata:
 fn documents_lists_and_other_kinds() {
     let indented = SLICE.trim().replace('\n', "\n  ");
     let service = SERVICE.trim().replace('\n', "\n  ");
-    let list =
-        format!("apiVersion: v1\nkind: List\nitems:\n- {indented}\n- kind: ConfigMap\n  data: {{a: b}}\n- {service}\n");
-    let text =
-        format!("# a comment\n---\n{SERVICE}--- # next\n{SLICE}...\n---\nkind: Deployment\nspec: 5\n---\n{list}");
+    let list = format!(
+        "apiVersion: v1\nkind: List\nitems:\n- {indented}\n- kind: ConfigMap\n  data: {{a: b}}\n- {service}\n"
+    );
+    let text = format!(
+        "# a comment\n---\n{SERVICE}--- # next\n{SLICE}...\n---\nkind: Deployment\nspec: 5\n---\n{list}"
+    );
     assert_eq!(
-        yaml(&text).iter().map(Object::kind).map(|k| k.to_string()).collect::<Vec<_>>(),
+        yaml(&text)
+            .iter()
+            .map(Object::kind)
+            .map(|k| k.to_string())
+            .collect::<Vec<_>>(),
         ["Service", "EndpointSlice", "EndpointSlice", "Service"]
     );
-    let bare = format!("kind: EndpointSliceList\nitems:\n- {}\n", indented.replace("  kind: EndpointSlice\n", ""));
-    assert_eq!(yaml(&bare), yaml(SLICE), "items of a typed list need no kind");
+    let bare = format!(
+        "kind: EndpointSliceList\nitems:\n- {}\n",
+        indented.replace("  kind: EndpointSlice\n", "")
+    );
+    assert_eq!(
+        yaml(&bare),
+        yaml(SLICE),
+        "items of a typed list need no kind"
+    );
     assert_eq!(yaml("# nothing\n---\n"), []);
-    assert_eq!(yaml(&format!("\u{feff}{}", SLICE.replace('\n', "\r\n"))), yaml(SLICE));
+    assert_eq!(
+        yaml(&format!("\u{feff}{}", SLICE.replace('\n', "\r\n"))),
+        yaml(SLICE)
+    );
 }
 
 #[test]
@@ -180,8 +239,17 @@ fn json_is_read_as_well() {
     let one = r#"{"kind": "Pod", "metadata": {"name": "a", "uid": "u"}}"#;
     let list = r#"{"items": [{"metadata": {"name": "b"}}, {"metadata": {"name": "c"}}], "kind": "PodList"}"#;
     let objects = parse(&format!("{one}\n{list}\n"), Format::Json, None).unwrap();
-    assert_eq!(objects.iter().map(|o| o.name().name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
-    assert_eq!(parse(one, Format::Json, None), parse(one, Format::Yaml, None));
+    assert_eq!(
+        objects
+            .iter()
+            .map(|o| o.name().name.as_str())
+            .collect::<Vec<_>>(),
+        ["a", "b", "c"]
+    );
+    assert_eq!(
+        parse(one, Format::Json, None),
+        parse(one, Format::Yaml, None)
+    );
     assert_eq!(parse("", Format::Json, None), Ok(vec![]));
 }
 
@@ -205,16 +273,34 @@ fn errors_name_line_and_field() {
             SLICE.replace("10.0.0.3", "fd00::1"),
             "line 7, endpoints[1].addresses[0]: expected an IPv4 address, as addressType says, found fd00::1",
         ),
-        (SLICE.replace("IPv4", "ipv4"), "line 2, addressType: expected IPv4, IPv6 or FQDN, found \"ipv4\""),
-        (SLICE.replace("[10.0.0.3]", "[]"), "line 7, endpoints[1].addresses: missing or empty"),
-        (SLICE.replace("name: app-x", "x: y"), "line 1, metadata.name: missing"),
+        (
+            SLICE.replace("IPv4", "ipv4"),
+            "line 2, addressType: expected IPv4, IPv6 or FQDN, found \"ipv4\"",
+        ),
+        (
+            SLICE.replace("[10.0.0.3]", "[]"),
+            "line 7, endpoints[1].addresses: missing or empty",
+        ),
+        (
+            SLICE.replace("name: app-x", "x: y"),
+            "line 1, metadata.name: missing",
+        ),
         (
             SLICE.replace("true", "maybe"),
             "line 8, endpoints[1].conditions.serving: invalid type: string \"maybe\", expected a boolean",
         ),
-        ("a: b\n".into(), "line 1, kind: missing; a manifest names its apiVersion and kind"),
-        ("kind: Pod\nmetadata: [a\n".into(), "line 2, metadata: unclosed bracket"),
-        (SLICE.replace("app-x", "\"a\\u009b\""), "line 12, metadata: a control character in its name"),
+        (
+            "a: b\n".into(),
+            "line 1, kind: missing; a manifest names its apiVersion and kind",
+        ),
+        (
+            "kind: Pod\nmetadata: [a\n".into(),
+            "line 2, metadata: unclosed bracket",
+        ),
+        (
+            SLICE.replace("app-x", "\"a\\u009b\""),
+            "line 12, metadata: a control character in its name",
+        ),
         // A key that holds dots.
         (
             SLICE.replace("service-name: app", "service-name: [x]"),
@@ -228,12 +314,21 @@ fn errors_name_line_and_field() {
     ];
     for (text, expected) in cases {
         let error = parse(&text, Format::Yaml, None).unwrap_err().to_string();
-        assert!(error.starts_with(expected), "{error}\n  instead of\n{expected}");
+        assert!(
+            error.starts_with(expected),
+            "{error}\n  instead of\n{expected}"
+        );
         assert!(!error.contains(char::is_control), "{error:?}");
     }
     let json = "{\"kind\": \"Foo\"}\n{\"kind\": \"Service\",\n\"metadata\": {\"name\": \"a\"},\n\"spec\": {\"ports\": [\n{\"port\": 0}]}}";
     let error = |text: &str| parse(text, Format::Json, None).unwrap_err().to_string();
-    assert_eq!(error(json), "line 5, spec.ports[0].port: expected a port from 1 to 65535, found 0");
-    assert_eq!(error(&json.replace(" 0}", " {}}")), "line 5, spec.ports[0].port: invalid type: map, expected i32");
+    assert_eq!(
+        error(json),
+        "line 5, spec.ports[0].port: expected a port from 1 to 65535, found 0"
+    );
+    assert_eq!(
+        error(&json.replace(" 0}", " {}}")),
+        "line 5, spec.ports[0].port: invalid type: map, expected i32"
+    );
     assert!(error("{\"kind\": \"Service\",\n").starts_with("line 2: EOF"));
 }

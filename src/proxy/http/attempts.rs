@@ -41,7 +41,10 @@ pub async fn run(
         worker.give_back(sent);
         return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
     };
-    let limits = message::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
+    let limits = message::Limits {
+        head_size: config.limits.head_size,
+        headers: config.limits.headers,
+    };
     port.budget.count_request();
     let mut exchange = Exchange {
         worker,
@@ -72,8 +75,18 @@ pub async fn run(
         logged: None,
     };
     if worker.shared.access_log.is_some() {
-        let line = exchange.sent.split(|byte| *byte == b'\r').next().unwrap_or_default().to_vec();
-        exchange.logged = Some(Box::new(Logged { request_line: line, endpoint: None, attempts: 0, reason: None }));
+        let line = exchange
+            .sent
+            .split(|byte| *byte == b'\r')
+            .next()
+            .unwrap_or_default()
+            .to_vec();
+        exchange.logged = Some(Box::new(Logged {
+            request_line: line,
+            endpoint: None,
+            attempts: 0,
+            reason: None,
+        }));
     }
     let end = exchange.run(timer, started).await;
     exchange.record(&end, started);
@@ -90,8 +103,11 @@ impl Exchange<'_> {
             return Ok(());
         }
         let mut out = self.worker.buffer();
-        let seen =
-            BodyDecoder::new(Framing::Chunked, &self.limits, 400).decode(&self.client.unread, Emit::Chunked, &mut out);
+        let seen = BodyDecoder::new(Framing::Chunked, &self.limits, 400).decode(
+            &self.client.unread,
+            Emit::Chunked,
+            &mut out,
+        );
         self.worker.give_back(out);
         seen.map(drop)
     }
@@ -102,8 +118,15 @@ impl Exchange<'_> {
         }
         let deadline = self.config.timeouts.request.map(|limit| started + limit);
         // A body that will not fit the replay buffer cannot be sent twice either.
-        let fits = self.body.remaining().is_none_or(|length| length <= self.config.limits.replay_body as u64);
-        let mut trust = if self.repeatable && fits { Trust::Repeatable } else { Trust::Once };
+        let fits = self
+            .body
+            .remaining()
+            .is_none_or(|length| length <= self.config.limits.replay_body as u64);
+        let mut trust = if self.repeatable && fits {
+            Trust::Repeatable
+        } else {
+            Trust::Once
+        };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut lost_at: Option<Arc<Endpoint>> = None;
         let mut attempts = 1;
@@ -114,13 +137,18 @@ impl Exchange<'_> {
             let ask = Ask {
                 cost: Cost::Http,
                 trust,
-                avoid: Avoid { tried: &tried, siblings_of: lost_at.as_deref() },
+                avoid: Avoid {
+                    tried: &tried,
+                    siblings_of: lost_at.as_deref(),
+                },
                 client: &self.client.stream,
                 at,
             };
             let found = dispatch::upstream(self.worker, &self.client.listener, &ask);
             let found = match deadline {
-                Some(at) => Box::pin(tokio::time::timeout_at(at.into(), found)).await.unwrap_or(Err(Refusal::Deadline)),
+                Some(at) => Box::pin(tokio::time::timeout_at(at.into(), found))
+                    .await
+                    .unwrap_or(Err(Refusal::Deadline)),
                 None => found.await,
             };
             let (lease, upstream) = match found {
@@ -151,9 +179,13 @@ impl Exchange<'_> {
                     return Box::pin(self.give_up(other, &endpoint)).await;
                 }
             };
-            let may = !self.passed && self.whole && (self.repeatable || !wrote) && !self.worker.cut.get();
+            let may =
+                !self.passed && self.whole && (self.repeatable || !wrote) && !self.worker.cut.get();
             if !may || socket::peer(&self.client.stream) == Peer::Gone {
-                endpoint.tally.forced.fetch_add(u32::from(forced), Ordering::Relaxed);
+                endpoint
+                    .tally
+                    .forced
+                    .fetch_add(u32::from(forced), Ordering::Relaxed);
                 drop(lease);
                 return Box::pin(self.give_up(Lost::Upstream { forced, stale }, &endpoint)).await;
             }
@@ -167,11 +199,16 @@ impl Exchange<'_> {
                     unexplained.push(endpoint.clone());
                 }
                 if !excused && !self.may_spend(attempts) {
-                    let refunded = Box::pin(self.explain(&mut unexplained, &endpoint, deadline)).await;
+                    let refunded =
+                        Box::pin(self.explain(&mut unexplained, &endpoint, deadline)).await;
                     if refunded == 0 {
                         drop(lease);
                         let late = deadline.is_some_and(|at| Instant::now() >= at);
-                        let lost = if late { Lost::Deadline } else { Lost::Upstream { forced, stale } };
+                        let lost = if late {
+                            Lost::Deadline
+                        } else {
+                            Lost::Upstream { forced, stale }
+                        };
                         return Box::pin(self.give_up(lost, &endpoint)).await;
                     }
                     attempts -= refunded;
@@ -208,7 +245,11 @@ impl Exchange<'_> {
     }
 
     fn may_spend(&self, attempts: u32) -> bool {
-        attempts <= self.port.policy.attempts && self.port.budget.spend(&self.config.retry, self.config.workers.get())
+        attempts <= self.port.policy.attempts
+            && self
+                .port
+                .budget
+                .spend(&self.config.retry, self.config.workers.get())
     }
 
     /// State is new per attempt; what the client has been told stays told.
@@ -238,7 +279,10 @@ impl Exchange<'_> {
                 return outcome;
             }
             if force.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(Lost::Upstream { forced: true, stale: false }));
+                return Poll::Ready(Err(Lost::Upstream {
+                    forced: true,
+                    stale: false,
+                }));
             }
             if let Some(limit) = &mut limit
                 && limit.as_mut().poll(cx).is_ready()
@@ -246,12 +290,17 @@ impl Exchange<'_> {
                 return Poll::Ready(Err(Lost::Deadline));
             }
             while timer.as_mut().poll(cx).is_ready() {
-                let blocked_by_client =
-                    !self.body.is_done() || self.replied < self.reply.len() || attempt.lent_down.is_some();
+                let blocked_by_client = !self.body.is_done()
+                    || self.replied < self.reply.len()
+                    || attempt.lent_down.is_some();
                 if blocked_by_client && self.client_moved.elapsed() >= idle {
                     return Poll::Ready(Err(Lost::Client(CloseReason::ClientTimeout)));
                 }
-                let from = if blocked_by_client { self.client_moved } else { Instant::now() };
+                let from = if blocked_by_client {
+                    self.client_moved
+                } else {
+                    Instant::now()
+                };
                 timer.as_mut().reset((from + idle).into());
             }
             Poll::Pending

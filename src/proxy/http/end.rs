@@ -22,21 +22,36 @@ impl Exchange<'_> {
     pub(super) fn is_last(&self) -> bool {
         let begun = !self.whole || self.sent.len() > self.head_len || self.body.is_done();
         let held_back = self.request.expect_continue && !self.continued && !begun;
-        let unread_body = self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
+        let unread_body =
+            self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
         let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
         !self.request.keep_alive || leaving || held_back || unread_body
     }
 
     pub(super) fn is_tunnel(&self, response: &Response) -> bool {
-        response.status == 101 || (self.request.method == Method::Connect && (200..300).contains(&response.status))
+        response.status == 101
+            || (self.request.method == Method::Connect && (200..300).contains(&response.status))
     }
 
     /// The whole response has been written.
     pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
-        let Attempt { upstream, response, inbuf, spent, lent_up, .. } = attempt;
-        let Some(response) = response else { return End::Cut(CloseReason::UpstreamReset) };
+        let Attempt {
+            upstream,
+            response,
+            inbuf,
+            spent,
+            lent_up,
+            ..
+        } = attempt;
+        let Some(response) = response else {
+            return End::Cut(CloseReason::UpstreamReset);
+        };
         if self.is_tunnel(&response) {
-            return End::Tunnel { lease, upstream: Box::new(upstream), down: inbuf };
+            return End::Tunnel {
+                lease,
+                upstream: Box::new(upstream),
+                down: inbuf,
+            };
         }
         let now = Instant::now();
         self.ended = Some(now);
@@ -55,12 +70,20 @@ impl Exchange<'_> {
             return End::KeepAlive;
         }
         let shutdown = self.worker.shared.closing.load(Ordering::Relaxed);
-        self.last(if shutdown { CloseReason::Shutdown } else { CloseReason::Completed })
+        self.last(if shutdown {
+            CloseReason::Shutdown
+        } else {
+            CloseReason::Completed
+        })
     }
 
     /// A client that asked for the end, and has said all it had to say, is not waited for.
     fn last(&self, reason: CloseReason) -> End {
-        if self.body.is_done() && !self.request.keep_alive { End::Close(reason) } else { End::Linger(reason) }
+        if self.body.is_done() && !self.request.keep_alive {
+            End::Close(reason)
+        } else {
+            End::Linger(reason)
+        }
     }
 
     /// Reads the rest of a request body that nobody wants any more, if it is short enough to be worth it.
@@ -71,19 +94,28 @@ impl Exchange<'_> {
         let discard = async {
             while !self.body.is_done() {
                 if self.client.unread.is_empty() {
-                    poll_fn(|cx| self.client.poll_fill(cx, self.worker)).await.ok()?;
+                    poll_fn(|cx| self.client.poll_fill(cx, self.worker))
+                        .await
+                        .ok()?;
                     if self.client.unread.is_empty() {
                         return None;
                     }
                 }
-                let n = self.body.decode(&self.client.unread, Emit::Identity, &mut waste).ok()?;
+                let n = self
+                    .body
+                    .decode(&self.client.unread, Emit::Identity, &mut waste)
+                    .ok()?;
                 waste.clear();
                 budget = budget.checked_sub(n.max(1))?;
                 self.client.unread.drain(..n);
             }
             Some(())
         };
-        tokio::time::timeout(patience, discard).await.ok().flatten().is_some()
+        tokio::time::timeout(patience, discard)
+            .await
+            .ok()
+            .flatten()
+            .is_some()
     }
 
     pub(super) async fn refused(&mut self, refusal: Refusal) -> End {
@@ -106,8 +138,12 @@ impl Exchange<'_> {
                     return End::Close(reason);
                 }
             }
-            Lost::Upstream { forced: true, .. } if self.worker.cut.get() => (502, "shutdown", CloseReason::Shutdown),
-            Lost::Upstream { forced: true, .. } => (502, "drain_deadline", CloseReason::DrainDeadline),
+            Lost::Upstream { forced: true, .. } if self.worker.cut.get() => {
+                (502, "shutdown", CloseReason::Shutdown)
+            }
+            Lost::Upstream { forced: true, .. } => {
+                (502, "drain_deadline", CloseReason::DrainDeadline)
+            }
             Lost::Upstream { .. } => (502, "upstream_lost", CloseReason::UpstreamReset),
             Lost::BadResponse(reject) => {
                 self.client.newcomer.set(true);
@@ -135,15 +171,29 @@ impl Exchange<'_> {
         let close = status == 400 || self.request.version == Version::H10 || self.is_last();
         let retry_after = (status == 503).then_some(1);
         let head_only = self.request.method == Method::Head;
-        answer::write_answer(status, reason, retry_after, close, head_only, &mut self.reply);
+        answer::write_answer(
+            status,
+            reason,
+            retry_after,
+            close,
+            head_only,
+            &mut self.reply,
+        );
         self.status = status;
         if let Some(logged) = &mut self.logged {
             logged.reason = Some(reason);
         }
         self.bytes_out += self.reply.len() as u64;
-        let written = tokio::time::timeout(self.config.timeouts.client_idle, self.client.stream.write_all(&self.reply));
+        let written = tokio::time::timeout(
+            self.config.timeouts.client_idle,
+            self.client.stream.write_all(&self.reply),
+        );
         match written.await {
-            Ok(Ok(())) if !close && (self.body.is_done() || Box::pin(self.discard_body()).await) => End::KeepAlive,
+            Ok(Ok(()))
+                if !close && (self.body.is_done() || Box::pin(self.discard_body()).await) =>
+            {
+                End::KeepAlive
+            }
             Ok(Ok(())) if status == 400 => End::Linger(CloseReason::BadRequest),
             Ok(Ok(())) => self.last(CloseReason::Completed),
             _ => End::Close(CloseReason::ClientReset),
@@ -152,12 +202,18 @@ impl Exchange<'_> {
 
     pub(super) fn record(&self, end: &End, started: Instant) {
         let took = self.ended.unwrap_or_else(Instant::now) - started;
-        if let End::Cut(CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown) = end {
+        if let End::Cut(
+            CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown,
+        ) = end
+        {
             self.port.metrics.failures.inc();
         }
         if self.status != 0 {
             self.port.metrics.answered(self.status);
-            self.port.metrics.request_duration.observe(took.as_secs_f64());
+            self.port
+                .metrics
+                .request_duration
+                .observe(took.as_secs_f64());
         }
         if let (Some(log), Some(logged)) = (&self.worker.shared.access_log, &self.logged) {
             let mut words = logged.request_line.split(|byte| *byte == b' ');
@@ -184,9 +240,21 @@ impl Exchange<'_> {
 }
 
 /// Before there is a service to count for.
-pub(super) async fn answer_alone(client: &mut Client, request: &Request, status: u16, reason: &'static str) -> End {
+pub(super) async fn answer_alone(
+    client: &mut Client,
+    request: &Request,
+    status: u16,
+    reason: &'static str,
+) -> End {
     let mut answer = Vec::new();
-    answer::write_answer(status, reason, Some(1), true, request.method == Method::Head, &mut answer);
+    answer::write_answer(
+        status,
+        reason,
+        Some(1),
+        true,
+        request.method == Method::Head,
+        &mut answer,
+    );
     let _ = client.stream.write_all(&answer).await;
     End::Linger(CloseReason::NoEndpoint)
 }

@@ -11,7 +11,8 @@ pub fn is_repeatable(request: &Request, policy: NonIdempotent) -> bool {
         NonIdempotent::Always => true,
     };
     // A conditional PUT or DELETE that ran has changed what its condition asks.
-    let changes_condition = matches!(request.method, Method::Put | Method::Delete) && request.conditional;
+    let changes_condition =
+        matches!(request.method, Method::Put | Method::Delete) && request.conditional;
     opted_in || (request.method.is_idempotent() && !changes_condition)
 }
 
@@ -36,29 +37,59 @@ mod tests {
 
     #[test]
     fn idempotent_methods_are_repeatable_and_no_others() {
-        for method in [Method::Get, Method::Head, Method::Options, Method::Trace, Method::Put, Method::Delete] {
-            assert!(is_repeatable(&request(method, false, false), NonIdempotent::Never), "{method:?}");
+        for method in [
+            Method::Get,
+            Method::Head,
+            Method::Options,
+            Method::Trace,
+            Method::Put,
+            Method::Delete,
+        ] {
+            assert!(
+                is_repeatable(&request(method, false, false), NonIdempotent::Never),
+                "{method:?}"
+            );
         }
         for method in [Method::Post, Method::Patch, Method::Connect, Method::Other] {
-            assert!(!is_repeatable(&request(method, false, false), NonIdempotent::Never), "{method:?}");
-            assert!(!is_repeatable(&request(method, false, true), NonIdempotent::Never), "{method:?}");
+            assert!(
+                !is_repeatable(&request(method, false, false), NonIdempotent::Never),
+                "{method:?}"
+            );
+            assert!(
+                !is_repeatable(&request(method, false, true), NonIdempotent::Never),
+                "{method:?}"
+            );
         }
     }
 
     /// RFC 9110 section 13.1: the attempt that was lost may have changed what the condition asks.
     #[test]
     fn a_conditional_change_is_not_repeatable_a_conditional_read_is() {
-        for (method, repeatable) in
-            [(Method::Put, false), (Method::Delete, false), (Method::Get, true), (Method::Head, true)]
-        {
-            assert_eq!(is_repeatable(&request(method, true, false), NonIdempotent::Never), repeatable, "{method:?}");
+        for (method, repeatable) in [
+            (Method::Put, false),
+            (Method::Delete, false),
+            (Method::Get, true),
+            (Method::Head, true),
+        ] {
+            assert_eq!(
+                is_repeatable(&request(method, true, false), NonIdempotent::Never),
+                repeatable,
+                "{method:?}"
+            );
         }
     }
 
     #[test]
     fn a_service_may_opt_in() {
-        for (method, conditional) in [(Method::Post, false), (Method::Patch, false), (Method::Put, true)] {
-            let (bare, keyed) = (request(method, conditional, false), request(method, conditional, true));
+        for (method, conditional) in [
+            (Method::Post, false),
+            (Method::Patch, false),
+            (Method::Put, true),
+        ] {
+            let (bare, keyed) = (
+                request(method, conditional, false),
+                request(method, conditional, true),
+            );
             assert!(!is_repeatable(&bare, NonIdempotent::IdempotencyKey));
             assert!(is_repeatable(&keyed, NonIdempotent::IdempotencyKey));
             assert!(is_repeatable(&bare, NonIdempotent::Always));

@@ -33,7 +33,15 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
         let end = match read_head(worker, &mut client, timer.as_mut()).await {
             Ok((request, head)) => {
                 let started = Instant::now();
-                Box::pin(attempts::run(worker, &mut client, request, head, timer.as_mut(), started)).await
+                Box::pin(attempts::run(
+                    worker,
+                    &mut client,
+                    request,
+                    head,
+                    timer.as_mut(),
+                    started,
+                ))
+                .await
             }
             Err(HeadEnd::Refused(reject)) => {
                 let mut answer = Vec::new();
@@ -44,7 +52,11 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 let idle = worker.config().timeouts.client_idle;
                 let _ = tokio::time::timeout(idle, client.stream.write_all(&answer)).await;
                 let timed_out = reject.status == 408;
-                End::Linger(if timed_out { CloseReason::ClientTimeout } else { CloseReason::BadRequest })
+                End::Linger(if timed_out {
+                    CloseReason::ClientTimeout
+                } else {
+                    CloseReason::BadRequest
+                })
             }
             Err(HeadEnd::Closed(reason)) => return reason,
         };
@@ -65,9 +77,16 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 socket::reset_on_close(&client.stream);
                 return reason;
             }
-            End::Tunnel { lease, upstream, down } => {
+            End::Tunnel {
+                lease,
+                upstream,
+                down,
+            } => {
                 let Client { stream, unread, .. } = *client;
-                return Pair::new(worker.clone(), stream, *upstream, lease, unread, down).run().await.reason;
+                return Pair::new(worker.clone(), stream, *upstream, lease, unread, down)
+                    .run()
+                    .await
+                    .reason;
             }
         }
     }
@@ -92,7 +111,9 @@ async fn read_head(
         (config.timeouts.client_idle, config.timeouts.head)
     };
     let mut begun = head::has_begun(&client.unread);
-    timer.as_mut().reset((Instant::now() + if begun { head_time } else { idle }).into());
+    timer
+        .as_mut()
+        .reset((Instant::now() + if begun { head_time } else { idle }).into());
     let mut parsed = client.parse(worker)?;
     poll_fn(|cx| {
         loop {
@@ -110,7 +131,10 @@ async fn read_head(
         }
         timer.as_mut().poll(cx).map(|()| {
             Err(if begun {
-                HeadEnd::Refused(message::Reject { status: 408, reason: "head_timeout" })
+                HeadEnd::Refused(message::Reject {
+                    status: 408,
+                    reason: "head_timeout",
+                })
             } else {
                 HeadEnd::Closed(CloseReason::ClientTimeout)
             })
@@ -125,7 +149,9 @@ async fn linger(worker: &Worker, client: &mut Client) {
     let _ = client.stream.shutdown().await;
     let drain = async {
         client.unread = Vec::new();
-        while let Ok(Ok(1..)) = tokio::time::timeout(LINGER_SILENT, poll_fn(|cx| client.poll_waste(cx, worker))).await {
+        while let Ok(Ok(1..)) =
+            tokio::time::timeout(LINGER_SILENT, poll_fn(|cx| client.poll_waste(cx, worker))).await
+        {
         }
     };
     let _ = tokio::time::timeout(LINGER_MAX, drain).await;
@@ -137,14 +163,27 @@ const LINGER_MAX: Duration = Duration::from_secs(30);
 
 impl Client {
     /// Reads once and parses; a head that comes whole is parsed where it was read.
-    fn poll_head(&mut self, cx: &mut Context<'_>, worker: &Worker) -> Poll<Result<Option<Parsed>, HeadEnd>> {
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+    ) -> Poll<Result<Option<Parsed>, HeadEnd>> {
         let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
         let mut scratch = worker.scratch.borrow_mut();
         let room = self.room(worker);
-        let read = ready!(socket::poll_read(&mut self.stream, cx, &mut scratch[..room])).map_err(reset)?;
+        let read = ready!(socket::poll_read(
+            &mut self.stream,
+            cx,
+            &mut scratch[..room]
+        ))
+        .map_err(reset)?;
         if read.is_empty() {
             let idle = !head::has_begun(&self.unread);
-            let reason = if idle { CloseReason::ClientClosed } else { CloseReason::ClientReset };
+            let reason = if idle {
+                CloseReason::ClientClosed
+            } else {
+                CloseReason::ClientReset
+            };
             return Poll::Ready(Err(HeadEnd::Closed(reason)));
         }
         if !self.unread.is_empty() {
@@ -177,11 +216,17 @@ impl Client {
 
     fn parse_bytes(&self, worker: &Worker, bytes: &[u8]) -> Result<Option<Parsed>, HeadEnd> {
         let config = worker.config();
-        let limits = message::Limits { head_size: config.limits.head_size, headers: config.limits.headers };
+        let limits = message::Limits {
+            head_size: config.limits.head_size,
+            headers: config.limits.headers,
+        };
         let forwarding = head::Forwarding {
             peer: self.peer.ip(),
             local: self.listener.address,
-            trusted: config.trusted_proxies.iter().any(|net| net.contains(&self.neighbour)),
+            trusted: config
+                .trusted_proxies
+                .iter()
+                .any(|net| net.contains(&self.neighbour)),
             https: false,
             allow_connect: self.listener.allow_connect,
         };

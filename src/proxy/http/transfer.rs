@@ -19,7 +19,11 @@ use crate::wire::message::{Emit, Framing, Reject, Version};
 
 impl Exchange<'_> {
     /// Both directions as far as they go. Ready when the whole response has been written to the client.
-    pub(super) fn poll_attempt(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
+    pub(super) fn poll_attempt(
+        &mut self,
+        cx: &mut Context<'_>,
+        attempt: &mut Attempt,
+    ) -> Poll<Result<(), Lost>> {
         if !attempt.upload_over {
             match self.poll_upload(cx, attempt) {
                 Poll::Ready(Ok(())) => attempt.upload_over = true,
@@ -48,7 +52,10 @@ impl Exchange<'_> {
                 Poll::Pending => break,
             }
         }
-        if self.watch_client && attempt.upload_over && self.client.stream.poll_read_ready(cx).is_ready() {
+        if self.watch_client
+            && attempt.upload_over
+            && self.client.stream.poll_read_ready(cx).is_ready()
+        {
             // Something came while we wait: more requests, a half-close, or the end of it all.
             match socket::peer(&self.client.stream) {
                 Peer::Gone => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
@@ -57,7 +64,9 @@ impl Exchange<'_> {
         }
         if !self.watch_client {
             // Readiness tells no more: what came stays unread. Whether the client is still there is asked from time to time.
-            let look = attempt.look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+            let look = attempt
+                .look
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
             while look.as_mut().poll(cx).is_ready() {
                 if socket::peer(&self.client.stream) == Peer::Gone {
                     return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
@@ -70,14 +79,25 @@ impl Exchange<'_> {
 
     /// Head and body to the endpoint; the body is kept for a replay while it fits. Ready when all is written, or when the
     /// endpoint takes no more (its response may be there all the same).
-    fn poll_upload(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
-        let emit = if self.request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
+    fn poll_upload(
+        &mut self,
+        cx: &mut Context<'_>,
+        attempt: &mut Attempt,
+    ) -> Poll<Result<(), Lost>> {
+        let emit = if self.request.framing == Framing::Chunked {
+            Emit::Chunked
+        } else {
+            Emit::Identity
+        };
         if self.up.full && self.written < self.sent.len() {
             ready!(self.poll_turn_up(cx, attempt, true));
         }
         loop {
             while self.written < self.sent.len() {
-                match ready!(Pin::new(&mut attempt.upstream.stream).poll_write(cx, &self.sent[self.written..])) {
+                match ready!(
+                    Pin::new(&mut attempt.upstream.stream)
+                        .poll_write(cx, &self.sent[self.written..])
+                ) {
                     Ok(n) if n > 0 => {
                         self.written += n;
                         attempt.wrote = true;
@@ -98,7 +118,10 @@ impl Exchange<'_> {
                 }
                 if !self.client.unread.is_empty() {
                     self.begin_body();
-                    let n = self.body.decode(&self.client.unread, emit, &mut self.sent).map_err(Lost::BadBody)?;
+                    let n = self
+                        .body
+                        .decode(&self.client.unread, emit, &mut self.sent)
+                        .map_err(Lost::BadBody)?;
                     self.client.unread.drain(..n);
                     if self.client.unread.is_empty() {
                         self.client.unread = Vec::new();
@@ -106,7 +129,8 @@ impl Exchange<'_> {
                     self.bound_kept();
                     continue;
                 }
-                ready!(self.client.stream.poll_read_ready(cx)).map_err(|_| Lost::Client(CloseReason::ClientReset))?;
+                ready!(self.client.stream.poll_read_ready(cx))
+                    .map_err(|_| Lost::Client(CloseReason::ClientReset))?;
             }
             let long = !self.whole && !self.up.small && is_long(&self.body, emit);
             if self.body.is_crumbs() {
@@ -129,13 +153,21 @@ impl Exchange<'_> {
             let left = self
                 .body
                 .remaining()
-                .map_or(decoded_at_once(&self.body), |left| usize::try_from(left).unwrap_or(SCRATCH));
+                .map_or(decoded_at_once(&self.body), |left| {
+                    usize::try_from(left).unwrap_or(SCRATCH)
+                });
             let most = match self.whole && self.repeatable {
-                true => (self.config.limits.replay_body + 1).saturating_sub(self.sent.len() - self.head_len).max(1),
+                true => (self.config.limits.replay_body + 1)
+                    .saturating_sub(self.sent.len() - self.head_len)
+                    .max(1),
                 false => self.room(attempt),
             };
             let room = most.min(left.saturating_add(ROOM_LEAST)).min(SCRATCH);
-            let read = ready!(socket::poll_read(&mut self.client.stream, cx, &mut scratch[..room]));
+            let read = ready!(socket::poll_read(
+                &mut self.client.stream,
+                cx,
+                &mut scratch[..room]
+            ));
             let Some(read) = read.ok().filter(|read| !read.is_empty()) else {
                 return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
             };
@@ -144,7 +176,8 @@ impl Exchange<'_> {
             self.begin_body();
             let taken = if !self.whole && emit == Emit::Identity {
                 let taken = self.body.pass(read.len());
-                let n = match Pin::new(&mut attempt.upstream.stream).poll_write(cx, &read[..taken]) {
+                let n = match Pin::new(&mut attempt.upstream.stream).poll_write(cx, &read[..taken])
+                {
                     Poll::Ready(Ok(n)) => n,
                     // The next turn of the loop meets the error again.
                     Poll::Ready(Err(_)) | Poll::Pending => 0,
@@ -152,7 +185,9 @@ impl Exchange<'_> {
                 append(&mut self.sent, &read[n..taken]);
                 taken
             } else {
-                self.body.decode(read, emit, &mut self.sent).map_err(Lost::BadBody)?
+                self.body
+                    .decode(read, emit, &mut self.sent)
+                    .map_err(Lost::BadBody)?
             };
             append(&mut self.client.unread, &read[taken..]);
             drop(scratch);
@@ -161,11 +196,30 @@ impl Exchange<'_> {
     }
 
     fn poll_turn_up(&mut self, cx: &mut Context<'_>, attempt: &Attempt, blocked: bool) -> Poll<()> {
-        poll_turn(&self.worker.bulk, &mut self.up.turn, cx, blocked, &self.client.stream, &attempt.upstream.stream)
+        poll_turn(
+            &self.worker.bulk,
+            &mut self.up.turn,
+            cx,
+            blocked,
+            &self.client.stream,
+            &attempt.upstream.stream,
+        )
     }
 
-    fn poll_turn_down(&self, cx: &mut Context<'_>, attempt: &mut Attempt, blocked: bool) -> Poll<()> {
-        poll_turn(&self.worker.bulk, &mut attempt.down.turn, cx, blocked, &attempt.upstream.stream, &self.client.stream)
+    fn poll_turn_down(
+        &self,
+        cx: &mut Context<'_>,
+        attempt: &mut Attempt,
+        blocked: bool,
+    ) -> Poll<()> {
+        poll_turn(
+            &self.worker.bulk,
+            &mut attempt.down.turn,
+            cx,
+            blocked,
+            &attempt.upstream.stream,
+            &self.client.stream,
+        )
     }
 
     /// A byte of the body is there, and all before it is written: what may not be sent twice is not kept from here on.
@@ -176,8 +230,14 @@ impl Exchange<'_> {
     }
 
     /// One pipe's fill of a long body to the endpoint, and whether that has taken it.
-    fn poll_upload_lent(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<bool, Lost>> {
-        let Some(lent) = &mut attempt.lent_up else { return Poll::Ready(Ok(true)) };
+    fn poll_upload_lent(
+        &mut self,
+        cx: &mut Context<'_>,
+        attempt: &mut Attempt,
+    ) -> Poll<Result<bool, Lost>> {
+        let Some(lent) = &mut attempt.lent_up else {
+            return Poll::Ready(Ok(true));
+        };
         let left = self.body.remaining().unwrap_or(0);
         let moved = lent.poll_move(cx, &self.client.stream, &attempt.upstream.stream, left);
         // What is in the pipe has left the client, whatever becomes of it.
@@ -187,7 +247,9 @@ impl Exchange<'_> {
             self.client_moved = Instant::now();
         }
         match moved {
-            Poll::Ready(Ok(0) | Err(Broken::Source(_))) => Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
+            Poll::Ready(Ok(0) | Err(Broken::Source(_))) => {
+                Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)))
+            }
             Poll::Ready(Ok(n)) => {
                 attempt.lent_up = None;
                 self.up.filled(n);
@@ -223,13 +285,19 @@ impl Exchange<'_> {
     /// For a read: all that is held stays within one read's worth, or goes little beyond it, whoever does not take it.
     fn room(&self, attempt: &Attempt) -> usize {
         let bodies = self.body.held() + attempt.body.held();
-        let held = self.client.unread.len() + self.sent.len() + self.reply.len() + attempt.inbuf.len() + bodies;
+        let held = self.client.unread.len()
+            + self.sent.len()
+            + self.reply.len()
+            + attempt.inbuf.len()
+            + bodies;
         SCRATCH.saturating_sub(held).max(ROOM_LEAST)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
         while self.replied < self.reply.len() {
-            let n = ready!(Pin::new(&mut self.client.stream).poll_write(cx, &self.reply[self.replied..]));
+            let n = ready!(
+                Pin::new(&mut self.client.stream).poll_write(cx, &self.reply[self.replied..])
+            );
             match n {
                 Ok(n) if n > 0 => {
                     self.replied += n;
@@ -249,11 +317,19 @@ impl Exchange<'_> {
     }
 
     /// One read of the endpoint's side, taken in.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Poll<Result<(), Lost>> {
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        attempt: &mut Attempt,
+    ) -> Poll<Result<(), Lost>> {
         let begun = attempt.response.is_some();
-        let long = begun && attempt.withhold.is_none() && !attempt.down.small && is_long(&attempt.body, attempt.emit);
+        let long = begun
+            && attempt.withhold.is_none()
+            && !attempt.down.small
+            && is_long(&attempt.body, attempt.emit);
         if attempt.body.is_crumbs() {
-            ready!(attempt.upstream.stream.poll_read_ready(cx)).map_err(|_| self.broken(attempt))?;
+            ready!(attempt.upstream.stream.poll_read_ready(cx))
+                .map_err(|_| self.broken(attempt))?;
             ready!(attempt.down.turn.poll(&self.worker.crumbs, cx));
         } else if long || attempt.down.full || attempt.lent_down.is_some() {
             let blocked = attempt.lent_down.is_some();
@@ -271,9 +347,15 @@ impl Exchange<'_> {
                     self.client_moved = Instant::now();
                     attempt.lent_down = None;
                     attempt.down.filled(n);
-                    if n == 0 { Poll::Ready(Err(self.broken(attempt))) } else { Poll::Ready(Ok(())) }
+                    if n == 0 {
+                        Poll::Ready(Err(self.broken(attempt)))
+                    } else {
+                        Poll::Ready(Ok(()))
+                    }
                 }
-                Poll::Ready(Err(Broken::Sink(_))) => Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
+                Poll::Ready(Err(Broken::Sink(_))) => {
+                    Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)))
+                }
                 Poll::Ready(Err(Broken::Source(_))) => Poll::Ready(Err(self.broken(attempt))),
                 Poll::Pending => {
                     if lent.is_empty() {
@@ -287,16 +369,29 @@ impl Exchange<'_> {
             self.stop_keeping();
         }
         let decoded = attempt.response.is_some() && attempt.body.remaining().is_none();
-        let room = self.room(attempt).min(if decoded { decoded_at_once(&attempt.body) } else { SCRATCH });
+        let room = self.room(attempt).min(if decoded {
+            decoded_at_once(&attempt.body)
+        } else {
+            SCRATCH
+        });
         let mut scratch = self.worker.scratch.borrow_mut();
-        let Ok(read) = ready!(socket::poll_read(&mut attempt.upstream.stream, cx, &mut scratch[..room])) else {
+        let Ok(read) = ready!(socket::poll_read(
+            &mut attempt.upstream.stream,
+            cx,
+            &mut scratch[..room]
+        )) else {
             return Poll::Ready(Err(self.broken(attempt)));
         };
         attempt.down.took(read.len(), room);
         if read.is_empty() {
             attempt.spent = true;
-            let whole = attempt.response.is_some() && attempt.body.eof(attempt.emit, &mut self.reply).is_ok();
-            return Poll::Ready(if whole { Ok(()) } else { Err(self.broken(attempt)) });
+            let whole = attempt.response.is_some()
+                && attempt.body.eof(attempt.emit, &mut self.reply).is_ok();
+            return Poll::Ready(if whole {
+                Ok(())
+            } else {
+                Err(self.broken(attempt))
+            });
         }
         let copy_free = attempt.response.is_some()
             && attempt.emit == Emit::Identity
@@ -312,7 +407,9 @@ impl Exchange<'_> {
                     self.client_moved = Instant::now();
                     append(&mut self.reply, &read[n..taken]);
                 }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
+                Poll::Ready(Err(_)) => {
+                    return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
+                }
                 Poll::Pending => append(&mut self.reply, &read[..taken]),
             }
             return Poll::Ready(Ok(()));
@@ -323,7 +420,10 @@ impl Exchange<'_> {
     /// The end of the upstream connection before the end of its response.
     fn broken(&self, attempt: &Attempt) -> Lost {
         let untouched = attempt.response.is_none() && attempt.inbuf.is_empty() && !attempt.heard;
-        Lost::Upstream { forced: false, stale: attempt.reused && untouched }
+        Lost::Upstream {
+            forced: false,
+            stale: attempt.reused && untouched,
+        }
     }
 
     /// Bytes of a response: heads, then body into `reply`.
@@ -373,15 +473,22 @@ impl Exchange<'_> {
             taken += response.consumed;
             let tunnel = response.status == 101 && self.request.upgrade;
             if response.status == 101 && !tunnel {
-                return Err(Lost::BadResponse(Reject { status: 502, reason: "unsolicited_upgrade" }));
+                return Err(Lost::BadResponse(Reject {
+                    status: 502,
+                    reason: "unsolicited_upgrade",
+                }));
             }
             if response.status < 200 && !tunnel {
                 attempt.heard = true;
                 self.interims += 1;
                 if self.interims > INTERIMS {
-                    return Err(Lost::BadResponse(Reject { status: 502, reason: "too_many_interim_responses" }));
+                    return Err(Lost::BadResponse(Reject {
+                        status: 502,
+                        reason: "too_many_interim_responses",
+                    }));
                 }
-                let known = self.request.version == Version::H10 || (response.status == 100 && self.continued);
+                let known = self.request.version == Version::H10
+                    || (response.status == 100 && self.continued);
                 self.continued |= response.status == 100;
                 if known {
                     self.reply.truncate(before);
@@ -393,7 +500,10 @@ impl Exchange<'_> {
             if response.status == 408 && attempt.reused && !response.keep_alive && !self.passed {
                 // The server's idle timeout spoke, not the application.
                 if self.repeatable {
-                    return Err(Lost::Upstream { forced: false, stale: true });
+                    return Err(Lost::Upstream {
+                        forced: false,
+                        stale: true,
+                    });
                 }
             }
             attempt.body = BodyDecoder::new(response.framing, &self.limits, 502);
@@ -409,12 +519,17 @@ impl Exchange<'_> {
     }
 
     fn take_body(&mut self, attempt: &mut Attempt, input: &[u8]) -> Result<(), Lost> {
-        let Some(response) = &attempt.response else { return Ok(()) };
+        let Some(response) = &attempt.response else {
+            return Ok(());
+        };
         if self.is_tunnel(response) {
             append(&mut attempt.inbuf, input);
             return Ok(());
         }
-        let taken = attempt.body.decode(input, attempt.emit, &mut self.reply).map_err(Lost::BadResponse)?;
+        let taken = attempt
+            .body
+            .decode(input, attempt.emit, &mut self.reply)
+            .map_err(Lost::BadResponse)?;
         attempt.spent |= taken < input.len();
         let small = matches!(response.framing, Framing::Counted(n) if n <= WITHHOLD_MAX);
         if small && !attempt.body.is_done() && !self.passed && attempt.withhold.is_none() {

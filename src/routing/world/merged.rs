@@ -46,7 +46,10 @@ pub enum Fate {
     Alive,
     /// Going away. The deadline is the pod's own (event's arrival + grace + 3 s; only ever shortened); `None` while its
     /// grace is not known.
-    Terminating { deadline: Option<Instant>, trigger: Trigger },
+    Terminating {
+        deadline: Option<Instant>,
+        trigger: Trigger,
+    },
     /// The object is gone.
     Deleted { deadline: Option<Instant> },
 }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Trigger;
-use crate::discovery::object::{Change, Kind, Object, PodObject, ServiceObject, SliceEndpoint, SliceObject};
+use crate::discovery::object::{
+    Change, Kind, Object, PodObject, ServiceObject, SliceEndpoint, SliceObject,
+};
 use crate::routing::world::merged::Fate;
 use crate::routing::world::pods::{Pod, PodKey, Pods};
 use crate::routing::world::slice::{Differences, Slice};
@@ -51,23 +53,38 @@ impl World {
     /// The world of an API server: loopback endpoints are refused, and a pod that is not (yet) in the store is alive,
     /// since the pod watch will tell.
     pub fn for_api_server() -> Self {
-        Self { api_server: true, ..Self::default() }
+        Self {
+            api_server: true,
+            ..Self::default()
+        }
     }
 
     /// Takes one change in. `received` is when the event arrived, on the monotonic clock.
     pub fn apply(&mut self, change: Change, received: Instant, touched: &mut Touched) {
         match change {
             Change::Apply(Object::Service(service)) => self.apply_service(service, touched),
-            Change::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice, received, touched),
+            Change::Apply(Object::EndpointSlice(slice)) => {
+                self.apply_slice(slice, received, touched)
+            }
             Change::Apply(Object::Pod(pod)) => self.apply_pod(pod, received, touched),
             Change::Remove(Kind::Service, name) => self.remove_service(name, touched),
-            Change::Remove(Kind::EndpointSlice, name) => self.remove_slice(&name, received, touched),
+            Change::Remove(Kind::EndpointSlice, name) => {
+                self.remove_slice(&name, received, touched)
+            }
             Change::Remove(Kind::Pod, name) => self.remove_pod(&name, received, touched),
-            Change::Replace { kind, namespace, objects } => {
+            Change::Replace {
+                kind,
+                namespace,
+                objects,
+            } => {
                 let listed: HashSet<&ObjectName> = objects.iter().map(Object::name).collect();
-                let in_scope = |name: &ObjectName| namespace.as_ref().is_none_or(|it| *it == name.namespace);
-                let missing: Vec<ObjectName> =
-                    self.names(kind).into_iter().filter(|name| in_scope(name) && !listed.contains(name)).collect();
+                let in_scope =
+                    |name: &ObjectName| namespace.as_ref().is_none_or(|it| *it == name.namespace);
+                let missing: Vec<ObjectName> = self
+                    .names(kind)
+                    .into_iter()
+                    .filter(|name| in_scope(name) && !listed.contains(name))
+                    .collect();
                 for name in missing {
                     self.apply(Change::Remove(kind, name), received, touched);
                 }
@@ -85,7 +102,9 @@ impl World {
 
     /// What is known of the pod with this UID: once it has been forgotten, no pod is known.
     pub fn fate(&self, uid: &str) -> Fate {
-        self.pods.get(uid).map_or(Fate::NoPod, |pod| self.fate_of(Some(pod)))
+        self.pods
+            .get(uid)
+            .map_or(Fate::NoPod, |pod| self.fate_of(Some(pod)))
     }
 
     /// When the deletion of the pod with this UID was asked for, by the source's clock.
@@ -101,7 +120,13 @@ impl World {
     /// Forgets UIDs that no slice has named for ten minutes, unless the store holds them: those that have ended, and those
     /// that a slice named and the pod watch never told of (it was broken for as long as they lived).
     pub fn sweep(&mut self, now: Instant) -> Touched {
-        let Self { pods, uids, naming, returned, .. } = self;
+        let Self {
+            pods,
+            uids,
+            naming,
+            returned,
+            ..
+        } = self;
         let mut touched = Touched::default();
         pods.retain(|uid, pod| {
             if pod.is_live() || now.saturating_duration_since(pod.released) < MEMORY {
@@ -127,9 +152,14 @@ impl World {
         match kind {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
-            Kind::Pod => {
-                self.pods.list.iter().flatten().filter(|pod| pod.is_live()).map(|pod| pod.name.clone()).collect()
-            }
+            Kind::Pod => self
+                .pods
+                .list
+                .iter()
+                .flatten()
+                .filter(|pod| pod.is_live())
+                .map(|pod| pod.name.clone())
+                .collect(),
         }
     }
 
@@ -158,7 +188,11 @@ impl World {
         // Of the doubles of an address the first stays the first.
         object.endpoints.sort_by_key(|e| e.address);
         let name = object.name.clone();
-        if self.slices.get(&name).is_some_and(|old| old.object == object) {
+        if self
+            .slices
+            .get(&name)
+            .is_some_and(|old| old.object == object)
+        {
             return;
         }
         let old = self.slices.remove(&name);
@@ -168,12 +202,17 @@ impl World {
         self.name_pods(&name, differences.come(&object.endpoints));
         self.release_pods(&name, differences.gone(before), received);
         let warnings = self.slice_warnings(&object);
-        let some = old.as_ref().filter(|old| old.warnings == warnings && self.returned.is_empty());
+        let some = old
+            .as_ref()
+            .filter(|old| old.warnings == warnings && self.returned.is_empty());
         let some = some.filter(|old| old.object.frame() == object.frame());
         let some = some.and_then(|_| differences.addresses(before, &object.endpoints));
         let service = object.service_name();
         if let Some(service) = service.clone() {
-            self.by_service.entry(service.clone()).or_default().insert(name.name.clone());
+            self.by_service
+                .entry(service.clone())
+                .or_default()
+                .insert(name.name.clone());
             match some {
                 Some(addresses) => touched.endpoints(service, addresses),
                 None => _ = touched.services.insert(service),
@@ -191,25 +230,47 @@ impl World {
             let pod = endpoint.pod.as_ref().filter(|pod| !pod.uid.is_empty());
             slots.push(match kept {
                 Some(place) => of_old(*place),
-                None => pod.map(|pod| self.pods.enter(&pod.uid, &name.namespace, &pod.name, received)),
+                None => pod.map(|pod| {
+                    self.pods
+                        .enter(&pod.uid, &name.namespace, &pod.name, received)
+                }),
             });
         }
         let mut terminating_since = HashMap::new();
-        for (endpoint, slot) in object.endpoints.iter().zip(&slots).filter(|(e, _)| e.terminating) {
+        for (endpoint, slot) in object
+            .endpoints
+            .iter()
+            .zip(&slots)
+            .filter(|(e, _)| e.terminating)
+        {
             match (&endpoint.pod, slot) {
-                (Some(pod), Some(slot)) => self.slice_terminates(&pod.uid, *slot, received, touched),
+                (Some(pod), Some(slot)) => {
+                    self.slice_terminates(&pod.uid, *slot, received, touched)
+                }
                 (Some(_), None) => {
-                    let since = old.as_ref().and_then(|old| old.terminating_since.get(&endpoint.address));
+                    let since = old
+                        .as_ref()
+                        .and_then(|old| old.terminating_since.get(&endpoint.address));
                     terminating_since.insert(endpoint.address, since.copied().unwrap_or(received));
                 }
                 (None, _) => {}
             }
         }
-        self.slices.insert(name, Slice { object, slots, terminating_since, warnings });
+        self.slices.insert(
+            name,
+            Slice {
+                object,
+                slots,
+                terminating_since,
+                warnings,
+            },
+        );
     }
 
     fn remove_slice(&mut self, name: &ObjectName, received: Instant, touched: &mut Touched) {
-        let Some(old) = self.slices.remove(name) else { return };
+        let Some(old) = self.slices.remove(name) else {
+            return;
+        };
         self.release_pods(name, old.object.endpoints.iter(), received);
         if let Some(service) = old.object.service_name() {
             self.unindex(&service, &name.name);
@@ -226,9 +287,16 @@ impl World {
         }
     }
 
-    fn name_pods<'a>(&mut self, slice: &ObjectName, endpoints: impl Iterator<Item = &'a SliceEndpoint>) {
+    fn name_pods<'a>(
+        &mut self,
+        slice: &ObjectName,
+        endpoints: impl Iterator<Item = &'a SliceEndpoint>,
+    ) {
         for pod in endpoints.filter_map(|e| e.pod.as_ref()) {
-            let naming = self.naming.entry(PodKey::of(pod, &slice.namespace)).or_default();
+            let naming = self
+                .naming
+                .entry(PodKey::of(pod, &slice.namespace))
+                .or_default();
             match naming.get_mut(slice) {
                 Some(count) => *count += 1,
                 None => _ = naming.insert(slice.clone(), 1),
@@ -244,7 +312,9 @@ impl World {
     ) {
         for pod in endpoints.filter_map(|e| e.pod.as_ref()) {
             let key = PodKey::of(pod, &slice.namespace);
-            let Some(naming) = self.naming.get_mut(&key) else { continue };
+            let Some(naming) = self.naming.get_mut(&key) else {
+                continue;
+            };
             if let Some(count) = naming.get_mut(slice) {
                 *count -= 1;
                 if *count == 0 {
@@ -267,7 +337,9 @@ impl World {
     fn slice_warnings(&self, slice: &SliceObject) -> Vec<String> {
         let name = &slice.name;
         if slice.fqdn {
-            return vec![format!("EndpointSlice {name}: addressType FQDN is refused, list the IP addresses instead")];
+            return vec![format!(
+                "EndpointSlice {name}: addressType FQDN is refused, list the IP addresses instead"
+            )];
         }
         let mut refused: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
         for endpoint in &slice.endpoints {
@@ -275,10 +347,20 @@ impl World {
                 refused.entry(why).or_default().insert(endpoint.address);
             }
         }
-        let list = |all: &BTreeSet<IpAddr>| all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+        let list = |all: &BTreeSet<IpAddr>| {
+            all.iter()
+                .map(IpAddr::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         refused
             .iter()
-            .map(|(why, addresses)| format!("EndpointSlice {name}: {why} addresses are dropped: {}", list(addresses)))
+            .map(|(why, addresses)| {
+                format!(
+                    "EndpointSlice {name}: {why} addresses are dropped: {}",
+                    list(addresses)
+                )
+            })
             .collect()
     }
 
@@ -303,7 +385,11 @@ impl World {
 impl World {
     fn apply_pod(&mut self, object: PodObject, received: Instant, touched: &mut Touched) {
         let name = &object.name;
-        let uid = if object.uid.is_empty() { self.incarnation(&object) } else { object.uid.clone() };
+        let uid = if object.uid.is_empty() {
+            self.incarnation(&object)
+        } else {
+            object.uid.clone()
+        };
         let latest = uid_of(&self.uids, name).map(str::to_owned);
         if self.pods.get(&uid).is_some_and(|pod| pod.gone) {
             // A UID ends once. Shown again it is an echo, or a manifest put back, which the user must hear of.
@@ -316,11 +402,18 @@ impl World {
             if let Some(old) = latest {
                 self.end_pod(&old, received, touched);
             }
-            self.uids.entry(name.namespace.clone()).or_default().insert(name.name.clone(), uid.clone());
-            touched.services.extend(self.services_naming(&PodKey::Name(name.clone())));
+            self.uids
+                .entry(name.namespace.clone())
+                .or_default()
+                .insert(name.name.clone(), uid.clone());
+            touched
+                .services
+                .extend(self.services_naming(&PodKey::Name(name.clone())));
         }
         let slot = self.pods.enter(&uid, &name.namespace, &name.name, received);
-        let Some(pod) = self.pods.at_mut(slot) else { return };
+        let Some(pod) = self.pods.at_mut(slot) else {
+            return;
+        };
         let before = pod.view();
         pod.name = name.clone();
         pod.held = true;
@@ -329,7 +422,9 @@ impl World {
         let returned = pod.deletion_seen && object.deletion.is_none();
         if let Some(deletion) = object.deletion {
             pod.deletion_seen = true;
-            pod.asked = pod.asked.or(deletion.age.and_then(|age| received.checked_sub(age)));
+            pod.asked = pod
+                .asked
+                .or(deletion.age.and_then(|age| received.checked_sub(age)));
             pod.trigger.get_or_insert(Trigger::PodDeleted);
             // The deletion may have asked for another grace than the spec.
             pod.grace = deletion.grace.or(pod.grace);
@@ -354,7 +449,9 @@ impl World {
     }
 
     fn end_pod(&mut self, uid: &str, received: Instant, touched: &mut Touched) {
-        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let Some(pod) = self.pods.get_mut(uid) else {
+            return;
+        };
         if pod.is_live() {
             pod.gone = true;
             pod.released = received;
@@ -371,11 +468,27 @@ impl World {
 
     /// Answers whether that is news.
     fn mark_returned(&mut self, uid: &str, returned: bool) -> bool {
-        if returned { self.returned.insert(uid.to_owned()) } else { self.returned.remove(uid) }
+        if returned {
+            self.returned.insert(uid.to_owned())
+        } else {
+            self.returned.remove(uid)
+        }
     }
 
-    fn slice_terminates(&mut self, uid: &str, slot: usize, received: Instant, touched: &mut Touched) {
-        let Some(pod) = self.pods.at_mut(slot).filter(|pod| pod.slice_terminating.is_none()) else { return };
+    fn slice_terminates(
+        &mut self,
+        uid: &str,
+        slot: usize,
+        received: Instant,
+        touched: &mut Touched,
+    ) {
+        let Some(pod) = self
+            .pods
+            .at_mut(slot)
+            .filter(|pod| pod.slice_terminating.is_none())
+        else {
+            return;
+        };
         pod.slice_terminating = Some(received);
         pod.trigger.get_or_insert(Trigger::SliceTerminating);
         pod.shorten(received, pod.grace);
@@ -385,7 +498,8 @@ impl World {
     /// The UID for a Pod manifest without one: the pod that bears the name, unless that one has ended or the manifest
     /// takes its deletion back, which makes it another pod.
     fn incarnation(&self, object: &PodObject) -> String {
-        let latest = uid_of(&self.uids, &object.name).filter(|uid| uid.starts_with(&format!("{}#", object.name)));
+        let latest = uid_of(&self.uids, &object.name)
+            .filter(|uid| uid.starts_with(&format!("{}#", object.name)));
         let same = |pod: &Pod| !pod.gone && (!pod.deletion_seen || object.deletion.is_some());
         match latest {
             Some(latest) if self.pods.get(latest).is_some_and(same) => latest.to_owned(),
@@ -399,10 +513,24 @@ impl World {
     fn touch_pod(&self, uid: &str, touched: &mut Touched) {
         touched.pods.insert(uid.to_owned());
         for key in self.keys_of(uid) {
-            for slice in self.naming.get(&key).into_iter().flatten().filter_map(|(name, _)| self.slices.get(name)) {
+            for slice in self
+                .naming
+                .get(&key)
+                .into_iter()
+                .flatten()
+                .filter_map(|(name, _)| self.slices.get(name))
+            {
                 let of_it = |e: &&SliceEndpoint| e.pod.as_ref().is_some_and(|pod| key.names(pod));
                 if let Some(service) = slice.object.service_name() {
-                    touched.endpoints(service, slice.object.endpoints.iter().filter(of_it).map(|e| e.address));
+                    touched.endpoints(
+                        service,
+                        slice
+                            .object
+                            .endpoints
+                            .iter()
+                            .filter(of_it)
+                            .map(|e| e.address),
+                    );
                 }
             }
         }
@@ -418,7 +546,10 @@ impl World {
 
     /// How slices may name the pod with this UID.
     fn keys_of(&self, uid: &str) -> impl Iterator<Item = PodKey> + use<> {
-        let latest = self.pods.get(uid).filter(|pod| uid_of(&self.uids, &pod.name) == Some(uid));
+        let latest = self
+            .pods
+            .get(uid)
+            .filter(|pod| uid_of(&self.uids, &pod.name) == Some(uid));
         let by_name = latest.map(|pod| PodKey::Name(pod.name.clone()));
         std::iter::once(PodKey::Uid(uid.to_owned())).chain(by_name)
     }
@@ -430,10 +561,18 @@ impl World {
 
     pub(super) fn fate_of(&self, pod: Option<&Pod>) -> Fate {
         match pod {
-            Some(pod) if pod.gone => Fate::Deleted { deadline: pod.deadline },
-            Some(Pod { held, trigger: Some(trigger), deadline, .. }) if *held || self.api_server => {
-                Fate::Terminating { deadline: *deadline, trigger: *trigger }
-            }
+            Some(pod) if pod.gone => Fate::Deleted {
+                deadline: pod.deadline,
+            },
+            Some(Pod {
+                held,
+                trigger: Some(trigger),
+                deadline,
+                ..
+            }) if *held || self.api_server => Fate::Terminating {
+                deadline: *deadline,
+                trigger: *trigger,
+            },
             Some(pod) if pod.held => Fate::Alive,
             _ if self.api_server => Fate::Alive,
             _ => Fate::NoPod,
@@ -442,8 +581,11 @@ impl World {
 
     pub(super) fn returned_pods(&self, service: &ObjectName) -> impl Iterator<Item = String> {
         let named = move |(uid, pod): &(&String, &Pod)| {
-            self.services_naming(&PodKey::Uid(uid.to_string())).any(|s| s == *service)
-                || self.services_naming(&PodKey::Name(pod.name.clone())).any(|s| s == *service)
+            self.services_naming(&PodKey::Uid(uid.to_string()))
+                .any(|s| s == *service)
+                || self
+                    .services_naming(&PodKey::Name(pod.name.clone()))
+                    .any(|s| s == *service)
         };
         self.returned.iter().filter_map(|uid| Some((uid, self.pods.get(uid)?))).filter(named).map(|(uid, pod)| {
             format!("Pod {} is shown again after its deletion: UID {uid} has ended, give it another", pod.name)
@@ -458,7 +600,10 @@ impl Touched {
     }
 }
 
-fn uid_of<'a>(uids: &'a HashMap<String, HashMap<String, String>>, name: &ObjectName) -> Option<&'a str> {
+fn uid_of<'a>(
+    uids: &'a HashMap<String, HashMap<String, String>>,
+    name: &ObjectName,
+) -> Option<&'a str> {
     Some(uids.get(&name.namespace)?.get(&name.name)?.as_str())
 }
 

@@ -78,7 +78,9 @@ impl Pods {
 
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&str, &Pod) -> bool) {
         self.slots.retain(|uid, slot| {
-            let Some(place) = self.list.get_mut(*slot) else { return false };
+            let Some(place) = self.list.get_mut(*slot) else {
+                return false;
+            };
             if place.as_ref().is_some_and(|pod| keep(uid, pod)) {
                 return true;
             }
@@ -116,7 +118,9 @@ impl Pod {
 
     /// Sets the deadline to `left` after `from` and the margin, or shortens it to that.
     pub(super) fn shorten(&mut self, from: Instant, left: Option<Duration>) {
-        let Some(to) = left.and_then(|left| from.checked_add(left)?.checked_add(MARGIN)) else { return };
+        let Some(to) = left.and_then(|left| from.checked_add(left)?.checked_add(MARGIN)) else {
+            return;
+        };
         if self.deadline.is_none_or(|deadline| to < deadline) {
             self.deadline = Some(to);
         }
@@ -124,7 +128,13 @@ impl Pod {
 
     /// What a merge or a fate shows of it.
     pub(super) fn view(&self) -> impl PartialEq + use<> {
-        (self.held, self.trigger, self.deadline, self.grace, self.template_hash.clone())
+        (
+            self.held,
+            self.trigger,
+            self.deadline,
+            self.grace,
+            self.template_hash.clone(),
+        )
     }
 }
 

@@ -35,22 +35,38 @@ impl Differences {
             while let Some((place, _)) = old.next_if(|(_, old)| old.address < endpoint.address) {
                 gone.push(place);
             }
-            kept.push(old.next_if(|(_, old)| *old == endpoint).map(|(place, _)| place));
+            kept.push(
+                old.next_if(|(_, old)| *old == endpoint)
+                    .map(|(place, _)| place),
+            );
         }
         gone.extend(old.map(|(place, _)| place));
         Self { kept, gone }
     }
 
-    pub(super) fn come<'a>(&self, now: &'a [SliceEndpoint]) -> impl Iterator<Item = &'a SliceEndpoint> {
-        now.iter().zip(&self.kept).filter(|(_, kept)| kept.is_none()).map(|(endpoint, _)| endpoint)
+    pub(super) fn come<'a>(
+        &self,
+        now: &'a [SliceEndpoint],
+    ) -> impl Iterator<Item = &'a SliceEndpoint> {
+        now.iter()
+            .zip(&self.kept)
+            .filter(|(_, kept)| kept.is_none())
+            .map(|(endpoint, _)| endpoint)
     }
 
-    pub(super) fn gone<'a>(&self, before: &'a [SliceEndpoint]) -> impl Iterator<Item = &'a SliceEndpoint> {
+    pub(super) fn gone<'a>(
+        &self,
+        before: &'a [SliceEndpoint],
+    ) -> impl Iterator<Item = &'a SliceEndpoint> {
         self.gone.iter().filter_map(|place| before.get(*place))
     }
 
     /// Where they differ; `None` if that is at very many.
-    pub(super) fn addresses(&self, before: &[SliceEndpoint], now: &[SliceEndpoint]) -> Option<BTreeSet<IpAddr>> {
+    pub(super) fn addresses(
+        &self,
+        before: &[SliceEndpoint],
+        now: &[SliceEndpoint],
+    ) -> Option<BTreeSet<IpAddr>> {
         let (mut changed, mut pods) = (BTreeSet::new(), HashSet::new());
         for endpoint in self.gone(before).chain(self.come(now)) {
             changed.insert(endpoint.address);
@@ -65,7 +81,11 @@ impl Differences {
 
 /// What tells a slice's pods apart.
 fn id(pod: &PodRef) -> &str {
-    if pod.uid.is_empty() { &pod.name } else { &pod.uid }
+    if pod.uid.is_empty() {
+        &pod.name
+    } else {
+        &pod.uid
+    }
 }
 
 impl Slice {
@@ -73,18 +93,32 @@ impl Slice {
     pub(super) fn places_of(&self, address: IpAddr) -> impl Iterator<Item = usize> {
         let endpoints = &self.object.endpoints;
         let from = endpoints.partition_point(|e| e.address < address);
-        from..from + endpoints.iter().skip(from).take_while(|e| e.address == address).count()
+        from..from
+            + endpoints
+                .iter()
+                .skip(from)
+                .take_while(|e| e.address == address)
+                .count()
     }
 }
 
 impl SliceObject {
     /// All but its endpoints, as far as it matters to them.
     pub(super) fn frame(&self) -> impl PartialEq {
-        (self.service.as_ref(), self.ipv6, self.fqdn, self.created, &self.ports)
+        (
+            self.service.as_ref(),
+            self.ipv6,
+            self.fqdn,
+            self.created,
+            &self.ports,
+        )
     }
 
     pub(super) fn service_name(&self) -> Option<ObjectName> {
-        Some(ObjectName::new(&self.name.namespace, self.service.as_ref()?))
+        Some(ObjectName::new(
+            &self.name.namespace,
+            self.service.as_ref()?,
+        ))
     }
 
     pub(super) fn newness(&self) -> (i64, i64, &str) {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::reason::Trigger;
 use crate::discovery::object::{
-    Change, Deletion, Kind, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+    Change, Deletion, Kind, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
+    SliceObject,
 };
 use crate::routing::world::merged::{Fate, MergedEndpoint, MergedService};
 use crate::routing::world::objects::{Touched, World};
@@ -56,7 +57,12 @@ fn endpoint(address: &str, pod: &str) -> SliceEndpoint {
     let (name, uid) = pod.split_once('/').unwrap_or((pod, ""));
     SliceEndpoint {
         address: address.parse().unwrap(),
-        pod: (!name.is_empty()).then(|| Arc::new(PodRef { name: name.into(), uid: uid.into() })),
+        pod: (!name.is_empty()).then(|| {
+            Arc::new(PodRef {
+                name: name.into(),
+                uid: uid.into(),
+            })
+        }),
         ready: true,
         serving: true,
         terminating: false,
@@ -64,24 +70,48 @@ fn endpoint(address: &str, pod: &str) -> SliceEndpoint {
 }
 
 fn terminating(address: &str, pod: &str) -> SliceEndpoint {
-    SliceEndpoint { ready: false, terminating: true, ..endpoint(address, pod) }
+    SliceEndpoint {
+        ready: false,
+        terminating: true,
+        ..endpoint(address, pod)
+    }
 }
 
 fn not_ready(address: &str, pod: &str) -> SliceEndpoint {
-    SliceEndpoint { ready: false, serving: false, ..endpoint(address, pod) }
+    SliceEndpoint {
+        ready: false,
+        serving: false,
+        ..endpoint(address, pod)
+    }
 }
 
 fn pod(pod: &str, uid: &str) -> PodObject {
-    PodObject { name: name(pod), uid: uid.into(), template_hash: None, deletion: None, spec_grace: None }
+    PodObject {
+        name: name(pod),
+        uid: uid.into(),
+        template_hash: None,
+        deletion: None,
+        spec_grace: None,
+    }
 }
 
 fn deleted(of: &str, uid: &str, grace: Option<u64>) -> PodObject {
-    let deletion = Deletion { grace: grace.map(Duration::from_secs), remaining: None, age: None };
-    PodObject { deletion: Some(deletion), ..pod(of, uid) }
+    let deletion = Deletion {
+        grace: grace.map(Duration::from_secs),
+        remaining: None,
+        age: None,
+    };
+    PodObject {
+        deletion: Some(deletion),
+        ..pod(of, uid)
+    }
 }
 
 fn graceful(of: &str, uid: &str, grace: u64) -> PodObject {
-    PodObject { spec_grace: Some(Duration::from_secs(grace)), ..pod(of, uid) }
+    PodObject {
+        spec_grace: Some(Duration::from_secs(grace)),
+        ..pod(of, uid)
+    }
 }
 
 impl World {
@@ -102,7 +132,10 @@ impl World {
     }
 
     fn addresses(&self) -> Vec<String> {
-        self.endpoints().iter().map(|e| e.address.to_string()).collect()
+        self.endpoints()
+            .iter()
+            .map(|e| e.address.to_string())
+            .collect()
     }
 
     fn only(&self) -> MergedEndpoint {
@@ -152,14 +185,29 @@ fn an_endpoint_that_moves_between_slices_is_never_lost_in_either_order() {
 fn a_named_port_is_resolved_in_each_slice() {
     let (mut world, now) = world();
     world.tell(service(&[(Some("http"), 80), (Some("admin"), 81)]), now);
-    let ports = |list: &[(&str, u16)]| list.iter().map(|(n, p)| ((*n).to_owned(), *p)).collect::<Vec<_>>();
-    let one =
-        SliceObject { ports: ports(&[("http", 8080), ("admin", 9)]), ..slice("a", vec![endpoint("10.0.0.1", "")]) };
-    let two = SliceObject { ports: ports(&[("http", 8081)]), ..slice("b", vec![endpoint("10.0.0.2", "")]) };
+    let ports = |list: &[(&str, u16)]| {
+        list.iter()
+            .map(|(n, p)| ((*n).to_owned(), *p))
+            .collect::<Vec<_>>()
+    };
+    let one = SliceObject {
+        ports: ports(&[("http", 8080), ("admin", 9)]),
+        ..slice("a", vec![endpoint("10.0.0.1", "")])
+    };
+    let two = SliceObject {
+        ports: ports(&[("http", 8081)]),
+        ..slice("b", vec![endpoint("10.0.0.2", "")])
+    };
     world.tell(one, now);
     world.tell(two, now);
     let merged = world.merge(&name("app")).unwrap();
-    let of = |port: usize| merged.ports[port].endpoints.iter().map(|e| e.address.to_string()).collect::<Vec<_>>();
+    let of = |port: usize| {
+        merged.ports[port]
+            .endpoints
+            .iter()
+            .map(|e| e.address.to_string())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(of(0), ["10.0.0.1:8080", "10.0.0.2:8081"]);
     assert_eq!(of(1), ["10.0.0.1:9"]);
 }
@@ -167,7 +215,11 @@ fn a_named_port_is_resolved_in_each_slice() {
 #[test]
 fn one_address_twice_for_one_pod_is_the_newer_slice_s() {
     let (mut world, now) = world();
-    let at = |created, generation, e| SliceObject { created, generation, ..slice("z", vec![e]) };
+    let at = |created, generation, e| SliceObject {
+        created,
+        generation,
+        ..slice("z", vec![e])
+    };
     let newer = |s: SliceObject, n: &str| SliceObject { name: name(n), ..s };
     world.tell(newer(at(2, 1, not_ready("10.0.0.1", "p/1")), "b"), now);
     world.tell(newer(at(1, 9, endpoint("10.0.0.1", "p/1")), "c"), now);
@@ -186,7 +238,11 @@ fn one_address_of_two_pods_is_the_ready_one_s_even_in_the_older_slice() {
     assert_eq!(world.only().pod.unwrap().uid, "2");
     // Shown ready by a slice that is behind: the pod watch knows better.
     world.tell(slice("b", vec![endpoint("10.0.0.1", "old/1")]), now);
-    assert_eq!(world.only().pod.unwrap().uid, "1", "both ready: the newer slice");
+    assert_eq!(
+        world.only().pod.unwrap().uid,
+        "1",
+        "both ready: the newer slice"
+    );
     world.tell(pod("old", "1"), now);
     world.remove(Kind::Pod, "old", now);
     assert_eq!(world.only().pod.unwrap().uid, "2");
@@ -195,11 +251,35 @@ fn one_address_of_two_pods_is_the_ready_one_s_even_in_the_older_slice() {
 #[test]
 fn a_pod_of_both_families_counts_once_by_the_service_s_first() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1"), endpoint("10.0.0.2", "q/2")]), now);
-    world.tell(slice("b", vec![endpoint("fd00::1", "p/1"), endpoint("fd00::9", "")]), now);
-    assert_eq!(world.addresses(), ["10.0.0.1:8080", "10.0.0.2:8080", "[fd00::9]:8080"]);
-    world.tell(ServiceObject { ipv6_first: true, ..service(&[(None, 80)]) }, now);
-    assert_eq!(world.addresses(), ["10.0.0.2:8080", "[fd00::1]:8080", "[fd00::9]:8080"]);
+    world.tell(
+        slice(
+            "a",
+            vec![endpoint("10.0.0.1", "p/1"), endpoint("10.0.0.2", "q/2")],
+        ),
+        now,
+    );
+    world.tell(
+        slice(
+            "b",
+            vec![endpoint("fd00::1", "p/1"), endpoint("fd00::9", "")],
+        ),
+        now,
+    );
+    assert_eq!(
+        world.addresses(),
+        ["10.0.0.1:8080", "10.0.0.2:8080", "[fd00::9]:8080"]
+    );
+    world.tell(
+        ServiceObject {
+            ipv6_first: true,
+            ..service(&[(None, 80)])
+        },
+        now,
+    );
+    assert_eq!(
+        world.addresses(),
+        ["10.0.0.2:8080", "[fd00::1]:8080", "[fd00::9]:8080"]
+    );
 }
 
 #[test]
@@ -207,7 +287,13 @@ fn what_can_be_no_endpoint_is_dropped_with_a_warning() {
     let (mut world, now) = world();
     let special = ["169.254.1.1", "127.0.0.1", "10.0.0.1", "0.0.0.0"].map(|a| endpoint(a, ""));
     world.tell(slice("a", special.to_vec()), now);
-    world.tell(SliceObject { fqdn: true, ..slice("f", vec![]) }, now);
+    world.tell(
+        SliceObject {
+            fqdn: true,
+            ..slice("f", vec![])
+        },
+        now,
+    );
     assert_eq!(world.addresses(), ["10.0.0.1:8080", "127.0.0.1:8080"]);
     assert_eq!(
         world.merge(&name("app")).unwrap().warnings,
@@ -226,7 +312,13 @@ fn what_can_be_no_endpoint_is_dropped_with_a_warning() {
 #[test]
 fn an_external_name_is_refused_and_an_unknown_service_waits() {
     let (mut world, now) = world();
-    world.tell(ServiceObject { external_name: true, ..service(&[(None, 80)]) }, now);
+    world.tell(
+        ServiceObject {
+            external_name: true,
+            ..service(&[(None, 80)])
+        },
+        now,
+    );
     let merged = world.merge(&name("app")).unwrap();
     assert!(merged.ports.is_empty() && merged.warnings[0].contains("ExternalName"));
     world.remove(Kind::Service, "app", now);
@@ -240,11 +332,21 @@ fn an_external_name_is_refused_and_an_unknown_service_waits() {
 fn a_slice_that_changes_its_service_touches_both_and_leaves_the_first() {
     let (mut world, now) = world();
     world.tell(slice("a", vec![endpoint("10.0.0.1", "")]), now);
-    let moved = SliceObject { service: Some("other".into()), ..slice("a", vec![endpoint("10.0.0.1", "")]) };
+    let moved = SliceObject {
+        service: Some("other".into()),
+        ..slice("a", vec![endpoint("10.0.0.1", "")])
+    };
     let touched = world.tell(moved.clone(), now);
-    assert_eq!(touched.services, BTreeSet::from([name("app"), name("other")]));
+    assert_eq!(
+        touched.services,
+        BTreeSet::from([name("app"), name("other")])
+    );
     assert!(world.addresses().is_empty());
-    assert_eq!(world.tell(moved, now), Touched::default(), "an echo touches nothing");
+    assert_eq!(
+        world.tell(moved, now),
+        Touched::default(),
+        "an echo touches nothing"
+    );
 }
 
 #[test]
@@ -270,7 +372,9 @@ fn a_pod_absent_from_the_store_is_deleted_only_if_it_was_once_held() {
 fn the_deadline_is_the_first_event_s_plus_grace_plus_3s_and_only_shrinks() {
     let (mut world, now) = world();
     let deadline = |world: &World| match world.fate("1") {
-        Fate::Terminating { deadline, .. } | Fate::Deleted { deadline } => deadline.map(|d| (d - now).as_secs()),
+        Fate::Terminating { deadline, .. } | Fate::Deleted { deadline } => {
+            deadline.map(|d| (d - now).as_secs())
+        }
         fate => panic!("{fate:?}"),
     };
     world.tell(deleted("p", "1", Some(30)), now);
@@ -287,10 +391,26 @@ fn the_deadline_is_the_first_event_s_plus_grace_plus_3s_and_only_shrinks() {
 #[test]
 fn a_deadline_from_a_list_counts_from_what_remains() {
     let (mut world, now) = world();
-    let deletion = Deletion { grace: Some(SECOND * 30), remaining: Some(SECOND * 12), age: Some(SECOND * 18) };
-    world.tell(PodObject { deletion: Some(deletion), ..pod("p", "1") }, now);
+    let deletion = Deletion {
+        grace: Some(SECOND * 30),
+        remaining: Some(SECOND * 12),
+        age: Some(SECOND * 18),
+    };
+    world.tell(
+        PodObject {
+            deletion: Some(deletion),
+            ..pod("p", "1")
+        },
+        now,
+    );
     let deadline = Some(now + SECOND * 15);
-    assert_eq!(world.fate("1"), Fate::Terminating { deadline, trigger: Trigger::PodDeleted });
+    assert_eq!(
+        world.fate("1"),
+        Fate::Terminating {
+            deadline,
+            trigger: Trigger::PodDeleted
+        }
+    );
 }
 
 #[test]
@@ -300,10 +420,17 @@ fn a_terminating_slice_uses_the_pod_s_own_grace_also_when_it_comes_later() {
     assert_eq!(world.only().fate, Fate::NoPod);
     assert!(world.only().conditions.terminating);
     world.tell(graceful("p", "1", 7), now + SECOND);
-    let fate = Fate::Terminating { deadline: Some(now + SECOND * 10), trigger: Trigger::SliceTerminating };
+    let fate = Fate::Terminating {
+        deadline: Some(now + SECOND * 10),
+        trigger: Trigger::SliceTerminating,
+    };
     assert_eq!(world.only().fate, fate);
     world.tell(deleted("p", "1", Some(60)), now + SECOND);
-    assert_eq!(world.only().fate, fate, "the first signal stays the trigger, the deadline is not moved back");
+    assert_eq!(
+        world.only().fate,
+        fate,
+        "the first signal stays the trigger, the deadline is not moved back"
+    );
 }
 
 #[test]
@@ -311,13 +438,22 @@ fn termination_is_one_way() {
     let (mut world, now) = world();
     world.tell(slice("a", vec![terminating("10.0.0.1", "p/1")]), now);
     world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
-    assert!(world.only().conditions.terminating, "a slice that takes it back");
+    assert!(
+        world.only().conditions.terminating,
+        "a slice that takes it back"
+    );
     world.tell(deleted("q", "2", Some(1)), now);
     world.tell(pod("q", "2"), now);
-    assert!(matches!(world.fate("2"), Fate::Terminating { .. }), "a pod that takes it back");
+    assert!(
+        matches!(world.fate("2"), Fate::Terminating { .. }),
+        "a pod that takes it back"
+    );
     world.remove(Kind::Pod, "q", now);
     world.tell(pod("q", "2"), now);
-    assert!(matches!(world.fate("2"), Fate::Deleted { .. }), "a pod put back with its UID");
+    assert!(
+        matches!(world.fate("2"), Fate::Deleted { .. }),
+        "a pod put back with its UID"
+    );
 }
 
 #[test]
@@ -327,10 +463,23 @@ fn a_pod_put_back_with_its_uid_is_a_warning_until_it_goes_again() {
     world.tell(pod("p", "1"), now);
     world.remove(Kind::Pod, "p", now);
     assert!(world.merge(&name("app")).unwrap().warnings.is_empty());
-    assert!(world.tell(pod("p", "1"), now).services.contains(&name("app")));
+    assert!(
+        world
+            .tell(pod("p", "1"), now)
+            .services
+            .contains(&name("app"))
+    );
     let warnings = world.merge(&name("app")).unwrap().warnings;
-    assert_eq!(warnings, ["Pod web/p is shown again after its deletion: UID 1 has ended, give it another"]);
-    assert!(world.remove(Kind::Pod, "p", now).services.contains(&name("app")));
+    assert_eq!(
+        warnings,
+        ["Pod web/p is shown again after its deletion: UID 1 has ended, give it another"]
+    );
+    assert!(
+        world
+            .remove(Kind::Pod, "p", now)
+            .services
+            .contains(&name("app"))
+    );
     assert!(world.merge(&name("app")).unwrap().warnings.is_empty());
 }
 
@@ -347,10 +496,19 @@ fn an_endpoint_without_a_pod_terminates_while_its_slice_says_so() {
 #[test]
 fn a_pod_replaced_under_its_name_is_deleted() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1"), endpoint("10.0.0.2", "p/2")]), now);
+    world.tell(
+        slice(
+            "a",
+            vec![endpoint("10.0.0.1", "p/1"), endpoint("10.0.0.2", "p/2")],
+        ),
+        now,
+    );
     world.tell(pod("p", "1"), now);
     let touched = world.tell(pod("p", "2"), now);
-    assert_eq!(touched.pods, BTreeSet::from(["1".to_owned(), "2".to_owned()]));
+    assert_eq!(
+        touched.pods,
+        BTreeSet::from(["1".to_owned(), "2".to_owned()])
+    );
     assert!(matches!(world.fate("1"), Fate::Deleted { .. }));
     assert_eq!(world.fate("2"), Fate::Alive);
 }
@@ -362,13 +520,22 @@ fn a_reference_without_uid_is_resolved_by_name() {
     assert_eq!(world.only().pod.unwrap().uid, "");
     let touched = world.tell(pod("p", "1"), now);
     assert!(touched.services.contains(&name("app")));
-    assert_eq!((world.only().pod.unwrap().uid.as_str(), world.only().fate), ("1", Fate::Alive));
+    assert_eq!(
+        (world.only().pod.unwrap().uid.as_str(), world.only().fate),
+        ("1", Fate::Alive)
+    );
     world.remove(Kind::Pod, "p", now);
     assert!(matches!(world.only().fate, Fate::Deleted { .. }));
     world.tell(graceful("p", "2", 4), now);
     world.tell(slice("a", vec![terminating("10.0.0.1", "p")]), now + SECOND);
-    let fate = Fate::Terminating { deadline: Some(now + SECOND * 8), trigger: Trigger::SliceTerminating };
-    assert_eq!((world.only().pod.unwrap().uid.as_str(), world.only().fate), ("2", fate));
+    let fate = Fate::Terminating {
+        deadline: Some(now + SECOND * 8),
+        trigger: Trigger::SliceTerminating,
+    };
+    assert_eq!(
+        (world.only().pod.unwrap().uid.as_str(), world.only().fate),
+        ("2", fate)
+    );
 }
 
 #[test]
@@ -382,7 +549,11 @@ fn pods_without_uid_are_told_apart_by_their_ends() {
     assert_eq!(uid(&world), first);
     assert!(matches!(world.only().fate, Fate::Terminating { .. }));
     world.tell(pod("p", ""), now);
-    assert_ne!(uid(&world), first, "its deletion taken back makes it another pod");
+    assert_ne!(
+        uid(&world),
+        first,
+        "its deletion taken back makes it another pod"
+    );
     assert_eq!(world.only().fate, Fate::Alive);
     world.remove(Kind::Pod, "p", now);
     world.tell(pod("p", ""), now);
@@ -399,11 +570,23 @@ fn a_relist_swaps_one_kind_whole() {
     world.tell(pod("q", "2"), now);
     let mut touched = Touched::default();
     let slices = vec![slice("b", vec![endpoint("10.0.0.2", "q/2")]).into()];
-    world.apply(Change::Replace { kind: Kind::EndpointSlice, namespace: None, objects: slices }, now, &mut touched);
+    world.apply(
+        Change::Replace {
+            kind: Kind::EndpointSlice,
+            namespace: None,
+            objects: slices,
+        },
+        now,
+        &mut touched,
+    );
     assert_eq!(world.addresses(), ["10.0.0.2:8080"]);
     assert!(touched.pods.is_empty());
     world.apply(
-        Change::Replace { kind: Kind::Pod, namespace: None, objects: vec![pod("p", "1").into()] },
+        Change::Replace {
+            kind: Kind::Pod,
+            namespace: None,
+            objects: vec![pod("p", "1").into()],
+        },
         now,
         &mut touched,
     );
@@ -419,14 +602,20 @@ fn an_ended_uid_is_remembered_until_10_minutes_after_its_last_slice() {
     world.tell(pod("p", "1"), now);
     world.remove(Kind::Pod, "p", now);
     world.sweep(now + SECOND * 10_000);
-    assert!(matches!(world.fate("1"), Fate::Deleted { .. }), "still named");
+    assert!(
+        matches!(world.fate("1"), Fate::Deleted { .. }),
+        "still named"
+    );
     world.remove(Kind::EndpointSlice, "a", now + SECOND * 10_000);
     world.sweep(now + SECOND * 10_599);
     assert!(matches!(world.fate("1"), Fate::Deleted { .. }), "not yet");
     world.sweep(now + SECOND * 10_600);
     assert_eq!(world.fate("1"), Fate::NoPod);
     assert!(
-        world.pods.slots.is_empty() && world.uids.is_empty() && world.naming.is_empty() && world.by_service.is_empty()
+        world.pods.slots.is_empty()
+            && world.uids.is_empty()
+            && world.naming.is_empty()
+            && world.by_service.is_empty()
     );
 }
 
@@ -446,69 +635,125 @@ fn timeless(mut merged: MergedService) -> MergedService {
 static EPOCH: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
 
 fn any_endpoint() -> impl Strategy<Value = SliceEndpoint> {
-    let address =
-        (0..4u8, any::<bool>()).prop_map(|(n, v6)| if v6 { format!("fd00::{n}") } else { format!("10.0.0.{n}") });
+    let address = (0..4u8, any::<bool>()).prop_map(|(n, v6)| {
+        if v6 {
+            format!("fd00::{n}")
+        } else {
+            format!("10.0.0.{n}")
+        }
+    });
     let pod = prop_oneof![
         Just(String::new()),
         (0..3u8).prop_map(|n| format!("p{n}")),
         (0..3u8, 0..3u8).prop_map(|(n, u)| format!("p{n}/{n}{u}"))
     ];
-    (address, pod, any::<bool>(), any::<bool>(), prop::bool::weighted(0.2)).prop_map(
-        |(a, pod, ready, serving, terminating)| SliceEndpoint { ready, serving, terminating, ..endpoint(&a, &pod) },
+    (
+        address,
+        pod,
+        any::<bool>(),
+        any::<bool>(),
+        prop::bool::weighted(0.2),
     )
+        .prop_map(|(a, pod, ready, serving, terminating)| SliceEndpoint {
+            ready,
+            serving,
+            terminating,
+            ..endpoint(&a, &pod)
+        })
 }
 
 /// The events of each object, in the order in which its source tells them; `None` is a removal.
 fn any_history() -> impl Strategy<Value = Vec<Vec<Change>>> {
     let one_slice = |n: usize| {
-        let version = (prop::collection::vec(any_endpoint(), 0..4), 0..2i64, 0..2i64, prop::bool::weighted(0.2));
+        let version = (
+            prop::collection::vec(any_endpoint(), 0..4),
+            0..2i64,
+            0..2i64,
+            prop::bool::weighted(0.2),
+        );
         let slice_name = format!("s{n}");
-        prop::collection::vec(prop::option::weighted(0.85, version), 0..4).prop_map(move |versions| {
-            let change = |v: Option<(Vec<SliceEndpoint>, i64, i64, bool)>| match v {
-                None => Change::Remove(Kind::EndpointSlice, name(&slice_name)),
-                Some((endpoints, created, generation, other)) => {
-                    let service = Some(if other { "other" } else { "app" }.to_owned());
-                    Change::Apply(SliceObject { created, generation, service, ..slice(&slice_name, endpoints) }.into())
-                }
-            };
-            versions.into_iter().map(change).collect::<Vec<_>>()
-        })
+        prop::collection::vec(prop::option::weighted(0.85, version), 0..4).prop_map(
+            move |versions| {
+                let change = |v: Option<(Vec<SliceEndpoint>, i64, i64, bool)>| match v {
+                    None => Change::Remove(Kind::EndpointSlice, name(&slice_name)),
+                    Some((endpoints, created, generation, other)) => {
+                        let service = Some(if other { "other" } else { "app" }.to_owned());
+                        Change::Apply(
+                            SliceObject {
+                                created,
+                                generation,
+                                service,
+                                ..slice(&slice_name, endpoints)
+                            }
+                            .into(),
+                        )
+                    }
+                };
+                versions.into_iter().map(change).collect::<Vec<_>>()
+            },
+        )
     };
     /// UID, deletion with its grace, grace of the spec.
     type Version = (Option<u8>, Option<Option<u64>>, Option<u64>);
     let one_pod = |n: usize| {
-        let version =
-            (prop::option::of(0..3u8), prop::option::of(prop::option::of(1..9u64)), prop::option::of(1..9u64));
-        prop::collection::vec(prop::option::weighted(0.8, version), 0..5).prop_map(move |versions| {
-            let pod_name = format!("p{n}");
-            let change = |v: Option<Version>| match v {
-                None => Change::Remove(Kind::Pod, name(&pod_name)),
-                Some((uid, deletion, grace)) => {
-                    let uid = uid.map_or(String::new(), |u| format!("{n}{u}"));
-                    let grace = grace.map(Duration::from_secs);
-                    let of = match deletion {
-                        Some(g) => deleted(&pod_name, &uid, g),
-                        None => pod(&pod_name, &uid),
-                    };
-                    Change::Apply(PodObject { spec_grace: grace, ..of }.into())
-                }
-            };
-            versions.into_iter().map(change).collect::<Vec<_>>()
-        })
+        let version = (
+            prop::option::of(0..3u8),
+            prop::option::of(prop::option::of(1..9u64)),
+            prop::option::of(1..9u64),
+        );
+        prop::collection::vec(prop::option::weighted(0.8, version), 0..5).prop_map(
+            move |versions| {
+                let pod_name = format!("p{n}");
+                let change = |v: Option<Version>| match v {
+                    None => Change::Remove(Kind::Pod, name(&pod_name)),
+                    Some((uid, deletion, grace)) => {
+                        let uid = uid.map_or(String::new(), |u| format!("{n}{u}"));
+                        let grace = grace.map(Duration::from_secs);
+                        let of = match deletion {
+                            Some(g) => deleted(&pod_name, &uid, g),
+                            None => pod(&pod_name, &uid),
+                        };
+                        Change::Apply(
+                            PodObject {
+                                spec_grace: grace,
+                                ..of
+                            }
+                            .into(),
+                        )
+                    }
+                };
+                versions.into_iter().map(change).collect::<Vec<_>>()
+            },
+        )
     };
     let services = any::<bool>().prop_map(|ipv6_first| {
         let first = service(&[(None, 80)]);
-        let second = ServiceObject { ipv6_first, ..first.clone() };
-        vec![Change::Apply(first.into()), Change::Remove(Kind::Service, name("app")), Change::Apply(second.into())]
+        let second = ServiceObject {
+            ipv6_first,
+            ..first.clone()
+        };
+        vec![
+            Change::Apply(first.into()),
+            Change::Remove(Kind::Service, name("app")),
+            Change::Apply(second.into()),
+        ]
     });
     let slices: Vec<_> = (0..3).map(one_slice).collect();
     let pods: Vec<_> = (0..3).map(one_pod).collect();
-    (services, slices, pods)
-        .prop_map(|(services, slices, pods)| std::iter::once(services).chain(slices).chain(pods).collect::<Vec<_>>())
+    (services, slices, pods).prop_map(|(services, slices, pods)| {
+        std::iter::once(services)
+            .chain(slices)
+            .chain(pods)
+            .collect::<Vec<_>>()
+    })
 }
 
 fn nothing() -> MergedService {
-    MergedService { object: service(&[]), ports: Vec::new(), warnings: Vec::new() }
+    MergedService {
+        object: service(&[]),
+        ports: Vec::new(),
+        warnings: Vec::new(),
+    }
 }
 
 proptest! {

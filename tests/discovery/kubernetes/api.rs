@@ -126,8 +126,14 @@ impl Api {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = State { version: 100, ..State::default() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), moved: watch::Sender::new(0) });
+        let state = State {
+            version: 100,
+            ..State::default()
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            moved: watch::Sender::new(0),
+        });
         let api = Self { address, shared };
         tokio::spawn(api.clone().serve(listener));
         api
@@ -143,8 +149,20 @@ impl Api {
         let key = key_of(kind, &object);
         let namespace = Some(key.1.clone());
         let before = state.objects.insert(key, object.clone());
-        let what = What::Event(if before.is_some() { "MODIFIED" } else { "ADDED" }, object);
-        state.log.push(Entry { version, kind, namespace, what });
+        let what = What::Event(
+            if before.is_some() {
+                "MODIFIED"
+            } else {
+                "ADDED"
+            },
+            object,
+        );
+        state.log.push(Entry {
+            version,
+            kind,
+            namespace,
+            what,
+        });
         drop(state);
         self.shared.tell();
     }
@@ -153,7 +171,10 @@ impl Api {
         let mut state = self.lock();
         state.version += 1;
         let version = state.version;
-        let mut object = state.objects.remove(&(kind, namespace.into(), name.into())).unwrap();
+        let mut object = state
+            .objects
+            .remove(&(kind, namespace.into(), name.into()))
+            .unwrap();
         object["metadata"]["resourceVersion"] = version.to_string().into();
         state.log.push(Entry {
             version,
@@ -180,13 +201,24 @@ impl Api {
             Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadata"),
         };
         let object = json!({"apiVersion": api_version, "kind": of, "metadata": {"resourceVersion": version}});
-        self.order(kind, Order::Raw(format!("{}\n", json!({"type": "BOOKMARK", "object": object}))));
+        self.order(
+            kind,
+            Order::Raw(format!(
+                "{}\n",
+                json!({"type": "BOOKMARK", "object": object})
+            )),
+        );
     }
 
     pub fn order(&self, kind: Kind, order: Order) {
         let mut state = self.lock();
         let version = state.version;
-        state.log.push(Entry { version, kind, namespace: None, what: What::Order(order) });
+        state.log.push(Entry {
+            version,
+            kind,
+            namespace: None,
+            what: What::Order(order),
+        });
         drop(state);
         self.shared.tell();
     }
@@ -231,7 +263,11 @@ impl Api {
     /// The last event of a kind is these bytes instead, for the watches that are open; others never hear of it.
     pub fn replace_by_garbage(&self, kind: Kind, bytes: &str) {
         let mut state = self.lock();
-        let last = state.log.iter_mut().rfind(|entry| entry.kind == kind).unwrap();
+        let last = state
+            .log
+            .iter_mut()
+            .rfind(|entry| entry.kind == kind)
+            .unwrap();
         last.what = What::Order(Order::Raw(format!("{bytes}\n")));
     }
 
@@ -263,7 +299,8 @@ impl Api {
 
     /// What its clock shows, and `seconds` more, as its objects write it.
     pub fn time(&self, seconds: i64) -> String {
-        let time = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(self.lock().ahead + seconds);
+        let time =
+            jiff::Timestamp::now() + jiff::SignedDuration::from_secs(self.lock().ahead + seconds);
         time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
     }
 
@@ -272,7 +309,11 @@ impl Api {
     }
 
     pub fn count(&self, kind: Kind, verb: Verb) -> usize {
-        self.lock().asked.iter().filter(|asked| (asked.kind, asked.verb) == (kind, verb)).count()
+        self.lock()
+            .asked
+            .iter()
+            .filter(|asked| (asked.kind, asked.verb) == (kind, verb))
+            .count()
     }
 
     /// Watches of this kind that are being answered.
@@ -346,9 +387,14 @@ impl Api {
     }
 
     async fn judge(&self, request: Request<Incoming>) -> Result<Response<Body>, std::io::Error> {
-        let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or("").to_owned());
+        let (path, query) = (
+            request.uri().path().to_owned(),
+            request.uri().query().unwrap_or("").to_owned(),
+        );
         if request.method() == "POST" && path.starts_with("/apis/events.k8s.io/v1/namespaces/") {
-            let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20).await.unwrap();
+            let body = axum::body::to_bytes(Body::new(request.into_body()), 1 << 20)
+                .await
+                .unwrap();
             let event: Value = serde_json::from_slice(&body).unwrap();
             let mut state = self.lock();
             let name = |event: &Value| event["metadata"]["name"].clone();
@@ -362,11 +408,15 @@ impl Api {
             });
         }
         let Some((kind, namespace)) = place(&path).filter(|_| request.method() == "GET") else {
-            self.lock().complaints.push(format!("{} {path}", request.method()));
+            self.lock()
+                .complaints
+                .push(format!("{} {path}", request.method()));
             return Ok(status(404, "no such path"));
         };
         let parameter = |name: &str| {
-            let pair = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+            let pair = query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
             pair.filter(|value| !value.is_empty()).map(str::to_owned)
         };
         let token = parameter("continue");
@@ -375,7 +425,11 @@ impl Api {
             (false, Some(_)) => Verb::More,
             (false, None) => Verb::List,
         };
-        let accept = request.headers().get("accept").map_or("", |it| it.to_str().unwrap()).to_owned();
+        let accept = request
+            .headers()
+            .get("accept")
+            .map_or("", |it| it.to_str().unwrap())
+            .to_owned();
         {
             let mut state = self.lock();
             state.asked.push(Asked {
@@ -386,7 +440,9 @@ impl Api {
                 at: Instant::now(),
             });
             if kind == Kind::Pods && !accept.contains("as=PartialObjectMetadata") {
-                state.complaints.push(format!("Pods whole, not their metadata: {path}, Accept: {accept}"));
+                state.complaints.push(format!(
+                    "Pods whole, not their metadata: {path}, Accept: {accept}"
+                ));
                 return Ok(status(406, "only metadata"));
             }
         }
@@ -401,24 +457,45 @@ impl Api {
         };
         match fault {
             Some(Fault::Status(code)) => {
-                let what = if kind == Kind::Pods { "pods" } else { "services" };
-                return Ok(status(code, &format!("{what} is forbidden: User \"ebbtide\" cannot list resource")));
+                let what = if kind == Kind::Pods {
+                    "pods"
+                } else {
+                    "services"
+                };
+                return Ok(status(
+                    code,
+                    &format!("{what} is forbidden: User \"ebbtide\" cannot list resource"),
+                ));
             }
             Some(Fault::Half) if verb == Verb::Watch => return Ok(Response::new(Body::empty())),
             Some(Fault::Drop) => return Err(std::io::Error::other("as ordered")),
             _ => {}
         }
         match verb {
-            Verb::Watch => Ok(self.watch(kind, namespace, &parameter("resourceVersion").unwrap_or_default())),
+            Verb::Watch => Ok(self.watch(
+                kind,
+                namespace,
+                &parameter("resourceVersion").unwrap_or_default(),
+            )),
             Verb::List | Verb::More => {
                 let limit = parameter("limit").map_or(usize::MAX, |limit| limit.parse().unwrap());
                 let whole = self.list(kind, namespace.as_deref(), limit, token);
-                Ok(if fault == Some(Fault::Half) { half(whole).await } else { whole })
+                Ok(if fault == Some(Fault::Half) {
+                    half(whole).await
+                } else {
+                    whole
+                })
             }
         }
     }
 
-    fn list(&self, kind: Kind, namespace: Option<&str>, limit: usize, token: Option<String>) -> Response<Body> {
+    fn list(
+        &self,
+        kind: Kind,
+        namespace: Option<&str>,
+        limit: usize,
+        token: Option<String>,
+    ) -> Response<Body> {
         let mut state = self.lock();
         let (version, mut items) = match token {
             Some(token) => match state.pages.remove(&token) {
@@ -426,11 +503,15 @@ impl Api {
                 None => return status(410, "The provided continue parameter is too old"),
             },
             None => {
-                let listed = state
-                    .objects
-                    .iter()
-                    .filter(|((of, at, _), _)| *of == kind && namespace.is_none_or(|namespace| namespace == at));
-                (state.version, listed.map(|(_, object)| shown(kind, object, true)).collect())
+                let listed = state.objects.iter().filter(|((of, at, _), _)| {
+                    *of == kind && namespace.is_none_or(|namespace| namespace == at)
+                });
+                (
+                    state.version,
+                    listed
+                        .map(|(_, object)| shown(kind, object, true))
+                        .collect(),
+                )
             }
         };
         let mut metadata = json!({"resourceVersion": version.to_string()});
@@ -446,16 +527,25 @@ impl Api {
             Kind::Slices => ("discovery.k8s.io/v1", "EndpointSliceList"),
             Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadataList"),
         };
-        answer(200, &json!({"apiVersion": api_version, "kind": list, "metadata": metadata, "items": items}))
+        answer(
+            200,
+            &json!({"apiVersion": api_version, "kind": list, "metadata": metadata, "items": items}),
+        )
     }
 
     fn watch(&self, kind: Kind, namespace: Option<String>, version: &str) -> Response<Body> {
         let mut state = self.lock();
         let Ok(version) = version.parse::<u64>() else {
-            state.complaints.push(format!("a watch of {kind:?} from {version:?}"));
+            state
+                .complaints
+                .push(format!("a watch of {kind:?} from {version:?}"));
             return status(400, "resourceVersion");
         };
-        if state.forgotten.get(&kind).is_some_and(|forgotten| version <= *forgotten) {
+        if state
+            .forgotten
+            .get(&kind)
+            .is_some_and(|forgotten| version <= *forgotten)
+        {
             if state.gone_by_status {
                 return status(410, "too old resource version");
             }
@@ -555,7 +645,11 @@ impl Reader {
                 None => {}
             }
         }
-        if text.is_empty() { Next::Wait } else { Next::Send(Ok(text.into())) }
+        if text.is_empty() {
+            Next::Wait
+        } else {
+            Next::Send(Ok(text.into()))
+        }
     }
 }
 
@@ -578,7 +672,12 @@ fn kind_of(object: &Value) -> Kind {
 }
 
 fn key_of(kind: Kind, object: &Value) -> (Kind, String, String) {
-    let part = |name: &str| object["metadata"][name].as_str().unwrap_or_default().to_owned();
+    let part = |name: &str| {
+        object["metadata"][name]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     (kind, part("namespace"), part("name"))
 }
 
@@ -603,10 +702,15 @@ fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
 fn place(path: &str) -> Option<(Kind, Option<String>)> {
     let (group, rest) = match path.strip_prefix("/api/v1/") {
         Some(rest) => ("", rest),
-        None => ("discovery", path.strip_prefix("/apis/discovery.k8s.io/v1/")?),
+        None => (
+            "discovery",
+            path.strip_prefix("/apis/discovery.k8s.io/v1/")?,
+        ),
     };
     let (namespace, resource) = match rest.strip_prefix("namespaces/") {
-        Some(rest) => rest.split_once('/').map(|(namespace, resource)| (Some(namespace.to_owned()), resource))?,
+        Some(rest) => rest
+            .split_once('/')
+            .map(|(namespace, resource)| (Some(namespace.to_owned()), resource))?,
         None => (None, rest),
     };
     let kind = match (group, resource) {
@@ -619,7 +723,9 @@ fn place(path: &str) -> Option<(Kind, Option<String>)> {
 }
 
 fn answer(code: u16, body: &Value) -> Response<Body> {
-    let response = Response::builder().status(code).header("content-type", "application/json");
+    let response = Response::builder()
+        .status(code)
+        .header("content-type", "application/json");
     response.body(Body::from(body.to_string())).unwrap()
 }
 
@@ -650,6 +756,9 @@ fn gone() -> Value {
 async fn half(whole: Response<Body>) -> Response<Body> {
     let (head, body) = whole.into_parts();
     let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-    let pieces = [Ok(bytes.slice(..bytes.len() / 2)), Err(std::io::Error::other("as ordered"))];
+    let pieces = [
+        Ok(bytes.slice(..bytes.len() / 2)),
+        Err(std::io::Error::other("as ordered")),
+    ];
     Response::from_parts(head, Body::from_stream(stream::iter(pieces)))
 }

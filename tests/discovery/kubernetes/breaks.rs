@@ -8,7 +8,10 @@ use super::rig::{Rig, WEB, deleting, pod, ready, service, shop, slice, terminati
 use crate::support::wait::eventually;
 
 async fn watched(api: &Api) {
-    eventually("all is watched", async || KINDS.iter().all(|kind| api.open(*kind) == 1)).await;
+    eventually("all is watched", async || {
+        KINDS.iter().all(|kind| api.open(*kind) == 1)
+    })
+    .await;
 }
 
 /// A shop of three endpoints whose slices are many pages, all watched.
@@ -38,11 +41,22 @@ async fn a_relist_is_taken_in_at_its_end_and_the_table_stays_until_then() {
         assert_eq!(rig.usable("shop"), [1, 2, 3], "{kind:?}");
         assert!(rig.drains().is_empty(), "{kind:?}");
         let (_, line) = rig.readyz().await;
-        assert_eq!(line, "ready", "{kind:?}: a relist is nothing to worry about");
+        assert_eq!(
+            line, "ready",
+            "{kind:?}: a relist is nothing to worry about"
+        );
         api.lift(kind, Verb::More);
         rig.settled().await;
-        assert_eq!((rig.usable("shop"), rig.drained()), (vec![1, 2, 3], vec![]), "{kind:?}");
-        assert_eq!((rig.errors("gone"), api.count(kind, Verb::List)), (1, 2), "{kind:?}");
+        assert_eq!(
+            (rig.usable("shop"), rig.drained()),
+            (vec![1, 2, 3], vec![]),
+            "{kind:?}"
+        );
+        assert_eq!(
+            (rig.errors("gone"), api.count(kind, Verb::List)),
+            (1, 2),
+            "{kind:?}"
+        );
     }
 }
 
@@ -55,7 +69,10 @@ async fn what_vanished_in_the_gap_is_drained_when_the_list_is_whole() {
     api.fault(Kind::Pods, Verb::More, Fault::Wait);
     api.forget_by_status(Kind::Pods);
     api.release(Kind::Pods);
-    eventually("half is listed", async || api.count(Kind::Pods, Verb::More) > 1).await;
+    eventually("half is listed", async || {
+        api.count(Kind::Pods, Verb::More) > 1
+    })
+    .await;
     rig.barrier(&[]).await;
     assert_eq!((rig.usable("shop"), rig.drained()), (vec![1, 2, 3], vec![]));
     api.lift(Kind::Pods, Verb::More);
@@ -75,7 +92,10 @@ async fn half_a_list_changes_nothing() {
     rig.barrier(&[]).await;
     assert_eq!((rig.usable("shop"), rig.drained()), (vec![1, 2, 3], vec![]));
     let (code, line) = rig.readyz().await;
-    assert!(code == 200 && line.contains("the last good table is in force"), "{line}");
+    assert!(
+        code == 200 && line.contains("the last good table is in force"),
+        "{line}"
+    );
     // What the halves held and is no more, is no more.
     api.delete(Kind::Slices, "web", "s");
     api.apply(&slice("r", "shop", &[ready(1, "p1"), ready(3, "p3")]));
@@ -118,7 +138,11 @@ async fn a_watch_that_falls_silent_is_given_up_and_resumed_and_nothing_is_lost()
     api.apply(&deleting(pod("p1"), &api, 30, 30));
     rig.shop(&[2]).await;
     assert!(api.count(Kind::Pods, Verb::Watch) >= 2);
-    assert_eq!(api.count(Kind::Pods, Verb::List), 1, "it goes on from where it was");
+    assert_eq!(
+        api.count(Kind::Pods, Verb::List),
+        1,
+        "it goes on from where it was"
+    );
     assert!(rig.errors("watch") >= 1);
     // All of them time out all the while, since there is nothing to be told; each is answered again.
     rig.clean().await;
@@ -134,10 +158,19 @@ async fn a_bookmark_keeps_a_watch_from_being_taken_for_silent_and_is_where_it_go
     api.order(Kind::Pods, Order::End);
     eventually("resumed", async || api.count(Kind::Pods, Verb::Watch) == 2).await;
     let asked = api.asked();
-    let last = asked.iter().rfind(|asked| asked.kind == Kind::Pods).unwrap();
-    let listed = asked.iter().rfind(|asked| asked.kind == Kind::Slices).unwrap();
+    let last = asked
+        .iter()
+        .rfind(|asked| asked.kind == Kind::Pods)
+        .unwrap();
+    let listed = asked
+        .iter()
+        .rfind(|asked| asked.kind == Kind::Slices)
+        .unwrap();
     assert!(last.query.contains("allowWatchBookmarks=true"), "{last:?}");
-    assert!(last.query != listed.query, "not from the list's version any more");
+    assert!(
+        last.query != listed.query,
+        "not from the list's version any more"
+    );
     rig.clean().await;
 }
 
@@ -154,7 +187,9 @@ async fn a_cut_or_ended_watch_is_resumed_from_where_it_was() {
             eventually("resumed", async || api.count(kind, Verb::Watch) > watches).await;
             match kind {
                 Kind::Services => api.apply(&service("another")),
-                Kind::Slices => api.apply(&slice("s", "shop", &[terminating(1, "p1"), ready(2, "p2")])),
+                Kind::Slices => {
+                    api.apply(&slice("s", "shop", &[terminating(1, "p1"), ready(2, "p2")]))
+                }
                 Kind::Pods => api.apply(&deleting(pod("p1"), &api, 30, 30)),
             }
             api.lift(kind, Verb::Watch);
@@ -192,11 +227,20 @@ async fn bytes_that_are_no_event_cost_nothing_that_came_with_them() {
 
 /// Nothing but what follows is known of the API server when it is away.
 async fn away(api: &Api, rig: &Rig) {
-    eventually("told", async || rig.readyz().await.1.contains("is not in order for")).await;
-    eventually("of all kinds", async || rig.running().admin.health.state().problems.len() == KINDS.len()).await;
+    eventually("told", async || {
+        rig.readyz().await.1.contains("is not in order for")
+    })
+    .await;
+    eventually("of all kinds", async || {
+        rig.running().admin.health.state().problems.len() == KINDS.len()
+    })
+    .await;
     let (code, line) = rig.readyz().await;
     assert_eq!(code, 200, "{line}");
-    assert!(line.starts_with("ready; source kubernetes is not in order for "), "{line}");
+    assert!(
+        line.starts_with("ready; source kubernetes is not in order for "),
+        "{line}"
+    );
     assert!(line.contains("the last good table is in force"), "{line}");
     assert_eq!(rig.usable("shop"), [1, 2, 3]);
     assert!(rig.errors("watch") > 0);
@@ -204,14 +248,19 @@ async fn away(api: &Api, rig: &Rig) {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_away_leaves_the_table_in_force_and_what_changed_meanwhile_comes_with_it() {
+async fn an_api_server_that_is_away_leaves_the_table_in_force_and_what_changed_meanwhile_comes_with_it()
+ {
     let api = shop(3).await;
     let rig = Rig::start(&api).await;
     watched(&api).await;
     api.unplug();
     away(&api, &rig).await;
     api.delete(Kind::Pods, "web", "p1");
-    api.apply(&slice("s", "shop", &[terminating(2, "p2"), ready(3, "p3"), ready(4, "p4")]));
+    api.apply(&slice(
+        "s",
+        "shop",
+        &[terminating(2, "p2"), ready(3, "p3"), ready(4, "p4")],
+    ));
     api.apply(&pod("p4"));
     api.plug();
     rig.shop(&[3, 4]).await;
@@ -219,7 +268,10 @@ async fn an_api_server_that_is_away_leaves_the_table_in_force_and_what_changed_m
     assert_eq!(rig.drained(), [1, 2]);
     // And it is away once more, and has forgotten all when it comes back.
     api.unplug();
-    eventually("told", async || rig.readyz().await.1.contains("is not in order for")).await;
+    eventually("told", async || {
+        rig.readyz().await.1.contains("is not in order for")
+    })
+    .await;
     api.delete(Kind::Pods, "web", "p3");
     KINDS.iter().for_each(|kind| api.forget(*kind));
     api.plug();
@@ -237,7 +289,11 @@ async fn an_api_server_that_comes_back_unchanged_is_in_order_again() {
     away(&api, &rig).await;
     api.plug();
     rig.clean().await;
-    assert_eq!(KINDS.map(|kind| api.count(kind, Verb::List)), [1, 1, 1], "nothing was listed anew");
+    assert_eq!(
+        KINDS.map(|kind| api.count(kind, Verb::List)),
+        [1, 1, 1],
+        "nothing was listed anew"
+    );
     assert!(rig.drains().is_empty());
 }
 
@@ -264,11 +320,23 @@ async fn watches_that_end_as_soon_as_they_begin_are_asked_for_less_and_less() {
     watched(&api).await;
     api.fault(Kind::Pods, Verb::Watch, Fault::Half);
     api.order(Kind::Pods, Order::End);
-    eventually("some tries", async || api.count(Kind::Pods, Verb::Watch) >= 7).await;
+    eventually("some tries", async || {
+        api.count(Kind::Pods, Verb::Watch) >= 7
+    })
+    .await;
     let asked = api.asked();
-    let at: Vec<_> =
-        asked.iter().filter(|it| (it.kind, it.verb) == (Kind::Pods, Verb::Watch)).map(|it| it.at).collect();
-    assert!((at[6] - at[5]).as_millis() > 700, "{:?}", at.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>());
+    let at: Vec<_> = asked
+        .iter()
+        .filter(|it| (it.kind, it.verb) == (Kind::Pods, Verb::Watch))
+        .map(|it| it.at)
+        .collect();
+    assert!(
+        (at[6] - at[5]).as_millis() > 700,
+        "{:?}",
+        at.windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .collect::<Vec<_>>()
+    );
     api.apply(&deleting(pod("p1"), &api, 30, 30));
     api.lift(Kind::Pods, Verb::Watch);
     rig.shop(&[2]).await;

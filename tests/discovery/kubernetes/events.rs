@@ -7,7 +7,10 @@ use super::rig::{Rig, WEB, claimed, deleting, pod, ready, service, shop, slice};
 use crate::support::wait::eventually;
 
 fn posted(api: &Api, reason: &str) -> Vec<Value> {
-    api.posted().into_iter().filter(|event| event["reason"] == reason).collect()
+    api.posted()
+        .into_iter()
+        .filter(|event| event["reason"] == reason)
+        .collect()
 }
 
 #[tokio::test]
@@ -19,23 +22,41 @@ async fn a_drain_is_an_event_on_its_service_and_a_burst_of_them_has_a_receipt() 
         api.apply(&deleting(pod(&format!("p{n}")), &api, 30, 30));
     }
     api.apply(&slice("s", "shop", &[ready(3, "p3")]));
-    eventually("two Events", async || posted(&api, "EndpointDrained").len() == 2).await;
+    eventually("two Events", async || {
+        posted(&api, "EndpointDrained").len() == 2
+    })
+    .await;
     let mut events = posted(&api, "EndpointDrained");
     events.sort_by_key(|event| event["note"].to_string());
     let note = events[0]["note"].as_str().unwrap();
-    assert!(note.starts_with("pod p1 (10.0.0.1:8080): drained in ") && note.contains("(podDeleted)"), "{note}");
-    let expected =
-        json!({"apiVersion": "v1", "kind": "Service", "namespace": "web", "name": "shop", "uid": "uid-shop"});
+    assert!(
+        note.starts_with("pod p1 (10.0.0.1:8080): drained in ") && note.contains("(podDeleted)"),
+        "{note}"
+    );
+    let expected = json!({"apiVersion": "v1", "kind": "Service", "namespace": "web", "name": "shop", "uid": "uid-shop"});
     assert_eq!(events[0]["regarding"], expected);
-    assert_eq!((&events[0]["type"], &events[0]["action"]), (&"Normal".into(), &"Drain".into()));
-    assert!(events.iter().all(|event| event["metadata"]["namespace"] == "web"));
+    assert_eq!(
+        (&events[0]["type"], &events[0]["action"]),
+        (&"Normal".into(), &"Drain".into())
+    );
+    assert!(
+        events
+            .iter()
+            .all(|event| event["metadata"]["namespace"] == "web")
+    );
     assert_ne!(events[0]["metadata"]["name"], events[1]["metadata"]["name"]);
 
-    eventually("a receipt", async || !posted(&api, "RolloutReceipt").is_empty()).await;
+    eventually("a receipt", async || {
+        !posted(&api, "RolloutReceipt").is_empty()
+    })
+    .await;
     let receipt = posted(&api, "RolloutReceipt").remove(0);
     let note = receipt["note"].as_str().unwrap();
     // The third was let in a moment before: it counts as come.
-    assert!(note.starts_with("2 pods gone, 1 come in ") && note.contains(": 0 requests, 0 failed, "), "{note}");
+    assert!(
+        note.starts_with("2 pods gone, 1 come in ") && note.contains(": 0 requests, 0 failed, "),
+        "{note}"
+    );
     assert_eq!(posted(&api, "RolloutReceipt").len(), 1);
 }
 
@@ -48,18 +69,42 @@ async fn what_is_not_served_is_said_once_however_many_say_it() {
     api.apply(&affine);
     let rigs = [Rig::start(&api).await, Rig::start(&api).await];
     eventually("two Events", async || posted(&api, "NotServed").len() == 2).await;
-    let notes: Vec<String> = posted(&api, "NotServed").iter().map(|event| event["note"].to_string()).collect();
-    assert!(notes.iter().any(|note| note.contains("spec.sessionAffinity: ClientIP is not served")), "{notes:?}");
-    assert!(notes.iter().any(|note| note.contains("ebbtide.dev/hold-timeout")), "{notes:?}");
-    assert!(posted(&api, "NotServed").iter().all(|event| event["type"] == "Warning"));
+    let notes: Vec<String> = posted(&api, "NotServed")
+        .iter()
+        .map(|event| event["note"].to_string())
+        .collect();
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("spec.sessionAffinity: ClientIP is not served")),
+        "{notes:?}"
+    );
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("ebbtide.dev/hold-timeout")),
+        "{notes:?}"
+    );
+    assert!(
+        posted(&api, "NotServed")
+            .iter()
+            .all(|event| event["type"] == "Warning")
+    );
     // Each posts in order: what it says of a drain comes after what it had to say of the Service.
     for rig in &rigs {
         rig.shop(&[1]).await;
     }
     api.apply(&slice("s", "shop", &[ready(2, "p2")]));
     api.apply(&deleting(pod("p1"), &api, 30, 30));
-    eventually("a drain by each", async || posted(&api, "EndpointDrained").len() == 2).await;
-    assert_eq!(posted(&api, "NotServed").len(), 2, "both proxies have said so by now");
+    eventually("a drain by each", async || {
+        posted(&api, "EndpointDrained").len() == 2
+    })
+    .await;
+    assert_eq!(
+        posted(&api, "NotServed").len(),
+        2,
+        "both proxies have said so by now"
+    );
 }
 
 #[tokio::test]
@@ -70,11 +115,21 @@ async fn a_port_that_cannot_be_bound_is_an_event_and_tried_again() {
     let mut shop = claimed(service("shop"));
     shop["spec"]["ports"][0]["nodePort"] = port.into();
     api.apply(&shop);
-    let rig = Rig::launch(&api, "", &format!("{WEB}\nnodePorts: {{addresses: [127.0.0.1]}}"));
-    eventually("an Event", async || !posted(&api, "PortNotBound").is_empty()).await;
+    let rig = Rig::launch(
+        &api,
+        "",
+        &format!("{WEB}\nnodePorts: {{addresses: [127.0.0.1]}}"),
+    );
+    eventually("an Event", async || {
+        !posted(&api, "PortNotBound").is_empty()
+    })
+    .await;
     let event = posted(&api, "PortNotBound").remove(0);
     let note = event["note"].as_str().unwrap();
-    assert!(note.starts_with(&format!("127.0.0.1:{port} cannot be bound, trying again: ")), "{note}");
+    assert!(
+        note.starts_with(&format!("127.0.0.1:{port} cannot be bound, trying again: ")),
+        "{note}"
+    );
     eventually("ready, and saying so", async || {
         let (code, line) = rig.readyz().await;
         code == 200 && line.contains("not bound, trying again") && line.contains(&port.to_string())
@@ -82,7 +137,11 @@ async fn a_port_that_cannot_be_bound_is_an_event_and_tried_again() {
     .await;
     drop(taken);
     rig.clean().await;
-    assert_eq!(posted(&api, "PortNotBound").len(), 1, "said once, not with each try");
+    assert_eq!(
+        posted(&api, "PortNotBound").len(),
+        1,
+        "said once, not with each try"
+    );
 }
 
 #[tokio::test]

@@ -16,10 +16,21 @@ async fn an_empty_list_makes_it_ready_and_not_before() {
     let rig = Rig::launch(&api, "", "");
     eventually("asked", async || api.count(Kind::Services, Verb::List) == 1).await;
     let (code, line) = rig.readyz().await;
-    assert_eq!((code, line.contains("no complete table of endpoints from kubernetes yet")), (503, true), "{line}");
+    assert_eq!(
+        (
+            code,
+            line.contains("no complete table of endpoints from kubernetes yet")
+        ),
+        (503, true),
+        "{line}"
+    );
     api.lift(Kind::Services, Verb::List);
     rig.clean().await;
-    assert_eq!(api.count(Kind::Pods, Verb::List) + api.count(Kind::Slices, Verb::List), 0, "no namespace is in use");
+    assert_eq!(
+        api.count(Kind::Pods, Verb::List) + api.count(Kind::Slices, Verb::List),
+        0,
+        "no namespace is in use"
+    );
 }
 
 #[tokio::test]
@@ -30,17 +41,28 @@ async fn it_is_ready_only_when_services_slices_and_pods_are_whole() {
         let rig = Rig::launch(&api, "", WEB);
         for other in [Kind::Services, Kind::Slices, Kind::Pods] {
             // A watch is asked for when its list has been taken in.
-            let verb = if other == kind { Verb::List } else { Verb::Watch };
+            let verb = if other == kind {
+                Verb::List
+            } else {
+                Verb::Watch
+            };
             eventually("asked", async || api.count(other, verb) > 0).await;
         }
         assert_eq!(rig.readyz().await.0, 503, "{kind:?}");
         if kind == Kind::Pods {
             rig.barrier(&[]).await;
-            assert!(rig.port("shop").unwrap().all.is_empty(), "the first slices wait for the first pods");
+            assert!(
+                rig.port("shop").unwrap().all.is_empty(),
+                "the first slices wait for the first pods"
+            );
         }
         api.lift(kind, Verb::List);
         eventually("synced", async || rig.running().admin.health.state().synced).await;
-        assert_eq!(rig.usable("shop"), [1, 2, 3], "{kind:?}: what is listed is in force when it is ready");
+        assert_eq!(
+            rig.usable("shop"),
+            [1, 2, 3],
+            "{kind:?}: what is listed is in force when it is ready"
+        );
         rig.clean().await;
     }
 }
@@ -52,7 +74,13 @@ async fn what_is_not_granted_is_named_with_its_cure_and_needs_no_restart() {
     let rig = Rig::launch(&api, "", WEB);
     eventually("told", async || rig.readyz().await.1.contains("forbidden")).await;
     let (code, line) = rig.readyz().await;
-    for part in ["not ready", "Pods in namespace web", "pods is forbidden", "grant list and watch", "rbac.yaml"] {
+    for part in [
+        "not ready",
+        "Pods in namespace web",
+        "pods is forbidden",
+        "grant list and watch",
+        "rbac.yaml",
+    ] {
         assert!(line.contains(part), "{part}: {line}");
     }
     assert_eq!(code, 503);
@@ -64,20 +92,31 @@ async fn what_is_not_granted_is_named_with_its_cure_and_needs_no_restart() {
 
 #[tokio::test]
 async fn whatever_an_api_server_answers_instead_is_told_and_got_over() {
-    for fault in
-        [Fault::Status(401), Fault::Status(429), Fault::Status(500), Fault::Status(503), Fault::Drop, Fault::Half]
-    {
+    for fault in [
+        Fault::Status(401),
+        Fault::Status(429),
+        Fault::Status(500),
+        Fault::Status(503),
+        Fault::Drop,
+        Fault::Half,
+    ] {
         let api = shop(1).await;
         api.fault(Kind::Slices, Verb::List, fault);
         let rig = Rig::launch(&api, "", WEB);
         eventually(&format!("{fault:?} told"), async || {
-            rig.readyz().await.1.contains("EndpointSlices in namespace web")
+            rig.readyz()
+                .await
+                .1
+                .contains("EndpointSlices in namespace web")
         })
         .await;
         let (code, line) = rig.readyz().await;
         assert_eq!(code, 503, "{fault:?}: {line}");
         if fault == Fault::Status(401) {
-            assert!(line.contains("credentials of discovery.kubernetes are not accepted"), "{line}");
+            assert!(
+                line.contains("credentials of discovery.kubernetes are not accepted"),
+                "{line}"
+            );
         }
         api.lift(Kind::Slices, Verb::List);
         rig.clean().await;
@@ -90,8 +129,13 @@ async fn ten_thousand_endpoints_take_few_requests() {
     let api = Api::start().await;
     api.apply(&service("shop"));
     for s in 0..100 {
-        let endpoints =
-            (0..100).map(|n| endpoint(&format!("10.1.{s}.{n}"), Some(&format!("p-{s}-{n}")), [true, true, false]));
+        let endpoints = (0..100).map(|n| {
+            endpoint(
+                &format!("10.1.{s}.{n}"),
+                Some(&format!("p-{s}-{n}")),
+                [true, true, false],
+            )
+        });
         let endpoints: Vec<Value> = endpoints.collect();
         (0..100).for_each(|n| api.apply(&pod(&format!("p-{s}-{n}"))));
         api.apply(&slice(&format!("s-{s}"), "shop", &endpoints));
@@ -99,7 +143,9 @@ async fn ten_thousand_endpoints_take_few_requests() {
     let rig = Rig::start(&api).await;
     assert_eq!(rig.port("shop").unwrap().usable.len(), 10_000);
     eventually("all watched", async || {
-        [Kind::Services, Kind::Slices, Kind::Pods].iter().all(|kind| api.open(*kind) == 1)
+        [Kind::Services, Kind::Slices, Kind::Pods]
+            .iter()
+            .all(|kind| api.open(*kind) == 1)
     })
     .await;
     // 20 pages of Pods, one list each of Services and slices, three watches.
@@ -118,22 +164,45 @@ async fn pods_and_slices_are_watched_where_a_service_of_ours_is_and_nowhere_else
     rig.barrier(&[]).await;
     let namespaces = |kind| {
         let asked = api.asked().into_iter().filter(|asked| asked.kind == kind);
-        asked.map(|asked| asked.namespace.unwrap_or("*".into())).collect::<BTreeSet<_>>()
+        asked
+            .map(|asked| asked.namespace.unwrap_or("*".into()))
+            .collect::<BTreeSet<_>>()
     };
-    let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let of = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<BTreeSet<_>>()
+    };
     assert_eq!(namespaces(Kind::Services), of(&["*"]));
-    assert_eq!((namespaces(Kind::Pods), namespaces(Kind::Slices)), (of(&["web"]), of(&["web"])));
+    assert_eq!(
+        (namespaces(Kind::Pods), namespaces(Kind::Slices)),
+        (of(&["web"]), of(&["web"]))
+    );
 
     api.apply(&within("later", claimed(service("app"))));
-    eventually("a Service is claimed", async || rig.port("later/app").is_some_and(|port| port.usable.len() == 1)).await;
-    assert_eq!((namespaces(Kind::Pods), namespaces(Kind::Slices)), (of(&["later", "web"]), of(&["later", "web"])));
+    eventually("a Service is claimed", async || {
+        rig.port("later/app")
+            .is_some_and(|port| port.usable.len() == 1)
+    })
+    .await;
+    assert_eq!(
+        (namespaces(Kind::Pods), namespaces(Kind::Slices)),
+        (of(&["later", "web"]), of(&["later", "web"]))
+    );
 
     rig.reload(
         "",
-        &format!("{WEB}\n").replace("}]", "}, {name: b, address: '127.0.0.1:0', service: reloaded/app, port: 80}]"),
+        &format!("{WEB}\n").replace(
+            "}]",
+            "}, {name: b, address: '127.0.0.1:0', service: reloaded/app, port: 80}]",
+        ),
     );
-    eventually("a listener is added", async || rig.port("reloaded/app").is_some_and(|port| port.usable.len() == 1))
-        .await;
+    eventually("a listener is added", async || {
+        rig.port("reloaded/app")
+            .is_some_and(|port| port.usable.len() == 1)
+    })
+    .await;
     assert_eq!(namespaces(Kind::Pods), of(&["later", "reloaded", "web"]));
     assert!(rig.port("other/app").is_none());
     rig.clean().await;
@@ -148,10 +217,16 @@ async fn the_configured_namespaces_are_the_only_ones_asked_for() {
     let rig = Rig::launch(&api, "namespaces: [web, blue]", WEB);
     rig.clean().await;
     rig.settled().await;
-    assert_eq!((rig.usable("shop"), rig.usable("blue/app")), (vec![1], vec![7]));
+    assert_eq!(
+        (rig.usable("shop"), rig.usable("blue/app")),
+        (vec![1], vec![7])
+    );
     assert!(rig.port("red/app").is_none());
     for asked in api.asked() {
-        assert!(["web", "blue"].contains(&asked.namespace.as_deref().unwrap_or("all")), "{asked:?}");
+        assert!(
+            ["web", "blue"].contains(&asked.namespace.as_deref().unwrap_or("all")),
+            "{asked:?}"
+        );
     }
 }
 
@@ -162,12 +237,23 @@ async fn a_pod_that_is_already_going_at_the_start_is_never_dispatched_to() {
     // The slices come first, and long before.
     api.fault(Kind::Pods, Verb::List, Fault::Wait);
     let rig = Rig::launch(&api, "", WEB);
-    eventually("the slices are there", async || api.open(Kind::Slices) == 1 && api.count(Kind::Pods, Verb::List) == 1)
-        .await;
+    eventually("the slices are there", async || {
+        api.open(Kind::Slices) == 1 && api.count(Kind::Pods, Verb::List) == 1
+    })
+    .await;
     // Changes of slices as well, which must not overtake.
     api.apply(&slice("t", "shop", &[ready(9, "p9")]));
     api.delete(Kind::Slices, "web", "t");
-    api.apply(&slice("s", "shop", &[ready(1, "p1"), ready(2, "p2"), ready(3, "p3"), ready(4, "p4")]));
+    api.apply(&slice(
+        "s",
+        "shop",
+        &[
+            ready(1, "p1"),
+            ready(2, "p2"),
+            ready(3, "p3"),
+            ready(4, "p4"),
+        ],
+    ));
     rig.barrier(&[]).await;
     assert!(rig.port("shop").unwrap().all.is_empty());
     api.lift(Kind::Pods, Verb::List);
@@ -181,8 +267,18 @@ async fn a_pod_that_is_already_going_at_the_start_is_never_dispatched_to() {
 #[tokio::test]
 async fn objects_that_break_the_rules_are_passed_over_and_cost_the_others_nothing() {
     let api = shop(2).await;
-    let bad = || slice("bad", "shop", &[endpoint("10.0.0.300", Some("p9"), [true, true, false])]);
-    let mut fqdn = slice("fqdn", "shop", &[endpoint("shop.example", Some("p8"), [true, true, false])]);
+    let bad = || {
+        slice(
+            "bad",
+            "shop",
+            &[endpoint("10.0.0.300", Some("p9"), [true, true, false])],
+        )
+    };
+    let mut fqdn = slice(
+        "fqdn",
+        "shop",
+        &[endpoint("shop.example", Some("p8"), [true, true, false])],
+    );
     fqdn["addressType"] = "FQDN".into();
     let mut nameless = pod("p7");
     nameless["metadata"]["name"] = "".into();
@@ -197,7 +293,11 @@ async fn objects_that_break_the_rules_are_passed_over_and_cost_the_others_nothin
     assert_eq!(rig.errors("object"), 2, "the address and the name");
 
     // The same by a watch; what was known of an object stays when it no longer can be read.
-    let mut broken = slice("s", "shop", &[endpoint("::1", Some("p1"), [true, true, false])]);
+    let mut broken = slice(
+        "s",
+        "shop",
+        &[endpoint("::1", Some("p1"), [true, true, false])],
+    );
     broken["metadata"]["generation"] = 2.into();
     for object in [&broken, &bad(), &fqdn, &nameless, &empty] {
         api.apply(object);
@@ -216,7 +316,11 @@ async fn an_annotation_of_a_megabyte_is_as_good_as_any() {
         object["metadata"]["annotations"]["note"] = "x".repeat(1 << 20).into();
         object
     };
-    for object in [large(service("shop")), large(pod("p1")), large(slice("t", "shop", &[ready(2, "p2")]))] {
+    for object in [
+        large(service("shop")),
+        large(pod("p1")),
+        large(slice("t", "shop", &[ready(2, "p2")])),
+    ] {
         api.apply(&object);
     }
     let rig = Rig::start(&api).await;
@@ -233,11 +337,24 @@ async fn a_list_that_fails_over_and_over_is_asked_for_less_and_less() {
     let api = shop(1).await;
     api.fault(Kind::Services, Verb::List, Fault::Status(500));
     let rig = Rig::launch(&api, "", WEB);
-    eventually("some tries", async || api.count(Kind::Services, Verb::List) >= 6).await;
+    eventually("some tries", async || {
+        api.count(Kind::Services, Verb::List) >= 6
+    })
+    .await;
     let asked = api.asked();
-    let at: Vec<_> = asked.iter().filter(|it| it.kind == Kind::Services).map(|it| it.at).collect();
+    let at: Vec<_> = asked
+        .iter()
+        .filter(|it| it.kind == Kind::Services)
+        .map(|it| it.at)
+        .collect();
     // The fifth pause is 1.6 s, less jitter of up to a half.
-    assert!((at[5] - at[4]).as_millis() > 700, "{:?}", at.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>());
+    assert!(
+        (at[5] - at[4]).as_millis() > 700,
+        "{:?}",
+        at.windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .collect::<Vec<_>>()
+    );
     api.lift(Kind::Services, Verb::List);
     rig.clean().await;
 }
@@ -248,10 +365,21 @@ async fn a_list_that_never_gets_whole_is_one_lasting_problem() {
     (0..600).for_each(|n| api.apply(&pod(&format!("more-{n}"))));
     api.fault(Kind::Pods, Verb::More, Fault::Half);
     let rig = Rig::launch(&api, "", WEB);
-    let since = || rig.running().admin.health.state().problems.first().map(|problem| problem.since);
+    let since = || {
+        rig.running()
+            .admin
+            .health
+            .state()
+            .problems
+            .first()
+            .map(|problem| problem.since)
+    };
     eventually("a problem", async || since().is_some()).await;
     let (first, tries) = (since(), api.count(Kind::Pods, Verb::More));
-    eventually("more tries", async || api.count(Kind::Pods, Verb::More) >= tries + 3).await;
+    eventually("more tries", async || {
+        api.count(Kind::Pods, Verb::More) >= tries + 3
+    })
+    .await;
     assert_eq!(since(), first, "the half that comes is no end of it");
     api.lift(Kind::Pods, Verb::More);
     rig.clean().await;
@@ -264,11 +392,17 @@ async fn a_continue_token_that_is_no_longer_known_begins_the_list_anew() {
     (0..600).for_each(|n| api.apply(&pod(&format!("more-{n}"))));
     api.fault(Kind::Pods, Verb::More, Fault::Wait);
     let rig = Rig::launch(&api, "", WEB);
-    eventually("the second page is asked for", async || api.count(Kind::Pods, Verb::More) == 1).await;
+    eventually("the second page is asked for", async || {
+        api.count(Kind::Pods, Verb::More) == 1
+    })
+    .await;
     api.forget_pages();
     api.lift(Kind::Pods, Verb::More);
     rig.clean().await;
-    assert_eq!((rig.usable("shop"), api.count(Kind::Pods, Verb::List)), (vec![1], 2));
+    assert_eq!(
+        (rig.usable("shop"), api.count(Kind::Pods, Verb::List)),
+        (vec![1], 2)
+    );
     assert_eq!(rig.errors("gone"), 1);
 }
 

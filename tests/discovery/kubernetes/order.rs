@@ -24,7 +24,10 @@ async fn any_order_between_the_kinds_and_any_repetition_end_in_the_same_table() 
         api.apply(&pod("m"));
         api.apply(&slice("m", "marker", &[ready(100, "m")]));
         let rig = Rig::start(&api).await;
-        eventually("all four", async || rig.usable("shop") == [1, 2, 3, 4] && rig.usable("marker") == [100]).await;
+        eventually("all four", async || {
+            rig.usable("shop") == [1, 2, 3, 4] && rig.usable("marker") == [100]
+        })
+        .await;
         KINDS.iter().for_each(|kind| api.hold(*kind));
 
         let not_ready = endpoint("10.0.0.4", Some("p4"), [false, false, false]);
@@ -32,7 +35,16 @@ async fn any_order_between_the_kinds_and_any_repetition_end_in_the_same_table() 
             deleting(pod("p1"), &api, 30, 30),
             pod("p5"),
             pod("p6"),
-            slice("s", "shop", &[terminating(2, "p2"), ready(3, "p3"), ready(5, "p5"), not_ready]),
+            slice(
+                "s",
+                "shop",
+                &[
+                    terminating(2, "p2"),
+                    ready(3, "p3"),
+                    ready(5, "p5"),
+                    not_ready,
+                ],
+            ),
             slice("t", "shop", &[ready(6, "p6")]),
             slice("u", "side", &[ready(3, "p3"), ready(1, "p1")]),
             claimed(service("side")),
@@ -52,18 +64,30 @@ async fn any_order_between_the_kinds_and_any_repetition_end_in_the_same_table() 
             api.release(*kind);
             eventually("told", async || match kind {
                 Kind::Services => rig.port("marker-2").is_some(),
-                Kind::Slices => {
-                    rig.port("marker").unwrap().all.iter().any(|it| it.address.ip().to_string() == "10.0.0.101")
-                }
+                Kind::Slices => rig
+                    .port("marker")
+                    .unwrap()
+                    .all
+                    .iter()
+                    .any(|it| it.address.ip().to_string() == "10.0.0.101"),
                 Kind::Pods => {
-                    rig.running().admin.drains.records().iter().any(|it| it.pod.as_deref() == Some("m"))
+                    rig.running()
+                        .admin
+                        .drains
+                        .records()
+                        .iter()
+                        .any(|it| it.pod.as_deref() == Some("m"))
                         || !rig.usable("marker").contains(&100)
                 }
             })
             .await;
         }
         rig.settled().await;
-        assert_eq!((rig.usable("shop"), rig.usable("side")), (vec![3, 5, 6], vec![3]), "{order:?}");
+        assert_eq!(
+            (rig.usable("shop"), rig.usable("side")),
+            (vec![3, 5, 6], vec![3]),
+            "{order:?}"
+        );
         assert_eq!(rig.drained(), [1, 2], "{order:?}");
         rig.clean().await;
     }

@@ -19,11 +19,16 @@ async fn a_deletion_timestamp_drains_before_the_slice_says_anything() {
     rig.shop(&[2]).await;
     let after = Instant::now();
     assert_eq!(api.asked().len(), slices, "nothing had to be asked for");
-    let [record] = &rig.drains()[..] else { panic!("{:?}", rig.drains()) };
+    let [record] = &rig.drains()[..] else {
+        panic!("{:?}", rig.drains())
+    };
     assert_eq!(record.trigger, Trigger::PodDeleted);
     let grace = Duration::from_secs(33);
     let deadline = record.deadline.unwrap();
-    assert!(before + grace <= deadline && deadline <= after + grace, "its grace and 3 s from the event's arrival");
+    assert!(
+        before + grace <= deadline && deadline <= after + grace,
+        "its grace and 3 s from the event's arrival"
+    );
 }
 
 #[tokio::test]
@@ -45,7 +50,11 @@ async fn however_often_and_in_whatever_order_it_is_one_drain() {
     for pod_first in [true, false] {
         let api = shop(2).await;
         let rig = Rig::start(&api).await;
-        let kinds = if pod_first { [Kind::Pods, Kind::Slices] } else { [Kind::Slices, Kind::Pods] };
+        let kinds = if pod_first {
+            [Kind::Pods, Kind::Slices]
+        } else {
+            [Kind::Slices, Kind::Pods]
+        };
         kinds.iter().for_each(|kind| api.hold(*kind));
         api.apply(&deleting(pod("p1"), &api, 30, 30));
         api.echo(Kind::Pods, "web", "p1");
@@ -60,7 +69,11 @@ async fn however_often_and_in_whatever_order_it_is_one_drain() {
         api.delete(Kind::Pods, "web", "p1");
         api.apply(&slice("s", "shop", &[ready(1, "p1"), ready(2, "p2")]));
         rig.settled().await;
-        assert_eq!((rig.drained(), rig.usable("shop")), (vec![1], vec![2]), "pod first: {pod_first}");
+        assert_eq!(
+            (rig.drained(), rig.usable("shop")),
+            (vec![1], vec![2]),
+            "pod first: {pod_first}"
+        );
     }
 }
 
@@ -70,7 +83,9 @@ async fn a_pod_deleted_without_a_deletion_timestamp_drains() {
     let rig = Rig::start(&api).await;
     api.delete(Kind::Pods, "web", "p1");
     rig.shop(&[2]).await;
-    let [record] = &rig.drains()[..] else { panic!("{:?}", rig.drains()) };
+    let [record] = &rig.drains()[..] else {
+        panic!("{:?}", rig.drains())
+    };
     assert!(record.deadline.is_some(), "by the configured drain timeout");
     rig.settled().await;
     assert_eq!(rig.drained(), [1]);
@@ -82,7 +97,11 @@ async fn gone_from_the_slices_while_its_pod_lives_is_out_and_reversible() {
     let rig = Rig::start(&api).await;
     let id = || {
         let port = rig.port("shop").unwrap();
-        port.all.iter().find(|endpoint| endpoint.address.to_string() == "10.0.0.1:8080").unwrap().clone()
+        port.all
+            .iter()
+            .find(|endpoint| endpoint.address.to_string() == "10.0.0.1:8080")
+            .unwrap()
+            .clone()
     };
     let before = id();
     api.apply(&slice("s", "shop", &[ready(2, "p2")]));
@@ -90,7 +109,11 @@ async fn gone_from_the_slices_while_its_pod_lives_is_out_and_reversible() {
     assert!(!before.is_draining() && before.enter().is_none() && before.drain_deadline().is_none());
     api.apply(&slice("s", "shop", &[ready(1, "p1"), ready(2, "p2")]));
     rig.shop(&[1, 2]).await;
-    assert_eq!(id().id, before.id, "the same endpoint, with its connections");
+    assert_eq!(
+        id().id,
+        before.id,
+        "the same endpoint, with its connections"
+    );
     // The slice gone whole, then the pod as well.
     api.delete(Kind::Slices, "web", "s");
     rig.shop(&[]).await;
@@ -132,9 +155,16 @@ async fn a_deadline_counts_by_the_api_servers_clock_whatever_ours_says() {
             let rig = Rig::start(&api).await;
             if news != News::Live {
                 // 410 or not, nothing is heard of the pods meanwhile.
-                let verb = if news == News::Listed { Verb::List } else { Verb::Watch };
+                let verb = if news == News::Listed {
+                    Verb::List
+                } else {
+                    Verb::Watch
+                };
                 eventually("watched", async || api.open(Kind::Pods) == 1).await;
-                let (lists, watches) = (api.count(Kind::Pods, Verb::List), api.count(Kind::Pods, Verb::Watch));
+                let (lists, watches) = (
+                    api.count(Kind::Pods, Verb::List),
+                    api.count(Kind::Pods, Verb::Watch),
+                );
                 api.fault(Kind::Pods, verb, Fault::Wait);
                 match news {
                     News::Listed => api.forget(Kind::Pods),
@@ -147,18 +177,27 @@ async fn a_deadline_counts_by_the_api_servers_clock_whatever_ours_says() {
                 .await;
             }
             let before = Instant::now();
-            let (left, grace) = if news == News::Live { (600, 600) } else { (300, 600) };
+            let (left, grace) = if news == News::Live {
+                (600, 600)
+            } else {
+                (300, 600)
+            };
             api.apply(&deleting(pod("p1"), &api, left, grace));
             api.lift(Kind::Pods, Verb::List);
             api.lift(Kind::Pods, Verb::Watch);
             rig.shop(&[2]).await;
-            let [record] = &rig.drains()[..] else { panic!("{:?}", rig.drains()) };
+            let [record] = &rig.drains()[..] else {
+                panic!("{:?}", rig.drains())
+            };
             let wanted = Duration::from_secs(left.unsigned_abs() + 3);
             let is = record.deadline.unwrap() - before;
             // To the second, and what the machine was late.
             let slack = Duration::from_secs(60);
             let fits = is + Duration::from_secs(2) >= wanted && is <= wanted + slack;
-            assert!(fits, "{news:?}, its clock {ahead} s ahead: {is:?}, expected {wanted:?}");
+            assert!(
+                fits,
+                "{news:?}, its clock {ahead} s ahead: {is:?}, expected {wanted:?}"
+            );
         }
     }
 }

@@ -18,7 +18,8 @@ use crate::support::pods;
 use crate::support::wait::eventually;
 
 /// Explicit listener `web` for Service `web/shop`.
-pub const WEB: &str = "listeners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80}]";
+pub const WEB: &str =
+    "listeners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80}]";
 
 /// A proxy in this process. Shut down at drop (without grace), so that a failed test leaves nothing behind.
 pub struct Rig {
@@ -52,7 +53,13 @@ impl Rig {
             api.address
         );
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
-        let mut rig = Self { api: api.clone(), folder, running: None, silence, barriers: Cell::new(0) };
+        let mut rig = Self {
+            api: api.clone(),
+            folder,
+            running: None,
+            silence,
+            barriers: Cell::new(0),
+        };
         let config = rig.config(source, more);
         rig.running = Some(app::start(config).unwrap());
         rig
@@ -93,13 +100,25 @@ impl Rig {
 
     /// Waits until nothing is wrong any more.
     pub async fn clean(&self) {
-        eventually("ready and nothing else", async || self.readyz().await == (200, "ready".into())).await;
+        eventually("ready and nothing else", async || {
+            self.readyz().await == (200, "ready".into())
+        })
+        .await;
     }
 
     pub fn port(&self, service: &str) -> Option<std::sync::Arc<Port>> {
         let (namespace, name) = service.split_once('/').unwrap_or(("web", service));
-        let key = PortKey { service: ObjectName::new(namespace, name), port: 80 };
-        self.running().admin.snapshot.load().ports.get(&key).cloned()
+        let key = PortKey {
+            service: ObjectName::new(namespace, name),
+            port: 80,
+        };
+        self.running()
+            .admin
+            .snapshot
+            .load()
+            .ports
+            .get(&key)
+            .cloned()
     }
 
     /// Of a Service of `web`: the usable endpoints' last numbers, in order.
@@ -114,23 +133,38 @@ impl Rig {
     /// Waits until these are the usable ones of `web/shop`.
     pub async fn shop(&self, usable: &[u8]) {
         let what = format!("{usable:?} usable");
-        eventually(&what, async || self.usable("shop") == usable && self.running().is_settled()).await;
+        eventually(&what, async || {
+            self.usable("shop") == usable && self.running().is_settled()
+        })
+        .await;
     }
 
     /// The drains of endpoints of `web/shop`, as their last numbers, in order.
     pub fn drained(&self) -> Vec<u8> {
-        let mut drained: Vec<u8> = self.drains().iter().map(|record| last_of(record.address)).collect();
+        let mut drained: Vec<u8> = self
+            .drains()
+            .iter()
+            .map(|record| last_of(record.address))
+            .collect();
         drained.sort_unstable();
         drained
     }
 
     pub fn drains(&self) -> Vec<Record> {
         let records = self.running().admin.drains.records();
-        records.into_iter().filter(|record| record.service.service == ObjectName::new("web", "shop")).collect()
+        records
+            .into_iter()
+            .filter(|record| record.service.service == ObjectName::new("web", "shop"))
+            .collect()
     }
 
     pub fn errors(&self, kind: &str) -> u64 {
-        self.running().admin.metrics.discovery_errors.with_label_values(&[kind]).get()
+        self.running()
+            .admin
+            .metrics
+            .discovery_errors
+            .with_label_values(&[kind])
+            .get()
     }
 
     /// Waits until what was told so far of Services, and of these kinds, has had its effect: told after it, a barrier
@@ -149,12 +183,21 @@ impl Rig {
             self.api.apply(&slice(&name, &name, &[ready(200, &name)]));
         }
         self.api.apply(&claimed(service(&name)));
-        eventually("a Service after all others", async || self.port(&name).is_some()).await;
+        eventually("a Service after all others", async || {
+            self.port(&name).is_some()
+        })
+        .await;
         if slices {
-            eventually("an endpoint after all others", async || !self.usable(&name).is_empty()).await;
+            eventually("an endpoint after all others", async || {
+                !self.usable(&name).is_empty()
+            })
+            .await;
             if pods {
                 self.api.apply(&deleting(pod(&name), &self.api, 30, 30));
-                eventually("a Pod after all others", async || self.usable(&name).is_empty()).await;
+                eventually("a Pod after all others", async || {
+                    self.usable(&name).is_empty()
+                })
+                .await;
                 self.api.delete(Kind::Pods, "web", &name);
             }
             self.api.delete(Kind::Slices, "web", &name);

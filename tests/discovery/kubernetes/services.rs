@@ -16,7 +16,14 @@ async fn a_service_of_another_uid_is_another_service() {
     for by_list in [false, true] {
         let api = shop(2).await;
         let rig = Rig::start(&api).await;
-        let ids = || rig.port("shop").unwrap().usable.iter().map(|endpoint| endpoint.id).collect::<Vec<_>>();
+        let ids = || {
+            rig.port("shop")
+                .unwrap()
+                .usable
+                .iter()
+                .map(|endpoint| endpoint.id)
+                .collect::<Vec<_>>()
+        };
         rig.shop(&[1, 2]).await;
         let before = ids();
         let mut other = service("shop");
@@ -33,7 +40,10 @@ async fn a_service_of_another_uid_is_another_service() {
         }
         eventually("drained", async || rig.drained() == [1, 2]).await;
         rig.shop(&[1, 2]).await;
-        assert!(ids().iter().all(|id| !before.contains(id)), "new endpoints, new pools");
+        assert!(
+            ids().iter().all(|id| !before.contains(id)),
+            "new endpoints, new pools"
+        );
     }
 }
 
@@ -51,7 +61,10 @@ async fn a_headless_service_is_served_an_external_name_is_not() {
     api.apply(&external);
     api.apply(&slice("x", "external", &[ready(3, "p3")]));
     let rig = Rig::start(&api).await;
-    assert_eq!((rig.usable("headless"), rig.usable("shop")), (vec![2], vec![1]));
+    assert_eq!(
+        (rig.usable("headless"), rig.usable("shop")),
+        (vec![2], vec![1])
+    );
     assert!(rig.port("external").is_none());
     rig.clean().await;
 }
@@ -68,10 +81,20 @@ async fn services_that_nobody_claimed_are_not_served() {
     let mut named = service("shop");
     named["spec"]["ports"][0]["nodePort"] = 30_080.into();
     api.apply(&named);
-    let rig = Rig::launch(&api, "", &format!("{WEB}\nnodePorts: {{addresses: [127.0.0.1]}}"));
+    let rig = Rig::launch(
+        &api,
+        "",
+        &format!("{WEB}\nnodePorts: {{addresses: [127.0.0.1]}}"),
+    );
     rig.clean().await;
     let listeners = rig.running().admin.health.state().listeners;
-    assert_eq!(listeners.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["web"]);
+    assert_eq!(
+        listeners
+            .iter()
+            .map(|it| it.name.as_str())
+            .collect::<Vec<_>>(),
+        ["web"]
+    );
     rig.settled().await;
     assert!(rig.port("other").is_none() && rig.port("foreign").is_none());
     assert_eq!(rig.usable("shop"), [1]);
@@ -85,9 +108,15 @@ async fn services_that_nobody_claimed_are_not_served() {
 fn own_address() -> Result<IpAddr, String> {
     let socket = UdpSocket::bind("0.0.0.0:0").map_err(|error| error.to_string())?;
     // Nothing is sent: it only asks for the route.
-    socket.connect("198.18.0.1:9").map_err(|error| format!("no route ({error})"))?;
+    socket
+        .connect("198.18.0.1:9")
+        .map_err(|error| format!("no route ({error})"))?;
     let address = socket.local_addr().map_err(|error| error.to_string())?.ip();
-    if address.is_loopback() { Err("only a loopback address".into()) } else { Ok(address) }
+    if address.is_loopback() {
+        Err("only a loopback address".into())
+    } else {
+        Ok(address)
+    }
 }
 
 #[tokio::test]
@@ -107,38 +136,69 @@ async fn a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_conne
         }
     });
     let api = Api::start().await;
-    let node_port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let node_port = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let mut shop = service("shop");
     shop["metadata"]["annotations"] = json!({"ebbtide.dev/protocol": "tcp"});
     shop["spec"]["ports"][0]["nodePort"] = node_port.into();
-    let mut endpoints = slice("s", "shop", &[endpoint(&target.ip().to_string(), Some("p1"), [true, true, false])]);
+    let mut endpoints = slice(
+        "s",
+        "shop",
+        &[endpoint(
+            &target.ip().to_string(),
+            Some("p1"),
+            [true, true, false],
+        )],
+    );
     endpoints["ports"][0]["port"] = target.port().into();
-    [&shop, &endpoints, &pod("p1")].iter().for_each(|object| api.apply(object));
+    [&shop, &endpoints, &pod("p1")]
+        .iter()
+        .for_each(|object| api.apply(object));
     let rig = Rig::launch(&api, "", "nodePorts: {addresses: [127.0.0.1]}");
     rig.clean().await;
     let listener = || rig.running().listener("web/shop:80@127.0.0.1");
     assert_eq!(listener(), None);
 
     api.apply(&claimed(shop.clone()));
-    eventually("bound", async || listener().is_some_and(|it| it.port() == node_port)).await;
+    eventually("bound", async || {
+        listener().is_some_and(|it| it.port() == node_port)
+    })
+    .await;
     let mut client = TcpStream::connect(("127.0.0.1", node_port)).await.unwrap();
     let mut echoes = async || {
         client.write_all(b"hello").await.unwrap();
         let mut heard = [0; 5];
-        let read = tokio::time::timeout(std::time::Duration::from_secs(30), client.read_exact(&mut heard)).await;
+        let read = tokio::time::timeout(
+            std::time::Duration::from_secs(30),
+            client.read_exact(&mut heard),
+        )
+        .await;
         assert!(matches!(read, Ok(Ok(_))) && heard == *b"hello", "{read:?}");
     };
     echoes().await;
 
     api.apply(&shop);
     eventually("released", async || listener().is_none()).await;
-    eventually("closed", async || std::net::TcpStream::connect(("127.0.0.1", node_port)).is_err()).await;
+    eventually("closed", async || {
+        std::net::TcpStream::connect(("127.0.0.1", node_port)).is_err()
+    })
+    .await;
     echoes().await;
     // The namespace is still watched, for what is still connected there.
     api.apply(&deleting(pod("p1"), &api, 600, 600));
     // Alone it would be the last resort for as long as it serves.
-    endpoints["endpoints"][0]["conditions"] = json!({"ready": false, "serving": false, "terminating": true});
+    endpoints["endpoints"][0]["conditions"] =
+        json!({"ready": false, "serving": false, "terminating": true});
     api.apply(&endpoints);
-    eventually("its drain", async || rig.drains().first().is_some_and(|drain| drain.in_flight == 1)).await;
+    eventually("its drain", async || {
+        rig.drains()
+            .first()
+            .is_some_and(|drain| drain.in_flight == 1)
+    })
+    .await;
     echoes().await;
 }

@@ -47,12 +47,19 @@ async fn strike(mut siege: Siege, head: &str, piece: &[u8]) {
 
 #[tokio::test]
 async fn an_endless_chunk_extension() {
-    siege("endless-chunk-extension", post("/silent") + "1;", vec![b'a'; 4_096]).await;
+    siege(
+        "endless-chunk-extension",
+        post("/silent") + "1;",
+        vec![b'a'; 4_096],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn a_long_extension_for_every_byte() {
-    let piece = [b"1;".as_slice(), &[b'a'; 250], b"\r\nx\r\n"].concat().repeat(8);
+    let piece = [b"1;".as_slice(), &[b'a'; 250], b"\r\nx\r\n"]
+        .concat()
+        .repeat(8);
     siege("extension-per-byte", post("/silent"), piece).await;
 }
 
@@ -64,18 +71,38 @@ async fn one_byte_chunks() {
 /// The same, of a request that is kept for a replay as far as that goes.
 #[tokio::test]
 async fn one_byte_chunks_that_are_kept() {
-    let (head, piece) = (post("/silent").replace("POST", "PUT"), b"1\r\nx\r\n".repeat(350));
-    strike(lay("1-byte-chunks-kept", &head, &piece).await.with_kept_bodies(), &head, &piece).await;
+    let (head, piece) = (
+        post("/silent").replace("POST", "PUT"),
+        b"1\r\nx\r\n".repeat(350),
+    );
+    strike(
+        lay("1-byte-chunks-kept", &head, &piece)
+            .await
+            .with_kept_bodies(),
+        &head,
+        &piece,
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn one_byte_chunks_of_an_endpoint() {
-    siege("1-byte-chunks-of-endpoint", "GET /crumbs HTTP/1.1\r\nHost: shop\r\n\r\n".into(), vec![]).await;
+    siege(
+        "1-byte-chunks-of-endpoint",
+        "GET /crumbs HTTP/1.1\r\nHost: shop\r\n\r\n".into(),
+        vec![],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn endless_trailers_of_a_client() {
-    siege("endless-request-trailers", post("/silent") + "0\r\n", b"X-Trailer: one more\r\n".repeat(100)).await;
+    siege(
+        "endless-request-trailers",
+        post("/silent") + "0\r\n",
+        b"X-Trailer: one more\r\n".repeat(100),
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -90,7 +117,12 @@ async fn endless_trailers_of_an_endpoint() {
 
 #[tokio::test]
 async fn endless_interim_responses() {
-    siege("endless-1xx", "GET /interim HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".into(), vec![]).await;
+    siege(
+        "endless-1xx",
+        "GET /interim HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n".into(),
+        vec![],
+    )
+    .await;
 }
 
 /// 16 of 16 MiB, lost with their endpoint before their end, over and over; `EBBTIDE_FULL=1`: 4 of 2 GiB.
@@ -108,7 +140,10 @@ async fn uploads_to_a_dying_endpoint() {
         let count = count.clone();
         async move {
             let answer = upload(web, size).await?;
-            count.fetch_add(usize::from(answer.starts_with(b"HTTP/1.1 502 ")), Ordering::Relaxed);
+            count.fetch_add(
+                usize::from(answer.starts_with(b"HTTP/1.1 502 ")),
+                Ordering::Relaxed,
+            );
             Ok(())
         }
     });
@@ -118,7 +153,9 @@ async fn uploads_to_a_dying_endpoint() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(600), met).await.expect("each meets the end of its endpoint");
+    tokio::time::timeout(Duration::from_secs(600), met)
+        .await
+        .expect("each meets the end of its endpoint");
     siege.lift(hostile, seen).await;
 }
 

@@ -71,7 +71,16 @@ impl Stage {
         good.set_read_timeout(Some(PATIENCE)).unwrap();
         let number = process.proxy.pid().unwrap();
         pid.set(number).unwrap();
-        let mut stage = Self { _process: process, pid: number, good, arrived, go_on, gate, hostile, _alone: alone };
+        let mut stage = Self {
+            _process: process,
+            pid: number,
+            good,
+            arrived,
+            go_on,
+            gate,
+            hostile,
+            _alone: alone,
+        };
         stage.ask("/before");
         stage.answered();
         stage
@@ -83,7 +92,9 @@ impl Stage {
         ready();
         self.ask("/order");
         signal(self.pid, Signal::CONT);
-        self.arrived.recv_timeout(PATIENCE).expect("the good client's request arrives");
+        self.arrived
+            .recv_timeout(PATIENCE)
+            .expect("the good client's request arrives");
         seen();
         self.go_on.send(()).unwrap();
         self.answered();
@@ -95,12 +106,16 @@ impl Stage {
         until_still("it sleeps", || is_asleep(pid));
         let (before, mut ahead) = (open_descriptors(pid), 0);
         self.ahead(ready, || ahead = open_descriptors(pid) - before);
-        patiently("all of the herd are served", || open_descriptors(pid) - before >= HERD);
+        patiently("all of the herd are served", || {
+            open_descriptors(pid) - before >= HERD
+        });
         ahead
     }
 
     fn ask(&mut self, path: &str) {
-        self.good.write_all(format!("GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n").as_bytes()).unwrap();
+        self.good
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n").as_bytes())
+            .unwrap();
     }
 
     fn answered(&mut self) {
@@ -120,7 +135,9 @@ impl Stage {
     fn regulars(&self) -> (Vec<TcpStream>, Vec<TcpStream>) {
         let mut clients: Vec<TcpStream> = (0..HERD).map(|_| self.client(REQUEST)).collect();
         let mut endpoints = self.arrived_herd();
-        endpoints.iter_mut().for_each(|endpoint| endpoint.write_all(NOTHING).unwrap());
+        endpoints
+            .iter_mut()
+            .for_each(|endpoint| endpoint.write_all(NOTHING).unwrap());
         until_each_hears("all have their answer", &mut clients, || {});
         (clients, endpoints)
     }
@@ -141,7 +158,12 @@ impl Stage {
 }
 
 /// The good client's endpoint.
-fn serve(listener: &TcpListener, pid: &OnceLock<u32>, tell: &Sender<()>, told: &Mutex<Receiver<()>>) {
+fn serve(
+    listener: &TcpListener,
+    pid: &OnceLock<u32>,
+    tell: &Sender<()>,
+    told: &Mutex<Receiver<()>>,
+) {
     std::thread::scope(|scope| {
         for mut stream in listener.incoming().map_while(Result::ok) {
             let tell = tell.clone();
@@ -206,7 +228,10 @@ fn write_some(stream: &mut TcpStream) -> std::io::Result<usize> {
 }
 
 /// One pass of writes or reads over all of them, as far as each goes; answers the bytes of each.
-fn pass(streams: &mut [TcpStream], mut once: impl FnMut(&mut TcpStream) -> std::io::Result<usize>) -> Vec<usize> {
+fn pass(
+    streams: &mut [TcpStream],
+    mut once: impl FnMut(&mut TcpStream) -> std::io::Result<usize>,
+) -> Vec<usize> {
     let all = |stream: &mut TcpStream| {
         let mut sum = 0;
         loop {
@@ -243,7 +268,10 @@ fn until_still(what: &str, mut quiet: impl FnMut() -> bool) {
 fn until_each_hears(what: &str, streams: &mut [TcpStream], mut meanwhile: impl FnMut()) {
     let mut heard = vec![false; streams.len()];
     patiently(what, || {
-        heard.iter_mut().zip(pass(streams, read_some)).for_each(|(heard, n)| *heard |= n > 0);
+        heard
+            .iter_mut()
+            .zip(pass(streams, read_some))
+            .for_each(|(heard, n)| *heard |= n > 0);
         meanwhile();
         heard.iter().all(|heard| *heard)
     });
@@ -261,7 +289,10 @@ fn drain(sinks: &mut [TcpStream]) -> u64 {
     let mut heard = vec![false; sinks.len()];
     until_still("nothing comes any more", || {
         let read = pass(sinks, read_some);
-        heard.iter_mut().zip(&read).for_each(|(heard, n)| *heard |= *n > 0);
+        heard
+            .iter_mut()
+            .zip(&read)
+            .for_each(|(heard, n)| *heard |= *n > 0);
         read.iter().all(|n| *n == 0)
     });
     heard.iter().filter(|heard| **heard).count() as u64
@@ -274,14 +305,21 @@ async fn judge(herd: &str, mut once: impl AsyncFnMut() -> u64) {
         let ahead = once().await;
         seen.push(ahead);
         if ahead < PIPES {
-            return println!("FIGURE attack order-{herd}: {ahead} of a herd of {HERD} served before one who was there");
+            return println!(
+                "FIGURE attack order-{herd}: {ahead} of a herd of {HERD} served before one who was there"
+            );
         }
     }
     panic!("{herd}: of a herd of {HERD} so many were served before one who was there: {seen:?}");
 }
 
 /// Transfers that stand since their sinks take nothing; then these take everything at once.
-async fn judge_flows(herd: &str, mut stage: Stage, mut sources: Vec<TcpStream>, mut sinks: Vec<TcpStream>) {
+async fn judge_flows(
+    herd: &str,
+    mut stage: Stage,
+    mut sources: Vec<TcpStream>,
+    mut sinks: Vec<TcpStream>,
+) {
     judge(herd, async || {
         stuff(stage.pid, &mut sources);
         let (mut ahead, sinks) = (0, RefCell::new(&mut sinks));
@@ -292,7 +330,9 @@ async fn judge_flows(herd: &str, mut stage: Stage, mut sources: Vec<TcpStream>, 
         };
         stage.ahead(ready, || ahead = drain(&mut sinks.borrow_mut()));
         // And the herd has its turns.
-        until_each_hears("all of the herd go on", &mut sinks.borrow_mut(), || drop(pass(&mut sources, write_some)));
+        until_each_hears("all of the herd go on", &mut sinks.borrow_mut(), || {
+            drop(pass(&mut sources, write_some))
+        });
         ahead
     })
     .await;
@@ -304,7 +344,10 @@ async fn who_is_there_is_served_before_a_herd_of_newcomers() {
         let mut stage = Stage::set("http").await;
         let mut herd: Vec<TcpStream> = (0..HERD).map(|_| stage.client(b"")).collect();
         // Each needs a connection to the endpoint.
-        stage.ahead_by_descriptors(|| herd.iter_mut().for_each(|client| client.write_all(REQUEST).unwrap()))
+        stage.ahead_by_descriptors(|| {
+            herd.iter_mut()
+                .for_each(|client| client.write_all(REQUEST).unwrap())
+        })
     })
     .await;
 }
@@ -314,7 +357,9 @@ async fn who_is_there_is_served_before_a_herd_is_accepted() {
     judge("not-yet-accepted", async || {
         let mut stage = Stage::set("http").await;
         let (gate, mut herd) = (stage.gate, Vec::new());
-        stage.ahead_by_descriptors(|| herd.extend((0..HERD).map(|_| TcpStream::connect(gate).unwrap())))
+        stage.ahead_by_descriptors(|| {
+            herd.extend((0..HERD).map(|_| TcpStream::connect(gate).unwrap()))
+        })
     })
     .await;
 }
@@ -341,8 +386,13 @@ async fn who_is_there_is_served_before_a_herd_of_half_blocked_pairs() {
 async fn who_is_there_is_served_before_a_herd_of_long_uploads() {
     let stage = Stage::set("http").await;
     let (mut sources, sinks) = stage.regulars();
-    let head = format!("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {}\r\n\r\n", 1u64 << 40);
-    sources.iter_mut().for_each(|source| source.write_all(head.as_bytes()).unwrap());
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {}\r\n\r\n",
+        1u64 << 40
+    );
+    sources
+        .iter_mut()
+        .for_each(|source| source.write_all(head.as_bytes()).unwrap());
     judge_flows("long-uploads", stage, sources, sinks).await;
 }
 
@@ -350,9 +400,13 @@ async fn who_is_there_is_served_before_a_herd_of_long_uploads() {
 async fn who_is_there_is_served_before_a_herd_of_long_answers() {
     let stage = Stage::set("http").await;
     let (mut sinks, mut sources) = stage.regulars();
-    sinks.iter_mut().for_each(|sink| sink.write_all(REQUEST).unwrap());
+    sinks
+        .iter_mut()
+        .for_each(|sink| sink.write_all(REQUEST).unwrap());
     until_each_hears("all have asked again", &mut sources, || {});
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 1u64 << 40);
-    sources.iter_mut().for_each(|source| source.write_all(head.as_bytes()).unwrap());
+    sources
+        .iter_mut()
+        .for_each(|source| source.write_all(head.as_bytes()).unwrap());
     judge_flows("long-answers", stage, sources, sinks).await;
 }

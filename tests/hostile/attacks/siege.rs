@@ -77,14 +77,19 @@ impl Cores {
     fn split() -> Self {
         static ALL: std::sync::OnceLock<CpuSet> = std::sync::OnceLock::new();
         let all = *ALL.get_or_init(|| sched_getaffinity(None).unwrap());
-        let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| all.is_set(*core)).collect();
+        let cores: Vec<usize> = (0..CpuSet::MAX_CPU)
+            .filter(|core| all.is_set(*core))
+            .collect();
         let (some, rest) = cores.split_at(cores.len() / 2);
         let set = |cores: &[usize]| {
             let mut set = CpuSet::new();
             cores.iter().for_each(|core| set.set(*core));
             if cores.is_empty() { all } else { set }
         };
-        Self { proxy: set(some), others: set(rest) }
+        Self {
+            proxy: set(some),
+            others: set(rest),
+        }
     }
 
     /// For this thread, and what it starts.
@@ -109,26 +114,41 @@ impl Crew {
     fn muster_idle() -> Self {
         Self::muster_as(|| {
             let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-            let done = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
-            assert!(done.is_ok_and(|status| status.success()), "chrt, of util-linux, has to be there");
+            let done = Command::new("chrt")
+                .args(["--idle", "--pid", "0", &thread])
+                .status();
+            assert!(
+                done.is_ok_and(|status| status.success()),
+                "chrt, of util-linux, has to be there"
+            );
         })
     }
 
     fn muster_as(prepare: impl FnOnce() + Send + 'static) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let (handle, (stop, stopped)) = (runtime.handle().clone(), oneshot::channel::<()>());
         std::thread::spawn(move || {
             prepare();
             let _ = runtime.block_on(stopped);
         });
-        Self { handle, _stop: stop }
+        Self {
+            handle,
+            _stop: stop,
+        }
     }
 }
 
 impl Siege {
     /// Starts the proxy with good clients, whose times are the baseline, and warms up what is allocated once by `warm` hostile
     /// connections.
-    pub async fn lay(name: &'static str, more: &str, warm: impl AsyncFn(SocketAddr, &Handle)) -> Self {
+    pub async fn lay(
+        name: &'static str,
+        more: &str,
+        warm: impl AsyncFn(SocketAddr, &Handle),
+    ) -> Self {
         Self::lay_as(BINARY.as_ref(), name, more, warm).await
     }
 
@@ -146,7 +166,9 @@ impl Siege {
         let poured = Arc::new(AtomicU64::new(0));
         let start = async |crew: &Crew| {
             let poured = poured.clone();
-            let app = crew.handle.spawn(listen(move |stream| serve(stream, poured.clone())));
+            let app = crew
+                .handle
+                .spawn(listen(move |stream| serve(stream, poured.clone())));
             app.await.unwrap()
         };
         let (app, hostile) = (start(&decent).await, start(&mob).await);
@@ -163,7 +185,10 @@ impl Siege {
         let process = Process::launch(program, &[Ep::new("app", app)], &text, &listeners).await;
         Cores::take(&cores.others);
         add_hostile(&process, hostile).await;
-        let (gate, pid) = (process.proxy.listeners["gate"], process.proxy.pid().unwrap());
+        let (gate, pid) = (
+            process.proxy.listeners["gate"],
+            process.proxy.pid().unwrap(),
+        );
         let mut good = Good::start(process.web());
         good.times(Duration::from_millis(300)).await;
         warm(gate, &mob.handle).await;
@@ -204,9 +229,17 @@ impl Siege {
         let (mut last, mut still) = (0, 0);
         for _ in 0..60_000 {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            self.mob.handle.spawn(tokio::task::yield_now()).await.unwrap();
+            self.mob
+                .handle
+                .spawn(tokio::task::yield_now())
+                .await
+                .unwrap();
             let poured = self.poured.load(Ordering::Relaxed);
-            still = if poured == last && is_asleep(self.pid) { still + 1 } else { 0 };
+            still = if poured == last && is_asleep(self.pid) {
+                still + 1
+            } else {
+                0
+            };
             last = poured;
             if poured > 0 && still == 50 {
                 return;
@@ -230,7 +263,11 @@ impl Siege {
         let (busy, begun) = (cpu(self.pid), Instant::now());
         tokio::time::sleep(Duration::from_secs(1)).await;
         let cpu = (cpu(self.pid) - busy).as_secs_f64() / begun.elapsed().as_secs_f64();
-        Seen { peak: sampler.peak(), times, cpu }
+        Seen {
+            peak: sampler.peak(),
+            times,
+            cpu,
+        }
     }
 
     /// `hostile` end it. Waits until they are forgotten and a newcomer is served, then judges what was seen.
@@ -240,7 +277,12 @@ impl Siege {
         drop(hostile);
         let ended = Instant::now();
         self.alone_again().await;
-        ok(&mut soon("a connection", Client::connect(self.process.web())).await.unwrap()).await;
+        ok(
+            &mut soon("a connection", Client::connect(self.process.web()))
+                .await
+                .unwrap(),
+        )
+        .await;
         let recovered = ended.elapsed();
         // The good ones have noticed nothing that cost them their connection.
         self.calm().await;
@@ -255,22 +297,36 @@ impl Siege {
             seen.cpu * 100.0,
             recovered.as_secs_f64()
         );
-        assert!(each <= self.bound, "{}: each hostile connection costs {each} bytes", self.name);
+        assert!(
+            each <= self.bound,
+            "{}: each hostile connection costs {each} bytes",
+            self.name
+        );
     }
 
     /// As [`Self::lift`], of an attack that moves nothing while it stands: then the proxy does not either.
     pub async fn lift_quiet<T>(self, hostile: Hostile<T>, seen: Seen) {
         let (name, cpu) = (self.name, seen.cpu);
         self.lift(hostile, seen).await;
-        assert!(cpu < 0.1, "{name}: {:.0} % of a processor while nothing moves", cpu * 100.0);
+        assert!(
+            cpu < 0.1,
+            "{name}: {:.0} % of a processor while nothing moves",
+            cpu * 100.0
+        );
     }
 
     /// The listener of a service that has no endpoint.
     pub async fn add_void(&self) -> SocketAddr {
-        self.process.folder.write("void.json", &service("void", json!({})));
+        self.process
+            .folder
+            .write("void.json", &service("void", json!({})));
         eventually("the service without an endpoint", async || {
             let status = self.process.json("/api/v1/status").await;
-            status["services"].as_array().unwrap().iter().any(|service| service["name"] == "void")
+            status["services"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|service| service["name"] == "void")
         })
         .await;
         self.process.proxy.listeners["void"]
@@ -278,7 +334,11 @@ impl Siege {
 
     async fn alone_again(&self) {
         eventually("only the good clients are left", async || {
-            self.process.proxy.metric("ebbtide_connections_active", |_| true).await.is_ok_and(|n| n <= GOOD as f64)
+            self.process
+                .proxy
+                .metric("ebbtide_connections_active", |_| true)
+                .await
+                .is_ok_and(|n| n <= GOOD as f64)
         })
         .await;
     }
@@ -286,8 +346,13 @@ impl Siege {
 
 /// A service for attackers, beside the good clients' one, in rotation.
 pub async fn add_hostile(process: &Process, address: SocketAddr) {
-    process.folder.write("hostile.json", &service("hostile", json!({})));
-    process.folder.write("hostile-slice.json", &Ep::new("hostile", address).slice_of("hostile", ""));
+    process
+        .folder
+        .write("hostile.json", &service("hostile", json!({})));
+    process.folder.write(
+        "hostile-slice.json",
+        &Ep::new("hostile", address).slice_of("hostile", ""),
+    );
     process.ready(2).await;
 }
 
@@ -329,7 +394,11 @@ pub struct Hostile<T> {
 
 impl<T> Hostile<T> {
     pub fn standing(standing: Vec<T>) -> Self {
-        Self { count: standing.len(), standing, tasks: JoinSet::new() }
+        Self {
+            count: standing.len(),
+            standing,
+            tasks: JoinSet::new(),
+        }
     }
 }
 
@@ -351,7 +420,11 @@ where
         };
         tasks.spawn_on(attacker, mob);
     }
-    Hostile { count, standing: Vec::new(), tasks }
+    Hostile {
+        count,
+        standing: Vec::new(),
+        tasks,
+    }
 }
 
 /// A connection that takes as little as it can.
@@ -366,7 +439,11 @@ pub async fn pour(web: SocketAddr, head: &[u8], piece: &[u8]) -> io::Result<()> 
     let mut stream = TcpStream::connect(web).await?;
     stream.write_all(head).await?;
     let (mut read, mut write) = stream.split();
-    let reads = async { tokio::io::copy(&mut read, &mut tokio::io::sink()).await.map(|_| ()) };
+    let reads = async {
+        tokio::io::copy(&mut read, &mut tokio::io::sink())
+            .await
+            .map(|_| ())
+    };
     let writes = async {
         if piece.is_empty() {
             std::future::pending::<()>().await;
@@ -380,7 +457,13 @@ pub async fn pour(web: SocketAddr, head: &[u8], piece: &[u8]) -> io::Result<()> 
 }
 
 async fn ok(client: &mut Client) {
-    assert_eq!(soon("an answer", client.exchange("GET", "/ok", "", b"")).await.unwrap().status, 200);
+    assert_eq!(
+        soon("an answer", client.exchange("GET", "/ok", "", b""))
+            .await
+            .unwrap()
+            .status,
+        200
+    );
 }
 
 /// Keep-alive clients on a thread of their own, so that they do not wait for the attackers' turns.
@@ -393,15 +476,19 @@ impl Good {
     fn start(web: SocketAddr) -> Self {
         let ((ask, mut asked), (tell, told)) = (mpsc::channel(1), mpsc::channel(1));
         std::thread::spawn(move || {
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-                let mut clients = Vec::new();
-                for _ in 0..GOOD {
-                    clients.push(Client::connect(web).await.unwrap());
-                }
-                while let Some(time) = asked.recv().await {
-                    let _ = tell.send(requests(&mut clients, time).await).await;
-                }
-            });
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(async {
+                    let mut clients = Vec::new();
+                    for _ in 0..GOOD {
+                        clients.push(Client::connect(web).await.unwrap());
+                    }
+                    while let Some(time) = asked.recv().await {
+                        let _ = tell.send(requests(&mut clients, time).await).await;
+                    }
+                });
         });
         Self { ask, told }
     }
@@ -409,7 +496,10 @@ impl Good {
     /// What each of their requests took, for so long.
     async fn times(&mut self, time: Duration) -> Vec<Duration> {
         self.ask.send(time).await.unwrap();
-        self.told.recv().await.expect("a good client lost its connection, or got no answer")
+        self.told
+            .recv()
+            .await
+            .expect("a good client lost its connection, or got no answer")
     }
 }
 
@@ -447,7 +537,9 @@ async fn serve(mut stream: TcpStream, poured: Arc<AtomicU64>) {
     loop {
         if let Some(end) = buf.windows(4).position(|four| four == b"\r\n\r\n") {
             let head: Vec<u8> = buf.drain(..end + 4).collect();
-            let path = String::from_utf8_lossy(head.split(|b| *b == b' ').nth(1).unwrap_or_default()).into_owned();
+            let path =
+                String::from_utf8_lossy(head.split(|b| *b == b' ').nth(1).unwrap_or_default())
+                    .into_owned();
             if path != "/ok" {
                 let _ = misbehave(&mut stream, &path, &poured).await;
                 return;
@@ -462,7 +554,10 @@ async fn serve(mut stream: TcpStream, poured: Arc<AtomicU64>) {
 }
 
 async fn misbehave(stream: &mut TcpStream, path: &str, poured: &AtomicU64) -> io::Result<()> {
-    if let Some(after) = path.strip_prefix("/die/").and_then(|after| after.parse().ok()) {
+    if let Some(after) = path
+        .strip_prefix("/die/")
+        .and_then(|after| after.parse().ok())
+    {
         return die(stream, after).await;
     }
     let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice();
@@ -472,17 +567,36 @@ async fn misbehave(stream: &mut TcpStream, path: &str, poured: &AtomicU64) -> io
             stream.ready(tokio::io::Interest::ERROR).await?;
             return Ok(());
         }
-        "/silent" => return tokio::io::copy(stream, &mut tokio::io::sink()).await.map(|_| ()),
-        "/tunnel" => {
-            (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: any\r\n\r\n", vec![0; 64 << 10])
+        "/silent" => {
+            return tokio::io::copy(stream, &mut tokio::io::sink())
+                .await
+                .map(|_| ());
         }
-        "/big" => (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n", vec![0; 64 << 10]),
-        "/chunks" => (chunked, [b"10000\r\n".as_slice(), &[0; 64 << 10], b"\r\n"].concat()),
+        "/tunnel" => (
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: any\r\n\r\n",
+            vec![0; 64 << 10],
+        ),
+        "/big" => (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n",
+            vec![0; 64 << 10],
+        ),
+        "/chunks" => (
+            chunked,
+            [b"10000\r\n".as_slice(), &[0; 64 << 10], b"\r\n"].concat(),
+        ),
         "/crumbs" => (chunked, b"1\r\nx\r\n".repeat(2_000)),
-        "/interim" => (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(200)),
-        "/trailers" => {
-            (chunked, b"0\r\n".iter().copied().chain(b"X-Trailer: and one more\r\n".repeat(2_000)).collect())
-        }
+        "/interim" => (
+            b"",
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(200),
+        ),
+        "/trailers" => (
+            chunked,
+            b"0\r\n"
+                .iter()
+                .copied()
+                .chain(b"X-Trailer: and one more\r\n".repeat(2_000))
+                .collect(),
+        ),
         _ => return Ok(()),
     };
     stream.write_all(head).await?;
@@ -498,6 +612,10 @@ async fn misbehave(stream: &mut TcpStream, path: &str, poured: &AtomicU64) -> io
 
 /// Reads so much of a body, and then is no more.
 async fn die(stream: &mut TcpStream, after: usize) -> io::Result<()> {
-    tokio::io::copy(&mut (&mut *stream).take(after as u64), &mut tokio::io::sink()).await?;
+    tokio::io::copy(
+        &mut (&mut *stream).take(after as u64),
+        &mut tokio::io::sink(),
+    )
+    .await?;
     stream.set_zero_linger()
 }

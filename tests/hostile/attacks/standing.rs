@@ -29,7 +29,12 @@ async fn many<T>(count: usize, open: impl AsyncFn() -> T) -> Hostile<T> {
 
 async fn until_active(siege: &Siege, count: usize) {
     eventually("all attackers are in", async || {
-        siege.process.proxy.metric("ebbtide_connections_active", |_| true).await.is_ok_and(|n| n >= count as f64)
+        siege
+            .process
+            .proxy
+            .metric("ebbtide_connections_active", |_| true)
+            .await
+            .is_ok_and(|n| n >= count as f64)
     })
     .await;
 }
@@ -59,7 +64,11 @@ async fn slowloris() {
 /// A head that is almost too large and never ends, byte by byte in a way that makes the most of every buffer.
 #[tokio::test]
 async fn heads_that_never_end() {
-    let head = [b"GET /ok HTTP/1.1\r\nHost: shop\r\nX-Slow: ".as_slice(), &[b'x'; 16_000]].concat();
+    let head = [
+        b"GET /ok HTTP/1.1\r\nHost: shop\r\nX-Slow: ".as_slice(),
+        &[b'x'; 16_000],
+    ]
+    .concat();
     let warm = async |web, _: &Handle| drop(many(50, async || said(web, &head).await).await);
     let mut siege = Siege::lay("large-slow-heads", "timeouts: {head: 5m}", warm).await;
     let mut hostile = many(1_000, async || said(siege.gate, &head[..8_000]).await).await;
@@ -111,7 +120,10 @@ async fn slow_read_of_one_byte_chunks() {
 /// Sends until it is not taken any more.
 async fn stuff(stream: &mut TcpStream) {
     let zeros = vec![0; 64 << 10];
-    while tokio::time::timeout(Duration::from_millis(20), stream.write_all(&zeros)).await.is_ok() {}
+    while tokio::time::timeout(Duration::from_millis(20), stream.write_all(&zeros))
+        .await
+        .is_ok()
+    {}
 }
 
 /// A body that is kept for a replay to its last byte, since nobody answers; and requests behind it, as many as are taken.
@@ -125,7 +137,9 @@ async fn the_largest_bodies_that_are_kept() {
         stream
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
-    let mut siege = Siege::lay("kept-for-a-replay", "", warm).await.with_kept_bodies();
+    let mut siege = Siege::lay("kept-for-a-replay", "", warm)
+        .await
+        .with_kept_bodies();
     let hostile = many(200, async || open(siege.gate).await).await;
     let seen = siege.watch().await;
     siege.lift_quiet(hostile, seen).await;
@@ -134,7 +148,12 @@ async fn the_largest_bodies_that_are_kept() {
 /// Whatever a connection can have stand at once: a large head, requests behind it, and an answer that is not read.
 #[tokio::test]
 async fn pipelined_behind_a_slow_read() {
-    let head = [b"GET /big HTTP/1.1\r\nHost: shop\r\nX-Large: ".as_slice(), &[b'x'; 15_000], b"\r\n\r\n"].concat();
+    let head = [
+        b"GET /big HTTP/1.1\r\nHost: shop\r\nX-Large: ".as_slice(),
+        &[b'x'; 15_000],
+        b"\r\n\r\n",
+    ]
+    .concat();
     let behind = b"GET /ok HTTP/1.1\r\nHost: shop\r\n\r\n".repeat(1_000);
     let request = [head, behind].concat();
     let open = async |web| {
@@ -153,12 +172,15 @@ async fn pipelined_behind_a_slow_read() {
 /// Both directions full, with nobody who reads.
 #[tokio::test]
 async fn a_tunnel_that_is_not_read() {
-    const HEAD: &[u8] = b"GET /tunnel HTTP/1.1\r\nHost: shop\r\nConnection: upgrade\r\nUpgrade: any\r\n\r\n";
+    const HEAD: &[u8] =
+        b"GET /tunnel HTTP/1.1\r\nHost: shop\r\nConnection: upgrade\r\nUpgrade: any\r\n\r\n";
     let open = async |web| {
         let mut stream = narrow(web).await;
         stream.write_all(HEAD).await.unwrap();
         let mut answer = [0; 12];
-        soon("an answer", stream.read_exact(&mut answer)).await.unwrap();
+        soon("an answer", stream.read_exact(&mut answer))
+            .await
+            .unwrap();
         assert_eq!(&answer, b"HTTP/1.1 101");
         stuff(&mut stream).await;
         stream
@@ -174,7 +196,8 @@ async fn a_tunnel_that_is_not_read() {
 /// Bodies for an endpoint that takes nothing: what the proxy cannot get rid of, it must not take in.
 #[tokio::test]
 async fn uploads_to_a_deaf_endpoint() {
-    const HEAD: &[u8] = b"POST /deaf HTTP/1.1\r\nHost: shop\r\nContent-Length: 1000000000000\r\n\r\n";
+    const HEAD: &[u8] =
+        b"POST /deaf HTTP/1.1\r\nHost: shop\r\nContent-Length: 1000000000000\r\n\r\n";
     let open = async |web| {
         let mut stream = said(web, HEAD).await;
         stuff(&mut stream).await;
@@ -190,8 +213,16 @@ async fn uploads_to_a_deaf_endpoint() {
 /// Requests without an answer, and as much behind them as the proxy takes.
 #[tokio::test]
 async fn pipelined_behind_silence() {
-    let head = [b"GET /silent HTTP/1.1\r\nHost: shop\r\nX-Large: ".as_slice(), &[b'x'; 15_000]].concat();
-    let rest = [b"\r\n\r\n".as_slice(), &b"GET /ok HTTP/1.1\r\nHost: shop\r\n\r\n".repeat(4_000)].concat();
+    let head = [
+        b"GET /silent HTTP/1.1\r\nHost: shop\r\nX-Large: ".as_slice(),
+        &[b'x'; 15_000],
+    ]
+    .concat();
+    let rest = [
+        b"\r\n\r\n".as_slice(),
+        &b"GET /ok HTTP/1.1\r\nHost: shop\r\n\r\n".repeat(4_000),
+    ]
+    .concat();
     let open = async |web| {
         let mut stream = said(web, &head).await;
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -231,7 +262,12 @@ async fn a_hold_queue_flood() {
     let void = siege.add_void().await;
     let hostile = many(3_000, async || said(void, GET).await).await;
     eventually("the queue is full", async || {
-        siege.process.proxy.metric("ebbtide_held", |_| true).await.is_ok_and(|held| held >= 1_024.0)
+        siege
+            .process
+            .proxy
+            .metric("ebbtide_held", |_| true)
+            .await
+            .is_ok_and(|held| held >= 1_024.0)
     })
     .await;
     let seen = siege.watch().await;

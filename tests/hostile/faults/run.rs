@@ -154,7 +154,10 @@ impl Run<'_> {
             }
             13..=18 => {
                 let repeatable = self.rng.u32(..4) > 0;
-                self.dispatch(Request { repeatable, ..Request::default() });
+                self.dispatch(Request {
+                    repeatable,
+                    ..Request::default()
+                });
             }
             19 => self.dispatch_stale(),
             _ => {
@@ -173,7 +176,9 @@ impl Run<'_> {
 
     /// One of the pods for which this holds.
     fn some_pod(&mut self, fits: impl Fn(&super::truth::Pod) -> bool) -> Option<usize> {
-        let fitting: Vec<usize> = (0..self.truth.pods.len()).filter(|i| fits(&self.truth.pods[*i])).collect();
+        let fitting: Vec<usize> = (0..self.truth.pods.len())
+            .filter(|i| fits(&self.truth.pods[*i]))
+            .collect();
         self.rng.choice(fitting)
     }
 
@@ -181,7 +186,9 @@ impl Run<'_> {
         let dead: Vec<usize> = (0..self.truth.pods.len())
             .filter(|i| {
                 let pod = &self.truth.pods[*i];
-                let taken = self.truth.pods[i + 1..].iter().any(|other| other.address == pod.address);
+                let taken = self.truth.pods[i + 1..]
+                    .iter()
+                    .any(|other| other.address == pod.address);
                 pod.deleted.is_some() && !pod.listens && !taken
             })
             .collect();
@@ -192,8 +199,19 @@ impl Run<'_> {
             _ => number + 1,
         };
         // A StatefulSet's: the old one's object is gone before.
-        let free = |name: &String| self.truth.pods.iter().all(|pod| pod.name != *name || pod.gone);
-        let names = self.truth.pods.iter().map(|pod| pod.name.clone()).filter(free).collect::<Vec<_>>();
+        let free = |name: &String| {
+            self.truth
+                .pods
+                .iter()
+                .all(|pod| pod.name != *name || pod.gone)
+        };
+        let names = self
+            .truth
+            .pods
+            .iter()
+            .map(|pod| pod.name.clone())
+            .filter(free)
+            .collect::<Vec<_>>();
         let name = match self.rng.choice(names) {
             Some(name) if namesake && self.rng.bool() => name,
             _ => format!("pod-{number}"),
@@ -210,7 +228,8 @@ impl Run<'_> {
 
     fn change_readiness(&mut self) {
         let flaps = self.row.flaps;
-        let living = |pod: &super::truth::Pod| pod.deleted.is_none() && pod.listens && (flaps || !pod.ready);
+        let living =
+            |pod: &super::truth::Pod| pod.deleted.is_none() && pod.listens && (flaps || !pod.ready);
         if let Some(index) = self.some_pod(living) {
             let pod = &mut self.truth.pods[index];
             pod.ready = !pod.ready;
@@ -219,7 +238,9 @@ impl Run<'_> {
     }
 
     fn delete(&mut self) {
-        let Some(index) = self.some_pod(|pod| pod.deleted.is_none() && !pod.gone) else { return };
+        let Some(index) = self.some_pod(|pod| pod.deleted.is_none() && !pod.gone) else {
+            return;
+        };
         if self.row.sudden > 0 && self.odds(self.row.sudden) {
             self.process_ends(index);
         }
@@ -238,7 +259,11 @@ impl Run<'_> {
 
     fn process_ends(&mut self, index: usize) {
         self.truth.pods[index].listens = false;
-        for lost in self.flights.extract_if(.., |flight| flight.pod == index).collect::<Vec<_>>() {
+        for lost in self
+            .flights
+            .extract_if(.., |flight| flight.pod == index)
+            .collect::<Vec<_>>()
+        {
             self.lose(lost);
         }
     }
@@ -346,18 +371,33 @@ impl Run<'_> {
         }
         for copy in 0..=self.rng.u32(0..=self.row.copies) {
             let (from, to) = self.row.late_ms;
-            let mut at = self.rig.now + Duration::from_millis(self.rng.u64(from..=to.max(from)) * u64::from(copy + 1));
+            let mut at = self.rig.now
+                + Duration::from_millis(self.rng.u64(from..=to.max(from)) * u64::from(copy + 1));
             // What comes after a list, comes after it, however the rest is mixed up.
             let all = self.row.ordered && copy == 0;
-            let before = |event: &&Event| event.kind == kind && (all || matches!(event.change, Change::Replace { .. }));
-            at = at.max(self.pending.iter().filter(before).map(|event| event.at).max().unwrap_or(at));
+            let before = |event: &&Event| {
+                event.kind == kind && (all || matches!(event.change, Change::Replace { .. }))
+            };
+            at = at.max(
+                self.pending
+                    .iter()
+                    .filter(before)
+                    .map(|event| event.at)
+                    .max()
+                    .unwrap_or(at),
+            );
             self.enqueue(at, kind, change.clone());
         }
     }
 
     fn enqueue(&mut self, at: Instant, kind: Kind, change: Change) {
         self.events += 1;
-        self.pending.push(Event { at, number: self.events, kind, change });
+        self.pending.push(Event {
+            at,
+            number: self.events,
+            kind,
+            change,
+        });
     }
 
     fn pass(&mut self, time: Duration) {
@@ -372,8 +412,13 @@ impl Run<'_> {
     }
 
     fn next_event(&self, until: Instant) -> Option<usize> {
-        let due = self.pending.iter().enumerate().filter(|(_, event)| event.at <= until);
-        due.min_by_key(|(_, event)| (event.at, event.number)).map(|(index, _)| index)
+        let due = self
+            .pending
+            .iter()
+            .enumerate()
+            .filter(|(_, event)| event.at <= until);
+        due.min_by_key(|(_, event)| (event.at, event.number))
+            .map(|(index, _)| index)
     }
 
     /// Lets time pass, from drain deadline to drain deadline.
@@ -397,7 +442,9 @@ impl Run<'_> {
 
     /// The drain deadline of these has passed: what may be sent again is.
     fn cut(&mut self) {
-        let late = self.flights.extract_if(.., |flight| flight.lease.endpoint().force.is_cancelled());
+        let late = self
+            .flights
+            .extract_if(.., |flight| flight.lease.endpoint().force.is_cancelled());
         for flight in late.collect::<Vec<_>>() {
             self.figures.cut += 1;
             self.lose(flight);
@@ -408,7 +455,9 @@ impl Run<'_> {
 /// What clients do.
 impl Run<'_> {
     fn lose(&mut self, flight: Flight) {
-        let Flight { lease, mut request, .. } = flight;
+        let Flight {
+            lease, mut request, ..
+        } = flight;
         request.tried.push(lease.endpoint().id);
         request.lost_at = Some(lease.endpoint().clone());
         drop(lease);
@@ -423,12 +472,18 @@ impl Run<'_> {
     fn dispatch(&mut self, request: Request) {
         for _ in 0..=self.truth.pods.len() {
             let port = self.port();
-            let avoid = Avoid { tried: &request.tried, siblings_of: request.lost_at.as_deref() };
+            let avoid = Avoid {
+                tried: &request.tried,
+                siblings_of: request.lost_at.as_deref(),
+            };
             // So late that nobody is a newcomer: how long this thread was kept waiting must not matter.
             let Some(lease) = pick(&port, Cost::Http, &avoid, self.rig.now + 3_600 * SECOND) else {
                 self.nothing_to_pick();
                 self.figures.held += u64::from(!request.held);
-                self.held.push(Request { held: true, ..request });
+                self.held.push(Request {
+                    held: true,
+                    ..request
+                });
                 return;
             };
             self.figures.picks += 1;
@@ -436,7 +491,11 @@ impl Run<'_> {
             self.picked(lease.endpoint());
             match self.truth.listener(last_byte(lease.endpoint().address)) {
                 Some(pod) => {
-                    self.flights.push(Flight { lease, pod, request });
+                    self.flights.push(Flight {
+                        lease,
+                        pod,
+                        request,
+                    });
                     return;
                 }
                 None => {
@@ -453,15 +512,34 @@ impl Run<'_> {
     /// A worker that has not heard yet picks from what it knows.
     fn dispatch_stale(&mut self) {
         for snapshot in self.stale.clone() {
-            let Some(port) = snapshot.ports.get(&key()) else { continue };
-            if let Some(lease) = pick(port, Cost::Tcp, &Avoid::default(), self.rig.now + 3_600 * SECOND) {
+            let Some(port) = snapshot.ports.get(&key()) else {
+                continue;
+            };
+            if let Some(lease) = pick(
+                port,
+                Cost::Tcp,
+                &Avoid::default(),
+                self.rig.now + 3_600 * SECOND,
+            ) {
                 self.figures.picks += 1;
                 self.picked(lease.endpoint());
                 let now = self.port();
-                let published = now.usable.iter().chain(now.last_resort.iter()).any(|e| e.id == lease.endpoint().id);
-                assert!(published, "a stale snapshot led to {:?}, which is published no more", lease.endpoint().id);
+                let published = now
+                    .usable
+                    .iter()
+                    .chain(now.last_resort.iter())
+                    .any(|e| e.id == lease.endpoint().id);
+                assert!(
+                    published,
+                    "a stale snapshot led to {:?}, which is published no more",
+                    lease.endpoint().id
+                );
                 if let Some(pod) = self.truth.listener(last_byte(lease.endpoint().address)) {
-                    self.flights.push(Flight { lease, pod, request: Request::default() });
+                    self.flights.push(Flight {
+                        lease,
+                        pod,
+                        request: Request::default(),
+                    });
                 }
             }
         }
@@ -477,11 +555,21 @@ impl Run<'_> {
 }
 
 fn key() -> PortKey {
-    PortKey { service: name("app"), port: 80 }
+    PortKey {
+        service: name("app"),
+        port: 80,
+    }
 }
 
 fn named(endpoint: &Endpoint) -> Named {
-    (last_byte(endpoint.address), endpoint.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default())
+    (
+        last_byte(endpoint.address),
+        endpoint
+            .pod
+            .as_ref()
+            .map(|pod| pod.uid.clone())
+            .unwrap_or_default(),
+    )
 }
 
 /// What must hold.
@@ -490,26 +578,43 @@ impl Run<'_> {
     fn must_serve(&self) -> Vec<EndpointId> {
         let certain = self.told.must_serve();
         let fit = |e: &&Arc<Endpoint>| {
-            self.rig.connected.contains(&e.id) && !e.is_ejected() && !e.is_draining() && certain.contains(&named(e))
+            self.rig.connected.contains(&e.id)
+                && !e.is_ejected()
+                && !e.is_draining()
+                && certain.contains(&named(e))
         };
         self.rig.known.values().filter(fit).map(|e| e.id).collect()
     }
 
     fn nothing_to_pick(&self) {
         let certain = self.must_serve();
-        assert!(certain.is_empty(), "nothing is picked where {certain:?} serve");
+        assert!(
+            certain.is_empty(),
+            "nothing is picked where {certain:?} serve"
+        );
     }
 
     fn picked(&self, endpoint: &Arc<Endpoint>) {
         let (id, named) = (endpoint.id, named(endpoint));
-        assert!(!self.began.contains(&id), "{id:?} was picked after its drain had begun");
+        assert!(
+            !self.began.contains(&id),
+            "{id:?} was picked after its drain had begun"
+        );
         if self.told.may_serve(&named) {
             return;
         }
-        assert!(self.told.may_be_last_resort(&named), "{id:?} {named:?} was picked: not ready, or ended");
+        assert!(
+            self.told.may_be_last_resort(&named),
+            "{id:?} {named:?} was picked: not ready, or ended"
+        );
         let certain = self.must_serve();
-        assert!(certain.is_empty(), "{id:?} {named:?} was picked as the last resort where {certain:?} serve");
-        let late = endpoint.drain_deadline().is_some_and(|at| at <= self.rig.now);
+        assert!(
+            certain.is_empty(),
+            "{id:?} {named:?} was picked as the last resort where {certain:?} serve"
+        );
+        let late = endpoint
+            .drain_deadline()
+            .is_some_and(|at| at <= self.rig.now);
         assert!(!late, "{id:?} was picked past its drain deadline");
     }
 
@@ -528,11 +633,21 @@ impl Run<'_> {
         for (id, endpoint) in &self.rig.known {
             if endpoint.is_draining() {
                 self.began.insert(*id);
-                assert!(endpoint.enter().is_none(), "{id:?} granted a lease after its drain began");
+                assert!(
+                    endpoint.enter().is_none(),
+                    "{id:?} granted a lease after its drain began"
+                );
             }
-            assert!(endpoint.is_draining() || !self.began.contains(id), "{id:?} came back from its drain");
+            assert!(
+                endpoint.is_draining() || !self.began.contains(id),
+                "{id:?} came back from its drain"
+            );
             let over = endpoint.is_draining() && endpoint.leases() == 0;
-            assert_eq!(self.rig.drained.contains(id), over, "{id:?}: drained is reported once, with the last lease");
+            assert_eq!(
+                self.rig.drained.contains(id),
+                over,
+                "{id:?}: drained is reported once, with the last lease"
+            );
             self.look_at_deadline(*id, endpoint);
         }
     }
@@ -541,16 +656,30 @@ impl Run<'_> {
         let uid = named(endpoint).1;
         let told = self.told.ended.get(&uid);
         if endpoint.force.is_cancelled() {
-            assert!(told.is_some(), "{id:?} was cut, and nobody said that its pod ends");
-            let deleted = self.truth.pods.iter().find(|pod| pod.uid == uid).and_then(|pod| pod.deleted);
+            assert!(
+                told.is_some(),
+                "{id:?} was cut, and nobody said that its pod ends"
+            );
+            let deleted = self
+                .truth
+                .pods
+                .iter()
+                .find(|pod| pod.uid == uid)
+                .and_then(|pod| pod.deleted);
             let earliest = deleted.expect("a pod that ended") + GRACE;
-            assert!(self.rig.now >= earliest, "{id:?} was cut in its pod's grace");
+            assert!(
+                self.rig.now >= earliest,
+                "{id:?} was cut in its pod's grace"
+            );
         }
         // Told that it ends, and what its grace is: from then on there is an end.
         if let (Some(ended), Some(held)) = (told, self.told.held.get(&uid)) {
             let latest = *ended.max(held) + GRACE + 3 * SECOND;
             let cut = endpoint.force.is_cancelled() || endpoint.leases() == 0;
-            assert!(self.rig.now < latest || cut, "{id:?} runs on past the end of its pod's grace");
+            assert!(
+                self.rig.now < latest || cut,
+                "{id:?} runs on past the end of its pod's grace"
+            );
         }
     }
 }
@@ -561,14 +690,18 @@ impl Run<'_> {
         self.truth.absent = [false; SLICES.len()];
         if !self.truth.pods.iter().any(super::truth::Pod::serves) {
             let slice = self.rng.usize(..SLICES.len());
-            let index = self.truth.create("the-last".into(), self.truth.pods.len() as u8 + 1, slice);
+            let index =
+                self.truth
+                    .create("the-last".into(), self.truth.pods.len() as u8 + 1, slice);
             self.truth.pods[index].ready = true;
         }
         self.pass(10 * SECOND);
         assert!(self.pending.is_empty());
         let now = self.rig.now;
         let last = if self.silent || self.row.gaps {
-            [Kind::EndpointSlice, Kind::Pod].map(|kind| self.truth.list(kind, now)).into()
+            [Kind::EndpointSlice, Kind::Pod]
+                .map(|kind| self.truth.list(kind, now))
+                .into()
         } else {
             let mut last = self.truth.tell_all(now);
             self.rng.shuffle(&mut last);
@@ -585,24 +718,47 @@ impl Run<'_> {
         self.rig.check();
         assert!(self.held.is_empty(), "somebody still waits");
         let port = self.port();
-        let usable: BTreeSet<Named> = port.usable.iter().filter(|e| !e.is_ejected()).map(|e| named(e)).collect();
+        let usable: BTreeSet<Named> = port
+            .usable
+            .iter()
+            .filter(|e| !e.is_ejected())
+            .map(|e| named(e))
+            .collect();
         for pod in &self.truth.pods {
             let named = (pod.address, pod.uid.clone());
             // One that is called ready and is not has not been found out where nobody was sent there.
             let unknown = pod.ready && pod.listed && pod.deleted.is_none() && !pod.listens;
             if !unknown {
-                assert_eq!(usable.contains(&named), pod.serves(), "{pod:?} in {usable:?}");
+                assert_eq!(
+                    usable.contains(&named),
+                    pod.serves(),
+                    "{pod:?} in {usable:?}"
+                );
             }
         }
-        assert!(port.last_resort.is_empty(), "a last resort beside those that serve");
+        assert!(
+            port.last_resort.is_empty(),
+            "a last resort beside those that serve"
+        );
         // What is in flight on those that have ended comes to its end.
         self.pass(GRACE + 4 * SECOND);
         self.look();
         self.flights.clear();
         self.look();
-        let left = |e: &&Arc<Endpoint>| self.told.ended.contains_key(&named(e).1) && !self.rig.drained.contains(&e.id);
-        assert_eq!(self.rig.known.values().filter(left).count(), 0, "an ended pod's endpoint was not drained");
-        assert!(self.port().all.iter().all(|e| self.told.is_listed(&named(e)) || !e.is_draining()));
+        let left = |e: &&Arc<Endpoint>| {
+            self.told.ended.contains_key(&named(e).1) && !self.rig.drained.contains(&e.id)
+        };
+        assert_eq!(
+            self.rig.known.values().filter(left).count(),
+            0,
+            "an ended pod's endpoint was not drained"
+        );
+        assert!(
+            self.port()
+                .all
+                .iter()
+                .all(|e| self.told.is_listed(&named(e)) || !e.is_draining())
+        );
     }
 
     /// Everything goes, and nothing of it is kept.
@@ -610,7 +766,11 @@ impl Run<'_> {
         self.figures.drains = self.rig.drained.len() as u64;
         let all = [Kind::Pod, Kind::EndpointSlice, Kind::Service];
         for kind in all {
-            self.deliver(Change::Replace { kind, namespace: None, objects: Vec::new() });
+            self.deliver(Change::Replace {
+                kind,
+                namespace: None,
+                objects: Vec::new(),
+            });
         }
         // Ten minutes later the control loop cleans up.
         self.rig.pass(601 * SECOND);
@@ -618,8 +778,14 @@ impl Run<'_> {
         self.rig.apply(&forgotten);
         self.rig.hear();
         assert_eq!(self.rig.drains.running(), 0, "a drain without an end");
-        assert!(self.rig.table.is_empty(), "something is remembered of what is gone");
+        assert!(
+            self.rig.table.is_empty(),
+            "something is remembered of what is gone"
+        );
         let world = format!("{:?}", self.rig.world);
-        assert!(!world.contains("pod-") && !world.contains("uid-"), "the world remembers: {world}");
+        assert!(
+            !world.contains("pod-") && !world.contains("uid-"),
+            "the world remembers: {world}"
+        );
     }
 }

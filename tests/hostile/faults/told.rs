@@ -81,7 +81,12 @@ impl Told {
 
     fn listings(&self) -> impl Iterator<Item = (Named, &SliceEndpoint)> {
         let endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
-        endpoints.map(|endpoint| ((crate::support::table::last(endpoint.address), uid(endpoint)), endpoint))
+        endpoints.map(|endpoint| {
+            (
+                (crate::support::table::last(endpoint.address), uid(endpoint)),
+                endpoint,
+            )
+        })
     }
 
     pub fn is_listed(&self, named: &Named) -> bool {
@@ -91,18 +96,24 @@ impl Told {
     /// Some slice calls it ready, and nothing has ended it.
     pub fn may_serve(&self, named: &Named) -> bool {
         let ready = |e: &SliceEndpoint| e.ready && !e.terminating;
-        !self.ended.contains_key(&named.1) && self.listings().any(|(it, e)| it == *named && ready(e))
+        !self.ended.contains_key(&named.1)
+            && self.listings().any(|(it, e)| it == *named && ready(e))
     }
 
     /// Some slice says that it still serves while it ends.
     pub fn may_be_last_resort(&self, named: &Named) -> bool {
         let ends = self.ended.contains_key(&named.1);
-        self.listings().any(|(it, e)| it == *named && e.serving && (e.terminating || ends))
+        self.listings()
+            .any(|(it, e)| it == *named && e.serving && (e.terminating || ends))
     }
 
     /// Every slice that names it calls it ready, nothing has ended it, and no other pod is named at its address.
     pub fn must_serve(&self) -> BTreeSet<Named> {
-        let mut certain: BTreeSet<Named> = self.listings().map(|(it, _)| it).filter(|it| self.may_serve(it)).collect();
+        let mut certain: BTreeSet<Named> = self
+            .listings()
+            .map(|(it, _)| it)
+            .filter(|it| self.may_serve(it))
+            .collect();
         for (it, endpoint) in self.listings() {
             certain.retain(|named| {
                 let same = *named == it;
@@ -114,5 +125,9 @@ impl Told {
 }
 
 fn uid(endpoint: &SliceEndpoint) -> String {
-    endpoint.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default()
+    endpoint
+        .pod
+        .as_ref()
+        .map(|pod| pod.uid.clone())
+        .unwrap_or_default()
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ebbtide::contract::name::PodRef;
-use ebbtide::discovery::object::{Change, Deletion, Kind, Object, PodObject, SliceEndpoint, SliceObject};
+use ebbtide::discovery::object::{
+    Change, Deletion, Kind, Object, PodObject, SliceEndpoint, SliceObject,
+};
 
 use crate::support::table::{GRACE, name, pod, ready, service, slice};
 
@@ -43,9 +45,19 @@ impl Pod {
     }
 
     fn object(&self, now: Instant, relist: bool) -> PodObject {
-        let mut object = PodObject { uid: self.uid.clone(), ..pod(&self.name, false) };
+        let mut object = PodObject {
+            uid: self.uid.clone(),
+            ..pod(&self.name, false)
+        };
         // The generation of a rollout; so that a replay has strangers to prefer.
-        object.template_hash = Some(if self.address.is_multiple_of(2) { "even" } else { "odd" }.into());
+        object.template_hash = Some(
+            if self.address.is_multiple_of(2) {
+                "even"
+            } else {
+                "odd"
+            }
+            .into(),
+        );
         object.deletion = self.deleted.map(|at| Deletion {
             grace: Some(GRACE),
             remaining: relist.then(|| (at + GRACE).saturating_duration_since(now)),
@@ -57,7 +69,10 @@ impl Pod {
     fn endpoint(&self) -> SliceEndpoint {
         let terminating = self.deleted.is_some();
         SliceEndpoint {
-            pod: Some(Arc::new(PodRef { name: self.name.clone(), uid: self.uid.clone() })),
+            pod: Some(Arc::new(PodRef {
+                name: self.name.clone(),
+                uid: self.uid.clone(),
+            })),
             ready: self.ready && !terminating,
             serving: self.ready,
             terminating,
@@ -71,13 +86,25 @@ impl Truth {
     pub fn create(&mut self, name: String, address: u8, slice: usize) -> usize {
         let uid = format!("uid-{}-{name}", self.pods.len());
         let (ready, listens) = (false, true);
-        self.pods.push(Pod { name, uid, address, slice, ready, listens, deleted: None, gone: false, listed: true });
+        self.pods.push(Pod {
+            name,
+            uid,
+            address,
+            slice,
+            ready,
+            listens,
+            deleted: None,
+            gone: false,
+            listed: true,
+        });
         self.pods.len() - 1
     }
 
     /// Who accepts connections there.
     pub fn listener(&self, address: u8) -> Option<usize> {
-        self.pods.iter().position(|pod| pod.address == address && pod.listens)
+        self.pods
+            .iter()
+            .position(|pod| pod.address == address && pod.listens)
     }
 
     /// Moves a pod to another slice, as the controller does when it packs them.
@@ -112,10 +139,16 @@ impl Truth {
             return None;
         }
         self.generations[index] += 1;
-        let listed = self.pods.iter().filter(|pod| pod.slice == index && pod.listed && !pod.gone);
+        let listed = self
+            .pods
+            .iter()
+            .filter(|pod| pod.slice == index && pod.listed && !pod.gone);
         let endpoints: Vec<_> = listed.map(Pod::endpoint).collect();
         let generation = self.generations[index];
-        Some(SliceObject { generation, ..slice(SLICES[index], "app", &endpoints) })
+        Some(SliceObject {
+            generation,
+            ..slice(SLICES[index], "app", &endpoints)
+        })
     }
 
     /// The whole truth about one kind.
@@ -124,11 +157,20 @@ impl Truth {
             Kind::Service => vec![Object::Service(service("app"))],
             Kind::Pod => {
                 let living = self.pods.iter().filter(|pod| !pod.gone);
-                living.map(|pod| Object::Pod(pod.object(now, true))).collect()
+                living
+                    .map(|pod| Object::Pod(pod.object(now, true)))
+                    .collect()
             }
-            Kind::EndpointSlice => (0..SLICES.len()).filter_map(|n| self.slice(n)).map(Object::EndpointSlice).collect(),
+            Kind::EndpointSlice => (0..SLICES.len())
+                .filter_map(|n| self.slice(n))
+                .map(Object::EndpointSlice)
+                .collect(),
         };
-        Change::Replace { kind, namespace: None, objects }
+        Change::Replace {
+            kind,
+            namespace: None,
+            objects,
+        }
     }
 
     /// The last word on every object, one by one.
@@ -136,7 +178,9 @@ impl Truth {
         let mut last = Vec::new();
         for index in 0..self.pods.len() {
             let pod = &self.pods[index];
-            let reborn = self.pods[index + 1..].iter().any(|other| other.name == pod.name);
+            let reborn = self.pods[index + 1..]
+                .iter()
+                .any(|other| other.name == pod.name);
             if !reborn {
                 last.push(self.tell_pod(index, now));
             }

@@ -78,12 +78,22 @@ impl Scene {
     fn sees(&self, line: &[u8], actor: usize, connection: usize) -> String {
         let line = String::from_utf8_lossy(line).into_owned();
         let id = line.split(['/', ' ']).nth(2).unwrap_or_default().to_owned();
-        self.seen.lock().unwrap().push(Seen { id: id.clone(), actor, connection });
+        self.seen.lock().unwrap().push(Seen {
+            id: id.clone(),
+            actor,
+            connection,
+        });
         id
     }
 
     pub fn seen(&self, id: &str) -> Vec<Seen> {
-        self.seen.lock().unwrap().iter().filter(|seen| seen.id == id).cloned().collect()
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|seen| seen.id == id)
+            .cloned()
+            .collect()
     }
 
     /// Whether this is where, and it is now, that an endpoint fails; and then not before it is let go.
@@ -109,7 +119,9 @@ impl Scene {
                 while wire.fill().await {}
             }
             Manner::Reset => {
-                SockRef::from(&wire.stream).set_linger(Some(Duration::ZERO)).unwrap();
+                SockRef::from(&wire.stream)
+                    .set_linger(Some(Duration::ZERO))
+                    .unwrap();
                 drop(wire);
                 self.over.cancel();
             }
@@ -144,7 +156,12 @@ impl Actor {
                 }
             }
         });
-        Self { address: scripted.address, scripted: Some(scripted), ends, _port: port }
+        Self {
+            address: scripted.address,
+            scripted: Some(scripted),
+            ends,
+            _port: port,
+        }
     }
 
     /// The process is gone: connects are refused, what stood ends.
@@ -163,7 +180,11 @@ impl Drop for Actor {
 /// So long, and no byte of it stands in another answer.
 pub fn body_of(id: &str, length: usize) -> Vec<u8> {
     let end = format!("#end-of-{id}");
-    let mut body: Vec<u8> = format!("{id};").bytes().cycle().take(length.saturating_sub(end.len())).collect();
+    let mut body: Vec<u8> = format!("{id};")
+        .bytes()
+        .cycle()
+        .take(length.saturating_sub(end.len()))
+        .collect();
     body.extend(end.bytes());
     body
 }
@@ -178,7 +199,9 @@ pub fn dechunked(mut raw: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(at) = raw.windows(2).position(|two| two == b"\r\n") {
         let size = usize::from_str_radix(&String::from_utf8_lossy(&raw[..at]), 16).unwrap_or(0);
-        let Some(chunk) = raw.get(at + 2..at + 2 + size) else { break };
+        let Some(chunk) = raw.get(at + 2..at + 2 + size) else {
+            break;
+        };
         body.extend(chunk);
         raw = raw.get(at + 4 + size..).unwrap_or_default();
     }
@@ -188,20 +211,29 @@ pub fn dechunked(mut raw: &[u8]) -> Vec<u8> {
 async fn converse(scene: Arc<Scene>, stream: TcpStream, actor: usize, connection: usize) {
     // The control side's probes carry nothing.
     let mut line = [0; 256];
-    let Ok(n @ 1..) = stream.peek(&mut line).await else { return };
+    let Ok(n @ 1..) = stream.peek(&mut line).await else {
+        return;
+    };
     if scene.strikes(Stage::Accepted, actor).await {
         scene.sees(&line[..n], actor, connection);
         return scene.fail(Wire::new(stream)).await;
     }
     let mut wire = Wire::new(stream);
     for turn in 0.. {
-        let Some(line) = wire.until("\r\n").await else { return };
+        let Some(line) = wire.until("\r\n").await else {
+            return;
+        };
         let id = scene.sees(&line, actor, connection);
-        if scene.strikes(Stage::InRequestHead, actor).await || turn > 0 && scene.strikes(Stage::OnReuse, actor).await {
+        if scene.strikes(Stage::InRequestHead, actor).await
+            || turn > 0 && scene.strikes(Stage::OnReuse, actor).await
+        {
             return scene.fail(wire).await;
         }
-        let Some(head) = wire.head().await else { return };
-        let counted = field(&head, "Content-Length").and_then(|length| length.parse::<usize>().ok());
+        let Some(head) = wire.head().await else {
+            return;
+        };
+        let counted =
+            field(&head, "Content-Length").and_then(|length| length.parse::<usize>().ok());
         let chunked = head.contains("Transfer-Encoding: chunked");
         let has_body = chunked || counted.is_some_and(|length| length > 0);
         if scene.strikes(Stage::AfterRequestHead, actor).await {
@@ -209,7 +241,9 @@ async fn converse(scene: Arc<Scene>, stream: TcpStream, actor: usize, connection
         }
         let mut upload = Vec::new();
         if has_body && scene.stage == Stage::InRequestBody {
-            let Some(first) = wire.take(1).await else { return };
+            let Some(first) = wire.take(1).await else {
+                return;
+            };
             upload = first;
             if scene.strikes(Stage::InRequestBody, actor).await {
                 return scene.fail(wire).await;
@@ -243,11 +277,13 @@ async fn converse(scene: Arc<Scene>, stream: TcpStream, actor: usize, connection
 
 /// Says an answer, or as much of it as the stage allows; true where it is to fail then.
 async fn answer(scene: &Scene, wire: &mut Wire, id: &str, actor: usize, sound: bool) -> bool {
-    let common = format!("HTTP/1.1 200 OK\r\nX-Id: {id}\r\nX-Actor: {actor}\r\nX-Sound: {sound}\r\n");
+    let common =
+        format!("HTTP/1.1 200 OK\r\nX-Id: {id}\r\nX-Actor: {actor}\r\nX-Sound: {sound}\r\n");
     let counted = |length: usize| format!("{common}Content-Length: {length}\r\n\r\n");
     let (length, body) = (scene.length, body_of(id, scene.length));
     let said = scene.said.clamp(1, body.len() - 1);
-    let chunk = |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+    let chunk =
+        |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
     let chunked = format!("{common}Transfer-Encoding: chunked\r\n\r\n");
     let part: Option<Vec<u8>> = match scene.stage {
         Stage::InResponseHead => Some(common.as_bytes()[..said.min(common.len() - 1)].to_vec()),
@@ -258,7 +294,9 @@ async fn answer(scene: &Scene, wire: &mut Wire, id: &str, actor: usize, sound: b
             Some([chunked.as_bytes(), &chunk[..said]].concat())
         }
         Stage::BetweenChunks => Some([chunked.as_bytes(), &chunk(&body[..said])].concat()),
-        Stage::InCloseDelimited => Some([format!("{common}\r\n").as_bytes(), &body[..said]].concat()),
+        Stage::InCloseDelimited => {
+            Some([format!("{common}\r\n").as_bytes(), &body[..said]].concat())
+        }
         _ => None,
     };
     if let Some(part) = part
@@ -269,7 +307,13 @@ async fn answer(scene: &Scene, wire: &mut Wire, id: &str, actor: usize, sound: b
     }
     // Both framings are met by those who come after.
     let whole = if id.ends_with(['1', '3', '5']) {
-        [chunked.as_bytes(), &chunk(&body[..said]), &chunk(&body[said..]), b"0\r\n\r\n"].concat()
+        [
+            chunked.as_bytes(),
+            &chunk(&body[..said]),
+            &chunk(&body[said..]),
+            b"0\r\n\r\n",
+        ]
+        .concat()
     } else {
         [counted(length).as_bytes(), &body].concat()
     };
@@ -278,7 +322,8 @@ async fn answer(scene: &Scene, wire: &mut Wire, id: &str, actor: usize, sound: b
     if twice {
         // So that it most likely comes by itself, when the right one has been read.
         tokio::time::sleep(Duration::from_millis(2)).await;
-        wire.send("HTTP/1.1 200 OK\r\nX-Id: nobody\r\nContent-Length: 5\r\n\r\nstray").await;
+        wire.send("HTTP/1.1 200 OK\r\nX-Id: nobody\r\nContent-Length: 5\r\n\r\nstray")
+            .await;
         scene.over.cancel();
     }
     false

@@ -24,21 +24,42 @@ async fn a_chunked_body_that_breaks_the_rules_is_refused_and_never_becomes_whole
     ];
     let too_long = format!("5;{}\r\n", "a".repeat(300));
     let too_large = format!("0\r\nA: {}\r\n\r\n", "b".repeat(17 << 10));
-    let long = [(too_long.as_str(), "chunk_extension_too_long"), (too_large.as_str(), "trailers_too_large")];
+    let long = [
+        (too_long.as_str(), "chunk_extension_too_long"),
+        (too_large.as_str(), "trailers_too_large"),
+    ];
     for (body, reason) in faults.into_iter().chain(long) {
         for first in ["", "3\r\nabc\r\n"] {
-            let bytes = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{first}{body}");
-            for at in [0, bytes.len() - body.len(), bytes.len() - body.len() / 2, bytes.len() - 1] {
+            let bytes = format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{first}{body}"
+            );
+            for at in [
+                0,
+                bytes.len() - body.len(),
+                bytes.len() - body.len() / 2,
+                bytes.len() - 1,
+            ] {
                 let mut client = Wire::connect(&rig).await;
                 match at {
                     0 => client.dribble(bytes.as_bytes()).await,
                     at => client.send_split(bytes.as_bytes(), at).await,
                 }
                 let answer = client.message().await.unwrap_or_default();
-                assert!(answer.starts_with("HTTP/1.1 400 "), "{body:?} split at {at}: {answer}");
-                assert_eq!(field(&answer, "x-ebbtide-reason"), Some(reason), "{body:?} split at {at}");
+                assert!(
+                    answer.starts_with("HTTP/1.1 400 "),
+                    "{body:?} split at {at}: {answer}"
+                );
+                assert_eq!(
+                    field(&answer, "x-ebbtide-reason"),
+                    Some(reason),
+                    "{body:?} split at {at}"
+                );
                 assert_eq!(field(&answer, "Connection"), Some("close"));
-                assert_eq!(client.rest().await, (String::new(), End::Fin), "{body:?} split at {at}");
+                assert_eq!(
+                    client.rest().await,
+                    (String::new(), End::Fin),
+                    "{body:?} split at {at}"
+                );
             }
         }
     }
@@ -51,7 +72,11 @@ async fn a_request_that_came_malformed_goes_nowhere() {
     let rig = scene(&origin, "").await;
     for body in ["x\r\n", "5\r\nabcdeX", "3\r\nabc\r\n0\r\nHost: b\r\n\r\n"] {
         let mut client = Wire::connect(&rig).await;
-        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}")).await;
+        client
+            .send(format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}"
+            ))
+            .await;
         let answer = client.message().await.unwrap_or_default();
         assert!(answer.starts_with("HTTP/1.1 400 "), "{body:?}: {answer}");
         assert_eq!(client.rest().await, (String::new(), End::Fin), "{body:?}");
@@ -66,7 +91,12 @@ async fn an_upload_broken_off_is_no_whole_request_to_the_endpoint() {
         let told = told.clone();
         async move {
             let whole = wire.message().await.is_some();
-            told.send((whole, wire.end, String::from_utf8_lossy(&wire.buffer).into_owned())).unwrap();
+            told.send((
+                whole,
+                wire.end,
+                String::from_utf8_lossy(&wire.buffer).into_owned(),
+            ))
+            .unwrap();
         }
     })
     .await;
@@ -81,7 +111,10 @@ async fn an_upload_broken_off_is_no_whole_request_to_the_endpoint() {
             let mut client = Wire::connect(&rig).await;
             client.send(format!("{head}{part}")).await;
             let before = origin.used();
-            eventually("the upload to begin", async || origin.used() == before.max(1)).await;
+            eventually("the upload to begin", async || {
+                origin.used() == before.max(1)
+            })
+            .await;
             tokio::time::sleep(Duration::from_millis(20)).await;
             if reset {
                 client.stream.set_zero_linger().unwrap();
@@ -100,7 +133,9 @@ async fn an_upload_broken_off_is_no_whole_request_to_the_endpoint() {
 
 /// 16 MiB of bytes that differ from place to place.
 fn pattern() -> Vec<u8> {
-    (0..16u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+    (0..16u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect()
 }
 
 /// The pattern in chunks of many sizes, canonical.
@@ -120,12 +155,17 @@ fn chunks(payload: &[u8]) -> Vec<u8> {
 /// An endpoint that sends a request's body back while it comes, and whatever follows it too.
 async fn echo() -> Origin {
     Origin::start(|mut wire, _| async move {
-        let Some(head) = wire.head().await else { return };
+        let Some(head) = wire.head().await else {
+            return;
+        };
         let framing = match field(&head, "Content-Length") {
             Some(length) => format!("Content-Length: {length}"),
             None => "Transfer-Encoding: chunked".into(),
         };
-        wire.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\nConnection: close\r\n\r\n")).await;
+        wire.send(format!(
+            "HTTP/1.1 200 OK\r\n{framing}\r\nConnection: close\r\n\r\n"
+        ))
+        .await;
         let begun = std::mem::take(&mut wire.buffer);
         wire.send(begun).await;
         let (mut reader, mut writer) = wire.stream.split();
@@ -140,7 +180,10 @@ async fn sixteen_mebibytes_go_up_and_come_down_at_the_same_time() {
     let rig = scene(&origin, "").await;
     let payload = pattern();
     for (framing, body) in [
-        (format!("Content-Length: {}", payload.len()), payload.clone()),
+        (
+            format!("Content-Length: {}", payload.len()),
+            payload.clone(),
+        ),
         ("Transfer-Encoding: chunked".into(), chunks(&payload)),
     ] {
         for slow in [false, true] {
@@ -154,17 +197,34 @@ async fn sixteen_mebibytes_go_up_and_come_down_at_the_same_time() {
                 writer
             });
             // The answer began before the body was there, which is known to be large only where it is counted.
-            let told = if framing.starts_with('C') { "Connection: close\r\n" } else { "" };
-            let expected = [format!("HTTP/1.1 200 OK\r\n{framing}\r\n{told}\r\n").as_bytes(), &body].concat();
+            let told = if framing.starts_with('C') {
+                "Connection: close\r\n"
+            } else {
+                ""
+            };
+            let expected = [
+                format!("HTTP/1.1 200 OK\r\n{framing}\r\n{told}\r\n").as_bytes(),
+                &body,
+            ]
+            .concat();
             let got = read_exactly(reader, expected.len(), slow).await;
-            assert!(got == expected, "{framing}: {} bytes of {} came, or other ones", got.len(), expected.len());
+            assert!(
+                got == expected,
+                "{framing}: {} bytes of {} came, or other ones",
+                got.len(),
+                expected.len()
+            );
             writing.await.unwrap();
         }
     }
 }
 
 /// Up to `length` bytes; `slow`: in small reads with pauses, so that everything on the way fills up.
-async fn read_exactly(mut reader: impl tokio::io::AsyncRead + Unpin, length: usize, slow: bool) -> Vec<u8> {
+async fn read_exactly(
+    mut reader: impl tokio::io::AsyncRead + Unpin,
+    length: usize,
+    slow: bool,
+) -> Vec<u8> {
     let mut got = Vec::with_capacity(length);
     let mut piece = vec![0; 256 << 10];
     while got.len() < length {
@@ -192,7 +252,8 @@ async fn a_slow_reader_gets_a_large_response_whole() {
                     true => (format!("Content-Length: {}", payload.len()), &payload),
                     false => ("Transfer-Encoding: chunked".into(), &chunked),
                 };
-                wire.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n")).await;
+                wire.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n"))
+                    .await;
                 wire.send(body.as_slice()).await;
             }
         }
@@ -200,13 +261,24 @@ async fn a_slow_reader_gets_a_large_response_whole() {
     .await;
     let rig = scene(&origin, "").await;
     let mut client = Wire::connect(&rig).await;
-    for (target, body) in [("/counted", &payload), ("/chunked", &chunked), ("/counted", &payload)] {
-        client.send(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+    for (target, body) in [
+        ("/counted", &payload),
+        ("/chunked", &chunked),
+        ("/counted", &payload),
+    ] {
+        client
+            .send(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"))
+            .await;
         client.head().await.unwrap();
         let mut got = std::mem::take(&mut client.buffer);
         let missing = body.len() - got.len();
         got.extend(read_exactly(&mut client.stream, missing, true).await);
-        assert!(got == **body, "{target}: {} bytes of {} came, or other ones", got.len(), body.len());
+        assert!(
+            got == **body,
+            "{target}: {} bytes of {} came, or other ones",
+            got.len(),
+            body.len()
+        );
     }
     assert_eq!(origin.used(), 1);
 }
@@ -216,7 +288,9 @@ async fn hasty(answer: String) -> Origin {
     Origin::start(move |mut wire, _| {
         let answer = answer.clone();
         async move {
-            let Some(head) = wire.head().await else { return };
+            let Some(head) = wire.head().await else {
+                return;
+            };
             if head.starts_with("GET ") {
                 return wire.send(OK).await;
             }
@@ -234,12 +308,24 @@ async fn an_answer_before_a_small_body_keeps_the_client() {
     let rig = scene(&origin, "").await;
     let body = "x".repeat(60_000);
     let counted = (format!("Content-Length: {}", body.len()), body.clone());
-    let chunked = ("Transfer-Encoding: chunked".to_owned(), format!("{:x}\r\n{body}\r\n0\r\nT: v\r\n\r\n", body.len()));
+    let chunked = (
+        "Transfer-Encoding: chunked".to_owned(),
+        format!("{:x}\r\n{body}\r\n0\r\nT: v\r\n\r\n", body.len()),
+    );
     for (framing, body) in [counted, chunked] {
         let mut client = Wire::connect(&rig).await;
-        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{}", &body[..100])).await;
+        client
+            .send(format!(
+                "POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{}",
+                &body[..100]
+            ))
+            .await;
         let expected = "HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno";
-        assert_eq!(client.message().await.as_deref(), Some(expected), "before the rest is sent");
+        assert_eq!(
+            client.message().await.as_deref(),
+            Some(expected),
+            "before the rest is sent"
+        );
         client.send(&body[100..]).await;
         client.assert_alive("the unwanted body").await;
     }
@@ -248,14 +334,24 @@ async fn an_answer_before_a_small_body_keeps_the_client() {
 #[tokio::test]
 async fn an_answer_before_a_large_body_closes_and_is_read_whole() {
     let large = "x".repeat(1 << 20);
-    let answer = format!("HTTP/1.1 413 Much\r\nContent-Length: {}\r\n\r\n{large}", large.len());
+    let answer = format!(
+        "HTTP/1.1 413 Much\r\nContent-Length: {}\r\n\r\n{large}",
+        large.len()
+    );
     let origin = hasty(answer).await;
     let rig = scene(&origin, "").await;
     let body = vec![b'x'; 32 << 20];
-    for framing in [format!("Content-Length: {}", body.len()), "Transfer-Encoding: chunked".into()] {
+    for framing in [
+        format!("Content-Length: {}", body.len()),
+        "Transfer-Encoding: chunked".into(),
+    ] {
         let client = Wire::connect(&rig).await;
         let (reader, mut writer) = client.stream.into_split();
-        let size = if framing.starts_with('T') { format!("{:x}\r\n", body.len()) } else { String::new() };
+        let size = if framing.starts_with('T') {
+            format!("{:x}\r\n", body.len())
+        } else {
+            String::new()
+        };
         let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{size}");
         let upload = body.clone();
         // A client that stops at the first failed write and then gives the answer up, as many do.
@@ -264,14 +360,29 @@ async fn an_answer_before_a_large_body_closes_and_is_read_whole() {
             writer.write_all(&upload).await?;
             std::io::Result::Ok(writer)
         });
-        let told = if framing.starts_with('T') { "" } else { "Connection: close\r\n" };
-        let expected = format!("HTTP/1.1 413 Much\r\nContent-Length: {}\r\n{told}\r\n{large}", large.len());
+        let told = if framing.starts_with('T') {
+            ""
+        } else {
+            "Connection: close\r\n"
+        };
+        let expected = format!(
+            "HTTP/1.1 413 Much\r\nContent-Length: {}\r\n{told}\r\n{large}",
+            large.len()
+        );
         let mut reader = reader;
         let mut got = Vec::new();
         let end = soon("the answer and the end", reader.read_to_end(&mut got)).await;
-        assert!(got == expected.as_bytes(), "{framing}: {} bytes of {}: {end:?}", got.len(), expected.len());
+        assert!(
+            got == expected.as_bytes(),
+            "{framing}: {} bytes of {}: {end:?}",
+            got.len(),
+            expected.len()
+        );
         assert!(end.is_ok(), "{framing}: {end:?}");
-        assert!(writing.await.unwrap().is_ok(), "{framing}: the client could not finish sending");
+        assert!(
+            writing.await.unwrap().is_ok(),
+            "{framing}: the client could not finish sending"
+        );
     }
 }
 
@@ -290,12 +401,20 @@ async fn a_long_upload_arrives_whole_and_both_connections_go_on() {
     let rig = scene(&origin, "").await;
     let mut client = Wire::connect(&rig).await;
     for length in [(64 << 10) + 1, (128 << 10) - 1, 300_000, 5 << 20, 1 << 20] {
-        client.send(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")).await;
+        client
+            .send(format!(
+                "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
+            ))
+            .await;
         // In pieces of all sizes, so that some come while others wait.
         for piece in sequence(length).chunks(77_777) {
             client.send(piece).await;
         }
-        assert_eq!(client.message().await.as_deref(), Some(OK), "{length} bytes");
+        assert_eq!(
+            client.message().await.as_deref(),
+            Some(OK),
+            "{length} bytes"
+        );
         client.assert_alive(&format!("{length} bytes")).await;
     }
     assert_eq!(origin.used(), 1, "its connection was not kept");
@@ -311,7 +430,12 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
     const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
     let origin = Origin::start(|mut wire, _| async move {
         while let Some(head) = wire.head().await {
-            wire.seen.as_ref().unwrap().lock().unwrap().push(head.clone());
+            wire.seen
+                .as_ref()
+                .unwrap()
+                .lock()
+                .unwrap()
+                .push(head.clone());
             if head.starts_with("PUT ") {
                 // Until the buffers on the way are full, or all of it is in them.
                 tokio::time::sleep(Duration::from_millis(300)).await;
@@ -334,10 +458,16 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
         async move {
             let mut client = Wire::connect(rig).await;
             let body: Vec<u8> = SMUGGLED.bytes().cycle().take(length).collect();
-            let stream = std::mem::replace(&mut client.stream, TcpStream::connect(rig.web()).await.unwrap());
+            let stream = std::mem::replace(
+                &mut client.stream,
+                TcpStream::connect(rig.web()).await.unwrap(),
+            );
             let (reader, mut writer) = stream.into_split();
             let writing = tokio::spawn(async move {
-                let head = format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+                let head = format!(
+                    "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
                 let _ = writer.write_all(head.as_bytes()).await;
                 let _ = writer.write_all(&body).await;
                 writer
@@ -345,10 +475,17 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
             let writer = soon("all to be sent, or refused", writing).await.unwrap();
             client.stream = reader.reunite(writer).unwrap();
             let answer = client.message().await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{length} bytes: {answer}");
+            assert!(
+                answer.starts_with("HTTP/1.1 200 OK\r\n"),
+                "{length} bytes: {answer}"
+            );
             let closes = answer.contains("Connection: close");
             match closes {
-                true => assert_eq!(client.rest().await.0, "", "{length} bytes: more than one answer"),
+                true => assert_eq!(
+                    client.rest().await.0,
+                    "",
+                    "{length} bytes: more than one answer"
+                ),
                 false => client.assert_alive(&format!("{length} bytes")).await,
             }
             closes
@@ -357,8 +494,14 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
     let closes = futures::future::join_all((1..=28).map(|n| one(n * (256 << 10) + 13))).await;
     let closed = closes.iter().filter(|closes| **closes).count();
     let kept = closes.len() - closed;
-    assert!(kept > 0 && closed > 0, "{kept} kept, {closed} closed: one of the ways was not tried");
-    assert!(!origin.seen().iter().any(|head| head.contains("smuggled")), "a body was read as a request");
+    assert!(
+        kept > 0 && closed > 0,
+        "{kept} kept, {closed} closed: one of the ways was not tried"
+    );
+    assert!(
+        !origin.seen().iter().any(|head| head.contains("smuggled")),
+        "a body was read as a request"
+    );
 }
 
 #[tokio::test]
@@ -381,8 +524,13 @@ async fn continue_is_asked_for_and_granted_through_the_proxy() {
     let rig = scene(&origin, "").await;
     let mut client = Wire::connect(&rig).await;
     for _ in 0..2 {
-        client.send("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await;
-        assert_eq!(client.head().await.as_deref(), Some("HTTP/1.1 100 Continue\r\n\r\n"));
+        client
+            .send("PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+            .await;
+        assert_eq!(
+            client.head().await.as_deref(),
+            Some("HTTP/1.1 100 Continue\r\n\r\n")
+        );
         client.send("body").await;
         assert_eq!(client.message().await.as_deref(), Some(OK));
     }
@@ -396,9 +544,16 @@ async fn a_final_answer_instead_of_continue_ends_the_connection() {
     let rig = scene(&origin, "").await;
     for framing in ["Content-Length: 34", "Transfer-Encoding: chunked"] {
         let mut client = Wire::connect(&rig).await;
-        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n{framing}\r\n\r\n")).await;
+        client
+            .send(format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n{framing}\r\n\r\n"
+            ))
+            .await;
         let answer = client.message().await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 417 ") && answer.ends_with("no"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 417 ") && answer.ends_with("no"),
+            "{answer}"
+        );
         assert_eq!(field(&answer, "Connection"), Some("close"), "{framing}");
         assert_eq!(client.rest().await, (String::new(), End::Fin), "{framing}");
     }

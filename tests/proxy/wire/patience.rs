@@ -28,7 +28,10 @@ async fn a_head_that_does_not_come_to_its_end_is_a_408() {
             let mut answer = String::new();
             let end = soon("the answer and the end", reader.read_to_string(&mut answer)).await;
             dribble.abort();
-            assert!(answer.starts_with("HTTP/1.1 408 ") && end.is_ok(), "{answer} {end:?}");
+            assert!(
+                answer.starts_with("HTTP/1.1 408 ") && end.is_ok(),
+                "{answer} {end:?}"
+            );
             assert_eq!(field(&answer, "x-ebbtide-reason"), Some("head_timeout"));
             assert_eq!(field(&answer, "Connection"), Some("close"));
         }
@@ -56,11 +59,17 @@ async fn an_empty_line_alone_leaves_a_client_idle() {
     let rig = scene(&origin, "timeouts: {clientIdle: 300ms, head: 50ms}").await;
     for part in ["\r\n", "\r"] {
         let mut client = Wire::connect(&rig).await;
-        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok\r\n").await;
+        client
+            .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok\r\n")
+            .await;
         assert_eq!(client.message().await.as_deref(), Some(OK));
         client.assert_alive("an empty line behind a body").await;
         client.send(part).await;
-        assert_eq!(client.rest().await, (String::new(), End::Fin), "idle, not in the midst of a head");
+        assert_eq!(
+            client.rest().await,
+            (String::new(), End::Fin),
+            "idle, not in the midst of a head"
+        );
     }
 }
 
@@ -71,18 +80,29 @@ async fn a_body_that_stalls_ends_both_connections() {
     let origin = Origin::start(move |mut wire, _| {
         let flag = flag.clone();
         async move {
-            flag.store(wire.message().await.is_none() && wire.end.is_some(), Ordering::SeqCst);
+            flag.store(
+                wire.message().await.is_none() && wire.end.is_some(),
+                Ordering::SeqCst,
+            );
         }
     })
     .await;
     let rig = scene(&origin, "timeouts: {clientIdle: 300ms}").await;
-    for body in ["Content-Length: 9\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"] {
+    for body in [
+        "Content-Length: 9\r\n\r\nabc",
+        "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    ] {
         stalled.store(false, Ordering::SeqCst);
         let mut client = Wire::connect(&rig).await;
-        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{body}")).await;
+        client
+            .send(format!("POST / HTTP/1.1\r\nHost: a\r\n{body}"))
+            .await;
         let (answer, _) = client.rest().await;
         assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
-        eventually("the endpoint's end", async || stalled.load(Ordering::SeqCst)).await;
+        eventually("the endpoint's end", async || {
+            stalled.load(Ordering::SeqCst)
+        })
+        .await;
     }
 }
 
@@ -110,7 +130,8 @@ async fn a_response_that_streams_keeps_an_open_upload_alive() {
         if wire.head().await.is_none() {
             return;
         }
-        wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .await;
         for _ in 0..40 {
             tokio::time::sleep(Duration::from_millis(100)).await;
             wire.send("1\r\nx\r\n").await;
@@ -121,9 +142,16 @@ async fn a_response_that_streams_keeps_an_open_upload_alive() {
     .await;
     let rig = scene(&origin, "timeouts: {clientIdle: 2s}").await;
     let mut client = Wire::connect(&rig).await;
-    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        .await;
     let answer = client.message().await;
-    assert_eq!(answer.map(|answer| answer.matches("1\r\nx\r\n").count()), Some(40), "{:?}", client.end);
+    assert_eq!(
+        answer.map(|answer| answer.matches("1\r\nx\r\n").count()),
+        Some(40),
+        "{:?}",
+        client.end
+    );
 }
 
 /// An answer of the proxy's own does not wait for a body that the client holds back until it is told to go on.
@@ -133,7 +161,11 @@ async fn an_own_answer_does_not_wait_for_the_body() {
         wire.rest().await;
     })
     .await;
-    let rig = scene(&origin, "timeouts: {head: 60s, hold: 100ms, request: 300ms}").await;
+    let rig = scene(
+        &origin,
+        "timeouts: {head: 60s, hold: 100ms, request: 300ms}",
+    )
+    .await;
     let head = "POST / HTTP/1.1\r\nHost: a\r\n";
     for expect in ["", "Expect: 100-continue\r\n"] {
         for framing in ["Content-Length: 10\r\n", "Transfer-Encoding: chunked\r\n"] {
@@ -146,7 +178,9 @@ async fn an_own_answer_does_not_wait_for_the_body() {
     rig.endpoints(&[]);
     rig.usable(0).await;
     let mut client = Wire::connect(&rig).await;
-    client.send(format!("{head}Content-Length: 10\r\n\r\n")).await;
+    client
+        .send(format!("{head}Content-Length: 10\r\n\r\n"))
+        .await;
     let answer = client.message().await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert_eq!(field(&answer, "Retry-After"), Some("1"));

@@ -7,17 +7,41 @@ fn refused() -> Vec<(String, u16, &'static str)> {
     let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
     let line = |line: &str| format!("{line}\r\nHost: a\r\n\r\n");
     vec![
-        (post("Content-Length: 5\r\nTransfer-Encoding: chunked"), 400, "length_with_transfer_encoding"),
-        (post("Content-Length: 5\r\nContent-Length: 5"), 400, "duplicate_content_length"),
+        (
+            post("Content-Length: 5\r\nTransfer-Encoding: chunked"),
+            400,
+            "length_with_transfer_encoding",
+        ),
+        (
+            post("Content-Length: 5\r\nContent-Length: 5"),
+            400,
+            "duplicate_content_length",
+        ),
         (post("Content-Length: 5, 5"), 400, "bad_content_length"),
         (post("Content-Length: +5"), 400, "bad_content_length"),
         (post("Content-Length:"), 400, "bad_content_length"),
-        (post("Transfer-Encoding: chunked, chunked"), 400, "bad_transfer_encoding"),
-        (post("Transfer-Encoding: gzip, chunked"), 501, "unknown_transfer_encoding"),
-        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), 400, "transfer_encoding_on_http10"),
+        (
+            post("Transfer-Encoding: chunked, chunked"),
+            400,
+            "bad_transfer_encoding",
+        ),
+        (
+            post("Transfer-Encoding: gzip, chunked"),
+            501,
+            "unknown_transfer_encoding",
+        ),
+        (
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+            400,
+            "transfer_encoding_on_http10",
+        ),
         ("GET / HTTP/1.1\r\n\r\n".into(), 400, "missing_host"),
         (post("Host: a"), 400, "duplicate_host"),
-        ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n".into(), 400, "bad_host"),
+        (
+            "GET / HTTP/1.1\r\nHost: a,b\r\n\r\n".into(),
+            400,
+            "bad_host",
+        ),
         (line("GET http://b/ HTTP/1.1"), 400, "host_mismatch"),
         (post("A: b\rc"), 400, "bare_cr"),
         (post("A: b\nC: d"), 400, "bare_lf"),
@@ -34,7 +58,11 @@ fn refused() -> Vec<(String, u16, &'static str)> {
         (line("\r\n\r\nGET / HTTP/1.1"), 400, "leading_blank_line"),
         (line("CONNECT a:80 HTTP/1.1"), 501, "connect_refused"),
         (post(&"A: b\r\n".repeat(101)), 431, "too_many_headers"),
-        (post(&format!("A: {}", "b".repeat(17 << 10))), 431, "head_too_large"),
+        (
+            post(&format!("A: {}", "b".repeat(17 << 10))),
+            431,
+            "head_too_large",
+        ),
     ]
 }
 
@@ -58,8 +86,15 @@ async fn what_is_malformed_is_refused_however_it_comes_and_reaches_no_endpoint()
         }
         for (at, answer, rest) in tasks.join_all().await {
             let answer = answer.unwrap_or_else(|| panic!("no answer to {bytes:?} split at {at}"));
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{bytes:?} split at {at}: {answer}");
-            assert_eq!(field(&answer, "x-ebbtide-reason"), Some(reason), "{bytes:?} split at {at}");
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{bytes:?} split at {at}: {answer}"
+            );
+            assert_eq!(
+                field(&answer, "x-ebbtide-reason"),
+                Some(reason),
+                "{bytes:?} split at {at}"
+            );
             assert_eq!(field(&answer, "Connection"), Some("close"));
             assert_eq!(rest, (String::new(), End::Fin), "{bytes:?} split at {at}");
         }
@@ -74,7 +109,10 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
             "GET /p?q=1 HTTP/1.1\r\nhost: a\r\nAccept:*/*  \r\n\r\n",
             "GET /p?q=1 HTTP/1.1\r\nhost: a\r\nAccept: */*\r\n{x}\r\n",
         ),
-        ("GET http://a/p HTTP/1.1\r\nHost: a\r\n\r\n", "GET /p HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        (
+            "GET http://a/p HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /p HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
         (
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 003\r\n\r\nabc",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n{x}\r\nabc",
@@ -90,8 +128,14 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
              Keep-Alive: 5\r\nTE: trailers\r\nContent-Length: 0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{x}\r\n",
         ),
-        ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
-        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9\r\nForwarded: for=9.9.9.9\r\nX-Forwarded-Proto: https\r\n\
              X-Forwarded-Host: evil\r\n\r\n",
@@ -122,10 +166,18 @@ async fn what_is_well_formed_arrives_canonical_however_it_comes() {
                 0 => client.dribble(bytes.as_bytes()).await,
                 at => client.send_split(bytes.as_bytes(), at).await,
             }
-            assert_eq!(client.message().await.as_deref(), Some(ok.as_str()), "{bytes:?} split at {at}");
+            assert_eq!(
+                client.message().await.as_deref(),
+                Some(ok.as_str()),
+                "{bytes:?} split at {at}"
+            );
             served += 1;
             let seen = origin.seen();
-            assert_eq!((seen.len(), seen.last()), (served, Some(&expected)), "{bytes:?} split at {at}");
+            assert_eq!(
+                (seen.len(), seen.last()),
+                (served, Some(&expected)),
+                "{bytes:?} split at {at}"
+            );
         }
     }
     assert_eq!(origin.used(), 1, "connections to the endpoint");
@@ -146,7 +198,10 @@ async fn a_hundred_requests_in_sequence_use_one_connection_to_the_endpoint() {
 async fn pipelined_requests_are_answered_in_order_and_a_bad_one_last() {
     let origin = Origin::answering(|request| {
         let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len())
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}",
+            path.len()
+        )
     })
     .await;
     let rig = scene(&origin, "").await;
@@ -155,18 +210,27 @@ async fn pipelined_requests_are_answered_in_order_and_a_bad_one_last() {
     for n in 0..40 {
         bytes += &match n % 2 {
             0 => format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n"),
-            _ => format!("POST /{n} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"),
+            _ => format!(
+                "POST /{n} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+            ),
         };
     }
     client.send(bytes + "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\nGET /late HTTP/1.1\r\nHost: a\r\n\r\n").await;
     for n in 0..40 {
         let answer = client.message().await.unwrap();
-        assert!(answer.ends_with(&format!("\r\n\r\n/{n}")), "answer {n}: {answer}");
+        assert!(
+            answer.ends_with(&format!("\r\n\r\n/{n}")),
+            "answer {n}: {answer}"
+        );
     }
     let answer = client.message().await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     assert_eq!(client.rest().await, (String::new(), End::Fin));
-    assert_eq!(origin.seen().len(), 40, "what follows a refused head is not read");
+    assert_eq!(
+        origin.seen().len(),
+        40,
+        "what follows a refused head is not read"
+    );
 }
 
 /// Far more than any buffer on the way holds is still being sent when the refusal is there.
@@ -176,11 +240,23 @@ async fn a_refusal_is_not_lost_to_a_client_that_is_still_sending() {
     let rig = scene(&origin, "").await;
     for size in [0, 100 << 10, 8 << 20] {
         let mut client = Wire::connect(&rig).await;
-        let bytes = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n{}", "b".repeat(size));
-        soon("the client's writing", client.stream.write_all(bytes.as_bytes())).await.unwrap();
+        let bytes = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n{}",
+            "b".repeat(size)
+        );
+        soon(
+            "the client's writing",
+            client.stream.write_all(bytes.as_bytes()),
+        )
+        .await
+        .unwrap();
         let answer = client.message().await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
-        assert_eq!(client.rest().await, (String::new(), End::Fin), "after {size} bytes");
+        assert_eq!(
+            client.rest().await,
+            (String::new(), End::Fin),
+            "after {size} bytes"
+        );
     }
     assert_eq!(origin.used(), 0);
 }
@@ -191,7 +267,9 @@ async fn an_old_client_keeps_its_connection_only_if_it_asks() {
     let rig = scene(&origin, "").await;
     let mut client = Wire::connect(&rig).await;
     for _ in 0..3 {
-        client.send("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").await;
+        client
+            .send("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+            .await;
         let answer = client.message().await.unwrap();
         assert_eq!(field(&answer, "Connection"), Some("keep-alive"));
     }
@@ -200,7 +278,11 @@ async fn an_old_client_keeps_its_connection_only_if_it_asks() {
     assert_eq!(field(&answer, "Connection"), Some("close"));
     assert_eq!(client.rest().await, (String::new(), End::Fin));
     let host = format!("Host: {}\r\n", rig.web());
-    assert!(origin.seen().iter().all(|request| request.contains(&host)), "{:?}", origin.seen());
+    assert!(
+        origin.seen().iter().all(|request| request.contains(&host)),
+        "{:?}",
+        origin.seen()
+    );
     assert_eq!(origin.used(), 1);
 }
 
@@ -208,17 +290,30 @@ async fn an_old_client_keeps_its_connection_only_if_it_asks() {
 #[tokio::test]
 async fn a_client_that_asked_to_close_gets_its_whole_answer_although_it_sent_more() {
     let large = "x".repeat(4 << 20);
-    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{large}", large.len());
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{large}",
+        large.len()
+    );
     let origin = Origin::answering(move |_| answer.clone()).await;
     let rig = scene(&origin, "").await;
     for more in ["\r\n", GET] {
         let mut client = Wire::connect(&rig).await;
-        client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        client
+            .send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .await;
         let head = client.head().await.unwrap();
         assert_eq!(field(&head, "Connection"), Some("close"));
         client.send(more).await;
-        assert_eq!(client.take(large.len()).await.map(|body| body.len()), Some(large.len()), "with {more:?}");
-        assert_eq!(client.rest().await, (String::new(), End::Fin), "with {more:?}");
+        assert_eq!(
+            client.take(large.len()).await.map(|body| body.len()),
+            Some(large.len()),
+            "with {more:?}"
+        );
+        assert_eq!(
+            client.rest().await,
+            (String::new(), End::Fin),
+            "with {more:?}"
+        );
     }
 }
 
@@ -233,7 +328,10 @@ async fn a_half_closed_client_gets_its_answer() {
     })
     .await;
     let rig = scene(&origin, "").await;
-    for request in [GET, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"] {
+    for request in [
+        GET,
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+    ] {
         let mut client = Wire::connect(&rig).await;
         client.send(request).await;
         client.half_close().await;
@@ -291,7 +389,12 @@ fn v2(command: u8) -> Vec<u8> {
 #[tokio::test]
 async fn the_proxy_protocol_names_the_client() {
     let origin = Origin::ok().await;
-    let rig = scene_with(&origin, "protocol: http, proxyProtocol: required", "trustedProxies: [127.0.0.1/32]").await;
+    let rig = scene_with(
+        &origin,
+        "protocol: http, proxyProtocol: required",
+        "trustedProxies: [127.0.0.1/32]",
+    )
+    .await;
     let v1 = |line: &str| format!("PROXY {line}\r\n").into_bytes();
     for (header, client_address) in [
         (v1("TCP4 192.0.2.9 192.0.2.8 1000 80"), "192.0.2.9"),
@@ -305,11 +408,19 @@ async fn the_proxy_protocol_names_the_client() {
         for at in 0..header.len() + 3 {
             let mut client = Wire::connect(&rig).await;
             client.send_split(&bytes, at).await;
-            assert_eq!(client.message().await.as_deref(), Some(OK), "{header:?} split at {at}");
+            assert_eq!(
+                client.message().await.as_deref(),
+                Some(OK),
+                "{header:?} split at {at}"
+            );
             client.assert_alive("the first").await;
             let seen = origin.seen();
             for request in &seen[seen.len() - 2..] {
-                assert_eq!(field(request, "X-Forwarded-For"), Some(client_address), "{header:?} split at {at}");
+                assert_eq!(
+                    field(request, "X-Forwarded-For"),
+                    Some(client_address),
+                    "{header:?} split at {at}"
+                );
             }
         }
     }
@@ -318,10 +429,22 @@ async fn the_proxy_protocol_names_the_client() {
 #[tokio::test]
 async fn without_a_proper_proxy_header_nothing_is_served() {
     let origin = Origin::ok().await;
-    let rig = scene_with(&origin, "protocol: http, proxyProtocol: required", "trustedProxies: [127.0.0.1/32]").await;
+    let rig = scene_with(
+        &origin,
+        "protocol: http, proxyProtocol: required",
+        "trustedProxies: [127.0.0.1/32]",
+    )
+    .await;
     let bad_version = v2(0x31);
     let endless = [b"PROXY TCP4 ".as_slice(), &[b'1'; 5000]].concat();
-    for header in [GET.as_bytes(), b"PROXY TCP5 x\r\n", b"PROXY TCP4 1.2.3.4\r\n", b"", &bad_version, &endless] {
+    for header in [
+        GET.as_bytes(),
+        b"PROXY TCP5 x\r\n",
+        b"PROXY TCP4 1.2.3.4\r\n",
+        b"",
+        &bad_version,
+        &endless,
+    ] {
         let mut client = Wire::connect(&rig).await;
         client.send(header).await;
         client.send(GET).await;
@@ -335,10 +458,16 @@ async fn without_a_proper_proxy_header_nothing_is_served() {
         client.half_close().await;
         assert_eq!(client.rest().await.0, "");
     }
-    let untrusting =
-        scene_with(&origin, "protocol: http, proxyProtocol: required", "trustedProxies: [192.0.2.0/24]").await;
+    let untrusting = scene_with(
+        &origin,
+        "protocol: http, proxyProtocol: required",
+        "trustedProxies: [192.0.2.0/24]",
+    )
+    .await;
     let mut client = Wire::connect(&untrusting).await;
-    client.send("PROXY TCP4 192.0.2.9 192.0.2.8 1000 80\r\n").await;
+    client
+        .send("PROXY TCP4 192.0.2.9 192.0.2.8 1000 80\r\n")
+        .await;
     client.send(GET).await;
     assert_eq!(client.rest().await.0, "", "a peer outside trustedProxies");
     assert_eq!(origin.used(), 0);

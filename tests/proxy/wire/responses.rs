@@ -11,9 +11,16 @@ async fn playing(answers: Vec<(String, Option<End>)>) -> Origin {
         async move {
             // A body that is not read would make every close a reset.
             while let Some(request) = wire.message().await {
-                let target = request.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
-                let (number, slow) = target.split_once('/').map_or((target, false), |(number, _)| (number, true));
-                let Some((answer, end)) = number.parse::<usize>().ok().and_then(|n| answers.get(n)) else {
+                let target = request
+                    .split(' ')
+                    .nth(1)
+                    .unwrap_or_default()
+                    .trim_start_matches('/');
+                let (number, slow) = target
+                    .split_once('/')
+                    .map_or((target, false), |(number, _)| (number, true));
+                let Some((answer, end)) = number.parse::<usize>().ok().and_then(|n| answers.get(n))
+                else {
                     wire.send(OK).await;
                     continue;
                 };
@@ -69,7 +76,11 @@ fn passed_on() -> Vec<(&'static str, &'static str, &'static str)> {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         ),
-        ("GET {} HTTP/1.1", "HTTP/1.1 204 No\r\nContent-Length: 9\r\n\r\n", "HTTP/1.1 204 No\r\n\r\n"),
+        (
+            "GET {} HTTP/1.1",
+            "HTTP/1.1 204 No\r\nContent-Length: 9\r\n\r\n",
+            "HTTP/1.1 204 No\r\n\r\n",
+        ),
         (
             "GET {} HTTP/1.1",
             "HTTP/1.1 304 No\r\nContent-Length: 9\r\n\r\n",
@@ -100,16 +111,36 @@ fn passed_on() -> Vec<(&'static str, &'static str, &'static str)> {
 
 #[tokio::test]
 async fn responses_arrive_canonical_however_they_come_and_both_connections_live_on() {
-    let answers = passed_on().iter().map(|(_, answer, _)| ((*answer).to_owned(), None)).collect();
+    let answers = passed_on()
+        .iter()
+        .map(|(_, answer, _)| ((*answer).to_owned(), None))
+        .collect();
     let origin = playing(answers).await;
     let rig = scene(&origin, "").await;
     for (n, (line, _, expected)) in passed_on().into_iter().enumerate() {
         for target in [format!("/{n}"), format!("/{n}/slow")] {
             let mut client = Wire::connect(&rig).await;
-            let keep = if line.ends_with("1.0") { "Connection: keep-alive\r\n" } else { "" };
-            client.send(format!("{}\r\nHost: a\r\n{keep}\r\n", line.replace("{}", &target))).await;
-            let got = client.take(expected.len()).await.map(|got| String::from_utf8(got).unwrap());
-            assert_eq!(got.as_deref(), Some(expected), "{line} {n}; then {:?}", client.buffer);
+            let keep = if line.ends_with("1.0") {
+                "Connection: keep-alive\r\n"
+            } else {
+                ""
+            };
+            client
+                .send(format!(
+                    "{}\r\nHost: a\r\n{keep}\r\n",
+                    line.replace("{}", &target)
+                ))
+                .await;
+            let got = client
+                .take(expected.len())
+                .await
+                .map(|got| String::from_utf8(got).unwrap());
+            assert_eq!(
+                got.as_deref(),
+                Some(expected),
+                "{line} {n}; then {:?}",
+                client.buffer
+            );
             if expected.contains("Connection: close") {
                 assert_eq!(client.rest().await, (String::new(), End::Fin));
             } else {
@@ -123,27 +154,40 @@ async fn responses_arrive_canonical_however_they_come_and_both_connections_live_
 #[tokio::test]
 async fn a_response_that_ends_with_its_connection() {
     let answer = "HTTP/1.1 200 OK\r\n\r\nuntil the end".to_owned();
-    let origin = playing(vec![(answer.clone(), Some(End::Fin)), (answer, Some(End::Reset))]).await;
+    let origin = playing(vec![
+        (answer.clone(), Some(End::Fin)),
+        (answer, Some(End::Reset)),
+    ])
+    .await;
     let rig = scene(&origin, "").await;
     // A client of today gets chunks and keeps its connection.
     let mut client = Wire::connect(&rig).await;
     client.send("GET /0 HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!(
         client.message().await.as_deref(),
-        Some("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nd\r\nuntil the end\r\n0\r\n\r\n")
+        Some(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nd\r\nuntil the end\r\n0\r\n\r\n"
+        )
     );
     client.assert_alive("a body until the end").await;
     // An old one gets it as it came.
     let mut client = Wire::connect(&rig).await;
-    client.send("GET /0 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+    client
+        .send("GET /0 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        .await;
     let expected = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end";
     assert_eq!(client.rest().await, (expected.into(), End::Fin));
     // A reset is not an end, for either of them.
     for version in ["1.1", "1.0"] {
         let mut client = Wire::connect(&rig).await;
-        client.send(format!("GET /1 HTTP/{version}\r\nHost: a\r\n\r\n")).await;
+        client
+            .send(format!("GET /1 HTTP/{version}\r\nHost: a\r\n\r\n"))
+            .await;
         let (got, end) = client.rest().await;
-        assert!(got.contains("until the end") && !got.contains("\r\n0\r\n"), "{got:?}");
+        assert!(
+            got.contains("until the end") && !got.contains("\r\n0\r\n"),
+            "{got:?}"
+        );
         assert_eq!(end, End::Reset, "to a client of {version}");
     }
     assert_eq!(origin.seen().len(), 5, "nothing was sent twice");
@@ -158,12 +202,21 @@ async fn a_response_that_cannot_be_forwarded_is_a_502_and_is_not_asked_for_again
             head("Content-Length: 1\r\nTransfer-Encoding: chunked") + "1\r\nx\r\n0\r\n\r\n",
             "length_with_transfer_encoding",
         ),
-        (head("Content-Length: 2\r\nContent-Length: 2") + "ok", "duplicate_content_length"),
+        (
+            head("Content-Length: 2\r\nContent-Length: 2") + "ok",
+            "duplicate_content_length",
+        ),
         (head("Content-Length: 2,2") + "ok", "bad_content_length"),
         (head("Content-Length: -2") + "ok", "bad_content_length"),
         (head("Transfer-Encoding: gzip"), "unknown_transfer_encoding"),
-        (head("Transfer-Encoding: chunked, chunked"), "bad_transfer_encoding"),
-        ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".into(), "transfer_encoding_on_http10"),
+        (
+            head("Transfer-Encoding: chunked, chunked"),
+            "bad_transfer_encoding",
+        ),
+        (
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+            "transfer_encoding_on_http10",
+        ),
         (head("A: b\rc"), "bare_cr"),
         ("HTTP/1.1 200 OK\nContent-Length: 0\n\n".into(), "bare_lf"),
         (head("A: b\0"), "control_byte"),
@@ -173,25 +226,46 @@ async fn a_response_that_cannot_be_forwarded_is_a_502_and_is_not_asked_for_again
         ("SSH-2.0-OpenSSH_9.9\r\n\r\n".into(), "bad_version"),
         ("HTTP/1.1 abc OK\r\n\r\n".into(), "bad_status_line"),
         (head(&"A: b\r\n".repeat(101)), "too_many_headers"),
-        (head(&format!("A: {}", "b".repeat(17 << 10))), "head_too_large"),
-        ("HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".into(), "unsolicited_upgrade"),
+        (
+            head(&format!("A: {}", "b".repeat(17 << 10))),
+            "head_too_large",
+        ),
+        (
+            "HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".into(),
+            "unsolicited_upgrade",
+        ),
         ("HTTP/1.1 101 Switching\r\n\r\n".into(), "bad_upgrade"),
-        ("HTTP/1.1 102 Processing\r\n\r\n".repeat(100), "too_many_interim_responses"),
+        (
+            "HTTP/1.1 102 Processing\r\n\r\n".repeat(100),
+            "too_many_interim_responses",
+        ),
     ];
-    let origin = playing(faults.iter().map(|(answer, _)| (answer.clone(), None)).collect()).await;
+    let origin = playing(
+        faults
+            .iter()
+            .map(|(answer, _)| (answer.clone(), None))
+            .collect(),
+    )
+    .await;
     let rig = scene(&origin, "").await;
     for (n, (answer, reason)) in faults.iter().enumerate() {
         for target in [format!("/{n}"), format!("/{n}/slow")] {
             let mut client = Wire::connect(&rig).await;
             let before = (origin.seen().len(), origin.used());
-            client.send(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            client
+                .send(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"))
+                .await;
             let mut got = client.message().await.unwrap();
             while got.starts_with("HTTP/1.1 102 ") {
                 got = client.message().await.unwrap();
             }
             assert!(got.starts_with("HTTP/1.1 502 "), "{answer:?}: {got}");
             assert_eq!(field(&got, "x-ebbtide-reason"), Some(*reason), "{answer:?}");
-            assert_eq!(origin.seen().len(), before.0 + 1, "{answer:?} was asked for twice");
+            assert_eq!(
+                origin.seen().len(),
+                before.0 + 1,
+                "{answer:?} was asked for twice"
+            );
             client.assert_alive(answer).await;
             assert_eq!(
                 origin.used(),
@@ -205,8 +279,13 @@ async fn a_response_that_cannot_be_forwarded_is_a_502_and_is_not_asked_for_again
 /// Faults after a byte has gone: what has come is followed by a reset, never by an end.
 #[tokio::test]
 async fn a_response_that_breaks_later_is_cut_visibly() {
-    let chunked = |rest: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n{rest}");
-    let large = format!("HTTP/1.1 200 OK\r\nContent-Length: 32000000\r\n\r\n{}", "x".repeat(16_000_000));
+    let chunked = |rest: &str| {
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n{rest}")
+    };
+    let large = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: 32000000\r\n\r\n{}",
+        "x".repeat(16_000_000)
+    );
     let faults = [
         (chunked("x\r\n"), None),
         (chunked("5\nabcde\r\n"), None),
@@ -232,8 +311,15 @@ async fn a_response_that_breaks_later_is_cut_visibly() {
         move |mut wire, _| {
             let answers = answers.clone();
             async move {
-                let Some(request) = wire.message().await else { return };
-                let n: usize = request.split(['/', ' ']).nth(2).unwrap_or_default().parse().unwrap();
+                let Some(request) = wire.message().await else {
+                    return;
+                };
+                let n: usize = request
+                    .split(['/', ' '])
+                    .nth(2)
+                    .unwrap_or_default()
+                    .parse()
+                    .unwrap();
                 let (answer, end) = &answers[n];
                 let first = answer.find("first").map_or(8_000_000, |at| at + 7);
                 wire.send(&answer[..first]).await;
@@ -255,12 +341,21 @@ async fn a_response_that_breaks_later_is_cut_visibly() {
     for (n, (answer, end)) in faults.iter().enumerate() {
         let what = format!("{n}: {:?} {end:?}", &answer[..answer.len().min(120)]);
         let mut client = Wire::connect(&rig).await;
-        client.send(format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        client
+            .send(format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n"))
+            .await;
         // So that all buffers fill, and a large body's end comes while it is spliced.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let (got, client_end) = client.rest().await;
-        assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{what}: {:?}", got.get(..200));
-        assert!(!got.ends_with("\r\n0\r\n\r\n") && got.len() < 30_000_000, "{what} looks complete");
+        assert!(
+            got.starts_with("HTTP/1.1 200 OK\r\n"),
+            "{what}: {:?}",
+            got.get(..200)
+        );
+        assert!(
+            !got.ends_with("\r\n0\r\n\r\n") && got.len() < 30_000_000,
+            "{what} looks complete"
+        );
         assert_eq!(client_end, End::Reset, "{what}");
         assert_eq!(origin.seen().len(), n + 1, "{what} was asked for twice");
     }
@@ -269,20 +364,36 @@ async fn a_response_that_breaks_later_is_cut_visibly() {
 /// Bytes that nobody asked for would be taken for the answer to the next request.
 #[tokio::test]
 async fn a_connection_with_bytes_beyond_the_response_is_not_used_again() {
-    let extra = |answer: &str| (format!("{answer}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"), None);
+    let extra = |answer: &str| {
+        (
+            format!("{answer}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"),
+            None,
+        )
+    };
     let origin = playing(vec![
         extra(OK),
         extra("HTTP/1.1 204 No\r\n\r\n"),
         extra("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokx".into(), None),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok".into(), None),
-        ("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok".into(), None),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokx".into(),
+            None,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok".into(),
+            None,
+        ),
+        (
+            "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok".into(),
+            None,
+        ),
     ])
     .await;
     let rig = scene(&origin, "").await;
     let mut client = Wire::connect(&rig).await;
     for n in 0..6 {
-        client.send(format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        client
+            .send(format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n"))
+            .await;
         let answer = client.message().await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
         client.assert_alive("bytes beyond").await;

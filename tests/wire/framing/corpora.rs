@@ -83,16 +83,66 @@ const CORPORA: &[Corpus] = &[
 
 /// (corpus, stricter or laxer, our reason or the sample's name, why it is so).
 const RECONCILED: &[(&str, &str, &str, &str)] = &[
-    ("http-desync-guardian", "laxer", "ambiguous: Content_Length with underscore.", LOOKALIKE),
-    ("http-desync-guardian", "laxer", "ambiguous: Transfer_Encoding with underscore.", LOOKALIKE),
-    ("http-desync-guardian", "laxer", "ambiguous: Transfer-Encoding with multiple delimiters", OTHER_NAME),
-    ("http-desync-guardian", "laxer", "ambiguous: Transfer-Encoding with multiple hyphens", OTHER_NAME),
-    ("http-desync-guardian", "laxer", "ambiguous: Get with a body and Content-Length", BODY),
-    ("http-desync-guardian", "laxer", "ambiguous: Get with a body and Transfer-Encoding", BODY),
-    ("http-desync-guardian", "laxer", "ambiguous: Head with a body and Content-Length", BODY),
-    ("http-desync-guardian", "laxer", "ambiguous: Head with a body and Transfer-Encoding", BODY),
-    ("http-desync-guardian", "laxer", "real-life-test-cases: Has a CL in GET", BODY),
-    ("http-desync-guardian", "laxer", "real-life-test-cases: Has a TE in GET", BODY),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Content_Length with underscore.",
+        LOOKALIKE,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Transfer_Encoding with underscore.",
+        LOOKALIKE,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Transfer-Encoding with multiple delimiters",
+        OTHER_NAME,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Transfer-Encoding with multiple hyphens",
+        OTHER_NAME,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Get with a body and Content-Length",
+        BODY,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Get with a body and Transfer-Encoding",
+        BODY,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Head with a body and Content-Length",
+        BODY,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "ambiguous: Head with a body and Transfer-Encoding",
+        BODY,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "real-life-test-cases: Has a CL in GET",
+        BODY,
+    ),
+    (
+        "http-desync-guardian",
+        "laxer",
+        "real-life-test-cases: Has a TE in GET",
+        BODY,
+    ),
     (
         "http-desync-guardian",
         "stricter",
@@ -117,11 +167,36 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "unknown_transfer_encoding",
         "codings besides chunked: 501, as RFC 9112 section 6.1 has it for what is not understood",
     ),
-    ("llhttp", "laxer", "request/connection: CRLF between requests, explicit `close`", BEHIND),
-    ("llhttp", "laxer", "request/connection: CRLF between requests, explicit `close` followed by tab", BEHIND),
-    ("llhttp", "laxer", "request/connection: No restart when keep-alive is off (1.0)", BEHIND),
-    ("llhttp", "laxer", "response/connection: HTTP/1.1 with keep-alive disabled and 204 status", BEHIND),
-    ("llhttp", "laxer", "response/connection: HTTP/1.1 with keep-alive disabled, content-length", BEHIND),
+    (
+        "llhttp",
+        "laxer",
+        "request/connection: CRLF between requests, explicit `close`",
+        BEHIND,
+    ),
+    (
+        "llhttp",
+        "laxer",
+        "request/connection: CRLF between requests, explicit `close` followed by tab",
+        BEHIND,
+    ),
+    (
+        "llhttp",
+        "laxer",
+        "request/connection: No restart when keep-alive is off (1.0)",
+        BEHIND,
+    ),
+    (
+        "llhttp",
+        "laxer",
+        "response/connection: HTTP/1.1 with keep-alive disabled and 204 status",
+        BEHIND,
+    ),
+    (
+        "llhttp",
+        "laxer",
+        "response/connection: HTTP/1.1 with keep-alive disabled, content-length",
+        BEHIND,
+    ),
     (
         "llhttp",
         "laxer",
@@ -147,7 +222,12 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "bad_transfer_encoding",
         "a response whose last coding is not chunked: it would end with the connection, and we refuse rather than guess",
     ),
-    ("llhttp", "stricter", "bad_version", "RTSP and ICE, which the corpus' parser speaks too"),
+    (
+        "llhttp",
+        "stricter",
+        "bad_version",
+        "RTSP and ICE, which the corpus' parser speaks too",
+    ),
     (
         "llhttp",
         "stricter",
@@ -160,9 +240,24 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "leading_blank_line",
         "an empty line before a response: section 2.2 of RFC 9112 lets servers pass one over, not clients; here it is a byte too many behind the last response",
     ),
-    ("llhttp", "stricter", "unknown_transfer_encoding", "codings besides chunked: 501, or 502 for a response"),
-    ("llhttp", "stricter", "unsupported_version", "HTTP/0.9 as a version"),
-    ("gunicorn", "laxer", "invalid/003c", "a method is any token (RFC 9110 section 9.1)"),
+    (
+        "llhttp",
+        "stricter",
+        "unknown_transfer_encoding",
+        "codings besides chunked: 501, or 502 for a response",
+    ),
+    (
+        "llhttp",
+        "stricter",
+        "unsupported_version",
+        "HTTP/0.9 as a version",
+    ),
+    (
+        "gunicorn",
+        "laxer",
+        "invalid/003c",
+        "a method is any token (RFC 9110 section 9.1)",
+    ),
     ("gunicorn", "laxer", "invalid/006", LIMIT),
     ("gunicorn", "laxer", "invalid/007", LIMIT),
     ("gunicorn", "laxer", "invalid/008", LIMIT),
@@ -170,7 +265,12 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
     ("gunicorn", "laxer", "invalid/011", LIMIT),
     ("gunicorn", "laxer", "invalid/012", LIMIT),
     ("gunicorn", "laxer", "invalid/017", LIMIT),
-    ("gunicorn", "laxer", "invalid/limit_header_default_01", LIMIT),
+    (
+        "gunicorn",
+        "laxer",
+        "invalid/limit_header_default_01",
+        LIMIT,
+    ),
     (
         "gunicorn",
         "laxer",
@@ -179,7 +279,12 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
     ),
     ("gunicorn", "laxer", "invalid/040", LOOKALIKE),
     ("gunicorn", "laxer", "invalid/chunked_07", LOOKALIKE),
-    ("gunicorn", "laxer", "invalid/041", "two Content-Type: no matter of framing, and the endpoint's to judge"),
+    (
+        "gunicorn",
+        "laxer",
+        "invalid/041",
+        "two Content-Type: no matter of framing, and the endpoint's to judge",
+    ),
     (
         "gunicorn",
         "laxer",
@@ -198,18 +303,48 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "bad_target",
         "quotes, a fragment, userinfo or bytes beyond ASCII (RFC 9112 section 3.2, RFC 9110 section 4.2.4)",
     ),
-    ("gunicorn", "stricter", "bad_transfer_encoding", "`identity` was taken out of the standard by RFC 7230"),
-    ("gunicorn", "stricter", "bad_version", "a PROXY header: only where the listener asks for one"),
-    ("gunicorn", "stricter", "leading_blank_line", "a PROXY header of version 2: only where the listener asks for one"),
-    ("gunicorn", "stricter", "head_too_large", "a head over 16 KiB: 431; the case switches the limit off"),
+    (
+        "gunicorn",
+        "stricter",
+        "bad_transfer_encoding",
+        "`identity` was taken out of the standard by RFC 7230",
+    ),
+    (
+        "gunicorn",
+        "stricter",
+        "bad_version",
+        "a PROXY header: only where the listener asks for one",
+    ),
+    (
+        "gunicorn",
+        "stricter",
+        "leading_blank_line",
+        "a PROXY header of version 2: only where the listener asks for one",
+    ),
+    (
+        "gunicorn",
+        "stricter",
+        "head_too_large",
+        "a head over 16 KiB: 431; the case switches the limit off",
+    ),
     (
         "gunicorn",
         "stricter",
         "obs_fold",
         "folded lines, which the cases switch on (RFC 9112 section 5.2: 400 is one of the two answers)",
     ),
-    ("gunicorn", "stricter", "unknown_transfer_encoding", "codings besides chunked: 501"),
-    ("http-garden", "laxer", "payload 25", "chunked, and nothing of it: cut when the client goes"),
+    (
+        "gunicorn",
+        "stricter",
+        "unknown_transfer_encoding",
+        "codings besides chunked: 501",
+    ),
+    (
+        "http-garden",
+        "laxer",
+        "payload 25",
+        "chunked, and nothing of it: cut when the client goes",
+    ),
     (
         "http-garden",
         "laxer",
@@ -228,17 +363,32 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "payload 41",
         "bytes beyond ASCII at the ends of a value, which some trim as whitespace: a matter of the endpoint's strings, not of framing",
     ),
-    ("http-garden", "laxer", "payload 45", "`Connection: close`: what comes behind it is never read"),
+    (
+        "http-garden",
+        "laxer",
+        "payload 45",
+        "`Connection: close`: what comes behind it is never read",
+    ),
     ("http-garden", "laxer", "payload 48", "two valid requests"),
-    ("http-garden", "laxer", "payload 68", "a valid GET with a body, which some forget to read"),
-    ("http-garden", "laxer", "payload 74", "a valid chunked request, which some servers answer wrongly"),
+    (
+        "http-garden",
+        "laxer",
+        "payload 68",
+        "a valid GET with a body, which some forget to read",
+    ),
+    (
+        "http-garden",
+        "laxer",
+        "payload 74",
+        "a valid chunked request, which some servers answer wrongly",
+    ),
 ];
 
-const LOOKALIKE: &str =
-    "a field with a name of its own, which frames nothing: the message goes on without it (Lookalikes, below)";
+const LOOKALIKE: &str = "a field with a name of its own, which frames nothing: the message goes on without it (Lookalikes, below)";
 const OTHER_NAME: &str = "another name, and a token: nobody's Transfer-Encoding";
 const BODY: &str = "a body of GET or HEAD is framed as any other (RFC 9110 section 9.3.1): its length is beyond doubt, and its bytes are never read as the next request";
-const LIMIT: &str = "only a limit that the corpus sets for this case; ours are 16 KiB and 100 fields";
+const LIMIT: &str =
+    "only a limit that the corpus sets for this case; ours are 16 KiB and 100 fields";
 const BEHIND: &str = "what comes behind the last message of a connection is never read, let alone forwarded: the corpus reports it, we close";
 
 #[test]
@@ -260,7 +410,12 @@ fn differences_from_public_corpora_are_reconciled() {
             continue;
         }
         let samples = (corpus.read)(&folder);
-        assert!(samples.len() > 50, "{}: only {} samples found", corpus.name, samples.len());
+        assert!(
+            samples.len() > 50,
+            "{}: only {} samples found",
+            corpus.name,
+            samples.len()
+        );
         let (mut agreed, mut either) = (0, 0);
         let mut differences = BTreeMap::<(&str, String), Vec<String>>::new();
         for sample in &samples {
@@ -271,7 +426,9 @@ fn differences_from_public_corpora_are_reconciled() {
                     continue;
                 }
                 (Says::Valid, Read::Refused(reason)) => ("stricter", (*reason).to_owned()),
-                (Says::Invalid, Read::Whole(_) | Read::Unfinished(_)) => ("laxer", sample.name.clone()),
+                (Says::Invalid, Read::Whole(_) | Read::Unfinished(_)) => {
+                    ("laxer", sample.name.clone())
+                }
                 _ => {
                     agreed += 1;
                     continue;
@@ -294,17 +451,25 @@ fn differences_from_public_corpora_are_reconciled() {
             samples.len()
         );
         for ((kind, key), samples) in &differences {
-            let known =
-                RECONCILED.iter().position(|(of, k, what, _)| (of, k, what) == (&corpus.name, kind, &key.as_str()));
+            let known = RECONCILED
+                .iter()
+                .position(|(of, k, what, _)| (of, k, what) == (&corpus.name, kind, &key.as_str()));
             match known {
                 Some(at) => {
                     used[at] = true;
-                    notes +=
-                        &format!("| {} | {kind} | {key} | {} | {} |\n", corpus.name, samples.len(), RECONCILED[at].3);
+                    notes += &format!(
+                        "| {} | {kind} | {key} | {} | {} |\n",
+                        corpus.name,
+                        samples.len(),
+                        RECONCILED[at].3
+                    );
                 }
-                None => {
-                    open.push(format!("{} {kind} {key} ({}):\n  {}", corpus.name, samples.len(), samples.join("\n  ")))
-                }
+                None => open.push(format!(
+                    "{} {kind} {key} ({}):\n  {}",
+                    corpus.name,
+                    samples.len(),
+                    samples.join("\n  ")
+                )),
             }
         }
     }
@@ -312,14 +477,24 @@ fn differences_from_public_corpora_are_reconciled() {
     if !complete {
         return;
     }
-    let unused: Vec<_> = RECONCILED.iter().zip(used).filter(|(_, used)| !used).collect();
-    assert!(unused.is_empty(), "reconciled, and no difference any more: {unused:?}");
+    let unused: Vec<_> = RECONCILED
+        .iter()
+        .zip(used)
+        .filter(|(_, used)| !used)
+        .collect();
+    assert!(
+        unused.is_empty(),
+        "reconciled, and no difference any more: {unused:?}"
+    );
     let text = format!("{table}{DIFFERENCES}{notes}{LOOKALIKES}");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire/framing/CORPORA.md");
     if std::env::var_os("EBBTIDE_WRITE").is_some() {
         std::fs::write(&file, &text).unwrap();
     }
-    assert!(std::fs::read_to_string(&file).unwrap_or_default() == text, "CORPORA.md is out of date: EBBTIDE_WRITE=1");
+    assert!(
+        std::fs::read_to_string(&file).unwrap_or_default() == text,
+        "CORPORA.md is out of date: EBBTIDE_WRITE=1"
+    );
 }
 
 const HEADING: &str = "# What public corpora say, and what Ebbtide does
@@ -366,14 +541,29 @@ name; around a length or a coding any byte but space and tab. Case is no differe
 
 /// Reads all messages of a sample as a client's connection, or as an endpoint's answers to GETs.
 fn read(sample: &Sample) -> Read {
-    let fwd = Forwarding { allow_connect: true, ..forwarding() };
+    let fwd = Forwarding {
+        allow_connect: true,
+        ..forwarding()
+    };
     let mut rest = sample.bytes.clone();
     let mut whole = 0;
     while !rest.is_empty() {
         // What comes behind a tunnel's head or the last message of a connection is not read.
         let (consumed, framing, emit, last) = if sample.response {
-            match parse_response(&rest, &LIMITS, Method::Get, Version::H11, false, &mut Vec::new()) {
-                Ok(Some(it)) => (it.consumed, it.framing, it.emit, it.upgrade || it.status >= 200),
+            match parse_response(
+                &rest,
+                &LIMITS,
+                Method::Get,
+                Version::H11,
+                false,
+                &mut Vec::new(),
+            ) {
+                Ok(Some(it)) => (
+                    it.consumed,
+                    it.framing,
+                    it.emit,
+                    it.upgrade || it.status >= 200,
+                ),
                 Ok(None) => return Read::Waits(whole),
                 Err(Reject { reason, .. }) => return Read::Refused(reason),
             }
@@ -386,13 +576,22 @@ fn read(sample: &Sample) -> Read {
                     it.upgrade || !it.keep_alive || it.method == Method::Connect,
                 ),
                 Ok(None) => return Read::Waits(whole),
-                Err(Reject { reason: "missing_host", .. }) => {
+                Err(Reject {
+                    reason: "missing_host",
+                    ..
+                }) => {
                     let skip = if rest.starts_with(b"\r\n") { 2 } else { 0 };
-                    let line =
-                        rest[skip..].windows(2).position(|w| w == b"\r\n").unwrap_or(rest.len() - 2 - skip) + 2 + skip;
+                    let line = rest[skip..]
+                        .windows(2)
+                        .position(|w| w == b"\r\n")
+                        .unwrap_or(rest.len() - 2 - skip)
+                        + 2
+                        + skip;
                     let host = String::from_utf8_lossy(&rest[..line]).into_owned();
-                    let host =
-                        host.split_once("://").and_then(|(_, host)| host.split(['/', '?', ' ']).next()).unwrap_or("a");
+                    let host = host
+                        .split_once("://")
+                        .and_then(|(_, host)| host.split(['/', '?', ' ']).next())
+                        .unwrap_or("a");
                     rest.splice(line..line, format!("Host: {host}\r\n").into_bytes());
                     continue;
                 }
@@ -417,7 +616,8 @@ fn read(sample: &Sample) -> Read {
 }
 
 fn files(folder: &Path, ext: &str) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let entries =
+        std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|it| it == ext));
     files.sort();
@@ -446,8 +646,8 @@ fn guardian(folder: &Path) -> Vec<Sample> {
     let mut samples = Vec::new();
     for file in files(&folder.join("tests"), "yaml") {
         let text = std::fs::read_to_string(&file).unwrap();
-        let cases: Vec<Value> =
-            serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let cases: Vec<Value> = serde_saphyr::from_str(&text)
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         for case in cases {
             let word = |of: &Value, key: &str| match &of[key] {
                 Value::String(text) => text.clone(),
@@ -461,7 +661,11 @@ fn guardian(folder: &Path) -> Vec<Sample> {
             }
             bytes.extend_from_slice(b"\r\n");
             for field in case["headers"].as_array().into_iter().flatten() {
-                bytes.extend(latin(&format!("{}: {}\r\n", word(field, "name"), word(field, "value"))));
+                bytes.extend(latin(&format!(
+                    "{}: {}\r\n",
+                    word(field, "name"),
+                    word(field, "value")
+                )));
             }
             bytes.extend_from_slice(b"\r\n");
             let says = match case["expected"]["tier"].as_str().unwrap() {
@@ -471,7 +675,12 @@ fn guardian(folder: &Path) -> Vec<Sample> {
                 other => panic!("a tier {other:?}"),
             };
             let name = format!("{}: {}", stem(&file), word(&case, "name").escape_default());
-            samples.push(Sample { name, bytes, response: false, says });
+            samples.push(Sample {
+                name,
+                bytes,
+                response: false,
+                says,
+            });
         }
     }
     samples
@@ -492,20 +701,34 @@ fn llhttp(folder: &Path) -> Vec<Sample> {
                 } else if let Some(rest) = line.strip_prefix('#') {
                     title = rest.trim_matches(['#', ' ']).to_owned();
                 } else if line == "```http" || line == "```log" {
-                    let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+                    let block: Vec<&str> =
+                        lines.by_ref().take_while(|line| *line != "```").collect();
                     if line == "```http" {
                         input = Some(block.join("\n"));
                         continue;
                     }
-                    let (Some(meta), Some(input)) = (meta.take(), input.take()) else { continue };
+                    let (Some(meta), Some(input)) = (meta.take(), input.take()) else {
+                        continue;
+                    };
                     let strict = meta["type"] == part || meta["type"] == format!("{part}-finish");
-                    if !strict || meta["pause"].is_string() || meta["skipBody"] == true || input.contains("${") {
+                    if !strict
+                        || meta["pause"].is_string()
+                        || meta["skipBody"] == true
+                        || input.contains("${")
+                    {
                         continue;
                     }
-                    let error = block.iter().any(|line| line.contains("error code=") && !line.contains("code=22 "));
+                    let error = block
+                        .iter()
+                        .any(|line| line.contains("error code=") && !line.contains("code=22 "));
                     let name = format!("{part}/{}: {title}", stem(&file));
                     let says = if error { Says::Invalid } else { Says::Valid };
-                    samples.push(Sample { name, bytes: llhttp_bytes(&input), response: part == "response", says });
+                    samples.push(Sample {
+                        name,
+                        bytes: llhttp_bytes(&input),
+                        response: part == "response",
+                        says,
+                    });
                 }
             }
         }
@@ -539,7 +762,9 @@ fn llhttp_bytes(input: &str) -> Vec<u8> {
             Some(c) if c.is_digit(8) => {
                 let mut code = c.to_digit(8).unwrap();
                 for _ in 0..2 {
-                    let Some(digit) = rest.peek().and_then(|c| c.to_digit(8)) else { break };
+                    let Some(digit) = rest.peek().and_then(|c| c.to_digit(8)) else {
+                        break;
+                    };
                     code = code * 8 + digit;
                     rest.next();
                 }
@@ -562,7 +787,12 @@ fn gunicorn(folder: &Path) -> Vec<Sample> {
             let mut bytes = std::fs::read(&file).unwrap();
             bytes.retain(|byte| *byte != b'\n');
             let bytes = unescape(&bytes);
-            samples.push(Sample { name: format!("{part}/{}", stem(&file)), bytes, response: false, says });
+            samples.push(Sample {
+                name: format!("{part}/{}", stem(&file)),
+                bytes,
+                response: false,
+                says,
+            });
         }
     }
     samples
@@ -573,9 +803,18 @@ fn gunicorn(folder: &Path) -> Vec<Sample> {
 fn garden(folder: &Path) -> Vec<Sample> {
     let text = std::fs::read_to_string(folder.join("TROPHIES.md")).unwrap();
     let mut samples = Vec::new();
-    for (number, line) in text.lines().filter_map(|line| line.trim().strip_prefix("- Payload: `")).enumerate() {
+    for (number, line) in text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- Payload: `"))
+        .enumerate()
+    {
         let bytes = unescape(line.split('`').next().unwrap().as_bytes());
-        samples.push(Sample { name: format!("payload {}", number + 1), bytes, response: false, says: Says::Invalid });
+        samples.push(Sample {
+            name: format!("payload {}", number + 1),
+            bytes,
+            response: false,
+            says: Says::Invalid,
+        });
     }
     samples
 }
@@ -586,7 +825,9 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     while let Some((&byte, more)) = rest.split_first() {
         rest = more;
         match (byte, more) {
-            (b'\\', [b'x', high, low, ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+            (b'\\', [b'x', high, low, ..])
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
                 let digit = |byte: u8| char::from(byte).to_digit(16).unwrap() as u8;
                 bytes.push(digit(*high) << 4 | digit(*low));
                 rest = &more[3..];

@@ -44,19 +44,31 @@ async fn others_read_what_is_forwarded_as_we_do() {
     let seed = number("EBBTIDE_SEED", 1);
     let streams = streams(count, seed);
     let requests: usize = streams.iter().map(|stream| stream.requests.len()).sum();
-    let cut = streams.iter().filter(|stream| read(&stream.forwarded).1).count();
+    let cut = streams
+        .iter()
+        .filter(|stream| read(&stream.forwarded).1)
+        .count();
     println!(
         "FIGURE framing differential: {count} streams of seed {seed}, {requests} whole requests, {cut} streams with a cut one"
     );
-    assert!(requests > count / 2, "only {requests} requests in {count} streams");
+    assert!(
+        requests > count / 2,
+        "only {requests} requests in {count} streams"
+    );
     let mut readers = 1;
     compare("hyper", &streams, &hyper(&streams).await);
     let by = |command: Result<Command, String>| command.map(|command| run(command, &streams));
     for (name, seen) in [
         ("nginx", super::nginx::read(&streams)),
         ("Go net/http", by(built_by_go())),
-        ("Node http", by(script("node", "read.js", &["-e", ""], "no node"))),
-        ("Python h11", by(script("python3", "read.py", &["-c", "import h11"], NO_H11))),
+        (
+            "Node http",
+            by(script("node", "read.js", &["-e", ""], "no node")),
+        ),
+        (
+            "Python h11",
+            by(script("python3", "read.py", &["-c", "import h11"], NO_H11)),
+        ),
     ] {
         match seen {
             Ok(seen) => {
@@ -72,12 +84,18 @@ async fn others_read_what_is_forwarded_as_we_do() {
 pub const NO_H11: &str = "no python3 with h11 (tests/wire/framing/fetch.sh)";
 
 pub fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable)
-        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}: a number, not {text:?}")))
+    std::env::var(variable).map_or(default, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable}: a number, not {text:?}"))
+    })
 }
 
 fn compare(name: &str, streams: &[Stream], seen: &[Seen]) {
-    assert_eq!(streams.len(), seen.len(), "{name} has not read every stream");
+    assert_eq!(
+        streams.len(),
+        seen.len(),
+        "{name} has not read every stream"
+    );
     let (mut agreed, mut refusals) = (0, Vec::new());
     let mut wrong = Vec::new();
     for (stream, seen) in streams.iter().zip(seen) {
@@ -87,8 +105,13 @@ fn compare(name: &str, streams: &[Stream], seen: &[Seen]) {
         } else if seen.refused && stream.requests.starts_with(&seen.requests) {
             refusals.push(&stream.requests[seen.requests.len()]);
         } else {
-            let list =
-                |requests: &[Request]| requests.iter().map(|r| show(&r.join(&b' '))).collect::<Vec<_>>().join(" | ");
+            let list = |requests: &[Request]| {
+                requests
+                    .iter()
+                    .map(|r| show(&r.join(&b' ')))
+                    .collect::<Vec<_>>()
+                    .join(" | ")
+            };
             wrong.push(format!(
                 "of {}\n  forwarded {}\n  we read {}\n  {name} {}{}",
                 show(&stream.input),
@@ -104,9 +127,18 @@ fn compare(name: &str, streams: &[Stream], seen: &[Seen]) {
         refusals.len(),
         wrong.len()
     );
-    let kinds: BTreeSet<String> =
-        refusals.iter().map(|r| format!("{} {} {}", show(&r[0]), show(&r[1]), show(&r[2]))).collect();
-    for kind in kinds.iter().take(if std::env::var_os("EBBTIDE_VERBOSE").is_some() { 200 } else { 0 }) {
+    let kinds: BTreeSet<String> = refusals
+        .iter()
+        .map(|r| format!("{} {} {}", show(&r[0]), show(&r[1]), show(&r[2])))
+        .collect();
+    for kind in kinds
+        .iter()
+        .take(if std::env::var_os("EBBTIDE_VERBOSE").is_some() {
+            200
+        } else {
+            0
+        })
+    {
         println!("  {name} refuses {kind}");
     }
     assert!(
@@ -115,7 +147,11 @@ fn compare(name: &str, streams: &[Stream], seen: &[Seen]) {
         wrong.len(),
         wrong[..wrong.len().min(5)].join("\n")
     );
-    assert!(agreed > streams.len() / 2, "{name} read only {agreed} of {} streams", streams.len());
+    assert!(
+        agreed > streams.len() / 2,
+        "{name} read only {agreed} of {} streams",
+        streams.len()
+    );
 }
 
 /// Streams of one to three requests of the table, with up to three mutations, of which something is forwarded.
@@ -127,7 +163,11 @@ fn streams(count: usize, seed: u64) -> Vec<Stream> {
         .filter(|case| matches!(case.verdict, Verdict::Forwarded { .. }) && case.input.len() < 2048)
         .map(|case| &case.input[..])
         .collect();
-    let any: Vec<&[u8]> = cases.iter().filter(|case| case.input.len() < 2048).map(|case| &case.input[..]).collect();
+    let any: Vec<&[u8]> = cases
+        .iter()
+        .filter(|case| case.input.len() < 2048)
+        .map(|case| &case.input[..])
+        .collect();
     let mut streams = Vec::new();
     for _ in 0..count * 50 {
         if streams.len() == count {
@@ -145,10 +185,18 @@ fn streams(count: usize, seed: u64) -> Vec<Stream> {
         let forwarded = forward(&input);
         if !forwarded.is_empty() {
             let requests = read(&forwarded).0;
-            streams.push(Stream { input, forwarded, requests });
+            streams.push(Stream {
+                input,
+                forwarded,
+                requests,
+            });
         }
     }
-    assert_eq!(streams.len(), count, "too few streams of which something is forwarded");
+    assert_eq!(
+        streams.len(),
+        count,
+        "too few streams of which something is forwarded"
+    );
     streams
 }
 
@@ -208,14 +256,26 @@ pub fn mutate(bytes: &mut Vec<u8>, parts: &[&[u8]], random: &mut fastrand::Rng) 
             // A line once more.
             let lines: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
             let line = lines[random.usize(..lines.len().max(1)).min(lines.len() - 1)].to_vec();
-            let place: usize = lines[..random.usize(..=lines.len())].iter().map(|line| line.len()).sum();
+            let place: usize = lines[..random.usize(..=lines.len())]
+                .iter()
+                .map(|line| line.len())
+                .sum();
             bytes.splice(place..place, line);
         }
         3 => {
             // Behind a line end, where a field or a chunk may stand.
-            let ends: Vec<usize> = (1..=bytes.len()).filter(|at| bytes[at - 1] == b'\n').collect();
-            let place = if ends.is_empty() { at } else { ends[random.usize(..ends.len())] };
-            bytes.splice(place..place, parts[random.usize(..parts.len())].iter().copied());
+            let ends: Vec<usize> = (1..=bytes.len())
+                .filter(|at| bytes[at - 1] == b'\n')
+                .collect();
+            let place = if ends.is_empty() {
+                at
+            } else {
+                ends[random.usize(..ends.len())]
+            };
+            bytes.splice(
+                place..place,
+                parts[random.usize(..parts.len())].iter().copied(),
+            );
         }
         _ => _ = bytes.splice(at..at, parts[random.usize(..parts.len())].iter().copied()),
     }
@@ -224,7 +284,10 @@ pub fn mutate(bytes: &mut Vec<u8>, parts: &[&[u8]], random: &mut fastrand::Rng) 
     }
 }
 
-pub const LIMITS: Limits = Limits { head_size: 16 << 10, headers: 100 };
+pub const LIMITS: Limits = Limits {
+    head_size: 16 << 10,
+    headers: 100,
+};
 
 /// As of a client on this machine.
 pub fn forwarding() -> Forwarding {
@@ -242,7 +305,11 @@ fn forward(input: &[u8]) -> Vec<u8> {
     let (mut rest, mut out) = (input, Vec::new());
     while let Ok(Some(request)) = parse_request(rest, &LIMITS, &forwarding(), &mut out) {
         rest = &rest[request.consumed..];
-        let emit = if request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
+        let emit = if request.framing == Framing::Chunked {
+            Emit::Chunked
+        } else {
+            Emit::Identity
+        };
         let mut body = BodyDecoder::new(request.framing, &LIMITS, 400);
         match body.decode(rest, emit, &mut out) {
             Ok(taken) if body.is_done() => rest = &rest[taken..],
@@ -259,20 +326,35 @@ fn forward(input: &[u8]) -> Vec<u8> {
 /// The requests of what was forwarded by our own reading, and whether the last is cut short.
 fn read(forwarded: &[u8]) -> (Vec<Request>, bool) {
     let (mut rest, mut requests) = (forwarded, Vec::new());
-    let wide = Limits { head_size: 64 << 10, headers: 200 };
+    let wide = Limits {
+        head_size: 64 << 10,
+        headers: 200,
+    };
     while !rest.is_empty() {
         let mut out = Vec::new();
         let parsed = match parse_request(rest, &wide, &forwarding(), &mut out) {
             Ok(Some(parsed)) => parsed,
-            other => panic!("what is forwarded is not valid: {other:?} of {}", show(rest)),
+            other => panic!(
+                "what is forwarded is not valid: {other:?} of {}",
+                show(rest)
+            ),
         };
         let head = &rest[..parsed.consumed];
         // A host that only we have given is told apart from one that the client named.
-        if head.windows(20).any(|part| part == b"\r\nX-Forwarded-Host: ") {
-            assert!(out == head, "what is forwarded is not canonical: {}", show(head));
+        if head
+            .windows(20)
+            .any(|part| part == b"\r\nX-Forwarded-Host: ")
+        {
+            assert!(
+                out == head,
+                "what is forwarded is not canonical: {}",
+                show(head)
+            );
         }
         rest = &rest[parsed.consumed..];
-        let mut words = head.split(|b| *b == b' ' || *b == b'\r').map(<[u8]>::to_vec);
+        let mut words = head
+            .split(|b| *b == b' ' || *b == b'\r')
+            .map(<[u8]>::to_vec);
         let (method, target) = (words.next().unwrap(), words.next().unwrap());
         let host = head
             .split(|b| *b == b'\n')
@@ -300,17 +382,26 @@ async fn hyper(streams: &[Stream]) -> Vec<Seen> {
             let notes = notes.clone();
             async move {
                 let (head, body) = request.into_parts();
-                let host = head.headers.get("host").map(|host| host.as_bytes().to_vec()).unwrap_or_default();
+                let host = head
+                    .headers
+                    .get("host")
+                    .map(|host| host.as_bytes().to_vec())
+                    .unwrap_or_default();
                 if let Ok(body) = axum::body::to_bytes(axum::body::Body::new(body), 1 << 20).await {
-                    let (method, target) = (head.method.as_str().into(), head.uri.to_string().into());
-                    notes.lock().unwrap().push([method, target, host, body.to_vec()]);
+                    let (method, target) =
+                        (head.method.as_str().into(), head.uri.to_string().into());
+                    notes
+                        .lock()
+                        .unwrap()
+                        .push([method, target, host, body.to_vec()]);
                 }
                 Ok::<_, Infallible>(hyper::Response::new(axum::body::Body::empty()))
             }
         });
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let connection =
-            hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(TokioIo::new(server), service);
+        let connection = hyper::server::conn::http1::Builder::new()
+            .half_close(true)
+            .serve_connection(TokioIo::new(server), service);
         let feed = async {
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
             let _ = client.write_all(&stream.forwarded).await;
@@ -333,18 +424,30 @@ pub fn built_by_go() -> Result<Command, String> {
     static BUILT: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
         let binary = built().join("go-net-http");
         std::fs::create_dir_all(built()).map_err(|error| error.to_string())?;
-        let build = Command::new("go").args(["build", "-o"]).arg(&binary).arg(".").current_dir(sources()).output();
+        let build = Command::new("go")
+            .args(["build", "-o"])
+            .arg(&binary)
+            .arg(".")
+            .current_dir(sources())
+            .output();
         let build = build.map_err(|_| "no Go toolchain".to_owned())?;
         match build.status.success() {
             true => Ok(binary),
-            false => Err(format!("go build: {}", String::from_utf8_lossy(&build.stderr))),
+            false => Err(format!(
+                "go build: {}",
+                String::from_utf8_lossy(&build.stderr)
+            )),
         }
     });
     BUILT.clone().map(|binary| bounded(&binary))
 }
 
 pub fn script(program: &str, file: &str, probe: &[&str], missing: &str) -> Result<Command, String> {
-    let found = Command::new(program).args(probe).env("PYTHONPATH", built()).stderr(Stdio::null()).status();
+    let found = Command::new(program)
+        .args(probe)
+        .env("PYTHONPATH", built())
+        .stderr(Stdio::null())
+        .status();
     if !found.is_ok_and(|status| status.success()) {
         return Err(missing.to_owned());
     }
@@ -370,7 +473,11 @@ fn bounded(program: &Path) -> Command {
 
 /// What a parser says of lines: one of each.
 pub fn lines_of(mut command: Command, lines: impl Iterator<Item = String>) -> String {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let lines: String = lines.map(|line| line + "\n").collect();
     let feed = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
@@ -382,15 +489,23 @@ pub fn lines_of(mut command: Command, lines: impl Iterator<Item = String>) -> St
 
 fn run(command: Command, streams: &[Stream]) -> Vec<Seen> {
     let seen = |line: &str| {
-        let (line, refused) = line.strip_suffix('!').map_or((line, false), |line| (line, true));
+        let (line, refused) = line
+            .strip_suffix('!')
+            .map_or((line, false), |line| (line, true));
         let requests = line.split(';').filter(|part| !part.is_empty());
         let requests = requests.map(|part| {
             let parts: Vec<Vec<u8>> = part.split(',').map(unhex).collect();
             parts.try_into().unwrap()
         });
-        Seen { requests: requests.collect(), refused }
+        Seen {
+            requests: requests.collect(),
+            refused,
+        }
     };
-    lines_of(command, streams.iter().map(|stream| hex(&stream.forwarded))).lines().map(seen).collect()
+    lines_of(command, streams.iter().map(|stream| hex(&stream.forwarded)))
+        .lines()
+        .map(seen)
+        .collect()
 }
 
 pub fn hex(bytes: &[u8]) -> String {
@@ -398,5 +513,8 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 pub fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
 }

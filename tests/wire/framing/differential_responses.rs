@@ -16,7 +16,9 @@ use ebbtide::wire::message::{Emit, Framing, Limits, Method, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::differential::{LIMITS, NO_H11, PARTS, built_by_go, hex, lines_of, mutate, number, script, unhex};
+use super::differential::{
+    LIMITS, NO_H11, PARTS, built_by_go, hex, lines_of, mutate, number, script, unhex,
+};
 use super::responses::{self, Ask, Verdict};
 use super::show;
 use crate::support::folder::Ep;
@@ -48,7 +50,10 @@ struct Seen {
 
 #[tokio::test]
 async fn others_read_what_is_passed_on_as_we_do() {
-    let (count, seed) = (number("EBBTIDE_DIFFERENTIAL", 2_000) as usize, number("EBBTIDE_SEED", 1));
+    let (count, seed) = (
+        number("EBBTIDE_DIFFERENTIAL", 2_000) as usize,
+        number("EBBTIDE_SEED", 1),
+    );
     let streams = through_the_proxy(generate(count, seed)).await;
     let ours: Vec<Seen> = streams.iter().map(read).collect();
     let mut kinds = BTreeMap::<&str, usize>::new();
@@ -75,7 +80,12 @@ async fn others_read_what_is_passed_on_as_we_do() {
     }
     println!("FIGURE framing differential responses: {count} streams of seed {seed}: {kinds:?}");
     for kind in ["refused", "cut", "passed"] {
-        assert!(kinds.get(kind).is_some_and(|streams| *streams > count / 100), "too few are {kind}: {kinds:?}");
+        assert!(
+            kinds
+                .get(kind)
+                .is_some_and(|streams| *streams > count / 100),
+            "too few are {kind}: {kinds:?}"
+        );
     }
     let mut readers = 0;
     for (name, command) in [
@@ -95,7 +105,13 @@ async fn others_read_what_is_passed_on_as_we_do() {
         ),
         (
             "Python h11 client",
-            script("python3", "read_responses.py", &["-c", "import h11"], NO_H11).map(|mut it| {
+            script(
+                "python3",
+                "read_responses.py",
+                &["-c", "import h11"],
+                NO_H11,
+            )
+            .map(|mut it| {
                 it.arg("h11");
                 it
             }),
@@ -114,7 +130,11 @@ async fn others_read_what_is_passed_on_as_we_do() {
 }
 
 fn compare(name: &str, streams: &[Stream], ours: &[Seen], theirs: Vec<Seen>) {
-    assert_eq!(streams.len(), theirs.len(), "{name} has not read every stream");
+    assert_eq!(
+        streams.len(),
+        theirs.len(),
+        "{name} has not read every stream"
+    );
     let (mut agreed, mut refused, mut wrong) = (0, 0, Vec::new());
     for ((stream, ours), theirs) in streams.iter().zip(ours).zip(&theirs) {
         if ours == theirs {
@@ -126,8 +146,11 @@ fn compare(name: &str, streams: &[Stream], ours: &[Seen], theirs: Vec<Seen>) {
             }
         } else {
             let list = |seen: &Seen| {
-                let list: Vec<_> =
-                    seen.responses.iter().map(|(status, body)| format!("{status} {}", show(body))).collect();
+                let list: Vec<_> = seen
+                    .responses
+                    .iter()
+                    .map(|(status, body)| format!("{status} {}", show(body)))
+                    .collect();
                 list.join(" | ") + if seen.broken { " and a fault" } else { "" }
             };
             wrong.push(format!(
@@ -151,15 +174,23 @@ fn compare(name: &str, streams: &[Stream], ours: &[Seen], theirs: Vec<Seen>) {
         wrong.len(),
         wrong[..wrong.len().min(5)].join("\n")
     );
-    assert!(agreed > streams.len() / 2, "{name} read only {agreed} of {} streams", streams.len());
+    assert!(
+        agreed > streams.len() / 2,
+        "{name} read only {agreed} of {} streams",
+        streams.len()
+    );
 }
 
 /// Responses of the table with up to two mutations each, some cut short.
 fn generate(count: usize, seed: u64) -> Vec<Answer> {
     let mut random = fastrand::Rng::with_seed(seed);
     let cases = responses::cases();
-    let plain = |case: &&responses::Case| case.input.len() < 2048 && !matches!(case.ask, Ask::Upgrade | Ask::Connect);
-    let passed = |case: &&responses::Case| matches!(case.verdict, Verdict::Passed(..) | Verdict::Chunked(..));
+    let plain = |case: &&responses::Case| {
+        case.input.len() < 2048 && !matches!(case.ask, Ask::Upgrade | Ask::Connect)
+    };
+    let passed = |case: &&responses::Case| {
+        matches!(case.verdict, Verdict::Passed(..) | Verdict::Chunked(..))
+    };
     let any: Vec<_> = cases.iter().filter(plain).collect();
     let good: Vec<_> = cases.iter().filter(plain).filter(passed).collect();
     let parts: Vec<&[u8]> = PARTS.iter().chain(RESPONSE_PARTS).copied().collect();
@@ -170,16 +201,32 @@ fn generate(count: usize, seed: u64) -> Vec<Answer> {
         for _ in 0..random.usize(0..=2) {
             mutate(&mut input, &parts, &mut random);
         }
-        let body = input.windows(4).position(|w| w == b"\r\n\r\n").map_or(input.len(), |at| at + 4);
+        let body = input
+            .windows(4)
+            .position(|w| w == b"\r\n\r\n")
+            .map_or(input.len(), |at| at + 4);
         if random.u8(..) < 64 {
             input.truncate(random.usize(body..=input.len()));
         }
         // What is lost of a POST is lost at once; a GET would be asked again.
-        let ask = if case.ask == Ask::Get { Ask::Post } else { case.ask };
+        let ask = if case.ask == Ask::Get {
+            Ask::Post
+        } else {
+            case.ask
+        };
         // Behind its end it would have been asked again meanwhile, and anything would be an answer to that.
-        let pause_at = if random.bool() { body } else { random.usize(..=input.len()) };
-        let pause_at = Some(pause_at).filter(|at| random.u8(..) < 192 && !is_over(ask, &input[..*at]));
-        Answer { ask, bytes: input, pause_at }
+        let pause_at = if random.bool() {
+            body
+        } else {
+            random.usize(..=input.len())
+        };
+        let pause_at =
+            Some(pause_at).filter(|at| random.u8(..) < 192 && !is_over(ask, &input[..*at]));
+        Answer {
+            ask,
+            bytes: input,
+            pause_at,
+        }
     });
     generated.collect()
 }
@@ -220,7 +267,8 @@ async fn through_the_proxy(inputs: Vec<Answer>) -> Vec<Stream> {
                 let mut streams = Vec::new();
                 for number in (first..inputs.len()).step_by(CLIENTS) {
                     let answer = inputs[number].clone();
-                    let (got, reset) = soon("an answer's end", client(web, answer.ask, number)).await;
+                    let (got, reset) =
+                        soon("an answer's end", client(web, answer.ask, number)).await;
                     streams.push((number, Stream { answer, got, reset }));
                 }
                 streams
@@ -240,7 +288,9 @@ async fn client(web: SocketAddr, ask: Ask, number: usize) -> (Vec<u8>, bool) {
     let mut stream = TcpStream::connect(web).await.unwrap();
     let good = "GET /good HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     let request = match ask {
-        Ask::Old => format!("GET /{number} HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /good HTTP/1.0\r\n\r\n"),
+        Ask::Old => format!(
+            "GET /{number} HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /good HTTP/1.0\r\n\r\n"
+        ),
         Ask::Head => format!("HEAD /{number} HTTP/1.1\r\nHost: a\r\n\r\n{good}"),
         _ => format!("POST /{number} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n{good}"),
     };
@@ -258,9 +308,15 @@ async fn answer(mut stream: TcpStream, inputs: Rc<Vec<Answer>>) {
             continue;
         }
         let text = String::from_utf8_lossy(&head);
-        let number = text.split(['/', ' ']).nth(2).and_then(|number| number.parse::<usize>().ok());
+        let number = text
+            .split(['/', ' '])
+            .nth(2)
+            .and_then(|number| number.parse::<usize>().ok());
         // Of errors nothing is said: what counts is what the client then gets.
-        if let Some(Answer { bytes, pause_at, .. }) = number.map(|number| &inputs[number]) {
+        if let Some(Answer {
+            bytes, pause_at, ..
+        }) = number.map(|number| &inputs[number])
+        {
             let (first, second) = bytes.split_at(pause_at.unwrap_or(0));
             let _ = stream.write_all(first).await;
             if pause_at.is_some() {
@@ -269,7 +325,9 @@ async fn answer(mut stream: TcpStream, inputs: Rc<Vec<Answer>>) {
             let _ = stream.write_all(second).await;
             let _ = stream.shutdown().await;
         } else {
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+                .await;
         }
         head.clear();
     }
@@ -277,7 +335,11 @@ async fn answer(mut stream: TcpStream, inputs: Rc<Vec<Answer>>) {
 
 /// Whether the proxy has come to an end with an answer of which so much has come.
 fn is_over(ask: Ask, mut bytes: &[u8]) -> bool {
-    let method = if ask == Ask::Head { Method::Head } else { Method::Get };
+    let method = if ask == Ask::Head {
+        Method::Head
+    } else {
+        Method::Get
+    };
     loop {
         match parse_response(bytes, &LIMITS, method, Version::H11, false, &mut Vec::new()) {
             Ok(Some(head)) if head.status < 200 => bytes = &bytes[head.consumed..],
@@ -295,23 +357,38 @@ fn is_over(ask: Ask, mut bytes: &[u8]) -> bool {
 /// What was passed on, by our own reading.
 fn read(stream: &Stream) -> Seen {
     let (mut rest, mut responses) = (&stream.got[..], Vec::new());
-    let limits = Limits { head_size: 64 << 10, headers: 200 };
+    let limits = Limits {
+        head_size: 64 << 10,
+        headers: 200,
+    };
     let (first, version) = match stream.answer.ask {
         Ask::Head => (Method::Head, Version::H11),
         Ask::Old => (Method::Get, Version::H10),
         _ => (Method::Post, Version::H11),
     };
-    let invalid =
-        |why: &str| -> ! { panic!("{why}: of {} was passed on {}", show(&stream.answer.bytes), show(&stream.got)) };
+    let invalid = |why: &str| -> ! {
+        panic!(
+            "{why}: of {} was passed on {}",
+            show(&stream.answer.bytes),
+            show(&stream.got)
+        )
+    };
     for method in [first, Method::Get] {
         let response = loop {
             if rest.is_empty() && (stream.reset || !responses.is_empty()) {
-                return Seen { responses, broken: stream.reset };
+                return Seen {
+                    responses,
+                    broken: stream.reset,
+                };
             }
-            let close =
-                rest.windows(21).take_while(|w| !w.starts_with(b"\r\n\r\n")).any(|w| w == b"\r\nConnection: close\r\n");
+            let close = rest
+                .windows(21)
+                .take_while(|w| !w.starts_with(b"\r\n\r\n"))
+                .any(|w| w == b"\r\nConnection: close\r\n");
             let mut again = Vec::new();
-            let Ok(Some(response)) = parse_response(rest, &limits, method, version, close, &mut again) else {
+            let Ok(Some(response)) =
+                parse_response(rest, &limits, method, version, close, &mut again)
+            else {
                 invalid("no valid response");
             };
             let head;
@@ -327,14 +404,19 @@ fn read(stream: &Stream) -> Seen {
         let (response, close) = response;
         let mut body = BodyDecoder::new(response.framing, &limits, 502);
         let mut payload = Vec::new();
-        let Ok(taken) = body.decode(rest, Emit::Identity, &mut payload) else { invalid("no valid body") };
+        let Ok(taken) = body.decode(rest, Emit::Identity, &mut payload) else {
+            invalid("no valid body")
+        };
         rest = &rest[taken..];
         let whole = body.is_done() || response.framing == Framing::UntilClose && !stream.reset;
         if !whole && !stream.reset {
             invalid("a clean end in the midst of it");
         }
         if !whole {
-            return Seen { responses, broken: true };
+            return Seen {
+                responses,
+                broken: true,
+            };
         }
         responses.push((response.status, payload));
         if close {
@@ -344,7 +426,10 @@ fn read(stream: &Stream) -> Seen {
     if !rest.is_empty() {
         invalid("more than was asked for");
     }
-    Seen { responses, broken: stream.reset }
+    Seen {
+        responses,
+        broken: stream.reset,
+    }
 }
 
 /// The methods of both requests, whether it ended in a reset, and the bytes.
@@ -354,15 +439,24 @@ fn line(stream: &Stream) -> String {
         Ask::Old => "GET",
         _ => "POST",
     };
-    format!("{first} {} {}", if stream.reset { "reset" } else { "end" }, hex(&stream.got))
+    format!(
+        "{first} {} {}",
+        if stream.reset { "reset" } else { "end" },
+        hex(&stream.got)
+    )
 }
 
 fn seen(line: &str) -> Seen {
-    let (line, broken) = line.strip_suffix('!').map_or((line, false), |line| (line, true));
+    let (line, broken) = line
+        .strip_suffix('!')
+        .map_or((line, false), |line| (line, true));
     let parts = line.split(';').filter(|part| !part.is_empty());
     let responses = parts.map(|part| {
         let (status, body) = part.split_once(',').unwrap();
         (status.parse().unwrap(), unhex(body))
     });
-    Seen { responses: responses.collect(), broken }
+    Seen {
+        responses: responses.collect(),
+        broken,
+    }
 }

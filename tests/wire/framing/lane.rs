@@ -51,7 +51,12 @@ impl Way {
             ways.push(Self::Dribbled);
         } else {
             let between = (40..length - 40).step_by(length / 16);
-            ways.extend((1..40).chain(between).chain(length - 40..length).map(Self::SplitAt));
+            ways.extend(
+                (1..40)
+                    .chain(between)
+                    .chain(length - 40..length)
+                    .map(Self::SplitAt),
+            );
         }
         ways
     }
@@ -88,7 +93,11 @@ impl Tally {
     }
 
     pub fn ways(&self) -> String {
-        let ways: Vec<String> = self.ways.iter().map(|(way, runs)| format!("{way} {runs}")).collect();
+        let ways: Vec<String> = self
+            .ways
+            .iter()
+            .map(|(way, runs)| format!("{way} {runs}"))
+            .collect();
         ways.join(", ")
     }
 
@@ -97,10 +106,17 @@ impl Tally {
         let case = |what: &str| what.split(" (").next().unwrap_or_default().to_owned();
         let mut cases = BTreeMap::new();
         for (kind, what) in &self.wrong {
-            cases.entry(case(what)).or_insert_with(|| format!("{kind}: {what}"));
+            cases
+                .entry(case(what))
+                .or_insert_with(|| format!("{kind}: {what}"));
         }
         let first: Vec<String> = cases.into_values().take(40).collect();
-        assert!(self.wrong.is_empty(), "{} wrong, the first:\n{}", self.wrong.len(), first.join("\n"));
+        assert!(
+            self.wrong.is_empty(),
+            "{} wrong, the first:\n{}",
+            self.wrong.len(),
+            first.join("\n")
+        );
         assert!(self.runs > 1_000, "only {} runs", self.runs);
     }
 }
@@ -161,7 +177,9 @@ impl Lane {
         let to = desk.clone();
         let endpoint = tokio::task::spawn_local(async move {
             for number in 0.. {
-                let Ok((stream, _)) = listener.accept().await else { return };
+                let Ok((stream, _)) = listener.accept().await else {
+                    return;
+                };
                 tokio::task::spawn_local(serve(stream, number, to.clone()));
             }
         });
@@ -176,17 +194,28 @@ impl Lane {
         );
         let rig = Rig::run(folder, &text).await;
         rig.usable(1).await;
-        Self { rig, desk, endpoint }
+        Self {
+            rig,
+            desk,
+            endpoint,
+        }
     }
 
     fn address(&self, connect: bool) -> std::net::SocketAddr {
-        self.rig.running().listener(if connect { "connect" } else { "web" }).unwrap()
+        self.rig
+            .running()
+            .listener(if connect { "connect" } else { "web" })
+            .unwrap()
     }
 
     /// With the fields that the proxy adds filled in.
     fn fill(&self, bytes: &[u8], connect: bool) -> Vec<u8> {
         let y = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n";
-        let bytes = with(bytes, "{x}", format!("{y}X-Forwarded-Host: a\r\n").as_bytes());
+        let bytes = with(
+            bytes,
+            "{x}",
+            format!("{y}X-Forwarded-Host: a\r\n").as_bytes(),
+        );
         // The listener's address is what it was told to bind: port 0.
         let bytes = with(&bytes, "{l}", self.address(connect).to_string().as_bytes());
         with(&bytes, "{y}", y.as_bytes())
@@ -197,12 +226,19 @@ impl Lane {
     }
 
     fn expect_good(&self) {
-        self.expect(Expected { bytes: self.fill(GET_SEEN, false), answer: vec![OK.to_vec()], ..Expected::default() });
+        self.expect(Expected {
+            bytes: self.fill(GET_SEEN, false),
+            answer: vec![OK.to_vec()],
+            ..Expected::default()
+        });
     }
 
     pub fn nothing_stray(&self, tally: &mut Tally) {
         for bytes in &self.desk.borrow().stray {
-            tally.wrong.push(("forwarded", format!("bytes that no case expects: {}", show(bytes))));
+            tally.wrong.push((
+                "forwarded",
+                format!("bytes that no case expects: {}", show(bytes)),
+            ));
         }
     }
 
@@ -218,11 +254,19 @@ impl Lane {
             *tally.ways.entry(way.name()).or_default() += 1;
             let run = tokio::time::timeout(PATIENCE, self.one_request(case, way)).await;
             let stuck = run.is_err();
-            if let Err((kind, what)) = run.unwrap_or(Err(("differs", "nothing more comes".into()))) {
-                let what = format!("{} ({}), {way:?}, of {}: {what}", case.name, case.rule, show(&case.input));
+            if let Err((kind, what)) = run.unwrap_or(Err(("differs", "nothing more comes".into())))
+            {
+                let what = format!(
+                    "{} ({}), {way:?}, of {}: {what}",
+                    case.name,
+                    case.rule,
+                    show(&case.input)
+                );
                 // Whatever was noticed first.
                 let reached = !self.desk.borrow().stray.is_empty() && kind != "refused";
-                tally.wrong.push((if reached { "forwarded" } else { kind }, what));
+                tally
+                    .wrong
+                    .push((if reached { "forwarded" } else { kind }, what));
                 *self.desk.borrow_mut() = Desk::default();
             }
             if stuck {
@@ -231,16 +275,27 @@ impl Lane {
         }
     }
 
-    async fn one_request(&mut self, case: &requests::Case, way: Way) -> Result<(), (&'static str, String)> {
+    async fn one_request(
+        &mut self,
+        case: &requests::Case,
+        way: Way,
+    ) -> Result<(), (&'static str, String)> {
         use requests::Verdict::{Abandoned, Cut, Forwarded, Refused};
         let mut client = Client::connect(self.address(case.connect)).await;
         if way == Way::Behind {
             self.expect_good();
         }
-        let partial =
-            |within: &[u8]| Expected { bytes: self.fill(within, case.connect), partial: true, ..Expected::default() };
+        let partial = |within: &[u8]| Expected {
+            bytes: self.fill(within, case.connect),
+            partial: true,
+            ..Expected::default()
+        };
         let head = case.input.starts_with(b"HEAD ");
-        let answer = if head { &ANSWER[..ANSWER.len() - 2] } else { ANSWER };
+        let answer = if head {
+            &ANSWER[..ANSWER.len() - 2]
+        } else {
+            ANSWER
+        };
         match &case.verdict {
             Forwarded { bytes, .. } => self.expect(Expected {
                 bytes: self.fill(bytes, case.connect),
@@ -270,7 +325,10 @@ impl Lane {
         }
         match case.verdict {
             Forwarded { keeps, .. } => {
-                let old = case.input.split(|b| *b == b'\n').any(|line| line.ends_with(b" HTTP/1.0\r"));
+                let old = case
+                    .input
+                    .split(|b| *b == b'\n')
+                    .any(|line| line.ends_with(b" HTTP/1.0\r"));
                 let said: &[u8] = match (old, keeps) {
                     (_, false) => b"\r\nConnection: close\r\n\r\n",
                     (true, true) => b"\r\nConnection: keep-alive\r\n\r\n",
@@ -282,12 +340,20 @@ impl Lane {
                     return Err(("refused", self.what_came(&got)));
                 }
                 if way == Way::Before && keeps {
-                    differs("the answer to the good request behind", &client.take(OK.len()).await, OK)?;
+                    differs(
+                        "the answer to the good request behind",
+                        &client.take(OK.len()).await,
+                        OK,
+                    )?;
                 }
                 if keeps {
                     self.expect_good();
                     client.send(&[GET.to_vec()]).await;
-                    differs("the answer to the next request", &client.take(OK.len()).await, OK)?;
+                    differs(
+                        "the answer to the next request",
+                        &client.take(OK.len()).await,
+                        OK,
+                    )?;
                 } else {
                     differs("after the last answer", &client.rest().await.0, b"")?;
                 }
@@ -295,7 +361,8 @@ impl Lane {
             Refused { status, reason } => client.refusal(status, reason).await?,
             Cut { reason, .. } => {
                 client.refusal(400, reason).await?;
-                let at_once = !matches!(way, Way::SplitAt(_) | Way::Dribbled) && pieces[0].len() <= HEAD_MAX;
+                let at_once =
+                    !matches!(way, Way::SplitAt(_) | Way::Dribbled) && pieces[0].len() <= HEAD_MAX;
                 // What was seen to be wrong before an endpoint was chosen has gone nowhere.
                 if at_once || !self.has_dispatched() {
                     self.desk.borrow_mut().expected.pop_front();
@@ -317,13 +384,19 @@ impl Lane {
 
     fn has_dispatched(&self) -> bool {
         let mut any = false;
-        self.endpoints(|endpoint| any |= endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed) > 0);
+        self.endpoints(|endpoint| {
+            any |= endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed) > 0
+        });
         any
     }
 
     fn endpoints(&self, each: impl FnMut(&Arc<Endpoint>)) {
         let snapshot = self.rig.running().admin.snapshot.load();
-        snapshot.ports.values().flat_map(|port| port.usable.iter()).for_each(each);
+        snapshot
+            .ports
+            .values()
+            .flat_map(|port| port.usable.iter())
+            .for_each(each);
     }
 
     /// The endpoint's connection has ended in the midst of the request, of which it got no more than a beginning.
@@ -335,7 +408,9 @@ impl Lane {
         };
         ended.await;
         let mut desk = self.desk.borrow_mut();
-        let Some(got) = desk.truncated.pop() else { return Ok(()) };
+        let Some(got) = desk.truncated.pop() else {
+            return Ok(());
+        };
         let within = desk.expected.pop_front().unwrap().bytes;
         let head = within.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
         if within.starts_with(&got) && got.len() >= head {
@@ -351,21 +426,29 @@ impl Lane {
             return Err(("forwarded", format!("the endpoint got {}", show(stray))));
         }
         match desk.expected.front() {
-            Some(expected) => Err(("refused", format!("the endpoint never got {}", show(&expected.bytes)))),
+            Some(expected) => Err((
+                "refused",
+                format!("the endpoint never got {}", show(&expected.bytes)),
+            )),
             None => Ok(()),
         }
     }
 
     fn what_came(&self, got: &[u8]) -> String {
         let stray = self.desk.borrow().stray.first().map(|stray| show(stray));
-        format!("the client got {}, the endpoint {}", show(got), stray.unwrap_or_default())
+        format!(
+            "the client got {}, the endpoint {}",
+            show(got),
+            stray.unwrap_or_default()
+        )
     }
 
     /// One response in every way.
     pub async fn response(&mut self, case: &responses::Case, tally: &mut Tally) {
         for way in Way::all(case.input.len()) {
             // A request that may be sent again is not given up before its loss might be explained: a second each.
-            let waits = matches!(case.verdict, responses::Verdict::Cut(_, "upstream_lost")) && case.ask == Ask::Get;
+            let waits = matches!(case.verdict, responses::Verdict::Cut(_, "upstream_lost"))
+                && case.ask == Ask::Get;
             // What stands behind a response is a case of its own.
             if way == Way::Before || waits && !matches!(way, Way::Whole | Way::Behind) {
                 continue;
@@ -374,8 +457,14 @@ impl Lane {
             *tally.ways.entry(way.name()).or_default() += 1;
             let run = tokio::time::timeout(PATIENCE, self.one_response(case, way)).await;
             let stuck = run.is_err();
-            if let Err((kind, what)) = run.unwrap_or(Err(("differs", "nothing more comes".into()))) {
-                let what = format!("{} ({}), {way:?}, of {}: {what}", case.name, case.rule, show(&case.input));
+            if let Err((kind, what)) = run.unwrap_or(Err(("differs", "nothing more comes".into())))
+            {
+                let what = format!(
+                    "{} ({}), {way:?}, of {}: {what}",
+                    case.name,
+                    case.rule,
+                    show(&case.input)
+                );
                 tally.wrong.push((kind, what));
                 *self.desk.borrow_mut() = Desk::default();
             }
@@ -385,15 +474,25 @@ impl Lane {
         }
     }
 
-    async fn one_response(&mut self, case: &responses::Case, way: Way) -> Result<(), (&'static str, String)> {
+    async fn one_response(
+        &mut self,
+        case: &responses::Case,
+        way: Way,
+    ) -> Result<(), (&'static str, String)> {
         use responses::Verdict::{Chunked, Cut, Passed, Refused, Tunnel};
         let (ask, seen): (&[u8], &[u8]) = match case.ask {
-            Ask::Get => (b"GET /r HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /r HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+            Ask::Get => (
+                b"GET /r HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"GET /r HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+            ),
             Ask::Post => (
                 b"POST /r HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
                 b"POST /r HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{x}\r\n",
             ),
-            Ask::Head => (b"HEAD /r HTTP/1.1\r\nHost: a\r\n\r\n", b"HEAD /r HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+            Ask::Head => (
+                b"HEAD /r HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"HEAD /r HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+            ),
             Ask::Old => (
                 b"GET /r HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
                 b"GET /r HTTP/1.1\r\nHost: a\r\n{x}\r\n",
@@ -422,9 +521,19 @@ impl Lane {
             echo: tunnel,
             partial: false,
         });
-        client.send(&[if way == Way::Behind { [GET, ask].concat() } else { ask.to_vec() }]).await;
+        client
+            .send(&[if way == Way::Behind {
+                [GET, ask].concat()
+            } else {
+                ask.to_vec()
+            }])
+            .await;
         if way == Way::Behind {
-            differs("the good request's answer", &client.take(OK.len()).await, OK)?;
+            differs(
+                "the good request's answer",
+                &client.take(OK.len()).await,
+                OK,
+            )?;
         }
         let after = match &case.verdict {
             Passed(after, wanted) => {
@@ -439,14 +548,21 @@ impl Lane {
                 if got != *head {
                     return Err(("refused", format!("the client got {}", show(&got))));
                 }
-                let got = client.chunks().await.ok_or(("differs", "no chunks, or no end".into()))?;
+                let got = client
+                    .chunks()
+                    .await
+                    .ok_or(("differs", "no chunks, or no end".into()))?;
                 differs("the payload", &got, payload)?;
                 *after
             }
             Refused(reason) => {
                 let got = client.answer(case.ask == Ask::Head).await;
                 check_answer(&got, 502, reason)?;
-                if case.ask == Ask::Old { After::Closed } else { After::Dropped }
+                if case.ask == Ask::Old {
+                    After::Closed
+                } else {
+                    After::Dropped
+                }
             }
             Cut(within, reason) => {
                 let (got, reset) = client.cut(within).await?;
@@ -456,7 +572,11 @@ impl Lane {
                 if reset { After::Closed } else { After::Dropped }
             }
             Tunnel(wanted) => {
-                differs("the tunnel's head", &client.take(wanted.len()).await, wanted)?;
+                differs(
+                    "the tunnel's head",
+                    &client.take(wanted.len()).await,
+                    wanted,
+                )?;
                 let said: &[u8] = b"\0\r\n\r\nGET / HTTP/1.1\r\nHost : x\r\n\r\n";
                 client.send(&[said.to_vec()]).await;
                 differs("the echo", &client.take(said.len()).await, said)?;
@@ -479,7 +599,11 @@ impl Lane {
                 }
                 self.expect_good();
                 client.send(&[GET.to_vec()]).await;
-                differs("the answer to the next request", &client.take(OK.len()).await, OK)?;
+                differs(
+                    "the answer to the next request",
+                    &client.take(OK.len()).await,
+                    OK,
+                )?;
                 let served_on = self.desk.borrow().served_on.clone();
                 let [.., of_case, of_next] = served_on[..] else {
                     return Err(("differs", format!("served on {served_on:?}")));
@@ -568,7 +692,10 @@ impl Client {
     async fn connect(address: std::net::SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new() }
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     /// What has been answered already is sent no further: how long the proxy waits for the rest of what it has refused is
@@ -596,7 +723,12 @@ impl Client {
 
     /// As many bytes, or fewer at an end. An answer of the proxy's own ends it too: it may be shorter than what is awaited.
     async fn take(&mut self, length: usize) -> Vec<u8> {
-        while self.buffer.len() < length && !self.buffer.windows(18).any(|w| w == b"\r\nx-ebbtide-reason") {
+        while self.buffer.len() < length
+            && !self
+                .buffer
+                .windows(18)
+                .any(|w| w == b"\r\nx-ebbtide-reason")
+        {
             if self.fill().await.is_err() {
                 break;
             }
@@ -620,7 +752,10 @@ impl Client {
         loop {
             if let Some(head) = self.buffer.windows(4).position(|w| w == b"\r\n\r\n") {
                 let text = String::from_utf8_lossy(&self.buffer[..head]).into_owned();
-                let length = text.split("Content-Length: ").nth(1).and_then(|l| l.split("\r\n").next()?.parse().ok());
+                let length = text
+                    .split("Content-Length: ")
+                    .nth(1)
+                    .and_then(|l| l.split("\r\n").next()?.parse().ok());
                 let length: usize = if head_only { 0 } else { length.unwrap_or(0) };
                 if self.buffer.len() >= head + 4 + length || self.fill().await.is_err() {
                     let all = std::mem::take(&mut self.buffer);
@@ -640,7 +775,10 @@ impl Client {
         check_answer(&got, status, reason)?;
         let text = String::from_utf8_lossy(&got);
         if reset || !text.contains("\r\nConnection: close\r\n") {
-            return Err(("differs", format!("ended by reset: {reset}, after {text:?}")));
+            return Err((
+                "differs",
+                format!("ended by reset: {reset}, after {text:?}"),
+            ));
         }
         Ok(())
     }
@@ -648,12 +786,21 @@ impl Client {
     /// A beginning of `within` and a reset; or, with nothing of it, an answer of the proxy's own.
     async fn cut(&mut self, within: &[u8]) -> Result<(Vec<u8>, bool), (&'static str, String)> {
         loop {
-            let own = self.buffer.windows(18).position(|w| w == b"\r\nx-ebbtide-reason");
+            let own = self
+                .buffer
+                .windows(18)
+                .position(|w| w == b"\r\nx-ebbtide-reason");
             if let Some(at) = own {
                 // Interim heads may have gone before it.
-                let start = self.buffer[..at].windows(9).rposition(|w| w == b"HTTP/1.1 ").unwrap_or(0);
+                let start = self.buffer[..at]
+                    .windows(9)
+                    .rposition(|w| w == b"HTTP/1.1 ")
+                    .unwrap_or(0);
                 if !within.starts_with(&self.buffer[..start]) {
-                    return Err(("forwarded", format!("the client got {}", show(&self.buffer))));
+                    return Err((
+                        "forwarded",
+                        format!("the client got {}", show(&self.buffer)),
+                    ));
                 }
                 self.buffer.drain(..start);
                 return Ok((self.answer(false).await, false));
@@ -662,7 +809,10 @@ impl Client {
                 let got = std::mem::take(&mut self.buffer);
                 return match reset && within.starts_with(&got) {
                     true => Ok((got, true)),
-                    false => Err(("forwarded", format!("reset: {reset}, the client got {}", show(&got)))),
+                    false => Err((
+                        "forwarded",
+                        format!("reset: {reset}, the client got {}", show(&got)),
+                    )),
                 };
             }
         }
@@ -678,7 +828,8 @@ impl Client {
                 }
                 self.fill().await.ok()?;
             };
-            let size = usize::from_str_radix(std::str::from_utf8(&self.buffer[..end]).ok()?, 16).ok()?;
+            let size =
+                usize::from_str_radix(std::str::from_utf8(&self.buffer[..end]).ok()?, 16).ok()?;
             while self.buffer.len() < end + 2 + size + 2 {
                 self.fill().await.ok()?;
             }
@@ -703,11 +854,21 @@ fn check_answer(got: &[u8], status: u16, reason: &str) -> Result<(), (&'static s
         && text.matches("HTTP/1.1 ").count() == 1;
     match (right, own) {
         (true, _) => Ok(()),
-        (false, true) => Err(("differs", format!("{status} {reason} is expected, the client got {text:?}"))),
+        (false, true) => Err((
+            "differs",
+            format!("{status} {reason} is expected, the client got {text:?}"),
+        )),
         (false, false) => Err(("forwarded", format!("the client got {text:?}"))),
     }
 }
 
 fn differs(what: &str, got: &[u8], wanted: &[u8]) -> Result<(), (&'static str, String)> {
-    if got == wanted { Ok(()) } else { Err(("differs", format!("{what}: {}, not {}", show(got), show(wanted)))) }
+    if got == wanted {
+        Ok(())
+    } else {
+        Err((
+            "differs",
+            format!("{what}: {}, not {}", show(got), show(wanted)),
+        ))
+    }
 }

@@ -15,27 +15,45 @@ pub fn read(streams: &[Stream]) -> Result<Vec<Seen>, String> {
     for (number, stream) in streams.iter().enumerate() {
         use std::io::{Read, Write};
         let mut client = UnixStream::connect(folder.path().join("http")).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
         let proxied = format!("PROXY TCP4 {} 127.0.0.1 1 80\r\n", address(number));
         // It may refuse and close before it has read everything.
         let _ = client.write_all(&[proxied.as_bytes(), &stream.forwarded].concat());
         let _ = client.shutdown(std::net::Shutdown::Write);
         // It writes a request down before it ends the connection.
         if let Err(error) = client.read_to_end(&mut Vec::new()) {
-            assert!(error.kind() == std::io::ErrorKind::ConnectionReset, "nginx: {error}");
+            assert!(
+                error.kind() == std::io::ErrorKind::ConnectionReset,
+                "nginx: {error}"
+            );
         }
     }
     let log = std::fs::read(folder.path().join("log")).unwrap();
     let mut lines = BTreeMap::<&[u8], Vec<&[u8]>>::new();
-    for line in log.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+    for line in log
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
         let (of, line) = line.split_at(line.iter().position(|byte| *byte == b' ').unwrap());
         lines.entry(of).or_default().push(&line[1..]);
     }
-    assert!(lines.len() > streams.len() / 2, "nginx: {} connections in its log", lines.len());
+    assert!(
+        lines.len() > streams.len() / 2,
+        "nginx: {} connections in its log",
+        lines.len()
+    );
     let seen = |number: usize| {
-        let lines = lines.get(address(number).as_bytes()).cloned().unwrap_or_default();
+        let lines = lines
+            .get(address(number).as_bytes())
+            .cloned()
+            .unwrap_or_default();
         let read: Vec<_> = lines.iter().map_while(|line| request(line)).collect();
-        Seen { refused: read.len() < lines.len(), requests: read }
+        Seen {
+            refused: read.len() < lines.len(),
+            requests: read,
+        }
     };
     Ok((0..streams.len()).map(seen).collect())
 }
@@ -86,9 +104,15 @@ impl Nginx {
         let found = |folder: &Path| Some(folder.join("nginx")).filter(|file| file.is_file());
         let path = std::env::var_os("PATH").unwrap_or_default();
         let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-        let Some(program) = places.into_iter().find_map(|folder| found(&folder)) else { return Err("no nginx".into()) };
+        let Some(program) = places.into_iter().find_map(|folder| found(&folder)) else {
+            return Err("no nginx".into());
+        };
         let config = folder.join("nginx.conf");
-        std::fs::write(&config, CONFIG.replace("{folder}", folder.to_str().unwrap())).unwrap();
+        std::fs::write(
+            &config,
+            CONFIG.replace("{folder}", folder.to_str().unwrap()),
+        )
+        .unwrap();
         let said = std::fs::File::create(folder.join("said")).unwrap();
         // Ends by itself, whatever it reads.
         let child = Command::new("timeout")

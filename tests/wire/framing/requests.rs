@@ -22,74 +22,174 @@ pub enum Verdict {
     Refused { status: u16, reason: &'static str },
     /// The fault is in the body. Where it came with the head nothing reaches the endpoint, else a beginning of these bytes, and then
     /// an end of the connection.
-    Cut { within: Vec<u8>, reason: &'static str },
+    Cut {
+        within: Vec<u8>,
+        reason: &'static str,
+    },
     /// The client ends before its message does: no answer, and as above.
     Abandoned { within: Vec<u8> },
 }
 
 type Refused = (&'static str, &'static str, &'static [u8], u16, &'static str);
-type CutChunks = (&'static str, &'static str, &'static [u8], &'static [u8], &'static str);
+type CutChunks = (
+    &'static str,
+    &'static str,
+    &'static [u8],
+    &'static [u8],
+    &'static str,
+);
 type Forwarded = (&'static str, &'static str, &'static [u8], &'static [u8]);
 
 pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     let mut add = |name, rule, input: Vec<u8>, verdict| {
-        cases.push(Case { name, rule, connect: input.starts_with(b"CONNECT ") && rule != OFF, input, verdict });
+        cases.push(Case {
+            name,
+            rule,
+            connect: input.starts_with(b"CONNECT ") && rule != OFF,
+            input,
+            verdict,
+        });
     };
     for &(name, rule, input, status, reason) in REFUSED {
-        add(name, rule, input.to_vec(), Verdict::Refused { status, reason });
+        add(
+            name,
+            rule,
+            input.to_vec(),
+            Verdict::Refused { status, reason },
+        );
     }
     for &(name, rule, fields, status, reason) in REFUSED_FIELDS {
         let input = with(b"POST / HTTP/1.1\r\nHost: a\r\n{f}\r\n\r\n", "{f}", fields);
         // What a server would take for the rest of it must not be read as a request.
         let behind = b"5\r\nhello\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
-        add(name, rule, [&input[..], behind].concat(), Verdict::Refused { status, reason });
+        add(
+            name,
+            rule,
+            [&input[..], behind].concat(),
+            Verdict::Refused { status, reason },
+        );
     }
     for &(name, rule, input, bytes) in FORWARDED {
-        add(name, rule, input.to_vec(), Verdict::Forwarded { bytes: bytes.to_vec(), keeps: true });
+        add(
+            name,
+            rule,
+            input.to_vec(),
+            Verdict::Forwarded {
+                bytes: bytes.to_vec(),
+                keeps: true,
+            },
+        );
     }
     for &(name, rule, input, bytes) in FORWARDED_ONCE {
-        add(name, rule, input.to_vec(), Verdict::Forwarded { bytes: bytes.to_vec(), keeps: false });
+        add(
+            name,
+            rule,
+            input.to_vec(),
+            Verdict::Forwarded {
+                bytes: bytes.to_vec(),
+                keeps: false,
+            },
+        );
     }
     for &(name, rule, body, chunks) in FORWARDED_CHUNKS {
-        let input = [b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", body].concat();
+        let input = [
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            body,
+        ]
+        .concat();
         let bytes = [CHUNKED, chunks].concat();
         add(name, rule, input, Verdict::Forwarded { bytes, keeps: true });
     }
     for &(name, rule, body, chunks, reason) in CUT_CHUNKS {
-        let input = [b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", body].concat();
+        let input = [
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            body,
+        ]
+        .concat();
         let within = [CHUNKED, chunks].concat();
         add(name, rule, input, Verdict::Cut { within, reason });
     }
     for &(name, rule, input, within) in ABANDONED {
-        add(name, rule, input.to_vec(), Verdict::Abandoned { within: within.to_vec() });
+        add(
+            name,
+            rule,
+            input.to_vec(),
+            Verdict::Abandoned {
+                within: within.to_vec(),
+            },
+        );
     }
 
     // Too long to be written out.
     let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes();
     let long = |size: usize| head(&format!("A: {}\r\n", "b".repeat(size - 32)));
-    let same = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}{{x}}\r\n").into_bytes();
-    let chunked =
-        |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}").into_bytes();
+    let same =
+        |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}{{x}}\r\n").into_bytes();
+    let chunked = |body: &str| {
+        format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}")
+            .into_bytes()
+    };
     let kept = |bytes| Verdict::Forwarded { bytes, keeps: true };
-    let cut = |reason| Verdict::Cut { within: CHUNKED.to_vec(), reason };
-    let too_large = || Verdict::Refused { status: 431, reason: "head_too_large" };
-    add("a head of just 16 KiB", "3", long(16 << 10), kept(same(&format!("A: {}\r\n", "b".repeat((16 << 10) - 32)))));
-    add("a head of a byte more", "3", long((16 << 10) + 1), too_large());
+    let cut = |reason| Verdict::Cut {
+        within: CHUNKED.to_vec(),
+        reason,
+    };
+    let too_large = || Verdict::Refused {
+        status: 431,
+        reason: "head_too_large",
+    };
+    add(
+        "a head of just 16 KiB",
+        "3",
+        long(16 << 10),
+        kept(same(&format!("A: {}\r\n", "b".repeat((16 << 10) - 32)))),
+    );
+    add(
+        "a head of a byte more",
+        "3",
+        long((16 << 10) + 1),
+        too_large(),
+    );
     add(
         "a target over the bound",
         "3",
-        with(b"GET /{f} HTTP/1.1\r\nHost: a\r\n\r\n", "{f}", &[b'a'; 20 << 10]),
+        with(
+            b"GET /{f} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "{f}",
+            &[b'a'; 20 << 10],
+        ),
         too_large(),
     );
-    add("a head of zeros without an end", "3", [b"GET / HTTP/1.1\r\n", &[b'0'; 20 << 10][..]].concat(), too_large());
-    add("100 fields", "5", head(&"B: c\r\n".repeat(99)), kept(same(&"B: c\r\n".repeat(99))));
-    add("101 fields", "5", head(&"B: c\r\n".repeat(100)), Verdict::Refused { status: 431, reason: "too_many_headers" });
+    add(
+        "a head of zeros without an end",
+        "3",
+        [b"GET / HTTP/1.1\r\n", &[b'0'; 20 << 10][..]].concat(),
+        too_large(),
+    );
+    add(
+        "100 fields",
+        "5",
+        head(&"B: c\r\n".repeat(99)),
+        kept(same(&"B: c\r\n".repeat(99))),
+    );
+    add(
+        "101 fields",
+        "5",
+        head(&"B: c\r\n".repeat(100)),
+        Verdict::Refused {
+            status: 431,
+            reason: "too_many_headers",
+        },
+    );
     add(
         "33 connection options",
         "9110 7.6.1",
         head(&format!("Connection: a{}\r\n", ",a".repeat(32))),
-        Verdict::Refused { status: 400, reason: "too_many_connection_options" },
+        Verdict::Refused {
+            status: 400,
+            reason: "too_many_connection_options",
+        },
     );
     add(
         "an extension over its bound",
@@ -109,13 +209,24 @@ pub fn cases() -> Vec<Case> {
         chunked(&format!("0\r\nA: {}\r\n\r\n", "b".repeat(16 << 10))),
         cut("trailers_too_large"),
     );
-    add("101 trailers", "7.1.2", chunked(&format!("0\r\n{}\r\n", "A: b\r\n".repeat(101))), cut("bad_trailer"));
+    add(
+        "101 trailers",
+        "7.1.2",
+        chunked(&format!("0\r\n{}\r\n", "A: b\r\n".repeat(101))),
+        cut("bad_trailer"),
+    );
     let payload = "x".repeat(5000);
     add(
         "a chunk that fills many reads",
         "7.1",
         chunked(&format!("1388\r\n{payload}\r\n0\r\n\r\n")),
-        kept([CHUNKED, format!("1388\r\n{payload}\r\n0\r\n\r\n").as_bytes()].concat()),
+        kept(
+            [
+                CHUNKED,
+                format!("1388\r\n{payload}\r\n0\r\n\r\n").as_bytes(),
+            ]
+            .concat(),
+        ),
     );
     cases
 }
@@ -283,26 +394,146 @@ const REFUSED_FIELDS: &[Refused] = &[
         400,
         "length_with_transfer_encoding",
     ),
-    ("two lengths that agree", "6.3", b"Content-Length: 5\r\ncontent-length: 5", 400, "duplicate_content_length"),
-    ("two lengths that do not", "6.3", b"Content-Length: 5\r\nContent-Length: 6", 400, "duplicate_content_length"),
-    ("a list of equal lengths", "6.3", b"Content-Length: 5, 5", 400, "bad_content_length"),
-    ("a list of lengths", "6.3", b"Content-Length: 5, 6", 400, "bad_content_length"),
-    ("a length and a comma", "6.3", b"Content-Length: 5,", 400, "bad_content_length"),
-    ("an empty length", "6.2", b"Content-Length:", 400, "bad_content_length"),
-    ("a length of whitespace", "6.2", b"Content-Length:  \t", 400, "bad_content_length"),
-    ("a positive sign", "6.2", b"Content-Length: +5", 400, "bad_content_length"),
-    ("a negative length", "6.2", b"Content-Length: -5", 400, "bad_content_length"),
-    ("minus nought", "6.2", b"Content-Length: -0", 400, "bad_content_length"),
-    ("a hexadecimal length", "6.2", b"Content-Length: 0x5", 400, "bad_content_length"),
-    ("a length of hex digits", "6.2", b"Content-Length: a", 400, "bad_content_length"),
-    ("a length with a point", "6.2", b"Content-Length: 5.0", 400, "bad_content_length"),
-    ("a length with an exponent", "6.2", b"Content-Length: 1e3", 400, "bad_content_length"),
-    ("a length with an underscore", "6.2", b"Content-Length: 1_0", 400, "bad_content_length"),
-    ("two numbers", "6.2", b"Content-Length: 5 5", 400, "bad_content_length"),
-    ("a quoted length", "6.2", b"Content-Length: \"5\"", 400, "bad_content_length"),
-    ("a digit of another script", "6.2", b"Content-Length: \xd9\xa5", 400, "bad_content_length"),
-    ("a length of 2^63", "6.2", b"Content-Length: 9223372036854775808", 400, "bad_content_length"),
-    ("a length of 2^64 + 5", "6.2", b"Content-Length: 18446744073709551621", 400, "bad_content_length"),
+    (
+        "two lengths that agree",
+        "6.3",
+        b"Content-Length: 5\r\ncontent-length: 5",
+        400,
+        "duplicate_content_length",
+    ),
+    (
+        "two lengths that do not",
+        "6.3",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        400,
+        "duplicate_content_length",
+    ),
+    (
+        "a list of equal lengths",
+        "6.3",
+        b"Content-Length: 5, 5",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a list of lengths",
+        "6.3",
+        b"Content-Length: 5, 6",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a length and a comma",
+        "6.3",
+        b"Content-Length: 5,",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "an empty length",
+        "6.2",
+        b"Content-Length:",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a length of whitespace",
+        "6.2",
+        b"Content-Length:  \t",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a positive sign",
+        "6.2",
+        b"Content-Length: +5",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a negative length",
+        "6.2",
+        b"Content-Length: -5",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "minus nought",
+        "6.2",
+        b"Content-Length: -0",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a hexadecimal length",
+        "6.2",
+        b"Content-Length: 0x5",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a length of hex digits",
+        "6.2",
+        b"Content-Length: a",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a length with a point",
+        "6.2",
+        b"Content-Length: 5.0",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a length with an exponent",
+        "6.2",
+        b"Content-Length: 1e3",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a length with an underscore",
+        "6.2",
+        b"Content-Length: 1_0",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "two numbers",
+        "6.2",
+        b"Content-Length: 5 5",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a quoted length",
+        "6.2",
+        b"Content-Length: \"5\"",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a digit of another script",
+        "6.2",
+        b"Content-Length: \xd9\xa5",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a length of 2^63",
+        "6.2",
+        b"Content-Length: 9223372036854775808",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a length of 2^64 + 5",
+        "6.2",
+        b"Content-Length: 18446744073709551621",
+        400,
+        "bad_content_length",
+    ),
     (
         "a length of 40 digits",
         "6.2",
@@ -310,12 +541,48 @@ const REFUSED_FIELDS: &[Refused] = &[
         400,
         "bad_content_length",
     ),
-    ("a space before the length's colon", "5.1", b"Content-Length : 5", 400, "bad_header"),
-    ("a vertical tab before the length", "5.5", b"Content-Length: \x0b5", 400, "control_byte"),
-    ("NUL before the length", "5.5", b"Content-Length:\x005", 400, "control_byte"),
-    ("a length with NUL", "5.5", b"Content-Length: 5\0", 400, "control_byte"),
-    ("a folded length", "5.2", b"Content-Length:\r\n 5", 400, "obs_fold"),
-    ("chunked twice in a list", "6.1", b"Transfer-Encoding: chunked, chunked", 400, "bad_transfer_encoding"),
+    (
+        "a space before the length's colon",
+        "5.1",
+        b"Content-Length : 5",
+        400,
+        "bad_header",
+    ),
+    (
+        "a vertical tab before the length",
+        "5.5",
+        b"Content-Length: \x0b5",
+        400,
+        "control_byte",
+    ),
+    (
+        "NUL before the length",
+        "5.5",
+        b"Content-Length:\x005",
+        400,
+        "control_byte",
+    ),
+    (
+        "a length with NUL",
+        "5.5",
+        b"Content-Length: 5\0",
+        400,
+        "control_byte",
+    ),
+    (
+        "a folded length",
+        "5.2",
+        b"Content-Length:\r\n 5",
+        400,
+        "obs_fold",
+    ),
+    (
+        "chunked twice in a list",
+        "6.1",
+        b"Transfer-Encoding: chunked, chunked",
+        400,
+        "bad_transfer_encoding",
+    ),
     (
         "chunked twice in lines",
         "6.1",
@@ -330,9 +597,27 @@ const REFUSED_FIELDS: &[Refused] = &[
         400,
         "bad_transfer_encoding",
     ),
-    ("identity, then chunked", "6.1", b"Transfer-Encoding: identity, chunked", 400, "bad_transfer_encoding"),
-    ("identity", "6.1", b"Transfer-Encoding: identity", 400, "bad_transfer_encoding"),
-    ("chunked is not the last", "6.3", b"Transfer-Encoding: chunked, gzip", 400, "bad_transfer_encoding"),
+    (
+        "identity, then chunked",
+        "6.1",
+        b"Transfer-Encoding: identity, chunked",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "identity",
+        "6.1",
+        b"Transfer-Encoding: identity",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked is not the last",
+        "6.3",
+        b"Transfer-Encoding: chunked, gzip",
+        400,
+        "bad_transfer_encoding",
+    ),
     (
         "chunked and an empty element",
         "9110 5.6.1, refused by design",
@@ -347,39 +632,237 @@ const REFUSED_FIELDS: &[Refused] = &[
         400,
         "bad_transfer_encoding",
     ),
-    ("no coding", "6.1", b"Transfer-Encoding:", 400, "bad_transfer_encoding"),
-    ("chunked in quotes", "6.1", b"Transfer-Encoding: \"chunked\"", 400, "bad_transfer_encoding"),
-    ("chunked in single quotes", "6.1", b"Transfer-Encoding: 'chunked'", 501, "unknown_transfer_encoding"),
-    ("chunked with a parameter", "7", b"Transfer-Encoding: chunked;q=1", 400, "bad_transfer_encoding"),
-    ("chunked with a semicolon", "7", b"Transfer-Encoding: chunked;", 400, "bad_transfer_encoding"),
-    ("two words", "6.1", b"Transfer-Encoding: chunked chunked", 400, "bad_transfer_encoding"),
-    ("a vertical tab before the coding's colon", "5.1", b"Transfer-Encoding\x0b: chunked", 400, "control_byte"),
-    ("NUL before the coding's colon", "5.1", b"Transfer-Encoding\0: chunked", 400, "control_byte"),
-    ("a no-break space before the coding's colon", "5.1", b"Transfer-Encoding\xc2\xa0: chunked", 400, "bad_header"),
-    ("a no-break space before the length's colon", "5.1", b"Content-Length\xa0: 5", 400, "bad_header"),
-    ("a byte order mark before the coding", "5.1", b"\xef\xbb\xbfTransfer-Encoding: chunked", 400, "bad_header"),
-    ("a hyphen of another script in the name", "5.1", b"Transfer\xe2\x80\x90Encoding: chunked", 400, "bad_header"),
-    ("a soft hyphen in the name", "5.1", b"Content\xc2\xad-Length: 5", 400, "bad_header"),
-    ("a Kelvin sign in the coding", "6.1", b"Transfer-Encoding: chun\xe2\x84\xaaed", 400, "bad_transfer_encoding"),
-    ("a no-break space behind the length", "6.2", b"Content-Length: 5\xc2\xa0", 400, "bad_content_length"),
-    ("a form feed behind the length", "5.5", b"Content-Length: 5\x0c", 400, "control_byte"),
-    ("a space within the length's name", "5.1", b"Content Length: 5", 400, "bad_header"),
-    ("a colon twice", "6.1", b"Transfer-Encoding:: chunked", 400, "bad_transfer_encoding"),
-    ("chunked behind a byte beyond ASCII", "6.1", b"Transfer-Encoding: \xffchunked", 400, "bad_transfer_encoding"),
-    ("chunked behind a no-break space", "6.1", b"Transfer-Encoding: \xc2\xa0chunked", 400, "bad_transfer_encoding"),
-    ("chunked behind a vertical tab", "5.5", b"Transfer-Encoding: \x0bchunked", 400, "control_byte"),
-    ("chunked before a form feed", "5.5", b"Transfer-Encoding: chunked\x0c", 400, "control_byte"),
-    ("chunked and NUL", "5.5", b"Transfer-Encoding: chunked\0", 400, "control_byte"),
-    ("a space before the coding's colon", "5.1", b"Transfer-Encoding : chunked", 400, "bad_header"),
-    ("a tab before the coding's colon", "5.1", b"Transfer-Encoding\t: chunked", 400, "bad_header"),
-    ("a space within the name", "5.1", b"Transfer Encoding: chunked", 400, "bad_header"),
-    ("a space before the name", "5.2", b" Transfer-Encoding: chunked", 400, "obs_fold"),
-    ("a folded coding", "5.2", b"Transfer-Encoding:\r\n chunked", 400, "obs_fold"),
-    ("a folded coding, by a tab", "5.2", b"Transfer-Encoding: gzip,\r\n\tchunked", 400, "obs_fold"),
-    ("a coding behind a folded line", "5.2", b"X: y\r\n Transfer-Encoding: chunked", 400, "obs_fold"),
-    ("a coding behind a bare LF", "2.2", b"X: y\nTransfer-Encoding: chunked", 400, "bare_lf"),
-    ("a coding behind a bare CR", "2.2", b"X: y\rTransfer-Encoding: chunked", 400, "bare_cr"),
-    ("gzip, then chunked", "6.1", b"Transfer-Encoding: gzip, chunked", 501, "unknown_transfer_encoding"),
+    (
+        "no coding",
+        "6.1",
+        b"Transfer-Encoding:",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked in quotes",
+        "6.1",
+        b"Transfer-Encoding: \"chunked\"",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked in single quotes",
+        "6.1",
+        b"Transfer-Encoding: 'chunked'",
+        501,
+        "unknown_transfer_encoding",
+    ),
+    (
+        "chunked with a parameter",
+        "7",
+        b"Transfer-Encoding: chunked;q=1",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked with a semicolon",
+        "7",
+        b"Transfer-Encoding: chunked;",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "two words",
+        "6.1",
+        b"Transfer-Encoding: chunked chunked",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "a vertical tab before the coding's colon",
+        "5.1",
+        b"Transfer-Encoding\x0b: chunked",
+        400,
+        "control_byte",
+    ),
+    (
+        "NUL before the coding's colon",
+        "5.1",
+        b"Transfer-Encoding\0: chunked",
+        400,
+        "control_byte",
+    ),
+    (
+        "a no-break space before the coding's colon",
+        "5.1",
+        b"Transfer-Encoding\xc2\xa0: chunked",
+        400,
+        "bad_header",
+    ),
+    (
+        "a no-break space before the length's colon",
+        "5.1",
+        b"Content-Length\xa0: 5",
+        400,
+        "bad_header",
+    ),
+    (
+        "a byte order mark before the coding",
+        "5.1",
+        b"\xef\xbb\xbfTransfer-Encoding: chunked",
+        400,
+        "bad_header",
+    ),
+    (
+        "a hyphen of another script in the name",
+        "5.1",
+        b"Transfer\xe2\x80\x90Encoding: chunked",
+        400,
+        "bad_header",
+    ),
+    (
+        "a soft hyphen in the name",
+        "5.1",
+        b"Content\xc2\xad-Length: 5",
+        400,
+        "bad_header",
+    ),
+    (
+        "a Kelvin sign in the coding",
+        "6.1",
+        b"Transfer-Encoding: chun\xe2\x84\xaaed",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "a no-break space behind the length",
+        "6.2",
+        b"Content-Length: 5\xc2\xa0",
+        400,
+        "bad_content_length",
+    ),
+    (
+        "a form feed behind the length",
+        "5.5",
+        b"Content-Length: 5\x0c",
+        400,
+        "control_byte",
+    ),
+    (
+        "a space within the length's name",
+        "5.1",
+        b"Content Length: 5",
+        400,
+        "bad_header",
+    ),
+    (
+        "a colon twice",
+        "6.1",
+        b"Transfer-Encoding:: chunked",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked behind a byte beyond ASCII",
+        "6.1",
+        b"Transfer-Encoding: \xffchunked",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked behind a no-break space",
+        "6.1",
+        b"Transfer-Encoding: \xc2\xa0chunked",
+        400,
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked behind a vertical tab",
+        "5.5",
+        b"Transfer-Encoding: \x0bchunked",
+        400,
+        "control_byte",
+    ),
+    (
+        "chunked before a form feed",
+        "5.5",
+        b"Transfer-Encoding: chunked\x0c",
+        400,
+        "control_byte",
+    ),
+    (
+        "chunked and NUL",
+        "5.5",
+        b"Transfer-Encoding: chunked\0",
+        400,
+        "control_byte",
+    ),
+    (
+        "a space before the coding's colon",
+        "5.1",
+        b"Transfer-Encoding : chunked",
+        400,
+        "bad_header",
+    ),
+    (
+        "a tab before the coding's colon",
+        "5.1",
+        b"Transfer-Encoding\t: chunked",
+        400,
+        "bad_header",
+    ),
+    (
+        "a space within the name",
+        "5.1",
+        b"Transfer Encoding: chunked",
+        400,
+        "bad_header",
+    ),
+    (
+        "a space before the name",
+        "5.2",
+        b" Transfer-Encoding: chunked",
+        400,
+        "obs_fold",
+    ),
+    (
+        "a folded coding",
+        "5.2",
+        b"Transfer-Encoding:\r\n chunked",
+        400,
+        "obs_fold",
+    ),
+    (
+        "a folded coding, by a tab",
+        "5.2",
+        b"Transfer-Encoding: gzip,\r\n\tchunked",
+        400,
+        "obs_fold",
+    ),
+    (
+        "a coding behind a folded line",
+        "5.2",
+        b"X: y\r\n Transfer-Encoding: chunked",
+        400,
+        "obs_fold",
+    ),
+    (
+        "a coding behind a bare LF",
+        "2.2",
+        b"X: y\nTransfer-Encoding: chunked",
+        400,
+        "bare_lf",
+    ),
+    (
+        "a coding behind a bare CR",
+        "2.2",
+        b"X: y\rTransfer-Encoding: chunked",
+        400,
+        "bare_cr",
+    ),
+    (
+        "gzip, then chunked",
+        "6.1",
+        b"Transfer-Encoding: gzip, chunked",
+        501,
+        "unknown_transfer_encoding",
+    ),
     (
         "gzip, then chunked, in lines",
         "6.1",
@@ -387,9 +870,27 @@ const REFUSED_FIELDS: &[Refused] = &[
         501,
         "unknown_transfer_encoding",
     ),
-    ("gzip", "6.1", b"Transfer-Encoding: gzip", 501, "unknown_transfer_encoding"),
-    ("a coding that ends in chunked", "6.1", b"Transfer-Encoding: xchunked", 501, "unknown_transfer_encoding"),
-    ("a coding that begins with chunked", "6.1", b"Transfer-Encoding: chunkedx", 501, "unknown_transfer_encoding"),
+    (
+        "gzip",
+        "6.1",
+        b"Transfer-Encoding: gzip",
+        501,
+        "unknown_transfer_encoding",
+    ),
+    (
+        "a coding that ends in chunked",
+        "6.1",
+        b"Transfer-Encoding: xchunked",
+        501,
+        "unknown_transfer_encoding",
+    ),
+    (
+        "a coding that begins with chunked",
+        "6.1",
+        b"Transfer-Encoding: chunkedx",
+        501,
+        "unknown_transfer_encoding",
+    ),
     ("an empty name", "5.1", b": b", 400, "bad_header"),
     ("a line without a colon", "5.1", b"A", 400, "bad_header"),
     ("a name in brackets", "5.1", b"A(b): c", 400, "bad_header"),
@@ -398,11 +899,29 @@ const REFUSED_FIELDS: &[Refused] = &[
     ("a name beyond ASCII", "5.1", b"A\xe9: b", 400, "bad_header"),
     ("a name with NUL", "5.1", b"A\0: b", 400, "control_byte"),
     ("NUL in a value", "5.5", b"A: b\0c", 400, "control_byte"),
-    ("an escape in a value", "5.5", b"A: \x1b[0m", 400, "control_byte"),
+    (
+        "an escape in a value",
+        "5.5",
+        b"A: \x1b[0m",
+        400,
+        "control_byte",
+    ),
     ("DEL in a value", "5.5", b"A: \x7f", 400, "bad_header"),
     ("a folded value", "5.2", b"A: b\r\n c", 400, "obs_fold"),
-    ("a fold of nothing", "5.2", b"A: b\r\n \r\n\r\nGET / HTTP/1.1", 400, "obs_fold"),
-    ("a request line among the fields", "5.1", b"GET / HTTP/1.1", 400, "bad_header"),
+    (
+        "a fold of nothing",
+        "5.2",
+        b"A: b\r\n \r\n\r\nGET / HTTP/1.1",
+        400,
+        "obs_fold",
+    ),
+    (
+        "a request line among the fields",
+        "5.1",
+        b"GET / HTTP/1.1",
+        400,
+        "bad_header",
+    ),
     ("a second Host", "3.2", b"Host: a", 400, "duplicate_host"),
 ];
 
@@ -627,14 +1146,54 @@ const FORWARDED_ONCE: &[Forwarded] = &[
 const FORWARDED_CHUNKS: &[Forwarded] = &[
     ("no chunk", "7.1", b"0\r\n\r\n", b"0\r\n\r\n"),
     ("many zeros", "7.1", b"000\r\n\r\n", b"0\r\n\r\n"),
-    ("two chunks", "7.1", b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n"),
-    ("a size in capitals, with zeros", "7.1", b"00A\r\n0123456789\r\n0\r\n\r\n", b"a\r\n0123456789\r\n0\r\n\r\n"),
-    ("payload of CR, LF and an end", "7.1", b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n", b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n"),
-    ("an extension", "7.1.1", b"1;a\r\nx\r\n0\r\n\r\n", b"1\r\nx\r\n0\r\n\r\n"),
-    ("extensions with values", "7.1.1", b"1;a=b;c=\"d;\\\"e\"\r\nx\r\n0;f\r\n\r\n", b"1\r\nx\r\n0\r\n\r\n"),
-    ("whitespace around extensions", "7.1.1", b"1 ; a = b\t;c\r\nx\r\n0\r\n\r\n", b"1\r\nx\r\n0\r\n\r\n"),
-    ("obs-text in a quoted value", "7.1.1", b"1;a=\"\xe9\"\r\nx\r\n0\r\n\r\n", b"1\r\nx\r\n0\r\n\r\n"),
-    ("trailers", "7.1.2", b"0\r\nDigest:  x \r\nG_s:\r\n\r\n", b"0\r\nDigest: x\r\nG_s: \r\n\r\n"),
+    (
+        "two chunks",
+        "7.1",
+        b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n",
+    ),
+    (
+        "a size in capitals, with zeros",
+        "7.1",
+        b"00A\r\n0123456789\r\n0\r\n\r\n",
+        b"a\r\n0123456789\r\n0\r\n\r\n",
+    ),
+    (
+        "payload of CR, LF and an end",
+        "7.1",
+        b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n",
+        b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "an extension",
+        "7.1.1",
+        b"1;a\r\nx\r\n0\r\n\r\n",
+        b"1\r\nx\r\n0\r\n\r\n",
+    ),
+    (
+        "extensions with values",
+        "7.1.1",
+        b"1;a=b;c=\"d;\\\"e\"\r\nx\r\n0;f\r\n\r\n",
+        b"1\r\nx\r\n0\r\n\r\n",
+    ),
+    (
+        "whitespace around extensions",
+        "7.1.1",
+        b"1 ; a = b\t;c\r\nx\r\n0\r\n\r\n",
+        b"1\r\nx\r\n0\r\n\r\n",
+    ),
+    (
+        "obs-text in a quoted value",
+        "7.1.1",
+        b"1;a=\"\xe9\"\r\nx\r\n0\r\n\r\n",
+        b"1\r\nx\r\n0\r\n\r\n",
+    ),
+    (
+        "trailers",
+        "7.1.2",
+        b"0\r\nDigest:  x \r\nG_s:\r\n\r\n",
+        b"0\r\nDigest: x\r\nG_s: \r\n\r\n",
+    ),
     (
         "trailers of one hop, and claims",
         "9110 6.5.1",
@@ -646,48 +1205,294 @@ const FORWARDED_CHUNKS: &[Forwarded] = &[
 /// Chunked bodies with a fault, the chunks that are good, and the reason.
 const CUT_CHUNKS: &[CutChunks] = &[
     ("no size", "7.1", b"\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("a size that is no number", "7.1", b"g\r\n", b"", "bad_chunk_size"),
-    ("a size with 0x", "7.1", b"0x1\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
+    (
+        "a size that is no number",
+        "7.1",
+        b"g\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "a size with 0x",
+        "7.1",
+        b"0x1\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
     ("a negative size", "7.1", b"-1\r\n", b"", "bad_chunk_size"),
-    ("a signed size", "7.1", b"+1\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("a space before the size", "7.1", b" 1\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("a space after the size", "7.1", b"1 \r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("a size and another", "7.1", b"1 1\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("an underscore in a size", "7.1", b"1_0\r\n", b"", "bad_chunk_size"),
-    ("a comma after the size", "7.1", b"1,\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("NUL after the size", "7.1", b"1\0\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("a size of 2^53 + 1", "7.1", b"20000000000001\r\n", b"", "chunk_too_large"),
-    ("a size of 2^64 - 1", "7.1", b"ffffffffffffffff\r\n", b"", "chunk_too_large"),
-    ("a size of 2^64 + 1", "7.1", b"10000000000000001\r\nx\r\n0\r\n\r\n", b"", "chunk_too_large"),
-    ("17 digits of zeros", "7.1", b"00000000000000001\r\nx\r\n", b"", "chunk_too_large"),
-    ("bare LF after the size", "7.1", b"1\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("bare CR after the size", "7.1", b"1\rx\r\n0\r\n\r\n", b"", "bad_chunk_end"),
-    ("CR CR LF after the size", "7.1", b"1\r\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_end"),
-    ("an extension without a name", "7.1.1", b"1;\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("an extension without a value", "7.1.1", b"1;a=\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("an extension with NUL", "7.1.1", b"1;a\0\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("an extension and bare LF", "7.1.1", b"1;a\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("an extension and bare CR", "7.1.1", b"1;a\rx\r\n0\r\n\r\n", b"", "bad_chunk_end"),
-    ("a quoted line end", "7.1.1", b"1;a=\"\r\n\"\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("a quote that does not end", "7.1.1", b"1;a=\"\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("DEL in a quoted value", "7.1.1", b"1;a=\"\x7f\"\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("more payload than its size", "7.1", b"1\r\nxy\r\n0\r\n\r\n", b"1\r\nx", "bad_chunk_end"),
-    ("payload, then the next size", "7.1", b"1\r\nx0\r\n\r\n", b"1\r\nx", "bad_chunk_end"),
-    ("payload, then bare LF", "7.1", b"1\r\nx\n0\r\n\r\n", b"1\r\nx", "bad_chunk_end"),
-    ("payload, then bare CR", "7.1", b"1\r\nx\r0\r\n\r\n", b"1\r\nx", "bad_chunk_end"),
-    ("a fault in the second chunk", "7.1", b"1\r\nx\r\nz\r\n", b"1\r\nx\r\n", "bad_chunk_size"),
-    ("the end with a bare LF", "7.1", b"0\r\n\n", b"", "bad_trailer"),
-    ("the end with a bare CR", "7.1", b"0\r\n\rx", b"", "bad_trailer"),
-    ("a trailer with a bare LF", "7.1.2", b"0\r\nA: b\n\r\n", b"", "bad_trailer"),
-    ("a trailer with a bare CR", "7.1.2", b"0\r\nA: b\rc\r\n\r\n", b"", "bad_trailer"),
-    ("a trailer with NUL", "7.1.2", b"0\r\nA: b\0\r\n\r\n", b"", "bad_trailer"),
-    ("a folded trailer", "7.1.2", b"0\r\nA: b\r\n c\r\n\r\n", b"", "bad_trailer"),
-    ("a space before a trailer's colon", "7.1.2", b"0\r\nA : b\r\n\r\n", b"", "bad_trailer"),
-    ("a trailer without a name", "7.1.2", b"0\r\n: b\r\n\r\n", b"", "bad_trailer"),
-    ("a request for trailers", "7.1.2", b"0\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", b"", "bad_trailer"),
-    ("a length as a trailer", "9110 6.5.1", b"0\r\nContent-Length: 5\r\n\r\n", b"", "forbidden_trailer"),
-    ("a coding as a trailer", "9110 6.5.1", b"0\r\ntransfer-encoding: chunked\r\n\r\n", b"", "forbidden_trailer"),
-    ("a host as a trailer", "9110 6.5.1", b"0\r\nHost: a\r\n\r\n", b"", "forbidden_trailer"),
+    (
+        "a signed size",
+        "7.1",
+        b"+1\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "a space before the size",
+        "7.1",
+        b" 1\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "a space after the size",
+        "7.1",
+        b"1 \r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "a size and another",
+        "7.1",
+        b"1 1\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "an underscore in a size",
+        "7.1",
+        b"1_0\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "a comma after the size",
+        "7.1",
+        b"1,\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "NUL after the size",
+        "7.1",
+        b"1\0\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "a size of 2^53 + 1",
+        "7.1",
+        b"20000000000001\r\n",
+        b"",
+        "chunk_too_large",
+    ),
+    (
+        "a size of 2^64 - 1",
+        "7.1",
+        b"ffffffffffffffff\r\n",
+        b"",
+        "chunk_too_large",
+    ),
+    (
+        "a size of 2^64 + 1",
+        "7.1",
+        b"10000000000000001\r\nx\r\n0\r\n\r\n",
+        b"",
+        "chunk_too_large",
+    ),
+    (
+        "17 digits of zeros",
+        "7.1",
+        b"00000000000000001\r\nx\r\n",
+        b"",
+        "chunk_too_large",
+    ),
+    (
+        "bare LF after the size",
+        "7.1",
+        b"1\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "bare CR after the size",
+        "7.1",
+        b"1\rx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_end",
+    ),
+    (
+        "CR CR LF after the size",
+        "7.1",
+        b"1\r\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_end",
+    ),
+    (
+        "an extension without a name",
+        "7.1.1",
+        b"1;\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "an extension without a value",
+        "7.1.1",
+        b"1;a=\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "an extension with NUL",
+        "7.1.1",
+        b"1;a\0\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "an extension and bare LF",
+        "7.1.1",
+        b"1;a\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "an extension and bare CR",
+        "7.1.1",
+        b"1;a\rx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_end",
+    ),
+    (
+        "a quoted line end",
+        "7.1.1",
+        b"1;a=\"\r\n\"\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "a quote that does not end",
+        "7.1.1",
+        b"1;a=\"\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "DEL in a quoted value",
+        "7.1.1",
+        b"1;a=\"\x7f\"\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "more payload than its size",
+        "7.1",
+        b"1\r\nxy\r\n0\r\n\r\n",
+        b"1\r\nx",
+        "bad_chunk_end",
+    ),
+    (
+        "payload, then the next size",
+        "7.1",
+        b"1\r\nx0\r\n\r\n",
+        b"1\r\nx",
+        "bad_chunk_end",
+    ),
+    (
+        "payload, then bare LF",
+        "7.1",
+        b"1\r\nx\n0\r\n\r\n",
+        b"1\r\nx",
+        "bad_chunk_end",
+    ),
+    (
+        "payload, then bare CR",
+        "7.1",
+        b"1\r\nx\r0\r\n\r\n",
+        b"1\r\nx",
+        "bad_chunk_end",
+    ),
+    (
+        "a fault in the second chunk",
+        "7.1",
+        b"1\r\nx\r\nz\r\n",
+        b"1\r\nx\r\n",
+        "bad_chunk_size",
+    ),
+    (
+        "the end with a bare LF",
+        "7.1",
+        b"0\r\n\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "the end with a bare CR",
+        "7.1",
+        b"0\r\n\rx",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a trailer with a bare LF",
+        "7.1.2",
+        b"0\r\nA: b\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a trailer with a bare CR",
+        "7.1.2",
+        b"0\r\nA: b\rc\r\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a trailer with NUL",
+        "7.1.2",
+        b"0\r\nA: b\0\r\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a folded trailer",
+        "7.1.2",
+        b"0\r\nA: b\r\n c\r\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a space before a trailer's colon",
+        "7.1.2",
+        b"0\r\nA : b\r\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a trailer without a name",
+        "7.1.2",
+        b"0\r\n: b\r\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a request for trailers",
+        "7.1.2",
+        b"0\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a length as a trailer",
+        "9110 6.5.1",
+        b"0\r\nContent-Length: 5\r\n\r\n",
+        b"",
+        "forbidden_trailer",
+    ),
+    (
+        "a coding as a trailer",
+        "9110 6.5.1",
+        b"0\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"",
+        "forbidden_trailer",
+    ),
+    (
+        "a host as a trailer",
+        "9110 6.5.1",
+        b"0\r\nHost: a\r\n\r\n",
+        b"",
+        "forbidden_trailer",
+    ),
 ];
 
 /// Bodies that the client ends too early (its FIN follows), and as far as they may go on.

@@ -54,46 +54,133 @@ pub enum After {
 use After::{Closed, Dropped, Kept};
 use Ask::{Connect, Get, Head, Old, Post, Upgrade};
 
-type EndedByClose = (&'static str, &'static str, &'static [u8], &'static [u8], &'static [u8]);
-type CutChunks = (&'static str, &'static str, &'static [u8], &'static [u8], &'static str);
-type Tunnel = (&'static str, &'static str, Ask, &'static [u8], &'static [u8]);
-type Passed = (&'static str, &'static str, Ask, After, bool, &'static [u8], &'static [u8]);
+type EndedByClose = (
+    &'static str,
+    &'static str,
+    &'static [u8],
+    &'static [u8],
+    &'static [u8],
+);
+type CutChunks = (
+    &'static str,
+    &'static str,
+    &'static [u8],
+    &'static [u8],
+    &'static str,
+);
+type Tunnel = (
+    &'static str,
+    &'static str,
+    Ask,
+    &'static [u8],
+    &'static [u8],
+);
+type Passed = (
+    &'static str,
+    &'static str,
+    Ask,
+    After,
+    bool,
+    &'static [u8],
+    &'static [u8],
+);
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name, rule, ask, input: Vec<u8>, fin, verdict| {
-        cases.push(Case { name, rule, ask, input, fin, verdict });
+        cases.push(Case {
+            name,
+            rule,
+            ask,
+            input,
+            fin,
+            verdict,
+        });
     };
     for &(name, rule, input, reason) in REFUSED {
-        add(name, rule, Get, input.to_vec(), false, Verdict::Refused(reason));
+        add(
+            name,
+            rule,
+            Get,
+            input.to_vec(),
+            false,
+            Verdict::Refused(reason),
+        );
     }
     for &(name, rule, fields, reason) in REFUSED_FIELDS {
-        let input = with(b"HTTP/1.1 200 OK\r\n{f}\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "{f}", fields);
+        let input = with(
+            b"HTTP/1.1 200 OK\r\n{f}\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            "{f}",
+            fields,
+        );
         add(name, rule, Get, input, false, Verdict::Refused(reason));
     }
     for &(name, rule, ask, after, fin, input, bytes) in PASSED {
-        add(name, rule, ask, input.to_vec(), fin, Verdict::Passed(after, bytes.to_vec()));
+        add(
+            name,
+            rule,
+            ask,
+            input.to_vec(),
+            fin,
+            Verdict::Passed(after, bytes.to_vec()),
+        );
     }
     for &(name, rule, input, head, payload) in ENDED_BY_CLOSE {
-        add(name, rule, Get, input.to_vec(), true, Verdict::Chunked(Dropped, head.to_vec(), payload));
+        add(
+            name,
+            rule,
+            Get,
+            input.to_vec(),
+            true,
+            Verdict::Chunked(Dropped, head.to_vec(), payload),
+        );
     }
     for &(name, rule, body, chunks, reason) in CUT_CHUNKS {
         let input = [CHUNKED, body].concat();
         let lost = reason == "upstream_lost";
         let ask = if lost { Post } else { Get };
-        add(name, rule, ask, input, lost, Verdict::Cut([CHUNKED, chunks].concat(), reason));
+        add(
+            name,
+            rule,
+            ask,
+            input,
+            lost,
+            Verdict::Cut([CHUNKED, chunks].concat(), reason),
+        );
     }
     for &(name, rule, input, within) in TRUNCATED {
-        add(name, rule, Post, input.to_vec(), true, Verdict::Cut(within.to_vec(), "upstream_lost"));
+        add(
+            name,
+            rule,
+            Post,
+            input.to_vec(),
+            true,
+            Verdict::Cut(within.to_vec(), "upstream_lost"),
+        );
     }
     for &(name, rule, ask, input, head) in TUNNELS {
-        add(name, rule, ask, input.to_vec(), false, Verdict::Tunnel(head.to_vec()));
+        add(
+            name,
+            rule,
+            ask,
+            input.to_vec(),
+            false,
+            Verdict::Tunnel(head.to_vec()),
+        );
     }
     for &(name, rule, ask, input, reason) in REFUSED_OTHERS {
-        add(name, rule, ask, input.to_vec(), false, Verdict::Refused(reason));
+        add(
+            name,
+            rule,
+            ask,
+            input.to_vec(),
+            false,
+            Verdict::Refused(reason),
+        );
     }
 
-    let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into_bytes();
+    let head =
+        |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into_bytes();
     let refused = |reason| Verdict::Refused(reason);
     add(
         "a head over 16 KiB",
@@ -111,14 +198,42 @@ pub fn cases() -> Vec<Case> {
         false,
         refused("head_too_large"),
     );
-    add("101 fields", "5", Get, head(&"A: b\r\n".repeat(100)), false, refused("too_many_headers"));
+    add(
+        "101 fields",
+        "5",
+        Get,
+        head(&"A: b\r\n".repeat(100)),
+        false,
+        refused("too_many_headers"),
+    );
     let many = head(&"A: b\r\n".repeat(99));
-    add("100 fields", "5", Get, many.clone(), false, Verdict::Passed(Kept, many));
+    add(
+        "100 fields",
+        "5",
+        Get,
+        many.clone(),
+        false,
+        Verdict::Passed(Kept, many),
+    );
     let interim = |count: usize| [b"HTTP/1.1 103 Hints\r\n\r\n".repeat(count), head("")].concat();
     let hint = b"HTTP/1.1 103 Hints\r\n\r\n".to_vec();
     let lost = Verdict::Cut(hint.clone(), "upstream_lost");
-    add("an interim response and an end, to a GET that might be sent again", "9110 15.2", Get, hint, true, lost);
-    add("32 interim responses", "9110 15.2", Get, interim(32), false, Verdict::Passed(Kept, interim(32)));
+    add(
+        "an interim response and an end, to a GET that might be sent again",
+        "9110 15.2",
+        Get,
+        hint,
+        true,
+        lost,
+    );
+    add(
+        "32 interim responses",
+        "9110 15.2",
+        Get,
+        interim(32),
+        false,
+        Verdict::Passed(Kept, interim(32)),
+    );
     add(
         "33 interim responses",
         "9110 15.2",
@@ -131,7 +246,11 @@ pub fn cases() -> Vec<Case> {
         "an extension over its bound",
         "7.1.1",
         Get,
-        [CHUNKED, format!("1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(300)).as_bytes()].concat(),
+        [
+            CHUNKED,
+            format!("1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(300)).as_bytes(),
+        ]
+        .concat(),
         false,
         Verdict::Cut(CHUNKED.to_vec(), "chunk_extension_too_long"),
     );
@@ -139,7 +258,11 @@ pub fn cases() -> Vec<Case> {
         "trailers over the bound of a head",
         "7.1.2",
         Get,
-        [CHUNKED, format!("0\r\nA: {}\r\n\r\n", "b".repeat(16 << 10)).as_bytes()].concat(),
+        [
+            CHUNKED,
+            format!("0\r\nA: {}\r\n\r\n", "b".repeat(16 << 10)).as_bytes(),
+        ]
+        .concat(),
         false,
         Verdict::Cut(CHUNKED.to_vec(), "trailers_too_large"),
     );
@@ -149,30 +272,150 @@ pub fn cases() -> Vec<Case> {
 const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 const REFUSED: &[(&str, &str, &[u8], &str)] = &[
-    ("a leading empty line", "2.2", b"\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "leading_blank_line"),
-    ("bare LF for every line", "2.2", b"HTTP/1.1 200 OK\nContent-Length: 0\n\n", "bare_lf"),
-    ("bare LF after the status line", "2.2", b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n", "bare_lf"),
-    ("bare LF for the empty line", "2.2", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\n", "bare_lf"),
-    ("CR inside a value", "2.2", b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\nContent-Length: 0\r\n\r\n", "bare_cr"),
-    ("CR inside the reason", "2.2", b"HTTP/1.1 200 O\rK\r\nContent-Length: 0\r\n\r\n", "bare_cr"),
-    ("CR CR LF", "2.2", b"HTTP/1.1 200 OK\r\r\nContent-Length: 0\r\n\r\n", "bare_cr"),
-    ("NUL in the reason", "4", b"HTTP/1.1 200 O\0K\r\nContent-Length: 0\r\n\r\n", "control_byte"),
-    ("DEL in the reason", "4", b"HTTP/1.1 200 O\x7fK\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
-    ("whitespace before the first field", "2.2", b"HTTP/1.1 200 OK\r\n A: b\r\nContent-Length: 0\r\n\r\n", "obs_fold"),
-    ("HTTP/2.0", "2.3", b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n", "unsupported_version"),
-    ("HTTP/1.2", "2.3, by design", b"HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n", "unsupported_version"),
-    ("a version in lower case", "2.3", b"http/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "bad_version"),
-    ("another protocol", "4", b"ICY 200 OK\r\nContent-Length: 0\r\n\r\n", "bad_version"),
-    ("no HTTP at all", "4", b"220 smtp.example ESMTP\r\n\r\n", "bad_version"),
-    ("an answer of HTTP/0.9", "4", b"<html>hello</html>\r\n\r\n", "bad_version"),
-    ("two spaces before the status", "4", b"HTTP/1.1  200 OK\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
-    ("a tab before the status", "4", b"HTTP/1.1\t200 OK\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
-    ("a status of two digits", "4", b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
-    ("a status of four digits", "4", b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
-    ("a status below 100", "4", b"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
-    ("a negative status", "4", b"HTTP/1.1 -20 OK\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
-    ("a status that is no number", "4", b"HTTP/1.1 2xx OK\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
-    ("no status", "4", b"HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "bad_status_line"),
+    (
+        "a leading empty line",
+        "2.2",
+        b"\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "leading_blank_line",
+    ),
+    (
+        "bare LF for every line",
+        "2.2",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        "bare_lf",
+    ),
+    (
+        "bare LF after the status line",
+        "2.2",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
+        "bare_lf",
+    ),
+    (
+        "bare LF for the empty line",
+        "2.2",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\n",
+        "bare_lf",
+    ),
+    (
+        "CR inside a value",
+        "2.2",
+        b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\nContent-Length: 0\r\n\r\n",
+        "bare_cr",
+    ),
+    (
+        "CR inside the reason",
+        "2.2",
+        b"HTTP/1.1 200 O\rK\r\nContent-Length: 0\r\n\r\n",
+        "bare_cr",
+    ),
+    (
+        "CR CR LF",
+        "2.2",
+        b"HTTP/1.1 200 OK\r\r\nContent-Length: 0\r\n\r\n",
+        "bare_cr",
+    ),
+    (
+        "NUL in the reason",
+        "4",
+        b"HTTP/1.1 200 O\0K\r\nContent-Length: 0\r\n\r\n",
+        "control_byte",
+    ),
+    (
+        "DEL in the reason",
+        "4",
+        b"HTTP/1.1 200 O\x7fK\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
+    (
+        "whitespace before the first field",
+        "2.2",
+        b"HTTP/1.1 200 OK\r\n A: b\r\nContent-Length: 0\r\n\r\n",
+        "obs_fold",
+    ),
+    (
+        "HTTP/2.0",
+        "2.3",
+        b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "unsupported_version",
+    ),
+    (
+        "HTTP/1.2",
+        "2.3, by design",
+        b"HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "unsupported_version",
+    ),
+    (
+        "a version in lower case",
+        "2.3",
+        b"http/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_version",
+    ),
+    (
+        "another protocol",
+        "4",
+        b"ICY 200 OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_version",
+    ),
+    (
+        "no HTTP at all",
+        "4",
+        b"220 smtp.example ESMTP\r\n\r\n",
+        "bad_version",
+    ),
+    (
+        "an answer of HTTP/0.9",
+        "4",
+        b"<html>hello</html>\r\n\r\n",
+        "bad_version",
+    ),
+    (
+        "two spaces before the status",
+        "4",
+        b"HTTP/1.1  200 OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
+    (
+        "a tab before the status",
+        "4",
+        b"HTTP/1.1\t200 OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
+    (
+        "a status of two digits",
+        "4",
+        b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
+    (
+        "a status of four digits",
+        "4",
+        b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
+    (
+        "a status below 100",
+        "4",
+        b"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
+    (
+        "a negative status",
+        "4",
+        b"HTTP/1.1 -20 OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
+    (
+        "a status that is no number",
+        "4",
+        b"HTTP/1.1 2xx OK\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
+    (
+        "no status",
+        "4",
+        b"HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        "bad_status_line",
+    ),
     (
         "chunked from HTTP/1.0",
         "6.1",
@@ -218,47 +461,173 @@ const REFUSED_FIELDS: &[(&str, &str, &[u8], &str)] = &[
         b"Transfer-Encoding: chunked\r\nContent-Length: 5",
         "length_with_transfer_encoding",
     ),
-    ("two lengths that agree", "6.3", b"Content-Length: 5\r\nContent-Length: 5", "duplicate_content_length"),
-    ("two lengths that do not", "6.3", b"Content-Length: 5\r\nContent-Length: 6", "duplicate_content_length"),
-    ("a list of equal lengths", "6.3", b"Content-Length: 5, 5", "bad_content_length"),
-    ("a list of lengths", "6.3", b"Content-Length: 5, 6", "bad_content_length"),
-    ("an empty length", "6.2", b"Content-Length:", "bad_content_length"),
-    ("a signed length", "6.2", b"Content-Length: +5", "bad_content_length"),
-    ("a negative length", "6.2", b"Content-Length: -1", "bad_content_length"),
-    ("a hexadecimal length", "6.2", b"Content-Length: 0x5", "bad_content_length"),
-    ("a length of 2^64 + 5", "6.2", b"Content-Length: 18446744073709551621", "bad_content_length"),
-    ("a space before the length's colon", "5.1", b"Content-Length : 5", "bad_header"),
-    ("a folded length", "5.2", b"Content-Length:\r\n 5", "obs_fold"),
-    ("NUL in a length", "5.5", b"Content-Length: 5\0", "control_byte"),
-    ("chunked twice in a list", "6.1", b"Transfer-Encoding: chunked, chunked", "bad_transfer_encoding"),
+    (
+        "two lengths that agree",
+        "6.3",
+        b"Content-Length: 5\r\nContent-Length: 5",
+        "duplicate_content_length",
+    ),
+    (
+        "two lengths that do not",
+        "6.3",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        "duplicate_content_length",
+    ),
+    (
+        "a list of equal lengths",
+        "6.3",
+        b"Content-Length: 5, 5",
+        "bad_content_length",
+    ),
+    (
+        "a list of lengths",
+        "6.3",
+        b"Content-Length: 5, 6",
+        "bad_content_length",
+    ),
+    (
+        "an empty length",
+        "6.2",
+        b"Content-Length:",
+        "bad_content_length",
+    ),
+    (
+        "a signed length",
+        "6.2",
+        b"Content-Length: +5",
+        "bad_content_length",
+    ),
+    (
+        "a negative length",
+        "6.2",
+        b"Content-Length: -1",
+        "bad_content_length",
+    ),
+    (
+        "a hexadecimal length",
+        "6.2",
+        b"Content-Length: 0x5",
+        "bad_content_length",
+    ),
+    (
+        "a length of 2^64 + 5",
+        "6.2",
+        b"Content-Length: 18446744073709551621",
+        "bad_content_length",
+    ),
+    (
+        "a space before the length's colon",
+        "5.1",
+        b"Content-Length : 5",
+        "bad_header",
+    ),
+    (
+        "a folded length",
+        "5.2",
+        b"Content-Length:\r\n 5",
+        "obs_fold",
+    ),
+    (
+        "NUL in a length",
+        "5.5",
+        b"Content-Length: 5\0",
+        "control_byte",
+    ),
+    (
+        "chunked twice in a list",
+        "6.1",
+        b"Transfer-Encoding: chunked, chunked",
+        "bad_transfer_encoding",
+    ),
     (
         "chunked twice in lines",
         "6.1",
         b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
         "bad_transfer_encoding",
     ),
-    ("identity", "6.1", b"Transfer-Encoding: identity", "bad_transfer_encoding"),
-    ("chunked is not the last", "6.3", b"Transfer-Encoding: chunked, gzip", "bad_transfer_encoding"),
-    ("no coding", "6.1", b"Transfer-Encoding:", "bad_transfer_encoding"),
-    ("chunked in quotes", "6.1", b"Transfer-Encoding: \"chunked\"", "bad_transfer_encoding"),
-    ("chunked behind a vertical tab", "5.5", b"Transfer-Encoding: \x0bchunked", "control_byte"),
-    ("a space before the coding's colon", "5.1", b"Transfer-Encoding : chunked", "bad_header"),
-    ("a folded coding", "5.2", b"Transfer-Encoding:\r\n chunked", "obs_fold"),
-    ("gzip, then chunked", "6.1", b"Transfer-Encoding: gzip, chunked", "unknown_transfer_encoding"),
-    ("gzip", "6.1", b"Transfer-Encoding: gzip", "unknown_transfer_encoding"),
-    ("a coding that ends in chunked", "6.1", b"Transfer-Encoding: xchunked", "unknown_transfer_encoding"),
+    (
+        "identity",
+        "6.1",
+        b"Transfer-Encoding: identity",
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked is not the last",
+        "6.3",
+        b"Transfer-Encoding: chunked, gzip",
+        "bad_transfer_encoding",
+    ),
+    (
+        "no coding",
+        "6.1",
+        b"Transfer-Encoding:",
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked in quotes",
+        "6.1",
+        b"Transfer-Encoding: \"chunked\"",
+        "bad_transfer_encoding",
+    ),
+    (
+        "chunked behind a vertical tab",
+        "5.5",
+        b"Transfer-Encoding: \x0bchunked",
+        "control_byte",
+    ),
+    (
+        "a space before the coding's colon",
+        "5.1",
+        b"Transfer-Encoding : chunked",
+        "bad_header",
+    ),
+    (
+        "a folded coding",
+        "5.2",
+        b"Transfer-Encoding:\r\n chunked",
+        "obs_fold",
+    ),
+    (
+        "gzip, then chunked",
+        "6.1",
+        b"Transfer-Encoding: gzip, chunked",
+        "unknown_transfer_encoding",
+    ),
+    (
+        "gzip",
+        "6.1",
+        b"Transfer-Encoding: gzip",
+        "unknown_transfer_encoding",
+    ),
+    (
+        "a coding that ends in chunked",
+        "6.1",
+        b"Transfer-Encoding: xchunked",
+        "unknown_transfer_encoding",
+    ),
     ("an empty name", "5.1", b": b", "bad_header"),
     ("a line without a colon", "5.1", b"A", "bad_header"),
     ("a name in brackets", "5.1", b"A(b): c", "bad_header"),
     ("a folded value", "5.2", b"A: b\r\n c", "obs_fold"),
-    ("a value with a line end", "9110 5.5", b"Location: /\nSet-Cookie: a=b", "bare_lf"),
+    (
+        "a value with a line end",
+        "9110 5.5",
+        b"Location: /\nSet-Cookie: a=b",
+        "bare_lf",
+    ),
     ("an escape in a value", "5.5", b"A: \x1b[0m", "control_byte"),
     ("DEL in a value", "5.5", b"A: \x7f", "bad_header"),
     ("two Host", "3.2", b"Host: a\r\nHost: a", "duplicate_host"),
 ];
 
 const REFUSED_OTHERS: &[(&str, &str, Ask, &[u8], &str)] = &[
-    ("101 without its fields", "9110 15.2.2", Upgrade, b"HTTP/1.1 101 Switching\r\n\r\n", "bad_upgrade"),
+    (
+        "101 without its fields",
+        "9110 15.2.2",
+        Upgrade,
+        b"HTTP/1.1 101 Switching\r\n\r\n",
+        "bad_upgrade",
+    ),
     (
         "101 without Upgrade",
         "9110 15.2.2",
@@ -266,7 +635,13 @@ const REFUSED_OTHERS: &[(&str, &str, Ask, &[u8], &str)] = &[
         b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\n\r\n",
         "bad_upgrade",
     ),
-    ("101 without its option", "9110 7.8", Upgrade, b"HTTP/1.1 101 Switching\r\nUpgrade: w\r\n\r\n", "bad_upgrade"),
+    (
+        "101 without its option",
+        "9110 7.8",
+        Upgrade,
+        b"HTTP/1.1 101 Switching\r\nUpgrade: w\r\n\r\n",
+        "bad_upgrade",
+    ),
     (
         "101 of HTTP/1.0",
         "9110 7.8",
@@ -496,8 +871,20 @@ const PASSED: &[Passed] = &[
 
 /// Without a length: the endpoint's FIN ends it, the client gets chunks.
 const ENDED_BY_CLOSE: &[EndedByClose] = &[
-    ("ended by close", "6.3", b"HTTP/1.1 200 OK\r\n\r\nhello", CHUNKED, b"hello"),
-    ("ended by close, empty", "6.3", b"HTTP/1.1 200 OK\r\n\r\n", CHUNKED, b""),
+    (
+        "ended by close",
+        "6.3",
+        b"HTTP/1.1 200 OK\r\n\r\nhello",
+        CHUNKED,
+        b"hello",
+    ),
+    (
+        "ended by close, empty",
+        "6.3",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        CHUNKED,
+        b"",
+    ),
     (
         "ended by close, HTTP/1.0",
         "6.3",
@@ -512,34 +899,172 @@ const ENDED_BY_CLOSE: &[EndedByClose] = &[
         CHUNKED,
         b"\r\nx\r\n",
     ),
-    ("payload that looks like chunks", "6.3", b"HTTP/1.1 200 OK\r\n\r\n0\r\n\r\n", CHUNKED, b"0\r\n\r\n"),
+    (
+        "payload that looks like chunks",
+        "6.3",
+        b"HTTP/1.1 200 OK\r\n\r\n0\r\n\r\n",
+        CHUNKED,
+        b"0\r\n\r\n",
+    ),
 ];
 
 const CUT_CHUNKS: &[CutChunks] = &[
     ("no size", "7.1", b"\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("a size that is no number", "7.1", b"g\r\n", b"", "bad_chunk_size"),
-    ("a size with 0x", "7.1", b"0x1\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
+    (
+        "a size that is no number",
+        "7.1",
+        b"g\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "a size with 0x",
+        "7.1",
+        b"0x1\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
     ("a negative size", "7.1", b"-1\r\n", b"", "bad_chunk_size"),
-    ("a space before the size", "7.1", b" 1\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("a space after the size", "7.1", b"1 \r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("a size of 2^64 + 1", "7.1", b"10000000000000001\r\nx\r\n0\r\n\r\n", b"", "chunk_too_large"),
-    ("bare LF after the size", "7.1", b"1\nx\r\n0\r\n\r\n", b"", "bad_chunk_size"),
-    ("bare CR after the size", "7.1", b"1\rx\r\n0\r\n\r\n", b"", "bad_chunk_end"),
-    ("an extension without a name", "7.1.1", b"1;\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("an extension with NUL", "7.1.1", b"1;a\0\r\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("an extension and bare LF", "7.1.1", b"1;a\nx\r\n0\r\n\r\n", b"", "bad_chunk_extension"),
-    ("more payload than its size", "7.1", b"1\r\nxy\r\n0\r\n\r\n", b"1\r\nx", "bad_chunk_end"),
-    ("payload, then bare LF", "7.1", b"1\r\nx\n0\r\n\r\n", b"1\r\nx", "bad_chunk_end"),
-    ("a fault in the second chunk", "7.1", b"1\r\nx\r\nz\r\n", b"1\r\nx\r\n", "bad_chunk_size"),
-    ("the end with a bare LF", "7.1", b"0\r\n\n", b"", "bad_trailer"),
-    ("a trailer with a bare LF", "7.1.2", b"0\r\nA: b\n\r\n", b"", "bad_trailer"),
-    ("a folded trailer", "7.1.2", b"0\r\nA: b\r\n c\r\n\r\n", b"", "bad_trailer"),
-    ("a length as a trailer", "9110 6.5.1", b"0\r\nContent-Length: 5\r\n\r\n", b"", "forbidden_trailer"),
-    ("a coding as a trailer", "9110 6.5.1", b"0\r\nTransfer-Encoding: chunked\r\n\r\n", b"", "forbidden_trailer"),
-    ("chunks without the last", "8", b"5\r\nhello\r\n", b"5\r\nhello\r\n", "upstream_lost"),
-    ("half a chunk", "8", b"5\r\nhel", b"5\r\nhel", "upstream_lost"),
-    ("the last chunk without its end", "8", b"5\r\nhello\r\n0\r\n", b"5\r\nhello\r\n", "upstream_lost"),
-    ("trailers without their end", "8", b"0\r\nA: b\r\n", b"", "upstream_lost"),
+    (
+        "a space before the size",
+        "7.1",
+        b" 1\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "a space after the size",
+        "7.1",
+        b"1 \r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "a size of 2^64 + 1",
+        "7.1",
+        b"10000000000000001\r\nx\r\n0\r\n\r\n",
+        b"",
+        "chunk_too_large",
+    ),
+    (
+        "bare LF after the size",
+        "7.1",
+        b"1\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_size",
+    ),
+    (
+        "bare CR after the size",
+        "7.1",
+        b"1\rx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_end",
+    ),
+    (
+        "an extension without a name",
+        "7.1.1",
+        b"1;\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "an extension with NUL",
+        "7.1.1",
+        b"1;a\0\r\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "an extension and bare LF",
+        "7.1.1",
+        b"1;a\nx\r\n0\r\n\r\n",
+        b"",
+        "bad_chunk_extension",
+    ),
+    (
+        "more payload than its size",
+        "7.1",
+        b"1\r\nxy\r\n0\r\n\r\n",
+        b"1\r\nx",
+        "bad_chunk_end",
+    ),
+    (
+        "payload, then bare LF",
+        "7.1",
+        b"1\r\nx\n0\r\n\r\n",
+        b"1\r\nx",
+        "bad_chunk_end",
+    ),
+    (
+        "a fault in the second chunk",
+        "7.1",
+        b"1\r\nx\r\nz\r\n",
+        b"1\r\nx\r\n",
+        "bad_chunk_size",
+    ),
+    (
+        "the end with a bare LF",
+        "7.1",
+        b"0\r\n\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a trailer with a bare LF",
+        "7.1.2",
+        b"0\r\nA: b\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a folded trailer",
+        "7.1.2",
+        b"0\r\nA: b\r\n c\r\n\r\n",
+        b"",
+        "bad_trailer",
+    ),
+    (
+        "a length as a trailer",
+        "9110 6.5.1",
+        b"0\r\nContent-Length: 5\r\n\r\n",
+        b"",
+        "forbidden_trailer",
+    ),
+    (
+        "a coding as a trailer",
+        "9110 6.5.1",
+        b"0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"",
+        "forbidden_trailer",
+    ),
+    (
+        "chunks without the last",
+        "8",
+        b"5\r\nhello\r\n",
+        b"5\r\nhello\r\n",
+        "upstream_lost",
+    ),
+    (
+        "half a chunk",
+        "8",
+        b"5\r\nhel",
+        b"5\r\nhel",
+        "upstream_lost",
+    ),
+    (
+        "the last chunk without its end",
+        "8",
+        b"5\r\nhello\r\n0\r\n",
+        b"5\r\nhello\r\n",
+        "upstream_lost",
+    ),
+    (
+        "trailers without their end",
+        "8",
+        b"0\r\nA: b\r\n",
+        b"",
+        "upstream_lost",
+    ),
 ];
 
 const TRUNCATED: &[(&str, &str, &[u8], &[u8])] = &[
@@ -555,7 +1080,12 @@ const TRUNCATED: &[(&str, &str, &[u8], &[u8])] = &[
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
     ),
-    ("half a head", "8", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", b""),
+    (
+        "half a head",
+        "8",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n",
+        b"",
+    ),
     ("half a status line", "8", b"HTTP/1.1 2", b""),
     (
         "an interim response alone",
@@ -587,7 +1117,13 @@ const TUNNELS: &[Tunnel] = &[
         b"HTTP/1.1 101 Switching\r\nUpgrade: w\r\nConnection: Upgrade\r\nContent-Length: 5\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\nUpgrade: w\r\nConnection: upgrade\r\n\r\n",
     ),
-    ("CONNECT", "9110 9.3.6", Connect, b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"),
+    (
+        "CONNECT",
+        "9110 9.3.6",
+        Connect,
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+    ),
     (
         "CONNECT, with a length alone",
         "9110 9.3.6",

@@ -8,7 +8,9 @@ use super::{requests, responses};
 /// Under the build's own folder.
 pub fn folder() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target")).join("fuzz-seeds")
+    target
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"))
+        .join("fuzz-seeds")
 }
 
 #[test]
@@ -19,18 +21,35 @@ fn the_tables_are_the_fuzz_targets_seeds() {
         let count = counts.entry(target).or_default();
         *count += 1;
         std::fs::create_dir_all(folder.join(target)).unwrap();
-        std::fs::write(folder.join(target).join(format!("seed-{count}")), parts.concat()).unwrap();
+        std::fs::write(
+            folder.join(target).join(format!("seed-{count}")),
+            parts.concat(),
+        )
+        .unwrap();
     };
-    for case in requests::cases().iter().filter(|case| case.input.len() < 1024) {
+    for case in requests::cases()
+        .iter()
+        .filter(|case| case.input.len() < 1024)
+    {
         // The first byte is the target's own choice: here, as the listener that takes CONNECT.
-        put("request", &[&[if case.connect { 4 } else { 0 }], &case.input]);
+        put(
+            "request",
+            &[&[if case.connect { 4 } else { 0 }], &case.input],
+        );
         put("detection", &[&case.input]);
         let chunked = b"Transfer-Encoding: chunked\r\n\r\n";
-        if let Some(at) = case.input.windows(chunked.len()).position(|part| part == chunked) {
+        if let Some(at) = case
+            .input
+            .windows(chunked.len())
+            .position(|part| part == chunked)
+        {
             put("chunks", &[&[3], &case.input[at + chunked.len()..]]);
         }
     }
-    for case in responses::cases().iter().filter(|case| case.input.len() < 1024) {
+    for case in responses::cases()
+        .iter()
+        .filter(|case| case.input.len() < 1024)
+    {
         let flags = match case.ask {
             responses::Ask::Get | responses::Ask::Upgrade => 0,
             responses::Ask::Head => 1,
@@ -49,7 +68,14 @@ fn the_tables_are_the_fuzz_targets_seeds() {
     for manifest in MANIFESTS {
         put("manifest", &[manifest.as_bytes()]);
     }
-    for target in ["request", "response", "chunks", "detection", "config", "manifest"] {
+    for target in [
+        "request",
+        "response",
+        "chunks",
+        "detection",
+        "config",
+        "manifest",
+    ] {
         assert!(counts[target] >= 10, "{target}: {counts:?}");
     }
 }
