@@ -13,8 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::listener::{self, AdminListener};
 use crate::admin::report::Admin;
-use crate::admin::seat::{self, Seat};
 use crate::admin::server;
 use crate::cluster::api;
 use crate::cluster::events::{self, Event, Events};
@@ -31,7 +31,7 @@ use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::proxy::run;
-use crate::proxy::shared::{Mail, Shared, Spare};
+use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
@@ -86,7 +86,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         started: Instant::now(),
     };
     // Without its admin pages nobody could see how the proxy does.
-    let admin_place = seat::bind(config.admin).map_err(|error| {
+    let admin_place = listener::bind(config.admin).map_err(|error| {
         Refused::new(
             "admin.address",
             format!(
@@ -160,7 +160,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let pages = admin.clone();
     let spare = {
         let shared = shared.clone();
-        move || shared.tell_all(|| Mail::DropIdle(Spare::All))
+        move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All))
     };
     let control = std::thread::Builder::new()
         .name("control".into())
@@ -174,9 +174,9 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             };
             runtime.block_on(async move {
                 let stop = CancellationToken::new();
-                match Seat::new(admin_place) {
-                    Ok(seat) => drop(tokio::spawn(server::serve(
-                        seat,
+                match AdminListener::new(admin_place) {
+                    Ok(listener) => drop(tokio::spawn(server::serve(
+                        listener,
                         pages,
                         spare,
                         stop.clone(),
@@ -232,7 +232,7 @@ impl Running {
         if self.control.join().is_err() {
             tracing::error!("the control loop has panicked");
         }
-        self.shared.tell_all(|| Mail::Exit);
+        self.shared.post_all(|| WorkerCommand::Exit);
         for worker in self.workers {
             let _ = worker.join();
         }
@@ -320,7 +320,7 @@ fn feed_from_api_server(
         .name("discovery".into())
         .spawn(move || {
             let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
-            runtime.spawn(events::post(client.clone(), event_queue, errors.clone()));
+            runtime.spawn(events::run(client.clone(), event_queue, errors.clone()));
             runtime.block_on(kubernetes::run(client, clock, heard, wanted, out, errors));
         })?;
     Ok(())

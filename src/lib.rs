@@ -32,7 +32,7 @@
 //! | nothing is unbounded | [`listener`], [`worker`], [`session`] | `tests/proxy/bounds.rs` |
 //! | whoever attacks costs little, and nobody waits for more than his turn | [`worker`], [`turns`] | `tests/hostile/attacks/` |
 //! | a shutdown cuts nothing before its time | [`control`], [`app`] | `tests/proxy/shutdown.rs` |
-//! | two processes on one node, and one answers for the admin address | [`admin::seat`] | `tests/proxy/shutdown.rs` |
+//! | two processes on one node, and one answers for the admin address | [`admin::listener`] | `tests/proxy/shutdown.rs` |
 //! | all of it, where the race is real | | `tests/cluster/` (`make e2e`) |
 //!
 //! # Threads

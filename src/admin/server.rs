@@ -26,20 +26,25 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::listener::AdminListener;
 use crate::admin::report::{self, Admin};
-use crate::admin::seat::Seat;
 
 /// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts
 /// down, `/readyz` must still be there to say so. Answers in flight then have a second. `spare` has descriptors freed that
 /// are only kept for later: a probe that finds none to be had would end a proxy that serves.
-pub async fn serve(mut seat: Seat, admin: Admin, spare: impl Fn(), shutdown: CancellationToken) {
+pub async fn serve(
+    mut listener: AdminListener,
+    admin: Admin,
+    spare: impl Fn(),
+    shutdown: CancellationToken,
+) {
     let router = router(admin);
     let mut connections = JoinSet::new();
     let mut oldest_first = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
-            accepted = seat.accept() => accepted,
+            accepted = listener.accept() => accepted,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
@@ -65,7 +70,7 @@ pub async fn serve(mut seat: Seat, admin: Admin, spare: impl Fn(), shutdown: Can
             }
         }
     }
-    drop(seat);
+    drop(listener);
     let all_gone = async { while connections.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(FAREWELL, all_gone).await;
 }

@@ -91,7 +91,7 @@ fn unusable(what: String, cure: &str) -> Refused {
 pub fn connect(
     config: kube::Config,
 ) -> Result<(Client, Arc<Clock>, mpsc::UnboundedReceiver<String>), Refused> {
-    let service = way(&config).map_err(|error| {
+    let service = transport(&config).map_err(|error| {
         unusable(
             format!(
                 "cannot make a connection of this kubeconfig ({})",
@@ -115,7 +115,7 @@ pub fn connect(
 
 /// As the library's own way there, but with keepalive: a watch whose connection is forgotten on its way (NAT, a firewall, a
 /// lost node) is silent for ever otherwise, and bookmarks are too rare to miss.
-fn way(config: &kube::Config) -> kube::Result<Way> {
+fn transport(config: &kube::Config) -> kube::Result<Transport> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -138,7 +138,7 @@ fn way(config: &kube::Config) -> kube::Result<Way> {
     Ok(service.boxed())
 }
 
-type Way = BoxService<Request<Body>, Response<Incoming>, BoxError>;
+type Transport = BoxService<Request<Body>, Response<Incoming>, BoxError>;
 
 /// The objects of one kind, in a namespace or (`None`) in all.
 pub fn objects<K>(client: &Client, namespace: Option<&str>) -> Api<K>

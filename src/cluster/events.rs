@@ -80,7 +80,7 @@ impl Events {
         (Self(Some(sender)), queue)
     }
 
-    pub fn tell(&self, event: Event) {
+    pub fn post(&self, event: Event) {
         if let Some(queue) = &self.0
             && queue.try_send(event).is_err()
         {
@@ -90,7 +90,7 @@ impl Events {
 }
 
 /// Posts until every [`Events`] is gone. `errors` counts by kind: `event`.
-pub async fn post(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl Fn(&'static str)) {
+pub async fn run(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl Fn(&'static str)) {
     // As the manifests set it; with the node's network the host's name is the node's.
     let instance = std::env::var("POD_NAME")
         .ok()
@@ -286,10 +286,10 @@ mod tests {
 
     #[test]
     fn without_an_api_server_they_go_nowhere_and_a_full_queue_does_not_wait() {
-        Events::default().tell(event(Reason::Drained, ""));
+        Events::default().post(event(Reason::Drained, ""));
         let (events, queue) = Events::queue();
         for _ in 0..QUEUED + 10 {
-            events.tell(event(Reason::Drained, ""));
+            events.post(event(Reason::Drained, ""));
         }
         assert_eq!(queue.len(), QUEUED);
     }

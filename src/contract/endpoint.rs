@@ -204,7 +204,7 @@ impl Endpoint {
     }
 
     /// Whether it was let in so recently, and so much later than the other, that its low load says nothing yet.
-    pub fn is_newcomer_to(&self, other: &Self, now_ms: u32) -> bool {
+    pub fn is_newer_than(&self, other: &Self, now_ms: u32) -> bool {
         let (mine, others) = (
             self.let_in.load(Ordering::Relaxed),
             other.let_in.load(Ordering::Relaxed),

@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod counters;
 pub mod endpoint;
+pub mod endpoint_list;
 pub mod hold;
 pub mod latency;
 pub mod lease;
@@ -13,7 +14,6 @@ pub mod listener;
 pub mod name;
 pub mod policy;
 pub mod reason;
-pub mod roster;
 pub mod snapshot;
 /// What `lease` is made of. `tests/loom.rs` compiles `lease` against loom's atomics instead.
 mod sync {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
+use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{Policy, PortRef, Protocol};
-use crate::contract::roster::Roster;
 
 /// Everything that a pick reads; replaced whole.
 #[derive(Default)]
@@ -27,11 +27,11 @@ pub struct Port {
     pub target_port: Option<u16>,
     pub policy: Policy,
     /// Ready, connected to once, not terminating: what a pick chooses from (ejected ones it passes over).
-    pub usable: Roster,
+    pub usable: EndpointList,
     /// Serving and terminating, in force only while `usable` is empty (KEP-1669).
-    pub last_resort: Roster,
+    pub last_resort: EndpointList,
     /// Every endpoint that still exists for this port, for the admin page: also joining, out and draining ones.
-    pub all: Roster,
+    pub all: EndpointList,
     /// Its Service carries Ebbtide's label, or did until [`HAND_BACK`] ago: its nodePort is to be bound.
     pub claimed: bool,
     /// Its Service is no longer ours: clients are asked to come again, to whom it belongs now.

@@ -23,7 +23,7 @@ use crate::control::probes::{Probed, Probes};
 use crate::control::shutdown::Phase;
 use crate::discovery::source::Message;
 use crate::observe::health::Health;
-use crate::proxy::shared::{Mail, Shared};
+use crate::proxy::shared::{Shared, WorkerCommand};
 use crate::routing::chores::Chores;
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
@@ -97,10 +97,10 @@ impl Control {
             tokio::select! {
                 biased;
                 message = self.messages.recv(), if source_open => match message {
-                    Some(message) => chores = self.heed(message),
+                    Some(message) => chores = self.on_message(message),
                     None => source_open = false,
                 },
-                Some(notice) = self.notices.recv() => chores = self.hear(notice, &probes),
+                Some(notice) = self.notices.recv() => chores = self.on_notices(notice, &probes),
                 Some(first) = probed.recv() => {
                     let (mut results, mut readmitted) = (Vec::new(), Vec::new());
                     let mut next = Some(first);
@@ -144,7 +144,7 @@ impl Control {
                     chores = self.hand_back();
                 }
             }
-            self.attend(chores, &probes, &mut deadlines);
+            self.start_chores(chores, &probes, &mut deadlines);
             let now = Instant::now();
             while let Some(entry) = deadlines.first_entry()
                 && entry.key().0 <= now
@@ -169,7 +169,7 @@ impl Control {
     }
 
     /// A message of the source: changes are in force when this returns.
-    fn heed(&mut self, message: Message) -> Chores {
+    fn on_message(&mut self, message: Message) -> Chores {
         match message {
             Message::Changes { received, changes } => {
                 let mut touched = Touched::default();
@@ -193,7 +193,7 @@ impl Control {
     }
 
     /// Many endpoints may leave or fail at once: the table is settled once for all of them.
-    fn hear(&mut self, first: Notice, probes: &Rc<Probes>) -> Chores {
+    fn on_notices(&mut self, first: Notice, probes: &Rc<Probes>) -> Chores {
         let (mut left, mut ejected) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(notice) = next {
@@ -201,7 +201,8 @@ impl Control {
                 Notice::Drained(endpoint) => {
                     // Its receipt counts what the workers close, so it waits for them.
                     let leaving = Arc::new(Leaving(endpoint));
-                    self.shared.tell_all(|| Mail::Drained(leaving.clone()));
+                    self.shared
+                        .post_all(|| WorkerCommand::Drained(leaving.clone()));
                 }
                 Notice::Left(endpoint) => {
                     let asked = endpoint
@@ -218,7 +219,7 @@ impl Control {
                         } else {
                             Reason::Drained
                         };
-                        self.tell(&record.service.service, reason, record.words(took));
+                        self.post(&record.service.service, reason, record.words(took));
                     }
                     left.push(endpoint);
                 }
@@ -245,7 +246,7 @@ impl Control {
             .answering_changed(&self.world, &ejected, Instant::now())
     }
 
-    fn attend(
+    fn start_chores(
         &mut self,
         chores: Chores,
         probes: &Rc<Probes>,
@@ -265,7 +266,7 @@ impl Control {
         }
         for (service, warning) in chores.warnings {
             tracing::warn!("{service}: {warning}");
-            self.tell(&service, Reason::NotServed, warning);
+            self.post(&service, Reason::NotServed, warning);
         }
     }
 
@@ -294,7 +295,8 @@ impl Control {
         }
         self.named.send_replace(Self::named_namespaces(&config));
         self.table.set_config(config.clone());
-        self.shared.tell_all(|| Mail::Config(config.clone()));
+        self.shared
+            .post_all(|| WorkerCommand::Config(config.clone()));
         let touched = Touched {
             services: self.world.service_names().cloned().collect(),
             ..Touched::default()
@@ -317,7 +319,7 @@ impl Control {
     /// Binds what is due.
     fn bind(&mut self, now: Instant) {
         for (service, failure) in self.listeners.retry(now, &self.shared, &self.health) {
-            self.tell(&service, Reason::PortNotBound, failure);
+            self.post(&service, Reason::PortNotBound, failure);
         }
     }
 
@@ -336,16 +338,16 @@ impl Control {
             } else {
                 Reason::RolloutFailed
             };
-            self.tell(&rollout.service, reason, rollout.words());
+            self.post(&rollout.service, reason, rollout.words());
         }
     }
 
-    fn tell(&self, service: &ObjectName, reason: Reason, note: String) {
+    fn post(&self, service: &ObjectName, reason: Reason, note: String) {
         let uid = self
             .world
             .service(service)
             .and_then(|service| service.uid.clone());
-        self.events.tell(Event {
+        self.events.post(Event {
             service: service.clone(),
             uid,
             reason,

@@ -16,7 +16,7 @@ use crate::contract::policy::{PortRef, Protocol};
 use crate::contract::snapshot::Snapshot;
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
-use crate::proxy::shared::{Mail, Shared};
+use crate::proxy::shared::{Shared, WorkerCommand};
 
 #[derive(Default)]
 pub struct Listeners {
@@ -154,7 +154,7 @@ impl Listeners {
     ) -> Vec<(ObjectName, String)> {
         let mut failures = std::mem::take(&mut self.refused);
         for spec in self.unwanted.drain(..) {
-            shared.tell_all(|| Mail::Unlisten(spec.id));
+            shared.post_all(|| WorkerCommand::Unlisten(spec.id));
             self.closing.push(spec);
         }
         self.closing.retain(|spec| Arc::strong_count(spec) > 1);
@@ -305,7 +305,7 @@ fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<
     });
     for (mailbox, socket) in shared.mailboxes.iter().zip(sockets) {
         // A worker is gone only when the process ends.
-        let _ = mailbox.send(Mail::Listen(spec.clone(), socket));
+        let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
     }
     Ok(spec)
 }

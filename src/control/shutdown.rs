@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::contract::snapshot::Snapshot;
 use crate::control::listeners::Listeners;
 use crate::observe::health::Health;
-use crate::proxy::shared::{Mail, Shared};
+use crate::proxy::shared::{Shared, WorkerCommand};
 
 pub(super) enum Phase {
     Running,
@@ -56,7 +56,7 @@ impl Phase {
                     in_flight,
                     "shutdown grace is over; cutting what is left"
                 );
-                shared.tell_all(|| Mail::Cut);
+                shared.post_all(|| WorkerCommand::Cut);
                 *self = Self::Cutting(now + CUT_TIME);
             }
             Self::Cutting(until) if now >= until || shared.connections() == 0 => return false,

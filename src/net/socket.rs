@@ -1,7 +1,7 @@
 //! Socket options and the few system calls that tokio does not offer: listen with SO_REUSEPORT, accept without
 //! registering, connect without waiting, ask a peer's state without reading.
 //!
-//! The crate's only `unsafe` is here, in [`heed_silence`] and [`watch`].
+//! The crate's only `unsafe` is here, in [`set_dead_peer_timeouts`] and [`watch`].
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -65,7 +65,7 @@ pub fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
 ///
 /// The filter sees a segment from the TCP header on; byte 13 holds the flags (RFC 9293 section 3.1). Accepted connections
 /// inherit it, to no effect.
-pub fn ignore_newcomers(listener: &TcpListener) -> io::Result<()> {
+pub fn ignore_new_connections(listener: &TcpListener) -> io::Result<()> {
     const SYN: u32 = 0x02;
     const ACK: u32 = 0x10;
     // Opcodes of classic BPF, <https://docs.kernel.org/networking/filter.html>.
@@ -106,7 +106,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
 }
 
 /// Starts to connect to an endpoint; writable means connected or failed (see [`TcpStream::take_error`]). Its patience is set
-/// later (see [`heed_silence`]): most of those that carry one answer are gone before it matters.
+/// later (see [`set_dead_peer_timeouts`]): most of those that carry one answer are gone before it matters.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -127,7 +127,7 @@ pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 ///
 /// `fd` must be open, which [`crate::proxy::upstream::Local`] sees to: a connection's number is struck from its list before the
 /// connection is closed, and both happen on the thread that calls this.
-pub fn heed_silence(fd: RawFd, pod_gone: bool) -> io::Result<()> {
+pub fn set_dead_peer_timeouts(fd: RawFd, pod_gone: bool) -> io::Result<()> {
     #[allow(unsafe_code)] // SAFETY: open for the duration of the call, see above.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let socket = SockRef::from(&fd);

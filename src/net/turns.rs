@@ -156,17 +156,17 @@ pub fn poll_turn(
     turn.poll(queue, cx)
 }
 
-/// As long as `newcomer`, between two looks at the sockets only so often as there are turns: a herd of newcomers must not
+/// As long as `unanswered`, between two looks at the sockets only so often as there are turns: a herd of newcomers must not
 /// have the established ones wait for each of them. `has_turn`: for the first time.
 pub fn in_turn<F: Future + Unpin>(
     queue: &Queue,
-    newcomer: &Cell<bool>,
+    unanswered: &Cell<bool>,
     mut has_turn: bool,
     mut session: F,
 ) -> impl Future<Output = F::Output> {
     let mut turn = Turn::default();
     poll_fn(move |cx| {
-        if newcomer.get() && !std::mem::take(&mut has_turn) {
+        if unanswered.get() && !std::mem::take(&mut has_turn) {
             ready!(turn.poll(queue, cx));
         }
         Pin::new(&mut session).poll(cx)

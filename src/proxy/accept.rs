@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::contract::listener::ListenerSpec;
 use crate::net::socket;
 use crate::proxy::session;
-use crate::proxy::shared::{Handover, Mail, Spare};
+use crate::proxy::shared::{Accepted, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
 
 /// Accepts until `stop`; then serves what the kernel has accepted for us already, and closes.
@@ -47,12 +47,12 @@ pub async fn accept_on(
             },
             () = stop.cancelled() => break,
         };
-        // A flood of newcomers must not have the established ones wait.
+        // A burst of new connections must not delay established ones.
         worker.accepts.turn().await;
         match socket::accept(socket.get_ref()) {
             Ok((fd, peer)) => hand_over(
                 &worker,
-                Handover {
+                Accepted {
                     fd,
                     peer,
                     listener: spec.clone(),
@@ -75,7 +75,7 @@ pub async fn accept_on(
             Err(_) => {}
         }
     }
-    match socket::ignore_newcomers(socket.get_ref()) {
+    match socket::ignore_new_connections(socket.get_ref()) {
         Ok(()) => tokio::time::sleep(HANDSHAKES).await,
         Err(error) => {
             tracing::warn!(listener = spec.name, %error, "whoever connects as it closes may be reset")
@@ -85,7 +85,7 @@ pub async fn accept_on(
         match socket::accept(socket.get_ref()) {
             Ok((fd, peer)) => hand_over(
                 &worker,
-                Handover {
+                Accepted {
                     fd,
                     peer,
                     listener: spec.clone(),
@@ -103,7 +103,7 @@ pub async fn accept_on(
 }
 
 /// To the worker with the fewest connections, if that one has fewer than this.
-fn hand_over(worker: &Rc<Worker>, handover: Handover) {
+fn hand_over(worker: &Rc<Worker>, handover: Accepted) {
     let loads = &worker.shared.loads;
     let load = |i: usize| loads[i].load(Ordering::Relaxed);
     let least = (0..loads.len())
@@ -111,9 +111,11 @@ fn hand_over(worker: &Rc<Worker>, handover: Handover) {
         .unwrap_or(worker.index);
     if load(least) < load(worker.index) {
         loads[least].fetch_add(1, Ordering::Relaxed);
-        if let Err(returned) = worker.shared.mailboxes[least].send(Mail::Connection(handover)) {
+        if let Err(returned) =
+            worker.shared.mailboxes[least].send(WorkerCommand::Connection(handover))
+        {
             loads[least].fetch_sub(1, Ordering::Relaxed);
-            if let Mail::Connection(handover) = returned.0 {
+            if let WorkerCommand::Connection(handover) = returned.0 {
                 loads[worker.index].fetch_add(1, Ordering::Relaxed);
                 session::start(worker, handover);
             }

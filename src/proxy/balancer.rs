@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
-use crate::contract::roster::Roster;
+use crate::contract::endpoint_list::EndpointList;
 use crate::contract::snapshot::Port;
 
 /// What a pick is for.
@@ -35,7 +35,7 @@ pub struct Avoid<'a> {
 pub fn pick(port: &Port, cost: Cost, avoid: &Avoid<'_>, now: Instant) -> Option<Lease> {
     for endpoints in [&port.usable, &port.last_resort] {
         if let Some(lost) = avoid.siblings_of
-            && let Some(lease) = stranger(endpoints, avoid.tried, lost)
+            && let Some(lease) = other_generation(endpoints, avoid.tried, lost)
         {
             return Some(lease);
         }
@@ -50,7 +50,7 @@ pub fn pick(port: &Port, cost: Cost, avoid: &Avoid<'_>, now: Instant) -> Option<
 }
 
 /// Whether a pick has a chance.
-pub fn any(port: &Port) -> bool {
+pub fn has_usable(port: &Port) -> bool {
     port.usable
         .iter()
         .chain(port.last_resort.iter())
@@ -59,7 +59,7 @@ pub fn any(port: &Port) -> bool {
 
 /// The common case, independent of the number of endpoints.
 fn random_choices(
-    endpoints: &Roster,
+    endpoints: &EndpointList,
     cost: Cost,
     tried: &[EndpointId],
     now: Instant,
@@ -91,7 +91,7 @@ fn random_choices(
 }
 
 /// The rare case: most endpoints are ejected, tried or leaving. Least loaded first, from a random start.
-fn scan(endpoints: &Roster, tried: &[EndpointId]) -> Option<Lease> {
+fn scan(endpoints: &EndpointList, tried: &[EndpointId]) -> Option<Lease> {
     let start = fastrand::usize(..endpoints.len().max(1));
     let fit = || endpoints.iter_from(start).filter(|e| is_fit(e, tried));
     fit()
@@ -101,7 +101,11 @@ fn scan(endpoints: &Roster, tried: &[EndpointId]) -> Option<Lease> {
 }
 
 /// The least loaded endpoint of another generation than the lost one's; without template hashes, the latest to join.
-fn stranger(endpoints: &Roster, tried: &[EndpointId], lost: &Endpoint) -> Option<Lease> {
+fn other_generation(
+    endpoints: &EndpointList,
+    tried: &[EndpointId],
+    lost: &Endpoint,
+) -> Option<Lease> {
     let fit = || endpoints.iter().filter(|e| is_fit(e, tried));
     match &lost.template_hash {
         Some(hash) => {
@@ -135,7 +139,7 @@ fn better<'a>(
     }
 }
 
-/// The cheaper of two, ties at random so that equal endpoints get equal shares. A newcomer's idleness is no argument for
+/// The cheaper of two, ties at random so that equal endpoints get equal shares. A unanswered's idleness is no argument for
 /// it: it would get every pick it is in.
 fn cheaper<'a>(
     a: &'a Arc<Endpoint>,
@@ -145,10 +149,10 @@ fn cheaper<'a>(
 ) -> &'a Arc<Endpoint> {
     let now = millis(now);
     let (mut load_a, mut load_b) = (a.leases() + 1, b.leases() + 1);
-    if a.is_newcomer_to(b, now) {
-        load_a = newcomers(load_a, load_b);
-    } else if b.is_newcomer_to(a, now) {
-        load_b = newcomers(load_b, load_a);
+    if a.is_newer_than(b, now) {
+        load_a = warming_load(load_a, load_b);
+    } else if b.is_newer_than(a, now) {
+        load_b = warming_load(load_b, load_a);
     }
     if cost == Cost::Http
         && let (Some(slow_a), Some(slow_b)) = (a.latency().micros(now), b.latency().micros(now))
@@ -171,8 +175,8 @@ fn cheaper<'a>(
     }
 }
 
-/// A newcomer's load beside another's: the same, so that it gets its share and no more, unless it clearly cannot keep up.
-fn newcomers(load: u64, other: u64) -> u64 {
+/// A unanswered's load beside another's: the same, so that it gets its share and no more, unless it clearly cannot keep up.
+fn warming_load(load: u64, other: u64) -> u64 {
     if load > 2 * other + 1 { load } else { other }
 }
 
@@ -226,7 +230,7 @@ mod tests {
             .0,
             usable: usable.into_iter().collect(),
             last_resort: last_resort.into_iter().collect(),
-            all: Roster::default(),
+            all: EndpointList::default(),
             claimed: false,
             handing_back: false,
             target_port: None,
@@ -379,14 +383,10 @@ mod tests {
     fn being_let_in_makes_a_newcomer() {
         let later = Instant::now() + 4 * WARM_UP;
         let [one, two] = [1, 2].map(|n| endpoint(n, None, later - 3 * WARM_UP));
-        assert!(
-            !one.is_newcomer_to(&two, millis(later)) && !two.is_newcomer_to(&one, millis(later))
-        );
+        assert!(!one.is_newer_than(&two, millis(later)) && !two.is_newer_than(&one, millis(later)));
         two.note_let_in(later);
-        assert!(
-            two.is_newcomer_to(&one, millis(later)) && !one.is_newcomer_to(&two, millis(later))
-        );
-        assert!(!two.is_newcomer_to(&one, millis(later + WARM_UP)));
+        assert!(two.is_newer_than(&one, millis(later)) && !one.is_newer_than(&two, millis(later)));
+        assert!(!two.is_newer_than(&one, millis(later + WARM_UP)));
         // Back from out, and from an ejection: let in now, which is before `later`, where it was said to be.
         for leave_and_return in [
             |e: &Arc<Endpoint>| [true, false].iter().for_each(|out| e.set_out(*out)),
@@ -398,9 +398,9 @@ mod tests {
         ] {
             two.note_let_in(later);
             two.set_out(false);
-            assert!(two.is_newcomer_to(&one, millis(later)), "it was never out");
+            assert!(two.is_newer_than(&one, millis(later)), "it was never out");
             leave_and_return(&two);
-            assert!(!two.is_newcomer_to(&one, millis(later)));
+            assert!(!two.is_newer_than(&one, millis(later)));
         }
     }
 
@@ -523,13 +523,13 @@ mod tests {
         assert_eq!(candidates(&port, &Avoid::default()), [4, 5]);
         port.usable[3].eject();
         assert_eq!(candidates(&port, &Avoid::default()), [5]);
-        assert!(any(&port));
+        assert!(has_usable(&port));
         port.usable[4].eject();
         assert!(candidates(&port, &Avoid::default()).is_empty());
-        assert!(!any(&port));
+        assert!(!has_usable(&port));
         port.usable[0].readmit();
         assert_eq!(candidates(&port, &Avoid::default()), [1]);
-        assert!(any(&port));
+        assert!(has_usable(&port));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Client {
     pub neighbour: IpAddr,
     pub listener: Arc<ListenerSpec>,
     /// It has had nothing of an answer yet, or one that made no sense: what it asks for is done in turn with others like it.
-    pub newcomer: Rc<Cell<bool>>,
+    pub unanswered: Rc<Cell<bool>>,
 }
 
 impl Client {

@@ -113,7 +113,7 @@ async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
     let mut generation = worker.shared.generation.clone();
     while !worker
         .port(listener)
-        .is_some_and(|port| balancer::any(&port))
+        .is_some_and(|port| balancer::has_usable(&port))
         && generation.changed().await.is_ok()
     {}
 }

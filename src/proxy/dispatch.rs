@@ -24,13 +24,13 @@ use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
 use crate::proxy::balancer::{self, Avoid, Cost};
 use crate::proxy::shared::Spare;
-use crate::proxy::upstream::{self, Trust, Upstream};
+use crate::proxy::upstream::{self, Reuse, Upstream};
 use crate::proxy::worker::Worker;
 
 /// What is wanted.
 pub struct Ask<'a> {
     pub cost: Cost,
-    pub trust: Trust,
+    pub reuse: Reuse,
     pub avoid: Avoid<'a>,
     /// Held only while this client is still there.
     pub client: &'a TcpStream,
@@ -59,7 +59,7 @@ pub async fn upstream(
     ask: &Ask<'_>,
 ) -> Result<(Lease, Upstream), Refusal> {
     let port = worker.port(spec).ok_or(Refusal::NoService)?;
-    match now(worker, &port, ask, ask.at).await {
+    match try_dispatch(worker, &port, ask, ask.at).await {
         Some(found) => Ok(found),
         // Boxed, as all that is rare: what an exchange may need is moved about with it.
         None => Box::pin(held(worker, spec, &port, ask)).await,
@@ -67,7 +67,7 @@ pub async fn upstream(
 }
 
 /// What can be had without waiting for endpoints to change.
-async fn now(
+async fn try_dispatch(
     worker: &Rc<Worker>,
     port: &Port,
     ask: &Ask<'_>,
@@ -75,7 +75,7 @@ async fn now(
 ) -> Option<(Lease, Upstream)> {
     let lease = balancer::pick(port, ask.cost, &ask.avoid, at)?;
     let local = worker.local(lease.endpoint());
-    if let Some(upstream) = upstream::check_out(&local, ask.trust) {
+    if let Some(upstream) = upstream::check_out(&local, ask.reuse) {
         lease.endpoint().note_dispatch(millis(at));
         return Some((lease, upstream));
     }
@@ -105,11 +105,11 @@ async fn held(
     loop {
         generation.mark_unchanged();
         if let Some(port) = worker.port(spec)
-            && balancer::any(&port)
+            && balancer::has_usable(&port)
         {
             let turn = port.hold.turn(port.usable.len(), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;
-            if let Some(found) = now(
+            if let Some(found) = try_dispatch(
                 worker,
                 &worker.port(spec).unwrap_or(port),
                 ask,

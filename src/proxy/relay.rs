@@ -31,9 +31,9 @@ pub struct Pair {
     upstream: Upstream,
     lease: Lease,
     /// Client to endpoint.
-    up: Way,
+    up: Direction,
     /// Endpoint to client.
-    down: Way,
+    down: Direction,
     last_moved: Instant,
     ended_first: Option<CloseReason>,
 }
@@ -48,7 +48,7 @@ pub struct Ended {
 
 /// One direction.
 #[derive(Default)]
-struct Way {
+struct Direction {
     /// What the sink did not take; boxed, since hardly any direction has it.
     waiting: Option<Box<Waiting>>,
     ended: bool,
@@ -81,13 +81,13 @@ impl Pair {
             client,
             upstream,
             lease,
-            up: Way {
+            up: Direction {
                 waiting: Waiting::of(up),
-                ..Way::default()
+                ..Direction::default()
             },
-            down: Way {
+            down: Direction {
                 waiting: Waiting::of(down),
-                ..Way::default()
+                ..Direction::default()
             },
             last_moved: Instant::now(),
             ended_first: None,
@@ -207,7 +207,7 @@ impl Waiting {
     }
 }
 
-impl Way {
+impl Direction {
     /// Has nothing on its way, and does not wait for its turn to have.
     fn is_quiet(&self) -> bool {
         self.waiting.is_none()
@@ -311,7 +311,7 @@ impl Way {
 }
 
 /// For a read, so that both directions of a pair together hold little more than one could.
-fn room_beside(other: &Way) -> usize {
+fn room_beside(other: &Direction) -> usize {
     if other.waiting.is_some() {
         SCRATCH / 4
     } else {

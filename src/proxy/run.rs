@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::Config;
 use crate::net::turns;
-use crate::proxy::shared::{Mail, Shared, Spare};
+use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
 use crate::proxy::{accept, session};
 
@@ -19,7 +19,7 @@ pub fn run(
     index: usize,
     shared: Arc<Shared>,
     config: Arc<Config>,
-    mailbox: mpsc::UnboundedReceiver<Mail>,
+    mailbox: mpsc::UnboundedReceiver<WorkerCommand>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -32,8 +32,13 @@ pub fn run(
 }
 
 impl Worker {
-    async fn serve(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Mail>) {
-        for queue in [&self.crumbs, &self.bulk, &self.accepts, &self.newcomers] {
+    async fn serve(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<WorkerCommand>) {
+        for queue in [
+            &self.tiny_chunks,
+            &self.bulk,
+            &self.accepts,
+            &self.unanswered,
+        ] {
             let queue = queue.clone();
             tokio::task::spawn_local(async move { queue.serve().await });
         }
@@ -43,7 +48,7 @@ impl Worker {
         loop {
             tokio::select! {
                 mail = mailbox.recv() => match mail {
-                    Some(Mail::Exit) | None => {
+                    Some(WorkerCommand::Exit) | None => {
                         // Whatever is kept refers to where it is kept.
                         self.drop_idle(Spare::All);
                         return;
@@ -56,35 +61,37 @@ impl Worker {
         }
     }
 
-    fn open(self: &Rc<Self>, mail: Mail) {
+    fn open(self: &Rc<Self>, mail: WorkerCommand) {
         match mail {
-            Mail::Config(config) => *self.config.borrow_mut() = Rc::new(Config::clone(&config)),
-            Mail::Listen(spec, socket) => {
+            WorkerCommand::Config(config) => {
+                *self.config.borrow_mut() = Rc::new(Config::clone(&config))
+            }
+            WorkerCommand::Listen(spec, socket) => {
                 let stop = CancellationToken::new();
                 self.listeners.borrow_mut().insert(spec.id, stop.clone());
                 tokio::task::spawn_local(accept::accept_on(self.clone(), spec, socket, stop));
             }
-            Mail::Unlisten(id) => {
+            WorkerCommand::Unlisten(id) => {
                 if let Some(stop) = self.listeners.borrow_mut().remove(&id) {
                     stop.cancel();
                 }
                 self.routes.borrow_mut().remove(&id);
             }
-            Mail::Connection(handover) => session::start(self, handover),
-            Mail::Drained(leaving) => {
+            WorkerCommand::Connection(handover) => session::start(self, handover),
+            WorkerCommand::Drained(leaving) => {
                 if let Some(local) = self.locals.borrow().get(&leaving.0.id) {
                     local.drop_idle();
                 }
             }
-            Mail::Cut => {
+            WorkerCommand::Cut => {
                 self.cut.set(true);
                 self.locals
                     .borrow()
                     .values()
                     .for_each(|local| local.force.cancel());
             }
-            Mail::DropIdle(which) => drop(self.drop_idle(which)),
-            Mail::Exit => {}
+            WorkerCommand::DropIdle(which) => drop(self.drop_idle(which)),
+            WorkerCommand::Exit => {}
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::proxy::detect::{Known, detect};
 use crate::proxy::http::serve::http;
 use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
-use crate::proxy::shared::Handover;
+use crate::proxy::shared::Accepted;
 use crate::proxy::tcp::{Logged, acquire_tcp};
 use crate::proxy::worker::Worker;
 
@@ -36,8 +36,8 @@ struct Open {
 }
 
 /// Serves an accepted connection in a task of its own. The caller has counted it in the worker's load.
-pub fn start(worker: &Rc<Worker>, handover: Handover) {
-    let Handover {
+pub fn start(worker: &Rc<Worker>, handover: Accepted) {
+    let Accepted {
         fd,
         peer,
         listener,
@@ -53,14 +53,14 @@ pub fn start(worker: &Rc<Worker>, handover: Handover) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "cannot watch an accepted connection"),
     };
-    let newcomer = Rc::new(Cell::new(true));
+    let unanswered = Rc::new(Cell::new(true));
     let client = Box::new(Client {
         stream,
         unread: Vec::new(),
         peer,
         neighbour: peer.ip(),
         listener,
-        newcomer,
+        unanswered,
     });
     tokio::task::spawn_local(serve(open, client));
 }
@@ -81,8 +81,8 @@ fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
 type Established = Pin<Box<dyn Future<Output = CloseReason>>>;
 
 async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, CloseReason> {
-    let (queue, newcomer) = (open.worker.newcomers.clone(), client.newcomer.clone());
-    in_turn(&queue, &newcomer, false, pin!(establish(open, client))).await
+    let (queue, unanswered) = (open.worker.unanswered.clone(), client.unanswered.clone());
+    in_turn(&queue, &unanswered, false, pin!(establish(open, client))).await
 }
 
 /// Finds out who the client is and what it speaks, and connects it if that is TCP.
@@ -119,7 +119,7 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         None => Box::pin(acquire_tcp(&worker, &client)).await?,
     };
     let port = worker.port(&client.listener);
-    client.newcomer.set(false);
+    client.unanswered.set(false);
     let Client {
         stream,
         unread,

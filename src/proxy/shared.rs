@@ -22,19 +22,19 @@ pub struct Shared {
     pub loads: Box<[AtomicUsize]>,
     /// One permit a client connection.
     pub connections: Arc<Semaphore>,
-    pub mailboxes: Box<[mpsc::UnboundedSender<Mail>]>,
+    pub mailboxes: Box<[mpsc::UnboundedSender<WorkerCommand>]>,
     /// This process shuts down: the next response on each connection says so.
     pub closing: AtomicBool,
     pub access_log: Option<AccessLog>,
 }
 
 /// What a worker is told.
-pub enum Mail {
+pub enum WorkerCommand {
     Config(Arc<Config>),
     Listen(Arc<ListenerSpec>, std::net::TcpListener),
     /// Serve what waits in the accept queue, then close.
     Unlisten(ListenerId),
-    Connection(Handover),
+    Connection(Accepted),
     /// The last lease of this endpoint is gone: close what is idle, then drop the message.
     Drained(Arc<Leaving>),
     /// Another worker, or the admin port, is out of descriptors.
@@ -48,14 +48,14 @@ pub enum Mail {
 /// For whom idle connections are given up, and how many of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spare {
-    /// For a newcomer, those beyond one for each client that is here already.
+    /// For a new client: those beyond one for each client that is here already.
     Surplus,
     /// For a client that is here, or a probe.
     All,
 }
 
 /// An accepted connection on its way to the worker that will serve it.
-pub struct Handover {
+pub struct Accepted {
     pub fd: OwnedFd,
     pub peer: SocketAddr,
     pub listener: Arc<ListenerSpec>,
@@ -72,7 +72,7 @@ impl Shared {
     }
 
     /// The same to every worker.
-    pub fn tell_all(&self, mail: impl Fn() -> Mail) {
+    pub fn post_all(&self, mail: impl Fn() -> WorkerCommand) {
         for mailbox in &self.mailboxes {
             // A worker is gone only when the process ends.
             let _ = mailbox.send(mail());

@@ -14,17 +14,17 @@ use crate::proxy::balancer::{Avoid, Cost};
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::{self, Ask, Refusal};
 use crate::proxy::relay::Ended;
-use crate::proxy::upstream::{Trust, Upstream};
+use crate::proxy::upstream::{Reuse, Upstream};
 use crate::proxy::worker::{Routed, Worker};
 
 pub(super) async fn acquire_tcp(
     worker: &Rc<Worker>,
     client: &Client,
 ) -> Result<(Lease, Upstream), CloseReason> {
-    let (cost, trust, avoid) = (Cost::Tcp, Trust::Fresh, Avoid::default());
+    let (cost, reuse, avoid) = (Cost::Tcp, Reuse::Fresh, Avoid::default());
     let ask = Ask {
         cost,
-        trust,
+        reuse,
         avoid,
         client: &client.stream,
         at: Instant::now(),

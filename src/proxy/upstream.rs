@@ -25,7 +25,7 @@ pub struct Idle {
 
 /// How sure one has to be that a kept connection still lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trust {
+pub enum Reuse {
     /// A loss can be repeated: what the runtime knows is enough.
     Repeatable,
     /// It cannot: used a moment ago, and the kernel is asked.
@@ -45,8 +45,8 @@ impl Idle {
 }
 
 /// The connection used last, if there is one that may be trusted so far.
-pub fn check_out(local: &Rc<Local>, trust: Trust) -> Option<Upstream> {
-    if trust == Trust::Fresh {
+pub fn check_out(local: &Rc<Local>, reuse: Reuse) -> Option<Upstream> {
+    if reuse == Reuse::Fresh {
         return None;
     }
     let mut idle = local.idle.borrow_mut();
@@ -54,11 +54,11 @@ pub fn check_out(local: &Rc<Local>, trust: Trust) -> Option<Upstream> {
         if !candidate.is_alive() {
             continue;
         }
-        if trust == Trust::Once && candidate.since.elapsed() > RECENT {
+        if reuse == Reuse::Once && candidate.since.elapsed() > RECENT {
             idle.push(candidate);
             return None;
         }
-        if trust == Trust::Repeatable || socket::is_quiet(&candidate.upstream.stream) {
+        if reuse == Reuse::Repeatable || socket::is_quiet(&candidate.upstream.stream) {
             return Some(candidate.upstream);
         }
     }

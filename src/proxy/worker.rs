@@ -22,7 +22,7 @@ use crate::contract::snapshot::Port;
 use crate::net::pipe::Pipes;
 use crate::net::{socket, turns};
 use crate::proxy::budget::Budget;
-use crate::proxy::shared::{Mail, Shared, Spare};
+use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::proxy::upstream::Local;
 use crate::wire::buffer::{BUFFER_MAX, SCRATCH};
 
@@ -40,13 +40,13 @@ pub struct Worker {
     pub(super) routes: RefCell<FxHashMap<ListenerId, Route>>,
     pub pipes: Pipes,
     /// For bodies of next to nothing but chunk lines, which cost the most for their bytes.
-    pub crumbs: Rc<turns::Queue>,
+    pub tiny_chunks: Rc<turns::Queue>,
     /// For whoever has more to move than a read takes.
     pub bulk: Rc<turns::Queue>,
     /// For new connections.
     pub accepts: Rc<turns::Queue>,
     /// For clients who have had no answer yet.
-    pub newcomers: Rc<turns::Queue>,
+    pub unanswered: Rc<turns::Queue>,
     /// Set when the shutdown's grace is over: nothing is replayed any more.
     pub cut: Cell<bool>,
 }
@@ -73,10 +73,10 @@ impl Worker {
             listeners: RefCell::default(),
             routes: RefCell::default(),
             pipes: Pipes::default(),
-            crumbs: Rc::new(turns::Queue::new(CRUMBS)),
+            tiny_chunks: Rc::new(turns::Queue::new(TINY_CHUNKS)),
             bulk: Rc::new(turns::Queue::new(BULK)),
             accepts: Rc::new(turns::Queue::new(ACCEPTS)),
-            newcomers: Rc::new(turns::Queue::new(NEWCOMERS)),
+            unanswered: Rc::new(turns::Queue::new(UNANSWERED)),
             cut: Cell::new(false),
         }
     }
@@ -161,7 +161,7 @@ impl Worker {
                     .sockets
                     .borrow()
                     .iter()
-                    .for_each(|fd| drop(socket::heed_silence(*fd, true)));
+                    .for_each(|fd| drop(socket::set_dead_peer_timeouts(*fd, true)));
             }
         }
     }
@@ -171,7 +171,7 @@ impl Worker {
     pub fn spare(&self, which: Spare) -> bool {
         let dropped = self.drop_idle(which);
         if !dropped {
-            self.shared.tell_all(|| Mail::DropIdle(which));
+            self.shared.post_all(|| WorkerCommand::DropIdle(which));
         }
         dropped
     }
@@ -209,7 +209,7 @@ impl Worker {
             let young = std::mem::take(&mut *local.young.borrow_mut());
             young
                 .into_iter()
-                .for_each(|fd| drop(socket::heed_silence(fd, gone)));
+                .for_each(|fd| drop(socket::set_dead_peer_timeouts(fd, gone)));
             local.endpoint.is_open() || Rc::strong_count(local) > 1
         });
         let snapshot = self.shared.snapshot.load();
@@ -234,7 +234,7 @@ impl Deref for Routed {
 /// Buffers kept for reuse, and the largest worth keeping.
 const BUFFERS: usize = 128;
 /// Turns between two looks at the sockets: what a look costs is little beside one of them.
-const CRUMBS: u32 = 1;
+const TINY_CHUNKS: u32 = 1;
 const BULK: u32 = 1;
 const ACCEPTS: u32 = 2;
-const NEWCOMERS: u32 = 4;
+const UNANSWERED: u32 = 4;

@@ -11,11 +11,11 @@ use std::time::Instant;
 
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::{Conditions, Endpoint};
+use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{Policy, Protocol};
 use crate::contract::reason::Trigger;
-use crate::contract::roster::Roster;
 use crate::contract::snapshot::Port;
 use crate::discovery::object::ServicePortObject;
 use crate::routing::chores::Chores;
@@ -31,11 +31,11 @@ pub(super) struct PortEntry {
     pub(super) metrics: Arc<ServiceMetrics>,
     /// What was merged last, by address: only what differs from it is looked at again.
     pub(super) merged: Vec<MergedEndpoint>,
-    /// See [`MergedPort::entangled`].
-    pub(super) entangled: bool,
+    /// See [`MergedPort::ambiguous`].
+    pub(super) ambiguous: bool,
     pub(super) entries: Entries,
     /// See [`Port::usable`]: the entries that [`Entry::is_usable`].
-    pub(super) usable: Roster,
+    pub(super) usable: EndpointList,
     /// Entries that no slice names right now.
     pub(super) unlisted: BTreeSet<Identity>,
     /// Entries that were altered since the last rebuild.
@@ -47,7 +47,7 @@ pub(super) struct PortEntry {
     /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
     pub(super) ended: HashMap<Identity, Option<Instant>>,
     /// See [`Port::all`].
-    pub(super) all: Roster,
+    pub(super) all: EndpointList,
 }
 
 /// What the Service says of one of its ports.
@@ -138,15 +138,15 @@ impl PortEntry {
             hold,
             metrics,
             merged: Vec::new(),
-            entangled: false,
+            ambiguous: false,
             entries: Entries::default(),
-            usable: Roster::default(),
+            usable: EndpointList::default(),
             unlisted: BTreeSet::new(),
             altered: BTreeSet::new(),
             served: false,
             leaving: Vec::new(),
             ended: HashMap::new(),
-            all: Roster::default(),
+            all: EndpointList::default(),
         }
     }
 
@@ -224,7 +224,7 @@ impl PortEntry {
             }
         });
         if let Some(entry) = self.entries.get(identity) {
-            heed(
+            apply_fate(
                 &entry.endpoint,
                 &merged.fate,
                 received,
@@ -246,7 +246,7 @@ impl PortEntry {
         };
         let found = world
             .merge_some(service, &spec.port, addresses)
-            .filter(|_| !self.entangled)?;
+            .filter(|_| !self.ambiguous)?;
         // The first endpoint may stand for where all of them listen.
         let other = self
             .merged
@@ -374,7 +374,7 @@ impl PortEntry {
         } = self.spec.as_ref()?;
         let resorts = self.entries.values().filter(|entry| entry.is_last_resort());
         let last_resort = if self.served {
-            Roster::default()
+            EndpointList::default()
         } else {
             resorts.map(|e| e.endpoint.clone()).collect()
         };
@@ -431,7 +431,7 @@ impl News {
 }
 
 /// Brings what is known of the pod's end to the endpoint: a deadline, silence that is suspect.
-pub(super) fn heed(
+pub(super) fn apply_fate(
     endpoint: &Arc<Endpoint>,
     fate: &Fate,
     received: Instant,

@@ -22,7 +22,7 @@ use crate::contract::snapshot::Snapshot;
 use crate::observe::metrics::Metrics;
 use crate::routing::chores::Chores;
 use crate::routing::drains;
-use crate::routing::port::{Entry, Leaver, News, PortEntry, Spec, heed, shorten};
+use crate::routing::port::{Entry, Leaver, News, PortEntry, Spec, apply_fate, shorten};
 use crate::routing::registry::{Home, Identity, identity};
 use crate::routing::world::merged::{Fate, MergedEndpoint, MergedPort, MergedService};
 use crate::routing::world::objects::{Touched, World};
@@ -390,7 +390,7 @@ impl RoutingTable {
             if listed.is_none() {
                 port.spec = None;
             }
-            port.entangled = listed.as_ref().is_some_and(|port| port.entangled);
+            port.ambiguous = listed.as_ref().is_some_and(|port| port.ambiguous);
             let endpoints = listed.map(|port| port.endpoints).unwrap_or_default();
             let news = News::between(&port.merged, &endpoints);
             port.merged = endpoints;
@@ -459,7 +459,7 @@ impl RoutingTable {
             .all(|(number, port)| {
                 let whole = merged.iter().find(|whole| whole.port.port == *number);
                 whole.is_some_and(|whole| {
-                    whole.endpoints == port.merged && whole.entangled == port.entangled
+                    whole.endpoints == port.merged && whole.ambiguous == port.ambiguous
                 })
             })
     }
@@ -559,7 +559,7 @@ impl RoutingTable {
                 continue;
             };
             let (endpoint, terminating) = (entry.endpoint.clone(), entry.terminating);
-            heed(&endpoint, &fate, received, &port.policy, chores);
+            apply_fate(&endpoint, &fate, received, &port.policy, chores);
             let trigger = match (&fate, terminating) {
                 (_, Some(trigger)) => trigger,
                 // Gone from the slices while its pod lives: out, reversibly.
@@ -581,7 +581,7 @@ impl RoutingTable {
         for endpoint in &port.leaving {
             if let Some(pod) = &endpoint.pod {
                 let fate = world.fate(&pod.uid);
-                heed(endpoint, &fate, received, &port.policy, chores);
+                apply_fate(endpoint, &fate, received, &port.policy, chores);
                 if fate == Fate::NoPod && endpoint.drain_deadline().is_none() {
                     // Nobody will tell any more what its grace was.
                     shorten(endpoint, received + port.policy.drain_timeout, chores);

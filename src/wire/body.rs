@@ -33,7 +33,7 @@ pub struct BodyDecoder {
     limits: Limits,
     /// The trailer section so far, at most `limits.head_size` bytes.
     trailers: Vec<u8>,
-    crumbs: bool,
+    tiny_chunks: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,7 +82,7 @@ impl BodyDecoder {
             fault,
             limits: *limits,
             trailers: Vec::new(),
-            crumbs: false,
+            tiny_chunks: false,
         }
     }
 
@@ -127,13 +127,13 @@ impl BodyDecoder {
                 }
             }
         }
-        self.crumbs = lines > taken / 2;
+        self.tiny_chunks = lines > taken / 2;
         Ok(taken)
     }
 
     /// What came last was chunk lines and trailers rather than payload.
-    pub fn is_crumbs(&self) -> bool {
-        self.crumbs
+    pub fn has_tiny_chunks(&self) -> bool {
+        self.tiny_chunks
     }
 
     /// For `Counted` and `UntilClose`: how many of the next `length` bytes belong to the body. They count as taken; the

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ebbtide::contract::endpoint::{Endpoint, Lease};
+use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::PodRef;
-use ebbtide::contract::roster::Roster;
 use ebbtide::contract::snapshot::Port;
 use ebbtide::discovery::object::{Change, Kind, ServiceObject, SliceEndpoint};
 use ebbtide::routing::table::HAND_BACK;
@@ -523,7 +523,7 @@ fn terminating(endpoint: SliceEndpoint) -> SliceEndpoint {
     }
 }
 
-fn show(endpoints: &Roster) -> Vec<(u8, u64)> {
+fn show(endpoints: &EndpointList) -> Vec<(u8, u64)> {
     let mut all: Vec<_> = endpoints
         .iter()
         .map(|e| (last_byte(e.address), e.id.0))

@@ -8,15 +8,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use ebbtide::admin::listener::{self, AdminListener};
 use ebbtide::admin::report::Admin;
-use ebbtide::admin::seat::{self, Seat};
 use ebbtide::admin::server;
 use ebbtide::command::status::status;
 use ebbtide::contract::endpoint::{Conditions, Endpoint, EndpointId, Lease, Notice};
+use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
 use ebbtide::contract::policy::{NonIdempotent, Policy, Protocol};
 use ebbtide::contract::reason::Trigger;
-use ebbtide::contract::roster::Roster;
 use ebbtide::contract::snapshot::{Port, Snapshot};
 use ebbtide::discovery::source::Problem;
 use ebbtide::observe::health::{Health, ListenerState};
@@ -54,11 +54,11 @@ impl Fixture {
             health: Arc::new(Health::new("files")),
             started: Instant::now(),
         };
-        let bound = seat::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let bound = listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address;
         let stop = CancellationToken::new();
         let server = tokio::spawn(server::serve(
-            Seat::new(bound).unwrap(),
+            AdminListener::new(bound).unwrap(),
             admin.clone(),
             || (),
             stop.clone(),
@@ -144,8 +144,8 @@ impl Fixture {
                 handing_back: false,
                 target_port: None,
                 hold: Arc::default(),
-                usable: Roster::default(),
-                last_resort: Roster::default(),
+                usable: EndpointList::default(),
+                last_resort: EndpointList::default(),
                 all: all.into_iter().collect(),
                 metrics: self.admin.metrics.service(&key),
                 key: key.clone(),

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::endpoint::{Endpoint, EndpointId, Notice};
+use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
-use ebbtide::contract::roster::Roster;
 use ebbtide::contract::snapshot::{Port, Snapshot};
 use ebbtide::discovery::object::{
     Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
@@ -430,7 +430,7 @@ impl Rig {
     }
 
     pub fn ids(&self) -> BTreeMap<PortKey, [Vec<EndpointId>; 3]> {
-        let ids = |endpoints: &Roster| {
+        let ids = |endpoints: &EndpointList| {
             let mut ids: Vec<_> = endpoints.iter().map(|e| e.id).collect();
             ids.sort_unstable();
             ids

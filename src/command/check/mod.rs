@@ -505,7 +505,7 @@ mod tests {
                 fate: Fate::NoPod,
             };
         MergedPort {
-            entangled: false,
+            ambiguous: false,
             port: ServicePortObject {
                 name: Some("http".into()),
                 port: 80,

@@ -22,7 +22,7 @@ use crate::proxy::client::Client;
 use crate::proxy::dispatch::{self, Ask, Refusal};
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Flow, Logged, Lost};
 use crate::proxy::http::replay;
-use crate::proxy::upstream::Trust;
+use crate::proxy::upstream::Reuse;
 use crate::proxy::worker::Worker;
 use crate::wire::body::BodyDecoder;
 use crate::wire::message::{self, Emit, Framing, Reject, Request};
@@ -122,10 +122,10 @@ impl Exchange<'_> {
             .body
             .remaining()
             .is_none_or(|length| length <= self.config.limits.replay_body as u64);
-        let mut trust = if self.repeatable && fits {
-            Trust::Repeatable
+        let mut reuse = if self.repeatable && fits {
+            Reuse::Repeatable
         } else {
-            Trust::Once
+            Reuse::Once
         };
         let mut tried: Vec<EndpointId> = Vec::new();
         let mut lost_at: Option<Arc<Endpoint>> = None;
@@ -136,7 +136,7 @@ impl Exchange<'_> {
         loop {
             let ask = Ask {
                 cost: Cost::Http,
-                trust,
+                reuse,
                 avoid: Avoid {
                     tried: &tried,
                     siblings_of: lost_at.as_deref(),
@@ -189,7 +189,7 @@ impl Exchange<'_> {
                 drop(lease);
                 return Box::pin(self.give_up(Lost::Upstream { forced, stale }, &endpoint)).await;
             }
-            if stale && trust != Trust::Fresh {
+            if stale && reuse != Reuse::Fresh {
                 retrying = Some(RetryReason::Stale);
             } else {
                 let first = !tried.contains(&endpoint.id);
@@ -219,7 +219,7 @@ impl Exchange<'_> {
                 lost_at = Some(endpoint);
             }
             drop(lease);
-            trust = Trust::Fresh;
+            reuse = Reuse::Fresh;
             at = Instant::now();
             self.rewind();
         }
@@ -273,7 +273,7 @@ impl Exchange<'_> {
         poll_fn(|cx| {
             let outcome = self.poll_attempt(cx, attempt);
             if self.passed {
-                self.client.newcomer.set(false);
+                self.client.unanswered.set(false);
             }
             if outcome.is_ready() {
                 return outcome;

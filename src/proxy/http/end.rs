@@ -146,7 +146,7 @@ impl Exchange<'_> {
             }
             Lost::Upstream { .. } => (502, "upstream_lost", CloseReason::UpstreamReset),
             Lost::BadResponse(reject) => {
-                self.client.newcomer.set(true);
+                self.client.unanswered.set(true);
                 (502, reject.reason, CloseReason::UpstreamReset)
             }
             Lost::BadBody(reject) => (reject.status, reject.reason, CloseReason::BadRequest),

@@ -20,9 +20,9 @@ use crate::wire::buffer::append;
 use crate::wire::{answer, head, message};
 
 pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
-    let (queue, newcomer) = (worker.newcomers.clone(), client.newcomer.clone());
+    let (queue, unanswered) = (worker.unanswered.clone(), client.unanswered.clone());
     // It has been established this moment.
-    in_turn(&queue, &newcomer, true, pin!(requests(worker, client))).await
+    in_turn(&queue, &unanswered, true, pin!(requests(worker, client))).await
 }
 
 /// Requests one after the other until something ends it.

@@ -133,8 +133,8 @@ impl Exchange<'_> {
                     .map_err(|_| Lost::Client(CloseReason::ClientReset))?;
             }
             let long = !self.whole && !self.up.small && is_long(&self.body, emit);
-            if self.body.is_crumbs() {
-                ready!(self.up.turn.poll(&self.worker.crumbs, cx));
+            if self.body.has_tiny_chunks() {
+                ready!(self.up.turn.poll(&self.worker.tiny_chunks, cx));
             } else if long || self.up.full || attempt.lent_up.is_some() {
                 ready!(self.poll_turn_up(cx, attempt, attempt.lent_up.is_some()));
             }
@@ -327,10 +327,10 @@ impl Exchange<'_> {
             && attempt.withhold.is_none()
             && !attempt.down.small
             && is_long(&attempt.body, attempt.emit);
-        if attempt.body.is_crumbs() {
+        if attempt.body.has_tiny_chunks() {
             ready!(attempt.upstream.stream.poll_read_ready(cx))
                 .map_err(|_| self.broken(attempt))?;
-            ready!(attempt.down.turn.poll(&self.worker.crumbs, cx));
+            ready!(attempt.down.turn.poll(&self.worker.tiny_chunks, cx));
         } else if long || attempt.down.full || attempt.lent_down.is_some() {
             let blocked = attempt.lent_down.is_some();
             ready!(self.poll_turn_down(cx, attempt, blocked));
@@ -541,7 +541,11 @@ impl Exchange<'_> {
 
 /// Bytes to read of a body that is neither counted nor ended.
 fn decoded_at_once(body: &BodyDecoder) -> usize {
-    if body.is_crumbs() { CRUMBS } else { DECODED }
+    if body.has_tiny_chunks() {
+        TINY_CHUNKS
+    } else {
+        DECODED
+    }
 }
 
 /// Whether enough of a counted body is left for splice, which moves it uncopied.
@@ -557,6 +561,6 @@ const ROOM_LEAST: usize = 4 << 10;
 /// Bytes that are decoded at once, which is what a client that does not read them costs.
 const DECODED: usize = 32 << 10;
 /// Of bodies that consist of little else than chunk lines.
-const CRUMBS: usize = 4 << 10;
+const TINY_CHUNKS: usize = 4 << 10;
 /// 1xx responses of one exchange.
 const INTERIMS: u32 = 32;

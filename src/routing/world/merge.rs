@@ -67,7 +67,7 @@ impl World {
         })
     }
 
-    /// The endpoints of a port at these addresses only, as [`World::merge`] has them; `None` if they are entangled. Each of
+    /// The endpoints of a port at these addresses only, as [`World::merge`] has them; `None` if they are ambiguous. Each of
     /// the Service's slices is searched.
     pub fn merge_some(
         &self,
@@ -109,17 +109,17 @@ impl World {
             true => endpoints.sort_by_cached_key(|e| v4_key(e.address)),
             false => endpoints.sort_by_cached_key(|e| e.address),
         }
-        let mut entangled = endpoints
+        let mut ambiguous = endpoints
             .windows(2)
             .any(|pair| matches!(pair, [a, b] if a.address.ip() == b.address.ip()));
-        if entangled {
+        if ambiguous {
             endpoints = endpoints
                 .chunk_by(|a, b| a.address == b.address)
                 .filter_map(settle)
                 .collect();
         }
         if slices.iter().any(|s| s.object.ipv6) && slices.iter().any(|s| !s.object.ipv6) {
-            entangled = true;
+            ambiguous = true;
             let is_first = |e: &MergedEndpoint| e.address.is_ipv6() == ipv6_first;
             let counted: HashSet<Arc<PodRef>> = endpoints
                 .iter()
@@ -132,7 +132,7 @@ impl World {
         MergedPort {
             port: port.clone(),
             endpoints,
-            entangled,
+            ambiguous,
         }
     }
 

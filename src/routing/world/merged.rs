@@ -24,7 +24,7 @@ pub struct MergedPort {
     /// Ordered by (address, pod UID); no (address, pod) twice.
     pub endpoints: Vec<MergedEndpoint>,
     /// Several slices claim an address, or there are two families: one endpoint's change may show at another's address.
-    pub entangled: bool,
+    pub ambiguous: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -797,13 +797,13 @@ proptest! {
                     prop_assert!(both.0.warnings == both.1.warnings && both.0.object == both.1.object);
                     for (now, before) in both.0.ports.iter().zip(&both.1.ports) {
                         let found = shuffled.merge_some(&name("app"), &now.port, &some);
-                        let Some(found) = found.filter(|_| !before.entangled) else { continue };
+                        let Some(found) = found.filter(|_| !before.ambiguous) else { continue };
                         let (here, elsewhere): (Vec<_>, Vec<_>) =
                             now.endpoints.iter().cloned().partition(|e| some.contains(&e.address.ip()));
                         let as_before = before.endpoints.iter().filter(|e| !some.contains(&e.address.ip()));
                         prop_assert_eq!(found, here);
                         prop_assert!(elsewhere.iter().eq(as_before), "{:?}: {:?}", change, some);
-                        prop_assert!(!now.entangled);
+                        prop_assert!(!now.ambiguous);
                     }
                 }
                 seen = merged;

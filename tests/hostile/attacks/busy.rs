@@ -89,7 +89,7 @@ async fn one_byte_chunks_that_are_kept() {
 async fn one_byte_chunks_of_an_endpoint() {
     siege(
         "1-byte-chunks-of-endpoint",
-        "GET /crumbs HTTP/1.1\r\nHost: shop\r\n\r\n".into(),
+        "GET /tiny_chunks HTTP/1.1\r\nHost: shop\r\n\r\n".into(),
         vec![],
     )
     .await;

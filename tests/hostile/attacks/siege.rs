@@ -584,7 +584,7 @@ async fn misbehave(stream: &mut TcpStream, path: &str, poured: &AtomicU64) -> io
             chunked,
             [b"10000\r\n".as_slice(), &[0; 64 << 10], b"\r\n"].concat(),
         ),
-        "/crumbs" => (chunked, b"1\r\nx\r\n".repeat(2_000)),
+        "/tiny_chunks" => (chunked, b"1\r\nx\r\n".repeat(2_000)),
         "/interim" => (
             b"",
             b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(200),

@@ -113,8 +113,8 @@ async fn slow_read_of_large_chunks() {
 
 #[tokio::test]
 async fn slow_read_of_one_byte_chunks() {
-    // Fewer: it takes a while until there are enough crumbs to fill the kernel's buffers.
-    slow_read("slow-read-1-byte-chunks", "/crumbs", 50).await;
+    // Fewer: it takes a while until there are enough tiny_chunks to fill the kernel's buffers.
+    slow_read("slow-read-1-byte-chunks", "/tiny_chunks", 50).await;
 }
 
 /// Sends until it is not taken any more.

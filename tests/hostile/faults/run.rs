@@ -703,7 +703,7 @@ impl Run<'_> {
                 .map(|kind| self.truth.list(kind, now))
                 .into()
         } else {
-            let mut last = self.truth.tell_all(now);
+            let mut last = self.truth.post_all(now);
             self.rng.shuffle(&mut last);
             last
         };

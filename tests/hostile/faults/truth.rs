@@ -174,7 +174,7 @@ impl Truth {
     }
 
     /// The last word on every object, one by one.
-    pub fn tell_all(&mut self, now: Instant) -> Vec<Change> {
+    pub fn post_all(&mut self, now: Instant) -> Vec<Change> {
         let mut last = Vec::new();
         for index in 0..self.pods.len() {
             let pod = &self.pods[index];

@@ -1,8 +1,8 @@
 //! The admin address, and how one process takes it over from another while a node's Ebbtide is being replaced.
 //!
 //! Old and new process share the node's network for a while (a DaemonSet with `maxSurge`), and the data plane's ports,
-//! but not this one: probes and scrapes must know whom they ask. So the newcomer asks the one that holds the address to give
-//! way, over a Unix socket whose abstract name is that of the port, and has it from its start on. If the newcomer ends
+//! but not this one: probes and scrapes must know whom they ask. So the successor asks the one that holds the address to give
+//! way, over a Unix socket whose abstract name is that of the port, and has it from its start on. If the successor ends
 //! first, the other one takes it back. Only a process of the same user may ask.
 
 use std::io::{self, Read};
@@ -71,16 +71,16 @@ fn name(port: u16) -> io::Result<unix::SocketAddr> {
 }
 
 /// The address as served: accepts while it is ours, and waits while it is another's.
-pub struct Seat {
+pub struct AdminListener {
     address: SocketAddr,
     listener: Option<TcpListener>,
-    /// Where a newcomer asks. `None` where somebody else has the name: then nobody can take over.
+    /// Where a successor asks. `None` where somebody else has the name: then nobody can take over.
     asked: Option<UnixListener>,
-    newcomer: Option<UnixStream>,
+    successor: Option<UnixStream>,
     _elder: Option<unix::UnixStream>,
 }
 
-impl Seat {
+impl AdminListener {
     /// To be called inside a runtime.
     pub fn new(bound: Bound) -> io::Result<Self> {
         let Bound {
@@ -93,7 +93,7 @@ impl Seat {
             address,
             listener,
             asked: ask_here(address.port()),
-            newcomer: None,
+            successor: None,
             _elder: elder,
         })
     }
@@ -107,26 +107,26 @@ impl Seat {
             };
             tokio::select! {
                 accepted = listener.accept() => return accepted.map(|(stream, _)| stream),
-                newcomer = newcomer(self.asked.as_ref()) => self.give_way(newcomer).await,
+                successor = successor(self.asked.as_ref()) => self.give_way(successor).await,
             }
         }
     }
 
-    async fn give_way(&mut self, mut newcomer: UnixStream) {
+    async fn give_way(&mut self, mut successor: UnixStream) {
         self.listener = None;
         self.asked = None;
-        if newcomer.write_all(&[1]).await.is_ok() {
+        if successor.write_all(&[1]).await.is_ok() {
             tracing::info!(address = %self.address, "admin address given to the process that replaces this one");
         }
-        self.newcomer = Some(newcomer);
+        self.successor = Some(successor);
     }
 
-    /// Waits until the newcomer has ended, and until the address can be bound.
+    /// Waits until the successor has ended, and until the address can be bound.
     async fn take_back(&mut self) {
-        if let Some(newcomer) = &mut self.newcomer {
+        if let Some(successor) = &mut self.successor {
             // It never writes: this ends with it.
-            let _ = newcomer.read(&mut [0]).await;
-            self.newcomer = None;
+            let _ = successor.read(&mut [0]).await;
+            self.successor = None;
         }
         match bind_again(self.address) {
             Ok(listener) => {
@@ -134,7 +134,7 @@ impl Seat {
                 self.listener = Some(listener);
                 self.asked = ask_here(self.address.port());
             }
-            // Whoever came after the newcomer has it.
+            // Whoever came after the successor has it.
             Err(_) => tokio::time::sleep(TRY_AGAIN).await,
         }
     }
@@ -153,7 +153,7 @@ fn ask_here(port: u16) -> Option<UnixListener> {
 }
 
 /// The next process of our user that asks for the address.
-async fn newcomer(asked: Option<&UnixListener>) -> UnixStream {
+async fn successor(asked: Option<&UnixListener>) -> UnixStream {
     let Some(asked) = asked else {
         return std::future::pending().await;
     };
@@ -178,7 +178,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 mod tests {
     use super::*;
 
-    async fn answers(address: SocketAddr, who: &mut Seat) -> bool {
+    async fn answers(address: SocketAddr, who: &mut AdminListener) -> bool {
         let (client, served) = tokio::join!(TcpStream::connect(address), who.accept());
         client.is_ok() && served.is_ok()
     }
@@ -197,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_newcomer_takes_over_and_the_old_one_takes_back() {
-        let mut old = Seat::new(bound_apart()).unwrap();
+        let mut old = AdminListener::new(bound_apart()).unwrap();
         let address = old.address;
         assert!(answers(address, &mut old).await);
         // Asking blocks its thread, as at a start.
@@ -207,14 +207,14 @@ mod tests {
             _ = old.accept() => panic!("nobody has connected"),
         };
         assert_eq!(new.address, address);
-        let mut new = Seat::new(new).unwrap();
+        let mut new = AdminListener::new(new).unwrap();
         assert!(answers(address, &mut new).await);
         drop(new);
         assert!(answers_in_the_end(address, &mut old).await);
     }
 
     /// The old one may still be about to bind when the first clients come, and one of them may have reached the other.
-    async fn answers_in_the_end(address: SocketAddr, who: &mut Seat) -> bool {
+    async fn answers_in_the_end(address: SocketAddr, who: &mut AdminListener) -> bool {
         let clients = async {
             loop {
                 let _ = TcpStream::connect(address).await;

@@ -12,14 +12,14 @@ use crate::contract::endpoint::Endpoint;
 
 /// In no order that means anything.
 #[derive(Debug, Clone, Default)]
-pub struct Roster {
+pub struct EndpointList {
     chunks: Vec<Arc<Chunk>>,
 }
 
 /// In one piece with its count of references: a pick has one step less to go.
 type Chunk = ArrayVec<Arc<Endpoint>, CHUNK>;
 
-impl Roster {
+impl EndpointList {
     pub fn len(&self) -> usize {
         self.chunks
             .last()
@@ -78,7 +78,7 @@ impl Roster {
     }
 }
 
-impl Index<usize> for Roster {
+impl Index<usize> for EndpointList {
     type Output = Arc<Endpoint>;
 
     fn index(&self, place: usize) -> &Arc<Endpoint> {
@@ -86,7 +86,7 @@ impl Index<usize> for Roster {
     }
 }
 
-impl FromIterator<Arc<Endpoint>> for Roster {
+impl FromIterator<Arc<Endpoint>> for EndpointList {
     fn from_iter<I: IntoIterator<Item = Arc<Endpoint>>>(endpoints: I) -> Self {
         let mut roster = Self::default();
         endpoints
@@ -124,7 +124,7 @@ mod tests {
         /// As a Vec does it; and what was cloned before stays as it was.
         #[test]
         fn is_a_list(steps in proptest::collection::vec((0..3u8, any::<prop::sample::Index>()), 0..400)) {
-            let (mut roster, mut plain) = (Roster::default(), Vec::new());
+            let (mut roster, mut plain) = (EndpointList::default(), Vec::new());
             let mut kept = Vec::new();
             for (n, (what, at)) in steps.into_iter().enumerate() {
                 if what > 0 || plain.is_empty() {
