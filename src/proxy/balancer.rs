@@ -175,7 +175,7 @@ fn cheaper<'a>(
     }
 }
 
-/// A unanswered's load beside another's: the same, so that it gets its share and no more, unless it clearly cannot keep up.
+/// What a new endpoint's load counts for beside an older one's: as much, unless the new one clearly cannot keep up.
 fn warming_load(load: u64, other: u64) -> u64 {
     if load > 2 * other + 1 { load } else { other }
 }
