@@ -55,6 +55,7 @@ pub struct Running {
     pub admin: Admin,
     commands: mpsc::UnboundedSender<Command>,
     control: JoinHandle<()>,
+    pages: JoinHandle<()>,
     workers: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
     access_log: Option<AccessLogWriter>,
@@ -157,43 +158,31 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             metrics.clone(),
         )?;
     }
-    let pages = admin.clone();
-    let spare = {
-        let shared = shared.clone();
-        move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All))
-    };
-    let control = std::thread::Builder::new()
-        .name("control".into())
-        .spawn(move || {
-            let runtime = match Builder::new_current_thread()
-                .enable_all()
-                .build_local(LocalOptions::default())
-            {
-                Ok(runtime) => runtime,
-                Err(error) => return tracing::error!(%error, "cannot start the control loop"),
-            };
-            runtime.block_on(async move {
-                let stop = CancellationToken::new();
-                match AdminListener::new(admin_place) {
-                    Ok(listener) => drop(tokio::spawn(server::serve(
-                        listener,
-                        pages,
-                        spare,
-                        stop.clone(),
-                    ))),
-                    Err(error) => tracing::error!(%error, "no admin pages"),
-                }
-                tokio::task::spawn_local(feed(config, messages_in, metrics));
-                control.run().await;
-                stop.cancel();
-            });
+    let stop_pages = CancellationToken::new();
+    let pages = start_pages(
+        admin_place,
+        admin.clone(),
+        shared.clone(),
+        stop_pages.clone(),
+    )?;
+    if !matches!(config.discovery, Discovery::Kubernetes(_)) {
+        spawn("discovery", async move || {
+            feed(config, messages_in, metrics).await
         })?;
+    }
+    // The pages end with the loop, also when it panics.
+    let pages_end = stop_pages.drop_guard();
+    let control = spawn("control", async move || {
+        let _pages_end = pages_end;
+        control.run().await;
+    })?;
     tracing::info!(address = %admin_address, "admin listening");
     Ok(Running {
         admin_address,
         admin,
         commands: commands_in,
         control,
+        pages,
         workers,
         shared,
         access_log: access_log_writer,
@@ -232,6 +221,7 @@ impl Running {
         if self.control.join().is_err() {
             tracing::error!("the control loop has panicked");
         }
+        let _ = self.pages.join();
         self.shared.post_all(|| WorkerCommand::Exit);
         for worker in self.workers {
             let _ = worker.join();
@@ -291,6 +281,38 @@ fn connection_limit(config: &Config) -> usize {
         .connections
         .min(affordable)
         .min(Semaphore::MAX_PERMITS)
+}
+
+/// Starts a thread that runs one future on a runtime of its own.
+fn spawn<F: Future<Output = ()>>(
+    name: &'static str,
+    run: impl FnOnce() -> F + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            match Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default())
+            {
+                Ok(runtime) => runtime.block_on(run()),
+                Err(error) => tracing::error!(%error, "the {name} thread cannot run"),
+            }
+        })
+}
+
+/// The admin pages have a thread of their own: rendering them takes up to seconds, and must delay no drain.
+fn start_pages(
+    place: listener::Bound,
+    admin: Admin,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) -> std::io::Result<JoinHandle<()>> {
+    let spare = move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All));
+    spawn("admin", async move || match AdminListener::new(place) {
+        Ok(listener) => server::serve(listener, admin, spare, stop).await,
+        Err(error) => tracing::error!(%error, "no admin pages"),
+    })
 }
 
 /// On a thread of its own, since the caller may be inside a runtime.

@@ -24,7 +24,7 @@ use crate::control::shutdown::Phase;
 use crate::discovery::source::Message;
 use crate::observe::health::Health;
 use crate::proxy::shared::{Shared, WorkerCommand};
-use crate::routing::chores::Chores;
+use crate::routing::change::Chores;
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::{Touched, World};
@@ -55,6 +55,9 @@ pub struct Control {
     pub events: Events,
 }
 
+/// Drain deadlines in their order.
+type Deadlines = BTreeMap<(Instant, EndpointId), Arc<Endpoint>>;
+
 impl Control {
     /// The namespaces of the Services that listeners name.
     pub fn named_namespaces(config: &Config) -> BTreeSet<String> {
@@ -66,83 +69,63 @@ impl Control {
     }
 
     /// Runs until a shutdown is complete. To be driven on a `LocalRuntime`.
+    ///
+    /// One round waits for anything, then takes all that waits of each kind, in a fixed order: commands, notices, probes'
+    /// results, timers, and at most one message of the source. So a source that is never silent cannot delay a shutdown or
+    /// a drain, and nothing can silence the source.
     pub async fn run(mut self) {
         let (report, mut probed) = mpsc::unbounded_channel();
         let probes = Rc::new(Probes::new(report));
-        let mut deadlines: BTreeMap<(Instant, EndpointId), Arc<Endpoint>> = BTreeMap::new();
+        let mut deadlines = Deadlines::new();
         let mut phase = Phase::Running;
         let mut house = tokio::time::interval(HOUSEKEEPING);
         house.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut source_open = true;
         loop {
-            let next_deadline = deadlines.keys().next().map(|(at, _)| *at);
-            let next_phase = phase.next_look();
-            let hand_back = self.table.next_hand_back();
-            let rollouts = self.drains.rollouts_due();
-            let times = [
-                next_deadline,
-                next_phase,
-                self.listeners.next_retry(),
-                rollouts,
-                hand_back,
-            ];
-            let wake = times.into_iter().flatten().min();
-            let alarm = async {
-                match wake {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let mut chores = Chores::default();
+            self.health.beat();
+            let alarm = tokio::time::sleep_until(self.next_wake(&deadlines, &phase).into());
+            let (mut command, mut notice, mut result, mut message) = (None, None, None, None);
+            let mut clean_up = false;
             tokio::select! {
                 biased;
-                message = self.messages.recv(), if source_open => match message {
-                    Some(message) => chores = self.on_message(message),
-                    None => source_open = false,
-                },
-                Some(notice) = self.notices.recv() => chores = self.on_notices(notice, &probes),
-                Some(first) = probed.recv() => {
-                    let (mut results, mut readmitted) = (Vec::new(), Vec::new());
-                    let mut next = Some(first);
-                    while let Some(result) = next {
-                        match result {
-                            Probed::Join(id, connected) => results.push((id, connected)),
-                            Probed::Readmitted(id) => readmitted.push(id),
-                        }
-                        next = probed.try_recv().ok();
-                    }
-                    if !readmitted.is_empty() {
-                        chores = self.table.answering_changed(&self.world, &readmitted, Instant::now());
-                    }
-                    if !results.is_empty() {
-                        chores.append(self.table.probed(&results));
-                    }
+                Some(it) = self.commands.recv() => command = Some(it),
+                Some(it) = self.notices.recv() => notice = Some(it),
+                Some(it) = probed.recv() => result = Some(it),
+                _ = house.tick() => clean_up = true,
+                () = alarm => {}
+                it = self.messages.recv(), if source_open => {
+                    source_open = it.is_some();
+                    message = it;
                 }
-                Some(command) = self.commands.recv() => match command {
-                    Command::Reload(config) => chores = self.reload(*config),
+            }
+            let mut chores = Chores::default();
+            while let Some(it) = command.take().or_else(|| self.commands.try_recv().ok()) {
+                match it {
+                    Command::Reload(config) => chores.append(self.reload(*config)),
                     Command::Shutdown if matches!(phase, Phase::Running) => {
-                        let lame_duck = self.config.timeouts.lame_duck;
-                        tracing::info!(lame_duck = ?lame_duck, "shutting down");
-                        self.health.update(|h| h.shutting_down = true);
-                        phase = Phase::LameDuck(Instant::now() + lame_duck);
+                        phase = self.begin_shutdown();
                     }
-                    Command::Shutdown => {
-                        let (connections, in_flight) = (self.shared.connections(), self.snapshot.load().in_flight());
-                        tracing::warn!(connections, in_flight, "second signal: ending at once");
-                        return;
-                    }
-                },
-                _ = house.tick() => {
-                    let now = Instant::now();
-                    let forgotten = self.world.sweep(now);
-                    if !forgotten.pods.is_empty() {
-                        chores = self.table.apply(&self.world, &forgotten, now);
-                    }
-                    chores.append(self.hand_back());
+                    Command::Shutdown => return self.end_at_once(),
                 }
-                () = alarm => if hand_back.is_some_and(|at| at <= Instant::now()) {
-                    chores = self.hand_back();
-                }
+            }
+            if let Some(first) = notice.or_else(|| self.notices.try_recv().ok()) {
+                chores.append(self.on_notices(first, &probes));
+            }
+            if let Some(first) = result.or_else(|| probed.try_recv().ok()) {
+                chores.append(self.on_probed(first, &mut probed));
+            }
+            if clean_up {
+                chores.append(self.clean_up());
+            }
+            if self
+                .table
+                .next_hand_back()
+                .is_some_and(|at| at <= Instant::now())
+            {
+                chores.append(self.table.hand_back(&self.world, Instant::now()));
+            }
+            if let Some(message) = message.or_else(|| self.messages.try_recv().ok()) {
+                chores.append(self.on_message(message));
             }
             self.start_chores(chores, &probes, &mut deadlines);
             let now = Instant::now();
@@ -154,18 +137,76 @@ impl Control {
             }
             self.bind(now);
             self.end_rollouts(now);
-            let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
-            if !phase.advance(
-                now,
-                grace,
-                &self.shared,
-                &mut self.listeners,
-                &self.health,
-                &snapshot,
-            ) {
+            if !self.advance(&mut phase, now) {
                 return;
             }
         }
+    }
+
+    /// When the loop has to look again if nothing arrives.
+    fn next_wake(&self, deadlines: &Deadlines, phase: &Phase) -> Instant {
+        let times = [
+            deadlines.keys().next().map(|(at, _)| *at),
+            phase.next_look(),
+            self.listeners.next_retry(),
+            self.drains.rollouts_due(),
+            self.table.next_hand_back(),
+        ];
+        let beat = Instant::now() + BEAT;
+        times.into_iter().flatten().fold(beat, Instant::min)
+    }
+
+    fn begin_shutdown(&self) -> Phase {
+        let lame_duck = self.config.timeouts.lame_duck;
+        tracing::info!(?lame_duck, "shutting down");
+        self.health.update(|health| health.shutting_down = true);
+        Phase::LameDuck(Instant::now() + lame_duck)
+    }
+
+    fn end_at_once(&self) {
+        let connections = self.shared.connections();
+        let in_flight = self.snapshot.load().in_flight();
+        tracing::warn!(connections, in_flight, "second signal: ending immediately");
+    }
+
+    fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
+        let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
+        let (shared, health) = (&self.shared, &self.health);
+        phase.advance(now, grace, shared, &mut self.listeners, health, &snapshot)
+    }
+
+    /// Takes in all results of probes that wait, and settles the table once.
+    fn on_probed(&mut self, first: Probed, probed: &mut mpsc::UnboundedReceiver<Probed>) -> Chores {
+        let (mut joins, mut readmitted) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(result) = next {
+            match result {
+                Probed::Join(id, connected) => joins.push((id, connected)),
+                Probed::Readmitted(id) => readmitted.push(id),
+            }
+            next = probed.try_recv().ok();
+        }
+        let mut chores = Chores::default();
+        if !readmitted.is_empty() {
+            chores = self
+                .table
+                .answering_changed(&self.world, &readmitted, Instant::now());
+        }
+        if !joins.is_empty() {
+            chores.append(self.table.probed(&joins));
+        }
+        chores
+    }
+
+    /// Forgets pods that ended long ago, and lets go of Services that are no longer claimed.
+    fn clean_up(&mut self) -> Chores {
+        let now = Instant::now();
+        let mut chores = self.table.hand_back(&self.world, now);
+        let forgotten = self.world.sweep(now);
+        if !forgotten.pods.is_empty() {
+            chores.append(self.table.apply(&self.world, &forgotten, now));
+        }
+        chores
     }
 
     /// A message of the source: changes are in force when this returns.
@@ -176,14 +217,14 @@ impl Control {
                 for change in changes {
                     self.world.apply(change, received, &mut touched);
                 }
-                let chores = self.table.apply(&self.world, &touched, received);
-                self.rebind();
-                chores
+                self.table.apply(&self.world, &touched, received)
             }
             Message::Synced => {
-                self.health.update(|h| h.synced = true);
-                self.rebind();
-                Chores::default()
+                self.health.update(|health| health.synced = true);
+                Chores {
+                    listeners: true,
+                    ..Chores::default()
+                }
             }
             Message::Problems(problems) => {
                 self.health.report(problems);
@@ -246,12 +287,11 @@ impl Control {
             .answering_changed(&self.world, &ejected, Instant::now())
     }
 
-    fn start_chores(
-        &mut self,
-        chores: Chores,
-        probes: &Rc<Probes>,
-        deadlines: &mut BTreeMap<(Instant, EndpointId), Arc<Endpoint>>,
-    ) {
+    /// What a change of the table asks for: listeners, probes, timers and warnings.
+    fn start_chores(&mut self, chores: Chores, probes: &Rc<Probes>, deadlines: &mut Deadlines) {
+        if chores.listeners {
+            self.rebind();
+        }
         for endpoint in chores.join {
             tokio::task::spawn_local(
                 probes
@@ -268,13 +308,6 @@ impl Control {
             tracing::warn!("{service}: {warning}");
             self.post(&service, Reason::NotServed, warning);
         }
-    }
-
-    /// Lets go of Services that are kube-proxy's again.
-    fn hand_back(&mut self) -> Chores {
-        let chores = self.table.hand_back(&self.world, Instant::now());
-        self.rebind();
-        chores
     }
 
     fn reload(&mut self, config: Config) -> Chores {
@@ -301,15 +334,15 @@ impl Control {
             services: self.world.service_names().cloned().collect(),
             ..Touched::default()
         };
-        let chores = self.table.apply(&self.world, &touched, Instant::now());
-        self.rebind();
+        let mut chores = self.table.apply(&self.world, &touched, Instant::now());
+        chores.listeners = true;
         tracing::info!("configuration read anew");
         chores
     }
 
     /// Listeners as the configuration and the claimed Services want them, once the first table is in force.
     fn rebind(&mut self) {
-        if self.health.state().synced {
+        if self.health.is_synced() {
             let snapshot = self.snapshot.load();
             self.listeners.want(&self.config, &snapshot);
             self.bind(Instant::now());
@@ -357,3 +390,5 @@ impl Control {
 }
 
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// The loop turns at least this often, so that `/livez` can see it stand still.
+const BEAT: Duration = Duration::from_secs(1);

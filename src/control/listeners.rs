@@ -5,22 +5,23 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol};
+use crate::contract::policy::Protocol;
 use crate::contract::snapshot::Snapshot;
+use crate::control::wanted::{WantedKey, WantedListener, wanted};
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
 use crate::proxy::shared::{Shared, WorkerCommand};
 
 #[derive(Default)]
 pub struct Listeners {
-    wanted: BTreeMap<String, Wanted>,
+    listeners: BTreeMap<WantedKey, Listener>,
     next_id: u64,
     /// To be told.
     unwanted: Vec<Arc<ListenerSpec>>,
@@ -33,7 +34,7 @@ pub struct Listeners {
     closed: bool,
 }
 
-struct Wanted {
+struct Listener {
     config: ListenerConfig,
     /// What it serves: its own, else the Service's.
     protocol: Protocol,
@@ -65,80 +66,46 @@ impl State {
 }
 
 impl Listeners {
-    /// Takes in what is wanted now. What is no longer wanted, or wanted otherwise, is closed at the next [`Self::retry`].
+    /// Takes in what is wanted now. A listener that is no longer wanted, or wanted otherwise, is closed at the next
+    /// [`Self::retry`].
     pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
         if self.closed {
             return;
         }
-        let mut wanted: BTreeMap<String, ListenerConfig> = config
-            .listeners
-            .iter()
-            .map(|listener| (listener.name.clone(), listener.clone()))
-            .collect();
-        for port in snapshot.ports.values().filter(|port| port.claimed) {
-            let Some(node_port) = port.node_port else {
-                continue;
-            };
-            // `::` is a default: where there is no IPv6, nothing is amiss.
-            let addresses = config.node_port_addresses.iter();
-            for address in
-                addresses.filter(|it| **it != Ipv6Addr::UNSPECIFIED || socket::has_ipv6())
-            {
-                let name = format!("{}:{}@{address}", port.key.service, port.key.port);
-                let listener = ListenerConfig {
-                    name: name.clone(),
-                    address: SocketAddr::new(*address, node_port),
-                    service: port.key.service.clone(),
-                    port: PortRef::Number(port.key.port),
-                    protocol: None,
-                    proxy_protocol: false,
-                    allow_connect: false,
-                };
-                wanted.insert(name, listener);
-            }
-        }
-        let unwanted: Vec<String> = self
-            .wanted
-            .iter()
-            .filter(|(name, now)| wanted.get(*name) != Some(&now.config))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in unwanted {
+        let claimed = snapshot.ports.values().filter(|port| port.claimed);
+        let node_ports = claimed.filter_map(|port| Some((port.key.clone(), port.node_port?)));
+        let wanted = wanted(config, node_ports, socket::has_ipv6());
+        let changed = |key: &WantedKey, now: &Listener| {
+            wanted
+                .get(key)
+                .is_none_or(|wanted| wanted.config != now.config)
+        };
+        for (_, listener) in self.listeners.extract_if(.., |key, now| changed(key, now)) {
             self.dirty = true;
-            if let Some(Wanted {
-                state: State::Bound(spec),
-                ..
-            }) = self.wanted.remove(&name)
-            {
+            if let State::Bound(spec) = listener.state {
                 self.unwanted.push(spec);
             }
         }
-        let owners = owners(&wanted);
-        for (name, config) in wanted {
-            let owner = owners
-                .get(&config.address)
-                .filter(|owner| **owner != name)
-                .cloned();
+        for (key, WantedListener { config, taken_by }) in wanted {
             let port = snapshot.port(&config.service, &config.port);
-            let protocol = config
-                .protocol
-                .or(port.map(|port| port.protocol))
-                .unwrap_or(Protocol::Auto);
-            let entry = self.wanted.entry(name).or_insert_with(|| Wanted {
+            let protocol = config.protocol.or(port.map(|port| port.protocol));
+            let protocol = protocol.unwrap_or(Protocol::Auto);
+            let listener = self.listeners.entry(key).or_insert_with(|| Listener {
                 config,
                 protocol,
                 state: State::new(),
             });
-            self.dirty |= entry.protocol != protocol;
-            entry.protocol = protocol;
-            // SO_REUSEPORT would let both bind, and split the clients between two Services.
-            match (owner, &entry.state) {
-                (Some(owner), State::Failed { .. }) => self.refused.push(entry.refuse(&owner)),
+            self.dirty |= listener.protocol != protocol;
+            listener.protocol = protocol;
+            match (taken_by, &listener.state) {
+                (Some(owner), State::Failed { .. }) => {
+                    self.refused.push(listener.refuse(&owner));
+                }
                 (Some(owner), State::Bound(spec)) => {
                     self.unwanted.push(spec.clone());
-                    self.refused.push(entry.refuse(&owner));
+                    self.refused.push(listener.refuse(&owner));
                 }
-                (None, State::Refused { .. }) => entry.state = State::new(),
+                (None, State::Refused { .. }) => listener.state = State::new(),
                 (None | Some(_), _) => continue,
             }
             self.dirty = true;
@@ -158,7 +125,7 @@ impl Listeners {
             self.closing.push(spec);
         }
         self.closing.retain(|spec| Arc::strong_count(spec) > 1);
-        for (name, wanted) in &mut self.wanted {
+        for ((_, name), wanted) in &mut self.listeners {
             let State::Failed {
                 error: last,
                 retry_at,
@@ -196,22 +163,22 @@ impl Listeners {
         }
         if std::mem::take(&mut self.dirty) {
             let listeners = self
-                .wanted
+                .listeners
                 .iter()
-                .map(|(name, wanted)| wanted.state(name))
+                .map(|((_, name), listener)| listener.state(name))
                 .collect();
             health.update(|h| {
                 h.listeners = listeners;
                 h.ports_tried = true;
             });
-        } else if self.wanted.is_empty() {
+        } else if self.listeners.is_empty() {
             health.update(|h| h.ports_tried |= h.synced);
         }
         failures
     }
 
     pub fn next_retry(&self) -> Option<Instant> {
-        self.wanted
+        self.listeners
             .values()
             .filter_map(|wanted| match wanted.state {
                 State::Failed { retry_at, .. } => Some(retry_at),
@@ -223,7 +190,7 @@ impl Listeners {
     /// Stops accepting everywhere, for good: endpoints still change while clients are drained.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
         self.closed = true;
-        for (_, wanted) in std::mem::take(&mut self.wanted) {
+        for (_, wanted) in std::mem::take(&mut self.listeners) {
             if let State::Bound(spec) = wanted.state {
                 self.unwanted.push(spec);
             }
@@ -238,7 +205,7 @@ impl Listeners {
     }
 }
 
-impl Wanted {
+impl Listener {
     fn refuse(&mut self, owner: &str) -> (ObjectName, String) {
         let (address, error) = (
             self.config.address,
@@ -266,23 +233,6 @@ impl Wanted {
             error,
         }
     }
-}
-
-/// Whose an address is: an explicit listener's (which names a free port only for itself), else the first by name.
-fn owners(wanted: &BTreeMap<String, ListenerConfig>) -> BTreeMap<SocketAddr, String> {
-    let mut owners = BTreeMap::new();
-    let derived = |listener: &ListenerConfig| listener.name.contains('@');
-    for explicit in [true, false] {
-        for (name, listener) in wanted
-            .iter()
-            .filter(|(_, l)| derived(l) != explicit && l.address.port() != 0)
-        {
-            owners
-                .entry(listener.address)
-                .or_insert_with(|| name.clone());
-        }
-    }
-    owners
 }
 
 /// One socket a worker, all on one address; none is handed out unless all could be bound.

@@ -4,3 +4,4 @@ pub mod event_loop;
 pub mod listeners;
 mod probes;
 mod shutdown;
+pub mod wanted;

@@ -1,9 +1,12 @@
 //! From what the source tells to what the data plane may use: the world of objects, the table, and its drains.
 
-pub mod chores;
+pub mod change;
 pub mod drains;
-pub mod port;
-pub mod registry;
+mod entry;
+mod port;
+mod reconcile;
+mod registry;
 pub mod rollouts;
+mod service;
 pub mod table;
 pub mod world;
