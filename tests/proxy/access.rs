@@ -438,7 +438,7 @@ fn unsafe_code_stands_in_one_file_and_each_has_its_argument() {
             .filter(|line| line.contains("unsafe {") || line.contains("unsafe_code"))
         {
             assert!(
-                file.ends_with("src/socket.rs"),
+                file.ends_with("src/net/socket.rs"),
                 "{}: {line}",
                 file.display()
             );
