@@ -364,7 +364,7 @@ fn an_image_of_a_dynamic_binary_is_refused() {
         .arg(&out)
         .output()
     else {
-        return println!("SKIPPED: python3 is not installed, deploy/image.py was not run");
+        return println!("SKIPPED: an_image_of_a_dynamic_binary_is_refused: no python3");
     };
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -406,7 +406,7 @@ fn rendered(program: &Path, arguments: &[&str]) -> Vec<Value> {
 #[test]
 fn kustomize_renders_each_way() {
     let Some(kubectl) = tool("kubectl") else {
-        return println!("SKIPPED: kubectl is not installed, the kustomizations were not rendered");
+        return println!("SKIPPED: kustomize_renders_each_way: no kubectl");
     };
     let common = [
         "ClusterRole",
@@ -447,7 +447,7 @@ fn kustomize_renders_each_way() {
 #[test]
 fn the_chart_renders_the_same() {
     let Some(helm) = tool("helm") else {
-        return println!("SKIPPED: helm is not installed, the chart was not rendered");
+        return println!("SKIPPED: the_chart_renders_the_same: no helm");
     };
     let listeners = r#"config.listeners=[{"name":"web","address":"0.0.0.0:8080","service":"default/web","port":"http"}]"#;
     for (kind, folder) in [("DaemonSet", "daemonset"), ("Deployment", "deployment")] {
@@ -518,7 +518,7 @@ fn the_chart_renders_the_same() {
 #[test]
 fn the_chart_refuses_what_cannot_work() {
     let Some(helm) = tool("helm") else {
-        return println!("SKIPPED: helm is not installed, the chart's refusals were not tried");
+        return println!("SKIPPED: the_chart_refuses_what_cannot_work: no helm");
     };
     let claim = format!("service.labels.{}=ebbtide", CLAIM.replace('.', r"\."));
     for (set, said) in [

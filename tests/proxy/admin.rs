@@ -521,7 +521,7 @@ async fn metrics_are_as_they_are_when_asked_and_promtool_finds_nothing() {
         .spawn();
     let Ok(mut promtool) = promtool else {
         println!(
-            "SKIPPED: promtool is not installed (Debian package prometheus), the exposition was not checked by it"
+            "SKIPPED: metrics_are_as_they_are_when_asked_and_promtool_finds_nothing: no promtool"
         );
         return;
     };
@@ -770,7 +770,7 @@ async fn a_browser_shows_it_and_takes_names_for_text() {
     let profile = tempfile::tempdir().unwrap();
     let url = format!("http://{}/", fixture.address);
     let Some(browser) = chromium(profile.path(), &["--dump-dom", &url]) else {
-        println!("SKIPPED: chromium is not installed, the status page was not shown in a browser");
+        println!("SKIPPED: a_browser_shows_it_and_takes_names_for_text: no chromium");
         return;
     };
     let shown = soon("chromium's end", browser.wait_with_output())
@@ -815,7 +815,7 @@ async fn a_browser_says_when_the_proxy_is_away() {
     });
     let profile = tempfile::tempdir().unwrap();
     let Some(browser) = chromium(profile.path(), &["--dump-dom", &url]) else {
-        println!("SKIPPED: chromium is not installed, the status page was not shown in a browser");
+        println!("SKIPPED: a_browser_says_when_the_proxy_is_away: no chromium");
         return;
     };
     let shown = soon("chromium's end", browser.wait_with_output())

@@ -271,7 +271,7 @@ async fn cost_of_idle<C>(
 async fn an_idle_connection_is_small() {
     let Some(count) = room_for(9_000) else {
         return println!(
-            "SKIPPED: the hard limit of descriptors is too low to measure idle connections"
+            "SKIPPED: an_idle_connection_is_small: the hard limit of descriptors is too low"
         );
     };
     // The other ends of the pairs are the sample application's, so that this process holds one descriptor for each.
@@ -343,7 +343,7 @@ async fn a_keep_alive_request_costs_four_system_calls() {
         .kill_on_drop(true)
         .spawn()
     else {
-        return println!("SKIPPED: strace is not installed, system calls were not counted");
+        return println!("SKIPPED: a_keep_alive_request_costs_four_system_calls: no strace");
     };
     // It says when it has attached, or why it cannot.
     let mut said = BufReader::new(strace.stderr.take().unwrap()).lines();
@@ -352,7 +352,9 @@ async fn a_keep_alive_request_costs_four_system_calls() {
         .unwrap()
         .unwrap_or_default();
     if !line.contains("attached") {
-        return println!("SKIPPED: strace cannot attach, system calls were not counted: {line}");
+        return println!(
+            "SKIPPED: a_keep_alive_request_costs_four_system_calls: strace cannot attach: {line}"
+        );
     }
     tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
     barrier.wait().await;

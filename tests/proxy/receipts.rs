@@ -225,9 +225,7 @@ async fn a_browser_shows_a_running_drain() {
             .kill_on_drop(true)
             .spawn();
         let Ok(browser) = browser else {
-            return println!(
-                "SKIPPED: chromium is not installed, the status page was not shown in a browser"
-            );
+            return println!("SKIPPED: a_browser_shows_a_running_drain: no chromium");
         };
         dom = String::from_utf8(
             soon("the browser", browser.wait_with_output())

@@ -125,12 +125,12 @@ fn run(words: &[&str]) -> Result<(), String> {
     }
 }
 
-/// The island, or a line that says why there is none.
-async fn island(more: &[&str]) -> Option<Island> {
+/// The island, or a line that says why there is none for this test.
+async fn island(test: &str, more: &[&str]) -> Option<Island> {
     match Island::start(more).await {
         Ok(island) => Some(island),
         Err(why) => {
-            println!("SKIPPED: {why}");
+            println!("SKIPPED: {test}: {why}");
             None
         }
     }
@@ -153,8 +153,8 @@ async fn answering() -> Scripted {
 }
 
 /// A GET is in flight on an endpoint that vanishes; how long after that it was answered, by another one.
-async fn answered_after(pod_deleted: bool) -> Option<Duration> {
-    let island = island(&[]).await?;
+async fn answered_after(test: &str, pod_deleted: bool) -> Option<Duration> {
+    let island = island(test, &[]).await?;
     let b = answering().await;
     let rig = Rig::start("").await;
     rig.pod("lost", "1", None);
@@ -196,7 +196,9 @@ async fn answered_after(pod_deleted: bool) -> Option<Duration> {
 
 #[tokio::test]
 async fn a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_pod_is_deleted() {
-    let (known, unknown) = tokio::join!(answered_after(true), answered_after(false));
+    let test =
+        "a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_pod_is_deleted";
+    let (known, unknown) = tokio::join!(answered_after(test, true), answered_after(test, false));
     if let (Some(known), Some(unknown)) = (known, unknown) {
         println!("vanished: answered after {unknown:?}; with its Pod deleted after {known:?}");
         assert!(
@@ -210,7 +212,8 @@ async fn a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_po
 #[tokio::test]
 async fn a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset() {
     for talking in [false, true] {
-        let Some(island) = island(&["--tcp"]).await else {
+        let test = "a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset";
+        let Some(island) = island(test, &["--tcp"]).await else {
             return;
         };
         let rig = Rig::with_protocol("tcp", "").await;

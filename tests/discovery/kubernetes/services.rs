@@ -123,7 +123,11 @@ fn own_address() -> Result<IpAddr, String> {
 async fn a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_connections() {
     let address = match own_address() {
         Ok(address) => address,
-        Err(why) => return println!("SKIPPED: a claim binds the node port: {why}"),
+        Err(why) => {
+            return println!(
+                "SKIPPED: a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_connections: {why}"
+            );
+        }
     };
     let echo = TcpListener::bind((address, 0)).await.unwrap();
     let target = echo.local_addr().unwrap();

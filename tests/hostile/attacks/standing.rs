@@ -43,7 +43,7 @@ async fn until_active(siege: &Siege, count: usize) {
 async fn slowloris() {
     const HEAD: &[u8] = b"GET /ok HTTP/1.1\r\nHost: shop\r\nX-Slow: ";
     let Some(served) = room_for(10_000) else {
-        return println!("SKIPPED slowloris: the hard limit of descriptors is too low");
+        return println!("SKIPPED: slowloris: the hard limit of descriptors is too low");
     };
     // Where descriptors do not allow it to accept all of them, the last wait in the kernel's queue.
     let count = (served + 512).min(10_000);
