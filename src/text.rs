@@ -1,17 +1,21 @@
-//! Text from outside (files, servers, clients), made fit to print.
+//! Text from outside (files, servers, clients) and times, in a form that is safe to print.
+//!
+//! Invariant: what these functions return has no control character, so it cannot break a line or
+//! control a terminal.
 
 use std::time::{Duration, SystemTime};
 
 use jiff::{Timestamp, Unit};
 
-/// A moment as RFC 3339 shows it, to the millisecond. A clock beyond the year 9999 shows as its end.
+/// A time for RFC 3339 output, rounded to the millisecond. A time after the year 9999 becomes the
+/// last one of that year.
 pub fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::try_from(at)
         .and_then(|at| at.round(Unit::Millisecond))
         .unwrap_or(Timestamp::MAX)
 }
 
-/// An error with its causes, in one line: the cause is often the only part that says something.
+/// An error with its causes, in one line. Often only a cause says what is wrong.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -25,7 +29,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     one_line(&text)
 }
 
-/// Text of a manifest, a file's name or a server's answer, as one line that steers no terminal.
+/// Replaces each control character with a space. So a manifest's text, a file's name or a server's
+/// response stays one line and cannot control a terminal.
 pub fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
