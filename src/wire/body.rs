@@ -93,7 +93,8 @@ impl BodyDecoder {
     /// Decodes the part of `input` that belongs to this body and appends to `out` what is to be
     /// forwarded. Returns the number of bytes taken: all of them, or fewer if the body is done.
     ///
-    /// # Errors The body breaks the rules or the limits. The connection cannot be used again then.
+    /// # Errors
+    /// The body breaks the rules or the limits. The connection cannot be used again then.
     pub fn decode(&mut self, input: &[u8], emit: Emit, out: &mut Vec<u8>) -> Result<usize, Reject> {
         let (mut taken, mut lines) = (0, 0);
         make_room(out, input.len() + CHUNK_LINES);
@@ -177,7 +178,8 @@ impl BodyDecoder {
 
     /// Notes that the sender has closed its side.
     ///
-    /// # Errors The body has not ended. The receiver must see a cut.
+    /// # Errors
+    /// The body has not ended. The receiver must see a cut.
     pub fn eof(&mut self, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
         match self.state {
             State::Done => Ok(()),

@@ -42,8 +42,8 @@ pub fn has_begun(input: &[u8]) -> bool {
 /// form, fields in their order, without the fields of one hop, with `X-Forwarded-*` (contract 4.2).
 /// `Ok(None)`: the head is not complete, and nothing was appended.
 ///
-/// # Errors The request is refused with a 4xx or 5xx of [`Reject`] (contract 4.1), and nothing was
-/// appended.
+/// # Errors
+/// The request is refused with a 4xx or 5xx of [`Reject`] (contract 4.1), and nothing was appended.
 pub fn parse_request(
     input: &[u8],
     limits: &Limits,
@@ -383,8 +383,8 @@ fn bad_syntax(error: httparse::Error, start_line: &'static str) -> Reject {
 ///
 /// A 1xx response is written too. The caller must not send it to an HTTP/1.0 client.
 ///
-/// # Errors The response cannot be forwarded: a [`Reject`] with status 502, and nothing was
-/// appended.
+/// # Errors
+/// The response cannot be forwarded: a [`Reject`] with status 502, and nothing was appended.
 pub fn parse_response(
     input: &[u8],
     limits: &Limits,
