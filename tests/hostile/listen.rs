@@ -1,4 +1,4 @@
-//! An endpoint that is there for as long as the runtime it was started in.
+//! An endpoint that serves until the runtime it was started in ends.
 
 use std::net::SocketAddr;
 

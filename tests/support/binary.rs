@@ -1,3 +1,3 @@
-//! The program under test, for scenarios that need it as a process.
+//! The path of the program under test, for scenarios that run it as a process.
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_ebbtide");

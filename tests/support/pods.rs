@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::manifests::uid_of;
 
-/// `hash` is that of its template.
+/// A Pod. `hash` is the value of its `pod-template-hash` label.
 pub fn pod(name: &str, hash: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",

@@ -1,9 +1,9 @@
-//! Waiting for a condition instead of for a time.
+//! Waits for a condition instead of for a fixed time.
 
 use std::time::Duration;
 
-/// Only what is broken takes so long. A machine that is busy takes seconds for what is a
-/// millisecond's work.
+/// A wait that lasts longer than this has failed. The bound is large because a busy machine may
+/// take seconds for a millisecond of work.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls a condition until it holds.
