@@ -1,7 +1,8 @@
-//! The control loop: one thread that owns the world, the routing table, the listeners, and every timer of a drain.
+//! The control loop: one thread that owns the world, the routing table, the listeners, and every
+//! timer of a drain.
 //!
-//! Invariant: it is the only writer of what the workers read. Nothing in it waits for a network or a disk: sources,
-//! probes and binds-to-be-retried are tasks and timers that report back here.
+//! Invariant: only this loop writes what the workers read. It never waits for a network or a disk:
+//! sources run on other threads, and probes are tasks that report back here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -29,29 +30,43 @@ use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::{Touched, World};
 
-/// What the outside tells the control loop.
+/// A command from outside the loop.
 #[derive(Debug)]
 pub enum Command {
-    /// A configuration read anew (SIGHUP).
+    /// Use this configuration from now on (SIGHUP).
     Reload(Box<Config>),
-    /// Shut down; a second one ends at once.
+    /// Shut down. A second command ends the process immediately.
     Shutdown,
 }
 
+/// The control loop with everything that it owns.
 pub struct Control {
+    /// The configuration in force.
     pub config: Arc<Config>,
+    /// The published snapshot. The table writes it.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Running and finished drains.
     pub drains: Arc<drains::Log>,
+    /// What `/livez` and `/readyz` read.
     pub health: Arc<Health>,
+    /// The way to the workers.
     pub shared: Arc<Shared>,
+    /// All objects of the source.
     pub world: World,
+    /// The routing table.
     pub table: RoutingTable,
+    /// Bound and wanted listeners.
     pub listeners: Listeners,
+    /// Reports of endpoints. Unbounded, since an endpoint must never wait; an endpoint sends one
+    /// notice a change of its state, so their number is bounded by the endpoints.
     pub notices: mpsc::UnboundedReceiver<Notice>,
+    /// Messages of the source. Bounded: a source that is faster than the loop waits.
     pub messages: mpsc::Receiver<Message>,
+    /// Commands. Unbounded, since a signal handler must not wait; people send few.
     pub commands: mpsc::UnboundedReceiver<Command>,
-    /// Tells an API server's source which namespaces the listeners' Services are in.
+    /// The namespaces of the configured listeners' Services, for an API server's source.
     pub named: watch::Sender<BTreeSet<String>>,
+    /// Kubernetes Events to post.
     pub events: Events,
 }
 
@@ -59,7 +74,7 @@ pub struct Control {
 type Deadlines = BTreeMap<(Instant, EndpointId), Arc<Endpoint>>;
 
 impl Control {
-    /// The namespaces of the Services that listeners name.
+    /// The namespaces of the Services that configured listeners name.
     pub fn named_namespaces(config: &Config) -> BTreeSet<String> {
         config
             .listeners
@@ -68,12 +83,14 @@ impl Control {
             .collect()
     }
 
-    /// Runs until a shutdown is complete. To be driven on a `LocalRuntime`.
+    /// Runs until a shutdown is complete. Needs a `LocalRuntime`, since it spawns local tasks.
     ///
-    /// One round waits for anything, then takes all that waits of each kind, in a fixed order: commands, notices, probes'
-    /// results, timers, and at most one message of the source. So a source that is never silent cannot delay a shutdown or
-    /// a drain, and nothing can silence the source.
+    /// One round waits until something arrives. Then it takes what waits of each kind, in a fixed
+    /// order: all commands, all notices, all results of probes, the timers, and one message of the
+    /// source. So a source that is never silent delays no shutdown and no drain, and nothing else
+    /// can keep the source waiting.
     pub async fn run(mut self) {
+        // Unbounded, since a probe must not wait; each endpoint has at most one probe.
         let (report, mut probed) = mpsc::unbounded_channel();
         let probes = Rc::new(Probes::new(report));
         let mut deadlines = Deadlines::new();
@@ -143,7 +160,7 @@ impl Control {
         }
     }
 
-    /// When the loop has to look again if nothing arrives.
+    /// When the next round is due if nothing arrives.
     fn next_wake(&self, deadlines: &Deadlines, phase: &Phase) -> Instant {
         let times = [
             deadlines.keys().next().map(|(at, _)| *at),
@@ -163,19 +180,21 @@ impl Control {
         Phase::LameDuck(Instant::now() + lame_duck)
     }
 
+    /// The second command to shut down.
     fn end_at_once(&self) {
         let connections = self.shared.connections();
         let in_flight = self.snapshot.load().in_flight();
         tracing::warn!(connections, in_flight, "second signal: ending immediately");
     }
 
+    /// Moves a shutdown on. Returns `false` when it is complete.
     fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
         let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
         let (shared, health) = (&self.shared, &self.health);
         phase.advance(now, grace, shared, &mut self.listeners, health, &snapshot)
     }
 
-    /// Takes in all results of probes that wait, and settles the table once.
+    /// Takes in all results that wait, and settles the table once for all of them.
     fn on_probed(&mut self, first: Probed, probed: &mut mpsc::UnboundedReceiver<Probed>) -> Chores {
         let (mut joins, mut readmitted) = (Vec::new(), Vec::new());
         let mut next = Some(first);
@@ -209,7 +228,7 @@ impl Control {
         chores
     }
 
-    /// A message of the source: changes are in force when this returns.
+    /// Takes in a message of the source. Its changes are in force when this returns.
     fn on_message(&mut self, message: Message) -> Chores {
         match message {
             Message::Changes { received, changes } => {
@@ -233,14 +252,16 @@ impl Control {
         }
     }
 
-    /// Many endpoints may leave or fail at once: the table is settled once for all of them.
+    /// Takes in all notices that wait, and settles the table once for all of them: many endpoints
+    /// may leave or fail together.
     fn on_notices(&mut self, first: Notice, probes: &Rc<Probes>) -> Chores {
         let (mut left, mut ejected) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(notice) = next {
             match notice {
                 Notice::Drained(endpoint) => {
-                    // Its receipt counts what the workers close, so it waits for them.
+                    // The receipt counts the idle connections that the workers close, so it waits
+                    // for the workers.
                     let leaving = Arc::new(Leaving(endpoint));
                     self.shared
                         .post_all(|| WorkerCommand::Drained(leaving.clone()));
@@ -282,12 +303,13 @@ impl Control {
         if ejected.is_empty() {
             return Chores::default();
         }
-        // Without them, who is terminating may be the last resort, whose drain then waits.
+        // Without the ejected endpoints, a terminating one may be the last resort. Its drain then
+        // waits.
         self.table
             .answering_changed(&self.world, &ejected, Instant::now())
     }
 
-    /// What a change of the table asks for: listeners, probes, timers and warnings.
+    /// Starts what a change of the table asks for: listeners, probes, timers and warnings.
     fn start_chores(&mut self, chores: Chores, probes: &Rc<Probes>, deadlines: &mut Deadlines) {
         if chores.listeners {
             self.rebind();
@@ -310,6 +332,7 @@ impl Control {
         }
     }
 
+    /// Takes in a new configuration. Fields that need a restart are named in the log.
     fn reload(&mut self, config: Config) -> Chores {
         let config = Arc::new(config);
         let old = std::mem::replace(&mut self.config, config.clone());
@@ -336,11 +359,11 @@ impl Control {
         };
         let mut chores = self.table.apply(&self.world, &touched, Instant::now());
         chores.listeners = true;
-        tracing::info!("configuration read anew");
+        tracing::info!("the new configuration is in force");
         chores
     }
 
-    /// Listeners as the configuration and the claimed Services want them, once the first table is in force.
+    /// Looks again which listeners are wanted, once the first table is in force.
     fn rebind(&mut self) {
         if self.health.is_synced() {
             let snapshot = self.snapshot.load();
@@ -349,14 +372,14 @@ impl Control {
         }
     }
 
-    /// Binds what is due.
+    /// Binds the listeners that are due.
     fn bind(&mut self, now: Instant) {
         for (service, failure) in self.listeners.retry(now, &self.shared, &self.health) {
             self.post(&service, Reason::PortNotBound, failure);
         }
     }
 
-    /// Receipts of the rollouts that are over.
+    /// Reports the rollouts that are over.
     fn end_rollouts(&mut self, now: Instant) {
         if self.drains.rollouts_due().is_none_or(|due| due > now) {
             return;
@@ -375,6 +398,7 @@ impl Control {
         }
     }
 
+    /// Posts an Event about a Service.
     fn post(&self, service: &ObjectName, reason: Reason, note: String) {
         let uid = self
             .world
@@ -389,6 +413,7 @@ impl Control {
     }
 }
 
+/// How often the loop forgets what is no longer needed.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
-/// The loop turns at least this often, so that `/livez` can see it stand still.
+/// The loop turns at least this often, so that `/livez` can see whether it stands still.
 const BEAT: Duration = Duration::from_secs(1);

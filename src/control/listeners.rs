@@ -1,7 +1,7 @@
-//! The set of listeners: what the configuration and the claimed Services want, what is bound, and what must be tried again.
+//! The listeners: those that are wanted, those that are bound, and those to try again.
 //!
-//! Invariant: a listener that does not change is not touched by one that does; one that cannot be bound is named in
-//! `/readyz` and tried again with backoff, and costs the others nothing.
+//! Invariant: a change of one listener does not touch another. A listener that cannot be bound is
+//! named in `/readyz` and tried again with backoff, and costs the others nothing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,28 +19,31 @@ use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
 use crate::proxy::shared::{Shared, WorkerCommand};
 
+/// The wanted listeners and their sockets.
 #[derive(Default)]
 pub struct Listeners {
     listeners: BTreeMap<WantedKey, Listener>,
     next_id: u64,
-    /// To be told.
+    /// To close at the next [`Listeners::retry`].
     unwanted: Vec<Arc<ListenerSpec>>,
-    /// Refused since the last [`Listeners::retry`], with their Services.
+    /// Failures since the last [`Listeners::retry`], with their Services.
     refused: Vec<(ObjectName, String)>,
-    /// Told to close, perhaps still emptying their accept queue.
+    /// The workers close these. They may still serve their accept queues.
     closing: Vec<Arc<ListenerSpec>>,
+    /// What `/readyz` shows has changed.
     dirty: bool,
-    /// This process shuts down.
+    /// The process shuts down: nothing is bound any more.
     closed: bool,
 }
 
 struct Listener {
     config: ListenerConfig,
-    /// What it serves: its own, else the Service's.
+    /// The listener's own protocol, else the Service's.
     protocol: Protocol,
     state: State,
 }
 
+/// Where a listener stands.
 enum State {
     Bound(Arc<ListenerSpec>),
     Failed {
@@ -48,14 +51,14 @@ enum State {
         retry_at: Instant,
         pause: Duration,
     },
-    /// Another listener has its address.
+    /// Another listener has this address.
     Refused {
         error: String,
     },
 }
 
 impl State {
-    /// To be bound at once.
+    /// Due now.
     fn new() -> Self {
         Self::Failed {
             error: String::new(),
@@ -66,8 +69,8 @@ impl State {
 }
 
 impl Listeners {
-    /// Takes in what is wanted now. A listener that is no longer wanted, or wanted otherwise, is closed at the next
-    /// [`Self::retry`].
+    /// Takes in which listeners are wanted now. A listener that is no longer wanted, or whose
+    /// settings differ, is closed at the next [`Self::retry`].
     pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
         if self.closed {
             return;
@@ -112,7 +115,8 @@ impl Listeners {
         }
     }
 
-    /// Closes what is to be closed and binds what is due. Answers what newly cannot be bound, with its Service.
+    /// Closes the unwanted listeners and binds those that are due. Returns the new failures, with
+    /// their Services.
     pub fn retry(
         &mut self,
         now: Instant,
@@ -177,6 +181,7 @@ impl Listeners {
         failures
     }
 
+    /// When the next bind is due.
     pub fn next_retry(&self) -> Option<Instant> {
         self.listeners
             .values()
@@ -187,7 +192,8 @@ impl Listeners {
             .min()
     }
 
-    /// Stops accepting everywhere, for good: endpoints still change while clients are drained.
+    /// Closes all listeners, for good. Endpoints still change while clients are drained, so later
+    /// calls of [`Self::want`] have no effect.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
         self.closed = true;
         for (_, wanted) in std::mem::take(&mut self.listeners) {
@@ -199,13 +205,14 @@ impl Listeners {
         self.retry(Instant::now(), shared, health);
     }
 
-    /// Whether every closed listener's accept queue has been served.
+    /// Whether no worker uses a closed listener any more.
     pub fn are_closed(&self) -> bool {
         self.closing.iter().all(|spec| Arc::strong_count(spec) == 1)
     }
 }
 
 impl Listener {
+    /// Does not bind this listener, since the listener `owner` has its address.
     fn refuse(&mut self, owner: &str) -> (ObjectName, String) {
         let (address, error) = (
             self.config.address,
@@ -217,6 +224,7 @@ impl Listener {
         (self.config.service.clone(), failure)
     }
 
+    /// As `/readyz` and the status page show it.
     fn state(&self, name: &str) -> ListenerState {
         let (address, error) = match &self.state {
             State::Bound(spec) => (spec.address, None),
@@ -235,7 +243,8 @@ impl Listener {
     }
 }
 
-/// One socket a worker, all on one address; none is handed out unless all could be bound.
+/// Binds one socket for each worker, all on one address. The workers get their sockets only if all
+/// could be bound.
 fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<Arc<ListenerSpec>> {
     let first = socket::listen(config.address)?;
     let address = first.local_addr()?;
@@ -254,11 +263,12 @@ fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<
         allow_connect: config.allow_connect,
     });
     for (mailbox, socket) in shared.mailboxes.iter().zip(sockets) {
-        // A worker is gone only when the process ends.
+        // A worker ends only when the process ends.
         let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
     }
     Ok(spec)
 }
 
+/// Pauses between two tries to bind. They double.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
