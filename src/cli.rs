@@ -57,7 +57,7 @@ pub enum Command {
     /// else. Exit code 0 only if Ebbtide failed no request and lost no client socket.
     Demo {
         /// How long the load runs in each phase
-        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::command::demo::load_time)]
+        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::command::demo::load::load_time)]
         load: Duration,
         /// Keep rolling until Ctrl-C and print the status page's address
         #[arg(long)]
