@@ -350,7 +350,7 @@ SERVICE  PORT       PROTOCOL  ENDPOINT       POD  STATE
 web/app  http (80)  auto      10.0.0.1:8080  a    ready
 web/app  http (80)  auto      10.0.0.2:8080  b    terminating, serving
 
-warning: web/app: spec.sessionAffinity: ClientIP is not served, and its claim keeps kube-proxy from it too; where it is in \
+warning: web/app: spec.sessionAffinity: ClientIP is not served, and the claim keeps kube-proxy from serving it; if it is in \
 use, claim a second Service with the same selector instead
 warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0.0.5
 ";
