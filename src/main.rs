@@ -1,5 +1,6 @@
-//! The `ebbtide` command: arguments, configuration, then one call into the library. Exit codes: 0 clean, 1 failed at
-//! work, 2 refused to start, which is what a [`fault::Error`] or a [`fault::Refused`] means.
+//! The `ebbtide` command: reads the arguments and the configuration, then makes one call into the
+//! library. Exit codes: 0 for a clean end, 1 for a failure at work, 2 for a refused start. A
+//! [`fault::Error`] or a [`fault::Refused`] means 2.
 
 mod cli;
 

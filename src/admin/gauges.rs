@@ -3,7 +3,8 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::admin::report::{Admin, State};
+use crate::admin::report::Admin;
+use crate::admin::state::State;
 use crate::contract::endpoint::Endpoint;
 
 /// Sets these gauges from the snapshot in force. Call it before the metrics are rendered.

@@ -6,3 +6,4 @@ pub mod listener;
 pub mod readiness;
 pub mod report;
 pub mod server;
+pub mod state;

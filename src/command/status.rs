@@ -16,7 +16,8 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
-use crate::admin::report::{Drain, Drains, EndpointStatus, State, Status};
+use crate::admin::report::{Drain, Drains, EndpointStatus, Status};
+use crate::admin::state::State;
 use crate::text::{Columns, one_line, seconds, table};
 
 /// Prints Services, endpoints and running drains of the proxy whose admin port is at `url`
