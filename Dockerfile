@@ -10,8 +10,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     echo 'ebbtide:x:10901:' >/image/etc/group && \
     mkdir -m 1777 /image/tmp
 
-# The image holds nothing else. It needs no shell. It needs no CA certificates, because Ebbtide speaks
-# TLS only to the API server, and that CA comes with the service account.
+# The image holds nothing else. It needs no shell. It needs no CA certificates, because Ebbtide
+# speaks TLS only to the API server, and that CA comes with the service account.
 FROM scratch
 COPY --from=build /image/ /
 LABEL org.opencontainers.image.title=ebbtide org.opencontainers.image.licenses=Apache-2.0

@@ -1,5 +1,5 @@
-//! The arguments of the `ebbtide` command, and the configuration that `ebbtide proxy` builds from its
-//! arguments.
+//! The arguments of the `ebbtide` command, and the configuration that `ebbtide proxy` builds from
+//! its arguments.
 
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
@@ -12,7 +12,8 @@ use ebbtide::config::{fault, value};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol};
 
-/// A connection-draining TCP and HTTP/1.1 proxy: rollouts cost no client a request or its connection
+/// A connection-draining TCP and HTTP/1.1 proxy: rollouts cost no client a request or its
+/// connection
 #[derive(Debug, Parser)]
 #[command(version = ebbtide::VERSION, after_help = START, propagate_version = true)]
 pub struct Cli {
@@ -36,8 +37,8 @@ Exit codes: 0 clean, 1 failed at work, 2 refused to start.";
 pub enum Command {
     /// Run the proxy with a configuration file
     ///
-    /// SIGHUP reads the file again. SIGTERM and SIGINT begin a shutdown: the proxy stops accepting, lets
-    /// clients finish, and ends with exit code 0. A second one ends the process immediately.
+    /// SIGHUP reads the file again. SIGTERM and SIGINT begin a shutdown: the proxy stops accepting,
+    /// lets clients finish, and ends with exit code 0. A second one ends the process immediately.
     Run {
         /// Configuration file (YAML; `ebbtide schema` describes it)
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
@@ -47,9 +48,9 @@ pub enum Command {
     Proxy(Proxy),
     /// Validate configuration and manifests (or the cluster), and print what would be served
     ///
-    /// Starts nothing and changes nothing. Of a cluster it also reports whether the version, the granted
-    /// rights and the claims are in order. The exit code is 2 if the configuration, a manifest or the
-    /// cluster is broken, and 0 otherwise. Warnings do not change it.
+    /// Starts nothing and changes nothing. Of a cluster it also reports whether the version, the
+    /// granted rights and the claims are in order. The exit code is 2 if the configuration, a
+    /// manifest or the cluster is broken, and 0 otherwise. Warnings do not change it.
     Check {
         /// Configuration file
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
@@ -57,9 +58,9 @@ pub enum Command {
     },
     /// Show on this machine what Ebbtide does: a sample application, load and a rolling update
     ///
-    /// First through a balancer that learns of a leaving endpoint one second late, then through Ebbtide.
-    /// Nothing else is needed. The exit code is 0 only if Ebbtide failed no request and lost no client
-    /// socket.
+    /// First through a balancer that learns of a leaving endpoint one second late, then through
+    /// Ebbtide. Nothing else is needed. The exit code is 0 only if Ebbtide failed no request and
+    /// lost no client socket.
     Demo {
         /// How long the load runs in each phase
         #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::command::demo::load::load_time)]
@@ -70,11 +71,11 @@ pub enum Command {
     },
     /// Run the demo on your own cluster: a sample application behind Ebbtide, load, rolling updates
     ///
-    /// First through a NodePort as it is, then through one that Ebbtide serves. Needs a kubeconfig (or a
-    /// service account) that may create Deployments and Services in the namespace and list nodes. Needs
-    /// network access to the nodes' addresses. All objects that it makes carry the label
-    /// app.kubernetes.io/managed-by=ebbtide-drill. They are removed, however the drill ends. The exit
-    /// code is 0 only if Ebbtide failed no request and lost no client socket.
+    /// First through a NodePort as it is, then through one that Ebbtide serves. Needs a kubeconfig
+    /// (or a service account) that may create Deployments and Services in the namespace and list
+    /// nodes. Needs network access to the nodes' addresses. All objects that it makes carry the
+    /// label app.kubernetes.io/managed-by=ebbtide-drill. They are removed, however the drill ends.
+    /// The exit code is 0 only if Ebbtide failed no request and lost no client socket.
     Drill(ebbtide::command::drill::settings::Settings),
     /// Print Services, endpoints and running drains of a running proxy
     Status {
@@ -112,8 +113,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A configuration with one listener `proxy` for port 80 of the Service `default/proxy`. All other
-    /// fields have the defaults of a file.
+    /// A configuration with one listener `proxy` for port 80 of the Service `default/proxy`. All
+    /// other fields have the defaults of a file.
     ///
     /// # Errors
     /// Two addresses are the same, or an endpoint has port 0.

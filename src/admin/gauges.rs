@@ -1,5 +1,6 @@
-//! Gauges that are computed when `/metrics` is read: the source's age, and for each Service port its
-//! endpoints by state and its connections to them. All other metrics are kept where they change.
+//! Gauges that are computed when `/metrics` is read: the source's age, and for each Service port
+//! its endpoints by state and its connections to them. All other metrics are kept where they
+//! change.
 
 use std::sync::atomic::Ordering;
 

@@ -2,10 +2,11 @@
 //! being replaced (contract 1.14).
 //!
 //! For some time, the old and the new process share the node's network (a DaemonSet with
-//! `maxSurge`). They also share the ports of the data plane, but not this one: a probe must reach the
-//! process that it asks for. So the new process asks the old one for the address, over a Unix socket
-//! whose abstract name holds the port. The new process has the address from its start on. If the new
-//! process ends first, the old one takes the address back. Only a process of the same user may ask.
+//! `maxSurge`). They also share the ports of the data plane, but not this one: a probe must reach
+//! the process that it asks for. So the new process asks the old one for the address, over a Unix
+//! socket whose abstract name holds the port. The new process has the address from its start on. If
+//! the new process ends first, the old one takes the address back. Only a process of the same user
+//! may ask.
 
 use std::io::{self, Read};
 use std::net::{self, SocketAddr};
@@ -21,8 +22,8 @@ pub struct Bound {
     /// The address with the port that the kernel chose, if port 0 was asked for.
     pub address: SocketAddr,
     listener: net::TcpListener,
-    /// The connection to the process that gave the address up. It closes when this process ends; the
-    /// other process then takes the address back.
+    /// The connection to the process that gave the address up. It closes when this process ends;
+    /// the other process then takes the address back.
     elder: Option<unix::UnixStream>,
 }
 
@@ -83,8 +84,8 @@ fn name(port: u16) -> io::Result<unix::SocketAddr> {
 pub struct AdminListener {
     address: SocketAddr,
     listener: Option<TcpListener>,
-    /// Where a successor asks for the address. `None` if another process has the socket's name; then
-    /// no process can take over.
+    /// Where a successor asks for the address. `None` if another process has the socket's name;
+    /// then no process can take over.
     asked: Option<UnixListener>,
     successor: Option<UnixStream>,
     _elder: Option<unix::UnixStream>,
@@ -200,8 +201,9 @@ mod tests {
         client.is_ok() && served.is_ok()
     }
 
-    /// A port outside the kernel's ephemeral range, like the real admin port. While the address passes
-    /// from one process to the other, no process holds it, and the kernel must not give it to a client.
+    /// A port outside the kernel's ephemeral range, like the real admin port. While the address
+    /// passes from one process to the other, no process holds it, and the kernel must not give it
+    /// to a client.
     fn bound_apart() -> Bound {
         loop {
             if let Ok(bound) = bind(SocketAddr::from((

@@ -1,8 +1,9 @@
 //! The JSON of `/api/v1`, built from [`Admin`].
 //!
 //! `ebbtide status` reads these types back, perhaps from a proxy of another version. So a field may
-//! be added, but never changed or removed. A field that a later version added is `#[serde(default)]`.
-//! The readiness line and the gauges are in [`crate::admin::readiness`] and [`crate::admin::gauges`].
+//! be added, but never changed or removed. A field that a later version added is
+//! `#[serde(default)]`. The readiness line and the gauges are in [`crate::admin::readiness`] and
+//! [`crate::admin::gauges`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -65,7 +65,8 @@ pub async fn serve(
                     shutdown.clone(),
                 )));
             }
-            // Most likely the process is out of descriptors. The pause keeps this loop from spinning.
+            // Most likely the process is out of descriptors. The pause keeps this loop from
+            // spinning.
             Err(error) => {
                 tracing::warn!(%error, "admin: a connection could not be accepted");
                 spare();

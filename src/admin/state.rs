@@ -1,5 +1,5 @@
-//! The state of an endpoint as the admin pages, the gauges and `ebbtide status` show it: one word that
-//! sums up its conditions, its lease word and what the workers found out.
+//! The state of an endpoint as the admin pages, the gauges and `ebbtide status` show it: one word
+//! that sums up its conditions, its lease word and what the workers found out.
 
 use std::sync::atomic::Ordering;
 

@@ -1,9 +1,9 @@
 //! `ebbtide status`: reads the status and the drains of a running proxy and prints them as tables.
 //!
-//! Text from the network is printed without its control characters. Formatting does no IO. Each page
-//! is one GET on a connection of its own, by hyper. The demo's client is not used here: this URL comes
-//! from a user, so the host may be a name, a proxy may stand in between and need the `Host` as given,
-//! and the response must be bounded.
+//! Text from the network is printed without its control characters. Formatting does no IO. Each
+//! page is one GET on a connection of its own, by hyper. The demo's client is not used here: this
+//! URL comes from a user, so the host may be a name, a proxy may stand in between and need the
+//! `Host` as given, and the response must be bounded.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::admin::state::State;
 use crate::text::{Columns, one_line, seconds, table};
 
 /// Prints Services, endpoints and running drains of the proxy whose admin port is at `url`
-/// (`http://HOST[:PORT]`, where the scheme may be left out). With `watch` it prints again each second
-/// until it is interrupted, also while the proxy does not answer.
+/// (`http://HOST[:PORT]`, where the scheme may be left out). With `watch` it prints again each
+/// second until it is interrupted, also while the proxy does not answer.
 ///
 /// # Errors
 /// A bad URL, no response, or a response that is not Ebbtide's; each error names the URL and the

@@ -1,5 +1,5 @@
-//! `ebbtide check` against an API server: reads its objects as the source does, and finds out whether
-//! its version, the granted rights and the claims are in order.
+//! `ebbtide check` against an API server: reads its objects as the source does, and finds out
+//! whether its version, the granted rights and the claims are in order.
 //!
 //! Each object is read once. Nothing is watched, and nothing is changed.
 
@@ -25,8 +25,8 @@ use crate::text::one_line;
 /// Reads from the API server all that a check needs.
 ///
 /// # Errors
-/// [`crate::config::fault::Refused`] if no API server is configured. A server that does not answer is
-/// a problem in [`Seen`], not an error.
+/// [`crate::config::fault::Refused`] if no API server is configured. A server that does not answer
+/// is a problem in [`Seen`], not an error.
 pub fn read(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -142,8 +142,8 @@ impl Reader<'_> {
         name.unwrap_or_else(|| "a user whose name it does not report".to_owned())
     }
 
-    /// Warns of namespaces that certainly do not exist. A refusal (403) is no warning, because Ebbtide
-    /// itself does not need the right to read a namespace.
+    /// Warns of namespaces that certainly do not exist. A refusal (403) is no warning, because
+    /// Ebbtide itself does not need the right to read a namespace.
     async fn namespaces(&mut self) -> kube::Result<()> {
         let api: Api<Namespace> = Api::all(self.client.clone());
         let of_listeners = self
@@ -233,8 +233,8 @@ fn too_old(version: &Info) -> Option<String> {
     })
 }
 
-/// Warns of listeners that serve what kube-proxy or another proxy serves too. The merge does not know
-/// this, because it looks only at Services that are claimed for Ebbtide.
+/// Warns of listeners that serve what kube-proxy or another proxy serves too. The merge does not
+/// know this, because it looks only at Services that are claimed for Ebbtide.
 fn claims(config: &Config, services: &[Service]) -> Vec<String> {
     let mut warnings = Vec::new();
     for service in services {
@@ -279,9 +279,9 @@ fn claims(config: &Config, services: &[Service]) -> Vec<String> {
 }
 
 const GRANT: &str = "grant it as deploy/kustomize/base/rbac.yaml does";
-/// `serving` and `terminating` are stable since this version (KEP-1672). A cluster before it could lack
-/// them. All else that Ebbtide uses is older: discovery.k8s.io/v1 came with 1.21, events.k8s.io/v1
-/// with 1.19.
+/// `serving` and `terminating` are stable since this version (KEP-1672). A cluster before it could
+/// lack them. All else that Ebbtide uses is older: discovery.k8s.io/v1 came with 1.21,
+/// events.k8s.io/v1 with 1.19.
 const OLDEST: (u32, u32) = (1, 26);
 /// Shorter than the source's, because a check has no watch that may be silent for long.
 const SILENCE: Duration = Duration::from_secs(15);

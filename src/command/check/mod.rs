@@ -2,8 +2,8 @@
 //! what may not be meant.
 //!
 //! A broken configuration or manifest is a problem, and so is a cluster that cannot be used. What
-//! would run, but perhaps not as meant, is a warning. What only a running proxy can know is left out:
-//! a port that cannot be bound, or an endpoint that does not accept connections.
+//! would run, but perhaps not as meant, is a warning. What only a running proxy can know is left
+//! out: a port that cannot be bound, or an endpoint that does not accept connections.
 
 pub mod run;
 

@@ -1,5 +1,5 @@
-//! What would be served: the listeners as they would be bound, the endpoints behind them, and both as
-//! rows of tables. Nothing here judges; that is done in `warnings`.
+//! What would be served: the listeners as they would be bound, the endpoints behind them, and both
+//! as rows of tables. Nothing here judges; that is done in `warnings`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

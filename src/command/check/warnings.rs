@@ -1,5 +1,5 @@
-//! Warnings of `check`: what would run, but perhaps not as meant. Each names the listener or Service
-//! and, where there is one, the cure.
+//! Warnings of `check`: what would run, but perhaps not as meant. Each names the listener or
+//! Service and, where there is one, the cure.
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,9 @@
-//! Processes that the demo and the tests start: this same binary, as a child that cannot outlive its
-//! parent.
+//! Processes that the demo and the tests start: this same binary, as a child that cannot outlive
+//! its parent.
 //!
-//! A child is killed when its handle is dropped. If the parent itself is killed, the kernel kills the
-//! child. Each child has its own process group, so Ctrl-C on a terminal reaches only the demo, which
-//! then ends its children in order.
+//! A child is killed when its handle is dropped. If the parent itself is killed, the kernel kills
+//! the child. Each child has its own process group, so Ctrl-C on a terminal reaches only the demo,
+//! which then ends its children in order.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -13,11 +13,11 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 
-/// The command `binary sample-app --parent <this process>`. The caller adds the sample application's
-/// arguments.
+/// The command `binary sample-app --parent <this process>`. The caller adds the sample
+/// application's arguments.
 ///
-/// For the kernel, the parent is the *thread* that spawns. Spawn from a thread that lives as long as
-/// the child must live.
+/// For the kernel, the parent is the *thread* that spawns. Spawn from a thread that lives as long
+/// as the child must live.
 pub fn sample_app(binary: &Path) -> Command {
     let mut command = Command::new(binary);
     command.args(["sample-app", "--parent", &std::process::id().to_string()]);
@@ -60,8 +60,8 @@ pub fn die_with(parent: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Called in the child: becomes `ebbtide <arguments>`. The death signal stays set over the exec. Returns
-/// only if the exec fails.
+/// Called in the child: becomes `ebbtide <arguments>`. The death signal stays set over the exec.
+/// Returns only if the exec fails.
 pub fn become_ebbtide(arguments: &[String]) -> anyhow::Error {
     let error =
         std::env::current_exe().map(|exe| std::process::Command::new(exe).args(arguments).exec());

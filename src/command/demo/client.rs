@@ -1,8 +1,10 @@
-//! A minimal HTTP/1.1 client: one connection, one request at a time. It reports how a connection ended.
+//! A minimal HTTP/1.1 client: one connection, one request at a time. It reports how a connection
+//! ended.
 //!
-//! It is written by hand because a client library hides what is counted here: a library opens sockets
-//! and sends requests again when it wants to. This client never retries and never reuses a connection
-//! after a failure. It reads only what a well-behaved server sends, and a response has no size limit.
+//! It is written by hand because a client library hides what is counted here: a library opens
+//! sockets and sends requests again when it wants to. This client never retries and never reuses a
+//! connection after a failure. It reads only what a well-behaved server sends, and a response has
+//! no size limit.
 
 use std::io;
 use std::net::SocketAddr;
@@ -63,8 +65,8 @@ impl Client {
     /// Opens a connection. Cancellation safe.
     ///
     /// # Errors
-    /// [`Failure::Refused`], [`Failure::Unreachable`], or [`Failure::Reset`] if the server reset the
-    /// connection directly after the handshake.
+    /// [`Failure::Refused`], [`Failure::Unreachable`], or [`Failure::Reset`] if the server reset
+    /// the connection directly after the handshake.
     pub async fn connect(server: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect(server)
             .await
@@ -74,8 +76,8 @@ impl Client {
                 io::ErrorKind::ConnectionReset => Failure::Reset,
                 _ => Failure::Unreachable,
             })?;
-        // Without this option a request waits for the acknowledgement of the previous one. If the option
-        // cannot be set, the connection is only slower.
+        // Without this option a request waits for the acknowledgement of the previous one. If the
+        // option cannot be set, the connection is only slower.
         let _ = stream.set_nodelay(true);
         Ok(Self {
             stream,
@@ -83,9 +85,9 @@ impl Client {
         })
     }
 
-    /// Sends a whole request, then reads its whole response. `headers` are complete lines, each with its
-    /// CRLF. Host and Content-Length are added. Not cancellation safe: after a cancellation, drop the
-    /// client.
+    /// Sends a whole request, then reads its whole response. `headers` are complete lines, each
+    /// with its CRLF. Host and Content-Length are added. Not cancellation safe: after a
+    /// cancellation, drop the client.
     ///
     /// # Errors
     /// Any [`Failure`] except a refusal. Do not use the connection again after an error.
@@ -108,7 +110,8 @@ impl Client {
             .stream
             .write_all(&[head.as_bytes(), body].concat())
             .await;
-        // A server may respond and close before it has read the whole request. That response counts.
+        // A server may respond and close before it has read the whole request. That response
+        // counts.
         let mut response = match (self.response(method == "HEAD").await, &written) {
             (Err(_), Err(_)) => return Err(Failure::Reset),
             (response, _) => response?,
@@ -117,8 +120,8 @@ impl Client {
         Ok(response)
     }
 
-    /// Returns when the server ends the idle connection, or sends bytes without a request. In both cases
-    /// no request may be sent on the connection any more. Cancellation safe.
+    /// Returns when the server ends the idle connection, or sends bytes without a request. In both
+    /// cases no request may be sent on the connection any more. Cancellation safe.
     pub async fn ended(&self) {
         if self.buffer.is_empty() {
             let _ = self.stream.peek(&mut [0]).await;

@@ -1,4 +1,5 @@
-//! The result of the demo and the drill: a table with one row for each phase, and the verdict in words.
+//! The result of the demo and the drill: a table with one row for each phase, and the verdict in
+//! words.
 
 use std::time::Duration;
 

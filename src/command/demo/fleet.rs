@@ -1,10 +1,10 @@
-//! A small Deployment: sample-app processes, the manifests that describe them, and rolling updates of
-//! both.
+//! A small Deployment: sample-app processes, the manifests that describe them, and rolling updates
+//! of both.
 //!
-//! Each process has a loopback address of its own, and all use the same port, as pods do. So they can
-//! share EndpointSlices. A pod leaves in steps at chosen moments ([`Options`]): its Pod is marked, its
-//! endpoint is marked, its process gets a signal, and at last its manifests disappear. Dropping the
-//! fleet kills its processes and removes its folder.
+//! Each process has a loopback address of its own, and all use the same port, as pods do. So they
+//! can share EndpointSlices. A pod leaves in steps at chosen moments ([`Options`]): its Pod is
+//! marked, its endpoint is marked, its process gets a signal, and at last its manifests disappear.
+//! Dropping the fleet kills its processes and removes its folder.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
@@ -38,11 +38,11 @@ pub struct Options {
     pub app_protocol: Option<String>,
     /// What the manifests say about a leaving pod.
     pub tell: Tell,
-    /// The signal for a leaving process. If it does not end the process (SIGSTOP), the process is killed
-    /// when the pod is removed.
+    /// The signal for a leaving process. If it does not end the process (SIGSTOP), the process is
+    /// killed when the pod is removed.
     pub signal: Signal,
-    /// When the signal comes, in milliseconds after the first manifest change. A negative number means
-    /// before it. Each pod gets its own random value from this range.
+    /// When the signal comes, in milliseconds after the first manifest change. A negative number
+    /// means before it. Each pod gets its own random value from this range.
     pub signal_offset: RangeInclusive<i64>,
     /// The time from the Pod's `deletionTimestamp` to the slice's `terminating`
     /// ([`Tell::PodAndSlice`]).
@@ -51,8 +51,8 @@ pub struct Options {
     pub gone_after: Duration,
     /// The pods' `terminationGracePeriodSeconds`.
     pub grace: Duration,
-    /// How long pods are Ready before their server listens, as with an application without a readiness
-    /// probe.
+    /// How long pods are Ready before their server listens, as with an application without a
+    /// readiness probe.
     pub listen_after: Option<Duration>,
     /// The largest number of endpoints in one EndpointSlice.
     pub slice_size: usize,
@@ -86,8 +86,8 @@ pub struct Fleet {
 }
 
 impl Options {
-    /// Three replicas that exit at SIGTERM. The signal comes at most 50 ms before or after the manifest
-    /// says that the pod leaves.
+    /// Three replicas that exit at SIGTERM. The signal comes at most 50 ms before or after the
+    /// manifest says that the pod leaves.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
         Self {
             binary: binary.into(),
@@ -118,8 +118,8 @@ impl Fleet {
         let folder = TempDir::with_prefix("ebbtide-fleet-")
             .context("cannot make a folder for the manifests")?;
         std::fs::create_dir(manifests::folder(folder.path()))?;
-        // The network is random, so a port that is free on one of its addresses is free on the others.
-        // The port stays with this fleet while one of its processes listens on it.
+        // The network is random, so a port that is free on one of its addresses is free on the
+        // others. The port stays with this fleet while one of its processes listens on it.
         let port = TcpListener::bind((Ipv4Addr::new(127, network[0], network[1], 1), 0))?
             .local_addr()?
             .port();
@@ -150,8 +150,8 @@ impl Fleet {
         self.folder.path()
     }
 
-    /// The endpoints for new connections, by the manifests as they are now: the ready ones, or else the
-    /// terminating ones that still serve.
+    /// The endpoints for new connections, by the manifests as they are now: the ready ones, or else
+    /// the terminating ones that still serve.
     pub fn endpoints(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.endpoints.subscribe()
     }
@@ -202,7 +202,8 @@ impl Fleet {
         new.first().copied().context("no pod was started")
     }
 
-    /// A rolling update: replaces all pods, one after the other, with a pause of `pause` after each.
+    /// A rolling update: replaces all pods, one after the other, with a pause of `pause` after
+    /// each.
     ///
     /// # Errors
     /// As [`Fleet::replace`].
@@ -248,7 +249,8 @@ impl Fleet {
                 Step::Signal(id),
             ));
         }
-        // The sort is stable: of two steps at the same moment, the manifest comes before the signal.
+        // The sort is stable: of two steps at the same moment, the manifest comes before the
+        // signal.
         steps.sort_by_key(|(at, _)| *at);
         let first = steps.first().map_or(0, |(at, _)| *at);
         let begin = Instant::now();
@@ -300,8 +302,8 @@ impl Fleet {
         self.write_slices()
     }
 
-    /// The number of requests with this key that all processes have received, killed ones included. The
-    /// key is that of `/count/<key>`, or else the path.
+    /// The number of requests with this key that all processes have received, killed ones included.
+    /// The key is that of `/count/<key>`, or else the path.
     ///
     /// # Errors
     /// The file of requests cannot be read.
@@ -372,8 +374,8 @@ impl Fleet {
         Ok((pod, output))
     }
 
-    /// The next address that no pod has. The addresses are taken in turn, as on a node, so an address
-    /// comes back only after all others.
+    /// The next address that no pod has. The addresses are taken in turn, as on a node, so an
+    /// address comes back only after all others.
     fn free_address(&mut self) -> anyhow::Result<SocketAddr> {
         let [a, b] = self.network;
         for _ in 0..254 {

@@ -1,9 +1,9 @@
 //! A Layer-4 balancer that uses the endpoint list as it was a fixed time ago.
 //!
 //! It stands for kube-proxy, which rewrites its rules at most once per `minSyncPeriod` (1 s by
-//! default). A connection goes to one endpoint for its whole life. The next connection goes to the next
-//! endpoint in the list, even if that endpoint has ended. Like the kernel's NAT, this balancer knows no
-//! requests, tries nothing twice, and resets the client if an endpoint refuses.
+//! default). A connection goes to one endpoint for its whole life. The next connection goes to the
+//! next endpoint in the list, even if that endpoint has ended. Like the kernel's NAT, this balancer
+//! knows no requests, tries nothing twice, and resets the client if an endpoint refuses.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// A running balancer. It has its own thread, so that work of its owner does not delay it. It ends when
-/// dropped.
+/// A running balancer. It has its own thread, so that work of its owner does not delay it. It ends
+/// when dropped.
 pub struct Late {
     /// Where clients connect.
     pub address: SocketAddr,
@@ -28,8 +28,8 @@ pub struct Late {
 }
 
 impl Late {
-    /// Listens on a free loopback port. The current list of `endpoints` is used immediately, each change
-    /// `delay` after it came.
+    /// Listens on a free loopback port. The current list of `endpoints` is used immediately, each
+    /// change `delay` after it came.
     ///
     /// # Errors
     /// The kernel gives no socket or no thread.
@@ -100,7 +100,8 @@ async fn serve(
                         next = next.wrapping_add(1);
                         connections.spawn(relay(client, endpoint));
                     }
-                    // Most likely the process is out of descriptors. A pause gives it time to free some.
+                    // Most likely the process is out of descriptors. A pause gives it time to free
+                    // some.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 },
                 Some(_) = connections.join_next() => {}

@@ -1,10 +1,10 @@
 //! Load at a constant rate on keep-alive connections, and an exact count of what happened to it.
 //!
-//! Open loop: request *i* is due at `i / rate`, independent of the requests before it, and belongs to
-//! client `i % clients`. Latency counts from the due time, so a stall counts for every request that it
-//! delayed (no coordinated omission). It includes the timer's own millisecond. Nothing is retried: a
-//! request that fails is one failure. Each TCP connection that is opened is counted. A connection that
-//! the server has closed is not used again, as in any careful client.
+//! Open loop: request *i* is due at `i / rate`, independent of the requests before it, and belongs
+//! to client `i % clients`. Latency counts from the due time, so a stall counts for every request
+//! that it delayed (no coordinated omission). It includes the timer's own millisecond. Nothing is
+//! retried: a request that fails is one failure. Each TCP connection that is opened is counted. A
+//! connection that the server has closed is not used again, as in any careful client.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -69,8 +69,8 @@ pub struct Report {
     pub ok: u64,
     /// Requests that failed or were never sent.
     pub failed: u64,
-    /// Failures by kind: the kinds of [`Failure`], `status 503` and so on, and `not sent` for a request
-    /// that still waited for its client one timeout after the end.
+    /// Failures by kind: the kinds of [`Failure`], `status 503` and so on, and `not sent` for a
+    /// request that still waited for its client one timeout after the end.
     pub errors: BTreeMap<String, u64>,
     /// The first [`LOSSES`] failures.
     pub losses: Vec<Loss>,
@@ -78,7 +78,8 @@ pub struct Report {
     pub sockets: u64,
     /// Times of good responses, from the moment at which the request was due.
     pub latency: Times,
-    /// Times of good responses, from the moment at which the request was sent, or its connect began.
+    /// Times of good responses, from the moment at which the request was sent, or its connect
+    /// began.
     pub service: Times,
     /// The longest time in which no client got a good response.
     pub longest_stall: Duration,
@@ -125,9 +126,9 @@ impl Load {
         }
     }
 
-    /// Sends all requests, or those that are due before `stop`. Requests in flight at `stop` still get
-    /// their responses. `progress` is called ten times a second. Dropping the future ends the load
-    /// immediately.
+    /// Sends all requests, or those that are due before `stop`. Requests in flight at `stop` still
+    /// get their responses. `progress` is called ten times a second. Dropping the future ends the
+    /// load immediately.
     pub async fn run(&self, stop: &CancellationToken, progress: impl Fn(Snapshot)) -> Report {
         let start = Instant::now();
         let tally = Arc::new(Tally {
@@ -203,7 +204,8 @@ async fn run_client(load: Load, index: u64, tally: Arc<Tally>, stop: Cancellatio
     }
 }
 
-/// One request, on the given connection or on a new one. Returns the connection if it may be used again.
+/// One request, on the given connection or on a new one. Returns the connection if it may be used
+/// again.
 async fn request(
     load: &Load,
     connection: Option<Client>,
@@ -354,8 +356,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Counts in buckets, each one percent wide. 2,500 buckets hold 1 us to 10 h, so the memory does not
-/// grow with the load.
+/// Counts in buckets, each one percent wide. 2,500 buckets hold 1 us to 10 h, so the memory does
+/// not grow with the load.
 #[derive(Default)]
 struct Histogram {
     buckets: Vec<u64>,

@@ -1,8 +1,8 @@
 //! The manifests of a fleet: one Service, its Pods and its EndpointSlices, as files that
 //! `discovery.files` reads.
 //!
-//! Invariant: each file is renamed into place, so no reader ever sees half of a manifest. A manifest
-//! that would not change is not written again. All functions take the fleet's folder.
+//! Invariant: each file is renamed into place, so no reader ever sees half of a manifest. A
+//! manifest that would not change is not written again. All functions take the fleet's folder.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -70,7 +70,8 @@ pub(super) fn remove_pod(fleet: &Path, pod: &Pod) -> std::io::Result<()> {
 }
 
 /// Writes the EndpointSlices of these pods, `slice_size` endpoints in each, and removes the slices
-/// that are no longer needed. `port` is the port of all pods. `with_pods`: the endpoints refer to Pods.
+/// that are no longer needed. `port` is the port of all pods. `with_pods`: the endpoints refer to
+/// Pods.
 pub(super) fn write_slices(
     fleet: &Path,
     pods: &[&Pod],

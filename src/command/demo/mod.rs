@@ -1,10 +1,10 @@
-//! `ebbtide demo`: what a rolling update costs the clients, first behind a balancer that learns of it
-//! late, then behind Ebbtide.
+//! `ebbtide demo`: what a rolling update costs the clients, first behind a balancer that learns of
+//! it late, then behind Ebbtide.
 //!
-//! Both phases are equal except for the balancer. Real processes, which end immediately at SIGTERM, are
-//! replaced by new versions while eight keep-alive clients send requests. The integration tests use the
-//! same parts ([`fleet`], [`load`], [`late`], [`proxy`], [`client`]). The demo leaves no process and no
-//! file behind, however it ends.
+//! Both phases are equal except for the balancer. Real processes, which end immediately at SIGTERM,
+//! are replaced by new versions while eight keep-alive clients send requests. The integration tests
+//! use the same parts ([`fleet`], [`load`], [`late`], [`proxy`], [`client`]). The demo leaves no
+//! process and no file behind, however it ends.
 
 pub mod child;
 pub mod client;

@@ -18,8 +18,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// As many updates as fit, with steps longer than the delay of the late balancer. A short load gets
-    /// one update with shorter steps.
+    /// As many updates as fit, with steps longer than the delay of the late balancer. A short load
+    /// gets one update with shorter steps.
     pub(crate) fn new(load: Duration) -> Self {
         let lead = (load / 8).min(Duration::from_secs(1));
         let length = STEP * (REPLICAS + 1);

@@ -1,4 +1,5 @@
-//! The progress of a phase on standard error: a bar on a terminal, a line every few seconds elsewhere.
+//! The progress of a phase on standard error: a bar on a terminal, a line every few seconds
+//! elsewhere.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -11,8 +12,8 @@ use crate::command::demo::load::Snapshot;
 use crate::command::demo::plan::Plan;
 use crate::text::grouped;
 
-/// Draws until `progress` has no sender any more, which means that the load is over. `update` holds the
-/// number of the update under way.
+/// Draws until `progress` has no sender any more, which means that the load is over. `update` holds
+/// the number of the update under way.
 pub(super) async fn draw(
     plan: &Plan,
     mut progress: watch::Receiver<Snapshot>,

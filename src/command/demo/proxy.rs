@@ -1,5 +1,5 @@
-//! A real `ebbtide run` as a child process. It is started with a configuration, its log says where it
-//! listens, and its admin pages are read.
+//! A real `ebbtide run` as a child process. It is started with a configuration, its log says where
+//! it listens, and its admin pages are read.
 //!
 //! Nothing here calls the proxy's code, so a test of this process tests what a user gets.
 
@@ -40,8 +40,8 @@ struct Log {
     ended: bool,
 }
 
-/// A configuration with one listener `web` on a free port for a fleet's Service. `more` is YAML that is
-/// added at the end.
+/// A configuration with one listener `web` on a free port for a fleet's Service. `more` is YAML
+/// that is added at the end.
 pub fn config(manifests: &Path, more: &str) -> String {
     format!(
         "discovery: {{files: {{path: '{}'}}}}\n\
@@ -52,8 +52,8 @@ pub fn config(manifests: &Path, more: &str) -> String {
 }
 
 impl Proxy {
-    /// Writes `config` to `ebbtide.yaml` in `folder`, starts the proxy, and waits until it is ready and
-    /// has logged the addresses of all `listeners`.
+    /// Writes `config` to `ebbtide.yaml` in `folder`, starts the proxy, and waits until it is ready
+    /// and has logged the addresses of all `listeners`.
     ///
     /// # Errors
     /// The process ends, or is not ready within 20 s. The error holds its last log lines.
@@ -112,8 +112,8 @@ impl Proxy {
         page(self.admin, path).await
     }
 
-    /// The sum of a metric's samples whose labels satisfy `wanted`. It gets the labels as text, such as
-    /// `reason="replay",outcome="ok"`.
+    /// The sum of a metric's samples whose labels satisfy `wanted`. It gets the labels as text,
+    /// such as `reason="replay",outcome="ok"`.
     ///
     /// # Errors
     /// There is no response within 5 s.

@@ -1,9 +1,9 @@
 //! `ebbtide sample-app`: an application that shuts down badly, with routes for tests.
 //!
-//! It has no signal handler on purpose. SIGTERM ends it immediately, in the middle of its work, and its
-//! idle keep-alive connections end with it. As process 1 of a container it has a handler that does the
-//! same, because a signal without a handler does not reach process 1. To find out what it had received
-//! before it ended, use `--count-file`.
+//! It has no signal handler on purpose. SIGTERM ends it immediately, in the middle of its work, and
+//! its idle keep-alive connections end with it. As process 1 of a container it has a handler that
+//! does the same, because a signal without a handler does not reach process 1. To find out what it
+//! had received before it ended, use `--count-file`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -48,19 +48,21 @@ pub struct Args {
     /// With --tcp: the bytes that the server sends first.
     #[arg(long, default_value = "")]
     greet: String,
-    /// A file that gets a line `<key> <method>` for each HTTP request that arrives, before the request
-    /// is processed.
+    /// A file that gets a line `<key> <method>` for each HTTP request that arrives, before the
+    /// request is processed.
     #[arg(long)]
     count_file: Option<PathBuf>,
     /// The process that this one ends with.
     #[arg(long)]
     parent: Option<u32>,
-    /// Become `ebbtide <arguments>` instead. The demo uses this, so that all its processes end with it.
+    /// Become `ebbtide <arguments>` instead. The demo uses this, so that all its processes end with
+    /// it.
     #[arg(long, num_args = 1.., allow_hyphen_values = true, value_name = "ARGUMENTS")]
     exec: Vec<String>,
 }
 
-/// Runs until it is killed. Prints `listening ADDRESS` on standard output when it accepts connections.
+/// Runs until it is killed. Prints `listening ADDRESS` on standard output when it accepts
+/// connections.
 ///
 /// # Errors
 /// The address cannot be bound, the count file cannot be opened, or the parent has ended.
@@ -136,8 +138,8 @@ impl Delay {
     }
 }
 
-/// Writes the line into the count file, with one `write` and O_APPEND. So neither a SIGKILL nor another
-/// process can split it.
+/// Writes the line into the count file, with one `write` and O_APPEND. So neither a SIGKILL nor
+/// another process can split it.
 async fn note(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if let Some(mut file) = app.count_file.as_ref() {
         let path = request.uri().path();
@@ -266,8 +268,8 @@ async fn echo_connection(mut stream: TcpStream, greet: String) -> std::io::Resul
 /// The largest request body in bytes.
 const BODY_MAX: usize = 256 << 20;
 
-/// The bytes that `/bytes` repeats. The length is not a power of two, so a reader that loses or doubles
-/// a buffer gets wrong bytes.
+/// The bytes that `/bytes` repeats. The length is not a power of two, so a reader that loses or
+/// doubles a buffer gets wrong bytes.
 const PIECE: [u8; 9973] = {
     let mut piece = [0; 9973];
     let mut i = 0;

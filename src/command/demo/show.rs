@@ -42,7 +42,8 @@ pub enum Second {
     Late(Duration),
 }
 
-/// The command. Returns true only if Ebbtide failed no request and no client needed a second socket.
+/// The command. Returns true only if Ebbtide failed no request and no client needed a second
+/// socket.
 ///
 /// # Errors
 /// A process cannot be started, or Ebbtide ended before the load was over.
@@ -61,8 +62,8 @@ pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        // The handlers are set before the first child starts. From then on, no signal ends this process
-        // without its children.
+        // The handlers are set before the first child starts. From then on, no signal ends this
+        // process without its children.
         let signals = [
             signal(SignalKind::interrupt())?,
             signal(SignalKind::terminate())?,
@@ -84,8 +85,8 @@ pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
     })
 }
 
-/// Runs both phases and prints their progress. Returns `None` if it is stopped before both phases have
-/// a result.
+/// Runs both phases and prints their progress. Returns `None` if it is stopped before both phases
+/// have a result.
 ///
 /// # Errors
 /// As [`run`]; the load is too short.
@@ -105,7 +106,8 @@ pub async fn show(settings: &Settings) -> anyhow::Result<Option<(Row, Row)>> {
     let late = late?;
 
     println!("\n2/2  Ebbtide, under the same load and the same updates");
-    // With --stay an interruption is the normal end. The load stops, and the table is still printed.
+    // With --stay an interruption is the normal end. The load stops, and the table is still
+    // printed.
     let endless = CancellationToken::new();
     let abort = if settings.stay { &endless } else { stop };
     let second = async {
@@ -191,8 +193,8 @@ async fn phase(
     .await
 }
 
-/// Rolls the fleet to v2, v3 and so on, one process at each step, until the plan is done or the load is
-/// over. Returns how many processes were replaced.
+/// Rolls the fleet to v2, v3 and so on, one process at each step, until the plan is done or the
+/// load is over. Returns how many processes were replaced.
 async fn roll(
     plan: &Plan,
     fleet: &mut Fleet,

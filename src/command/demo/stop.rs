@@ -7,8 +7,8 @@ use std::io::Write;
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
-/// Waits for a future or for `stop`. Returns `None` if `stop` came first; then the future is dropped,
-/// with all that it started.
+/// Waits for a future or for `stop`. Returns `None` if `stop` came first; then the future is
+/// dropped, with all that it started.
 pub(crate) async fn unless<T>(
     stop: &CancellationToken,
     future: impl Future<Output = T>,

@@ -1,7 +1,7 @@
 //! The drill's requests to the API server: make, roll and remove its objects, and find the nodes.
 //!
-//! Invariant: only objects with the drill's own label are changed or removed. Objects are read as JSON
-//! by pointer, because the API's types for a whole pod would be a fifth of the program.
+//! Invariant: only objects with the drill's own label are changed or removed. Objects are read as
+//! JSON by pointer, because the API's types for a whole pod would be a fifth of the program.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -39,8 +39,8 @@ pub struct Rollout {
 }
 
 impl Cluster {
-    /// Connects as the proxy does: by the service account in a cluster, then by `KUBECONFIG`, then by the
-    /// file in the home folder.
+    /// Connects as the proxy does: by the service account in a cluster, then by `KUBECONFIG`, then
+    /// by the file in the home folder.
     ///
     /// # Errors
     /// No API server is configured, or its configuration is bad.
@@ -57,12 +57,12 @@ impl Cluster {
         })
     }
 
-    /// Finds out whether the drill can run. Removes what an earlier drill has left, and changes nothing
-    /// else.
+    /// Finds out whether the drill can run. Removes what an earlier drill has left, and changes
+    /// nothing else.
     ///
     /// # Errors
-    /// A right is missing, a foreign object has one of the names, an object cannot be removed, or the
-    /// API server would refuse an object.
+    /// A right is missing, a foreign object has one of the names, an object cannot be removed, or
+    /// the API server would refuse an object.
     pub async fn prepare(&self, settings: &Settings, objects: &[Value]) -> Result<(), Refused> {
         let namespace = Some(self.namespace.as_str());
         let mut needed = vec![
@@ -238,8 +238,8 @@ impl Cluster {
             .and_then(|it| text(it, "message"))
     }
 
-    /// Removes all objects of drills in this namespace and waits until they are gone. Returns what is
-    /// left, each with the reason.
+    /// Removes all objects of drills in this namespace and waits until they are gone. Returns what
+    /// is left, each with the reason.
     pub async fn remove(&self) -> Vec<String> {
         let deadline = Instant::now() + REMOVAL;
         let (mut left, mut failed) = (MADE.to_vec(), Vec::new());
@@ -278,8 +278,8 @@ impl Cluster {
             return Ok(true);
         }
         if found.metadata.deletion_timestamp.is_none() {
-            // Foreground: the object is gone only when its pods are gone. By UID: another object that has
-            // taken the name meanwhile is not deleted.
+            // Foreground: the object is gone only when its pods are gone. By UID: another object
+            // that has taken the name meanwhile is not deleted.
             let this = Preconditions {
                 uid: found.metadata.uid,
                 resource_version: None,
@@ -402,8 +402,8 @@ pub const POLL: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long the pods may take to become ready.
 const START: Duration = Duration::from_secs(120);
-/// How long a removal may take. It is longer than a pod's grace period (30 s): the application ends at
-/// SIGTERM, but its node may be slow or gone.
+/// How long a removal may take. It is longer than a pod's grace period (30 s): the application ends
+/// at SIGTERM, but its node may be slow or gone.
 const REMOVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-/// Kinds and names, in the order of removal: the Services first, so that no client reaches the pods when
-/// they end.
+/// Kinds and names, in the order of removal: the Services first, so that no client reaches the pods
+/// when they end.
 pub const MADE: [(Kind, &str); 3] = [
     (Kind::Service, PLAIN),
     (Kind::Service, NAME),
@@ -30,8 +30,8 @@ impl Kind {
     }
 }
 
-/// The Deployment of the sample application. It exits at SIGTERM. A readiness probe is all that it does
-/// for a rollout. It may run where Pod Security is `restricted`.
+/// The Deployment of the sample application. It exits at SIGTERM. A readiness probe is all that it
+/// does for a rollout. It may run where Pod Security is `restricted`.
 pub fn deployment(image: &str) -> Value {
     json!({
         "apiVersion": "apps/v1",

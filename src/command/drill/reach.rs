@@ -47,8 +47,8 @@ pub(super) async fn answering(candidates: &[SocketAddr], patience: Duration) -> 
     timeout(patience, asked).await.ok()
 }
 
-/// How many requests for the drill's Service the Ebbtide on this node has sent a second time. `None` if
-/// its admin pages cannot be reached.
+/// How many requests for the drill's Service the Ebbtide on this node has sent a second time.
+/// `None` if its admin pages cannot be reached.
 pub(super) async fn replays(namespace: &str, node: IpAddr) -> Option<u64> {
     let page = proxy::page(SocketAddr::new(node, ADMIN), "/metrics")
         .await

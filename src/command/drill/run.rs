@@ -22,11 +22,12 @@ use crate::command::drill::manifests::{self, MANAGED_BY, MANAGER, NAME, PLAIN, R
 use crate::command::drill::reach::{Addresses, answering, list, replays, resolve};
 use crate::command::drill::settings::{Settings, refused};
 
-/// The command. Returns true only if Ebbtide failed no request, no client needed a second socket, and
-/// no object is left.
+/// The command. Returns true only if Ebbtide failed no request, no client needed a second socket,
+/// and no object is left.
 ///
 /// # Errors
-/// [`Refused`](crate::config::fault::Refused) if the drill cannot begin. Any other error came later.
+/// [`Refused`](crate::config::fault::Refused) if the drill cannot begin. Any other error came
+/// later.
 pub fn run(settings: &Settings) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -59,8 +60,8 @@ async fn drill(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<
         return Ok(false);
     };
     let (cluster, addresses, objects) = prepared?;
-    // This step is not interrupted. Otherwise an object could be made after the drill has stopped, and
-    // would be left.
+    // This step is not interrupted. Otherwise an object could be made after the drill has stopped,
+    // and would be left.
     let outcome = match make(&cluster, &objects).await {
         Ok(ports) => unless(stop, show(settings, &cluster, &addresses, &ports, stop))
             .await
@@ -243,8 +244,8 @@ async fn phase(
     })
 }
 
-/// Does one update after the other, until the next one would probably not be done before the load is
-/// over. Returns how many pods were replaced.
+/// Does one update after the other, until the next one would probably not be done before the load
+/// is over. Returns how many pods were replaced.
 async fn roll(
     cluster: &Cluster,
     plan: &Plan,

@@ -15,10 +15,12 @@ pub struct Settings {
     /// How long the load runs in each phase
     #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = load_time)]
     pub load: Duration,
-    /// Ebbtide's image, which holds the sample application [default: that of the DaemonSet ebbtide-system/ebbtide]
+    /// Ebbtide's image, which holds the sample application [default: that of the DaemonSet
+    /// ebbtide-system/ebbtide]
     #[arg(long)]
     pub image: Option<String>,
-    /// Where Ebbtide is reached, if not at a node's InternalIP; a PORT from 30000 to 32767 becomes the nodePort
+    /// Where Ebbtide is reached, if not at a node's InternalIP; a PORT from 30000 to 32767 becomes
+    /// the nodePort
     #[arg(long, value_name = "HOST:PORT")]
     pub address: Option<String>,
     /// Leave out the load through a NodePort as it is
