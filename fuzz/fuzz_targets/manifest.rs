@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::policy::{Policy, Protocol};
-use ebbtide::discovery::manifest::{parse, Format};
+use ebbtide::discovery::document::Format;
+use ebbtide::discovery::manifest::parse;
 use ebbtide::discovery::object::{Change, Kind, Object};
 use ebbtide::routing::world::objects::{Touched, World};
 use libfuzzer_sys::fuzz_target;

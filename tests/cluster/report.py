@@ -1,4 +1,4 @@
-"""What was measured, as tables, as JSON and as tests/cluster/README.md."""
+"""The measurements as tables, as JSON and as tests/cluster/README.md."""
 import datetime
 import json
 import os
@@ -7,18 +7,25 @@ from lab import HERE, LAB, say
 
 COLUMNS = {"iptables": "kube-proxy iptables", "nftables": "kube-proxy nftables", "ebbtide": "Ebbtide"}
 
-INTRODUCTION = """# The promise, in a real cluster
+INTRODUCTION = """# The drain contract in a real cluster
 
-This page is written by `make e2e` from what it measured; `e2e.py` holds the experiments.
+`make e2e` writes this page from its measurements. The experiments are in `e2e.py`.
 
-`make cluster` builds and starts a cluster of real parts on this machine (etcd, kube-apiserver, controller-manager, scheduler, kubelet,
-containerd, runc, kube-proxy), `make cluster-down` takes it away without a trace, `make e2e` builds the image and measures all of the below (`SHORT=1`:
-with short loads, about a quarter of an hour), `make e2e ARGS='A C --columns ebbtide'` a part of it. It needs root on Linux, Go 1.26, Python 3.9
-and, beside Debian's packages, which it installs if they are missing, nothing. All of it lives in network, pid and mount namespaces of its
-own without a way out; its state is under `$EBBTIDE_LAB` (default `~/.cache/ebbtide-lab`). `. tests/cluster/env.sh` gives `k` (kubectl)
-and `in_net` (any command in the cluster's network). The same Service is served by kube-proxy in both of its modes and, by nothing but
-the label `service.kubernetes.io/service-proxy-name: ebbtide`, by Ebbtide. *Sockets*: a client that keeps 8 connections needs 8; each
-more is one it lost, of which fortio hides the first failure. *Worst*: the slowest request.
+- `make cluster` builds and starts a cluster on this machine from the real components: etcd,
+  kube-apiserver, controller-manager, scheduler, kubelet, containerd, runc, kube-proxy.
+- `make cluster-down` removes it without a trace.
+- `make e2e` builds the image and runs all experiments below. `SHORT=1` runs them with short loads,
+  in about a quarter of an hour. `make e2e ARGS='A C --columns ebbtide'` runs a part of them.
+
+It needs root on Linux, Go 1.26 and Python 3.9. It installs missing Debian packages itself. The
+cluster lives in network, pid and mount namespaces of its own, without a route to the outside. Its
+state is under `$EBBTIDE_LAB` (default `~/.cache/ebbtide-lab`). `. tests/cluster/env.sh` defines `k`
+(kubectl) and `in_net` (runs a command in the cluster's network).
+
+The same Service is served by kube-proxy in both of its modes, and by Ebbtide. Only the label
+`service.kubernetes.io/service-proxy-name: ebbtide` switches it over. *Sockets*: a client that keeps
+8 connections needs 8 sockets. Each further socket is a connection that it lost, and fortio hides
+the first failure on a lost connection. *Worst*: the slowest request.
 """
 
 
@@ -37,7 +44,7 @@ class Report:
         say(f"  {column}: {case}, {measure}: {text}")
 
     def load(self, title, case, column, results):
-        """The rows every load has; one figure a round."""
+        """Adds the rows that every load has, with one figure for each round."""
         each = lambda key: ", ".join(f"{r[key]:,}" for r in results)
         late = sum(r["late"] for r in results)
         total = sum(r["requests"] for r in results)
@@ -67,7 +74,7 @@ class Report:
                 previous = case
             out.append("")
         if self.targets:
-            out += ["## Targets", "", "Those on time depend on the machine and do not fail the run.", "", "| target | |", "|---|---|"]
+            out += ["## Targets", "", "Targets on time depend on the machine and do not fail the run.", "", "| target | |", "|---|---|"]
             out += [f"| {text} | {'met' if met else '**missed**'}{'' if decides else ' (time)'} |" for text, met, decides in self.targets]
             out.append("")
         return "\n".join(out)

@@ -1,6 +1,8 @@
-//! Rolling updates of a true Deployment in small, each old process killed at the worst moments: nobody notices.
+//! Rolling updates of a small Deployment with real processes. Each old process is killed around the
+//! moment its manifest changes. No request may fail, and no client connection may close (contract
+//! 1).
 //!
-//! `EBBTIDE_FULL=1` runs the promise as it is written: five updates of ten endpoints, 30,000 requests in a minute.
+//! `EBBTIDE_FULL=1` runs five updates of ten endpoints, with 30,000 requests in a minute.
 
 use std::time::Duration;
 
@@ -14,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::support::binary::BINARY;
 use crate::support::wait::eventually;
 
-/// Ten replicas under 8 keep-alive clients at 500/s; `rolls` updates in nine tenths of `seconds`. Each old process
-/// gets its SIGKILL between 50 ms before and 50 ms after its manifest changes.
+/// Ten replicas under 8 keep-alive clients at 500/s, with `rolls` updates in nine tenths of
+/// `seconds`. Each old process gets its SIGKILL between 50 ms before and 50 ms after its manifest
+/// changes.
 async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fleet, Proxy) {
     let options = Options {
         replicas: 10,
@@ -42,7 +45,8 @@ async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fl
             >= 10.0
     })
     .await;
-    // A machine with other work sends late, which is no failure of the proxy: time enough to send all of it.
+    // A busy machine sends late, which is no failure of the proxy. The timeout leaves time to send
+    // everything.
     let load = Load {
         timeout: Duration::from_secs(180),
         ..Load::new(web, path, Duration::from_secs(seconds))
@@ -104,13 +108,13 @@ async fn nobody_notices(tell: Tell, path: &str, short: (usize, u64)) {
     assert_eq!(
         drains as usize,
         10 * rolls,
-        "one receipt for each that left"
+        "one receipt for each endpoint that left"
     );
 }
 
 #[tokio::test]
 async fn rolling_updates_by_pods_and_slices_cost_nothing() {
-    // Slow enough that processes die with requests in flight.
+    // Slow requests, so that processes die with requests in flight.
     nobody_notices(Tell::PodAndSlice, "/slow?ms=3", (2, 15)).await;
 }
 

@@ -1,4 +1,4 @@
-//! Endpoints on loopback that do as a script says, and count who comes.
+//! Endpoints on loopback that follow a script and count their connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::serve::serve;
 
-/// It does as [`serve`] does. Ends at drop.
+/// An endpoint that runs [`serve`]. It ends at drop.
 pub struct Scripted {
     pub address: SocketAddr,
     accepted: Arc<AtomicUsize>,
