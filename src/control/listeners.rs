@@ -14,7 +14,7 @@ use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::contract::snapshot::Snapshot;
-use crate::control::wanted::{WantedKey, WantedListener, wanted};
+use crate::control::wanted::{Origin, WantedListener, wanted};
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
 use crate::proxy::shared::{Shared, WorkerCommand};
@@ -22,7 +22,7 @@ use crate::proxy::shared::{Shared, WorkerCommand};
 /// The wanted listeners and their sockets.
 #[derive(Default)]
 pub struct Listeners {
-    listeners: BTreeMap<WantedKey, Listener>,
+    listeners: BTreeMap<Key, Listener>,
     next_id: u64,
     /// To close at the next [`Listeners::retry`].
     unwanted: Vec<Arc<ListenerSpec>>,
@@ -35,6 +35,9 @@ pub struct Listeners {
     /// The process shuts down: nothing is bound any more.
     closed: bool,
 }
+
+/// A listener's origin and name.
+type Key = (Origin, String);
 
 struct Listener {
     config: ListenerConfig,
@@ -77,8 +80,11 @@ impl Listeners {
         }
         let claimed = snapshot.ports.values().filter(|port| port.claimed);
         let node_ports = claimed.filter_map(|port| Some((port.key.clone(), port.node_port?)));
-        let wanted = wanted(config, node_ports, socket::has_ipv6());
-        let changed = |key: &WantedKey, now: &Listener| {
+        let wanted: BTreeMap<Key, WantedListener> = wanted(config, node_ports, socket::has_ipv6())
+            .into_iter()
+            .map(|it| ((it.origin, it.config.name.clone()), it))
+            .collect();
+        let changed = |key: &Key, now: &Listener| {
             wanted
                 .get(key)
                 .is_none_or(|wanted| wanted.config != now.config)
@@ -89,7 +95,13 @@ impl Listeners {
                 self.unwanted.push(spec);
             }
         }
-        for (key, WantedListener { config, taken_by }) in wanted {
+        for (
+            key,
+            WantedListener {
+                config, taken_by, ..
+            },
+        ) in wanted
+        {
             let port = snapshot.port(&config.service, &config.port);
             let protocol = config.protocol.or(port.map(|port| port.protocol));
             let protocol = protocol.unwrap_or(Protocol::Auto);

@@ -2,7 +2,7 @@
 //!
 //! The control loop binds what it returns, and `ebbtide check` prints it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::config::settings::{Config, ListenerConfig};
@@ -18,54 +18,55 @@ pub enum Origin {
     NodePort,
 }
 
-/// A listener's key. The two origins share no names: a configured listener may be named like a derived one.
-pub type WantedKey = (Origin, String);
-
-/// A listener that is wanted.
+/// A listener that is wanted. The two origins share no names: a configured listener may be named
+/// like a derived one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WantedListener {
+    /// Where it comes from.
+    pub origin: Origin,
     /// What to bind, and what it serves.
     pub config: ListenerConfig,
-    /// The name of the listener that has this address already: this one is not bound. `SO_REUSEPORT` would let both
-    /// bind, and would split the clients between two Services.
+    /// The name of the listener that has this address already: this one is not bound.
+    /// `SO_REUSEPORT` would let both bind, and would split the clients between two Services.
     pub taken_by: Option<String>,
 }
 
-/// The listeners that are wanted. `node_ports` are the claimed Services' ports with their nodePort. `has_ipv6`: this
-/// machine can bind `::`.
+/// The listeners that are wanted: the configured ones in their order, then the nodePorts by name.
+/// `node_ports` are the claimed Services' ports with their nodePort. `has_ipv6`: this machine can
+/// bind `::`.
 pub fn wanted(
     config: &Config,
     node_ports: impl IntoIterator<Item = (PortKey, u16)>,
     has_ipv6: bool,
-) -> BTreeMap<WantedKey, WantedListener> {
-    let mut listeners = BTreeMap::new();
-    for listener in &config.listeners {
-        let key = (Origin::Configured, listener.name.clone());
-        listeners.insert(key, listener.clone());
-    }
+) -> Vec<WantedListener> {
+    let mut derived = Vec::new();
     for (port, node_port) in node_ports {
         for address in &config.node_port_addresses {
             // `::` is a default. Nothing is wrong on a machine without IPv6.
-            if *address == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && !has_ipv6 {
-                continue;
+            if *address != IpAddr::V6(Ipv6Addr::UNSPECIFIED) || has_ipv6 {
+                derived.push(of_node_port(&port, node_port, *address));
             }
-            let listener = of_node_port(&port, node_port, *address);
-            listeners.insert((Origin::NodePort, listener.name.clone()), listener);
         }
     }
+    derived.sort_by(|a, b| a.name.cmp(&b.name));
+    let configured = config.listeners.iter().cloned();
+    let all = configured.map(|config| (Origin::Configured, config));
+    let all = all.chain(derived.into_iter().map(|config| (Origin::NodePort, config)));
     let mut owners: HashMap<SocketAddr, String> = HashMap::new();
-    listeners
-        .into_iter()
-        .map(|(key, config)| {
-            // Port 0 asks for any free port, so two listeners may name it.
-            let taken_by = match config.address.port() {
-                0 => None,
-                _ => owners.get(&config.address).cloned(),
-            };
-            owners.entry(config.address).or_insert(config.name.clone());
-            (key, WantedListener { config, taken_by })
-        })
-        .collect()
+    all.map(|(origin, config)| {
+        // Port 0 asks for any free port, so several listeners may name it.
+        let is_fixed = config.address.port() != 0;
+        let taken_by = owners.get(&config.address).filter(|_| is_fixed).cloned();
+        owners
+            .entry(config.address)
+            .or_insert_with(|| config.name.clone());
+        WantedListener {
+            origin,
+            config,
+            taken_by,
+        }
+    })
+    .collect()
 }
 
 fn of_node_port(port: &PortKey, node_port: u16, address: IpAddr) -> ListenerConfig {
@@ -110,22 +111,16 @@ mod tests {
     #[test]
     fn a_node_port_is_wanted_on_each_address() {
         let all = wanted(&config(&["0.0.0.0", "::"]), [(key("shop"), 30_080)], true);
-        let addresses: Vec<String> = all
-            .values()
-            .map(|it| it.config.address.to_string())
-            .collect();
+        let addresses: Vec<String> = all.iter().map(|it| it.config.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:30080", "[::]:30080"]);
-        assert!(all.values().all(|it| it.taken_by.is_none()));
+        assert!(all.iter().all(|it| it.taken_by.is_none()));
     }
 
     #[test]
     fn without_ipv6_the_unspecified_address_is_left_out() {
         let config = config(&["0.0.0.0", "::", "::1"]);
         let all = wanted(&config, [(key("shop"), 30_080)], false);
-        let addresses: Vec<String> = all
-            .values()
-            .map(|it| it.config.address.to_string())
-            .collect();
+        let addresses: Vec<String> = all.iter().map(|it| it.config.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:30080", "[::1]:30080"]);
     }
 
@@ -136,10 +131,7 @@ mod tests {
         config.listeners = vec![configured("web/shop:80@0.0.0.0", "0.0.0.0:30080")];
         let all = wanted(&config, [(key("shop"), 30_080)], true);
         assert_eq!(all.len(), 2, "neither replaces the other");
-        let taken: Vec<_> = all
-            .into_iter()
-            .map(|((origin, _), it)| (origin, it.taken_by))
-            .collect();
+        let taken: Vec<_> = all.into_iter().map(|it| (it.origin, it.taken_by)).collect();
         assert_eq!(
             taken,
             [
@@ -156,7 +148,7 @@ mod tests {
         config.listeners = vec![configured("a", any), configured("b", any)];
         let all = wanted(&config, [(key("y"), 30_080), (key("x"), 30_080)], true);
         let taken: Vec<_> = all
-            .values()
+            .iter()
             .filter_map(|it| Some((&it.config.name, it.taken_by.as_ref()?)))
             .collect();
         assert_eq!(
