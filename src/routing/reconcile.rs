@@ -1,4 +1,8 @@
-//! Brings one service port up to what its merge says: endpoints come, change, and leave.
+//! Brings the entries of one Service port up to its merge: endpoints join, change and leave.
+//!
+//! Invariant: termination is final, removal is not (contract 1.7). A deadline is only shortened
+//! (contract 1.4). This file decides which endpoints leave. It neither publishes nor drains:
+//! `RoutingTable::settle` does both.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -16,7 +20,7 @@ use crate::routing::world::merged::{Fate, MergedEndpoint};
 use crate::routing::world::objects::World;
 
 impl PortEntry {
-    /// Brings the port up to what its merge says now. `news` is what differs from the last merge.
+    /// Brings the entries up to the port's merge. `news` is the difference from the last merge.
     pub(super) fn reconcile(
         &mut self,
         key: &PortKey,
@@ -38,7 +42,7 @@ impl PortEntry {
         self.judge_leaving(world, change);
     }
 
-    /// Endpoints that the slices no longer show.
+    /// Marks endpoints that no slice lists any more.
     fn unlist(&mut self, gone: &[MergedEndpoint], changed: &[MergedEndpoint]) {
         let going: HashSet<Identity> = changed
             .iter()
@@ -54,7 +58,7 @@ impl PortEntry {
         }
     }
 
-    /// An endpoint that is new, or that differs from the last merge.
+    /// Takes in an endpoint that is new or differs from the last merge.
     fn take_in(
         &mut self,
         key: &PortKey,
@@ -77,7 +81,7 @@ impl PortEntry {
                 change.leaves(endpoint, key, trigger);
             }
             if !self.entries.contains_key(&identity) {
-                self.enter(key, merged, registry);
+                self.add(key, merged, registry);
             }
         }
         self.update(&identity, merged, change);
@@ -97,7 +101,7 @@ impl PortEntry {
                 continue;
             }
             self.ended.remove(&identity);
-            let endpoint = self.enter(key, &merged, registry);
+            let endpoint = self.add(key, &merged, registry);
             if let Some(deadline) = before {
                 change.shorten(&endpoint, deadline);
             }
@@ -105,10 +109,11 @@ impl PortEntry {
         }
     }
 
-    /// Endpoints that no slice lists: each leaves, or stays out while its pod lives.
+    /// Decides about endpoints that no slice lists. An endpoint leaves, or it stays out of rotation
+    /// while its pod lives (contract 1.7).
     fn judge_unlisted(&mut self, key: &PortKey, world: &World, change: &mut Change) {
         for identity in self.unlisted.iter().cloned().collect::<Vec<_>>() {
-            // Without a UID, nothing is known of a pod once no slice names it.
+            // Without a UID, nothing is known about a pod once no slice names it.
             let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
             let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
             let out = |conditions| Conditions {
@@ -140,7 +145,8 @@ impl PortEntry {
         }
     }
 
-    /// Endpoints that drain already: later news of their pods may shorten their deadlines.
+    /// Shortens the deadlines of endpoints that drain already, where there is news about their
+    /// pods.
     fn judge_leaving(&self, world: &World, change: &mut Change) {
         for endpoint in &self.leaving {
             let Some(pod) = &endpoint.pod else { continue };
@@ -154,7 +160,7 @@ impl PortEntry {
     }
 
     /// Adds a new endpoint to the port, out of rotation.
-    fn enter(
+    fn add(
         &mut self,
         key: &PortKey,
         merged: &MergedEndpoint,
@@ -176,7 +182,7 @@ impl PortEntry {
         endpoint
     }
 
-    /// Brings an entry up to what was merged of it.
+    /// Brings an entry up to its merged endpoint.
     pub(super) fn update(
         &mut self,
         identity: &Identity,
@@ -189,7 +195,8 @@ impl PortEntry {
             entry.joined |= !join_check;
             entry.set_conditions(merged.conditions);
             if entry.endpoint.is_ejected() && entry.out && entry.joined {
-                // Its probe ended when it left the rotation: prove it anew.
+                // The probe of an ejected endpoint ends when the endpoint goes out of rotation, so
+                // the endpoint has to pass the join check again.
                 entry.joined = false;
             }
             entry.probe(change);
@@ -209,7 +216,8 @@ impl PortEntry {
         }
     }
 
-    /// What the world has at these addresses; `None` if that alone does not tell what became of the port.
+    /// The merged endpoints at these addresses. `None` if the addresses alone do not determine the
+    /// port's new state.
     pub(super) fn merge_some(
         &self,
         world: &World,
@@ -222,7 +230,8 @@ impl PortEntry {
         let found = world
             .merge_some(service, &spec.port, addresses)
             .filter(|_| !self.ambiguous)?;
-        // The first endpoint may stand for where all of them listen.
+        // Without a numeric `targetPort`, the port's target is the port of its first endpoint. A
+        // new target needs a whole merge.
         let other = self
             .merged
             .iter()
@@ -235,7 +244,8 @@ impl PortEntry {
         (spec.port.target_port.is_some() || spec.target == first).then_some(found)
     }
 
-    /// Puts what was found at these addresses into what was merged last.
+    /// Replaces the endpoints at these addresses in the last merge, and returns the difference.
+    /// Both lists are sorted by address.
     pub(super) fn patch(&mut self, addresses: &BTreeSet<IpAddr>, found: &[MergedEndpoint]) -> News {
         let at = |all: &[MergedEndpoint], ip: IpAddr| {
             let from = all.partition_point(|e| e.address.ip() < ip);
@@ -258,17 +268,17 @@ impl PortEntry {
     }
 }
 
-/// What differs between two merges of a port.
+/// The difference between two merges of a port.
 #[derive(Default)]
 pub(super) struct News {
-    /// New or other than before.
+    /// Endpoints that are new or differ from before.
     pub(super) changed: Vec<MergedEndpoint>,
-    /// No longer there, or only as another.
+    /// Endpoints that are no longer there, or that `changed` replaces, as they were before.
     pub(super) gone: Vec<MergedEndpoint>,
 }
 
 impl News {
-    /// Both ordered by address.
+    /// Compares two merges. Both are sorted by address, and no address is in one of them twice.
     pub(super) fn between(before: &[MergedEndpoint], now: &[MergedEndpoint]) -> Self {
         let mut news = Self::default();
         let mut before = before.iter().peekable();
@@ -286,13 +296,15 @@ impl News {
         news
     }
 
+    /// Adds the difference at further addresses.
     pub(super) fn append(&mut self, mut more: Self) {
         self.changed.append(&mut more.changed);
         self.gone.append(&mut more.gone);
     }
 }
 
-/// Brings what is known of the pod's end to the endpoint: its deadline, and that its silence is suspect.
+/// Applies what is known about the pod's end to the endpoint: the deadline, and for a deleted pod
+/// the shorter limit on silent connections (contract 2.4).
 fn apply_fate(endpoint: &Arc<Endpoint>, fate: &Fate, policy: &Policy, change: &mut Change) {
     match fate {
         Fate::NoPod | Fate::Alive | Fate::Terminating { deadline: None, .. } => {}
