@@ -1,4 +1,8 @@
-//! One change of the table, as it is collected: what it takes out of rotation, and what the control loop does afterwards.
+//! One change of the table while it is collected: the endpoints that it takes out of rotation, and
+//! the work that it leaves to the control loop.
+//!
+//! Invariant: to collect a change publishes nothing and drains nothing. Only deadlines are set
+//! immediately. `RoutingTable::settle` does the rest.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,18 +11,21 @@ use crate::contract::endpoint::Endpoint;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::reason::Trigger;
 
-/// Collects what one event (or one batch of them) changes. `RoutingTable::settle` puts it into force.
+/// What one event, or one batch of events, changes. `RoutingTable::settle` puts it into force.
 pub(super) struct Change {
-    /// When the event arrived, on the monotonic clock: drain deadlines count from here.
+    /// When the event arrived, by the monotonic clock. Drain deadlines count from here (contract
+    /// 1.4).
     pub(super) received: Instant,
     /// Endpoints to drain once the snapshot without them is published.
     pub(super) leavers: Vec<Leaver>,
-    /// Endpoints that are out, reversibly, once the snapshot without them is published.
+    /// Endpoints to take out of rotation once the snapshot without them is published. They may
+    /// return.
     pub(super) outs: Vec<Arc<Endpoint>>,
+    /// The work that the change leaves to the control loop.
     pub(super) chores: Chores,
 }
 
-/// An endpoint to drain.
+/// An endpoint to drain, its Service port, and the signal that ends it.
 pub(super) struct Leaver {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) key: PortKey,
@@ -34,11 +41,13 @@ pub struct Chores {
     pub deadlines: Vec<Arc<Endpoint>>,
     /// New warnings, with the Service that each is about.
     pub warnings: Vec<(ObjectName, String)>,
-    /// A Service came, went, or changed its ports or its claim: the listeners that are wanted may differ.
+    /// A Service appeared or disappeared, or its ports or its claim changed. The set of wanted
+    /// listeners may differ.
     pub listeners: bool,
 }
 
 impl Change {
+    /// An empty change for an event that arrived at `received`.
     pub(super) fn new(received: Instant) -> Self {
         Self {
             received,
@@ -48,6 +57,7 @@ impl Change {
         }
     }
 
+    /// Notes an endpoint to drain.
     pub(super) fn leaves(&mut self, endpoint: Arc<Endpoint>, key: &PortKey, trigger: Trigger) {
         self.leavers.push(Leaver {
             endpoint,
@@ -56,7 +66,7 @@ impl Change {
         });
     }
 
-    /// Sets the endpoint's drain deadline, or shortens it.
+    /// Sets the endpoint's drain deadline, or shortens it. Ignores a later deadline.
     pub(super) fn shorten(&mut self, endpoint: &Arc<Endpoint>, deadline: Instant) {
         if endpoint.shorten_deadline(deadline) {
             self.chores.deadlines.push(endpoint.clone());
@@ -65,6 +75,7 @@ impl Change {
 }
 
 impl Chores {
+    /// Adds the chores of another change.
     pub fn append(&mut self, mut more: Self) {
         self.join.append(&mut more.join);
         self.deadlines.append(&mut more.deadlines);

@@ -1,4 +1,8 @@
-//! One endpoint of a port, as the routing side knows it.
+//! One endpoint of a Service port as the table keeps it: its conditions, and what decides whether
+//! it is usable, the last resort or out of rotation.
+//!
+//! Invariant: `terminating` and `expired` are set once and never unset (contract 1.7). The lists
+//! that depend on an entry are in `routing/port.rs`.
 
 use std::sync::Arc;
 
@@ -6,37 +10,42 @@ use crate::contract::endpoint::{Conditions, Endpoint};
 use crate::contract::reason::Trigger;
 use crate::routing::change::Change;
 
+/// An endpoint with what the table knows about it.
 pub(super) struct Entry {
     pub(super) endpoint: Arc<Endpoint>,
-    /// The endpoint's own, kept here too: whoever looks at every entry need not follow each pointer.
+    /// A copy of the endpoint's own conditions, so that a scan of all entries follows no pointers.
     pub(super) conditions: Conditions,
-    /// In [`PortEntry::usable`].
+    /// Its place in `PortEntry::usable`, if it is there.
     pub(super) place: Option<usize>,
-    /// Whether the endpoint has been told so.
+    /// Whether the last rebuild took the endpoint out of rotation. A new endpoint is out.
     pub(super) out: bool,
-    /// Connected to once by this proxy.
+    /// Whether this proxy has connected to the endpoint once, or need not (contract 1.8).
     pub(super) joined: bool,
-    /// The control side is about to find that out.
+    /// Whether a join probe runs.
     pub(super) probing: bool,
-    /// Named by a slice right now.
+    /// Whether a slice lists the endpoint now.
     pub(super) listed: bool,
-    /// Set once, never unset.
+    /// The first signal of its termination.
     pub(super) terminating: Option<Trigger>,
-    /// Its drain deadline has passed: not even a last resort.
+    /// Whether its drain deadline has passed. Then it is not even a last resort.
     pub(super) expired: bool,
 }
 
 impl Entry {
+    /// Whether the endpoint is ready, listed and joined, and does not terminate. It may still be
+    /// ejected.
     pub(super) fn is_usable(&self) -> bool {
         self.listed && self.joined && self.terminating.is_none() && self.conditions.ready
     }
 
+    /// Stores the conditions here and in the endpoint.
     pub(super) fn set_conditions(&mut self, conditions: Conditions) {
         self.conditions = conditions;
         self.endpoint.set_conditions(conditions);
     }
 
-    /// Has it connected to, if that is due. One that is not ready is left alone.
+    /// Requests a join probe, unless the endpoint has joined, is probed already or is in no slice.
+    /// An endpoint that is not ready gets no probe, except one that terminates and still serves.
     pub(super) fn probe(&mut self, change: &mut Change) {
         let wanted =
             self.conditions.ready || (self.conditions.terminating && self.conditions.serving);
@@ -46,17 +55,19 @@ impl Entry {
         }
     }
 
-    /// In rotation, or the last resort.
+    /// Whether the endpoint belongs in rotation: it is usable, or it is a last resort and no
+    /// endpoint serves.
     pub(super) fn stands(&self, any_serves: bool) -> bool {
         self.is_usable() || self.is_last_resort() && !any_serves
     }
 
-    /// Not connected to yet: it may still become the last resort.
+    /// Whether the endpoint may still become the last resort: it serves, but no probe has reached
+    /// it yet.
     pub(super) fn may_join(&self) -> bool {
         self.listed && !self.joined && !self.expired && self.conditions.serving
     }
 
-    /// Serving and terminating (KEP-1669).
+    /// Whether the endpoint terminates and still serves (KEP-1669, contract 1.9).
     pub(super) fn is_last_resort(&self) -> bool {
         self.listed
             && self.joined

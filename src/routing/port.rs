@@ -1,7 +1,9 @@
-//! One port of a Service as its entries stand: which of its endpoints are usable, out, the last resort, or leave.
+//! One Service port with its entries: which of its endpoints are usable, out of rotation, the last
+//! resort, or leaving for good.
 //!
-//! Invariant: an entry is changed by [`PortEntry::alter`] alone, so that the lists kept beside the entries follow it and a
-//! rebuild need look only at what was altered.
+//! Invariant: outside this file, an entry is changed only by `PortEntry::alter`. So the lists
+//! beside the entries stay equal to them, and a rebuild looks only at entries that were altered.
+//! How a merge becomes changes of entries is in `routing/reconcile.rs`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, DefaultHasher};
@@ -21,47 +23,57 @@ use crate::routing::entry::Entry;
 use crate::routing::registry::{Identity, identity, identity_of};
 use crate::routing::world::merged::MergedEndpoint;
 
+/// One Service port as the table keeps it.
 pub(super) struct PortEntry {
-    /// `None` when the Service or its port is gone: nothing is published, connections live on.
+    /// What the Service says about the port. `None` if the Service or the port is gone: nothing is
+    /// published, and connections go on.
     pub(super) spec: Option<Spec>,
     pub(super) policy: Policy,
     pub(super) hold: Arc<Hold>,
     pub(super) metrics: Arc<ServiceMetrics>,
-    /// What was merged last, by address: only what differs from it is looked at again.
+    /// The endpoints of the last merge, sorted by address. Only differences from it are examined.
     pub(super) merged: Vec<MergedEndpoint>,
-    /// See [`MergedPort::ambiguous`].
+    /// Whether the last merge was ambiguous; see `MergedPort::ambiguous`.
     pub(super) ambiguous: bool,
+    /// The endpoints that do not leave. An endpoint whose drain begins loses its entry.
     pub(super) entries: Entries,
-    /// See [`Port::usable`]: the entries that [`Entry::is_usable`].
+    /// The endpoints whose entries are usable; see [`Port::usable`].
     pub(super) usable: EndpointList,
-    /// Entries that no slice names right now.
+    /// Entries that no slice lists now.
     pub(super) unlisted: BTreeSet<Identity>,
     /// Entries that were altered since the last rebuild.
     pub(super) altered: BTreeSet<Identity>,
-    /// Whether any served at the last rebuild.
+    /// Whether an endpoint served at the last rebuild; see [`PortEntry::serves`].
     pub(super) served: bool,
-    /// Drain begun, leases left.
+    /// Endpoints whose drain has begun and is not over.
     pub(super) leaving: Vec<Arc<Endpoint>>,
-    /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
+    /// Endpoints whose drain has begun, and which a slice still lists as terminating. The value is
+    /// the drain deadline. It outlives the endpoint, which may return as the last resort (contract
+    /// 1.9).
     pub(super) ended: HashMap<Identity, Option<Instant>>,
-    /// See [`Port::all`].
+    /// Every endpoint that still exists; see [`Port::all`].
     pub(super) all: EndpointList,
 }
 
-/// What the Service says of one of its ports.
+/// What the Service says about one of its ports.
 pub(super) struct Spec {
     pub(super) port: ServicePortObject,
     pub(super) protocol: Protocol,
+    /// The port on which the endpoints listen; see [`Port::target_port`].
     pub(super) target: Option<u16>,
+    /// See [`Port::claimed`].
     pub(super) claimed: bool,
+    /// See [`Port::handing_back`].
     pub(super) handing_back: bool,
 }
 
-/// Without a random key: the same events make the same table in the same order, so that a seeded test can be run again. What
-/// is hashed comes from the source of truth, not from clients.
+/// The hash has no random key. So the same events build the same table in the same order, and a
+/// seeded test can be run again. That is safe because the keys come from the source of truth, not
+/// from clients.
 type Entries = HashMap<Identity, Entry, BuildHasherDefault<DefaultHasher>>;
 
 impl PortEntry {
+    /// A port without a spec and without endpoints.
     pub(super) fn new(policy: Policy, hold: Arc<Hold>, metrics: Arc<ServiceMetrics>) -> Self {
         Self {
             spec: None,
@@ -81,12 +93,12 @@ impl PortEntry {
         }
     }
 
-    /// Whether any is usable and answers, as far as is known.
+    /// Whether an endpoint is usable and not ejected.
     pub(super) fn serves(&self) -> bool {
         self.usable.iter().any(|endpoint| !endpoint.is_ejected())
     }
 
-    /// The one way to change an entry: the lists that are kept of entries follow.
+    /// Changes an entry, if there is one, and keeps the lists equal to the entries.
     pub(super) fn alter(&mut self, identity: &Identity, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(identity) else {
             return;
@@ -107,6 +119,7 @@ impl PortEntry {
         self.altered.insert(identity.clone());
     }
 
+    /// Removes an entry, also from the lists. `all` still has its endpoint until the drain is over.
     pub(super) fn remove(&mut self, identity: &Identity) -> Option<Entry> {
         let entry = self.entries.remove(identity)?;
         self.unlisted.remove(identity);
@@ -117,6 +130,7 @@ impl PortEntry {
         Some(entry)
     }
 
+    /// Removes a place in `usable`, and notes the new place of the endpoint that moves there.
     fn vacate(&mut self, place: usize) {
         if let Some(moved) = self.usable.swap_remove(place)
             && let Some(entry) = self.entries.get_mut(&identity_of(&moved))
@@ -125,11 +139,13 @@ impl PortEntry {
         }
     }
 
-    /// Sorts the entries into those that stay, those that are out, and those that leave for good.
+    /// Decides for the altered entries which are in rotation, which are out of it, and which leave
+    /// for good.
     pub(super) fn rebuild(&mut self, key: &PortKey, change: &mut Change) {
         let serves = self.serves();
         let altered = std::mem::take(&mut self.altered);
-        // Where some serve, each entry goes by itself; otherwise what becomes of it depends on the others.
+        // If an endpoint serves now and one served at the last rebuild, no entry depends on the
+        // others, so the altered entries suffice. Otherwise each entry depends on the others.
         let looked_at = if serves && self.served {
             altered
         } else {
@@ -168,7 +184,7 @@ impl PortEntry {
         debug_assert!(self.is_in_order(serves), "{key}");
     }
 
-    /// What the lists of entries and a rebuild of some of them promise.
+    /// Whether the lists are equal to the entries, and a rebuild left each entry as it must be.
     fn is_in_order(&self, serves: bool) -> bool {
         let usable = self
             .entries
@@ -198,6 +214,7 @@ impl PortEntry {
             })
     }
 
+    /// The port to publish; `None` if the Service or the port is gone.
     pub(super) fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
         let Spec {
             port,

@@ -1,6 +1,8 @@
-//! Which endpoint lives where: its service port, its place there, and the Services that have endpoints of a pod.
+//! Where each endpoint belongs: its Service port, its place in that port's list, and which Services
+//! have endpoints of a pod. It also creates endpoints and gives them their ids.
 //!
-//! Invariant: an endpoint is registered from its creation until its last lease is gone.
+//! Invariant: an endpoint is registered from its creation until its drain is over. An id is never
+//! used again. The endpoints themselves are kept by their ports.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -13,26 +15,31 @@ use crate::contract::endpoint_list::EndpointList;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::routing::world::merged::MergedEndpoint;
 
-/// Address and pod UID. Together with the [`EndpointId`] they identify one endpoint.
+/// Address and pod UID. They identify an entry of a port. An address that returns after its
+/// termination has the same identity and another [`EndpointId`] (contract 1.7).
 pub(super) type Identity = (SocketAddr, Option<String>);
 
-/// Where a living endpoint belongs.
+/// Where an endpoint belongs.
 pub(super) struct Home {
+    /// Its Service port.
     pub(super) key: PortKey,
+    /// Its identity within the port.
     pub(super) identity: Identity,
     /// Its place in the port's list of all endpoints.
     pub(super) place: usize,
 }
 
+/// All endpoints that exist, by id and by pod.
 pub(super) struct Registry {
     homes: HashMap<EndpointId, Home>,
-    /// Per pod UID: the Services that have endpoints of this pod, with their number.
+    /// For each pod UID, the Services that have endpoints of this pod, and how many each has.
     by_pod: HashMap<String, BTreeMap<ObjectName, usize>>,
     next_id: u64,
     notices: mpsc::UnboundedSender<Notice>,
 }
 
 impl Registry {
+    /// An empty registry. The endpoints that it creates report to `notices`.
     pub(super) fn new(notices: mpsc::UnboundedSender<Notice>) -> Self {
         Self {
             homes: HashMap::new(),
@@ -42,7 +49,7 @@ impl Registry {
         }
     }
 
-    /// Makes an endpoint, out of rotation, and appends it to the port's list `all`.
+    /// Creates an endpoint that is out of rotation, and adds it to the port's list `all`.
     pub(super) fn create(
         &mut self,
         key: &PortKey,
@@ -70,11 +77,13 @@ impl Registry {
         endpoint
     }
 
+    /// Where an endpoint belongs; `None` once it is forgotten.
     pub(super) fn home(&self, id: EndpointId) -> Option<&Home> {
         self.homes.get(&id)
     }
 
-    /// Forgets an endpoint, and returns where it lived. The caller takes it out of its port's list.
+    /// Forgets an endpoint, and returns where it belonged. The caller removes it from its port's
+    /// list.
     pub(super) fn forget(&mut self, endpoint: &Endpoint) -> Option<Home> {
         let home = self.homes.remove(&endpoint.id)?;
         if let Some(pod) = &endpoint.pod
@@ -105,16 +114,19 @@ impl Registry {
         self.by_pod.get(uid).into_iter().flat_map(BTreeMap::keys)
     }
 
+    /// Whether no endpoint is registered.
     pub(super) fn is_empty(&self) -> bool {
         self.homes.is_empty() && self.by_pod.is_empty()
     }
 }
 
+/// The identity of a merged endpoint.
 pub(super) fn identity(merged: &MergedEndpoint) -> Identity {
     let uid = merged.pod.as_ref().map(|pod| pod.uid.clone());
     (merged.address, uid)
 }
 
+/// The identity of an endpoint.
 pub(super) fn identity_of(endpoint: &Endpoint) -> Identity {
     let uid = endpoint.pod.as_ref().map(|pod| pod.uid.clone());
     (endpoint.address, uid)

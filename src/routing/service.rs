@@ -1,4 +1,7 @@
 //! One Service as the table keeps it: its ports, its claim, and the warnings about it.
+//!
+//! Invariant: a change that looks only at some addresses ends in the same entries as a whole merge.
+//! When a Service is served or handed back is decided in `routing/table.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,24 +20,31 @@ use crate::routing::registry::Registry;
 use crate::routing::world::merged::{MergedPort, MergedService};
 use crate::routing::world::objects::World;
 
+/// A Service with its ports.
 pub(super) struct ServiceEntry {
     name: ObjectName,
+    /// The UID of the Service object, where the source gives one.
     pub(super) uid: Option<String>,
+    /// Its ports by number. A port that the Service no longer has stays until its endpoints are
+    /// gone.
     pub(super) ports: BTreeMap<u16, PortEntry>,
+    /// The queue of held clients, shared by all ports.
     hold: Arc<Hold>,
+    /// The warnings that were reported and still hold.
     warnings: Vec<String>,
 }
 
-/// Whose a Service is.
+/// Whether Ebbtide or kube-proxy serves a Service (contract 2.9).
 #[derive(Clone, Copy)]
 pub(super) struct Claim {
-    /// Ebbtide serves it: it is claimed, or a configured listener names it.
+    /// Whether Ebbtide serves it: it is claimed, or a configured listener names it.
     pub(super) ours: bool,
-    /// Its nodePorts are to be bound.
+    /// Whether Ebbtide binds its nodePorts.
     pub(super) listening: bool,
 }
 
 impl ServiceEntry {
+    /// A Service without ports.
     pub(super) fn new(name: &ObjectName) -> Self {
         Self {
             name: name.clone(),
@@ -45,16 +55,19 @@ impl ServiceEntry {
         }
     }
 
+    /// Whether Ebbtide binds the nodePorts of this Service.
     pub(super) fn is_claimed(&self) -> bool {
         let claimed = |port: &PortEntry| port.spec.as_ref().is_some_and(|spec| spec.claimed);
         self.ports.values().any(claimed)
     }
 
+    /// Whether a client is connected to one of the ports.
     pub(super) fn has_clients(&self) -> bool {
         let active = |port: &PortEntry| port.metrics.connections_active.get() > 0;
         self.ports.values().any(active)
     }
 
+    /// The key of one of its ports.
     pub(super) fn key(&self, port: u16) -> PortKey {
         PortKey {
             service: self.name.clone(),
@@ -62,7 +75,8 @@ impl ServiceEntry {
         }
     }
 
-    /// Another Service has taken this name: nothing of the old one may serve the new one.
+    /// Removes all endpoints, because another Service has taken this name. Nothing of the old
+    /// Service may serve the new one (contract 2.8).
     pub(super) fn replace(&mut self, uid: Option<String>, change: &mut Change) {
         for (number, port) in &mut self.ports {
             let key = PortKey {
@@ -83,7 +97,8 @@ impl ServiceEntry {
         self.uid = uid;
     }
 
-    /// Brings every port up to the merge. `None`: there is no such Service, or it is not ours.
+    /// Brings every port up to the merge. `merged` is `None` if the Service does not exist or
+    /// Ebbtide does not serve it.
     pub(super) fn reconcile(
         &mut self,
         merged: Option<MergedService>,
@@ -116,7 +131,8 @@ impl ServiceEntry {
         change.chores.listeners = true;
     }
 
-    /// What the Service says of its ports, into their entries. Returns the merged ports by number, and the warnings.
+    /// Stores what the Service says about its ports. Returns the merged ports by number, and the
+    /// warnings.
     fn take_specs(
         &mut self,
         merged: MergedService,
@@ -157,8 +173,8 @@ impl ServiceEntry {
         (ports, warnings)
     }
 
-    /// Brings only the endpoints at these addresses up to the merge. Returns `false`, and changes nothing, where these
-    /// addresses alone do not show what became of the Service.
+    /// Brings only the endpoints at these addresses up to the merge. Returns `false` and changes
+    /// nothing if the addresses alone do not determine the Service's new state.
     pub(super) fn reconcile_some(
         &mut self,
         addresses: &BTreeSet<IpAddr>,
@@ -180,7 +196,8 @@ impl ServiceEntry {
         true
     }
 
-    /// Whether the entries are what a whole merge would make of them: what [`Self::reconcile_some`] promises.
+    /// Whether the last merge of each port is equal to a whole merge, as [`Self::reconcile_some`]
+    /// promises.
     pub(super) fn is_as_merged(&self, world: &World) -> bool {
         let merged = world.merge(&self.name);
         let merged = merged.map(|merged| merged.ports).unwrap_or_default();
@@ -193,7 +210,7 @@ impl ServiceEntry {
         })
     }
 
-    /// Reports the warnings that are new.
+    /// Reports those of the warnings that are new, and remembers them all.
     fn warn(&mut self, warnings: Vec<String>, change: &mut Change) {
         if warnings == self.warnings {
             return;

@@ -1,8 +1,12 @@
-//! The routing table and its single writer: merged services in, one published [`Snapshot`] out, then `begin_drain`.
+//! The routing table and its single writer: it takes in merged Services, publishes one
+//! [`Snapshot`], and then begins the drains of the endpoints that leave.
 //!
-//! **A terminating endpoint leaves rotation in `RoutingTable::settle`**: the snapshot without it is published first,
-//! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
-//! control thread; it neither connects (see [`crate::control::event_loop`]) nor waits.
+//! **A terminating endpoint leaves rotation in `RoutingTable::settle`.** It publishes the snapshot
+//! without the endpoint first and begins the drain second (contract 1.2). After it has returned,
+//! nothing more is dispatched to the endpoint.
+//!
+//! The table belongs to the control thread. It neither connects nor waits; see
+//! [`crate::control::event_loop`].
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -26,13 +30,15 @@ use crate::routing::service::{Claim, ServiceEntry};
 use crate::routing::world::merged::MergedService;
 use crate::routing::world::objects::{Touched, World};
 
-/// The single writer. Every method that alters what may be dispatched to ends in `RoutingTable::settle`.
+/// The single writer of the snapshot. Every method that changes which endpoints may get a dispatch
+/// ends in `RoutingTable::settle`.
 pub struct RoutingTable {
     config: Arc<Config>,
-    /// Services that configured listeners name. Besides them, only claimed Services are routed.
+    /// Services that configured listeners name. All other Services are routed only while they are
+    /// claimed or handed back.
     named: BTreeSet<ObjectName>,
     services: BTreeMap<ObjectName, ServiceEntry>,
-    /// Services whose claim was taken off, and when.
+    /// Services whose claim was removed, and when.
     released: BTreeMap<ObjectName, Instant>,
     registry: Registry,
     generation: u64,
@@ -43,7 +49,7 @@ pub struct RoutingTable {
 }
 
 impl RoutingTable {
-    /// An empty table. Endpoints report to `notices`.
+    /// An empty table. Its endpoints report to `notices`.
     pub fn new(
         config: Arc<Config>,
         snapshot: Arc<ArcSwap<Snapshot>>,
@@ -67,20 +73,23 @@ impl RoutingTable {
         table
     }
 
-    /// Counts the snapshots that were published. Held clients wait for the next one; workers then look for endpoints
-    /// that left.
+    /// Counts the published snapshots. Held clients wait for the next count, and workers then look
+    /// for endpoints that left.
     pub fn generations(&self) -> watch::Sender<u64> {
         self.published.clone()
     }
 
-    /// Takes a new configuration. Its effect shows at the next [`RoutingTable::apply`] of each Service.
+    /// Takes a new configuration. It takes effect for each Service at its next
+    /// [`RoutingTable::apply`].
     pub fn set_config(&mut self, config: Arc<Config>) {
         self.named = config.listeners.iter().map(|l| l.service.clone()).collect();
         self.config = config;
     }
 
-    /// Takes in the merge of every touched Service, publishes, then drains the leavers. When this has returned, nothing
-    /// more is dispatched to an endpoint that the change ended.
+    /// Takes in the merge of every touched Service, publishes, and then drains the endpoints that
+    /// leave. After this has returned, nothing more is dispatched to those endpoints.
+    ///
+    /// `received` is when the event arrived, by the monotonic clock. Drain deadlines count from it.
     pub fn apply(&mut self, world: &World, touched: &Touched, received: Instant) -> Chores {
         let mut change = Change::new(received);
         let mut changed = touched.addresses.clone();
@@ -113,8 +122,9 @@ impl RoutingTable {
         self.settle(&services.cloned().collect::<Vec<_>>(), change)
     }
 
-    /// Takes in the results of join probes. An endpoint that accepted a connection may serve. For the others the probe
-    /// gave up, since nothing may be dispatched to them now.
+    /// Takes in the results of join probes: `true` if the endpoint accepted a connection. Then it
+    /// may serve. `false` means that the probe gave up, because nothing may be dispatched to the
+    /// endpoint now.
     pub fn probed(&mut self, results: &[(EndpointId, bool)]) -> Chores {
         let mut change = Change::new(Instant::now());
         let mut services = BTreeSet::new();
@@ -132,7 +142,7 @@ impl RoutingTable {
         self.settle(&services.into_iter().collect::<Vec<_>>(), change)
     }
 
-    /// Alters an endpoint's entry, where it has one, and returns its service port.
+    /// Changes an endpoint's entry and returns its Service port; `None` if there is no such entry.
     fn alter(&mut self, id: EndpointId, change: impl FnOnce(&mut Entry)) -> Option<PortKey> {
         let Home { key, identity, .. } = self.registry.home(id)?;
         let port = self
@@ -147,14 +157,14 @@ impl RoutingTable {
         Some(key.clone())
     }
 
-    /// The queue of clients that wait for this endpoint's service port.
+    /// The queue of clients that wait for an endpoint of this endpoint's Service.
     pub fn hold(&self, id: EndpointId) -> Option<&Arc<Hold>> {
         let key = &self.registry.home(id)?.key;
         Some(&self.services.get(&key.service)?.ports.get(&key.port)?.hold)
     }
 
-    /// Endpoints were ejected, or accept connections again. The last resort may be another endpoint now, even a drained
-    /// one, and held clients may try.
+    /// Takes in that endpoints were ejected, or accept connections again. So another endpoint, even
+    /// a drained one, may become the last resort (contract 1.9), and held clients may try again.
     pub fn answering_changed(&mut self, world: &World, ids: &[EndpointId], now: Instant) -> Chores {
         let homes = ids.iter().filter_map(|id| self.registry.home(*id));
         let touched = Touched {
@@ -166,7 +176,8 @@ impl RoutingTable {
         self.apply(world, &touched, now)
     }
 
-    /// A drain deadline has passed: the endpoint is out, and what is in flight is replayed or cut.
+    /// Acts on a drain deadline that has passed: the endpoint leaves rotation, and what is in
+    /// flight on it is replayed or cut (contract 1.4).
     pub fn expire(&mut self, endpoint: &Arc<Endpoint>) {
         if let Some(key) = self.alter(endpoint.id, |entry| entry.expired = true) {
             self.settle(&[key.service], Change::new(Instant::now()));
@@ -174,7 +185,7 @@ impl RoutingTable {
         endpoint.force.cancel();
     }
 
-    /// The last leases of these endpoints are gone: the table forgets them.
+    /// Forgets endpoints whose drain is over: their last leases are gone.
     pub fn drained(&mut self, endpoints: &[Arc<Endpoint>]) {
         let ids: HashSet<EndpointId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
         let mut ports = BTreeSet::new();
@@ -206,13 +217,13 @@ impl RoutingTable {
             .get_mut(&key.port)
     }
 
-    /// Whether nothing is remembered of any endpoint. For tests.
+    /// Whether the table remembers no endpoint and no Service. For tests.
     #[doc(hidden)]
     pub fn is_empty(&self) -> bool {
         self.registry.is_empty() && self.services.is_empty() && self.released.is_empty()
     }
 
-    /// When to let go of the next Service whose claim was taken off.
+    /// When the next Service whose claim was removed loses its nodePorts.
     pub fn next_hand_back(&self) -> Option<Instant> {
         let is_claimed = |name: &ObjectName| {
             self.services
@@ -223,8 +234,8 @@ impl RoutingTable {
         listening.map(|(_, at)| *at + HAND_BACK).min()
     }
 
-    /// Lets go of Services whose claim was taken off: of their nodePorts once kube-proxy has had its time, of the rest
-    /// once the last client is gone.
+    /// Hands back Services whose claim was removed: their nodePorts after [`HAND_BACK`], and the
+    /// rest when the last client is gone (contract 2.9).
     pub fn hand_back(&mut self, world: &World, now: Instant) -> Chores {
         if self.released.is_empty() {
             return Chores::default();
@@ -236,7 +247,7 @@ impl RoutingTable {
         self.apply(world, &touched, now)
     }
 
-    /// Since when a Service is no longer claimed.
+    /// Notes whether a Service is claimed. Returns when its claim was removed, if it was.
     fn released(
         &mut self,
         name: &ObjectName,
@@ -252,7 +263,7 @@ impl RoutingTable {
         self.released.get(name).copied()
     }
 
-    /// Brings one Service up to its merge.
+    /// Brings a whole Service up to its merge.
     fn reconcile(&mut self, world: &World, name: &ObjectName, change: &mut Change) {
         let merged = world.merge(name);
         let claimed = merged.as_ref().is_some_and(|m| m.object.claimed);
@@ -281,8 +292,9 @@ impl RoutingTable {
         self.services.insert(name.clone(), service);
     }
 
-    /// Publishes these Services as their entries stand, then drains the leavers. The order is contract 1.2's: a worker
-    /// that has seen the new snapshot cannot pick a leaver, and a worker that still holds the old one gets no lease.
+    /// Publishes these Services as their entries are now, and then begins the drains. The order is
+    /// that of contract 1.2: a worker with the new snapshot cannot pick a leaving endpoint, and a
+    /// worker with an old snapshot gets no lease on it.
     fn settle(&mut self, services: &[ObjectName], mut change: Change) -> Chores {
         for name in services {
             let Some(service) = self.services.get_mut(name) else {
@@ -333,6 +345,8 @@ impl RoutingTable {
         chores
     }
 
+    /// Publishes a snapshot in which these Services are new and all others as before. Forgets ports
+    /// and Services that have nothing left.
     fn publish(&mut self, services: &[ObjectName]) {
         self.generation += 1;
         let mut next = Snapshot {
@@ -377,6 +391,6 @@ impl RoutingTable {
     }
 }
 
-/// How long a nodePort stays bound once its Service is kube-proxy's again, whose rules then take precedence: it writes them
-/// within a second as a rule, and later where there are many.
+/// How long a nodePort stays bound after its Service's claim was removed. kube-proxy then writes
+/// its rules, which take precedence: usually within a second, and later if there are many rules.
 pub const HAND_BACK: Duration = Duration::from_secs(10);
