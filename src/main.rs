@@ -30,12 +30,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config: file } => {
             let config = Config::load(&file)?;
-            log::init();
+            let _log = log::init();
             app::run(config, Some(file))?;
         }
         Command::Proxy(proxy) => {
             let config = proxy.config()?;
-            log::init();
+            let _log = log::init();
             app::run(config, None)?;
         }
         Command::Check { config } => {

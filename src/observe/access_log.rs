@@ -6,13 +6,13 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
 
 use crate::contract::name::PortKey;
+use crate::observe::lines::{Lines, Writer};
 
 /// One HTTP exchange or one TCP connection. For a TCP connection `method`, `target` and `status`
 /// are `None`.
@@ -64,14 +64,11 @@ pub fn access_log_line(entry: &AccessEntry<'_>, line: &mut Vec<u8>) {
 
 /// The workers' end of the access log. It is cheap to clone and never waits.
 #[derive(Debug, Clone)]
-pub struct AccessLog {
-    lines: mpsc::SyncSender<Vec<u8>>,
-    dropped: IntCounter,
-}
+pub struct AccessLog(Lines);
 
-/// The writing thread. It ends when every [`AccessLog`] has been dropped and the queue is written.
+/// The thread that writes the access log.
 #[derive(Debug)]
-pub struct AccessLogWriter(mpsc::Receiver<()>);
+pub struct AccessLogWriter(Writer);
 
 /// Lines that may wait to be written: some megabytes, or about a second at full load.
 const QUEUED_LINES: usize = 16 * 1024;
@@ -86,25 +83,18 @@ impl AccessLog {
         output: impl Write + Send + 'static,
         dropped: IntCounter,
     ) -> io::Result<(Self, AccessLogWriter)> {
-        let (lines, queue) = mpsc::sync_channel(QUEUED_LINES);
-        let (done, finished) = mpsc::channel();
-        let lost = dropped.clone();
-        std::thread::Builder::new()
-            .name("access-log".into())
-            .spawn(move || {
-                write_lines(output, &queue, &lost);
-                drop(done);
-            })?;
-        Ok((Self { lines, dropped }, AccessLogWriter(finished)))
+        let broken = |error| {
+            tracing::error!(%error, "cannot write the access log to standard output; lines are dropped and counted");
+        };
+        let (lines, writer) = Lines::start("access-log", QUEUED_LINES, output, dropped, broken)?;
+        Ok((Self(lines), AccessLogWriter(writer)))
     }
 
     /// Queues a line for the entry. A full queue drops the line and counts it.
     pub fn write(&self, entry: &AccessEntry<'_>) {
         let mut line = Vec::with_capacity(320);
         access_log_line(entry, &mut line);
-        if self.lines.try_send(line).is_err() {
-            self.dropped.inc();
-        }
+        self.0.push(line);
     }
 }
 
@@ -112,33 +102,9 @@ impl AccessLogWriter {
     /// Waits until the thread has written everything, at most for `patience`, because standard
     /// output may be a pipe that nobody reads. Returns whether everything is written.
     pub fn finish(self, patience: Duration) -> bool {
-        self.0.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Disconnected)
+        self.0.finish(patience)
     }
 }
-
-/// Writes the queued lines in pieces, until every sender is gone. A piece that cannot be written is
-/// counted as dropped, and the next piece is tried. Only the first failure is logged.
-fn write_lines(mut output: impl Write, queue: &mpsc::Receiver<Vec<u8>>, dropped: &IntCounter) {
-    let mut failed = false;
-    while let Ok(mut piece) = queue.recv() {
-        let mut lines = 1;
-        while piece.len() < PIECE
-            && let Ok(line) = queue.try_recv()
-        {
-            piece.extend_from_slice(&line);
-            lines += 1;
-        }
-        if let Err(error) = output.write_all(&piece).and_then(|()| output.flush()) {
-            dropped.inc_by(lines);
-            if !std::mem::replace(&mut failed, true) {
-                tracing::error!(%error, "cannot write the access log to standard output; lines are dropped and counted");
-            }
-        }
-    }
-}
-
-/// Bytes of one write, about.
-const PIECE: usize = 64 << 10;
 
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     crate::text::timestamp(*time).serialize(serializer)
@@ -164,40 +130,6 @@ fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::
 mod tests {
     use super::*;
     use crate::contract::name::ObjectName;
-    use std::sync::{Arc, Mutex};
-
-    /// Collects the output once its gate is open.
-    #[derive(Clone)]
-    struct Output {
-        gate: Arc<Mutex<()>>,
-        written: Arc<Mutex<Vec<u8>>>,
-        broken: bool,
-    }
-
-    impl Output {
-        fn new(broken: bool) -> Self {
-            Self {
-                gate: Arc::default(),
-                written: Arc::default(),
-                broken,
-            }
-        }
-    }
-
-    impl Write for Output {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _open = self.gate.lock().unwrap();
-            if self.broken {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            self.written.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     fn service() -> PortKey {
         PortKey {
@@ -277,47 +209,5 @@ mod tests {
             read["method"].is_null() && read["target"].is_null() && read["status"].is_null(),
             "{read}"
         );
-    }
-
-    #[test]
-    fn a_reader_that_stalls_costs_lines_and_never_time() {
-        let dropped = IntCounter::new("dropped", "x").unwrap();
-        let output = Output::new(false);
-        let (log, writer) = AccessLog::start(output.clone(), dropped.clone()).unwrap();
-        let service = service();
-        let sent = QUEUED_LINES as u64 * 2;
-        {
-            let _closed = output.gate.lock().unwrap();
-            for _ in 0..sent {
-                log.write(&entry(&service, b"/"));
-            }
-            assert!(dropped.get() > 0);
-        }
-        drop(log);
-        assert!(
-            writer.finish(Duration::from_secs(60)),
-            "the whole queue is written at the end"
-        );
-        let lines = output
-            .written
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|&&b| b == b'\n')
-            .count() as u64;
-        assert_eq!(lines + dropped.get(), sent, "written or counted as dropped");
-        assert!(lines >= QUEUED_LINES as u64);
-    }
-
-    #[test]
-    fn a_broken_output_is_counted_too() {
-        let dropped = IntCounter::new("dropped", "x").unwrap();
-        let (log, writer) = AccessLog::start(Output::new(true), dropped.clone()).unwrap();
-        for _ in 0..100 {
-            log.write(&entry(&service(), b"/"));
-        }
-        drop(log);
-        assert!(writer.finish(Duration::from_secs(60)));
-        assert_eq!(dropped.get(), 100);
     }
 }

@@ -1,12 +1,15 @@
 //! The process's log on standard error: text on a terminal, one JSON object per line elsewhere.
 //!
 //! Invariant: an event is one line without control characters, whatever its fields hold. Events are
-//! few (never one per request), and the thread that logs writes them itself. The access log is in
-//! `access_log.rs`.
+//! few (never one per request). They go through a bounded queue to a thread of its own, so that a
+//! reader that stalls stops no other thread. The access log is in `access_log.rs`.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
+use prometheus::{IntCounter, Opts};
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
@@ -14,42 +17,100 @@ use tracing_subscriber::fmt::{FormatFields, format};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::observe::lines::{Lines, Writer};
 use crate::text::one_line;
 
 /// Starts the log on standard error. `EBBTIDE_LOG` sets the level in tracing's filter syntax, for
 /// example `debug` or `info,ebbtide::discovery=trace`; the default is `info`. No effect if a log
-/// was started before.
-pub fn init() {
+/// was started before. The caller keeps the result until the process ends.
+pub fn init() -> Log {
     let wanted = std::env::var(LEVEL_VARIABLE)
         .ok()
         .filter(|text| !text.trim().is_empty());
     let (filter, refused) = filter(wanted.as_deref());
-    let terminal = io::stderr().is_terminal();
+    let (lines, writer) = match Lines::start("log", QUEUED_LINES, io::stderr(), dropped(), drop) {
+        Ok((lines, writer)) => (Arc::new(Mutex::new(Some(lines))), Some(writer)),
+        Err(_) => (Arc::default(), None),
+    };
+    let output = Output(lines.clone());
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer();
-    let started = if terminal {
+    let started = if io::stderr().is_terminal() {
         // https://no-color.org
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let layer = layer.fmt_fields(human_fields()).with_writer(io::stderr);
+        let layer = layer.fmt_fields(human_fields());
+        let layer = layer.with_writer(move || output.clone());
         registry
             .with(layer.with_target(false).with_ansi(colour))
             .try_init()
     } else {
-        registry
-            .with(
-                layer
-                    .json()
-                    .flatten_event(true)
-                    .with_writer(|| JsonLines(io::stderr())),
-            )
-            .try_init()
+        let layer = layer.json().flatten_event(true);
+        let layer = layer.with_writer(move || JsonLines(output.clone()));
+        registry.with(layer).try_init()
     };
     if let (Ok(()), Some(error)) = (started, refused) {
         tracing::warn!(%error, "{LEVEL_VARIABLE} is not a log filter such as `debug` or `info,ebbtide=trace`; the level is info");
     }
+    Log { lines, writer }
+}
+
+/// The log of this process, until it ends.
+pub struct Log {
+    lines: Arc<Mutex<Option<Lines>>>,
+    writer: Option<Writer>,
+}
+
+impl Drop for Log {
+    /// Waits a second at most for the last lines. Later lines are written in place.
+    fn drop(&mut self) {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(writer) = self.writer.take() {
+            writer.finish(LAST_LINES);
+        }
+    }
+}
+
+/// Counts the log's lines that were dropped. The log belongs to the process, and so does the count.
+pub fn dropped() -> IntCounter {
+    DROPPED.clone()
+}
+
+/// Queues each event, which the formatter writes in one piece.
+#[derive(Clone)]
+struct Output(Arc<Mutex<Option<Lines>>>);
+
+impl Write for Output {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*lines {
+            Some(lines) => lines.push(event.to_vec()),
+            None => io::stderr().write_all(event)?,
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 const LEVEL_VARIABLE: &str = "EBBTIDE_LOG";
+/// Lines that may wait to be written. A burst of drains writes one line an endpoint.
+const QUEUED_LINES: usize = 4 * 1024;
+/// How long writing the last lines may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
+    let opts = Opts::new(
+        "ebbtide_log_dropped_total",
+        "Lines of the log that were dropped because standard error was not read fast enough.",
+    );
+    let counter = IntCounter::with_opts(opts);
+    counter.unwrap_or_else(|_| unreachable!("the name is a valid metric name"))
+});
 
 /// The filter, and why the wanted filter was refused.
 fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
@@ -92,42 +153,8 @@ impl<W: Write> Write for JsonLines<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use super::*;
-
-    /// Collects the output once its gate is open.
-    #[derive(Clone)]
-    struct Output {
-        gate: Arc<Mutex<()>>,
-        written: Arc<Mutex<Vec<u8>>>,
-        broken: bool,
-    }
-
-    impl Output {
-        fn new(broken: bool) -> Self {
-            Self {
-                gate: Arc::default(),
-                written: Arc::default(),
-                broken,
-            }
-        }
-    }
-
-    impl Write for Output {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _open = self.gate.lock().unwrap();
-            if self.broken {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            self.written.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::observe::lines::tests::Output;
 
     #[test]
     fn a_bad_filter_falls_back_to_info() {
@@ -142,7 +169,7 @@ mod tests {
     fn an_event_is_one_line_whatever_its_fields_hold() {
         let hostile = "a\r\nlevel=ERROR forged\0\t\x1b[31m\x7f\u{85}\u{9b}31m";
         for json in [false, true] {
-            let output = Output::new(false);
+            let output = Output::default();
             let writer = output.clone();
             let layer = tracing_subscriber::fmt::layer();
             let log = || {

@@ -6,7 +6,6 @@
 //! then on with the value 0, so that a rate includes the first increment. [`Metrics::forget`]
 //! removes all of them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
@@ -17,6 +16,7 @@ use prometheus::{
 
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::name::PortKey;
+use crate::observe::log;
 use crate::contract::reason::{CloseReason, Outcome, Trigger};
 
 /// The metric families. [`Metrics::service`] makes the metrics of a Service port.
@@ -46,6 +46,8 @@ pub struct Metrics {
     pub discovery_age: IntGauge,
     /// Access log lines that were dropped.
     pub access_log_dropped: IntCounter,
+    /// Lines of the log that were dropped.
+    pub log_dropped: IntCounter,
 }
 
 const PORT: &[&str] = &["namespace", "service", "port"];
@@ -211,6 +213,7 @@ impl Metrics {
                     "Seconds since the source of truth was last in order; 0 while it is in order.",
                 )?,
             )?,
+            log_dropped: keep(&registry, log::dropped())?,
             access_log_dropped: keep(
                 &registry,
                 IntCounter::new(
@@ -267,22 +270,48 @@ impl Metrics {
     }
 
     /// Removes the metrics of a Service port that is gone. A holder of its [`ServiceMetrics`] may
-    /// go on counting, and nobody sees those counts.
+    /// go on counting, and nobody sees those counts. The cost does not depend on the other ports:
+    /// the labels are closed sets, so each metric is removed by its labels.
     pub fn forget(&self, key: &PortKey) {
-        forget(&self.requests, key);
-        forget(&self.request_duration, key);
-        forget(&self.connections, key);
-        forget(&self.connections_active, key);
-        forget(&self.closes, key);
-        forget(&self.retries, key);
-        forget(&self.failures, key);
-        forget(&self.held, key);
-        forget(&self.held_now, key);
-        forget(&self.endpoints, key);
-        forget(&self.drains, key);
-        forget(&self.drain_duration, key);
-        forget(&self.deletion_lag, key);
-        forget(&self.upstream_connections, key);
+        let port = key.port.to_string();
+        let base = [
+            key.service.namespace.as_str(),
+            key.service.name.as_str(),
+            port.as_str(),
+        ];
+        for class in CLASSES {
+            remove(&self.requests, &base, &[class]);
+        }
+        for protocol in ["http", "tcp"] {
+            remove(&self.connections, &base, &[protocol]);
+        }
+        for reason in CloseReason::ALL {
+            remove(&self.closes, &base, &[reason.as_str()]);
+        }
+        for reason in RETRY_REASONS {
+            remove(&self.retries, &base, &[reason, "ok"]);
+            remove(&self.retries, &base, &[reason, "failed"]);
+        }
+        for outcome in ["released", "expired", "refused", "left"] {
+            remove(&self.held, &base, &[outcome]);
+        }
+        for state in ENDPOINT_STATES {
+            remove(&self.endpoints, &base, &[state]);
+        }
+        for trigger in Trigger::ALL {
+            for outcome in Outcome::ALL {
+                remove(&self.drains, &base, &[trigger.as_str(), outcome.as_str()]);
+            }
+        }
+        for state in ["active", "idle"] {
+            remove(&self.upstream_connections, &base, &[state]);
+        }
+        remove(&self.request_duration, &base, &[]);
+        remove(&self.connections_active, &base, &[]);
+        remove(&self.failures, &base, &[]);
+        remove(&self.held_now, &base, &[]);
+        remove(&self.drain_duration, &base, &[]);
+        remove(&self.deletion_lag, &base, &[]);
     }
 
     /// All metrics in the Prometheus text format.
@@ -302,32 +331,10 @@ fn keep<C: Collector + Clone + 'static>(
     Ok(collector)
 }
 
-/// Removes every metric of one Service port from a family, whatever its other labels are.
-fn forget<B: MetricVecBuilder>(vec: &MetricVec<B>, key: &PortKey) {
-    let port = key.port.to_string();
-    let base = [
-        key.service.namespace.as_str(),
-        key.service.name.as_str(),
-        port.as_str(),
-    ];
-    for family in vec.collect() {
-        for metric in family.get_metric() {
-            let labels: HashMap<&str, &str> = metric
-                .get_label()
-                .iter()
-                .map(|l| (l.name(), l.value()))
-                .collect();
-            if PORT
-                .iter()
-                .zip(base)
-                .all(|(name, value)| labels.get(name) == Some(&value))
-            {
-                // The metric is there: it was just listed, and only the control side removes
-                // metrics.
-                let _ = vec.remove(&labels);
-            }
-        }
-    }
+/// Removes one metric from a family.
+fn remove<B: MetricVecBuilder>(vec: &MetricVec<B>, base: &[&str], extra: &[&str]) {
+    // An error says that there is no such metric: another call has removed it.
+    let _ = vec.remove_label_values(&[base, extra].concat());
 }
 
 #[cfg(test)]
@@ -394,6 +401,7 @@ mod tests {
             ("ebbtide_drain_reaction_seconds", "histogram"),
             ("ebbtide_discovery_age_seconds", "gauge"),
             ("ebbtide_access_log_dropped_total", "counter"),
+            ("ebbtide_log_dropped_total", "counter"),
             ("ebbtide_discovery_errors_total", "counter"),
             ("ebbtide_build_info", "gauge"),
         ] {

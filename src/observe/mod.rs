@@ -4,5 +4,6 @@
 
 pub mod access_log;
 pub mod health;
+mod lines;
 pub mod log;
 pub mod metrics;

@@ -118,6 +118,10 @@ impl RoutingTable {
                 "{name}: {addresses:?}"
             );
         }
+        if touched.services.is_empty() && changed.is_empty() {
+            // The event changes nothing here: no snapshot, no wake-up of the workers.
+            return change.chores;
+        }
         let services = touched.services.iter().chain(changed.keys());
         self.settle(&services.cloned().collect::<Vec<_>>(), change)
     }
@@ -319,7 +323,7 @@ impl RoutingTable {
                 port.leaving.push(leaver.endpoint.clone());
             }
         }
-        self.publish(services);
+        let forgotten = self.publish(services);
         for endpoint in outs {
             endpoint.set_out(true);
         }
@@ -342,12 +346,16 @@ impl RoutingTable {
                 .observe(received.elapsed().as_secs_f64());
         }
         self.published.send_replace(self.generation);
+        // Nothing waits for this, so it comes last.
+        forgotten.iter().for_each(|key| self.metrics.forget(key));
         chores
     }
 
     /// Publishes a snapshot in which these Services are new and all others as before. Forgets ports
     /// and Services that have nothing left.
-    fn publish(&mut self, services: &[ObjectName]) {
+    /// Stores the next snapshot. Returns the ports that the table has forgotten.
+    fn publish(&mut self, services: &[ObjectName]) -> Vec<PortKey> {
+        let mut forgotten = Vec::new();
         self.generation += 1;
         let mut next = Snapshot {
             generation: self.generation,
@@ -376,7 +384,7 @@ impl RoutingTable {
                 let keep =
                     port.spec.is_some() || !port.entries.is_empty() || !port.leaving.is_empty();
                 if !keep {
-                    self.metrics.forget(&PortKey {
+                    forgotten.push(PortKey {
                         service: name.clone(),
                         port: *number,
                     });
@@ -388,6 +396,7 @@ impl RoutingTable {
             }
         }
         self.snapshot.store(Arc::new(next));
+        forgotten
     }
 }
 
