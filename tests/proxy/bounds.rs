@@ -367,7 +367,7 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     }
     tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
     barrier.wait().await;
-    soon("all answers", barrier.wait()).await;
+    soon("all responses", barrier.wait()).await;
     let id = Pid::from_raw(strace.id().unwrap().cast_signed()).unwrap();
     rustix::process::kill_process(id, Signal::INT).unwrap();
     soon("the end of strace", strace.wait()).await.unwrap();

@@ -156,7 +156,7 @@ async fn an_endpoint_is_published_once_it_has_been_connected_to() {
 }
 
 #[tokio::test]
-async fn without_the_join_check_an_endpoint_is_published_at_once() {
+async fn without_the_join_check_an_endpoint_is_published_immediately() {
     let gone = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()

@@ -81,7 +81,7 @@ async fn draining(drain: &str) -> Scene {
     for (method, path) in [("GET", "/gate"), ("GET", "/never"), ("POST", "/never")] {
         in_flight.push(tokio::spawn(async move {
             soon(
-                "an answer",
+                "a response",
                 Client::connect(web)
                     .await
                     .unwrap()

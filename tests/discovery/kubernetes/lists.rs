@@ -15,7 +15,10 @@ async fn an_empty_list_makes_it_ready_and_not_before() {
     let api = Api::start().await;
     api.fault(Kind::Services, Verb::List, Fault::Wait);
     let rig = Rig::launch(&api, "", "");
-    eventually("asked", async || api.count(Kind::Services, Verb::List) == 1).await;
+    eventually("requested", async || {
+        api.count(Kind::Services, Verb::List) == 1
+    })
+    .await;
     let (code, line) = rig.readyz().await;
     assert_eq!(
         (
@@ -47,7 +50,7 @@ async fn it_is_ready_only_when_services_slices_and_pods_are_whole() {
             } else {
                 Verb::Watch
             };
-            eventually("asked", async || api.count(other, verb) > 0).await;
+            eventually("requested", async || api.count(other, verb) > 0).await;
         }
         assert_eq!(rig.readyz().await.0, 503, "{kind:?}");
         if kind == Kind::Pods {
@@ -73,7 +76,10 @@ async fn a_missing_permission_is_named_with_its_cure_and_needs_no_restart() {
     let api = shop(1).await;
     api.fault(Kind::Pods, Verb::List, Fault::Status(403));
     let rig = Rig::launch(&api, "", WEB);
-    eventually("reported", async || rig.readyz().await.1.contains("forbidden")).await;
+    eventually("reported", async || {
+        rig.readyz().await.1.contains("forbidden")
+    })
+    .await;
     let (code, line) = rig.readyz().await;
     for part in [
         "not ready",
@@ -393,7 +399,7 @@ async fn an_expired_continue_token_restarts_the_list() {
     (0..600).for_each(|n| api.apply(&pod(&format!("more-{n}"))));
     api.fault(Kind::Pods, Verb::More, Fault::Wait);
     let rig = Rig::launch(&api, "", WEB);
-    eventually("the second page is asked for", async || {
+    eventually("the second page is requested", async || {
         api.count(Kind::Pods, Verb::More) == 1
     })
     .await;

@@ -173,7 +173,7 @@ async fn a_deadline_counts_by_the_api_servers_clock_and_not_by_ours() {
                     _ => api.order(Kind::Pods, super::api::Order::Cut),
                 }
                 let asked = lists + watches;
-                eventually("asked again", async || {
+                eventually("requested again", async || {
                     api.count(Kind::Pods, Verb::List) + api.count(Kind::Pods, Verb::Watch) > asked
                 })
                 .await;

@@ -183,7 +183,7 @@ async fn a_tunnel_that_is_not_read() {
         let mut stream = narrow(web).await;
         stream.write_all(HEAD).await.unwrap();
         let mut answer = [0; 12];
-        soon("an answer", stream.read_exact(&mut answer))
+        soon("a response", stream.read_exact(&mut answer))
             .await
             .unwrap();
         assert_eq!(&answer, b"HTTP/1.1 101");

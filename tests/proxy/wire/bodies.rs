@@ -198,7 +198,7 @@ async fn sixteen_mebibytes_go_up_and_come_down_at_the_same_time() {
                 writer.write_all(&upload).await.unwrap();
                 writer
             });
-            // The response began before the body was whole. Only Content-Length tells the proxy
+            // The response began before the body was whole. Only Content-Length shows the proxy
             // then that the body is large.
             let closing = if framing.starts_with('C') {
                 "Connection: close\r\n"
