@@ -1,5 +1,6 @@
-//! The routing table, driven by hand. First the effect of one event each, then a property test:
-//! what holds after any sequence of events (contract 1.1 to 1.9).
+//! The routing table, driven by hand through `support::table`. First come tests of the effect of
+//! one event each. Then a property test shows what holds after any sequence of events (contract 1.1
+//! to 1.9). Here nothing listens and nothing connects: sockets are tested in `tests/proxy`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -399,8 +400,7 @@ fn a_service_that_is_neither_claimed_nor_named_is_not_routed() {
 }
 
 #[test]
-fn an_unclaimed_service_is_handed_back_after_kube_proxys_time_and_its_last_client()
- {
+fn an_unclaimed_service_is_handed_back_after_kube_proxys_time_and_its_last_client() {
     let mut rig = Rig::with(&[ready(1, None)]);
     let clients = rig
         .port_of("app")

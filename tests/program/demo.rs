@@ -1,5 +1,7 @@
 //! The tools of the demo (sample application, load generator, fleet, late balancer), tested before
-//! anything is measured with them, and the demo itself.
+//! anything is measured with them, and then the demo itself. Other tests rely on these tools, so a
+//! miscount here would hide a fault there. The demo's figures are not checked, except for what must
+//! always be true.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,5 +1,6 @@
 //! The admin server over real sockets, with an invented table: every path, methods and access,
-//! readiness, `ebbtide status`, and the page in a real browser where one is installed.
+//! readiness, `ebbtide status`, and the page in a real browser where one is installed. No request
+//! changes the proxy. The table's own numbers are tested where they arise.
 
 use std::net::SocketAddr;
 use std::process::Stdio;

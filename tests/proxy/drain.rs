@@ -1,5 +1,6 @@
 //! Drains in the real proxy (contract 1.1 to 1.9): a terminating endpoint leaves rotation, its
-//! connections drain, what is lost with it is replayed, and one receipt counts it all.
+//! connections drain, what is lost with it is replayed, and one receipt counts it all. Replays in
+//! detail are in `replay.rs`, TCP in `tcp.rs`, holds in `hold.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
 //! Holds (contract 1.9): while no endpoint is usable, requests and connections wait. The wait is
-//! bounded in number and in time, and the release is paced.
+//! bounded in number and in time, and the release is paced. After the wait an HTTP client gets 503
+//! and a TCP client gets a reset.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

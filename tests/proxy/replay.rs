@@ -632,7 +632,7 @@ async fn the_request_timeout_bounds_all_attempts_together() {
         eventually("no upstream connection left", async || play.open() == 0).await;
         assert_eq!(play.requests().len(), 1);
         // One connect for the join check, one for the request, and one each 50 ms to see whether
-        // the endpoint leaves. A pause of 20 ms would exceed the bound.
+        // the endpoint leaves. If the wait lasted a whole second, there would be 20 of those.
         assert!(
             play.accepted() <= 2 + 400 / 50 + 1,
             "{} connects",

@@ -1,5 +1,6 @@
 //! SIGTERM, a second SIGTERM, SIGHUP, refused starts, and a process that replaces another one. The
-//! tests run a real process and check what it answers, logs and exits with (contract 1.14).
+//! tests run a real process and check what it answers, logs and exits with (contract 1.14). No
+//! accepted client may be reset without a response before the grace period is over.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! TCP connections to endpoints that drain, refuse, keep silent or break, and the detection of HTTP
-//! by protocol `auto` (contract 1.4, 3.1, 4.4 and 4.5).
+//! by protocol `auto` (contract 1.4, 3.1, 4.4 and 4.5). Each direction ends on its own, and no byte
+//! is lost or repeated. Contract 1.12 lists the ends that the proxy does not hold yet.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

@@ -1,5 +1,6 @@
-//! Watches that break in every way (contract 1.10 and 2.7). The last table stays in force, nothing
-//! that happened meanwhile is lost, and a new list takes effect as a whole or not at all.
+//! Watches that break in every way (contract 1.10 and 2.7): silent, cut, ended, expired by 410,
+//! with garbage, or with the whole API server away. The last table stays in force, nothing that
+//! happened meanwhile is lost, and a new list takes effect as a whole or not at all.
 
 use std::time::Duration;
 
@@ -246,8 +247,7 @@ async fn away(api: &Api, rig: &Rig) {
 }
 
 #[tokio::test]
-async fn an_unreachable_api_server_leaves_the_table_in_force_and_changes_arrive_when_it_returns()
- {
+async fn an_unreachable_api_server_leaves_the_table_in_force_and_changes_arrive_when_it_returns() {
     let api = shop(3).await;
     let rig = Rig::start(&api).await;
     watched(&api).await;

@@ -1,5 +1,6 @@
-//! The first lists (contract 1.10, 2.3, 2.5 and 2.7): what makes the proxy ready, what does not,
-//! what it requests, and which objects it passes over.
+//! The first lists (contract 1.10, 2.3, 2.5 and 2.7): what makes the proxy ready and what does not,
+//! what it requests from the API server, and which objects it passes over. Half a list never takes
+//! effect. Watches are tested in `breaks.rs`.
 
 use std::collections::BTreeSet;
 

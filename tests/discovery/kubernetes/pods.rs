@@ -1,5 +1,6 @@
-//! The signals that end an endpoint (contract 2.1 to 2.3): whichever arrives first drains it, and
-//! it is drained once.
+//! The signals that end an endpoint (contract 2.1 to 2.3). The first signal drains the endpoint,
+//! whichever one it is. Later signals, in any order and number, do not drain it again and never
+//! extend its deadline.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,6 @@
-//! Which Services are served (contract 2.8), and what a claim binds (contract 2.9).
+//! Which Services are served (contract 2.8), and what a claim binds (contract 2.9). An unclaimed
+//! Service that no listener names is left alone. The end of a claim keeps the connections of
+//! connected clients.
 
 use std::net::{IpAddr, UdpSocket};
 

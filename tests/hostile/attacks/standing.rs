@@ -1,5 +1,7 @@
 //! Attacks by connections that stay open and do almost nothing. Each is held open to make the proxy
-//! spend memory or descriptors. [`Siege`] bounds the cost of each connection.
+//! spend memory or descriptors. [`Siege`] bounds the cost of each connection. Almost all of these
+//! attacks also require a proxy that is idle while nothing moves. Attacks that never pause are in
+//! `busy.rs`.
 
 use std::net::SocketAddr;
 use std::time::Duration;

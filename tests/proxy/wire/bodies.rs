@@ -1,5 +1,6 @@
 //! Bodies: in both directions at the same time, larger than any buffer, broken off, refused, or
-//! announced by `Expect` (contract 4.1 to 4.3).
+//! announced by `Expect` (contract 4.1 to 4.3). A body that ends early never becomes a whole one,
+//! and no byte of a body is read as a request.
 
 use super::*;
 
