@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Fuzzes each target in turn, from the seeds that the tables of tests/wire/framing write.
-#   fuzz/run.sh [TARGET…]        bounded by count: RUNS (20000) each
-#   TIME=600 fuzz/run.sh         bounded by time: seconds each
-# Needs cargo-fuzz and a nightly toolchain (for the address sanitizer). A crash ends it: the input is in
-# fuzz/artifacts/TARGET, `cargo +nightly fuzz run TARGET FILE` runs it again; it becomes a test, then it is mended.
+#   fuzz/run.sh [TARGET…]        each target for RUNS executions (20000)
+#   TIME=600 fuzz/run.sh         each target for TIME seconds
+# Needs cargo-fuzz and a nightly toolchain (for the address sanitizer). A crash ends the script. The
+# input is in fuzz/artifacts/TARGET, and `cargo +nightly fuzz run TARGET FILE` runs it again. First
+# add a test for the input, then fix the fault.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 toolchain=${TOOLCHAIN:-nightly}
@@ -24,7 +25,7 @@ for target in "${targets[@]}"; do
     if ! cargo "+$toolchain" fuzz run "$target" -- "${bound[@]}" -dict=fuzz/$words.dict -max_len=4096 -timeout=10 \
         -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then
         tail -60 "$log"
-        echo "fuzz $target: an input to look at, see above"
+        echo "fuzz $target: a crash, see the input above"
         exit 1
     fi
     seconds=$(sed -nE 's/^Done [0-9]+ runs in ([0-9]+) second.*/\1/p' "$log")
