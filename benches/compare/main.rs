@@ -173,7 +173,10 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     std::fs::write(root.join("target/compare.md"), &markdown).context("target/compare.md")?;
     let whole = options.rows.is_empty() && options.peers.is_empty() && !options.quick;
     if whole || options.write {
-        std::fs::write(root.join("benches/README.md"), &markdown).context("benches/README.md")?;
+        let page = root.join("benches/README.md");
+        let by_hand = std::fs::read_to_string(&page).context("benches/README.md")?;
+        let by_hand = by_hand.split(MARK).next().unwrap_or_default();
+        std::fs::write(&page, format!("{by_hand}{MARK}{markdown}")).context("benches/README.md")?;
     }
     eprintln!(
         "written: target/compare.md, target/compare.json{}",
@@ -181,6 +184,9 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// In `benches/README.md`. The text above this line is by hand, and a run keeps it.
+const MARK: &str = "<!-- `make compare` writes everything below this line. -->\n\n";
 
 fn named(names: &[String]) -> anyhow::Result<Vec<Kind>> {
     let kind = |name: &String| {

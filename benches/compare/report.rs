@@ -147,7 +147,7 @@ fn cell(row: &Row, kind: Kind) -> String {
     cell
 }
 
-const HEAD: &str = "# Ebbtide beside its peers\n\n\
+const HEAD: &str = "## How to read the tables\n\n\
     Written by `cargo bench --bench compare`, not by hand. Each cell is the median of the rounds [least–most]. × is \
     Ebbtide's figure divided by that peer's, in bold where Ebbtide is behind. Each proxy has one worker thread on its own \
     core. The load and the endpoints run on other cores, and all connections are on loopback. `direct` is the load without \
