@@ -112,7 +112,7 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
 fn router(admin: Admin) -> Router {
     Router::new()
         .route("/", get(page))
-        .route("/livez", get(async || "ok\n"))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route(
@@ -128,6 +128,8 @@ fn router(admin: Admin) -> Router {
         .with_state(admin)
 }
 
+/// The control loop turns each second. After this long without a turn it counts as dead.
+const STANDSTILL: Duration = Duration::from_secs(10);
 const PATHS: &str =
     "not found; the pages are /, /livez, /readyz, /metrics, /api/v1/status and /api/v1/drains\n";
 
@@ -148,6 +150,19 @@ async fn guard(request: Request, next: Next) -> Response {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
+}
+
+/// Alive while the control loop turns: without it no endpoint leaves rotation.
+async fn livez(State(admin): State<Admin>) -> (StatusCode, String) {
+    let since = admin.health.since_beat();
+    if since < STANDSTILL {
+        return (StatusCode::OK, "ok\n".to_owned());
+    }
+    let line = format!(
+        "the control loop has stood still for {} s\n",
+        since.as_secs()
+    );
+    (StatusCode::SERVICE_UNAVAILABLE, line)
 }
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {

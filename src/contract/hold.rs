@@ -25,7 +25,7 @@ pub struct Place(Arc<Hold>);
 
 impl Hold {
     /// Takes a place, or returns `None` if all `places` are taken.
-    pub fn enter(self: &Arc<Self>, places: usize) -> Option<Place> {
+    pub fn take_place(self: &Arc<Self>, places: usize) -> Option<Place> {
         self.waiting
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| {
                 (n < places).then_some(n + 1)
@@ -74,19 +74,19 @@ mod tests {
     #[test]
     fn places_are_bounded_and_freed() {
         let hold = Arc::new(Hold::default());
-        let first = hold.enter(2).unwrap();
-        let _second = hold.enter(2).unwrap();
-        assert!(hold.enter(2).is_none());
+        let first = hold.take_place(2).unwrap();
+        let _second = hold.take_place(2).unwrap();
+        assert!(hold.take_place(2).is_none());
         drop(first);
         assert_eq!(hold.waiting(), 1);
-        assert!(hold.enter(2).is_some());
+        assert!(hold.take_place(2).is_some());
     }
 
     #[test]
     fn one_endpoint_gets_one_a_millisecond_and_two_get_two() {
         for (usable, last) in [(1, 99), (2, 49)] {
             let hold = Arc::new(Hold::default());
-            let _places: Vec<_> = (0..100).map(|_| hold.enter(100).unwrap()).collect();
+            let _places: Vec<_> = (0..100).map(|_| hold.take_place(100).unwrap()).collect();
             let now = Instant::now() + Duration::from_secs(1);
             let turns: Vec<_> = (0..100).map(|_| hold.turn(usable, now) - now).collect();
             assert_eq!(turns[0], Duration::ZERO);

@@ -4,7 +4,7 @@
 //! watched in each namespace that has, or once had, a Service of ours: one that is claimed by label
 //! or named by a listener.
 //!
-//! Invariant: a list takes effect as a whole. What a watch lists is kept back until the list is
+//! Invariant: a list takes effect as a whole. Watched a watch lists is kept back until the list is
 //! complete, and then it replaces what was known. The first slices of a namespace wait for its
 //! first pods, so that a pod that already terminates is not taken for one that stays. A watch that
 //! fails leaves its last state in force and is a [`Problem`] until the API server answers it again.
@@ -121,13 +121,13 @@ struct State {
     failing: Option<Problem>,
 }
 
-/// What happened on a watch.
+/// Watched happened on a watch.
 struct WatchEvent {
     key: Key,
-    what: What,
+    what: Watched,
 }
 
-enum What {
+enum Watched {
     Init,
     Listed(Result<Object, Invalid>),
     Done,
@@ -194,19 +194,19 @@ impl Watches {
         let clock = self.clock.clone();
         let events = StreamBackoff::new(endless(api), Pauses::default()).map(move |event| {
             let what = match event {
-                Ok(Event::Init) => What::Init,
-                Ok(Event::InitApply(it)) => What::Listed(read(&it, clock.now(), true)),
-                Ok(Event::InitDone) => What::Done,
-                Ok(Event::Apply(it)) => What::Applied(read(&it, clock.now(), false)),
+                Ok(Event::Init) => Watched::Init,
+                Ok(Event::InitApply(it)) => Watched::Listed(read(&it, clock.now(), true)),
+                Ok(Event::InitDone) => Watched::Done,
+                Ok(Event::Apply(it)) => Watched::Applied(read(&it, clock.now(), false)),
                 Ok(Event::Delete(it)) => {
                     let metadata = it.meta();
                     let part = |text: &Option<String>| text.clone().unwrap_or_default();
-                    What::Deleted(ObjectName::new(
+                    Watched::Deleted(ObjectName::new(
                         part(&metadata.namespace),
                         part(&metadata.name),
                     ))
                 }
-                Err(error) => What::Failed(error),
+                Err(error) => Watched::Failed(error),
             };
             WatchEvent {
                 key: key.clone(),
@@ -247,7 +247,7 @@ impl Watches {
     fn take_one(
         &mut self,
         key: Key,
-        what: What,
+        what: Watched,
         changes: &mut Vec<Change>,
         errors: &impl Fn(&'static str),
     ) {
@@ -255,9 +255,11 @@ impl Watches {
             return;
         };
         let change = match what {
-            What::Init => return state.listing.clear(),
-            What::Listed(object) => return state.listing.extend(well_formed(object, &key, errors)),
-            What::Done => {
+            Watched::Init => return state.listing.clear(),
+            Watched::Listed(object) => {
+                return state.listing.extend(well_formed(object, &key, errors));
+            }
+            Watched::Done => {
                 state.listed = true;
                 let objects = std::mem::take(&mut state.listing);
                 Change::Replace {
@@ -266,12 +268,12 @@ impl Watches {
                     objects,
                 }
             }
-            What::Applied(object) => match well_formed(object, &key, errors) {
+            Watched::Applied(object) => match well_formed(object, &key, errors) {
                 Some(object) => Change::Apply(object),
                 None => return,
             },
-            What::Deleted(name) => Change::Remove(key.kind, name),
-            What::Failed(error) => return state.fail(&key, &error, errors),
+            Watched::Deleted(name) => Change::Remove(key.kind, name),
+            Watched::Failed(error) => return state.fail(&key, &error, errors),
         };
         let ours: BTreeSet<String> = claimed_namespaces(&change);
         ours.iter().for_each(|namespace| self.take_up(namespace));
@@ -457,7 +459,7 @@ fn cure(error: &kube::Error) -> String {
     }
 }
 
-/// Skips an object that breaks the API's rules. What was known of the object stays in force.
+/// Skips an object that breaks the API's rules. Watched was known of the object stays in force.
 fn well_formed(
     object: Result<Object, Invalid>,
     key: &Key,

@@ -4,16 +4,22 @@
 //! state means ready is decided in `admin/report.rs`.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::contract::clock;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::discovery::source::Problem;
 
 /// The state behind `/livez` and `/readyz`, shared between threads.
 #[derive(Debug)]
-pub struct Health(Mutex<HealthState>);
+pub struct Health {
+    state: Mutex<HealthState>,
+    /// When the control loop last turned, by [`clock::millis`].
+    beat: AtomicU32,
+}
 
 /// A copy of the state at one moment.
 #[derive(Debug, Clone)]
@@ -67,7 +73,7 @@ impl Health {
     /// The state at the start: not synced, no listener tried. `source` is `files`, `kubernetes` or
     /// `static`.
     pub fn new(source: &'static str) -> Self {
-        Self(Mutex::new(HealthState {
+        let state = HealthState {
             source,
             synced: false,
             ports_tried: false,
@@ -75,7 +81,29 @@ impl Health {
             current_at: Instant::now(),
             problems: Vec::new(),
             listeners: Vec::new(),
-        }))
+        };
+        Self {
+            state: Mutex::new(state),
+            beat: AtomicU32::new(clock::millis(Instant::now())),
+        }
+    }
+
+    /// Notes that the control loop turns.
+    pub fn beat(&self) {
+        self.beat
+            .store(clock::millis(Instant::now()), Ordering::Relaxed);
+    }
+
+    /// How long ago the control loop last turned.
+    pub fn since_beat(&self) -> Duration {
+        let now = clock::millis(Instant::now());
+        let since = now.wrapping_sub(self.beat.load(Ordering::Relaxed));
+        Duration::from_millis(since.into())
+    }
+
+    /// Whether the first complete table is in force.
+    pub fn is_synced(&self) -> bool {
+        self.lock().synced
     }
 
     /// A copy of the state now.
@@ -100,6 +128,6 @@ impl Health {
     }
 
     fn lock(&self) -> MutexGuard<'_, HealthState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,7 +10,7 @@
 use httparse::EMPTY_HEADER;
 
 use crate::wire::buffer::make_room;
-use crate::wire::fields::{Kind, MAX_HEADERS, kind, write_line};
+use crate::wire::fields::{FieldKind, MAX_HEADERS, kind, write_line};
 use crate::wire::message::{Emit, Framing, Limits, Reject};
 
 /// The largest chunk in bytes. An `f64` counts up to it exactly. It is far above any real chunk and
@@ -305,7 +305,7 @@ impl BodyDecoder {
         if lines.iter().any(|l| {
             matches!(
                 kind(l.name),
-                Kind::ContentLength | Kind::TransferEncoding | Kind::Host
+                FieldKind::ContentLength | FieldKind::TransferEncoding | FieldKind::Host
             )
         }) {
             return Err(self.reject("forbidden_trailer"));
@@ -315,7 +315,7 @@ impl BodyDecoder {
             out.extend_from_slice(b"0\r\n");
             for line in lines
                 .iter()
-                .filter(|line| kind(line.name) == Kind::EndToEnd)
+                .filter(|line| kind(line.name) == FieldKind::EndToEnd)
             {
                 write_line(out, line.name, line.value);
             }

@@ -24,7 +24,7 @@ const MAX_OPTIONS: usize = 32;
 pub(super) type Lines<'a> = [MaybeUninit<Header<'a>>; MAX_HEADERS];
 
 /// Room in which [`Fields::survey`] notes the kind of each line.
-pub(super) type Kinds = [Kind; MAX_HEADERS];
+pub(super) type Kinds = [FieldKind; MAX_HEADERS];
 
 /// Finds the end of a head, after its empty line, or the first fault before it. `Ok(None)`: the
 /// input has neither yet.
@@ -79,7 +79,7 @@ fn next_control(bytes: &[u8], mut from: usize) -> usize {
 
 /// What a field means to a proxy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(super) enum FieldKind {
     EndToEnd,
     Host,
     ContentLength,
@@ -103,36 +103,36 @@ pub(super) enum Kind {
     Lookalike,
 }
 
-pub(super) fn kind(name: &str) -> Kind {
+pub(super) fn kind(name: &str) -> FieldKind {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match name.len() {
-        2 if is("te") => Kind::HopByHop,
-        4 if is("host") => Kind::Host,
-        6 if is("expect") => Kind::Expect,
-        7 if is("upgrade") => Kind::Upgrade,
-        7 if is("trailer") => Kind::Trailer,
-        8 if is("if-match") => Kind::Conditional,
-        9 if is("forwarded") => Kind::ForwardedOther,
-        10 if is("connection") => Kind::Connection,
-        10 if is("keep-alive") => Kind::HopByHop,
-        13 if is("if-none-match") => Kind::Conditional,
-        14 if is("content-length") => Kind::ContentLength,
-        15 if is("idempotency-key") => Kind::IdempotencyKey,
-        15 if is("x-forwarded-for") => Kind::ForwardedFor,
-        16 if is("x-forwarded-host") => Kind::ForwardedHost,
-        16 if is("proxy-connection") => Kind::HopByHop,
-        17 if is("transfer-encoding") => Kind::TransferEncoding,
-        17 if is("x-forwarded-proto") => Kind::ForwardedProto,
-        19 if is("if-unmodified-since") => Kind::Conditional,
+        2 if is("te") => FieldKind::HopByHop,
+        4 if is("host") => FieldKind::Host,
+        6 if is("expect") => FieldKind::Expect,
+        7 if is("upgrade") => FieldKind::Upgrade,
+        7 if is("trailer") => FieldKind::Trailer,
+        8 if is("if-match") => FieldKind::Conditional,
+        9 if is("forwarded") => FieldKind::ForwardedOther,
+        10 if is("connection") => FieldKind::Connection,
+        10 if is("keep-alive") => FieldKind::HopByHop,
+        13 if is("if-none-match") => FieldKind::Conditional,
+        14 if is("content-length") => FieldKind::ContentLength,
+        15 if is("idempotency-key") => FieldKind::IdempotencyKey,
+        15 if is("x-forwarded-for") => FieldKind::ForwardedFor,
+        16 if is("x-forwarded-host") => FieldKind::ForwardedHost,
+        16 if is("proxy-connection") => FieldKind::HopByHop,
+        17 if is("transfer-encoding") => FieldKind::TransferEncoding,
+        17 if is("x-forwarded-proto") => FieldKind::ForwardedProto,
+        19 if is("if-unmodified-since") => FieldKind::Conditional,
         12.. if name
             .as_bytes()
             .get(..12)
             .is_some_and(|p| p.eq_ignore_ascii_case(b"x-forwarded-")) =>
         {
-            Kind::ForwardedOther
+            FieldKind::ForwardedOther
         }
-        12.. if is_lookalike(name.as_bytes()) => Kind::Lookalike,
-        _ => Kind::EndToEnd,
+        12.. if is_lookalike(name.as_bytes()) => FieldKind::Lookalike,
+        _ => FieldKind::EndToEnd,
     }
 }
 
@@ -154,7 +154,7 @@ fn is_lookalike(name: &[u8]) -> bool {
 /// The result of one pass over the fields of a head.
 pub(super) struct Fields<'h, 'b> {
     pub lines: &'h [Header<'b>],
-    kinds: &'h [Kind],
+    kinds: &'h [FieldKind],
     pub host: Option<&'b [u8]>,
     /// The decimal digits of Content-Length without leading zeros, and their value: at most 2^63-1.
     pub length: Option<(&'b [u8], u64)>,
@@ -192,16 +192,18 @@ impl<'h, 'b> Fields<'h, 'b> {
         for (line, slot) in lines.iter().zip(&mut *room) {
             *slot = kind(line.name);
             match *slot {
-                Kind::Host if fields.host.is_some() => return Err(Reject::bad("duplicate_host")),
-                Kind::Host => fields.host = Some(line.value),
-                Kind::ContentLength if fields.length.is_some() => {
+                FieldKind::Host if fields.host.is_some() => {
+                    return Err(Reject::bad("duplicate_host"));
+                }
+                FieldKind::Host => fields.host = Some(line.value),
+                FieldKind::ContentLength if fields.length.is_some() => {
                     return Err(Reject::bad("duplicate_content_length"));
                 }
-                Kind::ContentLength => fields.length = Some(content_length(line.value)?),
-                Kind::TransferEncoding if version == Version::H10 => {
+                FieldKind::ContentLength => fields.length = Some(content_length(line.value)?),
+                FieldKind::TransferEncoding if version == Version::H10 => {
                     return Err(Reject::bad("transfer_encoding_on_http10"));
                 }
-                Kind::TransferEncoding => {
+                FieldKind::TransferEncoding => {
                     for coding in list(line.value) {
                         // `chunked` comes last and once (RFC 9112 section 6.1).
                         if fields.chunked
@@ -214,7 +216,7 @@ impl<'h, 'b> Fields<'h, 'b> {
                         coded |= !fields.chunked;
                     }
                 }
-                Kind::Connection => {
+                FieldKind::Connection => {
                     for option in list(line.value) {
                         match option {
                             b"" => {}
@@ -225,7 +227,7 @@ impl<'h, 'b> Fields<'h, 'b> {
                         }
                     }
                 }
-                Kind::Upgrade => upgrade_field = true,
+                FieldKind::Upgrade => upgrade_field = true,
                 _ => {}
             }
         }
@@ -248,7 +250,7 @@ impl<'h, 'b> Fields<'h, 'b> {
         Ok(fields)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (Kind, &'h Header<'b>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (FieldKind, &'h Header<'b>)> {
         self.kinds.iter().copied().zip(self.lines)
     }
 
@@ -257,7 +259,7 @@ impl<'h, 'b> Fields<'h, 'b> {
         self.lists
             && self
                 .iter()
-                .filter(|(kind, _)| *kind == Kind::Connection)
+                .filter(|(kind, _)| *kind == FieldKind::Connection)
                 .any(|(_, line)| {
                     list(line.value).any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
                 })

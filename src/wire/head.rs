@@ -11,7 +11,7 @@ use std::io::Write;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::wire::fields::{Fields, Kind, Lines, MAX_HEADERS, end_of_head, write_line};
+use crate::wire::fields::{FieldKind, Fields, Lines, MAX_HEADERS, end_of_head, write_line};
 use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 
 /// How the requests of a client are forwarded.
@@ -86,7 +86,7 @@ pub fn parse_request(
         Version::H11
     };
     let method = Method::new(name);
-    let mut kinds = [Kind::EndToEnd; MAX_HEADERS];
+    let mut kinds = [FieldKind::EndToEnd; MAX_HEADERS];
     let fields = Fields::survey(parsed.headers, version, &mut kinds)?;
 
     if method == Method::Connect && !fwd.allow_connect {
@@ -141,28 +141,31 @@ pub fn parse_request(
     for (kind, line) in fields.iter() {
         let mut value = line.value;
         match kind {
-            Kind::Host => value = host.unwrap_or_default(),
-            Kind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
-            Kind::Upgrade if request.upgrade => {}
-            Kind::ForwardedHost | Kind::ForwardedProto | Kind::ForwardedOther if fwd.trusted => {}
-            Kind::Connection
-            | Kind::HopByHop
-            | Kind::TransferEncoding
-            | Kind::Upgrade
-            | Kind::Lookalike => continue,
-            Kind::ForwardedFor
-            | Kind::ForwardedHost
-            | Kind::ForwardedProto
-            | Kind::ForwardedOther => continue,
+            FieldKind::Host => value = host.unwrap_or_default(),
+            FieldKind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
+            FieldKind::Upgrade if request.upgrade => {}
+            FieldKind::ForwardedHost | FieldKind::ForwardedProto | FieldKind::ForwardedOther
+                if fwd.trusted => {}
+            FieldKind::Connection
+            | FieldKind::HopByHop
+            | FieldKind::TransferEncoding
+            | FieldKind::Upgrade
+            | FieldKind::Lookalike => continue,
+            FieldKind::ForwardedFor
+            | FieldKind::ForwardedHost
+            | FieldKind::ForwardedProto
+            | FieldKind::ForwardedOther => continue,
             _ if fields.is_listed(line.name) => continue,
-            Kind::Trailer if framing != Framing::Chunked => continue,
+            FieldKind::Trailer if framing != Framing::Chunked => continue,
             // An HTTP/1.0 client does not understand the interim response (RFC 9110 section
             // 10.1.1).
-            Kind::Expect if version == Version::H10 => continue,
-            Kind::Expect => request.expect_continue |= value.eq_ignore_ascii_case(b"100-continue"),
-            Kind::Conditional => request.conditional = true,
-            Kind::IdempotencyKey => request.idempotency_key = true,
-            Kind::Trailer | Kind::EndToEnd => {}
+            FieldKind::Expect if version == Version::H10 => continue,
+            FieldKind::Expect => {
+                request.expect_continue |= value.eq_ignore_ascii_case(b"100-continue")
+            }
+            FieldKind::Conditional => request.conditional = true,
+            FieldKind::IdempotencyKey => request.idempotency_key = true,
+            FieldKind::Trailer | FieldKind::EndToEnd => {}
         }
         write_line(out, line.name, value);
     }
@@ -187,9 +190,9 @@ fn write_forwarded(
     out.extend_from_slice(b"X-Forwarded-For: ");
     if fwd.trusted {
         for (kind, line) in fields.iter() {
-            has_host |= kind == Kind::ForwardedHost;
-            has_proto |= kind == Kind::ForwardedProto;
-            if kind == Kind::ForwardedFor && !line.value.is_empty() {
+            has_host |= kind == FieldKind::ForwardedHost;
+            has_proto |= kind == FieldKind::ForwardedProto;
+            if kind == FieldKind::ForwardedFor && !line.value.is_empty() {
                 out.extend_from_slice(line.value);
                 out.extend_from_slice(b", ");
             }
@@ -437,7 +440,7 @@ fn response(
         .code
         .filter(|code| *code >= 100)
         .ok_or(Reject::bad("bad_status_line"))?;
-    let mut kinds = [Kind::EndToEnd; MAX_HEADERS];
+    let mut kinds = [FieldKind::EndToEnd; MAX_HEADERS];
     let fields = Fields::survey(parsed.headers, version, &mut kinds)?;
     if status == 101 && !fields.upgrade {
         return Err(Reject::bad("bad_upgrade"));
@@ -482,12 +485,12 @@ fn response(
     for (kind, line) in fields.iter() {
         let mut value = line.value;
         match kind {
-            Kind::Connection | Kind::HopByHop | Kind::TransferEncoding => continue,
-            Kind::ContentLength if tunnel || bodiless => continue,
-            Kind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
-            Kind::Upgrade if !offers => continue,
-            Kind::Trailer if framing != Framing::Chunked || client == Version::H10 => continue,
-            Kind::Upgrade | Kind::Host => {}
+            FieldKind::Connection | FieldKind::HopByHop | FieldKind::TransferEncoding => continue,
+            FieldKind::ContentLength if tunnel || bodiless => continue,
+            FieldKind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
+            FieldKind::Upgrade if !offers => continue,
+            FieldKind::Trailer if framing != Framing::Chunked || client == Version::H10 => continue,
+            FieldKind::Upgrade | FieldKind::Host => {}
             _ if fields.is_listed(line.name) => continue,
             _ => {}
         }

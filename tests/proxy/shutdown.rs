@@ -606,10 +606,12 @@ async fn sighup_with_a_bad_file_changes_nothing_and_logs_why() {
     get(&mut client, "/").await.unwrap();
     reload(&process, &two(&["web", "other"], "{shutdown: soon}")).await;
     eventually("the line", async || {
-        !process.logged("configuration not taken").is_empty()
+        !process
+            .logged("the new configuration is refused")
+            .is_empty()
     })
     .await;
-    let line = &process.logged("configuration not taken")[0];
+    let line = &process.logged("the new configuration is refused")[0];
     let error = line["error"].as_str().unwrap();
     assert!(
         error.contains("ebbtide.yaml") && error.contains("timeouts.shutdown"),
@@ -636,7 +638,9 @@ async fn sighup_changes_timeouts_for_new_connections() {
     get(&mut old, "/").await.unwrap();
     reload(&process, &two(&["web"], "{clientIdle: 200ms}")).await;
     eventually("the line", async || {
-        !process.logged("configuration read anew").is_empty()
+        !process
+            .logged("the new configuration is in force")
+            .is_empty()
     })
     .await;
     let new = Client::connect(process.web()).await.unwrap();

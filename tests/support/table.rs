@@ -18,7 +18,7 @@ use ebbtide::discovery::object::{
     SliceObject,
 };
 use ebbtide::observe::metrics::Metrics;
-use ebbtide::routing::chores::Chores;
+use ebbtide::routing::change::Chores;
 use ebbtide::routing::drains;
 use ebbtide::routing::table::RoutingTable;
 use ebbtide::routing::world::objects::{Touched, World};

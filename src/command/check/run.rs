@@ -85,7 +85,7 @@ fn describe(
     let served = served::served(services, &bound);
     warnings.extend(warnings::of_listeners(config, services));
     warnings.extend(warnings::of_addresses(config, &bound));
-    let listened: BTreeSet<_> = bound.iter().map(|listener| listener.service).collect();
+    let listened: BTreeSet<_> = bound.iter().map(|listener| &listener.service).collect();
     for service in &served {
         let listened = listened.contains(&service.object.name);
         warnings.extend(warnings::of_service(config, service, listened));

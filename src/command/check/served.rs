@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::config::settings::Config;
-use crate::contract::name::ObjectName;
+use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{PortRef, Protocol};
+use crate::control::wanted::{Origin, WantedListener, wanted};
+use crate::net::socket;
 use crate::routing::world::merged::{MergedEndpoint, MergedPort, MergedService};
 
 /// All Services of a source, by name.
@@ -16,7 +18,7 @@ pub(super) type Services = BTreeMap<ObjectName, MergedService>;
 pub(super) struct Bound<'a> {
     pub(super) name: String,
     pub(super) address: SocketAddr,
-    pub(super) service: &'a ObjectName,
+    pub(super) service: ObjectName,
     /// The port in words, if the Service does not have it.
     wanted: String,
     port: Option<&'a MergedPort>,
@@ -24,60 +26,27 @@ pub(super) struct Bound<'a> {
 }
 
 /// All listeners: the configured ones in their order, then the nodePorts.
-pub(super) fn listeners<'a>(config: &'a Config, services: &'a Services) -> Vec<Bound<'a>> {
-    let mut bound = configured(config, services);
-    bound.extend(derived(config, services));
-    bound
-}
-
-fn configured<'a>(config: &'a Config, services: &'a Services) -> Vec<Bound<'a>> {
-    let mut bound = Vec::new();
-    for listener in &config.listeners {
-        let service = services.get(&listener.service);
-        let port = service.and_then(|service| port_of(service, &listener.port));
-        let own = service
-            .zip(port)
-            .map(|(service, port)| protocol(service, port));
-        let chosen = listener
-            .protocol
-            .map(|protocol| protocol.at_target(port.and_then(|p| p.port.target_port)));
-        bound.push(Bound {
-            name: listener.name.clone(),
-            address: listener.address,
-            service: &listener.service,
-            wanted: listener.port.to_string(),
-            port,
-            protocol: chosen.or(own).map_or("-", Protocol::as_str).to_owned(),
-        });
-    }
-    bound
-}
-
-fn derived<'a>(config: &Config, services: &'a Services) -> Vec<Bound<'a>> {
-    let mut bound = Vec::new();
-    for service in services.values().filter(|service| service.object.claimed) {
-        for port in &service.ports {
-            let Some(node_port) = port.port.node_port else {
-                continue;
+pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Bound<'a>> {
+    let claimed = services.values().filter(|service| service.object.claimed);
+    let node_ports = claimed.flat_map(|service| {
+        service.ports.iter().filter_map(|port| {
+            let key = PortKey {
+                service: service.object.name.clone(),
+                port: port.port.port,
             };
-            for address in &config.node_port_addresses {
-                bound.push(Bound {
-                    name: "(nodePort)".to_owned(),
-                    address: SocketAddr::new(*address, node_port),
-                    service: &service.object.name,
-                    wanted: port.port.port.to_string(),
-                    port: Some(port),
-                    protocol: protocol(service, port).as_str().to_owned(),
-                });
-            }
-        }
-    }
-    bound
+            Some((key, port.port.node_port?))
+        })
+    });
+    let wanted = wanted(config, node_ports, socket::has_ipv6());
+    wanted
+        .into_iter()
+        .map(|it| Bound::new(it, services))
+        .collect()
 }
 
 /// The Services that would be served: those that are claimed or have a listener.
 pub(super) fn served<'a>(services: &'a Services, bound: &[Bound]) -> Vec<&'a MergedService> {
-    let listened: BTreeSet<&ObjectName> = bound.iter().map(|listener| listener.service).collect();
+    let listened: BTreeSet<&ObjectName> = bound.iter().map(|listener| &listener.service).collect();
     services
         .values()
         .filter(|s| s.object.claimed || listened.contains(&s.object.name))
@@ -112,7 +81,29 @@ pub(super) fn endpoint_rows(served: &[&MergedService]) -> Vec<Vec<String>> {
     rows
 }
 
-impl Bound<'_> {
+impl<'a> Bound<'a> {
+    fn new(listener: WantedListener, services: &'a Services) -> Self {
+        let WantedListener { origin, config, .. } = listener;
+        let service = services.get(&config.service);
+        let port = service.and_then(|service| port_of(service, &config.port));
+        let own = service
+            .zip(port)
+            .map(|(service, port)| protocol(service, port));
+        let target = port.and_then(|port| port.port.target_port);
+        let chosen = config.protocol.map(|protocol| protocol.at_target(target));
+        Self {
+            name: match origin {
+                Origin::Configured => config.name,
+                Origin::NodePort => "(nodePort)".to_owned(),
+            },
+            address: config.address,
+            service: config.service,
+            wanted: config.port.to_string(),
+            port,
+            protocol: chosen.or(own).map_or("-", Protocol::as_str).to_owned(),
+        }
+    }
+
     fn row(&self) -> Vec<String> {
         let endpoints = match self.port {
             None => "none".to_owned(),

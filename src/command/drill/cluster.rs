@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cluster::api::{self, said};
 use crate::cluster::rights::{self, Right};
-use crate::command::drill::manifests::{self, Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
+use crate::command::drill::manifests::{self, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS, Resource};
 use crate::command::drill::settings::{Settings, refused};
 use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;
@@ -121,7 +121,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn foreign(&self, kind: Kind, name: &str) -> String {
+    fn foreign(&self, kind: Resource, name: &str) -> String {
         format!(
             "namespace {0} has a {1} {name} that no drill made (it lacks the label {MANAGED_BY}={MANAGER}); choose \
              another --namespace, or remove it: kubectl --namespace {0} delete {2} {name}",
@@ -137,9 +137,9 @@ impl Cluster {
     /// The error of the API server.
     pub async fn create(&self, object: &Value, dry_run: bool) -> kube::Result<Option<u16>> {
         let kind = if object["kind"] == "Deployment" {
-            Kind::Deployment
+            Resource::Deployment
         } else {
-            Kind::Service
+            Resource::Service
         };
         let params = PostParams {
             dry_run,
@@ -161,7 +161,7 @@ impl Cluster {
     /// The error of the API server.
     pub async fn update(&self) -> kube::Result<()> {
         let patch = Patch::Merge(manifests::update(&jiff::Timestamp::now().to_string()));
-        self.api(Kind::Deployment)
+        self.api(Resource::Deployment)
             .patch(NAME, &PatchParams::default(), &patch)
             .await
             .map(drop)
@@ -172,7 +172,7 @@ impl Cluster {
     /// # Errors
     /// The Deployment does not exist (any more), or may not be read.
     pub async fn rollout(&self) -> kube::Result<Rollout> {
-        match self.api(Kind::Deployment).get(NAME).await {
+        match self.api(Resource::Deployment).get(NAME).await {
             Ok(deployment) => Ok(Rollout::of(&deployment)),
             Err(error) if matches!(code(&error), 401 | 403 | 404) => Err(error),
             Err(_) => Ok(Rollout {
@@ -232,7 +232,7 @@ impl Cluster {
             return reason;
         }
         // No pod could be made, because of a quota or an admission policy.
-        let deployment = self.api(Kind::Deployment).get(NAME).await.ok()?;
+        let deployment = self.api(Resource::Deployment).get(NAME).await.ok()?;
         items(&deployment, "/status/conditions")
             .find(|it| it["type"] == "ReplicaFailure")
             .and_then(|it| text(it, "message"))
@@ -269,7 +269,7 @@ impl Cluster {
     }
 
     /// Returns whether no such object of a drill exists any more. If it exists, deletes it.
-    async fn remove_one(&self, kind: Kind, name: &str) -> kube::Result<bool> {
+    async fn remove_one(&self, kind: Resource, name: &str) -> kube::Result<bool> {
         let api = self.api(kind);
         let Some(found) = api.get_metadata_opt(name).await? else {
             return Ok(true);
@@ -319,10 +319,10 @@ impl Cluster {
         image.unwrap_or_else(|| "ebbtide:dev".to_owned())
     }
 
-    fn api(&self, kind: Kind) -> Api<DynamicObject> {
+    fn api(&self, kind: Resource) -> Api<DynamicObject> {
         let resource = match kind {
-            Kind::Service => ApiResource::erase::<Service>(&()),
-            Kind::Deployment => ApiResource::erase::<Deployment>(&()),
+            Resource::Service => ApiResource::erase::<Service>(&()),
+            Resource::Deployment => ApiResource::erase::<Deployment>(&()),
         };
         self.namespaced(&resource, &self.namespace)
     }

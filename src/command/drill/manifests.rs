@@ -5,22 +5,22 @@ use serde_json::{Value, json};
 
 /// Kinds and names, in the order of removal: the Services first, so that no client reaches the pods
 /// when they end.
-pub const MADE: [(Kind, &str); 3] = [
-    (Kind::Service, PLAIN),
-    (Kind::Service, NAME),
-    (Kind::Deployment, NAME),
+pub const MADE: [(Resource, &str); 3] = [
+    (Resource::Service, PLAIN),
+    (Resource::Service, NAME),
+    (Resource::Deployment, NAME),
 ];
 
 /// The kind of an object that a drill makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Resource {
     /// v1 Service.
     Service,
     /// apps/v1 Deployment.
     Deployment,
 }
 
-impl Kind {
+impl Resource {
     /// The kind as manifests spell it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -157,7 +157,7 @@ mod tests {
                 && pod.security_context.unwrap().run_as_non_root == Some(true)
         );
 
-        let mut names = vec![(Kind::Deployment, deployment.metadata.name.unwrap())];
+        let mut names = vec![(Resource::Deployment, deployment.metadata.name.unwrap())];
         assert_eq!(deployment.metadata.labels.unwrap()[MANAGED_BY], MANAGER);
         for (value, claim) in [(claimed(None), Some("ebbtide")), (plain(), None)] {
             let service: Service = serde_json::from_value(value).unwrap();
@@ -172,7 +172,7 @@ mod tests {
                 (of[MANAGED_BY].as_str(), of.get(CLAIM).map(String::as_str)),
                 (MANAGER, claim)
             );
-            names.push((Kind::Service, service.metadata.name.unwrap()));
+            names.push((Resource::Service, service.metadata.name.unwrap()));
         }
         names.reverse();
         let made = MADE.map(|(kind, name)| (kind, name.to_owned()));

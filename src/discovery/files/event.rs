@@ -7,12 +7,12 @@ use std::time::Instant;
 /// An event of inotify and its arrival.
 #[derive(Debug)]
 pub(super) struct Event {
-    pub(super) what: What,
+    pub(super) what: Seen,
     pub(super) at: Instant,
 }
 
 #[derive(Debug, PartialEq)]
-pub(super) enum What {
+pub(super) enum Seen {
     /// The writer closed the file, or the file was renamed into place.
     Closed(OsString),
     /// The file was written to and is not closed yet.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::contract::name::ObjectName;
-use crate::discovery::files::event::{Event, What};
+use crate::discovery::files::event::{Event, Seen};
 use crate::discovery::files::file::{Document, Loaded, Stamp, format_of};
 use crate::discovery::files::pending::Pending;
 use crate::discovery::object::{Kind, Object};
@@ -68,18 +68,18 @@ impl Folder {
     /// from a new file.
     pub(super) fn on_event(&self, event: Event, pending: &mut Pending) {
         match event.what {
-            What::Writing(name) => {
+            Seen::Writing(name) => {
                 pending.ready.remove(&name);
                 pending.removals.remove(&name);
                 pending.writing.insert(name);
                 return;
             }
-            What::Closed(name) => {
+            Seen::Closed(name) => {
                 pending.writing.remove(&name);
                 pending.removals.remove(&name);
                 pending.ready.insert(name);
             }
-            What::Created(name) => {
+            Seen::Created(name) => {
                 pending.removals.remove(&name);
                 // A link is never closed. A regular file will be.
                 let metadata = fs::symlink_metadata(self.path.join(&name));
@@ -88,12 +88,12 @@ impl Folder {
                 }
                 pending.ready.insert(name);
             }
-            What::Gone(name) => {
+            Seen::Gone(name) => {
                 pending.writing.remove(&name);
                 pending.ready.remove(&name);
                 pending.removes(name, event.at);
             }
-            What::Touched(name) => {
+            Seen::Touched(name) => {
                 let is_broken = self
                     .files
                     .get(&name)
@@ -103,9 +103,9 @@ impl Folder {
                 }
                 pending.ready.insert(name);
             }
-            What::Swapped => pending.swapped = true,
-            What::Folder => pending.folder = true,
-            What::Overflow => pending.overflow = true,
+            Seen::Swapped => pending.swapped = true,
+            Seen::Folder => pending.folder = true,
+            Seen::Overflow => pending.overflow = true,
         }
         pending.first.get_or_insert(event.at);
         pending.last = Some(event.at);
@@ -324,14 +324,14 @@ mod tests {
 
     use super::*;
 
-    fn after(events: &[(u64, What)]) -> (Pending, Instant) {
+    fn after(events: &[(u64, Seen)]) -> (Pending, Instant) {
         let (mut pending, start) = (Pending::default(), Instant::now());
         for (at, what) in events {
             let what = match what {
-                What::Closed(name) => What::Closed(name.clone()),
-                What::Writing(name) => What::Writing(name.clone()),
-                What::Gone(name) => What::Gone(name.clone()),
-                _ => What::Swapped,
+                Seen::Closed(name) => Seen::Closed(name.clone()),
+                Seen::Writing(name) => Seen::Writing(name.clone()),
+                Seen::Gone(name) => Seen::Gone(name.clone()),
+                _ => Seen::Swapped,
             };
             let event = Event {
                 what,
@@ -342,14 +342,14 @@ mod tests {
         (pending, start)
     }
 
-    fn due_ms(events: &[(u64, What)]) -> Option<u128> {
+    fn due_ms(events: &[(u64, Seen)]) -> Option<u128> {
         let (pending, start) = after(events);
         pending.due().map(|due| (due - start).as_millis())
     }
 
     #[test]
     fn a_batch_is_due_after_quiet_and_at_most_15_ms_after_its_first_event() {
-        let closed = |name: &str| What::Closed(name.into());
+        let closed = |name: &str| Seen::Closed(name.into());
         assert_eq!(due_ms(&[]), None);
         assert_eq!(due_ms(&[(0, closed("a")), (2, closed("b"))]), Some(5));
         let stream: Vec<_> = (0..20).map(|at| (at * 2, closed("a"))).collect();
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_file_written_again_after_its_close_waits_for_the_next() {
-        let (closed, writing) = (|| What::Closed("a".into()), || What::Writing("a".into()));
+        let (closed, writing) = (|| Seen::Closed("a".into()), || Seen::Writing("a".into()));
         assert_eq!(due_ms(&[(0, closed()), (1, writing())]), None);
         assert_eq!(
             due_ms(&[(0, closed()), (1, writing()), (9, closed())]),
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_removal_is_believed_after_20_ms_of_quiet_unless_the_file_returns() {
-        let gone = |name: &str| What::Gone(name.into());
+        let gone = |name: &str| Seen::Gone(name.into());
         assert_eq!(due_ms(&[(0, gone("a"))]), Some(20));
         assert_eq!(
             due_ms(&[(0, gone("a")), (15, gone("b"))]),
@@ -378,10 +378,10 @@ mod tests {
         let slow: Vec<_> = (0..20).map(|n| (n * 15, gone(&n.to_string()))).collect();
         assert_eq!(due_ms(&slow), Some(100));
         assert_eq!(
-            due_ms(&[(0, gone("a")), (9, What::Closed("a".into()))]),
+            due_ms(&[(0, gone("a")), (9, Seen::Closed("a".into()))]),
             Some(12)
         );
-        let (pending, _) = after(&[(0, gone("a")), (9, What::Writing("a".into()))]);
+        let (pending, _) = after(&[(0, gone("a")), (9, Seen::Writing("a".into()))]);
         assert_eq!((pending.due(), pending.removals.len()), (None, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! What the next pass over the folder does, and when it is due.
+//! Seen the next pass over the folder does, and when it is due.
 //!
 //! Invariant: a file between a write and its close is not read. The file uses no input or output,
 //! only the clock.

@@ -12,7 +12,7 @@ use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
-use crate::discovery::files::event::{Event, What};
+use crate::discovery::files::event::{Event, Seen};
 use crate::discovery::files::file::format_of;
 
 /// A watch of the folder. If the folder's path can come to mean another folder (a link), its parent
@@ -29,7 +29,7 @@ impl Watcher {
     pub(super) fn new(path: &Path, events: mpsc::UnboundedSender<Event>) -> Self {
         let folder = path.to_owned();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let what = event.map_or(Some(What::Overflow), |event| what(&event, &folder));
+            let what = event.map_or(Some(Seen::Overflow), |event| what(&event, &folder));
             if let Some(what) = what {
                 // The receiver is gone only when the watch has ended.
                 let _ = events.send(Event {
@@ -106,9 +106,9 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
         .map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-fn what(event: &notify::Event, folder: &Path) -> Option<What> {
+fn what(event: &notify::Event, folder: &Path) -> Option<Seen> {
     if event.need_rescan() {
-        return Some(What::Overflow);
+        return Some(Seen::Overflow);
     }
     let path = event.paths.first()?;
     let came_or_went = match event.kind {
@@ -117,28 +117,28 @@ fn what(event: &notify::Event, folder: &Path) -> Option<What> {
         _ => false,
     };
     if path == folder {
-        return came_or_went.then_some(What::Folder);
+        return came_or_went.then_some(Seen::Folder);
     }
     let name = path.file_name()?;
     let dotted = name.as_encoded_bytes().starts_with(b"..");
     if path.parent() != Some(folder) {
         // The event is in the parent. A ConfigMap's swap may move the folder that the path means.
-        return (dotted && came_or_went).then_some(What::Folder);
+        return (dotted && came_or_went).then_some(Seen::Folder);
     }
     if dotted {
-        return came_or_went.then_some(What::Swapped);
+        return came_or_went.then_some(Seen::Swapped);
     }
     format_of(name)?;
     let name = name.to_owned();
     match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(What::Closed(name)),
-        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(What::Closed(name)),
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Seen::Closed(name)),
+        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(Seen::Closed(name)),
         EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => {
-            Some(What::Gone(name))
+            Some(Seen::Gone(name))
         }
-        EventKind::Modify(ModifyKind::Data(_)) => Some(What::Writing(name)),
-        EventKind::Modify(ModifyKind::Metadata(_)) => Some(What::Touched(name)),
-        EventKind::Create(_) => Some(What::Created(name)),
+        EventKind::Modify(ModifyKind::Data(_)) => Some(Seen::Writing(name)),
+        EventKind::Modify(ModifyKind::Metadata(_)) => Some(Seen::Touched(name)),
+        EventKind::Create(_) => Some(Seen::Created(name)),
         _ => None,
     }
 }
