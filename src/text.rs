@@ -1,7 +1,8 @@
-//! Text from outside (files, servers, clients) and times, in a form that is safe to print.
+//! Text for people: text from outside (files, servers, clients) in a form that is safe to print,
+//! and times, durations, numbers and tables.
 //!
-//! Invariant: what these functions return has no control character, so it cannot break a line or
-//! control a terminal.
+//! Invariant: no control character of a text from outside is printed, so such a text cannot break a
+//! line or control a terminal.
 
 use std::time::{Duration, SystemTime};
 

@@ -12,5 +12,6 @@ mod program {
     mod config;
     mod demo;
     mod deploy;
+    mod docs;
     mod drill;
 }

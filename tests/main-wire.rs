@@ -1,5 +1,6 @@
 //! HTTP/1.1 on the wire (contract 4): first the parser alone (`http_table`), then message framing
-//! through the whole proxy (`framing`).
+//! through the whole proxy (`framing`). Which connections stay open, bodies and timeouts are tested
+//! in `tests/proxy/wire`.
 #![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
 
 mod support {

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_then_one_a_second() {
+    fn a_burst_is_allowed_and_then_one_event_a_second() {
         let start = Instant::now();
         let mut allowance = Allowance::new(start);
         let taken = |allowance: &mut Allowance, after: u64| {

@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_paths_and_lines() {
+    fn a_place_has_a_path_and_a_path_has_a_line() {
         let places = Places::of(
             "workers: 4\nlisteners:\n  - name: web\n    address: x\n  - {name: b}\ntimeouts: {hold: 1s}\n",
         );

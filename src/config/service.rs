@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn protocol_by_annotation_then_app_protocol_then_auto() {
+    fn the_protocol_is_the_annotation_then_app_protocol_then_auto() {
         let none = annotations(&[]);
         let of = |a: &BTreeMap<String, String>, app, target| Protocol::of_service(a, app, target).0;
         assert_eq!(of(&none, None, None), Protocol::Auto);

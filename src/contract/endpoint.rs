@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_deadline_only_moves_forward() {
+    fn a_drain_deadline_only_shortens() {
         let (endpoint, _notices) = endpoint();
         let now = Instant::now();
         let after = |seconds| now + Duration::from_secs(seconds);

@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn counting_reaches_the_child_that_it_names() {
+    fn a_count_reaches_the_metric_with_its_labels() {
         let metrics = Metrics::new().unwrap();
         let web = metrics.service(&key("shop", 80));
         web.answered(204);
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_takes_out_every_child_of_that_port_and_no_other() {
+    fn forgetting_a_port_removes_all_its_metrics_and_no_others() {
         let metrics = Metrics::new().unwrap();
         let gone = metrics.service(&key("gone", 80));
         let _other_port = metrics.service(&key("gone", 81));

@@ -7,26 +7,8 @@ from lab import HERE, LAB, say
 
 COLUMNS = {"iptables": "kube-proxy iptables", "nftables": "kube-proxy nftables", "ebbtide": "Ebbtide"}
 
-INTRODUCTION = """# The drain contract in a real cluster
-
-`make e2e` writes this page from its measurements. The experiments are in `e2e.py`.
-
-- `make cluster` builds and starts a cluster on this machine from the real components: etcd,
-  kube-apiserver, controller-manager, scheduler, kubelet, containerd, runc, kube-proxy.
-- `make cluster-down` removes it without a trace.
-- `make e2e` builds the image and runs all experiments below. `SHORT=1` runs them with short loads,
-  in about a quarter of an hour. `make e2e ARGS='A C --columns ebbtide'` runs a part of them.
-
-It needs root on Linux, Go 1.26 and Python 3.9. It installs missing Debian packages itself. The
-cluster lives in network, pid and mount namespaces of its own, without a route to the outside. Its
-state is under `$EBBTIDE_LAB` (default `~/.cache/ebbtide-lab`). `. tests/cluster/env.sh` defines `k`
-(kubectl) and `in_net` (runs a command in the cluster's network).
-
-The same Service is served by kube-proxy in both of its modes, and by Ebbtide. Only the label
-`service.kubernetes.io/service-proxy-name: ebbtide` switches it over. *Sockets*: a client that keeps
-8 connections needs 8 sockets. Each further socket is a connection that it lost, and fortio hides
-the first failure on a lost connection. *Worst*: the slowest request.
-"""
+# In README.md. The text above this line is by hand, and `Report.write` keeps it.
+MARK = "<!-- `make e2e` writes everything below this line. -->\n"
 
 
 class Report:
@@ -82,8 +64,11 @@ class Report:
     def write(self, versions):
         facts = ", ".join(f"{k} {v}" for k, v in versions.items())
         knobs = ", ".join(f"{k} {v}" for k, v in self.knobs.items())
-        with open(os.path.join(HERE, "README.md"), "w") as file:
-            file.write(f"{INTRODUCTION}\nMeasured on {self.started:%Y-%m-%d}: {facts}. Lengths: {knobs}.\n\n{self.markdown()}")
+        page = os.path.join(HERE, "README.md")
+        with open(page) as file:
+            by_hand = file.read().split(MARK)[0]
+        with open(page, "w") as file:
+            file.write(f"{by_hand}{MARK}\nMeasured on {self.started:%Y-%m-%d}: {facts}. Lengths: {knobs}.\n\n{self.markdown()}")
 
     def failed(self):
         return any(decides and not met for _, met, decides in self.targets)

@@ -1,5 +1,6 @@
-//! The routing table, driven by hand. First the effect of one event each, then a property test:
-//! what holds after any sequence of events (contract 1.1 to 1.9).
+//! The routing table, driven by hand through `support::table`. First come tests of the effect of
+//! one event each. Then a property test shows what holds after any sequence of events (contract 1.1
+//! to 1.9). Here nothing listens and nothing connects: sockets are tested in `tests/proxy`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

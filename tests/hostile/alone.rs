@@ -1,5 +1,6 @@
 //! A lock for tests that measure. A test that measures runs alone, because figures of two tests at
-//! the same time would describe neither.
+//! the same time would describe neither. Tests that measure nothing run beside each other. The lock
+//! holds within one test program only.
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -122,9 +122,9 @@ fn dead_before_reported() {
 }
 
 #[test]
-fn everything_at_once() {
+fn all_faults_together() {
     row(&Row {
-        name: "everything_at_once",
+        name: "all_faults_together",
         late_ms: (0, 2_000),
         ordered: false,
         copies: 2,

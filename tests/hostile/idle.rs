@@ -1,4 +1,6 @@
-//! Whether a process sleeps, seen from outside.
+//! Whether a process sleeps, seen from outside through `/proc`. The tests use it to wait until the
+//! proxy has no work left. A thread that waits for a processor still has work, so a busy machine
+//! only makes the wait longer.
 
 /// Whether no thread of the process has anything to do (proc_pid_stat(5), field 3). A thread that
 /// waits for a processor is not asleep.

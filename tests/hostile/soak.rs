@@ -204,11 +204,11 @@ async fn fault(fleet: &mut Fleet, turn: usize, half: SocketAddr) {
         }
         // An address that nothing listens on.
         1 => {
-            let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+            let closed = std::net::TcpListener::bind("127.0.0.1:0")
                 .unwrap()
                 .local_addr()
                 .unwrap();
-            write_faulty(fleet, Some(nobody));
+            write_faulty(fleet, Some(closed));
             sleep(Duration::from_millis(500)).await;
             write_faulty(fleet, None);
         }

@@ -219,7 +219,7 @@ pub enum Weaken {
     DeadlineExtended,
     DisappearanceCuts,
     DeadlineIgnored,
-    CutAtOnce,
+    CutImmediately,
     ForcedFirst,
     ClientClosed,
     NotReplayed,
@@ -517,7 +517,7 @@ impl Contract {
                     sooner
                 });
                 view.deadline_since = view.deadline_since.or(Some(state.now));
-                if self.is(Weaken::CutAtOnce) {
+                if self.is(Weaken::CutImmediately) {
                     view.deadline = Some(state.now);
                 }
             }

@@ -200,7 +200,7 @@ weakened! {
     drained_first: DrainedFirst, LATE, "1.2: published before it is drained";
     idle_kept: IdleKept, LATE, "1.3: idle connections are closed immediately, and none is kept later";
     check_in_unasked: CheckInUnasked, LATE, "1.3: idle connections are closed immediately, and none is kept later";
-    cut_at_once: CutAtOnce, LATE, "1.4: requests in flight run until the deadline";
+    cut_immediately: CutImmediately, LATE, "1.4: requests in flight run until the deadline";
     disappearance_cuts: DisappearanceCuts, LATE, "1.4: requests in flight run until the deadline";
     forced_first: ForcedFirst, GAP, "1.4: no dispatch to an endpoint that is being cut";
     deadline_extended: DeadlineExtended, TWICE_DELETED, "1.4: requests in flight end at the first deadline";

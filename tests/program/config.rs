@@ -405,7 +405,7 @@ fn refusals_are_one_line_and_exit_code_2() {
         ),
         (
             &["proxy", "--listen", "127.0.0.1:9901", "--to", "127.0.0.1:1"],
-            "ebbtide: proxy: --listen: 127.0.0.1:9901 is the address of --admin too, expected one of its own\n",
+            "ebbtide: proxy: --listen: 127.0.0.1:9901 is also the address of --admin, expected another address\n",
         ),
         (
             &[

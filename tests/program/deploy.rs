@@ -1,5 +1,6 @@
-//! The promises of `deploy/`, read from the manifests themselves. The kustomizations, the Helm
-//! chart, the image and the Dockerfile must agree.
+//! The promises of `deploy/`, read from the manifests themselves: rights, probes, ports, update
+//! order and grace periods. The kustomizations, the Helm chart, the image and the Dockerfile must
+//! agree. No manifest is applied here: `tests/cluster` does that.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -264,8 +265,8 @@ fn probes_use_the_admin_port() {
             admin.ip().is_unspecified() && i32::from(admin.port()) == ADMIN_PORT,
             "{admin}"
         );
-        // On the node's network, the probes use loopback, which belongs to the node. In a pod's
-        // network the kubelet is outside.
+        // On the node's network the process listens on the node's loopback, so the probes use it.
+        // In a pod's network the kubelet is outside, so the probes use the pod's address.
         let host = pod.host_network.map(|_| "127.0.0.1");
         let asks = |probe: &Option<Probe>, path: &str| {
             let get = probe.as_ref().unwrap().http_get.as_ref().unwrap();

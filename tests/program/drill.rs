@@ -266,14 +266,14 @@ async fn bad_arguments_and_no_cluster_are_exit_code_2() {
     }
     let config = folder.path().join("ebbtide.yaml");
     std::fs::write(&config, "discovery: {kubernetes: {}}\n").unwrap();
-    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0")
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
         .local_addr()
         .unwrap();
     for kubeconfig in [
         folder.path().join("none"),
-        write_kubeconfig(&folder, nobody),
+        write_kubeconfig(&folder, closed),
     ] {
         for arguments in [
             &["drill", "-n", "web"][..],

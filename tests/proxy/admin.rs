@@ -1,5 +1,6 @@
 //! The admin server over real sockets, with an invented table: every path, methods and access,
-//! readiness, `ebbtide status`, and the page in a real browser where one is installed.
+//! readiness, `ebbtide status`, and the page in a real browser where one is installed. No request
+//! changes the proxy. The table's own numbers are tested where they arise.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -651,7 +652,7 @@ async fn clients_that_never_finish_a_head_keep_no_other_client_out() {
         .await
         .unwrap();
     let mut answer = String::new();
-    soon("an answer", last.read_to_string(&mut answer))
+    soon("a response", last.read_to_string(&mut answer))
         .await
         .unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -723,7 +724,7 @@ async fn the_status_command_prints_what_the_server_reports() {
     fixture.fill();
     let ask = async |url: String| {
         let asked = tokio::task::spawn_blocking(move || status(&url, false));
-        soon("an answer", asked)
+        soon("a response", asked)
             .await
             .unwrap()
             .map_err(|error| format!("{error:#}"))

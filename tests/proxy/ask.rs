@@ -1,4 +1,6 @@
-//! Plain requests for scenarios that need nothing special.
+//! Plain requests for scenarios that need nothing special, by GET or as raw bytes. A request that
+//! gets no response in time fails the test, so no scenario waits for ever. Scenarios that look at
+//! both sides byte for byte use `wire.rs`.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,6 @@
 //! The bounds of the process: connections, descriptors, memory of idle connections, and system
-//! calls of busy ones. The tests measure real processes from outside.
+//! calls of busy ones. At a bound the proxy serves those it has accepted, and recovers when there
+//! is room. The tests measure real processes from outside.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -337,7 +338,8 @@ async fn a_keep_alive_request_costs_four_system_calls() {
         })
         .collect();
     barrier.wait().await;
-    // One second after each connect to an endpoint, five system calls set its timeouts.
+    // Within a second after its connect, each connection to an endpoint costs five more system
+    // calls, which set its timeouts.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     let counts = process.folder.path().join("strace");
     let mut strace = tokio::process::Command::new("strace");
@@ -367,7 +369,7 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     }
     tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
     barrier.wait().await;
-    soon("all answers", barrier.wait()).await;
+    soon("all responses", barrier.wait()).await;
     let id = Pid::from_raw(strace.id().unwrap().cast_signed()).unwrap();
     rustix::process::kill_process(id, Signal::INT).unwrap();
     soon("the end of strace", strace.wait()).await.unwrap();

@@ -1,5 +1,6 @@
 //! The choice of an endpoint in the real proxy: equal shares, new endpoints, slow endpoints, and
-//! endpoints that must get nothing.
+//! endpoints that must get nothing (contract 1.8 and 1.9). A new endpoint gets its share and is not
+//! flooded. The pick itself is tested in `src/proxy/balancer.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

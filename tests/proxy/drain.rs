@@ -1,5 +1,6 @@
 //! Drains in the real proxy (contract 1.1 to 1.9): a terminating endpoint leaves rotation, its
-//! connections drain, what is lost with it is replayed, and one receipt counts it all.
+//! connections drain, what is lost with it is replayed, and one receipt counts it all. Replays in
+//! detail are in `replay.rs`, TCP in `tcp.rs`, holds in `hold.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -176,7 +177,7 @@ async fn idle_connections_are_closed_when_their_endpoint_drains_or_is_out() {
         let requests = in_flight(&rig, &[&a], 5).await;
         a.release();
         assert!(
-            soon("answers", requests.join_all())
+            soon("responses", requests.join_all())
                 .await
                 .iter()
                 .all(|status| *status == 200)
@@ -244,7 +245,7 @@ async fn a_drain_is_reported_once_and_its_receipt_counts() {
     assert_eq!(records(&rig).len(), 1);
     a.release();
     assert!(
-        soon("answers", requests.join_all())
+        soon("responses", requests.join_all())
             .await
             .iter()
             .all(|status| *status == 200)
@@ -296,7 +297,7 @@ async fn a_receipt_counts_the_idle_connections() {
         let requests = in_flight(&rig, &[&a], 6).await;
         a.release();
         assert!(
-            soon("answers", requests.join_all())
+            soon("responses", requests.join_all())
                 .await
                 .iter()
                 .all(|status| *status == 200)
@@ -331,7 +332,7 @@ async fn a_receipt_counts_what_was_replayed() {
         eventually("the drain", async || records(&rig).len() == 1).await;
         a.drop_connections();
         assert!(
-            soon("answers", requests.join_all())
+            soon("responses", requests.join_all())
                 .await
                 .iter()
                 .all(|status| *status == 200)
@@ -542,7 +543,7 @@ async fn a_removal_while_the_pod_lives_is_reversible() {
         assert_eq!(at(&rig, &a).unwrap().id, before.id, "the same endpoint");
         reaches(&rig, &a, 2).await;
         a.release();
-        assert_eq!(soon("its answer", requests.join_all()).await, [200]);
+        assert_eq!(soon("its response", requests.join_all()).await, [200]);
         assert!(records(&rig).is_empty());
     }
 }
@@ -599,7 +600,7 @@ async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
             (Trigger::PodDeleted, 1, true)
         );
         a.release();
-        assert_eq!(soon("its answer", requests.join_all()).await, [200]);
+        assert_eq!(soon("its response", requests.join_all()).await, [200]);
         eventually("the receipt", async || ended(&rig).len() == 1).await;
         assert_eq!(ended(&rig)[0].finished, 1);
     }
@@ -674,7 +675,7 @@ async fn a_drain_deadline_only_shortens() {
     in_force(&rig, 3).await;
     assert_eq!(endpoint.drain_deadline(), second, "the end in the slice");
     a.release();
-    assert_eq!(soon("its answer", requests.join_all()).await, [200]);
+    assert_eq!(soon("its response", requests.join_all()).await, [200]);
 }
 
 /// Contract 1.9: an endpoint that serves while it terminates is used only if no other is usable.

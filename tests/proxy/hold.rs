@@ -1,5 +1,6 @@
 //! Holds (contract 1.9): while no endpoint is usable, requests and connections wait. The wait is
-//! bounded in number and in time, and the release is paced.
+//! bounded in number and in time, and the release is paced. After the wait an HTTP client gets 503
+//! and a TCP client gets a reset.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -354,7 +355,7 @@ async fn past_the_hold_time_tcp_gets_a_reset() {
 }
 
 #[tokio::test]
-async fn one_over_the_bound_is_refused_at_once_while_the_others_wait() {
+async fn one_over_the_bound_is_refused_immediately_while_the_others_wait() {
     let a = answering().await;
     let rig = Rig::start("limits: {held: 4}").await;
     let waiting: Vec<_> = (0..4).map(|_| asking(rig.web())).collect();
@@ -376,7 +377,7 @@ async fn one_over_the_bound_is_refused_at_once_while_the_others_wait() {
 }
 
 #[tokio::test]
-async fn a_tcp_connection_over_the_bound_is_reset_at_once() {
+async fn a_tcp_connection_over_the_bound_is_reset_immediately() {
     let rig = Rig::with_protocol("tcp", "limits: {held: 1}").await;
     let _first = TcpStream::connect(rig.web()).await.unwrap();
     held(&rig, 1).await;
@@ -428,7 +429,7 @@ async fn the_release_does_not_flood_the_first_endpoint() {
     }
     let most = most.load(Ordering::SeqCst);
     println!(
-        "600 released in {:?}, at most {most} at once",
+        "600 released in {:?}, at most {most} at the same time",
         began.elapsed()
     );
     // One release a millisecond, each request takes 100 ms: about 100, and some more where a late

@@ -1,5 +1,6 @@
 //! Endpoints that join, flap, move between slices, or stand by while others serve (contract 1.7,
-//! 1.8 and 2.6).
+//! 1.8 and 2.6). An endpoint gets nothing before the proxy has connected to it. One that returns is
+//! the same endpoint, and its connections go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -78,7 +79,7 @@ fn nobody_drained(rig: &Rig) {
     assert_eq!(rig.running().admin.drains.records().len(), 0);
 }
 
-/// Pods that are ready immediately and listen two seconds later. The old pods leave in between.
+/// Pods that are ready immediately and listen a second later. The old pods leave in between.
 #[tokio::test]
 async fn pods_that_are_ready_before_they_listen_cost_nobody_anything() {
     let mut options = Options::new(BINARY);
@@ -156,7 +157,7 @@ async fn an_endpoint_is_published_once_it_has_been_connected_to() {
 }
 
 #[tokio::test]
-async fn without_the_join_check_an_endpoint_is_published_at_once() {
+async fn without_the_join_check_an_endpoint_is_published_immediately() {
     let gone = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()

@@ -1,5 +1,6 @@
 //! An endpoint with a scripted part: it reads whole requests, records them byte for byte, and does
-//! what its [`Act`] says.
+//! what its [`Act`] says. It looks only for the end of each request and checks nothing else. For
+//! raw bytes in both directions, use `wire.rs`.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,6 @@
 //! What a drain leaves for people: one line in the log of a real process, a rollout receipt, and
-//! the drain's place on the status page.
+//! the drain's place on the status page. The counts must be those of the exchanges that were in
+//! flight. The drain itself is tested in `drain.rs`.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ async fn draining(drain: &str) -> Scene {
     for (method, path) in [("GET", "/gate"), ("GET", "/never"), ("POST", "/never")] {
         in_flight.push(tokio::spawn(async move {
             soon(
-                "an answer",
+                "a response",
                 Client::connect(web)
                     .await
                     .unwrap()

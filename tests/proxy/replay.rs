@@ -100,7 +100,7 @@ async fn idempotent_requests_outlive_their_endpoint_and_others_run_once() {
         fleet.replace(old, "v2").await.unwrap();
     }
     let mut answered = 0;
-    while let Some(ended) = soon("all answers", requests.join_next()).await {
+    while let Some(ended) = soon("all responses", requests.join_next()).await {
         let (method, first, next) = ended.unwrap();
         let ran = fleet.requests(method).unwrap();
         match method {
@@ -252,7 +252,7 @@ async fn a_body_that_is_still_coming_is_replayed_and_continued() {
     .await;
     stream.write_all(b"+rest").await.unwrap();
     let mut text = String::new();
-    soon("an answer", stream.read_to_string(&mut text))
+    soon("a response", stream.read_to_string(&mut text))
         .await
         .unwrap();
     assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
@@ -567,7 +567,7 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
                 leave();
             }
         }
-        let answer = soon("an answer", client).await.unwrap().unwrap();
+        let answer = soon("a response", client).await.unwrap().unwrap();
         assert_eq!(
             (answer.status, b.requests().len(), a.requests().len()),
             (200, 1, 1),
@@ -632,7 +632,7 @@ async fn the_request_timeout_bounds_all_attempts_together() {
         eventually("no upstream connection left", async || play.open() == 0).await;
         assert_eq!(play.requests().len(), 1);
         // One connect for the join check, one for the request, and one each 50 ms to see whether
-        // the endpoint leaves. A pause of 20 ms would exceed the bound.
+        // the endpoint leaves. If the wait lasted a whole second, there would be 20 of those.
         assert!(
             play.accepted() <= 2 + 400 / 50 + 1,
             "{} connects",
@@ -893,7 +893,7 @@ async fn a_half_closed_client_gets_its_replay() {
         .unwrap();
     stream.shutdown().await.unwrap();
     let mut text = String::new();
-    soon("an answer", stream.read_to_string(&mut text))
+    soon("a response", stream.read_to_string(&mut text))
         .await
         .unwrap();
     assert!(

@@ -1,5 +1,6 @@
-//! Additions to the rigs for these scenarios: pods, endpoints in every condition, metrics and log
-//! lines.
+//! Additions to the rigs of `tests/support` for these scenarios: pods, endpoints in every
+//! condition, metrics and log lines. They write manifests and read what the proxy reports. Requests
+//! are sent by `ask.rs`, and endpoints are in `play.rs` and `scripted.rs`.
 
 use std::path::Path;
 use std::time::Duration;

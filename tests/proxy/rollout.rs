@@ -74,7 +74,7 @@ async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fl
     (report, fleet, proxy)
 }
 
-async fn nobody_notices(tell: Tell, path: &str, short: (usize, u64)) {
+async fn roll_without_loss(tell: Tell, path: &str, short: (usize, u64)) {
     let (rolls, seconds) = if std::env::var_os("EBBTIDE_FULL").is_some() {
         (5, 60)
     } else {
@@ -115,15 +115,15 @@ async fn nobody_notices(tell: Tell, path: &str, short: (usize, u64)) {
 #[tokio::test]
 async fn rolling_updates_by_pods_and_slices_cost_nothing() {
     // Slow requests, so that processes die with requests in flight.
-    nobody_notices(Tell::PodAndSlice, "/slow?ms=3", (2, 15)).await;
+    roll_without_loss(Tell::PodAndSlice, "/slow?ms=3", (2, 15)).await;
 }
 
 #[tokio::test]
 async fn rolling_updates_by_slices_alone_cost_nothing() {
-    nobody_notices(Tell::Slice, "/slow?ms=3", (1, 6)).await;
+    roll_without_loss(Tell::Slice, "/slow?ms=3", (1, 6)).await;
 }
 
 #[tokio::test]
 async fn rolling_updates_by_removal_alone_cost_nothing() {
-    nobody_notices(Tell::Removal, "/", (1, 6)).await;
+    roll_without_loss(Tell::Removal, "/", (1, 6)).await;
 }

@@ -1,4 +1,6 @@
-//! Endpoints on loopback that follow a script and count their connections.
+//! Endpoints on loopback that follow a script and count their connections. Join checks are
+//! connections, too, and are counted. Dropping an endpoint closes its listener, so that connects
+//! are refused from then on.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

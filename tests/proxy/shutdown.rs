@@ -1,5 +1,6 @@
 //! SIGTERM, a second SIGTERM, SIGHUP, refused starts, and a process that replaces another one. The
-//! tests run a real process and check what it answers, logs and exits with (contract 1.14).
+//! tests run a real process and check what it answers, logs and exits with (contract 1.14). No
+//! accepted client may be reset without a response before the grace period is over.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -321,7 +322,7 @@ async fn what_waits_in_the_accept_queue_is_served() {
     drop(first);
     for (i, stream) in waiting.iter_mut().enumerate() {
         let mut answer = String::new();
-        let read = soon("an answer", stream.read_to_string(&mut answer)).await;
+        let read = soon("a response", stream.read_to_string(&mut answer)).await;
         assert!(
             read.is_ok() && answer.starts_with("HTTP/1.1 200 "),
             "{i}: {read:?} {answer:?}"
@@ -727,7 +728,7 @@ async fn the_admin_address_returns_when_the_successor_ends() {
     let mut new = Process::run(&[app.ep()], &text, &["web"]).await;
     new.proxy.signal(Signal::KILL);
     soon("its end", new.proxy.wait()).await.unwrap();
-    eventually("an answer", async || {
+    eventually("a response", async || {
         old.proxy
             .page("/readyz")
             .await

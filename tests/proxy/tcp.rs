@@ -1,5 +1,6 @@
 //! TCP connections to endpoints that drain, refuse, keep silent or break, and the detection of HTTP
-//! by protocol `auto` (contract 1.4, 3.1, 4.4 and 4.5).
+//! by protocol `auto` (contract 1.4, 3.1, 4.4 and 4.5). Each direction ends on its own, and no byte
+//! is lost or repeated. Contract 1.12 lists the ends that the proxy does not hold yet.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -121,7 +122,7 @@ async fn head_of_answer(stream: &mut TcpStream) -> String {
         .unwrap();
     let mut answer = Vec::new();
     while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
-        let n = soon("an answer", stream.read_buf(&mut answer))
+        let n = soon("a response", stream.read_buf(&mut answer))
             .await
             .unwrap();
         assert_ne!(n, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
@@ -655,7 +656,7 @@ async fn check_pattern(from: &mut (impl AsyncReadExt + Unpin)) -> usize {
 }
 
 #[tokio::test]
-async fn large_transfers_both_ways_at_once_arrive_whole() {
+async fn large_transfers_in_both_directions_arrive_whole() {
     const SIZE: usize = 64 << 20;
     let mut a = Station::start().await;
     let rig = Rig::with_protocol("tcp", "").await;

@@ -170,7 +170,7 @@ async fn answered_after(test: &str, pod_deleted: bool) -> Option<Duration> {
     let asked = tokio::spawn(async move {
         let mut client = Client::connect(web).await.unwrap();
         let answer = soon(
-            "an answer",
+            "a response",
             client.exchange("GET", "/slow?ms=600000", "", b""),
         )
         .await

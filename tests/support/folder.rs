@@ -1,5 +1,6 @@
 //! A folder of manifests that belongs to one scenario, and the endpoints that it lists. A file is
-//! replaced by a rename, so the proxy never reads half a manifest.
+//! replaced by a rename, so the proxy never reads half a manifest. The folder holds Service
+//! `web/shop` from the beginning.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

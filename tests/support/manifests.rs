@@ -1,4 +1,6 @@
-//! Services and EndpointSlices of namespace `web`, as the API server or a manifest shows them.
+//! Services and EndpointSlices of namespace `web`, as the API server or a manifest shows them. The
+//! objects are JSON values, so that a test can change any field, also to an invalid value. Pods are
+//! in `pods.rs`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,6 @@
-//! Pods of namespace `web`, as the API server or a manifest shows them.
+//! Pods of namespace `web`, as the API server or a manifest shows them. The UID follows from the
+//! name, as in `manifests.rs`, so that a slice and its pod agree. A pod that is being deleted gets
+//! its fields from the test.
 
 use serde_json::{Value, json};
 

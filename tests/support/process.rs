@@ -1,4 +1,6 @@
-//! The proxy as a process of its own, over a folder of manifests.
+//! The proxy as a process of its own, over a folder of manifests. Tests use it where signals,
+//! descriptors, logs or exit codes matter. Where they do not, `rig.rs` runs the proxy in the test's
+//! process.
 
 use std::net::SocketAddr;
 use std::path::Path;

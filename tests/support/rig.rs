@@ -1,4 +1,6 @@
-//! A proxy in this process, over a folder of manifests.
+//! A proxy in this process, over a folder of manifests, with real sockets and threads. Tests can
+//! read its published snapshot and its metrics directly. It has no signals and no log of its own:
+//! see `process.rs`.
 
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -48,8 +50,8 @@ impl Rig {
         self.running().listener("web").unwrap()
     }
 
-    /// Waits until the published table has exactly `count` usable endpoints and each removed
-    /// endpoint drains.
+    /// Waits until the published table has exactly `count` usable endpoints and the drains
+    /// that came with the table have begun.
     pub async fn usable(&self, count: usize) {
         eventually(&format!("{count} usable endpoints"), async || {
             let snapshot = self.running().admin.snapshot.load();

@@ -1,4 +1,6 @@
-//! Endpoints on loopback that follow a script.
+//! Endpoints on loopback that follow a script. Each connection runs the script on a task of its
+//! own, and one that fails does not stop the others. An endpoint that counts its connections is in
+//! `tests/proxy/scripted.rs`.
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;

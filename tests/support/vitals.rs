@@ -1,5 +1,6 @@
-//! The state of a process, seen from outside: its open descriptors, its own memory, its processor
-//! time.
+//! The state of a process, seen from outside through `/proc`: its open descriptors, its own memory,
+//! its processor time. Nothing here asks the process itself, so a process that hangs can be
+//! measured, too. Whether a process sleeps is in `tests/hostile/idle.rs`.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,6 @@
-//! Waits for a condition instead of for a fixed time.
+//! Waits for a condition instead of for a fixed time. Every wait is bounded, and a wait that
+//! reaches its bound fails the test with the name of what did not happen. The bound is no
+//! measurement.
 
 use std::time::Duration;
 

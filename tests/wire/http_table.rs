@@ -614,7 +614,7 @@ fn a_head_is_bounded_in_bytes_and_lines() {
         let expected = if end < 64 { Ok(None) } else { too_large };
         assert_eq!(read(&of_size(65)[..end]), expected, "{end} bytes");
     }
-    // The parser looks for faults only within the bound.
+    // A fault within the bound is reported first. Beyond the bound the parser looks for no fault.
     assert_eq!(
         read(&format!("GET / HTTP/1.1\n{}", "x".repeat(80)))
             .unwrap_err()
@@ -1010,7 +1010,7 @@ fn a_response_ends_where_method_and_status_say() {
             "HTTP/1.1 204 No Content\r\n\r\n",
             "None Identity kept",
         ),
-        // Interim responses: nothing about the connection.
+        // Interim responses carry no field about the connection.
         (
             (Post, H11, true),
             "HTTP/1.1 100 Continue\r\n\r\n",

@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_settles_but_not_for_ever() {
+    fn a_batch_is_due_after_quiet_and_at_most_15_ms_after_its_first_event() {
         let closed = |name: &str| Seen::Closed(name.into());
         assert_eq!(due_ms(&[]), None);
         assert_eq!(due_ms(&[(0, closed("a")), (2, closed("b"))]), Some(5));

@@ -160,7 +160,7 @@ fn an_fqdn_slice_is_kept_without_endpoints() {
 }
 
 #[test]
-fn a_deletion_counts_what_remains_only_in_a_list() {
+fn the_time_left_of_a_deletion_is_known_only_in_a_list() {
     let text = "
 kind: Pod
 metadata:

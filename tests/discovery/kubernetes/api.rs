@@ -166,7 +166,7 @@ impl Api {
             what,
         });
         drop(state);
-        self.shared.tell();
+        self.shared.notify();
     }
 
     pub fn delete(&self, kind: Kind, namespace: &str, name: &str) {
@@ -185,7 +185,7 @@ impl Api {
             what: What::Event("DELETED", object),
         });
         drop(state);
-        self.shared.tell();
+        self.shared.notify();
     }
 
     /// Reports an existing object once more.
@@ -222,7 +222,7 @@ impl Api {
             what: What::Order(order),
         });
         drop(state);
-        self.shared.tell();
+        self.shared.notify();
     }
 
     /// Forgets all versions, so that no watch of this kind can be resumed. The open watches receive
@@ -261,7 +261,7 @@ impl Api {
 
     pub fn lift(&self, kind: Kind, verb: Verb) {
         self.lock().faults.remove(&(kind, verb));
-        self.shared.tell();
+        self.shared.notify();
     }
 
     /// Replaces the last event of a kind by these bytes, for the watches that are open. Other
@@ -283,18 +283,18 @@ impl Api {
 
     pub fn release(&self, kind: Kind) {
         self.lock().held.remove(&kind);
-        self.shared.tell();
+        self.shared.notify();
     }
 
     /// Ends all connections, and each new one immediately, until [`Self::plug`].
     pub fn unplug(&self) {
         self.lock().unplugged = true;
-        self.shared.tell();
+        self.shared.notify();
     }
 
     pub fn plug(&self) {
         self.lock().unplugged = false;
-        self.shared.tell();
+        self.shared.notify();
     }
 
     /// Sets the server's clock.
@@ -346,7 +346,7 @@ impl Api {
 }
 
 impl Shared {
-    fn tell(&self) {
+    fn notify(&self) {
         self.moved.send_modify(|count| *count += 1);
     }
 }
@@ -451,7 +451,7 @@ impl Api {
                 return Ok(status(406, "only metadata"));
             }
         }
-        self.shared.tell();
+        self.shared.notify();
         let mut moved = self.shared.moved.subscribe();
         let fault = loop {
             let fault = self.lock().faults.get(&(kind, verb)).copied();
@@ -569,7 +569,7 @@ impl Api {
             over: false,
         };
         drop(state);
-        self.shared.tell();
+        self.shared.notify();
         Response::new(Body::from_stream(stream::unfold(reader, Reader::read)))
     }
 }
@@ -663,7 +663,7 @@ impl Drop for Reader {
         if let Some(open) = self.api.lock().open.get_mut(&self.kind) {
             *open -= 1;
         }
-        self.api.shared.tell();
+        self.api.shared.notify();
     }
 }
 

@@ -1,5 +1,6 @@
-//! Watches that break in every way (contract 1.10 and 2.7). The last table stays in force, nothing
-//! that happened meanwhile is lost, and a new list takes effect as a whole or not at all.
+//! Watches that break in every way (contract 1.10 and 2.7): silent, cut, ended, expired by 410,
+//! with garbage, or with the whole API server away. The last table stays in force, nothing that
+//! happened meanwhile is lost, and a new list takes effect as a whole or not at all.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Events on Services, as `kubectl describe` shows them: what is not served, drains, rollout
-//! receipts, and ports that cannot be bound. A server that refuses Events costs nothing else.
+//! Events on Services, as `kubectl describe` shows them (contract 2.9 and 1.10): what is not
+//! served, drains, rollout receipts, and ports that cannot be bound. What is not served is one
+//! Event however many proxies post it. A server that refuses Events costs nothing else.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,6 @@
-//! The first lists (contract 1.10, 2.3, 2.5 and 2.7): what makes the proxy ready, what does not,
-//! what it requests, and which objects it passes over.
+//! The first lists (contract 1.10, 2.3, 2.5 and 2.7): what makes the proxy ready and what does not,
+//! what it requests from the API server, and which objects it passes over. Half a list never takes
+//! effect. Watches are tested in `breaks.rs`.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +16,10 @@ async fn an_empty_list_makes_it_ready_and_not_before() {
     let api = Api::start().await;
     api.fault(Kind::Services, Verb::List, Fault::Wait);
     let rig = Rig::launch(&api, "", "");
-    eventually("asked", async || api.count(Kind::Services, Verb::List) == 1).await;
+    eventually("requested", async || {
+        api.count(Kind::Services, Verb::List) == 1
+    })
+    .await;
     let (code, line) = rig.readyz().await;
     assert_eq!(
         (
@@ -47,7 +51,7 @@ async fn it_is_ready_only_when_services_slices_and_pods_are_whole() {
             } else {
                 Verb::Watch
             };
-            eventually("asked", async || api.count(other, verb) > 0).await;
+            eventually("requested", async || api.count(other, verb) > 0).await;
         }
         assert_eq!(rig.readyz().await.0, 503, "{kind:?}");
         if kind == Kind::Pods {
@@ -396,7 +400,7 @@ async fn an_expired_continue_token_restarts_the_list() {
     (0..600).for_each(|n| api.apply(&pod(&format!("more-{n}"))));
     api.fault(Kind::Pods, Verb::More, Fault::Wait);
     let rig = Rig::launch(&api, "", WEB);
-    eventually("the second page is asked for", async || {
+    eventually("the second page is requested", async || {
         api.count(Kind::Pods, Verb::More) == 1
     })
     .await;

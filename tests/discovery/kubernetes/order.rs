@@ -1,5 +1,6 @@
-//! The same events, in any order between the kinds and with repetitions, end in the same table
-//! (contract 2.2).
+//! The order of events (contract 2.2). The same events, in any order between the kinds and with any
+//! of them repeated, end in the same table, with the same drains. Within one kind the order is
+//! kept, as in a watch.
 
 use super::api::{KINDS, Kind};
 use super::rig::{Rig, claimed, deleting, pod, ready, service, shop, slice, terminating};

@@ -1,5 +1,6 @@
-//! The signals that end an endpoint (contract 2.1 to 2.3): whichever arrives first drains it, and
-//! it is drained once.
+//! The signals that end an endpoint (contract 2.1 to 2.3). The first signal drains the endpoint,
+//! whichever one it is. Later signals, in any order and number, do not drain it again and never
+//! extend its deadline.
 
 use std::time::{Duration, Instant};
 
@@ -173,7 +174,7 @@ async fn a_deadline_counts_by_the_api_servers_clock_and_not_by_ours() {
                     _ => api.order(Kind::Pods, super::api::Order::Cut),
                 }
                 let asked = lists + watches;
-                eventually("asked again", async || {
+                eventually("requested again", async || {
                     api.count(Kind::Pods, Verb::List) + api.count(Kind::Pods, Verb::Watch) > asked
                 })
                 .await;

@@ -1,5 +1,6 @@
 //! Shared by the scenarios: a proxy in this process whose kubeconfig names the scenario's API
-//! server, and objects for that server. Drop checks that the server has no complaint.
+//! server, objects for that server, and waits for their effect. Drop checks that the server has no
+//! complaint, so a test need not check that itself.
 
 use std::cell::Cell;
 use std::time::Duration;

@@ -1,4 +1,6 @@
-//! Which Services are served (contract 2.8), and what a claim binds (contract 2.9).
+//! Which Services are served (contract 2.8), and what a claim binds (contract 2.9). An unclaimed
+//! Service that no listener names is left alone. The end of a claim keeps the connections of
+//! connected clients.
 
 use std::net::{IpAddr, UdpSocket};
 
@@ -176,13 +178,13 @@ async fn a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_conne
     let mut client = TcpStream::connect(("127.0.0.1", node_port)).await.unwrap();
     let mut echoes = async || {
         client.write_all(b"hello").await.unwrap();
-        let mut heard = [0; 5];
+        let mut echoed = [0; 5];
         let read = tokio::time::timeout(
             std::time::Duration::from_secs(30),
-            client.read_exact(&mut heard),
+            client.read_exact(&mut echoed),
         )
         .await;
-        assert!(matches!(read, Ok(Ok(_))) && heard == *b"hello", "{read:?}");
+        assert!(matches!(read, Ok(Ok(_))) && echoed == *b"hello", "{read:?}");
     };
     echoes().await;
 

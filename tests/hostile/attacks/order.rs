@@ -317,8 +317,8 @@ fn drain(sinks: &mut [TcpStream]) -> u64 {
     received.iter().filter(|received| **received).count() as u64
 }
 
-/// At most as many as there are pipes may be served first, in one of the tries. Without turns, all
-/// connections with a pipe, or all without one, would be served together.
+/// Fewer connections than there are pipes may be served first, in one of the tries. Without turns,
+/// all connections with a pipe, or all without one, would be served together.
 async fn judge(burst: &str, mut once: impl AsyncFnMut() -> u64) {
     let mut seen = Vec::new();
     while seen.len() < TRIES {

@@ -435,7 +435,7 @@ where
     }
 }
 
-/// A connection with the smallest receive buffer.
+/// A connection with a receive buffer of 4 KiB.
 pub async fn narrow(web: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();

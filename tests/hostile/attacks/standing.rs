@@ -1,5 +1,7 @@
 //! Attacks by connections that stay open and do almost nothing. Each is held open to make the proxy
-//! spend memory or descriptors. [`Siege`] bounds the cost of each connection.
+//! spend memory or descriptors. [`Siege`] bounds the cost of each connection. Almost all of these
+//! attacks also require a proxy that is idle while nothing moves. Attacks that never pause are in
+//! `busy.rs`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -183,7 +185,7 @@ async fn a_tunnel_that_is_not_read() {
         let mut stream = narrow(web).await;
         stream.write_all(HEAD).await.unwrap();
         let mut answer = [0; 12];
-        soon("an answer", stream.read_exact(&mut answer))
+        soon("a response", stream.read_exact(&mut answer))
             .await
             .unwrap();
         assert_eq!(&answer, b"HTTP/1.1 101");

@@ -1,5 +1,6 @@
 //! What was reported to the proxy, recorded apart from the code under test. It states only what
-//! every reading of the events agrees on.
+//! every reading of the events agrees on: what must serve, what may serve, and what has ended. It
+//! does not know the true state, which is in `truth.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

@@ -1,5 +1,6 @@
 //! The true state: pods that start and end, and the slices that a controller writes for them. Every
-//! change is an event. What happens to an event on its way is decided in `run.rs`.
+//! change is an event that describes the truth at that moment. Here no event is lost, late or
+//! repeated: `run.rs` decides what happens to it on its way.
 
 use std::sync::Arc;
 use std::time::Instant;

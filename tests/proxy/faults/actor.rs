@@ -1,5 +1,6 @@
 //! An endpoint that serves well until it must fail, at the stage that the scene sets. Only one
-//! endpoint of a scene fails, and only once.
+//! endpoint of a scene fails, and only once. Each request that reaches an endpoint is recorded, so
+//! that the scene can count where it ran.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

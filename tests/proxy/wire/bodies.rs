@@ -1,5 +1,6 @@
 //! Bodies: in both directions at the same time, larger than any buffer, broken off, refused, or
-//! announced by `Expect` (contract 4.1 to 4.3).
+//! announced by `Expect` (contract 4.1 to 4.3). A body that ends early never becomes a whole one,
+//! and no byte of a body is read as a request.
 
 use super::*;
 
@@ -198,7 +199,7 @@ async fn sixteen_mebibytes_go_up_and_come_down_at_the_same_time() {
                 writer.write_all(&upload).await.unwrap();
                 writer
             });
-            // The response began before the body was whole. Only Content-Length tells the proxy
+            // The response began before the body was whole. Only Content-Length shows the proxy
             // then that the body is large.
             let closing = if framing.starts_with('C') {
                 "Connection: close\r\n"

@@ -1,4 +1,6 @@
-//! The proxy's timeouts for a client, and the waits that are not the client's (contract 4.1).
+//! The proxy's timeouts for a client, and the waits that are not the client's (contract 4.1). A
+//! client is idle only while the proxy waits for its bytes. A slow endpoint, a body that moves and
+//! a response that streams do not make it idle.
 
 use std::sync::atomic::AtomicBool;
 

@@ -1,5 +1,6 @@
 //! Requests (contract 4.1 and 4.2): which are refused, what the endpoint receives of the others,
-//! and which address stands for the client.
+//! and which address stands for the client. A refused request reaches no endpoint, and the refusal
+//! reaches the client, however the bytes were split.
 
 use super::*;
 

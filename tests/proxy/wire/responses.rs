@@ -1,5 +1,6 @@
 //! Responses (contract 4.3): what the client receives, whether both connections stay open, and
-//! which responses cannot be forwarded.
+//! which responses cannot be forwarded. A fault before the first byte is a 502, a later fault is a
+//! visible cut, and no request is sent twice because of it.
 
 use super::*;
 

@@ -1,5 +1,6 @@
 //! Connections that become tunnels (contract 4.2 and 4.4): a granted upgrade, and CONNECT where the
-//! listener allows it.
+//! listener allows it. Early bytes in both directions arrive, and each end is passed on as it was.
+//! The drain of a tunnel is tested in `tests/proxy/tcp.rs`.
 
 use super::*;
 

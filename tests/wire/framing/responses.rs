@@ -1,5 +1,6 @@
-//! The table of responses (contract 4.3): what an endpoint sends, and what the client receives of
-//! it.
+//! The table of responses (contract 4.3): what an endpoint sends, what the client receives of it,
+//! and what happens to both connections. The verdict does not depend on how the bytes are split.
+//! `lane.rs` runs the table through the proxy.
 
 use super::with;
 

@@ -1,5 +1,6 @@
 //! The seeds of the fuzz targets: the tables of requests and responses, with manifests and
-//! configurations from the repository. `fuzz/run.sh` takes them from here.
+//! configurations from the repository. `fuzz/run.sh` takes them from here. The test fails if a
+//! target would have too few.
 
 use std::path::{Path, PathBuf};
 
