@@ -20,7 +20,7 @@ use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
 use crate::contract::snapshot::Snapshot;
 use crate::control::listeners::Listeners;
-use crate::control::probes::{Probed, Probes};
+use crate::control::probes::{Place, Probed, Probes};
 use crate::control::shutdown::Phase;
 use crate::discovery::source::Message;
 use crate::observe::health::Health;
@@ -288,11 +288,11 @@ impl Control {
                 Notice::Ejected(endpoint) => {
                     tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
                     ejected.push(endpoint.id);
-                    let hold = self.table.hold(endpoint.id).cloned();
                     let connect = self.config.timeouts.connect;
-                    tokio::task::spawn_local(
-                        probes.clone().until_readmitted(endpoint, hold, connect),
-                    );
+                    if let Some(place) = self.place(endpoint.id) {
+                        let probe = probes.clone().until_readmitted(endpoint, place, connect);
+                        tokio::task::spawn_local(probe);
+                    }
                 }
             }
             next = self.notices.try_recv().ok();
@@ -315,11 +315,10 @@ impl Control {
             self.rebind();
         }
         for endpoint in chores.join {
-            tokio::task::spawn_local(
-                probes
-                    .clone()
-                    .until_joined(endpoint, self.config.timeouts.connect),
-            );
+            let connect = self.config.timeouts.connect;
+            if let Some(place) = self.place(endpoint.id) {
+                tokio::task::spawn_local(probes.clone().until_joined(endpoint, place, connect));
+            }
         }
         for endpoint in chores.deadlines {
             if let Some(at) = endpoint.drain_deadline() {
@@ -330,6 +329,15 @@ impl Control {
             tracing::warn!("{service}: {warning}");
             self.post(&service, Reason::NotServed, warning);
         }
+    }
+
+    /// Whose endpoint this is; `None` if it is gone already.
+    fn place(&self, id: EndpointId) -> Option<Place> {
+        let (key, hold) = self.table.place(id)?;
+        Some(Place {
+            service: key.service.clone(),
+            hold: hold.clone(),
+        })
     }
 
     /// Takes in a new configuration. Fields that need a restart are named in the log.

@@ -7,4 +7,5 @@ pub mod event_loop;
 pub mod listeners;
 mod probes;
 mod shutdown;
+mod slots;
 pub mod wanted;

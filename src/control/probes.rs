@@ -1,17 +1,21 @@
 //! Probes: the control side connects to an endpoint before the endpoint is published, and again
 //! after it was ejected. A probe closes its connection immediately.
 //!
-//! Invariant: at most [`PROBES`] connects run at a time, and an endpoint has at most one probe.
+//! Invariant: at most [`PROBES`] connects run at a time, an endpoint has at most one probe, and the
+//! Services take turns (see `slots`). An endpoint that does not answer is tried less and less often,
+//! unless clients wait for it.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::hold::Hold;
+use crate::contract::name::ObjectName;
+use crate::control::slots::Slots;
 use crate::net::socket;
 
 /// The result of a probe.
@@ -26,70 +30,81 @@ pub(super) enum Probed {
 /// Starts probes, and bounds how many run at a time.
 pub(super) struct Probes {
     report: mpsc::UnboundedSender<Probed>,
-    slots: Semaphore,
+    slots: Slots,
+}
+
+/// Whose endpoint a probe tries.
+pub(super) struct Place {
+    pub(super) service: ObjectName,
+    /// The clients that wait for this Service.
+    pub(super) hold: Arc<Hold>,
 }
 
 impl Probes {
     pub(super) fn new(report: mpsc::UnboundedSender<Probed>) -> Self {
         Self {
             report,
-            slots: Semaphore::new(PROBES),
+            slots: Slots::new(PROBES),
         }
     }
 
-    /// Tries every 100 ms until the endpoint accepts a connection, or until nothing may be dispatched
-    /// to it. `timeout` bounds one connect.
-    pub(super) async fn until_joined(self: Rc<Self>, endpoint: Arc<Endpoint>, timeout: Duration) {
-        loop {
+    /// Tries until the endpoint accepts a connection, or until nothing may be dispatched to it.
+    /// `timeout` bounds one connect.
+    pub(super) async fn until_joined(
+        self: Rc<Self>,
+        endpoint: Arc<Endpoint>,
+        place: Place,
+        timeout: Duration,
+    ) {
+        let unwanted = || {
             let conditions = endpoint.conditions();
-            if endpoint.is_draining()
-                || !(conditions.ready || conditions.serving && conditions.terminating)
-            {
+            let serves = conditions.ready || conditions.serving && conditions.terminating;
+            endpoint.is_draining() || !serves
+        };
+        let mut pauses = Pauses::new();
+        loop {
+            if unwanted() {
                 let _ = self.report.send(Probed::Join(endpoint.id, false));
                 return;
             }
-            if self.connects(&endpoint, timeout).await {
+            let is_first = pauses.is_first();
+            if self.connects(&endpoint, &place, is_first, timeout).await {
                 let _ = self.report.send(Probed::Join(endpoint.id, true));
                 return;
             }
-            tokio::time::sleep(PROBE_EVERY).await;
+            pauses.pause(&place.hold, unwanted).await;
         }
     }
 
-    /// Tries until the endpoint accepts a connection, or is out. The pause between two tries doubles
-    /// from 100 ms to 2 s. It stays at 100 ms while clients are held for this endpoint's port.
+    /// Tries until the endpoint accepts a connection, or is out.
     pub(super) async fn until_readmitted(
         self: Rc<Self>,
         endpoint: Arc<Endpoint>,
-        hold: Option<Arc<Hold>>,
+        place: Place,
         timeout: Duration,
     ) {
-        let mut pause = PROBE_EVERY;
-        let mut slept = Duration::ZERO;
+        let mut pauses = Pauses::new();
         while endpoint.is_ejected() {
-            tokio::time::sleep(PROBE_EVERY).await;
-            slept += PROBE_EVERY;
+            pauses.pause(&place.hold, || !endpoint.is_open()).await;
             if !endpoint.is_open() {
                 return;
             }
-            let awaited = hold.as_ref().is_some_and(|hold| hold.waiting() > 0);
-            if slept < pause && !awaited {
-                continue;
-            }
-            if self.connects(&endpoint, timeout).await {
+            if self.connects(&endpoint, &place, false, timeout).await {
                 endpoint.readmit();
                 break;
             }
-            pause = (pause * 2).min(PROBE_SLOWEST);
-            slept = Duration::ZERO;
         }
         let _ = self.report.send(Probed::Readmitted(endpoint.id));
     }
 
-    async fn connects(&self, endpoint: &Endpoint, timeout: Duration) -> bool {
-        let Ok(_slot) = self.slots.acquire().await else {
-            return false;
-        };
+    async fn connects(
+        &self,
+        endpoint: &Endpoint,
+        place: &Place,
+        is_first: bool,
+        timeout: Duration,
+    ) -> bool {
+        let _slot = self.slots.acquire(&place.service, is_first).await;
         match tokio::time::timeout(timeout, TcpStream::connect(endpoint.address)).await {
             Ok(Ok(_)) => true,
             Ok(Err(error)) => {
@@ -103,9 +118,44 @@ impl Probes {
     }
 }
 
+/// The pauses between the tries of one endpoint.
+struct Pauses {
+    next: Duration,
+    tries: u32,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self {
+            next: PROBE_EVERY,
+            tries: 0,
+        }
+    }
+
+    fn is_first(&self) -> bool {
+        self.tries == 0
+    }
+
+    /// Waits for the next try. The pause doubles from 100 ms to 2 s, with jitter, so that the probes
+    /// of many nodes spread. It ends after 100 ms while clients are held for the Service, and when
+    /// `stop` says that no try is needed.
+    async fn pause(&mut self, hold: &Hold, stop: impl Fn() -> bool) {
+        self.tries += 1;
+        let jitter = self.next.mul_f64(fastrand::f64() / 4.0);
+        let end = tokio::time::Instant::now() + self.next - jitter;
+        self.next = (self.next * 2).min(PROBE_SLOWEST);
+        loop {
+            tokio::time::sleep_until(end.min(tokio::time::Instant::now() + PROBE_EVERY)).await;
+            if tokio::time::Instant::now() >= end || hold.waiting() > 0 || stop() {
+                return;
+            }
+        }
+    }
+}
+
 /// The pause between two tries, at first.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
-/// The longest pause between two tries of an ejected endpoint.
+/// The longest pause between two tries.
 const PROBE_SLOWEST: Duration = Duration::from_secs(2);
 /// Connects that run at a time.
 const PROBES: usize = 256;

@@ -16,8 +16,8 @@ use prometheus::{
 
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::name::PortKey;
-use crate::observe::log;
 use crate::contract::reason::{CloseReason, Outcome, Trigger};
+use crate::observe::log;
 
 /// The metric families. [`Metrics::service`] makes the metrics of a Service port.
 pub struct Metrics {
@@ -420,7 +420,7 @@ mod tests {
         let families = text.lines().filter(|l| l.starts_with("# TYPE")).count();
         assert_eq!(
             families,
-            PROMISED.len() + 5,
+            PROMISED.len() + 6,
             "a family that docs/reference.md does not name"
         );
     }

@@ -161,10 +161,11 @@ impl RoutingTable {
         Some(key.clone())
     }
 
-    /// The queue of clients that wait for an endpoint of this endpoint's Service.
-    pub fn hold(&self, id: EndpointId) -> Option<&Arc<Hold>> {
+    /// The service port of an endpoint, and the clients that wait for it.
+    pub fn place(&self, id: EndpointId) -> Option<(&PortKey, &Arc<Hold>)> {
         let key = &self.registry.home(id)?.key;
-        Some(&self.services.get(&key.service)?.ports.get(&key.port)?.hold)
+        let port = self.services.get(&key.service)?.ports.get(&key.port)?;
+        Some((key, &port.hold))
     }
 
     /// Takes in that endpoints were ejected, or accept connections again. So another endpoint, even
