@@ -288,6 +288,44 @@ fn each_test_that_the_contract_names_exists() {
     assert!(gone.is_empty(), "docs/contract.md names {gone:#?}");
 }
 
+/// `a/{b,c}.rs` names two files.
+fn expanded(path: &str) -> Vec<String> {
+    let Some((before, rest)) = path.split_once('{') else {
+        return vec![path.to_owned()];
+    };
+    let (names, after) = rest.split_once('}').unwrap_or((rest, ""));
+    let names = names.split(',');
+    names.map(|name| format!("{before}{name}{after}")).collect()
+}
+
+#[test]
+fn each_source_file_that_the_maps_name_exists() {
+    let files = files();
+    let mut wrong = BTreeSet::new();
+    let mut named = 0;
+    for map in ["docs/architecture.md", "src/lib.rs", "CONTRIBUTING.md"] {
+        let text = read(map);
+        let text = text
+            .lines()
+            .filter(|line| map.ends_with("md") || line.starts_with("//!"));
+        let words = text.flat_map(|line| line.split([' ', '`', '(', ')', ';', '|']));
+        for word in words.map(|word| word.trim_end_matches([',', ':', '.'])) {
+            if !word.ends_with(".rs") {
+                continue;
+            }
+            for path in expanded(word) {
+                named += 1;
+                // By its whole path, or by its end.
+                if !files.iter().any(|file| file.ends_with(&path)) {
+                    wrong.insert(format!("{map}: {path}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(named > 40, "{named}");
+}
+
 /// The anchor of a heading, as GitHub makes it.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
