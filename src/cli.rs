@@ -24,11 +24,11 @@ pub struct Cli {
 
 const START: &str = "\
 Start here:
-  ebbtide demo                                             shows a rolling update with and without Ebbtide
+  ebbtide demo                                    shows a rolling update with and without Ebbtide
   ebbtide proxy --listen 127.0.0.1:8080 --to 127.0.0.1:8081,127.0.0.1:8082
-  ebbtide check --config config/standalone.yaml            shows what would be served, and what is wrong
+  ebbtide check --config config/standalone.yaml   shows what would be served, and what is wrong
   ebbtide run --config config/standalone.yaml
-  ebbtide drill --namespace default                        runs the demo on your own cluster
+  ebbtide drill --namespace default               runs the demo on your own cluster
 
 Exit codes: 0 clean, 1 failed at work, 2 refused to start.";
 
@@ -69,7 +69,7 @@ pub enum Command {
         #[arg(long)]
         stay: bool,
     },
-    /// Run the demo on your own cluster: a sample application behind Ebbtide, load, rolling updates
+    /// Run the demo on your own cluster: sample application, load and rolling updates
     ///
     /// First through a NodePort as it is, then through one that Ebbtide serves. Needs a kubeconfig
     /// (or a service account) that may create Deployments and Services in the namespace and list
