@@ -2,4 +2,5 @@
 
 pub mod pipe;
 pub mod socket;
+pub mod stream;
 pub mod turns;

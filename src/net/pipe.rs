@@ -10,7 +10,8 @@ use std::task::{Context, Poll, ready};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
+
+use crate::net::stream::Stream;
 
 /// Which side of a transfer failed.
 #[derive(Debug)]
@@ -40,8 +41,10 @@ pub struct Lent {
 }
 
 impl Pipes {
-    /// `None` when all are out: copy instead.
-    pub fn lend(&self) -> Option<Lent> {
+    /// `None` when all are out, or when splice cannot move bytes from `source` to `sink`: copy
+    /// instead.
+    pub fn lend(&self, source: &Stream, sink: &Stream) -> Option<Lent> {
+        source.plain().and(sink.plain())?;
         let mut shelf = self.0.borrow_mut();
         if shelf.lent == PIPES {
             return None;
@@ -80,12 +83,14 @@ impl Lent {
     pub fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
+        source: &Stream,
+        sink: &Stream,
         max: u64,
     ) -> Poll<Result<usize, Broken>> {
-        let Some((out, into)) = &self.ends else {
-            return Poll::Ready(Ok(0));
+        let (Some((out, into)), Some(source), Some(sink)) =
+            (&self.ends, source.plain(), sink.plain())
+        else {
+            return Poll::Ready(Err(Broken::Source(io::ErrorKind::Unsupported.into())));
         };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         while self.inside == 0 {

@@ -6,16 +6,14 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::pin::Pin;
 use std::sync::LazyLock;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Binds one of a port's listening sockets. Options that accepted connections inherit are set here, once.
@@ -140,18 +138,6 @@ pub fn set_dead_peer_timeouts(fd: RawFd, pod_gone: bool) -> io::Result<()> {
             .with_retries(probes),
     )?;
     socket.set_tcp_user_timeout(Some((idle + probes) * second))
-}
-
-/// Reads once into `room` what there is, as far as it fits. Nothing: the peer has ended its direction.
-pub fn poll_read<'a>(
-    stream: &mut TcpStream,
-    cx: &mut Context<'_>,
-    room: &'a mut [u8],
-) -> Poll<io::Result<&'a [u8]>> {
-    let mut buf = ReadBuf::new(room);
-    ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
-    let read = buf.filled().len();
-    Poll::Ready(Ok(&room[..read]))
 }
 
 /// Makes the close of `stream` a reset.

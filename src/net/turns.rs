@@ -13,8 +13,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+use crate::net::stream::Stream;
 
 /// One of a worker's queues.
 pub struct Queue {
@@ -146,8 +147,8 @@ pub fn poll_turn(
     turn: &mut Turn,
     cx: &mut Context<'_>,
     blocked: bool,
-    source: &TcpStream,
-    sink: &TcpStream,
+    source: &Stream,
+    sink: &Stream,
 ) -> Poll<()> {
     let _ready = match blocked {
         true => ready!(sink.poll_write_ready(cx)),

@@ -6,16 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::net::TcpStream;
-
 use crate::contract::listener::ListenerSpec;
-use crate::net::socket;
+use crate::net::stream::Stream;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::{SCRATCH, append};
 
 /// The client's side of a session.
 pub struct Client {
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// Read, and not yet consumed.
     pub unread: Vec<u8>,
     /// The connection's peer, or whom a trusted PROXY header names.
@@ -36,11 +34,7 @@ impl Client {
     ) -> Poll<std::io::Result<()>> {
         let mut scratch = worker.scratch.borrow_mut();
         let room = self.room(worker);
-        let read = ready!(socket::poll_read(
-            &mut self.stream,
-            cx,
-            &mut scratch[..room]
-        ))?;
+        let read = ready!(self.stream.poll_read(cx, &mut scratch[..room]))?;
         append(&mut self.unread, read);
         Poll::Ready(Ok(()))
     }
@@ -59,7 +53,9 @@ impl Client {
         worker: &Worker,
     ) -> Poll<std::io::Result<usize>> {
         let mut scratch = worker.scratch.borrow_mut();
-        socket::poll_read(&mut self.stream, cx, &mut scratch).map_ok(|read| read.len())
+        self.stream
+            .poll_read(cx, &mut scratch)
+            .map_ok(|read| read.len())
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::CloseReason;
-use crate::net::socket;
 use crate::proxy::client::Client;
 use crate::proxy::tcp::acquire_tcp;
 use crate::proxy::upstream::{self, Upstream};
@@ -78,7 +77,7 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
             }
             _ = upstream.stream.readable() => {
                 // Its end without a byte is passed on, unless the endpoint is going: the client need not notice that.
-                let unheard = socket::has_ended(&upstream.stream);
+                let unheard = upstream.stream.has_ended();
                 if !unheard || !dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
                     return Ok(Known::Tcp(Some(Box::new((lease, upstream)))));
                 }

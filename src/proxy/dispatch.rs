@@ -22,6 +22,7 @@ use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
+use crate::net::stream::Stream;
 use crate::proxy::balancer::{self, Avoid, Cost};
 use crate::proxy::shared::Spare;
 use crate::proxy::upstream::{self, Reuse, Upstream};
@@ -33,7 +34,7 @@ pub struct Ask<'a> {
     pub reuse: Reuse,
     pub avoid: Avoid<'a>,
     /// Held only while this client is still there.
-    pub client: &'a TcpStream,
+    pub client: &'a Stream,
     /// When this is asked.
     pub at: Instant,
 }
@@ -130,7 +131,7 @@ async fn held(
             }
             () = tick => {}
         }
-        if socket::peer(ask.client) != Peer::Open {
+        if ask.client.peer() != Peer::Open {
             return Err(Refusal::ClientLeft);
         }
         if Instant::now() >= expires || worker.cut.get() {

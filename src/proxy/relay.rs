@@ -11,14 +11,13 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::contract::endpoint::Lease;
 use crate::contract::reason::CloseReason;
 use crate::net::pipe::{Broken, Lent, SPLICE_MIN};
-use crate::net::socket::{self, LOOK, Peer};
+use crate::net::socket::{LOOK, Peer};
+use crate::net::stream::Stream;
 use crate::net::turns::{Turn, poll_turn};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
@@ -27,7 +26,7 @@ use crate::wire::buffer::{SCRATCH, append};
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
 pub struct Pair {
     worker: Rc<Worker>,
-    client: TcpStream,
+    client: Stream,
     upstream: Upstream,
     lease: Lease,
     /// Client to endpoint.
@@ -70,7 +69,7 @@ impl Pair {
     /// `up` and `down` are bytes already read that still have to be delivered.
     pub fn new(
         worker: Rc<Worker>,
-        client: TcpStream,
+        client: Stream,
         upstream: Upstream,
         lease: Lease,
         up: Vec<u8>,
@@ -149,8 +148,8 @@ impl Pair {
             };
         }
         let broken = |side| {
-            socket::reset_on_close(client);
-            socket::reset_on_close(upstream);
+            client.reset_on_close();
+            upstream.reset_on_close();
             Poll::Ready(side)
         };
         match (up, down) {
@@ -173,9 +172,9 @@ impl Pair {
             true => (&self.client, CloseReason::ClientReset),
             false => (&self.upstream.stream, CloseReason::UpstreamReset),
         };
-        (socket::peer(ended) == Peer::Gone).then(|| {
-            socket::reset_on_close(&self.client);
-            socket::reset_on_close(&self.upstream.stream);
+        (ended.peer() == Peer::Gone).then(|| {
+            self.client.reset_on_close();
+            self.upstream.stream.reset_on_close();
             reason
         })
     }
@@ -185,8 +184,8 @@ impl Pair {
         let quiet =
             self.last_moved.elapsed() >= QUIET && self.up.is_quiet() && self.down.is_quiet();
         if !quiet {
-            socket::reset_on_close(&self.client);
-            socket::reset_on_close(&self.upstream.stream);
+            self.client.reset_on_close();
+            self.upstream.stream.reset_on_close();
         }
         self.lease
             .endpoint()
@@ -221,8 +220,8 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         worker: &Worker,
-        source: &mut TcpStream,
-        sink: &mut TcpStream,
+        source: &mut Stream,
+        sink: &mut Stream,
         room: usize,
         last: bool,
     ) -> Poll<Result<(), Broken>> {
@@ -243,15 +242,14 @@ impl Direction {
                     .get(waiting.written..)
                     .filter(|rest| !rest.is_empty())
                 {
-                    waiting.written +=
-                        ready!(Pin::new(&mut *sink).poll_write(cx, rest)).map_err(Broken::Sink)?;
+                    waiting.written += ready!(sink.poll_write(cx, rest)).map_err(Broken::Sink)?;
                 }
                 worker.give_back(std::mem::take(&mut waiting.bytes));
                 self.waiting = None;
             }
             if self.ended {
                 if !self.shut && !last {
-                    ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
+                    ready!(sink.poll_shutdown(cx)).map_err(Broken::Sink)?;
                 }
                 self.shut = true;
                 return Poll::Ready(Ok(()));
@@ -266,7 +264,7 @@ impl Direction {
                     sink
                 ));
                 if self.lent.is_none() {
-                    self.lent = worker.pipes.lend().map(Box::new);
+                    self.lent = worker.pipes.lend(source, sink).map(Box::new);
                 }
             }
             if let Some(lent) = &mut self.lent {
@@ -289,14 +287,14 @@ impl Direction {
                 }
             }
             let mut scratch = worker.scratch.borrow_mut();
-            let read = ready!(socket::poll_read(source, cx, &mut scratch[..room]))
-                .map_err(Broken::Source)?;
+            let read =
+                ready!(source.poll_read(cx, &mut scratch[..room])).map_err(Broken::Source)?;
             if read.is_empty() {
                 self.ended = true;
                 continue;
             }
             self.moved += read.len() as u64;
-            let n = match Pin::new(&mut *sink).poll_write(cx, read) {
+            let n = match sink.poll_write(cx, read) {
                 Poll::Ready(n) => n.map_err(Broken::Sink)?,
                 Poll::Pending => 0,
             };

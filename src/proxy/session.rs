@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
+use crate::net::stream::Stream;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
 use crate::proxy::detect::{Known, detect};
@@ -49,7 +49,7 @@ pub fn start(worker: &Rc<Worker>, handover: Accepted) {
         reason: CloseReason::ClientClosed,
         _permit: permit,
     };
-    let stream = match TcpStream::from_std(fd.into()) {
+    let stream = match Stream::accepted(fd) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "cannot watch an accepted connection"),
     };

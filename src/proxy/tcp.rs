@@ -8,7 +8,6 @@ use std::time::{Instant, SystemTime};
 use crate::contract::endpoint::Lease;
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::CloseReason;
-use crate::net::socket;
 use crate::observe::access_log::{AccessEntry, AccessLog};
 use crate::proxy::balancer::{Avoid, Cost};
 use crate::proxy::client::Client;
@@ -33,7 +32,7 @@ pub(super) async fn acquire_tcp(
         .await
         .map_err(|refusal| {
             // A clean close would read as success.
-            socket::reset_on_close(&client.stream);
+            client.stream.reset_on_close();
             if refusal == Refusal::ClientLeft {
                 CloseReason::ClientReset
             } else {

@@ -12,11 +12,10 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::endpoint::Endpoint;
-use crate::net::socket;
+use crate::net::stream::Stream;
 
 pub struct Idle {
     upstream: Upstream,
@@ -40,7 +39,7 @@ impl Idle {
     pub fn is_alive(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         let stream = &self.upstream.stream;
-        matches!(stream.poll_read_ready(&mut cx), Poll::Pending) || socket::is_quiet(stream)
+        matches!(stream.poll_read_ready(&mut cx), Poll::Pending) || stream.is_quiet()
     }
 }
 
@@ -58,7 +57,7 @@ pub fn check_out(local: &Rc<Local>, reuse: Reuse) -> Option<Upstream> {
             idle.push(candidate);
             return None;
         }
-        if reuse == Reuse::Repeatable || socket::is_quiet(&candidate.upstream.stream) {
+        if reuse == Reuse::Repeatable || candidate.upstream.stream.is_quiet() {
             return Some(candidate.upstream);
         }
     }
@@ -100,7 +99,7 @@ pub struct Local {
 
 /// A connection to an endpoint.
 pub struct Upstream {
-    pub stream: TcpStream,
+    pub stream: Stream,
     pub local: Rc<Local>,
     /// Has carried a request before.
     pub reused: bool,
@@ -130,7 +129,7 @@ impl Local {
 impl Upstream {
     /// Starts to connect.
     pub fn connect(local: Rc<Local>) -> io::Result<Self> {
-        let stream = socket::connect(local.endpoint.address)?;
+        let stream = Stream::connect(local.endpoint.address)?;
         local.sockets.borrow_mut().push(stream.as_raw_fd());
         local.young.borrow_mut().push(stream.as_raw_fd());
         Ok(Self {

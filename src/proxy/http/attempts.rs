@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 
 use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::reason::{CloseReason, RetryReason};
-use crate::net::socket::{self, Peer};
+use crate::net::socket::Peer;
 use crate::proxy::balancer::{Avoid, Cost};
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::{self, Ask, Refusal};
@@ -181,7 +181,7 @@ impl Exchange<'_> {
             };
             let may =
                 !self.passed && self.whole && (self.repeatable || !wrote) && !self.worker.cut.get();
-            if !may || socket::peer(&self.client.stream) == Peer::Gone {
+            if !may || self.client.stream.peer() == Peer::Gone {
                 endpoint
                     .tally
                     .forced

@@ -4,8 +4,6 @@ use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
-use tokio::io::AsyncWriteExt;
-
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::reason::CloseReason;
 use crate::observe::access_log::AccessEntry;

@@ -6,10 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
-
 use crate::contract::reason::CloseReason;
-use crate::net::socket;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
 use crate::proxy::http::attempts;
@@ -64,7 +61,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
             End::KeepAlive => {}
             End::Close(reason) => {
                 // What it sent beyond its last request would make the close a reset, and cost it the answer.
-                if !socket::is_quiet(&client.stream) {
+                if !client.stream.is_quiet() {
                     Box::pin(linger(worker, &mut client)).await;
                 }
                 return reason;
@@ -74,7 +71,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 return reason;
             }
             End::Cut(reason) => {
-                socket::reset_on_close(&client.stream);
+                client.stream.reset_on_close();
                 return reason;
             }
             End::Tunnel {
@@ -171,12 +168,7 @@ impl Client {
         let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
         let mut scratch = worker.scratch.borrow_mut();
         let room = self.room(worker);
-        let read = ready!(socket::poll_read(
-            &mut self.stream,
-            cx,
-            &mut scratch[..room]
-        ))
-        .map_err(reset)?;
+        let read = ready!(self.stream.poll_read(cx, &mut scratch[..room])).map_err(reset)?;
         if read.is_empty() {
             let idle = !head::has_begun(&self.unread);
             let reason = if idle {

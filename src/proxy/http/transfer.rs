@@ -1,15 +1,12 @@
 //! Both directions of an attempt, polled as far as they go: the request to the endpoint, its response to the client.
 
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-
-use tokio::io::AsyncWrite;
 
 use crate::contract::clock::millis;
 use crate::contract::reason::CloseReason;
 use crate::net::pipe::Broken;
-use crate::net::socket::{self, LOOK, Peer};
+use crate::net::socket::{LOOK, Peer};
 use crate::net::turns::poll_turn;
 use crate::proxy::http::exchange::{Attempt, Exchange, Lost};
 use crate::wire::body::BodyDecoder;
@@ -57,7 +54,7 @@ impl Exchange<'_> {
             && self.client.stream.poll_read_ready(cx).is_ready()
         {
             // Something came while we wait: more requests, a half-close, or the end of it all.
-            match socket::peer(&self.client.stream) {
+            match self.client.stream.peer() {
                 Peer::Gone => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
                 Peer::Open | Peer::HalfClosed => self.watch_client = false,
             }
@@ -68,7 +65,7 @@ impl Exchange<'_> {
                 .look
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
             while look.as_mut().poll(cx).is_ready() {
-                if socket::peer(&self.client.stream) == Peer::Gone {
+                if self.client.stream.peer() == Peer::Gone {
                     return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
                 }
                 look.as_mut().reset((Instant::now() + LOOK).into());
@@ -95,7 +92,9 @@ impl Exchange<'_> {
         loop {
             while self.written < self.sent.len() {
                 match ready!(
-                    Pin::new(&mut attempt.upstream.stream)
+                    attempt
+                        .upstream
+                        .stream
                         .poll_write(cx, &self.sent[self.written..])
                 ) {
                     Ok(n) if n > 0 => {
@@ -139,7 +138,8 @@ impl Exchange<'_> {
                 ready!(self.poll_turn_up(cx, attempt, attempt.lent_up.is_some()));
             }
             if long && attempt.lent_up.is_none() {
-                attempt.lent_up = self.worker.pipes.lend();
+                let (source, sink) = (&self.client.stream, &attempt.upstream.stream);
+                attempt.lent_up = self.worker.pipes.lend(source, sink);
             }
             if attempt.lent_up.is_some() {
                 if !ready!(self.poll_upload_lent(cx, attempt))? {
@@ -163,11 +163,7 @@ impl Exchange<'_> {
                 false => self.room(attempt),
             };
             let room = most.min(left.saturating_add(ROOM_LEAST)).min(SCRATCH);
-            let read = ready!(socket::poll_read(
-                &mut self.client.stream,
-                cx,
-                &mut scratch[..room]
-            ));
+            let read = ready!(self.client.stream.poll_read(cx, &mut scratch[..room]));
             let Some(read) = read.ok().filter(|read| !read.is_empty()) else {
                 return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
             };
@@ -176,8 +172,7 @@ impl Exchange<'_> {
             self.begin_body();
             let taken = if !self.whole && emit == Emit::Identity {
                 let taken = self.body.pass(read.len());
-                let n = match Pin::new(&mut attempt.upstream.stream).poll_write(cx, &read[..taken])
-                {
+                let n = match attempt.upstream.stream.poll_write(cx, &read[..taken]) {
                     Poll::Ready(Ok(n)) => n,
                     // The next turn of the loop meets the error again.
                     Poll::Ready(Err(_)) | Poll::Pending => 0,
@@ -296,7 +291,9 @@ impl Exchange<'_> {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
         while self.replied < self.reply.len() {
             let n = ready!(
-                Pin::new(&mut self.client.stream).poll_write(cx, &self.reply[self.replied..])
+                self.client
+                    .stream
+                    .poll_write(cx, &self.reply[self.replied..])
             );
             match n {
                 Ok(n) if n > 0 => {
@@ -336,7 +333,8 @@ impl Exchange<'_> {
             ready!(self.poll_turn_down(cx, attempt, blocked));
         }
         if long && attempt.lent_down.is_none() {
-            attempt.lent_down = self.worker.pipes.lend();
+            let (source, sink) = (&attempt.upstream.stream, &self.client.stream);
+            attempt.lent_down = self.worker.pipes.lend(source, sink);
         }
         if let Some(lent) = &mut attempt.lent_down {
             let left = attempt.body.remaining().unwrap_or(0);
@@ -375,11 +373,7 @@ impl Exchange<'_> {
             SCRATCH
         });
         let mut scratch = self.worker.scratch.borrow_mut();
-        let Ok(read) = ready!(socket::poll_read(
-            &mut attempt.upstream.stream,
-            cx,
-            &mut scratch[..room]
-        )) else {
+        let Ok(read) = ready!(attempt.upstream.stream.poll_read(cx, &mut scratch[..room])) else {
             return Poll::Ready(Err(self.broken(attempt)));
         };
         attempt.down.took(read.len(), room);
@@ -400,7 +394,7 @@ impl Exchange<'_> {
         if copy_free {
             let taken = attempt.body.pass(read.len());
             attempt.spent |= taken < read.len();
-            match Pin::new(&mut self.client.stream).poll_write(cx, &read[..taken]) {
+            match self.client.stream.poll_write(cx, &read[..taken]) {
                 Poll::Ready(Ok(n)) => {
                     self.passed |= n > 0;
                     self.bytes_out += n as u64;
