@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use crate::config::settings::Config;
 use crate::contract::listener::ListenerSpec;
 use crate::net::stream::Stream;
 use crate::proxy::worker::Worker;
@@ -33,15 +34,15 @@ impl Client {
         worker: &Worker,
     ) -> Poll<std::io::Result<()>> {
         let mut scratch = worker.scratch.borrow_mut();
-        let room = self.room(worker);
+        let room = self.room(&worker.config());
         let read = ready!(self.stream.poll_read(cx, &mut scratch[..room]))?;
         append(&mut self.unread, read);
         Poll::Ready(Ok(()))
     }
 
     /// For a read into `unread`, which is to hold little more than the largest head.
-    pub(super) fn room(&self, worker: &Worker) -> usize {
-        (worker.config().limits.head_size + 1)
+    pub(super) fn room(&self, config: &Config) -> usize {
+        (config.limits.head_size + 1)
             .saturating_sub(self.unread.len())
             .clamp(ROOM_LEAST, SCRATCH)
     }

@@ -53,17 +53,18 @@ pub enum Refusal {
     Deadline,
 }
 
-/// A connection to an endpoint of the listener's service, held for if need be.
+/// A connection to an endpoint of `port`, which the caller has just resolved by
+/// [`Worker::port`]. A client that is held sees every later snapshot.
 pub async fn upstream(
     worker: &Rc<Worker>,
     spec: &ListenerSpec,
+    port: &Port,
     ask: &Ask<'_>,
 ) -> Result<(Lease, Upstream), Refusal> {
-    let port = worker.port(spec).ok_or(Refusal::NoService)?;
-    match try_dispatch(worker, &port, ask, ask.at).await {
+    match try_dispatch(worker, port, ask, ask.at).await {
         Some(found) => Ok(found),
         // Boxed, as all that is rare: what an exchange may need is moved about with it.
-        None => Box::pin(held(worker, spec, &port, ask)).await,
+        None => Box::pin(held(worker, spec, port, ask)).await,
     }
 }
 

@@ -118,7 +118,6 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         Some(found) => *found,
         None => Box::pin(acquire_tcp(&worker, &client)).await?,
     };
-    let port = worker.port(&client.listener);
     client.unanswered.set(false);
     let Client {
         stream,
@@ -127,15 +126,15 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         listener,
         ..
     } = *client;
-    let log = worker.shared.access_log.clone().zip(port);
-    let logged = log.map(|(log, port)| {
-        Box::new(Logged {
+    let logged = worker.shared.access_log.clone().and_then(|log| {
+        let port = worker.port(&listener)?;
+        Some(Box::new(Logged {
             log,
             port,
             peer,
             listener,
             started: Instant::now(),
-        })
+        }))
     });
     let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
     Ok(Box::pin(async move {

@@ -28,17 +28,19 @@ pub(super) async fn acquire_tcp(
         client: &client.stream,
         at: Instant::now(),
     };
-    dispatch::upstream(worker, &client.listener, &ask)
-        .await
-        .map_err(|refusal| {
-            // A clean close would read as success.
-            client.stream.reset_on_close();
-            if refusal == Refusal::ClientLeft {
-                CloseReason::ClientReset
-            } else {
-                CloseReason::NoEndpoint
-            }
-        })
+    let found = match worker.port(&client.listener) {
+        Some(port) => dispatch::upstream(worker, &client.listener, &port, &ask).await,
+        None => Err(Refusal::NoService),
+    };
+    found.map_err(|refusal| {
+        // A clean close would read as success.
+        client.stream.reset_on_close();
+        if refusal == Refusal::ClientLeft {
+            CloseReason::ClientReset
+        } else {
+            CloseReason::NoEndpoint
+        }
+    })
 }
 
 /// What the access log says of a TCP connection.

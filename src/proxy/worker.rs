@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::Config;
 use crate::contract::endpoint::{Endpoint, EndpointId};
-use crate::contract::listener::{ListenerId, ListenerSpec};
+use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::name::PortKey;
 use crate::contract::snapshot::Port;
 use crate::net::pipe::Pipes;
@@ -81,14 +81,16 @@ impl Worker {
         }
     }
 
-    /// What a listener's service port looks like in the published snapshot; resolved once per publish.
+    /// The service port that serves a listener's next connection or request, as the newest snapshot
+    /// has it. This is the only place that reads [`Serves`]; it looks a port up once per snapshot.
     pub fn port(&self, spec: &ListenerSpec) -> Option<Rc<Routed>> {
         let snapshot = self.shared.snapshot.load();
         let mut routes = self.routes.borrow_mut();
         match routes.get(&spec.id) {
             Some((generation, port)) if *generation == snapshot.generation => port.clone(),
             _ => {
-                let port = snapshot.port(&spec.service, &spec.port).cloned();
+                let Serves::Port { service, port } = &spec.serves;
+                let port = snapshot.port(service, port).cloned();
                 let port = port.map(|port| {
                     Rc::new(Routed {
                         budget: self.budget(&port.key),

@@ -14,6 +14,7 @@ use std::time::Instant;
 use crate::proxy::http::end::answer_alone;
 use tokio::time::Sleep;
 
+use crate::config::settings::Config;
 use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::reason::{CloseReason, RetryReason};
 use crate::net::socket::Peer;
@@ -27,16 +28,16 @@ use crate::proxy::worker::Worker;
 use crate::wire::body::BodyDecoder;
 use crate::wire::message::{self, Emit, Framing, Reject, Request};
 
-/// Runs one exchange. `sent` is the request's canonical head; `timer` is the session's, free for use here.
+/// Runs one exchange. `config` is what the head was parsed by, `sent` the request's canonical head; `timer` is the session's, free for use here.
 pub async fn run(
     worker: &Rc<Worker>,
     client: &mut Client,
+    config: Rc<Config>,
     request: Request,
     sent: Vec<u8>,
     timer: Pin<&mut Sleep>,
     started: Instant,
 ) -> End {
-    let config = worker.config();
     let Some(port) = worker.port(&client.listener) else {
         worker.give_back(sent);
         return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
@@ -144,7 +145,7 @@ impl Exchange<'_> {
                 client: &self.client.stream,
                 at,
             };
-            let found = dispatch::upstream(self.worker, &self.client.listener, &ask);
+            let found = dispatch::upstream(self.worker, &self.client.listener, &self.port, &ask);
             let found = match deadline {
                 Some(at) => Box::pin(tokio::time::timeout_at(at.into(), found))
                     .await
@@ -222,6 +223,11 @@ impl Exchange<'_> {
             reuse = Reuse::Fresh;
             at = Instant::now();
             self.rewind();
+            // A replay sees the newest snapshot.
+            match self.worker.port(&self.client.listener) {
+                Some(port) => self.port = port,
+                None => return Box::pin(self.refused(Refusal::NoService)).await,
+            }
         }
     }
 

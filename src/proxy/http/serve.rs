@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use crate::config::settings::Config;
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
@@ -28,11 +29,16 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     let mut timer = pin!(tokio::time::sleep(Duration::MAX));
     loop {
         let end = match read_head(worker, &mut client, timer.as_mut()).await {
-            Ok((request, head)) => {
+            Ok(Parsed {
+                config,
+                request,
+                head,
+            }) => {
                 let started = Instant::now();
                 Box::pin(attempts::run(
                     worker,
                     &mut client,
+                    config,
                     request,
                     head,
                     timer.as_mut(),
@@ -89,8 +95,14 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     }
 }
 
-/// A request's head, and its canonical form for the upstream.
-type Parsed = (message::Request, Vec<u8>);
+/// A request's head.
+struct Parsed {
+    /// The configuration that the head was parsed by; it holds for the whole exchange.
+    config: Rc<Config>,
+    request: message::Request,
+    /// The canonical form for the endpoint.
+    head: Vec<u8>,
+}
 
 enum HeadEnd {
     Closed(CloseReason),
@@ -103,15 +115,13 @@ async fn read_head(
     client: &mut Client,
     mut timer: Pin<&mut tokio::time::Sleep>,
 ) -> Result<Parsed, HeadEnd> {
-    let (idle, head_time) = {
-        let config = worker.config();
-        (config.timeouts.client_idle, config.timeouts.head)
-    };
+    let config = worker.config();
+    let (idle, head_time) = (config.timeouts.client_idle, config.timeouts.head);
     let mut begun = head::has_begun(&client.unread);
     timer
         .as_mut()
         .reset((Instant::now() + if begun { head_time } else { idle }).into());
-    let mut parsed = client.parse(worker)?;
+    let mut parsed = client.parse(worker, config)?;
     poll_fn(|cx| {
         loop {
             if let Some(found) = parsed.take() {
@@ -167,7 +177,9 @@ impl Client {
     ) -> Poll<Result<Option<Parsed>, HeadEnd>> {
         let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
         let mut scratch = worker.scratch.borrow_mut();
-        let room = self.room(worker);
+        // A request that arrives now is read by the newest configuration.
+        let config = worker.config();
+        let room = self.room(&config);
         let read = ready!(self.stream.poll_read(cx, &mut scratch[..room])).map_err(reset)?;
         if read.is_empty() {
             let idle = !head::has_begun(&self.unread);
@@ -181,23 +193,23 @@ impl Client {
         if !self.unread.is_empty() {
             append(&mut self.unread, read);
             drop(scratch);
-            return Poll::Ready(self.parse(worker));
+            return Poll::Ready(self.parse(worker, config));
         }
-        let parsed = self.parse_bytes(worker, read)?;
-        let consumed = parsed.as_ref().map_or(0, |(request, _)| request.consumed);
+        let parsed = self.parse_bytes(worker, config, read)?;
+        let consumed = parsed.as_ref().map_or(0, |parsed| parsed.request.consumed);
         if consumed < read.len() {
             append(&mut self.unread, &read[consumed..]);
         }
         Poll::Ready(Ok(parsed))
     }
 
-    fn parse(&mut self, worker: &Worker) -> Result<Option<Parsed>, HeadEnd> {
+    fn parse(&mut self, worker: &Worker, config: Rc<Config>) -> Result<Option<Parsed>, HeadEnd> {
         if self.unread.is_empty() {
             return Ok(None);
         }
-        let parsed = self.parse_bytes(worker, &self.unread)?;
-        if let Some((request, _)) = &parsed {
-            self.unread.drain(..request.consumed);
+        let parsed = self.parse_bytes(worker, config, &self.unread)?;
+        if let Some(parsed) = &parsed {
+            self.unread.drain(..parsed.request.consumed);
             if self.unread.is_empty() {
                 // An idle client owns no bytes.
                 self.unread = Vec::new();
@@ -206,8 +218,12 @@ impl Client {
         Ok(parsed)
     }
 
-    fn parse_bytes(&self, worker: &Worker, bytes: &[u8]) -> Result<Option<Parsed>, HeadEnd> {
-        let config = worker.config();
+    fn parse_bytes(
+        &self,
+        worker: &Worker,
+        config: Rc<Config>,
+        bytes: &[u8],
+    ) -> Result<Option<Parsed>, HeadEnd> {
         let limits = message::Limits {
             head_size: config.limits.head_size,
             headers: config.limits.headers,
@@ -224,7 +240,11 @@ impl Client {
         };
         let mut out = worker.buffer();
         match head::parse_request(bytes, &limits, &forwarding, &mut out) {
-            Ok(Some(request)) => Ok(Some((request, out))),
+            Ok(Some(request)) => Ok(Some(Parsed {
+                config,
+                request,
+                head: out,
+            })),
             Ok(None) => {
                 worker.give_back(out);
                 Ok(None)
