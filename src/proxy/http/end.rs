@@ -12,43 +12,26 @@ use crate::proxy::dispatch::Refusal;
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
 use crate::proxy::upstream;
 use crate::wire::answer;
-use crate::wire::message::{Emit, Method, Request, Response, Version};
+use crate::wire::message::{Emit, Method, Request, Version};
 
 impl Exchange<'_> {
-    /// Whether the client's connection ends with a response that begins now: one side wants it so, too much of the body
-    /// is left to be read for nothing, or a body that waits to be asked for (RFC 9110 section 10.1.1) may never come.
-    pub(super) fn is_last(&self) -> bool {
-        let begun = !self.whole || self.sent.len() > self.head_len || self.body.is_done();
-        let held_back = self.request.expect_continue && !self.continued && !begun;
-        let unread_body =
-            self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
-        let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
-        !self.request.keep_alive || leaving || held_back || unread_body
-    }
-
-    pub(super) fn is_tunnel(&self, response: &Response) -> bool {
-        response.status == 101
-            || (self.request.method == Method::Connect && (200..300).contains(&response.status))
-    }
-
     /// The whole response has been written.
     pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
         let Attempt {
             upstream,
-            response,
-            inbuf,
             spent,
-            lent_up,
+            up,
+            down,
             ..
         } = attempt;
-        let Some(response) = response else {
+        let Some(response) = down.response else {
             return End::Cut(CloseReason::UpstreamReset);
         };
         if self.is_tunnel(&response) {
             return End::Tunnel {
                 lease,
                 upstream: Box::new(upstream),
-                down: inbuf,
+                down: down.inbuf,
             };
         }
         let now = Instant::now();
@@ -57,14 +40,17 @@ impl Exchange<'_> {
         if lease.endpoint().is_draining() {
             tally.finished.fetch_add(1, Ordering::Relaxed);
         }
-        let uploaded = self.body.is_done() && self.written == self.sent.len() && lent_up.is_none();
+        let uploaded =
+            self.upload.body.is_done() && up.written == self.upload.sent.len() && up.lent.is_none();
         if response.keep_alive && !spent && uploaded {
             upstream::check_in(upstream, now);
         } else {
             drop(upstream);
         }
         drop(lease);
-        if !self.told_close && (self.body.is_done() || Box::pin(self.discard_body()).await) {
+        if !self.reply.told_close
+            && (self.upload.body.is_done() || Box::pin(self.discard_body()).await)
+        {
             return End::KeepAlive;
         }
         let shutdown = self.worker.shared.closing.load(Ordering::Relaxed);
@@ -77,7 +63,7 @@ impl Exchange<'_> {
 
     /// A client that asked for the end, and has said all it had to say, is not waited for.
     fn last(&self, reason: CloseReason) -> End {
-        if self.body.is_done() && !self.request.keep_alive {
+        if self.upload.body.is_done() && !self.request.keep_alive {
             End::Close(reason)
         } else {
             End::Linger(reason)
@@ -90,7 +76,7 @@ impl Exchange<'_> {
         let patience = self.config.timeouts.head;
         let mut waste = Vec::new();
         let discard = async {
-            while !self.body.is_done() {
+            while !self.upload.body.is_done() {
                 if self.client.unread.is_empty() {
                     poll_fn(|cx| self.client.poll_fill(cx, self.worker))
                         .await
@@ -100,6 +86,7 @@ impl Exchange<'_> {
                     }
                 }
                 let n = self
+                    .upload
                     .body
                     .decode(&self.client.unread, Emit::Identity, &mut waste)
                     .ok()?;
@@ -130,7 +117,7 @@ impl Exchange<'_> {
     pub(super) async fn give_up(&mut self, lost: Lost, endpoint: &Endpoint) -> End {
         let (status, reason, cut) = match lost {
             Lost::Client(reason) => {
-                if self.passed {
+                if self.reply.passed {
                     return End::Cut(reason);
                 } else {
                     return End::Close(reason);
@@ -151,7 +138,7 @@ impl Exchange<'_> {
             Lost::Deadline => (504, "request_timeout", CloseReason::UpstreamReset),
         };
         tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");
-        if self.passed {
+        if self.reply.passed {
             return End::Cut(cut);
         }
         self.answer(status, reason).await
@@ -163,9 +150,9 @@ impl Exchange<'_> {
         if status >= 500 {
             self.port.metrics.failures.inc();
         }
-        let replied = self.replied.min(self.interim);
-        self.reply.truncate(self.interim);
-        self.reply.drain(..replied);
+        let replied = self.reply.written.min(self.reply.interim);
+        self.reply.bytes.truncate(self.reply.interim);
+        self.reply.bytes.drain(..replied);
         let close = status == 400 || self.request.version == Version::H10 || self.is_last();
         let retry_after = (status == 503).then_some(1);
         let head_only = self.request.method == Method::Head;
@@ -175,20 +162,21 @@ impl Exchange<'_> {
             retry_after,
             close,
             head_only,
-            &mut self.reply,
+            &mut self.reply.bytes,
         );
-        self.status = status;
+        self.reply.status = status;
         if let Some(logged) = &mut self.logged {
             logged.reason = Some(reason);
         }
-        self.bytes_out += self.reply.len() as u64;
+        self.reply.bytes_out += self.reply.bytes.len() as u64;
         let written = tokio::time::timeout(
             self.config.timeouts.client_idle,
-            self.client.stream.write_all(&self.reply),
+            self.client.stream.write_all(&self.reply.bytes),
         );
         match written.await {
             Ok(Ok(()))
-                if !close && (self.body.is_done() || Box::pin(self.discard_body()).await) =>
+                if !close
+                    && (self.upload.body.is_done() || Box::pin(self.discard_body()).await) =>
             {
                 End::KeepAlive
             }
@@ -206,8 +194,8 @@ impl Exchange<'_> {
         {
             self.port.metrics.failures.inc();
         }
-        if self.status != 0 {
-            self.port.metrics.answered(self.status);
+        if self.reply.status != 0 {
+            self.port.metrics.answered(self.reply.status);
             self.port
                 .metrics
                 .request_duration
@@ -226,8 +214,8 @@ impl Exchange<'_> {
                 service: &self.port.key,
                 method: words.next(),
                 target: words.next(),
-                status: (self.status != 0).then_some(self.status),
-                bytes_sent: self.bytes_out,
+                status: (self.reply.status != 0).then_some(self.reply.status),
+                bytes_sent: self.reply.bytes_out,
                 duration: took,
                 endpoint: logged.endpoint,
                 attempts: logged.attempts,

@@ -10,8 +10,8 @@ use crate::config::settings::Config;
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
-use crate::proxy::http::attempts;
 use crate::proxy::http::exchange::End;
+use crate::proxy::http::forward::forward;
 use crate::proxy::relay::Pair;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::append;
@@ -35,7 +35,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 head,
             }) => {
                 let started = Instant::now();
-                Box::pin(attempts::run(
+                Box::pin(forward(
                     worker,
                     &mut client,
                     config,
