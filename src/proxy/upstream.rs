@@ -106,6 +106,12 @@ pub struct Upstream {
 }
 
 impl Local {
+    /// Whether the worker must still find this by its endpoint: for the next dispatch, for the
+    /// connections that are open, or so that others see that somebody is looking at the endpoint.
+    pub(super) fn is_needed(&self) -> bool {
+        self.endpoint.is_open() || !self.sockets.borrow().is_empty() || self.looked_at.get()
+    }
+
     pub(super) fn drop_idle(&self) {
         let closed = self.idle.borrow_mut().drain(..).count();
         self.endpoint

@@ -212,7 +212,7 @@ impl Worker {
             young
                 .into_iter()
                 .for_each(|fd| drop(socket::set_dead_peer_timeouts(fd, gone)));
-            local.endpoint.is_open() || Rc::strong_count(local) > 1
+            local.is_needed()
         });
         let snapshot = self.shared.snapshot.load();
         self.routes
