@@ -51,7 +51,7 @@ impl Stream {
         }
     }
 
-    /// The TCP socket below, whatever its bytes mean.
+    /// The TCP socket below, also if its bytes are not the connection's.
     #[inline]
     fn socket(&self) -> &TcpStream {
         match &self.kind {

@@ -49,8 +49,8 @@ thread_local! {
     static IDLE: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Must be called by the runtime's `on_thread_park`. Without it, a queue grants new turns only after
-/// a task has waited.
+/// Must be called by the runtime's `on_thread_park`. Without it, a queue grants new turns only
+/// after a task has waited.
 pub fn idle() {
     IDLE.set(IDLE.get() + 1);
 }
@@ -184,8 +184,8 @@ pub fn poll_turn(
     turn.poll(queue, cx)
 }
 
-/// Polls `session` only in turn, for as long as `unanswered` is set: a burst of new connections must
-/// not delay established ones. `has_turn` skips the wait on the first poll.
+/// Polls `session` only in turn, for as long as `unanswered` is set: a burst of new connections
+/// must not delay established ones. `has_turn` skips the wait on the first poll.
 pub fn in_turn<F: Future + Unpin>(
     queue: &Queue,
     unanswered: &Cell<bool>,
@@ -205,8 +205,8 @@ pub fn in_turn<F: Future + Unpin>(
 mod tests {
     use super::*;
 
-    /// `round` is either so short that a look always takes many rounds, or so long that it never takes
-    /// more than one.
+    /// `round` is either so short that a look always takes many rounds, or so long that it never
+    /// takes more than one.
     fn start(each_look: u32, round: Duration) -> Rc<Queue> {
         let queue = Rc::new(Queue {
             round,
@@ -287,7 +287,7 @@ mod tests {
         }
     }
 
-    /// A look takes so many rounds that the bound on them applies.
+    /// Each look takes more rounds than the bound allows.
     #[tokio::test(flavor = "local")]
     async fn waiting_tasks_keep_a_share_of_a_busy_worker() {
         let queue = start(1, Duration::from_nanos(1));

@@ -1,4 +1,6 @@
-//! A TCP client: a connection to an endpoint, and its line in the access log.
+//! A TCP client: its connection to an endpoint, and its line in the access log.
+//!
+//! Invariant: a client that gets no endpoint sees a reset, never a clean close (contract 1.9).
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,6 +18,7 @@ use crate::proxy::relay::Ended;
 use crate::proxy::upstream::{Reuse, Upstream};
 use crate::proxy::worker::{Routed, Worker};
 
+/// Connects a TCP client to an endpoint.
 pub(super) async fn acquire_tcp(
     worker: &Rc<Worker>,
     client: &Client,
@@ -33,7 +36,7 @@ pub(super) async fn acquire_tcp(
         None => Err(Refusal::NoService),
     };
     found.map_err(|refusal| {
-        // A clean close would read as success.
+        // A clean close would look like success.
         client.stream.reset_on_close();
         if refusal == Refusal::ClientLeft {
             CloseReason::ClientReset

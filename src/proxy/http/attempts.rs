@@ -1,4 +1,4 @@
-//! The retry policy of one request, whatever protocol carries it: which connection each attempt
+//! The retry policy of one request, for any protocol that carries it: which connection each attempt
 //! gets, and whether there is another attempt after a loss.
 //!
 //! Owns what a request remembers of its attempts: the deadline, the endpoints that lost it, and how
@@ -63,7 +63,7 @@ impl Attempts {
         }
     }
 
-    /// When the request fails whatever is under way.
+    /// When the request fails, even if an attempt is under way.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }

@@ -1,4 +1,7 @@
 //! The endpoint's response to the client, polled as far as it goes.
+//!
+//! Invariant: nothing is written to the client that is not canonical, and a response that cannot be
+//! forwarded is found before its first byte is written, or is cut visibly (contract 1.6, 4.3).
 
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -42,7 +45,8 @@ impl Exchange<'_> {
                     self.reply.written += n;
                     self.reply.passed |= self.reply.written > self.reply.interim;
                     self.reply.bytes_out += n as u64;
-                    // A client that is still sending is watched for silence both ways.
+                    // The last bytes of a response are no sign of life of a client that has sent
+                    // its whole request.
                     if self.reply.written < self.reply.bytes.len() || !self.upload.body.is_done() {
                         self.client_moved = Instant::now();
                     }
@@ -55,7 +59,7 @@ impl Exchange<'_> {
         Poll::Ready(Ok(()))
     }
 
-    /// One read of the endpoint's side, taken in.
+    /// Reads the endpoint's side once and takes in what came.
     pub(super) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -157,17 +161,18 @@ impl Exchange<'_> {
         Poll::Ready(self.take_in(attempt, read))
     }
 
-    /// The end of the upstream connection before the end of its response.
+    /// The upstream connection has ended before its response.
     fn broken(&self, attempt: &Attempt) -> Lost {
-        let untouched =
-            attempt.down.response.is_none() && attempt.down.inbuf.is_empty() && !attempt.down.heard;
+        let untouched = attempt.down.response.is_none()
+            && attempt.down.inbuf.is_empty()
+            && !attempt.down.had_interim;
         Lost::Upstream {
             forced: false,
             stale: attempt.reused && untouched,
         }
     }
 
-    /// Bytes of a response: heads, then body into `reply`.
+    /// Takes in bytes of a response: heads first, then the body.
     fn take_in(&mut self, attempt: &mut Attempt, read: &[u8]) -> Result<(), Lost> {
         if attempt.down.response.is_some() {
             return self.take_body(attempt, read);
@@ -193,7 +198,8 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Interim heads and the final one, as far as they are there; answers the bytes taken.
+    /// Takes in interim heads and the final one, as far as they are there. Returns how many bytes
+    /// these were.
     fn take_heads(&mut self, attempt: &mut Attempt, input: &[u8]) -> Result<usize, Lost> {
         let mut taken = 0;
         loop {
@@ -220,7 +226,7 @@ impl Exchange<'_> {
                 }));
             }
             if response.status < 200 && !tunnel {
-                attempt.down.heard = true;
+                attempt.down.had_interim = true;
                 self.reply.interims += 1;
                 if self.reply.interims > INTERIMS {
                     return Err(Lost::BadResponse(Reject {
@@ -243,7 +249,8 @@ impl Exchange<'_> {
                 && !response.keep_alive
                 && !self.reply.passed
             {
-                // The server's idle timeout spoke, not the application.
+                // This answer comes from the server's idle timeout, not from the application
+                // (contract 3.4).
                 if self.upload.repeatable {
                     return Err(Lost::Upstream {
                         forced: false,
@@ -291,6 +298,7 @@ impl Exchange<'_> {
 
 /// A counted response up to this size is withheld until complete, for at most [`WITHHOLD`].
 const WITHHOLD_MAX: u64 = 16 << 10;
+/// See [`WITHHOLD_MAX`].
 const WITHHOLD: Duration = Duration::from_millis(5);
-/// 1xx responses of one exchange.
+/// The most 1xx responses of one exchange.
 const INTERIMS: u32 = 32;

@@ -1,4 +1,7 @@
-//! How an exchange ends: what the client gets, what becomes of both connections, and what is recorded.
+//! How an exchange ends: what the client gets, what becomes of both connections, and what is
+//! recorded.
+//!
+//! Invariant: an answer is whole or visibly cut. A connection is kept only at a message boundary.
 
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
@@ -15,7 +18,7 @@ use crate::wire::answer;
 use crate::wire::message::{Emit, Method, Request, Version};
 
 impl Exchange<'_> {
-    /// The whole response has been written.
+    /// The whole response has been written, or the exchange becomes a tunnel.
     pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
         let Attempt {
             upstream,
@@ -61,7 +64,8 @@ impl Exchange<'_> {
         })
     }
 
-    /// A client that asked for the end, and has said all it had to say, is not waited for.
+    /// The end of the client's connection. A client that asked for it and has sent everything is
+    /// not waited for.
     fn last(&self, reason: CloseReason) -> End {
         if self.upload.body.is_done() && !self.request.keep_alive {
             End::Close(reason)
@@ -70,7 +74,8 @@ impl Exchange<'_> {
         }
     }
 
-    /// Reads the rest of a request body that nobody wants any more, if it is short enough to be worth it.
+    /// Reads the rest of a request body that is not forwarded any more. Returns whether it could be
+    /// read: it must fit the replay buffer and come within the time of a head.
     async fn discard_body(&mut self) -> bool {
         let mut budget = self.config.limits.replay_body;
         let patience = self.config.timeouts.head;
@@ -103,6 +108,7 @@ impl Exchange<'_> {
             .is_some()
     }
 
+    /// Answers a request that got no connection.
     pub(super) async fn refused(&mut self, refusal: Refusal) -> End {
         let (status, reason) = match refusal {
             Refusal::NoService => (503, "no_service"),
@@ -114,6 +120,8 @@ impl Exchange<'_> {
         self.answer(status, reason).await
     }
 
+    /// Ends an exchange whose last attempt was lost: with an answer, or, if the response has begun,
+    /// with a visible cut.
     pub(super) async fn give_up(&mut self, lost: Lost, endpoint: &Endpoint) -> End {
         let (status, reason, cut) = match lost {
             Lost::Client(reason) => {
@@ -144,8 +152,8 @@ impl Exchange<'_> {
         self.answer(status, reason).await
     }
 
-    /// An answer of our own. The client keeps its connection where the rest of its request can be read, which the answer
-    /// does not wait for.
+    /// Answers in place of an endpoint. The answer does not wait for the rest of the request. The
+    /// client keeps its connection if that rest can be read.
     pub(super) async fn answer(&mut self, status: u16, reason: &'static str) -> End {
         if status >= 500 {
             self.port.metrics.failures.inc();
@@ -186,6 +194,7 @@ impl Exchange<'_> {
         }
     }
 
+    /// Counts the exchange and writes its line in the access log.
     pub(super) fn record(&self, end: &End, started: Instant) {
         let took = self.ended.unwrap_or_else(Instant::now) - started;
         if let End::Cut(
@@ -225,7 +234,7 @@ impl Exchange<'_> {
     }
 }
 
-/// Before there is a service to count for.
+/// Answers where there is no service port that could count the request.
 pub(super) async fn answer_alone(
     client: &mut Client,
     request: &Request,

@@ -2,7 +2,8 @@
 //! of one attempt.
 //!
 //! Invariant: state that belongs to the request or to what the client has received is in
-//! [`Exchange`] and outlives a lost attempt. All else is in [`Attempt`] and begins anew with each.
+//! [`Exchange`] and outlives a lost attempt. All else is in [`Attempt`], and each
+//! attempt begins with a new one.
 //! In both, fields are grouped by the direction that writes them.
 //!
 //! Leaves out the retry policy ([`crate::proxy::http::attempts`]) and the bytes' way
@@ -147,7 +148,7 @@ pub(super) struct Down {
     /// The final response's head.
     pub(super) response: Option<Response>,
     /// The endpoint has sent an interim response: it had the request.
-    pub(super) heard: bool,
+    pub(super) had_interim: bool,
     pub(super) body: BodyDecoder,
     pub(super) emit: Emit,
     pub(super) flow: Flow,
@@ -259,7 +260,7 @@ impl Attempt {
             down: Down {
                 inbuf: Vec::new(),
                 response: None,
-                heard: false,
+                had_interim: false,
                 body: BodyDecoder::new(Framing::None, limits, 502),
                 emit: Emit::Identity,
                 flow: Flow::default(),
@@ -298,7 +299,7 @@ pub(super) fn is_long(body: &BodyDecoder, emit: Emit) -> bool {
     emit == Emit::Identity && body.remaining().is_some_and(|left| left >= SCRATCH as u64)
 }
 
-/// A read is never smaller, whatever is held.
+/// A read is never smaller, even if more is held than one read.
 pub(super) const ROOM_LEAST: usize = 4 << 10;
 /// Bytes that are decoded at once, which is what a client that does not read them costs.
 const DECODED: usize = 32 << 10;

@@ -96,8 +96,8 @@ pub fn judge(loss: &Loss, past: Past) -> Verdict {
     if loss.stale && !past.fresh {
         return Verdict::Stale;
     }
-    // One loss of each endpoint is free, so that an endpoint that leaves and serves nobody is not
-    // asked without end.
+    // One loss of each endpoint is free, and no more: an endpoint that leaves and answers no
+    // request must not be asked without end.
     if !past.tried && (loss.forced || past.leaving) {
         Verdict::Free
     } else {
@@ -105,7 +105,7 @@ pub fn judge(loss: &Loss, past: Past) -> Verdict {
     }
 }
 
-/// Whether a request that may have run may be sent again.
+/// Whether a request that may have run may be sent again (contract 3.2 and 3.3).
 pub fn is_repeatable(request: &Request, policy: NonIdempotent) -> bool {
     let opted_in = match policy {
         NonIdempotent::Never => false,
@@ -345,7 +345,7 @@ mod tests {
         }
     }
 
-    /// Whatever else is known: contract 3.3 and 3.4.
+    /// For every combination of facts: contract 3.2, 3.3 and 3.4.
     #[test]
     fn nothing_is_sent_twice_that_may_not_be() {
         for bits in 0..1 << 11 {

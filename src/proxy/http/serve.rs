@@ -1,4 +1,9 @@
 //! An HTTP/1 client connection: one request after the other, until something ends it.
+//!
+//! Invariants: an idle client owns no bytes. An answer is not lost to a reset because the client
+//! was still sending.
+//!
+//! Leaves out how a request is forwarded, see [`crate::proxy::http::forward`].
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -17,9 +22,10 @@ use crate::proxy::worker::Worker;
 use crate::wire::buffer::append;
 use crate::wire::{answer, head, message};
 
+/// Serves an HTTP client until its connection ends.
 pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
     let (queue, unanswered) = (worker.unanswered.clone(), client.unanswered.clone());
-    // It has been established this moment.
+    // Its beginning has just taken a turn.
     in_turn(&queue, &unanswered, true, pin!(requests(worker, client))).await
 }
 
@@ -66,7 +72,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
         match end {
             End::KeepAlive => {}
             End::Close(reason) => {
-                // What it sent beyond its last request would make the close a reset, and cost it the answer.
+                // Unread bytes would make the close a reset, and the client could lose the answer.
                 if !client.stream.is_quiet() {
                     Box::pin(linger(worker, &mut client)).await;
                 }
@@ -104,6 +110,7 @@ struct Parsed {
     head: Vec<u8>,
 }
 
+/// Why there is no head.
 enum HeadEnd {
     Closed(CloseReason),
     Refused(message::Reject),
@@ -150,8 +157,9 @@ async fn read_head(
     .await
 }
 
-/// Ends a connection whose client may still be sending, so that our answer is not lost to a reset (RFC 9112 section 9.6).
-/// Bounded by time, not by bytes: a client that writes its whole request before it reads must come to its end.
+/// Ends a connection whose client may still be sending, so that the answer is not lost to a reset
+/// (RFC 9112 section 9.6). Bounded by time, not by bytes: some clients write their whole request
+/// before they read.
 async fn linger(worker: &Worker, client: &mut Client) {
     let _ = client.stream.shutdown().await;
     let drain = async {
@@ -164,12 +172,13 @@ async fn linger(worker: &Worker, client: &mut Client) {
     let _ = tokio::time::timeout(LINGER_MAX, drain).await;
 }
 
+/// A client that has been silent this long has sent everything.
 const LINGER_SILENT: Duration = Duration::from_secs(1);
-
+/// However long the client sends.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
 impl Client {
-    /// Reads once and parses; a head that comes whole is parsed where it was read.
+    /// Reads once and parses. A head that comes whole is parsed where it was read.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,4 +1,8 @@
-//! Both directions of an attempt, polled as far as they go: the request to the endpoint, its response to the client.
+//! Both directions of an attempt, polled as far as they go: the request to the endpoint
+//! ([`crate::proxy::http::upload`]) and the response to the client
+//! ([`crate::proxy::http::download`]).
+//!
+//! Invariant: a client that has left ends its exchange, even while nothing is read from it.
 
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -8,7 +12,8 @@ use crate::net::socket::{LOOK, Peer};
 use crate::proxy::http::exchange::{Attempt, Exchange, Lost};
 
 impl Exchange<'_> {
-    /// Both directions as far as they go. Ready when the whole response has been written to the client.
+    /// Polls both directions as far as they go. Ready when the whole response has been written to
+    /// the client.
     pub(super) fn poll_attempt(
         &mut self,
         cx: &mut Context<'_>,
@@ -49,14 +54,15 @@ impl Exchange<'_> {
             && attempt.up.over
             && self.client.stream.poll_read_ready(cx).is_ready()
         {
-            // Something came while we wait: more requests, a half-close, or the end of it all.
+            // Something came: more requests, a half-close, or the end of the connection.
             match self.client.stream.peer() {
                 Peer::Gone => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
                 Peer::Open | Peer::HalfClosed => attempt.watch_client = false,
             }
         }
         if !attempt.watch_client {
-            // Readiness tells no more: what came stays unread. Whether the client is still there is asked from time to time.
+            // What came stays unread, so readiness says nothing new any more. Ask from time to time
+            // whether the client is still there.
             let look = attempt
                 .look
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));

@@ -1,4 +1,7 @@
 //! The request to the endpoint, polled as far as it goes.
+//!
+//! Invariant: the body is kept for a replay while it fits the replay buffer, and it is never waited
+//! for (contract 3.2). All that is held stays within about one read's worth.
 
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -11,8 +14,8 @@ use crate::wire::buffer::{SCRATCH, append, empty};
 use crate::wire::message::{Emit, Framing};
 
 impl Exchange<'_> {
-    /// Head and body to the endpoint; the body is kept for a replay while it fits. Ready when all is written, or when the
-    /// endpoint takes no more (its response may be there all the same).
+    /// Writes head and body to the endpoint. Ready when all is written, or when the endpoint takes
+    /// no more; even then its response may be there.
     pub(super) fn poll_upload(
         &mut self,
         cx: &mut Context<'_>,
@@ -88,7 +91,8 @@ impl Exchange<'_> {
                 continue;
             }
             let mut scratch = self.worker.scratch.borrow_mut();
-            // Little beyond the body's end; of what is kept, no more than shows that it is too much.
+            // Little beyond the body's end. Of a body that is kept, no more than shows that it is
+            // too long.
             let left = self
                 .upload
                 .body
@@ -114,7 +118,7 @@ impl Exchange<'_> {
                 let taken = self.upload.body.pass(read.len());
                 let n = match attempt.upstream.stream.poll_write(cx, &read[..taken]) {
                     Poll::Ready(Ok(n)) => n,
-                    // The next turn of the loop meets the error again.
+                    // The next round of the loop meets the error again.
                     Poll::Ready(Err(_)) | Poll::Pending => 0,
                 };
                 append(&mut self.upload.sent, &read[n..taken]);
@@ -142,14 +146,15 @@ impl Exchange<'_> {
         )
     }
 
-    /// A byte of the body is there, and all before it is written: what may not be sent twice is not kept from here on.
+    /// A byte of the body is there, and all before it is written. From here on, a request that may
+    /// not run twice is not kept.
     fn begin_body(&mut self, attempt: &mut Attempt) {
         if self.upload.whole && !self.upload.repeatable {
             self.upload.stop_keeping(&mut attempt.up);
         }
     }
 
-    /// One pipe's fill of a long body to the endpoint, and whether that has taken it.
+    /// Moves one pipe's fill of a long body. Returns whether the endpoint has taken it.
     fn poll_upload_lent(
         &mut self,
         cx: &mut Context<'_>,
@@ -160,7 +165,7 @@ impl Exchange<'_> {
         };
         let left = self.upload.body.remaining().unwrap_or(0);
         let moved = lent.poll_move(cx, &self.client.stream, &attempt.upstream.stream, left);
-        // What is in the pipe has left the client, whatever becomes of it.
+        // What is in the pipe has left the client, even if the endpoint never takes it.
         let taken = lent.take_taken();
         if taken > 0 {
             self.upload.body.pass(taken);
@@ -185,7 +190,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Past the replay buffer's bound the body is only passed on.
+    /// A body that exceeds the replay buffer is only passed on from here.
     fn bound_kept(&mut self, attempt: &mut Attempt) {
         if self.upload.whole
             && self.upload.sent.len() - self.upload.head_len > self.config.limits.replay_body
