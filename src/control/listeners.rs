@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
-use crate::contract::listener::{ListenerId, ListenerSpec};
+use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::contract::snapshot::Snapshot;
@@ -268,8 +268,10 @@ fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<
         id,
         name: config.name.clone(),
         address,
-        service: config.service.clone(),
-        port: config.port.clone(),
+        serves: Serves::Port {
+            service: config.service.clone(),
+            port: config.port.clone(),
+        },
         protocol: config.protocol,
         proxy_protocol: config.proxy_protocol,
         allow_connect: config.allow_connect,
