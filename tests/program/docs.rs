@@ -262,6 +262,37 @@ fn the_reference_has_every_reason() {
 }
 
 #[test]
+fn each_log_message_and_each_event_of_the_reference_is_in_the_code() {
+    let sources = files().into_iter().filter(|file| {
+        let name = file.strip_prefix(ROOT).unwrap();
+        name.starts_with("src") && name.extension().is_some_and(|end| end == "rs")
+    });
+    // A literal may go on in the next line, behind a backslash.
+    let words = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let code: Vec<String> = sources
+        .map(|file| words(read(file).replace("\\\n", "")))
+        .collect();
+    let page = read("docs/reference.md");
+    for (heading, count) in [("## Log", 20), ("## Kubernetes Events", 6)] {
+        let mut named = first_cells(section(&page, heading));
+        // These have a name or an outcome in them.
+        let made = [
+            "NAMESPACE/SERVICE: WARNING",
+            "endpoint drained",
+            "endpoint forced",
+        ];
+        named.retain(|message| !made.contains(message));
+        assert!(named.len() >= count, "{heading}: {named:?}");
+        let exists = |name: &&&str| {
+            code.iter()
+                .any(|text| text.contains(&format!("\"{name}\"")))
+        };
+        let gone: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
+        assert!(gone.is_empty(), "{heading}: no code has {gone:#?}");
+    }
+}
+
+#[test]
 fn each_test_that_the_contract_names_exists() {
     let mut tests = BTreeSet::new();
     for file in files() {
