@@ -29,7 +29,7 @@
 //! discovery/manifest.rs              makes an object of it
 //! discovery/source.rs                Message::Changes, with the time of arrival
 //! control/event_loop.rs              on_message
-//! routing/world/objects.rs           World::apply: stores it, notes what it touches
+//! routing/world/apply.rs             World::apply: stores it, notes what it touches
 //! routing/world/merge.rs             the endpoints of each touched Service port (pure)
 //! routing/table.rs                   RoutingTable::apply: differences become one change
 //! contract/snapshot.rs               the snapshot without the leavers is published

@@ -1,25 +1,50 @@
-//! A listener as every worker knows it.
+//! A listener as every worker knows it: where it is bound and what its clients are served by.
+//!
+//! Invariant: what a [`ListenerSpec`] says never changes. A listener whose configuration changes is
+//! closed, and another one with another [`ListenerId`] is opened.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
 
-/// Unique in this process.
+/// Names one listener of this process. A number is never given to another listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerId(pub u64);
 
 /// A listener as every worker knows it.
 #[derive(Debug)]
 pub struct ListenerSpec {
+    /// Its identity in this process.
     pub id: ListenerId,
+    /// Its name in the configuration, or one made from its Service, port and address.
     pub name: String,
-    /// As bound.
+    /// The address it is bound to. The port is never 0.
     pub address: SocketAddr,
-    pub service: ObjectName,
-    pub port: PortRef,
-    /// `None`: the Service port's own.
+    /// What its clients are served by.
+    pub serves: Serves,
+    /// The protocol of this listener. `None`: that of the Service port.
     pub protocol: Option<Protocol>,
+    /// Whether every client begins with a PROXY protocol header.
     pub proxy_protocol: bool,
+    /// Whether CONNECT requests are served.
     pub allow_connect: bool,
+    /// The accept loops of this listener that have not ended: at first one for each worker. At 0,
+    /// every connection that the kernel had accepted is counted in a worker's load.
+    pub accepting: AtomicUsize,
+}
+
+/// What a listener's clients are served by.
+///
+/// Host and path routes, by which each request finds a Service port, become the second variant.
+#[derive(Debug)]
+pub enum Serves {
+    /// One port of one Service serves every connection and every request.
+    Port {
+        /// The Service.
+        service: ObjectName,
+        /// The port, as the configuration names it.
+        port: PortRef,
+    },
 }

@@ -1,5 +1,8 @@
-//! The kernel's side: sockets, pipes, and whose turn it is. Imports no other room.
+//! The kernel's side: connections, sockets, pipes for splice, and fair turns for long work.
+//!
+//! Files import downwards in this order: turns and pipe, stream, socket. The room imports no other.
 
 pub mod pipe;
 pub mod socket;
+pub mod stream;
 pub mod turns;

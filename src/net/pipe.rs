@@ -1,6 +1,9 @@
 //! Pipes for splice(2): bytes move from socket to socket without a copy.
 //!
-//! Invariant: a pipe goes back to the shelf only when it is empty.
+//! Invariant: a worker has at most 64 pipes, and lends a pipe again only if it came back empty. A
+//! pipe with bytes inside is closed instead.
+//!
+//! Leaves out when splice is worth it: see [`SPLICE_MIN`] and its users.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,16 +13,19 @@ use std::task::{Context, Poll, ready};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use tokio::io::Interest;
-use tokio::net::TcpStream;
+
+use crate::net::stream::Stream;
 
 /// Which side of a transfer failed.
 #[derive(Debug)]
 pub enum Broken {
+    /// The side that was read.
     Source(io::Error),
+    /// The side that was written.
     Sink(io::Error),
 }
 
-/// A worker's pipes for splice.
+/// A worker's pipes.
 #[derive(Default)]
 pub struct Pipes(Rc<RefCell<Shelf>>);
 
@@ -29,19 +35,21 @@ struct Shelf {
     lent: usize,
 }
 
-/// A pipe on loan for one fill and full drain after another. It goes back only when empty.
+/// A pipe on loan: it is filled and then emptied, again and again. Dropping it gives it back.
 pub struct Lent {
     ends: Option<(OwnedFd, OwnedFd)>,
     inside: usize,
     filled: usize,
-    /// Taken from the source since somebody asked.
+    /// Bytes read from the source since [`Self::take_taken`] was last called.
     taken: usize,
     shelf: Rc<RefCell<Shelf>>,
 }
 
 impl Pipes {
-    /// `None` when all are out: copy instead.
-    pub fn lend(&self) -> Option<Lent> {
+    /// `None` when all are out, or when splice cannot move bytes from `source` to `sink`: copy
+    /// instead.
+    pub fn lend(&self, source: &Stream, sink: &Stream) -> Option<Lent> {
+        source.plain().and(sink.plain())?;
         let mut shelf = self.0.borrow_mut();
         if shelf.lent == PIPES {
             return None;
@@ -50,7 +58,7 @@ impl Pipes {
             Some(ends) => ends,
             None => {
                 let ends = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).ok()?;
-                // Where the per-user limit forbids it, the kernel's 64 KiB must do.
+                // If the per-user limit forbids this size, the pipe keeps the kernel's 64 KiB.
                 let _ = rustix::pipe::fcntl_setpipe_size(&ends.0, PIPE_SIZE);
                 ends
             }
@@ -67,25 +75,30 @@ impl Pipes {
 }
 
 impl Lent {
+    /// Whether no byte is inside.
     pub fn is_empty(&self) -> bool {
         self.inside == 0
     }
 
-    /// Bytes that have left the source since this was last asked, wherever they are now.
+    /// How many bytes have left the source since this was last called, wherever they are now.
     pub fn take_taken(&mut self) -> usize {
         std::mem::take(&mut self.taken)
     }
 
-    /// One fill and its full drain; answers how many bytes that were, 0 at the source's end.
+    /// Fills the pipe once with at most `max` bytes and empties it into `sink`. Returns how many
+    /// bytes these were, 0 at the source's end. After `Pending`, call it again with the same
+    /// streams: the pipe may hold bytes.
     pub fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
+        source: &Stream,
+        sink: &Stream,
         max: u64,
     ) -> Poll<Result<usize, Broken>> {
-        let Some((out, into)) = &self.ends else {
-            return Poll::Ready(Ok(0));
+        let (Some((out, into)), Some(source), Some(sink)) =
+            (&self.ends, source.plain(), sink.plain())
+        else {
+            return Poll::Ready(Err(Broken::Source(io::ErrorKind::Unsupported.into())));
         };
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         while self.inside == 0 {
@@ -129,9 +142,11 @@ impl Drop for Lent {
     }
 }
 
-/// A transfer in pieces of at least this goes by splice; smaller ones are as quickly copied.
+/// Pieces of at least this many bytes go by splice. Smaller ones are copied as quickly.
 pub const SPLICE_MIN: usize = 16 << 10;
 
+/// Pipes of one worker.
 const PIPES: usize = 64;
 
+/// Bytes a pipe holds.
 const PIPE_SIZE: usize = 256 << 10;

@@ -1,24 +1,25 @@
-//! Socket options and the few system calls that tokio does not offer: listen with SO_REUSEPORT, accept without
-//! registering, connect without waiting, ask a peer's state without reading.
+//! Socket options, and the few system calls that tokio does not offer: listen with SO_REUSEPORT,
+//! accept without registering, connect without waiting, ask for a peer's state without reading.
 //!
-//! The crate's only `unsafe` is here, in [`set_dead_peer_timeouts`] and [`watch`].
+//! Invariant: the crate's only `unsafe` is here, in [`set_dead_peer_timeouts`] and [`watch`].
+//!
+//! Leaves out reading and writing: see [`crate::net::stream`].
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::pin::Pin;
 use std::sync::LazyLock;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Binds one of a port's listening sockets. Options that accepted connections inherit are set here, once.
+/// Binds one of a port's listening sockets. Sets, once, the options that accepted connections
+/// inherit.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -26,13 +27,14 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         Some(Protocol::TCP),
     )?;
     if address.is_ipv6() {
-        // 0.0.0.0 and :: are bound side by side.
+        // So that 0.0.0.0 and :: can be bound side by side.
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
-    // A client that vanishes without a word must not keep its connection, and an endpoint's drain, for ever.
+    // A client that vanishes without a FIN must not keep its connection, and the drain of an
+    // endpoint, for ever.
     let patience = TcpKeepalive::new()
         .with_time(CLIENT_KEEPALIVE)
         .with_interval(CLIENT_KEEPALIVE / 6)
@@ -44,15 +46,16 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Whether this machine's kernel speaks IPv6 at all.
+/// Whether this machine's kernel speaks IPv6.
 pub fn has_ipv6() -> bool {
     static HAS: LazyLock<bool> =
         LazyLock::new(|| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).is_ok());
     *HAS
 }
 
-/// Registers a listening socket with this thread's runtime, without the accept of tokio's own listener, which would
-/// register every connection with it too.
+/// Registers a listening socket with this thread's runtime. The accept of tokio's own listener
+/// would register every accepted connection with it too, but another worker may serve that
+/// connection.
 pub fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     #[allow(unsafe_code)]
     // SAFETY: a `TcpListener` owns its descriptor, keeps it for life and never changes it.
@@ -60,11 +63,12 @@ pub fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     watched.map_err(|error| error.into_parts().1)
 }
 
-/// From now on a listening socket leaves new clients unanswered (they try again a second later), and completes the
-/// handshakes under way: closed without this, it would reset whoever came between its last accept and its close.
+/// Makes a listening socket leave new clients unanswered, while the handshakes under way complete.
+/// The clients try again a second later, and reach another socket. Without this, the close of the
+/// listening socket would reset each client that came after the last accept.
 ///
-/// The filter sees a segment from the TCP header on; byte 13 holds the flags (RFC 9293 section 3.1). Accepted connections
-/// inherit it, to no effect.
+/// The filter sees a segment from the TCP header on. Byte 13 holds the flags (RFC 9293 section
+/// 3.1). Accepted connections inherit the filter, to no effect.
 pub fn ignore_new_connections(listener: &TcpListener) -> io::Result<()> {
     const SYN: u32 = 0x02;
     const ACK: u32 = 0x10;
@@ -79,7 +83,7 @@ pub fn ignore_new_connections(listener: &TcpListener) -> io::Result<()> {
     ])
 }
 
-/// Accepts one connection, not yet registered with any runtime.
+/// Accepts one connection. It is not yet registered with any runtime.
 pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
     let (fd, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
     let peer = peer.and_then(|any| SocketAddr::try_from(any).ok());
@@ -89,7 +93,8 @@ pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
     ))
 }
 
-/// Whether an error of accept or connect is this machine's shortage, not the peer's fault.
+/// Whether an error of accept or connect is a shortage of this machine: descriptors, memory or
+/// ports. The peer has no part in it.
 pub fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
     const SHORT: [Errno; 6] = [
@@ -105,8 +110,9 @@ pub fn is_shortage(error: &io::Error) -> bool {
         .is_some_and(|code| SHORT.iter().any(|e| e.raw_os_error() == code))
 }
 
-/// Starts to connect to an endpoint; writable means connected or failed (see [`TcpStream::take_error`]). Its patience is set
-/// later (see [`set_dead_peer_timeouts`]): most of those that carry one answer are gone before it matters.
+/// Starts to connect to an endpoint. Writable means connected or failed, see
+/// [`TcpStream::take_error`]. Keepalive is set a second later ([`set_dead_peer_timeouts`]), since
+/// most connections for one request have closed by then.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -122,11 +128,11 @@ pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.into())
 }
 
-/// From now on an upstream socket's silence is found out: 8 s of it, or 2 s where its pod is deleted, mean that the endpoint
-/// is gone.
+/// Bounds how long an endpoint may be silent on an upstream socket: after 8 s without an
+/// acknowledgement, or 2 s if its pod is deleted, the kernel ends the connection.
 ///
-/// `fd` must be open, which [`crate::proxy::upstream::Local`] sees to: a connection's number is struck from its list before the
-/// connection is closed, and both happen on the thread that calls this.
+/// `fd` must be open. The caller keeps a list of its sockets, removes a socket's number from it
+/// before it closes the socket, and calls this on the thread that closes them.
 pub fn set_dead_peer_timeouts(fd: RawFd, pod_gone: bool) -> io::Result<()> {
     #[allow(unsafe_code)] // SAFETY: open for the duration of the call, see above.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
@@ -142,33 +148,24 @@ pub fn set_dead_peer_timeouts(fd: RawFd, pod_gone: bool) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some((idle + probes) * second))
 }
 
-/// Reads once into `room` what there is, as far as it fits. Nothing: the peer has ended its direction.
-pub fn poll_read<'a>(
-    stream: &mut TcpStream,
-    cx: &mut Context<'_>,
-    room: &'a mut [u8],
-) -> Poll<io::Result<&'a [u8]>> {
-    let mut buf = ReadBuf::new(room);
-    ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
-    let read = buf.filled().len();
-    Poll::Ready(Ok(&room[..read]))
-}
-
-/// Makes the close of `stream` a reset.
+/// Makes the close of a connection a reset.
 pub fn reset_on_close(stream: &TcpStream) {
-    // Fails only on a socket that is already dead.
+    // This fails only for a socket that is already dead.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// What is known of a peer without reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
+    /// No end is known.
     Open,
     /// It will send nothing more, but may still read.
     HalfClosed,
+    /// It has reset the connection, or both directions have ended.
     Gone,
 }
 
+/// Asks the kernel for the peer's state.
 pub fn peer(stream: &TcpStream) -> Peer {
     let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
     match poll(
@@ -205,7 +202,7 @@ pub fn has_ended(stream: &TcpStream) -> bool {
     }
 }
 
-/// Raises the descriptor limit to the hard one; returns the limit now in force.
+/// Raises the soft limit of descriptors to the hard one. Returns the limit now in force.
 pub fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -214,7 +211,10 @@ pub fn raise_descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// How often a peer is asked for whose reset nobody would hear of, since nothing is read from it.
+/// How often to ask for the state of a peer from which nothing is read, so that no read reports its
+/// reset.
 pub const LOOK: Duration = Duration::from_millis(500);
+/// Connections that may wait for an accept; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// A client that is silent this long is probed, six times within the same time again.
 const CLIENT_KEEPALIVE: Duration = Duration::from_secs(60);

@@ -1,9 +1,14 @@
-//! Whoever has work without end takes turns: any number of connections may have it, and all others wait for those whose turn
-//! comes before a worker's next look at its sockets, rather than for each of them.
+//! Fair scheduling for connections that always have more work: a queue of turns.
 //!
-//! Invariant: of each queue, so many turns are had between two looks as it was made for, in the order of asking; a worker that
-//! others keep busy looks seldom, and has proportionally more, so that whoever waits keeps a share of it. Leaves out
-//! who has to take one: bodies ([`crate::proxy::http::exchange`]), transfers ([`crate::proxy::relay`]), newcomers ([`crate::proxy::accept`], [`crate::proxy::session`]).
+//! A worker's runtime looks at its sockets between two rounds of tasks. Tasks that are always ready
+//! would make that round long. So each such task takes a turn first, and each queue grants a fixed
+//! number of turns between two looks. All other connections wait for those few turns only.
+//!
+//! Invariant: turns are granted in the order of asking, and no more of them between two looks than
+//! the queue was made for. One exception: a worker that is busy with other work looks seldom, and
+//! then each queue grants proportionally more, so that its tasks keep their share of the worker.
+//!
+//! Leaves out which work takes turns: that is said where a worker makes its queues.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -13,19 +18,30 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+use crate::net::stream::Stream;
 
 /// One of a worker's queues.
 pub struct Queue {
     each_look: u32,
     round: Duration,
-    /// Turns that may still be had before the next look; none while anybody waits.
+    /// Turns that are left until the next look; none while a task waits.
     left: Cell<u32>,
-    /// As of which of [`IDLE`].
+    /// The value of [`IDLE`] that `left` belongs to.
     as_of: Cell<u64>,
-    waiting: RefCell<VecDeque<(Waker, Rc<Cell<bool>>)>>,
+    waiting: RefCell<VecDeque<(Waker, Rc<Cell<Place>>)>>,
     asked: Notify,
+}
+
+/// The state of one place in a queue, shared by the queue and the [`Turn`] that took it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Waiting,
+    /// The turn is granted.
+    Called,
+    /// The task that waited is gone, and the turn is for the next one.
+    Left,
 }
 
 thread_local! {
@@ -33,16 +49,18 @@ thread_local! {
     static IDLE: Cell<u64> = const { Cell::new(0) };
 }
 
-/// For a runtime's `on_thread_park`: without it, somebody has to wait before there are turns again.
+/// Must be called by the runtime's `on_thread_park`. Without it, a queue grants new turns only
+/// after a task has waited.
 pub fn idle() {
     IDLE.set(IDLE.get() + 1);
 }
 
-/// A place in the queue, or none. Given up when dropped.
+/// A task's place in a queue, or none. Dropping it gives the place up.
 #[derive(Default)]
-pub struct Turn(Option<Rc<Cell<bool>>>);
+pub struct Turn(Option<Rc<Cell<Place>>>);
 
 impl Queue {
+    /// A queue that grants `each_look` turns between two looks at the sockets.
     pub fn new(each_look: u32) -> Self {
         Self {
             each_look,
@@ -54,13 +72,13 @@ impl Queue {
         }
     }
 
-    /// Calls one after the other up, for ever.
+    /// Grants turns without end. Each queue needs one task that runs this.
     pub async fn serve(&self) {
         loop {
             self.asked.notified().await;
             while !self.waiting.borrow().is_empty() {
                 let begun = Instant::now();
-                // Comes back when the runtime has looked at its sockets and it is this task's turn.
+                // Returns when the runtime has looked at its sockets and reaches this task again.
                 tokio::task::yield_now().await;
                 let rounds =
                     (begun.elapsed().as_nanos() / self.round.as_nanos()).clamp(1, ROUNDS) as u32;
@@ -69,15 +87,14 @@ impl Queue {
         }
     }
 
-    /// Those whose turn it is now; answers how many of the `turns` are left.
+    /// Grants up to `turns` turns and returns how many are left.
     fn call(&self, mut turns: u32) -> u32 {
         let mut waiting = self.waiting.borrow_mut();
         while turns > 0
             && let Some((waker, place)) = waiting.pop_front()
         {
-            // Else nobody waits behind this place any more.
-            if Rc::strong_count(&place) > 1 {
-                place.set(true);
+            if place.get() != Place::Left {
+                place.set(Place::Called);
                 waker.wake();
                 turns -= 1;
             }
@@ -85,9 +102,9 @@ impl Queue {
         turns
     }
 
-    /// One of the turns that are left, if there is one.
+    /// Takes one of the turns that are left, if there is one.
     fn take(&self) -> bool {
-        // Nobody waits: else there would have been something to do.
+        // No task waits: a thread with a waiting task is never idle.
         if self.as_of.replace(IDLE.get()) != IDLE.get() {
             self.left.set(self.each_look);
         }
@@ -96,8 +113,9 @@ impl Queue {
         left > 0
     }
 
-    fn join(&self, waker: &Waker) -> Rc<Cell<bool>> {
-        let (place, mut waiting) = (Rc::new(Cell::new(false)), self.waiting.borrow_mut());
+    fn join(&self, waker: &Waker) -> Rc<Cell<Place>> {
+        let place = Rc::new(Cell::new(Place::Waiting));
+        let mut waiting = self.waiting.borrow_mut();
         if waiting.is_empty() {
             self.asked.notify_one();
         }
@@ -105,7 +123,7 @@ impl Queue {
         place
     }
 
-    /// A turn, for one who has nothing else to wait for. May be dropped at any time.
+    /// Waits for a turn. For a task that waits for nothing else. Cancellation safe.
     pub async fn turn(&self) {
         let mut turn = Turn::default();
         poll_fn(|cx| turn.poll(self, cx)).await;
@@ -113,11 +131,12 @@ impl Queue {
 }
 
 impl Turn {
+    /// Whether a task waits for this turn.
     pub fn is_awaited(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Ready once for each time queued, or at once.
+    /// Ready immediately while the queue has turns left, else once for each time it was queued.
     pub fn poll(&mut self, queue: &Queue, cx: &mut Context<'_>) -> Poll<()> {
         match &self.0 {
             None if queue.take() => Poll::Ready(()),
@@ -125,7 +144,7 @@ impl Turn {
                 self.0 = Some(queue.join(cx.waker()));
                 Poll::Pending
             }
-            Some(place) if !place.get() => Poll::Pending,
+            Some(place) if place.get() != Place::Called => Poll::Pending,
             Some(_) => {
                 self.0 = None;
                 Poll::Ready(())
@@ -134,20 +153,29 @@ impl Turn {
     }
 }
 
-/// Once in so long a queue has its turns, however busy a worker is with others.
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(place) = &self.0 {
+            place.set(Place::Left);
+        }
+    }
+}
+
+/// A queue grants its turns once in this time, even if the worker has not looked at its sockets.
 const ROUND: Duration = Duration::from_micros(500);
-/// Rounds that are made up for at once, at the most: a machine may have stood still.
+/// The most rounds that are granted together: the machine may have stood still.
 const ROUNDS: u128 = 32;
 
-/// A turn for who has more to move than one read or one pipe's fill: when the source has something, or, `blocked` by the sink,
-/// when that takes something. What is wrong with either shows when it is used.
+/// A turn for a task that has more to move than one read or one pipe's fill. Waits first until
+/// `source` has something, or, if `blocked` by the sink, until `sink` takes something. An error of
+/// either shows when it is used.
 pub fn poll_turn(
     queue: &Queue,
     turn: &mut Turn,
     cx: &mut Context<'_>,
     blocked: bool,
-    source: &TcpStream,
-    sink: &TcpStream,
+    source: &Stream,
+    sink: &Stream,
 ) -> Poll<()> {
     let _ready = match blocked {
         true => ready!(sink.poll_write_ready(cx)),
@@ -156,8 +184,8 @@ pub fn poll_turn(
     turn.poll(queue, cx)
 }
 
-/// As long as `unanswered`, between two looks at the sockets only so often as there are turns: a herd of newcomers must not
-/// have the established ones wait for each of them. `has_turn`: for the first time.
+/// Polls `session` only in turn, for as long as `unanswered` is set: a burst of new connections
+/// must not delay established ones. `has_turn` skips the wait on the first poll.
 pub fn in_turn<F: Future + Unpin>(
     queue: &Queue,
     unanswered: &Cell<bool>,
@@ -177,7 +205,8 @@ pub fn in_turn<F: Future + Unpin>(
 mod tests {
     use super::*;
 
-    /// `round`: so short that all are made up for each time, or so long that none is.
+    /// `round` is either so short that a look always takes many rounds, or so long that it never
+    /// takes more than one.
     fn start(each_look: u32, round: Duration) -> Rc<Queue> {
         let queue = Rc::new(Queue {
             round,
@@ -190,7 +219,7 @@ mod tests {
         queue
     }
 
-    /// `count` who would go on for ever; answers how many turns each has had.
+    /// Starts `count` tasks that take turns without end. Returns how many turns each has had.
     fn hogs(queue: &Rc<Queue>, count: usize) -> Rc<RefCell<Vec<u32>>> {
         let taken = Rc::new(RefCell::new(vec![0; count]));
         for hog in 0..count {
@@ -205,7 +234,8 @@ mod tests {
         taken
     }
 
-    /// Hogs, and one whose socket has something: the socket is looked at before they have had twice their turns.
+    /// Tasks that take turns without end, and one task whose socket becomes readable: the runtime
+    /// looks at that socket before the others have had twice their turns.
     #[test]
     fn sockets_are_looked_at_between_turns() {
         for (each_look, count) in [(1, 1), (1, 100), (4, 1), (4, 3), (4, 100)] {
@@ -218,7 +248,7 @@ mod tests {
                 let (mut here, there) = tokio::net::UnixStream::pair().unwrap();
                 let queue = start(each_look, Duration::MAX);
                 let taken = hogs(&queue, count);
-                // They queue up.
+                // All tasks queue up.
                 for _ in 0..10 {
                     tokio::task::yield_now().await;
                 }
@@ -229,18 +259,18 @@ mod tests {
             });
             assert!(
                 had <= 2 * each_look,
-                "{had} turns of {count} hogs before anybody looked, {each_look} each look"
+                "{had} turns of {count} hogs before the socket was looked at, {each_look} each look"
             );
         }
     }
 
-    /// A hundred who would go on for ever, and one who has work each time the worker comes round.
+    /// A hundred tasks that take turns without end, and one that is ready in each round.
     #[tokio::test(flavor = "local")]
     async fn others_wait_for_the_turns_of_one_look_and_each_gets_as_many() {
         for each_look in [1, 3] {
             let queue = start(each_look, Duration::MAX);
             let taken = hogs(&queue, 100);
-            // They queue up.
+            // All tasks queue up.
             tokio::task::yield_now().await;
             for round in 1..=1_000 {
                 let before: u32 = taken.borrow().iter().sum();
@@ -257,9 +287,9 @@ mod tests {
         }
     }
 
-    /// The worker comes round so seldom that as many rounds are made up for as may be.
+    /// Each look takes more rounds than the bound allows.
     #[tokio::test(flavor = "local")]
-    async fn who_waits_has_a_share_of_a_busy_worker() {
+    async fn waiting_tasks_keep_a_share_of_a_busy_worker() {
         let queue = start(1, Duration::from_nanos(1));
         let taken = hogs(&queue, 200);
         let mut before = 0;
@@ -275,9 +305,9 @@ mod tests {
         }
     }
 
-    /// Whoever comes alone waits for nothing.
+    /// A task that comes alone waits for nothing.
     #[test]
-    fn a_turn_is_had_at_once_by_so_many() {
+    fn as_many_turns_as_the_queue_was_made_for_are_granted_immediately() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .on_thread_park(idle)
@@ -299,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "local")]
-    async fn who_has_left_holds_up_nobody() {
+    async fn a_task_that_has_left_delays_no_other() {
         let queue = Queue::new(1);
         assert!(
             poll_fn(|cx| Poll::Ready(Turn::default().poll(&queue, cx)))

@@ -1,6 +1,8 @@
-//! One worker's share of a listener: accept on its own SO_REUSEPORT socket, hand over to a worker that has less to do.
+//! One worker's share of a listener: accepts on its own SO_REUSEPORT socket, and hands a connection
+//! over to a worker that has fewer.
 //!
-//! Invariant: never more connections than permits; at the limit, or out of descriptors, it waits instead of spinning.
+//! Invariant: there are never more connections than permits. At the limit, or without descriptors,
+//! the loop waits instead of spinning.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,20 +18,30 @@ use crate::proxy::session;
 use crate::proxy::shared::{Accepted, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
 
-/// Accepts until `stop`; then serves what the kernel has accepted for us already, and closes.
+/// Counts an accept loop as ended.
+struct Accepting(Arc<ListenerSpec>);
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.0.accepting.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Accepts until `stop`. Then serves what the kernel has accepted already, and closes.
 pub async fn accept_on(
     worker: Rc<Worker>,
     spec: Arc<ListenerSpec>,
     socket: std::net::TcpListener,
     stop: CancellationToken,
 ) {
+    let _accepting = Accepting(spec.clone());
     let socket = match socket::watch(socket) {
         Ok(socket) => socket,
         Err(error) => {
             return tracing::error!(listener = spec.name, %error, "cannot watch the listening socket");
         }
     };
-    let mut told: Option<Instant> = None;
+    let mut warned: Option<Instant> = None;
     loop {
         let mut ready = tokio::select! {
             biased;
@@ -39,7 +51,7 @@ pub async fn accept_on(
             },
             () = stop.cancelled() => break,
         };
-        // A permit first: at the limit the rest waits in the kernel's queue.
+        // The permit comes first: at the limit, connections wait in the kernel's queue.
         let permit = tokio::select! {
             permit = worker.shared.connections.clone().acquire_owned() => match permit {
                 Ok(permit) => permit,
@@ -63,22 +75,23 @@ pub async fn accept_on(
                 ready.clear_ready();
             }
             Err(error) if socket::is_shortage(&error) => {
-                if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+                if warned.is_none_or(|at| at.elapsed() >= WARN_AGAIN) {
                     tracing::warn!(listener = spec.name, %error, "cannot accept; waiting");
-                    told = Some(Instant::now());
+                    warned = Some(Instant::now());
                 }
                 drop(permit);
                 worker.spare(Spare::Surplus);
                 tokio::time::sleep(SHORTAGE_PAUSE).await;
             }
-            // The client was gone before we came (ECONNABORTED), or a signal: accept(2) says to go on.
+            // The client has left before the accept (ECONNABORTED), or a signal came. accept(2)
+            // says to go on.
             Err(_) => {}
         }
     }
     match socket::ignore_new_connections(socket.get_ref()) {
         Ok(()) => tokio::time::sleep(HANDSHAKES).await,
         Err(error) => {
-            tracing::warn!(listener = spec.name, %error, "whoever connects as it closes may be reset")
+            tracing::warn!(listener = spec.name, %error, "clients that connect while it closes may be reset")
         }
     }
     while let Ok(permit) = worker.shared.connections.clone().acquire_owned().await {
@@ -102,7 +115,7 @@ pub async fn accept_on(
     }
 }
 
-/// To the worker with the fewest connections, if that one has fewer than this.
+/// Hands a connection to the worker with the fewest, if that worker has fewer than this one.
 fn hand_over(worker: &Rc<Worker>, handover: Accepted) {
     let loads = &worker.shared.loads;
     let load = |i: usize| loads[i].load(Ordering::Relaxed);
@@ -126,8 +139,10 @@ fn hand_over(worker: &Rc<Worker>, handover: Accepted) {
     }
 }
 
-/// For handshakes under way when a listener closes: longer than nearly any round trip.
+/// How long handshakes under way may take when a listener closes: longer than nearly any round
+/// trip.
 const HANDSHAKES: Duration = Duration::from_millis(100);
-/// A shortage is logged no more often.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// A shortage is logged no more often than this.
+const WARN_AGAIN: Duration = Duration::from_secs(10);
+/// How long to wait for descriptors before the next accept.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

@@ -1,11 +1,14 @@
-//! The budget that bounds replays which no leaving endpoint explains.
+//! The budget that bounds the replays which no leaving endpoint explains (contract 3.7).
+//!
+//! Invariant: an application that loses every request gets at most a share of its recent requests
+//! again, and a small floor.
 
 use std::cell::Cell;
 
 use crate::config::settings::Retry;
 
-/// Bounds the replays that no leaving endpoint explains, per worker and service port: a share of recent requests plus a
-/// floor a second. "Recent" is about ten seconds.
+/// The budget of one worker for one service port: a share of the recent requests, plus a floor for
+/// each second. "Recent" is about ten seconds.
 #[derive(Debug, Default)]
 pub struct Budget {
     requests: Cell<f64>,
@@ -13,11 +16,13 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// Counts one request, whose share is added to the budget.
     pub fn count_request(&self) {
         self.requests.set(self.requests.get() + 1.0);
     }
 
-    /// Takes one replay out of the budget, if there is one left.
+    /// Takes one replay out of the budget. Returns `false` if none is left. The floor is for the
+    /// whole process, so each of the `workers` has its part of it.
     pub fn spend(&self, retry: &Retry, workers: usize) -> bool {
         let replays = self.replays.get() + 1.0;
         let floor = f64::from(retry.budget_floor) * WINDOW_S / workers as f64;
@@ -29,7 +34,7 @@ impl Budget {
         fits
     }
 
-    /// To be called once a second.
+    /// Forgets a part of both counts. Must be called once a second.
     pub fn fade(&self) {
         for count in [&self.requests, &self.replays] {
             count.set(count.get() * (1.0 - 1.0 / WINDOW_S));
@@ -37,7 +42,7 @@ impl Budget {
     }
 }
 
-/// A count that fades by this part each second remembers about as many seconds.
+/// A count that loses a tenth each second remembers about ten seconds.
 const WINDOW_S: f64 = 10.0;
 
 #[cfg(test)]
@@ -64,10 +69,10 @@ mod tests {
         (0..100).for_each(|_| budget.count_request());
         assert_eq!(spend_all(&budget, &retry), 20);
         (0..200).for_each(|_| budget.fade());
-        // A trace of what was spent stays, and keeps a whole replay from fitting.
+        // A trace of what was spent remains, so that the last whole replay does not fit.
         assert!(
             (9..=10).contains(&spend_all(&budget, &retry)),
-            "what is long past counts neither way"
+            "requests and replays of long ago count no more"
         );
         let none = Retry {
             budget_percent: 0,

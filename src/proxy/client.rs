@@ -1,4 +1,6 @@
-//! The client's side of a session: its socket, and what was read from it and not yet consumed.
+//! The client's side of a session: its connection, and what was read from it and not yet consumed.
+//!
+//! Invariant: `unread` holds little more than the largest head that the configuration allows.
 
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
@@ -6,61 +8,64 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::net::TcpStream;
-
+use crate::config::settings::Config;
 use crate::contract::listener::ListenerSpec;
-use crate::net::socket;
+use crate::net::stream::Stream;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::{SCRATCH, append};
 
 /// The client's side of a session.
 pub struct Client {
-    pub stream: TcpStream,
-    /// Read, and not yet consumed.
+    /// The connection.
+    pub stream: Stream,
+    /// Bytes that were read and not yet consumed.
     pub unread: Vec<u8>,
-    /// The connection's peer, or whom a trusted PROXY header names.
+    /// The address of the client: the connection's peer, or the one that a trusted PROXY header
+    /// names.
     pub peer: SocketAddr,
-    /// The connection's peer itself.
+    /// The address of the connection's peer.
     pub neighbour: IpAddr,
+    /// The listener that accepted the connection.
     pub listener: Arc<ListenerSpec>,
-    /// It has had nothing of an answer yet, or one that made no sense: what it asks for is done in turn with others like it.
+    /// The client has had no answer yet, or only one that could not be forwarded. Its work takes
+    /// turns with that of other such clients.
     pub unanswered: Rc<Cell<bool>>,
 }
 
 impl Client {
-    /// Reads once, into `unread`. Nothing added: the client has ended its direction.
+    /// Reads once, into `unread`. If nothing was added, the client has ended its direction.
     pub fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         worker: &Worker,
     ) -> Poll<std::io::Result<()>> {
         let mut scratch = worker.scratch.borrow_mut();
-        let room = self.room(worker);
-        let read = ready!(socket::poll_read(
-            &mut self.stream,
-            cx,
-            &mut scratch[..room]
-        ))?;
+        let room = self.room(&worker.config());
+        let read = ready!(self.stream.poll_read(cx, &mut scratch[..room]))?;
         append(&mut self.unread, read);
         Poll::Ready(Ok(()))
     }
 
-    /// For a read into `unread`, which is to hold little more than the largest head.
-    pub(super) fn room(&self, worker: &Worker) -> usize {
-        (worker.config().limits.head_size + 1)
+    /// How much a read into `unread` may take.
+    pub(super) fn room(&self, config: &Config) -> usize {
+        (config.limits.head_size + 1)
             .saturating_sub(self.unread.len())
             .clamp(ROOM_LEAST, SCRATCH)
     }
 
-    /// Reads once, and keeps nothing of it. 0: the client has ended its direction.
+    /// Reads once and keeps nothing. Returns how much that was; 0: the client has ended its
+    /// direction.
     pub(super) fn poll_waste(
         &mut self,
         cx: &mut Context<'_>,
         worker: &Worker,
     ) -> Poll<std::io::Result<usize>> {
         let mut scratch = worker.scratch.borrow_mut();
-        socket::poll_read(&mut self.stream, cx, &mut scratch).map_ok(|read| read.len())
+        self.stream
+            .poll_read(cx, &mut scratch)
+            .map_ok(|read| read.len())
     }
 }
 
+/// A read is never smaller.
 const ROOM_LEAST: usize = 512;

@@ -1,4 +1,8 @@
-//! Protocol `auto`: what the client's first bytes say, and what its silence says.
+//! Protocol `auto`: finds out from the client's first bytes, or from its silence, whether it speaks
+//! HTTP/1.
+//!
+//! Invariant: every byte that is read here stays in [`Client::unread`] for the protocol that is
+//! found. A silent client holds no lease on an endpoint that leaves.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -7,7 +11,6 @@ use std::time::{Duration, Instant};
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::CloseReason;
-use crate::net::socket;
 use crate::proxy::client::Client;
 use crate::proxy::tcp::acquire_tcp;
 use crate::proxy::upstream::{self, Upstream};
@@ -15,15 +18,16 @@ use crate::proxy::worker::Worker;
 use crate::proxy::{balancer, dispatch};
 use crate::wire::sniff::{self, Sniff};
 
-/// What `auto` found out.
+/// The protocol that `auto` found.
 pub(super) enum Known {
     Http,
     /// With the provisional connection, if one was made.
     Tcp(Option<Box<(Lease, Upstream)>>),
 }
 
-/// Looks at the first bytes. A silent client is connected provisionally, since its server may be the one to speak first;
-/// a request line before the server's first byte still makes it HTTP.
+/// Reads the first bytes. A client that stays silent is connected provisionally, since its server
+/// may be the side that speaks first. A request line that comes before the server's first byte
+/// still means HTTP.
 pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, CloseReason> {
     let (idle, head_time) = {
         let config = worker.config();
@@ -39,7 +43,8 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
         }
         Err(_silent) => {}
     }
-    // A request line that has begun is waited for as any head is; without an end it was none.
+    // A request line that has begun gets the time of a head. If it does not end by then, it was no
+    // request line.
     let deadline = Instant::now()
         + if client.unread.is_empty() {
             idle
@@ -49,7 +54,8 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
     loop {
         let found = tokio::select! {
             biased;
-            // It speaks while it is still held: a request must not be refused as a connection is, by a reset.
+            // A client that sends while it is held is asked what it speaks: a request must not be
+            // refused by a reset, as a TCP connection is.
             _ = client.stream.readable() => None,
             found = Box::pin(acquire_tcp(worker, client)) => Some(found?),
         };
@@ -68,7 +74,7 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
             biased;
             sniffed = sniff(worker, client) => {
                 if sniffed? {
-                    // An older one may be at the end of its server's patience.
+                    // An older connection may be about to reach its server's idle timeout.
                     if connected.elapsed() < upstream::RECENT {
                         upstream::check_in(upstream, connected);
                     }
@@ -77,13 +83,15 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
                 return Ok(Known::Tcp(Some(Box::new((lease, upstream)))));
             }
             _ = upstream.stream.readable() => {
-                // Its end without a byte is passed on, unless the endpoint is going: the client need not notice that.
-                let unheard = socket::has_ended(&upstream.stream);
-                if !unheard || !dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
+                // The server's end without a byte is passed on. But if the endpoint leaves, the
+                // client need not notice, and gets another endpoint.
+                let silent_end = upstream.stream.has_ended();
+                if !silent_end || !dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
                     return Ok(Known::Tcp(Some(Box::new((lease, upstream)))));
                 }
             }
-            // Nobody has said anything: another endpoint does as well, and this one's drain need not wait for us.
+            // Neither side has sent anything: another endpoint serves as well, and the drain of
+            // this one need not wait.
             () = left(worker, lease.endpoint()) => {}
             () = tokio::time::sleep_until(deadline.into()) => {
                 let begun = !client.unread.is_empty();
@@ -94,7 +102,7 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
         if worker.cut.get() {
             return Err(CloseReason::Shutdown);
         }
-        // Somebody silent is not held, with a limit, for what it has not asked yet.
+        // A silent client has asked for nothing, so the hold time does not run for it.
         tokio::select! {
             _ = client.stream.readable() => {}
             () = something_usable(worker, &client.listener) => {}
@@ -103,12 +111,13 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
     }
 }
 
-/// Until the endpoint is out of rotation.
+/// Waits until the endpoint is out of rotation.
 async fn left(worker: &Worker, endpoint: &Endpoint) {
     let mut generation = worker.shared.generation.clone();
     while endpoint.is_open() && !worker.cut.get() && generation.changed().await.is_ok() {}
 }
 
+/// Waits until the listener's service port has a usable endpoint.
 async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
     let mut generation = worker.shared.generation.clone();
     while !worker
@@ -118,7 +127,8 @@ async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
     {}
 }
 
-/// Reads until it is sure whether this is HTTP/1. Cancellation safe: what was read stays in `unread`.
+/// Reads until it is sure whether the client speaks HTTP/1. Cancellation safe: what was read stays
+/// in `unread`.
 async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason> {
     loop {
         if !client.unread.is_empty() {
@@ -136,13 +146,13 @@ async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason
         } else {
             match tokio::time::timeout(SILENCE, fill).await {
                 Ok(filled) => filled,
-                // A word without an end: its server may know what to answer.
+                // The beginning of something else: its server may know what to answer.
                 Err(_silent) => return Ok(false),
             }
         };
         filled.map_err(|_| CloseReason::ClientReset)?;
         if client.unread.len() == before {
-            // It has ended its direction: whatever it sent, it is not a request.
+            // The client has ended its direction, and what it sent is no request.
             return if before == 0 {
                 Err(CloseReason::ClientClosed)
             } else {
@@ -152,5 +162,5 @@ async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason
     }
 }
 
-/// After this a silent client's server may be the one that speaks first.
+/// After this silence of the client, its server may be the side that speaks first.
 const SILENCE: Duration = Duration::from_millis(200);

@@ -1,8 +1,10 @@
-//! The way to a connection: pick, lease, reuse or connect, and wait while nothing is usable.
+//! The way to a connection: pick an endpoint, enter its lease, reuse a connection or open one, and
+//! wait while no endpoint is usable.
 //!
-//! Invariant: whoever gets an [`Upstream`] from here holds the [`Lease`] that was entered before the connection was
-//! chosen. A connect that fails ejects its endpoint and costs the client neither attempts nor budget; one that is not
-//! answered within 100 ms is raced by another (RFC 8305's idea, over endpoints).
+//! Invariant: every [`Upstream`] comes with the [`Lease`] that was entered before the connection
+//! was chosen. A connect that fails ejects its endpoint and costs the client neither attempts nor
+//! budget (contract 1.8). A connect without an answer for 100 ms races with a second one (contract
+//! 3.1; the idea of RFC 8305, over endpoints).
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -22,19 +24,23 @@ use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
+use crate::net::stream::Stream;
 use crate::proxy::balancer::{self, Avoid, Cost};
 use crate::proxy::shared::Spare;
 use crate::proxy::upstream::{self, Reuse, Upstream};
 use crate::proxy::worker::Worker;
 
-/// What is wanted.
+/// What connection is wanted.
 pub struct Ask<'a> {
+    /// What the pick is for.
     pub cost: Cost,
+    /// Which kept connections may be used.
     pub reuse: Reuse,
+    /// Which endpoints not to pick.
     pub avoid: Avoid<'a>,
-    /// Held only while this client is still there.
-    pub client: &'a TcpStream,
-    /// When this is asked.
+    /// The client. It is held only while it is still there.
+    pub client: &'a Stream,
+    /// When the connection was asked for.
     pub at: Instant,
 }
 
@@ -45,28 +51,30 @@ pub enum Refusal {
     NoService,
     /// Nothing became usable within the hold time.
     Expired,
-    /// As many wait already as may.
+    /// The queue of held requests and connections is full.
     Full,
+    /// The client left while it was held.
     ClientLeft,
     /// The caller's own deadline has passed.
     Deadline,
 }
 
-/// A connection to an endpoint of the listener's service, held for if need be.
+/// A connection to an endpoint of `port`, which the caller has just resolved by
+/// [`Worker::port`]. A client that is held sees every later snapshot.
 pub async fn upstream(
     worker: &Rc<Worker>,
     spec: &ListenerSpec,
+    port: &Port,
     ask: &Ask<'_>,
 ) -> Result<(Lease, Upstream), Refusal> {
-    let port = worker.port(spec).ok_or(Refusal::NoService)?;
-    match try_dispatch(worker, &port, ask, ask.at).await {
+    match try_dispatch(worker, port, ask, ask.at).await {
         Some(found) => Ok(found),
-        // Boxed, as all that is rare: what an exchange may need is moved about with it.
-        None => Box::pin(held(worker, spec, &port, ask)).await,
+        // Boxed, as all rare paths are: their room would be part of every exchange.
+        None => Box::pin(held(worker, spec, port, ask)).await,
     }
 }
 
-/// What can be had without waiting for endpoints to change.
+/// A connection that needs no change of the endpoints.
 async fn try_dispatch(
     worker: &Rc<Worker>,
     port: &Port,
@@ -82,7 +90,8 @@ async fn try_dispatch(
     Box::pin(connect(worker, port, ask, lease)).await
 }
 
-/// Waits in the bounded queue until an endpoint becomes usable, and then for its turn.
+/// Waits in the bounded queue until an endpoint becomes usable, and then for its turn (contract
+/// 1.9).
 async fn held(
     worker: &Rc<Worker>,
     spec: &ListenerSpec,
@@ -125,12 +134,12 @@ async fn held(
             tokio::time::sleep_until((Instant::now() + LOOK_AFTER_CLIENT).min(expires).into());
         tokio::select! {
             changed = generation.changed() => {
-                // The control side is gone only at the very end.
+                // The control thread is gone only at the end of the process.
                 if changed.is_err() { return Err(Refusal::Expired) }
             }
             () = tick => {}
         }
-        if socket::peer(ask.client) != Peer::Open {
+        if ask.client.peer() != Peer::Open {
             return Err(Refusal::ClientLeft);
         }
         if Instant::now() >= expires || worker.cut.get() {
@@ -140,14 +149,15 @@ async fn held(
     }
 }
 
-/// A connect under way.
+/// A connect that is under way.
 struct Connecting {
     lease: Lease,
     upstream: Upstream,
     gives_up: Instant,
 }
 
-/// Connects to the picked endpoint and, as that fails or keeps silent, to others, until one answers or none is left.
+/// Connects to the picked endpoint, and to others if that one fails or does not answer, until one
+/// answers or none is left.
 async fn connect(
     worker: &Rc<Worker>,
     port: &Port,
@@ -206,7 +216,7 @@ async fn connect(
                 tried: &busy,
                 ..ask.avoid
             };
-            // None but those under way: no second connect to the same endpoint.
+            // Not a second connect to an endpoint whose connect is under way.
             next = balancer::pick(port, ask.cost, &avoid, Instant::now()).filter(|lease| {
                 race.iter()
                     .all(|c| c.lease.endpoint().id != lease.endpoint().id)
@@ -215,6 +225,7 @@ async fn connect(
     }
 }
 
+/// Starts one connect.
 fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Error)> {
     let timeout = worker.config().timeouts.connect;
     let now = Instant::now();
@@ -229,7 +240,8 @@ fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Er
     }
 }
 
-/// Ready with the first that is connected, or with `None` when one has failed (it is then out of the race).
+/// Ready with the first connect that succeeds, or with `None` when one has failed and left the
+/// race.
 fn poll_race(
     race: &mut Vec<Connecting>,
     cx: &mut Context<'_>,
@@ -255,7 +267,7 @@ fn poll_race(
     Poll::Pending
 }
 
-/// The losers of a race still tell what their endpoints are worth: they are not dropped before they know.
+/// Waits for the other connects of a race: each still shows whether its endpoint answers.
 async fn see_to_end(mut race: Vec<Connecting>, metrics: Arc<ServiceMetrics>) {
     while !race.is_empty() {
         let tick = tokio::time::sleep(RACE_AFTER);
@@ -271,6 +283,7 @@ async fn see_to_end(mut race: Vec<Connecting>, metrics: Arc<ServiceMetrics>) {
     }
 }
 
+/// Counts a failed connect and ejects its endpoint.
 fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
     metrics.retried(RetryReason::Connect, false);
     if !socket::is_shortage(error) {
@@ -279,9 +292,9 @@ fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
     }
 }
 
-/// Whether a lost endpoint turns out, within a second, to be on its way out: then the loss is the rollout's, and is
-/// charged to nobody. One of those who ask connects to it, the others watch: a storm of losses must not become one of
-/// connects.
+/// Whether an endpoint that lost a request turns out, within a second, to leave. Then the loss is
+/// free (contract 3.7). One of the callers connects to the endpoint and the others wait for the
+/// result: a storm of losses must not become a storm of connects.
 pub async fn is_leaving_soon(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
@@ -309,7 +322,7 @@ pub async fn is_leaving_soon(
     false
 }
 
-/// Lets another one look when this one is done, or dropped.
+/// Lets another caller look when this one is done, or dropped.
 struct Looking<'a>(&'a Cell<bool>);
 
 impl Drop for Looking<'_> {
@@ -318,7 +331,8 @@ impl Drop for Looking<'_> {
     }
 }
 
-/// Counts one held client for as long as it waits, and how that ended: by its leaving, unless said otherwise.
+/// Counts one held client for as long as it waits, and how the wait ended. Unless its `outcome` is
+/// set, the client has left.
 struct HeldNow<'a> {
     metrics: &'a ServiceMetrics,
     outcome: &'a IntCounter,
@@ -333,9 +347,13 @@ impl Drop for HeldNow<'_> {
 
 /// How long a connect may go unanswered before a second one is started.
 const RACE_AFTER: Duration = Duration::from_millis(100);
-/// Connects of one client under way at once.
+/// The most connects of one client that are under way together.
 const RACERS: usize = 4;
+/// How often a held client is checked for having left.
 const LOOK_AFTER_CLIENT: Duration = Duration::from_millis(100);
+/// How long after a loss its endpoint may still turn out to leave.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// How often such an endpoint is connected to, and how long a connect may take.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long to wait for descriptors.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

@@ -1,7 +1,19 @@
 //! The data plane: from an accepted connection to the endpoint that serves it.
 //!
-//! Files import downwards in this order: run, accept, session, detect and tcp and http, relay and dispatch and
-//! proxy_header, client and worker, balancer and upstream and budget and shared.
+//! Files import only from rows below their own:
+//!
+//! | files | what they own |
+//! |---|---|
+//! | [`run`] | a worker's thread: its mailbox and its timers |
+//! | [`accept`] | a worker's share of a listener |
+//! | [`session`] | one client connection, from accept to its one close reason |
+//! | [`detect`], [`http`] | which protocol a client speaks; HTTP/1.1 |
+//! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
+//! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
+//! | [`client`] | a client's socket and what was read from it |
+//! | [`worker`] | everything that the connections of one thread share |
+//! | [`balancer`], [`upstream`] | the pick; connections to endpoints |
+//! | [`budget`], [`shared`] | the retry budget; what workers share |
 
 pub mod accept;
 pub mod balancer;

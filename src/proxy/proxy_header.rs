@@ -1,7 +1,8 @@
-//! The PROXY protocol's header, v1 or v2 (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>), before all else that
-//! a client sends.
+//! The header of the PROXY protocol, v1 or v2, which comes before all else that a client sends
+//! (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>).
 //!
-//! Invariant: it is expected where the listener is configured so, never guessed. What is behind it stays in `unread`.
+//! Invariant: a header is required where the listener's configuration says so, and never guessed.
+//! What comes behind it stays in [`Client::unread`].
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -11,7 +12,8 @@ use crate::contract::reason::CloseReason;
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 
-/// Takes the header, and the client's address from it. Only peers inside `trustedProxies` may send one.
+/// Reads the header and takes the client's address from it. Only peers inside `trustedProxies` may
+/// send one.
 pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {
     let config = worker.config();
     if !config
@@ -50,8 +52,8 @@ pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(),
         .unwrap_or(Err(CloseReason::ClientTimeout))
 }
 
-/// Whether this is the beginning of a header whose end is still to come. `ppp` takes a v1 line cut within a port, for
-/// one, for a fault.
+/// Whether these bytes are the beginning of a header whose end is still to come. The parser of
+/// `ppp` cannot be asked: it reports a v1 line that is cut within a port as a fault.
 fn goes_on(bytes: &[u8]) -> bool {
     const V1: &[u8] = b"PROXY ";
     const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -76,7 +78,8 @@ fn source_v1(addresses: &ppp::v1::Addresses) -> Option<SocketAddr> {
     }
 }
 
-/// `None` also for a LOCAL command: a health check of the proxy before us, whose addresses mean nothing.
+/// `None` also for a LOCAL command: that is a health check by the proxy in front, and its addresses
+/// mean nothing.
 fn source_v2(header: &ppp::v2::Header<'_>) -> Option<SocketAddr> {
     match &header.addresses {
         _ if header.command == ppp::v2::Command::Local => None,
@@ -86,6 +89,7 @@ fn source_v2(header: &ppp::v2::Header<'_>) -> Option<SocketAddr> {
     }
 }
 
-/// A v2 header with all its extensions; one of v1 is a line.
+/// The longest v2 header, with all its extensions.
 const HEADER_MAX: usize = 4096;
+/// The longest v1 header, which is a line.
 const LINE_MAX: usize = 107;

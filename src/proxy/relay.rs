@@ -1,8 +1,10 @@
-//! Bytes between two sockets: a hand-polled pair over the worker's scratch, and splice where a read fills it.
+//! Bytes between a client and an endpoint: read into the worker's scratch and written from there,
+//! or moved by splice once a read fills the scratch.
 //!
-//! Invariant: an end is passed on as what it was. A FIN becomes a FIN of that direction once everything before it has been
-//! delivered, a reset becomes a reset; a cut in mid-transfer is a reset, so that nobody takes it for an end. A pair owns
-//! bytes only while a write is blocked.
+//! Invariant: an end is passed on as what it was. A FIN becomes a FIN of that direction, once
+//! everything before it has been delivered. A reset becomes a reset. A cut in the middle of a
+//! transfer is a reset, so that neither side takes it for an end. A pair owns bytes only while a
+//! write is blocked.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -11,14 +13,13 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::contract::endpoint::Lease;
 use crate::contract::reason::CloseReason;
 use crate::net::pipe::{Broken, Lent, SPLICE_MIN};
-use crate::net::socket::{self, LOOK, Peer};
+use crate::net::socket::{LOOK, Peer};
+use crate::net::stream::Stream;
 use crate::net::turns::{Turn, poll_turn};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
@@ -27,7 +28,7 @@ use crate::wire::buffer::{SCRATCH, append};
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
 pub struct Pair {
     worker: Rc<Worker>,
-    client: TcpStream,
+    client: Stream,
     upstream: Upstream,
     lease: Lease,
     /// Client to endpoint.
@@ -40,37 +41,40 @@ pub struct Pair {
 
 /// How a pair ended.
 pub struct Ended {
+    /// What ended it.
     pub reason: CloseReason,
+    /// The endpoint's address.
     pub endpoint: SocketAddr,
-    /// Bytes to the client.
+    /// How many bytes went to the client.
     pub sent: u64,
 }
 
 /// One direction.
 #[derive(Default)]
 struct Direction {
-    /// What the sink did not take; boxed, since hardly any direction has it.
+    /// What the sink did not take. Boxed, since few directions have it at a time.
     waiting: Option<Box<Waiting>>,
     ended: bool,
     shut: bool,
     moved: u64,
-    /// Much is coming: it goes by splice.
+    /// Much is coming, so it goes by splice.
     bulk: bool,
-    /// For the next of it.
+    /// For the next piece of it.
     turn: Turn,
     lent: Option<Box<Lent>>,
 }
 
+/// Bytes that the sink did not take yet.
 struct Waiting {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl Pair {
-    /// `up` and `down` are bytes already read that still have to be delivered.
+    /// `up` and `down` are bytes that were already read and must still be delivered.
     pub fn new(
         worker: Rc<Worker>,
-        client: TcpStream,
+        client: Stream,
         upstream: Upstream,
         lease: Lease,
         up: Vec<u8>,
@@ -104,7 +108,8 @@ impl Pair {
                 return Poll::Ready(reason);
             }
             if self.up.shut || self.down.shut {
-                // Nobody reads from a side that has ended, so nobody would hear of its reset: asked from time to time.
+                // Nothing is read from a side that has ended, so no read would report its reset.
+                // Ask the kernel from time to time.
                 let look = look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
                 while look.as_mut().poll(cx).is_ready() {
                     if let Some(reason) = self.reset_after_end() {
@@ -149,8 +154,8 @@ impl Pair {
             };
         }
         let broken = |side| {
-            socket::reset_on_close(client);
-            socket::reset_on_close(upstream);
+            client.reset_on_close();
+            upstream.reset_on_close();
             Poll::Ready(side)
         };
         match (up, down) {
@@ -167,26 +172,26 @@ impl Pair {
         }
     }
 
-    /// Whether the side that has ended its direction has given up the other one too.
+    /// The close reason, if the side that has ended its direction has reset the connection since.
     fn reset_after_end(&self) -> Option<CloseReason> {
         let (ended, reason) = match self.up.shut {
             true => (&self.client, CloseReason::ClientReset),
             false => (&self.upstream.stream, CloseReason::UpstreamReset),
         };
-        (socket::peer(ended) == Peer::Gone).then(|| {
-            socket::reset_on_close(&self.client);
-            socket::reset_on_close(&self.upstream.stream);
+        (ended.peer() == Peer::Gone).then(|| {
+            self.client.reset_on_close();
+            self.upstream.stream.reset_on_close();
             reason
         })
     }
 
-    /// The drain deadline: a quiet connection ends, one in mid-transfer is reset.
+    /// The drain deadline: a quiet connection ends, one in the middle of a transfer is reset.
     fn cut(&mut self) -> CloseReason {
         let quiet =
             self.last_moved.elapsed() >= QUIET && self.up.is_quiet() && self.down.is_quiet();
         if !quiet {
-            socket::reset_on_close(&self.client);
-            socket::reset_on_close(&self.upstream.stream);
+            self.client.reset_on_close();
+            self.upstream.stream.reset_on_close();
         }
         self.lease
             .endpoint()
@@ -208,21 +213,21 @@ impl Waiting {
 }
 
 impl Direction {
-    /// Has nothing on its way, and does not wait for its turn to have.
+    /// Whether nothing is on its way, and nothing waits for its turn.
     fn is_quiet(&self) -> bool {
         self.waiting.is_none()
             && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
             && !self.turn.is_awaited()
     }
 
-    /// Moves what there is. Ready when the source has ended and the sink has been told; `last`: the other way has ended,
-    /// and the close that follows will tell it.
+    /// Moves what there is. Ready when the source has ended and its end was passed on to the sink.
+    /// `last`: the other direction has ended, so the close that follows passes this end on.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         worker: &Worker,
-        source: &mut TcpStream,
-        sink: &mut TcpStream,
+        source: &mut Stream,
+        sink: &mut Stream,
         room: usize,
         last: bool,
     ) -> Poll<Result<(), Broken>> {
@@ -243,15 +248,14 @@ impl Direction {
                     .get(waiting.written..)
                     .filter(|rest| !rest.is_empty())
                 {
-                    waiting.written +=
-                        ready!(Pin::new(&mut *sink).poll_write(cx, rest)).map_err(Broken::Sink)?;
+                    waiting.written += ready!(sink.poll_write(cx, rest)).map_err(Broken::Sink)?;
                 }
                 worker.give_back(std::mem::take(&mut waiting.bytes));
                 self.waiting = None;
             }
             if self.ended {
                 if !self.shut && !last {
-                    ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Sink)?;
+                    ready!(sink.poll_shutdown(cx)).map_err(Broken::Sink)?;
                 }
                 self.shut = true;
                 return Poll::Ready(Ok(()));
@@ -266,7 +270,7 @@ impl Direction {
                     sink
                 ));
                 if self.lent.is_none() {
-                    self.lent = worker.pipes.lend().map(Box::new);
+                    self.lent = worker.pipes.lend(source, sink).map(Box::new);
                 }
             }
             if let Some(lent) = &mut self.lent {
@@ -280,7 +284,7 @@ impl Direction {
                     }
                     Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
                     Poll::Pending => {
-                        // Whoever waits with nothing in a pipe lets others have it.
+                        // A direction that waits with an empty pipe lets others use the pipe.
                         if lent.is_empty() {
                             self.lent = None;
                         }
@@ -289,14 +293,14 @@ impl Direction {
                 }
             }
             let mut scratch = worker.scratch.borrow_mut();
-            let read = ready!(socket::poll_read(source, cx, &mut scratch[..room]))
-                .map_err(Broken::Source)?;
+            let read =
+                ready!(source.poll_read(cx, &mut scratch[..room])).map_err(Broken::Source)?;
             if read.is_empty() {
                 self.ended = true;
                 continue;
             }
             self.moved += read.len() as u64;
-            let n = match Pin::new(&mut *sink).poll_write(cx, read) {
+            let n = match sink.poll_write(cx, read) {
                 Poll::Ready(n) => n.map_err(Broken::Sink)?,
                 Poll::Pending => 0,
             };
@@ -310,7 +314,8 @@ impl Direction {
     }
 }
 
-/// For a read, so that both directions of a pair together hold little more than one could.
+/// How much a read may take, so that both directions of a pair together hold little more than one
+/// direction could.
 fn room_beside(other: &Direction) -> usize {
     if other.waiting.is_some() {
         SCRATCH / 4
@@ -319,5 +324,5 @@ fn room_beside(other: &Direction) -> usize {
     }
 }
 
-/// A connection that has moved nothing for this long is between two messages, as far as one can tell.
+/// A connection that has moved nothing for this long is probably between two messages.
 const QUIET: Duration = Duration::from_secs(1);

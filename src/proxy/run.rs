@@ -1,4 +1,7 @@
 //! A worker's thread: its runtime, its mailbox and its timers.
+//!
+//! Invariant: the loop here never waits for a connection. It acts on a message, on a publish, or
+//! once a second, and each of these is short.
 
 use std::io;
 use std::rc::Rc;
@@ -49,7 +52,8 @@ impl Worker {
             tokio::select! {
                 mail = mailbox.recv() => match mail {
                     Some(WorkerCommand::Exit) | None => {
-                        // Whatever is kept refers to where it is kept.
+                        // An idle connection and the worker's part of its endpoint refer to each
+                        // other. Without this neither would ever be dropped.
                         self.drop_idle(Spare::All);
                         return;
                     }

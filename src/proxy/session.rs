@@ -1,7 +1,9 @@
-//! One client connection, from accept to its one close reason: whose protocol it is, then TCP or HTTP.
+//! One client connection, from accept to its one close reason: first which protocol the client
+//! speaks, then TCP or HTTP.
 //!
-//! Invariant: everything a connection takes (its permit, its place in the worker's load, its gauge) is given back by
-//! `Open`'s drop, whatever way it ends. The idle state is small: what is busy is boxed and lives only while busy.
+//! Invariant: everything that a connection takes (its permit, its place in the worker's load, its
+//! gauge) is given back by the drop of `Open`, however the connection ends. An idle connection is
+//! small: what serves a request is boxed, and lives only as long as the request.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -11,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
+use crate::net::stream::Stream;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
 use crate::proxy::detect::{Known, detect};
@@ -27,7 +29,7 @@ use crate::proxy::shared::Accepted;
 use crate::proxy::tcp::{Logged, acquire_tcp};
 use crate::proxy::worker::Worker;
 
-/// What an open connection has taken; given back on drop.
+/// What an open connection has taken. Its drop gives everything back.
 struct Open {
     worker: Rc<Worker>,
     metrics: Option<Arc<ServiceMetrics>>,
@@ -35,7 +37,7 @@ struct Open {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Serves an accepted connection in a task of its own. The caller has counted it in the worker's load.
+/// Serves an accepted connection in a new task. The caller has counted it in the worker's load.
 pub fn start(worker: &Rc<Worker>, handover: Accepted) {
     let Accepted {
         fd,
@@ -49,7 +51,7 @@ pub fn start(worker: &Rc<Worker>, handover: Accepted) {
         reason: CloseReason::ClientClosed,
         _permit: permit,
     };
-    let stream = match TcpStream::from_std(fd.into()) {
+    let stream = match Stream::accepted(fd) {
         Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "cannot watch an accepted connection"),
     };
@@ -65,7 +67,7 @@ pub fn start(worker: &Rc<Worker>, handover: Accepted) {
     tokio::task::spawn_local(serve(open, client));
 }
 
-/// Not an `async fn`, which would keep its arguments twice for as long as the connection is idle.
+/// Not an `async fn`: that would keep its arguments twice for as long as the connection is idle.
 #[allow(clippy::manual_async_fn)] // See above.
 fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
     async move {
@@ -76,8 +78,8 @@ fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
     }
 }
 
-/// What an established session is: each kind boxed for itself, so that a TCP pair does not pay for what an HTTP client
-/// needs, and neither for its beginning.
+/// An established session. Each kind is boxed for itself, so that a TCP pair has no room for what
+/// an HTTP client needs, and neither has room for what its beginning needed.
 type Established = Pin<Box<dyn Future<Output = CloseReason>>>;
 
 async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, CloseReason> {
@@ -85,7 +87,7 @@ async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, Clos
     in_turn(&queue, &unanswered, false, pin!(establish(open, client))).await
 }
 
-/// Finds out who the client is and what it speaks, and connects it if that is TCP.
+/// Finds out who the client is and which protocol it speaks. Connects a TCP client.
 async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
     if client.listener.proxy_protocol {
         Box::pin(proxy_header::read(&open.worker, &mut client)).await?;
@@ -118,7 +120,6 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         Some(found) => *found,
         None => Box::pin(acquire_tcp(&worker, &client)).await?,
     };
-    let port = worker.port(&client.listener);
     client.unanswered.set(false);
     let Client {
         stream,
@@ -127,15 +128,15 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         listener,
         ..
     } = *client;
-    let log = worker.shared.access_log.clone().zip(port);
-    let logged = log.map(|(log, port)| {
-        Box::new(Logged {
+    let logged = worker.shared.access_log.clone().and_then(|log| {
+        let port = worker.port(&listener)?;
+        Some(Box::new(Logged {
             log,
             port,
             peer,
             listener,
             started: Instant::now(),
-        })
+        }))
     });
     let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
     Ok(Box::pin(async move {

@@ -1,4 +1,7 @@
-//! What workers share, and what they are told.
+//! What all workers share, and the commands a worker gets in its mailbox.
+//!
+//! Invariant: between threads there are only the published snapshot, the endpoints' atomics, the
+//! counters here and the mailboxes. Nothing of it is touched for a request but the snapshot.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -16,54 +19,72 @@ use crate::observe::access_log::AccessLog;
 
 /// What all workers share.
 pub struct Shared {
+    /// The newest routing snapshot.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Changes after each publish, when the drains that came with it have begun.
     pub generation: watch::Receiver<u64>,
-    /// Connections of each worker, to spread new ones.
+    /// How many client connections each worker has, to spread new ones.
     pub loads: Box<[AtomicUsize]>,
-    /// One permit a client connection.
+    /// One permit for each client connection of this process.
     pub connections: Arc<Semaphore>,
+    /// The workers' mailboxes.
+    ///
+    /// They are unbounded so that no sender ever waits: the control thread must reach the next
+    /// `begin_drain`, and two workers that wait for each other would stand still. Other bounds keep
+    /// them short: a [`WorkerCommand::Connection`] holds a permit of `connections`, a
+    /// [`WorkerCommand::DropIdle`] is followed by a pause of its sender, and the control thread
+    /// sends one message for each change of a listener, each reload and each drained endpoint.
     pub mailboxes: Box<[mpsc::UnboundedSender<WorkerCommand>]>,
     /// This process shuts down: the next response on each connection says so.
     pub closing: AtomicBool,
+    /// The access log, if the configuration asks for one.
     pub access_log: Option<AccessLog>,
 }
 
-/// What a worker is told.
+/// A message to a worker.
 pub enum WorkerCommand {
+    /// Use this configuration from now on.
     Config(Arc<Config>),
+    /// Accept on this socket, which is this worker's share of the listener.
     Listen(Arc<ListenerSpec>, std::net::TcpListener),
     /// Serve what waits in the accept queue, then close.
     Unlisten(ListenerId),
+    /// Serve a connection that another worker has accepted.
     Connection(Accepted),
-    /// The last lease of this endpoint is gone: close what is idle, then drop the message.
+    /// The last lease of this endpoint is gone: close the idle connections to it, then drop the
+    /// message.
     Drained(Arc<Leaving>),
     /// Another worker, or the admin port, is out of descriptors.
     DropIdle(Spare),
     /// The shutdown's grace is over: end what is left.
     Cut,
-    /// Return from [`run`].
+    /// Return from [`run`](crate::proxy::run::run).
     Exit,
 }
 
-/// For whom idle connections are given up, and how many of them.
+/// What idle connections are given up for, and so how many of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spare {
     /// For a new client: those beyond one for each client that is here already.
     Surplus,
-    /// For a client that is here, or a probe.
+    /// For a client that is here already, or for a probe: all of them.
     All,
 }
 
 /// An accepted connection on its way to the worker that will serve it.
 pub struct Accepted {
+    /// The socket, not yet registered with a runtime.
     pub fd: OwnedFd,
+    /// The address of the connection's peer.
     pub peer: SocketAddr,
+    /// The listener that accepted it.
     pub listener: Arc<ListenerSpec>,
+    /// Its permit of [`Shared::connections`].
     pub permit: OwnedSemaphorePermit,
 }
 
 impl Shared {
-    /// Client connections of all workers.
+    /// How many client connections all workers have.
     pub fn connections(&self) -> usize {
         self.loads
             .iter()
@@ -71,7 +92,7 @@ impl Shared {
             .sum()
     }
 
-    /// The same to every worker.
+    /// Sends the same message to every worker.
     pub fn post_all(&self, mail: impl Fn() -> WorkerCommand) {
         for mailbox in &self.mailboxes {
             // A worker is gone only when the process ends.

@@ -1,4 +1,6 @@
-//! A TCP client: a connection to an endpoint, and its line in the access log.
+//! A TCP client: its connection to an endpoint, and its line in the access log.
+//!
+//! Invariant: a client that gets no endpoint sees a reset, never a clean close (contract 1.9).
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -8,7 +10,6 @@ use std::time::{Instant, SystemTime};
 use crate::contract::endpoint::Lease;
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::CloseReason;
-use crate::net::socket;
 use crate::observe::access_log::{AccessEntry, AccessLog};
 use crate::proxy::balancer::{Avoid, Cost};
 use crate::proxy::client::Client;
@@ -17,6 +18,7 @@ use crate::proxy::relay::Ended;
 use crate::proxy::upstream::{Reuse, Upstream};
 use crate::proxy::worker::{Routed, Worker};
 
+/// Connects a TCP client to an endpoint.
 pub(super) async fn acquire_tcp(
     worker: &Rc<Worker>,
     client: &Client,
@@ -29,17 +31,19 @@ pub(super) async fn acquire_tcp(
         client: &client.stream,
         at: Instant::now(),
     };
-    dispatch::upstream(worker, &client.listener, &ask)
-        .await
-        .map_err(|refusal| {
-            // A clean close would read as success.
-            socket::reset_on_close(&client.stream);
-            if refusal == Refusal::ClientLeft {
-                CloseReason::ClientReset
-            } else {
-                CloseReason::NoEndpoint
-            }
-        })
+    let found = match worker.port(&client.listener) {
+        Some(port) => dispatch::upstream(worker, &client.listener, &port, &ask).await,
+        None => Err(Refusal::NoService),
+    };
+    found.map_err(|refusal| {
+        // A clean close would look like success.
+        client.stream.reset_on_close();
+        if refusal == Refusal::ClientLeft {
+            CloseReason::ClientReset
+        } else {
+            CloseReason::NoEndpoint
+        }
+    })
 }
 
 /// What the access log says of a TCP connection.

@@ -1,7 +1,10 @@
-//! Idle upstream connections, kept per worker and endpoint.
+//! Connections to endpoints: the open ones, and the idle ones that a worker keeps for the next
+//! request.
 //!
-//! Invariant: a connection goes back only when its last exchange ended at a message boundary and its endpoint is open;
-//! it is keyed by the [`Endpoint`](crate::contract::endpoint::Endpoint) itself, so an address that passes to another pod inherits none.
+//! Invariants: a connection is kept only if its last exchange ended at a message boundary and its
+//! endpoint is open. Connections belong to the [`Endpoint`] itself, so an address that passes to
+//! another pod inherits none. The number of every open socket is in its endpoint's list, and leaves
+//! the list before the socket is closed.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -12,39 +15,42 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::endpoint::Endpoint;
-use crate::net::socket;
+use crate::net::stream::Stream;
 
+/// A connection that waits for the next request.
 pub struct Idle {
     upstream: Upstream,
+    /// When its last exchange ended.
     pub since: Instant,
 }
 
-/// How sure one has to be that a kept connection still lives.
+/// How sure it must be that a kept connection is still alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reuse {
-    /// A loss can be repeated: what the runtime knows is enough.
+    /// A lost request can be sent again: what the runtime knows is enough.
     Repeatable,
-    /// It cannot: used a moment ago, and the kernel is asked.
+    /// It cannot be sent again: the connection was used within a second, and the kernel is asked
+    /// (contract 3.3).
     Once,
-    /// Only a new connection will do.
+    /// Only a new connection serves.
     Fresh,
 }
 
 impl Idle {
-    /// Nothing to read and no end, as far as the runtime has heard. Costs a system call only where that is in doubt: a
-    /// splice, or a read that filled its buffer, leaves a socket marked readable that has no more to read.
+    /// Whether the connection has nothing to read and no end, as far as the runtime knows. The
+    /// kernel is asked only in doubt: after a splice, or a read that filled its buffer, the runtime
+    /// takes the socket for readable even if it is not.
     pub fn is_alive(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         let stream = &self.upstream.stream;
-        matches!(stream.poll_read_ready(&mut cx), Poll::Pending) || socket::is_quiet(stream)
+        matches!(stream.poll_read_ready(&mut cx), Poll::Pending) || stream.is_quiet()
     }
 }
 
-/// The connection used last, if there is one that may be trusted so far.
+/// Takes the connection that was used last, if one is as sure to be alive as `reuse` requires.
 pub fn check_out(local: &Rc<Local>, reuse: Reuse) -> Option<Upstream> {
     if reuse == Reuse::Fresh {
         return None;
@@ -58,14 +64,14 @@ pub fn check_out(local: &Rc<Local>, reuse: Reuse) -> Option<Upstream> {
             idle.push(candidate);
             return None;
         }
-        if reuse == Reuse::Repeatable || socket::is_quiet(&candidate.upstream.stream) {
+        if reuse == Reuse::Repeatable || candidate.upstream.stream.is_quiet() {
             return Some(candidate.upstream);
         }
     }
     None
 }
 
-/// Keeps a connection for the next request, unless its endpoint leaves or enough are kept.
+/// Keeps a connection for the next request, unless its endpoint leaves or enough are kept already.
 pub fn check_in(mut upstream: Upstream, now: Instant) {
     let local = upstream.local.clone();
     let mut idle = local.idle.borrow_mut();
@@ -78,35 +84,51 @@ pub fn check_in(mut upstream: Upstream, now: Instant) {
     }
 }
 
-/// No server of note ends idle connections sooner.
+/// No common server ends an idle connection sooner than this.
 pub const RECENT: Duration = Duration::from_secs(1);
-/// Idle connections per worker and endpoint.
+/// The most idle connections that a worker keeps for one endpoint.
 const KEPT: usize = 256;
 
 /// What one worker keeps for one endpoint.
 pub struct Local {
+    /// The endpoint.
     pub endpoint: Arc<Endpoint>,
-    /// Cancelled at the drain deadline (a child of the endpoint's own: see design, section 5).
+    /// Cancelled at the drain deadline. A child of the endpoint's own token: to wait on one token
+    /// that all workers share costs many times more.
     pub force: CancellationToken,
+    /// Idle connections, the one that was used last at the end.
     pub idle: RefCell<Vec<Idle>>,
+    /// The sockets of all open connections.
     pub(super) sockets: RefCell<Vec<RawFd>>,
-    /// Those of them whose silence is not yet heeded.
+    /// The sockets among them that have no dead-peer timeouts yet.
     pub(super) young: RefCell<Vec<RawFd>>,
+    /// The sockets have the short timeouts of a deleted pod.
     pub(super) tightened: Cell<bool>,
+    /// How many idle connections the endpoint's count includes for this worker.
     pub(super) reported: Cell<u32>,
-    /// Somebody finds out whether it is on its way out.
+    /// A task connects to the endpoint to find out whether it leaves.
     pub looked_at: Cell<bool>,
 }
 
 /// A connection to an endpoint.
 pub struct Upstream {
-    pub stream: TcpStream,
+    /// The connection.
+    pub stream: Stream,
+    /// The worker's part of the endpoint.
     pub local: Rc<Local>,
-    /// Has carried a request before.
+    /// It has carried a request before.
     pub reused: bool,
 }
 
 impl Local {
+    /// Whether the worker must still find this by its endpoint: for the next dispatch, for the
+    /// connections that are open, or so that only one task connects to an endpoint that lost
+    /// requests.
+    pub(super) fn is_needed(&self) -> bool {
+        self.endpoint.is_open() || !self.sockets.borrow().is_empty() || self.looked_at.get()
+    }
+
+    /// Closes the idle connections, and counts them for the drain receipt.
     pub(super) fn drop_idle(&self) {
         let closed = self.idle.borrow_mut().drain(..).count();
         self.endpoint
@@ -116,7 +138,8 @@ impl Local {
         self.report_idle();
     }
 
-    /// Brings the endpoint's count of idle connections up to date; not per request, which would cost two atomics.
+    /// Brings the endpoint's count of idle connections up to date. Not done for each request, which
+    /// would cost two atomic operations.
     pub(super) fn report_idle(&self) {
         let now = self.idle.borrow().len() as u32;
         let change = now.wrapping_sub(self.reported.replace(now));
@@ -130,7 +153,7 @@ impl Local {
 impl Upstream {
     /// Starts to connect.
     pub fn connect(local: Rc<Local>) -> io::Result<Self> {
-        let stream = socket::connect(local.endpoint.address)?;
+        let stream = Stream::connect(local.endpoint.address)?;
         local.sockets.borrow_mut().push(stream.as_raw_fd());
         local.young.borrow_mut().push(stream.as_raw_fd());
         Ok(Self {
@@ -141,12 +164,12 @@ impl Upstream {
     }
 }
 
-/// Runs before the fields are dropped: the number leaves the list before the socket is closed.
+/// Runs before the fields are dropped, so the number leaves the list before the socket is closed.
 impl Drop for Upstream {
     fn drop(&mut self) {
         for list in [&self.local.sockets, &self.local.young] {
             let mut list = list.borrow_mut();
-            // The newest are the likeliest to end.
+            // The newest connections are the most likely to end.
             if let Some(at) = list.iter().rposition(|fd| *fd == self.stream.as_raw_fd()) {
                 list.swap_remove(at);
             }

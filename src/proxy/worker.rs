@@ -1,7 +1,11 @@
-//! One worker: a thread with its own runtime, its mailbox, and everything that its connections share without a lock.
+//! Everything that the connections of one worker share, without a lock: configuration, routes,
+//! buffers, endpoints and queues.
 //!
-//! Invariant: all that is here stays on this thread; between workers there are only the published snapshot, the
-//! endpoints' atomics and the mailboxes. Correctness of a drain rests on the lease, never on what a worker has noticed.
+//! Invariant: all of it stays on this thread. A drain is correct because of the lease, never
+//! because of what a worker has noticed.
+//!
+//! Leaves out the thread and its loop ([`crate::proxy::run`]) and what threads share
+//! ([`crate::proxy::shared`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -16,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::Config;
 use crate::contract::endpoint::{Endpoint, EndpointId};
-use crate::contract::listener::{ListenerId, ListenerSpec};
+use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::name::PortKey;
 use crate::contract::snapshot::Port;
 use crate::net::pipe::Pipes;
@@ -26,28 +30,33 @@ use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::proxy::upstream::Local;
 use crate::wire::buffer::{BUFFER_MAX, SCRATCH};
 
+/// One worker.
 pub struct Worker {
+    /// Its place among the workers.
     pub index: usize,
+    /// What all workers share.
     pub shared: Arc<Shared>,
-    /// This worker's own, as all that counts references on the way of a request: shared counts are fought for by all.
+    /// A copy of this worker's own, so that its reference count is too. All workers would contend
+    /// for the count of a shared one at each request.
     pub(super) config: RefCell<Rc<Config>>,
-    /// Every read goes here first; nothing in it survives a poll.
+    /// Every read goes here first. Nothing in it survives a poll.
     pub scratch: RefCell<Box<[u8]>>,
     buffers: RefCell<Vec<Vec<u8>>>,
     pub(super) locals: RefCell<FxHashMap<EndpointId, Rc<Local>>>,
     budgets: RefCell<HashMap<PortKey, Rc<Budget>>>,
     pub(super) listeners: RefCell<HashMap<ListenerId, CancellationToken>>,
     pub(super) routes: RefCell<FxHashMap<ListenerId, Route>>,
+    /// Pipes for splice.
     pub pipes: Pipes,
-    /// For bodies of next to nothing but chunk lines, which cost the most for their bytes.
+    /// Turns for bodies that consist of little but chunk lines: they cost the most for each byte.
     pub tiny_chunks: Rc<turns::Queue>,
-    /// For whoever has more to move than a read takes.
+    /// Turns for connections with more to move than one read takes.
     pub bulk: Rc<turns::Queue>,
-    /// For new connections.
+    /// Turns for accepts.
     pub accepts: Rc<turns::Queue>,
-    /// For clients who have had no answer yet.
+    /// Turns for clients that have had no answer yet.
     pub unanswered: Rc<turns::Queue>,
-    /// Set when the shutdown's grace is over: nothing is replayed any more.
+    /// The shutdown's grace is over: nothing is replayed any more.
     pub cut: Cell<bool>,
 }
 
@@ -57,6 +66,7 @@ type Route = (u64, Option<Rc<Routed>>);
 /// A service port, with what this worker counts for it.
 pub struct Routed {
     port: Arc<Port>,
+    /// The retry budget of this worker for the port.
     pub budget: Rc<Budget>,
 }
 
@@ -81,14 +91,16 @@ impl Worker {
         }
     }
 
-    /// What a listener's service port looks like in the published snapshot; resolved once per publish.
+    /// The service port that serves a listener's next connection or request, as the newest snapshot
+    /// has it. This is the only place that reads [`Serves`]; it looks a port up once per snapshot.
     pub fn port(&self, spec: &ListenerSpec) -> Option<Rc<Routed>> {
         let snapshot = self.shared.snapshot.load();
         let mut routes = self.routes.borrow_mut();
         match routes.get(&spec.id) {
             Some((generation, port)) if *generation == snapshot.generation => port.clone(),
             _ => {
-                let port = snapshot.port(&spec.service, &spec.port).cloned();
+                let Serves::Port { service, port } = &spec.serves;
+                let port = snapshot.port(service, port).cloned();
                 let port = port.map(|port| {
                     Rc::new(Routed {
                         budget: self.budget(&port.key),
@@ -101,15 +113,17 @@ impl Worker {
         }
     }
 
+    /// The newest configuration.
     pub fn config(&self) -> Rc<Config> {
         self.config.borrow().clone()
     }
 
-    /// An empty buffer, from the last ones given back.
+    /// An empty buffer, one that was given back if there is one.
     pub fn buffer(&self) -> Vec<u8> {
         self.buffers.borrow_mut().pop().unwrap_or_default()
     }
 
+    /// Keeps a buffer for reuse, unless it is large or enough are kept.
     pub fn give_back(&self, mut buffer: Vec<u8>) {
         let mut buffers = self.buffers.borrow_mut();
         if buffer.capacity() > 0 && buffer.capacity() <= BUFFER_MAX && buffers.len() < BUFFERS {
@@ -118,7 +132,7 @@ impl Worker {
         }
     }
 
-    /// This worker's part of an endpoint, made at its first use.
+    /// This worker's part of an endpoint. Made at its first use.
     pub fn local(&self, endpoint: &Arc<Endpoint>) -> Rc<Local> {
         if let Some(local) = self.locals.borrow().get(&endpoint.id) {
             return local.clone();
@@ -148,8 +162,8 @@ impl Worker {
         budget
     }
 
-    /// After a publish: idle connections of endpoints that are draining or out are closed, sockets of deleted pods
-    /// given less patience.
+    /// After a publish: closes the idle connections to endpoints that drain or are out, and gives
+    /// the sockets of deleted pods short dead-peer timeouts.
     pub(super) fn drop_idle_of_leavers(&self) {
         for local in self.locals.borrow().values() {
             if !local.endpoint.is_open() {
@@ -166,8 +180,8 @@ impl Worker {
         }
     }
 
-    /// Out of descriptors: clients come before connections that are only kept, on whichever worker. Answers whether
-    /// there were any here.
+    /// Out of descriptors: closes idle connections to endpoints, here, or on the other workers if
+    /// there are none here. Returns whether there were any here.
     pub fn spare(&self, which: Spare) -> bool {
         let dropped = self.drop_idle(which);
         if !dropped {
@@ -176,6 +190,7 @@ impl Worker {
         dropped
     }
 
+    /// Closes idle connections to endpoints. Returns whether there were any.
     pub(super) fn drop_idle(&self, which: Spare) -> bool {
         let mut kept = match which {
             Spare::Surplus => self.shared.loads[self.index].load(Ordering::Relaxed),
@@ -186,7 +201,7 @@ impl Worker {
             let mut idle = local.idle.borrow_mut();
             let keep = kept.min(idle.len());
             kept -= keep;
-            // The oldest go.
+            // The oldest are closed.
             let surplus = idle.len() - keep;
             dropped |= idle.drain(..surplus).count() > 0;
             drop(idle);
@@ -195,8 +210,9 @@ impl Worker {
         dropped
     }
 
-    /// Once a second: idle connections that ended or aged, new ones that have lived so long, locals that nobody needs, the
-    /// budgets' memory.
+    /// Once a second: closes idle connections that have ended or aged, sets the dead-peer timeouts
+    /// of new connections, drops what no endpoint, listener or port needs any more, and fades the
+    /// budgets.
     pub(super) fn sweep(&self) {
         let (now, limit) = (Instant::now(), self.config.borrow().timeouts.upstream_idle);
         self.locals.borrow_mut().retain(|_, local| {
@@ -210,7 +226,7 @@ impl Worker {
             young
                 .into_iter()
                 .for_each(|fd| drop(socket::set_dead_peer_timeouts(fd, gone)));
-            local.endpoint.is_open() || Rc::strong_count(local) > 1
+            local.is_needed()
         });
         let snapshot = self.shared.snapshot.load();
         self.routes
@@ -231,9 +247,9 @@ impl Deref for Routed {
     }
 }
 
-/// Buffers kept for reuse, and the largest worth keeping.
+/// How many buffers are kept for reuse.
 const BUFFERS: usize = 128;
-/// Turns between two looks at the sockets: what a look costs is little beside one of them.
+/// Turns between two looks at the sockets. A look costs little beside one such turn.
 const TINY_CHUNKS: u32 = 1;
 const BULK: u32 = 1;
 const ACCEPTS: u32 = 2;

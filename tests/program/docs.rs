@@ -262,6 +262,37 @@ fn the_reference_has_every_reason() {
 }
 
 #[test]
+fn each_log_message_and_each_event_of_the_reference_is_in_the_code() {
+    let sources = files().into_iter().filter(|file| {
+        let name = file.strip_prefix(ROOT).unwrap();
+        name.starts_with("src") && name.extension().is_some_and(|end| end == "rs")
+    });
+    // A literal may go on in the next line, behind a backslash.
+    let words = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let code: Vec<String> = sources
+        .map(|file| words(read(file).replace("\\\n", "")))
+        .collect();
+    let page = read("docs/reference.md");
+    for (heading, count) in [("## Log", 20), ("## Kubernetes Events", 6)] {
+        let mut named = first_cells(section(&page, heading));
+        // These have a name or an outcome in them.
+        let made = [
+            "NAMESPACE/SERVICE: WARNING",
+            "endpoint drained",
+            "endpoint forced",
+        ];
+        named.retain(|message| !made.contains(message));
+        assert!(named.len() >= count, "{heading}: {named:?}");
+        let exists = |name: &&&str| {
+            code.iter()
+                .any(|text| text.contains(&format!("\"{name}\"")))
+        };
+        let gone: Vec<_> = named.iter().filter(|name| !exists(name)).collect();
+        assert!(gone.is_empty(), "{heading}: no code has {gone:#?}");
+    }
+}
+
+#[test]
 fn each_test_that_the_contract_names_exists() {
     let mut tests = BTreeSet::new();
     for file in files() {
@@ -286,6 +317,44 @@ fn each_test_that_the_contract_names_exists() {
         .filter(|path| !tests.contains(path.rsplit("::").next().unwrap()));
     let gone: Vec<_> = gone.collect();
     assert!(gone.is_empty(), "docs/contract.md names {gone:#?}");
+}
+
+/// `a/{b,c}.rs` names two files.
+fn expanded(path: &str) -> Vec<String> {
+    let Some((before, rest)) = path.split_once('{') else {
+        return vec![path.to_owned()];
+    };
+    let (names, after) = rest.split_once('}').unwrap_or((rest, ""));
+    let names = names.split(',');
+    names.map(|name| format!("{before}{name}{after}")).collect()
+}
+
+#[test]
+fn each_source_file_that_the_maps_name_exists() {
+    let files = files();
+    let mut wrong = BTreeSet::new();
+    let mut named = 0;
+    for map in ["docs/architecture.md", "src/lib.rs", "CONTRIBUTING.md"] {
+        let text = read(map);
+        let text = text
+            .lines()
+            .filter(|line| map.ends_with("md") || line.starts_with("//!"));
+        let words = text.flat_map(|line| line.split([' ', '`', '(', ')', ';', '|']));
+        for word in words.map(|word| word.trim_end_matches([',', ':', '.'])) {
+            if !word.ends_with(".rs") {
+                continue;
+            }
+            for path in expanded(word) {
+                named += 1;
+                // By its whole path, or by its end.
+                if !files.iter().any(|file| file.ends_with(&path)) {
+                    wrong.insert(format!("{map}: {path}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(named > 40, "{named}");
 }
 
 /// The anchor of a heading, as GitHub makes it.

@@ -1,310 +1,225 @@
-//! One request: its attempts, its replays and its deadline.
+//! The retry policy of one request, for any protocol that carries it: which connection each attempt
+//! gets, and whether there is another attempt after a loss.
 //!
-//! Invariants: nothing is replayed once a byte of a final response has reached the client; a request that may not be
-//! repeated is written to one connection only. The rules are in `replay`, the way to a connection in `dispatch`.
+//! Owns what a request remembers of its attempts: the deadline, the endpoints that lost it, and how
+//! many attempts were charged to it. The rules are in [`crate::proxy::http::replay`], the way to a
+//! connection is in [`crate::proxy::dispatch`].
+//!
+//! Invariant: the first attempt may reuse a connection, every later one gets a fresh one.
+//!
+//! Leaves out the bytes: the caller states what it knows of a loss ([`Loss`]) and sends its request
+//! again from its beginning.
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::proxy::http::end::answer_alone;
-use tokio::time::Sleep;
-
-use crate::contract::endpoint::{Endpoint, EndpointId};
-use crate::contract::reason::{CloseReason, RetryReason};
-use crate::net::socket::{self, Peer};
+use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::reason::RetryReason;
 use crate::proxy::balancer::{Avoid, Cost};
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::{self, Ask, Refusal};
-use crate::proxy::http::exchange::{Attempt, End, Exchange, Flow, Logged, Lost};
-use crate::proxy::http::replay;
-use crate::proxy::upstream::Reuse;
-use crate::proxy::worker::Worker;
-use crate::wire::body::BodyDecoder;
-use crate::wire::message::{self, Emit, Framing, Reject, Request};
+use crate::proxy::http::replay::{GiveUp, Loss, Past, Verdict, judge};
+use crate::proxy::upstream::{Reuse, Upstream};
+use crate::proxy::worker::{Routed, Worker};
 
-/// Runs one exchange. `sent` is the request's canonical head; `timer` is the session's, free for use here.
-pub async fn run(
-    worker: &Rc<Worker>,
-    client: &mut Client,
-    request: Request,
-    sent: Vec<u8>,
-    timer: Pin<&mut Sleep>,
-    started: Instant,
-) -> End {
-    let config = worker.config();
-    let Some(port) = worker.port(&client.listener) else {
-        worker.give_back(sent);
-        return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
-    };
-    let limits = message::Limits {
-        head_size: config.limits.head_size,
-        headers: config.limits.headers,
-    };
-    port.budget.count_request();
-    let mut exchange = Exchange {
-        worker,
-        limits,
-        head_len: sent.len(),
-        body: BodyDecoder::new(request.framing, &limits, 400),
-        reply: worker.buffer(),
-        up: Flow::default(),
-        repeatable: replay::is_repeatable(&request, port.policy.non_idempotent),
-        client,
-        config,
-        port,
-        request,
-        sent,
-        written: 0,
-        whole: true,
-        replied: 0,
-        interim: 0,
-        passed: false,
-        continued: false,
-        told_close: false,
-        interims: 0,
-        client_moved: started,
-        watch_client: true,
-        bytes_out: 0,
-        status: 0,
-        ended: None,
-        logged: None,
-    };
-    if worker.shared.access_log.is_some() {
-        let line = exchange
-            .sent
-            .split(|byte| *byte == b'\r')
-            .next()
-            .unwrap_or_default()
-            .to_vec();
-        exchange.logged = Some(Box::new(Logged {
-            request_line: line,
-            endpoint: None,
-            attempts: 0,
-            reason: None,
-        }));
-    }
-    let end = exchange.run(timer, started).await;
-    exchange.record(&end, started);
-    let Exchange { sent, reply, .. } = exchange;
-    worker.give_back(sent);
-    worker.give_back(reply);
-    end
+/// The attempts of one request.
+pub struct Attempts {
+    /// Bounds all attempts together.
+    deadline: Option<Instant>,
+    reuse: Reuse,
+    /// Endpoints that have lost this request. A stale connection does not count.
+    tried: Vec<EndpointId>,
+    /// The endpoint that lost it last: its siblings are the next to leave.
+    lost_at: Option<Arc<Endpoint>>,
+    /// Attempts that count against the policy's limit, the first one included.
+    charged: u32,
+    /// Endpoints whose first loss was charged, and would not be if they turned out to leave.
+    unexplained: Vec<Arc<Endpoint>>,
+    /// Why there is another attempt, until it has ended.
+    retrying: Option<RetryReason>,
+    /// When the next attempt was asked for.
+    at: Instant,
 }
 
-impl Exchange<'_> {
-    /// Looks at what of a chunked body came with its head: a request that is malformed already reaches nobody.
-    fn preview(&self) -> Result<(), Reject> {
-        if self.request.framing != Framing::Chunked || self.client.unread.is_empty() {
-            return Ok(());
+impl Attempts {
+    /// `may_replay`: a lost request can be sent again as far as is known now. Otherwise the first
+    /// attempt gets a connection that is surely alive.
+    pub fn new(started: Instant, timeout: Option<Duration>, may_replay: bool) -> Self {
+        Self {
+            deadline: timeout.map(|limit| started + limit),
+            reuse: if may_replay {
+                Reuse::Repeatable
+            } else {
+                Reuse::Once
+            },
+            tried: Vec::new(),
+            lost_at: None,
+            charged: 1,
+            unexplained: Vec::new(),
+            retrying: None,
+            at: started,
         }
-        let mut out = self.worker.buffer();
-        let seen = BodyDecoder::new(Framing::Chunked, &self.limits, 400).decode(
-            &self.client.unread,
-            Emit::Chunked,
-            &mut out,
-        );
-        self.worker.give_back(out);
-        seen.map(drop)
     }
 
-    async fn run(&mut self, mut timer: Pin<&mut Sleep>, started: Instant) -> End {
-        if let Err(reject) = self.preview() {
-            return Box::pin(self.answer(reject.status, reject.reason)).await;
-        }
-        let deadline = self.config.timeouts.request.map(|limit| started + limit);
-        // A body that will not fit the replay buffer cannot be sent twice either.
-        let fits = self
-            .body
-            .remaining()
-            .is_none_or(|length| length <= self.config.limits.replay_body as u64);
-        let mut reuse = if self.repeatable && fits {
-            Reuse::Repeatable
-        } else {
-            Reuse::Once
+    /// When the request fails, even if an attempt is under way.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// A connection for the next attempt. `port` is what the client's listener resolves to now.
+    pub async fn connect(
+        &self,
+        worker: &Rc<Worker>,
+        client: &Client,
+        port: &Routed,
+    ) -> Result<(Lease, Upstream), Refusal> {
+        let ask = Ask {
+            cost: Cost::Http,
+            reuse: self.reuse,
+            avoid: Avoid {
+                tried: &self.tried,
+                siblings_of: self.lost_at.as_deref(),
+            },
+            client: &client.stream,
+            at: self.at,
         };
-        let mut tried: Vec<EndpointId> = Vec::new();
-        let mut lost_at: Option<Arc<Endpoint>> = None;
-        let mut attempts = 1;
-        let mut unexplained: Vec<Arc<Endpoint>> = Vec::new();
-        let mut retrying: Option<RetryReason> = None;
-        let mut at = started;
-        loop {
-            let ask = Ask {
-                cost: Cost::Http,
-                reuse,
-                avoid: Avoid {
-                    tried: &tried,
-                    siblings_of: lost_at.as_deref(),
-                },
-                client: &self.client.stream,
-                at,
-            };
-            let found = dispatch::upstream(self.worker, &self.client.listener, &ask);
-            let found = match deadline {
-                Some(at) => Box::pin(tokio::time::timeout_at(at.into(), found))
-                    .await
-                    .unwrap_or(Err(Refusal::Deadline)),
-                None => found.await,
-            };
-            let (lease, upstream) = match found {
-                Ok(found) => found,
-                Err(refusal) => return Box::pin(self.refused(refusal)).await,
-            };
-            let endpoint = lease.endpoint().clone();
-            if let Some(logged) = &mut self.logged {
-                logged.endpoint = Some(endpoint.address);
-                logged.attempts += 1;
-            }
-            let mut attempt = Attempt::new(upstream, &self.limits);
-            let outcome = self.attempt(&mut attempt, timer.as_mut(), deadline).await;
-            if let Some(reason) = retrying.take() {
-                self.port.metrics.retried(reason, outcome.is_ok());
-            }
-            let lost = match outcome {
-                Ok(()) => return self.finish(attempt, lease).await,
-                Err(lost) => lost,
-            };
-            // The receipt is written when the last lease is gone: what this loss counts for is told before that.
-            let wrote = attempt.wrote;
-            drop(attempt);
-            let (forced, stale) = match lost {
-                Lost::Upstream { forced, stale } => (forced, stale),
-                other => {
-                    drop(lease);
-                    return Box::pin(self.give_up(other, &endpoint)).await;
-                }
-            };
-            let may =
-                !self.passed && self.whole && (self.repeatable || !wrote) && !self.worker.cut.get();
-            if !may || socket::peer(&self.client.stream) == Peer::Gone {
+        let found = dispatch::upstream(worker, &client.listener, port, &ask);
+        match self.deadline {
+            Some(at) => Box::pin(tokio::time::timeout_at(at.into(), found))
+                .await
+                .unwrap_or(Err(Refusal::Deadline)),
+            None => found.await,
+        }
+    }
+
+    /// Counts how an attempt ended that was not the first.
+    pub fn ended(&mut self, port: &Routed, ok: bool) {
+        if let Some(reason) = self.retrying.take() {
+            port.metrics.retried(reason, ok);
+        }
+    }
+
+    /// Decides what follows a loss: another attempt, or the reason why there is none. The caller
+    /// holds the lease on `endpoint` until this returns, since the drain receipt counts the loss.
+    pub async fn after(
+        &mut self,
+        loss: &Loss,
+        endpoint: &Arc<Endpoint>,
+        worker: &Rc<Worker>,
+        port: &Routed,
+    ) -> Result<(), GiveUp> {
+        let past = Past {
+            fresh: self.reuse == Reuse::Fresh,
+            tried: self.tried.contains(&endpoint.id),
+            leaving: endpoint.is_leaving(),
+        };
+        match judge(loss, past) {
+            Verdict::GiveUp(reason) => {
                 endpoint
                     .tally
                     .forced
-                    .fetch_add(u32::from(forced), Ordering::Relaxed);
-                drop(lease);
-                return Box::pin(self.give_up(Lost::Upstream { forced, stale }, &endpoint)).await;
+                    .fetch_add(u32::from(loss.forced), Ordering::Relaxed);
+                return Err(reason);
             }
-            if stale && reuse != Reuse::Fresh {
-                retrying = Some(RetryReason::Stale);
-            } else {
-                let first = !tried.contains(&endpoint.id);
-                let excused = first && (forced || endpoint.is_leaving());
-                attempts += u32::from(!excused);
-                if first && !excused {
-                    unexplained.push(endpoint.clone());
-                }
-                if !excused && !self.may_spend(attempts) {
-                    let refunded =
-                        Box::pin(self.explain(&mut unexplained, &endpoint, deadline)).await;
-                    if refunded == 0 {
-                        drop(lease);
-                        let late = deadline.is_some_and(|at| Instant::now() >= at);
-                        let lost = if late {
-                            Lost::Deadline
-                        } else {
-                            Lost::Upstream { forced, stale }
-                        };
-                        return Box::pin(self.give_up(lost, &endpoint)).await;
+            Verdict::Stale => self.retrying = Some(RetryReason::Stale),
+            verdict => {
+                if verdict == Verdict::Charged {
+                    if !past.tried {
+                        self.unexplained.push(endpoint.clone());
                     }
-                    attempts -= refunded;
+                    let config = worker.config();
+                    let spend = || port.budget.spend(&config.retry, config.workers.get());
+                    if let Err(reason) = self.charge(port.policy.attempts, spend) {
+                        self.refund(worker, endpoint, reason).await?;
+                    }
                 }
-                tried.push(endpoint.id);
+                self.tried.push(endpoint.id);
                 endpoint.count_replay(Instant::now());
-                retrying = Some(RetryReason::Replay);
-                lost_at = Some(endpoint);
+                self.retrying = Some(RetryReason::Replay);
+                self.lost_at = Some(endpoint.clone());
             }
-            drop(lease);
-            reuse = Reuse::Fresh;
-            at = Instant::now();
-            self.rewind();
+        }
+        self.reuse = Reuse::Fresh;
+        self.at = Instant::now();
+        Ok(())
+    }
+
+    /// Charges one more attempt against the policy's limit and, within that, the budget.
+    fn charge(&mut self, limit: u32, spend: impl FnOnce() -> bool) -> Result<(), GiveUp> {
+        self.charged += 1;
+        if self.charged > limit {
+            Err(GiveUp::Attempts)
+        } else if !spend() {
+            Err(GiveUp::Budget)
+        } else {
+            Ok(())
         }
     }
 
-    /// One loss of each endpoint is explained by its leaving, also where that shows only later: a process that ends may
-    /// take, and lose, a second connection before it refuses one. Answers how many attempts were charged wrongly.
-    async fn explain(
-        &self,
-        unexplained: &mut Vec<Arc<Endpoint>>,
-        last: &Arc<Endpoint>,
-        deadline: Option<Instant>,
-    ) -> u32 {
-        let charged = unexplained.len();
-        unexplained.retain(|endpoint| !endpoint.is_leaving());
-        if unexplained.len() == charged
-            && unexplained.iter().any(|endpoint| endpoint.id == last.id)
-            && dispatch::is_leaving_soon(self.worker, last, deadline).await
-        {
-            unexplained.retain(|endpoint| endpoint.id != last.id);
-        }
-        (charged - unexplained.len()) as u32
-    }
-
-    fn may_spend(&self, attempts: u32) -> bool {
-        attempts <= self.port.policy.attempts
-            && self
-                .port
-                .budget
-                .spend(&self.config.retry, self.config.workers.get())
-    }
-
-    /// State is new per attempt; what the client has been told stays told.
-    fn rewind(&mut self) {
-        self.written = 0;
-        self.up = Flow::default();
-        self.reply.truncate(self.interim);
-        self.watch_client = true;
-    }
-
-    async fn attempt(
+    /// Takes back what was charged for endpoints that turn out to leave, or gives up for `reason`.
+    ///
+    /// One loss of each endpoint is explained by its leaving, also where that shows only later: a
+    /// process that ends may take, and lose, a second connection before it refuses one.
+    async fn refund(
         &mut self,
-        attempt: &mut Attempt,
-        mut timer: Pin<&mut Sleep>,
-        deadline: Option<Instant>,
-    ) -> Result<(), Lost> {
-        let local = attempt.upstream.local.clone();
-        let mut force = std::pin::pin!(local.force.cancelled());
-        let idle = self.config.timeouts.client_idle;
-        let mut limit = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
-        poll_fn(|cx| {
-            let outcome = self.poll_attempt(cx, attempt);
-            if self.passed {
-                self.client.unanswered.set(false);
-            }
-            if outcome.is_ready() {
-                return outcome;
-            }
-            if force.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(Lost::Upstream {
-                    forced: true,
-                    stale: false,
-                }));
-            }
-            if let Some(limit) = &mut limit
-                && limit.as_mut().poll(cx).is_ready()
-            {
-                return Poll::Ready(Err(Lost::Deadline));
-            }
-            while timer.as_mut().poll(cx).is_ready() {
-                let blocked_by_client = !self.body.is_done()
-                    || self.replied < self.reply.len()
-                    || attempt.lent_down.is_some();
-                if blocked_by_client && self.client_moved.elapsed() >= idle {
-                    return Poll::Ready(Err(Lost::Client(CloseReason::ClientTimeout)));
-                }
-                let from = if blocked_by_client {
-                    self.client_moved
-                } else {
-                    Instant::now()
-                };
-                timer.as_mut().reset((from + idle).into());
-            }
-            Poll::Pending
-        })
-        .await
+        worker: &Worker,
+        last: &Arc<Endpoint>,
+        reason: GiveUp,
+    ) -> Result<(), GiveUp> {
+        let before = self.unexplained.len();
+        self.unexplained.retain(|endpoint| !endpoint.is_leaving());
+        if self.unexplained.len() == before
+            && self
+                .unexplained
+                .iter()
+                .any(|endpoint| endpoint.id == last.id)
+            && dispatch::is_leaving_soon(worker, last, self.deadline).await
+        {
+            self.unexplained.retain(|endpoint| endpoint.id != last.id);
+        }
+        let refunded = before - self.unexplained.len();
+        if refunded > 0 {
+            self.charged -= refunded as u32;
+            Ok(())
+        } else if self.deadline.is_some_and(|at| Instant::now() >= at) {
+            Err(GiveUp::Deadline)
+        } else {
+            Err(reason)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Contract 3.7.
+    #[test]
+    fn a_charge_is_bounded_by_the_policy_before_it_takes_from_the_budget() {
+        let mut attempts = Attempts::new(Instant::now(), None, true);
+        let budget = std::cell::Cell::new(0);
+        let spend = || {
+            budget.set(budget.get() + 1);
+            true
+        };
+        assert_eq!(attempts.charge(3, spend), Ok(()));
+        assert_eq!(attempts.charge(3, spend), Ok(()));
+        assert_eq!(attempts.charge(3, spend), Err(GiveUp::Attempts));
+        assert_eq!(budget.get(), 2, "a refused attempt costs no budget");
+        let mut attempts = Attempts::new(Instant::now(), None, true);
+        assert_eq!(attempts.charge(3, || false), Err(GiveUp::Budget));
+    }
+
+    #[test]
+    fn what_may_not_be_sent_again_begins_on_a_connection_that_is_surely_alive() {
+        let started = Instant::now();
+        for (may_replay, reuse) in [(true, Reuse::Repeatable), (false, Reuse::Once)] {
+            assert_eq!(Attempts::new(started, None, may_replay).reuse, reuse);
+        }
+        let second = Duration::from_secs(1);
+        let attempts = Attempts::new(started, Some(second), true);
+        assert_eq!(attempts.deadline(), Some(started + second));
     }
 }

@@ -1,10 +1,11 @@
-//! How an exchange ends: what the client gets, what becomes of both connections, and what is recorded.
+//! How an exchange ends: what the client gets, what becomes of both connections, and what is
+//! recorded.
+//!
+//! Invariant: an answer is whole or visibly cut. A connection is kept only at a message boundary.
 
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
-
-use tokio::io::AsyncWriteExt;
 
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::reason::CloseReason;
@@ -14,43 +15,26 @@ use crate::proxy::dispatch::Refusal;
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
 use crate::proxy::upstream;
 use crate::wire::answer;
-use crate::wire::message::{Emit, Method, Request, Response, Version};
+use crate::wire::message::{Emit, Method, Request, Version};
 
 impl Exchange<'_> {
-    /// Whether the client's connection ends with a response that begins now: one side wants it so, too much of the body
-    /// is left to be read for nothing, or a body that waits to be asked for (RFC 9110 section 10.1.1) may never come.
-    pub(super) fn is_last(&self) -> bool {
-        let begun = !self.whole || self.sent.len() > self.head_len || self.body.is_done();
-        let held_back = self.request.expect_continue && !self.continued && !begun;
-        let unread_body =
-            self.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
-        let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
-        !self.request.keep_alive || leaving || held_back || unread_body
-    }
-
-    pub(super) fn is_tunnel(&self, response: &Response) -> bool {
-        response.status == 101
-            || (self.request.method == Method::Connect && (200..300).contains(&response.status))
-    }
-
-    /// The whole response has been written.
+    /// The whole response has been written, or the exchange becomes a tunnel.
     pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
         let Attempt {
             upstream,
-            response,
-            inbuf,
             spent,
-            lent_up,
+            up,
+            down,
             ..
         } = attempt;
-        let Some(response) = response else {
+        let Some(response) = down.response else {
             return End::Cut(CloseReason::UpstreamReset);
         };
         if self.is_tunnel(&response) {
             return End::Tunnel {
                 lease,
                 upstream: Box::new(upstream),
-                down: inbuf,
+                down: down.inbuf,
             };
         }
         let now = Instant::now();
@@ -59,14 +43,17 @@ impl Exchange<'_> {
         if lease.endpoint().is_draining() {
             tally.finished.fetch_add(1, Ordering::Relaxed);
         }
-        let uploaded = self.body.is_done() && self.written == self.sent.len() && lent_up.is_none();
+        let uploaded =
+            self.upload.body.is_done() && up.written == self.upload.sent.len() && up.lent.is_none();
         if response.keep_alive && !spent && uploaded {
             upstream::check_in(upstream, now);
         } else {
             drop(upstream);
         }
         drop(lease);
-        if !self.told_close && (self.body.is_done() || Box::pin(self.discard_body()).await) {
+        if !self.reply.told_close
+            && (self.upload.body.is_done() || Box::pin(self.discard_body()).await)
+        {
             return End::KeepAlive;
         }
         let shutdown = self.worker.shared.closing.load(Ordering::Relaxed);
@@ -77,22 +64,24 @@ impl Exchange<'_> {
         })
     }
 
-    /// A client that asked for the end, and has said all it had to say, is not waited for.
+    /// The end of the client's connection. A client that asked for it and has sent everything is
+    /// not waited for.
     fn last(&self, reason: CloseReason) -> End {
-        if self.body.is_done() && !self.request.keep_alive {
+        if self.upload.body.is_done() && !self.request.keep_alive {
             End::Close(reason)
         } else {
             End::Linger(reason)
         }
     }
 
-    /// Reads the rest of a request body that nobody wants any more, if it is short enough to be worth it.
+    /// Reads the rest of a request body that is not forwarded any more. Returns whether it could be
+    /// read: it must fit the replay buffer and come within the time of a head.
     async fn discard_body(&mut self) -> bool {
         let mut budget = self.config.limits.replay_body;
         let patience = self.config.timeouts.head;
         let mut waste = Vec::new();
         let discard = async {
-            while !self.body.is_done() {
+            while !self.upload.body.is_done() {
                 if self.client.unread.is_empty() {
                     poll_fn(|cx| self.client.poll_fill(cx, self.worker))
                         .await
@@ -102,6 +91,7 @@ impl Exchange<'_> {
                     }
                 }
                 let n = self
+                    .upload
                     .body
                     .decode(&self.client.unread, Emit::Identity, &mut waste)
                     .ok()?;
@@ -118,6 +108,7 @@ impl Exchange<'_> {
             .is_some()
     }
 
+    /// Answers a request that got no connection.
     pub(super) async fn refused(&mut self, refusal: Refusal) -> End {
         let (status, reason) = match refusal {
             Refusal::NoService => (503, "no_service"),
@@ -129,10 +120,12 @@ impl Exchange<'_> {
         self.answer(status, reason).await
     }
 
+    /// Ends an exchange whose last attempt was lost: with an answer, or, if the response has begun,
+    /// with a visible cut.
     pub(super) async fn give_up(&mut self, lost: Lost, endpoint: &Endpoint) -> End {
         let (status, reason, cut) = match lost {
             Lost::Client(reason) => {
-                if self.passed {
+                if self.reply.passed {
                     return End::Cut(reason);
                 } else {
                     return End::Close(reason);
@@ -153,21 +146,21 @@ impl Exchange<'_> {
             Lost::Deadline => (504, "request_timeout", CloseReason::UpstreamReset),
         };
         tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");
-        if self.passed {
+        if self.reply.passed {
             return End::Cut(cut);
         }
         self.answer(status, reason).await
     }
 
-    /// An answer of our own. The client keeps its connection where the rest of its request can be read, which the answer
-    /// does not wait for.
+    /// Answers in place of an endpoint. The answer does not wait for the rest of the request. The
+    /// client keeps its connection if that rest can be read.
     pub(super) async fn answer(&mut self, status: u16, reason: &'static str) -> End {
         if status >= 500 {
             self.port.metrics.failures.inc();
         }
-        let replied = self.replied.min(self.interim);
-        self.reply.truncate(self.interim);
-        self.reply.drain(..replied);
+        let replied = self.reply.written.min(self.reply.interim);
+        self.reply.bytes.truncate(self.reply.interim);
+        self.reply.bytes.drain(..replied);
         let close = status == 400 || self.request.version == Version::H10 || self.is_last();
         let retry_after = (status == 503).then_some(1);
         let head_only = self.request.method == Method::Head;
@@ -177,20 +170,21 @@ impl Exchange<'_> {
             retry_after,
             close,
             head_only,
-            &mut self.reply,
+            &mut self.reply.bytes,
         );
-        self.status = status;
+        self.reply.status = status;
         if let Some(logged) = &mut self.logged {
             logged.reason = Some(reason);
         }
-        self.bytes_out += self.reply.len() as u64;
+        self.reply.bytes_out += self.reply.bytes.len() as u64;
         let written = tokio::time::timeout(
             self.config.timeouts.client_idle,
-            self.client.stream.write_all(&self.reply),
+            self.client.stream.write_all(&self.reply.bytes),
         );
         match written.await {
             Ok(Ok(()))
-                if !close && (self.body.is_done() || Box::pin(self.discard_body()).await) =>
+                if !close
+                    && (self.upload.body.is_done() || Box::pin(self.discard_body()).await) =>
             {
                 End::KeepAlive
             }
@@ -200,6 +194,7 @@ impl Exchange<'_> {
         }
     }
 
+    /// Counts the exchange and writes its line in the access log.
     pub(super) fn record(&self, end: &End, started: Instant) {
         let took = self.ended.unwrap_or_else(Instant::now) - started;
         if let End::Cut(
@@ -208,8 +203,8 @@ impl Exchange<'_> {
         {
             self.port.metrics.failures.inc();
         }
-        if self.status != 0 {
-            self.port.metrics.answered(self.status);
+        if self.reply.status != 0 {
+            self.port.metrics.answered(self.reply.status);
             self.port
                 .metrics
                 .request_duration
@@ -228,8 +223,8 @@ impl Exchange<'_> {
                 service: &self.port.key,
                 method: words.next(),
                 target: words.next(),
-                status: (self.status != 0).then_some(self.status),
-                bytes_sent: self.bytes_out,
+                status: (self.reply.status != 0).then_some(self.reply.status),
+                bytes_sent: self.reply.bytes_out,
                 duration: took,
                 endpoint: logged.endpoint,
                 attempts: logged.attempts,
@@ -239,7 +234,7 @@ impl Exchange<'_> {
     }
 }
 
-/// Before there is a service to count for.
+/// Answers where there is no service port that could count the request.
 pub(super) async fn answer_alone(
     client: &mut Client,
     request: &Request,

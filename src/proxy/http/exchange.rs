@@ -1,12 +1,18 @@
-//! One request and its response: dispatched, forwarded both ways at once, and replayed where that is allowed.
+//! What one request and its response are while they are forwarded: the state of the exchange, and
+//! of one attempt.
 //!
-//! Invariants: nothing is replayed once a byte of a final response has reached the client; a request that may not be
-//! repeated is written to one connection only; an answer is complete or visibly cut. The rules are in
-//! [`crate::proxy::http::replay`], the way to a connection in [`crate::proxy::dispatch`].
+//! Invariant: state that belongs to the request or to what the client has received is in
+//! `Exchange` and outlives a lost attempt. All else is in `Attempt`, and each
+//! attempt begins with a new one.
+//! In both, fields are grouped by the direction that writes them.
+//!
+//! Leaves out the retry policy ([`crate::proxy::http::attempts`]) and the bytes' way
+//! ([`crate::proxy::http::transfer`]).
 
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tokio::time::Sleep;
@@ -20,70 +26,84 @@ use crate::proxy::client::Client;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Routed, Worker};
 use crate::wire::body::BodyDecoder;
-use crate::wire::message::{self, Emit, Framing, Reject, Request, Response};
+use crate::wire::buffer::{BUFFER_MAX, SCRATCH};
+use crate::wire::message::{self, Emit, Framing, Method, Reject, Request, Response};
 
-/// What becomes of the client's connection.
+/// What becomes of the client's connection after an exchange.
 pub enum End {
+    /// The next request may come.
     KeepAlive,
+    /// Close.
     Close(CloseReason),
     /// Close, but let the client finish sending first.
     Linger(CloseReason),
-    /// Close by reset: the client must not take what it got for complete.
+    /// Close by a reset: the client must not take what it got for complete.
     Cut(CloseReason),
+    /// Client and endpoint are joined byte for byte.
     Tunnel {
+        /// The right to the endpoint.
         lease: Lease,
+        /// The connection to the endpoint.
         upstream: Box<Upstream>,
+        /// Bytes from the endpoint that the client has not received yet.
         down: Vec<u8>,
     },
 }
 
-/// What stays the same over all attempts.
+/// One request and its response, over all attempts.
 pub(super) struct Exchange<'a> {
     pub(super) worker: &'a Rc<Worker>,
     pub(super) client: &'a mut Client,
     pub(super) config: Rc<Config>,
     pub(super) limits: message::Limits,
+    /// The service port, as of the newest attempt.
     pub(super) port: Rc<Routed>,
     pub(super) request: Request,
-    /// The canonical head, then the body as it is forwarded: all of it while `whole`, else what is still to be written.
-    pub(super) sent: Vec<u8>,
-    pub(super) head_len: usize,
-    pub(super) written: usize,
-    pub(super) whole: bool,
-    pub(super) repeatable: bool,
-    pub(super) body: BodyDecoder,
-    pub(super) up: Flow,
-    /// To the client: what is still to be written, the first `interim` bytes of it 1xx heads.
-    pub(super) reply: Vec<u8>,
-    pub(super) replied: usize,
-    pub(super) interim: usize,
-    /// A byte of the final response has reached the client.
-    pub(super) passed: bool,
-    pub(super) continued: bool,
-    /// The final head that was passed on says that the connection ends.
-    pub(super) told_close: bool,
-    pub(super) interims: u32,
+    pub(super) upload: Upload,
+    pub(super) reply: Reply,
+    /// When the client last sent or took something.
     pub(super) client_moved: Instant,
-    pub(super) watch_client: bool,
-    pub(super) bytes_out: u64,
-    pub(super) status: u16,
     /// When the whole response had been written.
     pub(super) ended: Option<Instant>,
     /// For the access log, where there is one.
     pub(super) logged: Option<Box<Logged>>,
 }
 
-/// How much came one way, and the turn for more.
-#[derive(Default)]
-pub(super) struct Flow {
-    /// The last read or pipe's fill took all it could, or much: more stands behind it.
-    pub(super) full: bool,
-    /// The last fill was small: what comes next is copied, until a read is full.
-    pub(super) small: bool,
-    pub(super) turn: Turn,
+/// The request: what was received of it and can be sent.
+pub(super) struct Upload {
+    /// The canonical head, then the body as it is forwarded: all of it while `whole`, else what is
+    /// still to be written.
+    pub(super) sent: Vec<u8>,
+    pub(super) head_len: usize,
+    /// Every byte received so far is still in `sent`.
+    pub(super) whole: bool,
+    /// The request may run twice, see [`crate::proxy::http::replay::is_repeatable`].
+    pub(super) repeatable: bool,
+    pub(super) body: BodyDecoder,
 }
 
-/// What the access log needs of a request, copied since the head is gone when a long body has been passed on.
+/// The response: what the client has received, and what it is still to receive.
+pub(super) struct Reply {
+    /// What is still to be written, the first `interim` bytes of it 1xx heads.
+    pub(super) bytes: Vec<u8>,
+    /// How many of `bytes` are written.
+    pub(super) written: usize,
+    pub(super) interim: usize,
+    /// A byte of the final response has reached the client.
+    pub(super) passed: bool,
+    /// The client has received `100 Continue`, or will.
+    pub(super) continued: bool,
+    /// The final head that was passed on says that the connection ends.
+    pub(super) told_close: bool,
+    /// How many 1xx responses came.
+    pub(super) interims: u32,
+    pub(super) bytes_out: u64,
+    /// 0 until there is a final response.
+    pub(super) status: u16,
+}
+
+/// What the access log needs of a request. It is a copy, because the head is gone when a long body
+/// has been passed on.
 pub(super) struct Logged {
     pub(super) request_line: Vec<u8>,
     pub(super) endpoint: Option<SocketAddr>,
@@ -91,53 +111,139 @@ pub(super) struct Logged {
     pub(super) reason: Option<&'static str>,
 }
 
-/// What is new with every attempt.
+/// One attempt: a connection to an endpoint, and what went over it.
 pub(super) struct Attempt {
     pub(super) upstream: Upstream,
+    /// The connection has carried another request before.
     pub(super) reused: bool,
     pub(super) began: Instant,
-    pub(super) wrote: bool,
-    pub(super) upload_over: bool,
-    pub(super) inbuf: Vec<u8>,
-    pub(super) response: Option<Response>,
-    /// It has sent an interim response: it had the request.
-    pub(super) heard: bool,
-    pub(super) body: BodyDecoder,
-    pub(super) down: Flow,
-    pub(super) emit: Emit,
-    pub(super) withhold: Option<Pin<Box<Sleep>>>,
+    /// The connection may not be used again: bytes beyond the response, an end, or a write error.
+    pub(super) spent: bool,
+    /// Whether readiness of the client's socket still says something new.
+    pub(super) watch_client: bool,
     /// When to ask next whether a client is still there that has sent more than is read.
     pub(super) look: Option<Pin<Box<Sleep>>>,
-    /// It may not be used again: bytes beyond the response, or an end.
-    pub(super) spent: bool,
-    /// For a long body to the endpoint, and for one to the client.
-    pub(super) lent_up: Option<Lent>,
-    pub(super) lent_down: Option<Lent>,
+    pub(super) up: Up,
+    pub(super) down: Down,
+}
+
+/// One attempt's direction from the client to the endpoint.
+#[derive(Default)]
+pub(super) struct Up {
+    /// How many bytes of [`Upload::sent`] are written.
+    pub(super) written: usize,
+    /// A byte of the request was written.
+    pub(super) wrote: bool,
+    /// All is written, or the endpoint takes no more.
+    pub(super) over: bool,
+    pub(super) flow: Flow,
+    /// For a long body.
+    pub(super) lent: Option<Lent>,
+}
+
+/// One attempt's direction from the endpoint to the client.
+pub(super) struct Down {
+    /// The beginning of a head, or a tunnel's first bytes.
+    pub(super) inbuf: Vec<u8>,
+    /// The final response's head.
+    pub(super) response: Option<Response>,
+    /// The endpoint has sent an interim response: it had the request.
+    pub(super) had_interim: bool,
+    pub(super) body: BodyDecoder,
+    pub(super) emit: Emit,
+    pub(super) flow: Flow,
+    /// Until when a short response is withheld, so that it can still be replayed.
+    pub(super) withhold: Option<Pin<Box<Sleep>>>,
+    /// For a long body.
+    pub(super) lent: Option<Lent>,
+}
+
+/// How much came in one direction, and the turn for more.
+#[derive(Default)]
+pub(super) struct Flow {
+    /// The last read or pipe's fill took all it could, or much: there is more behind it.
+    pub(super) full: bool,
+    /// The last fill was small: what comes next is copied, until a read is full.
+    pub(super) small: bool,
+    pub(super) turn: Turn,
 }
 
 /// Why an attempt did not end in a whole answer.
 pub(super) enum Lost {
-    /// The connection ended, broke or was cut at the drain deadline.
+    /// The connection to the endpoint ended or broke.
     Upstream {
+        /// It was cut at the drain deadline, or at the end of the shutdown's grace.
         forced: bool,
+        /// It was a reused connection that ended before anything of a response came.
         stale: bool,
     },
     /// What the endpoint sent cannot be forwarded.
     BadResponse(Reject),
+    /// What the client sent cannot be forwarded.
     BadBody(Reject),
+    /// The client is gone, or too slow.
     Client(CloseReason),
+    /// The request's own deadline has passed.
     Deadline,
 }
 
-impl Flow {
-    pub(super) fn took(&mut self, read: usize, room: usize) {
-        self.full = read == room;
-        self.small &= !self.full;
+impl Exchange<'_> {
+    /// Whether the client's connection ends with a response that begins now. Three reasons: one
+    /// side wants it, too much of the body would have to be read in vain, or a body that waits for
+    /// `100 Continue` may never come (RFC 9110 section 10.1.1).
+    pub(super) fn is_last(&self) -> bool {
+        let upload = &self.upload;
+        let begun = !upload.whole || upload.sent.len() > upload.head_len || upload.body.is_done();
+        let held_back = self.request.expect_continue && !self.reply.continued && !begun;
+        let unread_body =
+            upload.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
+        let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
+        !self.request.keep_alive || leaving || held_back || unread_body
     }
 
-    pub(super) fn filled(&mut self, n: usize) {
-        self.full = n >= SPLICE_MIN;
-        self.small = !self.full;
+    pub(super) fn is_tunnel(&self, response: &Response) -> bool {
+        response.status == 101
+            || (self.request.method == Method::Connect && (200..300).contains(&response.status))
+    }
+
+    /// How much a read may take. All that is held stays within one read's worth, or goes little
+    /// beyond it, whichever side takes nothing.
+    pub(super) fn room(&self, attempt: &Attempt) -> usize {
+        let bodies = self.upload.body.held() + attempt.down.body.held();
+        let held = self.client.unread.len()
+            + self.upload.sent.len()
+            + self.reply.bytes.len()
+            + attempt.down.inbuf.len()
+            + bodies;
+        SCRATCH.saturating_sub(held).max(ROOM_LEAST)
+    }
+}
+
+impl Upload {
+    /// There will be no replay: gives up what was written, and a large buffer with it.
+    pub(super) fn stop_keeping(&mut self, up: &mut Up) {
+        self.whole = false;
+        self.sent.drain(..up.written);
+        up.written = 0;
+        if self.sent.capacity() > BUFFER_MAX {
+            self.sent.shrink_to_fit();
+        }
+    }
+}
+
+impl Reply {
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            written: 0,
+            interim: 0,
+            passed: false,
+            continued: false,
+            told_close: false,
+            interims: 0,
+            bytes_out: 0,
+            status: 0,
+        }
     }
 }
 
@@ -147,19 +253,55 @@ impl Attempt {
             reused: upstream.reused,
             upstream,
             began: Instant::now(),
-            wrote: false,
-            upload_over: false,
-            inbuf: Vec::new(),
-            response: None,
-            heard: false,
-            body: BodyDecoder::new(Framing::None, limits, 502),
-            down: Flow::default(),
-            emit: Emit::Identity,
-            withhold: None,
-            look: None,
             spent: false,
-            lent_up: None,
-            lent_down: None,
+            watch_client: true,
+            look: None,
+            up: Up::default(),
+            down: Down {
+                inbuf: Vec::new(),
+                response: None,
+                had_interim: false,
+                body: BodyDecoder::new(Framing::None, limits, 502),
+                emit: Emit::Identity,
+                flow: Flow::default(),
+                withhold: None,
+                lent: None,
+            },
         }
     }
 }
+
+impl Flow {
+    /// A read took this much of its room.
+    pub(super) fn took(&mut self, read: usize, room: usize) {
+        self.full = read == room;
+        self.small &= !self.full;
+    }
+
+    /// A pipe's fill was this large.
+    pub(super) fn filled(&mut self, n: usize) {
+        self.full = n >= SPLICE_MIN;
+        self.small = !self.full;
+    }
+}
+
+/// How many bytes to read of a body that is neither counted nor ended.
+pub(super) fn decoded_at_once(body: &BodyDecoder) -> usize {
+    if body.has_tiny_chunks() {
+        TINY_CHUNKS
+    } else {
+        DECODED
+    }
+}
+
+/// Whether enough of a counted body is left for splice, which moves it uncopied.
+pub(super) fn is_long(body: &BodyDecoder, emit: Emit) -> bool {
+    emit == Emit::Identity && body.remaining().is_some_and(|left| left >= SCRATCH as u64)
+}
+
+/// A read is never smaller, even if more is held than one read.
+pub(super) const ROOM_LEAST: usize = 4 << 10;
+/// Bytes that are decoded at once, which is what a client that does not read them costs.
+const DECODED: usize = 32 << 10;
+/// The same for bodies that consist of little but chunk lines.
+const TINY_CHUNKS: usize = 4 << 10;

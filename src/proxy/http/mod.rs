@@ -1,9 +1,16 @@
-//! HTTP/1: requests one after the other (`serve`), the attempts that each may take (`attempts`), the bytes of one attempt
-//! (`transfer`), and how it ends (`end`).
+//! HTTP/1.1: from a client's head to the end of its exchange.
+//!
+//! Files import downwards in this order. `serve`: requests one after the other. `forward`: one
+//! request, attempt after attempt. `attempts`: the retry policy, which knows no bytes. `transfer`:
+//! one attempt, and its two directions `upload` and `download`. `end`: how an exchange ends.
+//! `exchange`: what all of them write. `replay`: the rules of the retry policy.
 
 pub mod attempts;
+pub mod download;
 pub mod end;
 pub mod exchange;
+pub mod forward;
 pub mod replay;
 pub mod serve;
 pub mod transfer;
+pub mod upload;

@@ -1,4 +1,9 @@
 //! An HTTP/1 client connection: one request after the other, until something ends it.
+//!
+//! Invariants: an idle client owns no bytes. An answer is not lost to a reset because the client
+//! was still sending.
+//!
+//! Leaves out how a request is forwarded, see [`crate::proxy::http::forward`].
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -6,22 +11,21 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
-
+use crate::config::settings::Config;
 use crate::contract::reason::CloseReason;
-use crate::net::socket;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
-use crate::proxy::http::attempts;
 use crate::proxy::http::exchange::End;
+use crate::proxy::http::forward::forward;
 use crate::proxy::relay::Pair;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::append;
 use crate::wire::{answer, head, message};
 
+/// Serves an HTTP client until its connection ends.
 pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
     let (queue, unanswered) = (worker.unanswered.clone(), client.unanswered.clone());
-    // It has been established this moment.
+    // Its beginning has just taken a turn.
     in_turn(&queue, &unanswered, true, pin!(requests(worker, client))).await
 }
 
@@ -31,11 +35,16 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     let mut timer = pin!(tokio::time::sleep(Duration::MAX));
     loop {
         let end = match read_head(worker, &mut client, timer.as_mut()).await {
-            Ok((request, head)) => {
+            Ok(Parsed {
+                config,
+                request,
+                head,
+            }) => {
                 let started = Instant::now();
-                Box::pin(attempts::run(
+                Box::pin(forward(
                     worker,
                     &mut client,
+                    config,
                     request,
                     head,
                     timer.as_mut(),
@@ -63,8 +72,8 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
         match end {
             End::KeepAlive => {}
             End::Close(reason) => {
-                // What it sent beyond its last request would make the close a reset, and cost it the answer.
-                if !socket::is_quiet(&client.stream) {
+                // Unread bytes would make the close a reset, and the client could lose the answer.
+                if !client.stream.is_quiet() {
                     Box::pin(linger(worker, &mut client)).await;
                 }
                 return reason;
@@ -74,7 +83,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 return reason;
             }
             End::Cut(reason) => {
-                socket::reset_on_close(&client.stream);
+                client.stream.reset_on_close();
                 return reason;
             }
             End::Tunnel {
@@ -92,9 +101,16 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     }
 }
 
-/// A request's head, and its canonical form for the upstream.
-type Parsed = (message::Request, Vec<u8>);
+/// A request's head.
+struct Parsed {
+    /// The configuration that the head was parsed by; it holds for the whole exchange.
+    config: Rc<Config>,
+    request: message::Request,
+    /// The canonical form for the endpoint.
+    head: Vec<u8>,
+}
 
+/// Why there is no head.
 enum HeadEnd {
     Closed(CloseReason),
     Refused(message::Reject),
@@ -106,15 +122,13 @@ async fn read_head(
     client: &mut Client,
     mut timer: Pin<&mut tokio::time::Sleep>,
 ) -> Result<Parsed, HeadEnd> {
-    let (idle, head_time) = {
-        let config = worker.config();
-        (config.timeouts.client_idle, config.timeouts.head)
-    };
+    let config = worker.config();
+    let (idle, head_time) = (config.timeouts.client_idle, config.timeouts.head);
     let mut begun = head::has_begun(&client.unread);
     timer
         .as_mut()
         .reset((Instant::now() + if begun { head_time } else { idle }).into());
-    let mut parsed = client.parse(worker)?;
+    let mut parsed = client.parse(worker, config)?;
     poll_fn(|cx| {
         loop {
             if let Some(found) = parsed.take() {
@@ -143,8 +157,9 @@ async fn read_head(
     .await
 }
 
-/// Ends a connection whose client may still be sending, so that our answer is not lost to a reset (RFC 9112 section 9.6).
-/// Bounded by time, not by bytes: a client that writes its whole request before it reads must come to its end.
+/// Ends a connection whose client may still be sending, so that the answer is not lost to a reset
+/// (RFC 9112 section 9.6). Bounded by time, not by bytes: some clients write their whole request
+/// before they read.
 async fn linger(worker: &Worker, client: &mut Client) {
     let _ = client.stream.shutdown().await;
     let drain = async {
@@ -157,12 +172,13 @@ async fn linger(worker: &Worker, client: &mut Client) {
     let _ = tokio::time::timeout(LINGER_MAX, drain).await;
 }
 
+/// A client that has been silent this long has sent everything.
 const LINGER_SILENT: Duration = Duration::from_secs(1);
-
+/// However long the client sends.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
 impl Client {
-    /// Reads once and parses; a head that comes whole is parsed where it was read.
+    /// Reads once and parses. A head that comes whole is parsed where it was read.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -170,13 +186,10 @@ impl Client {
     ) -> Poll<Result<Option<Parsed>, HeadEnd>> {
         let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
         let mut scratch = worker.scratch.borrow_mut();
-        let room = self.room(worker);
-        let read = ready!(socket::poll_read(
-            &mut self.stream,
-            cx,
-            &mut scratch[..room]
-        ))
-        .map_err(reset)?;
+        // A request that arrives now is read by the newest configuration.
+        let config = worker.config();
+        let room = self.room(&config);
+        let read = ready!(self.stream.poll_read(cx, &mut scratch[..room])).map_err(reset)?;
         if read.is_empty() {
             let idle = !head::has_begun(&self.unread);
             let reason = if idle {
@@ -189,23 +202,23 @@ impl Client {
         if !self.unread.is_empty() {
             append(&mut self.unread, read);
             drop(scratch);
-            return Poll::Ready(self.parse(worker));
+            return Poll::Ready(self.parse(worker, config));
         }
-        let parsed = self.parse_bytes(worker, read)?;
-        let consumed = parsed.as_ref().map_or(0, |(request, _)| request.consumed);
+        let parsed = self.parse_bytes(worker, config, read)?;
+        let consumed = parsed.as_ref().map_or(0, |parsed| parsed.request.consumed);
         if consumed < read.len() {
             append(&mut self.unread, &read[consumed..]);
         }
         Poll::Ready(Ok(parsed))
     }
 
-    fn parse(&mut self, worker: &Worker) -> Result<Option<Parsed>, HeadEnd> {
+    fn parse(&mut self, worker: &Worker, config: Rc<Config>) -> Result<Option<Parsed>, HeadEnd> {
         if self.unread.is_empty() {
             return Ok(None);
         }
-        let parsed = self.parse_bytes(worker, &self.unread)?;
-        if let Some((request, _)) = &parsed {
-            self.unread.drain(..request.consumed);
+        let parsed = self.parse_bytes(worker, config, &self.unread)?;
+        if let Some(parsed) = &parsed {
+            self.unread.drain(..parsed.request.consumed);
             if self.unread.is_empty() {
                 // An idle client owns no bytes.
                 self.unread = Vec::new();
@@ -214,8 +227,12 @@ impl Client {
         Ok(parsed)
     }
 
-    fn parse_bytes(&self, worker: &Worker, bytes: &[u8]) -> Result<Option<Parsed>, HeadEnd> {
-        let config = worker.config();
+    fn parse_bytes(
+        &self,
+        worker: &Worker,
+        config: Rc<Config>,
+        bytes: &[u8],
+    ) -> Result<Option<Parsed>, HeadEnd> {
         let limits = message::Limits {
             head_size: config.limits.head_size,
             headers: config.limits.headers,
@@ -232,7 +249,11 @@ impl Client {
         };
         let mut out = worker.buffer();
         match head::parse_request(bytes, &limits, &forwarding, &mut out) {
-            Ok(Some(request)) => Ok(Some((request, out))),
+            Ok(Some(request)) => Ok(Some(Parsed {
+                config,
+                request,
+                head: out,
+            })),
             Ok(None) => {
                 worker.give_back(out);
                 Ok(None)

@@ -1,0 +1,235 @@
+//! One request, forwarded: attempt after attempt, until a whole response is written or the retry
+//! policy gives up.
+//!
+//! Invariants: nothing is replayed once a byte of a final response has reached the client. A
+//! request that may not run twice is written to one connection only. A replay sends the same bytes,
+//! with new state.
+//!
+//! Leaves out when a replay is allowed ([`crate::proxy::http::attempts`]) and the bytes of one
+//! attempt ([`crate::proxy::http::transfer`]).
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use tokio::time::Sleep;
+
+use crate::config::settings::Config;
+use crate::contract::reason::CloseReason;
+use crate::net::socket::Peer;
+use crate::proxy::client::Client;
+use crate::proxy::dispatch::Refusal;
+use crate::proxy::http::attempts::Attempts;
+use crate::proxy::http::end::answer_alone;
+use crate::proxy::http::exchange::{Attempt, End, Exchange, Logged, Lost, Reply, Upload};
+use crate::proxy::http::replay::{self, GiveUp, Loss};
+use crate::proxy::worker::Worker;
+use crate::wire::body::BodyDecoder;
+use crate::wire::message::{self, Emit, Framing, Reject, Request};
+
+/// Forwards one request and returns what becomes of the client's connection.
+///
+/// `config` is what the head was parsed by, `sent` is the request's canonical head. `timer` is the
+/// session's, and free for use here.
+pub async fn forward(
+    worker: &Rc<Worker>,
+    client: &mut Client,
+    config: Rc<Config>,
+    request: Request,
+    sent: Vec<u8>,
+    timer: Pin<&mut Sleep>,
+    started: Instant,
+) -> End {
+    let Some(port) = worker.port(&client.listener) else {
+        worker.give_back(sent);
+        return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
+    };
+    let limits = message::Limits {
+        head_size: config.limits.head_size,
+        headers: config.limits.headers,
+    };
+    port.budget.count_request();
+    let mut exchange = Exchange {
+        worker,
+        limits,
+        upload: Upload {
+            head_len: sent.len(),
+            sent,
+            whole: true,
+            repeatable: replay::is_repeatable(&request, port.policy.non_idempotent),
+            body: BodyDecoder::new(request.framing, &limits, 400),
+        },
+        reply: Reply::new(worker.buffer()),
+        client,
+        config,
+        port,
+        request,
+        client_moved: started,
+        ended: None,
+        logged: None,
+    };
+    if worker.shared.access_log.is_some() {
+        let line = exchange
+            .upload
+            .sent
+            .split(|byte| *byte == b'\r')
+            .next()
+            .unwrap_or_default()
+            .to_vec();
+        exchange.logged = Some(Box::new(Logged {
+            request_line: line,
+            endpoint: None,
+            attempts: 0,
+            reason: None,
+        }));
+    }
+    let end = exchange.run(timer, started).await;
+    exchange.record(&end, started);
+    let Exchange { upload, reply, .. } = exchange;
+    worker.give_back(upload.sent);
+    worker.give_back(reply.bytes);
+    end
+}
+
+impl Exchange<'_> {
+    async fn run(&mut self, mut timer: Pin<&mut Sleep>, started: Instant) -> End {
+        if let Err(reject) = self.preview() {
+            return Box::pin(self.answer(reject.status, reject.reason)).await;
+        }
+        // A body that will not fit the replay buffer cannot be sent twice either.
+        let fits = self
+            .upload
+            .body
+            .remaining()
+            .is_none_or(|length| length <= self.config.limits.replay_body as u64);
+        let mut attempts = Attempts::new(
+            started,
+            self.config.timeouts.request,
+            self.upload.repeatable && fits,
+        );
+        loop {
+            let found = attempts.connect(self.worker, self.client, &self.port).await;
+            let (lease, upstream) = match found {
+                Ok(found) => found,
+                Err(refusal) => return Box::pin(self.refused(refusal)).await,
+            };
+            if let Some(logged) = &mut self.logged {
+                logged.endpoint = Some(lease.endpoint().address);
+                logged.attempts += 1;
+            }
+            let mut attempt = Attempt::new(upstream, &self.limits);
+            let outcome = self
+                .attempt(&mut attempt, timer.as_mut(), attempts.deadline())
+                .await;
+            attempts.ended(&self.port, outcome.is_ok());
+            let lost = match outcome {
+                Ok(()) => return self.finish(attempt, lease).await,
+                Err(lost) => lost,
+            };
+            let endpoint = lease.endpoint().clone();
+            let wrote = attempt.up.wrote;
+            drop(attempt);
+            let Lost::Upstream { forced, stale } = lost else {
+                drop(lease);
+                return Box::pin(self.give_up(lost, &endpoint)).await;
+            };
+            let loss = Loss {
+                passed: self.reply.passed,
+                whole: self.upload.whole,
+                repeatable: self.upload.repeatable,
+                wrote,
+                forced,
+                stale,
+                shutdown: self.worker.cut.get(),
+                client_gone: self.client.stream.peer() == Peer::Gone,
+            };
+            let decision =
+                Box::pin(attempts.after(&loss, &endpoint, self.worker, &self.port)).await;
+            // Only now: the last drop of a lease writes the drain receipt, which counts this loss.
+            drop(lease);
+            if let Err(reason) = decision {
+                tracing::debug!(endpoint = %endpoint.address, ?reason, "not sent again");
+                let lost = match reason {
+                    GiveUp::Deadline => Lost::Deadline,
+                    _ => lost,
+                };
+                return Box::pin(self.give_up(lost, &endpoint)).await;
+            }
+            // What the client has received stays received.
+            self.reply.bytes.truncate(self.reply.interim);
+            // A replay sees the newest snapshot.
+            match self.worker.port(&self.client.listener) {
+                Some(port) => self.port = port,
+                None => return Box::pin(self.refused(Refusal::NoService)).await,
+            }
+        }
+    }
+
+    /// Checks the part of a chunked body that came with its head: a request that is malformed
+    /// already reaches no endpoint.
+    fn preview(&self) -> Result<(), Reject> {
+        if self.request.framing != Framing::Chunked || self.client.unread.is_empty() {
+            return Ok(());
+        }
+        let mut out = self.worker.buffer();
+        let seen = BodyDecoder::new(Framing::Chunked, &self.limits, 400).decode(
+            &self.client.unread,
+            Emit::Chunked,
+            &mut out,
+        );
+        self.worker.give_back(out);
+        seen.map(drop)
+    }
+
+    /// Runs one attempt until its response is written, the connection breaks, or time is over: the
+    /// drain deadline, the request's own, or the client's idle time.
+    async fn attempt(
+        &mut self,
+        attempt: &mut Attempt,
+        mut timer: Pin<&mut Sleep>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Lost> {
+        let local = attempt.upstream.local.clone();
+        let mut force = std::pin::pin!(local.force.cancelled());
+        let idle = self.config.timeouts.client_idle;
+        let mut limit = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        poll_fn(|cx| {
+            let outcome = self.poll_attempt(cx, attempt);
+            if self.reply.passed {
+                self.client.unanswered.set(false);
+            }
+            if outcome.is_ready() {
+                return outcome;
+            }
+            if force.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(Lost::Upstream {
+                    forced: true,
+                    stale: false,
+                }));
+            }
+            if let Some(limit) = &mut limit
+                && limit.as_mut().poll(cx).is_ready()
+            {
+                return Poll::Ready(Err(Lost::Deadline));
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                let blocked_by_client = !self.upload.body.is_done()
+                    || self.reply.written < self.reply.bytes.len()
+                    || attempt.down.lent.is_some();
+                if blocked_by_client && self.client_moved.elapsed() >= idle {
+                    return Poll::Ready(Err(Lost::Client(CloseReason::ClientTimeout)));
+                }
+                let from = if blocked_by_client {
+                    self.client_moved
+                } else {
+                    Instant::now()
+                };
+                timer.as_mut().reset((from + idle).into());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
