@@ -1,4 +1,4 @@
-//! The wiring: starts every thread, connects them, and waits for their end.
+//! The wiring: starts every thread, connects them, and waits for the control loop and the workers.
 //!
 //! [`start`] returns the bound addresses, so that tests run the same wiring as `ebbtide run`.
 
@@ -58,7 +58,6 @@ pub struct Running {
     pub admin: Admin,
     commands: mpsc::UnboundedSender<Command>,
     control: JoinHandle<()>,
-    pages: JoinHandle<()>,
     workers: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
     access_log: Option<AccessLogWriter>,
@@ -74,7 +73,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || watch_signals(&commands, config_path.as_deref()))?;
-    running.wait();
+    anyhow::ensure!(running.wait(), "the control loop has panicked");
     Ok(())
 }
 
@@ -168,7 +167,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         )?;
     }
     let stop_pages = CancellationToken::new();
-    let pages = start_pages(
+    start_pages(
         admin_place,
         admin.clone(),
         shared.clone(),
@@ -191,7 +190,6 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         admin,
         commands: commands_in,
         control,
-        pages,
         workers,
         shared,
         access_log: access_log_writer,
@@ -225,12 +223,11 @@ impl Running {
         let _ = self.commands.send(Command::Reload(Box::new(config)));
     }
 
-    /// Blocks until a shutdown is complete and all threads have ended.
-    pub fn wait(self) {
-        if self.control.join().is_err() {
-            tracing::error!("the control loop has panicked");
-        }
-        let _ = self.pages.join();
+    /// Blocks until a shutdown is complete: the control loop and the workers have ended, and the
+    /// access log is written. Returns `false` if the control loop has panicked. The admin pages are
+    /// not waited for, since a client that does not read would delay the end.
+    pub fn wait(self) -> bool {
+        let ended = self.control.join().is_ok();
         self.shared.post_all(|| WorkerCommand::Exit);
         for worker in self.workers {
             let _ = worker.join();
@@ -239,6 +236,7 @@ impl Running {
         if let Some(writer) = self.access_log {
             writer.finish(LAST_LINES);
         }
+        ended
     }
 }
 
@@ -321,12 +319,13 @@ fn start_pages(
     admin: Admin,
     shared: Arc<Shared>,
     stop: CancellationToken,
-) -> std::io::Result<JoinHandle<()>> {
+) -> std::io::Result<()> {
     let spare = move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All));
     spawn("admin", async move || match AdminListener::new(place) {
         Ok(listener) => server::serve(listener, admin, spare, stop).await,
         Err(error) => tracing::error!(%error, "no admin pages"),
-    })
+    })?;
+    Ok(())
 }
 
 /// Finds the API server. Runs on a thread of its own, since the caller may be inside a runtime.

@@ -1,7 +1,7 @@
 //! Probes: the control side connects to an endpoint before the endpoint is published, and again
 //! after it was ejected. A probe closes its connection immediately.
 //!
-//! Invariant: at most [`PROBES`] connects run at a time, and an endpoint has at most one probe.
+//! Invariant: at most [`PROBES`] connects run at a time.
 
 use std::rc::Rc;
 use std::sync::Arc;
