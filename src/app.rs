@@ -63,7 +63,8 @@ pub struct Running {
     access_log: Option<AccessLogWriter>,
 }
 
-/// Runs the proxy until a signal (SIGTERM, SIGINT) has shut it down. SIGHUP reads `config_path` again.
+/// Runs the proxy until a signal (SIGTERM, SIGINT) has shut it down. SIGHUP reads `config_path`
+/// again.
 ///
 /// # Errors
 /// [`Refused`], and whatever keeps a thread from starting.
@@ -241,8 +242,8 @@ impl Running {
 }
 
 /// Starts one thread a worker. Their mailboxes are unbounded: the sender, often the control loop,
-/// must never wait for a worker. A worker gets at most one message a client connection, and those are
-/// bounded by `limits.connections`; all other messages are few.
+/// must never wait for a worker. A worker gets at most one message a client connection, and those
+/// are bounded by `limits.connections`; all other messages are few.
 fn start_workers(
     config: &Arc<Config>,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -275,8 +276,8 @@ fn start_workers(
     Ok((shared, workers))
 }
 
-/// How many client connections this process can have: what is configured, or less where there are too
-/// few descriptors. A connection needs two descriptors, and the process keeps a reserve.
+/// How many client connections this process can have: what is configured, or less where there are
+/// too few descriptors. A connection needs two descriptors, and the process keeps a reserve.
 fn connection_limit(config: &Config) -> usize {
     let descriptors = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
     let affordable = descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(2) / 2;
