@@ -1,4 +1,4 @@
-# The image of `make image`, for those who build with Docker (with BuildKit):
+# The same image as `make image`, built with Docker (with BuildKit):
 #   docker build --build-arg EBBTIDE_COMMIT=$(git rev-parse --short=9 HEAD) -t ebbtide:dev .
 FROM rust:1.95-slim-bookworm AS build
 ARG EBBTIDE_COMMIT
@@ -10,8 +10,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     echo 'ebbtide:x:10901:' >/image/etc/group && \
     mkdir -m 1777 /image/tmp
 
-# Nothing else: no shell, and no CA certificates, since the only TLS it speaks is to the API server, whose CA comes with
-# the service account.
+# The image holds nothing else. It needs no shell. It needs no CA certificates, because Ebbtide
+# speaks TLS only to the API server, and that CA comes with the service account.
 FROM scratch
 COPY --from=build /image/ /
 LABEL org.opencontainers.image.title=ebbtide org.opencontainers.image.licenses=Apache-2.0

@@ -1,14 +1,61 @@
-.PHONY: image cluster cluster-down e2e
+# `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
+.PHONY: help build check fmt clippy doc test demo seeds fuzz deny advisories bench compare \
+	image cluster cluster-down e2e
 
-image: # target/ebbtide-image.tar, for `docker load`, `ctr images import`, `kind load image-archive`; no daemon needed
+help: # this list
+	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS="$$(printf '\t')" read -r target text; do printf '%-14s%s\n' "$$target" "$$text"; done
+
+build: # the program, as `cargo run --release` builds it: target/release/ebbtide
+	cargo build --locked --release
+
+check: fmt clippy doc # format, lints and documentation, without running a test
+
+fmt: # the format alone; `cargo fmt` mends it
+	cargo fmt --check
+
+clippy: # the lints alone, of every target
+	cargo clippy --locked --all-targets -- -D warnings
+
+doc: # the documentation alone: each link must lead somewhere
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+
+test: # every test, all of them even if one fails; EBBTIDE_SOAK=60s sets the length of the soak
+	cargo test --locked --no-fail-fast -- --nocapture
+
+demo: # a rolling update with and without Ebbtide, for 10 seconds
+	cargo run --locked --release -- demo --for 10s
+
+seeds: # each seed of each fuzz target once, on the stable toolchain (a C++ compiler)
+	fuzz/run.sh --seeds
+
+fuzz: # random inputs, RUNS=20000 or TIME=600 (seconds) a target: fuzz/README.md (nightly, cargo-fuzz)
+	fuzz/run.sh $(ARGS)
+
+deny: # licences, sources and bans of every dependency, from deny.toml (cargo-deny)
+	@# cargo-deny asks for every locked crate, those for other systems too.
+	cargo fetch --locked --quiet
+	cargo deny --offline --locked check licenses bans sources
+
+advisories: # known faults of the dependencies; asks for the advisory database (cargo-deny)
+	cargo deny --locked check advisories
+
+bench: # the parts: merge, head, pick and drain, as shipped; ARGS='--bench head' for one of them
+	cargo bench --locked $(or $(ARGS),--bench merge --bench head --bench pick --bench drain)
+
+compare: # Ebbtide beside its peers; ARGS=--write rewrites benches/README.md (20 minutes)
+	benches/compare/install.sh
+	cargo bench --locked --bench compare -- $(ARGS)
+
+image: # target/ebbtide-image.tar for `docker load` or `ctr images import`; needs no daemon
 	binary=$$(deploy/build-static) && deploy/image.py "$$binary" target/ebbtide-image.tar
 
-cluster: # a cluster of real parts on this machine: tests/cluster/README.md
+cluster: # a cluster of real parts on this machine: tests/cluster/README.md (root, Go)
 	tests/cluster/build.sh
 	tests/cluster/up.sh
 
-cluster-down:
+cluster-down: # takes the cluster away again
 	tests/cluster/down.sh
 
-e2e: cluster image # SHORT=1: short loads. ARGS='A C --columns ebbtide': some of the experiments
+e2e: cluster image # the promise in that cluster; SHORT=1 for short loads, ARGS='A C --columns ebbtide'
 	SHORT=$(SHORT) python3 tests/cluster/e2e.py $(ARGS)

@@ -1,4 +1,5 @@
-//! Gives the crate `EBBTIDE_COMMIT`: what the environment says, else git's short hash, else `unknown` (a tarball).
+//! Sets `EBBTIDE_COMMIT` for the crate: the environment's value, else git's short hash, else
+//! `unknown` (for example in an unpacked tarball).
 
 use std::path::Path;
 use std::process::Command;
@@ -16,15 +17,16 @@ fn main() {
 }
 
 fn commit_of_checkout() -> Option<String> {
-    // A tarball unpacked inside another repository must not take that one's commit.
+    // A tarball that is unpacked inside another repository must not take the commit of that
+    // repository.
     let top = git(&["rev-parse", "--show-toplevel"])?;
     if Path::new(&top).canonicalize().ok()?
         != Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().ok()?
     {
         return None;
     }
-    // A path that does not exist would make cargo run this again each time. The reflog sees every commit and checkout; where
-    // none is kept, the branch does.
+    // Cargo would run this script at each build if a path did not exist. The reflog changes with
+    // every commit and checkout. A repository without a reflog has the branch file instead.
     let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
     for name in ["HEAD", "logs/HEAD", "packed-refs"]
         .into_iter()

@@ -1,5 +1,5 @@
-//! From an event to the published table, and the end of ten thousand endpoints.
-#![allow(clippy::unwrap_used)] // A bench without its scene should stop.
+//! The time from an event to the published snapshot, and the drain of up to ten thousand endpoints.
+#![allow(clippy::unwrap_used)] // A bench that cannot build its scene should stop.
 
 #[path = "scene/mod.rs"]
 mod scene;
@@ -16,7 +16,7 @@ fn main() {
     divan::main();
 }
 
-/// One endpoint of one slice stops or starts to be ready: from the event to the published snapshot.
+/// From the event to the published snapshot: one endpoint of one slice becomes ready or not ready.
 #[divan::bench(args = COUNTS)]
 fn one_slice_change(bencher: Bencher, endpoints: usize) {
     let mut scene = Scene::of(endpoints);
@@ -27,7 +27,7 @@ fn one_slice_change(bencher: Bencher, endpoints: usize) {
     });
 }
 
-/// The part of it that is the merge of all slices.
+/// The merge of all slices of a Service.
 #[divan::bench(args = COUNTS)]
 fn merge_of_all_slices(bencher: Bencher, endpoints: usize) {
     let scene = Scene::of(endpoints);
@@ -35,7 +35,7 @@ fn merge_of_all_slices(bencher: Bencher, endpoints: usize) {
     bencher.bench_local(|| scene.world.merge(&name));
 }
 
-/// The words alone.
+/// Only the change of each endpoint's lease word.
 #[divan::bench(args = COUNTS)]
 fn begin_drain(bencher: Bencher, endpoints: usize) {
     bencher
@@ -46,7 +46,8 @@ fn begin_drain(bencher: Bencher, endpoints: usize) {
         });
 }
 
-/// Every endpoint leaves at once: published without them and drained, but not yet forgotten.
+/// All endpoints leave in one event. They are published away and drained; the table still holds
+/// them.
 #[divan::bench(args = COUNTS, sample_count = 10)]
 fn all_leave(bencher: Bencher, endpoints: usize) {
     bencher
@@ -57,7 +58,7 @@ fn all_leave(bencher: Bencher, endpoints: usize) {
         });
 }
 
-/// The same, until the table has forgotten them.
+/// The same, until the table has removed them.
 #[divan::bench(args = COUNTS, sample_count = 10)]
 fn all_leave_and_are_forgotten(bencher: Bencher, endpoints: usize) {
     bencher

@@ -1,4 +1,4 @@
-//! What a keep-alive exchange pays for its two heads.
+//! The cost of parsing and rewriting the two heads of a keep-alive exchange.
 #![allow(clippy::unwrap_used)] // A bench that cannot parse its own input should stop.
 
 use divan::{Bencher, black_box};
@@ -22,7 +22,7 @@ const REQUEST: &[u8] = b"GET /api/v1/orders/4711?expand=items HTTP/1.1\r\n\
     Cache-Control: no-cache\r\n\
     X-Request-Id: 8c0a3cde-5a8f-4f0e-9d5b-1f2a3b4c5d6e\r\n\r\n";
 
-/// 1 KiB, most of it in two long fields as applications have them.
+/// A head of 1 KiB. Most of it is in two long fields, as with real applications.
 fn response() -> Vec<u8> {
     let mut head = b"HTTP/1.1 200 OK\r\nDate: Mon, 03 Feb 2025 10:00:00 GMT\r\nServer: app/1.0\r\n\
         Content-Type: application/json; charset=utf-8\r\nContent-Length: 5120\r\nVary: Accept-Encoding\r\n\

@@ -1,4 +1,4 @@
-//! The merge of slices: one Service whole, and what one changed slice costs.
+//! The merge of slices: a whole Service, and the cost of one changed slice.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,7 +16,7 @@ fn main() {
     divan::main();
 }
 
-/// The aim: at most 2 ms for 10,000 endpoints.
+/// The target is at most 2 ms for 10,000 endpoints.
 #[divan::bench(args = [100, 1_000, 10_000])]
 fn merge(bencher: Bencher<'_, '_>, endpoints: u32) {
     let world = world(endpoints);
@@ -30,7 +30,7 @@ fn change_one_slice(bencher: Bencher<'_, '_>, endpoints: u32) {
     let mut turn = versions.iter().cycle();
     bencher
         .with_inputs(|| turn.next().cloned())
-        .bench_local_values(|slice| tell(&mut world, slice.into_iter()));
+        .bench_local_values(|slice| apply(&mut world, slice.into_iter()));
 }
 
 #[divan::bench(args = [10_000])]
@@ -41,7 +41,7 @@ fn change_one_slice_and_merge(bencher: Bencher<'_, '_>, endpoints: u32) {
     bencher
         .with_inputs(|| turn.next().cloned())
         .bench_local_values(|slice| {
-            tell(&mut world, slice.into_iter());
+            apply(&mut world, slice.into_iter());
             world.merge(&ObjectName::new("web", "app"))
         });
 }
@@ -60,19 +60,19 @@ fn one_pod_deleted(bencher: Bencher<'_, '_>, endpoints: u32) {
         .cycle();
     bencher
         .with_inputs(|| pods.next())
-        .bench_local_values(|pod| tell(&mut world, pod.into_iter()));
+        .bench_local_values(|pod| apply(&mut world, pod.into_iter()));
 }
 
-/// One Service, its endpoints in slices of 100, and their pods.
+/// A world with one Service, its endpoints in slices of 100, and their pods.
 fn world(endpoints: u32) -> World {
     let mut world = World::default();
-    tell(&mut world, (0..endpoints).map(pod).map(Object::Pod));
-    tell(&mut world, (0..endpoints / 100).map(|n| slice(n, true)));
-    tell(&mut world, std::iter::once(Object::Service(service())));
+    apply(&mut world, (0..endpoints).map(pod).map(Object::Pod));
+    apply(&mut world, (0..endpoints / 100).map(|n| slice(n, true)));
+    apply(&mut world, std::iter::once(Object::Service(service())));
     world
 }
 
-fn tell(world: &mut World, objects: impl Iterator<Item = Object>) -> Touched {
+fn apply(world: &mut World, objects: impl Iterator<Item = Object>) -> Touched {
     let (now, mut touched) = (Instant::now(), Touched::default());
     for object in objects {
         world.apply(Change::Apply(object), now, &mut touched);
@@ -102,7 +102,7 @@ fn service() -> ServiceObject {
 
 fn slice(n: u32, ready: bool) -> Object {
     let endpoint = |n: u32| SliceEndpoint {
-        // Scattered, as a cluster's addresses are.
+        // The addresses are scattered, as in a cluster.
         address: IpAddr::V4(Ipv4Addr::from(
             0x0a00_0000 | n.wrapping_mul(2_654_435_761) >> 8,
         )),

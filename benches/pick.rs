@@ -1,5 +1,6 @@
-//! What choosing an endpoint costs, lease and its return included: to be under 100 ns and flat in their number.
-#![allow(clippy::unwrap_used)] // A bench without its scene should stop.
+//! The cost of choosing an endpoint, including its lease and the return of the lease. The target is
+//! less than 100 ns, whatever the number of endpoints is.
+#![allow(clippy::unwrap_used)] // A bench that cannot build its scene should stop.
 
 #[path = "scene/mod.rs"]
 mod scene;
@@ -42,7 +43,7 @@ fn tcp(bencher: Bencher, endpoints: usize) {
     });
 }
 
-/// As in a rollout's worst moment: every other endpoint does not answer.
+/// The worst moment of a rollout: every second endpoint is ejected.
 #[divan::bench(args = COUNTS)]
 fn half_ejected(bencher: Bencher, endpoints: usize) {
     let scene = Scene::of(endpoints);

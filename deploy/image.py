@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""image.py BINARY OUT.tar: the container image of a static binary, as `docker load` reads it, without a daemon.
+"""image.py BINARY OUT.tar: makes the container image of a static binary for `docker load`, without a daemon.
 
-The same binary gives the same bytes. What the Dockerfile builds is this, too: keep them alike (tests/program/deploy.rs looks).
+The same binary gives the same bytes. The Dockerfile builds the same image. tests/program/deploy.rs
+checks that both are alike.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import tarfile
 
 TAG = "ebbtide:dev"
 UID = 10901  # the manifests' runAsUser
-LIMIT = 15_000_000  # bytes, of the whole archive
+LIMIT = 15_000_000  # bytes of the whole archive
 EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -51,7 +52,7 @@ def main(binary, out):
     manifest = encode([{"Config": f"{digest(config)}.json", "RepoTags": [TAG], "Layers": ["layer.tar"]}])
     image = tar({f"{digest(config)}.json": (0o644, config), "layer.tar": (0o644, layer), "manifest.json": (0o644, manifest)})
     if len(image) > LIMIT:
-        sys.exit(f"image.py: {out} would have {len(image):,} bytes, allowed are {LIMIT:,}; not written")
+        sys.exit(f"image.py: {out} would have {len(image):,} bytes, more than the limit of {LIMIT:,}; not written")
     out = pathlib.Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(image)
@@ -59,9 +60,9 @@ def main(binary, out):
 
 
 def inspect(program):
-    """The architecture of an ELF program; one that needs a dynamic loader would not start in an image without one."""
+    """Returns the architecture of an ELF program. Refuses one that needs a dynamic loader, since the image has none."""
     if program[:6] != b"\x7fELF\x02\x01":
-        sys.exit("image.py: no 64-bit little-endian ELF program")
+        sys.exit("image.py: the file is no 64-bit little-endian ELF program")
     machine, = struct.unpack_from("<H", program, 18)
     headers, = struct.unpack_from("<Q", program, 32)
     size, count = struct.unpack_from("<HH", program, 54)
@@ -73,7 +74,7 @@ def inspect(program):
 
 
 def tar(entries):
-    """Root's files, in this order, without a time. A name that ends in a slash is a folder."""
+    """Returns a tar of these files, owned by root, in this order, with time 0. A name that ends in a slash is a folder."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, (mode, data) in entries.items():

@@ -1,28 +1,50 @@
 #!/usr/bin/env bash
-# Fuzzes each target in turn, from the seeds that the tables of tests/wire/framing write.
-#   fuzz/run.sh [TARGET…]        bounded by count: RUNS (20000) each
-#   TIME=600 fuzz/run.sh         bounded by time: seconds each
-# Needs cargo-fuzz and a nightly toolchain (for the address sanitizer). A crash ends it: the input is in
-# fuzz/artifacts/TARGET, `cargo +nightly fuzz run TARGET FILE` runs it again; it becomes a test, then it is mended.
+# Runs the fuzz targets, one after the other. fuzz/README.md says what each proves.
+#   fuzz/run.sh --seeds [TARGET…]    each seed once: stable toolchain, and a C++ compiler for libFuzzer
+#   fuzz/run.sh [TARGET…]            new inputs, RUNS (20000) a target: nightly toolchain, cargo-fuzz
+#   TIME=600 fuzz/run.sh             new inputs for so many seconds a target
+# The first input that fails ends it. Its file is in fuzz/artifacts/TARGET.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 toolchain=${TOOLCHAIN:-nightly}
+build=${CARGO_TARGET_DIR:-target}
+only_seeds=
+[ "${1:-}" != --seeds ] || { only_seeds=yes && shift; }
 targets=("$@")
 [ "$#" -gt 0 ] || targets=(request response chunks detection manifest config)
 
-seeds=${CARGO_TARGET_DIR:-target}/fuzz-seeds
+# A test of the tables in tests/wire/framing writes the seeds.
 [ -n "${SEEDED:-}" ] || cargo test --locked --quiet --test wire seeds >/dev/null
-cargo "+$toolchain" fuzz build
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+options=(-timeout=10 -rss_limit_mb=2048)
 
+if [ -n "$only_seeds" ]; then
+    # In the crate's own target folder: most dependencies are there already, built for the tests.
+    cargo build --locked --quiet --manifest-path fuzz/Cargo.toml --target-dir "$build"
+    for target in "${targets[@]}"; do
+        mkdir -p "fuzz/artifacts/$target"
+        # In turn, so that the log's last seed is the one that failed.
+        if ! "$build/debug/$target" "${options[@]}" -artifact_prefix="fuzz/artifacts/$target/" \
+            "$build/fuzz-seeds/$target"/* >"$log" 2>&1; then
+            tail -60 "$log"
+            echo "seeds of $target: this one fails: $(sed -n 's/^Running: //p' "$log" | tail -1)"
+            exit 1
+        fi
+        echo "seeds of $target: $(grep -c '^Executed ' "$log") run, none fails"
+    done
+    exit
+fi
+
+cargo "+$toolchain" fuzz build
 for target in "${targets[@]}"; do
     mkdir -p "fuzz/corpus/$target"
-    cp -n "$seeds/$target"/* "fuzz/corpus/$target/" 2>/dev/null || true
+    cp -n "$build/fuzz-seeds/$target"/* "fuzz/corpus/$target/" 2>/dev/null || true
     case $target in manifest | config) words=yaml ;; *) words=http ;; esac
     bound=(-runs="${RUNS:-20000}")
     [ -z "${TIME:-}" ] || bound=(-max_total_time="$TIME")
-    log=$(mktemp)
-    if ! cargo "+$toolchain" fuzz run "$target" -- "${bound[@]}" -dict=fuzz/$words.dict -max_len=4096 -timeout=10 \
-        -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then
+    if ! cargo "+$toolchain" fuzz run "$target" -- "${options[@]}" "${bound[@]}" -dict=fuzz/$words.dict \
+        -max_len=4096 -print_final_stats=1 >"$log" 2>&1; then
         tail -60 "$log"
         echo "fuzz $target: an input to look at, see above"
         exit 1
@@ -32,5 +54,4 @@ for target in "${targets[@]}"; do
     last() { sed -n "s/.* $1: \([0-9]*\) .*/\1/p" "$log" | tail -1; }
     corpus=$(find "fuzz/corpus/$target" -type f | wc -l)
     echo "FIGURE fuzz $target: $execs executions in ${seconds} s, $(last cov) edges, $(last ft) features, corpus $corpus, 0 crashes"
-    rm -f "$log"
 done

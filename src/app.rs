@@ -1,4 +1,6 @@
-//! Binds everything, wires it, orders the shutdown. Returns the bound addresses, so that tests run the true wiring.
+//! The wiring: starts every thread, connects them, and waits for their end.
+//!
+//! [`start`] returns the bound addresses, so that tests run the same wiring as `ebbtide run`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
 
+/// What to do about an admin address that cannot be bound.
 fn cure(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::AddrInUse => "another program does; stop it, or choose another port",
@@ -49,18 +52,22 @@ fn cure(error: &std::io::Error) -> &'static str {
 
 /// A proxy that runs on its own threads.
 pub struct Running {
-    /// As bound.
+    /// The admin address as bound. A configured port 0 is resolved.
     pub admin_address: SocketAddr,
     /// Health, snapshot, drains and metrics, as the admin pages read them.
     pub admin: Admin,
     commands: mpsc::UnboundedSender<Command>,
     control: JoinHandle<()>,
+    pages: JoinHandle<()>,
     workers: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
     access_log: Option<AccessLogWriter>,
 }
 
-/// `ebbtide run`: until SIGTERM or SIGINT and the shutdown they begin. `config_path` is read again at SIGHUP.
+/// Runs the proxy until a signal (SIGTERM, SIGINT) has shut it down. SIGHUP reads `config_path` again.
+///
+/// # Errors
+/// [`Refused`], and whatever keeps a thread from starting.
 pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     let running = start(config)?;
     let commands = running.commands.clone();
@@ -71,7 +78,10 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts workers, control loop and admin pages; returns at once.
+/// Starts the workers, the control loop, the source and the admin pages. Does not wait for them.
+///
+/// # Errors
+/// [`Refused`], and whatever keeps a thread from starting.
 pub fn start(config: Config) -> anyhow::Result<Running> {
     let config = Arc::new(config);
     let metrics = Metrics::new()?;
@@ -85,7 +95,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         health,
         started: Instant::now(),
     };
-    // Without its admin pages nobody could see how the proxy does.
+    // Without the admin pages nobody could see the state of the proxy, so it does not start.
     let admin_place = listener::bind(config.admin).map_err(|error| {
         Refused::new(
             "admin.address",
@@ -157,43 +167,31 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             metrics.clone(),
         )?;
     }
-    let pages = admin.clone();
-    let spare = {
-        let shared = shared.clone();
-        move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All))
-    };
-    let control = std::thread::Builder::new()
-        .name("control".into())
-        .spawn(move || {
-            let runtime = match Builder::new_current_thread()
-                .enable_all()
-                .build_local(LocalOptions::default())
-            {
-                Ok(runtime) => runtime,
-                Err(error) => return tracing::error!(%error, "cannot start the control loop"),
-            };
-            runtime.block_on(async move {
-                let stop = CancellationToken::new();
-                match AdminListener::new(admin_place) {
-                    Ok(listener) => drop(tokio::spawn(server::serve(
-                        listener,
-                        pages,
-                        spare,
-                        stop.clone(),
-                    ))),
-                    Err(error) => tracing::error!(%error, "no admin pages"),
-                }
-                tokio::task::spawn_local(feed(config, messages_in, metrics));
-                control.run().await;
-                stop.cancel();
-            });
+    let stop_pages = CancellationToken::new();
+    let pages = start_pages(
+        admin_place,
+        admin.clone(),
+        shared.clone(),
+        stop_pages.clone(),
+    )?;
+    if !matches!(config.discovery, Discovery::Kubernetes(_)) {
+        spawn("discovery", async move || {
+            feed(config, messages_in, metrics).await
         })?;
+    }
+    // The pages end with the loop, also when it panics.
+    let pages_end = stop_pages.drop_guard();
+    let control = spawn("control", async move || {
+        let _pages_end = pages_end;
+        control.run().await;
+    })?;
     tracing::info!(address = %admin_address, "admin listening");
     Ok(Running {
         admin_address,
         admin,
         commands: commands_in,
         control,
+        pages,
         workers,
         shared,
         access_log: access_log_writer,
@@ -201,13 +199,13 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
 }
 
 impl Running {
-    /// Whether what is published is all in force: the drains that came with it have begun. For tests.
+    /// Whether the drains that belong to the published snapshot have begun. For tests.
     #[doc(hidden)]
     pub fn is_settled(&self) -> bool {
         self.admin.snapshot.load().generation <= *self.shared.generation.borrow()
     }
 
-    /// The bound address of a listener, once it is bound.
+    /// The address of a listener; `None` while it is not bound.
     pub fn listener(&self, name: &str) -> Option<SocketAddr> {
         let state = self.admin.health.state();
         state
@@ -217,21 +215,22 @@ impl Running {
             .map(|l| l.address)
     }
 
-    /// Begins a shutdown; the second call ends at once.
+    /// Begins a shutdown. A second call ends the process's connections immediately.
     pub fn shutdown(&self) {
         let _ = self.commands.send(Command::Shutdown);
     }
 
-    /// Takes a new configuration in, as SIGHUP does.
+    /// Takes in a new configuration, as SIGHUP does.
     pub fn reload(&self, config: Config) {
         let _ = self.commands.send(Command::Reload(Box::new(config)));
     }
 
-    /// Blocks until a shutdown is complete.
+    /// Blocks until a shutdown is complete and all threads have ended.
     pub fn wait(self) {
         if self.control.join().is_err() {
             tracing::error!("the control loop has panicked");
         }
+        let _ = self.pages.join();
         self.shared.post_all(|| WorkerCommand::Exit);
         for worker in self.workers {
             let _ = worker.join();
@@ -243,6 +242,9 @@ impl Running {
     }
 }
 
+/// Starts one thread a worker. Their mailboxes are unbounded: the sender, often the control loop,
+/// must never wait for a worker. A worker gets at most one message a client connection, and those are
+/// bounded by `limits.connections`; all other messages are few.
 fn start_workers(
     config: &Arc<Config>,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -275,7 +277,8 @@ fn start_workers(
     Ok((shared, workers))
 }
 
-/// The smaller of what is configured and what descriptors allow: two a connection, and a reserve.
+/// How many client connections this process can have: what is configured, or less where there are too
+/// few descriptors. A connection needs two descriptors, and the process keeps a reserve.
 fn connection_limit(config: &Config) -> usize {
     let descriptors = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
     let affordable = descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(2) / 2;
@@ -293,7 +296,40 @@ fn connection_limit(config: &Config) -> usize {
         .min(Semaphore::MAX_PERMITS)
 }
 
-/// On a thread of its own, since the caller may be inside a runtime.
+/// Starts a thread that runs one future on a runtime of its own.
+fn spawn<F: Future<Output = ()>>(
+    name: &'static str,
+    run: impl FnOnce() -> F + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            match Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default())
+            {
+                Ok(runtime) => runtime.block_on(run()),
+                Err(error) => tracing::error!(%error, "the {name} thread cannot run"),
+            }
+        })
+}
+
+/// The admin pages have a thread of their own: rendering them can take seconds, and must delay no
+/// drain.
+fn start_pages(
+    place: listener::Bound,
+    admin: Admin,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) -> std::io::Result<JoinHandle<()>> {
+    let spare = move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All));
+    spawn("admin", async move || match AdminListener::new(place) {
+        Ok(listener) => server::serve(listener, admin, spare, stop).await,
+        Err(error) => tracing::error!(%error, "no admin pages"),
+    })
+}
+
+/// Finds the API server. Runs on a thread of its own, since the caller may be inside a runtime.
 fn locate(wanted: &settings::Kubernetes) -> anyhow::Result<kube::Config> {
     let look = || -> anyhow::Result<kube::Config> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -303,7 +339,8 @@ fn locate(wanted: &settings::Kubernetes) -> anyhow::Result<kube::Config> {
     located.map_err(|_| anyhow::anyhow!("reading the kubeconfig has panicked"))?
 }
 
-/// The API server has a thread of its own: reading a list of 10,000 endpoints must not keep the control loop from a drain.
+/// Reads the API server on a thread of its own: reading a list of 10,000 endpoints must delay no
+/// drain.
 fn feed_from_api_server(
     api_server: kube::Config,
     wanted: kubernetes::Wanted,
@@ -326,7 +363,7 @@ fn feed_from_api_server(
     Ok(())
 }
 
-/// Runs the source of truth until the control loop no longer listens.
+/// Runs a source other than the API server, until the control loop has ended.
 async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metrics>) {
     match &config.discovery {
         Discovery::Files { path } => {
@@ -335,7 +372,7 @@ async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metr
             })
             .await;
         }
-        Discovery::Kubernetes(_) => {} // has a thread of its own
+        Discovery::Kubernetes(_) => {} // See `feed_from_api_server`.
         Discovery::Static { to } => {
             for listener in &config.listeners {
                 let PortRef::Number(port) = listener.port else {
@@ -355,7 +392,7 @@ async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metr
     }
 }
 
-/// SIGTERM and SIGINT shut down, SIGHUP reads the configuration again.
+/// Turns signals into commands: SIGTERM and SIGINT shut down, SIGHUP reads the configuration again.
 fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<&Path>) {
     let watch = async {
         let mut term = signal(SignalKind::terminate())?;
@@ -368,7 +405,7 @@ fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<
                 _ = hup.recv() => match config_path.map(Config::load) {
                     Some(Ok(config)) => Command::Reload(Box::new(config)),
                     Some(Err(error)) => {
-                        tracing::error!(%error, "configuration not taken; the old one stays in force");
+                        tracing::error!(%error, "the new configuration is refused; the old one stays in force");
                         continue;
                     }
                     None => continue,
@@ -385,7 +422,7 @@ fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<
     }
 }
 
-/// How long the access log's last lines may take.
+/// How long writing the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Descriptors kept for listeners, the runtime, admin and manifests.
+/// Descriptors kept for listeners, the runtime, the admin pages and manifests.
 const DESCRIPTOR_RESERVE: usize = 512;

@@ -1,4 +1,5 @@
-//! Arguments of the `ebbtide` command, and the configuration that `ebbtide proxy` makes of its own.
+//! The arguments of the `ebbtide` command, and the configuration that `ebbtide proxy` builds from
+//! its arguments.
 
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
@@ -11,30 +12,33 @@ use ebbtide::config::{fault, value};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol};
 
-/// A Layer-4 connection-draining proxy: rollouts that cost no client a request or its connection.
+/// A connection-draining TCP and HTTP/1.1 proxy: rollouts cost no client a request or its
+/// connection
 #[derive(Debug, Parser)]
 #[command(version = ebbtide::VERSION, after_help = START, propagate_version = true)]
 pub struct Cli {
+    /// The subcommand with its arguments.
     #[command(subcommand)]
     pub command: Command,
 }
 
 const START: &str = "\
 Start here:
-  ebbtide demo                                             watch a rolling update with and without Ebbtide
+  ebbtide demo                                    shows a rolling update with and without Ebbtide
   ebbtide proxy --listen 127.0.0.1:8080 --to 127.0.0.1:8081,127.0.0.1:8082
-  ebbtide check --config config/standalone.yaml            what would be served, and what is wrong
+  ebbtide check --config config/standalone.yaml   shows what would be served, and what is wrong
   ebbtide run --config config/standalone.yaml
-  ebbtide drill --namespace default                        the demo on your own cluster
+  ebbtide drill --namespace default               runs the demo on your own cluster
 
 Exit codes: 0 clean, 1 failed at work, 2 refused to start.";
 
+/// The subcommands. Their doc comments are the texts of --help.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the proxy by a configuration file
+    /// Run the proxy with a configuration file
     ///
-    /// SIGHUP re-reads the file; SIGTERM and SIGINT stop accepting, let clients finish and end with exit code 0; a
-    /// second one ends at once.
+    /// SIGHUP reads the file again. SIGTERM and SIGINT begin a shutdown: the proxy stops accepting,
+    /// lets clients finish, and ends with exit code 0. A second one ends the process immediately.
     Run {
         /// Configuration file (YAML; `ebbtide schema` describes it)
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
@@ -44,38 +48,41 @@ pub enum Command {
     Proxy(Proxy),
     /// Validate configuration and manifests (or the cluster), and print what would be served
     ///
-    /// Nothing is started or changed. Of a cluster it also tells whether its version, our rights and the claims are in
-    /// order. Exit code 0, or 2 if the configuration, a manifest or the cluster is broken; warnings leave it at 0.
+    /// Starts nothing and changes nothing. Of a cluster it also reports whether the version, the
+    /// granted rights and the claims are in order. The exit code is 2 if the configuration, a
+    /// manifest or the cluster is broken, and 0 otherwise. Warnings do not change it.
     Check {
         /// Configuration file
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
         config: PathBuf,
     },
-    /// Show on this machine what Ebbtide is for: sample application, load and a rolling update
+    /// Show on this machine what Ebbtide does: a sample application, load and a rolling update
     ///
-    /// First through a balancer that learns of a leaving endpoint one second late, then through Ebbtide. Needs nothing
-    /// else. Exit code 0 only if Ebbtide failed no request and lost no client socket.
+    /// First through a balancer that learns of a leaving endpoint one second late, then through
+    /// Ebbtide. Nothing else is needed. The exit code is 0 only if Ebbtide failed no request and
+    /// lost no client socket.
     Demo {
         /// How long the load runs in each phase
-        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::command::demo::load_time)]
+        #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = ebbtide::command::demo::load::load_time)]
         load: Duration,
-        /// Keep rolling until Ctrl-C and print the status page's address
+        /// Keep rolling until Ctrl-C, and print the address of the status page
         #[arg(long)]
         stay: bool,
     },
-    /// The demo on your own cluster: sample application behind Ebbtide, load, rolling updates, receipt
+    /// Run the demo on your own cluster: sample application, load and rolling updates
     ///
-    /// First through a NodePort as it is, then through one that Ebbtide serves. Needs a kubeconfig (or a service account)
-    /// that may create Deployments and Services in the namespace and list nodes, and a way to the nodes' addresses. What
-    /// it makes is labelled app.kubernetes.io/managed-by=ebbtide-drill, and is removed however it ends. Exit code 0 only if
-    /// Ebbtide failed no request and lost no client socket.
+    /// First through a NodePort as it is, then through one that Ebbtide serves. Needs a kubeconfig
+    /// (or a service account) that may create Deployments and Services in the namespace and list
+    /// nodes. Needs network access to the nodes' addresses. All objects that it makes carry the
+    /// label app.kubernetes.io/managed-by=ebbtide-drill. They are removed, however the drill ends.
+    /// The exit code is 0 only if Ebbtide failed no request and lost no client socket.
     Drill(ebbtide::command::drill::settings::Settings),
-    /// Print services, endpoints and running drains of a running proxy
+    /// Print Services, endpoints and running drains of a running proxy
     Status {
-        /// Where its admin pages are
+        /// The address of its admin pages
         #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
         admin: String,
-        /// Print again as things change, until Ctrl-C
+        /// Print again each second, until Ctrl-C
         #[arg(long, short)]
         watch: bool,
     },
@@ -88,6 +95,7 @@ pub enum Command {
 
 const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
 
+/// The arguments of `ebbtide proxy`.
 #[derive(Debug, Args)]
 pub struct Proxy {
     /// Where clients connect; port 0: any free port
@@ -96,7 +104,7 @@ pub struct Proxy {
     /// The endpoints, separated by commas
     #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = value::address)]
     to: Vec<SocketAddr>,
-    /// What clients speak: auto, http or tcp
+    /// The clients' protocol: auto, http or tcp
     #[arg(long, default_value = "auto", value_parser = protocol)]
     protocol: Protocol,
     /// Where the admin pages are served
@@ -105,7 +113,11 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// One listener `proxy` for port 80 of the Service `default/proxy`; all else as a file's defaults.
+    /// A configuration with one listener `proxy` for port 80 of the Service `default/proxy`. All
+    /// other fields have the defaults of a file.
+    ///
+    /// # Errors
+    /// Two addresses are the same, or an endpoint has port 0.
     pub fn config(self) -> Result<Config, fault::Error> {
         let refused = |path: &str, what: String| fault::Error {
             file: "proxy".into(),
@@ -115,7 +127,7 @@ impl Proxy {
         };
         if self.listen.port() != 0 && self.listen == self.admin {
             let what = format!(
-                "{} is the address of --admin too, expected one of its own",
+                "{} is also the address of --admin, expected another address",
                 self.listen
             );
             return Err(refused("--listen", what));
@@ -124,7 +136,7 @@ impl Proxy {
             if to.port() == 0 {
                 return Err(refused(
                     "--to",
-                    format!("{to} has port 0, expected the endpoint's own"),
+                    format!("{to} has port 0, expected the endpoint's port"),
                 ));
             }
             if self.to[..index].contains(to) {
@@ -154,7 +166,10 @@ fn protocol(text: &str) -> Result<Protocol, String> {
     Protocol::parse(text).ok_or_else(|| "expected auto, http or tcp".to_owned())
 }
 
-/// Writes to standard output; a reader that has gone away (`| head`) is no error.
+/// Writes to standard output. A closed pipe (`| head`) is no error.
+///
+/// # Errors
+/// Standard output cannot be written.
 pub fn print(text: &str) -> std::io::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -1,46 +1,90 @@
-//! Ebbtide: a connection-draining TCP and HTTP/1.1 proxy for Kubernetes, with which a rollout costs no client a request
-//! or its connection.
+//! Ebbtide: a connection-draining TCP and HTTP/1.1 proxy for Kubernetes. A rollout behind it costs no
+//! client a request or its connection.
 //!
-//! # The way of the data
+//! `docs/contract.md` says what is promised, `docs/architecture.md` how the code is laid out.
+//!
+//! # The map
+//!
+//! Each room imports only from rooms below it. Rooms in one line do not import each other.
+//! `tests/layers.rs` holds this.
 //!
 //! ```text
-//! files | kubernetes -> discovery::Message -> control -> World::apply, World::merge
-//!     -> RoutingTable::apply: publish the Snapshot, then begin_drain each leaver
-//! accept -> session -> snapshot -> balancer::pick -> Lease -> pool or connect (dispatch) -> exchange or relay
-//! begin_drain -> workers drop idle upstreams -> in flight finishes | deadline -> force -> drained (log, metric, receipt)
+//! main, cli            exit codes, arguments
+//! app                  starts the threads and connects them
+//! command              check, demo, drill, status
+//! control | admin      the control loop, listeners, shutdown | pages, metrics
+//! routing | proxy      objects -> table -> snapshot, drains | accept -> endpoint
+//! observe              metrics, health, log, access log
+//! discovery            the sources: a folder, the API server, fixed endpoints
+//! cluster              the way to the API server, rights, Events
+//! config               the file, its checks, annotations
+//! contract | net | wire | text
+//!                      endpoints, leases, snapshot | the kernel | HTTP without IO | text to print
+//! ```
+//!
+//! # An EndpointSlice event, to `begin_drain`
+//!
+//! ```text
+//! discovery/{kubernetes,files}.rs    reads the event
+//! discovery/manifest.rs              makes an object of it
+//! discovery/source.rs                Message::Changes, with the time of arrival
+//! control/event_loop.rs              on_message
+//! routing/world/apply.rs             World::apply: stores it, notes what it touches
+//! routing/world/merge.rs             the endpoints of each touched Service port (pure)
+//! routing/table.rs                   RoutingTable::apply: differences become one change
+//! contract/snapshot.rs               the snapshot without the leavers is published
+//! routing/drains.rs                  Log::begin: the receipt
+//! contract/{endpoint,lease}.rs       begin_drain: from here on no lease is granted
+//! ```
+//!
+//! # A request, from accept to response
+//!
+//! ```text
+//! proxy/accept.rs                    accepts, or hands over to a worker with less to do
+//! proxy/session.rs, detect.rs        one client connection; TCP or HTTP
+//! proxy/http/serve.rs                reads the head (wire/head.rs)
+//! proxy/http/forward.rs              runs attempt after attempt
+//! proxy/http/attempts.rs, replay.rs  the retry policy
+//! proxy/dispatch.rs                  hold, or a lease and then a connection
+//! proxy/balancer.rs, upstream.rs     picks the endpoint; the pool
+//! proxy/http/transfer.rs             both directions of an attempt: upload.rs, download.rs
+//! wire/{body,fields}.rs              what is forwarded, canonical
+//! proxy/http/end.rs                  pool, close or visible cut; the record
 //! ```
 //!
 //! # Where a terminating endpoint leaves rotation
 //!
-//! The predicate is [`endpoint::Endpoint::enter`] (its one word of state is [`lease::Word`]), the action is
-//! [`routing::RoutingTable::apply`], the proof is the first test of `tests/proxy/drain.rs`.
+//! The predicate is [`contract::endpoint::Endpoint::enter`]; its one word of state is
+//! [`contract::lease::Word`]. The action is [`routing::table::RoutingTable::apply`]. The proof is the
+//! first test of `tests/proxy/drain.rs`.
 //!
 //! # What holds the promise
 //!
 //! | invariant | file | proved by |
 //! |---|---|---|
-//! | no lease after `begin_drain` has returned; *drained* is reported once | [`lease`] | `tests/loom.rs` |
-//! | the snapshot is published before its leavers drain | [`routing`] | `tests/loom.rs`, `tests/discovery/routing.rs` |
-//! | events in any order and repetition end in the same table | [`discovery::slices`] | its property test |
-//! | what a watch has not told whole changes nothing; what it told last stays in force | [`discovery::kubernetes`] | `tests/discovery/kubernetes/` |
-//! | only usable endpoints are picked, a last resort only where none is | [`balancer`] | `tests/discovery/routing.rs`, `tests/proxy/choice.rs` |
-//! | a lease is entered before its connection is chosen; a failed connect costs a client nothing | [`dispatch`] | `tests/proxy/{tcp,join}.rs` |
-//! | whoever waits is bounded, and leaves no place taken | [`hold`] | `tests/proxy/hold.rs` |
-//! | nothing is replayed once a byte of a final response has passed; what may not run twice does not | [`http::exchange`], [`http::replay`] | `tests/proxy/replay.rs` |
-//! | strict in, canonical out, wherever the bytes are split | [`http::head`], [`http::body`] | `tests/wire/http_table.rs`, `tests/proxy/wire.rs` |
-//! | an end is passed on as what it was | [`relay`] | `tests/proxy/tcp.rs` |
-//! | nothing is unbounded | [`listener`], [`worker`], [`session`] | `tests/proxy/bounds.rs` |
-//! | whoever attacks costs little, and nobody waits for more than his turn | [`worker`], [`turns`] | `tests/hostile/attacks/` |
+//! | no lease after `begin_drain` has returned; "drained" is reported once | [`contract::lease`] | `tests/loom.rs` |
+//! | the snapshot is published before its leavers drain | [`routing::table`] | `tests/loom.rs`, `tests/discovery/routing.rs` |
+//! | events in any order and repetition end in the same table | [`routing::world`] | `src/routing/world/tests.rs` |
+//! | half a list changes nothing; without the API server the last table stays in force | [`discovery::kubernetes`] | `tests/discovery/kubernetes/` |
+//! | only usable endpoints are picked, the last resort only without them | [`proxy::balancer`] | `tests/discovery/routing.rs`, `tests/proxy/choice.rs` |
+//! | a lease is entered before its connection is chosen; a failed connect costs a client nothing | [`proxy::dispatch`] | `tests/proxy/{tcp,join}.rs` |
+//! | a hold queue is bounded, and a client that leaves frees its place | [`contract::hold`] | `tests/proxy/hold.rs` |
+//! | nothing is replayed once a byte of a final response has passed; what may not run twice does not | [`proxy::http::attempts`], [`proxy::http::replay`] | `tests/proxy/replay.rs` |
+//! | strict in, canonical out, wherever the bytes are split | [`wire::head`], [`wire::body`] | `tests/wire/`, `tests/proxy/wire.rs` |
+//! | a FIN stays a FIN, a reset stays a reset | [`proxy::relay`] | `tests/proxy/tcp.rs` |
+//! | nothing is unbounded | [`proxy::accept`], [`proxy::worker`], [`proxy::session`] | `tests/proxy/bounds.rs` |
+//! | a hostile connection costs little, and each connection gets its turn | [`net::turns`], [`proxy::worker`] | `tests/hostile/attacks/` |
 //! | a shutdown cuts nothing before its time | [`control`], [`app`] | `tests/proxy/shutdown.rs` |
-//! | two processes on one node, and one answers for the admin address | [`admin::listener`] | `tests/proxy/shutdown.rs` |
+//! | of two processes on one node, one serves the admin address | [`admin::listener`] | `tests/proxy/shutdown.rs` |
+//! | rooms import downwards only | | `tests/layers.rs` |
 //! | all of it, where the race is real | | `tests/cluster/` (`make e2e`) |
 //!
 //! # Threads
 //!
-//! One worker per core, each with its own single-threaded runtime, its own accept sockets, pools and buffers; one control
-//! thread for the routing table, listeners, timers and the admin pages, and for a folder of manifests; one for the API
-//! server's watches and Events. Between them there are only the published snapshot, the endpoints' atomics, a generation
-//! `watch` and the mailboxes.
+//! One worker for each core, each with its own single-threaded runtime, accept sockets, pools and
+//! buffers. One control thread: the single writer of the routing table. One thread for the source,
+//! one for the admin pages, one for signals. Between them there are only the published snapshot, the
+//! endpoints' atomics, a generation `watch` and queues.
 
 /// The crate's version with the commit it was built from, e.g. `0.1.0 (1a2b3c4)`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("EBBTIDE_COMMIT"), ")");

@@ -1,5 +1,6 @@
-//! The `ebbtide` command: arguments, configuration, then one call into the library. Exit codes: 0 clean, 1 failed at
-//! work, 2 refused to start, which is what a [`fault::Error`] or a [`fault::Refused`] means.
+//! The `ebbtide` command: reads the arguments and the configuration, then makes one call into the
+//! library. Exit codes: 0 for a clean end, 1 for a failure at work, 2 for a refused start. A
+//! [`fault::Error`] or a [`fault::Refused`] means 2.
 
 mod cli;
 
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ebbtide::app;
-use ebbtide::command::{demo, drill, status};
+use ebbtide::command::{check, demo, drill, status};
 use ebbtide::config::fault;
 use ebbtide::config::settings::Config;
 use ebbtide::observe::log;
@@ -38,7 +39,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             app::run(config, None)?;
         }
         Command::Check { config } => {
-            let report = ebbtide::command::check::check(&config)?;
+            let report = check::run::check(&config)?;
             cli::print(&report.text)?;
             report
                 .problems
@@ -51,10 +52,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }));
         }
         Command::Demo { load, stay } => {
-            return Ok(ExitCode::from(if demo::run(load, stay)? { 0 } else { 1 }));
+            return Ok(ExitCode::from(if demo::show::run(load, stay)? {
+                0
+            } else {
+                1
+            }));
         }
         Command::Drill(settings) => {
-            return Ok(ExitCode::from(if drill::run(&settings)? { 0 } else { 1 }));
+            return Ok(ExitCode::from(if drill::run::run(&settings)? {
+                0
+            } else {
+                1
+            }));
         }
         Command::Status { admin, watch } => status::status(&admin, watch)?,
         Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Rewrites the table of tests/README.md from the FIGURE lines of a test log:
+# Rewrites the table of tests/FIGURES.md from the FIGURE lines of a test log:
 #   cargo test --locked --no-fail-fast -- --nocapture | tests/figures.sh      (or: tests/figures.sh LOG...)
-# A line is `FIGURE <group> <name>: <text>`. Groups that the logs do not hold keep the rows they had.
+# A line is `FIGURE <group> <name>: <text>`. A group that the logs do not contain keeps its rows.
 set -euo pipefail
 cd "$(dirname "$0")"
 python3 -c '
@@ -16,7 +16,7 @@ COMMANDS = {
     "fuzz": "TIME=600 fuzz/run.sh {name}",
     "sanitize": "tests/sanitize.sh {name}",
 }
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+HEADER = ["| group | what | figure | repeat |", "|---|---|---|---|"]
 found = {}
 for line in fileinput.input(sys.argv[1:], encoding="utf-8", errors="replace"):
     # The test harness may write `test name ... ` before it, on the same line.
@@ -26,13 +26,12 @@ for line in fileinput.input(sys.argv[1:], encoding="utf-8", errors="replace"):
         found.setdefault(group, {})[name] = text
 if not found:
     sys.exit("no FIGURE line in the log: the table stays as it is")
-page = open("README.md", encoding="utf-8").read()
-head, rest = page.split(BEGIN)
-old, tail = rest.split(END)
+page = open("FIGURES.md", encoding="utf-8").read()
+head, old = page.split("\n".join(HEADER) + "\n")
 rows = {}
-for row in old.strip().splitlines()[2:]:
+for row in old.splitlines():
     cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
-    # A short soak, or one fuzz target alone, does not put out what others have shown.
+    # A short soak or a single fuzz target keeps the rows of the other runs.
     if cells[0] not in found or cells[0] in ("soak", "fuzz", "sanitize") and cells[1] not in found[cells[0]]:
         rows.setdefault(cells[0], []).append(row)
 for group, names in found.items():
@@ -43,7 +42,7 @@ for group, names in found.items():
         if "--test proxy faults" in command and text.startswith("1000 seeds"):
             command = f"EBBTIDE_FULL=1 {command}"
         rows.setdefault(group, []).append(f"| {group} | {name} | {text} | `{command}` |")
-table = ["| group | what | figure | repeat |", "|---|---|---|---|"] + [row for group in sorted(rows) for row in rows[group]]
-open("README.md", "w", encoding="utf-8").write(head + BEGIN + "\n" + "\n".join(table) + "\n" + END + tail)
+table = HEADER + [row for group in sorted(rows) for row in rows[group]]
+open("FIGURES.md", "w", encoding="utf-8").write(head + "\n".join(table) + "\n")
 print(sum(map(len, found.values())), "figures of", ", ".join(sorted(found)))
 ' "$@"

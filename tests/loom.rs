@@ -1,16 +1,18 @@
-#![allow(clippy::unwrap_used)] // A model thread that panics has failed.
-//! The lease, proven: loom runs every interleaving (and every stale read that the memory model allows) of the very lines
-//! of `src/lease.rs`, compiled here against its own atomics. So that the models are known to see something, each mistake
-//! that one could make there is a mutant below, which has to fail.
+#![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed model.
+//! A proof of the lease (contract 1.1). Loom runs every interleaving, and every stale read that the
+//! memory model allows, of the code of `src/contract/lease.rs`. That file is compiled here against
+//! loom's atomics. To show that the models can find a mistake, each likely mistake is a mutant
+//! below, and each mutant must fail.
 
-/// What `src/lease.rs` finds under this name in the library are std's.
+/// In the library this module holds std's atomics.
 mod sync {
     pub use loom::sync::atomic::{AtomicU64, Ordering};
 }
 #[path = "../src/contract/lease.rs"]
 mod lease;
 
-// Not loom's: its drop aborts the process when a model panics, as mutants do.
+// This is std's, not loom's: loom's aborts the process at drop when a model panics, and mutants
+// panic.
 use std::sync::Arc;
 
 use lease::{Drained, Word};
@@ -45,11 +47,11 @@ impl Lease for Word {
     }
 }
 
-/// An endpoint with what its users do to it. All but `word` is relaxed: what a reader may count on has to come from the
-/// lease's own orderings.
+/// An endpoint, with the work that is done on it. All fields but `word` use relaxed order, so that
+/// only the lease's own orderings can make a read safe.
 struct Endpoint<L> {
     word: L,
-    /// By worker: a request is on it.
+    /// For each worker: a request is in flight.
     in_use: [AtomicBool; 2],
     reports: AtomicUsize,
     begun: AtomicBool,
@@ -65,7 +67,7 @@ impl<L: Lease> Endpoint<L> {
         })
     }
 
-    /// One dispatch, if a lease is granted.
+    /// One dispatch, if the lease is granted.
     fn dispatch(&self, worker: usize) -> bool {
         let begun = self.begun.load(Ordering::Acquire);
         if !self.word.enter() {
@@ -76,22 +78,22 @@ impl<L: Lease> Endpoint<L> {
         true
     }
 
-    /// What is done under a lease that is held already, and its end.
+    /// The work under a lease that is already held, and the end of the lease.
     fn work(&self, worker: usize) {
         self.in_use[worker].store(true, Ordering::Relaxed);
         assert_eq!(
             self.reports.load(Ordering::Acquire),
             0,
-            "a holder of a lease saw drained"
+            "drained was reported to a holder of a lease"
         );
         self.in_use[worker].store(false, Ordering::Relaxed);
         let drained = self.word.leave();
-        self.hear(drained);
+        self.report(drained);
     }
 
     fn drain(&self) {
         let drained = self.word.begin_drain();
-        self.hear(drained);
+        self.report(drained);
         self.begun.store(true, Ordering::Release);
         assert!(
             !self.word.enter(),
@@ -99,14 +101,14 @@ impl<L: Lease> Endpoint<L> {
         );
     }
 
-    fn hear(&self, drained: Drained) {
+    fn report(&self, drained: Drained) {
         if drained == Drained::Report {
             let before = self.reports.fetch_add(1, Ordering::AcqRel);
             assert_eq!(before, 0, "drained was reported twice");
             for in_use in &self.in_use {
                 assert!(
                     !in_use.load(Ordering::Relaxed),
-                    "drained was reported over a request in flight"
+                    "drained was reported while a request was in flight"
                 );
             }
         }
@@ -122,8 +124,9 @@ impl<L: Lease> Endpoint<L> {
     }
 }
 
-/// Every execution with up to so many preemptions (switches from a thread that could go on): known bugs of this kind need
-/// two. Without a bound the largest of these models takes minutes.
+/// Runs every execution with up to `preemptions` preemptions (switches away from a thread that
+/// could continue). Known bugs of this kind need two. Without a bound, the largest of these models
+/// takes minutes.
 fn model(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
@@ -199,7 +202,8 @@ fn two_drainers_report_once() {
     });
 }
 
-/// OUT comes and goes with readiness while another thread ends the endpoint: neither bit is lost, nor a lease.
+/// OUT is set and cleared with readiness while another thread drains the endpoint. Neither bit is
+/// lost, and no lease is lost.
 #[test]
 fn out_and_back_in_never_undoes_a_drain() {
     model(3, || {
@@ -226,7 +230,8 @@ fn out_and_back_in_never_undoes_a_drain() {
     });
 }
 
-/// Once `set_out(true)` has returned nothing is granted; once `set_out(false)` has, everything is.
+/// After `set_out(true)` has returned, no lease is granted. After `set_out(false)` has returned,
+/// every lease is granted.
 #[test]
 fn out_is_in_force_when_set_and_gone_when_unset() {
     model(3, || {
@@ -235,50 +240,57 @@ fn out_is_in_force_when_set_and_gone_when_unset() {
         let worker = {
             let (word, is_out) = (word.clone(), is_out.clone());
             thread::spawn(move || {
-                let told = is_out.load(Ordering::Acquire);
+                let published = is_out.load(Ordering::Acquire);
                 let granted = word.enter();
-                assert!(!(told && granted), "a lease was granted by one that is out");
+                assert!(
+                    !(published && granted),
+                    "an endpoint that is out granted a lease"
+                );
                 if granted {
                     assert_eq!(
                         word.leave(),
                         Drained::No,
-                        "drained was reported of one that does not drain"
+                        "drained was reported for an endpoint that does not drain"
                     );
                 }
             })
         };
         word.set_out(true);
         is_out.store(true, Ordering::Release);
-        assert!(!word.enter(), "a lease was granted by one that is out");
+        assert!(!word.enter(), "an endpoint that is out granted a lease");
         worker.join().unwrap();
         assert_eq!(word.leases(), 0, "a lease was lost");
         let worker = {
             let (word, is_out) = (word.clone(), is_out.clone());
             thread::spawn(move || {
-                let told = !is_out.load(Ordering::Acquire);
+                let published = !is_out.load(Ordering::Acquire);
                 let granted = word.enter();
-                assert!(granted || !told, "one that is back in refused");
+                assert!(
+                    granted || !published,
+                    "an endpoint that is back in refused a lease"
+                );
             })
         };
         word.set_out(false);
         is_out.store(false, Ordering::Release);
-        assert!(word.enter(), "one that is back in refused");
+        assert!(word.enter(), "an endpoint that is back in refused a lease");
         worker.join().unwrap();
     });
 }
 
-/// In which order a relist takes effect.
+/// The order in which a relist takes effect.
 #[derive(Clone, Copy)]
 enum Order {
-    /// The snapshot first, then the leaver (design, section 1, line 2).
+    /// The snapshot first, then the drain of the leaving endpoint (contract 1.2).
     PublishThenDrain,
     DrainThenPublish,
-    /// As if the snapshot alone were enough.
+    /// No drain: the snapshot alone is trusted.
     PublishOnly,
 }
 
-/// Two workers dispatch by the published snapshot (an index: `ArcSwap` publishes as a release store does) while the
-/// control thread swaps an endpoint for its successor.
+/// Two workers dispatch by the published snapshot while the control thread replaces an endpoint by
+/// its successor. The snapshot is an index here. `ArcSwap` publishes with a release store, as this
+/// does.
 fn workers_against_a_relist(order: Order) {
     model(2, move || {
         let endpoints = Arc::new([Endpoint::<Word>::new(), Endpoint::<Word>::new()]);
@@ -292,7 +304,7 @@ fn workers_against_a_relist(order: Order) {
                     if endpoints[seen].dispatch(worker) {
                         return;
                     }
-                    assert_eq!(seen, 0, "the new snapshot's endpoint refused");
+                    assert_eq!(seen, 0, "the endpoint of the new snapshot refused a lease");
                     let again = snapshot.load(Ordering::Acquire);
                     assert!(
                         endpoints[again].dispatch(worker),
@@ -313,7 +325,8 @@ fn workers_against_a_relist(order: Order) {
             }
             Order::PublishOnly => {
                 snapshot.store(1, Ordering::Release);
-                // The change is in force, says the control thread; a worker with the old snapshot does not know.
+                // The control thread considers the change done. A worker may still hold the old
+                // snapshot.
                 endpoints[0].begun.store(true, Ordering::Release);
             }
         }
@@ -323,7 +336,7 @@ fn workers_against_a_relist(order: Order) {
         if !matches!(order, Order::PublishOnly) {
             endpoints[0].assert_drained_once();
         }
-        assert!(endpoints[1].word.enter(), "the successor refused");
+        assert!(endpoints[1].word.enter(), "the successor refused a lease");
     });
 }
 
@@ -362,7 +375,7 @@ fn begun(before: u64) -> Drained {
     }
 }
 
-/// Counts itself in first, and out again when it should not have.
+/// Mutant: counts itself in first, and out again if the drain had begun.
 struct BacksOut(AtomicU64);
 
 impl Lease for BacksOut {
@@ -387,7 +400,7 @@ impl Lease for BacksOut {
     }
 }
 
-/// The same, but whoever backs out last reports.
+/// Mutant: the same, but the last one to back out reports.
 struct BacksOutAndReports(BacksOut);
 
 impl Lease for BacksOutAndReports {
@@ -398,7 +411,7 @@ impl Lease for BacksOutAndReports {
     fn enter(&self) -> bool {
         let refused = self.0.0.fetch_add(1, Ordering::AcqRel) & DRAINING != 0;
         if refused && self.leave() == Drained::Report {
-            panic!("drained was reported by one that never had a lease");
+            panic!("drained was reported by a thread that never had a lease");
         }
         !refused
     }
@@ -412,7 +425,7 @@ impl Lease for BacksOutAndReports {
     }
 }
 
-/// Looks first, then counts.
+/// Mutant: looks first, then counts.
 struct LooksThenCounts(BacksOut);
 
 impl Lease for LooksThenCounts {
@@ -437,7 +450,7 @@ impl Lease for LooksThenCounts {
     }
 }
 
-/// A word as it should be, but for one part.
+/// The correct word, with one part wrong.
 struct Flawed<const PART: u8>(AtomicU64);
 
 const DRAIN_BY_STORE: u8 = 0;
@@ -499,7 +512,7 @@ fn mutant_drains_by_load_and_store() {
 }
 
 #[test]
-#[should_panic = "drained was reported over a request in flight"]
+#[should_panic = "drained was reported while a request was in flight"]
 fn mutant_leaves_without_release() {
     last_leave_against_a_drainer::<Flawed<LEAVE_RELAXED>>();
 }

@@ -1,6 +1,7 @@
-//! Where endpoints come from, and what the routing table makes of it: manifests in a folder, the
-//! API server, the table.
-#![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+//! Discovery and the routing table: manifests in a folder, the API server, and the table that is
+//! built from them. Each test drives the real source or the real table. No test here sends a
+//! request to an endpoint: `main-proxy.rs` does that.
+#![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
 
 mod support {
     pub mod manifests;

@@ -1,7 +1,7 @@
-//! What must not hurt: a world that lies, clients and endpoints that attack, and everything at once
-//! for a long time. The attacks and the soak measure, so each of them runs alone:
-//! `hostile/alone.rs`.
-#![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+//! Faults and attacks: signals that lie, hostile clients and endpoints, and a long soak with all of
+//! them together. The proxy must serve well-behaved clients throughout. The attacks and the soak
+//! measure, so each of them runs alone: see `hostile/alone.rs`.
+#![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
 
 mod support {
     pub mod binary;

@@ -1,6 +1,7 @@
-//! The program as a person meets it: its configuration, its demo, its drill, and what it is
-//! deployed with.
-#![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+//! The program as a person uses it: its configuration, its demo, its drill, and the manifests that
+//! deploy it. The tests run the built binary and read its output, its exit code and the files of
+//! the repository.
+#![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
 
 mod support {
     pub mod binary;
@@ -11,5 +12,6 @@ mod program {
     mod config;
     mod demo;
     mod deploy;
+    mod docs;
     mod drill;
 }

@@ -1,7 +1,7 @@
-//! The proxy as its users meet it: the drain contract against the true wiring (real sockets, real
-//! manifests, one short scenario per behaviour), the admin server, and who may do and read what.
-//! The first test of `drain` is the proof that a terminating endpoint leaves rotation.
-#![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+//! The drain contract against the real proxy: real sockets, real manifests, one short scenario for
+//! each behaviour. The admin server and the limits on access are tested here too. The first test of
+//! `drain` proves that a terminating endpoint leaves rotation.
+#![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
 
 mod support {
     pub mod binary;

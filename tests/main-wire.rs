@@ -1,5 +1,7 @@
-//! What goes over the wire: the parser alone, and framing through the true proxy.
-#![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+//! HTTP/1.1 on the wire (contract 4): first the parser alone (`http_table`), then message framing
+//! through the whole proxy (`framing`). Which connections stay open, bodies and timeouts are tested
+//! in `tests/proxy/wire`.
+#![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
 
 mod support {
     pub mod folder;

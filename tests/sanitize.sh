@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Scenarios of tests/proxy under a sanitizer: the proxy runs in the test's own process, so each of its threads is watched. Both
-# `unsafe` are on the way: every listener is registered by hand, and the sockets of a deleted pod are tightened by number.
-# Needs a nightly toolchain, for `thread` with rust-src; each builds in a folder of its own under target/sanitize.
+# Runs scenarios of tests/proxy under a sanitizer. The proxy runs in the test's own process, so the sanitizer
+# sees all of its threads. The scenarios reach both `unsafe` blocks: every listener is registered by hand, and
+# the timeouts of a deleted pod's sockets are shortened by descriptor number.
+# It needs a nightly toolchain, and rust-src for `thread`. Each sanitizer builds in a folder of its own under
+# target/sanitize.
 #   tests/sanitize.sh [address|thread]…                         both, one after the other
 #   SCENARIOS='tcp:: wire::' tests/sanitize.sh address          other scenarios
 set -euo pipefail
@@ -23,10 +25,10 @@ under() { # sanitizer scenarios [option…]
 [ "$#" -gt 0 ] || set -- address thread
 for what in "$@"; do
     case $what in
-        # Leaks as well.
+        # Finds leaks, too.
         address) under address "tcp:: vanish:: drain:: wire::" ;;
-        # With a standard library of its own: the one that comes along is not instrumented.
+        # Builds its own standard library, because the shipped one is not instrumented.
         thread) under thread "tcp:: vanish:: drain::" -Zbuild-std ;;
-        *) echo "unknown: $what" >&2 && exit 2 ;;
+        *) echo "unknown sanitizer: $what, expected address or thread" >&2 && exit 2 ;;
     esac
 done

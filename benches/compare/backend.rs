@@ -1,9 +1,10 @@
-//! The endpoints: one single-threaded process with as many listening ports as it is told to open, that answers as fast as
-//! it can. Two system calls a request, so that it is not what limits.
+//! The endpoints: one single-threaded process that opens listening ports on request and answers as
+//! fast as it can. It needs two system calls for a request, so that it is not the bottleneck.
 //!
-//! Commands on standard input, an answer line for each: `open` (answers the port), `slow` (the same, but each answer comes
-//! after 2 s), `close PORT` (as a process that dies: listener and connections at once). It ends with its standard input.
-//! `GET /count` answers how many requests there were so far.
+//! It reads commands from standard input and writes one line for each: `open` (returns the port),
+//! `slow` (the same, but each response comes after 2 s), `close PORT` (closes the listener and all
+//! its connections immediately, as when a process dies). It ends when its standard input ends.
+//! `GET /count` returns the number of requests so far.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use tokio::task::JoinHandle;
 
 use crate::guard;
 
-/// The process, as the bench holds it.
+/// The handle of the process. Dropping it kills the process.
 pub struct Backend {
     child: Child,
     to: ChildStdin,
@@ -29,6 +30,7 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// Starts the process on these cores.
     pub fn start(cores: &[usize]) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
@@ -41,14 +43,17 @@ impl Backend {
         Ok(Self { child, to, from })
     }
 
+    /// Opens endpoints that answer immediately.
     pub fn open(&mut self, count: usize) -> anyhow::Result<Vec<SocketAddr>> {
         (0..count).map(|_| self.open_one("open")).collect()
     }
 
+    /// Opens endpoints that answer after 2 s.
     pub fn open_slow(&mut self, count: usize) -> anyhow::Result<Vec<SocketAddr>> {
         (0..count).map(|_| self.open_one("slow")).collect()
     }
 
+    /// Closes endpoints with all their connections.
     pub fn close(&mut self, addresses: &[SocketAddr]) -> anyhow::Result<()> {
         addresses
             .iter()
@@ -60,7 +65,7 @@ impl Backend {
         Ok(SocketAddr::from((
             [127, 0, 0, 1],
             port.parse()
-                .with_context(|| format!("the backend says: {port}"))?,
+                .with_context(|| format!("the backend returned: {port}"))?,
         )))
     }
 
@@ -79,7 +84,7 @@ impl Drop for Backend {
     }
 }
 
-/// What all connections share.
+/// The state that all connections share.
 struct Site {
     small: Vec<u8>,
     middle: Vec<u8>,
@@ -88,6 +93,7 @@ struct Site {
 
 type Ports = RefCell<BTreeMap<u16, (JoinHandle<()>, Rc<RefCell<Vec<JoinHandle<()>>>>)>>;
 
+/// The process `backend`.
 pub fn main(cores: &[usize]) -> anyhow::Result<()> {
     guard::pin(cores)?;
     ebbtide::net::socket::raise_descriptor_limit();
@@ -121,11 +127,11 @@ pub fn main(cores: &[usize]) -> anyhow::Result<()> {
                             .drain(..)
                             .for_each(|connection| connection.abort());
                     }
-                    // What was aborted is dropped at its next turn.
+                    // An aborted task is dropped when the runtime runs again.
                     tokio::task::yield_now().await;
                     port.to_string()
                 }
-                _ => "what?".to_owned(),
+                _ => "unknown command".to_owned(),
             };
             let mut out = std::io::stdout().lock();
             writeln!(out, "{answer}").and_then(|()| out.flush())?;
@@ -158,7 +164,7 @@ fn open(site: &Rc<Site>, ports: &Ports, slow: bool) -> anyhow::Result<u16> {
     Ok(port)
 }
 
-/// Its end is the connection's, whatever the reason.
+/// Serves one connection. Any error ends the connection.
 async fn serve(site: Rc<Site>, mut stream: TcpStream, port: u16, slow: bool) {
     let _ = exchanges(&site, &mut stream, port, slow).await;
 }
@@ -239,7 +245,8 @@ async fn exchanges(
     }
 }
 
-/// Takes bytes from a socket without copying them out of the kernel (MSG_TRUNC, tcp(7)): a sink must not be the limit.
+/// Takes bytes from a socket without copying them out of the kernel (MSG_TRUNC, tcp(7)), so that
+/// the receiver is not the bottleneck.
 pub async fn discard(stream: &TcpStream, mut count: u64) -> std::io::Result<()> {
     let mut buf = vec![0; if count > 0 { 1 << 20 } else { 0 }];
     while count > 0 {
@@ -257,7 +264,7 @@ pub async fn discard(stream: &TcpStream, mut count: u64) -> std::io::Result<()> 
     Ok(())
 }
 
-/// Of a head, 0 where it has none.
+/// The Content-Length of a head; 0 if it has none.
 pub fn content_length(head: &[u8]) -> u64 {
     let value = |line: &[u8]| {
         let (name, value) = line.split_at_checked(15)?;
@@ -291,7 +298,7 @@ fn answer(body: usize) -> Vec<u8> {
     answer
 }
 
-/// A slow endpoint's answer, which the load knows by its last byte.
+/// The response of a slow endpoint. The load recognises it by its last byte.
 fn marked(answer: &[u8]) -> Vec<u8> {
     let mut answer = answer.to_vec();
     if let Some(last) = answer.last_mut() {
@@ -300,4 +307,5 @@ fn marked(answer: &[u8]) -> Vec<u8> {
     answer
 }
 
+/// The delay of a slow endpoint.
 const SLOW: Duration = Duration::from_secs(2);

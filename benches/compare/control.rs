@@ -1,4 +1,5 @@
-//! What only Ebbtide has: the way from a change to the workers' snapshot, the pick, and what endpoints and services cost.
+//! Rows for Ebbtide alone: the time from a change to the workers' snapshot, the cost of a pick, and
+//! the cost of endpoints and Services.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -14,15 +15,17 @@ use crate::guard::Guard;
 use crate::load::Histogram;
 use crate::measure;
 use crate::peers::{Kind, free_address, get, service_manifest, slice_manifest, write_manifests};
-use crate::report::Better::Less;
+use crate::results::Better::Less;
+use crate::results::median;
 use crate::rows::Bench;
 use crate::scene::{self, Scene};
 
 const GROUP: &str = "control";
 
+/// Measures the group `control`.
 pub fn run(bench: &mut Bench) -> anyhow::Result<()> {
     bench.progress.set_message("control");
-    bench.results.note(GROUP, "The event rows call the library: a change is sent to a control thread, and the time ends when a thread that loads the snapshot as a worker does sees the new one. The manifest row is a real process: from the rename of a file to the first answer from another endpoint; it includes the wait for the file to settle.".to_owned());
+    bench.results.note(GROUP, "The event rows call the library: a change is sent to a control thread, and the time ends when a thread that loads the snapshot like a worker sees the new one. The manifest rows measure a real process, from the rename of a file to the first response from another endpoint. They include the time until the file counts as complete.".to_owned());
     for endpoints in [10, 1_000, 10_000] {
         add(bench, &format!("pick of {endpoints}, ns"), pick(endpoints));
     }
@@ -80,7 +83,7 @@ fn add(bench: &mut Bench, row: &str, value: f64) {
     bench.results.add(GROUP, row, Less, Kind::Ebbtide, value);
 }
 
-/// Nanoseconds of one choice, lease and its return included.
+/// Nanoseconds of one pick, including the lease and its return.
 fn pick(endpoints: usize) -> f64 {
     let scene = Scene::of(endpoints);
     let (port, now) = (scene.port(), Instant::now());
@@ -103,10 +106,10 @@ fn pick(endpoints: usize) -> f64 {
     };
     batch(20_000);
     let batches: Vec<f64> = (0..9).map(|_| batch(20_000)).collect();
-    crate::report::median(&batches)
+    median(&batches)
 }
 
-/// Microseconds, median and p99, at 50 events a second.
+/// Microseconds from an event to the snapshot, median and p99, at 50 events a second.
 fn event_to_snapshot(endpoints: usize, events: usize) -> (f64, f64) {
     let mut scene = Scene::of(endpoints);
     let snapshot = scene.snapshot.clone();
@@ -115,7 +118,7 @@ fn event_to_snapshot(endpoints: usize, events: usize) -> (f64, f64) {
         Arc::new(AtomicU64::new(0)),
     );
     let epoch = Instant::now();
-    // A worker that looks without pause, as a busy one does with each pick.
+    // A worker that loads the snapshot without a pause, as a busy one does with each pick.
     let worker = std::thread::spawn({
         let (stop, seen) = (stop.clone(), seen.clone());
         move || {
@@ -161,7 +164,7 @@ fn event_to_snapshot(endpoints: usize, events: usize) -> (f64, f64) {
 
 const NO_JOIN: &[(&str, &str)] = &[("ebbtide.dev/join-check", "off")];
 
-/// Milliseconds, median and p99, from a manifest's rename to the first answer by an endpoint that was not there before.
+/// Milliseconds, median and p99, from a manifest's rename to the first response of a new endpoint.
 fn manifest_to_answer(
     bench: &mut Bench,
     endpoints: usize,
@@ -171,7 +174,7 @@ fn manifest_to_answer(
     let manifests = folder.path().join("manifests");
     std::fs::create_dir(&manifests)?;
     let pair = bench.backend.open(2)?;
-    // The others are not ready: they are there, and get nothing.
+    // The other endpoints are not ready. They are in the table and get no request.
     write_table(&manifests, "rest", endpoints, 1, false)?;
     write_manifests(&manifests, &pair[..1], &[], NO_JOIN)?;
     let (listen, _guard) = run_ebbtide(bench, folder.path())?;
@@ -192,7 +195,8 @@ fn manifest_to_answer(
     ))
 }
 
-/// A process with so many endpoints: its private bytes, and the milliseconds from its start until it is ready.
+/// Starts a process with this many endpoints. Returns its private bytes, and the milliseconds from
+/// its start until it is ready.
 fn start(bench: &Bench, endpoints: usize, services: usize) -> anyhow::Result<(f64, f64)> {
     let folder = tempfile::tempdir()?;
     let manifests = folder.path().join("manifests");
@@ -207,8 +211,9 @@ fn start(bench: &Bench, endpoints: usize, services: usize) -> anyhow::Result<(f6
     Ok((measure::private_bytes(&guard.pids()) as f64, took))
 }
 
-/// Endpoints in slices of a hundred (or fewer, where there are more services), a file each. Nothing is ever sent there:
-/// they are on loopback and not connected to.
+/// Writes endpoints in slices of a hundred, or of fewer if there are more Services; one file for
+/// each slice. No request is ever sent to these endpoints: they are on loopback, and nothing
+/// connects to them.
 fn write_table(
     folder: &Path,
     name: &str,
@@ -293,7 +298,7 @@ fn wait_until(mut done: impl FnMut() -> bool) -> anyhow::Result<()> {
     let begun = Instant::now();
     while !done() {
         if begun.elapsed() > Duration::from_secs(30) {
-            bail!("it has not happened within 30 s");
+            bail!("the expected state did not come within 30 s");
         }
         std::thread::sleep(Duration::from_micros(200));
     }

@@ -1,8 +1,9 @@
-//! Processes that cannot outlive the bench, each on the cores it was given.
+//! Processes that cannot outlive the bench, each on its cores.
 //!
-//! Every one is this binary again, as `guard CORES -- PROGRAM …`, in a process group of its own: it starts the program and
-//! holds the other end of a pipe. When the bench lets go of that pipe, dead or alive, the whole group is killed, workers
-//! that the program has forked included. No program is needed for pinning.
+//! Each one is this binary again, as `guard CORES -- PROGRAM …`, in its own process group. The
+//! guard starts the program and holds one end of a pipe; the bench holds the other. When the bench
+//! closes the pipe or ends, the guard kills the whole group, including workers that the program has
+//! forked. No other program is needed to pin processes to cores.
 
 use std::fs::File;
 use std::io::Read;
@@ -18,13 +19,13 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use std::collections::BTreeSet;
 use std::fs::read_to_string;
 
-/// A running program; killed with all its children when dropped.
+/// A running program. It is killed with all its children when dropped.
 pub struct Guard {
     guard: Child,
 }
 
 impl Guard {
-    /// Starts a program; what it says goes to `log`.
+    /// Starts a program. Its output goes to `log`.
     pub fn start(
         cores: &[usize],
         program: &Path,
@@ -45,7 +46,7 @@ impl Guard {
         descendants(self.guard.id())
     }
 
-    /// Whether the program has ended by itself.
+    /// Whether the program has ended.
     pub fn has_ended(&mut self) -> bool {
         !matches!(self.guard.try_wait(), Ok(None))
     }
@@ -58,7 +59,10 @@ impl Drop for Guard {
     }
 }
 
-/// Runs a program to its end and answers what it wrote to standard output.
+/// Runs a program to its end and returns its standard output.
+///
+/// # Errors
+/// The program fails or does not end within `at_most`.
 pub fn run(
     cores: &[usize],
     program: &Path,
@@ -111,7 +115,7 @@ pub fn run(
     }
 }
 
-/// `guard CORES -- PROGRAM …`, not started yet. The guard's standard input is its tie to us.
+/// The command `guard CORES -- PROGRAM …`, not started yet. The guard's standard input is the pipe.
 pub fn command(cores: &[usize], program: &Path, arguments: &[String]) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -122,6 +126,7 @@ pub fn command(cores: &[usize], program: &Path, arguments: &[String]) -> anyhow:
     Ok(command)
 }
 
+/// Cores as an argument: `0,1`.
 pub fn list(cores: &[usize]) -> String {
     cores
         .iter()
@@ -130,14 +135,14 @@ pub fn list(cores: &[usize]) -> String {
         .join(",")
 }
 
-/// This thread and those it will start run on these cores only.
+/// Lets this thread, and all threads that it will start, run on these cores only.
 pub fn pin(cores: &[usize]) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
     cores.iter().for_each(|core| set.set(*core));
     sched_setaffinity(None, &set).context("sched_setaffinity")
 }
 
-/// The guard itself.
+/// The process `guard`.
 pub fn main(cores: &[usize], program: &[String]) -> anyhow::Result<ExitCode> {
     pin(cores)?;
     ebbtide::net::socket::raise_descriptor_limit();
@@ -148,7 +153,8 @@ pub fn main(cores: &[usize], program: &[String]) -> anyhow::Result<ExitCode> {
         .spawn()
         .with_context(|| name.clone())?;
     std::thread::spawn(|| {
-        // Nothing is ever written: this returns when the bench has gone or let go.
+        // Nothing is ever written into the pipe, so this returns when the bench ends or closes the
+        // pipe.
         let _ = std::io::stdin().read(&mut [0]);
         let _ = kill_process_group(getpid(), Signal::KILL);
     });
@@ -160,7 +166,7 @@ pub fn main(cores: &[usize], program: &[String]) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// All that a process has started, and what those have; not itself.
+/// The children of a process, their children, and so on; not the process itself.
 pub fn descendants(of: u32) -> Vec<u32> {
     let mut found = BTreeSet::new();
     let mut open = vec![of];

@@ -38,8 +38,8 @@ go_install caddy github.com/caddyserver/caddy/v2/cmd/caddy@v2.11.9
 go_install fortio fortio.org/fortio@v1.68.0
 
 if [ ! -x "$tools/bin/pingap" ]; then
-    echo "building pingap 0.13.1 (some fifteen minutes on two cores)"
-    # The same link-time optimisation as Ebbtide's own release build.
+    echo "building pingap 0.13.1 (about fifteen minutes on two cores)"
+    # The same link-time optimisation as Ebbtide has here (`profile.bench`).
     CARGO_PROFILE_RELEASE_LTO=thin CARGO_PROFILE_RELEASE_CODEGEN_UNITS=4 CARGO_TARGET_DIR="$tools/build" \
         timeout 2400 cargo install --quiet --locked --root "$tools" pingap@0.13.1 || echo "could not build pingap"
     rm -rf "$tools/build"

@@ -1,8 +1,10 @@
-//! The load: one single-threaded process per measurement, described by a [`Spec`] and answering with a [`Report`].
+//! The load: one single-threaded process for each measurement. It gets a [`Spec`] and returns a
+//! [`Report`].
 //!
-//! Closed loop: each client sends its next request when it has its answer. Open loop (`rate`): requests are due at a
-//! constant rate, spread over the clients, and a latency counts from when its request was due, so that a stall is paid for
-//! by all that it delayed (no coordinated omission).
+//! Closed loop: each client sends its next request when it has its response. Open loop (`rate`):
+//! requests are due at a constant rate, spread over the clients. A latency counts from the moment
+//! at which the request was due, so a stall counts for all requests that it delayed (no coordinated
+//! omission).
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -27,42 +29,54 @@ use tokio::sync::Notify;
 use crate::backend::{content_length, discard};
 use crate::guard;
 
+/// A load to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
-    /// Clients take turns over these (a proxy has one, the direct way all endpoints).
+    /// The addresses that clients take in turn: one for a proxy, all endpoints without a proxy.
     pub to: Vec<SocketAddr>,
+    /// The path of each request.
     pub path: String,
+    /// The number of clients.
     pub clients: usize,
+    /// The length in seconds.
     pub seconds: f64,
-    /// Requests a second, all clients together; none: closed loop.
+    /// Requests a second, of all clients together; none: closed loop.
     pub rate: Option<f64>,
-    /// Bytes of a POST's body; 0: GET.
+    /// Bytes of the body of a POST; 0: GET.
     pub upload: u64,
-    /// A new connection for each request.
+    /// Whether each request opens a connection.
     pub fresh: bool,
-    /// One exchange for each client, then silence until standard input ends.
+    /// Whether each client does one exchange and is then idle until standard input ends.
     pub idle: bool,
 }
 
-/// Latencies in microseconds.
+/// The result of a load. Latencies are in microseconds.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub struct Report {
+    /// Requests with a good response.
     pub requests: u64,
+    /// Requests that failed.
     pub failed: u64,
-    /// Connections that were ended between two requests.
+    /// Connections that the server ended between two requests.
     pub reconnects: u64,
-    /// Answers of endpoints that are slow on purpose; not among the latencies.
+    /// Responses of endpoints that are slow on purpose. They are not among the latencies.
     pub slow: u64,
-    /// Bytes of bodies, both ways.
+    /// Bytes of bodies in both directions.
     pub bytes: u64,
+    /// The length in seconds.
     pub seconds: f64,
+    /// The median.
     pub p50: f64,
+    /// The 99th percentile.
     pub p99: f64,
+    /// The 99.9th percentile.
     pub p999: f64,
+    /// The maximum.
     pub max: f64,
 }
 
 impl Spec {
+    /// A closed loop of GET requests on connections that are kept.
     pub fn new(to: &[SocketAddr], path: &str, clients: usize, seconds: f64) -> Self {
         let path = path.to_owned();
         Self {
@@ -83,6 +97,9 @@ impl Spec {
 }
 
 /// Runs a load to its end.
+///
+/// # Errors
+/// The process fails or does not end in time.
 pub fn run(cores: &[usize], spec: &Spec) -> anyhow::Result<Report> {
     let at_most = Duration::from_secs_f64(spec.seconds + 30.0);
     let arguments = [
@@ -91,18 +108,20 @@ pub fn run(cores: &[usize], spec: &Spec) -> anyhow::Result<Report> {
         serde_json::to_string(spec)?,
     ];
     let text = guard::run(cores, &std::env::current_exe()?, &arguments, at_most)?;
-    serde_json::from_str(&text).with_context(|| format!("the load says: {text}"))
+    serde_json::from_str(&text).with_context(|| format!("the load returned: {text}"))
 }
 
-/// A load that runs beside something else.
+/// A load that runs in the background.
 pub struct Running(std::thread::JoinHandle<anyhow::Result<Report>>);
 
 impl Running {
+    /// Starts it.
     pub fn start(cores: &[usize], spec: &Spec) -> Self {
         let (cores, spec) = (cores.to_vec(), spec.clone());
         Self(std::thread::spawn(move || run(&cores, &spec)))
     }
 
+    /// Waits for its end.
     pub fn finish(self) -> anyhow::Result<Report> {
         self.0
             .join()
@@ -110,10 +129,11 @@ impl Running {
     }
 }
 
-/// Clients that have had one answer and stay; gone when dropped.
+/// Idle clients that have had one response. Dropping it closes their connections.
 pub struct Idle(Child);
 
 impl Idle {
+    /// Opens the clients.
     pub fn open(cores: &[usize], to: &[SocketAddr], clients: usize) -> anyhow::Result<Self> {
         let spec = Spec {
             idle: true,
@@ -144,9 +164,9 @@ impl Drop for Idle {
     }
 }
 
-/// Requests a second as wrk counts them, its clients kept alive. Answers requests, failures and seconds.
+/// A load by wrk, on connections that are kept. The report has requests, failures and seconds only.
 pub fn wrk(program: &Path, cores: &[usize], spec: &Spec) -> anyhow::Result<Report> {
-    let to = spec.to.first().context("nowhere to go")?;
+    let to = spec.to.first().context("the load has no address")?;
     let seconds = spec.seconds.ceil().max(1.0);
     let threads = cores.len().min(spec.clients);
     let mut arguments = vec![
@@ -165,7 +185,8 @@ pub fn wrk(program: &Path, cores: &[usize], spec: &Spec) -> anyhow::Result<Repor
         &arguments,
         Duration::from_secs_f64(seconds + 30.0),
     )?;
-    // "123456 requests in 4.00s, 140.00MB read", "Socket errors: connect 0, read 0, …", "Non-2xx or 3xx responses: 1"
+    // "123456 requests in 4.00s, 140.00MB read", "Socket errors: connect 0, read 0, …", "Non-2xx or
+    // 3xx responses: 1"
     let line = text
         .lines()
         .find(|line| line.contains(" requests in "))
@@ -192,7 +213,7 @@ pub fn wrk(program: &Path, cores: &[usize], spec: &Spec) -> anyhow::Result<Repor
     })
 }
 
-/// The load itself.
+/// The process `load`.
 pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
     let spec: Spec = serde_json::from_str(spec)?;
     guard::pin(cores)?;
@@ -224,7 +245,7 @@ pub fn main(cores: &[usize], spec: &str) -> anyhow::Result<()> {
                 ))
             })
             .collect();
-        // Answers still under way at the end are waited for, but not for ever.
+        // The load waits for responses that are under way at its end, for a bounded time.
         let patience = Duration::from_secs(8);
         for client in clients {
             if let Ok(joined) = tokio::time::timeout_at((end + patience).into(), client).await {
@@ -257,13 +278,15 @@ async fn stay(spec: &Rc<Spec>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From one request to the next, in the timer's whole nanoseconds: by a finer measure the timer would come to be early, and
-/// who looks for its time before that has come waits for a whole turn of all clients.
+/// The time from one request to the next, in the whole nanoseconds of the timer. With a finer unit
+/// the timer would gradually become early. A client that is woken before its request is due waits
+/// for a whole turn of all clients.
 fn interval(rate: f64) -> Duration {
     Duration::from_nanos((1e9 / rate) as u64)
 }
 
-/// A timer that fires for each request that is due: tokio's own know only milliseconds.
+/// A timer that fires for each request that is due. tokio's timers have a resolution of a
+/// millisecond.
 fn timer(interval: Duration) -> anyhow::Result<AsyncFd<OwnedFd>> {
     let timer = timerfd_create(
         TimerfdClockId::Monotonic,
@@ -281,13 +304,14 @@ fn timer(interval: Duration) -> anyhow::Result<AsyncFd<OwnedFd>> {
             it_value: step,
         },
     )?;
-    // Deprecated in favour of an unsafe one, for types that may change their descriptor; an OwnedFd keeps its own.
+    // The replacement of this function is unsafe, because a type could change its descriptor. An
+    // OwnedFd does not.
     #[allow(deprecated)]
     let timer = AsyncFd::new(timer)?;
     Ok(timer)
 }
 
-/// Wakes one client after the other.
+/// Wakes one client after the other, one for each request that is due.
 async fn beat(timer: AsyncFd<OwnedFd>, clients: Rc<[Notify]>) {
     let mut next = 0;
     while let Ok(mut ready) = timer.readable().await {
@@ -330,8 +354,9 @@ async fn client(
         let answer = ask(&spec, n, &request, &mut connection, &tally).await;
         let now = Instant::now();
         match answer {
-            // A big transfer counts whole, in all the time that the last of them took. What else came after the end belongs
-            // to the latencies (open loop), not to the throughput.
+            // A large transfer counts as a whole, and the load then lasts until the last one ends.
+            // Other responses after the end count for the latencies (open loop) but not for the
+            // throughput.
             Ok(answer) if answer.ok => {
                 if step.is_some() || now <= end || spec.is_bulk() {
                     tally.0.borrow_mut().take(
@@ -344,7 +369,7 @@ async fn client(
             _ => {
                 tally.0.borrow_mut().failed += 1;
                 connection = None;
-                // A refused client does not spin.
+                // The pause keeps a refused client from spinning.
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
@@ -411,7 +436,7 @@ impl Connection {
         })
     }
 
-    /// Whether the other side has closed it while it was idle.
+    /// Whether the server has closed the connection while it was idle.
     fn has_ended(&self) -> bool {
         ebbtide::net::socket::has_ended(&self.stream)
     }
@@ -447,7 +472,7 @@ impl Connection {
             .any(|bytes| bytes == b"transfer-encoding:")
         {
             return Err(std::io::Error::other(
-                "a counted answer became a chunked one",
+                "the proxy changed Content-Length to chunked",
             ));
         }
         self.unread.drain(..head);
@@ -514,7 +539,7 @@ impl Counts {
     }
 }
 
-/// Nanoseconds in buckets of 1/128 of their size.
+/// A histogram of nanoseconds. Each bucket is 1/128 of its value wide.
 pub struct Histogram(Vec<u64>);
 
 impl Default for Histogram {
@@ -524,6 +549,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
+    /// Adds a value.
     pub fn record(&mut self, latency: Duration) {
         let nanos = u64::try_from(latency.as_nanos())
             .unwrap_or(u64::MAX)
@@ -532,7 +558,7 @@ impl Histogram {
         self.0[power * 128 + ((nanos >> (power - 7)) as usize - 128)] += 1;
     }
 
-    /// Microseconds; 0 where nothing was recorded.
+    /// A quantile in microseconds; 0 if there is no value.
     pub fn quantile(&self, q: f64) -> f64 {
         let rank = (self.0.iter().sum::<u64>() as f64 * q).ceil() as u64;
         let mut seen = 0;
@@ -547,7 +573,8 @@ impl Histogram {
     }
 }
 
-/// No answer within this is a failure.
+/// A request without a response in this time has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bodies up to this many bytes are read, larger ones are discarded in the kernel.
 const SMALL: u64 = 64 << 10;
 static PIECE: [u8; 256 << 10] = [b'u'; 256 << 10];

@@ -1,20 +1,25 @@
-//! `cargo bench --bench compare`: Ebbtide beside HAProxy, nginx, Caddy and Pingap, on the same cores with the same load.
+//! `cargo bench --bench compare`: Ebbtide beside HAProxy, nginx, Caddy and Pingap, on the same
+//! cores with the same load.
 //!
-//! Writes the table (`benches/README.md` after a whole run, `target/compare.md` after any) and `target/compare.json`. Timing
-//! never fails it. It needs Linux; a peer or tool that is missing is named, with the way to install it, and its cells stay
-//! empty. All of it is on loopback, bounded in time, and leaves no process or file behind.
+//! Writes the tables (`benches/README.md` after a complete run, `target/compare.md` after every
+//! run) and `target/compare.json`. No measured time makes it fail. It needs Linux. If a peer or a
+//! tool is missing, it names the peer and how to install it, and the cells stay empty. All
+//! connections are on loopback, each step has a time limit, and no process or file is left behind.
 
 mod backend;
 mod control;
 mod guard;
 mod load;
+mod machine;
 mod measure;
 mod peers;
 mod report;
+mod results;
 mod rows;
 #[path = "../scene/mod.rs"]
-#[allow(clippy::unwrap_used)] // As in the other benches: without its scene one should stop.
+#[allow(clippy::unwrap_used)] // A bench that cannot build its scene should stop.
 mod scene;
+mod targets;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -26,34 +31,37 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use backend::Backend;
+use machine::Machine;
 use peers::{ALL, Kind, Mode};
-use report::{Machine, Results};
+use results::Results;
 use rows::{Bench, Cores, GROUPS};
 
 #[derive(Parser)]
 #[command(about = "Ebbtide beside its peers: see benches/README.md")]
 struct Options {
-    /// Groups of rows: keepalive, tcp, connections, latency, bulk, idle, slow, rollout, control.
+    /// Groups of rows to measure: keepalive, tcp, connections, latency, bulk, idle, slow, rollout,
+    /// control
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
-    /// ebbtide, direct, haproxy, nginx, caddy, pingap.
+    /// Peers to measure: ebbtide, direct, haproxy, nginx, caddy, pingap
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
+    /// Rounds of each row
     #[arg(long)]
     rounds: Option<usize>,
-    /// Of one measurement.
+    /// The length of one measurement
     #[arg(long)]
     seconds: Option<f64>,
-    /// One short round: whether everything works, not what it measures.
+    /// One short round, to see whether all works; its figures mean nothing
     #[arg(long)]
     quick: bool,
-    /// Write benches/README.md although not everything was measured.
+    /// Write benches/README.md even if not all rows and peers were measured
     #[arg(long)]
     write: bool,
-    /// Says what is missing and how to install it, and measures nothing.
+    /// Name what is missing and how to install it, and measure nothing
     #[arg(long)]
     list: bool,
-    /// What cargo bench gives to every bench.
+    /// The argument that cargo bench gives to every bench
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -65,7 +73,7 @@ fn main() -> anyhow::Result<ExitCode> {
             .filter_map(|core| core.parse().ok())
             .collect::<Vec<usize>>()
     };
-    // The processes that this one starts are itself.
+    // The bench starts its own binary as guard, backend, load and window.
     match arguments.get(1).map(String::as_str) {
         Some("guard") => guard::main(&cores(&arguments[2]), &arguments[4..]),
         Some("backend") => backend::main(&cores(&arguments[2])).map(|()| ExitCode::SUCCESS),
@@ -92,7 +100,7 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     for group in &groups {
         anyhow::ensure!(
             GROUPS.contains(&group.as_str()),
-            "no rows {group}; there are {}",
+            "there is no group of rows {group}; the groups are {}",
             GROUPS.join(", ")
         );
     }
@@ -150,8 +158,8 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     }
     bench.progress.finish_and_clear();
     let (mut markdown, json) = (
-        bench.results.markdown(&machine),
-        bench.results.json(&machine),
+        report::markdown(&bench.results, &machine),
+        report::json(&bench.results, &machine),
     );
     markdown += &format!(
         "\nIt took {:.0} minutes.\n",
@@ -165,7 +173,10 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     std::fs::write(root.join("target/compare.md"), &markdown).context("target/compare.md")?;
     let whole = options.rows.is_empty() && options.peers.is_empty() && !options.quick;
     if whole || options.write {
-        std::fs::write(root.join("benches/README.md"), &markdown).context("benches/README.md")?;
+        let page = root.join("benches/README.md");
+        let by_hand = std::fs::read_to_string(&page).context("benches/README.md")?;
+        let by_hand = by_hand.split(MARK).next().unwrap_or_default();
+        std::fs::write(&page, format!("{by_hand}{MARK}{markdown}")).context("benches/README.md")?;
     }
     eprintln!(
         "written: target/compare.md, target/compare.json{}",
@@ -174,6 +185,9 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// In `benches/README.md`. The text above this line is by hand, and a run keeps it.
+const MARK: &str = "<!-- `make compare` writes everything below this line. -->\n\n";
+
 fn named(names: &[String]) -> anyhow::Result<Vec<Kind>> {
     let kind = |name: &String| {
         let found = ALL
@@ -181,12 +195,12 @@ fn named(names: &[String]) -> anyhow::Result<Vec<Kind>> {
             .find(|kind| kind.name() == name.split('-').next().unwrap_or_default());
         found.with_context(|| {
             format!(
-                "no peer {name}; there are {}",
+                "there is no peer {name}; the peers are {}",
                 ALL.map(Kind::name).join(", ")
             )
         })
     };
-    // In the order in which they take turns, whatever order they were named in.
+    // The order in which they take turns does not depend on the order on the command line.
     let mut kinds = names.iter().map(kind).collect::<anyhow::Result<Vec<_>>>()?;
     kinds.sort_unstable();
     kinds.dedup();
@@ -204,16 +218,16 @@ fn missing(kinds: &[Kind], wrk: bool, fortio: bool) -> Vec<String> {
     let mut lines: Vec<String> = kinds.iter().filter_map(peer).collect();
     if !wrk {
         lines.push(
-            "MISSING: wrk: the bench's own load counts requests instead; to install it: apt-get install wrk".into(),
+            "MISSING: wrk: the bench's own load measures requests instead; to install it: apt-get install wrk".into(),
         );
     }
     if !fortio {
-        lines.push("MISSING: fortio: no second opinion on latencies; to install it: benches/compare/install.sh".into());
+        lines.push("MISSING: fortio: no second measurement of latencies; to install it: benches/compare/install.sh".into());
     }
     lines
 }
 
-/// Where the cluster's build or `install.sh` has put it.
+/// fortio, where `install.sh` or the build of the test cluster puts it.
 fn lab_fortio() -> Option<PathBuf> {
     let lab = peers::tools()
         .parent()?
@@ -236,6 +250,10 @@ fn progress() -> ProgressBar {
 }
 
 impl Bench {
+    /// Measures one group of rows.
+    ///
+    /// # Errors
+    /// There is no such group, or it could not be measured at all.
     pub fn run(&mut self, group: &str) -> anyhow::Result<()> {
         match group {
             "keepalive" => self.keep_alive(Mode::Http, "keepalive", &[8, 64, 1000]),
@@ -257,7 +275,7 @@ impl Bench {
             "rollout" => self.rollout(),
             "control" => crate::control::run(self),
             _ => anyhow::bail!(
-                "no such group of rows: {group}; there are {}",
+                "there is no group of rows {group}; the groups are {}",
                 GROUPS.join(", ")
             ),
         }

@@ -1,4 +1,5 @@
-//! What the kernel knows of a process: processor time, memory, system calls; and what sockets cost the kernel itself.
+//! What the kernel reports about a process (processor time, memory, system calls), and how much
+//! memory sockets cost in the kernel.
 
 use std::fs::read_to_string;
 use std::net::SocketAddr;
@@ -10,8 +11,9 @@ use anyhow::{Context, bail};
 
 use crate::peers;
 
-/// Processor time so far, user and kernel, in nanoseconds by the scheduler's own clock (first field of `schedstat`). A
-/// thread that has ended takes its share with it, so this is for processes whose threads stay.
+/// Processor time so far, user and kernel, in nanoseconds by the scheduler's clock (the first field
+/// of `schedstat`). The time of a thread that has ended is not included, so this is for processes
+/// whose threads do not end.
 pub fn cpu(pids: &[u32]) -> Duration {
     let thread = |path: &Path| {
         let text = read_to_string(path.join("schedstat")).ok()?;
@@ -29,7 +31,8 @@ pub fn cpu(pids: &[u32]) -> Duration {
     Duration::from_nanos(pids.iter().filter_map(process).sum())
 }
 
-/// Bytes that are these processes' alone: written by them, or read from files that nobody else has mapped.
+/// Bytes that belong only to these processes: written by them, or read from files that no other
+/// process has mapped.
 pub fn private_bytes(pids: &[u32]) -> u64 {
     let process = |pid: &u32| {
         let text = read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
@@ -38,8 +41,9 @@ pub fn private_bytes(pids: &[u32]) -> u64 {
     1024 * pids.iter().map(process).sum::<u64>()
 }
 
-/// Memory that the kernel holds for everyone's connections: socket structures, descriptors, epoll entries, and TCP's
-/// buffers. By kinds of slab where those may be read (root), so that others' files and folders do not count.
+/// Memory that the kernel holds for the connections of all processes: socket structures,
+/// descriptors, epoll entries, and TCP's buffers. Counts by kind of slab if slabs may be read
+/// (root), so that files and folders of other programs do not count.
 pub fn kernel_bytes() -> u64 {
     const KINDS: [&str; 7] = [
         "TCP",
@@ -93,16 +97,23 @@ fn field(text: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// System calls in a while, and the requests that the endpoints have answered in it.
+/// System calls in some time, and the requests that the endpoints answered in that time.
 #[derive(Debug, Clone, Copy)]
 pub struct Calls {
+    /// All system calls.
     pub all: u64,
+    /// Calls of splice.
     pub splice: u64,
+    /// Requests answered.
     pub requests: u64,
 }
 
-/// Counts the system calls of processes for `time`: by perf, which the counted hardly notice, else by strace, which slows
-/// them down but counts right. `counter` is an endpoint that tells how many requests there were.
+/// Counts the system calls of processes for `time`. Uses perf, which hardly slows the processes, or
+/// else strace, which slows them but counts correctly. `counter` is an endpoint that reports the
+/// number of requests.
+///
+/// # Errors
+/// Neither perf nor strace can count here.
 pub fn system_calls(pids: &[u32], counter: SocketAddr, time: Duration) -> anyhow::Result<Calls> {
     let list = pids
         .iter()
@@ -114,7 +125,8 @@ pub fn system_calls(pids: &[u32], counter: SocketAddr, time: Duration) -> anyhow
     })
 }
 
-/// perf counts from where its command begins to where that ends, so the command is our own `window`.
+/// perf counts from the start to the end of a command, so the command is the `window` of this
+/// bench.
 fn by_perf(pids: &str, counter: SocketAddr, time: Duration) -> anyhow::Result<Calls> {
     let events = "raw_syscalls:sys_enter,syscalls:sys_enter_splice";
     let mut command = Command::new("perf");
@@ -145,11 +157,11 @@ fn by_perf(pids: &str, counter: SocketAddr, time: Duration) -> anyhow::Result<Ca
             splice,
             requests,
         }),
-        _ => bail!("perf counts no system calls here: {}", text.trim()),
+        _ => bail!("perf cannot count system calls here: {}", text.trim()),
     }
 }
 
-/// Prints how many requests were answered in so many seconds.
+/// The process `window`: prints how many requests were answered in this many seconds.
 pub fn window(counter: SocketAddr, seconds: f64) -> anyhow::Result<()> {
     let before = requests(counter)?;
     std::thread::sleep(Duration::from_secs_f64(seconds));
@@ -187,7 +199,7 @@ fn by_strace(pids: &str, counter: SocketAddr, time: Duration) -> anyhow::Result<
             requests,
         }),
         None => bail!(
-            "strace counts no system calls here: {}",
+            "strace cannot count system calls here: {}",
             text.lines().next_back().unwrap_or_default()
         ),
     }

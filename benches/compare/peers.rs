@@ -1,7 +1,8 @@
-//! The proxies: where each is found, how it is started from its template here, and how it is told of other endpoints.
+//! The proxies: where each program is, how it is started from its template in this folder, and how
+//! it learns of other endpoints.
 //!
-//! In a template `@LISTEN@`, `@FOLDER@` and so on are replaced; a line with `@ENDPOINT@` stands for one of each endpoint, a
-//! line with `@ROLLOUT@` is there in the rollout only.
+//! In a template, words such as `@LISTEN@` and `@FOLDER@` are replaced. A line with `@ENDPOINT@` is
+//! repeated for each endpoint. A line with `@BULK@` or `@ROLLOUT@` is used for that purpose only.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,31 +16,46 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::guard::Guard;
 
+/// A peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
+    /// The proxy of this repository.
     Ebbtide,
+    /// No proxy.
     Direct,
+    /// <https://www.haproxy.org>
     Haproxy,
+    /// <https://nginx.org>
     Nginx,
+    /// <https://caddyserver.com>
     Caddy,
+    /// <https://github.com/vicanso/pingap>, on Pingora.
     Pingap,
 }
 
+/// What a proxy speaks to its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
+    /// HTTP/1.1.
     Http,
+    /// Bytes.
     Tcp,
 }
 
-/// What a proxy is started for, where its best configuration depends on it.
+/// The purpose of a visit. The best configuration of some peers depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
+    /// Many small requests.
     Load,
+    /// Large bodies.
     Bulk,
+    /// Many idle connections.
     Idle,
+    /// Endpoints that are replaced.
     Rollout,
 }
 
+/// All peers, in the order in which they take turns.
 pub const ALL: [Kind; 6] = [
     Kind::Ebbtide,
     Kind::Direct,
@@ -50,6 +66,7 @@ pub const ALL: [Kind; 6] = [
 ];
 
 impl Kind {
+    /// The name in tables and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ebbtide => "ebbtide",
@@ -61,11 +78,12 @@ impl Kind {
         }
     }
 
+    /// Whether the peer supports the mode.
     pub fn speaks(self, mode: Mode) -> bool {
         mode == Mode::Http || !matches!(self, Self::Caddy | Self::Pingap)
     }
 
-    /// Where its program is, or how to come by it.
+    /// The path of its program, or else how to install it.
     pub fn program(self) -> Result<PathBuf, &'static str> {
         let (places, cure): (Vec<PathBuf>, _) = match self {
             Self::Direct => return Ok(PathBuf::new()),
@@ -88,12 +106,13 @@ impl Kind {
             .ok_or(cure)
     }
 
+    /// Its version, `missing` if it is not installed.
     pub fn version(self) -> String {
         let flag = match self {
             Self::Direct => return String::new(),
             Self::Ebbtide => return ebbtide::VERSION.to_owned(),
             Self::Haproxy | Self::Nginx => "-v",
-            // Its `version` knows nothing of a build by name.
+            // `caddy version` does not report the version of a build by `go install`.
             Self::Caddy => "build-info",
             Self::Pingap => "--version",
         };
@@ -124,7 +143,7 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Where `install.sh` puts what it builds.
+/// The folder where `install.sh` puts the programs that it builds.
 pub fn tools() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
@@ -134,20 +153,24 @@ pub fn tools() -> PathBuf {
 /// A running proxy.
 pub struct Peer {
     kind: Kind,
-    /// Where clients go.
+    /// The addresses to which clients connect.
     pub to: Vec<SocketAddr>,
     guard: Option<Guard>,
     folder: tempfile::TempDir,
     template: String,
     listen: SocketAddr,
     admin: SocketAddr,
-    /// All that HAProxy has a place for, in its order.
+    /// All endpoints for which HAProxy has a server line, in that order.
     slots: Vec<SocketAddr>,
     purpose: Purpose,
 }
 
 impl Peer {
-    /// Starts a proxy before `live` endpoints, `spare` being those of later, and waits until it answers.
+    /// Starts a proxy in front of the endpoints `live`, and waits until it answers. The endpoints
+    /// `spare` come later.
+    ///
+    /// # Errors
+    /// The proxy does not start or does not answer within 15 s.
     pub fn start(
         kind: Kind,
         mode: Mode,
@@ -237,19 +260,23 @@ impl Peer {
         Ok(())
     }
 
-    /// Its processes.
+    /// The ids of its processes.
     pub fn pids(&self) -> Vec<u32> {
         self.guard.as_ref().map(Guard::pids).unwrap_or_default()
     }
 
-    /// Whether it can be told of other endpoints at once.
+    /// Whether the peer can learn of other endpoints immediately.
     pub fn can_roll(kind: Kind) -> bool {
-        // Pingap looks at its file every ten seconds; the direct way knows nobody to tell.
+        // Pingap reads its file every ten seconds. The direct load has no proxy.
         !matches!(kind, Kind::Pingap | Kind::Direct)
     }
 
-    /// Tells it in its own way that `leaving` are about to end and `live` are what there is.
-    pub fn tell(&mut self, live: &[SocketAddr], leaving: &[SocketAddr]) -> anyhow::Result<()> {
+    /// Reports a change by the peer's own means: the endpoints are now `live`, and `leaving` are
+    /// about to end.
+    ///
+    /// # Errors
+    /// The peer does not accept the change.
+    pub fn update(&mut self, live: &[SocketAddr], leaving: &[SocketAddr]) -> anyhow::Result<()> {
         match self.kind {
             Kind::Ebbtide => self.write_manifests(live, leaving),
             Kind::Haproxy => {
@@ -265,7 +292,7 @@ impl Peer {
                 stream.write_all(format!("{}\n", commands.join(";")).as_bytes())?;
                 let mut said = String::new();
                 stream.read_to_string(&mut said)?;
-                ensure!(said.trim().is_empty(), "haproxy says: {}", said.trim());
+                ensure!(said.trim().is_empty(), "haproxy returned: {}", said.trim());
                 Ok(())
             }
             Kind::Nginx => {
@@ -292,10 +319,10 @@ impl Peer {
                 )?;
                 let mut said = String::new();
                 stream.read_to_string(&mut said)?;
-                ensure!(said.starts_with("HTTP/1.1 200"), "caddy says: {said}");
+                ensure!(said.starts_with("HTTP/1.1 200"), "caddy returned: {said}");
                 Ok(())
             }
-            Kind::Pingap | Kind::Direct => bail!("{} cannot be told", self.kind.name()),
+            Kind::Pingap | Kind::Direct => bail!("{} cannot learn of a change", self.kind.name()),
         }
     }
 
@@ -313,7 +340,8 @@ impl Peer {
                 continue;
             }
             let line = line.replace("@BULK@", "").replace("@ROLLOUT@", "");
-            // HAProxy keeps its slots; the others know only who is there.
+            // HAProxy has a line for each endpoint, also for later ones. The other peers have only
+            // the live ones.
             let endpoints = if line.contains("@SPARE@") {
                 &self.slots[..]
             } else {
@@ -352,8 +380,8 @@ impl Peer {
     }
 }
 
-/// A Service and its slice of endpoints, each a pod of its own; the slice is renamed into its place. Where no connection
-/// may be made to them, `annotations` say so.
+/// Writes a Service and its slices. Each endpoint has its own pod. The slices are renamed into
+/// place. `annotations` are those of the Service; they can turn the join check off.
 pub fn write_manifests(
     folder: &Path,
     live: &[SocketAddr],
@@ -368,7 +396,7 @@ pub fn write_manifests(
         .iter()
         .map(|address| (address, false))
         .chain(leaving.iter().map(|address| (address, true)));
-    // One port a slice: so a slice for each endpoint.
+    // A slice has one port for all its endpoints, so each endpoint needs its own slice.
     let items =
         endpoints.map(|(address, terminating)| slice_manifest("shop", &[*address], terminating));
     let list =
@@ -378,6 +406,7 @@ pub fn write_manifests(
     Ok(std::fs::rename(&new, folder.join("slices.json"))?)
 }
 
+/// The manifest of a Service in the namespace `web`.
 pub fn service_manifest(name: &str, annotations: &[(&str, &str)]) -> serde_json::Value {
     let annotations: std::collections::BTreeMap<_, _> = annotations.iter().copied().collect();
     serde_json::json!({
@@ -387,7 +416,7 @@ pub fn service_manifest(name: &str, annotations: &[(&str, &str)]) -> serde_json:
     })
 }
 
-/// A slice of endpoints with the port of the first.
+/// The manifest of a slice. Its port is that of the first endpoint.
 pub fn slice_manifest(
     service: &str,
     addresses: &[SocketAddr],
@@ -417,12 +446,15 @@ pub fn slice_manifest(
     })
 }
 
-/// Any that is free now.
+/// An address that is free now.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// A page's body, if it is there within a second.
+/// The body of a page, within one second.
+///
+/// # Errors
+/// There is no response in time, or its status is not 200.
 pub fn get(from: SocketAddr, path: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect_timeout(&from, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -444,4 +476,5 @@ pub fn get(from: SocketAddr, path: &str) -> anyhow::Result<String> {
         .unwrap_or_default())
 }
 
+/// How long a proxy may take to start.
 const START: Duration = Duration::from_secs(15);

@@ -1,5 +1,5 @@
-//! The rows in which Ebbtide and its peers meet. Each group visits the peers in turn, round after round (A B C A B C …);
-//! a visit starts the proxy, measures, and ends it.
+//! The rows that compare Ebbtide with its peers. Each group visits the peers in turn, round after
+//! round (A B C A B C …). A visit starts the proxy, measures it, and ends it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,30 +12,45 @@ use crate::guard;
 use crate::load::{self, Idle, Report, Running, Spec};
 use crate::measure;
 use crate::peers::{Kind, Mode, Peer, Purpose};
-use crate::report::{Better, Results};
+use crate::results::{Better, Results};
 
+/// The settings and results of one run of the bench.
 pub struct Bench {
+    /// What runs on which core.
     pub cores: Cores,
+    /// The length of one measurement in seconds.
     pub seconds: f64,
+    /// Rounds of each row.
     pub rounds: usize,
+    /// Whether the run is only a test of the bench.
     pub quick: bool,
+    /// The peers to measure.
     pub kinds: Vec<Kind>,
+    /// The program wrk, if it is installed.
     pub wrk: Option<PathBuf>,
+    /// The program fortio, if it is installed.
     pub fortio: Option<PathBuf>,
+    /// The endpoints.
     pub backend: Backend,
+    /// What was measured.
     pub results: Results,
+    /// The progress on a terminal.
     pub progress: ProgressBar,
 }
 
-/// Who runs where.
+/// What runs on which core.
 pub struct Cores {
+    /// The cores of the proxy.
     pub proxy: Vec<usize>,
+    /// The cores of the load.
     pub load: Vec<usize>,
+    /// The cores of the endpoints.
     pub backend: Vec<usize>,
 }
 
 impl Cores {
-    /// One worker each, so one core for the proxy; load and endpoints share the other one where there are only two.
+    /// The proxy has one worker, so it gets one core. If there are only two cores, load and
+    /// endpoints share the other one.
     pub fn of(count: usize) -> Self {
         match count {
             0 | 1 => Self {
@@ -62,6 +77,7 @@ impl Cores {
     }
 }
 
+/// All groups of rows, in their order.
 pub const GROUPS: [&str; 9] = [
     "keepalive",
     "tcp",
@@ -77,7 +93,7 @@ pub const GROUPS: [&str; 9] = [
 type Visit<'a> = &'a mut dyn FnMut(&mut Bench, &mut Peer, Kind, usize) -> anyhow::Result<()>;
 
 impl Bench {
-    /// The peers of a mode in turn. One that fails leaves its cell empty, and is told of.
+    /// Visits the peers of a mode in turn. A peer that fails gets a note, and its cell stays empty.
     fn in_turn(
         &mut self,
         group: &'static str,
@@ -111,8 +127,9 @@ impl Bench {
         self.backend.open(count)
     }
 
-    /// Throughput of clients that keep their connections; with it what each request costs the proxy. One number of clients
-    /// after the other, so that peers are compared within seconds: the machine may be another a minute later.
+    /// Throughput of clients that keep their connections, and what each request costs the proxy.
+    /// The numbers of clients are measured one after the other, so peers are compared within
+    /// seconds: a minute later the machine may be faster or slower.
     pub fn keep_alive(
         &mut self,
         mode: Mode,
@@ -130,7 +147,7 @@ impl Bench {
                 &live,
                 &mut |b, peer, kind, round| {
                     let spec = Spec::new(&peer.to, "/1k", clients, b.seconds);
-                    // Connections, pools and buffers are there before anything counts.
+                    // Before the measurement, this load fills connections, pools and buffers.
                     b.throughput(&Spec {
                         seconds: b.seconds.min(1.0) / 2.0,
                         ..spec.clone()
@@ -180,13 +197,13 @@ impl Bench {
 
     fn throughput(&self, spec: &Spec) -> anyhow::Result<Report> {
         match &self.wrk {
-            // wrk counts in whole seconds.
+            // wrk measures whole seconds only.
             Some(wrk) if spec.seconds >= 1.0 => load::wrk(wrk, &self.cores.load, spec),
             _ => load::run(&self.cores.load, spec),
         }
     }
 
-    /// System calls and requests in a stretch of a load of its own, which is not timed.
+    /// Counts system calls and requests during another load, whose times are not used.
     fn counted(
         &self,
         peer: &Peer,
@@ -208,6 +225,7 @@ impl Bench {
         counted
     }
 
+    /// Connections a second, with one request on each, and what each costs the proxy.
     pub fn connections(&mut self, mode: Mode) -> anyhow::Result<()> {
         let live = self.endpoints(8)?;
         let name = if mode == Mode::Http { "HTTP" } else { "TCP" };
@@ -269,15 +287,16 @@ impl Bench {
         Ok(())
     }
 
-    /// At half of what the slowest can do, all at one rate.
+    /// Latencies at one rate for all peers: half of what the slowest peer can do.
     pub fn latency(&mut self) -> anyhow::Result<()> {
         let (live, rate) = (self.endpoints(4)?, self.half_of_the_slowest()?);
-        // More often than the others: one stall of the machine in two seconds is that visit's p99.9, whoever it hits.
+        // More rounds than other rows: one stall of the machine in two seconds is the p99.9 of that
+        // visit.
         let (group, seconds, rounds) = ("latency", self.seconds * 2.0, self.rounds * 3);
         self.results.note(
             group,
             format!(
-                "{rate:.0} requests/s, 64 clients; latencies count from when a request was due."
+                "{rate:.0} requests/s, 64 clients; latencies count from the moment at which a request was due."
             ),
         );
         self.in_turn(
@@ -321,7 +340,8 @@ impl Bench {
         Ok(())
     }
 
-    /// From the keep-alive rows where those were run, else by a short try of each.
+    /// Half of the lowest rate: from the keep-alive rows if they were measured, otherwise by a
+    /// short load on each peer.
     fn half_of_the_slowest(&mut self) -> anyhow::Result<f64> {
         if let Some(slowest) = self.results.slowest("keepalive", "64 clients: requests/s") {
             return Ok(slowest / 2.0);
@@ -344,6 +364,7 @@ impl Bench {
         Ok(slowest / 2.0)
     }
 
+    /// Large responses and uploads: throughput and what each GB costs the proxy.
     pub fn bulk(&mut self, mode: Mode) -> anyhow::Result<()> {
         let live = self.endpoints(4)?;
         let name = if mode == Mode::Http { "HTTP" } else { "TCP" };
@@ -373,7 +394,7 @@ impl Bench {
                     let calls_of = format!("{name} {what}: splice calls seen");
                     b.results.add(group, &calls_of, Better::Neither, kind, calls.splice as f64);
                     if kind == Kind::Haproxy && calls.splice == 0 {
-                        anyhow::bail!("HAProxy did not splice, so its {name} figures here are not what it can do");
+                        anyhow::bail!("HAProxy did not splice, so its {name} figures are lower than they could be");
                     }
                 }
                 Ok(())
@@ -382,7 +403,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Memory of connections on which nothing happens.
+    /// The memory of idle connections.
     pub fn idle(&mut self, mode: Mode) -> anyhow::Result<()> {
         let count = if self.quick { 1_000 } else { 9_000 };
         let live = self.endpoints(4)?;
@@ -399,7 +420,7 @@ impl Bench {
             1,
             &live,
             &mut |b, peer, kind, _| {
-                // What is allocated once is so before the first is counted.
+                // Memory that is allocated only once is allocated before the count begins.
                 drop(Idle::open(&b.cores.load, &peer.to, 100)?);
                 std::thread::sleep(Duration::from_millis(300));
                 let (pids, kernel) = (peer.pids(), measure::kernel_bytes());
@@ -439,11 +460,12 @@ impl Bench {
                 Ok(())
             },
         );
-        self.results.note(group, format!("{count} connections after one exchange each. Peers preallocate: the first figure is all that the process holds."));
+        self.results.note(group, format!("{count} connections after one exchange each. Peers allocate memory in advance, so the first figure is all memory of the process."));
         Ok(())
     }
 
-    /// Two of twenty endpoints take 2 s for each answer: what do those who are served by the others feel?
+    /// Two of twenty endpoints take 2 s for each response. Measures the clients of the other
+    /// endpoints.
     pub fn slow(&mut self) -> anyhow::Result<()> {
         let mut live = self.endpoints(18)?;
         live.extend(self.backend.open_slow(2)?);
@@ -482,8 +504,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Ten of twenty endpoints roll every five seconds, at a constant rate of requests. All are told at once, and the
-    /// leaving endpoints die 100 ms later.
+    /// Ten of twenty endpoints are replaced every five seconds, at a constant rate of requests. The
+    /// peer learns of the change in one step, and the leaving endpoints die 100 ms later.
     pub fn rollout(&mut self) -> anyhow::Result<()> {
         let rate = self.half_of_the_slowest()?;
         let (rolls, every) = if self.quick { (2, 1.5) } else { (4, 5.0) };
@@ -533,9 +555,9 @@ impl Bench {
         let quiet = load::run(&self.cores.load, &spec)?;
         let seconds = every * rolls as f64;
         let running = Running::start(&self.cores.load, &Spec { seconds, ..spec });
-        let told = self.replace(&mut peer, &all, rolls, every);
+        let replaced = self.replace(&mut peer, &all, rolls, every);
         let report = running.finish()?;
-        told?;
+        replaced?;
         self.backend.close(&all)?;
         let add = &mut self.results;
         add.add(
@@ -584,7 +606,7 @@ impl Bench {
             std::thread::sleep(Duration::from_secs_f64(every / 2.0));
             let new = &all[20 + 10 * roll..30 + 10 * roll];
             let live = [stay, new].concat();
-            peer.tell(&live, old)?;
+            peer.update(&live, old)?;
             std::thread::sleep(DEATH);
             self.backend.close(old)?;
             old = new;
@@ -594,7 +616,8 @@ impl Bench {
     }
 }
 
-/// fortio's view of the same rate: it counts from when a request was sent, so a stall is seen by fewer of them.
+/// Latencies at the same rate by fortio. It counts from the moment at which a request was sent, so
+/// a stall appears in fewer requests.
 fn fortio_latencies(
     fortio: &std::path::Path,
     cores: &[usize],
@@ -646,5 +669,5 @@ fn fortio_latencies(
     Ok((value(0), value(1)))
 }
 
-/// Between the word that an endpoint leaves and its death.
+/// The time from the message that an endpoint leaves to its death.
 const DEATH: Duration = Duration::from_millis(100);

@@ -1,4 +1,5 @@
-//! A routing table with one service of many endpoints, in slices of a hundred as Kubernetes writes them.
+//! A routing table with one Service of many endpoints, in slices of a hundred, as Kubernetes writes
+//! them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,17 +20,22 @@ use ebbtide::routing::table::RoutingTable;
 use ebbtide::routing::world::objects::{Touched, World};
 use tokio::sync::mpsc;
 
-#[allow(dead_code)] // Each bench uses what it needs of it.
+/// The table with all that feeds it.
+#[allow(dead_code)] // Each bench uses other fields.
 pub struct Scene {
+    /// The objects of discovery.
     pub world: World,
+    /// The table that publishes `snapshot`.
     pub table: RoutingTable,
+    /// What workers load.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
-    #[allow(dead_code)] // Kept so that the table may send; only one of the benches reads it.
+    /// What endpoints report to the table's owner. It is kept so that the endpoints can send.
+    #[allow(dead_code)] // Only one of the benches reads it.
     pub notices: mpsc::UnboundedReceiver<Notice>,
 }
 
 impl Scene {
-    /// All of them usable.
+    /// A scene with this many endpoints, all usable.
     pub fn of(endpoints: usize) -> Self {
         let config = Arc::new(Config::new(Discovery::Static { to: Vec::new() }));
         let snapshot = Arc::new(ArcSwap::default());
@@ -74,6 +80,7 @@ impl Scene {
         scene
     }
 
+    /// Applies changes and publishes, as the control loop does.
     pub fn apply(&mut self, changes: Vec<Change>) {
         let (mut touched, now) = (Touched::default(), Instant::now());
         for change in changes {
@@ -82,12 +89,14 @@ impl Scene {
         self.table.apply(&self.world, &touched, now);
     }
 
+    /// The Service port in the snapshot.
     pub fn port(&self) -> Arc<Port> {
         self.snapshot.load().ports.values().next().unwrap().clone()
     }
 }
 
-/// The slice that begins with this endpoint; `out`: its first one is not ready.
+/// A slice of `count` endpoints that begins with the endpoint `first`. `out`: the first one is not
+/// ready.
 pub fn slice(first: usize, count: usize, out: bool) -> Change {
     let endpoint = |n: usize| SliceEndpoint {
         address: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n as u32)),
@@ -111,4 +120,5 @@ pub fn slice(first: usize, count: usize, out: bool) -> Change {
     }))
 }
 
+/// Endpoints in a slice.
 pub const SLICE: usize = 100;

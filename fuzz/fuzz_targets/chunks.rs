@@ -1,13 +1,17 @@
-//! A chunked body in arbitrary pieces: one verdict, one output, and canonical bytes that decode to the same payload.
+//! A chunked body, split into arbitrary pieces. Verdict and output do not depend on the split, and
+//! the canonical output decodes to the same payload (contract 4.1).
 #![no_main]
 
 use ebbtide::wire::body::BodyDecoder;
 use ebbtide::wire::message::{Emit, Framing, Limits, Reject};
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: Limits = Limits { head_size: 512, headers: 8 };
+const LIMITS: Limits = Limits {
+    head_size: 512,
+    headers: 8,
+};
 
-/// Verdict (done or not), bytes taken, output.
+/// The verdict (whether the body is complete), the bytes taken, and the output.
 type Read = (Result<bool, Reject>, usize, Vec<u8>);
 
 fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, emit: Emit) -> Read {
@@ -29,13 +33,19 @@ fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, emit: Emit) -> Read {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&seed, input)) = data.split_first() else { return };
+    let Some((&seed, input)) = data.split_first() else {
+        return;
+    };
     for emit in [Emit::Chunked, Emit::Identity] {
         let whole = decode([input].into_iter(), emit);
-        // At most a space more behind each trailer's colon.
+        // The output is at most one space longer for each trailer, behind the colon.
         assert!(whole.2.len() <= input.len() + LIMITS.headers);
-        assert_eq!(decode(input.chunks(1), emit), whole, "dribbled");
-        assert_eq!(decode(input.chunks(usize::from(seed).max(1)), emit), whole, "in pieces of {seed}");
+        assert_eq!(decode(input.chunks(1), emit), whole, "byte by byte");
+        assert_eq!(
+            decode(input.chunks(usize::from(seed).max(1)), emit),
+            whole,
+            "in pieces of {seed}"
+        );
         let (mut rest, mut state, mut pieces) = (input, u32::from(seed) + 1, Vec::new());
         while !rest.is_empty() {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -43,14 +53,28 @@ fuzz_target!(|data: &[u8]| {
             pieces.push(piece);
             rest = more;
         }
-        assert_eq!(decode(pieces.into_iter(), emit), whole, "in pieces of seed {seed}");
+        assert_eq!(
+            decode(pieces.into_iter(), emit),
+            whole,
+            "in pieces of seed {seed}"
+        );
     }
     let (verdict, _, canonical) = decode([input].into_iter(), Emit::Chunked);
     if verdict == Ok(true) {
         let payload = decode([input].into_iter(), Emit::Identity).2;
-        assert_eq!(decode([&canonical[..]].into_iter(), Emit::Identity), (Ok(true), canonical.len(), payload));
-        assert_eq!(decode([&canonical[..]].into_iter(), Emit::Chunked), (Ok(true), canonical.len(), canonical));
+        assert_eq!(
+            decode([&canonical[..]].into_iter(), Emit::Identity),
+            (Ok(true), canonical.len(), payload)
+        );
+        assert_eq!(
+            decode([&canonical[..]].into_iter(), Emit::Chunked),
+            (Ok(true), canonical.len(), canonical)
+        );
     } else {
-        assert_eq!(decode([&canonical[..]].into_iter(), Emit::Identity).0, Ok(false), "no end that was not there");
+        assert_eq!(
+            decode([&canonical[..]].into_iter(), Emit::Identity).0,
+            Ok(false),
+            "the output has no end that the input does not have"
+        );
     }
 });

@@ -1,17 +1,20 @@
-//! Protocol `auto`: a verdict on the first bytes is never taken back by later ones, and never keeps from HTTP what the
-//! request parser would take.
+//! Protocol `auto` (contract 4.5): later bytes never change a verdict on the first bytes, and every
+//! request that the parser accepts is detected as HTTP.
 #![no_main]
 
-use ebbtide::wire::head::{parse_request, Forwarding};
+use ebbtide::wire::head::{Forwarding, parse_request};
 use ebbtide::wire::message::Limits;
-use ebbtide::wire::sniff::{may_become_request, sniff, Sniff};
+use ebbtide::wire::sniff::{Sniff, may_become_request, sniff};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let mut now = Sniff::NeedMore;
     for end in 0..=input.len().min(512) {
         let next = sniff(&input[..end]);
-        assert!(now == Sniff::NeedMore || now == next, "{now:?} became {next:?} at {end}");
+        assert!(
+            now == Sniff::NeedMore || now == next,
+            "{now:?} became {next:?} at {end}"
+        );
         now = next;
     }
     let whole = sniff(input);
@@ -26,10 +29,17 @@ fuzz_target!(|input: &[u8]| {
         https: false,
         allow_connect: true,
     };
-    let limits = Limits { head_size: 16 << 10, headers: 100 };
-    let accepted = matches!(parse_request(input, &limits, &fwd, &mut Vec::new()), Ok(Some(_)));
+    let limits = Limits {
+        head_size: 16 << 10,
+        headers: 100,
+    };
+    let accepted = matches!(
+        parse_request(input, &limits, &fwd, &mut Vec::new()),
+        Ok(Some(_))
+    );
     let method = input.iter().position(|&b| b == b' ').unwrap_or(input.len());
-    // First bytes that are no request line are not HTTP's to `auto`, though one empty line before it is passed over elsewhere.
+    // `auto` takes a connection as HTTP only if a request line comes first. The parser also skips
+    // one empty line before it.
     if accepted && method <= 32 && !input.starts_with(b"\r\n") {
         assert_eq!(whole, Sniff::Http);
     }

@@ -1,4 +1,5 @@
-//! A text as a manifest folder may hold it: objects or one error that names its line, and a merge that takes any objects.
+//! A file of a manifest folder. It gives objects, or one error that names its line, and the merge
+//! accepts any objects.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -6,24 +7,37 @@ use std::time::{Duration, Instant};
 
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::policy::{Policy, Protocol};
-use ebbtide::discovery::manifest::{parse, Format};
+use ebbtide::discovery::document::Format;
+use ebbtide::discovery::manifest::parse;
 use ebbtide::discovery::object::{Change, Kind, Object};
 use ebbtide::routing::world::objects::{Touched, World};
 use libfuzzer_sys::fuzz_target;
 
-static CONFIG: LazyLock<Config> = LazyLock::new(|| Config::new(Discovery::Static { to: Vec::new() }));
+static CONFIG: LazyLock<Config> =
+    LazyLock::new(|| Config::new(Discovery::Static { to: Vec::new() }));
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    if let (Ok(yaml), Ok(json)) = (parse(text, Format::Yaml, None), parse(text, Format::Json, None)) {
-        assert_eq!(yaml, json, "one reading, by whichever name it is read");
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let (Ok(yaml), Ok(json)) = (
+        parse(text, Format::Yaml, None),
+        parse(text, Format::Json, None),
+    ) {
+        assert_eq!(
+            yaml, json,
+            "a text that is YAML and JSON gives the same objects"
+        );
     }
     for format in [Format::Yaml, Format::Json] {
         let objects = match parse(text, format, None) {
             Ok(objects) => objects,
             Err(error) => {
-                // A carriage return ends a line of YAML, too.
-                assert!(error.line >= 1 && error.line <= text.split(['\n', '\r']).count(), "{error}");
+                // In YAML a carriage return also ends a line.
+                assert!(
+                    error.line >= 1 && error.line <= text.split(['\n', '\r']).count(),
+                    "{error}"
+                );
                 assert!(!error.to_string().contains(char::is_control), "{error:?}");
                 continue;
             }
@@ -44,7 +58,11 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(before, after, "the same objects again change nothing");
         }
         for kind in [Kind::Pod, Kind::EndpointSlice, Kind::Service] {
-            let nothing = Change::Replace { kind, namespace: None, objects: Vec::new() };
+            let nothing = Change::Replace {
+                kind,
+                namespace: None,
+                objects: Vec::new(),
+            };
             world.apply(nothing, now, &mut touched);
         }
         world.sweep(now);
@@ -52,20 +70,37 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// An annotation is one good value or one warning, and never stops its Service.
+/// Each annotation gives one valid value or one warning, and its Service is served in both cases.
 fn annotated(object: &Object) {
-    let Object::Service(service) = object else { return };
+    let Object::Service(service) = object else {
+        return;
+    };
     let (policy, warnings) = Policy::for_service(&CONFIG, &service.annotations);
-    assert!((1..=10).contains(&policy.attempts) && policy.drain_timeout <= Duration::from_secs(24 * 3600));
+    assert!(
+        (1..=10).contains(&policy.attempts)
+            && policy.drain_timeout <= Duration::from_secs(24 * 3600)
+    );
     assert!(policy.hold_timeout <= Duration::from_secs(600));
     assert!(warnings.len() <= service.annotations.len());
     let known = |name: &str| service.annotations.contains_key(name);
     assert!(policy.join_check || known("ebbtide.dev/join-check"));
     for port in &service.ports {
-        let (protocol, warning) =
-            Protocol::of_service(&service.annotations, port.app_protocol.as_deref(), port.target_port);
+        let (protocol, warning) = Protocol::of_service(
+            &service.annotations,
+            port.app_protocol.as_deref(),
+            port.target_port,
+        );
         assert!(warning.is_none() || known("ebbtide.dev/protocol"));
-        assert!(protocol != Protocol::Http || known("ebbtide.dev/protocol") || port.app_protocol.is_some());
+        assert!(
+            protocol != Protocol::Http
+                || known("ebbtide.dev/protocol")
+                || port.app_protocol.is_some()
+        );
     }
-    assert!(!warnings.iter().any(|warning| warning.contains(char::is_control)), "{warnings:?}");
+    assert!(
+        !warnings
+            .iter()
+            .any(|warning| warning.contains(char::is_control)),
+        "{warnings:?}"
+    );
 }

@@ -1,17 +1,21 @@
-//! A request as a client may send it: head, then body. The verdict does not depend on where the bytes are split, and what
-//! is forwarded is canonical: read again it means the same and is forwarded as it is.
+//! A request of a client: head, then body (contract 4.1, 4.2). The verdict does not depend on where
+//! the bytes are split. What is forwarded is canonical: read again, it has the same meaning and is
+//! forwarded without a change.
 #![no_main]
 
 #[path = "plain.rs"]
 mod plain;
 
 use ebbtide::wire::body::BodyDecoder;
-use ebbtide::wire::head::{parse_request, Forwarding};
+use ebbtide::wire::head::{Forwarding, parse_request};
 use ebbtide::wire::message::{Emit, Framing, Limits, Reject, Request};
 use libfuzzer_sys::fuzz_target;
 use plain::Head;
 
-const LIMITS: Limits = Limits { head_size: 4 << 10, headers: 24 };
+const LIMITS: Limits = Limits {
+    head_size: 4 << 10,
+    headers: 24,
+};
 
 fn read(input: &[u8], fwd: &Forwarding) -> (Result<Option<Request>, Reject>, Vec<u8>) {
     let mut out = Vec::new();
@@ -20,7 +24,9 @@ fn read(input: &[u8], fwd: &Forwarding) -> (Result<Option<Request>, Reject>, Vec
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&flags, input)) = data.split_first() else { return };
+    let Some((&flags, input)) = data.split_first() else {
+        return;
+    };
     let fwd = Forwarding {
         peer: [192, 0, 2, 7].into(),
         local: ([198, 51, 100, 1], 8080).into(),
@@ -33,49 +39,94 @@ fuzz_target!(|data: &[u8]| {
         let (part, written) = read(&input[..end], &fwd);
         match (&part, &verdict) {
             (Ok(None), _) => assert!(written.is_empty()),
-            (Ok(Some(request)), _) => assert!(request.consumed <= end && part == verdict && written == out),
+            (Ok(Some(request)), _) => {
+                assert!(request.consumed <= end && part == verdict && written == out)
+            }
             (Err(_), _) => assert_eq!(part, verdict, "split at {end}"),
         }
     }
-    let Ok(Some(request)) = verdict else { return assert!(out.is_empty()) };
+    let Ok(Some(request)) = verdict else {
+        return assert!(out.is_empty());
+    };
     assert!(request.consumed <= input.len() && request.consumed <= LIMITS.head_size);
-    assert!(out.len() <= 2 * request.consumed + 256, "{} bytes of {}", out.len(), request.consumed);
+    assert!(
+        out.len() <= 2 * request.consumed + 256,
+        "{} bytes of {}",
+        out.len(),
+        request.consumed
+    );
     plainly(&input[..request.consumed], &out, &request, &fwd);
-    // What we added may pass the bounds that the client kept.
-    let wide = Limits { head_size: 64 << 10, headers: 64 };
+    // The fields that the proxy adds may exceed the limits that the client's head was within.
+    let wide = Limits {
+        head_size: 64 << 10,
+        headers: 64,
+    };
     let mut again = Vec::new();
-    let plain = Forwarding { trusted: false, ..fwd };
-    let reread =
-        parse_request(&out, &wide, &plain, &mut again).expect("what is forwarded is valid").expect("and whole");
+    let plain = Forwarding {
+        trusted: false,
+        ..fwd
+    };
+    let reread = parse_request(&out, &wide, &plain, &mut again)
+        .expect("what is forwarded is valid")
+        .expect("what is forwarded is complete");
     assert_eq!(reread.consumed, out.len());
-    assert_eq!((reread.method, reread.framing, reread.upgrade), (request.method, request.framing, request.upgrade));
-    // A host that only we have given is told apart from one that the client named.
-    if !fwd.trusted && out.windows(20).any(|part| part == b"\r\nX-Forwarded-Host: ") {
+    assert_eq!(
+        (reread.method, reread.framing, reread.upgrade),
+        (request.method, request.framing, request.upgrade)
+    );
+    // If the head has X-Forwarded-Host, the client named its host, so a second pass changes
+    // nothing. A host that the proxy added itself gets no such field.
+    if !fwd.trusted
+        && out
+            .windows(20)
+            .any(|part| part == b"\r\nX-Forwarded-Host: ")
+    {
         assert_eq!(again, out);
     }
 
     let body = &input[request.consumed..];
-    let emit = if request.framing == Framing::Chunked { Emit::Chunked } else { Emit::Identity };
+    let emit = if request.framing == Framing::Chunked {
+        Emit::Chunked
+    } else {
+        Emit::Identity
+    };
     let mut forwarded = Vec::new();
     let mut decoder = BodyDecoder::new(request.framing, &LIMITS, 400);
-    let Ok(taken) = decoder.decode(body, emit, &mut forwarded) else { return };
+    let Ok(taken) = decoder.decode(body, emit, &mut forwarded) else {
+        return;
+    };
     assert!(taken == body.len() || decoder.is_done());
     if decoder.is_done() {
         let mut upstream = BodyDecoder::new(reread.framing, &LIMITS, 400);
         let (mut there, mut payload) = (Vec::new(), Vec::new());
-        assert_eq!(upstream.decode(&forwarded, Emit::Identity, &mut there), Ok(forwarded.len()));
-        assert!(upstream.is_done(), "the upstream sees the end where we saw it");
-        _ = BodyDecoder::new(request.framing, &LIMITS, 400).decode(body, Emit::Identity, &mut payload);
+        assert_eq!(
+            upstream.decode(&forwarded, Emit::Identity, &mut there),
+            Ok(forwarded.len())
+        );
+        assert!(
+            upstream.is_done(),
+            "the endpoint sees the same end as the proxy"
+        );
+        _ = BodyDecoder::new(request.framing, &LIMITS, 400).decode(
+            body,
+            Emit::Identity,
+            &mut payload,
+        );
         assert_eq!(there, payload);
     }
 });
 
-/// What the plainest reader makes of what is forwarded.
+/// Checks what is forwarded with the minimal reader.
 fn plainly(input: &[u8], out: &[u8], request: &Request, fwd: &Forwarding) {
-    let (sent, head) = (Head::read(input.strip_prefix(b"\r\n").unwrap_or(input)), Head::read(out));
+    let (sent, head) = (
+        Head::read(input.strip_prefix(b"\r\n").unwrap_or(input)),
+        Head::read(out),
+    );
     head.assert_canonical(out);
     let words: Vec<&[u8]> = head.start.split(|&b| b == b' ').collect();
-    assert!(words.len() == 3 && words.iter().all(|word| !word.is_empty()) && words[2] == b"HTTP/1.1");
+    assert!(
+        words.len() == 3 && words.iter().all(|word| !word.is_empty()) && words[2] == b"HTTP/1.1"
+    );
     assert_eq!(Some(words[0]), sent.start.split(|&b| b == b' ').next());
     let framing = match head.framing() {
         (_, true) => Framing::Chunked,
@@ -85,13 +136,27 @@ fn plainly(input: &[u8], out: &[u8], request: &Request, fwd: &Forwarding) {
     assert_eq!(framing, request.framing);
     assert_eq!(head.all("host").len(), 1);
     let upgrade: &[&[u8]] = if request.upgrade { &[b"upgrade"] } else { &[] };
-    assert_eq!((head.all("connection").as_slice(), !head.all("upgrade").is_empty()), (upgrade, request.upgrade));
-    let named =
-        [head.all("x-forwarded-for").len(), head.all("x-forwarded-proto").len(), head.all("x-forwarded-host").len()];
+    assert_eq!(
+        (
+            head.all("connection").as_slice(),
+            !head.all("upgrade").is_empty()
+        ),
+        (upgrade, request.upgrade)
+    );
+    let named = [
+        head.all("x-forwarded-for").len(),
+        head.all("x-forwarded-proto").len(),
+        head.all("x-forwarded-host").len(),
+    ];
     assert!(head.all("x-forwarded-for")[0].ends_with(b"192.0.2.7"));
     if !fwd.trusted {
-        assert!(head.all("x-forwarded-for") == [b"192.0.2.7"] && named[..2] == [1, 1] && named[2] <= 1);
-        let claims = head.fields.iter().filter(|(name, _)| name.to_ascii_lowercase().starts_with(b"x-forwarded-"));
+        assert!(
+            head.all("x-forwarded-for") == [b"192.0.2.7"] && named[..2] == [1, 1] && named[2] <= 1
+        );
+        let claims = head
+            .fields
+            .iter()
+            .filter(|(name, _)| name.to_ascii_lowercase().starts_with(b"x-forwarded-"));
         assert!(claims.count() == named.iter().sum::<usize>() && head.all("forwarded").is_empty());
     }
     let ours = [

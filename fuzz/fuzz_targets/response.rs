@@ -1,5 +1,5 @@
-//! A response as an upstream may send it, interim heads and all, and what the client reads of it: the same status and the
-//! same payload, with an end exactly where the upstream's was.
+//! A response of an endpoint, including interim heads (contract 4.3). The client reads the same
+//! status and the same payload, and the response ends exactly where the endpoint's did.
 #![no_main]
 
 #[path = "plain.rs"]
@@ -11,8 +11,14 @@ use ebbtide::wire::message::{Emit, Framing, Limits, Method, Reject, Response, Ve
 use libfuzzer_sys::fuzz_target;
 use plain::Head;
 
-const LIMITS: Limits = Limits { head_size: 4 << 10, headers: 24 };
-const WIDE: Limits = Limits { head_size: 64 << 10, headers: 64 };
+const LIMITS: Limits = Limits {
+    head_size: 4 << 10,
+    headers: 24,
+};
+const WIDE: Limits = Limits {
+    head_size: 64 << 10,
+    headers: 64,
+};
 
 struct Ask {
     method: Method,
@@ -23,23 +29,42 @@ struct Ask {
 impl Ask {
     fn read(&self, input: &[u8]) -> (Result<Option<Response>, Reject>, Vec<u8>) {
         let mut out = Vec::new();
-        let verdict = parse_response(input, &LIMITS, self.method, self.client, self.close, &mut out);
+        let verdict = parse_response(
+            input,
+            &LIMITS,
+            self.method,
+            self.client,
+            self.close,
+            &mut out,
+        );
         (verdict, out)
     }
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&flags, mut input)) = data.split_first() else { return };
+    let Some((&flags, mut input)) = data.split_first() else {
+        return;
+    };
     let method = [Method::Get, Method::Head, Method::Post, Method::Connect][usize::from(flags & 3)];
-    let client = if flags & 4 != 0 { Version::H10 } else { Version::H11 };
-    let ask = Ask { method, client, close: flags & 8 != 0 };
+    let client = if flags & 4 != 0 {
+        Version::H10
+    } else {
+        Version::H11
+    };
+    let ask = Ask {
+        method,
+        client,
+        close: flags & 8 != 0,
+    };
     for _ in 0..4 {
         let (verdict, out) = ask.read(input);
         for end in (0..input.len().min(64)).chain((64..input.len()).step_by(17)) {
             let (part, written) = ask.read(&input[..end]);
             match (&part, &verdict) {
                 (Ok(None), _) => assert!(written.is_empty()),
-                (Ok(Some(response)), _) => assert!(response.consumed <= end && part == verdict && written == out),
+                (Ok(Some(response)), _) => {
+                    assert!(response.consumed <= end && part == verdict && written == out)
+                }
                 (Err(_), _) => assert_eq!(part, verdict, "split at {end}"),
             }
         }
@@ -50,13 +75,19 @@ fuzz_target!(|data: &[u8]| {
         };
         assert!(response.consumed <= input.len() && out.len() <= 2 * response.consumed + 256);
         plainly(&input[..response.consumed], &out, &response, &ask);
-        // As the client reads it.
+        // The client reads what is forwarded.
         let mut again = Vec::new();
         let reread = parse_response(&out, &WIDE, method, client, false, &mut again)
             .expect("what is forwarded is valid")
-            .expect("and whole");
-        assert_eq!((reread.consumed, reread.status), (out.len(), response.status));
-        assert!(!(response.upgrade ^ reread.upgrade), "a tunnel on both sides or on neither");
+            .expect("what is forwarded is complete");
+        assert_eq!(
+            (reread.consumed, reread.status),
+            (out.len(), response.status)
+        );
+        assert!(
+            !(response.upgrade ^ reread.upgrade),
+            "a tunnel on one side only"
+        );
         input = &input[response.consumed..];
         if response.status >= 200 || response.upgrade {
             if !response.upgrade {
@@ -68,15 +99,24 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// What the plainest reader makes of what is forwarded.
+/// Checks what is forwarded with the minimal reader.
 fn plainly(input: &[u8], out: &[u8], response: &Response, ask: &Ask) {
     let (sent, head) = (Head::read(input), Head::read(out));
     head.assert_canonical(out);
-    assert!(head.start.starts_with(format!("HTTP/1.1 {} ", response.status).as_bytes()));
+    assert!(
+        head.start
+            .starts_with(format!("HTTP/1.1 {} ", response.status).as_bytes())
+    );
     let (length, chunked) = head.framing();
     let bodiless = response.upgrade || matches!(response.status, 100..200 | 204);
-    assert!(!(bodiless && (chunked || length.is_some())), "a length of what has no body");
-    assert!(!(chunked && ask.client == Version::H10), "chunks to whom they are unknown");
+    assert!(
+        !(bodiless && (chunked || length.is_some())),
+        "a response without a body has a length"
+    );
+    assert!(
+        !(chunked && ask.client == Version::H10),
+        "an HTTP/1.0 client gets chunks"
+    );
     match (response.framing, response.emit) {
         (Framing::None, _) => {}
         (Framing::Counted(bytes), _) => assert_eq!((length, chunked), (Some(bytes), false)),
@@ -87,26 +127,45 @@ fn plainly(input: &[u8], out: &[u8], response: &Response, ask: &Ask) {
     if response.client_close || ask.close && response.status >= 200 && !response.upgrade {
         assert_eq!(connection.last().copied(), Some(b"close".as_slice()));
     }
-    assert!(connection.iter().all(|option| [b"close".as_slice(), b"keep-alive", b"upgrade"].contains(option)));
-    assert!(!(connection.contains(&b"close".as_slice()) && connection.contains(&b"keep-alive".as_slice())));
-    head.assert_taken_from(&sent, &["content-length", "transfer-encoding", "connection"]);
+    assert!(
+        connection
+            .iter()
+            .all(|option| [b"close".as_slice(), b"keep-alive", b"upgrade"].contains(option))
+    );
+    assert!(
+        !(connection.contains(&b"close".as_slice())
+            && connection.contains(&b"keep-alive".as_slice()))
+    );
+    head.assert_taken_from(
+        &sent,
+        &["content-length", "transfer-encoding", "connection"],
+    );
 }
 
 fn body(response: &Response, reread: &Response, input: &[u8]) {
     let mut decoder = BodyDecoder::new(response.framing, &LIMITS, 502);
     let mut wire = Vec::new();
-    let Ok(taken) = decoder.decode(input, response.emit, &mut wire) else { return };
+    let Ok(taken) = decoder.decode(input, response.emit, &mut wire) else {
+        return;
+    };
     assert!(taken == input.len() || decoder.is_done());
     let ended = decoder.is_done() || decoder.eof(response.emit, &mut wire).is_ok();
 
     let mut payload = Vec::new();
-    _ = BodyDecoder::new(response.framing, &LIMITS, 502).decode(input, Emit::Identity, &mut payload);
+    _ = BodyDecoder::new(response.framing, &LIMITS, 502).decode(
+        input,
+        Emit::Identity,
+        &mut payload,
+    );
     let mut seen = Vec::new();
     let mut client = BodyDecoder::new(reread.framing, &LIMITS, 502);
-    assert_eq!(client.decode(&wire, Emit::Identity, &mut seen), Ok(wire.len()));
+    assert_eq!(
+        client.decode(&wire, Emit::Identity, &mut seen),
+        Ok(wire.len())
+    );
     if !client.is_done() && ended {
         assert!(response.client_close && client.eof(Emit::Identity, &mut seen).is_ok());
     }
-    assert_eq!(client.is_done(), ended, "a truncated body has no clean end");
+    assert_eq!(client.is_done(), ended, "a truncated body has a clean end");
     assert_eq!(seen, payload);
 }

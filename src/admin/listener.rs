@@ -1,9 +1,12 @@
-//! The admin address, and how one process takes it over from another while a node's Ebbtide is being replaced.
+//! The admin address, and how it passes from one process to the next while the Ebbtide of a node is
+//! being replaced (contract 1.14).
 //!
-//! Old and new process share the node's network for a while (a DaemonSet with `maxSurge`), and the data plane's ports,
-//! but not this one: probes and scrapes must know whom they ask. So the successor asks the one that holds the address to give
-//! way, over a Unix socket whose abstract name is that of the port, and has it from its start on. If the successor ends
-//! first, the other one takes it back. Only a process of the same user may ask.
+//! For some time, the old and the new process share the node's network (a DaemonSet with
+//! `maxSurge`). They also share the ports of the data plane, but not this one: a probe must reach
+//! the process that it asks for. So the new process asks the old one for the address, over a Unix
+//! socket whose abstract name holds the port. The new process has the address from its start on. If
+//! the new process ends first, the old one takes the address back. Only a process of the same user
+//! may ask.
 
 use std::io::{self, Read};
 use std::net::{self, SocketAddr};
@@ -14,19 +17,24 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-/// The address, bound before there is a runtime.
+/// The admin address, bound before the runtime exists.
 pub struct Bound {
+    /// The address with the port that the kernel chose, if port 0 was asked for.
     pub address: SocketAddr,
     listener: net::TcpListener,
-    /// The one that gave way; closed when this process ends, which tells it.
+    /// The connection to the process that gave the address up. It closes when this process ends;
+    /// the other process then takes the address back.
     elder: Option<unix::UnixStream>,
 }
 
-/// Binds the admin address, or takes it over from another Ebbtide of this user that has it.
+/// Binds the admin address, or takes it over from another Ebbtide of this user.
+///
+/// # Errors
+/// The error of the first bind, if no other Ebbtide gives the address up within 2 s.
 pub fn bind(address: SocketAddr) -> io::Result<Bound> {
     let (listener, elder) = match net::TcpListener::bind(address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            // The first error says more than that nobody could be asked.
+            // The first error says more than the failure to ask another process.
             let elder = ask_to_give_way(address.port()).map_err(|_| error)?;
             (bind_soon(address)?, Some(elder))
         }
@@ -40,7 +48,8 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
     })
 }
 
-/// A child that the elder has only just forked holds the address until it executes its program.
+/// Binds within 2 s. A child that the old process has just forked holds the address until the child
+/// executes its program.
 fn bind_soon(address: SocketAddr) -> io::Result<net::TcpListener> {
     let begun = Instant::now();
     loop {
@@ -61,7 +70,7 @@ fn ask_to_give_way(port: u16) -> io::Result<unix::UnixStream> {
     elder.read_exact(&mut [0])?;
     tracing::info!(
         port,
-        "taken the admin address over from the process that is being replaced"
+        "admin address taken over from the process that this one replaces"
     );
     Ok(elder)
 }
@@ -70,18 +79,23 @@ fn name(port: u16) -> io::Result<unix::SocketAddr> {
     unix::SocketAddr::from_abstract_name(format!("ebbtide-admin-{port}"))
 }
 
-/// The address as served: accepts while it is ours, and waits while it is another's.
+/// The admin address as a server uses it. It accepts while this process has the address, and waits
+/// while another process has it.
 pub struct AdminListener {
     address: SocketAddr,
     listener: Option<TcpListener>,
-    /// Where a successor asks. `None` where somebody else has the name: then nobody can take over.
+    /// Where a successor asks for the address. `None` if another process has the socket's name;
+    /// then no process can take over.
     asked: Option<UnixListener>,
     successor: Option<UnixStream>,
     _elder: Option<unix::UnixStream>,
 }
 
 impl AdminListener {
-    /// To be called inside a runtime.
+    /// Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// The runtime cannot watch the socket.
     pub fn new(bound: Bound) -> io::Result<Self> {
         let Bound {
             address,
@@ -98,7 +112,10 @@ impl AdminListener {
         })
     }
 
-    /// The next client. Cancellation-safe.
+    /// Accepts the next client. Cancellation safe.
+    ///
+    /// # Errors
+    /// The error of `accept`, usually that the process is out of descriptors.
     pub async fn accept(&mut self) -> io::Result<TcpStream> {
         loop {
             let Some(listener) = &self.listener else {
@@ -124,7 +141,7 @@ impl AdminListener {
     /// Waits until the successor has ended, and until the address can be bound.
     async fn take_back(&mut self) {
         if let Some(successor) = &mut self.successor {
-            // It never writes: this ends with it.
+            // The successor never writes, so this read ends when the successor ends.
             let _ = successor.read(&mut [0]).await;
             self.successor = None;
         }
@@ -134,7 +151,7 @@ impl AdminListener {
                 self.listener = Some(listener);
                 self.asked = ask_here(self.address.port());
             }
-            // Whoever came after the successor has it.
+            // A process that came after the successor has the address.
             Err(_) => tokio::time::sleep(TRY_AGAIN).await,
         }
     }
@@ -152,7 +169,7 @@ fn ask_here(port: u16) -> Option<UnixListener> {
     UnixListener::from_std(listener).ok()
 }
 
-/// The next process of our user that asks for the address.
+/// The next process of the same user that asks for the address. Cancellation safe.
 async fn successor(asked: Option<&UnixListener>) -> UnixStream {
     let Some(asked) = asked else {
         return std::future::pending().await;
@@ -170,20 +187,23 @@ async fn successor(asked: Option<&UnixListener>) -> UnixStream {
     }
 }
 
-/// For the other process to answer.
+/// How long the other process may take to give the address up.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The pause between two tries to take the address back.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn answers(address: SocketAddr, who: &mut AdminListener) -> bool {
-        let (client, served) = tokio::join!(TcpStream::connect(address), who.accept());
+    async fn answers(address: SocketAddr, listener: &mut AdminListener) -> bool {
+        let (client, served) = tokio::join!(TcpStream::connect(address), listener.accept());
         client.is_ok() && served.is_ok()
     }
 
-    /// As the admin port is, not among those that the kernel gives to whoever connects: while it passes on, nobody has it.
+    /// A port outside the kernel's ephemeral range, like the real admin port. While the address
+    /// passes from one process to the other, no process holds it, and the kernel must not give it
+    /// to a client.
     fn bound_apart() -> Bound {
         loop {
             if let Ok(bound) = bind(SocketAddr::from((
@@ -196,15 +216,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_newcomer_takes_over_and_the_old_one_takes_back() {
+    async fn a_successor_takes_the_address_over_and_the_old_process_takes_it_back() {
         let mut old = AdminListener::new(bound_apart()).unwrap();
         let address = old.address;
         assert!(answers(address, &mut old).await);
-        // Asking blocks its thread, as at a start.
+        // `bind` blocks its thread, as it does when a process starts.
         let asking = tokio::task::spawn_blocking(move || bind(address));
         let new = tokio::select! {
             bound = asking => bound.unwrap().unwrap(),
-            _ = old.accept() => panic!("nobody has connected"),
+            _ = old.accept() => panic!("accepted a client that never connected"),
         };
         assert_eq!(new.address, address);
         let mut new = AdminListener::new(new).unwrap();
@@ -213,8 +233,9 @@ mod tests {
         assert!(answers_in_the_end(address, &mut old).await);
     }
 
-    /// The old one may still be about to bind when the first clients come, and one of them may have reached the other.
-    async fn answers_in_the_end(address: SocketAddr, who: &mut AdminListener) -> bool {
+    /// The first clients may come before the old process has bound the address again, and may still
+    /// have reached the other process. So clients keep connecting until one is accepted.
+    async fn answers_in_the_end(address: SocketAddr, listener: &mut AdminListener) -> bool {
         let clients = async {
             loop {
                 let _ = TcpStream::connect(address).await;
@@ -222,13 +243,13 @@ mod tests {
             }
         };
         tokio::select! {
-            accepted = who.accept() => accepted.is_ok(),
+            accepted = listener.accept() => accepted.is_ok(),
             () = clients => false,
         }
     }
 
     #[test]
-    fn an_address_that_somebody_else_has_is_refused() {
+    fn an_address_that_another_program_has_is_refused() {
         let other = net::TcpListener::bind("127.0.0.1:0").unwrap();
         let error = bind(other.local_addr().unwrap()).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);

@@ -1,5 +1,9 @@
-//! The admin pages: health, metrics, the status page and its API. Plain HTTP/1.1, read-only.
+//! The admin pages: health, metrics, the status page and its JSON. They speak plain HTTP/1.1 and
+//! change nothing.
 
+pub mod gauges;
 pub mod listener;
+pub mod readiness;
 pub mod report;
 pub mod server;
+pub mod state;

@@ -1,152 +1,62 @@
-//! What the admin pages answer, made from [`Admin`]: readiness, gauges, and the JSON of `/api/v1`.
+//! The JSON of `/api/v1`, built from [`Admin`].
 //!
-//! The JSON types are read back by `ebbtide status`, of another version perhaps: a field is added, never changed, and
-//! one that later versions added is `#[serde(default)]`.
+//! `ebbtide status` reads these types back, perhaps from a proxy of another version. So a field may
+//! be added, but never changed or removed. A field that a later version added is
+//! `#[serde(default)]`. The readiness line and the gauges are in [`crate::admin::readiness`] and
+//! [`crate::admin::gauges`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::admin::readiness::readiness;
+use crate::admin::state::State;
 use crate::contract::endpoint::Endpoint;
-use crate::contract::policy::Protocol;
 use crate::contract::snapshot::{Port, Snapshot};
 use crate::discovery::source::Problem;
-use crate::observe::health::{Health, HealthState};
+use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::routing::{drains, rollouts};
-use crate::text::{one_line, timestamp};
+use crate::text::timestamp;
 
-/// Whether to send traffic here, and one line why. A source in trouble is no reason not to: the last table is in force.
-pub fn readiness(state: &HealthState) -> Result<String, String> {
-    let unbound: Vec<String> = state
-        .listeners
-        .iter()
-        .filter_map(|l| Some(format!("{} {}: {}", l.name, l.address, l.error.as_ref()?)))
-        .collect();
-    let broken: Vec<String> = state
-        .problems
-        .iter()
-        .map(|p| format!("{}: {}", p.subject, p.error))
-        .collect();
-    let mut parts = Vec::new();
-    if state.shutting_down {
-        parts.push("shutting down".to_owned());
-    } else if !state.synced {
-        parts.push(format!(
-            "no complete table of endpoints from {} yet",
-            state.source
-        ));
-    } else if !state.ports_tried {
-        parts.push("listeners are being bound".to_owned());
-    }
-    let ready = parts.is_empty();
-    if !broken.is_empty() {
-        let age = if ready {
-            format!(
-                " for {}, the last good table is in force",
-                seconds(state.age())
-            )
-        } else {
-            String::new()
-        };
-        parts.push(format!(
-            "source {} is not in order{age} ({})",
-            state.source,
-            first(&broken)
-        ));
-    }
-    if !unbound.is_empty() {
-        parts.push(format!("not bound, trying again ({})", first(&unbound)));
-    }
-    let word = if ready { "ready" } else { "not ready" };
-    let line = [word.to_owned()]
-        .into_iter()
-        .chain(parts)
-        .collect::<Vec<_>>()
-        .join("; ");
-    // Error texts come from elsewhere; the answer is one line all the same.
-    let line = one_line(&line);
-    if ready { Ok(line) } else { Err(line) }
-}
-
-/// The first few of a list, and how many more there are.
-fn first(list: &[String]) -> String {
-    const NAMED: usize = 5;
-    let named = list
-        .iter()
-        .take(NAMED)
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join("; ");
-    match list.len().saturating_sub(NAMED) {
-        0 => named,
-        more => format!("{named}; and {more} more"),
-    }
-}
-
-/// A duration in whole seconds, for people: `1h 2m 3s`.
-pub fn seconds(duration: Duration) -> String {
-    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
-}
-
-/// Sets the gauges that are true only when they are looked at.
-pub fn refresh_gauges(admin: &Admin) {
-    let age = admin.health.state().age().as_secs();
-    admin
-        .metrics
-        .discovery_age
-        .set(i64::try_from(age).unwrap_or(i64::MAX));
-    for port in admin.snapshot.load().ports.values() {
-        let mut counts = [0; 4];
-        for endpoint in port.all.iter() {
-            // The order of `metrics::ENDPOINT_STATES`.
-            counts[match State::of(endpoint) {
-                State::Ready => 0,
-                State::Serving => 1,
-                State::Joining | State::NotReady | State::NotAnswering | State::Out => 2,
-                State::Draining => 3,
-            }] += 1;
-        }
-        for (gauge, count) in port.metrics.endpoints.iter().zip(counts) {
-            gauge.set(count);
-        }
-        let sum = |count: fn(&Endpoint) -> u64| port.all.iter().map(|e| count(e)).sum::<u64>();
-        port.metrics
-            .upstream_active
-            .set(sum(Endpoint::leases).cast_signed());
-        port.metrics
-            .upstream_idle
-            .set(sum(|e| u64::from(e.tally.idle.load(Ordering::Relaxed))).cast_signed());
-    }
-}
-
-/// `/api/v1/status`.
+/// The response of `/api/v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
+    /// The version and commit of this proxy.
     pub version: String,
+    /// Seconds since the process started.
     pub uptime_seconds: u64,
+    /// The state of the source of Services and endpoints.
     pub discovery: Discovery,
+    /// All listeners, bound or not.
     pub listeners: Vec<Listener>,
+    /// One entry for each Service port in the table, sorted by name and port.
     pub services: Vec<Service>,
+    /// Whether `/readyz` returns 200.
     #[serde(default)]
     pub ready: bool,
+    /// Whether a shutdown has begun.
     #[serde(default)]
     pub shutting_down: bool,
 }
 
+/// The state of the source of Services and endpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Discovery {
+    /// `files`, `kubernetes` or `static`.
     pub source: String,
+    /// Whether the first complete table is in force.
     pub synced: bool,
-    /// 0 while the source is in order.
+    /// Seconds since the source was last in order; 0 while it is in order.
     pub age_seconds: u64,
+    /// What is wrong with the source now.
     #[serde(default)]
     pub problems: Vec<Trouble>,
 }
@@ -154,21 +64,28 @@ pub struct Discovery {
 /// A [`Problem`] of the source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trouble {
+    /// The file, folder, object or watch that has the problem.
     pub subject: String,
+    /// What is wrong.
     pub error: String,
+    /// When the problem began.
     pub since: Timestamp,
 }
 
+/// One listener of this proxy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Listener {
+    /// The configured name, or `namespace/service:port@address` for a nodePort.
     pub name: String,
+    /// The address where clients connect.
     pub address: SocketAddr,
     /// `namespace/name`.
     pub service: String,
-    /// Name or number, as configured.
+    /// The Service port's name or number, as configured.
     pub port: String,
+    /// `auto`, `http` or `tcp`.
     pub protocol: String,
-    /// Why it is not bound.
+    /// Why the listener is not bound; none if it is bound.
     #[serde(default)]
     pub error: Option<String>,
 }
@@ -177,144 +94,128 @@ pub struct Listener {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
+    /// The Service's namespace.
     pub namespace: String,
+    /// The Service's name.
     pub name: String,
+    /// The Service port's number.
     pub port: u16,
+    /// All endpoints, draining ones included, in a fixed order.
     pub endpoints: Vec<EndpointStatus>,
+    /// The Service port's name, if it has one.
     #[serde(default)]
     pub port_name: Option<String>,
+    /// The nodePort, if the Service has one.
     #[serde(default)]
     pub node_port: Option<u16>,
+    /// `auto`, `http` or `tcp`, by the Service alone; a listener may choose another.
     #[serde(default)]
     pub protocol: String,
 }
 
+/// One endpoint of a Service port.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointStatus {
+    /// The address to which the proxy connects.
     pub address: SocketAddr,
+    /// The pod's name, if discovery knows the pod.
     pub pod: Option<String>,
+    /// The endpoint's `ready` condition.
     pub ready: bool,
+    /// The endpoint's `serving` condition.
     pub serving: bool,
+    /// Whether the endpoint terminates, by its slice or by its pod.
     pub terminating: bool,
+    /// Leases: exchanges, TCP connections and connects under way.
     pub in_flight: u64,
+    /// Idle connections in the workers' pools.
     pub idle: u32,
+    /// When what is in flight is cut; none if there is no deadline.
     pub drain_deadline: Option<Timestamp>,
+    /// What the proxy uses the endpoint for.
     #[serde(default)]
     pub state: State,
 }
 
-/// What an endpoint is used for: its conditions, its word and what the data plane found, in one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum State {
-    /// In rotation.
-    Ready,
-    /// Terminating and still serving: kept as its service's last resort.
-    Serving,
-    /// Ready, and not yet connected to by this proxy.
-    Joining,
-    #[default]
-    NotReady,
-    /// Ready, but a connect failed and none has succeeded since.
-    NotAnswering,
-    /// Ready by its last conditions, and taken out of rotation: gone from the slices.
-    Out,
-    Draining,
-}
-
-impl State {
-    pub fn of(endpoint: &Endpoint) -> Self {
-        let conditions = endpoint.conditions();
-        if endpoint.is_draining() {
-            Self::Draining
-        } else if conditions.terminating {
-            if conditions.serving {
-                Self::Serving
-            } else {
-                Self::NotReady
-            }
-        } else if !conditions.ready {
-            Self::NotReady
-        } else if endpoint.is_ejected() {
-            Self::NotAnswering
-        } else if endpoint.is_open() {
-            Self::Ready
-        } else if endpoint.tally.last_dispatch_ms.load(Ordering::Relaxed) == 0 {
-            Self::Joining
-        } else {
-            Self::Out
-        }
-    }
-
-    /// For people.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Serving => "last resort",
-            Self::Joining => "joining",
-            Self::NotReady => "not ready",
-            Self::NotAnswering => "not answering",
-            Self::Out => "out of rotation",
-            Self::Draining => "draining",
-        }
-    }
-}
-
-/// `/api/v1/drains`.
+/// The response of `/api/v1/drains`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Drains {
+    /// Drains that have begun and not ended.
     pub running: Vec<Drain>,
-    /// Newest first.
+    /// Drains that have ended, newest first.
     pub finished: Vec<Drain>,
-    /// Receipts of the last bursts of drains, newest first.
+    /// Receipts of the last rollouts, newest first.
     #[serde(default)]
     pub rollouts: Vec<Rollout>,
 }
 
-/// [`rollouts::Rollout`], whose fields say more.
+/// One [`rollouts::Rollout`]; the fields have the meaning that they have there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
     /// `namespace/name`.
     pub service: String,
+    /// When the first drain began.
     pub started_at: Timestamp,
+    /// When the last drain ended.
     pub ended_at: Timestamp,
+    /// Pods that drained.
     pub pods_gone: u32,
+    /// Pods that joined.
     pub pods_come: u32,
+    /// Requests that clients got a response to.
     pub requests: u64,
+    /// Requests that Ebbtide had to fail.
     pub failures: u64,
+    /// Requests that were sent again to another endpoint.
     pub replayed: u64,
+    /// Requests and connections that were held.
     pub held: u64,
+    /// Exchanges and connections that were cut at a drain deadline.
     pub forced: u64,
+    /// Client connections open at the end.
     pub connections_kept: u64,
+    /// Client connections that an endpoint, a deadline or a lack of endpoints ended.
     pub connections_lost: u64,
 }
 
+/// One drain of one endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Drain {
     /// `namespace/name:port`.
     pub service: String,
+    /// The endpoint's address.
     pub address: SocketAddr,
+    /// The endpoint's pod, if discovery knows it.
     pub pod: Option<String>,
+    /// When the drain began.
     pub started_at: Timestamp,
-    /// podDeleted, sliceTerminating or removed.
+    /// `podDeleted`, `sliceTerminating` or `removed`: the signal that came first.
     pub trigger: String,
+    /// When the drain ended; none while it runs.
     pub ended_at: Option<Timestamp>,
-    /// drained or forced.
+    /// `drained`, or `forced` if something was cut; none while the drain runs.
     pub outcome: Option<String>,
+    /// Exchanges and connections that ended without a cut after the drain began.
     pub finished: u32,
+    /// Requests that were lost on this endpoint and sent to another one.
     pub replayed: u32,
+    /// Exchanges and connections that were cut.
     pub forced: u32,
+    /// Idle connections that were closed.
     pub idle_closed: u32,
+    /// Leases now.
     #[serde(default)]
     pub in_flight: u64,
+    /// When what is in flight is cut; none if there is no deadline.
     #[serde(default)]
     pub drain_deadline: Option<Timestamp>,
 }
 
 impl Status {
+    /// The status now.
     pub fn of(admin: &Admin) -> Self {
         let state = admin.health.state();
         let clocks = Clocks::now();
@@ -340,7 +241,7 @@ impl Status {
                     address: l.address,
                     service: l.service.to_string(),
                     port: l.port,
-                    protocol: protocol(l.protocol).to_owned(),
+                    protocol: l.protocol.as_str().to_owned(),
                     error: l.error,
                 })
                 .collect(),
@@ -360,7 +261,7 @@ impl Service {
             port: port.key.port,
             port_name: port.name.clone(),
             node_port: port.node_port,
-            protocol: protocol(port.protocol).to_owned(),
+            protocol: port.protocol.as_str().to_owned(),
             endpoints: port
                 .all
                 .sorted()
@@ -389,6 +290,7 @@ impl EndpointStatus {
 }
 
 impl Drains {
+    /// The drains and rollouts that the log holds now.
     pub fn of(admin: &Admin) -> Self {
         let clocks = Clocks::now();
         let (finished, running) = admin
@@ -459,15 +361,7 @@ impl From<Problem> for Trouble {
     }
 }
 
-fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Auto => "auto",
-        Protocol::Http => "http",
-        Protocol::Tcp => "tcp",
-    }
-}
-
-/// The two clocks, read together, to tell people when a monotonic moment is.
+/// Both clocks, read at the same moment. They convert a monotonic moment to wall time.
 struct Clocks {
     monotonic: Instant,
     wall: SystemTime,
@@ -490,149 +384,29 @@ impl Clocks {
     }
 }
 
-/// What the admin pages read. Cheap to clone.
+/// What the admin pages read. A clone shares all of it.
 #[derive(Clone)]
 pub struct Admin {
+    /// The snapshot in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Running and finished drains, and rollouts.
     pub drains: Arc<drains::Log>,
+    /// The metrics of this process.
     pub metrics: Arc<Metrics>,
+    /// The state of the source and of the listeners.
     pub health: Arc<Health>,
+    /// When the process started.
     pub started: Instant,
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
-    use crate::contract::endpoint::{Conditions, EndpointId};
-    use crate::contract::name::ObjectName;
-    use crate::observe::health::{Health, ListenerState};
-
-    fn problem(subject: &str) -> Problem {
-        Problem {
-            subject: subject.into(),
-            error: "line 3:\nnot YAML".into(),
-            since: SystemTime::now(),
-        }
-    }
-
-    fn synced() -> HealthState {
-        let health = Health::new("files");
-        health.update(|state| {
-            state.synced = true;
-            state.ports_tried = true;
-        });
-        health.state()
-    }
 
     #[test]
-    fn not_ready_until_synced_and_tried_and_while_shutting_down() {
-        let mut state = HealthState {
-            synced: false,
-            ports_tried: false,
-            ..synced()
-        };
-        assert_eq!(
-            readiness(&state).unwrap_err(),
-            "not ready; no complete table of endpoints from files yet"
-        );
-        state.synced = true;
-        assert_eq!(
-            readiness(&state).unwrap_err(),
-            "not ready; listeners are being bound"
-        );
-        state.ports_tried = true;
-        assert_eq!(readiness(&state).unwrap(), "ready");
-        state.shutting_down = true;
-        assert_eq!(readiness(&state).unwrap_err(), "not ready; shutting down");
-    }
-
-    #[test]
-    fn a_broken_source_is_named_and_does_not_end_readiness() {
-        let health = Health::new("files");
-        health.update(|state| (state.synced, state.ports_tried) = (true, true));
-        health.report((0..7).map(|n| problem(&format!("m/{n}.yaml"))).collect());
-        let earlier = Instant::now().checked_sub(Duration::from_secs(83)).unwrap();
-        health.update(|state| state.current_at = earlier);
-        health.report(vec![problem("m/a.yaml")]);
-        let line = readiness(&health.state()).unwrap();
-        assert_eq!(
-            line,
-            "ready; source files is not in order for 1m 23s, the last good table is in force (m/a.yaml: line 3: not YAML)"
-        );
-        health.report((0..7).map(|n| problem(&format!("m/{n}.yaml"))).collect());
-        let line = readiness(&health.state()).unwrap();
-        assert!(
-            line.contains("m/4.yaml") && !line.contains("m/5.yaml") && line.contains("and 2 more"),
-            "{line}"
-        );
-
-        health.report(Vec::new());
-        assert_eq!(readiness(&health.state()).unwrap(), "ready");
-        assert_eq!(health.state().age(), Duration::ZERO);
-        health.report(vec![problem("m/a.yaml")]);
-        assert!(
-            health.state().age() < Duration::from_secs(60),
-            "the age counts from when it was last in order"
-        );
-    }
-
-    #[test]
-    fn a_port_that_cannot_be_bound_is_named() {
-        let mut state = synced();
-        state.listeners.push(ListenerState {
-            name: "web".into(),
-            address: "0.0.0.0:80".parse().unwrap(),
-            service: ObjectName::new("web", "shop"),
-            port: "http".into(),
-            protocol: Protocol::Auto,
-            error: Some("address in use".into()),
-        });
-        assert_eq!(
-            readiness(&state).unwrap(),
-            "ready; not bound, trying again (web 0.0.0.0:80: address in use)"
-        );
-    }
-
-    #[test]
-    fn states_in_a_life() {
-        let (notices, _kept) = mpsc::unbounded_channel();
-        let endpoint = Endpoint::new(
-            EndpointId(1),
-            "10.0.0.1:80".parse().unwrap(),
-            None,
-            None,
-            notices,
-        );
-        let set = |ready, serving, terminating| {
-            endpoint.set_conditions(Conditions {
-                ready,
-                serving,
-                terminating,
-            })
-        };
-        assert_eq!(State::of(&endpoint), State::NotReady);
-        set(true, true, false);
-        assert_eq!(State::of(&endpoint), State::Joining);
-        endpoint.set_out(false);
-        assert_eq!(State::of(&endpoint), State::Ready);
-        endpoint.eject();
-        assert_eq!(State::of(&endpoint), State::NotAnswering);
-        endpoint.readmit();
-        endpoint.tally.last_dispatch_ms.store(7, Ordering::Relaxed);
-        endpoint.set_out(true);
-        assert_eq!(State::of(&endpoint), State::Out);
-        set(false, true, true);
-        assert_eq!(State::of(&endpoint), State::Serving);
-        set(false, false, true);
-        assert_eq!(State::of(&endpoint), State::NotReady);
-        endpoint.begin_drain();
-        assert_eq!(State::of(&endpoint), State::Draining);
-    }
-
-    #[test]
-    fn a_monotonic_moment_on_the_wall() {
+    fn a_monotonic_moment_becomes_wall_time() {
         let clocks = Clocks {
             monotonic: Instant::now(),
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),

@@ -1,9 +1,9 @@
-//! The admin pages: health, metrics, the status page and its API. Plain HTTP/1.1, read-only.
+//! The HTTP server of the admin pages: health, metrics, the status page and its JSON.
 //!
-//! Invariant: nobody who reaches this port can change anything or keep another from an answer. Only GET and HEAD are
-//! answered, no request header or body has an effect, and a client costs a bounded buffer for a bounded time; when all
-//! places are taken the oldest connection goes. What the answers say is in [`report`]; the `ebbtide status` command that
-//! reads them, in [`mod@status`].
+//! Invariant: a client of this port cannot change anything, and cannot keep another client from a
+//! response. Only GET and HEAD are served. No request header and no body has an effect. Each client
+//! costs a bounded buffer for a bounded time. When all places are taken, the oldest connection is
+//! closed. The contents of the pages are in [`report`], [`readiness`] and [`gauges`].
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -28,10 +28,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::listener::AdminListener;
 use crate::admin::report::{self, Admin};
+use crate::admin::{gauges, readiness};
 
-/// Serves the admin pages until `shutdown`, which is the end of this server and not the proxy's: while the proxy shuts
-/// down, `/readyz` must still be there to say so. Answers in flight then have a second. `spare` has descriptors freed that
-/// are only kept for later: a probe that finds none to be had would end a proxy that serves.
+/// Serves the admin pages until `shutdown`. That token ends this server, not the proxy: while the
+/// proxy shuts down, `/readyz` must still report it. Responses in flight then have one second.
+///
+/// If the process is out of descriptors, the server calls `spare`, which closes idle connections to
+/// endpoints. Otherwise a liveness probe would fail, and the kubelet would end a proxy that serves.
 pub async fn serve(
     mut listener: AdminListener,
     admin: Admin,
@@ -62,7 +65,8 @@ pub async fn serve(
                     shutdown.clone(),
                 )));
             }
-            // Out of descriptors, most likely: without a pause this would spin.
+            // Most likely the process is out of descriptors. The pause keeps this loop from
+            // spinning.
             Err(error) => {
                 tracing::warn!(%error, "admin: a connection could not be accepted");
                 spare();
@@ -75,15 +79,16 @@ pub async fn serve(
     let _ = tokio::time::timeout(FAREWELL, all_gone).await;
 }
 
-/// Connections served at once.
+/// Connections served at the same time.
 const CONNECTIONS: usize = 64;
-/// For a request's head to arrive, and for the next request on a connection.
+/// How long a request's head may take, and how long a connection may wait for its next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// After this a connection takes no further request, so that a reader who never reads does not stay for ever.
+/// After this time a connection takes no further request. So a client that never reads its response
+/// does not keep its place.
 const LIFETIME: Duration = Duration::from_secs(60);
-/// For an answer in flight to be taken once its connection is told to end.
+/// How long a response in flight may take after its connection has begun to close.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Bytes; a longer request head is answered with 431.
+/// The buffer of a connection in bytes. A longer request head gets 431.
 const BUFFER: usize = 16 << 10;
 
 async fn connection(stream: TcpStream, router: Router, shutdown: CancellationToken) {
@@ -95,7 +100,7 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
     );
     tokio::select! {
-        // How a client goes away is of no interest here.
+        // It does not matter here how a client ends its connection.
         _ = connection.as_mut() => return,
         () = shutdown.cancelled() => {}
         () = tokio::time::sleep(LIFETIME) => {}
@@ -107,7 +112,7 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
 fn router(admin: Admin) -> Router {
     Router::new()
         .route("/", get(page))
-        .route("/livez", get(async || "ok\n"))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route(
@@ -123,10 +128,13 @@ fn router(admin: Admin) -> Router {
         .with_state(admin)
 }
 
+/// The control loop turns each second. After this long without a turn it counts as dead.
+const STANDSTILL: Duration = Duration::from_secs(10);
 const PATHS: &str =
-    "not found: there are /, /livez, /readyz, /metrics, /api/v1/status and /api/v1/drains\n";
+    "not found; the pages are /, /livez, /readyz, /metrics, /api/v1/status and /api/v1/drains\n";
 
-/// Read-only, whatever the path; never stored, never taken for another type.
+/// Refuses all methods except GET and HEAD, on every path. Adds headers, so that no cache stores a
+/// response and no browser guesses its type.
 async fn guard(request: Request, next: Next) -> Response {
     let mut response = match *request.method() {
         Method::GET | Method::HEAD => next.run(request).await,
@@ -144,15 +152,28 @@ async fn guard(request: Request, next: Next) -> Response {
     response
 }
 
+/// Alive while the control loop turns: without it no endpoint leaves rotation.
+async fn livez(State(admin): State<Admin>) -> (StatusCode, String) {
+    let since = admin.health.since_beat();
+    if since < STANDSTILL {
+        return (StatusCode::OK, "ok\n".to_owned());
+    }
+    let line = format!(
+        "the control loop has stood still for {} s\n",
+        since.as_secs()
+    );
+    (StatusCode::SERVICE_UNAVAILABLE, line)
+}
+
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
-    match report::readiness(&admin.health.state()) {
+    match readiness::readiness(&admin.health.state()) {
         Ok(line) => (StatusCode::OK, line + "\n"),
         Err(line) => (StatusCode::SERVICE_UNAVAILABLE, line + "\n"),
     }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    report::refresh_gauges(&admin);
+    gauges::refresh_gauges(&admin);
     match admin.metrics.render() {
         Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (
@@ -163,9 +184,9 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     }
 }
 
-/// The page's only script and style are its own: each is let in by a nonce of this answer, and nothing else is.
+/// The status page. Its policy allows only its own script and style, by a nonce of this response.
 async fn page() -> impl IntoResponse {
-    // Need not be unguessable: the page is static text, there is nothing in it that somebody else could have put there.
+    // The nonce may be guessable: the page is static text, so nobody else can put a script into it.
     let nonce = format!("{:032x}", fastrand::u128(..));
     let policy = format!(
         "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \

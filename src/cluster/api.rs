@@ -1,8 +1,10 @@
-//! The way to a Kubernetes API server: where it is, who we are there, what time it is by its clock, and that it answers.
+//! The client of the Kubernetes API server: where the server is, which credentials are used, what
+//! time its clock shows, and whether it answers.
 //!
-//! What the watch library does not tell its user is read off the responses here: the `Date` header, from which drain
-//! deadlines are counted after a relist, and that a broken watch has been answered again. And what it does not do is
-//! done here: watches that end as soon as they begin are paused between.
+//! The watch library does not report two things, so this file reads them from the responses. One is
+//! the `Date` header, from which drain deadlines count after a relist (contract 1.4). The other is
+//! that a broken watch has been answered again. The library also does not pause between watches
+//! that end as soon as they begin, so this file does. What the objects mean is left to `discovery`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,8 +33,11 @@ use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;
 use crate::text::{chain, one_line};
 
-/// Where the API server is and who we are there: the configured kubeconfig, else in-cluster, else `KUBECONFIG`, else the
-/// home folder's.
+/// Finds the API server and the credentials: the configured kubeconfig, else the pod's service
+/// account, else `KUBECONFIG`, else the file in the home folder.
+///
+/// # Errors
+/// None of these is usable.
 pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Refused> {
     let options = KubeConfigOptions::default();
     let mut config = match &wanted.kubeconfig {
@@ -41,7 +46,7 @@ pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Refused> {
             .map_err(|error| {
                 unusable(
                     format!("this pod has no usable service account ({})", chain(&error)),
-                    "let automountServiceAccountToken be true",
+                    "set automountServiceAccountToken to true",
                 )
             })?,
         None => kube::Config::from_kubeconfig(&options)
@@ -49,18 +54,19 @@ pub async fn locate(wanted: &Kubernetes) -> Result<kube::Config, Refused> {
             .map_err(|error| {
                 unusable(
                     format!(
-                        "not in a cluster, and no usable kubeconfig ({})",
+                        "this is not a pod, and there is no usable kubeconfig ({})",
                         chain(&error)
                     ),
-                    "name one in discovery.kubernetes.kubeconfig or in KUBECONFIG",
+                    "set discovery.kubernetes.kubeconfig or KUBECONFIG to a kubeconfig file",
                 )
             })?,
     };
     config.connect_timeout = Some(CONNECT);
-    // From the last byte that came or went: what breaks a watch that has fallen silent.
+    // Counts from the last byte in either direction. It ends a watch that has fallen silent.
     config.read_timeout = Some(wanted.silence);
     config.reset_reader_on_write = true;
-    // A 429 or 503 would be kept from us for five minutes, and its end for up to 160 s: we have pauses of our own.
+    // The library would hide a 429 or 503 for five minutes, and its end for up to 160 s. `Pauses`
+    // does the waiting instead.
     config.default_retry = false;
     Ok(config)
 }
@@ -69,11 +75,11 @@ async fn from_file(path: &Path, options: &KubeConfigOptions) -> Result<kube::Con
     let refuse = |error: &dyn std::error::Error| {
         unusable(
             format!(
-                "kubeconfig {} cannot be used ({})",
+                "cannot use kubeconfig {} ({})",
                 path.display(),
                 chain(error)
             ),
-            "`kubectl --kubeconfig FILE get services` tells more",
+            "`kubectl --kubeconfig FILE get services` shows why",
         )
     };
     let file = Kubeconfig::read_from(path).map_err(|error| refuse(&error))?;
@@ -82,27 +88,28 @@ async fn from_file(path: &Path, options: &KubeConfigOptions) -> Result<kube::Con
         .map_err(|error| refuse(&error))
 }
 
-/// The API server cannot be found, or not how to authenticate there.
+/// The error when the API server, or a way to authenticate there, cannot be found.
 fn unusable(what: String, cure: &str) -> Refused {
     Refused::new("discovery.kubernetes", format!("{what}: {cure}"))
 }
 
-/// A client that tells what it hears. To be made and used inside one runtime.
+/// Makes a client, the API server's clock, and a channel with the paths of watches that were
+/// answered well. The client must be made and used inside one runtime.
+///
+/// # Errors
+/// The kubeconfig's certificates or credentials cannot be used.
 pub fn connect(
     config: kube::Config,
 ) -> Result<(Client, Arc<Clock>, mpsc::UnboundedReceiver<String>), Refused> {
     let service = transport(&config).map_err(|error| {
         unusable(
-            format!(
-                "cannot make a connection of this kubeconfig ({})",
-                chain(&error)
-            ),
-            "see its certificates and its credentials",
+            format!("cannot connect with this kubeconfig ({})", chain(&error)),
+            "check its certificates and its credentials",
         )
     })?;
-    let (answered, heard) = mpsc::unbounded_channel();
+    let (answered, paths) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock::default());
-    let layer = Listen {
+    let layer = Observe {
         clock: clock.clone(),
         answered,
         paces: Arc::default(),
@@ -110,11 +117,12 @@ pub fn connect(
     let client = ClientBuilder::new(service, config.default_namespace)
         .with_layer(&layer)
         .build();
-    Ok((client, clock, heard))
+    Ok((client, clock, paths))
 }
 
-/// As the library's own way there, but with keepalive: a watch whose connection is forgotten on its way (NAT, a firewall, a
-/// lost node) is silent for ever otherwise, and bookmarks are too rare to miss.
+/// The library's own transport, but with keepalive. A watch whose connection is forgotten on its
+/// way (NAT, a firewall, a lost node) would be silent for ever otherwise, and bookmarks are too
+/// rare to notice that.
 fn transport(config: &kube::Config) -> kube::Result<Transport> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -140,7 +148,7 @@ fn transport(config: &kube::Config) -> kube::Result<Transport> {
 
 type Transport = BoxService<Request<Body>, Response<Incoming>, BoxError>;
 
-/// The objects of one kind, in a namespace or (`None`) in all.
+/// The API for objects of one kind, in a namespace or (`None`) in all.
 pub fn objects<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -151,7 +159,7 @@ where
     }
 }
 
-/// What the API server said, or what kept it from saying anything, in one line.
+/// The API server's message, or the reason why there is none, in one line.
 pub fn said(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => one_line(&status.message),
@@ -159,29 +167,31 @@ pub fn said(error: &kube::Error) -> String {
     }
 }
 
-/// The API server's clock, as its last response told it: to the second, and never ahead of it.
+/// The API server's clock, by the `Date` of its last response. The clock has a resolution of a
+/// second and is never ahead of the API server.
 #[derive(Debug, Default)]
 pub struct Clock(Mutex<Option<(SystemTime, Instant)>>);
 
 impl Clock {
-    /// Its time now; before any response, ours.
+    /// The API server's time now. Before any response, this process's own time.
     pub fn now(&self) -> SystemTime {
         match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some((told, at)) => told + at.elapsed(),
+            Some((date_at, at)) => date_at + at.elapsed(),
             None => SystemTime::now(),
         }
     }
 
     fn set(&self, date: &str) {
-        if let Ok(told) = jiff::fmt::rfc2822::parse(date) {
-            let told = (SystemTime::from(told.timestamp()), Instant::now());
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        if let Ok(date_at) = jiff::fmt::rfc2822::parse(date) {
+            let date_at = (SystemTime::from(date_at.timestamp()), Instant::now());
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(date_at);
         }
     }
 }
 
-/// Between the attempts of what fails: 100 ms, doubling to 5 s, each somewhere in its upper half, so that the nodes of a
-/// cluster do not come back all at once. From the start again after a while without a failure.
+/// The pauses between attempts: 100 ms, doubling to 5 s. Each pause is random within its upper
+/// half, so that the nodes of a cluster do not all come back at the same time. The pauses start
+/// again after 5 s without a failure.
 #[derive(Debug, Default)]
 pub struct Pauses {
     count: u32,
@@ -208,29 +218,29 @@ impl Iterator for Pauses {
 }
 
 impl Backoff for Pauses {
-    /// That something came is no success yet: a list that fails begins well each time.
+    /// Does nothing: a first event is no success yet, because a list that fails also begins well.
     fn reset(&mut self) {}
 }
 
-/// When the last watch of a path was answered well, and the pauses after short ones.
+/// When the last watch of a path was answered well, and the pauses after short watches.
 #[derive(Default)]
 struct Pace {
     answered: Option<Instant>,
     pauses: Pauses,
 }
 
-/// Reads the date off each response, tells the path of each watch that was answered well (a list may still fail then),
-/// and keeps watches apart.
+/// Reads the date of each response, reports the path of each watch that was answered well (a list
+/// may still fail then), and pauses between short watches.
 #[derive(Clone)]
-struct Listen {
+struct Observe {
     clock: Arc<Clock>,
     answered: mpsc::UnboundedSender<String>,
-    /// By path: as many as there are watches.
+    /// One entry for each watch, by path.
     paces: Arc<Mutex<HashMap<String, Pace>>>,
 }
 
-impl Listen {
-    /// How long to wait before the next watch.
+impl Observe {
+    /// How long to wait before the next watch of this path.
     fn pause(&self, path: &str) -> Duration {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         let pace = paces.entry(path.to_owned()).or_default();
@@ -245,28 +255,28 @@ impl Listen {
     fn watch_answered(&self, path: String) {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         paces.entry(path.clone()).or_default().answered = Some(Instant::now());
-        // Nobody listens any more only when the process ends.
+        // The receiver is gone only when the process ends.
         let _ = self.answered.send(path);
     }
 }
 
-impl<S> Layer<S> for Listen {
-    type Service = Listening<S>;
+impl<S> Layer<S> for Observe {
+    type Service = ObservedService<S>;
 
-    fn layer(&self, inner: S) -> Listening<S> {
-        Listening {
+    fn layer(&self, inner: S) -> ObservedService<S> {
+        ObservedService {
             inner,
-            listen: self.clone(),
+            observe: self.clone(),
         }
     }
 }
 
-struct Listening<S> {
+struct ObservedService<S> {
     inner: S,
-    listen: Listen,
+    observe: Observe,
 }
 
-impl<S, B> Service<Request<Body>> for Listening<S>
+impl<S, B> Service<Request<Body>> for ObservedService<S>
 where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
@@ -286,26 +296,26 @@ where
             .uri()
             .query()
             .is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
-        let listen = self.listen.clone();
+        let observe = self.observe.clone();
         let pause = if is_watch {
-            listen.pause(&path)
+            observe.pause(&path)
         } else {
             Duration::ZERO
         };
-        let hear = move |response: Response<B>| {
+        let note = move |response: Response<B>| {
             if let Some(date) = response
                 .headers()
                 .get("date")
                 .and_then(|date| date.to_str().ok())
             {
-                listen.clock.set(date);
+                observe.clock.set(date);
             }
             if is_watch && response.status().is_success() {
-                listen.watch_answered(path);
+                observe.watch_answered(path);
             }
             response
         };
-        // Nothing is sent before it is polled.
+        // Nothing is sent before the future is polled.
         let answer = self.inner.call(request);
         let paused = async move {
             if !pause.is_zero() {
@@ -313,18 +323,20 @@ where
             }
             answer.await
         };
-        paused.map_ok(hear).boxed()
+        paused.map_ok(note).boxed()
     }
 }
 
+/// The longest connect to the API server.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A connection that the other side has forgotten is found out within 15 s.
+/// Idle time before the first probe. With the two constants below, a connection that the other side
+/// has forgotten ends within 15 s.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A watch that ends sooner has not been worth its request; the API server ends them after minutes.
+/// A watch that ends sooner counts as short. The API server ends watches after minutes.
 const SHORT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -332,16 +344,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_clock_is_what_the_last_date_said_and_goes_on_from_there() {
+    fn the_clock_starts_at_the_last_date_and_goes_on() {
         let clock = Clock::default();
         clock.set("Sun, 06 Nov 1994 08:49:37 GMT");
-        let told = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
-        let ahead = clock.now().duration_since(told).unwrap();
+        let date_at = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let ahead = clock.now().duration_since(date_at).unwrap();
         assert!(ahead < Duration::from_secs(600), "{ahead:?}");
         clock.set("yesterday");
         assert!(
-            clock.now() >= told + ahead,
-            "what is no date changes nothing"
+            clock.now() >= date_at + ahead,
+            "a text that is not a date changes nothing"
         );
     }
 }

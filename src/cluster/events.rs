@@ -1,8 +1,10 @@
-//! Kubernetes Events on Services: what `kubectl describe service` shows of drains, rollouts and what is amiss.
+//! Kubernetes Events on Services: what `kubectl describe service` shows of drains, rollouts and
+//! faults.
 //!
-//! Events are for people and may be lost: the queue is bounded, an API server that does not answer costs nothing but them,
-//! and each instance posts few (a burst, then one a second). What every instance of a cluster would say alike has a name
-//! made of what it says, so that it is there once.
+//! Events are for people and may be lost. The queue is bounded, so an API server that does not
+//! answer costs only Events. Each instance posts a burst, then one a second. The name of an Event
+//! that every instance of a cluster would post is made from its content, so that the cluster has it
+//! once.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
@@ -18,30 +20,33 @@ use tokio::sync::mpsc;
 use crate::contract::name::ObjectName;
 use crate::text;
 
-/// An Event to be.
+/// An Event that is to be posted.
 #[derive(Debug, Clone)]
 pub struct Event {
+    /// The Service that the Event is about.
     pub service: ObjectName,
-    /// Of the Service: `kubectl describe` looks for it.
+    /// The Service's UID. `kubectl describe` selects Events by it.
     pub uid: Option<String>,
+    /// What happened.
     pub reason: Reason,
-    /// One line.
+    /// The text of the Event, one line.
     pub note: String,
 }
 
+/// What an Event reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// An endpoint's drain has ended.
+    /// A drain has ended.
     Drained,
-    /// So it has, and something had to be cut.
+    /// A drain has ended, and something was cut.
     DrainForced,
-    /// A burst of drains is over; its receipt.
+    /// A rollout is over. The text is its receipt.
     RolledOut,
-    /// So it is, and clients have failed.
+    /// A rollout is over, and requests failed.
     RolloutFailed,
-    /// A nodePort or listener cannot be bound.
+    /// A nodePort or a listener cannot be bound.
     PortNotBound,
-    /// What the Service, its slices or its annotations say is not served as they say.
+    /// A field, slice or annotation of the Service is not served as it says.
     NotServed,
 }
 
@@ -70,28 +75,31 @@ impl Reason {
     }
 }
 
-/// Takes Events without waiting; without an API server, nowhere.
+/// The queue of Events. It never waits. Without an API server it drops every Event.
 #[derive(Debug, Clone, Default)]
 pub struct Events(Option<mpsc::Sender<Event>>);
 
 impl Events {
+    /// A queue and its receiver, for [`run`].
     pub fn queue() -> (Self, mpsc::Receiver<Event>) {
         let (sender, queue) = mpsc::channel(QUEUED);
         (Self(Some(sender)), queue)
     }
 
+    /// Queues an Event. A full queue drops it.
     pub fn post(&self, event: Event) {
         if let Some(queue) = &self.0
             && queue.try_send(event).is_err()
         {
-            tracing::debug!("an Event is dropped: too many wait");
+            tracing::debug!("an Event is dropped: the queue is full");
         }
     }
 }
 
-/// Posts until every [`Events`] is gone. `errors` counts by kind: `event`.
+/// Posts Events until every [`Events`] is dropped. `errors` counts failures by kind: `event`.
+/// Cancellation loses the Events that are queued.
 pub async fn run(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl Fn(&'static str)) {
-    // As the manifests set it; with the node's network the host's name is the node's.
+    // The manifests set `POD_NAME`. A pod with the node's network has the node's host name.
     let instance = std::env::var("POD_NAME")
         .ok()
         .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
@@ -100,7 +108,7 @@ pub async fn run(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl 
     let mut failed = false;
     while let Some(event) = queue.recv().await {
         if !allowance.take(Instant::now()) {
-            tracing::debug!(service = %event.service, note = event.note, "an Event is left out: too many at once");
+            tracing::debug!(service = %event.service, note = event.note, "an Event is dropped: more than the allowance");
             continue;
         }
         let api: Api<ApiEvent> = Api::namespaced(client.clone(), &event.service.namespace);
@@ -109,7 +117,7 @@ pub async fn run(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl 
             .await
         {
             Ok(_) => failed = false,
-            // Somebody has said so.
+            // Another instance, or this one, has posted the same Event.
             Err(Error::Api(status)) if status.code == 409 => {}
             Err(error) => {
                 errors("event");
@@ -139,7 +147,8 @@ fn object(event: &Event, instance: &str) -> ApiEvent {
     note.truncate(note.floor_char_boundary(LONGEST_NOTE));
     ApiEvent {
         metadata: ObjectMeta {
-            // As the API's own recorders do it: the object's name, cut to leave room, and something unique.
+            // The API's own recorders make names in this way: the object's name, cut to leave room,
+            // and something unique.
             name: Some(format!("{:.200}.{:016x}", service.name, hasher.finish())),
             namespace: Some(service.namespace.clone()),
             ..ObjectMeta::default()
@@ -165,7 +174,7 @@ fn object(event: &Event, instance: &str) -> ApiEvent {
             ..ObjectReference::default()
         }),
         reporting_controller: Some(CONTROLLER.to_owned()),
-        // Its length is bounded by the API (128), the host's name is not.
+        // The API bounds the instance's length (128). The host's name may be longer.
         reporting_instance: Some(
             if instance.is_empty() {
                 "ebbtide"
@@ -180,7 +189,7 @@ fn object(event: &Event, instance: &str) -> ApiEvent {
     }
 }
 
-/// A burst, then one a second.
+/// A token bucket: a burst, then one Event for each [`EVERY`].
 struct Allowance {
     left: f64,
     at: Instant,
@@ -208,11 +217,13 @@ impl Allowance {
 }
 
 const CONTROLLER: &str = "ebbtide.dev/ebbtide";
-/// Events that wait to be posted.
+/// Events that may wait to be posted.
 const QUEUED: usize = 256;
+/// Events that may be posted without a pause.
 const BURST: f64 = 50.0;
+/// The pause between Events after the burst.
 const EVERY: Duration = Duration::from_secs(1);
-/// Bytes; the API refuses more than 1,024.
+/// Bytes of a text. The API refuses more than 1,024.
 const LONGEST_NOTE: usize = 1_000;
 
 #[cfg(test)]
@@ -229,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_all_instances_say_has_one_name_and_what_one_says_its_own() {
+    fn an_event_of_all_instances_has_one_name_and_others_have_their_own() {
         let name = |reason, note, instance| {
             object(&event(reason, note), instance)
                 .metadata
@@ -259,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_keeps_to_the_api_s_bounds() {
+    fn an_event_stays_within_the_api_s_bounds() {
         let object = object(
             &event(Reason::DrainForced, &"é".repeat(900)),
             &"n".repeat(300),
@@ -271,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_then_one_a_second() {
+    fn a_burst_is_allowed_and_then_one_event_a_second() {
         let start = Instant::now();
         let mut allowance = Allowance::new(start);
         let taken = |allowance: &mut Allowance, after: u64| {
@@ -285,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_api_server_they_go_nowhere_and_a_full_queue_does_not_wait() {
+    fn without_an_api_server_events_are_dropped_and_a_full_queue_does_not_wait() {
         Events::default().post(event(Reason::Drained, ""));
         let (events, queue) = Events::queue();
         for _ in 0..QUEUED + 10 {

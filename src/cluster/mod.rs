@@ -1,4 +1,7 @@
-//! The API server, apart from its objects: the way to it, the rights asked for there, and Events written to it.
+//! The connection to the API server: how to reach it, which rights the process has there, and
+//! Events that it writes.
+//!
+//! The objects that the API server holds are read by `discovery/kubernetes.rs`.
 
 pub mod api;
 pub mod events;

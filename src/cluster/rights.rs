@@ -1,4 +1,7 @@
-//! What the API server lets us do, asked before it is done.
+//! What the API server allows this process to do, asked before it is done.
+//!
+//! Rights are asked by SelfSubjectAccessReview. Which rights a command needs is decided by the
+//! command.
 
 use std::fmt;
 
@@ -8,18 +11,20 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::{Api, PostParams};
 use kube::{Client, Error};
 
-/// What may be done to one resource.
+/// Verbs on one resource, in one namespace or cluster-wide.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Right {
     verbs: Vec<&'static str>,
     group: &'static str,
+    /// The plural name of the resource without its group, for example `endpointslices`.
     pub resource: &'static str,
-    /// `None`: all, or a resource that has none.
+    /// `None`: all namespaces, or a resource without namespaces.
     namespace: Option<String>,
 }
 
 impl Right {
-    /// `verbs` is a list with spaces, `resource` as kubectl writes it: `endpointslices.discovery.k8s.io`.
+    /// Makes a right. `verbs` is separated by spaces. `resource` is written as for kubectl:
+    /// `endpointslices.discovery.k8s.io`.
     pub fn new(verbs: &'static str, resource: &'static str, namespace: Option<&str>) -> Self {
         let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
         Self {
@@ -30,6 +35,7 @@ impl Right {
         }
     }
 
+    /// Whether this right includes a verb.
     pub fn has(&self, verb: &str) -> bool {
         self.verbs.contains(&verb)
     }
@@ -52,7 +58,10 @@ impl fmt::Display for Right {
     }
 }
 
-/// What of these we do not have.
+/// The rights that this process lacks, each with only the missing verbs.
+///
+/// # Errors
+/// The API server did not answer a review.
 pub async fn missing(client: &Client, rights: Vec<Right>) -> Result<Vec<Right>, Error> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut missing = Vec::new();

@@ -1,4 +1,5 @@
-//! What the `ebbtide` command does besides running the proxy.
+//! The subcommands of `ebbtide` besides those that run the proxy. [`drill`] also uses parts of
+//! [`demo`]; apart from that the subcommands do not import each other.
 
 pub mod check;
 pub mod demo;

@@ -1,7 +1,9 @@
-//! `ebbtide status`: asks a running proxy's admin port and prints what it says as tables.
+//! `ebbtide status`: reads the status and the drains of a running proxy and prints them as tables.
 //!
-//! What comes from the network is printed without its control characters. Formatting is pure; the asking is one GET a
-//! connection, by hyper.
+//! Text from the network is printed without its control characters. Formatting does no IO. Each
+//! page is one GET on a connection of its own, by hyper. The demo's client is not used here: this
+//! URL comes from a user, so the host may be a name, a proxy may stand in between and need the
+//! `Host` as given, and the response must be bounded.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -14,14 +16,17 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
-use crate::admin::report::{Drain, Drains, EndpointStatus, State, Status, seconds};
-use crate::text::one_line;
+use crate::admin::report::{Drain, Drains, EndpointStatus, Status};
+use crate::admin::state::State;
+use crate::text::{Columns, one_line, seconds, table};
 
-/// Prints services, endpoints and running drains of the proxy whose admin port is at `url` (`http://HOST[:PORT]`, the
-/// scheme may be left out); with `watch`, again each second until interrupted, a proxy that is away included.
+/// Prints Services, endpoints and running drains of the proxy whose admin port is at `url`
+/// (`http://HOST[:PORT]`, where the scheme may be left out). With `watch` it prints again each
+/// second until it is interrupted, also while the proxy does not answer.
 ///
 /// # Errors
-/// A bad URL, no answer or not Ebbtide's (each names the URL and the cure), or stdout broken.
+/// A bad URL, no response, or a response that is not Ebbtide's; each error names the URL and the
+/// cure. Standard output cannot be written.
 pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
     let base = base(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -53,14 +58,14 @@ pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Cursor home, then erase all.
+/// Moves the cursor home and erases the terminal.
 const CLEAR: &str = "\x1b[H\x1b[2J";
-/// For one question and its whole answer.
+/// How long one request with its whole response may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes; 100,000 endpoints take about 25 MB.
+/// The largest response in bytes. 100,000 endpoints take about 25 MB.
 const LARGEST: usize = 256 << 20;
 
-/// A reader that closes early (`| head`) is no failure.
+/// Ends the process if the reader has closed standard output (`| head`); that is no failure.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -69,7 +74,7 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The URL that paths are appended to.
+/// The URL to which the paths of the pages are appended.
 fn base(url: &str) -> anyhow::Result<Uri> {
     let text = url.trim().trim_end_matches('/');
     let text = if text.contains("://") {
@@ -103,19 +108,23 @@ async fn fetch<T: DeserializeOwned>(base: &Uri, path: &str) -> anyhow::Result<T>
     let answer = tokio::time::timeout(PATIENCE, get(base, &url)).await;
     let (status, bytes) = match answer {
         Ok(answer) => answer.with_context(|| {
-            format!("no answer from {url} (is ebbtide running, and is --admin its admin.address?)")
+            format!(
+                "no response from {url} (is ebbtide running, and is --admin its admin.address?)"
+            )
         })?,
         Err(_) => bail!(
-            "no answer from {url} within {}; is --admin its admin.address?",
+            "no response from {url} within {}; is --admin its admin.address?",
             seconds(PATIENCE)
         ),
     };
     ensure!(
         status == StatusCode::OK,
-        "{url} answered {status}: is --admin the admin.address of an ebbtide?"
+        "{url} returned {status}; is --admin the admin.address of an ebbtide?"
     );
     serde_json::from_slice(&bytes).with_context(|| {
-        format!("{url} did not answer as ebbtide does: is --admin the admin.address of an ebbtide?")
+        format!(
+            "the response of {url} is not Ebbtide's; is --admin the admin.address of an ebbtide?"
+        )
     })
 }
 
@@ -137,7 +146,8 @@ async fn get(base: &Uri, url: &str) -> anyhow::Result<(StatusCode, body::Bytes)>
             body::to_bytes(Body::new(response.into_body()), LARGEST).await?,
         ))
     };
-    // The connection must be driven while the exchange waits; its own end is told by the exchange's.
+    // The connection must be polled while the exchange waits. If the connection ends first, the
+    // exchange reports the error.
     tokio::pin!(exchange);
     tokio::select! {
         answer = &mut exchange => answer,
@@ -246,7 +256,7 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
     text + &last(drains.finished.first())
 }
 
-/// An endpoint's state, with what is left of a drain.
+/// An endpoint's state in words; for a draining endpoint, also the time to its deadline.
 fn doing(endpoint: &EndpointStatus, now: Timestamp) -> String {
     match left(endpoint.drain_deadline, now) {
         Some(left) if endpoint.state == State::Draining => format!("draining, {left}"),
@@ -285,39 +295,16 @@ fn last(drain: Option<&Drain>) -> String {
 }
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
-    cells.map(one_line).into()
+    cells.map(str::to_owned).into()
 }
 
-/// A table under its heading, or the line that says that there is nothing in it.
+/// A table with its heading, or the line `nothing` if there is no row below the heading.
 fn section(rows: Vec<Vec<String>>, nothing: &str) -> String {
     if rows.len() > 1 {
-        format!("\n{}", aligned(&rows))
+        format!("\n{}", table(&rows, Columns::Words))
     } else {
         format!("\n{nothing}\n")
     }
-}
-
-/// Columns two spaces apart, as wide as their widest cell, no blanks at a line's end.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| Some(row.get(column)?.chars().count()))
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:width$}"))
-            .collect();
-        text += cells.join("  ").trim_end();
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]
@@ -360,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_proxy() {
+    fn a_proxy_without_listeners_and_services_says_so() {
         let base = base("127.0.0.1:9901/").unwrap();
         let text = render(&base, &sample(), &none(), at("2026-01-01T00:00:00Z"));
         insta::assert_snapshot!(text, @r"
@@ -376,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_one() {
+    fn listeners_endpoints_and_drains_are_shown_as_tables() {
         let mut status = sample();
         status.discovery.age_seconds = 65;
         status.discovery.problems = serde_json::from_value(serde_json::json!([
@@ -433,14 +420,6 @@ mod tests {
 
         last drain: web/shop:80 10.0.0.2:8080 forced at 2026-01-01T00:00:09Z, 4 finished, 1 replayed, 0 forced
         ");
-    }
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_cell() {
-        assert_eq!(
-            aligned(&[row(["A", "B"]), row(["läng", "x"]), row(["", ""])]),
-            "A     B\nläng  x\n\n"
-        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! From the file's shape to the real types: defaults filled in, every value inside its bounds, no contradictions.
+//! From the file's shape to the checked types: defaults are filled in, every value is inside its
+//! bounds, and no two values contradict each other.
 //!
-//! The first fault ends it. Each fault names its field's path; [`super::places`] adds the line.
+//! The first fault ends the check. Each fault names the path of its field, and [`super::places`]
+//! adds the line. Files that the configuration names are opened only to see that they can be read.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,7 +20,8 @@ use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 
 impl raw::Config {
-    /// Fills in defaults and checks every value. `folder` is the configuration file's own.
+    /// Fills in defaults and checks every value. `folder` is the configuration file's folder;
+    /// relative paths count from it.
     pub fn check(self, folder: &Path) -> Result<Config, Fault> {
         let default = Config::new(self.discovery.unwrap_or_default().check(folder)?);
         let admin = match self.admin.unwrap_or_default().address {
@@ -44,7 +47,7 @@ impl raw::Config {
                 self.trusted_proxies.unwrap_or_default(),
                 |text| {
                     text.parse().map_err(|_| {
-                        format!("{text:?} is no CIDR, expected one such as 10.0.0.0/8")
+                        format!("{text:?} is not a CIDR, expected one such as 10.0.0.0/8")
                     })
                 },
             )?,
@@ -61,13 +64,13 @@ impl raw::Discovery {
             (None, None) => {
                 return Err(Fault::new(
                     "discovery",
-                    "names no source, expected files or kubernetes",
+                    "no source is set, expected files or kubernetes",
                 ));
             }
             (Some(_), Some(_)) => {
                 return Err(Fault::new(
                     "discovery",
-                    "names two sources, expected either files or kubernetes",
+                    "two sources are set, expected either files or kubernetes",
                 ));
             }
             (None, Some(kubernetes)) => return kubernetes.check(folder).map(Discovery::Kubernetes),
@@ -100,7 +103,7 @@ impl raw::Kubernetes {
             |text| {
                 if !value::label(text) {
                     return Err(format!(
-                        "{text:?} is no namespace, expected one such as web"
+                        "{text:?} is not a namespace, expected one such as web"
                     ));
                 }
                 if seen.insert(text.to_owned()) {
@@ -148,7 +151,7 @@ impl raw::NodePorts {
         let mut seen = HashSet::new();
         items("nodePorts.addresses", texts, |text| {
             let address: IpAddr = text.parse().map_err(|_| {
-                format!("{text:?} is no IP address, expected one such as 0.0.0.0 or '::'")
+                format!("{text:?} is not an IP address, expected one such as 0.0.0.0 or '::'")
             })?;
             if seen.insert(address) {
                 Ok(address)
@@ -172,7 +175,7 @@ fn listeners(
         let listener = listener.check(&me)?;
         if let Some(other) = names.insert(listener.name.clone(), me.clone()) {
             let what = format!(
-                "{:?} is the name of {other} too, expected one of its own",
+                "{:?} is also the name of {other}, expected a different name",
                 listener.name
             );
             return Err(Fault::new(format!("{me}.name"), what));
@@ -181,7 +184,7 @@ fn listeners(
             && let Some(other) = addresses.insert(listener.address, me.clone())
         {
             let what = format!(
-                "{} is the address of {other} too, expected one of its own",
+                "{} is also the address of {other}, expected a different address",
                 listener.address
             );
             return Err(Fault::new(format!("{me}.address"), what));
@@ -213,7 +216,7 @@ impl raw::Listener {
                 .any(|c| c.is_control() || c.is_whitespace())
         {
             let what = format!(
-                "{:?} is no name, expected 1 to 63 bytes without spaces",
+                "{:?} is not a valid name, expected 1 to 63 bytes without spaces",
                 self.name
             );
             return Err(at("name", what));
@@ -243,7 +246,7 @@ impl PortRef {
                 Ok(Self::Name(text.to_owned()))
             }
             _ => Err(format!(
-                "{text:?} is no port, expected a Service port's name or a number from 1 to 65535"
+                "{text:?} is not a port, expected a Service port's name or a number from 1 to 65535"
             )),
         }
     }
@@ -384,7 +387,8 @@ impl raw::Retry {
     }
 }
 
-/// `off` is a word to YAML 1.2 and `false` to YAML 1.1, so a tool may have rewritten it.
+/// Reads `off` or one other word. YAML 1.2 reads `off` as a word, and YAML 1.1 reads it as `false`,
+/// so a tool may have rewritten it.
 fn off_or(on: &str, text: Option<String>) -> Result<bool, String> {
     match text.as_deref() {
         None | Some("off" | "Off" | "OFF" | "false" | "no") => Ok(false),

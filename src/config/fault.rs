@@ -1,24 +1,29 @@
-//! What is wrong with a configuration file: the file, the line, the field and what was expected.
+//! Faults of a configuration: the file, the line, the field and what was expected.
+//!
+//! Invariant: the text of a fault is one line. How the process exits is in `main.rs`.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::places::{Aim, Places};
 use crate::text::one_line;
 
-/// What is wrong with a configuration file: one line that names the file, the field's path and what was expected.
+/// A fault of a configuration file: one line that names the file, the field's path and what was
+/// expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}: {}{}{what}", .file.display(), .line.map(|l| format!(":{l}")).unwrap_or_default(), .path, if .path.is_empty() { "" } else { ": " })]
 pub struct Error {
+    /// The configuration file.
     pub file: PathBuf,
-    /// Counted from 1; `None` where the fault is the file's or a field is absent.
+    /// The line, counted from 1. `None` if the whole file is at fault or a field is absent.
     pub line: Option<u64>,
-    /// `listeners[0].address`; empty where the fault is the document's.
+    /// The path of the field, for example `listeners[0].address`. Empty if the whole document is at
+    /// fault.
     pub path: String,
     /// What is wrong and what was expected.
     pub what: String,
 }
 
-/// Why the command refused to start (exit code 2). Nothing has been started or made.
+/// Why a command refused to start (exit code 2). Nothing has been started or made.
 #[derive(Debug, thiserror::Error)]
 #[error("{subject}: {what}")]
 pub struct Refused {
@@ -27,7 +32,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// `subject` is the field, flag or command; `what` says what is wrong and the cure.
+    /// `subject` is the field, flag or command. `what` says what is wrong and how to correct it.
     pub fn new(subject: &'static str, what: impl Into<String>) -> Self {
         Self {
             subject,
@@ -40,7 +45,7 @@ impl Refused {
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) path: String,
-    /// Line and column, where the parser gave them, and which field there is meant.
+    /// Line and column, where the parser gives them, and which field at that place is meant.
     pub(super) at: Option<((u64, u64), Aim)>,
     pub(super) what: String,
 }
@@ -54,7 +59,8 @@ impl Fault {
         }
     }
 
-    /// The parser knows a place and no path, the checks know a path and no place: each finds the other here.
+    /// Adds the file and what is missing. The parser gives a place and no path; the checks give a
+    /// path and no place.
     pub(super) fn placed(self, file: &Path, text: &str) -> Error {
         let places = Places::of(text);
         let (line, path) = match self.at {

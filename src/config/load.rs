@@ -1,4 +1,6 @@
-//! The only door into a configuration: a file or its text in, checked settings or one fault out.
+//! The only way to read a configuration: a file or its text in, checked settings or one fault out.
+//!
+//! Reading the file again at SIGHUP is left to `app.rs`.
 
 use std::path::Path;
 
@@ -7,7 +9,11 @@ use crate::config::settings::Config;
 use crate::config::{raw, value};
 
 impl Config {
-    /// Reads and checks a configuration file. Relative paths in it count from its folder.
+    /// Reads and checks a configuration file. Relative paths in the file count from the file's
+    /// folder.
+    ///
+    /// # Errors
+    /// The first fault, with its file, line and field.
     pub fn load(file: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(file).map_err(|error| Error {
             file: file.to_owned(),
@@ -21,7 +27,10 @@ impl Config {
         Self::parse(&text, file)
     }
 
-    /// Checks the text that `file` holds.
+    /// Checks the text of `file`, without reading the file.
+    ///
+    /// # Errors
+    /// The first fault, with its file, line and field.
     pub fn parse(text: &str, file: &Path) -> Result<Self, Error> {
         let folder = file.parent().unwrap_or(Path::new(""));
         raw::parse(text)

@@ -1,8 +1,9 @@
-//! The configuration: real, checked types, and the way in from a file.
+//! The configuration: checked types, and the way to read them from a file.
 //!
-//! `load` is the only door: what it returns has its defaults filled in and every value inside its bounds, so that nothing
-//! behind it checks again. Reading goes from `raw` (the file's shape, by serde) through `checked` to `settings`; `value`
-//! reads single values, `places` finds the line of a field, `service` lays a Service's annotations over the configuration.
+//! Invariant: what `load` returns has its defaults filled in and every value inside its bounds, so
+//! the rest of the program does not check again. Reading goes from `raw` (the file's shape, by
+//! serde) through `checked` to `settings`. `value` reads single values, `places` finds the line of
+//! a field, and `service` applies a Service's annotations to the configuration.
 
 mod checked;
 pub mod fault;

@@ -1,13 +1,15 @@
-//! Where each field of a YAML document stands, so that every error has both a path and a line.
+//! The line and column of each field of a YAML document, so that every error has both a path and a
+//! line.
 //!
-//! Built only once something is wrong. A document that is not YAML at all has no places; its error has a line anyway.
+//! It is built only when there is an error. A text that is not YAML has no places; its error has a
+//! line from the parser.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, NonFiniteFloatPolicy, Spanned};
 
-/// In document order: a field stands before what it contains.
+/// All fields in document order: a field stands before its own fields.
 pub struct Places(Vec<Place>);
 
 struct Place {
@@ -15,20 +17,23 @@ struct Place {
     /// Line and column of the key, or of the item in a list.
     key: (u64, u64),
     value: (u64, u64),
-    /// Neither a mapping nor a list.
+    /// The value is neither a mapping nor a list.
     leaf: bool,
 }
 
-/// Which field a place means: a mapping in block style begins where its first key does.
+/// Which field a place means. A mapping in block style begins at the same place as its first key.
 #[derive(Debug, Clone, Copy)]
 pub enum Aim {
+    /// The innermost field at the place.
     Inner,
+    /// The outermost field at the place.
     Outer,
-    /// This one is missing; the place is its holder's or that of a field beside it.
+    /// This field is missing. The place is that of its parent or of a field beside it.
     Absent(&'static str),
 }
 
 impl Places {
+    /// Finds the places of a text. A text that is not YAML gives none.
     pub fn of(text: &str) -> Self {
         let options = serde_saphyr::options! {
             with_snippet: false,
@@ -42,7 +47,7 @@ impl Places {
         places
     }
 
-    /// The path of the field that is meant by this line and column; empty where there is none.
+    /// The path of the field at this line and column; empty if there is none.
     pub fn path_at(&self, at: (u64, u64), aim: Aim) -> String {
         let is_here = |place: &&Place| place.key == at || place.value == at;
         let place = match aim {
@@ -61,7 +66,7 @@ impl Places {
         }
     }
 
-    /// The line of a field, or of the innermost one above it that is there.
+    /// The line of a field, or of its innermost parent that is present.
     pub fn line_of(&self, path: &str) -> Option<u64> {
         let mut path = path;
         loop {
@@ -176,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_paths_and_lines() {
+    fn a_place_has_a_path_and_a_path_has_a_line() {
         let places = Places::of(
             "workers: 4\nlisteners:\n  - name: web\n    address: x\n  - {name: b}\ntimeouts: {hold: 1s}\n",
         );
@@ -198,14 +203,14 @@ mod tests {
         assert_eq!(
             places.line_of("listeners[1].address"),
             Some(5),
-            "absent: its listener's line"
+            "an absent field has its listener's line"
         );
         assert_eq!(places.line_of("listeners"), Some(2));
         assert_eq!(places.line_of("admin.address"), None);
     }
 
     #[test]
-    fn a_broken_document_has_none() {
+    fn a_broken_document_has_no_places() {
         assert_eq!(Places::of("a: [").path_at((1, 1), Aim::Inner), "");
     }
 }

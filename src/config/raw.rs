@@ -1,7 +1,8 @@
-//! The configuration file's shape, as serde reads it and `ebbtide schema` shows it.
+//! The configuration file's shape, as serde reads it and `ebbtide schema` prints it.
 //!
-//! Leaves whose form serde cannot know (durations, sizes, addresses) are strings here; [`super::checked`] reads them and
-//! fills in defaults. The doc comments are the schema's descriptions. No value is judged here.
+//! Values whose form serde cannot know (durations, sizes, addresses) are strings here.
+//! [`super::checked`] reads them and fills in defaults. The doc comments are the descriptions of
+//! the schema. No value is checked here.
 
 use std::borrow::Cow;
 
@@ -19,38 +20,45 @@ use crate::config::places::Aim;
 pub struct Config {
     /// Where Services, EndpointSlices and Pods come from. Exactly one of `files` and `kubernetes`.
     pub discovery: Option<Discovery>,
-    /// Binds the nodePort of every claimed Service. Absent: no listener is derived from a Service.
+    /// Binds the nodePort of every claimed Service. If absent, no nodePort is bound.
     pub node_ports: Option<NodePorts>,
-    /// Explicit listeners; each serves one port of one Service, claimed or not.
+    /// Explicit listeners. Each serves one port of one Service, claimed or not.
     pub listeners: Option<Vec<Listener>>,
     /// The admin pages: health, metrics, status.
     pub admin: Option<Admin>,
-    /// Worker threads, at least 1. Absent: one per available core.
+    /// Worker threads, at least 1. If absent: one for each available core.
     #[schemars(range(min = 1, max = 1024))]
     pub workers: Option<u64>,
+    /// How long each step may take.
     pub timeouts: Option<Timeouts>,
+    /// Bounds on memory and connections.
     pub limits: Option<Limits>,
+    /// When a request is tried again.
     pub retry: Option<Retry>,
-    /// CIDRs whose `X-Forwarded-*` headers are believed.
+    /// CIDRs of the peers whose `X-Forwarded-*` and PROXY headers are believed.
     #[schemars(extend("default" = []))]
     pub trusted_proxies: Option<Vec<String>>,
-    /// One line per request or connection on standard output.
+    /// One line for each HTTP exchange or TCP connection, on standard output.
     #[schemars(extend("default" = "off", "enum" = ["off", "json"]))]
     pub access_log: Option<String>,
 }
 
+/// The source of Services, EndpointSlices and Pods. Exactly one.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Discovery {
+    /// A folder of manifests.
     pub files: Option<Files>,
+    /// The Kubernetes API.
     pub kubernetes: Option<Kubernetes>,
 }
 
-/// A folder of manifests, read as the API server's state would be.
+/// A folder of manifests. Its objects stand for those of an API server.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Files {
-    /// Folder of `*.yaml`, `*.yml` and `*.json`: Service, EndpointSlice, Pod. Relative to the configuration file's folder.
+    /// The folder with `*.yaml`, `*.yml` and `*.json` files: Service, EndpointSlice, Pod. Relative
+    /// to the configuration file's folder.
     pub path: String,
 }
 
@@ -58,13 +66,15 @@ pub struct Files {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kubernetes {
-    /// Namespaces to watch; empty: all.
+    /// Namespaces to watch. Empty: all.
     #[schemars(extend("default" = []))]
     pub namespaces: Option<Vec<String>>,
-    /// Relative to the configuration file's folder. Absent: in-cluster, then `KUBECONFIG`, then the home folder's.
+    /// A kubeconfig file, relative to the configuration file's folder. If absent: the pod's service
+    /// account, then `KUBECONFIG`, then the file in the home folder.
     pub kubeconfig: Option<String>,
 }
 
+/// The listeners of nodePorts.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodePorts {
@@ -73,34 +83,38 @@ pub struct NodePorts {
     pub addresses: Option<Vec<String>>,
 }
 
+/// A listener that serves one port of one Service.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listener {
-    /// Its name in logs and on the admin pages; no two alike.
+    /// The listener's name in logs and on the admin pages. No two listeners have the same name.
     pub name: String,
-    /// `IP:port` to bind; port 0: any free port, which is logged and shown by the admin API.
+    /// `IP:port` to bind. Port 0: any free port, which the log and the admin API show.
     pub address: String,
     /// The Service as `namespace/name`.
     pub service: String,
     /// The Service port's name or number.
     pub port: PortText,
-    /// Absent: the Service's own.
+    /// The protocol. If absent: the Service port's own.
     pub protocol: Option<Protocol>,
-    /// The PROXY protocol (v1 and v2) from the client's side.
+    /// Whether clients must send a PROXY header (v1 or v2).
     #[schemars(extend("default" = "off", "enum" = ["off", "required"]))]
     pub proxy_protocol: Option<String>,
-    /// Whether HTTP CONNECT is passed on.
+    /// Whether HTTP CONNECT is forwarded.
     #[schemars(extend("default" = false))]
     pub allow_connect: Option<bool>,
 }
 
+/// The admin pages.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Admin {
+    /// `IP:port` on which the admin pages are served, plain HTTP.
     #[schemars(extend("default" = "127.0.0.1:9901"))]
     pub address: Option<String>,
 }
 
+/// How long each step may take.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Timeouts {
@@ -110,56 +124,60 @@ pub struct Timeouts {
     /// From the first byte of a request's head to its last.
     #[schemars(extend("default" = "10s"))]
     pub head: Option<DurationText>,
-    /// For one request, all its attempts together; `none`: no bound.
+    /// For one request with all its attempts. `none`: no bound.
     #[schemars(extend("default" = "none"))]
     pub request: Option<DurationText>,
-    /// A client connection without a byte either way.
+    /// For an HTTP client connection without a byte in either direction.
     #[schemars(extend("default" = "5m"))]
     pub client_idle: Option<DurationText>,
-    /// A pooled connection to an endpoint without a request.
+    /// For a pooled connection to an endpoint without a request.
     #[schemars(extend("default" = "60s"))]
     pub upstream_idle: Option<DurationText>,
-    /// How long a request or connection waits for a usable endpoint; `0s`: not at all.
+    /// How long a request or connection waits for a usable endpoint. `0s`: no wait.
     #[schemars(extend("default" = "10s"))]
     pub hold: Option<DurationText>,
-    /// How long a drain may take where no pod, and so no grace period, is known.
+    /// How long a drain may take if the pod's grace period is not known.
     #[schemars(extend("default" = "30s"))]
     pub drain: Option<DurationText>,
     /// After SIGTERM: how long `/readyz` fails while connections are still accepted.
     #[schemars(extend("default" = "0s"))]
     pub lame_duck: Option<DurationText>,
-    /// After the lame duck: how long clients have to finish.
+    /// After `lameDuck`: how long clients may finish.
     #[schemars(extend("default" = "30s"))]
     pub shutdown: Option<DurationText>,
 }
 
+/// Bounds on memory and connections.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
-    /// Client connections at once, over all workers; beyond it nothing is accepted.
+    /// Client connections at the same time, over all workers. At the limit nothing is accepted.
     #[schemars(extend("default" = 20_000), range(min = 1, max = 1_000_000))]
     pub connections: Option<u64>,
-    /// Bytes of a request's head; beyond it 431.
+    /// Bytes of a request's or response's head. A longer request head gets 431.
     #[schemars(extend("default" = "16KiB"))]
     pub head_size: Option<SizeText>,
-    /// Headers of a request; beyond it 431.
+    /// Fields of a head. A request with more gets 431.
     #[schemars(extend("default" = 100), range(min = 1, max = 1_000))]
     pub headers: Option<u64>,
-    /// Bytes of a request's body that are kept for a replay; 0: a request with a body is never replayed.
+    /// Bytes of a request's body that are kept for a replay. 0: a request with a body is never
+    /// replayed.
     #[schemars(extend("default" = "64KiB"))]
     pub replay_body: Option<SizeText>,
-    /// Requests and connections of one Service that wait for an endpoint at once.
+    /// Requests and connections of one Service port that may wait for an endpoint at the same time.
     #[schemars(extend("default" = 1024), range(max = 1_000_000))]
     pub held: Option<u64>,
 }
 
+/// When a request is tried again.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retry {
-    /// Tries of one request in all; 1: no retry. Losses to endpoints that leave are not counted.
+    /// Tries of one request in all. 1: no retry. Losses on endpoints that leave do not count.
     #[schemars(extend("default" = 3), range(min = 1, max = 10))]
     pub attempts: Option<u64>,
-    /// Retries allowed, as a share of recent requests. Losses to endpoints that leave are not counted.
+    /// Retries as a share of recent requests, in percent. Losses on endpoints that leave do not
+    /// count.
     #[schemars(extend("default" = 20), range(max = 100))]
     pub budget_percent: Option<u64>,
     /// Retries a second that are always allowed.
@@ -170,6 +188,7 @@ pub struct Retry {
     pub non_idempotent: Option<NonIdempotent>,
 }
 
+/// How the bytes of a listener are read.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Protocol {
@@ -198,7 +217,7 @@ pub struct SizeText(pub String);
 #[serde(transparent)]
 pub struct PortText(pub String);
 
-/// Reads the document's shape. Faults have a place and no path.
+/// Reads the document's shape. A fault has a place and no path.
 pub fn parse(text: &str) -> Result<Config, Fault> {
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
@@ -215,7 +234,7 @@ pub fn parse(text: &str) -> Result<Config, Fault> {
     })
 }
 
-/// The parser's error in this program's words: which field at its place is meant, and what was expected.
+/// Translates a parser's error: which field at its place is meant, and what was expected.
 fn explain(error: &Yaml) -> (Aim, String) {
     match error {
         Yaml::SerdeUnknownField { expected, .. } => (
@@ -261,9 +280,10 @@ fn explain(error: &Yaml) -> (Aim, String) {
                 format!("of the wrong kind, expected {expected}"),
             )
         }
-        Yaml::MultipleDocuments { .. } => {
-            (Aim::Inner, "a second document begins, expected one".into())
-        }
+        Yaml::MultipleDocuments { .. } => (
+            Aim::Inner,
+            "a second document begins, expected only one".into(),
+        ),
         Yaml::AliasError { error, .. } => explain(error),
         other => {
             let text = serde_saphyr::UserMessageFormatter.format_message(other);

@@ -1,6 +1,8 @@
-//! What a Service says of itself: its ports' protocols and the `ebbtide.dev/*` annotations over the configuration.
+//! What a Service says about how it is served: its ports' protocols and its `ebbtide.dev/*`
+//! annotations.
 //!
-//! A bad value is a warning and the configuration's own value stays in force; an annotation never stops a Service.
+//! Invariant: an annotation never stops a Service. A bad value is a warning, and the
+//! configuration's value stays in force.
 
 use std::collections::BTreeMap;
 
@@ -17,12 +19,13 @@ const JOIN_CHECK: &str = "ebbtide.dev/join-check";
 const KNOWN: [&str; 6] = [PROTOCOL, HOLD, DRAIN, ATTEMPTS, NON_IDEMPOTENT, JOIN_CHECK];
 
 impl Protocol {
-    /// A Service port's protocol: annotation, else `appProtocol`, else `auto`; with the warning that a bad annotation
-    /// deserves. `target_port` is where the endpoints listen, where that is a number.
+    /// A Service port's protocol: its annotation, else `appProtocol`, else `auto`; and a warning if
+    /// the annotation is bad. `target_port` is the port on which the endpoints listen, if the
+    /// Service gives a number.
     ///
     /// `appProtocol` is free text with some known names
-    /// (<https://kubernetes.io/docs/concepts/services-networking/service/#application-protocol>), so an unknown one is
-    /// no fault: `auto` serves it.
+    /// (<https://kubernetes.io/docs/concepts/services-networking/service/#application-protocol>).
+    /// So an unknown name is no fault, and `auto` serves it.
     pub fn of_service(
         annotations: &BTreeMap<String, String>,
         app_protocol: Option<&str>,
@@ -43,7 +46,7 @@ impl Protocol {
         (protocol.at_target(target_port), warning)
     }
 
-    /// `auto`, `http` or `tcp`.
+    /// Reads `auto`, `http` or `tcp`; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "auto" => Some(Self::Auto),
@@ -53,6 +56,7 @@ impl Protocol {
         }
     }
 
+    /// The word in configuration, annotations and the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -61,7 +65,8 @@ impl Protocol {
         }
     }
 
-    /// `auto` waits for the client's first bytes; where the server speaks first it must not, so it is `tcp` there.
+    /// Turns `auto` into `tcp` if the target port is known for a protocol in which the server
+    /// speaks first, because `auto` waits for the client's first bytes.
     pub fn at_target(self, target_port: Option<u16>) -> Self {
         match (self, target_port) {
             (Self::Auto, Some(port)) if NOT_HTTP.contains(&port) => Self::Tcp,
@@ -83,14 +88,16 @@ impl Protocol {
     }
 }
 
-/// Well-known ports (IANA) of protocols that are not HTTP and whose server speaks first, or whose clients wait to send.
+/// Well-known ports (IANA) of protocols that are not HTTP and in which the server speaks first, or
+/// the client waits before it sends.
 const NOT_HTTP: [u16; 19] = [
     21, 22, 25, 110, 119, 143, 587, 3306, 4222, 5432, 5672, 5900, 6379, 6667, 9092, 11211, 27017,
     33060, 61613,
 ];
 
 impl Policy {
-    /// The configuration with a Service's annotations over it, and a warning for each that is unknown or bad.
+    /// The policy of a Service: the configuration, overridden by its annotations; and a warning for
+    /// each annotation that is unknown or bad.
     pub fn for_service(
         config: &Config,
         annotations: &BTreeMap<String, String>,
@@ -120,7 +127,7 @@ impl Policy {
             }),
             attempts: read.value(ATTEMPTS, config.retry.attempts, |text| match text.parse() {
                 Ok(number) => value::whole(number, value::ATTEMPTS),
-                Err(_) => Err(format!("{text:?} is no whole number, expected one")),
+                Err(_) => Err(format!("{text:?} is not a number, expected a whole number")),
             }),
             non_idempotent: read.value(NON_IDEMPOTENT, config.retry.non_idempotent, |text| {
                 match text {
@@ -179,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn protocol_by_annotation_then_app_protocol_then_auto() {
+    fn the_protocol_is_the_annotation_then_app_protocol_then_auto() {
         let none = annotations(&[]);
         let of = |a: &BTreeMap<String, String>, app, target| Protocol::of_service(a, app, target).0;
         assert_eq!(of(&none, None, None), Protocol::Auto);
@@ -187,7 +194,7 @@ mod tests {
         assert_eq!(
             of(&none, Some("kubernetes.io/ws"), Some(3306)),
             Protocol::Http,
-            "said, so not guessed"
+            "appProtocol is given, so the port does not decide"
         );
         assert_eq!(of(&none, Some("https"), None), Protocol::Tcp);
         assert_eq!(

@@ -1,9 +1,7 @@
-//! The configuration: real, checked types, and the way in from a file.
+//! The configuration as the program uses it: every value is checked and has its unit in its type.
 //!
-//! [`Config::load`] (of a text: [`Config::parse`]) is the only door: what it returns has its defaults filled in and every
-//! value inside its bounds, so that nothing behind it checks again. Reading goes from `raw` (the file's shape, by serde)
-//! through `checked` to the types here; `value` reads single values, `places` finds the line of a field, [`service`] lays a
-//! Service's annotations over the configuration. Reading again at SIGHUP is `app`'s.
+//! [`Config::load`] (for a text [`Config::parse`]) is the only way to get one from a file. The
+//! defaults are here and nowhere else. Reading the file again at SIGHUP is left to `app.rs`.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -15,43 +13,61 @@ use ipnet::IpNet;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 
-/// A whole configuration file, checked.
+/// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// Where Services, EndpointSlices and Pods come from.
     pub discovery: Discovery,
-    /// Where nodePorts of claimed Services are bound; empty: none is.
+    /// The IP addresses on which the nodePorts of claimed Services are bound. Empty: no nodePort is
+    /// bound.
     pub node_port_addresses: Vec<std::net::IpAddr>,
+    /// The explicit listeners.
     pub listeners: Vec<ListenerConfig>,
+    /// Where the admin pages are served.
     pub admin: SocketAddr,
+    /// Worker threads.
     pub workers: NonZeroUsize,
+    /// How long each step may take.
     pub timeouts: Timeouts,
+    /// Bounds on memory and connections.
     pub limits: Limits,
+    /// When a request is tried again.
     pub retry: Retry,
+    /// Peers whose `X-Forwarded-*` and PROXY headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether the access log is written.
     pub access_log: bool,
 }
 
+/// The source of truth.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Discovery {
+    /// A folder of manifests.
     Files {
+        /// The folder.
         path: PathBuf,
     },
-    /// `ebbtide proxy --to`: one Service named by the listener, these endpoints, no changes.
+    /// The fixed endpoints of `ebbtide proxy --to`: one Service, which the listener names, without
+    /// changes.
     Static {
+        /// The endpoints.
         to: Vec<SocketAddr>,
     },
+    /// A Kubernetes API server.
     Kubernetes(Kubernetes),
 }
 
 /// The API server as the source of truth.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kubernetes {
-    /// Empty: all.
+    /// Namespaces to watch. Empty: all.
     pub namespaces: Vec<String>,
-    /// `None`: in-cluster, then `KUBECONFIG`, then the home folder's.
+    /// The kubeconfig file. `None`: the pod's service account, then `KUBECONFIG`, then the file in
+    /// the home folder.
     pub kubeconfig: Option<PathBuf>,
-    /// A connection to the API server on which nothing has come for this long is given up. Not a field of the file:
-    /// bookmarks come once a minute, so less would break watches in order, and more would miss deletions for longer.
+    /// A connection to the API server without a byte for this long is closed. This is not a field
+    /// of the file: bookmarks come once a minute, so a shorter time would break healthy watches,
+    /// and a longer time would miss deletions for longer.
     pub silence: Duration,
 }
 
@@ -66,7 +82,7 @@ impl Default for Kubernetes {
 }
 
 impl Discovery {
-    /// As the admin pages name it.
+    /// The source's name on the admin pages.
     pub fn source(&self) -> &'static str {
         match self {
             Self::Files { .. } => "files",
@@ -76,55 +92,79 @@ impl Discovery {
     }
 }
 
+/// An explicit listener.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListenerConfig {
+    /// The name in logs and on the admin pages. Unique.
     pub name: String,
+    /// The address to bind. Port 0: any free port.
     pub address: SocketAddr,
+    /// The Service to serve.
     pub service: ObjectName,
+    /// Which port of the Service.
     pub port: PortRef,
-    /// `None`: the Service's own.
+    /// The protocol. `None`: the Service port's own.
     pub protocol: Option<Protocol>,
+    /// Whether clients must send a PROXY header.
     pub proxy_protocol: bool,
+    /// Whether HTTP CONNECT is forwarded.
     pub allow_connect: bool,
 }
 
+/// How long each step may take.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
+    /// For one connect to an endpoint.
     pub connect: Duration,
+    /// From the first byte of a request's head to its last.
     pub head: Duration,
+    /// For one request with all its attempts. `None`: no bound.
     pub request: Option<Duration>,
+    /// For an HTTP client connection without a byte in either direction.
     pub client_idle: Duration,
+    /// For a pooled connection to an endpoint without a request.
     pub upstream_idle: Duration,
+    /// How long a request or connection waits for a usable endpoint. Zero: no wait.
     pub hold: Duration,
+    /// How long a drain may take if the pod's grace period is not known.
     pub drain: Duration,
+    /// After SIGTERM: how long connections are still accepted.
     pub lame_duck: Duration,
+    /// After `lame_duck`: how long clients may finish.
     pub shutdown: Duration,
 }
 
+/// Bounds on memory and connections.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
+    /// Client connections at the same time, over all workers.
     pub connections: usize,
-    /// Bytes.
+    /// Bytes of a request's or response's head.
     pub head_size: usize,
+    /// Fields of a head.
     pub headers: usize,
-    /// Bytes.
+    /// Bytes of a request's body that are kept for a replay.
     pub replay_body: usize,
-    /// Per Service.
+    /// Requests and connections that may wait for an endpoint at the same time, for each Service
+    /// port.
     pub held: usize,
 }
 
+/// When a request is tried again (contract 3.7).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
-    /// Tries of one request in all, losses to leaving endpoints not counted.
+    /// Tries of one request in all. Losses on leaving endpoints do not count.
     pub attempts: u32,
+    /// Retries as a share of recent requests, in percent.
     pub budget_percent: u32,
     /// Retries a second that are always allowed.
     pub budget_floor: u32,
+    /// When POST and PATCH may be sent twice.
     pub non_idempotent: NonIdempotent,
 }
 
 impl Config {
-    /// All defaults, and no listener.
+    /// A configuration with all defaults and no listener.
     pub fn new(discovery: Discovery) -> Self {
         Self {
             discovery,

@@ -1,7 +1,7 @@
 //! Single values: durations, sizes, numbers, addresses and names, each inside its bounds.
 //!
-//! Every error reads on after a field's path and says what was expected. Bounds that annotations share with the file
-//! stand here once.
+//! Invariant: an error continues a field's path and says what was expected. The bounds that
+//! annotations share with the file are here once.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -9,15 +9,24 @@ use std::time::Duration;
 
 use crate::contract::name::ObjectName;
 
+/// One millisecond.
 pub const MILLISECOND: Duration = Duration::from_millis(1);
+/// One minute.
 pub const MINUTE: Duration = Duration::from_secs(60);
+/// 24 hours.
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
 
+/// The bounds of a hold time.
 pub const HOLD: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
+/// The bounds of a drain time.
 pub const DRAIN: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+/// The bounds of the tries of one request.
 pub const ATTEMPTS: RangeInclusive<u64> = 1..=10;
 
-/// `250ms`, `10s`, `5m`.
+/// Reads a duration such as `250ms`, `10s` or `5m`.
+///
+/// # Errors
+/// The text is not a duration, or the duration is out of range.
 pub fn duration(text: &str, within: RangeInclusive<Duration>) -> Result<Duration, String> {
     let span = format!(
         "{} to {}",
@@ -25,7 +34,7 @@ pub fn duration(text: &str, within: RangeInclusive<Duration>) -> Result<Duration
         humantime::format_duration(*within.end())
     );
     let duration = humantime::parse_duration(text).map_err(|_| {
-        format!("{text:?} is no duration, expected one from {span} such as 250ms, 10s or 5m")
+        format!("{text:?} is not a duration, expected one from {span} such as 250ms, 10s or 5m")
     })?;
     if within.contains(&duration) {
         Ok(duration)
@@ -34,7 +43,10 @@ pub fn duration(text: &str, within: RangeInclusive<Duration>) -> Result<Duration
     }
 }
 
-/// Bytes: `16KiB`, `1MiB`, or a plain number.
+/// Reads a size in bytes: `16KiB`, `1MiB`, or a plain number.
+///
+/// # Errors
+/// The text is not a size, or the size is out of range.
 pub fn size(text: &str, within: RangeInclusive<usize>) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit: Option<usize> = match text[digits.len()..].trim_start() {
@@ -45,7 +57,7 @@ pub fn size(text: &str, within: RangeInclusive<usize>) -> Result<usize, String> 
     };
     let (Ok(number), Some(unit)) = (digits.parse::<usize>(), unit) else {
         return Err(format!(
-            "{text:?} is no size, expected one such as 16KiB, 1MiB or plain bytes"
+            "{text:?} is not a size, expected one such as 16KiB, 1MiB or plain bytes"
         ));
     };
     match number.checked_mul(unit) {
@@ -67,7 +79,10 @@ fn bytes(count: usize) -> String {
     }
 }
 
-/// A whole number within its bounds, as whatever integer the field is.
+/// Checks a whole number and converts it to the integer type of its field.
+///
+/// # Errors
+/// The number is out of range.
 pub fn whole<T: TryFrom<u64>>(number: u64, within: RangeInclusive<u64>) -> Result<T, String> {
     match T::try_from(number) {
         Ok(value) if within.contains(&number) => Ok(value),
@@ -79,27 +94,36 @@ pub fn whole<T: TryFrom<u64>>(number: u64, within: RangeInclusive<u64>) -> Resul
     }
 }
 
-/// `IP:port` or `[IPv6]:port`. Names are not resolved: a listener must not depend on DNS.
+/// Reads `IP:port` or `[IPv6]:port`. Names are not resolved, because a listener must not depend on
+/// DNS.
+///
+/// # Errors
+/// The text is not an address.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
-        format!("{text:?} is no address, expected IP:PORT such as 127.0.0.1:8080 or '[::]:8080'")
+        format!(
+            "{text:?} is not an address, expected IP:PORT such as 127.0.0.1:8080 or '[::]:8080'"
+        )
     })
 }
 
-/// `namespace/name` of a Service; both are DNS labels
+/// Reads `namespace/name` of a Service. Both are DNS labels
 /// (<https://kubernetes.io/docs/concepts/overview/working-with-objects/names/>).
+///
+/// # Errors
+/// The text does not name a Service.
 pub fn service(text: &str) -> Result<ObjectName, String> {
     match text.split_once('/') {
         Some((namespace, name)) if label(namespace) && label(name) => {
             Ok(ObjectName::new(namespace, name))
         }
         _ => Err(format!(
-            "{text:?} names no Service, expected namespace/name such as web/nginx-svc"
+            "{text:?} does not name a Service, expected namespace/name such as web/nginx-svc"
         )),
     }
 }
 
-/// At most 63 of `a-z`, `0-9` and `-`, with no `-` at either end.
+/// Whether a text is a DNS label: 1 to 63 of `a-z`, `0-9` and `-`, with no `-` at either end.
 pub fn label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text
@@ -109,7 +133,7 @@ pub fn label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// An I/O error without Rust's `(os error 2)`.
+/// The text of an I/O error without Rust's `(os error 2)`.
 pub fn plain(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error")
@@ -123,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations() {
+    fn a_duration_has_a_unit_and_is_inside_its_bounds() {
         assert_eq!(duration("250ms", HOLD), Ok(Duration::from_millis(250)));
         assert_eq!(duration("5m", HOLD), Ok(Duration::from_secs(300)));
         assert_eq!(duration("0s", HOLD), Ok(Duration::ZERO));
@@ -145,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
+    fn a_size_is_bytes_kib_or_mib_inside_its_bounds() {
         let any = 0..=usize::MAX;
         for (text, expected) in [
             ("0", 0),
@@ -179,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn names() {
+    fn a_service_is_two_dns_labels() {
         assert_eq!(
             service("web/nginx-svc"),
             Ok(ObjectName::new("web", "nginx-svc"))

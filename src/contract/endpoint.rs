@@ -1,8 +1,12 @@
-//! One endpoint of one service port: its identity, its conditions, and the lease without which nothing is dispatched.
+//! One endpoint of one Service port: its identity, its conditions, and its leases. Nothing is
+//! dispatched to an endpoint without a lease (contract 1.1).
 //!
-//! **A terminating endpoint leaves rotation here**: the predicate is [`Endpoint::enter`] (see [`crate::contract::lease`] for the
-//! word behind it), the action is [`crate::routing::table::RoutingTable::apply`], the proof is the first test of
-//! `tests/proxy/drain.rs`. An `Endpoint` knows nothing of sockets or pools: workers keep those.
+//! **A terminating endpoint leaves rotation here.** The predicate is [`Endpoint::enter`]; the
+//! atomic word behind it is in [`crate::contract::lease`]. The action is
+//! [`crate::routing::table::RoutingTable::apply`]. The proof is the first test of
+//! `tests/proxy/drain.rs`.
+//!
+//! An `Endpoint` knows nothing of sockets or pools. The workers keep those.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -17,49 +21,66 @@ use crate::contract::latency::Latency;
 use crate::contract::lease::{Drained, Word};
 use crate::contract::name::PodRef;
 
-/// Conditions as the EndpointSlice gives them, nil rules applied (KEP-1672).
+/// Conditions of an endpoint, as the EndpointSlice gives them, with the API's nil rules applied
+/// (KEP-1672, contract 2.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Conditions {
+    /// The endpoint may get new traffic. A missing condition means true.
     pub ready: bool,
+    /// The endpoint answers, even if it terminates. A missing condition means true.
     pub serving: bool,
+    /// The endpoint's pod is being deleted. A missing condition means false.
     pub terminating: bool,
 }
 
-/// Unique in this process and never used again, so that a worker's pool can never pass from one endpoint to another.
+/// Identity of an endpoint: unique in this process and never used again. So a worker's pool never
+/// passes from one endpoint to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointId(pub u64);
 
-/// What the data plane tells the control loop about an endpoint.
+/// What the data plane reports to the control loop about an endpoint.
 #[derive(Debug)]
 pub enum Notice {
-    /// The last lease of a draining endpoint is gone; sent exactly once.
+    /// The last lease of a draining endpoint is gone. Sent exactly once.
     Drained(Arc<Endpoint>),
-    /// And every worker has closed its idle connections: its receipt can be written.
+    /// After [`Notice::Drained`], every worker has closed its idle connections to the endpoint. Its
+    /// receipt can be written now.
     Left(Arc<Endpoint>),
-    /// A connect failed; the control side now tries until one succeeds.
+    /// A connect to the endpoint failed. The control side now tries to connect until it succeeds.
     Ejected(Arc<Endpoint>),
 }
 
+/// One endpoint: one address and port of one pod, for one Service port.
+///
+/// The fields that a pick reads stand first, so that they share few cache lines.
 #[derive(Debug)]
-#[repr(C)] // So that what a pick reads lies together, beside the count of references: few cache lines among thousands.
+// Keeps the order of the fields. A pick reads the first ones of thousands of endpoints, and they
+// lie beside the reference count.
+#[repr(C)]
 pub struct Endpoint {
     word: Word,
     latency: Latency,
+    /// Identity of this endpoint in this process.
     pub id: EndpointId,
-    /// When it was last let in, in milliseconds since the process began.
+    /// When the endpoint was last let into rotation, in milliseconds since the process began.
     let_in: AtomicU32,
     ejected: AtomicBool,
-    /// Set when the pod object is gone: silent sockets get 2 s.
+    /// Set when the Pod object is deleted. Silent connections to the pod get 2 s then (contract
+    /// 2.4).
     pod_gone: AtomicBool,
     conditions: AtomicU8,
+    /// Where to connect.
     pub address: SocketAddr,
+    /// The pod, where the slice names one.
     pub pod: Option<Arc<PodRef>>,
-    /// Label `pod-template-hash`, to tell a replay's siblings apart.
+    /// Label `pod-template-hash`. It tells a replay which endpoints are of the same generation
+    /// (contract 3.6).
     pub template_hash: Option<Arc<str>>,
-    /// Set once, moved forward never: when what is still in flight is cut.
+    /// When what is still in flight is cut. Later values only shorten it (contract 1.4).
     deadline: Mutex<Option<Instant>>,
-    /// Cancelled at the drain deadline; workers hold a child each.
+    /// Cancelled at the drain deadline. Each worker holds a child token.
     pub force: CancellationToken,
+    /// Counts for the drain receipt.
     pub tally: Tally,
     notices: mpsc::UnboundedSender<Notice>,
 }
@@ -67,27 +88,34 @@ pub struct Endpoint {
 /// Counts of one endpoint's life, for its drain receipt.
 #[derive(Debug, Default)]
 pub struct Tally {
+    /// Exchanges and connections that ended normally after the drain began.
     pub finished: AtomicU32,
+    /// Requests that were lost here and sent to another endpoint.
     pub replayed: AtomicU32,
     last_replay_ms: AtomicU32,
+    /// Exchanges and connections that were cut at the drain deadline.
     pub forced: AtomicU32,
+    /// Idle connections that the drain closed.
     pub idle_closed: AtomicU32,
-    /// Idle pooled connections right now, over all workers.
+    /// Idle pooled connections now, over all workers.
     pub idle: AtomicU32,
-    /// Milliseconds since the process began (+1; 0: never) of the last dispatch.
+    /// When something was last dispatched here: milliseconds since the process began, plus 1. 0
+    /// means never.
     pub last_dispatch_ms: AtomicU64,
 }
 
-/// Held by each worker until it has closed its idle connections to a drained endpoint; the last drop tells.
+/// Held by each worker until it has closed its idle connections to a drained endpoint. The last
+/// drop sends [`Notice::Left`].
 #[derive(Debug)]
 pub struct Leaving(pub Arc<Endpoint>);
 
-/// The right to dispatch to an endpoint. Held as long as the connection or exchange lives.
+/// The right to dispatch to an endpoint. It is held for as long as the connection or the exchange
+/// lives.
 #[derive(Debug)]
 pub struct Lease(Arc<Endpoint>);
 
 impl Endpoint {
-    /// A new endpoint, out of rotation until [`Endpoint::set_out`]`(false)`.
+    /// Makes an endpoint that is out of rotation until [`Endpoint::set_out`]`(false)`.
     pub fn new(
         id: EndpointId,
         address: SocketAddr,
@@ -113,19 +141,21 @@ impl Endpoint {
         })
     }
 
-    /// The predicate of the drain contract: a lease, or nothing when the endpoint drains or is out.
+    /// The predicate of the drain contract (1.1): a lease, or `None` if the endpoint drains or is
+    /// out of rotation.
     pub fn enter(self: &Arc<Self>) -> Option<Lease> {
         self.word.enter().then(|| Lease(self.clone()))
     }
 
-    /// Ends dispatch for good; when this has returned no lease can be granted. Idempotent.
+    /// Ends dispatch for good. After this has returned, no lease is granted. Idempotent.
     pub fn begin_drain(self: &Arc<Self>) {
         if self.word.begin_drain() == Drained::Report {
             self.report_drained();
         }
     }
 
-    /// Out of rotation, or back in it.
+    /// Takes the endpoint out of rotation, or lets it back in. No effect on an endpoint that
+    /// drains.
     pub fn set_out(&self, out: bool) {
         if !out && !self.is_open() {
             self.note_let_in(Instant::now());
@@ -137,25 +167,29 @@ impl Endpoint {
         self.let_in.store(millis(at), Ordering::Relaxed);
     }
 
-    /// Orders endpoints by when they joined the rotation.
+    /// When the endpoint joined the rotation, as a key for sorting: milliseconds since the process
+    /// began, then age.
     pub fn joined(&self) -> (u32, EndpointId) {
         (self.let_in.load(Ordering::Relaxed), self.id)
     }
 
+    /// Whether a drain has begun. It stays true.
     pub fn is_draining(&self) -> bool {
         self.word.is_draining()
     }
 
-    /// Neither draining nor out: its idle connections may be kept.
+    /// Whether the endpoint neither drains nor is out of rotation. Only then may idle connections
+    /// to it be kept.
     pub fn is_open(&self) -> bool {
         self.word.is_open()
     }
 
-    /// Leases held: active plus connecting.
+    /// Leases that are held now: exchanges, TCP connections and connects under way.
     pub fn leases(&self) -> u64 {
         self.word.leases()
     }
 
+    /// The conditions that discovery reported last.
     pub fn conditions(&self) -> Conditions {
         let bits = self.conditions.load(Ordering::Relaxed);
         Conditions {
@@ -165,16 +199,19 @@ impl Endpoint {
         }
     }
 
+    /// Stores the conditions that discovery reports.
     pub fn set_conditions(&self, c: Conditions) {
         let bits = u8::from(c.ready) | u8::from(c.serving) << 1 | u8::from(c.terminating) << 2;
         self.conditions.store(bits, Ordering::Relaxed);
     }
 
+    /// Whether a connect has failed and no connect has succeeded since (contract 1.8).
     pub fn is_ejected(&self) -> bool {
         self.ejected.load(Ordering::Relaxed)
     }
 
-    /// A connect of the data plane failed: no picks until the control side has connected once.
+    /// Ejects the endpoint because a connect of the data plane failed. No pick returns it until the
+    /// control side has connected once.
     pub fn eject(self: &Arc<Self>) {
         if !self.ejected.swap(true, Ordering::AcqRel) {
             // The receiver is gone only when the process ends.
@@ -182,7 +219,7 @@ impl Endpoint {
         }
     }
 
-    /// A connect succeeded.
+    /// Ends an ejection because a connect succeeded.
     pub fn readmit(&self) {
         if self.is_ejected() {
             self.note_let_in(Instant::now());
@@ -190,20 +227,25 @@ impl Endpoint {
         }
     }
 
+    /// Notes that the Pod object is deleted. It cannot be undone.
     pub fn set_pod_gone(&self) {
         self.pod_gone.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the Pod object is deleted.
     pub fn pod_gone(&self) -> bool {
         self.pod_gone.load(Ordering::Relaxed)
     }
 
-    /// Draining, out or not answering: a loss on it is the rollout's doing, not the application's.
+    /// Whether the endpoint drains, is out of rotation, terminates or does not accept connections.
+    /// The rollout explains a loss on such an endpoint, and the application does not (contract
+    /// 3.7).
     pub fn is_leaving(&self) -> bool {
         !self.is_open() || self.is_ejected() || self.conditions().terminating
     }
 
-    /// Whether it was let in so recently, and so much later than the other, that its low load says nothing yet.
+    /// Whether this endpoint joined so recently, and so much later than `other`, that its low load
+    /// says nothing yet.
     pub fn is_newer_than(&self, other: &Self, now_ms: u32) -> bool {
         let (mine, others) = (
             self.let_in.load(Ordering::Relaxed),
@@ -213,7 +255,7 @@ impl Endpoint {
             && (LATER_MS..u32::MAX / 2).contains(&mine.wrapping_sub(others))
     }
 
-    /// A request lost here goes to another endpoint.
+    /// Counts a request that was lost here and goes to another endpoint.
     pub fn count_replay(&self, now: Instant) {
         self.tally.replayed.fetch_add(1, Ordering::Relaxed);
         self.tally
@@ -221,27 +263,30 @@ impl Endpoint {
             .store(millis(now), Ordering::Relaxed);
     }
 
-    /// Whether one was within the last second.
+    /// Whether a replay was counted within the last second.
     pub fn replayed_lately(&self, now: Instant) -> bool {
         millis(now).saturating_sub(self.tally.last_replay_ms.load(Ordering::Relaxed)) < 1_000
     }
 
-    /// Remembers when something was last dispatched here, for the deletion lag.
+    /// Notes when something was last dispatched here, for the deletion lag.
     pub fn note_dispatch(&self, now_ms: u32) {
         self.tally
             .last_dispatch_ms
             .store(u64::from(now_ms) + 1, Ordering::Relaxed);
     }
 
+    /// The moving average of this endpoint's response times.
     pub fn latency(&self) -> &Latency {
         &self.latency
     }
 
+    /// When what is still in flight is cut; `None` while no drain has set a deadline.
     pub fn drain_deadline(&self) -> Option<Instant> {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the drain deadline or shortens it; a later one is ignored. Answers whether it changed.
+    /// Sets the drain deadline or shortens it, and ignores a later one. Returns whether the
+    /// deadline changed.
     pub fn shorten_deadline(&self, to: Instant) -> bool {
         let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
         let shorter = deadline.is_none_or(|now| to < now);
@@ -257,6 +302,7 @@ impl Endpoint {
 }
 
 impl Lease {
+    /// The endpoint that this lease is for.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.0
     }
@@ -276,9 +322,9 @@ impl Drop for Lease {
     }
 }
 
-/// How long a newcomer wins no pick by being idle, in milliseconds.
+/// A new endpoint wins no pick by its low load for this long, in milliseconds.
 const WARM_UP_MS: u32 = 5_000;
-/// Endpoints let in within this time of each other are as idle as each other.
+/// Endpoints that joined within this many milliseconds of each other are compared by load as usual.
 const LATER_MS: u32 = 250;
 
 #[cfg(test)]
@@ -303,7 +349,10 @@ mod tests {
     #[test]
     fn drained_is_reported_once_when_the_last_lease_is_gone() {
         let (endpoint, mut notices) = endpoint();
-        assert!(endpoint.enter().is_none(), "out at birth");
+        assert!(
+            endpoint.enter().is_none(),
+            "a new endpoint is out of rotation"
+        );
         endpoint.set_out(false);
         let leases = [endpoint.enter().unwrap(), endpoint.enter().unwrap()];
         assert_eq!(endpoint.leases(), 2);
@@ -332,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ejection_is_told_once_until_it_ends() {
+    fn an_ejection_is_reported_once_until_it_ends() {
         let (endpoint, mut notices) = endpoint();
         for _ in 0..2 {
             endpoint.eject();
@@ -360,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_deadline_only_moves_forward() {
+    fn a_drain_deadline_only_shortens() {
         let (endpoint, _notices) = endpoint();
         let now = Instant::now();
         let after = |seconds| now + Duration::from_secs(seconds);

@@ -1,7 +1,8 @@
-//! A list of endpoints of which one snapshot shares with the next whatever does not differ.
+//! A list of endpoints that two snapshots can share in part.
 //!
-//! Invariant: every chunk but the last is full, so that a place is found by dividing. To add or take one costs a copy of
-//! a chunk or two (and of the list of chunks), however many endpoints there are; a pick costs one step more than in an array.
+//! Invariant: every chunk but the last is full, so a division finds a place. To add or remove an
+//! endpoint copies one or two chunks and the list of chunks, however many endpoints there are. A
+//! pick costs one step more than in an array.
 
 use std::ops::Index;
 use std::sync::Arc;
@@ -10,31 +11,34 @@ use arrayvec::ArrayVec;
 
 use crate::contract::endpoint::Endpoint;
 
-/// In no order that means anything.
+/// A list of endpoints. Their order has no meaning.
 #[derive(Debug, Clone, Default)]
 pub struct EndpointList {
     chunks: Vec<Arc<Chunk>>,
 }
 
-/// In one piece with its count of references: a pick has one step less to go.
+/// The endpoints lie beside the reference count, which saves a pick one step.
 type Chunk = ArrayVec<Arc<Endpoint>, CHUNK>;
 
 impl EndpointList {
+    /// The number of endpoints.
     pub fn len(&self) -> usize {
         self.chunks
             .last()
             .map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
     }
 
+    /// Whether the list has no endpoint.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 
+    /// All endpoints, in the order of their places.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Endpoint>> + Clone {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 
-    /// From this place on, and then from the beginning to it.
+    /// All endpoints, first those from the place `start` to the end, then those before it.
     pub fn iter_from(&self, start: usize) -> impl Iterator<Item = &Arc<Endpoint>> + Clone {
         let (before, after) = self.chunks.split_at((start / CHUNK).min(self.chunks.len()));
         let (first, rest) = (
@@ -47,14 +51,14 @@ impl EndpointList {
             .chain(head)
     }
 
-    /// By address, then age.
+    /// All endpoints, sorted by address, then by age.
     pub fn sorted(&self) -> Vec<Arc<Endpoint>> {
         let mut all: Vec<_> = self.iter().cloned().collect();
         all.sort_by_key(|endpoint| (endpoint.address, endpoint.id));
         all
     }
 
-    /// Answers the place it got.
+    /// Adds an endpoint at the end and returns its place.
     pub fn push(&mut self, endpoint: Arc<Endpoint>) -> usize {
         let place = self.len();
         match self.chunks.last_mut().filter(|last| !last.is_full()) {
@@ -64,7 +68,8 @@ impl EndpointList {
         place
     }
 
-    /// Takes one out. The last one gets its place and is answered, unless it was the last itself.
+    /// Removes the endpoint at `place` and moves the last endpoint there. Returns the moved
+    /// endpoint, or `None` if the removed endpoint was the last.
     pub fn swap_remove(&mut self, place: usize) -> Option<Arc<Endpoint>> {
         let last = Arc::make_mut(self.chunks.last_mut()?).pop()?;
         if self.chunks.last().is_some_and(|chunk| chunk.is_empty()) {
@@ -88,15 +93,16 @@ impl Index<usize> for EndpointList {
 
 impl FromIterator<Arc<Endpoint>> for EndpointList {
     fn from_iter<I: IntoIterator<Item = Arc<Endpoint>>>(endpoints: I) -> Self {
-        let mut roster = Self::default();
+        let mut list = Self::default();
         endpoints
             .into_iter()
-            .for_each(|endpoint| _ = roster.push(endpoint));
-        roster
+            .for_each(|endpoint| _ = list.push(endpoint));
+        list
     }
 }
 
-/// Near the square root of the most endpoints a Service is expected to have.
+/// Endpoints of a chunk: near the square root of the largest number that a Service is expected to
+/// have.
 const CHUNK: usize = 64;
 
 #[cfg(test)]
@@ -121,34 +127,34 @@ mod tests {
     }
 
     proptest! {
-        /// As a Vec does it; and what was cloned before stays as it was.
+        /// The list behaves as a `Vec`, and a clone does not change with its original.
         #[test]
-        fn is_a_list(steps in proptest::collection::vec((0..3u8, any::<prop::sample::Index>()), 0..400)) {
-            let (mut roster, mut plain) = (EndpointList::default(), Vec::new());
+        fn the_list_behaves_as_a_vec(steps in proptest::collection::vec((0..3u8, any::<prop::sample::Index>()), 0..400)) {
+            let (mut list, mut plain) = (EndpointList::default(), Vec::new());
             let mut kept = Vec::new();
             for (n, (what, at)) in steps.into_iter().enumerate() {
                 if what > 0 || plain.is_empty() {
                     let new = endpoint(n as u64);
-                    prop_assert_eq!(roster.push(new.clone()), plain.len());
+                    prop_assert_eq!(list.push(new.clone()), plain.len());
                     plain.push(new);
                 } else {
                     let place = at.index(plain.len());
                     plain.swap_remove(place);
-                    let moved = roster.swap_remove(place).map(|e| e.id);
+                    let moved = list.swap_remove(place).map(|e| e.id);
                     prop_assert_eq!(moved, plain.get(place).map(|e| e.id));
                 }
                 if n % 50 == 0 {
-                    kept.push((roster.clone(), ids(&plain)));
+                    kept.push((list.clone(), ids(&plain)));
                 }
-                prop_assert_eq!((roster.len(), roster.is_empty()), (plain.len(), plain.is_empty()));
+                prop_assert_eq!((list.len(), list.is_empty()), (plain.len(), plain.is_empty()));
             }
-            prop_assert_eq!(ids(roster.iter()), ids(&plain));
+            prop_assert_eq!(ids(list.iter()), ids(&plain));
             for (place, endpoint) in plain.iter().enumerate() {
-                prop_assert_eq!(roster[place].id, endpoint.id);
+                prop_assert_eq!(list[place].id, endpoint.id);
             }
             for start in [0, 1, 63, 64, 65, plain.len() / 2, plain.len()] {
                 let turned = plain.iter().cycle().skip(start.min(plain.len())).take(plain.len());
-                prop_assert_eq!(ids(roster.iter_from(start.min(plain.len()))), ids(turned));
+                prop_assert_eq!(ids(list.iter_from(start.min(plain.len()))), ids(turned));
             }
             for (then, what) in kept {
                 prop_assert_eq!(ids(then.iter()), what);

@@ -1,26 +1,31 @@
-//! Requests and connections that wait while nothing is usable: a bounded counter, the generation `watch`, and a pace.
+//! Requests and connections that are held while no endpoint is usable (contract 1.9): a bounded
+//! counter and a pace for their release. The generation `watch` that wakes them is in
+//! `routing/table.rs`.
 //!
-//! Invariant: never more than `limits.held` wait per service port, and everyone who leaves, however, frees its place.
+//! Invariant: at most `limits.held` wait for one Service port. A request that stops waiting for any
+//! reason frees its place.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-/// The waiting room of one service port, shared by all workers.
+use crate::contract::clock::micros;
+
+/// The queue of one Service port, shared by all workers.
 #[derive(Debug, Default)]
 pub struct Hold {
     waiting: AtomicUsize,
-    /// When the next one may go, in microseconds since [`START`].
+    /// When the next held request may be sent, in microseconds since the process began.
     next: AtomicU64,
 }
 
-/// A place in the waiting room; dropping it frees the place.
+/// A place in the queue. Its drop frees the place.
 #[derive(Debug)]
 pub struct Place(Arc<Hold>);
 
 impl Hold {
-    /// A place, or `None` when all are taken.
-    pub fn enter(self: &Arc<Self>, places: usize) -> Option<Place> {
+    /// Takes a place, or returns `None` if all `places` are taken.
+    pub fn take_place(self: &Arc<Self>, places: usize) -> Option<Place> {
         self.waiting
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| {
                 (n < places).then_some(n + 1)
@@ -29,15 +34,18 @@ impl Hold {
             .then(|| Place(self.clone()))
     }
 
+    /// How many requests and connections are held now.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// When this one may be let go, if `usable` endpoints share the rush: each gets one a millisecond.
+    /// When a held request may be sent. `usable` endpoints share the release, and each of them gets
+    /// one request a millisecond.
     pub fn turn(&self, usable: usize, now: Instant) -> Instant {
-        let now_us = now.saturating_duration_since(*START).as_micros() as u64;
+        let now_us = micros(now);
         let step = PACE_US / usable.clamp(1, PACE_US as usize) as u64;
-        // Turns taken in vain must not keep the next rush waiting: never further ahead than those who wait need.
+        // A request that takes a turn and leaves must not delay later ones. So the next turn is
+        // never further ahead than the requests that wait now need.
         let furthest = now_us + self.waiting() as u64 * step;
         let clamp = |next: u64| next.clamp(now_us, furthest);
         let turn = self
@@ -56,7 +64,7 @@ impl Drop for Place {
     }
 }
 
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// Microseconds between two requests to one endpoint.
 const PACE_US: u64 = 1_000;
 
 #[cfg(test)]
@@ -66,20 +74,20 @@ mod tests {
     #[test]
     fn places_are_bounded_and_freed() {
         let hold = Arc::new(Hold::default());
-        let first = hold.enter(2).unwrap();
-        let _second = hold.enter(2).unwrap();
-        assert!(hold.enter(2).is_none());
+        let first = hold.take_place(2).unwrap();
+        let _second = hold.take_place(2).unwrap();
+        assert!(hold.take_place(2).is_none());
         drop(first);
         assert_eq!(hold.waiting(), 1);
-        assert!(hold.enter(2).is_some());
+        assert!(hold.take_place(2).is_some());
     }
 
     #[test]
     fn one_endpoint_gets_one_a_millisecond_and_two_get_two() {
         for (usable, last) in [(1, 99), (2, 49)] {
             let hold = Arc::new(Hold::default());
-            let _places: Vec<_> = (0..100).map(|_| hold.enter(100).unwrap()).collect();
-            let now = *START + Duration::from_secs(1);
+            let _places: Vec<_> = (0..100).map(|_| hold.take_place(100).unwrap()).collect();
+            let now = Instant::now() + Duration::from_secs(1);
             let turns: Vec<_> = (0..100).map(|_| hold.turn(usable, now) - now).collect();
             assert_eq!(turns[0], Duration::ZERO);
             assert_eq!(turns[99].as_millis(), last);

@@ -1,15 +1,20 @@
 //! A moving average of an endpoint's response times, in one atomic word.
+//!
+//! Invariant: no reader waits and no writer retries. A lost update costs one sample. Which endpoint
+//! a pick prefers by this average is in `proxy/balancer.rs`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds since start.
-/// Relaxed and without a compare-and-swap: a lost update costs nothing but a sample.
+/// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds
+/// since the process began. Updates are relaxed and without a compare-and-swap, because a lost
+/// update costs only a sample.
 #[derive(Debug, Default)]
 pub struct Latency(AtomicU64);
 
 impl Latency {
-    /// Average in microseconds, faded by its age so that a slow endpoint gets its chance again; `None` before the first.
+    /// The average in microseconds; `None` before the first sample. It fades with its age, so that
+    /// a slow endpoint is tried again.
     pub fn micros(&self, now_ms: u32) -> Option<u64> {
         let word = self.0.load(Ordering::Relaxed);
         if word == 0 {
@@ -19,7 +24,7 @@ impl Latency {
         Some((word >> 32) >> age.min(31))
     }
 
-    /// Takes a sample in, by an eighth.
+    /// Adds a sample with the weight of an eighth.
     pub fn record(&self, sample: Duration, now_ms: u32) {
         let sample = (sample.as_micros().min(u128::from(u32::MAX)) as u64).max(1);
         let average = match self.micros(now_ms) {
@@ -31,7 +36,7 @@ impl Latency {
     }
 }
 
-/// An average without a new sample halves in this time, in milliseconds.
+/// An average halves in this time without a new sample, in milliseconds.
 const FADE_MS: u32 = 5_000;
 
 #[cfg(test)]
@@ -51,12 +56,12 @@ mod tests {
         latency.record(Duration::MAX, 3);
         assert!(
             latency.micros(3) > Some(500_000_000),
-            "an endless sample is bounded, not wrapped"
+            "a sample that is too long is bounded and does not wrap"
         );
         assert_eq!(
             latency.micros(1),
             latency.micros(3),
-            "a clock read before the sample was taken"
+            "a time before the sample does not change the average"
         );
     }
 }

@@ -1,39 +1,47 @@
-//! The one word that decides whether an endpoint may be used: two flags and a count of leases in an `AtomicU64`.
+//! The word that decides whether an endpoint may be used: two flags and a count of leases in one
+//! `AtomicU64` (contract 1.1).
 //!
-//! Invariant: once [`Word::begin_drain`] has returned, no lease is granted, and *drained* is reported exactly once, by
-//! whoever sees the count at zero with DRAINING set. The file stands apart from `endpoint.rs` so that `tests/loom.rs`
-//! can compile these very lines against loom's atomics (`super::sync`).
+//! Invariant: after [`Word::begin_drain`] has returned, no lease is granted. *Drained* is reported
+//! exactly once, by the thread that sees the count at zero with DRAINING set.
+//!
+//! The file is separate from `endpoint.rs`, so that `tests/loom.rs` can compile it against loom's
+//! atomics (`super::sync`).
 
 use super::sync::{AtomicU64, Ordering};
 
-/// One-way: the endpoint leaves and never comes back.
+/// The endpoint leaves and never comes back. Never cleared.
 const DRAINING: u64 = 1 << 63;
-/// Reversible: gone from the slices, or not ready. Set at birth; an endpoint is let in once it has been connected to.
+/// The endpoint is out of rotation: no slice lists it, or it is not ready. Can be cleared. Set at
+/// first, until the proxy has connected to the endpoint once.
 const OUT: u64 = 1 << 62;
+/// The bits that count the leases.
 const COUNT: u64 = OUT - 1;
 
-/// What a transition found out.
+/// Whether a transition has to report that the endpoint is drained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drained {
-    /// The caller is the one to report that the last lease of a draining endpoint is gone.
+    /// The caller has to report that the last lease of a draining endpoint is gone.
     Report,
-    /// Not drained, or somebody else reports it.
+    /// The endpoint is not drained, or another thread reports it.
     No,
 }
 
-/// State of an endpoint; see the module's invariant.
+/// State of an endpoint. See the module's invariant.
 #[derive(Debug)]
 pub struct Word(AtomicU64);
 
 impl Word {
-    /// An endpoint that is out: nothing may be dispatched to it yet.
+    /// The state of a new endpoint: out of rotation, without a lease.
     pub fn new_out() -> Self {
         Self(AtomicU64::new(OUT))
     }
 
-    /// Takes a lease, unless the endpoint drains or is out. A compare-and-swap, so that a failed try leaves no trace
-    /// for another thread to trip over (a `fetch_add` that backs out would report *drained* several times). Whoever is
-    /// refused by a leaver sees the snapshot that was published before it was drained: hence the acquiring loads.
+    /// Takes a lease, unless the endpoint drains or is out of rotation. Returns whether it took
+    /// one.
+    ///
+    /// This is a compare-and-swap, so that a failed attempt leaves no trace. A `fetch_add` that
+    /// backs out could report *drained* several times. The loads acquire: a thread that is refused
+    /// by a draining endpoint also sees the snapshot that was published before the drain.
     #[must_use]
     pub fn enter(&self) -> bool {
         let mut word = self.0.load(Ordering::Acquire);
@@ -51,7 +59,7 @@ impl Word {
         }
     }
 
-    /// Gives a lease back.
+    /// Returns a lease.
     pub fn leave(&self) -> Drained {
         let before = self.0.fetch_sub(1, Ordering::AcqRel);
         if before & DRAINING != 0 && before & COUNT == 1 {
@@ -61,7 +69,7 @@ impl Word {
         }
     }
 
-    /// Ends dispatch for good. Idempotent: only the first call may answer [`Drained::Report`].
+    /// Ends dispatch for good. Idempotent: only the first call can return [`Drained::Report`].
     pub fn begin_drain(&self) -> Drained {
         let before = self.0.fetch_or(DRAINING, Ordering::AcqRel);
         if before & DRAINING == 0 && before & COUNT == 0 {
@@ -71,25 +79,28 @@ impl Word {
         }
     }
 
-    /// Takes the endpoint out of rotation or lets it back in. Without effect on one that drains.
+    /// Takes the endpoint out of rotation or lets it back in. No effect on an endpoint that drains.
     pub fn set_out(&self, out: bool) {
         if out {
             self.0.fetch_or(OUT, Ordering::AcqRel);
         } else if self.0.load(Ordering::Relaxed) & OUT != 0 {
-            // Asked of every endpoint at every change, and nearly always so already.
+            // Each change calls this for every endpoint, and OUT is nearly always clear already.
+            // The load saves the write.
             self.0.fetch_and(!OUT, Ordering::AcqRel);
         }
     }
 
+    /// Whether a drain has begun. It stays true.
     pub fn is_draining(&self) -> bool {
         self.0.load(Ordering::Acquire) & DRAINING != 0
     }
 
-    /// Neither draining nor out.
+    /// Whether the endpoint neither drains nor is out of rotation.
     pub fn is_open(&self) -> bool {
         self.0.load(Ordering::Acquire) & (DRAINING | OUT) == 0
     }
 
+    /// Leases that are held now.
     pub fn leases(&self) -> u64 {
         self.0.load(Ordering::Relaxed) & COUNT
     }

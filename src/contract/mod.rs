@@ -1,7 +1,8 @@
-//! What the routing side and the data plane share: names, policies, endpoints and their leases, and the published
-//! snapshot. The routing side writes it, the data plane reads it, and neither imports the other.
+//! What the routing side and the data plane share: names, policies, endpoints with their leases,
+//! and the published snapshot. The routing side writes the snapshot and the data plane reads it.
+//! Neither side imports the other.
 //!
-//! Nothing here opens a socket, reads a file or knows where endpoints come from.
+//! Nothing here opens a socket or reads a file, and nothing here knows where endpoints come from.
 
 pub mod clock;
 pub mod counters;
@@ -15,7 +16,7 @@ pub mod name;
 pub mod policy;
 pub mod reason;
 pub mod snapshot;
-/// What `lease` is made of. `tests/loom.rs` compiles `lease` against loom's atomics instead.
+/// The atomics that `lease` uses. `tests/loom.rs` compiles `lease` against loom's atomics instead.
 mod sync {
     pub use std::sync::atomic::{AtomicU64, Ordering};
 }

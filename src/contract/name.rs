@@ -1,15 +1,19 @@
-//! Names of what the API server knows: objects, pods, and one port of a Service.
+//! Names of Kubernetes objects: Services, EndpointSlices, Pods, and one port of a Service. The
+//! names are not checked here; `config` and `discovery` check what they read.
 
 use std::fmt;
 
 /// `namespace/name` of a Service, EndpointSlice or Pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectName {
+    /// The namespace of the object.
     pub namespace: String,
+    /// The name of the object, unique for its kind in the namespace.
     pub name: String,
 }
 
 impl ObjectName {
+    /// Joins a namespace and a name. Nothing is checked.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
             namespace: namespace.into(),
@@ -24,16 +28,19 @@ impl fmt::Display for ObjectName {
     }
 }
 
+/// The pod behind an endpoint, as a slice names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PodRef {
+    /// The pod's name, in the namespace of its slice.
     pub name: String,
-    /// Empty where the slice gives none; such a pod is matched by name.
+    /// The pod's UID. Empty where the slice gives none; such a pod is matched by its name.
     pub uid: String,
 }
 
 /// One port of one Service.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortKey {
+    /// The Service that has the port.
     pub service: ObjectName,
     /// The Service port's number.
     pub port: u16,

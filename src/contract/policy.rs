@@ -1,37 +1,54 @@
 //! How one Service port is served: its protocol, its timeouts and what may be retried.
+//!
+//! Only types are here. Reading them from a file or from annotations is in `config`.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Configuration with the Service's annotations over it.
+/// The policy of one Service: its annotations, and the configuration where an annotation is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
+    /// How long a request or connection waits for a usable endpoint. Zero: no wait.
     pub hold_timeout: Duration,
+    /// How long a drain may take where no grace period is known.
     pub drain_timeout: Duration,
+    /// Tries of one request in all. Losses on leaving endpoints do not count (contract 3.7).
     pub attempts: u32,
+    /// When POST and PATCH may be sent twice.
     pub non_idempotent: NonIdempotent,
+    /// Whether the proxy connects to an endpoint once before it publishes the endpoint (contract
+    /// 1.8).
     pub join_check: bool,
 }
 
-/// A Service port by name or number.
+/// A reference to a Service port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PortRef {
+    /// By the port's name.
     Name(String),
+    /// By the Service port's number.
     Number(u16),
 }
 
+/// The protocol that a Service port is served with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
+    /// The client's first bytes decide between HTTP and TCP (contract 4.5).
     Auto,
+    /// HTTP/1 only. Anything else is refused.
     Http,
+    /// Bytes are forwarded as they are.
     Tcp,
 }
 
 /// When POST and PATCH may be sent twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NonIdempotent {
+    /// Never.
     Never,
+    /// If the request has an `Idempotency-Key` field.
     IdempotencyKey,
+    /// Always.
     Always,
 }
 

@@ -1,17 +1,24 @@
-//! Closed sets of reasons. Each is both a log field and a metric label.
+//! Closed sets of reasons. Each reason is both a log field and a metric label.
+//!
+//! Invariant: the order of the variants is the order of the metric arrays in
+//! [`crate::contract::counters`]. A reason is never made from a string.
 
-/// Which signal came first.
+/// The signal that began a drain. Of several signals, the first counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trigger {
+    /// The Pod has a `deletionTimestamp`, or the Pod object is gone.
     PodDeleted,
+    /// A slice says `terminating: true`.
     SliceTerminating,
+    /// No slice lists the endpoint any more, and its pod is not known.
     Removed,
 }
 
 impl Trigger {
+    /// All triggers, in the order of the metric arrays.
     pub const ALL: [Self; 3] = [Self::PodDeleted, Self::SliceTerminating, Self::Removed];
 
-    /// Metric label, log field and the admin API's word.
+    /// The word in metric labels, log fields and the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PodDeleted => "podDeleted",
@@ -21,15 +28,20 @@ impl Trigger {
     }
 }
 
+/// How a drain ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
+    /// All connections and requests ended before the deadline.
     Drained,
+    /// Something was cut at the drain deadline.
     Forced,
 }
 
 impl Outcome {
+    /// All outcomes, in the order of the metric arrays.
     pub const ALL: [Self; 2] = [Self::Drained, Self::Forced];
 
+    /// The word in metric labels, log fields and the admin API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Drained => "drained",
@@ -38,34 +50,35 @@ impl Outcome {
     }
 }
 
-/// Why a client connection ended: log field and metric label.
+/// Why a client connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// The client ended it, at a boundary.
+    /// The client ended it at a boundary between messages.
     ClientClosed,
-    /// The client reset it or went away in the middle of something.
+    /// The client reset it, or left in the middle of a message.
     ClientReset,
-    /// Idle, or its head incomplete, for too long.
+    /// The client was idle, or its head incomplete, for too long.
     ClientTimeout,
-    /// The upstream ended it, properly.
+    /// The endpoint ended it properly.
     UpstreamClosed,
-    /// The upstream reset it or failed in the middle of something.
+    /// The endpoint reset it, or failed in the middle of a message.
     UpstreamReset,
-    /// HTTP keep-alive ended by what was agreed (`Connection: close`, HTTP/1.0).
+    /// HTTP keep-alive ended as agreed (`Connection: close`, HTTP/1.0).
     Completed,
-    /// What the client sent was refused (4xx, then close).
+    /// The client's request was refused (4xx, then close).
     BadRequest,
-    /// Nothing to dispatch to within the hold time.
+    /// No endpoint was usable within the hold time.
     NoEndpoint,
-    /// Cut at an endpoint's drain deadline.
+    /// It was cut at an endpoint's drain deadline.
     DrainDeadline,
     /// This process shuts down.
     Shutdown,
-    /// The listener's PROXY header was missing or wrong.
+    /// The listener requires a PROXY header, and it was missing or wrong.
     BadProxyHeader,
 }
 
 impl CloseReason {
+    /// All reasons, in the order of the metric arrays.
     pub const ALL: [Self; 11] = [
         Self::ClientClosed,
         Self::ClientReset,
@@ -80,6 +93,7 @@ impl CloseReason {
         Self::BadProxyHeader,
     ];
 
+    /// The word in metric labels and in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::ClientClosed => "client_closed",
@@ -97,13 +111,13 @@ impl CloseReason {
     }
 }
 
-/// Why something was tried again.
+/// Why a connect or a request was tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryReason {
-    /// Connect failed, nothing written.
+    /// The connect failed, and nothing was written.
     Connect,
     /// A reused connection turned out to be closed.
     Stale,
-    /// Written, then lost.
+    /// The request was written, and then its endpoint was lost.
     Replay,
 }

@@ -1,7 +1,8 @@
-//! The control loop: one thread that owns the world, the routing table, the listeners, and every timer of a drain.
+//! The control loop: one thread that owns the world, the routing table, the listeners, and every
+//! timer of a drain.
 //!
-//! Invariant: it is the only writer of what the workers read. Nothing in it waits for a network or a disk: sources,
-//! probes and binds-to-be-retried are tasks and timers that report back here.
+//! Invariant: only this loop writes what the workers read. It never waits for a network or a disk:
+//! sources run on other threads, and probes are tasks that report back here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -24,39 +25,56 @@ use crate::control::shutdown::Phase;
 use crate::discovery::source::Message;
 use crate::observe::health::Health;
 use crate::proxy::shared::{Shared, WorkerCommand};
-use crate::routing::chores::Chores;
+use crate::routing::change::Chores;
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::{Touched, World};
 
-/// What the outside tells the control loop.
+/// A command from outside the loop.
 #[derive(Debug)]
 pub enum Command {
-    /// A configuration read anew (SIGHUP).
+    /// Use this configuration from now on (SIGHUP).
     Reload(Box<Config>),
-    /// Shut down; a second one ends at once.
+    /// Shut down. A second command ends the process immediately.
     Shutdown,
 }
 
+/// The control loop with everything that it owns.
 pub struct Control {
+    /// The configuration in force.
     pub config: Arc<Config>,
+    /// The published snapshot. The table writes it.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Running and finished drains.
     pub drains: Arc<drains::Log>,
+    /// What `/livez` and `/readyz` read.
     pub health: Arc<Health>,
+    /// The way to the workers.
     pub shared: Arc<Shared>,
+    /// All objects of the source.
     pub world: World,
+    /// The routing table.
     pub table: RoutingTable,
+    /// Bound and wanted listeners.
     pub listeners: Listeners,
+    /// Reports of endpoints. Unbounded, since an endpoint must never wait; an endpoint sends one
+    /// notice a change of its state, so their number is bounded by the endpoints.
     pub notices: mpsc::UnboundedReceiver<Notice>,
+    /// Messages of the source. Bounded: a source that is faster than the loop waits.
     pub messages: mpsc::Receiver<Message>,
+    /// Commands. Unbounded, since a signal handler must not wait; people send few.
     pub commands: mpsc::UnboundedReceiver<Command>,
-    /// Tells an API server's source which namespaces the listeners' Services are in.
+    /// The namespaces of the configured listeners' Services, for an API server's source.
     pub named: watch::Sender<BTreeSet<String>>,
+    /// Kubernetes Events to post.
     pub events: Events,
 }
 
+/// Drain deadlines in their order.
+type Deadlines = BTreeMap<(Instant, EndpointId), Arc<Endpoint>>;
+
 impl Control {
-    /// The namespaces of the Services that listeners name.
+    /// The namespaces of the Services that configured listeners name.
     pub fn named_namespaces(config: &Config) -> BTreeSet<String> {
         config
             .listeners
@@ -65,84 +83,66 @@ impl Control {
             .collect()
     }
 
-    /// Runs until a shutdown is complete. To be driven on a `LocalRuntime`.
+    /// Runs until a shutdown is complete. Needs a `LocalRuntime`, since it spawns local tasks.
+    ///
+    /// One round waits until something arrives. Then it takes what waits of each kind, in a fixed
+    /// order: all commands, all notices, all results of probes, the timers, and one message of the
+    /// source. So a source that is never silent delays no shutdown and no drain, and nothing else
+    /// can keep the source waiting.
     pub async fn run(mut self) {
+        // Unbounded, since a probe must not wait; each endpoint has at most one probe.
         let (report, mut probed) = mpsc::unbounded_channel();
         let probes = Rc::new(Probes::new(report));
-        let mut deadlines: BTreeMap<(Instant, EndpointId), Arc<Endpoint>> = BTreeMap::new();
+        let mut deadlines = Deadlines::new();
         let mut phase = Phase::Running;
         let mut house = tokio::time::interval(HOUSEKEEPING);
         house.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut source_open = true;
         loop {
-            let next_deadline = deadlines.keys().next().map(|(at, _)| *at);
-            let next_phase = phase.next_look();
-            let hand_back = self.table.next_hand_back();
-            let rollouts = self.drains.rollouts_due();
-            let times = [
-                next_deadline,
-                next_phase,
-                self.listeners.next_retry(),
-                rollouts,
-                hand_back,
-            ];
-            let wake = times.into_iter().flatten().min();
-            let alarm = async {
-                match wake {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let mut chores = Chores::default();
+            self.health.beat();
+            let alarm = tokio::time::sleep_until(self.next_wake(&deadlines, &phase).into());
+            let (mut command, mut notice, mut result, mut message) = (None, None, None, None);
+            let mut clean_up = false;
             tokio::select! {
                 biased;
-                message = self.messages.recv(), if source_open => match message {
-                    Some(message) => chores = self.on_message(message),
-                    None => source_open = false,
-                },
-                Some(notice) = self.notices.recv() => chores = self.on_notices(notice, &probes),
-                Some(first) = probed.recv() => {
-                    let (mut results, mut readmitted) = (Vec::new(), Vec::new());
-                    let mut next = Some(first);
-                    while let Some(result) = next {
-                        match result {
-                            Probed::Join(id, connected) => results.push((id, connected)),
-                            Probed::Readmitted(id) => readmitted.push(id),
-                        }
-                        next = probed.try_recv().ok();
-                    }
-                    if !readmitted.is_empty() {
-                        chores = self.table.answering_changed(&self.world, &readmitted, Instant::now());
-                    }
-                    if !results.is_empty() {
-                        chores.append(self.table.probed(&results));
-                    }
+                Some(it) = self.commands.recv() => command = Some(it),
+                Some(it) = self.notices.recv() => notice = Some(it),
+                Some(it) = probed.recv() => result = Some(it),
+                _ = house.tick() => clean_up = true,
+                () = alarm => {}
+                it = self.messages.recv(), if source_open => {
+                    source_open = it.is_some();
+                    message = it;
                 }
-                Some(command) = self.commands.recv() => match command {
-                    Command::Reload(config) => chores = self.reload(*config),
+            }
+            let mut chores = Chores::default();
+            while let Some(it) = command.take().or_else(|| self.commands.try_recv().ok()) {
+                match it {
+                    Command::Reload(config) => chores.append(self.reload(*config)),
                     Command::Shutdown if matches!(phase, Phase::Running) => {
-                        let lame_duck = self.config.timeouts.lame_duck;
-                        tracing::info!(lame_duck = ?lame_duck, "shutting down");
-                        self.health.update(|h| h.shutting_down = true);
-                        phase = Phase::LameDuck(Instant::now() + lame_duck);
+                        phase = self.begin_shutdown();
                     }
-                    Command::Shutdown => {
-                        let (connections, in_flight) = (self.shared.connections(), self.snapshot.load().in_flight());
-                        tracing::warn!(connections, in_flight, "second signal: ending at once");
-                        return;
-                    }
-                },
-                _ = house.tick() => {
-                    let now = Instant::now();
-                    let forgotten = self.world.sweep(now);
-                    if !forgotten.pods.is_empty() {
-                        chores = self.table.apply(&self.world, &forgotten, now);
-                    }
-                    chores.append(self.hand_back());
+                    Command::Shutdown => return self.end_at_once(),
                 }
-                () = alarm => if hand_back.is_some_and(|at| at <= Instant::now()) {
-                    chores = self.hand_back();
-                }
+            }
+            if let Some(first) = notice.or_else(|| self.notices.try_recv().ok()) {
+                chores.append(self.on_notices(first, &probes));
+            }
+            if let Some(first) = result.or_else(|| probed.try_recv().ok()) {
+                chores.append(self.on_probed(first, &mut probed));
+            }
+            if clean_up {
+                chores.append(self.clean_up());
+            }
+            if self
+                .table
+                .next_hand_back()
+                .is_some_and(|at| at <= Instant::now())
+            {
+                chores.append(self.table.hand_back(&self.world, Instant::now()));
+            }
+            if let Some(message) = message.or_else(|| self.messages.try_recv().ok()) {
+                chores.append(self.on_message(message));
             }
             self.start_chores(chores, &probes, &mut deadlines);
             let now = Instant::now();
@@ -154,21 +154,81 @@ impl Control {
             }
             self.bind(now);
             self.end_rollouts(now);
-            let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
-            if !phase.advance(
-                now,
-                grace,
-                &self.shared,
-                &mut self.listeners,
-                &self.health,
-                &snapshot,
-            ) {
+            if !self.advance(&mut phase, now) {
                 return;
             }
         }
     }
 
-    /// A message of the source: changes are in force when this returns.
+    /// When the next round is due if nothing arrives.
+    fn next_wake(&self, deadlines: &Deadlines, phase: &Phase) -> Instant {
+        let times = [
+            deadlines.keys().next().map(|(at, _)| *at),
+            phase.next_look(),
+            self.listeners.next_retry(),
+            self.drains.rollouts_due(),
+            self.table.next_hand_back(),
+        ];
+        let beat = Instant::now() + BEAT;
+        times.into_iter().flatten().fold(beat, Instant::min)
+    }
+
+    fn begin_shutdown(&self) -> Phase {
+        let lame_duck = self.config.timeouts.lame_duck;
+        tracing::info!(?lame_duck, "shutting down");
+        self.health.update(|health| health.shutting_down = true);
+        Phase::LameDuck(Instant::now() + lame_duck)
+    }
+
+    /// The second command to shut down.
+    fn end_at_once(&self) {
+        let connections = self.shared.connections();
+        let in_flight = self.snapshot.load().in_flight();
+        tracing::warn!(connections, in_flight, "second signal: ending immediately");
+    }
+
+    /// Moves a shutdown on. Returns `false` when it is complete.
+    fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
+        let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
+        let (shared, health) = (&self.shared, &self.health);
+        phase.advance(now, grace, shared, &mut self.listeners, health, &snapshot)
+    }
+
+    /// Takes in all results that wait, and settles the table once for all of them.
+    fn on_probed(&mut self, first: Probed, probed: &mut mpsc::UnboundedReceiver<Probed>) -> Chores {
+        let (mut joins, mut readmitted) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(result) = next {
+            match result {
+                Probed::Join(id, connected) => joins.push((id, connected)),
+                Probed::Readmitted(id) => readmitted.push(id),
+            }
+            next = probed.try_recv().ok();
+        }
+        let mut chores = Chores::default();
+        if !readmitted.is_empty() {
+            chores = self
+                .table
+                .answering_changed(&self.world, &readmitted, Instant::now());
+        }
+        if !joins.is_empty() {
+            chores.append(self.table.probed(&joins));
+        }
+        chores
+    }
+
+    /// Forgets pods that ended long ago, and lets go of Services that are no longer claimed.
+    fn clean_up(&mut self) -> Chores {
+        let now = Instant::now();
+        let mut chores = self.table.hand_back(&self.world, now);
+        let forgotten = self.world.sweep(now);
+        if !forgotten.pods.is_empty() {
+            chores.append(self.table.apply(&self.world, &forgotten, now));
+        }
+        chores
+    }
+
+    /// Takes in a message of the source. Its changes are in force when this returns.
     fn on_message(&mut self, message: Message) -> Chores {
         match message {
             Message::Changes { received, changes } => {
@@ -176,14 +236,14 @@ impl Control {
                 for change in changes {
                     self.world.apply(change, received, &mut touched);
                 }
-                let chores = self.table.apply(&self.world, &touched, received);
-                self.rebind();
-                chores
+                self.table.apply(&self.world, &touched, received)
             }
             Message::Synced => {
-                self.health.update(|h| h.synced = true);
-                self.rebind();
-                Chores::default()
+                self.health.update(|health| health.synced = true);
+                Chores {
+                    listeners: true,
+                    ..Chores::default()
+                }
             }
             Message::Problems(problems) => {
                 self.health.report(problems);
@@ -192,14 +252,16 @@ impl Control {
         }
     }
 
-    /// Many endpoints may leave or fail at once: the table is settled once for all of them.
+    /// Takes in all notices that wait, and settles the table once for all of them: many endpoints
+    /// may leave or fail together.
     fn on_notices(&mut self, first: Notice, probes: &Rc<Probes>) -> Chores {
         let (mut left, mut ejected) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(notice) = next {
             match notice {
                 Notice::Drained(endpoint) => {
-                    // Its receipt counts what the workers close, so it waits for them.
+                    // The receipt counts the idle connections that the workers close, so it waits
+                    // for the workers.
                     let leaving = Arc::new(Leaving(endpoint));
                     self.shared
                         .post_all(|| WorkerCommand::Drained(leaving.clone()));
@@ -241,17 +303,17 @@ impl Control {
         if ejected.is_empty() {
             return Chores::default();
         }
-        // Without them, who is terminating may be the last resort, whose drain then waits.
+        // Without the ejected endpoints, a terminating one may be the last resort. Its drain then
+        // waits.
         self.table
             .answering_changed(&self.world, &ejected, Instant::now())
     }
 
-    fn start_chores(
-        &mut self,
-        chores: Chores,
-        probes: &Rc<Probes>,
-        deadlines: &mut BTreeMap<(Instant, EndpointId), Arc<Endpoint>>,
-    ) {
+    /// Starts what a change of the table asks for: listeners, probes, timers and warnings.
+    fn start_chores(&mut self, chores: Chores, probes: &Rc<Probes>, deadlines: &mut Deadlines) {
+        if chores.listeners {
+            self.rebind();
+        }
         for endpoint in chores.join {
             tokio::task::spawn_local(
                 probes
@@ -270,13 +332,7 @@ impl Control {
         }
     }
 
-    /// Lets go of Services that are kube-proxy's again.
-    fn hand_back(&mut self) -> Chores {
-        let chores = self.table.hand_back(&self.world, Instant::now());
-        self.rebind();
-        chores
-    }
-
+    /// Takes in a new configuration. Fields that need a restart are named in the log.
     fn reload(&mut self, config: Config) -> Chores {
         let config = Arc::new(config);
         let old = std::mem::replace(&mut self.config, config.clone());
@@ -301,29 +357,29 @@ impl Control {
             services: self.world.service_names().cloned().collect(),
             ..Touched::default()
         };
-        let chores = self.table.apply(&self.world, &touched, Instant::now());
-        self.rebind();
-        tracing::info!("configuration read anew");
+        let mut chores = self.table.apply(&self.world, &touched, Instant::now());
+        chores.listeners = true;
+        tracing::info!("the new configuration is in force");
         chores
     }
 
-    /// Listeners as the configuration and the claimed Services want them, once the first table is in force.
+    /// Looks again which listeners are wanted, once the first table is in force.
     fn rebind(&mut self) {
-        if self.health.state().synced {
+        if self.health.is_synced() {
             let snapshot = self.snapshot.load();
             self.listeners.want(&self.config, &snapshot);
             self.bind(Instant::now());
         }
     }
 
-    /// Binds what is due.
+    /// Binds the listeners that are due.
     fn bind(&mut self, now: Instant) {
         for (service, failure) in self.listeners.retry(now, &self.shared, &self.health) {
             self.post(&service, Reason::PortNotBound, failure);
         }
     }
 
-    /// Receipts of the rollouts that are over.
+    /// Reports the rollouts that are over.
     fn end_rollouts(&mut self, now: Instant) {
         if self.drains.rollouts_due().is_none_or(|due| due > now) {
             return;
@@ -342,6 +398,7 @@ impl Control {
         }
     }
 
+    /// Posts an Event about a Service.
     fn post(&self, service: &ObjectName, reason: Reason, note: String) {
         let uid = self
             .world
@@ -356,4 +413,7 @@ impl Control {
     }
 }
 
+/// How often the loop forgets what is no longer needed.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// The loop turns at least this often, so that `/livez` can see whether it stands still.
+const BEAT: Duration = Duration::from_secs(1);

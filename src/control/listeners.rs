@@ -1,45 +1,52 @@
-//! The set of listeners: what the configuration and the claimed Services want, what is bound, and what must be tried again.
+//! The listeners: those that are wanted, those that are bound, and those to try again.
 //!
-//! Invariant: a listener that does not change is not touched by one that does; one that cannot be bound is named in
-//! `/readyz` and tried again with backoff, and costs the others nothing.
+//! Invariant: a change of one listener does not touch another. A listener that cannot be bound is
+//! named in `/readyz` and tried again with backoff, and costs the others nothing.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol};
+use crate::contract::policy::Protocol;
 use crate::contract::snapshot::Snapshot;
+use crate::control::wanted::{Origin, WantedListener, wanted};
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
 use crate::proxy::shared::{Shared, WorkerCommand};
 
+/// The wanted listeners and their sockets.
 #[derive(Default)]
 pub struct Listeners {
-    wanted: BTreeMap<String, Wanted>,
+    listeners: BTreeMap<Key, Listener>,
     next_id: u64,
-    /// To be told.
+    /// To close at the next [`Listeners::retry`].
     unwanted: Vec<Arc<ListenerSpec>>,
-    /// Refused since the last [`Listeners::retry`], with their Services.
+    /// Failures since the last [`Listeners::retry`], with their Services.
     refused: Vec<(ObjectName, String)>,
-    /// Told to close, perhaps still emptying their accept queue.
+    /// The workers close these. They may still serve their accept queues.
     closing: Vec<Arc<ListenerSpec>>,
+    /// What `/readyz` shows has changed.
     dirty: bool,
-    /// This process shuts down.
+    /// The process shuts down: nothing is bound any more.
     closed: bool,
 }
 
-struct Wanted {
+/// A listener's origin and name.
+type Key = (Origin, String);
+
+struct Listener {
     config: ListenerConfig,
-    /// What it serves: its own, else the Service's.
+    /// The listener's own protocol, else the Service's.
     protocol: Protocol,
     state: State,
 }
 
+/// Where a listener stands.
 enum State {
     Bound(Arc<ListenerSpec>),
     Failed {
@@ -47,14 +54,14 @@ enum State {
         retry_at: Instant,
         pause: Duration,
     },
-    /// Another listener has its address.
+    /// Another listener has this address.
     Refused {
         error: String,
     },
 }
 
 impl State {
-    /// To be bound at once.
+    /// Due now.
     fn new() -> Self {
         Self::Failed {
             error: String::new(),
@@ -65,87 +72,63 @@ impl State {
 }
 
 impl Listeners {
-    /// Takes in what is wanted now. What is no longer wanted, or wanted otherwise, is closed at the next [`Self::retry`].
+    /// Takes in which listeners are wanted now. A listener that is no longer wanted, or whose
+    /// settings differ, is closed at the next [`Self::retry`].
     pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
         if self.closed {
             return;
         }
-        let mut wanted: BTreeMap<String, ListenerConfig> = config
-            .listeners
-            .iter()
-            .map(|listener| (listener.name.clone(), listener.clone()))
+        let claimed = snapshot.ports.values().filter(|port| port.claimed);
+        let node_ports = claimed.filter_map(|port| Some((port.key.clone(), port.node_port?)));
+        let wanted: BTreeMap<Key, WantedListener> = wanted(config, node_ports, socket::has_ipv6())
+            .into_iter()
+            .map(|it| ((it.origin, it.config.name.clone()), it))
             .collect();
-        for port in snapshot.ports.values().filter(|port| port.claimed) {
-            let Some(node_port) = port.node_port else {
-                continue;
-            };
-            // `::` is a default: where there is no IPv6, nothing is amiss.
-            let addresses = config.node_port_addresses.iter();
-            for address in
-                addresses.filter(|it| **it != Ipv6Addr::UNSPECIFIED || socket::has_ipv6())
-            {
-                let name = format!("{}:{}@{address}", port.key.service, port.key.port);
-                let listener = ListenerConfig {
-                    name: name.clone(),
-                    address: SocketAddr::new(*address, node_port),
-                    service: port.key.service.clone(),
-                    port: PortRef::Number(port.key.port),
-                    protocol: None,
-                    proxy_protocol: false,
-                    allow_connect: false,
-                };
-                wanted.insert(name, listener);
-            }
-        }
-        let unwanted: Vec<String> = self
-            .wanted
-            .iter()
-            .filter(|(name, now)| wanted.get(*name) != Some(&now.config))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in unwanted {
+        let changed = |key: &Key, now: &Listener| {
+            wanted
+                .get(key)
+                .is_none_or(|wanted| wanted.config != now.config)
+        };
+        for (_, listener) in self.listeners.extract_if(.., |key, now| changed(key, now)) {
             self.dirty = true;
-            if let Some(Wanted {
-                state: State::Bound(spec),
-                ..
-            }) = self.wanted.remove(&name)
-            {
+            if let State::Bound(spec) = listener.state {
                 self.unwanted.push(spec);
             }
         }
-        let owners = owners(&wanted);
-        for (name, config) in wanted {
-            let owner = owners
-                .get(&config.address)
-                .filter(|owner| **owner != name)
-                .cloned();
+        for (
+            key,
+            WantedListener {
+                config, taken_by, ..
+            },
+        ) in wanted
+        {
             let port = snapshot.port(&config.service, &config.port);
-            let protocol = config
-                .protocol
-                .or(port.map(|port| port.protocol))
-                .unwrap_or(Protocol::Auto);
-            let entry = self.wanted.entry(name).or_insert_with(|| Wanted {
+            let protocol = config.protocol.or(port.map(|port| port.protocol));
+            let protocol = protocol.unwrap_or(Protocol::Auto);
+            let listener = self.listeners.entry(key).or_insert_with(|| Listener {
                 config,
                 protocol,
                 state: State::new(),
             });
-            self.dirty |= entry.protocol != protocol;
-            entry.protocol = protocol;
-            // SO_REUSEPORT would let both bind, and split the clients between two Services.
-            match (owner, &entry.state) {
-                (Some(owner), State::Failed { .. }) => self.refused.push(entry.refuse(&owner)),
+            self.dirty |= listener.protocol != protocol;
+            listener.protocol = protocol;
+            match (taken_by, &listener.state) {
+                (Some(owner), State::Failed { .. }) => {
+                    self.refused.push(listener.refuse(&owner));
+                }
                 (Some(owner), State::Bound(spec)) => {
                     self.unwanted.push(spec.clone());
-                    self.refused.push(entry.refuse(&owner));
+                    self.refused.push(listener.refuse(&owner));
                 }
-                (None, State::Refused { .. }) => entry.state = State::new(),
+                (None, State::Refused { .. }) => listener.state = State::new(),
                 (None | Some(_), _) => continue,
             }
             self.dirty = true;
         }
     }
 
-    /// Closes what is to be closed and binds what is due. Answers what newly cannot be bound, with its Service.
+    /// Closes the unwanted listeners and binds those that are due. Returns the new failures, with
+    /// their Services.
     pub fn retry(
         &mut self,
         now: Instant,
@@ -158,7 +141,7 @@ impl Listeners {
             self.closing.push(spec);
         }
         self.closing.retain(|spec| Arc::strong_count(spec) > 1);
-        for (name, wanted) in &mut self.wanted {
+        for ((_, name), wanted) in &mut self.listeners {
             let State::Failed {
                 error: last,
                 retry_at,
@@ -196,22 +179,23 @@ impl Listeners {
         }
         if std::mem::take(&mut self.dirty) {
             let listeners = self
-                .wanted
+                .listeners
                 .iter()
-                .map(|(name, wanted)| wanted.state(name))
+                .map(|((_, name), listener)| listener.state(name))
                 .collect();
             health.update(|h| {
                 h.listeners = listeners;
                 h.ports_tried = true;
             });
-        } else if self.wanted.is_empty() {
+        } else if self.listeners.is_empty() {
             health.update(|h| h.ports_tried |= h.synced);
         }
         failures
     }
 
+    /// When the next bind is due.
     pub fn next_retry(&self) -> Option<Instant> {
-        self.wanted
+        self.listeners
             .values()
             .filter_map(|wanted| match wanted.state {
                 State::Failed { retry_at, .. } => Some(retry_at),
@@ -220,10 +204,11 @@ impl Listeners {
             .min()
     }
 
-    /// Stops accepting everywhere, for good: endpoints still change while clients are drained.
+    /// Closes all listeners, for good. Endpoints still change while clients are drained, so later
+    /// calls of [`Self::want`] have no effect.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
         self.closed = true;
-        for (_, wanted) in std::mem::take(&mut self.wanted) {
+        for (_, wanted) in std::mem::take(&mut self.listeners) {
             if let State::Bound(spec) = wanted.state {
                 self.unwanted.push(spec);
             }
@@ -232,13 +217,14 @@ impl Listeners {
         self.retry(Instant::now(), shared, health);
     }
 
-    /// Whether every closed listener's accept queue has been served.
+    /// Whether no worker uses a closed listener any more.
     pub fn are_closed(&self) -> bool {
         self.closing.iter().all(|spec| Arc::strong_count(spec) == 1)
     }
 }
 
-impl Wanted {
+impl Listener {
+    /// Does not bind this listener, since the listener `owner` has its address.
     fn refuse(&mut self, owner: &str) -> (ObjectName, String) {
         let (address, error) = (
             self.config.address,
@@ -250,6 +236,7 @@ impl Wanted {
         (self.config.service.clone(), failure)
     }
 
+    /// As `/readyz` and the status page show it.
     fn state(&self, name: &str) -> ListenerState {
         let (address, error) = match &self.state {
             State::Bound(spec) => (spec.address, None),
@@ -268,24 +255,8 @@ impl Wanted {
     }
 }
 
-/// Whose an address is: an explicit listener's (which names a free port only for itself), else the first by name.
-fn owners(wanted: &BTreeMap<String, ListenerConfig>) -> BTreeMap<SocketAddr, String> {
-    let mut owners = BTreeMap::new();
-    let derived = |listener: &ListenerConfig| listener.name.contains('@');
-    for explicit in [true, false] {
-        for (name, listener) in wanted
-            .iter()
-            .filter(|(_, l)| derived(l) != explicit && l.address.port() != 0)
-        {
-            owners
-                .entry(listener.address)
-                .or_insert_with(|| name.clone());
-        }
-    }
-    owners
-}
-
-/// One socket a worker, all on one address; none is handed out unless all could be bound.
+/// Binds one socket for each worker, all on one address. The workers get their sockets only if all
+/// could be bound.
 fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<Arc<ListenerSpec>> {
     let first = socket::listen(config.address)?;
     let address = first.local_addr()?;
@@ -306,11 +277,12 @@ fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<
         allow_connect: config.allow_connect,
     });
     for (mailbox, socket) in shared.mailboxes.iter().zip(sockets) {
-        // A worker is gone only when the process ends.
+        // A worker ends only when the process ends.
         let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
     }
     Ok(spec)
 }
 
+/// Pauses between two tries to bind. They double.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

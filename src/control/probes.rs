@@ -1,4 +1,7 @@
-//! Connects of the control side: before an endpoint is published, and after it was ejected.
+//! Probes: the control side connects to an endpoint before the endpoint is published, and again
+//! after it was ejected. A probe closes its connection immediately.
+//!
+//! Invariant: at most [`PROBES`] connects run at a time, and an endpoint has at most one probe.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,13 +14,16 @@ use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::hold::Hold;
 use crate::net::socket;
 
-/// What a probe task reports.
+/// The result of a probe.
 pub(super) enum Probed {
+    /// Whether a new endpoint accepted a connection. `false`: nothing may be dispatched to it now,
+    /// so the probe gave up.
     Join(EndpointId, bool),
+    /// An ejected endpoint accepts connections again.
     Readmitted(EndpointId),
 }
 
-/// Connects of the control side: before an endpoint is published, and after it was ejected.
+/// Starts probes, and bounds how many run at a time.
 pub(super) struct Probes {
     report: mpsc::UnboundedSender<Probed>,
     slots: Semaphore,
@@ -31,7 +37,8 @@ impl Probes {
         }
     }
 
-    /// Tries every 100 ms until the endpoint accepts a connection, or is not to get any.
+    /// Tries every 100 ms until the endpoint accepts a connection, or until nothing may be dispatched
+    /// to it. `timeout` bounds one connect.
     pub(super) async fn until_joined(self: Rc<Self>, endpoint: Arc<Endpoint>, timeout: Duration) {
         loop {
             let conditions = endpoint.conditions();
@@ -49,8 +56,8 @@ impl Probes {
         }
     }
 
-    /// Tries after 100 ms, doubling to 2 s, until the endpoint accepts a connection or is out; every 100 ms while
-    /// somebody waits for it.
+    /// Tries until the endpoint accepts a connection, or is out. The pause between two tries doubles
+    /// from 100 ms to 2 s. It stays at 100 ms while clients are held for this endpoint's port.
     pub(super) async fn until_readmitted(
         self: Rc<Self>,
         endpoint: Arc<Endpoint>,
@@ -96,9 +103,9 @@ impl Probes {
     }
 }
 
+/// The pause between two tries, at first.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
-
+/// The longest pause between two tries of an ejected endpoint.
 const PROBE_SLOWEST: Duration = Duration::from_secs(2);
-
-/// Probes under way at once.
+/// Connects that run at a time.
 const PROBES: usize = 256;

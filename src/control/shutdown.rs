@@ -1,4 +1,6 @@
-//! How far this process's own shutdown has come.
+//! The phases of this process's own shutdown.
+//!
+//! Invariant: no connection is cut before the grace is over.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -8,17 +10,20 @@ use crate::control::listeners::Listeners;
 use crate::observe::health::Health;
 use crate::proxy::shared::{Shared, WorkerCommand};
 
+/// How far the shutdown has come.
 pub(super) enum Phase {
+    /// No shutdown.
     Running,
-    /// `/readyz` fails, accepting goes on until then.
+    /// `/readyz` fails. Accepting goes on until this moment.
     LameDuck(Instant),
-    /// No longer accepting; clients have until then.
+    /// Nothing is accepted. Clients have until this moment.
     Draining(Instant),
-    /// The rest has been told to end.
+    /// The workers cut the remaining connections. The process ends at this moment at the latest.
     Cutting(Instant),
 }
 
 impl Phase {
+    /// When to look again.
     pub(super) fn next_look(&self) -> Option<Instant> {
         match self {
             Self::Running => None,
@@ -29,7 +34,8 @@ impl Phase {
         }
     }
 
-    /// Moves a shutdown on; `false` when it is complete. `grace` is how long clients have once nothing is accepted.
+    /// Moves the shutdown on. Returns `false` when it is complete. `grace` is how long clients have
+    /// once nothing is accepted.
     pub(super) fn advance(
         &mut self,
         now: Instant,
@@ -66,6 +72,7 @@ impl Phase {
     }
 }
 
+/// How often to look whether the last client has gone.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long the cut itself may take.
 const CUT_TIME: Duration = Duration::from_secs(1);

@@ -1,11 +1,13 @@
 //! A folder of manifests as the source of truth.
 //!
-//! inotify tells which file to read, and when: a file is read once its writer has closed it (or it was renamed into
-//! place), never while it is written. A poll every two seconds finds what inotify missed. A file that is broken, empty
-//! or unreadable keeps the last good state of that file in force, a folder that is gone that of all of them; only a
-//! file that is gone for 20 ms takes its objects with it. All that settles together is one
-//! [`Message::Changes`]. Files in sub-folders and hidden ones (`.*`, so also ConfigMap's `..data`) are not read
-//! themselves.
+//! inotify says which file to read and when. A file is read after its writer has closed it or it
+//! was renamed into place, and never while it is written. A poll every 2 s finds what inotify
+//! missed. Seen settles together is one [`Message::Changes`].
+//!
+//! Invariant: a broken, empty or unreadable file keeps its last good state in force, and a folder
+//! that is gone keeps the state of all its files. Only a file that is gone for 20 ms takes its
+//! objects with it. Files in sub-folders and hidden files (`.*`, so also ConfigMap's `..data`) are
+//! not read themselves.
 
 mod event;
 mod file;
@@ -29,7 +31,7 @@ use crate::discovery::files::watcher::Watcher;
 use crate::discovery::object::{Change, Kind, Object};
 use crate::discovery::source::{Message, Problem};
 
-/// Reads the folder once, as [`watch`] would at its start.
+/// Reads the folder once, as [`watch`] does at its start. Returns its objects and its problems.
 pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
     let mut folder = Folder::new(path);
     match folder.list() {
@@ -57,9 +59,11 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
     )
 }
 
-/// Sends the folder's objects, then [`Message::Synced`], then every change, until `out` is closed. `errors` counts by
-/// kind: `file`, `duplicate`, `folder`, `watch`. A folder that does not exist is a problem, and waited for.
-/// Cancellation-safe: what was not sent is read again by the next call.
+/// Sends the folder's objects, then [`Message::Synced`], then every change, until `out` is closed.
+///
+/// `errors` counts by kind: `file`, `duplicate`, `folder`, `watch`. A folder that does not exist is
+/// a problem, and the source waits for it. Cancellation-safe: the next call reads again what was
+/// not sent.
 pub async fn watch(path: PathBuf, out: mpsc::Sender<Message>, errors: impl Fn(&'static str)) {
     let mut folder = Folder::new(&path);
     let (events, mut inbox) = mpsc::unbounded_channel();
@@ -85,7 +89,8 @@ pub async fn watch(path: PathBuf, out: mpsc::Sender<Message>, errors: impl Fn(&'
     }
 }
 
-/// One settled batch: looks, reads, sends. An error means that `out` is closed.
+/// Handles one settled batch: looks at the folder, reads files, sends changes. An error means that
+/// `out` is closed.
 async fn pass(
     folder: &mut Folder,
     watcher: &mut Watcher,
@@ -112,7 +117,7 @@ async fn pass(
     }
     let gone = pending.due_removals();
     if !gone.is_empty() && !folder.path.is_dir() {
-        // The files went because the folder did.
+        // The files are gone because the folder is.
         pending.folder = true;
         pending.removals.clear();
         return Ok(());
@@ -132,10 +137,11 @@ async fn pass(
             .collect::<Vec<_>>()
     });
     let loaded = reading.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "reading the manifests failed");
+        tracing::error!(%error, "the task that reads the manifests failed");
         Vec::new()
     });
-    // A writer that began meanwhile may have shown us half a file; its events are here within moments.
+    // A writer that began during the read may have shown half a file. Its events arrive within
+    // moments.
     sleep(VERIFY).await;
     watcher.catch_up();
     while let Ok(event) = inbox.try_recv() {
@@ -145,7 +151,7 @@ async fn pass(
         pending.writing.contains(name) || pending.ready.contains(name)
     };
     if pending.swapped || swapped && loaded.iter().any(|(name, _)| again(pending, name)) {
-        // A ConfigMap is being swapped under us, and what was read may be some of the old and some of the new.
+        // A ConfigMap is being swapped. The files that were read may be a mixture of old and new.
         pending.swapped = true;
         let names = loaded
             .into_iter()
@@ -158,7 +164,7 @@ async fn pass(
         match loaded {
             _ if again(pending, &name) => {}
             Loaded::Changing(_) => pending.reads_again(name),
-            // Its writer's events follow; if it stays empty, the poll finds it.
+            // The events of its writer follow. If the file stays empty, the poll finds it.
             Loaded::Bad(Some(stamp), _) if stamp.is_freshly_empty() => {}
             Loaded::Gone if !swapped && !gone.contains(&name) => {
                 pending.removes(name, Instant::now())
@@ -197,7 +203,7 @@ async fn publish(
             tracing::warn!(
                 subject = problem.subject,
                 error = problem.error,
-                "manifests"
+                "manifests have a problem"
             );
             errors(kind);
         }
@@ -208,7 +214,7 @@ async fn publish(
                 .all(|(_, new)| new.subject != old.subject)
         };
         for (_, problem) in before.1.iter().filter(|(_, old)| is_well(old)) {
-            tracing::info!(subject = problem.subject, "manifests in order again");
+            tracing::info!(subject = problem.subject, "manifests are in order again");
         }
         out.send(Message::Problems(
             folder
@@ -222,8 +228,8 @@ async fn publish(
     Ok(())
 }
 
-/// In the order in which a reader of the changes one by one would be misled the least: a pod before the slices that
-/// name it, and the reverse for removals.
+/// The order of changes that misleads a reader of single changes the least: a pod before the slices
+/// that name it. Removals have the reverse order.
 const ORDER: [Kind; 3] = [Kind::Pod, Kind::Service, Kind::EndpointSlice];
 
 fn whole(table: &Table) -> Vec<Change> {
@@ -265,7 +271,9 @@ fn difference(before: &Table, after: &Table) -> Vec<Change> {
     changes
 }
 
-/// From reading a file to believing it: the time in which the event of a write that we read half of arrives.
+/// The time from reading a file to believing it. The event of a write that was read by half arrives
+/// within this time.
 const VERIFY: Duration = Duration::from_millis(2);
 
+/// The time between two polls of the folder.
 const POLL: Duration = Duration::from_secs(2);

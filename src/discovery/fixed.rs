@@ -1,4 +1,7 @@
-//! The source without events: fixed endpoints, as `ebbtide proxy --to` names them.
+//! The source without events: the fixed endpoints of `ebbtide proxy --to`.
+//!
+//! It gives the same kinds of objects as the other sources, once. There are no pods, and nothing
+//! changes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,7 +11,8 @@ use crate::discovery::object::{
     Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
 
-/// The changes that make one Service port out of fixed endpoints, as `ebbtide proxy --to` names them.
+/// The changes that make one Service port with fixed endpoints. Its Service exists only in this
+/// process.
 pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<Change> {
     let object = ServiceObject {
         name: service.clone(),
@@ -26,7 +30,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
         annotations: BTreeMap::new(),
         unserved: Vec::new(),
     };
-    // A slice has one port for all its endpoints, so each address gets its own.
+    // A slice has one port for all its endpoints, so each address gets a slice.
     let slices = endpoints.iter().enumerate().map(|(i, endpoint)| {
         Change::Apply(Object::EndpointSlice(SliceObject {
             name: ObjectName::new(&service.namespace, format!("{}-{i}", service.name)),

@@ -1,12 +1,16 @@
-//! The API server as the source of truth.
+//! The API server as the source of truth (contract 2.1, 2.3 and 2.7).
 //!
-//! Services are watched in every namespace that is configured; EndpointSlices and (metadata only) Pods in each that has,
-//! or once had, a Service of ours: claimed by label or named by a listener. What a watch lists is kept back until it is
-//! whole and then replaces what was known; the first slices of a namespace wait for its first pods, so that no pod that
-//! is going away is taken for one that stays. A watch that fails leaves what it told in force, is a [`Problem`] until
-//! it is answered again, and is tried again from where it was (or, after a 410, from a new list).
+//! Services are watched in every configured namespace. EndpointSlices and the metadata of Pods are
+//! watched in each namespace that has, or once had, a Service of ours: one that is claimed by label
+//! or named by a listener.
 //!
-//! Nothing is merged here, and no resource version is ever looked at.
+//! Invariant: a list takes effect as a whole. Watched a watch lists is kept back until the list is
+//! complete, and then it replaces what was known. The first slices of a namespace wait for its
+//! first pods, so that a pod that already terminates is not taken for one that stays. A watch that
+//! fails leaves its last state in force and is a [`Problem`] until the API server answers it again.
+//! It is resumed from its position, or after a 410 from a new list.
+//!
+//! Nothing is merged here, and no resource version is read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -31,21 +35,23 @@ use crate::discovery::object::{Change, Kind, Object, PodObject};
 use crate::discovery::source::{Message, Problem};
 use crate::text::chain;
 
-/// What to watch.
+/// The namespaces to watch.
 pub struct Wanted {
-    /// Empty: all.
+    /// The configured namespaces. Empty: all.
     pub namespaces: Vec<String>,
-    /// Those of the Services that listeners name; may change.
+    /// The namespaces of the Services that listeners name. They can change.
     pub named: watch::Receiver<BTreeSet<String>>,
 }
 
-/// Sends what there is, then [`Message::Synced`], then every change, until `out` is closed. `heard` are the paths of
-/// watches that the API server has answered. `errors` counts by kind: `list`, `watch`, `gone`, `object`.
-/// Cancellation-safe: another call begins with a list.
+/// Sends the objects that exist, then [`Message::Synced`], then every change, until `out` is
+/// closed.
+///
+/// `answered` receives the paths of watches that the API server has answered well. `errors` counts
+/// by kind: `list`, `watch`, `gone`, `object`. Cancellation-safe: a new call begins with a list.
 pub async fn run(
     client: Client,
     clock: Arc<Clock>,
-    mut heard: mpsc::UnboundedReceiver<String>,
+    mut answered: mpsc::UnboundedReceiver<String>,
     mut wanted: Wanted,
     out: mpsc::Sender<Message>,
     errors: impl Fn(&'static str),
@@ -73,8 +79,8 @@ pub async fn run(
         let messages = tokio::select! {
             () = out.closed() => return,
             Ok(()) = wanted.named.changed() => continue,
-            Some(told) = watches.streams.next() => watches.take(told, Instant::now(), &errors),
-            Some(path) = heard.recv() => watches.answered(&path).into_iter().collect(),
+            Some(events) = watches.streams.next() => watches.take(events, Instant::now(), &errors),
+            Some(path) = answered.recv() => watches.answered(&path).into_iter().collect(),
         };
         for message in messages {
             if out.send(message).await.is_err() {
@@ -87,41 +93,41 @@ pub async fn run(
 struct Watches {
     client: Client,
     clock: Arc<Clock>,
-    streams: ReadyChunks<SelectAll<Pin<Box<dyn Stream<Item = Told> + Send>>>>,
+    streams: ReadyChunks<SelectAll<Pin<Box<dyn Stream<Item = WatchEvent> + Send>>>>,
     states: BTreeMap<Key, State>,
-    /// Empty: every namespace.
+    /// The configured namespaces. Empty: all.
     allowed: Vec<String>,
-    /// As told last.
+    /// The problems as they were sent last.
     problems: Vec<Problem>,
     synced: bool,
 }
 
-/// One watch. The kind comes first in the order of the design: a pod before the slices that name it.
+/// One watch. The problems are listed in the order of these keys.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     kind: Kind,
-    /// `None`: all.
+    /// `None`: all namespaces.
     namespace: Option<String>,
 }
 
 struct State {
-    /// Of its requests.
+    /// The path of the watch's requests.
     path: String,
-    /// A list that is not whole yet.
+    /// The objects of a list that is not complete yet.
     listing: Vec<Object>,
     listed: bool,
-    /// The slices as they stand, while they wait for the first list of their namespace's pods.
+    /// The slices as they are now, while they wait for the first list of their namespace's pods.
     waiting: Option<BTreeMap<ObjectName, Object>>,
     failing: Option<Problem>,
 }
 
-/// What a watch says.
-struct Told {
+/// Watched happened on a watch.
+struct WatchEvent {
     key: Key,
-    what: What,
+    what: Watched,
 }
 
-enum What {
+enum Watched {
     Init,
     Listed(Result<Object, Invalid>),
     Done,
@@ -137,8 +143,9 @@ impl Watches {
         });
     }
 
-    /// Watches a namespace that a Service of ours is in, from now on: its connections go on when the Service is no
-    /// longer ours, and with them the need to know what becomes of their pods.
+    /// Watches a namespace that has a Service of ours, from now on. It is not given up when the
+    /// Service is no longer ours: the Service's connections go on, and the proxy must know what
+    /// becomes of their pods.
     fn take_up(&mut self, namespace: &str) {
         let is_allowed = self.allowed.is_empty() || self.allowed.iter().any(|it| it == namespace);
         if !is_allowed
@@ -160,7 +167,7 @@ impl Watches {
         );
     }
 
-    /// `read` gets the API server's time and whether the object comes from a list.
+    /// Adds a watch. `read` gets the API server's time and whether the object comes from a list.
     fn add<K>(
         &mut self,
         kind: Kind,
@@ -185,39 +192,39 @@ impl Watches {
         };
         self.states.insert(key.clone(), state);
         let clock = self.clock.clone();
-        let told = StreamBackoff::new(endless(api), Pauses::default()).map(move |event| {
+        let events = StreamBackoff::new(endless(api), Pauses::default()).map(move |event| {
             let what = match event {
-                Ok(Event::Init) => What::Init,
-                Ok(Event::InitApply(it)) => What::Listed(read(&it, clock.now(), true)),
-                Ok(Event::InitDone) => What::Done,
-                Ok(Event::Apply(it)) => What::Applied(read(&it, clock.now(), false)),
+                Ok(Event::Init) => Watched::Init,
+                Ok(Event::InitApply(it)) => Watched::Listed(read(&it, clock.now(), true)),
+                Ok(Event::InitDone) => Watched::Done,
+                Ok(Event::Apply(it)) => Watched::Applied(read(&it, clock.now(), false)),
                 Ok(Event::Delete(it)) => {
                     let metadata = it.meta();
                     let part = |text: &Option<String>| text.clone().unwrap_or_default();
-                    What::Deleted(ObjectName::new(
+                    Watched::Deleted(ObjectName::new(
                         part(&metadata.namespace),
                         part(&metadata.name),
                     ))
                 }
-                Err(error) => What::Failed(error),
+                Err(error) => Watched::Failed(error),
             };
-            Told {
+            WatchEvent {
                 key: key.clone(),
                 what,
             }
         });
-        self.streams.get_mut().push(Box::pin(told));
+        self.streams.get_mut().push(Box::pin(events));
     }
 
-    /// What arrived together is one batch of changes.
+    /// Makes one batch of what arrived together.
     fn take(
         &mut self,
-        told: Vec<Told>,
+        events: Vec<WatchEvent>,
         received: Instant,
         errors: &impl Fn(&'static str),
     ) -> Vec<Message> {
         let mut changes = Vec::new();
-        for Told { key, what } in told {
+        for WatchEvent { key, what } in events {
             self.take_one(key, what, &mut changes, errors);
         }
         let mut messages = Vec::new();
@@ -240,7 +247,7 @@ impl Watches {
     fn take_one(
         &mut self,
         key: Key,
-        what: What,
+        what: Watched,
         changes: &mut Vec<Change>,
         errors: &impl Fn(&'static str),
     ) {
@@ -248,9 +255,11 @@ impl Watches {
             return;
         };
         let change = match what {
-            What::Init => return state.listing.clear(),
-            What::Listed(object) => return state.listing.extend(well_formed(object, &key, errors)),
-            What::Done => {
+            Watched::Init => return state.listing.clear(),
+            Watched::Listed(object) => {
+                return state.listing.extend(well_formed(object, &key, errors));
+            }
+            Watched::Done => {
                 state.listed = true;
                 let objects = std::mem::take(&mut state.listing);
                 Change::Replace {
@@ -259,12 +268,12 @@ impl Watches {
                     objects,
                 }
             }
-            What::Applied(object) => match well_formed(object, &key, errors) {
+            Watched::Applied(object) => match well_formed(object, &key, errors) {
                 Some(object) => Change::Apply(object),
                 None => return,
             },
-            What::Deleted(name) => Change::Remove(key.kind, name),
-            What::Failed(error) => return state.fail(&key, &error, errors),
+            Watched::Deleted(name) => Change::Remove(key.kind, name),
+            Watched::Failed(error) => return state.fail(&key, &error, errors),
         };
         let ours: BTreeSet<String> = claimed_namespaces(&change);
         ours.iter().for_each(|namespace| self.take_up(namespace));
@@ -300,7 +309,7 @@ impl Watches {
         }
     }
 
-    /// The API server has answered a watch well: it is in order (again).
+    /// Notes that the API server has answered a watch well, so that the watch is in order.
     fn answered(&mut self, path: &str) -> Option<Message> {
         for (key, state) in self
             .states
@@ -345,7 +354,8 @@ impl Key {
 }
 
 impl State {
-    /// Takes a change into what waits. Pods may be refused for days: it is no longer than what there is.
+    /// Applies a change to the slices that wait. Pods may be refused for days, so only the current
+    /// state is kept.
     fn keep_back(&mut self, change: Change) {
         let waiting = self.waiting.get_or_insert_default();
         match change {
@@ -361,10 +371,11 @@ impl State {
     }
 
     fn fail(&mut self, key: &Key, error: &watcher::Error, errors: &impl Fn(&'static str)) {
-        // Too far behind to go on from there. What follows is a list, and until then the last table is as good as it was.
+        // The watch is too far behind to be resumed. A list follows, and until then the last table
+        // is as good as before.
         if is_gone(error) {
             errors("gone");
-            tracing::info!(watch = %key.subject(), "the API server has forgotten where we were; listing anew");
+            tracing::info!(watch = %key.subject(), "the API server no longer has this watch's position; listing again");
             return;
         }
         let (kind, text) = match error {
@@ -390,7 +401,7 @@ impl State {
     }
 }
 
-/// What a watch says; after an error that it cannot go on from, a new one's.
+/// The events of a watch. After an error that it cannot be resumed from, the events of a new watch.
 fn endless<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
@@ -406,8 +417,9 @@ where
     })
 }
 
-/// Whether only a list can tell what there is now. The library would ask on for a version that is gone, and pass over
-/// what it cannot read, which may have been the end of a pod.
+/// Whether only a new list can show the current state. The library would repeat a request for a
+/// version that is gone, and would skip an event that it cannot read, which may have been the end
+/// of a pod.
 fn is_lost(error: &watcher::Error) -> bool {
     let unreadable = |error: &kube::Error| !matches!(error, kube::Error::ReadEvents(_));
     match error {
@@ -447,7 +459,7 @@ fn cure(error: &kube::Error) -> String {
     }
 }
 
-/// An object of the API server that breaks its own rules is passed over, and what was known of it stays.
+/// Skips an object that breaks the API's rules. Watched was known of the object stays in force.
 fn well_formed(
     object: Result<Object, Invalid>,
     key: &Key,
@@ -456,7 +468,7 @@ fn well_formed(
     object
         .inspect_err(|error| {
             errors("object");
-            tracing::warn!(watch = %key.subject(), %error, "an object cannot be read; passed over");
+            tracing::warn!(watch = %key.subject(), %error, "an object cannot be read; it is skipped");
         })
         .ok()
 }
@@ -473,8 +485,9 @@ fn claimed_namespaces(change: &Change) -> BTreeSet<String> {
     }
 }
 
-/// A live event's deadline counts from its arrival, unless that is late (a watch that was resumed after a break): then
-/// what is left counts by the API server's clock, as for a list.
+/// Reads a pod. The deadline of a live event counts from the event's arrival. If the event is late
+/// (the watch was resumed after a break), the deadline counts by the API server's clock, as for a
+/// list.
 fn pod(it: &PartialObjectMeta<Pod>, now: SystemTime, listed: bool) -> Result<PodObject, Invalid> {
     let mut pod = manifest::pod(&it.metadata, None, Some(now))?;
     if let Some(deletion) = &mut pod.deletion
@@ -486,7 +499,8 @@ fn pod(it: &PartialObjectMeta<Pod>, now: SystemTime, listed: bool) -> Result<Pod
     Ok(pod)
 }
 
-/// Events that are one batch at most.
+/// The largest number of events in one batch.
 const CHUNK: usize = 256;
-/// The clocks are told to the second, each end of the difference being off by up to one.
+/// An event is late if its deletion was requested longer ago than this. Both times of the
+/// difference have a resolution of a second, so each is off by up to one.
 const LATE: Duration = Duration::from_secs(3);

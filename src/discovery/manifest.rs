@@ -1,12 +1,12 @@
-//! Kubernetes objects, as manifests or from the API, to the few [`Object`]s that routing needs.
+//! Reads Kubernetes objects, from manifests or from the API, into the few [`Object`]s that routing
+//! needs.
 //!
-//! A text holds several documents, each one object or a list of them; documents are found first and parsed one by one,
-//! so that a caller can keep what an unchanged one gave. Kinds other than Service, EndpointSlice and Pod are passed
-//! over. What the API server would refuse is an error here too, with its line and field; defaults and nil rules are
-//! applied here and nowhere else. Fields that Ebbtide does not know are not looked at.
+//! Invariant: defaults and nil rules are applied here and nowhere else. A value that the API server
+//! would refuse is an error here too, with its line and field. Kinds other than Service,
+//! EndpointSlice and Pod are skipped, and fields that Ebbtide does not know are not read. Documents
+//! are parsed one by one, so that a caller can keep the objects of an unchanged one. How documents
+//! and lines are found is in `document.rs`.
 
-use std::fmt;
-use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,73 +16,31 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
-use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess,
-    Visitor,
-};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::text::one_line;
-
 use crate::contract::name::{ObjectName, PodRef};
+use crate::discovery::document::{
+    Document, Error, Format, documents, field, line_of, own_words, value,
+};
 use crate::discovery::object::{
     Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Yaml,
-    Json,
-}
-
-/// One document of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Document<'a> {
-    /// Where it starts; the first line is 1.
-    pub line: usize,
-    pub text: &'a str,
-}
-
-/// Why a text is no manifest.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Error {
-    /// In the whole text; the first is 1.
-    pub line: usize,
-    /// Path of the field, e.g. `spec.ports[0].port`; empty where the syntax is at fault.
-    pub field: String,
-    pub message: String,
-}
-
-/// A field whose value the API server would not take.
+/// A field with a value that the API server would refuse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct Invalid {
+    /// The path of the field in its object.
     pub field: String,
+    /// What is wrong.
     pub message: String,
 }
 
-impl Error {
-    /// Keys and values may hold anything.
-    fn new(line: usize, field: &str, message: &str) -> Self {
-        Self {
-            line,
-            field: one_line(field),
-            message: one_line(message),
-        }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}", self.line)?;
-        if !self.field.is_empty() {
-            write!(f, ", {}", self.field)?;
-        }
-        write!(f, ": {}", self.message)
-    }
-}
-
-/// All objects of a text. `listed_at`: see [`pod`].
+/// Reads all objects of a text. For `listed_at` see [`pod`].
+///
+/// # Errors
+/// The first fault, with its line and field.
 pub fn parse(
     text: &str,
     format: Format,
@@ -95,22 +53,17 @@ pub fn parse(
     Ok(objects)
 }
 
-/// The documents of a text that are more than comments.
-pub fn documents(text: &str, format: Format) -> Result<Vec<Document<'_>>, Error> {
-    match format {
-        Format::Yaml => Ok(yaml_documents(text)),
-        Format::Json => json_documents(text),
-    }
-}
-
-/// The objects of one document; none for a kind that is not ours. `listed_at`: see [`pod`].
+/// Reads the objects of one document; none for a kind that is not used. For `listed_at` see
+/// [`pod`].
+///
+/// # Errors
+/// The first fault, with its line and field.
 pub fn parse_document(
     document: Document<'_>,
     format: Format,
     listed_at: Option<SystemTime>,
 ) -> Result<Vec<Object>, Error> {
-    let document_value = read(document, format, PhantomData::<Option<Value>>)?;
-    let Some(mut whole) = document_value.filter(|value| !value.is_null()) else {
+    let Some(mut whole) = value(document, format)?.filter(|value| !value.is_null()) else {
         return Ok(Vec::new());
     };
     let Some(kind) = whole.get("kind").and_then(Value::as_str).map(str::to_owned) else {
@@ -120,7 +73,7 @@ pub fn parse_document(
             "missing; a manifest names its apiVersion and kind",
         ));
     };
-    // Each manifest with its place in the document, as the prefix of a field's path.
+    // Each manifest has its place in the document, as the prefix of a field's path.
     let manifests: Vec<(String, String, Value)> =
         match (kind.strip_suffix("List"), whole.get_mut("items")) {
             (Some(of), Some(Value::Array(items))) => {
@@ -163,7 +116,7 @@ pub fn parse_document(
                 tracing::debug!(
                     kind,
                     line = document.line,
-                    "passed over a manifest of a kind that is not used"
+                    "skipped a manifest of a kind that is not used"
                 );
                 continue;
             }
@@ -176,8 +129,8 @@ pub fn parse_document(
     Ok(objects)
 }
 
-/// The API's own type of a manifest. Documents are read untyped first: a reader of each type from YAML, with its tracking
-/// of lines, would be a third of the program's code.
+/// Reads a manifest into the API's own type. Documents are read as untyped fields first, because a
+/// reader for each type from YAML, which tracks lines, would be a third of the program's code.
 fn typed<T: DeserializeOwned>(manifest: Value) -> Result<T, Invalid> {
     serde_path_to_error::deserialize(manifest).map_err(|error| Invalid {
         field: field(error.path()),
@@ -185,7 +138,8 @@ fn typed<T: DeserializeOwned>(manifest: Value) -> Result<T, Invalid> {
     })
 }
 
-/// What is read of a Pod: the API's own type would bring a reader for every kind of volume.
+/// The fields of a Pod that are read. The API's own type would add a reader for every kind of
+/// volume.
 #[derive(Deserialize)]
 struct PodManifest {
     metadata: ObjectMeta,
@@ -198,7 +152,11 @@ struct PodManifestSpec {
     termination_grace_period_seconds: Option<i64>,
 }
 
-/// A v1 Service (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/service-v1/>).
+/// Reads a v1 Service
+/// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/service-v1/>).
+///
+/// # Errors
+/// The API server would refuse a field.
 pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
     let name = object_name(&service.metadata)?;
     let claimed = label(
@@ -241,8 +199,11 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
     })
 }
 
-/// A discovery.k8s.io/v1 EndpointSlice, its nil rules applied
+/// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions
 /// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
+///
+/// # Errors
+/// The API server would refuse a field.
 pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
     let name = object_name(&slice.metadata)?;
     let fqdn = slice.address_type == "FQDN";
@@ -289,15 +250,20 @@ pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
     })
 }
 
-/// A Pod's metadata, with its grace period where the source shows the `spec`. `listed_at` is the source's own time
-/// when the object came by a (re)list, so that what remains of its deletion can be told; `None` for a later event.
+/// Reads a Pod's metadata. `spec_grace` is its grace period, if the source shows the `spec`.
+/// `listed_at` is the source's own time if the object came by a list or relist, so that the time
+/// left of its deletion can be computed. It is `None` for a later event.
+///
+/// # Errors
+/// The API server would refuse a field.
 pub fn pod(
     metadata: &ObjectMeta,
     spec_grace: Option<Duration>,
     listed_at: Option<SystemTime>,
 ) -> Result<PodObject, Invalid> {
     let deletion = metadata.deletion_timestamp.as_ref().map(|end| {
-        // `deletionTimestamp` is when the grace ends, not when the deletion was asked for.
+        // `deletionTimestamp` is the end of the grace period, not the time of the request to
+        // delete.
         let end = SystemTime::from(end.0);
         let grace = metadata.deletion_grace_period_seconds.map(seconds);
         let asked = grace.and_then(|grace| end.checked_sub(grace));
@@ -399,7 +365,7 @@ fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndp
     })
 }
 
-/// What kube-proxy did for this Service and nobody does once Ebbtide has claimed it.
+/// The fields that kube-proxy served for this Service and that nobody serves after Ebbtide's claim.
 fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
     let mut fields = Vec::new();
     let mut name = |field: &str, value: &str| fields.push(format!("spec.{field}: {value}"));
@@ -481,187 +447,8 @@ fn seconds(seconds: i64) -> Duration {
     Duration::from_secs(seconds.try_into().unwrap_or(0))
 }
 
-/// What the API server gives a Pod that names no `terminationGracePeriodSeconds`.
+/// Seconds of grace that the API server gives a Pod without `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: i64 = 30;
-
-/// `---` and `...` at the start of a line end a document wherever they stand (YAML 1.2.2, section 9.1.2), so text
-/// can be cut there without parsing it.
-fn yaml_documents(text: &str) -> Vec<Document<'_>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut documents = Vec::new();
-    let mut start = (1, 0);
-    let mut offset = 0;
-    let mut push = |(line, from): (usize, usize), to: usize| {
-        let text = text.get(from..to).unwrap_or_default();
-        let is_content = |l: &str| {
-            !l.is_empty() && !l.starts_with('#') && !l.starts_with('%') && l != "---" && l != "..."
-        };
-        if text.lines().map(str::trim).any(is_content) {
-            documents.push(Document { line, text });
-        }
-    };
-    for (i, line) in text.split_inclusive('\n').enumerate() {
-        let marker = |m: &str| {
-            line.strip_prefix(m)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
-        };
-        let (line_number, next) = (i + 1, offset + line.len());
-        if marker("---") {
-            push(start, offset);
-            start = (line_number, offset);
-        } else if marker("...") {
-            push(start, offset);
-            start = (line_number + 1, next);
-        }
-        offset = next;
-    }
-    push(start, offset);
-    documents
-}
-
-fn json_documents(text: &str) -> Result<Vec<Document<'_>>, Error> {
-    let mut documents = Vec::new();
-    let mut stream = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
-    let mut from = 0;
-    while let Some(document) = stream.next() {
-        document.map_err(|error| json_error(&error, 1, String::new()))?;
-        let to = stream.byte_offset();
-        let gap = text.get(from..to).unwrap_or_default();
-        from += gap.len() - gap.trim_start().len();
-        let line = 1 + text.get(..from).unwrap_or_default().matches('\n').count();
-        documents.push(Document {
-            line,
-            text: text.get(from..to).unwrap_or_default(),
-        });
-        from = to;
-    }
-    Ok(documents)
-}
-
-/// Reads a document; an error carries the field's path.
-fn read<T, S>(document: Document<'_>, format: Format, seed: S) -> Result<T, Error>
-where
-    S: for<'de> DeserializeSeed<'de, Value = T>,
-{
-    let mut track = serde_path_to_error::Track::new();
-    match format {
-        Format::Json => {
-            let mut json = serde_json::Deserializer::from_str(document.text);
-            let read = seed.deserialize(serde_path_to_error::Deserializer::new(
-                &mut json, &mut track,
-            ));
-            read.map_err(|error| json_error(&error, document.line, field(&track.path())))
-        }
-        Format::Yaml => {
-            // The limits on aliases stay; those on the mere size of a text that is in memory already do not.
-            let budget = serde_saphyr::budget! { max_events: usize::MAX, max_nodes: usize::MAX };
-            let options = serde_saphyr::options! { budget: budget, with_snippet: false };
-            let read = serde_saphyr::with_deserializer_from_str_with_options(
-                document.text,
-                options,
-                |yaml| seed.deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track)),
-            );
-            read.map_err(|error| {
-                let line = error
-                    .location()
-                    .map_or(1, |at| usize::try_from(at.line()).unwrap_or(1));
-                let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-                Error::new(
-                    document.line - 1 + line.max(1),
-                    &field(&track.path()),
-                    &own_words(&message),
-                )
-            })
-        }
-    }
-}
-
-fn json_error(error: &serde_json::Error, first_line: usize, field: String) -> Error {
-    Error::new(
-        first_line - 1 + error.line().max(1),
-        &field,
-        &own_words(&error.to_string()),
-    )
-}
-
-fn field(path: &serde_path_to_error::Path) -> String {
-    let path = path.to_string();
-    if path == "." || path.contains('?') {
-        String::new()
-    } else {
-        path
-    }
-}
-
-/// The line of a field that was read but is not valid; the document's where the field is missing.
-fn line_of(document: Document<'_>, format: Format, field: &str) -> usize {
-    read(document, format, Find(field))
-        .err()
-        .map_or(document.line, |found| found.line)
-}
-
-/// What of a field's path lies below a key, which may hold dots itself.
-fn below<'a>(field: &'a str, key: &str) -> Option<&'a str> {
-    let rest = field.strip_prefix('.').unwrap_or(field).strip_prefix(key)?;
-    (rest.is_empty() || rest.starts_with(['.', '['])).then_some(rest)
-}
-
-/// Walks to a field and fails there, since it is an error that carries a line.
-struct Find<'a>(&'a str);
-
-impl<'de> DeserializeSeed<'de> for Find<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Find<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("another value")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        if self.0.is_empty() {
-            return Err(A::Error::custom("found"));
-        }
-        while let Some(key) = map.next_key::<String>()? {
-            match below(self.0, &key) {
-                Some(rest) => map.next_value_seed(Find(rest))?,
-                None => _ = map.next_value::<IgnoredAny>()?,
-            }
-        }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let step = self
-            .0
-            .strip_prefix('[')
-            .and_then(|field| field.split_once(']'));
-        let Some((at, rest)) = step else {
-            return Err(A::Error::custom("found"));
-        };
-        for _ in 0..at.parse().unwrap_or(0usize) {
-            seq.next_element::<IgnoredAny>()?;
-        }
-        seq.next_element_seed(Find(rest))?;
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-}
-
-/// A parser's message without its own place, which counts from the document's start and not from the file's.
-fn own_words(text: &str) -> String {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.rsplit_once(" at line ") {
-        Some((message, _)) => message.to_owned(),
-        None => text,
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,11 @@
-//! Where the truth about endpoints comes from.
+//! Where Services, EndpointSlices and Pods come from.
 //!
-//! A source (`files`, `kubernetes`, `fixed`) turns what it reads into changes of the few object kinds in `object`, and
-//! sends them as messages (`source`). It knows nothing of routing.
+//! A source (`files`, `kubernetes`, `fixed`) turns what it reads into changes of the few kinds of
+//! objects in `object`, and sends them as messages (`source`). `manifest` reads the objects, and
+//! `document` finds them in a text. Nothing here merges objects or knows of routing; that is
+//! `routing/world`.
 
+pub mod document;
 pub mod files;
 pub mod fixed;
 pub mod kubernetes;

@@ -1,7 +1,8 @@
-//! Where the truth about endpoints comes from: sources of events, and the pure merge of slices that all of them feed.
+//! The few kinds of objects that routing needs, and the changes of them that a source sends.
 //!
-//! A source ([`files`], [`kubernetes`]) turns what it reads into [`Change`]s of the few object kinds below and sends
-//! them as [`Message`]s. [`objects::World`] holds the objects and merges them; it knows nothing of files or watches.
+//! Invariant: the API's defaults and nil rules are applied before an object is made, so no reader
+//! of these types applies them again. How objects are read is in `manifest.rs`, and how they are
+//! merged is in `routing/world`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,33 +12,49 @@ use std::time::Duration;
 
 use crate::contract::name::{ObjectName, PodRef};
 
+/// One change of the source's objects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
+    /// The object was added or has changed.
     Apply(Object),
+    /// The object is gone.
     Remove(Kind, ObjectName),
-    /// A relist: the whole truth about one kind, in one namespace or (`None`) all of them, swapped in at once.
+    /// A relist: all objects of one kind, in one namespace or in all. They replace what was known
+    /// in one step.
     Replace {
+        /// The kind of the objects.
         kind: Kind,
+        /// The namespace; `None`: all namespaces.
         namespace: Option<String>,
+        /// All objects that there are now.
         objects: Vec<Object>,
     },
 }
 
+/// The kinds of objects that routing needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
+    /// A v1 Service.
     Service,
+    /// A discovery.k8s.io/v1 EndpointSlice.
     EndpointSlice,
+    /// A v1 Pod.
     Pod,
 }
 
+/// One object.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object {
+    /// A Service.
     Service(ServiceObject),
+    /// An EndpointSlice.
     EndpointSlice(SliceObject),
+    /// A Pod.
     Pod(PodObject),
 }
 
 impl Object {
+    /// The kind of the object.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Service(_) => Kind::Service,
@@ -46,6 +63,7 @@ impl Object {
         }
     }
 
+    /// The object's namespace and name.
     pub fn name(&self) -> &ObjectName {
         match self {
             Self::Service(service) => &service.name,
@@ -68,92 +86,117 @@ impl fmt::Display for Kind {
 /// The parts of a v1 Service that routing needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceObject {
+    /// Namespace and name of the Service.
     pub name: ObjectName,
+    /// `metadata.uid`. Another UID under the same name is another Service.
     pub uid: Option<String>,
-    /// Label `service.kubernetes.io/service-proxy-name: ebbtide`.
+    /// Whether the Service has the label `service.kubernetes.io/service-proxy-name: ebbtide`.
     pub claimed: bool,
+    /// Whether the type is ExternalName. Such a Service is refused.
     pub external_name: bool,
-    /// TCP ports only; the others are in `unserved`.
+    /// The TCP ports. The other ports are in `unserved`.
     pub ports: Vec<ServicePortObject>,
-    /// First of `spec.ipFamilies`, else that of `clusterIP`, else IPv4.
+    /// Whether IPv6 comes first: by the first of `spec.ipFamilies`, else by the family of
+    /// `clusterIP`, else no.
     pub ipv6_first: bool,
-    /// `ebbtide.dev/*` annotations, as written.
+    /// The `ebbtide.dev/*` annotations as written.
     pub annotations: BTreeMap<String, String>,
-    /// Each field that a claim takes from kube-proxy and Ebbtide does not serve, e.g. `spec.sessionAffinity: ClientIP`.
+    /// Each field that a claim takes from kube-proxy and Ebbtide does not serve, for example
+    /// `spec.sessionAffinity: ClientIP`.
     pub unserved: Vec<String>,
 }
 
 impl ServiceObject {
-    /// What to say of each in `unserved`.
+    /// A warning for each field in `unserved`.
     pub fn lost(&self) -> impl Iterator<Item = String> {
         self.unserved.iter().map(|field| {
             format!(
-                "{field} is not served, and its claim keeps kube-proxy from it too; where it is in use, claim a second \
-                 Service with the same selector instead"
+                "{field} is not served, and the claim keeps kube-proxy from serving it; if it is in use, \
+                 claim a second Service with the same selector instead"
             )
         })
     }
 }
 
+/// One TCP port of a Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePortObject {
+    /// The port's name. A Service with one port may leave it out.
     pub name: Option<String>,
+    /// The port's number.
     pub port: u16,
+    /// The port on each node, if there is one.
     pub node_port: Option<u16>,
-    /// `targetPort` where it is a number; only used to know servers that speak first.
+    /// `targetPort`, if it is a number. It is used only to recognise servers that speak first.
     pub target_port: Option<u16>,
+    /// `appProtocol` as written.
     pub app_protocol: Option<String>,
 }
 
-/// A discovery.k8s.io/v1 EndpointSlice; conditions with the API's nil rules already applied
+/// A discovery.k8s.io/v1 EndpointSlice. The API's nil rules are already applied to its conditions
 /// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceObject {
+    /// Namespace and name of the slice.
     pub name: ObjectName,
-    /// Label `kubernetes.io/service-name`; a slice without it belongs to nobody.
+    /// The Service's name, from the label `kubernetes.io/service-name`. A slice without the label
+    /// belongs to no Service.
     pub service: Option<String>,
+    /// Whether `addressType` is IPv6.
     pub ipv6: bool,
-    /// `addressType: FQDN`: refused.
+    /// Whether `addressType` is FQDN. Such a slice is refused.
     pub fqdn: bool,
-    /// `metadata.creationTimestamp` in seconds, to tell the newer of two slices; 0 when absent.
+    /// `metadata.creationTimestamp` in seconds since 1970; 0 if absent. It decides which of two
+    /// slices is newer.
     pub created: i64,
-    /// `metadata.generation`, second criterion.
+    /// `metadata.generation`. It decides if the creation times are equal.
     pub generation: i64,
-    /// TCP ports with a number: (name or "", number).
+    /// The TCP ports that have a number, as name (may be empty) and number.
     pub ports: Vec<(String, u16)>,
+    /// The endpoints in the slice's order.
     pub endpoints: Vec<SliceEndpoint>,
 }
 
+/// One endpoint of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SliceEndpoint {
-    /// `addresses[0]`.
+    /// `addresses[0]`. Other addresses are not used.
     pub address: IpAddr,
-    /// `targetRef`, where it is a Pod.
+    /// `targetRef`, if it names a Pod.
     pub pod: Option<Arc<PodRef>>,
+    /// The condition `ready`; true if absent.
     pub ready: bool,
+    /// The condition `serving`; true if absent.
     pub serving: bool,
+    /// The condition `terminating`; false if absent.
     pub terminating: bool,
 }
 
-/// The metadata of a Pod (and, from `files`, its grace period from `spec`).
+/// The metadata of a Pod, and its grace period if the source shows the `spec`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodObject {
+    /// Namespace and name of the pod.
     pub name: ObjectName,
+    /// `metadata.uid`; empty if absent.
     pub uid: String,
-    /// Label `pod-template-hash`.
+    /// The label `pod-template-hash`: pods with the same value are of one generation.
     pub template_hash: Option<String>,
+    /// The pod's deletion; `None` while nobody has deleted the pod.
     pub deletion: Option<Deletion>,
-    /// `spec.terminationGracePeriodSeconds`, where the source shows it.
+    /// `spec.terminationGracePeriodSeconds`, if the source shows it.
     pub spec_grace: Option<Duration>,
 }
 
-/// `metadata.deletionTimestamp` and `deletionGracePeriodSeconds`.
+/// A pod's `metadata.deletionTimestamp` and `deletionGracePeriodSeconds`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deletion {
+    /// `deletionGracePeriodSeconds`.
     pub grace: Option<Duration>,
-    /// Time left until `deletionTimestamp` by the source's own clock, known only where the object came by a (re)list,
-    /// or late: a deadline then counts from it instead of from the event's arrival.
+    /// The time left until `deletionTimestamp` by the source's clock. It is known only if the
+    /// object came by a list or relist, or late. A deadline then counts from it, and not from the
+    /// event's arrival.
     pub remaining: Option<Duration>,
-    /// How long ago, by the source's clock, the deletion was asked for; to the second. Known only from an API server.
+    /// How long ago the deletion was requested, by the source's clock, to the second. Known only
+    /// from an API server.
     pub age: Option<Duration>,
 }

@@ -1,7 +1,8 @@
-//! The access log: one line per request or TCP connection, on standard output.
+//! The access log: one line for each HTTP exchange and each TCP connection, on standard output.
 //!
-//! Invariant: no worker ever waits for a reader. Lines go through a bounded queue to a thread of its own, and a line that
-//! finds the queue full is dropped and counted.
+//! Invariant: no worker waits for a reader. Lines go through a bounded queue to a thread of their
+//! own. A line that finds the queue full is dropped and counted. Which exchanges get no line is in
+//! docs/reference.md, "Access log".
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -13,63 +14,74 @@ use serde::{Serialize, Serializer};
 
 use crate::contract::name::PortKey;
 
-/// One exchange, or one TCP connection (then `method`, `target` and `status` are `None`).
+/// One HTTP exchange or one TCP connection. For a TCP connection `method`, `target` and `status`
+/// are `None`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessEntry<'a> {
-    /// When it ended.
+    /// When the exchange or connection ended.
     #[serde(serialize_with = "rfc3339")]
     pub time: SystemTime,
+    /// The client, or the client that a trusted PROXY header names.
     pub peer: SocketAddr,
+    /// The listener's name.
     pub listener: &'a str,
+    /// The Service port, as `namespace/name:port`.
     #[serde(serialize_with = "display")]
     pub service: &'a PortKey,
+    /// The request's method.
     #[serde(serialize_with = "text")]
     pub method: Option<&'a [u8]>,
+    /// The request's target as the client sent it.
     #[serde(serialize_with = "text")]
     pub target: Option<&'a [u8]>,
+    /// The status of the response that the client got.
     pub status: Option<u16>,
-    /// To the client, heads included.
+    /// Bytes to the client, heads included.
     pub bytes_sent: u64,
+    /// How long the exchange or connection took. Written as milliseconds, to the microsecond.
     #[serde(rename = "durationMs", serialize_with = "milliseconds")]
     pub duration: Duration,
     /// The last endpoint that was tried.
     pub endpoint: Option<SocketAddr>,
+    /// How often the request was sent; 1 for a TCP connection.
     pub attempts: u32,
-    /// Of Ebbtide's own answers (`x-ebbtide-reason`) and of connections that ended early.
+    /// The `x-ebbtide-reason` of Ebbtide's own response, or the close reason of a connection that
+    /// ended early.
     pub reason: Option<&'a str>,
 }
 
-/// Appends the entry as one JSON object and a line feed. Bytes that are not UTF-8 become U+FFFD; nothing an entry holds
-/// can end the line or the string it stands in.
+/// Appends the entry as one JSON object and a line feed. Bytes that are not UTF-8 become U+FFFD. No
+/// content of an entry can end the line or its JSON string.
 pub fn access_log_line(entry: &AccessEntry<'_>, line: &mut Vec<u8>) {
     let start = line.len();
     match serde_json::to_writer(&mut *line, entry) {
         Ok(()) => line.push(b'\n'),
-        // Not reachable: the keys are strings and a Vec takes every byte.
+        // Not reachable: the keys are strings and a `Vec` accepts every byte.
         Err(_) => line.truncate(start),
     }
 }
 
-/// The workers' end of the access log: cheap to clone, never waits.
+/// The workers' end of the access log. It is cheap to clone and never waits.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
     lines: mpsc::SyncSender<Vec<u8>>,
     dropped: IntCounter,
 }
 
-/// The writing thread: ends when every [`AccessLog`] has been dropped and what was queued is written.
+/// The writing thread. It ends when every [`AccessLog`] has been dropped and the queue is written.
 #[derive(Debug)]
 pub struct AccessLogWriter(mpsc::Receiver<()>);
 
-/// Lines that may wait to be written: some megabytes, and about a second at full load.
+/// Lines that may wait to be written: some megabytes, or about a second at full load.
 const QUEUED_LINES: usize = 16 * 1024;
 
 impl AccessLog {
-    /// Starts the writing thread. `dropped` counts the lines that found the queue full or the output broken.
+    /// Starts the writing thread. `dropped` counts the lines that found the queue full or the
+    /// output broken.
     ///
     /// # Errors
-    /// Only where the thread cannot be started.
+    /// The thread cannot be started.
     pub fn start(
         output: impl Write + Send + 'static,
         dropped: IntCounter,
@@ -86,6 +98,7 @@ impl AccessLog {
         Ok((Self { lines, dropped }, AccessLogWriter(finished)))
     }
 
+    /// Queues a line for the entry. A full queue drops the line and counts it.
     pub fn write(&self, entry: &AccessEntry<'_>) {
         let mut line = Vec::with_capacity(320);
         access_log_line(entry, &mut line);
@@ -96,15 +109,15 @@ impl AccessLog {
 }
 
 impl AccessLogWriter {
-    /// Waits until the thread has written everything, at most `patience` (stdout may be a pipe that nobody reads).
-    /// Answers whether it has.
+    /// Waits until the thread has written everything, at most for `patience`, because standard
+    /// output may be a pipe that nobody reads. Returns whether everything is written.
     pub fn finish(self, patience: Duration) -> bool {
         self.0.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Disconnected)
     }
 }
 
-/// Writes whatever waits, in one piece, until every sender is gone. A piece that cannot be written is counted as dropped
-/// and the next one tried; the first failure is logged.
+/// Writes the queued lines in pieces, until every sender is gone. A piece that cannot be written is
+/// counted as dropped, and the next piece is tried. Only the first failure is logged.
 fn write_lines(mut output: impl Write, queue: &mpsc::Receiver<Vec<u8>>, dropped: &IntCounter) {
     let mut failed = false;
     while let Ok(mut piece) = queue.recv() {
@@ -118,13 +131,13 @@ fn write_lines(mut output: impl Write, queue: &mpsc::Receiver<Vec<u8>>, dropped:
         if let Err(error) = output.write_all(&piece).and_then(|()| output.flush()) {
             dropped.inc_by(lines);
             if !std::mem::replace(&mut failed, true) {
-                tracing::error!(%error, "the access log cannot be written; its lines are dropped and counted");
+                tracing::error!(%error, "cannot write the access log to standard output; lines are dropped and counted");
             }
         }
     }
 }
 
-/// Bytes written at once, about.
+/// Bytes of one write, about.
 const PIECE: usize = 64 << 10;
 
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -142,7 +155,7 @@ fn text<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S:
     bytes.map(String::from_utf8_lossy).serialize(serializer)
 }
 
-/// Milliseconds, to the microsecond.
+/// Writes milliseconds, to the microsecond.
 fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_micros() as f64 / 1e3)
 }
@@ -153,7 +166,7 @@ mod tests {
     use crate::contract::name::ObjectName;
     use std::sync::{Arc, Mutex};
 
-    /// Collects what is written once its gate is open.
+    /// Collects the output once its gate is open.
     #[derive(Clone)]
     struct Output {
         gate: Arc<Mutex<()>>,
@@ -240,7 +253,10 @@ mod tests {
         );
         let read: serde_json::Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(read["target"], String::from_utf8_lossy(&target).as_ref());
-        assert_eq!(read["attempts"], 2, "what follows the target is intact");
+        assert_eq!(
+            read["attempts"], 2,
+            "the fields after the target are intact"
+        );
     }
 
     #[test]
@@ -280,7 +296,7 @@ mod tests {
         drop(log);
         assert!(
             writer.finish(Duration::from_secs(60)),
-            "all of the queue is written at the end"
+            "the whole queue is written at the end"
         );
         let lines = output
             .written

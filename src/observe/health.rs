@@ -1,48 +1,65 @@
 //! Liveness, readiness and the state of the source of truth.
+//!
+//! The control loop and the listeners write this state, and the admin pages read it. Whether a
+//! state means ready is decided in `admin/report.rs`.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::contract::clock;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::discovery::source::Problem;
 
-/// Liveness, readiness and the state of the source of truth. Written by the control loop and the listeners.
+/// The state behind `/livez` and `/readyz`, shared between threads.
 #[derive(Debug)]
-pub struct Health(Mutex<HealthState>);
+pub struct Health {
+    state: Mutex<HealthState>,
+    /// When the control loop last turned, by [`clock::millis`].
+    beat: AtomicU32,
+}
 
+/// A copy of the state at one moment.
 #[derive(Debug, Clone)]
 pub struct HealthState {
-    /// `files`, `kubernetes` or `static`.
+    /// The kind of source: `files`, `kubernetes` or `static`.
     pub source: &'static str,
-    /// The first complete table is in force.
+    /// Whether the first complete table is in force.
     pub synced: bool,
-    /// Every listener has been tried once.
+    /// Whether every listener has been tried once.
     pub ports_tried: bool,
+    /// Whether SIGTERM or SIGINT has come.
     pub shutting_down: bool,
-    /// When the source was last known to be in order; see [`HealthState::age`].
+    /// When the source was last known to be in order. See [`HealthState::age`].
     pub current_at: Instant,
-    /// What the source cannot read; change it by [`Health::report`] only.
+    /// What the source cannot read. Only [`Health::report`] may change it.
     pub problems: Vec<Problem>,
+    /// Every listener that is bound or should be.
     pub listeners: Vec<ListenerState>,
 }
 
+/// One listener, as the admin pages show it.
 #[derive(Debug, Clone)]
 pub struct ListenerState {
+    /// The listener's name.
     pub name: String,
-    /// As bound (a port 0 resolved), or as configured while it is not bound.
+    /// The bound address, with a port 0 resolved; the configured address while the listener is not
+    /// bound.
     pub address: SocketAddr,
+    /// The Service that the listener serves.
     pub service: ObjectName,
-    /// Name or number, as configured.
+    /// The Service port's name or number, as configured.
     pub port: String,
+    /// The protocol that the listener is served with.
     pub protocol: Protocol,
-    /// Why it is not bound.
+    /// Why the listener is not bound; `None` while it is bound.
     pub error: Option<String>,
 }
 
 impl HealthState {
-    /// How old the table in force is: nothing while the source is in order.
+    /// The age of the table in force. It is zero while the source is in order.
     pub fn age(&self) -> Duration {
         if self.synced && self.problems.is_empty() {
             Duration::ZERO
@@ -53,8 +70,10 @@ impl HealthState {
 }
 
 impl Health {
+    /// The state at the start: not synced, no listener tried. `source` is `files`, `kubernetes` or
+    /// `static`.
     pub fn new(source: &'static str) -> Self {
-        Self(Mutex::new(HealthState {
+        let state = HealthState {
             source,
             synced: false,
             ports_tried: false,
@@ -62,14 +81,38 @@ impl Health {
             current_at: Instant::now(),
             problems: Vec::new(),
             listeners: Vec::new(),
-        }))
+        };
+        Self {
+            state: Mutex::new(state),
+            beat: AtomicU32::new(clock::millis(Instant::now())),
+        }
     }
 
+    /// Notes that the control loop turns.
+    pub fn beat(&self) {
+        self.beat
+            .store(clock::millis(Instant::now()), Ordering::Relaxed);
+    }
+
+    /// How long ago the control loop last turned.
+    pub fn since_beat(&self) -> Duration {
+        let now = clock::millis(Instant::now());
+        let since = now.wrapping_sub(self.beat.load(Ordering::Relaxed));
+        Duration::from_millis(since.into())
+    }
+
+    /// Whether the first complete table is in force.
+    pub fn is_synced(&self) -> bool {
+        self.lock().synced
+    }
+
+    /// A copy of the state now.
     pub fn state(&self) -> HealthState {
         self.lock().clone()
     }
 
-    /// Takes in the source's problems as they stand now (the whole list). The table counts as current until the first.
+    /// Replaces the source's problems by the whole list as it is now. The table counts as current
+    /// until the first problem.
     pub fn report(&self, problems: Vec<Problem>) {
         self.update(|state| {
             if state.problems.is_empty() || problems.is_empty() {
@@ -79,11 +122,12 @@ impl Health {
         });
     }
 
+    /// Changes the state under its lock. `change` must not block.
     pub fn update(&self, change: impl FnOnce(&mut HealthState)) {
         change(&mut self.lock());
     }
 
     fn lock(&self) -> MutexGuard<'_, HealthState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,8 +1,8 @@
-//! What the process writes: its log to stderr, the access log to stdout, and one line per finished drain.
+//! The process's log on standard error: text on a terminal, one JSON object per line elsewhere.
 //!
-//! Invariant: no worker ever waits for a reader. The access log goes through a bounded queue to a thread of its own, and
-//! a line that finds it full is dropped and counted. Log lines are few (per event, never per request) and written in
-//! place.
+//! Invariant: an event is one line without control characters, whatever its fields hold. Events are
+//! few (never one per request), and the thread that logs writes them itself. The access log is in
+//! `access_log.rs`.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -16,8 +16,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::text::one_line;
 
-/// Starts the log: to stderr, human on a terminal and JSON otherwise, at the level of `EBBTIDE_LOG` (tracing's filter
-/// syntax, e.g. `debug` or `info,ebbtide::discovery=trace`; default `info`). Without effect where a log was started before.
+/// Starts the log on standard error. `EBBTIDE_LOG` sets the level in tracing's filter syntax, for
+/// example `debug` or `info,ebbtide::discovery=trace`; the default is `info`. No effect if a log
+/// was started before.
 pub fn init() {
     let wanted = std::env::var(LEVEL_VARIABLE)
         .ok()
@@ -44,13 +45,13 @@ pub fn init() {
             .try_init()
     };
     if let (Ok(()), Some(error)) = (started, refused) {
-        tracing::warn!(%error, "{LEVEL_VARIABLE} is not a log filter such as `debug` or `info,ebbtide=trace`: using info");
+        tracing::warn!(%error, "{LEVEL_VARIABLE} is not a log filter such as `debug` or `info,ebbtide=trace`; the level is info");
     }
 }
 
 const LEVEL_VARIABLE: &str = "EBBTIDE_LOG";
 
-/// The filter, and why the wanted one was refused.
+/// The filter, and why the wanted filter was refused.
 fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
     match wanted.map(EnvFilter::try_new) {
         Some(Ok(filter)) => (filter, None),
@@ -59,7 +60,8 @@ fn filter(wanted: Option<&str>) -> (EnvFilter, Option<String>) {
     }
 }
 
-/// The fields of an event on a terminal. The library's own way leaves line feeds, and of `%` fields every control character.
+/// Formats the fields of an event for a terminal. The library's own formatter leaves line feeds in
+/// all fields, and every control character in `%` fields.
 fn human_fields() -> impl for<'w> FormatFields<'w> + 'static {
     let write = |to: &mut format::Writer<'_>, field: &Field, value: &dyn fmt::Debug| {
         let value = one_line(&format!("{value:?}"));
@@ -72,7 +74,8 @@ fn human_fields() -> impl for<'w> FormatFields<'w> + 'static {
     format::debug_fn(write).delimited(" ")
 }
 
-/// Where JSON goes, each event in one piece: it escapes neither DEL nor what is a terminal's beyond ASCII.
+/// The output of JSON events, each written in one piece. The JSON formatter escapes neither DEL nor
+/// the control characters beyond ASCII.
 struct JsonLines<W>(W);
 
 impl<W: Write> Write for JsonLines<W> {
@@ -93,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// Collects what is written once its gate is open.
+    /// Collects the output once its gate is open.
     #[derive(Clone)]
     struct Output {
         gate: Arc<Mutex<()>>,
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line_whatever_it_holds() {
+    fn an_event_is_one_line_whatever_its_fields_hold() {
         let hostile = "a\r\nlevel=ERROR forged\0\t\x1b[31m\x7f\u{85}\u{9b}31m";
         for json in [false, true] {
             let output = Output::new(false);

@@ -1,9 +1,10 @@
-//! Every metric of the process, in one struct handed down at start; no globals.
+//! Every metric of the process, in one struct that is handed down at start. There are no globals.
 //!
-//! Labels come from closed enums plus `namespace`, `service`, `port`; never an address or a pod's name (those are on the
-//! admin page). A service's children are resolved once, into [`ServiceMetrics`], so that the data plane looks nothing up;
-//! all of them exist from then on, at zero, so that a rate over a first increment is seen. [`Metrics::forget`] takes
-//! every one of them out again.
+//! Invariant: labels come from closed enums plus `namespace`, `service` and `port`. An address or a
+//! pod's name is never a label; the admin page shows those. A Service port's metrics are resolved
+//! once, into [`ServiceMetrics`], so that the data plane looks nothing up. All of them exist from
+//! then on with the value 0, so that a rate includes the first increment. [`Metrics::forget`]
+//! removes all of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use crate::contract::counters::ServiceMetrics;
 use crate::contract::name::PortKey;
 use crate::contract::reason::{CloseReason, Outcome, Trigger};
 
-/// The families; a service port's children are made by [`Metrics::service`].
+/// The metric families. [`Metrics::service`] makes the metrics of a Service port.
 pub struct Metrics {
+    /// The registry that holds every family.
     pub registry: Registry,
     requests: IntCounterVec,
     request_duration: HistogramVec,
@@ -33,42 +35,53 @@ pub struct Metrics {
     endpoints: IntGaugeVec,
     drains: IntCounterVec,
     drain_duration: HistogramVec,
+    /// Seconds from the arrival of an event that ends endpoints to the moment at which no lease on
+    /// them is granted any more.
     pub drain_reaction: Histogram,
     deletion_lag: HistogramVec,
     upstream_connections: IntGaugeVec,
+    /// Errors of the source of truth, by `kind`.
     pub discovery_errors: IntCounterVec,
-    /// Set by the admin pages when they are asked.
+    /// Seconds since the source was last in order. The admin pages set it for each scrape.
     pub discovery_age: IntGauge,
+    /// Access log lines that were dropped.
     pub access_log_dropped: IntCounter,
 }
 
 const PORT: &[&str] = &["namespace", "service", "port"];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-/// In the order of [`RetryReason`].
+/// In the order of [`RetryReason`](crate::contract::reason::RetryReason).
 const RETRY_REASONS: [&str; 3] = ["connect", "stale", "replay"];
-/// Label `state` of `ebbtide_endpoints`, in the order of [`ServiceMetrics::endpoints`].
+/// The values of the label `state` of `ebbtide_endpoints`, in the order of
+/// [`ServiceMetrics::endpoints`].
 pub const ENDPOINT_STATES: [&str; 4] = ["ready", "serving", "notReady", "draining"];
 
-/// Seconds. A reaction is tens of microseconds when all is well; what is over a second is a stall worth an alert.
+/// Bucket bounds in seconds. A reaction takes tens of microseconds normally. More than a second is
+/// a stall that needs an alert.
 const REACTION: &[f64] = &[
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     5.0,
 ];
-/// Seconds. A deletionTimestamp has a resolution of one, so the steps are fine below it (a source with a better clock)
-/// and around it, and end where the peers' propagation delays do.
+/// Bucket bounds in seconds. A `deletionTimestamp` has a resolution of one second. The steps are
+/// fine below one second (for a source with a better clock) and around it, and end where the
+/// propagation delays of other proxies end.
 const LAG: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0,
 ];
+/// Bucket bounds in seconds.
 const REQUEST: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
-/// Seconds. From an idle endpoint to a grace period of an hour.
+/// Bucket bounds in seconds: from an idle endpoint to a grace period of an hour.
 const DRAIN: &[f64] = &[
     0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
 ];
 
 impl Metrics {
-    /// Fails only where two families were given one name.
+    /// Makes all families.
+    ///
+    /// # Errors
+    /// Two families have the same name.
     pub fn new() -> Result<Arc<Self>, prometheus::Error> {
         let registry = Registry::new();
         let counter = |name: &str, help: &str, extra: &[&str]| {
@@ -95,7 +108,7 @@ impl Metrics {
 
         let build = Opts::new(
             "ebbtide_build_info",
-            "Always 1; the label is the version that runs, with its commit.",
+            "Always 1. The label is the running version with its commit.",
         );
         keep(&registry, IntGaugeVec::new(build, &["version"])?)?
             .with_label_values(&[crate::VERSION])
@@ -103,17 +116,17 @@ impl Metrics {
         Ok(Arc::new(Self {
             requests: counter(
                 "ebbtide_requests_total",
-                "HTTP requests answered to clients, by class of status code.",
+                "HTTP responses to clients, by class of status code.",
                 &["code"],
             )?,
             request_duration: histogram(
                 "ebbtide_request_duration_seconds",
-                "Time from the first byte of a request's head to the last byte of its response, holds and replays included.",
+                "Time from the end of a request's head to the last byte of its response, holds and replays included.",
                 REQUEST,
             )?,
             connections: counter(
                 "ebbtide_connections_total",
-                "Client connections served, by the protocol that they turned out to speak.",
+                "Client connections served, by protocol.",
                 &["protocol"],
             )?,
             connections_active: gauge(
@@ -123,23 +136,23 @@ impl Metrics {
             )?,
             closes: counter(
                 "ebbtide_connection_closes_total",
-                "Client connections that ended, by the reason.",
+                "Client connections that ended, by reason.",
                 &["reason"],
             )?,
             retries: counter(
                 "ebbtide_retries_total",
-                "Second tries, by what was lost (a connect, a stale reused connection, a request to replay) and whether \
-                 the try succeeded.",
+                "Retries, by what was lost (connect: a connect, stale: a reused connection, replay: a request) and by \
+                 their outcome.",
                 &["reason", "outcome"],
             )?,
             failures: counter(
                 "ebbtide_failures_total",
-                "Requests that Ebbtide itself had to fail: its own 502, 503 and 504, and responses cut in the middle.",
+                "Requests that Ebbtide had to fail: its own 502, 503 and 504, and responses that it cut.",
                 &[],
             )?,
             held: counter(
                 "ebbtide_held_total",
-                "Requests and connections that found no usable endpoint, by how their wait ended.",
+                "Requests and connections that found no usable endpoint, by the outcome of their wait.",
                 &["outcome"],
             )?,
             held_now: gauge(
@@ -149,25 +162,25 @@ impl Metrics {
             )?,
             endpoints: gauge(
                 "ebbtide_endpoints",
-                "Endpoints by state: ready (in rotation), serving (terminating, the last resort), notReady (not ready, \
+                "Endpoints by state: ready (in rotation), serving (terminating, a last resort), notReady (not ready, \
                  joining or not answering), draining.",
                 &["state"],
             )?,
             drains: counter(
                 "ebbtide_drains_total",
-                "Endpoints drained to the end, by the signal that came first and by how it ended.",
+                "Drains that ended, by the signal that came first and by outcome.",
                 &["trigger", "outcome"],
             )?,
             drain_duration: histogram(
                 "ebbtide_drain_duration_seconds",
-                "Time from an endpoint's last possible dispatch (begin_drain) to the end of its last connection or request.",
+                "Time from the begin of an endpoint's drain to the end of its last connection or request.",
                 DRAIN,
             )?,
             drain_reaction: keep(
                 &registry,
                 Histogram::with_opts(options(
                     "ebbtide_drain_reaction_seconds",
-                    "Time from the arrival of the event that ends an endpoint to the moment nothing can be sent to it any more.",
+                    "Time from the arrival of an event that ends an endpoint to the moment at which nothing is dispatched to it any more.",
                     REACTION,
                 ))?,
             )?,
@@ -195,21 +208,22 @@ impl Metrics {
                 &registry,
                 IntGauge::new(
                     "ebbtide_discovery_age_seconds",
-                    "Seconds since the source of truth was last in order; 0 while it is.",
+                    "Seconds since the source of truth was last in order; 0 while it is in order.",
                 )?,
             )?,
             access_log_dropped: keep(
                 &registry,
                 IntCounter::new(
                     "ebbtide_access_log_dropped_total",
-                    "Access log lines dropped because their reader did not keep up.",
+                    "Access log lines that were dropped because their reader was too slow.",
                 )?,
             )?,
             registry,
         }))
     }
 
-    /// The children of one service port; the same ones until it is forgotten.
+    /// The metrics of one Service port. Each call returns the same metrics, until the port is
+    /// forgotten.
     pub fn service(&self, key: &PortKey) -> Arc<ServiceMetrics> {
         let port = key.port.to_string();
         let base = [
@@ -252,8 +266,8 @@ impl Metrics {
         })
     }
 
-    /// Takes a service port that is gone out of the exposition. What still holds its [`ServiceMetrics`] may go on
-    /// counting, unseen.
+    /// Removes the metrics of a Service port that is gone. A holder of its [`ServiceMetrics`] may
+    /// go on counting, and nobody sees those counts.
     pub fn forget(&self, key: &PortKey) {
         forget(&self.requests, key);
         forget(&self.request_duration, key);
@@ -271,7 +285,10 @@ impl Metrics {
         forget(&self.upstream_connections, key);
     }
 
-    /// The Prometheus text format.
+    /// All metrics in the Prometheus text format.
+    ///
+    /// # Errors
+    /// A family cannot be encoded.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
@@ -285,7 +302,7 @@ fn keep<C: Collector + Clone + 'static>(
     Ok(collector)
 }
 
-/// Removes every child of one service port, whatever its further labels.
+/// Removes every metric of one Service port from a family, whatever its other labels are.
 fn forget<B: MetricVecBuilder>(vec: &MetricVec<B>, key: &PortKey) {
     let port = key.port.to_string();
     let base = [
@@ -305,7 +322,8 @@ fn forget<B: MetricVecBuilder>(vec: &MetricVec<B>, key: &PortKey) {
                 .zip(base)
                 .all(|(name, value)| labels.get(name) == Some(&value))
             {
-                // It cannot be missing: it was just listed, and only the control side removes.
+                // The metric is there: it was just listed, and only the control side removes
+                // metrics.
                 let _ = vec.remove(&labels);
             }
         }
@@ -332,7 +350,7 @@ mod tests {
             .collect()
     }
 
-    /// interface.md's table: name, type, labels beyond the service's own.
+    /// The table of docs/reference.md: name, type, labels other than those of the Service port.
     const PROMISED: &[(&str, &str, &str)] = &[
         ("ebbtide_requests_total", "counter", "code"),
         ("ebbtide_request_duration_seconds", "histogram", ""),
@@ -395,12 +413,12 @@ mod tests {
         assert_eq!(
             families,
             PROMISED.len() + 5,
-            "a family that interface.md does not name"
+            "a family that docs/reference.md does not name"
         );
     }
 
     #[test]
-    fn counting_reaches_the_child_that_it_names() {
+    fn a_count_reaches_the_metric_with_its_labels() {
         let metrics = Metrics::new().unwrap();
         let web = metrics.service(&key("shop", 80));
         web.answered(204);
@@ -430,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_takes_out_every_child_of_that_port_and_no_other() {
+    fn forgetting_a_port_removes_all_its_metrics_and_no_others() {
         let metrics = Metrics::new().unwrap();
         let gone = metrics.service(&key("gone", 80));
         let _other_port = metrics.service(&key("gone", 81));
@@ -441,7 +459,7 @@ mod tests {
         assert_eq!(lines_of(&before, "gone").len(), 2 * kept_lines);
 
         metrics.forget(&key("gone", 80));
-        // A drain that ends after its service is gone must not bring the series back.
+        // A drain that ends after its Service is gone must not bring the series back.
         gone.drained(Trigger::Removed, Outcome::Drained);
         gone.closed(CloseReason::Completed);
         let after = metrics.render().unwrap();
@@ -454,7 +472,7 @@ mod tests {
         assert_eq!(
             lines_of(&metrics.render().unwrap(), "gone").len(),
             2 * kept_lines,
-            "it may come back"
+            "a forgotten port may come back"
         );
     }
 

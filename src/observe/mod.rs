@@ -1,4 +1,6 @@
-//! What the process shows of itself: metrics, health, its log and the access log.
+//! What the process shows of itself: metrics, health, the log and the access log.
+//!
+//! Nothing here decides anything. The admin pages that serve this state are in `admin`.
 
 pub mod access_log;
 pub mod health;

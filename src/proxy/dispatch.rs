@@ -100,7 +100,7 @@ async fn held(
 ) -> Result<(Lease, Upstream), Refusal> {
     let metrics = port.metrics.clone();
     let limits = worker.config().limits.held;
-    let Some(_place) = port.hold.enter(limits) else {
+    let Some(_place) = port.hold.take_place(limits) else {
         metrics.held_refused.inc();
         return Err(Refusal::Full);
     };

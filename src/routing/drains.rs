@@ -1,6 +1,8 @@
-//! One endpoint's drain, from `begin_drain` to its last lease, and the log of all of them.
+//! Drains and their receipts: the log of all running drains and of the last finished ones.
 //!
-//! The log's invariant: every drain that began is either running or finished, and finishes once.
+//! Invariant: a drain that began is running or finished, and it finishes once. A receipt does not
+//! change after its drain has finished. Which endpoint drains, and when, is decided in
+//! `routing/table.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -15,30 +17,39 @@ use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::reason::{Outcome, Trigger};
 use crate::routing::rollouts::{Rollout, Rollouts};
 
-/// A drain as the admin page and the log line show it.
+/// A drain as the admin page and the log line show it. After the drain it is the receipt.
 #[derive(Debug, Clone)]
 pub struct Record {
+    /// The Service port of the endpoint.
     pub service: PortKey,
+    /// The endpoint's address.
     pub address: SocketAddr,
+    /// The name of the endpoint's pod, where the slice names one.
     pub pod: Option<String>,
+    /// When the drain began, by the wall clock.
     pub started_at: SystemTime,
+    /// The signal that began the drain.
     pub trigger: Trigger,
-    /// The endpoint's drain deadline and its leases, when the record was made.
+    /// The endpoint's drain deadline when the record was made.
     pub deadline: Option<Instant>,
+    /// The endpoint's leases when the record was made.
     pub in_flight: u64,
-    /// `None` while it runs.
+    /// When the drain ended, and how. `None` while it runs.
     pub ended: Option<(SystemTime, Outcome)>,
-    /// Exchanges and connections that ended by themselves after the drain began.
+    /// Exchanges and connections that ended normally after the drain began.
     pub finished: u32,
+    /// Requests that were lost here and sent to another endpoint.
     pub replayed: u32,
+    /// Exchanges and connections that were cut at the drain deadline.
     pub forced: u32,
+    /// Idle connections that the drain closed.
     pub idle_closed: u32,
 }
 
 impl Record {
-    /// For people, in one line.
+    /// The record as one line for people. `took` is how long the drain took.
     pub fn words(&self, took: Duration) -> String {
-        let who = self.pod.as_ref().map_or_else(
+        let endpoint = self.pod.as_ref().map_or_else(
             || self.address.to_string(),
             |pod| format!("pod {pod} ({})", self.address),
         );
@@ -57,13 +68,14 @@ impl Record {
             ..
         } = self;
         format!(
-            "{who}: {outcome} in {took} ({}); {finished} finished, {replayed} replayed, {forced} forced, {idle_closed} idle \
-             connections closed",
+            "{endpoint}: {outcome} in {took} ({}); {finished} finished, {replayed} replayed, \
+             {forced} forced, {idle_closed} idle connections closed",
             self.trigger.as_str()
         )
     }
 
-    /// Logs a finished drain in one line: endpoint, trigger, duration, and what became of what was in flight.
+    /// Logs a finished drain in one line: the endpoint, the trigger, the duration, and how
+    /// connections and requests in flight ended.
     pub fn log(&self, took: Duration) {
         let outcome = self
             .ended
@@ -84,7 +96,7 @@ impl Record {
     }
 }
 
-/// Running drains and the last [`KEPT`] finished ones.
+/// Running drains, the last [`KEPT`] finished drains, and the rollouts that they belong to.
 #[derive(Default)]
 pub struct Log(Mutex<Inner>);
 
@@ -100,20 +112,22 @@ struct Running {
     service: PortKey,
     trigger: Trigger,
     metrics: Arc<ServiceMetrics>,
-    /// When the event that ends it arrived.
+    /// When the event that ends the endpoint arrived.
     received: Instant,
     started_at: SystemTime,
     started: Instant,
-    /// Counted before, and not this drain's doing.
+    /// The endpoint's replays before the drain. The receipt leaves them out.
     replayed_before: u32,
+    /// Idle connections that were closed before the drain. The receipt leaves them out.
     idle_closed_before: u32,
 }
 
-/// Finished drains that are remembered.
+/// How many finished drains the log keeps.
 pub const KEPT: usize = 1_000;
 
 impl Log {
-    /// To be called before `begin_drain`. `received` is when the event that ends the endpoint arrived.
+    /// Notes that a drain begins. `received` is when the event that ends the endpoint arrived. Call
+    /// this before [`Endpoint::begin_drain`], so that the receipt counts what the drain closes.
     pub fn begin(
         &self,
         endpoint: Arc<Endpoint>,
@@ -131,7 +145,8 @@ impl Log {
             received,
             started_at: SystemTime::now(),
             started: now,
-            // Requests lost in the last moment were lost to the same end: it came before its event did.
+            // A request that was lost within the last second was lost because the pod ended. The
+            // event about the end arrives only now, so the receipt counts the replay.
             replayed_before: if endpoint.replayed_lately(now) {
                 0
             } else {
@@ -151,8 +166,9 @@ impl Log {
         inner.running.insert(endpoint.id, running);
     }
 
-    /// Ends a drain, and counts it; `None` if it had ended before. Returns the record and how long it took. `asked` is
-    /// when the pod's deletion was asked for, where that is known.
+    /// Ends a drain and counts it in the metrics. Returns the receipt and how long the drain took;
+    /// `None` if the drain has ended before or never began. `asked` is when the pod's deletion was
+    /// requested, where that is known.
     pub fn end(&self, id: EndpointId, asked: Option<Instant>) -> Option<(Record, Duration)> {
         let mut inner = self.lock();
         let running = inner.running.remove(&id)?;
@@ -187,7 +203,7 @@ impl Log {
         Some((record, took))
     }
 
-    /// Running drains first, then the finished ones, newest first.
+    /// All drains: the running ones first, then the finished ones, newest first.
     pub fn records(&self) -> Vec<Record> {
         let inner = self.lock();
         inner
@@ -198,12 +214,12 @@ impl Log {
             .collect()
     }
 
-    /// When [`Log::close_rollouts`] may have something to do.
+    /// When to call [`Log::close_rollouts`] next; `None` while no rollout runs.
     pub fn rollouts_due(&self) -> Option<Instant> {
         self.lock().rollouts.due()
     }
 
-    /// Receipts of the rollouts that are over; see [`Rollouts::close`].
+    /// Ends the rollouts that are over and returns their receipts; see [`Rollouts::close`].
     pub fn close_rollouts(
         &self,
         now: Instant,
@@ -212,11 +228,12 @@ impl Log {
         self.lock().rollouts.close(now, come)
     }
 
-    /// The last receipts, newest first.
+    /// The receipts of the last rollouts, newest first.
     pub fn rollouts(&self) -> Vec<Rollout> {
         self.lock().rollouts.finished()
     }
 
+    /// How many drains run now.
     pub fn running(&self) -> usize {
         self.lock().running.len()
     }
@@ -227,6 +244,7 @@ impl Log {
 }
 
 impl Running {
+    /// The drain as it is now.
     fn record(&self) -> Record {
         let tally = &self.endpoint.tally;
         Record {
@@ -290,7 +308,7 @@ mod tests {
         assert_eq!(
             log.records()[0].finished,
             3,
-            "a running drain is shown as it stands"
+            "the record of a running drain shows its present counts"
         );
         assert!(log.records()[0].ended.is_none());
         let (record, _) = log.end(endpoint.id, None).unwrap();
@@ -305,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn one_cut_connection_makes_it_forced() {
+    fn one_cut_connection_makes_the_drain_forced() {
         let log = Log::default();
         let endpoint = begin(&log, 7);
         endpoint.tally.forced.store(1, Ordering::Relaxed);
@@ -316,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn running_ones_first_then_the_newest_and_no_more_than_are_kept() {
+    fn running_drains_come_first_then_the_newest_finished_ones_up_to_the_bound() {
         let log = Log::default();
         let last = KEPT as u64 + 2;
         for id in 0..=last {
@@ -331,7 +349,7 @@ mod tests {
         assert_eq!(ports.last(), Some(&3), "the oldest are gone");
     }
 
-    /// Collects what is logged.
+    /// Collects the log's output.
     #[derive(Clone, Default)]
     struct Output(Arc<Mutex<Vec<u8>>>);
 

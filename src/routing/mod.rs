@@ -1,9 +1,17 @@
-//! From what the source tells to what the data plane may use: the world of objects, the table, and its drains.
+//! From the events of a source to the endpoints that the data plane may use: the world of objects,
+//! the routing table, and the drains that its changes begin.
+//!
+//! Invariant: the control thread is the only writer. It publishes the snapshot without the leaving
+//! endpoints first and begins their drains second (contract 1.2). Sockets, timers and tasks are not
+//! here; see [`crate::control`].
 
-pub mod chores;
+pub mod change;
 pub mod drains;
-pub mod port;
-pub mod registry;
+mod entry;
+mod port;
+mod reconcile;
+mod registry;
 pub mod rollouts;
+mod service;
 pub mod table;
 pub mod world;

@@ -1,136 +1,79 @@
-//! One port of a Service as its entries stand: which of its endpoints are usable, out, the last resort, or leave.
+//! One Service port with its entries: which of its endpoints are usable, out of rotation, the last
+//! resort, or leaving for good.
 //!
-//! Invariant: an entry is changed by [`PortEntry::alter`] alone, so that the lists kept beside the entries follow it and a
-//! rebuild need look only at what was altered.
+//! Invariant: outside this file, an entry is changed only by `PortEntry::alter`. So the lists
+//! beside the entries stay equal to them, and a rebuild looks only at entries that were altered.
+//! How a merge becomes changes of entries is in `routing/reconcile.rs`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, DefaultHasher};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::contract::counters::ServiceMetrics;
-use crate::contract::endpoint::{Conditions, Endpoint};
+use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
-use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::name::PortKey;
 use crate::contract::policy::{Policy, Protocol};
-use crate::contract::reason::Trigger;
 use crate::contract::snapshot::Port;
 use crate::discovery::object::ServicePortObject;
-use crate::routing::chores::Chores;
+use crate::routing::change::Change;
+use crate::routing::entry::Entry;
 use crate::routing::registry::{Identity, identity, identity_of};
-use crate::routing::world::merged::{Fate, MergedEndpoint};
-use crate::routing::world::objects::World;
+use crate::routing::world::merged::MergedEndpoint;
 
+/// One Service port as the table keeps it.
 pub(super) struct PortEntry {
-    /// `None` when the Service or its port is gone: nothing is published, connections live on.
+    /// What the Service says about the port. `None` if the Service or the port is gone: nothing is
+    /// published, and connections go on.
     pub(super) spec: Option<Spec>,
     pub(super) policy: Policy,
     pub(super) hold: Arc<Hold>,
     pub(super) metrics: Arc<ServiceMetrics>,
-    /// What was merged last, by address: only what differs from it is looked at again.
+    /// The endpoints of the last merge, sorted by address. Only differences from it are examined.
     pub(super) merged: Vec<MergedEndpoint>,
-    /// See [`MergedPort::ambiguous`].
+    /// Whether the last merge was ambiguous; see `MergedPort::ambiguous`.
     pub(super) ambiguous: bool,
+    /// The endpoints that do not leave. An endpoint whose drain begins loses its entry.
     pub(super) entries: Entries,
-    /// See [`Port::usable`]: the entries that [`Entry::is_usable`].
+    /// The endpoints whose entries are usable; see [`Port::usable`].
     pub(super) usable: EndpointList,
-    /// Entries that no slice names right now.
+    /// Entries that no slice lists now.
     pub(super) unlisted: BTreeSet<Identity>,
     /// Entries that were altered since the last rebuild.
     pub(super) altered: BTreeSet<Identity>,
-    /// Whether any served at the last rebuild.
+    /// Whether an endpoint served at the last rebuild; see [`PortEntry::serves`].
     pub(super) served: bool,
-    /// Drain begun, leases left.
+    /// Endpoints whose drain has begun and is not over.
     pub(super) leaving: Vec<Arc<Endpoint>>,
-    /// Drained, and still shown terminating by a slice; with the drain deadline, which outlives the endpoint.
+    /// Endpoints whose drain has begun, and which a slice still lists as terminating. The value is
+    /// the drain deadline. It outlives the endpoint, which may return as the last resort (contract
+    /// 1.9).
     pub(super) ended: HashMap<Identity, Option<Instant>>,
-    /// See [`Port::all`].
+    /// Every endpoint that still exists; see [`Port::all`].
     pub(super) all: EndpointList,
 }
 
-/// What the Service says of one of its ports.
+/// What the Service says about one of its ports.
 pub(super) struct Spec {
     pub(super) port: ServicePortObject,
     pub(super) protocol: Protocol,
+    /// The port on which the endpoints listen; see [`Port::target_port`].
     pub(super) target: Option<u16>,
+    /// See [`Port::claimed`].
     pub(super) claimed: bool,
+    /// See [`Port::handing_back`].
     pub(super) handing_back: bool,
 }
 
-/// Without a random key: the same events make the same table in the same order, so that a seeded test can be run again. What
-/// is hashed comes from the source of truth, not from clients.
+/// The hash has no random key. So the same events build the same table in the same order, and a
+/// seeded test can be run again. That is safe because the keys come from the source of truth, not
+/// from clients.
 type Entries = HashMap<Identity, Entry, BuildHasherDefault<DefaultHasher>>;
 
-pub(super) struct Entry {
-    pub(super) endpoint: Arc<Endpoint>,
-    /// The endpoint's own, kept here too: whoever looks at every entry need not follow each pointer.
-    pub(super) conditions: Conditions,
-    /// In [`PortEntry::usable`].
-    pub(super) place: Option<usize>,
-    /// Whether the endpoint has been told so.
-    pub(super) out: bool,
-    /// Connected to once by this proxy.
-    pub(super) joined: bool,
-    /// The control side is about to find that out.
-    pub(super) probing: bool,
-    /// Named by a slice right now.
-    pub(super) listed: bool,
-    /// Set once, never unset.
-    pub(super) terminating: Option<Trigger>,
-    /// Its drain deadline has passed: not even a last resort.
-    pub(super) expired: bool,
-}
-
-/// An endpoint to be drained once the snapshot without it is out.
-pub(super) struct Leaver {
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) key: PortKey,
-    pub(super) trigger: Trigger,
-}
-
-impl Entry {
-    fn is_usable(&self) -> bool {
-        self.listed && self.joined && self.terminating.is_none() && self.conditions.ready
-    }
-
-    pub(super) fn set_conditions(&mut self, conditions: Conditions) {
-        self.conditions = conditions;
-        self.endpoint.set_conditions(conditions);
-    }
-
-    /// Has it connected to, if that is due. One that is not ready is left alone.
-    pub(super) fn probe(&mut self, chores: &mut Chores) {
-        let wanted =
-            self.conditions.ready || (self.conditions.terminating && self.conditions.serving);
-        if wanted && self.listed && !self.joined && !self.probing {
-            self.probing = true;
-            chores.join.push(self.endpoint.clone());
-        }
-    }
-
-    /// In rotation, or the last resort.
-    fn stands(&self, any_serves: bool) -> bool {
-        self.is_usable() || self.is_last_resort() && !any_serves
-    }
-
-    /// Not connected to yet: it may still become the last resort.
-    fn may_join(&self) -> bool {
-        self.listed && !self.joined && !self.expired && self.conditions.serving
-    }
-
-    /// Serving and terminating (KEP-1669).
-    fn is_last_resort(&self) -> bool {
-        self.listed
-            && self.joined
-            && self.terminating.is_some()
-            && !self.expired
-            && self.conditions.serving
-    }
-}
-
 impl PortEntry {
+    /// A port without a spec and without endpoints.
     pub(super) fn new(policy: Policy, hold: Arc<Hold>, metrics: Arc<ServiceMetrics>) -> Self {
         Self {
             spec: None,
@@ -150,12 +93,12 @@ impl PortEntry {
         }
     }
 
-    /// Whether any is usable and answers, as far as is known.
+    /// Whether an endpoint is usable and not ejected.
     pub(super) fn serves(&self) -> bool {
         self.usable.iter().any(|endpoint| !endpoint.is_ejected())
     }
 
-    /// The one way to change an entry: the lists that are kept of entries follow.
+    /// Changes an entry, if there is one, and keeps the lists equal to the entries.
     pub(super) fn alter(&mut self, identity: &Identity, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(identity) else {
             return;
@@ -176,6 +119,7 @@ impl PortEntry {
         self.altered.insert(identity.clone());
     }
 
+    /// Removes an entry, also from the lists. `all` still has its endpoint until the drain is over.
     pub(super) fn remove(&mut self, identity: &Identity) -> Option<Entry> {
         let entry = self.entries.remove(identity)?;
         self.unlisted.remove(identity);
@@ -186,6 +130,7 @@ impl PortEntry {
         Some(entry)
     }
 
+    /// Removes a place in `usable`, and notes the new place of the endpoint that moves there.
     fn vacate(&mut self, place: usize) {
         if let Some(moved) = self.usable.swap_remove(place)
             && let Some(entry) = self.entries.get_mut(&identity_of(&moved))
@@ -194,104 +139,13 @@ impl PortEntry {
         }
     }
 
-    /// Brings an entry up to what was merged of it.
-    pub(super) fn update(
-        &mut self,
-        identity: &Identity,
-        merged: &MergedEndpoint,
-        received: Instant,
-        chores: &mut Chores,
-    ) {
-        let (join_check, drain_timeout) = (self.policy.join_check, self.policy.drain_timeout);
-        self.alter(identity, |entry| {
-            entry.listed = true;
-            entry.joined |= !join_check;
-            entry.set_conditions(merged.conditions);
-            if entry.endpoint.is_ejected() && entry.out && entry.joined {
-                // Its probe ended when it left the rotation: prove it anew.
-                entry.joined = false;
-            }
-            entry.probe(chores);
-            if merged.conditions.terminating && entry.terminating.is_none() {
-                entry.terminating = Some(match &merged.fate {
-                    Fate::Terminating { trigger, .. } => *trigger,
-                    Fate::Deleted { .. } => Trigger::PodDeleted,
-                    Fate::NoPod | Fate::Alive => Trigger::SliceTerminating,
-                });
-                if merged.fate == Fate::NoPod {
-                    shorten(&entry.endpoint, received + drain_timeout, chores);
-                }
-            }
-        });
-        if let Some(entry) = self.entries.get(identity) {
-            apply_fate(
-                &entry.endpoint,
-                &merged.fate,
-                received,
-                &self.policy,
-                chores,
-            );
-        }
-    }
-
-    /// What the world has at these addresses; `None` if that alone does not tell what became of the port.
-    pub(super) fn merge_some(
-        &self,
-        world: &World,
-        service: &ObjectName,
-        addresses: &BTreeSet<IpAddr>,
-    ) -> Option<Vec<MergedEndpoint>> {
-        let Some(spec) = &self.spec else {
-            return Some(Vec::new());
-        };
-        let found = world
-            .merge_some(service, &spec.port, addresses)
-            .filter(|_| !self.ambiguous)?;
-        // The first endpoint may stand for where all of them listen.
-        let other = self
-            .merged
-            .iter()
-            .find(|e| !addresses.contains(&e.address.ip()));
-        let first = other
-            .into_iter()
-            .chain(found.first())
-            .min_by_key(|e| e.address)
-            .map(|e| e.address.port());
-        (spec.port.target_port.is_some() || spec.target == first).then_some(found)
-    }
-
-    /// Puts what was found at these addresses into what was merged last.
-    pub(super) fn patch(&mut self, addresses: &BTreeSet<IpAddr>, found: &[MergedEndpoint]) -> News {
-        let at = |all: &[MergedEndpoint], ip: IpAddr| {
-            let from = all.partition_point(|e| e.address.ip() < ip);
-            from..from
-                + all[from..]
-                    .iter()
-                    .take_while(|e| e.address.ip() == ip)
-                    .count()
-        };
-        let mut news = News::default();
-        for ip in addresses {
-            let now = &found[at(found, *ip)];
-            let before: Vec<_> = self
-                .merged
-                .splice(at(&self.merged, *ip), now.iter().cloned())
-                .collect();
-            news.append(News::between(&before, now));
-        }
-        news
-    }
-
-    /// Sorts the entries into those that stay, those that are out, and those that leave for good.
-    pub(super) fn rebuild(
-        &mut self,
-        key: &PortKey,
-        leavers: &mut Vec<Leaver>,
-        outs: &mut Vec<Arc<Endpoint>>,
-    ) {
+    /// Decides for the altered entries which are in rotation, which are out of it, and which leave
+    /// for good.
+    pub(super) fn rebuild(&mut self, key: &PortKey, change: &mut Change) {
         let serves = self.serves();
         let altered = std::mem::take(&mut self.altered);
-        // Where some serve, each entry goes by itself; otherwise what becomes of it depends on the others.
+        // If an endpoint serves now and one served at the last rebuild, no entry depends on the
+        // others, so the altered entries suffice. Otherwise each entry depends on the others.
         let looked_at = if serves && self.served {
             altered
         } else {
@@ -314,11 +168,7 @@ impl PortEntry {
                     if listed {
                         self.ended.insert(identity, endpoint.drain_deadline());
                     }
-                    leavers.push(Leaver {
-                        endpoint,
-                        key: key.clone(),
-                        trigger,
-                    });
+                    change.leaves(endpoint, key, trigger);
                 }
                 _ if entry.out != stands => {}
                 _ if entry.out => {
@@ -327,14 +177,14 @@ impl PortEntry {
                 }
                 _ => {
                     entry.out = true;
-                    outs.push(entry.endpoint.clone());
+                    change.outs.push(entry.endpoint.clone());
                 }
             }
         }
         debug_assert!(self.is_in_order(serves), "{key}");
     }
 
-    /// What the lists of entries and a rebuild of some of them promise.
+    /// Whether the lists are equal to the entries, and a rebuild left each entry as it must be.
     fn is_in_order(&self, serves: bool) -> bool {
         let usable = self
             .entries
@@ -364,6 +214,7 @@ impl PortEntry {
             })
     }
 
+    /// The port to publish; `None` if the Service or the port is gone.
     pub(super) fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
         let Spec {
             port,
@@ -393,72 +244,5 @@ impl PortEntry {
             hold: self.hold.clone(),
             metrics: self.metrics.clone(),
         }))
-    }
-}
-
-/// What differs between two merges of a port.
-#[derive(Default)]
-pub(super) struct News {
-    /// New or other than before.
-    pub(super) changed: Vec<MergedEndpoint>,
-    /// No longer there, or only as another.
-    pub(super) gone: Vec<MergedEndpoint>,
-}
-
-impl News {
-    /// Both ordered by address.
-    pub(super) fn between(before: &[MergedEndpoint], now: &[MergedEndpoint]) -> Self {
-        let mut news = Self::default();
-        let mut before = before.iter().peekable();
-        for merged in now {
-            while let Some(left) = before.next_if(|old| old.address < merged.address) {
-                news.gone.push(left.clone());
-            }
-            let same_address = before.next_if(|old| old.address == merged.address);
-            if same_address != Some(merged) {
-                news.changed.push(merged.clone());
-                news.gone.extend(same_address.cloned());
-            }
-        }
-        news.gone.extend(before.cloned());
-        news
-    }
-
-    pub(super) fn append(&mut self, mut more: Self) {
-        self.changed.append(&mut more.changed);
-        self.gone.append(&mut more.gone);
-    }
-}
-
-/// Brings what is known of the pod's end to the endpoint: a deadline, silence that is suspect.
-pub(super) fn apply_fate(
-    endpoint: &Arc<Endpoint>,
-    fate: &Fate,
-    received: Instant,
-    policy: &Policy,
-    chores: &mut Chores,
-) {
-    match fate {
-        Fate::NoPod | Fate::Alive | Fate::Terminating { deadline: None, .. } => {}
-        Fate::Terminating {
-            deadline: Some(deadline),
-            ..
-        } => shorten(endpoint, *deadline, chores),
-        Fate::Deleted { deadline } => {
-            endpoint.set_pod_gone();
-            if endpoint.drain_deadline().is_none() || deadline.is_some() {
-                shorten(
-                    endpoint,
-                    deadline.unwrap_or(received + policy.drain_timeout),
-                    chores,
-                );
-            }
-        }
-    }
-}
-
-pub(super) fn shorten(endpoint: &Arc<Endpoint>, deadline: Instant, chores: &mut Chores) {
-    if endpoint.shorten_deadline(deadline) {
-        chores.deadlines.push(endpoint.clone());
     }
 }

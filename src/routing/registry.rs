@@ -1,32 +1,133 @@
-//! Which endpoint lives where.
+//! Where each endpoint belongs: its Service port, its place in that port's list, and which Services
+//! have endpoints of a pod. It also creates endpoints and gives them their ids.
+//!
+//! Invariant: an endpoint is registered from its creation until its drain is over. An id is never
+//! used again. The endpoints themselves are kept by their ports.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use crate::contract::endpoint::Endpoint;
-use crate::contract::name::PortKey;
+use tokio::sync::mpsc;
+
+use crate::contract::endpoint::{Endpoint, EndpointId, Notice};
+use crate::contract::endpoint_list::EndpointList;
+use crate::contract::name::{ObjectName, PortKey};
 use crate::routing::world::merged::MergedEndpoint;
 
-/// Where a living endpoint belongs.
+/// Address and pod UID. They identify an entry of a port. An address that returns after its
+/// termination has the same identity and another [`EndpointId`] (contract 1.7).
+pub(super) type Identity = (SocketAddr, Option<String>);
+
+/// Where an endpoint belongs.
 pub(super) struct Home {
+    /// Its Service port.
     pub(super) key: PortKey,
+    /// Its identity within the port.
     pub(super) identity: Identity,
-    /// In [`PortEntry::all`].
+    /// Its place in the port's list of all endpoints.
     pub(super) place: usize,
 }
 
-/// Address and pod UID; with the generation, which is the [`EndpointId`], the endpoint's key.
-pub(super) type Identity = (SocketAddr, Option<String>);
-
-pub(super) fn identity(merged: &MergedEndpoint) -> Identity {
-    (
-        merged.address,
-        merged.pod.as_ref().map(|pod| pod.uid.clone()),
-    )
+/// All endpoints that exist, by id and by pod.
+pub(super) struct Registry {
+    homes: HashMap<EndpointId, Home>,
+    /// For each pod UID, the Services that have endpoints of this pod, and how many each has.
+    by_pod: HashMap<String, BTreeMap<ObjectName, usize>>,
+    next_id: u64,
+    notices: mpsc::UnboundedSender<Notice>,
 }
 
+impl Registry {
+    /// An empty registry. The endpoints that it creates report to `notices`.
+    pub(super) fn new(notices: mpsc::UnboundedSender<Notice>) -> Self {
+        Self {
+            homes: HashMap::new(),
+            by_pod: HashMap::new(),
+            next_id: 0,
+            notices,
+        }
+    }
+
+    /// Creates an endpoint that is out of rotation, and adds it to the port's list `all`.
+    pub(super) fn create(
+        &mut self,
+        key: &PortKey,
+        merged: &MergedEndpoint,
+        all: &mut EndpointList,
+    ) -> Arc<Endpoint> {
+        self.next_id += 1;
+        let endpoint = Endpoint::new(
+            EndpointId(self.next_id),
+            merged.address,
+            merged.pod.clone(),
+            merged.template_hash.clone(),
+            self.notices.clone(),
+        );
+        let home = Home {
+            key: key.clone(),
+            identity: identity(merged),
+            place: all.push(endpoint.clone()),
+        };
+        self.homes.insert(endpoint.id, home);
+        if let Some(pod) = &merged.pod {
+            let services = self.by_pod.entry(pod.uid.clone()).or_default();
+            *services.entry(key.service.clone()).or_default() += 1;
+        }
+        endpoint
+    }
+
+    /// Where an endpoint belongs; `None` once it is forgotten.
+    pub(super) fn home(&self, id: EndpointId) -> Option<&Home> {
+        self.homes.get(&id)
+    }
+
+    /// Forgets an endpoint, and returns where it belonged. The caller removes it from its port's
+    /// list.
+    pub(super) fn forget(&mut self, endpoint: &Endpoint) -> Option<Home> {
+        let home = self.homes.remove(&endpoint.id)?;
+        if let Some(pod) = &endpoint.pod
+            && let Some(services) = self.by_pod.get_mut(&pod.uid)
+        {
+            if let Some(count) = services.get_mut(&home.key.service) {
+                *count -= 1;
+                if *count == 0 {
+                    services.remove(&home.key.service);
+                }
+            }
+            if services.is_empty() {
+                self.by_pod.remove(&pod.uid);
+            }
+        }
+        Some(home)
+    }
+
+    /// Notes an endpoint's new place in its port's list.
+    pub(super) fn moved(&mut self, id: EndpointId, place: usize) {
+        if let Some(home) = self.homes.get_mut(&id) {
+            home.place = place;
+        }
+    }
+
+    /// The Services that have endpoints of the pod with this UID.
+    pub(super) fn services_of(&self, uid: &str) -> impl Iterator<Item = &ObjectName> {
+        self.by_pod.get(uid).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// Whether no endpoint is registered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.homes.is_empty() && self.by_pod.is_empty()
+    }
+}
+
+/// The identity of a merged endpoint.
+pub(super) fn identity(merged: &MergedEndpoint) -> Identity {
+    let uid = merged.pod.as_ref().map(|pod| pod.uid.clone());
+    (merged.address, uid)
+}
+
+/// The identity of an endpoint.
 pub(super) fn identity_of(endpoint: &Endpoint) -> Identity {
-    (
-        endpoint.address,
-        endpoint.pod.as_ref().map(|pod| pod.uid.clone()),
-    )
+    let uid = endpoint.pod.as_ref().map(|pod| pod.uid.clone());
+    (endpoint.address, uid)
 }

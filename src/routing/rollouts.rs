@@ -1,9 +1,12 @@
-//! Rollouts as the clients met them: a burst of drains of one Service, and the receipt at its end.
+//! Rollouts as the clients of a Service experience them: a burst of drains, and its receipt.
 //!
-//! A burst begins with a Service's first drain and ends once nothing has drained for [`QUIET`] and something serves
-//! again, or after an hour, whatever made it: a rolling update, an undo, a scale-down. Counts are the Service's own
-//! counters at the end less those at the beginning, so they are what all its clients met in that time, not what the drains
-//! caused. Kept by [`crate::routing::drains::Log`].
+//! A burst begins with a drain of the Service. It ends when nothing has drained for [`QUIET`] and
+//! an endpoint serves again, or after an hour. Its cause does not matter: a rolling update, a
+//! rollback, a scale-down. The counts are the Service's own counters at the end minus those at the
+//! beginning. So they are what all clients met in that time, and not only what the drains caused.
+//!
+//! Invariant: a Service has at most one open burst. [`crate::routing::drains::Log`] keeps the
+//! bursts and says when drains begin and end.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -13,33 +16,40 @@ use crate::contract::counters::ServiceMetrics;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::reason::CloseReason;
 
-/// The receipt.
+/// The receipt of a rollout: a burst of drains of one Service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rollout {
+    /// The Service whose endpoints drained.
     pub service: ObjectName,
+    /// When the first drain began, by the wall clock.
     pub started_at: SystemTime,
+    /// `started_at` plus `took`.
     pub ended_at: SystemTime,
     /// From the first drain's beginning to the last one's end, or to when something served again.
     pub took: Duration,
+    /// Pods whose endpoints drained. A pod counts once.
     pub pods_gone: u32,
-    /// Let into rotation from [`LOOK_BACK`] before the first drain on.
+    /// Pods that joined the rotation since [`LOOK_BACK`] before the first drain.
     pub pods_come: u32,
+    /// Requests that were answered.
     pub requests: u64,
+    /// Requests that were lost with an endpoint and sent to another one.
     pub replayed: u64,
-    /// Requests and connections that had to wait for an endpoint.
+    /// Requests and connections that waited for an endpoint.
     pub held: u64,
-    /// Exchanges and connections cut at a drain deadline.
+    /// Exchanges and connections that were cut at a drain deadline.
     pub forced: u64,
-    /// Client connections open at the end.
+    /// Client connections that are open at the end.
     pub connections_kept: u64,
-    /// Client connections that did not end of the client's own doing.
+    /// Client connections that ended because an endpoint reset them, at a drain deadline, or
+    /// because no endpoint was usable.
     pub connections_lost: u64,
-    /// 502, 503 and 504 of our own, and responses that had to be cut.
+    /// Requests that Ebbtide had to fail: its own 502, 503 and 504, and responses that it cut.
     pub failures: u64,
 }
 
 impl Rollout {
-    /// For people, in one line.
+    /// The receipt as one line for people.
     pub fn words(&self) -> String {
         let Self {
             pods_gone,
@@ -58,12 +68,13 @@ impl Rollout {
         } = self;
         let took = humantime::format_duration(Duration::from_millis(self.took.as_millis() as u64));
         format!(
-            "{pods_gone} pods gone, {pods_come} come in {took}: {requests} requests, {failures} failed, {replayed} replayed, \
-             {held} held, {forced} cut at their deadline; {connections_kept} client connections kept, {connections_lost} lost"
+            "{pods_gone} pods gone, {pods_come} come in {took}: {requests} requests, \
+             {failures} failed, {replayed} replayed, {held} held, {forced} cut at their deadline; \
+             {connections_kept} client connections kept, {connections_lost} lost"
         )
     }
 
-    /// Logs a rollout that is over in one line.
+    /// Logs a rollout that is over, in one line.
     pub fn log(&self) {
         tracing::info!(
             service = %self.service,
@@ -82,26 +93,31 @@ impl Rollout {
     }
 }
 
+/// The open bursts, at most one for each Service, and the last [`KEPT`] receipts.
 #[derive(Default)]
 pub struct Rollouts {
     open: BTreeMap<ObjectName, Open>,
     finished: VecDeque<Rollout>,
 }
 
+/// A burst that is not over.
 struct Open {
     started_at: SystemTime,
     started: Instant,
-    /// Beginning or end of a drain.
+    /// When a drain last began or ended. [`Rollouts::close`] moves it on while nothing serves.
     last: Instant,
+    /// Drains that run.
     running: usize,
-    /// By name and UID, else by address: a pod drains once for each port.
+    /// The pods that drained, by name and UID, or by address if the pod is not known. It is a set,
+    /// because a pod drains once for each port.
     gone: BTreeSet<String>,
+    /// Each port that had a drain, with its counters when its first drain began.
     before: BTreeMap<u16, (Arc<ServiceMetrics>, Counts)>,
-    /// As the ended drains' records say.
+    /// The sum over the drains that ended.
     forced: u64,
 }
 
-/// What a Service's counters say.
+/// The counters of one Service port at one time.
 #[derive(Default, Clone, Copy)]
 struct Counts {
     requests: u64,
@@ -132,6 +148,8 @@ impl Counts {
 }
 
 impl Rollouts {
+    /// Notes that a drain began. `pod` identifies the pod within the Service. The first drain of a
+    /// Service begins its burst.
     pub fn drain_began(
         &mut self,
         key: &PortKey,
@@ -159,6 +177,7 @@ impl Rollouts {
             .or_insert_with(|| (metrics.clone(), Counts::of(metrics)));
     }
 
+    /// Notes that a drain ended. `forced` is how many exchanges and connections it cut.
     pub fn drain_ended(&mut self, service: &ObjectName, forced: u32, now: Instant) {
         if let Some(open) = self.open.get_mut(service) {
             open.last = now;
@@ -167,13 +186,13 @@ impl Rollouts {
         }
     }
 
-    /// When the next burst may have ended.
+    /// When the next burst may be over; `None` while there is none.
     pub fn due(&self) -> Option<Instant> {
         self.open.values().map(Open::due).min()
     }
 
-    /// Ends the bursts that are over. `come` tells how many pods of a Service were let in since a moment, and `None`
-    /// while nothing serves.
+    /// Ends the bursts that are over at `now` and returns their receipts. `come` returns how many
+    /// pods of a Service have joined since an instant, or `None` while no endpoint of it is usable.
     pub fn close(
         &mut self,
         now: Instant,
@@ -187,7 +206,8 @@ impl Rollouts {
             let since = open.started.checked_sub(LOOK_BACK).unwrap_or(open.started);
             let come = come(service, since);
             if come.is_none() && now < (open.last + LONGEST).min(open.started + AT_MOST) {
-                // Nothing serves yet: what the clients meet is not over.
+                // Nothing serves yet, so the rollout is not over for the clients. Look again after
+                // `RECHECK`.
                 open.last = open
                     .last
                     .max(now.checked_sub(QUIET - RECHECK).unwrap_or(now));
@@ -205,18 +225,20 @@ impl Rollouts {
         closed
     }
 
-    /// Newest first.
+    /// The last receipts, newest first.
     pub fn finished(&self) -> Vec<Rollout> {
         self.finished.iter().rev().cloned().collect()
     }
 }
 
 impl Open {
+    /// When the burst may be over.
     fn due(&self) -> Instant {
         let pause = if self.running == 0 { QUIET } else { LONGEST };
         (self.last + pause).min(self.started + AT_MOST)
     }
 
+    /// The receipt of this burst, as the counters are now.
     fn receipt(&self, service: &ObjectName, come: u32) -> Rollout {
         let sum = |part: fn(&Counts) -> u64| -> u64 {
             self.before
@@ -247,16 +269,21 @@ impl Open {
     }
 }
 
-/// Between two drains of one rollout: longer than a pod takes to become ready, as a rule.
+/// The longest pause between two drains of one rollout. It is longer than a pod usually takes to
+/// become ready.
 pub const QUIET: Duration = Duration::from_secs(15);
-/// A burst whose drains do not end, or after which nothing serves, has its receipt all the same.
+/// A burst whose drains do not end gets its receipt after this long without another drain that
+/// begins or ends.
 const LONGEST: Duration = Duration::from_secs(600);
-/// Drains that go on without a pause have a receipt each hour: the pods of a burst are remembered by name.
+/// The longest burst. Without this bound, drains that never pause would make the set of remembered
+/// pod names grow without end.
 const AT_MOST: Duration = Duration::from_secs(3_600);
+/// How soon a burst is examined again while nothing serves.
 const RECHECK: Duration = Duration::from_secs(1);
-/// The first new pod of a surge comes before the first old one goes.
+/// Pods that joined this long before the first drain belong to the rollout, because in a surge the
+/// first new pod joins before the first old pod leaves.
 pub const LOOK_BACK: Duration = Duration::from_secs(10);
-/// Receipts that are remembered.
+/// How many receipts are kept.
 pub const KEPT: usize = 100;
 
 #[cfg(test)]
@@ -278,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_one_receipt_with_what_its_clients_met() {
+    fn a_burst_gets_one_receipt_of_what_its_clients_met() {
         let registry = Metrics::new().unwrap();
         let (web, tls) = (registry.service(&key(80)), registry.service(&key(443)));
         web.answered(200);
@@ -292,14 +319,14 @@ mod tests {
         tls.closed(CloseReason::UpstreamReset);
         tls.closed(CloseReason::ClientClosed);
         web.connections_active.set(8);
-        assert_eq!(rollouts.due(), Some(start + LONGEST), "while they run");
+        assert_eq!(rollouts.due(), Some(start + LONGEST), "the drains run");
         rollouts.drain_ended(&shop(), 0, after(2));
         rollouts.drain_ended(&shop(), 1, after(2));
         rollouts.drain_began(&key(80), "b".into(), &web, after(10));
         rollouts.drain_ended(&shop(), 0, after(12));
         assert!(
             rollouts.close(after(26), |_, _| Some(2)).is_empty(),
-            "not quiet for long enough"
+            "the pause is too short"
         );
         assert!(
             rollouts.close(after(27), |_, _| None).is_empty(),
@@ -317,24 +344,24 @@ mod tests {
         });
         assert_eq!(receipts, rollouts.finished());
         assert_eq!(rollouts.due(), None);
-        let expected = "2 pods gone, 2 come in 13s: 2 requests, 1 failed, 0 replayed, 0 held, 1 cut at their deadline; \
-                        8 client connections kept, 1 lost";
+        let expected = "2 pods gone, 2 come in 13s: 2 requests, 1 failed, 0 replayed, 0 held, \
+                        1 cut at their deadline; 8 client connections kept, 1 lost";
         assert_eq!(receipts[0].words(), expected);
     }
 
     #[test]
-    fn drains_without_a_pause_have_a_receipt_each_hour() {
+    fn drains_without_a_pause_get_a_receipt_each_hour() {
         let metrics = Metrics::new().unwrap().service(&key(80));
         let (mut rollouts, start, mut gone) = (Rollouts::default(), Instant::now(), Vec::new());
         for n in 0..1_442 {
             let now = start + Duration::from_secs(5) * n;
             assert!(
                 rollouts.due().is_none_or(|due| due >= now),
-                "a time that is past would be waited for for ever"
+                "a due time lies in the past"
             );
             rollouts.drain_began(&key(80), n.to_string(), &metrics, now);
             rollouts.drain_ended(&shop(), 0, now);
-            // For half of the time nothing serves.
+            // In the second half of the time nothing serves.
             let come = |_: &ObjectName, _| (n < 720).then_some(1);
             gone.extend(
                 rollouts
@@ -347,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_without_an_end_has_its_receipt_all_the_same_and_few_are_kept() {
+    fn a_burst_whose_drains_do_not_end_gets_a_receipt_and_a_bounded_number_is_kept() {
         let metrics = Metrics::new().unwrap().service(&key(80));
         let (mut rollouts, start) = (Rollouts::default(), Instant::now());
         for n in 0..KEPT as u32 + 2 {

@@ -1,11 +1,14 @@
-//! The routing table and its single writer: merged services in, one published [`Snapshot`] out, then `begin_drain`.
+//! The routing table and its single writer: it takes in merged Services, publishes one
+//! [`Snapshot`], and then begins the drains of the endpoints that leave.
 //!
-//! **A terminating endpoint leaves rotation in `RoutingTable::settle`**: the snapshot without it is published first,
-//! then every leaver is drained, and when that has returned nothing more is dispatched to it. The table belongs to the
-//! control thread; it neither connects (see [`crate::control::event_loop`]) nor waits.
+//! **A terminating endpoint leaves rotation in `RoutingTable::settle`.** It publishes the snapshot
+//! without the endpoint first and begins the drain second (contract 1.2). After it has returned,
+//! nothing more is dispatched to the endpoint.
+//!
+//! The table belongs to the control thread. It neither connects nor waits; see
+//! [`crate::control::event_loop`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,49 +16,40 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::settings::Config;
-use crate::contract::endpoint::{Conditions, Endpoint, EndpointId, Notice};
+use crate::contract::endpoint::{Endpoint, EndpointId, Notice};
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::policy::{Policy, Protocol};
-use crate::contract::reason::Trigger;
 use crate::contract::snapshot::Snapshot;
 use crate::observe::metrics::Metrics;
-use crate::routing::chores::Chores;
+use crate::routing::change::{Change, Chores, Leaver};
 use crate::routing::drains;
-use crate::routing::port::{Entry, Leaver, News, PortEntry, Spec, apply_fate, shorten};
-use crate::routing::registry::{Home, Identity, identity};
-use crate::routing::world::merged::{Fate, MergedEndpoint, MergedPort, MergedService};
+use crate::routing::entry::Entry;
+use crate::routing::port::PortEntry;
+use crate::routing::registry::{Home, Registry};
+use crate::routing::service::{Claim, ServiceEntry};
+use crate::routing::world::merged::MergedService;
 use crate::routing::world::objects::{Touched, World};
 
-/// The single writer. Every method that alters what may be dispatched to ends in `RoutingTable::settle`.
+/// The single writer of the snapshot. Every method that changes which endpoints may get a dispatch
+/// ends in `RoutingTable::settle`.
 pub struct RoutingTable {
     config: Arc<Config>,
-    /// Services that explicit listeners name; besides them only claimed ones are routed.
+    /// Services that configured listeners name. All other Services are routed only while they are
+    /// claimed or handed back.
     named: BTreeSet<ObjectName>,
     services: BTreeMap<ObjectName, ServiceEntry>,
-    /// Services whose claim was taken off, and when.
+    /// Services whose claim was removed, and when.
     released: BTreeMap<ObjectName, Instant>,
-    homes: HashMap<EndpointId, Home>,
-    /// Services that have, or had, an endpoint of this pod, with how many.
-    by_pod: HashMap<String, BTreeMap<ObjectName, usize>>,
-    next_id: u64,
+    registry: Registry,
     generation: u64,
     snapshot: Arc<ArcSwap<Snapshot>>,
     published: watch::Sender<u64>,
     drains: Arc<drains::Log>,
     metrics: Arc<Metrics>,
-    notices: mpsc::UnboundedSender<Notice>,
-}
-
-#[derive(Default)]
-struct ServiceEntry {
-    uid: Option<String>,
-    ports: BTreeMap<u16, PortEntry>,
-    hold: Arc<Hold>,
-    warnings: Vec<String>,
 }
 
 impl RoutingTable {
+    /// An empty table. Its endpoints report to `notices`.
     pub fn new(
         config: Arc<Config>,
         snapshot: Arc<ArcSwap<Snapshot>>,
@@ -68,67 +62,71 @@ impl RoutingTable {
             named: BTreeSet::new(),
             services: BTreeMap::new(),
             released: BTreeMap::new(),
-            homes: HashMap::new(),
-            by_pod: HashMap::new(),
-            next_id: 0,
+            registry: Registry::new(notices),
             generation: 0,
             snapshot,
             published: watch::Sender::new(0),
             drains,
             metrics,
-            notices,
         };
         table.set_config(config);
         table
     }
 
-    /// Moves with every publish and every endpoint that answers again: what holds wait for, what workers sweep by.
+    /// Counts the published snapshots. Held clients wait for the next count, and workers then look
+    /// for endpoints that left.
     pub fn generations(&self) -> watch::Sender<u64> {
         self.published.clone()
     }
 
-    /// A new configuration; what it alters shows at the next [`RoutingTable::apply`] of each service.
+    /// Takes a new configuration. It takes effect for each Service at its next
+    /// [`RoutingTable::apply`].
     pub fn set_config(&mut self, config: Arc<Config>) {
         self.named = config.listeners.iter().map(|l| l.service.clone()).collect();
         self.config = config;
     }
 
-    /// Takes the merge of every touched service in, publishes, then drains the leavers. When it has returned, nothing
-    /// more is dispatched to an endpoint that the change ended.
+    /// Takes in the merge of every touched Service, publishes, and then drains the endpoints that
+    /// leave. After this has returned, nothing more is dispatched to those endpoints.
+    ///
+    /// `received` is when the event arrived, by the monotonic clock. Drain deadlines count from it.
     pub fn apply(&mut self, world: &World, touched: &Touched, received: Instant) -> Chores {
+        let mut change = Change::new(received);
         let mut changed = touched.addresses.clone();
-        // Endpoints that no slice names any more hang on their pods.
+        // A pod's change also affects its endpoints that no slice lists any more.
         for uid in &touched.pods {
-            for service in self.by_pod.get(uid).into_iter().flat_map(BTreeMap::keys) {
+            for service in self.registry.services_of(uid) {
                 changed.entry(service.clone()).or_default();
             }
         }
-        let mut chores = Chores::default();
-        let mut leavers = Vec::new();
         for name in &touched.services {
             changed.remove(name);
-            self.reconcile(world, name, received, &mut leavers, &mut chores);
+            self.reconcile(world, name, &mut change);
         }
         for (name, addresses) in &changed {
-            if !self.reconcile_some(world, name, addresses, received, &mut leavers, &mut chores) {
-                self.reconcile(world, name, received, &mut leavers, &mut chores);
+            let known = !self.released.contains_key(name)
+                && self.services.get_mut(name).is_some_and(|service| {
+                    service.reconcile_some(addresses, (world, &mut self.registry), &mut change)
+                });
+            if !known {
+                self.reconcile(world, name, &mut change);
             }
-            debug_assert!(self.is_as_merged(world, name), "{name}: {addresses:?}");
+            debug_assert!(
+                self.services
+                    .get(name)
+                    .is_none_or(|it| it.is_as_merged(world)),
+                "{name}: {addresses:?}"
+            );
         }
-        let services: Vec<ObjectName> = touched
-            .services
-            .iter()
-            .chain(changed.keys())
-            .cloned()
-            .collect();
-        self.settle(&services, leavers, received);
-        chores
+        let services = touched.services.iter().chain(changed.keys());
+        self.settle(&services.cloned().collect::<Vec<_>>(), change)
     }
 
-    /// What the control side has found out: endpoints that were connected to may serve, the others were given up since
-    /// they are not to be dispatched to just now.
+    /// Takes in the results of join probes: `true` if the endpoint accepted a connection. Then it
+    /// may serve. `false` means that the probe gave up, because nothing may be dispatched to the
+    /// endpoint now.
     pub fn probed(&mut self, results: &[(EndpointId, bool)]) -> Chores {
-        let mut chores = Chores::default();
+        let mut change = Change::new(Instant::now());
         let mut services = BTreeSet::new();
         for (id, connected) in results {
             let key = self.alter(*id, |entry| {
@@ -137,21 +135,16 @@ impl RoutingTable {
                 if *connected {
                     entry.endpoint.readmit();
                 }
-                entry.probe(&mut chores);
+                entry.probe(&mut change);
             });
             services.extend(key.filter(|_| *connected).map(|key| key.service));
         }
-        self.settle(
-            &services.into_iter().collect::<Vec<_>>(),
-            Vec::new(),
-            Instant::now(),
-        );
-        chores
+        self.settle(&services.into_iter().collect::<Vec<_>>(), change)
     }
 
-    /// Alters the entry of an endpoint that has one, and tells whose it is.
+    /// Changes an endpoint's entry and returns its Service port; `None` if there is no such entry.
     fn alter(&mut self, id: EndpointId, change: impl FnOnce(&mut Entry)) -> Option<PortKey> {
-        let Home { key, identity, .. } = self.homes.get(&id)?;
+        let Home { key, identity, .. } = self.registry.home(id)?;
         let port = self
             .services
             .get_mut(&key.service)?
@@ -164,63 +157,45 @@ impl RoutingTable {
         Some(key.clone())
     }
 
-    /// The queue of those who wait for this endpoint's service port.
+    /// The queue of clients that wait for an endpoint of this endpoint's Service.
     pub fn hold(&self, id: EndpointId) -> Option<&Arc<Hold>> {
-        let key = &self.homes.get(&id)?.key;
+        let key = &self.registry.home(id)?.key;
         Some(&self.services.get(&key.service)?.ports.get(&key.port)?.hold)
     }
 
-    /// Endpoints have been ejected, or connected to again: who is the last resort may be another now, be it one that had
-    /// drained already, and whoever is held may try.
+    /// Takes in that endpoints were ejected, or accept connections again. So another endpoint, even
+    /// a drained one, may become the last resort (contract 1.9), and held clients may try again.
     pub fn answering_changed(&mut self, world: &World, ids: &[EndpointId], now: Instant) -> Chores {
-        let homes = ids.iter().filter_map(|id| self.homes.get(id));
-        let addresses = homes
-            .map(|home| (home.key.service.clone(), BTreeSet::new()))
-            .collect();
-        self.apply(
-            world,
-            &Touched {
-                addresses,
-                ..Touched::default()
-            },
-            now,
-        )
+        let homes = ids.iter().filter_map(|id| self.registry.home(*id));
+        let touched = Touched {
+            addresses: homes
+                .map(|home| (home.key.service.clone(), BTreeSet::new()))
+                .collect(),
+            ..Touched::default()
+        };
+        self.apply(world, &touched, now)
     }
 
-    /// A drain deadline has passed: out, whatever it still is, and what is in flight is replayed or cut.
+    /// Acts on a drain deadline that has passed: the endpoint leaves rotation, and what is in
+    /// flight on it is replayed or cut (contract 1.4).
     pub fn expire(&mut self, endpoint: &Arc<Endpoint>) {
         if let Some(key) = self.alter(endpoint.id, |entry| entry.expired = true) {
-            self.settle(&[key.service], Vec::new(), Instant::now());
+            self.settle(&[key.service], Change::new(Instant::now()));
         }
         endpoint.force.cancel();
     }
 
-    /// The last lease of these is gone: they are forgotten.
+    /// Forgets endpoints whose drain is over: their last leases are gone.
     pub fn drained(&mut self, endpoints: &[Arc<Endpoint>]) {
         let ids: HashSet<EndpointId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
         let mut ports = BTreeSet::new();
         for endpoint in endpoints {
-            let Some(Home { key, place, .. }) = self.homes.remove(&endpoint.id) else {
+            let Some(Home { key, place, .. }) = self.registry.forget(endpoint) else {
                 continue;
             };
-            if let Some(uid) = endpoint.pod.as_ref().map(|pod| &pod.uid)
-                && let Some(services) = self.by_pod.get_mut(uid)
-            {
-                if let Some(count) = services.get_mut(&key.service) {
-                    *count -= 1;
-                    if *count == 0 {
-                        services.remove(&key.service);
-                    }
-                }
-                if services.is_empty() {
-                    self.by_pod.remove(uid);
-                }
-            }
-            let moved = self
-                .port_entry(&key)
-                .and_then(|port| port.all.swap_remove(place));
-            if let Some(home) = moved.and_then(|moved| self.homes.get_mut(&moved.id)) {
-                home.place = place;
+            let port = self.port_entry(&key);
+            if let Some(moved) = port.and_then(|port| port.all.swap_remove(place)) {
+                self.registry.moved(moved.id, place);
             }
             ports.insert(key);
         }
@@ -232,7 +207,7 @@ impl RoutingTable {
             services.push(key.service);
         }
         services.dedup();
-        self.settle(&services, Vec::new(), Instant::now());
+        self.settle(&services, Change::new(Instant::now()));
     }
 
     fn port_entry(&mut self, key: &PortKey) -> Option<&mut PortEntry> {
@@ -242,407 +217,85 @@ impl RoutingTable {
             .get_mut(&key.port)
     }
 
-    /// Whether nothing is remembered of any endpoint; for tests.
+    /// Whether the table remembers no endpoint and no Service. For tests.
     #[doc(hidden)]
     pub fn is_empty(&self) -> bool {
-        self.homes.is_empty()
-            && self.by_pod.is_empty()
-            && self.services.is_empty()
-            && self.released.is_empty()
+        self.registry.is_empty() && self.services.is_empty() && self.released.is_empty()
     }
 
-    /// When the next Service whose claim was taken off is to be let go of.
+    /// When the next Service whose claim was removed loses its nodePorts.
     pub fn next_hand_back(&self) -> Option<Instant> {
-        let listening = |name: &ObjectName| {
+        let is_claimed = |name: &ObjectName| {
             self.services
                 .get(name)
                 .is_some_and(ServiceEntry::is_claimed)
         };
-        self.released
-            .iter()
-            .filter(|(name, _)| listening(name))
-            .map(|(_, at)| *at + HAND_BACK)
-            .min()
+        let listening = self.released.iter().filter(|(name, _)| is_claimed(name));
+        listening.map(|(_, at)| *at + HAND_BACK).min()
     }
 
-    /// Lets go of Services whose claim was taken off: of their nodePorts once kube-proxy has had its time, of the rest
-    /// once the last client is gone.
+    /// Hands back Services whose claim was removed: their nodePorts after [`HAND_BACK`], and the
+    /// rest when the last client is gone (contract 2.9).
     pub fn hand_back(&mut self, world: &World, now: Instant) -> Chores {
+        if self.released.is_empty() {
+            return Chores::default();
+        }
         let touched = Touched {
             services: self.released.keys().cloned().collect(),
             ..Touched::default()
         };
-        if touched.services.is_empty() {
-            Chores::default()
-        } else {
-            self.apply(world, &touched, now)
-        }
+        self.apply(world, &touched, now)
     }
 
-    /// Since when a Service is claimed no longer.
+    /// Notes whether a Service is claimed. Returns when its claim was removed, if it was.
     fn released(
         &mut self,
         name: &ObjectName,
         claimed: bool,
-        old: &ServiceEntry,
+        was_claimed: bool,
         now: Instant,
     ) -> Option<Instant> {
         if claimed {
             self.released.remove(name);
-        } else if old.is_claimed() {
+        } else if was_claimed {
             self.released.entry(name.clone()).or_insert(now);
         }
         self.released.get(name).copied()
     }
 
-    /// Brings one service's entries up to what its merge says.
-    fn reconcile(
-        &mut self,
-        world: &World,
-        name: &ObjectName,
-        received: Instant,
-        leavers: &mut Vec<Leaver>,
-        chores: &mut Chores,
-    ) {
+    /// Brings a whole Service up to its merge.
+    fn reconcile(&mut self, world: &World, name: &ObjectName, change: &mut Change) {
         let merged = world.merge(name);
         let claimed = merged.as_ref().is_some_and(|m| m.object.claimed);
         let ours = claimed || merged.is_some() && self.named.contains(name);
         if !ours && !self.services.contains_key(name) {
             return;
         }
-        let mut service = self.services.remove(name).unwrap_or_default();
-        let released = self.released(name, claimed, &service, received);
-        let listening = claimed || released.is_some_and(|at| received < at + HAND_BACK);
-        let merged =
-            merged.filter(|_| ours || listening || released.is_some() && service.has_clients());
-        if merged.is_none() {
-            self.released.remove(name);
-        }
-        let uid = merged.as_ref().and_then(|m| m.object.uid.clone());
-        if merged.is_some() && service.uid != uid {
-            // Another Service under the old name: nothing of the old one's may serve the new one.
-            for (number, port) in &mut service.ports {
-                let key = PortKey {
-                    service: name.clone(),
-                    port: *number,
-                };
-                for identity in port.entries.keys().cloned().collect::<Vec<_>>() {
-                    let Some(Entry { endpoint, .. }) = port.remove(&identity) else {
-                        continue;
-                    };
-                    shorten(&endpoint, received + port.policy.drain_timeout, chores);
-                    leavers.push(Leaver {
-                        endpoint,
-                        key: key.clone(),
-                        trigger: Trigger::Removed,
-                    });
-                }
-                port.merged.clear();
-                port.ended.clear();
-            }
-            service.uid = uid;
-        }
-        let mut warnings = Vec::new();
-        let mut ports: BTreeMap<u16, MergedPort> = BTreeMap::new();
-        if let Some(MergedService {
-            object,
-            ports: merged,
-            warnings: found,
-        }) = merged
-        {
-            warnings = found;
-            warnings.extend(object.lost());
-            let (policy, found) = Policy::for_service(&self.config, &object.annotations);
-            warnings.extend(found);
-            for port in merged {
-                let target = port
-                    .port
-                    .target_port
-                    .or_else(|| port.endpoints.first().map(|e| e.address.port()));
-                let app = port.port.app_protocol.as_deref();
-                let (protocol, found) = Protocol::of_service(&object.annotations, app, target);
-                warnings.extend(found);
-                let key = PortKey {
-                    service: name.clone(),
-                    port: port.port.port,
-                };
-                let metrics = &self.metrics;
-                let entry = service.ports.entry(key.port).or_insert_with(|| {
-                    PortEntry::new(policy.clone(), service.hold.clone(), metrics.service(&key))
-                });
-                entry.policy = policy.clone();
-                entry.spec = Some(Spec {
-                    port: port.port.clone(),
-                    protocol,
-                    target,
-                    claimed: listening,
-                    handing_back: !ours,
-                });
-                ports.insert(key.port, port);
-            }
-        }
-        for (number, port) in &mut service.ports {
-            let key = PortKey {
-                service: name.clone(),
-                port: *number,
-            };
-            let listed = ports.remove(number);
-            if listed.is_none() {
-                port.spec = None;
-            }
-            port.ambiguous = listed.as_ref().is_some_and(|port| port.ambiguous);
-            let endpoints = listed.map(|port| port.endpoints).unwrap_or_default();
-            let news = News::between(&port.merged, &endpoints);
-            port.merged = endpoints;
-            self.reconcile_port(world, &key, port, news, received, leavers, chores);
-        }
-        if warnings != service.warnings {
-            let news = warnings
-                .iter()
-                .filter(|warning| !service.warnings.contains(warning));
-            chores
-                .warnings
-                .extend(news.map(|warning| (name.clone(), warning.clone())));
-            service.warnings = warnings;
-        }
-        self.services.insert(name.clone(), service);
-    }
-
-    /// The same where only the endpoints at these addresses may have changed; `false`, and nothing done, if one cannot go by
-    /// that.
-    fn reconcile_some(
-        &mut self,
-        world: &World,
-        name: &ObjectName,
-        addresses: &BTreeSet<IpAddr>,
-        received: Instant,
-        leavers: &mut Vec<Leaver>,
-        chores: &mut Chores,
-    ) -> bool {
-        if self.released.contains_key(name) {
-            return false;
-        }
-        let Some(mut service) = self.services.remove(name) else {
-            return false;
-        };
-        let found: Option<Vec<_>> = service
-            .ports
-            .values()
-            .map(|port| port.merge_some(world, name, addresses))
-            .collect();
-        let known = found.is_some();
-        for ((number, port), found) in service.ports.iter_mut().zip(found.into_iter().flatten()) {
-            let key = PortKey {
-                service: name.clone(),
-                port: *number,
-            };
-            let news = port.patch(addresses, &found);
-            self.reconcile_port(world, &key, port, news, received, leavers, chores);
-        }
-        self.services.insert(name.clone(), service);
-        known
-    }
-
-    /// What [`RoutingTable::reconcile_some`] promises.
-    fn is_as_merged(&self, world: &World, name: &ObjectName) -> bool {
-        let merged = world
-            .merge(name)
-            .map(|merged| merged.ports)
-            .unwrap_or_default();
-        let ports = self
+        let mut service = self
             .services
-            .get(name)
-            .into_iter()
-            .flat_map(|service| &service.ports);
-        ports
-            .filter(|(_, port)| port.spec.is_some())
-            .all(|(number, port)| {
-                let whole = merged.iter().find(|whole| whole.port.port == *number);
-                whole.is_some_and(|whole| {
-                    whole.endpoints == port.merged && whole.ambiguous == port.ambiguous
-                })
-            })
+            .remove(name)
+            .unwrap_or_else(|| ServiceEntry::new(name));
+        let released = self.released(name, claimed, service.is_claimed(), change.received);
+        let listening = claimed || released.is_some_and(|at| change.received < at + HAND_BACK);
+        let stays = ours || listening || released.is_some() && service.has_clients();
+        let merged = merged.filter(|_| stays);
+        match &merged {
+            None => _ = self.released.remove(name),
+            Some(MergedService { object, .. }) if object.uid != service.uid => {
+                service.replace(object.uid.clone(), change);
+            }
+            Some(_) => {}
+        }
+        let claim = Claim { ours, listening };
+        let place = (world, &mut self.registry);
+        service.reconcile(merged, claim, &self.config, &self.metrics, place, change);
+        self.services.insert(name.clone(), service);
     }
 
-    #[allow(clippy::too_many_arguments)] // One step of `reconcile`, split off only for its length.
-    fn reconcile_port(
-        &mut self,
-        world: &World,
-        key: &PortKey,
-        port: &mut PortEntry,
-        news: News,
-        received: Instant,
-        leavers: &mut Vec<Leaver>,
-        chores: &mut Chores,
-    ) {
-        let News { mut changed, gone } = news;
-        let going: HashSet<Identity> = changed
-            .iter()
-            .filter(|m| m.conditions.terminating)
-            .map(identity)
-            .collect();
-        for merged in &gone {
-            let identity = identity(merged);
-            if !going.contains(&identity) {
-                port.ended.remove(&identity);
-            }
-            port.alter(&identity, |entry| entry.listed = false);
-        }
-        changed.sort_by_key(|merged| merged.conditions.terminating);
-        for merged in &changed {
-            let identity = identity(merged);
-            let terminating = merged.conditions.terminating;
-            if !terminating
-                && port
-                    .entries
-                    .get(&identity)
-                    .is_some_and(|entry| entry.terminating.is_some())
-                && let Some(Entry {
-                    endpoint,
-                    terminating: Some(trigger),
-                    ..
-                }) = port.remove(&identity)
-            {
-                // Termination is one-way, for a UID the merge sees to that: without one, the same address anew is another
-                // generation.
-                leavers.push(Leaver {
-                    endpoint,
-                    key: key.clone(),
-                    trigger,
-                });
-            }
-            if !terminating && !port.entries.contains_key(&identity) {
-                self.enter(key, &identity, merged, port);
-            }
-            port.update(&identity, merged, received, chores);
-        }
-        if !port.serves() {
-            // Then even one that terminates is needed, be it one that has drained already; but not past its deadline: else
-            // each event would drain it once more.
-            let going: Vec<_> = port
-                .merged
-                .iter()
-                .filter(|m| m.conditions.terminating)
-                .cloned()
-                .collect();
-            for merged in going {
-                let identity = identity(&merged);
-                let before = port.ended.get(&identity).copied().flatten();
-                let over = before
-                    .into_iter()
-                    .chain(merged.fate.deadline())
-                    .any(|deadline| deadline <= received);
-                if port.entries.contains_key(&identity) || !merged.conditions.serving || over {
-                    continue;
-                }
-                port.ended.remove(&identity);
-                let endpoint = self.enter(key, &identity, &merged, port);
-                if let Some(deadline) = before {
-                    shorten(&endpoint, deadline, chores);
-                }
-                port.update(&identity, &merged, received, chores);
-            }
-        }
-        for identity in port.unlisted.iter().cloned().collect::<Vec<_>>() {
-            // One without a UID cannot be told of once no slice names it.
-            let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
-            let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
-            let nothing = |c| Conditions {
-                ready: false,
-                serving: false,
-                ..c
-            };
-            port.alter(&identity, |entry| {
-                entry.set_conditions(nothing(entry.conditions))
-            });
-            let Some(entry) = port.entries.get(&identity) else {
-                continue;
-            };
-            let (endpoint, terminating) = (entry.endpoint.clone(), entry.terminating);
-            apply_fate(&endpoint, &fate, received, &port.policy, chores);
-            let trigger = match (&fate, terminating) {
-                (_, Some(trigger)) => trigger,
-                // Gone from the slices while its pod lives: out, reversibly.
-                (Fate::Alive, None) => continue,
-                (Fate::NoPod, None) => {
-                    shorten(&endpoint, received + port.policy.drain_timeout, chores);
-                    Trigger::Removed
-                }
-                (Fate::Terminating { trigger, .. }, None) => *trigger,
-                (Fate::Deleted { .. }, None) => Trigger::PodDeleted,
-            };
-            port.remove(&identity);
-            leavers.push(Leaver {
-                endpoint,
-                key: key.clone(),
-                trigger,
-            });
-        }
-        for endpoint in &port.leaving {
-            if let Some(pod) = &endpoint.pod {
-                let fate = world.fate(&pod.uid);
-                apply_fate(endpoint, &fate, received, &port.policy, chores);
-                if fate == Fate::NoPod && endpoint.drain_deadline().is_none() {
-                    // Nobody will tell any more what its grace was.
-                    shorten(endpoint, received + port.policy.drain_timeout, chores);
-                }
-            }
-        }
-    }
-
-    /// A new endpoint of the port, out of rotation.
-    fn enter(
-        &mut self,
-        key: &PortKey,
-        identity: &Identity,
-        merged: &MergedEndpoint,
-        port: &mut PortEntry,
-    ) -> Arc<Endpoint> {
-        self.next_id += 1;
-        let endpoint = Endpoint::new(
-            EndpointId(self.next_id),
-            merged.address,
-            merged.pod.clone(),
-            merged.template_hash.clone(),
-            self.notices.clone(),
-        );
-        let place = port.all.push(endpoint.clone());
-        self.homes.insert(
-            endpoint.id,
-            Home {
-                key: key.clone(),
-                identity: identity.clone(),
-                place,
-            },
-        );
-        if let Some(pod) = &merged.pod {
-            *self
-                .by_pod
-                .entry(pod.uid.clone())
-                .or_default()
-                .entry(key.service.clone())
-                .or_default() += 1;
-        }
-        let entry = Entry {
-            endpoint: endpoint.clone(),
-            conditions: Conditions::default(),
-            place: None,
-            out: true,
-            joined: !port.policy.join_check,
-            probing: false,
-            listed: true,
-            terminating: None,
-            expired: false,
-        };
-        port.entries.insert(identity.clone(), entry);
-        endpoint
-    }
-
-    /// Publishes these services as their entries stand, then drains the leavers. The order is the drain contract's
-    /// (design, section 1, line 2): no worker that has seen the new snapshot can pick a leaver, and none that still holds
-    /// the old one gets a lease.
-    fn settle(&mut self, services: &[ObjectName], mut leavers: Vec<Leaver>, received: Instant) {
-        let mut outs = Vec::new();
+    /// Publishes these Services as their entries are now, and then begins the drains. The order is
+    /// that of contract 1.2: a worker with the new snapshot cannot pick a leaving endpoint, and a
+    /// worker with an old snapshot gets no lease on it.
+    fn settle(&mut self, services: &[ObjectName], mut change: Change) -> Chores {
         for name in services {
             let Some(service) = self.services.get_mut(name) else {
                 continue;
@@ -652,9 +305,15 @@ impl RoutingTable {
                     service: name.clone(),
                     port: *number,
                 };
-                port.rebuild(&key, &mut leavers, &mut outs);
+                port.rebuild(&key, &mut change);
             }
         }
+        let Change {
+            received,
+            leavers,
+            outs,
+            chores,
+        } = change;
         for leaver in &leavers {
             if let Some(port) = self.port_entry(&leaver.key) {
                 port.leaving.push(leaver.endpoint.clone());
@@ -683,8 +342,11 @@ impl RoutingTable {
                 .observe(received.elapsed().as_secs_f64());
         }
         self.published.send_replace(self.generation);
+        chores
     }
 
+    /// Publishes a snapshot in which these Services are new and all others as before. Forgets ports
+    /// and Services that have nothing left.
     fn publish(&mut self, services: &[ObjectName]) {
         self.generation += 1;
         let mut next = Snapshot {
@@ -729,20 +391,6 @@ impl RoutingTable {
     }
 }
 
-impl ServiceEntry {
-    fn is_claimed(&self) -> bool {
-        self.ports
-            .values()
-            .any(|port| port.spec.as_ref().is_some_and(|spec| spec.claimed))
-    }
-
-    fn has_clients(&self) -> bool {
-        self.ports
-            .values()
-            .any(|port| port.metrics.connections_active.get() > 0)
-    }
-}
-
-/// How long a nodePort stays bound once its Service is kube-proxy's again, whose rules then take precedence: it writes them
-/// within a second as a rule, and later where there are many.
+/// How long a nodePort stays bound after its Service's claim was removed. kube-proxy then writes
+/// its rules, which take precedence: usually within a second, and later if there are many rules.
 pub const HAND_BACK: Duration = Duration::from_secs(10);

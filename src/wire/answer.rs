@@ -1,9 +1,13 @@
-//! Answers of our own.
+//! Responses that Ebbtide makes itself. Which status and reason a fault gets is decided by the
+//! caller.
 
 use std::io::Write;
 
-/// Appends an answer of our own: `x-ebbtide-reason`, and a body of one line. `head_only`: to a HEAD. A 1.0 client needs
-/// `close`, since it is not told of a connection that stays.
+/// Appends a response of Ebbtide itself, with the field `x-ebbtide-reason` and a body of one line.
+///
+/// `reason` is one of a closed set of snake_case words. `retry_after` is in seconds. `close` adds
+/// `Connection: close`; it must be set for an HTTP/1.0 client, because this response never offers
+/// keep-alive. `head_only` leaves the body out, for a response to HEAD.
 pub fn write_answer(
     status: u16,
     reason: &str,

@@ -1,34 +1,37 @@
-//! Bodies: one decoder for every framing, bounded in memory, whatever the pieces that the network brings.
+//! Bodies of messages: one decoder for every framing (contract 4). Its memory is bounded, and its
+//! output does not depend on how the network split the input.
 //!
-//! Chunks are read by an own state machine (RFC 9112 section 7.1; `httparse::parse_chunk_size` takes an empty line for a
-//! zero, NUL in extensions and sizes up to 2^64-1). Their sizes are kept, their extensions validated and stripped, so
-//! what is emitted for chunked input is the same bytes however the input was split. Leaves out where the bytes come from
-//! and go to.
+//! Chunks are read by a state machine of this file (RFC 9112 section 7.1), because
+//! `httparse::parse_chunk_size` takes an empty line for a zero, accepts NUL in extensions and
+//! accepts sizes up to 2^64-1. Chunk sizes are kept. Extensions are validated and removed. So the
+//! same chunked input always gives the same output bytes. Where the bytes come from and where they
+//! go is left out.
 
 use httparse::EMPTY_HEADER;
 
 use crate::wire::buffer::make_room;
-use crate::wire::fields::{Kind, MAX_HEADERS, kind, write_line};
+use crate::wire::fields::{FieldKind, MAX_HEADERS, kind, write_line};
 use crate::wire::message::{Emit, Framing, Limits, Reject};
 
-/// The largest chunk: what an `f64` counts exactly, far above any real one and far below an overflow.
+/// The largest chunk in bytes. An `f64` counts up to it exactly. It is far above any real chunk and
+/// far below an overflow.
 const MAX_CHUNK: u64 = 1 << 53;
-/// Digits of a chunk's size, leading zeros included.
+/// Digits of a chunk's size, including leading zeros.
 const MAX_DIGITS: u16 = 16;
-/// What is written around a payload that comes without chunks, at the most.
+/// Bytes that are written around a payload that comes without chunks, at most.
 const CHUNK_LINES: usize = 32;
-/// Bytes of one chunk's extensions.
+/// Bytes of one chunk's extensions, at most.
 const MAX_EXTENSION: u16 = 256;
 
-/// Decodes one body. After an error it must not be used again.
+/// Decodes one body. It must not be used again after an error.
 #[derive(Debug)]
 pub struct BodyDecoder {
     state: State,
-    /// Of the body where it is counted, else of the chunk.
+    /// Bytes that are left: of the body if its length is known, else of the chunk.
     remaining: u64,
-    /// Digits or extension bytes of the current chunk line.
+    /// Digits or extension bytes of the current chunk line so far.
     line: u16,
-    /// 400 for a client's body, 502 for an upstream's.
+    /// Status of a [`Reject`]: 400 for a client's body, 502 for an endpoint's.
     fault: u16,
     limits: Limits,
     /// The trailer section so far, at most `limits.head_size` bytes.
@@ -50,10 +53,10 @@ enum State {
     Done,
 }
 
-/// Places in `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`.
+/// The places in `*( BWS ";" BWS name [ BWS "=" BWS ( token / quoted-string ) ] )`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Extension {
-    /// Whitespace after the size or a value: only another extension may follow.
+    /// Whitespace after the size or a value. Only another extension may follow.
     Gap,
     NameStart,
     Name,
@@ -67,7 +70,8 @@ enum Extension {
 }
 
 impl BodyDecoder {
-    /// `fault` is the status of a [`Reject`]: 400 for a client's body, 502 for an upstream's. `limits` bound the trailers.
+    /// Makes a decoder. `fault` is the status of a [`Reject`]: 400 for a client's body, 502 for an
+    /// endpoint's. `limits` bound the trailers.
     pub fn new(framing: Framing, limits: &Limits, fault: u16) -> Self {
         let (state, remaining) = match framing {
             Framing::None | Framing::Counted(0) => (State::Done, 0),
@@ -86,8 +90,11 @@ impl BodyDecoder {
         }
     }
 
-    /// Takes of `input` what belongs to this body and appends to `out` what is to be forwarded. Returns the bytes taken:
-    /// all, or fewer once the body is done.
+    /// Decodes the part of `input` that belongs to this body and appends to `out` what is to be
+    /// forwarded. Returns the number of bytes taken: all of them, or fewer if the body is done.
+    ///
+    /// # Errors
+    /// The body breaks the rules or the limits. The connection cannot be used again then.
     pub fn decode(&mut self, input: &[u8], emit: Emit, out: &mut Vec<u8>) -> Result<usize, Reject> {
         let (mut taken, mut lines) = (0, 0);
         make_room(out, input.len() + CHUNK_LINES);
@@ -131,13 +138,13 @@ impl BodyDecoder {
         Ok(taken)
     }
 
-    /// What came last was chunk lines and trailers rather than payload.
+    /// Whether the last input was more chunk lines and trailers than payload.
     pub fn has_tiny_chunks(&self) -> bool {
         self.tiny_chunks
     }
 
-    /// For `Counted` and `UntilClose`: how many of the next `length` bytes belong to the body. They count as taken; the
-    /// caller forwards them untouched. Other framings: 0.
+    /// For `Counted` and `UntilClose`: how many of the next `length` bytes belong to the body. They
+    /// count as taken, and the caller forwards them unchanged. For other framings: 0.
     pub fn pass(&mut self, length: usize) -> usize {
         match self.state {
             State::UntilClose => length,
@@ -154,21 +161,25 @@ impl BodyDecoder {
         }
     }
 
+    /// Whether the whole body has been decoded.
     pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
-    /// Bytes that it holds: trailers without an end.
+    /// Bytes that the decoder holds: a trailer section that has not ended.
     pub fn held(&self) -> usize {
         self.trailers.len()
     }
 
-    /// Bytes still to come, where that is known.
+    /// Bytes that are still to come, if the framing gives their number.
     pub fn remaining(&self) -> Option<u64> {
         matches!(self.state, State::Counted | State::Done).then_some(self.remaining)
     }
 
-    /// The sender has ended. An error if the body has not: the receiver must see a cut.
+    /// Notes that the sender has closed its side.
+    ///
+    /// # Errors
+    /// The body has not ended. The receiver must see a cut.
     pub fn eof(&mut self, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
         match self.state {
             State::Done => Ok(()),
@@ -183,7 +194,7 @@ impl BodyDecoder {
         }
     }
 
-    /// Payload that came without chunks.
+    /// Writes payload that came without chunks.
     fn write_whole(&self, payload: &[u8], emit: Emit, out: &mut Vec<u8>) {
         match emit {
             Emit::Identity => out.extend_from_slice(payload),
@@ -195,7 +206,7 @@ impl BodyDecoder {
         }
     }
 
-    /// One byte of what stands between the payload.
+    /// Decodes one byte between two pieces of payload.
     fn chunk_byte(&mut self, byte: u8, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
         self.state = match (self.state, byte) {
             (State::Size, _) if byte.is_ascii_hexdigit() => {
@@ -229,7 +240,8 @@ impl BodyDecoder {
             (State::SizeLf, b'\n') => {
                 self.line = 0;
                 match self.remaining {
-                    // Withheld until the trailers are there and valid: somebody might take it for the end.
+                    // The last chunk is withheld until the trailers are complete and valid. A
+                    // receiver could take it for the end.
                     0 => State::Trailers,
                     size => {
                         if emit == Emit::Chunked {
@@ -251,7 +263,8 @@ impl BodyDecoder {
         Ok(())
     }
 
-    /// A line of the trailer section up to its end, or a byte of that; an empty line ends the section. Returns the bytes taken.
+    /// Takes a line of the trailer section up to its end, or one byte of the line's end. An empty
+    /// line ends the section. Returns the number of bytes taken.
     fn trailer_bytes(
         &mut self,
         input: &[u8],
@@ -279,8 +292,9 @@ impl BodyDecoder {
         Ok(piece.len())
     }
 
-    /// Forwards the trailers that a recipient may use. One that would frame or route the message had it been a header is
-    /// refused; of one hop, or a claim about the client: dropped (RFC 9110 section 6.5.1).
+    /// Forwards the trailers that a recipient may use. A trailer that would frame or route the
+    /// message if it were a header is refused. A trailer for one hop, or with a claim about the
+    /// client, is dropped (RFC 9110 section 6.5.1).
     fn write_trailers(&self, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
         let mut lines = [EMPTY_HEADER; MAX_HEADERS];
         let room = self.limits.headers.min(MAX_HEADERS);
@@ -291,7 +305,7 @@ impl BodyDecoder {
         if lines.iter().any(|l| {
             matches!(
                 kind(l.name),
-                Kind::ContentLength | Kind::TransferEncoding | Kind::Host
+                FieldKind::ContentLength | FieldKind::TransferEncoding | FieldKind::Host
             )
         }) {
             return Err(self.reject("forbidden_trailer"));
@@ -301,7 +315,7 @@ impl BodyDecoder {
             out.extend_from_slice(b"0\r\n");
             for line in lines
                 .iter()
-                .filter(|line| kind(line.name) == Kind::EndToEnd)
+                .filter(|line| kind(line.name) == FieldKind::EndToEnd)
             {
                 write_line(out, line.name, line.value);
             }
@@ -327,7 +341,7 @@ fn write_size(size: u64, out: &mut Vec<u8>) {
 }
 
 impl Extension {
-    /// Where `byte` leads, if it may stand here.
+    /// The place after `byte`; `None` if `byte` may not stand here.
     fn next(self, byte: u8) -> Option<Self> {
         use Extension::*;
         let blank = matches!(byte, b' ' | b'\t');

@@ -1,7 +1,10 @@
-//! Buffers that grow by what they need, and are given up when they are large.
+//! Buffers that grow only by what they need. A large buffer is freed after its use.
+//!
+//! The constants bound the memory of one connection.
 
-/// Sees to room for `more` bytes, and to less than 4 KiB beyond them: what is full would be twice as large by doubling.
-/// What is small stays so: ten thousand clients may each have the beginning of a head here.
+/// Reserves `more` bytes, rounded up to 256 bytes in a small buffer and to 4 KiB in a large one.
+/// `Vec` would double its capacity instead. Ten thousand clients may each have the beginning of a
+/// head in such a buffer.
 pub fn make_room(buffer: &mut Vec<u8>, more: usize) {
     if buffer.capacity() - buffer.len() < more {
         let block = if buffer.len() + more < BLOCK {
@@ -13,13 +16,14 @@ pub fn make_room(buffer: &mut Vec<u8>, more: usize) {
     }
 }
 
-/// Appends, with no more room than [`make_room`] sees to.
+/// Appends `bytes` and reserves room as [`make_room`] does.
 pub fn append(buffer: &mut Vec<u8>, bytes: &[u8]) {
     make_room(buffer, bytes.len());
     buffer.extend_from_slice(bytes);
 }
 
-/// Empties, and gives a large one up: what is full next may be another.
+/// Empties the buffer. A buffer over [`BUFFER_MAX`] is freed, because the next full buffer may be
+/// another one.
 pub fn empty(buffer: &mut Vec<u8>) {
     buffer.clear();
     if buffer.capacity() > BUFFER_MAX {
@@ -27,10 +31,11 @@ pub fn empty(buffer: &mut Vec<u8>) {
     }
 }
 
-/// Bytes a read can take at once: what a connection costs whose other side takes nothing of them. With all else that it
-/// may hold, that is to stay below 64 KiB.
+/// Bytes that one read can take. A connection holds this much if its other side takes nothing. With
+/// all else that a connection may hold, it must stay below 64 KiB.
 pub const SCRATCH: usize = 48 << 10;
 
 const BLOCK: usize = 4 << 10;
 
+/// The largest capacity in bytes that an empty buffer keeps.
 pub const BUFFER_MAX: usize = 16 << 10;

@@ -1,8 +1,10 @@
-//! The field section that heads and trailers share: where it ends, and what its fields say about framing and forwarding.
+//! The field section that heads and trailers share: where it ends, and what its fields say about
+//! framing and forwarding.
 //!
-//! `httparse` splits the lines; everything that it lets pass and that two implementations could read differently is
-//! refused here (RFC 9112 sections 2.2, 5 and 6). Invariant: `end_of_head` reads strictly from left to right, so the
-//! verdict on a head is the same wherever the network split it. Leaves out the start lines: `head.rs`.
+//! `httparse` splits the lines. This file refuses what `httparse` accepts and two implementations
+//! could read differently (RFC 9112 sections 2.2, 5 and 6). Invariant: `end_of_head` reads strictly
+//! from left to right, so the verdict on a head does not depend on how the network split it. The
+//! start lines are in `head.rs`.
 
 use std::mem::MaybeUninit;
 
@@ -10,19 +12,22 @@ use httparse::Header;
 
 use crate::wire::message::{Limits, Reject, Version};
 
-/// The most header lines that are ever accepted, whatever `limits.headers` says: room for them is on the stack.
+/// The largest number of field lines that is ever accepted, whatever `limits.headers` says. The
+/// room for them is on the stack.
 pub const MAX_HEADERS: usize = 256;
 
-/// Connection options beyond `close`, `keep-alive` and `upgrade`: each one is compared with each header.
+/// The largest number of connection options other than `close`, `keep-alive` and `upgrade`. Each of
+/// them is compared with each field.
 const MAX_OPTIONS: usize = 32;
 
-/// Where `httparse` puts the lines; costs nothing to make.
+/// Room for the lines that `httparse` splits. It is not initialised, so it costs nothing to make.
 pub(super) type Lines<'a> = [MaybeUninit<Header<'a>>; MAX_HEADERS];
 
-/// Where [`Fields::survey`] notes what each of them is.
-pub(super) type Kinds = [Kind; MAX_HEADERS];
+/// Room in which [`Fields::survey`] notes the kind of each line.
+pub(super) type Kinds = [FieldKind; MAX_HEADERS];
 
-/// Finds the end of a head, past its empty line, or the first fault before it. `Ok(None)`: neither yet.
+/// Finds the end of a head, after its empty line, or the first fault before it. `Ok(None)`: the
+/// input has neither yet.
 pub(super) fn end_of_head(input: &[u8], limits: &Limits) -> Result<Option<usize>, Reject> {
     let window = input.get(..limits.head_size).unwrap_or(input);
     let (mut line, mut at) = (0, 0);
@@ -55,8 +60,9 @@ pub(super) fn end_of_head(input: &[u8], limits: &Limits) -> Result<Option<usize>
     }
 }
 
-/// Index of the first byte below 0x20 at or after `from`, or the length. Eight bytes a step: in a word that is read
-/// little-endian the subtraction's borrow only spoils bytes after the first hit.
+/// Index of the first byte below 0x20 at or after `from`, or the length. It tests eight bytes a
+/// step. The words are read as little-endian, so the borrow of the subtraction spoils only bytes
+/// after the first hit.
 fn next_control(bytes: &[u8], mut from: usize) -> usize {
     const ONES: u64 = u64::MAX / 255;
     while let Some(eight) = bytes.get(from..).and_then(|rest| rest.first_chunk::<8>()) {
@@ -71,66 +77,68 @@ fn next_control(bytes: &[u8], mut from: usize) -> usize {
     from + rest.iter().position(|&b| b < 0x20).unwrap_or(rest.len())
 }
 
-/// What a field is to a proxy.
+/// What a field means to a proxy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub(super) enum FieldKind {
     EndToEnd,
     Host,
     ContentLength,
     TransferEncoding,
     Connection,
-    /// Hop-by-hop whether `Connection` lists it or not (RFC 9110 section 7.6.1).
+    /// Hop-by-hop, whether `Connection` lists the field or not (RFC 9110 section 7.6.1).
     HopByHop,
     Upgrade,
     Trailer,
     Expect,
-    /// A precondition that a lost first attempt may have changed.
+    /// A precondition. A lost first attempt may have changed its outcome.
     Conditional,
     IdempotencyKey,
     ForwardedFor,
     ForwardedHost,
     ForwardedProto,
-    /// `Forwarded` and the other `X-Forwarded-*`: a claim about the client that needs trust.
+    /// `Forwarded` and the other `X-Forwarded-*` fields: a claim about the client that needs trust.
     ForwardedOther,
-    /// No more than that to HTTP, but to some endpoints the name of a field that frames, or that only we may set.
+    /// An ordinary field to HTTP. But some endpoints read its name as a field that frames the
+    /// message, or as one that only the proxy may set.
     Lookalike,
 }
 
-pub(super) fn kind(name: &str) -> Kind {
+pub(super) fn kind(name: &str) -> FieldKind {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match name.len() {
-        2 if is("te") => Kind::HopByHop,
-        4 if is("host") => Kind::Host,
-        6 if is("expect") => Kind::Expect,
-        7 if is("upgrade") => Kind::Upgrade,
-        7 if is("trailer") => Kind::Trailer,
-        8 if is("if-match") => Kind::Conditional,
-        9 if is("forwarded") => Kind::ForwardedOther,
-        10 if is("connection") => Kind::Connection,
-        10 if is("keep-alive") => Kind::HopByHop,
-        13 if is("if-none-match") => Kind::Conditional,
-        14 if is("content-length") => Kind::ContentLength,
-        15 if is("idempotency-key") => Kind::IdempotencyKey,
-        15 if is("x-forwarded-for") => Kind::ForwardedFor,
-        16 if is("x-forwarded-host") => Kind::ForwardedHost,
-        16 if is("proxy-connection") => Kind::HopByHop,
-        17 if is("transfer-encoding") => Kind::TransferEncoding,
-        17 if is("x-forwarded-proto") => Kind::ForwardedProto,
-        19 if is("if-unmodified-since") => Kind::Conditional,
+        2 if is("te") => FieldKind::HopByHop,
+        4 if is("host") => FieldKind::Host,
+        6 if is("expect") => FieldKind::Expect,
+        7 if is("upgrade") => FieldKind::Upgrade,
+        7 if is("trailer") => FieldKind::Trailer,
+        8 if is("if-match") => FieldKind::Conditional,
+        9 if is("forwarded") => FieldKind::ForwardedOther,
+        10 if is("connection") => FieldKind::Connection,
+        10 if is("keep-alive") => FieldKind::HopByHop,
+        13 if is("if-none-match") => FieldKind::Conditional,
+        14 if is("content-length") => FieldKind::ContentLength,
+        15 if is("idempotency-key") => FieldKind::IdempotencyKey,
+        15 if is("x-forwarded-for") => FieldKind::ForwardedFor,
+        16 if is("x-forwarded-host") => FieldKind::ForwardedHost,
+        16 if is("proxy-connection") => FieldKind::HopByHop,
+        17 if is("transfer-encoding") => FieldKind::TransferEncoding,
+        17 if is("x-forwarded-proto") => FieldKind::ForwardedProto,
+        19 if is("if-unmodified-since") => FieldKind::Conditional,
         12.. if name
             .as_bytes()
             .get(..12)
             .is_some_and(|p| p.eq_ignore_ascii_case(b"x-forwarded-")) =>
         {
-            Kind::ForwardedOther
+            FieldKind::ForwardedOther
         }
-        12.. if is_lookalike(name.as_bytes()) => Kind::Lookalike,
-        _ => Kind::EndToEnd,
+        12.. if is_lookalike(name.as_bytes()) => FieldKind::Lookalike,
+        _ => FieldKind::EndToEnd,
     }
 }
 
-/// CGI, and what came of it (FastCGI, WSGI, PHP), makes a variable of a name, in which everything but letters and digits is
-/// `_`: there `X_Forwarded_For` is `X-Forwarded-For`, and no endpoint can tell that the first is the client's own word.
+/// CGI and its successors (FastCGI, WSGI, PHP) make a variable of each field name, with `_` for
+/// every character except letters and digits. So `X_Forwarded_For` and `X-Forwarded-For` become the
+/// same variable, and an endpoint cannot see that the client itself sent the first one.
 fn is_lookalike(name: &[u8]) -> bool {
     let begins = |with: &[u8]| {
         let mut pairs = name.iter().zip(with);
@@ -143,25 +151,26 @@ fn is_lookalike(name: &[u8]) -> bool {
     }
 }
 
-/// What one pass over the fields of a head found.
+/// The result of one pass over the fields of a head.
 pub(super) struct Fields<'h, 'b> {
     pub lines: &'h [Header<'b>],
-    kinds: &'h [Kind],
+    kinds: &'h [FieldKind],
     pub host: Option<&'b [u8]>,
-    /// Decimal digits without leading zeros, and their value: at most 2^63-1.
+    /// The decimal digits of Content-Length without leading zeros, and their value: at most 2^63-1.
     pub length: Option<(&'b [u8], u64)>,
-    /// `Transfer-Encoding: chunked`.
+    /// Whether `Transfer-Encoding` is `chunked`.
     pub chunked: bool,
     pub close: bool,
     pub keep_alive: bool,
-    /// Both halves are there: `Upgrade`, and `Connection: upgrade`.
+    /// Whether both parts of an upgrade are present: `Upgrade`, and `Connection: upgrade`.
     pub upgrade: bool,
-    /// `Connection` lists names beyond `close`, `keep-alive` and `upgrade`.
+    /// Whether `Connection` lists names other than `close`, `keep-alive` and `upgrade`.
     lists: bool,
 }
 
 impl<'h, 'b> Fields<'h, 'b> {
-    /// Refuses everything that makes the length of the message, or its host, a matter of opinion.
+    /// Reads the fields. It refuses every message whose length or host two parsers could read
+    /// differently.
     pub fn survey(
         lines: &'h [Header<'b>],
         version: Version,
@@ -183,18 +192,20 @@ impl<'h, 'b> Fields<'h, 'b> {
         for (line, slot) in lines.iter().zip(&mut *room) {
             *slot = kind(line.name);
             match *slot {
-                Kind::Host if fields.host.is_some() => return Err(Reject::bad("duplicate_host")),
-                Kind::Host => fields.host = Some(line.value),
-                Kind::ContentLength if fields.length.is_some() => {
+                FieldKind::Host if fields.host.is_some() => {
+                    return Err(Reject::bad("duplicate_host"));
+                }
+                FieldKind::Host => fields.host = Some(line.value),
+                FieldKind::ContentLength if fields.length.is_some() => {
                     return Err(Reject::bad("duplicate_content_length"));
                 }
-                Kind::ContentLength => fields.length = Some(content_length(line.value)?),
-                Kind::TransferEncoding if version == Version::H10 => {
+                FieldKind::ContentLength => fields.length = Some(content_length(line.value)?),
+                FieldKind::TransferEncoding if version == Version::H10 => {
                     return Err(Reject::bad("transfer_encoding_on_http10"));
                 }
-                Kind::TransferEncoding => {
+                FieldKind::TransferEncoding => {
                     for coding in list(line.value) {
-                        // Chunked comes last and once (RFC 9112 section 6.1).
+                        // `chunked` comes last and once (RFC 9112 section 6.1).
                         if fields.chunked
                             || coding.eq_ignore_ascii_case(b"identity")
                             || !is_token(coding)
@@ -205,7 +216,7 @@ impl<'h, 'b> Fields<'h, 'b> {
                         coded |= !fields.chunked;
                     }
                 }
-                Kind::Connection => {
+                FieldKind::Connection => {
                     for option in list(line.value) {
                         match option {
                             b"" => {}
@@ -216,7 +227,7 @@ impl<'h, 'b> Fields<'h, 'b> {
                         }
                     }
                 }
-                Kind::Upgrade => upgrade_field = true,
+                FieldKind::Upgrade => upgrade_field = true,
                 _ => {}
             }
         }
@@ -234,21 +245,21 @@ impl<'h, 'b> Fields<'h, 'b> {
         }
         fields.kinds = room;
         fields.lists = options > 0;
-        // Upgrade is for HTTP/1.1 only (RFC 9110 section 7.8).
+        // `Upgrade` exists in HTTP/1.1 only (RFC 9110 section 7.8).
         fields.upgrade = upgrade_field && upgrade_option && version == Version::H11;
         Ok(fields)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (Kind, &'h Header<'b>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (FieldKind, &'h Header<'b>)> {
         self.kinds.iter().copied().zip(self.lines)
     }
 
-    /// Whether `Connection` names this field as meant for us alone.
+    /// Whether `Connection` lists this field, so that it is for this hop only.
     pub fn is_listed(&self, name: &str) -> bool {
         self.lists
             && self
                 .iter()
-                .filter(|(kind, _)| *kind == Kind::Connection)
+                .filter(|(kind, _)| *kind == FieldKind::Connection)
                 .any(|(_, line)| {
                     list(line.value).any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
                 })
@@ -258,7 +269,7 @@ impl<'h, 'b> Fields<'h, 'b> {
 fn content_length(value: &[u8]) -> Result<(&[u8], u64), Reject> {
     const BAD: Reject = Reject::bad("bad_content_length");
     let zeros = value.iter().take_while(|&&b| b == b'0').count();
-    // Of nothing but zeros one stays.
+    // A value of only zeros keeps one of them.
     let digits = value
         .get(zeros.min(value.len().saturating_sub(1))..)
         .unwrap_or_default();
@@ -282,7 +293,7 @@ fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().copied().all(is_tchar)
 }
 
-/// RFC 9110 section 5.6.2.
+/// Whether a byte may be in a token (RFC 9110 section 5.6.2).
 pub(super) fn is_tchar(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }

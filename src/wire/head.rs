@@ -1,37 +1,49 @@
-//! Heads of requests and responses: strict in, canonical out (RFC 9112 sections 2 to 6, RFC 9110 section 7).
+//! Heads of requests and responses: strict input, canonical output (contract 4; RFC 9112 sections 2
+//! to 6, RFC 9110 section 7).
 //!
-//! Owns the start lines, what a message's fields mean for its framing, and what of it goes on to the other side.
-//! Invariants: nothing is appended to `out` unless a head is complete and accepted; the verdict on the same bytes is the
-//! same wherever they were split. Leaves out bodies (`body.rs`), `Via` and `Max-Forwards`: this is a gateway that the
-//! two sides need not know of.
+//! This file owns the start lines, the framing that a message's fields give, and what of a message
+//! is forwarded. Invariants: nothing is appended to `out` before a head is complete and accepted;
+//! the verdict on the same bytes does not depend on how the network split them. Bodies are in
+//! `body.rs`. `Via` and `Max-Forwards` are left out, because this is a gateway of which neither
+//! side needs to know.
 
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::wire::fields::{Fields, Kind, Lines, MAX_HEADERS, end_of_head, write_line};
+use crate::wire::fields::{FieldKind, Fields, Lines, MAX_HEADERS, end_of_head, write_line};
 use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 
-/// How a client's requests are forwarded.
+/// How the requests of a client are forwarded.
 #[derive(Clone, Copy, Debug)]
 pub struct Forwarding {
+    /// The client's address, for `X-Forwarded-For`.
     pub peer: IpAddr,
-    /// The address that the client connected to: `Host` for an HTTP/1.0 request that names none.
+    /// The address that the client connected to. It becomes `Host` for an HTTP/1.0 request that
+    /// names none.
     pub local: SocketAddr,
-    /// Believe and extend `X-Forwarded-*`; otherwise all of them, and `Forwarded`, are replaced.
+    /// Whether the peer is in `trustedProxies`. If so, its `X-Forwarded-*` fields are used and
+    /// extended. If not, these fields and `Forwarded` are replaced.
     pub trusted: bool,
+    /// Whether `X-Forwarded-Proto` says `https` instead of `http`.
     pub https: bool,
+    /// Whether CONNECT is forwarded. If not, the client gets 501.
     pub allow_connect: bool,
 }
 
-/// Whether more has come than the one empty line that a client may send before a request (RFC 9112 section 2.2): some end
-/// a body with one that its length does not count.
+/// Whether the input has more than the one empty line that a client may send before a request (RFC
+/// 9112 section 2.2). Some clients end a body with an empty line that the body's length does not
+/// count.
 pub fn has_begun(input: &[u8]) -> bool {
     !b"\r\n".starts_with(input)
 }
 
-/// Reads a client's request head and appends the upstream's to `out`: always HTTP/1.1, origin-form, fields in their
-/// order, those of one hop removed, `X-Forwarded-*` set. `Ok(None)`: not complete; nothing was appended.
+/// Reads a client's request head and appends the head for the endpoint to `out`: HTTP/1.1, origin
+/// form, fields in their order, without the fields of one hop, with `X-Forwarded-*` (contract 4.2).
+/// `Ok(None)`: the head is not complete, and nothing was appended.
+///
+/// # Errors
+/// The request is refused with a 4xx or 5xx of [`Reject`] (contract 4.1), and nothing was appended.
 pub fn parse_request(
     input: &[u8],
     limits: &Limits,
@@ -74,7 +86,7 @@ pub fn parse_request(
         Version::H11
     };
     let method = Method::new(name);
-    let mut kinds = [Kind::EndToEnd; MAX_HEADERS];
+    let mut kinds = [FieldKind::EndToEnd; MAX_HEADERS];
     let fields = Fields::survey(parsed.headers, version, &mut kinds)?;
 
     if method == Method::Connect && !fwd.allow_connect {
@@ -129,27 +141,31 @@ pub fn parse_request(
     for (kind, line) in fields.iter() {
         let mut value = line.value;
         match kind {
-            Kind::Host => value = host.unwrap_or_default(),
-            Kind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
-            Kind::Upgrade if request.upgrade => {}
-            Kind::ForwardedHost | Kind::ForwardedProto | Kind::ForwardedOther if fwd.trusted => {}
-            Kind::Connection
-            | Kind::HopByHop
-            | Kind::TransferEncoding
-            | Kind::Upgrade
-            | Kind::Lookalike => continue,
-            Kind::ForwardedFor
-            | Kind::ForwardedHost
-            | Kind::ForwardedProto
-            | Kind::ForwardedOther => continue,
+            FieldKind::Host => value = host.unwrap_or_default(),
+            FieldKind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
+            FieldKind::Upgrade if request.upgrade => {}
+            FieldKind::ForwardedHost | FieldKind::ForwardedProto | FieldKind::ForwardedOther
+                if fwd.trusted => {}
+            FieldKind::Connection
+            | FieldKind::HopByHop
+            | FieldKind::TransferEncoding
+            | FieldKind::Upgrade
+            | FieldKind::Lookalike => continue,
+            FieldKind::ForwardedFor
+            | FieldKind::ForwardedHost
+            | FieldKind::ForwardedProto
+            | FieldKind::ForwardedOther => continue,
             _ if fields.is_listed(line.name) => continue,
-            Kind::Trailer if framing != Framing::Chunked => continue,
-            // An HTTP/1.0 client does not understand the answer (RFC 9110 section 10.1.1).
-            Kind::Expect if version == Version::H10 => continue,
-            Kind::Expect => request.expect_continue |= value.eq_ignore_ascii_case(b"100-continue"),
-            Kind::Conditional => request.conditional = true,
-            Kind::IdempotencyKey => request.idempotency_key = true,
-            Kind::Trailer | Kind::EndToEnd => {}
+            FieldKind::Trailer if framing != Framing::Chunked => continue,
+            // An HTTP/1.0 client does not understand the interim response (RFC 9110 section
+            // 10.1.1).
+            FieldKind::Expect if version == Version::H10 => continue,
+            FieldKind::Expect => {
+                request.expect_continue |= value.eq_ignore_ascii_case(b"100-continue")
+            }
+            FieldKind::Conditional => request.conditional = true,
+            FieldKind::IdempotencyKey => request.idempotency_key = true,
+            FieldKind::Trailer | FieldKind::EndToEnd => {}
         }
         write_line(out, line.name, value);
     }
@@ -174,9 +190,9 @@ fn write_forwarded(
     out.extend_from_slice(b"X-Forwarded-For: ");
     if fwd.trusted {
         for (kind, line) in fields.iter() {
-            has_host |= kind == Kind::ForwardedHost;
-            has_proto |= kind == Kind::ForwardedProto;
-            if kind == Kind::ForwardedFor && !line.value.is_empty() {
+            has_host |= kind == FieldKind::ForwardedHost;
+            has_proto |= kind == FieldKind::ForwardedProto;
+            if kind == FieldKind::ForwardedFor && !line.value.is_empty() {
                 out.extend_from_slice(line.value);
                 out.extend_from_slice(b", ");
             }
@@ -199,7 +215,7 @@ fn write_forwarded(
     }
 }
 
-/// As its `Display`, which takes longer than all the rest of a line.
+/// Writes the address as its `Display` does. `Display` takes longer than the rest of a line.
 fn write_v4(out: &mut Vec<u8>, address: Ipv4Addr) {
     for (i, octet) in address.octets().into_iter().enumerate() {
         if i > 0 {
@@ -210,9 +226,9 @@ fn write_v4(out: &mut Vec<u8>, address: Ipv4Addr) {
     }
 }
 
-/// A request target, as it is forwarded (RFC 9112 section 3.2).
+/// A request target as it is forwarded (RFC 9112 section 3.2).
 struct Target<'a> {
-    /// Of the absolute-form, or of CONNECT; what `Host` becomes.
+    /// The authority of an absolute target or of CONNECT. It replaces `Host`.
     authority: Option<Authority<'a>>,
     prefix: &'static str,
     rest: &'a str,
@@ -292,8 +308,8 @@ impl Authority<'_> {
     }
 }
 
-/// `uri-host [":" port]` (RFC 3986 section 3.2) with a host: some take the first of two colons, some the last, and a comma
-/// for a list.
+/// Whether a text is `uri-host [":" port]` with a host (RFC 3986 section 3.2). Other parsers take
+/// the first of two colons or the last one, and some read a comma as a list.
 fn is_authority(text: &[u8]) -> bool {
     let literal = text.first() == Some(&b'[');
     let end = if literal {
@@ -316,7 +332,7 @@ fn is_authority(text: &[u8]) -> bool {
             .map_or(port.is_empty(), |port| port.iter().all(u8::is_ascii_digit))
 }
 
-/// RFC 3986 section 3.2.2: what a registered name is made of.
+/// The bytes of a registered name (RFC 3986 section 3.2.2).
 const HOST_BYTES: [bool; 256] = {
     let mut fits = [false; 256];
     let mut b = 0;
@@ -337,7 +353,7 @@ fn keeps_alive(version: Version, fields: &Fields<'_, '_>) -> bool {
     !fields.close && (version == Version::H11 || fields.keep_alive)
 }
 
-/// `version` is what stands in the version's place.
+/// `version` is the text at the place of the version.
 fn bad_version(version: &[u8]) -> Reject {
     match version {
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
@@ -363,9 +379,15 @@ fn bad_syntax(error: httparse::Error, start_line: &'static str) -> Reject {
     }
 }
 
-/// Reads an upstream's response head and appends the client's to `out`: always HTTP/1.1, with `Connection: close` where
-/// `close` or [`Response::client_close`] says so, otherwise `keep-alive` for a 1.0 client. `Ok(None)`: not complete;
-/// nothing was appended. A 1xx is written too; it is not for 1.0 clients.
+/// Reads an endpoint's response head and appends the head for the client to `out` (contract 4.3).
+/// The output is always HTTP/1.1. It has `Connection: close` if `close` or
+/// [`Response::client_close`] says so, and otherwise `Connection: keep-alive` for an HTTP/1.0
+/// client. `Ok(None)`: the head is not complete, and nothing was appended.
+///
+/// A 1xx response is written too. The caller must not send it to an HTTP/1.0 client.
+///
+/// # Errors
+/// The response cannot be forwarded: a [`Reject`] with status 502, and nothing was appended.
 pub fn parse_response(
     input: &[u8],
     limits: &Limits,
@@ -398,7 +420,7 @@ fn response(
     match config.parse_response_with_uninit_headers(&mut parsed, head, &mut lines[..room]) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(Reject::bad("bad_status_line")),
-        // What stands behind a version that we know is at fault.
+        // The version is a known one, so the fault is in the text after it.
         Err(httparse::Error::Version)
             if head.starts_with(b"HTTP/1.0") || head.starts_with(b"HTTP/1.1") =>
         {
@@ -418,7 +440,7 @@ fn response(
         .code
         .filter(|code| *code >= 100)
         .ok_or(Reject::bad("bad_status_line"))?;
-    let mut kinds = [Kind::EndToEnd; MAX_HEADERS];
+    let mut kinds = [FieldKind::EndToEnd; MAX_HEADERS];
     let fields = Fields::survey(parsed.headers, version, &mut kinds)?;
     if status == 101 && !fields.upgrade {
         return Err(Reject::bad("bad_upgrade"));
@@ -447,7 +469,7 @@ fn response(
         consumed: head.len(),
     };
 
-    // The reason is taken as it came: httparse withholds one with obs-text.
+    // The reason phrase is forwarded as it came, because `httparse` withholds one with obs-text.
     let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
     let (code, reason) = (
         line.get(9..12).unwrap_or_default(),
@@ -457,25 +479,26 @@ fn response(
     for part in [b"HTTP/1.1 ", code, b" ", reason, b"\r\n"] {
         out.extend_from_slice(part);
     }
-    // 426 tells what to upgrade to; on anything else an offer would be the upstream's own, for its hop.
+    // A 426 names the protocol to upgrade to. In any other response, an offer is the endpoint's
+    // own, for its hop only.
     let offers = fields.upgrade && matches!(status, 101 | 426);
     for (kind, line) in fields.iter() {
         let mut value = line.value;
         match kind {
-            Kind::Connection | Kind::HopByHop | Kind::TransferEncoding => continue,
-            Kind::ContentLength if tunnel || bodiless => continue,
-            Kind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
-            Kind::Upgrade if !offers => continue,
-            Kind::Trailer if framing != Framing::Chunked || client == Version::H10 => continue,
-            Kind::Upgrade | Kind::Host => {}
+            FieldKind::Connection | FieldKind::HopByHop | FieldKind::TransferEncoding => continue,
+            FieldKind::ContentLength if tunnel || bodiless => continue,
+            FieldKind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
+            FieldKind::Upgrade if !offers => continue,
+            FieldKind::Trailer if framing != Framing::Chunked || client == Version::H10 => continue,
+            FieldKind::Upgrade | FieldKind::Host => {}
             _ if fields.is_listed(line.name) => continue,
             _ => {}
         }
         write_line(out, line.name, value);
     }
-    // A HEAD or 304 repeats what a GET would have been told.
-    let told = fields.chunked && !tunnel && !bodiless;
-    if client == Version::H11 && (uncounted || told) {
+    // A response to HEAD, or a 304, has the fields that the response to GET would have.
+    let shows_chunked = fields.chunked && !tunnel && !bodiless;
+    if client == Version::H11 && (uncounted || shows_chunked) {
         write_line(out, "Transfer-Encoding", b"chunked");
     }
     if offers {

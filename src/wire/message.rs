@@ -1,29 +1,47 @@
-//! The words of HTTP: method, version, framing, limits, and what a parsed head says.
+//! The terms of HTTP/1: method, version, framing, limits, and what a parsed head says. Only types
+//! are here. The parsers are in `head.rs`, `fields.rs` and `body.rs`.
 
-/// Bounds of a head: bytes up to and with its empty line, and field lines (at most [`MAX_HEADERS`]).
+/// Bounds of a head.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Bytes of a head, including its empty line.
     pub head_size: usize,
+    /// Field lines of a head. Never more than [`MAX_HEADERS`](crate::wire::fields::MAX_HEADERS) are
+    /// accepted.
     pub headers: usize,
 }
 
+/// The HTTP version of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
+    /// HTTP/1.0.
     H10,
+    /// HTTP/1.1.
     H11,
 }
 
+/// The request methods that the retry and framing rules tell apart. Names are case-sensitive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
+    /// `GET`.
     Get,
+    /// `HEAD`. Its response has no body.
     Head,
+    /// `OPTIONS`.
     Options,
+    /// `TRACE`.
     Trace,
+    /// `PUT`.
     Put,
+    /// `DELETE`.
     Delete,
+    /// `POST`.
     Post,
+    /// `PATCH`.
     Patch,
+    /// `CONNECT`. A 2xx response makes the connection a tunnel.
     Connect,
+    /// Any other method. It is never replayed.
     Other,
 }
 
@@ -43,7 +61,7 @@ impl Method {
         }
     }
 
-    /// RFC 9110 section 9.2.2. A method that we do not know is not.
+    /// Whether the method is idempotent (RFC 9110 section 9.2.2). An unknown method is not.
     pub fn is_idempotent(self) -> bool {
         matches!(
             self,
@@ -52,23 +70,26 @@ impl Method {
     }
 }
 
-/// How long a body is (RFC 9112 section 6.3).
+/// How the end of a body is found (RFC 9112 section 6.3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Framing {
+    /// There is no body.
     None,
-    /// Bytes.
+    /// The body has this many bytes.
     Counted(u64),
+    /// The body is chunked.
     Chunked,
-    /// Responses only.
+    /// The end of the connection ends the body. Responses only.
     UntilClose,
 }
 
-/// A message that is refused. After it the connection cannot be used again.
+/// Why a message is refused. Its connection cannot be used again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Reject {
-    /// What to answer: 400, 431, 501 or 505 for a client's fault, 502 for an upstream's.
+    /// The status of the response: 400, 431, 501 or 505 for a client's fault, 502 for an
+    /// endpoint's.
     pub status: u16,
-    /// For `x-ebbtide-reason`: one of a closed set of snake_case words.
+    /// The value of `x-ebbtide-reason`: one of a closed set of snake_case words.
     pub reason: &'static str,
 }
 
@@ -88,47 +109,61 @@ impl Reject {
     }
 }
 
+/// What the proxy needs to know of a request head that it forwards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request {
+    /// The request's method.
     pub method: Method,
+    /// The client's HTTP version.
     pub version: Version,
-    /// Forwarded as it is: a chunked body is emitted with [`Emit::Chunked`].
+    /// How the body ends. It is forwarded with the same framing: a chunked body is written with
+    /// [`Emit::Chunked`].
     pub framing: Framing,
-    /// What the client asked for.
+    /// Whether the client wants to keep its connection open.
     pub keep_alive: bool,
-    /// Forwarded as a request to upgrade. Never with a body, which would have to be read before the protocol changes.
+    /// Whether the request is forwarded as a request to upgrade. This never has a body, because the
+    /// body would have to be read before the protocol changes.
     pub upgrade: bool,
+    /// Whether `Expect: 100-continue` is forwarded.
     pub expect_continue: bool,
-    /// `If-Match`, `If-None-Match` or `If-Unmodified-Since` is forwarded.
+    /// Whether `If-Match`, `If-None-Match` or `If-Unmodified-Since` is forwarded. A change with
+    /// such a condition is not replayed (contract 3.3).
     pub conditional: bool,
-    /// `Idempotency-Key` is forwarded.
+    /// Whether `Idempotency-Key` is forwarded.
     pub idempotency_key: bool,
     /// Bytes of the input that the head took.
     pub consumed: usize,
 }
 
+/// What the proxy needs to know of a response head that it forwards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Response {
+    /// The status code, 100 to 999.
     pub status: u16,
+    /// The endpoint's HTTP version.
     pub version: Version,
-    /// How the upstream ends the body; by method and status first: HEAD, 1xx, 204, 304 and a tunnel have none.
+    /// How the body that the endpoint sends ends. Method and status decide first: HEAD, 1xx, 204,
+    /// 304 and a tunnel have no body.
     pub framing: Framing,
-    /// How the body goes to the client, as the head that was written says.
+    /// How the body is written to the client, as the head for the client says.
     pub emit: Emit,
-    /// The upstream connection may be used again after the body.
+    /// Whether the connection to the endpoint may be used again after the body.
     pub keep_alive: bool,
-    /// The client's connection ends after this response, because nothing else can end its body.
+    /// Whether the client's connection ends after this response, because nothing else can end its
+    /// body.
     pub client_close: bool,
-    /// A tunnel follows: an answered upgrade (the caller knows whether it was asked for) or a CONNECT that succeeded.
+    /// Whether a tunnel follows: after a 101, or after a CONNECT that succeeded. The caller knows
+    /// whether the client asked for an upgrade.
     pub upgrade: bool,
     /// Bytes of the input that the head took.
     pub consumed: usize,
 }
 
-/// How a body is written.
+/// How a body is written to its receiver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Emit {
-    /// The payload alone: counted, ended by close, or decoded for a 1.0 client (who gets no trailers).
+    /// The payload alone. Its length is known, or the end of the connection ends it, or it is
+    /// decoded for an HTTP/1.0 client, which gets no trailers.
     Identity,
     /// Canonical chunks, then the validated trailers.
     Chunked,

@@ -1,4 +1,6 @@
-//! HTTP/1 between bytes and messages, without any input or output. Imports no other room.
+//! HTTP/1 between bytes and messages, without input or output.
+//!
+//! This room imports no other room. Sockets, timeouts and retries are left to `proxy`.
 
 pub mod answer;
 pub mod body;

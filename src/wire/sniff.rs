@@ -1,19 +1,23 @@
-//! What a client's first bytes are, for protocol `auto`.
+//! Detection of the client's protocol by its first bytes, for protocol `auto` (contract 4.5). How
+//! long the proxy waits for those bytes is in `proxy/detect.rs`.
 
 use crate::wire::fields::is_tchar;
 
-/// What a client's first bytes are, for protocol `auto`.
+/// What the first bytes of a client mean for protocol `auto`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sniff {
+    /// A complete HTTP/1 request line up to its version.
     Http,
+    /// The bytes cannot become an HTTP/1 request line.
     Other,
+    /// The bytes can still become an HTTP/1 request line.
     NeedMore,
 }
 
-/// No request line of HTTP is longer than the head that it is in.
+/// Bytes: a request line is not longer than the head that contains it.
 const SNIFF_LIMIT: usize = 16 << 10;
 
-/// Whether these first bytes begin, as far as they go, with a method of RFC 9110 or 5789 and a space.
+/// Whether these bytes begin with a method of RFC 9110 or RFC 5789 and a space, as far as they go.
 pub fn may_become_request(first: &[u8]) -> bool {
     const METHODS: [&[u8]; 9] = [
         b"GET ",
@@ -31,8 +35,9 @@ pub fn may_become_request(first: &[u8]) -> bool {
         .any(|method| first.iter().zip(*method).all(|(a, b)| a == b))
 }
 
-/// Knows HTTP/1 by a whole request line up to its version: many line protocols begin with a word and a space, or even
-/// with `GET key`. TLS, the HTTP/2 preface and other bytes are `Other` with the first byte that does not fit.
+/// Recognises HTTP/1 by a complete request line up to its version, because many line protocols
+/// begin with a word and a space, or even with `GET key`. TLS, the HTTP/2 preface and other
+/// protocols are [`Sniff::Other`] from the first byte that does not fit.
 pub fn sniff(first: &[u8]) -> Sniff {
     let mut words = first
         .get(..SNIFF_LIMIT)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds what the lab needs into $LAB/bin and $LAB/images; what is there already is left alone.
+# Builds everything that the lab needs into $LAB/bin and $LAB/images. Keeps what is already built.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -7,9 +7,9 @@ tools=(containerd runc iptables nft conntrack ipset modprobe pgrep openssl curl 
 packages=(containerd runc containernetworking-plugins iptables nftables conntrack ipset kmod procps openssl curl iproute2 util-linux python3)
 missing() { local t; for t in "${tools[@]}"; do command -v "$t" >/dev/null || echo "$t"; done; [ -x /usr/lib/cni/bridge ] || echo /usr/lib/cni/bridge; }
 if [ -n "$(missing)" ]; then
-  command -v apt-get >/dev/null || die "missing: $(missing | paste -sd' '); install them by this system's package manager"
+  command -v apt-get >/dev/null || die "missing: $(missing | paste -sd' '); install them with this system's package manager"
   echo "installing Debian packages for: $(missing | paste -sd' ')"
-  # The lab starts its own containerd; Debian's must not come up on the user's machine.
+  # The lab starts its own containerd. Debian's must not start on the user's machine.
   policy=/usr/sbin/policy-rc.d
   [ -e $policy ] || { trap 'rm -f $policy' EXIT; printf '#!/bin/sh\nexit 101\n' >$policy; chmod +x $policy; }
   apt-get update -qq
@@ -21,12 +21,12 @@ command -v go >/dev/null || die "needs Go 1.26 or newer to build Kubernetes $K8S
 export GOFLAGS="-buildvcs=false -modcacherw" GOTOOLCHAIN=local CGO_ENABLED=0
 mkdir -p "$LAB"/{bin,images,logs}
 ld="-s -w"
-# Without these a module build calls itself v0.0.0.
+# Without these, a module build reports version v0.0.0.
 for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
   ld="$ld -X $p.gitVersion=$K8S_VERSION -X $p.gitMajor=1 -X $p.gitMinor=35 -X $p.gitTreeState=clean"
   ld="$ld -X $p.gitCommit=0000000000000000000000000000000000000000 -X $p.buildDate=2026-01-01T00:00:00Z"
 done
-echo "building Kubernetes $K8S_VERSION, etcd, fortio $FORTIO_VERSION (about 4 minutes at first, seconds later)"
+echo "building Kubernetes $K8S_VERSION, etcd, fortio $FORTIO_VERSION (about 4 minutes the first time, seconds after that)"
 (cd "$HERE/src/k8s" && go build -trimpath -ldflags "$ld" -o "$LAB/bin/hyperkube" ./hyper)
 for c in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do ln -sfn hyperkube "$LAB/bin/$c"; done
 (cd "$HERE/src/etcd" && go build -trimpath -ldflags "-s -w" -o "$LAB/bin/etcd" go.etcd.io/etcd/server/v3)
@@ -38,7 +38,7 @@ image pause:1 --entry /main "$LAB/images/pause.bin=/main"
 for v in v1 v2 v3; do image app:$v --env VERSION=$v --entry /main "$LAB/images/app.bin=/main"; done
 image app:never-ready --env VERSION=never-ready --env NEVER_READY=1 --entry /main "$LAB/images/app.bin=/main"
 
-# Debian's nginx, unpacked and not installed, with the libraries it is linked to.
+# Debian's nginx, unpacked but not installed, with the libraries that it is linked to.
 if ! [ -x "$LAB/nginx/usr/sbin/nginx" ]; then
   rm -rf "$LAB/nginx" && mkdir -p "$LAB/nginx" && cd "$LAB/nginx"
   command -v apt-get >/dev/null || die "nginx comes from Debian's package: needs apt-get"
@@ -47,12 +47,12 @@ if ! [ -x "$LAB/nginx/usr/sbin/nginx" ]; then
   [ -x usr/sbin/nginx ] || die "this distribution's package nginx has no /usr/sbin/nginx: use Debian 12 or newer"
 fi
 libraries=$(ldd "$LAB/nginx/usr/sbin/nginx")
-! grep -q 'not found' <<<"$libraries" || die "nginx misses libraries here: $(grep 'not found' <<<"$libraries" | paste -sd' '); install their packages"
+! grep -q 'not found' <<<"$libraries" || die "nginx lacks libraries on this machine: $(grep 'not found' <<<"$libraries" | paste -sd' '); install their packages"
 files=$(awk '$2 == "=>" {print $3 "=" $3} $1 ~ /^\// {print $1 "=" $1}' <<<"$libraries")
 for v in v1 v2 v3; do
   mkdir -p "$LAB/nginx/$v"
   echo "$v" >"$LAB/nginx/$v/index.html"
-  # shellcheck disable=SC2086  # one argument a library
+  # shellcheck disable=SC2086  # one argument for each library
   image nginx:$v --entry /usr/sbin/nginx --entry=-c --entry /nginx.conf "$LAB/nginx/usr/sbin/nginx=/usr/sbin/nginx" $files \
     "$HERE/src/nginx/nginx.conf=/nginx.conf" "$HERE/src/nginx/passwd=/etc/passwd" "$HERE/src/nginx/group=/etc/group" "$LAB/nginx/$v/index.html=/www/index.html"
 done

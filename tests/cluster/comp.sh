@@ -1,5 +1,6 @@
 #!/bin/bash
-# comp.sh NAME: becomes one component. Runs inside the lab's namespaces; its pid is $RUN/NAME.pid, its log $LOGS/NAME.log.
+# comp.sh NAME: becomes the component NAME. It must run inside the lab's namespaces. Its pid is in
+# $RUN/NAME.pid, its log in $LOGS/NAME.log.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 exec >>"$LOGS/$1.log" 2>&1 </dev/null
@@ -32,5 +33,5 @@ kubelet)
     --root-dir="$DATA/kubelet" --cert-dir="$DATA/kubelet-pki"
   ;;
 kube-proxy) exec kube-proxy --config="$CFG/proxy.yaml" ;;
-*) die "no component $1" ;;
+*) die "$1 is no component: see comp.sh" ;;
 esac

@@ -1,6 +1,7 @@
 #!/bin/bash
-# component.sh stop|start|restart|ensure NAME: one component of the running cluster; ensure starts it if it does not run.
-# component.sh mode iptables|nftables: kube-proxy's mode; the other mode's rules are taken away.
+# component.sh stop|start|restart|ensure NAME: acts on one component of the running cluster. `ensure`
+# starts the component if it does not run.
+# component.sh mode iptables|nftables: sets kube-proxy's mode and removes the rules of the other mode.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 lab_init >/dev/null || die "the cluster is not up: make cluster"

@@ -3,7 +3,8 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 mkdir -p "$CFG/cni" "$DATA" "$REQUESTS"
-# restrict_oom_score_adj: without CAP_SYS_RESOURCE (a container, a sandbox) no pod starts otherwise.
+# restrict_oom_score_adj: without it, no pod starts where CAP_SYS_RESOURCE is missing (in a container
+# or a sandbox).
 cat >"$CFG/containerd.toml" <<K
 version = 2
 root = "$DATA/containerd"
@@ -35,7 +36,8 @@ cat >"$CFG/cni/10-lab.conflist" <<K
  {"type":"bridge","bridge":"cni0","isGateway":true,"isDefaultGateway":true,"ipMasq":false,"hairpinMode":true,
   "ipam":{"type":"host-local","dataDir":"$RUN/cni-ipam","ranges":[[{"subnet":"$PODCIDR"}]]}}]}
 K
-# failCgroupV1: hybrid machines still have it. The eviction limits: a full disk on the user's machine is not our business.
+# failCgroupV1: hybrid machines still have cgroup v1. The eviction limits keep a full disk on the user's
+# machine from evicting pods.
 cat >"$CFG/kubelet.yaml" <<K
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -74,7 +76,7 @@ conntrack: {maxPerCore: 0, min: 0}
 healthzBindAddress: 127.0.0.1:10256
 metricsBindAddress: 127.0.0.1:10249
 K
-# The moment at which the API server was asked to delete a pod, to the microsecond.
+# The audit log records when the API server was asked to delete a pod, to the microsecond.
 cat >"$CFG/audit.yaml" <<K
 apiVersion: audit.k8s.io/v1
 kind: Policy

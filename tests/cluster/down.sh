@@ -1,5 +1,6 @@
 #!/bin/bash
-# Takes the cluster away: processes, namespaces, cgroups, data; sysctls as they were. What was built stays for the next time.
+# Removes the cluster: processes, namespaces, cgroups and data. Restores the sysctls. Keeps what was built,
+# for the next time.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 gone() { ! kill -0 "$1"; }

@@ -1,5 +1,5 @@
 #!/bin/bash
-# import.sh FILE.tar...: gives images in `docker load` format to the cluster's containerd.
+# import.sh FILE.tar...: imports images in `docker load` format into the cluster's containerd.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 for file; do

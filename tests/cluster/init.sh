@@ -1,5 +1,5 @@
 #!/bin/bash
-# pid 1 of the lab's pid namespace: starts everything, then reaps for ever.
+# pid 1 of the lab's pid namespace: starts all components, and then reaps processes for ever.
 set -uo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 trap 'exit 0' TERM

@@ -1,4 +1,4 @@
-"""The cluster as the experiments use it: objects, load, and what was recorded of requests, connections and deletions."""
+"""The cluster as the experiments use it: objects, load, and the records of requests, connections and deletions."""
 import atexit
 import collections
 import datetime
@@ -20,20 +20,20 @@ NODE, NODE_IP, NAMESPACE = "node1", "10.10.0.1", "e2e"
 IMAGE = os.environ.get("EBBTIDE_IMAGE", os.path.join(REPO, "target/ebbtide-image.tar"))
 ADMIN_PORT = 9901
 CONTAINERD = ["ctr", "-a", LAB + "/run/containerd.sock", "-n", "k8s.io"]
-LATE = 3  # seconds after a rollout's end: what fails later was sent into a dead NAT entry, not by the rollout
+LATE = 3  # seconds after a rollout's end: a later failure comes from a dead NAT entry, not from the rollout
 
 os.environ["PATH"] = f"{LAB}/bin:{os.environ['PATH']}:/usr/sbin:/sbin"
 os.environ["KUBECONFIG"] = LAB + "/cfg/admin.kubeconfig"
 
 
 class LabError(Exception):
-    """Something did not happen in time, or a command failed: ends the experiment, not the run."""
+    """A wait timed out or a command failed. This ends the experiment, not the run."""
 
 
 def enter_network():
-    """Continues this program inside the cluster's network namespace, so that all of its traffic is there."""
+    """Restarts this program inside the cluster's network namespace, so that all of its traffic is there."""
     if os.geteuid() != 0:
-        sys.exit("e2e: needs root: run it by sudo -E make e2e")
+        sys.exit("e2e: needs root: run it with sudo -E make e2e")
     if not os.path.exists(NETNS):
         sys.exit("e2e: the cluster is not up: make cluster")
     if os.stat("/proc/self/ns/net").st_ino != os.stat(NETNS).st_ino:
@@ -44,7 +44,7 @@ def say(text):
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
 
-# Processes: each ends with the run.
+# Processes. Each one ends with the run.
 
 _started = []
 
@@ -144,7 +144,7 @@ def is_ready(pod):
 
 
 def rolled(target, seconds=90):
-    """Waits until the rollout is over and the last old pod is gone, which `rollout status` alone does not wait for."""
+    """Waits until the rollout is over and the last old pod is gone. `rollout status` does not wait for the latter."""
     kubectl("rollout", "status", target, f"--timeout={seconds}s", timeout=seconds + 5)
     name = target.split("/")[1]
     wait(f"the old pods of {target} gone", seconds,
@@ -162,7 +162,7 @@ def clean():
 
 
 def restore():
-    """What an experiment that broke may have left: a stopped component, a closed node, objects."""
+    """Removes what a broken experiment may have left: a stopped component, a cordoned node, objects."""
     for name in ("kube-apiserver", "kubelet"):
         component("ensure", name)
     wait("the API server", 60, lambda: subprocess.run(["kubectl", "get", "--raw", "/readyz"], capture_output=True).returncode == 0)
@@ -211,7 +211,7 @@ def uninstall_ebbtide():
 
 
 def ebbtide_quantile(metric, q):
-    """The upper bound of the bucket that holds the quantile, over all services, in seconds; None without observations."""
+    """The upper bound, in seconds, of the bucket that holds the quantile over all services. None without observations."""
     buckets = collections.Counter()
     for bound, count in re.findall(rf'^{metric}_bucket{{.*?le="([^"]+)".*?}} (\S+)', fetch(ADMIN_PORT, "/metrics", "127.0.0.1"), re.M):
         buckets[float(bound)] += float(count)
@@ -222,7 +222,7 @@ def ebbtide_quantile(metric, q):
 # Requests and load
 
 def fetch(port, path="/", host=NODE_IP):
-    """One request on a connection of its own."""
+    """Sends one request on a connection of its own and returns the body."""
     connection = http.client.HTTPConnection(host, port, timeout=15)
     try:
         connection.request("GET", path)
@@ -244,7 +244,9 @@ def answers(port, path="/", host=NODE_IP):
 
 
 def settled(name, port, path="/"):
-    """Waits until the Service has all ready pods and has answered for 1.5 s on end: `rollout status` is ahead of both."""
+    """Waits until the Service lists all ready pods and has answered for 1.5 s without a failure.
+
+    `rollout status` returns before both."""
     selector = ",".join(f"{k}={v}" for k, v in get("service", name)["spec"]["selector"].items())
 
     def complete():
@@ -262,7 +264,7 @@ def settled(name, port, path="/"):
 
 
 def sample(port, count):
-    """What answers: bodies counted, and the number of failures."""
+    """Counts the response bodies and the failures of `count` requests."""
     bodies, failed = collections.Counter(), 0
     for _ in range(count):
         try:
@@ -277,13 +279,13 @@ class Load:
 
     def __init__(self, port, seconds=0, connections=8, qps=500, keepalive=True):
         if not keepalive:
-            # Entries of an earlier run's dead pods. Only this port's: a whole flush cuts what pods have open to the API server,
-            # watches among them. It fails if there are none.
+            # Removes the entries of an earlier run's dead pods, for this port only. A full flush would also cut the pods'
+            # connections to the API server, with their watches. The command fails if there are no entries.
             subprocess.run(["conntrack", "-D", "-p", "tcp", "--orig-port-dst", str(port)], capture_output=True)
         stem = f"{LAB}/results/fortio-{port}-{time.time_ns()}"
         self.result, self.log, self.seconds = stem + ".json", stem + ".log", seconds
         with open(self.log, "w") as log:
-            # Its default of 3 s would call a held request failed.
+            # With fortio's default timeout of 3 s, a held request would count as failed.
             self.process = start(["fortio", "load", "-allow-initial-errors", "-c", str(connections), "-qps", str(qps), "-t", f"{seconds}s",
                                   "-timeout", "15s", f"-keepalive={'true' if keepalive else 'false'}", "-json", self.result,
                                   f"http://{NODE_IP}:{port}/"], stdout=log, stderr=log)
@@ -326,7 +328,7 @@ Request = collections.namedtuple("Request", "at pod version method id")
 
 
 def requests():
-    """The sample application's log: every request that a pod was given, also of pods that are gone."""
+    """The sample application's log: every request that a pod received, also of removed pods."""
     with open(LAB + "/requests/requests.log") as file:
         return [Request(int(at) / 1e9, *rest) for at, *rest in map(str.split, file)]
 
@@ -345,7 +347,7 @@ def deletions():
 
 
 class Connections:
-    """Every new connection that the kernel tracks, as (time, address it went to in the end)."""
+    """Every new connection that the kernel tracks, as (time, final destination address)."""
 
     def __init__(self):
         self.path = f"{LAB}/results/conntrack-{time.time_ns()}.log"
@@ -357,7 +359,7 @@ class Connections:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(10)
         with open(self.path) as file:
-            # The second src is where the answer comes from: the pod, whatever the client dialled.
+            # The second src is the source of the reply: the pod, whichever address the client used.
             found = [re.match(r"\[(\S+)\].*\[NEW\] tcp .*?src=\S+ .*?src=(\S+)", line) for line in file]
         return [(float(m[1]), m[2]) for m in found if m]
 

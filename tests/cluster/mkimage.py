@@ -13,7 +13,9 @@ import tarfile
 
 
 def tar(entries):
-    """The bytes of an archive; (name, data, mode), data None for a folder. Equal input, equal bytes."""
+    """Returns the bytes of an archive of (name, data, mode), where data is None for a folder.
+
+    The same input gives the same bytes."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data, mode in entries:

@@ -1,4 +1,4 @@
-"""What was measured, as tables, as JSON and as tests/cluster/README.md."""
+"""The measurements as tables, as JSON and as tests/cluster/README.md."""
 import datetime
 import json
 import os
@@ -7,19 +7,8 @@ from lab import HERE, LAB, say
 
 COLUMNS = {"iptables": "kube-proxy iptables", "nftables": "kube-proxy nftables", "ebbtide": "Ebbtide"}
 
-INTRODUCTION = """# The promise, in a real cluster
-
-This page is written by `make e2e` from what it measured; `e2e.py` holds the experiments.
-
-`make cluster` builds and starts a cluster of real parts on this machine (etcd, kube-apiserver, controller-manager, scheduler, kubelet,
-containerd, runc, kube-proxy), `make cluster-down` takes it away without a trace, `make e2e` builds the image and measures all of the below (`SHORT=1`:
-with short loads, about a quarter of an hour), `make e2e ARGS='A C --columns ebbtide'` a part of it. It needs root on Linux, Go 1.26, Python 3.9
-and, beside Debian's packages, which it installs if they are missing, nothing. All of it lives in network, pid and mount namespaces of its
-own without a way out; its state is under `$EBBTIDE_LAB` (default `~/.cache/ebbtide-lab`). `. tests/cluster/env.sh` gives `k` (kubectl)
-and `in_net` (any command in the cluster's network). The same Service is served by kube-proxy in both of its modes and, by nothing but
-the label `service.kubernetes.io/service-proxy-name: ebbtide`, by Ebbtide. *Sockets*: a client that keeps 8 connections needs 8; each
-more is one it lost, of which fortio hides the first failure. *Worst*: the slowest request.
-"""
+# In README.md. The text above this line is by hand, and `Report.write` keeps it.
+MARK = "<!-- `make e2e` writes everything below this line. -->\n"
 
 
 class Report:
@@ -37,7 +26,7 @@ class Report:
         say(f"  {column}: {case}, {measure}: {text}")
 
     def load(self, title, case, column, results):
-        """The rows every load has; one figure a round."""
+        """Adds the rows that every load has, with one figure for each round."""
         each = lambda key: ", ".join(f"{r[key]:,}" for r in results)
         late = sum(r["late"] for r in results)
         total = sum(r["requests"] for r in results)
@@ -67,7 +56,7 @@ class Report:
                 previous = case
             out.append("")
         if self.targets:
-            out += ["## Targets", "", "Those on time depend on the machine and do not fail the run.", "", "| target | |", "|---|---|"]
+            out += ["## Targets", "", "Targets on time depend on the machine and do not fail the run.", "", "| target | |", "|---|---|"]
             out += [f"| {text} | {'met' if met else '**missed**'}{'' if decides else ' (time)'} |" for text, met, decides in self.targets]
             out.append("")
         return "\n".join(out)
@@ -75,8 +64,11 @@ class Report:
     def write(self, versions):
         facts = ", ".join(f"{k} {v}" for k, v in versions.items())
         knobs = ", ".join(f"{k} {v}" for k, v in self.knobs.items())
-        with open(os.path.join(HERE, "README.md"), "w") as file:
-            file.write(f"{INTRODUCTION}\nMeasured on {self.started:%Y-%m-%d}: {facts}. Lengths: {knobs}.\n\n{self.markdown()}")
+        page = os.path.join(HERE, "README.md")
+        with open(page) as file:
+            by_hand = file.read().split(MARK)[0]
+        with open(page, "w") as file:
+            file.write(f"{by_hand}{MARK}\nMeasured on {self.started:%Y-%m-%d}: {facts}. Lengths: {knobs}.\n\n{self.markdown()}")
 
     def failed(self):
         return any(decides and not met for _, met, decides in self.targets)

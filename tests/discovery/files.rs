@@ -1,4 +1,6 @@
-//! `files` discovery on real folders: what each way of changing a manifest does to the merged Service.
+//! `files` discovery on real folders: how each way to change a manifest changes the merged Service.
+//! A file takes effect when its writer has closed it, and a faulty file keeps its last good state
+//! (contract 1.10 and 2.7).
 
 use std::cell::RefCell;
 use std::fs;
@@ -20,20 +22,21 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
-/// A folder under watch, and what its messages made of the world.
+/// A watched folder, and the world that its messages have made.
 struct Rig {
     temp: TempDir,
     inbox: mpsc::Receiver<Message>,
     world: World,
     synced: bool,
     problems: Vec<Problem>,
-    /// One entry a batch: the changes in words.
+    /// One entry for each batch: its changes in words.
     batches: Vec<Vec<String>>,
     errors: Rc<RefCell<Vec<&'static str>>>,
 }
 
 impl Rig {
-    /// Watches `manifests` in a new folder that `prepare` has filled; call it inside a [`LocalSet`].
+    /// Watches `manifests` in a new folder that `prepare` has filled. Call this inside a
+    /// [`LocalSet`].
     async fn new(prepare: impl FnOnce(&Path)) -> Self {
         let temp = TempDir::new().unwrap();
         prepare(&temp.path().join("manifests"));
@@ -56,7 +59,7 @@ impl Rig {
         }
     }
 
-    /// A folder with a Service `app` of three endpoints, synced.
+    /// A folder with Service `app` of three endpoints, synced.
     async fn with_app() -> Self {
         let mut rig = Self::new(|path| {
             fs::create_dir(path).unwrap();
@@ -78,7 +81,7 @@ impl Rig {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// Takes messages in until the condition holds.
+    /// Applies messages until the condition holds.
     async fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
         while !condition(self) {
             match timeout(Duration::from_secs(30), self.inbox.recv()).await {
@@ -93,7 +96,8 @@ impl Rig {
         }
     }
 
-    /// Waits until everything written so far has had its chance: a file written after it is in force.
+    /// Waits until everything written so far has been read: a file that was written later is in
+    /// force.
     async fn barrier(&mut self) {
         let name = format!("barrier-{}", fs::read_dir(self.path("")).unwrap().count());
         self.write(&format!("{name}.yaml"), service(&name));
@@ -123,7 +127,7 @@ impl Rig {
             .map_or(0, |it| it.ports.first().unwrap().endpoints.len())
     }
 
-    /// The changes so far that took something away.
+    /// The changes so far that removed an object.
     fn removals(&self) -> Vec<&String> {
         self.batches
             .iter()
@@ -195,7 +199,7 @@ async fn a_file_is_not_read_while_its_writer_has_it_open() {
     local(async {
         let mut rig = Rig::with_app().await;
         let text = slice("app", "a", 1..9);
-        // Cut after a whole endpoint, so that the half is valid by itself.
+        // Cut after a whole endpoint, so that the first half is a valid manifest.
         let (half, rest) = text.split_at(text.find("- addresses:\n  - 10.0.0.2").unwrap());
         let mut file = fs::File::create(rig.path("slice.yaml")).unwrap();
         rig.barrier().await;
@@ -228,7 +232,7 @@ async fn a_rename_over_takes_effect_and_its_temporary_does_not_count() {
         fs::rename(rig.path(".slice.yaml.tmp"), rig.path("slice.yaml")).unwrap();
         rig.until("five", |rig| rig.endpoints("app") == 5).await;
         assert_eq!(rig.batches, [["+EndpointSlice web/app-a"]]);
-        // Away to another name: the same objects, so no change at all.
+        // A rename to another name keeps the same objects, so nothing changes.
         fs::rename(rig.path("slice.yaml"), rig.path("other.yml")).unwrap();
         rig.barrier().await;
         fs::remove_file(rig.path("other.yml")).unwrap();
@@ -292,7 +296,7 @@ async fn a_config_map_swap_is_one_batch() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_removed_and_made_again() {
+async fn a_folder_may_be_removed_and_made_again() {
     local(async {
         let mut rig = Rig::with_app().await;
         fs::remove_dir_all(rig.path("")).unwrap();
@@ -322,7 +326,7 @@ async fn a_folder_that_is_removed_and_made_again() {
         assert_eq!(
             rig.removals(),
             ["-Service web/app"],
-            "what is not in it any more"
+            "the objects that are no longer in it"
         );
         rig.write("app.yaml", service("app"));
         rig.until("back", |rig| rig.endpoints("app") == 2).await;
@@ -332,7 +336,7 @@ async fn a_folder_that_is_removed_and_made_again() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_moved_away_and_replaced() {
+async fn a_folder_may_be_moved_away_and_replaced() {
     local(async {
         let mut rig = Rig::with_app().await;
         let next = rig.temp.path().join("next");
@@ -341,7 +345,7 @@ async fn a_folder_that_is_moved_away_and_replaced() {
         fs::write(next.join("slice.yaml"), slice("app", "a", 1..8)).unwrap();
         fs::rename(rig.path(""), rig.temp.path().join("old")).unwrap();
         fs::rename(next, rig.path("")).unwrap();
-        rig.until("the new one", |rig| rig.endpoints("app") == 7)
+        rig.until("the new folder", |rig| rig.endpoints("app") == 7)
             .await;
         fs::write(
             rig.temp.path().join("old/slice.yaml"),
@@ -436,7 +440,7 @@ async fn a_broken_an_empty_and_an_unreadable_file_keep_their_last_good_state() {
                     .contains("the last good state of this file stays in force")
             );
         }
-        // Only that file is held: others go on.
+        // Only the faulty file keeps its old state. Other files are still read.
         rig.write("b.yaml", slice("app", "b", 10..12));
         rig.until("others", |rig| rig.endpoints("app") == 5).await;
         fs::remove_file(rig.path("slice.yaml")).unwrap();
@@ -487,7 +491,7 @@ async fn a_file_broken_from_the_start_is_named_and_the_rest_serves() {
 }
 
 #[tokio::test]
-async fn an_object_in_two_files_is_the_first_file_s() {
+async fn an_object_in_two_files_comes_from_the_first_file() {
     local(async {
         let mut rig = Rig::with_app().await;
         rig.write("z.yaml", slice("app", "a", 1..9));
@@ -514,14 +518,16 @@ async fn an_object_in_two_files_is_the_first_file_s() {
 }
 
 #[tokio::test]
-async fn a_file_removed_and_written_anew_loses_nothing() {
+async fn a_file_removed_and_written_again_loses_nothing() {
     local(async {
         let mut rig = Rig::with_app().await;
         for count in 4..24 {
             fs::remove_file(rig.path("slice.yaml")).unwrap();
             rig.write("slice.yaml", slice("app", "a", 1..count));
-            rig.until("anew", |rig| rig.endpoints("app") == count as usize - 1)
-                .await;
+            rig.until("written again", |rig| {
+                rig.endpoints("app") == count as usize - 1
+            })
+            .await;
         }
         assert_eq!(rig.removals(), Vec::<&String>::new());
     })
@@ -529,7 +535,7 @@ async fn a_file_removed_and_written_anew_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_file_rewritten_in_place_again_and_again_is_never_seen_in_halves() {
+async fn a_file_rewritten_in_place_repeatedly_is_never_read_half_written() {
     local(async {
         let mut rig = Rig::with_app().await;
         let path = rig.path("slice.yaml");
@@ -561,7 +567,7 @@ async fn a_file_rewritten_in_place_again_and_again_is_never_seen_in_halves() {
 }
 
 #[tokio::test]
-async fn what_is_no_manifest_is_passed_over() {
+async fn files_without_a_known_manifest_are_ignored() {
     local(async {
         let mut rig = Rig::with_app().await;
         rig.write("notes.txt", "kind: [");
@@ -592,7 +598,7 @@ async fn ten_thousand_endpoints_in_a_hundred_slices() {
             for n in 0..50 {
                 fs::write(path.join(format!("slice-{n}.yaml")), one(n)).unwrap();
             }
-            // The other half in one file.
+            // The other half is in one file.
             fs::write(
                 path.join("rest.yaml"),
                 (50..100).map(one).collect::<Vec<_>>().join("---\n"),

@@ -1,5 +1,6 @@
-//! The API server as the source of truth, against the true wiring: a server that misbehaves on command ([`api`]), the
-//! whole proxy, and what it publishes. The endpoints are addresses that nobody has: nothing is sent to them.
+//! The API server as the source of truth. The whole proxy reads from a server that misbehaves on
+//! command ([`api`]), and the tests look at the table it publishes. The endpoints have addresses
+//! that nothing listens on, and no test sends anything to them.
 
 mod api;
 mod rig;

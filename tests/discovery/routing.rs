@@ -1,4 +1,6 @@
-//! The routing table driven by hand: first what it does for one event each, then what holds after any sequence of them.
+//! The routing table, driven by hand through `support::table`. First come tests of the effect of
+//! one event each. Then a property test shows what holds after any sequence of events (contract 1.1
+//! to 1.9). Here nothing listens and nothing connects: sockets are tested in `tests/proxy`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,18 +56,19 @@ fn a_terminating_endpoint_is_drained_once_and_forgotten_with_its_last_lease() {
     assert!(leaver.enter().is_none() && leaver.is_draining());
     assert!(
         rig.notices.try_recv().is_err(),
-        "reported while a lease was out"
+        "drained was reported while a lease was held"
     );
     drop(lease);
-    rig.hear();
+    rig.take_notices();
     assert_eq!(rig.drained, BTreeSet::from([leaver.id]));
     assert_eq!(show(&rig.port().all), [(2, 2)]);
     rig.serve(&[two]);
-    rig.hear();
+    rig.take_notices();
     assert_eq!(rig.drained.len(), 1);
 }
 
-/// Kubernetes shows a terminating endpoint for as long as its pod takes to end, and writes the slice many times meanwhile.
+/// Kubernetes shows a terminating endpoint until its pod has ended, and writes the slice many times
+/// meanwhile.
 #[test]
 fn a_drained_endpoint_that_is_still_listed_is_not_drained_again() {
     let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
@@ -76,10 +79,10 @@ fn a_drained_endpoint_that_is_still_listed_is_not_drained_again() {
         }
         rig.serve(&[terminating(one.clone()), two.clone()]);
         for last in 3..6 {
-            rig.hear();
+            rig.take_notices();
             rig.serve(&[terminating(one.clone()), two.clone(), ready(last, None)]);
         }
-        rig.hear();
+        rig.take_notices();
         let of_one = rig
             .drains
             .records()
@@ -102,27 +105,28 @@ fn a_drained_endpoint_that_still_serves_is_the_last_resort_of_a_service_without_
     let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
     let mut rig = Rig::with(&[one.clone(), two.clone()]);
     rig.serve(&[terminating(one.clone()), two.clone()]);
-    rig.hear();
+    rig.take_notices();
     let deadline = rig.endpoint_known(1).drain_deadline().unwrap();
     rig.pass(SECOND);
     rig.serve(&[terminating(one.clone()), not_ready(two.clone())]);
     assert_eq!(rig.usable(), []);
-    assert_eq!(rig.last_resort(), [(1, 3)], "another generation of it");
+    assert_eq!(rig.last_resort(), [(1, 3)], "as another generation");
     assert_eq!(
         rig.endpoint(1).drain_deadline(),
         Some(deadline),
-        "no later than its first"
+        "no later than its first deadline"
     );
     rig.pass(SECOND * DRAIN_TIMEOUT as u32);
     rig.serve(&[terminating(one.clone()), not_ready(two)]);
     assert_eq!(rig.last_resort(), []);
-    rig.hear();
+    rig.take_notices();
     rig.serve(&[terminating(one)]);
     assert_eq!(rig.last_resort(), [], "its deadline has passed");
     assert_eq!(rig.known.len(), 3);
 }
 
-/// Found by the property test below: the drained one came back with the next event of the source only.
+/// The property test below found this: the drained endpoint came back only with the next event of
+/// the source.
 #[test]
 fn a_drained_endpoint_that_still_serves_is_the_last_resort_when_the_only_other_is_ejected() {
     let mut rig = Rig::with(&[ready(1, Some("a")), ready(2, Some("b"))]);
@@ -130,7 +134,7 @@ fn a_drained_endpoint_that_still_serves_is_the_last_resort_when_the_only_other_i
     assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
     let lease = rig.endpoint(2).enter();
     rig.endpoint(2).eject();
-    rig.hear();
+    rig.take_notices();
     rig.connect_all();
     assert_eq!(rig.last_resort(), [(1, 3)]);
     drop(lease);
@@ -151,7 +155,7 @@ fn the_last_resort_is_drained_when_something_usable_is_published() {
     assert_eq!(
         rig.last_resort(),
         [(1, 1)],
-        "the newcomer has not been connected to"
+        "the new endpoint has not been connected to"
     );
     rig.connect_all();
     assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
@@ -172,7 +176,7 @@ fn the_last_resort_is_drained_when_it_stops_serving_or_its_time_is_over() {
     ends.pass(SECOND * DRAIN_TIMEOUT as u32);
     for mut rig in [stops, ends] {
         assert_eq!(rig.last_resort(), []);
-        rig.hear();
+        rig.take_notices();
         assert_eq!(rig.drained.len(), 1);
         assert!(rig.known.values().all(|e| e.enter().is_none()));
     }
@@ -193,14 +197,15 @@ fn a_selector_switched_and_switched_back_returns_the_same_endpoint() {
     assert_eq!(rig.usable(), [(1, 1)]);
     assert!(Arc::ptr_eq(&endpoint, &rig.endpoint(1)));
     drop(lease);
-    rig.hear();
+    rig.take_notices();
     assert!(rig.drained.is_empty());
 }
 
-/// Found by `tests/hostile/faults`: born and deleted while the pod watch was broken, and dropped from the slices without having been
-/// shown terminating. It was kept for ever, and so was what was in flight on it.
+/// `hostile::faults` found this: the pod was born and deleted while the Pod watch was broken, and
+/// the slices dropped it without showing it as terminating. The table kept the endpoint for ever,
+/// and the requests in flight on it had no deadline.
 #[test]
-fn an_endpoint_whose_pod_nobody_ever_tells_of_is_drained_when_it_is_forgotten() {
+fn an_endpoint_whose_pod_is_never_reported_is_drained_when_it_is_forgotten() {
     for terminating_once in [false, true] {
         let mut rig = Rig::new(World::for_api_server());
         rig.change([apply(service("app"))]);
@@ -230,7 +235,7 @@ fn an_endpoint_whose_pod_nobody_ever_tells_of_is_drained_when_it_is_forgotten() 
         rig.pass(SECOND * DRAIN_TIMEOUT as u32);
         assert!(endpoint.force.is_cancelled());
         drop(lease);
-        rig.hear();
+        rig.take_notices();
         assert_eq!(rig.drained, BTreeSet::from([endpoint.id]));
         assert_eq!(show(&rig.port().all), [(2, 2)]);
     }
@@ -266,7 +271,11 @@ fn removal_where_no_pod_is_known_is_a_drain_with_the_services_timeout() {
         Some(rig.now + SECOND * DRAIN_TIMEOUT as u32)
     );
     rig.serve(&[ready(1, None)]);
-    assert_eq!(rig.usable(), [(1, 2)], "what comes back is another");
+    assert_eq!(
+        rig.usable(),
+        [(1, 2)],
+        "an address that returns is another endpoint"
+    );
     assert!(endpoint.enter().is_none());
     drop(lease);
 }
@@ -285,7 +294,7 @@ fn not_ready_is_out_and_reversible() {
 }
 
 #[test]
-fn another_service_under_the_old_name_gets_endpoints_of_its_own() {
+fn another_service_under_the_old_name_gets_its_own_endpoints() {
     let mut rig = Rig::new(World::default());
     let of = |uid: &str| ServiceObject {
         uid: Some(uid.into()),
@@ -302,7 +311,7 @@ fn another_service_under_the_old_name_gets_endpoints_of_its_own() {
     assert!(old.is_draining() && old.drain_deadline().is_some());
     rig.connect_all();
     assert_eq!(rig.usable(), [(1, 2)]);
-    rig.hear();
+    rig.take_notices();
     assert_eq!(show(&rig.port().all), [(1, 2)]);
 }
 
@@ -337,7 +346,7 @@ fn an_address_that_passes_to_another_pod_is_another_endpoint() {
     drop(lease);
 }
 
-/// Without a UID nothing else tells that an address is another pod's now.
+/// Without a UID, only its termination shows that an address now belongs to another pod.
 #[test]
 fn an_address_that_terminated_comes_back_as_another_generation() {
     let unnamed = SliceEndpoint {
@@ -348,7 +357,7 @@ fn an_address_that_terminated_comes_back_as_another_generation() {
         ..ready(1, None)
     };
     for one in [ready(1, None), unnamed] {
-        // As the last resort its drain has not begun; it is over all the same when the address is ready again.
+        // As the last resort it has not begun to drain. It drains when the address is ready again.
         let mut rig = Rig::with(std::slice::from_ref(&one));
         let old = rig.endpoint(1);
         rig.serve(&[terminating(one.clone())]);
@@ -360,14 +369,15 @@ fn an_address_that_terminated_comes_back_as_another_generation() {
             "{one:?}"
         );
         assert!(old.is_draining());
-        rig.hear();
+        rig.take_notices();
         assert_eq!(rig.drained, BTreeSet::from([old.id]));
     }
 }
 
-/// While none of a Service's pods serves, its rollout is not over; with the Service itself it is.
+/// A Service's rollout is not over while none of its pods serves. It is over when the Service is
+/// removed.
 #[test]
-fn pods_come_are_counted_unless_none_serves_and_are_none_without_the_service() {
+fn new_pods_are_counted_unless_none_serves_and_are_zero_without_the_service() {
     let mut rig = Rig::with(&[ready(1, Some("a")), ready(2, Some("b"))]);
     let come = |rig: &Rig| rig.snapshot.load().pods_come(&name("app"), 0);
     assert_eq!(come(&rig), Some(2));
@@ -390,8 +400,7 @@ fn a_service_that_is_neither_claimed_nor_named_is_not_routed() {
 }
 
 #[test]
-fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its_time_and_the_last_client_is_gone()
- {
+fn an_unclaimed_service_is_handed_back_after_kube_proxys_time_and_its_last_client() {
     let mut rig = Rig::with(&[ready(1, None)]);
     let clients = rig
         .port_of("app")
@@ -407,7 +416,7 @@ fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its
     let port = rig.port_of("app").unwrap();
     assert!(
         port.claimed && port.handing_back,
-        "still listening, and asking clients to come again"
+        "it still listens, and asks clients to connect again"
     );
     assert_eq!(rig.usable(), [(1, 1)]);
     assert_eq!(rig.table.next_hand_back(), Some(rig.now + HAND_BACK));
@@ -417,7 +426,7 @@ fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its
     let port = rig.port_of("app").unwrap();
     assert!(
         !port.claimed && port.handing_back,
-        "no longer listening; who is connected is served"
+        "it no longer listens, and serves connected clients"
     );
     assert_eq!(
         (rig.usable(), rig.table.next_hand_back()),
@@ -427,7 +436,7 @@ fn a_service_whose_claim_is_taken_off_is_handed_back_when_kube_proxy_has_had_its
     clients.dec();
     rig.table.hand_back(&rig.world, rig.now);
     assert!(rig.port_of("app").is_none());
-    rig.hear();
+    rig.take_notices();
     assert!(rig.table.is_empty());
 }
 
@@ -445,9 +454,9 @@ fn a_claim_that_comes_back_ends_the_handing_back() {
     assert_eq!(rig.usable(), [(1, 1)]);
 }
 
-/// What only these tests ask of the rig.
+/// Additions to the rig for these tests.
 impl Rig {
-    /// One service `app` with these endpoints in slice `s`, all connected to.
+    /// A rig with Service `app` and these endpoints in slice `s`, all connected to.
     fn with(endpoints: &[SliceEndpoint]) -> Self {
         let mut rig = Self::new(World::default());
         rig.change([apply(service("app"))]);
@@ -470,7 +479,7 @@ impl Rig {
         self.port_of("app").unwrap()
     }
 
-    /// Last byte of each usable endpoint's address, with its id.
+    /// The last byte of each usable endpoint's address, with its id.
     fn usable(&self) -> Vec<(u8, u64)> {
         show(&self.port().usable)
     }
@@ -496,7 +505,7 @@ impl Rig {
             .cloned()
     }
 
-    /// The latest endpoint at this address, forgotten or not.
+    /// The latest endpoint at this address, even if the table has forgotten it.
     fn endpoint_known(&self, last: u8) -> Arc<Endpoint> {
         self.known
             .values()
@@ -532,7 +541,7 @@ fn show(endpoints: &EndpointList) -> Vec<(u8, u64)> {
     all
 }
 
-/// One thing that may happen. Numbers choose among what is there, modulo its count.
+/// One event. Its numbers choose among what exists, modulo the count.
 #[derive(Debug, Clone)]
 enum Step {
     Slice {
@@ -580,7 +589,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 const SERVICES: [&str; 2] = ["app", "other"];
 const SLICES: [&str; 3] = ["s0", "s1", "s2"];
-/// The slices give the last one no UID: it is known by its name.
+/// The slices give the last pod no UID, so it is known by its name.
 const PODS: [&str; 4] = ["a", "b", "c", "d"];
 
 fn run(rig: &mut Rig, leases: &mut Vec<Lease>, step: &Step) {
@@ -647,7 +656,7 @@ fn run(rig: &mut Rig, leases: &mut Vec<Lease>, step: &Step) {
                 rig.try_again(id, n % 3 > 0);
             }
         }
-        // Only who holds a lease connects.
+        // Only a holder of a lease connects, so only that can eject.
         Step::Eject(n) => {
             if let Some(endpoint) = rig.known_at(*n)
                 && endpoint.leases() > 0
@@ -680,7 +689,7 @@ proptest! {
             run(&mut rig, &mut leases, step);
             rig.check();
         }
-        // In the end everything goes, and nothing of it is kept.
+        // At the end everything is removed, and nothing of it may remain.
         for n in 0..PODS.len() as u8 {
             run(&mut rig, &mut leases, &Step::Pod { pod: n, deleted: true });
             run(&mut rig, &mut leases, &Step::RemovePod(n));
@@ -694,8 +703,8 @@ proptest! {
         }
         rig.check();
         leases.clear();
-        rig.hear();
-        prop_assert!(rig.table.is_empty(), "something is remembered of what is gone");
+        rig.take_notices();
+        prop_assert!(rig.table.is_empty(), "something of the removed objects remains");
         prop_assert_eq!(rig.drains.running(), 0);
         prop_assert!(rig.snapshot.load().ports.is_empty());
         prop_assert_eq!(rig.drained.len(), rig.known.len());

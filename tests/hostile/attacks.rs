@@ -1,6 +1,6 @@
-//! Hostile clients and hostile endpoints against the proxy as a process of its own: what each of
-//! them costs in memory, and what the good clients beside them notice. One attack at a time, since
-//! they are measured.
+//! Hostile clients and hostile endpoints against the proxy as a process. Each attack is measured:
+//! its cost in memory, and what well-behaved clients beside it notice. The attacks run one at a
+//! time (see `alone.rs`).
 
 mod siege;
 

@@ -1,11 +1,11 @@
-//! The pure core (slices, routing table, pick, leases, drains) in a world that lies, lags and
-//! forgets. Each test is a row of the fault table, run with 1,000 seeds; what must hold after every
-//! step is in `run.rs`. What the network does to requests is `tests/proxy/faults.rs`.
+//! The pure core (slices, routing table, pick, leases, drains) with signals that lie, are late and
+//! get lost. Each test is one row of the fault table and runs 1,000 seeds. `run.rs` checks what
+//! must hold after each step. Faults of the network are in `tests/proxy/faults.rs`.
 //!
-//! A seed that fails says how to run it again, and then does the same, step for step.
+//! A failed seed prints the command that runs it again. The same seed always takes the same steps.
 
+mod reported;
 mod run;
-mod told;
 mod truth;
 
 use run::{Figures, Row, run};
@@ -14,7 +14,7 @@ use super::alone::beside_others;
 
 const SEEDS: u64 = 1_000;
 
-/// Two watches, each in its order, a little late.
+/// Two watches, each in order and a little late.
 const PLAIN: Row = Row {
     name: "plain",
     late_ms: (0, 20),
@@ -40,9 +40,9 @@ fn late() {
 }
 
 #[test]
-fn told_twice() {
+fn repeated() {
     row(&Row {
-        name: "told_twice",
+        name: "repeated",
         late_ms: (0, 800),
         copies: 3,
         ..PLAIN
@@ -112,9 +112,9 @@ fn readiness_flaps() {
 }
 
 #[test]
-fn dead_before_told() {
+fn dead_before_reported() {
     row(&Row {
-        name: "dead_before_told",
+        name: "dead_before_reported",
         late_ms: (500, 2_500),
         sudden: 7,
         ..PLAIN
@@ -122,9 +122,9 @@ fn dead_before_told() {
 }
 
 #[test]
-fn everything_at_once() {
+fn all_faults_together() {
     row(&Row {
-        name: "everything_at_once",
+        name: "all_faults_together",
         late_ms: (0, 2_000),
         ordered: false,
         copies: 2,
@@ -157,18 +157,18 @@ fn the_same_seed_is_the_same_run() {
     assert_eq!(first, second);
     assert!(
         first.windows(2).any(|pair| pair[0] != pair[1]),
-        "and another seed is another"
+        "another seed is another run"
     );
 }
 
-/// Says which seed it was when a run panics.
+/// Prints the seed of a run that panics.
 struct Named<'a>(&'a Row, u64);
 
 impl Drop for Named<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!(
-                "again: EBBTIDE_SEED={} cargo test --test hostile faults::{}",
+                "run it again: EBBTIDE_SEED={} cargo test --test hostile faults::{}",
                 self.1, self.0.name
             );
         }
@@ -206,7 +206,7 @@ fn row(row: &Row) {
         ..
     } = sum;
     if one.is_none() {
-        // A row in which nothing happens proves nothing.
+        // A row in which too little happens proves nothing.
         assert!(
             events > SEEDS * 10
                 && picks > SEEDS

@@ -1,4 +1,6 @@
-//! An endpoint that is there for as long as the runtime it was started in.
+//! An endpoint that serves until the runtime it was started in ends. Each connection runs the
+//! script on a task of its own. The port is chosen by the kernel, so tests that run together do not
+//! collide.
 
 use std::net::SocketAddr;
 

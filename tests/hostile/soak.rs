@@ -1,5 +1,7 @@
-//! Everything at once, for a long time: 200 clients of six kinds, a rollout every 5 s, and faults that the contract covers.
-//! 20 s by default; `EBBTIDE_SOAK=60s` in CI, `EBBTIDE_SOAK=30m` in full, best in a release build.
+//! All loads and faults together, for a long time: 200 clients of six kinds, a rollout every 5 s,
+//! and faults that the contract covers. No request may fail, no keep-alive connection may be lost,
+//! and memory, descriptors and threads must not grow. 20 s by default, `EBBTIDE_SOAK=60s` in CI,
+//! `EBBTIDE_SOAK=30m` in full, best in a release build.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,7 +29,7 @@ use crate::support::manifests::{endpoint, service, slice};
 use crate::support::vitals::{open_descriptors, own_bytes};
 use crate::support::wait::eventually;
 
-/// Clients of each kind: 200 in all.
+/// The clients of each kind: 200 in all.
 const KINDS: [(Kind, usize); 6] = [
     (Kind::KeepAlive, 80),
     (Kind::NewConnection, 30),
@@ -36,27 +38,28 @@ const KINDS: [(Kind, usize); 6] = [
     (Kind::Echo, 20),
     (Kind::Tunnel, 20),
 ];
-/// Longer than any answer that is promised takes.
+/// Longer than any promised response takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     KeepAlive,
     NewConnection,
-    /// PUT with a body that fits the replay buffer.
+    /// A PUT with a body that fits the replay buffer.
     Upload,
     LongPoll,
-    /// A TCP connection; its endpoints are not rolled, since a process that exits takes its connections along.
+    /// A TCP connection. Its endpoints are not rolled, because a process that exits takes its
+    /// connections with it.
     Echo,
-    /// `101`, then bytes. As `Echo`.
+    /// `101`, then bytes. Its endpoints are not rolled, like those of `Echo`.
     Tunnel,
 }
 
-/// What the clients met.
+/// What the clients experienced.
 #[derive(Default)]
 struct Tally {
     done: AtomicU64,
-    /// A keep-alive client's connection that ended: the contract's line 5.
+    /// Keep-alive connections of clients that ended (contract 1.5).
     lost_sockets: AtomicU64,
     failures: Mutex<BTreeMap<String, u64>>,
 }
@@ -66,7 +69,7 @@ async fn soak() {
     let _alone = alone().await;
     let wanted = std::env::var("EBBTIDE_SOAK").unwrap_or("20s".into());
     let time = humantime::parse_duration(&wanted).unwrap();
-    // The process ends up to 50 ms before or after its manifest says so.
+    // Each process ends up to 50 ms before or after its manifest reports it.
     let mut fleet = Fleet::start(Options {
         replicas: 4,
         ..Options::new(BINARY)
@@ -139,8 +142,8 @@ async fn soak() {
                 bytes / f64::from(1 << 20)
             );
         }
-        // The first half warms up: UIDs of pods that are gone are remembered for ten minutes, and buffers are kept for as
-        // many as were once busy at the same time.
+        // The first half of the run warms up. UIDs of removed pods are remembered for ten minutes,
+        // and a worker keeps as many buffers as were once busy at the same time.
         if begun.elapsed() > time / 2 {
             memory.push((begun.elapsed().as_secs_f64(), bytes));
         }
@@ -149,7 +152,8 @@ async fn soak() {
     while let Some(client) = clients.join_next().await {
         client.unwrap();
     }
-    // What is kept for later goes within the upstreams' idle time; a client's end is noticed at once.
+    // Idle connections to endpoints are closed within `upstreamIdle`. A client's end is noticed
+    // immediately.
     until_settled(pid, fresh).await;
     let active = proxy
         .metric("ebbtide_connections_active", |_| true)
@@ -182,33 +186,33 @@ async fn soak() {
     for (kind, _) in KINDS {
         assert!(tally.done.load(Ordering::Relaxed) > 0, "{kind:?}");
     }
-    // In less time a slope is noise, and what is kept has not come to its size.
+    // In less time a slope is noise, because buffers have not reached their full number.
     if time >= Duration::from_secs(1_800) {
         assert!(slope < 1.0, "memory grows by {slope:.2} MiB an hour");
     }
 }
 
-/// One fault beside the rollout, each in its turn.
+/// One fault beside the rollout. The kinds take turns.
 async fn fault(fleet: &mut Fleet, turn: usize, half: SocketAddr) {
     let ids = fleet.ids();
     match turn % 3 {
-        // A process that is killed: its pod restarts, and is replaced here.
+        // A process is killed. Its pod would restart, and is replaced here.
         0 => {
             fleet.crash(ids[0]).await.unwrap();
             sleep(Duration::from_millis(300)).await;
             fleet.replace(ids[0], "crashed").await.unwrap();
         }
-        // An address where nobody listens.
+        // An address that nothing listens on.
         1 => {
-            let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+            let closed = std::net::TcpListener::bind("127.0.0.1:0")
                 .unwrap()
                 .local_addr()
                 .unwrap();
-            write_faulty(fleet, Some(nobody));
+            write_faulty(fleet, Some(closed));
             sleep(Duration::from_millis(500)).await;
             write_faulty(fleet, None);
         }
-        // An endpoint that ends in the middle of its answer's head, and then is gone.
+        // An endpoint that ends in the middle of a response head, and is then removed.
         _ => {
             write_faulty(fleet, Some(half));
             sleep(Duration::from_millis(20)).await;
@@ -238,7 +242,7 @@ async fn client(kind: Kind, to: SocketAddr, tally: Arc<Tally>, stop: Cancellatio
     }
 }
 
-/// One exchange of its kind.
+/// One exchange of the client's kind.
 async fn once(
     kind: Kind,
     to: SocketAddr,
@@ -299,7 +303,7 @@ async fn open(kind: Kind, to: SocketAddr) -> io::Result<TcpStream> {
 
 async fn echoed(stream: &mut TcpStream) -> io::Result<()> {
     let (sent, mut got) = (fastrand::u64(..).to_be_bytes(), [0; 8]);
-    // Not the beginning of a request, which the endpoint would answer.
+    // A first byte that cannot begin a request, because the endpoint would answer a request.
     stream.write_all(&[&[0], sent.as_slice()].concat()).await?;
     let mut zero = [0];
     stream.read_exact(&mut zero).await?;
@@ -311,7 +315,7 @@ async fn echoed(stream: &mut TcpStream) -> io::Result<()> {
     }
 }
 
-/// An endpoint that echoes bytes: at once, or after `101` where they begin with a request.
+/// An endpoint that echoes bytes: immediately, or after `101` if they begin with a request.
 async fn talk(mut stream: TcpStream) -> io::Result<()> {
     let mut first = [0];
     stream.read_exact(&mut first).await?;
@@ -337,7 +341,7 @@ async fn half_an_answer(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Le").await
 }
 
-/// Reads up to and with the empty line.
+/// Reads a head up to and including the empty line.
 async fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -347,7 +351,7 @@ async fn head(stream: &mut TcpStream) -> io::Result<String> {
 }
 
 async fn wait_for_answer(listener: SocketAddr) {
-    eventually(&format!("an answer at {listener}"), async || {
+    eventually(&format!("a response at {listener}"), async || {
         let Ok(mut client) = Client::connect(listener).await else {
             return false;
         };
@@ -359,7 +363,8 @@ async fn wait_for_answer(listener: SocketAddr) {
     .await;
 }
 
-/// Until the process has no more open than it had, but for connections to endpoints that it keeps.
+/// Waits until the process has no more descriptors and threads than `fresh`. Idle connections to
+/// endpoints close within `upstreamIdle`.
 async fn until_settled(pid: u32, fresh: (u64, usize)) {
     let what = format!("no more descriptors and threads than {fresh:?}");
     eventually(&what, async || {
@@ -383,8 +388,8 @@ fn write_steady(fleet: &Fleet, address: SocketAddr) {
     );
 }
 
-/// Lets as many endpoints of a Service that nobody asks for come and go as the proxy remembers drains: its memory would grow
-/// for a quarter of an hour until it forgets one for each that it learns of.
+/// Adds and removes as many endpoints of an unused Service as the proxy remembers drains. Otherwise
+/// its memory would grow for a quarter of an hour, until it forgets one drain for each new one.
 async fn fill_what_is_kept(fleet: &Fleet, proxy: &Proxy) {
     for batch in 0..=KEPT / 100 {
         write_past(fleet, batch);
@@ -403,7 +408,7 @@ async fn fill_what_is_kept(fleet: &Fleet, proxy: &Proxy) {
     std::fs::remove_file(fleet.manifests().join("past-slice.json")).unwrap();
 }
 
-/// A hundred endpoints at a time, published without having been connected to.
+/// A hundred endpoints at a time, published without a join check.
 fn write_past(fleet: &Fleet, batch: usize) {
     let endpoints: Vec<_> = (0..100)
         .map(|n| endpoint(&format!("127.1.{batch}.{n}"), None, [true, true, false]))
@@ -415,7 +420,7 @@ fn write_past(fleet: &Fleet, batch: usize) {
     );
 }
 
-/// One more endpoint of the fleet's own Service.
+/// Adds one endpoint to the fleet's own Service, or removes it.
 fn write_faulty(fleet: &Fleet, address: Option<SocketAddr>) {
     match address {
         Some(address) => write(
@@ -427,15 +432,15 @@ fn write_faulty(fleet: &Fleet, address: Option<SocketAddr>) {
     }
 }
 
-/// Replaces a manifest whole.
+/// Replaces a whole manifest by a rename.
 fn write(fleet: &Fleet, file: &str, object: &serde_json::Value) {
     let temporary = fleet.folder().join(file);
     std::fs::write(&temporary, object.to_string()).unwrap();
     std::fs::rename(temporary, fleet.manifests().join(file)).unwrap();
 }
 
-/// Per unit of x, as the median over all pairs of points: one buffer more at the height of a burst is a step, which it passes
-/// over, and a leak goes on.
+/// The slope per unit of x, as the median over all pairs of points. One more buffer at the height
+/// of a burst is a step, which the median ignores. A leak goes on.
 fn slope(points: &[(f64, f64)]) -> f64 {
     let pairs = points
         .iter()

@@ -1,9 +1,11 @@
-//! An explicit-state checker: breadth first, so that a counterexample is a shortest one; whole states, not hashes of them.
+//! An explicit-state model checker. It searches breadth first, so that a counterexample is a
+//! shortest one. It stores whole states, not hashes.
 //!
-//! Not `stateright` (0.31.0, looked at): its `eventually` does not tell a cycle from two paths that meet, and by its own
-//! documentation then misses violations, while half of the contract is about what must come; and it brings a web server.
-//! Here time is part of the state and the graph is shown to have no cycle, so that every run comes to its end and
-//! "eventually" is an ordinary property of the step that ends it.
+//! It replaces `stateright` (0.31.0 was examined). `stateright`'s `eventually` does not distinguish
+//! a cycle from two paths that meet. Its own documentation says that it then misses violations, and
+//! half of the contract is about what must happen. It also brings a web server. Here time is part
+//! of the state, and the graph is shown to have no cycle. So every run ends, and "eventually" is an
+//! ordinary property of the step that ends it.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -14,7 +16,7 @@ pub trait Model {
     type Action: Copy + Debug;
 
     fn start(&self) -> Self::State;
-    /// What may happen next; none: this is an end.
+    /// The possible next actions. None means that this state is an end.
     fn actions(&self, state: &Self::State, actions: &mut Vec<Self::Action>);
     fn next(&self, state: &Self::State, action: Self::Action) -> Self::State;
     /// The name of a property that this step breaks.
@@ -29,13 +31,14 @@ pub trait Model {
 pub struct Explored<A> {
     pub states: usize,
     pub steps: usize,
-    /// Steps on the shortest way to the state that is farthest from the start.
+    /// The length of the shortest path to the state that is farthest from the start.
     pub depth: usize,
-    /// The property that was broken first, and the shortest way there.
+    /// The property that was broken first, and the shortest path to it.
     pub broken: Option<(&'static str, Vec<A>)>,
 }
 
-/// Explores everything, or up to the first broken property. Panics past `most` states: the bounds are too wide then.
+/// Explores everything, or up to the first broken property. Panics past `most` states, because the
+/// bounds are too wide then.
 pub fn explore<M: Model>(model: &M, most: usize) -> Explored<M::Action> {
     let mut numbers = HashMap::from([(model.start(), 0u32)]);
     let mut states = vec![model.start()];
@@ -107,7 +110,7 @@ fn is_acyclic(states: usize, edges: &[(u32, u32)]) -> bool {
     for state in 0..states {
         first[state + 1] += first[state];
     }
-    // Edges were found in the order of their states, so each state's lie together.
+    // Edges were found in the order of their states, so the edges of one state are adjacent.
     let mut free: Vec<usize> = (0..states).filter(|state| waits_for[*state] == 0).collect();
     let mut ordered = 0;
     while let Some(state) = free.pop() {

@@ -1,6 +1,7 @@
-//! The drain contract as a model, apart from the code: an old pod that is deleted, a new one that joins, proxies that hear
-//! of it late, twice and in any order, and requests in every stage. What each action does is written down once, with the
-//! places where a [`Weaken`] takes one line of the contract away.
+//! The drain contract as a model, apart from the code. An old pod is deleted and a new one joins.
+//! Proxies receive the signals late, twice and in any order, while requests are in every stage.
+//! Each action is written down once. A [`Weaken`] marks the places where one line of the contract
+//! can be taken away.
 
 use crate::checker::Model;
 use crate::lines;
@@ -9,50 +10,52 @@ pub const OLD: usize = 0;
 pub const NEW: usize = 1;
 const ENDPOINTS: [usize; 2] = [OLD, NEW];
 
-/// Moments. The real ones are a pod's grace, the 3 s on top, and `hold_timeout`.
+/// Moments. In the program these are a pod's grace period, the 3 s added to it, and `hold_timeout`.
 pub const GRACE: u8 = 2;
 pub const SLACK: u8 = 1;
 pub const HOLD: u8 = 2;
-/// By then everything has come to its end.
+/// By then everything has ended.
 pub const END: u8 = 8;
-/// The deletion is asked for at the first moment; by then each watch has told of it, and of the pod's disappearance.
-const TOLD_BY: u8 = 2;
+/// The deletion is requested at moment 0. By these moments each watch has reported the deletion,
+/// and the removal of the pod.
+const REPORTED_BY: u8 = 2;
 const GONE_BY: u8 = 5;
 
-/// How wide one exploration is.
+/// The bounds of one exploration.
 #[derive(Clone, Copy)]
 pub struct Bounds {
     pub name: &'static str,
     pub proxies: usize,
-    /// Each request's proxy and whether it is idempotent.
+    /// For each request: its proxy, and whether it is idempotent.
     pub requests: &'static [(u8, bool)],
-    /// No request comes later.
+    /// No request comes after this moment.
     pub arrive_by: u8,
-    /// How often each [`Signal`] may reach a proxy, in their order.
+    /// How often each [`Signal`] may reach a proxy, in the order of [`SIGNALS`].
     pub copies: [u8; 6],
     pub deleted: bool,
-    /// SIGKILL reaches the old pod: else its node is cut off, and only the drain deadline ends it for a proxy.
+    /// SIGKILL reaches the old pod. Otherwise its node is cut off, and only the drain deadline ends
+    /// the pod's requests at a proxy.
     pub killed: bool,
-    /// When the new pod is heard of, and when it listens, at the latest.
+    /// The latest moment at which the new pod is reported and at which it listens.
     pub new_by: u8,
     /// Whether the source of truth goes away for a while.
     pub gap: bool,
-    /// Places in each proxy's waiting room.
+    /// Places in each proxy's queue of held requests.
     pub places: usize,
 }
 
-/// What a watch tells a proxy. Those of the old pod's slice overwrite each other.
+/// What a watch reports to a proxy. Reports of the old pod's slice overwrite each other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Signal {
     /// Pod watch: `deletionTimestamp` is set.
     Deleting,
     /// Pod watch: the object is gone.
     Gone,
-    /// Slice: terminating, and serving.
+    /// Slice: the old pod terminates and serves.
     Terminating,
-    /// Gone from the slices.
+    /// The old pod is gone from the slices.
     Removed,
-    /// Slice: the old pod is ready. Stale as soon as it is deleted.
+    /// Slice: the old pod is ready. This is stale as soon as the pod is deleted.
     ReadyOld,
     ReadyNew,
 }
@@ -70,7 +73,7 @@ pub const SIGNALS: [Signal; 6] = [
 pub struct State {
     pub now: u8,
     pub deleted_at: Option<u8>,
-    /// Its process runs, and accepts.
+    /// The endpoint's process runs and accepts connections.
     pub up: [bool; 2],
     pub source: Source,
     pub proxies: [Proxy; 2],
@@ -86,13 +89,13 @@ pub enum Source {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Proxy {
-    /// How often it has heard each signal.
-    pub told: [u8; 6],
+    /// How often the proxy has received each signal.
+    pub received: [u8; 6],
     pub step: Step,
     pub views: [View; 2],
 }
 
-/// What the control side is about to do.
+/// The next action of the control loop.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Step {
     #[default]
@@ -101,7 +104,7 @@ pub enum Step {
     Drain,
 }
 
-/// One endpoint as one proxy has it.
+/// One endpoint as one proxy sees it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct View {
     pub listed: bool,
@@ -109,19 +112,20 @@ pub struct View {
     pub terminating: bool,
     pub joined: bool,
     pub ejected: bool,
-    /// In the published snapshot.
+    /// The place in the published snapshot.
     pub place: Place,
     pub out: bool,
     pub draining: bool,
     pub reports: u8,
     pub deadline: Option<u8>,
     pub expired: bool,
-    /// And what is in flight there has been told so.
+    /// The exchanges in flight are cut.
     pub forced: bool,
-    /// A pooled connection.
+    /// A pooled connection exists.
     pub idle: bool,
-    /// For the properties only: when the first word with a deadline came, and whether a connect was refused.
-    pub heard: Option<u8>,
+    /// For the properties only: when the first signal that gives a deadline came, and whether a
+    /// connect was refused.
+    pub deadline_since: Option<u8>,
     pub refused: bool,
 }
 
@@ -136,13 +140,13 @@ pub enum Place {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Request {
     pub stage: Stage,
-    /// The snapshot that its worker holds while it looks for an endpoint.
+    /// The snapshot that the worker holds while it looks for an endpoint.
     pub seen: [Place; 2],
-    /// Held since then.
+    /// The moment since which the request is held.
     pub since: Option<u8>,
-    /// How many pods it was written to.
+    /// How many pods the request was written to.
     pub runs: u8,
-    /// A byte of an answer has reached the client.
+    /// A byte of a response has reached the client.
     pub passed: bool,
     pub client_open: bool,
 }
@@ -152,25 +156,25 @@ pub enum Stage {
     New,
     Looking,
     Held,
-    /// The lease is entered, the connection not yet chosen.
+    /// The lease is entered, and the connection is not chosen yet.
     Leased(usize),
     Sent(usize),
     Begun(usize),
     Done(End),
-    /// Done before: how no longer tells states apart.
+    /// Done at an earlier moment. The outcome no longer distinguishes states.
     Past,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum End {
     Answered,
-    /// The client sees that the answer is not whole.
+    /// The client sees that the response is not whole.
     Cut,
-    /// It does not.
+    /// The client does not see that the response is not whole.
     Truncated,
-    /// 502.
+    /// The client gets 502.
     Lost,
-    /// 503, with what it waited for.
+    /// The hold time is over: the client gets 503.
     Expired,
     Full,
 }
@@ -201,7 +205,7 @@ pub enum Action {
     Lose(usize),
 }
 
-/// One line of the contract taken away.
+/// The line of the contract that is taken away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Weaken {
     Nothing,
@@ -215,7 +219,7 @@ pub enum Weaken {
     DeadlineExtended,
     DisappearanceCuts,
     DeadlineIgnored,
-    CutAtOnce,
+    CutImmediately,
     ForcedFirst,
     ClientClosed,
     NotReplayed,
@@ -244,7 +248,7 @@ pub enum Weaken {
 pub struct Contract {
     pub bounds: Bounds,
     pub weaken: Weaken,
-    /// Only this property is looked at; all where there is none.
+    /// Check only this property. `None` means all.
     pub only: Option<&'static str>,
 }
 
@@ -261,7 +265,7 @@ impl State {
     pub fn is_emitted(&self, signal: Signal) -> bool {
         match signal {
             Signal::Deleting | Signal::Terminating => self.deleted_at.is_some(),
-            // How long the kubelet and a controller take is part of how long the word does.
+            // The delay of the kubelet and of a controller is part of the signal's own delay.
             Signal::Gone => self.deleted_at.is_some(),
             Signal::Removed | Signal::ReadyOld | Signal::ReadyNew => true,
         }
@@ -282,19 +286,20 @@ impl Request {
 }
 
 impl Proxy {
-    pub fn has_heard(&self, signal: Signal) -> bool {
-        self.told[signal as usize] > 0
+    pub fn has_received(&self, signal: Signal) -> bool {
+        self.received[signal as usize] > 0
     }
 
-    /// Whether it knows that the endpoint's pod terminates, whatever it made of it.
+    /// Whether the proxy has received a signal that the endpoint's pod terminates, however it used
+    /// that signal.
     pub fn knows_end(&self, endpoint: usize) -> bool {
         endpoint == OLD
             && [Signal::Deleting, Signal::Gone, Signal::Terminating]
                 .iter()
-                .any(|s| self.has_heard(*s))
+                .any(|s| self.has_received(*s))
     }
 
-    /// In the published snapshot, and it would grant a lease.
+    /// The endpoint is in the published snapshot and would grant a lease.
     pub fn serves(&self, endpoint: usize) -> bool {
         let view = &self.views[endpoint];
         view.place != Place::Nowhere && !view.draining && !view.out && !view.ejected
@@ -306,13 +311,13 @@ impl Contract {
         self.weaken == weaken
     }
 
-    /// Contract, lines 7 to 9: what the next snapshot makes of an endpoint.
+    /// Contract 1.7 to 1.9: the endpoint's place in the next snapshot.
     fn place(&self, proxy: &Proxy, endpoint: usize) -> Place {
         let view = &proxy.views[endpoint];
         let joined = |v: &View| v.joined || self.is(Weaken::PublishedUnproved);
         let usable = |v: &View| v.listed && v.ready && joined(v) && !v.terminating && !v.draining;
         let stays_away =
-            self.is(Weaken::NeverReturns) && endpoint == OLD && proxy.has_heard(Signal::Removed);
+            self.is(Weaken::NeverReturns) && endpoint == OLD && proxy.has_received(Signal::Removed);
         let other = proxy.views.iter().any(|v| usable(v) && !v.ejected);
         let last = view.terminating && view.listed && !self.is(Weaken::NoLastResort)
             || self.is(Weaken::NotReadyUsed) && !view.listed && view.joined;
@@ -361,7 +366,8 @@ impl Contract {
             .count()
     }
 
-    /// What happens before time goes on, and what may.
+    /// Offers the actions that must happen before time goes on (`urgent`), and those that may
+    /// (`possible`).
     fn offer(
         &self,
         state: &State,
@@ -399,17 +405,18 @@ impl Contract {
                 Step::Drain => by(0, Action::Drain(p)),
                 Step::Idle => {
                     for signal in SIGNALS.into_iter().filter(|s| state.is_emitted(*s)) {
-                        let heard = proxy.told[signal as usize];
-                        if state.source != Source::Down && heard < bounds.copies[signal as usize] {
+                        let received = proxy.received[signal as usize];
+                        if state.source != Source::Down && received < bounds.copies[signal as usize]
+                        {
                             let first = match signal {
-                                Signal::Deleting | Signal::Terminating => TOLD_BY,
+                                Signal::Deleting | Signal::Terminating => REPORTED_BY,
                                 Signal::Gone | Signal::Removed => GONE_BY,
                                 Signal::ReadyOld if bounds.deleted => u8::MAX,
                                 Signal::ReadyOld => GONE_BY,
                                 Signal::ReadyNew => bounds.new_by,
                             };
                             by(
-                                if heard == 0 { first } else { u8::MAX },
+                                if received == 0 { first } else { u8::MAX },
                                 Action::Deliver(p, signal),
                             );
                         }
@@ -496,8 +503,8 @@ impl Contract {
     fn deliver(&self, state: &mut State, p: usize, signal: Signal) {
         let deadline = state.now + GRACE + SLACK;
         let proxy = &mut state.proxies[p];
-        let first = proxy.told[signal as usize] == 0;
-        proxy.told[signal as usize] += 1;
+        let first = proxy.received[signal as usize] == 0;
+        proxy.received[signal as usize] += 1;
         proxy.step = self.first_step();
         let view = &mut proxy.views[if signal == Signal::ReadyNew { NEW } else { OLD }];
         let sooner = view.deadline.map_or(deadline, |at| at.min(deadline));
@@ -509,8 +516,8 @@ impl Contract {
                 } else {
                     sooner
                 });
-                view.heard = view.heard.or(Some(state.now));
-                if self.is(Weaken::CutAtOnce) {
+                view.deadline_since = view.deadline_since.or(Some(state.now));
+                if self.is(Weaken::CutImmediately) {
                     view.deadline = Some(state.now);
                 }
             }
@@ -521,7 +528,7 @@ impl Contract {
                 } else {
                     sooner
                 });
-                view.heard = view.heard.or(Some(state.now));
+                view.deadline_since = view.deadline_since.or(Some(state.now));
             }
             Signal::Terminating => {
                 (view.listed, view.ready, view.terminating) = (true, false, true)
@@ -550,7 +557,7 @@ impl Contract {
         }
     }
 
-    /// Contract, line 2.
+    /// Contract 1.2.
     fn publish(&self, state: &mut State, p: usize) {
         let places = ENDPOINTS.map(|e| self.place(&state.proxies[p], e));
         for (view, place) in state.proxies[p].views.iter_mut().zip(places) {
@@ -564,7 +571,7 @@ impl Contract {
         };
     }
 
-    /// Contract, lines 1 and 3.
+    /// Contract 1.1 and 1.3.
     fn drain(&self, state: &mut State, p: usize) {
         let places = ENDPOINTS.map(|e| self.place(&state.proxies[p], e));
         for e in ENDPOINTS {
@@ -594,7 +601,8 @@ impl Contract {
         };
     }
 
-    /// The lease is held: a pooled connection or a new one (contract, line 8; retry rules 1, 3 and 5).
+    /// The lease is held: use a pooled connection or open a new one (contract 1.8, 3.1, 3.3 and
+    /// 3.5).
     fn connect(&self, state: &mut State, r: usize, e: usize) {
         let first_step = self.first_step();
         let proxy = &mut state.proxies[self.proxy_of(r)];
@@ -605,7 +613,8 @@ impl Contract {
             request.stage = Stage::Sent(e);
             request.runs += 1;
         } else if pooled {
-            // Stale: found out before a POST, after a GET; both go out anew.
+            // The pooled connection is stale. A POST finds that before it is sent, a GET after.
+            // Both go out on a new connection.
             if self.is(Weaken::PostOnStale) && !self.is_idempotent(r) {
                 request.stage = Stage::Done(End::Lost);
             }
@@ -623,7 +632,7 @@ impl Contract {
         }
     }
 
-    /// Contract, line 6; retry rules 2 to 4.
+    /// Contract 1.6 and 3.2 to 3.4.
     fn lose(&self, state: &mut State, r: usize) {
         let again =
             self.is_idempotent(r) && !self.is(Weaken::NotReplayed) || self.is(Weaken::PostReplayed);
@@ -645,7 +654,7 @@ impl Contract {
         state.requests[r].stage = Stage::Looking;
     }
 
-    /// Nothing to dispatch to: contract, line 9.
+    /// No endpoint to dispatch to (contract 1.9).
     fn wait(&self, state: &mut State, r: usize) {
         let full = state.requests[r].since.is_none()
             && self.held(state, self.proxy_of(r)) >= self.bounds.places

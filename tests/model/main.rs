@@ -1,5 +1,6 @@
-//! The drain contract itself, model-checked apart from the code: every run of a small world is explored, and each line of
-//! the contract, weakened once, is caught by the property that is named after it.
+//! The drain contract itself, model-checked apart from the code. Every run of a small world is
+//! explored. Each line of the contract is also weakened once, and the property that is named after
+//! the line must detect that.
 
 mod checker;
 mod contract;
@@ -11,9 +12,10 @@ use std::time::Instant;
 use checker::explore;
 use contract::{Bounds, Contract, Weaken};
 
-/// Everything once; the old pod's node cut off: only the drain deadline ends it.
+/// Each signal arrives once. The old pod's node is cut off, so only the drain deadline ends the
+/// pod's requests.
 const LATE: Bounds = Bounds {
-    name: "a deletion heard late, a node cut off",
+    name: "a deletion reported late, a node cut off",
     proxies: 1,
     requests: &[(0, true)],
     arrive_by: 4,
@@ -25,15 +27,15 @@ const LATE: Bounds = Bounds {
     places: 2,
 };
 
-/// The pod's deletion told twice, and the old "ready" once more, in any order.
+/// The pod's deletion is reported twice, and the old "ready" once more, in any order.
 const TWICE: Bounds = Bounds {
-    name: "a deletion told twice, a stale ready between",
+    name: "a deletion reported twice, a stale ready between",
     requests: &[(0, true)],
     copies: [2, 0, 1, 0, 1, 1],
     ..LATE
 };
 
-/// Narrow, since what it shows lies deep.
+/// Narrow bounds, because the violation it must show lies many steps deep.
 const TWICE_DELETED: Bounds = Bounds {
     copies: [2, 0, 1, 0, 0, 1],
     new_by: 1,
@@ -51,7 +53,8 @@ const TWO_PROXIES: Bounds = Bounds {
     ..LATE
 };
 
-/// The only pod goes before the next one comes: the last resort, the waiting room, and its one place.
+/// The only pod leaves before the next one comes: the last resort, the queue of held requests, and
+/// its one place.
 const NOTHING_USABLE: Bounds = Bounds {
     name: "nothing usable for a while, one place to wait",
     requests: &[(0, true), (0, true)],
@@ -71,17 +74,18 @@ const SWITCHED: Bounds = Bounds {
 };
 
 const GAP: Bounds = Bounds {
-    name: "the source of truth goes and comes back",
+    name: "the source of truth goes away and comes back",
     gap: true,
     copies: [1, 0, 1, 0, 0, 1],
     new_by: 2,
     ..LATE
 };
 
-/// A quarter above the widest exploration: bounds that grow unseen would make the suite slow.
+/// A quarter more than the widest exploration. Bounds that grow without notice would make the suite
+/// slow.
 const MOST_STATES: usize = 250_000;
 
-/// Every run in these bounds keeps every line.
+/// Every run within these bounds keeps every line.
 fn keeps(bounds: Bounds) {
     let began = Instant::now();
     let explored = explore(
@@ -105,18 +109,18 @@ fn keeps(bounds: Bounds) {
     );
     assert!(
         states > 1_000,
-        "{}: {states} states are no world",
+        "{}: {states} states are too few for a world",
         bounds.name
     );
 }
 
 #[test]
-fn a_deletion_heard_late() {
+fn a_deletion_reported_late() {
     keeps(LATE);
 }
 
 #[test]
-fn every_word_twice() {
+fn every_signal_twice() {
     keeps(TWICE);
 }
 
@@ -145,7 +149,7 @@ fn a_gap() {
     keeps(GAP);
 }
 
-/// The property that is named after the weakened line has to see it, in this world.
+/// The property that is named after the weakened line must detect it in these bounds.
 fn caught(weaken: Weaken, bounds: Bounds, property: &'static str) {
     let explored = explore(
         &Contract {
@@ -157,7 +161,7 @@ fn caught(weaken: Weaken, bounds: Bounds, property: &'static str) {
     );
     let Some((name, way)) = explored.broken else {
         panic!(
-            "{weaken:?}: not seen by \"{property}\" in any of {} states",
+            "{weaken:?}: not detected by \"{property}\" in any of {} states",
             explored.states
         )
     };
@@ -177,7 +181,7 @@ macro_rules! weakened {
             }
         )*
 
-        /// A property that no weakened line breaks might as well not be there.
+        /// A property that no weakened line breaks proves nothing.
         #[test]
         fn every_property_is_broken_by_a_weakened_line() {
             let broken = BTreeSet::from([$($property),*]);
@@ -189,44 +193,44 @@ macro_rules! weakened {
 }
 
 weakened! {
-    lease_after_drain: LeaseAfterDrain, LATE, "1: no lease once begin_drain has returned";
-    reported_over_a_lease: ReportedOverALease, LATE, "1: drained is reported without a lease";
-    reported_twice: ReportedTwice, LATE, "1: drained is reported once";
-    only_the_drainer_reports: OnlyTheDrainerReports, TWICE_DELETED, "1: a drain comes to its report";
-    drained_first: DrainedFirst, LATE, "2: published before it is drained";
-    idle_kept: IdleKept, LATE, "3: idle connections are closed at once, and none is kept later";
-    check_in_unasked: CheckInUnasked, LATE, "3: idle connections are closed at once, and none is kept later";
-    cut_at_once: CutAtOnce, LATE, "4: what is in flight runs until its deadline";
-    disappearance_cuts: DisappearanceCuts, LATE, "4: what is in flight runs until its deadline";
-    forced_first: ForcedFirst, GAP, "4: nothing is dispatched to what is being cut";
-    deadline_extended: DeadlineExtended, TWICE_DELETED, "4: and no longer, whatever comes later";
-    deadline_ignored: DeadlineIgnored, LATE, "4: and no longer, whatever comes later";
-    client_closed: ClientClosed, LATE, "5: a client's connection outlives a drain";
-    not_replayed: NotReplayed, NOTHING_POST, "6: what may be repeated is replayed";
-    clean_end: CleanEnd, NOTHING_POST, "6: a truncated answer never ends cleanly";
-    ready_readmits: ReadyReadmits, TWICE, "7: termination is one-way";
-    removal_drains: RemovalDrains, SWITCHED, "7: removal is not a drain";
-    never_returns: NeverReturns, SWITCHED, "7: what is listed again serves again";
-    published_unproved: PublishedUnproved, LATE, "8: connected to once before anything is dispatched";
-    connect_costs: ConnectCosts, NOTHING_POST, "8: a failed connect costs the client nothing";
-    not_ejected: NotEjected, NOTHING_POST, "8: a failed connect ejects";
-    no_last_resort: NoLastResort, NOTHING_USABLE, "9: the last resort's drain is deferred";
-    deferred_forever: DeferredForever, NOTHING_USABLE, "9: until another is usable";
-    last_resort_passed_over: LastResortPassedOver, NOTHING_USABLE, "9: the last resort serves";
-    not_ready_used: NotReadyUsed, SWITCHED, "9: never one that is not ready";
-    queue_unbounded: QueueUnbounded, NOTHING_USABLE, "9: the waiting room is bounded";
-    no_hold: NoHold, NOTHING_USABLE, "9: held before it is refused";
-    held_dropped: HeldDropped, NOTHING_USABLE, "9: refused only when its time is over";
-    held_forgotten: HeldForgotten, NOTHING_USABLE, "9: let go for the first endpoint to become usable";
-    held_forever: HeldForever, NOTHING_USABLE, "9: held no longer than its time";
-    held_to_the_end: HeldForgotten, TWICE_DELETED, "every request comes to its end";
-    table_forgotten: TableForgotten, GAP, "10: without its source it serves the table it knew";
-    post_replayed: PostReplayed, TWO_PROXIES, "R3: a POST runs once";
-    post_on_stale: PostOnStale, NOTHING_POST, "R3: a POST goes out on a connection that stands";
-    replayed_after_a_byte: ReplayedAfterAByte, NOTHING_POST, "R4: nothing is replayed once a byte was passed";
+    lease_after_drain: LeaseAfterDrain, LATE, "1.1: no lease once begin_drain has returned";
+    reported_over_a_lease: ReportedOverALease, LATE, "1.1: drained is reported without a lease";
+    reported_twice: ReportedTwice, LATE, "1.1: drained is reported once";
+    only_the_drainer_reports: OnlyTheDrainerReports, TWICE_DELETED, "1.1: each drain is reported";
+    drained_first: DrainedFirst, LATE, "1.2: published before it is drained";
+    idle_kept: IdleKept, LATE, "1.3: idle connections are closed immediately, and none is kept later";
+    check_in_unasked: CheckInUnasked, LATE, "1.3: idle connections are closed immediately, and none is kept later";
+    cut_immediately: CutImmediately, LATE, "1.4: requests in flight run until the deadline";
+    disappearance_cuts: DisappearanceCuts, LATE, "1.4: requests in flight run until the deadline";
+    forced_first: ForcedFirst, GAP, "1.4: no dispatch to an endpoint that is being cut";
+    deadline_extended: DeadlineExtended, TWICE_DELETED, "1.4: requests in flight end at the first deadline";
+    deadline_ignored: DeadlineIgnored, LATE, "1.4: requests in flight end at the first deadline";
+    client_closed: ClientClosed, LATE, "1.5: a client's connection outlives a drain";
+    not_replayed: NotReplayed, NOTHING_POST, "1.6: a repeatable request is replayed";
+    clean_end: CleanEnd, NOTHING_POST, "1.6: a truncated response never ends cleanly";
+    ready_readmits: ReadyReadmits, TWICE, "1.7: termination is one-way";
+    removal_drains: RemovalDrains, SWITCHED, "1.7: removal is not a drain";
+    never_returns: NeverReturns, SWITCHED, "1.7: an endpoint that is listed again serves again";
+    published_unproved: PublishedUnproved, LATE, "1.8: connected to once before the first dispatch";
+    connect_costs: ConnectCosts, NOTHING_POST, "1.8: a failed connect costs the client nothing";
+    not_ejected: NotEjected, NOTHING_POST, "1.8: a failed connect ejects";
+    no_last_resort: NoLastResort, NOTHING_USABLE, "1.9: the last resort's drain is deferred";
+    deferred_forever: DeferredForever, NOTHING_USABLE, "1.9: the last resort drains when another endpoint is usable";
+    last_resort_passed_over: LastResortPassedOver, NOTHING_USABLE, "1.9: the last resort serves";
+    not_ready_used: NotReadyUsed, SWITCHED, "1.9: no dispatch to an endpoint that is not ready";
+    queue_unbounded: QueueUnbounded, NOTHING_USABLE, "1.9: the queue of held requests is bounded";
+    no_hold: NoHold, NOTHING_USABLE, "1.9: a request is held before it is refused";
+    held_dropped: HeldDropped, NOTHING_USABLE, "1.9: a held request is refused only after the hold time";
+    held_forgotten: HeldForgotten, NOTHING_USABLE, "1.9: a held request goes to the first usable endpoint";
+    held_forever: HeldForever, NOTHING_USABLE, "1.9: no request is held longer than the hold time";
+    held_to_the_end: HeldForgotten, TWICE_DELETED, "every request ends";
+    table_forgotten: TableForgotten, GAP, "1.10: without the source, the last table serves";
+    post_replayed: PostReplayed, TWO_PROXIES, "3.3: a POST runs once";
+    post_on_stale: PostOnStale, NOTHING_POST, "3.3: a POST goes out on an open connection";
+    replayed_after_a_byte: ReplayedAfterAByte, NOTHING_POST, "3.4: nothing is replayed after a byte of the response was passed on";
 }
 
-/// Two requests at one proxy, so that the second finds the first one's connection, whose pod was killed.
+/// Two requests at one proxy. The second finds the connection of the first, whose pod was killed.
 const NOTHING_POST: Bounds = Bounds {
     name: "a GET, then a POST on its connection",
     requests: &[(0, true), (0, false)],

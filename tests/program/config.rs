@@ -1,4 +1,6 @@
-//! The configuration file and the command line, from outside: fixtures, the shipped examples, and the binary itself.
+//! The configuration file and the command line, from outside: fixtures, the shipped examples, and
+//! the binary itself. A refusal is one line with exit code 2 that names the file, the field and
+//! what is expected.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -49,9 +51,10 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// Each `name.yaml` beside a `name.err`, the whole line. `UPDATE=1` writes them anew, for a reader to judge by the diff.
+/// Each `name.yaml` has a `name.err` beside it, which holds the whole line. `UPDATE=1` writes the
+/// `.err` files again. Review their diff.
 #[test]
-fn each_invalid_fixture_says_what_is_wrong() {
+fn each_invalid_fixture_is_refused_with_its_line() {
     let files = fixtures("invalid");
     assert!(files.len() > 50, "found {}", files.len());
     let mut wrong = String::new();
@@ -67,16 +70,17 @@ fn each_invalid_fixture_says_what_is_wrong() {
         }
         let expected = std::fs::read_to_string(&expected_at).unwrap_or_default();
         if format!("{said}\n") != expected {
-            wrong += &format!("\n     said: {said}\n expected: {expected}");
+            wrong += &format!("\n  actual: {said}\n expected: {expected}");
         }
         assert!(said.contains("expected") && !said.contains('\n'), "{said}");
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// A file that was only half written is answered like any other: no panic, one line.
+/// A file that was cut while it was written is refused like any other: without a panic, in one
+/// line.
 #[test]
-fn every_cut_of_a_file_is_answered_in_one_line() {
+fn every_truncated_file_is_refused_in_one_line() {
     let whole = std::fs::read_to_string(
         Path::new(ROOT).join("tests/fixtures/config/valid/everything.yaml"),
     )
@@ -111,7 +115,7 @@ fn each_valid_fixture_loads() {
                 assert_eq!(
                     *path,
                     file.parent().unwrap().join("manifests"),
-                    "relative to the file's folder"
+                    "relative to the folder of the file"
                 );
             }
             Discovery::Static { .. } => panic!("{config:?}"),
@@ -210,7 +214,7 @@ fn every_field_is_taken_over() {
 }
 
 #[test]
-fn small_forms() {
+fn short_forms_of_fields_are_accepted() {
     let off = valid("off-as-false.yaml");
     assert!(!off.access_log && !off.listeners[0].proxy_protocol && !off.listeners[0].allow_connect);
     let ports = valid("node-ports-default.yaml");
@@ -234,7 +238,7 @@ fn small_forms() {
     );
 }
 
-/// `config/ebbtide.yaml` shows each default as it is.
+/// `config/ebbtide.yaml` shows each default with its real value.
 #[test]
 fn the_reference_states_the_defaults() {
     let reference = Config::load(&Path::new(ROOT).join("config/ebbtide.yaml")).unwrap();
@@ -265,7 +269,8 @@ fn the_standalone_example_loads() {
     assert_eq!(config.listeners[0].protocol, None);
 }
 
-/// The sample manifests are Kubernetes objects as its own API defines them, and fit together.
+/// The sample manifests are Kubernetes objects by the definition of Kubernetes' own API, and they
+/// refer to each other.
 #[test]
 fn the_sample_manifests_are_kubernetes_objects() {
     use k8s_openapi::api::core::v1::{Pod, Service};
@@ -311,15 +316,15 @@ fn the_sample_manifests_are_kubernetes_objects() {
     }
 }
 
-/// Every field of the reference is in the schema, with the default that the reference states; and no field is missing
-/// from the reference.
+/// Every field of the reference is in the schema, with the default that the reference states. Every
+/// field of the schema is in the reference.
 #[test]
 fn the_schema_and_the_reference_name_the_same_fields() {
     let output = ebbtide(&["schema"]);
     assert!(output.status.success());
     let schema: Value = serde_json::from_slice(&output.stdout).unwrap();
     let reference = std::fs::read_to_string(Path::new(ROOT).join("config/ebbtide.yaml")).unwrap();
-    // The two sources exclude each other, so the second stands there as a comment.
+    // The two sources exclude each other, so the reference shows the second one as a comment.
     let reference = reference
         .replace("  # kubernetes:", "  kubernetes:")
         .replace("  #   ", "    ");
@@ -361,7 +366,7 @@ fn compare(value: &Value, schema: &Value, root: &Value, path: &str, seen: &mut u
     }
 }
 
-/// Follows `$ref` and the `anyOf` by which a field may be null.
+/// Follows `$ref`, and the `anyOf` that lets a field be null.
 fn resolve<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
     if let Some(reference) = schema["$ref"].as_str() {
         return root.pointer(reference.trim_start_matches('#')).unwrap();
@@ -400,7 +405,7 @@ fn refusals_are_one_line_and_exit_code_2() {
         ),
         (
             &["proxy", "--listen", "127.0.0.1:9901", "--to", "127.0.0.1:1"],
-            "ebbtide: proxy: --listen: 127.0.0.1:9901 is the address of --admin too, expected one of its own\n",
+            "ebbtide: proxy: --listen: 127.0.0.1:9901 is also the address of --admin, expected another address\n",
         ),
         (
             &[
@@ -469,7 +474,7 @@ fn help_and_version() {
     assert!(!text(&help.stdout).contains("sample-app"));
 }
 
-/// A reader that goes away is no failure.
+/// A reader that closes the pipe is no failure.
 #[test]
 fn a_closed_pipe_is_quiet() {
     let mut child = Command::new(BINARY)
@@ -496,7 +501,7 @@ fn check_passes_the_examples() {
     }
 }
 
-/// What the two sample files give together.
+/// The output for the two sample files together.
 #[test]
 fn check_shows_what_the_sample_manifests_serve() {
     let output = ebbtide(&["check", "--config", "config/standalone.yaml"]);

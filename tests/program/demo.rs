@@ -1,4 +1,7 @@
-//! The demo's tools, tested before anything is measured with them.
+//! The tools of the demo (sample application, load generator, fleet, late balancer), tested before
+//! anything is measured with them, and then the demo itself. Other tests rely on these tools, so a
+//! miscount here would hide a fault there. The demo's figures are not checked, except for what must
+//! always be true.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,11 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ebbtide::command::demo::client::{Client, Failure};
-use ebbtide::command::demo::fleet::{self, Fleet, Options, Tell};
+use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
 use ebbtide::command::demo::late::Late;
 use ebbtide::command::demo::load::{Load, Report};
 use ebbtide::command::demo::proxy::Proxy;
-use ebbtide::command::demo::{Second, Settings, child};
+use ebbtide::command::demo::show::{Second, Settings, show};
+use ebbtide::command::demo::{child, manifests};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use rustix::process::Signal;
@@ -114,7 +118,10 @@ async fn no_process_outlives_a_demo_that_is_killed() {
 async fn an_interrupted_demo_fails_and_leaves_nothing() {
     let (mut demo, applications, folder) = running_demo().await;
     child::signal(&demo, Signal::INT);
-    assert_eq!(soon("its end", demo.wait()).await.unwrap().code(), Some(1));
+    assert_eq!(
+        soon("the demo's end", demo.wait()).await.unwrap().code(),
+        Some(1)
+    );
     eventually("the applications are gone", async || {
         applications.iter().all(|&pid| !is_running(pid))
     })
@@ -159,14 +166,14 @@ async fn the_load_counts_each_reset_and_each_socket_exactly() {
     );
     assert_eq!(report.errors, BTreeMap::from([("reset".into(), 20)]));
     assert_eq!(report.losses.len(), 20);
-    // The last loss is that of the last request: no socket had to follow it.
+    // The last loss belongs to the last request, so no socket had to replace it.
     assert_eq!(report.sockets, 20, "{report}");
     assert_eq!(server.accepted(), 20);
     assert_eq!(server.requests(), 200, "nothing was sent twice");
 }
 
 #[tokio::test]
-async fn the_load_counts_a_socket_more_where_the_server_closes_and_fails_nothing() {
+async fn the_load_counts_one_more_socket_when_the_server_closes_and_fails_no_request() {
     let server = TestServer::start(Fault::ConnectionCloseEachTenth).await;
     let report = load(Load {
         clients: 1,
@@ -216,7 +223,7 @@ async fn the_load_names_what_went_wrong() {
         (Fault::SilenceEachTenth, "timeout"),
     ] {
         let server = TestServer::start(fault).await;
-        // A client for each request: one that waits delays no other.
+        // One client for each request, so that a client that waits delays no other.
         let report = load(Load {
             clients: 200,
             timeout: Duration::from_secs(1),
@@ -230,23 +237,24 @@ async fn the_load_names_what_went_wrong() {
             "{report}"
         );
     }
-    let nobody = TcpListener::bind("127.0.0.1:0")
+    let closed = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
         .local_addr()
         .unwrap();
-    let report = load(quick(nobody)).await;
+    let report = load(quick(closed)).await;
     assert_eq!((report.ok, report.sockets), (0, 0));
     assert_eq!(report.errors, BTreeMap::from([("refused".into(), 200)]));
     assert!(
-        report.longest_stall >= quick(nobody).duration,
-        "no answer at all: {report}"
+        report.longest_stall >= quick(closed).duration,
+        "no response at all: {report}"
     );
 }
 
-/// One stall of the server is charged to all requests that were due meanwhile, not only to the one that saw it.
+/// A stall of the server counts for all requests that were due meanwhile, not only for the one that
+/// met it.
 #[tokio::test]
-async fn latency_counts_from_the_time_when_the_request_was_due() {
+async fn latency_counts_from_the_time_when_a_request_was_due() {
     let server = TestServer::start(Fault::StallOnce(Duration::from_millis(500))).await;
     let report = load(Load {
         clients: 1,
@@ -260,7 +268,7 @@ async fn latency_counts_from_the_time_when_the_request_was_due() {
     );
     assert!(
         report.service.p50 < report.latency.max / 2,
-        "most were answered at once when sent: {report}"
+        "most requests were answered immediately after they were sent: {report}"
     );
     assert!(
         report.longest_stall >= Duration::from_millis(480),
@@ -269,7 +277,7 @@ async fn latency_counts_from_the_time_when_the_request_was_due() {
 }
 
 #[tokio::test]
-async fn the_load_stops_when_asked() {
+async fn the_load_stops_on_request() {
     let server = TestServer::start(Fault::None).await;
     let stop = CancellationToken::new();
     let forever = Load {
@@ -315,7 +323,7 @@ async fn the_fleets_manifests_are_what_kubernetes_would_write() {
     for slice in &slices {
         assert_eq!(
             slice.metadata.labels.as_ref().unwrap()["kubernetes.io/service-name"],
-            fleet::SERVICE
+            manifests::SERVICE
         );
         let port = u16::try_from(slice.ports.as_ref().unwrap()[0].port.unwrap()).unwrap();
         for endpoint in &slice.endpoints {
@@ -342,7 +350,8 @@ async fn the_fleets_manifests_are_what_kubernetes_would_write() {
         }
     }
 
-    // In the middle of a retirement both objects say so; after it neither is there.
+    // In the middle of a retirement both objects show it. After the retirement both objects are
+    // gone.
     let old = fleet.ids()[0];
     let uid = fleet.pod(old).unwrap().uid.clone();
     fleet.options.signal_offset = 500..=500;
@@ -367,7 +376,7 @@ async fn the_fleets_manifests_are_what_kubernetes_would_write() {
                 );
                 assert!(
                     pod.metadata.deletion_timestamp.is_some(),
-                    "the pod's mark comes first"
+                    "the pod's deletion timestamp comes first"
                 );
                 assert_eq!(pod.metadata.deletion_grace_period_seconds, Some(30));
             }
@@ -430,7 +439,7 @@ async fn a_rolling_update_replaces_every_process_and_nothing_is_left_at_the_end(
     drop(fleet);
     assert!(!folder.exists());
     for address in after {
-        eventually("nobody listens", async || {
+        eventually("nothing listens", async || {
             std::net::TcpStream::connect(address).is_err()
         })
         .await;
@@ -484,13 +493,13 @@ async fn the_late_balancer_costs_requests_in_a_rolling_update() {
         fleet.roll("v2", Duration::from_millis(500)).await.unwrap();
         stop.cancel();
     });
-    // Eight connections on three processes that all die: every one of them ends.
+    // Eight connections to three processes that all end: every connection ends.
     assert!(report.sockets > 8, "{report}");
     assert!(report.ok > 0 && report.failed > 0, "{report}");
 }
 
 #[tokio::test]
-async fn the_late_balancer_learns_after_its_delay_and_goes_round() {
+async fn the_late_balancer_learns_after_its_delay_and_takes_endpoints_in_turn() {
     let fleet = Fleet::start(Options::new(BINARY)).await.unwrap();
     let all = fleet.endpoints().borrow().clone();
     let (change, endpoints) = tokio::sync::watch::channel(all[..2].to_vec());
@@ -516,17 +525,17 @@ async fn the_late_balancer_learns_after_its_delay_and_goes_round() {
         assert!(answer == first || answer == second);
         assert!(
             changed.elapsed() < Duration::from_secs(20),
-            "it never learned"
+            "it never learned of the change"
         );
     }
     assert!(
         changed.elapsed() >= Duration::from_millis(290),
-        "it learned too soon"
+        "it learned of the change too soon"
     );
     assert_eq!(who().await, Err(Failure::Reset), "no endpoint: a reset");
 }
 
-// ---- the whole
+// ---- the whole demo
 
 #[tokio::test]
 async fn the_demo_shows_two_phases_and_judges_the_second() {
@@ -537,21 +546,18 @@ async fn the_demo_shows_two_phases_and_judges_the_second() {
         second: Second::Late(Duration::ZERO),
         stop: CancellationToken::new(),
     };
-    let (late, second) = soon("the demo", ebbtide::command::demo::show(&settings))
-        .await
-        .unwrap()
-        .unwrap();
+    let (late, second) = soon("the demo", show(&settings)).await.unwrap().unwrap();
     for row in [&late, &second] {
         assert_eq!(row.report.sent, 1_500, "{}", row.report);
         assert_eq!(row.replaced, 3);
-        // No balancer of connections can keep them when the processes behind them die.
+        // A balancer of connections cannot keep them when the processes behind them end.
         assert!(row.report.sockets > 8, "{}", row.report);
         assert!(!row.is_clean());
     }
 }
 
 #[tokio::test]
-async fn a_proxy_that_does_not_start_says_why() {
+async fn a_proxy_that_does_not_start_reports_why() {
     let folder = tempfile::tempdir().unwrap();
     let proxy = Proxy::start(
         BINARY.as_ref(),
@@ -562,12 +568,12 @@ async fn a_proxy_that_does_not_start_says_why() {
     let started = soon("its end", proxy).await;
     let error = started.err().unwrap().to_string();
     assert!(
-        error.contains("ended before it listened; it said last:\n"),
+        error.contains("ended before it listened; its last log lines:\n"),
         "{error}"
     );
     assert!(
         error.lines().count() > 1,
-        "its own words are missing: {error}"
+        "its own output is missing: {error}"
     );
 }
 
@@ -581,7 +587,7 @@ fn quick(target: SocketAddr) -> Load {
     }
 }
 
-/// 200 requests, whatever the rate.
+/// Sends 200 requests, whatever the rate is.
 async fn load(load: Load) -> Report {
     let duration = Duration::from_secs_f64(200.0 / load.rate);
     soon(
@@ -642,7 +648,7 @@ fn read_manifests(folder: &std::path::Path) -> Manifests {
     all
 }
 
-/// Answers every request with `ok`, but for the tenth, twentieth and so on of them all.
+/// A server that answers every request with `ok`, except for every tenth of all requests.
 struct TestServer {
     address: SocketAddr,
     accepted: Arc<AtomicU64>,
@@ -659,7 +665,7 @@ enum Fault {
     Status503EachTenth,
     GarbageEachTenth,
     SilenceEachTenth,
-    /// At the tenth request, once.
+    /// One stall, at the tenth request.
     StallOnce(Duration),
 }
 
@@ -753,7 +759,7 @@ fn children_of(parent: u32) -> Vec<u32> {
         .collect()
 }
 
-/// A zombie does not run.
+/// Whether the process runs. A zombie does not run.
 fn is_running(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ")

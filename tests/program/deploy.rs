@@ -1,4 +1,6 @@
-//! What `deploy/` promises, read from the manifests themselves; and that kustomize, Helm chart, image and Dockerfile agree.
+//! The promises of `deploy/`, read from the manifests themselves: rights, probes, ports, update
+//! order and grace periods. The kustomizations, the Helm chart, the image and the Dockerfile must
+//! agree. No manifest is applied here: `tests/cluster` does that.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,7 +33,7 @@ fn documents(text: &str) -> Vec<Value> {
         .collect()
 }
 
-/// The only object of its kind in a file.
+/// The only object of this kind in a file.
 fn object<T: DeserializeOwned>(path: &str, kind: &str) -> T {
     only(documents(&read(path)), kind)
 }
@@ -51,7 +53,7 @@ fn deployment() -> Deployment {
     object("deploy/kustomize/deployment/deployment.yaml", "Deployment")
 }
 
-/// Both ways' pods, each with its configuration's text.
+/// The pods of the DaemonSet and of the Deployment, each with the text of its configuration.
 fn pods() -> [(PodSpec, String); 2] {
     let (daemon_set, deployment) = (daemon_set(), deployment());
     [
@@ -73,7 +75,7 @@ fn container(pod: &PodSpec) -> &Container {
     container
 }
 
-/// As Ebbtide reads it.
+/// The configuration as Ebbtide reads it.
 fn config(text: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ebbtide.yaml");
@@ -83,9 +85,10 @@ fn config(text: &str) -> Config {
     config
 }
 
-/// A field that the API does not know would be dropped without a word by some servers: here it does not come back.
+/// Some servers silently drop a field that the API does not know. Here such a field is missing
+/// after a round trip.
 #[test]
-fn every_manifest_is_all_known_to_the_api() {
+fn the_api_knows_every_field_of_every_manifest() {
     fn known<T: DeserializeOwned + Serialize>(document: &Value) {
         let object: T = serde_json::from_value(document.clone()).unwrap();
         assert_eq!(serde_json::to_value(&object).unwrap(), *document);
@@ -119,7 +122,7 @@ fn every_manifest_is_all_known_to_the_api() {
 }
 
 #[test]
-fn the_daemon_set_stands_on_every_nodes_network() {
+fn the_daemon_set_uses_every_nodes_network() {
     let daemon_set = daemon_set();
     assert_eq!(daemon_set.metadata.name.as_deref(), Some("ebbtide"));
     assert_eq!(
@@ -144,7 +147,7 @@ fn the_daemon_set_stands_on_every_nodes_network() {
     let container = container(&pod);
     assert_eq!(container.image.as_deref(), Some("ebbtide:dev"));
     assert_eq!(container.image_pull_policy.as_deref(), Some("IfNotPresent"));
-    // hostNetwork is more than the baseline allows.
+    // hostNetwork is not allowed by the baseline level.
     let namespace: Namespace = object("deploy/kustomize/base/namespace.yaml", "Namespace");
     assert_eq!(namespace.metadata.name.as_deref(), Some("ebbtide-system"));
     assert_eq!(
@@ -153,7 +156,8 @@ fn the_daemon_set_stands_on_every_nodes_network() {
     );
 }
 
-/// With hostNetwork a declared port is a hostPort: the scheduler would never put the surge pod beside the old one.
+/// With hostNetwork, a declared port is a hostPort. The scheduler would then never put the surge
+/// pod beside the old one.
 #[test]
 fn the_next_pod_comes_before_the_old_one_goes() {
     let spec = daemon_set().spec.unwrap();
@@ -232,7 +236,7 @@ fn the_pods_have_no_privilege() {
 }
 
 #[test]
-fn rbac_is_what_ebbtide_asks_for_and_no_more() {
+fn rbac_grants_what_ebbtide_requests_and_no_more() {
     let role: ClusterRole = object("deploy/kustomize/base/rbac.yaml", "ClusterRole");
     let expected = json!([
         {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "watch"]},
@@ -253,15 +257,16 @@ fn rbac_is_what_ebbtide_asks_for_and_no_more() {
 }
 
 #[test]
-fn probes_ask_the_admin_port() {
+fn probes_use_the_admin_port() {
     for (pod, text) in pods() {
         let admin = config(&text).admin;
-        // Prometheus and load balancers come by the pod's address.
+        // Prometheus and load balancers connect to the pod's address.
         assert!(
             admin.ip().is_unspecified() && i32::from(admin.port()) == ADMIN_PORT,
             "{admin}"
         );
-        // On the node's network loopback is the process's own; in a pod's network the kubelet is elsewhere.
+        // On the node's network the process listens on the node's loopback, so the probes use it.
+        // In a pod's network the kubelet is outside, so the probes use the pod's address.
         let host = pod.host_network.map(|_| "127.0.0.1");
         let asks = |probe: &Option<Probe>, path: &str| {
             let get = probe.as_ref().unwrap().http_get.as_ref().unwrap();
@@ -277,7 +282,7 @@ fn probes_ask_the_admin_port() {
 }
 
 #[test]
-fn what_each_way_listens_on() {
+fn the_daemon_set_and_the_deployment_listen_where_they_should() {
     let [(_, daemon_set), (_, deployment)] = pods().map(|(pod, text)| (pod, config(&text)));
     assert_eq!(daemon_set.node_port_addresses.len(), 2);
     assert!(daemon_set.listeners.is_empty());
@@ -285,7 +290,7 @@ fn what_each_way_listens_on() {
     let service: Service = object("deploy/kustomize/deployment/service.yaml", "Service");
     assert!(
         !service.metadata.labels.unwrap().contains_key(CLAIM),
-        "it cannot claim what it stands behind"
+        "the Service cannot claim itself"
     );
     let spec = service.spec.unwrap();
     assert_eq!(spec.type_.as_deref(), Some("LoadBalancer"));
@@ -310,7 +315,8 @@ fn what_each_way_listens_on() {
     );
 }
 
-/// Its kind is unknown where the Prometheus Operator is not installed, and one unknown object fails the whole apply.
+/// The kind PodMonitor is unknown where the Prometheus Operator is not installed, and one unknown
+/// object fails the whole apply.
 #[test]
 fn the_pod_monitor_is_an_extra() {
     let default = read("deploy/kustomize/kustomization.yaml")
@@ -364,7 +370,9 @@ fn an_image_of_a_dynamic_binary_is_refused() {
         .arg(&out)
         .output()
     else {
-        return println!("SKIPPED: python3 is not installed, deploy/image.py was not run");
+        return println!(
+            "SKIPPED: an_image_of_a_dynamic_binary_is_refused: python3 is not installed"
+        );
     };
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -375,7 +383,7 @@ fn an_image_of_a_dynamic_binary_is_refused() {
     assert!(!out.exists());
 }
 
-/// From the path, else from where `make cluster` keeps its tools.
+/// A tool from the path, or else from where `make cluster` keeps its tools.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME")
@@ -406,7 +414,7 @@ fn rendered(program: &Path, arguments: &[&str]) -> Vec<Value> {
 #[test]
 fn kustomize_renders_each_way() {
     let Some(kubectl) = tool("kubectl") else {
-        return println!("SKIPPED: kubectl is not installed, the kustomizations were not rendered");
+        return println!("SKIPPED: kustomize_renders_each_way: kubectl is not installed");
     };
     let common = [
         "ClusterRole",
@@ -447,7 +455,7 @@ fn kustomize_renders_each_way() {
 #[test]
 fn the_chart_renders_the_same() {
     let Some(helm) = tool("helm") else {
-        return println!("SKIPPED: helm is not installed, the chart was not rendered");
+        return println!("SKIPPED: the_chart_renders_the_same: helm is not installed");
     };
     let listeners = r#"config.listeners=[{"name":"web","address":"0.0.0.0:8080","service":"default/web","port":"http"}]"#;
     for (kind, folder) in [("DaemonSet", "daemonset"), ("Deployment", "deployment")] {
@@ -459,7 +467,7 @@ fn the_chart_renders_the_same() {
             "--namespace",
             "ebbtide-system",
         ];
-        // A helm built from source takes itself for a very old cluster.
+        // A helm that was built from source assumes a very old cluster.
         arguments.extend(["--kube-version", "1.35.0", "--set", &chosen]);
         if kind == "Deployment" {
             arguments.extend(["--set-json", listeners]);
@@ -470,7 +478,7 @@ fn the_chart_renders_the_same() {
         let mut ours: Value = only(read_kustomize(&format!("{folder}/{folder}")), kind);
         let mut theirs: Value = only(chart.clone(), kind);
         for workload in [&mut ours, &mut theirs] {
-            // The chart's selector has the release in it.
+            // The chart's selector also holds the release.
             for constraint in workload["spec"]["template"]["spec"]["topologySpreadConstraints"]
                 .as_array_mut()
                 .into_iter()
@@ -518,7 +526,7 @@ fn the_chart_renders_the_same() {
 #[test]
 fn the_chart_refuses_what_cannot_work() {
     let Some(helm) = tool("helm") else {
-        return println!("SKIPPED: helm is not installed, the chart's refusals were not tried");
+        return println!("SKIPPED: the_chart_refuses_what_cannot_work: helm is not installed");
     };
     let claim = format!("service.labels.{}=ebbtide", CLAIM.replace('.', r"\."));
     for (set, said) in [

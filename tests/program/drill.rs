@@ -1,7 +1,8 @@
-//! The commands that ask an API server once, `drill` and `check`, against one that fits into this file.
+//! The commands that query an API server once, `drill` and `check`, against an API server within
+//! this file.
 //!
-//! The API server keeps what it is given and says that every rollout is done; behind the nodePorts are sample applications
-//! of this machine. Against a real cluster a drill is `tests/cluster`'s.
+//! This server stores what it is given and reports every rollout as done. Behind its nodePorts are
+//! sample applications on this machine. `tests/cluster` runs a drill against a real cluster.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -45,7 +46,7 @@ async fn a_drill_removes_what_is_left_compares_rolls_judges_and_cleans_up() {
     );
     assert!(
         out.contains("pods of ebbtide:dev that exit"),
-        "the image when there is no DaemonSet: {out}"
+        "the default image when there is no DaemonSet: {out}"
     );
     let log = cluster.log();
     let made = |path: &str| {
@@ -122,9 +123,9 @@ async fn a_load_without_a_replaced_pod_is_no_success() {
 }
 
 #[tokio::test]
-async fn however_it_is_interrupted_nothing_is_left() {
+async fn an_interrupted_drill_leaves_nothing() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        // In the middle of making things, and under load.
+        // While objects are created, and under load.
         for moment in ["POST", "PATCH"] {
             let cluster = Cluster::start().await;
             let drill = cluster.drill(&["--for", "60s"]).spawn().unwrap();
@@ -143,7 +144,7 @@ async fn however_it_is_interrupted_nothing_is_left() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_does_not_keep_it_from_cleaning_up() {
+async fn a_drill_cleans_up_after_its_reader_has_gone() {
     let cluster = Cluster::start().await;
     let mut drill = cluster
         .drill(&["--for", "5s", "--without-comparison"])
@@ -155,7 +156,7 @@ async fn a_reader_that_goes_away_does_not_keep_it_from_cleaning_up() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_removed_is_named_with_the_way_to_do_it() {
+async fn what_cannot_be_removed_is_named_with_its_cure() {
     let cluster = Cluster::start().await;
     cluster.state().undeletable = true;
     let output = cluster
@@ -178,7 +179,7 @@ async fn what_cannot_be_removed_is_named_with_the_way_to_do_it() {
 }
 
 #[tokio::test]
-async fn kept_objects_stay_and_the_way_to_remove_them_is_said() {
+async fn kept_objects_stay_and_the_command_to_remove_them_is_printed() {
     let cluster = Cluster::start().await;
     let output = cluster
         .drill(&["--for", "5s", "--without-comparison", "--keep"])
@@ -189,13 +190,13 @@ async fn kept_objects_stay_and_the_way_to_remove_them_is_said() {
     assert!(
         texts(&output)
             .0
-            .contains("kept, as asked; to remove it: kubectl --namespace web delete")
+            .contains("kept, because of --keep; to remove it: kubectl --namespace web delete")
     );
     assert_eq!(cluster.held(), [SERVICE, DEPLOYMENT]);
 }
 
 #[tokio::test]
-async fn it_refuses_what_it_cannot_do_before_anything_is_made() {
+async fn a_drill_refuses_what_it_cannot_do_before_it_creates_anything() {
     let cluster = Cluster::start().await;
     let refused = async |arguments: &[&str]| {
         let output = cluster.drill(arguments).output().await.unwrap();
@@ -210,22 +211,26 @@ async fn it_refuses_what_it_cannot_do_before_anything_is_made() {
         err
     };
     cluster.state().denied = vec!["create services".into(), "list nodes".into()];
-    let expected = "ebbtide: drill: you may not create services in namespace web; list nodes cluster-wide: have it granted; \
-                    --address makes do without the nodes\n";
+    let expected = "ebbtide: drill: you may not create services in namespace web; list nodes cluster-wide: ask for this right; \
+                    with --address the nodes are not needed\n";
     assert_eq!(refused(&[]).await, expected);
     cluster.state().denied = vec!["create services".into()];
     assert_eq!(
         refused(&[]).await,
-        "ebbtide: drill: you may not create services in namespace web: have it granted\n"
+        "ebbtide: drill: you may not create services in namespace web: ask for this right\n"
     );
 
     cluster.state().denied.clear();
     cluster.put(SERVICE, object("Service", "ebbtide-drill", false));
-    let expected = "ebbtide: drill: namespace web has a Service ebbtide-drill that no drill has made (it lacks the label \
+    let expected = "ebbtide: drill: namespace web has a Service ebbtide-drill that no drill made (it lacks the label \
                     app.kubernetes.io/managed-by=ebbtide-drill); choose another --namespace, or remove it: kubectl \
                     --namespace web delete service ebbtide-drill\n";
     assert_eq!(refused(&[]).await, expected);
-    assert_eq!(cluster.held(), [SERVICE], "not ours, and still there");
+    assert_eq!(
+        cluster.held(),
+        [SERVICE],
+        "it is not the drill's, and still there"
+    );
     cluster.state().objects.clear();
 
     assert_eq!(
@@ -235,7 +240,7 @@ async fn it_refuses_what_it_cannot_do_before_anything_is_made() {
     assert!(
         refused(&["--address", "nowhere"])
             .await
-            .contains("--address: \"nowhere\" is not to be found, expected HOST:PORT")
+            .contains("--address: \"nowhere\" cannot be resolved, expected HOST:PORT")
     );
     cluster.state().no_namespace = true;
     assert_eq!(
@@ -261,14 +266,14 @@ async fn bad_arguments_and_no_cluster_are_exit_code_2() {
     }
     let config = folder.path().join("ebbtide.yaml");
     std::fs::write(&config, "discovery: {kubernetes: {}}\n").unwrap();
-    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0")
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
         .local_addr()
         .unwrap();
     for kubeconfig in [
         folder.path().join("none"),
-        write_kubeconfig(&folder, nobody),
+        write_kubeconfig(&folder, closed),
     ] {
         for arguments in [
             &["drill", "-n", "web"][..],
@@ -292,7 +297,7 @@ async fn bad_arguments_and_no_cluster_are_exit_code_2() {
 }
 
 #[tokio::test]
-async fn check_tells_version_rights_and_claims_and_shows_what_would_serve() {
+async fn check_reports_version_rights_and_claims_and_shows_what_would_serve() {
     let cluster = Cluster::start().await;
     let path = "/api/v1/namespaces/web/services/app";
     cluster.put(
@@ -345,7 +350,7 @@ SERVICE  PORT       PROTOCOL  ENDPOINT       POD  STATE
 web/app  http (80)  auto      10.0.0.1:8080  a    ready
 web/app  http (80)  auto      10.0.0.2:8080  b    terminating, serving
 
-warning: web/app: spec.sessionAffinity: ClientIP is not served, and its claim keeps kube-proxy from it too; where it is in \
+warning: web/app: spec.sessionAffinity: ClientIP is not served, and the claim keeps kube-proxy from serving it; if it is in \
 use, claim a second Service with the same selector instead
 warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0.0.5
 ";
@@ -362,17 +367,17 @@ warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0
         .await;
     assert_eq!(code, Some(2));
     let expected = "\
-error: API server http://HERE/: version v1.25.8 is too old; upgrade it to 1.26, the first whose EndpointSlices always tell \
-which endpoints are terminating, and whether they still serve
+error: API server http://HERE/: version v1.25.8 is too old; upgrade it to 1.26, the first whose EndpointSlices always say \
+which endpoints terminate, and whether they still serve
 error: RBAC: may not list endpointslices.discovery.k8s.io cluster-wide: grant it as deploy/kustomize/base/rbac.yaml does
 error: RBAC: may not watch pods cluster-wide: grant it as deploy/kustomize/base/rbac.yaml does
 ";
     assert_eq!(err.replace(&cluster.address.to_string(), "HERE"), expected);
     for warning in [
-        "RBAC: may not create events.events.k8s.io cluster-wide: what it does is then not to be seen by",
+        "RBAC: may not create events.events.k8s.io cluster-wide: `kubectl get events` then does not show what",
         "namespace none does not exist; create or correct it",
         "listener x: the cluster has no Service none/y",
-        "web/app: claimed, but nothing listens for it; add a listener, or nodePorts",
+        "web/app: claimed, but no listener serves it; add a listener, or nodePorts",
     ] {
         assert!(
             out.contains(&format!("\nwarning: {warning}")),
@@ -385,7 +390,7 @@ error: RBAC: may not watch pods cluster-wide: grant it as deploy/kustomize/base/
 
 struct Cluster {
     address: SocketAddr,
-    /// What is behind the nodePorts, in the order in which Services are made.
+    /// What is behind the nodePorts, in the order in which the Services are created.
     apps: Vec<(Child, SocketAddr)>,
     folder: TempDir,
     state: Arc<Mutex<Api>>,
@@ -393,16 +398,16 @@ struct Cluster {
 
 struct Api {
     objects: BTreeMap<String, Value>,
-    /// What was asked that changes something, but for dry runs and reviews.
+    /// The requests that change something, except dry runs and reviews.
     log: Vec<String>,
     node_ports: Vec<u16>,
     nodes: Value,
-    /// `verb resource`.
+    /// Each entry is `verb resource`.
     denied: Vec<String>,
     minor: &'static str,
     no_namespace: bool,
     undeletable: bool,
-    /// An update is never taken up.
+    /// An update never rolls out.
     stuck: bool,
 }
 
@@ -577,7 +582,7 @@ impl Api {
                 self.log.push(format!("PATCH {path}"));
                 let at =
                     &body["spec"]["template"]["metadata"]["annotations"]["ebbtide.dev/drilled-at"];
-                assert!(at.is_string(), "a change of the pods' template: {body}");
+                assert!(at.is_string(), "a change of the pod template: {body}");
                 let Some(object) = self.objects.get_mut(path) else {
                     return status(404, "not found");
                 };
@@ -595,7 +600,7 @@ impl Api {
                 };
                 assert_eq!(
                     body["preconditions"]["uid"], object["metadata"]["uid"],
-                    "only what was looked at"
+                    "only the object that was read before"
                 );
                 object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
                 Json(object.clone()).into_response()

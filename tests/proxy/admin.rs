@@ -1,5 +1,6 @@
-//! The admin server over real sockets, with a made-up table: every path, who may ask what, readiness, `ebbtide status`,
-//! and the page in a real browser where there is one.
+//! The admin server over real sockets, with an invented table: every path, methods and access,
+//! readiness, `ebbtide status`, and the page in a real browser where one is installed. No request
+//! changes the proxy. The table's own numbers are tested where they arise.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -30,13 +31,13 @@ use tokio_util::sync::CancellationToken;
 use crate::proxy::ask::raw;
 use crate::support::wait::soon;
 
-/// A made-up proxy and its admin server.
+/// An admin server with an invented table behind it.
 struct Fixture {
     admin: Admin,
     address: SocketAddr,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
-    /// What an endpoint has in flight.
+    /// The leases that stand for exchanges in flight.
     leases: Vec<Lease>,
     notices: (
         mpsc::UnboundedSender<Notice>,
@@ -80,7 +81,7 @@ impl Fixture {
             .update(|state| (state.synced, state.ports_tried) = (true, true));
     }
 
-    /// An endpoint in rotation with that much in flight and idle.
+    /// A ready endpoint with this many exchanges in flight and idle connections.
     fn endpoint(&mut self, pod: Option<&str>, in_flight: usize, idle: u32) -> Arc<Endpoint> {
         self.made += 1;
         let octets = [10, 0, (self.made >> 8) as u8, self.made as u8];
@@ -159,7 +160,8 @@ impl Fixture {
         }));
     }
 
-    /// One Service with an endpoint in every state, one without any, one running drain, two receipts, two listeners.
+    /// One Service with an endpoint in every state, one Service without endpoints, one running
+    /// drain, two receipts, and two listeners.
     fn fill(&mut self) {
         self.synced();
         let (shop, mail) = (
@@ -430,10 +432,7 @@ async fn readiness_from_start_to_shutdown() {
 
     health.report(vec![problem("manifests/shop.yaml")]);
     let (status, line) = readyz().await;
-    assert_eq!(
-        status, 200,
-        "a source in trouble is no reason to be taken out"
-    );
+    assert_eq!(status, 200, "a broken source does not end readiness");
     assert!(
         line.contains("manifests/shop.yaml") && line.contains("not in order for 0s"),
         "{line}"
@@ -463,7 +462,7 @@ async fn readiness_from_start_to_shutdown() {
 }
 
 #[tokio::test]
-async fn metrics_are_as_they_are_when_asked_and_promtool_finds_nothing() {
+async fn metrics_are_current_when_read_and_promtool_finds_no_fault() {
     let mut fixture = Fixture::start().await;
     fixture.fill();
     fixture
@@ -521,7 +520,7 @@ async fn metrics_are_as_they_are_when_asked_and_promtool_finds_nothing() {
         .spawn();
     let Ok(mut promtool) = promtool else {
         println!(
-            "SKIPPED: promtool is not installed (Debian package prometheus), the exposition was not checked by it"
+            "SKIPPED: metrics_are_current_when_read_and_promtool_finds_no_fault: promtool is not installed (Debian package prometheus)"
         );
         return;
     };
@@ -532,7 +531,7 @@ async fn metrics_are_as_they_are_when_asked_and_promtool_finds_nothing() {
         .write_all(answer.body.as_bytes())
         .await
         .unwrap();
-    let said = soon("promtool's word", promtool.wait_with_output())
+    let said = soon("promtool's output", promtool.wait_with_output())
         .await
         .unwrap();
     let said_text =
@@ -600,17 +599,18 @@ async fn only_get_and_head_and_only_these_paths() {
     assert_eq!(
         fixture.ask(override_).await.body,
         "ok\n",
-        "no header does anything"
+        "no header changes the method or the path"
     );
 }
 
 impl Fixture {
-    /// The status of an answer whose connection may be reset under the rest of the request.
+    /// The status of a response whose connection may be reset while the request is still being
+    /// sent.
     async fn ask_lenient(&self, request: &str) -> Option<u16> {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let _ = stream.write_all(request.as_bytes()).await;
         let mut start = [0; 12];
-        soon("an answer", stream.read_exact(&mut start))
+        soon("a response", stream.read_exact(&mut start))
             .await
             .ok()?;
         std::str::from_utf8(&start)
@@ -622,7 +622,7 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn clients_that_never_finish_a_head_keep_nobody_out() {
+async fn clients_that_never_finish_a_head_keep_no_other_client_out() {
     let fixture = Fixture::start().await;
     let (calm, mut slow) = (Fixture::start().await, Vec::new());
     let slow_to = async |address| {
@@ -639,11 +639,12 @@ async fn clients_that_never_finish_a_head_keep_nobody_out() {
         slow.push(slow_to(fixture.address).await);
     }
     assert_eq!(fixture.get("/livez").await.status, 200);
-    // The oldest had to make room, not because its time was over; the youngest still has its place.
+    // The oldest client was closed to make room, not because its time was over. The youngest client
+    // keeps its place.
     let (mut byte, mut other) = ([0; 1], [0; 1]);
     tokio::select! {
         biased;
-        _ = timed_out.read(&mut other) => panic!("the earlier one, on a server that is not full, ran out of time first"),
+        _ = timed_out.read(&mut other) => panic!("the earlier client, on a server that is not full, ran out of time first"),
         gone = soon("its end", slow[0].read(&mut byte)) => assert!(matches!(gone, Ok(0) | Err(_)), "{gone:?}"),
     }
     let last = slow.last_mut().unwrap();
@@ -651,14 +652,14 @@ async fn clients_that_never_finish_a_head_keep_nobody_out() {
         .await
         .unwrap();
     let mut answer = String::new();
-    soon("an answer", last.read_to_string(&mut answer))
+    soon("a response", last.read_to_string(&mut answer))
         .await
         .unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
 #[tokio::test]
-async fn it_ends_when_told_though_clients_stay() {
+async fn the_admin_server_ends_on_request_although_clients_stay() {
     let fixture = Fixture::start().await;
     let mut slow = TcpStream::connect(fixture.address).await.unwrap();
     slow.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
@@ -667,12 +668,12 @@ async fn it_ends_when_told_though_clients_stay() {
     soon("its end", fixture.server).await.unwrap();
     assert!(
         TcpStream::connect(fixture.address).await.is_err(),
-        "nobody listens any more"
+        "nothing listens any more"
     );
 }
 
 #[tokio::test]
-async fn the_page_is_self_contained_and_lets_nothing_else_in() {
+async fn the_page_is_self_contained_and_loads_nothing_else() {
     let fixture = Fixture::start().await;
     let (one, two) = (fixture.get("/").await, fixture.get("/").await);
     assert_eq!(one.header("content-type"), Some("text/html; charset=utf-8"));
@@ -718,12 +719,12 @@ async fn the_page_is_self_contained_and_lets_nothing_else_in() {
 }
 
 #[tokio::test]
-async fn the_status_command_reads_what_the_server_says() {
+async fn the_status_command_prints_what_the_server_reports() {
     let mut fixture = Fixture::start().await;
     fixture.fill();
     let ask = async |url: String| {
         let asked = tokio::task::spawn_blocking(move || status(&url, false));
-        soon("an answer", asked)
+        soon("a response", asked)
             .await
             .unwrap()
             .map_err(|error| format!("{error:#}"))
@@ -734,7 +735,7 @@ async fn the_status_command_reads_what_the_server_says() {
         .await
         .unwrap_err();
     assert!(
-        wrong.contains("/prefix/api/v1/status answered 404") && wrong.contains("--admin"),
+        wrong.contains("/prefix/api/v1/status returned 404") && wrong.contains("--admin"),
         "{wrong}"
     );
     fixture.stop.cancel();
@@ -748,7 +749,8 @@ async fn the_status_command_reads_what_the_server_says() {
     );
 }
 
-/// Debian's chromium, with what keeps it from calling home; `None` where it is not installed.
+/// Debian's chromium, with options that keep it from contacting its servers. `None` where it is not
+/// installed.
 fn chromium(profile: &std::path::Path, args: &[&str]) -> Option<tokio::process::Child> {
     let quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
                  --disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=3000";
@@ -764,13 +766,15 @@ fn chromium(profile: &std::path::Path, args: &[&str]) -> Option<tokio::process::
 }
 
 #[tokio::test]
-async fn a_browser_shows_it_and_takes_names_for_text() {
+async fn a_browser_shows_the_page_and_treats_names_as_text() {
     let mut fixture = Fixture::start().await;
     fixture.fill();
     let profile = tempfile::tempdir().unwrap();
     let url = format!("http://{}/", fixture.address);
     let Some(browser) = chromium(profile.path(), &["--dump-dom", &url]) else {
-        println!("SKIPPED: chromium is not installed, the status page was not shown in a browser");
+        println!(
+            "SKIPPED: a_browser_shows_the_page_and_treats_names_as_text: chromium is not installed"
+        );
         return;
     };
     let shown = soon("chromium's end", browser.wait_with_output())
@@ -797,9 +801,9 @@ async fn a_browser_shows_it_and_takes_names_for_text() {
 }
 
 #[tokio::test]
-async fn a_browser_says_when_the_proxy_is_away() {
+async fn a_browser_shows_when_the_proxy_is_unreachable() {
     let fixture = Fixture::start().await;
-    // Stands before the admin server, passes the page and no other answer.
+    // A server before the admin server. It serves the page and refuses all other requests.
     let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", front.local_addr().unwrap());
     let page = fixture.get("/").await;
@@ -815,7 +819,9 @@ async fn a_browser_says_when_the_proxy_is_away() {
     });
     let profile = tempfile::tempdir().unwrap();
     let Some(browser) = chromium(profile.path(), &["--dump-dom", &url]) else {
-        println!("SKIPPED: chromium is not installed, the status page was not shown in a browser");
+        println!(
+            "SKIPPED: a_browser_shows_when_the_proxy_is_unreachable: chromium is not installed"
+        );
         return;
     };
     let shown = soon("chromium's end", browser.wait_with_output())
@@ -831,9 +837,10 @@ async fn a_browser_says_when_the_proxy_is_away() {
     front.abort();
 }
 
-/// Pictures of the page for a person's eyes: `EBBTIDE_SHOTS=/tmp/shots cargo test --test proxy pictures -- --ignored`.
+/// Pictures of the page, to look at: `EBBTIDE_SHOTS=<folder> cargo test --test proxy pictures --
+/// --ignored`.
 #[tokio::test]
-#[ignore = "makes pictures to be looked at, nothing to assert"]
+#[ignore = "makes pictures to look at and asserts nothing"]
 async fn pictures() {
     let folder = std::path::PathBuf::from(
         std::env::var("EBBTIDE_SHOTS").expect("EBBTIDE_SHOTS names a folder"),
@@ -865,7 +872,7 @@ async fn pictures() {
     }
     large.publish(vec![(shop, many)]);
     for (name, fixture) in [("empty", &empty), ("full", &full), ("large", &large)] {
-        // Chromium's setting: 0 is dark, 1 light.
+        // Chromium's setting: 0 is dark, 1 is light.
         for (look, size, scheme) in [
             ("wide", "1280,1400", 1),
             ("narrow", "390,2000", 1),

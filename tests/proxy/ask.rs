@@ -1,4 +1,6 @@
-//! What a client of these scenarios asks, where it is nothing special.
+//! Plain requests for scenarios that need nothing special, by GET or as raw bytes. A request that
+//! gets no response in time fails the test, so no scenario waits for ever. Scenarios that look at
+//! both sides byte for byte use `wire.rs`.
 
 use std::net::SocketAddr;
 
@@ -8,18 +10,18 @@ use tokio::net::TcpStream;
 
 use crate::support::wait::soon;
 
-/// The answer to a GET of `/`.
+/// The response to a GET of `/`.
 pub async fn get(client: &mut Client) -> Response {
-    soon("an answer", client.exchange("GET", "/", "", b""))
+    soon("a response", client.exchange("GET", "/", "", b""))
         .await
         .unwrap()
 }
 
-/// Sends bytes as they are and reads until the connection ends. Tells the text, and whether it
-/// ended cleanly.
+/// Sends bytes unchanged and reads until the connection ends. Returns the text, and whether the
+/// connection ended cleanly.
 pub async fn raw(to: SocketAddr, bytes: &[u8]) -> (String, bool) {
     let mut stream = TcpStream::connect(to).await.unwrap();
-    // Whoever refuses a request need not take all of it.
+    // A server that refuses a request need not read all of it.
     let _ = stream.write_all(bytes).await;
     let mut text = Vec::new();
     let clean = soon("the end", stream.read_to_end(&mut text)).await.is_ok();

@@ -1,5 +1,6 @@
-//! What is bounded: connections, descriptors, memory of the idle, system calls of the busy. Real processes, measured from
-//! outside.
+//! The bounds of the process: connections, descriptors, memory of idle connections, and system
+//! calls of busy ones. At a bound the proxy serves those it has accepted, and recovers when there
+//! is room. The tests measure real processes from outside.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,7 +24,7 @@ use crate::support::process::Process;
 use crate::support::vitals::{cpu, limited, open_descriptors, own_bytes, room_for};
 use crate::support::wait::{eventually, soon};
 
-/// Answers every request with `ok`, keep-alive.
+/// An endpoint that answers every request with `ok` and keeps the connection.
 async fn app() -> Scripted {
     Scripted::start(|mut stream: TcpStream, _| async move {
         let mut buf = [0; 4096];
@@ -44,7 +45,7 @@ async fn ok(client: &mut Client) {
     assert_eq!(get(client).await.status, 200);
 }
 
-/// A keep-alive client that has had one answer.
+/// A keep-alive client that has had one response.
 async fn served(web: SocketAddr) -> Client {
     let mut client = soon("a connection", Client::connect(web)).await.unwrap();
     ok(&mut client).await;
@@ -55,7 +56,8 @@ fn pid(proxy: &Proxy) -> u32 {
     proxy.pid().unwrap()
 }
 
-/// Fails if one more client is served although all places are taken; returns that client's answer to come.
+/// Fails if one more client is served although all places are taken. Returns that client as a task,
+/// whose response is still to come.
 async fn one_too_many(web: SocketAddr) -> tokio::task::JoinHandle<Client> {
     let mut waiting = tokio::spawn(served(web));
     let early = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
@@ -84,7 +86,7 @@ async fn at_the_limit_it_stops_accepting_and_recovers() {
             .await
             .unwrap();
         assert_eq!(active, 3.0, "round {round}");
-        // Those that are served do not notice.
+        // Clients with a place notice nothing.
         for client in &mut clients {
             ok(client).await;
         }
@@ -100,7 +102,7 @@ async fn the_effective_limit_is_what_descriptors_allow() {
     let program = limited(BINARY.as_ref(), 600, folder.path());
     let process = Process::run_as(&program, &[Ep::new("app", app.address)], "http", "").await;
     let warning = &process.logged("more than the descriptor limit allows")[0];
-    // Two a connection, and a reserve of 512.
+    // Two descriptors for each connection, and a reserve of 512.
     assert_eq!(
         (&warning["limit"], &warning["descriptors"]),
         (&44.into(), &600.into())
@@ -114,8 +116,8 @@ async fn the_effective_limit_is_what_descriptors_allow() {
     soon("the place that became free", waiting).await.unwrap();
 }
 
-/// A client that has had an answer. It may be a 503: where its connection took the last descriptor, and the hold time
-/// passed without another.
+/// A client that has had a response. The response may be 503: the client's own connection took the
+/// last descriptor, and the hold time passed before another was free.
 async fn answered(web: SocketAddr) -> Client {
     let mut client = soon("a connection", Client::connect(web)).await.unwrap();
     let answer = get(&mut client).await;
@@ -137,7 +139,8 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
     limit_descriptors(pid, open_descriptors(pid) + 10);
     let web = process.web();
     let mut clients: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
-    // Nobody leaves, so the descriptors run out; and stay so for a while that would show a spin.
+    // No client leaves, so the descriptors run out. The shortage lasts long enough to show a busy
+    // loop.
     eventually("the shortage", async || {
         !process.logged("cannot accept").is_empty()
     })
@@ -147,14 +150,14 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
     let busy = (cpu(pid) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
     assert!(
         busy < 0.1,
-        "{:.0} % of a processor while there is nothing to be had",
+        "{:.0} % of a processor while no descriptor is free",
         busy * 100.0
     );
     assert!(
         clients.iter().any(|client| !client.is_finished()),
         "the limit was not hit"
     );
-    // Whoever has its answer leaves; in the end all have.
+    // A client leaves once it has its response. In the end all have one.
     while let Some(client) = clients.pop() {
         if client.is_finished() {
             drop(client.await.unwrap());
@@ -163,7 +166,7 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
-    // The shortage is told now and then, not with every try.
+    // The shortage is logged now and then, not for every try.
     assert!(
         process.logged("cannot accept").len() < 20,
         "{}",
@@ -172,9 +175,10 @@ async fn out_of_descriptors_it_neither_spins_nor_dies_and_recovers() {
     drop(served(web).await);
 }
 
-/// Newcomers take what is left over, not what an established client will need for its next request.
+/// New connections get the descriptors that are left over, not those that established clients need
+/// for their next request.
 #[tokio::test]
-async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
+async fn an_established_client_does_not_lose_its_descriptors_to_new_connections() {
     let app = app().await;
     let process = Process::start(
         "http",
@@ -187,10 +191,10 @@ async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
     for _ in 0..8 {
         established.push(served(web).await);
     }
-    // Each of them has a connection to the endpoint.
+    // Each established client has a connection to the endpoint.
     futures::future::join_all(established.iter_mut().map(get)).await;
     limit_descriptors(pid, first_free_descriptor(pid));
-    let newcomers: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
+    let new_clients: Vec<_> = (0..60).map(|_| tokio::spawn(answered(web))).collect();
     eventually("the shortage", async || {
         !process.logged("cannot accept").is_empty()
     })
@@ -201,7 +205,7 @@ async fn an_established_client_does_not_lose_its_descriptors_to_newcomers() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    newcomers.iter().for_each(|newcomer| newcomer.abort());
+    new_clients.iter().for_each(|client| client.abort());
 }
 
 #[tokio::test]
@@ -218,7 +222,8 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
     let process = Process::start("http", &eps, "").await;
     let pid = pid(&process.proxy);
     limit_descriptors(pid, open_descriptors(pid) + 24);
-    // Far fewer clients than descriptors, each of which leaves a connection on every endpoint that it meets.
+    // There are far fewer clients than descriptors, but each client leaves a connection on every
+    // endpoint that it reaches.
     let mut clients = Vec::new();
     for _ in 0..6 {
         clients.push(served(process.web()).await);
@@ -228,7 +233,7 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
             }
         }
     }
-    // Nor do they starve a probe or a scrape, to which not one free number is left.
+    // A join check or a scrape must succeed, too, although no number below the limit is free.
     limit_descriptors(pid, first_free_descriptor(pid));
     let failed = process
         .proxy
@@ -238,7 +243,8 @@ async fn kept_upstream_connections_do_not_starve_clients_of_descriptors() {
     assert_eq!(failed, 0.0);
 }
 
-/// Bytes of the proxy's own memory (a debug build's futures are as large as any other's) that each of `count` connections costs once `open` has made it and left it idle.
+/// The bytes of the proxy's own memory that each of `count` connections costs, once `open` has made
+/// it and left it idle. A debug build's futures are as large as those of a release build.
 async fn cost_of_idle<C>(
     protocol: &str,
     endpoints: &[Ep],
@@ -247,7 +253,8 @@ async fn cost_of_idle<C>(
 ) -> f64 {
     let process = Process::start(protocol, endpoints, "").await;
     let pid = pid(&process.proxy);
-    // What is allocated once is so before the first is counted.
+    // The first clients are not counted, so that one-time allocations happen before the
+    // measurement.
     let mut warm = Vec::new();
     for _ in 0..200 {
         warm.push(open(process.web()).await);
@@ -271,10 +278,11 @@ async fn cost_of_idle<C>(
 async fn an_idle_connection_is_small() {
     let Some(count) = room_for(9_000) else {
         return println!(
-            "SKIPPED: the hard limit of descriptors is too low to measure idle connections"
+            "SKIPPED: an_idle_connection_is_small: the hard limit of descriptors is too low"
         );
     };
-    // The other ends of the pairs are the sample application's, so that this process holds one descriptor for each.
+    // The other ends of the connections are in the sample application, so this process needs one
+    // descriptor for each.
     let options = Options {
         replicas: 1,
         app_args: vec!["--tcp".into()],
@@ -286,7 +294,7 @@ async fn an_idle_connection_is_small() {
     let http = [Ep::new("app", app.address)];
     let echoed = async |web: SocketAddr| {
         let mut stream = TcpStream::connect(web).await.unwrap();
-        // Not the beginning of a request line.
+        // A byte that cannot begin a request line.
         stream.write_all(b"\0").await.unwrap();
         soon("the echo", stream.read_exact(&mut [0])).await.unwrap();
         stream
@@ -304,7 +312,7 @@ async fn an_idle_connection_is_small() {
     assert!(http <= 2_560.0, "an HTTP client costs {http:.0} bytes");
 }
 
-/// 64 clients that never pause, counted by strace once all are connected.
+/// 64 clients that never pause. strace counts once all of them are connected.
 #[tokio::test]
 async fn a_keep_alive_request_costs_four_system_calls() {
     const CLIENTS: usize = 64;
@@ -318,7 +326,7 @@ async fn a_keep_alive_request_costs_four_system_calls() {
             let barrier = barrier.clone();
             tokio::spawn(async move {
                 let mut client = served(web).await;
-                // Once they have all come, once strace is there.
+                // First barrier: all clients are connected. Second barrier: strace is attached.
                 barrier.wait().await;
                 barrier.wait().await;
                 for _ in 0..REQUESTS {
@@ -330,7 +338,8 @@ async fn a_keep_alive_request_costs_four_system_calls() {
         })
         .collect();
     barrier.wait().await;
-    // Within a second of their connect, five calls each see to the upstream connections' patience.
+    // Within a second after its connect, each connection to an endpoint costs five more system
+    // calls, which set its timeouts.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     let counts = process.folder.path().join("strace");
     let mut strace = tokio::process::Command::new("strace");
@@ -343,20 +352,24 @@ async fn a_keep_alive_request_costs_four_system_calls() {
         .kill_on_drop(true)
         .spawn()
     else {
-        return println!("SKIPPED: strace is not installed, system calls were not counted");
+        return println!(
+            "SKIPPED: a_keep_alive_request_costs_four_system_calls: strace is not installed"
+        );
     };
-    // It says when it has attached, or why it cannot.
+    // strace reports that it has attached, or why it cannot.
     let mut said = BufReader::new(strace.stderr.take().unwrap()).lines();
     let line = soon("strace", said.next_line())
         .await
         .unwrap()
         .unwrap_or_default();
     if !line.contains("attached") {
-        return println!("SKIPPED: strace cannot attach, system calls were not counted: {line}");
+        return println!(
+            "SKIPPED: a_keep_alive_request_costs_four_system_calls: strace cannot attach: {line}"
+        );
     }
     tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
     barrier.wait().await;
-    soon("all answers", barrier.wait()).await;
+    soon("all responses", barrier.wait()).await;
     let id = Pid::from_raw(strace.id().unwrap().cast_signed()).unwrap();
     rustix::process::kill_process(id, Signal::INT).unwrap();
     soon("the end of strace", strace.wait()).await.unwrap();
@@ -379,7 +392,8 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     };
     let (all, waits) = (of("total"), of("epoll_wait"));
     println!("{all:.3} system calls a request, {waits:.3} of them epoll_wait\n{table}");
-    // How many requests one epoll_wait brings depends on what else the machine does; it must not be one each.
+    // The load of the machine decides how many requests one epoll_wait brings. It must be more than
+    // one.
     assert!(
         (3.9..=4.05).contains(&(all - waits)),
         "{all:.3} system calls a request\n{table}"
@@ -387,14 +401,14 @@ async fn a_keep_alive_request_costs_four_system_calls() {
     assert!(waits < 1.0, "{waits:.3} epoll_wait a request\n{table}");
 }
 
-/// The lowest number that is free to be opened.
+/// The lowest free descriptor number.
 fn first_free_descriptor(pid: u32) -> u64 {
     (0..)
         .find(|fd| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists())
         .unwrap()
 }
 
-/// Lowers the limit of a running process; it does not notice before it hits it.
+/// Lowers the limit of a running process. The process does not notice until it reaches the limit.
 fn limit_descriptors(pid: u32, to: u64) {
     let limit = Rlimit {
         current: Some(to),

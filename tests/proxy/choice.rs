@@ -1,4 +1,6 @@
-//! Which endpoint gets what, through the true wiring: shares, newcomers, slow ones, and those that must get nothing.
+//! The choice of an endpoint in the real proxy: equal shares, new endpoints, slow endpoints, and
+//! endpoints that must get nothing (contract 1.8 and 1.9). A new endpoint gets its share and is not
+//! flooded. The pick itself is tested in `src/proxy/balancer.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +16,7 @@ use crate::support::folder::Ep;
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
-/// An HTTP endpoint that counts the requests it is sent and answers each after a while.
+/// An HTTP endpoint that counts its requests and answers each after a delay.
 struct Counting {
     endpoint: Scripted,
     requests: Arc<AtomicUsize>,
@@ -29,7 +31,7 @@ impl Counting {
             async move {
                 let mut buf = [0; 4096];
                 while let Ok(n @ 1..) = stream.read(&mut buf).await {
-                    // The proxy sends one request at a time, and these fit one segment.
+                    // The proxy sends one request at a time, and each fits one segment.
                     assert!(buf[..n].ends_with(b"\r\n\r\n"));
                     count.fetch_add(1, Ordering::SeqCst);
                     if !takes.is_zero() {
@@ -49,7 +51,7 @@ impl Counting {
         Self { endpoint, requests }
     }
 
-    /// So many of them, and each one's entry in the slices.
+    /// `count` such endpoints, and their entries for the slices.
     async fn many(count: usize, takes: Duration) -> (Vec<Self>, Vec<Ep>) {
         let mut all = Vec::new();
         for _ in 0..count {
@@ -72,7 +74,7 @@ fn total(endpoints: &[Counting]) -> usize {
     endpoints.iter().map(Counting::got).sum()
 }
 
-/// `clients` keep-alive clients that send until `stop` says so; returns each one's response times.
+/// `clients` keep-alive clients that send until `stop` returns true. Returns all response times.
 async fn load(
     rig: &Rig,
     clients: usize,
@@ -101,7 +103,7 @@ async fn load(
     times
 }
 
-/// A rollout in its middle: four of one version, two of the other, each a service's equal endpoint.
+/// A rollout in its middle: four endpoints of one version, two of the other, all equal.
 #[tokio::test]
 async fn four_and_two_share_two_to_one_over_10_000_requests() {
     let (all, entries) = Counting::many(6, Duration::ZERO).await;
@@ -128,7 +130,7 @@ async fn an_endpoint_that_joins_under_load_is_not_flooded_http() {
     rig.endpoints(&entries[..3]);
     rig.usable(3).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let told = stop.clone();
+    let stopped = stop.clone();
     let watch = async {
         let all = &all;
         eventually("three under load", async || total(all) > 600).await;
@@ -136,19 +138,21 @@ async fn an_endpoint_that_joins_under_load_is_not_flooded_http() {
         rig.usable(4).await;
         let before = (total(all), all[3].got());
         eventually("1,000 more", async || total(all) >= before.0 + 1_000).await;
-        let (others, newcomer) = (total(all) - before.0, all[3].got() - before.1);
+        let (others, joined) = (total(all) - before.0, all[3].got() - before.1);
         stop.store(true, Ordering::SeqCst);
-        (newcomer, others)
+        (joined, others)
     };
-    let ((newcomer, of), _) =
-        tokio::join!(watch, load(&rig, 200, move || told.load(Ordering::SeqCst)));
-    assert!(
-        newcomer * 100 <= of * 37,
-        "{newcomer} of {of} requests where a quarter is fair"
+    let ((joined, of), _) = tokio::join!(
+        watch,
+        load(&rig, 200, move || stopped.load(Ordering::SeqCst))
     );
     assert!(
-        newcomer * 100 >= of * 10,
-        "{newcomer} of {of}: it has to get some"
+        joined * 100 <= of * 37,
+        "{joined} of {of} requests where a quarter is fair"
+    );
+    assert!(
+        joined * 100 >= of * 10,
+        "{joined} of {of} requests: the new endpoint must get some"
     );
 }
 
@@ -172,15 +176,15 @@ async fn an_endpoint_that_joins_gets_its_share_of_tcp_connections() {
         open.push(said_hello(&rig).await);
     }
     for old in &all[..3] {
-        // Active plus connecting: long connections are spread evenly.
+        // Active and connecting ones count, so long connections are spread evenly.
         assert!(
             (40..=60).contains(&old.got()),
             "{} of 150 on one of three",
             old.got()
         );
     }
-    // Those that are let in within a moment of each other are equals.
-    eventually("the three are no newcomers", async || {
+    // Endpoints that join within a moment of each other are equals.
+    eventually("the three no longer count as new", async || {
         usable.elapsed() > Duration::from_millis(500)
     })
     .await;
@@ -189,14 +193,14 @@ async fn an_endpoint_that_joins_gets_its_share_of_tcp_connections() {
     for _ in 0..100 {
         open.push(said_hello(&rig).await);
     }
-    let newcomer = all[3].got();
+    let joined = all[3].got();
     assert!(
-        (10..=40).contains(&newcomer),
-        "{newcomer} of 100 connections where a quarter is fair"
+        (10..=40).contains(&joined),
+        "{joined} of 100 connections where a quarter is fair"
     );
 }
 
-/// A TCP endpoint that gives back what it gets; counts the connections that said something.
+/// A TCP endpoint that echoes, and counts the connections that sent something.
 async fn echo() -> Counting {
     let requests = Arc::new(AtomicUsize::new(0));
     let count = requests.clone();
@@ -229,14 +233,14 @@ async fn said_hello(rig: &Rig) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_slow_one_among_eleven_does_not_set_the_p99() {
+async fn one_slow_endpoint_among_eleven_does_not_set_the_p99() {
     let (mut all, mut entries) = Counting::many(10, Duration::from_millis(1)).await;
     all.push(Counting::start(Duration::from_millis(400)).await);
     entries.push(Ep::new("slow", all[10].endpoint.address));
     let rig = Rig::start("").await;
     rig.endpoints(&entries);
     rig.usable(11).await;
-    // Until the slow one has answered once its slowness cannot be known.
+    // Until the slow endpoint has answered once, the proxy cannot know that it is slow.
     let slow = all[10].requests.clone();
     let warm = Instant::now();
     load(&rig, 8, move || {
@@ -250,20 +254,24 @@ async fn a_slow_one_among_eleven_does_not_set_the_p99() {
     })
     .await;
     let (after, slow) = (total(&all) - before, all[10].got() - before_slow);
-    assert!(slow * 100 < after, "{slow} of {after} went to the slow one");
+    assert!(
+        slow * 100 < after,
+        "{slow} of {after} went to the slow endpoint"
+    );
     times.sort_unstable();
     let p99 = times[times.len() * 99 / 100];
     assert!(
         p99 < Duration::from_millis(400),
-        "p99 is {p99:?}, the slow one's"
+        "p99 is {p99:?}, that of the slow endpoint"
     );
 }
 
-/// An endpoint that is not ready gets nothing: not first, not as a retry, not when nothing else is left.
+/// An endpoint that is not ready gets nothing: not as the first choice, not as a retry, and not
+/// when no other endpoint is left.
 #[tokio::test]
 async fn a_not_ready_endpoint_gets_nothing_ever() {
     let idle = Counting::start(Duration::ZERO).await;
-    // Loses every request that it gets, so that each is replayed.
+    // This endpoint loses every request, so that each is replayed.
     let losing = Scripted::start(|mut stream: TcpStream, _| async move {
         let _ = stream.read(&mut [0; 4096]).await;
     })
@@ -278,7 +286,7 @@ async fn a_not_ready_endpoint_gets_nothing_ever() {
         let mut client = Client::connect(rig.web()).await.unwrap();
         get(&mut client).await.status
     };
-    // First it serves, so that it is known that it could; then it stops to be ready.
+    // First the endpoint serves, to show that it can. Then it becomes not ready.
     rig.endpoints(std::slice::from_ref(&ready));
     rig.usable(1).await;
     assert_eq!((request().await, idle.got()), (200, 1));
@@ -295,7 +303,7 @@ async fn a_not_ready_endpoint_gets_nothing_ever() {
     assert_eq!(request().await, 502);
     assert!(
         losing.accepted() > 2,
-        "probed once, then tried and replayed on the one that is usable"
+        "one join check, then the first try and the replays on the usable endpoint"
     );
     rig.endpoints(std::slice::from_ref(&not_ready));
     rig.usable(0).await;
@@ -303,7 +311,7 @@ async fn a_not_ready_endpoint_gets_nothing_ever() {
     assert_eq!(
         (idle.got(), idle.endpoint.accepted()),
         (1, accepted),
-        "not even a probe"
+        "not even a join check"
     );
     rig.endpoints(&[ready]);
     rig.usable(1).await;
@@ -340,7 +348,8 @@ async fn the_last_resort_serves_until_something_usable_is_published() {
     assert_eq!((all[0].got(), all[1].got()), (20, 20));
 }
 
-/// One that refuses connections costs no client anything and gets nothing more until it answers again.
+/// An endpoint that refuses connections costs no client anything, and gets nothing more until it
+/// answers again.
 #[tokio::test]
 async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     let (all, entries) = Counting::many(2, Duration::ZERO).await;
@@ -359,7 +368,7 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
             .values()
             .any(|p| p.usable.iter().any(|e| e.address == gone && e.is_ejected()))
     };
-    // Its listener closes: the very next connect is refused.
+    // Its listener closes, so the very next connect is refused.
     let mut all = all.into_iter();
     let (first, second) = (all.next().unwrap(), all.next().unwrap());
     drop(first);
@@ -370,10 +379,10 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     let mut sent = 0;
     while !ejected() {
         sent += 1;
-        assert!(sent < 1_000, "it was never picked");
+        assert!(sent < 1_000, "the refusing endpoint was never picked");
         let mut client = Client::connect(rig.web()).await.unwrap();
         assert_eq!(
-            soon("an answer", client.exchange("POST", "/", "", b""))
+            soon("a response", client.exchange("POST", "/", "", b""))
                 .await
                 .unwrap()
                 .status,
@@ -389,7 +398,7 @@ async fn an_ejected_endpoint_is_passed_over_until_it_answers() {
     assert_eq!(
         rig.metric("ebbtide_retries_total", "reason=\"connect\""),
         retries,
-        "it was tried again by a client"
+        "a client tried it again"
     );
     let listener = tokio::net::TcpListener::bind(gone).await.unwrap();
     let back = Scripted::on(listener, |mut stream: TcpStream, _| async move {

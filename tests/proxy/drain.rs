@@ -1,4 +1,6 @@
-//! A terminating endpoint leaves rotation, its connections drain, and what is lost with it is replayed.
+//! Drains in the real proxy (contract 1.1 to 1.9): a terminating endpoint leaves rotation, its
+//! connections drain, what is lost with it is replayed, and one receipt counts it all. Replays in
+//! detail are in `replay.rs`, TCP in `tcp.rs`, holds in `hold.rs`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ use crate::support::manifests::uid_of;
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
-/// Answers every request with `body`, keep-alive.
+/// An endpoint that answers every request with `body` and keeps the connection.
 async fn answering(body: &'static str) -> Scripted {
     Scripted::start(move |mut stream: TcpStream, _| async move {
         let mut buf = [0; 4096];
@@ -41,7 +43,7 @@ async fn answering(body: &'static str) -> Scripted {
     .await
 }
 
-/// The contract's first promise, for a reader of `routing.rs`: once the change is in force, nothing reaches the endpoint.
+/// Contract 1.1: once the change is in force, nothing reaches the endpoint.
 #[tokio::test]
 async fn a_terminating_endpoint_gets_nothing_more() {
     let (a, b) = (answering("a").await, answering("b").await);
@@ -54,14 +56,14 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     while seen.len() < 2 {
         seen.insert(get(&mut client).await.text().into_owned());
     }
-    // As a worker sees it that has not heard yet.
+    // The snapshot of a worker that has not seen the change yet.
     let old = port(&rig);
     rig.endpoints(&[ep_a.terminating(), ep_b]);
     eventually("a drain", async || {
         rig.running().admin.drains.records().len() == 1
     })
     .await;
-    eventually("no lease, whatever snapshot one holds", async || {
+    eventually("no lease, whichever snapshot a worker holds", async || {
         old.usable
             .iter()
             .filter(|e| e.enter().is_none())
@@ -75,7 +77,8 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     }
 }
 
-/// A slice endpoint and a Pod manifest for each name, on the endpoints that play.
+/// Writes a Pod manifest for each name, and returns a slice endpoint for each, at the address of
+/// its [`Play`].
 async fn pods(rig: &Rig, plays: &[(&str, &Play)]) -> Vec<Ep> {
     let endpoints: Vec<Ep> = plays
         .iter()
@@ -93,7 +96,8 @@ async fn good() -> Play {
     Play::start(|_| Act::Say(OK.into())).await
 }
 
-/// Waits until everything that was written to the manifests before is in force. `n` is another one each time.
+/// Waits until everything written to the manifests before is in force. `n` must differ in each
+/// call.
 async fn in_force(rig: &Rig, n: u32) {
     let mark = Duration::from_millis(20_000 + u64::from(n));
     rig.service(&[(
@@ -118,7 +122,7 @@ fn port(rig: &Rig) -> Arc<Port> {
         .clone()
 }
 
-/// The endpoint at this address, as published last.
+/// The endpoint at this address in the published table.
 fn at(rig: &Rig, play: &Play) -> Option<Arc<Endpoint>> {
     port(rig)
         .all
@@ -139,7 +143,8 @@ fn ended(rig: &Rig) -> Vec<Record> {
         .collect()
 }
 
-/// Requests to all of `plays`, which say later, in flight at once, each on a client of its own.
+/// Sends `count` requests at the same time, each on a client of its own, and waits until they are
+/// in flight on `plays`.
 async fn in_flight(rig: &Rig, plays: &[&Play], count: usize) -> JoinSet<u16> {
     let mut requests = JoinSet::new();
     for _ in 0..count {
@@ -153,7 +158,7 @@ async fn in_flight(rig: &Rig, plays: &[&Play], count: usize) -> JoinSet<u16> {
     requests
 }
 
-/// The contract's line 3, for a drain and for each way out of rotation.
+/// Contract 1.3: for a drain, and for each way out of rotation.
 #[tokio::test]
 async fn idle_connections_are_closed_when_their_endpoint_drains_or_is_out() {
     type Change = fn(Ep) -> Option<Ep>;
@@ -172,7 +177,7 @@ async fn idle_connections_are_closed_when_their_endpoint_drains_or_is_out() {
         let requests = in_flight(&rig, &[&a], 5).await;
         a.release();
         assert!(
-            soon("answers", requests.join_all())
+            soon("responses", requests.join_all())
                 .await
                 .iter()
                 .all(|status| *status == 200)
@@ -191,9 +196,10 @@ async fn idle_connections_are_closed_when_their_endpoint_drains_or_is_out() {
     }
 }
 
-/// One receipt for a drain, whatever tells of it again, and its numbers.
+/// One drain has one receipt, however often its signals are repeated, and the receipt's numbers are
+/// right.
 #[tokio::test]
-async fn a_drain_is_one_and_its_receipt_counts() {
+async fn a_drain_is_reported_once_and_its_receipt_counts() {
     let (a, b) = (
         Play::start(|t| {
             if t.number < 3 {
@@ -230,7 +236,8 @@ async fn a_drain_is_one_and_its_receipt_counts() {
         (true, 4, Trigger::PodDeleted)
     );
     assert_eq!(running.pod.as_deref(), Some("a"));
-    // Told again, and again in other words; by the slice, by other slices' news, by the object's end.
+    // Repeated signals in other forms: from the slice, from changes of other slices, from the end
+    // of the Pod object.
     rig.endpoints(&[endpoints[0].clone().terminating(), ep_b.clone()]);
     in_force(&rig, 1).await;
     rig.pod("a", "v1", Some(20));
@@ -238,13 +245,13 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     assert_eq!(records(&rig).len(), 1);
     a.release();
     assert!(
-        soon("answers", requests.join_all())
+        soon("responses", requests.join_all())
             .await
             .iter()
             .all(|status| *status == 200)
     );
     eventually("the receipt", async || ended(&rig).len() == 1).await;
-    // It has drained, and its pod takes its time: news of others are no news of it.
+    // The endpoint has drained, and its pod still runs. Signals about others change nothing for it.
     in_force(&rig, 3).await;
     rig.remove("pod-a.json");
     in_force(&rig, 4).await;
@@ -274,7 +281,8 @@ async fn a_drain_is_one_and_its_receipt_counts() {
     assert_eq!(rig.metric("ebbtide_drain_duration_seconds_count", ""), 1.0);
 }
 
-/// Idle connections are part of the receipt, also where nothing was in flight and the drain ends as it begins.
+/// The receipt counts idle connections, also where nothing was in flight and the drain ends
+/// immediately.
 #[tokio::test]
 async fn a_receipt_counts_the_idle_connections() {
     for _ in 0..10 {
@@ -289,7 +297,7 @@ async fn a_receipt_counts_the_idle_connections() {
         let requests = in_flight(&rig, &[&a], 6).await;
         a.release();
         assert!(
-            soon("answers", requests.join_all())
+            soon("responses", requests.join_all())
                 .await
                 .iter()
                 .all(|status| *status == 200)
@@ -307,7 +315,7 @@ async fn a_receipt_counts_the_idle_connections() {
     }
 }
 
-/// A loss that is replayed is told before the receipt is written.
+/// A replayed loss is counted before the receipt is written.
 #[tokio::test]
 async fn a_receipt_counts_what_was_replayed() {
     for _ in 0..10 {
@@ -324,7 +332,7 @@ async fn a_receipt_counts_what_was_replayed() {
         eventually("the drain", async || records(&rig).len() == 1).await;
         a.drop_connections();
         assert!(
-            soon("answers", requests.join_all())
+            soon("responses", requests.join_all())
                 .await
                 .iter()
                 .all(|status| *status == 200)
@@ -340,7 +348,8 @@ async fn a_receipt_counts_what_was_replayed() {
     }
 }
 
-/// The contract's line 7, without a UID: the address is another endpoint's now, and the old one goes on draining.
+/// Contract 1.7 without a UID: the address belongs to another endpoint now, and the old endpoint
+/// goes on draining.
 #[tokio::test]
 async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     let (a, b) = (
@@ -378,10 +387,10 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
         (1, 0, true)
     );
     reaches(&rig, &a, 2).await;
-    assert!(ended(&rig).is_empty(), "the old one still drains");
+    assert!(ended(&rig).is_empty(), "the old endpoint still drains");
     a.release();
     assert_eq!(
-        soon("the old one's answer", requests.join_all()).await,
+        soon("the old endpoint's response", requests.join_all()).await,
         [200]
     );
     eventually("the receipt", async || ended(&rig).len() == 1).await;
@@ -389,7 +398,7 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
     assert!(!new.is_draining());
 }
 
-/// The same where the old one has not begun to drain, being all there is.
+/// The same where the old endpoint has not begun to drain, because there is no other.
 #[tokio::test]
 async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     let a = Play::start(|t| {
@@ -418,14 +427,14 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     assert_eq!(get(&mut client).await.status, 200);
     a.release();
     assert_eq!(
-        soon("the old one's answer", requests.join_all()).await,
+        soon("the old endpoint's response", requests.join_all()).await,
         [200]
     );
     eventually("the receipt", async || ended(&rig).len() == 1).await;
     assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
 }
 
-/// The contract's line 7, with a UID: a deletion is never taken back.
+/// Contract 1.7 with a UID: a deletion is never taken back.
 #[tokio::test]
 async fn a_pod_shown_ready_after_its_deletion_gets_nothing() {
     let (a, b) = (good().await, good().await);
@@ -436,7 +445,7 @@ async fn a_pod_shown_ready_after_its_deletion_gets_nothing() {
     let mut client = Client::connect(rig.web()).await.unwrap();
     let seen = a.requests().len();
     let steps: [&dyn Fn(); 5] = [
-        // The slice has not heard of it.
+        // The slice does not show the deletion yet.
         &|| rig.endpoints(&endpoints),
         &|| rig.pod("a", "v1", None),
         &|| rig.remove("pod-a.json"),
@@ -461,13 +470,13 @@ async fn a_pod_shown_ready_after_its_deletion_gets_nothing() {
     }
 }
 
-/// Where no pod is known, removal is a drain and `drain-timeout` its deadline.
+/// Where no pod is known, removal is a drain, and `drain-timeout` sets its deadline.
 #[tokio::test]
 async fn a_removal_without_a_pod_drains_with_the_drain_timeout() {
     for of_pod in [false, true] {
         let (a, b) = (Play::start(|_| Act::Hang).await, good().await);
         let rig = Rig::start("timeouts: {drain: 500ms}").await;
-        // A targetRef alone tells of no pod.
+        // A targetRef alone does not make the pod known.
         let ep = |name, play: &Play| Ep {
             pod: of_pod,
             ..Ep::new(name, play.address())
@@ -491,7 +500,8 @@ async fn a_removal_without_a_pod_drains_with_the_drain_timeout() {
     }
 }
 
-/// Removal is not termination: a selector switched away and back finds the same endpoint, its connection untouched.
+/// Removal is not termination (contract 1.7): a selector that is switched away and back finds the
+/// same endpoint, with its connection untouched.
 #[tokio::test]
 async fn a_removal_while_the_pod_lives_is_reversible() {
     for not_ready in [false, true] {
@@ -533,13 +543,14 @@ async fn a_removal_while_the_pod_lives_is_reversible() {
         assert_eq!(at(&rig, &a).unwrap().id, before.id, "the same endpoint");
         reaches(&rig, &a, 2).await;
         a.release();
-        assert_eq!(soon("its answer", requests.join_all()).await, [200]);
+        assert_eq!(soon("its response", requests.join_all()).await, [200]);
         assert!(records(&rig).is_empty());
     }
 }
 
-/// Asks until the endpoint has got so many requests in all. By many clients at once: while it holds a request, it is the
-/// dearer one for a single client.
+/// Sends requests until the endpoint has received `requests` in all. Many clients ask at the same
+/// time: while the endpoint holds a request, its cost is higher, and a single client would never
+/// choose it.
 async fn reaches(rig: &Rig, endpoint: &Play, requests: usize) {
     let web = rig.web();
     for _ in 0..1_000 {
@@ -550,7 +561,7 @@ async fn reaches(rig: &Rig, endpoint: &Play, requests: usize) {
             tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap()).await.status })
         });
         for client in clients.collect::<Vec<_>>() {
-            assert_eq!(soon("an answer", client).await.unwrap(), 200);
+            assert_eq!(soon("a response", client).await.unwrap(), 200);
         }
     }
     panic!(
@@ -559,7 +570,7 @@ async fn reaches(rig: &Rig, endpoint: &Play, requests: usize) {
     );
 }
 
-/// The pod's own end is what makes an earlier removal a drain.
+/// The end of the pod makes an earlier removal a drain (contract 1.7).
 #[tokio::test]
 async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
     for deletion in [true, false] {
@@ -589,13 +600,13 @@ async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
             (Trigger::PodDeleted, 1, true)
         );
         a.release();
-        assert_eq!(soon("its answer", requests.join_all()).await, [200]);
+        assert_eq!(soon("its response", requests.join_all()).await, [200]);
         eventually("the receipt", async || ended(&rig).len() == 1).await;
         assert_eq!(ended(&rig)[0].finished, 1);
     }
 }
 
-/// The contract's line 4: a deadline is the pod's own, and is only ever shortened.
+/// Contract 1.4: the deadline is the pod's own, and later events only shorten it.
 #[tokio::test]
 async fn a_drain_deadline_only_shortens() {
     let (a, b) = (
@@ -604,7 +615,7 @@ async fn a_drain_deadline_only_shortens() {
     );
     let rig = Rig::start("").await;
     let endpoints = pods(&rig, &[("a", &a)]).await;
-    // What the pod's spec says is not what its deletion asks for.
+    // The grace period of the pod's spec differs from that of its deletion.
     let pod = |deletion: Option<u64>| {
         let mut metadata = json!({"namespace": "web", "name": "a", "uid": uid_of("a")});
         if let Some(grace) = deletion {
@@ -634,18 +645,18 @@ async fn a_drain_deadline_only_shortens() {
     pod(Some(100));
     eventually("the drain", async || endpoint.is_draining()).await;
     let first = endpoint.drain_deadline();
-    // At least the grace and 3 s after the event; how late the event was taken in is this machine's matter.
+    // At least the grace and 3 s after the event. This machine decides how late the event is read.
     assert!(left(begin) >= 103.0, "{}", left(begin));
     rig.endpoints(&[endpoints[0].clone().terminating(), ep_b.clone()]);
     in_force(&rig, 1).await;
     assert_eq!(
         endpoint.drain_deadline(),
         first,
-        "the slice tells the same, later"
+        "the slice reports the same, later"
     );
     pod(Some(200));
     in_force(&rig, 2).await;
-    assert_eq!(endpoint.drain_deadline(), first, "longer");
+    assert_eq!(endpoint.drain_deadline(), first, "a longer grace");
     pod(Some(50));
     eventually("a shorter deadline", async || {
         endpoint.drain_deadline() < first
@@ -655,15 +666,19 @@ async fn a_drain_deadline_only_shortens() {
     assert!(left(begin) >= 53.0);
     rig.remove("pod-a.json");
     eventually("the pod is known to be gone", async || endpoint.pod_gone()).await;
-    assert_eq!(endpoint.drain_deadline(), second, "the object's end");
+    assert_eq!(
+        endpoint.drain_deadline(),
+        second,
+        "the end of the Pod object"
+    );
     rig.endpoints(std::slice::from_ref(&ep_b));
     in_force(&rig, 3).await;
-    assert_eq!(endpoint.drain_deadline(), second, "the slice's end");
+    assert_eq!(endpoint.drain_deadline(), second, "the end in the slice");
     a.release();
-    assert_eq!(soon("its answer", requests.join_all()).await, [200]);
+    assert_eq!(soon("its response", requests.join_all()).await, [200]);
 }
 
-/// The contract's line 9: serving and terminating is better than nothing, and worse than anything else.
+/// Contract 1.9: an endpoint that serves while it terminates is used only if no other is usable.
 #[tokio::test]
 async fn the_last_resort_serves_until_another_one_is_usable() {
     let (a, b) = (good().await, good().await);
@@ -692,7 +707,7 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     }
     assert_eq!((a.requests().len(), b.requests().len()), (20, 50));
     eventually("the receipt", async || ended(&rig).len() == 1).await;
-    // The other one is out again: there is nothing better once more.
+    // The other endpoint is out again, so the last resort serves again.
     rig.endpoints(&[
         endpoints[0].clone().terminating(),
         Ep::new("b", b.address()).of_pod().not_ready(),
@@ -705,7 +720,7 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     assert_eq!((a.requests().len(), b.requests().len()), (21, 50));
 }
 
-/// It ends when it no longer serves, and when its deadline passes.
+/// The last resort ends when it stops serving, and when its deadline passes.
 #[tokio::test]
 async fn the_last_resort_ends_with_serving_and_with_its_deadline() {
     for by_deadline in [false, true] {

@@ -1,10 +1,13 @@
-//! The fault table: at every stage of connect, request and response an endpoint ends, by FIN or by reset, once, while
-//! news of its death comes early, late, twice, never, or contradicts itself. Each row is run with seeded orderings.
+//! The fault table: at every stage of connect, request and response, one endpoint fails, by FIN or
+//! by reset. The signal of its end comes early, late, twice, never, or contradicts itself. Each row
+//! runs with seeded orders.
 //!
-//! Promised: no idempotent request fails of whose answer nothing had passed, and one of which something had is cut
-//! visibly; nothing that is not idempotent reaches an endpoint twice; no answer goes to another request; nothing is
-//! dispatched to an endpoint whose drain has begun. What the seed fixes is the scene and its order; which endpoint is
-//! hit, and how the threads interleave, is the proxy's own: all endpoints play the same.
+//! The promise: an idempotent request never fails if nothing of its response was passed on, and it
+//! is cut visibly if something was. A request that is not idempotent never reaches two endpoints.
+//! No response goes to another request. Nothing is dispatched to an endpoint whose drain has begun.
+//!
+//! The seed fixes the scene and its order. The proxy chooses which endpoint fails, and the threads
+//! interleave freely. All endpoints behave alike.
 
 mod actor;
 
@@ -65,26 +68,26 @@ rows! {
     silent_until_its_deadline: Silent, Reset;
 }
 
-/// When the proxy is told that the endpoint which fails leaves.
+/// When the proxy learns that the failing endpoint leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum News {
+enum Signal {
     Never,
     Before,
     With,
     After,
     /// Terminating, ready once more, terminating.
     Twice,
-    /// Its pod is deleted, its slice calls it ready.
+    /// Its pod is deleted, but its slice lists it as ready.
     Contradictory,
-    /// Its pod is deleted, and another one has its address.
+    /// Its pod is deleted, and another pod has its address.
     Reused,
     /// The source breaks, and is whole again later.
     Gap,
 }
 
-/// A request and what came of it.
+/// A request and its result.
 #[derive(Debug)]
-struct Told {
+struct Asked {
     id: String,
     repeatable: bool,
     got: Got,
@@ -92,13 +95,13 @@ struct Told {
 
 #[derive(Debug)]
 enum Got {
-    /// A whole answer to this very request, every byte of it.
+    /// The whole response to this very request, every byte.
     Right,
-    /// Status and `x-ebbtide-reason` of an answer that is the proxy's own.
+    /// Status and `x-ebbtide-reason` of a response that the proxy made.
     Own(String),
-    /// Part of it, then a reset.
+    /// Part of the response, then a reset.
     Cut,
-    /// It ended before the first byte.
+    /// The connection ended before the first byte.
     Nothing,
     Wrong(String),
 }
@@ -114,7 +117,7 @@ struct Figures {
     retries: f64,
 }
 
-/// Proxies that take a row's seeds in turn.
+/// The proxies that share a row's seeds.
 const LANES: u64 = 6;
 const SEEDS: u64 = 24;
 const SEEDS_FULL: u64 = 1_000;
@@ -171,7 +174,7 @@ async fn lane_of(
     if seeds.peek().is_none() {
         return sum;
     }
-    // What is silent is cut soon; everything else has the time that it takes on a busy machine.
+    // A silent endpoint is cut soon. All other rows have the time that a busy machine needs.
     let drain = if stage == Stage::Silent {
         "200ms"
     } else {
@@ -184,7 +187,7 @@ async fn lane_of(
             .catch_unwind()
             .await;
         if let Err(panic) = play {
-            println!("again: EBBTIDE_SEED={seed} cargo test --test proxy faults::{name}");
+            println!("run it again: EBBTIDE_SEED={seed} cargo test --test proxy faults::{name}");
             std::panic::resume_unwind(panic);
         }
     }
@@ -192,24 +195,27 @@ async fn lane_of(
     sum
 }
 
-/// One seed: a scene, its two clients, the failure and the news of it, and what is asked afterwards.
+/// One seed: a scene, its two clients, the failure and the signals of it, and the requests
+/// afterwards.
 async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figures) {
     let mut rng = Rng::with_seed(seed);
     let pods = stage != Stage::Silent && rng.bool();
-    let news = match rng.u32(..if pods { 8 } else { 6 }) {
-        // Nothing else ends a silence.
-        _ if stage == Stage::Silent => [News::Before, News::With, News::After][rng.usize(..3)],
-        0 => News::Never,
-        1 => News::Before,
-        2 => News::With,
-        3 => News::After,
-        4 => News::Twice,
-        5 => News::Gap,
-        6 => News::Contradictory,
-        _ => News::Reused,
+    let signal = match rng.u32(..if pods { 8 } else { 6 }) {
+        // Only the drain ends a silence.
+        _ if stage == Stage::Silent => {
+            [Signal::Before, Signal::With, Signal::After][rng.usize(..3)]
+        }
+        0 => Signal::Never,
+        1 => Signal::Before,
+        2 => Signal::With,
+        3 => Signal::After,
+        4 => Signal::Twice,
+        5 => Signal::Gap,
+        6 => Signal::Contradictory,
+        _ => Signal::Reused,
     };
     let dies = stage == Stage::BeforeConnect
-        || stage != Stage::Silent && news != News::Reused && rng.bool();
+        || stage != Stage::Silent && signal != Signal::Reused && rng.bool();
     let count = rng.usize(1..4);
     let length = [60, 300, 5_000, 20_000, 120_000][rng.usize(..5)];
     let scene = Arc::new(Scene {
@@ -217,7 +223,7 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
         manner,
         pause: Duration::from_millis([0, 0, 1, 10][rng.usize(..4)]),
         length,
-        said: rng.usize(1..length),
+        sent: rng.usize(1..length),
         armed: AtomicBool::new(false),
         struck: watch::Sender::new(None),
         go: CancellationToken::new(),
@@ -240,12 +246,12 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     eventually("the endpoints", async || actors.iter().all(open)).await;
 
     let mut clients = [Client::new(rig, seed, 0), Client::new(rig, seed, 1)];
-    // What fails a connect would not be met on a connection that was kept.
+    // A kept connection would not meet a failure of connect.
     let warm = stage == Stage::OnReuse || stage != Stage::Accepted && rng.bool();
     if warm {
         for client in &mut clients {
-            let told = client.ask(&["GET"], &mut rng).await;
-            judge(&scene, &told, sum, Allowed::NOTHING);
+            let asked = client.ask(&["GET"], &mut rng).await;
+            judge(&scene, &asked, sum, Allowed::NOTHING);
         }
     }
     let mut struck = scene.struck.subscribe();
@@ -263,14 +269,15 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
         &["GET", "POST"],
         &["POST", "GET"],
     ];
-    // At least one with a body, where it is the body that is cut.
+    // At least one request with a body, where the body is cut.
     let first = if stage == Stage::InRequestBody {
         kinds[1 + rng.usize(..2)]
     } else {
         kinds[rng.usize(..6)]
     };
     let (first, second) = match (stage, kinds[rng.usize(..6)]) {
-        // One request at a time: nothing tells a stray answer from a right one where the next request is there already.
+        // One request at a time: if the next request were already sent, a stray response could not
+        // be distinguished from its own.
         (Stage::AnsweredTwice, _) => (&first[..1], &[][..]),
         (_, second) => (first, second),
     };
@@ -279,7 +286,8 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     let [rng_a, rng_b] = &mut rngs;
     let asking = async { tokio::join!(a.ask(first, rng_a), b.ask(second, rng_b)) };
     let failing = async {
-        // On reuse only where a request met a connection that was kept; a second round makes sure of it below.
+        // `OnReuse` fails only if a request meets a kept connection. The second round below makes
+        // sure that one does.
         let struck = async { *struck.wait_for(Option::is_some).await.unwrap() };
         let hit = match stage {
             Stage::OnReuse => tokio::time::timeout(Duration::from_millis(100), struck)
@@ -288,11 +296,11 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
                 .flatten(),
             _ => soon("the failure", struck).await,
         };
-        fail(&scene, &mut files, &mut actors, hit, news, dies, &mut rng).await
+        fail(&scene, &mut files, &mut actors, hit, signal, dies, &mut rng).await
     };
-    let ((told_a, told_b), fallen) = tokio::join!(asking, failing);
+    let ((asked_a, asked_b), fallen) = tokio::join!(asking, failing);
     if stage == Stage::AnsweredTwice {
-        soon("the stray answer", scene.over.cancelled()).await;
+        soon("the stray response", scene.over.cancelled()).await;
     }
     let begun = [
         Stage::AfterResponseHead,
@@ -303,11 +311,11 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     ];
     let allowed = Allowed {
         cut: begun.contains(&stage),
-        // Where nothing was written nothing is lost, save on a connection that was kept.
+        // Where nothing was written nothing can be lost, except on a kept connection.
         lost: stage != Stage::BeforeConnect || warm,
     };
-    judge(&scene, &told_a, sum, allowed);
-    judge(&scene, &told_b, sum, allowed);
+    judge(&scene, &asked_a, sum, allowed);
+    judge(&scene, &asked_b, sum, allowed);
     scene.armed.store(false, Ordering::SeqCst);
     scene.go.cancel();
 
@@ -338,20 +346,22 @@ async fn play(rig: &Rig, stage: Stage, manner: Manner, seed: u64, sum: &mut Figu
     sum.seeds += 1;
 }
 
-/// The one that was struck, once the proxy has been told that it leaves, and its connections before that.
+/// The endpoint that failed after the proxy learned that it leaves, and its number of connections
+/// before that.
 struct Fallen {
     actor: usize,
     endpoint: Arc<ebbtide::contract::endpoint::Endpoint>,
     connections: usize,
 }
 
-/// Tells the news in their order, lets the endpoint fail, and has a newcomer join where else none would be left.
+/// Sends the signals in their order, lets the endpoint fail, and adds a new endpoint where none
+/// would be left.
 async fn fail(
     scene: &Arc<Scene>,
     files: &mut Files<'_>,
     actors: &mut Vec<Actor>,
     hit: Option<usize>,
-    news: News,
+    signal: Signal,
     dies: bool,
     rng: &mut Rng,
 ) -> Option<Fallen> {
@@ -367,17 +377,17 @@ async fn fail(
         .map_or(usize::MAX, |scripted| scripted.accepted());
     let others = actors.len() > 1;
     let wait = Duration::from_millis(rng.u64(0..20));
-    match news {
-        News::Never => {}
-        News::Before => {
-            files.tell(hit, "terminating");
-            let told = async || endpoint.conditions().terminating || endpoint.is_draining();
-            eventually("the news", told).await;
+    match signal {
+        Signal::Never => {}
+        Signal::Before => {
+            files.write_state(hit, "terminating");
+            let known = async || endpoint.conditions().terminating || endpoint.is_draining();
+            eventually("the signal", known).await;
         }
-        News::With | News::Twice => files.tell(hit, "terminating"),
-        News::Contradictory => files.delete_pod(hit),
-        News::Gap => files.garble(hit),
-        News::After | News::Reused => {}
+        Signal::With | Signal::Twice => files.write_state(hit, "terminating"),
+        Signal::Contradictory => files.delete_pod(hit),
+        Signal::Gap => files.garble(hit),
+        Signal::After | Signal::Reused => {}
     }
     scene.go.cancel();
     if dies {
@@ -387,32 +397,32 @@ async fn fail(
         actors[hit].die();
     }
     tokio::time::sleep(wait).await;
-    match news {
-        News::After | News::Gap => files.tell(hit, "terminating"),
-        News::Twice => {
-            files.tell(hit, "ready");
+    match signal {
+        Signal::After | Signal::Gap => files.write_state(hit, "terminating"),
+        Signal::Twice => {
+            files.write_state(hit, "ready");
             tokio::time::sleep(wait).await;
-            files.tell(hit, "terminating");
+            files.write_state(hit, "terminating");
         }
-        News::Reused => files.replace_pod(hit),
-        News::Never | News::Before | News::With | News::Contradictory => {}
+        Signal::Reused => files.replace_pod(hit),
+        Signal::Never | Signal::Before | Signal::With | Signal::Contradictory => {}
     }
     if !others {
         actors.push(Actor::start(scene, actors.len()));
         files.join(actors.len() - 1, &actors[actors.len() - 1]);
         files.write();
     }
-    (news != News::Never).then_some(Fallen {
+    (signal != Signal::Never).then_some(Fallen {
         actor: hit,
         endpoint,
         connections,
     })
 }
 
-/// What a row may cost.
+/// What the requests of a row may lose.
 #[derive(Clone, Copy)]
 struct Allowed {
-    /// A visible cut of an answer that had begun.
+    /// A visible cut of a response that had begun.
     cut: bool,
     /// A request that is not idempotent.
     lost: bool,
@@ -425,13 +435,13 @@ impl Allowed {
     };
 }
 
-fn judge(scene: &Scene, told: &[Told], sum: &mut Figures, allowed: Allowed) {
+fn judge(scene: &Scene, asked: &[Asked], sum: &mut Figures, allowed: Allowed) {
     let mut behind_a_cut = false;
-    for Told {
+    for Asked {
         id,
         repeatable,
         got,
-    } in told
+    } in asked
     {
         sum.requests += 1;
         let seen = scene.seen(id);
@@ -465,7 +475,8 @@ fn judge(scene: &Scene, told: &[Told], sum: &mut Figures, allowed: Allowed) {
     }
 }
 
-/// Afterwards everything is answered, on the same connections where they were not cut. Returns what was asked.
+/// After the failure every request is answered, on the same connections where they were not cut.
+/// Returns the requests.
 async fn ask_on(
     clients: &mut [Client<'_>; 2],
     rng: &mut Rng,
@@ -475,9 +486,9 @@ async fn ask_on(
     let mut ids = Vec::new();
     for client in clients {
         for _ in 0..2 {
-            let told = client.ask(&["GET"], rng).await;
-            judge(scene, &told, sum, Allowed::NOTHING);
-            ids.extend(told.into_iter().map(|told| told.id));
+            let asked = client.ask(&["GET"], rng).await;
+            judge(scene, &asked, sum, Allowed::NOTHING);
+            ids.extend(asked.into_iter().map(|asked| asked.id));
         }
     }
     ids
@@ -501,8 +512,9 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends these requests at once and reads their answers; the connection is a new one only where the last was cut.
-    async fn ask(&mut self, methods: &[&str], rng: &mut Rng) -> Vec<Told> {
+    /// Sends these requests together and reads their responses. Opens a new connection only if the
+    /// last one was cut.
+    async fn ask(&mut self, methods: &[&str], rng: &mut Rng) -> Vec<Asked> {
         if methods.is_empty() {
             return Vec::new();
         }
@@ -523,7 +535,7 @@ impl<'a> Client<'a> {
         wire.send(&bytes[..at]).await;
         tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await;
         wire.send(&bytes[at..]).await;
-        let mut told = Vec::new();
+        let mut asked = Vec::new();
         let mut keeps = true;
         for (id, method) in ids {
             let (got, kept) = if keeps {
@@ -532,14 +544,14 @@ impl<'a> Client<'a> {
                 (Got::Nothing, false)
             };
             keeps = kept;
-            told.push(Told {
+            asked.push(Asked {
                 id,
                 repeatable: method != "POST",
                 got,
             });
         }
         self.wire = keeps.then_some(wire);
-        told
+        asked
     }
 }
 
@@ -563,7 +575,7 @@ fn request(method: &str, id: &str, rng: &mut Rng) -> Vec<u8> {
     [head.as_bytes(), &chunk(one), &chunk(two), b"0\r\n\r\n"].concat()
 }
 
-/// Reads one answer, and whether the connection goes on after it.
+/// Reads one response. Returns also whether the connection stays open after it.
 async fn read(wire: &mut Wire, id: &str) -> (Got, bool) {
     let Some(head) = wire.head().await else {
         let end = wire.end.unwrap_or(End::Fin);
@@ -646,7 +658,7 @@ impl Files<'_> {
         self.rig.endpoints(&self.slices);
     }
 
-    fn tell(&mut self, number: usize, what: &str) {
+    fn write_state(&mut self, number: usize, what: &str) {
         let ep = &mut self.slices[number];
         let ready = what == "ready";
         (ep.ready, ep.serving, ep.terminating) = (ready, true, !ready);
@@ -666,13 +678,13 @@ impl Files<'_> {
         self.write();
     }
 
-    /// The endpoint's manifest breaks.
+    /// Breaks the endpoint's manifest.
     fn garble(&self, number: usize) {
         let file = format!("slice-{}.json", self.name(number));
         std::fs::write(self.rig.manifests().join(file), "{\"apiVersion\": ").unwrap();
     }
 
-    /// Everything of this seed goes.
+    /// Removes all manifests of this seed.
     async fn clean(&self) {
         self.rig.endpoints(&[]);
         for entry in std::fs::read_dir(self.rig.manifests()).unwrap() {

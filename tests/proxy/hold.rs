@@ -1,4 +1,6 @@
-//! While nothing serves, requests and connections wait: bounded, paced, and answered for when it takes too long.
+//! Holds (contract 1.9): while no endpoint is usable, requests and connections wait. The wait is
+//! bounded in number and in time, and the release is paced. After the wait an HTTP client gets 503
+//! and a TCP client gets a reset.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -9,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use ebbtide::command::demo::child;
 use ebbtide::command::demo::client::{Client, Response};
-use ebbtide::command::demo::fleet::{Fleet, Options, PodId, Tell};
+use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
 use ebbtide::command::demo::load::{Load, Report};
+use ebbtide::command::demo::pod::PodId;
 use ebbtide::command::demo::proxy::{self, Proxy};
 use ebbtide::contract::snapshot::Port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,7 +29,8 @@ use crate::support::folder::Ep;
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
-/// Answers every request with 200 after `service`, and remembers how many it had at once.
+/// An endpoint that answers every request with 200 after `service`. `most` is the highest number of
+/// requests it had at the same time.
 async fn serving(listener: TcpListener, service: Duration, most: Arc<AtomicUsize>) -> Scripted {
     let now = Arc::new(AtomicUsize::new(0));
     Scripted::on(listener, move |mut stream: TcpStream, _| {
@@ -58,7 +62,7 @@ async fn answering() -> Scripted {
     serving(listener, Duration::ZERO, Arc::default()).await
 }
 
-/// A request from a client of its own, under way.
+/// Sends a request from a client of its own. The response is still to come.
 fn asking(web: SocketAddr) -> JoinHandle<(Response, Client)> {
     tokio::spawn(async move {
         let mut client = Client::connect(web).await.unwrap();
@@ -67,7 +71,8 @@ fn asking(web: SocketAddr) -> JoinHandle<(Response, Client)> {
     })
 }
 
-/// How a connection that is ended at once ends: the end may come before the connect has returned.
+/// How a connection ends that the proxy resets immediately: the reset may arrive before the connect
+/// has returned.
 async fn refused(web: SocketAddr) -> ErrorKind {
     match TcpStream::connect(web).await {
         Ok(mut client) => to_end(&mut client).await.1.unwrap(),
@@ -82,7 +87,7 @@ async fn held(rig: &Rig, count: usize) {
     .await;
 }
 
-/// A fleet with a proxy before it, and eight clients at 500/s until told to stop.
+/// A fleet behind a proxy, and eight clients at 500/s until `stop`.
 struct Scene {
     fleet: Fleet,
     proxy: Proxy,
@@ -115,7 +120,7 @@ impl Scene {
         self.fleet.ids()
     }
 
-    /// Some load more, and then nothing may have been lost, sockets neither.
+    /// Waits for some more load. Then nothing may have been lost, neither a request nor a socket.
     async fn ends_unharmed(self) -> Report {
         tokio::time::sleep(Duration::from_millis(700)).await;
         self.stop.cancel();
@@ -152,13 +157,14 @@ async fn recreate_fails_nobody() {
     recreate("/", 500.0, Tell::PodAndSlice).await;
 }
 
-/// Slow enough that every client has a request in flight on what dies.
+/// Slow requests, so that every client has one in flight on an endpoint that dies.
 #[tokio::test]
 async fn recreate_replays_what_was_in_flight() {
     recreate("/slow?ms=60", 100.0, Tell::Slice).await;
 }
 
-/// A crash, with no change of any manifest: everything is ejected, and comes back at the same addresses.
+/// A crash without a change of any manifest: all endpoints are ejected, and come back at the same
+/// addresses.
 #[tokio::test]
 async fn endpoints_that_die_and_come_back_unannounced_fail_nobody() {
     let rig = Rig::start("").await;
@@ -169,7 +175,8 @@ async fn endpoints_that_die_and_come_back_unannounced_fail_nobody() {
     let addresses: Vec<SocketAddr> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
     rig.endpoints(&[Ep::new("a", addresses[0]), Ep::new("b", addresses[1])]);
     rig.usable(2).await;
-    // Connections that end at once: refused from the endpoint's view, ejected from the proxy's.
+    // From the endpoint's view the connects are refused. From the proxy's view the endpoints are
+    // ejected.
     drop(listeners);
     let first = asking(rig.web());
     eventually("both ejected", async || {
@@ -206,7 +213,7 @@ async fn the_restart_of_the_only_replica_fails_nobody() {
         scene.fleet.crash(only).await.unwrap();
         let mut process = None;
         for _ in 0..3 {
-            // The one before is killed here, in the middle of whatever it does.
+            // This kills the previous process in the middle of its work.
             drop(process.take());
             tokio::time::sleep(Duration::from_millis(400)).await;
             let mut app = child::sample_app(BINARY.as_ref());
@@ -222,7 +229,8 @@ async fn the_restart_of_the_only_replica_fails_nobody() {
     }
 }
 
-/// It takes a second connection while it ends, and loses that too: one loss, and no reason to give up.
+/// An endpoint that ends accepts a second connection and loses it, too. That is one loss, and no
+/// reason to give up.
 #[tokio::test]
 async fn an_endpoint_that_loses_two_connections_before_it_refuses_one_fails_nobody() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -258,10 +266,12 @@ async fn an_endpoint_that_loses_two_connections_before_it_refuses_one_fails_nobo
     assert_eq!(asked.await.unwrap().0.status, 200);
 }
 
-/// The only replica closes its idle connections (its keep-alive timeout is over) at the moment of the next requests.
+/// The only replica closes its idle connections, because its keep-alive timeout is over, while the
+/// next requests arrive.
 #[tokio::test]
 async fn stale_connections_to_the_only_replica_fail_nobody() {
-    // Every connection serves one request and is closed without a word, later than its next request may be written.
+    // Every connection serves one request and is then closed without notice, at a moment when its
+    // next request may already be written.
     let once = Scripted::start(|mut stream: TcpStream, number| async move {
         let mut head = Vec::new();
         while let Ok(1..) = stream.read_buf(&mut head).await {
@@ -269,7 +279,8 @@ async fn stale_connections_to_the_only_replica_fail_nobody() {
                 let _ = stream
                     .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                     .await;
-                // Some by FIN, some by a reset, some only once the next request has come.
+                // Some end by a FIN, some by a reset, and some only after the next request has
+                // arrived.
                 match number % 3 {
                     0 => {}
                     1 => stream.set_zero_linger().unwrap(),
@@ -344,7 +355,7 @@ async fn past_the_hold_time_tcp_gets_a_reset() {
 }
 
 #[tokio::test]
-async fn one_over_the_bound_is_refused_at_once_while_the_others_wait() {
+async fn one_over_the_bound_is_refused_immediately_while_the_others_wait() {
     let a = answering().await;
     let rig = Rig::start("limits: {held: 4}").await;
     let waiting: Vec<_> = (0..4).map(|_| asking(rig.web())).collect();
@@ -366,7 +377,7 @@ async fn one_over_the_bound_is_refused_at_once_while_the_others_wait() {
 }
 
 #[tokio::test]
-async fn a_tcp_connection_over_the_bound_is_reset_at_once() {
+async fn a_tcp_connection_over_the_bound_is_reset_immediately() {
     let rig = Rig::with_protocol("tcp", "limits: {held: 1}").await;
     let _first = TcpStream::connect(rig.web()).await.unwrap();
     held(&rig, 1).await;
@@ -395,10 +406,10 @@ async fn a_client_that_leaves_frees_its_place() {
     drop(leaver);
     held(&rig, 0).await;
     assert_eq!(rig.metric("ebbtide_held_total", "outcome=\"left\""), 2.0);
-    let newcomers = [asking(rig.web()), asking(rig.web())];
+    let new_clients = [asking(rig.web()), asking(rig.web())];
     held(&rig, 2).await;
     rig.endpoints(&[Ep::new("a", a.address)]);
-    for asked in newcomers {
+    for asked in new_clients {
         assert_eq!(asked.await.unwrap().0.status, 200);
     }
 }
@@ -418,14 +429,15 @@ async fn the_release_does_not_flood_the_first_endpoint() {
     }
     let most = most.load(Ordering::SeqCst);
     println!(
-        "600 released in {:?}, at most {most} at once",
+        "600 released in {:?}, at most {most} at the same time",
         began.elapsed()
     );
-    // One a millisecond, each for 100 ms: about 100, and some more where a late timer catches up.
-    assert!(most < 300, "{most} of 600 at once");
+    // One release a millisecond, each request takes 100 ms: about 100, and some more where a late
+    // timer catches up.
+    assert!(most < 300, "{most} of 600 at the same time");
 }
 
-/// There is no such Service: nothing to wait for.
+/// Without a Service of this name there is nothing to wait for.
 #[tokio::test]
 async fn without_the_service_there_is_no_waiting() {
     let rig = Rig::start("timeouts: {hold: 1m}").await;

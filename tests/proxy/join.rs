@@ -1,4 +1,6 @@
-//! Endpoints that join, flap, move between slices, or stand by while another set serves.
+//! Endpoints that join, flap, move between slices, or stand by while others serve (contract 1.7,
+//! 1.8 and 2.6). An endpoint gets nothing before the proxy has connected to it. One that returns is
+//! the same endpoint, and its connections go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,7 +26,7 @@ use crate::support::manifests::{endpoint, slice};
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
-/// Answers every request with `body`; counts them.
+/// An endpoint that answers every request with `body`, and the count of its requests.
 async fn answering(body: &'static str) -> (Scripted, Arc<AtomicUsize>) {
     answering_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), body)
 }
@@ -77,7 +79,7 @@ fn nobody_drained(rig: &Rig) {
     assert_eq!(rig.running().admin.drains.records().len(), 0);
 }
 
-/// Ready at once, listening two seconds later, and the old ones leave in between.
+/// Pods that are ready immediately and listen a second later. The old pods leave in between.
 #[tokio::test]
 async fn pods_that_are_ready_before_they_listen_cost_nobody_anything() {
     let mut options = Options::new(BINARY);
@@ -96,7 +98,7 @@ async fn pods_that_are_ready_before_they_listen_cost_nobody_anything() {
 
     let first = fleet.ids();
     fleet.options.listen_after = Some(Duration::from_secs(1));
-    // One joins while others serve; then two join while all others leave.
+    // First one pod joins while others serve. Then two join while all others leave.
     fleet.replace(first[0], "v2").await.unwrap();
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let second = fleet.ids();
@@ -126,7 +128,7 @@ async fn pods_that_are_ready_before_they_listen_cost_nobody_anything() {
         })
         .await
         .unwrap();
-    println!("connects that failed in the data plane: {connects}");
+    println!("failed connects in the data plane: {connects}");
 }
 
 #[tokio::test]
@@ -155,7 +157,7 @@ async fn an_endpoint_is_published_once_it_has_been_connected_to() {
 }
 
 #[tokio::test]
-async fn without_the_join_check_an_endpoint_is_published_at_once() {
+async fn without_the_join_check_an_endpoint_is_published_immediately() {
     let gone = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -172,7 +174,8 @@ async fn without_the_join_check_an_endpoint_is_published_at_once() {
 async fn an_endpoint_that_is_not_ready_gets_nothing_ever() {
     let (idle, _) = answering("idle").await;
     let (busy, _) = answering("busy").await;
-    // Loses every connection after its request: there is every reason to try another endpoint.
+    // Loses every connection after its request, so the proxy has every reason to try another
+    // endpoint.
     let losing = Scripted::start(|mut stream: TcpStream, _| async move {
         let _ = stream.read(&mut [0; 4096]).await;
     })
@@ -190,19 +193,19 @@ async fn an_endpoint_that_is_not_ready_gets_nothing_ever() {
     for _ in 0..10 {
         assert_eq!(ask(&mut client).await, "busy");
     }
-    // Nothing else is left at all: 503 rather than a not-ready one.
+    // No other endpoint is left: the answer is 503 rather than an endpoint that is not ready.
     rig.endpoints(&[standby]);
     rig.usable(0).await;
     for _ in 0..2 {
         let answer = get(&mut client).await;
         assert_eq!(answer.status, 503);
     }
-    assert_eq!(idle.accepted(), 0, "not even a probe");
+    assert_eq!(idle.accepted(), 0, "not even a join check");
     rig.endpoints(&[Ep::new("idle", idle.address)]);
     assert_eq!(ask_until(&mut client, "idle").await, "idle");
 }
 
-/// Asks until an answer of 200 comes, which must be this one.
+/// Sends requests until a 200 arrives. Its body must be `body`.
 async fn ask_until(client: &mut Client, body: &str) -> String {
     loop {
         let answer = soon(body, client.exchange("GET", "/", "", b""))
@@ -264,7 +267,7 @@ async fn a_flapping_endpoint_fails_nobody_and_comes_back() {
             of_b.load(Ordering::SeqCst) > others + 20
         })
         .await;
-        // What was leased before may still have arrived: one for each client.
+        // A request that had its lease before may still have arrived: one for each client.
         assert!(of_a.load(Ordering::SeqCst) <= before + 4);
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
@@ -296,7 +299,7 @@ async fn what_is_in_flight_on_an_endpoint_that_gets_unready_is_finished() {
                 let _ = stream
                     .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow")
                     .await;
-                // Kept open: whether the proxy keeps it is its own business.
+                // The endpoint keeps the connection open. The proxy may keep it or not.
                 let _ = stream.read(&mut [0]).await;
             }
         }
@@ -322,13 +325,13 @@ async fn what_is_in_flight_on_an_endpoint_that_gets_unready_is_finished() {
     assert_eq!(endpoint.leases(), 1);
     answer.notify_one();
     assert_eq!(
-        soon("both answers", asked).await.unwrap(),
+        soon("both responses", asked).await.unwrap(),
         ("slow".to_owned(), "b".to_owned())
     );
     nobody_drained(&rig);
 }
 
-/// Blue and green, each with Pods: the Service's selector goes over and comes back.
+/// Blue and green, each with Pods. The Service's selector switches to green and back.
 #[tokio::test]
 async fn a_selector_switched_and_switched_back_returns_the_same_endpoints() {
     let (mut blue, mut green) = (Station::start().await, Station::start().await);
@@ -347,7 +350,7 @@ async fn a_selector_switched_and_switched_back_returns_the_same_endpoints() {
     })
     .await;
     let (mut newer, mut newer_server) = through(&rig, &mut green).await;
-    // Longer than a drain would have left it.
+    // Longer than a drain would have lasted.
     for _ in 0..15 {
         passes(&mut client, &mut server, b"still here").await;
         passes(&mut server, &mut client, b"yes").await;
@@ -390,7 +393,7 @@ async fn an_endpoint_that_moves_between_slices_never_leaves_rotation() {
         }
         looks
     });
-    // Added to the new slice, then removed from the old one; three times.
+    // Added to the new slice, then removed from the old one, three times.
     let mut old = "slice-a".to_owned();
     for round in 0..3 {
         let new = format!("moved-{round}");
@@ -404,7 +407,7 @@ async fn an_endpoint_that_moves_between_slices_never_leaves_rotation() {
     }
     stop.store(true, Ordering::SeqCst);
     assert!(watching.join().unwrap() > 1_000);
-    // The other order: out for a moment, and the same again.
+    // In the other order, the endpoint is out for a moment, and then the same endpoint returns.
     rig.remove(&format!("{old}.json"));
     eventually("out", async || !endpoint.is_open()).await;
     rig.write("back.json", &slice("back"));
@@ -414,7 +417,7 @@ async fn an_endpoint_that_moves_between_slices_never_leaves_rotation() {
     nobody_drained(&rig);
 }
 
-/// The Service `web/shop` with this UID.
+/// Writes Service `web/shop` with this UID.
 fn service(rig: &Rig, uid: &str) {
     let metadata = json!({
         "namespace": "web", "name": "shop", "uid": uid, "annotations": {"ebbtide.dev/drain-timeout": "1500ms"},
@@ -465,7 +468,7 @@ async fn a_service_under_an_old_name_is_a_new_one() {
     let (mut client, mut server) = through(&rig, &mut a).await;
     service(&rig, "2");
     eventually("the old one drains", async || before.is_draining()).await;
-    // A newcomer may have to wait for the join, and notices nothing of it.
+    // A new connection may have to wait for the join check, and is then served.
     let (mut newer, mut newer_server) = through(&rig, &mut a).await;
     assert!(known(&rig, a.scripted.address).unwrap().id > before.id);
     passes(&mut client, &mut server, b"until the deadline").await;

@@ -1,4 +1,6 @@
-//! An endpoint that plays a part: it reads whole requests, remembers them byte for byte, and does what it is told to.
+//! An endpoint with a scripted part: it reads whole requests, records them byte for byte, and does
+//! what its [`Act`] says. It looks only for the end of each request and checks nothing else. For
+//! raw bytes in both directions, use `wire.rs`.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,32 +14,32 @@ use tokio_util::sync::CancellationToken;
 
 use crate::proxy::scripted::Scripted;
 
-/// A small good answer.
+/// A small, correct response.
 pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// What to do with a request once it has been read whole.
+/// What to do with a request that has been read whole.
 #[derive(Debug, Clone)]
 pub enum Act {
-    /// Answer, and wait for the next request.
+    /// Send the response, and wait for the next request.
     Say(Vec<u8>),
     SayAndClose(Vec<u8>),
     SayAndReset(Vec<u8>),
     SayAndHang(Vec<u8>),
-    /// Longer than any response is withheld.
+    /// Send the response, wait longer than any response is withheld, and close.
     SayWaitAndClose(Vec<u8>),
-    /// Answer once [`Play::release`] has been called.
+    /// Send the response once [`Play::release`] has been called.
     SayLater(Vec<u8>),
     Close,
-    /// Without waiting for the request's body.
+    /// Close without waiting for the request's body.
     CloseAfterHead,
-    /// Silence, until the other side closes.
+    /// Send nothing until the other side closes.
     Hang,
 }
 
-/// Which request this is, counted from 0.
+/// The number of a request, counted from 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Turn {
-    /// Of all requests that this endpoint has begun to read.
+    /// Among all requests that this endpoint has begun to read.
     pub number: usize,
     pub on_connection: usize,
 }
@@ -51,7 +53,7 @@ pub struct Play {
 struct Stage {
     requests: Mutex<Vec<Vec<u8>>>,
     heads: AtomicUsize,
-    /// Connections on which a request has come and whose other side is still there.
+    /// Connections that have carried a request and have not ended.
     open: AtomicUsize,
     drop: Mutex<CancellationToken>,
     release: CancellationToken,
@@ -89,43 +91,43 @@ impl Play {
         self.address
     }
 
-    /// Requests read whole, as they came.
+    /// The requests that were read whole, byte for byte.
     pub fn requests(&self) -> Vec<Vec<u8>> {
         self.stage.requests.lock().unwrap().clone()
     }
 
-    /// Requests whose head has come.
+    /// How many request heads have arrived.
     pub fn heads(&self) -> usize {
         self.stage.heads.load(Ordering::SeqCst)
     }
 
-    /// Connections that have carried a request and have not ended.
+    /// How many connections have carried a request and have not ended.
     pub fn open(&self) -> usize {
         self.stage.open.load(Ordering::SeqCst)
     }
 
-    /// Connects so far, the control side's own among them.
+    /// How many connects were accepted so far, with the join checks.
     pub fn accepted(&self) -> usize {
         self.scripted.as_ref().map_or(0, Scripted::accepted)
     }
 
-    /// Lets all that say something later say it.
+    /// Sends all responses of [`Act::SayLater`].
     pub fn release(&self) {
         self.stage.release.cancel();
     }
 
-    /// Every connection that stands now ends.
+    /// Ends every open connection.
     pub fn drop_connections(&self) {
         std::mem::take(&mut *self.stage.drop.lock().unwrap()).cancel();
     }
 
-    /// Connects are refused from now on.
+    /// From now on connects are refused.
     pub fn stop_listening(&mut self) {
         self.scripted = None;
     }
 }
 
-/// One connection.
+/// Serves one connection.
 async fn play(mut stream: TcpStream, stage: &Stage, act: &(dyn Fn(Turn) -> Act + Send + Sync)) {
     let mut unread = Vec::new();
     let mut open = None;
@@ -166,7 +168,7 @@ async fn play(mut stream: TcpStream, stage: &Stage, act: &(dyn Fn(Turn) -> Act +
             Act::SayAndClose(_) | Act::Close | Act::CloseAfterHead => return,
             Act::SayWaitAndClose(_) => return tokio::time::sleep(Duration::from_millis(200)).await,
             Act::SayAndReset(_) => {
-                // What was said must be on its way before the reset overtakes it.
+                // The bytes must be on their way before the reset overtakes them.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 SockRef::from(&stream)
                     .set_linger(Some(Duration::ZERO))

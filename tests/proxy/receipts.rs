@@ -1,4 +1,6 @@
-//! What a drain leaves behind for people: one line in the log of a real process, and its place on the status page.
+//! What a drain leaves for people: one line in the log of a real process, a rollout receipt, and
+//! the drain's place on the status page. The counts must be those of the exchanges that were in
+//! flight. The drain itself is tested in `drain.rs`.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -14,7 +16,8 @@ use crate::support::folder::Ep;
 use crate::support::process::Process;
 use crate::support::wait::{eventually, soon};
 
-/// Answers `/quick` at once, `/gate` when the gate opens, all else never.
+/// An endpoint that answers `/quick` immediately, `/gate` when the gate opens, and everything else
+/// never.
 async fn app(gate: Arc<Semaphore>, arrived: Arc<AtomicUsize>) -> Scripted {
     Scripted::start(move |mut stream: TcpStream, _| {
         let (gate, arrived) = (gate.clone(), arrived.clone());
@@ -41,8 +44,8 @@ async fn app(gate: Arc<Semaphore>, arrived: Arc<AtomicUsize>) -> Scripted {
     .await
 }
 
-/// Two endpoints, one of which drains with three exchanges in flight: one that the gate ends, one that may be repeated, and
-/// one that may not.
+/// Two endpoints, one of which drains with three exchanges in flight: one that the gate ends, one
+/// that may be replayed, and one that may not.
 struct Scene {
     process: Process,
     leaver: Scripted,
@@ -79,7 +82,7 @@ async fn draining(drain: &str) -> Scene {
     for (method, path) in [("GET", "/gate"), ("GET", "/never"), ("POST", "/never")] {
         in_flight.push(tokio::spawn(async move {
             soon(
-                "an answer",
+                "a response",
                 Client::connect(web)
                     .await
                     .unwrap()
@@ -92,9 +95,9 @@ async fn draining(drain: &str) -> Scene {
         arrived.load(Ordering::SeqCst) == 3
     })
     .await;
-    // Leaves a kept connection behind.
+    // Leaves an idle connection to the endpoint behind.
     soon(
-        "an answer",
+        "a response",
         Client::connect(web)
             .await
             .unwrap()
@@ -126,7 +129,7 @@ async fn draining(drain: &str) -> Scene {
 }
 
 #[tokio::test]
-async fn a_drain_ends_in_one_line_that_says_it_all() {
+async fn a_drain_ends_in_one_log_line_with_all_its_counts() {
     let scene = draining("1s").await;
     scene.gate.add_permits(1);
     let mut answers = Vec::new();
@@ -170,7 +173,8 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     );
     assert!(line["timestamp"].is_string());
 
-    // Once it has been quiet for a while, the rollout has its receipt: what its clients met, the 502 included.
+    // After a quiet period the rollout has its receipt: what its clients experienced, including the
+    // 502.
     eventually("a receipt", async || {
         !scene.process.json("/api/v1/drains").await["rollouts"][0].is_null()
     })
@@ -199,7 +203,8 @@ async fn a_drain_ends_in_one_line_that_says_it_all() {
     );
 }
 
-/// A real browser over a real run. With `EBBTIDE_SHOTS` naming a folder it also leaves a picture there, to be looked at.
+/// A real browser at a real proxy. If `EBBTIDE_SHOTS` names a folder, the test also writes a
+/// picture there.
 #[tokio::test]
 async fn a_browser_shows_a_running_drain() {
     let scene = draining("10m").await;
@@ -225,9 +230,7 @@ async fn a_browser_shows_a_running_drain() {
             .kill_on_drop(true)
             .spawn();
         let Ok(browser) = browser else {
-            return println!(
-                "SKIPPED: chromium is not installed, the status page was not shown in a browser"
-            );
+            return println!("SKIPPED: a_browser_shows_a_running_drain: chromium is not installed");
         };
         dom = String::from_utf8(
             soon("the browser", browser.wait_with_output())

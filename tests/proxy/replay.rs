@@ -1,5 +1,6 @@
-//! What is lost with an endpoint: replayed where design section 3 allows it, never sent twice where it does not, and a
-//! response that has begun is cut so that the client sees it.
+//! What is lost with an endpoint (contract 1.6 and 3): a request is replayed where section 3 allows
+//! it, and never sent twice where it does not. A response that has begun is cut so that the client
+//! sees it.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::support::folder::Ep;
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
-/// One replica that plays, and a proxy before it.
+/// One replica that follows a script, and a proxy before it.
 async fn one(play: &Play, more: &str) -> Rig {
     let rig = Rig::start(more).await;
     rig.endpoints(&[Ep::new("a", play.address())]);
@@ -26,10 +27,10 @@ async fn one(play: &Play, more: &str) -> Rig {
     rig
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a connection of its own.
 async fn ask(rig: &Rig, method: &str, headers: &str, body: &[u8]) -> Result<Response, Failure> {
     let mut client = Client::connect(rig.web()).await?;
-    soon("an answer", client.exchange(method, "/", headers, body)).await
+    soon("a response", client.exchange(method, "/", headers, body)).await
 }
 
 fn reason(response: &Response) -> (u16, &str) {
@@ -39,7 +40,7 @@ fn reason(response: &Response) -> (u16, &str) {
     )
 }
 
-/// Plays `first` to the first request, and answers every later one.
+/// An endpoint that does `first` for the first request and answers every later one.
 async fn first_then_ok(first: Act) -> Play {
     Play::start(move |turn| {
         if turn.number == 0 {
@@ -51,7 +52,8 @@ async fn first_then_ok(first: Act) -> Play {
     .await
 }
 
-/// Issue 3, item 3: true processes, killed with a long request in flight, on each of which it may be lost once more.
+/// Real processes that are killed with a long request in flight. The replay may be lost in the same
+/// way, once more.
 #[tokio::test]
 async fn idempotent_requests_outlive_their_endpoint_and_others_run_once() {
     let options = Options {
@@ -83,7 +85,7 @@ async fn idempotent_requests_outlive_their_endpoint_and_others_run_once() {
                 .exchange(method, &format!("/count/{method}?ms=3000"), "", body)
                 .await
                 .unwrap();
-            // The same socket serves on, whatever became of the request.
+            // The same socket goes on serving, whatever happened to the request.
             let next = client.exchange("GET", "/", "", b"").await.unwrap();
             (method, first, next.status)
         });
@@ -98,7 +100,7 @@ async fn idempotent_requests_outlive_their_endpoint_and_others_run_once() {
         fleet.replace(old, "v2").await.unwrap();
     }
     let mut answered = 0;
-    while let Some(ended) = soon("all answers", requests.join_next()).await {
+    while let Some(ended) = soon("all responses", requests.join_next()).await {
         let (method, first, next) = ended.unwrap();
         let ran = fleet.requests(method).unwrap();
         match method {
@@ -117,7 +119,7 @@ async fn idempotent_requests_outlive_their_endpoint_and_others_run_once() {
     assert_eq!(answered, methods.len());
 }
 
-/// RFC 9110 section 9.2.2, and conditions that the lost attempt may have changed (design, section 3, rule 3).
+/// RFC 9110 section 9.2.2, and conditions that the lost attempt may have changed (contract 3.3).
 #[tokio::test]
 async fn what_may_be_repeated_is_decided_by_method_condition_and_policy() {
     let rows: &[(&str, &str, &str, bool)] = &[
@@ -224,7 +226,8 @@ async fn a_chunked_body_is_replayed_byte_for_byte() {
     );
 }
 
-/// The endpoint goes while the client is still sending: what came so far is sent again, the rest follows.
+/// The endpoint closes while the client is still sending. What has arrived so far is sent again,
+/// and the rest follows.
 #[tokio::test]
 async fn a_body_that_is_still_coming_is_replayed_and_continued() {
     let play = Play::start(|turn| {
@@ -249,7 +252,7 @@ async fn a_body_that_is_still_coming_is_replayed_and_continued() {
     .await;
     stream.write_all(b"+rest").await.unwrap();
     let mut text = String::new();
-    soon("an answer", stream.read_to_string(&mut text))
+    soon("a response", stream.read_to_string(&mut text))
         .await
         .unwrap();
     assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
@@ -261,7 +264,7 @@ async fn a_body_that_is_still_coming_is_replayed_and_continued() {
     );
 }
 
-/// Nothing of a response has reached the client: it is as if it had never begun.
+/// Nothing of the response has reached the client, so the request may be replayed.
 #[tokio::test]
 async fn a_response_that_was_withheld_is_replayed() {
     let head = |length: usize| {
@@ -301,7 +304,7 @@ async fn a_response_that_was_withheld_is_replayed() {
     }
 }
 
-/// The contract's line 6: never a clean end on a truncated body, and never a second response after a begun one.
+/// Contract 1.6: a truncated body never ends cleanly, and no second response follows a begun one.
 #[tokio::test]
 async fn a_response_that_has_begun_is_cut_visibly() {
     let counted = |length: usize| {
@@ -335,7 +338,7 @@ async fn a_response_that_has_begun_is_cut_visibly() {
             "close-delimited, reset",
             Act::SayAndReset(b"HTTP/1.1 200 OK\r\n\r\npart".to_vec()),
         ),
-        ("withheld no longer", Act::SayWaitAndClose(counted(1_000))),
+        ("no longer withheld", Act::SayWaitAndClose(counted(1_000))),
     ];
     for (name, act) in cases {
         let play = first_then_ok(act).await;
@@ -350,7 +353,7 @@ async fn a_response_that_has_begun_is_cut_visibly() {
 }
 
 #[tokio::test]
-async fn an_interim_response_does_not_end_the_chance_and_is_told_once() {
+async fn an_interim_response_does_not_end_the_chance_of_a_replay_and_is_forwarded_once() {
     let interim = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
     let play = Play::start(move |turn| {
         if turn.number < 2 {
@@ -370,7 +373,8 @@ async fn an_interim_response_does_not_end_the_chance_and_is_told_once() {
     assert_eq!(play.requests().len(), 3);
 }
 
-/// The server ends its idle connections as the next request arrives. One replica, one attempt, no budget: no loss.
+/// The server closes its idle connections as the next request arrives. With one replica, one
+/// attempt and no budget, no request is lost.
 #[tokio::test]
 async fn a_stale_connection_is_no_attempt_and_its_endpoint_may_serve_again() {
     let play = Play::start(|turn| {
@@ -395,7 +399,7 @@ async fn a_stale_connection_is_no_attempt_and_its_endpoint_may_serve_again() {
             "request {number}"
         );
     }
-    // Each request after the first met a stale connection first.
+    // Each request after the first met a stale connection.
     assert_eq!(play.requests().len(), 99);
     eventually("their count", async || {
         rig.metric("ebbtide_retries_total", "reason=\"stale\"") == 49.0
@@ -422,11 +426,16 @@ async fn a_408_is_a_stale_connection_only_where_it_is_reused() {
     for _ in 0..4 {
         statuses.push(get(&mut client).await.status);
     }
-    assert_eq!(statuses, [408, 200, 200, 200], "the first one is an answer");
+    assert_eq!(
+        statuses,
+        [408, 200, 200, 200],
+        "the first one is a response"
+    );
     assert_eq!(play.requests().len(), 6);
 }
 
-/// An endpoint that takes every request and answers none, and does not leave: as many attempts as the policy says.
+/// An endpoint that reads every request, answers none, and does not leave: the policy's `attempts`
+/// bound the tries.
 #[tokio::test]
 async fn attempts_are_bounded() {
     for attempts in [1, 2, 3, 5] {
@@ -438,10 +447,10 @@ async fn attempts_are_bounded() {
     }
 }
 
-/// A last resort that answers nobody explains one loss, not every loss: its being about to leave is no licence to ask
-/// it for ever.
+/// A last resort that answers no request explains one loss, not every loss. It must not be tried
+/// for ever because it will leave.
 #[tokio::test]
-async fn a_leaving_endpoint_that_answers_nobody_is_not_asked_for_ever() {
+async fn a_leaving_endpoint_that_answers_nobody_is_not_tried_for_ever() {
     let play = Play::start(|_| Act::Close).await;
     let rig = one(&play, "retry: {attempts: 3}").await;
     rig.endpoints(&[Ep::new("a", play.address()).terminating()]);
@@ -464,10 +473,11 @@ async fn a_leaving_endpoint_that_answers_nobody_is_not_asked_for_ever() {
     );
 }
 
-/// Losses that no leaving endpoint explains: a fifth of the requests more, and a floor per worker, which refill by a tenth
-/// a second (hence the slack). Attempts alone would allow 1,000.
+/// Losses that no leaving endpoint explains. The budget allows a fifth of the requests and a floor
+/// for each worker, and refills by a tenth a second, which is why the bound has slack. Attempts
+/// alone would allow 1,000.
 #[tokio::test]
-async fn a_broken_application_is_not_asked_many_times_more() {
+async fn a_broken_application_gets_few_extra_requests() {
     for (percent, floor, most) in [(0, 0, 100), (20, 10, 2 * (100 + 20 + 2 * 10))] {
         let play = Play::start(|_| Act::Close).await;
         let rig = one(
@@ -498,7 +508,7 @@ async fn a_broken_application_is_not_asked_many_times_more() {
     }
 }
 
-/// What the explanation is, and whether it comes before the loss or after it.
+/// What explains the loss, and whether that comes before or after it.
 #[derive(Debug, Clone, Copy)]
 enum Leaves {
     DrainsBefore,
@@ -547,7 +557,7 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
             }
             Leaves::RefusesAfter => {
                 a.drop_connections();
-                // The process is gone a moment after its connections.
+                // The process ends a moment after its connections.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 a.stop_listening();
             }
@@ -557,7 +567,7 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
                 leave();
             }
         }
-        let answer = soon("an answer", client).await.unwrap().unwrap();
+        let answer = soon("a response", client).await.unwrap().unwrap();
         assert_eq!(
             (answer.status, b.requests().len(), a.requests().len()),
             (200, 1, 1),
@@ -581,7 +591,7 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
     }
 }
 
-/// Rule 6: in a rollout the siblings of a lost pod are the next to leave.
+/// Contract 3.6: in a rollout, the pods of the lost pod's generation leave next.
 #[tokio::test]
 async fn a_replay_goes_to_another_generation() {
     let old = [
@@ -613,7 +623,7 @@ async fn a_replay_goes_to_another_generation() {
 
 #[tokio::test]
 async fn the_request_timeout_bounds_all_attempts_together() {
-    // Silence; and a loss whose explanation is waited for, for longer than this request has.
+    // Silence, and a loss whose explanation takes longer than this request has.
     for act in [Act::Hang, Act::Close] {
         let play = Play::start(move |_| act.clone()).await;
         let rig = one(&play, "timeouts: {request: 400ms}\nretry: {attempts: 1}").await;
@@ -621,7 +631,8 @@ async fn the_request_timeout_bounds_all_attempts_together() {
         assert_eq!(reason(&answer), (504, "request_timeout"));
         eventually("no upstream connection left", async || play.open() == 0).await;
         assert_eq!(play.requests().len(), 1);
-        // One that joins, one for the request, one each 50 ms to see whether the endpoint leaves; a second would be 20.
+        // One connect for the join check, one for the request, and one each 50 ms to see whether
+        // the endpoint leaves. If the wait lasted a whole second, there would be 20 of those.
         assert!(
             play.accepted() <= 2 + 400 / 50 + 1,
             "{} connects",
@@ -630,7 +641,7 @@ async fn the_request_timeout_bounds_all_attempts_together() {
     }
 }
 
-/// A hold is bounded by it as well.
+/// The request timeout also bounds a hold.
 #[tokio::test]
 async fn the_request_timeout_ends_a_hold() {
     let rig = Rig::start("timeouts: {request: 300ms, hold: 20s}").await;
@@ -638,7 +649,8 @@ async fn the_request_timeout_ends_a_hold() {
     assert_eq!(reason(&answer), (504, "request_timeout"));
 }
 
-/// The contract's line 4. The pod's grace is over and the process still hangs: what may be replayed is, the rest is cut.
+/// Contract 1.4: the pod's grace is over and its process still hangs. What may be replayed is
+/// replayed, and the rest is cut.
 #[tokio::test]
 async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
     let (a, b) = (
@@ -671,10 +683,11 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
     rig.usable(2).await;
     let begin = std::time::Instant::now();
     rig.pod("a", "old", Some(0));
-    // The pod's object goes at once, which is what a node that died looks like. It does not shorten the deadline.
+    // The Pod object is removed immediately, as after the death of its node. That does not shorten
+    // the deadline.
     rig.usable(1).await;
     rig.remove("pod-a.json");
-    while let Some(ended) = soon("all answers", requests.join_next()).await {
+    while let Some(ended) = soon("all responses", requests.join_next()).await {
         let (method, answer) = ended.unwrap();
         assert!(
             begin.elapsed() >= Duration::from_millis(2_900),
@@ -717,7 +730,7 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
     eventually("no upstream connection left", async || a.open() == 0).await;
 }
 
-/// At the deadline a response that has begun is cut, and visibly.
+/// At the deadline, a response that has begun is cut visibly.
 #[tokio::test]
 async fn at_the_drain_deadline_a_begun_response_is_cut_visibly() {
     let a = Play::start(|_| {
@@ -756,7 +769,7 @@ async fn at_the_drain_deadline_a_begun_response_is_cut_visibly() {
     assert_eq!(rig.running().admin.drains.records()[0].forced, 1);
 }
 
-/// A client that has gone is not asked for, and the endpoint is told that nobody waits.
+/// Nothing is replayed for a client that has gone, and the connection to the endpoint is closed.
 #[tokio::test]
 async fn a_client_that_resets_ends_its_exchange() {
     for (name, bytes) in [
@@ -781,7 +794,11 @@ async fn a_client_that_resets_ends_its_exchange() {
             .unwrap();
         drop(stream);
         eventually(name, async || a.open() + b.open() == 0).await;
-        assert_eq!(a.heads() + b.heads(), 1, "{name}: sent again for nobody");
+        assert_eq!(
+            a.heads() + b.heads(),
+            1,
+            "{name}: sent again for a client that has gone"
+        );
         assert_eq!(rig.metric("ebbtide_retries_total", ""), 0.0, "{name}");
         eventually("no lease left", async || {
             rig.running()
@@ -805,7 +822,8 @@ async fn nothing_is_replayed_for_a_client_that_has_gone() {
     );
     let rig = one(&a, "").await;
     let mut stream = TcpStream::connect(rig.web()).await.unwrap();
-    // A second request behind the first: what the client does is no longer waited for by reading.
+    // A second request stands behind the first, so the proxy no longer reads from the client to
+    // notice its end.
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         .await
@@ -835,7 +853,8 @@ async fn nothing_is_replayed_for_a_client_that_has_gone() {
     assert_eq!((a.requests().len(), b.requests().len()), (1, 0));
 }
 
-/// A body that will not fit the replay buffer cannot be sent again: it goes where a stale connection is least likely.
+/// A body that does not fit the replay buffer cannot be sent again. It goes to a connection that is
+/// unlikely to be stale.
 #[tokio::test]
 async fn a_long_body_does_not_meet_a_connection_that_has_long_been_idle() {
     let play = Play::start(|turn| {
@@ -849,10 +868,10 @@ async fn a_long_body_does_not_meet_a_connection_that_has_long_been_idle() {
     let rig = one(&play, "").await;
     let mut client = Client::connect(rig.web()).await.unwrap();
     assert_eq!(get(&mut client).await.status, 200);
-    // Longer than a connection passes for one used a moment ago.
+    // Longer than a connection counts as recently used.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let body = vec![b'x'; (64 << 10) + 1];
-    let answer = soon("an answer", client.exchange("PUT", "/", "", &body))
+    let answer = soon("a response", client.exchange("PUT", "/", "", &body))
         .await
         .unwrap();
     assert_eq!(
@@ -862,7 +881,7 @@ async fn a_long_body_does_not_meet_a_connection_that_has_long_been_idle() {
     );
 }
 
-/// A client that has ended its own direction still reads: it has not gone.
+/// A client that has closed only its own direction still reads, so it has not gone.
 #[tokio::test]
 async fn a_half_closed_client_gets_its_replay() {
     let play = first_then_ok(Act::Close).await;
@@ -874,7 +893,7 @@ async fn a_half_closed_client_gets_its_replay() {
         .unwrap();
     stream.shutdown().await.unwrap();
     let mut text = String::new();
-    soon("an answer", stream.read_to_string(&mut text))
+    soon("a response", stream.read_to_string(&mut text))
         .await
         .unwrap();
     assert!(

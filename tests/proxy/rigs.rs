@@ -1,5 +1,6 @@
-//! What only these scenarios ask of the rigs: pods, endpoints in every condition, metrics and log
-//! lines.
+//! Additions to the rigs of `tests/support` for these scenarios: pods, endpoints in every
+//! condition, metrics and log lines. They write manifests and read what the proxy reports. Requests
+//! are sent by `ask.rs`, and endpoints are in `play.rs` and `scripted.rs`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use crate::support::process::Process;
 use crate::support::rig::{Rig, one_listener};
 
 impl Folder {
-    /// Writes a Pod manifest; `deletion` is its grace in seconds, once it is being deleted.
+    /// Writes a Pod manifest. `deletion` is the remaining grace in seconds of a pod that is being
+    /// deleted.
     pub fn pod(&self, name: &str, hash: &str, deletion: Option<u64>) {
         let mut pod = pod(name, hash);
         if let Some(grace) = deletion {
@@ -43,8 +45,8 @@ impl Ep {
         }
     }
 
-    /// As the EndpointSlice controller writes a pod that is being deleted and still answers its
-    /// probe.
+    /// The conditions that the EndpointSlice controller writes for a pod that is being deleted and
+    /// still answers its probe.
     pub fn terminating(self) -> Self {
         Self {
             ready: false,
@@ -56,12 +58,12 @@ impl Ep {
 }
 
 impl Rig {
-    /// As [`Rig::with_protocol`], for any protocol.
+    /// Like [`Rig::with_protocol`], with protocol `auto`.
     pub async fn start(more: &str) -> Self {
         Self::with_protocol("auto", more).await
     }
 
-    /// A metric's sum over all samples whose labels contain `labels`.
+    /// The sum of a metric over all samples whose labels contain `labels`.
     pub fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = self.running().admin.metrics.render().unwrap_or_default();
         let text = String::from_utf8_lossy(text.as_ref()).into_owned();
@@ -73,18 +75,18 @@ impl Rig {
 }
 
 impl Process {
-    /// Starts as [`Rig::with_protocol`] does, with these endpoints, and waits until all of them are
-    /// in rotation.
+    /// Starts like [`Rig::with_protocol`] with these endpoints, and waits until all of them are in
+    /// rotation.
     pub async fn start(protocol: &str, endpoints: &[Ep], more: &str) -> Self {
         Self::run_as(BINARY.as_ref(), endpoints, protocol, more).await
     }
 
-    /// As [`Self::start`], another build of the program.
+    /// Like [`Self::start`], with another build of the program.
     pub async fn run_as(binary: &Path, endpoints: &[Ep], protocol: &str, more: &str) -> Self {
         Self::launch(binary, endpoints, &one_listener(protocol, more), &["web"]).await
     }
 
-    /// The log's last lines whose message contains `what`.
+    /// The lines at the end of the log whose message contains `what`.
     pub fn logged(&self, what: &str) -> Vec<Value> {
         let tail = self.proxy.log_tail();
         let lines = tail

@@ -1,6 +1,8 @@
-//! Rolling updates of a true Deployment in small, each old process killed at the worst moments: nobody notices.
+//! Rolling updates of a small Deployment with real processes. Each old process is killed around the
+//! moment its manifest changes. No request may fail, and no client connection may close (contract
+//! 1).
 //!
-//! `EBBTIDE_FULL=1` runs the promise as it is written: five updates of ten endpoints, 30,000 requests in a minute.
+//! `EBBTIDE_FULL=1` runs five updates of ten endpoints, with 30,000 requests in a minute.
 
 use std::time::Duration;
 
@@ -14,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::support::binary::BINARY;
 use crate::support::wait::eventually;
 
-/// Ten replicas under 8 keep-alive clients at 500/s; `rolls` updates in nine tenths of `seconds`. Each old process
-/// gets its SIGKILL between 50 ms before and 50 ms after its manifest changes.
+/// Ten replicas under 8 keep-alive clients at 500/s, with `rolls` updates in nine tenths of
+/// `seconds`. Each old process gets its SIGKILL between 50 ms before and 50 ms after its manifest
+/// changes.
 async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fleet, Proxy) {
     let options = Options {
         replicas: 10,
@@ -42,7 +45,8 @@ async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fl
             >= 10.0
     })
     .await;
-    // A machine with other work sends late, which is no failure of the proxy: time enough to send all of it.
+    // A busy machine sends late, which is no failure of the proxy. The timeout leaves time to send
+    // everything.
     let load = Load {
         timeout: Duration::from_secs(180),
         ..Load::new(web, path, Duration::from_secs(seconds))
@@ -70,7 +74,7 @@ async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fl
     (report, fleet, proxy)
 }
 
-async fn nobody_notices(tell: Tell, path: &str, short: (usize, u64)) {
+async fn roll_without_loss(tell: Tell, path: &str, short: (usize, u64)) {
     let (rolls, seconds) = if std::env::var_os("EBBTIDE_FULL").is_some() {
         (5, 60)
     } else {
@@ -104,22 +108,22 @@ async fn nobody_notices(tell: Tell, path: &str, short: (usize, u64)) {
     assert_eq!(
         drains as usize,
         10 * rolls,
-        "one receipt for each that left"
+        "one receipt for each endpoint that left"
     );
 }
 
 #[tokio::test]
 async fn rolling_updates_by_pods_and_slices_cost_nothing() {
-    // Slow enough that processes die with requests in flight.
-    nobody_notices(Tell::PodAndSlice, "/slow?ms=3", (2, 15)).await;
+    // Slow requests, so that processes die with requests in flight.
+    roll_without_loss(Tell::PodAndSlice, "/slow?ms=3", (2, 15)).await;
 }
 
 #[tokio::test]
 async fn rolling_updates_by_slices_alone_cost_nothing() {
-    nobody_notices(Tell::Slice, "/slow?ms=3", (1, 6)).await;
+    roll_without_loss(Tell::Slice, "/slow?ms=3", (1, 6)).await;
 }
 
 #[tokio::test]
 async fn rolling_updates_by_removal_alone_cost_nothing() {
-    nobody_notices(Tell::Removal, "/", (1, 6)).await;
+    roll_without_loss(Tell::Removal, "/", (1, 6)).await;
 }

@@ -1,4 +1,6 @@
-//! Endpoints on loopback that do as a script says, and count who comes.
+//! Endpoints on loopback that follow a script and count their connections. Join checks are
+//! connections, too, and are counted. Dropping an endpoint closes its listener, so that connects
+//! are refused from then on.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::serve::serve;
 
-/// It does as [`serve`] does. Ends at drop.
+/// An endpoint that runs [`serve`]. It ends at drop.
 pub struct Scripted {
     pub address: SocketAddr,
     accepted: Arc<AtomicUsize>,

@@ -1,4 +1,6 @@
-//! SIGTERM, a second one, SIGHUP, and starts that are refused: a real process, what it answers, logs and exits with.
+//! SIGTERM, a second SIGTERM, SIGHUP, refused starts, and a process that replaces another one. The
+//! tests run a real process and check what it answers, logs and exits with (contract 1.14). No
+//! accepted client may be reset without a response before the grace period is over.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,11 +19,11 @@ use crate::support::folder::Ep;
 use crate::support::process::Process;
 use crate::support::wait::{eventually, soon};
 
-/// Answers at once, but `/gate` when the gate opens and `/never` never.
+/// An endpoint that answers immediately, except `/gate` (when the gate opens) and `/never` (never).
 struct App {
     endpoint: Scripted,
     gate: Arc<Semaphore>,
-    /// Requests that wait at the gate or for ever.
+    /// Requests that wait, at the gate or for ever.
     waiting: Arc<AtomicUsize>,
 }
 
@@ -72,7 +74,7 @@ impl App {
     }
 }
 
-/// Sends back what comes, but streams for ever to whom says `flood`.
+/// An endpoint that echoes, and streams for ever to a client that sends `flood`.
 async fn echo_or_flood() -> Scripted {
     Scripted::start(|mut stream: TcpStream, _| async move {
         let mut buf = [0; 4096];
@@ -94,7 +96,7 @@ async fn get(
     client: &mut Client,
     path: &str,
 ) -> Result<ebbtide::command::demo::client::Response, Failure> {
-    soon("an answer", client.exchange("GET", path, "", b"")).await
+    soon("a response", client.exchange("GET", path, "", b"")).await
 }
 
 async fn is_refused(address: SocketAddr) -> bool {
@@ -107,7 +109,10 @@ async fn readyz(process: &Process) -> (u16, String) {
 }
 
 async fn exit_code(process: &mut Process) -> Option<i32> {
-    soon("its end", process.proxy.wait()).await.unwrap().code()
+    soon("the process's end", process.proxy.wait())
+        .await
+        .unwrap()
+        .code()
 }
 
 #[tokio::test]
@@ -130,7 +135,7 @@ async fn the_lame_duck_fails_readyz_and_goes_on_serving() {
         let answer = get(client, "/").await.unwrap();
         assert_eq!((answer.status, answer.keep_alive), (200, true));
     }
-    // Ends at once although both graces are long and two clients are connected.
+    // The process ends immediately, although both graces are long and two clients are connected.
     process.proxy.signal(Signal::TERM);
     assert_eq!(exit_code(&mut process).await, Some(0));
     eventually("the line", async || {
@@ -140,7 +145,7 @@ async fn the_lame_duck_fails_readyz_and_goes_on_serving() {
 }
 
 #[tokio::test]
-async fn with_no_client_it_ends_when_the_lame_duck_is_over() {
+async fn without_clients_it_ends_when_the_lame_duck_is_over() {
     let app = App::start().await;
     let mut process = Process::start(
         "http",
@@ -148,7 +153,7 @@ async fn with_no_client_it_ends_when_the_lame_duck_is_over() {
         "timeouts: {lameDuck: 700ms, shutdown: 10m}",
     )
     .await;
-    // A connection that has been and gone, and one of the pool to the endpoint, count for nothing.
+    // A connection that has ended, and an idle connection to the endpoint, delay nothing.
     get(&mut Client::connect(process.web()).await.unwrap(), "/")
         .await
         .unwrap();
@@ -167,7 +172,7 @@ async fn with_no_client_it_ends_when_the_lame_duck_is_over() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_answered_and_keep_alive_clients_are_told() {
+async fn requests_in_flight_are_answered_and_keep_alive_clients_get_connection_close() {
     let app = App::start().await;
     let mut process = Process::start("http", &[app.ep()], "timeouts: {shutdown: 10m}").await;
     let web = process.web();
@@ -184,7 +189,7 @@ async fn what_is_in_flight_is_answered_and_keep_alive_clients_are_told() {
         (answer.status, answer.header("connection")),
         (200, Some("close"))
     );
-    // It has had all the time it wanted for its next request.
+    // This client could have sent its next request at any time.
     let answer = get(&mut idle, "/").await.unwrap();
     assert_eq!(
         (answer.status, answer.header("connection")),
@@ -199,7 +204,7 @@ async fn what_is_in_flight_is_answered_and_keep_alive_clients_are_told() {
 }
 
 #[tokio::test]
-async fn what_hangs_is_cut_when_the_grace_is_over_and_named() {
+async fn what_is_left_at_the_end_of_the_grace_is_cut_and_named() {
     let app = App::start().await;
     let mut process = Process::start("http", &[app.ep()], "timeouts: {shutdown: 1s}").await;
     let web = process.web();
@@ -210,7 +215,8 @@ async fn what_hangs_is_cut_when_the_grace_is_over_and_named() {
     app.wait_for(1).await;
     let begun = Instant::now();
     process.proxy.signal(Signal::TERM);
-    // Nothing of it went out, so it can be told; it is not sent anywhere again.
+    // Nothing of the response had gone out, so the client gets 502. The request is not sent to
+    // another endpoint.
     let answer = hanging.await.unwrap().unwrap();
     assert_eq!(
         (answer.status, answer.header("x-ebbtide-reason")),
@@ -237,7 +243,7 @@ async fn what_hangs_is_cut_when_the_grace_is_over_and_named() {
 }
 
 #[tokio::test]
-async fn tcp_pairs_live_through_it_and_are_cut_at_its_end() {
+async fn tcp_connections_go_on_during_the_grace_and_are_cut_at_its_end() {
     let echo = echo_or_flood().await;
     let mut process = Process::start(
         "tcp",
@@ -301,7 +307,7 @@ async fn what_waits_in_the_accept_queue_is_served() {
         get(&mut client, "/").await.unwrap();
         first.push(client);
     }
-    // Connected as far as the kernel and the clients are concerned, and nobody has accepted them.
+    // For the kernel and the clients these are connected. The proxy has not accepted them.
     let mut waiting = Vec::new();
     for _ in 0..100 {
         let mut stream = TcpStream::connect(web).await.unwrap();
@@ -316,7 +322,7 @@ async fn what_waits_in_the_accept_queue_is_served() {
     drop(first);
     for (i, stream) in waiting.iter_mut().enumerate() {
         let mut answer = String::new();
-        let read = soon("an answer", stream.read_to_string(&mut answer)).await;
+        let read = soon("a response", stream.read_to_string(&mut answer)).await;
         assert!(
             read.is_ok() && answer.starts_with("HTTP/1.1 200 "),
             "{i}: {read:?} {answer:?}"
@@ -329,9 +335,10 @@ async fn what_waits_in_the_accept_queue_is_served() {
     assert_eq!(exit_code(&mut process).await, Some(0));
 }
 
-/// Clients that connect as fast as they can while the listener closes: refused is fine, connected and then reset is not.
+/// Clients that connect as fast as they can while the listener closes. Refused is right, connected
+/// and then reset is not.
 #[tokio::test]
-async fn nobody_who_was_connected_is_reset_unanswered() {
+async fn no_connected_client_is_reset_without_a_response() {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n";
     let app = App::start().await;
     for round in 0..5 {
@@ -367,7 +374,7 @@ async fn nobody_who_was_connected_is_reset_unanswered() {
                             Ok(_) => {
                                 return Err((
                                     answered,
-                                    std::io::Error::other("ended without an answer"),
+                                    std::io::Error::other("ended without a response"),
                                 ));
                             }
                             Err(error) => return Err((answered, error)),
@@ -396,7 +403,7 @@ async fn endpoints_go_on_draining_and_nothing_is_bound_again() {
     let web = process.web();
     let mut streams = Vec::new();
     while a.accepted() < 2 || b.accepted() < 2 {
-        // One is the join check's.
+        // One accepted connection is the join check's.
         let mut stream = TcpStream::connect(web).await.unwrap();
         stream.write_all(b"hello").await.unwrap();
         soon("the echo", stream.read_exact(&mut [0; 5]))
@@ -426,7 +433,7 @@ async fn endpoints_go_on_draining_and_nothing_is_bound_again() {
     assert_eq!(exit_code(&mut process).await, Some(0));
 }
 
-/// Runs `ebbtide run` with this configuration to its end: its exit code and what it wrote.
+/// Runs `ebbtide run` with this configuration until it ends. Returns its exit code and its output.
 async fn refused(config: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("manifests")).unwrap();
@@ -508,7 +515,7 @@ async fn a_taken_listener_port_is_named_and_bound_once_it_is_free() {
     get(&mut Client::connect(address).await.unwrap(), "/")
         .await
         .unwrap();
-    // Said once, not with every try.
+    // Logged once, not for every try.
     assert_eq!(process.logged("cannot listen").len(), 1);
 }
 
@@ -531,7 +538,7 @@ async fn reload(process: &Process, text: &str) {
     process.proxy.signal(Signal::HUP);
 }
 
-/// Where the listener is bound, by the status page.
+/// The address that the listener is bound to, by the status page.
 async fn bound(process: &Process, name: &str) -> Option<SocketAddr> {
     let status = process.json("/api/v1/status").await;
     let listener = status["listeners"]
@@ -543,7 +550,7 @@ async fn bound(process: &Process, name: &str) -> Option<SocketAddr> {
 }
 
 #[tokio::test]
-async fn sighup_adds_and_removes_listeners_and_touches_no_other() {
+async fn sighup_adds_and_removes_listeners_and_keeps_all_others() {
     let app = App::start().await;
     let process = Process::run(
         &[app.ep()],
@@ -571,13 +578,13 @@ async fn sighup_adds_and_removes_listeners_and_touches_no_other() {
     get(&mut Client::connect(added).await.unwrap(), "/")
         .await
         .unwrap();
-    eventually("the removed one is closed", async || {
+    eventually("the removed listener is closed", async || {
         is_refused(removed).await
     })
     .await;
     assert_eq!(bound(&process, "removed").await, None);
     assert_eq!(bound(&process, "kept").await, Some(kept));
-    // Connections that were there go on, also those of the listener that is gone.
+    // Existing connections go on, also those of the removed listener.
     for client in &mut clients {
         assert!(get(client, "/").await.unwrap().keep_alive);
     }
@@ -592,17 +599,19 @@ async fn sighup_adds_and_removes_listeners_and_touches_no_other() {
 }
 
 #[tokio::test]
-async fn sighup_with_a_bad_file_changes_nothing_and_says_why() {
+async fn sighup_with_a_bad_file_changes_nothing_and_logs_why() {
     let app = App::start().await;
     let process = Process::run(&[app.ep()], &two(&["web"], "{}"), &["web"]).await;
     let mut client = Client::connect(process.web()).await.unwrap();
     get(&mut client, "/").await.unwrap();
     reload(&process, &two(&["web", "other"], "{shutdown: soon}")).await;
     eventually("the line", async || {
-        !process.logged("configuration not taken").is_empty()
+        !process
+            .logged("the new configuration is refused")
+            .is_empty()
     })
     .await;
-    let line = &process.logged("configuration not taken")[0];
+    let line = &process.logged("the new configuration is refused")[0];
     let error = line["error"].as_str().unwrap();
     assert!(
         error.contains("ebbtide.yaml") && error.contains("timeouts.shutdown"),
@@ -613,7 +622,7 @@ async fn sighup_with_a_bad_file_changes_nothing_and_says_why() {
     get(&mut Client::connect(process.web()).await.unwrap(), "/")
         .await
         .unwrap();
-    // And a good one is taken after it.
+    // A correct file is used after it.
     reload(&process, &two(&["web", "other"], "{}")).await;
     eventually("the new listener", async || {
         bound(&process, "other").await.is_some()
@@ -629,16 +638,19 @@ async fn sighup_changes_timeouts_for_new_connections() {
     get(&mut old, "/").await.unwrap();
     reload(&process, &two(&["web"], "{clientIdle: 200ms}")).await;
     eventually("the line", async || {
-        !process.logged("configuration read anew").is_empty()
+        !process
+            .logged("the new configuration is in force")
+            .is_empty()
     })
     .await;
     let new = Client::connect(process.web()).await.unwrap();
     soon("the end of an idle client", new.ended()).await;
-    // It waits by what was in force when its wait began.
+    // The timeout of a wait is the one that was in force when the wait began.
     assert!(get(&mut old, "/").await.unwrap().keep_alive);
 }
 
-/// As on a node whose DaemonSet pod is being replaced with `maxSurge`: both processes have the same addresses.
+/// As on a node whose DaemonSet pod is replaced with `maxSurge`: both processes have the same
+/// addresses.
 #[tokio::test]
 async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     let app = App::start().await;
@@ -658,7 +670,7 @@ async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     app.wait_for(1).await;
 
     let new = Process::run(&[app.ep()], &text, &["web"]).await;
-    eventually("the old one's word", async || {
+    eventually("the old process's log line", async || {
         old.logged("admin address given").len() == 1
     })
     .await;
@@ -671,9 +683,9 @@ async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     assert_eq!(
         readyz.text(),
         "ready\n",
-        "the newcomer answers, not the one that leaves"
+        "the new process answers, not the leaving one"
     );
-    // Those who come now are served, by whichever still accepts.
+    // New connections are served by a process that still accepts.
     for _ in 0..20 {
         let mut client = Client::connect(web).await.unwrap();
         assert_eq!(get(&mut client, "/").await.unwrap().status, 200);
@@ -682,9 +694,14 @@ async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     assert_eq!(
         gated.await.unwrap().unwrap().status,
         200,
-        "what was in flight at the old one ends there"
+        "a request in flight at the old process ends there"
     );
-    assert!(soon("its end", old.proxy.wait()).await.unwrap().success());
+    assert!(
+        soon("the old process's end", old.proxy.wait())
+            .await
+            .unwrap()
+            .success()
+    );
     assert_eq!(
         get(&mut Client::connect(web).await.unwrap(), "/")
             .await
@@ -694,9 +711,10 @@ async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     );
 }
 
-/// The one that was to replace it ends first (a bad release): the old one is asked again.
+/// The process that was to replace the old one ends first (a bad release): the old process serves
+/// the admin address again.
 #[tokio::test]
-async fn the_admin_address_goes_back_when_the_newcomer_ends() {
+async fn the_admin_address_returns_when_the_successor_ends() {
     let app = App::start().await;
     let admin = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -710,7 +728,7 @@ async fn the_admin_address_goes_back_when_the_newcomer_ends() {
     let mut new = Process::run(&[app.ep()], &text, &["web"]).await;
     new.proxy.signal(Signal::KILL);
     soon("its end", new.proxy.wait()).await.unwrap();
-    eventually("an answer", async || {
+    eventually("a response", async || {
         old.proxy
             .page("/readyz")
             .await

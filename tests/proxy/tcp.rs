@@ -1,4 +1,6 @@
-//! TCP connections on endpoints that drain, refuse, keep silent or break, and how `auto` tells them from HTTP.
+//! TCP connections to endpoints that drain, refuse, keep silent or break, and the detection of HTTP
+//! by protocol `auto` (contract 1.4, 3.1, 4.4 and 4.5). Each direction ends on its own, and no byte
+//! is lost or repeated. Contract 1.12 lists the ends that the proxy does not hold yet.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ use crate::support::folder::Ep;
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
-/// An endpoint whose accepted connections the scenario gets into its own hands.
+/// An endpoint that hands each accepted connection to the scenario.
 pub struct Station {
     pub scripted: Scripted,
     streams: mpsc::UnboundedReceiver<TcpStream>,
@@ -42,7 +44,7 @@ impl Station {
         Ep::new(name, self.scripted.address)
     }
 
-    /// The next connection that says something (a probe does not), and what it said.
+    /// The next connection that sends bytes, and those bytes. A join check sends none.
     pub async fn next(&mut self) -> (TcpStream, Vec<u8>) {
         let next = async {
             loop {
@@ -58,7 +60,7 @@ impl Station {
     }
 }
 
-/// Sends back whatever comes.
+/// An endpoint that echoes everything.
 pub async fn echo() -> Scripted {
     Scripted::start(|mut stream: TcpStream, _| async move {
         let (mut read, mut write) = stream.split();
@@ -67,7 +69,7 @@ pub async fn echo() -> Scripted {
     .await
 }
 
-/// A connection through the proxy, both its ends; one byte has passed.
+/// Opens a connection through the proxy and passes one byte. Returns both ends.
 pub async fn through(rig: &Rig, station: &mut Station) -> (TcpStream, TcpStream) {
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
     client.write_all(b"!").await.unwrap();
@@ -76,7 +78,7 @@ pub async fn through(rig: &Rig, station: &mut Station) -> (TcpStream, TcpStream)
     (client, endpoint)
 }
 
-/// These bytes go in at one end and come out at the other.
+/// Sends these bytes at one end and expects them at the other.
 pub async fn passes(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
     from.write_all(bytes).await.unwrap();
     let mut got = vec![0; bytes.len()];
@@ -84,14 +86,15 @@ pub async fn passes(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
     assert_eq!(got, bytes);
 }
 
-/// Reads to the end: what came, and the error that ended it, if it was not a FIN.
+/// Reads to the end. Returns the bytes, and the error that ended the connection, or `None` after a
+/// FIN.
 pub async fn to_end(stream: &mut TcpStream) -> (Vec<u8>, Option<ErrorKind>) {
     let mut got = Vec::new();
     let end = soon("the end", stream.read_to_end(&mut got)).await;
     (got, end.err().map(|error| error.kind()))
 }
 
-/// The endpoint as the proxy has it now, of however many generations the latest.
+/// The endpoint in the published table, of all generations the latest.
 pub fn known(rig: &Rig, address: SocketAddr) -> Option<Arc<Endpoint>> {
     let snapshot = rig.running().admin.snapshot.load();
     let all = snapshot.ports.values().flat_map(|port| port.all.iter());
@@ -111,7 +114,7 @@ async fn drains(rig: &Rig, count: usize) {
     .await;
 }
 
-/// Asks, and reads the head of the answer, which has no body.
+/// Sends a request and reads the head of the response, which has no body.
 async fn head_of_answer(stream: &mut TcpStream) -> String {
     stream
         .write_all(b"GET /x HTTP/1.1\r\nHost: shop\r\n\r\n")
@@ -119,7 +122,7 @@ async fn head_of_answer(stream: &mut TcpStream) -> String {
         .unwrap();
     let mut answer = Vec::new();
     while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
-        let n = soon("an answer", stream.read_buf(&mut answer))
+        let n = soon("a response", stream.read_buf(&mut answer))
             .await
             .unwrap();
         assert_ne!(n, 0, "closed after {:?}", String::from_utf8_lossy(&answer));
@@ -127,7 +130,7 @@ async fn head_of_answer(stream: &mut TcpStream) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// Answers a head with the head itself, in a header; closes nothing.
+/// Answers a head with the head itself, in a field. Closes nothing.
 async fn mirror(mut stream: TcpStream) {
     let mut head = Vec::new();
     while let Ok(1..) = stream.read_buf(&mut head).await {
@@ -154,7 +157,7 @@ async fn a_draining_connection_works_both_ways_and_ends_by_fin_when_quiet() {
     rig.endpoints(&[a.ep("a").terminating(), Ep::new("b", b.address)]);
     drains(&rig, 1).await;
     let deadline = rig.running().admin.drains.records()[0].deadline.unwrap();
-    // Until well before the deadline there is always something under way, then a second and more of quiet.
+    // Bytes pass until well before the deadline. Then comes more than a second of silence.
     while Instant::now() + Duration::from_millis(1400) < deadline {
         passes(&mut client, &mut endpoint, b"up").await;
         passes(&mut endpoint, &mut client, b"and down").await;
@@ -201,10 +204,13 @@ async fn a_connection_cut_in_mid_transfer_is_reset_at_both_ends() {
     });
     assert!(Instant::now() >= deadline, "cut before the drain deadline");
     assert_eq!(at_client.1, Some(ErrorKind::ConnectionReset));
-    // Whichever of reader and sender the kernel tells first: it tells one.
+    // The kernel reports the reset either to the reader or to the sender first, and to one only.
     let sent = soon("the sender's end", sending).await.unwrap();
-    let told = [at_endpoint.err(), Some(sent)];
-    assert!(told.contains(&Some(ErrorKind::ConnectionReset)), "{told:?}");
+    let reported = [at_endpoint.err(), Some(sent)];
+    assert!(
+        reported.contains(&Some(ErrorKind::ConnectionReset)),
+        "{reported:?}"
+    );
 }
 
 #[tokio::test]
@@ -227,7 +233,7 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
             }
         }));
     }
-    // Connections of every client that began after this was called.
+    // Waits until every client has made `count` connections that began after this call.
     let more = async |count: usize| {
         let before: Vec<usize> = served.iter().map(|n| n.load(Ordering::SeqCst)).collect();
         let all = async || {
@@ -243,7 +249,7 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
         let ep = Ep::new("a", a.address);
         rig.endpoints(&[ep.clone(), Ep::new("b", b.address)]);
         eventually("connections at a", async || a.accepted() > 20).await;
-        // Some of these stay with it, and keep it draining.
+        // Some of these connections stay, and keep the endpoint draining.
         let mut staying = Vec::new();
         for _ in 0..16 {
             let mut client = TcpStream::connect(rig.web()).await.unwrap();
@@ -264,7 +270,7 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
                 .records()
                 .iter()
                 .any(|r| r.ended.is_none()),
-            "drained too soon to tell"
+            "drained too soon for the test"
         );
         drop(staying);
         rig.endpoints(&[Ep::new("b", b.address)]);
@@ -276,7 +282,7 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
 }
 
 #[tokio::test]
-async fn each_direction_is_closed_by_itself() {
+async fn each_direction_is_closed_independently() {
     let mut a = Station::start().await;
     let rig = Rig::with_protocol("tcp", "").await;
     rig.endpoints(&[a.ep("a")]);
@@ -343,7 +349,8 @@ async fn a_reset_stays_a_reset_and_frees_the_connection() {
     .await;
 }
 
-/// A client that has half-closed and then resets (a killed `curl`) is noticed although nobody writes to it.
+/// A client that has half-closed and then resets (a killed `curl`) is noticed, although nothing is
+/// written to it.
 #[tokio::test]
 async fn a_reset_after_a_half_close_is_noticed_while_the_other_way_is_silent() {
     let mut a = Station::start().await;
@@ -384,7 +391,7 @@ async fn a_refused_connect_moves_on_before_the_client_notices() {
     rig.endpoints(&[Ep::new("gone", gone), Ep::new("b", b.address)]);
     rig.usable(2).await;
     let mut tries = 0;
-    // Until it has been tried once; from then on it is ejected.
+    // Until the endpoint has been tried once. From then on it is ejected.
     while rig.metric("ebbtide_retries_total", "reason=\"connect\"") == 0.0 || tries < 20 {
         let mut client = TcpStream::connect(rig.web()).await.unwrap();
         client.write_all(b"x").await.unwrap();
@@ -402,7 +409,7 @@ async fn a_black_hole_costs_no_more_than_the_race() {
     let hole = socket.listen(1).unwrap();
     let address = hole.local_addr().unwrap();
     let mut filling = Vec::new();
-    // From the first SYN that goes unanswered on, its queue is full.
+    // The first SYN without an answer shows that the accept queue is full.
     while let Ok(stream) =
         tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await
     {
@@ -449,7 +456,7 @@ async fn auto_serves_a_server_that_speaks_first() {
         .await
         .unwrap();
     assert_eq!(&greeting, b"220 hello\r\n");
-    // After the server's first byte a request line is nobody's business.
+    // After the server's first byte, a request line is not parsed any more.
     client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     client.shutdown().await.unwrap();
     assert_eq!(
@@ -459,7 +466,7 @@ async fn auto_serves_a_server_that_speaks_first() {
 }
 
 #[tokio::test]
-async fn auto_passes_on_what_is_no_request_line() {
+async fn auto_forwards_what_is_no_request_line() {
     let a = echo().await;
     let rig = Rig::start("").await;
     rig.endpoints(&[Ep::new("a", a.address)]);
@@ -469,7 +476,8 @@ async fn auto_passes_on_what_is_no_request_line() {
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00",
         b"EHLO there\r\n",
-        // Could still become a request line: its client is not kept waiting for what it will not send.
+        // These bytes could still become a request line. The client does not have to send more
+        // before it is served.
         b"hello",
         b"GET /",
     ];
@@ -506,7 +514,7 @@ async fn a_request_line_before_the_endpoints_first_byte_is_http_after_any_silenc
             "{answer}"
         );
     }
-    eventually("the lease given back", async || {
+    eventually("the lease is returned", async || {
         leases(&rig, a.address) == 0
     })
     .await;
@@ -516,11 +524,12 @@ async fn a_request_line_before_the_endpoints_first_byte_is_http_after_any_silenc
     );
     assert!(
         a.accepted() <= 3,
-        "the probe's, the provisional one, and at most one more for both requests"
+        "one connect for the join check, the provisional one, and at most one more for both requests"
     );
 }
 
-/// Two endpoints that answer HTTP, a silent client, and the address of the one it was provisionally connected to.
+/// Two endpoints that answer HTTP, and a silent client. Returns the client, and whether its
+/// provisional endpoint is `a`.
 async fn silent_client(rig: &Rig, a: &Scripted, b: &Scripted) -> (TcpStream, bool) {
     rig.service(&[("ebbtide.dev/drain-timeout", "1s")]);
     rig.endpoints(&[Ep::new("a", a.address), Ep::new("b", b.address)]);
@@ -561,13 +570,13 @@ async fn a_silent_client_outlives_its_provisional_endpoint() {
     let a = Scripted::start(|stream, _| mirror(stream)).await;
     let rig = Rig::start("").await;
     let dying = Arc::new(tokio::sync::Notify::new());
-    let heard = dying.clone();
+    let ended = dying.clone();
     let c = Scripted::start(move |stream, _| {
-        let heard = heard.clone();
+        let ended = ended.clone();
         async move {
             tokio::select! {
                 () = mirror(stream) => {}
-                () = heard.notified() => {}
+                () = ended.notified() => {}
             }
         }
     })
@@ -580,7 +589,7 @@ async fn a_silent_client_outlives_its_provisional_endpoint() {
     })
     .await;
     let address = c.address;
-    // The process dies, and no manifest says so.
+    // The process dies, and no manifest changes.
     drop(c);
     eventually("the socket closed", async || {
         std::net::TcpStream::connect(address).is_err()
@@ -601,7 +610,7 @@ async fn a_silent_client_outlives_its_provisional_endpoint() {
 }
 
 #[tokio::test]
-async fn a_request_of_a_client_that_was_held_silent_is_answered_not_reset() {
+async fn a_request_of_a_client_that_was_held_silent_is_answered_and_not_reset() {
     let rig = Rig::start("").await;
     rig.service(&[("ebbtide.dev/hold-timeout", "3s")]);
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
@@ -610,7 +619,7 @@ async fn a_request_of_a_client_that_was_held_silent_is_answered_not_reset() {
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
 }
 
-/// Repeats in a length that no buffer has, so that a loss or a repetition of one is seen.
+/// The pattern repeats with a period that no buffer has, so a lost or repeated buffer is detected.
 const PERIOD: usize = 9_973;
 static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
     (0..PERIOD + (1 << 20))
@@ -628,7 +637,7 @@ async fn send_pattern(to: &mut (impl AsyncWriteExt + Unpin), length: usize) {
     }
 }
 
-/// Reads to the FIN and compares; answers the length.
+/// Reads to the FIN and compares. Returns the length.
 async fn check_pattern(from: &mut (impl AsyncReadExt + Unpin)) -> usize {
     let mut buf = vec![0; 256 << 10];
     let mut seen = 0;
@@ -647,7 +656,7 @@ async fn check_pattern(from: &mut (impl AsyncReadExt + Unpin)) -> usize {
 }
 
 #[tokio::test]
-async fn large_transfers_both_ways_at_once_arrive_whole() {
+async fn large_transfers_in_both_directions_arrive_whole() {
     const SIZE: usize = 64 << 20;
     let mut a = Station::start().await;
     let rig = Rig::with_protocol("tcp", "").await;
@@ -688,9 +697,9 @@ async fn eight_megabytes_each_way_around_a_one_sided_close() {
     server.await.unwrap();
 }
 
-/// In pieces large enough for splice, and in small ones that are copied.
+/// With pieces large enough for splice, and with small pieces that are copied.
 #[tokio::test]
-async fn a_slow_reader_holds_its_sender_back() {
+async fn a_slow_reader_slows_its_sender() {
     const SIZE: usize = 256 << 20;
     let mut a = Station::start().await;
     let rig = Rig::with_protocol("tcp", "").await;
@@ -702,7 +711,7 @@ async fn a_slow_reader_holds_its_sender_back() {
     ] {
         let (mut client, mut endpoint) = through(&rig, &mut a).await;
         let mut sent = 0;
-        // Full is: nothing more accepted for a second.
+        // The connection is full when it accepts nothing for a second.
         while sent < SIZE {
             let start = sent % PERIOD;
             match tokio::time::timeout(

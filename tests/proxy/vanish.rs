@@ -1,6 +1,8 @@
-//! An endpoint that is there no more, without FIN or reset: its packets go nowhere, in a network namespace of its own.
+//! An endpoint that vanishes without a FIN or a reset (contract 2.4): it runs in a network
+//! namespace of its own, and its packets are lost.
 //!
-//! The namespace has no name: it goes with the process in it, which dies with this one, whatever happens.
+//! The namespace has no name, so it ends with the process in it. That process dies with this one,
+//! whatever happens.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -20,7 +22,7 @@ use crate::support::folder::Ep;
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
-/// A sample application on another node, as far as the network can tell.
+/// A sample application that seems to be on another node.
 struct Island {
     process: Child,
     device: String,
@@ -30,7 +32,7 @@ struct Island {
 static ISLANDS: AtomicU32 = AtomicU32::new(0);
 
 impl Island {
-    /// `Err` tells what this machine does not allow.
+    /// `Err` says what this machine does not allow.
     async fn start(more: &[&str]) -> Result<Self, String> {
         // 198.18.0.0/15 is for tests of network devices (RFC 2544).
         let number = ISLANDS.fetch_add(1, Ordering::SeqCst) + std::process::id() % 4000 * 4;
@@ -66,7 +68,8 @@ impl Island {
             other => return Err(format!("unshare --net is not allowed here ({other:?})")),
         }
         let inside = ["nsenter", "--net", "--target", &pid];
-        // So that no closed socket keeps the namespace for minutes; where it is not allowed it takes them.
+        // This keeps a closed socket from holding the namespace for minutes. Where it is not
+        // allowed, the namespace stays that long.
         let orphans = ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/tcp_orphan_retries"];
         let _ = run(&[&inside[..], &orphans].concat());
         run(&[
@@ -93,7 +96,8 @@ impl Island {
         Ok(island)
     }
 
-    /// From now on everything sent there is lost: the link stays, and nobody at its other end is meant.
+    /// From now on all packets to the endpoint are lost. The link stays, but its other end no
+    /// longer has the address.
     fn vanish(&self) {
         let pid = self.process.id().unwrap().to_string();
         run(&[
@@ -125,18 +129,18 @@ fn run(words: &[&str]) -> Result<(), String> {
     }
 }
 
-/// The island, or a line that says why there is none.
-async fn island(more: &[&str]) -> Option<Island> {
+/// The island for `test`, or `None` after a line that says why there is none.
+async fn island(test: &str, more: &[&str]) -> Option<Island> {
     match Island::start(more).await {
         Ok(island) => Some(island),
         Err(why) => {
-            println!("SKIPPED: {why}");
+            println!("SKIPPED: {test}: {why}");
             None
         }
     }
 }
 
-/// Answers 200 with `b`.
+/// An endpoint that answers 200 with `b`.
 async fn answering() -> Scripted {
     Scripted::start(|mut stream: TcpStream, _| async move {
         while let Ok(1..) = stream.read(&mut [0; 4096]).await {
@@ -152,9 +156,10 @@ async fn answering() -> Scripted {
     .await
 }
 
-/// A GET is in flight on an endpoint that vanishes; how long after that it was answered, by another one.
-async fn answered_after(pod_deleted: bool) -> Option<Duration> {
-    let island = island(&[]).await?;
+/// A GET is in flight on an endpoint that vanishes. Returns how long another endpoint then took to
+/// answer it. `test` is the name of the test.
+async fn answered_after(test: &str, pod_deleted: bool) -> Option<Duration> {
+    let island = island(test, &[]).await?;
     let b = answering().await;
     let rig = Rig::start("").await;
     rig.pod("lost", "1", None);
@@ -165,7 +170,7 @@ async fn answered_after(pod_deleted: bool) -> Option<Duration> {
     let asked = tokio::spawn(async move {
         let mut client = Client::connect(web).await.unwrap();
         let answer = soon(
-            "an answer",
+            "a response",
             client.exchange("GET", "/slow?ms=600000", "", b""),
         )
         .await
@@ -182,7 +187,7 @@ async fn answered_after(pod_deleted: bool) -> Option<Duration> {
     island.vanish();
     let vanished = Instant::now();
     if pod_deleted {
-        // As when its node is taken away: the object is gone, no grace period was ever told.
+        // As when a node is removed: the object is gone, and no grace period was ever reported.
         rig.remove("pod-lost.json");
         rig.endpoints(&[Ep::new("b", b.address).of_pod()]);
     }
@@ -196,9 +201,11 @@ async fn answered_after(pod_deleted: bool) -> Option<Duration> {
 
 #[tokio::test]
 async fn a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_pod_is_deleted() {
-    let (known, unknown) = tokio::join!(answered_after(true), answered_after(false));
+    let test =
+        "a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_pod_is_deleted";
+    let (known, unknown) = tokio::join!(answered_after(test, true), answered_after(test, false));
     if let (Some(known), Some(unknown)) = (known, unknown) {
-        println!("vanished: answered after {unknown:?}; with its Pod deleted after {known:?}");
+        println!("vanished: answered after {unknown:?}, and with its Pod deleted after {known:?}");
         assert!(
             known < unknown,
             "{known:?} with the Pod deleted, {unknown:?} without"
@@ -210,7 +217,8 @@ async fn a_request_on_an_endpoint_that_vanished_is_replayed_and_sooner_if_its_po
 #[tokio::test]
 async fn a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset() {
     for talking in [false, true] {
-        let Some(island) = island(&["--tcp"]).await else {
+        let test = "a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset";
+        let Some(island) = island(test, &["--tcp"]).await else {
             return;
         };
         let rig = Rig::with_protocol("tcp", "").await;

@@ -1,5 +1,6 @@
-//! HTTP/1.1 on the wire, through the proxy (design, section 4): real sockets on both sides, byte for byte. The pure table
-//! of heads and bodies is `tests/wire/http_table.rs`; here is what the two sides really see, and which connections live on.
+//! HTTP/1.1 on the wire, through the proxy (contract 4): real sockets on both sides, byte for byte.
+//! The table of heads and bodies is in `tests/wire/http_table.rs`. These tests show what both sides
+//! really receive, and which connections stay open.
 
 mod bodies;
 mod patience;
@@ -19,7 +20,7 @@ use crate::support::folder::{Ep, Folder};
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
-/// What the proxy adds to a request of host `a` from loopback.
+/// The fields that the proxy adds to a request for host `a` from loopback.
 const FORWARDED: &str =
     "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -35,10 +36,10 @@ pub enum End {
 /// Either end of a connection, read as raw messages.
 pub struct Wire {
     pub stream: TcpStream,
-    /// Read and not yet taken.
+    /// Bytes that were read and not yet taken.
     pub buffer: Vec<u8>,
     pub end: Option<End>,
-    /// Where whole messages are noted.
+    /// Where whole messages are recorded.
     pub seen: Option<Arc<Mutex<Vec<String>>>>,
 }
 
@@ -57,7 +58,8 @@ impl Wire {
         Self::new(TcpStream::connect(rig.web()).await.unwrap())
     }
 
-    /// Errors are not told: what counts is what the other side then says. A reset that a write has met, no read is told.
+    /// Sends bytes. Errors are ignored, because the test looks at what the other side sends then. A
+    /// reset that a write has met is recorded, because no later read reports it.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let sent = soon("a write", self.stream.write_all(bytes.as_ref())).await;
         if sent.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset) {
@@ -65,7 +67,7 @@ impl Wire {
         }
     }
 
-    /// In two pieces that most likely arrive apart.
+    /// Sends two pieces that most likely arrive apart.
     async fn send_split(&mut self, bytes: &[u8], at: usize) {
         self.send(&bytes[..at]).await;
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -83,7 +85,7 @@ impl Wire {
         self.stream.shutdown().await.unwrap();
     }
 
-    /// Reads once; false at the end, however it came.
+    /// Reads once. Returns false at the end, by FIN or by reset.
     pub async fn fill(&mut self) -> bool {
         self.buffer.reserve(64 << 10);
         match soon("bytes or an end", self.stream.read_buf(&mut self.buffer)).await {
@@ -99,7 +101,7 @@ impl Wire {
         }
     }
 
-    /// Up to and with `mark`.
+    /// Takes everything up to and including `mark`.
     pub async fn until(&mut self, mark: &str) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = self
@@ -131,7 +133,8 @@ impl Wire {
             .map(|head| String::from_utf8_lossy(&head).into_owned())
     }
 
-    /// A head, and the body as it frames it, as they came. `None`: it ended first; see `end`.
+    /// Takes a whole message: a head, and the body that it frames. `None` if the connection ended
+    /// first; see `end`.
     async fn message(&mut self) -> Option<String> {
         let head = self.head().await?;
         let mut message = head.clone().into_bytes();
@@ -163,7 +166,7 @@ impl Wire {
         Some(message)
     }
 
-    /// Everything up to the end, and the end.
+    /// Reads everything up to the end. Returns it with the kind of end.
     async fn rest(&mut self) -> (String, End) {
         while self.fill().await {}
         (
@@ -172,7 +175,7 @@ impl Wire {
         )
     }
 
-    /// The connection serves another request: it was neither closed nor left out of step.
+    /// The connection serves another request, so it is open and its messages are in step.
     async fn assert_alive(&mut self, after: &str) {
         self.send("GET /alive HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert_eq!(
@@ -183,13 +186,14 @@ impl Wire {
     }
 }
 
-/// The value of a field of a head written by the proxy or by a test.
+/// The value of a field in a head that the proxy or a test wrote.
 pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.split("\r\n")
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
-/// An endpoint whose connections are scripted; those that carry nothing (the proxy's probes) are not counted.
+/// An endpoint with scripted connections. Connections without bytes (the proxy's join checks) are
+/// not counted.
 struct Origin {
     scripted: Scripted,
     used: Arc<AtomicUsize>,
@@ -230,7 +234,7 @@ impl Origin {
         }
     }
 
-    /// Answers each whole request with what `answer` makes of it, and keeps the connection.
+    /// Answers each whole request with the result of `answer`, and keeps the connection.
     async fn answering(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let answer = Arc::new(answer);
         Self::start(move |mut wire, _| {
@@ -257,7 +261,7 @@ impl Origin {
     }
 }
 
-/// A proxy of one worker (so of one pool) before `origin`, for HTTP and nothing else.
+/// A proxy with one worker (so with one pool) before `origin`, for HTTP only.
 async fn scene(origin: &Origin, more: &str) -> Rig {
     scene_with(origin, "protocol: http", more).await
 }

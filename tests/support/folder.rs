@@ -1,4 +1,6 @@
-//! A folder of manifests of the scenario's own, and the endpoints that it lists.
+//! A folder of manifests that belongs to one scenario, and the endpoints that it lists. A file is
+//! replaced by a rename, so the proxy never reads half a manifest. The folder holds Service
+//! `web/shop` from the beginning.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,11 +10,12 @@ use tempfile::TempDir;
 
 use super::manifests::{endpoint, service, slice};
 
-/// The manifests are in a folder within it. Removed at drop.
+/// A temporary folder. The manifests are in the folder `manifests` within it. It is removed at
+/// drop.
 pub struct Folder(TempDir);
 
 impl Folder {
-    /// With Service `web/shop`.
+    /// Makes a folder that holds Service `web/shop`.
     pub fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         std::fs::create_dir(folder.manifests()).unwrap();
@@ -37,8 +40,8 @@ impl Folder {
         self.write("service.json", &service("shop", annotations.into()));
     }
 
-    /// Writes one slice per endpoint, named `slice-{name}`; removes those of endpoints that are not
-    /// given.
+    /// Writes one slice for each endpoint, named `slice-{name}`. Removes the slices of all other
+    /// endpoints.
     pub fn endpoints(&self, endpoints: &[Ep]) {
         let keep: Vec<String> = endpoints
             .iter()
@@ -55,7 +58,7 @@ impl Folder {
         }
     }
 
-    /// Replaces a manifest whole.
+    /// Replaces a whole manifest by a rename.
     pub fn write(&self, file: &str, object: &Value) {
         let temporary = self.path().join(file);
         std::fs::write(&temporary, object.to_string()).unwrap();
@@ -68,7 +71,7 @@ impl Folder {
 pub struct Ep {
     pub name: String,
     pub address: SocketAddr,
-    /// Is of Pod `name`.
+    /// The slice names Pod `name` as the endpoint's target.
     pub pod: bool,
     pub ready: bool,
     pub serving: bool,
@@ -76,7 +79,7 @@ pub struct Ep {
 }
 
 impl Ep {
-    /// Ready, and without a pod.
+    /// A ready endpoint without a pod.
     pub fn new(name: &str, address: SocketAddr) -> Self {
         Self {
             name: name.into(),
@@ -92,7 +95,7 @@ impl Ep {
         self.slice_of("shop", "")
     }
 
-    /// The same of another Service, with this name of its port.
+    /// The slice of this endpoint for another Service. `port` is the name of its port.
     pub fn slice_of(&self, service: &str, port: &str) -> Value {
         let conditions = [self.ready, self.serving, self.terminating];
         let pod = self.pod.then_some(self.name.as_str());

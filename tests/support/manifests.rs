@@ -1,8 +1,10 @@
-//! Services and EndpointSlices of namespace `web`, as the API server or a manifest shows them.
+//! Services and EndpointSlices of namespace `web`, as the API server or a manifest shows them. The
+//! objects are JSON values, so that a test can change any field, also to an invalid value. Pods are
+//! in `pods.rs`.
 
 use serde_json::{Value, json};
 
-/// With port 80.
+/// A Service with port 80.
 pub fn service(name: &str, annotations: Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
@@ -11,7 +13,7 @@ pub fn service(name: &str, annotations: Value) -> Value {
     })
 }
 
-/// `port` is its name and its number. All endpoints are of the first one's address family.
+/// A slice. `port` is the port's name and number. The address family is that of the first endpoint.
 pub fn slice(name: &str, service: &str, port: (&str, u16), endpoints: &[Value]) -> Value {
     let first = endpoints
         .first()
@@ -30,7 +32,7 @@ pub fn slice(name: &str, service: &str, port: (&str, u16), endpoints: &[Value]) 
     })
 }
 
-/// An endpoint of a slice.
+/// An endpoint of a slice. Its Pod has the UID of [`uid_of`].
 pub fn endpoint(
     address: &str,
     pod: Option<&str>,
@@ -47,7 +49,7 @@ pub fn endpoint(
     endpoint
 }
 
-/// The UID of the object of this name.
+/// The UID of the object with this name.
 pub fn uid_of(name: &str) -> String {
     format!("uid-{name}")
 }

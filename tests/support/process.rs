@@ -1,4 +1,6 @@
-//! The proxy as a process of its own, over a folder of manifests.
+//! The proxy as a process of its own, over a folder of manifests. Tests use it where signals,
+//! descriptors, logs or exit codes matter. Where they do not, `rig.rs` runs the proxy in the test's
+//! process.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,20 +12,20 @@ use super::binary::BINARY;
 use super::folder::{Ep, Folder};
 use super::wait::eventually;
 
-/// Killed at drop.
+/// A running proxy and its folder. The process is killed at drop.
 pub struct Process {
     pub proxy: Proxy,
     pub folder: Folder,
 }
 
 impl Process {
-    /// Starts with a whole configuration and these endpoints. Waits until it listens at these
-    /// listeners, and all of the endpoints are in rotation.
+    /// Starts a proxy with a complete configuration and these endpoints. Waits until the proxy
+    /// listens on these listeners and all of the endpoints are in rotation.
     pub async fn run(endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
         Self::launch(BINARY.as_ref(), endpoints, text, listeners).await
     }
 
-    /// As [`Self::run`], another build of the program.
+    /// Like [`Self::run`], with another build of the program.
     pub async fn launch(binary: &Path, endpoints: &[Ep], text: &str, listeners: &[&str]) -> Self {
         let folder = Folder::new();
         folder.endpoints(endpoints);
@@ -35,7 +37,7 @@ impl Process {
         process
     }
 
-    /// Waits until as many endpoints are in rotation.
+    /// Waits until at least `count` endpoints are in rotation.
     pub async fn ready(&self, count: usize) {
         eventually(&format!("{count} endpoints in rotation"), async || {
             let status = self.json("/api/v1/status").await;

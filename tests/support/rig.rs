@@ -1,4 +1,6 @@
-//! A proxy in this process, over a folder of manifests.
+//! A proxy in this process, over a folder of manifests, with real sockets and threads. Tests can
+//! read its published snapshot and its metrics directly. It has no signals and no log of its own:
+//! see `process.rs`.
 
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -9,7 +11,8 @@ use ebbtide::config::settings::Config;
 use super::folder::Folder;
 use super::wait::eventually;
 
-/// Shut down at drop (without grace), so that a failed test leaves nothing behind.
+/// A running proxy and its folder. Drop shuts the proxy down without grace, so that a failed test
+/// leaves nothing behind.
 pub struct Rig {
     folder: Folder,
     running: Option<Running>,
@@ -22,7 +25,7 @@ impl Rig {
         Self::run(Folder::new(), &one_listener(protocol, more)).await
     }
 
-    /// Starts with a whole configuration of the scenario's own.
+    /// Starts a proxy with a complete configuration.
     pub async fn run(folder: Folder, text: &str) -> Self {
         let file = folder.path().join("ebbtide.yaml");
         std::fs::write(&file, text).unwrap();
@@ -42,12 +45,13 @@ impl Rig {
         self.running.as_ref().unwrap()
     }
 
-    /// Where clients connect.
+    /// The address that clients connect to.
     pub fn web(&self) -> SocketAddr {
         self.running().listener("web").unwrap()
     }
 
-    /// Waits until the published table has as many usable endpoints, and what it ended drains.
+    /// Waits until the published table has exactly `count` usable endpoints and the drains
+    /// that came with the table have begun.
     pub async fn usable(&self, count: usize) {
         eventually(&format!("{count} usable endpoints"), async || {
             let snapshot = self.running().admin.snapshot.load();

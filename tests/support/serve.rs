@@ -1,11 +1,13 @@
-//! Endpoints on loopback that do as a script says.
+//! Endpoints on loopback that follow a script. Each connection runs the script on a task of its
+//! own, and one that fails does not stop the others. An endpoint that counts its connections is in
+//! `tests/proxy/scripted.rs`.
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// Runs `script` on every accepted connection, with its number, counted from 0. Probes of the
-/// proxy's control side connect and close at once: they count as connections too, so a script must
-/// bear an immediate end.
+/// Runs `script` on each accepted connection. `script` gets the number of the connection, counted
+/// from 0. The proxy's join checks connect and close immediately. They count as connections too, so
+/// a script must accept an immediate end.
 pub fn serve<F, Fut>(listener: TcpListener, script: F) -> JoinHandle<()>
 where
     F: Fn(TcpStream, usize) -> Fut + Send + 'static,

@@ -1,5 +1,6 @@
-//! The routing table with the control loop's part played by hand: a `World` with synthetic changes,
-//! no sockets and no clock but the test's own. `routing` and `faults` share it.
+//! The routing table, driven by hand: a `World` with synthetic changes, no sockets, and a clock
+//! that only the test moves. [`Rig`] does the control loop's work and checks the contract after
+//! each step. `discovery::routing` and `hostile::faults` share it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,7 +18,7 @@ use ebbtide::discovery::object::{
     SliceObject,
 };
 use ebbtide::observe::metrics::Metrics;
-use ebbtide::routing::chores::Chores;
+use ebbtide::routing::change::Chores;
 use ebbtide::routing::drains;
 use ebbtide::routing::table::RoutingTable;
 use ebbtide::routing::world::objects::{Touched, World};
@@ -27,8 +28,8 @@ pub const SECOND: Duration = Duration::from_secs(1);
 pub const DRAIN_TIMEOUT: u64 = 4;
 pub const GRACE: Duration = Duration::from_secs(2);
 
-/// The table with what stands around it in the program: the world, the drain log, and the control
-/// loop's part.
+/// The table with its surroundings in the program: the world, the drain log, and the control loop's
+/// work.
 pub struct Rig {
     pub world: World,
     pub table: RoutingTable,
@@ -36,12 +37,13 @@ pub struct Rig {
     pub drains: Arc<drains::Log>,
     pub notices: mpsc::UnboundedReceiver<Notice>,
     pub now: Instant,
-    /// Endpoints that the control side connects to before they may join, and those it tries until
-    /// they answer again.
+    /// Endpoints that the control loop connects to before they may join (`joining`), and ejected
+    /// endpoints that it tries until they answer again (`readmitting`).
     pub joining: BTreeMap<EndpointId, Arc<Endpoint>>,
     pub readmitting: BTreeMap<EndpointId, Arc<Endpoint>>,
     pub deadlines: BTreeSet<(Instant, EndpointId)>,
-    /// Every endpoint that was ever seen, and what must stay true of it.
+    /// Every endpoint that the table has ever held. The sets below record what must stay true of
+    /// them.
     pub known: BTreeMap<EndpointId, Arc<Endpoint>>,
     pub connected: BTreeSet<EndpointId>,
     pub drained: BTreeSet<EndpointId>,
@@ -89,7 +91,7 @@ pub fn slice(name: &str, service: &str, endpoints: &[SliceEndpoint]) -> SliceObj
     }
 }
 
-/// Ready; `pod` becomes its name and `uid-{pod}` its UID.
+/// A ready endpoint. `pod` is the name of its pod, and `uid-{pod}` is the pod's UID.
 pub fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
     SliceEndpoint {
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)),
@@ -184,14 +186,17 @@ impl Rig {
 
     pub fn apply(&mut self, touched: &Touched) {
         let chores = self.table.apply(&self.world, touched, self.now);
-        self.attend(chores);
+        self.start_chores(chores);
     }
 
-    pub fn attend(&mut self, chores: Chores) {
+    pub fn start_chores(&mut self, chores: Chores) {
         for endpoint in chores.join {
             self.known.insert(endpoint.id, endpoint.clone());
             let before = self.joining.insert(endpoint.id, endpoint);
-            assert!(before.is_none(), "an endpoint is probed twice at once");
+            assert!(
+                before.is_none(),
+                "an endpoint is probed twice at the same time"
+            );
         }
         for endpoint in chores.deadlines {
             self.deadlines
@@ -204,8 +209,8 @@ impl Rig {
         }
     }
 
-    /// What the probe of one joining endpoint finds, as `control.rs` reports it: a success, or that
-    /// it is not wanted.
+    /// The result of the join check of one endpoint, as `control.rs` reports it: the endpoint
+    /// joins, or it is no longer wanted.
     pub fn probe(&mut self, id: EndpointId, answers: bool) {
         let Some(endpoint) = self.joining.get(&id) else {
             return;
@@ -219,7 +224,7 @@ impl Rig {
                 self.connected.insert(id);
             }
             let chores = self.table.probed(&[(id, !given_up)]);
-            self.attend(chores);
+            self.start_chores(chores);
         }
     }
 
@@ -233,11 +238,11 @@ impl Rig {
             endpoint.readmit();
             self.readmitting.remove(&id);
             let chores = self.table.answering_changed(&self.world, &[id], self.now);
-            self.attend(chores);
+            self.start_chores(chores);
         }
     }
 
-    /// Lets time pass; deadlines that are reached are enforced.
+    /// Lets time pass, and enforces the deadlines that are reached.
     pub fn pass(&mut self, time: Duration) {
         self.now += time;
         while let Some((at, id)) = self.deadlines.first().copied()
@@ -250,11 +255,15 @@ impl Rig {
         }
     }
 
-    pub fn hear(&mut self) {
+    pub fn take_notices(&mut self) {
         while let Ok(notice) = self.notices.try_recv() {
             match notice {
                 Notice::Drained(endpoint) => {
-                    assert_eq!(endpoint.leases(), 0, "drained was reported over a lease");
+                    assert_eq!(
+                        endpoint.leases(),
+                        0,
+                        "drained was reported while a lease was held"
+                    );
                     assert!(
                         self.drained.insert(endpoint.id),
                         "drained was reported twice"
@@ -271,7 +280,7 @@ impl Rig {
                     let chores =
                         self.table
                             .answering_changed(&self.world, &[endpoint.id], self.now);
-                    self.attend(chores);
+                    self.start_chores(chores);
                     self.readmitting.insert(endpoint.id, endpoint);
                 }
             }
@@ -289,11 +298,11 @@ impl Rig {
             .cloned()
     }
 
-    /// What has to hold after every step.
+    /// The invariants that hold after every step.
     pub fn check(&mut self) {
-        // A deadline may have passed when it becomes known.
+        // A deadline may already have passed when the table learns of it.
         self.pass(Duration::ZERO);
-        self.hear();
+        self.take_notices();
         let ports = self.snapshot.load().ports.clone();
         let mut open = BTreeSet::new();
         for port in ports.values() {
@@ -306,7 +315,7 @@ impl Rig {
             assert_eq!(
                 lease.is_some(),
                 open.contains(&id),
-                "{id:?} grants a lease, or should"
+                "{id:?} grants a lease and should not, or the reverse"
             );
             if endpoint.is_draining() {
                 self.began.insert(id);
@@ -328,11 +337,11 @@ impl Rig {
             }
             if endpoint.is_ejected() && endpoint.is_open() {
                 let probed = self.readmitting.contains_key(&id) || self.joining.contains_key(&id);
-                assert!(probed, "{id:?} is ejected and nobody tries it");
+                assert!(probed, "{id:?} is ejected and no probe tries it");
             }
         }
         assert_eq!(self.drains.running(), running, "each drain is logged once");
-        // The same world once more is no news.
+        // Applying the same world again changes nothing.
         let before = self.ids();
         let services = self.world.service_names().cloned().collect();
         self.apply(&Touched {
@@ -368,14 +377,14 @@ impl Rig {
             );
             assert!(
                 self.connected.contains(&id),
-                "{id:?} is usable and was never connected to"
+                "{id:?} is usable, but it was never connected to"
             );
             open.insert(id);
         }
         let none_answers = port.usable.iter().all(|endpoint| endpoint.is_ejected());
         assert!(
             none_answers || port.last_resort.is_empty(),
-            "a last resort beside usable ones that answer"
+            "a last resort beside usable endpoints that answer"
         );
         for endpoint in port.last_resort.iter() {
             let id = endpoint.id;
@@ -388,7 +397,7 @@ impl Rig {
             );
             assert!(
                 self.connected.contains(&id),
-                "{id:?} is the last resort and was never connected to"
+                "{id:?} is the last resort, but it was never connected to"
             );
             assert!(
                 endpoint.drain_deadline().is_none_or(|at| at > self.now),
@@ -396,7 +405,7 @@ impl Rig {
             );
             open.insert(id);
         }
-        // Nothing is left out either: what should serve does, or is being connected to.
+        // No endpoint is missing: each one that should serve does, or its join check runs.
         for merged in endpoints {
             let last = port.usable.is_empty()
                 && merged.conditions.serving
@@ -411,7 +420,7 @@ impl Rig {
                 Some(e) if !open.contains(&e.id) => {
                     assert!(
                         self.joining.contains_key(&e.id),
-                        "{:?} waits for a probe that nobody makes",
+                        "{:?} waits for a probe that does not run",
                         e.id
                     );
                 }

@@ -1,4 +1,6 @@
-//! A process seen from outside: what it has open, what it has written to, how busy it is.
+//! The state of a process, seen from outside through `/proc`: its open descriptors, its own memory,
+//! its processor time. Nothing here asks the process itself, so a process that hangs can be
+//! measured, too. Whether a process sleeps is in `tests/hostile/idle.rs`.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ pub fn open_descriptors(pid: u32) -> u64 {
         .count() as u64
 }
 
-/// A program in `folder` that runs `binary` under a hard limit of descriptors.
+/// Writes a program into `folder` that runs `binary` under a hard limit of descriptors.
 pub fn limited(binary: &Path, descriptors: u64, folder: &Path) -> PathBuf {
     let program = folder.join("ebbtide-limited");
     let script = format!(
@@ -24,8 +26,8 @@ pub fn limited(binary: &Path, descriptors: u64, folder: &Path) -> PathBuf {
     program
 }
 
-/// Processor time of the process so far, in the kernel's ticks of 10 ms (proc_pid_stat(5), fields
-/// 14 and 15).
+/// The processor time of the process so far, in the kernel's ticks of 10 ms (proc_pid_stat(5),
+/// fields 14 and 15).
 pub fn cpu(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat
@@ -39,9 +41,9 @@ pub fn cpu(pid: u32) -> Duration {
     )
 }
 
-/// What a process itself has written to (proc_pid_status(5)): not its code, which other processes
-/// of it share or do not. Its pages are not looked through for it, as for `smaps`, which takes a
-/// processor for a millisecond.
+/// The bytes of memory that the process itself has written to (`RssAnon` of proc_pid_status(5)).
+/// Code is not counted, because other processes of the same program may share it. Reading `smaps`
+/// would walk all pages and take a processor for a millisecond. `status` does not.
 pub fn own_bytes(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text
@@ -56,9 +58,9 @@ pub fn own_bytes(pid: u32) -> u64 {
         * 1024
 }
 
-/// How many connections may be opened for a measurement: `most` where descriptors allow it, and
-/// `None` where that is under 4,000, which is too few to measure. The proxy keeps two descriptors
-/// for each and a reserve; this process one for each, and what other tests need.
+/// How many connections a measurement may open: `most` where descriptors allow it, and `None` where
+/// they allow under 4,000, which is too few to measure. The proxy keeps two descriptors for each
+/// connection and a reserve. This process needs one for each, and those of other tests.
 pub fn room_for(most: usize) -> Option<usize> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(

@@ -1,9 +1,11 @@
-//! Waiting for a condition instead of for a time.
+//! Waits for a condition instead of for a fixed time. Every wait is bounded, and a wait that
+//! reaches its bound fails the test with the name of what did not happen. The bound is no
+//! measurement.
 
 use std::time::Duration;
 
-/// Only what is broken takes so long. A machine that is busy takes seconds for what is a
-/// millisecond's work.
+/// A wait that lasts longer than this has failed. The bound is large because a busy machine may
+/// take seconds for a millisecond of work.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls a condition until it holds.

@@ -1,6 +1,6 @@
-//! Framing through the true proxy: the tables of requests and responses, however the bytes come;
-//! what other parsers make of what is forwarded; and public corpora where they have been fetched.
-//! The parser alone: `http_table.rs`.
+//! Message framing through the whole proxy (contract 4): tables of requests and responses in every
+//! delivery, what other parsers read in the forwarded bytes, and public corpora where they have
+//! been fetched. The parser alone is tested in `http_table.rs`.
 
 mod corpora;
 mod differential;
@@ -16,12 +16,12 @@ use std::rc::Rc;
 
 use lane::{Lane, Tally};
 
-/// Proxies that work at the same time, each with an endpoint of its own.
+/// How many proxies work at the same time, each with an endpoint of its own.
 const LANES: usize = 12;
 
 /// Every request of the table, in each of the [`lane::Way`]s.
 #[tokio::test]
-async fn every_request_of_the_table_however_it_comes() {
+async fn every_request_of_the_table_has_its_verdict_however_it_is_split() {
     let cases: Vec<Rc<requests::Case>> = requests::cases().into_iter().map(Rc::new).collect();
     unique(cases.iter().map(|case| (case.name, &case.input[..])));
     let tally = over_lanes(&cases, async |lane, case, tally| {
@@ -51,7 +51,7 @@ async fn every_request_of_the_table_however_it_comes() {
 
 /// Every response of the table, in each of the [`lane::Way`]s.
 #[tokio::test]
-async fn every_response_of_the_table_however_it_comes() {
+async fn every_response_of_the_table_has_its_verdict_however_it_is_split() {
     let cases: Vec<Rc<responses::Case>> = responses::cases().into_iter().map(Rc::new).collect();
     unique(cases.iter().map(|case| (case.name, &case.input[..])));
     let tally = over_lanes(&cases, async |lane, case, tally| {
@@ -77,7 +77,7 @@ async fn every_response_of_the_table_however_it_comes() {
     tally.assert_clean();
 }
 
-/// Gives the cases to as many lanes, one after the other.
+/// Shares the cases among the lanes.
 async fn over_lanes<C: 'static>(
     cases: &[Rc<C>],
     run: impl AsyncFn(&mut Lane, &C, &mut Tally) + Copy + 'static,
@@ -111,13 +111,14 @@ async fn over_lanes<C: 'static>(
         .await
 }
 
-/// A case that stands there twice counts once too often.
+/// A name must be unique. A case whose bytes are in the table twice would count twice, so it is
+/// reported.
 fn unique<'a>(cases: impl Iterator<Item = (&'static str, &'a [u8])>) {
     let (mut names, mut inputs) = (BTreeMap::new(), BTreeMap::new());
     for (name, input) in cases {
         assert!(
             names.insert(name, ()).is_none(),
-            "two cases are called {name:?}"
+            "two cases have the name {name:?}"
         );
         if let Some(other) = inputs.insert(input, name) {
             println!("the same bytes twice: {name:?}, {other:?}");
@@ -126,7 +127,7 @@ fn unique<'a>(cases: impl Iterator<Item = (&'static str, &'a [u8])>) {
     assert!(names.len() > 80);
 }
 
-/// `text` with `what` replaced.
+/// `text` with each `mark` replaced by `what`.
 fn with(text: &[u8], mark: &str, what: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + what.len());
     let mut at = 0;

@@ -1,5 +1,6 @@
-//! The table of design section 4: each row one or more cases, with the verdict and the bytes that go on. Every case is
-//! also read split at each of its byte boundaries, and with a good request behind it.
+//! The table of contract 4 for the parser alone: each line has one or more cases, with the verdict
+//! and the forwarded bytes. Every case is also read split at each of its byte boundaries, and with
+//! a good request behind it.
 
 use ebbtide::wire::answer::write_answer;
 use ebbtide::wire::body::BodyDecoder;
@@ -30,8 +31,8 @@ fn request(input: &[u8], fwd: &Forwarding) -> (Result<Option<Request>, Reject>, 
     (verdict, String::from_utf8_lossy(&out).into_owned())
 }
 
-/// Reads `head` growing byte by byte: nothing until it is complete, or the whole's own refusal. Then with a request
-/// behind it: the same verdict, and `consumed` where the head ends.
+/// Reads `head` as it grows byte by byte: `None` until it is complete, or the refusal of the whole
+/// head. With a request behind it, the verdict is the same, and `consumed` is the head's length.
 fn request_however_split(head: &[u8], fwd: &Forwarding) -> (Result<Request, Reject>, String) {
     let whole = request(head, fwd);
     for end in 0..head.len() {
@@ -48,15 +49,12 @@ fn request_however_split(head: &[u8], fwd: &Forwarding) -> (Result<Request, Reje
                 String::from_utf8_lossy(head)
             ),
         }
-        assert_eq!(
-            part.1, "",
-            "nothing is written before the whole head is there"
-        );
+        assert_eq!(part.1, "", "nothing is written before the head is complete");
     }
     assert_eq!(
         request(&[head, GET.as_bytes()].concat(), fwd),
         whole,
-        "with a request behind"
+        "with a request behind it"
     );
     let verdict = whole.0.map(|request| request.expect("a complete head"));
     if let Ok(request) = verdict {
@@ -93,7 +91,7 @@ fn response_however_split(head: &[u8], method: Method, client: Version, close: b
     assert_eq!(
         read(&[head, b"HTTP/1.1 200 OK\r\n\r\n"].concat()),
         whole,
-        "with a response behind"
+        "with a response behind it"
     );
     let verdict = whole.0.map(|response| response.expect("a complete head"));
     if let Ok(response) = verdict {
@@ -112,7 +110,8 @@ fn refused(cases: &[(&str, u16, &str)]) {
     }
 }
 
-/// Checks a list of (head, what the upstream gets, with `{x}` for the X-Forwarded fields of host `a`).
+/// Checks a list of (head, what the upstream receives), with `{x}` for the X-Forwarded fields of
+/// host `a`.
 fn forwarded(cases: &[(&str, &str)]) -> Vec<Request> {
     assert!(!cases.is_empty());
     let x = "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n";
@@ -132,7 +131,7 @@ fn forwarded(cases: &[(&str, &str)]) -> Vec<Request> {
 }
 
 #[test]
-fn a_plain_request_goes_on_in_its_order() {
+fn a_plain_request_is_forwarded_in_its_order() {
     let requests = forwarded(&[
         (
             "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -615,7 +614,7 @@ fn a_head_is_bounded_in_bytes_and_lines() {
         let expected = if end < 64 { Ok(None) } else { too_large };
         assert_eq!(read(&of_size(65)[..end]), expected, "{end} bytes");
     }
-    // A fault within the bound is found first, one beyond it is never looked for.
+    // A fault within the bound is reported first. Beyond the bound the parser looks for no fault.
     assert_eq!(
         read(&format!("GET / HTTP/1.1\n{}", "x".repeat(80)))
             .unwrap_err()
@@ -690,13 +689,14 @@ fn http_1_0_keeps_alive_where_it_asks_and_needs_no_host() {
 }
 
 #[test]
-fn what_is_for_one_hop_stays_behind() {
+fn fields_for_one_hop_are_not_forwarded() {
     forwarded(&[
         (
             "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nA: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n{x}\r\n",
         ),
-        // Listed fields go, but never those that frame and route the message.
+        // Fields that `Connection` lists are removed, but never the fields that frame and route the
+        // message.
         (
             "PUT / HTTP/1.1\r\nConnection: a, , host,Content-Length\r\nConnection: b\r\nHost: a\r\n\
              Content-Length: 1\r\nA: 1\r\nb: 2\r\nC: 3\r\n\r\n",
@@ -715,7 +715,7 @@ fn what_is_for_one_hop_stays_behind() {
 }
 
 #[test]
-fn what_decides_on_a_replay_is_what_the_upstream_is_told() {
+fn what_decides_on_a_replay_is_what_the_upstream_receives() {
     let requests = forwarded(&[
         (
             "PUT / HTTP/1.1\r\nHost: a\r\nIf-Match: x\r\nIdempotency-Key: k\r\nExpect: 100-Continue\r\n\r\n",
@@ -770,7 +770,7 @@ fn what_decides_on_a_replay_is_what_the_upstream_is_told() {
 fn forwarded_fields_are_believed_from_trusted_peers_only() {
     let head = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\r\nForwarded: for=1.1.1.1\r\nx-forwarded-for: 2.2.2.2, 3.3.3.3\r\n\
                 X-FORWARDED-Port: 1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: b\r\nX_Forwarded_For: c\r\n\r\n";
-    // A name that is the beginning of the others, and no more.
+    // A name that is only the beginning of the others.
     let bare = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-: 1\r\nx_forwarded_: 2\r\n\r\n";
     forwarded(&[(bare, "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n")]);
     forwarded(&[(head, "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n")]);
@@ -783,7 +783,8 @@ fn forwarded_fields_are_believed_from_trusted_peers_only() {
         "GET / HTTP/1.1\r\nHost: a\r\nForwarded: for=1.1.1.1\r\nX-FORWARDED-Port: 1\r\nX-Forwarded-Proto: https\r\n\
          X-Forwarded-Host: b\r\nX-Forwarded-For: 1.1.1.1, 2.2.2.2, 3.3.3.3, 192.0.2.7\r\n\r\n"
     );
-    // A trusted peer that says nothing is like any other; a dual-stack socket's view of IPv4 is not passed on.
+    // A trusted peer without these fields is like any other peer. An IPv4 peer on a dual-stack
+    // socket is forwarded as IPv4.
     let fwd = Forwarding {
         peer: "::ffff:192.0.2.9".parse().unwrap(),
         https: true,
@@ -884,7 +885,8 @@ fn the_same_faults_in_a_response_are_502() {
     );
 }
 
-/// (request method, client, close), head, what the client gets, and the rest as a line.
+/// (request method, client, close), head, what the client receives, and the remaining results as a
+/// line.
 type ResponseCase = (
     (Method, Version, bool),
     &'static str,
@@ -896,7 +898,7 @@ type ResponseCase = (
 fn a_response_ends_where_method_and_status_say() {
     use {Method::*, Version::*};
     let cases: &[ResponseCase] = &[
-        // Counted.
+        // Responses with a length.
         (
             (Get, H11, false),
             "HTTP/1.1 200 OK\r\nContent-Length: 05\r\n\r\n",
@@ -927,7 +929,7 @@ fn a_response_ends_where_method_and_status_say() {
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
             "Counted(5) Identity",
         ),
-        // To an HTTP/1.0 client.
+        // Responses to an HTTP/1.0 client.
         (
             (Get, H10, false),
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
@@ -952,7 +954,7 @@ fn a_response_ends_where_method_and_status_say() {
             "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
             "UntilClose Identity client-closes",
         ),
-        // Chunked, and what becomes chunked.
+        // Chunked responses, and those that become chunked.
         (
             (Get, H11, false),
             "HTTP/1.1 200 OK\r\ntransfer-encoding: CHUNKED\r\nTrailer: D\r\nA: b\r\n\r\n",
@@ -965,7 +967,7 @@ fn a_response_ends_where_method_and_status_say() {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
             "UntilClose Chunked",
         ),
-        // No body, by method and status.
+        // Responses without a body, by method and status.
         (
             (Head, H11, false),
             "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
@@ -1008,7 +1010,7 @@ fn a_response_ends_where_method_and_status_say() {
             "HTTP/1.1 204 No Content\r\n\r\n",
             "None Identity kept",
         ),
-        // Before the final one: nothing about the connection.
+        // Interim responses carry no field about the connection.
         (
             (Post, H11, true),
             "HTTP/1.1 100 Continue\r\n\r\n",
@@ -1021,7 +1023,7 @@ fn a_response_ends_where_method_and_status_say() {
             "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
             "None Identity kept",
         ),
-        // Tunnels, and offers of one.
+        // Tunnels, and offers of an upgrade.
         (
             (Get, H11, true),
             "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nA: b\r\n\r\n",
@@ -1074,7 +1076,8 @@ fn a_response_ends_where_method_and_status_say() {
     }
 }
 
-/// Feeds `input` in the given pieces; what comes out, what was taken, and the end's verdict.
+/// Feeds `input` in these pieces. Returns the verdict at the end, how many bytes were taken, and
+/// the output.
 fn decode<'a>(
     framing: Framing,
     pieces: impl IntoIterator<Item = &'a [u8]>,
@@ -1101,7 +1104,8 @@ fn decode<'a>(
     )
 }
 
-/// Decodes whole, in two pieces at each boundary, and byte by byte: one verdict, one output, the same bytes taken.
+/// Decodes the input whole, in two pieces at each boundary, and byte by byte. The verdict, the
+/// output and the bytes taken must be the same.
 fn decode_however_split(
     framing: Framing,
     input: &[u8],
@@ -1131,7 +1135,7 @@ fn decode_however_split(
 }
 
 #[test]
-fn chunks_go_on_canonical() {
+fn chunks_are_forwarded_in_canonical_form() {
     for (body, chunked, identity) in [
         ("0\r\n\r\n", "0\r\n\r\n", ""),
         ("000\r\n\r\n", "0\r\n\r\n", ""),
@@ -1246,7 +1250,7 @@ fn a_bad_chunk_is_refused() {
             );
         }
     }
-    // Splitting 16 KiB everywhere takes its square.
+    // Splitting 16 KiB at every boundary would take quadratic time.
     for verdict in [
         decode(Framing::Chunked, [trailers.as_bytes()], Emit::Chunked).0,
         decode(
@@ -1272,7 +1276,7 @@ fn a_bad_chunk_is_refused() {
             .status,
         502
     );
-    // The largest there is, for a start.
+    // The largest valid chunk size is accepted first.
     assert_eq!(
         decode(
             Framing::Chunked,
@@ -1331,14 +1335,14 @@ fn counted_and_close_delimited_bodies() {
 }
 
 #[test]
-fn an_early_end_is_no_end() {
+fn a_body_that_ends_early_is_not_whole() {
     let end = |framing, input: &[u8], emit| {
         let mut decoder = BodyDecoder::new(framing, &LIMITS, 502);
         let mut out = Vec::new();
         decoder.decode(input, emit, &mut out).unwrap();
         assert!(
             decoder.is_done() || !out.ends_with(b"0\r\n"),
-            "nobody is told of an end before it is there"
+            "the end is not written before it is certain"
         );
         out.clear();
         let verdict = decoder.eof(emit, &mut out);
@@ -1373,7 +1377,7 @@ fn an_early_end_is_no_end() {
 }
 
 #[test]
-fn an_answer_of_our_own_is_a_response() {
+fn the_proxys_own_answer_is_a_valid_response() {
     let mut out = Vec::new();
     write_answer(503, "hold_timeout", Some(1), true, false, &mut out);
     assert_eq!(
@@ -1453,7 +1457,7 @@ fn auto_knows_http_by_its_request_line() {
     }
 }
 
-/// Bytes that look like HTTP often enough to get far into the code.
+/// Bytes that resemble HTTP often enough to get far into the code.
 fn httpish() -> impl Strategy<Value = Vec<u8>> {
     let words: Vec<&[u8]> = vec![
         b"GET / HTTP/1.1\r\n",
@@ -1532,7 +1536,7 @@ fn valid_request() -> impl Strategy<Value = (String, Framing)> {
     )
 }
 
-/// `bytes` cut at the given places.
+/// `bytes` cut at these places.
 fn pieces<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
     let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     at.extend([0, bytes.len()]);
@@ -1564,7 +1568,8 @@ proptest! {
         _ = decode_however_split(Framing::Chunked, &input, Emit::Chunked);
     }
 
-    /// What an upstream gets reads as the same request, and another proxy like this one has nothing to change in it.
+    /// The forwarded bytes read as the same request, and a second proxy of this kind changes
+    /// nothing in them.
     #[test]
     fn valid_requests_round_trip((head, framing) in valid_request()) {
         let (read, out) = request(head.as_bytes(), &forwarding());

@@ -1,7 +1,7 @@
-//! `ebbtide check` against an API server: its objects as a source would give them, and whether version, rights and claims
-//! are in order.
+//! `ebbtide check` against an API server: reads its objects as the source does, and finds out
+//! whether its version, the granted rights and the claims are in order.
 //!
-//! Everything is asked once, nothing is watched and nothing is changed.
+//! Each object is read once. Nothing is watched, and nothing is changed.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -20,11 +20,14 @@ use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes};
 use crate::discovery::manifest::{self, Invalid};
 use crate::discovery::object::Object;
-use crate::discovery::source::Problem;
 use crate::text::one_line;
 
-/// Asks the API server for all that a check needs.
-pub fn look(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
+/// Reads from the API server all that a check needs.
+///
+/// # Errors
+/// [`crate::config::fault::Refused`] if no API server is configured. A server that does not answer
+/// is a problem in [`Seen`], not an error.
+pub fn read(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -32,27 +35,27 @@ pub fn look(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
         let api_server = api::locate(&Kubernetes { silence: SILENCE, ..wanted.clone() }).await?;
         let subject = format!("API server {}", api_server.cluster_url);
         let (client, clock, _heard) = api::connect(api_server)?;
-        let mut asking = Asking { client, config, wanted, seen: Seen::default() };
-        if let Err(error) = asking.ask(&subject, || clock.now()).await {
+        let mut reader = Reader { client, config, wanted, seen: Seen::default() };
+        if let Err(error) = reader.read(&subject, || clock.now()).await {
             let cure = match error {
-                kube::Error::Api(_) => "`kubectl` with the same kubeconfig tells more",
-                _ => "see whether discovery.kubernetes.kubeconfig (else KUBECONFIG) is the right one, and its server reached from here",
+                kube::Error::Api(_) => "`kubectl` with the same kubeconfig shows more",
+                _ => "check that discovery.kubernetes.kubeconfig (or else KUBECONFIG) is the right file, and that its server can be reached from here",
             };
-            asking.seen.problem(&subject, format!("{}; {cure}", said(&error)));
+            reader.seen.problem(&subject, format!("{}; {cure}", said(&error)));
         }
-        Ok(asking.seen)
+        Ok(reader.seen)
     })
 }
 
-struct Asking<'a> {
+struct Reader<'a> {
     client: Client,
     config: &'a Config,
     wanted: &'a Kubernetes,
     seen: Seen,
 }
 
-impl Asking<'_> {
-    async fn ask(&mut self, subject: &str, now: impl Fn() -> SystemTime) -> kube::Result<()> {
+impl Reader<'_> {
+    async fn read(&mut self, subject: &str, now: impl Fn() -> SystemTime) -> kube::Result<()> {
         let version = self.client.apiserver_version().await?;
         let missing = self.missing_rights().await?;
         let heading = format!(
@@ -67,7 +70,7 @@ impl Asking<'_> {
         let mut refused = BTreeSet::new();
         for right in missing {
             if right.resource == "events" {
-                let without = "what it does is then not to be seen by `kubectl get events`";
+                let without = "`kubectl get events` then does not show what Ebbtide does";
                 self.seen
                     .warnings
                     .push(format!("RBAC: may not {right}: {without}; {GRANT}"));
@@ -94,7 +97,7 @@ impl Asking<'_> {
                 .iter()
                 .map(|it| (it.name_any(), manifest::service(it).map(Object::Service))),
         );
-        for namespace in &self.namespaces_of_ours() {
+        for namespace in &self.watched_namespaces() {
             if !refused.contains("pods") {
                 let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
                 let pods = pods.list_metadata(&ListParams::default()).await?.items;
@@ -127,7 +130,7 @@ impl Asking<'_> {
         rights::missing(&self.client, wanted).await
     }
 
-    /// Who we are; API servers tell since 1.28.
+    /// The user of our credentials. API servers report it since 1.28.
     async fn user(&self) -> String {
         let reviews: Api<SelfSubjectReview> = Api::all(self.client.clone());
         let review = reviews
@@ -136,10 +139,11 @@ impl Asking<'_> {
         let name = review
             .ok()
             .and_then(|review| review.status?.user_info?.username);
-        name.unwrap_or_else(|| "a user whose name it does not tell".to_owned())
+        name.unwrap_or_else(|| "a user whose name it does not report".to_owned())
     }
 
-    /// Only says what is certain: to look at a namespace is a right that Ebbtide itself does not need.
+    /// Warns of namespaces that certainly do not exist. A refusal (403) is no warning, because
+    /// Ebbtide itself does not need the right to read a namespace.
     async fn namespaces(&mut self) -> kube::Result<()> {
         let api: Api<Namespace> = Api::all(self.client.clone());
         let of_listeners = self
@@ -165,8 +169,8 @@ impl Asking<'_> {
         Ok(())
     }
 
-    /// Those whose endpoints a running proxy would watch.
-    fn namespaces_of_ours(&self) -> BTreeSet<String> {
+    /// The namespaces whose endpoints a running proxy would watch.
+    fn watched_namespaces(&self) -> BTreeSet<String> {
         let claimed = self.seen.objects.iter().filter_map(|object| match object {
             Object::Service(service) if service.claimed => Some(&service.name.namespace),
             _ => None,
@@ -189,16 +193,9 @@ impl Asking<'_> {
                 Err(error) => self
                     .seen
                     .warnings
-                    .push(format!("{kind} {name}: {error}; it is passed over")),
+                    .push(format!("{kind} {name}: {error}; it is skipped")),
             }
         }
-    }
-}
-
-impl Seen {
-    fn problem(&mut self, subject: &str, error: String) {
-        self.problems
-            .push(Problem::new(subject, &error, SystemTime::now()));
     }
 }
 
@@ -223,20 +220,21 @@ where
         .items)
 }
 
-/// Some providers write the minor version as `35+`.
+/// The problem with a version before [`OLDEST`]. Some providers write the minor version as `35+`.
 fn too_old(version: &Info) -> Option<String> {
     let number = |text: &str| text.trim_end_matches('+').parse::<u32>().ok();
     let is_older = (number(&version.major)?, number(&version.minor)?) < OLDEST;
     is_older.then(|| {
         format!(
-            "version {} is too old; upgrade it to {}.{}, the first whose EndpointSlices always tell which endpoints are \
-             terminating, and whether they still serve",
+            "version {} is too old; upgrade it to {}.{}, the first whose EndpointSlices always say which endpoints \
+             terminate, and whether they still serve",
             version.git_version, OLDEST.0, OLDEST.1
         )
     })
 }
 
-/// Who else serves what our listeners serve: what the merge does not know, since it is about other people's Services.
+/// Warns of listeners that serve what kube-proxy or another proxy serves too. The merge does not
+/// know this, because it looks only at Services that are claimed for Ebbtide.
 fn claims(config: &Config, services: &[Service]) -> Vec<String> {
     let mut warnings = Vec::new();
     for service in services {
@@ -257,8 +255,8 @@ fn claims(config: &Config, services: &[Service]) -> Vec<String> {
                 owner.filter(|owner| *owner != "ebbtide" && listener.service.to_string() == name)
             {
                 warnings.push(format!(
-                    "listener {}: {name} is claimed for {owner} (service-proxy-name), and is served by both; take the \
-                     listener out, or label the Service ebbtide",
+                    "listener {}: {name} is claimed for {owner} (service-proxy-name), and both serve it; remove the \
+                     listener, or label the Service ebbtide",
                     listener.name
                 ));
             }
@@ -268,8 +266,8 @@ fn claims(config: &Config, services: &[Service]) -> Vec<String> {
                 .any(|port| port == i32::from(listener.address.port()));
             if is_taken && owner != Some("ebbtide") && listener.address.port() != 0 {
                 warnings.push(format!(
-                    "listener {}: {} is also a nodePort of {name}, which {} takes before any socket sees it; choose \
-                     another port, or claim that Service",
+                    "listener {}: {} is also a nodePort of {name}, and {} takes its connections before they reach \
+                     a socket; choose another port, or claim that Service",
                     listener.name,
                     listener.address,
                     owner.unwrap_or("kube-proxy")
@@ -281,10 +279,11 @@ fn claims(config: &Config, services: &[Service]) -> Vec<String> {
 }
 
 const GRANT: &str = "grant it as deploy/kustomize/base/rbac.yaml does";
-/// `serving` and `terminating` have been stable since then (KEP-1672); before, a cluster could be without them. All else is
-/// older: discovery.k8s.io/v1 came with 1.21, events.k8s.io/v1 with 1.19.
+/// `serving` and `terminating` are stable since this version (KEP-1672). A cluster before it could
+/// lack them. All else that Ebbtide uses is older: discovery.k8s.io/v1 came with 1.21,
+/// events.k8s.io/v1 with 1.19.
 const OLDEST: (u32, u32) = (1, 26);
-/// Nothing is watched here, so nothing need be waited for as long.
+/// Shorter than the source's, because a check has no watch that may be silent for long.
 const SILENCE: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
@@ -295,7 +294,7 @@ mod tests {
     use crate::contract::policy::PortRef;
 
     #[test]
-    fn versions_before_1_26_are_too_old_however_a_provider_writes_them() {
+    fn versions_before_1_26_are_too_old_in_each_spelling() {
         let version = |major: &str, minor: &str| {
             too_old(&Info {
                 major: major.into(),
@@ -318,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_in_the_way_of_somebody_else_is_named() {
+    fn a_listener_for_a_service_that_another_proxy_serves_is_a_warning() {
         let listener = |name: &str, port, service: &str| ListenerConfig {
             name: name.into(),
             address: ([0, 0, 0, 0], port).into(),
@@ -363,7 +362,7 @@ mod tests {
             "{warnings:?}"
         );
         assert!(warnings[1].starts_with(
-            "listener b: 0.0.0.0:30080 is also a nodePort of web/plain, which kube-proxy takes"
+            "listener b: 0.0.0.0:30080 is also a nodePort of web/plain, and kube-proxy takes"
         ));
     }
 }

@@ -1,14 +1,24 @@
-//! What `check` saw of a source.
+//! What `check` read from a source: its objects, its problems and warnings about both.
+
+use std::time::SystemTime;
 
 use crate::discovery::object::Object;
 use crate::discovery::source::Problem;
 
-/// What a source told.
+/// The contents of a source, read once.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// Where it was found; empty where it could not be asked at all, and there is nothing to show.
+    /// The lines that name the source. Empty if the source could not be read at all; then there is
+    /// nothing to show.
     pub(super) heading: String,
     pub(super) objects: Vec<Object>,
     pub(super) warnings: Vec<String>,
     pub(super) problems: Vec<Problem>,
+}
+
+impl Seen {
+    pub(super) fn problem(&mut self, subject: &str, error: String) {
+        self.problems
+            .push(Problem::new(subject, &error, SystemTime::now()));
+    }
 }

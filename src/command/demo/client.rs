@@ -1,68 +1,83 @@
-//! A minimal HTTP/1.1 client: one connection, one request at a time, and every end of the connection seen and named.
+//! A minimal HTTP/1.1 client: one connection, one request at a time. It reports how a connection
+//! ended.
 //!
-//! Hand-written because a client library hides what is counted here: it opens sockets and sends again as it likes. It
-//! never retries, never reuses a connection after a fault, and reads only what a well-behaved server sends.
+//! It is written by hand because a client library hides what is counted here: a library opens
+//! sockets and sends requests again when it wants to. This client never retries and never reuses a
+//! connection after a failure. It reads only what a well-behaved server sends, and a response has
+//! no size limit.
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// One connection to a server.
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,
-    /// Read and not yet used.
+    /// Bytes that were read and not used yet.
     buffer: Vec<u8>,
 }
 
+/// A whole response.
 #[derive(Debug)]
 pub struct Response {
+    /// The status code.
     pub status: u16,
-    /// Names in lower case, in the order in which they came.
+    /// Names in lower case and values, in the order in which they came.
     pub headers: Vec<(String, String)>,
+    /// The body, decoded if it was chunked.
     pub body: Vec<u8>,
-    /// Whether another request may follow on this connection.
+    /// Whether another request may be sent on this connection.
     pub keep_alive: bool,
 }
 
-/// How a request failed; the display form is short and from a closed set.
+/// How a request failed. The display form is one short word from this closed set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
+    /// The server refused the connection.
     #[error("refused")]
     Refused,
-    /// Any other failed connect.
+    /// The connect failed in another way.
     #[error("unreachable")]
     Unreachable,
-    /// A reset, at any point.
+    /// The connection was reset, at any point.
     #[error("reset")]
     Reset,
-    /// A clean end of the connection before the first byte of an answer ("empty reply").
+    /// The connection ended cleanly before the first byte of a response ("empty reply").
     #[error("closed")]
     Closed,
-    /// A clean end of the connection in the middle of an answer.
+    /// The connection ended cleanly in the middle of a response.
     #[error("cut")]
     Cut,
+    /// There was no response in time.
     #[error("timeout")]
     Timeout,
+    /// The response is not HTTP/1.
     #[error("malformed")]
     Malformed,
 }
 
 impl Client {
+    /// Opens a connection. Cancellation safe.
+    ///
     /// # Errors
-    /// [`Failure::Refused`], [`Failure::Unreachable`], or [`Failure::Reset`] for a connection that stood and was reset at once.
+    /// [`Failure::Refused`], [`Failure::Unreachable`], or [`Failure::Reset`] if the server reset
+    /// the connection directly after the handshake.
     pub async fn connect(server: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect(server)
             .await
             .map_err(|error| match error.kind() {
                 io::ErrorKind::ConnectionRefused => Failure::Refused,
-                // The handshake was done, and the reset came before we looked.
+                // The handshake was done, and the reset came before this task ran again.
                 io::ErrorKind::ConnectionReset => Failure::Reset,
                 _ => Failure::Unreachable,
             })?;
-        // Without it a request waits for the acknowledgement of the one before; on failure it is only slower.
+        // Without this option a request waits for the acknowledgement of the previous one. If the
+        // option cannot be set, the connection is only slower.
         let _ = stream.set_nodelay(true);
         Ok(Self {
             stream,
@@ -70,11 +85,12 @@ impl Client {
         })
     }
 
-    /// Sends a request whole, then reads its whole answer. `headers` are complete lines, each with its CRLF; Host and
-    /// Content-Length are added. Not cancellation safe: drop the client with it.
+    /// Sends a whole request, then reads its whole response. `headers` are complete lines, each
+    /// with its CRLF. Host and Content-Length are added. Not cancellation safe: after a
+    /// cancellation, drop the client.
     ///
     /// # Errors
-    /// Any [`Failure`] but a refusal; the connection is then of no more use.
+    /// Any [`Failure`] except a refusal. Do not use the connection again after an error.
     pub async fn exchange(
         &mut self,
         method: &str,
@@ -89,12 +105,13 @@ impl Client {
             format!("Content-Length: {}\r\n", body.len())
         };
         let head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{length}{headers}\r\n");
-        // One write, so that the smallest request is one segment.
+        // One write, so that a small request is one segment.
         let written = self
             .stream
             .write_all(&[head.as_bytes(), body].concat())
             .await;
-        // A server may answer and close before it has read everything: the answer counts.
+        // A server may respond and close before it has read the whole request. That response
+        // counts.
         let mut response = match (self.response(method == "HEAD").await, &written) {
             (Err(_), Err(_)) => return Err(Failure::Reset),
             (response, _) => response?,
@@ -103,14 +120,15 @@ impl Client {
         Ok(response)
     }
 
-    /// Returns when the server ends the idle connection, or speaks unasked: either way no request may be sent on it.
+    /// Returns when the server ends the idle connection, or sends bytes without a request. In both
+    /// cases no request may be sent on the connection any more. Cancellation safe.
     pub async fn ended(&self) {
         if self.buffer.is_empty() {
             let _ = self.stream.peek(&mut [0]).await;
         }
     }
 
-    /// The connection itself, and what was read of it beyond the last answer.
+    /// The connection, and the bytes that were read beyond the last response.
     pub fn into_parts(self) -> (TcpStream, Vec<u8>) {
         (self.stream, self.buffer)
     }
@@ -122,7 +140,7 @@ impl Client {
         let mut response = loop {
             let (response, length) = self.head().await?;
             self.buffer.drain(..length);
-            // 100 and 103 only announce.
+            // An interim response (100, 103) is followed by another response.
             if response.status >= 200 || response.status == 101 {
                 break response;
             }
@@ -140,12 +158,12 @@ impl Client {
             response.body = std::mem::take(&mut self.buffer);
             response.keep_alive = false;
         }
-        // Bytes that nobody asked for: whose answer would they be?
+        // Bytes behind the response belong to no request, so the connection is not used again.
         response.keep_alive &= self.buffer.is_empty();
         Ok(response)
     }
 
-    /// Reads until a head is complete; returns it and its length.
+    /// Reads until a head is complete. Returns the head and its length.
     async fn head(&mut self) -> Result<(Response, usize), Failure> {
         loop {
             let mut headers = [httparse::EMPTY_HEADER; 100];
@@ -186,7 +204,7 @@ impl Client {
             let size = size.split(';').next().unwrap_or_default().trim();
             let size = usize::from_str_radix(size, 16).map_err(|_| Failure::Malformed)?;
             if size == 0 {
-                // Trailers, then the empty line.
+                // Trailers, up to the empty line.
                 while !self.line().await?.is_empty() {}
                 return Ok(body);
             }
@@ -197,7 +215,7 @@ impl Client {
         }
     }
 
-    /// One line without its CRLF.
+    /// The next line without its CRLF.
     async fn line(&mut self) -> Result<String, Failure> {
         loop {
             if let Some(end) = self.buffer.windows(2).position(|two| two == b"\r\n") {
@@ -217,7 +235,7 @@ impl Client {
         Ok(std::mem::replace(&mut self.buffer, rest))
     }
 
-    /// Reads some more of an answer that has begun.
+    /// Reads more of a response that has begun.
     async fn more(&mut self) -> Result<(), Failure> {
         match self.fill().await? {
             0 => Err(Failure::Cut),
@@ -234,8 +252,24 @@ impl Client {
     }
 }
 
+/// The response to one GET on a connection of its own. Cancellation safe.
+///
+/// # Errors
+/// Any [`Failure`]; [`Failure::Timeout`] after `patience`.
+pub async fn get(server: SocketAddr, path: &str, patience: Duration) -> Result<Response, Failure> {
+    let exchange = async {
+        Client::connect(server)
+            .await?
+            .exchange("GET", path, "Connection: close\r\n", b"")
+            .await
+    };
+    timeout(patience, exchange)
+        .await
+        .unwrap_or(Err(Failure::Timeout))
+}
+
 impl Response {
-    /// The first header of this name (lower case).
+    /// The value of the first header with this name, which must be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -243,9 +277,11 @@ impl Response {
             .map(|(_, value)| value.as_str())
     }
 
+    /// The body as text; bytes that are not UTF-8 are replaced.
     pub fn text(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.body)
     }
 }
 
+/// Bytes per read.
 const READ: usize = 16 << 10;

@@ -1,10 +1,11 @@
-//! A Deployment in small: sample-app processes, the manifests that describe them, and rolling updates of both.
+//! A small Deployment: sample-app processes, the manifests that describe them, and rolling updates
+//! of both.
 //!
-//! Each process has a loopback address of its own and shares the port, as pods do, so that they share EndpointSlices too.
-//! Everything that happens to a leaving pod happens at chosen moments ([`Options`]): its Pod is marked, its endpoint is
-//! marked, its process gets a signal, and last it disappears. Dropping the fleet kills its processes and removes its folder.
+//! Each process has a loopback address of its own, and all use the same port, as pods do. So they
+//! can share EndpointSlices. A pod leaves in steps at chosen moments ([`Options`]): its Pod is
+//! marked, its endpoint is marked, its process gets a signal, and at last its manifests disappear.
+//! Dropping the fleet kills its processes and removes its folder.
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -13,81 +14,68 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::Signal;
-use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, ChildStdout};
+use tokio::process::ChildStdout;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::command::demo::child;
+use crate::command::demo::pod::{Pod, PodId, uid};
+use crate::command::demo::{child, manifests};
 
-/// How a fleet is run. May be changed between two updates ([`Fleet::options`]).
+/// How a fleet is run. [`Fleet::options`] may be changed between two updates.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The program that has `sample-app`.
     pub binary: PathBuf,
+    /// The number of pods at the start.
     pub replicas: usize,
-    /// Version of the first pods.
+    /// The version of the first pods.
     pub version: String,
-    /// Further arguments of each sample-app, such as `--tcp`.
+    /// More arguments for each sample-app, such as `--tcp`.
     pub app_args: Vec<String>,
-    /// `appProtocol` of the Service's port.
+    /// The `appProtocol` of the Service's port.
     pub app_protocol: Option<String>,
+    /// What the manifests say about a leaving pod.
     pub tell: Tell,
-    /// What ends a leaving process. One that it does not end (a SIGSTOP) is killed when the pod is removed.
+    /// The signal for a leaving process. If it does not end the process (SIGSTOP), the process is
+    /// killed when the pod is removed.
     pub signal: Signal,
-    /// When the signal comes, in milliseconds after the first manifest change (before it, where negative); drawn anew for
-    /// each pod.
+    /// When the signal comes, in milliseconds after the first manifest change. A negative number
+    /// means before it. Each pod gets its own random value from this range.
     pub signal_offset: RangeInclusive<i64>,
-    /// From the Pod's `deletionTimestamp` to the slice's `terminating` ([`Tell::PodAndSlice`]).
+    /// The time from the Pod's `deletionTimestamp` to the slice's `terminating`
+    /// ([`Tell::PodAndSlice`]).
     pub slice_lag: Duration,
-    /// From the end of the process to the end of its manifests.
+    /// The time from the end of the process to the removal of its manifests.
     pub gone_after: Duration,
-    /// `terminationGracePeriodSeconds`.
+    /// The pods' `terminationGracePeriodSeconds`.
     pub grace: Duration,
-    /// Pods are Ready before their server listens, by so much: an application without a readiness probe.
+    /// How long pods are Ready before their server listens, as with an application without a
+    /// readiness probe.
     pub listen_after: Option<Duration>,
-    /// Endpoints in one EndpointSlice.
+    /// The largest number of endpoints in one EndpointSlice.
     pub slice_size: usize,
 }
 
-/// What the manifests say of a leaving pod.
+/// What the manifests say about a leaving pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tell {
-    /// The Pod gets a `deletionTimestamp`, then its endpoint is `terminating`.
+    /// The Pod gets a `deletionTimestamp`, then its endpoint becomes `terminating`.
     PodAndSlice,
-    /// There are no Pod manifests; the endpoint is `terminating`.
+    /// There are no Pod manifests. The endpoint becomes `terminating`.
     Slice,
-    /// There are no Pod manifests; the endpoint is gone from the slice.
+    /// There are no Pod manifests. The endpoint disappears from the slice.
     Removal,
 }
 
-/// One process and what the manifests say of it; change the conditions with [`Fleet::update`].
-#[derive(Debug)]
-pub struct Pod {
-    pub id: PodId,
-    pub name: String,
-    pub uid: String,
-    pub version: String,
-    pub address: SocketAddr,
-    /// Named by a slice. False once: as when a selector switches away.
-    pub listed: bool,
-    pub ready: bool,
-    pub serving: bool,
-    pub terminating: bool,
-    deleted_at: Option<jiff::Timestamp>,
-    process: Child,
-}
-
-/// Unique within its fleet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodId(u32);
-
+/// The running fleet: its processes and the folder with its manifests.
 pub struct Fleet {
+    /// How the next steps of the fleet are done.
     pub options: Options,
-    /// Processes started and ended so far.
+    /// Processes started so far.
     pub started: usize,
+    /// Processes ended by an update so far.
     pub ended: usize,
     pods: Vec<Pod>,
     folder: TempDir,
@@ -98,7 +86,8 @@ pub struct Fleet {
 }
 
 impl Options {
-    /// Three replicas that exit at SIGTERM, which comes from 50 ms before to 50 ms after the manifest says so.
+    /// Three replicas that exit at SIGTERM. The signal comes at most 50 ms before or after the
+    /// manifest says that the pod leaves.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
         Self {
             binary: binary.into(),
@@ -119,17 +108,18 @@ impl Options {
 }
 
 impl Fleet {
-    /// Starts the replicas, and returns once all listen (those with `listen_after`: once all are started) and the
-    /// manifests are written.
+    /// Starts the replicas and writes the manifests. Returns when all processes listen, or with
+    /// `listen_after` when all are started.
     ///
     /// # Errors
-    /// A process that cannot be started or does not listen within 20 s; a folder that cannot be written.
+    /// A process cannot be started or does not listen within 20 s, or the folder cannot be written.
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         let network = [fastrand::u8(1..=254), fastrand::u8(..)];
-        let folder =
-            TempDir::with_prefix("ebbtide-fleet-").context("a folder for the manifests")?;
-        std::fs::create_dir(folder.path().join(MANIFESTS))?;
-        // A port that is free on one of our addresses is so on the others, and stays ours while any of them listens on it.
+        let folder = TempDir::with_prefix("ebbtide-fleet-")
+            .context("cannot make a folder for the manifests")?;
+        std::fs::create_dir(manifests::folder(folder.path()))?;
+        // The network is random, so a port that is free on one of its addresses is free on the
+        // others. The port stays with this fleet while one of its processes listens on it.
         let port = TcpListener::bind((Ipv4Addr::new(127, network[0], network[1], 1), 0))?
             .local_addr()?
             .port();
@@ -144,7 +134,7 @@ impl Fleet {
             endpoints: watch::Sender::default(),
             options,
         };
-        fleet.write_service()?;
+        manifests::write_service(fleet.folder(), fleet.options.app_protocol.as_deref())?;
         let (replicas, version) = (fleet.options.replicas, fleet.options.version.clone());
         fleet.scale_up(replicas, &version).await?;
         Ok(fleet)
@@ -152,24 +142,29 @@ impl Fleet {
 
     /// The folder that `discovery.files` reads.
     pub fn manifests(&self) -> PathBuf {
-        self.folder.path().join(MANIFESTS)
+        manifests::folder(self.folder.path())
     }
 
-    /// A folder for whatever else belongs to this fleet; removed with it.
+    /// A folder for other files of this fleet. It is removed with the fleet.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Where new connections may go by what the manifests say now: ready endpoints, else terminating ones that serve.
+    /// The endpoints for new connections, by the manifests as they are now: the ready ones, or else
+    /// the terminating ones that still serve.
     pub fn endpoints(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.endpoints.subscribe()
     }
 
+    /// All pods, leaving ones included.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
     }
 
-    /// Starts `count` more pods at once, waits until they listen, and adds them to the slices.
+    /// Starts `count` more pods in parallel, waits until they listen, and adds them to the slices.
+    ///
+    /// # Errors
+    /// As [`Fleet::start`].
     pub async fn scale_up(&mut self, count: usize, version: &str) -> anyhow::Result<Vec<PodId>> {
         let mut new = Vec::new();
         let mut outputs = Vec::new();
@@ -196,15 +191,22 @@ impl Fleet {
         Ok(new)
     }
 
-    /// What a Deployment does with `maxSurge: 1` and `maxUnavailable: 0`: a new pod, and once it is Ready the old one
-    /// leaves. Returns when the old one is gone.
+    /// Replaces one pod as a Deployment does with `maxSurge: 1` and `maxUnavailable: 0`: a new pod
+    /// starts, and when it is Ready the old pod leaves. Returns when the old pod is gone.
+    ///
+    /// # Errors
+    /// As [`Fleet::start`]; there is no pod `old`.
     pub async fn replace(&mut self, old: PodId, version: &str) -> anyhow::Result<PodId> {
         let new = self.scale_up(1, version).await?;
         self.retire(&[old]).await?;
         new.first().copied().context("no pod was started")
     }
 
-    /// A rolling update: replaces every pod there is, one after the other, with `pause` after each.
+    /// A rolling update: replaces all pods, one after the other, with a pause of `pause` after
+    /// each.
+    ///
+    /// # Errors
+    /// As [`Fleet::replace`].
     pub async fn roll(&mut self, version: &str, pause: Duration) -> anyhow::Result<()> {
         for old in self.ids() {
             self.replace(old, version).await?;
@@ -213,7 +215,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Every pod that is not leaving.
+    /// The pods that are not leaving.
     pub fn ids(&self) -> Vec<PodId> {
         self.pods
             .iter()
@@ -222,7 +224,11 @@ impl Fleet {
             .collect()
     }
 
-    /// Ends pods as [`Options`] says, all of them side by side; returns when they are gone from the manifests.
+    /// Ends pods as [`Options`] says, all of them in parallel. Returns when they are gone from the
+    /// manifests.
+    ///
+    /// # Errors
+    /// There is no such pod, a process cannot be killed, or a manifest cannot be written.
     pub async fn retire(&mut self, ids: &[PodId]) -> anyhow::Result<()> {
         enum Step {
             MarkPod(PodId),
@@ -243,7 +249,8 @@ impl Fleet {
                 Step::Signal(id),
             ));
         }
-        // Stable: at the same moment the manifests come first.
+        // The sort is stable: of two steps at the same moment, the manifest comes before the
+        // signal.
         steps.sort_by_key(|(at, _)| *at);
         let first = steps.first().map_or(0, |(at, _)| *at);
         let begin = Instant::now();
@@ -268,25 +275,38 @@ impl Fleet {
         self.remove(ids).await
     }
 
-    /// Kills a process and says nothing in the manifests: a crash.
+    /// Kills a process without a change of the manifests, as a crash does.
+    ///
+    /// # Errors
+    /// There is no such pod, or its process cannot be killed.
     pub async fn crash(&mut self, id: PodId) -> anyhow::Result<()> {
         self.pod_mut(id)?.process.kill().await?;
         Ok(())
     }
 
-    /// Sends any signal to a pod's process.
+    /// Sends a signal to a pod's process.
+    ///
+    /// # Errors
+    /// There is no such pod.
     pub fn signal(&self, id: PodId, signal: Signal) -> anyhow::Result<()> {
         child::signal(&self.pod(id)?.process, signal);
         Ok(())
     }
 
-    /// Changes what the slices say of a pod, and writes them.
+    /// Changes a pod and writes the slices.
+    ///
+    /// # Errors
+    /// There is no such pod, or a manifest cannot be written.
     pub fn update(&mut self, id: PodId, change: impl FnOnce(&mut Pod)) -> anyhow::Result<()> {
         change(self.pod_mut(id)?);
         self.write_slices()
     }
 
-    /// Requests with this key (that of `/count/<key>`, else the path) that all processes have seen, killed ones too.
+    /// The number of requests with this key that all processes have received, killed ones included.
+    /// The key is that of `/count/<key>`, or else the path.
+    ///
+    /// # Errors
+    /// The file of requests cannot be read.
     pub fn requests(&self, key: &str) -> std::io::Result<usize> {
         let text = std::fs::read_to_string(self.folder.path().join(REQUESTS))?;
         Ok(text
@@ -295,6 +315,10 @@ impl Fleet {
             .count())
     }
 
+    /// A pod by its identity.
+    ///
+    /// # Errors
+    /// There is no such pod.
     pub fn pod(&self, id: PodId) -> anyhow::Result<&Pod> {
         self.pods
             .iter()
@@ -336,7 +360,7 @@ impl Fleet {
             .collect();
         let pod = Pod {
             id,
-            name: format!("{SERVICE}-{version}-{suffix}"),
+            name: format!("{}-{version}-{suffix}", manifests::SERVICE),
             uid: uid(),
             version: version.to_owned(),
             address,
@@ -350,7 +374,8 @@ impl Fleet {
         Ok((pod, output))
     }
 
-    /// The next address in turn that no pod has; as on a node, one comes back only after all the others.
+    /// The next address that no pod has. The addresses are taken in turn, as on a node, so an
+    /// address comes back only after all others.
     fn free_address(&mut self) -> anyhow::Result<SocketAddr> {
         let [a, b] = self.network;
         for _ in 0..254 {
@@ -363,7 +388,7 @@ impl Fleet {
         bail!("a fleet has at most 254 pods")
     }
 
-    /// Waits for the processes to end, and takes them out of the manifests.
+    /// Waits for the processes to end, then removes their manifests.
     async fn remove(&mut self, ids: &[PodId]) -> anyhow::Result<()> {
         let deadline = Instant::now() + EXIT;
         for &id in ids {
@@ -384,94 +409,30 @@ impl Fleet {
             .partition(|pod| ids.contains(&pod.id));
         self.pods = left;
         let gone: Vec<Pod> = gone;
-        // As in Kubernetes: the Pod goes, and the EndpointSlice controller follows.
-        for file in gone
-            .iter()
-            .map(|pod| self.manifests().join(pod.file()))
-            .filter(|file| file.exists())
-        {
-            std::fs::remove_file(file)?;
+        // As in Kubernetes: the Pod is removed first, and the EndpointSlice controller follows.
+        for pod in &gone {
+            manifests::remove_pod(self.folder(), pod)?;
         }
         self.write_slices()
     }
 
-    fn write_service(&self) -> anyhow::Result<()> {
-        let mut port =
-            json!({ "name": "http", "protocol": "TCP", "port": 80, "targetPort": "http" });
-        if let Some(protocol) = &self.options.app_protocol {
-            port["appProtocol"] = json!(protocol);
-        }
-        let labels = json!({ "service.kubernetes.io/service-proxy-name": "ebbtide" });
-        self.write(
-            "service.json",
-            &json!({
-                "apiVersion": "v1",
-                "kind": "Service",
-                "metadata": { "namespace": NAMESPACE, "name": SERVICE, "uid": uid(), "labels": labels },
-                "spec": { "selector": { "app": SERVICE }, "ports": [port] },
-            }),
-        )
-    }
-
     fn write_pod(&self, pod: &Pod) -> anyhow::Result<()> {
-        if self.options.tell != Tell::PodAndSlice {
-            return Ok(());
+        match self.options.tell {
+            Tell::PodAndSlice => manifests::write_pod(self.folder(), pod, self.options.grace),
+            Tell::Slice | Tell::Removal => Ok(()),
         }
-        let grace = self.options.grace.as_secs();
-        let mut metadata = json!({
-            "namespace": NAMESPACE,
-            "name": pod.name,
-            "uid": pod.uid,
-            "labels": { "app": SERVICE, "pod-template-hash": pod.version },
-        });
-        if let Some(deleted_at) = pod.deleted_at {
-            // The API server's timestamp is when the grace period ends, in whole seconds.
-            let ends = jiff::Timestamp::from_second(deleted_at.as_second() + grace.cast_signed())?;
-            metadata["deletionTimestamp"] = json!(ends.to_string());
-            metadata["deletionGracePeriodSeconds"] = json!(grace);
-        }
-        let spec = json!({
-            "terminationGracePeriodSeconds": grace,
-            "containers": [{ "name": "sample-app", "image": "ebbtide" }],
-        });
-        self.write(
-            &pod.file(),
-            &json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec }),
-        )
     }
 
-    /// Writes every slice whose content is another than before, and tells those who follow [`Fleet::endpoints`].
+    /// Writes the slices, then the list of [`Fleet::endpoints`].
     fn write_slices(&self) -> anyhow::Result<()> {
         let listed: Vec<&Pod> = self.pods.iter().filter(|pod| pod.listed).collect();
-        let mut names = BTreeSet::new();
-        // An empty fleet has one empty slice, as a Service has.
-        let slices = listed.len().div_ceil(self.options.slice_size).max(1);
-        for number in 0..slices {
-            let pods = listed
-                .iter()
-                .skip(number * self.options.slice_size)
-                .take(self.options.slice_size);
-            let endpoints: Vec<Value> = pods.map(|pod| self.endpoint(pod)).collect();
-            let name = format!("{SERVICE}-{number}");
-            let labels = json!({ "kubernetes.io/service-name": SERVICE });
-            let slice = json!({
-                "apiVersion": "discovery.k8s.io/v1",
-                "kind": "EndpointSlice",
-                "metadata": { "namespace": NAMESPACE, "name": name, "labels": labels },
-                "addressType": "IPv4",
-                "ports": [{ "name": "http", "protocol": "TCP", "port": self.port }],
-                "endpoints": endpoints,
-            });
-            let file = format!("slice-{number}.json");
-            self.write(&file, &slice)?;
-            names.insert(file);
-        }
-        for entry in std::fs::read_dir(self.manifests())? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.starts_with("slice-") && !names.contains(&name) {
-                std::fs::remove_file(self.manifests().join(name))?;
-            }
-        }
+        manifests::write_slices(
+            self.folder(),
+            &listed,
+            self.port,
+            self.options.slice_size,
+            self.options.tell == Tell::PodAndSlice,
+        )?;
         let addresses = |wanted: fn(&Pod) -> bool| -> Vec<SocketAddr> {
             listed
                 .iter()
@@ -487,41 +448,9 @@ impl Fleet {
             .send_if_modified(|now| std::mem::replace(now, usable.clone()) != usable);
         Ok(())
     }
-
-    fn endpoint(&self, pod: &Pod) -> Value {
-        let mut endpoint = json!({
-            "addresses": [pod.address.ip()],
-            "conditions": { "ready": pod.ready, "serving": pod.serving, "terminating": pod.terminating },
-        });
-        if self.options.tell == Tell::PodAndSlice {
-            endpoint["targetRef"] =
-                json!({ "kind": "Pod", "namespace": NAMESPACE, "name": pod.name, "uid": pod.uid });
-        }
-        endpoint
-    }
-
-    /// Replaces a manifest whole: nobody ever reads half of one.
-    fn write(&self, file: &str, object: &Value) -> anyhow::Result<()> {
-        let path = self.manifests().join(file);
-        let text = serde_json::to_vec_pretty(object)?;
-        if std::fs::read(&path).is_ok_and(|old| old == text) {
-            return Ok(());
-        }
-        let temporary = self.folder.path().join(file);
-        std::fs::write(&temporary, text)
-            .with_context(|| format!("cannot write {}", temporary.display()))?;
-        std::fs::rename(&temporary, &path)
-            .with_context(|| format!("cannot write {}", path.display()))
-    }
 }
 
-impl Pod {
-    fn file(&self) -> String {
-        format!("pod-{}.json", self.name)
-    }
-}
-
-/// Waits for the line that says so.
+/// Waits for the line that a sample-app prints when it listens.
 async fn listening(output: Option<ChildStdout>) -> anyhow::Result<()> {
     let mut lines = BufReader::new(output.context("no stdout")?).lines();
     match lines.next_line().await? {
@@ -530,20 +459,9 @@ async fn listening(output: Option<ChildStdout>) -> anyhow::Result<()> {
     }
 }
 
-/// A random (version 4) UUID.
-fn uid() -> String {
-    let n = fastrand::u128(..) & !(0xf << 76) & !(0b11 << 62) | 4 << 76 | 0b10 << 62;
-    let hex = format!("{n:032x}");
-    let parts = [0..8, 8..12, 12..16, 16..20, 20..32];
-    parts
-        .map(|part| hex.get(part).unwrap_or_default().to_owned())
-        .join("-")
-}
-
-/// The Service that all fleets are: `web/shop`, port 80, named `http`.
-pub const NAMESPACE: &str = "web";
-pub const SERVICE: &str = "shop";
-const MANIFESTS: &str = "manifests";
+/// The file to which each process appends the key of each request.
 const REQUESTS: &str = "requests";
+/// How long a process may take to listen.
 const START: Duration = Duration::from_secs(20);
+/// How long a process may take to end after its signal.
 const EXIT: Duration = Duration::from_secs(5);

@@ -1,8 +1,9 @@
-//! The balancer that learns late: a Layer-4 balancer that works on the endpoint list as it was a moment ago.
+//! A Layer-4 balancer that uses the endpoint list as it was a fixed time ago.
 //!
-//! It stands for kube-proxy, which rewrites its rules at most once per `minSyncPeriod` (1 s by default): a connection goes
-//! to one endpoint for its whole life, the next one to the next in the list, whether that still lives or not. Like the
-//! kernel's NAT it knows nothing of requests, tries nothing twice, and answers a refused connect with a reset.
+//! It stands for kube-proxy, which rewrites its rules at most once per `minSyncPeriod` (1 s by
+//! default). A connection goes to one endpoint for its whole life. The next connection goes to the
+//! next endpoint in the list, even if that endpoint has ended. Like the kernel's NAT, this balancer
+//! knows no requests, tries nothing twice, and resets the client if an endpoint refuses.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,24 +18,27 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// A running balancer, on a thread of its own so that nothing its owner does is charged to it. Ends when dropped.
+/// A running balancer. It has its own thread, so that work of its owner does not delay it. It ends
+/// when dropped.
 pub struct Late {
+    /// Where clients connect.
     pub address: SocketAddr,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Late {
-    /// Listens on a free loopback port. What `endpoints` holds now counts at once, each change `delay` after it came.
+    /// Listens on a free loopback port. The current list of `endpoints` is used immediately, each
+    /// change `delay` after it came.
     ///
     /// # Errors
-    /// No socket, no thread.
+    /// The kernel gives no socket or no thread.
     pub fn start(
         endpoints: watch::Receiver<Vec<SocketAddr>>,
         delay: Duration,
     ) -> anyhow::Result<Self> {
-        let listener =
-            std::net::TcpListener::bind("127.0.0.1:0").context("the late balancer's socket")?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")
+            .context("cannot listen for the late balancer")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
@@ -73,7 +77,7 @@ impl Drop for Late {
     }
 }
 
-/// Accepts until dropped, and all its connections end with it.
+/// Accepts until it is dropped. Its connections end with it.
 async fn serve(
     listener: std::net::TcpListener,
     mut endpoints: watch::Receiver<Vec<SocketAddr>>,
@@ -96,7 +100,8 @@ async fn serve(
                         next = next.wrapping_add(1);
                         connections.spawn(relay(client, endpoint));
                     }
-                    // Out of descriptors, most likely: that passes, but not by trying at once.
+                    // Most likely the process is out of descriptors. A pause gives it time to free
+                    // some.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 },
                 Some(_) = connections.join_next() => {}
@@ -106,7 +111,7 @@ async fn serve(
     tokio::join!(learn, accept);
 }
 
-/// Puts each state of the list into force `delay` after it came.
+/// Makes each list the current one `delay` after it came.
 async fn learn(
     known: Arc<Mutex<Vec<SocketAddr>>>,
     mut endpoints: watch::Receiver<Vec<SocketAddr>>,
@@ -125,13 +130,13 @@ async fn learn(
             Ok(()) = endpoints.changed() => {
                 coming.push_back((Instant::now() + delay, endpoints.borrow_and_update().clone()));
             }
-            // Nobody is left to change anything.
+            // The list has no writer any more, and no list is waiting.
             else => return,
         }
     }
 }
 
-/// One connection, both ways. A FIN is passed on, and so is a reset.
+/// One connection, in both directions. A FIN is passed on as a FIN, a reset as a reset.
 async fn relay(mut client: TcpStream, endpoint: Option<SocketAddr>) {
     let connected = match endpoint {
         Some(endpoint) => TcpStream::connect(endpoint).await.ok(),

@@ -1,10 +1,10 @@
-//! Load at a constant rate on keep-alive connections, and an exact account of what it met.
+//! Load at a constant rate on keep-alive connections, and an exact count of what happened to it.
 //!
-//! Open loop: request *i* is due at `i / rate`, whatever became of the ones before it, and belongs to client
-//! `i % clients`. Latency counts from the due time, so that a stall is charged to every request that it delayed (no
-//! coordinated omission); it includes the timer's own millisecond. Nothing is ever retried: a request that fails is one
-//! failure, and each TCP connection opened is counted. Like any careful client, a connection that the server has closed
-//! is not used again.
+//! Open loop: request *i* is due at `i / rate`, independent of the requests before it, and belongs
+//! to client `i % clients`. Latency counts from the due time, so a stall counts for every request
+//! that it delayed (no coordinated omission). It includes the timer's own millisecond. Nothing is
+//! retried: a request that fails is one failure. Each TCP connection that is opened is counted. A
+//! connection that the server has closed is not used again, as in any careful client.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,73 +17,95 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::command::demo::client::{Client, Failure, Response};
+use crate::config::value;
 
-/// What is to be sent. [`Load::new`] gives the common case; the fields change it.
+/// The load to send. [`Load::new`] gives the common case; its fields can be changed.
 #[derive(Debug, Clone)]
 pub struct Load {
+    /// The address to which all clients connect.
     pub target: SocketAddr,
+    /// The number of clients.
     pub clients: usize,
     /// Requests a second, of all clients together.
     pub rate: f64,
-    /// `rate * duration` requests are due in all.
+    /// The time in which requests are due: `rate * duration` requests in all.
     pub duration: Duration,
+    /// The method of each request.
     pub method: &'static str,
+    /// The path of each request, with its query.
     pub path: String,
+    /// The body of each request.
     pub body: Vec<u8>,
-    /// False: a new connection for each request.
+    /// Whether clients keep their connections. If not, each request opens one.
     pub keep_alive: bool,
-    /// For one request with its connect.
+    /// How long one request with its connect may take.
     pub timeout: Duration,
-    /// Count the different bodies of good answers (the first [`BODIES`] of them).
+    /// Whether the different bodies of good responses are counted (the first [`BODIES`] of them).
     pub by_body: bool,
 }
 
-/// Counts while it runs.
+/// The counts while the load runs.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
+    /// The time since the load began.
     pub elapsed: Duration,
+    /// Requests sent, or whose connect began.
     pub sent: u64,
+    /// Good responses, as in [`Report::ok`].
     pub ok: u64,
+    /// Requests that failed.
     pub failed: u64,
+    /// TCP connections opened.
     pub sockets: u64,
 }
 
-/// What came of it. `sent == ok + failed` unless requests were never sent, which are failures too.
+/// The result of a load. `sent == ok + failed`, unless some requests were never sent; those are
+/// failures, too.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
+    /// Requests sent, or whose connect began.
     pub sent: u64,
-    /// Answered whole, with a status below 400.
+    /// Requests with a whole response and a status below 400.
     pub ok: u64,
+    /// Requests that failed or were never sent.
     pub failed: u64,
-    /// Failures by kind: those of [`Failure`], `status 503` and so on, and `not sent` for a request still waiting for its
-    /// connection one timeout after the end.
+    /// Failures by kind: the kinds of [`Failure`], `status 503` and so on, and `not sent` for a
+    /// request that still waited for its client one timeout after the end.
     pub errors: BTreeMap<String, u64>,
     /// The first [`LOSSES`] failures.
     pub losses: Vec<Loss>,
     /// TCP connections opened.
     pub sockets: u64,
-    /// Of good answers, from the time when the request was due.
+    /// Times of good responses, from the moment at which the request was due.
     pub latency: Times,
-    /// Of good answers, from the time when the request was really sent (or its connect began).
+    /// Times of good responses, from the moment at which the request was sent, or its connect
+    /// began.
     pub service: Times,
-    /// Longest time in which no client at all got a good answer.
+    /// The longest time in which no client got a good response.
     pub longest_stall: Duration,
+    /// Good responses by body, if [`Load::by_body`] is set.
     pub by_body: BTreeMap<String, u64>,
 }
 
-/// One failure: when it was due, how long after that it failed, and how.
+/// One failed request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loss {
+    /// When the request was due, counted from the start of the load.
     pub due: Duration,
+    /// How long after that the request failed.
     pub after: Duration,
+    /// How the request failed, as in [`Report::errors`].
     pub error: String,
 }
 
-/// Percentiles, exact to one percent; the maximum is exact to a microsecond.
+/// Percentiles, exact to one percent. The maximum is exact to a microsecond.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Times {
+    /// The median.
     pub p50: Duration,
+    /// The 99th percentile.
     pub p99: Duration,
+    /// The maximum.
     pub max: Duration,
 }
 
@@ -92,7 +114,7 @@ impl Load {
     pub fn new(target: SocketAddr, path: impl Into<String>, duration: Duration) -> Self {
         Self {
             target,
-            clients: 8,
+            clients: CLIENTS as usize,
             rate: 500.0,
             duration,
             method: "GET",
@@ -104,8 +126,9 @@ impl Load {
         }
     }
 
-    /// Sends it all, or until `stop`: what is in flight then is still answered, the rest is not due any more.
-    /// `progress` is called ten times a second. Dropping the future ends the load at once.
+    /// Sends all requests, or those that are due before `stop`. Requests in flight at `stop` still
+    /// get their responses. `progress` is called ten times a second. Dropping the future ends the
+    /// load immediately.
     pub async fn run(&self, stop: &CancellationToken, progress: impl Fn(Snapshot)) -> Report {
         let start = Instant::now();
         let tally = Arc::new(Tally {
@@ -141,7 +164,7 @@ impl Load {
     }
 }
 
-/// One client's share, in order.
+/// One client: its requests in order.
 async fn run_client(load: Load, index: u64, tally: Arc<Tally>, stop: CancellationToken) {
     let end = tally.start + load.duration + load.timeout;
     let mut connection: Option<Client> = None;
@@ -181,7 +204,8 @@ async fn run_client(load: Load, index: u64, tally: Arc<Tally>, stop: Cancellatio
     }
 }
 
-/// One request on the connection given, else on a new one. Returns the connection if it may be used again.
+/// One request, on the given connection or on a new one. Returns the connection if it may be used
+/// again.
 async fn request(
     load: &Load,
     connection: Option<Client>,
@@ -308,7 +332,7 @@ impl Inner {
 }
 
 impl fmt::Display for Report {
-    /// One line, for the message of a failed test.
+    /// One line, for the message of a test that fails.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             sent,
@@ -332,7 +356,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Counts in buckets that are one percent wide each: 1 us to 10 h in 2,500 of them, however long the load runs.
+/// Counts in buckets, each one percent wide. 2,500 buckets hold 1 us to 10 h, so the memory does
+/// not grow with the load.
 #[derive(Default)]
 struct Histogram {
     buckets: Vec<u64>,
@@ -360,7 +385,7 @@ impl Histogram {
         }
     }
 
-    /// The upper edge of the bucket in which the quantile lies, and never above the maximum.
+    /// The upper edge of the bucket that holds the quantile, but never more than the maximum.
     fn quantile(&self, q: f64) -> Duration {
         let rank = (self.buckets.iter().sum::<u64>() as f64 * q).ceil() as u64;
         let mut below = 0;
@@ -377,11 +402,22 @@ impl Histogram {
     }
 }
 
-/// Bodies told apart.
+/// A load's length, parsed as a command line gives it: 1 s to 1 h.
+///
+/// # Errors
+/// The text is no duration in this range. The error says what was expected.
+pub fn load_time(text: &str) -> Result<Duration, String> {
+    value::duration(text, Duration::from_secs(1)..=Duration::from_secs(3600))
+}
+
+/// The clients of [`Load::new`].
+pub(crate) const CLIENTS: u64 = 8;
+/// The number of different bodies that are counted.
 pub const BODIES: usize = 64;
-/// Failures remembered one by one.
+/// The number of failures that are recorded one by one.
 pub const LOSSES: usize = 100;
 const TICK: Duration = Duration::from_millis(100);
+/// The ratio of a bucket's upper edge to its lower edge.
 const STEP: f64 = 1.01;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! A real `ebbtide run` as a child process: started with a configuration, found by what it logs, asked through its pages.
+//! A real `ebbtide run` as a child process. It is started with a configuration, its log says where
+//! it listens, and its admin pages are read.
 //!
-//! Nothing of the proxy's code is called here, so what is tested through it is what a user gets.
+//! Nothing here calls the proxy's code, so a test of this process tests what a user gets.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -17,19 +18,20 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::command::demo::child;
-use crate::command::demo::client::{Client, Response};
-use crate::command::demo::fleet::{NAMESPACE, SERVICE};
+use crate::command::demo::client::{self, Response};
+use crate::command::demo::manifests::{NAMESPACE, SERVICE};
 
-/// Killed when dropped; [`Proxy::stop`] ends it properly.
+/// A running proxy. Dropping it kills the process; [`Proxy::stop`] ends it cleanly.
 pub struct Proxy {
-    /// Where it listens, by listener name.
+    /// The bound addresses, by listener name.
     pub listeners: BTreeMap<String, SocketAddr>,
+    /// The address of the admin pages.
     pub admin: SocketAddr,
     process: Child,
     log: watch::Receiver<Log>,
 }
 
-/// What the process has written so far.
+/// What the process has logged so far.
 #[derive(Debug, Default)]
 struct Log {
     lines: VecDeque<String>,
@@ -38,7 +40,8 @@ struct Log {
     ended: bool,
 }
 
-/// A configuration with one listener `web` on a free port for a fleet's Service, and `more` YAML lines at the end.
+/// A configuration with one listener `web` on a free port for a fleet's Service. `more` is YAML
+/// that is added at the end.
 pub fn config(manifests: &Path, more: &str) -> String {
     format!(
         "discovery: {{files: {{path: '{}'}}}}\n\
@@ -49,11 +52,11 @@ pub fn config(manifests: &Path, more: &str) -> String {
 }
 
 impl Proxy {
-    /// Writes `config` to `ebbtide.yaml` in `folder`, starts the proxy and waits until it is ready and has told where each of
-    /// `listeners` listens.
+    /// Writes `config` to `ebbtide.yaml` in `folder`, starts the proxy, and waits until it is ready
+    /// and has logged the addresses of all `listeners`.
     ///
     /// # Errors
-    /// It ends, or is not ready within 20 s; the message holds what it logged last.
+    /// The process ends, or is not ready within 20 s. The error holds its last log lines.
     pub async fn start(
         binary: &Path,
         folder: &Path,
@@ -65,7 +68,7 @@ impl Proxy {
             .with_context(|| format!("cannot write {}", file.display()))?;
         let mut command = child::ebbtide(binary);
         command.args(["run", "--config"]).arg(&file);
-        // A level that the user has set for other programs must not hide the lines that are read here.
+        // A log level in the user's environment must not hide the lines that are read here.
         command
             .env("EBBTIDE_LOG", "info")
             .stdout(Stdio::null())
@@ -78,7 +81,7 @@ impl Proxy {
         let ready = ready.unwrap_or_else(|_| Err(anyhow::anyhow!("not ready after {START:?}")));
         let (listeners, admin) = ready.map_err(|error| {
             anyhow::anyhow!(
-                "ebbtide run did not start: {error}; it said last:\n{}",
+                "ebbtide run did not start: {error}; its last log lines:\n{}",
                 log.borrow().tail()
             )
         })?;
@@ -90,7 +93,10 @@ impl Proxy {
         })
     }
 
-    /// The address of the listener `web`, that of [`config`].
+    /// The address of the listener `web`, which [`config`] has.
+    ///
+    /// # Errors
+    /// There is no such listener.
     pub fn web(&self) -> anyhow::Result<SocketAddr> {
         self.listeners
             .get("web")
@@ -98,33 +104,45 @@ impl Proxy {
             .context("there is no listener `web`")
     }
 
-    /// A page of the admin server.
+    /// Reads an admin page.
+    ///
+    /// # Errors
+    /// There is no response within 5 s.
     pub async fn page(&self, path: &str) -> anyhow::Result<Response> {
         page(self.admin, path).await
     }
 
-    /// The sum of a metric's samples whose labels satisfy `wanted` (as text: `reason="replay",outcome="ok"` …).
+    /// The sum of a metric's samples whose labels satisfy `wanted`. It gets the labels as text,
+    /// such as `reason="replay",outcome="ok"`.
+    ///
+    /// # Errors
+    /// There is no response within 5 s.
     pub async fn metric(&self, name: &str, wanted: impl Fn(&str) -> bool) -> anyhow::Result<f64> {
         Ok(sum(&self.page("/metrics").await?.text(), name, wanted))
     }
 
+    /// The process's id; none after it was waited for.
     pub fn pid(&self) -> Option<u32> {
         self.process.id()
     }
 
+    /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         child::signal(&self.process, signal);
     }
 
-    /// Waits for its end. Cancellation safe.
+    /// Waits for the end of the process. Cancellation safe.
+    ///
+    /// # Errors
+    /// The kernel does not report the process's end.
     pub async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
         Ok(self.process.wait().await?)
     }
 
-    /// SIGTERM, then waits for its end.
+    /// Sends SIGTERM, then waits for the end of the process.
     ///
     /// # Errors
-    /// It has not ended after `patience` (it is killed then).
+    /// The process has not ended after `patience`. It is killed then.
     pub async fn stop(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
         self.signal(Signal::TERM);
         match timeout(patience, self.process.wait()).await {
@@ -132,14 +150,14 @@ impl Proxy {
             Err(_) => {
                 self.process.kill().await?;
                 bail!(
-                    "ebbtide run did not end within {patience:?} of SIGTERM; it said last:\n{}",
+                    "ebbtide run did not end within {patience:?} of SIGTERM; its last log lines:\n{}",
                     self.log_tail()
                 )
             }
         }
     }
 
-    /// The last lines that it logged.
+    /// The last 50 lines that the process has logged.
     pub fn log_tail(&self) -> String {
         self.log.borrow().tail()
     }
@@ -158,7 +176,7 @@ async fn ready(log: &mut watch::Receiver<Log>, listeners: &[&str]) -> anyhow::Re
         let log = log
             .wait_for(|log| all(log) || log.ended)
             .await
-            .context("its log was closed")?;
+            .context("its log ended")?;
         (log.listeners.clone(), log.admin, log.ended)
     };
     let (Some(admin), false) = (admin, ended) else {
@@ -166,7 +184,7 @@ async fn ready(log: &mut watch::Receiver<Log>, listeners: &[&str]) -> anyhow::Re
     };
     while page(admin, "/readyz")
         .await
-        .map_or(true, |answer| answer.status != 200)
+        .map_or(true, |response| response.status != 200)
     {
         if log.borrow().ended {
             bail!("it ended before it was ready");
@@ -176,7 +194,7 @@ async fn ready(log: &mut watch::Receiver<Log>, listeners: &[&str]) -> anyhow::Re
     Ok((bound, admin))
 }
 
-/// Reads the log to its end, so that the process never waits for its reader.
+/// Reads the log to its end, so that the process never waits until a line is read.
 async fn follow(stderr: ChildStderr, log: watch::Sender<Log>) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
@@ -214,20 +232,14 @@ impl Log {
     }
 }
 
-/// A page of an admin server.
+/// Reads a page of an admin server within 5 s.
 pub(crate) async fn page(admin: SocketAddr, path: &str) -> anyhow::Result<Response> {
-    let answer = async {
-        Client::connect(admin)
-            .await?
-            .exchange("GET", path, "Connection: close\r\n", b"")
-            .await
-    };
-    Ok(timeout(PAGE, answer)
+    client::get(admin, path, PAGE)
         .await
-        .with_context(|| format!("no answer to {path}"))??)
+        .with_context(|| format!("cannot read http://{admin}{path}"))
 }
 
-/// Adds up samples of the Prometheus text format.
+/// The sum of the samples of one metric in the Prometheus text format, as [`Proxy::metric`].
 pub(crate) fn sum(text: &str, name: &str, wanted: impl Fn(&str) -> bool) -> f64 {
     let sample = |line: &str| {
         let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
@@ -244,8 +256,11 @@ pub(crate) fn sum(text: &str, name: &str, wanted: impl Fn(&str) -> bool) -> f64 
     text.lines().filter_map(sample).sum()
 }
 
+/// How long the process may take to become ready.
 const START: Duration = Duration::from_secs(20);
+/// How long a page may take.
 const PAGE: Duration = Duration::from_secs(5);
+/// Log lines that are kept for error messages.
 const TAIL: usize = 50;
 
 #[cfg(test)]
@@ -253,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_are_added_up_by_name_and_labels() {
+    fn samples_are_added_by_name_and_labels() {
         let text = "# TYPE a counter\na{reason=\"replay\",outcome=\"ok\"} 3\na{reason=\"connect\",outcome=\"ok\"} 4\n\
                     a_total{reason=\"replay\"} 50\nb 7\n";
         assert_eq!(sum(text, "a", |_| true), 7.0);

@@ -1,8 +1,9 @@
-//! `ebbtide sample-app`: the badly behaved application of the problem statement, with routes that tests can ask.
+//! `ebbtide sample-app`: an application that shuts down badly, with routes for tests.
 //!
-//! It has no signal handler on purpose: SIGTERM ends it at once, in the middle of whatever it does, and its idle
-//! keep-alive connections die with it (a container's first process, which a signal without a handler does not reach, has
-//! one that does the same). Whoever needs to know what it did after that uses `--count-file`.
+//! It has no signal handler on purpose. SIGTERM ends it immediately, in the middle of its work, and
+//! its idle keep-alive connections end with it. As process 1 of a container it has a handler that
+//! does the same, because a signal without a handler does not reach process 1. To find out what it
+//! had received before it ended, use `--count-file`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,33 +33,36 @@ use crate::command::demo::child;
 #[derive(Debug, clap::Args)]
 #[command(disable_version_flag = true)]
 pub struct Args {
-    /// Where to listen; port 0 takes any free one.
+    /// Where to listen; port 0 takes any free port.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// What the answers say.
+    /// The version that responses carry.
     #[arg(long, default_value = "v1")]
     version: String,
-    /// Time between the start of the process and its socket, as a slow application has it.
+    /// How long the process waits before it listens, like a slow application.
     #[arg(long, default_value = "0s", value_parser = humantime::parse_duration)]
     listen_after: Duration,
     /// Echo bytes instead of speaking HTTP.
     #[arg(long)]
     tcp: bool,
-    /// With --tcp: what the server says first.
+    /// With --tcp: the bytes that the server sends first.
     #[arg(long, default_value = "")]
     greet: String,
-    /// File that gets a line `<key> <method>` for each request that has arrived (HTTP), before anything else is done.
+    /// A file that gets a line `<key> <method>` for each HTTP request that arrives, before the
+    /// request is processed.
     #[arg(long)]
     count_file: Option<PathBuf>,
-    /// The process to die with.
+    /// The process that this one ends with.
     #[arg(long)]
     parent: Option<u32>,
-    /// Become `ebbtide <arguments>` instead: how the demo ties any of its processes to its own life.
+    /// Become `ebbtide <arguments>` instead. The demo uses this, so that all its processes end with
+    /// it.
     #[arg(long, num_args = 1.., allow_hyphen_values = true, value_name = "ARGUMENTS")]
     exec: Vec<String>,
 }
 
-/// Runs until killed. Prints `listening ADDRESS` on stdout once connections are accepted.
+/// Runs until it is killed. Prints `listening ADDRESS` on standard output when it accepts
+/// connections.
 ///
 /// # Errors
 /// The address cannot be bound, the count file cannot be opened, or the parent has ended.
@@ -92,7 +96,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
-    // Nobody may be reading, which is no reason to end.
+    // Standard output may be closed. That is no reason to end.
     let _ = writeln!(std::io::stdout(), "listening {}", listener.local_addr()?);
     if args.tcp {
         return echo_bytes(listener, args.greet).await;
@@ -134,7 +138,8 @@ impl Delay {
     }
 }
 
-/// The line in the count file: one `write` with O_APPEND, which neither a SIGKILL nor another process can split.
+/// Writes the line into the count file, with one `write` and O_APPEND. So neither a SIGKILL nor
+/// another process can split it.
 async fn note(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if let Some(mut file) = app.count_file.as_ref() {
         let path = request.uri().path();
@@ -193,10 +198,10 @@ async fn counts(State(app): State<Arc<App>>) -> Json<BTreeMap<String, u64>> {
 #[derive(Deserialize)]
 struct Transfer {
     n: u64,
-    /// 1: chunked, else counted.
+    /// 1: a chunked body; otherwise a body with Content-Length.
     #[serde(default)]
     chunked: u8,
-    /// Milliseconds of silence once half of the bytes are out.
+    /// A pause in milliseconds after half of the bytes.
     #[serde(default)]
     pause: u64,
 }
@@ -209,7 +214,7 @@ async fn bytes(Query(transfer): Query<Transfer>) -> impl IntoResponse {
     (counted, Body::from_stream(ReaderStream::new(theirs)))
 }
 
-/// Byte `i` of the body is `PIECE[i % PIECE.len()]`. Ends when the client has gone.
+/// Byte `i` of the body is `PIECE[i % PIECE.len()]`. Ends when the client's connection ends.
 async fn write_bytes(mut to: DuplexStream, transfer: Transfer) -> std::io::Result<()> {
     let mut sent = 0;
     while sent < transfer.n {
@@ -251,7 +256,7 @@ async fn echo_bytes(listener: TcpListener, greet: String) -> anyhow::Result<()> 
     }
 }
 
-/// A client's FIN is answered with ours once its last byte has gone back.
+/// Echoes bytes. After the client's FIN, sends a FIN when the last byte was sent back.
 async fn echo_connection(mut stream: TcpStream, greet: String) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     stream.write_all(greet.as_bytes()).await?;
@@ -260,9 +265,11 @@ async fn echo_connection(mut stream: TcpStream, greet: String) -> std::io::Resul
     write.shutdown().await
 }
 
+/// The largest request body in bytes.
 const BODY_MAX: usize = 256 << 20;
 
-/// No power of two long, so that a reader that loses or doubles a buffer sees the wrong bytes.
+/// The bytes that `/bytes` repeats. The length is not a power of two, so a reader that loses or
+/// doubles a buffer gets wrong bytes.
 const PIECE: [u8; 9973] = {
     let mut piece = [0; 9973];
     let mut i = 0;

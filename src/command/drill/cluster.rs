@@ -1,7 +1,7 @@
-//! What a drill asks of the API server: to make, roll and remove its objects, and where nodes are.
+//! The drill's requests to the API server: make, roll and remove its objects, and find the nodes.
 //!
-//! Only objects with the drill's own label are ever changed or removed. Objects are read as JSON, by pointer: the API's types
-//! of all that a pod can be would be a fifth of the program.
+//! Invariant: only objects with the drill's own label are changed or removed. Objects are read as
+//! JSON by pointer, because the API's types for a whole pod would be a fifth of the program.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cluster::api::{self, said};
 use crate::cluster::rights::{self, Right};
-use crate::command::drill::manifests::{self, Kind, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS};
+use crate::command::drill::manifests::{self, MADE, MANAGED_BY, MANAGER, NAME, REPLICAS, Resource};
 use crate::command::drill::settings::{Settings, refused};
 use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;
@@ -29,16 +29,21 @@ pub struct Cluster {
     namespace: String,
 }
 
-/// How far the Deployment is.
+/// The progress of the Deployment's rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rollout {
-    /// Pods of the version before that are leaving or gone.
+    /// Pods of the previous version that are leaving or gone.
     pub replaced: usize,
+    /// Whether all pods have the newest version and are available.
     pub done: bool,
 }
 
 impl Cluster {
-    /// By the same way as the proxy's own: in-cluster, then `KUBECONFIG`, then the home folder's.
+    /// Connects as the proxy does: by the service account in a cluster, then by `KUBECONFIG`, then
+    /// by the file in the home folder.
+    ///
+    /// # Errors
+    /// No API server is configured, or its configuration is bad.
     pub async fn connect(namespace: &str) -> Result<Self, Refused> {
         let config = api::locate(&Kubernetes {
             silence: SILENCE,
@@ -52,7 +57,12 @@ impl Cluster {
         })
     }
 
-    /// Finds out whether the drill can be held, removes what an earlier one has left, and changes nothing else.
+    /// Finds out whether the drill can run. Removes what an earlier drill has left, and changes
+    /// nothing else.
+    ///
+    /// # Errors
+    /// A right is missing, a foreign object has one of the names, an object cannot be removed, or
+    /// the API server would refuse an object.
     pub async fn prepare(&self, settings: &Settings, objects: &[Value]) -> Result<(), Refused> {
         let namespace = Some(self.namespace.as_str());
         let mut needed = vec![
@@ -66,7 +76,7 @@ impl Cluster {
             .await
             .map_err(|error| {
                 refused(format!(
-                    "the API server cannot be asked: {}; `kubectl get nodes` tells more",
+                    "the API server does not answer: {}; `kubectl get nodes` shows more",
                     said(&error)
                 ))
             })?;
@@ -78,11 +88,13 @@ impl Cluster {
                 .join("; ");
             let nodes = missing.iter().any(|right| right.resource == "nodes");
             let or = if nodes {
-                "; --address makes do without the nodes"
+                "; with --address the nodes are not needed"
             } else {
                 ""
             };
-            return Err(refused(format!("you may not {list}: have it granted{or}")));
+            return Err(refused(format!(
+                "you may not {list}: ask for this right{or}"
+            )));
         }
         for (kind, name) in MADE {
             let found = self.api(kind).get_metadata_opt(name).await;
@@ -97,10 +109,10 @@ impl Cluster {
         }
         if let Some(left) = self.remove().await.into_iter().next() {
             return Err(refused(format!(
-                "what an earlier drill has left cannot be removed: {left}"
+                "an object of an earlier drill cannot be removed: {left}"
             )));
         }
-        // A quota, a policy or a namespace that is not there shows itself before anything is made.
+        // A dry run finds a quota, a policy or a missing namespace before anything is made.
         for object in objects {
             self.create(object, true)
                 .await
@@ -109,9 +121,9 @@ impl Cluster {
         Ok(())
     }
 
-    fn foreign(&self, kind: Kind, name: &str) -> String {
+    fn foreign(&self, kind: Resource, name: &str) -> String {
         format!(
-            "namespace {0} has a {1} {name} that no drill has made (it lacks the label {MANAGED_BY}={MANAGER}); choose \
+            "namespace {0} has a {1} {name} that no drill made (it lacks the label {MANAGED_BY}={MANAGER}); choose \
              another --namespace, or remove it: kubectl --namespace {0} delete {2} {name}",
             self.namespace,
             kind.as_str(),
@@ -119,12 +131,15 @@ impl Cluster {
         )
     }
 
-    /// The nodePort of what was made, if it has one.
+    /// Makes an object. Returns its nodePort, if it has one.
+    ///
+    /// # Errors
+    /// The error of the API server.
     pub async fn create(&self, object: &Value, dry_run: bool) -> kube::Result<Option<u16>> {
         let kind = if object["kind"] == "Deployment" {
-            Kind::Deployment
+            Resource::Deployment
         } else {
-            Kind::Service
+            Resource::Service
         };
         let params = PostParams {
             dry_run,
@@ -140,18 +155,24 @@ impl Cluster {
         Ok(port.and_then(|port| port.try_into().ok()))
     }
 
-    /// Makes new pods come for the old ones.
+    /// Makes the Deployment replace all its pods.
+    ///
+    /// # Errors
+    /// The error of the API server.
     pub async fn update(&self) -> kube::Result<()> {
         let patch = Patch::Merge(manifests::update(&jiff::Timestamp::now().to_string()));
-        self.api(Kind::Deployment)
+        self.api(Resource::Deployment)
             .patch(NAME, &PatchParams::default(), &patch)
             .await
             .map(drop)
     }
 
-    /// Where the API server does not answer, nothing new is known.
+    /// The progress of the rollout. If the API server does not answer, it is reported as not begun.
+    ///
+    /// # Errors
+    /// The Deployment does not exist (any more), or may not be read.
     pub async fn rollout(&self) -> kube::Result<Rollout> {
-        match self.api(Kind::Deployment).get(NAME).await {
+        match self.api(Resource::Deployment).get(NAME).await {
             Ok(deployment) => Ok(Rollout::of(&deployment)),
             Err(error) if matches!(code(&error), 401 | 403 | 404) => Err(error),
             Err(_) => Ok(Rollout {
@@ -161,10 +182,10 @@ impl Cluster {
         }
     }
 
-    /// Waits until all pods are of the newest version and ready.
+    /// Waits until all pods have the newest version and are ready.
     ///
     /// # Errors
-    /// They are not after two minutes; says why, where the cluster tells.
+    /// They are not ready after two minutes. The error says why, if the cluster does.
     pub async fn ready(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START;
         while !self
@@ -192,7 +213,7 @@ impl Cluster {
             .await
             .ok()?
             .items;
-        let told = pods.iter().find_map(|pod| {
+        let reason = pods.iter().find_map(|pod| {
             let waiting =
                 items(pod, "/status/containerStatuses").find_map(|it| it.pointer("/state/waiting"));
             let unmet = || items(pod, "/status/conditions").find_map(|it| text(it, "message"));
@@ -207,17 +228,18 @@ impl Cluster {
                 waiting.map(words).or_else(unmet)?
             ))
         });
-        if told.is_some() {
-            return told;
+        if reason.is_some() {
+            return reason;
         }
-        // No pod could be made: a quota, an admission.
-        let deployment = self.api(Kind::Deployment).get(NAME).await.ok()?;
+        // No pod could be made, because of a quota or an admission policy.
+        let deployment = self.api(Resource::Deployment).get(NAME).await.ok()?;
         items(&deployment, "/status/conditions")
             .find(|it| it["type"] == "ReplicaFailure")
             .and_then(|it| text(it, "message"))
     }
 
-    /// Removes what drills have made here and waits until it is gone. Returns what is left, each with the reason.
+    /// Removes all objects of drills in this namespace and waits until they are gone. Returns what
+    /// is left, each with the reason.
     pub async fn remove(&self) -> Vec<String> {
         let deadline = Instant::now() + REMOVAL;
         let (mut left, mut failed) = (MADE.to_vec(), Vec::new());
@@ -246,8 +268,8 @@ impl Cluster {
         }
     }
 
-    /// Whether there is nothing (of ours) any more; if there is, it has been asked to go.
-    async fn remove_one(&self, kind: Kind, name: &str) -> kube::Result<bool> {
+    /// Returns whether no such object of a drill exists any more. If it exists, deletes it.
+    async fn remove_one(&self, kind: Resource, name: &str) -> kube::Result<bool> {
         let api = self.api(kind);
         let Some(found) = api.get_metadata_opt(name).await? else {
             return Ok(true);
@@ -256,7 +278,8 @@ impl Cluster {
             return Ok(true);
         }
         if found.metadata.deletion_timestamp.is_none() {
-            // Foreground: it is gone only when its pods are. By UID: not what somebody has put in its place since.
+            // Foreground: the object is gone only when its pods are gone. By UID: another object
+            // that has taken the name meanwhile is not deleted.
             let this = Preconditions {
                 uid: found.metadata.uid,
                 resource_version: None,
@@ -267,7 +290,10 @@ impl Cluster {
         Ok(false)
     }
 
-    /// Internal addresses of the nodes that are ready.
+    /// The InternalIPs of the nodes that are ready.
+    ///
+    /// # Errors
+    /// The error of the API server.
     pub async fn nodes(&self) -> kube::Result<Vec<IpAddr>> {
         let nodes: Api<DynamicObject> =
             Api::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
@@ -280,7 +306,7 @@ impl Cluster {
             .collect())
     }
 
-    /// That of the DaemonSet `ebbtide`, which every node has already; else `ebbtide:dev`.
+    /// The image of the DaemonSet `ebbtide`, which every node already has; or else `ebbtide:dev`.
     pub async fn image(&self) -> String {
         let sets = self.namespaced(&ApiResource::erase::<DaemonSet>(&()), "ebbtide-system");
         let set = sets.get("ebbtide").await.ok();
@@ -293,10 +319,10 @@ impl Cluster {
         image.unwrap_or_else(|| "ebbtide:dev".to_owned())
     }
 
-    fn api(&self, kind: Kind) -> Api<DynamicObject> {
+    fn api(&self, kind: Resource) -> Api<DynamicObject> {
         let resource = match kind {
-            Kind::Service => ApiResource::erase::<Service>(&()),
-            Kind::Deployment => ApiResource::erase::<Deployment>(&()),
+            Resource::Service => ApiResource::erase::<Service>(&()),
+            Resource::Deployment => ApiResource::erase::<Deployment>(&()),
         };
         self.namespaced(&resource, &self.namespace)
     }
@@ -307,7 +333,7 @@ impl Cluster {
 }
 
 impl Rollout {
-    /// As `kubectl rollout status` judges.
+    /// The progress by the rules of `kubectl rollout status`.
     fn of(deployment: &DynamicObject) -> Self {
         let status = |field: &str| {
             deployment
@@ -338,7 +364,7 @@ fn is_ours(metadata: &ObjectMeta) -> bool {
         .is_some_and(|labels| labels.get(MANAGED_BY).is_some_and(|by| by == MANAGER))
 }
 
-/// The API server's answer; 0 where there was none.
+/// The status code of the API server; 0 if there was no response.
 fn code(error: &kube::Error) -> u16 {
     match error {
         kube::Error::Api(status) => status.code,
@@ -356,7 +382,7 @@ fn address(node: &DynamicObject) -> Option<IpAddr> {
         .filter(|_| is_ready)
 }
 
-/// What a list in an object holds; nothing where there is none.
+/// The items of a list in an object; none if there is no such list.
 fn items<'a>(object: &'a DynamicObject, pointer: &str) -> impl Iterator<Item = &'a Value> {
     object
         .data
@@ -370,10 +396,14 @@ fn text(value: &Value, field: &str) -> Option<String> {
     value.get(field)?.as_str().map(str::to_owned)
 }
 
+/// The pause between two reads of a state that is waited for.
 pub const POLL: Duration = Duration::from_millis(200);
+/// How long a response of the API server may be silent.
 const SILENCE: Duration = Duration::from_secs(15);
+/// How long the pods may take to become ready.
 const START: Duration = Duration::from_secs(120);
-/// Longer than a pod's grace: the application ends at SIGTERM, its node may not.
+/// How long a removal may take. It is longer than a pod's grace period (30 s): the application ends
+/// at SIGTERM, but its node may be slow or gone.
 const REMOVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
@@ -382,7 +412,7 @@ mod tests {
     use serde_json::{from_value, json};
 
     #[test]
-    fn a_rollout_is_done_when_nothing_old_is_left_and_all_is_available() {
+    fn a_rollout_is_done_when_no_old_pod_is_left_and_all_are_available() {
         let of = |generation: i64, status: Value| {
             let metadata = json!({"generation": generation});
             let Rollout { replaced, done } =
@@ -397,18 +427,26 @@ mod tests {
         assert_eq!(
             of(3, status(3, 3, 3)),
             (0, false),
-            "of the generation before"
+            "a status of the previous generation does not count"
         );
-        assert_eq!(of(2, status(4, 1, 3)), (0, false), "one more has come");
+        assert_eq!(
+            of(2, status(4, 1, 3)),
+            (0, false),
+            "one new pod has come, no old one has left"
+        );
         assert_eq!(of(2, status(4, 2, 3)), (1, false));
         assert_eq!(of(2, status(4, 3, 3)), (2, false));
         assert_eq!(
             of(2, status(3, 3, 2)),
             (3, false),
-            "the last is not available yet"
+            "the last pod is not available yet"
         );
         assert_eq!(of(1, json!(null)), (0, false));
-        assert_eq!(of(2, status(9, 1, 3)), (0, false), "nonsense is no panic");
+        assert_eq!(
+            of(2, status(9, 1, 3)),
+            (0, false),
+            "a status that cannot be is no panic"
+        );
     }
 
     #[test]

@@ -1,21 +1,27 @@
-//! What a drill makes in a cluster, as manifests: the sample application and one or two Services in front of it.
+//! The objects that a drill makes in a cluster: the sample application and one or two Services in
+//! front of it. Each carries the label by which a drill recognises its own objects.
 
 use serde_json::{Value, json};
 
-/// Kinds and names, in the order in which they are removed: nothing leads to the pods any more when they go.
-pub const MADE: [(Kind, &str); 3] = [
-    (Kind::Service, PLAIN),
-    (Kind::Service, NAME),
-    (Kind::Deployment, NAME),
+/// Kinds and names, in the order of removal: the Services first, so that no client reaches the pods
+/// when they end.
+pub const MADE: [(Resource, &str); 3] = [
+    (Resource::Service, PLAIN),
+    (Resource::Service, NAME),
+    (Resource::Deployment, NAME),
 ];
 
+/// The kind of an object that a drill makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Resource {
+    /// v1 Service.
     Service,
+    /// apps/v1 Deployment.
     Deployment,
 }
 
-impl Kind {
+impl Resource {
+    /// The kind as manifests spell it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Service => "Service",
@@ -24,8 +30,8 @@ impl Kind {
     }
 }
 
-/// The sample application: exits at SIGTERM, has a readiness probe and nothing else that would make a rollout gentler. It
-/// runs where Pod Security is `restricted`.
+/// The Deployment of the sample application. It exits at SIGTERM. A readiness probe is all that it
+/// does for a rollout. It may run where Pod Security is `restricted`.
 pub fn deployment(image: &str) -> Value {
     json!({
         "apiVersion": "apps/v1",
@@ -66,7 +72,7 @@ pub fn deployment(image: &str) -> Value {
     })
 }
 
-/// The Service that Ebbtide claims; without `node_port` the API server chooses one.
+/// The Service that Ebbtide claims. Without `node_port` the API server chooses one.
 pub fn claimed(node_port: Option<u16>) -> Value {
     let mut service = service(NAME);
     service["metadata"]["labels"][CLAIM] = json!("ebbtide");
@@ -76,7 +82,7 @@ pub fn claimed(node_port: Option<u16>) -> Value {
     service
 }
 
-/// The same without the claim, which kube-proxy (or what stands for it) serves.
+/// The same Service without the claim. kube-proxy, or its replacement, serves it.
 pub fn plain() -> Value {
     service(PLAIN)
 }
@@ -102,16 +108,20 @@ fn selector() -> Value {
     json!({"app.kubernetes.io/name": NAME, MANAGED_BY: MANAGER})
 }
 
-/// Makes the Deployment replace its pods, as `kubectl rollout restart` does.
+/// The patch that makes the Deployment replace its pods, as `kubectl rollout restart` does.
 pub fn update(at: &str) -> Value {
     json!({"spec": {"template": {"metadata": {"annotations": {"ebbtide.dev/drilled-at": at}}}}})
 }
 
+/// The name of the Deployment and of the claimed Service.
 pub const NAME: &str = "ebbtide-drill";
+/// The name of the Service without a claim.
 pub const PLAIN: &str = "ebbtide-drill-plain";
-/// The label by which a drill knows what it made.
+/// The label by which a drill recognises its own objects.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The value of that label.
 pub const MANAGER: &str = "ebbtide-drill";
+/// The number of pods.
 pub const REPLICAS: usize = 3;
 const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
 const PORT: u16 = 8080;
@@ -140,14 +150,14 @@ mod tests {
         );
         assert!(
             app.lifecycle.is_none(),
-            "a preStop hook would be the cure that the drill does without"
+            "a preStop hook would hide what the drill shows"
         );
         assert!(
             app.readiness_probe.is_some()
                 && pod.security_context.unwrap().run_as_non_root == Some(true)
         );
 
-        let mut names = vec![(Kind::Deployment, deployment.metadata.name.unwrap())];
+        let mut names = vec![(Resource::Deployment, deployment.metadata.name.unwrap())];
         assert_eq!(deployment.metadata.labels.unwrap()[MANAGED_BY], MANAGER);
         for (value, claim) in [(claimed(None), Some("ebbtide")), (plain(), None)] {
             let service: Service = serde_json::from_value(value).unwrap();
@@ -162,14 +172,14 @@ mod tests {
                 (of[MANAGED_BY].as_str(), of.get(CLAIM).map(String::as_str)),
                 (MANAGER, claim)
             );
-            names.push((Kind::Service, service.metadata.name.unwrap()));
+            names.push((Resource::Service, service.metadata.name.unwrap()));
         }
         names.reverse();
         let made = MADE.map(|(kind, name)| (kind, name.to_owned()));
         assert_eq!(
             made[..],
             names[..],
-            "removed in the reverse order, and nothing is forgotten"
+            "all objects are removed, in the reverse order"
         );
         assert_eq!(claimed(Some(30123))["spec"]["ports"][0]["nodePort"], 30123);
     }

@@ -1,29 +1,30 @@
-//! What the kernel tells of a folder, reduced to what matters.
+//! The kernel's events of a folder, reduced to what the source needs. How events become reads is in
+//! `folder.rs` and `pending.rs`.
 
 use std::ffi::OsString;
 use std::time::Instant;
 
-/// What inotify told.
+/// An event of inotify and its arrival.
 #[derive(Debug)]
 pub(super) struct Event {
-    pub(super) what: What,
+    pub(super) what: Seen,
     pub(super) at: Instant,
 }
 
 #[derive(Debug, PartialEq)]
-pub(super) enum What {
-    /// Closed by its writer, or renamed into place.
+pub(super) enum Seen {
+    /// The writer closed the file, or the file was renamed into place.
     Closed(OsString),
-    /// Written to, not closed yet.
+    /// The file was written to and is not closed yet.
     Writing(OsString),
     Created(OsString),
     Gone(OsString),
-    /// Its metadata changed, which may have made it readable.
+    /// The file's metadata changed, so it may be readable now.
     Touched(OsString),
     /// A ConfigMap's `..data` was replaced.
     Swapped,
-    /// The folder itself came, went, or became another.
+    /// The folder itself was created, removed or replaced.
     Folder,
-    /// Events were lost.
+    /// The kernel lost events.
     Overflow,
 }

@@ -1,4 +1,7 @@
 //! One file, read and parsed.
+//!
+//! Invariant: a file that changes during the read is not used. When a file is read is decided in
+//! `pending.rs`.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -9,16 +12,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::discovery::manifest::{self, Format};
+use crate::discovery::document::{self, Format, documents};
+use crate::discovery::manifest::parse_document;
 use crate::discovery::object::Object;
 
-/// One document with what it gave, so that it need not be parsed again while its text stays.
+/// One document with its objects, so that it is not parsed again while its text is the same.
 pub(super) struct Document {
     pub(super) text: String,
     pub(super) objects: Vec<Arc<Object>>,
 }
 
-/// Enough of a file's metadata to see that it is another, or another's content.
+/// The metadata that shows whether a file, or its content, is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: (u64, u64),
@@ -29,15 +33,16 @@ pub(super) struct Stamp {
 
 pub(super) enum Loaded {
     Gone,
-    /// It changed while it was read.
+    /// The file changed while it was read.
     Changing(Stamp),
     Good(Stamp, Vec<Document>),
     Bad(Option<Stamp>, String),
 }
 
 impl Stamp {
-    /// Being truncated by a writer that opens it, most likely: the size is zero from the start of that, and inotify
-    /// tells only at its end, which on ext4 may wait for the disk.
+    /// Whether a writer has most likely just opened the file and truncated it. The size is zero
+    /// from the start of that. inotify reports it only at its end, which on ext4 may wait for the
+    /// disk.
     pub(super) fn is_freshly_empty(&self) -> bool {
         let (seconds, nanos) = self.modified;
         let modified = Duration::new(
@@ -60,7 +65,7 @@ impl Stamp {
     }
 }
 
-/// Reads and parses one file. Documents whose text was in `old` are taken from there. Blocks.
+/// Reads and parses one file. Documents with a text that is in `old` are taken from there. Blocks.
 pub(super) fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>) -> Loaded {
     let Some(format) = path.file_name().and_then(format_of) else {
         return Loaded::Gone;
@@ -94,16 +99,16 @@ pub(super) fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>)
             return bad(format!("line {line}: not UTF-8 text"));
         }
     };
-    let parsed = manifest::documents(&text, format).and_then(|documents| {
+    let parsed = documents(&text, format).and_then(|documents| {
         let known: HashMap<&str, &Document> = old
             .iter()
             .map(|document| (document.text.as_str(), document))
             .collect();
-        let parse = |document: manifest::Document<'_>| {
+        let parse = |document: document::Document<'_>| {
             let objects = match known.get(document.text) {
                 Some(known) => known.objects.clone(),
                 None => {
-                    let objects = manifest::parse_document(document, format, listed_at)?;
+                    let objects = parse_document(document, format, listed_at)?;
                     objects.into_iter().map(Arc::new).collect()
                 }
             };
@@ -126,7 +131,7 @@ pub(super) fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>)
     }
 }
 
-/// `None` for a file that is not a manifest by its name.
+/// The format of a manifest by its file name; `None` for any other file.
 pub(super) fn format_of(name: &OsStr) -> Option<Format> {
     if name.as_encoded_bytes().starts_with(b".") {
         return None;
@@ -138,5 +143,5 @@ pub(super) fn format_of(name: &OsStr) -> Option<Format> {
     }
 }
 
-/// How long a file must be empty before that is held to be its content.
+/// An empty file is believed only after it has stayed empty this long.
 const EMPTY: Duration = Duration::from_secs(1);

@@ -1,4 +1,7 @@
-//! The folder: the last good state of each file, what of it is in force, and what is wrong.
+//! The folder: the last good state of each file, the objects in force, and the problems.
+//!
+//! Invariant: of two files with the same object, the first by name gives the object. A file with an
+//! error keeps its last good objects in force.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -10,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::contract::name::ObjectName;
-use crate::discovery::files::event::{Event, What};
+use crate::discovery::files::event::{Event, Seen};
 use crate::discovery::files::file::{Document, Loaded, Stamp, format_of};
 use crate::discovery::files::pending::Pending;
 use crate::discovery::object::{Kind, Object};
@@ -18,23 +21,24 @@ use crate::discovery::source::Problem;
 
 pub(super) type Table = BTreeMap<(Kind, ObjectName), Arc<Object>>;
 
-/// What is in force, and which file it is from.
+/// The objects in force, and the file of each.
 pub(super) struct Folder {
-    /// Absolute.
+    /// The folder's absolute path.
     pub(super) path: PathBuf,
     pub(super) files: BTreeMap<OsString, File>,
-    /// Files that seem to be gone; their objects stay a moment, but give way to the same ones elsewhere.
+    /// Files that seem to be gone. Their objects stay for a moment, but the same objects in other
+    /// files replace them.
     pub(super) leaving: BTreeSet<OsString>,
     pub(super) table: Table,
-    /// With the kind that is counted.
+    /// The problems, each with the kind that the metric counts.
     pub(super) problems: Vec<(&'static str, Problem)>,
     /// Why the folder cannot be read.
     pub(super) lost: Option<String>,
-    /// Why it cannot be watched.
+    /// Why the folder cannot be watched.
     pub(super) blind: Option<String>,
     /// Files that differed at the last poll.
     suspects: HashMap<OsString, Option<Stamp>>,
-    /// The first complete read has been sent.
+    /// Whether the first complete read has been sent.
     pub(super) synced: bool,
 }
 
@@ -60,35 +64,36 @@ impl Folder {
         }
     }
 
-    /// Notes in `pending` what an event asks for. Looks at the disk only to tell a new link from a new file.
+    /// Notes in `pending` what an event asks for. It reads the disk only to distinguish a new link
+    /// from a new file.
     pub(super) fn on_event(&self, event: Event, pending: &mut Pending) {
         match event.what {
-            What::Writing(name) => {
+            Seen::Writing(name) => {
                 pending.ready.remove(&name);
                 pending.removals.remove(&name);
                 pending.writing.insert(name);
                 return;
             }
-            What::Closed(name) => {
+            Seen::Closed(name) => {
                 pending.writing.remove(&name);
                 pending.removals.remove(&name);
                 pending.ready.insert(name);
             }
-            What::Created(name) => {
+            Seen::Created(name) => {
                 pending.removals.remove(&name);
-                // Links are never closed; a regular file will be.
+                // A link is never closed. A regular file will be.
                 let metadata = fs::symlink_metadata(self.path.join(&name));
                 if !metadata.is_ok_and(|it| it.is_symlink() || it.nlink() > 1) {
                     return;
                 }
                 pending.ready.insert(name);
             }
-            What::Gone(name) => {
+            Seen::Gone(name) => {
                 pending.writing.remove(&name);
                 pending.ready.remove(&name);
                 pending.removes(name, event.at);
             }
-            What::Touched(name) => {
+            Seen::Touched(name) => {
                 let is_broken = self
                     .files
                     .get(&name)
@@ -98,15 +103,15 @@ impl Folder {
                 }
                 pending.ready.insert(name);
             }
-            What::Swapped => pending.swapped = true,
-            What::Folder => pending.folder = true,
-            What::Overflow => pending.overflow = true,
+            Seen::Swapped => pending.swapped = true,
+            Seen::Folder => pending.folder = true,
+            Seen::Overflow => pending.overflow = true,
         }
         pending.first.get_or_insert(event.at);
         pending.last = Some(event.at);
     }
 
-    /// The manifests that are there now; no stamp where the metadata cannot be read.
+    /// The manifests in the folder now. A file has no stamp if its metadata cannot be read.
     pub(super) fn list(&self) -> io::Result<BTreeMap<OsString, Option<Stamp>>> {
         let mut names = BTreeMap::new();
         for entry in fs::read_dir(&self.path)? {
@@ -131,13 +136,13 @@ impl Folder {
         let state = if self.synced {
             "the last state stays in force until it is back"
         } else {
-            "it is waited for"
+            "Ebbtide waits for it"
         };
         self.lost = Some(format!("the folder cannot be read: {error}; {state}"));
     }
 
-    /// Compares the whole folder: what is new or differs is to be read, what is missing is to go (at once where
-    /// a ConfigMap was swapped, since that is one step).
+    /// Compares the whole folder with what is known. Files that are new or differ are read. Missing
+    /// files are removed: without a pause if a ConfigMap was swapped, because a swap is one step.
     pub(super) fn look(&mut self, pending: &mut Pending, swapped: bool) {
         let names = match self.list() {
             Ok(names) => names,
@@ -164,8 +169,8 @@ impl Folder {
         }
     }
 
-    /// The safety net under inotify. `watched`: inotify sees this very folder. A file that differs without an event is read when it has
-    /// stayed so for a poll.
+    /// Finds what inotify missed. `watched` says whether inotify watches this very folder. A file
+    /// that differs without an event is read when it has not changed for one poll.
     pub(super) fn poll(&mut self, watched: bool, pending: &mut Pending) {
         if self.lost.is_some() || !watched {
             pending.folder = true;
@@ -191,7 +196,7 @@ impl Folder {
         }
     }
 
-    /// The outer `None`: not known at all.
+    /// The stamp of a file when it was read. The outer `None`: the file is not known.
     fn stamp(&self, name: &OsStr) -> Option<Option<Stamp>> {
         self.files.get(name).map(|file| file.stamp)
     }
@@ -229,7 +234,7 @@ impl Folder {
         self.files.insert(name, file);
     }
 
-    /// Makes the table and the problems anew from the files.
+    /// Makes the table and the problems from the files.
     pub(super) fn refresh(&mut self) {
         let mut problems = Vec::new();
         let mut problem = |kind: &'static str, subject: String, error: String| {
@@ -278,7 +283,7 @@ impl Folder {
                 let key = (object.kind(), object.name().clone());
                 if let Some(owner) = owners.get(&key) {
                     let place = if *owner == name {
-                        "twice in it".to_owned()
+                        "in this file twice".to_owned()
                     } else {
                         format!("in {} too", owner.display())
                     };
@@ -319,14 +324,14 @@ mod tests {
 
     use super::*;
 
-    fn told(events: &[(u64, What)]) -> (Pending, Instant) {
+    fn after(events: &[(u64, Seen)]) -> (Pending, Instant) {
         let (mut pending, start) = (Pending::default(), Instant::now());
         for (at, what) in events {
             let what = match what {
-                What::Closed(name) => What::Closed(name.clone()),
-                What::Writing(name) => What::Writing(name.clone()),
-                What::Gone(name) => What::Gone(name.clone()),
-                _ => What::Swapped,
+                Seen::Closed(name) => Seen::Closed(name.clone()),
+                Seen::Writing(name) => Seen::Writing(name.clone()),
+                Seen::Gone(name) => Seen::Gone(name.clone()),
+                _ => Seen::Swapped,
             };
             let event = Event {
                 what,
@@ -337,14 +342,14 @@ mod tests {
         (pending, start)
     }
 
-    fn due_ms(events: &[(u64, What)]) -> Option<u128> {
-        let (pending, start) = told(events);
+    fn due_ms(events: &[(u64, Seen)]) -> Option<u128> {
+        let (pending, start) = after(events);
         pending.due().map(|due| (due - start).as_millis())
     }
 
     #[test]
-    fn a_batch_settles_but_not_for_ever() {
-        let closed = |name: &str| What::Closed(name.into());
+    fn a_batch_is_due_after_quiet_and_at_most_15_ms_after_its_first_event() {
+        let closed = |name: &str| Seen::Closed(name.into());
         assert_eq!(due_ms(&[]), None);
         assert_eq!(due_ms(&[(0, closed("a")), (2, closed("b"))]), Some(5));
         let stream: Vec<_> = (0..20).map(|at| (at * 2, closed("a"))).collect();
@@ -353,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_file_written_again_after_its_close_waits_for_the_next() {
-        let (closed, writing) = (|| What::Closed("a".into()), || What::Writing("a".into()));
+        let (closed, writing) = (|| Seen::Closed("a".into()), || Seen::Writing("a".into()));
         assert_eq!(due_ms(&[(0, closed()), (1, writing())]), None);
         assert_eq!(
             due_ms(&[(0, closed()), (1, writing()), (9, closed())]),
@@ -363,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_removal_is_believed_after_20_ms_of_quiet_unless_the_file_returns() {
-        let gone = |name: &str| What::Gone(name.into());
+        let gone = |name: &str| Seen::Gone(name.into());
         assert_eq!(due_ms(&[(0, gone("a"))]), Some(20));
         assert_eq!(
             due_ms(&[(0, gone("a")), (15, gone("b"))]),
@@ -373,10 +378,10 @@ mod tests {
         let slow: Vec<_> = (0..20).map(|n| (n * 15, gone(&n.to_string()))).collect();
         assert_eq!(due_ms(&slow), Some(100));
         assert_eq!(
-            due_ms(&[(0, gone("a")), (9, What::Closed("a".into()))]),
+            due_ms(&[(0, gone("a")), (9, Seen::Closed("a".into()))]),
             Some(12)
         );
-        let (pending, _) = told(&[(0, gone("a")), (9, What::Writing("a".into()))]);
+        let (pending, _) = after(&[(0, gone("a")), (9, Seen::Writing("a".into()))]);
         assert_eq!((pending.due(), pending.removals.len()), (None, 0));
     }
 }

@@ -1,17 +1,20 @@
-//! When events have settled: what is to be done at the next pass, and when that is. Pure but for the clock.
+//! Seen the next pass over the folder does, and when it is due.
+//!
+//! Invariant: a file between a write and its close is not read. The file uses no input or output,
+//! only the clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
-/// What is to be done at the next pass, and when that is.
+/// The work of the next pass.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// To be read.
+    /// Files to read.
     pub(super) ready: BTreeSet<OsString>,
-    /// Between a write and its close: not to be read.
+    /// Files between a write and its close. They are not read.
     pub(super) writing: HashSet<OsString>,
-    /// Gone since; believed after [`REMOVAL`] of quiet.
+    /// Files that are gone, and since when. A removal is believed after [`REMOVAL`] of quiet.
     pub(super) removals: BTreeMap<OsString, Instant>,
     pub(super) swapped: bool,
     pub(super) folder: bool,
@@ -45,7 +48,8 @@ impl Pending {
         Some(settled.map_or_else(Instant::now, |(settled, at_most)| settled.min(at_most)))
     }
 
-    /// Removals wait for each other: a folder's removal begins with that of its files.
+    /// When the removals are due. They wait for each other, because the removal of a folder begins
+    /// with its files.
     fn removals_due(&self) -> Option<Instant> {
         let quiet = *self.removals.values().max()? + REMOVAL;
         let at_most = *self.removals.values().min()? + REMOVAL_AT_MOST;
@@ -60,13 +64,15 @@ impl Pending {
     }
 }
 
-/// A batch is complete when this long has passed without another event …
+/// A batch is complete when no event has come for this long.
 pub(super) const SETTLE: Duration = Duration::from_millis(3);
 
-/// … or this long since its first.
+/// A batch is complete this long after its first event, even if more events come.
 pub(super) const SETTLE_AT_MOST: Duration = Duration::from_millis(15);
 
-/// How long a file must be gone: editors remove and write anew, and removing a folder begins with its files.
+/// A file must be gone this long, because editors remove a file and write it again, and the removal
+/// of a folder begins with its files.
 pub(super) const REMOVAL: Duration = Duration::from_millis(20);
 
+/// The removals of a batch are believed this long after the first, even if more files go.
 pub(super) const REMOVAL_AT_MOST: Duration = Duration::from_millis(100);

@@ -1,4 +1,7 @@
-//! The inotify side: what the kernel tells of the folder, as an [`Event`].
+//! The inotify side: watches the folder and turns the kernel's events into [`Event`]s.
+//!
+//! Invariant: after [`Watcher::attach`] the watched folder is the one at the path, or the caller
+//! knows why not. The poll in `folder.rs` covers what a watch misses.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,14 +12,15 @@ use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
-use crate::discovery::files::event::{Event, What};
+use crate::discovery::files::event::{Event, Seen};
 use crate::discovery::files::file::format_of;
 
-/// Watches the folder, and where its path can come to mean another folder, its parent too.
+/// A watch of the folder. If the folder's path can come to mean another folder (a link), its parent
+/// is watched too.
 pub(super) struct Watcher {
     path: PathBuf,
     watcher: Result<RecommendedWatcher, notify::Error>,
-    /// Device and inode of the folder that is watched.
+    /// Device and inode of the watched folder.
     pub(super) watched: Option<(u64, u64)>,
     parent_watched: bool,
 }
@@ -25,7 +29,7 @@ impl Watcher {
     pub(super) fn new(path: &Path, events: mpsc::UnboundedSender<Event>) -> Self {
         let folder = path.to_owned();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let what = event.map_or(Some(What::Overflow), |event| what(&event, &folder));
+            let what = event.map_or(Some(Seen::Overflow), |event| what(&event, &folder));
             if let Some(what) = what {
                 // The receiver is gone only when the watch has ended.
                 let _ = events.send(Event {
@@ -42,13 +46,14 @@ impl Watcher {
         }
     }
 
-    /// Whether the folder at this path is the one that is watched, as far as it can be watched at all.
+    /// Whether the folder at this path is the watched one. True if nothing can be watched at all.
     pub(super) fn sees(&self, path: &Path) -> bool {
         self.watcher.is_err() || self.watched.is_some() && identity(path) == self.watched
     }
 
-    /// Returns when the watcher has told what the kernel had told it: its thread may be behind on a busy machine. It
-    /// answers a question between two rounds of events, so the second answer comes after a whole one.
+    /// Returns when the watcher has passed on all events that the kernel had for it; its thread may
+    /// be behind on a busy machine. The thread answers a configuration request between two rounds
+    /// of events, so the second answer comes after a complete round.
     pub(super) fn catch_up(&mut self) {
         for _ in 0..2 {
             if let Ok(watcher) = &mut self.watcher {
@@ -57,19 +62,19 @@ impl Watcher {
         }
     }
 
-    /// Watches the folder as it stands now. Answers why it cannot.
+    /// Watches the folder that is at the path now. Returns the reason if that is not possible.
     pub(super) fn attach(&mut self) -> Option<String> {
         let cannot = |error: &dyn std::fmt::Display| {
             let cure = "raise fs.inotify.max_user_instances and max_user_watches";
             Some(format!(
-                "the folder cannot be watched: {error}; changes take up to 4 s to be seen; {cure}"
+                "the folder cannot be watched: {error}; a change takes up to 4 s to take effect; {cure}"
             ))
         };
         let watcher = match &mut self.watcher {
             Ok(watcher) => watcher,
             Err(error) => return cannot(error),
         };
-        // Not being watched (any more) is what unwatch complains of.
+        // `unwatch` fails if the folder is not watched (any more).
         let _ = watcher.unwatch(&self.path);
         self.watched = None;
         let needs_parent = !fs::symlink_metadata(&self.path).is_ok_and(|it| it.is_dir());
@@ -88,7 +93,7 @@ impl Watcher {
                 self.watched = identity(&self.path);
                 None
             }
-            // That it is not there is said by whoever reads it.
+            // The reader of the folder reports that the folder is missing.
             Err(_) if identity(&self.path).is_none() => None,
             Err(error) => cannot(&error),
         }
@@ -101,9 +106,9 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
         .map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-fn what(event: &notify::Event, folder: &Path) -> Option<What> {
+fn what(event: &notify::Event, folder: &Path) -> Option<Seen> {
     if event.need_rescan() {
-        return Some(What::Overflow);
+        return Some(Seen::Overflow);
     }
     let path = event.paths.first()?;
     let came_or_went = match event.kind {
@@ -112,28 +117,28 @@ fn what(event: &notify::Event, folder: &Path) -> Option<What> {
         _ => false,
     };
     if path == folder {
-        return came_or_went.then_some(What::Folder);
+        return came_or_went.then_some(Seen::Folder);
     }
     let name = path.file_name()?;
     let dotted = name.as_encoded_bytes().starts_with(b"..");
     if path.parent() != Some(folder) {
-        // In the parent: a ConfigMap's swap may move the folder's target.
-        return (dotted && came_or_went).then_some(What::Folder);
+        // The event is in the parent. A ConfigMap's swap may move the folder that the path means.
+        return (dotted && came_or_went).then_some(Seen::Folder);
     }
     if dotted {
-        return came_or_went.then_some(What::Swapped);
+        return came_or_went.then_some(Seen::Swapped);
     }
     format_of(name)?;
     let name = name.to_owned();
     match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(What::Closed(name)),
-        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(What::Closed(name)),
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Seen::Closed(name)),
+        EventKind::Modify(ModifyKind::Name(RenameMode::To)) => Some(Seen::Closed(name)),
         EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => {
-            Some(What::Gone(name))
+            Some(Seen::Gone(name))
         }
-        EventKind::Modify(ModifyKind::Data(_)) => Some(What::Writing(name)),
-        EventKind::Modify(ModifyKind::Metadata(_)) => Some(What::Touched(name)),
-        EventKind::Create(_) => Some(What::Created(name)),
+        EventKind::Modify(ModifyKind::Data(_)) => Some(Seen::Writing(name)),
+        EventKind::Modify(ModifyKind::Metadata(_)) => Some(Seen::Touched(name)),
+        EventKind::Create(_) => Some(Seen::Created(name)),
         _ => None,
     }
 }

@@ -80,7 +80,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
     let service = one_service(&format!("{SERVICE}{spec}"));
     assert!(
         service.ipv6_first,
-        "by the cluster IP, no ipFamilies being given"
+        "without ipFamilies, the cluster IP decides"
     );
     assert_eq!(
         service.unserved,
@@ -160,7 +160,7 @@ fn an_fqdn_slice_is_kept_without_endpoints() {
 }
 
 #[test]
-fn a_deletion_counts_what_remains_only_in_a_list() {
+fn the_time_left_of_a_deletion_is_known_only_in_a_list() {
     let text = "
 kind: Pod
 metadata:
@@ -201,7 +201,7 @@ metadata:
 }
 
 #[test]
-fn documents_lists_and_other_kinds() {
+fn documents_and_lists_are_read_and_other_kinds_are_skipped() {
     let indented = SLICE.trim().replace('\n', "\n  ");
     let service = SERVICE.trim().replace('\n', "\n  ");
     let list = format!(
@@ -301,12 +301,12 @@ fn errors_name_line_and_field() {
             SLICE.replace("app-x", "\"a\\u009b\""),
             "line 12, metadata: a control character in its name",
         ),
-        // A key that holds dots.
+        // A key that contains dots.
         (
             SLICE.replace("service-name: app", "service-name: [x]"),
             "line 15, metadata.labels.kubernetes.io/service-name: invalid type: sequence, expected a string",
         ),
-        // A line of the log of its own, if it were let.
+        // Unescaped, this key would be a separate line of the log.
         (
             SERVICE.replace("other: x", "\"a\\r\\nlevel=ERROR \\ered\": [x]"),
             "line 8, metadata.annotations.a  level=ERROR  red: invalid type: sequence, expected a string",

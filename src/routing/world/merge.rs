@@ -1,4 +1,8 @@
-//! The merge of one Service: its slices and pods in, its ports' endpoints out.
+//! The merge of one Service: its slices and pods in, the endpoints of its ports out.
+//!
+//! Invariant: the merge is pure. It depends on the objects in the world and on nothing else, and a
+//! merge at some addresses is equal to that part of a whole merge. Which pods have ended is decided
+//! in `apply_pod.rs`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashSet};
@@ -14,19 +18,21 @@ use crate::routing::world::objects::World;
 use crate::routing::world::pods::{MARGIN, Pod};
 use crate::routing::world::slice::Slice;
 
-/// The one of several endpoints at one address, newest first, that is in force: of a pod's own doubles the newest;
-/// between pods (the address has passed on) the ready one, then the one that is not going away, then the newest.
-fn settle(doubles: &[MergedEndpoint]) -> Option<MergedEndpoint> {
+/// Chooses which of several entries at one address is in force (contract 2.6). `entries` is sorted,
+/// newest first. Among entries of one pod, the newest counts. Between pods, the address has passed
+/// from one to the other: a ready entry comes first, then one that does not terminate, then the
+/// newest.
+fn choose_claim(entries: &[MergedEndpoint]) -> Option<MergedEndpoint> {
     let is_newest_of_its_pod =
-        |(i, e): &(usize, &MergedEndpoint)| doubles.iter().take(*i).all(|newer| newer.pod != e.pod);
-    let claims = doubles.iter().enumerate().filter(is_newest_of_its_pod);
+        |(i, e): &(usize, &MergedEndpoint)| entries.iter().take(*i).all(|newer| newer.pod != e.pod);
+    let claims = entries.iter().enumerate().filter(is_newest_of_its_pod);
     let rank = |c: Conditions| (c.ready && !c.terminating, !c.terminating);
     claims
         .max_by_key(|(i, e)| (rank(e.conditions), Reverse(*i)))
         .map(|(_, e)| e.clone())
 }
 
-/// Orders IPv4 addresses as [`SocketAddr`] does, faster.
+/// A sort key that orders IPv4 addresses as [`SocketAddr`] does, but faster.
 fn v4_key(address: SocketAddr) -> u64 {
     let SocketAddr::V4(v4) = address else {
         return u64::MAX;
@@ -35,13 +41,15 @@ fn v4_key(address: SocketAddr) -> u64 {
 }
 
 impl World {
-    /// The Service as its slices and pods make it; `None` when there is no such Service. An ExternalName one has no
-    /// ports. Costs O(its endpoints).
+    /// The Service with the endpoints that its slices and pods give it. `None` if the Service does
+    /// not exist. A Service of type ExternalName gets no ports and a warning. The cost grows with
+    /// the number of its endpoints.
     pub fn merge(&self, service: &ObjectName) -> Option<MergedService> {
         let object = self.services.get(service)?.clone();
         if object.external_name {
             let warnings = vec![format!(
-                "Service {service} is of type ExternalName: refused, it has no endpoints"
+                "Service {service}: type ExternalName is refused, because it has no endpoints; use \
+                 another type"
             )];
             return Some(MergedService {
                 object,
@@ -67,8 +75,9 @@ impl World {
         })
     }
 
-    /// The endpoints of a port at these addresses only, as [`World::merge`] has them; `None` if they are ambiguous. Each of
-    /// the Service's slices is searched.
+    /// Only the endpoints of a port at these addresses, as [`World::merge`] returns them. `None` if
+    /// two endpoints share an address, or if the Service has slices of both families: then an
+    /// endpoint at another address may differ too. Each slice of the Service is searched.
     pub fn merge_some(
         &self,
         service: &ObjectName,
@@ -84,12 +93,13 @@ impl World {
             endpoints.extend(self.endpoints_of(slice, port, places));
         }
         endpoints.sort_by_key(|e| e.address);
-        let doubles = endpoints
+        let shares_address = endpoints
             .windows(2)
             .any(|pair| matches!(pair, [a, b] if a.address.ip() == b.address.ip()));
-        (!doubles && families != [true; 2]).then_some(endpoints)
+        (!shares_address && families != [true; 2]).then_some(endpoints)
     }
 
+    /// The endpoints of one port.
     fn merge_port(
         &self,
         slices: &[&Slice],
@@ -104,7 +114,8 @@ impl World {
         for slice in newest_first {
             endpoints.extend(self.endpoints_of(slice, port, 0..slice.object.endpoints.len()));
         }
-        // Stable, so the newest stays first among those of one address. The keys are sorted, each endpoint moves once.
+        // The sort is stable, so the newest entry of an address stays first. Only the keys are
+        // sorted, and each endpoint moves once.
         match endpoints.iter().all(|e| e.address.is_ipv4()) {
             true => endpoints.sort_by_cached_key(|e| v4_key(e.address)),
             false => endpoints.sort_by_cached_key(|e| e.address),
@@ -115,7 +126,7 @@ impl World {
         if ambiguous {
             endpoints = endpoints
                 .chunk_by(|a, b| a.address == b.address)
-                .filter_map(settle)
+                .filter_map(choose_claim)
                 .collect();
         }
         if slices.iter().any(|s| s.object.ipv6) && slices.iter().any(|s| !s.object.ipv6) {
@@ -136,7 +147,8 @@ impl World {
         }
     }
 
-    /// Those of a slice's endpoints that are at these places, for a port.
+    /// The endpoints of a slice at these places, for one port. Refused addresses are left out.
+    /// Empty if the slice does not have the port.
     fn endpoints_of(
         &self,
         slice: &Slice,
@@ -162,6 +174,7 @@ impl World {
         endpoints.collect()
     }
 
+    /// One endpoint, with what is known about its pod. `slot` is the pod's slot in the world.
     fn merge_endpoint(
         &self,
         slice: &Slice,
@@ -188,7 +201,8 @@ impl World {
         } else {
             Fate::NoPod
         };
-        // A pod without a UID in the slice has no one-way memory there: it terminates while the slice says so.
+        // If the slice gives no UID, nothing remembers that the slice showed the pod terminating.
+        // So the pod terminates only while the slice says so.
         if fate == Fate::Alive && e.terminating {
             let since = slice.terminating_since.get(&e.address).copied();
             let grace = known.and_then(|pod| pod.grace);

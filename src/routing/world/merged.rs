@@ -1,4 +1,5 @@
-//! What a merge answers.
+//! What a merge returns: a Service with its ports, their endpoints, and what is known about the end
+//! of each endpoint's pod. These are plain values; how they are computed is in `merge.rs`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,49 +13,67 @@ use crate::discovery::object::{ServiceObject, ServicePortObject};
 /// One Service, merged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MergedService {
+    /// The Service as the source gave it.
     pub object: ServiceObject,
+    /// Its TCP ports, in the order of the Service.
     pub ports: Vec<MergedPort>,
-    /// Human-readable, stable order: FQDN slices refused, link-local addresses dropped, …
+    /// Texts for people, in a stable order: slices of type FQDN that are refused, addresses that
+    /// are dropped, pods that return after their deletion.
     pub warnings: Vec<String>,
 }
 
+/// One port of a Service, merged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MergedPort {
+    /// The port as the Service gives it.
     pub port: ServicePortObject,
-    /// Ordered by (address, pod UID); no (address, pod) twice.
+    /// Its endpoints, sorted by address. No pair of address and port is in it twice.
     pub endpoints: Vec<MergedEndpoint>,
-    /// Several slices claim an address, or there are two families: one endpoint's change may show at another's address.
+    /// Whether several endpoints claim one IP address, or the Service has slices of both address
+    /// families. Then a change of one endpoint may also change an endpoint at another address.
     pub ambiguous: bool,
 }
 
+/// One endpoint of a port, merged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MergedEndpoint {
+    /// Where to connect.
     pub address: SocketAddr,
+    /// The pod, where the slice names one.
     pub pod: Option<Arc<PodRef>>,
+    /// The pod's label `pod-template-hash`, where the Pod object is known and has it.
     pub template_hash: Option<Arc<str>>,
-    /// `terminating` is the slice's own or the pod's (deletionTimestamp, or its UID is known to have ended).
+    /// The conditions of the slice. `terminating` is also true if the pod terminates or has ended.
     pub conditions: Conditions,
+    /// What is known about the end of the pod.
     pub fate: Fate,
 }
 
-/// What is known of a pod's end.
+/// What is known about the end of a pod.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fate {
-    /// No pod is known: `files` without Pod manifests, or an endpoint without a Pod as targetRef.
+    /// No pod is known: `files` without Pod manifests, or an endpoint whose `targetRef` is no Pod.
     NoPod,
-    /// Alive as far as is known.
+    /// No sign of an end is known.
     Alive,
-    /// Going away. The deadline is the pod's own (event's arrival + grace + 3 s; only ever shortened); `None` while its
-    /// grace is not known.
+    /// The pod terminates.
     Terminating {
+        /// The pod's own drain deadline (contract 1.4): the arrival of the event plus the grace
+        /// period plus 3 s, or earlier. It is only shortened. `None` while the grace period is not
+        /// known.
         deadline: Option<Instant>,
+        /// The first signal of the termination.
         trigger: Trigger,
     },
-    /// The object is gone.
-    Deleted { deadline: Option<Instant> },
+    /// The Pod object is gone.
+    Deleted {
+        /// The pod's own drain deadline; `None` if the grace period is not known.
+        deadline: Option<Instant>,
+    },
 }
 
 impl Fate {
+    /// The pod's own drain deadline, where one is known.
     pub fn deadline(&self) -> Option<Instant> {
         match self {
             Self::NoPod | Self::Alive => None,

@@ -1,4 +1,8 @@
-//! The pods that slices name and the store holds, with what is one-way about them.
+//! The pods that slices name and that the store holds, with what is remembered about them.
+//!
+//! Invariant: what a pod's entry says about its end is never taken back, and its deadline only
+//! becomes earlier. An entry keeps its slot for as long as it exists. When an entry is forgotten is
+//! decided by `World::sweep`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,62 +11,83 @@ use std::time::{Duration, Instant};
 use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::reason::Trigger;
 
-/// Every UID that is held, named or remembered. A merge reaches a pod by its slot: looking up 10,000 UIDs by their text
-/// is twice the work of all the rest.
+/// Every UID that the store holds, a slice names, or the world remembers. A merge reaches a pod by
+/// its slot, because to look up 10,000 UIDs by their text takes twice as long as all the rest.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
+    /// For each UID, its slot in `list`.
     pub(super) slots: HashMap<String, usize>,
+    /// The entries by slot.
     pub(super) list: Vec<Option<Pod>>,
+    /// Slots without an entry.
     pub(super) free: Vec<usize>,
 }
 
-/// One pod UID: the store's entry and its one-way memory.
+/// What is known about one pod UID, from the store and from slices.
 #[derive(Debug)]
 pub(super) struct Pod {
     pub(super) name: ObjectName,
-    /// The store holds, or once held, its object.
+    /// Whether the store holds its object, or once held it.
     pub(super) held: bool,
-    /// The object went after having been held.
+    /// Whether the store held the object, and the object is gone.
     pub(super) gone: bool,
-    /// A slice called it terminating, first at this time.
+    /// When a slice first showed the pod terminating.
     pub(super) slice_terminating: Option<Instant>,
-    /// The pod's own deletionTimestamp has been seen.
+    /// Whether the Pod object had a `deletionTimestamp`.
     pub(super) deletion_seen: bool,
-    /// When the deletion was asked for, by the source's clock.
+    /// When the deletion was requested, by the source's clock.
     pub(super) asked: Option<Instant>,
+    /// The first signal of the pod's end.
     pub(super) trigger: Option<Trigger>,
+    /// The pod's drain deadline (contract 1.4).
     pub(super) deadline: Option<Instant>,
+    /// The grace period: that of the deletion, else that of the spec.
     pub(super) grace: Option<Duration>,
+    /// The label `pod-template-hash`.
     pub(super) template_hash: Option<Arc<str>>,
-    /// When a slice or the store last let go of it.
+    /// When the last slice stopped naming the pod, or when its object was removed. Before that,
+    /// when the entry was made.
     pub(super) released: Instant,
 }
 
+/// How a slice names a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum PodKey {
+    /// By the pod's UID.
     Uid(String),
+    /// By the pod's name, where the slice gives no UID.
     Name(ObjectName),
 }
 
 impl Pods {
+    /// The entry of a UID.
     pub(super) fn get(&self, uid: &str) -> Option<&Pod> {
         self.at(*self.slots.get(uid)?)
     }
 
+    /// The entry of a UID, to change it.
     pub(super) fn get_mut(&mut self, uid: &str) -> Option<&mut Pod> {
         self.at_mut(*self.slots.get(uid)?)
     }
 
+    /// The entry in a slot.
     pub(super) fn at(&self, slot: usize) -> Option<&Pod> {
         self.list.get(slot)?.as_ref()
     }
 
+    /// The entry in a slot, to change it.
     pub(super) fn at_mut(&mut self, slot: usize) -> Option<&mut Pod> {
         self.list.get_mut(slot)?.as_mut()
     }
 
-    /// The slot of this UID, made where there is none.
-    pub(super) fn enter(&mut self, uid: &str, namespace: &str, name: &str, now: Instant) -> usize {
+    /// The slot of a UID. Makes an entry if there is none.
+    pub(super) fn slot_or_insert(
+        &mut self,
+        uid: &str,
+        namespace: &str,
+        name: &str,
+        now: Instant,
+    ) -> usize {
         if let Some(slot) = self.slots.get(uid) {
             return *slot;
         }
@@ -76,6 +101,7 @@ impl Pods {
         slot
     }
 
+    /// Forgets the entries for which `keep` returns `false`, and frees their slots.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&str, &Pod) -> bool) {
         self.slots.retain(|uid, slot| {
             let Some(place) = self.list.get_mut(*slot) else {
@@ -92,6 +118,7 @@ impl Pods {
 }
 
 impl Pod {
+    /// A pod of which only the name is known.
     pub(super) fn new(name: ObjectName, now: Instant) -> Self {
         Self {
             name,
@@ -108,15 +135,18 @@ impl Pod {
         }
     }
 
+    /// Whether the pod terminates or has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.gone || self.trigger.is_some()
     }
 
+    /// Whether the store holds the pod's object now.
     pub(super) fn is_live(&self) -> bool {
         self.held && !self.gone
     }
 
-    /// Sets the deadline to `left` after `from` and the margin, or shortens it to that.
+    /// Sets the deadline to `from` plus `left` plus the margin of 3 s, or shortens it to that. A
+    /// later deadline is ignored. No effect without `left`.
     pub(super) fn shorten(&mut self, from: Instant, left: Option<Duration>) {
         let Some(to) = left.and_then(|left| from.checked_add(left)?.checked_add(MARGIN)) else {
             return;
@@ -126,7 +156,7 @@ impl Pod {
         }
     }
 
-    /// What a merge or a fate shows of it.
+    /// The fields that a merge or a fate shows. If they are equal, so are those.
     pub(super) fn view(&self) -> impl PartialEq + use<> {
         (
             self.held,
@@ -139,6 +169,7 @@ impl Pod {
 }
 
 impl PodKey {
+    /// The key by which a slice in this namespace names the pod.
     pub(super) fn of(pod: &PodRef, namespace: &str) -> Self {
         match pod.uid.as_str() {
             "" => Self::Name(ObjectName::new(namespace, &pod.name)),
@@ -146,7 +177,7 @@ impl PodKey {
         }
     }
 
-    /// Whether a slice that names a pod so may mean this one (in its namespace).
+    /// Whether `pod`, as a slice in the pod's namespace gives it, has this key.
     pub(super) fn names(&self, pod: &PodRef) -> bool {
         match self {
             Self::Uid(uid) => pod.uid == *uid,
@@ -155,5 +186,5 @@ impl PodKey {
     }
 }
 
-/// After a pod's grace has passed, what is left of its connections gets this long.
+/// How long a pod's connections may last after its grace period has passed (contract 1.4).
 pub(super) const MARGIN: Duration = Duration::from_secs(3);

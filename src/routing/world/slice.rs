@@ -1,4 +1,7 @@
-//! One slice as it came, and how it differs from what it was.
+//! One EndpointSlice as the source gave it, and its difference from the version before.
+//!
+//! Invariant: the endpoints of a slice are sorted by address. What a slice's endpoints mean for a
+//! port is in `merge.rs`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -7,27 +10,32 @@ use std::time::Instant;
 use crate::contract::name::{ObjectName, PodRef};
 use crate::discovery::object::{SliceEndpoint, SliceObject};
 
-/// A slice with what its arrival told.
+/// A slice, with what is remembered from its arrival.
 #[derive(Debug)]
 pub(super) struct Slice {
-    /// Its endpoints by address.
+    /// The slice. Its endpoints are sorted by address.
     pub(super) object: SliceObject,
-    /// Of each endpoint, its pod's slot in [`Pods`]; none where the slice gives no UID. Valid as long as this slice is.
+    /// For each endpoint, the slot of its pod in `Pods`; `None` where the slice gives no UID. The
+    /// slots stay valid while this slice is in the world, because a pod that a slice names is not
+    /// forgotten.
     pub(super) slots: Vec<Option<usize>>,
-    /// When endpoints whose pod has no UID were first shown terminating.
+    /// When each endpoint that terminates, and whose pod has no UID, was first shown terminating.
     pub(super) terminating_since: HashMap<IpAddr, Instant>,
+    /// What the slice has that is refused.
     pub(super) warnings: Vec<String>,
 }
 
-/// How a slice's endpoints differ from those it had before, both by address.
+/// How the endpoints of a slice differ from those of its version before. Both are sorted by
+/// address.
 pub(super) struct Differences {
-    /// Of each endpoint that is there now, its place before, if it was there as it is.
+    /// For each endpoint now, its place before, if the same endpoint was there.
     pub(super) kept: Vec<Option<usize>>,
-    /// The places of those that are there no longer, or not as they were.
+    /// The places before of endpoints that are gone or have changed.
     pub(super) gone: Vec<usize>,
 }
 
 impl Differences {
+    /// Compares two versions of a slice.
     pub(super) fn between(before: &[SliceEndpoint], now: &[SliceEndpoint]) -> Self {
         let (mut kept, mut gone) = (Vec::with_capacity(now.len()), Vec::new());
         let mut old = before.iter().enumerate().peekable();
@@ -44,6 +52,7 @@ impl Differences {
         Self { kept, gone }
     }
 
+    /// The endpoints that are new or have changed, as they are now.
     pub(super) fn come<'a>(
         &self,
         now: &'a [SliceEndpoint],
@@ -54,6 +63,7 @@ impl Differences {
             .map(|(endpoint, _)| endpoint)
     }
 
+    /// The endpoints that are gone or have changed, as they were before.
     pub(super) fn gone<'a>(
         &self,
         before: &'a [SliceEndpoint],
@@ -61,7 +71,7 @@ impl Differences {
         self.gone.iter().filter_map(|place| before.get(*place))
     }
 
-    /// Where they differ; `None` if that is at very many.
+    /// The addresses at which a merge may differ; `None` if there are more than [`SOME`].
     pub(super) fn addresses(
         &self,
         before: &[SliceEndpoint],
@@ -72,14 +82,14 @@ impl Differences {
             changed.insert(endpoint.address);
             pods.extend(endpoint.pod.as_deref().map(id));
         }
-        // A pod's end shows wherever it is named.
+        // The end of a pod changes every endpoint that names the pod.
         let named = |e: &&SliceEndpoint| e.pod.as_deref().is_some_and(|pod| pods.contains(id(pod)));
         changed.extend(now.iter().filter(named).map(|e| e.address));
         (changed.len() <= SOME).then_some(changed)
     }
 }
 
-/// What tells a slice's pods apart.
+/// Identifies a pod within its namespace: by UID, or by name where the slice gives no UID.
 fn id(pod: &PodRef) -> &str {
     if pod.uid.is_empty() {
         &pod.name
@@ -103,7 +113,8 @@ impl Slice {
 }
 
 impl SliceObject {
-    /// All but its endpoints, as far as it matters to them.
+    /// What a merge depends on in this slice, apart from its endpoints. If it has changed, any
+    /// endpoint may differ.
     pub(super) fn frame(&self) -> impl PartialEq {
         (
             self.service.as_ref(),
@@ -114,6 +125,7 @@ impl SliceObject {
         )
     }
 
+    /// The Service of the slice; `None` if the slice belongs to no Service.
     pub(super) fn service_name(&self) -> Option<ObjectName> {
         Some(ObjectName::new(
             &self.name.namespace,
@@ -121,10 +133,12 @@ impl SliceObject {
         ))
     }
 
+    /// Sorts slices by age: the newer slice has the greater key.
     pub(super) fn newness(&self) -> (i64, i64, &str) {
         (self.created, self.generation, &self.name.name)
     }
 }
 
-/// More changed addresses than this are not looked at one by one.
+/// How many changed addresses are examined one by one. With more, the whole Service is merged
+/// again.
 const SOME: usize = 128;

@@ -1,3 +1,6 @@
+//! Tests of the world and the merge: one scene for each rule of contract 2.5 and 2.6, and a
+//! property test of any order and repetition of events (contract 2.2).
+
 use proptest::prelude::*;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,7 +118,7 @@ fn graceful(of: &str, uid: &str, grace: u64) -> PodObject {
 }
 
 impl World {
-    fn tell(&mut self, object: impl Into<Object>, at: Instant) -> Touched {
+    fn put(&mut self, object: impl Into<Object>, at: Instant) -> Touched {
         let mut touched = Touched::default();
         self.apply(Change::Apply(object.into()), at, &mut touched);
         touched
@@ -165,17 +168,17 @@ impl From<PodObject> for Object {
 
 fn world() -> (World, Instant) {
     let (mut world, now) = (World::default(), Instant::now());
-    world.tell(service(&[(None, 80)]), now);
+    world.put(service(&[(None, 80)]), now);
     (world, now)
 }
 
 #[test]
 fn an_endpoint_that_moves_between_slices_is_never_lost_in_either_order() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
-    world.tell(slice("b", vec![endpoint("10.0.0.1", "p/1")]), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+    world.put(slice("b", vec![endpoint("10.0.0.1", "p/1")]), now);
     assert_eq!(world.addresses(), ["10.0.0.1:8080"]);
-    world.tell(slice("a", vec![]), now);
+    world.put(slice("a", vec![]), now);
     assert_eq!(world.addresses(), ["10.0.0.1:8080"]);
     world.remove(Kind::EndpointSlice, "b", now);
     assert!(world.addresses().is_empty());
@@ -184,7 +187,7 @@ fn an_endpoint_that_moves_between_slices_is_never_lost_in_either_order() {
 #[test]
 fn a_named_port_is_resolved_in_each_slice() {
     let (mut world, now) = world();
-    world.tell(service(&[(Some("http"), 80), (Some("admin"), 81)]), now);
+    world.put(service(&[(Some("http"), 80), (Some("admin"), 81)]), now);
     let ports = |list: &[(&str, u16)]| {
         list.iter()
             .map(|(n, p)| ((*n).to_owned(), *p))
@@ -198,8 +201,8 @@ fn a_named_port_is_resolved_in_each_slice() {
         ports: ports(&[("http", 8081)]),
         ..slice("b", vec![endpoint("10.0.0.2", "")])
     };
-    world.tell(one, now);
-    world.tell(two, now);
+    world.put(one, now);
+    world.put(two, now);
     let merged = world.merge(&name("app")).unwrap();
     let of = |port: usize| {
         merged.ports[port]
@@ -221,29 +224,29 @@ fn one_address_twice_for_one_pod_is_the_newer_slice_s() {
         ..slice("z", vec![e])
     };
     let newer = |s: SliceObject, n: &str| SliceObject { name: name(n), ..s };
-    world.tell(newer(at(2, 1, not_ready("10.0.0.1", "p/1")), "b"), now);
-    world.tell(newer(at(1, 9, endpoint("10.0.0.1", "p/1")), "c"), now);
+    world.put(newer(at(2, 1, not_ready("10.0.0.1", "p/1")), "b"), now);
+    world.put(newer(at(1, 9, endpoint("10.0.0.1", "p/1")), "c"), now);
     assert!(!world.only().conditions.ready, "created counts first");
-    world.tell(newer(at(2, 2, endpoint("10.0.0.1", "p/1")), "a"), now);
+    world.put(newer(at(2, 2, endpoint("10.0.0.1", "p/1")), "a"), now);
     assert!(world.only().conditions.ready, "then the generation");
-    world.tell(newer(at(2, 2, not_ready("10.0.0.1", "p/1")), "d"), now);
+    world.put(newer(at(2, 2, not_ready("10.0.0.1", "p/1")), "d"), now);
     assert!(!world.only().conditions.ready, "then the name");
 }
 
 #[test]
 fn one_address_of_two_pods_is_the_ready_one_s_even_in_the_older_slice() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "new/2")]), now);
-    world.tell(slice("b", vec![not_ready("10.0.0.1", "old/1")]), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "new/2")]), now);
+    world.put(slice("b", vec![not_ready("10.0.0.1", "old/1")]), now);
     assert_eq!(world.only().pod.unwrap().uid, "2");
-    // Shown ready by a slice that is behind: the pod watch knows better.
-    world.tell(slice("b", vec![endpoint("10.0.0.1", "old/1")]), now);
+    // A slice that lags behind shows the old pod ready. Then the pod watch reports its end.
+    world.put(slice("b", vec![endpoint("10.0.0.1", "old/1")]), now);
     assert_eq!(
         world.only().pod.unwrap().uid,
         "1",
         "both ready: the newer slice"
     );
-    world.tell(pod("old", "1"), now);
+    world.put(pod("old", "1"), now);
     world.remove(Kind::Pod, "old", now);
     assert_eq!(world.only().pod.unwrap().uid, "2");
 }
@@ -251,14 +254,14 @@ fn one_address_of_two_pods_is_the_ready_one_s_even_in_the_older_slice() {
 #[test]
 fn a_pod_of_both_families_counts_once_by_the_service_s_first() {
     let (mut world, now) = world();
-    world.tell(
+    world.put(
         slice(
             "a",
             vec![endpoint("10.0.0.1", "p/1"), endpoint("10.0.0.2", "q/2")],
         ),
         now,
     );
-    world.tell(
+    world.put(
         slice(
             "b",
             vec![endpoint("fd00::1", "p/1"), endpoint("fd00::9", "")],
@@ -269,7 +272,7 @@ fn a_pod_of_both_families_counts_once_by_the_service_s_first() {
         world.addresses(),
         ["10.0.0.1:8080", "10.0.0.2:8080", "[fd00::9]:8080"]
     );
-    world.tell(
+    world.put(
         ServiceObject {
             ipv6_first: true,
             ..service(&[(None, 80)])
@@ -286,8 +289,8 @@ fn a_pod_of_both_families_counts_once_by_the_service_s_first() {
 fn what_can_be_no_endpoint_is_dropped_with_a_warning() {
     let (mut world, now) = world();
     let special = ["169.254.1.1", "127.0.0.1", "10.0.0.1", "0.0.0.0"].map(|a| endpoint(a, ""));
-    world.tell(slice("a", special.to_vec()), now);
-    world.tell(
+    world.put(slice("a", special.to_vec()), now);
+    world.put(
         SliceObject {
             fqdn: true,
             ..slice("f", vec![])
@@ -300,19 +303,19 @@ fn what_can_be_no_endpoint_is_dropped_with_a_warning() {
         [
             "EndpointSlice web/a: link-local addresses are dropped: 169.254.1.1",
             "EndpointSlice web/a: unspecified addresses are dropped: 0.0.0.0",
-            "EndpointSlice web/f: addressType FQDN is refused, list the IP addresses instead",
+            "EndpointSlice web/f: addressType FQDN is refused; list the IP addresses instead",
         ]
     );
     let mut world = World::for_api_server();
-    world.tell(service(&[(None, 80)]), now);
-    world.tell(slice("a", special.to_vec()), now);
+    world.put(service(&[(None, 80)]), now);
+    world.put(slice("a", special.to_vec()), now);
     assert_eq!(world.addresses(), ["10.0.0.1:8080"]);
 }
 
 #[test]
 fn an_external_name_is_refused_and_an_unknown_service_waits() {
     let (mut world, now) = world();
-    world.tell(
+    world.put(
         ServiceObject {
             external_name: true,
             ..service(&[(None, 80)])
@@ -322,44 +325,48 @@ fn an_external_name_is_refused_and_an_unknown_service_waits() {
     let merged = world.merge(&name("app")).unwrap();
     assert!(merged.ports.is_empty() && merged.warnings[0].contains("ExternalName"));
     world.remove(Kind::Service, "app", now);
-    let touched = world.tell(slice("a", vec![endpoint("10.0.0.1", "")]), now);
+    let touched = world.put(slice("a", vec![endpoint("10.0.0.1", "")]), now);
     assert!(touched.services.contains(&name("app")) && world.merge(&name("app")).is_none());
-    world.tell(service(&[(None, 80)]), now);
+    world.put(service(&[(None, 80)]), now);
     assert_eq!(world.addresses(), ["10.0.0.1:8080"]);
 }
 
 #[test]
 fn a_slice_that_changes_its_service_touches_both_and_leaves_the_first() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "")]), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "")]), now);
     let moved = SliceObject {
         service: Some("other".into()),
         ..slice("a", vec![endpoint("10.0.0.1", "")])
     };
-    let touched = world.tell(moved.clone(), now);
+    let touched = world.put(moved.clone(), now);
     assert_eq!(
         touched.services,
         BTreeSet::from([name("app"), name("other")])
     );
     assert!(world.addresses().is_empty());
     assert_eq!(
-        world.tell(moved, now),
+        world.put(moved, now),
         Touched::default(),
-        "an echo touches nothing"
+        "a repeated event touches nothing"
     );
 }
 
 #[test]
 fn a_pod_absent_from_the_store_is_deleted_only_if_it_was_once_held() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
     world.remove(Kind::Pod, "p", now);
     assert_eq!(world.only().fate, Fate::NoPod);
     let mut server = World::for_api_server();
     assert_eq!(server.fate("1"), Fate::NoPod);
-    server.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
-    assert_eq!(server.fate("1"), Fate::Alive, "the pod watch will tell");
-    world.tell(pod("p", "1"), now);
+    server.put(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+    assert_eq!(
+        server.fate("1"),
+        Fate::Alive,
+        "the pod watch reports each end"
+    );
+    world.put(pod("p", "1"), now);
     assert_eq!(world.only().fate, Fate::Alive);
     let touched = world.remove(Kind::Pod, "p", now);
     assert_eq!(touched.pods, BTreeSet::from(["1".to_owned()]));
@@ -377,14 +384,18 @@ fn the_deadline_is_the_first_event_s_plus_grace_plus_3s_and_only_shrinks() {
         }
         fate => panic!("{fate:?}"),
     };
-    world.tell(deleted("p", "1", Some(30)), now);
+    world.put(deleted("p", "1", Some(30)), now);
     assert_eq!(deadline(&world), Some(33));
-    world.tell(deleted("p", "1", Some(30)), now + SECOND);
-    assert_eq!(deadline(&world), Some(33), "an echo");
-    world.tell(deleted("p", "1", Some(5)), now + SECOND);
+    world.put(deleted("p", "1", Some(30)), now + SECOND);
+    assert_eq!(deadline(&world), Some(33), "a repeated event");
+    world.put(deleted("p", "1", Some(5)), now + SECOND);
     assert_eq!(deadline(&world), Some(9), "kubectl delete --grace-period=5");
     world.remove(Kind::Pod, "p", now + SECOND * 2);
-    assert_eq!(deadline(&world), Some(9), "the object's removal");
+    assert_eq!(
+        deadline(&world),
+        Some(9),
+        "the object's removal does not shorten it"
+    );
     assert!(matches!(world.fate("1"), Fate::Deleted { .. }));
 }
 
@@ -396,7 +407,7 @@ fn a_deadline_from_a_list_counts_from_what_remains() {
         remaining: Some(SECOND * 12),
         age: Some(SECOND * 18),
     };
-    world.tell(
+    world.put(
         PodObject {
             deletion: Some(deletion),
             ..pod("p", "1")
@@ -416,63 +427,66 @@ fn a_deadline_from_a_list_counts_from_what_remains() {
 #[test]
 fn a_terminating_slice_uses_the_pod_s_own_grace_also_when_it_comes_later() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![terminating("10.0.0.1", "p/1")]), now);
+    world.put(slice("a", vec![terminating("10.0.0.1", "p/1")]), now);
     assert_eq!(world.only().fate, Fate::NoPod);
     assert!(world.only().conditions.terminating);
-    world.tell(graceful("p", "1", 7), now + SECOND);
+    world.put(graceful("p", "1", 7), now + SECOND);
     let fate = Fate::Terminating {
         deadline: Some(now + SECOND * 10),
         trigger: Trigger::SliceTerminating,
     };
     assert_eq!(world.only().fate, fate);
-    world.tell(deleted("p", "1", Some(60)), now + SECOND);
+    world.put(deleted("p", "1", Some(60)), now + SECOND);
     assert_eq!(
         world.only().fate,
         fate,
-        "the first signal stays the trigger, the deadline is not moved back"
+        "the first signal stays the trigger, and the deadline does not become later"
     );
 }
 
 #[test]
 fn termination_is_one_way() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![terminating("10.0.0.1", "p/1")]), now);
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+    world.put(slice("a", vec![terminating("10.0.0.1", "p/1")]), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
     assert!(
         world.only().conditions.terminating,
-        "a slice that takes it back"
+        "a slice cannot take the termination back"
     );
-    world.tell(deleted("q", "2", Some(1)), now);
-    world.tell(pod("q", "2"), now);
+    world.put(deleted("q", "2", Some(1)), now);
+    world.put(pod("q", "2"), now);
     assert!(
         matches!(world.fate("2"), Fate::Terminating { .. }),
-        "a pod that takes it back"
+        "a Pod object cannot take its deletion back"
     );
     world.remove(Kind::Pod, "q", now);
-    world.tell(pod("q", "2"), now);
+    world.put(pod("q", "2"), now);
     assert!(
         matches!(world.fate("2"), Fate::Deleted { .. }),
-        "a pod put back with its UID"
+        "a manifest put back with its UID does not revive the pod"
     );
 }
 
 #[test]
 fn a_pod_put_back_with_its_uid_is_a_warning_until_it_goes_again() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
-    world.tell(pod("p", "1"), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+    world.put(pod("p", "1"), now);
     world.remove(Kind::Pod, "p", now);
     assert!(world.merge(&name("app")).unwrap().warnings.is_empty());
     assert!(
         world
-            .tell(pod("p", "1"), now)
+            .put(pod("p", "1"), now)
             .services
             .contains(&name("app"))
     );
     let warnings = world.merge(&name("app")).unwrap().warnings;
     assert_eq!(
         warnings,
-        ["Pod web/p is shown again after its deletion: UID 1 has ended, give it another"]
+        [
+            "Pod web/p is shown again after its deletion: metadata.uid 1 has ended, give the \
+             Pod another one"
+        ]
     );
     assert!(
         world
@@ -486,9 +500,9 @@ fn a_pod_put_back_with_its_uid_is_a_warning_until_it_goes_again() {
 #[test]
 fn an_endpoint_without_a_pod_terminates_while_its_slice_says_so() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![terminating("10.0.0.1", "")]), now);
+    world.put(slice("a", vec![terminating("10.0.0.1", "")]), now);
     assert!(world.only().conditions.terminating);
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "")]), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "")]), now);
     assert!(!world.only().conditions.terminating);
     assert_eq!(world.only().fate, Fate::NoPod);
 }
@@ -496,15 +510,15 @@ fn an_endpoint_without_a_pod_terminates_while_its_slice_says_so() {
 #[test]
 fn a_pod_replaced_under_its_name_is_deleted() {
     let (mut world, now) = world();
-    world.tell(
+    world.put(
         slice(
             "a",
             vec![endpoint("10.0.0.1", "p/1"), endpoint("10.0.0.2", "p/2")],
         ),
         now,
     );
-    world.tell(pod("p", "1"), now);
-    let touched = world.tell(pod("p", "2"), now);
+    world.put(pod("p", "1"), now);
+    let touched = world.put(pod("p", "2"), now);
     assert_eq!(
         touched.pods,
         BTreeSet::from(["1".to_owned(), "2".to_owned()])
@@ -516,9 +530,9 @@ fn a_pod_replaced_under_its_name_is_deleted() {
 #[test]
 fn a_reference_without_uid_is_resolved_by_name() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p")]), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "p")]), now);
     assert_eq!(world.only().pod.unwrap().uid, "");
-    let touched = world.tell(pod("p", "1"), now);
+    let touched = world.put(pod("p", "1"), now);
     assert!(touched.services.contains(&name("app")));
     assert_eq!(
         (world.only().pod.unwrap().uid.as_str(), world.only().fate),
@@ -526,8 +540,8 @@ fn a_reference_without_uid_is_resolved_by_name() {
     );
     world.remove(Kind::Pod, "p", now);
     assert!(matches!(world.only().fate, Fate::Deleted { .. }));
-    world.tell(graceful("p", "2", 4), now);
-    world.tell(slice("a", vec![terminating("10.0.0.1", "p")]), now + SECOND);
+    world.put(graceful("p", "2", 4), now);
+    world.put(slice("a", vec![terminating("10.0.0.1", "p")]), now + SECOND);
     let fate = Fate::Terminating {
         deadline: Some(now + SECOND * 8),
         trigger: Trigger::SliceTerminating,
@@ -541,33 +555,37 @@ fn a_reference_without_uid_is_resolved_by_name() {
 #[test]
 fn pods_without_uid_are_told_apart_by_their_ends() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p")]), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "p")]), now);
     let uid = |world: &World| world.only().pod.unwrap().uid.clone();
-    world.tell(pod("p", ""), now);
+    world.put(pod("p", ""), now);
     let first = uid(&world);
-    world.tell(deleted("p", "", Some(1)), now);
+    world.put(deleted("p", "", Some(1)), now);
     assert_eq!(uid(&world), first);
     assert!(matches!(world.only().fate, Fate::Terminating { .. }));
-    world.tell(pod("p", ""), now);
+    world.put(pod("p", ""), now);
     assert_ne!(
         uid(&world),
         first,
-        "its deletion taken back makes it another pod"
+        "a manifest that takes the deletion back is another pod"
     );
     assert_eq!(world.only().fate, Fate::Alive);
     world.remove(Kind::Pod, "p", now);
-    world.tell(pod("p", ""), now);
-    assert_eq!(world.only().fate, Fate::Alive, "so does its removal");
+    world.put(pod("p", ""), now);
+    assert_eq!(
+        world.only().fate,
+        Fate::Alive,
+        "a manifest put back after its removal is another pod"
+    );
     assert!(matches!(world.fate(&first), Fate::Deleted { .. }));
 }
 
 #[test]
 fn a_relist_swaps_one_kind_whole() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
-    world.tell(slice("b", vec![endpoint("10.0.0.2", "q/2")]), now);
-    world.tell(pod("p", "1"), now);
-    world.tell(pod("q", "2"), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+    world.put(slice("b", vec![endpoint("10.0.0.2", "q/2")]), now);
+    world.put(pod("p", "1"), now);
+    world.put(pod("q", "2"), now);
     let mut touched = Touched::default();
     let slices = vec![slice("b", vec![endpoint("10.0.0.2", "q/2")]).into()];
     world.apply(
@@ -598,17 +616,20 @@ fn a_relist_swaps_one_kind_whole() {
 #[test]
 fn an_ended_uid_is_remembered_until_10_minutes_after_its_last_slice() {
     let (mut world, now) = world();
-    world.tell(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
-    world.tell(pod("p", "1"), now);
+    world.put(slice("a", vec![endpoint("10.0.0.1", "p/1")]), now);
+    world.put(pod("p", "1"), now);
     world.remove(Kind::Pod, "p", now);
     world.sweep(now + SECOND * 10_000);
     assert!(
         matches!(world.fate("1"), Fate::Deleted { .. }),
-        "still named"
+        "a slice still names the pod"
     );
     world.remove(Kind::EndpointSlice, "a", now + SECOND * 10_000);
     world.sweep(now + SECOND * 10_599);
-    assert!(matches!(world.fate("1"), Fate::Deleted { .. }), "not yet");
+    assert!(
+        matches!(world.fate("1"), Fate::Deleted { .. }),
+        "10 minutes are not over"
+    );
     world.sweep(now + SECOND * 10_600);
     assert_eq!(world.fate("1"), Fate::NoPod);
     assert!(
@@ -619,7 +640,7 @@ fn an_ended_uid_is_remembered_until_10_minutes_after_its_last_slice() {
     );
 }
 
-/// Ignores what depends on the order by its nature: the instants, and which signal was first.
+/// Removes what depends on the order of events: the instants, and which signal was first.
 fn timeless(mut merged: MergedService) -> MergedService {
     let zero = *EPOCH;
     for endpoint in merged.ports.iter_mut().flat_map(|p| &mut p.endpoints) {
@@ -662,7 +683,7 @@ fn any_endpoint() -> impl Strategy<Value = SliceEndpoint> {
         })
 }
 
-/// The events of each object, in the order in which its source tells them; `None` is a removal.
+/// The events of each object, in the order in which its source sends them.
 fn any_history() -> impl Strategy<Value = Vec<Vec<Change>>> {
     let one_slice = |n: usize| {
         let version = (
@@ -693,7 +714,7 @@ fn any_history() -> impl Strategy<Value = Vec<Vec<Change>>> {
             },
         )
     };
-    /// UID, deletion with its grace, grace of the spec.
+    /// The UID, the deletion with its grace period, and the grace period of the spec.
     type Version = (Option<u8>, Option<Option<u64>>, Option<u64>);
     let one_pod = |n: usize| {
         let version = (
@@ -759,7 +780,8 @@ fn nothing() -> MergedService {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any order that keeps each object's own, with any event told twice, ends in the same table.
+    /// Any order between the objects, with any event repeated, ends in the same table. The events
+    /// of one object keep their order.
     #[test]
     fn order_and_repetition_do_not_matter(
         history in any_history(),
@@ -790,7 +812,7 @@ proptest! {
                 let mut touched = Touched::default();
                 shuffled.apply(change.clone(), at, &mut touched);
                 let merged = shuffled.merge(&name("app"));
-                // What is not called touched has not changed.
+                // What `touched` does not name has not changed.
                 if !touched.services.contains(&name("app")) {
                     let some = touched.addresses.get(&name("app")).cloned().unwrap_or_default();
                     let both = (merged.clone().unwrap_or_else(nothing), seen.unwrap_or_else(nothing));

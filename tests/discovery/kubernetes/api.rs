@@ -1,5 +1,6 @@
-//! An API server that keeps Services, EndpointSlices and Pods, tells of them as the real one does, and misbehaves on
-//! command. What it is asked for is written down; what it must never be asked for is a complaint, which fails the test.
+//! An API server that stores Services, EndpointSlices and Pods and reports them as the real one
+//! does. It misbehaves on command. It records each request. A request that Ebbtide must never make
+//! is a complaint, and a complaint fails the test.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -32,48 +33,49 @@ pub const KINDS: [Kind; 3] = [Kind::Services, Kind::Slices, Kind::Pods];
 pub enum Verb {
     /// The first page of a list.
     List,
-    /// Its other pages.
+    /// The other pages of a list.
     More,
     Watch,
 }
 
-/// How requests are to be answered, until that is lifted.
+/// How requests are answered, until [`Api::lift`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     Status(u16),
-    /// The connection ends without an answer.
+    /// The connection ends without a response.
     Drop,
-    /// Half the answer, then the connection ends; a watch is answered well, and ends at once.
+    /// Half the response, and then the connection ends. A watch gets a good response that ends
+    /// immediately.
     Half,
-    /// No answer until this is lifted.
+    /// No response until [`Api::lift`].
     Wait,
 }
 
-/// What happens to the watches that are open now, in order with the events.
+/// An order to the watches that are open now, in sequence with the events.
 #[derive(Debug, Clone)]
 pub enum Order {
-    /// Sends these bytes as they are.
+    /// Sends these bytes unchanged.
     Raw(String),
-    /// Sends no more, and stays open.
+    /// Sends nothing more, and stays open.
     Silence,
     /// The connection breaks.
     Cut,
-    /// The answer ends properly.
+    /// The response ends properly.
     End,
 }
 
-/// A request that was made.
+/// A request that the server received.
 #[derive(Debug, Clone)]
 pub struct Asked {
     pub kind: Kind,
     pub verb: Verb,
-    /// `None`: all.
+    /// `None` means all namespaces.
     pub namespace: Option<String>,
     pub query: String,
     pub at: Instant,
 }
 
-/// The server. Stops with the runtime it was started in.
+/// The server. It stops with the runtime that it was started in.
 #[derive(Clone)]
 pub struct Api {
     pub address: SocketAddr,
@@ -82,7 +84,7 @@ pub struct Api {
 
 struct Shared {
     state: Mutex<State>,
-    /// Moves with everything that somebody may wait for.
+    /// Changes with everything that a task may wait for.
     moved: watch::Sender<u64>,
 }
 
@@ -91,17 +93,17 @@ struct State {
     version: u64,
     objects: BTreeMap<(Kind, String, String), Value>,
     log: Vec<Entry>,
-    /// Nothing up to here is remembered.
+    /// Versions up to this one are forgotten.
     forgotten: HashMap<Kind, u64>,
-    /// By a plain status instead of in a stream of status 200.
+    /// An old version is refused by a plain status 410, not in a stream of status 200.
     gone_by_status: bool,
-    /// What is left of a list, by its continue token.
+    /// The rest of a list, by its continue token.
     pages: HashMap<String, (u64, Vec<Value>)>,
     faults: HashMap<(Kind, Verb), Fault>,
     unplugged: bool,
-    /// Kinds whose events are kept back.
+    /// Kinds whose events are held back.
     held: BTreeSet<Kind>,
-    /// How far its clock is ahead of ours, in seconds.
+    /// How far the server's clock is ahead of ours, in seconds.
     ahead: i64,
     asked: Vec<Asked>,
     open: HashMap<Kind, usize>,
@@ -139,7 +141,7 @@ impl Api {
         api
     }
 
-    /// Creates or replaces an object, and tells of it.
+    /// Creates or replaces an object, and reports it.
     pub fn apply(&self, object: &Value) {
         let mut state = self.lock();
         state.version += 1;
@@ -164,7 +166,7 @@ impl Api {
             what,
         });
         drop(state);
-        self.shared.tell();
+        self.shared.notify();
     }
 
     pub fn delete(&self, kind: Kind, namespace: &str, name: &str) {
@@ -183,16 +185,16 @@ impl Api {
             what: What::Event("DELETED", object),
         });
         drop(state);
-        self.shared.tell();
+        self.shared.notify();
     }
 
-    /// Tells once more of what is there.
+    /// Reports an existing object once more.
     pub fn echo(&self, kind: Kind, namespace: &str, name: &str) {
         let object = self.lock().objects[&(kind, namespace.into(), name.into())].clone();
         self.apply(&object);
     }
 
-    /// Tells all open watches of a kind how far they are.
+    /// Sends a bookmark to all open watches of a kind.
     pub fn bookmark(&self, kind: Kind) {
         let version = self.lock().version.to_string();
         let (api_version, of) = match kind {
@@ -220,10 +222,11 @@ impl Api {
             what: What::Order(order),
         });
         drop(state);
-        self.shared.tell();
+        self.shared.notify();
     }
 
-    /// Forgets all that has been, so that no watch of this kind can be resumed; the open ones are told and ended.
+    /// Forgets all versions, so that no watch of this kind can be resumed. The open watches receive
+    /// 410 and end.
     pub fn forget(&self, kind: Kind) {
         let mut state = self.lock();
         state.version += 1;
@@ -235,7 +238,8 @@ impl Api {
         self.order(kind, Order::End);
     }
 
-    /// As [`Self::forget`]; the open watches are just cut and the next ones refused by a plain status 410.
+    /// Like [`Self::forget`], but the open watches are only cut, and the next ones are refused by a
+    /// plain status 410.
     pub fn forget_by_status(&self, kind: Kind) {
         let mut state = self.lock();
         state.version += 2;
@@ -246,7 +250,7 @@ impl Api {
         self.order(kind, Order::Cut);
     }
 
-    /// Continue tokens given so far are no longer known.
+    /// Forgets the continue tokens given so far.
     pub fn forget_pages(&self) {
         self.lock().pages.clear();
     }
@@ -257,10 +261,11 @@ impl Api {
 
     pub fn lift(&self, kind: Kind, verb: Verb) {
         self.lock().faults.remove(&(kind, verb));
-        self.shared.tell();
+        self.shared.notify();
     }
 
-    /// The last event of a kind is these bytes instead, for the watches that are open; others never hear of it.
+    /// Replaces the last event of a kind by these bytes, for the watches that are open. Other
+    /// watches never receive the event.
     pub fn replace_by_garbage(&self, kind: Kind, bytes: &str) {
         let mut state = self.lock();
         let last = state
@@ -271,33 +276,33 @@ impl Api {
         last.what = What::Order(Order::Raw(format!("{bytes}\n")));
     }
 
-    /// Keeps the events of a kind back until [`Self::release`].
+    /// Holds the events of a kind back until [`Self::release`].
     pub fn hold(&self, kind: Kind) {
         self.lock().held.insert(kind);
     }
 
     pub fn release(&self, kind: Kind) {
         self.lock().held.remove(&kind);
-        self.shared.tell();
+        self.shared.notify();
     }
 
-    /// Ends all connections, and each new one at once, until [`Self::plug`].
+    /// Ends all connections, and each new one immediately, until [`Self::plug`].
     pub fn unplug(&self) {
         self.lock().unplugged = true;
-        self.shared.tell();
+        self.shared.notify();
     }
 
     pub fn plug(&self) {
         self.lock().unplugged = false;
-        self.shared.tell();
+        self.shared.notify();
     }
 
-    /// Sets its clock.
+    /// Sets the server's clock.
     pub fn set_ahead(&self, seconds: i64) {
         self.lock().ahead = seconds;
     }
 
-    /// What its clock shows, and `seconds` more, as its objects write it.
+    /// The time of the server's clock plus `seconds`, in the format of its objects.
     pub fn time(&self, seconds: i64) -> String {
         let time =
             jiff::Timestamp::now() + jiff::SignedDuration::from_secs(self.lock().ahead + seconds);
@@ -316,17 +321,17 @@ impl Api {
             .count()
     }
 
-    /// Watches of this kind that are being answered.
+    /// How many watches of this kind are open.
     pub fn open(&self, kind: Kind) -> usize {
         self.lock().open.get(&kind).copied().unwrap_or(0)
     }
 
-    /// Events (events.k8s.io/v1) that were posted.
+    /// The Events (events.k8s.io/v1) that were posted.
     pub fn posted(&self) -> Vec<Value> {
         self.lock().posted.clone()
     }
 
-    /// From now on Events are forbidden.
+    /// From now on, posting Events is forbidden.
     pub fn refuse_events(&self) {
         self.lock().refuse_events = true;
     }
@@ -341,12 +346,12 @@ impl Api {
 }
 
 impl Shared {
-    fn tell(&self) {
+    fn notify(&self) {
         self.moved.send_modify(|count| *count += 1);
     }
 }
 
-/// The answers.
+/// The responses.
 impl Api {
     async fn serve(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
@@ -366,7 +371,7 @@ impl Api {
                     let api = self.clone();
                     connections.spawn(async move {
                         let service = service_fn(|request| api.clone().answer(request));
-                        // How a client goes is its own business.
+                        // It does not matter how a client ends its connection.
                         let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                     });
                 }
@@ -441,12 +446,12 @@ impl Api {
             });
             if kind == Kind::Pods && !accept.contains("as=PartialObjectMetadata") {
                 state.complaints.push(format!(
-                    "Pods whole, not their metadata: {path}, Accept: {accept}"
+                    "Pods whole, not only their metadata: {path}, Accept: {accept}"
                 ));
                 return Ok(status(406, "only metadata"));
             }
         }
-        self.shared.tell();
+        self.shared.notify();
         let mut moved = self.shared.moved.subscribe();
         let fault = loop {
             let fault = self.lock().faults.get(&(kind, verb)).copied();
@@ -556,7 +561,7 @@ impl Api {
             api: self.clone(),
             kind,
             namespace,
-            // Orders are for the watches that are open when they are given.
+            // Orders are for the watches that are open when the order is given.
             orders_from: state.log.len(),
             from: version,
             next: 0,
@@ -564,7 +569,7 @@ impl Api {
             over: false,
         };
         drop(state);
-        self.shared.tell();
+        self.shared.notify();
         Response::new(Body::from_stream(stream::unfold(reader, Reader::read)))
     }
 }
@@ -600,7 +605,7 @@ impl Reader {
         }
     }
 
-    /// All that is there as one piece.
+    /// All that is ready, as one piece.
     fn look(&mut self) -> Next {
         if std::mem::take(&mut self.over) {
             return Next::Send(Err(std::io::Error::other("as ordered")));
@@ -658,7 +663,7 @@ impl Drop for Reader {
         if let Some(open) = self.api.lock().open.get_mut(&self.kind) {
             *open -= 1;
         }
-        self.api.shared.tell();
+        self.api.shared.notify();
     }
 }
 
@@ -681,7 +686,8 @@ fn key_of(kind: Kind, object: &Value) -> (Kind, String, String) {
     (kind, part("namespace"), part("name"))
 }
 
-/// As the real one shows it: the items of a typed list without their type, of a Pod the metadata only.
+/// An object as the real server shows it: items of a typed list have no type, and a Pod is only its
+/// metadata.
 fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
     let mut object = object.clone();
     match kind {
@@ -698,7 +704,7 @@ fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
     }
 }
 
-/// Which kind, in which namespace, a path means.
+/// The kind and the namespace that a path names.
 fn place(path: &str) -> Option<(Kind, Option<String>)> {
     let (group, rest) = match path.strip_prefix("/api/v1/") {
         Some(rest) => ("", rest),

@@ -1,5 +1,6 @@
-//! Watches that break in every way: what was known stays in force, nothing that happened meanwhile is lost, and what
-//! is listed anew is taken in whole or not at all.
+//! Watches that break in every way (contract 1.10 and 2.7): silent, cut, ended, expired by 410,
+//! with garbage, or with the whole API server away. The last table stays in force, nothing that
+//! happened meanwhile is lost, and a new list takes effect as a whole or not at all.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ async fn watched(api: &Api) {
     .await;
 }
 
-/// A shop of three endpoints whose slices are many pages, all watched.
+/// A shop of three endpoints, with enough other objects for lists of many pages. All are watched.
 async fn long_shop() -> (Api, Rig) {
     let api = shop(3).await;
     for n in 0..600 {
@@ -28,23 +29,21 @@ async fn long_shop() -> (Api, Rig) {
 }
 
 #[tokio::test]
-async fn a_relist_is_taken_in_at_its_end_and_the_table_stays_until_then() {
+async fn a_relist_takes_effect_at_its_end_and_the_table_stays_until_then() {
     for kind in [Kind::Slices, Kind::Pods] {
         let (api, rig) = long_shop().await;
         let more = api.count(kind, Verb::More);
         api.fault(kind, Verb::More, Fault::Wait);
         api.forget(kind);
-        // Missed by the watch, that is, since it is told that it is too far behind.
-        eventually("listed anew", async || api.count(kind, Verb::More) > more).await;
-        // The first page has come: it names p1 to p3 nowhere (t0 to t499 and s are sorted, Pods likewise).
+        // The watch did not miss these silently: it received 410.
+        eventually("listed again", async || api.count(kind, Verb::More) > more).await;
+        // The first page has arrived. It does not name p1 to p3, because lists are sorted: it holds
+        // t0 to t499, and Pods likewise.
         rig.barrier(&[]).await;
         assert_eq!(rig.usable("shop"), [1, 2, 3], "{kind:?}");
         assert!(rig.drains().is_empty(), "{kind:?}");
         let (_, line) = rig.readyz().await;
-        assert_eq!(
-            line, "ready",
-            "{kind:?}: a relist is nothing to worry about"
-        );
+        assert_eq!(line, "ready", "{kind:?}: a relist is no problem");
         api.lift(kind, Verb::More);
         rig.settled().await;
         assert_eq!(
@@ -63,7 +62,7 @@ async fn a_relist_is_taken_in_at_its_end_and_the_table_stays_until_then() {
 #[tokio::test]
 async fn what_vanished_in_the_gap_is_drained_when_the_list_is_whole() {
     let (api, rig) = long_shop().await;
-    // Nothing of this is ever told by a watch.
+    // No watch ever reports this deletion.
     api.hold(Kind::Pods);
     api.delete(Kind::Pods, "web", "p2");
     api.fault(Kind::Pods, Verb::More, Fault::Wait);
@@ -96,7 +95,7 @@ async fn half_a_list_changes_nothing() {
         code == 200 && line.contains("the last good table is in force"),
         "{line}"
     );
-    // What the halves held and is no more, is no more.
+    // Objects that were in the half lists and are gone since must not come back.
     api.delete(Kind::Slices, "web", "s");
     api.apply(&slice("r", "shop", &[ready(1, "p1"), ready(3, "p3")]));
     api.lift(Kind::Slices, Verb::More);
@@ -106,7 +105,7 @@ async fn half_a_list_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_410_in_a_stream_or_as_a_status_is_answered_by_a_new_list() {
+async fn a_410_in_a_stream_or_as_a_status_is_followed_by_a_new_list() {
     for by_status in [false, true] {
         for kind in KINDS {
             let api = shop(2).await;
@@ -117,7 +116,7 @@ async fn a_410_in_a_stream_or_as_a_status_is_answered_by_a_new_list() {
                 true => api.forget_by_status(kind),
                 false => api.forget(kind),
             }
-            eventually("listed anew", async || api.count(kind, Verb::List) == 2).await;
+            eventually("listed again", async || api.count(kind, Verb::List) == 2).await;
             eventually("and watched", async || api.open(kind) == 1).await;
             api.apply(&deleting(pod("p1"), &api, 30, 30));
             rig.shop(&[2]).await;
@@ -141,15 +140,15 @@ async fn a_watch_that_falls_silent_is_given_up_and_resumed_and_nothing_is_lost()
     assert_eq!(
         api.count(Kind::Pods, Verb::List),
         1,
-        "it goes on from where it was"
+        "the watch resumes from where it was"
     );
     assert!(rig.errors("watch") >= 1);
-    // All of them time out all the while, since there is nothing to be told; each is answered again.
+    // Idle watches time out meanwhile, because there is nothing to report. Each is opened again.
     rig.clean().await;
 }
 
 #[tokio::test]
-async fn a_bookmark_keeps_a_watch_from_being_taken_for_silent_and_is_where_it_goes_on() {
+async fn a_bookmark_counts_as_activity_and_the_watch_resumes_from_it() {
     let api = shop(1).await;
     let rig = Rig::start(&api).await;
     watched(&api).await;
@@ -169,7 +168,7 @@ async fn a_bookmark_keeps_a_watch_from_being_taken_for_silent_and_is_where_it_go
     assert!(last.query.contains("allowWatchBookmarks=true"), "{last:?}");
     assert!(
         last.query != listed.query,
-        "not from the list's version any more"
+        "it no longer starts from the list's version"
     );
     rig.clean().await;
 }
@@ -204,14 +203,14 @@ async fn a_cut_or_ended_watch_is_resumed_from_where_it_was() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_event_cost_nothing_that_came_with_them() {
-    // The second is a Pod's deletion as nobody can read it.
+async fn bytes_that_are_no_event_lose_no_event_around_them() {
+    // The third stands for a Pod's deletion that cannot be read.
     let unreadable = r#"{"type":"MODIFIED","object":{"metadata":{"name":7}}}"#;
     for garbage in ["\u{0}\u{7f}garbage", "<html>502</html>", unreadable] {
         let api = shop(3).await;
         let rig = Rig::start(&api).await;
         watched(&api).await;
-        // Stands for an event that was lost in it: the object is another, no watch ever tells.
+        // The garbage replaces an event: the object has changed, and no watch ever reports it.
         api.hold(Kind::Pods);
         api.apply(&deleting(pod("p1"), &api, 30, 30));
         api.replace_by_garbage(Kind::Pods, garbage);
@@ -225,13 +224,13 @@ async fn bytes_that_are_no_event_cost_nothing_that_came_with_them() {
     }
 }
 
-/// Nothing but what follows is known of the API server when it is away.
+/// Waits until the proxy reports that the API server is away. Its table must not change.
 async fn away(api: &Api, rig: &Rig) {
-    eventually("told", async || {
+    eventually("reported", async || {
         rig.readyz().await.1.contains("is not in order for")
     })
     .await;
-    eventually("of all kinds", async || {
+    eventually("for all kinds", async || {
         rig.running().admin.health.state().problems.len() == KINDS.len()
     })
     .await;
@@ -248,8 +247,7 @@ async fn away(api: &Api, rig: &Rig) {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_away_leaves_the_table_in_force_and_what_changed_meanwhile_comes_with_it()
- {
+async fn an_unreachable_api_server_leaves_the_table_in_force_and_changes_arrive_when_it_returns() {
     let api = shop(3).await;
     let rig = Rig::start(&api).await;
     watched(&api).await;
@@ -266,9 +264,9 @@ async fn an_api_server_that_is_away_leaves_the_table_in_force_and_what_changed_m
     rig.shop(&[3, 4]).await;
     rig.clean().await;
     assert_eq!(rig.drained(), [1, 2]);
-    // And it is away once more, and has forgotten all when it comes back.
+    // The server goes away once more, and has forgotten all versions when it comes back.
     api.unplug();
-    eventually("told", async || {
+    eventually("reported", async || {
         rig.readyz().await.1.contains("is not in order for")
     })
     .await;
@@ -281,7 +279,7 @@ async fn an_api_server_that_is_away_leaves_the_table_in_force_and_what_changed_m
 }
 
 #[tokio::test]
-async fn an_api_server_that_comes_back_unchanged_is_in_order_again() {
+async fn an_api_server_that_returns_unchanged_is_in_order_again() {
     let api = shop(3).await;
     let rig = Rig::start(&api).await;
     watched(&api).await;
@@ -292,13 +290,13 @@ async fn an_api_server_that_comes_back_unchanged_is_in_order_again() {
     assert_eq!(
         KINDS.map(|kind| api.count(kind, Verb::List)),
         [1, 1, 1],
-        "nothing was listed anew"
+        "nothing was listed again"
     );
     assert!(rig.drains().is_empty());
 }
 
 #[tokio::test]
-async fn a_gateway_that_says_so_is_an_api_server_that_is_away() {
+async fn a_gateway_error_counts_as_an_unreachable_api_server() {
     for code in [403, 429, 500, 503, 504] {
         let api = shop(3).await;
         let rig = Rig::start(&api).await;
@@ -314,7 +312,7 @@ async fn a_gateway_that_says_so_is_an_api_server_that_is_away() {
 }
 
 #[tokio::test]
-async fn watches_that_end_as_soon_as_they_begin_are_asked_for_less_and_less() {
+async fn watches_that_end_immediately_are_requested_less_and_less_often() {
     let api = shop(2).await;
     let rig = Rig::start(&api).await;
     watched(&api).await;

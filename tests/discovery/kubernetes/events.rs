@@ -1,4 +1,6 @@
-//! What is told on the Services themselves, for `kubectl describe`.
+//! Events on Services, as `kubectl describe` shows them (contract 2.9 and 1.10): what is not
+//! served, drains, rollout receipts, and ports that cannot be bound. What is not served is one
+//! Event however many proxies post it. A server that refuses Events costs nothing else.
 
 use serde_json::{Value, json};
 
@@ -52,7 +54,7 @@ async fn a_drain_is_an_event_on_its_service_and_a_burst_of_them_has_a_receipt() 
     .await;
     let receipt = posted(&api, "RolloutReceipt").remove(0);
     let note = receipt["note"].as_str().unwrap();
-    // The third was let in a moment before: it counts as come.
+    // The third endpoint joined a moment before, so it counts as come.
     assert!(
         note.starts_with("2 pods gone, 1 come in ") && note.contains(": 0 requests, 0 failed, "),
         "{note}"
@@ -61,7 +63,7 @@ async fn a_drain_is_an_event_on_its_service_and_a_burst_of_them_has_a_receipt() 
 }
 
 #[tokio::test]
-async fn what_is_not_served_is_said_once_however_many_say_it() {
+async fn what_is_not_served_is_one_event_however_many_proxies_post_it() {
     let api = shop(1).await;
     let mut affine = claimed(service("affine"));
     affine["spec"]["sessionAffinity"] = "ClientIP".into();
@@ -90,7 +92,8 @@ async fn what_is_not_served_is_said_once_however_many_say_it() {
             .iter()
             .all(|event| event["type"] == "Warning")
     );
-    // Each posts in order: what it says of a drain comes after what it had to say of the Service.
+    // Each proxy posts in order, so its Event about a drain comes after its Events about the
+    // Service.
     for rig in &rigs {
         rig.shop(&[1]).await;
     }
@@ -103,7 +106,7 @@ async fn what_is_not_served_is_said_once_however_many_say_it() {
     assert_eq!(
         posted(&api, "NotServed").len(),
         2,
-        "both proxies have said so by now"
+        "both proxies have posted by now"
     );
 }
 
@@ -130,7 +133,7 @@ async fn a_port_that_cannot_be_bound_is_an_event_and_tried_again() {
         note.starts_with(&format!("127.0.0.1:{port} cannot be bound, trying again: ")),
         "{note}"
     );
-    eventually("ready, and saying so", async || {
+    eventually("ready, and reporting the port", async || {
         let (code, line) = rig.readyz().await;
         code == 200 && line.contains("not bound, trying again") && line.contains(&port.to_string())
     })
@@ -140,12 +143,12 @@ async fn a_port_that_cannot_be_bound_is_an_event_and_tried_again() {
     assert_eq!(
         posted(&api, "PortNotBound").len(),
         1,
-        "said once, not with each try"
+        "posted once, not for each try"
     );
 }
 
 #[tokio::test]
-async fn an_api_server_that_takes_no_events_costs_nothing_but_them() {
+async fn an_api_server_that_refuses_events_changes_nothing_else() {
     let api = shop(2).await;
     api.refuse_events();
     let rig = Rig::start(&api).await;

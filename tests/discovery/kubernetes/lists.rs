@@ -1,4 +1,6 @@
-//! The first lists: what makes the proxy ready, what does not, what it asks for, and what it passes over.
+//! The first lists (contract 1.10, 2.3, 2.5 and 2.7): what makes the proxy ready and what does not,
+//! what it requests from the API server, and which objects it passes over. Half a list never takes
+//! effect. Watches are tested in `breaks.rs`.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +16,10 @@ async fn an_empty_list_makes_it_ready_and_not_before() {
     let api = Api::start().await;
     api.fault(Kind::Services, Verb::List, Fault::Wait);
     let rig = Rig::launch(&api, "", "");
-    eventually("asked", async || api.count(Kind::Services, Verb::List) == 1).await;
+    eventually("requested", async || {
+        api.count(Kind::Services, Verb::List) == 1
+    })
+    .await;
     let (code, line) = rig.readyz().await;
     assert_eq!(
         (
@@ -40,13 +45,13 @@ async fn it_is_ready_only_when_services_slices_and_pods_are_whole() {
         api.fault(kind, Verb::List, Fault::Wait);
         let rig = Rig::launch(&api, "", WEB);
         for other in [Kind::Services, Kind::Slices, Kind::Pods] {
-            // A watch is asked for when its list has been taken in.
+            // A watch is requested only after its list has taken effect.
             let verb = if other == kind {
                 Verb::List
             } else {
                 Verb::Watch
             };
-            eventually("asked", async || api.count(other, verb) > 0).await;
+            eventually("requested", async || api.count(other, verb) > 0).await;
         }
         assert_eq!(rig.readyz().await.0, 503, "{kind:?}");
         if kind == Kind::Pods {
@@ -61,18 +66,21 @@ async fn it_is_ready_only_when_services_slices_and_pods_are_whole() {
         assert_eq!(
             rig.usable("shop"),
             [1, 2, 3],
-            "{kind:?}: what is listed is in force when it is ready"
+            "{kind:?}: the listed endpoints are in force when the proxy is ready"
         );
         rig.clean().await;
     }
 }
 
 #[tokio::test]
-async fn what_is_not_granted_is_named_with_its_cure_and_needs_no_restart() {
+async fn a_missing_permission_is_named_with_its_cure_and_needs_no_restart() {
     let api = shop(1).await;
     api.fault(Kind::Pods, Verb::List, Fault::Status(403));
     let rig = Rig::launch(&api, "", WEB);
-    eventually("told", async || rig.readyz().await.1.contains("forbidden")).await;
+    eventually("reported", async || {
+        rig.readyz().await.1.contains("forbidden")
+    })
+    .await;
     let (code, line) = rig.readyz().await;
     for part in [
         "not ready",
@@ -91,7 +99,7 @@ async fn what_is_not_granted_is_named_with_its_cure_and_needs_no_restart() {
 }
 
 #[tokio::test]
-async fn whatever_an_api_server_answers_instead_is_told_and_got_over() {
+async fn every_failed_list_is_reported_and_tried_again() {
     for fault in [
         Fault::Status(401),
         Fault::Status(429),
@@ -103,7 +111,7 @@ async fn whatever_an_api_server_answers_instead_is_told_and_got_over() {
         let api = shop(1).await;
         api.fault(Kind::Slices, Verb::List, fault);
         let rig = Rig::launch(&api, "", WEB);
-        eventually(&format!("{fault:?} told"), async || {
+        eventually(&format!("{fault:?} reported"), async || {
             rig.readyz()
                 .await
                 .1
@@ -148,12 +156,12 @@ async fn ten_thousand_endpoints_take_few_requests() {
             .all(|kind| api.open(*kind) == 1)
     })
     .await;
-    // 20 pages of Pods, one list each of Services and slices, three watches.
+    // 20 pages of Pods, one list each of Services and slices, and three watches.
     assert!(api.asked().len() <= 30, "{}", api.asked().len());
 }
 
 #[tokio::test]
-async fn pods_and_slices_are_watched_where_a_service_of_ours_is_and_nowhere_else() {
+async fn pods_and_slices_are_watched_only_where_a_served_service_is() {
     let api = shop(1).await;
     for namespace in ["other", "later", "reloaded"] {
         api.apply(&within(namespace, service("app")));
@@ -209,7 +217,7 @@ async fn pods_and_slices_are_watched_where_a_service_of_ours_is_and_nowhere_else
 }
 
 #[tokio::test]
-async fn the_configured_namespaces_are_the_only_ones_asked_for() {
+async fn only_the_configured_namespaces_are_requested() {
     let api = shop(1).await;
     api.apply(&within("blue", claimed(service("app"))));
     api.apply(&within("blue", slice("s", "app", &[ready(7, "p")])));
@@ -231,17 +239,17 @@ async fn the_configured_namespaces_are_the_only_ones_asked_for() {
 }
 
 #[tokio::test]
-async fn a_pod_that_is_already_going_at_the_start_is_never_dispatched_to() {
+async fn a_pod_that_terminates_before_the_start_gets_no_dispatch() {
     let api = shop(3).await;
     api.apply(&deleting(pod("p2"), &api, 20, 30));
-    // The slices come first, and long before.
+    // The slices arrive long before the Pods.
     api.fault(Kind::Pods, Verb::List, Fault::Wait);
     let rig = Rig::launch(&api, "", WEB);
     eventually("the slices are there", async || {
         api.open(Kind::Slices) == 1 && api.count(Kind::Pods, Verb::List) == 1
     })
     .await;
-    // Changes of slices as well, which must not overtake.
+    // Changes of slices must wait, too.
     api.apply(&slice("t", "shop", &[ready(9, "p9")]));
     api.delete(Kind::Slices, "web", "t");
     api.apply(&slice(
@@ -260,7 +268,7 @@ async fn a_pod_that_is_already_going_at_the_start_is_never_dispatched_to() {
     rig.ready().await;
     rig.settled().await;
     assert_eq!(rig.usable("shop"), [1, 3, 4]);
-    // Had it been in any table ever published, it would have been drained out of it.
+    // If any published table had held the pod, it would have been drained.
     assert_eq!(rig.drained(), [0u8; 0]);
 }
 
@@ -292,7 +300,7 @@ async fn objects_that_break_the_rules_are_passed_over_and_cost_the_others_nothin
     assert_eq!(rig.usable("shop"), [1, 2]);
     assert_eq!(rig.errors("object"), 2, "the address and the name");
 
-    // The same by a watch; what was known of an object stays when it no longer can be read.
+    // The same through a watch. An object that can no longer be read keeps its last good state.
     let mut broken = slice(
         "s",
         "shop",
@@ -310,7 +318,7 @@ async fn objects_that_break_the_rules_are_passed_over_and_cost_the_others_nothin
 }
 
 #[tokio::test]
-async fn an_annotation_of_a_megabyte_is_as_good_as_any() {
+async fn an_annotation_of_a_megabyte_is_accepted() {
     let api = shop(1).await;
     let large = |mut object: Value| {
         object["metadata"]["annotations"]["note"] = "x".repeat(1 << 20).into();
@@ -333,7 +341,7 @@ async fn an_annotation_of_a_megabyte_is_as_good_as_any() {
 }
 
 #[tokio::test]
-async fn a_list_that_fails_over_and_over_is_asked_for_less_and_less() {
+async fn a_list_that_keeps_failing_is_requested_less_and_less_often() {
     let api = shop(1).await;
     api.fault(Kind::Services, Verb::List, Fault::Status(500));
     let rig = Rig::launch(&api, "", WEB);
@@ -347,7 +355,7 @@ async fn a_list_that_fails_over_and_over_is_asked_for_less_and_less() {
         .filter(|it| it.kind == Kind::Services)
         .map(|it| it.at)
         .collect();
-    // The fifth pause is 1.6 s, less jitter of up to a half.
+    // The fifth pause is 1.6 s, less a jitter of up to a half.
     assert!(
         (at[5] - at[4]).as_millis() > 700,
         "{:?}",
@@ -360,7 +368,7 @@ async fn a_list_that_fails_over_and_over_is_asked_for_less_and_less() {
 }
 
 #[tokio::test]
-async fn a_list_that_never_gets_whole_is_one_lasting_problem() {
+async fn a_list_that_never_completes_is_one_lasting_problem() {
     let api = shop(1).await;
     (0..600).for_each(|n| api.apply(&pod(&format!("more-{n}"))));
     api.fault(Kind::Pods, Verb::More, Fault::Half);
@@ -380,19 +388,19 @@ async fn a_list_that_never_gets_whole_is_one_lasting_problem() {
         api.count(Kind::Pods, Verb::More) >= tries + 3
     })
     .await;
-    assert_eq!(since(), first, "the half that comes is no end of it");
+    assert_eq!(since(), first, "a half list does not end the problem");
     api.lift(Kind::Pods, Verb::More);
     rig.clean().await;
     assert_eq!(rig.usable("shop"), [1]);
 }
 
 #[tokio::test]
-async fn a_continue_token_that_is_no_longer_known_begins_the_list_anew() {
+async fn an_expired_continue_token_restarts_the_list() {
     let api = shop(1).await;
     (0..600).for_each(|n| api.apply(&pod(&format!("more-{n}"))));
     api.fault(Kind::Pods, Verb::More, Fault::Wait);
     let rig = Rig::launch(&api, "", WEB);
-    eventually("the second page is asked for", async || {
+    eventually("the second page is requested", async || {
         api.count(Kind::Pods, Verb::More) == 1
     })
     .await;

@@ -1,4 +1,6 @@
-//! The same events in any order between the kinds, and any of them twice: the same table at the end.
+//! The order of events (contract 2.2). The same events, in any order between the kinds and with any
+//! of them repeated, end in the same table, with the same drains. Within one kind the order is
+//! kept, as in a watch.
 
 use super::api::{KINDS, Kind};
 use super::rig::{Rig, claimed, deleting, pod, ready, service, shop, slice, terminating};
@@ -19,7 +21,7 @@ async fn any_order_between_the_kinds_and_any_repetition_end_in_the_same_table() 
     for (seed, order) in ORDERS.iter().enumerate() {
         let mut random = fastrand::Rng::with_seed(seed as u64);
         let api = shop(4).await;
-        // Tells by what it shows how far each kind is.
+        // The endpoints of this Service show how far each kind has come.
         api.apply(&claimed(service("marker")));
         api.apply(&pod("m"));
         api.apply(&slice("m", "marker", &[ready(100, "m")]));
@@ -62,7 +64,7 @@ async fn any_order_between_the_kinds_and_any_repetition_end_in_the_same_table() 
 
         for kind in order {
             api.release(*kind);
-            eventually("told", async || match kind {
+            eventually("reported", async || match kind {
                 Kind::Services => rig.port("marker-2").is_some(),
                 Kind::Slices => rig
                     .port("marker")

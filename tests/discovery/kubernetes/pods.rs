@@ -1,4 +1,6 @@
-//! Which signal ends an endpoint, whichever comes first, and that it ends it once.
+//! The signals that end an endpoint (contract 2.1 to 2.3). The first signal drains the endpoint,
+//! whichever one it is. Later signals, in any order and number, do not drain it again and never
+//! extend its deadline.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +11,7 @@ use super::rig::{Rig, deleting, pod, ready, shop, slice, terminating};
 use crate::support::wait::eventually;
 
 #[tokio::test]
-async fn a_deletion_timestamp_drains_before_the_slice_says_anything() {
+async fn a_deletion_timestamp_drains_before_the_slice_changes() {
     let api = shop(2).await;
     let rig = Rig::start(&api).await;
     rig.shop(&[1, 2]).await;
@@ -18,7 +20,7 @@ async fn a_deletion_timestamp_drains_before_the_slice_says_anything() {
     api.apply(&deleting(pod("p1"), &api, 30, 30));
     rig.shop(&[2]).await;
     let after = Instant::now();
-    assert_eq!(api.asked().len(), slices, "nothing had to be asked for");
+    assert_eq!(api.asked().len(), slices, "the proxy requested nothing");
     let [record] = &rig.drains()[..] else {
         panic!("{:?}", rig.drains())
     };
@@ -27,7 +29,7 @@ async fn a_deletion_timestamp_drains_before_the_slice_says_anything() {
     let deadline = record.deadline.unwrap();
     assert!(
         before + grace <= deadline && deadline <= after + grace,
-        "its grace and 3 s from the event's arrival"
+        "its grace period and 3 s, from the arrival of the event"
     );
 }
 
@@ -46,7 +48,7 @@ async fn terminating_in_the_slice_drains_before_the_pod_event() {
 }
 
 #[tokio::test]
-async fn however_often_and_in_whatever_order_it_is_one_drain() {
+async fn repeated_signals_in_any_order_are_one_drain() {
     for pod_first in [true, false] {
         let api = shop(2).await;
         let rig = Rig::start(&api).await;
@@ -64,7 +66,8 @@ async fn however_often_and_in_whatever_order_it_is_one_drain() {
         rig.shop(&[2]).await;
         api.release(kinds[1]);
         rig.settled().await;
-        // As it goes on: the slice drops it, the object goes; and an echo of what was.
+        // The usual sequel: the slice drops the endpoint, and the Pod object is deleted. Then an
+        // old slice is repeated.
         api.apply(&slice("s", "shop", &[ready(2, "p2")]));
         api.delete(Kind::Pods, "web", "p1");
         api.apply(&slice("s", "shop", &[ready(1, "p1"), ready(2, "p2")]));
@@ -92,7 +95,7 @@ async fn a_pod_deleted_without_a_deletion_timestamp_drains() {
 }
 
 #[tokio::test]
-async fn gone_from_the_slices_while_its_pod_lives_is_out_and_reversible() {
+async fn an_endpoint_gone_from_the_slices_is_out_and_reversible_while_its_pod_lives() {
     let api = shop(2).await;
     let rig = Rig::start(&api).await;
     let id = || {
@@ -114,7 +117,7 @@ async fn gone_from_the_slices_while_its_pod_lives_is_out_and_reversible() {
         before.id,
         "the same endpoint, with its connections"
     );
-    // The slice gone whole, then the pod as well.
+    // The whole slice is removed, and then the pod.
     api.delete(Kind::Slices, "web", "s");
     rig.shop(&[]).await;
     assert!(rig.drains().is_empty());
@@ -123,7 +126,7 @@ async fn gone_from_the_slices_while_its_pod_lives_is_out_and_reversible() {
 }
 
 #[tokio::test]
-async fn a_slice_may_name_a_pod_before_the_pods_do() {
+async fn a_slice_may_name_a_pod_before_the_pod_watch_does() {
     let api = shop(1).await;
     let rig = Rig::start(&api).await;
     api.hold(Kind::Pods);
@@ -136,7 +139,7 @@ async fn a_slice_may_name_a_pod_before_the_pods_do() {
     assert_eq!(rig.drained(), [2]);
 }
 
-/// How the news of a deletion comes.
+/// How the proxy learns of a deletion.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum News {
     Live,
@@ -147,14 +150,14 @@ enum News {
 }
 
 #[tokio::test]
-async fn a_deadline_counts_by_the_api_servers_clock_whatever_ours_says() {
+async fn a_deadline_counts_by_the_api_servers_clock_and_not_by_ours() {
     for ahead in [3600, 0, -3600] {
         for news in [News::Live, News::Resumed, News::Listed] {
             let api = shop(2).await;
             api.set_ahead(ahead);
             let rig = Rig::start(&api).await;
             if news != News::Live {
-                // 410 or not, nothing is heard of the pods meanwhile.
+                // With or without a 410, no event of the pods arrives meanwhile.
                 let verb = if news == News::Listed {
                     Verb::List
                 } else {
@@ -171,7 +174,7 @@ async fn a_deadline_counts_by_the_api_servers_clock_whatever_ours_says() {
                     _ => api.order(Kind::Pods, super::api::Order::Cut),
                 }
                 let asked = lists + watches;
-                eventually("asked again", async || {
+                eventually("requested again", async || {
                     api.count(Kind::Pods, Verb::List) + api.count(Kind::Pods, Verb::Watch) > asked
                 })
                 .await;
@@ -191,7 +194,7 @@ async fn a_deadline_counts_by_the_api_servers_clock_whatever_ours_says() {
             };
             let wanted = Duration::from_secs(left.unsigned_abs() + 3);
             let is = record.deadline.unwrap() - before;
-            // To the second, and what the machine was late.
+            // To the second, plus the delay of a busy machine.
             let slack = Duration::from_secs(60);
             let fits = is + Duration::from_secs(2) >= wanted && is <= wanted + slack;
             assert!(

@@ -1,4 +1,6 @@
-//! What the scenarios share: a proxy in this process whose kubeconfig leads to the scenario's API server, and objects.
+//! Shared by the scenarios: a proxy in this process whose kubeconfig names the scenario's API
+//! server, objects for that server, and waits for their effect. Drop checks that the server has no
+//! complaint, so a test need not check that itself.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -17,11 +19,12 @@ use crate::support::manifests::{self, endpoint, uid_of};
 use crate::support::pods;
 use crate::support::wait::eventually;
 
-/// Explicit listener `web` for Service `web/shop`.
+/// An explicit listener `web` for Service `web/shop`.
 pub const WEB: &str =
     "listeners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80}]";
 
-/// A proxy in this process. Shut down at drop (without grace), so that a failed test leaves nothing behind.
+/// A proxy in this process. Drop shuts it down without grace, so that a failed test leaves nothing
+/// behind.
 pub struct Rig {
     pub api: Api,
     folder: TempDir,
@@ -31,14 +34,15 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// With listener `web`, once it is ready.
+    /// A proxy with listener `web`, once it is ready.
     pub async fn start(api: &Api) -> Self {
         let rig = Self::launch(api, "", WEB);
         rig.ready().await;
         rig
     }
 
-    /// `more` is YAML at the end of the configuration, `source` of the fields of `discovery.kubernetes`.
+    /// `more` is YAML at the end of the configuration. `source` is YAML of fields of
+    /// `discovery.kubernetes`.
     pub fn launch(api: &Api, source: &str, more: &str) -> Self {
         Self::with_silence(api, source, more, Duration::from_secs(75))
     }
@@ -91,14 +95,14 @@ impl Rig {
         eventually("ready", async || self.readyz().await.0 == 200).await;
     }
 
-    /// Its code and its line.
+    /// The status code and the line of `/readyz`.
     pub async fn readyz(&self) -> (u16, String) {
         let mut client = Client::connect(self.running().admin_address).await.unwrap();
         let response = client.exchange("GET", "/readyz", "", b"").await.unwrap();
         (response.status, response.text().trim_end().to_owned())
     }
 
-    /// Waits until nothing is wrong any more.
+    /// Waits until `/readyz` reports no problem.
     pub async fn clean(&self) {
         eventually("ready and nothing else", async || {
             self.readyz().await == (200, "ready".into())
@@ -121,7 +125,7 @@ impl Rig {
             .cloned()
     }
 
-    /// Of a Service of `web`: the usable endpoints' last numbers, in order.
+    /// The usable endpoints of a Service of `web`: the last number of each address, in order.
     pub fn usable(&self, service: &str) -> Vec<u8> {
         let port = self.port(service);
         let usable = port.iter().flat_map(|port| port.usable.iter());
@@ -130,7 +134,7 @@ impl Rig {
         usable
     }
 
-    /// Waits until these are the usable ones of `web/shop`.
+    /// Waits until the usable endpoints of `web/shop` are these.
     pub async fn shop(&self, usable: &[u8]) {
         let what = format!("{usable:?} usable");
         eventually(&what, async || {
@@ -139,7 +143,7 @@ impl Rig {
         .await;
     }
 
-    /// The drains of endpoints of `web/shop`, as their last numbers, in order.
+    /// The drained endpoints of `web/shop`: the last number of each address, in order.
     pub fn drained(&self) -> Vec<u8> {
         let mut drained: Vec<u8> = self
             .drains()
@@ -167,8 +171,8 @@ impl Rig {
             .get()
     }
 
-    /// Waits until what was told so far of Services, and of these kinds, has had its effect: told after it, a barrier
-    /// has.
+    /// Waits until everything that was reported so far of Services, and of these kinds, has taken
+    /// effect: a barrier object that was reported later has.
     pub async fn barrier(&self, kinds: &[Kind]) {
         let number = self.barriers.get() + 1;
         self.barriers.set(number);
@@ -230,7 +234,7 @@ fn last_of(address: std::net::SocketAddr) -> u8 {
     }
 }
 
-/// In `web`, with port 80; its endpoints need not be connected to.
+/// A Service in `web` with port 80. Its endpoints join without a join check.
 pub fn service(name: &str) -> Value {
     let mut service = manifests::service(name, json!({"ebbtide.dev/join-check": "off"}));
     service["metadata"]["uid"] = uid_of(name).into();
@@ -244,13 +248,13 @@ pub fn claimed(mut service: Value) -> Value {
     service
 }
 
-/// In namespace `namespace` instead.
+/// The same object in namespace `namespace`.
 pub fn within(namespace: &str, mut object: Value) -> Value {
     object["metadata"]["namespace"] = namespace.into();
     object
 }
 
-/// Of IPv4, whatever its endpoints' addresses are.
+/// A slice of type IPv4, whatever addresses its endpoints have.
 pub fn slice(name: &str, service: &str, endpoints: &[Value]) -> Value {
     let mut slice = manifests::slice(name, service, ("", 8080), endpoints);
     slice["addressType"] = "IPv4".into();
@@ -273,7 +277,7 @@ pub fn pod(name: &str) -> Value {
     pod
 }
 
-/// Being deleted, with so many seconds left of its grace by the server's clock.
+/// A pod that is being deleted. `left` seconds of its grace remain, by the server's clock.
 pub fn deleting(mut pod: Value, api: &Api, left: i64, grace: i64) -> Value {
     pod["metadata"]["deletionTimestamp"] = api.time(left).into();
     pod["metadata"]["deletionGracePeriodSeconds"] = grace.into();

@@ -1,4 +1,6 @@
-//! Which Services are served, and what a claim binds.
+//! Which Services are served (contract 2.8), and what a claim binds (contract 2.9). An unclaimed
+//! Service that no listener names is left alone. The end of a claim keeps the connections of
+//! connected clients.
 
 use std::net::{IpAddr, UdpSocket};
 
@@ -29,7 +31,7 @@ async fn a_service_of_another_uid_is_another_service() {
         let mut other = service("shop");
         other["metadata"]["uid"] = "another".into();
         if by_list {
-            // Deleted and made anew while nobody looked.
+            // Deleted and created again while no watch reported Services.
             api.hold(Kind::Services);
             api.apply(&other);
             api.forget_by_status(Kind::Services);
@@ -48,7 +50,7 @@ async fn a_service_of_another_uid_is_another_service() {
 }
 
 #[tokio::test]
-async fn a_headless_service_is_served_an_external_name_is_not() {
+async fn a_headless_service_is_served_and_an_external_name_is_not() {
     let api = shop(1).await;
     let mut headless = claimed(service("headless"));
     headless["spec"]["clusterIP"] = "None".into();
@@ -70,14 +72,14 @@ async fn a_headless_service_is_served_an_external_name_is_not() {
 }
 
 #[tokio::test]
-async fn services_that_nobody_claimed_are_not_served() {
+async fn unclaimed_services_are_not_served() {
     let api = shop(1).await;
     api.apply(&service("other"));
     api.apply(&slice("o", "other", &[ready(2, "p2")]));
     let mut foreign = claimed(service("foreign"));
     foreign["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = "cilium".into();
     api.apply(&foreign);
-    // One that a listener names is served there, and no nodePort is bound for it.
+    // A Service that a listener names is served there. Its nodePort is not bound.
     let mut named = service("shop");
     named["spec"]["ports"][0]["nodePort"] = 30_080.into();
     api.apply(&named);
@@ -104,10 +106,11 @@ async fn services_that_nobody_claimed_are_not_served() {
     eventually("let go", async || rig.port("other").is_none()).await;
 }
 
-/// An address of this machine that is not loopback: those of an API server that are, are refused.
+/// An address of this machine that is not loopback. Loopback addresses from an API server are
+/// refused (contract 2.5).
 fn own_address() -> Result<IpAddr, String> {
     let socket = UdpSocket::bind("0.0.0.0:0").map_err(|error| error.to_string())?;
-    // Nothing is sent: it only asks for the route.
+    // Connecting a UDP socket sends nothing: it only looks up the route.
     socket
         .connect("198.18.0.1:9")
         .map_err(|error| format!("no route ({error})"))?;
@@ -123,7 +126,11 @@ fn own_address() -> Result<IpAddr, String> {
 async fn a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_connections() {
     let address = match own_address() {
         Ok(address) => address,
-        Err(why) => return println!("SKIPPED: a claim binds the node port: {why}"),
+        Err(why) => {
+            return println!(
+                "SKIPPED: a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_connections: {why}"
+            );
+        }
     };
     let echo = TcpListener::bind((address, 0)).await.unwrap();
     let target = echo.local_addr().unwrap();
@@ -171,13 +178,13 @@ async fn a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_conne
     let mut client = TcpStream::connect(("127.0.0.1", node_port)).await.unwrap();
     let mut echoes = async || {
         client.write_all(b"hello").await.unwrap();
-        let mut heard = [0; 5];
+        let mut echoed = [0; 5];
         let read = tokio::time::timeout(
             std::time::Duration::from_secs(30),
-            client.read_exact(&mut heard),
+            client.read_exact(&mut echoed),
         )
         .await;
-        assert!(matches!(read, Ok(Ok(_))) && heard == *b"hello", "{read:?}");
+        assert!(matches!(read, Ok(Ok(_))) && echoed == *b"hello", "{read:?}");
     };
     echoes().await;
 
@@ -188,9 +195,9 @@ async fn a_claim_binds_the_node_port_and_its_end_releases_it_and_keeps_the_conne
     })
     .await;
     echoes().await;
-    // The namespace is still watched, for what is still connected there.
+    // The namespace is still watched, because clients are still connected to the Service.
     api.apply(&deleting(pod("p1"), &api, 600, 600));
-    // Alone it would be the last resort for as long as it serves.
+    // The only endpoint would be the last resort for as long as it serves.
     endpoints["endpoints"][0]["conditions"] =
         json!({"ready": false, "serving": false, "terminating": true});
     api.apply(&endpoints);

@@ -1,4 +1,6 @@
-//! Attackers that never pause: each is refused or cut, and comes again at once.
+//! Attacks that never pause. The proxy refuses or cuts each attacker, and the attacker comes back
+//! immediately. [`Siege`] checks the cost in memory, and that the well-behaved clients keep their
+//! connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,32 +19,38 @@ fn post(path: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n")
 }
 
-/// Attackers that pour `piece` behind `head`.
-fn pouring(mob: &Handle, count: usize, web: SocketAddr, head: &str, piece: &[u8]) -> Hostile<()> {
+/// `count` attackers that send `head`, and then `piece` without end.
+fn pouring(
+    attackers: &Handle,
+    count: usize,
+    web: SocketAddr,
+    head: &str,
+    piece: &[u8],
+) -> Hostile<()> {
     let (head, piece): (Arc<str>, Arc<[u8]>) = (head.into(), piece.into());
-    busy(mob, count, move |_| {
+    busy(attackers, count, move |_| {
         let (head, piece) = (head.clone(), piece.clone());
         async move { pour(web, head.as_bytes(), &piece).await }
     })
 }
 
 async fn siege(name: &'static str, head: String, piece: Vec<u8>) {
-    strike(lay(name, &head, &piece).await, &head, &piece).await;
+    attack(prepare(name, &head, &piece).await, &head, &piece).await;
 }
 
-async fn lay(name: &'static str, head: &str, piece: &[u8]) -> Siege {
-    let warm = async |web: SocketAddr, mob: &Handle| {
-        let hostile = pouring(mob, 20, web, head, piece);
+async fn prepare(name: &'static str, head: &str, piece: &[u8]) -> Siege {
+    let warm = async |web: SocketAddr, attackers: &Handle| {
+        let hostile = pouring(attackers, 20, web, head, piece);
         tokio::time::sleep(Duration::from_millis(500)).await;
         drop(hostile);
     };
-    Siege::lay(name, "", warm).await
+    Siege::start(name, "", warm).await
 }
 
-async fn strike(mut siege: Siege, head: &str, piece: &[u8]) {
-    let hostile = pouring(siege.mob(), COUNT, siege.gate, head, piece);
+async fn attack(mut siege: Siege, head: &str, piece: &[u8]) {
+    let hostile = pouring(siege.attackers(), COUNT, siege.gate, head, piece);
     let seen = siege.watch().await;
-    siege.lift(hostile, seen).await;
+    siege.end(hostile, seen).await;
 }
 
 #[tokio::test]
@@ -68,15 +76,15 @@ async fn one_byte_chunks() {
     siege("1-byte-chunks", post("/silent"), b"1\r\nx\r\n".repeat(350)).await;
 }
 
-/// The same, of a request that is kept for a replay as far as that goes.
+/// The same with a request whose body is kept for a replay, up to the limit of the replay buffer.
 #[tokio::test]
 async fn one_byte_chunks_that_are_kept() {
     let (head, piece) = (
         post("/silent").replace("POST", "PUT"),
         b"1\r\nx\r\n".repeat(350),
     );
-    strike(
-        lay("1-byte-chunks-kept", &head, &piece)
+    attack(
+        prepare("1-byte-chunks-kept", &head, &piece)
             .await
             .with_kept_bodies(),
         &head,
@@ -125,7 +133,8 @@ async fn endless_interim_responses() {
     .await;
 }
 
-/// 16 of 16 MiB, lost with their endpoint before their end, over and over; `EBBTIDE_FULL=1`: 4 of 2 GiB.
+/// 16 uploads of 16 MiB, each lost with its endpoint before its end, again and again. With
+/// `EBBTIDE_FULL=1`: 4 uploads of 2 GiB.
 #[tokio::test]
 async fn uploads_to_a_dying_endpoint() {
     let full = std::env::var_os("EBBTIDE_FULL").is_some();
@@ -133,10 +142,10 @@ async fn uploads_to_a_dying_endpoint() {
     let warm = async |web: SocketAddr, _: &Handle| {
         futures::future::join_all((0..4).map(|_| upload(web, 16 << 20))).await;
     };
-    let mut siege = Siege::lay("upload-to-dying-endpoint", "", warm).await;
+    let mut siege = Siege::start("upload-to-dying-endpoint", "", warm).await;
     let (web, refused) = (siege.gate, Arc::new(AtomicUsize::new(0)));
     let count = refused.clone();
-    let hostile = busy(siege.mob(), uploads, move |_| {
+    let hostile = busy(siege.attackers(), uploads, move |_| {
         let count = count.clone();
         async move {
             let answer = upload(web, size).await?;
@@ -155,11 +164,11 @@ async fn uploads_to_a_dying_endpoint() {
     };
     tokio::time::timeout(Duration::from_secs(600), met)
         .await
-        .expect("each meets the end of its endpoint");
-    siege.lift(hostile, seen).await;
+        .expect("each upload loses its endpoint");
+    siege.end(hostile, seen).await;
 }
 
-/// Sends zeros until it is answered.
+/// Sends zeros until the response arrives.
 async fn upload(web: SocketAddr, size: usize) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(web).await?;
     let head = format!(

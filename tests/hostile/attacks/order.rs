@@ -1,7 +1,10 @@
-//! Who comes first where much stands ready at once. The proxy is stopped, a herd gets ready, and behind it one request of a
-//! client that was there before. When that reaches its endpoint, the proxy is stopped again, and it is counted how many of the
-//! herd were served before: by an order, not by a time. A machine that is busy elsewhere has more of them served, so the best
-//! of some tries counts; without turns it is always all of them.
+//! The order of service when much work is ready at the same time. The proxy is stopped, a burst of
+//! connections gets ready, and behind it one request of a client that was connected before. When
+//! that request reaches its endpoint, the proxy is stopped again, and the test counts how many of
+//! the burst were served first.
+//!
+//! The measure is an order, not a time. A machine that is busy elsewhere lets more of the burst go
+//! first, so the best of several tries counts. Without turns it would always be the whole burst.
 
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
@@ -21,14 +24,15 @@ use crate::support::folder::Ep;
 use crate::support::process::Process;
 use crate::support::vitals::open_descriptors;
 
-/// More than there are pipes, by as many again: what is copied waits its turn, too.
-const HERD: u64 = 200;
-/// What a worker lends out at the most (`relay.rs`).
+/// About three times as many as there are pipes, so that copies without a pipe must wait for their
+/// turn, too.
+const BURST: u64 = 200;
+/// The most pipes that one worker lends out (`src/net/pipe.rs`).
 const PIPES: u64 = 64;
 const TRIES: usize = 20;
-/// Only a broken program takes so long.
+/// Only a broken program takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Looks, a millisecond apart, at what is to stay as it is.
+/// A state counts as still when this many looks, a millisecond apart, find it unchanged.
 const STILL: u32 = 40;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n";
 const NOTHING: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
@@ -39,7 +43,7 @@ struct Stage {
     good: TcpStream,
     arrived: Receiver<()>,
     go_on: Sender<()>,
-    /// Where the herd comes in, and where it ends up.
+    /// Where the burst connects (`gate`), and the endpoint that it reaches (`hostile`).
     gate: SocketAddr,
     hostile: TcpListener,
     _alone: Alone,
@@ -48,15 +52,25 @@ struct Stage {
 impl Stage {
     async fn set(protocol: &str) -> Self {
         let alone = alone().await;
-        let (decent, hostile) = (listen(), listen());
+        let (well_behaved, hostile) = (listen(), listen());
         hostile.set_nonblocking(true).unwrap();
-        let addresses = (decent.local_addr().unwrap(), hostile.local_addr().unwrap());
-        let (tell, arrived) = channel();
-        let (go_on, told) = channel();
+        let addresses = (
+            well_behaved.local_addr().unwrap(),
+            hostile.local_addr().unwrap(),
+        );
+        let (request_arrived, arrived) = channel();
+        let (go_on, may_go_on) = channel();
         let pid = Arc::new(OnceLock::new());
         std::thread::spawn({
             let pid = pid.clone();
-            move || serve(&decent, &pid, &tell, &Mutex::new(told))
+            move || {
+                serve(
+                    &well_behaved,
+                    &pid,
+                    &request_arrived,
+                    &Mutex::new(may_go_on),
+                )
+            }
         });
         let text = format!(
             "discovery: {{files: {{path: manifests}}}}\n\
@@ -86,7 +100,8 @@ impl Stage {
         stage
     }
 
-    /// Lets the herd get `ready` and then the good one ask; how many were served is to be `seen` when that is on its way.
+    /// Stops the proxy and lets the burst get `ready`. Then the good client sends its request.
+    /// `seen` counts the served part of the burst when that request has reached its endpoint.
     fn ahead(&mut self, ready: impl FnOnce(), seen: impl FnOnce()) {
         stop(self.pid);
         ready();
@@ -100,14 +115,15 @@ impl Stage {
         self.answered();
     }
 
-    /// The same where whoever is served costs the proxy a descriptor. In the end all of the herd have theirs.
+    /// The same, where each served client costs the proxy one descriptor. In the end the whole
+    /// burst has its descriptors.
     fn ahead_by_descriptors(&mut self, ready: impl FnOnce()) -> u64 {
         let pid = self.pid;
-        until_still("it sleeps", || is_asleep(pid));
+        until_still("the proxy sleeps", || is_asleep(pid));
         let (before, mut ahead) = (open_descriptors(pid), 0);
         self.ahead(ready, || ahead = open_descriptors(pid) - before);
-        patiently("all of the herd are served", || {
-            open_descriptors(pid) - before >= HERD
+        patiently("all of the burst are served", || {
+            open_descriptors(pid) - before >= BURST
         });
         ahead
     }
@@ -122,57 +138,59 @@ impl Stage {
         read_until(&mut self.good, b"\r\n\r\nok");
     }
 
-    /// One of the herd, which sends this.
-    fn client(&self, says: &[u8]) -> TcpStream {
+    /// One client of the burst, which sends these bytes.
+    fn client(&self, bytes: &[u8]) -> TcpStream {
         let mut client = TcpStream::connect(self.gate).unwrap();
         small(&client);
-        client.write_all(says).unwrap();
+        client.write_all(bytes).unwrap();
         client.set_nonblocking(true).unwrap();
         client
     }
 
-    /// A herd that has had an answer each, and the endpoint's side of it.
-    fn regulars(&self) -> (Vec<TcpStream>, Vec<TcpStream>) {
-        let mut clients: Vec<TcpStream> = (0..HERD).map(|_| self.client(REQUEST)).collect();
-        let mut endpoints = self.arrived_herd();
+    /// A burst whose clients have had one response each, and the endpoint's side of their
+    /// connections.
+    fn established(&self) -> (Vec<TcpStream>, Vec<TcpStream>) {
+        let mut clients: Vec<TcpStream> = (0..BURST).map(|_| self.client(REQUEST)).collect();
+        let mut endpoints = self.arrived_burst();
         endpoints
             .iter_mut()
             .for_each(|endpoint| endpoint.write_all(NOTHING).unwrap());
-        until_each_hears("all have their answer", &mut clients, || {});
+        until_each_receives("all have their response", &mut clients, || {});
         (clients, endpoints)
     }
 
-    /// The endpoint's side of the herd's connections, once something has come on each: on probes nothing does.
-    fn arrived_herd(&self) -> Vec<TcpStream> {
-        let (mut silent, mut herd) = (Vec::new(), Vec::new());
-        patiently("the herd reaches its endpoint", || {
+    /// The endpoint's side of the burst's connections, once a byte has come on each. Join checks
+    /// send no byte.
+    fn arrived_burst(&self) -> Vec<TcpStream> {
+        let (mut silent, mut burst) = (Vec::new(), Vec::new());
+        patiently("the burst reaches its endpoint", || {
             while let Ok((stream, _)) = self.hostile.accept() {
                 stream.set_nonblocking(true).unwrap();
                 silent.push(stream);
             }
-            herd.extend(silent.extract_if(.., |stream| matches!(read_some(stream), Ok(1..))));
-            herd.len() as u64 == HERD
+            burst.extend(silent.extract_if(.., |stream| matches!(read_some(stream), Ok(1..))));
+            burst.len() as u64 == BURST
         });
-        herd
+        burst
     }
 }
 
-/// The good client's endpoint.
+/// The good client's endpoint. It stops the proxy when the request for `/order` arrives.
 fn serve(
     listener: &TcpListener,
     pid: &OnceLock<u32>,
-    tell: &Sender<()>,
-    told: &Mutex<Receiver<()>>,
+    request_arrived: &Sender<()>,
+    may_go_on: &Mutex<Receiver<()>>,
 ) {
     std::thread::scope(|scope| {
         for mut stream in listener.incoming().map_while(Result::ok) {
-            let tell = tell.clone();
+            let request_arrived = request_arrived.clone();
             scope.spawn(move || {
                 while let Some(head) = try_read_until(&mut stream, b"\r\n\r\n") {
                     if head.starts_with(b"GET /order ") {
                         stop(*pid.get().unwrap());
-                        tell.send(()).unwrap();
-                        let _ = told.lock().unwrap().recv();
+                        request_arrived.send(()).unwrap();
+                        let _ = may_go_on.lock().unwrap().recv();
                         signal(*pid.get().unwrap(), Signal::CONT);
                     }
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
@@ -185,12 +203,12 @@ fn serve(
 fn listen() -> TcpListener {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     small(&listener);
-    // Room for a herd that is accepted later.
+    // Room for a burst that is accepted later.
     rustix::net::listen(&listener, 1_024).unwrap();
     listener
 }
 
-/// Little room in the kernel: what is to be moved is to stand before the proxy and in its pipes.
+/// Small kernel buffers, so that the bytes wait before the proxy and in its pipes.
 fn small(socket: &impl AsFd) {
     set_socket_recv_buffer_size(socket, 64 << 10).unwrap();
     set_socket_send_buffer_size(socket, 64 << 10).unwrap();
@@ -205,7 +223,7 @@ fn stop(pid: u32) {
     patiently("it stops", || in_state(pid, 'T'));
 }
 
-/// `None` at the end.
+/// `None` at the end of the stream.
 fn try_read_until(stream: &mut TcpStream, end: &[u8]) -> Option<Vec<u8>> {
     let (mut read, mut byte) = (Vec::new(), [0]);
     while !read.ends_with(end) {
@@ -216,7 +234,7 @@ fn try_read_until(stream: &mut TcpStream, end: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn read_until(stream: &mut TcpStream, end: &[u8]) {
-    try_read_until(stream, end).expect("it goes on");
+    try_read_until(stream, end).expect("the stream goes on");
 }
 
 fn read_some(stream: &mut TcpStream) -> std::io::Result<usize> {
@@ -227,7 +245,8 @@ fn write_some(stream: &mut TcpStream) -> std::io::Result<usize> {
     stream.write(&[0; 16 << 10])
 }
 
-/// One pass of writes or reads over all of them, as far as each goes; answers the bytes of each.
+/// One pass of writes or reads over all streams, as far as each goes. Returns the number of bytes
+/// for each.
 fn pass(
     streams: &mut [TcpStream],
     mut once: impl FnMut(&mut TcpStream) -> std::io::Result<usize>,
@@ -239,14 +258,14 @@ fn pass(
                 Ok(0) => return sum,
                 Ok(n) => sum += n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return sum,
-                Err(error) => panic!("a flow broke: {error}"),
+                Err(error) => panic!("a stream broke: {error}"),
             }
         }
     };
     streams.iter_mut().map(all).collect()
 }
 
-/// Until `over` says so.
+/// Waits until `over` returns true.
 fn patiently(what: &str, mut over: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !over() {
@@ -255,7 +274,7 @@ fn patiently(what: &str, mut over: impl FnMut() -> bool) {
     }
 }
 
-/// Until `quiet` has said so often enough in a row.
+/// Waits until `quiet` has returned true [`STILL`] times in a row.
 fn until_still(what: &str, mut quiet: impl FnMut() -> bool) {
     let mut times = 0;
     patiently(what, || {
@@ -264,73 +283,77 @@ fn until_still(what: &str, mut quiet: impl FnMut() -> bool) {
     });
 }
 
-/// Reads, and does what is given, until something has come to each.
-fn until_each_hears(what: &str, streams: &mut [TcpStream], mut meanwhile: impl FnMut()) {
-    let mut heard = vec![false; streams.len()];
+/// Reads, and calls `meanwhile`, until each stream has received something.
+fn until_each_receives(what: &str, streams: &mut [TcpStream], mut meanwhile: impl FnMut()) {
+    let mut received = vec![false; streams.len()];
     patiently(what, || {
-        heard
+        received
             .iter_mut()
             .zip(pass(streams, read_some))
-            .for_each(|(heard, n)| *heard |= n > 0);
+            .for_each(|(received, n)| *received |= n > 0);
         meanwhile();
-        heard.iter().all(|heard| *heard)
+        received.iter().all(|received| *received)
     });
 }
 
-/// Writes until nothing goes any further, and the proxy has nothing to do.
+/// Writes until the kernel takes no more and the proxy sleeps.
 fn stuff(pid: u32, sources: &mut [TcpStream]) {
-    until_still("nothing goes any further", || {
+    until_still("the kernel takes no more", || {
         pass(sources, write_some).iter().all(|wrote| *wrote == 0) && is_asleep(pid)
     });
 }
 
-/// Reads all there is, as the kernel brings it; answers of how many there was anything.
+/// Reads everything that the kernel delivers. Returns how many streams received anything.
 fn drain(sinks: &mut [TcpStream]) -> u64 {
-    let mut heard = vec![false; sinks.len()];
-    until_still("nothing comes any more", || {
+    let mut received = vec![false; sinks.len()];
+    until_still("nothing arrives any more", || {
         let read = pass(sinks, read_some);
-        heard
+        received
             .iter_mut()
             .zip(&read)
-            .for_each(|(heard, n)| *heard |= *n > 0);
+            .for_each(|(received, n)| *received |= *n > 0);
         read.iter().all(|n| *n == 0)
     });
-    heard.iter().filter(|heard| **heard).count() as u64
+    received.iter().filter(|received| **received).count() as u64
 }
 
-/// Fewer than there are pipes, in one of the tries: whoever has one, or has none, would be served all at once without turns.
-async fn judge(herd: &str, mut once: impl AsyncFnMut() -> u64) {
+/// Fewer connections than there are pipes may be served first, in one of the tries. Without turns,
+/// all connections with a pipe, or all without one, would be served together.
+async fn judge(burst: &str, mut once: impl AsyncFnMut() -> u64) {
     let mut seen = Vec::new();
     while seen.len() < TRIES {
         let ahead = once().await;
         seen.push(ahead);
         if ahead < PIPES {
             return println!(
-                "FIGURE attack order-{herd}: {ahead} of a herd of {HERD} served before one who was there"
+                "FIGURE attack order-{burst}: {ahead} of a burst of {BURST} served before an established client"
             );
         }
     }
-    panic!("{herd}: of a herd of {HERD} so many were served before one who was there: {seen:?}");
+    panic!(
+        "{burst}: of a burst of {BURST}, these many were served before an established client: {seen:?}"
+    );
 }
 
-/// Transfers that stand since their sinks take nothing; then these take everything at once.
+/// Transfers that stand still because their sinks take nothing. Then the sinks take everything at
+/// the same moment.
 async fn judge_flows(
-    herd: &str,
+    burst: &str,
     mut stage: Stage,
     mut sources: Vec<TcpStream>,
     mut sinks: Vec<TcpStream>,
 ) {
-    judge(herd, async || {
+    judge(burst, async || {
         stuff(stage.pid, &mut sources);
         let (mut ahead, sinks) = (0, RefCell::new(&mut sinks));
         let ready = || {
-            // The kernel may have it wait for a probe of a closed window.
-            until_each_hears("what stood arrives", &mut sinks.borrow_mut(), || {});
+            // The kernel may first wait to probe a closed window.
+            until_each_receives("the waiting bytes arrive", &mut sinks.borrow_mut(), || {});
             drain(&mut sinks.borrow_mut());
         };
         stage.ahead(ready, || ahead = drain(&mut sinks.borrow_mut()));
-        // And the herd has its turns.
-        until_each_hears("all of the herd go on", &mut sinks.borrow_mut(), || {
+        // The burst gets its turns, too.
+        until_each_receives("all of the burst go on", &mut sinks.borrow_mut(), || {
             drop(pass(&mut sources, write_some))
         });
         ahead
@@ -339,13 +362,14 @@ async fn judge_flows(
 }
 
 #[tokio::test]
-async fn who_is_there_is_served_before_a_herd_of_newcomers() {
-    judge("newcomers", async || {
+async fn an_established_client_is_served_before_a_burst_of_new_connections() {
+    judge("new-connections", async || {
         let mut stage = Stage::set("http").await;
-        let mut herd: Vec<TcpStream> = (0..HERD).map(|_| stage.client(b"")).collect();
-        // Each needs a connection to the endpoint.
+        let mut burst: Vec<TcpStream> = (0..BURST).map(|_| stage.client(b"")).collect();
+        // Each client needs a connection to the endpoint.
         stage.ahead_by_descriptors(|| {
-            herd.iter_mut()
+            burst
+                .iter_mut()
                 .for_each(|client| client.write_all(REQUEST).unwrap())
         })
     })
@@ -353,39 +377,39 @@ async fn who_is_there_is_served_before_a_herd_of_newcomers() {
 }
 
 #[tokio::test]
-async fn who_is_there_is_served_before_a_herd_is_accepted() {
+async fn an_established_client_is_served_before_a_burst_is_accepted() {
     judge("not-yet-accepted", async || {
         let mut stage = Stage::set("http").await;
-        let (gate, mut herd) = (stage.gate, Vec::new());
+        let (gate, mut burst) = (stage.gate, Vec::new());
         stage.ahead_by_descriptors(|| {
-            herd.extend((0..HERD).map(|_| TcpStream::connect(gate).unwrap()))
+            burst.extend((0..BURST).map(|_| TcpStream::connect(gate).unwrap()))
         })
     })
     .await;
 }
 
 #[tokio::test]
-async fn who_is_there_is_served_before_a_herd_of_long_pairs() {
+async fn an_established_client_is_served_before_a_burst_of_long_pairs() {
     let stage = Stage::set("tcp").await;
-    let sources = (0..HERD).map(|_| stage.client(b"\0")).collect();
-    let sinks = stage.arrived_herd();
+    let sources = (0..BURST).map(|_| stage.client(b"\0")).collect();
+    let sinks = stage.arrived_burst();
     judge_flows("long-pairs", stage, sources, sinks).await;
 }
 
-/// What their endpoints send is not taken.
+/// The clients do not read what their endpoints send.
 #[tokio::test]
-async fn who_is_there_is_served_before_a_herd_of_half_blocked_pairs() {
+async fn an_established_client_is_served_before_a_burst_of_half_blocked_pairs() {
     let stage = Stage::set("tcp").await;
-    let sources = (0..HERD).map(|_| stage.client(b"\0")).collect();
-    let mut sinks = stage.arrived_herd();
+    let sources = (0..BURST).map(|_| stage.client(b"\0")).collect();
+    let mut sinks = stage.arrived_burst();
     stuff(stage.pid, &mut sinks);
     judge_flows("half-blocked-pairs", stage, sources, sinks).await;
 }
 
 #[tokio::test]
-async fn who_is_there_is_served_before_a_herd_of_long_uploads() {
+async fn an_established_client_is_served_before_a_burst_of_long_uploads() {
     let stage = Stage::set("http").await;
-    let (mut sources, sinks) = stage.regulars();
+    let (mut sources, sinks) = stage.established();
     let head = format!(
         "POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: {}\r\n\r\n",
         1u64 << 40
@@ -397,16 +421,16 @@ async fn who_is_there_is_served_before_a_herd_of_long_uploads() {
 }
 
 #[tokio::test]
-async fn who_is_there_is_served_before_a_herd_of_long_answers() {
+async fn an_established_client_is_served_before_a_burst_of_long_responses() {
     let stage = Stage::set("http").await;
-    let (mut sinks, mut sources) = stage.regulars();
+    let (mut sinks, mut sources) = stage.established();
     sinks
         .iter_mut()
         .for_each(|sink| sink.write_all(REQUEST).unwrap());
-    until_each_hears("all have asked again", &mut sources, || {});
+    until_each_receives("all have sent another request", &mut sources, || {});
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 1u64 << 40);
     sources
         .iter_mut()
         .for_each(|source| source.write_all(head.as_bytes()).unwrap());
-    judge_flows("long-answers", stage, sources, sinks).await;
+    judge_flows("long-responses", stage, sources, sinks).await;
 }

@@ -1,7 +1,9 @@
-//! One proxy under attack: an endpoint that does as the path says, good clients that were there before, and the account.
+//! One proxy under attack: a hostile endpoint that follows the request's path, good clients that
+//! were connected before, and the account of both.
 //!
-//! What the good clients notice is to be the proxy's doing. So it has processors of its own, and beside it the attackers and
-//! their hostile endpoint, which is a service of its own, give way to the good clients and theirs.
+//! The good clients must notice only what the proxy does. So the proxy has processors of its own.
+//! On the other processors, the attackers and their hostile endpoint (a Service of its own) give
+//! way to the good clients and their endpoint.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,44 +32,46 @@ use crate::support::process::Process;
 use crate::support::vitals::{cpu, own_bytes};
 use crate::support::wait::{eventually, soon};
 
-/// What one hostile connection may cost at the most.
+/// The most memory that one hostile connection may cost.
 const EACH: u64 = 64 << 10;
-/// The same where a body is kept for a replay: 64 KiB by default (`limits.replayBody`), and half as much for all else.
+/// The same, where a body is kept for a replay: 64 KiB (`limits.replayBody` by default), and half
+/// as much for everything else.
 const WITH_KEPT_BODY: u64 = 96 << 10;
 const GOOD: usize = 8;
-/// For so long they are looked at.
+/// How long the good clients are measured.
 const WATCH: Duration = Duration::from_secs(2);
-/// Without it the attackers would measure who gets this machine's processors, rather than the proxy.
+/// A pause between an attacker's writes. Without it, the attackers would measure how this machine
+/// shares its processors, and not the proxy.
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub struct Siege {
     pub process: Process,
-    /// Where attackers come in.
+    /// Where attackers connect.
     pub gate: SocketAddr,
     pub pid: u32,
     name: &'static str,
     good: Good,
-    /// What good clients' requests take without an attack: before it, and later after it, too.
+    /// How long good clients' requests take without an attack, measured before it and after it.
     calm: Vec<Duration>,
     before: u64,
-    /// Of one connection.
+    /// The bound for one hostile connection, in bytes.
     bound: u64,
-    mob: Crew,
-    /// Bytes that hostile endpoints have got rid of.
+    attackers: Crew,
+    /// Bytes that the hostile endpoints have sent.
     poured: Arc<AtomicU64>,
-    _decent: Crew,
+    _well_behaved: Crew,
     _alone: Alone,
 }
 
-/// What was seen while the attack stood.
+/// What was measured during the attack.
 pub struct Seen {
     peak: u64,
     times: Vec<Duration>,
     cpu: f64,
 }
 
-/// The processors this may run on: a half for the proxy, the other for all that is around it. Where there is one only,
-/// they share it.
+/// The processors to run on: one half for the proxy, the other half for everything else. With only
+/// one processor, all share it.
 struct Cores {
     proxy: CpuSet,
     others: CpuSet,
@@ -92,39 +96,39 @@ impl Cores {
         }
     }
 
-    /// For this thread, and what it starts.
+    /// Restricts this thread, and all that it starts, to these processors.
     fn take(cores: &CpuSet) {
         sched_setaffinity(None, cores).unwrap();
     }
 }
 
-/// A thread with a runtime; both end with it.
+/// A thread with a runtime. Dropping this ends both.
 struct Crew {
     handle: Handle,
     _stop: oneshot::Sender<()>,
 }
 
 impl Crew {
-    fn muster() -> Self {
-        Self::muster_as(|| {})
+    fn start() -> Self {
+        Self::start_as(|| {})
     }
 
-    /// It gives way to others at once (sched(7), SCHED_IDLE). The nicest thread would not: it keeps a processor for the rest
-    /// of its slice, which is 3 ms.
-    fn muster_idle() -> Self {
-        Self::muster_as(|| {
+    /// This thread gives way to others immediately (sched(7), SCHED_IDLE). The highest nice value
+    /// would not do: such a thread keeps a processor for the rest of its slice, which is 3 ms.
+    fn start_idle() -> Self {
+        Self::start_as(|| {
             let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
             let done = Command::new("chrt")
                 .args(["--idle", "--pid", "0", &thread])
                 .status();
             assert!(
                 done.is_ok_and(|status| status.success()),
-                "chrt, of util-linux, has to be there"
+                "chrt (package util-linux) must be installed"
             );
         })
     }
 
-    fn muster_as(prepare: impl FnOnce() + Send + 'static) -> Self {
+    fn start_as(prepare: impl FnOnce() + Send + 'static) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -142,18 +146,18 @@ impl Crew {
 }
 
 impl Siege {
-    /// Starts the proxy with good clients, whose times are the baseline, and warms up what is allocated once by `warm` hostile
-    /// connections.
-    pub async fn lay(
+    /// Starts the proxy with good clients and measures their baseline. `warm` opens hostile
+    /// connections first, so that what is allocated only once is not counted.
+    pub async fn start(
         name: &'static str,
         more: &str,
         warm: impl AsyncFn(SocketAddr, &Handle),
     ) -> Self {
-        Self::lay_as(BINARY.as_ref(), name, more, warm).await
+        Self::start_as(BINARY.as_ref(), name, more, warm).await
     }
 
-    /// As [`Self::lay`], another build of the program.
-    pub async fn lay_as(
+    /// Like [`Self::start`], with another build of the program.
+    pub async fn start_as(
         program: &Path,
         name: &'static str,
         more: &str,
@@ -162,7 +166,7 @@ impl Siege {
         let alone = alone().await;
         let cores = Cores::split();
         Cores::take(&cores.others);
-        let (decent, mob) = (Crew::muster(), Crew::muster_idle());
+        let (well_behaved, attackers) = (Crew::start(), Crew::start_idle());
         let poured = Arc::new(AtomicU64::new(0));
         let start = async |crew: &Crew| {
             let poured = poured.clone();
@@ -171,7 +175,7 @@ impl Siege {
                 .spawn(listen(move |stream| serve(stream, poured.clone())));
             app.await.unwrap()
         };
-        let (app, hostile) = (start(&decent).await, start(&mob).await);
+        let (app, hostile) = (start(&well_behaved).await, start(&attackers).await);
         let text = format!(
             "discovery: {{files: {{path: manifests}}}}\n\
              listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: http}},\n\
@@ -191,7 +195,7 @@ impl Siege {
         );
         let mut good = Good::start(process.web());
         good.times(Duration::from_millis(300)).await;
-        warm(gate, &mob.handle).await;
+        warm(gate, &attackers.handle).await;
         let mut siege = Self {
             process,
             gate,
@@ -201,9 +205,9 @@ impl Siege {
             calm: Vec::new(),
             before: 0,
             bound: EACH,
-            mob,
+            attackers,
             poured,
-            _decent: decent,
+            _well_behaved: well_behaved,
             _alone: alone,
         };
         siege.alone_again().await;
@@ -212,24 +216,24 @@ impl Siege {
         siege
     }
 
-    /// Each attacker has the proxy keep a body for a replay.
+    /// Sets the bound for attackers that make the proxy keep a body for a replay.
     pub fn with_kept_bodies(mut self) -> Self {
         self.bound = WITH_KEPT_BODY;
         self
     }
 
-    /// The threads that attackers run on.
-    pub fn mob(&self) -> &Handle {
-        &self.mob.handle
+    /// The thread that attackers run on.
+    pub fn attackers(&self) -> &Handle {
+        &self.attackers.handle
     }
 
-    /// Waits until the kernel's buffers are full: no hostile endpoint gets rid of any more, though each has had its turn, and
-    /// the proxy sleeps, which it does not while it has something to do that it gets no processor for.
+    /// Waits until the kernel's buffers are full: no hostile endpoint can send more, although each
+    /// had its turn, and the proxy sleeps. A proxy that has work but no processor does not sleep.
     pub async fn stuffed(&self) {
         let (mut last, mut still) = (0, 0);
         for _ in 0..60_000 {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            self.mob
+            self.attackers
                 .handle
                 .spawn(tokio::task::yield_now())
                 .await
@@ -245,21 +249,22 @@ impl Siege {
                 return;
             }
         }
-        panic!("hostile endpoints still get rid of bytes: {last} so far");
+        panic!("hostile endpoints can still send bytes: {last} so far");
     }
 
-    /// What the good clients' requests take now, under the same observation as in an attack.
+    /// Measures the good clients' requests without an attack, under the same observation as during
+    /// one.
     async fn calm(&mut self) {
         let sampler = Sampler::start(self.pid);
         self.calm.extend(self.good.times(WATCH).await);
         sampler.peak();
     }
 
-    /// Looks on while the attack stands: the good clients go on, memory is sampled.
+    /// Measures during the attack: the good clients send requests, and the memory is sampled.
     pub async fn watch(&mut self) -> Seen {
         let sampler = Sampler::start(self.pid);
         let times = self.good.times(WATCH).await;
-        // Without the good clients: what is spent now is spent on the attack alone.
+        // The good clients pause here, so the processor time is spent on the attack alone.
         let (busy, begun) = (cpu(self.pid), Instant::now());
         tokio::time::sleep(Duration::from_secs(1)).await;
         let cpu = (cpu(self.pid) - busy).as_secs_f64() / begun.elapsed().as_secs_f64();
@@ -270,8 +275,9 @@ impl Siege {
         }
     }
 
-    /// `hostile` end it. Waits until they are forgotten and a newcomer is served, then judges what was seen.
-    pub async fn lift<T>(mut self, mut hostile: Hostile<T>, seen: Seen) {
+    /// Ends the attack. Waits until the proxy has dropped the attackers' connections and serves a
+    /// new connection. Then checks what was measured.
+    pub async fn end<T>(mut self, mut hostile: Hostile<T>, seen: Seen) {
         let count = hostile.count as u64;
         hostile.tasks.shutdown().await;
         drop(hostile);
@@ -284,7 +290,7 @@ impl Siege {
         )
         .await;
         let recovered = ended.elapsed();
-        // The good ones have noticed nothing that cost them their connection.
+        // The good clients have kept their connections.
         self.calm().await;
         let each = seen.peak.saturating_sub(self.before) / count;
         let (in_attack, without) = (p99(seen.times), p99(self.calm));
@@ -304,10 +310,11 @@ impl Siege {
         );
     }
 
-    /// As [`Self::lift`], of an attack that moves nothing while it stands: then the proxy does not either.
-    pub async fn lift_quiet<T>(self, hostile: Hostile<T>, seen: Seen) {
+    /// Like [`Self::end`], for an attack that moves no bytes while it lasts. The proxy must be
+    /// idle then, too.
+    pub async fn end_quiet<T>(self, hostile: Hostile<T>, seen: Seen) {
         let (name, cpu) = (self.name, seen.cpu);
-        self.lift(hostile, seen).await;
+        self.end(hostile, seen).await;
         assert!(
             cpu < 0.1,
             "{name}: {:.0} % of a processor while nothing moves",
@@ -315,7 +322,7 @@ impl Siege {
         );
     }
 
-    /// The listener of a service that has no endpoint.
+    /// Adds a Service without an endpoint, and returns its listener.
     pub async fn add_void(&self) -> SocketAddr {
         self.process
             .folder
@@ -344,7 +351,8 @@ impl Siege {
     }
 }
 
-/// A service for attackers, beside the good clients' one, in rotation.
+/// Adds a Service for the attackers beside that of the good clients, and waits until its endpoint
+/// is in rotation.
 pub async fn add_hostile(process: &Process, address: SocketAddr) {
     process
         .folder
@@ -385,7 +393,7 @@ impl Sampler {
     }
 }
 
-/// The attackers: connections that stand, or tasks that go on until dropped.
+/// The attackers: connections that stay open, or tasks that run until they are dropped.
 pub struct Hostile<T> {
     pub count: usize,
     pub standing: Vec<T>,
@@ -402,8 +410,8 @@ impl<T> Hostile<T> {
     }
 }
 
-/// `count` attackers of the `mob`, each of which does `once` over and over.
-pub fn busy<F, Fut>(mob: &Handle, count: usize, once: F) -> Hostile<()>
+/// `count` attackers, each of which repeats `once`.
+pub fn busy<F, Fut>(attackers: &Handle, count: usize, once: F) -> Hostile<()>
 where
     F: Fn(usize) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = io::Result<()>> + Send,
@@ -413,12 +421,12 @@ where
         let once = once.clone();
         let attacker = async move {
             loop {
-                // That the proxy ends it is what is expected.
+                // The proxy is expected to end the attacker's connection.
                 let _ = once(number).await;
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tasks.spawn_on(attacker, mob);
+        tasks.spawn_on(attacker, attackers);
     }
     Hostile {
         count,
@@ -427,14 +435,15 @@ where
     }
 }
 
-/// A connection that takes as little as it can.
+/// A connection with a receive buffer of 4 KiB.
 pub async fn narrow(web: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
     soon("a connection", socket.connect(web)).await.unwrap()
 }
 
-/// Sends the same bytes every [`PAUSE`] until the other side ends it, and reads whatever comes.
+/// Sends the same bytes every [`PAUSE`] until the other side ends the connection, and reads
+/// everything that arrives.
 pub async fn pour(web: SocketAddr, head: &[u8], piece: &[u8]) -> io::Result<()> {
     let mut stream = TcpStream::connect(web).await?;
     stream.write_all(head).await?;
@@ -458,7 +467,7 @@ pub async fn pour(web: SocketAddr, head: &[u8], piece: &[u8]) -> io::Result<()> 
 
 async fn ok(client: &mut Client) {
     assert_eq!(
-        soon("an answer", client.exchange("GET", "/ok", "", b""))
+        soon("a response", client.exchange("GET", "/ok", "", b""))
             .await
             .unwrap()
             .status,
@@ -469,12 +478,12 @@ async fn ok(client: &mut Client) {
 /// Keep-alive clients on a thread of their own, so that they do not wait for the attackers' turns.
 struct Good {
     ask: mpsc::Sender<Duration>,
-    told: mpsc::Receiver<Vec<Duration>>,
+    measured: mpsc::Receiver<Vec<Duration>>,
 }
 
 impl Good {
     fn start(web: SocketAddr) -> Self {
-        let ((ask, mut asked), (tell, told)) = (mpsc::channel(1), mpsc::channel(1));
+        let ((ask, mut wanted), (report, measured)) = (mpsc::channel(1), mpsc::channel(1));
         std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -485,25 +494,26 @@ impl Good {
                     for _ in 0..GOOD {
                         clients.push(Client::connect(web).await.unwrap());
                     }
-                    while let Some(time) = asked.recv().await {
-                        let _ = tell.send(requests(&mut clients, time).await).await;
+                    while let Some(time) = wanted.recv().await {
+                        let _ = report.send(requests(&mut clients, time).await).await;
                     }
                 });
         });
-        Self { ask, told }
+        Self { ask, measured }
     }
 
-    /// What each of their requests took, for so long.
+    /// The time of each request that the good clients send within `time`.
     async fn times(&mut self, time: Duration) -> Vec<Duration> {
         self.ask.send(time).await.unwrap();
-        self.told
+        self.measured
             .recv()
             .await
             .expect("a good client lost its connection, or got no answer")
     }
 }
 
-/// They ask in turn, a millisecond apart; from sent to answered.
+/// The clients send requests in turn, a millisecond apart. A time counts from the request sent to
+/// the response read.
 async fn requests(clients: &mut [Client], time: Duration) -> Vec<Duration> {
     let (begun, mut times) = (Instant::now(), Vec::new());
     while begun.elapsed() < time {
@@ -517,8 +527,8 @@ async fn requests(clients: &mut [Client], time: Duration) -> Vec<Duration> {
     times
 }
 
-/// In milliseconds: the median of the p99s of five parts of the time, since a host that stops this machine for a moment, and
-/// again, spoils one or two of them.
+/// The p99 in milliseconds: the median of the p99s of five parts of the time. The host stops this
+/// machine for a moment now and then, which spoils one or two parts.
 fn p99(times: Vec<Duration>) -> f64 {
     let part = |times: &[Duration]| {
         let mut times = times.to_vec();
@@ -530,7 +540,7 @@ fn p99(times: Vec<Duration>) -> f64 {
     parts[parts.len() / 2].as_secs_f64() * 1e3
 }
 
-/// An endpoint that does as the path says.
+/// A hostile endpoint that follows the request's path.
 async fn serve(mut stream: TcpStream, poured: Arc<AtomicU64>) {
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let mut buf = Vec::new();
@@ -562,7 +572,7 @@ async fn misbehave(stream: &mut TcpStream, path: &str, poured: &AtomicU64) -> io
     }
     let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice();
     let (head, piece): (&[u8], Vec<u8>) = match path {
-        // Takes nothing and says nothing, until the connection is of no more use.
+        // Reads nothing and sends nothing, until the connection fails.
         "/deaf" => {
             stream.ready(tokio::io::Interest::ERROR).await?;
             return Ok(());
@@ -610,7 +620,7 @@ async fn misbehave(stream: &mut TcpStream, path: &str, poured: &AtomicU64) -> io
     }
 }
 
-/// Reads so much of a body, and then is no more.
+/// Reads `after` bytes of a body, and then drops the connection.
 async fn die(stream: &mut TcpStream, after: usize) -> io::Result<()> {
     tokio::io::copy(
         &mut (&mut *stream).take(after as u64),

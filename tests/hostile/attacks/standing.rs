@@ -1,4 +1,7 @@
-//! Connections that are there and do next to nothing: held open to have them cost something.
+//! Attacks by connections that stay open and do almost nothing. Each is held open to make the proxy
+//! spend memory or descriptors. [`Siege`] bounds the cost of each connection. Almost all of these
+//! attacks also require a proxy that is idle while nothing moves. Attacks that never pause are in
+//! `busy.rs`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,8 +15,8 @@ use crate::support::binary::BINARY;
 use crate::support::vitals::{limited, room_for};
 use crate::support::wait::{eventually, soon};
 
-/// Connects, and sends these bytes.
-async fn said(web: SocketAddr, bytes: &[u8]) -> TcpStream {
+/// Connects and sends these bytes.
+async fn open_with(web: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = soon("a connection", TcpStream::connect(web)).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     stream
@@ -28,7 +31,7 @@ async fn many<T>(count: usize, open: impl AsyncFn() -> T) -> Hostile<T> {
 }
 
 async fn until_active(siege: &Siege, count: usize) {
-    eventually("all attackers are in", async || {
+    eventually("all attackers are connected", async || {
         siege
             .process
             .proxy
@@ -43,14 +46,15 @@ async fn until_active(siege: &Siege, count: usize) {
 async fn slowloris() {
     const HEAD: &[u8] = b"GET /ok HTTP/1.1\r\nHost: shop\r\nX-Slow: ";
     let Some(served) = room_for(10_000) else {
-        return println!("SKIPPED slowloris: the hard limit of descriptors is too low");
+        return println!("SKIPPED: slowloris: the hard limit of descriptors is too low");
     };
-    // Where descriptors do not allow it to accept all of them, the last wait in the kernel's queue.
+    // If descriptors do not allow the proxy to accept all of them, the last ones wait in the
+    // kernel's queue.
     let count = (served + 512).min(10_000);
-    // More patient than by default: none is to be gone before it is measured.
-    let warm = async |web, _: &Handle| drop(many(200, async || said(web, HEAD).await).await);
-    let mut siege = Siege::lay("slowloris", "timeouts: {head: 5m}", warm).await;
-    let mut hostile = many(count, async || said(siege.gate, HEAD).await).await;
+    // Longer head timeout than the default, so that no attacker is closed before it is measured.
+    let warm = async |web, _: &Handle| drop(many(200, async || open_with(web, HEAD).await).await);
+    let mut siege = Siege::start("slowloris", "timeouts: {head: 5m}", warm).await;
+    let mut hostile = many(count, async || open_with(siege.gate, HEAD).await).await;
     until_active(&siege, served).await;
     for _ in 0..3 {
         for stream in &mut hostile.standing {
@@ -58,10 +62,11 @@ async fn slowloris() {
         }
     }
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
-/// A head that is almost too large and never ends, byte by byte in a way that makes the most of every buffer.
+/// A head that is almost too large and never ends. It arrives byte by byte, which grows each buffer
+/// to its largest size.
 #[tokio::test]
 async fn heads_that_never_end() {
     let head = [
@@ -69,9 +74,9 @@ async fn heads_that_never_end() {
         &[b'x'; 16_000],
     ]
     .concat();
-    let warm = async |web, _: &Handle| drop(many(50, async || said(web, &head).await).await);
-    let mut siege = Siege::lay("large-slow-heads", "timeouts: {head: 5m}", warm).await;
-    let mut hostile = many(1_000, async || said(siege.gate, &head[..8_000]).await).await;
+    let warm = async |web, _: &Handle| drop(many(50, async || open_with(web, &head).await).await);
+    let mut siege = Siege::start("large-slow-heads", "timeouts: {head: 5m}", warm).await;
+    let mut hostile = many(1_000, async || open_with(siege.gate, &head[..8_000]).await).await;
     until_active(&siege, 1_000).await;
     for at in (8_000..16_000).step_by(1_000) {
         for stream in &mut hostile.standing {
@@ -79,7 +84,7 @@ async fn heads_that_never_end() {
         }
     }
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
 async fn slow_read(name: &'static str, path: &str, count: usize) {
@@ -94,11 +99,11 @@ async fn slow_read(name: &'static str, path: &str, count: usize) {
         tokio::time::sleep(Duration::from_millis(500)).await;
         drop(some);
     };
-    let mut siege = Siege::lay(name, "", warm).await;
+    let mut siege = Siege::start(name, "", warm).await;
     let hostile = many(count, async || open(siege.gate).await).await;
     siege.stuffed().await;
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
 #[tokio::test]
@@ -113,11 +118,11 @@ async fn slow_read_of_large_chunks() {
 
 #[tokio::test]
 async fn slow_read_of_one_byte_chunks() {
-    // Fewer: it takes a while until there are enough tiny_chunks to fill the kernel's buffers.
+    // Fewer connections: tiny chunks take a while to fill the kernel's buffers.
     slow_read("slow-read-1-byte-chunks", "/tiny_chunks", 50).await;
 }
 
-/// Sends until it is not taken any more.
+/// Sends until the proxy takes no more.
 async fn stuff(stream: &mut TcpStream) {
     let zeros = vec![0; 64 << 10];
     while tokio::time::timeout(Duration::from_millis(20), stream.write_all(&zeros))
@@ -126,26 +131,28 @@ async fn stuff(stream: &mut TcpStream) {
     {}
 }
 
-/// A body that is kept for a replay to its last byte, since nobody answers; and requests behind it, as many as are taken.
+/// Bodies that are kept for a replay to the last byte, because no endpoint answers. Behind each, as
+/// many requests as the proxy takes.
 #[tokio::test]
 async fn the_largest_bodies_that_are_kept() {
     const HEAD: &[u8] = b"PUT /silent HTTP/1.1\r\nHost: shop\r\nContent-Length: 65536\r\n\r\n";
     let open = async |web| {
-        let mut stream = said(web, HEAD).await;
+        let mut stream = open_with(web, HEAD).await;
         stuff(&mut stream).await;
         stream.set_zero_linger().unwrap();
         stream
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
-    let mut siege = Siege::lay("kept-for-a-replay", "", warm)
+    let mut siege = Siege::start("kept-for-a-replay", "", warm)
         .await
         .with_kept_bodies();
     let hostile = many(200, async || open(siege.gate).await).await;
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
-/// Whatever a connection can have stand at once: a large head, requests behind it, and an answer that is not read.
+/// Everything that one connection can keep waiting: a large head, requests behind it, and a
+/// response that is not read.
 #[tokio::test]
 async fn pipelined_behind_a_slow_read() {
     let head = [
@@ -162,14 +169,14 @@ async fn pipelined_behind_a_slow_read() {
         stream
     };
     let warm = async |web, _: &Handle| drop(many(20, async || open(web).await).await);
-    let mut siege = Siege::lay("pipelined-behind-slow-read", "", warm).await;
+    let mut siege = Siege::start("pipelined-behind-slow-read", "", warm).await;
     let hostile = many(200, async || open(siege.gate).await).await;
     siege.stuffed().await;
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
-/// Both directions full, with nobody who reads.
+/// Both directions of the tunnel are full, and neither side reads.
 #[tokio::test]
 async fn a_tunnel_that_is_not_read() {
     const HEAD: &[u8] =
@@ -178,7 +185,7 @@ async fn a_tunnel_that_is_not_read() {
         let mut stream = narrow(web).await;
         stream.write_all(HEAD).await.unwrap();
         let mut answer = [0; 12];
-        soon("an answer", stream.read_exact(&mut answer))
+        soon("a response", stream.read_exact(&mut answer))
             .await
             .unwrap();
         assert_eq!(&answer, b"HTTP/1.1 101");
@@ -186,31 +193,31 @@ async fn a_tunnel_that_is_not_read() {
         stream
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
-    let mut siege = Siege::lay("tunnel-not-read", "", warm).await;
+    let mut siege = Siege::start("tunnel-not-read", "", warm).await;
     let hostile = many(100, async || open(siege.gate).await).await;
     siege.stuffed().await;
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
-/// Bodies for an endpoint that takes nothing: what the proxy cannot get rid of, it must not take in.
+/// Bodies for an endpoint that reads nothing. The proxy must not take in what it cannot send on.
 #[tokio::test]
 async fn uploads_to_a_deaf_endpoint() {
     const HEAD: &[u8] =
         b"POST /deaf HTTP/1.1\r\nHost: shop\r\nContent-Length: 1000000000000\r\n\r\n";
     let open = async |web| {
-        let mut stream = said(web, HEAD).await;
+        let mut stream = open_with(web, HEAD).await;
         stuff(&mut stream).await;
         stream
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
-    let mut siege = Siege::lay("upload-to-deaf-endpoint", "", warm).await;
+    let mut siege = Siege::start("upload-to-deaf-endpoint", "", warm).await;
     let hostile = many(100, async || open(siege.gate).await).await;
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
-/// Requests without an answer, and as much behind them as the proxy takes.
+/// Requests without a response, and as many bytes behind them as the proxy takes.
 #[tokio::test]
 async fn pipelined_behind_silence() {
     let head = [
@@ -224,43 +231,44 @@ async fn pipelined_behind_silence() {
     ]
     .concat();
     let open = async |web| {
-        let mut stream = said(web, &head).await;
+        let mut stream = open_with(web, &head).await;
         tokio::time::sleep(Duration::from_millis(2)).await;
         let _ = tokio::time::timeout(Duration::from_millis(20), stream.write_all(&rest)).await;
-        // It goes by a reset, which is to be noticed though nothing is read any more.
+        // The client leaves by a reset. The proxy must notice it, although it reads nothing any
+        // more.
         stream.set_zero_linger().unwrap();
         stream
     };
     let warm = async |web, _: &Handle| drop(many(10, async || open(web).await).await);
-    let mut siege = Siege::lay("pipelined-behind-silence", "", warm).await;
+    let mut siege = Siege::start("pipelined-behind-silence", "", warm).await;
     let hostile = many(300, async || open(siege.gate).await).await;
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
-/// More connections than there are descriptors for, by a limit that was there when the proxy started: it takes fewer, and
-/// each that it has taken can be served.
+/// More connections than descriptors allow, by a limit that was set before the proxy started. The
+/// proxy accepts fewer, and can serve each one that it has accepted.
 #[tokio::test]
 async fn a_flood_at_the_descriptor_limit() {
     let folder = tempfile::tempdir().unwrap();
     let program = limited(BINARY.as_ref(), 1_200, folder.path());
-    let warm = async |web, _: &Handle| drop(many(200, async || said(web, b"").await).await);
-    let mut siege = Siege::lay_as(&program, "connection-flood", "", warm).await;
-    let hostile = many(3_000, async || said(siege.gate, b"").await).await;
-    // Two descriptors a connection, and a reserve of 512.
+    let warm = async |web, _: &Handle| drop(many(200, async || open_with(web, b"").await).await);
+    let mut siege = Siege::start_as(&program, "connection-flood", "", warm).await;
+    let hostile = many(3_000, async || open_with(siege.gate, b"").await).await;
+    // Two descriptors for each connection, and a reserve of 512.
     until_active(&siege, (1_200 - 512) / 2).await;
     let seen = siege.watch().await;
-    siege.lift_quiet(hostile, seen).await;
+    siege.end_quiet(hostile, seen).await;
 }
 
-/// More requests than may wait, for a service that has no endpoint.
+/// More requests than may be held, for a Service that has no endpoint.
 #[tokio::test]
 async fn a_hold_queue_flood() {
     const GET: &[u8] = b"GET /ok HTTP/1.1\r\nHost: shop\r\n\r\n";
     let warm = async |_, _: &Handle| {};
-    let mut siege = Siege::lay("hold-queue-flood", "", warm).await;
+    let mut siege = Siege::start("hold-queue-flood", "", warm).await;
     let void = siege.add_void().await;
-    let hostile = many(3_000, async || said(void, GET).await).await;
+    let hostile = many(3_000, async || open_with(void, GET).await).await;
     eventually("the queue is full", async || {
         siege
             .process
@@ -271,5 +279,5 @@ async fn a_hold_queue_flood() {
     })
     .await;
     let seen = siege.watch().await;
-    siege.lift(hostile, seen).await;
+    siege.end(hostile, seen).await;
 }

@@ -1,5 +1,6 @@
-//! One seed: the truth changes, news of it travels badly, clients ask, and after every step the contract is looked at.
-//! One thread, virtual time, every choice from one seeded generator: the same seed is the same run.
+//! One seed: the true state changes, its signals arrive badly, clients send requests, and the
+//! contract is checked after every step. There is one thread, virtual time, and one seeded
+//! generator for every choice, so the same seed is the same run.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,32 +15,33 @@ use ebbtide::proxy::balancer::{Avoid, Cost, pick};
 use ebbtide::routing::world::objects::World;
 use fastrand::Rng;
 
-use super::told::{Named, Told};
+use super::reported::{Named, Reported};
 use super::truth::{SLICES, Truth};
 use crate::support::table::{GRACE, Rig, SECOND, apply, last_byte, name, service};
 
-/// How news travels, and what the world does beyond living and dying.
+/// How signals arrive, and what happens to pods besides starting and ending.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     pub name: &'static str,
-    /// Each event is this late.
+    /// Each event is late by a time in this range.
     pub late_ms: RangeInclusiveMs,
-    /// Events of one kind keep their order, as a watch does.
+    /// Events of one kind keep their order, as in a watch.
     pub ordered: bool,
-    /// Each event may be told so many times more.
+    /// Each event may be repeated up to this many times.
     pub copies: u32,
-    /// Odds, of eight, that the slices are not written when a pod changes, so that they contradict its object.
+    /// Odds, out of eight, that the slices are not written when a pod changes, so that they
+    /// contradict the Pod object.
     pub stuck: u32,
-    /// Odds, of eight, that a newcomer takes the address of one that died.
+    /// Odds, out of eight, that a new pod takes the address of a dead one.
     pub reuse: u32,
-    /// Newcomers may bear a dead pod's name.
+    /// New pods may have the name of a dead pod.
     pub namesakes: bool,
     pub flaps: bool,
-    /// Slices go and come back, endpoints move between them, selectors switch.
+    /// Slices are removed and return, endpoints move between them, and selectors switch.
     pub vanishing: bool,
-    /// The source goes silent, and comes back with a list.
+    /// The source goes silent, and returns with a list.
     pub gaps: bool,
-    /// Of eight: processes that die before anybody is told.
+    /// Odds, out of eight, of processes that die before any signal reports it.
     pub sudden: u32,
 }
 
@@ -54,7 +56,7 @@ pub struct Figures {
     pub held: u64,
     pub cut: u64,
     pub drains: u64,
-    /// What the run did, in one number.
+    /// A hash of everything that the run did.
     pub trace: u64,
 }
 
@@ -73,7 +75,7 @@ struct Request {
     lost_at: Option<Arc<Endpoint>>,
 }
 
-/// A request at the pod (its index in the truth) that works on it.
+/// A request in flight at a pod (its index in the truth).
 struct Flight {
     lease: Lease,
     pod: usize,
@@ -85,23 +87,23 @@ struct Run<'a> {
     rng: Rng,
     rig: Rig,
     truth: Truth,
-    told: Told,
+    reported: Reported,
     pending: Vec<Event>,
     events: u64,
-    /// The source says nothing, and what happens meanwhile is never told as an event.
+    /// The source is silent. What happens meanwhile is never reported as an event.
     silent: bool,
-    /// What workers that lag still hold.
+    /// The snapshots that slow workers still hold.
     stale: [Arc<Snapshot>; 2],
     flights: Vec<Flight>,
     held: Vec<Request>,
-    /// The generation that those who are held have tried.
+    /// The snapshot generation that the held requests have tried.
     tried_generation: u64,
     began: BTreeSet<EndpointId>,
     figures: Figures,
     trace: DefaultHasher,
 }
 
-/// Runs one seed; panics where the contract is broken.
+/// Runs one seed. Panics where the contract is broken.
 pub fn run(row: &Row, seed: u64) -> Figures {
     fastrand::seed(seed);
     let mut run = Run {
@@ -109,7 +111,7 @@ pub fn run(row: &Row, seed: u64) -> Figures {
         rng: Rng::with_seed(seed),
         rig: Rig::new(World::for_api_server()),
         truth: Truth::default(),
-        told: Told::default(),
+        reported: Reported::default(),
         pending: Vec::new(),
         events: 0,
         silent: false,
@@ -123,7 +125,7 @@ pub fn run(row: &Row, seed: u64) -> Figures {
     };
     run.rig.change([apply(service("app"))]);
     for _ in 0..run.rng.usize(1..4) {
-        run.newcomer();
+        run.new_pod();
     }
     for _ in 0..run.rng.u32(20..45) {
         run.step();
@@ -135,11 +137,11 @@ pub fn run(row: &Row, seed: u64) -> Figures {
     run.figures
 }
 
-/// What happens.
+/// What happens to pods and the source.
 impl Run<'_> {
     fn step(&mut self) {
         match self.rng.u32(0..24) {
-            0 => self.newcomer(),
+            0 => self.new_pod(),
             1..=2 => self.change_readiness(),
             3..=4 => self.delete(),
             5 => self.die(),
@@ -174,7 +176,7 @@ impl Run<'_> {
         self.rng.u32(..8) < of_eight
     }
 
-    /// One of the pods for which this holds.
+    /// A random pod that `fits`.
     fn some_pod(&mut self, fits: impl Fn(&super::truth::Pod) -> bool) -> Option<usize> {
         let fitting: Vec<usize> = (0..self.truth.pods.len())
             .filter(|i| fits(&self.truth.pods[*i]))
@@ -182,7 +184,7 @@ impl Run<'_> {
         self.rng.choice(fitting)
     }
 
-    fn newcomer(&mut self) {
+    fn new_pod(&mut self) {
         let dead: Vec<usize> = (0..self.truth.pods.len())
             .filter(|i| {
                 let pod = &self.truth.pods[*i];
@@ -198,7 +200,7 @@ impl Run<'_> {
             Some(dead) if self.odds(reuse) => self.truth.pods[*dead].address,
             _ => number + 1,
         };
-        // A StatefulSet's: the old one's object is gone before.
+        // As in a StatefulSet, the object of the old pod is removed before its name is used again.
         let free = |name: &String| {
             self.truth
                 .pods
@@ -218,11 +220,11 @@ impl Run<'_> {
         };
         let slice = self.rng.usize(..SLICES.len());
         let index = self.truth.create(name, address, slice);
-        self.tell_pod(index);
-        self.tell_slice(slice);
+        self.report_pod(index);
+        self.report_slice(slice);
         if self.rng.u32(..8) > 0 {
             self.truth.pods[index].ready = true;
-            self.tell_slice(slice);
+            self.report_slice(slice);
         }
     }
 
@@ -233,7 +235,7 @@ impl Run<'_> {
         if let Some(index) = self.some_pod(living) {
             let pod = &mut self.truth.pods[index];
             pod.ready = !pod.ready;
-            self.tell_slice(self.truth.slice_of(index));
+            self.report_slice(self.truth.slice_of(index));
         }
     }
 
@@ -245,11 +247,11 @@ impl Run<'_> {
             self.process_ends(index);
         }
         self.truth.pods[index].deleted = Some(self.rig.now);
-        self.tell_pod(index);
+        self.report_pod(index);
         self.write_slice_of(index);
     }
 
-    /// A process ends: at its deletion's SIGTERM, or by itself.
+    /// A process ends: at the SIGTERM of its pod's deletion, or without a cause.
     fn die(&mut self) {
         let sudden = self.row.sudden > 0;
         if let Some(index) = self.some_pod(|pod| pod.listens && (pod.deleted.is_some() || sudden)) {
@@ -273,7 +275,7 @@ impl Run<'_> {
             self.process_ends(index);
             self.truth.pods[index].gone = true;
             self.truth.pods[index].ready = false;
-            self.tell_pod(index);
+            self.report_pod(index);
             self.write_slice_of(index);
         }
     }
@@ -283,20 +285,22 @@ impl Run<'_> {
             0 => {
                 let slice = self.rng.usize(..SLICES.len());
                 self.truth.absent[slice] ^= true;
-                self.tell_slice(slice);
+                self.report_slice(slice);
             }
             1 => {
                 if let Some(index) = self.some_pod(|pod| !pod.gone) {
                     let mut slices = self.truth.move_pod(index);
                     // The removal may be written before the addition.
                     self.rng.shuffle(&mut slices);
-                    slices.into_iter().for_each(|slice| self.tell_slice(slice));
+                    slices
+                        .into_iter()
+                        .for_each(|slice| self.report_slice(slice));
                 }
             }
             _ => {
                 if let Some(index) = self.some_pod(|pod| !pod.gone) {
                     self.truth.pods[index].listed ^= true;
-                    self.tell_slice(self.truth.slice_of(index));
+                    self.report_slice(self.truth.slice_of(index));
                 }
             }
         }
@@ -306,7 +310,7 @@ impl Run<'_> {
         if !self.silent {
             self.silent = true;
             if self.rng.bool() {
-                // What was on its way is lost with it.
+                // The signals on their way are lost with the source.
                 self.pending.clear();
             }
             return;
@@ -319,7 +323,8 @@ impl Run<'_> {
         for kind in kinds {
             let change = self.truth.list(kind, at);
             self.enqueue(at, kind, change);
-            // The lists of the kinds are not one moment's: what changes between them comes after them.
+            // The lists of the kinds are from different moments. Changes between them are reported
+            // after them.
             at += Duration::from_millis(self.rng.u64(0..40));
         }
     }
@@ -347,25 +352,25 @@ impl Run<'_> {
     }
 }
 
-/// How news travels.
+/// How signals arrive.
 impl Run<'_> {
-    fn tell_pod(&mut self, index: usize) {
-        let change = self.truth.tell_pod(index, self.rig.now);
-        self.tell(Kind::Pod, change);
+    fn report_pod(&mut self, index: usize) {
+        let change = self.truth.report_pod(index, self.rig.now);
+        self.report(Kind::Pod, change);
     }
 
     fn write_slice_of(&mut self, index: usize) {
         if !self.odds(self.row.stuck) {
-            self.tell_slice(self.truth.slice_of(index));
+            self.report_slice(self.truth.slice_of(index));
         }
     }
 
-    fn tell_slice(&mut self, slice: usize) {
-        let change = self.truth.tell_slice(slice);
-        self.tell(Kind::EndpointSlice, change);
+    fn report_slice(&mut self, slice: usize) {
+        let change = self.truth.report_slice(slice);
+        self.report(Kind::EndpointSlice, change);
     }
 
-    fn tell(&mut self, kind: Kind, change: Change) {
+    fn report(&mut self, kind: Kind, change: Change) {
         if self.silent {
             return;
         }
@@ -373,7 +378,7 @@ impl Run<'_> {
             let (from, to) = self.row.late_ms;
             let mut at = self.rig.now
                 + Duration::from_millis(self.rng.u64(from..=to.max(from)) * u64::from(copy + 1));
-            // What comes after a list, comes after it, however the rest is mixed up.
+            // Changes after a list are reported after it, however the other events are shuffled.
             let all = self.row.ordered && copy == 0;
             let before = |event: &&Event| {
                 event.kind == kind && (all || matches!(event.change, Change::Replace { .. }))
@@ -421,7 +426,7 @@ impl Run<'_> {
             .map(|(index, _)| index)
     }
 
-    /// Lets time pass, from drain deadline to drain deadline.
+    /// Lets time pass, from one drain deadline to the next.
     fn until(&mut self, until: Instant) {
         while let Some((at, _)) = self.rig.deadlines.first().copied()
             && at <= until
@@ -435,12 +440,13 @@ impl Run<'_> {
 
     fn deliver(&mut self, change: Change) {
         self.figures.events += 1;
-        self.told.hear(&change, self.rig.now);
+        self.reported.record(&change, self.rig.now);
         self.rig.change([change]);
-        self.rig.hear();
+        self.rig.take_notices();
     }
 
-    /// The drain deadline of these has passed: what may be sent again is.
+    /// The drain deadline of these exchanges has passed. Those that may be replayed are dispatched
+    /// again.
     fn cut(&mut self) {
         let late = self
             .flights
@@ -461,14 +467,15 @@ impl Run<'_> {
         request.tried.push(lease.endpoint().id);
         request.lost_at = Some(lease.endpoint().clone());
         drop(lease);
-        self.rig.hear();
+        self.rig.take_notices();
         if request.repeatable {
             self.figures.replays += 1;
             self.dispatch(request);
         }
     }
 
-    /// As `dispatch.rs` does it: pick, connect, and on to the next one if that fails; else wait.
+    /// Does what `dispatch.rs` does: pick, connect, and try the next endpoint if that fails.
+    /// Without one, the request is held.
     fn dispatch(&mut self, request: Request) {
         for _ in 0..=self.truth.pods.len() {
             let port = self.port();
@@ -476,7 +483,8 @@ impl Run<'_> {
                 tried: &request.tried,
                 siblings_of: request.lost_at.as_deref(),
             };
-            // So late that nobody is a newcomer: how long this thread was kept waiting must not matter.
+            // So late that no endpoint counts as new, so the result does not depend on how long
+            // this thread had to wait.
             let Some(lease) = pick(&port, Cost::Http, &avoid, self.rig.now + 3_600 * SECOND) else {
                 self.nothing_to_pick();
                 self.figures.held += u64::from(!request.held);
@@ -502,14 +510,14 @@ impl Run<'_> {
                     self.figures.refused += 1;
                     lease.endpoint().eject();
                     drop(lease);
-                    self.rig.hear();
+                    self.rig.take_notices();
                 }
             }
         }
-        panic!("one that refuses is picked again");
+        panic!("an endpoint that refuses is picked again");
     }
 
-    /// A worker that has not heard yet picks from what it knows.
+    /// A slow worker picks from its old snapshot.
     fn dispatch_stale(&mut self) {
         for snapshot in self.stale.clone() {
             let Some(port) = snapshot.ports.get(&key()) else {
@@ -531,7 +539,7 @@ impl Run<'_> {
                     .any(|e| e.id == lease.endpoint().id);
                 assert!(
                     published,
-                    "a stale snapshot led to {:?}, which is published no more",
+                    "a stale snapshot led to {:?}, which is no longer published",
                     lease.endpoint().id
                 );
                 if let Some(pod) = self.truth.listener(last_byte(lease.endpoint().address)) {
@@ -574,9 +582,10 @@ fn named(endpoint: &Endpoint) -> Named {
 
 /// What must hold.
 impl Run<'_> {
-    /// Whom the proxy was told of, has connected to, and has not seen refuse.
+    /// The endpoints that must serve: reported to the proxy, connected to, and not ejected by a
+    /// refused connect.
     fn must_serve(&self) -> Vec<EndpointId> {
-        let certain = self.told.must_serve();
+        let certain = self.reported.must_serve();
         let fit = |e: &&Arc<Endpoint>| {
             self.rig.connected.contains(&e.id)
                 && !e.is_ejected()
@@ -590,7 +599,7 @@ impl Run<'_> {
         let certain = self.must_serve();
         assert!(
             certain.is_empty(),
-            "nothing is picked where {certain:?} serve"
+            "nothing is picked although {certain:?} serve"
         );
     }
 
@@ -600,17 +609,17 @@ impl Run<'_> {
             !self.began.contains(&id),
             "{id:?} was picked after its drain had begun"
         );
-        if self.told.may_serve(&named) {
+        if self.reported.may_serve(&named) {
             return;
         }
         assert!(
-            self.told.may_be_last_resort(&named),
+            self.reported.may_be_last_resort(&named),
             "{id:?} {named:?} was picked: not ready, or ended"
         );
         let certain = self.must_serve();
         assert!(
             certain.is_empty(),
-            "{id:?} {named:?} was picked as the last resort where {certain:?} serve"
+            "{id:?} {named:?} was picked as the last resort although {certain:?} serve"
         );
         let late = endpoint
             .drain_deadline()
@@ -618,9 +627,9 @@ impl Run<'_> {
         assert!(!late, "{id:?} was picked past its drain deadline");
     }
 
-    /// After every step.
+    /// The checks after every step.
     fn look(&mut self) {
-        self.rig.hear();
+        self.rig.take_notices();
         if self.generation() != self.tried_generation {
             for request in std::mem::take(&mut self.held) {
                 self.dispatch(request);
@@ -654,11 +663,11 @@ impl Run<'_> {
 
     fn look_at_deadline(&self, id: EndpointId, endpoint: &Endpoint) {
         let uid = named(endpoint).1;
-        let told = self.told.ended.get(&uid);
+        let ended_at = self.reported.ended.get(&uid);
         if endpoint.force.is_cancelled() {
             assert!(
-                told.is_some(),
-                "{id:?} was cut, and nobody said that its pod ends"
+                ended_at.is_some(),
+                "{id:?} was cut, and no signal reported that its pod ends"
             );
             let deleted = self
                 .truth
@@ -669,22 +678,22 @@ impl Run<'_> {
             let earliest = deleted.expect("a pod that ended") + GRACE;
             assert!(
                 self.rig.now >= earliest,
-                "{id:?} was cut in its pod's grace"
+                "{id:?} was cut within its pod's grace period"
             );
         }
-        // Told that it ends, and what its grace is: from then on there is an end.
-        if let (Some(ended), Some(held)) = (told, self.told.held.get(&uid)) {
+        // Once the end of the pod and its grace period are reported, there is a deadline.
+        if let (Some(ended), Some(held)) = (ended_at, self.reported.held.get(&uid)) {
             let latest = *ended.max(held) + GRACE + 3 * SECOND;
             let cut = endpoint.force.is_cancelled() || endpoint.leases() == 0;
             assert!(
                 self.rig.now < latest || cut,
-                "{id:?} runs on past the end of its pod's grace"
+                "{id:?} runs on past the end of its pod's grace period"
             );
         }
     }
 }
 
-/// The world comes to rest, and the last truth is told.
+/// No more faults: the last true state is reported, and the table must match it.
 impl Run<'_> {
     fn converge(&mut self) {
         self.truth.absent = [false; SLICES.len()];
@@ -716,7 +725,7 @@ impl Run<'_> {
             self.look();
         }
         self.rig.check();
-        assert!(self.held.is_empty(), "somebody still waits");
+        assert!(self.held.is_empty(), "a request is still held");
         let port = self.port();
         let usable: BTreeSet<Named> = port
             .usable
@@ -726,7 +735,8 @@ impl Run<'_> {
             .collect();
         for pod in &self.truth.pods {
             let named = (pod.address, pod.uid.clone());
-            // One that is called ready and is not has not been found out where nobody was sent there.
+            // A pod that is reported ready and does not listen is found out only if a client was
+            // sent there.
             let unknown = pod.ready && pod.listed && pod.deleted.is_none() && !pod.listens;
             if !unknown {
                 assert_eq!(
@@ -738,15 +748,15 @@ impl Run<'_> {
         }
         assert!(
             port.last_resort.is_empty(),
-            "a last resort beside those that serve"
+            "a last resort beside endpoints that serve"
         );
-        // What is in flight on those that have ended comes to its end.
+        // The exchanges in flight on ended pods end by their deadline.
         self.pass(GRACE + 4 * SECOND);
         self.look();
         self.flights.clear();
         self.look();
         let left = |e: &&Arc<Endpoint>| {
-            self.told.ended.contains_key(&named(e).1) && !self.rig.drained.contains(&e.id)
+            self.reported.ended.contains_key(&named(e).1) && !self.rig.drained.contains(&e.id)
         };
         assert_eq!(
             self.rig.known.values().filter(left).count(),
@@ -757,11 +767,11 @@ impl Run<'_> {
             self.port()
                 .all
                 .iter()
-                .all(|e| self.told.is_listed(&named(e)) || !e.is_draining())
+                .all(|e| self.reported.is_listed(&named(e)) || !e.is_draining())
         );
     }
 
-    /// Everything goes, and nothing of it is kept.
+    /// Everything is removed, and nothing of it may remain.
     fn end(&mut self) {
         self.figures.drains = self.rig.drained.len() as u64;
         let all = [Kind::Pod, Kind::EndpointSlice, Kind::Service];
@@ -772,20 +782,20 @@ impl Run<'_> {
                 objects: Vec::new(),
             });
         }
-        // Ten minutes later the control loop cleans up.
+        // Ten minutes later the control loop forgets the ended UIDs.
         self.rig.pass(601 * SECOND);
         let forgotten = self.rig.world.sweep(self.rig.now);
         self.rig.apply(&forgotten);
-        self.rig.hear();
+        self.rig.take_notices();
         assert_eq!(self.rig.drains.running(), 0, "a drain without an end");
         assert!(
             self.rig.table.is_empty(),
-            "something is remembered of what is gone"
+            "something of the removed objects remains"
         );
         let world = format!("{:?}", self.rig.world);
         assert!(
             !world.contains("pod-") && !world.contains("uid-"),
-            "the world remembers: {world}"
+            "something of the removed objects remains in the world: {world}"
         );
     }
 }

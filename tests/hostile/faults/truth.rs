@@ -1,5 +1,6 @@
-//! The world as it truly is: pods that live and die, and the slices that a controller writes of them. Every change is
-//! an event; what becomes of events on their way is `run.rs`'s.
+//! The true state: pods that start and end, and the slices that a controller writes for them. Every
+//! change is an event that describes the truth at that moment. Here no event is lost, late or
+//! repeated: `run.rs` decides what happens to it on its way.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,16 +18,16 @@ pub const SLICES: [&str; 3] = ["s0", "s1", "s2"];
 pub struct Pod {
     pub name: String,
     pub uid: String,
-    /// Last byte.
+    /// The last byte of the address.
     pub address: u8,
     slice: usize,
     pub ready: bool,
-    /// Its process accepts connections.
+    /// The pod's process accepts connections.
     pub listens: bool,
     pub deleted: Option<Instant>,
-    /// Its object is gone.
+    /// The Pod object is removed.
     pub gone: bool,
-    /// The selector fits it.
+    /// The Service's selector matches the pod.
     pub listed: bool,
 }
 
@@ -34,12 +35,12 @@ pub struct Pod {
 pub struct Truth {
     pub pods: Vec<Pod>,
     generations: [i64; SLICES.len()],
-    /// Slices that do not exist just now.
+    /// Slices that do not exist at the moment.
     pub absent: [bool; SLICES.len()],
 }
 
 impl Pod {
-    /// What a proxy that knows everything would dispatch to.
+    /// Whether a proxy that knew everything would dispatch to the pod.
     pub fn serves(&self) -> bool {
         self.ready && self.listens && self.listed && self.deleted.is_none() && !self.gone
     }
@@ -49,7 +50,7 @@ impl Pod {
             uid: self.uid.clone(),
             ..pod(&self.name, false)
         };
-        // The generation of a rollout; so that a replay has strangers to prefer.
+        // The generation of a rollout, so that a replay has another generation to prefer.
         object.template_hash = Some(
             if self.address.is_multiple_of(2) {
                 "even"
@@ -82,7 +83,7 @@ impl Pod {
 }
 
 impl Truth {
-    /// A pod that starts: not ready, at an address of its own or at one that a dead pod had.
+    /// A pod that starts: not ready, at a new address or at that of a dead pod.
     pub fn create(&mut self, name: String, address: u8, slice: usize) -> usize {
         let uid = format!("uid-{}-{name}", self.pods.len());
         let (ready, listens) = (false, true);
@@ -100,14 +101,14 @@ impl Truth {
         self.pods.len() - 1
     }
 
-    /// Who accepts connections there.
+    /// The pod that accepts connections at this address.
     pub fn listener(&self, address: u8) -> Option<usize> {
         self.pods
             .iter()
             .position(|pod| pod.address == address && pod.listens)
     }
 
-    /// Moves a pod to another slice, as the controller does when it packs them.
+    /// Moves a pod to another slice, as the controller does when it repacks slices.
     pub fn move_pod(&mut self, index: usize) -> [usize; 2] {
         let old = self.pods[index].slice;
         self.pods[index].slice = (old + 1) % SLICES.len();
@@ -118,7 +119,7 @@ impl Truth {
         self.pods[index].slice
     }
 
-    pub fn tell_pod(&self, index: usize, now: Instant) -> Change {
+    pub fn report_pod(&self, index: usize, now: Instant) -> Change {
         let pod = &self.pods[index];
         if pod.gone {
             Change::Remove(Kind::Pod, name(&pod.name))
@@ -127,7 +128,7 @@ impl Truth {
         }
     }
 
-    pub fn tell_slice(&mut self, index: usize) -> Change {
+    pub fn report_slice(&mut self, index: usize) -> Change {
         match self.slice(index) {
             Some(slice) => Change::Apply(Object::EndpointSlice(slice)),
             None => Change::Remove(Kind::EndpointSlice, name(SLICES[index])),
@@ -151,7 +152,7 @@ impl Truth {
         })
     }
 
-    /// The whole truth about one kind.
+    /// The complete true state of one kind.
     pub fn list(&mut self, kind: Kind, now: Instant) -> Change {
         let objects = match kind {
             Kind::Service => vec![Object::Service(service("app"))],
@@ -173,7 +174,7 @@ impl Truth {
         }
     }
 
-    /// The last word on every object, one by one.
+    /// The last state of every object, one event each.
     pub fn post_all(&mut self, now: Instant) -> Vec<Change> {
         let mut last = Vec::new();
         for index in 0..self.pods.len() {
@@ -182,10 +183,10 @@ impl Truth {
                 .iter()
                 .any(|other| other.name == pod.name);
             if !reborn {
-                last.push(self.tell_pod(index, now));
+                last.push(self.report_pod(index, now));
             }
         }
-        last.extend((0..SLICES.len()).map(|n| self.tell_slice(n)));
+        last.extend((0..SLICES.len()).map(|n| self.report_slice(n)));
         last
     }
 }

@@ -1,4 +1,6 @@
-//! An endpoint that serves well, until it is its turn to fail at the stage that the scene says.
+//! An endpoint that serves well until it must fail, at the stage that the scene sets. Only one
+//! endpoint of a scene fails, and only once. Each request that reaches an endpoint is recorded, so
+//! that the scene can count where it ran.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::proxy::scripted::Scripted;
 use crate::proxy::wire::{Wire, field};
 
-/// How far the endpoint comes with the request (or connection) that it fails.
+/// The stage of the request (or connection) at which the endpoint fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// It listens no more.
+    /// It no longer listens.
     BeforeConnect,
-    /// Accepted; nothing read.
+    /// It has accepted the connection and read nothing.
     Accepted,
     InRequestHead,
     AfterRequestHead,
@@ -30,13 +32,13 @@ pub enum Stage {
     InChunk,
     BetweenChunks,
     InCloseDelimited,
-    /// It says another answer behind the right one, to nobody, and keeps the connection.
+    /// It sends another response behind the right one, and keeps the connection.
     AnsweredTwice,
-    /// After a whole answer that promised to keep the connection.
+    /// After a whole response that promised to keep the connection.
     AfterResponse,
-    /// It kept the connection after an answer, and fails the next request on it.
+    /// It kept the connection after a response, and fails the next request on it.
     OnReuse,
-    /// It reads the request and says nothing, not even that it ends.
+    /// It reads the request and sends nothing, not even a FIN.
     Silent,
 }
 
@@ -50,23 +52,23 @@ pub enum Manner {
 pub struct Scene {
     pub stage: Stage,
     pub manner: Manner,
-    /// Between the last byte and the end.
+    /// The pause between the last byte and the end.
     pub pause: Duration,
-    /// Of the answer that is cut, and how much of it is said.
+    /// The length of the response that is cut, and how much of it is sent.
     pub length: usize,
-    pub said: usize,
-    /// One failure is still to come, of whoever comes first to the stage.
+    pub sent: usize,
+    /// One failure is still to come, for the first endpoint that reaches the stage.
     pub armed: AtomicBool,
-    /// Who failed.
+    /// The endpoint that failed.
     pub struck: watch::Sender<Option<usize>>,
-    /// The struck one may go on to fail.
+    /// The chosen endpoint may go on to fail.
     pub go: CancellationToken,
     /// It has failed.
     pub over: CancellationToken,
     pub seen: Mutex<Vec<Seen>>,
 }
 
-/// A request that has reached an endpoint, be it in part.
+/// A request that has reached an endpoint, whole or in part.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub id: String,
@@ -96,7 +98,7 @@ impl Scene {
             .collect()
     }
 
-    /// Whether this is where, and it is now, that an endpoint fails; and then not before it is let go.
+    /// Whether an endpoint must fail here and now. Returns only once the scene allows the failure.
     async fn strikes(&self, here: Stage, actor: usize) -> bool {
         if self.stage != here || !self.armed.swap(false, Ordering::SeqCst) {
             return false;
@@ -106,7 +108,7 @@ impl Scene {
         true
     }
 
-    /// After what was said; the connection is over.
+    /// Ends the connection, after what was sent.
     async fn fail(&self, mut wire: Wire) {
         if !self.pause.is_zero() {
             tokio::time::sleep(self.pause).await;
@@ -115,7 +117,7 @@ impl Scene {
             Manner::Fin => {
                 let _ = wire.stream.shutdown().await;
                 self.over.cancel();
-                // What was not read would make it a reset.
+                // Unread bytes would turn the FIN into a reset.
                 while wire.fill().await {}
             }
             Manner::Reset => {
@@ -132,9 +134,10 @@ impl Scene {
 pub struct Actor {
     pub scripted: Option<Scripted>,
     pub address: std::net::SocketAddr,
-    /// Every connection of it ends.
+    /// Ends every connection of the endpoint.
     ends: CancellationToken,
-    /// Keeps the port when it listens no more: an endpoint of another seed that got it would answer in its place.
+    /// Keeps the port after the endpoint stops listening. Otherwise an endpoint of another seed
+    /// could get the port and answer in its place.
     _port: TcpSocket,
 }
 
@@ -164,7 +167,7 @@ impl Actor {
         }
     }
 
-    /// The process is gone: connects are refused, what stood ends.
+    /// The process is gone: connects are refused, and open connections end.
     pub fn die(&mut self) {
         self.scripted = None;
         self.ends.cancel();
@@ -177,7 +180,7 @@ impl Drop for Actor {
     }
 }
 
-/// So long, and no byte of it stands in another answer.
+/// A body of this length. No part of it can be taken for another response's body.
 pub fn body_of(id: &str, length: usize) -> Vec<u8> {
     let end = format!("#end-of-{id}");
     let mut body: Vec<u8> = format!("{id};")
@@ -189,12 +192,12 @@ pub fn body_of(id: &str, length: usize) -> Vec<u8> {
     body
 }
 
-/// What requests send along.
+/// The body that a request carries.
 pub fn upload_of(id: &str, length: usize) -> Vec<u8> {
     body_of(&format!("up-{id}"), length)
 }
 
-/// The bytes of a chunked body without trailers.
+/// The payload of a chunked body without trailers.
 pub fn dechunked(mut raw: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(at) = raw.windows(2).position(|two| two == b"\r\n") {
@@ -209,7 +212,7 @@ pub fn dechunked(mut raw: &[u8]) -> Vec<u8> {
 }
 
 async fn converse(scene: Arc<Scene>, stream: TcpStream, actor: usize, connection: usize) {
-    // The control side's probes carry nothing.
+    // Join checks send nothing.
     let mut line = [0; 256];
     let Ok(n @ 1..) = stream.peek(&mut line).await else {
         return;
@@ -275,27 +278,28 @@ async fn converse(scene: Arc<Scene>, stream: TcpStream, actor: usize, connection
     }
 }
 
-/// Says an answer, or as much of it as the stage allows; true where it is to fail then.
+/// Sends a response, or as much of it as the stage allows. Returns true if the endpoint must fail
+/// then.
 async fn answer(scene: &Scene, wire: &mut Wire, id: &str, actor: usize, sound: bool) -> bool {
     let common =
         format!("HTTP/1.1 200 OK\r\nX-Id: {id}\r\nX-Actor: {actor}\r\nX-Sound: {sound}\r\n");
     let counted = |length: usize| format!("{common}Content-Length: {length}\r\n\r\n");
     let (length, body) = (scene.length, body_of(id, scene.length));
-    let said = scene.said.clamp(1, body.len() - 1);
+    let sent = scene.sent.clamp(1, body.len() - 1);
     let chunk =
         |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
     let chunked = format!("{common}Transfer-Encoding: chunked\r\n\r\n");
     let part: Option<Vec<u8>> = match scene.stage {
-        Stage::InResponseHead => Some(common.as_bytes()[..said.min(common.len() - 1)].to_vec()),
+        Stage::InResponseHead => Some(common.as_bytes()[..sent.min(common.len() - 1)].to_vec()),
         Stage::AfterResponseHead => Some(counted(length).into()),
-        Stage::InCountedBody => Some([counted(length).as_bytes(), &body[..said]].concat()),
+        Stage::InCountedBody => Some([counted(length).as_bytes(), &body[..sent]].concat()),
         Stage::InChunk => {
             let chunk = chunk(&body);
-            Some([chunked.as_bytes(), &chunk[..said]].concat())
+            Some([chunked.as_bytes(), &chunk[..sent]].concat())
         }
-        Stage::BetweenChunks => Some([chunked.as_bytes(), &chunk(&body[..said])].concat()),
+        Stage::BetweenChunks => Some([chunked.as_bytes(), &chunk(&body[..sent])].concat()),
         Stage::InCloseDelimited => {
-            Some([format!("{common}\r\n").as_bytes(), &body[..said]].concat())
+            Some([format!("{common}\r\n").as_bytes(), &body[..sent]].concat())
         }
         _ => None,
     };
@@ -305,12 +309,12 @@ async fn answer(scene: &Scene, wire: &mut Wire, id: &str, actor: usize, sound: b
         wire.send(part).await;
         return true;
     }
-    // Both framings are met by those who come after.
+    // Later requests meet both framings.
     let whole = if id.ends_with(['1', '3', '5']) {
         [
             chunked.as_bytes(),
-            &chunk(&body[..said]),
-            &chunk(&body[said..]),
+            &chunk(&body[..sent]),
+            &chunk(&body[sent..]),
             b"0\r\n\r\n",
         ]
         .concat()
@@ -320,7 +324,8 @@ async fn answer(scene: &Scene, wire: &mut Wire, id: &str, actor: usize, sound: b
     let twice = scene.strikes(Stage::AnsweredTwice, actor).await;
     wire.send(whole).await;
     if twice {
-        // So that it most likely comes by itself, when the right one has been read.
+        // A pause, so that the stray response most likely arrives after the right one has been
+        // read.
         tokio::time::sleep(Duration::from_millis(2)).await;
         wire.send("HTTP/1.1 200 OK\r\nX-Id: nobody\r\nContent-Length: 5\r\n\r\nstray")
             .await;

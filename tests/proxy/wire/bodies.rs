@@ -1,4 +1,6 @@
-//! Bodies: both ways at once, larger than any buffer, broken off, not wanted, or announced and waited for.
+//! Bodies: in both directions at the same time, larger than any buffer, broken off, refused, or
+//! announced by `Expect` (contract 4.1 to 4.3). A body that ends early never becomes a whole one,
+//! and no byte of a body is read as a request.
 
 use super::*;
 
@@ -67,7 +69,7 @@ async fn a_chunked_body_that_breaks_the_rules_is_refused_and_never_becomes_whole
 }
 
 #[tokio::test]
-async fn a_request_that_came_malformed_goes_nowhere() {
+async fn a_malformed_request_reaches_no_endpoint() {
     let origin = Origin::ok().await;
     let rig = scene(&origin, "").await;
     for body in ["x\r\n", "5\r\nabcdeX", "3\r\nabc\r\n0\r\nHost: b\r\n\r\n"] {
@@ -85,18 +87,19 @@ async fn a_request_that_came_malformed_goes_nowhere() {
 }
 
 #[tokio::test]
-async fn an_upload_broken_off_is_no_whole_request_to_the_endpoint() {
-    let (told, mut ended) = tokio::sync::mpsc::unbounded_channel();
+async fn an_upload_that_breaks_off_is_no_whole_request_to_the_endpoint() {
+    let (report, mut ended) = tokio::sync::mpsc::unbounded_channel();
     let origin = Origin::start(move |mut wire, _| {
-        let told = told.clone();
+        let report = report.clone();
         async move {
             let whole = wire.message().await.is_some();
-            told.send((
-                whole,
-                wire.end,
-                String::from_utf8_lossy(&wire.buffer).into_owned(),
-            ))
-            .unwrap();
+            report
+                .send((
+                    whole,
+                    wire.end,
+                    String::from_utf8_lossy(&wire.buffer).into_owned(),
+                ))
+                .unwrap();
         }
     })
     .await;
@@ -138,7 +141,7 @@ fn pattern() -> Vec<u8> {
         .collect()
 }
 
-/// The pattern in chunks of many sizes, canonical.
+/// The pattern in chunks of many sizes, in canonical form.
 fn chunks(payload: &[u8]) -> Vec<u8> {
     let (mut out, mut rest, mut size) = (Vec::new(), payload, 1);
     while !rest.is_empty() {
@@ -152,7 +155,7 @@ fn chunks(payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// An endpoint that sends a request's body back while it comes, and whatever follows it too.
+/// An endpoint that sends a request's body back while it arrives, with all that follows it.
 async fn echo() -> Origin {
     Origin::start(|mut wire, _| async move {
         let Some(head) = wire.head().await else {
@@ -196,21 +199,22 @@ async fn sixteen_mebibytes_go_up_and_come_down_at_the_same_time() {
                 writer.write_all(&upload).await.unwrap();
                 writer
             });
-            // The answer began before the body was there, which is known to be large only where it is counted.
-            let told = if framing.starts_with('C') {
+            // The response began before the body was whole. Only Content-Length shows the proxy
+            // then that the body is large.
+            let closing = if framing.starts_with('C') {
                 "Connection: close\r\n"
             } else {
                 ""
             };
             let expected = [
-                format!("HTTP/1.1 200 OK\r\n{framing}\r\n{told}\r\n").as_bytes(),
+                format!("HTTP/1.1 200 OK\r\n{framing}\r\n{closing}\r\n").as_bytes(),
                 &body,
             ]
             .concat();
             let got = read_exactly(reader, expected.len(), slow).await;
             assert!(
                 got == expected,
-                "{framing}: {} bytes of {} came, or other ones",
+                "{framing}: {} bytes of {} arrived, or wrong ones",
                 got.len(),
                 expected.len()
             );
@@ -219,7 +223,8 @@ async fn sixteen_mebibytes_go_up_and_come_down_at_the_same_time() {
     }
 }
 
-/// Up to `length` bytes; `slow`: in small reads with pauses, so that everything on the way fills up.
+/// Reads up to `length` bytes. With `slow`, it reads small pieces with pauses, so that all buffers
+/// on the way fill.
 async fn read_exactly(
     mut reader: impl tokio::io::AsyncRead + Unpin,
     length: usize,
@@ -275,7 +280,7 @@ async fn a_slow_reader_gets_a_large_response_whole() {
         got.extend(read_exactly(&mut client.stream, missing, true).await);
         assert!(
             got == **body,
-            "{target}: {} bytes of {} came, or other ones",
+            "{target}: {} bytes of {} arrived, or wrong ones",
             got.len(),
             body.len()
         );
@@ -295,7 +300,8 @@ async fn hasty(answer: String) -> Origin {
                 return wire.send(OK).await;
             }
             wire.send(&answer).await;
-            // Not the end of the connection, which would be a reset and might overtake the answer.
+            // The connection stays open: its end would be a reset, which might overtake the
+            // response.
             tokio::time::sleep(Duration::from_secs(30)).await;
         }
     })
@@ -354,24 +360,25 @@ async fn an_answer_before_a_large_body_closes_and_is_read_whole() {
         };
         let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{size}");
         let upload = body.clone();
-        // A client that stops at the first failed write and then gives the answer up, as many do.
+        // A client that stops at the first failed write and then gives up the response, as many
+        // clients do.
         let writing = tokio::spawn(async move {
             writer.write_all(head.as_bytes()).await?;
             writer.write_all(&upload).await?;
             std::io::Result::Ok(writer)
         });
-        let told = if framing.starts_with('T') {
+        let closing = if framing.starts_with('T') {
             ""
         } else {
             "Connection: close\r\n"
         };
         let expected = format!(
-            "HTTP/1.1 413 Much\r\nContent-Length: {}\r\n{told}\r\n{large}",
+            "HTTP/1.1 413 Much\r\nContent-Length: {}\r\n{closing}\r\n{large}",
             large.len()
         );
         let mut reader = reader;
         let mut got = Vec::new();
-        let end = soon("the answer and the end", reader.read_to_end(&mut got)).await;
+        let end = soon("the response and the end", reader.read_to_end(&mut got)).await;
         assert!(
             got == expected.as_bytes(),
             "{framing}: {} bytes of {}: {end:?}",
@@ -386,14 +393,15 @@ async fn an_answer_before_a_large_body_closes_and_is_read_whole() {
     }
 }
 
-/// Past the replay buffer it goes by splice, which must lose nothing, add nothing, and know where the body ends.
+/// Past the replay buffer the body moves by splice. Splice must lose nothing, add nothing, and stop
+/// where the body ends.
 #[tokio::test]
 async fn a_long_upload_arrives_whole_and_both_connections_go_on() {
     let origin = Origin::start(|mut wire, _| async move {
         while let Some(head) = wire.head().await {
             let length = field(&head, "Content-Length").map_or(0, |length| length.parse().unwrap());
             let body = wire.take(length).await.unwrap();
-            assert!(body == sequence(length), "{length} bytes arrived as others");
+            assert!(body == sequence(length), "{length} bytes arrived changed");
             wire.send(OK).await;
         }
     })
@@ -406,7 +414,7 @@ async fn a_long_upload_arrives_whole_and_both_connections_go_on() {
                 "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
             ))
             .await;
-        // In pieces of all sizes, so that some come while others wait.
+        // In pieces of all sizes, so that some arrive while others wait.
         for piece in sequence(length).chunks(77_777) {
             client.send(piece).await;
         }
@@ -424,7 +432,7 @@ fn sequence(length: usize) -> Vec<u8> {
     (0..length).map(|n| (n / 251 + n) as u8).collect()
 }
 
-/// What is under way when the answer comes, in whichever buffer, is body and never becomes a request.
+/// The bytes in flight when the response comes, in any buffer, are body and never become a request.
 #[tokio::test]
 async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
     const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -437,11 +445,11 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
                 .unwrap()
                 .push(head.clone());
             if head.starts_with("PUT ") {
-                // Until the buffers on the way are full, or all of it is in them.
+                // Waits until the buffers on the way are full or hold the whole body.
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 wire.send(OK).await;
                 tokio::time::sleep(Duration::from_millis(300)).await;
-                // Whatever else comes before it is whole would be taken for it.
+                // Anything else that arrived before the body is whole would be counted as body.
                 let length = field(&head, "Content-Length").unwrap().parse().unwrap();
                 if wire.take(length).await.is_none() {
                     return;
@@ -472,7 +480,7 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
                 let _ = writer.write_all(&body).await;
                 writer
             });
-            let writer = soon("all to be sent, or refused", writing).await.unwrap();
+            let writer = soon("all bytes sent, or refused", writing).await.unwrap();
             client.stream = reader.reunite(writer).unwrap();
             let answer = client.message().await.unwrap();
             assert!(
@@ -484,7 +492,7 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
                 true => assert_eq!(
                     client.rest().await.0,
                     "",
-                    "{length} bytes: more than one answer"
+                    "{length} bytes: more than one response"
                 ),
                 false => client.assert_alive(&format!("{length} bytes")).await,
             }
@@ -496,7 +504,7 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
     let kept = closes.len() - closed;
     assert!(
         kept > 0 && closed > 0,
-        "{kept} kept, {closed} closed: one of the ways was not tried"
+        "{kept} kept, {closed} closed: one of the two cases did not occur"
     );
     assert!(
         !origin.seen().iter().any(|head| head.contains("smuggled")),
@@ -505,7 +513,7 @@ async fn no_byte_of_an_upload_that_was_answered_early_becomes_a_request() {
 }
 
 #[tokio::test]
-async fn continue_is_asked_for_and_granted_through_the_proxy() {
+async fn continue_is_requested_and_granted_through_the_proxy() {
     let origin = Origin::start(|mut wire, _| async move {
         for _ in 0..2 {
             let head = wire.head().await.unwrap();
@@ -537,7 +545,8 @@ async fn continue_is_asked_for_and_granted_through_the_proxy() {
     assert_eq!((origin.seen().len(), origin.used()), (2, 1));
 }
 
-/// The client may send the body or not after that, and one cannot tell which: its connection ends, and it is told.
+/// After this response the client may or may not send the body, and the proxy cannot know which. So
+/// it announces the close and ends the connection.
 #[tokio::test]
 async fn a_final_answer_instead_of_continue_ends_the_connection() {
     let origin = hasty("HTTP/1.1 417 No\r\nContent-Length: 2\r\n\r\nno".into()).await;

@@ -1,11 +1,13 @@
-//! How long the proxy waits for a client, and when it does not.
+//! The proxy's timeouts for a client, and the waits that are not the client's (contract 4.1). A
+//! client is idle only while the proxy waits for its bytes. A slow endpoint, a body that moves and
+//! a response that streams do not make it idle.
 
 use std::sync::atomic::AtomicBool;
 
 use super::*;
 
 #[tokio::test]
-async fn a_head_that_does_not_come_to_its_end_is_a_408() {
+async fn a_head_that_is_never_complete_gets_a_408() {
     let origin = Origin::ok().await;
     let rig = scene(&origin, "timeouts: {head: 300ms, clientIdle: 60s}").await;
     for before in ["", GET] {
@@ -17,16 +19,20 @@ async fn a_head_that_does_not_come_to_its_end_is_a_408() {
             }
             client.send("GET / HTTP/1.1\r\nHost: a\r\nA: b").await;
             let (mut reader, mut writer) = client.stream.into_split();
-            // A byte now and then is no new beginning.
+            // A byte now and then does not restart the timeout.
             let dribble = tokio::spawn(async move {
                 while steady && writer.write_all(b"b").await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                // Dropped, it would end this direction.
+                // Dropping the writer would end this direction.
                 std::future::pending::<()>().await;
             });
             let mut answer = String::new();
-            let end = soon("the answer and the end", reader.read_to_string(&mut answer)).await;
+            let end = soon(
+                "the response and the end",
+                reader.read_to_string(&mut answer),
+            )
+            .await;
             dribble.abort();
             assert!(
                 answer.starts_with("HTTP/1.1 408 ") && end.is_ok(),
@@ -40,7 +46,7 @@ async fn a_head_that_does_not_come_to_its_end_is_a_408() {
 }
 
 #[tokio::test]
-async fn an_idle_client_is_let_go_without_a_word() {
+async fn an_idle_client_is_closed_without_a_response() {
     let origin = Origin::ok().await;
     let rig = scene(&origin, "timeouts: {clientIdle: 300ms, head: 60s}").await;
     let mut fresh = Wire::connect(&rig).await;
@@ -52,7 +58,7 @@ async fn an_idle_client_is_let_go_without_a_word() {
     eventually("both to be counted", async || timeouts() == 2.0).await;
 }
 
-/// RFC 9112 section 2.2: an empty line before a request is none, nor is it the beginning of one.
+/// RFC 9112 section 2.2: an empty line before a request is ignored, and does not begin a request.
 #[tokio::test]
 async fn an_empty_line_alone_leaves_a_client_idle() {
     let origin = Origin::ok().await;
@@ -68,7 +74,7 @@ async fn an_empty_line_alone_leaves_a_client_idle() {
         assert_eq!(
             client.rest().await,
             (String::new(), End::Fin),
-            "idle, not in the midst of a head"
+            "idle, not in the middle of a head"
         );
     }
 }
@@ -107,7 +113,7 @@ async fn a_body_that_stalls_ends_both_connections() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_thinks_for_long_is_no_idle_client() {
+async fn a_slow_endpoint_does_not_make_its_client_idle() {
     let origin = Origin::start(|mut wire, _| async move {
         while wire.message().await.is_some() {
             tokio::time::sleep(Duration::from_millis(1_000)).await;
@@ -123,7 +129,7 @@ async fn an_endpoint_that_thinks_for_long_is_no_idle_client() {
     }
 }
 
-/// Bytes the one way are as good as bytes the other way.
+/// Bytes in one direction keep the other direction alive, too.
 #[tokio::test]
 async fn a_response_that_streams_keeps_an_open_upload_alive() {
     let origin = Origin::start(|mut wire, _| async move {
@@ -154,7 +160,8 @@ async fn a_response_that_streams_keeps_an_open_upload_alive() {
     );
 }
 
-/// An answer of the proxy's own does not wait for a body that the client holds back until it is told to go on.
+/// The proxy's own response does not wait for a body that the client holds back until `100
+/// Continue`.
 #[tokio::test]
 async fn an_own_answer_does_not_wait_for_the_body() {
     let origin = Origin::start(|mut wire, _| async move {
@@ -184,7 +191,7 @@ async fn an_own_answer_does_not_wait_for_the_body() {
     let answer = client.message().await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert_eq!(field(&answer, "Retry-After"), Some("1"));
-    // It may send the body all the same, and go on.
+    // The client may still send the body, and go on.
     client.send(format!("0123456789{GET}")).await;
     let answer = client.message().await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");

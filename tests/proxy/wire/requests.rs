@@ -1,8 +1,10 @@
-//! Requests: what is refused, what the endpoint gets of the others, and who the client is said to be.
+//! Requests (contract 4.1 and 4.2): which are refused, what the endpoint receives of the others,
+//! and which address stands for the client. A refused request reaches no endpoint, and the refusal
+//! reaches the client, however the bytes were split.
 
 use super::*;
 
-/// (bytes, status, reason): one or more for each row of the table that refuses a head.
+/// (bytes, status, reason): at least one for each rule that refuses a head.
 fn refused() -> Vec<(String, u16, &'static str)> {
     let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
     let line = |line: &str| format!("{line}\r\nHost: a\r\n\r\n");
@@ -66,8 +68,9 @@ fn refused() -> Vec<(String, u16, &'static str)> {
     ]
 }
 
-/// Each row, whole, split at every byte boundary (at about 120 places where it is long) and dribbled: one verdict, told to the
-/// end, and nothing of it reaches the endpoint.
+/// Each row whole, split at every byte boundary (at about 120 places if it is long), and byte by
+/// byte. The verdict is always the same, the client reads all of it, and nothing reaches the
+/// endpoint.
 #[tokio::test]
 async fn what_is_malformed_is_refused_however_it_comes_and_reaches_no_endpoint() {
     let origin = Origin::ok().await;
@@ -85,7 +88,7 @@ async fn what_is_malformed_is_refused_however_it_comes_and_reaches_no_endpoint()
             });
         }
         for (at, answer, rest) in tasks.join_all().await {
-            let answer = answer.unwrap_or_else(|| panic!("no answer to {bytes:?} split at {at}"));
+            let answer = answer.unwrap_or_else(|| panic!("no response to {bytes:?} split at {at}"));
             assert!(
                 answer.starts_with(&format!("HTTP/1.1 {status} ")),
                 "{bytes:?} split at {at}: {answer}"
@@ -102,7 +105,7 @@ async fn what_is_malformed_is_refused_however_it_comes_and_reaches_no_endpoint()
     }
 }
 
-/// (bytes, what the endpoint gets with `{x}` for the fields that the proxy adds).
+/// (bytes, what the endpoint gets), with `{x}` for the fields that the proxy adds.
 fn forwarded() -> Vec<(&'static str, &'static str)> {
     vec![
         (
@@ -148,7 +151,7 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
     ]
 }
 
-/// One client connection for all, the proxy's to the endpoint is one too.
+/// All requests use one client connection, and the proxy uses one connection to the endpoint.
 #[tokio::test]
 async fn what_is_well_formed_arrives_canonical_however_it_comes() {
     let origin = Origin::ok().await;
@@ -220,7 +223,7 @@ async fn pipelined_requests_are_answered_in_order_and_a_bad_one_last() {
         let answer = client.message().await.unwrap();
         assert!(
             answer.ends_with(&format!("\r\n\r\n/{n}")),
-            "answer {n}: {answer}"
+            "response {n}: {answer}"
         );
     }
     let answer = client.message().await.unwrap();
@@ -229,11 +232,11 @@ async fn pipelined_requests_are_answered_in_order_and_a_bad_one_last() {
     assert_eq!(
         origin.seen().len(),
         40,
-        "what follows a refused head is not read"
+        "the bytes behind a refused head are not read"
     );
 }
 
-/// Far more than any buffer on the way holds is still being sent when the refusal is there.
+/// The client still sends far more than the buffers hold when the refusal is ready.
 #[tokio::test]
 async fn a_refusal_is_not_lost_to_a_client_that_is_still_sending() {
     let origin = Origin::ok().await;
@@ -262,7 +265,7 @@ async fn a_refusal_is_not_lost_to_a_client_that_is_still_sending() {
 }
 
 #[tokio::test]
-async fn an_old_client_keeps_its_connection_only_if_it_asks() {
+async fn an_http_1_0_client_keeps_its_connection_only_if_it_asks() {
     let origin = Origin::ok().await;
     let rig = scene(&origin, "").await;
     let mut client = Wire::connect(&rig).await;
@@ -286,7 +289,7 @@ async fn an_old_client_keeps_its_connection_only_if_it_asks() {
     assert_eq!(origin.used(), 1);
 }
 
-/// Some clients send a line break after a body; it must not cost them the answer.
+/// Some clients send a line break after a body. It must not cost them the response.
 #[tokio::test]
 async fn a_client_that_asked_to_close_gets_its_whole_answer_although_it_sent_more() {
     let large = "x".repeat(4 << 20);
@@ -321,7 +324,7 @@ async fn a_client_that_asked_to_close_gets_its_whole_answer_although_it_sent_mor
 async fn a_half_closed_client_gets_its_answer() {
     let origin = Origin::start(|mut wire, _| async move {
         while wire.message().await.is_some() {
-            // The client's end is there before the answer.
+            // The client's FIN arrives before the response.
             tokio::time::sleep(Duration::from_millis(20)).await;
             wire.send(OK).await;
         }
@@ -344,7 +347,7 @@ async fn a_half_closed_client_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn half_a_head_and_the_end_is_nothing() {
+async fn half_a_head_before_the_end_is_no_request() {
     let origin = Origin::ok().await;
     let rig = scene(&origin, "").await;
     for at in [1, 10, GET.len() - 1] {
@@ -379,7 +382,8 @@ async fn a_trusted_proxy_is_believed_and_extended() {
 
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// A v2 header for 192.0.2.9:1000 to 192.0.2.8:80 with one TLV; `command` is 0x21 for PROXY, 0x20 for LOCAL.
+/// A v2 header for 192.0.2.9:1000 to 192.0.2.8:80 with one TLV. `command` is 0x21 for PROXY and
+/// 0x20 for LOCAL.
 fn v2(command: u8) -> Vec<u8> {
     let addresses = [192, 0, 2, 9, 192, 0, 2, 8, 3, 232, 0, 80];
     let tlv = [4, 0, 1, 0];
@@ -401,7 +405,7 @@ async fn the_proxy_protocol_names_the_client() {
         (v1("TCP6 2001:db8::9 2001:db8::8 1000 80"), "2001:db8::9"),
         (v1("UNKNOWN"), "127.0.0.1"),
         (v2(0x21), "192.0.2.9"),
-        // A health check of the one before us: what it says of addresses is to be ignored.
+        // A health check by the load balancer before the proxy. Its addresses must be ignored.
         (v2(0x20), "127.0.0.1"),
     ] {
         let bytes = [&header, GET.as_bytes()].concat();

@@ -1,15 +1,18 @@
-//! Responses: what the client gets of them, what becomes of both connections, and what cannot be forwarded.
+//! Responses (contract 4.3): what the client receives, whether both connections stay open, and
+//! which responses cannot be forwarded. A fault before the first byte is a 502, a later fault is a
+//! visible cut, and no request is sent twice because of it.
 
 use super::*;
 
-/// An endpoint that answers `GET /n` with the n-th of `answers` and then ends its connection, properly or by reset, if the
-/// second of the pair says so; anything else with [`OK`]. `dribbled`: byte by byte for `/n/slow`.
+/// An endpoint that answers `GET /n` with the n-th of `answers`. If the second of the pair says so,
+/// it then ends its connection, by FIN or by reset. It answers everything else with [`OK`]. For
+/// `/n/slow` it sends byte by byte.
 async fn playing(answers: Vec<(String, Option<End>)>) -> Origin {
     let answers = Arc::new(answers);
     Origin::start(move |mut wire, _| {
         let answers = answers.clone();
         async move {
-            // A body that is not read would make every close a reset.
+            // An unread body would turn every close into a reset.
             while let Some(request) = wire.message().await {
                 let target = request
                     .split(' ')
@@ -32,7 +35,7 @@ async fn playing(answers: Vec<(String, Option<End>)>) -> Origin {
                     None => {}
                     Some(End::Fin) => return,
                     Some(End::Reset) => {
-                        // What was sent shall arrive first.
+                        // The bytes must arrive before the reset.
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         return wire.stream.set_zero_linger().unwrap();
                     }
@@ -43,7 +46,8 @@ async fn playing(answers: Vec<(String, Option<End>)>) -> Origin {
     .await
 }
 
-/// (request line, response, what the client gets). The client's connection lives on unless it is told otherwise.
+/// (request line, response, what the client gets). The client's connection stays open unless the
+/// head says otherwise.
 fn passed_on() -> Vec<(&'static str, &'static str, &'static str)> {
     vec![
         (
@@ -152,7 +156,7 @@ async fn responses_arrive_canonical_however_they_come_and_both_connections_live_
 }
 
 #[tokio::test]
-async fn a_response_that_ends_with_its_connection() {
+async fn a_response_may_end_with_its_connection_and_a_reset_is_no_end() {
     let answer = "HTTP/1.1 200 OK\r\n\r\nuntil the end".to_owned();
     let origin = playing(vec![
         (answer.clone(), Some(End::Fin)),
@@ -160,7 +164,7 @@ async fn a_response_that_ends_with_its_connection() {
     ])
     .await;
     let rig = scene(&origin, "").await;
-    // A client of today gets chunks and keeps its connection.
+    // An HTTP/1.1 client gets chunks and keeps its connection.
     let mut client = Wire::connect(&rig).await;
     client.send("GET /0 HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_eq!(
@@ -170,14 +174,14 @@ async fn a_response_that_ends_with_its_connection() {
         )
     );
     client.assert_alive("a body until the end").await;
-    // An old one gets it as it came.
+    // An HTTP/1.0 client gets the response as it came.
     let mut client = Wire::connect(&rig).await;
     client
         .send("GET /0 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
         .await;
     let expected = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end";
     assert_eq!(client.rest().await, (expected.into(), End::Fin));
-    // A reset is not an end, for either of them.
+    // A reset is not an end of the body, for either client.
     for version in ["1.1", "1.0"] {
         let mut client = Wire::connect(&rig).await;
         client
@@ -193,9 +197,10 @@ async fn a_response_that_ends_with_its_connection() {
     assert_eq!(origin.seen().len(), 5, "nothing was sent twice");
 }
 
-/// Faults before a byte has gone: 502 with a reason, the client keeps its connection, and nothing is sent twice.
+/// Faults before a byte has reached the client: 502 with a reason, the client keeps its connection,
+/// and nothing is sent twice.
 #[tokio::test]
-async fn a_response_that_cannot_be_forwarded_is_a_502_and_is_not_asked_for_again() {
+async fn a_response_that_cannot_be_forwarded_is_a_502_and_its_request_is_not_sent_again() {
     let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n");
     let faults = [
         (
@@ -264,7 +269,7 @@ async fn a_response_that_cannot_be_forwarded_is_a_502_and_is_not_asked_for_again
             assert_eq!(
                 origin.seen().len(),
                 before.0 + 1,
-                "{answer:?} was asked for twice"
+                "{answer:?}: the request was sent twice"
             );
             client.assert_alive(answer).await;
             assert_eq!(
@@ -276,7 +281,8 @@ async fn a_response_that_cannot_be_forwarded_is_a_502_and_is_not_asked_for_again
     }
 }
 
-/// Faults after a byte has gone: what has come is followed by a reset, never by an end.
+/// Faults after a byte has reached the client: what was passed on is followed by a reset, never by
+/// a FIN.
 #[tokio::test]
 async fn a_response_that_breaks_later_is_cut_visibly() {
     let chunked = |rest: &str| {
@@ -305,7 +311,7 @@ async fn a_response_that_breaks_later_is_cut_visibly() {
         answers.push((answer.clone(), *end));
     }
     let answers = Arc::new(answers);
-    // The first chunk goes alone, so that it has passed before the fault is there.
+    // The first chunk goes alone, so that it has reached the client before the fault arrives.
     let origin = Origin::start({
         let answers = answers.clone();
         move |mut wire, _| {
@@ -344,7 +350,7 @@ async fn a_response_that_breaks_later_is_cut_visibly() {
         client
             .send(format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n"))
             .await;
-        // So that all buffers fill, and a large body's end comes while it is spliced.
+        // All buffers fill meanwhile, and the end of a large body comes while it is spliced.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let (got, client_end) = client.rest().await;
         assert!(
@@ -357,11 +363,15 @@ async fn a_response_that_breaks_later_is_cut_visibly() {
             "{what} looks complete"
         );
         assert_eq!(client_end, End::Reset, "{what}");
-        assert_eq!(origin.seen().len(), n + 1, "{what} was asked for twice");
+        assert_eq!(
+            origin.seen().len(),
+            n + 1,
+            "{what}: the request was sent twice"
+        );
     }
 }
 
-/// Bytes that nobody asked for would be taken for the answer to the next request.
+/// Extra bytes would be taken for the response to the next request.
 #[tokio::test]
 async fn a_connection_with_bytes_beyond_the_response_is_not_used_again() {
     let extra = |answer: &str| {
@@ -397,14 +407,14 @@ async fn a_connection_with_bytes_beyond_the_response_is_not_used_again() {
         let answer = client.message().await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
         client.assert_alive("bytes beyond").await;
-        // The connection of the good request is the next one's.
+        // The next request uses the connection of the good request.
         assert_eq!(origin.used(), n + 2, "after {n}");
     }
 }
 
-/// As servers end a connection that is idle for too long, some with a word.
+/// Servers end a connection that is idle for too long, and some send a 408 first.
 #[tokio::test]
-async fn a_connection_that_speaks_or_ends_while_idle_is_not_used_again() {
+async fn a_connection_that_sends_or_ends_while_idle_is_not_used_again() {
     let origin = Origin::start(|mut wire, number| async move {
         while wire.message().await.is_some() {
             wire.send(OK).await;
@@ -429,9 +439,10 @@ async fn a_connection_that_speaks_or_ends_while_idle_is_not_used_again() {
     assert_eq!(rig.metric("ebbtide_retries_total", ""), 0.0);
 }
 
-/// The same, the end crossing the request: a server's idle timeout is no answer, and a request that may be repeated is.
+/// The same, but the 408 crosses the next request. A server's idle timeout is no response to that
+/// request. The request is replayed if it may be repeated.
 #[tokio::test]
-async fn a_timeout_spoken_into_a_request_is_no_answer() {
+async fn a_408_that_crosses_a_request_is_no_response() {
     let origin = Origin::start(|mut wire, number| async move {
         assert!(wire.message().await.is_some());
         wire.send(OK).await;

@@ -1,4 +1,6 @@
-//! What ceases to be HTTP: an answered upgrade, and CONNECT where it is allowed.
+//! Connections that become tunnels (contract 4.2 and 4.4): a granted upgrade, and CONNECT where the
+//! listener allows it. Early bytes in both directions arrive, and each end is passed on as it was.
+//! The drain of a tunnel is tested in `tests/proxy/tcp.rs`.
 
 use super::*;
 
@@ -7,8 +9,8 @@ const UPGRADE: &str =
 const SWITCHING: &str =
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: upgrade\r\n\r\n";
 
-/// Switches with a greeting in the same write as the answer (`slow`: byte by byte), then echoes in capitals until the
-/// client's end, and says so.
+/// Switches protocols with a greeting in the same write as the response (`slow`: byte by byte).
+/// Then echoes in capitals until the client's FIN, and answers that with `bye`.
 async fn chat(slow: bool) -> Origin {
     Origin::start(move |mut wire, _| async move {
         let Some(head) = wire.head().await else { return };
@@ -22,8 +24,8 @@ async fn chat(slow: bool) -> Origin {
             false => wire.send(answer).await,
         }
         loop {
-            let heard = String::from_utf8_lossy(&std::mem::take(&mut wire.buffer)).to_uppercase();
-            wire.send(heard).await;
+            let received = String::from_utf8_lossy(&std::mem::take(&mut wire.buffer)).to_uppercase();
+            wire.send(received).await;
             if !wire.fill().await {
                 break;
             }
@@ -63,23 +65,23 @@ async fn an_upgrade_becomes_a_tunnel_with_early_data_both_ways() {
 
 #[tokio::test]
 async fn the_ends_of_a_tunnel_are_passed_on() {
-    let (told, mut ended) = tokio::sync::mpsc::unbounded_channel();
+    let (report, mut ended) = tokio::sync::mpsc::unbounded_channel();
     let origin = Origin::start(move |mut wire, number| {
-        let told = told.clone();
+        let report = report.clone();
         async move {
             wire.head().await.unwrap();
             wire.send(SWITCHING).await;
             match number {
-                // Ends its direction, and hears the other to the end.
+                // Ends its direction, and reads the other one to the end.
                 0 => {
                     wire.half_close().await;
-                    told.send(wire.rest().await).unwrap();
+                    report.send(wire.rest().await).unwrap();
                 }
                 1 => {
                     assert_eq!(wire.take(1).await.unwrap(), b"x");
                     wire.stream.set_zero_linger().unwrap();
                 }
-                _ => told.send(wire.rest().await).unwrap(),
+                _ => report.send(wire.rest().await).unwrap(),
             }
         }
     })
@@ -143,8 +145,8 @@ async fn connect_makes_a_tunnel_where_it_is_allowed() {
             );
             wire.send("HTTP/1.1 200 Connected\r\nContent-Length: 7\r\n\r\nhello")
                 .await;
-            let (heard, _) = wire.rest().await;
-            return wire.send(heard.to_uppercase()).await;
+            let (received, _) = wire.rest().await;
+            return wire.send(received.to_uppercase()).await;
         }
     })
     .await;

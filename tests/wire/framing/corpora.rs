@@ -1,6 +1,7 @@
-//! Public collections of HTTP messages, read by our parser beside what each collection says of them. They are fetched by
-//! `tests/wire/framing/fetch.sh` and not kept here. Every difference must be one of [`RECONCILED`]; `CORPORA.md` is the table
-//! that comes of it (`EBBTIDE_WRITE=1` writes it anew).
+//! Public collections of HTTP messages, read by Ebbtide's parser and compared with the verdicts of
+//! each collection. `tests/wire/framing/fetch.sh` fetches them; they are not part of this
+//! repository. Every difference must be listed in [`RECONCILED`]. `CORPORA.md` is the resulting
+//! table, and `EBBTIDE_WRITE=1` writes it again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,13 @@ use serde_json::Value;
 use super::differential::{LIMITS, forwarding};
 use super::show;
 
-/// What a collection says of a message.
+/// The verdict of a collection on a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Says {
     Valid,
-    /// Or not to be trusted.
+    /// Invalid, or not to be trusted.
     Invalid,
-    /// It leaves both open.
+    /// The collection leaves both open.
     Either,
 }
 
@@ -30,14 +31,14 @@ struct Sample {
     says: Says,
 }
 
-/// What we make of a stream of messages.
+/// How Ebbtide reads a stream of messages.
 #[derive(Debug, PartialEq, Eq)]
 enum Read {
-    /// So many whole ones, and nothing else.
+    /// This many whole messages, and nothing else.
     Whole(usize),
-    /// The last one has no end: it would be cut when the client goes.
+    /// The last message has no end. It would be cut when the client disconnects.
     Unfinished(usize),
-    /// The last head has no end: nothing of it is forwarded.
+    /// The last head has no end. Nothing of it is forwarded.
     Waits(usize),
     Refused(&'static str),
 }
@@ -81,7 +82,7 @@ const CORPORA: &[Corpus] = &[
     },
 ];
 
-/// (corpus, stricter or laxer, our reason or the sample's name, why it is so).
+/// (corpus, stricter or laxer, our reason or the sample's name, why it differs).
 const RECONCILED: &[(&str, &str, &str, &str)] = &[
     (
         "http-desync-guardian",
@@ -147,25 +148,25 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "http-desync-guardian",
         "stricter",
         "bad_request_line",
-        "a request line without a target; the corpus takes an empty one for compliant, RFC 9112 section 3.2 does not",
+        "a request line without a target: the corpus calls an empty target compliant, RFC 9112 section 3.2 does not",
     ),
     (
         "http-desync-guardian",
         "stricter",
         "bad_target",
-        "a fragment, or bytes beyond ASCII: neither may stand in a target (RFC 9112 section 3.2)",
+        "a fragment, or bytes beyond ASCII: neither is allowed in a target (RFC 9112 section 3.2)",
     ),
     (
         "http-desync-guardian",
         "stricter",
         "bad_transfer_encoding",
-        "`identity` was taken out of the standard by RFC 7230; chunked has no parameters (RFC 9112 section 7)",
+        "RFC 7230 removed `identity` from the standard, and chunked has no parameters (RFC 9112 section 7)",
     ),
     (
         "http-desync-guardian",
         "stricter",
         "unknown_transfer_encoding",
-        "codings besides chunked: 501, as RFC 9112 section 6.1 has it for what is not understood",
+        "codings other than chunked: 501, as RFC 9112 section 6.1 says for an unknown coding",
     ),
     (
         "llhttp",
@@ -201,13 +202,13 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "llhttp",
         "laxer",
         "request/invalid: HTTP protocol and ANNOUNCE method",
-        "a method is any token (RFC 9110 section 9.1); the corpus knows a list",
+        "a method is any token (RFC 9110 section 9.1); the corpus has a fixed list",
     ),
     (
         "llhttp",
         "laxer",
         "request/invalid: Invalid method",
-        "a method is any token (RFC 9110 section 9.1); the corpus knows a list",
+        "a method is any token (RFC 9110 section 9.1); the corpus has a fixed list",
     ),
     ("llhttp", "stricter", "bad_request_line", "HTTP/0.9"),
     (
@@ -220,31 +221,31 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "llhttp",
         "stricter",
         "bad_transfer_encoding",
-        "a response whose last coding is not chunked: it would end with the connection, and we refuse rather than guess",
+        "a response whose last coding is not chunked: its end would be that of the connection, and Ebbtide refuses it rather than guess",
     ),
     (
         "llhttp",
         "stricter",
         "bad_version",
-        "RTSP and ICE, which the corpus' parser speaks too",
+        "RTSP and ICE, which the parser of the corpus supports, too",
     ),
     (
         "llhttp",
         "stricter",
         "connect_with_body",
-        "content of CONNECT has no meaning (RFC 9110 section 9.3.6), and would be the tunnel's first bytes to some",
+        "content of CONNECT has no meaning (RFC 9110 section 9.3.6), and some would read it as the first bytes of the tunnel",
     ),
     (
         "llhttp",
         "stricter",
         "leading_blank_line",
-        "an empty line before a response: section 2.2 of RFC 9112 lets servers pass one over, not clients; here it is a byte too many behind the last response",
+        "an empty line before a response: RFC 9112 section 2.2 lets servers ignore one, not clients; here it is an extra byte behind the last response",
     ),
     (
         "llhttp",
         "stricter",
         "unknown_transfer_encoding",
-        "codings besides chunked: 501, or 502 for a response",
+        "codings other than chunked: 501, or 502 for a response",
     ),
     (
         "llhttp",
@@ -275,7 +276,7 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "gunicorn",
         "laxer",
         "invalid/019",
-        "claims about the scheme that contradict each other: all are dropped, unless the peer is in `trustedProxies`",
+        "fields about the scheme that contradict each other: all are dropped, unless the peer is in `trustedProxies`",
     ),
     ("gunicorn", "laxer", "invalid/040", LOOKALIKE),
     ("gunicorn", "laxer", "invalid/chunked_07", LOOKALIKE),
@@ -283,19 +284,19 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "gunicorn",
         "laxer",
         "invalid/041",
-        "two Content-Type: no matter of framing, and the endpoint's to judge",
+        "two Content-Type fields: they do not affect framing, and the endpoint decides",
     ),
     (
         "gunicorn",
         "laxer",
         "invalid/rfc9112_chunked_missing_final_crlf_01",
-        "the last chunk is withheld until its end has come: the endpoint sees a cut body, never a whole one",
+        "the last chunk is withheld until its end has arrived: the endpoint sees a cut body, never a whole one",
     ),
     (
         "gunicorn",
         "stricter",
         "bad_header",
-        "a space before the colon, which the case switches on (RFC 9112 section 5.1: 400)",
+        "a space before the colon, which the case allows by a setting (RFC 9112 section 5.1: 400)",
     ),
     (
         "gunicorn",
@@ -307,7 +308,7 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "gunicorn",
         "stricter",
         "bad_transfer_encoding",
-        "`identity` was taken out of the standard by RFC 7230",
+        "RFC 7230 removed `identity` from the standard",
     ),
     (
         "gunicorn",
@@ -325,56 +326,56 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "gunicorn",
         "stricter",
         "head_too_large",
-        "a head over 16 KiB: 431; the case switches the limit off",
+        "a head over 16 KiB: 431; the case turns the limit off",
     ),
     (
         "gunicorn",
         "stricter",
         "obs_fold",
-        "folded lines, which the cases switch on (RFC 9112 section 5.2: 400 is one of the two answers)",
+        "folded lines, which the cases allow by a setting (RFC 9112 section 5.2: 400 is one of the two answers)",
     ),
     (
         "gunicorn",
         "stricter",
         "unknown_transfer_encoding",
-        "codings besides chunked: 501",
+        "codings other than chunked: 501",
     ),
     (
         "http-garden",
         "laxer",
         "payload 25",
-        "chunked, and nothing of it: cut when the client goes",
+        "chunked, without a chunk: cut when the client disconnects",
     ),
     (
         "http-garden",
         "laxer",
         "payload 32",
-        "a valid length of 10 (decimal, with a zero before it), which some read as octal: it goes on as `10`",
+        "a valid length of 10 (decimal, with a leading zero), which some read as octal: it is forwarded as `10`",
     ),
     (
         "http-garden",
         "laxer",
         "payload 39",
-        "a valid trailer, which some take for no trailer; it goes on as its own line",
+        "a valid trailer, which some do not recognise; it is forwarded as its own line",
     ),
     (
         "http-garden",
         "laxer",
         "payload 41",
-        "bytes beyond ASCII at the ends of a value, which some trim as whitespace: a matter of the endpoint's strings, not of framing",
+        "bytes beyond ASCII at the ends of a value, which some trim as whitespace: this concerns the endpoint's strings, not framing",
     ),
     (
         "http-garden",
         "laxer",
         "payload 45",
-        "`Connection: close`: what comes behind it is never read",
+        "`Connection: close`: the bytes behind the message are never read",
     ),
     ("http-garden", "laxer", "payload 48", "two valid requests"),
     (
         "http-garden",
         "laxer",
         "payload 68",
-        "a valid GET with a body, which some forget to read",
+        "a valid GET with a body, which some do not read",
     ),
     (
         "http-garden",
@@ -384,12 +385,13 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
-const LOOKALIKE: &str = "a field with a name of its own, which frames nothing: the message goes on without it (Lookalikes, below)";
-const OTHER_NAME: &str = "another name, and a token: nobody's Transfer-Encoding";
-const BODY: &str = "a body of GET or HEAD is framed as any other (RFC 9110 section 9.3.1): its length is beyond doubt, and its bytes are never read as the next request";
+const LOOKALIKE: &str = "a different field name, which frames nothing: the message is forwarded without it (see Lookalikes below)";
+const OTHER_NAME: &str =
+    "a different name and a valid token: no parser reads it as Transfer-Encoding";
+const BODY: &str = "a body of GET or HEAD is framed like any other (RFC 9110 section 9.3.1): its length is beyond doubt, and its bytes are never read as the next request";
 const LIMIT: &str =
     "only a limit that the corpus sets for this case; ours are 16 KiB and 100 fields";
-const BEHIND: &str = "what comes behind the last message of a connection is never read, let alone forwarded: the corpus reports it, we close";
+const BEHIND: &str = "bytes behind the last message of a connection are never read and never forwarded: the corpus reports them, Ebbtide closes";
 
 #[test]
 fn differences_from_public_corpora_are_reconciled() {
@@ -403,7 +405,7 @@ fn differences_from_public_corpora_are_reconciled() {
         if !folder.is_dir() {
             complete = false;
             println!(
-                "SKIPPED: differences_from_public_corpora_are_reconciled: {}: {} is not there (tests/wire/framing/fetch.sh)",
+                "SKIPPED: differences_from_public_corpora_are_reconciled: {}: {} is missing: run tests/wire/framing/fetch.sh",
                 corpus.name,
                 folder.display()
             );
@@ -439,7 +441,7 @@ fn differences_from_public_corpora_are_reconciled() {
         }
         let count: usize = differences.values().map(Vec::len).sum();
         println!(
-            "FIGURE framing corpus {}: {} cases, {agreed} agreed, {either} left open by it, {count} differences",
+            "FIGURE framing corpus {}: {} cases, {agreed} agreed, {either} left open by the corpus, {count} differences",
             corpus.name,
             samples.len()
         );
@@ -484,7 +486,7 @@ fn differences_from_public_corpora_are_reconciled() {
         .collect();
     assert!(
         unused.is_empty(),
-        "reconciled, and no difference any more: {unused:?}"
+        "reconciled, but no longer a difference: {unused:?}"
     );
     let text = format!("{table}{DIFFERENCES}{notes}{LOOKALIKES}");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire/framing/CORPORA.md");
@@ -493,24 +495,27 @@ fn differences_from_public_corpora_are_reconciled() {
     }
     assert!(
         std::fs::read_to_string(&file).unwrap_or_default() == text,
-        "CORPORA.md is out of date: EBBTIDE_WRITE=1"
+        "CORPORA.md is out of date: run this test with EBBTIDE_WRITE=1"
     );
 }
 
-const HEADING: &str = "# What public corpora say, and what Ebbtide does
+const HEADING: &str = "# Public corpora and Ebbtide
 
-Written by `EBBTIDE_WRITE=1 cargo test --test wire corpora`, after `tests/wire/framing/fetch.sh` has fetched them. Of the
-corpora nothing is kept here; the reasons are ours (`RECONCILED` in `corpora.rs`), and a difference without one fails the test.
+This page compares the verdicts of public HTTP corpora with those of Ebbtide's parser.
+`EBBTIDE_WRITE=1 cargo test --test wire corpora` writes it, after `tests/wire/framing/fetch.sh` has
+fetched the corpora. No part of a corpus is in this repository. The reasons are ours (`RECONCILED`
+in `corpora.rs`). A difference without a reason fails the test.
 
-A request without a Host gets `Host: a`: most corpora test parsers, to which Host is a field like any other.
+A request without a Host gets `Host: a`, because most corpora test parsers that treat Host like any
+other field.
 
-| corpus | licence | commit | cases | agreed | left open by it | differences |
+| corpus | licence | commit | cases | agreed | left open by the corpus | differences |
 |---|---|---|---|---|---|---|
 ";
 
 const DIFFERENCES: &str = "
-*Stricter*: the corpus takes it and Ebbtide refuses it, with this reason. *Laxer*: the corpus refuses or distrusts it and
-Ebbtide forwards it; each such case is named.
+*Stricter*: the corpus accepts a message, and Ebbtide refuses it with this reason. *Laxer*: the
+corpus refuses or distrusts a message, and Ebbtide forwards it. Each such case is named.
 
 | corpus | Ebbtide is | reason, or case | cases | why |
 |---|---|---|---|---|
@@ -519,27 +524,30 @@ Ebbtide forwards it; each such case is named.
 const LOOKALIKES: &str = "
 ## Lookalikes
 
-A name that HTTP tells apart and an endpoint may not: CGI and what came of it (FastCGI, WSGI, PHP) make a variable of each
-name, in which all but letters and digits is `_`, so that `X_Forwarded_For` and `X-Forwarded-For` are one there.
+A lookalike is a field name that HTTP distinguishes from another and an endpoint may not. CGI and its
+successors (FastCGI, WSGI, PHP) turn each name into a variable and write `_` for everything but
+letters and digits. There, `X_Forwarded_For` and `X-Forwarded-For` are the same variable.
 
 | proxy | names with an underscore in a request, by default |
 |---|---|
-| nginx 1.22 | dropped in silence (`underscores_in_headers off`, `ignore_invalid_headers on`) |
-| HAProxy 2.6 | passed on; dropped before a FastCGI application, for just this reason (`option http-restrict-req-hdr-names`: preserve, delete, reject) |
-| Envoy | passed on (`headers_with_underscores_action`: ALLOW, DROP_HEADER, REJECT_REQUEST) |
+| nginx 1.22 | dropped silently (`underscores_in_headers off`, `ignore_invalid_headers on`) |
+| HAProxy 2.6 | forwarded; dropped before a FastCGI application for this reason (`option http-restrict-req-hdr-names`: preserve, delete, reject) |
+| Envoy | forwarded (`headers_with_underscores_action`: ALLOW, DROP_HEADER, REJECT_REQUEST) |
 
-Ebbtide drops from a request, its trailers included, what such an endpoint would take for `Content-Length`,
-`Transfer-Encoding` or any `X-Forwarded-*`, also from a peer in `trustedProxies`, who may have passed on what a client
-said. With the others gone there is one length, and what it says of the client is its own word. Every other name with an
-underscore goes on: applications use them, and they are valid. The message is not refused for them, since its length is
-beyond doubt. A response keeps them: no client makes variables of names.
+Ebbtide drops lookalikes of `Content-Length`, `Transfer-Encoding` and any `X-Forwarded-*` from a
+request and from its trailers. It drops them also if the peer is in `trustedProxies`, because such a
+peer may forward a client's fields. After that the message has one length, and only Ebbtide's own
+fields describe the client. Every other name with an underscore is forwarded, because such names are
+valid and applications use them. The message is not refused because of a lookalike, since its length
+is beyond doubt. A response keeps its lookalikes, because no client turns names into variables.
 
-No lookalike, but a fault (400): anything but the name right before the colon (a space, a tab, a vertical tab, NUL, a
-no-break space), bytes beyond ASCII in a name (hyphens and letters of other scripts, a byte order mark), a space within a
-name; around a length or a coding any byte but space and tab. Case is no difference anywhere (RFC 9110 section 5.1).
+These are no lookalikes but faults (400): any other byte between the name and the colon (a space, a
+tab, a vertical tab, NUL, a no-break space), bytes beyond ASCII in a name (hyphens and letters of
+other scripts, a byte order mark), a space within a name, and any byte but space and tab around a
+length or a coding. Names are never case-sensitive (RFC 9110 section 5.1).
 ";
 
-/// Reads all messages of a sample as a client's connection, or as an endpoint's answers to GETs.
+/// Reads all messages of a sample as a client's connection, or as an endpoint's responses to GETs.
 fn read(sample: &Sample) -> Read {
     let fwd = Forwarding {
         allow_connect: true,
@@ -548,7 +556,8 @@ fn read(sample: &Sample) -> Read {
     let mut rest = sample.bytes.clone();
     let mut whole = 0;
     while !rest.is_empty() {
-        // What comes behind a tunnel's head or the last message of a connection is not read.
+        // Bytes behind the head of a tunnel, or behind the last message of a connection, are not
+        // read.
         let (consumed, framing, emit, last) = if sample.response {
             match parse_response(
                 &rest,
@@ -629,7 +638,7 @@ fn stem(file: &Path) -> String {
     file.file_stem().unwrap().to_string_lossy().into_owned()
 }
 
-/// Characters up to U+00FF are the bytes that they stand for.
+/// Each character up to U+00FF becomes the byte of that value.
 fn latin(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for c in text.chars() {
@@ -641,7 +650,8 @@ fn latin(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Requests as fields of YAML, and a tier: Compliant, Acceptable, Ambiguous or Severe. Bodies are not given.
+/// Requests as fields of YAML with a tier: Compliant, Acceptable, Ambiguous or Severe. Bodies are
+/// not given.
 fn guardian(folder: &Path) -> Vec<Sample> {
     let mut samples = Vec::new();
     for file in files(&folder.join("tests"), "yaml") {
@@ -672,7 +682,7 @@ fn guardian(folder: &Path) -> Vec<Sample> {
                 "Compliant" => Says::Valid,
                 "Acceptable" => Says::Either,
                 "Ambiguous" | "Severe" => Says::Invalid,
-                other => panic!("a tier {other:?}"),
+                other => panic!("an unknown tier {other:?}"),
             };
             let name = format!("{}: {}", stem(&file), word(&case, "name").escape_default());
             samples.push(Sample {
@@ -686,8 +696,8 @@ fn guardian(folder: &Path) -> Vec<Sample> {
     samples
 }
 
-/// Markdown with `http` blocks, each with the parser's log: with an `error` in it or not. Only what is meant for the
-/// strict parser; pauses are its API's.
+/// Markdown with `http` blocks and the parser's log for each, which may contain an `error`. Only
+/// blocks for the strict parser count. Pauses belong to that parser's API and are ignored.
 fn llhttp(folder: &Path) -> Vec<Sample> {
     let mut samples = Vec::new();
     for part in ["request", "response"] {
@@ -736,7 +746,7 @@ fn llhttp(folder: &Path) -> Vec<Sample> {
     samples
 }
 
-/// Line ends are CRLF, save where a backslash joins lines or writes them out.
+/// A line ends in CRLF. A backslash joins two lines, or writes a line end out.
 fn llhttp_bytes(input: &str) -> Vec<u8> {
     let input = input.replace("\\\n", "").replace('\n', "\r\n");
     let mut text = String::new();
@@ -779,7 +789,7 @@ fn llhttp_bytes(input: &str) -> Vec<u8> {
     latin(&text)
 }
 
-/// Requests with their line ends written out.
+/// Requests whose line ends are written out.
 fn gunicorn(folder: &Path) -> Vec<Sample> {
     let mut samples = Vec::new();
     for (part, says) in [("valid", Says::Valid), ("invalid", Says::Invalid)] {
@@ -798,8 +808,8 @@ fn gunicorn(folder: &Path) -> Vec<Sample> {
     samples
 }
 
-/// The payloads in backquotes: each has been misread by some server or proxy, so each is said to be invalid; where it is
-/// not, that is the reconciliation.
+/// The payloads in backquotes. Each was misread by some server or proxy, so each counts as invalid.
+/// If a payload is valid, the reconciliation says so.
 fn garden(folder: &Path) -> Vec<Sample> {
     let text = std::fs::read_to_string(folder.join("TROPHIES.md")).unwrap();
     let mut samples = Vec::new();

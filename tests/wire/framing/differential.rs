@@ -1,10 +1,11 @@
-//! What Ebbtide forwards, read by others: generated streams of requests go through its parser, and the bytes that come out
-//! are read as one connection by hyper, nginx, Go's net/http, Node's http and Python's h11. Each must see the same requests:
-//! method, target, host and body. One that is stricter may refuse (it then sees fewer); one that sees another request,
-//! or one more, has been desynchronised, and that is a fault of ours.
+//! Forwarded requests, read by other parsers. Generated streams of requests go through Ebbtide's
+//! parser. hyper, nginx, Go's net/http, Node's http and Python's h11 then read the forwarded bytes
+//! as one connection. Each must see the same requests: method, target, host and body. A stricter
+//! parser may refuse, and then sees fewer requests. A parser that sees another request, or one
+//! more, is desynchronised, and that is a defect of Ebbtide.
 //!
-//! That the proxy forwards these very bytes is shown by the tables. `EBBTIDE_DIFFERENTIAL=N` takes N streams instead of
-//! 2,000, `EBBTIDE_SEED=S` other ones.
+//! The tables show that the proxy forwards these very bytes. `EBBTIDE_DIFFERENTIAL=N` uses N
+//! streams instead of 2,000, and `EBBTIDE_SEED=S` uses other ones.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -22,24 +23,24 @@ use hyper_util::rt::TokioIo;
 use super::requests::{self, Verdict};
 use super::show;
 
-/// Method, target, host, body.
+/// Method, target, host and body.
 pub type Request = [Vec<u8>; 4];
 
-/// What is forwarded of a stream, and how we read it.
+/// A stream: the bytes that are forwarded of it, and the requests that Ebbtide reads in them.
 pub struct Stream {
     input: Vec<u8>,
     pub forwarded: Vec<u8>,
     requests: Vec<Request>,
 }
 
-/// What a parser saw of a stream, and whether it then refused something.
+/// The requests that a parser saw in a stream, and whether it then refused something.
 pub struct Seen {
     pub requests: Vec<Request>,
     pub refused: bool,
 }
 
 #[tokio::test]
-async fn others_read_what_is_forwarded_as_we_do() {
+async fn other_parsers_read_forwarded_requests_as_ebbtide_does() {
     let count = number("EBBTIDE_DIFFERENTIAL", 2_000) as usize;
     let seed = number("EBBTIDE_SEED", 1);
     let streams = streams(count, seed);
@@ -75,7 +76,9 @@ async fn others_read_what_is_forwarded_as_we_do() {
                 readers += 1;
                 compare(name, &streams, &seen);
             }
-            Err(why) => println!("SKIPPED: others_read_what_is_forwarded_as_we_do: {name}: {why}"),
+            Err(why) => println!(
+                "SKIPPED: other_parsers_read_forwarded_requests_as_ebbtide_does: {name}: {why}"
+            ),
         }
     }
     println!("FIGURE framing differential: {readers} other parsers, 0 disagreements");
@@ -99,7 +102,7 @@ fn compare(name: &str, streams: &[Stream], seen: &[Seen]) {
     let (mut agreed, mut refusals) = (0, Vec::new());
     let mut wrong = Vec::new();
     for (stream, seen) in streams.iter().zip(seen) {
-        // A request that was cut short may be refused, or still be waited for.
+        // A parser may refuse a request that was cut short, or still wait for it.
         if seen.requests == stream.requests {
             agreed += 1;
         } else if seen.refused && stream.requests.starts_with(&seen.requests) {
@@ -113,7 +116,7 @@ fn compare(name: &str, streams: &[Stream], seen: &[Seen]) {
                     .join(" | ")
             };
             wrong.push(format!(
-                "of {}\n  forwarded {}\n  we read {}\n  {name} {}{}",
+                "of {}\n  forwarded {}\n  Ebbtide reads {}\n  {name} {}{}",
                 show(&stream.input),
                 show(&stream.forwarded),
                 list(&stream.requests),
@@ -154,7 +157,8 @@ fn compare(name: &str, streams: &[Stream], seen: &[Seen]) {
     );
 }
 
-/// Streams of one to three requests of the table, with up to three mutations, of which something is forwarded.
+/// Streams of one to three requests of the table with up to three mutations, from which something
+/// is forwarded.
 fn streams(count: usize, seed: u64) -> Vec<Stream> {
     let mut random = fastrand::Rng::with_seed(seed);
     let cases = requests::cases();
@@ -195,7 +199,7 @@ fn streams(count: usize, seed: u64) -> Vec<Stream> {
     assert_eq!(
         streams.len(),
         count,
-        "too few streams of which something is forwarded"
+        "too few streams from which something is forwarded"
     );
     streams
 }
@@ -243,7 +247,7 @@ pub const PARTS: &[&[u8]] = &[
     b"X-Forwarded-For: \r\n",
 ];
 
-/// Changes, takes away or puts in a byte, a line, or one of `parts`.
+/// Changes, removes or inserts a byte, a line, or one of `parts`.
 pub fn mutate(bytes: &mut Vec<u8>, parts: &[&[u8]], random: &mut fastrand::Rng) {
     let at = random.usize(..=bytes.len());
     match random.u8(..6) {
@@ -253,7 +257,7 @@ pub fn mutate(bytes: &mut Vec<u8>, parts: &[&[u8]], random: &mut fastrand::Rng) 
             bytes.drain(at..end);
         }
         2 => {
-            // A line once more.
+            // Repeats a line.
             let lines: Vec<&[u8]> = bytes.split_inclusive(|b| *b == b'\n').collect();
             let line = lines[random.usize(..lines.len().max(1)).min(lines.len() - 1)].to_vec();
             let place: usize = lines[..random.usize(..=lines.len())]
@@ -263,7 +267,7 @@ pub fn mutate(bytes: &mut Vec<u8>, parts: &[&[u8]], random: &mut fastrand::Rng) 
             bytes.splice(place..place, line);
         }
         3 => {
-            // Behind a line end, where a field or a chunk may stand.
+            // Inserts behind a line end, where a field or a chunk may be.
             let ends: Vec<usize> = (1..=bytes.len())
                 .filter(|at| bytes[at - 1] == b'\n')
                 .collect();
@@ -289,7 +293,7 @@ pub const LIMITS: Limits = Limits {
     headers: 100,
 };
 
-/// As of a client on this machine.
+/// As for a client on this machine.
 pub fn forwarding() -> Forwarding {
     Forwarding {
         peer: [127, 0, 0, 1].into(),
@@ -300,7 +304,7 @@ pub fn forwarding() -> Forwarding {
     }
 }
 
-/// All that goes on of a client's connection, up to its first fault.
+/// All that is forwarded of a client's connection, up to the first fault.
 fn forward(input: &[u8]) -> Vec<u8> {
     let (mut rest, mut out) = (input, Vec::new());
     while let Ok(Some(request)) = parse_request(rest, &LIMITS, &forwarding(), &mut out) {
@@ -315,7 +319,7 @@ fn forward(input: &[u8]) -> Vec<u8> {
             Ok(taken) if body.is_done() => rest = &rest[taken..],
             _ => break,
         }
-        // What follows an upgrade depends on its answer.
+        // The bytes behind an upgrade depend on its response.
         if !request.keep_alive || request.upgrade {
             break;
         }
@@ -323,7 +327,7 @@ fn forward(input: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The requests of what was forwarded by our own reading, and whether the last is cut short.
+/// The requests in the forwarded bytes by Ebbtide's own reading, and whether the last is cut short.
 fn read(forwarded: &[u8]) -> (Vec<Request>, bool) {
     let (mut rest, mut requests) = (forwarded, Vec::new());
     let wide = Limits {
@@ -335,19 +339,19 @@ fn read(forwarded: &[u8]) -> (Vec<Request>, bool) {
         let parsed = match parse_request(rest, &wide, &forwarding(), &mut out) {
             Ok(Some(parsed)) => parsed,
             other => panic!(
-                "what is forwarded is not valid: {other:?} of {}",
+                "the forwarded bytes are not valid: {other:?} of {}",
                 show(rest)
             ),
         };
         let head = &rest[..parsed.consumed];
-        // A host that only we have given is told apart from one that the client named.
+        // A Host that Ebbtide added must be distinguished from one that the client sent.
         if head
             .windows(20)
             .any(|part| part == b"\r\nX-Forwarded-Host: ")
         {
             assert!(
                 out == head,
-                "what is forwarded is not canonical: {}",
+                "the forwarded head is not canonical: {}",
                 show(head)
             );
         }
@@ -366,7 +370,7 @@ fn read(forwarded: &[u8]) -> (Vec<Request>, bool) {
         match body.decode(rest, Emit::Identity, &mut payload) {
             Ok(taken) if body.is_done() => rest = &rest[taken..],
             Ok(_) => return (requests, true),
-            Err(Reject { reason, .. }) => panic!("a body that is forwarded is not valid: {reason}"),
+            Err(Reject { reason, .. }) => panic!("a forwarded body is not valid: {reason}"),
         }
         requests.push([method, target, host, payload]);
     }
@@ -418,9 +422,9 @@ async fn hyper(streams: &[Stream]) -> Vec<Seen> {
     all
 }
 
-/// The parsers that are programs of their own, or why one cannot be run.
+/// The parsers that are programs of their own, or why one cannot run.
 pub fn built_by_go() -> Result<Command, String> {
-    // Both tests want it, and a program that runs cannot be written.
+    // Both tests need the program, and a program cannot be overwritten while it runs.
     static BUILT: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| {
         let binary = built().join("go-net-http");
         std::fs::create_dir_all(built()).map_err(|error| error.to_string())?;
@@ -464,14 +468,14 @@ fn built() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/parsers")
 }
 
-/// Ends by itself, whatever it reads.
+/// The program ends after 900 s, whatever it reads.
 fn bounded(program: &Path) -> Command {
     let mut command = Command::new("timeout");
     command.arg("900").arg(program);
     command
 }
 
-/// What a parser says of lines: one of each.
+/// The parser's output: one line for each input line.
 pub fn lines_of(mut command: Command, lines: impl Iterator<Item = String>) -> String {
     let mut child = command
         .stdin(Stdio::piped())

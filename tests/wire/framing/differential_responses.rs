@@ -1,9 +1,10 @@
-//! What Ebbtide passes on of an endpoint's answer, read by others: generated responses, valid and broken, go through the
-//! true proxy, and what its client gets is read by Go's net/http, Python's http.client and h11 as a client would. Each must
-//! see the same responses, status and body, and the same end: a cut is never an end. Behind each stands the answer to a
-//! second request of the same client, in whose place nothing of the endpoint's first answer may ever be read.
+//! Forwarded responses, read by other parsers. Generated responses, valid and broken, go through
+//! the whole proxy. Go's net/http, Python's http.client and h11 then read the bytes that the client
+//! received. Each must see the same responses, status and body, and the same end: a cut is never an
+//! end. Behind each response is the response to a second request of the same client. Nothing of the
+//! first response may ever be read in its place.
 //!
-//! Count and seed as in `differential.rs`.
+//! The count and the seed are set as in `differential.rs`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,23 +26,23 @@ use crate::support::folder::Ep;
 use crate::support::rig::Rig;
 use crate::support::wait::soon;
 
-/// What an endpoint answers.
+/// The response of an endpoint.
 #[derive(Clone)]
 struct Answer {
     ask: Ask,
     bytes: Vec<u8>,
-    /// It pauses here, so that what comes before has been passed on.
+    /// The endpoint pauses here, so that the bytes before have been forwarded.
     pause_at: Option<usize>,
 }
 
-/// And what a client got of it.
+/// A response, and the bytes that the client received.
 struct Stream {
     answer: Answer,
     got: Vec<u8>,
     reset: bool,
 }
 
-/// Statuses and bodies, and whether the last response was cut, or refused.
+/// Statuses and bodies, and whether the last response was cut or refused.
 #[derive(PartialEq, Eq)]
 struct Seen {
     responses: Vec<(u16, Vec<u8>)>,
@@ -49,7 +50,7 @@ struct Seen {
 }
 
 #[tokio::test]
-async fn others_read_what_is_passed_on_as_we_do() {
+async fn other_parsers_read_forwarded_responses_as_ebbtide_does() {
     let (count, seed) = (
         number("EBBTIDE_DIFFERENTIAL", 2_000) as usize,
         number("EBBTIDE_SEED", 1),
@@ -68,7 +69,7 @@ async fn others_read_what_is_passed_on_as_we_do() {
                 "passed"
             })
             .or_default() += 1;
-        // Whatever it read for the first, the second is what it should be, or nothing.
+        // Whatever a parser read first, the second response is the right one or nothing.
         if let Some((status, body)) = seen.responses.get(1) {
             assert!(
                 (*status, &body[..]) == (200, b"good"),
@@ -123,7 +124,9 @@ async fn others_read_what_is_passed_on_as_we_do() {
                 let text = lines_of(command, streams.iter().map(line));
                 compare(name, &streams, &ours, text.lines().map(seen).collect());
             }
-            Err(why) => println!("SKIPPED: others_read_what_is_passed_on_as_we_do: {name}: {why}"),
+            Err(why) => println!(
+                "SKIPPED: other_parsers_read_forwarded_responses_as_ebbtide_does: {name}: {why}"
+            ),
         }
     }
     println!("FIGURE framing differential responses: {readers} other parsers, 0 disagreements");
@@ -154,7 +157,7 @@ fn compare(name: &str, streams: &[Stream], ours: &[Seen], theirs: Vec<Seen>) {
                 list.join(" | ") + if seen.broken { " and a fault" } else { "" }
             };
             wrong.push(format!(
-                "of {}\n  the client of {:?} got {} (reset: {})\n  we read {}\n  {name} {}",
+                "of {}\n  the client of {:?} got {} (reset: {})\n  Ebbtide reads {}\n  {name} {}",
                 show(&stream.answer.bytes),
                 stream.answer.ask,
                 show(&stream.got),
@@ -181,7 +184,7 @@ fn compare(name: &str, streams: &[Stream], ours: &[Seen], theirs: Vec<Seen>) {
     );
 }
 
-/// Responses of the table with up to two mutations each, some cut short.
+/// Responses of the table with up to two mutations each. Some are cut short.
 fn generate(count: usize, seed: u64) -> Vec<Answer> {
     let mut random = fastrand::Rng::with_seed(seed);
     let cases = responses::cases();
@@ -208,13 +211,14 @@ fn generate(count: usize, seed: u64) -> Vec<Answer> {
         if random.u8(..) < 64 {
             input.truncate(random.usize(body..=input.len()));
         }
-        // What is lost of a POST is lost at once; a GET would be asked again.
+        // A POST is used because a lost GET would be sent again.
         let ask = if case.ask == Ask::Get {
             Ask::Post
         } else {
             case.ask
         };
-        // Behind its end it would have been asked again meanwhile, and anything would be an answer to that.
+        // If the pause came after the response's end, the connection might meanwhile carry another
+        // request, and the extra bytes would be a response to that.
         let pause_at = if random.bool() {
             body
         } else {
@@ -244,7 +248,7 @@ const RESPONSE_PARTS: &[&[u8]] = &[
     b"Set-Cookie: a=b\r\n",
 ];
 
-/// Connections at the same time.
+/// Connections that are open at the same time.
 const CLIENTS: usize = 16;
 
 async fn through_the_proxy(inputs: Vec<Answer>) -> Vec<Stream> {
@@ -268,7 +272,7 @@ async fn through_the_proxy(inputs: Vec<Answer>) -> Vec<Stream> {
                 for number in (first..inputs.len()).step_by(CLIENTS) {
                     let answer = inputs[number].clone();
                     let (got, reset) =
-                        soon("an answer's end", client(web, answer.ask, number)).await;
+                        soon("the end of a response", client(web, answer.ask, number)).await;
                     streams.push((number, Stream { answer, got, reset }));
                 }
                 streams
@@ -283,7 +287,7 @@ async fn through_the_proxy(inputs: Vec<Answer>) -> Vec<Stream> {
     local.run_until(clients).await
 }
 
-/// Asks for an answer and behind it for a good one, and takes what comes.
+/// Sends a request and a good one behind it, and reads everything.
 async fn client(web: SocketAddr, ask: Ask, number: usize) -> (Vec<u8>, bool) {
     let mut stream = TcpStream::connect(web).await.unwrap();
     let good = "GET /good HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -300,7 +304,7 @@ async fn client(web: SocketAddr, ask: Ask, number: usize) -> (Vec<u8>, bool) {
     (got, reset)
 }
 
-/// Answers a numbered request with its input and ends, and another well.
+/// Answers a numbered request with its input and ends. Answers any other request well.
 async fn answer(mut stream: TcpStream, inputs: Rc<Vec<Answer>>) {
     let mut head = Vec::new();
     while let Ok(1..) = stream.read_buf(&mut head).await {
@@ -312,7 +316,7 @@ async fn answer(mut stream: TcpStream, inputs: Rc<Vec<Answer>>) {
             .split(['/', ' '])
             .nth(2)
             .and_then(|number| number.parse::<usize>().ok());
-        // Of errors nothing is said: what counts is what the client then gets.
+        // Errors are ignored: the test looks at what the client then receives.
         if let Some(Answer {
             bytes, pause_at, ..
         }) = number.map(|number| &inputs[number])
@@ -333,7 +337,7 @@ async fn answer(mut stream: TcpStream, inputs: Rc<Vec<Answer>>) {
     }
 }
 
-/// Whether the proxy has come to an end with an answer of which so much has come.
+/// Whether the proxy has finished a response after these bytes.
 fn is_over(ask: Ask, mut bytes: &[u8]) -> bool {
     let method = if ask == Ask::Head {
         Method::Head
@@ -354,7 +358,7 @@ fn is_over(ask: Ask, mut bytes: &[u8]) -> bool {
     }
 }
 
-/// What was passed on, by our own reading.
+/// What was forwarded, by Ebbtide's own reading.
 fn read(stream: &Stream) -> Seen {
     let (mut rest, mut responses) = (&stream.got[..], Vec::new());
     let limits = Limits {
@@ -368,7 +372,7 @@ fn read(stream: &Stream) -> Seen {
     };
     let invalid = |why: &str| -> ! {
         panic!(
-            "{why}: of {} was passed on {}",
+            "{why}: of {} was forwarded {}",
             show(&stream.answer.bytes),
             show(&stream.got)
         )
@@ -393,7 +397,7 @@ fn read(stream: &Stream) -> Seen {
             };
             let head;
             (head, rest) = rest.split_at(response.consumed);
-            // Our own answers say who gave them, and are not an endpoint's.
+            // The proxy's own responses have a reason field, and are not an endpoint's.
             if again != head && !head.windows(16).any(|w| w == b"x-ebbtide-reason") {
                 invalid("not canonical");
             }
@@ -410,7 +414,7 @@ fn read(stream: &Stream) -> Seen {
         rest = &rest[taken..];
         let whole = body.is_done() || response.framing == Framing::UntilClose && !stream.reset;
         if !whole && !stream.reset {
-            invalid("a clean end in the midst of it");
+            invalid("a clean end in the middle of it");
         }
         if !whole {
             return Seen {
@@ -424,7 +428,7 @@ fn read(stream: &Stream) -> Seen {
         }
     }
     if !rest.is_empty() {
-        invalid("more than was asked for");
+        invalid("more than was requested");
     }
     Seen {
         responses,
@@ -432,7 +436,7 @@ fn read(stream: &Stream) -> Seen {
     }
 }
 
-/// The methods of both requests, whether it ended in a reset, and the bytes.
+/// The methods of both requests, whether the connection ended in a reset, and the bytes.
 fn line(stream: &Stream) -> String {
     let first = match stream.answer.ask {
         Ask::Head => "HEAD",

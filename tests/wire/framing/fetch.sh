@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Fetches the corpora of corpora.rs, at the commits named there, into target/corpora (or $EBBTIDE_CORPORA), and h11, the
-# Python parser of the differential tests, into target/parsers. What cannot be had is named, and its test then says SKIPPED.
-# MIRROR: a folder of bare clones, OWNER+NAME/repo, instead of github.com.
+# Fetches the corpora of corpora.rs, at the commits named there, into target/corpora (or $EBBTIDE_CORPORA), and
+# h11, the Python parser of the differential tests, into target/parsers. Names what it cannot fetch. The test
+# of a missing part then prints SKIPPED.
+# MIRROR names a folder of bare clones, OWNER+NAME/repo, to use instead of github.com.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 into=${EBBTIDE_CORPORA:-target/corpora}
@@ -32,4 +33,4 @@ END
 
 PYTHONPATH=target/parsers python3 -c 'import h11' 2>/dev/null ||
     timeout 300 python3 -m pip install --quiet --target target/parsers h11==0.16.0 ||
-    echo "could not install h11: its part will be skipped"
+    echo "could not install h11: the tests with it will be skipped"

@@ -1,5 +1,6 @@
-//! One proxy before one endpoint that parses nothing: it knows the bytes that it should get, compares them, and answers
-//! with the bytes that the case says. What no case expects is kept as stray.
+//! A proxy before an endpoint that does not parse. The endpoint knows the bytes that it should
+//! receive, compares them, and answers with the bytes of the case. Bytes that no case expects are
+//! recorded as stray.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -18,7 +19,7 @@ use super::{show, with};
 use crate::support::folder::{Ep, Folder};
 use crate::support::rig::Rig;
 
-/// How the bytes of a case come.
+/// How the bytes of a case are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     Whole,
@@ -43,7 +44,7 @@ impl Way {
         }
     }
 
-    /// Every boundary; of what is longer than 400 bytes the first and last 40 and some between.
+    /// Every boundary. For more than 400 bytes: the first and last 40, and some between.
     fn all(length: usize) -> Vec<Self> {
         let mut ways = vec![Self::Whole, Self::Behind, Self::Before];
         if length <= 400 {
@@ -70,12 +71,12 @@ impl Way {
     }
 }
 
-/// What was run, and what went wrong.
+/// What was run, and what failed.
 #[derive(Default)]
 pub struct Tally {
     pub runs: usize,
     ways: BTreeMap<&'static str, usize>,
-    /// (kind, what): `forwarded` where it should not have been, `refused` where it should not have been, or `differs`.
+    /// (kind, what): `forwarded` and `refused` are wrong verdicts, and `differs` is anything else.
     wrong: Vec<(&'static str, String)>,
 }
 
@@ -102,7 +103,7 @@ impl Tally {
     }
 
     pub fn assert_clean(&self) {
-        // Of each case one run.
+        // Shows one run of each case.
         let case = |what: &str| what.split(" (").next().unwrap_or_default().to_owned();
         let mut cases = BTreeMap::new();
         for (kind, what) in &self.wrong {
@@ -121,25 +122,26 @@ impl Tally {
     }
 }
 
-/// For one run. A machine that is busy enough takes seconds for what is a millisecond's work; only what never comes fails.
+/// The time for one run. A busy machine may take seconds for a millisecond of work. Only a run that
+/// never ends fails.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// So much is read with a head at the most.
+/// The most that is read together with a head.
 const HEAD_MAX: usize = 16 << 10;
 const GET: &[u8] = b"GET /good HTTP/1.1\r\nHost: a\r\n\r\n";
 const GET_SEEN: &[u8] = b"GET /good HTTP/1.1\r\nHost: a\r\n{x}\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// A request that the endpoint should get, and its answer.
+/// A request that the endpoint should receive, and its response.
 #[derive(Clone, Default)]
 struct Expected {
     bytes: Vec<u8>,
-    /// Nothing: the request has no end, or ends otherwise.
+    /// Empty if the request has no end, or ends in another way.
     answer: Vec<Vec<u8>>,
     fin: bool,
-    /// From then on everything is sent back.
+    /// From then on everything is echoed.
     echo: bool,
-    /// What is got is only a beginning of `bytes`.
+    /// The endpoint receives only a beginning of `bytes`.
     partial: bool,
 }
 
@@ -147,11 +149,11 @@ struct Expected {
 #[derive(Default)]
 struct Desk {
     expected: VecDeque<Expected>,
-    /// The connection's number of each request that came whole.
+    /// For each request that arrived whole: the number of its connection.
     served_on: Vec<usize>,
-    /// Answers that have been written whole.
+    /// Responses that have been written whole.
     answered: usize,
-    /// What connections held when they ended in the midst of it.
+    /// The bytes of connections that ended in the middle of a request.
     truncated: Vec<Vec<u8>>,
     stray: Vec<Vec<u8>>,
 }
@@ -169,7 +171,7 @@ impl Drop for Lane {
 }
 
 impl Lane {
-    /// Must be called within a `LocalSet`.
+    /// Call this within a `LocalSet`.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -186,7 +188,7 @@ impl Lane {
         let folder = Folder::new();
         folder.endpoints(&[Ep::new("a", address)]);
         let listener = "address: '127.0.0.1:0', service: web/shop, port: 80, protocol: http";
-        // A client that dribbles has no time of its own: the head's bound is not what is looked at here.
+        // The head timeout is not tested here, so a client that sends byte by byte gets more time.
         let text = format!(
             "discovery: {{files: {{path: manifests}}}}\ntimeouts: {{head: 10m}}\n\
              listeners: [{{name: web, {listener}}}, {{name: connect, {listener}, allowConnect: true}}]\n\
@@ -208,7 +210,7 @@ impl Lane {
             .unwrap()
     }
 
-    /// With the fields that the proxy adds filled in.
+    /// The bytes with the placeholders for the proxy's own fields filled in.
     fn fill(&self, bytes: &[u8], connect: bool) -> Vec<u8> {
         let y = "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n";
         let bytes = with(
@@ -216,7 +218,7 @@ impl Lane {
             "{x}",
             format!("{y}X-Forwarded-Host: a\r\n").as_bytes(),
         );
-        // The listener's address is what it was told to bind: port 0.
+        // The listener's address is the configured one: port 0.
         let bytes = with(&bytes, "{l}", self.address(connect).to_string().as_bytes());
         with(&bytes, "{y}", y.as_bytes())
     }
@@ -242,19 +244,20 @@ impl Lane {
         }
     }
 
-    /// One request in every way.
+    /// Runs one request in every way.
     pub async fn request(&mut self, case: &requests::Case, tally: &mut Tally) {
         for way in Way::all(case.input.len()) {
             let abandoned = matches!(case.verdict, requests::Verdict::Abandoned { .. });
             if way == Way::Before && abandoned {
-                // What is behind it would be taken for the rest of it.
+                // The request behind it would be taken for the rest of this one.
                 continue;
             }
             tally.runs += 1;
             *tally.ways.entry(way.name()).or_default() += 1;
             let run = tokio::time::timeout(PATIENCE, self.one_request(case, way)).await;
             let stuck = run.is_err();
-            if let Err((kind, what)) = run.unwrap_or(Err(("differs", "nothing more comes".into())))
+            if let Err((kind, what)) =
+                run.unwrap_or(Err(("differs", "nothing more arrives".into())))
             {
                 let what = format!(
                     "{} ({}), {way:?}, of {}: {what}",
@@ -262,7 +265,7 @@ impl Lane {
                     case.rule,
                     show(&case.input)
                 );
-                // Whatever was noticed first.
+                // Bytes at the endpoint are the more serious fault, whichever was noticed first.
                 let reached = !self.desk.borrow().stray.is_empty() && kind != "refused";
                 tally
                     .wrong
@@ -321,7 +324,7 @@ impl Lane {
         }
         if way == Way::Behind {
             let got = client.take(OK.len()).await;
-            differs("the good request's answer", &got, OK)?;
+            differs("the good request's response", &got, OK)?;
         }
         match case.verdict {
             Forwarded { keeps, .. } => {
@@ -341,7 +344,7 @@ impl Lane {
                 }
                 if way == Way::Before && keeps {
                     differs(
-                        "the answer to the good request behind",
+                        "the response to the good request behind",
                         &client.take(OK.len()).await,
                         OK,
                     )?;
@@ -350,12 +353,12 @@ impl Lane {
                     self.expect_good();
                     client.send(&[GET.to_vec()]).await;
                     differs(
-                        "the answer to the next request",
+                        "the response to the next request",
                         &client.take(OK.len()).await,
                         OK,
                     )?;
                 } else {
-                    differs("after the last answer", &client.rest().await.0, b"")?;
+                    differs("after the last response", &client.rest().await.0, b"")?;
                 }
             }
             Refused { status, reason } => client.refusal(status, reason).await?,
@@ -363,7 +366,7 @@ impl Lane {
                 client.refusal(400, reason).await?;
                 let at_once =
                     !matches!(way, Way::SplitAt(_) | Way::Dribbled) && pieces[0].len() <= HEAD_MAX;
-                // What was seen to be wrong before an endpoint was chosen has gone nowhere.
+                // A fault that was found before an endpoint was chosen has reached no endpoint.
                 if at_once || !self.has_dispatched() {
                     self.desk.borrow_mut().expected.pop_front();
                 } else {
@@ -371,7 +374,7 @@ impl Lane {
                 }
             }
             Abandoned { .. } => {
-                differs("to a client that went", &client.rest().await.0, b"")?;
+                differs("to a client that left", &client.rest().await.0, b"")?;
                 self.truncation().await?;
             }
         }
@@ -399,7 +402,8 @@ impl Lane {
             .for_each(each);
     }
 
-    /// The endpoint's connection has ended in the midst of the request, of which it got no more than a beginning.
+    /// Waits until the endpoint's connection has ended in the middle of the request. The endpoint
+    /// must have received only a beginning of it.
     async fn truncation(&self) -> Result<(), (&'static str, String)> {
         let ended = async {
             while self.desk.borrow().truncated.is_empty() && self.desk.borrow().stray.is_empty() {
@@ -416,19 +420,22 @@ impl Lane {
         if within.starts_with(&got) && got.len() >= head {
             Ok(())
         } else {
-            Err(("forwarded", format!("the endpoint got {}", show(&got))))
+            Err(("forwarded", format!("the endpoint received {}", show(&got))))
         }
     }
 
     fn nothing_left(&self) -> Result<(), (&'static str, String)> {
         let desk = self.desk.borrow();
         if let Some(stray) = desk.stray.first() {
-            return Err(("forwarded", format!("the endpoint got {}", show(stray))));
+            return Err((
+                "forwarded",
+                format!("the endpoint received {}", show(stray)),
+            ));
         }
         match desk.expected.front() {
             Some(expected) => Err((
                 "refused",
-                format!("the endpoint never got {}", show(&expected.bytes)),
+                format!("the endpoint never received {}", show(&expected.bytes)),
             )),
             None => Ok(()),
         }
@@ -437,19 +444,20 @@ impl Lane {
     fn what_came(&self, got: &[u8]) -> String {
         let stray = self.desk.borrow().stray.first().map(|stray| show(stray));
         format!(
-            "the client got {}, the endpoint {}",
+            "the client received {}, the endpoint {}",
             show(got),
             stray.unwrap_or_default()
         )
     }
 
-    /// One response in every way.
+    /// Runs one response in every way.
     pub async fn response(&mut self, case: &responses::Case, tally: &mut Tally) {
         for way in Way::all(case.input.len()) {
-            // A request that may be sent again is not given up before its loss might be explained: a second each.
+            // A request that may be sent again is given up only after its loss might have been
+            // explained, which takes a second each.
             let waits = matches!(case.verdict, responses::Verdict::Cut(_, "upstream_lost"))
                 && case.ask == Ask::Get;
-            // What stands behind a response is a case of its own.
+            // Bytes behind a response are cases of their own.
             if way == Way::Before || waits && !matches!(way, Way::Whole | Way::Behind) {
                 continue;
             }
@@ -457,7 +465,8 @@ impl Lane {
             *tally.ways.entry(way.name()).or_default() += 1;
             let run = tokio::time::timeout(PATIENCE, self.one_response(case, way)).await;
             let stuck = run.is_err();
-            if let Err((kind, what)) = run.unwrap_or(Err(("differs", "nothing more comes".into())))
+            if let Err((kind, what)) =
+                run.unwrap_or(Err(("differs", "nothing more arrives".into())))
             {
                 let what = format!(
                     "{} ({}), {way:?}, of {}: {what}",
@@ -530,7 +539,7 @@ impl Lane {
             .await;
         if way == Way::Behind {
             differs(
-                "the good request's answer",
+                "the good request's response",
                 &client.take(OK.len()).await,
                 OK,
             )?;
@@ -539,14 +548,14 @@ impl Lane {
             Passed(after, wanted) => {
                 let got = client.take(wanted.len()).await;
                 if got != *wanted {
-                    return Err(("refused", format!("the client got {}", show(&got))));
+                    return Err(("refused", format!("the client received {}", show(&got))));
                 }
                 *after
             }
             Chunked(after, head, payload) => {
                 let got = client.take(head.len()).await;
                 if got != *head {
-                    return Err(("refused", format!("the client got {}", show(&got))));
+                    return Err(("refused", format!("the client received {}", show(&got))));
                 }
                 let got = client
                     .chunks()
@@ -586,13 +595,13 @@ impl Lane {
         match after {
             After::Closed => {
                 if matches!(case.verdict, Passed(..)) {
-                    differs("after the last answer", &client.rest().await.0, b"")?;
+                    differs("after the last response", &client.rest().await.0, b"")?;
                 }
             }
             After::Kept | After::Dropped => {
                 let connect = case.ask == Ask::Connect;
-                // Bytes that come when the next request has been sent are an answer to it, as far as anyone can tell; those
-                // that came before are not.
+                // Bytes that arrive after the next request was sent would count as its response. So
+                // this waits until all bytes have been written.
                 let answers = if way == Way::Behind { 2 } else { 1 };
                 while self.desk.borrow().answered < answers {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -600,7 +609,7 @@ impl Lane {
                 self.expect_good();
                 client.send(&[GET.to_vec()]).await;
                 differs(
-                    "the answer to the next request",
+                    "the response to the next request",
                     &client.take(OK.len()).await,
                     OK,
                 )?;
@@ -620,7 +629,7 @@ impl Lane {
     }
 }
 
-/// One connection at the endpoint.
+/// Serves one connection at the endpoint.
 async fn serve(mut stream: TcpStream, number: usize, desk: Rc<RefCell<Desk>>) {
     let _ = stream.set_nodelay(true);
     let mut got = Vec::new();
@@ -659,7 +668,7 @@ async fn serve(mut stream: TcpStream, number: usize, desk: Rc<RefCell<Desk>>) {
     }
 }
 
-/// Sends everything back.
+/// Echoes everything.
 async fn echo(mut stream: TcpStream, mut got: Vec<u8>) {
     loop {
         if stream.write_all(&got).await.is_err() {
@@ -672,13 +681,13 @@ async fn echo(mut stream: TcpStream, mut got: Vec<u8>) {
     }
 }
 
-/// So that each piece most likely is read alone.
+/// Writes each piece so that it is most likely read alone.
 async fn write_apart(stream: &mut TcpStream, pieces: &[Vec<u8>]) {
     for (i, piece) in pieces.iter().enumerate() {
         if i > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // Errors are not told: what counts is what the other side then says.
+        // Errors are ignored: the test looks at what the other side then sends.
         let _ = stream.write_all(piece).await;
     }
 }
@@ -698,8 +707,8 @@ impl Client {
         }
     }
 
-    /// What has been answered already is sent no further: how long the proxy waits for the rest of what it has refused is
-    /// not looked at here.
+    /// Sends no more once a response has arrived. How long the proxy waits for the rest of a
+    /// refused message is not tested here.
     async fn send(&mut self, pieces: &[Vec<u8>]) {
         for (i, piece) in pieces.iter().enumerate() {
             if i > 0 {
@@ -712,7 +721,7 @@ impl Client {
         }
     }
 
-    /// Reads once; whether there was something, and if not, whether the end was a reset.
+    /// Reads once. `Err` at the end, with whether the end was a reset.
     async fn fill(&mut self) -> Result<(), bool> {
         match self.stream.read_buf(&mut self.buffer).await {
             Ok(1..) => Ok(()),
@@ -721,7 +730,8 @@ impl Client {
         }
     }
 
-    /// As many bytes, or fewer at an end. An answer of the proxy's own ends it too: it may be shorter than what is awaited.
+    /// Reads this many bytes, or fewer at an end. A response of the proxy's own ends it, too,
+    /// because it may be shorter.
     async fn take(&mut self, length: usize) -> Vec<u8> {
         while self.buffer.len() < length
             && !self
@@ -737,7 +747,7 @@ impl Client {
         std::mem::replace(&mut self.buffer, rest)
     }
 
-    /// Everything up to the end, and whether that was a reset.
+    /// Reads everything up to the end. Returns also whether the end was a reset.
     async fn rest(&mut self) -> (Vec<u8>, bool) {
         let reset = loop {
             if let Err(reset) = self.fill().await {
@@ -769,7 +779,7 @@ impl Client {
         }
     }
 
-    /// An answer of the proxy's own, after which the connection ends.
+    /// A response of the proxy's own, after which the connection ends.
     async fn refusal(&mut self, status: u16, reason: &str) -> Result<(), (&'static str, String)> {
         let (got, reset) = self.rest().await;
         check_answer(&got, status, reason)?;
@@ -783,7 +793,8 @@ impl Client {
         Ok(())
     }
 
-    /// A beginning of `within` and a reset; or, with nothing of it, an answer of the proxy's own.
+    /// A beginning of `within` and a reset, or, if nothing of it was forwarded, a response of the
+    /// proxy's own.
     async fn cut(&mut self, within: &[u8]) -> Result<(Vec<u8>, bool), (&'static str, String)> {
         loop {
             let own = self
@@ -791,7 +802,7 @@ impl Client {
                 .windows(18)
                 .position(|w| w == b"\r\nx-ebbtide-reason");
             if let Some(at) = own {
-                // Interim heads may have gone before it.
+                // Interim heads may come before it.
                 let start = self.buffer[..at]
                     .windows(9)
                     .rposition(|w| w == b"HTTP/1.1 ")
@@ -799,7 +810,7 @@ impl Client {
                 if !within.starts_with(&self.buffer[..start]) {
                     return Err((
                         "forwarded",
-                        format!("the client got {}", show(&self.buffer)),
+                        format!("the client received {}", show(&self.buffer)),
                     ));
                 }
                 self.buffer.drain(..start);
@@ -811,14 +822,14 @@ impl Client {
                     true => Ok((got, true)),
                     false => Err((
                         "forwarded",
-                        format!("reset: {reset}, the client got {}", show(&got)),
+                        format!("reset: {reset}, the client received {}", show(&got)),
                     )),
                 };
             }
         }
     }
 
-    /// The payload of chunks up to and with the last.
+    /// The payload of chunks up to and including the last chunk.
     async fn chunks(&mut self) -> Option<Vec<u8>> {
         let mut payload = Vec::new();
         loop {
@@ -856,9 +867,9 @@ fn check_answer(got: &[u8], status: u16, reason: &str) -> Result<(), (&'static s
         (true, _) => Ok(()),
         (false, true) => Err((
             "differs",
-            format!("{status} {reason} is expected, the client got {text:?}"),
+            format!("{status} {reason} is expected, the client received {text:?}"),
         )),
-        (false, false) => Err(("forwarded", format!("the client got {text:?}"))),
+        (false, false) => Err(("forwarded", format!("the client received {text:?}"))),
     }
 }
 

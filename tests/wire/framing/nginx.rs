@@ -1,5 +1,6 @@
-//! nginx as a reader of requests: one process in the foreground on a socket in a folder of its own, which writes down what
-//! it takes each request for. A stream is a connection; the PROXY protocol says which, and the log repeats it.
+//! nginx as a reader of requests. It runs as one process in the foreground, with its socket in a
+//! folder of its own, and logs each request as it reads it. Each stream is one connection. The
+//! PROXY protocol gives it a number, and the log repeats that number.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -19,10 +20,10 @@ pub fn read(streams: &[Stream]) -> Result<Vec<Seen>, String> {
             .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
         let proxied = format!("PROXY TCP4 {} 127.0.0.1 1 80\r\n", address(number));
-        // It may refuse and close before it has read everything.
+        // nginx may refuse and close before it has read everything.
         let _ = client.write_all(&[proxied.as_bytes(), &stream.forwarded].concat());
         let _ = client.shutdown(std::net::Shutdown::Write);
-        // It writes a request down before it ends the connection.
+        // nginx logs a request before it ends the connection.
         if let Err(error) = client.read_to_end(&mut Vec::new()) {
             assert!(
                 error.kind() == std::io::ErrorKind::ConnectionReset,
@@ -62,14 +63,15 @@ fn address(number: usize) -> String {
     format!("10.{}.{}.{}", number >> 16, number >> 8 & 255, number & 255)
 }
 
-/// A line of [`CONFIG`]'s log, or nothing where the request was refused.
+/// A line of [`CONFIG`]'s log, or `None` if the request was refused.
 fn request(line: &[u8]) -> Option<Request> {
     let mut parts = line.splitn(5, |byte| *byte == b' ').map(unescape);
     (parts.next()? == b"200").then_some(())?;
     Some([parts.next()?, parts.next()?, parts.next()?, parts.next()?])
 }
 
-/// As nginx escapes for JSON. Spaces are not, and stand in a body only, which is the last.
+/// Undoes nginx's escapes for JSON. Spaces are not escaped, but only the body can contain them, and
+/// it is last.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let (mut out, mut rest) = (Vec::new(), text);
     while let Some((&byte, more)) = rest.split_first() {
@@ -114,7 +116,7 @@ impl Nginx {
         )
         .unwrap();
         let said = std::fs::File::create(folder.join("said")).unwrap();
-        // Ends by itself, whatever it reads.
+        // The process ends after 900 s, whatever it reads.
         let child = Command::new("timeout")
             .args(["900", program.to_str().unwrap(), "-e", "stderr", "-p"])
             .arg(folder)
@@ -140,7 +142,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // `timeout` passes it on.
+        // `timeout` passes the signal on.
         if let Some(pid) = rustix::process::Pid::from_raw(self.0.id().cast_signed()) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
@@ -148,8 +150,9 @@ impl Drop for Nginx {
     }
 }
 
-/// The body is known once it has been read for an upstream, here itself. A client that has ended its direction wants its
-/// answer all the same. A connection that lingers would be ended before its request is written down.
+/// nginx knows a body only after it has read it for an upstream, which is nginx itself here. A
+/// client that has closed its direction still wants its response. A lingering close would end the
+/// connection before its request is logged.
 const CONFIG: &str = "daemon off; master_process off; pid {folder}/pid; error_log stderr crit;
 events { worker_connections 64; }
 http {

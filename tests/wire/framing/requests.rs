@@ -1,32 +1,35 @@
-//! The table of requests: what a client sends, and what becomes of it by design section 4 and RFC 9112 sections 2 to 9.
+//! The table of requests: what a client sends, and what the proxy does with it by contract 4 and
+//! RFC 9112 sections 2 to 9.
 //!
-//! In what is forwarded `{x}` stands for the `X-Forwarded-*` fields of a request for host `a`, `{y}` for those of one that
-//! names no host, `{l}` for the listener's own address.
+//! In forwarded bytes, `{x}` stands for the `X-Forwarded-*` fields of a request for host `a`, `{y}`
+//! for those of a request without a host, and `{l}` for the listener's own address.
 
 use super::with;
 
 pub struct Case {
     pub name: &'static str,
-    /// Where it is written: a section of RFC 9112 unless another is named.
+    /// The source of the rule: a section of RFC 9112, unless another one is named.
     pub rule: &'static str,
     pub input: Vec<u8>,
     pub verdict: Verdict,
-    /// To the listener that allows CONNECT.
+    /// The request goes to the listener that allows CONNECT.
     pub connect: bool,
 }
 
 pub enum Verdict {
-    /// To the endpoint, whose answer goes back; `keeps`: the client's connection then serves another request.
+    /// The endpoint receives these bytes, and its response goes back. `keeps`: the client's
+    /// connection then serves another request.
     Forwarded { bytes: Vec<u8>, keeps: bool },
-    /// Answered by the proxy, nothing reaches the endpoint, and the connection ends.
+    /// The proxy answers, nothing reaches the endpoint, and the connection ends.
     Refused { status: u16, reason: &'static str },
-    /// The fault is in the body. Where it came with the head nothing reaches the endpoint, else a beginning of these bytes, and then
-    /// an end of the connection.
+    /// The fault is in the body. If it came with the head, nothing reaches the endpoint. Otherwise
+    /// the endpoint receives a beginning of these bytes, and then its connection ends.
     Cut {
         within: Vec<u8>,
         reason: &'static str,
     },
-    /// The client ends before its message does: no answer, and as above.
+    /// The client ends before its message does. There is no response, and the endpoint sees the
+    /// same as with `Cut`.
     Abandoned { within: Vec<u8> },
 }
 
@@ -61,7 +64,8 @@ pub fn cases() -> Vec<Case> {
     }
     for &(name, rule, fields, status, reason) in REFUSED_FIELDS {
         let input = with(b"POST / HTTP/1.1\r\nHost: a\r\n{f}\r\n\r\n", "{f}", fields);
-        // What a server would take for the rest of it must not be read as a request.
+        // A server might take these bytes for the rest of the message. They must not be read as a
+        // request.
         let behind = b"5\r\nhello\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
         add(
             name,
@@ -121,7 +125,7 @@ pub fn cases() -> Vec<Case> {
         );
     }
 
-    // Too long to be written out.
+    // Cases that are too long to write out.
     let head = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n").into_bytes();
     let long = |size: usize| head(&format!("A: {}\r\n", "b".repeat(size - 32)));
     let same =
@@ -140,13 +144,13 @@ pub fn cases() -> Vec<Case> {
         reason: "head_too_large",
     };
     add(
-        "a head of just 16 KiB",
+        "a head of exactly 16 KiB",
         "3",
         long(16 << 10),
         kept(same(&format!("A: {}\r\n", "b".repeat((16 << 10) - 32)))),
     );
     add(
-        "a head of a byte more",
+        "a head of 16 KiB and one byte",
         "3",
         long((16 << 10) + 1),
         too_large(),
@@ -295,9 +299,9 @@ const REFUSED: &[Refused] = &[
     ("absolute-form without Host", "3.2", b"GET http://a/ HTTP/1.1\r\n\r\n", 400, "missing_host"),
     ("no Host", "3.2", b"GET / HTTP/1.1\r\n\r\n", 400, "missing_host"),
     ("no Host but another field", "3.2", b"GET / HTTP/1.1\r\nX-Host: a\r\n\r\n", 400, "missing_host"),
-    ("two Host that agree", "3.2", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400, "duplicate_host"),
-    ("two Host that do not", "3.2", b"GET / HTTP/1.1\r\nHost: a\r\nHOST: b\r\n\r\n", 400, "duplicate_host"),
-    ("two Host on HTTP/1.0", "3.2", b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400, "duplicate_host"),
+    ("two Host fields that agree", "3.2", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400, "duplicate_host"),
+    ("two Host fields that disagree", "3.2", b"GET / HTTP/1.1\r\nHost: a\r\nHOST: b\r\n\r\n", 400, "duplicate_host"),
+    ("two Host fields on HTTP/1.0", "3.2", b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400, "duplicate_host"),
     ("a list in Host", "3.2", b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400, "bad_host"),
     ("a comma in Host", "3.2", b"GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", 400, "bad_host"),
     ("a space in Host", "3.2", b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, "bad_host"),
@@ -324,7 +328,7 @@ const REFUSED: &[Refused] = &[
     ("NUL in Host", "3.2", b"GET / HTTP/1.1\r\nHost: a\0\r\n\r\n", 400, "control_byte"),
     ("HTTP/2's preface", "2.3", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "unsupported_version"),
     ("HTTP/2.0", "2.3", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505, "unsupported_version"),
-    ("HTTP/1.2", "2.3, 505 by design", b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505, "unsupported_version"),
+    ("HTTP/1.2", "2.3, contract 4.1", b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505, "unsupported_version"),
     ("HTTP/0.9 as a version", "2.3", b"GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505, "unsupported_version"),
     ("a version in lower case", "2.3", b"GET / http/1.1\r\nHost: a\r\n\r\n", 400, "bad_version"),
     ("another protocol's name", "2.3", b"GET / HTPP/1.1\r\nHost: a\r\n\r\n", 400, "bad_version"),
@@ -371,7 +375,8 @@ const REFUSED: &[Refused] = &[
     ),
 ];
 
-/// Field lines that refuse a POST. Behind each stands what a chunked body and a smuggled request would look like.
+/// Field lines that refuse a POST. Behind each are the bytes of a chunked body and a smuggled
+/// request.
 const REFUSED_FIELDS: &[Refused] = &[
     (
         "length before chunked",
@@ -402,7 +407,7 @@ const REFUSED_FIELDS: &[Refused] = &[
         "duplicate_content_length",
     ),
     (
-        "two lengths that do not",
+        "two lengths that disagree",
         "6.3",
         b"Content-Length: 5\r\nContent-Length: 6",
         400,
@@ -620,14 +625,14 @@ const REFUSED_FIELDS: &[Refused] = &[
     ),
     (
         "chunked and an empty element",
-        "9110 5.6.1, refused by design",
+        "9110 5.6.1, contract 4.1",
         b"Transfer-Encoding: chunked,",
         400,
         "bad_transfer_encoding",
     ),
     (
         "an empty element and chunked",
-        "9110 5.6.1, refused by design",
+        "9110 5.6.1, contract 4.1",
         b"Transfer-Encoding: ,chunked",
         400,
         "bad_transfer_encoding",
@@ -925,9 +930,9 @@ const REFUSED_FIELDS: &[Refused] = &[
     ("a second Host", "3.2", b"Host: a", 400, "duplicate_host"),
 ];
 
-/// What goes on, and leaves the client's connection open.
+/// Requests that are forwarded and leave the client's connection open.
 const FORWARDED: &[Forwarded] = &[
-    ("the least there is", "3", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
+    ("the shortest request", "3", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
     ("one empty line before it", "2.2", b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
     (
         "fields in their order, whitespace around values gone",
@@ -948,8 +953,8 @@ const FORWARDED: &[Forwarded] = &[
         b"GET / HTTP/1.1\r\nHost: a\r\n!#$%&'*+-.^_`|~09azAZ: b\r\n{x}\r\n",
     ),
     (
-        "characters that URIs do without and servers take",
-        "3.2, taken by design",
+        "characters that URIs do not allow and servers accept",
+        "3.2, contract 4.2",
         b"GET /{}|\\^`<> HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /{}|\\^`<> HTTP/1.1\r\nHost: a\r\n{x}\r\n",
     ),
@@ -1012,19 +1017,19 @@ const FORWARDED: &[Forwarded] = &[
     ),
     (
         "a coding whose hyphen is an underscore",
-        "design 4, lookalikes",
+        "contract 4.2, lookalikes",
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer_Encoding: chunked\r\nTRANSFER.ENCODING: chunked\r\nContent-Length: 5\r\n\r\nhello",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n{x}\r\nhello",
     ),
     (
         "a length whose hyphen is an underscore",
-        "design 4, lookalikes",
+        "contract 4.2, lookalikes",
         b"POST / HTTP/1.1\r\nHost: a\r\ncontent_length: 99\r\nContent~Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n{x}\r\n0\r\n\r\n",
     ),
     (
-        "claims about the client whose hyphens are none",
-        "design 4, lookalikes",
+        "claims about the client without proper hyphens",
+        "contract 4.2, lookalikes",
         b"GET / HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: 9.9.9.9\r\nX-Forwarded_Host: evil\r\nx.forwarded-proto: https\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
     ),
@@ -1035,7 +1040,7 @@ const FORWARDED: &[Forwarded] = &[
         b"GET / HTTP/1.1\r\nHost: a\r\nX_Forward: b\r\nContent_Lengths: 5\r\nX: y\xc2\xa0\r\n{x}\r\n",
     ),
     (
-        "what Connection lists stays, save what frames and routes",
+        "fields that Connection lists are removed, except those that frame and route",
         "9110 7.6.1",
         b"PUT / HTTP/1.1\r\nConnection: a, , host,Content-Length\r\nConnection: b\r\nHost: a\r\nContent-Length: 1\r\nA: 1\r\nb: 2\r\nC: 3\r\n\r\nx",
         b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nC: 3\r\n{x}\r\nx",
@@ -1054,7 +1059,7 @@ const FORWARDED: &[Forwarded] = &[
     ),
     (
         "claims about the client",
-        "design 4",
+        "contract 4.2",
         b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9\r\nForwarded: for=9.9.9.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
     ),
@@ -1100,7 +1105,7 @@ const FORWARDED: &[Forwarded] = &[
     ("Trailer without chunks", "9110 6.6.2", b"PUT / HTTP/1.1\r\nHost: a\r\nTrailer: T\r\n\r\n", b"PUT / HTTP/1.1\r\nHost: a\r\n{x}\r\n"),
 ];
 
-/// What goes on, and is the client's last.
+/// Requests that are forwarded and are the client's last.
 const FORWARDED_ONCE: &[Forwarded] = &[
     (
         "close",
@@ -1142,7 +1147,7 @@ const FORWARDED_ONCE: &[Forwarded] = &[
     ),
 ];
 
-/// Chunked bodies, and as which chunks they go on.
+/// Chunked bodies, and the chunks that are forwarded.
 const FORWARDED_CHUNKS: &[Forwarded] = &[
     ("no chunk", "7.1", b"0\r\n\r\n", b"0\r\n\r\n"),
     ("many zeros", "7.1", b"000\r\n\r\n", b"0\r\n\r\n"),
@@ -1202,7 +1207,7 @@ const FORWARDED_CHUNKS: &[Forwarded] = &[
     ),
 ];
 
-/// Chunked bodies with a fault, the chunks that are good, and the reason.
+/// Chunked bodies with a fault, the chunks before the fault, and the reason.
 const CUT_CHUNKS: &[CutChunks] = &[
     ("no size", "7.1", b"\r\n0\r\n\r\n", b"", "bad_chunk_size"),
     (
@@ -1495,7 +1500,7 @@ const CUT_CHUNKS: &[CutChunks] = &[
     ),
 ];
 
-/// Bodies that the client ends too early (its FIN follows), and as far as they may go on.
+/// Bodies that the client ends too early (its FIN follows), and the most that may be forwarded.
 const ABANDONED: &[(&str, &str, &[u8], &[u8])] = &[
     (
         "less than the length",
@@ -1504,7 +1509,7 @@ const ABANDONED: &[(&str, &str, &[u8], &[u8])] = &[
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n{x}\r\nhell",
     ),
     (
-        "the longest length there is",
+        "the largest length",
         "6.2",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9223372036854775807\r\n\r\nx",
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9223372036854775807\r\n{x}\r\nx",

@@ -1,14 +1,16 @@
-//! The table of responses: what an endpoint sends, and what the client gets of it.
+//! The table of responses (contract 4.3): what an endpoint sends, what the client receives of it,
+//! and what happens to both connections. The verdict does not depend on how the bytes are split.
+//! `lane.rs` runs the table through the proxy.
 
 use super::with;
 
 pub struct Case {
     pub name: &'static str,
-    /// Where it is written: a section of RFC 9112 unless another is named.
+    /// The source of the rule: a section of RFC 9112, unless another one is named.
     pub rule: &'static str,
     pub ask: Ask,
     pub input: Vec<u8>,
-    /// The endpoint ends its connection after it.
+    /// The endpoint ends its connection after the response.
     pub fin: bool,
     pub verdict: Verdict,
 }
@@ -16,7 +18,7 @@ pub struct Case {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ask {
     Get,
-    /// Is not sent twice, so what is lost is lost at once.
+    /// A POST is not sent twice, so a lost one is given up immediately.
     Post,
     Head,
     /// HTTP/1.0 with keep-alive.
@@ -29,25 +31,26 @@ pub enum Ask {
 pub enum Verdict {
     /// These bytes reach the client.
     Passed(After, Vec<u8>),
-    /// This head, then this payload in chunks whose sizes are a matter of how it came.
+    /// This head, then this payload in chunks. The sizes of the chunks depend on how the bytes
+    /// arrived.
     Chunked(After, Vec<u8>, &'static [u8]),
-    /// 502, the endpoint's connection is given up, the client's goes on.
+    /// 502. The endpoint's connection is closed, and the client's stays open.
     Refused(&'static str),
-    /// The fault is in the body: the client gets a beginning of these bytes and then a reset, or a 502 while nothing had
-    /// gone out.
+    /// The fault is in the body: the client receives a beginning of these bytes and then a reset,
+    /// or a 502 if nothing had been forwarded.
     Cut(Vec<u8>, &'static str),
-    /// These bytes, then whatever either side sends.
+    /// These bytes, then everything that either side sends.
     Tunnel(Vec<u8>),
 }
 
-/// What becomes of the two connections.
+/// The state of both connections after the response.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum After {
     /// Both serve another request.
     Kept,
-    /// The client's does, on another connection to the endpoint.
+    /// The client's serves another request, on another connection to the endpoint.
     Dropped,
-    /// The client's ends.
+    /// The client's connection ends.
     Closed,
 }
 
@@ -340,7 +343,7 @@ const REFUSED: &[(&str, &str, &[u8], &str)] = &[
     ),
     (
         "HTTP/1.2",
-        "2.3, by design",
+        "2.3, contract 4.1",
         b"HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n",
         "unsupported_version",
     ),
@@ -363,7 +366,7 @@ const REFUSED: &[(&str, &str, &[u8], &str)] = &[
         "bad_version",
     ),
     (
-        "an answer of HTTP/0.9",
+        "a response of HTTP/0.9",
         "4",
         b"<html>hello</html>\r\n\r\n",
         "bad_version",
@@ -423,7 +426,7 @@ const REFUSED: &[(&str, &str, &[u8], &str)] = &[
         "transfer_encoding_on_http10",
     ),
     (
-        "unasked 101",
+        "unrequested 101",
         "9110 7.8",
         b"HTTP/1.1 101 Switching\r\nUpgrade: w\r\nConnection: upgrade\r\n\r\n",
         "unsolicited_upgrade",
@@ -468,7 +471,7 @@ const REFUSED_FIELDS: &[(&str, &str, &[u8], &str)] = &[
         "duplicate_content_length",
     ),
     (
-        "two lengths that do not",
+        "two lengths that disagree",
         "6.3",
         b"Content-Length: 5\r\nContent-Length: 6",
         "duplicate_content_length",
@@ -664,7 +667,7 @@ const REFUSED_OTHERS: &[(&str, &str, Ask, &[u8], &str)] = &[
         "length_with_transfer_encoding",
     ),
     (
-        "unasked 101 to HTTP/1.0",
+        "unrequested 101 to HTTP/1.0",
         "9110 7.8",
         Old,
         b"HTTP/1.1 101 S\r\nUpgrade: w\r\nConnection: upgrade\r\n\r\n",
@@ -768,7 +771,7 @@ const PASSED: &[Passed] = &[
         b"HTTP/1.1 199 x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     ),
     (
-        "100 that nobody waits for, once",
+        "100 that the client did not request, once",
         "9110 15.2.1",
         Get,
         Kept,
@@ -869,7 +872,7 @@ const PASSED: &[Passed] = &[
     ),
 ];
 
-/// Without a length: the endpoint's FIN ends it, the client gets chunks.
+/// Responses without a length: the endpoint's FIN ends them, and the client receives chunks.
 const ENDED_BY_CLOSE: &[EndedByClose] = &[
     (
         "ended by close",

@@ -1,11 +1,12 @@
-//! The tables as the first inputs of the fuzz targets (`fuzz/run.sh` takes them from here), with manifests and
-//! configurations from the repository.
+//! The seeds of the fuzz targets: the tables of requests and responses, with manifests and
+//! configurations from the repository. `fuzz/run.sh` takes them from here. The test fails if a
+//! target would have too few.
 
 use std::path::{Path, PathBuf};
 
 use super::{requests, responses};
 
-/// Under the build's own folder.
+/// A folder within the build's folder.
 pub fn folder() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     target
@@ -31,7 +32,7 @@ fn the_tables_are_the_fuzz_targets_seeds() {
         .iter()
         .filter(|case| case.input.len() < 1024)
     {
-        // The first byte is the target's own choice: here, as the listener that takes CONNECT.
+        // The first byte selects the target's options: here, the listener that allows CONNECT.
         put(
             "request",
             &[&[if case.connect { 4 } else { 0 }], &case.input],

@@ -37,7 +37,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ regexFind "[0-9]+$" .Values.config.admin.address }}
 {{- end }}
 
-{{/* nodePorts in a pod of its own network would bind ports that nobody reaches. */}}
+{{/* In a pod that is not on the node's network, nodePorts would bind ports that no client reaches. */}}
 {{- define "ebbtide.config" -}}
 {{ toYaml (ternary (omit .Values.config "nodePorts") .Values.config (eq .Values.kind "Deployment")) }}
 {{- end }}

@@ -1,11 +1,11 @@
-// The sample application: exits at once at SIGTERM, as most programs do.
+// The sample application. It exits immediately at SIGTERM, as most programs do.
 //
-//	VERSION      what it answers, beside the pod's name
+//	VERSION      the response, beside the pod's name
 //	DELAY        how long a request takes (10s)
 //	NEVER_READY  /healthz always fails
-//	LOG_DIR      each request is noted in LOG_DIR/requests.log as it arrives: unix nanoseconds, pod, version, method, id
+//	LOG_DIR      each request is logged in LOG_DIR/requests.log when it arrives: unix nanoseconds, pod, version, method, id
 //
-// SIGUSR1 makes it allocate until the kernel kills it.
+// At SIGUSR1 it allocates memory until the kernel kills it.
 package main
 
 import (
@@ -32,7 +32,7 @@ func main() {
 	var requests *os.File
 	if dir := os.Getenv("LOG_DIR"); dir != "" {
 		var err error
-		// One write a line in append mode: all pods share the file.
+		// One write for each line, in append mode, because all pods share the file.
 		if requests, err = os.OpenFile(filepath.Join(dir, "requests.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644); err != nil {
 			log.Fatal(err)
 		}

@@ -1,5 +1,6 @@
-// Reads streams of requests with Go's net/http server: one stream a line, in hex; for each a line with what the handler
-// saw of it: method, target, host and body in hex, and "!" where the server has refused or missed something.
+// Reads streams of requests with Go's net/http server. Input: one stream in hex on each line. Output: one line
+// for each stream, with the method, target, host and body of each request that the handler saw, in hex, and "!"
+// if the server refused or missed something.
 package main
 
 import (

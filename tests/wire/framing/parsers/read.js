@@ -1,4 +1,4 @@
-// As main.go, with Node's http server (llhttp).
+// Does what main.go does, with Node's http server (llhttp).
 'use strict';
 const http = require('node:http');
 const { Duplex } = require('node:stream');

@@ -1,4 +1,4 @@
-"""As main.go, with h11."""
+"""Does what main.go does, with h11."""
 import sys
 
 import h11

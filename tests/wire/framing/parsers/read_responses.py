@@ -1,5 +1,8 @@
-"""Reads what a client got: a line a stream, with the first request's method (the second is GET), "end" or "reset", and the
-bytes in hex; gives a line with status and body of each final response, and "!" where something was cut or refused.
+"""Reads the bytes that a client received.
+
+Input: one line for each stream, with the first request's method (the second is GET), "end" or "reset", and
+the bytes in hex. Output: one line for each stream, with the status and body of each final response, and "!"
+if something was cut or refused.
 """
 import http.client
 import io
@@ -22,7 +25,7 @@ class Source(io.RawIOBase):
 
 
 class Shared(io.BufferedReader):
-    """Stays open for the next response, and is its own socket."""
+    """A reader that stays open for the next response and serves as its own socket."""
 
     def makefile(self, mode):
         return self
@@ -40,7 +43,7 @@ def by_http_client(methods, stream, reset):
             while True:
                 response = http.client.HTTPResponse(source, method=method)
                 response.begin()
-                # It passes over 100 itself, and takes other interim responses for final ones.
+                # http.client skips 100 itself, and takes other interim responses for final ones.
                 if response.status >= 200:
                     break
             seen.append((response.status, response.read()))
@@ -55,7 +58,7 @@ def by_h11(methods, stream, reset):
     import h11
 
     connection, seen = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20), []
-    # Nothing would be an end.
+    # Empty data would mean the end.
     if stream:
         connection.receive_data(stream)
     if not reset:

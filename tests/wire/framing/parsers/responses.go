@@ -25,7 +25,7 @@ func (s *source) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// As read_responses.py, with what net/http's client reads its responses by.
+// Does what read_responses.py does, with the reader of net/http's client.
 func readResponses() {
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 1<<26)

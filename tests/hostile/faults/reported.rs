@@ -1,5 +1,6 @@
-//! What the proxy has been told, kept apart from the code under test: of an endpoint it says only what every reading of
-//! the events agrees on.
+//! What was reported to the proxy, recorded apart from the code under test. It states only what
+//! every reading of the events agrees on: what must serve, what may serve, and what has ended. It
+//! does not know the true state, which is in `truth.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -8,22 +9,22 @@ use ebbtide::contract::name::ObjectName;
 use ebbtide::discovery::object::{Change, Kind, Object, SliceEndpoint, SliceObject};
 
 #[derive(Default)]
-pub struct Told {
+pub struct Reported {
     slices: BTreeMap<ObjectName, SliceObject>,
-    /// Pods in the store, by name.
+    /// Pods in the store: the UID by name.
     pods: BTreeMap<ObjectName, String>,
-    /// UIDs that end or have ended, and since when that is known: one-way.
+    /// UIDs that end or have ended, and since when that is known. An entry is never removed.
     pub ended: BTreeMap<String, Instant>,
     gone: BTreeSet<String>,
-    /// UIDs whose object was told of, and when first.
+    /// UIDs whose object was reported, and when first.
     pub held: BTreeMap<String, Instant>,
 }
 
-/// An endpoint to the one who reads slices: address and UID.
+/// An endpoint as slices name it: address and UID.
 pub type Named = (u8, String);
 
-impl Told {
-    pub fn hear(&mut self, change: &Change, now: Instant) {
+impl Reported {
+    pub fn record(&mut self, change: &Change, now: Instant) {
         match change {
             Change::Apply(Object::Service(_)) | Change::Remove(Kind::Service, _) => {}
             Change::Apply(Object::EndpointSlice(slice)) => {
@@ -33,7 +34,7 @@ impl Told {
                 self.slices.insert(slice.name.clone(), slice.clone());
             }
             Change::Apply(Object::Pod(pod)) => {
-                // One that is gone does not come back: this is an echo.
+                // A pod that is gone does not come back: this event is a repetition.
                 if self.gone.contains(&pod.uid) {
                     return;
                 }
@@ -61,10 +62,10 @@ impl Told {
                     Kind::Pod => self.pods.keys().cloned().collect(),
                 };
                 for name in known.into_iter().filter(|name| !named.contains(name)) {
-                    self.hear(&Change::Remove(*kind, name), now);
+                    self.record(&Change::Remove(*kind, name), now);
                 }
                 for object in objects {
-                    self.hear(&Change::Apply(object.clone()), now);
+                    self.record(&Change::Apply(object.clone()), now);
                 }
             }
         }
@@ -93,21 +94,22 @@ impl Told {
         self.listings().any(|(it, _)| it == *named)
     }
 
-    /// Some slice calls it ready, and nothing has ended it.
+    /// Some slice lists the endpoint as ready, and no signal has ended it.
     pub fn may_serve(&self, named: &Named) -> bool {
         let ready = |e: &SliceEndpoint| e.ready && !e.terminating;
         !self.ended.contains_key(&named.1)
             && self.listings().any(|(it, e)| it == *named && ready(e))
     }
 
-    /// Some slice says that it still serves while it ends.
+    /// Some slice lists the endpoint as serving while it ends.
     pub fn may_be_last_resort(&self, named: &Named) -> bool {
         let ends = self.ended.contains_key(&named.1);
         self.listings()
             .any(|(it, e)| it == *named && e.serving && (e.terminating || ends))
     }
 
-    /// Every slice that names it calls it ready, nothing has ended it, and no other pod is named at its address.
+    /// Every slice that names the endpoint lists it as ready, no signal has ended it, and no slice
+    /// names another pod at its address.
     pub fn must_serve(&self) -> BTreeSet<Named> {
         let mut certain: BTreeSet<Named> = self
             .listings()

@@ -1,0 +1,289 @@
+//! The command: reads a configuration and its source once, and makes the report.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::command::check::cluster;
+use crate::command::check::seen::Seen;
+use crate::command::check::served::{self, Services};
+use crate::command::check::warnings;
+use crate::config::settings::{Config, Discovery};
+use crate::discovery::files;
+use crate::discovery::object::Change;
+use crate::discovery::source::Problem;
+use crate::routing::world::objects::{Touched, World};
+use crate::text::{Columns, one_line, table};
+
+/// What `check` reports about a configuration that could be read.
+#[derive(Debug)]
+pub struct Report {
+    /// Tables and warnings, for people.
+    pub text: String,
+    /// What is broken. The exit code is 0 if this is empty.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads a configuration, and the manifests or the API server that it names.
+///
+/// # Errors
+/// [`crate::config::fault::Error`] and [`crate::config::fault::Refused`].
+pub fn check(file: &Path) -> anyhow::Result<Report> {
+    let config = Config::load(file)?;
+    let (seen, mut world) = match &config.discovery {
+        Discovery::Files { path } => {
+            let (objects, problems) = files::read_folder(path);
+            let heading = format!("manifests  {}\n", path.display());
+            (
+                Seen {
+                    heading,
+                    objects,
+                    problems,
+                    warnings: Vec::new(),
+                },
+                World::default(),
+            )
+        }
+        Discovery::Kubernetes(wanted) => (cluster::read(&config, wanted)?, World::for_api_server()),
+        Discovery::Static { .. } => (Seen::default(), World::default()),
+    };
+    let Seen {
+        heading,
+        objects,
+        warnings,
+        problems,
+    } = seen;
+    if heading.is_empty() {
+        return Ok(Report {
+            text: heading,
+            problems,
+        });
+    }
+    let (now, mut touched) = (Instant::now(), Touched::default());
+    for object in objects {
+        world.apply(Change::Apply(object), now, &mut touched);
+    }
+    let services = world
+        .service_names()
+        .filter_map(|name| world.merge(name))
+        .map(|s| (s.object.name.clone(), s))
+        .collect();
+    Ok(Report {
+        text: describe(&config, &services, heading, warnings),
+        problems,
+    })
+}
+
+fn describe(
+    config: &Config,
+    services: &Services,
+    heading: String,
+    mut warnings: Vec<String>,
+) -> String {
+    let bound = served::listeners(config, services);
+    let served = served::served(services, &bound);
+    warnings.extend(warnings::of_listeners(config, services));
+    warnings.extend(warnings::of_addresses(config, &bound));
+    let listened: BTreeSet<_> = bound.iter().map(|listener| &listener.service).collect();
+    for service in &served {
+        let listened = listened.contains(&service.object.name);
+        warnings.extend(warnings::of_service(config, service, listened));
+    }
+
+    let mut text = heading;
+    let _ = writeln!(text, "admin      http://{}", config.admin);
+    let _ = writeln!(text, "workers    {}\n", config.workers);
+    text += &table(&served::listener_rows(&bound), Columns::Words);
+    text.push('\n');
+    text += &table(&served::endpoint_rows(&served), Columns::Words);
+    let rest = services.len() - served.len();
+    if rest > 0 {
+        let _ = writeln!(
+            text,
+            "\nnot served, neither claimed nor named by a listener: {rest} more"
+        );
+    }
+    if !warnings.is_empty() {
+        text.push('\n');
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "warning: {}", one_line(&warning));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::settings::ListenerConfig;
+    use crate::contract::endpoint::Conditions;
+    use crate::contract::name::{ObjectName, PodRef};
+    use crate::contract::policy::PortRef;
+    use crate::discovery::object::{ServiceObject, ServicePortObject};
+    use crate::routing::world::merged::{Fate, MergedEndpoint, MergedPort, MergedService};
+
+    fn config() -> Config {
+        let mut config = Config::new(Discovery::Files {
+            path: "manifests".into(),
+        });
+        config.workers = std::num::NonZeroUsize::MIN;
+        config
+    }
+
+    fn listener(name: &str, address: &str, service: &str, port: PortRef) -> ListenerConfig {
+        ListenerConfig {
+            name: name.into(),
+            address: address.parse().unwrap(),
+            service: ObjectName::new("web", service),
+            port,
+            protocol: None,
+            proxy_protocol: false,
+            allow_connect: false,
+        }
+    }
+
+    fn service(name: &str, claimed: bool, ports: Vec<MergedPort>) -> MergedService {
+        let object = ServiceObject {
+            name: ObjectName::new("web", name),
+            uid: None,
+            claimed,
+            external_name: false,
+            ports: ports.iter().map(|port| port.port.clone()).collect(),
+            ipv6_first: false,
+            annotations: BTreeMap::new(),
+            unserved: Vec::new(),
+        };
+        MergedService {
+            object,
+            ports,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn port(node_port: Option<u16>, endpoints: &[(&str, bool, bool, bool)]) -> MergedPort {
+        let endpoint =
+            |(address, ready, serving, terminating): &(&str, bool, bool, bool)| MergedEndpoint {
+                address: address.parse().unwrap(),
+                pod: Some(Arc::new(PodRef {
+                    name: "nginx-1".into(),
+                    uid: String::new(),
+                })),
+                template_hash: None,
+                conditions: Conditions {
+                    ready: *ready,
+                    serving: *serving,
+                    terminating: *terminating,
+                },
+                fate: Fate::NoPod,
+            };
+        MergedPort {
+            ambiguous: false,
+            port: ServicePortObject {
+                name: Some("http".into()),
+                port: 80,
+                node_port,
+                target_port: None,
+                app_protocol: Some("http".into()),
+            },
+            endpoints: endpoints.iter().map(endpoint).collect(),
+        }
+    }
+
+    fn described(config: &Config, services: Vec<MergedService>) -> String {
+        let services = services
+            .into_iter()
+            .map(|service| (service.object.name.clone(), service))
+            .collect();
+        describe(
+            config,
+            &services,
+            "manifests  manifests\n".into(),
+            Vec::new(),
+        )
+    }
+
+    #[test]
+    fn listeners_and_endpoints_are_shown_as_tables() {
+        let mut config = config();
+        config.listeners = vec![listener(
+            "web",
+            "127.0.0.1:8080",
+            "nginx",
+            PortRef::Name("http".into()),
+        )];
+        config.node_port_addresses = vec!["0.0.0.0".parse().unwrap()];
+        let endpoints = [
+            ("127.0.0.1:8081", true, true, false),
+            ("127.0.0.2:8081", false, true, true),
+            ("127.0.0.3:8081", false, false, false),
+        ];
+        let services = vec![
+            service("nginx", true, vec![port(Some(31180), &endpoints)]),
+            service("other", false, vec![port(None, &[])]),
+        ];
+        insta::assert_snapshot!(described(&config, services), @r"
+        manifests  manifests
+        admin      http://127.0.0.1:9901
+        workers    1
+
+        LISTENER    ADDRESS         SERVICE    PORT       PROTOCOL  ENDPOINTS
+        web         127.0.0.1:8080  web/nginx  http (80)  http      1 of 3 ready
+        (nodePort)  0.0.0.0:31180   web/nginx  http (80)  http      1 of 3 ready
+
+        SERVICE    PORT       PROTOCOL  ENDPOINT        POD      STATE
+        web/nginx  http (80)  http      127.0.0.1:8081  nginx-1  ready
+        web/nginx  http (80)  http      127.0.0.2:8081  nginx-1  terminating, serving
+        web/nginx  http (80)  http      127.0.0.3:8081  nginx-1  not ready
+
+        not served, neither claimed nor named by a listener: 1 more
+        ");
+    }
+
+    #[test]
+    fn what_may_not_be_meant_is_a_warning() {
+        let mut config = config();
+        config.listeners = vec![
+            listener("gone", "127.0.0.1:8080", "no-such", PortRef::Number(80)),
+            listener(
+                "port",
+                "127.0.0.1:8081",
+                "nginx",
+                PortRef::Name("metrics".into()),
+            ),
+            listener("taken", "127.0.0.1:31180", "nginx", PortRef::Number(80)),
+        ];
+        let mut nginx = service("nginx", true, vec![port(Some(31180), &[])]);
+        nginx.object.unserved = vec!["spec.sessionAffinity: ClientIP".into()];
+        nginx.object.annotations =
+            BTreeMap::from([("ebbtide.dev/hold-timeout".into(), "soon".into())]);
+        nginx.warnings = vec!["slice a: FQDN addresses are refused".into()];
+        let unlistened = service(
+            "unlistened",
+            true,
+            vec![port(None, &[("127.0.0.1:1", true, true, false)])],
+        );
+        let mut elsewhere = service("elsewhere", true, Vec::new());
+        elsewhere.object.external_name = true;
+        config.node_port_addresses = vec!["127.0.0.1".parse().unwrap()];
+        let text = described(&config, vec![nginx, unlistened, elsewhere]);
+        let warnings: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("warning: "))
+            .collect();
+        insta::assert_snapshot!(warnings.join("\n"), @r#"
+        warning: listener gone: no manifest has the Service web/no-such
+        warning: listener port: web/nginx has no TCP port metrics, it has http (80)
+        warning: listener (nodePort) of web/nginx: 127.0.0.1:31180 is taken by listener taken of web/nginx; only one of the two would be bound
+        warning: web/elsewhere: type ExternalName is refused, it has no endpoints
+        warning: web/nginx: spec.sessionAffinity: ClientIP is not served, and the claim keeps kube-proxy from serving it; if it is in use, claim a second Service with the same selector instead
+        warning: web/nginx: slice a: FQDN addresses are refused
+        warning: web/nginx: ebbtide.dev/hold-timeout: "soon" is not a duration, expected one from 0s to 10m such as 250ms, 10s or 5m
+        warning: web/nginx: port http (80) has no ready endpoint
+        warning: web/unlistened: claimed, but no listener serves it; add a listener, or make it type NodePort
+        "#);
+    }
+}

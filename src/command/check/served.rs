@@ -1,0 +1,192 @@
+//! What would be served: the listeners as they would be bound, the endpoints behind them, and both
+//! as rows of tables. Nothing here judges; that is done in `warnings`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use crate::config::settings::Config;
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::policy::{PortRef, Protocol};
+use crate::control::wanted::{Origin, WantedListener, wanted};
+use crate::net::socket;
+use crate::routing::world::merged::{MergedEndpoint, MergedPort, MergedService};
+
+/// All Services of a source, by name.
+pub(super) type Services = BTreeMap<ObjectName, MergedService>;
+
+/// A listener as it would be bound: a configured one, or a nodePort on one address.
+pub(super) struct Bound<'a> {
+    pub(super) name: String,
+    pub(super) address: SocketAddr,
+    pub(super) service: ObjectName,
+    /// The port in words, if the Service does not have it.
+    wanted: String,
+    port: Option<&'a MergedPort>,
+    protocol: String,
+}
+
+/// All listeners: the configured ones in their order, then the nodePorts.
+pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Bound<'a>> {
+    let claimed = services.values().filter(|service| service.object.claimed);
+    let node_ports = claimed.flat_map(|service| {
+        service.ports.iter().filter_map(|port| {
+            let key = PortKey {
+                service: service.object.name.clone(),
+                port: port.port.port,
+            };
+            Some((key, port.port.node_port?))
+        })
+    });
+    let wanted = wanted(config, node_ports, socket::has_ipv6());
+    wanted
+        .into_iter()
+        .map(|it| Bound::new(it, services))
+        .collect()
+}
+
+/// The Services that would be served: those that are claimed or have a listener.
+pub(super) fn served<'a>(services: &'a Services, bound: &[Bound]) -> Vec<&'a MergedService> {
+    let listened: BTreeSet<&ObjectName> = bound.iter().map(|listener| &listener.service).collect();
+    services
+        .values()
+        .filter(|s| s.object.claimed || listened.contains(&s.object.name))
+        .collect()
+}
+
+/// The table of listeners, its heading first.
+pub(super) fn listener_rows(bound: &[Bound]) -> Vec<Vec<String>> {
+    let heading = [
+        "LISTENER",
+        "ADDRESS",
+        "SERVICE",
+        "PORT",
+        "PROTOCOL",
+        "ENDPOINTS",
+    ];
+    let heading = heading.map(str::to_owned).to_vec();
+    std::iter::once(heading)
+        .chain(bound.iter().map(Bound::row))
+        .collect()
+}
+
+/// The table of endpoints, its heading first.
+pub(super) fn endpoint_rows(served: &[&MergedService]) -> Vec<Vec<String>> {
+    let heading = ["SERVICE", "PORT", "PROTOCOL", "ENDPOINT", "POD", "STATE"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for service in served {
+        for port in &service.ports {
+            rows.extend(rows_of_port(service, port));
+        }
+    }
+    rows
+}
+
+impl<'a> Bound<'a> {
+    fn new(listener: WantedListener, services: &'a Services) -> Self {
+        let WantedListener { origin, config, .. } = listener;
+        let service = services.get(&config.service);
+        let port = service.and_then(|service| port_of(service, &config.port));
+        let own = service
+            .zip(port)
+            .map(|(service, port)| protocol(service, port));
+        let target = port.and_then(|port| port.port.target_port);
+        let chosen = config.protocol.map(|protocol| protocol.at_target(target));
+        Self {
+            name: match origin {
+                Origin::Configured => config.name,
+                Origin::NodePort => "(nodePort)".to_owned(),
+            },
+            address: config.address,
+            service: config.service,
+            wanted: config.port.to_string(),
+            port,
+            protocol: chosen.or(own).map_or("-", Protocol::as_str).to_owned(),
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        let endpoints = match self.port {
+            None => "none".to_owned(),
+            Some(port) => {
+                let ready = port.endpoints.iter().filter(|e| is_ready(e)).count();
+                format!("{ready} of {} ready", port.endpoints.len())
+            }
+        };
+        vec![
+            self.name.clone(),
+            self.address.to_string(),
+            self.service.to_string(),
+            self.port.map_or_else(|| self.wanted.clone(), port_name),
+            self.protocol.clone(),
+            endpoints,
+        ]
+    }
+}
+
+fn rows_of_port(service: &MergedService, port: &MergedPort) -> Vec<Vec<String>> {
+    let row = |endpoint: String, pod: String, state: &str| {
+        let protocol = protocol(service, port).as_str().to_owned();
+        vec![
+            service.object.name.to_string(),
+            port_name(port),
+            protocol,
+            endpoint,
+            pod,
+            state.to_owned(),
+        ]
+    };
+    if port.endpoints.is_empty() {
+        return vec![row("none".to_owned(), "-".to_owned(), "-")];
+    }
+    let rows = port.endpoints.iter().map(|endpoint| {
+        let pod = endpoint
+            .pod
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), |pod| pod.name.clone());
+        row(endpoint.address.to_string(), pod, state(endpoint))
+    });
+    rows.collect()
+}
+
+/// Whether new requests may go to this endpoint.
+pub(super) fn is_ready(endpoint: &MergedEndpoint) -> bool {
+    state(endpoint) == READY
+}
+
+fn state(endpoint: &MergedEndpoint) -> &'static str {
+    let conditions = endpoint.conditions;
+    match (conditions.terminating, conditions.serving, conditions.ready) {
+        (true, true, _) => "terminating, serving",
+        (true, false, _) => "terminating",
+        (false, _, true) => READY,
+        (false, _, false) => "not ready",
+    }
+}
+
+const READY: &str = "ready";
+
+fn protocol(service: &MergedService, port: &MergedPort) -> Protocol {
+    let MergedPort { port, .. } = port;
+    Protocol::of_service(
+        &service.object.annotations,
+        port.app_protocol.as_deref(),
+        port.target_port,
+    )
+    .0
+}
+
+/// The port of a Service that a listener names by number or name.
+pub(super) fn port_of<'a>(service: &'a MergedService, wanted: &PortRef) -> Option<&'a MergedPort> {
+    service.ports.iter().find(|port| match wanted {
+        PortRef::Number(number) => port.port.port == *number,
+        PortRef::Name(name) => port.port.name.as_ref() == Some(name),
+    })
+}
+
+/// A port for people: `http (80)`, or the number of a port without a name.
+pub(super) fn port_name(port: &MergedPort) -> String {
+    match &port.port.name {
+        Some(name) => format!("{name} ({})", port.port.port),
+        None => port.port.port.to_string(),
+    }
+}

@@ -1,0 +1,124 @@
+//! Warnings of `check`: what would run, but perhaps not as meant. Each names the listener or
+//! Service and, where there is one, the cure.
+
+use std::collections::BTreeMap;
+
+use crate::command::check::served::{Bound, Services, is_ready, port_name, port_of};
+use crate::config::settings::{Config, Discovery};
+use crate::contract::policy::{Policy, Protocol};
+use crate::routing::world::merged::MergedService;
+
+/// Listeners whose Service or port does not exist.
+pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for listener in &config.listeners {
+        let (name, wanted) = (&listener.name, &listener.port);
+        match services.get(&listener.service) {
+            None => {
+                let source = if matches!(config.discovery, Discovery::Kubernetes(_)) {
+                    "the cluster has no"
+                } else {
+                    "no manifest has the"
+                };
+                warnings.push(format!(
+                    "listener {name}: {source} Service {}",
+                    listener.service
+                ));
+            }
+            Some(service) if port_of(service, wanted).is_none() => {
+                let ports: Vec<String> = service.ports.iter().map(port_name).collect();
+                let ports = if ports.is_empty() {
+                    "none".to_owned()
+                } else {
+                    ports.join(", ")
+                };
+                let service = &listener.service;
+                warnings.push(format!(
+                    "listener {name}: {service} has no TCP port {wanted}, it has {ports}"
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    warnings
+}
+
+/// Addresses that two listeners, or a listener and the admin pages, would share; or no listener.
+pub(super) fn of_addresses(config: &Config, bound: &[Bound]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if bound.is_empty() {
+        warnings.push(
+            "no listener: nothing would be served; add listeners, or nodePorts and a claimed Service"
+                .to_owned(),
+        );
+    }
+    let mut seen = BTreeMap::from([(config.admin, "the admin pages".to_owned())]);
+    for listener in bound.iter().filter(|listener| listener.address.port() != 0) {
+        let Bound {
+            name,
+            address,
+            service,
+            ..
+        } = listener;
+        let this = format!("listener {name} of {service}");
+        if let Some(other) = seen.insert(*address, this.clone()) {
+            warnings.push(format!(
+                "{this}: {address} is taken by {other}; only one of the two would be bound"
+            ));
+        }
+    }
+    warnings
+}
+
+/// What is doubtful about a Service that would be served. `listened`: a listener serves it.
+pub(super) fn of_service(config: &Config, service: &MergedService, listened: bool) -> Vec<String> {
+    let MergedService {
+        object,
+        ports,
+        warnings: merging,
+    } = service;
+    let name = &object.name;
+    if object.external_name {
+        // All other warnings follow from this one.
+        return vec![format!(
+            "{name}: type ExternalName is refused, it has no endpoints"
+        )];
+    }
+    let mut warnings = Vec::new();
+    if object.claimed {
+        warnings.extend(object.lost().map(|lost| format!("{name}: {lost}")));
+        if !listened {
+            let cure = if config.node_port_addresses.is_empty() {
+                "nodePorts"
+            } else {
+                "make it type NodePort"
+            };
+            warnings.push(format!(
+                "{name}: claimed, but no listener serves it; add a listener, or {cure}"
+            ));
+        }
+    }
+    warnings.extend(merging.iter().map(|warning| format!("{name}: {warning}")));
+    let annotations = &object.annotations;
+    warnings.extend(
+        Protocol::of_service(annotations, None, None)
+            .1
+            .map(|warning| format!("{name}: {warning}")),
+    );
+    warnings.extend(
+        Policy::for_service(config, annotations)
+            .1
+            .iter()
+            .map(|warning| format!("{name}: {warning}")),
+    );
+    for port in ports
+        .iter()
+        .filter(|port| !port.endpoints.iter().any(is_ready))
+    {
+        warnings.push(format!(
+            "{name}: port {} has no ready endpoint",
+            port_name(port)
+        ));
+    }
+    warnings
+}

@@ -1,0 +1,223 @@
+//! One Service as the table keeps it: its ports, its claim, and the warnings about it.
+//!
+//! Invariant: a change that looks only at some addresses ends in the same entries as a whole merge.
+//! When a Service is served or handed back is decided in `routing/table.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::settings::Config;
+use crate::contract::hold::Hold;
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::policy::{Policy, Protocol};
+use crate::contract::reason::Trigger;
+use crate::observe::metrics::Metrics;
+use crate::routing::change::Change;
+use crate::routing::port::{PortEntry, Spec};
+use crate::routing::reconcile::News;
+use crate::routing::registry::Registry;
+use crate::routing::world::merged::{MergedPort, MergedService};
+use crate::routing::world::objects::World;
+
+/// A Service with its ports.
+pub(super) struct ServiceEntry {
+    name: ObjectName,
+    /// The UID of the Service object, where the source gives one.
+    pub(super) uid: Option<String>,
+    /// Its ports by number. A port that the Service no longer has stays until its endpoints are
+    /// gone.
+    pub(super) ports: BTreeMap<u16, PortEntry>,
+    /// The queue of held clients, shared by all ports.
+    hold: Arc<Hold>,
+    /// The warnings that were reported and still hold.
+    warnings: Vec<String>,
+}
+
+/// Whether Ebbtide or kube-proxy serves a Service (contract 2.9).
+#[derive(Clone, Copy)]
+pub(super) struct Claim {
+    /// Whether Ebbtide serves it: it is claimed, or a configured listener names it.
+    pub(super) ours: bool,
+    /// Whether Ebbtide binds its nodePorts.
+    pub(super) listening: bool,
+}
+
+impl ServiceEntry {
+    /// A Service without ports.
+    pub(super) fn new(name: &ObjectName) -> Self {
+        Self {
+            name: name.clone(),
+            uid: None,
+            ports: BTreeMap::new(),
+            hold: Arc::default(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Whether Ebbtide binds the nodePorts of this Service.
+    pub(super) fn is_claimed(&self) -> bool {
+        let claimed = |port: &PortEntry| port.spec.as_ref().is_some_and(|spec| spec.claimed);
+        self.ports.values().any(claimed)
+    }
+
+    /// Whether a client is connected to one of the ports.
+    pub(super) fn has_clients(&self) -> bool {
+        let active = |port: &PortEntry| port.metrics.connections_active.get() > 0;
+        self.ports.values().any(active)
+    }
+
+    /// The key of one of its ports.
+    pub(super) fn key(&self, port: u16) -> PortKey {
+        PortKey {
+            service: self.name.clone(),
+            port,
+        }
+    }
+
+    /// Removes all endpoints, because another Service has taken this name. Nothing of the old
+    /// Service may serve the new one (contract 2.8).
+    pub(super) fn replace(&mut self, uid: Option<String>, change: &mut Change) {
+        for (number, port) in &mut self.ports {
+            let key = PortKey {
+                service: self.name.clone(),
+                port: *number,
+            };
+            for identity in port.entries.keys().cloned().collect::<Vec<_>>() {
+                let Some(entry) = port.remove(&identity) else {
+                    continue;
+                };
+                let deadline = change.received + port.policy.drain_timeout;
+                change.shorten(&entry.endpoint, deadline);
+                change.leaves(entry.endpoint, &key, Trigger::Removed);
+            }
+            port.merged.clear();
+            port.ended.clear();
+        }
+        self.uid = uid;
+    }
+
+    /// Brings every port up to the merge. `merged` is `None` if the Service does not exist or
+    /// Ebbtide does not serve it.
+    pub(super) fn reconcile(
+        &mut self,
+        merged: Option<MergedService>,
+        claim: Claim,
+        config: &Config,
+        metrics: &Metrics,
+        (world, registry): (&World, &mut Registry),
+        change: &mut Change,
+    ) {
+        let (mut ports, warnings) = match merged {
+            Some(merged) => self.take_specs(merged, claim, config, metrics),
+            None => Default::default(),
+        };
+        for (number, port) in &mut self.ports {
+            let key = PortKey {
+                service: self.name.clone(),
+                port: *number,
+            };
+            let listed = ports.remove(number);
+            if listed.is_none() {
+                port.spec = None;
+            }
+            port.ambiguous = listed.as_ref().is_some_and(|port| port.ambiguous);
+            let endpoints = listed.map(|port| port.endpoints).unwrap_or_default();
+            let news = News::between(&port.merged, &endpoints);
+            port.merged = endpoints;
+            port.reconcile(&key, news, world, registry, change);
+        }
+        self.warn(warnings, change);
+        change.chores.listeners = true;
+    }
+
+    /// Stores what the Service says about its ports. Returns the merged ports by number, and the
+    /// warnings.
+    fn take_specs(
+        &mut self,
+        merged: MergedService,
+        claim: Claim,
+        config: &Config,
+        metrics: &Metrics,
+    ) -> (BTreeMap<u16, MergedPort>, Vec<String>) {
+        let MergedService {
+            object,
+            ports: merged,
+            mut warnings,
+        } = merged;
+        warnings.extend(object.lost());
+        let (policy, found) = Policy::for_service(config, &object.annotations);
+        warnings.extend(found);
+        let mut ports = BTreeMap::new();
+        for port in merged {
+            let first = port.endpoints.first().map(|e| e.address.port());
+            let target = port.port.target_port.or(first);
+            let app = port.port.app_protocol.as_deref();
+            let (protocol, found) = Protocol::of_service(&object.annotations, app, target);
+            warnings.extend(found);
+            let key = self.key(port.port.port);
+            let hold = &self.hold;
+            let entry = self.ports.entry(key.port).or_insert_with(|| {
+                PortEntry::new(policy.clone(), hold.clone(), metrics.service(&key))
+            });
+            entry.policy = policy.clone();
+            entry.spec = Some(Spec {
+                port: port.port.clone(),
+                protocol,
+                target,
+                claimed: claim.listening,
+                handing_back: !claim.ours,
+            });
+            ports.insert(key.port, port);
+        }
+        (ports, warnings)
+    }
+
+    /// Brings only the endpoints at these addresses up to the merge. Returns `false` and changes
+    /// nothing if the addresses alone do not determine the Service's new state.
+    pub(super) fn reconcile_some(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+        (world, registry): (&World, &mut Registry),
+        change: &mut Change,
+    ) -> bool {
+        let merge = |port: &PortEntry| port.merge_some(world, &self.name, addresses);
+        let Some(found) = self.ports.values().map(merge).collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        for ((number, port), found) in self.ports.iter_mut().zip(found) {
+            let key = PortKey {
+                service: self.name.clone(),
+                port: *number,
+            };
+            let news = port.patch(addresses, &found);
+            port.reconcile(&key, news, world, registry, change);
+        }
+        true
+    }
+
+    /// Whether the last merge of each port is equal to a whole merge, as [`Self::reconcile_some`]
+    /// promises.
+    pub(super) fn is_as_merged(&self, world: &World) -> bool {
+        let merged = world.merge(&self.name);
+        let merged = merged.map(|merged| merged.ports).unwrap_or_default();
+        let mut listed = self.ports.iter().filter(|(_, port)| port.spec.is_some());
+        listed.all(|(number, port)| {
+            let whole = merged.iter().find(|whole| whole.port.port == *number);
+            whole.is_some_and(|whole| {
+                whole.endpoints == port.merged && whole.ambiguous == port.ambiguous
+            })
+        })
+    }
+
+    /// Reports those of the warnings that are new, and remembers them all.
+    fn warn(&mut self, warnings: Vec<String>, change: &mut Change) {
+        if warnings == self.warnings {
+            return;
+        }
+        let new = warnings.iter().filter(|it| !self.warnings.contains(it));
+        let new = new.map(|warning| (self.name.clone(), warning.clone()));
+        change.chores.warnings.extend(new);
+        self.warnings = warnings;
+    }
+}

@@ -1,0 +1,269 @@
+//! How an event changes the world: Services, slices, and lists that replace all objects of a kind.
+//! Pod objects are in `apply_pod.rs`.
+//!
+//! Invariant: after each event the indexes agree with the slices, and the event's `Touched` names
+//! everything that a merge may now show differently.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use crate::contract::name::ObjectName;
+use crate::discovery::object::{Change, Kind, Object, ServiceObject, SliceEndpoint, SliceObject};
+use crate::routing::world::objects::{Touched, World, uid_of};
+use crate::routing::world::pods::PodKey;
+use crate::routing::world::slice::{Differences, Slice};
+
+impl World {
+    /// Takes in one change, and notes in `touched` what it may have altered. `received` is when the
+    /// event arrived, by the monotonic clock.
+    pub fn apply(&mut self, change: Change, received: Instant, touched: &mut Touched) {
+        match change {
+            Change::Apply(Object::Service(service)) => self.apply_service(service, touched),
+            Change::Apply(Object::EndpointSlice(slice)) => {
+                self.apply_slice(slice, received, touched)
+            }
+            Change::Apply(Object::Pod(pod)) => self.apply_pod(pod, received, touched),
+            Change::Remove(Kind::Service, name) => self.remove_service(name, touched),
+            Change::Remove(Kind::EndpointSlice, name) => {
+                self.remove_slice(&name, received, touched)
+            }
+            Change::Remove(Kind::Pod, name) => self.remove_pod(&name, received, touched),
+            Change::Replace {
+                kind,
+                namespace,
+                objects,
+            } => {
+                let listed: HashSet<&ObjectName> = objects.iter().map(Object::name).collect();
+                let in_scope =
+                    |name: &ObjectName| namespace.as_ref().is_none_or(|it| *it == name.namespace);
+                let missing: Vec<ObjectName> = self
+                    .names(kind)
+                    .into_iter()
+                    .filter(|name| in_scope(name) && !listed.contains(name))
+                    .collect();
+                for name in missing {
+                    self.apply(Change::Remove(kind, name), received, touched);
+                }
+                for object in objects {
+                    self.apply(Change::Apply(object), received, touched);
+                }
+            }
+        }
+    }
+
+    /// The names of all objects of a kind.
+    fn names(&self, kind: Kind) -> Vec<ObjectName> {
+        match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Pod => self
+                .pods
+                .list
+                .iter()
+                .flatten()
+                .filter(|pod| pod.is_live())
+                .map(|pod| pod.name.clone())
+                .collect(),
+        }
+    }
+
+    fn apply_service(&mut self, service: ServiceObject, touched: &mut Touched) {
+        if self.services.get(&service.name) != Some(&service) {
+            touched.services.insert(service.name.clone());
+            self.services.insert(service.name.clone(), service);
+        }
+    }
+
+    fn remove_service(&mut self, name: ObjectName, touched: &mut Touched) {
+        if self.services.remove(&name).is_some() {
+            touched.services.insert(name);
+        }
+    }
+
+    fn apply_slice(&mut self, mut object: SliceObject, received: Instant, touched: &mut Touched) {
+        // The sort is stable: the first of two endpoints with one address stays first.
+        object.endpoints.sort_by_key(|e| e.address);
+        let name = object.name.clone();
+        if self
+            .slices
+            .get(&name)
+            .is_some_and(|old| old.object == object)
+        {
+            return;
+        }
+        let old = self.slices.remove(&name);
+        let before = old.as_ref().map_or(&[][..], |old| &old.object.endpoints);
+        let differences = Differences::between(before, &object.endpoints);
+        // New endpoints are added before old ones are removed, so that a pod that both versions of
+        // the slice name is never without a slice.
+        self.name_pods(&name, differences.come(&object.endpoints));
+        self.release_pods(&name, differences.gone(before), received);
+        let warnings = self.slice_warnings(&object);
+        let some = old
+            .as_ref()
+            .filter(|old| old.warnings == warnings && self.returned.is_empty());
+        let some = some.filter(|old| old.object.frame() == object.frame());
+        let some = some.and_then(|_| differences.addresses(before, &object.endpoints));
+        let service = object.service_name();
+        if let Some(service) = service.clone() {
+            self.by_service
+                .entry(service.clone())
+                .or_default()
+                .insert(name.name.clone());
+            match some {
+                Some(addresses) => touched.endpoints(service, addresses),
+                None => _ = touched.services.insert(service),
+            }
+        }
+        if let Some(left) = old.as_ref().and_then(|old| old.object.service_name())
+            && Some(&left) != service.as_ref()
+        {
+            self.unindex(&left, &name.name);
+            touched.services.insert(left);
+        }
+        let of_old = |place: usize| old.as_ref().and_then(|old| *old.slots.get(place)?);
+        let mut slots = Vec::with_capacity(object.endpoints.len());
+        for (endpoint, kept) in object.endpoints.iter().zip(&differences.kept) {
+            let pod = endpoint.pod.as_ref().filter(|pod| !pod.uid.is_empty());
+            slots.push(match kept {
+                Some(place) => of_old(*place),
+                None => pod.map(|pod| {
+                    self.pods
+                        .slot_or_insert(&pod.uid, &name.namespace, &pod.name, received)
+                }),
+            });
+        }
+        let mut terminating_since = HashMap::new();
+        for (endpoint, slot) in object
+            .endpoints
+            .iter()
+            .zip(&slots)
+            .filter(|(e, _)| e.terminating)
+        {
+            match (&endpoint.pod, slot) {
+                (Some(pod), Some(slot)) => {
+                    self.slice_terminates(&pod.uid, *slot, received, touched)
+                }
+                (Some(_), None) => {
+                    let since = old
+                        .as_ref()
+                        .and_then(|old| old.terminating_since.get(&endpoint.address));
+                    terminating_since.insert(endpoint.address, since.copied().unwrap_or(received));
+                }
+                (None, _) => {}
+            }
+        }
+        self.slices.insert(
+            name,
+            Slice {
+                object,
+                slots,
+                terminating_since,
+                warnings,
+            },
+        );
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName, received: Instant, touched: &mut Touched) {
+        let Some(old) = self.slices.remove(name) else {
+            return;
+        };
+        self.release_pods(name, old.object.endpoints.iter(), received);
+        if let Some(service) = old.object.service_name() {
+            self.unindex(&service, &name.name);
+            touched.services.insert(service);
+        }
+    }
+
+    /// Removes a slice from the index of its Service.
+    fn unindex(&mut self, service: &ObjectName, slice: &str) {
+        if let Some(names) = self.by_service.get_mut(service) {
+            names.remove(slice);
+            if names.is_empty() {
+                self.by_service.remove(service);
+            }
+        }
+    }
+
+    /// Notes that these endpoints of a slice name their pods.
+    fn name_pods<'a>(
+        &mut self,
+        slice: &ObjectName,
+        endpoints: impl Iterator<Item = &'a SliceEndpoint>,
+    ) {
+        for pod in endpoints.filter_map(|e| e.pod.as_ref()) {
+            let naming = self
+                .naming
+                .entry(PodKey::of(pod, &slice.namespace))
+                .or_default();
+            match naming.get_mut(slice) {
+                Some(count) => *count += 1,
+                None => _ = naming.insert(slice.clone(), 1),
+            }
+        }
+    }
+
+    /// Notes that these endpoints of a slice no longer name their pods. A pod that no slice names
+    /// any more is remembered from `received` on.
+    fn release_pods<'a>(
+        &mut self,
+        slice: &ObjectName,
+        endpoints: impl Iterator<Item = &'a SliceEndpoint>,
+        received: Instant,
+    ) {
+        for pod in endpoints.filter_map(|e| e.pod.as_ref()) {
+            let key = PodKey::of(pod, &slice.namespace);
+            let Some(naming) = self.naming.get_mut(&key) else {
+                continue;
+            };
+            if let Some(count) = naming.get_mut(slice) {
+                *count -= 1;
+                if *count == 0 {
+                    naming.remove(slice);
+                }
+            }
+            if naming.is_empty() {
+                self.naming.remove(&key);
+                let uid = match &key {
+                    PodKey::Uid(uid) => Some(uid.as_str()),
+                    PodKey::Name(name) => uid_of(&self.uids, name),
+                };
+                if let Some(pod) = uid.and_then(|uid| self.pods.get_mut(uid)) {
+                    pod.released = received;
+                }
+            }
+        }
+    }
+
+    /// What the slice has that is refused.
+    fn slice_warnings(&self, slice: &SliceObject) -> Vec<String> {
+        let name = &slice.name;
+        if slice.fqdn {
+            return vec![format!(
+                "EndpointSlice {name}: addressType FQDN is refused; list the IP addresses instead"
+            )];
+        }
+        let mut refused: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
+        for endpoint in &slice.endpoints {
+            if let Some(why) = self.refusal(endpoint.address) {
+                refused.entry(why).or_default().insert(endpoint.address);
+            }
+        }
+        let list = |all: &BTreeSet<IpAddr>| {
+            all.iter()
+                .map(IpAddr::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        refused
+            .iter()
+            .map(|(why, addresses)| {
+                format!(
+                    "EndpointSlice {name}: {why} addresses are dropped: {}",
+                    list(addresses)
+                )
+            })
+            .collect()
+    }
+}

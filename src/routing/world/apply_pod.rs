@@ -1,0 +1,160 @@
+//! How Pod objects change the world: deletions, removals, returns, and pods without a UID.
+//!
+//! Invariant: a UID ends once. A pod that is shown again after its end changes nothing but a
+//! warning, and a later event only shortens the deadline (contract 1.4 and 1.7).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::contract::name::ObjectName;
+use crate::contract::reason::Trigger;
+use crate::discovery::object::PodObject;
+use crate::routing::world::objects::{Touched, World, uid_of};
+use crate::routing::world::pods::{Pod, PodKey};
+
+impl World {
+    /// Takes in a Pod object. `received` is when its event arrived.
+    pub(super) fn apply_pod(
+        &mut self,
+        object: PodObject,
+        received: Instant,
+        touched: &mut Touched,
+    ) {
+        let name = &object.name;
+        let uid = if object.uid.is_empty() {
+            self.incarnation(&object)
+        } else {
+            object.uid.clone()
+        };
+        let latest = uid_of(&self.uids, name).map(str::to_owned);
+        if self.pods.get(&uid).is_some_and(|pod| pod.gone) {
+            // A UID ends once. If it is shown again, the event is a late repetition, or a manifest
+            // was put back. The user needs a warning about the second.
+            if latest.as_deref() == Some(&uid) && self.returned.insert(uid.clone()) {
+                self.touch_services_of(&uid, touched);
+            }
+            return;
+        }
+        if latest.as_deref() != Some(&uid) {
+            if let Some(old) = latest {
+                self.end_pod(&old, received, touched);
+            }
+            self.uids
+                .entry(name.namespace.clone())
+                .or_default()
+                .insert(name.name.clone(), uid.clone());
+            touched
+                .services
+                .extend(self.services_naming(&PodKey::Name(name.clone())));
+        }
+        let slot = self
+            .pods
+            .slot_or_insert(&uid, &name.namespace, &name.name, received);
+        let Some(pod) = self.pods.at_mut(slot) else {
+            return;
+        };
+        let before = pod.view();
+        pod.name = name.clone();
+        pod.held = true;
+        pod.template_hash = object.template_hash.map(Arc::from);
+        pod.grace = object.spec_grace.or(pod.grace);
+        let returned = pod.deletion_seen && object.deletion.is_none();
+        if let Some(deletion) = object.deletion {
+            pod.deletion_seen = true;
+            pod.asked = pod
+                .asked
+                .or(deletion.age.and_then(|age| received.checked_sub(age)));
+            pod.trigger.get_or_insert(Trigger::PodDeleted);
+            // The deletion may set another grace period than the spec.
+            pod.grace = deletion.grace.or(pod.grace);
+            let left = deletion.remaining.or(pod.grace);
+            pod.shorten(received, left);
+        }
+        if let Some(since) = pod.slice_terminating {
+            pod.shorten(since, pod.grace);
+        }
+        let changed = pod.view() != before;
+        if self.mark_returned(&uid, returned) {
+            self.touch_services_of(&uid, touched);
+        } else if changed {
+            self.touch_pod(&uid, touched);
+        }
+    }
+
+    /// Takes in that a Pod object is gone.
+    pub(super) fn remove_pod(
+        &mut self,
+        name: &ObjectName,
+        received: Instant,
+        touched: &mut Touched,
+    ) {
+        if let Some(uid) = uid_of(&self.uids, name).map(str::to_owned) {
+            self.end_pod(&uid, received, touched);
+        }
+    }
+
+    /// Ends a pod whose object is gone, or whose name has passed to another UID.
+    fn end_pod(&mut self, uid: &str, received: Instant, touched: &mut Touched) {
+        let Some(pod) = self.pods.get_mut(uid) else {
+            return;
+        };
+        if pod.is_live() {
+            pod.gone = true;
+            pod.released = received;
+            pod.trigger.get_or_insert(Trigger::Removed);
+            pod.shorten(received, pod.grace);
+        } else if !self.returned.contains(uid) {
+            return;
+        }
+        if self.mark_returned(uid, false) {
+            self.touch_services_of(uid, touched);
+        }
+        self.touch_pod(uid, touched);
+    }
+
+    /// Notes whether a pod has returned after its deletion. Returns whether that changed.
+    fn mark_returned(&mut self, uid: &str, returned: bool) -> bool {
+        if returned {
+            self.returned.insert(uid.to_owned())
+        } else {
+            self.returned.remove(uid)
+        }
+    }
+
+    /// Takes in that a slice shows a pod terminating. Only the first time counts.
+    pub(super) fn slice_terminates(
+        &mut self,
+        uid: &str,
+        slot: usize,
+        received: Instant,
+        touched: &mut Touched,
+    ) {
+        let Some(pod) = self
+            .pods
+            .at_mut(slot)
+            .filter(|pod| pod.slice_terminating.is_none())
+        else {
+            return;
+        };
+        pod.slice_terminating = Some(received);
+        pod.trigger.get_or_insert(Trigger::SliceTerminating);
+        pod.shorten(received, pod.grace);
+        self.touch_pod(uid, touched);
+    }
+
+    /// A UID for a Pod manifest without one. It is the UID of the pod that has the name, except if
+    /// that pod has ended or the manifest takes its deletion back. Then the manifest is another
+    /// pod.
+    fn incarnation(&self, object: &PodObject) -> String {
+        let latest = uid_of(&self.uids, &object.name)
+            .filter(|uid| uid.starts_with(&format!("{}#", object.name)));
+        let same = |pod: &Pod| !pod.gone && (!pod.deletion_seen || object.deletion.is_some());
+        match latest {
+            Some(latest) if self.pods.get(latest).is_some_and(same) => latest.to_owned(),
+            _ => (1u64..)
+                .map(|n| format!("{}#{n}", object.name))
+                .find(|uid| !self.pods.slots.contains_key(uid))
+                .unwrap_or_default(),
+        }
+    }
+}
