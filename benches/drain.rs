@@ -1,5 +1,6 @@
 //! The time from an event to the published snapshot, and the drain of up to ten thousand endpoints.
 #![allow(clippy::unwrap_used)] // A bench that cannot build its scene should stop.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 #[path = "scene/mod.rs"]
 mod scene;

@@ -1,5 +1,6 @@
 //! The cost of parsing and rewriting the two heads of a keep-alive exchange.
 #![allow(clippy::unwrap_used)] // A bench that cannot parse its own input should stop.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 use divan::{Bencher, black_box};
 use ebbtide::wire::head::{Forwarding, parse_request, parse_response};

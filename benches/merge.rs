@@ -1,4 +1,5 @@
 //! The merge of slices: a whole Service, and the cost of one changed slice.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,6 +1,7 @@
 //! The cost of choosing an endpoint, including its lease and the return of the lease. The target is
 //! less than 100 ns, whatever the number of endpoints is.
 #![allow(clippy::unwrap_used)] // A bench that cannot build its scene should stop.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 #[path = "scene/mod.rs"]
 mod scene;

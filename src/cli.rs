@@ -16,7 +16,7 @@ use ebbtide::contract::policy::{PortRef, Protocol};
 /// connection
 #[derive(Debug, Parser)]
 #[command(version = ebbtide::VERSION, after_help = START, propagate_version = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// The subcommand with its arguments.
     #[command(subcommand)]
     pub command: Command,
@@ -34,7 +34,7 @@ Exit codes: 0 clean, 1 failed at work, 2 refused to start.";
 
 /// The subcommands. Their doc comments are the texts of --help.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run the proxy with a configuration file
     ///
     /// SIGHUP reads the file again. SIGTERM and SIGINT begin a shutdown: the proxy stops accepting,
@@ -97,7 +97,7 @@ const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
 
 /// The arguments of `ebbtide proxy`.
 #[derive(Debug, Args)]
-pub struct Proxy {
+pub(crate) struct Proxy {
     /// Where clients connect; port 0: any free port
     #[arg(long, value_name = "ADDR", value_parser = value::address)]
     listen: SocketAddr,
@@ -118,7 +118,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Two addresses are the same, or an endpoint has port 0.
-    pub fn config(self) -> Result<Config, fault::Error> {
+    pub(crate) fn config(self) -> Result<Config, fault::Error> {
         let refused = |path: &str, what: String| fault::Error {
             file: "proxy".into(),
             line: None,
@@ -170,7 +170,7 @@ fn protocol(text: &str) -> Result<Protocol, String> {
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub fn print(text: &str) -> std::io::Result<()> {
+pub(crate) fn print(text: &str) -> std::io::Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         other => other,

@@ -9,6 +9,7 @@
 //! An import is each `use` and each path in the code that leads to another file of the crate. Unit
 //! tests do not count: they may build their scene from any room.
 #![allow(clippy::unwrap_used)] // A test that cannot set its scene has failed.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

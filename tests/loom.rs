@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed model.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 //! A proof of the lease (contract 1.1). Loom runs every interleaving, and every stale read that the
 //! memory model allows, of the code of `src/contract/lease.rs`. That file is compiled here against
 //! loom's atomics. To show that the models can find a mistake, each likely mistake is a mutant

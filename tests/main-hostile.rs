@@ -2,6 +2,7 @@
 //! them together. The proxy must serve well-behaved clients throughout. The attacks and the soak
 //! measure, so each of them runs alone: see `hostile/alone.rs`.
 #![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 mod support {
     pub mod binary;

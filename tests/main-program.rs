@@ -2,6 +2,7 @@
 //! deploy it. The tests run the built binary and read its output, its exit code and the files of
 //! the repository.
 #![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 mod support {
     pub mod binary;

@@ -2,6 +2,7 @@
 //! each behaviour. The admin server and the limits on access are tested here too. The first test of
 //! `drain` proves that a terminating endpoint leaves rotation.
 #![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 mod support {
     pub mod binary;

@@ -2,6 +2,7 @@
 //! through the whole proxy (`framing`). Which connections stay open, bodies and timeouts are tested
 //! in `tests/proxy/wire`.
 #![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 mod support {
     pub mod folder;

@@ -5,6 +5,7 @@
 //! run) and `target/compare.json`. No measured time makes it fail. It needs Linux. If a peer or a
 //! tool is missing, it names the peer and how to install it, and the cells stay empty. All
 //! connections are on loopback, each step has a time limit, and no process or file is left behind.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 mod backend;
 mod control;

@@ -22,7 +22,7 @@ use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
 impl raw::Config {
     /// Fills in defaults and checks every value. `folder` is the configuration file's folder;
     /// relative paths count from it.
-    pub fn check(self, folder: &Path) -> Result<Config, Fault> {
+    pub(super) fn check(self, folder: &Path) -> Result<Config, Fault> {
         let default = Config::new(self.discovery.unwrap_or_default().check(folder)?);
         let admin = match self.admin.unwrap_or_default().address {
             None => default.admin,

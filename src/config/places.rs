@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{Location, NonFiniteFloatPolicy, Spanned};
 
 /// All fields in document order: a field stands before its own fields.
-pub struct Places(Vec<Place>);
+pub(super) struct Places(Vec<Place>);
 
 struct Place {
     path: String,
@@ -23,7 +23,7 @@ struct Place {
 
 /// Which field a place means. A mapping in block style begins at the same place as its first key.
 #[derive(Debug, Clone, Copy)]
-pub enum Aim {
+pub(super) enum Aim {
     /// The innermost field at the place.
     Inner,
     /// The outermost field at the place.
@@ -34,7 +34,7 @@ pub enum Aim {
 
 impl Places {
     /// Finds the places of a text. A text that is not YAML gives none.
-    pub fn of(text: &str) -> Self {
+    pub(super) fn of(text: &str) -> Self {
         let options = serde_saphyr::options! {
             with_snippet: false,
             non_finite_float_policy: NonFiniteFloatPolicy::AsString,
@@ -48,7 +48,7 @@ impl Places {
     }
 
     /// The path of the field at this line and column; empty if there is none.
-    pub fn path_at(&self, at: (u64, u64), aim: Aim) -> String {
+    pub(super) fn path_at(&self, at: (u64, u64), aim: Aim) -> String {
         let is_here = |place: &&Place| place.key == at || place.value == at;
         let place = match aim {
             Aim::Outer => self.0.iter().find(is_here),
@@ -67,7 +67,7 @@ impl Places {
     }
 
     /// The line of a field, or of its innermost parent that is present.
-    pub fn line_of(&self, path: &str) -> Option<u64> {
+    pub(super) fn line_of(&self, path: &str) -> Option<u64> {
         let mut path = path;
         loop {
             if let Some(place) = self.0.iter().find(|place| place.path == path) {

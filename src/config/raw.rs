@@ -17,7 +17,7 @@ use crate::config::places::Aim;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(title = "Ebbtide configuration")]
-pub struct Config {
+pub(super) struct Config {
     /// Where Services, EndpointSlices and Pods come from. Exactly one of `files` and `kubernetes`.
     pub discovery: Option<Discovery>,
     /// Binds the nodePort of every claimed Service. If absent, no nodePort is bound.
@@ -46,7 +46,7 @@ pub struct Config {
 /// The source of Services, EndpointSlices and Pods. Exactly one.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Discovery {
+pub(super) struct Discovery {
     /// A folder of manifests.
     pub files: Option<Files>,
     /// The Kubernetes API.
@@ -56,7 +56,7 @@ pub struct Discovery {
 /// A folder of manifests. Its objects stand for those of an API server.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Files {
+pub(super) struct Files {
     /// The folder with `*.yaml`, `*.yml` and `*.json` files: Service, EndpointSlice, Pod. Relative
     /// to the configuration file's folder.
     pub path: String,
@@ -65,7 +65,7 @@ pub struct Files {
 /// The Kubernetes API.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Kubernetes {
+pub(super) struct Kubernetes {
     /// Namespaces to watch. Empty: all.
     #[schemars(extend("default" = []))]
     pub namespaces: Option<Vec<String>>,
@@ -77,7 +77,7 @@ pub struct Kubernetes {
 /// The listeners of nodePorts.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NodePorts {
+pub(super) struct NodePorts {
     /// IP addresses on which nodePorts are bound.
     #[schemars(extend("default" = ["0.0.0.0", "::"]), length(min = 1))]
     pub addresses: Option<Vec<String>>,
@@ -86,7 +86,7 @@ pub struct NodePorts {
 /// A listener that serves one port of one Service.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Listener {
+pub(super) struct Listener {
     /// The listener's name in logs and on the admin pages. No two listeners have the same name.
     pub name: String,
     /// `IP:port` to bind. Port 0: any free port, which the log and the admin API show.
@@ -108,7 +108,7 @@ pub struct Listener {
 /// The admin pages.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Admin {
+pub(super) struct Admin {
     /// `IP:port` on which the admin pages are served, plain HTTP.
     #[schemars(extend("default" = "127.0.0.1:9901"))]
     pub address: Option<String>,
@@ -117,7 +117,7 @@ pub struct Admin {
 /// How long each step may take.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Timeouts {
+pub(super) struct Timeouts {
     /// For one connect to an endpoint.
     #[schemars(extend("default" = "1s"))]
     pub connect: Option<DurationText>,
@@ -150,7 +150,7 @@ pub struct Timeouts {
 /// Bounds on memory and connections.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Limits {
+pub(super) struct Limits {
     /// Client connections at the same time, over all workers. At the limit nothing is accepted.
     #[schemars(extend("default" = 20_000), range(min = 1, max = 1_000_000))]
     pub connections: Option<u64>,
@@ -172,7 +172,7 @@ pub struct Limits {
 /// When a request is tried again.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Retry {
+pub(super) struct Retry {
     /// Tries of one request in all. 1: no retry. Losses on endpoints that leave do not count.
     #[schemars(extend("default" = 3), range(min = 1, max = 10))]
     pub attempts: Option<u64>,
@@ -191,7 +191,7 @@ pub struct Retry {
 /// How the bytes of a listener are read.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub enum Protocol {
+pub(super) enum Protocol {
     Auto,
     Http,
     Tcp,
@@ -199,7 +199,7 @@ pub enum Protocol {
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub enum NonIdempotent {
+pub(super) enum NonIdempotent {
     Never,
     IdempotencyKey,
     Always,
@@ -207,18 +207,18 @@ pub enum NonIdempotent {
 
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
-pub struct DurationText(pub String);
+pub(super) struct DurationText(pub String);
 
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
-pub struct SizeText(pub String);
+pub(super) struct SizeText(pub String);
 
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
-pub struct PortText(pub String);
+pub(super) struct PortText(pub String);
 
 /// Reads the document's shape. A fault has a place and no path.
-pub fn parse(text: &str) -> Result<Config, Fault> {
+pub(super) fn parse(text: &str) -> Result<Config, Fault> {
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let (aim, what) = explain(error.without_snippet());

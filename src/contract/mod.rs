@@ -18,5 +18,5 @@ pub mod reason;
 pub mod snapshot;
 /// The atomics that `lease` uses. `tests/loom.rs` compiles `lease` against loom's atomics instead.
 mod sync {
-    pub use std::sync::atomic::{AtomicU64, Ordering};
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 }

@@ -171,7 +171,7 @@ pub(super) struct Fields<'h, 'b> {
 impl<'h, 'b> Fields<'h, 'b> {
     /// Reads the fields. It refuses every message whose length or host two parsers could read
     /// differently.
-    pub fn survey(
+    pub(super) fn survey(
         lines: &'h [Header<'b>],
         version: Version,
         room: &'h mut Kinds,
@@ -250,12 +250,12 @@ impl<'h, 'b> Fields<'h, 'b> {
         Ok(fields)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (FieldKind, &'h Header<'b>)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (FieldKind, &'h Header<'b>)> {
         self.kinds.iter().copied().zip(self.lines)
     }
 
     /// Whether `Connection` lists this field, so that it is for this hop only.
-    pub fn is_listed(&self, name: &str) -> bool {
+    pub(super) fn is_listed(&self, name: &str) -> bool {
         self.lists
             && self
                 .iter()

@@ -27,7 +27,7 @@ use crate::text::one_line;
 /// # Errors
 /// [`crate::config::fault::Refused`] if no API server is configured. A server that does not answer
 /// is a problem in [`Seen`], not an error.
-pub fn read(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
+pub(super) fn read(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

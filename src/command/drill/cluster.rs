@@ -24,14 +24,14 @@ use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;
 
 /// One namespace of a cluster.
-pub struct Cluster {
+pub(super) struct Cluster {
     client: Client,
     namespace: String,
 }
 
 /// The progress of the Deployment's rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rollout {
+pub(super) struct Rollout {
     /// Pods of the previous version that are leaving or gone.
     pub replaced: usize,
     /// Whether all pods have the newest version and are available.
@@ -44,7 +44,7 @@ impl Cluster {
     ///
     /// # Errors
     /// No API server is configured, or its configuration is bad.
-    pub async fn connect(namespace: &str) -> Result<Self, Refused> {
+    pub(super) async fn connect(namespace: &str) -> Result<Self, Refused> {
         let config = api::locate(&Kubernetes {
             silence: SILENCE,
             ..Kubernetes::default()
@@ -63,7 +63,11 @@ impl Cluster {
     /// # Errors
     /// A right is missing, a foreign object has one of the names, an object cannot be removed, or
     /// the API server would refuse an object.
-    pub async fn prepare(&self, settings: &Settings, objects: &[Value]) -> Result<(), Refused> {
+    pub(super) async fn prepare(
+        &self,
+        settings: &Settings,
+        objects: &[Value],
+    ) -> Result<(), Refused> {
         let namespace = Some(self.namespace.as_str());
         let mut needed = vec![
             Right::new("get create patch delete", "deployments.apps", namespace),
@@ -135,7 +139,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The error of the API server.
-    pub async fn create(&self, object: &Value, dry_run: bool) -> kube::Result<Option<u16>> {
+    pub(super) async fn create(&self, object: &Value, dry_run: bool) -> kube::Result<Option<u16>> {
         let kind = if object["kind"] == "Deployment" {
             Resource::Deployment
         } else {
@@ -159,7 +163,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The error of the API server.
-    pub async fn update(&self) -> kube::Result<()> {
+    pub(super) async fn update(&self) -> kube::Result<()> {
         let patch = Patch::Merge(manifests::update(&jiff::Timestamp::now().to_string()));
         self.api(Resource::Deployment)
             .patch(NAME, &PatchParams::default(), &patch)
@@ -171,7 +175,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The Deployment does not exist (any more), or may not be read.
-    pub async fn rollout(&self) -> kube::Result<Rollout> {
+    pub(super) async fn rollout(&self) -> kube::Result<Rollout> {
         match self.api(Resource::Deployment).get(NAME).await {
             Ok(deployment) => Ok(Rollout::of(&deployment)),
             Err(error) if matches!(code(&error), 401 | 403 | 404) => Err(error),
@@ -186,7 +190,7 @@ impl Cluster {
     ///
     /// # Errors
     /// They are not ready after two minutes. The error says why, if the cluster does.
-    pub async fn ready(&self) -> anyhow::Result<()> {
+    pub(super) async fn ready(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START;
         while !self
             .rollout()
@@ -240,7 +244,7 @@ impl Cluster {
 
     /// Removes all objects of drills in this namespace and waits until they are gone. Returns what
     /// is left, each with the reason.
-    pub async fn remove(&self) -> Vec<String> {
+    pub(super) async fn remove(&self) -> Vec<String> {
         let deadline = Instant::now() + REMOVAL;
         let (mut left, mut failed) = (MADE.to_vec(), Vec::new());
         loop {
@@ -294,7 +298,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The error of the API server.
-    pub async fn nodes(&self) -> kube::Result<Vec<IpAddr>> {
+    pub(super) async fn nodes(&self) -> kube::Result<Vec<IpAddr>> {
         let nodes: Api<DynamicObject> =
             Api::all_with(self.client.clone(), &ApiResource::erase::<Node>(&()));
         Ok(nodes
@@ -307,7 +311,7 @@ impl Cluster {
     }
 
     /// The image of the DaemonSet `ebbtide`, which every node already has; or else `ebbtide:dev`.
-    pub async fn image(&self) -> String {
+    pub(super) async fn image(&self) -> String {
         let sets = self.namespaced(&ApiResource::erase::<DaemonSet>(&()), "ebbtide-system");
         let set = sets.get("ebbtide").await.ok();
         let mut containers = set
@@ -397,7 +401,7 @@ fn text(value: &Value, field: &str) -> Option<String> {
 }
 
 /// The pause between two reads of a state that is waited for.
-pub const POLL: Duration = Duration::from_millis(200);
+pub(super) const POLL: Duration = Duration::from_millis(200);
 /// How long a response of the API server may be silent.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long the pods may take to become ready.

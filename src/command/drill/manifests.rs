@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 /// Kinds and names, in the order of removal: the Services first, so that no client reaches the pods
 /// when they end.
-pub const MADE: [(Resource, &str); 3] = [
+pub(super) const MADE: [(Resource, &str); 3] = [
     (Resource::Service, PLAIN),
     (Resource::Service, NAME),
     (Resource::Deployment, NAME),
@@ -13,7 +13,7 @@ pub const MADE: [(Resource, &str); 3] = [
 
 /// The kind of an object that a drill makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resource {
+pub(super) enum Resource {
     /// v1 Service.
     Service,
     /// apps/v1 Deployment.
@@ -22,7 +22,7 @@ pub enum Resource {
 
 impl Resource {
     /// The kind as manifests spell it.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Service => "Service",
             Self::Deployment => "Deployment",
@@ -32,7 +32,7 @@ impl Resource {
 
 /// The Deployment of the sample application. It exits at SIGTERM. A readiness probe is all that it
 /// does for a rollout. It may run where Pod Security is `restricted`.
-pub fn deployment(image: &str) -> Value {
+pub(super) fn deployment(image: &str) -> Value {
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -73,7 +73,7 @@ pub fn deployment(image: &str) -> Value {
 }
 
 /// The Service that Ebbtide claims. Without `node_port` the API server chooses one.
-pub fn claimed(node_port: Option<u16>) -> Value {
+pub(super) fn claimed(node_port: Option<u16>) -> Value {
     let mut service = service(NAME);
     service["metadata"]["labels"][CLAIM] = json!("ebbtide");
     if let Some(port) = node_port {
@@ -83,7 +83,7 @@ pub fn claimed(node_port: Option<u16>) -> Value {
 }
 
 /// The same Service without the claim. kube-proxy, or its replacement, serves it.
-pub fn plain() -> Value {
+pub(super) fn plain() -> Value {
     service(PLAIN)
 }
 
@@ -109,20 +109,20 @@ fn selector() -> Value {
 }
 
 /// The patch that makes the Deployment replace its pods, as `kubectl rollout restart` does.
-pub fn update(at: &str) -> Value {
+pub(super) fn update(at: &str) -> Value {
     json!({"spec": {"template": {"metadata": {"annotations": {"ebbtide.dev/drilled-at": at}}}}})
 }
 
 /// The name of the Deployment and of the claimed Service.
-pub const NAME: &str = "ebbtide-drill";
+pub(super) const NAME: &str = "ebbtide-drill";
 /// The name of the Service without a claim.
-pub const PLAIN: &str = "ebbtide-drill-plain";
+pub(super) const PLAIN: &str = "ebbtide-drill-plain";
 /// The label by which a drill recognises its own objects.
-pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of that label.
-pub const MANAGER: &str = "ebbtide-drill";
+pub(super) const MANAGER: &str = "ebbtide-drill";
 /// The number of pods.
-pub const REPLICAS: usize = 3;
+pub(super) const REPLICAS: usize = 3;
 const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
 const PORT: u16 = 8080;
 
