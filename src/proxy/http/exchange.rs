@@ -2,9 +2,8 @@
 //! of one attempt.
 //!
 //! Invariant: state that belongs to the request or to what the client has received is in
-//! `Exchange` and outlives a lost attempt. All else is in `Attempt`, and each
-//! attempt begins with a new one.
-//! In both, fields are grouped by the direction that writes them.
+//! `Exchange` and outlives a lost attempt. All else is in `Attempt`, and each attempt begins
+//! with a new one. In both, fields are grouped by the direction that writes them.
 //!
 //! Leaves out the retry policy ([`crate::proxy::http::attempts`]) and the bytes' way
 //! ([`crate::proxy::http::transfer`]).
