@@ -1,8 +1,8 @@
 //! Probes: the control side connects to an endpoint before the endpoint is published, and again
 //! after it was ejected. A probe closes its connection immediately.
 //!
-//! Invariant: at most [`PROBES`] connects run at a time, an endpoint has at most one probe, and the
-//! Services take turns (see `slots`). An endpoint that does not answer is tried less and less often,
+//! Invariant: at most [`PROBES`] connects run at a time, and the Services take turns (see
+//! `slots`). An endpoint that does not answer is tried less and less often,
 //! unless clients wait for it.
 
 use std::rc::Rc;

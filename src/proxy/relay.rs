@@ -37,6 +37,8 @@ pub struct Pair {
     down: Direction,
     last_moved: Instant,
     ended_first: Option<CloseReason>,
+    /// When a write to the endpoint failed. What the endpoint had sent before is still delivered.
+    lost: Option<Instant>,
 }
 
 /// How a pair ended.
@@ -95,6 +97,7 @@ impl Pair {
             },
             last_moved: Instant::now(),
             ended_first: None,
+            lost: None,
         })
     }
 
@@ -107,13 +110,16 @@ impl Pair {
             if let Poll::Ready(reason) = self.poll(cx) {
                 return Poll::Ready(reason);
             }
-            if self.up.shut || self.down.shut {
+            if self.up.shut || self.down.shut || self.lost.is_some() {
                 // Nothing is read from a side that has ended, so no read would report its reset.
                 // Ask the kernel from time to time.
                 let look = look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
                 while look.as_mut().poll(cx).is_ready() {
                     if let Some(reason) = self.reset_after_end() {
                         return Poll::Ready(reason);
+                    }
+                    if self.lost.is_some_and(|at| at.elapsed() >= DELIVERY) {
+                        return Poll::Ready(self.reset(CloseReason::UpstreamReset));
                     }
                     look.as_mut().reset((Instant::now() + LOOK).into());
                 }
@@ -136,13 +142,25 @@ impl Pair {
         let before = self.up.moved + self.down.moved;
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
         let room = room_beside(&self.down);
-        let up = self
-            .up
-            .poll(cx, &self.worker, client, upstream, room, self.down.shut);
-        let room = room_beside(&self.up);
+        let up = match self.lost {
+            Some(_) => Poll::Pending,
+            None => self
+                .up
+                .poll(cx, &self.worker, client, upstream, room, self.down.shut),
+        };
+        if let Poll::Ready(Err(Broken::Sink(_))) = up {
+            // The failed write has taken the socket's error, so a read would now report an end where
+            // there was a reset.
+            self.lost = Some(Instant::now());
+        }
+        if let Poll::Ready(Err(Broken::Source(_))) = up {
+            return Poll::Ready(self.reset(CloseReason::ClientReset));
+        }
+        let (room, last) = (room_beside(&self.up), self.up.shut || self.lost.is_some());
+        let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
         let down = self
             .down
-            .poll(cx, &self.worker, upstream, client, room, self.up.shut);
+            .poll(cx, &self.worker, upstream, client, room, last);
         if before != self.up.moved + self.down.moved {
             self.last_moved = Instant::now();
         }
@@ -153,17 +171,16 @@ impl Pair {
                 _ => None,
             };
         }
-        let broken = |side| {
-            client.reset_on_close();
-            upstream.reset_on_close();
-            Poll::Ready(side)
-        };
         match (up, down) {
-            (Poll::Ready(Err(Broken::Source(_))), _) | (_, Poll::Ready(Err(Broken::Sink(_)))) => {
-                broken(CloseReason::ClientReset)
+            (_, Poll::Ready(Err(Broken::Sink(_)))) => {
+                Poll::Ready(self.reset(CloseReason::ClientReset))
             }
-            (Poll::Ready(Err(Broken::Sink(_))), _) | (_, Poll::Ready(Err(Broken::Source(_)))) => {
-                broken(CloseReason::UpstreamReset)
+            (_, Poll::Ready(Err(Broken::Source(_)))) => {
+                Poll::Ready(self.reset(CloseReason::UpstreamReset))
+            }
+            // All that the lost endpoint had sent is delivered. Its end is no end of its answer.
+            (_, Poll::Ready(Ok(()))) if self.lost.is_some() => {
+                Poll::Ready(self.reset(CloseReason::UpstreamReset))
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
                 Poll::Ready(self.ended_first.unwrap_or(CloseReason::ClientClosed))
@@ -172,17 +189,21 @@ impl Pair {
         }
     }
 
+    /// Ends both sides by a reset.
+    fn reset(&self, reason: CloseReason) -> CloseReason {
+        self.client.reset_on_close();
+        self.upstream.stream.reset_on_close();
+        reason
+    }
+
     /// The close reason, if the side that has ended its direction has reset the connection since.
     fn reset_after_end(&self) -> Option<CloseReason> {
         let (ended, reason) = match self.up.shut {
             true => (&self.client, CloseReason::ClientReset),
             false => (&self.upstream.stream, CloseReason::UpstreamReset),
         };
-        (ended.peer() == Peer::Gone).then(|| {
-            self.client.reset_on_close();
-            self.upstream.stream.reset_on_close();
-            reason
-        })
+        let shut = self.up.shut || self.down.shut;
+        (shut && ended.peer() == Peer::Gone).then(|| self.reset(reason))
     }
 
     /// The drain deadline: a quiet connection ends, one in the middle of a transfer is reset.
@@ -190,8 +211,7 @@ impl Pair {
         let quiet =
             self.last_moved.elapsed() >= QUIET && self.up.is_quiet() && self.down.is_quiet();
         if !quiet {
-            self.client.reset_on_close();
-            self.upstream.stream.reset_on_close();
+            self.reset(CloseReason::DrainDeadline);
         }
         self.lease
             .endpoint()
@@ -326,3 +346,5 @@ fn room_beside(other: &Direction) -> usize {
 
 /// A connection that has moved nothing for this long is probably between two messages.
 const QUIET: Duration = Duration::from_secs(1);
+/// How long a client may take to read what a lost endpoint had sent.
+const DELIVERY: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! What all workers share, and the commands a worker gets in its mailbox.
 //!
 //! Invariant: between threads there are only the published snapshot, the endpoints' atomics, the
-//! counters here and the mailboxes. Nothing of it is touched for a request but the snapshot.
+//! counters here and the mailboxes. A request writes none of them but the atomics of its endpoint.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

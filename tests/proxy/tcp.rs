@@ -349,6 +349,40 @@ async fn a_reset_stays_a_reset_and_frees_the_connection() {
     .await;
 }
 
+/// Sends until nothing goes any further: what is sent waits in the proxy, for the endpoint.
+pub async fn send_until_blocked(stream: &mut TcpStream) {
+    let block = vec![b'x'; 64 << 10];
+    let a_while = Duration::from_millis(200);
+    while let Ok(sent) = tokio::time::timeout(a_while, stream.write_all(&block)).await {
+        sent.unwrap();
+    }
+}
+
+/// The proxy still has bytes for the endpoint. Its write meets the reset, and its read would then
+/// report an end (contract 1.12).
+#[tokio::test]
+async fn a_reset_while_the_client_sends_stays_a_reset_and_what_came_before_arrives() {
+    let mut a = Station::start().await;
+    let rig = Rig::with_protocol("tcp", "").await;
+    rig.endpoints(&[a.ep("a")]);
+    rig.usable(1).await;
+    for _ in 0..5 {
+        let (mut client, mut endpoint) = through(&rig, &mut a).await;
+        send_until_blocked(&mut client).await;
+        passes(&mut endpoint, &mut client, b"part").await;
+        endpoint.set_zero_linger().unwrap();
+        drop(endpoint);
+        assert_eq!(
+            to_end(&mut client).await,
+            (Vec::new(), Some(ErrorKind::ConnectionReset))
+        );
+    }
+    eventually("the connections freed", async || {
+        leases(&rig, a.scripted.address) == 0
+    })
+    .await;
+}
+
 /// A client that has half-closed and then resets (a killed `curl`) is noticed, although nothing is
 /// written to it.
 #[tokio::test]

@@ -2,9 +2,8 @@
 //! of one attempt.
 //!
 //! Invariant: state that belongs to the request or to what the client has received is in
-//! `Exchange` and outlives a lost attempt. All else is in `Attempt`, and each
-//! attempt begins with a new one.
-//! In both, fields are grouped by the direction that writes them.
+//! `Exchange` and outlives a lost attempt. All else is in `Attempt`, and each attempt begins
+//! with a new one. In both, fields are grouped by the direction that writes them.
 //!
 //! Leaves out the retry policy ([`crate::proxy::http::attempts`]) and the bytes' way
 //! ([`crate::proxy::http::transfer`]).
@@ -136,6 +135,9 @@ pub(super) struct Up {
     pub(super) wrote: bool,
     /// All is written, or the endpoint takes no more.
     pub(super) over: bool,
+    /// A write failed. It has taken the socket's error, so a read would now report an end where
+    /// there was a reset.
+    pub(super) failed: bool,
     pub(super) flow: Flow,
     /// For a long body.
     pub(super) lent: Option<Lent>,

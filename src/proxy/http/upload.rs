@@ -43,6 +43,7 @@ impl Exchange<'_> {
                     }
                     _ => {
                         attempt.spent = true;
+                        attempt.up.failed = true;
                         return Poll::Ready(Ok(()));
                     }
                 }
@@ -86,6 +87,7 @@ impl Exchange<'_> {
             if attempt.up.lent.is_some() {
                 if !ready!(self.poll_upload_lent(cx, attempt))? {
                     attempt.spent = true;
+                    attempt.up.failed = true;
                     return Poll::Ready(Ok(()));
                 }
                 continue;
@@ -118,8 +120,11 @@ impl Exchange<'_> {
                 let taken = self.upload.body.pass(read.len());
                 let n = match attempt.upstream.stream.poll_write(cx, &read[..taken]) {
                     Poll::Ready(Ok(n)) => n,
-                    // The next round of the loop meets the error again.
-                    Poll::Ready(Err(_)) | Poll::Pending => 0,
+                    Poll::Ready(Err(_)) => {
+                        attempt.up.failed = true;
+                        0
+                    }
+                    Poll::Pending => 0,
                 };
                 append(&mut self.upload.sent, &read[n..taken]);
                 taken

@@ -3,6 +3,7 @@
 //! and no byte of a body is read as a request.
 
 use super::*;
+use crate::proxy::tcp::send_until_blocked;
 
 #[tokio::test]
 async fn a_chunked_body_that_breaks_the_rules_is_refused_and_never_becomes_whole() {
@@ -131,6 +132,43 @@ async fn an_upload_that_breaks_off_is_no_whole_request_to_the_endpoint() {
             assert!(!whole && end.is_some(), "{part:?} looked whole: {left:?}");
             assert!(!left.ends_with("0\r\n\r\n"), "{part:?} {left:?}");
         }
+    }
+}
+
+/// Only the end of the endpoint's connection can end such a body. While the proxy still has bytes for
+/// the endpoint, its write meets the reset, and its read would then report an end (contract 1.12).
+#[tokio::test]
+async fn a_reset_during_an_upload_never_ends_a_response_without_length_cleanly() {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let opened = gate.clone();
+    let origin = Origin::start(move |mut wire, _| {
+        let gate = opened.clone();
+        async move {
+            wire.head().await;
+            wire.send("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\npart")
+                .await;
+            // The body is not read.
+            gate.acquire().await.unwrap().forget();
+            wire.stream.set_zero_linger().unwrap();
+        }
+    })
+    .await;
+    let rig = scene(&origin, "").await;
+    for length in ["Content-Length: 1000000000", "Transfer-Encoding: chunked"] {
+        let mut client = Wire::connect(&rig).await;
+        client
+            .send(format!("POST / HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n"))
+            .await;
+        if length.ends_with("chunked") {
+            client.send("3B9ACA00\r\n").await;
+        }
+        send_until_blocked(&mut client.stream).await;
+        gate.add_permits(1);
+        let (answer, end) = client.rest().await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{length}: {answer}");
+        assert!(answer.contains("part"), "{length}: {answer}");
+        assert!(!answer.ends_with("0\r\n\r\n"), "{length}: {answer}");
+        assert_eq!(end, End::Reset, "{length}: {answer}");
     }
 }
 
