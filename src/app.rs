@@ -1,4 +1,4 @@
-//! The wiring: starts every thread, connects them, and waits for their end.
+//! The wiring: starts every thread, connects them, and waits for the control loop and the workers.
 //!
 //! [`start`] returns the bound addresses, so that tests run the same wiring as `ebbtide run`.
 
@@ -58,13 +58,13 @@ pub struct Running {
     pub admin: Admin,
     commands: mpsc::UnboundedSender<Command>,
     control: JoinHandle<()>,
-    pages: JoinHandle<()>,
     workers: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
     access_log: Option<AccessLogWriter>,
 }
 
-/// Runs the proxy until a signal (SIGTERM, SIGINT) has shut it down. SIGHUP reads `config_path` again.
+/// Runs the proxy until a signal (SIGTERM, SIGINT) has shut it down. SIGHUP reads `config_path`
+/// again.
 ///
 /// # Errors
 /// [`Refused`], and whatever keeps a thread from starting.
@@ -74,7 +74,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || watch_signals(&commands, config_path.as_deref()))?;
-    running.wait();
+    anyhow::ensure!(running.wait(), "the control loop has panicked");
     Ok(())
 }
 
@@ -168,7 +168,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         )?;
     }
     let stop_pages = CancellationToken::new();
-    let pages = start_pages(
+    start_pages(
         admin_place,
         admin.clone(),
         shared.clone(),
@@ -191,7 +191,6 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         admin,
         commands: commands_in,
         control,
-        pages,
         workers,
         shared,
         access_log: access_log_writer,
@@ -225,12 +224,11 @@ impl Running {
         let _ = self.commands.send(Command::Reload(Box::new(config)));
     }
 
-    /// Blocks until a shutdown is complete and all threads have ended.
-    pub fn wait(self) {
-        if self.control.join().is_err() {
-            tracing::error!("the control loop has panicked");
-        }
-        let _ = self.pages.join();
+    /// Blocks until a shutdown is complete: the control loop and the workers have ended, and the
+    /// access log is written. Returns `false` if the control loop has panicked. The admin pages are
+    /// not waited for, since a client that does not read would delay the end.
+    pub fn wait(self) -> bool {
+        let ended = self.control.join().is_ok();
         self.shared.post_all(|| WorkerCommand::Exit);
         for worker in self.workers {
             let _ = worker.join();
@@ -239,12 +237,13 @@ impl Running {
         if let Some(writer) = self.access_log {
             writer.finish(LAST_LINES);
         }
+        ended
     }
 }
 
 /// Starts one thread a worker. Their mailboxes are unbounded: the sender, often the control loop,
-/// must never wait for a worker. A worker gets at most one message a client connection, and those are
-/// bounded by `limits.connections`; all other messages are few.
+/// must never wait for a worker. A worker gets at most one message a client connection, and those
+/// are bounded by `limits.connections`; all other messages are few.
 fn start_workers(
     config: &Arc<Config>,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -277,8 +276,8 @@ fn start_workers(
     Ok((shared, workers))
 }
 
-/// How many client connections this process can have: what is configured, or less where there are too
-/// few descriptors. A connection needs two descriptors, and the process keeps a reserve.
+/// How many client connections this process can have: what is configured, or less where there are
+/// too few descriptors. A connection needs two descriptors, and the process keeps a reserve.
 fn connection_limit(config: &Config) -> usize {
     let descriptors = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
     let affordable = descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(2) / 2;
@@ -321,12 +320,13 @@ fn start_pages(
     admin: Admin,
     shared: Arc<Shared>,
     stop: CancellationToken,
-) -> std::io::Result<JoinHandle<()>> {
+) -> std::io::Result<()> {
     let spare = move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All));
     spawn("admin", async move || match AdminListener::new(place) {
         Ok(listener) => server::serve(listener, admin, spare, stop).await,
         Err(error) => tracing::error!(%error, "no admin pages"),
-    })
+    })?;
+    Ok(())
 }
 
 /// Finds the API server. Runs on a thread of its own, since the caller may be inside a runtime.

@@ -1,9 +1,10 @@
 //! A listener as every worker knows it: where it is bound and what its clients are served by.
 //!
-//! Invariant: a [`ListenerSpec`] never changes. A listener whose configuration changes is closed,
-//! and another one with another [`ListenerId`] is opened.
+//! Invariant: what a [`ListenerSpec`] says never changes. A listener whose configuration changes is
+//! closed, and another one with another [`ListenerId`] is opened.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
@@ -29,6 +30,9 @@ pub struct ListenerSpec {
     pub proxy_protocol: bool,
     /// Whether CONNECT requests are served.
     pub allow_connect: bool,
+    /// The accept loops of this listener that have not ended: at first one for each worker. At 0,
+    /// every connection that the kernel had accepted is counted in a worker's load.
+    pub accepting: AtomicUsize,
 }
 
 /// What a listener's clients are served by.

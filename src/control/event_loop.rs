@@ -57,8 +57,8 @@ pub struct Control {
     pub table: RoutingTable,
     /// Bound and wanted listeners.
     pub listeners: Listeners,
-    /// Reports of endpoints. Unbounded, since an endpoint must never wait; an endpoint sends one
-    /// notice a change of its state, so their number is bounded by the endpoints.
+    /// Reports of endpoints. Unbounded, since an endpoint must never wait. An endpoint sends one
+    /// notice for each change of its state, and each round takes them all.
     pub notices: mpsc::UnboundedReceiver<Notice>,
     /// Messages of the source. Bounded: a source that is faster than the loop waits.
     pub messages: mpsc::Receiver<Message>,
@@ -90,7 +90,7 @@ impl Control {
     /// source. So a source that is never silent delays no shutdown and no drain, and nothing else
     /// can keep the source waiting.
     pub async fn run(mut self) {
-        // Unbounded, since a probe must not wait; each endpoint has at most one probe.
+        // Unbounded, since a probe must not wait. A probe reports once, when it ends.
         let (report, mut probed) = mpsc::unbounded_channel();
         let probes = Rc::new(Probes::new(report));
         let mut deadlines = Deadlines::new();

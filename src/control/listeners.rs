@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
@@ -140,7 +141,7 @@ impl Listeners {
             shared.post_all(|| WorkerCommand::Unlisten(spec.id));
             self.closing.push(spec);
         }
-        self.closing.retain(|spec| Arc::strong_count(spec) > 1);
+        self.closing.retain(|spec| is_accepting(spec));
         for ((_, name), wanted) in &mut self.listeners {
             let State::Failed {
                 error: last,
@@ -217,9 +218,9 @@ impl Listeners {
         self.retry(Instant::now(), shared, health);
     }
 
-    /// Whether no worker uses a closed listener any more.
+    /// Whether the workers have served the accept queues of all closed listeners.
     pub fn are_closed(&self) -> bool {
-        self.closing.iter().all(|spec| Arc::strong_count(spec) == 1)
+        !self.closing.iter().any(|spec| is_accepting(spec))
     }
 }
 
@@ -255,6 +256,11 @@ impl Listener {
     }
 }
 
+/// Whether a worker still serves the listener's accept queue.
+fn is_accepting(spec: &ListenerSpec) -> bool {
+    spec.accepting.load(Ordering::Acquire) > 0
+}
+
 /// Binds one socket for each worker, all on one address. The workers get their sockets only if all
 /// could be bound.
 fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<Arc<ListenerSpec>> {
@@ -275,6 +281,7 @@ fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<
         protocol: config.protocol,
         proxy_protocol: config.proxy_protocol,
         allow_connect: config.allow_connect,
+        accepting: AtomicUsize::new(shared.mailboxes.len()),
     });
     for (mailbox, socket) in shared.mailboxes.iter().zip(sockets) {
         // A worker ends only when the process ends.

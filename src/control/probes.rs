@@ -1,7 +1,7 @@
 //! Probes: the control side connects to an endpoint before the endpoint is published, and again
 //! after it was ejected. A probe closes its connection immediately.
 //!
-//! Invariant: at most [`PROBES`] connects run at a time, and an endpoint has at most one probe.
+//! Invariant: at most [`PROBES`] connects run at a time.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ impl Probes {
         }
     }
 
-    /// Tries every 100 ms until the endpoint accepts a connection, or until nothing may be dispatched
-    /// to it. `timeout` bounds one connect.
+    /// Tries every 100 ms until the endpoint accepts a connection, or until nothing may be
+    /// dispatched to it. `timeout` bounds one connect.
     pub(super) async fn until_joined(self: Rc<Self>, endpoint: Arc<Endpoint>, timeout: Duration) {
         loop {
             let conditions = endpoint.conditions();
@@ -56,8 +56,9 @@ impl Probes {
         }
     }
 
-    /// Tries until the endpoint accepts a connection, or is out. The pause between two tries doubles
-    /// from 100 ms to 2 s. It stays at 100 ms while clients are held for this endpoint's port.
+    /// Tries until the endpoint accepts a connection, or is out. The pause between two tries
+    /// doubles from 100 ms to 2 s. It stays at 100 ms while clients are held for this endpoint's
+    /// port.
     pub(super) async fn until_readmitted(
         self: Rc<Self>,
         endpoint: Arc<Endpoint>,

@@ -1,4 +1,5 @@
-//! Which listeners are wanted: a pure function of the configuration and the claimed Services' nodePorts.
+//! Which listeners are wanted: a pure function of the configuration and the claimed Services'
+//! nodePorts.
 //!
 //! The control loop binds what it returns, and `ebbtide check` prints it.
 

@@ -1,7 +1,7 @@
 //! Liveness, readiness and the state of the source of truth.
 //!
 //! The control loop and the listeners write this state, and the admin pages read it. Whether a
-//! state means ready is decided in `admin/report.rs`.
+//! state means ready is decided in `admin/readiness.rs`.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -90,14 +90,21 @@ impl Health {
 
     /// Notes that the control loop turns.
     pub fn beat(&self) {
-        self.beat
-            .store(clock::millis(Instant::now()), Ordering::Relaxed);
+        self.beat_at(clock::millis(Instant::now()));
+    }
+
+    /// Notes that the control loop turned at this moment, by [`clock::millis`].
+    pub(crate) fn beat_at(&self, millis: u32) {
+        self.beat.store(millis, Ordering::Relaxed);
     }
 
     /// How long ago the control loop last turned.
     pub fn since_beat(&self) -> Duration {
-        let now = clock::millis(Instant::now());
-        let since = now.wrapping_sub(self.beat.load(Ordering::Relaxed));
+        // The beat is read first, so that it is not later than now. If the clock's reading is still
+        // older, the difference wraps to a large number.
+        let beat = self.beat.load(Ordering::Relaxed);
+        let since = clock::millis(Instant::now()).wrapping_sub(beat);
+        let since = if since > u32::MAX / 2 { 0 } else { since };
         Duration::from_millis(since.into())
     }
 
@@ -129,5 +136,23 @@ impl Health {
 
     fn lock(&self) -> MutexGuard<'_, HealthState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_since_a_beat_counts_from_the_last_one_and_never_wraps() {
+        let health = Health::new("files");
+        let now = clock::millis(Instant::now());
+        health.beat_at(now.wrapping_sub(12_000));
+        assert!(health.since_beat() >= Duration::from_secs(12));
+        health.beat();
+        assert!(health.since_beat() < Duration::from_secs(12));
+        // Another thread beats between the two readings.
+        health.beat_at(now.wrapping_add(3_600_000));
+        assert_eq!(health.since_beat(), Duration::ZERO);
     }
 }

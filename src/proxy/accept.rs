@@ -18,6 +18,15 @@ use crate::proxy::session;
 use crate::proxy::shared::{Accepted, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
 
+/// Counts an accept loop as ended.
+struct Accepting(Arc<ListenerSpec>);
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.0.accepting.fetch_sub(1, Ordering::Release);
+    }
+}
+
 /// Accepts until `stop`. Then serves what the kernel has accepted already, and closes.
 pub async fn accept_on(
     worker: Rc<Worker>,
@@ -25,6 +34,7 @@ pub async fn accept_on(
     socket: std::net::TcpListener,
     stop: CancellationToken,
 ) {
+    let _accepting = Accepting(spec.clone());
     let socket = match socket::watch(socket) {
         Ok(socket) => socket,
         Err(error) => {

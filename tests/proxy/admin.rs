@@ -230,6 +230,8 @@ impl Fixture {
     }
 
     async fn get(&self, path: &str) -> Answer {
+        // There is no control loop here.
+        self.admin.health.beat();
         self.ask(&format!(
             "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         ))

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::config::settings::Config;
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::reason::RetryReason;
 use crate::proxy::balancer::{Avoid, Cost};
@@ -103,12 +104,14 @@ impl Attempts {
 
     /// Decides what follows a loss: another attempt, or the reason why there is none. The caller
     /// holds the lease on `endpoint` until this returns, since the drain receipt counts the loss.
+    /// `config` is the one that the request began with.
     pub async fn after(
         &mut self,
         loss: &Loss,
         endpoint: &Arc<Endpoint>,
         worker: &Rc<Worker>,
         port: &Routed,
+        config: &Config,
     ) -> Result<(), GiveUp> {
         let past = Past {
             fresh: self.reuse == Reuse::Fresh,
@@ -129,7 +132,6 @@ impl Attempts {
                     if !past.tried {
                         self.unexplained.push(endpoint.clone());
                     }
-                    let config = worker.config();
                     let spend = || port.budget.spend(&config.retry, config.workers.get());
                     if let Err(reason) = self.charge(port.policy.attempts, spend) {
                         self.refund(worker, endpoint, reason).await?;

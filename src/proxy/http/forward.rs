@@ -146,7 +146,8 @@ impl Exchange<'_> {
                 client_gone: self.client.stream.peer() == Peer::Gone,
             };
             let decision =
-                Box::pin(attempts.after(&loss, &endpoint, self.worker, &self.port)).await;
+                Box::pin(attempts.after(&loss, &endpoint, self.worker, &self.port, &self.config))
+                    .await;
             // Only now: the last drop of a lease writes the drain receipt, which counts this loss.
             drop(lease);
             if let Err(reason) = decision {
