@@ -1,5 +1,5 @@
-//! Ebbtide: a connection-draining TCP and HTTP/1.1 proxy for Kubernetes. A rollout behind it costs no
-//! client a request or its connection.
+//! Ebbtide: a connection-draining TCP and HTTP/1.1 proxy for Kubernetes. A rollout behind it costs
+//! no client a request or its connection.
 //!
 //! `docs/contract.md` says what is promised, `docs/architecture.md` how the code is laid out.
 //!
@@ -31,7 +31,8 @@
 //! control/event_loop.rs              on_message
 //! routing/world/apply.rs             World::apply: stores it, notes what it touches
 //! routing/world/merge.rs             the endpoints of each touched Service port (pure)
-//! routing/table.rs                   RoutingTable::apply: differences become one change
+//! routing/table.rs                   RoutingTable::apply: differences become one change;
+//!                                    it ends in settle, which does the next three lines
 //! contract/snapshot.rs               the snapshot without the leavers is published
 //! routing/drains.rs                  Log::begin: the receipt
 //! contract/{endpoint,lease}.rs       begin_drain: from here on no lease is granted
@@ -55,8 +56,8 @@
 //! # Where a terminating endpoint leaves rotation
 //!
 //! The predicate is [`contract::endpoint::Endpoint::enter`]; its one word of state is
-//! [`contract::lease::Word`]. The action is [`routing::table::RoutingTable::apply`]. The proof is the
-//! first test of `tests/proxy/drain.rs`.
+//! [`contract::lease::Word`]. The action is [`routing::table::RoutingTable::apply`], which ends in
+//! `RoutingTable::settle`. The proof is the first test of `tests/proxy/drain.rs`.
 //!
 //! # What holds the promise
 //!
@@ -83,8 +84,11 @@
 //!
 //! One worker for each core, each with its own single-threaded runtime, accept sockets, pools and
 //! buffers. One control thread: the single writer of the routing table. One thread for the source,
-//! one for the admin pages, one for signals. Between them there are only the published snapshot, the
-//! endpoints' atomics, a generation `watch` and queues.
+//! one for the admin pages, one for signals. They share the published snapshot with its generation
+//! `watch`, atomics (endpoints, hold queues, metrics, the workers' loads), the semaphore of client
+//! connections, and queues. The mutexes ([`observe::health`], [`routing::drains`], the drain
+//! deadline of an endpoint) are between control and admin only. The whole list is in
+//! `docs/architecture.md`.
 
 /// The crate's version with the commit it was built from, e.g. `0.1.0 (1a2b3c4)`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("EBBTIDE_COMMIT"), ")");

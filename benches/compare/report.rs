@@ -149,7 +149,8 @@ fn cell(row: &Row, kind: Kind) -> String {
 
 const HEAD: &str = "## How to read the tables\n\n\
     Written by `cargo bench --bench compare`, not by hand. Each cell is the median of the rounds [least–most]. × is \
-    Ebbtide's figure divided by that peer's, in bold where Ebbtide is behind. Each proxy has one worker thread on its own \
-    core. The load and the endpoints run on other cores, and all connections are on loopback. `direct` is the load without \
-    a proxy. The configurations of the peers are in `benches/compare/`, with the reason for each tuning line. A cell is \
+    the median over the rounds of each round's ratio: Ebbtide's figure divided by that peer's. So it is not the ratio of the \
+    two medians in the row. It is in bold where Ebbtide is behind. Each proxy has one worker thread on its own core. The load \
+    and the endpoints run on other cores, and all connections are on loopback. `direct` is the load without a proxy. The \
+    configurations of the peers are in `benches/compare/`, with the reason for each tuning line. A cell is \
     empty if the peer does not support the protocol, or failed (see the notes).\n\n";

@@ -126,7 +126,8 @@ impl Results {
 }
 
 impl Row {
-    /// Ebbtide's figure divided by this peer's: the median over the rounds that both have.
+    /// The median over the rounds of each round's ratio: Ebbtide's figure divided by this peer's.
+    /// Only rounds that both have count.
     pub fn ratio(&self, kind: Kind) -> Option<f64> {
         let (ours, theirs) = (self.values.get(&Kind::Ebbtide)?, self.values.get(&kind)?);
         let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();

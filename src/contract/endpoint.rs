@@ -3,8 +3,8 @@
 //!
 //! **A terminating endpoint leaves rotation here.** The predicate is [`Endpoint::enter`]; the
 //! atomic word behind it is in [`crate::contract::lease`]. The action is
-//! [`crate::routing::table::RoutingTable::apply`]. The proof is the first test of
-//! `tests/proxy/drain.rs`.
+//! [`crate::routing::table::RoutingTable::apply`], which ends in `RoutingTable::settle`. The proof
+//! is the first test of `tests/proxy/drain.rs`.
 //!
 //! An `Endpoint` knows nothing of sockets or pools. The workers keep those.
 
@@ -210,8 +210,8 @@ impl Endpoint {
         self.ejected.load(Ordering::Relaxed)
     }
 
-    /// Ejects the endpoint because a connect of the data plane failed. No pick returns it until the
-    /// control side has connected once.
+    /// Ejects the endpoint because a connect of the data plane failed. No pick returns it until one
+    /// connect has succeeded: a probe of the control side, or a connect of a worker.
     pub fn eject(self: &Arc<Self>) {
         if !self.ejected.swap(true, Ordering::AcqRel) {
             // The receiver is gone only when the process ends.

@@ -2,8 +2,8 @@
 //! counter and a pace for their release. The generation `watch` that wakes them is in
 //! `routing/table.rs`.
 //!
-//! Invariant: at most `limits.held` wait for one Service port. A request that stops waiting for any
-//! reason frees its place.
+//! Invariant: at most `limits.held` requests and connections wait for one Service, over all its
+//! ports and all workers. A request that stops waiting for any reason frees its place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::contract::clock::micros;
 
-/// The queue of one Service port, shared by all workers.
+/// The queue of one Service, shared by all its ports and by all workers.
 #[derive(Debug, Default)]
 pub struct Hold {
     waiting: AtomicUsize,

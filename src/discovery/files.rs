@@ -2,7 +2,7 @@
 //!
 //! inotify says which file to read and when. A file is read after its writer has closed it or it
 //! was renamed into place, and never while it is written. A poll every 2 s finds what inotify
-//! missed. Seen settles together is one [`Message::Changes`].
+//! missed. Files that settle together make one [`Message::Changes`].
 //!
 //! Invariant: a broken, empty or unreadable file keeps its last good state in force, and a folder
 //! that is gone keeps the state of all its files. Only a file that is gone for 20 ms takes its

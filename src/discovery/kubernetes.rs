@@ -4,11 +4,11 @@
 //! watched in each namespace that has, or once had, a Service of ours: one that is claimed by label
 //! or named by a listener.
 //!
-//! Invariant: a list takes effect as a whole. Watched a watch lists is kept back until the list is
-//! complete, and then it replaces what was known. The first slices of a namespace wait for its
-//! first pods, so that a pod that already terminates is not taken for one that stays. A watch that
-//! fails leaves its last state in force and is a [`Problem`] until the API server answers it again.
-//! It is resumed from its position, or after a 410 from a new list.
+//! Invariant: a list takes effect as a whole. The objects of a list are kept back until the list is
+//! complete. Then they replace the objects of the list before it. The first slices of a namespace
+//! wait for its first pods, so that a pod that already terminates is not taken for one that stays.
+//! A watch that fails leaves its last state in force, and is a [`Problem`] until the API server
+//! answers it again. It is resumed from its position, or after a 410 from a new list.
 //!
 //! Nothing is merged here, and no resource version is read.
 
@@ -121,7 +121,7 @@ struct State {
     failing: Option<Problem>,
 }
 
-/// Watched happened on a watch.
+/// An event of one watch.
 struct WatchEvent {
     key: Key,
     what: Watched,
@@ -459,7 +459,7 @@ fn cure(error: &kube::Error) -> String {
     }
 }
 
-/// Skips an object that breaks the API's rules. Watched was known of the object stays in force.
+/// Skips an object that breaks the API's rules. The last state of the object stays in force.
 fn well_formed(
     object: Result<Object, Invalid>,
     key: &Key,

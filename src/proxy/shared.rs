@@ -1,7 +1,11 @@
 //! What all workers share, and the commands a worker gets in its mailbox.
 //!
-//! Invariant: between threads there are only the published snapshot, the endpoints' atomics, the
-//! counters here and the mailboxes. A request writes none of them but the atomics of its endpoint.
+//! Invariant: a request takes no mutex of ours. It reads the snapshot and `closing`. It changes
+//! atomics: the lease word, the latency average and the tally of its endpoint, the hold queue of
+//! its Service, and the metrics of its Service port. It sends at most one line to the bounded queue
+//! of the access log. Mailboxes, `loads` and `connections` are for connections, not for requests.
+//!
+//! `docs/architecture.md`, section "Threads", lists all that threads share.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

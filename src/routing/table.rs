@@ -1,9 +1,10 @@
 //! The routing table and its single writer: it takes in merged Services, publishes one
 //! [`Snapshot`], and then begins the drains of the endpoints that leave.
 //!
-//! **A terminating endpoint leaves rotation in `RoutingTable::settle`.** It publishes the snapshot
-//! without the endpoint first and begins the drain second (contract 1.2). After it has returned,
-//! nothing more is dispatched to the endpoint.
+//! **A terminating endpoint leaves rotation in [`RoutingTable::apply`], which ends in
+//! `RoutingTable::settle`.** `settle` publishes the snapshot without the endpoint first and begins
+//! the drain second (contract 1.2). After `apply` has returned, nothing more is dispatched to the
+//! endpoint.
 //!
 //! The table belongs to the control thread. It neither connects nor waits; see
 //! [`crate::control::event_loop`].

@@ -274,7 +274,7 @@ def experiment_e(out, column):
     case(f"kubelet stopped for {KUBELET_OUTAGE} s", kubelet_outage)
     case("scaled every 2 s, as an HPA may", scale_about)
     restarted_name = "Ebbtide's DaemonSet rolled (kube-proxy: restarted)"
-    case(restarted_name, lambda: restart_path(column), decides=False)  # the handover is not in the contract yet, so it is only measured
+    case(restarted_name, lambda: restart_path(column), decides=False)  # contract 1.14 is planned, so this is only measured
     case(f"API server stopped for {KNOB['OUTAGE']} s, a container killed meanwhile, a pod deleted after", lambda: api_outage(victims()[0]))
     kubectl("scale", "deployment/e", "--replicas=40")
     rolled("deployment/e", 300)  # 37 sandboxes on one small node

@@ -232,8 +232,8 @@ fn the_reference_has_every_reason() {
     let named = first_cells(section(&page, "## Close reasons"));
     assert_same("close reasons", &named, &closes);
 
-    // The values of `x-ebbtide-reason` have no list of their own: each is a literal in the code that
-    // refuses. A body that ends too early is a lost endpoint, under that name.
+    // The values of `x-ebbtide-reason` have no list of their own: each is a literal in the code
+    // that refuses. A body that ends too early is a lost endpoint, under that name.
     let mut found = BTreeSet::from(["shutdown".to_owned()]);
     for file in files() {
         let name = file.strip_prefix(ROOT).unwrap();
@@ -292,18 +292,43 @@ fn each_log_message_and_each_event_of_the_reference_is_in_the_code() {
     }
 }
 
+/// The module path by which `docs/contract.md` names the tests of a file: the crate or the test
+/// program first. `None` for a file that is neither in `src` nor in `tests`.
+fn module(file: &Path) -> Option<String> {
+    let name = file.strip_prefix(ROOT).unwrap().with_extension("");
+    let mut parts: Vec<&str> = name.iter().map(|part| part.to_str().unwrap()).collect();
+    match parts[0] {
+        "src" => parts[0] = "lib",
+        "tests" => _ = parts.remove(0),
+        _ => return None,
+    }
+    // `main-proxy.rs` and `model/main.rs` are the roots of test programs. `tests` is the module of
+    // unit tests, which the contract leaves out.
+    if parts.len() > 1 && ["mod", "lib", "main", "tests"].contains(parts.last()?) {
+        parts.pop();
+    }
+    parts[0] = parts[0].trim_start_matches("main-");
+    Some(parts.join("::"))
+}
+
 #[test]
 fn each_test_that_the_contract_names_exists() {
     let mut tests = BTreeSet::new();
     for file in files() {
-        if file.extension().is_some_and(|end| end == "rs") {
-            let text = read(&file);
-            let names = text.lines().filter_map(|line| {
-                let (_, name) = line.split_once("fn ")?;
-                Some(name.split(['(', '<']).next().unwrap().to_owned())
-            });
-            tests.extend(names);
+        if file.extension().is_none_or(|end| end != "rs") {
+            continue;
         }
+        let Some(module) = module(&file) else {
+            continue;
+        };
+        let text = read(&file);
+        let code = text.lines().filter(|line| !line.trim().starts_with("//"));
+        let names = code.filter_map(|line| {
+            let (_, name) = line.split_once("fn ")?;
+            let name = name.split(['(', '<']).next().unwrap();
+            Some(format!("{module}::{name}"))
+        });
+        tests.extend(names);
     }
     let page = read("docs/contract.md");
     let named = quoted(&page).into_iter().filter_map(|word| {
@@ -312,10 +337,10 @@ fn each_test_that_the_contract_names_exists() {
     });
     let named: Vec<&str> = named.collect();
     assert!(named.len() > 150, "{}", named.len());
-    let gone = named
+    let gone: Vec<_> = named
         .iter()
-        .filter(|path| !tests.contains(path.rsplit("::").next().unwrap()));
-    let gone: Vec<_> = gone.collect();
+        .filter(|path| !tests.contains(**path))
+        .collect();
     assert!(gone.is_empty(), "docs/contract.md names {gone:#?}");
 }
 

@@ -209,7 +209,7 @@ impl Rig {
         }
     }
 
-    /// The result of the join check of one endpoint, as `control.rs` reports it: the endpoint
+    /// The result of the join check of one endpoint, as `control/probes.rs` reports it: the endpoint
     /// joins, or it is no longer wanted.
     pub fn probe(&mut self, id: EndpointId, answers: bool) {
         let Some(endpoint) = self.joining.get(&id) else {

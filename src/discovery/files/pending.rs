@@ -1,7 +1,7 @@
-//! Seen the next pass over the folder does, and when it is due.
+//! The work of the next pass over the folder, and the time when that pass is due.
 //!
-//! Invariant: a file between a write and its close is not read. The file uses no input or output,
-//! only the clock.
+//! Invariant: a file between a write and its close is not read. Nothing here does input or output;
+//! only the clock is read.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
