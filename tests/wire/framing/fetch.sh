@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Fetches the corpora of corpora.rs, at the commits below, into target/corpora (or $EBBTIDE_CORPORA),
-# and h11, the Python parser of the differential tests, into target/parsers. Prints what it cannot
-# fetch. The test of a missing part then prints SKIPPED.
+# Fetches the corpora of corpora.rs, at the commits below, into target/corpora (or
+# $EBBTIDE_CORPORA), and h11, the Python parser of the differential tests, into target/parsers.
+# Prints what it cannot fetch. The test of a missing part then prints SKIPPED.
 #   MIRROR=FOLDER tests/wire/framing/fetch.sh    bare clones FOLDER/OWNER+NAME/repo, not github.com
-# Bound: four minutes without an answer. Each fetch has two minutes. After a fetch that took them all,
-# the script asks github.com no more.
+# Bound: four minutes without an answer. Each fetch has two minutes. After a fetch that took them
+# all, the script asks github.com no more.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 into=${EBBTIDE_CORPORA:-target/corpora}
