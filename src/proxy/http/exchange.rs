@@ -206,7 +206,8 @@ impl Exchange<'_> {
     }
 
     /// How many bytes a read may take. It bounds what the exchange holds, even if the client or the
-    /// endpoint takes nothing: about `SCRATCH` bytes. A read beyond that takes at most `ROOM_LEAST`.
+    /// endpoint takes nothing: about `SCRATCH` bytes. A read beyond that takes at most
+    /// `ROOM_LEAST`.
     pub(super) fn room(&self, attempt: &Attempt) -> usize {
         let bodies = self.upload.body.held() + attempt.down.body.held();
         let held = self.client.unread.len()
