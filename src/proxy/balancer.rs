@@ -106,7 +106,7 @@ fn scan(endpoints: &EndpointList, tried: &[EndpointId]) -> Option<Lease> {
 }
 
 /// The least loaded endpoint of another generation than the lost one's. Without template hashes,
-/// one that joined after it.
+/// endpoints that joined after the lost one count as another generation.
 fn other_generation(
     endpoints: &EndpointList,
     tried: &[EndpointId],

@@ -33,6 +33,7 @@ impl Exchange<'_> {
         )
     }
 
+    /// Writes to the client what there is of the reply.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Lost>> {
         while self.reply.written < self.reply.bytes.len() {
             let n = ready!(
@@ -45,8 +46,8 @@ impl Exchange<'_> {
                     self.reply.written += n;
                     self.reply.passed |= self.reply.written > self.reply.interim;
                     self.reply.bytes_out += n as u64;
-                    // The last bytes of a response are no sign of life of a client that has sent
-                    // its whole request.
+                    // The end of most responses needs no clock: the time matters only while the
+                    // client must still take or send something.
                     if self.reply.written < self.reply.bytes.len() || !self.upload.body.is_done() {
                         self.client_moved = Instant::now();
                     }
@@ -82,32 +83,8 @@ impl Exchange<'_> {
             let (source, sink) = (&attempt.upstream.stream, &self.client.stream);
             attempt.down.lent = self.worker.pipes.lend(source, sink);
         }
-        if let Some(lent) = &mut attempt.down.lent {
-            let left = attempt.down.body.remaining().unwrap_or(0);
-            return match lent.poll_move(cx, &attempt.upstream.stream, &self.client.stream, left) {
-                Poll::Ready(Ok(n)) => {
-                    attempt.down.body.pass(n);
-                    self.reply.bytes_out += n as u64;
-                    self.client_moved = Instant::now();
-                    attempt.down.lent = None;
-                    attempt.down.flow.filled(n);
-                    if n == 0 {
-                        Poll::Ready(Err(self.broken(attempt)))
-                    } else {
-                        Poll::Ready(Ok(()))
-                    }
-                }
-                Poll::Ready(Err(Broken::Sink(_))) => {
-                    Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)))
-                }
-                Poll::Ready(Err(Broken::Source(_))) => Poll::Ready(Err(self.broken(attempt))),
-                Poll::Pending => {
-                    if lent.is_empty() {
-                        attempt.down.lent = None;
-                    }
-                    Poll::Pending
-                }
-            };
+        if attempt.down.lent.is_some() {
+            return self.poll_receive_lent(cx, attempt);
         }
         if self.upload.whole && self.reply.passed {
             self.upload.stop_keeping(&mut attempt.up);
@@ -159,6 +136,42 @@ impl Exchange<'_> {
             return Poll::Ready(Ok(()));
         }
         Poll::Ready(self.take_in(attempt, read))
+    }
+
+    /// Moves one pipe's fill of a long body to the client.
+    fn poll_receive_lent(
+        &mut self,
+        cx: &mut Context<'_>,
+        attempt: &mut Attempt,
+    ) -> Poll<Result<(), Lost>> {
+        let Some(lent) = &mut attempt.down.lent else {
+            return Poll::Ready(Ok(()));
+        };
+        let left = attempt.down.body.remaining().unwrap_or(0);
+        match lent.poll_move(cx, &attempt.upstream.stream, &self.client.stream, left) {
+            Poll::Ready(Ok(n)) => {
+                attempt.down.body.pass(n);
+                self.reply.bytes_out += n as u64;
+                self.client_moved = Instant::now();
+                attempt.down.lent = None;
+                attempt.down.flow.filled(n);
+                Poll::Ready(if n == 0 {
+                    Err(self.broken(attempt))
+                } else {
+                    Ok(())
+                })
+            }
+            Poll::Ready(Err(Broken::Sink(_))) => {
+                Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)))
+            }
+            Poll::Ready(Err(Broken::Source(_))) => Poll::Ready(Err(self.broken(attempt))),
+            Poll::Pending => {
+                if lent.is_empty() {
+                    attempt.down.lent = None;
+                }
+                Poll::Pending
+            }
+        }
     }
 
     /// The upstream connection has ended before its response.
