@@ -40,7 +40,7 @@ deny: # licences, sources and bans of every dependency, from deny.toml (cargo-de
 advisories: # known faults of the dependencies; asks for the advisory database (cargo-deny)
 	cargo deny --locked check advisories
 
-bench: # the parts: merge, head, pick and drain, as shipped; ARGS='--bench head' for one of them
+bench: # the parts: merge, head, pick and drain, with thin LTO; ARGS='--bench head' for one of them
 	cargo bench --locked $(or $(ARGS),--bench merge --bench head --bench pick --bench drain)
 
 compare: # Ebbtide beside its peers; ARGS=--write rewrites benches/README.md (20 minutes)

@@ -2,8 +2,10 @@
 # Runs the fuzz targets, one after the other. fuzz/README.md says what each proves.
 #   fuzz/run.sh --seeds [TARGET…]    each seed once: stable toolchain, and a C++ compiler for libFuzzer
 #   fuzz/run.sh [TARGET…]            new inputs, RUNS (20000) a target: nightly toolchain, cargo-fuzz
-#   TIME=600 fuzz/run.sh             new inputs for so many seconds a target
-# The first input that fails ends it. Its file is in fuzz/artifacts/TARGET.
+#   TIME=600 fuzz/run.sh             new inputs for 600 seconds a target
+#   TOOLCHAIN=nightly-2026-01-01 fuzz/run.sh    another toolchain than the newest nightly
+# The first input that fails ends the script. Its file is in fuzz/artifacts/TARGET.
+# A target that ran nothing, or fewer seeds than there are, fails too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 toolchain=${TOOLCHAIN:-nightly}
@@ -24,14 +26,21 @@ if [ -n "$only_seeds" ]; then
     cargo build --locked --quiet --manifest-path fuzz/Cargo.toml --target-dir "$build"
     for target in "${targets[@]}"; do
         mkdir -p "fuzz/artifacts/$target"
-        # In turn, so that the log's last seed is the one that failed.
+        seeds=("$build/fuzz-seeds/$target"/*)
+        # libFuzzer runs files one after the other, so the log's last seed is the one that failed.
         if ! "$build/debug/$target" "${options[@]}" -artifact_prefix="fuzz/artifacts/$target/" \
-            "$build/fuzz-seeds/$target"/* >"$log" 2>&1; then
+            "${seeds[@]}" >"$log" 2>&1; then
             tail -60 "$log"
             echo "seeds of $target: this one fails: $(sed -n 's/^Running: //p' "$log" | tail -1)"
             exit 1
         fi
-        echo "seeds of $target: $(grep -c '^Executed ' "$log") run, none fails"
+        ran=$(grep -c '^Executed ' "$log" || true)
+        if [ "$ran" = 0 ] || [ "$ran" != "${#seeds[@]}" ]; then
+            tail -60 "$log"
+            echo "seeds of $target: $ran of ${#seeds[@]} ran"
+            exit 1
+        fi
+        echo "seeds of $target: $ran run, none fails"
     done
     exit
 fi
@@ -51,6 +60,11 @@ for target in "${targets[@]}"; do
     fi
     seconds=$(sed -nE 's/^Done [0-9]+ runs in ([0-9]+) second.*/\1/p' "$log")
     execs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    if [ "${execs:-0}" = 0 ]; then
+        tail -60 "$log"
+        echo "fuzz $target: no input ran"
+        exit 1
+    fi
     last() { sed -n "s/.* $1: \([0-9]*\) .*/\1/p" "$log" | tail -1; }
     corpus=$(find "fuzz/corpus/$target" -type f | wc -l)
     echo "FIGURE fuzz $target: $execs executions in ${seconds} s, $(last cov) edges, $(last ft) features, corpus $corpus, 0 crashes"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Runs scenarios of tests/proxy under a sanitizer. The proxy runs in the test's own process, so the sanitizer
-# sees all of its threads. The scenarios reach both `unsafe` blocks: every listener is registered by hand, and
-# the timeouts of a deleted pod's sockets are shortened by descriptor number.
-# It needs a nightly toolchain, and rust-src for `thread`. Each sanitizer builds in a folder of its own under
-# target/sanitize.
+# Runs scenarios of tests/proxy under a sanitizer. The proxy runs in the test's own process, so the
+# sanitizer sees all of its threads. The scenarios reach both `unsafe` blocks: every listener is
+# registered by hand, and the timeouts of a deleted pod's sockets are shortened by descriptor
+# number.
+# It needs a nightly toolchain, and rust-src for `thread`. Each sanitizer builds in its own folder
+# under target/sanitize.
 #   tests/sanitize.sh [address|thread]…                         both, one after the other
 #   SCENARIOS='tcp:: wire::' tests/sanitize.sh address          other scenarios
 set -euo pipefail

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Builds and installs what `cargo bench --bench compare` compares with: HAProxy, nginx and wrk as Debian packages (root),
-# Pingap from crates.io, Caddy and fortio as Go modules into ~/.cache/ebbtide-bench. Nothing is started. What is there
-# already is left alone; each step is bounded, and one that fails is named and leaves its peer out.
+# Builds and installs the peers and tools of `cargo bench --bench compare`: HAProxy, nginx and wrk
+# as Debian packages (root), Pingap from crates.io, Caddy and fortio as Go modules into
+# ~/.cache/ebbtide-bench. It starts nothing, and leaves alone what is installed already. Each step
+# has a time limit. A step that fails is named, and the comparison goes without its peer.
 set -uo pipefail
 tools="${XDG_CACHE_HOME:-$HOME/.cache}/ebbtide-bench"
 mkdir -p "$tools/bin"

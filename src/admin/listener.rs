@@ -24,7 +24,7 @@ pub struct Bound {
     listener: net::TcpListener,
     /// The connection to the process that gave the address up. It closes when this process ends;
     /// the other process then takes the address back.
-    elder: Option<unix::UnixStream>,
+    predecessor: Option<unix::UnixStream>,
 }
 
 /// Binds the admin address, or takes it over from another Ebbtide of this user.
@@ -32,11 +32,11 @@ pub struct Bound {
 /// # Errors
 /// The error of the first bind, if no other Ebbtide gives the address up within 2 s.
 pub fn bind(address: SocketAddr) -> io::Result<Bound> {
-    let (listener, elder) = match net::TcpListener::bind(address) {
+    let (listener, predecessor) = match net::TcpListener::bind(address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             // The first error says more than the failure to ask another process.
-            let elder = ask_to_give_way(address.port()).map_err(|_| error)?;
-            (bind_soon(address)?, Some(elder))
+            let predecessor = ask_to_give_way(address.port()).map_err(|_| error)?;
+            (bind_soon(address)?, Some(predecessor))
         }
         other => (other?, None),
     };
@@ -44,7 +44,7 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
     Ok(Bound {
         address: listener.local_addr()?,
         listener,
-        elder,
+        predecessor,
     })
 }
 
@@ -65,14 +65,14 @@ fn bind_soon(address: SocketAddr) -> io::Result<net::TcpListener> {
 }
 
 fn ask_to_give_way(port: u16) -> io::Result<unix::UnixStream> {
-    let mut elder = unix::UnixStream::connect_addr(&name(port)?)?;
-    elder.set_read_timeout(Some(PATIENCE))?;
-    elder.read_exact(&mut [0])?;
+    let mut predecessor = unix::UnixStream::connect_addr(&name(port)?)?;
+    predecessor.set_read_timeout(Some(PATIENCE))?;
+    predecessor.read_exact(&mut [0])?;
     tracing::info!(
         port,
         "admin address taken over from the process that this one replaces"
     );
-    Ok(elder)
+    Ok(predecessor)
 }
 
 fn name(port: u16) -> io::Result<unix::SocketAddr> {
@@ -88,7 +88,7 @@ pub struct AdminListener {
     /// then no process can take over.
     asked: Option<UnixListener>,
     successor: Option<UnixStream>,
-    _elder: Option<unix::UnixStream>,
+    _predecessor: Option<unix::UnixStream>,
 }
 
 impl AdminListener {
@@ -100,7 +100,7 @@ impl AdminListener {
         let Bound {
             address,
             listener,
-            elder,
+            predecessor,
         } = bound;
         let listener = Some(TcpListener::from_std(listener)?);
         Ok(Self {
@@ -108,7 +108,7 @@ impl AdminListener {
             listener,
             asked: ask_here(address.port()),
             successor: None,
-            _elder: elder,
+            _predecessor: predecessor,
         })
     }
 

@@ -42,7 +42,7 @@ pub struct ServiceMetrics {
     pub endpoints: [IntGauge; 4],
     /// Finished drains by [`Trigger`], then by [`Outcome`].
     pub drains: [[IntCounter; 2]; 3],
-    /// Seconds from the begin of a drain to the end of its last lease.
+    /// Seconds from the beginning of a drain to the end of its last lease.
     pub drain_duration: Histogram,
     /// Seconds from a pod's deletion, by the source's clock, to the last dispatch to the pod.
     pub deletion_lag: Histogram,

@@ -1,20 +1,20 @@
 //! A moving average of an endpoint's response times, in one atomic word.
 //!
-//! Invariant: no reader waits and no writer retries. A lost update costs one sample. Which endpoint
-//! a pick prefers by this average is in `proxy/balancer.rs`.
+//! Invariant: no reader waits and no writer retries. Two writers at the same moment lose one of the
+//! two samples, and nothing else. `proxy/balancer.rs` decides how a pick uses the average.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A moving average of response times in one word: 32 bits of microseconds, 32 bits of milliseconds
-/// since the process began. Updates are relaxed and without a compare-and-swap, because a lost
-/// update costs only a sample.
+/// A moving average of response times in one word. The upper 32 bits are the average in
+/// microseconds. The lower 32 bits are the time of the last sample, by
+/// [`millis`](crate::contract::clock::millis).
 #[derive(Debug, Default)]
 pub struct Latency(AtomicU64);
 
 impl Latency {
-    /// The average in microseconds; `None` before the first sample. It fades with its age, so that
-    /// a slow endpoint is tried again.
+    /// The average in microseconds; `None` before the first sample. The average fades with the age
+    /// of its last sample, so that a slow endpoint is tried again.
     pub fn micros(&self, now_ms: u32) -> Option<u64> {
         let word = self.0.load(Ordering::Relaxed);
         if word == 0 {

@@ -20,6 +20,14 @@ impl ObjectName {
             name: name.into(),
         }
     }
+
+    /// One port of the Service with this name.
+    pub fn port(&self, port: u16) -> PortKey {
+        PortKey {
+            service: self.clone(),
+            port,
+        }
+    }
 }
 
 impl fmt::Display for ObjectName {

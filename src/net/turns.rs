@@ -136,7 +136,9 @@ impl Turn {
         self.0.is_some()
     }
 
-    /// Ready immediately while the queue has turns left, else once for each time it was queued.
+    /// Takes one turn of the queue. While the queue has turns left, the poll is ready immediately.
+    /// Otherwise it takes a place in the queue. Later polls are pending until the queue grants the
+    /// turn; the first poll after that is ready, and the next one asks for another turn.
     pub fn poll(&mut self, queue: &Queue, cx: &mut Context<'_>) -> Poll<()> {
         match &self.0 {
             None if queue.take() => Poll::Ready(()),

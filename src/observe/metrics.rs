@@ -175,7 +175,7 @@ impl Metrics {
             )?,
             drain_duration: histogram(
                 "ebbtide_drain_duration_seconds",
-                "Time from the begin of an endpoint's drain to the end of its last connection or request.",
+                "Time from the beginning of an endpoint's drain to the end of its last connection or request.",
                 DRAIN,
             )?,
             drain_reaction: keep(

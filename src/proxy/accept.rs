@@ -116,7 +116,7 @@ pub async fn accept_on(
 }
 
 /// Hands a connection to the worker with the fewest, if that worker has fewer than this one.
-fn hand_over(worker: &Rc<Worker>, handover: Accepted) {
+fn hand_over(worker: &Rc<Worker>, accepted: Accepted) {
     let loads = &worker.shared.loads;
     let load = |i: usize| loads[i].load(Ordering::Relaxed);
     let least = (0..loads.len())
@@ -125,17 +125,17 @@ fn hand_over(worker: &Rc<Worker>, handover: Accepted) {
     if load(least) < load(worker.index) {
         loads[least].fetch_add(1, Ordering::Relaxed);
         if let Err(returned) =
-            worker.shared.mailboxes[least].send(WorkerCommand::Connection(handover))
+            worker.shared.mailboxes[least].send(WorkerCommand::Connection(accepted))
         {
             loads[least].fetch_sub(1, Ordering::Relaxed);
-            if let WorkerCommand::Connection(handover) = returned.0 {
+            if let WorkerCommand::Connection(accepted) = returned.0 {
                 loads[worker.index].fetch_add(1, Ordering::Relaxed);
-                session::start(worker, handover);
+                session::start(worker, accepted);
             }
         }
     } else {
         loads[worker.index].fetch_add(1, Ordering::Relaxed);
-        session::start(worker, handover);
+        session::start(worker, accepted);
     }
 }
 

@@ -69,7 +69,8 @@ mod tests {
         (0..100).for_each(|_| budget.count_request());
         assert_eq!(spend_all(&budget, &retry), 20);
         (0..200).for_each(|_| budget.fade());
-        // A trace of what was spent remains, so that the last whole replay does not fit.
+        // The counts fade, but they do not reach 0. So what is left of the old replays may keep the
+        // tenth replay from fitting.
         assert!(
             (9..=10).contains(&spend_all(&budget, &retry)),
             "requests and replays of long ago count no more"

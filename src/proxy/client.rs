@@ -67,5 +67,5 @@ impl Client {
     }
 }
 
-/// A read is never smaller.
+/// The least room of a read in bytes, even if `unread` is as long as the largest head.
 const ROOM_LEAST: usize = 512;

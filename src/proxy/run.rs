@@ -50,14 +50,14 @@ impl Worker {
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                mail = mailbox.recv() => match mail {
+                command = mailbox.recv() => match command {
                     Some(WorkerCommand::Exit) | None => {
                         // An idle connection and the worker's part of its endpoint refer to each
                         // other. Without this neither would ever be dropped.
                         self.drop_idle(Spare::All);
                         return;
                     }
-                    Some(mail) => self.open(mail),
+                    Some(command) => self.execute(command),
                 },
                 Ok(()) = generation.changed() => self.drop_idle_of_leavers(),
                 _ = second.tick() => self.sweep(),
@@ -65,8 +65,8 @@ impl Worker {
         }
     }
 
-    fn open(self: &Rc<Self>, mail: WorkerCommand) {
-        match mail {
+    fn execute(self: &Rc<Self>, command: WorkerCommand) {
+        match command {
             WorkerCommand::Config(config) => {
                 *self.config.borrow_mut() = Rc::new(Config::clone(&config))
             }
@@ -81,7 +81,7 @@ impl Worker {
                 }
                 self.routes.borrow_mut().remove(&id);
             }
-            WorkerCommand::Connection(handover) => session::start(self, handover),
+            WorkerCommand::Connection(accepted) => session::start(self, accepted),
             WorkerCommand::Drained(leaving) => {
                 if let Some(local) = self.locals.borrow().get(&leaving.0.id) {
                     local.drop_idle();

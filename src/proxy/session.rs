@@ -38,13 +38,13 @@ struct Open {
 }
 
 /// Serves an accepted connection in a new task. The caller has counted it in the worker's load.
-pub fn start(worker: &Rc<Worker>, handover: Accepted) {
+pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
     let Accepted {
         fd,
         peer,
         listener,
         permit,
-    } = handover;
+    } = accepted;
     let open = Open {
         worker: worker.clone(),
         metrics: None,
@@ -78,8 +78,9 @@ fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
     }
 }
 
-/// An established session. Each kind is boxed for itself, so that a TCP pair has no room for what
-/// an HTTP client needs, and neither has room for what its beginning needed.
+/// An established session. A TCP session and an HTTP session are boxed separately from each other
+/// and from [`establish`]. So an open TCP connection holds no memory that only HTTP needs, and no
+/// open connection holds memory that only its establishment needed.
 type Established = Pin<Box<dyn Future<Output = CloseReason>>>;
 
 async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, CloseReason> {
@@ -87,7 +88,7 @@ async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, Clos
     in_turn(&queue, &unanswered, false, pin!(establish(open, client))).await
 }
 
-/// Finds out who the client is and which protocol it speaks. Connects a TCP client.
+/// Finds out the client's address and its protocol. For TCP, connects to an endpoint, too.
 async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
     if client.listener.proxy_protocol {
         Box::pin(proxy_header::read(&open.worker, &mut client)).await?;

@@ -97,10 +97,10 @@ impl Shared {
     }
 
     /// Sends the same message to every worker.
-    pub fn post_all(&self, mail: impl Fn() -> WorkerCommand) {
+    pub fn post_all(&self, command: impl Fn() -> WorkerCommand) {
         for mailbox in &self.mailboxes {
             // A worker is gone only when the process ends.
-            let _ = mailbox.send(mail());
+            let _ = mailbox.send(command());
         }
     }
 }

@@ -1,8 +1,9 @@
 //! One change of the table while it is collected: the endpoints that it takes out of rotation, and
 //! the work that it leaves to the control loop.
 //!
-//! Invariant: to collect a change publishes nothing and drains nothing. Only deadlines are set
-//! immediately. `RoutingTable::settle` does the rest.
+//! Invariant: a change that is being collected publishes nothing and drains nothing. Only drain
+//! deadlines are set immediately. `RoutingTable::settle` publishes the snapshot, and then begins
+//! the drains.
 
 use std::sync::Arc;
 use std::time::Instant;

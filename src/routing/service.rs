@@ -69,20 +69,20 @@ impl ServiceEntry {
 
     /// The key of one of its ports.
     pub(super) fn key(&self, port: u16) -> PortKey {
-        PortKey {
-            service: self.name.clone(),
-            port,
-        }
+        self.name.port(port)
+    }
+
+    /// All ports with their keys, by number.
+    pub(super) fn keyed_ports(&mut self) -> impl Iterator<Item = (PortKey, &mut PortEntry)> {
+        let name = &self.name;
+        let ports = self.ports.iter_mut();
+        ports.map(move |(number, port)| (name.port(*number), port))
     }
 
     /// Removes all endpoints, because another Service has taken this name. Nothing of the old
     /// Service may serve the new one (contract 2.8).
     pub(super) fn replace(&mut self, uid: Option<String>, change: &mut Change) {
-        for (number, port) in &mut self.ports {
-            let key = PortKey {
-                service: self.name.clone(),
-                port: *number,
-            };
+        for (key, port) in self.keyed_ports() {
             for identity in port.entries.keys().cloned().collect::<Vec<_>>() {
                 let Some(entry) = port.remove(&identity) else {
                     continue;
@@ -112,12 +112,8 @@ impl ServiceEntry {
             Some(merged) => self.take_specs(merged, claim, config, metrics),
             None => Default::default(),
         };
-        for (number, port) in &mut self.ports {
-            let key = PortKey {
-                service: self.name.clone(),
-                port: *number,
-            };
-            let listed = ports.remove(number);
+        for (key, port) in self.keyed_ports() {
+            let listed = ports.remove(&key.port);
             if listed.is_none() {
                 port.spec = None;
             }
@@ -185,11 +181,7 @@ impl ServiceEntry {
         let Some(found) = self.ports.values().map(merge).collect::<Option<Vec<_>>>() else {
             return false;
         };
-        for ((number, port), found) in self.ports.iter_mut().zip(found) {
-            let key = PortKey {
-                service: self.name.clone(),
-                port: *number,
-            };
+        for ((key, port), found) in self.keyed_ports().zip(found) {
             let news = port.patch(addresses, &found);
             port.reconcile(&key, news, world, registry, change);
         }

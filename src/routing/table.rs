@@ -306,11 +306,7 @@ impl RoutingTable {
             let Some(service) = self.services.get_mut(name) else {
                 continue;
             };
-            for (number, port) in &mut service.ports {
-                let key = PortKey {
-                    service: name.clone(),
-                    port: *number,
-                };
+            for (key, port) in service.keyed_ports() {
                 port.rebuild(&key, &mut change);
             }
         }
@@ -367,11 +363,7 @@ impl RoutingTable {
             let Some(service) = self.services.get_mut(name) else {
                 continue;
             };
-            for (number, port) in &mut service.ports {
-                let key = PortKey {
-                    service: name.clone(),
-                    port: *number,
-                };
+            for (key, port) in service.keyed_ports() {
                 match port.assemble(&key) {
                     Some(published) => match next.ports.get_mut(&key) {
                         Some(before) => *before = published,

@@ -255,6 +255,7 @@ mod tests {
                 PortRef::Name("metrics".into()),
             ),
             listener("taken", "127.0.0.1:31180", "nginx", PortRef::Number(80)),
+            listener("admin", "127.0.0.1:9901", "nginx", PortRef::Number(80)),
         ];
         let mut nginx = service("nginx", true, vec![port(Some(31180), &[])]);
         nginx.object.unserved = vec!["spec.sessionAffinity: ClientIP".into()];
@@ -277,7 +278,8 @@ mod tests {
         insta::assert_snapshot!(warnings.join("\n"), @r#"
         warning: listener gone: no manifest has the Service web/no-such
         warning: listener port: web/nginx has no TCP port metrics, it has http (80)
-        warning: listener (nodePort) of web/nginx: 127.0.0.1:31180 is taken by listener taken of web/nginx; only one of the two would be bound
+        warning: listener admin of web/nginx: 127.0.0.1:9901 is taken by the admin pages, so this listener would not be bound
+        warning: listener (nodePort) of web/nginx: 127.0.0.1:31180 is taken by listener taken, so this listener would not be bound
         warning: web/elsewhere: type ExternalName is refused, it has no endpoints
         warning: web/nginx: spec.sessionAffinity: ClientIP is not served, and the claim keeps kube-proxy from serving it; if it is in use, claim a second Service with the same selector instead
         warning: web/nginx: slice a: FQDN addresses are refused

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::config::settings::Config;
-use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
 use crate::control::wanted::{Origin, WantedListener, wanted};
 use crate::net::socket;
@@ -19,6 +19,8 @@ pub(super) struct Bound<'a> {
     pub(super) name: String,
     pub(super) address: SocketAddr,
     pub(super) service: ObjectName,
+    /// The name of the listener that has this address already: this one would not be bound.
+    pub(super) taken_by: Option<String>,
     /// The port in words, if the Service does not have it.
     wanted: String,
     port: Option<&'a MergedPort>,
@@ -30,10 +32,7 @@ pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Boun
     let claimed = services.values().filter(|service| service.object.claimed);
     let node_ports = claimed.flat_map(|service| {
         service.ports.iter().filter_map(|port| {
-            let key = PortKey {
-                service: service.object.name.clone(),
-                port: port.port.port,
-            };
+            let key = service.object.name.port(port.port.port);
             Some((key, port.port.node_port?))
         })
     });
@@ -83,7 +82,11 @@ pub(super) fn endpoint_rows(served: &[&MergedService]) -> Vec<Vec<String>> {
 
 impl<'a> Bound<'a> {
     fn new(listener: WantedListener, services: &'a Services) -> Self {
-        let WantedListener { origin, config, .. } = listener;
+        let WantedListener {
+            origin,
+            config,
+            taken_by,
+        } = listener;
         let service = services.get(&config.service);
         let port = service.and_then(|service| port_of(service, &config.port));
         let own = service
@@ -97,6 +100,7 @@ impl<'a> Bound<'a> {
                 Origin::NodePort => "(nodePort)".to_owned(),
             },
             address: config.address,
+            taken_by,
             service: config.service,
             wanted: config.port.to_string(),
             port,

@@ -1,8 +1,6 @@
 //! Warnings of `check`: what would run, but perhaps not as meant. Each names the listener or
 //! Service and, where there is one, the cure.
 
-use std::collections::BTreeMap;
-
 use crate::command::check::served::{Bound, Services, is_ready, port_name, port_of};
 use crate::config::settings::{Config, Discovery};
 use crate::contract::policy::{Policy, Protocol};
@@ -43,7 +41,7 @@ pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> 
     warnings
 }
 
-/// Addresses that two listeners, or a listener and the admin pages, would share; or no listener.
+/// Listeners whose address another listener or the admin pages have already; or no listener.
 pub(super) fn of_addresses(config: &Config, bound: &[Bound]) -> Vec<String> {
     let mut warnings = Vec::new();
     if bound.is_empty() {
@@ -52,20 +50,25 @@ pub(super) fn of_addresses(config: &Config, bound: &[Bound]) -> Vec<String> {
                 .to_owned(),
         );
     }
-    let mut seen = BTreeMap::from([(config.admin, "the admin pages".to_owned())]);
-    for listener in bound.iter().filter(|listener| listener.address.port() != 0) {
+    for listener in bound {
         let Bound {
             name,
             address,
             service,
+            taken_by,
             ..
         } = listener;
-        let this = format!("listener {name} of {service}");
-        if let Some(other) = seen.insert(*address, this.clone()) {
-            warnings.push(format!(
-                "{this}: {address} is taken by {other}; only one of the two would be bound"
-            ));
-        }
+        let other = if *address == config.admin && address.port() != 0 {
+            Some("the admin pages".to_owned())
+        } else {
+            taken_by.as_ref().map(|other| format!("listener {other}"))
+        };
+        warnings.extend(other.map(|other| {
+            format!(
+                "listener {name} of {service}: {address} is taken by {other}, so this listener would \
+                 not be bound"
+            )
+        }));
     }
     warnings
 }

@@ -197,8 +197,8 @@ fn an_endpoint_is_new_from_when_it_was_let_in() {
     two.note_let_in(later);
     assert!(two.is_newer_than(&one, millis(later)) && !one.is_newer_than(&two, millis(later)));
     assert!(!two.is_newer_than(&one, millis(later + WARM_UP)));
-    // It returns from being out, and from an ejection: that lets it in now, before `later`, the
-    // time that was noted for it.
+    // A return to rotation and the end of an ejection both note the present time, which is long
+    // before `later`. So at `later` the endpoint is no longer new.
     for leave_and_return in [
         |e: &Arc<Endpoint>| [true, false].iter().for_each(|out| e.set_out(*out)),
         |e: &Arc<Endpoint>| {

@@ -1,11 +1,11 @@
-//! What one request and its response are while they are forwarded: the state of the exchange, and
-//! of one attempt.
+//! The state of a request and its response while they are forwarded: `Exchange` over all attempts,
+//! and `Attempt` for one of them.
 //!
-//! Invariant: state that belongs to the request or to what the client has received is in
-//! `Exchange` and outlives a lost attempt. All else is in `Attempt`, and each attempt begins
-//! with a new one. In both, fields are grouped by the direction that writes them.
+//! Invariant: state of the request, and of what the client has received, is in `Exchange` and
+//! outlives a lost attempt. All other state is in `Attempt`, and each attempt begins with a new
+//! one. In both, fields are grouped by the direction that writes them.
 //!
-//! Leaves out the retry policy ([`crate::proxy::http::attempts`]) and the bytes' way
+//! Leaves out the retry policy ([`crate::proxy::http::attempts`]) and the transfer of bytes
 //! ([`crate::proxy::http::transfer`]).
 
 use std::net::SocketAddr;
@@ -208,8 +208,9 @@ impl Exchange<'_> {
             || (self.request.method == Method::Connect && (200..300).contains(&response.status))
     }
 
-    /// How much a read may take. All that is held stays within one read's worth, or goes little
-    /// beyond it, whichever side takes nothing.
+    /// How many bytes a read may take. It bounds what the exchange holds, even if the client or the
+    /// endpoint takes nothing: about `SCRATCH` bytes. A read beyond that takes at most
+    /// `ROOM_LEAST`.
     pub(super) fn room(&self, attempt: &Attempt) -> usize {
         let bodies = self.upload.body.held() + attempt.down.body.held();
         let held = self.client.unread.len()
@@ -287,7 +288,7 @@ impl Flow {
     }
 }
 
-/// How many bytes to read of a body that is neither counted nor ended.
+/// How many bytes one read may take of a body whose remaining length is not known.
 pub(super) fn decoded_at_once(body: &BodyDecoder) -> usize {
     if body.has_tiny_chunks() {
         TINY_CHUNKS
@@ -301,9 +302,10 @@ pub(super) fn is_long(body: &BodyDecoder, emit: Emit) -> bool {
     emit == Emit::Identity && body.remaining().is_some_and(|left| left >= SCRATCH as u64)
 }
 
-/// A read is never smaller, even if more is held than one read.
+/// The least room of a read in bytes, even if the exchange already holds `SCRATCH` bytes or more.
 pub(super) const ROOM_LEAST: usize = 4 << 10;
-/// Bytes that are decoded at once, which is what a client that does not read them costs.
+/// The most bytes of a chunked body that one read takes and decodes. A receiver that reads nothing
+/// costs this much memory.
 const DECODED: usize = 32 << 10;
-/// The same for bodies that consist of little but chunk lines.
+/// The same for a body that consists of little but chunk lines.
 const TINY_CHUNKS: usize = 4 << 10;

@@ -25,11 +25,11 @@ use crate::wire::{answer, head, message};
 /// Serves an HTTP client until its connection ends.
 pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
     let (queue, unanswered) = (worker.unanswered.clone(), client.unanswered.clone());
-    // Its beginning has just taken a turn.
+    // The establishment of the session has just taken a turn, so the first poll needs none.
     in_turn(&queue, &unanswered, true, pin!(requests(worker, client))).await
 }
 
-/// Requests one after the other until something ends it.
+/// Serves one request after the other. Returns why the connection ended.
 async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     let worker = &worker;
     let mut timer = pin!(tokio::time::sleep(Duration::MAX));
@@ -172,9 +172,9 @@ async fn linger(worker: &Worker, client: &mut Client) {
     let _ = tokio::time::timeout(LINGER_MAX, drain).await;
 }
 
-/// A client that has been silent this long has sent everything.
+/// A client that sends nothing for this long is taken to have sent everything.
 const LINGER_SILENT: Duration = Duration::from_secs(1);
-/// However long the client sends.
+/// A linger ends after this time, even if the client still sends.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
 impl Client {

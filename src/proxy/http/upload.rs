@@ -93,8 +93,10 @@ impl Exchange<'_> {
                 continue;
             }
             let mut scratch = self.worker.scratch.borrow_mut();
-            // Little beyond the body's end. Of a body that is kept, no more than shows that it is
-            // too long.
+            // A read takes at most `ROOM_LEAST` bytes beyond the end of the body: they belong to
+            // the next request and stay in memory. Of a body that is kept for a replay, a read
+            // takes at most one byte more than may be kept: that byte shows that the body is too
+            // long.
             let left = self
                 .upload
                 .body

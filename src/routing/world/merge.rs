@@ -18,10 +18,10 @@ use crate::routing::world::objects::World;
 use crate::routing::world::pods::{MARGIN, Pod};
 use crate::routing::world::slice::Slice;
 
-/// Chooses which of several entries at one address is in force (contract 2.6). `entries` is sorted,
-/// newest first. Among entries of one pod, the newest counts. Between pods, the address has passed
-/// from one to the other: a ready entry comes first, then one that does not terminate, then the
-/// newest.
+/// Returns the entry that is in force at one address (contract 2.6). `entries` are all entries at
+/// the address, newest first. Of the entries of one pod, only the newest counts. If entries of
+/// several pods are left, the address has passed from pod to pod. Then an entry that is ready and
+/// does not terminate is chosen, or else an entry that does not terminate, or else the newest.
 fn choose_claim(entries: &[MergedEndpoint]) -> Option<MergedEndpoint> {
     let is_newest_of_its_pod =
         |(i, e): &(usize, &MergedEndpoint)| entries.iter().take(*i).all(|newer| newer.pod != e.pod);

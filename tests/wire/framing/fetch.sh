@@ -1,20 +1,26 @@
 #!/usr/bin/env bash
-# Fetches the corpora of corpora.rs, at the commits named there, into target/corpora (or $EBBTIDE_CORPORA), and
-# h11, the Python parser of the differential tests, into target/parsers. Names what it cannot fetch. The test
-# of a missing part then prints SKIPPED.
-# MIRROR names a folder of bare clones, OWNER+NAME/repo, to use instead of github.com.
+# Fetches the corpora of corpora.rs, at the commits below, into target/corpora (or
+# $EBBTIDE_CORPORA), and h11, the Python parser of the differential tests, into target/parsers.
+# Prints what it cannot fetch. The test of a missing part then prints SKIPPED.
+#   MIRROR=FOLDER tests/wire/framing/fetch.sh    bare clones FOLDER/OWNER+NAME/repo, not github.com
+# Bound: four minutes without an answer. Each fetch has two minutes. After a fetch that took them
+# all, the script asks github.com no more.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 into=${EBBTIDE_CORPORA:-target/corpora}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+silent=
 
 fetch() { # name owner/repository commit
-    local from=${MIRROR:-}/${2/\//+}/repo
+    local from=${MIRROR:-}/${2/\//+}/repo status=0
     if [ -z "${MIRROR:-}" ]; then
+        [ -z "$silent" ] || return 124
         from=$scratch/$1
-        git init -q --bare "$from" &&
-            timeout 300 git -C "$from" fetch -q --depth 1 "https://github.com/$2" "$3" || return
+        git init -q --bare "$from" || return
+        timeout 120 git -C "$from" fetch -q --depth 1 "https://github.com/$2" "$3" || status=$?
+        [ "$status" != 124 ] || silent=yes
+        [ "$status" = 0 ] || return "$status"
     fi
     mkdir "$scratch/$1.tree" &&
         git --git-dir="$from" archive "$3" | tar -x -C "$scratch/$1.tree" &&
@@ -32,5 +38,5 @@ http-garden narfindustries/http-garden ffb9164c6603f6201c1dc70afb08fd229e2778bc
 END
 
 PYTHONPATH=target/parsers python3 -c 'import h11' 2>/dev/null ||
-    timeout 300 python3 -m pip install --quiet --target target/parsers h11==0.16.0 ||
+    timeout 120 python3 -m pip install --quiet --target target/parsers h11==0.16.0 ||
     echo "could not install h11: the tests with it will be skipped"
