@@ -37,8 +37,8 @@ pub struct Pair {
     down: Direction,
     last_moved: Instant,
     ended_first: Option<CloseReason>,
-    /// When a write to the endpoint failed. What the endpoint had sent before is still delivered.
-    lost: Option<Instant>,
+    /// A write to the endpoint failed. What the endpoint had sent before is still delivered.
+    lost: bool,
 }
 
 /// How a pair ended.
@@ -97,7 +97,7 @@ impl Pair {
             },
             last_moved: Instant::now(),
             ended_first: None,
-            lost: None,
+            lost: false,
         })
     }
 
@@ -110,7 +110,7 @@ impl Pair {
             if let Poll::Ready(reason) = self.poll(cx) {
                 return Poll::Ready(reason);
             }
-            if self.up.shut || self.down.shut || self.lost.is_some() {
+            if self.up.shut || self.down.shut || self.lost {
                 // Nothing is read from a side that has ended, so no read would report its reset.
                 // Ask the kernel from time to time.
                 let look = look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
@@ -118,7 +118,7 @@ impl Pair {
                     if let Some(reason) = self.reset_after_end() {
                         return Poll::Ready(reason);
                     }
-                    if self.lost.is_some_and(|at| at.elapsed() >= DELIVERY) {
+                    if self.lost && self.last_moved.elapsed() >= DELIVERY {
                         return Poll::Ready(self.reset(CloseReason::UpstreamReset));
                     }
                     look.as_mut().reset((Instant::now() + LOOK).into());
@@ -143,20 +143,20 @@ impl Pair {
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
         let room = room_beside(&self.down);
         let up = match self.lost {
-            Some(_) => Poll::Pending,
-            None => self
+            true => Poll::Pending,
+            false => self
                 .up
                 .poll(cx, &self.worker, client, upstream, room, self.down.shut),
         };
         if let Poll::Ready(Err(Broken::Sink(_))) = up {
             // The failed write has taken the socket's error, so a read would now report an end where
             // there was a reset.
-            self.lost = Some(Instant::now());
+            self.lost = true;
         }
         if let Poll::Ready(Err(Broken::Source(_))) = up {
             return Poll::Ready(self.reset(CloseReason::ClientReset));
         }
-        let (room, last) = (room_beside(&self.up), self.up.shut || self.lost.is_some());
+        let (room, last) = (room_beside(&self.up), self.up.shut || self.lost);
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
         let down = self
             .down
@@ -179,7 +179,7 @@ impl Pair {
                 Poll::Ready(self.reset(CloseReason::UpstreamReset))
             }
             // All that the lost endpoint had sent is delivered. Its end is no end of its answer.
-            (_, Poll::Ready(Ok(()))) if self.lost.is_some() => {
+            (_, Poll::Ready(Ok(()))) if self.lost => {
                 Poll::Ready(self.reset(CloseReason::UpstreamReset))
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
@@ -346,5 +346,5 @@ fn room_beside(other: &Direction) -> usize {
 
 /// A connection that has moved nothing for this long is probably between two messages.
 const QUIET: Duration = Duration::from_secs(1);
-/// How long a client may take to read what a lost endpoint had sent.
+/// A client that takes nothing for this long of what a lost endpoint had sent is reset.
 const DELIVERY: Duration = Duration::from_secs(30);
