@@ -27,6 +27,7 @@ if [ -n "$only_seeds" ]; then
     for target in "${targets[@]}"; do
         mkdir -p "fuzz/artifacts/$target"
         seeds=("$build/fuzz-seeds/$target"/*)
+        [ -e "${seeds[0]}" ] || { echo "seeds of $target: $build/fuzz-seeds/$target has none" && exit 1; }
         # libFuzzer runs files one after the other, so the log's last seed is the one that failed.
         if ! "$build/debug/$target" "${options[@]}" -artifact_prefix="fuzz/artifacts/$target/" \
             "${seeds[@]}" >"$log" 2>&1; then
