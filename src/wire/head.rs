@@ -22,7 +22,7 @@ pub struct Forwarding {
     /// The address that the client connected to. It becomes `Host` for an HTTP/1.0 request that
     /// names none.
     pub local: SocketAddr,
-    /// Whether the peer is in `trustedProxies`. If so, its `X-Forwarded-*` fields are used and
+    /// Whether [`Forwarding::peer`] is in `trustedProxies`. If so, its `X-Forwarded-*` fields are used and
     /// extended. If not, these fields and `Forwarded` are replaced.
     pub trusted: bool,
     /// Whether `X-Forwarded-Proto` says `https` instead of `http`.

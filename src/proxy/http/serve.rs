@@ -237,13 +237,13 @@ impl Client {
             head_size: config.limits.head_size,
             headers: config.limits.headers,
         };
+        // The client's own address decides, also behind a load balancer that speaks the PROXY
+        // protocol: the load balancer passes the client's bytes on unchanged.
+        let peer = self.peer.ip().to_canonical();
         let forwarding = head::Forwarding {
-            peer: self.peer.ip(),
+            peer,
             local: self.listener.address,
-            trusted: config
-                .trusted_proxies
-                .iter()
-                .any(|net| net.contains(&self.neighbour)),
+            trusted: config.trusted_proxies.iter().any(|net| net.contains(&peer)),
             https: false,
             allow_connect: self.listener.allow_connect,
         };

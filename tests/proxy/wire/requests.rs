@@ -430,6 +430,69 @@ async fn the_proxy_protocol_names_the_client() {
     }
 }
 
+/// A load balancer that speaks the PROXY protocol passes the client's bytes on unchanged. So the
+/// fields are the named client's claim, although the balancer is in `trustedProxies`.
+#[tokio::test]
+async fn a_client_that_a_proxy_header_names_is_trusted_by_its_own_address_only() {
+    let origin = Origin::ok().await;
+    let rig = scene_with(
+        &origin,
+        "protocol: http, proxyProtocol: required",
+        "trustedProxies: [127.0.0.1/32, 198.51.100.0/24]",
+    )
+    .await;
+    let claims = "X-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\n\
+                  X-Forwarded-Port: 1\r\nForwarded: for=10.0.0.1\r\n";
+    let believed = |client: &str| {
+        format!(
+            "X-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Port: 1\r\n\
+             Forwarded: for=10.0.0.1\r\nX-Forwarded-For: 10.0.0.1, {client}\r\n"
+        )
+    };
+    let replaced = |client: &str| {
+        format!("X-Forwarded-For: {client}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n")
+    };
+    let v1 = |line: &str| format!("PROXY {line}\r\n").into_bytes();
+    for (header, expected) in [
+        (
+            v1("TCP4 192.0.2.9 192.0.2.8 1000 80"),
+            replaced("192.0.2.9"),
+        ),
+        (
+            v1("TCP6 2001:db8::9 2001:db8::8 1000 80"),
+            replaced("2001:db8::9"),
+        ),
+        (v2(0x21), replaced("192.0.2.9")),
+        // Another proxy, behind the load balancer and in `trustedProxies` itself.
+        (
+            v1("TCP4 198.51.100.7 192.0.2.8 1000 80"),
+            believed("198.51.100.7"),
+        ),
+        (
+            v1("TCP6 ::ffff:198.51.100.7 ::ffff:192.0.2.8 1000 80"),
+            believed("198.51.100.7"),
+        ),
+        // No client is named, so the request is the load balancer's own.
+        (v1("UNKNOWN"), believed("127.0.0.1")),
+        (v2(0x20), believed("127.0.0.1")),
+    ] {
+        let mut client = Wire::connect(&rig).await;
+        client.send(&header).await;
+        for turn in ["first", "second"] {
+            client
+                .send(format!("GET / HTTP/1.1\r\nHost: a\r\n{claims}\r\n"))
+                .await;
+            assert_eq!(client.message().await.as_deref(), Some(OK), "{header:?}");
+            assert_eq!(
+                origin.seen().last().unwrap(),
+                &format!("GET / HTTP/1.1\r\nHost: a\r\n{expected}\r\n"),
+                "the {turn} request after {:?}",
+                String::from_utf8_lossy(&header)
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn without_a_proper_proxy_header_nothing_is_served() {
     let origin = Origin::ok().await;
