@@ -11,7 +11,9 @@ use std::io::Write;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::wire::fields::{FieldKind, Fields, Lines, MAX_HEADERS, end_of_head, write_line};
+use crate::wire::fields::{
+    FieldKind, Fields, Lines, MAX_HEADERS, end_of_head, write_line, write_upgrade,
+};
 use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 
 /// How the requests of a client are forwarded.
@@ -121,7 +123,7 @@ pub fn parse_request(
         version,
         framing,
         keep_alive: keeps_alive(version, &fields),
-        upgrade: fields.upgrade && !has_body && method != Method::Connect,
+        upgrade: fields.upgrade && fields.protocol && !has_body && method != Method::Connect,
         expect_continue: false,
         conditional: false,
         idempotency_key: false,
@@ -143,7 +145,10 @@ pub fn parse_request(
         match kind {
             FieldKind::Host => value = host.unwrap_or_default(),
             FieldKind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
-            FieldKind::Upgrade if request.upgrade => {}
+            FieldKind::Upgrade if request.upgrade => {
+                write_upgrade(out, line);
+                continue;
+            }
             FieldKind::ForwardedHost | FieldKind::ForwardedProto | FieldKind::ForwardedOther
                 if fwd.trusted => {}
             FieldKind::Connection

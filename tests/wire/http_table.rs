@@ -550,6 +550,56 @@ fn upgrade_needs_both_its_halves() {
 }
 
 #[test]
+fn an_offer_of_h2c_is_dropped_whole() {
+    let offer = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    let dropped = "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n";
+    let upgraded =
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n{x}Connection: upgrade\r\n\r\n";
+    let settings = "HTTP2-Settings: AAMAAABk\r\n";
+    for (fields, expected) in [
+        (
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n{s}",
+            dropped,
+        ),
+        // Some endpoints upgrade although `Connection` does not list the settings.
+        ("Connection: Upgrade\r\nUpgrade: h2c\r\n{s}", dropped),
+        ("Connection: Upgrade\r\nUpgrade: H2C\r\n", dropped),
+        ("{s}", dropped),
+        ("http2-SETTINGS: x\r\n", dropped),
+        (
+            "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n{s}",
+            upgraded,
+        ),
+        (
+            "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: , h2c/1 ,websocket\r\n",
+            upgraded,
+        ),
+        (
+            "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+            upgraded,
+        ),
+        // What is no protocol's name, although a lenient parser could read h2c in it.
+        ("Connection: upgrade\r\nUpgrade: \"h2c\"\r\n", dropped),
+        ("Connection: upgrade\r\nUpgrade: h2c;q=1\r\n", dropped),
+        ("Connection: upgrade\r\nUpgrade: h2c\u{a0}\r\n", dropped),
+        (
+            "Connection: upgrade\r\nUpgrade: h2c x, websocket\r\n",
+            upgraded,
+        ),
+        ("Connection: upgrade\r\nUpgrade:\r\n", dropped),
+    ] {
+        let head = offer(&fields.replace("{s}", settings));
+        let requests = forwarded(&[(&head, expected)]);
+        assert_eq!(requests[0].upgrade, expected == upgraded, "{head:?}");
+    }
+    // Names with a version, and several of them, pass as they came.
+    forwarded(&[(
+        &offer("Connection: upgrade\r\nUpgrade: TLS/1.0,foo , bar/2\r\n"),
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: TLS/1.0,foo , bar/2\r\n{x}Connection: upgrade\r\n\r\n",
+    )]);
+}
+
+#[test]
 fn connect_is_refused_unless_enabled() {
     let head = "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n";
     refused(&[(head, 501, "connect_refused")]);

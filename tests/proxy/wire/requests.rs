@@ -140,6 +140,15 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
             "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
         ),
         (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+             HTTP2-Settings: AAMAAABk\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
             "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9\r\nForwarded: for=9.9.9.9\r\nX-Forwarded-Proto: https\r\n\
              X-Forwarded-Host: evil\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",

@@ -1072,6 +1072,18 @@ const FORWARDED: &[Forwarded] = &[
         b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: w\r\n{x}Connection: upgrade\r\n\r\n",
     ),
     (
+        "an offer of h2c",
+        "contract 4.2",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+    ),
+    (
+        "an offer of h2c, settings not listed",
+        "contract 4.2",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+    ),
+    (
         "an upgrade with a body",
         "9110 7.8",
         b"POST / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: w\r\nContent-Length: 1\r\n\r\nx",
