@@ -87,6 +87,8 @@ pub(super) enum FieldKind {
     Connection,
     /// Hop-by-hop, whether `Connection` lists the field or not (RFC 9110 section 7.6.1).
     HopByHop,
+    /// Hop-by-hop. This proxy makes a `TE` of its own.
+    Te,
     Upgrade,
     Trailer,
     Expect,
@@ -106,7 +108,7 @@ pub(super) enum FieldKind {
 pub(super) fn kind(name: &str) -> FieldKind {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match name.len() {
-        2 if is("te") => FieldKind::HopByHop,
+        2 if is("te") => FieldKind::Te,
         4 if is("host") => FieldKind::Host,
         6 if is("expect") => FieldKind::Expect,
         7 if is("upgrade") => FieldKind::Upgrade,
@@ -168,6 +170,8 @@ pub(super) struct Fields<'h, 'b> {
     pub upgrade: bool,
     /// Whether `Upgrade` names a protocol of which [`passes_upgrade`] is true.
     pub protocol: bool,
+    /// Whether `TE` has `trailers`.
+    pub trailers: bool,
     /// Whether `Connection` lists names other than `close`, `keep-alive` and `upgrade`.
     lists: bool,
 }
@@ -190,6 +194,7 @@ impl<'h, 'b> Fields<'h, 'b> {
             keep_alive: false,
             upgrade: false,
             protocol: false,
+            trailers: false,
             lists: false,
         };
         let (mut upgrade_field, mut upgrade_option, mut options, mut coded) =
@@ -231,6 +236,10 @@ impl<'h, 'b> Fields<'h, 'b> {
                             _ => options += 1,
                         }
                     }
+                }
+                FieldKind::Te => {
+                    fields.trailers |=
+                        list(line.value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
                 }
                 FieldKind::Upgrade => {
                     upgrade_field = true;

@@ -153,6 +153,7 @@ pub fn parse_request(
                 if fwd.trusted => {}
             FieldKind::Connection
             | FieldKind::HopByHop
+            | FieldKind::Te
             | FieldKind::TransferEncoding
             | FieldKind::Upgrade
             | FieldKind::Lookalike => continue,
@@ -177,9 +178,17 @@ pub fn parse_request(
     if fields.chunked {
         write_line(out, "Transfer-Encoding", b"chunked");
     }
+    // Trailers of a response pass to an HTTP/1.1 client. No transfer coding but chunked does.
+    let trailers = fields.trailers && version == Version::H11;
+    if trailers {
+        write_line(out, "TE", b"trailers");
+    }
     write_forwarded(&fields, fields.host.and(host), fwd, out);
-    if request.upgrade {
-        write_line(out, "Connection", b"upgrade");
+    match (request.upgrade, trailers) {
+        (true, true) => write_line(out, "Connection", b"upgrade, TE"),
+        (true, false) => write_line(out, "Connection", b"upgrade"),
+        (false, true) => write_line(out, "Connection", b"TE"),
+        (false, false) => {}
     }
     out.extend_from_slice(b"\r\n");
     Ok(Some(request))
@@ -490,7 +499,10 @@ fn response(
     for (kind, line) in fields.iter() {
         let mut value = line.value;
         match kind {
-            FieldKind::Connection | FieldKind::HopByHop | FieldKind::TransferEncoding => continue,
+            FieldKind::Connection
+            | FieldKind::HopByHop
+            | FieldKind::Te
+            | FieldKind::TransferEncoding => continue,
             FieldKind::ContentLength if tunnel || bodiless => continue,
             FieldKind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
             FieldKind::Upgrade if !offers => continue,

@@ -742,7 +742,7 @@ fn http_1_0_keeps_alive_where_it_asks_and_needs_no_host() {
 fn fields_for_one_hop_are_not_forwarded() {
     forwarded(&[
         (
-            "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nA: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTE: gzip\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nA: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n{x}\r\n",
         ),
         // Fields that `Connection` lists are removed, but never the fields that frame and route the
@@ -760,6 +760,38 @@ fn fields_for_one_hop_are_not_forwarded() {
         (
             "PUT / HTTP/1.1\r\nHost: a\r\nTrailer: D\r\n\r\n",
             "PUT / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+    ]);
+}
+
+#[test]
+fn te_trailers_is_forwarded_and_no_other_coding() {
+    let passed = "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n{x}Connection: TE\r\n\r\n";
+    let dropped = "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n";
+    for (fields, expected) in [
+        ("TE: trailers\r\nConnection: TE\r\n", passed),
+        ("Connection: te, keep-alive\r\nte: Trailers\r\n", passed),
+        ("TE: trailers\r\n", passed),
+        ("TE: gzip;q=0.5, trailers, deflate\r\n", passed),
+        ("TE: gzip\r\nTE: trailers\r\nTE: trailers\r\n", passed),
+        ("TE: gzip\r\nConnection: TE\r\n", dropped),
+        ("TE: trailers;q=0\r\n", dropped),
+        ("TE: xtrailers\r\n", dropped),
+        ("TE:\r\n", dropped),
+        ("Connection: TE\r\n", dropped),
+    ] {
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+        forwarded(&[(&head, expected)]);
+    }
+    forwarded(&[
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE, upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nTE: trailers\r\n{x}Connection: upgrade, TE\r\n\r\n",
+        ),
+        // An HTTP/1.0 client gets no trailers.
+        (
+            "GET / HTTP/1.0\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
         ),
     ]);
 }

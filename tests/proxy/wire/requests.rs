@@ -128,8 +128,8 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
         ),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, x-hop, host, content-length\r\nX-Hop: 1\r\n\
-             Keep-Alive: 5\r\nTE: trailers\r\nContent-Length: 0\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{x}\r\n",
+             Keep-Alive: 5\r\nTE: trailers, gzip\r\nContent-Length: 0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nTE: trailers\r\n{x}Connection: TE\r\n\r\n",
         ),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",

@@ -1054,8 +1054,14 @@ const FORWARDED: &[Forwarded] = &[
     (
         "fields of one hop",
         "9110 7.6.1",
-        b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Connection: close\r\nA: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nTE: gzip\r\nKeep-Alive: 5\r\nProxy-Connection: close\r\nA: b\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n{x}\r\n",
+    ),
+    (
+        "TE with trailers and another coding",
+        "9110 10.1.4",
+        b"GET / HTTP/1.1\r\nHost: a\r\nTE: gzip, trailers\r\nConnection: TE\r\nA: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\nTE: trailers\r\n{x}Connection: TE\r\n\r\n",
     ),
     (
         "claims about the client",
