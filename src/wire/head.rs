@@ -251,10 +251,9 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     fn new(method: Method, raw: &'a str) -> Result<Self, Reject> {
         const BAD: Reject = Reject::bad("bad_target");
-        if !raw
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && b != b'#' && b != b'"')
-        {
+        // Only what can be read in two ways is refused. Some parsers end the target at a `#`, and
+        // others do not. RFC 3986 excludes `"` and others, but every parser reads them alike.
+        if !raw.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
             return Err(BAD);
         }
         if method == Method::Connect {

@@ -113,6 +113,10 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
             "GET /p?q=1 HTTP/1.1\r\nhost: a\r\nAccept: */*\r\n{x}\r\n",
         ),
         (
+            "GET /api/v1/query?query=up{job=\"a\"} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /api/v1/query?query=up{job=\"a\"} HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
             "GET http://a/p HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /p HTTP/1.1\r\nHost: a\r\n{x}\r\n",
         ),
