@@ -242,7 +242,7 @@ impl Client {
         let peer = self.peer.ip().to_canonical();
         let forwarding = head::Forwarding {
             peer,
-            local: self.listener.address,
+            local: self.local,
             trusted: config.trusted_proxies.iter().any(|net| net.contains(&peer)),
             https: false,
             allow_connect: self.listener.allow_connect,

@@ -374,6 +374,30 @@ async fn half_a_head_before_the_end_is_no_request() {
     assert_eq!(origin.used(), 0);
 }
 
+/// A nodePort is bound on the unspecified address, and a listener may have port 0. Neither of these
+/// is where the client connected to.
+#[tokio::test]
+async fn a_request_without_host_gets_the_address_that_its_client_connected_to() {
+    let origin = Origin::ok().await;
+    for (bound, to) in [("0.0.0.0:0", "127.0.0.2"), ("127.0.0.1:0", "127.0.0.1")] {
+        let rig = scene_on(&origin, bound, "protocol: http", "").await;
+        let to = format!("{to}:{}", rig.web().port());
+        let mut client = Wire::new(TcpStream::connect(&to).await.unwrap());
+        for _ in 0..2 {
+            client
+                .send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+                .await;
+            assert!(client.message().await.is_some());
+            let seen = origin.seen();
+            assert_eq!(
+                field(seen.last().unwrap(), "Host"),
+                Some(&*to),
+                "bound on {bound}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_trusted_proxy_is_believed_and_extended() {
     let origin = Origin::ok().await;
