@@ -12,8 +12,8 @@ use httparse::Header;
 
 use crate::wire::message::{Limits, Reject, Version};
 
-/// The largest number of field lines that is ever accepted, whatever `limits.headers` says. The
-/// room for them is on the stack.
+/// The largest number of field lines that is ever accepted, and so the largest `limits.headers`.
+/// The room for them is on the stack.
 pub const MAX_HEADERS: usize = 256;
 
 /// The largest number of connection options other than `close`, `keep-alive` and `upgrade`. Each of

@@ -58,7 +58,9 @@ pub fn parse_request(
     let (input, skipped) = input
         .strip_prefix(b"\r\n")
         .map_or((input, 0), |rest| (rest, 2));
-    let Some(length) = end_of_head(input, limits)? else {
+    let Some(length) =
+        end_of_head(input, limits).map_err(|reject| of_line(reject, input, limits))?
+    else {
         return Ok(None);
     };
     let head = input.get(..length).unwrap_or(input);
@@ -364,6 +366,21 @@ const HOST_BYTES: [bool; 256] = {
 
 fn keeps_alive(version: Version, fields: &Fields<'_, '_>) -> bool {
     !fields.close && (version == Version::H11 || fields.keep_alive)
+}
+
+/// A head that is too large, but whose request line alone is too long: its target is (RFC 9112
+/// section 3). Only bytes within the bound decide, so the verdict does not depend on how the
+/// network split them.
+fn of_line(reject: Reject, input: &[u8], limits: &Limits) -> Reject {
+    let window = input.get(..limits.head_size).unwrap_or(input);
+    let long = reject.status == 431 && window.contains(&b' ') && !window.contains(&b'\n');
+    match long {
+        true => Reject {
+            status: 414,
+            reason: "target_too_long",
+        },
+        false => reject,
+    }
 }
 
 /// `version` is the text at the place of the version.

@@ -682,6 +682,23 @@ fn a_head_is_bounded_in_bytes_and_lines() {
         let expected = if end < 64 { Ok(None) } else { too_large };
         assert_eq!(read(&of_size(65)[..end]), expected, "{end} bytes");
     }
+    // A request line that does not end within the bound has a target that is too long.
+    let too_long = Err(Reject {
+        status: 414,
+        reason: "target_too_long",
+    });
+    for line in [
+        format!("GET /{}", "a".repeat(80)),
+        format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(50)),
+        format!("GET /{} HTTP/1.1\r\n", "a".repeat(49)),
+    ] {
+        for end in 0..=line.len() {
+            let expected = if end < 64 { Ok(None) } else { too_long };
+            assert_eq!(read(&line[..end]), expected, "{end} bytes of {line:?}");
+        }
+    }
+    let fits = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(48));
+    assert_eq!(read(&fits), too_large, "the line fits, the fields do not");
     // A fault within the bound is reported first. Beyond the bound the parser looks for no fault.
     assert_eq!(
         read(&format!("GET / HTTP/1.1\n{}", "x".repeat(80)))
@@ -1485,7 +1502,7 @@ fn the_proxys_own_answer_is_a_valid_response() {
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 34\r\n\
          x-ebbtide-reason: hold_timeout\r\nRetry-After: 1\r\nConnection: close\r\n\r\nService Unavailable: hold_timeout\n"
     );
-    for status in [400, 408, 417, 431, 501, 502, 503, 504, 505] {
+    for status in [400, 408, 414, 417, 431, 501, 502, 503, 504, 505] {
         for head_only in [false, true] {
             let mut out = Vec::new();
             write_answer(status, "some_reason", None, false, head_only, &mut out);

@@ -65,6 +65,11 @@ fn refused() -> Vec<(String, u16, &'static str)> {
             431,
             "head_too_large",
         ),
+        (
+            line(&format!("GET /{} HTTP/1.1", "a".repeat(17 << 10))),
+            414,
+            "target_too_long",
+        ),
     ]
 }
 

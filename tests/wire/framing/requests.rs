@@ -163,7 +163,10 @@ pub fn cases() -> Vec<Case> {
             "{f}",
             &[b'a'; 20 << 10],
         ),
-        too_large(),
+        Verdict::Refused {
+            status: 414,
+            reason: "target_too_long",
+        },
     );
     add(
         "a head of zeros without an end",
