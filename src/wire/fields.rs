@@ -313,7 +313,7 @@ pub(super) fn passes_upgrade(protocol: &[u8]) -> bool {
 /// Appends an `Upgrade` line with the elements that [`passes_upgrade`] lets pass, or nothing if
 /// there are none.
 pub(super) fn write_upgrade(out: &mut Vec<u8>, line: &Header<'_>) {
-    if list(line.value).all(|protocol| passes_upgrade(protocol)) {
+    if list(line.value).all(passes_upgrade) {
         return write_line(out, line.name, line.value);
     }
     let passed: Vec<&[u8]> = list(line.value).filter(|it| passes_upgrade(it)).collect();

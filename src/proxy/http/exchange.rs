@@ -211,8 +211,8 @@ impl Exchange<'_> {
     /// Nothing else says how much of it is left.
     fn rest_has_come(&self) -> bool {
         let mut body = self.upload.body.clone();
-        let mut input = &self.client.unread[..];
-        input = &input[..input.len().min(self.config.limits.replay_body)];
+        let unread = &self.client.unread;
+        let mut input = &unread[..unread.len().min(self.config.limits.replay_body)];
         let mut waste = Vec::new();
         while !body.is_done() {
             match body.decode(input, Emit::Identity, &mut waste) {
