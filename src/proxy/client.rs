@@ -23,9 +23,6 @@ pub struct Client {
     /// The address of the client: the connection's peer, or the one that a trusted PROXY header
     /// names. From here on, all trust in the client is judged by this address.
     pub peer: SocketAddr,
-    /// The address that the client connected to. The listener's own may be unspecified, or have
-    /// port 0.
-    pub local: SocketAddr,
     /// The listener that accepted the connection.
     pub listener: Arc<ListenerSpec>,
     /// The client has had no answer yet, or only one that could not be forwarded. Its work takes

@@ -51,9 +51,8 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
         reason: CloseReason::ClientClosed,
         _permit: permit,
     };
-    let opened = Stream::accepted(fd).and_then(|stream| Ok((stream.local()?, stream)));
-    let (local, stream) = match opened {
-        Ok(opened) => opened,
+    let stream = match Stream::accepted(fd) {
+        Ok(stream) => stream,
         Err(error) => return tracing::warn!(%error, "cannot watch an accepted connection"),
     };
     let unanswered = Rc::new(Cell::new(true));
@@ -61,7 +60,6 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
         stream,
         unread: Vec::new(),
         peer,
-        local,
         listener,
         unanswered,
     });

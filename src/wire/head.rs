@@ -40,6 +40,14 @@ pub fn has_begun(input: &[u8]) -> bool {
     !b"\r\n".starts_with(input)
 }
 
+/// Whether the request line is one of HTTP/1.0. Only for such a request [`Forwarding::local`] is
+/// read.
+pub fn may_need_local(input: &[u8]) -> bool {
+    let input = input.strip_prefix(b"\r\n").unwrap_or(input);
+    let line = input.split(|&b| b == b'\r').next().unwrap_or_default();
+    line.ends_with(b" HTTP/1.0")
+}
+
 /// Reads a client's request head and appends the head for the endpoint to `out`: HTTP/1.1, origin
 /// form, fields in their order, without the fields of one hop, with `X-Forwarded-*` (contract 4.2).
 /// `Ok(None)`: the head is not complete, and nothing was appended.
