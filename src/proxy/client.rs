@@ -3,7 +3,7 @@
 //! Invariant: `unread` holds little more than the largest head that the configuration allows.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -23,6 +23,8 @@ pub struct Client {
     /// The address of the client: the connection's peer, or the one that a trusted PROXY header
     /// names. From here on, all trust in the client is judged by this address.
     pub peer: SocketAddr,
+    /// The address of the connection's peer. It decides only who may send a PROXY header.
+    pub neighbour: IpAddr,
     /// The listener that accepted the connection.
     pub listener: Arc<ListenerSpec>,
     /// The client has had no answer yet, or only one that could not be forwarded. Its work takes

@@ -16,13 +16,12 @@ use crate::proxy::worker::Worker;
 /// send one.
 pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {
     let config = worker.config();
-    let balancer = client.peer.ip();
     if !config
         .trusted_proxies
         .iter()
-        .any(|net| net.contains(&balancer))
+        .any(|net| net.contains(&client.neighbour))
     {
-        tracing::debug!(peer = %balancer, "PROXY header from outside trustedProxies refused");
+        tracing::debug!(peer = %client.neighbour, "PROXY header from outside trustedProxies refused");
         return Err(CloseReason::BadProxyHeader);
     }
     let read = async {

@@ -60,6 +60,7 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
         stream,
         unread: Vec::new(),
         peer,
+        neighbour: peer.ip(),
         listener,
         unanswered,
     });
