@@ -18,6 +18,7 @@ use crate::config::settings::{
 };
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
+use crate::wire::fields::MAX_HEADERS;
 
 impl raw::Config {
     /// Fills in defaults and checks every value. `folder` is the configuration file's folder;
@@ -341,7 +342,12 @@ impl raw::Limits {
                 default.head_size,
                 1 << 10..=1 << 20,
             )?,
-            headers: count("headers", self.headers, default.headers, 1..=1_000)?,
+            headers: count(
+                "headers",
+                self.headers,
+                default.headers,
+                1..=MAX_HEADERS as u64,
+            )?,
             replay_body: size(
                 "replayBody",
                 self.replay_body,

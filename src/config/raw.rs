@@ -154,11 +154,12 @@ pub(super) struct Limits {
     /// Client connections at the same time, over all workers. At the limit nothing is accepted.
     #[schemars(extend("default" = 20_000), range(min = 1, max = 1_000_000))]
     pub connections: Option<u64>,
-    /// Bytes of a request's or response's head. A longer request head gets 431.
+    /// Bytes of a request's or response's head. A longer request head gets 431, or 414 if its
+    /// first line alone is longer.
     #[schemars(extend("default" = "16KiB"))]
     pub head_size: Option<SizeText>,
     /// Fields of a head. A request with more gets 431.
-    #[schemars(extend("default" = 100), range(min = 1, max = 1_000))]
+    #[schemars(extend("default" = 100), range(min = 1, max = 256))]
     pub headers: Option<u64>,
     /// Bytes of a request's body that are kept for a replay. 0: a request with a body is never
     /// replayed.

@@ -43,6 +43,12 @@ impl Stream {
         Ok(Self { kind })
     }
 
+    /// The address of this end: for an accepted connection, the one that the client connected to.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        let local = self.socket().local_addr()?;
+        Ok(SocketAddr::new(local.ip().to_canonical(), local.port()))
+    }
+
     /// The TCP socket, if the connection's bytes are the socket's bytes: then splice may move them.
     #[inline]
     pub fn plain(&self) -> Option<&TcpStream> {

@@ -21,9 +21,9 @@ pub struct Client {
     /// Bytes that were read and not yet consumed.
     pub unread: Vec<u8>,
     /// The address of the client: the connection's peer, or the one that a trusted PROXY header
-    /// names.
+    /// names. From here on, all trust in the client is judged by this address.
     pub peer: SocketAddr,
-    /// The address of the connection's peer.
+    /// The address of the connection's peer. It decides only who may send a PROXY header.
     pub neighbour: IpAddr,
     /// The listener that accepted the connection.
     pub listener: Arc<ListenerSpec>,

@@ -19,6 +19,7 @@ pub fn write_answer(
     let phrase = match status {
         400 => "Bad Request",
         408 => "Request Timeout",
+        414 => "URI Too Long",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         502 => "Bad Gateway",

@@ -24,7 +24,7 @@ const CHUNK_LINES: usize = 32;
 const MAX_EXTENSION: u16 = 256;
 
 /// Decodes one body. It must not be used again after an error.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BodyDecoder {
     state: State,
     /// Bytes that are left: of the body if its length is known, else of the chunk.

@@ -12,8 +12,8 @@ use httparse::Header;
 
 use crate::wire::message::{Limits, Reject, Version};
 
-/// The largest number of field lines that is ever accepted, whatever `limits.headers` says. The
-/// room for them is on the stack.
+/// The largest number of field lines that is ever accepted, and so the largest `limits.headers`.
+/// The room for them is on the stack.
 pub const MAX_HEADERS: usize = 256;
 
 /// The largest number of connection options other than `close`, `keep-alive` and `upgrade`. Each of
@@ -87,6 +87,8 @@ pub(super) enum FieldKind {
     Connection,
     /// Hop-by-hop, whether `Connection` lists the field or not (RFC 9110 section 7.6.1).
     HopByHop,
+    /// Hop-by-hop. This proxy makes a `TE` of its own.
+    Te,
     Upgrade,
     Trailer,
     Expect,
@@ -106,7 +108,7 @@ pub(super) enum FieldKind {
 pub(super) fn kind(name: &str) -> FieldKind {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match name.len() {
-        2 if is("te") => FieldKind::HopByHop,
+        2 if is("te") => FieldKind::Te,
         4 if is("host") => FieldKind::Host,
         6 if is("expect") => FieldKind::Expect,
         7 if is("upgrade") => FieldKind::Upgrade,
@@ -117,6 +119,8 @@ pub(super) fn kind(name: &str) -> FieldKind {
         10 if is("keep-alive") => FieldKind::HopByHop,
         13 if is("if-none-match") => FieldKind::Conditional,
         14 if is("content-length") => FieldKind::ContentLength,
+        // It is for the hop that an `Upgrade: h2c` is for (RFC 7540 section 3.2.1).
+        14 if is("http2-settings") => FieldKind::HopByHop,
         15 if is("idempotency-key") => FieldKind::IdempotencyKey,
         15 if is("x-forwarded-for") => FieldKind::ForwardedFor,
         16 if is("x-forwarded-host") => FieldKind::ForwardedHost,
@@ -164,6 +168,10 @@ pub(super) struct Fields<'h, 'b> {
     pub keep_alive: bool,
     /// Whether both parts of an upgrade are present: `Upgrade`, and `Connection: upgrade`.
     pub upgrade: bool,
+    /// Whether `Upgrade` names a protocol of which [`passes_upgrade`] is true.
+    pub protocol: bool,
+    /// Whether `TE` has `trailers`.
+    pub trailers: bool,
     /// Whether `Connection` lists names other than `close`, `keep-alive` and `upgrade`.
     lists: bool,
 }
@@ -185,6 +193,8 @@ impl<'h, 'b> Fields<'h, 'b> {
             close: false,
             keep_alive: false,
             upgrade: false,
+            protocol: false,
+            trailers: false,
             lists: false,
         };
         let (mut upgrade_field, mut upgrade_option, mut options, mut coded) =
@@ -227,7 +237,14 @@ impl<'h, 'b> Fields<'h, 'b> {
                         }
                     }
                 }
-                FieldKind::Upgrade => upgrade_field = true,
+                FieldKind::Te => {
+                    fields.trailers |=
+                        list(line.value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+                }
+                FieldKind::Upgrade => {
+                    upgrade_field = true;
+                    fields.protocol |= list(line.value).any(passes_upgrade);
+                }
                 _ => {}
             }
         }
@@ -280,6 +297,29 @@ fn content_length(value: &[u8]) -> Result<(&[u8], u64), Reject> {
         n.checked_mul(10)?.checked_add(i64::from(d - b'0'))
     });
     number.map(|n| (digits, n.unsigned_abs())).ok_or(BAD)
+}
+
+/// Whether an element of a request's `Upgrade` is forwarded: a protocol's name, with or without a
+/// version (RFC 9110 section 7.8), but not h2c. Behind an endpoint that grants h2c, the connection
+/// would be a tunnel, in which the client itself says what `X-Forwarded-*` says. RFC 9113 has
+/// removed this upgrade, and a client that offers it goes on with HTTP/1.1. What is no name is
+/// dropped, too, because an endpoint may read h2c in it.
+pub(super) fn passes_upgrade(protocol: &[u8]) -> bool {
+    let mut parts = protocol.splitn(2, |&b| b == b'/');
+    let name = parts.next().unwrap_or_default();
+    is_token(name) && parts.next().is_none_or(is_token) && !name.eq_ignore_ascii_case(b"h2c")
+}
+
+/// Appends an `Upgrade` line with the elements that [`passes_upgrade`] lets pass, or nothing if
+/// there are none.
+pub(super) fn write_upgrade(out: &mut Vec<u8>, line: &Header<'_>) {
+    if list(line.value).all(passes_upgrade) {
+        return write_line(out, line.name, line.value);
+    }
+    let passed: Vec<&[u8]> = list(line.value).filter(|it| passes_upgrade(it)).collect();
+    if !passed.is_empty() {
+        write_line(out, line.name, &passed.join(&b", "[..]));
+    }
 }
 
 /// The elements of a comma-separated list, without the whitespace around them.

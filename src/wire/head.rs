@@ -11,7 +11,9 @@ use std::io::Write;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::wire::fields::{FieldKind, Fields, Lines, MAX_HEADERS, end_of_head, write_line};
+use crate::wire::fields::{
+    FieldKind, Fields, Lines, MAX_HEADERS, end_of_head, write_line, write_upgrade,
+};
 use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 
 /// How the requests of a client are forwarded.
@@ -22,7 +24,7 @@ pub struct Forwarding {
     /// The address that the client connected to. It becomes `Host` for an HTTP/1.0 request that
     /// names none.
     pub local: SocketAddr,
-    /// Whether the peer is in `trustedProxies`. If so, its `X-Forwarded-*` fields are used and
+    /// Whether [`Forwarding::peer`] is in `trustedProxies`. If so, its `X-Forwarded-*` fields are used and
     /// extended. If not, these fields and `Forwarded` are replaced.
     pub trusted: bool,
     /// Whether `X-Forwarded-Proto` says `https` instead of `http`.
@@ -36,6 +38,14 @@ pub struct Forwarding {
 /// count.
 pub fn has_begun(input: &[u8]) -> bool {
     !b"\r\n".starts_with(input)
+}
+
+/// Whether the request line is one of HTTP/1.0. Only for such a request [`Forwarding::local`] is
+/// read.
+pub fn may_need_local(input: &[u8]) -> bool {
+    let input = input.strip_prefix(b"\r\n").unwrap_or(input);
+    let line = input.split(|&b| b == b'\r').next().unwrap_or_default();
+    line.ends_with(b" HTTP/1.0")
 }
 
 /// Reads a client's request head and appends the head for the endpoint to `out`: HTTP/1.1, origin
@@ -56,7 +66,9 @@ pub fn parse_request(
     let (input, skipped) = input
         .strip_prefix(b"\r\n")
         .map_or((input, 0), |rest| (rest, 2));
-    let Some(length) = end_of_head(input, limits)? else {
+    let Some(length) =
+        end_of_head(input, limits).map_err(|reject| of_line(reject, input, limits))?
+    else {
         return Ok(None);
     };
     let head = input.get(..length).unwrap_or(input);
@@ -121,7 +133,7 @@ pub fn parse_request(
         version,
         framing,
         keep_alive: keeps_alive(version, &fields),
-        upgrade: fields.upgrade && !has_body && method != Method::Connect,
+        upgrade: fields.upgrade && fields.protocol && !has_body && method != Method::Connect,
         expect_continue: false,
         conditional: false,
         idempotency_key: false,
@@ -143,11 +155,15 @@ pub fn parse_request(
         match kind {
             FieldKind::Host => value = host.unwrap_or_default(),
             FieldKind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
-            FieldKind::Upgrade if request.upgrade => {}
+            FieldKind::Upgrade if request.upgrade => {
+                write_upgrade(out, line);
+                continue;
+            }
             FieldKind::ForwardedHost | FieldKind::ForwardedProto | FieldKind::ForwardedOther
                 if fwd.trusted => {}
             FieldKind::Connection
             | FieldKind::HopByHop
+            | FieldKind::Te
             | FieldKind::TransferEncoding
             | FieldKind::Upgrade
             | FieldKind::Lookalike => continue,
@@ -172,9 +188,17 @@ pub fn parse_request(
     if fields.chunked {
         write_line(out, "Transfer-Encoding", b"chunked");
     }
+    // Trailers of a response pass to an HTTP/1.1 client. No transfer coding but chunked does.
+    let trailers = fields.trailers && version == Version::H11;
+    if trailers {
+        write_line(out, "TE", b"trailers");
+    }
     write_forwarded(&fields, fields.host.and(host), fwd, out);
-    if request.upgrade {
-        write_line(out, "Connection", b"upgrade");
+    match (request.upgrade, trailers) {
+        (true, true) => write_line(out, "Connection", b"upgrade, TE"),
+        (true, false) => write_line(out, "Connection", b"upgrade"),
+        (false, true) => write_line(out, "Connection", b"TE"),
+        (false, false) => {}
     }
     out.extend_from_slice(b"\r\n");
     Ok(Some(request))
@@ -237,10 +261,9 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     fn new(method: Method, raw: &'a str) -> Result<Self, Reject> {
         const BAD: Reject = Reject::bad("bad_target");
-        if !raw
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && b != b'#' && b != b'"')
-        {
+        // Only what can be read in two ways is refused. Some parsers end the target at a `#`, and
+        // others do not. RFC 3986 excludes `"` and others, but every parser reads them alike.
+        if !raw.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
             return Err(BAD);
         }
         if method == Method::Connect {
@@ -351,6 +374,21 @@ const HOST_BYTES: [bool; 256] = {
 
 fn keeps_alive(version: Version, fields: &Fields<'_, '_>) -> bool {
     !fields.close && (version == Version::H11 || fields.keep_alive)
+}
+
+/// A head that is too large, but whose request line alone is too long: its target is (RFC 9112
+/// section 3). Only bytes within the bound decide, so the verdict does not depend on how the
+/// network split them.
+fn of_line(reject: Reject, input: &[u8], limits: &Limits) -> Reject {
+    let window = input.get(..limits.head_size).unwrap_or(input);
+    let long = reject.status == 431 && window.contains(&b' ') && !window.contains(&b'\n');
+    match long {
+        true => Reject {
+            status: 414,
+            reason: "target_too_long",
+        },
+        false => reject,
+    }
 }
 
 /// `version` is the text at the place of the version.
@@ -485,7 +523,10 @@ fn response(
     for (kind, line) in fields.iter() {
         let mut value = line.value;
         match kind {
-            FieldKind::Connection | FieldKind::HopByHop | FieldKind::TransferEncoding => continue,
+            FieldKind::Connection
+            | FieldKind::HopByHop
+            | FieldKind::Te
+            | FieldKind::TransferEncoding => continue,
             FieldKind::ContentLength if tunnel || bodiless => continue,
             FieldKind::ContentLength => value = fields.length.map_or(value, |(digits, _)| digits),
             FieldKind::Upgrade if !offers => continue,

@@ -6,8 +6,8 @@
 pub struct Limits {
     /// Bytes of a head, including its empty line.
     pub head_size: usize,
-    /// Field lines of a head. Never more than [`MAX_HEADERS`](crate::wire::fields::MAX_HEADERS) are
-    /// accepted.
+    /// Field lines of a head, at most [`MAX_HEADERS`](crate::wire::fields::MAX_HEADERS). The
+    /// configuration refuses a larger value.
     pub headers: usize,
 }
 
@@ -86,7 +86,7 @@ pub enum Framing {
 /// Why a message is refused. Its connection cannot be used again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Reject {
-    /// The status of the response: 400, 431, 501 or 505 for a client's fault, 502 for an
+    /// The status of the response: 400, 414, 431, 501 or 505 for a client's fault, 502 for an
     /// endpoint's.
     pub status: u16,
     /// The value of `x-ebbtide-reason`: one of a closed set of snake_case words.

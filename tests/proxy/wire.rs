@@ -267,11 +267,15 @@ async fn scene(origin: &Origin, more: &str) -> Rig {
 }
 
 async fn scene_with(origin: &Origin, listener: &str, more: &str) -> Rig {
+    scene_on(origin, "127.0.0.1:0", listener, more).await
+}
+
+async fn scene_on(origin: &Origin, address: &str, listener: &str, more: &str) -> Rig {
     let folder = Folder::new();
     folder.endpoints(&[Ep::new("a", origin.scripted.address)]);
     let text = format!(
         "discovery: {{files: {{path: manifests}}}}\n\
-         listeners: [{{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, {listener}}}]\n\
+         listeners: [{{name: web, address: '{address}', service: web/shop, port: 80, {listener}}}]\n\
          admin: {{address: '127.0.0.1:0'}}\nworkers: 1\n{more}\n"
     );
     let rig = Rig::run(folder, &text).await;

@@ -515,8 +515,26 @@ fn the_request_line_is_three_words_of_this_protocol() {
             "bad_request_line",
         ),
         ("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
-        ("GET /\" HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target"),
     ]);
+}
+
+/// RFC 3986 wants these bytes encoded. But they can be read in one way only, clients send them, and
+/// other proxies forward them.
+#[test]
+fn a_target_may_have_every_visible_byte_but_a_fragment() {
+    for byte in (0x21..0x7f).filter(|byte| *byte != b'#').map(char::from) {
+        let head = format!("GET /a?b={byte}c HTTP/1.1\r\nHost: a\r\n");
+        forwarded(&[(&format!("{head}\r\n"), &format!("{head}{{x}}\r\n"))]);
+        let absolute = format!("GET http://a/{byte} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let origin = format!("GET /{byte} HTTP/1.1\r\nHost: a\r\n{{x}}\r\n");
+        forwarded(&[(&absolute, &origin)]);
+    }
+    // Not in a host, which other parsers end in other places.
+    refused(&[(
+        "GET http://a\"/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+        "bad_target",
+    )]);
 }
 
 #[test]
@@ -547,6 +565,56 @@ fn upgrade_needs_both_its_halves() {
         requests.iter().map(|r| r.upgrade).collect::<Vec<_>>(),
         [true, false, false, false, false]
     );
+}
+
+#[test]
+fn an_offer_of_h2c_is_dropped_whole() {
+    let offer = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    let dropped = "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n";
+    let upgraded =
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n{x}Connection: upgrade\r\n\r\n";
+    let settings = "HTTP2-Settings: AAMAAABk\r\n";
+    for (fields, expected) in [
+        (
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n{s}",
+            dropped,
+        ),
+        // Some endpoints upgrade although `Connection` does not list the settings.
+        ("Connection: Upgrade\r\nUpgrade: h2c\r\n{s}", dropped),
+        ("Connection: Upgrade\r\nUpgrade: H2C\r\n", dropped),
+        ("{s}", dropped),
+        ("http2-SETTINGS: x\r\n", dropped),
+        (
+            "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n{s}",
+            upgraded,
+        ),
+        (
+            "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: , h2c/1 ,websocket\r\n",
+            upgraded,
+        ),
+        (
+            "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+            upgraded,
+        ),
+        // What is no protocol's name, although a lenient parser could read h2c in it.
+        ("Connection: upgrade\r\nUpgrade: \"h2c\"\r\n", dropped),
+        ("Connection: upgrade\r\nUpgrade: h2c;q=1\r\n", dropped),
+        ("Connection: upgrade\r\nUpgrade: h2c\u{a0}\r\n", dropped),
+        (
+            "Connection: upgrade\r\nUpgrade: h2c x, websocket\r\n",
+            upgraded,
+        ),
+        ("Connection: upgrade\r\nUpgrade:\r\n", dropped),
+    ] {
+        let head = offer(&fields.replace("{s}", settings));
+        let requests = forwarded(&[(&head, expected)]);
+        assert_eq!(requests[0].upgrade, expected == upgraded, "{head:?}");
+    }
+    // Names with a version, and several of them, pass as they came.
+    forwarded(&[(
+        &offer("Connection: upgrade\r\nUpgrade: TLS/1.0,foo , bar/2\r\n"),
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: TLS/1.0,foo , bar/2\r\n{x}Connection: upgrade\r\n\r\n",
+    )]);
 }
 
 #[test]
@@ -614,6 +682,23 @@ fn a_head_is_bounded_in_bytes_and_lines() {
         let expected = if end < 64 { Ok(None) } else { too_large };
         assert_eq!(read(&of_size(65)[..end]), expected, "{end} bytes");
     }
+    // A request line that does not end within the bound has a target that is too long.
+    let too_long = Err(Reject {
+        status: 414,
+        reason: "target_too_long",
+    });
+    for line in [
+        format!("GET /{}", "a".repeat(80)),
+        format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(50)),
+        format!("GET /{} HTTP/1.1\r\n", "a".repeat(49)),
+    ] {
+        for end in 0..=line.len() {
+            let expected = if end < 64 { Ok(None) } else { too_long };
+            assert_eq!(read(&line[..end]), expected, "{end} bytes of {line:?}");
+        }
+    }
+    let fits = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(48));
+    assert_eq!(read(&fits), too_large, "the line fits, the fields do not");
     // A fault within the bound is reported first. Beyond the bound the parser looks for no fault.
     assert_eq!(
         read(&format!("GET / HTTP/1.1\n{}", "x".repeat(80)))
@@ -692,7 +777,7 @@ fn http_1_0_keeps_alive_where_it_asks_and_needs_no_host() {
 fn fields_for_one_hop_are_not_forwarded() {
     forwarded(&[
         (
-            "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nA: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTE: gzip\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nA: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n{x}\r\n",
         ),
         // Fields that `Connection` lists are removed, but never the fields that frame and route the
@@ -710,6 +795,38 @@ fn fields_for_one_hop_are_not_forwarded() {
         (
             "PUT / HTTP/1.1\r\nHost: a\r\nTrailer: D\r\n\r\n",
             "PUT / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+    ]);
+}
+
+#[test]
+fn te_trailers_is_forwarded_and_no_other_coding() {
+    let passed = "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n{x}Connection: TE\r\n\r\n";
+    let dropped = "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n";
+    for (fields, expected) in [
+        ("TE: trailers\r\nConnection: TE\r\n", passed),
+        ("Connection: te, keep-alive\r\nte: Trailers\r\n", passed),
+        ("TE: trailers\r\n", passed),
+        ("TE: gzip;q=0.5, trailers, deflate\r\n", passed),
+        ("TE: gzip\r\nTE: trailers\r\nTE: trailers\r\n", passed),
+        ("TE: gzip\r\nConnection: TE\r\n", dropped),
+        ("TE: trailers;q=0\r\n", dropped),
+        ("TE: xtrailers\r\n", dropped),
+        ("TE:\r\n", dropped),
+        ("Connection: TE\r\n", dropped),
+    ] {
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+        forwarded(&[(&head, expected)]);
+    }
+    forwarded(&[
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE, upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nTE: trailers\r\n{x}Connection: upgrade, TE\r\n\r\n",
+        ),
+        // An HTTP/1.0 client gets no trailers.
+        (
+            "GET / HTTP/1.0\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
         ),
     ]);
 }
@@ -1385,7 +1502,7 @@ fn the_proxys_own_answer_is_a_valid_response() {
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 34\r\n\
          x-ebbtide-reason: hold_timeout\r\nRetry-After: 1\r\nConnection: close\r\n\r\nService Unavailable: hold_timeout\n"
     );
-    for status in [400, 408, 417, 431, 501, 502, 503, 504, 505] {
+    for status in [400, 408, 414, 417, 431, 501, 502, 503, 504, 505] {
         for head_only in [false, true] {
             let mut out = Vec::new();
             write_answer(status, "some_reason", None, false, head_only, &mut out);

@@ -192,15 +192,35 @@ pub(super) enum Lost {
 impl Exchange<'_> {
     /// Whether the client's connection ends with a response that begins now. Three reasons: one
     /// side wants it, too much of the body would have to be read in vain, or a body that waits for
-    /// `100 Continue` may never come (RFC 9110 section 10.1.1).
+    /// `100 Continue` may never come (RFC 9110 section 10.1.1). The response's head announces the
+    /// end (RFC 9112 section 9.6), so it is decided here and not when the body turns out too long.
     pub(super) fn is_last(&self) -> bool {
         let upload = &self.upload;
         let begun = !upload.whole || upload.sent.len() > upload.head_len || upload.body.is_done();
         let held_back = self.request.expect_continue && !self.reply.continued && !begun;
-        let unread_body =
-            upload.body.remaining().unwrap_or(0) > self.config.limits.replay_body as u64;
+        let unread_body = !upload.body.is_done()
+            && upload.body.remaining().map_or_else(
+                || !self.rest_has_come(),
+                |left| left > self.config.limits.replay_body as u64,
+            );
         let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
         !self.request.keep_alive || leaving || held_back || unread_body
+    }
+
+    /// Whether a chunked body ends in what was read from the client, within the replay buffer.
+    /// Nothing else says how much of it is left.
+    fn rest_has_come(&self) -> bool {
+        let mut body = self.upload.body.clone();
+        let unread = &self.client.unread;
+        let mut input = &unread[..unread.len().min(self.config.limits.replay_body)];
+        let mut waste = Vec::new();
+        while !body.is_done() {
+            match body.decode(input, Emit::Identity, &mut waste) {
+                Ok(n) if n > 0 => input = &input[n..],
+                _ => return false,
+            }
+        }
+        true
     }
 
     pub(super) fn is_tunnel(&self, response: &Response) -> bool {

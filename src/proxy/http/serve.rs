@@ -237,13 +237,19 @@ impl Client {
             head_size: config.limits.head_size,
             headers: config.limits.headers,
         };
+        // The client's own address decides, also behind a load balancer that speaks the PROXY
+        // protocol: the load balancer passes the client's bytes on unchanged.
+        let peer = self.peer.ip().to_canonical();
+        // The listener's own address may be unspecified, or have port 0. The connection's costs a
+        // system call, so only a request that may need it asks the kernel.
+        let local = head::may_need_local(bytes)
+            .then(|| self.stream.local().ok())
+            .flatten()
+            .unwrap_or(self.listener.address);
         let forwarding = head::Forwarding {
-            peer: self.peer.ip(),
-            local: self.listener.address,
-            trusted: config
-                .trusted_proxies
-                .iter()
-                .any(|net| net.contains(&self.neighbour)),
+            peer,
+            local,
+            trusted: config.trusted_proxies.iter().any(|net| net.contains(&peer)),
             https: false,
             allow_connect: self.listener.allow_connect,
         };

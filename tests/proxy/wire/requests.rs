@@ -65,6 +65,11 @@ fn refused() -> Vec<(String, u16, &'static str)> {
             431,
             "head_too_large",
         ),
+        (
+            line(&format!("GET /{} HTTP/1.1", "a".repeat(17 << 10))),
+            414,
+            "target_too_long",
+        ),
     ]
 }
 
@@ -113,6 +118,10 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
             "GET /p?q=1 HTTP/1.1\r\nhost: a\r\nAccept: */*\r\n{x}\r\n",
         ),
         (
+            "GET /api/v1/query?query=up{job=\"a\"} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /api/v1/query?query=up{job=\"a\"} HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
             "GET http://a/p HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /p HTTP/1.1\r\nHost: a\r\n{x}\r\n",
         ),
@@ -128,8 +137,8 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
         ),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, x-hop, host, content-length\r\nX-Hop: 1\r\n\
-             Keep-Alive: 5\r\nTE: trailers\r\nContent-Length: 0\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n{x}\r\n",
+             Keep-Alive: 5\r\nTE: trailers, gzip\r\nContent-Length: 0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nTE: trailers\r\n{x}Connection: TE\r\n\r\n",
         ),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
@@ -137,6 +146,15 @@ fn forwarded() -> Vec<(&'static str, &'static str)> {
         ),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+             HTTP2-Settings: AAMAAABk\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n{x}\r\n",
         ),
         (
@@ -361,6 +379,30 @@ async fn half_a_head_before_the_end_is_no_request() {
     assert_eq!(origin.used(), 0);
 }
 
+/// A nodePort is bound on the unspecified address, and a listener may have port 0. Neither of these
+/// is where the client connected to.
+#[tokio::test]
+async fn a_request_without_host_gets_the_address_that_its_client_connected_to() {
+    let origin = Origin::ok().await;
+    for (bound, to) in [("0.0.0.0:0", "127.0.0.2"), ("127.0.0.1:0", "127.0.0.1")] {
+        let rig = scene_on(&origin, bound, "protocol: http", "").await;
+        let to = format!("{to}:{}", rig.web().port());
+        let mut client = Wire::new(TcpStream::connect(&to).await.unwrap());
+        for _ in 0..2 {
+            client
+                .send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+                .await;
+            assert!(client.message().await.is_some());
+            let seen = origin.seen();
+            assert_eq!(
+                field(seen.last().unwrap(), "Host"),
+                Some(&*to),
+                "bound on {bound}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_trusted_proxy_is_believed_and_extended() {
     let origin = Origin::ok().await;
@@ -426,6 +468,69 @@ async fn the_proxy_protocol_names_the_client() {
                     "{header:?} split at {at}"
                 );
             }
+        }
+    }
+}
+
+/// A load balancer that speaks the PROXY protocol passes the client's bytes on unchanged. So the
+/// fields are the named client's claim, although the balancer is in `trustedProxies`.
+#[tokio::test]
+async fn a_client_that_a_proxy_header_names_is_trusted_by_its_own_address_only() {
+    let origin = Origin::ok().await;
+    let rig = scene_with(
+        &origin,
+        "protocol: http, proxyProtocol: required",
+        "trustedProxies: [127.0.0.1/32, 198.51.100.0/24]",
+    )
+    .await;
+    let claims = "X-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\n\
+                  X-Forwarded-Port: 1\r\nForwarded: for=10.0.0.1\r\n";
+    let believed = |client: &str| {
+        format!(
+            "X-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Port: 1\r\n\
+             Forwarded: for=10.0.0.1\r\nX-Forwarded-For: 10.0.0.1, {client}\r\n"
+        )
+    };
+    let replaced = |client: &str| {
+        format!("X-Forwarded-For: {client}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: a\r\n")
+    };
+    let v1 = |line: &str| format!("PROXY {line}\r\n").into_bytes();
+    for (header, expected) in [
+        (
+            v1("TCP4 192.0.2.9 192.0.2.8 1000 80"),
+            replaced("192.0.2.9"),
+        ),
+        (
+            v1("TCP6 2001:db8::9 2001:db8::8 1000 80"),
+            replaced("2001:db8::9"),
+        ),
+        (v2(0x21), replaced("192.0.2.9")),
+        // Another proxy, behind the load balancer and in `trustedProxies` itself.
+        (
+            v1("TCP4 198.51.100.7 192.0.2.8 1000 80"),
+            believed("198.51.100.7"),
+        ),
+        (
+            v1("TCP6 ::ffff:198.51.100.7 ::ffff:192.0.2.8 1000 80"),
+            believed("198.51.100.7"),
+        ),
+        // No client is named, so the request is the load balancer's own.
+        (v1("UNKNOWN"), believed("127.0.0.1")),
+        (v2(0x20), believed("127.0.0.1")),
+    ] {
+        let mut client = Wire::connect(&rig).await;
+        client.send(&header).await;
+        for turn in ["first", "second"] {
+            client
+                .send(format!("GET / HTTP/1.1\r\nHost: a\r\n{claims}\r\n"))
+                .await;
+            assert_eq!(client.message().await.as_deref(), Some(OK), "{header:?}");
+            assert_eq!(
+                origin.seen().last().unwrap(),
+                &format!("GET / HTTP/1.1\r\nHost: a\r\n{expected}\r\n"),
+                "the {turn} request after {:?}",
+                String::from_utf8_lossy(&header)
+            );
         }
     }
 }

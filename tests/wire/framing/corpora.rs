@@ -215,7 +215,7 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "llhttp",
         "stricter",
         "bad_target",
-        "quotes, a fragment, userinfo, or an asterisk without OPTIONS (RFC 9112 section 3.2, RFC 9110 section 4.2.4)",
+        "a fragment, userinfo, or an asterisk without OPTIONS (RFC 9112 section 3.2, RFC 9110 section 4.2.4)",
     ),
     (
         "llhttp",
@@ -302,7 +302,7 @@ const RECONCILED: &[(&str, &str, &str, &str)] = &[
         "gunicorn",
         "stricter",
         "bad_target",
-        "quotes, a fragment, userinfo or bytes beyond ASCII (RFC 9112 section 3.2, RFC 9110 section 4.2.4)",
+        "a fragment, userinfo or bytes beyond ASCII (RFC 9112 section 3.2, RFC 9110 section 4.2.4)",
     ),
     (
         "gunicorn",
