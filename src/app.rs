@@ -214,7 +214,8 @@ impl Running {
             .map(|l| l.address)
     }
 
-    /// Begins a shutdown. A second call ends the process's connections immediately.
+    /// Begins a shutdown. A second call ends the process's connections immediately, however soon it
+    /// comes. (A second signal counts only after a second.)
     pub fn shutdown(&self) {
         let _ = self.commands.send(Command::Shutdown);
     }
@@ -398,6 +399,7 @@ fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
         let mut hup = signal(SignalKind::hangup())?;
+        let mut first = None;
         loop {
             let command = tokio::select! {
                 _ = term.recv() => Command::Shutdown,
@@ -411,6 +413,10 @@ fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<
                     None => continue,
                 },
             };
+            if matches!(command, Command::Shutdown) && is_repeat(&mut first, Instant::now()) {
+                tracing::info!("the signal to shut down is repeated within a second; ignored");
+                continue;
+            }
             if commands.send(command).is_err() {
                 return Ok::<_, std::io::Error>(());
             }
@@ -422,6 +428,21 @@ fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<
     }
 }
 
+/// Whether a signal to shut down repeats the first one. GNU `timeout` signals the child and then its
+/// process group, and a terminal and a supervisor may both signal, so one request to shut down can
+/// arrive twice. Only a signal after [`SECOND_SIGNAL`] is a second thought.
+fn is_repeat(first: &mut Option<Instant>, now: Instant) -> bool {
+    match *first {
+        Some(at) => now.saturating_duration_since(at) < SECOND_SIGNAL,
+        None => {
+            *first = Some(now);
+            false
+        }
+    }
+}
+
+/// From when on a second signal to shut down counts, after the first.
+const SECOND_SIGNAL: Duration = Duration::from_secs(1);
 /// How long writing the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// Descriptors kept for listeners, the runtime, the admin pages and manifests.

@@ -38,7 +38,8 @@ pub(crate) enum Command {
     /// Run the proxy with a configuration file
     ///
     /// SIGHUP reads the file again. SIGTERM and SIGINT begin a shutdown: the proxy stops accepting,
-    /// lets clients finish, and ends with exit code 0. A second one ends the process immediately.
+    /// lets clients finish, and ends with exit code 0. A second one, a second or more after the
+    /// first, ends the process immediately.
     Run {
         /// Configuration file (YAML; `ebbtide schema` describes it)
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]

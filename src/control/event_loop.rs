@@ -35,7 +35,8 @@ use crate::routing::world::objects::{Touched, World};
 pub enum Command {
     /// Use this configuration from now on (SIGHUP).
     Reload(Box<Config>),
-    /// Shut down. A second command ends the process immediately.
+    /// Shut down. A second command ends the process immediately. The sender decides what counts as
+    /// a second one.
     Shutdown,
 }
 
