@@ -33,7 +33,7 @@ use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::proxy::run;
-use crate::proxy::shared::{Shared, Spare, WorkerCommand};
+use crate::proxy::shared::{Pace, Shared, Spare, WorkerCommand};
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
@@ -83,6 +83,9 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
 /// # Errors
 /// [`Refused`], and whatever keeps a thread from starting.
 pub fn start(config: Config) -> anyhow::Result<Running> {
+    for warning in config.warnings() {
+        tracing::warn!(warning, "the configuration has a doubtful field");
+    }
     let config = Arc::new(config);
     let metrics = Metrics::new()?;
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -263,6 +266,7 @@ fn start_workers(
         mailboxes: mailboxes.into(),
         closing: AtomicBool::new(false),
         access_log,
+        refused_headers: Pace::default(),
     });
     let mut workers = Vec::new();
     for (index, inbox) in inboxes.into_iter().enumerate() {

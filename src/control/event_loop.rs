@@ -358,6 +358,9 @@ impl Control {
         for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!(field, "takes effect only at a restart");
         }
+        for warning in config.warnings() {
+            tracing::warn!(warning, "the configuration has a doubtful field");
+        }
         self.named.send_replace(Self::named_namespaces(&config));
         self.table.set_config(config.clone());
         self.shared

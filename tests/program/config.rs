@@ -605,6 +605,22 @@ fn check_names_the_ports_of_slices_that_do_not_fit_the_service() {
     }
 }
 
+#[test]
+fn check_warns_of_a_proxy_header_that_no_peer_may_send() {
+    let listener = "{name: lb, address: '127.0.0.1:8080', service: web/app, port: 80, proxyProtocol: required}";
+    let manifests = named_ports("", "{port: 1}");
+    let config = format!("listeners: [{listener}]\n");
+    assert_eq!(
+        check_warns(&config, &manifests),
+        [
+            "listener lb: proxyProtocol: required refuses every client, because trustedProxies is empty; \
+             add the load balancer's addresses to trustedProxies"
+        ]
+    );
+    let trusted = format!("{config}trustedProxies: [10.0.0.0/8]\n");
+    assert_eq!(check_warns(&trusted, &manifests), Vec::<String>::new());
+}
+
 /// A suggestion that is refused in its turn helps nobody.
 #[test]
 fn a_refused_duration_comes_with_examples_that_are_accepted() {

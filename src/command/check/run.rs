@@ -91,6 +91,7 @@ fn describe<'a>(
 ) -> String {
     let bound = served::listeners(config, services);
     let served = served::served(services, &bound);
+    warnings.extend(config.warnings());
     warnings.extend(warnings::of_listeners(config, services));
     warnings.extend(warnings::of_addresses(config, &bound));
     let listened: BTreeSet<_> = bound.iter().map(|listener| &listener.service).collect();
