@@ -33,7 +33,7 @@ use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::proxy::run;
-use crate::proxy::shared::{Shared, Spare, WorkerCommand};
+use crate::proxy::shared::{Pace, Shared, Spare, WorkerCommand};
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
@@ -83,6 +83,9 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<()> {
 /// # Errors
 /// [`Refused`], and whatever keeps a thread from starting.
 pub fn start(config: Config) -> anyhow::Result<Running> {
+    for warning in config.warnings() {
+        tracing::warn!(warning, "the configuration has a doubtful field");
+    }
     let config = Arc::new(config);
     let metrics = Metrics::new()?;
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -214,7 +217,8 @@ impl Running {
             .map(|l| l.address)
     }
 
-    /// Begins a shutdown. A second call ends the process's connections immediately.
+    /// Begins a shutdown. A second call ends the process's connections immediately, however soon it
+    /// comes. (A second signal counts only after a second.)
     pub fn shutdown(&self) {
         let _ = self.commands.send(Command::Shutdown);
     }
@@ -262,6 +266,7 @@ fn start_workers(
         mailboxes: mailboxes.into(),
         closing: AtomicBool::new(false),
         access_log,
+        refused_headers: Pace::default(),
     });
     let mut workers = Vec::new();
     for (index, inbox) in inboxes.into_iter().enumerate() {
@@ -398,6 +403,7 @@ fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
         let mut hup = signal(SignalKind::hangup())?;
+        let mut first = None;
         loop {
             let command = tokio::select! {
                 _ = term.recv() => Command::Shutdown,
@@ -411,6 +417,10 @@ fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<
                     None => continue,
                 },
             };
+            if matches!(command, Command::Shutdown) && is_repeat(&mut first, Instant::now()) {
+                tracing::info!("the signal to shut down is repeated within a second; ignored");
+                continue;
+            }
             if commands.send(command).is_err() {
                 return Ok::<_, std::io::Error>(());
             }
@@ -422,6 +432,21 @@ fn watch_signals(commands: &mpsc::UnboundedSender<Command>, config_path: Option<
     }
 }
 
+/// Whether a signal to shut down repeats the first one. GNU `timeout` signals the child and then its
+/// process group, and a terminal and a supervisor may both signal, so one request to shut down can
+/// arrive twice. Only a signal after [`SECOND_SIGNAL`] is a second thought.
+fn is_repeat(first: &mut Option<Instant>, now: Instant) -> bool {
+    match *first {
+        Some(at) => now.saturating_duration_since(at) < SECOND_SIGNAL,
+        None => {
+            *first = Some(now);
+            false
+        }
+    }
+}
+
+/// From when on a second signal to shut down counts, after the first.
+const SECOND_SIGNAL: Duration = Duration::from_secs(1);
 /// How long writing the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// Descriptors kept for listeners, the runtime, the admin pages and manifests.

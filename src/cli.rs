@@ -2,7 +2,7 @@
 //! its arguments.
 
 use std::io::{ErrorKind, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,7 +38,8 @@ pub(crate) enum Command {
     /// Run the proxy with a configuration file
     ///
     /// SIGHUP reads the file again. SIGTERM and SIGINT begin a shutdown: the proxy stops accepting,
-    /// lets clients finish, and ends with exit code 0. A second one ends the process immediately.
+    /// lets clients finish, and ends with exit code 0. A second one, a second or more after the
+    /// first, ends the process immediately.
     Run {
         /// Configuration file (YAML; `ebbtide schema` describes it)
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
@@ -117,7 +118,7 @@ impl Proxy {
     /// other fields have the defaults of a file.
     ///
     /// # Errors
-    /// Two addresses are the same, or an endpoint has port 0.
+    /// Two addresses are the same, an endpoint has port 0, or the proxy itself would be its endpoint.
     pub(crate) fn config(self) -> Result<Config, fault::Error> {
         let refused = |path: &str, what: String| fault::Error {
             file: "proxy".into(),
@@ -138,6 +139,15 @@ impl Proxy {
                     "--to",
                     format!("{to} has port 0, expected the endpoint's port"),
                 ));
+            }
+            for (flag, own) in [("--listen", self.listen), ("--admin", self.admin)] {
+                if reaches(own, *to) {
+                    let what = format!(
+                        "{to} is where this proxy listens ({flag} {own}), expected an endpoint's \
+                         address"
+                    );
+                    return Err(refused("--to", what));
+                }
             }
             if self.to[..index].contains(to) {
                 return Err(refused(
@@ -160,6 +170,20 @@ impl Proxy {
             ..Config::new(Discovery::Static { to: self.to })
         })
     }
+}
+
+/// Whether a connection to `to` arrives at the socket that listens on `listen`.
+fn reaches(listen: SocketAddr, to: SocketAddr) -> bool {
+    let family = |ip: IpAddr| ip.to_canonical().is_ipv4();
+    let (own, ip) = (listen.ip(), to.ip().to_canonical());
+    if listen.port() != to.port() || family(own) != family(ip) {
+        return false;
+    }
+    // Linux connects to the loopback address if it is asked for the unspecified one.
+    let loopback = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    // Only an address of this machine can be bound.
+    let local = || loopback(ip) || UdpSocket::bind((ip, 0)).is_ok();
+    own == ip || own.is_unspecified() && local() || ip.is_unspecified() && own.is_loopback()
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {

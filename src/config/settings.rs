@@ -179,6 +179,20 @@ impl Config {
             access_log: false,
         }
     }
+
+    /// What can be in force, but cannot be meant. Each text names the field and the cure.
+    pub fn warnings(&self) -> Vec<String> {
+        let required = self.listeners.iter().filter(|it| it.proxy_protocol);
+        let nobody = required.filter(|_| self.trusted_proxies.is_empty());
+        let warning = |listener: &ListenerConfig| {
+            format!(
+                "listener {}: proxyProtocol: required refuses every client, because trustedProxies \
+                 is empty; add the load balancer's addresses to trustedProxies",
+                listener.name
+            )
+        };
+        nobody.map(warning).collect()
+    }
 }
 
 impl Default for Timeouts {

@@ -34,12 +34,25 @@ pub fn duration(text: &str, within: RangeInclusive<Duration>) -> Result<Duration
         humantime::format_duration(*within.end())
     );
     let duration = humantime::parse_duration(text).map_err(|_| {
-        format!("{text:?} is not a duration, expected one from {span} such as 250ms, 10s or 5m")
+        let examples = examples(&within);
+        format!("{text:?} is not a duration, expected one from {span}{examples}")
     })?;
     if within.contains(&duration) {
         Ok(duration)
     } else {
         Err(format!("{text:?} is out of range, expected {span}"))
+    }
+}
+
+/// Examples of a duration, for an error. Only durations that are accepted.
+fn examples(within: &RangeInclusive<Duration>) -> String {
+    let all = [("250ms", 250), ("10s", 10_000), ("5m", 300_000)];
+    let fit = |(_, millis): &(&str, u64)| within.contains(&Duration::from_millis(*millis));
+    let fit: Vec<&str> = all.into_iter().filter(fit).map(|(text, _)| text).collect();
+    match fit.split_last() {
+        None => String::new(),
+        Some((last, [])) => format!(" such as {last}"),
+        Some((last, first)) => format!(" such as {} or {last}", first.join(", ")),
     }
 }
 
@@ -166,6 +179,21 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn the_examples_of_a_duration_are_inside_its_bounds() {
+        let s = Duration::from_secs;
+        for (within, expected) in [
+            (Duration::ZERO..=s(600), "such as 250ms, 10s or 5m"),
+            (s(1)..=s(3600), "such as 10s or 5m"),
+            (s(1)..=s(60), "such as 10s"),
+        ] {
+            let error = duration("1", within).unwrap_err();
+            assert!(error.ends_with(expected), "{error}");
+        }
+        let error = duration("1", s(1)..=s(2)).unwrap_err();
+        assert!(error.ends_with("expected one from 1s to 2s"), "{error}");
     }
 
     #[test]

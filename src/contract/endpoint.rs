@@ -63,7 +63,7 @@ pub struct Endpoint {
     /// Identity of this endpoint in this process.
     pub id: EndpointId,
     /// When the endpoint was last let into rotation, in milliseconds since the process began.
-    let_in: AtomicU32,
+    let_in: AtomicU64,
     ejected: AtomicBool,
     /// Set when the Pod object is deleted. Silent connections to the pod get 2 s then (contract
     /// 2.4).
@@ -92,7 +92,7 @@ pub struct Tally {
     pub finished: AtomicU32,
     /// Requests that were lost here and sent to another endpoint.
     pub replayed: AtomicU32,
-    last_replay_ms: AtomicU32,
+    last_replay_ms: AtomicU64,
     /// Exchanges and connections that were cut at the drain deadline.
     pub forced: AtomicU32,
     /// Idle connections that the drain closed.
@@ -129,7 +129,7 @@ impl Endpoint {
             address,
             pod,
             template_hash,
-            let_in: AtomicU32::new(0),
+            let_in: AtomicU64::new(0),
             conditions: AtomicU8::new(0),
             ejected: AtomicBool::new(false),
             pod_gone: AtomicBool::new(false),
@@ -169,7 +169,7 @@ impl Endpoint {
 
     /// When the endpoint joined the rotation, as a key for sorting: milliseconds since the process
     /// began, then age.
-    pub fn joined(&self) -> (u32, EndpointId) {
+    pub fn joined(&self) -> (u64, EndpointId) {
         (self.let_in.load(Ordering::Relaxed), self.id)
     }
 
@@ -246,13 +246,12 @@ impl Endpoint {
 
     /// Whether this endpoint joined so recently, and so much later than `other`, that its low load
     /// says nothing yet.
-    pub fn is_newer_than(&self, other: &Self, now_ms: u32) -> bool {
+    pub fn is_newer_than(&self, other: &Self, now_ms: u64) -> bool {
         let (mine, others) = (
             self.let_in.load(Ordering::Relaxed),
             other.let_in.load(Ordering::Relaxed),
         );
-        now_ms.wrapping_sub(mine) < WARM_UP_MS
-            && (LATER_MS..u32::MAX / 2).contains(&mine.wrapping_sub(others))
+        now_ms.saturating_sub(mine) < WARM_UP_MS && mine.saturating_sub(others) >= LATER_MS
     }
 
     /// Counts a request that was lost here and goes to another endpoint.
@@ -269,10 +268,10 @@ impl Endpoint {
     }
 
     /// Notes when something was last dispatched here, for the deletion lag.
-    pub fn note_dispatch(&self, now_ms: u32) {
+    pub fn note_dispatch(&self, now_ms: u64) {
         self.tally
             .last_dispatch_ms
-            .store(u64::from(now_ms) + 1, Ordering::Relaxed);
+            .store(now_ms + 1, Ordering::Relaxed);
     }
 
     /// The moving average of this endpoint's response times.
@@ -323,9 +322,9 @@ impl Drop for Lease {
 }
 
 /// A new endpoint wins no pick by its low load for this long, in milliseconds.
-const WARM_UP_MS: u32 = 5_000;
+const WARM_UP_MS: u64 = 5_000;
 /// Endpoints that joined within this many milliseconds of each other are compared by load as usual.
-const LATER_MS: u32 = 250;
+const LATER_MS: u64 = 250;
 
 #[cfg(test)]
 mod tests {
@@ -407,6 +406,41 @@ mod tests {
             assert_eq!(endpoint.conditions(), conditions);
         }
     }
+
+    /// 32 bits of milliseconds last for 49.7 days.
+    #[test]
+    fn join_and_replay_stamps_are_compared_across_49_days() {
+        let wrap = Duration::from_millis(1 << 32);
+        let (old, new) = (endpoint().0, endpoint().0);
+        let begun = Instant::now();
+        let (before, after) = (begun + wrap - WARM, begun + wrap + WARM);
+        old.note_let_in(before);
+        new.note_let_in(after);
+        assert!(
+            new.joined() > old.joined(),
+            "a replay prefers the later one"
+        );
+        assert!(new.is_newer_than(&old, millis(after)));
+        assert!(!old.is_newer_than(&new, millis(after)));
+        // No relation of two joins changes when the clock passes the wrap.
+        new.note_let_in(begun + Duration::from_secs(1));
+        assert!(!new.is_newer_than(&old, millis(begun + wrap + Duration::from_secs(2))));
+        old.count_replay(before);
+        assert!(old.replayed_lately(before + Duration::from_millis(999)));
+        for later in [after, begun + wrap + wrap, begun + 2 * wrap] {
+            assert!(!old.replayed_lately(later));
+        }
+        old.count_replay(begun);
+        assert!(
+            !old.replayed_lately(begun + wrap),
+            "a whole wrap is no moment"
+        );
+        old.note_dispatch(millis(after));
+        let stamp = old.tally.last_dispatch_ms.load(Ordering::Relaxed);
+        assert_eq!(stamp, millis(after) + 1);
+    }
+
+    const WARM: Duration = Duration::from_secs(1);
 
     #[test]
     fn a_drain_deadline_only_shortens() {

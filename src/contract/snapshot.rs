@@ -87,7 +87,7 @@ impl Snapshot {
     /// How many pods of a Service have joined the rotation since `since_ms` (milliseconds, see
     /// [`crate::contract::clock::millis`]). `None` while no endpoint of the Service is usable, and
     /// 0 if the Service does not exist.
-    pub fn pods_come(&self, service: &ObjectName, since_ms: u32) -> Option<u32> {
+    pub fn pods_come(&self, service: &ObjectName, since_ms: u64) -> Option<u32> {
         let mut ports = self
             .ports
             .values()

@@ -35,7 +35,8 @@ use crate::routing::world::objects::{Touched, World};
 pub enum Command {
     /// Use this configuration from now on (SIGHUP).
     Reload(Box<Config>),
-    /// Shut down. A second command ends the process immediately.
+    /// Shut down. A second command ends the process immediately. The sender decides what counts as
+    /// a second one.
     Shutdown,
 }
 
@@ -356,6 +357,9 @@ impl Control {
         ];
         for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!(field, "takes effect only at a restart");
+        }
+        for warning in config.warnings() {
+            tracing::warn!(warning, "the configuration has a doubtful field");
         }
         self.named.send_replace(Self::named_namespaces(&config));
         self.table.set_config(config.clone());

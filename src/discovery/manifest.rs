@@ -2,8 +2,9 @@
 //! needs.
 //!
 //! Invariant: defaults and nil rules are applied here and nowhere else. A value that the API server
-//! would refuse is an error here too, with its line and field. Kinds other than Service,
-//! EndpointSlice and Pod are skipped, and fields that Ebbtide does not know are not read. Documents
+//! would refuse is an error here too, with its line and field. Objects other than Service
+//! and Pod of `v1` and EndpointSlice of `discovery.k8s.io/v1` are skipped, and fields that Ebbtide
+//! does not know are not read. Documents
 //! are parsed one by one, so that a caller can keep the objects of an unchanged one. How documents
 //! and lines are found is in `document.rs`.
 
@@ -73,69 +74,104 @@ pub fn parse_document(
             "missing; a manifest names its apiVersion and kind",
         ));
     };
-    // Each manifest has its place in the document, as the prefix of a field's path.
-    let manifests: Vec<(String, String, Value)> =
-        match (kind.strip_suffix("List"), whole.get_mut("items")) {
-            (Some(of), Some(Value::Array(items))) => {
-                let kind_of = |item: &Value| match of {
-                    "" => item
-                        .get("kind")
-                        .and_then(Value::as_str)
-                        .unwrap_or_default()
-                        .to_owned(),
-                    of => of.to_owned(),
-                };
-                let items = std::mem::take(items).into_iter().enumerate();
-                items
-                    .map(|(i, item)| (kind_of(&item), format!("items[{i}]."), item))
-                    .collect()
-            }
-            _ => vec![(kind, String::new(), whole)],
-        };
+    let version = |manifest: &Value| manifest.get("apiVersion").cloned();
+    let manifests: Vec<Manifest> = match (kind.strip_suffix("List"), whole.get_mut("items")) {
+        (Some(of), Some(Value::Array(items))) => {
+            let items = std::mem::take(items);
+            // The items of a typed list need not repeat what the list says.
+            let of_list = version(&whole).filter(|_| !of.is_empty());
+            let manifest = |(i, item): (usize, Value)| Manifest {
+                version: version(&item).or_else(|| of_list.clone()),
+                kind: item
+                    .get("kind")
+                    .and_then(Value::as_str)
+                    .unwrap_or(of)
+                    .to_owned(),
+                place: format!("items[{i}]."),
+                fields: item,
+            };
+            items.into_iter().enumerate().map(manifest).collect()
+        }
+        _ => vec![Manifest {
+            version: version(&whole),
+            kind,
+            place: String::new(),
+            fields: whole,
+        }],
+    };
     let mut objects = Vec::new();
-    for (kind, place, manifest) in manifests {
-        let object = match kind.as_str() {
-            "Service" => typed(manifest)
-                .and_then(|it| service(&it))
-                .map(Object::Service),
-            "EndpointSlice" => typed(manifest)
-                .and_then(|it| slice(&it))
-                .map(Object::EndpointSlice),
-            "Pod" => typed::<PodManifest>(manifest).and_then(|it| {
-                let grace = it
-                    .spec
-                    .and_then(|spec| spec.termination_grace_period_seconds);
-                pod(
-                    &it.metadata,
-                    Some(seconds(grace.unwrap_or(DEFAULT_GRACE))),
-                    listed_at,
-                )
-                .map(Object::Pod)
-            }),
-            kind => {
-                tracing::debug!(
-                    kind,
-                    line = document.line,
-                    "skipped a manifest of a kind that is not used"
-                );
-                continue;
-            }
-        };
-        objects.push(object.map_err(|invalid| {
-            let field = format!("{place}{}", invalid.field);
+    for manifest in manifests {
+        let object = manifest.object(listed_at).map_err(|invalid| {
+            let field = format!("{}{}", manifest.place, invalid.field);
             Error::new(line_of(document, format, &field), &field, &invalid.message)
-        })?);
+        })?;
+        if object.is_none() {
+            tracing::debug!(
+                kind = manifest.kind,
+                line = document.line,
+                "skipped a manifest of a kind that is not used"
+            );
+        }
+        objects.extend(object);
     }
     Ok(objects)
 }
 
-/// Reads a manifest into the API's own type. Documents are read as untyped fields first, because a
-/// reader for each type from YAML, which tracks lines, would be a third of the program's code.
-fn typed<T: DeserializeOwned>(manifest: Value) -> Result<T, Invalid> {
-    serde_path_to_error::deserialize(manifest).map_err(|error| Invalid {
-        field: field(error.path()),
-        message: own_words(&error.inner().to_string()),
-    })
+/// One manifest of a document.
+struct Manifest {
+    /// Its own `apiVersion`, or that of its typed list.
+    version: Option<Value>,
+    kind: String,
+    /// Its place in the document, as the prefix of a field's path.
+    place: String,
+    fields: Value,
+}
+
+impl Manifest {
+    /// The object; `None` for one that routing does not need. `apiVersion` and `kind` decide
+    /// together, because other API groups have a `Service`, too (Knative, Config Connector).
+    fn object(&self, listed_at: Option<SystemTime>) -> Result<Option<Object>, Invalid> {
+        let wanted = match self.kind.as_str() {
+            "Service" | "Pod" => "v1",
+            "EndpointSlice" => "discovery.k8s.io/v1",
+            _ => return Ok(None),
+        };
+        match &self.version {
+            Some(Value::String(version)) if version == wanted => {}
+            Some(Value::String(version)) if !version.is_empty() => return Ok(None),
+            found => {
+                let found = match found {
+                    None => "none".to_owned(),
+                    Some(found) => found.to_string(),
+                };
+                return Err(Invalid {
+                    field: "apiVersion".to_owned(),
+                    message: format!("expected {wanted} for kind {}, found {found}", self.kind),
+                });
+            }
+        }
+        let object = match self.kind.as_str() {
+            "Service" => Object::Service(service(&self.typed()?)?),
+            "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?)?),
+            _ => {
+                let PodManifest { metadata, spec } = self.typed()?;
+                let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);
+                let grace = seconds(grace.unwrap_or(DEFAULT_GRACE));
+                Object::Pod(pod(&metadata, Some(grace), listed_at)?)
+            }
+        };
+        Ok(Some(object))
+    }
+
+    /// Reads the manifest into the API's own type. Documents are read as untyped fields first,
+    /// because a reader for each type from YAML, which tracks lines, would be a third of the
+    /// program's code.
+    fn typed<T: DeserializeOwned>(&self) -> Result<T, Invalid> {
+        serde_path_to_error::deserialize(&self.fields).map_err(|error| Invalid {
+            field: field(error.path()),
+            message: own_words(&error.inner().to_string()),
+        })
+    }
 }
 
 /// The fields of a Pod that are read. The API's own type would add a reader for every kind of

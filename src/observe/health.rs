@@ -4,7 +4,7 @@
 //! state means ready is decided in `admin/readiness.rs`.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::discovery::source::Problem;
 pub struct Health {
     state: Mutex<HealthState>,
     /// When the control loop last turned, by [`clock::millis`].
-    beat: AtomicU32,
+    beat: AtomicU64,
 }
 
 /// A copy of the state at one moment.
@@ -84,7 +84,7 @@ impl Health {
         };
         Self {
             state: Mutex::new(state),
-            beat: AtomicU32::new(clock::millis(Instant::now())),
+            beat: AtomicU64::new(clock::millis(Instant::now())),
         }
     }
 
@@ -94,18 +94,16 @@ impl Health {
     }
 
     /// Notes that the control loop turned at this moment, by [`clock::millis`].
-    pub(crate) fn beat_at(&self, millis: u32) {
+    pub(crate) fn beat_at(&self, millis: u64) {
         self.beat.store(millis, Ordering::Relaxed);
     }
 
     /// How long ago the control loop last turned.
     pub fn since_beat(&self) -> Duration {
-        // The beat is read first, so that it is not later than now. If the clock's reading is still
-        // older, the difference wraps to a large number.
+        // Another thread may beat between the two readings. Then the time since is zero.
         let beat = self.beat.load(Ordering::Relaxed);
-        let since = clock::millis(Instant::now()).wrapping_sub(beat);
-        let since = if since > u32::MAX / 2 { 0 } else { since };
-        Duration::from_millis(since.into())
+        let since = clock::millis(Instant::now()).saturating_sub(beat);
+        Duration::from_millis(since)
     }
 
     /// Whether the first complete table is in force.
@@ -146,13 +144,15 @@ mod tests {
     #[test]
     fn the_time_since_a_beat_counts_from_the_last_one_and_never_wraps() {
         let health = Health::new("files");
-        let now = clock::millis(Instant::now());
-        health.beat_at(now.wrapping_sub(12_000));
-        assert!(health.since_beat() >= Duration::from_secs(12));
+        health.beat_at(0);
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(health.since_beat() >= Duration::from_millis(5));
         health.beat();
         assert!(health.since_beat() < Duration::from_secs(12));
-        // Another thread beats between the two readings.
-        health.beat_at(now.wrapping_add(3_600_000));
-        assert_eq!(health.since_beat(), Duration::ZERO);
+        // Another thread beats between the two readings, also shortly after 32 bits of milliseconds.
+        for ahead in [3_600_000, 1 << 31, (1 << 32) - 1, 1 << 32] {
+            health.beat_at(clock::millis(Instant::now()) + ahead);
+            assert_eq!(health.since_beat(), Duration::ZERO);
+        }
     }
 }

@@ -7,22 +7,49 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
+use crate::contract::clock::millis;
 use crate::contract::reason::CloseReason;
 use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 
+use Fault::{Ended, Refused};
+
 /// Reads the header and takes the client's address from it. Only peers inside `trustedProxies` may
 /// send one.
 pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {
+    let read = read_trusted(worker, client).await;
+    if let Err(Refused(cause)) = read {
+        let refused = &worker.shared.refused_headers;
+        if let Some(count) = refused.count(millis(Instant::now())) {
+            let (peer, listener) = (client.neighbour, client.listener.name.as_str());
+            tracing::warn!(count, %peer, listener, cause, "PROXY headers refused");
+        }
+    }
+    read.map_err(|end| match end {
+        Refused(_) => CloseReason::BadProxyHeader,
+        Ended(reason) => reason,
+    })
+}
+
+/// Why a client with a PROXY header is not served.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// The header is missing, wrong or not allowed.
+    Refused(&'static str),
+    /// The connection ended first.
+    Ended(CloseReason),
+}
+
+async fn read_trusted(worker: &Rc<Worker>, client: &mut Client) -> Result<(), Fault> {
     let config = worker.config();
     if !config
         .trusted_proxies
         .iter()
         .any(|net| net.contains(&client.neighbour))
     {
-        tracing::debug!(peer = %client.neighbour, "PROXY header from outside trustedProxies refused");
-        return Err(CloseReason::BadProxyHeader);
+        return Err(Refused("the peer is not in trustedProxies"));
     }
     let read = async {
         loop {
@@ -32,7 +59,7 @@ pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(),
                         (header.header.len(), source_v1(&header.addresses))
                     }
                     ppp::HeaderResult::V2(Ok(header)) => (header.header.len(), source_v2(&header)),
-                    _ => return Err(CloseReason::BadProxyHeader),
+                    _ => return Err(Refused("the connection begins without a valid header")),
                 };
                 client.unread.drain(..len);
                 client.peer = source.unwrap_or(client.peer);
@@ -41,15 +68,15 @@ pub(super) async fn read(worker: &Rc<Worker>, client: &mut Client) -> Result<(),
             let before = client.unread.len();
             poll_fn(|cx| client.poll_fill(cx, worker))
                 .await
-                .map_err(|_| CloseReason::ClientReset)?;
+                .map_err(|_| Ended(CloseReason::ClientReset))?;
             if client.unread.len() == before {
-                return Err(CloseReason::BadProxyHeader);
+                return Err(Refused("the connection ended within the header"));
             }
         }
     };
     tokio::time::timeout(config.timeouts.head, read)
         .await
-        .unwrap_or(Err(CloseReason::ClientTimeout))
+        .unwrap_or(Err(Ended(CloseReason::ClientTimeout)))
 }
 
 /// Whether these bytes are the beginning of a header whose end is still to come. The parser of

@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -43,6 +43,38 @@ pub struct Shared {
     pub closing: AtomicBool,
     /// The access log, if the configuration asks for one.
     pub access_log: Option<AccessLog>,
+    /// Clients that were refused for their PROXY header.
+    pub refused_headers: Pace,
+}
+
+/// Counts what happens often, and says when to log it: immediately, and then at most once in
+/// [`Pace::PAUSE_MS`], so that no client can fill the log.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// What was counted since the last line.
+    count: AtomicU64,
+    /// The earliest time of the next line, by [`millis`](crate::contract::clock::millis).
+    next_ms: AtomicU64,
+}
+
+impl Pace {
+    /// The time between two lines, in milliseconds.
+    pub const PAUSE_MS: u64 = 10_000;
+
+    /// Counts one. Returns the count since the last line if a line is due.
+    pub fn count(&self, now_ms: u64) -> Option<u64> {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let next = self.next_ms.load(Ordering::Relaxed);
+        if now_ms < next {
+            return None;
+        }
+        // Only one of the workers that find a line due writes it.
+        let then = now_ms + Self::PAUSE_MS;
+        self.next_ms
+            .compare_exchange(next, then, Ordering::Relaxed, Ordering::Relaxed)
+            .ok()?;
+        Some(self.count.swap(0, Ordering::Relaxed))
+    }
 }
 
 /// A message to a worker.
@@ -102,5 +134,22 @@ impl Shared {
             // A worker is gone only when the process ends.
             let _ = mailbox.send(command());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_due_immediately_and_then_once_in_each_pause() {
+        let pace = Pace::default();
+        assert_eq!(pace.count(0), Some(1));
+        for now in 1..1_000 {
+            assert_eq!(pace.count(now), None);
+        }
+        assert_eq!(pace.count(Pace::PAUSE_MS), Some(1_000));
+        assert_eq!(pace.count(2 * Pace::PAUSE_MS - 1), None);
+        assert_eq!(pace.count(5 * Pace::PAUSE_MS), Some(2));
     }
 }

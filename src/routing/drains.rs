@@ -195,7 +195,7 @@ impl Log {
             .last_dispatch_ms
             .load(Ordering::Relaxed)
             .saturating_sub(1);
-        let lag_ms = last_ms.saturating_sub(u64::from(millis(asked.unwrap_or(running.received))));
+        let lag_ms = last_ms.saturating_sub(millis(asked.unwrap_or(running.received)));
         running
             .metrics
             .deletion_lag

@@ -149,13 +149,25 @@ impl PortEntry {
     /// pods.
     fn judge_leaving(&self, world: &World, change: &mut Change) {
         for endpoint in &self.leaving {
-            let Some(pod) = &endpoint.pod else { continue };
-            let fate = world.fate(&pod.uid);
-            apply_fate(endpoint, &fate, &self.policy, change);
-            if fate == Fate::NoPod && endpoint.drain_deadline().is_none() {
-                // The pod is forgotten, so its grace period will never be known.
-                change.shorten(endpoint, change.received + self.policy.drain_timeout);
-            }
+            self.apply_known_fate(endpoint, world, change);
+        }
+    }
+
+    /// Sets or shortens the deadline of an endpoint whose drain begins or has begun, by what is
+    /// known about its pod.
+    pub(super) fn apply_known_fate(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        world: &World,
+        change: &mut Change,
+    ) {
+        let uid = endpoint.pod.as_ref().map(|pod| pod.uid.as_str());
+        let uid = uid.filter(|uid| !uid.is_empty());
+        let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
+        apply_fate(endpoint, &fate, &self.policy, change);
+        if fate == Fate::NoPod && endpoint.drain_deadline().is_none() {
+            // No pod is known, or it is forgotten, so its grace period will never be known.
+            change.shorten(endpoint, change.received + self.policy.drain_timeout);
         }
     }
 

@@ -79,17 +79,18 @@ impl ServiceEntry {
         ports.map(move |(number, port)| (name.port(*number), port))
     }
 
-    /// Removes all endpoints, because another Service has taken this name. Nothing of the old
-    /// Service may serve the new one (contract 2.8).
-    pub(super) fn replace(&mut self, uid: Option<String>, change: &mut Change) {
+    /// Drains all endpoints, because another Service has taken this name. Nothing of the old Service
+    /// may serve the new one (contract 2.8). Their pods may live, so only a pod's own end sets a
+    /// deadline, and the drain timeout only where no pod is known (contract 1.7).
+    pub(super) fn replace(&mut self, uid: Option<String>, world: &World, change: &mut Change) {
         for (key, port) in self.keyed_ports() {
             for identity in port.entries.keys().cloned().collect::<Vec<_>>() {
                 let Some(entry) = port.remove(&identity) else {
                     continue;
                 };
-                let deadline = change.received + port.policy.drain_timeout;
-                change.shorten(&entry.endpoint, deadline);
-                change.leaves(entry.endpoint, &key, Trigger::Removed);
+                port.apply_known_fate(&entry.endpoint, world, change);
+                let trigger = entry.terminating.unwrap_or(Trigger::Removed);
+                change.leaves(entry.endpoint, &key, trigger);
             }
             port.merged.clear();
             port.ended.clear();

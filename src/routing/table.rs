@@ -288,7 +288,7 @@ impl RoutingTable {
         match &merged {
             None => _ = self.released.remove(name),
             Some(MergedService { object, .. }) if object.uid != service.uid => {
-                service.replace(object.uid.clone(), change);
+                service.replace(object.uid.clone(), world, change);
             }
             Some(_) => {}
         }

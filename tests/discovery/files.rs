@@ -630,10 +630,14 @@ fn reading_once_gives_the_same_objects_and_problems() {
     fs::write(temp.path().join("app.yaml"), service("app")).unwrap();
     fs::write(
         temp.path().join("b.json"),
-        r#"{"kind": "Pod", "metadata": {"name": "p"}}"#,
+        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}"#,
     )
     .unwrap();
-    fs::write(temp.path().join("c.yaml"), "kind: Service\nspec: 5\n").unwrap();
+    fs::write(
+        temp.path().join("c.yaml"),
+        "apiVersion: v1\nkind: Service\nspec: 5\n",
+    )
+    .unwrap();
     let (objects, problems) = read_folder(temp.path());
     let names: Vec<_> = objects
         .iter()
@@ -642,7 +646,7 @@ fn reading_once_gives_the_same_objects_and_problems() {
     assert_eq!(names, ["Service web/app", "Pod default/p"]);
     assert_eq!(problems.len(), 1);
     assert!(
-        problems[0].error.starts_with("line 2, spec: "),
+        problems[0].error.starts_with("line 3, spec: "),
         "{problems:?}"
     );
     let (objects, problems) = read_folder(&temp.path().join("missing"));

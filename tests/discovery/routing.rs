@@ -295,24 +295,67 @@ fn not_ready_is_out_and_reversible() {
 
 #[test]
 fn another_service_under_the_old_name_gets_its_own_endpoints() {
-    let mut rig = Rig::new(World::default());
     let of = |uid: &str| ServiceObject {
         uid: Some(uid.into()),
         ..service("app")
     };
-    rig.change([apply(of("first"))]);
+    // Deleted and made again, or replaced within one event.
+    for deleted_first in [true, false] {
+        let mut rig = Rig::new(World::default());
+        rig.change([apply(of("first"))]);
+        rig.serve(&[ready(1, Some("a")), ready(2, Some("b")), ready(3, None)]);
+        rig.change([apply(pod("a", false))]);
+        let [old, unknown, unnamed] = [1, 2, 3].map(|last| rig.endpoint(last));
+        let lease = old.enter().unwrap();
+        if deleted_first {
+            rig.change([Change::Remove(Kind::Service, name("app"))]);
+            assert!(rig.port_of("app").is_none());
+            assert!(!old.is_draining(), "its pod lives");
+            assert_eq!(old.drain_deadline(), None);
+        }
+        rig.change([apply(of("second"))]);
+        assert!(old.is_draining() && old.enter().is_none());
+        assert_eq!(old.drain_deadline(), None, "its pod lives");
+        for gone in [unknown, unnamed] {
+            assert!(gone.is_draining() && gone.drain_deadline().is_some());
+        }
+        rig.connect_all();
+        let usable: Vec<_> = rig.usable().into_iter().map(|(last, _)| last).collect();
+        assert_eq!(usable, [1, 2, 3]);
+        assert_ne!(rig.endpoint(1).id, old.id);
+        rig.take_notices();
+        assert_eq!(rig.port().all.len(), 4, "the old one has a lease");
+        // No other event gives it a deadline, only the end of its pod.
+        rig.serve(&[ready(1, Some("a")), ready(4, None)]);
+        assert_eq!(old.drain_deadline(), None);
+        rig.serve(&[ready(4, None)]);
+        assert_eq!(old.drain_deadline(), None);
+        rig.change([apply(pod("a", true))]);
+        assert!(old.drain_deadline().is_some());
+        drop(lease);
+        rig.take_notices();
+        assert!(rig.drained.contains(&old.id));
+    }
+}
+
+/// The pods' fates differ at the moment at which the Service is replaced.
+#[test]
+fn the_endpoints_of_a_replaced_service_have_their_pods_deadlines() {
+    let of = |uid: &str| ServiceObject {
+        uid: Some(uid.into()),
+        ..service("app")
+    };
+    let mut rig = Rig::new(World::default());
+    rig.change([apply(of("first")), apply(pod("a", true))]);
     rig.serve(&[ready(1, Some("a"))]);
-    rig.change([apply(pod("a", false))]);
     let old = rig.endpoint(1);
-    rig.change([Change::Remove(Kind::Service, name("app"))]);
-    assert!(rig.port_of("app").is_none());
-    assert!(!old.is_draining(), "its pod lives");
+    let lease = old.enter();
+    let deadline = old.drain_deadline();
+    assert!(deadline.is_some());
     rig.change([apply(of("second"))]);
-    assert!(old.is_draining() && old.drain_deadline().is_some());
-    rig.connect_all();
-    assert_eq!(rig.usable(), [(1, 2)]);
-    rig.take_notices();
-    assert_eq!(show(&rig.port().all), [(1, 2)]);
+    assert!(old.is_draining());
+    assert_eq!(old.drain_deadline(), deadline, "the pod's own grace period");
+    drop(lease);
 }
 
 #[test]

@@ -382,7 +382,7 @@ fn resolve<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
 
 #[test]
 fn refusals_are_one_line_and_exit_code_2() {
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 8] = [
         (
             &["run", "--config", "no-such-file.yaml"],
             "ebbtide: no-such-file.yaml: cannot be read (No such file or directory), expected a configuration file\n",
@@ -416,6 +416,24 @@ fn refusals_are_one_line_and_exit_code_2() {
                 "127.0.0.1:1,127.0.0.1:1",
             ],
             "ebbtide: proxy: --to: 127.0.0.1:1 is given twice, expected it once\n",
+        ),
+        (
+            &[
+                "proxy",
+                "--listen",
+                "127.0.0.1:8",
+                "--to",
+                "127.0.0.1:1,127.0.0.1:8",
+            ],
+            "ebbtide: proxy: --to: 127.0.0.1:8 is where this proxy listens (--listen 127.0.0.1:8), expected an endpoint's address\n",
+        ),
+        (
+            &["proxy", "--listen", "0.0.0.0:8", "--to", "127.3.2.1:8"],
+            "ebbtide: proxy: --to: 127.3.2.1:8 is where this proxy listens (--listen 0.0.0.0:8), expected an endpoint's address\n",
+        ),
+        (
+            &["proxy", "--listen", "127.0.0.1:0", "--to", "127.0.0.1:9901"],
+            "ebbtide: proxy: --to: 127.0.0.1:9901 is where this proxy listens (--admin 127.0.0.1:9901), expected an endpoint's address\n",
         ),
     ];
     for (arguments, expected) in cases {
@@ -516,6 +534,108 @@ web/nginx-svc  http (80)  http      127.0.0.2:8081  nginx-2  ready
     let (_, tables) = text(&output.stdout).split_once("\n\n").unwrap();
     assert_eq!(tables, expected);
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+}
+
+/// Runs `check` with these listeners, manifests and further lines. Returns its warnings.
+fn check_warns(config: &str, manifests: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("manifests")).unwrap();
+    std::fs::write(folder.path().join("manifests/app.yaml"), manifests).unwrap();
+    let file = folder.path().join("ebbtide.yaml");
+    let config = format!("discovery: {{files: {{path: manifests}}}}\n{config}");
+    std::fs::write(&file, config).unwrap();
+    let output = ebbtide(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let warnings = text(&output.stdout).lines();
+    let warnings = warnings.filter_map(|line| line.strip_prefix("warning: "));
+    warnings.map(str::to_owned).collect()
+}
+
+/// A Service port with this field, and a slice with these ports.
+fn named_ports(service: &str, slice: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: app, namespace: web}}\n\
+         spec: {{ports: [{{{service}port: 80}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+         metadata: {{name: app-1, namespace: web, labels: {{kubernetes.io/service-name: app}}}}\n\
+         ports: [{slice}]\nendpoints: [{{addresses: [127.0.0.1]}}]\n"
+    )
+}
+
+#[test]
+fn check_names_the_ports_of_slices_that_do_not_fit_the_service() {
+    let config =
+        "listeners: [{name: web, address: '127.0.0.1:8080', service: web/app, port: 80}]\n";
+    let none = "web/app: port PORT has no ready endpoint".to_owned();
+    for (service, slice, port, expected) in [
+        (
+            "name: http, ",
+            "{name: web, port: 1}, {name: admin, port: 2}",
+            "http (80)",
+            "web/app: no slice has a port named \"http\", the slices have \"admin\", \"web\"; \
+             give the port of the Service and of its slices the same name",
+        ),
+        (
+            "",
+            "{name: web, port: 1}",
+            "80",
+            "web/app: no slice has a port without a name, the slices have \"web\"; \
+             give the port of the Service and of its slices the same name",
+        ),
+        (
+            "name: http, ",
+            "{port: 1}",
+            "http (80)",
+            "web/app: no slice has a port named \"http\", the slices have a port without a name; \
+             give the port of the Service and of its slices the same name",
+        ),
+    ] {
+        let warnings = check_warns(config, &named_ports(service, slice));
+        assert_eq!(warnings, [none.replace("PORT", port), expected.to_owned()]);
+    }
+    for (service, slice) in [
+        (
+            "name: http, ",
+            "{name: other, port: 2}, {name: http, port: 1}",
+        ),
+        ("", "{port: 1}"),
+    ] {
+        let warnings = check_warns(config, &named_ports(service, slice));
+        assert_eq!(warnings, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn check_warns_of_a_proxy_header_that_no_peer_may_send() {
+    let listener = "{name: lb, address: '127.0.0.1:8080', service: web/app, port: 80, proxyProtocol: required}";
+    let manifests = named_ports("", "{port: 1}");
+    let config = format!("listeners: [{listener}]\n");
+    assert_eq!(
+        check_warns(&config, &manifests),
+        [
+            "listener lb: proxyProtocol: required refuses every client, because trustedProxies is empty; \
+             add the load balancer's addresses to trustedProxies"
+        ]
+    );
+    let trusted = format!("{config}trustedProxies: [10.0.0.0/8]\n");
+    assert_eq!(check_warns(&trusted, &manifests), Vec::<String>::new());
+}
+
+/// A suggestion that is refused in its turn helps nobody.
+#[test]
+fn a_refused_duration_comes_with_examples_that_are_accepted() {
+    for (command, expected) in [
+        ("demo", "such as 10s or 5m"),
+        ("drill", "such as 10s or 5m"),
+    ] {
+        let output = ebbtide(&[command, "--for", "1"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            text(&output.stderr).contains(expected) && !text(&output.stderr).contains("250ms"),
+            "{}",
+            text(&output.stderr)
+        );
+    }
 }
 
 #[test]

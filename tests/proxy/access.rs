@@ -13,8 +13,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::proxy::ask::raw;
+use crate::proxy::scripted::Scripted;
 use crate::support::binary::BINARY;
+use crate::support::folder::Ep;
 use crate::support::manifests::{endpoint, service, slice};
+use crate::support::process::Process;
 use crate::support::wait::{eventually, soon};
 
 /// The proxy at its most verbose log level. It writes its log and its access log to files.
@@ -63,7 +66,7 @@ impl Scene {
         );
         std::fs::write(
             manifests.join("key.yaml"),
-            "kind: Pod\nmetadata: {name: x, labels: {\"a\\nlevel=ERROR \": [1]}}\n",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: x, labels: {\"a\\nlevel=ERROR \": [1]}}\n",
         )
         .unwrap();
         let config = folder.path().join("ebbtide.yaml");
@@ -467,4 +470,47 @@ fn unsafe_code_is_in_one_file_and_each_block_has_its_argument() {
     let manifest =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
     assert!(manifest.contains("unsafe_code = \"deny\""));
+}
+
+/// Refused PROXY headers are reported, at most once in ten seconds: any client can cause them.
+#[tokio::test]
+async fn refused_proxy_headers_are_logged_with_a_count_and_at_a_bounded_pace() {
+    let app = Scripted::start(|_, _| async {}).await;
+    let process = Process::start(
+        "http, proxyProtocol: required",
+        &[Ep::new("a", app.address)],
+        "",
+    )
+    .await;
+    let refuse = async |clients: usize| {
+        for _ in 0..clients {
+            let mut client = TcpStream::connect(process.web()).await.unwrap();
+            let _ = client.write_all(b"PROXY UNKNOWN\r\n").await;
+            let _ = soon("the end", client.read_to_end(&mut Vec::new())).await;
+        }
+    };
+    let doubts = || process.logged("the configuration has a doubtful field");
+    eventually("the warning at the start", async || !doubts().is_empty()).await;
+    let warning = doubts()[0]["warning"].as_str().unwrap().to_owned();
+    assert!(
+        warning.starts_with("listener web: proxyProtocol: required refuses every client"),
+        "{warning}"
+    );
+    let begun = std::time::Instant::now();
+    refuse(20).await;
+    let lines = || process.logged("PROXY headers refused");
+    eventually("the first line", async || !lines().is_empty()).await;
+    assert_eq!(lines().len(), 1, "{:?}", lines());
+    assert_eq!(
+        (&lines()[0]["count"], &lines()[0]["peer"]),
+        (&1.into(), &"127.0.0.1".into())
+    );
+    let cause = lines()[0]["cause"].as_str().unwrap().to_owned();
+    assert!(cause.contains("trustedProxies"), "{cause}");
+    // The next line counts all since the first.
+    let pause = std::time::Duration::from_millis(10_100);
+    tokio::time::sleep(pause.saturating_sub(begun.elapsed())).await;
+    refuse(3).await;
+    eventually("the second line", async || lines().len() == 2).await;
+    assert_eq!(lines()[1]["count"], 20);
 }

@@ -456,31 +456,48 @@ async fn a_service_removed_and_made_again_has_the_same_endpoints() {
     nobody_drained(&rig);
 }
 
+/// Contract 1.7 and 2.8: the new Service gets endpoints of its own. The old ones drain, and only the
+/// end of their pod sets a deadline. The drain timeout sets it where no pod is known.
 #[tokio::test]
 async fn a_service_under_an_old_name_is_a_new_one() {
-    let mut a = Station::start().await;
-    let rig = Rig::with_protocol("tcp", "").await;
-    service(&rig, "1");
-    rig.pod("a", "1", None);
-    rig.endpoints(&[a.ep("a").of_pod()]);
-    rig.usable(1).await;
-    let before = known(&rig, a.scripted.address).unwrap();
-    let (mut client, mut server) = through(&rig, &mut a).await;
-    service(&rig, "2");
-    eventually("the old one drains", async || before.is_draining()).await;
-    // A new connection may have to wait for the join check, and is then served.
-    let (mut newer, mut newer_server) = through(&rig, &mut a).await;
-    assert!(known(&rig, a.scripted.address).unwrap().id > before.id);
-    passes(&mut client, &mut server, b"until the deadline").await;
-    assert_eq!(to_end(&mut client).await.1, None);
-    passes(&mut newer, &mut newer_server, b"untouched").await;
-    eventually("the receipt", async || {
-        rig.running()
-            .admin
-            .drains
-            .records()
-            .iter()
-            .all(|r| r.ended.is_some())
-    })
-    .await;
+    for pod_known in [true, false] {
+        let mut a = Station::start().await;
+        let rig = Rig::with_protocol("tcp", "").await;
+        service(&rig, "1");
+        if pod_known {
+            rig.pod("a", "1", None);
+        }
+        rig.endpoints(&[a.ep("a").of_pod()]);
+        rig.usable(1).await;
+        let before = known(&rig, a.scripted.address).unwrap();
+        let (mut client, mut server) = through(&rig, &mut a).await;
+        service(&rig, "2");
+        eventually("the old one drains", async || before.is_draining()).await;
+        assert_eq!(before.drain_deadline().is_none(), pod_known);
+        // A new connection may have to wait for the join check, and is then served.
+        let (mut newer, mut newer_server) = through(&rig, &mut a).await;
+        let now = known(&rig, a.scripted.address).unwrap();
+        assert!(now.id > before.id);
+        passes(&mut client, &mut server, b"until the deadline").await;
+        let ended = || rig.running().admin.drains.records();
+        if pod_known {
+            // Longer than the drain timeout of 1.5 s and the second after which a connection counts
+            // as quiet.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            passes(&mut client, &mut server, b"the pod lives").await;
+            assert_eq!((before.leases(), before.drain_deadline()), (1, None));
+            rig.pod("a", "1", Some(0));
+            eventually("a deadline", async || before.drain_deadline().is_some()).await;
+            assert_eq!(to_end(&mut client).await.1, None);
+        } else {
+            assert_eq!(to_end(&mut client).await.1, None);
+            passes(&mut newer, &mut newer_server, b"untouched").await;
+            assert!(now.drain_deadline().is_none());
+        }
+        eventually("the receipt", async || {
+            ended().iter().any(|r| r.ended.is_some())
+        })
+        .await;
+        assert!(before.drain_deadline().unwrap() <= std::time::Instant::now());
+    }
 }

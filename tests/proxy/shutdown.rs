@@ -135,7 +135,9 @@ async fn the_lame_duck_fails_readyz_and_goes_on_serving() {
         let answer = get(client, "/").await.unwrap();
         assert_eq!((answer.status, answer.keep_alive), (200, true));
     }
-    // The process ends immediately, although both graces are long and two clients are connected.
+    // From a second after the first signal on, the next one ends the process immediately, although
+    // both graces are long and two clients are connected.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     process.proxy.signal(Signal::TERM);
     assert_eq!(exit_code(&mut process).await, Some(0));
     eventually("the line", async || {
@@ -201,6 +203,35 @@ async fn requests_in_flight_are_answered_and_keep_alive_clients_get_connection_c
         !process.logged("no connection was cut").is_empty()
     })
     .await;
+}
+
+/// GNU `timeout` signals the child and then its process group.
+#[tokio::test]
+async fn signals_within_a_second_of_the_first_are_no_second_thought() {
+    let app = App::start().await;
+    let mut process = Process::start("http", &[app.ep()], "timeouts: {shutdown: 10m}").await;
+    let web = process.web();
+    let in_flight =
+        tokio::spawn(async move { get(&mut Client::connect(web).await.unwrap(), "/gate").await });
+    app.wait_for(1).await;
+    for (pause, repeated) in [(0, Signal::TERM), (1, Signal::INT), (300, Signal::TERM)] {
+        process.proxy.signal(Signal::TERM);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        process.proxy.signal(repeated);
+    }
+    eventually("it stops accepting", async || is_refused(web).await).await;
+    app.gate.add_permits(1);
+    let answer = in_flight.await.unwrap().unwrap();
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (200, Some("close"))
+    );
+    assert_eq!(exit_code(&mut process).await, Some(0));
+    eventually("the line", async || {
+        !process.logged("no connection was cut").is_empty()
+    })
+    .await;
+    assert!(process.logged("second signal").is_empty());
 }
 
 #[tokio::test]

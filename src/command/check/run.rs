@@ -10,6 +10,7 @@ use crate::command::check::seen::Seen;
 use crate::command::check::served::{self, Services};
 use crate::command::check::warnings;
 use crate::config::settings::{Config, Discovery};
+use crate::contract::name::ObjectName;
 use crate::discovery::files;
 use crate::discovery::object::Change;
 use crate::discovery::source::Problem;
@@ -70,25 +71,35 @@ pub fn check(file: &Path) -> anyhow::Result<Report> {
         .map(|s| (s.object.name.clone(), s))
         .collect();
     Ok(Report {
-        text: describe(&config, &services, heading, warnings),
+        text: describe(
+            &config,
+            &services,
+            &|name| world.slice_ports(name),
+            heading,
+            warnings,
+        ),
         problems,
     })
 }
 
-fn describe(
+fn describe<'a>(
     config: &Config,
     services: &Services,
+    slice_ports: &dyn Fn(&ObjectName) -> BTreeSet<&'a str>,
     heading: String,
     mut warnings: Vec<String>,
 ) -> String {
     let bound = served::listeners(config, services);
     let served = served::served(services, &bound);
+    warnings.extend(config.warnings());
     warnings.extend(warnings::of_listeners(config, services));
     warnings.extend(warnings::of_addresses(config, &bound));
     let listened: BTreeSet<_> = bound.iter().map(|listener| &listener.service).collect();
     for service in &served {
         let listened = listened.contains(&service.object.name);
         warnings.extend(warnings::of_service(config, service, listened));
+        let names = slice_ports(&service.object.name);
+        warnings.extend(warnings::of_port_names(service, &names));
     }
 
     let mut text = heading;
@@ -121,7 +132,7 @@ mod tests {
     use super::*;
     use crate::config::settings::ListenerConfig;
     use crate::contract::endpoint::Conditions;
-    use crate::contract::name::{ObjectName, PodRef};
+    use crate::contract::name::PodRef;
     use crate::contract::policy::PortRef;
     use crate::discovery::object::{ServiceObject, ServicePortObject};
     use crate::routing::world::merged::{Fate, MergedEndpoint, MergedPort, MergedService};
@@ -201,6 +212,7 @@ mod tests {
         describe(
             config,
             &services,
+            &|_| BTreeSet::new(),
             "manifests  manifests\n".into(),
             Vec::new(),
         )

@@ -1,10 +1,12 @@
 //! Warnings of `check`: what would run, but perhaps not as meant. Each names the listener or
 //! Service and, where there is one, the cure.
 
+use std::collections::BTreeSet;
+
 use crate::command::check::served::{Bound, Services, is_ready, port_name, port_of};
 use crate::config::settings::{Config, Discovery};
 use crate::contract::policy::{Policy, Protocol};
-use crate::routing::world::merged::MergedService;
+use crate::routing::world::merged::{MergedPort, MergedService};
 
 /// Listeners whose Service or port does not exist.
 pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> {
@@ -124,4 +126,31 @@ pub(super) fn of_service(config: &Config, service: &MergedService, listened: boo
         ));
     }
     warnings
+}
+
+/// Ports of a Service whose name no slice has. `names` are the names of the slices' ports. A port
+/// gets its endpoints by its name, so such a port has none.
+pub(super) fn of_port_names(service: &MergedService, names: &BTreeSet<&str>) -> Vec<String> {
+    let words = |name: &str| match name {
+        "" => "a port without a name".to_owned(),
+        name => format!("{name:?}"),
+    };
+    let have: Vec<String> = names.iter().map(|name| words(name)).collect();
+    let missing = service.ports.iter().filter(|port| {
+        let name = port.port.name.as_deref().unwrap_or_default();
+        !names.is_empty() && !names.contains(name)
+    });
+    let warning = |port: &MergedPort| {
+        let wanted = match &port.port.name {
+            Some(name) => format!("named {name:?}"),
+            None => "without a name".to_owned(),
+        };
+        format!(
+            "{}: no slice has a port {wanted}, the slices have {}; give the port of the Service \
+             and of its slices the same name",
+            service.object.name,
+            have.join(", ")
+        )
+    };
+    missing.map(warning).collect()
 }

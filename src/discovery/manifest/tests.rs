@@ -162,6 +162,7 @@ fn an_fqdn_slice_is_kept_without_endpoints() {
 #[test]
 fn the_time_left_of_a_deletion_is_known_only_in_a_list() {
     let text = "
+apiVersion: v1
 kind: Pod
 metadata:
   name: p
@@ -219,13 +220,15 @@ fn documents_and_lists_are_read_and_other_kinds_are_skipped() {
         ["Service", "EndpointSlice", "EndpointSlice", "Service"]
     );
     let bare = format!(
-        "kind: EndpointSliceList\nitems:\n- {}\n",
-        indented.replace("  kind: EndpointSlice\n", "")
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSliceList\nitems:\n- {}\n",
+        indented
+            .replace("  kind: EndpointSlice\n", "")
+            .replace("  apiVersion: discovery.k8s.io/v1\n", "")
     );
     assert_eq!(
         yaml(&bare),
         yaml(SLICE),
-        "items of a typed list need no kind"
+        "items of a typed list need neither apiVersion nor kind"
     );
     assert_eq!(yaml("# nothing\n---\n"), []);
     assert_eq!(
@@ -234,10 +237,56 @@ fn documents_and_lists_are_read_and_other_kinds_are_skipped() {
     );
 }
 
+/// A kind belongs to a group: Knative and Config Connector have a `Service` of their own.
+#[test]
+fn a_kind_of_another_api_group_is_skipped_wherever_it_stands() {
+    for (group, kind) in [
+        ("serving.knative.dev/v1", "Service"),
+        ("run.cnrm.cloud.google.com/v1beta1", "Service"),
+        ("metrics.k8s.io/v1beta1", "Pod"),
+        ("v1", "EndpointSlice"),
+        ("discovery.k8s.io/v1", "Pod"),
+        ("discovery.k8s.io/v1beta1", "EndpointSlice"),
+        ("v2", "Service"),
+    ] {
+        let other = format!("{{apiVersion: {group}, kind: {kind}, metadata: 5, spec: [x]}}");
+        let service = SERVICE.trim().replace('\n', "\n  ");
+        let bare = other.replace(&format!("apiVersion: {group}, kind: {kind}, "), "");
+        for text in [
+            format!("---\n{other}\n---\n{SERVICE}"),
+            format!("apiVersion: v1\nkind: List\nitems:\n- {other}\n- {service}\n"),
+            format!(
+                "apiVersion: {group}\nkind: {kind}List\nitems:\n- {bare}\n- {other}\n---\n{SERVICE}"
+            ),
+        ] {
+            assert_eq!(yaml(&text), yaml(SERVICE), "{text}");
+        }
+    }
+}
+
+/// A missing or malformed apiVersion is an error, as it is for kubectl, if the kind is one that
+/// routing needs.
+#[test]
+fn without_an_api_version_a_kind_decides_nothing() {
+    for (text, line, field) in [
+        ("kind: Service\nmetadata: {name: a}\n", 1, "apiVersion"),
+        (
+            "apiVersion: v1\nkind: List\nitems:\n- kind: Pod\n",
+            1,
+            "items[0].apiVersion",
+        ),
+        ("apiVersion: 1\nkind: Pod\n", 1, "apiVersion"),
+    ] {
+        let error = parse(text, Format::Yaml, None).unwrap_err();
+        assert_eq!((error.line, error.field.as_str()), (line, field), "{error}");
+        assert!(error.message.starts_with("expected "), "{error}");
+    }
+}
+
 #[test]
 fn json_is_read_as_well() {
-    let one = r#"{"kind": "Pod", "metadata": {"name": "a", "uid": "u"}}"#;
-    let list = r#"{"items": [{"metadata": {"name": "b"}}, {"metadata": {"name": "c"}}], "kind": "PodList"}"#;
+    let one = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "uid": "u"}}"#;
+    let list = r#"{"items": [{"metadata": {"name": "b"}}, {"metadata": {"name": "c"}}], "kind": "PodList", "apiVersion": "v1"}"#;
     let objects = parse(&format!("{one}\n{list}\n"), Format::Json, None).unwrap();
     assert_eq!(
         objects
@@ -320,7 +369,7 @@ fn errors_name_line_and_field() {
         );
         assert!(!error.contains(char::is_control), "{error:?}");
     }
-    let json = "{\"kind\": \"Foo\"}\n{\"kind\": \"Service\",\n\"metadata\": {\"name\": \"a\"},\n\"spec\": {\"ports\": [\n{\"port\": 0}]}}";
+    let json = "{\"kind\": \"Foo\"}\n{\"apiVersion\": \"v1\", \"kind\": \"Service\",\n\"metadata\": {\"name\": \"a\"},\n\"spec\": {\"ports\": [\n{\"port\": 0}]}}";
     let error = |text: &str| parse(text, Format::Json, None).unwrap_err().to_string();
     assert_eq!(
         error(json),

@@ -79,6 +79,13 @@ impl World {
         self.pods.get(uid)?.asked
     }
 
+    /// The names of the TCP ports in the slices of a Service. The empty name is a port without a
+    /// name.
+    pub fn slice_ports(&self, service: &ObjectName) -> BTreeSet<&str> {
+        let ports = self.slices_of(service).flat_map(|s| &s.object.ports);
+        ports.map(|(name, _)| name.as_str()).collect()
+    }
+
     /// The Service as the source gave it.
     pub fn service(&self, name: &ObjectName) -> Option<&ServiceObject> {
         self.services.get(name)
