@@ -30,8 +30,9 @@ const BURST: u64 = 200;
 /// The most pipes that one worker lends out (`src/net/pipe.rs`).
 const PIPES: u64 = 64;
 const TRIES: usize = 20;
-/// Only a broken program takes longer than this.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Only a broken program takes longer than this: the kernel's probes of a closed window are up to two
+/// minutes apart.
+const PATIENCE: Duration = Duration::from_secs(200);
 /// A state counts as still when this many looks, a millisecond apart, find it unchanged.
 const STILL: u32 = 40;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n";
