@@ -18,13 +18,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::StreamExt;
-use futures::stream::{self, ReadyChunks, SelectAll, Stream};
+use futures::stream::{ReadyChunks, SelectAll, Stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
 use tokio::sync::{mpsc, watch};
 
@@ -33,6 +33,7 @@ use crate::contract::name::ObjectName;
 use crate::discovery::manifest::{self, Invalid};
 use crate::discovery::object::{Change, Kind, Object, PodObject};
 use crate::discovery::source::{Message, Problem};
+use crate::discovery::watching::{cure, endless, is_gone};
 use crate::text::chain;
 
 /// The namespaces to watch.
@@ -398,64 +399,6 @@ impl State {
             &text,
             since,
         ));
-    }
-}
-
-/// The events of a watch. After an error that it cannot be resumed from, the events of a new watch.
-fn endless<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
-where
-    K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    let begin = |api: &Api<K>| watcher(api.clone(), watcher::Config::default()).boxed();
-    let first = begin(&api);
-    stream::unfold((api, first), move |(api, mut watch)| async move {
-        let event = watch.next().await?;
-        if event.as_ref().is_err_and(is_lost) {
-            watch = begin(&api);
-        }
-        Some((event, (api, watch)))
-    })
-}
-
-/// Whether only a new list can show the current state. The library would repeat a request for a
-/// version that is gone, and would skip an event that it cannot read, which may have been the end
-/// of a pod.
-fn is_lost(error: &watcher::Error) -> bool {
-    let unreadable = |error: &kube::Error| !matches!(error, kube::Error::ReadEvents(_));
-    match error {
-        watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => true,
-        watcher::Error::WatchFailed(error) => unreadable(error),
-        watcher::Error::WatchStartFailed(_) | watcher::Error::InitialListFailed(_) => {
-            is_gone(error)
-        }
-    }
-}
-
-fn is_gone(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::WatchError(status) => status.code == 410,
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 410,
-        _ => false,
-    }
-}
-
-fn cure(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.code == 403 => {
-            format!(
-                "{}; grant list and watch as deploy/kustomize/base/rbac.yaml does",
-                status.message
-            )
-        }
-        kube::Error::Api(status) if status.code == 401 => {
-            format!(
-                "{}; the credentials of discovery.kubernetes are not accepted",
-                status.message
-            )
-        }
-        other => chain(other),
     }
 }
 

@@ -12,3 +12,4 @@ pub mod kubernetes;
 pub mod manifest;
 pub mod object;
 pub mod source;
+mod watching;

@@ -4,6 +4,8 @@
 //! Invariant: there are never more connections than permits. At the limit, or without descriptors,
 //! the loop waits instead of spinning.
 
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -62,15 +64,7 @@ pub async fn accept_on(
         // A burst of new connections must not delay established ones.
         worker.accepts.turn().await;
         match socket::accept(socket.get_ref()) {
-            Ok((fd, peer)) => hand_over(
-                &worker,
-                Accepted {
-                    fd,
-                    peer,
-                    listener: spec.clone(),
-                    permit,
-                },
-            ),
+            Ok(client) => hand_over(&worker, &spec, client, permit),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 ready.clear_ready();
             }
@@ -96,15 +90,7 @@ pub async fn accept_on(
     }
     while let Ok(permit) = worker.shared.connections.clone().acquire_owned().await {
         match socket::accept(socket.get_ref()) {
-            Ok((fd, peer)) => hand_over(
-                &worker,
-                Accepted {
-                    fd,
-                    peer,
-                    listener: spec.clone(),
-                    permit,
-                },
-            ),
+            Ok(client) => hand_over(&worker, &spec, client, permit),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
             Err(error) if socket::is_shortage(&error) => {
                 drop::<OwnedSemaphorePermit>(permit);
@@ -116,7 +102,18 @@ pub async fn accept_on(
 }
 
 /// Hands a connection to the worker with the fewest, if that worker has fewer than this one.
-fn hand_over(worker: &Rc<Worker>, accepted: Accepted) {
+fn hand_over(
+    worker: &Rc<Worker>,
+    spec: &Arc<ListenerSpec>,
+    (fd, peer): (OwnedFd, SocketAddr),
+    permit: OwnedSemaphorePermit,
+) {
+    let accepted = Accepted {
+        fd,
+        peer,
+        listener: spec.clone(),
+        permit,
+    };
     let loads = &worker.shared.loads;
     let load = |i: usize| loads[i].load(Ordering::Relaxed);
     let least = (0..loads.len())

@@ -9,3 +9,4 @@ pub mod fields;
 pub mod head;
 pub mod message;
 pub mod sniff;
+mod target;
