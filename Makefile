@@ -1,5 +1,5 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
-.PHONY: help build check fmt clippy doc test demo seeds fuzz deny advisories bench compare \
+.PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench compare \
 	image cluster cluster-down e2e
 
 help: # this list
@@ -22,6 +22,9 @@ doc: # the documentation alone: each link must lead somewhere
 
 test: # every test, all of them even if one fails; EBBTIDE_SOAK=60s sets the length of the soak
 	cargo test --locked --no-fail-fast -- --nocapture
+
+pictures: # the admin page in some of its states, into DIR=/tmp/pictures (chromium)
+	EBBTIDE_SHOTS=$(or $(DIR),/tmp/pictures) cargo test --locked --test proxy pictures -- --ignored
 
 demo: # a rolling update with and without Ebbtide, for 10 seconds
 	cargo run --locked --release -- demo --for 10s

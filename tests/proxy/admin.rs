@@ -839,10 +839,9 @@ async fn a_browser_shows_when_the_proxy_is_unreachable() {
     front.abort();
 }
 
-/// Pictures of the page, to look at: `EBBTIDE_SHOTS=<folder> cargo test --test proxy pictures --
-/// --ignored`.
+/// Pictures of the page, to look at. `make pictures` runs this.
 #[tokio::test]
-#[ignore = "makes pictures to look at and asserts nothing"]
+#[ignore = "makes pictures to look at and asserts nothing: `make pictures`"]
 async fn pictures() {
     let folder = std::path::PathBuf::from(
         std::env::var("EBBTIDE_SHOTS").expect("EBBTIDE_SHOTS names a folder"),

@@ -59,10 +59,7 @@ async fn a_terminating_endpoint_gets_nothing_more() {
     // The snapshot of a worker that has not seen the change yet.
     let old = port(&rig);
     rig.endpoints(&[ep_a.terminating(), ep_b]);
-    eventually("a drain", async || {
-        rig.running().admin.drains.records().len() == 1
-    })
-    .await;
+    eventually("a drain", async || rig.receipts().len() == 1).await;
     eventually("no lease, whichever snapshot a worker holds", async || {
         old.usable
             .iter()
@@ -132,12 +129,8 @@ fn at(rig: &Rig, play: &Play) -> Option<Arc<Endpoint>> {
         .cloned()
 }
 
-fn records(rig: &Rig) -> Vec<Record> {
-    rig.running().admin.drains.records()
-}
-
 fn ended(rig: &Rig) -> Vec<Record> {
-    records(rig)
+    rig.receipts()
         .into_iter()
         .filter(|r| r.ended.is_some())
         .collect()
@@ -229,8 +222,8 @@ async fn a_drain_is_reported_once_and_its_receipt_counts() {
     rig.usable(2).await;
 
     rig.pod("a", "v1", Some(30));
-    eventually("the drain", async || records(&rig).len() == 1).await;
-    let running = records(&rig).remove(0);
+    eventually("the drain", async || rig.receipts().len() == 1).await;
+    let running = rig.receipts().remove(0);
     assert_eq!(
         (running.ended.is_none(), running.in_flight, running.trigger),
         (true, 4, Trigger::PodDeleted)
@@ -242,7 +235,7 @@ async fn a_drain_is_reported_once_and_its_receipt_counts() {
     in_force(&rig, 1).await;
     rig.pod("a", "v1", Some(20));
     in_force(&rig, 2).await;
-    assert_eq!(records(&rig).len(), 1);
+    assert_eq!(rig.receipts().len(), 1);
     a.release();
     assert!(
         soon("responses", requests.join_all())
@@ -257,7 +250,7 @@ async fn a_drain_is_reported_once_and_its_receipt_counts() {
     in_force(&rig, 4).await;
     rig.endpoints(std::slice::from_ref(&ep_b));
     in_force(&rig, 5).await;
-    let all = records(&rig);
+    let all = rig.receipts();
     assert_eq!(all.len(), 1, "{all:?}");
     let record = &all[0];
     assert_eq!(
@@ -329,7 +322,7 @@ async fn a_receipt_counts_what_was_replayed() {
         rig.endpoints(&[ep_a.clone(), ep_b.clone()]);
         rig.usable(2).await;
         rig.endpoints(&[ep_a.terminating(), ep_b]);
-        eventually("the drain", async || records(&rig).len() == 1).await;
+        eventually("the drain", async || rig.receipts().len() == 1).await;
         a.drop_connections();
         assert!(
             soon("responses", requests.join_all())
@@ -394,7 +387,7 @@ async fn an_address_that_comes_back_without_a_uid_is_a_new_endpoint() {
         [200]
     );
     eventually("the receipt", async || ended(&rig).len() == 1).await;
-    assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
+    assert_eq!((ended(&rig)[0].finished, rig.receipts().len()), (1, 1));
     assert!(!new.is_draining());
 }
 
@@ -417,7 +410,7 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
     let requests = in_flight(&rig, &[&a], 1).await;
     rig.endpoints(&[ep.clone().terminating()]);
     eventually("a last resort", async || port(&rig).last_resort.len() == 1).await;
-    assert!(!old.is_draining() && records(&rig).is_empty());
+    assert!(!old.is_draining() && rig.receipts().is_empty());
     rig.endpoints(std::slice::from_ref(&ep));
     rig.usable(1).await;
     let new = port(&rig).usable[0].clone();
@@ -431,7 +424,7 @@ async fn a_last_resort_that_is_shown_alive_without_a_uid_is_a_new_endpoint() {
         [200]
     );
     eventually("the receipt", async || ended(&rig).len() == 1).await;
-    assert_eq!((ended(&rig)[0].finished, records(&rig).len()), (1, 1));
+    assert_eq!((ended(&rig)[0].finished, rig.receipts().len()), (1, 1));
 }
 
 /// Contract 1.7 with a UID: a deletion is never taken back.
@@ -463,7 +456,7 @@ async fn a_pod_shown_ready_after_its_deletion_gets_nothing() {
             assert_eq!(get(&mut client).await.status, 200);
         }
         assert_eq!(
-            (a.requests().len(), records(&rig).len()),
+            (a.requests().len(), rig.receipts().len()),
             (seen, 1),
             "step {number}"
         );
@@ -489,8 +482,8 @@ async fn a_removal_without_a_pod_drains_with_the_drain_timeout() {
         rig.usable(2).await;
         let before = Instant::now();
         rig.endpoints(&[ep_b]);
-        eventually("the drain", async || records(&rig).len() == 1).await;
-        let record = records(&rig).remove(0);
+        eventually("the drain", async || rig.receipts().len() == 1).await;
+        let record = rig.receipts().remove(0);
         assert_eq!((record.trigger, record.in_flight), (Trigger::Removed, 2));
         assert!(record.deadline.unwrap() >= before + Duration::from_millis(500));
         assert_eq!(soon("replays", requests.join_all()).await, [200, 200]);
@@ -544,7 +537,7 @@ async fn a_removal_while_the_pod_lives_is_reversible() {
         reaches(&rig, &a, 2).await;
         a.release();
         assert_eq!(soon("its response", requests.join_all()).await, [200]);
-        assert!(records(&rig).is_empty());
+        assert!(rig.receipts().is_empty());
     }
 }
 
@@ -587,14 +580,14 @@ async fn a_removed_endpoint_drains_when_its_pod_is_deleted() {
         rig.endpoints(&[Ep::new("b", b.address()).of_pod()]);
         rig.usable(1).await;
         in_force(&rig, 1).await;
-        assert!(records(&rig).is_empty());
+        assert!(rig.receipts().is_empty());
         if deletion {
             rig.pod("a", "v1", Some(30));
         } else {
             rig.remove("pod-a.json");
         }
-        eventually("the drain", async || records(&rig).len() == 1).await;
-        let record = records(&rig).remove(0);
+        eventually("the drain", async || rig.receipts().len() == 1).await;
+        let record = rig.receipts().remove(0);
         assert_eq!(
             (record.trigger, record.in_flight, record.deadline.is_some()),
             (Trigger::PodDeleted, 1, true)
@@ -689,7 +682,7 @@ async fn the_last_resort_serves_until_another_one_is_usable() {
     rig.endpoints(&[endpoints[0].clone().terminating()]);
     eventually("a last resort", async || port(&rig).last_resort.len() == 1).await;
     in_force(&rig, 1).await;
-    assert!(port(&rig).usable.is_empty() && !endpoint.is_draining() && records(&rig).is_empty());
+    assert!(port(&rig).usable.is_empty() && !endpoint.is_draining() && rig.receipts().is_empty());
     let mut client = Client::connect(rig.web()).await.unwrap();
     for _ in 0..20 {
         assert_eq!(get(&mut client).await.status, 200);
@@ -751,6 +744,6 @@ async fn the_last_resort_ends_with_serving_and_with_its_deadline() {
         );
         eventually("the receipt", async || ended(&rig).len() == 1).await;
         in_force(&rig, 1).await;
-        assert_eq!(records(&rig).len(), 1);
+        assert_eq!(rig.receipts().len(), 1);
     }
 }

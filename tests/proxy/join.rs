@@ -76,7 +76,7 @@ fn is_open(rig: &Rig, station: &Station) -> bool {
 }
 
 fn nobody_drained(rig: &Rig) {
-    assert_eq!(rig.running().admin.drains.records().len(), 0);
+    assert_eq!(rig.receipts().len(), 0);
 }
 
 /// Pods that are ready immediately and listen a second later. The old pods leave in between.
@@ -479,7 +479,7 @@ async fn a_service_under_an_old_name_is_a_new_one() {
         let now = known(&rig, a.scripted.address).unwrap();
         assert!(now.id > before.id);
         passes(&mut client, &mut server, b"until the deadline").await;
-        let ended = || rig.running().admin.drains.records();
+        let ended = || rig.receipts();
         if pod_known {
             // Longer than the drain timeout of 1.5 s and the second after which a connection counts
             // as quiet.

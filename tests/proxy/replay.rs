@@ -577,14 +577,7 @@ async fn a_loss_that_a_leaving_endpoint_explains_is_free() {
             how,
             Leaves::DrainsBefore | Leaves::DrainsAfter | Leaves::RemovedAfter
         ) {
-            let receipt = || {
-                rig.running()
-                    .admin
-                    .drains
-                    .records()
-                    .into_iter()
-                    .find(|r| r.ended.is_some())
-            };
+            let receipt = || rig.receipts().into_iter().find(|r| r.ended.is_some());
             eventually("the receipt", async || receipt().is_some()).await;
             assert_eq!(receipt().unwrap().replayed, 1, "{how:?}");
         }
@@ -705,15 +698,10 @@ async fn at_the_drain_deadline_a_get_is_replayed_and_a_post_answered() {
     }
     assert_eq!((a.requests().len(), b.requests().len()), (3, 2));
     eventually("the receipt", async || {
-        rig.running()
-            .admin
-            .drains
-            .records()
-            .iter()
-            .any(|r| r.ended.is_some())
+        rig.receipts().iter().any(|r| r.ended.is_some())
     })
     .await;
-    let record = rig.running().admin.drains.records().remove(0);
+    let record = rig.receipts().remove(0);
     assert_eq!(
         (record.replayed, record.forced, record.finished),
         (2, 1, 0),
@@ -758,15 +746,10 @@ async fn at_the_drain_deadline_a_begun_response_is_cut_visibly() {
         String::from_utf8_lossy(&text)
     );
     eventually("the receipt", async || {
-        rig.running()
-            .admin
-            .drains
-            .records()
-            .iter()
-            .any(|r| r.ended.is_some())
+        rig.receipts().iter().any(|r| r.ended.is_some())
     })
     .await;
-    assert_eq!(rig.running().admin.drains.records()[0].forced, 1);
+    assert_eq!(rig.receipts()[0].forced, 1);
 }
 
 /// Nothing is replayed for a client that has gone, and the connection to the endpoint is closed.

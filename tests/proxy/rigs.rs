@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ebbtide::routing::drains::Record;
 use serde_json::{Value, json};
 
 use crate::support::binary::BINARY;
@@ -61,6 +62,11 @@ impl Rig {
     /// Like [`Rig::with_protocol`], with protocol `auto`.
     pub async fn start(more: &str) -> Self {
         Self::with_protocol("auto", more).await
+    }
+
+    /// The drains so far, and those that run.
+    pub fn receipts(&self) -> Vec<Record> {
+        self.running().admin.drains.records()
     }
 
     /// The sum of a metric over all samples whose labels contain `labels`.

@@ -108,10 +108,7 @@ fn leases(rig: &Rig, address: SocketAddr) -> u64 {
 }
 
 async fn drains(rig: &Rig, count: usize) {
-    eventually("a drain", async || {
-        rig.running().admin.drains.records().len() == count
-    })
-    .await;
+    eventually("a drain", async || rig.receipts().len() == count).await;
 }
 
 /// Sends a request and reads the head of the response, which has no body.
@@ -156,7 +153,7 @@ async fn a_draining_connection_works_both_ways_and_ends_by_fin_when_quiet() {
     let (mut client, mut endpoint) = through(&rig, &mut a).await;
     rig.endpoints(&[a.ep("a").terminating(), Ep::new("b", b.address)]);
     drains(&rig, 1).await;
-    let deadline = rig.running().admin.drains.records()[0].deadline.unwrap();
+    let deadline = rig.receipts()[0].deadline.unwrap();
     // Bytes pass until well before the deadline. Then comes more than a second of silence.
     while Instant::now() + Duration::from_millis(1400) < deadline {
         passes(&mut client, &mut endpoint, b"up").await;
@@ -168,11 +165,8 @@ async fn a_draining_connection_works_both_ways_and_ends_by_fin_when_quiet() {
         (at_client, at_endpoint),
         ((Vec::new(), None), (Vec::new(), None))
     );
-    eventually("the receipt", async || {
-        rig.running().admin.drains.records()[0].ended.is_some()
-    })
-    .await;
-    let record = &rig.running().admin.drains.records()[0];
+    eventually("the receipt", async || rig.receipts()[0].ended.is_some()).await;
+    let record = &rig.receipts()[0];
     assert_eq!((record.finished, record.forced), (0, 1));
 }
 
@@ -186,7 +180,7 @@ async fn a_connection_cut_in_mid_transfer_is_reset_at_both_ends() {
     let (mut client, endpoint) = through(&rig, &mut a).await;
     rig.endpoints(&[]);
     drains(&rig, 1).await;
-    let deadline = rig.running().admin.drains.records()[0].deadline.unwrap();
+    let deadline = rig.receipts()[0].deadline.unwrap();
     let (mut from_client, mut to_client) = endpoint.into_split();
     let sending = tokio::spawn(async move {
         loop {
@@ -264,12 +258,7 @@ async fn no_new_connection_reaches_a_draining_endpoint() {
         more(20).await;
         assert_eq!(a.accepted(), before, "round {round}");
         assert!(
-            rig.running()
-                .admin
-                .drains
-                .records()
-                .iter()
-                .any(|r| r.ended.is_none()),
+            rig.receipts().iter().any(|r| r.ended.is_none()),
             "drained too soon for the test"
         );
         drop(staying);
@@ -810,7 +799,7 @@ async fn a_tunnel_is_tcp_until_the_drain_deadline() {
     assert_eq!(first, b"first");
     rig.endpoints(&[a.ep("a").terminating(), Ep::new("b", b.address)]);
     drains(&rig, 1).await;
-    let deadline = rig.running().admin.drains.records()[0].deadline.unwrap();
+    let deadline = rig.receipts()[0].deadline.unwrap();
     while Instant::now() + Duration::from_millis(1400) < deadline {
         passes(&mut client, &mut endpoint, b"\x81\x02up").await;
         passes(&mut endpoint, &mut client, b"\x81\x04down").await;

@@ -246,12 +246,7 @@ async fn a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset() {
             vanished.elapsed()
         );
         eventually("the receipt", async || {
-            rig.running()
-                .admin
-                .drains
-                .records()
-                .iter()
-                .all(|r| r.ended.is_some())
+            rig.receipts().iter().all(|r| r.ended.is_some())
         })
         .await;
     }
