@@ -57,9 +57,16 @@ impl<'a> Head<'a> {
             text.copied().all(|b| b == b'\t' || b >= b' ' && b != 0x7f),
             "a control byte"
         );
-        for hop in ["te", "keep-alive", "proxy-connection"] {
+        for hop in ["keep-alive", "proxy-connection"] {
             assert_eq!(self.all(hop).len(), 0, "{hop} is for one hop only");
         }
+        // The proxy's own, for the next hop: RFC 9110, section 10.1.4.
+        let (te, connection) = (self.all("te"), self.all("connection").join(&b", "[..]));
+        assert!(te.is_empty() || te == [b"trailers"]);
+        let named = connection
+            .split(|&b| b == b',')
+            .any(|option| option.trim_ascii() == b"TE");
+        assert_eq!(named, !te.is_empty(), "Connection names TE");
     }
 
     /// The values of all fields with this name.

@@ -135,14 +135,21 @@ fn plainly(input: &[u8], out: &[u8], request: &Request, fwd: &Forwarding) {
     };
     assert_eq!(framing, request.framing);
     assert_eq!(head.all("host").len(), 1);
-    let upgrade: &[&[u8]] = if request.upgrade { &[b"upgrade"] } else { &[] };
+    let connection: &[&[u8]] = match (request.upgrade, head.all("te").is_empty()) {
+        (true, false) => &[b"upgrade, TE"],
+        (true, true) => &[b"upgrade"],
+        (false, false) => &[b"TE"],
+        (false, true) => &[],
+    };
     assert_eq!(
         (
             head.all("connection").as_slice(),
             !head.all("upgrade").is_empty()
         ),
-        (upgrade, request.upgrade)
+        (connection, request.upgrade)
     );
+    // The client has asked for trailers.
+    assert!(head.all("te").is_empty() || !sent.all("te").is_empty());
     let named = [
         head.all("x-forwarded-for").len(),
         head.all("x-forwarded-proto").len(),
@@ -164,6 +171,7 @@ fn plainly(input: &[u8], out: &[u8], request: &Request, fwd: &Forwarding) {
         "content-length",
         "transfer-encoding",
         "connection",
+        "te",
         "x-forwarded-for",
         "x-forwarded-proto",
         "x-forwarded-host",
