@@ -29,8 +29,34 @@ pub struct Rig {
     pub api: Api,
     folder: TempDir,
     running: Option<Running>,
-    silence: Duration,
+    times: Times,
     barriers: Cell<usize>,
+}
+
+/// Times of the source that are no fields of the configuration file.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    pub silence: Duration,
+    pub patience: Duration,
+}
+
+impl Default for Times {
+    /// No test waits that long.
+    fn default() -> Self {
+        let (silence, patience) = (Duration::from_secs(75), Duration::from_secs(3_600));
+        Self { silence, patience }
+    }
+}
+
+impl Times {
+    /// The first table waits for no namespace that cannot be listed.
+    pub fn impatient() -> Self {
+        let patience = Duration::from_millis(200);
+        Self {
+            patience,
+            ..Self::default()
+        }
+    }
 }
 
 impl Rig {
@@ -42,12 +68,12 @@ impl Rig {
     }
 
     /// `more` is YAML at the end of the configuration. `source` is YAML of fields of
-    /// `discovery.kubernetes`.
+    /// `discovery.kubernetes`, and after a `|` of fields of `discovery`.
     pub fn launch(api: &Api, source: &str, more: &str) -> Self {
-        Self::with_silence(api, source, more, Duration::from_secs(75))
+        Self::with_times(api, source, more, Times::default())
     }
 
-    pub fn with_silence(api: &Api, source: &str, more: &str, silence: Duration) -> Self {
+    pub fn with_times(api: &Api, source: &str, more: &str, times: Times) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let kubeconfig = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
@@ -61,7 +87,7 @@ impl Rig {
             api: api.clone(),
             folder,
             running: None,
-            silence,
+            times,
             barriers: Cell::new(0),
         };
         let config = rig.config(source, more);
@@ -71,14 +97,18 @@ impl Rig {
 
     fn config(&self, source: &str, more: &str) -> Config {
         let file = self.folder.path().join("ebbtide.yaml");
+        // What belongs beside `kubernetes` follows a `|`.
+        let (source, beside) = source.split_once('|').unwrap_or((source, ""));
         let text = format!(
-            "discovery: {{kubernetes: {{kubeconfig: kubeconfig, {source}}}}}\n\
+            "discovery: {{kubernetes: {{kubeconfig: kubeconfig, {source}}}, {beside}}}\n\
              admin: {{address: '127.0.0.1:0'}}\nworkers: 1\n{more}\n"
         );
         std::fs::write(&file, text).unwrap();
         let mut config = Config::load(&file).unwrap();
         if let Discovery::Kubernetes(kubernetes) = &mut config.discovery {
-            kubernetes.silence = self.silence;
+            kubernetes.silence = self.times.silence;
+            kubernetes.patience = self.times.patience;
+            kubernetes.save_every = Duration::from_millis(50);
         }
         config
     }
@@ -209,6 +239,16 @@ impl Rig {
         self.api.delete(Kind::Services, "web", &name);
     }
 
+    /// Counts a request on the endpoint of `web/shop` with this last number, as a worker does when
+    /// the request ends during the drain.
+    pub fn count_request(&self, last: u8) {
+        let port = self.port("shop").unwrap();
+        let endpoint = port.all.iter().find(|it| last_of(it.address) == last);
+        let finished = &endpoint.unwrap().tally.finished;
+        finished.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        port.metrics.requests[0].inc();
+    }
+
     pub async fn settled(&self) {
         self.barrier(&[Kind::Slices, Kind::Pods]).await;
     }
@@ -239,6 +279,7 @@ pub fn service(name: &str) -> Value {
     let mut service = manifests::service(name, json!({"ebbtide.dev/join-check": "off"}));
     service["metadata"]["uid"] = uid_of(name).into();
     service["spec"]["type"] = "NodePort".into();
+    service["spec"]["selector"] = json!({"app": name});
     service["spec"]["ports"][0]["targetPort"] = 8080.into();
     service
 }
