@@ -7,17 +7,23 @@
 //! that end as soon as they begin, so this file does. What the objects mean is left to `discovery`.
 //!
 //! A watch is named by its path and its selectors ([`watch_name`]).
+//!
+//! Over TLS, all requests share one connection (HTTP/2), if the API server offers that. A watch that
+//! falls silent must then be noticed although others go on, so the silence of each response is
+//! bounded here, and not only that of the connection.
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Frame, Incoming};
 use hyper::{Request, Response, Uri};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
@@ -28,6 +34,7 @@ use kube::core::NamespaceResourceScope;
 use kube::runtime::utils::Backoff;
 use kube::{Client, Resource};
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 use tower::util::BoxService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 
@@ -112,6 +119,7 @@ pub fn connect(
     let (answered, paths) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock::default());
     let layer = Observe {
+        silence: config.read_timeout.unwrap_or(LONGEST_SILENCE),
         clock: clock.clone(),
         answered,
         paces: Arc::default(),
@@ -133,7 +141,19 @@ fn transport(config: &kube::Config) -> kube::Result<Transport> {
     tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     tcp.set_tcp_user_timeout(Some(KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES));
-    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    let tls = HttpsConnectorBuilder::new()
+        .with_tls_config(config.rustls_client_config()?)
+        .https_or_http();
+    let tls = match &config.tls_server_name {
+        None => tls,
+        Some(name) => {
+            let name = name.clone().try_into();
+            let name = name.map_err(|error| kube::Error::Service(Box::new(error)))?;
+            tls.with_server_name_resolver(FixedServerNameResolver::new(name))
+        }
+    };
+    let tls = tls.enable_http1().enable_http2().wrap_connector(tcp);
+    let mut connector = TimeoutConnector::new(tls);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(config.read_timeout);
     connector.set_write_timeout(config.write_timeout);
@@ -265,6 +285,7 @@ struct Pace {
 /// may still fail then, a streamed one, too), and pauses between short watches.
 #[derive(Clone)]
 struct Observe {
+    silence: Duration,
     clock: Arc<Clock>,
     answered: mpsc::UnboundedSender<String>,
     /// One entry for each watch, by name.
@@ -338,10 +359,11 @@ where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
     S::Error: 'static,
+    B: 'static,
 {
-    type Response = Response<B>;
+    type Response = Response<Bounded<B>>;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+    type Future = BoxFuture<'static, Result<Response<Bounded<B>>, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -369,7 +391,7 @@ where
             if asked != Asked::Other && response.status().is_success() {
                 observe.watch_answered(name, asked);
             }
-            response
+            response.map(|body| Bounded::new(body, observe.silence))
         };
         // Nothing is sent before the future is polled.
         let answer = self.inner.call(request);
@@ -383,6 +405,53 @@ where
     }
 }
 
+/// The body of a response. It ends with an error when nothing has come for `silence`.
+struct Bounded<B> {
+    body: B,
+    silence: Duration,
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl<B> Bounded<B> {
+    fn new(body: B, silence: Duration) -> Self {
+        let alarm = Box::pin(tokio::time::sleep(silence));
+        Self {
+            body,
+            silence,
+            alarm,
+        }
+    }
+}
+
+impl<B> HttpBody for Bounded<B>
+where
+    B: HttpBody + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            let next = tokio::time::Instant::now() + this.silence;
+            this.alarm.as_mut().reset(next);
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        match this.alarm.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err("the API server has fallen silent".into()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
 /// The longest connect to the API server.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Idle time before the first probe. With the two constants below, a connection that the other side
@@ -390,6 +459,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 2;
+/// How long a response may be silent if the configuration does not say.
+const LONGEST_SILENCE: Duration = Duration::from_secs(75);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A watch that ends sooner counts as short. The API server ends watches after minutes.

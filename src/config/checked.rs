@@ -75,7 +75,9 @@ impl raw::Discovery {
                 ));
             }
             (None, Some(kubernetes)) => {
-                let snapshot = self.snapshot.map(|text| folder.join(text).components().collect());
+                let snapshot = self
+                    .snapshot
+                    .map(|text| folder.join(text).components().collect());
                 let kubernetes = kubernetes.check(folder)?;
                 return Ok(Discovery::Kubernetes(Kubernetes {
                     snapshot,

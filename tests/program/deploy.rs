@@ -223,7 +223,9 @@ fn the_pods_have_no_privilege() {
         assert_eq!((pod.host_pid, pod.host_ipc), (None, None));
         let volumes = pod.volumes.as_ref().unwrap();
         assert!(
-            volumes.iter().all(|volume| volume.config_map.is_some()),
+            volumes
+                .iter()
+                .all(|volume| volume.config_map.is_some() || volume.empty_dir.is_some()),
             "{volumes:?}"
         );
         let expected = json!({
