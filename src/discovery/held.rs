@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(held.end_saved(Kind::Pod, |_| true), []);
         assert_eq!(
             held.end_saved(Kind::EndpointSlice, |_| true),
-            [name.clone()]
+            std::slice::from_ref(&name)
         );
         assert!(!held.has_saved());
         assert!(!held.hide(&key(Of::Claimed), &name), "it is gone already");

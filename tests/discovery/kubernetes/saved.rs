@@ -123,7 +123,8 @@ async fn a_pod_that_terminated_when_it_was_saved_gets_nothing() {
 
 #[tokio::test]
 async fn a_file_that_cannot_be_trusted_is_not_used_and_hinders_nothing() {
-    let damages: [(&str, fn(&str) -> String); 7] = [
+    type Damage = fn(&str) -> String;
+    let damages: [(&str, Damage); 7] = [
         ("empty", |_| String::new()),
         ("foreign", |_| "apiVersion: v1\nkind: Config\n".into()),
         ("half", |text| text[..text.len() / 2].into()),
