@@ -204,6 +204,7 @@ async fn an_old_table_is_used_only_where_the_api_server_does_not_answer() {
         1,
         "no saved endpoint was ever known"
     );
+    eventually("saved", async || disk.text().contains("10.0.0.7")).await;
     drop(rig);
     disk.edit(old);
     api.unplug();
