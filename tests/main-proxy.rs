@@ -24,6 +24,7 @@ mod proxy {
 
     mod access;
     mod admin;
+    mod bound;
     mod bounds;
     mod choice;
     mod drain;

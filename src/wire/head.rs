@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::wire::fields::{
-    FieldKind, Fields, Lines, MAX_HEADERS, end_of_head, write_line, write_upgrade,
+    FieldKind, Fields, Lines, MAX_HEADERS, binds_connection, end_of_head, write_line, write_upgrade,
 };
 use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 use crate::wire::target::{Target, is_authority};
@@ -138,6 +138,7 @@ pub fn parse_request(
         expect_continue: false,
         conditional: false,
         idempotency_key: false,
+        binds: false,
         consumed: skipped + length,
     };
 
@@ -182,7 +183,8 @@ pub fn parse_request(
             }
             FieldKind::Conditional => request.conditional = true,
             FieldKind::IdempotencyKey => request.idempotency_key = true,
-            FieldKind::Trailer | FieldKind::EndToEnd => {}
+            FieldKind::Credentials => request.binds |= binds_connection(value),
+            FieldKind::Trailer | FieldKind::Challenge | FieldKind::EndToEnd => {}
         }
         write_line(out, line.name, value);
     }
@@ -371,7 +373,7 @@ fn response(
         None => Framing::UntilClose,
     };
     let uncounted = matches!(framing, Framing::Chunked | Framing::UntilClose);
-    let answer = Response {
+    let mut answer = Response {
         status,
         version,
         framing,
@@ -383,6 +385,7 @@ fn response(
         keep_alive: keeps_alive(version, &fields) && framing != Framing::UntilClose && !tunnel,
         client_close: uncounted && client == Version::H10,
         upgrade: tunnel,
+        binds: false,
         consumed: head.len(),
     };
 
@@ -412,6 +415,7 @@ fn response(
             FieldKind::Trailer if framing != Framing::Chunked || client == Version::H10 => continue,
             FieldKind::Upgrade | FieldKind::Host => {}
             _ if fields.is_listed(line.name) => continue,
+            FieldKind::Challenge => answer.binds |= binds_connection(value),
             _ => {}
         }
         write_line(out, line.name, value);

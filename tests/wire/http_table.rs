@@ -1278,7 +1278,8 @@ fn chunks_are_forwarded_in_canonical_form() {
             "",
         ),
         (
-            "0\r\nConnection: a\r\nUpgrade: b\r\nX-Forwarded-For: c\r\nKept: d\r\nTE: e\r\nTrailer: f\r\n\r\n",
+            "0\r\nConnection: a\r\nUpgrade: b\r\nX-Forwarded-For: c\r\nKept: d\r\nTE: e\r\nTrailer: f\r\n\
+             authorization: NTLM g\r\nWWW-Authenticate: h\r\nProxy-Authorization: i\r\n\r\n",
             "0\r\nKept: d\r\n\r\n",
             "",
         ),

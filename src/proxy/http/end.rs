@@ -12,6 +12,7 @@ use crate::contract::reason::CloseReason;
 use crate::observe::access_log::AccessEntry;
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::Refusal;
+use crate::proxy::http::bound::{Bound, Tie};
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
 use crate::proxy::upstream;
 use crate::wire::answer;
@@ -22,6 +23,7 @@ impl Exchange<'_> {
     pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
         let Attempt {
             upstream,
+            tie,
             spent,
             up,
             down,
@@ -45,12 +47,16 @@ impl Exchange<'_> {
         }
         let uploaded =
             self.upload.body.is_done() && up.written == self.upload.sent.len() && up.lent.is_none();
-        if response.keep_alive && !spent && uploaded {
-            upstream::check_in(upstream, now);
-        } else {
-            drop(upstream);
+        let login = self.request.binds.then_some(Tie::Login);
+        let tie = tie.max(login).max(response.binds.then_some(Tie::Offer));
+        match tie {
+            _ if !response.keep_alive || spent || !uploaded => drop((upstream, lease)),
+            None => {
+                upstream::check_in(upstream, now);
+                drop(lease);
+            }
+            Some(tie) => *self.bound = Some(Bound::new(upstream, lease, tie)),
         }
-        drop(lease);
         if !self.reply.told_close
             && (self.upload.body.is_done() || Box::pin(self.discard_body()).await)
         {

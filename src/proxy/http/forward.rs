@@ -22,6 +22,7 @@ use crate::net::socket::Peer;
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::Refusal;
 use crate::proxy::http::attempts::Attempts;
+use crate::proxy::http::bound::Bound;
 use crate::proxy::http::end::answer_alone;
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Logged, Lost, Reply, Upload};
 use crate::proxy::http::replay::{self, GiveUp, Loss};
@@ -31,11 +32,13 @@ use crate::wire::message::{self, Emit, Framing, Reject, Request};
 
 /// Forwards one request and returns what becomes of the client's connection.
 ///
-/// `config` is what the head was parsed by, `sent` is the request's canonical head. `timer` is the
-/// session's, and free for use here.
+/// `bound` is the connection that belongs to this client, if one does. It is taken, and put back if
+/// it serves the next request, too. `config` is what the head was parsed by, `sent` is the request's
+/// canonical head. `timer` is the session's, and free for use here.
 pub async fn forward(
     worker: &Rc<Worker>,
     client: &mut Client,
+    bound: &mut Option<Box<Bound>>,
     config: Rc<Config>,
     request: Request,
     sent: Vec<u8>,
@@ -63,6 +66,7 @@ pub async fn forward(
         },
         reply: Reply::new(worker.buffer()),
         client,
+        bound,
         config,
         port,
         request,
@@ -110,16 +114,18 @@ impl Exchange<'_> {
             self.upload.repeatable && fits,
         );
         loop {
-            let found = attempts.connect(self.worker, self.client, &self.port).await;
-            let (lease, upstream) = match found {
-                Ok(found) => found,
-                Err(refusal) => return Box::pin(self.refused(refusal)).await,
+            let (lease, upstream, tie) = match self.bound.take().and_then(Bound::take) {
+                Some(bound) => bound,
+                None => match attempts.connect(self.worker, self.client, &self.port).await {
+                    Ok((lease, upstream)) => (lease, upstream, None),
+                    Err(refusal) => return Box::pin(self.refused(refusal)).await,
+                },
             };
             if let Some(logged) = &mut self.logged {
                 logged.endpoint = Some(lease.endpoint().address);
                 logged.attempts += 1;
             }
-            let mut attempt = Attempt::new(upstream, &self.limits);
+            let mut attempt = Attempt::new(upstream, tie, &self.limits);
             let outcome = self
                 .attempt(&mut attempt, timer.as_mut(), attempts.deadline())
                 .await;

@@ -133,6 +133,7 @@ mod tests {
             expect_continue: false,
             conditional,
             idempotency_key,
+            binds: false,
             consumed: 0,
         }
     }

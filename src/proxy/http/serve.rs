@@ -15,6 +15,7 @@ use crate::config::settings::Config;
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
+use crate::proxy::http::bound::Bound;
 use crate::proxy::http::exchange::End;
 use crate::proxy::http::forward::forward;
 use crate::proxy::relay::Pair;
@@ -33,8 +34,9 @@ pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
 async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     let worker = &worker;
     let mut timer = pin!(tokio::time::sleep(Duration::MAX));
+    let mut bound = None;
     loop {
-        let end = match read_head(worker, &mut client, timer.as_mut()).await {
+        let end = match read_head(worker, &mut client, &mut bound, timer.as_mut()).await {
             Ok(Parsed {
                 config,
                 request,
@@ -44,6 +46,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 Box::pin(forward(
                     worker,
                     &mut client,
+                    &mut bound,
                     config,
                     request,
                     head,
@@ -69,6 +72,9 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
             }
             Err(HeadEnd::Closed(reason)) => return reason,
         };
+        if !matches!(end, End::KeepAlive) {
+            bound = None;
+        }
         match end {
             End::KeepAlive => {}
             End::Close(reason) => {
@@ -116,10 +122,12 @@ enum HeadEnd {
     Refused(message::Reject),
 }
 
-/// Reads the next request's head.
+/// Reads the next request's head. Meanwhile gives up a connection that belongs to the client, if
+/// it serves no more.
 async fn read_head(
     worker: &Rc<Worker>,
     client: &mut Client,
+    bound: &mut Option<Box<Bound>>,
     mut timer: Pin<&mut tokio::time::Sleep>,
 ) -> Result<Parsed, HeadEnd> {
     let config = worker.config();
@@ -142,6 +150,9 @@ async fn read_head(
                 begun = true;
                 timer.as_mut().reset((Instant::now() + head_time).into());
             }
+        }
+        if bound.as_mut().is_some_and(|it| it.poll_end(cx).is_ready()) {
+            *bound = None;
         }
         timer.as_mut().poll(cx).map(|()| {
             Err(if begun {
