@@ -28,6 +28,7 @@ mod proxy {
     mod bounds;
     mod choice;
     mod drain;
+    mod ends;
     mod faults;
     mod hold;
     mod join;

@@ -292,16 +292,28 @@ fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
     }
 }
 
-/// Whether an endpoint that lost a request turns out, within a second, to leave. Then the loss is
-/// free (contract 3.7). One of the callers connects to the endpoint and the others wait for the
-/// result: a storm of losses must not become a storm of connects.
+/// Whether discovery reports within a second that an endpoint leaves that has lost a request. Then
+/// the loss is free (contract 3.7).
+pub async fn is_announced_soon(endpoint: &Endpoint, deadline: Option<Instant>) -> bool {
+    let until = second_look(deadline);
+    while !endpoint.is_announced() {
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    true
+}
+
+/// Whether an endpoint that lost a connection turns out, within a second, to leave or to refuse
+/// connections. One of the callers connects to the endpoint and the others wait for the result: a
+/// storm of losses must not become a storm of connects.
 pub async fn is_leaving_soon(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     deadline: Option<Instant>,
 ) -> bool {
-    let until = Instant::now() + SECOND_LOOK;
-    let until = deadline.map_or(until, |at| at.min(until));
+    let until = second_look(deadline);
     let local = worker.local(endpoint);
     let mine = !local.looked_at.replace(true);
     let _looking = mine.then(|| Looking(&local.looked_at));
@@ -320,6 +332,11 @@ pub async fn is_leaving_soon(
         tokio::time::sleep(LOOK_EVERY).await;
     }
     false
+}
+
+fn second_look(deadline: Option<Instant>) -> Instant {
+    let until = Instant::now() + SECOND_LOOK;
+    deadline.map_or(until, |at| at.min(until))
 }
 
 /// Lets another caller look when this one is done, or dropped.

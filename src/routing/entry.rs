@@ -39,6 +39,11 @@ impl Entry {
     }
 
     /// Stores the conditions here and in the endpoint.
+    pub(super) fn set_listed(&mut self, listed: bool) {
+        self.listed = listed;
+        self.endpoint.set_removed(!listed);
+    }
+
     pub(super) fn set_conditions(&mut self, conditions: Conditions) {
         self.conditions = conditions;
         self.endpoint.set_conditions(conditions);

@@ -143,6 +143,8 @@ pub(super) struct Up {
     /// A write failed. It has taken the socket's error, so a read would now report an end where
     /// there was a reset.
     pub(super) failed: bool,
+    /// The client's end was passed on.
+    pub(super) ended: bool,
     pub(super) flow: Flow,
     /// For a long body.
     pub(super) lent: Option<Lent>,

@@ -135,7 +135,7 @@ impl Exchange<'_> {
                 Err(lost) => lost,
             };
             let endpoint = lease.endpoint().clone();
-            let wrote = attempt.up.wrote;
+            let (wrote, client_ended) = (attempt.up.wrote, attempt.up.ended);
             drop(attempt);
             let Lost::Upstream { forced, stale } = lost else {
                 drop(lease);
@@ -150,6 +150,7 @@ impl Exchange<'_> {
                 stale,
                 shutdown: self.worker.cut.get(),
                 client_gone: self.client.stream.peer() == Peer::Gone,
+                client_ended,
             };
             let decision =
                 Box::pin(attempts.after(&loss, &endpoint, self.worker, &self.port, &self.config))
@@ -160,6 +161,7 @@ impl Exchange<'_> {
                 tracing::debug!(endpoint = %endpoint.address, ?reason, "not sent again");
                 let lost = match reason {
                     GiveUp::Deadline => Lost::Deadline,
+                    GiveUp::ClientEnded => Lost::Client(CloseReason::ClientClosed),
                     _ => lost,
                 };
                 return Box::pin(self.give_up(lost, &endpoint)).await;
