@@ -26,6 +26,7 @@ mod proxy {
     mod admin;
     mod bound;
     mod bounds;
+    mod busy;
     mod choice;
     mod drain;
     mod ends;

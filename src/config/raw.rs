@@ -119,7 +119,7 @@ pub(super) struct Admin {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Timeouts {
     /// For one connect to an endpoint.
-    #[schemars(extend("default" = "1s"))]
+    #[schemars(extend("default" = "3s"))]
     pub connect: Option<DurationText>,
     /// From the first byte of a request's head to its last.
     #[schemars(extend("default" = "10s"))]

@@ -199,7 +199,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         let s = Duration::from_secs;
         Self {
-            connect: s(1),
+            connect: s(3),
             head: s(10),
             request: None,
             client_idle: s(300),

@@ -61,6 +61,15 @@ pub fn has_usable(port: &Port) -> bool {
         .any(|e| e.is_open() && !e.is_ejected())
 }
 
+/// Whether one more endpoint may be ejected because a connect to it was not answered in time. A full
+/// accept queue is load and not death: what an ejected endpoint does not take, the others must. So
+/// the last one is never ejected for that, and no more than half of a Service. (Workers that decide
+/// at the same moment may exceed this by one endpoint each, until the first probe.)
+pub fn may_eject_silent(port: &Port) -> bool {
+    let ejected = port.usable.iter().filter(|e| e.is_ejected()).count();
+    2 * (ejected + 1) <= port.usable.len()
+}
+
 /// The common case, independent of the number of endpoints.
 fn random_choices(
     endpoints: &EndpointList,

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use ebbtide::command::demo::client::Client;
 use ebbtide::contract::endpoint::Endpoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use crate::proxy::busy::Full;
 use crate::proxy::scripted::Scripted;
 use crate::support::folder::Ep;
 use crate::support::rig::Rig;
@@ -427,18 +428,8 @@ async fn a_refused_connect_moves_on_before_the_client_notices() {
 
 #[tokio::test]
 async fn a_black_hole_costs_no_more_than_the_race() {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let hole = socket.listen(1).unwrap();
-    let address = hole.local_addr().unwrap();
-    let mut filling = Vec::new();
-    // The first SYN without an answer shows that the accept queue is full.
-    while let Ok(stream) =
-        tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await
-    {
-        filling.push(stream.unwrap());
-        assert!(filling.len() < 100, "the accept queue never fills");
-    }
+    let hole = Full::start().await;
+    let address = hole.address();
     let b = echo().await;
     let rig = Rig::with_protocol("tcp", "timeouts: {connect: 1m}").await;
     rig.service(&[("ebbtide.dev/join-check", "off")]);

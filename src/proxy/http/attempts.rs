@@ -74,7 +74,7 @@ impl Attempts {
         &self,
         worker: &Rc<Worker>,
         client: &Client,
-        port: &Routed,
+        port: &Rc<Routed>,
     ) -> Result<(Lease, Upstream), Refusal> {
         let ask = Ask {
             cost: Cost::Http,
