@@ -4,8 +4,7 @@
 //! This file owns the start lines, the framing that a message's fields give, and what of a message
 //! is forwarded. Invariants: nothing is appended to `out` before a head is complete and accepted;
 //! the verdict on the same bytes does not depend on how the network split them. Bodies are in
-//! `body.rs`. `Via` and `Max-Forwards` are left out, because this is a gateway of which neither
-//! side needs to know.
+//! `body.rs`. `Via`, `Max-Forwards` and a missing `Date` are left out (contract 4.2).
 
 use std::io::Write;
 use std::mem::MaybeUninit;

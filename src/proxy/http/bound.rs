@@ -10,7 +10,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use tokio::sync::futures::OwnedNotified;
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -53,12 +53,11 @@ impl Bound {
         })
     }
 
-    /// The connection for the next request, if it still serves.
+    /// The connection for the next request, if it still serves. The kernel is asked, because a
+    /// request that may run only once goes out on it, too, however long it was idle.
     pub fn take(self: Box<Self>) -> Option<(Lease, Upstream, Option<Tie>)> {
-        let mut cx = Context::from_waker(Waker::noop());
-        let stream = &self.upstream.stream;
-        let alive = stream.poll_read_ready(&mut cx).is_pending() || stream.is_quiet();
-        (alive && self.holds()).then_some((self.lease, self.upstream, Some(self.tie)))
+        let serves = self.upstream.stream.is_quiet() && self.holds();
+        serves.then_some((self.lease, self.upstream, Some(self.tie)))
     }
 
     /// Ready when the connection serves no more: the endpoint has ended it, or sent what nobody
