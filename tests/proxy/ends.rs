@@ -50,7 +50,7 @@ async fn until_end(
 }
 
 async fn rig_of(scripted: &Scripted) -> Rig {
-    let rig = Rig::start("").await;
+    let rig = Rig::start("timeouts: {drain: 1h}").await;
     rig.endpoints(&[Ep::new("a", scripted.address)]);
     rig.usable(1).await;
     rig
