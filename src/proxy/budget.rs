@@ -31,8 +31,8 @@ impl Budget {
     /// Takes one replay out of the budget. Returns `false` if none is left. The floor is for the
     /// whole process, so each of the `workers` has its part of it.
     pub fn spend(&self, retry: &Retry, workers: usize) -> bool {
-        let (percent, floor) = (retry.budget_percent, retry.budget_floor);
-        self.replays.spend(percent.into(), floor.into(), workers)
+        let floor = f64::from(retry.budget_floor) / workers as f64;
+        self.replays.spend(retry.budget_percent.into(), floor)
     }
 
     /// Counts one connect that a client needs.
@@ -42,8 +42,8 @@ impl Budget {
 
     /// Takes one connect out of the budget that races with an unanswered one. A full accept queue
     /// leaves connects unanswered, too, and more of them make it no shorter.
-    pub fn hedge(&self, workers: usize) -> bool {
-        self.hedges.spend(HEDGE_PERCENT, HEDGE_FLOOR, workers)
+    pub fn hedge(&self) -> bool {
+        self.hedges.spend(HEDGE_PERCENT, HEDGE_FLOOR)
     }
 
     /// Forgets a part of all counts. Must be called once a second.
@@ -58,10 +58,10 @@ impl Share {
         self.done.set(self.done.get() + 1.0);
     }
 
-    fn spend(&self, percent: f64, floor: f64, workers: usize) -> bool {
+    /// `floor` is for a second.
+    fn spend(&self, percent: f64, floor: f64) -> bool {
         let again = self.again.get() + 1.0;
-        let floor = floor * WINDOW_S / workers as f64;
-        let fits = again <= self.done.get() * percent / 100.0 + floor;
+        let fits = again <= self.done.get() * percent / 100.0 + floor * WINDOW_S;
         if fits {
             self.again.set(again);
         }
@@ -79,8 +79,8 @@ impl Share {
 const WINDOW_S: f64 = 10.0;
 /// How many of a hundred connects may race with a second one.
 const HEDGE_PERCENT: f64 = 10.0;
-/// How many more may in each second, over all workers: where connects are few, a black hole must
-/// not stall them.
+/// How many more may in each second, for each worker: where connects are few, a black hole must not
+/// stall them.
 const HEDGE_FLOOR: f64 = 10.0;
 
 #[cfg(test)]
@@ -124,8 +124,8 @@ mod tests {
     #[test]
     fn a_tenth_of_the_connects_may_race_and_a_floor() {
         let budget = Budget::default();
-        let hedges = |budget: &Budget| (0..).take_while(|_| budget.hedge(2)).count();
-        assert_eq!(hedges(&budget), 50, "the part of one of two workers");
+        let hedges = |budget: &Budget| (0..).take_while(|_| budget.hedge()).count();
+        assert_eq!(hedges(&budget), 100);
         (0..1_000).for_each(|_| budget.count_connect());
         assert_eq!(hedges(&budget), 100);
         let retry = Retry {

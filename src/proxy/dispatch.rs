@@ -167,7 +167,6 @@ async fn connect(
     ask: &Ask<'_>,
     first: Lease,
 ) -> Option<(Lease, Upstream)> {
-    let workers = worker.config().workers.get();
     let mut race: Vec<Connecting> = Vec::with_capacity(1);
     // Endpoints that are not to be picked: those that lost the request, then those that failed here.
     let mut out = ask.avoid.tried.to_vec();
@@ -239,12 +238,14 @@ async fn connect(
                 tried: &busy,
                 ..ask.avoid
             };
+            // What others have found silent in the meantime is as good as lost.
+            let hopeless = race.iter().all(|c| c.lease.endpoint().is_ejected());
             // Not a second connect to an endpoint that has failed or whose connect is under way.
             next = worker
                 .port(spec)
                 .and_then(|port| balancer::pick(&port, ask.cost, &avoid, Instant::now()))
                 .filter(|lease| !busy.contains(&lease.endpoint().id))
-                .filter(|_| port.budget.hedge(workers));
+                .filter(|_| hopeless || port.budget.hedge());
         }
     }
 }
