@@ -26,6 +26,7 @@ mod proxy {
     mod admin;
     mod bounds;
     mod choice;
+    mod detection;
     mod drain;
     mod faults;
     mod hold;
