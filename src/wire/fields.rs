@@ -323,7 +323,7 @@ pub(super) fn write_upgrade(out: &mut Vec<u8>, line: &Header<'_>) {
 }
 
 /// The elements of a comma-separated list, without the whitespace around them.
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|&b| b == b',')
         .map(|element| element.trim_ascii())

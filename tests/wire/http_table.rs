@@ -921,7 +921,7 @@ fn the_same_faults_in_a_response_are_502() {
             "length_with_transfer_encoding",
         ),
         (
-            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 01\r\n\r\n",
             "duplicate_content_length",
         ),
         (
@@ -940,20 +940,31 @@ fn the_same_faults_in_a_response_are_502() {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
             "bad_transfer_encoding",
         ),
-        (
-            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "transfer_encoding_on_http10",
-        ),
         ("\r\nHTTP/1.1 200 OK\r\n\r\n", "leading_blank_line"),
-        ("HTTP/1.1 200 OK\n\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\nA: b\r\n\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\n\r\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\nA: b\n c\n\n", "bare_lf"),
+        ("\nHTTP/1.1 200 OK\n\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\nContent-Length: 1\x01\n\n", "bare_lf"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\x01\r\n\r\n",
+            "control_byte",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: \x0cchunked\r\n\r\n",
+            "control_byte",
+        ),
         ("HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n", "bare_cr"),
         ("HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n", "obs_fold"),
         ("HTTP/1.1 200 O\0K\r\n\r\n", "control_byte"),
         ("HTTP/1.1 200 OK\r\nA : b\r\n\r\n", "bad_header"),
         ("HTTP/1.1 200 OK\r\n: b\r\n\r\n", "bad_header"),
-        ("HTTP/2.0 200 OK\r\n\r\n", "unsupported_version"),
+        ("HTTP/3.0 200 OK\r\n\r\n", "unsupported_version"),
+        ("HTTP/1.2 200 OK\r\n\r\n", "unsupported_version"),
         ("HTPP/1.1 200 OK\r\n\r\n", "bad_version"),
-        ("HTTP/1.1  200 OK\r\n\r\n", "bad_status_line"),
+        ("HTTP/1.1 200OK\r\n\r\n", "bad_status_line"),
+        ("HTTP/1.1  20 OK\r\n\r\n", "bad_status_line"),
         ("HTTP/1.1 20 OK\r\n\r\n", "bad_status_line"),
         ("HTTP/1.1 2000 OK\r\n\r\n", "bad_status_line"),
         ("HTTP/1.1 099 OK\r\n\r\n", "bad_status_line"),
@@ -1000,6 +1011,84 @@ fn the_same_faults_in_a_response_are_502() {
             reason: "head_too_large"
         })
     );
+}
+
+/// The table of docs/contract.md, section 4.3, whose bodies are in the table of `framing`.
+#[test]
+fn harmless_deviations_of_a_response_are_rewritten() {
+    let plain = "HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\n";
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let cases = [
+        ("HTTP/1.1 200 OK\nA: b\nContent-Length: 5\n\n", plain, true),
+        (
+            "HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\n",
+            plain,
+            true,
+        ),
+        (
+            "HTTP/1.1  200   OK\r\nA: b\r\nContent-Length: 5\r\n\r\n",
+            plain,
+            true,
+        ),
+        (
+            "HTTP/2.0 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\n",
+            plain,
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\x0b\r\nA: \x01b\x7f\r\nContent-Length: 5\r\n\r\n",
+            plain,
+            true,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\ncontent-length:5\r\n\r\n",
+            plain,
+            true,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: , chunked ,\r\n\r\n",
+            chunked,
+            true,
+        ),
+        (
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            chunked,
+            false,
+        ),
+        (
+            "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n",
+            chunked,
+            false,
+        ),
+        // Several together.
+        (
+            "HTTP/2.0  200 OK\nA: \x1bb\nContent-Length: 5\nContent-Length: 5\n\n",
+            plain,
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\nHost: a\nHost: b\nContent-Length: 5\n\n",
+            "HTTP/1.1 200 OK\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+            true,
+        ),
+        // No reason, with its space and without.
+        (
+            "HTTP/1.1 204\nA: b\n\n",
+            "HTTP/1.1 204 \r\nA: b\r\n\r\n",
+            true,
+        ),
+    ];
+    for (head, expected, keep_alive) in cases {
+        let (verdict, out) =
+            response_however_split(head.as_bytes(), Method::Get, Version::H11, false);
+        let read = verdict.unwrap_or_else(|reject| panic!("{head:?}: {reject:?}"));
+        assert_eq!(String::from_utf8_lossy(out.as_ref()), expected, "{head:?}");
+        assert_eq!(
+            (read.keep_alive, read.consumed),
+            (keep_alive, head.len()),
+            "{head:?}"
+        );
+    }
 }
 
 /// (request method, client, close), head, what the client receives, and the remaining results as a
