@@ -28,6 +28,7 @@ mod proxy {
     mod choice;
     mod detection;
     mod drain;
+    mod early_end;
     mod faults;
     mod hold;
     mod join;
