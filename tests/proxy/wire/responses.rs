@@ -7,7 +7,7 @@ use super::*;
 /// An endpoint that answers `GET /n` with the n-th of `answers`. If the second of the pair says so,
 /// it then ends its connection, by FIN or by reset. It answers everything else with [`OK`]. For
 /// `/n/slow` it sends byte by byte.
-async fn playing(answers: Vec<(String, Option<End>)>) -> Origin {
+pub(super) async fn playing(answers: Vec<(String, Option<End>)>) -> Origin {
     let answers = Arc::new(answers);
     Origin::start(move |mut wire, _| {
         let answers = answers.clone();
