@@ -28,7 +28,9 @@ mod proxy {
     mod bounds;
     mod busy;
     mod choice;
+    mod detection;
     mod drain;
+    mod early_end;
     mod ends;
     mod faults;
     mod hold;

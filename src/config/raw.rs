@@ -128,7 +128,7 @@ pub(super) struct Timeouts {
     #[schemars(extend("default" = "none"))]
     pub request: Option<DurationText>,
     /// For an HTTP client connection without a byte in either direction.
-    #[schemars(extend("default" = "5m"))]
+    #[schemars(extend("default" = "11m"))]
     pub client_idle: Option<DurationText>,
     /// For a pooled connection to an endpoint without a request.
     #[schemars(extend("default" = "60s"))]

@@ -202,7 +202,7 @@ impl Default for Timeouts {
             connect: s(3),
             head: s(10),
             request: None,
-            client_idle: s(300),
+            client_idle: s(660),
             upstream_idle: s(60),
             hold: s(10),
             drain: s(30),

@@ -16,17 +16,20 @@ use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::contract::counters::ServiceMetrics;
+use crate::contract::endpoint::Lease;
 use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
 use crate::proxy::detect::{Known, detect};
+use crate::proxy::early_end::{EarlyEnd, is_worth_a_line};
 use crate::proxy::http::serve::http;
 use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
 use crate::proxy::shared::Accepted;
 use crate::proxy::tcp::{Logged, acquire_tcp};
+use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
 
 /// What an open connection has taken. Its drop gives everything back.
@@ -88,10 +91,70 @@ async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, Clos
     in_turn(&queue, &unanswered, false, pin!(establish(open, client))).await
 }
 
-/// Finds out the client's address and its protocol. For TCP, connects to an endpoint, too.
+/// What serves a client.
+enum Service {
+    Http,
+    Tcp(Lease, Upstream),
+}
+
+/// Starts what serves the client, or logs why nothing does.
 async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
+    let (worker, started) = (open.worker.clone(), Instant::now());
+    let mut is_tcp = false;
+    let found = match find(open, &mut client, &mut is_tcp).await {
+        Ok(found) => found,
+        Err(reason) => {
+            if is_worth_a_line(reason, is_tcp || !client.unread.is_empty()) {
+                let end = EarlyEnd {
+                    took: started.elapsed(),
+                    line: &[],
+                    answer: None,
+                    reason: reason.as_str(),
+                };
+                end.log(&worker, &client);
+            }
+            return Err(reason);
+        }
+    };
+    let (lease, upstream) = match found {
+        Service::Http => return Ok(Box::pin(http(worker, client))),
+        Service::Tcp(lease, upstream) => (lease, upstream),
+    };
+    client.unanswered.set(false);
+    let Client {
+        stream,
+        unread,
+        peer,
+        listener,
+        ..
+    } = *client;
+    let logged = worker.shared.access_log.clone().map(|log| {
+        Box::new(Logged {
+            log,
+            port: worker.port(&listener),
+            peer,
+            listener,
+            started: Instant::now(),
+        })
+    });
+    let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
+    Ok(Box::pin(async move {
+        let ended = pair.run().await;
+        if let Some(logged) = logged {
+            logged.write(&ended);
+        }
+        ended.reason
+    }))
+}
+
+/// Finds out the client's address and its protocol. For TCP, connects to an endpoint, too.
+async fn find(
+    open: &mut Open,
+    client: &mut Client,
+    is_tcp: &mut bool,
+) -> Result<Service, CloseReason> {
     if client.listener.proxy_protocol {
-        Box::pin(proxy_header::read(&open.worker, &mut client)).await?;
+        Box::pin(proxy_header::read(&open.worker, client)).await?;
     }
     let worker = open.worker.clone();
     let port = worker.port(&client.listener);
@@ -107,46 +170,22 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
     let known = match protocol {
         Protocol::Http => Known::Http,
         Protocol::Tcp => Known::Tcp(None),
-        Protocol::Auto => Box::pin(detect(&worker, &mut client)).await?,
+        Protocol::Auto => Box::pin(detect(&worker, client)).await?,
     };
     let upstream = match known {
         Known::Http => {
             open.count(|m| &m.connections_http);
-            return Ok(Box::pin(http(worker, client)));
+            return Ok(Service::Http);
         }
         Known::Tcp(upstream) => upstream,
     };
+    *is_tcp = true;
     open.count(|m| &m.connections_tcp);
     let (lease, upstream) = match upstream {
         Some(found) => *found,
-        None => Box::pin(acquire_tcp(&worker, &client)).await?,
+        None => Box::pin(acquire_tcp(&worker, client)).await?,
     };
-    client.unanswered.set(false);
-    let Client {
-        stream,
-        unread,
-        peer,
-        listener,
-        ..
-    } = *client;
-    let logged = worker.shared.access_log.clone().and_then(|log| {
-        let port = worker.port(&listener)?;
-        Some(Box::new(Logged {
-            log,
-            port,
-            peer,
-            listener,
-            started: Instant::now(),
-        }))
-    });
-    let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
-    Ok(Box::pin(async move {
-        let ended = pair.run().await;
-        if let Some(logged) = logged {
-            logged.write(&ended);
-        }
-        ended.reason
-    }))
+    Ok(Service::Tcp(lease, upstream))
 }
 
 impl Open {

@@ -345,7 +345,7 @@ pub(super) fn binds_connection(value: &[u8]) -> bool {
 }
 
 /// The elements of a comma-separated list, without the whitespace around them.
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|&b| b == b',')
         .map(|element| element.trim_ascii())

@@ -15,6 +15,7 @@ use crate::wire::fields::{
 };
 use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 use crate::wire::target::{Target, is_authority};
+use crate::wire::tolerance;
 
 /// How the requests of a client are forwarded.
 #[derive(Clone, Copy, Debug)]
@@ -304,6 +305,8 @@ fn bad_syntax(error: httparse::Error, start_line: &'static str) -> Reject {
 ///
 /// A 1xx response is written too. The caller must not send it to an HTTP/1.0 client.
 ///
+/// A head that deviates harmlessly is rewritten first, see `tolerance.rs`.
+///
 /// # Errors
 /// The response cannot be forwarded: a [`Reject`] with status 502, and nothing was appended.
 pub fn parse_response(
@@ -314,13 +317,28 @@ pub fn parse_response(
     close: bool,
     out: &mut Vec<u8>,
 ) -> Result<Option<Response>, Reject> {
-    let Some(consumed) = end_of_head(input, limits).map_err(Reject::of_upstream)? else {
+    let (end, deviates) = match end_of_head(input, limits).map_err(Reject::of_upstream) {
+        Err(fault) if fault.reason != "head_too_large" => {
+            (tolerance::end_of_head(input, limits, fault)?, Some(fault))
+        }
+        end => (end?, None),
+    };
+    let Some(consumed) = end else {
         return Ok(None);
     };
     let head = input.get(..consumed).unwrap_or(input);
-    response(head, limits, request_method, client, close, out)
-        .map(Some)
-        .map_err(Reject::of_upstream)
+    let read =
+        |head: &[u8], out: &mut Vec<u8>| response(head, limits, request_method, client, close, out);
+    let strict = match deviates {
+        Some(fault) => Err(fault),
+        None => read(head, out),
+    };
+    let answer = strict.or_else(|fault| match tolerance::repaired(head) {
+        Some(head) => read(&head, out).map_err(|_| fault),
+        None => Err(fault),
+    });
+    let answer = answer.map_err(Reject::of_upstream)?;
+    Ok(Some(Response { consumed, ..answer }))
 }
 
 fn response(

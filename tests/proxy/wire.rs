@@ -4,6 +4,7 @@
 
 mod bodies;
 mod patience;
+mod reported;
 mod requests;
 mod responses;
 mod tunnels;

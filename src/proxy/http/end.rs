@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::reason::CloseReason;
@@ -13,8 +13,10 @@ use crate::observe::access_log::AccessEntry;
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::Refusal;
 use crate::proxy::http::bound::{Bound, Tie};
+use crate::proxy::early_end::{EarlyEnd, first_line};
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
 use crate::proxy::upstream;
+use crate::proxy::worker::Worker;
 use crate::wire::answer;
 use crate::wire::message::{Emit, Method, Request, Version};
 
@@ -220,13 +222,17 @@ impl Exchange<'_> {
             let mut words = logged.request_line.split(|byte| *byte == b' ');
             let cut = match end {
                 End::Cut(reason) => Some(reason.as_str()),
+                // The client has left before it got anything.
+                End::Close(reason) | End::Linger(reason) if self.reply.status == 0 => {
+                    Some(reason.as_str())
+                }
                 _ => None,
             };
             log.write(&AccessEntry {
                 time: SystemTime::now(),
                 peer: self.client.peer,
                 listener: &self.client.listener.name,
-                service: &self.port.key,
+                service: Some(&self.port.key),
                 method: words.next(),
                 target: words.next(),
                 status: (self.reply.status != 0).then_some(self.reply.status),
@@ -242,10 +248,11 @@ impl Exchange<'_> {
 
 /// Answers where there is no service port that could count the request.
 pub(super) async fn answer_alone(
+    worker: &Worker,
     client: &mut Client,
     request: &Request,
-    status: u16,
-    reason: &'static str,
+    sent: &[u8],
+    (status, reason): (u16, &'static str),
 ) -> End {
     let mut answer = Vec::new();
     answer::write_answer(
@@ -257,5 +264,12 @@ pub(super) async fn answer_alone(
         &mut answer,
     );
     let _ = client.stream.write_all(&answer).await;
+    let end = EarlyEnd {
+        took: Duration::ZERO,
+        line: first_line(sent),
+        answer: Some((status, answer.len())),
+        reason,
+    };
+    end.log(worker, client);
     End::Linger(CloseReason::NoEndpoint)
 }

@@ -46,8 +46,10 @@ pub async fn forward(
     started: Instant,
 ) -> End {
     let Some(port) = worker.port(&client.listener) else {
+        let answer = (503, "no_service");
+        let end = Box::pin(answer_alone(worker, client, &request, &sent, answer)).await;
         worker.give_back(sent);
-        return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
+        return end;
     };
     let limits = message::Limits {
         head_size: config.limits.head_size,

@@ -16,6 +16,7 @@ use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
 use crate::proxy::http::bound::Bound;
+use crate::proxy::early_end::{EarlyEnd, Refused, first_line};
 use crate::proxy::http::exchange::End;
 use crate::proxy::http::forward::forward;
 use crate::proxy::relay::Pair;
@@ -55,7 +56,8 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 ))
                 .await
             }
-            Err(HeadEnd::Refused(reject)) => {
+            Err(HeadEnd::Refused(refused)) => {
+                let reject = refused.reject();
                 let mut answer = Vec::new();
                 answer::write_answer(reject.status, reject.reason, None, true, false, &mut answer);
                 if let Some(port) = worker.port(&client.listener) {
@@ -64,13 +66,32 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 let idle = worker.config().timeouts.client_idle;
                 let _ = tokio::time::timeout(idle, client.stream.write_all(&answer)).await;
                 let timed_out = reject.status == 408;
+                let head_time = worker.config().timeouts.head;
+                let end = EarlyEnd {
+                    took: if timed_out { head_time } else { Duration::ZERO },
+                    line: refused.line(),
+                    answer: Some((reject.status, answer.len())),
+                    reason: reject.reason,
+                };
+                end.log(worker, &client);
                 End::Linger(if timed_out {
                     CloseReason::ClientTimeout
                 } else {
                     CloseReason::BadRequest
                 })
             }
-            Err(HeadEnd::Closed(reason)) => return reason,
+            Err(HeadEnd::Closed(reason)) => {
+                if head::has_begun(&client.unread) {
+                    let end = EarlyEnd {
+                        took: Duration::ZERO,
+                        line: first_line(&client.unread),
+                        answer: None,
+                        reason: reason.as_str(),
+                    };
+                    end.log(worker, &client);
+                }
+                return reason;
+            }
         };
         if !matches!(end, End::KeepAlive) {
             bound = None;
@@ -119,7 +140,7 @@ struct Parsed {
 /// Why there is no head.
 enum HeadEnd {
     Closed(CloseReason),
-    Refused(message::Reject),
+    Refused(Refused),
 }
 
 /// Reads the next request's head. Meanwhile gives up a connection that belongs to the client, if
@@ -156,10 +177,11 @@ async fn read_head(
         }
         timer.as_mut().poll(cx).map(|()| {
             Err(if begun {
-                HeadEnd::Refused(message::Reject {
+                let reject = message::Reject {
                     status: 408,
                     reason: "head_timeout",
-                })
+                };
+                HeadEnd::Refused(Refused::new(worker, reject, &client.unread))
             } else {
                 HeadEnd::Closed(CloseReason::ClientTimeout)
             })
@@ -275,7 +297,7 @@ impl Client {
                 worker.give_back(out);
                 Ok(None)
             }
-            Err(reject) => Err(HeadEnd::Refused(reject)),
+            Err(reject) => Err(HeadEnd::Refused(Refused::new(worker, reject, bytes))),
         }
     }
 }
