@@ -43,8 +43,8 @@ pub async fn forward(
     request: Request,
     sent: Vec<u8>,
     timer: Pin<&mut Sleep>,
-    started: Instant,
 ) -> End {
+    let started = Instant::now();
     let Some(port) = worker.port(&client.listener) else {
         worker.give_back(sent);
         return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
@@ -114,7 +114,7 @@ impl Exchange<'_> {
             self.upload.repeatable && fits,
         );
         loop {
-            let (lease, upstream, tie) = match self.bound.take().and_then(Bound::take) {
+            let (lease, upstream, tie) = match self.bound.take().and_then(|bound| bound.take()) {
                 Some(bound) => bound,
                 None => match attempts.connect(self.worker, self.client, &self.port).await {
                     Ok((lease, upstream)) => (lease, upstream, None),

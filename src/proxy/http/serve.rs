@@ -42,7 +42,6 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 request,
                 head,
             }) => {
-                let started = Instant::now();
                 Box::pin(forward(
                     worker,
                     &mut client,
@@ -51,7 +50,6 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                     request,
                     head,
                     timer.as_mut(),
-                    started,
                 ))
                 .await
             }
