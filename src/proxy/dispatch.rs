@@ -2,9 +2,10 @@
 //! wait while no endpoint is usable.
 //!
 //! Invariant: every [`Upstream`] comes with the [`Lease`] that was entered before the connection
-//! was chosen. A connect that fails ejects its endpoint and costs the client neither attempts nor
-//! budget (contract 1.8). A connect without an answer for 100 ms races with a second one (contract
-//! 3.1; the idea of RFC 8305, over endpoints).
+//! was chosen. A connect that fails ejects its endpoint, unless the endpoint may only be busy, and
+//! costs the client neither attempts nor retries (contract 1.8). A connect without an answer for
+//! 100 ms races with a second one, within a budget (contract 3.1; the idea of RFC 8305, over
+//! endpoints).
 
 use std::cell::Cell;
 use std::future::poll_fn;

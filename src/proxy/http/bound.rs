@@ -55,7 +55,7 @@ impl Bound {
 
     /// The connection for the next request, if it still serves. The kernel is asked, because a
     /// request that may run only once goes out on it, too, however long it was idle.
-    pub fn take(self: Box<Self>) -> Option<(Lease, Upstream, Option<Tie>)> {
+    pub fn take(self) -> Option<(Lease, Upstream, Option<Tie>)> {
         let serves = self.upstream.stream.is_quiet() && self.holds();
         serves.then_some((self.lease, self.upstream, Some(self.tie)))
     }

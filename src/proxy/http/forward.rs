@@ -43,8 +43,8 @@ pub async fn forward(
     request: Request,
     sent: Vec<u8>,
     timer: Pin<&mut Sleep>,
-    started: Instant,
 ) -> End {
+    let started = Instant::now();
     let Some(port) = worker.port(&client.listener) else {
         let answer = (503, "no_service");
         let end = Box::pin(answer_alone(worker, client, &request, &sent, answer)).await;
@@ -116,7 +116,7 @@ impl Exchange<'_> {
             self.upload.repeatable && fits,
         );
         loop {
-            let (lease, upstream, tie) = match self.bound.take().and_then(Bound::take) {
+            let (lease, upstream, tie) = match self.bound.take().and_then(|bound| bound.take()) {
                 Some(bound) => bound,
                 None => match attempts.connect(self.worker, self.client, &self.port).await {
                     Ok((lease, upstream)) => (lease, upstream, None),

@@ -43,7 +43,6 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 request,
                 head,
             }) => {
-                let started = Instant::now();
                 Box::pin(forward(
                     worker,
                     &mut client,
@@ -52,7 +51,6 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                     request,
                     head,
                     timer.as_mut(),
-                    started,
                 ))
                 .await
             }
