@@ -35,6 +35,7 @@ mod proxy {
     mod faults;
     mod hold;
     mod join;
+    mod real;
     mod receipts;
     mod replay;
     mod rollout;

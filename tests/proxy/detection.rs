@@ -154,6 +154,42 @@ async fn a_request_line_that_never_ends_is_a_408() {
     assert_eq!(*seen.lock().unwrap(), Vec::<Vec<u8>>::new());
 }
 
+/// `limits.headSize` is what holds, below the bytes that detection looks at and above them.
+#[tokio::test]
+async fn the_configured_size_of_a_head_holds_with_auto_as_with_http() {
+    let origin = Scripted::start(|mut stream: TcpStream, _| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            .await;
+    })
+    .await;
+    for (size, length, status) in [
+        ("1KiB", 900, "200"),
+        ("1KiB", 2_000, "414"),
+        ("64KiB", 40_000, "200"),
+        ("64KiB", 70_000, "414"),
+    ] {
+        let rig = rig(&origin, &format!("limits: {{headSize: {size}}}")).await;
+        let mut client = TcpStream::connect(rig.web()).await.unwrap();
+        let target = "a".repeat(length);
+        let ask = format!("GET /{target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let _ = client.write_all(ask.as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = soon("an answer", client.read_to_end(&mut answer)).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{size}, {length}: {answer}"
+        );
+    }
+}
+
 /// Texts without a line's end, and lines in pieces: their server gets each piece as it comes.
 #[tokio::test]
 async fn other_protocols_pass_piece_by_piece() {

@@ -212,3 +212,52 @@ async fn each_refused_request_and_connection_has_its_line() {
         );
     }
 }
+
+/// A client that leaves while it waits for an endpoint: its request has a line, and so has a TCP
+/// connection.
+#[tokio::test]
+async fn a_client_that_leaves_while_it_is_held_has_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, log) = logging(folder.path());
+    let listener = |name: &str, protocol: &str| {
+        format!(
+            "{{name: {name}, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: {protocol}}}"
+        )
+    };
+    let text = format!(
+        "discovery: {{files: {{path: manifests}}}}\nlisteners: [{}, {}]\nadmin: {{address: '127.0.0.1:0'}}\n\
+         accessLog: json\n",
+        listener("web", "http"),
+        listener("tcp", "tcp"),
+    );
+    let process = Process::launch(&program, &[], &text, &["web", "tcp"]).await;
+    let status = process.json("/api/v1/status").await;
+    for (number, (name, method)) in [("web", json!("GET")), ("tcp", json!(null))]
+        .iter()
+        .enumerate()
+    {
+        let mut listeners = status["listeners"].as_array().unwrap().iter();
+        let named = listeners.find(|it| it["name"] == *name).unwrap();
+        let address: SocketAddr = named["address"].as_str().unwrap().parse().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client
+            .write_all(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .unwrap();
+        eventually("a held client", async || {
+            let held = process.proxy.metric("ebbtide_held", |_| true).await;
+            held.unwrap() == 1.0
+        })
+        .await;
+        client.set_zero_linger().unwrap();
+        drop(client);
+        eventually("a line", async || lines(&log).len() > number).await;
+        let line = &lines(&log)[number];
+        assert_eq!(
+            (&line["method"], &line["status"]),
+            (method, &Value::Null),
+            "{line}"
+        );
+        assert_eq!(line["reason"], "client_reset", "{line}");
+    }
+}
