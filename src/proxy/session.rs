@@ -16,7 +16,6 @@ use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::contract::counters::ServiceMetrics;
-use crate::contract::endpoint::Lease;
 use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
@@ -29,7 +28,6 @@ use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
 use crate::proxy::shared::Accepted;
 use crate::proxy::tcp::{Logged, acquire_tcp};
-use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
 
 /// What an open connection has taken. Its drop gives everything back.
@@ -91,34 +89,29 @@ async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, Clos
     in_turn(&queue, &unanswered, false, pin!(establish(open, client))).await
 }
 
-/// What serves a client.
-enum Service {
-    Http,
-    Tcp(Lease, Upstream),
-}
-
 /// Starts what serves the client, or logs why nothing does.
 async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
     let (worker, started) = (open.worker.clone(), Instant::now());
-    let mut is_tcp = false;
-    let found = match find(open, &mut client, &mut is_tcp).await {
-        Ok(found) => found,
-        Err(reason) => {
-            if is_worth_a_line(reason, is_tcp || !client.unread.is_empty()) {
-                let end = EarlyEnd {
-                    took: started.elapsed(),
-                    line: &[],
-                    answer: None,
-                    reason: reason.as_str(),
-                };
-                end.log(&worker, &client);
-            }
-            return Err(reason);
+    let ended = |client: &Client, reason: CloseReason, has_sent| {
+        if is_worth_a_line(reason, has_sent) {
+            let end = EarlyEnd {
+                took: started.elapsed(),
+                line: &[],
+                answer: None,
+                reason: reason.as_str(),
+            };
+            end.log(&worker, client);
         }
+        reason
     };
-    let (lease, upstream) = match found {
-        Service::Http => return Ok(Box::pin(http(worker, client))),
-        Service::Tcp(lease, upstream) => (lease, upstream),
+    let known = find_protocol(open, &mut client).await;
+    let (lease, upstream) = match known {
+        Err(reason) => return Err(ended(&client, reason, !client.unread.is_empty())),
+        Ok(Known::Http) => return Ok(Box::pin(http(worker, client))),
+        Ok(Known::Tcp(Some(found))) => *found,
+        Ok(Known::Tcp(None)) => Box::pin(acquire_tcp(&worker, &client))
+            .await
+            .map_err(|reason| ended(&client, reason, true))?,
     };
     client.unanswered.set(false);
     let Client {
@@ -147,12 +140,8 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
     }))
 }
 
-/// Finds out the client's address and its protocol. For TCP, connects to an endpoint, too.
-async fn find(
-    open: &mut Open,
-    client: &mut Client,
-    is_tcp: &mut bool,
-) -> Result<Service, CloseReason> {
+/// Finds out the client's address and its protocol, and counts the connection.
+async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, CloseReason> {
     if client.listener.proxy_protocol {
         Box::pin(proxy_header::read(&open.worker, client)).await?;
     }
@@ -172,20 +161,11 @@ async fn find(
         Protocol::Tcp => Known::Tcp(None),
         Protocol::Auto => Box::pin(detect(&worker, client)).await?,
     };
-    let upstream = match known {
-        Known::Http => {
-            open.count(|m| &m.connections_http);
-            return Ok(Service::Http);
-        }
-        Known::Tcp(upstream) => upstream,
-    };
-    *is_tcp = true;
-    open.count(|m| &m.connections_tcp);
-    let (lease, upstream) = match upstream {
-        Some(found) => *found,
-        None => Box::pin(acquire_tcp(&worker, client)).await?,
-    };
-    Ok(Service::Tcp(lease, upstream))
+    open.count(|m| match known {
+        Known::Http => &m.connections_http,
+        Known::Tcp(_) => &m.connections_tcp,
+    });
+    Ok(known)
 }
 
 impl Open {
