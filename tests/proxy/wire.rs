@@ -176,6 +176,12 @@ impl Wire {
         )
     }
 
+    /// The next response is [`OK`].
+    async fn assert_served(&mut self, request: &str) {
+        self.send(request).await;
+        assert_eq!(self.message().await.as_deref(), Some(OK), "{request:?}");
+    }
+
     /// The connection serves another request, so it is open and its messages are in step.
     async fn assert_alive(&mut self, after: &str) {
         self.send("GET /alive HTTP/1.1\r\nHost: a\r\n\r\n").await;

@@ -1,7 +1,19 @@
 //! The reports that need more than one request and one response.
 
+use tokio::sync::Semaphore;
+
 use super::*;
 use crate::proxy::tcp::{Station, leases};
+
+/// A POST whose body comes with its head.
+const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok";
+
+/// A proxy before `origin`, and a client of it.
+async fn visit(origin: &Origin) -> (Rig, Wire) {
+    let rig = scene(origin, "").await;
+    let client = Wire::connect(&rig).await;
+    (rig, client)
+}
 
 /// A proxy for protocol `tcp`.
 async fn tcp(endpoint: &Scripted) -> Rig {
@@ -20,8 +32,7 @@ pub(super) async fn a_chunk_over_2_gb() {
         while wire.fill().await {}
     })
     .await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let (_rig, mut client) = visit(&origin).await;
     client.send(GET).await;
     let got = client.take(head.len()).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&got), head);
@@ -37,8 +48,7 @@ pub(super) async fn a_refusal_instead_of_100_continue() {
         wire.send(refusal).await;
     })
     .await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let (_rig, mut client) = visit(&origin).await;
     client.send(EXPECT).await;
     let (got, end) = client.rest().await;
     assert!(
@@ -60,8 +70,7 @@ pub(super) async fn a_client_waits_for_100_continue() {
         }
     })
     .await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let (_rig, mut client) = visit(&origin).await;
     client.send(EXPECT).await;
     let interim = client.head().await;
     assert_eq!(interim.as_deref(), Some("HTTP/1.1 100 Continue\r\n\r\n"));
@@ -94,13 +103,12 @@ pub(super) async fn a_health_check_by_proxy_v2_local() {
 pub(super) async fn an_http_client_half_closes() {
     let origin = Origin::start(|mut wire, _| async move {
         wire.message().await;
-        // The client's end has long arrived at the proxy.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // The client's end has arrived.
+        assert!(!wire.fill().await && wire.end == Some(End::Fin));
         wire.send(OK).await;
     })
     .await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let (_rig, mut client) = visit(&origin).await;
     client
         .send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .await;
@@ -140,8 +148,7 @@ pub(super) async fn a_101_in_lower_case() {
         wire.send(bytes).await;
     })
     .await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let (_rig, mut client) = visit(&origin).await;
     client
         .send("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, upgrade\r\nUpgrade: WebSocket\r\n\r\n")
         .await;
@@ -184,109 +191,115 @@ async fn answers_once() -> Origin {
 
 pub(super) async fn a_server_closes_idle_connections() {
     let origin = answers_once().await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let (_rig, mut client) = visit(&origin).await;
     for _ in 0..50 {
-        client.send(GET).await;
-        assert_eq!(client.message().await.as_deref(), Some(OK));
+        client.assert_served(GET).await;
     }
     assert_eq!(origin.seen().len(), 50, "each request ran once");
 }
 
 pub(super) async fn a_post_after_a_server_closed_its_connection() {
     let origin = answers_once().await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let (rig, mut client) = visit(&origin).await;
     for _ in 0..20 {
-        client.send(GET).await;
-        assert_eq!(client.message().await.as_deref(), Some(OK));
+        client.assert_served(GET).await;
         // The end of the endpoint's connection has arrived before the next request comes.
         eventually("no open connection to the endpoint", async || {
             rig.metric("ebbtide_upstream_connections", "state=\"idle\"") == 0.0
         })
         .await;
-        client
-            .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok")
-            .await;
-        assert_eq!(client.message().await.as_deref(), Some(OK));
+        client.assert_served(POST).await;
     }
     assert_eq!(origin.seen().len(), 40, "each request ran once");
 }
 
-pub(super) async fn a_response_in_slow_chunks() {
-    let origin = Origin::start(|mut wire, _| async move {
-        wire.message().await;
-        wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            .await;
-        for _ in 0..5 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            wire.send("5\r\nhello\r\n").await;
-        }
-        wire.send("0\r\n\r\n").await;
-        wire.message().await;
-    })
-    .await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
-    client
-        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok")
-        .await;
-    let got = client.message().await.unwrap();
-    assert_eq!(got.matches("5\r\nhello\r\n").count(), 5, "{got}");
-}
-
-/// An endpoint that sends the head of an event stream, and an event each time that `next` says so.
-async fn event_stream(next: Arc<tokio::sync::Semaphore>) -> Origin {
+/// An endpoint that sends a head, a chunk for each permit of `next`, and the end when that closes.
+async fn in_steps(head: &'static str, chunk: &'static str, next: &Arc<Semaphore>) -> Origin {
+    let next = next.clone();
     Origin::start(move |mut wire, _| {
         let next = next.clone();
         async move {
             wire.message().await;
-            wire.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-                .await;
-            loop {
-                next.acquire().await.unwrap().forget();
-                wire.send("a\r\ndata: 1\n\n\n\r\n").await;
+            wire.send(head).await;
+            while let Ok(permit) = next.acquire().await {
+                permit.forget();
+                wire.send(chunk).await;
             }
+            wire.send("0\r\n\r\n").await;
+            wire.message().await;
         }
     })
     .await
 }
 
+pub(super) async fn a_response_in_slow_chunks() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let next = Arc::new(Semaphore::new(0));
+    let origin = in_steps(head, "5\r\nhello\r\n", &next).await;
+    let (_rig, mut client) = visit(&origin).await;
+    client.send(POST).await;
+    assert_eq!(client.head().await.as_deref(), Some(head));
+    for _ in 0..5 {
+        // The next chunk is sent only when this one has arrived.
+        next.add_permits(1);
+        assert_eq!(client.take(10).await.unwrap(), b"5\r\nhello\r\n");
+    }
+    next.close();
+    assert_eq!(client.take(5).await.unwrap(), b"0\r\n\r\n");
+}
+
+const EVENTS: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+const EVENT: &str = "a\r\ndata: 1\n\n\n\r\n";
+
 pub(super) async fn the_head_of_an_event_stream() {
-    let origin = event_stream(Arc::new(tokio::sync::Semaphore::new(0))).await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let origin = in_steps(EVENTS, EVENT, &Arc::new(Semaphore::new(0))).await;
+    let (_rig, mut client) = visit(&origin).await;
     client.send(GET).await;
     let head = client.head().await.unwrap();
     assert!(head.contains("text/event-stream"), "{head}");
 }
 
 pub(super) async fn events_one_by_one() {
-    let next = Arc::new(tokio::sync::Semaphore::new(0));
-    let origin = event_stream(next.clone()).await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let next = Arc::new(Semaphore::new(0));
+    let origin = in_steps(EVENTS, EVENT, &next).await;
+    let (_rig, mut client) = visit(&origin).await;
     client.send(GET).await;
     client.head().await.unwrap();
     for _ in 0..5 {
         next.add_permits(1);
         // The next event is sent only when this one has arrived.
-        assert_eq!(client.take(15).await.unwrap(), b"a\r\ndata: 1\n\n\n\r\n");
+        assert_eq!(client.take(EVENT.len()).await.unwrap(), EVENT.as_bytes());
     }
 }
 
 pub(super) async fn uploads_on_one_connection() {
-    let origin = Origin::ok().await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let begun = Arc::new(Semaphore::new(0));
+    let begins = begun.clone();
+    let origin = Origin::start(move |mut wire, _| {
+        let begins = begins.clone();
+        async move {
+            loop {
+                while !wire.buffer.ends_with(b"ok\r\n") {
+                    if !wire.fill().await {
+                        return;
+                    }
+                }
+                begins.add_permits(1);
+                wire.message().await;
+                wire.send(OK).await;
+            }
+        }
+    })
+    .await;
+    let (_rig, mut client) = visit(&origin).await;
     for _ in 0..10 {
         client
             .send("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
             .await;
         // The end comes alone.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        client.send("0\r\n\r\n").await;
-        assert_eq!(client.message().await.as_deref(), Some(OK));
+        begun.acquire().await.unwrap().forget();
+        client.assert_served("0\r\n\r\n").await;
     }
     let ends = |request: &String| request.matches("0\r\n\r\n").count();
     assert!(origin.seen().iter().all(|request| ends(request) == 1));
@@ -306,8 +319,7 @@ pub(super) async fn a_413_before_the_body_was_read() {
         }
     })
     .await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
+    let (_rig, mut client) = visit(&origin).await;
     client
         .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n")
         .await;
@@ -325,11 +337,8 @@ pub(super) async fn a_post_whose_server_is_lost() {
         wire.stream.set_zero_linger().unwrap();
     })
     .await;
-    let rig = scene(&origin, "").await;
-    let mut client = Wire::connect(&rig).await;
-    client
-        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok")
-        .await;
+    let (_rig, mut client) = visit(&origin).await;
+    client.send(POST).await;
     let got = client.message().await.unwrap();
     assert!(got.starts_with("HTTP/1.1 502 "), "{got}");
     assert_eq!(origin.seen().len(), 1, "it ran once");
@@ -347,10 +356,7 @@ pub(super) async fn a_post_to_a_pod_that_is_gone() {
     // No manifest has changed yet.
     for _ in 0..20 {
         let mut client = Wire::connect(&rig).await;
-        client
-            .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok")
-            .await;
-        assert_eq!(client.message().await.as_deref(), Some(OK));
+        client.assert_served(POST).await;
     }
     assert_eq!(origin.seen().len(), 20, "each request ran once");
 }
@@ -359,16 +365,14 @@ pub(super) async fn a_keep_alive_client_in_a_rollout() {
     let (old, new) = (Origin::ok().await, Origin::ok().await);
     let rig = scene(&old, "").await;
     let mut client = Wire::connect(&rig).await;
-    client.send(GET).await;
-    assert_eq!(client.message().await.as_deref(), Some(OK));
+    client.assert_served(GET).await;
     rig.endpoints(&[
         Ep::new("a", old.scripted.address).terminating(),
         Ep::new("b", new.scripted.address),
     ]);
     // Each request is answered, before and after the change.
     while new.seen().len() < 20 {
-        client.send(GET).await;
-        assert_eq!(client.message().await.as_deref(), Some(OK));
+        client.assert_served(GET).await;
     }
     assert_eq!(leases(&rig, old.scripted.address), 0);
 }
