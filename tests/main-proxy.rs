@@ -24,12 +24,18 @@ mod proxy {
 
     mod access;
     mod admin;
+    mod bound;
     mod bounds;
+    mod busy;
     mod choice;
+    mod detection;
     mod drain;
+    mod early_end;
+    mod ends;
     mod faults;
     mod hold;
     mod join;
+    mod real;
     mod receipts;
     mod replay;
     mod rollout;

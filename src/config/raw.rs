@@ -126,7 +126,7 @@ pub(super) struct Admin {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Timeouts {
     /// For one connect to an endpoint.
-    #[schemars(extend("default" = "1s"))]
+    #[schemars(extend("default" = "3s"))]
     pub connect: Option<DurationText>,
     /// From the first byte of a request's head to its last.
     #[schemars(extend("default" = "10s"))]
@@ -135,7 +135,7 @@ pub(super) struct Timeouts {
     #[schemars(extend("default" = "none"))]
     pub request: Option<DurationText>,
     /// For an HTTP client connection without a byte in either direction.
-    #[schemars(extend("default" = "5m"))]
+    #[schemars(extend("default" = "11m"))]
     pub client_idle: Option<DurationText>,
     /// For a pooled connection to an endpoint without a request.
     #[schemars(extend("default" = "60s"))]

@@ -223,10 +223,10 @@ impl Default for Timeouts {
     fn default() -> Self {
         let s = Duration::from_secs;
         Self {
-            connect: s(1),
+            connect: s(3),
             head: s(10),
             request: None,
-            client_idle: s(300),
+            client_idle: s(660),
             upstream_idle: s(60),
             hold: s(10),
             drain: s(30),

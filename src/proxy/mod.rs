@@ -10,6 +10,7 @@
 //! | [`detect`], [`http`] | which protocol a client speaks; HTTP/1.1 |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
+//! | `early_end` | the access log's line for what is refused |
 //! | [`client`] | a client's socket and what was read from it |
 //! | [`worker`] | everything that the connections of one thread share |
 //! | [`balancer`], [`upstream`] | the pick; connections to endpoints |
@@ -21,6 +22,7 @@ pub mod budget;
 pub mod client;
 pub mod detect;
 pub mod dispatch;
+pub(crate) mod early_end;
 pub mod http;
 pub mod proxy_header;
 pub mod relay;

@@ -128,7 +128,8 @@ impl Pair {
         })
         .await;
         let endpoint = self.lease.endpoint();
-        if reason != CloseReason::DrainDeadline && endpoint.is_draining() {
+        let cut = matches!(reason, CloseReason::DrainDeadline | CloseReason::Shutdown);
+        if !cut && endpoint.is_draining() {
             endpoint.tally.finished.fetch_add(1, Ordering::Relaxed);
         }
         Ended {

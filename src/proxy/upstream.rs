@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::endpoint::Endpoint;
@@ -96,6 +97,9 @@ pub struct Local {
     /// Cancelled at the drain deadline. A child of the endpoint's own token: to wait on one token
     /// that all workers share costs many times more.
     pub force: CancellationToken,
+    /// Wakes the clients that a connection to the endpoint belongs to: the endpoint drains, or is
+    /// out of rotation.
+    pub left: Arc<Notify>,
     /// Idle connections, the one that was used last at the end.
     pub idle: RefCell<Vec<Idle>>,
     /// The sockets of all open connections.
@@ -128,8 +132,9 @@ impl Local {
         self.endpoint.is_open() || !self.sockets.borrow().is_empty() || self.looked_at.get()
     }
 
-    /// Closes the idle connections, and counts them for the drain receipt.
+    /// The endpoint leaves: closes the idle connections, and counts them for the drain receipt.
     pub(super) fn drop_idle(&self) {
+        self.left.notify_waiters();
         let closed = self.idle.borrow_mut().drain(..).count();
         self.endpoint
             .tally

@@ -140,6 +140,7 @@ impl Worker {
         let local = Rc::new(Local {
             endpoint: endpoint.clone(),
             force: endpoint.force.child_token(),
+            left: Arc::default(),
             idle: RefCell::default(),
             sockets: RefCell::default(),
             young: RefCell::default(),

@@ -13,10 +13,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::proxy::play::{Act, Play};
 use crate::proxy::scripted::Scripted;
 use crate::support::binary::BINARY;
 use crate::support::folder::Ep;
 use crate::support::process::Process;
+use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
 /// An endpoint that answers immediately, except `/gate` (when the gate opens) and `/never` (never).
@@ -462,6 +464,31 @@ async fn endpoints_go_on_draining_and_nothing_is_bound_again() {
     );
     drop(streams);
     assert_eq!(exit_code(&mut process).await, Some(0));
+}
+
+#[tokio::test]
+async fn what_a_shutdown_cuts_on_a_draining_endpoint_is_counted_once() {
+    for protocol in ["tcp", "http"] {
+        let a = Play::start(|_| Act::Hang).await;
+        let more = "timeouts: {drain: 10m, shutdown: 100ms}";
+        let rig = Rig::with_protocol(protocol, more).await;
+        rig.endpoints(&[Ep::new("a", a.address())]);
+        rig.usable(1).await;
+        let mut client = TcpStream::connect(rig.web()).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        eventually("in flight", async || a.heads() == 1).await;
+        let snapshot = rig.running().admin.snapshot.load_full();
+        let endpoint = snapshot.ports.values().next().unwrap().all[0].clone();
+        rig.endpoints(&[]);
+        eventually("the drain", async || endpoint.is_draining()).await;
+        assert_eq!(endpoint.leases(), 1);
+        rig.running().shutdown();
+        eventually("the cut", async || endpoint.leases() == 0).await;
+        let tally = &endpoint.tally;
+        let counted = [&tally.finished, &tally.forced].map(|n| n.load(Ordering::Relaxed));
+        assert_eq!(counted, [0, 1], "{protocol}");
+    }
 }
 
 /// Runs `ebbtide run` with this configuration until it ends. Returns its exit code and its output.

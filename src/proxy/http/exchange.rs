@@ -22,6 +22,7 @@ use crate::contract::reason::CloseReason;
 use crate::net::pipe::{Lent, SPLICE_MIN};
 use crate::net::turns::Turn;
 use crate::proxy::client::Client;
+use crate::proxy::http::bound::{Bound, Tie};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Routed, Worker};
 use crate::wire::body::BodyDecoder;
@@ -53,6 +54,8 @@ pub enum End {
 pub(super) struct Exchange<'a> {
     pub(super) worker: &'a Rc<Worker>,
     pub(super) client: &'a mut Client,
+    /// The connection that belongs to the client, between its requests.
+    pub(super) bound: &'a mut Option<Box<Bound>>,
     pub(super) config: Rc<Config>,
     pub(super) limits: message::Limits,
     /// The service port, as of the newest attempt.
@@ -115,6 +118,8 @@ pub(super) struct Attempt {
     pub(super) upstream: Upstream,
     /// The connection has carried another request before.
     pub(super) reused: bool,
+    /// Why it belongs to this client, if it does.
+    pub(super) tie: Option<Tie>,
     pub(super) began: Instant,
     /// The connection may not be used again: bytes beyond the response, an end, or a write error.
     pub(super) spent: bool,
@@ -138,6 +143,8 @@ pub(super) struct Up {
     /// A write failed. It has taken the socket's error, so a read would now report an end where
     /// there was a reset.
     pub(super) failed: bool,
+    /// The client's end was passed on.
+    pub(super) ended: bool,
     pub(super) flow: Flow,
     /// For a long body.
     pub(super) lent: Option<Lent>,
@@ -271,10 +278,11 @@ impl Reply {
 }
 
 impl Attempt {
-    pub(super) fn new(upstream: Upstream, limits: &message::Limits) -> Self {
+    pub(super) fn new(upstream: Upstream, tie: Option<Tie>, limits: &message::Limits) -> Self {
         Self {
             reused: upstream.reused,
             upstream,
+            tie,
             began: Instant::now(),
             spent: false,
             watch_client: true,
