@@ -30,10 +30,12 @@ mod proxy {
     mod faults;
     mod hold;
     mod join;
+    mod parting;
     mod receipts;
     mod replay;
     mod rollout;
     mod shutdown;
+    mod slow;
     mod tcp;
     mod vanish;
     mod wire;

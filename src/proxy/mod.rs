@@ -10,10 +10,11 @@
 //! | [`detect`], [`http`] | which protocol a client speaks; HTTP/1.1 |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
-//! | [`client`] | a client's socket and what was read from it |
+//! | [`client`], [`parting`] | a client's socket and what was read from it; the last of a cut connection |
 //! | [`worker`] | everything that the connections of one thread share |
 //! | [`balancer`], [`upstream`] | the pick; connections to endpoints |
 //! | [`budget`], [`shared`] | the retry budget; what workers share |
+//! | [`silence`] | the watch for endpoints that have vanished |
 
 pub mod accept;
 pub mod balancer;
@@ -22,11 +23,13 @@ pub mod client;
 pub mod detect;
 pub mod dispatch;
 pub mod http;
+pub mod parting;
 pub mod proxy_header;
 pub mod relay;
 pub mod run;
 pub mod session;
 pub mod shared;
+pub mod silence;
 pub mod tcp;
 pub mod upstream;
 pub mod worker;

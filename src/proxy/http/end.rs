@@ -13,7 +13,7 @@ use crate::observe::access_log::AccessEntry;
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::Refusal;
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
-use crate::proxy::upstream;
+use crate::proxy::{parting, upstream};
 use crate::wire::answer;
 use crate::wire::message::{Emit, Method, Request, Version};
 
@@ -28,7 +28,7 @@ impl Exchange<'_> {
             ..
         } = attempt;
         let Some(response) = down.response else {
-            return End::Cut(CloseReason::UpstreamReset);
+            return self.cut(CloseReason::UpstreamReset).await;
         };
         if self.is_tunnel(&response) {
             return End::Tunnel {
@@ -126,7 +126,11 @@ impl Exchange<'_> {
         let (status, reason, cut) = match lost {
             Lost::Client(reason) => {
                 if self.reply.passed {
-                    return End::Cut(reason);
+                    // It has left, or takes nothing.
+                    return End::Cut {
+                        reason,
+                        framed: false,
+                    };
                 } else {
                     return End::Close(reason);
                 }
@@ -147,9 +151,27 @@ impl Exchange<'_> {
         };
         tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");
         if self.reply.passed {
-            return End::Cut(cut);
+            return self.cut(cut).await;
         }
         self.answer(status, reason).await
+    }
+
+    /// Ends a response that has begun and cannot be completed. The client first gets what had come,
+    /// for as long as it takes something.
+    async fn cut(&mut self, reason: CloseReason) -> End {
+        let patience = parting::patience(self.worker);
+        let delivered = loop {
+            let flush = poll_fn(|cx| self.poll_flush(cx));
+            match tokio::time::timeout(patience, flush).await {
+                Ok(flushed) => break flushed.is_ok(),
+                Err(_) if self.client_moved.elapsed() < patience => {}
+                Err(_) => break false,
+            }
+        };
+        End::Cut {
+            reason,
+            framed: self.reply.framed && delivered,
+        }
     }
 
     /// Answers in place of an endpoint. The answer does not wait for the rest of the request. The
@@ -197,9 +219,11 @@ impl Exchange<'_> {
     /// Counts the exchange and writes its line in the access log.
     pub(super) fn record(&self, end: &End, started: Instant) {
         let took = self.ended.unwrap_or_else(Instant::now) - started;
-        if let End::Cut(
-            CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown,
-        ) = end
+        if let End::Cut { reason, .. } = end
+            && matches!(
+                reason,
+                CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown
+            )
         {
             self.port.metrics.failures.inc();
         }
@@ -213,7 +237,7 @@ impl Exchange<'_> {
         if let (Some(log), Some(logged)) = (&self.worker.shared.access_log, &self.logged) {
             let mut words = logged.request_line.split(|byte| *byte == b' ');
             let cut = match end {
-                End::Cut(reason) => Some(reason.as_str()),
+                End::Cut { reason, .. } => Some(reason.as_str()),
                 _ => None,
             };
             log.write(&AccessEntry {

@@ -19,7 +19,12 @@ impl Exchange<'_> {
         cx: &mut Context<'_>,
         attempt: &mut Attempt,
     ) -> Poll<Result<(), Lost>> {
+        if attempt.upstream.is_lost() {
+            attempt.spent = true;
+            (attempt.up.over, attempt.up.failed) = (true, true);
+        }
         if !attempt.up.over {
+            attempt.upstream.is_sending();
             match self.poll_upload(cx, attempt) {
                 Poll::Ready(Ok(())) => attempt.up.over = true,
                 Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
@@ -60,9 +65,10 @@ impl Exchange<'_> {
                 Peer::Open | Peer::HalfClosed => attempt.watch_client = false,
             }
         }
-        if !attempt.watch_client {
-            // What came stays unread, so readiness says nothing new any more. Ask from time to time
-            // whether the client is still there.
+        let held_up = self.upload.sent.len() > attempt.up.written || attempt.up.lent.is_some();
+        if !attempt.watch_client || (held_up && !attempt.up.over) {
+            // What came stays unread, so readiness says nothing new any more; or nothing is read
+            // while the endpoint takes nothing. Ask from time to time whether the client is there.
             let look = attempt
                 .look
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
