@@ -45,10 +45,10 @@ impl Descriptors {
         })
     }
 
-    /// The most listening sockets: a quarter, or all that `limits.connections` leaves.
+    /// The most listening sockets: half, or all that `limits.connections` leaves.
     pub fn listening(&self) -> usize {
         let left = self.shared.saturating_sub(self.wanted.saturating_mul(2));
-        left.max(self.shared / 4)
+        left.max(self.shared / 2)
     }
 
     /// The most client connections beside this many listening sockets. Each connection needs two
@@ -92,7 +92,7 @@ mod tests {
                         let connections = parts.connections(listening);
                         let all = threads + listening + 2 * connections;
                         assert!(all <= limit, "{limit} {listening}: {parts:?}");
-                        assert!(connections >= wanted.min(20), "{limit}: {parts:?}");
+                        assert!(connections >= wanted.min(14), "{limit}: {parts:?}");
                     }
                 }
             }
@@ -102,10 +102,10 @@ mod tests {
     #[test]
     fn the_reserve_is_in_proportion() {
         let of = |limit| Descriptors::divide(limit, 2, 20_000).unwrap();
-        assert_eq!((of(200).connections(2), of(200).listening()), (72, 36));
+        assert_eq!((of(200).connections(2), of(200).listening()), (72, 73));
         assert_eq!(
-            (of(4_096).connections(889), of(4_096).listening()),
-            (1_333, 889)
+            (of(4_096).connections(1_778), of(4_096).listening()),
+            (889, 1_778)
         );
         assert_eq!(of(65_536).connections(0), 20_000);
     }

@@ -153,7 +153,7 @@ async fn the_last_places_are_not_for_a_service_that_has_half_of_all() {
     soon("the place that became free", waiting).await.unwrap();
 }
 
-/// Of 300 claimed Services with a nodePort, 34 have a place.
+/// Of 300 claimed Services with a nodePort, 71 have a place.
 #[tokio::test]
 async fn ports_without_a_descriptor_are_named_and_cost_the_others_nothing() {
     let app = app().await;
@@ -185,7 +185,7 @@ async fn ports_without_a_descriptor_are_named_and_cost_the_others_nothing() {
     };
     process.ready(1).await;
     let mut clients = Vec::new();
-    for _ in 0..45 {
+    for _ in 0..30 {
         clients.push(served(process.web()).await);
     }
     let failed = async || {
@@ -199,11 +199,11 @@ async fn ports_without_a_descriptor_are_named_and_cost_the_others_nothing() {
     })
     .await;
     // One listener with a socket for each worker, and nodePorts with one each.
-    assert_eq!(failed().await.unwrap(), 301.0 - 35.0);
+    assert_eq!(failed().await.unwrap(), 301.0 - 72.0);
     let answer = process.proxy.page("/readyz").await.unwrap();
     let text = answer.text();
     assert!(
-        text.contains("no descriptor is left for it: of 200, 36 are for listening"),
+        text.contains("no descriptor is left for it: of 200, 73 are for listening"),
         "{text}"
     );
 }

@@ -11,6 +11,7 @@
 
 mod actor;
 mod ends;
+mod stalled;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
