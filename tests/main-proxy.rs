@@ -35,11 +35,13 @@ mod proxy {
     mod faults;
     mod hold;
     mod join;
+    mod parting;
     mod real;
     mod receipts;
     mod replay;
     mod rollout;
     mod shutdown;
+    mod slow;
     mod tcp;
     mod vanish;
     mod wire;

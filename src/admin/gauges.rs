@@ -1,4 +1,5 @@
-//! Gauges that are computed when `/metrics` is read: the source's age, and for each Service port
+//! Gauges that are computed when `/metrics` is read: the source's age, the listeners that cannot be
+//! bound, and for each Service port
 //! its endpoints by state and its connections to them. All other metrics are kept where they
 //! change.
 
@@ -10,7 +11,13 @@ use crate::contract::endpoint::Endpoint;
 
 /// Sets these gauges from the snapshot in force. Call it before the metrics are rendered.
 pub fn refresh_gauges(admin: &Admin) {
-    let age = admin.health.state().age().as_secs();
+    let state = admin.health.state();
+    let failed = state.listeners.iter().filter(|it| it.error.is_some());
+    admin
+        .metrics
+        .listeners_failed
+        .set(failed.count().cast_signed() as i64);
+    let age = state.age().as_secs();
     admin
         .metrics
         .discovery_age

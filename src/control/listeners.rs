@@ -1,9 +1,10 @@
 //! The listeners: those that are wanted, those that are bound, and those to try again.
 //!
-//! Invariant: a change of one listener does not touch another. A listener that cannot be bound is
-//! named in `/readyz` and tried again with backoff, and costs the others nothing.
+//! Invariants: a change of one listener does not touch another. A listener that cannot be bound is
+//! named in `/readyz` and tried again with backoff, and costs the others nothing. There are never
+//! more listening sockets than their part of the descriptors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -15,15 +16,17 @@ use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::contract::snapshot::Snapshot;
+use crate::control::descriptors::Descriptors;
 use crate::control::wanted::{Origin, WantedListener, wanted};
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
 use crate::proxy::shared::{Shared, WorkerCommand};
 
 /// The wanted listeners and their sockets.
-#[derive(Default)]
 pub struct Listeners {
     listeners: BTreeMap<Key, Listener>,
+    /// They bound the listening sockets, and each socket leaves less for clients.
+    descriptors: Descriptors,
     next_id: u64,
     /// To close at the next [`Listeners::retry`].
     unwanted: Vec<Arc<ListenerSpec>>,
@@ -73,6 +76,20 @@ impl State {
 }
 
 impl Listeners {
+    /// None yet. There will never be more sockets than their part of the descriptors.
+    pub fn within(descriptors: Descriptors) -> Self {
+        Self {
+            listeners: BTreeMap::new(),
+            descriptors,
+            next_id: 0,
+            unwanted: Vec::new(),
+            refused: Vec::new(),
+            closing: Vec::new(),
+            dirty: false,
+            closed: false,
+        }
+    }
+
     /// Takes in which listeners are wanted now. A listener that is no longer wanted, or whose
     /// settings differ, is closed at the next [`Self::retry`].
     pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
@@ -142,7 +159,9 @@ impl Listeners {
             self.closing.push(spec);
         }
         self.closing.retain(|spec| is_accepting(spec));
-        for ((_, name), wanted) in &mut self.listeners {
+        let shares = self.listeners.len() > SHARED_FROM;
+        let mut open = Open::of(&self.listeners, &self.closing);
+        for ((origin, name), wanted) in &mut self.listeners {
             let State::Failed {
                 error: last,
                 retry_at,
@@ -156,16 +175,34 @@ impl Listeners {
             }
             self.dirty = true;
             self.next_id += 1;
-            wanted.state = match bind(&wanted.config, ListenerId(self.next_id), shared) {
+            let address = wanted.config.address;
+            let sockets = match shares && *origin == Origin::NodePort {
+                true => 1,
+                false => shared.mailboxes.len(),
+            };
+            let after = open.sockets + sockets;
+            let has_room = after <= self.descriptors.listening()
+                && shared.resize(self.descriptors.connections(after));
+            let bound = match has_room {
+                false => Err(no_room(&self.descriptors)),
+                true => {
+                    if !open.ports.contains(&address.port()) && socket::is_listened_on(address) {
+                        tracing::warn!(listener = name, %address, "another process listens on this address, too: each gets a part of the clients");
+                    }
+                    bind(&wanted.config, ListenerId(self.next_id), shared, sockets)
+                }
+            };
+            wanted.state = match bound {
                 Ok(spec) => {
                     let (listener, service) = (name.as_str(), &wanted.config.service);
                     tracing::info!(listener, address = %spec.address, %service, "listening");
+                    open.sockets += sockets;
+                    open.ports.insert(spec.address.port());
                     State::Bound(spec)
                 }
                 Err(error) => {
                     let error = error.to_string();
                     if *last != error {
-                        let address = wanted.config.address;
                         tracing::error!(listener = name, %address, error, "cannot listen; trying again");
                         let failure = format!("{address} cannot be bound, trying again: {error}");
                         failures.push((wanted.config.service.clone(), failure));
@@ -178,6 +215,8 @@ impl Listeners {
                 }
             };
         }
+        // What could not be bound, or has been closed, leaves room for clients.
+        shared.resize(self.descriptors.connections(open.sockets));
         if std::mem::take(&mut self.dirty) {
             let listeners = self
                 .listeners
@@ -261,13 +300,52 @@ fn is_accepting(spec: &ListenerSpec) -> bool {
     spec.accepting.load(Ordering::Acquire) > 0
 }
 
-/// Binds one socket for each worker, all on one address. The workers get their sockets only if all
-/// could be bound.
-fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<Arc<ListenerSpec>> {
+/// The listening sockets that are open.
+struct Open {
+    sockets: usize,
+    ports: HashSet<u16>,
+}
+
+impl Open {
+    fn of(listeners: &BTreeMap<Key, Listener>, closing: &[Arc<ListenerSpec>]) -> Self {
+        let bound = listeners.values().filter_map(|it| match &it.state {
+            State::Bound(spec) => Some(spec),
+            State::Failed { .. } | State::Refused { .. } => None,
+        });
+        let mut open = Self {
+            sockets: 0,
+            ports: HashSet::new(),
+        };
+        for spec in bound.chain(closing) {
+            open.sockets += spec.accepting.load(Ordering::Relaxed);
+            open.ports.insert(spec.address.port());
+        }
+        open
+    }
+}
+
+fn no_room(descriptors: &Descriptors) -> io::Error {
+    io::Error::other(format!(
+        "no descriptor is left for it: of {}, {} are for listening sockets, and clients have theirs; \
+         raise the limit (ulimit -n), or claim fewer Services",
+        descriptors.limit,
+        descriptors.listening()
+    ))
+}
+
+/// Binds `count` sockets on one address, one for each worker, or one for all. The workers get their
+/// sockets only if all could be bound. A worker hands connections over to others, so those that have
+/// no socket are not idle.
+fn bind(
+    config: &ListenerConfig,
+    id: ListenerId,
+    shared: &Shared,
+    count: usize,
+) -> io::Result<Arc<ListenerSpec>> {
     let first = socket::listen(config.address)?;
     let address = first.local_addr()?;
     let mut sockets: Vec<TcpListener> = vec![first];
-    for _ in 1..shared.mailboxes.len() {
+    for _ in 1..count {
         sockets.push(socket::listen(address)?);
     }
     let spec = Arc::new(ListenerSpec {
@@ -281,15 +359,21 @@ fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<
         protocol: config.protocol,
         proxy_protocol: config.proxy_protocol,
         allow_connect: config.allow_connect,
-        accepting: AtomicUsize::new(shared.mailboxes.len()),
+        accepting: AtomicUsize::new(count),
     });
-    for (mailbox, socket) in shared.mailboxes.iter().zip(sockets) {
+    // Single sockets go to the workers in turn.
+    let first = id.0 as usize % shared.mailboxes.len();
+    let mailboxes = shared.mailboxes.iter().cycle().skip(first);
+    for (mailbox, socket) in mailboxes.zip(sockets) {
         // A worker ends only when the process ends.
         let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
     }
     Ok(spec)
 }
 
+/// With more listeners than this, a nodePort has one socket, which one worker serves for all:
+/// otherwise the sockets would be ports x addresses x workers.
+const SHARED_FROM: usize = 256;
 /// Pauses between two tries to bind. They double.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -3,6 +3,7 @@
 //! `event_loop` takes in what the source, the endpoints, the probes and the operator say. `wanted`
 //! says which listeners there should be, `listeners` binds them.
 
+pub mod descriptors;
 pub mod event_loop;
 pub mod listeners;
 mod probes;

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What one event costs an API server when many nodes watch, and what that makes of 1,000 and 5,000 nodes.
 
-`make scale` runs this in the cluster of `make cluster` and writes SCALE.md. Only etcd and the API server
-run meanwhile. `watchers` (watchers.rs) stands for N nodes. The cost is the API server's own CPU time, as its
+`make apiserver-scale` runs this in the cluster of `make cluster` and writes SCALE.md. Only etcd and
+the API server run meanwhile. `watchers` (watchers.rs) stands for N nodes. The cost is the API server's own CPU time, as its
 metrics say, divided by the events; the same events without any watcher are subtracted.
 """
 import datetime
@@ -206,7 +206,7 @@ def write(rows, base):
         file.write(text + MARK + "\n\n" + "\n".join(body) + "\n")
 
 
-MARK = "<!-- `make scale` writes everything below this line. -->"
+MARK = "<!-- `make apiserver-scale` writes everything below this line. -->"
 
 
 def component(verb, name):
@@ -215,7 +215,7 @@ def component(verb, name):
 
 def main():
     if not os.access(WATCHERS, os.X_OK):
-        sys.exit(f"scale: {WATCHERS} is missing: make scale")
+        sys.exit(f"scale: {WATCHERS} is missing: make apiserver-scale")
     api = Api()
     wait_until_gone(api)
     try:

@@ -1,4 +1,4 @@
-//! Watches an API server as many nodes do, in one process: for `make scale`.
+//! Watches an API server as many nodes do, in one process: for `make apiserver-scale`.
 //!
 //! `watchers KIND COUNT NAMESPACE` prints `ready` when each watcher knows all objects, and ends when
 //! its standard input ends. KIND is `now` (this crate's own source), `node` and `none` (the same with

@@ -509,6 +509,40 @@ async fn refused(config: &str) -> (Option<i32>, String) {
     )
 }
 
+/// With SO_REUSEPORT both processes would get a part of the clients, without a word.
+#[tokio::test]
+async fn a_second_process_on_an_address_in_use_is_refused_or_warned_of() {
+    let app = App::start().await;
+    let endpoints = [Ep::new("app", app.endpoint.address)];
+    let first = Process::start("http", &endpoints, "").await;
+    let (web, admin) = (first.web().to_string(), first.proxy.admin.to_string());
+    let to = app.endpoint.address.to_string();
+    for (flag, listen, at) in [
+        ("--listen", &web, "127.0.0.1:0"),
+        ("--admin", &"127.0.0.1:0".to_owned(), admin.as_str()),
+    ] {
+        let mut command = tokio::process::Command::new(BINARY);
+        command
+            .args(["proxy", "--to", &to, "--listen", listen, "--admin", at])
+            .kill_on_drop(true);
+        let output = soon("its end", command.output()).await.unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.contains(flag) && text.contains("another program listens"),
+            "{text}"
+        );
+    }
+    // `run` may replace a process, so it only warns.
+    let text = format!(
+        "discovery: {{files: {{path: manifests}}}}\nadmin: {{address: '127.0.0.1:0'}}\n\
+         listeners: [{{name: web, address: '{web}', service: web/shop, port: 80}}]\n"
+    );
+    let second = Process::run(&endpoints, &text, &["web"]).await;
+    let warned = |process: &Process| process.logged("another process listens").len();
+    assert_eq!((warned(&first), warned(&second)), (0, 1));
+}
+
 #[tokio::test]
 async fn a_taken_admin_port_is_a_refused_start() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -15,8 +15,8 @@ use crate::proxy::dispatch::Refusal;
 use crate::proxy::early_end::{EarlyEnd, first_line};
 use crate::proxy::http::bound::{Bound, Tie};
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
-use crate::proxy::upstream;
 use crate::proxy::worker::Worker;
+use crate::proxy::{parting, upstream};
 use crate::wire::answer;
 use crate::wire::message::{Emit, Method, Request, Version};
 
@@ -32,7 +32,7 @@ impl Exchange<'_> {
             ..
         } = attempt;
         let Some(response) = down.response else {
-            return End::Cut(CloseReason::UpstreamReset);
+            return self.cut(CloseReason::UpstreamReset).await;
         };
         if self.is_tunnel(&response) {
             return End::Tunnel {
@@ -134,7 +134,11 @@ impl Exchange<'_> {
         let (status, reason, cut) = match lost {
             Lost::Client(reason) => {
                 if self.reply.passed {
-                    return End::Cut(reason);
+                    // It has left, or takes nothing.
+                    return End::Cut {
+                        reason,
+                        framed: false,
+                    };
                 } else {
                     return End::Close(reason);
                 }
@@ -155,9 +159,27 @@ impl Exchange<'_> {
         };
         tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");
         if self.reply.passed {
-            return End::Cut(cut);
+            return self.cut(cut).await;
         }
         self.answer(status, reason).await
+    }
+
+    /// Ends a response that has begun and cannot be completed. The client first gets what had come,
+    /// for as long as it takes something.
+    async fn cut(&mut self, reason: CloseReason) -> End {
+        let patience = parting::patience(self.worker);
+        let delivered = loop {
+            let flush = poll_fn(|cx| self.poll_flush(cx));
+            match tokio::time::timeout(patience, flush).await {
+                Ok(flushed) => break flushed.is_ok(),
+                Err(_) if self.client_moved.elapsed() < patience => {}
+                Err(_) => break false,
+            }
+        };
+        End::Cut {
+            reason,
+            framed: self.reply.framed && delivered,
+        }
     }
 
     /// Answers in place of an endpoint. The answer does not wait for the rest of the request. The
@@ -205,9 +227,11 @@ impl Exchange<'_> {
     /// Counts the exchange and writes its line in the access log.
     pub(super) fn record(&self, end: &End, started: Instant) {
         let took = self.ended.unwrap_or_else(Instant::now) - started;
-        if let End::Cut(
-            CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown,
-        ) = end
+        if let End::Cut { reason, .. } = end
+            && matches!(
+                reason,
+                CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown
+            )
         {
             self.port.metrics.failures.inc();
         }
@@ -221,7 +245,7 @@ impl Exchange<'_> {
         if let (Some(log), Some(logged)) = (&self.worker.shared.access_log, &self.logged) {
             let mut words = logged.request_line.split(|byte| *byte == b' ');
             let cut = match end {
-                End::Cut(reason) => Some(reason.as_str()),
+                End::Cut { reason, .. } => Some(reason.as_str()),
                 // The client has left before it got anything.
                 End::Close(reason) | End::Linger(reason) if self.reply.status == 0 => {
                     Some(reason.as_str())

@@ -37,8 +37,14 @@ pub enum End {
     Close(CloseReason),
     /// Close, but let the client finish sending first.
     Linger(CloseReason),
-    /// Close by a reset: the client must not take what it got for complete.
-    Cut(CloseReason),
+    /// Close in the middle of a response, so that the client does not take what it got for complete.
+    Cut {
+        /// What ended it.
+        reason: CloseReason,
+        /// The response's framing tells that something is missing, so a close is enough. Otherwise
+        /// it must be a reset.
+        framed: bool,
+    },
     /// Client and endpoint are joined byte for byte.
     Tunnel {
         /// The right to the endpoint.
@@ -95,6 +101,8 @@ pub(super) struct Reply {
     pub(super) passed: bool,
     /// The client has received `100 Continue`, or will.
     pub(super) continued: bool,
+    /// The response's framing shows the client where it ends.
+    pub(super) framed: bool,
     /// The final head that was passed on says that the connection ends.
     pub(super) told_close: bool,
     /// How many 1xx responses came.
@@ -141,7 +149,7 @@ pub(super) struct Up {
     /// All is written, or the endpoint takes no more.
     pub(super) over: bool,
     /// A write failed. It has taken the socket's error, so a read would now report an end where
-    /// there was a reset.
+    /// there was a reset. Or the endpoint has vanished.
     pub(super) failed: bool,
     /// The client's end was passed on.
     pub(super) ended: bool,
@@ -269,6 +277,7 @@ impl Reply {
             interim: 0,
             passed: false,
             continued: false,
+            framed: false,
             told_close: false,
             interims: 0,
             bytes_out: 0,

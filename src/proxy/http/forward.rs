@@ -138,6 +138,9 @@ impl Exchange<'_> {
             };
             let endpoint = lease.endpoint().clone();
             let (wrote, client_ended) = (attempt.up.wrote, attempt.up.ended);
+            if let Some(lent) = &mut attempt.down.lent {
+                lent.take_inside(&mut self.reply.bytes);
+            }
             drop(attempt);
             let Lost::Upstream { forced, stale } = lost else {
                 drop(lease);

@@ -19,6 +19,7 @@ use crate::proxy::early_end::{EarlyEnd, Refused, first_line};
 use crate::proxy::http::bound::Bound;
 use crate::proxy::http::exchange::End;
 use crate::proxy::http::forward::forward;
+use crate::proxy::parting;
 use crate::proxy::relay::Pair;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::append;
@@ -107,8 +108,25 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 Box::pin(linger(worker, &mut client)).await;
                 return reason;
             }
-            End::Cut(reason) => {
-                client.stream.reset_on_close();
+            End::Cut {
+                reason,
+                framed: true,
+            } => {
+                Box::pin(linger(worker, &mut client)).await;
+                return reason;
+            }
+            End::Cut {
+                reason,
+                framed: false,
+            } => {
+                if matches!(
+                    reason,
+                    CloseReason::ClientReset | CloseReason::ClientTimeout
+                ) {
+                    client.stream.reset_on_close();
+                } else {
+                    Box::pin(parting::reset(worker, &mut client.stream, &[])).await;
+                }
                 return reason;
             }
             End::Tunnel {

@@ -20,7 +20,12 @@ impl Exchange<'_> {
         cx: &mut Context<'_>,
         attempt: &mut Attempt,
     ) -> Poll<Result<(), Lost>> {
+        if attempt.upstream.is_lost() {
+            attempt.spent = true;
+            (attempt.up.over, attempt.up.failed) = (true, true);
+        }
         if !attempt.up.over {
+            attempt.upstream.is_sending();
             match self.poll_upload(cx, attempt) {
                 Poll::Ready(Ok(())) => attempt.up.over = true,
                 Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
@@ -59,8 +64,10 @@ impl Exchange<'_> {
             attempt.watch_client = false;
             self.look_at_client(cx, attempt)?;
         }
-        if !attempt.watch_client {
-            // What came stays unread, so readiness says nothing new any more. Ask from time to time.
+        let held_up = self.upload.sent.len() > attempt.up.written || attempt.up.lent.is_some();
+        if !attempt.watch_client || (held_up && !attempt.up.over) {
+            // What came stays unread, so readiness says nothing new any more; or nothing is read
+            // while the endpoint takes nothing. Ask from time to time whether the client is there.
             let look = attempt.look.take();
             let mut look = look.unwrap_or_else(|| Box::pin(tokio::time::sleep(LOOK)));
             while look.as_mut().poll(cx).is_ready() {

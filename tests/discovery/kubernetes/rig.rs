@@ -226,6 +226,7 @@ impl Rig {
                 !self.usable(&name).is_empty()
             })
             .await;
+            self.named_slices(number).await;
             if pods {
                 self.api.apply(&deleting(pod(&name), &self.api, 30, 30));
                 eventually("a Pod after all others", async || {
@@ -237,6 +238,26 @@ impl Rig {
             self.api.delete(Kind::Slices, "web", &name);
         }
         self.api.delete(Kind::Services, "web", &name);
+    }
+
+    /// Waits until everything that was reported so far of the slices of `web/shop` has taken effect,
+    /// which are watched apart. An endpoint that was never ready comes and goes for that.
+    async fn named_slices(&self, number: usize) {
+        if self.port("shop").is_none() {
+            return;
+        }
+        let name = format!("barrier-of-shop-{number}");
+        let unready = endpoint("10.0.0.201", Some(&name), [false, false, false]);
+        self.api.apply(&slice(&name, "shop", &[unready]));
+        eventually(
+            "an endpoint of the named Service after all others",
+            async || {
+                let port = self.port("shop");
+                port.is_none_or(|port| port.all.iter().any(|it| last_of(it.address) == 201))
+            },
+        )
+        .await;
+        self.api.delete(Kind::Slices, "web", &name);
     }
 
     /// Counts a request on the endpoint of `web/shop` with this last number, as a worker does when
