@@ -4,7 +4,7 @@
 //! The slices of a namespace wait for its first pods.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::Service;
@@ -17,7 +17,7 @@ use crate::contract::name::ObjectName;
 use crate::discovery::manifest;
 use crate::discovery::object::{Change, Kind, Object, ServiceObject};
 use crate::discovery::scope::{AllPods, Key, Of};
-use crate::discovery::watches::{Read, State, WatchEvent, Watched, Watches};
+use crate::discovery::watches::{State, WatchEvent, Watched, Watches};
 use crate::discovery::watching::is_refused;
 
 impl Watches {
@@ -40,10 +40,11 @@ impl Watches {
                 state.listing.clear();
                 state.unreadable.clear();
             }
-            Watched::Listed(Ok(read)) => {
-                self.note(&key, &read);
+            Watched::Listed(Ok(object)) if !state.selector.takes(&object) => {}
+            Watched::Listed(Ok(object)) => {
+                self.note(&key, &object);
                 if let Some(state) = self.states.get_mut(&key) {
-                    state.listing.push(read.object);
+                    state.listing.push(object);
                 }
             }
             Watched::Listed(Err(it)) => {
@@ -55,14 +56,21 @@ impl Watches {
             Watched::Done => {
                 state.listed = true;
                 state.in_order(&key);
+                // Others may wait for this list.
+                self.is_stale |= key.kind == Kind::Service || key.of == Of::Unlabelled;
                 let objects = std::mem::take(&mut state.listing);
                 let unreadable = std::mem::take(&mut state.unreadable);
                 self.take_list(&key, objects, unreadable, changes);
             }
-            Watched::Applied(Ok(read)) => {
-                self.note(&key, &read);
-                self.held.show(&key, read.object.name());
-                self.show(&key, read.object, changes);
+            Watched::Applied(Ok(object)) if !state.selector.takes(&object) => {
+                let name = object.name().clone();
+                let gone = self.held.hide(&key, &name);
+                self.hide(&key, name, gone, changes);
+            }
+            Watched::Applied(Ok(object)) => {
+                self.note(&key, &object);
+                self.held.show(&key, object.name());
+                self.show(&key, object, changes);
             }
             Watched::Applied(Err(it)) => it.report(&key, errors),
             Watched::Deleted(name) => {
@@ -86,14 +94,11 @@ impl Watches {
     }
 
     /// Notes a claim, so that the watches that it needs begin before the list is complete.
-    pub(super) fn note(&mut self, key: &Key, read: &Read) {
-        if let (Object::Service(service), Of::Claimed) = (&read.object, key.of)
+    pub(super) fn note(&mut self, key: &Key, object: &Object) {
+        if let (Object::Service(service), Of::Claimed) = (object, key.of)
             && service.claimed
         {
-            if self.claimed.get(&service.name) != Some(&read.no_selector) {
-                self.claimed.insert(service.name.clone(), read.no_selector);
-                self.is_stale = true;
-            }
+            self.is_stale |= self.claimed.insert(service.name.clone());
             self.ever_claimed = true;
             self.let_go.remove(&service.name);
         }
@@ -114,7 +119,7 @@ impl Watches {
             let unclaimed =
                 |name: &&ObjectName| key.covers(&name.namespace) && !names.contains(*name);
             let unclaimed: Vec<ObjectName> =
-                self.claimed.keys().filter(unclaimed).cloned().collect();
+                self.claimed.iter().filter(unclaimed).cloned().collect();
             self.held.replace(key, names);
             for name in unclaimed {
                 self.hide(key, name, true, changes);
@@ -155,6 +160,7 @@ impl Watches {
                 }
             }
             Object::EndpointSlice(slice) => {
+                self.leaving.remove(&slice.name);
                 let namespace = &slice.name.namespace;
                 if self.pods_are_known(namespace) {
                     changes.push(Change::Apply(object));
@@ -181,22 +187,39 @@ impl Watches {
                 self.is_stale = true;
                 // It was deleted, or has lost its label. The second must not cut its clients.
                 if !self.in_use.named.contains(&name) {
+                    self.doubtful.insert(name.clone());
                     self.asked.push(find(self.client.clone(), name).boxed());
                 }
             }
-            (Kind::Service, Of::Apart) => {
+            (Kind::Service, _) => {
                 if self.in_use.named.contains(&name) {
                     changes.push(Change::Remove(key.kind, name));
                 }
             }
             (Kind::EndpointSlice | Kind::Pod, _) if !gone => {}
+            (Kind::EndpointSlice, Of::Apart) => self.remove_slice(name, changes),
+            // It was deleted, or its label has changed and the other watch will show it.
             (Kind::EndpointSlice, _) => {
-                if let Some(kept_back) = self.kept_back.get_mut(&name.namespace) {
-                    kept_back.remove(&name);
-                }
-                changes.push(Change::Remove(key.kind, name));
+                let until = Instant::now() + RELABELLED;
+                self.leaving.entry(name).or_insert(until);
             }
             (Kind::Pod, _) => changes.push(Change::Remove(key.kind, name)),
+        }
+    }
+
+    fn remove_slice(&mut self, name: ObjectName, changes: &mut Vec<Change>) {
+        if let Some(kept_back) = self.kept_back.get_mut(&name.namespace) {
+            kept_back.remove(&name);
+        }
+        changes.push(Change::Remove(Kind::EndpointSlice, name));
+    }
+
+    /// Removes the slices that no watch has shown again in time.
+    pub(super) fn remove_left(&mut self, now: Instant, changes: &mut Vec<Change>) {
+        let over = self.leaving.extract_if(.., |_, until| *until <= now);
+        let over: Vec<ObjectName> = over.map(|(name, _)| name).collect();
+        for name in over {
+            self.remove_slice(name, changes);
         }
     }
 
@@ -207,14 +230,15 @@ impl Watches {
         found: Option<ServiceObject>,
         changes: &mut Vec<Change>,
     ) {
-        if self.claimed.contains_key(name) || self.in_use.named.contains(name) {
+        self.doubtful.remove(name);
+        self.is_stale = true;
+        if self.claimed.contains(name) || self.in_use.named.contains(name) {
             return;
         }
         match found {
             // Another API server may not have seen the end of the claim yet.
             Some(found) => {
                 self.let_go.insert(name.clone(), 0);
-                self.is_stale = true;
                 let object = ServiceObject {
                     claimed: false,
                     ..found
@@ -276,6 +300,10 @@ impl Watches {
         }
     }
 }
+
+/// A slice that gets or loses the label of the claim is with one watch of two. What one reports may
+/// come this much later than what the other reports.
+const RELABELLED: Duration = Duration::from_secs(1);
 
 /// Whether a Service exists, from the API server's cache. Tries until there is an answer. A refusal
 /// counts as no.

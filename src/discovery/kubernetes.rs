@@ -13,7 +13,7 @@
 //!
 //! Nothing is merged here, and no resource version is read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,15 +70,17 @@ pub async fn run(
         streaming: Arc::default(),
         streams: SelectAll::new().ready_chunks(CHUNK),
         asked: FuturesUnordered::new(),
+        doubtful: BTreeSet::new(),
         states: BTreeMap::new(),
         number: 0,
         held: Held::default(),
-        claimed: BTreeMap::new(),
+        claimed: BTreeSet::new(),
         ever_claimed: false,
         let_go: BTreeMap::new(),
         in_use: in_use.borrow_and_update().clone(),
         namespaces: BTreeMap::new(),
         kept_back: BTreeMap::new(),
+        leaving: BTreeMap::new(),
         all_pods: AllPods::Unneeded,
         is_stale: true,
         problems: Vec::new(),
@@ -97,6 +99,7 @@ pub async fn run(
     loop {
         watches.adjust(&mut changes);
         watches.release_late(Instant::now(), &mut changes);
+        watches.remove_left(Instant::now(), &mut changes);
         watches.retire_saved(&mut changes);
         if watches.needs_saved()
             && let Some(saved) = table.take()

@@ -14,7 +14,7 @@ impl Watches {
     /// Puts the saved table in force, where no list has shown what there is.
     pub(super) fn take_saved(&mut self, saved: Saved, changes: &mut Vec<Change>) {
         let allowed = &self.settings.namespaces;
-        for (object, no_selector) in saved.objects {
+        for object in saved.objects {
             let (kind, name) = (object.kind(), object.name().clone());
             if !(allowed.is_empty() || allowed.contains(&name.namespace))
                 || self.held.is_shown(kind, &name)
@@ -25,7 +25,7 @@ impl Watches {
             if let Object::Service(service) = &object
                 && service.claimed
             {
-                self.claimed.entry(name.clone()).or_insert(no_selector);
+                self.claimed.insert(name.clone());
                 self.ever_claimed = true;
                 self.is_stale = true;
             }
@@ -126,9 +126,7 @@ impl SavedTable {
 
     pub(super) fn note(&mut self, changes: &[Change], watches: &Watches) {
         if let Some(keeper) = &self.keeper {
-            keeper.note(changes, |name| {
-                watches.claimed.get(name).is_some_and(|it| *it)
-            });
+            keeper.note(changes);
             if watches.synced {
                 let standing = &watches.standing;
                 let in_order = watches.problems.is_empty() && *standing == Standing::default();

@@ -27,8 +27,7 @@ use crate::discovery::object::{
 /// A table that was read from disk.
 #[derive(Debug)]
 pub(super) struct Saved {
-    /// The objects, and whether each is a Service without a selector.
-    pub(super) objects: Vec<(Object, bool)>,
+    pub(super) objects: Vec<Object>,
     /// When the source was last in order.
     pub(super) at: SystemTime,
 }
@@ -53,7 +52,7 @@ struct Header {
 /// One object of the file.
 #[derive(Serialize, Deserialize)]
 enum Line {
-    Service(ServiceObject, bool),
+    Service(ServiceObject),
     EndpointSlice(SliceObject),
     Pod(PodObject),
 }
@@ -99,9 +98,9 @@ fn parse(text: &str, server: &str) -> Result<Saved, String> {
         let line =
             serde_json::from_str(line).map_err(|error| format!("it is damaged ({error})"))?;
         Ok(match line {
-            Line::Service(service, no_selector) => (Object::Service(service), no_selector),
-            Line::EndpointSlice(slice) => (Object::EndpointSlice(slice), false),
-            Line::Pod(pod) => (Object::Pod(over(pod)), false),
+            Line::Service(service) => Object::Service(service),
+            Line::EndpointSlice(slice) => Object::EndpointSlice(slice),
+            Line::Pod(pod) => Object::Pod(over(pod)),
         })
     });
     Ok(Saved {
@@ -162,13 +161,13 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// Takes in what the source sends. `no_selector` says which Services have no selector.
-    pub(super) fn note(&self, changes: &[Change], no_selector: impl Fn(&ObjectName) -> bool) {
+    /// Takes in what the source sends.
+    pub(super) fn note(&self, changes: &[Change]) {
         let mut state = self.0.lock();
         state.changed |= !changes.is_empty();
         for change in changes {
             match change {
-                Change::Apply(object) => state.put(object, &no_selector),
+                Change::Apply(object) => state.put(object),
                 Change::Remove(kind, name) => _ = state.lines.remove(&(*kind, name.clone())),
                 Change::Forget { namespace } => state
                     .lines
@@ -198,9 +197,9 @@ impl Drop for Keeper {
 }
 
 impl State {
-    fn put(&mut self, object: &Object, no_selector: &impl Fn(&ObjectName) -> bool) {
+    fn put(&mut self, object: &Object) {
         let line = match object {
-            Object::Service(it) => Line::Service(it.clone(), no_selector(&it.name)),
+            Object::Service(it) => Line::Service(it.clone()),
             Object::EndpointSlice(it) => Line::EndpointSlice(it.clone()),
             Object::Pod(it) => Line::Pod(it.clone()),
         };

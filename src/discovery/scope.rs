@@ -1,10 +1,12 @@
 //! What is watched at the API server: a pure function of the Services that are ours.
 //!
 //! Invariant: the API server selects what it can, so that a node gets few objects that it does not
-//! need. Claimed Services and their slices are selected by the label of the claim, in one watch for
-//! all namespaces, because the EndpointSlice controller copies the labels of a Service to its
-//! slices. Services that are ours without that label stand [`Of::Apart`]: they are selected by their
-//! names, and their slices by the name of the Service.
+//! need, and never fewer. Claimed Services are selected by the label of the claim, in one watch for
+//! all namespaces. So are most of their slices, because the EndpointSlice controller copies the
+//! labels of a Service to its slices. Slices that a person or another controller made may lack the
+//! label, so [`Of::Unlabelled`] selects these by the names of the Services. Services that are ours
+//! without that label stand [`Of::Apart`]: they are selected by their names, and their slices by the
+//! name of the Service.
 //!
 //! Pods cannot be selected by their Service, so they are watched in each namespace in use. Above
 //! [`MANY_NAMESPACES`], one watch of all pods costs the API server less than a watch for each.
@@ -13,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::settings::PodWatch;
 use crate::contract::name::ObjectName;
-use crate::discovery::object::Kind;
+use crate::discovery::object::{Kind, Object};
 
 /// One watch. The problems of watches are listed in the order of these keys.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +31,9 @@ pub(super) struct Key {
 pub(super) enum Of {
     /// For claimed Services; of pods, for all.
     Claimed,
-    /// For Services without the label of the claim, or with slices that may lack the label.
+    /// For slices of claimed Services that lack the label of the claim.
+    Unlabelled,
+    /// For Services without the label of the claim.
     Apart,
 }
 
@@ -38,6 +42,8 @@ pub(super) enum Of {
 pub(super) struct Selector {
     pub(super) labels: Option<String>,
     pub(super) fields: Option<String>,
+    /// Of the slices that the API server selects, only those of these Services are taken.
+    pub(super) only: Option<BTreeSet<ObjectName>>,
 }
 
 /// What decides which watches are wanted.
@@ -48,9 +54,12 @@ pub(super) struct Facts<'a> {
     pub(super) named: &'a BTreeSet<ObjectName>,
     /// Whether a Service is claimed, or once was.
     pub(super) claimed: bool,
-    /// Services with slices that may lack the label of the claim: those named by listeners, those
-    /// whose claim has ended while clients are connected, and claimed ones without a selector.
+    /// Services whose slices lack the label of the claim: those named by listeners, and those whose
+    /// claim has ended while clients are connected.
     pub(super) apart: BTreeSet<&'a ObjectName>,
+    /// The Services of which some slices may lack the label of the claim: those that are claimed,
+    /// and those whose claim has just ended.
+    pub(super) unlabelled: BTreeSet<&'a ObjectName>,
     /// The namespaces in use.
     pub(super) in_use: BTreeSet<&'a str>,
     /// Which pods are watched.
@@ -96,6 +105,20 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
             let of = Selector::labels(CLAIM);
             add(Kind::EndpointSlice, *scope, Of::Claimed, of);
         }
+        let services = facts.unlabelled.iter().copied();
+        let services =
+            services.filter(|it| scope.is_none_or(|namespace| namespace == it.namespace));
+        let only: BTreeSet<ObjectName> = services.cloned().collect();
+        if !only.is_empty() {
+            let names: BTreeSet<&str> = only.iter().map(|it| it.name.as_str()).collect();
+            let labels = Some(format!("{},{NO_CLAIM}", of_services(names)));
+            let selector = Selector {
+                labels,
+                fields: None,
+                only: Some(only),
+            };
+            add(Kind::EndpointSlice, *scope, Of::Unlabelled, selector);
+        }
     }
     for (namespace, names) in by_namespace(facts.named.iter()) {
         let selector = match names[..] {
@@ -106,10 +129,7 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
         add(Kind::Service, Some(namespace), Of::Apart, selector);
     }
     for (namespace, names) in by_namespace(facts.apart.iter().copied()) {
-        let selector = match names.len() {
-            ..=LONGEST_SET => Selector::labels(&format!("{SERVICE} in ({})", names.join(","))),
-            _ => Selector::labels(SERVICE),
-        };
+        let selector = Selector::labels(&of_services(names.into_iter().collect()));
         add(Kind::EndpointSlice, Some(namespace), Of::Apart, selector);
     }
     match facts.pods {
@@ -132,6 +152,18 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
         }
     }
     all
+}
+
+/// Selects the slices of Services with these names. A set that is too long for the line of a request
+/// becomes the slices of all Services.
+fn of_services(names: BTreeSet<&str>) -> String {
+    // A comma takes three bytes in a query.
+    let length: usize = names.iter().map(|name| name.len() + 3).sum();
+    if length > LONGEST_SET {
+        return SERVICE.to_owned();
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    format!("{SERVICE} in ({})", names.join(","))
 }
 
 fn by_namespace<'a>(
@@ -164,14 +196,25 @@ impl Selector {
     fn labels(text: &str) -> Self {
         Self {
             labels: Some(text.to_owned()),
-            fields: None,
+            ..Self::default()
         }
     }
 
     fn fields(text: &str) -> Self {
         Self {
-            labels: None,
             fields: Some(text.to_owned()),
+            ..Self::default()
+        }
+    }
+
+    /// Whether an object that the API server selects is taken.
+    pub(super) fn takes(&self, object: &Object) -> bool {
+        match (&self.only, object) {
+            (Some(only), Object::EndpointSlice(slice)) => slice
+                .service
+                .as_ref()
+                .is_some_and(|it| only.contains(&ObjectName::new(&*slice.name.namespace, &**it))),
+            _ => true,
         }
     }
 }
@@ -179,9 +222,11 @@ impl Selector {
 /// Above this number of namespaces in use, all pods are watched at once.
 pub(super) const MANY_NAMESPACES: usize = 32;
 const CLAIM: &str = "service.kubernetes.io/service-proxy-name=ebbtide";
+const NO_CLAIM: &str = "service.kubernetes.io/service-proxy-name!=ebbtide";
 const SERVICE: &str = "kubernetes.io/service-name";
-/// The largest set of names in a selector. A request's line must stay short.
-const LONGEST_SET: usize = 20;
+/// The largest set of names in a selector, in bytes: some hundred names. The line of the request is
+/// then shorter than the 8 KiB that proxies before an API server take.
+const LONGEST_SET: usize = 6_000;
 
 #[cfg(test)]
 mod tests {
@@ -191,6 +236,7 @@ mod tests {
         allowed: Vec<String>,
         named: BTreeSet<ObjectName>,
         claimed: bool,
+        unlabelled: BTreeSet<ObjectName>,
         in_use: Vec<&'static str>,
         pods: PodWatch,
         all_pods: AllPods,
@@ -201,6 +247,7 @@ mod tests {
             allowed: Vec::new(),
             named: BTreeSet::new(),
             claimed: true,
+            unlabelled: BTreeSet::new(),
             in_use: vec!["web"],
             pods: PodWatch::All,
             all_pods: AllPods::Unneeded,
@@ -214,6 +261,7 @@ mod tests {
                 named: &self.named,
                 claimed: self.claimed,
                 apart: self.named.iter().collect(),
+                unlabelled: self.unlabelled.iter().collect(),
                 in_use: self.in_use.iter().copied().collect(),
                 pods: &self.pods,
                 all_pods: self.all_pods,
@@ -276,12 +324,44 @@ mod tests {
             format!("EndpointSlices in namespace b: {SERVICE} in (y,z)"),
         ];
         assert_eq!(given.watches(), [&services[..], &slices[..]].concat());
-        let many = (0..=LONGEST_SET).map(|n| ObjectName::new("b", format!("s{n}")));
+        let many = (0..LONGEST_SET / 4).map(|n| ObjectName::new("b", format!("s{n}")));
         given.named = many.collect();
         let slices = given.watches().pop();
         assert_eq!(
             slices,
             Some(format!("EndpointSlices in namespace b: {SERVICE}"))
+        );
+    }
+
+    #[test]
+    fn slices_of_claimed_services_without_the_label_are_selected_by_the_service() {
+        let mut given = given();
+        given.pods = PodWatch::None;
+        given.allowed = vec!["a".to_owned(), "b".to_owned(), "c".to_owned()];
+        let services = [("a", "x"), ("a", "y"), ("b", "x")];
+        given.unlabelled = services.map(|(at, name)| ObjectName::new(at, name)).into();
+        let unlabelled = |given: &Given| {
+            let mut watches = given.watches();
+            watches.retain(|it| it.contains(SERVICE));
+            watches
+        };
+        assert_eq!(
+            unlabelled(&given),
+            [
+                format!("EndpointSlices in namespace a: {SERVICE} in (x,y),{NO_CLAIM}"),
+                format!("EndpointSlices in namespace b: {SERVICE} in (x),{NO_CLAIM}"),
+            ]
+        );
+        given.allowed = Vec::new();
+        assert_eq!(
+            unlabelled(&given),
+            [format!("EndpointSlices: {SERVICE} in (x,y),{NO_CLAIM}")]
+        );
+        let many = (0..LONGEST_SET / 4).map(|n| ObjectName::new("a", format!("s{n}")));
+        given.unlabelled = many.collect();
+        assert_eq!(
+            unlabelled(&given),
+            [format!("EndpointSlices: {SERVICE},{NO_CLAIM}")]
         );
     }
 

@@ -22,7 +22,8 @@ impl Watches {
         let start = Some(self.started + self.settings.patience)
             .filter(|at| !self.synced && *at > Instant::now());
         let begins = Some(self.begins).filter(|_| self.is_stale);
-        waiting.chain(start).chain(begins).min()
+        let leaving = self.leaving.values().copied();
+        waiting.chain(start).chain(begins).chain(leaving).min()
     }
 
     /// What has changed since the last report.
@@ -79,7 +80,8 @@ impl Watches {
     /// Whether the first table has waited long enough, and nothing can be served without the saved
     /// one.
     pub(super) fn needs_saved(&self) -> bool {
-        self.saved_at.is_none()
+        !self.synced
+            && self.saved_at.is_none()
             && Instant::now() >= self.started + self.settings.patience
             && !(self.is_listed() && self.missing().is_empty())
     }

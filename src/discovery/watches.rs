@@ -41,12 +41,13 @@ pub(super) struct Watches {
     pub(super) streams: ReadyChunks<SelectAll<Pin<Box<dyn Stream<Item = WatchEvent> + Send>>>>,
     /// Services that the watch of claimed ones no longer shows: do they still exist?
     pub(super) asked: FuturesUnordered<BoxFuture<'static, (ObjectName, Option<ServiceObject>)>>,
+    /// The names of these Services.
+    pub(super) doubtful: BTreeSet<ObjectName>,
     pub(super) states: BTreeMap<Key, State>,
     /// Counts the watches that were started.
     pub(super) number: u64,
     pub(super) held: Held,
-    /// The claimed Services, and whether each has no selector.
-    pub(super) claimed: BTreeMap<ObjectName, bool>,
+    pub(super) claimed: BTreeSet<ObjectName>,
     /// The watch of claimed slices is never ended: it costs little, and the slices of a Service
     /// whose claim has just ended must not be lost.
     pub(super) ever_claimed: bool,
@@ -57,6 +58,9 @@ pub(super) struct Watches {
     pub(super) namespaces: BTreeMap<String, Namespace>,
     /// The slices of namespaces whose first pods are not known yet.
     pub(super) kept_back: BTreeMap<String, BTreeMap<ObjectName, Object>>,
+    /// Slices that one watch no longer shows and another may show soon, and until when that is waited
+    /// for.
+    pub(super) leaving: BTreeMap<ObjectName, Instant>,
     pub(super) all_pods: AllPods,
     /// Whether something has changed that decides which watches are wanted.
     pub(super) is_stale: bool,
@@ -105,9 +109,9 @@ pub(super) struct WatchEvent {
 
 pub(super) enum Watched {
     Init,
-    Listed(Result<Read, Unreadable>),
+    Listed(Result<Object, Unreadable>),
     Done,
-    Applied(Result<Read, Unreadable>),
+    Applied(Result<Object, Unreadable>),
     Deleted(ObjectName),
     Failed(watcher::Error),
 }
@@ -116,14 +120,6 @@ pub(super) enum Watched {
 pub(super) struct Unreadable {
     pub(super) name: ObjectName,
     pub(super) error: Invalid,
-}
-
-/// An object, and what only this source needs of it.
-pub(super) struct Read {
-    pub(super) object: Object,
-    /// Whether it is a Service without a selector. Its slices are not made by the EndpointSlice
-    /// controller, so they may lack the label of the claim.
-    pub(super) no_selector: bool,
 }
 
 /// Starts and ends watches.
@@ -155,7 +151,8 @@ impl Watches {
             allowed: &self.settings.namespaces,
             named: &self.in_use.named,
             claimed: self.ever_claimed,
-            apart: self.apart(),
+            apart: self.let_go.keys().chain(&self.in_use.named).collect(),
+            unlabelled: self.unlabelled(),
             in_use: self.namespaces.keys().map(String::as_str).collect(),
             pods: &self.settings.pods,
             all_pods: self.all_pods,
@@ -170,13 +167,29 @@ impl Watches {
             self.end(&key, changes);
         }
         for (key, selector) in wanted {
-            if self
-                .states
-                .get(&key)
-                .is_none_or(|state| state.selector != selector)
-            {
+            let before = self.states.get(&key);
+            if before.is_none_or(|state| state.selector != selector) && self.may_begin(&key) {
                 self.start(key, selector);
             }
+        }
+    }
+
+    /// Whether a watch may begin, or begin again, now. The watch of slices without the label follows
+    /// the claims, which may be many at once: it waits until a list of Services, and its own last
+    /// one, is whole.
+    fn may_begin(&self, key: &Key) -> bool {
+        if key.of != Of::Unlabelled {
+            return true;
+        }
+        let services = Key {
+            kind: Kind::Service,
+            of: Of::Claimed,
+            ..key.clone()
+        };
+        let is_listed = |state: &State| state.listed;
+        match self.states.get(key) {
+            Some(state) => is_listed(state) || state.failing.is_some(),
+            None => self.states.get(&services).is_some_and(is_listed),
         }
     }
 
@@ -189,7 +202,7 @@ impl Watches {
     pub(super) fn namespaces_of_ours(&self) -> BTreeSet<String> {
         let ours = self
             .claimed
-            .keys()
+            .iter()
             .chain(&self.in_use.named)
             .chain(self.let_go.keys());
         let allowed = &self.settings.namespaces;
@@ -198,30 +211,26 @@ impl Watches {
             .collect()
     }
 
-    pub(super) fn apart(&self) -> BTreeSet<&ObjectName> {
-        let no_selector = self.claimed.iter().filter(|(_, no_selector)| **no_selector);
-        let no_selector = no_selector.map(|(name, _)| name);
-        no_selector
-            .chain(&self.in_use.named)
-            .chain(self.let_go.keys())
+    /// The Services of which slices without the label of the claim are watched. All slices of named
+    /// ones are.
+    fn unlabelled(&self) -> BTreeSet<&ObjectName> {
+        let services = self.claimed.iter().chain(&self.doubtful);
+        let services = services.chain(self.let_go.keys());
+        services
+            .filter(|it| !self.in_use.named.contains(*it))
             .collect()
     }
 
     pub(super) fn start(&mut self, key: Key, selector: Selector) {
         match key.kind {
             Kind::Service => self.add(key, selector, |it: &Service, _, _| {
-                let spec = it.spec.as_ref();
-                let selector = spec.and_then(|spec| spec.selector.as_ref());
-                Ok(Read {
-                    object: Object::Service(manifest::service(it)?),
-                    no_selector: selector.is_none_or(BTreeMap::is_empty),
-                })
+                Ok(Object::Service(manifest::service(it)?))
             }),
             Kind::EndpointSlice => self.add(key, selector, |it: &EndpointSlice, _, _| {
-                Ok(Read::of(Object::EndpointSlice(manifest::slice(it)?)))
+                Ok(Object::EndpointSlice(manifest::slice(it)?))
             }),
             Kind::Pod => self.add(key, selector, |it: &PartialObjectMeta<Pod>, now, listed| {
-                Ok(Read::of(Object::Pod(pod(it, now, listed)?)))
+                Ok(Object::Pod(pod(it, now, listed)?))
             }),
         }
     }
@@ -231,7 +240,7 @@ impl Watches {
         &mut self,
         key: Key,
         selector: Selector,
-        read: impl Fn(&K, SystemTime, bool) -> Result<Read, Invalid> + Send + 'static,
+        read: impl Fn(&K, SystemTime, bool) -> Result<Object, Invalid> + Send + 'static,
     ) where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
@@ -313,7 +322,7 @@ impl Watches {
                 continue;
             }
             // From now on, the watch of claimed Services speaks for this one.
-            match self.claimed.contains_key(&name) {
+            match self.claimed.contains(&name) {
                 true => self.list_again(&name),
                 false => _ = self.let_go.entry(name).or_default(),
             }
@@ -357,15 +366,6 @@ impl Watches {
         {
             let selector = state.selector.clone();
             self.start(key, selector);
-        }
-    }
-}
-
-impl Read {
-    pub(super) fn of(object: Object) -> Self {
-        Self {
-            object,
-            no_selector: false,
         }
     }
 }

@@ -947,20 +947,24 @@ fn bookmark(kind: Kind, version: &str) -> Value {
 }
 
 /// Whether this is the second watch of its kind for a proxy whose listener names a Service: that of
-/// the named Service, beside the watch of claimed ones, and that of claimed Services' slices, beside
+/// the named Service, beside the watch of claimed ones, and those of claimed Services' slices, beside
 /// the watch of the named one's.
 fn is_second(kind: Kind, selector: Option<&str>) -> bool {
     let selector = selector.unwrap_or_default();
     match kind {
         Kind::Services => selector.starts_with("metadata.name="),
-        Kind::Slices => selector.starts_with(CLAIM),
+        Kind::Slices => selector.contains(CLAIM),
         Kind::Pods => false,
     }
 }
 
 /// Whether a selector selects an object: `label=value`, `label in (a,b)`, `label`,
-/// `metadata.name=x` or `spec.nodeName=x`.
+/// `metadata.name=x` or `spec.nodeName=x`, and after a last comma `label!=value`.
 fn selects(selector: &str, object: &Value) -> bool {
+    if let Some((not, value)) = selector.split_once("!=") {
+        let (selector, label) = not.rsplit_once(',').unwrap();
+        return object["metadata"]["labels"][label] != value && selects(selector, object);
+    }
     let (name, values) = match selector.split_once(" in (") {
         Some((name, set)) => (name, set.trim_end_matches(')').split(',').collect()),
         None => match selector.split_once('=') {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::api::{Api, Fault, KINDS, Kind, Verb};
-use super::rig::{Rig, Times, WEB, claimed, deleting, pod, ready, service, shop, slice};
+use super::rig::{Rig, Times, WEB, claimed, deleting, pod, ready, service, shop, slice, within};
 use crate::support::wait::eventually;
 
 /// A folder for the table, and proxies that keep it there.
@@ -49,6 +49,14 @@ impl Disk {
     }
 }
 
+/// A table that was in order a day before.
+fn old(text: &str) -> String {
+    let (header, rest) = text.split_once('\n').unwrap();
+    let mut header: serde_json::Value = serde_json::from_str(header).unwrap();
+    header["saved_at"] = (header["saved_at"].as_u64().unwrap() - 86_400).into();
+    format!("{header}\n{rest}")
+}
+
 #[tokio::test]
 async fn a_restart_without_the_api_server_serves_the_last_table_and_a_list_replaces_it() {
     let (api, disk) = (shop(3).await, Disk::new());
@@ -87,17 +95,6 @@ async fn a_restart_without_the_api_server_serves_the_last_table_and_a_list_repla
     ));
     api.delete(Kind::Services, "web", "claimed");
     api.plug();
-    tokio::time::sleep(std::time::Duration::from_secs(8)).await;
-    for asked in api.asked() {
-        println!("{asked:?}");
-    }
-    let health = rig.running().admin.health.state();
-    println!(
-        "{:?} {:?} {:?}",
-        rig.usable("shop"),
-        health.standing,
-        health.problems
-    );
     rig.shop(&[3, 4]).await;
     rig.clean().await;
     eventually("the other Service goes", async || {
@@ -185,12 +182,6 @@ async fn half_a_list_is_never_saved() {
 
 #[tokio::test]
 async fn an_old_table_is_used_only_where_the_api_server_does_not_answer() {
-    let old = |text: &str| {
-        let (header, rest) = text.split_once('\n').unwrap();
-        let mut header: serde_json::Value = serde_json::from_str(header).unwrap();
-        header["saved_at"] = (header["saved_at"].as_u64().unwrap() - 86_400).into();
-        format!("{header}\n{rest}")
-    };
     let (api, disk) = (shop(2).await, Disk::new());
     drop(disk.saved(&api).await);
     disk.edit(old);
@@ -216,6 +207,33 @@ async fn an_old_table_is_used_only_where_the_api_server_does_not_answer() {
         line.contains("from 24h") || line.contains("from 1d"),
         "{line}"
     );
+}
+
+#[tokio::test]
+async fn a_saved_table_is_over_with_the_first_table_of_the_api_server() {
+    let (api, disk) = (shop(2).await, Disk::new());
+    let app = |last: u8, slice_name: &str| {
+        api.apply(&within("later", claimed(service("app"))));
+        let pod = format!("p{last}");
+        let slice = slice(slice_name, "app", &[ready(last, &pod)]);
+        api.apply(&within("later", slice));
+    };
+    app(7, "old");
+    let rig = disk.saved(&api).await;
+    eventually("whole", async || disk.text().contains("10.0.0.7")).await;
+    drop(rig);
+    disk.edit(old);
+    api.delete(Kind::Services, "later", "app");
+    api.delete(Kind::Slices, "later", "old");
+    let rig = disk.launch(&api, Times::impatient());
+    rig.clean().await;
+    // The pods of a namespace cannot be listed now.
+    api.forbid(Kind::Pods, Some("later"));
+    app(8, "new");
+    eventually("served", async || rig.usable("later/app") == [8]).await;
+    assert_eq!(rig.port("later/app").unwrap().all.len(), 1);
+    let (_, line) = rig.readyz().await;
+    assert!(!line.contains("saved table"), "{line}");
 }
 
 #[tokio::test]

@@ -21,6 +21,8 @@ struct Source {
     in_use: watch::Sender<InUse>,
     messages: mpsc::Receiver<Message>,
     objects: BTreeMap<(String, ObjectName), Object>,
+    /// The names of removed slices.
+    removed: Vec<ObjectName>,
     synced: bool,
     turns: usize,
 }
@@ -52,6 +54,7 @@ impl Source {
             in_use,
             messages,
             objects: BTreeMap::new(),
+            removed: Vec::new(),
             synced: false,
             turns: 0,
         }
@@ -85,7 +88,12 @@ impl Source {
                 let key = (object.kind().to_string(), object.name().clone());
                 self.objects.insert(key, object);
             }
-            Change::Remove(kind, name) => _ = self.objects.remove(&(kind.to_string(), name)),
+            Change::Remove(kind, name) => {
+                self.objects.remove(&(kind.to_string(), name.clone()));
+                if kind.to_string() == "EndpointSlice" {
+                    self.removed.push(name);
+                }
+            }
             Change::Forget { namespace } => self
                 .objects
                 .retain(|(kind, name), _| kind != "Pod" || name.namespace != namespace),
@@ -144,9 +152,9 @@ async fn namespaces_that_come_and_go_leave_no_watch_and_no_connection_behind() {
     source
         .until("the first table", |it| it.synced && it.count("Pod") == 1)
         .await;
-    eventually("all is watched", async || api.watches() == 3).await;
+    eventually("all is watched", async || api.watches() == 4).await;
     // One more is kept for the next list.
-    eventually("no other connection", async || api.connections() <= 4).await;
+    eventually("no other connection", async || api.connections() <= 5).await;
     for round in 0..5 {
         let names: Vec<String> = (0..20).map(|n| format!("n-{round}-{n}")).collect();
         names.iter().for_each(|name| app(&api, name));
@@ -155,7 +163,7 @@ async fn namespaces_that_come_and_go_leave_no_watch_and_no_connection_behind() {
                 it.count("Pod") == 21 && it.count("EndpointSlice") == 21
             })
             .await;
-        eventually("one more watch each", async || api.watches() == 23).await;
+        eventually("one more watch each", async || api.watches() == 24).await;
         names.iter().for_each(|name| remove_app(&api, name));
         source
             .until("all gone", |it| it.count("Service") == 1)
@@ -164,15 +172,15 @@ async fn namespaces_that_come_and_go_leave_no_watch_and_no_connection_behind() {
         let routed: Vec<String> = names.iter().map(|name| format!("{name}/app")).collect();
         let routed: Vec<&str> = routed.iter().map(String::as_str).collect();
         source.report(&routed);
-        eventually("still watched", async || api.watches() == 23).await;
+        eventually("still watched", async || api.watches() == 24).await;
         for _ in 0..2 {
             source.report(&["stays/app"]);
             source.turn(&api).await;
         }
-        eventually("given up", async || api.watches() == 3).await;
+        eventually("given up", async || api.watches() == 4).await;
     }
     eventually("as many connections as before", async || {
-        api.connections() <= 4
+        api.connections() <= 5
     })
     .await;
     assert!(api.complaints().is_empty());
@@ -194,7 +202,7 @@ async fn many_namespaces_share_one_watch_of_pods_unless_that_is_refused() {
         eventually("watches", async || api.open(Kind::Pods) == pods).await;
         api.delete(Kind::Pods, "n-7", "p-n-7");
         source.until("a deletion", |it| it.count("Pod") == 39).await;
-        assert_eq!(api.watches(), pods + 2);
+        assert_eq!(api.watches(), pods + 3);
     }
 }
 
@@ -206,12 +214,14 @@ async fn the_api_server_selects_what_a_node_needs_from_its_cache() {
     api.apply(&within("other", slice("u", "unclaimed", &[ready(9, "q")])));
     let mut source = Source::start(&api, &["web/shop"], PodWatch::All);
     source.until("the first table", |it| it.synced).await;
-    eventually("all is watched", async || api.watches() == 6).await;
+    eventually("all is watched", async || api.watches() == 7).await;
     let selectors: BTreeSet<_> = api
         .asked()
         .into_iter()
         .map(|it| (it.kind, it.namespace, it.selector))
         .collect();
+    let unlabelled =
+        "kubernetes.io/service-name in (app),service.kubernetes.io/service-proxy-name!=ebbtide";
     let (claim, web) = (
         "service.kubernetes.io/service-proxy-name=ebbtide",
         "web".to_owned(),
@@ -224,6 +234,7 @@ async fn the_api_server_selects_what_a_node_needs_from_its_cache() {
             Some("metadata.name=shop".to_owned()),
         ),
         (Kind::Slices, None, Some(claim.to_owned())),
+        (Kind::Slices, None, Some(unlabelled.to_owned())),
         (
             Kind::Slices,
             Some(web.clone()),
@@ -244,7 +255,7 @@ async fn the_api_server_selects_what_a_node_needs_from_its_cache() {
     let lists: Vec<String> = lists.map(|it| it.query).collect();
     let cached =
         |query: &String| query.contains("resourceVersion=0&resourceVersionMatch=NotOlderThan");
-    assert!(lists.len() == 6 && lists.iter().all(cached), "{lists:?}");
+    assert!(lists.len() == 7 && lists.iter().all(cached), "{lists:?}");
     // After a 410, an older state must not come back.
     api.forget(Kind::Pods);
     eventually("listed again", async || {
@@ -276,7 +287,7 @@ async fn a_list_is_streamed_where_the_api_server_can() {
     source.until("a change", |it| it.count("Pod") == 2).await;
     let streamed = |it: &super::api::Asked| it.query.contains("sendInitialEvents=true");
     assert!(api.asked().iter().all(streamed), "{:?}", api.asked());
-    assert_eq!(api.asked().len(), 6, "a stream is list and watch in one");
+    assert_eq!(api.asked().len(), 7, "a stream is list and watch in one");
 }
 
 #[tokio::test]
@@ -296,6 +307,65 @@ async fn a_service_without_a_selector_brings_its_own_slices() {
     source
         .until("no more", |it| it.count("EndpointSlice") == 1)
         .await;
+}
+
+/// Slices that a person or another controller made have no label of the claim.
+#[tokio::test]
+async fn slices_without_the_label_of_the_claim_are_served_as_long_as_the_service_is() {
+    let api = Api::start().await;
+    for namespace in ["web", "other", "later"] {
+        app(&api, namespace);
+        let by_hand = within(namespace, slice("made-by-hand", "app", &[ready(7, "p")]));
+        api.apply(&by_hand);
+        api.unlabel(namespace, "made-by-hand");
+    }
+    // A Service of the same name that is not ours, until later.
+    api.apply(&within("later", service("app")));
+    let mut source = Source::start(&api, &[], PodWatch::None);
+    let by_hand = |it: &Source, namespace: &str| {
+        let name = ObjectName::new(namespace, "made-by-hand");
+        it.objects.contains_key(&("EndpointSlice".to_owned(), name))
+    };
+    source.until("the first table", |it| it.synced).await;
+    app(&api, "stays");
+    source.turn(&api).await;
+    assert!(by_hand(&source, "web") && by_hand(&source, "other"));
+    assert!(!by_hand(&source, "later"), "of a Service that is not ours");
+    api.apply(&within("later", claimed(service("app"))));
+    source
+        .until("claimed later", |it| by_hand(it, "later"))
+        .await;
+    // It gets the label, loses it again, and changes while it has none.
+    api.echo(Kind::Slices, "web", "made-by-hand");
+    api.unlabel("web", "made-by-hand");
+    let two = within(
+        "web",
+        slice("made-by-hand", "app", &[ready(7, "p"), ready(8, "q")]),
+    );
+    api.apply(&two);
+    api.unlabel("web", "made-by-hand");
+    source
+        .until("a change", |it| {
+            let name = ObjectName::new("web", "made-by-hand");
+            let slice = it.objects.get(&("EndpointSlice".to_owned(), name));
+            matches!(slice, Some(Object::EndpointSlice(it)) if it.endpoints.len() == 2)
+        })
+        .await;
+    // Its clients stay connected after the claim.
+    source.removed.clear();
+    api.apply(&within("web", service("app")));
+    source
+        .until("the end of the claim", |it| {
+            let name = ObjectName::new("web", "app");
+            let service = it.objects.get(&("Service".to_owned(), name));
+            matches!(service, Some(Object::Service(it)) if !it.claimed)
+        })
+        .await;
+    source.turn(&api).await;
+    assert!(by_hand(&source, "web"));
+    assert_eq!(source.removed, [], "no slice was lost in between");
+    api.delete(Kind::Slices, "other", "made-by-hand");
+    source.until("gone", |it| !by_hand(it, "other")).await;
 }
 
 #[tokio::test]
