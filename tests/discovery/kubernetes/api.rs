@@ -145,6 +145,8 @@ struct State {
     streams: bool,
     /// Namespaces, and kinds of objects in them, that the user may not read.
     forbidden: BTreeSet<(Kind, Option<String>)>,
+    /// Namespaces that do not exist.
+    absent: BTreeSet<String>,
     connections: usize,
     complaints: Vec<String>,
 }
@@ -342,6 +344,11 @@ impl Api {
     pub fn allow(&self, kind: Kind, namespace: Option<&str>) {
         let place = (kind, namespace.map(str::to_owned));
         self.lock().forbidden.remove(&place);
+    }
+
+    /// From now on, this namespace does not exist, and its lists are empty.
+    pub fn without_namespace(&self, name: &str) {
+        self.lock().absent.insert(name.to_owned());
     }
 
     /// How many connections are open.
@@ -570,6 +577,15 @@ impl Api {
                 .objects
                 .get(&(Kind::Services, namespace, name.to_owned()));
             return Ok(found.map_or_else(|| status(404, "not found"), |found| answer(200, found)));
+        }
+        if let Some(name) = path.strip_prefix("/api/v1/namespaces/")
+            && !name.contains('/')
+        {
+            let metadata = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": name}});
+            return Ok(match self.lock().absent.contains(name) {
+                true => status(404, "not found"),
+                false => answer(200, &metadata),
+            });
         }
         let Some((kind, namespace)) = place(&path).filter(|_| request.method() == "GET") else {
             self.lock()
