@@ -59,7 +59,7 @@ impl Fixture {
         let address = bound.address;
         let stop = CancellationToken::new();
         let server = tokio::spawn(server::serve(
-            AdminListener::new(bound).unwrap(),
+            AdminListener::new(bound, admin.health.clone()).unwrap(),
             admin.clone(),
             || (),
             stop.clone(),
@@ -339,7 +339,7 @@ async fn status_shows_listeners_services_and_endpoints() {
     let (up, ending) = ([true, true, false], [false, true, true]);
     let expected = json!({
         "version": ebbtide::VERSION, "uptimeSeconds": 0, "ready": true, "shuttingDown": false,
-        "discovery": {"source": "files", "synced": true, "ageSeconds": 0, "problems": []},
+        "discovery": {"source": "files", "synced": true, "ageSeconds": 0, "savedAt": null, "missingNamespaces": [], "absentNamespaces": [], "problems": []},
         "listeners": [
             {"name": "web", "address": "127.0.0.1:8080", "service": "web/shop", "port": "http", "protocol": "http", "error": null},
             {"name": "mail", "address": "0.0.0.0:25", "service": "mail/mail", "port": "25", "protocol": "tcp",
