@@ -143,6 +143,8 @@ struct State {
     refused_events: usize,
     /// Whether lists are streamed (WatchList).
     streams: bool,
+    /// Whether a streamed list is taken for a plain watch, as by a server that does not know of them.
+    ignores_streams: bool,
     /// Namespaces, and kinds of objects in them, that the user may not read.
     forbidden: BTreeSet<(Kind, Option<String>)>,
     /// Namespaces that do not exist.
@@ -332,6 +334,11 @@ impl Api {
     /// From now on, lists are streamed where that is asked for.
     pub fn stream(&self) {
         self.lock().streams = true;
+    }
+
+    /// From now on, a streamed list is a watch without a beginning.
+    pub fn ignore_streams(&self) {
+        self.lock().ignores_streams = true;
     }
 
     /// From now on, the user may not read objects of this kind in this namespace (`None`: in all at
@@ -664,6 +671,11 @@ impl Api {
             _ => {}
         }
         match verb {
+            Verb::Stream if self.lock().ignores_streams => {
+                Ok(Response::new(Body::from_stream(stream::pending::<
+                    Result<Bytes, std::io::Error>,
+                >())))
+            }
             Verb::Stream => Ok(status(
                 422,
                 "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the \

@@ -209,6 +209,25 @@ async fn an_old_table_is_used_only_where_the_api_server_does_not_answer() {
     );
 }
 
+/// All nodes at once would list everything. Each serves the saved table meanwhile.
+#[tokio::test]
+async fn a_proxy_with_a_recent_table_serves_before_it_asks_and_asks_at_a_random_time() {
+    let (api, disk) = (shop(2).await, Disk::new());
+    drop(disk.saved(&api).await);
+    for _ in 0..10 {
+        let before = api.asked().len();
+        let rig = disk.launch(&api, Times::default());
+        rig.shop(&[1, 2]).await;
+        rig.ready().await;
+        let asked = api.asked().len() - before;
+        rig.clean().await;
+        if asked == 0 {
+            return;
+        }
+    }
+    panic!("it never served before it asked");
+}
+
 #[tokio::test]
 async fn a_saved_table_is_over_with_the_first_table_of_the_api_server() {
     let (api, disk) = (shop(2).await, Disk::new());
