@@ -374,7 +374,7 @@ mod tests {
             }
         };
         let serves = tokio::select! {
-            serves = asking => serves,
+            serves = tokio::time::timeout(Duration::from_secs(60), asking) => serves.unwrap(),
             _ = old.accept() => panic!("accepted a client that never connected"),
         };
         assert!(!serves, "it has no table yet");

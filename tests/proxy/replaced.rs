@@ -33,7 +33,8 @@ async fn the_node_is_ready_while_the_old_process_serves_and_the_new_one_knows_no
     let admin = free.local_addr().unwrap();
     drop(free);
     let common = format!("admin: {{address: '{admin}'}}\nworkers: 1\n");
-    let text = format!("discovery: {{files: {{path: manifests}}}}\n{common}");
+    let text =
+        format!("discovery: {{files: {{path: manifests}}}}\ntimeouts: {{lameDuck: 10m}}\n{common}");
     let mut old = Process::run(&[], &text, &[]).await;
     eventually("ready", async || {
         readyz(admin, 1).await.as_deref() == Some("200")
@@ -62,12 +63,13 @@ async fn the_node_is_ready_while_the_old_process_serves_and_the_new_one_knows_no
     );
     assert_eq!(readyz(admin, 2).await.as_deref(), Some("200"), "a balancer");
 
-    // Nobody serves any more from here on.
+    // It goes on accepting for ten minutes, but wants no traffic.
     old.proxy.signal(Signal::TERM);
     eventually("not ready for anybody", async || {
         readyz(admin, 2).await.as_deref() == Some("503")
     })
     .await;
+    old.proxy.signal(Signal::KILL);
     let _ = old.proxy.wait().await;
     assert_eq!(readyz(admin, 2).await.as_deref(), Some("503"));
     new.shutdown();
