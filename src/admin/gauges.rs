@@ -1,5 +1,5 @@
-//! Gauges that are computed when `/metrics` is read: the source's age, and for each Service port
-//! its endpoints by state and its connections to them. All other metrics are kept where they
+//! Gauges that are computed when `/metrics` is read: the source's age, and for each Service port that
+//! is shown its endpoints by state and its connections to them. All other metrics are kept where they
 //! change.
 
 use std::sync::atomic::Ordering;
@@ -10,15 +10,16 @@ use crate::contract::endpoint::Endpoint;
 
 /// Sets these gauges from the snapshot in force. Call it before the metrics are rendered.
 pub fn refresh_gauges(admin: &Admin) {
-    let age = admin.health.state().age().as_secs();
+    let age = admin.health.age().as_secs();
     admin
         .metrics
         .discovery_age
         .set(i64::try_from(age).unwrap_or(i64::MAX));
-    for port in admin.snapshot.load().ports.values() {
+    let snapshot = admin.snapshot.load();
+    for port in snapshot.ports.values().filter(|it| it.metrics.is_used()) {
         let mut counts = [0; 4];
         for endpoint in port.all.iter() {
-            // The order of `metrics::ENDPOINT_STATES`.
+            // The order of `families::ENDPOINT_STATES`.
             counts[match State::of(endpoint) {
                 State::Ready => 0,
                 State::Serving => 1,

@@ -1,6 +1,5 @@
 //! Requests and connections that are held while no endpoint is usable (contract 1.9): a bounded
-//! counter and a pace for their release. The generation `watch` that wakes them is in
-//! `routing/table.rs`.
+//! counter, a pace for their release, and what wakes them when their Service changes.
 //!
 //! Invariant: at most `limits.held` requests and connections wait for one Service, over all its
 //! ports and all workers. A request that stops waiting for any reason frees its place.
@@ -8,6 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 use crate::contract::clock::micros;
 
@@ -17,6 +19,8 @@ pub struct Hold {
     waiting: AtomicUsize,
     /// When the next held request may be sent, in microseconds since the process began.
     next: AtomicU64,
+    /// Wakes whoever waits for a change of the Service.
+    changed: Arc<Notify>,
 }
 
 /// A place in the queue. Its drop frees the place.
@@ -37,6 +41,16 @@ impl Hold {
     /// How many requests and connections are held now.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Wakes everybody who waits for a change of the Service.
+    pub fn wake(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Completes at the first [`Hold::wake`] after this call, also if it is polled only later.
+    pub fn changes(&self) -> OwnedNotified {
+        self.changed.clone().notified_owned()
     }
 
     /// When a held request may be sent. `usable` endpoints share the release, and each of them gets

@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::events::{Event, Events, Reason};
@@ -18,7 +17,7 @@ use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
-use crate::contract::snapshot::Snapshot;
+use crate::contract::snapshot::Published;
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::shutdown::Phase;
@@ -44,8 +43,8 @@ pub enum Command {
 pub struct Control {
     /// The configuration in force.
     pub config: Arc<Config>,
-    /// The published snapshot. The table writes it.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Every Service port as it is now. The table writes it.
+    pub snapshot: Arc<Published>,
     /// Running and finished drains.
     pub drains: Arc<drains::Log>,
     /// What `/livez` and `/readyz` read.
@@ -145,14 +144,15 @@ impl Control {
             if let Some(message) = message.or_else(|| self.messages.try_recv().ok()) {
                 chores.append(self.on_message(message));
             }
-            self.start_chores(chores, &probes, &mut deadlines);
-            let now = Instant::now();
+            let mut now = Instant::now();
             while let Some(entry) = deadlines.first_entry()
                 && entry.key().0 <= now
             {
                 let endpoint = entry.remove();
-                self.table.expire(&endpoint);
+                chores.append(self.table.expire(&endpoint));
             }
+            self.start_chores(chores, &probes, &mut deadlines);
+            now = Instant::now();
             self.bind(now);
             self.end_rollouts(now);
             if !self.advance(&mut phase, now) {
@@ -190,9 +190,9 @@ impl Control {
 
     /// Moves a shutdown on. Returns `false` when it is complete.
     fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
-        let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
+        let (grace, snapshot) = (self.config.timeouts.shutdown, &self.snapshot);
         let (shared, health) = (&self.shared, &self.health);
-        phase.advance(now, grace, shared, &mut self.listeners, health, &snapshot)
+        phase.advance(now, grace, shared, &mut self.listeners, health, snapshot)
     }
 
     /// Takes in all results that wait, and settles the table once for all of them.
@@ -241,10 +241,8 @@ impl Control {
             }
             Message::Synced => {
                 self.health.update(|health| health.synced = true);
-                Chores {
-                    listeners: true,
-                    ..Chores::default()
-                }
+                self.rebind_all();
+                Chores::default()
             }
             Message::Problems(problems) => {
                 self.health.report(problems);
@@ -298,22 +296,32 @@ impl Control {
             }
             next = self.notices.try_recv().ok();
         }
+        let mut chores = Chores::default();
         if !left.is_empty() {
-            self.table.drained(&left);
+            chores = self.table.drained(&left);
         }
         if ejected.is_empty() {
-            return Chores::default();
+            return chores;
         }
         // Without the ejected endpoints, a terminating one may be the last resort. Its drain then
         // waits.
-        self.table
-            .answering_changed(&self.world, &ejected, Instant::now())
+        chores.append(
+            self.table
+                .answering_changed(&self.world, &ejected, Instant::now()),
+        );
+        chores
     }
 
-    /// Starts what a change of the table asks for: listeners, probes, timers and warnings.
+    /// Starts what a change of the table asks for: work of the workers, listeners, probes, timers
+    /// and warnings.
     fn start_chores(&mut self, chores: Chores, probes: &Rc<Probes>, deadlines: &mut Deadlines) {
-        if chores.listeners {
-            self.rebind();
+        if !chores.left.is_empty() {
+            let left: Arc<[EndpointId]> = chores.left.into();
+            self.shared.post_all(|| WorkerCommand::Left(left.clone()));
+        }
+        if !chores.listeners.is_empty() && self.health.is_synced() {
+            self.listeners
+                .want(&self.config, &self.snapshot, &chores.listeners);
         }
         for endpoint in chores.join {
             let connect = self.config.timeouts.connect;
@@ -354,6 +362,7 @@ impl Control {
                 old.limits.connections != config.limits.connections,
             ),
             ("accessLog", old.access_log != config.access_log),
+            ("metrics", old.per_service != config.per_service),
         ];
         for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!(field, "takes effect only at a restart");
@@ -369,18 +378,16 @@ impl Control {
             services: self.world.service_names().cloned().collect(),
             ..Touched::default()
         };
-        let mut chores = self.table.apply(&self.world, &touched, Instant::now());
-        chores.listeners = true;
+        let chores = self.table.apply(&self.world, &touched, Instant::now());
+        self.rebind_all();
         tracing::info!("the new configuration is in force");
         chores
     }
 
-    /// Looks again which listeners are wanted, once the first table is in force.
-    fn rebind(&mut self) {
+    /// Looks again which listeners are wanted of all Services, once the first table is in force.
+    fn rebind_all(&mut self) {
         if self.health.is_synced() {
-            let snapshot = self.snapshot.load();
-            self.listeners.want(&self.config, &snapshot);
-            self.bind(Instant::now());
+            self.listeners.want_all(&self.config, &self.snapshot);
         }
     }
 
@@ -396,7 +403,7 @@ impl Control {
         if self.drains.rollouts_due().is_none_or(|due| due > now) {
             return;
         }
-        let snapshot = self.snapshot.load_full();
+        let snapshot = self.snapshot.clone();
         let come =
             |service: &ObjectName, since: Instant| snapshot.pods_come(service, millis(since));
         for rollout in self.drains.close_rollouts(now, come) {

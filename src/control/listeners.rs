@@ -1,11 +1,12 @@
 //! The listeners: those that are wanted, those that are bound, and those to try again.
 //!
-//! Invariant: a change of one listener does not touch another. A listener that cannot be bound is
-//! named in `/readyz` and tried again with backoff, and costs the others nothing.
+//! Invariant: a change of one listener does not touch another, unless both want one address. A
+//! listener that cannot be bound is named in `/readyz` and tried again with backoff, and costs the
+//! others nothing. A change of a Service costs its own listeners, however many others there are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +15,8 @@ use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
-use crate::contract::snapshot::Snapshot;
-use crate::control::wanted::{Origin, WantedListener, wanted};
+use crate::contract::snapshot::Published;
+use crate::control::wanted::{Origin, of_service};
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
 use crate::proxy::shared::{Shared, WorkerCommand};
@@ -24,6 +25,13 @@ use crate::proxy::shared::{Shared, WorkerCommand};
 #[derive(Default)]
 pub struct Listeners {
     listeners: BTreeMap<Key, Listener>,
+    /// The listeners of each Service.
+    by_service: HashMap<ObjectName, BTreeSet<Key>>,
+    /// The listeners that want each address. Only the first is bound: `SO_REUSEPORT` would let all
+    /// bind, and would split the clients between their Services.
+    by_address: HashMap<SocketAddr, BTreeSet<Key>>,
+    /// When listeners that are not bound are tried.
+    due: BTreeSet<(Instant, Key)>,
     next_id: u64,
     /// To close at the next [`Listeners::retry`].
     unwanted: Vec<Arc<ListenerSpec>>,
@@ -31,14 +39,16 @@ pub struct Listeners {
     refused: Vec<(ObjectName, String)>,
     /// The workers close these. They may still serve their accept queues.
     closing: Vec<Arc<ListenerSpec>>,
-    /// What `/readyz` shows has changed.
-    dirty: bool,
+    /// Listeners that `/readyz` has to show anew.
+    dirty: BTreeSet<Key>,
+    /// `/readyz` knows that every listener has been tried once.
+    tried: bool,
     /// The process shuts down: nothing is bound any more.
     closed: bool,
 }
 
-/// A listener's origin and name.
-type Key = (Origin, String);
+/// A listener's origin and name. Where several want one address, the first by this order has it.
+type Key = (Origin, Arc<str>);
 
 struct Listener {
     config: ListenerConfig,
@@ -61,71 +71,163 @@ enum State {
     },
 }
 
-impl State {
-    /// Due now.
-    fn new() -> Self {
-        Self::Failed {
-            error: String::new(),
-            retry_at: Instant::now(),
-            pause: FIRST_PAUSE,
-        }
-    }
-}
-
 impl Listeners {
-    /// Takes in which listeners are wanted now. A listener that is no longer wanted, or whose
-    /// settings differ, is closed at the next [`Self::retry`].
-    pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
+    /// Takes in which listeners are wanted now, of all Services.
+    pub fn want_all(&mut self, config: &Config, published: &Published) {
+        let mut services: BTreeSet<ObjectName> = self.by_service.keys().cloned().collect();
+        services.extend(config.listeners.iter().map(|it| it.service.clone()));
+        services.extend(published.load().ports.into_keys().map(|key| key.service));
+        self.want(config, published, &services);
+    }
+
+    /// Takes in which listeners of these Services are wanted now. A listener that is no longer
+    /// wanted, or whose settings differ, is closed at the next [`Self::retry`].
+    pub fn want(
+        &mut self,
+        config: &Config,
+        published: &Published,
+        services: &BTreeSet<ObjectName>,
+    ) {
         if self.closed {
             return;
         }
-        let claimed = snapshot.ports.values().filter(|port| port.claimed);
-        let node_ports = claimed.filter_map(|port| Some((port.key.clone(), port.node_port?)));
-        let wanted: BTreeMap<Key, WantedListener> = wanted(config, node_ports, socket::has_ipv6())
-            .into_iter()
-            .map(|it| ((it.origin, it.config.name.clone()), it))
-            .collect();
-        let changed = |key: &Key, now: &Listener| {
-            wanted
-                .get(key)
-                .is_none_or(|wanted| wanted.config != now.config)
-        };
-        for (_, listener) in self.listeners.extract_if(.., |key, now| changed(key, now)) {
-            self.dirty = true;
-            if let State::Bound(spec) = listener.state {
-                self.unwanted.push(spec);
+        let mut configured: HashMap<&ObjectName, Vec<&ListenerConfig>> = HashMap::new();
+        for listener in &config.listeners {
+            if services.contains(&listener.service) {
+                configured
+                    .entry(&listener.service)
+                    .or_default()
+                    .push(listener);
             }
         }
-        for (
-            key,
-            WantedListener {
-                config, taken_by, ..
+        // All that ends is removed before anything is added, so that a nodePort can pass from one
+        // Service to another.
+        let mut added = Vec::new();
+        for service in services {
+            let own = configured.get(service).into_iter().flatten().copied();
+            let ports = published.ports_of(service);
+            let wanted: BTreeMap<Key, ListenerConfig> =
+                of_service(config, own, &ports, socket::has_ipv6())
+                    .map(|(origin, it)| ((origin, Arc::from(it.name.as_str())), it))
+                    .collect();
+            for key in self.by_service.get(service).cloned().unwrap_or_default() {
+                let now = self.listeners.get(&key).map(|listener| &listener.config);
+                if wanted.get(&key) != now {
+                    self.remove(&key);
+                }
+            }
+            for (key, config) in wanted {
+                let port = published.port(&config.service, &config.port);
+                let protocol = config.protocol.or(port.map(|port| port.protocol));
+                added.push((key, config, protocol.unwrap_or(Protocol::Auto)));
+            }
+        }
+        for (key, config, protocol) in added {
+            match self.listeners.get_mut(&key) {
+                Some(listener) if listener.protocol == protocol => {}
+                Some(listener) => {
+                    listener.protocol = protocol;
+                    self.dirty.insert(key);
+                }
+                None => self.add(key, config, protocol),
+            }
+        }
+    }
+
+    fn add(&mut self, key: Key, config: ListenerConfig, protocol: Protocol) {
+        let address = config.address;
+        let of_service = self.by_service.entry(config.service.clone());
+        of_service.or_default().insert(key.clone());
+        let listener = Listener {
+            config,
+            protocol,
+            state: State::Refused {
+                error: String::new(),
             },
-        ) in wanted
-        {
-            let port = snapshot.port(&config.service, &config.port);
-            let protocol = config.protocol.or(port.map(|port| port.protocol));
-            let protocol = protocol.unwrap_or(Protocol::Auto);
-            let listener = self.listeners.entry(key).or_insert_with(|| Listener {
-                config,
-                protocol,
-                state: State::new(),
-            });
-            self.dirty |= listener.protocol != protocol;
-            listener.protocol = protocol;
-            match (taken_by, &listener.state) {
-                (Some(owner), State::Failed { .. }) => {
-                    self.refused.push(listener.refuse(&owner));
-                }
-                (Some(owner), State::Bound(spec)) => {
-                    self.unwanted.push(spec.clone());
-                    self.refused.push(listener.refuse(&owner));
-                }
-                (None, State::Refused { .. }) => listener.state = State::new(),
-                (None | Some(_), _) => continue,
-            }
-            self.dirty = true;
+        };
+        self.listeners.insert(key.clone(), listener);
+        // Port 0 asks for any free port, so several listeners may name it.
+        if address.port() == 0 {
+            return self.bind_next(key);
         }
+        let claims = self.by_address.entry(address).or_default();
+        claims.insert(key.clone());
+        let mut claims = claims.iter().cloned();
+        match (claims.next(), claims.next()) {
+            (Some(first), second) if first == key => {
+                if let Some(second) = second {
+                    self.refuse(second, &first);
+                }
+                self.bind_next(key);
+            }
+            (Some(first), _) => self.refuse(key, &first),
+            (None, _) => {}
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(listener) = self.listeners.remove(key) else {
+            return;
+        };
+        self.dirty.insert(key.clone());
+        let (service, address) = (&listener.config.service, listener.config.address);
+        if let Some(keys) = self.by_service.get_mut(service) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_service.remove(service);
+            }
+        }
+        self.leave(key, listener.state);
+        if let Some(claims) = self.by_address.get_mut(&address) {
+            let was_first = claims.first() == Some(key);
+            claims.remove(key);
+            match claims.first().cloned() {
+                Some(next) if was_first => self.bind_next(next),
+                Some(_) => {}
+                None => _ = self.by_address.remove(&address),
+            }
+        }
+    }
+
+    /// Ends a state: a bound listener is closed at the next [`Self::retry`].
+    fn leave(&mut self, key: &Key, state: State) {
+        match state {
+            State::Bound(spec) => self.unwanted.push(spec),
+            State::Failed { retry_at, .. } => _ = self.due.remove(&(retry_at, key.clone())),
+            State::Refused { .. } => {}
+        }
+    }
+
+    /// Binds this listener at the next [`Self::retry`].
+    fn bind_next(&mut self, key: Key) {
+        let retry_at = Instant::now();
+        self.due.insert((retry_at, key.clone()));
+        if let Some(listener) = self.listeners.get_mut(&key) {
+            listener.state = State::Failed {
+                error: String::new(),
+                retry_at,
+                pause: FIRST_PAUSE,
+            };
+        }
+        self.dirty.insert(key);
+    }
+
+    /// Does not bind this listener, since `owner` has its address.
+    fn refuse(&mut self, key: Key, owner: &Key) {
+        let Some(listener) = self.listeners.get_mut(&key) else {
+            return;
+        };
+        let (address, error) = (
+            listener.config.address,
+            format!("listener {} has this address", owner.1),
+        );
+        tracing::error!(listener = listener.config.name, %address, error, "cannot listen");
+        let failure = format!("{address} cannot be bound: {error}");
+        self.refused
+            .push((listener.config.service.clone(), failure));
+        let before = std::mem::replace(&mut listener.state, State::Refused { error });
+        self.leave(&key, before);
+        self.dirty.insert(key);
     }
 
     /// Closes the unwanted listeners and binds those that are due. Returns the new failures, with
@@ -142,79 +244,74 @@ impl Listeners {
             self.closing.push(spec);
         }
         self.closing.retain(|spec| is_accepting(spec));
-        for ((_, name), wanted) in &mut self.listeners {
+        while self.due.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, key)) = self.due.pop_first() else {
+                break;
+            };
+            let Some(wanted) = self.listeners.get_mut(&key) else {
+                continue;
+            };
             let State::Failed {
-                error: last,
-                retry_at,
-                pause,
+                error: last, pause, ..
             } = &wanted.state
             else {
                 continue;
             };
-            if *retry_at > now {
-                continue;
-            }
-            self.dirty = true;
             self.next_id += 1;
             wanted.state = match bind(&wanted.config, ListenerId(self.next_id), shared) {
                 Ok(spec) => {
-                    let (listener, service) = (name.as_str(), &wanted.config.service);
+                    let (listener, service) = (&*key.1, &wanted.config.service);
                     tracing::info!(listener, address = %spec.address, %service, "listening");
                     State::Bound(spec)
                 }
                 Err(error) => {
                     let error = error.to_string();
                     if *last != error {
-                        let address = wanted.config.address;
-                        tracing::error!(listener = name, %address, error, "cannot listen; trying again");
+                        let (listener, address) = (&*key.1, wanted.config.address);
+                        tracing::error!(listener, %address, error, "cannot listen; trying again");
                         let failure = format!("{address} cannot be bound, trying again: {error}");
                         failures.push((wanted.config.service.clone(), failure));
                     }
+                    let retry_at = now + *pause;
+                    self.due.insert((retry_at, key.clone()));
                     State::Failed {
                         error,
-                        retry_at: now + *pause,
+                        retry_at,
                         pause: (*pause * 2).min(LONGEST_PAUSE),
                     }
                 }
             };
+            self.dirty.insert(key);
         }
-        if std::mem::take(&mut self.dirty) {
-            let listeners = self
-                .listeners
-                .iter()
-                .map(|((_, name), listener)| listener.state(name))
-                .collect();
-            health.update(|h| {
-                h.listeners = listeners;
-                h.ports_tried = true;
-            });
-        } else if self.listeners.is_empty() {
-            health.update(|h| h.ports_tried |= h.synced);
-        }
+        self.show(health);
         failures
+    }
+
+    /// Shows in `/readyz` what has changed.
+    fn show(&mut self, health: &Health) {
+        for key in std::mem::take(&mut self.dirty) {
+            let state = self.listeners.get(&key).map(Listener::shown);
+            health.show_listener(key.0 == Origin::NodePort, key.1, state);
+        }
+        if !self.tried && health.is_synced() {
+            self.tried = true;
+            health.update(|h| h.ports_tried = true);
+        }
     }
 
     /// When the next bind is due.
     pub fn next_retry(&self) -> Option<Instant> {
-        self.listeners
-            .values()
-            .filter_map(|wanted| match wanted.state {
-                State::Failed { retry_at, .. } => Some(retry_at),
-                State::Bound(_) | State::Refused { .. } => None,
-            })
-            .min()
+        self.due.first().map(|(at, _)| *at)
     }
 
     /// Closes all listeners, for good. Endpoints still change while clients are drained, so later
     /// calls of [`Self::want`] have no effect.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
         self.closed = true;
-        for (_, wanted) in std::mem::take(&mut self.listeners) {
-            if let State::Bound(spec) = wanted.state {
-                self.unwanted.push(spec);
-            }
+        for key in self.listeners.keys().cloned().collect::<Vec<_>>() {
+            self.remove(&key);
         }
-        self.dirty = true;
+        self.due.clear();
         self.retry(Instant::now(), shared, health);
     }
 
@@ -225,20 +322,8 @@ impl Listeners {
 }
 
 impl Listener {
-    /// Does not bind this listener, since the listener `owner` has its address.
-    fn refuse(&mut self, owner: &str) -> (ObjectName, String) {
-        let (address, error) = (
-            self.config.address,
-            format!("listener {owner} has this address"),
-        );
-        tracing::error!(listener = self.config.name, %address, error, "cannot listen");
-        let failure = format!("{address} cannot be bound: {error}");
-        self.state = State::Refused { error };
-        (self.config.service.clone(), failure)
-    }
-
     /// As `/readyz` and the status page show it.
-    fn state(&self, name: &str) -> ListenerState {
+    fn shown(&self) -> ListenerState {
         let (address, error) = match &self.state {
             State::Bound(spec) => (spec.address, None),
             State::Failed { error, .. } | State::Refused { error } => {
@@ -246,7 +331,7 @@ impl Listener {
             }
         };
         ListenerState {
-            name: name.to_owned(),
+            name: self.config.name.clone(),
             address,
             service: self.config.service.clone(),
             port: self.config.port.to_string(),

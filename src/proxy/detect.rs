@@ -69,7 +69,7 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
                 Known::Tcp(None)
             });
         };
-        let connected = Instant::now();
+        let (connected, listener) = (Instant::now(), client.listener.clone());
         tokio::select! {
             biased;
             sniffed = sniff(worker, client) => {
@@ -92,7 +92,7 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
             }
             // Neither side has sent anything: another endpoint serves as well, and the drain of
             // this one need not wait.
-            () = left(worker, lease.endpoint()) => {}
+            () = left(worker, &listener, lease.endpoint()) => {}
             () = tokio::time::sleep_until(deadline.into()) => {
                 let begun = !client.unread.is_empty();
                 return if begun { Ok(Known::Tcp(Some(Box::new((lease, upstream))))) } else { Err(CloseReason::ClientTimeout) };
@@ -112,19 +112,25 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
 }
 
 /// Waits until the endpoint is out of rotation.
-async fn left(worker: &Worker, endpoint: &Endpoint) {
-    let mut generation = worker.shared.generation.clone();
-    while endpoint.is_open() && !worker.cut.get() && generation.changed().await.is_ok() {}
+async fn left(worker: &Worker, listener: &ListenerSpec, endpoint: &Endpoint) {
+    loop {
+        let (_, changed) = worker.watched_port(listener);
+        if !endpoint.is_open() || worker.cut.get() {
+            return;
+        }
+        changed.await;
+    }
 }
 
 /// Waits until the listener's service port has a usable endpoint.
 async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
-    let mut generation = worker.shared.generation.clone();
-    while !worker
-        .port(listener)
-        .is_some_and(|port| balancer::has_usable(&port))
-        && generation.changed().await.is_ok()
-    {}
+    loop {
+        let (port, changed) = worker.watched_port(listener);
+        if port.is_some_and(|port| balancer::has_usable(&port)) {
+            return;
+        }
+        changed.await;
+    }
 }
 
 /// Reads until it is sure whether the client speaks HTTP/1. Cancellation safe: what was read stays

@@ -14,11 +14,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use prometheus::IntCounter;
 use tokio::net::TcpStream;
 
 use crate::contract::clock::millis;
-use crate::contract::counters::ServiceMetrics;
+use crate::contract::counters::{Counter, ServiceMetrics};
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::RetryReason;
@@ -109,11 +108,10 @@ async fn held(
         outcome: &metrics.held_left,
     };
     metrics.held_now.inc();
-    let mut generation = worker.shared.generation.clone();
     let expires = Instant::now() + port.policy.hold_timeout;
     loop {
-        generation.mark_unchanged();
-        if let Some(port) = worker.port(spec)
+        let (port, changed) = worker.watched_port(spec);
+        if let Some(port) = port
             && balancer::has_usable(&port)
         {
             let turn = port.hold.turn(port.usable.len(), Instant::now());
@@ -133,10 +131,7 @@ async fn held(
         let tick =
             tokio::time::sleep_until((Instant::now() + LOOK_AFTER_CLIENT).min(expires).into());
         tokio::select! {
-            changed = generation.changed() => {
-                // The control thread is gone only at the end of the process.
-                if changed.is_err() { return Err(Refusal::Expired) }
-            }
+            () = changed => {}
             () = tick => {}
         }
         if ask.client.peer() != Peer::Open {
@@ -335,7 +330,7 @@ impl Drop for Looking<'_> {
 /// set, the client has left.
 struct HeldNow<'a> {
     metrics: &'a ServiceMetrics,
-    outcome: &'a IntCounter,
+    outcome: &'a Counter,
 }
 
 impl Drop for HeldNow<'_> {

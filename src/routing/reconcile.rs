@@ -70,15 +70,12 @@ impl PortEntry {
         if !merged.conditions.terminating {
             let terminates = |entry: &Entry| entry.terminating.is_some();
             if self.entries.get(&identity).is_some_and(terminates)
-                && let Some(Entry {
-                    endpoint,
-                    terminating: Some(trigger),
-                    ..
-                }) = self.remove(&identity)
+                && let Some(entry) = self.remove(&identity)
+                && let Some(trigger) = entry.terminating
             {
                 // Termination is one-way. The merge enforces that for a pod with a UID. Without a
                 // UID, an address that comes back is another generation, so the old one leaves.
-                change.leaves(endpoint, key, trigger);
+                change.leaves(entry.leaver(key, trigger));
             }
             if !self.entries.contains_key(&identity) {
                 self.add(key, merged, registry);
@@ -87,8 +84,9 @@ impl PortEntry {
         self.update(&identity, merged, change);
     }
 
-    /// Nothing is usable, so bring back terminating endpoints, even drained ones. Skip those past
-    /// their deadline, or each event would drain them again.
+    /// Nothing is usable, so bring back terminating endpoints, even drained ones. Skip those that are
+    /// over: their deadline has passed, or they have drained and their pod is gone. Each event would
+    /// drain them again.
     fn recall_terminating(&mut self, key: &PortKey, registry: &mut Registry, change: &mut Change) {
         let terminating = |merged: &&MergedEndpoint| merged.conditions.terminating;
         let terminating: Vec<_> = self.merged.iter().filter(terminating).cloned().collect();
@@ -96,12 +94,15 @@ impl PortEntry {
             let identity = identity(&merged);
             let before = self.ended.get(&identity).copied().flatten();
             let mut deadlines = before.into_iter().chain(merged.fate.deadline());
-            let is_over = deadlines.any(|deadline| deadline <= change.received);
+            let has_drained = self.ended.contains_key(&identity);
+            let is_gone = has_drained && matches!(merged.fate, Fate::Deleted { .. });
+            let is_over = is_gone || deadlines.any(|deadline| deadline <= change.received);
             if self.entries.contains_key(&identity) || !merged.conditions.serving || is_over {
                 continue;
             }
             self.ended.remove(&identity);
             let endpoint = self.add(key, &merged, registry);
+            self.alter(&identity, |entry| entry.recalled = has_drained);
             if let Some(deadline) = before {
                 change.shorten(&endpoint, deadline);
             }
@@ -140,8 +141,9 @@ impl PortEntry {
                 (Fate::Terminating { trigger, .. }, None) => *trigger,
                 (Fate::Deleted { .. }, None) => Trigger::PodDeleted,
             };
-            self.remove(&identity);
-            change.leaves(endpoint, key, trigger);
+            if let Some(entry) = self.remove(&identity) {
+                change.leaves(entry.leaver(key, trigger));
+            }
         }
     }
 
@@ -188,6 +190,7 @@ impl PortEntry {
             probing: false,
             listed: true,
             terminating: None,
+            recalled: false,
             expired: false,
         };
         self.entries.insert(identity(merged), entry);
@@ -325,7 +328,9 @@ fn apply_fate(endpoint: &Arc<Endpoint>, fate: &Fate, policy: &Policy, change: &m
             ..
         } => change.shorten(endpoint, *deadline),
         Fate::Deleted { deadline } => {
-            endpoint.set_pod_gone();
+            if endpoint.set_pod_gone() {
+                change.chores.left.push(endpoint.id);
+            }
             if endpoint.drain_deadline().is_none() || deadline.is_some() {
                 let fallback = change.received + policy.drain_timeout;
                 change.shorten(endpoint, deadline.unwrap_or(fallback));

@@ -29,7 +29,7 @@ pub(super) struct ServiceEntry {
     /// gone.
     pub(super) ports: BTreeMap<u16, PortEntry>,
     /// The queue of held clients, shared by all ports.
-    hold: Arc<Hold>,
+    pub(super) hold: Arc<Hold>,
     /// The warnings that were reported and still hold.
     warnings: Vec<String>,
 }
@@ -90,7 +90,7 @@ impl ServiceEntry {
                 };
                 port.apply_known_fate(&entry.endpoint, world, change);
                 let trigger = entry.terminating.unwrap_or(Trigger::Removed);
-                change.leaves(entry.endpoint, &key, trigger);
+                change.leaves(entry.leaver(&key, trigger));
             }
             port.merged.clear();
             port.ended.clear();
@@ -125,7 +125,7 @@ impl ServiceEntry {
             port.reconcile(&key, news, world, registry, change);
         }
         self.warn(warnings, change);
-        change.chores.listeners = true;
+        change.chores.listeners.insert(self.name.clone());
     }
 
     /// Stores what the Service says about its ports. Returns the merged ports by number, and the
