@@ -25,6 +25,7 @@ use crate::routing::world::merged::MergedEndpoint;
 
 /// One Service port as the table keeps it.
 pub(super) struct PortEntry {
+    pub(super) key: Arc<PortKey>,
     /// Where the port is published, while it is.
     pub(super) place: Option<Arc<Place>>,
     /// What the Service says about the port. `None` if the Service or the port is gone: nothing is
@@ -76,8 +77,14 @@ type Entries = HashMap<Identity, Entry, BuildHasherDefault<DefaultHasher>>;
 
 impl PortEntry {
     /// A port without a spec and without endpoints.
-    pub(super) fn new(policy: Policy, hold: Arc<Hold>, metrics: Arc<ServiceMetrics>) -> Self {
+    pub(super) fn new(
+        key: PortKey,
+        policy: Policy,
+        hold: Arc<Hold>,
+        metrics: Arc<ServiceMetrics>,
+    ) -> Self {
         Self {
+            key: Arc::new(key),
             place: None,
             spec: None,
             policy,

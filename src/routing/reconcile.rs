@@ -15,7 +15,7 @@ use crate::contract::reason::Trigger;
 use crate::routing::change::Change;
 use crate::routing::entry::Entry;
 use crate::routing::port::PortEntry;
-use crate::routing::registry::{Identity, Registry, identity};
+use crate::routing::registry::{Identity, PodUid, Registry, identity};
 use crate::routing::world::merged::{Fate, MergedEndpoint};
 use crate::routing::world::objects::World;
 
@@ -36,7 +36,7 @@ impl PortEntry {
             self.take_in(key, merged, registry, change);
         }
         if !self.serves() {
-            self.recall_terminating(key, registry, change);
+            self.recall_terminating(registry, change);
         }
         self.judge_unlisted(key, world, change);
         self.judge_leaving(world, change);
@@ -78,7 +78,7 @@ impl PortEntry {
                 change.leaves(entry.leaver(key, trigger));
             }
             if !self.entries.contains_key(&identity) {
-                self.add(key, merged, registry);
+                self.add(merged, registry);
             }
         }
         self.update(&identity, merged, change);
@@ -87,7 +87,7 @@ impl PortEntry {
     /// Nothing is usable, so bring back terminating endpoints, even drained ones. Skip those that are
     /// over: their deadline has passed, or they have drained and their pod is gone. Each event would
     /// drain them again.
-    fn recall_terminating(&mut self, key: &PortKey, registry: &mut Registry, change: &mut Change) {
+    fn recall_terminating(&mut self, registry: &mut Registry, change: &mut Change) {
         let terminating = |merged: &&MergedEndpoint| merged.conditions.terminating;
         let terminating: Vec<_> = self.merged.iter().filter(terminating).cloned().collect();
         for merged in terminating {
@@ -101,7 +101,7 @@ impl PortEntry {
                 continue;
             }
             self.ended.remove(&identity);
-            let endpoint = self.add(key, &merged, registry);
+            let endpoint = self.add(&merged, registry);
             self.alter(&identity, |entry| entry.recalled = has_drained);
             if let Some(deadline) = before {
                 change.shorten(&endpoint, deadline);
@@ -115,7 +115,8 @@ impl PortEntry {
     fn judge_unlisted(&mut self, key: &PortKey, world: &World, change: &mut Change) {
         for identity in self.unlisted.iter().cloned().collect::<Vec<_>>() {
             // Without a UID, nothing is known about a pod once no slice names it.
-            let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
+            let uid = identity.1.as_ref().map(PodUid::as_str);
+            let uid = uid.filter(|uid| !uid.is_empty());
             let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
             let out = |conditions| Conditions {
                 ready: false,
@@ -174,13 +175,8 @@ impl PortEntry {
     }
 
     /// Adds a new endpoint to the port, out of rotation.
-    fn add(
-        &mut self,
-        key: &PortKey,
-        merged: &MergedEndpoint,
-        registry: &mut Registry,
-    ) -> Arc<Endpoint> {
-        let endpoint = registry.create(key, merged, &mut self.all);
+    fn add(&mut self, merged: &MergedEndpoint, registry: &mut Registry) -> Arc<Endpoint> {
+        let endpoint = registry.create(&self.key, merged, &mut self.all);
         let entry = Entry {
             endpoint: endpoint.clone(),
             conditions: Conditions::default(),

@@ -155,7 +155,12 @@ impl ServiceEntry {
             let key = self.key(port.port.port);
             let hold = &self.hold;
             let entry = self.ports.entry(key.port).or_insert_with(|| {
-                PortEntry::new(policy.clone(), hold.clone(), metrics.service(&key))
+                PortEntry::new(
+                    key.clone(),
+                    policy.clone(),
+                    hold.clone(),
+                    metrics.service(&key),
+                )
             });
             entry.policy = policy.clone();
             entry.spec = Some(Spec {

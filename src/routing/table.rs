@@ -155,7 +155,7 @@ impl RoutingTable {
             .get(identity)
             .filter(|entry| entry.endpoint.id == id)?;
         port.alter(identity, change);
-        Some(key.clone())
+        Some(PortKey::clone(key))
     }
 
     /// The service port of an endpoint, and the clients that wait for it.
@@ -209,7 +209,7 @@ impl RoutingTable {
             if let Some(port) = self.port_entry(&key) {
                 port.leaving.retain(|e| !ids.contains(&e.id));
             }
-            services.push(key.service);
+            services.push(key.service.clone());
         }
         services.dedup();
         self.settle(&services, Change::new(Instant::now()))
