@@ -8,6 +8,7 @@ use std::fs::read_to_string;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -38,6 +39,8 @@ pub struct Lab {
     pub admin: SocketAddr,
     guard: Guard,
     pid: u32,
+    /// How many Services were deleted.
+    deleted: AtomicUsize,
     /// The log that nobody reads.
     _log: Option<std::fs::File>,
     folder: tempfile::TempDir,
@@ -87,6 +90,7 @@ impl Lab {
             admin,
             guard,
             pid: 0,
+            deleted: AtomicUsize::new(0),
             _log: unread,
             folder,
         };
@@ -168,8 +172,17 @@ impl Lab {
         self.api.apply(&it);
     }
 
-    /// Deletes a Service with its pod and its slice, as the deletion of a namespace does.
-    pub fn delete_service(&self, n: usize) {
+    /// Deletes this many Services with their pods and slices, as the deletion of a namespace does.
+    pub fn delete_services(&self, count: usize) {
+        for _ in 0..count {
+            let n = self.deleted.fetch_add(1, Ordering::Relaxed);
+            if n < self.plan.services {
+                self.delete_service(n);
+            }
+        }
+    }
+
+    fn delete_service(&self, n: usize) {
         let name = format!("s{n}");
         self.api.apply(&deleted(&self.api, &member(n).0));
         self.api.delete(Kind::Slices, "web", &format!("{name}-0"));

@@ -155,8 +155,8 @@ fn cost(servers: &tokio::runtime::Handle, services: usize) -> anyhow::Result<Cos
     let toggle = |n: usize| lab.set_ready(n % services.min(10), n / services.min(10) % 2 == 1);
     let change = measured("control", 400, 5_000, &toggle);
     let workers = measured("worker", 400, 5_000, &toggle);
-    let removal = measured("control", services.min(50) / 2, 20_000, &|n| {
-        lab.delete_service(n)
+    let removal = measured("control", services.min(50) / 2, 20_000, &|_| {
+        lab.delete_services(1)
     });
     Ok(Cost {
         services,

@@ -148,11 +148,7 @@ impl Under {
                 Trouble::Scrapes => spawn(Duration::from_secs(1), page("/metrics")),
                 Trouble::Deletions => spawn(
                     Duration::from_secs(1),
-                    Box::new(move |n| {
-                        let from = n * 50;
-                        (from..lab.plan.services.min(from + 50))
-                            .for_each(|n| lab.delete_service(n));
-                    }),
+                    Box::new(move |_| lab.delete_services(50)),
                 ),
             }
         }

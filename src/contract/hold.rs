@@ -30,12 +30,17 @@ pub struct Place(Arc<Hold>);
 impl Hold {
     /// Takes a place, or returns `None` if all `places` are taken.
     pub fn take_place(self: &Arc<Self>, places: usize) -> Option<Place> {
-        self.waiting
+        let before = self
+            .waiting
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| {
                 (n < places).then_some(n + 1)
             })
-            .is_ok()
-            .then(|| Place(self.clone()))
+            .ok()?;
+        if before == 0 {
+            // Probes of this Service hurry from now on.
+            self.wake();
+        }
+        Some(Place(self.clone()))
     }
 
     /// How many requests and connections are held now.
@@ -43,7 +48,7 @@ impl Hold {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Wakes everybody who waits for a change of the Service.
+    /// Wakes everybody who waits for a change of the Service, or for its first held client.
     pub fn wake(&self) {
         self.changed.notify_waiters();
     }

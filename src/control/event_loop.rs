@@ -2,10 +2,9 @@
 //! timer of a drain.
 //!
 //! Invariant: only this loop writes what the workers read. It never waits for a network or a disk:
-//! sources run on other threads, and probes are tasks that report back here.
+//! sources, probes and pages run on other threads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,7 +82,7 @@ impl Control {
             .collect()
     }
 
-    /// Runs until a shutdown is complete. Needs a `LocalRuntime`, since it spawns local tasks.
+    /// Runs until a shutdown is complete.
     ///
     /// One round waits until something arrives. Then it takes what waits of each kind, in a fixed
     /// order: all commands, all notices, all results of probes, the timers, and one message of the
@@ -92,7 +91,10 @@ impl Control {
     pub async fn run(mut self) {
         // Unbounded, since a probe must not wait. A probe reports once, when it ends.
         let (report, mut probed) = mpsc::unbounded_channel();
-        let probes = Rc::new(Probes::new(report));
+        let probes = match Probes::start(report) {
+            Ok(probes) => probes,
+            Err(error) => return tracing::error!(%error, "the probes thread cannot run"),
+        };
         let mut deadlines = Deadlines::new();
         let mut phase = Phase::Running;
         let mut house = tokio::time::interval(HOUSEKEEPING);
@@ -253,7 +255,7 @@ impl Control {
 
     /// Takes in all notices that wait, and settles the table once for all of them: many endpoints
     /// may leave or fail together.
-    fn on_notices(&mut self, first: Notice, probes: &Rc<Probes>) -> Chores {
+    fn on_notices(&mut self, first: Notice, probes: &Probes) -> Chores {
         let (mut left, mut ejected) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(notice) = next {
@@ -289,8 +291,7 @@ impl Control {
                     ejected.push(endpoint.id);
                     let connect = self.config.timeouts.connect;
                     if let Some(place) = self.place(endpoint.id) {
-                        let probe = probes.clone().until_readmitted(endpoint, place, connect);
-                        tokio::task::spawn_local(probe);
+                        probes.until_readmitted(endpoint, place, connect);
                     }
                 }
             }
@@ -314,7 +315,7 @@ impl Control {
 
     /// Starts what a change of the table asks for: work of the workers, listeners, probes, timers
     /// and warnings.
-    fn start_chores(&mut self, chores: Chores, probes: &Rc<Probes>, deadlines: &mut Deadlines) {
+    fn start_chores(&mut self, chores: Chores, probes: &Probes, deadlines: &mut Deadlines) {
         if !chores.left.is_empty() {
             let left: Arc<[EndpointId]> = chores.left.into();
             self.shared.post_all(|| WorkerCommand::Left(left.clone()));
@@ -326,7 +327,7 @@ impl Control {
         for endpoint in chores.join {
             let connect = self.config.timeouts.connect;
             if let Some(place) = self.place(endpoint.id) {
-                tokio::task::spawn_local(probes.clone().until_joined(endpoint, place, connect));
+                probes.until_joined(endpoint, place, connect);
             }
         }
         for endpoint in chores.deadlines {
