@@ -26,6 +26,9 @@ pub struct Reaction {
     pub allowed: Duration,
 }
 
+/// A row of the table of costs: its name and its value.
+type CostRow = (&'static str, fn(&Cost) -> f64);
+
 /// All results.
 #[derive(Default)]
 pub struct Report {
@@ -103,7 +106,7 @@ impl Report {
                 .for_each(|it| _ = write!(text, " {} Services |", it.services));
             text += "\n|---|";
             self.costs.iter().for_each(|_| text += "---:|");
-            let rows: [(&str, fn(&Cost) -> f64); 4] = [
+            let rows: [CostRow; 4] = [
                 ("a pod event that changes nothing: control thread", |it| {
                     it.no_op
                 }),

@@ -19,10 +19,13 @@ use crate::discovery::source::Problem;
 pub struct Health {
     state: Mutex<HealthState>,
     /// The listeners of the state, kept apart so that a change of one costs nothing for the others.
-    listeners: Mutex<BTreeMap<(bool, Arc<str>), Arc<ListenerState>>>,
+    listeners: Mutex<Listeners>,
     /// When the control loop last turned, by [`clock::millis`].
     beat: AtomicU64,
 }
+
+/// By whether they are derived from a nodePort, then by name.
+type Listeners = BTreeMap<(bool, Arc<str>), Arc<ListenerState>>;
 
 /// A copy of the state at one moment.
 #[derive(Debug, Clone)]

@@ -35,6 +35,7 @@ pub struct Rig {
     pub table: RoutingTable,
     pub snapshot: Arc<Published>,
     pub drains: Arc<drains::Log>,
+    #[allow(dead_code)] // Not every program reads it.
     pub metrics: Arc<Metrics>,
     /// What the workers were told to look at.
     pub left: Vec<EndpointId>,
