@@ -55,3 +55,33 @@ fn half_ejected(bencher: Bencher, endpoints: usize) {
         drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap())
     });
 }
+
+/// A replay after a loss. No endpoint is of another generation than the lost one, so the search for
+/// one is in vain.
+#[divan::bench(args = COUNTS)]
+fn replay(bencher: Bencher, endpoints: usize) {
+    let scene = Scene::of(endpoints);
+    let port = scene.port();
+    let now = Instant::now();
+    let lost = port.usable[0].clone();
+    let tried = [lost.id];
+    let avoid = Avoid {
+        tried: &tried,
+        siblings_of: Some(&lost),
+    };
+    bencher
+        .bench_local(|| drop(balancer::pick(black_box(&port), Cost::Http, &avoid, now).unwrap()));
+}
+
+/// Nine of ten endpoints are ejected, so most picks have to search.
+#[divan::bench(args = COUNTS)]
+fn most_ejected(bencher: Bencher, endpoints: usize) {
+    let scene = Scene::of(endpoints);
+    let port = scene.port();
+    let now = Instant::now();
+    let ejected = port.usable.iter().enumerate().filter(|(i, _)| i % 10 > 0);
+    ejected.for_each(|(_, e)| e.eject());
+    bencher.bench_local(|| {
+        drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap())
+    });
+}

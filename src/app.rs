@@ -23,6 +23,7 @@ use crate::config::fault::Refused;
 use crate::config::settings::{self, Config, Discovery};
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Published;
+use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
 use crate::discovery::source::Message;
@@ -114,6 +115,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         Discovery::Files { .. } | Discovery::Static { .. } => None,
     };
 
+    let descriptors = descriptors(&config)?;
     let (notices_in, notices) = mpsc::unbounded_channel();
     let table = RoutingTable::new(
         config.clone(),
@@ -127,7 +129,13 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             .map(|(log, w)| (Some(log), Some(w)))?,
         false => (None, None),
     };
-    let (shared, workers) = start_workers(&config, snapshot, &table, access_log)?;
+    let (shared, workers) = start_workers(
+        &config,
+        snapshot,
+        &table,
+        access_log,
+        descriptors.connections(0),
+    )?;
 
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (messages_in, messages) = mpsc::channel(64);
@@ -145,7 +153,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             World::default()
         },
         table,
-        listeners: Listeners::default(),
+        listeners: Listeners::within(descriptors),
         notices,
         messages,
         commands,
@@ -252,8 +260,8 @@ fn start_workers(
     snapshot: Arc<Published>,
     table: &RoutingTable,
     access_log: Option<AccessLog>,
+    connections: usize,
 ) -> anyhow::Result<(Arc<Shared>, Vec<JoinHandle<()>>)> {
-    let limit = connection_limit(config);
     let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers.get())
         .map(|_| mpsc::unbounded_channel())
         .unzip();
@@ -261,7 +269,8 @@ fn start_workers(
         snapshot,
         generation: table.generations().subscribe(),
         loads: mailboxes.iter().map(|_| AtomicUsize::new(0)).collect(),
-        connections: Arc::new(Semaphore::new(limit)),
+        connections: Arc::new(Semaphore::new(connections)),
+        places: AtomicUsize::new(connections),
         mailboxes: mailboxes.into(),
         closing: AtomicBool::new(false),
         access_log,
@@ -280,23 +289,20 @@ fn start_workers(
     Ok((shared, workers))
 }
 
-/// How many client connections this process can have: what is configured, or less where there are
-/// too few descriptors. A connection needs two descriptors, and the process keeps a reserve.
-fn connection_limit(config: &Config) -> usize {
-    let descriptors = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
-    let affordable = descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(2) / 2;
-    if affordable < config.limits.connections {
+/// Divides the descriptors. Warns where `limits.connections` cannot be had.
+fn descriptors(config: &Config) -> anyhow::Result<Descriptors> {
+    let limit = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
+    let wanted = config.limits.connections.min(Semaphore::MAX_PERMITS);
+    let parts = Descriptors::divide(limit, config.workers.get(), wanted)?;
+    let listening = config.listeners.len() * config.workers.get();
+    if parts.connections(listening) < wanted {
         tracing::warn!(
-            limit = affordable,
-            descriptors,
+            limit = parts.connections(listening),
+            descriptors = limit,
             "limits.connections is more than the descriptor limit allows"
         );
     }
-    config
-        .limits
-        .connections
-        .min(affordable)
-        .min(Semaphore::MAX_PERMITS)
+    Ok(parts)
 }
 
 /// Starts a thread that runs one future on a runtime of its own.
@@ -448,5 +454,3 @@ fn is_repeat(first: &mut Option<Instant>, now: Instant) -> bool {
 const SECOND_SIGNAL: Duration = Duration::from_secs(1);
 /// How long writing the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Descriptors kept for listeners, the runtime, the admin pages and manifests.
-const DESCRIPTOR_RESERVE: usize = 512;

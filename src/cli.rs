@@ -11,6 +11,7 @@ use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
 use ebbtide::config::{fault, value};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol};
+use ebbtide::net::socket;
 
 /// A connection-draining TCP and HTTP/1.1 proxy: rollouts cost no client a request or its
 /// connection
@@ -118,7 +119,8 @@ impl Proxy {
     /// other fields have the defaults of a file.
     ///
     /// # Errors
-    /// Two addresses are the same, an endpoint has port 0, or the proxy itself would be its endpoint.
+    /// Two addresses are the same, another program listens on one, an endpoint has port 0, or the
+    /// proxy itself would be its endpoint.
     pub(crate) fn config(self) -> Result<Config, fault::Error> {
         let refused = |path: &str, what: String| fault::Error {
             file: "proxy".into(),
@@ -132,6 +134,15 @@ impl Proxy {
                 self.listen
             );
             return Err(refused("--listen", what));
+        }
+        for (flag, own) in [("--listen", self.listen), ("--admin", self.admin)] {
+            if socket::is_listened_on(own) {
+                let what = format!(
+                    "another program listens on {own} already, expected a free address (`ebbtide \
+                     run` can replace a running process)"
+                );
+                return Err(refused(flag, what));
+            }
         }
         for (index, to) in self.to.iter().enumerate() {
             if to.port() == 0 {

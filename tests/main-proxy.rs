@@ -24,16 +24,24 @@ mod proxy {
 
     mod access;
     mod admin;
+    mod bound;
     mod bounds;
+    mod busy;
     mod choice;
+    mod detection;
     mod drain;
+    mod early_end;
+    mod ends;
     mod faults;
     mod hold;
     mod join;
+    mod parting;
+    mod real;
     mod receipts;
     mod replay;
     mod rollout;
     mod shutdown;
+    mod slow;
     mod tcp;
     mod vanish;
     mod wire;

@@ -14,8 +14,8 @@ const LIMITS: Limits = Limits {
 /// The verdict (whether the body is complete), the bytes taken, and the output.
 type Read = (Result<bool, Reject>, usize, Vec<u8>);
 
-fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, emit: Emit) -> Read {
-    let mut decoder = BodyDecoder::new(Framing::Chunked, &LIMITS, 400);
+fn decode<'a>(pieces: impl Iterator<Item = &'a [u8]>, emit: Emit, fault: u16) -> Read {
+    let mut decoder = BodyDecoder::new(Framing::Chunked, &LIMITS, fault);
     let (mut out, mut taken) = (Vec::new(), 0);
     for piece in pieces {
         match decoder.decode(piece, emit, &mut out) {
@@ -36,13 +36,14 @@ fuzz_target!(|data: &[u8]| {
     let Some((&seed, input)) = data.split_first() else {
         return;
     };
+    let fault = if seed % 2 == 0 { 400 } else { 502 };
     for emit in [Emit::Chunked, Emit::Identity] {
-        let whole = decode([input].into_iter(), emit);
+        let whole = decode([input].into_iter(), emit, fault);
         // The output is at most one space longer for each trailer, behind the colon.
         assert!(whole.2.len() <= input.len() + LIMITS.headers);
-        assert_eq!(decode(input.chunks(1), emit), whole, "byte by byte");
+        assert_eq!(decode(input.chunks(1), emit, fault), whole, "byte by byte");
         assert_eq!(
-            decode(input.chunks(usize::from(seed).max(1)), emit),
+            decode(input.chunks(usize::from(seed).max(1)), emit, fault),
             whole,
             "in pieces of {seed}"
         );
@@ -54,25 +55,25 @@ fuzz_target!(|data: &[u8]| {
             rest = more;
         }
         assert_eq!(
-            decode(pieces.into_iter(), emit),
+            decode(pieces.into_iter(), emit, fault),
             whole,
             "in pieces of seed {seed}"
         );
     }
-    let (verdict, _, canonical) = decode([input].into_iter(), Emit::Chunked);
+    let (verdict, _, canonical) = decode([input].into_iter(), Emit::Chunked, fault);
     if verdict == Ok(true) {
-        let payload = decode([input].into_iter(), Emit::Identity).2;
+        let payload = decode([input].into_iter(), Emit::Identity, fault).2;
         assert_eq!(
-            decode([&canonical[..]].into_iter(), Emit::Identity),
+            decode([&canonical[..]].into_iter(), Emit::Identity, fault),
             (Ok(true), canonical.len(), payload)
         );
         assert_eq!(
-            decode([&canonical[..]].into_iter(), Emit::Chunked),
+            decode([&canonical[..]].into_iter(), Emit::Chunked, fault),
             (Ok(true), canonical.len(), canonical)
         );
     } else {
         assert_eq!(
-            decode([&canonical[..]].into_iter(), Emit::Identity).0,
+            decode([&canonical[..]].into_iter(), Emit::Identity, fault).0,
             Ok(false),
             "the output has no end that the input does not have"
         );

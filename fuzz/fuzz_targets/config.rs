@@ -52,14 +52,16 @@ fn bounded(config: &Config) {
         times.head,
         times.client_idle,
         times.upstream_idle,
+        times.upstream_silence,
     ]
     .into_iter()
     .chain(times.request)
+    .chain(times.tunnel_idle)
     {
         assert!(!time.is_zero() && time <= 30 * day, "{times:?}");
     }
     assert!(
-        [times.hold, times.drain, times.lame_duck, times.shutdown]
+        [times.hold, limits.hold_timeout, times.drain, times.lame_duck, times.shutdown]
             .iter()
             .all(|time| *time <= day),
         "{times:?}"

@@ -1,6 +1,6 @@
-//! Gauges that are computed when `/metrics` is read: the source's age, and for each Service port that
-//! is shown its endpoints by state and its connections to them. All other metrics are kept where they
-//! change.
+//! Gauges that are computed when `/metrics` is read: the source's age, the listeners that cannot be
+//! bound, and for each Service port that is shown its endpoints by state and its connections to them.
+//! All other metrics are kept where they change.
 
 use std::sync::atomic::Ordering;
 
@@ -10,7 +10,13 @@ use crate::contract::endpoint::Endpoint;
 
 /// Sets these gauges from the snapshot in force. Call it before the metrics are rendered.
 pub fn refresh_gauges(admin: &Admin) {
-    let age = admin.health.age().as_secs();
+    let state = admin.health.state();
+    let failed = state.listeners.iter().filter(|it| it.error.is_some());
+    admin
+        .metrics
+        .listeners_failed
+        .set(failed.count().cast_signed() as i64);
+    let age = state.age().as_secs();
     admin
         .metrics
         .discovery_age

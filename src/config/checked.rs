@@ -275,7 +275,12 @@ impl raw::Timeouts {
                 value::duration(&text.0, within),
             ),
         };
-        let request = self.request.filter(|text| text.0 != "none");
+        let bound =
+            |name: &str, text: Option<raw::DurationText>, within: RangeInclusive<Duration>| {
+                let text = text.filter(|text| text.0 != "none");
+                text.map(|text| read(name, Some(text), DAY, within))
+                    .transpose()
+            };
         Ok(Timeouts {
             connect: read(
                 "connect",
@@ -284,21 +289,25 @@ impl raw::Timeouts {
                 MILLISECOND..=MINUTE,
             )?,
             head: read("head", self.head, default.head, MILLISECOND..=10 * MINUTE)?,
-            request: match request {
-                None => None,
-                some => Some(read("request", some, DAY, MILLISECOND..=DAY)?),
-            },
+            request: bound("request", self.request, MILLISECOND..=DAY)?,
             client_idle: read(
                 "clientIdle",
                 self.client_idle,
                 default.client_idle,
                 MILLISECOND..=30 * DAY,
             )?,
+            tunnel_idle: bound("tunnelIdle", self.tunnel_idle, MILLISECOND..=30 * DAY)?,
             upstream_idle: read(
                 "upstreamIdle",
                 self.upstream_idle,
                 default.upstream_idle,
                 MILLISECOND..=DAY,
+            )?,
+            upstream_silence: read(
+                "upstreamSilence",
+                self.upstream_silence,
+                default.upstream_silence,
+                Duration::from_secs(1)..=60 * MINUTE,
             )?,
             hold: read("hold", self.hold, default.hold, value::HOLD)?,
             drain: read("drain", self.drain, default.drain, value::DRAIN)?,
@@ -359,6 +368,10 @@ impl raw::Limits {
                 0..=16 << 20,
             )?,
             held: count("held", self.held, default.held, 0..=1_000_000)?,
+            hold_timeout: match self.hold_timeout {
+                None => default.hold_timeout,
+                Some(text) => at("limits.holdTimeout", value::duration(&text.0, value::HOLD))?,
+            },
         })
     }
 }

@@ -131,7 +131,7 @@ pub(super) struct Admin {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Timeouts {
     /// For one connect to an endpoint.
-    #[schemars(extend("default" = "1s"))]
+    #[schemars(extend("default" = "3s"))]
     pub connect: Option<DurationText>,
     /// From the first byte of a request's head to its last.
     #[schemars(extend("default" = "10s"))]
@@ -140,11 +140,19 @@ pub(super) struct Timeouts {
     #[schemars(extend("default" = "none"))]
     pub request: Option<DurationText>,
     /// For an HTTP client connection without a byte in either direction.
-    #[schemars(extend("default" = "5m"))]
+    #[schemars(extend("default" = "11m"))]
     pub client_idle: Option<DurationText>,
+    /// For a TCP connection, or a tunnel after an upgrade or CONNECT, without a byte in either
+    /// direction. `none`: no bound.
+    #[schemars(extend("default" = "none"))]
+    pub tunnel_idle: Option<DurationText>,
     /// For a pooled connection to an endpoint without a request.
     #[schemars(extend("default" = "60s"))]
     pub upstream_idle: Option<DurationText>,
+    /// For a connection to an endpoint that acknowledges nothing of what was sent to it, not even
+    /// the probes of its closed receive window.
+    #[schemars(extend("default" = "8s"))]
+    pub upstream_silence: Option<DurationText>,
     /// How long a request or connection waits for a usable endpoint. `0s`: no wait.
     #[schemars(extend("default" = "10s"))]
     pub hold: Option<DurationText>,
@@ -180,6 +188,10 @@ pub(super) struct Limits {
     /// Requests and connections of one Service port that may wait for an endpoint at the same time.
     #[schemars(extend("default" = 1024), range(max = 1_000_000))]
     pub held: Option<u64>,
+    /// The longest hold time, whatever a Service's annotation asks for. A held client takes one of
+    /// `connections`.
+    #[schemars(extend("default" = "10m"))]
+    pub hold_timeout: Option<DurationText>,
 }
 
 /// When a request is tried again.

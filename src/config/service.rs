@@ -5,6 +5,7 @@
 //! configuration's value stays in force.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::config::settings::Config;
 use crate::config::value;
@@ -119,9 +120,7 @@ impl Policy {
             warnings: &mut warnings,
         };
         let policy = Self {
-            hold_timeout: read.value(HOLD, config.timeouts.hold, |text| {
-                value::duration(text, value::HOLD)
-            }),
+            hold_timeout: read.hold(config),
             drain_timeout: read.value(DRAIN, config.timeouts.drain, |text| {
                 value::duration(text, value::DRAIN)
             }),
@@ -155,6 +154,21 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// A held client takes one of the node's places, so the operator bounds the time.
+    fn hold(&mut self, config: &Config) -> Duration {
+        let most = config.limits.hold_timeout;
+        let asked = self.value(HOLD, config.timeouts.hold.min(most), |text| {
+            value::duration(text, value::HOLD)
+        });
+        if asked > most {
+            self.warnings.push(format!(
+                "{HOLD}: {} counts, since limits.holdTimeout allows no more",
+                humantime::format_duration(most)
+            ));
+        }
+        asked.min(most)
+    }
+
     fn value<T>(
         &mut self,
         name: &str,
@@ -183,6 +197,25 @@ mod tests {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect()
+    }
+
+    #[test]
+    fn the_operator_bounds_the_hold_time_that_a_service_asks_for() {
+        let mut config = Config::new(Discovery::Static { to: Vec::new() });
+        let with = |config: &Config, text: &str| {
+            let annotations = BTreeMap::from([(HOLD.to_owned(), text.to_owned())]);
+            let (policy, warnings) = Policy::for_service(config, &annotations);
+            (policy.hold_timeout.as_secs(), warnings)
+        };
+        assert_eq!(with(&config, "10m"), (600, Vec::new()));
+        config.limits.hold_timeout = Duration::from_secs(30);
+        assert_eq!(with(&config, "30s"), (30, Vec::new()));
+        let (seconds, warnings) = with(&config, "10m");
+        assert_eq!(seconds, 30);
+        assert!(warnings[0].contains("30s counts") && warnings[0].contains("limits.holdTimeout"));
+        assert_eq!(with(&config, "nonsense").0, 10);
+        config.limits.hold_timeout = Duration::from_secs(1);
+        assert_eq!(with(&config, "nonsense").0, 1);
     }
 
     #[test]

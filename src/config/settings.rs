@@ -135,8 +135,12 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     /// For an HTTP client connection without a byte in either direction.
     pub client_idle: Duration,
+    /// For a TCP connection or a tunnel without a byte in either direction. `None`: no bound.
+    pub tunnel_idle: Option<Duration>,
     /// For a pooled connection to an endpoint without a request.
     pub upstream_idle: Duration,
+    /// For a connection to an endpoint that acknowledges nothing of what was sent to it.
+    pub upstream_silence: Duration,
     /// How long a request or connection waits for a usable endpoint. Zero: no wait.
     pub hold: Duration,
     /// How long a drain may take if the pod's grace period is not known.
@@ -161,6 +165,8 @@ pub struct Limits {
     /// Requests and connections that may wait for an endpoint at the same time, for each Service
     /// port.
     pub held: usize,
+    /// The longest hold time that a Service's annotation may ask for.
+    pub hold_timeout: Duration,
 }
 
 /// When a request is tried again (contract 3.7).
@@ -213,11 +219,13 @@ impl Default for Timeouts {
     fn default() -> Self {
         let s = Duration::from_secs;
         Self {
-            connect: s(1),
+            connect: s(3),
             head: s(10),
             request: None,
-            client_idle: s(300),
+            client_idle: s(660),
+            tunnel_idle: None,
             upstream_idle: s(60),
+            upstream_silence: s(8),
             hold: s(10),
             drain: s(30),
             lame_duck: s(0),
@@ -234,6 +242,7 @@ impl Default for Limits {
             headers: 100,
             replay_body: 64 << 10,
             held: 1024,
+            hold_timeout: Duration::from_secs(600),
         }
     }
 }

@@ -68,6 +68,8 @@ pub struct Endpoint {
     /// Set when the Pod object is deleted. Silent connections to the pod get 2 s then (contract
     /// 2.4).
     pod_gone: AtomicBool,
+    /// No slice lists the endpoint.
+    removed: AtomicBool,
     conditions: AtomicU8,
     /// Where to connect.
     pub address: SocketAddr,
@@ -133,6 +135,7 @@ impl Endpoint {
             conditions: AtomicU8::new(0),
             ejected: AtomicBool::new(false),
             pod_gone: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             latency: Latency::default(),
             deadline: Mutex::new(None),
             force: CancellationToken::new(),
@@ -237,9 +240,23 @@ impl Endpoint {
         self.pod_gone.load(Ordering::Relaxed)
     }
 
+    /// Notes whether a slice lists the endpoint.
+    pub fn set_removed(&self, removed: bool) {
+        self.removed.store(removed, Ordering::Relaxed);
+    }
+
+    /// Whether discovery reports that the endpoint leaves: it drains or terminates, no slice lists
+    /// it, or its Pod is deleted. The rollout explains a loss on such an endpoint, and the
+    /// application does not (contract 3.7). A readiness that ends explains nothing: it also ends
+    /// when a request has killed the process.
+    pub fn is_announced(&self) -> bool {
+        self.is_draining()
+            || self.conditions().terminating
+            || self.pod_gone()
+            || self.removed.load(Ordering::Relaxed)
+    }
+
     /// Whether the endpoint drains, is out of rotation, terminates or does not accept connections.
-    /// The rollout explains a loss on such an endpoint, and the application does not (contract
-    /// 3.7).
     pub fn is_leaving(&self) -> bool {
         !self.is_open() || self.is_ejected() || self.conditions().terminating
     }

@@ -57,7 +57,7 @@ pub enum CloseReason {
     ClientClosed,
     /// The client reset it, or left in the middle of a message.
     ClientReset,
-    /// The client was idle, or its head incomplete, for too long.
+    /// The client was idle, or its head incomplete, or a TCP connection without a byte, for too long.
     ClientTimeout,
     /// The endpoint ended it properly.
     UpstreamClosed,

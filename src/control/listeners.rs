@@ -5,25 +5,25 @@
 //! others nothing. A change of a Service costs its own listeners, however many others there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
-use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
+use crate::contract::listener::ListenerSpec;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::contract::snapshot::Published;
+use crate::control::descriptors::Descriptors;
+use crate::control::sockets::Sockets;
 use crate::control::wanted::{Origin, of_service};
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
-use crate::proxy::shared::{Shared, WorkerCommand};
+use crate::proxy::shared::Shared;
 
 /// The wanted listeners and their sockets.
-#[derive(Default)]
 pub struct Listeners {
+    sockets: Sockets,
     listeners: BTreeMap<Key, Listener>,
     /// The listeners of each Service.
     by_service: HashMap<ObjectName, BTreeSet<Key>>,
@@ -32,13 +32,10 @@ pub struct Listeners {
     by_address: HashMap<SocketAddr, BTreeSet<Key>>,
     /// When listeners that are not bound are tried.
     due: BTreeSet<(Instant, Key)>,
-    next_id: u64,
     /// To close at the next [`Listeners::retry`].
     unwanted: Vec<Arc<ListenerSpec>>,
     /// Failures since the last [`Listeners::retry`], with their Services.
     refused: Vec<(ObjectName, String)>,
-    /// The workers close these. They may still serve their accept queues.
-    closing: Vec<Arc<ListenerSpec>>,
     /// Listeners that `/readyz` has to show anew.
     dirty: BTreeSet<Key>,
     /// `/readyz` knows that every listener has been tried once.
@@ -72,6 +69,22 @@ enum State {
 }
 
 impl Listeners {
+    /// None yet. There will never be more sockets than their part of the descriptors.
+    pub fn within(descriptors: Descriptors) -> Self {
+        Self {
+            sockets: Sockets::within(descriptors),
+            listeners: BTreeMap::new(),
+            by_service: HashMap::new(),
+            by_address: HashMap::new(),
+            due: BTreeSet::new(),
+            unwanted: Vec::new(),
+            refused: Vec::new(),
+            dirty: BTreeSet::new(),
+            tried: false,
+            closed: false,
+        }
+    }
+
     /// Takes in which listeners are wanted now, of all Services.
     pub fn want_all(&mut self, config: &Config, published: &Published) {
         let mut services: BTreeSet<ObjectName> = self.by_service.keys().cloned().collect();
@@ -240,10 +253,10 @@ impl Listeners {
     ) -> Vec<(ObjectName, String)> {
         let mut failures = std::mem::take(&mut self.refused);
         for spec in self.unwanted.drain(..) {
-            shared.post_all(|| WorkerCommand::Unlisten(spec.id));
-            self.closing.push(spec);
+            self.sockets.close(spec, shared);
         }
-        self.closing.retain(|spec| is_accepting(spec));
+        self.sockets.settle(shared);
+        let shares = self.listeners.len() > SHARED_FROM;
         while self.due.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, key)) = self.due.pop_first() else {
                 break;
@@ -257,8 +270,8 @@ impl Listeners {
             else {
                 continue;
             };
-            self.next_id += 1;
-            wanted.state = match bind(&wanted.config, ListenerId(self.next_id), shared) {
+            let single = shares && key.0 == Origin::NodePort;
+            wanted.state = match self.sockets.bind(&wanted.config, single, shared) {
                 Ok(spec) => {
                     let (listener, service) = (&*key.1, &wanted.config.service);
                     tracing::info!(listener, address = %spec.address, %service, "listening");
@@ -283,6 +296,7 @@ impl Listeners {
             };
             self.dirty.insert(key);
         }
+        self.sockets.settle(shared);
         self.show(health);
         failures
     }
@@ -317,7 +331,7 @@ impl Listeners {
 
     /// Whether the workers have served the accept queues of all closed listeners.
     pub fn are_closed(&self) -> bool {
-        !self.closing.iter().any(|spec| is_accepting(spec))
+        self.sockets.are_closed()
     }
 }
 
@@ -341,40 +355,9 @@ impl Listener {
     }
 }
 
-/// Whether a worker still serves the listener's accept queue.
-fn is_accepting(spec: &ListenerSpec) -> bool {
-    spec.accepting.load(Ordering::Acquire) > 0
-}
-
-/// Binds one socket for each worker, all on one address. The workers get their sockets only if all
-/// could be bound.
-fn bind(config: &ListenerConfig, id: ListenerId, shared: &Shared) -> io::Result<Arc<ListenerSpec>> {
-    let first = socket::listen(config.address)?;
-    let address = first.local_addr()?;
-    let mut sockets: Vec<TcpListener> = vec![first];
-    for _ in 1..shared.mailboxes.len() {
-        sockets.push(socket::listen(address)?);
-    }
-    let spec = Arc::new(ListenerSpec {
-        id,
-        name: config.name.clone(),
-        address,
-        serves: Serves::Port {
-            service: config.service.clone(),
-            port: config.port.clone(),
-        },
-        protocol: config.protocol,
-        proxy_protocol: config.proxy_protocol,
-        allow_connect: config.allow_connect,
-        accepting: AtomicUsize::new(shared.mailboxes.len()),
-    });
-    for (mailbox, socket) in shared.mailboxes.iter().zip(sockets) {
-        // A worker ends only when the process ends.
-        let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
-    }
-    Ok(spec)
-}
-
+/// With more listeners than this, a nodePort has one socket, which one worker serves for all:
+/// otherwise the sockets would be ports x addresses x workers.
+const SHARED_FROM: usize = 256;
 /// Pauses between two tries to bind. They double.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -182,6 +182,8 @@ impl Prober {
         timeout: Duration,
     ) -> bool {
         let _slot = self.slots.acquire(&place.service, is_first).await;
+        // A silent endpoint occupies its slot no longer than others may wait for one.
+        let timeout = timeout.min(PROBE_MOST);
         match tokio::time::timeout(timeout, TcpStream::connect(endpoint.address)).await {
             Ok(Ok(_)) => true,
             Ok(Err(error)) => {
@@ -244,5 +246,7 @@ impl Pauses {
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// The longest pause between two tries.
 const PROBE_SLOWEST: Duration = Duration::from_secs(2);
+/// The most time for one try. A new endpoint that is this slow to accept is tried again.
+const PROBE_MOST: Duration = Duration::from_secs(1);
 /// Connects that run at a time.
 const PROBES: usize = 256;

@@ -85,6 +85,24 @@ impl Lent {
         std::mem::take(&mut self.taken)
     }
 
+    /// Takes out what is inside, for a sink that splice will not write any more.
+    pub fn take_inside(&mut self, into: &mut Vec<u8>) {
+        let Some((out, _)) = &self.ends else { return };
+        let before = into.len();
+        into.resize(before + self.inside, 0);
+        let mut end = before;
+        while self.inside > 0 {
+            match rustix::io::read(out, &mut into[end..]) {
+                Ok(n) if n > 0 => {
+                    end += n;
+                    self.inside -= n;
+                }
+                _ => break,
+            }
+        }
+        into.truncate(end);
+    }
+
     /// Fills the pipe once with at most `max` bytes and empties it into `sink`. Returns how many
     /// bytes these were, 0 at the source's end. After `Pending`, call it again with the same
     /// streams: the pipe may hold bytes.

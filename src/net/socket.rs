@@ -1,7 +1,8 @@
 //! Socket options, and the few system calls that tokio does not offer: listen with SO_REUSEPORT,
 //! accept without registering, connect without waiting, ask for a peer's state without reading.
 //!
-//! Invariant: the crate's only `unsafe` is here, in [`set_dead_peer_timeouts`] and [`watch`].
+//! Invariant: the crate's only `unsafe` is here: [`watch`], [`borrow`], and the options that no
+//! library offers, in [`set_keepalive`] and [`delivery`].
 //!
 //! Leaves out reading and writing: see [`crate::net::stream`].
 
@@ -44,6 +45,25 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Whether a socket listens on this address already. With [`listen`], two processes of one user can
+/// listen on one address, and each gets a part of the clients.
+pub fn is_listened_on(address: SocketAddr) -> bool {
+    let probe = || {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Closed connections of the address do not count.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    address.port() != 0 && probe().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// Whether this machine's kernel speaks IPv6.
@@ -111,7 +131,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
 }
 
 /// Starts to connect to an endpoint. Writable means connected or failed, see
-/// [`TcpStream::take_error`]. Keepalive is set a second later ([`set_dead_peer_timeouts`]), since
+/// [`TcpStream::take_error`]. Keepalive is set a second later ([`set_keepalive`]), since
 /// most connections for one request have closed by then.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(
@@ -128,24 +148,96 @@ pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.into())
 }
 
-/// Bounds how long an endpoint may be silent on an upstream socket: after 8 s without an
-/// acknowledgement, or 2 s if its pod is deleted, the kernel ends the connection.
+/// Makes the kernel end an upstream connection that has nothing under way and whose peer answers
+/// no probe for about `silence`.
 ///
-/// `fd` must be open. The caller keeps a list of its sockets, removes a socket's number from it
-/// before it closes the socket, and calls this on the thread that closes them.
-pub fn set_dead_peer_timeouts(fd: RawFd, pod_gone: bool) -> io::Result<()> {
-    #[allow(unsafe_code)] // SAFETY: open for the duration of the call, see above.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    let socket = SockRef::from(&fd);
-    let (idle, probes) = if pod_gone { (1, 1) } else { (5, 3) };
+/// The kernel sends no such probes while bytes are under way: see [`delivery`]. They are not bounded
+/// by TCP_USER_TIMEOUT, since a closed receive window counts as silence there, although the peer
+/// answers each probe of it. The kernel sends these probes ever more seldom; where it can (Linux
+/// 6.15), it is told to send them at least once in `silence`.
+///
+/// `fd` must be open. The caller removes a socket's number from its list before it closes the
+/// socket, and calls this on the thread that closes it.
+pub fn set_keepalive(fd: RawFd, silence: Duration) -> io::Result<()> {
+    /// Not in libc yet. `include/uapi/linux/tcp.h`: milliseconds, from 1,000 to 120,000.
+    const TCP_RTO_MAX_MS: libc::c_int = 44;
+    let longest = silence.clamp(Duration::from_secs(1), Duration::from_secs(120));
+    let longest = longest.as_millis() as libc::c_int;
+    let size = size_of_val(&longest) as libc::socklen_t;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel reads `size` bytes at the pointer, and keeps none of it.
+    unsafe {
+        let value = (&raw const longest).cast();
+        libc::setsockopt(fd, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, value, size);
+    }
     let second = Duration::from_secs(1);
-    socket.set_tcp_keepalive(
+    let (idle, interval, probes) = match silence < 4 * second {
+        true => (second, second, 1),
+        false => (silence * 5 / 8, silence / 8, 3),
+    };
+    SockRef::from(&borrow(fd)).set_tcp_keepalive(
         &TcpKeepalive::new()
-            .with_time(idle * second)
-            .with_interval(second)
+            .with_time(idle.max(second))
+            .with_interval(interval.max(second))
             .with_retries(probes),
-    )?;
-    socket.set_tcp_user_timeout(Some((idle + probes) * second))
+    )
+}
+
+/// Ends the reading of a connection whose peer has vanished: what it had sent can still be read,
+/// then comes an end. `fd` must be open, as for [`set_keepalive`].
+pub fn stop_reading(fd: RawFd) {
+    // This fails only for a socket that is already dead.
+    let _ = rustix::net::shutdown(borrow(fd), rustix::net::Shutdown::Read);
+}
+
+/// `fd` must be open for as long as the result is used.
+fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    #[allow(unsafe_code)] // SAFETY: it is open, see above.
+    unsafe {
+        BorrowedFd::borrow_raw(fd)
+    }
+}
+
+/// How far a peer has received what was sent to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// Something was sent that the peer has not acknowledged: bytes, or a probe of its closed
+    /// window.
+    pub unanswered: bool,
+    /// Bytes wait until the peer's window opens.
+    pub waiting: bool,
+    /// How many bytes the peer has acknowledged. The SYN counts as the first.
+    pub acknowledged: u64,
+    /// The number of segments that came from the peer. It changes with every sign of life.
+    pub heard: u32,
+}
+
+/// Asks the kernel for a [`Delivery`]. `None`: the connection is not established (yet, or any more).
+pub fn delivery(fd: RawFd) -> Option<Delivery> {
+    // `struct tcp_info` of include/uapi/linux/tcp.h, up to tcpi_notsent_bytes (Linux 4.6).
+    let mut info = [0u8; 148];
+    let mut size = info.len() as libc::socklen_t;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel writes at most `size` bytes at the pointer, and the length to `size`.
+    let failed = unsafe {
+        let into = info.as_mut_ptr().cast();
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut size)
+    };
+    let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    const SYN_SENT: u8 = 2;
+    const CLOSED: u8 = 7;
+    if failed != 0 || size < info.len() as libc::socklen_t || matches!(info[0], SYN_SENT | CLOSED) {
+        return None;
+    }
+    let (window_probes, unacknowledged, not_sent) = (info[3], word(24), word(144));
+    let mut acknowledged = [0; 8];
+    acknowledged.copy_from_slice(&info[120..128]);
+    Some(Delivery {
+        unanswered: window_probes > 0 || unacknowledged > 0,
+        waiting: not_sent > 0,
+        acknowledged: u64::from_ne_bytes(acknowledged),
+        heard: word(140),
+    })
 }
 
 /// Makes the close of a connection a reset.

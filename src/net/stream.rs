@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::net::socket::{self, Peer};
+use crate::net::socket::{self, Delivery, Peer};
 
 /// A connection that is registered with this thread's runtime.
 #[derive(Debug)]
@@ -141,6 +141,11 @@ impl Stream {
     /// What is known of the peer without reading.
     pub fn peer(&self) -> Peer {
         socket::peer(self.socket())
+    }
+
+    /// How far the peer has received what was written. `None`: the connection has ended.
+    pub fn delivery(&self) -> Option<Delivery> {
+        socket::delivery(self.as_raw_fd())
     }
 
     /// Whether an idle connection is really still there: nothing to read, and no end.

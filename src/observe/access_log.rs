@@ -1,4 +1,4 @@
-//! The access log: one line for each HTTP exchange and each TCP connection, on standard output.
+//! The access log: one line for each HTTP request and each TCP connection, on standard output.
 //!
 //! Invariant: no worker waits for a reader. Lines go through a bounded queue to a thread of their
 //! own. A line that finds the queue full is dropped and counted. Which exchanges get no line is in
@@ -14,8 +14,8 @@ use serde::{Serialize, Serializer};
 use crate::contract::name::PortKey;
 use crate::observe::lines::{Lines, Writer};
 
-/// One HTTP exchange or one TCP connection. For a TCP connection `method`, `target` and `status`
-/// are `None`.
+/// One HTTP request or one TCP connection. For a TCP connection `method`, `target` and `status` are
+/// `None`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessEntry<'a> {
@@ -26,9 +26,9 @@ pub struct AccessEntry<'a> {
     pub peer: SocketAddr,
     /// The listener's name.
     pub listener: &'a str,
-    /// The Service port, as `namespace/name:port`.
+    /// The Service port, as `namespace/name:port`. `None` if there is no such port.
     #[serde(serialize_with = "display")]
-    pub service: &'a PortKey,
+    pub service: Option<&'a PortKey>,
     /// The request's method.
     #[serde(serialize_with = "text")]
     pub method: Option<&'a [u8]>,
@@ -44,7 +44,7 @@ pub struct AccessEntry<'a> {
     pub duration: Duration,
     /// The last endpoint that was tried.
     pub endpoint: Option<SocketAddr>,
-    /// How often the request was sent; 1 for a TCP connection.
+    /// How often the request was sent; 1 for a TCP connection. 0 if no endpoint was asked.
     pub attempts: u32,
     /// The `x-ebbtide-reason` of Ebbtide's own response, or the close reason of a connection that
     /// ended early.
@@ -111,10 +111,13 @@ fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::
 }
 
 fn display<S: Serializer>(
-    value: &impl std::fmt::Display,
+    value: &Option<impl std::fmt::Display>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn text<S: Serializer>(bytes: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -143,7 +146,7 @@ mod tests {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
             peer: "[2001:db8::1]:4711".parse().unwrap(),
             listener: "web",
-            service,
+            service: Some(service),
             method: Some(b"GET"),
             target: Some(target),
             status: Some(200),

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub discovery_errors: IntCounterVec,
     /// Seconds since the source was last in order. The admin pages set it for each scrape.
     pub discovery_age: IntGauge,
+    /// Listeners that are wanted and not bound. The admin pages set it for each scrape.
+    pub listeners_failed: IntGauge,
     /// Access log lines that were dropped.
     pub access_log_dropped: IntCounter,
     /// Lines of the log that were dropped.
@@ -94,6 +96,13 @@ impl Metrics {
                 IntGauge::new(
                     "ebbtide_discovery_age_seconds",
                     "Seconds since the source of truth was last in order; 0 while it is in order.",
+                )?,
+            )?,
+            listeners_failed: keep(
+                &registry,
+                IntGauge::new(
+                    "ebbtide_listeners_failed",
+                    "Listeners that are wanted and cannot be bound; /readyz names them.",
                 )?,
             )?,
             log_dropped: keep(&registry, log::dropped())?,

@@ -1,8 +1,8 @@
 //! One worker's share of a listener: accepts on its own SO_REUSEPORT socket, and hands a connection
 //! over to a worker that has fewer.
 //!
-//! Invariant: there are never more connections than permits. At the limit, or without descriptors,
-//! the loop waits instead of spinning.
+//! Invariants: there are never more connections than permits. At the limit, or without descriptors,
+//! the loop waits instead of spinning. No Service port takes the last places from the others.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -53,6 +53,9 @@ pub async fn accept_on(
             },
             () = stop.cancelled() => break,
         };
+        while has_its_share(&worker, &spec) && !stop.is_cancelled() {
+            tokio::time::sleep(SHARE_PAUSE).await;
+        }
         // The permit comes first: at the limit, connections wait in the kernel's queue.
         let permit = tokio::select! {
             permit = worker.shared.connections.clone().acquire_owned() => match permit {
@@ -101,6 +104,19 @@ pub async fn accept_on(
     }
 }
 
+/// Whether the last places are not for this listener: few are left, and its Service port has half of
+/// all, while there are others.
+fn has_its_share(worker: &Worker, spec: &ListenerSpec) -> bool {
+    let shared = &worker.shared;
+    let places = shared.places.load(Ordering::Relaxed);
+    shared.connections.available_permits() <= places / 8
+        && shared.snapshot.load().ports.len() > 1
+        && worker.port(spec).is_some_and(|port| {
+            let taken = usize::try_from(port.metrics.connections_active.get()).unwrap_or(0);
+            taken > places / 2
+        })
+}
+
 /// Hands a connection to the worker with the fewest, if that worker has fewer than this one.
 fn hand_over(
     worker: &Rc<Worker>,
@@ -139,6 +155,8 @@ fn hand_over(
 /// How long handshakes under way may take when a listener closes: longer than nearly any round
 /// trip.
 const HANDSHAKES: Duration = Duration::from_millis(100);
+/// How long to wait for places that others leave.
+const SHARE_PAUSE: Duration = Duration::from_millis(50);
 /// A shortage is logged no more often than this.
 const WARN_AGAIN: Duration = Duration::from_secs(10);
 /// How long to wait for descriptors before the next accept.

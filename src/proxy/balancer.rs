@@ -61,6 +61,15 @@ pub fn has_usable(port: &Port) -> bool {
         .any(|e| e.is_open() && !e.is_ejected())
 }
 
+/// Whether one more endpoint may be ejected because a connect to it was not answered in time. A full
+/// accept queue is load and not death: what an ejected endpoint does not take, the others must. So
+/// the last one is never ejected for that, and no more than half of a Service. (Workers that decide
+/// at the same moment may exceed this by one endpoint each, until the first probe.)
+pub fn may_eject_silent(port: &Port) -> bool {
+    let ejected = port.usable.iter().filter(|e| e.is_ejected()).count();
+    2 * (ejected + 1) <= port.usable.len()
+}
+
 /// The common case, independent of the number of endpoints.
 fn random_choices(
     endpoints: &EndpointList,
@@ -94,34 +103,44 @@ fn random_choices(
     None
 }
 
-/// The rare case: most endpoints are ejected, tried or leaving. Takes the least loaded of the
-/// others, from a random start.
+/// The rare case: most endpoints are ejected, tried or leaving. Takes the least loaded of the first
+/// few others, from a random start. Only where there are few others, all endpoints are looked at.
 fn scan(endpoints: &EndpointList, tried: &[EndpointId]) -> Option<Lease> {
     let start = fastrand::usize(..endpoints.len().max(1));
     let fit = || endpoints.iter_from(start).filter(|e| is_fit(e, tried));
     fit()
+        .filter(|e| e.is_open())
+        .take(SAMPLE)
         .min_by_key(|e| e.leases())
         .and_then(|e| e.enter())
         .or_else(|| fit().find_map(|e| e.enter()))
 }
 
-/// The least loaded endpoint of another generation than the lost one's. Without template hashes,
-/// endpoints that joined after the lost one count as another generation.
+/// The least loaded of a few endpoints of another generation than the lost one's. Without template
+/// hashes, endpoints that joined after the lost one count as another generation.
+///
+/// A loss of many requests at once costs a look at many endpoints for each of them. So of a large
+/// Service only some endpoints are looked at. Where so few are of another generation that none of
+/// them is found, all replays together would be too much for those few.
 fn other_generation(
     endpoints: &EndpointList,
     tried: &[EndpointId],
     lost: &Endpoint,
 ) -> Option<Lease> {
-    let fit = || endpoints.iter().filter(|e| is_fit(e, tried));
+    let n = endpoints.len();
+    let whole = n <= LOOKS;
+    let others = (0..n.min(LOOKS))
+        .map(|i| &endpoints[if whole { i } else { fastrand::usize(..n) }])
+        .filter(|e| is_fit(e, tried) && e.is_open())
+        .filter(|e| match &lost.template_hash {
+            Some(hash) => e.template_hash.as_ref() != Some(hash),
+            None => e.joined() > lost.joined(),
+        })
+        .take(if whole { n } else { SAMPLE });
     match &lost.template_hash {
-        Some(hash) => {
-            let others = || fit().filter(|e| e.template_hash.as_ref() != Some(hash));
-            // Ties are broken at random: all replays of one loss arrive at the same moment.
-            others().min_by_key(|e| (e.leases(), fastrand::u32(..)))
-        }
-        None => fit()
-            .filter(|e| e.joined() > lost.joined())
-            .min_by_key(|e| (e.leases(), Reverse(e.joined()))),
+        // Ties are broken at random: all replays of one loss arrive at the same moment.
+        Some(_) => others.min_by_key(|e| (e.leases(), fastrand::u32(..))),
+        None => others.min_by_key(|e| (e.leases(), Reverse(e.joined()))),
     }
     .and_then(|e| e.enter())
 }
@@ -189,6 +208,10 @@ fn warming_load(load: u64, other: u64) -> u64 {
     if load > 2 * other + 1 { load } else { other }
 }
 
+/// How many endpoints are compared where a comparison of all would cost too much.
+const SAMPLE: usize = 8;
+/// How many endpoints are looked at to find these.
+const LOOKS: usize = 64;
 /// In microseconds. Smaller differences come from scheduling, not from the application.
 const NOISE_US: u64 = 10_000;
 

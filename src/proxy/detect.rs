@@ -1,8 +1,9 @@
-//! Protocol `auto`: finds out from the client's first bytes, or from its silence, whether it speaks
+//! Protocol `auto`: finds out from the client's first line, or from its silence, whether it speaks
 //! HTTP/1.
 //!
-//! Invariant: every byte that is read here stays in [`Client::unread`] for the protocol that is
-//! found. A silent client holds no lease on an endpoint that leaves.
+//! Invariants: no endpoint gets the end of a first line before the line is known to be none of
+//! HTTP. Every byte that no endpoint has stays in [`Client::unread`] for the protocol that is found.
+//! A silent client holds no lease on an endpoint that leaves.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -16,7 +17,7 @@ use crate::proxy::tcp::acquire_tcp;
 use crate::proxy::upstream::{self, Upstream};
 use crate::proxy::worker::Worker;
 use crate::proxy::{balancer, dispatch};
-use crate::wire::sniff::{self, Sniff};
+use crate::wire::sniff::{self, Beginning, Sniff};
 
 /// The protocol that `auto` found.
 pub(super) enum Known {
@@ -25,80 +26,33 @@ pub(super) enum Known {
     Tcp(Option<Box<(Lease, Upstream)>>),
 }
 
-/// Reads the first bytes. A client that stays silent is connected provisionally, since its server
-/// may be the side that speaks first. A request line that comes before the server's first byte
-/// still means HTTP.
+/// Reads the first line. While its end is missing, a silent client is connected provisionally,
+/// since its server may be the side that speaks next. A request line that comes before the server's
+/// first byte still means HTTP, and one that has begun is never TCP.
 pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<Known, CloseReason> {
-    let (idle, head_time) = {
-        let config = worker.config();
-        (config.timeouts.client_idle, config.timeouts.head)
-    };
-    match tokio::time::timeout(SILENCE, sniff(worker, client)).await {
-        Ok(sniffed) => {
-            return Ok(if sniffed? {
-                Known::Http
-            } else {
-                Known::Tcp(None)
-            });
-        }
-        Err(_silent) => {}
-    }
-    // A request line that has begun gets the time of a head. If it does not end by then, it was no
-    // request line.
-    let deadline = Instant::now()
-        + if client.unread.is_empty() {
-            idle
-        } else {
-            head_time
-        };
+    let idle_ends = Instant::now() + worker.config().timeouts.client_idle;
+    let mut line = Line::default();
     loop {
-        let found = tokio::select! {
+        match line.sniff(worker, client).await? {
+            Sniff::Http => return Ok(Known::Http),
+            Sniff::Other => return Ok(Known::Tcp(None)),
+            Sniff::NeedMore => {}
+        }
+        let (lease, upstream) = tokio::select! {
             biased;
             // A client that sends while it is held is asked what it speaks: a request must not be
             // refused by a reset, as a TCP connection is.
-            _ = client.stream.readable() => None,
-            found = Box::pin(acquire_tcp(worker, client)) => Some(found?),
+            _ = client.stream.readable(), if client.unread.is_empty() => continue,
+            found = Box::pin(acquire_tcp(worker, client)) => found?,
         };
-        let Some((lease, upstream)) = found else {
-            let sniffed = tokio::time::timeout(head_time, sniff(worker, client))
-                .await
-                .unwrap_or(Ok(false))?;
-            return Ok(if sniffed {
-                Known::Http
-            } else {
-                Known::Tcp(None)
-            });
-        };
-        let (connected, listener) = (Instant::now(), client.listener.clone());
-        tokio::select! {
-            biased;
-            sniffed = sniff(worker, client) => {
-                if sniffed? {
-                    // An older connection may be about to reach its server's idle timeout.
-                    if connected.elapsed() < upstream::RECENT {
-                        upstream::check_in(upstream, connected);
-                    }
-                    return Ok(Known::Http);
-                }
-                return Ok(Known::Tcp(Some(Box::new((lease, upstream)))));
-            }
-            _ = upstream.stream.readable() => {
-                // The server's end without a byte is passed on. But if the endpoint leaves, the
-                // client need not notice, and gets another endpoint.
-                let silent_end = upstream.stream.has_ended();
-                if !silent_end || !dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
-                    return Ok(Known::Tcp(Some(Box::new((lease, upstream)))));
-                }
-            }
-            // Neither side has sent anything: another endpoint serves as well, and the drain of
-            // this one need not wait.
-            () = left(worker, &listener, lease.endpoint()) => {}
-            () = tokio::time::sleep_until(deadline.into()) => {
-                let begun = !client.unread.is_empty();
-                return if begun { Ok(Known::Tcp(Some(Box::new((lease, upstream))))) } else { Err(CloseReason::ClientTimeout) };
-            }
+        match line
+            .meet(worker, client, &lease, upstream, idle_ends)
+            .await?
+        {
+            Met::Http => return Ok(Known::Http),
+            Met::Tcp(upstream) => return Ok(Known::Tcp(Some(Box::new((lease, upstream))))),
+            Met::Left => drop(lease),
         }
-        drop((lease, upstream));
         if worker.cut.get() {
             return Err(CloseReason::Shutdown);
         }
@@ -106,8 +60,115 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
         tokio::select! {
             _ = client.stream.readable() => {}
             () = something_usable(worker, &client.listener) => {}
-            () = tokio::time::sleep_until(deadline.into()) => return Err(CloseReason::ClientTimeout),
+            () = tokio::time::sleep_until(idle_ends.into()) => return Err(CloseReason::ClientTimeout),
         }
+    }
+}
+
+/// The client's first line, while its end is missing.
+#[derive(Default)]
+struct Line {
+    /// When a request line that has begun must have ended. It gets the time of a head.
+    ends: Option<Instant>,
+}
+
+/// What a provisional connection has led to.
+enum Met {
+    Http,
+    Tcp(Upstream),
+    /// The endpoint has left, and neither side has sent anything: another endpoint serves as well.
+    Left,
+}
+
+impl Line {
+    /// Reads until the line is known, or until the server may be the side that speaks next.
+    async fn sniff(&mut self, worker: &Worker, client: &mut Client) -> Result<Sniff, CloseReason> {
+        let mut known = sniff::sniff(&client.unread);
+        while known == Sniff::NeedMore {
+            let beginning = sniff::beginning(&client.unread);
+            let patience = match beginning {
+                Beginning::Request => self.request_ends(worker) - Instant::now(),
+                Beginning::Word => SILENCE,
+                Beginning::Text => Duration::ZERO,
+            };
+            known = match tokio::time::timeout(patience, read(worker, client)).await {
+                Ok(sniffed) => sniffed?,
+                Err(_late) if beginning == Beginning::Request => Sniff::Http,
+                Err(_silent) => break,
+            };
+        }
+        Ok(known)
+    }
+
+    /// Waits with a provisional connection for the side that speaks next. The endpoint gets what is
+    /// no request line so far, never the end of the line.
+    async fn meet(
+        &mut self,
+        worker: &Worker,
+        client: &mut Client,
+        lease: &Lease,
+        mut upstream: Upstream,
+        idle_ends: Instant,
+    ) -> Result<Met, CloseReason> {
+        let (connected, mut passed) = (Instant::now(), 0);
+        let (force, listener) = (upstream.local.force.clone(), client.listener.clone());
+        loop {
+            let silent = client.unread.is_empty();
+            let request = !silent && sniff::beginning(&client.unread) == Beginning::Request;
+            let ends = match request {
+                true => self.request_ends(worker),
+                false => idle_ends,
+            };
+            if !request && passed < client.unread.len() {
+                let rest = &client.unread[passed..];
+                tokio::select! {
+                    biased;
+                    written = upstream.stream.write_all(rest) => if written.is_err() {
+                        client.stream.reset_on_close();
+                        return Err(CloseReason::UpstreamReset);
+                    },
+                    () = force.cancelled() => {}
+                }
+                passed = client.unread.len();
+            }
+            let tcp = tokio::select! {
+                biased;
+                sniffed = read(worker, client) => match sniffed? {
+                    Sniff::NeedMore => false,
+                    Sniff::Other => true,
+                    Sniff::Http => {
+                        // An older connection may be about to reach its server's idle timeout.
+                        if passed == 0 && connected.elapsed() < upstream::RECENT {
+                            upstream::check_in(upstream, connected);
+                        }
+                        return Ok(Met::Http);
+                    }
+                },
+                _ = upstream.stream.readable() => {
+                    // The server's end without a byte is passed on. But if the endpoint leaves, the
+                    // client need not notice, and gets another endpoint.
+                    let silent_end = passed == 0 && upstream.stream.has_ended();
+                    if silent_end && dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
+                        return Ok(Met::Left);
+                    }
+                    true
+                }
+                () = left(worker, &listener, lease.endpoint()), if passed == 0 => return Ok(Met::Left),
+                () = force.cancelled(), if passed > 0 => true,
+                () = tokio::time::sleep_until(ends.into()), if silent || request => {
+                    return if request { Ok(Met::Http) } else { Err(CloseReason::ClientTimeout) };
+                }
+            };
+            if tcp {
+                client.unread.drain(..passed);
+                return Ok(Met::Tcp(upstream));
+            }
+        }
+    }
+
+    fn request_ends(&mut self, worker: &Worker) -> Instant {
+        let head_time = worker.config().timeouts.head;
+        *self.ends.get_or_insert_with(|| Instant::now() + head_time)
     }
 }
 
@@ -133,38 +194,16 @@ async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
     }
 }
 
-/// Reads until it is sure whether the client speaks HTTP/1. Cancellation safe: what was read stays
-/// in `unread`.
-async fn sniff(worker: &Worker, client: &mut Client) -> Result<bool, CloseReason> {
-    loop {
-        if !client.unread.is_empty() {
-            match sniff::sniff(&client.unread) {
-                Sniff::Http => return Ok(true),
-                Sniff::Other => return Ok(false),
-                Sniff::NeedMore => {}
-            }
-        }
-        let before = client.unread.len();
-        let patient = before == 0 || sniff::may_become_request(&client.unread);
-        let fill = poll_fn(|cx| client.poll_fill(cx, worker));
-        let filled = if patient {
-            fill.await
-        } else {
-            match tokio::time::timeout(SILENCE, fill).await {
-                Ok(filled) => filled,
-                // The beginning of something else: its server may know what to answer.
-                Err(_silent) => return Ok(false),
-            }
-        };
-        filled.map_err(|_| CloseReason::ClientReset)?;
-        if client.unread.len() == before {
-            // The client has ended its direction, and what it sent is no request.
-            return if before == 0 {
-                Err(CloseReason::ClientClosed)
-            } else {
-                Ok(false)
-            };
-        }
+/// Reads once. Cancellation safe: what was read stays in `unread`.
+async fn read(worker: &Worker, client: &mut Client) -> Result<Sniff, CloseReason> {
+    let before = client.unread.len();
+    poll_fn(|cx| client.poll_fill(cx, worker))
+        .await
+        .map_err(|_| CloseReason::ClientReset)?;
+    match client.unread.len() {
+        0 => Err(CloseReason::ClientClosed),
+        after if after == before => Ok(sniff::sniff_all(&client.unread)),
+        _ => Ok(sniff::sniff(&client.unread)),
     }
 }
 

@@ -2,9 +2,10 @@
 //! wait while no endpoint is usable.
 //!
 //! Invariant: every [`Upstream`] comes with the [`Lease`] that was entered before the connection
-//! was chosen. A connect that fails ejects its endpoint and costs the client neither attempts nor
-//! budget (contract 1.8). A connect without an answer for 100 ms races with a second one (contract
-//! 3.1; the idea of RFC 8305, over endpoints).
+//! was chosen. A connect that fails ejects its endpoint, unless the endpoint may only be busy, and
+//! costs the client neither attempts nor retries (contract 1.8). A connect without an answer for
+//! 100 ms races with a second one, within a budget (contract 3.1; the idea of RFC 8305, over
+//! endpoints).
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -27,7 +28,7 @@ use crate::net::stream::Stream;
 use crate::proxy::balancer::{self, Avoid, Cost};
 use crate::proxy::shared::Spare;
 use crate::proxy::upstream::{self, Reuse, Upstream};
-use crate::proxy::worker::Worker;
+use crate::proxy::worker::{Routed, Worker};
 
 /// What connection is wanted.
 pub struct Ask<'a> {
@@ -63,10 +64,10 @@ pub enum Refusal {
 pub async fn upstream(
     worker: &Rc<Worker>,
     spec: &ListenerSpec,
-    port: &Port,
+    port: &Rc<Routed>,
     ask: &Ask<'_>,
 ) -> Result<(Lease, Upstream), Refusal> {
-    match try_dispatch(worker, port, ask, ask.at).await {
+    match try_dispatch(worker, spec, port, ask, ask.at).await {
         Some(found) => Ok(found),
         // Boxed, as all rare paths are: their room would be part of every exchange.
         None => Box::pin(held(worker, spec, port, ask)).await,
@@ -76,7 +77,8 @@ pub async fn upstream(
 /// A connection that needs no change of the endpoints.
 async fn try_dispatch(
     worker: &Rc<Worker>,
-    port: &Port,
+    spec: &ListenerSpec,
+    port: &Rc<Routed>,
     ask: &Ask<'_>,
     at: Instant,
 ) -> Option<(Lease, Upstream)> {
@@ -86,7 +88,7 @@ async fn try_dispatch(
         lease.endpoint().note_dispatch(millis(at));
         return Some((lease, upstream));
     }
-    Box::pin(connect(worker, port, ask, lease)).await
+    Box::pin(connect(worker, spec, port, ask, lease)).await
 }
 
 /// Waits in the bounded queue until an endpoint becomes usable, and then for its turn (contract
@@ -94,7 +96,7 @@ async fn try_dispatch(
 async fn held(
     worker: &Rc<Worker>,
     spec: &ListenerSpec,
-    port: &Port,
+    port: &Rc<Routed>,
     ask: &Ask<'_>,
 ) -> Result<(Lease, Upstream), Refusal> {
     let metrics = port.metrics.clone();
@@ -118,6 +120,7 @@ async fn held(
             tokio::time::sleep_until(turn.min(expires).into()).await;
             if let Some(found) = try_dispatch(
                 worker,
+                spec,
                 &worker.port(spec).unwrap_or(port),
                 ask,
                 Instant::now(),
@@ -152,23 +155,27 @@ struct Connecting {
 }
 
 /// Connects to the picked endpoint, and to others if that one fails or does not answer, until one
-/// answers or none is left.
+/// answers or each has failed. A client that waits for an answer sees every later snapshot.
 async fn connect(
     worker: &Rc<Worker>,
-    port: &Port,
+    spec: &ListenerSpec,
+    port: &Rc<Routed>,
     ask: &Ask<'_>,
     first: Lease,
 ) -> Option<(Lease, Upstream)> {
     let mut race: Vec<Connecting> = Vec::with_capacity(1);
+    // Endpoints that are not to be picked: those that lost the request, then those that failed here.
+    let mut out = ask.avoid.tried.to_vec();
     let mut next = Some(first);
     let mut started = 0;
+    port.budget.count_connect();
     loop {
         if let Some(lease) = next.take() {
             started += 1;
             match start(worker, lease) {
                 Ok(connecting) => race.push(connecting),
                 Err((lease, error)) => {
-                    fail(&lease, &error, &port.metrics);
+                    fail(&lease, &error, port);
                     if socket::is_shortage(&error) {
                         if worker.spare(Spare::All) {
                             next = Some(lease);
@@ -177,45 +184,64 @@ async fn connect(
                         tokio::time::sleep(SHORTAGE_PAUSE).await;
                         return None;
                     }
+                    out.push(lease.endpoint().id);
                 }
             }
         }
         if race.is_empty() {
-            next = Some(balancer::pick(port, ask.cost, &ask.avoid, Instant::now())?);
+            let avoid = Avoid {
+                tried: &out,
+                ..ask.avoid
+            };
+            let port = worker.port(spec)?;
+            let lease = balancer::pick(&port, ask.cost, &avoid, Instant::now())?;
+            // An endpoint that is only slow to accept is not ejected. It gets one connect of this
+            // client, which is held from then on (contract 1.9).
+            if out[ask.avoid.tried.len()..].contains(&lease.endpoint().id) {
+                return None;
+            }
+            next = Some(lease);
             continue;
         }
         let patience = tokio::time::sleep(RACE_AFTER);
         tokio::pin!(patience);
-        let won = poll_fn(|cx| match poll_race(&mut race, cx, &port.metrics) {
-            Poll::Ready(won) => Poll::Ready(won),
+        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
         })
         .await;
-        if let Some(won) = won {
-            won.lease.endpoint().readmit();
-            if started > 1 {
-                port.metrics.retried(RetryReason::Connect, true);
+        match ended {
+            Some(Ok(won)) => {
+                won.lease.endpoint().readmit();
+                if started > 1 {
+                    port.metrics.retried(RetryReason::Connect, true);
+                }
+                if !race.is_empty() {
+                    tokio::task::spawn_local(see_to_end(race, port.clone()));
+                }
+                return Some((won.lease, won.upstream));
             }
-            if !race.is_empty() {
-                tokio::task::spawn_local(see_to_end(race, port.metrics.clone()));
-            }
-            return Some((won.lease, won.upstream));
+            Some(Err(failed)) => out.push(failed),
+            None => {}
         }
-        if race.len() < RACERS {
+        if !race.is_empty() && race.len() < RACERS {
             let busy: Vec<EndpointId> = race
                 .iter()
                 .map(|c| c.lease.endpoint().id)
-                .chain(ask.avoid.tried.iter().copied())
+                .chain(out.iter().copied())
                 .collect();
             let avoid = Avoid {
                 tried: &busy,
                 ..ask.avoid
             };
-            // Not a second connect to an endpoint whose connect is under way.
-            next = balancer::pick(port, ask.cost, &avoid, Instant::now()).filter(|lease| {
-                race.iter()
-                    .all(|c| c.lease.endpoint().id != lease.endpoint().id)
-            });
+            // What others have found silent in the meantime is as good as lost.
+            let hopeless = race.iter().all(|c| c.lease.endpoint().is_ejected());
+            // Not a second connect to an endpoint that has failed or whose connect is under way.
+            next = worker
+                .port(spec)
+                .and_then(|port| balancer::pick(&port, ask.cost, &avoid, Instant::now()))
+                .filter(|lease| !busy.contains(&lease.endpoint().id))
+                .filter(|_| hopeless || port.budget.hedge());
         }
     }
 }
@@ -235,13 +261,13 @@ fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Er
     }
 }
 
-/// Ready with the first connect that succeeds, or with `None` when one has failed and left the
-/// race.
+/// Ready with the first connect that succeeds, or with the endpoint of one that has failed and left
+/// the race.
 fn poll_race(
     race: &mut Vec<Connecting>,
     cx: &mut Context<'_>,
-    metrics: &ServiceMetrics,
-) -> Poll<Option<Connecting>> {
+    port: &Port,
+) -> Poll<Result<Connecting, EndpointId>> {
     for i in 0..race.len() {
         let stream = &race[i].upstream.stream;
         let error = match stream.poll_write_ready(cx) {
@@ -252,10 +278,10 @@ fn poll_race(
         };
         let done = race.swap_remove(i);
         return Poll::Ready(match error {
-            None => Some(done),
+            None => Ok(done),
             Some(error) => {
-                fail(&done.lease, &error, metrics);
-                None
+                fail(&done.lease, &error, port);
+                Err(done.lease.endpoint().id)
             }
         });
     }
@@ -263,40 +289,54 @@ fn poll_race(
 }
 
 /// Waits for the other connects of a race: each still shows whether its endpoint answers.
-async fn see_to_end(mut race: Vec<Connecting>, metrics: Arc<ServiceMetrics>) {
+async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>) {
     while !race.is_empty() {
         let tick = tokio::time::sleep(RACE_AFTER);
         tokio::pin!(tick);
-        let connected = poll_fn(|cx| match poll_race(&mut race, cx, &metrics) {
-            Poll::Ready(done) => Poll::Ready(done),
+        let ended = poll_fn(|cx| match poll_race(&mut race, cx, &port) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => tick.as_mut().poll(cx).map(|()| None),
         })
         .await;
-        if let Some(done) = connected {
+        if let Some(Ok(done)) = ended {
             done.lease.endpoint().readmit();
         }
     }
 }
 
-/// Counts a failed connect and ejects its endpoint.
-fn fail(lease: &Lease, error: &io::Error, metrics: &ServiceMetrics) {
-    metrics.retried(RetryReason::Connect, false);
-    if !socket::is_shortage(error) {
-        tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");
-        lease.endpoint().eject();
+/// Counts a failed connect and ejects its endpoint, unless the endpoint may only be busy.
+fn fail(lease: &Lease, error: &io::Error, port: &Port) {
+    port.metrics.retried(RetryReason::Connect, false);
+    let silent = error.kind() == io::ErrorKind::TimedOut;
+    if socket::is_shortage(error) || silent && !balancer::may_eject_silent(port) {
+        return;
     }
+    tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");
+    lease.endpoint().eject();
 }
 
-/// Whether an endpoint that lost a request turns out, within a second, to leave. Then the loss is
-/// free (contract 3.7). One of the callers connects to the endpoint and the others wait for the
-/// result: a storm of losses must not become a storm of connects.
+/// Whether discovery reports within a second that an endpoint leaves that has lost a request. Then
+/// the loss is free (contract 3.7).
+pub async fn is_announced_soon(endpoint: &Endpoint, deadline: Option<Instant>) -> bool {
+    let until = second_look(deadline);
+    while !endpoint.is_announced() {
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    true
+}
+
+/// Whether an endpoint that lost a connection turns out, within a second, to leave or to refuse
+/// connections. One of the callers connects to the endpoint and the others wait for the result: a
+/// storm of losses must not become a storm of connects.
 pub async fn is_leaving_soon(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     deadline: Option<Instant>,
 ) -> bool {
-    let until = Instant::now() + SECOND_LOOK;
-    let until = deadline.map_or(until, |at| at.min(until));
+    let until = second_look(deadline);
     let local = worker.local(endpoint);
     let mine = !local.looked_at.replace(true);
     let _looking = mine.then(|| Looking(&local.looked_at));
@@ -315,6 +355,11 @@ pub async fn is_leaving_soon(
         tokio::time::sleep(LOOK_EVERY).await;
     }
     false
+}
+
+fn second_look(deadline: Option<Instant>) -> Instant {
+    let until = Instant::now() + SECOND_LOOK;
+    deadline.map_or(until, |at| at.min(until))
 }
 
 /// Lets another caller look when this one is done, or dropped.

@@ -10,10 +10,12 @@
 //! | [`detect`], [`http`] | which protocol a client speaks; HTTP/1.1 |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
+//! | `early_end`, [`parting`] | the access log's line for what is refused; the last of a cut connection |
 //! | [`client`] | a client's socket and what was read from it |
 //! | [`worker`] | everything that the connections of one thread share |
 //! | [`balancer`], [`upstream`] | the pick; connections to endpoints |
 //! | [`budget`], [`shared`] | the retry budget; what workers share |
+//! | [`silence`] | the watch for endpoints that have vanished |
 
 pub mod accept;
 pub mod balancer;
@@ -21,12 +23,15 @@ pub mod budget;
 pub mod client;
 pub mod detect;
 pub mod dispatch;
+pub(crate) mod early_end;
 pub mod http;
+pub mod parting;
 pub mod proxy_header;
 pub mod relay;
 pub mod run;
 pub mod session;
 pub mod shared;
+pub mod silence;
 pub mod tcp;
 pub mod upstream;
 pub mod worker;

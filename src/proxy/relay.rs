@@ -2,10 +2,11 @@
 //! or moved by splice once a read fills the scratch.
 //!
 //! Invariant: an end is passed on as what it was. A FIN becomes a FIN of that direction, once
-//! everything before it has been delivered. A reset becomes a reset. A cut in the middle of a
-//! transfer is a reset, so that neither side takes it for an end. A pair owns bytes only while a
-//! write is blocked.
+//! everything before it has been delivered. A reset becomes a reset, once everything before it has
+//! been delivered. A cut in the middle of a transfer is a reset, so that neither side takes it for
+//! an end. A pair owns bytes only while a write is blocked.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -21,6 +22,7 @@ use crate::net::pipe::{Broken, Lent, SPLICE_MIN};
 use crate::net::socket::{LOOK, Peer};
 use crate::net::stream::Stream;
 use crate::net::turns::{Turn, poll_turn};
+use crate::proxy::parting;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::{SCRATCH, append};
@@ -37,8 +39,13 @@ pub struct Pair {
     down: Direction,
     last_moved: Instant,
     ended_first: Option<CloseReason>,
-    /// A write to the endpoint failed. What the endpoint had sent before is still delivered.
+    /// Both sides end by a reset.
+    resets: bool,
+    /// A write to the endpoint failed, or it has vanished. What it had sent before is still
+    /// delivered.
     lost: bool,
+    /// The client has reset the connection. What it had sent before is still delivered.
+    left: bool,
 }
 
 /// How a pair ended.
@@ -64,6 +71,24 @@ struct Direction {
     /// For the next piece of it.
     turn: Turn,
     lent: Option<Box<Lent>>,
+}
+
+/// The timers of a pair. Few pairs have any.
+#[derive(Default)]
+struct Timers {
+    /// When to ask next whether a side is still there.
+    look: Option<Pin<Box<Sleep>>>,
+    /// `timeouts.tunnelIdle`, and when to look next whether it is over.
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+}
+
+impl Timers {
+    fn idle(limit: Duration) -> Self {
+        Self {
+            look: None,
+            idle: Some((limit, Box::pin(tokio::time::sleep(limit)))),
+        }
+    }
 }
 
 /// Bytes that the sink did not take yet.
@@ -97,56 +122,113 @@ impl Pair {
             },
             last_moved: Instant::now(),
             ended_first: None,
+            resets: false,
             lost: false,
+            left: false,
         })
     }
 
-    /// Runs until both directions have ended, one breaks, or the drain deadline cuts them.
+    /// Runs until both directions have ended, one breaks, or time is over: the drain deadline, or
+    /// `timeouts.tunnelIdle`.
     pub async fn run(mut self: Box<Self>) -> Ended {
-        let local = self.upstream.local.clone();
-        let mut force = std::pin::pin!(local.force.cancelled());
-        let mut look: Option<Pin<Box<Sleep>>> = None;
-        let reason = std::future::poll_fn(|cx| {
-            if let Poll::Ready(reason) = self.poll(cx) {
-                return Poll::Ready(reason);
-            }
-            if self.up.shut || self.down.shut || self.lost {
-                // Nothing is read from a side that has ended, so no read would report its reset.
-                // Ask the kernel from time to time.
-                let look = look.get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
-                while look.as_mut().poll(cx).is_ready() {
-                    if let Some(reason) = self.reset_after_end() {
-                        return Poll::Ready(reason);
-                    }
-                    if self.lost && self.last_moved.elapsed() >= DELIVERY {
-                        return Poll::Ready(self.reset(CloseReason::UpstreamReset));
-                    }
-                    look.as_mut().reset((Instant::now() + LOOK).into());
+        let reason = {
+            let local = self.upstream.local.clone();
+            let mut force = std::pin::pin!(local.force.cancelled());
+            let limit = self.worker.config().timeouts.tunnel_idle;
+            let mut timers = limit.map(|limit| Box::new(Timers::idle(limit)));
+            std::future::poll_fn(|cx| {
+                if let Poll::Ready(reason) = self.poll(cx) {
+                    return Poll::Ready(reason);
                 }
-            }
-            force.as_mut().poll(cx).map(|()| self.cut())
-        })
-        .await;
+                if let Some((limit, timer)) = timers.as_mut().and_then(|it| it.idle.as_mut()) {
+                    while timer.as_mut().poll(cx).is_ready() {
+                        if self.last_moved.elapsed() >= *limit {
+                            return Poll::Ready(self.idle_for_too_long());
+                        }
+                        timer.as_mut().reset((self.last_moved + *limit).into());
+                    }
+                }
+                let blocked = !self.up.is_quiet();
+                if self.up.shut || self.down.shut || self.lost || self.left || blocked {
+                    // Nothing is read from a side that has ended, or whose bytes the endpoint does
+                    // not take, so no read would report its reset. Ask from time to time.
+                    let timers = timers.get_or_insert_default();
+                    let look = timers
+                        .look
+                        .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+                    while look.as_mut().poll(cx).is_ready() {
+                        self.left |= blocked && self.client.peer() == Peer::Gone;
+                        if let Some(reason) = self.look() {
+                            return Poll::Ready(reason);
+                        }
+                        look.as_mut().reset((Instant::now() + LOOK).into());
+                    }
+                }
+                force.as_mut().poll(cx).map(|()| self.cut())
+            })
+            .await
+        };
         let endpoint = self.lease.endpoint();
-        if reason != CloseReason::DrainDeadline && endpoint.is_draining() {
+        let cut = matches!(reason, CloseReason::DrainDeadline | CloseReason::Shutdown);
+        if !cut && endpoint.is_draining() {
             endpoint.tally.finished.fetch_add(1, Ordering::Relaxed);
         }
-        Ended {
+        let ended = Ended {
             reason,
             endpoint: endpoint.address,
             sent: self.down.moved,
+        };
+        match self.resets {
+            false => ended,
+            true => Box::pin(self.part(ended)).await,
         }
+    }
+
+    /// Ends both sides by a reset. The side that goes on living first gets what had come for it.
+    async fn part(self: Box<Self>, ended: Ended) -> Ended {
+        let Self {
+            worker,
+            mut client,
+            mut upstream,
+            lease,
+            up,
+            down,
+            ..
+        } = *self;
+        client.reset_on_close();
+        upstream.stream.reset_on_close();
+        match ended.reason {
+            CloseReason::ClientReset => {
+                drop(client);
+                let (local, rest) = (upstream.local.clone(), up.into_rest());
+                tokio::select! {
+                    biased;
+                    () = local.force.cancelled() => {}
+                    () = parting::reset(&worker, &mut upstream.stream, &rest) => {}
+                }
+            }
+            // Neither side takes anything.
+            CloseReason::ClientTimeout => {}
+            // The endpoint is gone, or its time is over.
+            _ => {
+                drop((upstream, lease));
+                parting::reset(&worker, &mut client, &down.into_rest()).await;
+            }
+        }
+        ended
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let before = self.up.moved + self.down.moved;
+        if !self.up.shut {
+            self.upstream.is_sending();
+        }
+        self.lost |= self.upstream.is_lost();
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
-        let room = room_beside(&self.down);
+        let (room, last) = (room_beside(&self.down), self.down.shut || self.left);
         let up = match self.lost {
             true => Poll::Pending,
-            false => self
-                .up
-                .poll(cx, &self.worker, client, upstream, room, self.down.shut),
+            false => self.up.poll(cx, &self.worker, client, upstream, room, last),
         };
         if let Poll::Ready(Err(Broken::Sink(_))) = up {
             // The failed write has taken the socket's error, so a read would now report an end where
@@ -158,9 +240,13 @@ impl Pair {
         }
         let (room, last) = (room_beside(&self.up), self.up.shut || self.lost);
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
-        let down = self
-            .down
-            .poll(cx, &self.worker, upstream, client, room, last);
+        let down = match self.left {
+            true => Poll::Pending,
+            false => self
+                .down
+                .poll(cx, &self.worker, upstream, client, room, last),
+        };
+        self.left |= matches!(down, Poll::Ready(Err(Broken::Sink(_))));
         if before != self.up.moved + self.down.moved {
             self.last_moved = Instant::now();
         }
@@ -172,12 +258,11 @@ impl Pair {
             };
         }
         match (up, down) {
-            (_, Poll::Ready(Err(Broken::Sink(_)))) => {
-                Poll::Ready(self.reset(CloseReason::ClientReset))
-            }
             (_, Poll::Ready(Err(Broken::Source(_)))) => {
                 Poll::Ready(self.reset(CloseReason::UpstreamReset))
             }
+            // Both are gone, or all that the client had sent before it left is delivered.
+            (Poll::Ready(_), _) if self.left => Poll::Ready(self.reset(CloseReason::ClientReset)),
             // All that the lost endpoint had sent is delivered. Its end is no end of its answer.
             (_, Poll::Ready(Ok(()))) if self.lost => {
                 Poll::Ready(self.reset(CloseReason::UpstreamReset))
@@ -185,25 +270,45 @@ impl Pair {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
                 Poll::Ready(self.ended_first.unwrap_or(CloseReason::ClientClosed))
             }
+            _ if self.lost && self.left => Poll::Ready(self.reset(CloseReason::ClientReset)),
             _ => Poll::Pending,
         }
     }
 
     /// Ends both sides by a reset.
-    fn reset(&self, reason: CloseReason) -> CloseReason {
-        self.client.reset_on_close();
-        self.upstream.stream.reset_on_close();
+    fn reset(&mut self, reason: CloseReason) -> CloseReason {
+        self.resets = true;
         reason
     }
 
-    /// The close reason, if the side that has ended its direction has reset the connection since.
-    fn reset_after_end(&self) -> Option<CloseReason> {
+    /// The close reason, if the side that has ended its direction has reset the connection since, or
+    /// if the side that is left takes nothing of what had come for it.
+    fn look(&mut self) -> Option<CloseReason> {
         let (ended, reason) = match self.up.shut {
             true => (&self.client, CloseReason::ClientReset),
             false => (&self.upstream.stream, CloseReason::UpstreamReset),
         };
         let shut = self.up.shut || self.down.shut;
-        (shut && ended.peer() == Peer::Gone).then(|| self.reset(reason))
+        if shut && ended.peer() == Peer::Gone {
+            return Some(self.reset(reason));
+        }
+        if self.last_moved.elapsed() < parting::patience(&self.worker) {
+            return None;
+        }
+        match (self.lost, self.left) {
+            (true, _) => Some(self.reset(CloseReason::UpstreamReset)),
+            (_, true) => Some(self.reset(CloseReason::ClientReset)),
+            _ => None,
+        }
+    }
+
+    /// No byte has moved for the configured time: a quiet connection ends, one whose peer takes
+    /// nothing is reset.
+    fn idle_for_too_long(&mut self) -> CloseReason {
+        if !(self.up.is_quiet() && self.down.is_quiet()) {
+            self.reset(CloseReason::ClientTimeout);
+        }
+        CloseReason::ClientTimeout
     }
 
     /// The drain deadline: a quiet connection ends, one in the middle of a transfer is reset.
@@ -238,6 +343,18 @@ impl Direction {
         self.waiting.is_none()
             && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
             && !self.turn.is_awaited()
+    }
+
+    /// What was read and not written.
+    fn into_rest(self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        if let Some(waiting) = self.waiting {
+            rest.extend_from_slice(&waiting.bytes[waiting.written..]);
+        }
+        if let Some(mut lent) = self.lent {
+            lent.take_inside(&mut rest);
+        }
+        rest
     }
 
     /// Moves what there is. Ready when the source has ended and its end was passed on to the sink.
@@ -346,5 +463,3 @@ fn room_beside(other: &Direction) -> usize {
 
 /// A connection that has moved nothing for this long is probably between two messages.
 const QUIET: Duration = Duration::from_secs(1);
-/// A client that takes nothing for this long of what a lost endpoint had sent is reset.
-const DELIVERY: Duration = Duration::from_secs(30);

@@ -45,6 +45,7 @@ impl Worker {
             let queue = queue.clone();
             tokio::task::spawn_local(async move { queue.serve().await });
         }
+        tokio::task::spawn_local(self.clone().give_up_silent());
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

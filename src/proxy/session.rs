@@ -22,6 +22,7 @@ use crate::net::stream::Stream;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
 use crate::proxy::detect::{Known, detect};
+use crate::proxy::early_end::{EarlyEnd, is_worth_a_line};
 use crate::proxy::http::serve::http;
 use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
@@ -88,10 +89,61 @@ async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, Clos
     in_turn(&queue, &unanswered, false, pin!(establish(open, client))).await
 }
 
-/// Finds out the client's address and its protocol. For TCP, connects to an endpoint, too.
+/// Starts what serves the client, or logs why nothing does.
 async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Established, CloseReason> {
+    let (worker, started) = (open.worker.clone(), Instant::now());
+    let ended = |client: &Client, reason: CloseReason, has_sent| {
+        if is_worth_a_line(reason, has_sent) {
+            let end = EarlyEnd {
+                took: started.elapsed(),
+                line: &[],
+                answer: None,
+                reason: reason.as_str(),
+            };
+            end.log(&worker, client);
+        }
+        reason
+    };
+    let known = find_protocol(open, &mut client).await;
+    let (lease, upstream) = match known {
+        Err(reason) => return Err(ended(&client, reason, !client.unread.is_empty())),
+        Ok(Known::Http) => return Ok(Box::pin(http(worker, client))),
+        Ok(Known::Tcp(Some(found))) => *found,
+        Ok(Known::Tcp(None)) => Box::pin(acquire_tcp(&worker, &client))
+            .await
+            .map_err(|reason| ended(&client, reason, true))?,
+    };
+    client.unanswered.set(false);
+    let Client {
+        stream,
+        unread,
+        peer,
+        listener,
+        ..
+    } = *client;
+    let logged = worker.shared.access_log.clone().map(|log| {
+        Box::new(Logged {
+            log,
+            port: worker.port(&listener),
+            peer,
+            listener,
+            started: Instant::now(),
+        })
+    });
+    let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
+    Ok(Box::pin(async move {
+        let ended = pair.run().await;
+        if let Some(logged) = logged {
+            logged.write(&ended);
+        }
+        ended.reason
+    }))
+}
+
+/// Finds out the client's address and its protocol, and counts the connection.
+async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, CloseReason> {
     if client.listener.proxy_protocol {
-        Box::pin(proxy_header::read(&open.worker, &mut client)).await?;
+        Box::pin(proxy_header::read(&open.worker, client)).await?;
     }
     let worker = open.worker.clone();
     let port = worker.port(&client.listener);
@@ -107,46 +159,13 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
     let known = match protocol {
         Protocol::Http => Known::Http,
         Protocol::Tcp => Known::Tcp(None),
-        Protocol::Auto => Box::pin(detect(&worker, &mut client)).await?,
+        Protocol::Auto => Box::pin(detect(&worker, client)).await?,
     };
-    let upstream = match known {
-        Known::Http => {
-            open.count(|m| &m.connections_http);
-            return Ok(Box::pin(http(worker, client)));
-        }
-        Known::Tcp(upstream) => upstream,
-    };
-    open.count(|m| &m.connections_tcp);
-    let (lease, upstream) = match upstream {
-        Some(found) => *found,
-        None => Box::pin(acquire_tcp(&worker, &client)).await?,
-    };
-    client.unanswered.set(false);
-    let Client {
-        stream,
-        unread,
-        peer,
-        listener,
-        ..
-    } = *client;
-    let logged = worker.shared.access_log.clone().and_then(|log| {
-        let port = worker.port(&listener)?;
-        Some(Box::new(Logged {
-            log,
-            port,
-            peer,
-            listener,
-            started: Instant::now(),
-        }))
+    open.count(|m| match known {
+        Known::Http => &m.connections_http,
+        Known::Tcp(_) => &m.connections_tcp,
     });
-    let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
-    Ok(Box::pin(async move {
-        let ended = pair.run().await;
-        if let Some(logged) = logged {
-            logged.write(&ended);
-        }
-        ended.reason
-    }))
+    Ok(known)
 }
 
 impl Open {

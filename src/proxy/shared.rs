@@ -30,6 +30,8 @@ pub struct Shared {
     pub loads: Box<[AtomicUsize]>,
     /// One permit for each client connection of this process.
     pub connections: Arc<Semaphore>,
+    /// How many permits there are in all. Fewer while there are many listening sockets.
+    pub places: AtomicUsize,
     /// The workers' mailboxes.
     ///
     /// They are unbounded so that no sender ever waits: the control thread must reach the next
@@ -128,6 +130,21 @@ impl Shared {
             .iter()
             .map(|load| load.load(Ordering::Relaxed))
             .sum()
+    }
+
+    /// Allows this many client connections from now on. If more are open, it stays at those that are,
+    /// and returns `false`. Only the control thread may call it.
+    pub fn resize(&self, wanted: usize) -> bool {
+        let places = self.places.load(Ordering::Relaxed);
+        let now = match wanted > places {
+            true => {
+                self.connections.add_permits(wanted - places);
+                wanted
+            }
+            false => places - self.connections.forget_permits(places - wanted),
+        };
+        self.places.store(now, Ordering::Relaxed);
+        now == wanted
     }
 
     /// Sends the same message to every worker.

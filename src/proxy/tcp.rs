@@ -49,7 +49,8 @@ pub(super) async fn acquire_tcp(
 /// What the access log says of a TCP connection.
 pub(super) struct Logged {
     pub(super) log: AccessLog,
-    pub(super) port: Rc<Routed>,
+    /// `None` if the table has lost it since.
+    pub(super) port: Option<Rc<Routed>>,
     pub(super) peer: SocketAddr,
     pub(super) listener: Arc<ListenerSpec>,
     pub(super) started: Instant,
@@ -61,7 +62,7 @@ impl Logged {
             time: SystemTime::now(),
             peer: self.peer,
             listener: &self.listener.name,
-            service: &self.port.key,
+            service: self.port.as_ref().map(|port| &port.key),
             method: None,
             target: None,
             status: None,

@@ -3,22 +3,24 @@
 //!
 //! Invariants: a connection is kept only if its last exchange ended at a message boundary and its
 //! endpoint is open. Connections belong to the [`Endpoint`] itself, so an address that passes to
-//! another pod inherits none. The number of every open socket is in its endpoint's list, and leaves
-//! the list before the socket is closed.
+//! another pod inherits none. Every open socket is in its endpoint's list, and leaves the list before
+//! it is closed.
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::endpoint::Endpoint;
 use crate::net::stream::Stream;
+use crate::proxy::silence::{Slot, Sockets};
 
 /// A connection that waits for the next request.
 pub struct Idle {
@@ -46,6 +48,9 @@ impl Idle {
     pub fn is_alive(&self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         let stream = &self.upstream.stream;
+        if self.upstream.is_lost() {
+            return false;
+        }
         matches!(stream.poll_read_ready(&mut cx), Poll::Pending) || stream.is_quiet()
     }
 }
@@ -96,13 +101,14 @@ pub struct Local {
     /// Cancelled at the drain deadline. A child of the endpoint's own token: to wait on one token
     /// that all workers share costs many times more.
     pub force: CancellationToken,
+    /// Wakes the clients that a connection to the endpoint belongs to: the endpoint drains, or is
+    /// out of rotation.
+    pub left: Arc<Notify>,
     /// Idle connections, the one that was used last at the end.
     pub idle: RefCell<Vec<Idle>>,
     /// The sockets of all open connections.
-    pub(super) sockets: RefCell<Vec<RawFd>>,
-    /// The sockets among them that have no dead-peer timeouts yet.
-    pub(super) young: RefCell<Vec<RawFd>>,
-    /// The sockets have the short timeouts of a deleted pod.
+    pub(super) sockets: Sockets,
+    /// The sockets have the short keepalive of a deleted pod.
     pub(super) tightened: Cell<bool>,
     /// How many idle connections the endpoint's count includes for this worker.
     pub(super) reported: Cell<u32>,
@@ -116,6 +122,7 @@ pub struct Upstream {
     pub stream: Stream,
     /// The worker's part of the endpoint.
     pub local: Rc<Local>,
+    slot: Slot,
     /// It has carried a request before.
     pub reused: bool,
 }
@@ -125,11 +132,12 @@ impl Local {
     /// connections that are open, or so that only one task connects to an endpoint that lost
     /// requests.
     pub(super) fn is_needed(&self) -> bool {
-        self.endpoint.is_open() || !self.sockets.borrow().is_empty() || self.looked_at.get()
+        self.endpoint.is_open() || !self.sockets.is_empty() || self.looked_at.get()
     }
 
-    /// Closes the idle connections, and counts them for the drain receipt.
+    /// The endpoint leaves: closes the idle connections, and counts them for the drain receipt.
     pub(super) fn drop_idle(&self) {
+        self.left.notify_waiters();
         let closed = self.idle.borrow_mut().drain(..).count();
         self.endpoint
             .tally
@@ -154,25 +162,36 @@ impl Upstream {
     /// Starts to connect.
     pub fn connect(local: Rc<Local>) -> io::Result<Self> {
         let stream = Stream::connect(local.endpoint.address)?;
-        local.sockets.borrow_mut().push(stream.as_raw_fd());
-        local.young.borrow_mut().push(stream.as_raw_fd());
+        let slot = local.sockets.open(stream.as_raw_fd());
         Ok(Self {
             stream,
             local,
+            slot,
             reused: false,
         })
     }
+
+    /// Must be called while something is sent, so that an endpoint that has vanished is noticed.
+    #[inline]
+    pub fn is_sending(&self) {
+        self.local.sockets.sent_to(self.slot);
+    }
+
+    /// Whether the endpoint has vanished. What it had sent before can still be read, and then comes
+    /// an end that is not its own.
+    #[inline]
+    pub fn is_lost(&self) -> bool {
+        self.local.sockets.is_lost(self.slot)
+    }
 }
 
-/// Runs before the fields are dropped, so the number leaves the list before the socket is closed.
+/// Runs before the fields are dropped, so the socket leaves the list before it is closed.
 impl Drop for Upstream {
     fn drop(&mut self) {
-        for list in [&self.local.sockets, &self.local.young] {
-            let mut list = list.borrow_mut();
-            // The newest connections are the most likely to end.
-            if let Some(at) = list.iter().rposition(|fd| *fd == self.stream.as_raw_fd()) {
-                list.swap_remove(at);
-            }
+        if self.is_lost() {
+            // The kernel need not go on trying to deliver.
+            self.stream.reset_on_close();
         }
+        self.local.sockets.close(self.slot);
     }
 }

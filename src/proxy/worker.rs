@@ -13,9 +13,10 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::Config;
@@ -25,9 +26,10 @@ use crate::contract::name::PortKey;
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::{Place, Port};
 use crate::net::pipe::Pipes;
-use crate::net::{socket, turns};
+use crate::net::turns;
 use crate::proxy::budget::Budget;
 use crate::proxy::shared::{Shared, Spare, WorkerCommand};
+use crate::proxy::silence::{self, Sockets};
 use crate::proxy::upstream::Local;
 use crate::wire::buffer::{BUFFER_MAX, SCRATCH};
 
@@ -171,9 +173,9 @@ impl Worker {
         let local = Rc::new(Local {
             endpoint: endpoint.clone(),
             force: endpoint.force.child_token(),
+            left: Arc::default(),
             idle: RefCell::default(),
-            sockets: RefCell::default(),
-            young: RefCell::default(),
+            sockets: Sockets::default(),
             tightened: Cell::new(false),
             reported: Cell::new(0),
             looked_at: Cell::new(false),
@@ -194,7 +196,7 @@ impl Worker {
     }
 
     /// After a change: closes the idle connections to those of these endpoints that drain or are
-    /// out, and gives the sockets of deleted pods short dead-peer timeouts. The cost does not depend
+    /// out, and gives the sockets of deleted pods a short keepalive. The cost does not depend
     /// on the other endpoints.
     pub(super) fn drop_idle_of(&self, endpoints: &[EndpointId]) {
         let locals = self.locals.borrow();
@@ -203,12 +205,7 @@ impl Worker {
                 local.drop_idle();
             }
             if local.endpoint.pod_gone() && !local.tightened.replace(true) {
-                local.young.borrow_mut().clear();
-                local
-                    .sockets
-                    .borrow()
-                    .iter()
-                    .for_each(|fd| drop(socket::set_dead_peer_timeouts(*fd, true)));
+                local.sockets.set_keepalive(silence::POD_GONE);
             }
         }
     }
@@ -243,9 +240,8 @@ impl Worker {
         dropped
     }
 
-    /// Once a second: closes idle connections that have ended or aged, sets the dead-peer timeouts
-    /// of new connections, drops what no endpoint, listener or port needs any more, and fades the
-    /// budgets.
+    /// Once a second: closes idle connections that have ended or aged, drops what no endpoint,
+    /// listener or port needs any more, and fades the budgets.
     pub(super) fn sweep(&self) {
         let (now, limit) = (Instant::now(), self.config.borrow().timeouts.upstream_idle);
         self.locals.borrow_mut().retain(|_, local| {
@@ -254,11 +250,6 @@ impl Worker {
                 .borrow_mut()
                 .retain(|idle| idle.is_alive() && now.duration_since(idle.since) < limit);
             local.report_idle();
-            let gone = local.endpoint.pod_gone();
-            let young = std::mem::take(&mut *local.young.borrow_mut());
-            young
-                .into_iter()
-                .for_each(|fd| drop(socket::set_dead_peer_timeouts(fd, gone)));
             local.is_needed()
         });
         // An old port keeps its endpoints in memory.
@@ -270,6 +261,34 @@ impl Worker {
             let number = PortRef::Number(key.port);
             self.shared.snapshot.place(&key.service, &number).is_some()
         });
+    }
+
+    /// Gives up the connections to endpoints that have fallen silent, without end. It looks once a
+    /// second, apart from [`Self::sweep`], because it may take long.
+    pub(super) async fn give_up_silent(self: Rc<Self>) {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            second.tick().await;
+            let busy = |local: &&Rc<Local>| local.sockets.has_asked();
+            let busy: Vec<Rc<Local>> = self
+                .locals
+                .borrow()
+                .values()
+                .filter(busy)
+                .cloned()
+                .collect();
+            for local in busy {
+                let limits = || match local.endpoint.pod_gone() {
+                    true => (silence::POD_GONE, silence::POD_GONE),
+                    false => {
+                        let limit = self.config.borrow().timeouts.upstream_silence;
+                        (limit, limit * silence::UNACCEPTED)
+                    }
+                };
+                local.sockets.look(limits).await;
+            }
+        }
     }
 }
 

@@ -42,6 +42,12 @@ impl Entry {
         self.listed && self.joined && self.terminating.is_none() && self.conditions.ready
     }
 
+    /// Stores whether a slice lists the endpoint, here and in the endpoint.
+    pub(super) fn set_listed(&mut self, listed: bool) {
+        self.listed = listed;
+        self.endpoint.set_removed(!listed);
+    }
+
     /// Stores the conditions here and in the endpoint.
     pub(super) fn set_conditions(&mut self, conditions: Conditions) {
         self.conditions = conditions;

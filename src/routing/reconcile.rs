@@ -54,7 +54,7 @@ impl PortEntry {
             if !going.contains(&identity) {
                 self.ended.remove(&identity);
             }
-            self.alter(&identity, |entry| entry.listed = false);
+            self.alter(&identity, |entry| entry.set_listed(false));
         }
     }
 
@@ -202,7 +202,7 @@ impl PortEntry {
     ) {
         let (join_check, drain_timeout) = (self.policy.join_check, self.policy.drain_timeout);
         self.alter(identity, |entry| {
-            entry.listed = true;
+            entry.set_listed(true);
             entry.joined |= !join_check;
             entry.set_conditions(merged.conditions);
             if entry.endpoint.is_ejected() && entry.out && entry.joined {

@@ -229,13 +229,19 @@ impl BodyDecoder {
                 )
             }
             (State::Size, _) => return Err(self.reject("bad_chunk_size")),
-            (State::Extension(place), b'\r') if place.may_end() => State::SizeLf,
+            (State::Extension(place), b'\r') if place.may_end() || self.is_lenient() => {
+                State::SizeLf
+            }
             (State::Extension(place), _) => {
                 self.line += 1;
                 if self.line >= MAX_EXTENSION {
                     return Err(self.reject("chunk_extension_too_long"));
                 }
-                State::Extension(place.next(byte).ok_or(self.reject("bad_chunk_extension"))?)
+                let next = match self.is_lenient() {
+                    true => (byte == b'\t' || !byte.is_ascii_control()).then_some(place),
+                    false => place.next(byte),
+                };
+                State::Extension(next.ok_or(self.reject("bad_chunk_extension"))?)
             }
             (State::SizeLf, b'\n') => {
                 self.line = 0;
@@ -293,8 +299,8 @@ impl BodyDecoder {
     }
 
     /// Forwards the trailers that a recipient may use. A trailer that would frame or route the
-    /// message if it were a header is refused. A trailer for one hop, or with a claim about the
-    /// client, is dropped (RFC 9110 section 6.5.1).
+    /// message if it were a header is refused in a request. In a response it is dropped, as a
+    /// trailer for one hop or with a claim about the client is (RFC 9110 section 6.5.1).
     fn write_trailers(&self, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
         let mut lines = [EMPTY_HEADER; MAX_HEADERS];
         let room = self.limits.headers.min(MAX_HEADERS);
@@ -302,12 +308,15 @@ impl BodyDecoder {
         let Ok(httparse::Status::Complete((_, lines))) = parsed else {
             return Err(self.reject("bad_trailer"));
         };
-        if lines.iter().any(|l| {
-            matches!(
-                kind(l.name),
-                FieldKind::ContentLength | FieldKind::TransferEncoding | FieldKind::Host
-            )
-        }) {
+        let frames = |name| {
+            let framing = [
+                FieldKind::ContentLength,
+                FieldKind::TransferEncoding,
+                FieldKind::Host,
+            ];
+            framing.contains(&kind(name))
+        };
+        if !self.is_lenient() && lines.iter().any(|line| frames(line.name)) {
             return Err(self.reject("forbidden_trailer"));
         }
         if emit == Emit::Chunked {
@@ -322,6 +331,12 @@ impl BodyDecoder {
             out.extend_from_slice(b"\r\n");
         }
         Ok(())
+    }
+
+    /// Whether the body is an endpoint's. What servers write behind a chunk's size is not forwarded
+    /// and cannot be read in two ways, as long as no control byte is in it (contract 4.3).
+    fn is_lenient(&self) -> bool {
+        self.fault == 502
     }
 
     fn reject(&self, reason: &'static str) -> Reject {

@@ -95,6 +95,10 @@ pub(super) enum FieldKind {
     /// A precondition. A lost first attempt may have changed its outcome.
     Conditional,
     IdempotencyKey,
+    /// `Authorization` and `Proxy-Authorization`.
+    Credentials,
+    /// `WWW-Authenticate` and `Proxy-Authenticate`.
+    Challenge,
     ForwardedFor,
     ForwardedHost,
     ForwardedProto,
@@ -118,6 +122,7 @@ pub(super) fn kind(name: &str) -> FieldKind {
         10 if is("connection") => FieldKind::Connection,
         10 if is("keep-alive") => FieldKind::HopByHop,
         13 if is("if-none-match") => FieldKind::Conditional,
+        13 if is("authorization") => FieldKind::Credentials,
         14 if is("content-length") => FieldKind::ContentLength,
         // It is for the hop that an `Upgrade: h2c` is for (RFC 7540 section 3.2.1).
         14 if is("http2-settings") => FieldKind::HopByHop,
@@ -125,9 +130,12 @@ pub(super) fn kind(name: &str) -> FieldKind {
         15 if is("x-forwarded-for") => FieldKind::ForwardedFor,
         16 if is("x-forwarded-host") => FieldKind::ForwardedHost,
         16 if is("proxy-connection") => FieldKind::HopByHop,
+        16 if is("www-authenticate") => FieldKind::Challenge,
         17 if is("transfer-encoding") => FieldKind::TransferEncoding,
         17 if is("x-forwarded-proto") => FieldKind::ForwardedProto,
+        18 if is("proxy-authenticate") => FieldKind::Challenge,
         19 if is("if-unmodified-since") => FieldKind::Conditional,
+        19 if is("proxy-authorization") => FieldKind::Credentials,
         12.. if name
             .as_bytes()
             .get(..12)
@@ -322,8 +330,22 @@ pub(super) fn write_upgrade(out: &mut Vec<u8>, line: &Header<'_>) {
     }
 }
 
+/// Whether credentials or challenges name a scheme that authenticates the connection, and with it
+/// every later request on it (RFC 4559 section 4; MS-NTHT and MS-WSMV for the others). The test is
+/// for the beginning of a name, so that `Nego2` and what may follow it count, too. A comma in a
+/// quoted string may give a false yes, which costs one connection and no more.
+pub(super) fn binds_connection(value: &[u8]) -> bool {
+    const SCHEMES: [&[u8]; 4] = [b"NTLM", b"Nego", b"Kerberos", b"CredSSP"];
+    list(value).any(|element| {
+        SCHEMES.iter().any(|scheme| {
+            let name = element.get(..scheme.len());
+            name.is_some_and(|name| name.eq_ignore_ascii_case(scheme))
+        })
+    })
+}
+
 /// The elements of a comma-separated list, without the whitespace around them.
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|&b| b == b',')
         .map(|element| element.trim_ascii())

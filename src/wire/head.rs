@@ -4,18 +4,18 @@
 //! This file owns the start lines, the framing that a message's fields give, and what of a message
 //! is forwarded. Invariants: nothing is appended to `out` before a head is complete and accepted;
 //! the verdict on the same bytes does not depend on how the network split them. Bodies are in
-//! `body.rs`. `Via` and `Max-Forwards` are left out, because this is a gateway of which neither
-//! side needs to know.
+//! `body.rs`. `Via`, `Max-Forwards` and a missing `Date` are left out (contract 4.2).
 
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::wire::fields::{
-    FieldKind, Fields, Lines, MAX_HEADERS, end_of_head, write_line, write_upgrade,
+    FieldKind, Fields, Lines, MAX_HEADERS, binds_connection, end_of_head, write_line, write_upgrade,
 };
 use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 use crate::wire::target::{Target, is_authority};
+use crate::wire::tolerance;
 
 /// How the requests of a client are forwarded.
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +138,7 @@ pub fn parse_request(
         expect_continue: false,
         conditional: false,
         idempotency_key: false,
+        binds: false,
         consumed: skipped + length,
     };
 
@@ -182,7 +183,8 @@ pub fn parse_request(
             }
             FieldKind::Conditional => request.conditional = true,
             FieldKind::IdempotencyKey => request.idempotency_key = true,
-            FieldKind::Trailer | FieldKind::EndToEnd => {}
+            FieldKind::Credentials => request.binds |= binds_connection(value),
+            FieldKind::Trailer | FieldKind::Challenge | FieldKind::EndToEnd => {}
         }
         write_line(out, line.name, value);
     }
@@ -303,6 +305,8 @@ fn bad_syntax(error: httparse::Error, start_line: &'static str) -> Reject {
 ///
 /// A 1xx response is written too. The caller must not send it to an HTTP/1.0 client.
 ///
+/// A head that deviates harmlessly is rewritten first, see `tolerance.rs`.
+///
 /// # Errors
 /// The response cannot be forwarded: a [`Reject`] with status 502, and nothing was appended.
 pub fn parse_response(
@@ -313,13 +317,28 @@ pub fn parse_response(
     close: bool,
     out: &mut Vec<u8>,
 ) -> Result<Option<Response>, Reject> {
-    let Some(consumed) = end_of_head(input, limits).map_err(Reject::of_upstream)? else {
+    let (end, deviates) = match end_of_head(input, limits).map_err(Reject::of_upstream) {
+        Err(fault) if fault.reason != "head_too_large" => {
+            (tolerance::end_of_head(input, limits, fault)?, Some(fault))
+        }
+        end => (end?, None),
+    };
+    let Some(consumed) = end else {
         return Ok(None);
     };
     let head = input.get(..consumed).unwrap_or(input);
-    response(head, limits, request_method, client, close, out)
-        .map(Some)
-        .map_err(Reject::of_upstream)
+    let read =
+        |head: &[u8], out: &mut Vec<u8>| response(head, limits, request_method, client, close, out);
+    let strict = match deviates {
+        Some(fault) => Err(fault),
+        None => read(head, out),
+    };
+    let answer = strict.or_else(|fault| match tolerance::repaired(head) {
+        Some(head) => read(&head, out).map_err(|_| fault),
+        None => Err(fault),
+    });
+    let answer = answer.map_err(Reject::of_upstream)?;
+    Ok(Some(Response { consumed, ..answer }))
 }
 
 fn response(
@@ -371,7 +390,7 @@ fn response(
         None => Framing::UntilClose,
     };
     let uncounted = matches!(framing, Framing::Chunked | Framing::UntilClose);
-    let answer = Response {
+    let mut answer = Response {
         status,
         version,
         framing,
@@ -383,6 +402,7 @@ fn response(
         keep_alive: keeps_alive(version, &fields) && framing != Framing::UntilClose && !tunnel,
         client_close: uncounted && client == Version::H10,
         upgrade: tunnel,
+        binds: false,
         consumed: head.len(),
     };
 
@@ -412,6 +432,7 @@ fn response(
             FieldKind::Trailer if framing != Framing::Chunked || client == Version::H10 => continue,
             FieldKind::Upgrade | FieldKind::Host => {}
             _ if fields.is_listed(line.name) => continue,
+            FieldKind::Challenge => answer.binds |= binds_connection(value),
             _ => {}
         }
         write_line(out, line.name, value);

@@ -131,6 +131,9 @@ pub struct Request {
     pub conditional: bool,
     /// Whether `Idempotency-Key` is forwarded.
     pub idempotency_key: bool,
+    /// Whether the forwarded credentials authenticate the connection, and not this request alone
+    /// (contract 1.13).
+    pub binds: bool,
     /// Bytes of the input that the head took.
     pub consumed: usize,
 }
@@ -155,6 +158,9 @@ pub struct Response {
     /// Whether a tunnel follows: after a 101, or after a CONNECT that succeeded. The caller knows
     /// whether the client asked for an upgrade.
     pub upgrade: bool,
+    /// Whether the endpoint offers to authenticate the connection, or goes on to do so (contract
+    /// 1.13).
+    pub binds: bool,
     /// Bytes of the input that the head took.
     pub consumed: usize,
 }

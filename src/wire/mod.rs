@@ -10,3 +10,4 @@ pub mod head;
 pub mod message;
 pub mod sniff;
 mod target;
+mod tolerance;

@@ -3,11 +3,12 @@
 //! Each relative link of each page leads to a file, and no file cites a page that is not in the
 //! repository.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use ebbtide::config::settings::Config;
+use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::reason::CloseReason;
 use ebbtide::observe::metrics::Metrics;
@@ -78,7 +79,8 @@ fn assert_same(what: &str, page: &BTreeSet<&str>, program: &BTreeSet<&str>) {
     assert!(!program.is_empty(), "{what}: nothing was compared");
 }
 
-fn fields(schema: &Value, node: &Value, path: &str, found: &mut BTreeSet<String>) {
+/// Each field of the configuration, with its default or null.
+fn fields(schema: &Value, node: &Value, path: &str, found: &mut BTreeMap<String, Value>) {
     if let Some(name) = node["$ref"].as_str() {
         let part = schema.pointer(name.trim_start_matches('#')).unwrap();
         return fields(schema, part, path, found);
@@ -94,7 +96,7 @@ fn fields(schema: &Value, node: &Value, path: &str, found: &mut BTreeSet<String>
     for (name, field) in node["properties"].as_object().into_iter().flatten() {
         let dot = if path.is_empty() { "" } else { "." };
         let path = format!("{path}{dot}{name}");
-        found.insert(path.clone());
+        found.insert(path.clone(), field["default"].clone());
         fields(schema, field, &path, found);
     }
 }
@@ -102,12 +104,37 @@ fn fields(schema: &Value, node: &Value, path: &str, found: &mut BTreeSet<String>
 #[test]
 fn the_reference_has_every_field_of_the_configuration_and_no_other() {
     let schema = Config::schema();
-    let mut found = BTreeSet::new();
+    let mut found = BTreeMap::new();
     fields(&schema, &schema, "", &mut found);
     let page = read("docs/reference.md");
-    let program = found.iter().map(String::as_str).collect();
-    let named = first_cells(section(&page, "## Configuration"));
-    assert_same("fields of the configuration", &named, &program);
+    let program = found.keys().map(String::as_str).collect();
+    let section = section(&page, "## Configuration");
+    assert_same(
+        "fields of the configuration",
+        &first_cells(section),
+        &program,
+    );
+    let mut compared = 0;
+    for row in section.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let (name, stated) = (quoted(cells[0]), quoted(cells[1]));
+        let default = match &found[*name.first().unwrap()] {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => continue,
+        };
+        assert_eq!(stated, BTreeSet::from([default.as_str()]), "{row}");
+        compared += 1;
+    }
+    assert!(compared > 20, "{compared} defaults");
+}
+
+/// A balancer that finds its idle connection closed loses the request that it has just sent.
+#[test]
+fn idle_clients_are_kept_longer_than_cloud_balancers_keep_them() {
+    let discovery = Discovery::Files { path: "x".into() };
+    let default = Config::new(discovery).timeouts.client_idle;
+    assert!(default > Duration::from_secs(600), "{default:?}");
 }
 
 fn help(arguments: &[&str]) -> String {

@@ -27,3 +27,21 @@ pub async fn raw(to: SocketAddr, bytes: &[u8]) -> (String, bool) {
     let clean = soon("the end", stream.read_to_end(&mut text)).await.is_ok();
     (String::from_utf8_lossy(&text).into_owned(), clean)
 }
+
+/// Whether a client may take this for a whole response, if its connection then ended cleanly.
+pub fn looks_whole(text: &str) -> bool {
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let head = head.to_ascii_lowercase();
+    match head.split_once("content-length: ") {
+        Some((_, length)) => {
+            let digits = length.split("\r\n").next().unwrap();
+            body.len() >= digits.parse::<usize>().unwrap()
+        }
+        None if head.contains("transfer-encoding: chunked") => {
+            body.contains("\r\n0\r\n") && body.ends_with("\r\n\r\n")
+        }
+        None => true,
+    }
+}

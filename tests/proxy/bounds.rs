@@ -12,6 +12,7 @@ use ebbtide::command::demo::client::Client;
 use ebbtide::command::demo::fleet::{Fleet, Options};
 use ebbtide::command::demo::proxy::Proxy;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
@@ -19,8 +20,10 @@ use tokio::sync::Barrier;
 use crate::proxy::ask::get;
 use crate::proxy::scripted::Scripted;
 use crate::support::binary::BINARY;
-use crate::support::folder::Ep;
+use crate::support::folder::{Ep, Folder};
+use crate::support::manifests::service;
 use crate::support::process::Process;
+use crate::support::rig::one_listener;
 use crate::support::vitals::{cpu, limited, open_descriptors, own_bytes, room_for};
 use crate::support::wait::{eventually, soon};
 
@@ -102,18 +105,127 @@ async fn the_effective_limit_is_what_descriptors_allow() {
     let program = limited(BINARY.as_ref(), 600, folder.path());
     let process = Process::run_as(&program, &[Ep::new("app", app.address)], "http", "").await;
     let warning = &process.logged("more than the descriptor limit allows")[0];
-    // Two descriptors for each connection, and a reserve of 512.
+    // 24, 4 for each of 2 workers, an eighth, a listening socket for each worker, and two for each.
     assert_eq!(
         (&warning["limit"], &warning["descriptors"]),
-        (&44.into(), &600.into())
+        (&247.into(), &600.into())
     );
     let mut clients = Vec::new();
-    for _ in 0..44 {
+    for _ in 0..247 {
         clients.push(served(process.web()).await);
     }
     let waiting = one_too_many(process.web()).await;
     clients.pop();
     soon("the place that became free", waiting).await.unwrap();
+}
+
+/// One Service wants every place: the last ones are for the other.
+#[tokio::test]
+async fn the_last_places_are_not_for_a_service_that_has_half_of_all() {
+    let app = app().await;
+    let folder = Folder::new();
+    folder.write("service-other.json", &service("other", json!({})));
+    let ep = Ep::new("app", app.address);
+    let mut slice = ep.slice_of("other", "");
+    slice["metadata"]["name"] = json!("other");
+    folder.endpoints(&[ep]);
+    folder.write("other-slice.json", &slice);
+    let text = "discovery: {files: {path: manifests}}\n\
+         listeners:\n\
+         - {name: web, address: '127.0.0.1:0', service: web/shop, port: 80, protocol: http}\n\
+         - {name: other, address: '127.0.0.1:0', service: web/other, port: 80, protocol: http}\n\
+         admin: {address: '127.0.0.1:0'}\nworkers: 2\nlimits: {connections: 16}\n";
+    let proxy = Proxy::start(BINARY.as_ref(), folder.path(), text, &["web", "other"]);
+    let process = Process {
+        proxy: proxy.await.unwrap(),
+        folder,
+    };
+    process.ready(2).await;
+    let mut greedy = Vec::new();
+    for _ in 0..14 {
+        greedy.push(served(process.web()).await);
+    }
+    let waiting = one_too_many(process.web()).await;
+    let other = process.proxy.listeners["other"];
+    let modest = [served(other).await, served(other).await];
+    drop(modest);
+    greedy.pop();
+    soon("the place that became free", waiting).await.unwrap();
+}
+
+/// Of 300 claimed Services with a nodePort, 71 have a place.
+#[tokio::test]
+async fn ports_without_a_descriptor_are_named_and_cost_the_others_nothing() {
+    let app = app().await;
+    let folder = Folder::new();
+    let free: Vec<_> = (0..300)
+        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let ports: Vec<u16> = free
+        .iter()
+        .map(|it| it.local_addr().unwrap().port())
+        .collect();
+    drop(free);
+    for (number, port) in ports.into_iter().enumerate() {
+        let name = format!("many-{number}");
+        let mut service = service(&name, json!({}));
+        service["metadata"]["labels"] =
+            json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
+        service["spec"]["type"] = json!("NodePort");
+        service["spec"]["ports"][0]["nodePort"] = json!(port);
+        folder.write(&format!("service-{name}.json"), &service);
+    }
+    folder.endpoints(&[Ep::new("app", app.address)]);
+    let program = limited(BINARY.as_ref(), 200, folder.path());
+    let text = one_listener("http", "nodePorts: {addresses: [127.0.0.1]}");
+    let proxy = Proxy::start(&program, folder.path(), &text, &["web"]);
+    let process = Process {
+        proxy: proxy.await.unwrap(),
+        folder,
+    };
+    process.ready(1).await;
+    let mut clients = Vec::new();
+    for _ in 0..30 {
+        clients.push(served(process.web()).await);
+    }
+    let failed = async || {
+        process
+            .proxy
+            .metric("ebbtide_listeners_failed", |_| true)
+            .await
+    };
+    eventually("all ports tried", async || {
+        failed().await.unwrap_or(0.0) > 0.0
+    })
+    .await;
+    // One listener with a socket for each worker, and nodePorts with one each.
+    assert_eq!(failed().await.unwrap(), 301.0 - 72.0);
+    let answer = process.proxy.page("/readyz").await.unwrap();
+    let text = answer.text();
+    assert!(
+        text.contains("no descriptor is left for it: of 200, 73 are for listening"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn with_too_few_descriptors_it_refuses_to_start_and_says_how_many_it_needs() {
+    let folder = Folder::new();
+    let file = folder.path().join("ebbtide.yaml");
+    std::fs::write(&file, one_listener("http", "")).unwrap();
+    let program = limited(BINARY.as_ref(), 90, folder.path());
+    let output = tokio::process::Command::new(program)
+        .arg("run")
+        .arg("--config")
+        .arg(&file)
+        .output();
+    let output = soon("the refusal", output).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.contains("ulimit -n") && text.contains("at least 96"),
+        "{text}"
+    );
 }
 
 /// A client that has had a response. The response may be 503: the client's own connection took the

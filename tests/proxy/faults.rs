@@ -10,6 +10,8 @@
 //! interleave freely. All endpoints behave alike.
 
 mod actor;
+mod ends;
+mod stalled;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -99,7 +101,7 @@ enum Got {
     Right,
     /// Status and `x-ebbtide-reason` of a response that the proxy made.
     Own(String),
-    /// Part of the response, then a reset.
+    /// Part of the response, then an end at which the framing shows that more was to come.
     Cut,
     /// The connection ended before the first byte.
     Nothing,
@@ -122,14 +124,19 @@ const LANES: u64 = 6;
 const SEEDS: u64 = 24;
 const SEEDS_FULL: u64 = 1_000;
 
-async fn row(name: &str, stage: Stage, manner: Manner) {
+/// The seeds of a row: few, many (`EBBTIDE_FULL`) or one (`EBBTIDE_SEED`).
+fn seeds() -> std::ops::Range<u64> {
     let one: Option<u64> = std::env::var("EBBTIDE_SEED")
         .ok()
         .map(|seed| seed.parse().unwrap());
     let full = std::env::var_os("EBBTIDE_FULL").is_some();
-    let seeds = one.map_or(0..if full { SEEDS_FULL } else { SEEDS }, |seed| {
+    one.map_or(0..if full { SEEDS_FULL } else { SEEDS }, |seed| {
         seed..seed + 1
-    });
+    })
+}
+
+async fn row(name: &str, stage: Stage, manner: Manner) {
+    let seeds = seeds();
     let lanes = (0..LANES).map(|lane| {
         lane_of(
             name,
@@ -587,8 +594,8 @@ async fn read(wire: &mut Wire, id: &str) -> (Got, bool) {
         let end = wire.end.unwrap_or(End::Fin);
         return match (wire.buffer.is_empty(), end) {
             (true, _) => (Got::Nothing, false),
-            (false, End::Reset) => (Got::Cut, false),
-            (false, End::Fin) => (Got::Wrong("a clean end in the head".into()), false),
+            // No client takes the beginning of a head for a response.
+            (false, End::Reset | End::Fin) => (Got::Cut, false),
         };
     };
     let body = if head.contains("\r\nTransfer-Encoding: chunked\r\n") {
@@ -619,8 +626,8 @@ async fn read(wire: &mut Wire, id: &str) -> (Got, bool) {
         {
             (Got::Right, keeps)
         }
-        (None, Some(End::Reset)) => (Got::Cut, false),
-        (None, _) => (Got::Wrong("a clean end in the body".into()), false),
+        // The framing tells, also if it is a FIN.
+        (None, _) => (Got::Cut, false),
         (Some(body), _) => (
             Got::Wrong(String::from_utf8_lossy(&body).into_owned()),
             false,

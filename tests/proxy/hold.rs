@@ -229,8 +229,8 @@ async fn the_restart_of_the_only_replica_fails_nobody() {
     }
 }
 
-/// An endpoint that ends accepts a second connection and loses it, too. That is one loss, and no
-/// reason to give up.
+/// An endpoint that ends without notice accepts a second connection and loses it, too. Both losses
+/// count, and within the attempts they are no reason to give up.
 #[tokio::test]
 async fn an_endpoint_that_loses_two_connections_before_it_refuses_one_fails_nobody() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -248,7 +248,7 @@ async fn an_endpoint_that_loses_two_connections_before_it_refuses_one_fails_nobo
             }
         }
     });
-    let rig = Rig::start("retry: {attempts: 2}").await;
+    let rig = Rig::start("retry: {attempts: 3}").await;
     rig.endpoints(&[Ep::new("only", address)]);
     rig.usable(1).await;
     let asked = asking(rig.web());

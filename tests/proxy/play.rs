@@ -232,10 +232,11 @@ async fn body(stream: &mut TcpStream, unread: &mut Vec<u8>, head: &[u8]) -> Opti
     Some(std::mem::replace(unread, rest))
 }
 
-struct Open<'a>(&'a AtomicUsize);
+/// Counts something for as long as it lives.
+pub struct Open<'a>(&'a AtomicUsize);
 
 impl<'a> Open<'a> {
-    fn count(open: &'a AtomicUsize) -> Self {
+    pub fn count(open: &'a AtomicUsize) -> Self {
         open.fetch_add(1, Ordering::SeqCst);
         Self(open)
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::support::serve::serve;
@@ -24,8 +24,11 @@ impl Scripted {
         F: Fn(TcpStream, usize) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self::on(listener, script)
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        // A burst of connects must fit: beyond its queue the kernel answers with SYN cookies, and may
+        // lose a connection that its client takes for established.
+        Self::on(socket.listen(1024).unwrap(), script)
     }
 
     pub fn on<F, Fut>(listener: TcpListener, script: F) -> Self

@@ -13,10 +13,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::proxy::play::{Act, Play};
 use crate::proxy::scripted::Scripted;
 use crate::support::binary::BINARY;
 use crate::support::folder::Ep;
 use crate::support::process::Process;
+use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
 /// An endpoint that answers immediately, except `/gate` (when the gate opens) and `/never` (never).
@@ -464,6 +466,31 @@ async fn endpoints_go_on_draining_and_nothing_is_bound_again() {
     assert_eq!(exit_code(&mut process).await, Some(0));
 }
 
+#[tokio::test]
+async fn what_a_shutdown_cuts_on_a_draining_endpoint_is_counted_once() {
+    for protocol in ["tcp", "http"] {
+        let a = Play::start(|_| Act::Hang).await;
+        let more = "timeouts: {drain: 10m, shutdown: 100ms}";
+        let rig = Rig::with_protocol(protocol, more).await;
+        rig.endpoints(&[Ep::new("a", a.address())]);
+        rig.usable(1).await;
+        let mut client = TcpStream::connect(rig.web()).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        eventually("in flight", async || a.heads() == 1).await;
+        let snapshot = rig.running().admin.snapshot.load();
+        let endpoint = snapshot.ports.values().next().unwrap().all[0].clone();
+        rig.endpoints(&[]);
+        eventually("the drain", async || endpoint.is_draining()).await;
+        assert_eq!(endpoint.leases(), 1);
+        rig.running().shutdown();
+        eventually("the cut", async || endpoint.leases() == 0).await;
+        let tally = &endpoint.tally;
+        let counted = [&tally.finished, &tally.forced].map(|n| n.load(Ordering::Relaxed));
+        assert_eq!(counted, [0, 1], "{protocol}");
+    }
+}
+
 /// Runs `ebbtide run` with this configuration until it ends. Returns its exit code and its output.
 async fn refused(config: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
@@ -480,6 +507,40 @@ async fn refused(config: &str) -> (Option<i32>, String) {
         output.status.code(),
         String::from_utf8(output.stderr).unwrap(),
     )
+}
+
+/// With SO_REUSEPORT both processes would get a part of the clients, without a word.
+#[tokio::test]
+async fn a_second_process_on_an_address_in_use_is_refused_or_warned_of() {
+    let app = App::start().await;
+    let endpoints = [Ep::new("app", app.endpoint.address)];
+    let first = Process::start("http", &endpoints, "").await;
+    let (web, admin) = (first.web().to_string(), first.proxy.admin.to_string());
+    let to = app.endpoint.address.to_string();
+    for (flag, listen, at) in [
+        ("--listen", &web, "127.0.0.1:0"),
+        ("--admin", &"127.0.0.1:0".to_owned(), admin.as_str()),
+    ] {
+        let mut command = tokio::process::Command::new(BINARY);
+        command
+            .args(["proxy", "--to", &to, "--listen", listen, "--admin", at])
+            .kill_on_drop(true);
+        let output = soon("its end", command.output()).await.unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.contains(flag) && text.contains("another program listens"),
+            "{text}"
+        );
+    }
+    // `run` may replace a process, so it only warns.
+    let text = format!(
+        "discovery: {{files: {{path: manifests}}}}\nadmin: {{address: '127.0.0.1:0'}}\n\
+         listeners: [{{name: web, address: '{web}', service: web/shop, port: 80}}]\n"
+    );
+    let second = Process::run(&endpoints, &text, &["web"]).await;
+    let warned = |process: &Process| process.logged("another process listens").len();
+    assert_eq!((warned(&first), warned(&second)), (0, 1));
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::process::Child;
 
 use crate::proxy::scripted::Scripted;
-use crate::proxy::tcp::{known, to_end};
+use crate::proxy::tcp::{known, send_until_blocked, to_end};
 use crate::support::binary::BINARY;
 use crate::support::folder::Ep;
 use crate::support::rig::Rig;
@@ -250,4 +250,71 @@ async fn a_tcp_connection_to_an_endpoint_that_vanished_ends_by_a_reset() {
         })
         .await;
     }
+}
+
+/// Connects through the proxy to the island, whose application echoes, and waits for an echo.
+async fn echoing(rig: &Rig) -> TcpStream {
+    let mut client = TcpStream::connect(rig.web()).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    soon("the echo", client.read_exact(&mut [0; 5]))
+        .await
+        .unwrap();
+    client
+}
+
+async fn echo_island(test: &str) -> Option<(Island, Rig)> {
+    let island = island(test, &["--tcp"]).await?;
+    let rig = Rig::with_protocol("tcp", "timeouts: {upstreamSilence: 1s}").await;
+    rig.pod("lost", "1", None);
+    rig.endpoints(&[Ep::new("lost", island.address).of_pod()]);
+    rig.usable(1).await;
+    Some((island, rig))
+}
+
+/// How many connections to this address are established (`/proc/net/tcp`).
+fn established(address: SocketAddr) -> usize {
+    let SocketAddr::V4(address) = address else {
+        return 0;
+    };
+    let ip = u32::from_ne_bytes(address.ip().octets());
+    let mark = format!("{ip:08X}:{:04X} 01 ", address.port());
+    let all = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    all.lines().filter(|line| line.contains(&mark)).count()
+}
+
+/// What the endpoint had sent is delivered first.
+#[tokio::test]
+async fn an_endpoint_that_vanishes_behind_its_closed_window_is_given_up() {
+    let test = "an_endpoint_that_vanishes_behind_its_closed_window_is_given_up";
+    let Some((island, rig)) = echo_island(test).await else {
+        return;
+    };
+    let mut client = echoing(&rig).await;
+    // The echo is not read, so the island closes its window.
+    send_until_blocked(&mut client).await;
+    island.vanish();
+    let (got, end) = to_end(&mut client).await;
+    assert_eq!(end, Some(ErrorKind::ConnectionReset));
+    assert!(!got.is_empty() && got.iter().all(|byte| *byte == b'x'));
+}
+
+/// A full accept queue ignores what comes on a connection that the client takes for established. So
+/// an endpoint that has acknowledged nothing yet gets more time.
+#[tokio::test]
+async fn an_endpoint_that_has_acknowledged_no_byte_yet_gets_more_time() {
+    let test = "an_endpoint_that_has_acknowledged_no_byte_yet_gets_more_time";
+    let Some((island, rig)) = echo_island(test).await else {
+        return;
+    };
+    let mut known = echoing(&rig).await;
+    let mut fresh = TcpStream::connect(rig.web()).await.unwrap();
+    eventually("both connected", async || established(island.address) == 2).await;
+    island.vanish();
+    known.write_all(b"anybody there?").await.unwrap();
+    fresh.write_all(b"anybody there?").await.unwrap();
+    let reset = (Vec::new(), Some(ErrorKind::ConnectionReset));
+    assert_eq!(to_end(&mut known).await, reset);
+    let early = fresh.try_read(&mut [0]);
+    assert_eq!(early.unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(to_end(&mut fresh).await, reset);
 }

@@ -4,6 +4,7 @@
 
 mod bodies;
 mod patience;
+mod reported;
 mod requests;
 mod responses;
 mod tunnels;
@@ -173,6 +174,12 @@ impl Wire {
             String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned(),
             self.end.unwrap(),
         )
+    }
+
+    /// The next response is [`OK`].
+    async fn assert_served(&mut self, request: &str) {
+        self.send(request).await;
+        assert_eq!(self.message().await.as_deref(), Some(OK), "{request:?}");
     }
 
     /// The connection serves another request, so it is open and its messages are in step.

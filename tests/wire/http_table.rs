@@ -6,7 +6,7 @@ use ebbtide::wire::answer::write_answer;
 use ebbtide::wire::body::BodyDecoder;
 use ebbtide::wire::head::{Forwarding, parse_request, parse_response};
 use ebbtide::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
-use ebbtide::wire::sniff::{Sniff, sniff};
+use ebbtide::wire::sniff::{Beginning, Sniff, beginning, sniff, sniff_all};
 use proptest::prelude::*;
 
 const LIMITS: Limits = Limits {
@@ -921,7 +921,7 @@ fn the_same_faults_in_a_response_are_502() {
             "length_with_transfer_encoding",
         ),
         (
-            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 01\r\n\r\n",
             "duplicate_content_length",
         ),
         (
@@ -940,20 +940,31 @@ fn the_same_faults_in_a_response_are_502() {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
             "bad_transfer_encoding",
         ),
-        (
-            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "transfer_encoding_on_http10",
-        ),
         ("\r\nHTTP/1.1 200 OK\r\n\r\n", "leading_blank_line"),
-        ("HTTP/1.1 200 OK\n\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\nA: b\r\n\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\n\r\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\nA: b\n c\n\n", "bare_lf"),
+        ("\nHTTP/1.1 200 OK\n\n", "bare_lf"),
+        ("HTTP/1.1 200 OK\nContent-Length: 1\x01\n\n", "bare_lf"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\x01\r\n\r\n",
+            "control_byte",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: \x0cchunked\r\n\r\n",
+            "control_byte",
+        ),
         ("HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n", "bare_cr"),
         ("HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n", "obs_fold"),
         ("HTTP/1.1 200 O\0K\r\n\r\n", "control_byte"),
         ("HTTP/1.1 200 OK\r\nA : b\r\n\r\n", "bad_header"),
         ("HTTP/1.1 200 OK\r\n: b\r\n\r\n", "bad_header"),
-        ("HTTP/2.0 200 OK\r\n\r\n", "unsupported_version"),
+        ("HTTP/3.0 200 OK\r\n\r\n", "unsupported_version"),
+        ("HTTP/1.2 200 OK\r\n\r\n", "unsupported_version"),
         ("HTPP/1.1 200 OK\r\n\r\n", "bad_version"),
-        ("HTTP/1.1  200 OK\r\n\r\n", "bad_status_line"),
+        ("HTTP/1.1 200OK\r\n\r\n", "bad_status_line"),
+        ("HTTP/1.1  20 OK\r\n\r\n", "bad_status_line"),
         ("HTTP/1.1 20 OK\r\n\r\n", "bad_status_line"),
         ("HTTP/1.1 2000 OK\r\n\r\n", "bad_status_line"),
         ("HTTP/1.1 099 OK\r\n\r\n", "bad_status_line"),
@@ -1000,6 +1011,84 @@ fn the_same_faults_in_a_response_are_502() {
             reason: "head_too_large"
         })
     );
+}
+
+/// The table of docs/contract.md, section 4.3, whose bodies are in the table of `framing`.
+#[test]
+fn harmless_deviations_of_a_response_are_rewritten() {
+    let plain = "HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\n";
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let cases = [
+        ("HTTP/1.1 200 OK\nA: b\nContent-Length: 5\n\n", plain, true),
+        (
+            "HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\n",
+            plain,
+            true,
+        ),
+        (
+            "HTTP/1.1  200   OK\r\nA: b\r\nContent-Length: 5\r\n\r\n",
+            plain,
+            true,
+        ),
+        (
+            "HTTP/2.0 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\n",
+            plain,
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\x0b\r\nA: \x01b\x7f\r\nContent-Length: 5\r\n\r\n",
+            plain,
+            true,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\ncontent-length:5\r\n\r\n",
+            plain,
+            true,
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: , chunked ,\r\n\r\n",
+            chunked,
+            true,
+        ),
+        (
+            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            chunked,
+            false,
+        ),
+        (
+            "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n",
+            chunked,
+            false,
+        ),
+        // Several together.
+        (
+            "HTTP/2.0  200 OK\nA: \x1bb\nContent-Length: 5\nContent-Length: 5\n\n",
+            plain,
+            false,
+        ),
+        (
+            "HTTP/1.1 200 OK\nHost: a\nHost: b\nContent-Length: 5\n\n",
+            "HTTP/1.1 200 OK\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+            true,
+        ),
+        // No reason, with its space and without.
+        (
+            "HTTP/1.1 204\nA: b\n\n",
+            "HTTP/1.1 204 \r\nA: b\r\n\r\n",
+            true,
+        ),
+    ];
+    for (head, expected, keep_alive) in cases {
+        let (verdict, out) =
+            response_however_split(head.as_bytes(), Method::Get, Version::H11, false);
+        let read = verdict.unwrap_or_else(|reject| panic!("{head:?}: {reject:?}"));
+        assert_eq!(String::from_utf8_lossy(out.as_ref()), expected, "{head:?}");
+        assert_eq!(
+            (read.keep_alive, read.consumed),
+            (keep_alive, head.len()),
+            "{head:?}"
+        );
+    }
 }
 
 /// (request method, client, close), head, what the client receives, and the remaining results as a
@@ -1278,7 +1367,8 @@ fn chunks_are_forwarded_in_canonical_form() {
             "",
         ),
         (
-            "0\r\nConnection: a\r\nUpgrade: b\r\nX-Forwarded-For: c\r\nKept: d\r\nTE: e\r\nTrailer: f\r\n\r\n",
+            "0\r\nConnection: a\r\nUpgrade: b\r\nX-Forwarded-For: c\r\nKept: d\r\nTE: e\r\nTrailer: f\r\n\
+             authorization: NTLM g\r\nWWW-Authenticate: h\r\nProxy-Authorization: i\r\n\r\n",
             "0\r\nKept: d\r\n\r\n",
             "",
         ),
@@ -1525,52 +1615,109 @@ fn the_proxys_own_answer_is_a_valid_response() {
 }
 
 #[test]
-fn auto_knows_http_by_its_request_line() {
-    for (first, verdict) in [
-        (&b"GET / HTTP/1.1\r\n"[..], Sniff::Http),
-        (b"GET / HTTP/1.0", Sniff::Http),
-        (b"get /x?y HTTP/1.1\r\nHost: a b c\r\n", Sniff::Http),
-        (b"M-SEARCH * HTTP/1.1", Sniff::Http),
-        (b"CONNECT a:443 HTTP/1.1", Sniff::Http),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Sniff::Other),
-        (b"GET / HTTP/1.2\r\n", Sniff::Other),
-        (b"GET /\r\n", Sniff::Other),
-        (b"get key\r\n", Sniff::Other),
-        (b"set key 0 0 5\r\n", Sniff::Other),
-        (b"EHLO example.org\r\n", Sniff::Other),
-        (b"USER guest * * :x\r\n", Sniff::Other),
-        (b"PING\r\n", Sniff::Other),
-        (b"*1\r\n$4\r\nPING\r\n", Sniff::Other),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", Sniff::Other),
-        (b"\x16\x03\x01\x02\x00\x01", Sniff::Other),
-        (b"\x16", Sniff::Other),
-        (b"\0", Sniff::Other),
-        (b"\r\n", Sniff::Other),
-        (b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Sniff::Other),
-        (b" ", Sniff::Other),
-        (b"GET  / HTTP/1.1", Sniff::Other),
-        (b"", Sniff::NeedMore),
-        (b"GET", Sniff::NeedMore),
-        (b"GET ", Sniff::NeedMore),
-        (b"GET / ", Sniff::NeedMore),
-        (b"GET / HTTP/1.", Sniff::NeedMore),
-        (&[b'a'; 33], Sniff::Other),
-        (&[b"GET /", &[b'a'; 16 << 10][..]].concat(), Sniff::Other),
-    ] {
-        assert_eq!(
-            sniff(first),
-            verdict,
-            "{:?}",
-            String::from_utf8_lossy(first)
-        );
-        for end in 0..first.len().min(100) {
+fn auto_knows_http_by_its_first_line() {
+    use Sniff::{Http, NeedMore, Other};
+    let long = |before: &str| [before.as_bytes(), &[b'a'; 17 << 10]].concat();
+    let cases: Vec<(Vec<u8>, Sniff)> = [
+        (&b"GET / HTTP/1.1\r\n"[..], Http),
+        (b"get /x?y HTTP/1.1\r\nHost: a b c\r\n", Http),
+        (b"M-SEARCH * HTTP/1.1\n", Http),
+        (b"CONNECT a:443 HTTP/1.0\r\n", Http),
+        // What this proxy refuses, and another server may accept.
+        (b"GET / HTTP/1.2\r\n", Http),
+        (b"GET / HTTP/2.0\r\n", Http),
+        (b"GET / HTTP/2\r\n", Http),
+        (b"GET / http/1.1\r\n", Http),
+        (b"GET / HTTP/1.1x\r\n", Http),
+        (b"GET /\xc3\xa9 HTTP/1.1\r\n", Http),
+        (b"GET /\0 HTTP/1.1\r\n", Http),
+        (b"GET  / HTTP/1.1\r\n", Http),
+        (b"GET\t/\x0bHTTP/1.1\r\n", Http),
+        (b"GET / HTTP/1.1 \t\0\xa0\r\n", Http),
+        (b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Http),
+        (b" \n\r\x85\xa0GET / HTTP/1.1\n", Http),
+        (b"{GET} / HTTP/1.1\r\n", Http),
+        (b"G\xc9T / HTTP/1.1\r\n", Http),
+        (b"GET / HTTP/1.1\rHost: a\r\r", Http),
+        (b"GET /\rHTTP/1.1\r\n", Http),
+        (b"GET /HTTP/1HTTP/1.1\n", Http),
+        (b"PRI * HTTP/2.0\r\nHost: a\r\n", Http),
+        (b"\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Http),
+        // Other protocols.
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Other),
+        (b"GET /\r\n", Other),
+        (b"get key\r\n", Other),
+        (b"GET HTTP/\r\n", Other),
+        (b"GET / HTTP/1.1 200\r\n", Other),
+        (b"<34>1 x - \"GET / HTTP/1.1\"\n", Other),
+        (b"set key 0 0 5\r\n", Other),
+        (b"EHLO example.org\r\n", Other),
+        (b"USER guest * * :x\r\n", Other),
+        (b"CONNECT {\"verbose\":false}\r\n", Other),
+        (b"OPTIONS rtsp://a/b RTSP/1.0\r\n", Other),
+        (b"INVITE sip:a@b SIP/2.0\r\n", Other),
+        (b"PING\r\n", Other),
+        (b"*1\r\n$4\r\nPING\r\n", Other),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", Other),
+        (b"\x16\x03\x01\x02\x00\x01", Other),
+        (b"AMQP\0", Other),
+        (b"\0", Other),
+        (b"", NeedMore),
+        (b"\r\n", NeedMore),
+        (b"{\"id\":1}", NeedMore),
+        (b"GET / HTTP/1.1", NeedMore),
+        (b"PRI * HTTP/2.0\r\n\r\nSM", NeedMore),
+    ]
+    .map(|(first, verdict)| (first.to_vec(), verdict))
+    .into_iter()
+    .chain([
+        // Too long to see its end: what begins like a request line is one.
+        (long("GET /"), Http),
+        (long("a"), Http),
+        (long("X "), Http),
+        (b"\r\n".repeat(9 << 10), Http),
+        (long("{"), Other),
+        (long("\u{e9} "), Other),
+    ])
+    .collect();
+    for (first, verdict) in cases {
+        let text = String::from_utf8_lossy(&first[..first.len().min(60)]).into_owned();
+        assert_eq!(sniff(&first), verdict, "{text:?}");
+        for end in (0..first.len()).step_by(1 + first.len() / 500) {
             let part = sniff(&first[..end]);
-            assert!(
-                part == Sniff::NeedMore || part == verdict,
-                "{end} of {:?}",
-                String::from_utf8_lossy(first)
-            );
+            assert!(part == NeedMore || part == verdict, "{end} of {text:?}");
         }
+    }
+}
+
+#[test]
+fn the_end_of_the_client_ends_its_first_line() {
+    for (first, verdict) in [
+        ("X / HTTP/1.1", Sniff::Http),
+        ("GET /", Sniff::Other),
+        ("\r\n", Sniff::Other),
+        ("PRI * HTTP/2.0\r\n\r\n", Sniff::Http),
+        ("ruok", Sniff::Other),
+    ] {
+        assert_eq!(sniff_all(first.as_bytes()), verdict, "{first:?}");
+    }
+}
+
+#[test]
+fn only_what_begins_like_a_request_line_is_waited_for() {
+    for (first, verdict) in [
+        ("", Beginning::Word),
+        ("P", Beginning::Request),
+        ("GET", Beginning::Request),
+        ("\r\nDELETE /a", Beginning::Request),
+        ("PRI * HTTP/2.0\r\n\r\n", Beginning::Request),
+        ("PROPFIND /a", Beginning::Word),
+        ("ruok", Beginning::Word),
+        ("JDWP-Handshake", Beginning::Word),
+        ("{\"id\":1}", Beginning::Text),
+        ("\r\n", Beginning::Text),
+    ] {
+        assert_eq!(beginning(first.as_bytes()), verdict, "{first:?}");
     }
 }
 
@@ -1683,6 +1830,27 @@ proptest! {
             first = now;
         }
         _ = decode_however_split(Framing::Chunked, &input, Emit::Chunked);
+    }
+
+    /// However a request line is padded, whatever its target holds, and wherever the network
+    /// splits it, it is HTTP, and no part of it is TCP.
+    #[test]
+    fn a_request_line_is_http_however_it_is_padded(
+        before in "[ \t\r\n]{0,6}",
+        method in "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}",
+        gaps in ("[ \t\r]{1,4}", "[ \t\r]{1,4}"),
+        target in prop::collection::vec(any::<u8>().prop_filter("no line end", |b| *b != b'\n'), 0..60),
+        version in "[hH][tT][tT][pP]/[0-9]{1,2}(\\.[0-9]{1,2})?",
+        after in "[ \t\0\u{a0}]{0,4}\r?\n",
+        rest in any::<Vec<u8>>(),
+    ) {
+        let mut line = [before.as_bytes(), method.as_bytes(), gaps.0.as_bytes(), &target, gaps.1.as_bytes(), version.as_bytes(), after.as_bytes()].concat();
+        let end = line.len();
+        line.extend(rest);
+        for at in 0..=line.len() {
+            let part = sniff(&line[..at]);
+            prop_assert!(part == Sniff::Http || part == Sniff::NeedMore && at < end, "{at}: {part:?}");
+        }
     }
 
     /// The forwarded bytes read as the same request, and a second proxy of this kind changes

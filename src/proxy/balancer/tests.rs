@@ -417,6 +417,40 @@ fn a_replay_prefers_another_generation_the_least_loaded_of_it() {
     );
 }
 
+/// Of a large Service only some endpoints are looked at.
+#[test]
+fn a_replay_finds_another_generation_in_a_large_service() {
+    let born = Instant::now();
+    let generation = |n| if n % 2 == 0 { "old" } else { "new" };
+    let all: Vec<_> = (1..=200)
+        .map(|n| endpoint(n, Some(generation(n)), born))
+        .collect();
+    let port = port(all.clone(), Vec::new());
+    let avoid = Avoid {
+        tried: &[],
+        siblings_of: Some(&all[1]),
+    };
+    let found = candidates(&port, &avoid);
+    assert!(found.iter().all(|id| id % 2 == 1), "{found:?}");
+    assert!(found.len() > 50, "all replays go to a few: {found:?}");
+    // Where the other generation is out, a sibling is better than none.
+    all.iter().step_by(2).for_each(|e| e.set_out(true));
+    assert!(candidates(&port, &avoid).iter().all(|id| id % 2 == 0));
+}
+
+/// Contract 1.8: silence may be load, so it ejects no more than half, and never the last one.
+#[test]
+fn silence_ejects_no_more_than_half_of_a_service() {
+    for (count, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (9, 4)] {
+        let (port, _) = aged(count);
+        let silent = port.usable.iter().filter(|e| {
+            let may = may_eject_silent(&port);
+            may.then(|| e.eject()).is_some()
+        });
+        assert_eq!(silent.count(), most, "of {count}");
+    }
+}
+
 #[test]
 fn without_generations_a_replay_prefers_the_latest_to_join() {
     let (port, _) = aged(4);

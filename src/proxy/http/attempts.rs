@@ -36,7 +36,7 @@ pub struct Attempts {
     lost_at: Option<Arc<Endpoint>>,
     /// Attempts that count against the policy's limit, the first one included.
     charged: u32,
-    /// Endpoints whose first loss was charged, and would not be if they turned out to leave.
+    /// Endpoints whose first loss was charged, and would not be if discovery reported that they leave.
     unexplained: Vec<Arc<Endpoint>>,
     /// Why there is another attempt, until it has ended.
     retrying: Option<RetryReason>,
@@ -74,7 +74,7 @@ impl Attempts {
         &self,
         worker: &Rc<Worker>,
         client: &Client,
-        port: &Routed,
+        port: &Rc<Routed>,
     ) -> Result<(Lease, Upstream), Refusal> {
         let ask = Ask {
             cost: Cost::Http,
@@ -113,12 +113,18 @@ impl Attempts {
         port: &Routed,
         config: &Config,
     ) -> Result<(), GiveUp> {
-        let past = Past {
+        let mut past = Past {
             fresh: self.reuse == Reuse::Fresh,
             tried: self.tried.contains(&endpoint.id),
-            leaving: endpoint.is_leaving(),
+            announced: endpoint.is_announced(),
         };
-        match judge(loss, past) {
+        let mut verdict = judge(loss, past);
+        if verdict == Verdict::GiveUp(GiveUp::ClientEnded) && !loss.passed && loss.whole {
+            // A client that waits for its answer must not lose it to a rollout.
+            past.announced = dispatch::is_announced_soon(endpoint, self.deadline).await;
+            verdict = judge(loss, past);
+        }
+        match verdict {
             Verdict::GiveUp(reason) => {
                 endpoint
                     .tally
@@ -134,7 +140,7 @@ impl Attempts {
                     }
                     let spend = || port.budget.spend(&config.retry, config.workers.get());
                     if let Err(reason) = self.charge(port.policy.attempts, spend) {
-                        self.refund(worker, endpoint, reason).await?;
+                        self.excuse(worker, endpoint, reason).await?;
                     }
                 }
                 self.tried.push(endpoint.id);
@@ -160,36 +166,48 @@ impl Attempts {
         }
     }
 
-    /// Takes back what was charged for endpoints that turn out to leave, or gives up for `reason`.
+    /// Lets an attempt pass that was refused for `reason`, if the loss is explained within a second,
+    /// or gives up for that reason.
     ///
-    /// One loss of each endpoint is explained by its leaving, also where that shows only later: a
-    /// process that ends may take, and lose, a second connection before it refuses one.
-    async fn refund(
+    /// What was charged for endpoints that leave is taken back. One loss of each endpoint is explained
+    /// by its leaving, also where that shows only later: a process that ends may take, and lose, a
+    /// second connection before it refuses one. The budget is for applications that lose requests and
+    /// go on: what an endpoint loses with its death needs none, and is bounded by the attempts.
+    async fn excuse(
         &mut self,
         worker: &Worker,
         last: &Arc<Endpoint>,
         reason: GiveUp,
     ) -> Result<(), GiveUp> {
-        let before = self.unexplained.len();
-        self.unexplained.retain(|endpoint| !endpoint.is_leaving());
-        if self.unexplained.len() == before
-            && self
-                .unexplained
-                .iter()
-                .any(|endpoint| endpoint.id == last.id)
-            && dispatch::is_leaving_soon(worker, last, self.deadline).await
-        {
-            self.unexplained.retain(|endpoint| endpoint.id != last.id);
-        }
-        let refunded = before - self.unexplained.len();
+        let refunded = self.refund();
         if refunded > 0 {
-            self.charged -= refunded as u32;
-            Ok(())
-        } else if self.deadline.is_some_and(|at| Instant::now() >= at) {
-            Err(GiveUp::Deadline)
-        } else {
-            Err(reason)
+            return Ok(());
         }
+        let excused = match reason {
+            GiveUp::Budget => {
+                let leaves = dispatch::is_leaving_soon(worker, last, self.deadline).await;
+                self.refund();
+                leaves
+            }
+            _ if self.unexplained.iter().any(|it| it.id == last.id) => {
+                dispatch::is_announced_soon(last, self.deadline).await && self.refund() > 0
+            }
+            _ => false,
+        };
+        match self.deadline {
+            _ if excused => Ok(()),
+            Some(at) if Instant::now() >= at => Err(GiveUp::Deadline),
+            _ => Err(reason),
+        }
+    }
+
+    /// Takes back what was charged for endpoints of which discovery now reports that they leave.
+    fn refund(&mut self) -> u32 {
+        let before = self.unexplained.len();
+        self.unexplained.retain(|endpoint| !endpoint.is_announced());
+        let refunded = (before - self.unexplained.len()) as u32;
+        self.charged -= refunded;
+        refunded
     }
 }
 

@@ -280,6 +280,8 @@ impl Exchange<'_> {
             }
             attempt.down.body = BodyDecoder::new(response.framing, &self.limits, 502);
             attempt.down.emit = response.emit;
+            let counted = matches!(response.framing, Framing::Counted(_) | Framing::None);
+            self.reply.framed = counted || response.emit == Emit::Chunked;
             self.reply.told_close = close || response.client_close;
             self.reply.status = response.status;
             let endpoint = &attempt.upstream.local.endpoint;

@@ -5,15 +5,18 @@
 
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::reason::CloseReason;
 use crate::observe::access_log::AccessEntry;
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::Refusal;
+use crate::proxy::early_end::{EarlyEnd, first_line};
+use crate::proxy::http::bound::{Bound, Tie};
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
-use crate::proxy::upstream;
+use crate::proxy::worker::Worker;
+use crate::proxy::{parting, upstream};
 use crate::wire::answer;
 use crate::wire::message::{Emit, Method, Request, Version};
 
@@ -22,13 +25,14 @@ impl Exchange<'_> {
     pub(super) async fn finish(&mut self, attempt: Attempt, lease: Lease) -> End {
         let Attempt {
             upstream,
+            tie,
             spent,
             up,
             down,
             ..
         } = attempt;
         let Some(response) = down.response else {
-            return End::Cut(CloseReason::UpstreamReset);
+            return self.cut(CloseReason::UpstreamReset).await;
         };
         if self.is_tunnel(&response) {
             return End::Tunnel {
@@ -45,12 +49,16 @@ impl Exchange<'_> {
         }
         let uploaded =
             self.upload.body.is_done() && up.written == self.upload.sent.len() && up.lent.is_none();
-        if response.keep_alive && !spent && uploaded {
-            upstream::check_in(upstream, now);
-        } else {
-            drop(upstream);
+        let login = self.request.binds.then_some(Tie::Login);
+        let tie = tie.max(login).max(response.binds.then_some(Tie::Offer));
+        match tie {
+            _ if !response.keep_alive || spent || !uploaded => drop((upstream, lease)),
+            None => {
+                upstream::check_in(upstream, now);
+                drop(lease);
+            }
+            Some(tie) => *self.bound = Some(Bound::new(upstream, lease, tie)),
         }
-        drop(lease);
         if !self.reply.told_close
             && (self.upload.body.is_done() || Box::pin(self.discard_body()).await)
         {
@@ -126,7 +134,11 @@ impl Exchange<'_> {
         let (status, reason, cut) = match lost {
             Lost::Client(reason) => {
                 if self.reply.passed {
-                    return End::Cut(reason);
+                    // It has left, or takes nothing.
+                    return End::Cut {
+                        reason,
+                        framed: false,
+                    };
                 } else {
                     return End::Close(reason);
                 }
@@ -147,9 +159,27 @@ impl Exchange<'_> {
         };
         tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");
         if self.reply.passed {
-            return End::Cut(cut);
+            return self.cut(cut).await;
         }
         self.answer(status, reason).await
+    }
+
+    /// Ends a response that has begun and cannot be completed. The client first gets what had come,
+    /// for as long as it takes something.
+    async fn cut(&mut self, reason: CloseReason) -> End {
+        let patience = parting::patience(self.worker);
+        let delivered = loop {
+            let flush = poll_fn(|cx| self.poll_flush(cx));
+            match tokio::time::timeout(patience, flush).await {
+                Ok(flushed) => break flushed.is_ok(),
+                Err(_) if self.client_moved.elapsed() < patience => {}
+                Err(_) => break false,
+            }
+        };
+        End::Cut {
+            reason,
+            framed: self.reply.framed && delivered,
+        }
     }
 
     /// Answers in place of an endpoint. The answer does not wait for the rest of the request. The
@@ -197,9 +227,11 @@ impl Exchange<'_> {
     /// Counts the exchange and writes its line in the access log.
     pub(super) fn record(&self, end: &End, started: Instant) {
         let took = self.ended.unwrap_or_else(Instant::now) - started;
-        if let End::Cut(
-            CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown,
-        ) = end
+        if let End::Cut { reason, .. } = end
+            && matches!(
+                reason,
+                CloseReason::UpstreamReset | CloseReason::DrainDeadline | CloseReason::Shutdown
+            )
         {
             self.port.metrics.failures.inc();
         }
@@ -213,14 +245,18 @@ impl Exchange<'_> {
         if let (Some(log), Some(logged)) = (&self.worker.shared.access_log, &self.logged) {
             let mut words = logged.request_line.split(|byte| *byte == b' ');
             let cut = match end {
-                End::Cut(reason) => Some(reason.as_str()),
+                End::Cut { reason, .. } => Some(reason.as_str()),
+                // The client has left before it got anything.
+                End::Close(reason) | End::Linger(reason) if self.reply.status == 0 => {
+                    Some(reason.as_str())
+                }
                 _ => None,
             };
             log.write(&AccessEntry {
                 time: SystemTime::now(),
                 peer: self.client.peer,
                 listener: &self.client.listener.name,
-                service: &self.port.key,
+                service: Some(&self.port.key),
                 method: words.next(),
                 target: words.next(),
                 status: (self.reply.status != 0).then_some(self.reply.status),
@@ -236,10 +272,11 @@ impl Exchange<'_> {
 
 /// Answers where there is no service port that could count the request.
 pub(super) async fn answer_alone(
+    worker: &Worker,
     client: &mut Client,
     request: &Request,
-    status: u16,
-    reason: &'static str,
+    sent: &[u8],
+    (status, reason): (u16, &'static str),
 ) -> End {
     let mut answer = Vec::new();
     answer::write_answer(
@@ -251,5 +288,12 @@ pub(super) async fn answer_alone(
         &mut answer,
     );
     let _ = client.stream.write_all(&answer).await;
+    let end = EarlyEnd {
+        took: Duration::ZERO,
+        line: first_line(sent),
+        answer: Some((status, answer.len())),
+        reason,
+    };
+    end.log(worker, client);
     End::Linger(CloseReason::NoEndpoint)
 }

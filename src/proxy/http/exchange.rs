@@ -22,6 +22,7 @@ use crate::contract::reason::CloseReason;
 use crate::net::pipe::{Lent, SPLICE_MIN};
 use crate::net::turns::Turn;
 use crate::proxy::client::Client;
+use crate::proxy::http::bound::{Bound, Tie};
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Routed, Worker};
 use crate::wire::body::BodyDecoder;
@@ -36,8 +37,14 @@ pub enum End {
     Close(CloseReason),
     /// Close, but let the client finish sending first.
     Linger(CloseReason),
-    /// Close by a reset: the client must not take what it got for complete.
-    Cut(CloseReason),
+    /// Close in the middle of a response, so that the client does not take what it got for complete.
+    Cut {
+        /// What ended it.
+        reason: CloseReason,
+        /// The response's framing tells that something is missing, so a close is enough. Otherwise
+        /// it must be a reset.
+        framed: bool,
+    },
     /// Client and endpoint are joined byte for byte.
     Tunnel {
         /// The right to the endpoint.
@@ -53,6 +60,8 @@ pub enum End {
 pub(super) struct Exchange<'a> {
     pub(super) worker: &'a Rc<Worker>,
     pub(super) client: &'a mut Client,
+    /// The connection that belongs to the client, between its requests.
+    pub(super) bound: &'a mut Option<Box<Bound>>,
     pub(super) config: Rc<Config>,
     pub(super) limits: message::Limits,
     /// The service port, as of the newest attempt.
@@ -92,6 +101,8 @@ pub(super) struct Reply {
     pub(super) passed: bool,
     /// The client has received `100 Continue`, or will.
     pub(super) continued: bool,
+    /// The response's framing shows the client where it ends.
+    pub(super) framed: bool,
     /// The final head that was passed on says that the connection ends.
     pub(super) told_close: bool,
     /// How many 1xx responses came.
@@ -115,6 +126,8 @@ pub(super) struct Attempt {
     pub(super) upstream: Upstream,
     /// The connection has carried another request before.
     pub(super) reused: bool,
+    /// Why it belongs to this client, if it does.
+    pub(super) tie: Option<Tie>,
     pub(super) began: Instant,
     /// The connection may not be used again: bytes beyond the response, an end, or a write error.
     pub(super) spent: bool,
@@ -136,8 +149,10 @@ pub(super) struct Up {
     /// All is written, or the endpoint takes no more.
     pub(super) over: bool,
     /// A write failed. It has taken the socket's error, so a read would now report an end where
-    /// there was a reset.
+    /// there was a reset. Or the endpoint has vanished.
     pub(super) failed: bool,
+    /// The client's end was passed on.
+    pub(super) ended: bool,
     pub(super) flow: Flow,
     /// For a long body.
     pub(super) lent: Option<Lent>,
@@ -262,6 +277,7 @@ impl Reply {
             interim: 0,
             passed: false,
             continued: false,
+            framed: false,
             told_close: false,
             interims: 0,
             bytes_out: 0,
@@ -271,10 +287,11 @@ impl Reply {
 }
 
 impl Attempt {
-    pub(super) fn new(upstream: Upstream, limits: &message::Limits) -> Self {
+    pub(super) fn new(upstream: Upstream, tie: Option<Tie>, limits: &message::Limits) -> Self {
         Self {
             reused: upstream.reused,
             upstream,
+            tie,
             began: Instant::now(),
             spent: false,
             watch_client: true,

@@ -22,6 +22,7 @@ use crate::net::socket::Peer;
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::Refusal;
 use crate::proxy::http::attempts::Attempts;
+use crate::proxy::http::bound::Bound;
 use crate::proxy::http::end::answer_alone;
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Logged, Lost, Reply, Upload};
 use crate::proxy::http::replay::{self, GiveUp, Loss};
@@ -31,20 +32,24 @@ use crate::wire::message::{self, Emit, Framing, Reject, Request};
 
 /// Forwards one request and returns what becomes of the client's connection.
 ///
-/// `config` is what the head was parsed by, `sent` is the request's canonical head. `timer` is the
-/// session's, and free for use here.
+/// `bound` is the connection that belongs to this client, if one does. It is taken, and put back if
+/// it serves the next request, too. `config` is what the head was parsed by, `sent` is the request's
+/// canonical head. `timer` is the session's, and free for use here.
 pub async fn forward(
     worker: &Rc<Worker>,
     client: &mut Client,
+    bound: &mut Option<Box<Bound>>,
     config: Rc<Config>,
     request: Request,
     sent: Vec<u8>,
     timer: Pin<&mut Sleep>,
-    started: Instant,
 ) -> End {
+    let started = Instant::now();
     let Some(port) = worker.port(&client.listener) else {
+        let answer = (503, "no_service");
+        let end = Box::pin(answer_alone(worker, client, &request, &sent, answer)).await;
         worker.give_back(sent);
-        return Box::pin(answer_alone(client, &request, 503, "no_service")).await;
+        return end;
     };
     let limits = message::Limits {
         head_size: config.limits.head_size,
@@ -63,6 +68,7 @@ pub async fn forward(
         },
         reply: Reply::new(worker.buffer()),
         client,
+        bound,
         config,
         port,
         request,
@@ -110,16 +116,18 @@ impl Exchange<'_> {
             self.upload.repeatable && fits,
         );
         loop {
-            let found = attempts.connect(self.worker, self.client, &self.port).await;
-            let (lease, upstream) = match found {
-                Ok(found) => found,
-                Err(refusal) => return Box::pin(self.refused(refusal)).await,
+            let (lease, upstream, tie) = match self.bound.take().and_then(|bound| bound.take()) {
+                Some(bound) => bound,
+                None => match attempts.connect(self.worker, self.client, &self.port).await {
+                    Ok((lease, upstream)) => (lease, upstream, None),
+                    Err(refusal) => return Box::pin(self.refused(refusal)).await,
+                },
             };
             if let Some(logged) = &mut self.logged {
                 logged.endpoint = Some(lease.endpoint().address);
                 logged.attempts += 1;
             }
-            let mut attempt = Attempt::new(upstream, &self.limits);
+            let mut attempt = Attempt::new(upstream, tie, &self.limits);
             let outcome = self
                 .attempt(&mut attempt, timer.as_mut(), attempts.deadline())
                 .await;
@@ -129,7 +137,10 @@ impl Exchange<'_> {
                 Err(lost) => lost,
             };
             let endpoint = lease.endpoint().clone();
-            let wrote = attempt.up.wrote;
+            let (wrote, client_ended) = (attempt.up.wrote, attempt.up.ended);
+            if let Some(lent) = &mut attempt.down.lent {
+                lent.take_inside(&mut self.reply.bytes);
+            }
             drop(attempt);
             let Lost::Upstream { forced, stale } = lost else {
                 drop(lease);
@@ -144,6 +155,7 @@ impl Exchange<'_> {
                 stale,
                 shutdown: self.worker.cut.get(),
                 client_gone: self.client.stream.peer() == Peer::Gone,
+                client_ended,
             };
             let decision =
                 Box::pin(attempts.after(&loss, &endpoint, self.worker, &self.port, &self.config))
@@ -154,6 +166,7 @@ impl Exchange<'_> {
                 tracing::debug!(endpoint = %endpoint.address, ?reason, "not sent again");
                 let lost = match reason {
                     GiveUp::Deadline => Lost::Deadline,
+                    GiveUp::ClientEnded => Lost::Client(CloseReason::ClientClosed),
                     _ => lost,
                 };
                 return Box::pin(self.give_up(lost, &endpoint)).await;

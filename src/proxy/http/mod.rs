@@ -3,9 +3,11 @@
 //! Files import downwards in this order. `serve`: requests one after the other. `forward`: one
 //! request, attempt after attempt. `attempts`: the retry policy, which knows no bytes. `transfer`:
 //! one attempt, and its two directions `upload` and `download`. `end`: how an exchange ends.
-//! `exchange`: what all of them write. `replay`: the rules of the retry policy.
+//! `exchange`: what all of them write. `bound`: a connection to an endpoint that belongs to one
+//! client. `replay`: the rules of the retry policy.
 
 pub mod attempts;
+pub mod bound;
 pub mod download;
 pub mod end;
 pub mod exchange;

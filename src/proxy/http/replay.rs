@@ -27,6 +27,8 @@ pub struct Loss {
     pub shutdown: bool,
     /// The client is no longer there.
     pub client_gone: bool,
+    /// The client has ended its direction, and the endpoint was told.
+    pub client_ended: bool,
 }
 
 /// What the earlier attempts of a request, and its endpoint, say of a loss.
@@ -36,8 +38,8 @@ pub struct Past {
     pub fresh: bool,
     /// The endpoint has lost this request before.
     pub tried: bool,
-    /// Discovery reports that the endpoint leaves, or it refuses connections.
-    pub leaving: bool,
+    /// Discovery reports that the endpoint leaves.
+    pub announced: bool,
 }
 
 /// What follows a loss.
@@ -48,8 +50,7 @@ pub enum Verdict {
     /// The connection was stale: the request goes out on a fresh one. That is no attempt, and the
     /// endpoint does not count as tried (contract 3.5).
     Stale,
-    /// A replay that is free, because the loss is explained by the endpoint's leaving (contract
-    /// 3.7).
+    /// A replay that is free, because discovery explains the loss (contract 3.7).
     Free,
     /// A replay that counts, so the policy's attempts and the budget must allow it (contract 3.7).
     Charged,
@@ -68,6 +69,9 @@ pub enum GiveUp {
     Shutdown,
     /// The client is no longer there (contract 3.7).
     ClientGone,
+    /// The endpoint ended the exchange after it had learnt that the client sends no more. It stays,
+    /// so that was the application's decision (contract 4.4).
+    ClientEnded,
     /// The policy allows no more attempts (contract 3.7).
     Attempts,
     /// The budget is spent (contract 3.7).
@@ -78,6 +82,10 @@ pub enum GiveUp {
 
 /// Decides what follows a loss.
 pub fn judge(loss: &Loss, past: Past) -> Verdict {
+    // Where a response has begun, there is nothing to replay, and the client has most likely left.
+    if loss.client_ended && !loss.forced && (loss.passed || !past.announced) {
+        return Verdict::GiveUp(GiveUp::ClientEnded);
+    }
     if loss.passed {
         return Verdict::GiveUp(GiveUp::Passed);
     }
@@ -98,7 +106,7 @@ pub fn judge(loss: &Loss, past: Past) -> Verdict {
     }
     // One loss of each endpoint is free, and no more: an endpoint that leaves and answers no
     // request must not be asked without end.
-    if !past.tried && (loss.forced || past.leaving) {
+    if !past.tried && (loss.forced || past.announced) {
         Verdict::Free
     } else {
         Verdict::Charged
@@ -133,6 +141,7 @@ mod tests {
             expect_continue: false,
             conditional,
             idempotency_key,
+            binds: false,
             consumed: 0,
         }
     }
@@ -191,6 +200,7 @@ mod tests {
         stale: false,
         shutdown: false,
         client_gone: false,
+        client_ended: false,
     };
 
     const POST: Loss = Loss {
@@ -202,7 +212,7 @@ mod tests {
     const FIRST: Past = Past {
         fresh: false,
         tried: false,
-        leaving: false,
+        announced: false,
     };
 
     #[test]
@@ -210,8 +220,12 @@ mod tests {
         use Verdict::{Charged, Free, Stale};
         let no = Verdict::GiveUp;
         let leaving = Past {
-            leaving: true,
+            announced: true,
             ..FIRST
+        };
+        let ended = Loss {
+            client_ended: true,
+            ..GET
         };
         let table = [
             ("3.2 a GET that was written", GET, FIRST, Charged),
@@ -291,6 +305,45 @@ mod tests {
             ),
             ("3.7 the endpoint leaves", GET, leaving, Free),
             (
+                "4.4 the endpoint stays, and knows of the client's end",
+                ended,
+                FIRST,
+                no(GiveUp::ClientEnded),
+            ),
+            (
+                "4.4 that was no stale connection",
+                Loss {
+                    stale: true,
+                    ..ended
+                },
+                FIRST,
+                no(GiveUp::ClientEnded),
+            ),
+            (
+                "4.4 it leaves, so the client's end has not ended the exchange",
+                ended,
+                leaving,
+                Free,
+            ),
+            (
+                "4.4 but no replay follows a response that has begun",
+                Loss {
+                    passed: true,
+                    ..ended
+                },
+                leaving,
+                no(GiveUp::ClientEnded),
+            ),
+            (
+                "4.4 nor has it where the drain deadline did",
+                Loss {
+                    forced: true,
+                    ..ended
+                },
+                FIRST,
+                Free,
+            ),
+            (
                 "3.7 it was cut at the drain deadline",
                 Loss {
                     forced: true,
@@ -348,7 +401,7 @@ mod tests {
     /// For every combination of facts: contract 3.2, 3.3 and 3.4.
     #[test]
     fn nothing_is_sent_twice_that_may_not_be() {
-        for bits in 0..1 << 11 {
+        for bits in 0..1 << 12 {
             let bit = |n: u32| bits & (1 << n) != 0;
             let loss = Loss {
                 passed: bit(0),
@@ -359,14 +412,16 @@ mod tests {
                 stale: bit(5),
                 shutdown: bit(6),
                 client_gone: bit(7),
+                client_ended: bit(11),
             };
             let past = Past {
                 fresh: bit(8),
                 tried: bit(9),
-                leaving: bit(10),
+                announced: bit(10),
             };
             let again = !matches!(judge(&loss, past), Verdict::GiveUp(_));
-            let may = !loss.passed && loss.whole && (loss.repeatable || !loss.wrote);
+            let decided = loss.client_ended && !loss.forced && !past.announced;
+            let may = !loss.passed && loss.whole && (loss.repeatable || !loss.wrote) && !decided;
             assert_eq!(
                 again,
                 may && !loss.shutdown && !loss.client_gone,

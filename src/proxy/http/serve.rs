@@ -15,8 +15,11 @@ use crate::config::settings::Config;
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
+use crate::proxy::early_end::{EarlyEnd, Refused, first_line};
+use crate::proxy::http::bound::Bound;
 use crate::proxy::http::exchange::End;
 use crate::proxy::http::forward::forward;
+use crate::proxy::parting;
 use crate::proxy::relay::Pair;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::append;
@@ -33,26 +36,27 @@ pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
 async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
     let worker = &worker;
     let mut timer = pin!(tokio::time::sleep(Duration::MAX));
+    let mut bound = None;
     loop {
-        let end = match read_head(worker, &mut client, timer.as_mut()).await {
+        let end = match read_head(worker, &mut client, &mut bound, timer.as_mut()).await {
             Ok(Parsed {
                 config,
                 request,
                 head,
             }) => {
-                let started = Instant::now();
                 Box::pin(forward(
                     worker,
                     &mut client,
+                    &mut bound,
                     config,
                     request,
                     head,
                     timer.as_mut(),
-                    started,
                 ))
                 .await
             }
-            Err(HeadEnd::Refused(reject)) => {
+            Err(HeadEnd::Refused(refused)) => {
+                let reject = refused.reject();
                 let mut answer = Vec::new();
                 answer::write_answer(reject.status, reject.reason, None, true, false, &mut answer);
                 if let Some(port) = worker.port(&client.listener) {
@@ -61,14 +65,36 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 let idle = worker.config().timeouts.client_idle;
                 let _ = tokio::time::timeout(idle, client.stream.write_all(&answer)).await;
                 let timed_out = reject.status == 408;
+                let head_time = worker.config().timeouts.head;
+                let end = EarlyEnd {
+                    took: if timed_out { head_time } else { Duration::ZERO },
+                    line: refused.line(),
+                    answer: Some((reject.status, answer.len())),
+                    reason: reject.reason,
+                };
+                end.log(worker, &client);
                 End::Linger(if timed_out {
                     CloseReason::ClientTimeout
                 } else {
                     CloseReason::BadRequest
                 })
             }
-            Err(HeadEnd::Closed(reason)) => return reason,
+            Err(HeadEnd::Closed(reason)) => {
+                if head::has_begun(&client.unread) {
+                    let end = EarlyEnd {
+                        took: Duration::ZERO,
+                        line: first_line(&client.unread),
+                        answer: None,
+                        reason: reason.as_str(),
+                    };
+                    end.log(worker, &client);
+                }
+                return reason;
+            }
         };
+        if !matches!(end, End::KeepAlive) {
+            bound = None;
+        }
         match end {
             End::KeepAlive => {}
             End::Close(reason) => {
@@ -82,8 +108,25 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 Box::pin(linger(worker, &mut client)).await;
                 return reason;
             }
-            End::Cut(reason) => {
-                client.stream.reset_on_close();
+            End::Cut {
+                reason,
+                framed: true,
+            } => {
+                Box::pin(linger(worker, &mut client)).await;
+                return reason;
+            }
+            End::Cut {
+                reason,
+                framed: false,
+            } => {
+                if matches!(
+                    reason,
+                    CloseReason::ClientReset | CloseReason::ClientTimeout
+                ) {
+                    client.stream.reset_on_close();
+                } else {
+                    Box::pin(parting::reset(worker, &mut client.stream, &[])).await;
+                }
                 return reason;
             }
             End::Tunnel {
@@ -113,13 +156,15 @@ struct Parsed {
 /// Why there is no head.
 enum HeadEnd {
     Closed(CloseReason),
-    Refused(message::Reject),
+    Refused(Refused),
 }
 
-/// Reads the next request's head.
+/// Reads the next request's head. Meanwhile gives up a connection that belongs to the client, if
+/// it serves no more.
 async fn read_head(
     worker: &Rc<Worker>,
     client: &mut Client,
+    bound: &mut Option<Box<Bound>>,
     mut timer: Pin<&mut tokio::time::Sleep>,
 ) -> Result<Parsed, HeadEnd> {
     let config = worker.config();
@@ -143,12 +188,16 @@ async fn read_head(
                 timer.as_mut().reset((Instant::now() + head_time).into());
             }
         }
+        if bound.as_mut().is_some_and(|it| it.poll_end(cx).is_ready()) {
+            *bound = None;
+        }
         timer.as_mut().poll(cx).map(|()| {
             Err(if begun {
-                HeadEnd::Refused(message::Reject {
+                let reject = message::Reject {
                     status: 408,
                     reason: "head_timeout",
-                })
+                };
+                HeadEnd::Refused(Refused::new(worker, reject, &client.unread))
             } else {
                 HeadEnd::Closed(CloseReason::ClientTimeout)
             })
@@ -264,7 +313,7 @@ impl Client {
                 worker.give_back(out);
                 Ok(None)
             }
-            Err(reject) => Err(HeadEnd::Refused(reject)),
+            Err(reject) => Err(HeadEnd::Refused(Refused::new(worker, reject, bytes))),
         }
     }
 }

@@ -2,7 +2,8 @@
 //! ([`crate::proxy::http::upload`]) and the response to the client
 //! ([`crate::proxy::http::download`]).
 //!
-//! Invariant: a client that has left ends its exchange, even while nothing is read from it.
+//! Invariant: a client that has reset its connection ends its exchange, even while nothing is read
+//! from it. A client that has ended its direction still gets its response (contract 4.4).
 
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -19,7 +20,12 @@ impl Exchange<'_> {
         cx: &mut Context<'_>,
         attempt: &mut Attempt,
     ) -> Poll<Result<(), Lost>> {
+        if attempt.upstream.is_lost() {
+            attempt.spent = true;
+            (attempt.up.over, attempt.up.failed) = (true, true);
+        }
         if !attempt.up.over {
+            attempt.upstream.is_sending();
             match self.poll_upload(cx, attempt) {
                 Poll::Ready(Ok(())) => attempt.up.over = true,
                 Poll::Ready(Err(lost)) => return Poll::Ready(Err(lost)),
@@ -55,24 +61,40 @@ impl Exchange<'_> {
             && self.client.stream.poll_read_ready(cx).is_ready()
         {
             // Something came: more requests, a half-close, or the end of the connection.
-            match self.client.stream.peer() {
-                Peer::Gone => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
-                Peer::Open | Peer::HalfClosed => attempt.watch_client = false,
-            }
+            attempt.watch_client = false;
+            self.look_at_client(cx, attempt)?;
         }
-        if !attempt.watch_client {
-            // What came stays unread, so readiness says nothing new any more. Ask from time to time
-            // whether the client is still there.
-            let look = attempt
-                .look
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+        let held_up = self.upload.sent.len() > attempt.up.written || attempt.up.lent.is_some();
+        if !attempt.watch_client || (held_up && !attempt.up.over) {
+            // What came stays unread, so readiness says nothing new any more; or nothing is read
+            // while the endpoint takes nothing. Ask from time to time whether the client is there.
+            let look = attempt.look.take();
+            let mut look = look.unwrap_or_else(|| Box::pin(tokio::time::sleep(LOOK)));
             while look.as_mut().poll(cx).is_ready() {
-                if self.client.stream.peer() == Peer::Gone {
-                    return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset)));
-                }
+                self.look_at_client(cx, attempt)?;
                 look.as_mut().reset((Instant::now() + LOOK).into());
             }
+            attempt.look = Some(look);
         }
         Poll::Pending
+    }
+
+    /// Asks whether the client is still there. If it will send nothing more, the endpoint gets its
+    /// FIN, and the application decides what that means. Behind a FIN the connection takes no other
+    /// request, so a FIN that stands behind further requests is not passed on with this one.
+    fn look_at_client(&self, cx: &mut Context<'_>, attempt: &mut Attempt) -> Result<(), Lost> {
+        match self.client.stream.peer() {
+            Peer::Gone => return Err(Lost::Client(CloseReason::ClientReset)),
+            Peer::HalfClosed if attempt.up.over && !attempt.up.ended && !attempt.up.failed => {
+                if self.client.unread.is_empty() && self.client.stream.has_ended() {
+                    // A failure shows when the response is read.
+                    let _ = attempt.upstream.stream.poll_shutdown(cx);
+                    attempt.up.ended = true;
+                    attempt.spent = true;
+                }
+            }
+            Peer::Open | Peer::HalfClosed => {}
+        }
+        Ok(())
     }
 }

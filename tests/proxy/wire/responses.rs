@@ -7,7 +7,7 @@ use super::*;
 /// An endpoint that answers `GET /n` with the n-th of `answers`. If the second of the pair says so,
 /// it then ends its connection, by FIN or by reset. It answers everything else with [`OK`]. For
 /// `/n/slow` it sends byte by byte.
-async fn playing(answers: Vec<(String, Option<End>)>) -> Origin {
+pub(super) async fn playing(answers: Vec<(String, Option<End>)>) -> Origin {
     let answers = Arc::new(answers);
     Origin::start(move |mut wire, _| {
         let answers = answers.clone();
@@ -182,7 +182,7 @@ async fn a_response_may_end_with_its_connection_and_a_reset_is_no_end() {
     let expected = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end";
     assert_eq!(client.rest().await, (expected.into(), End::Fin));
     // A reset is not an end of the body, for either client.
-    for version in ["1.1", "1.0"] {
+    for (version, expected) in [("1.1", End::Fin), ("1.0", End::Reset)] {
         let mut client = Wire::connect(&rig).await;
         client
             .send(format!("GET /1 HTTP/{version}\r\nHost: a\r\n\r\n"))
@@ -192,7 +192,7 @@ async fn a_response_may_end_with_its_connection_and_a_reset_is_no_end() {
             got.contains("until the end") && !got.contains("\r\n0\r\n"),
             "{got:?}"
         );
-        assert_eq!(end, End::Reset, "to a client of {version}");
+        assert_eq!(end, expected, "to a client of {version}");
     }
     assert_eq!(origin.seen().len(), 5, "nothing was sent twice");
 }
@@ -208,7 +208,7 @@ async fn a_response_that_cannot_be_forwarded_is_a_502_and_its_request_is_not_sen
             "length_with_transfer_encoding",
         ),
         (
-            head("Content-Length: 2\r\nContent-Length: 2") + "ok",
+            head("Content-Length: 2\r\nContent-Length: 3") + "ok",
             "duplicate_content_length",
         ),
         (head("Content-Length: 2,2") + "ok", "bad_content_length"),
@@ -218,16 +218,12 @@ async fn a_response_that_cannot_be_forwarded_is_a_502_and_its_request_is_not_sen
             head("Transfer-Encoding: chunked, chunked"),
             "bad_transfer_encoding",
         ),
-        (
-            "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
-            "transfer_encoding_on_http10",
-        ),
         (head("A: b\rc"), "bare_cr"),
-        ("HTTP/1.1 200 OK\nContent-Length: 0\n\n".into(), "bare_lf"),
+        (head("A: b\nContent-Length: 0"), "bare_lf"),
         (head("A: b\0"), "control_byte"),
         (head("A: b\r\n c"), "obs_fold"),
         (head("A : b"), "bad_header"),
-        ("HTTP/2.0 200 OK\r\n\r\n".into(), "unsupported_version"),
+        ("HTTP/3.0 200 OK\r\n\r\n".into(), "unsupported_version"),
         ("SSH-2.0-OpenSSH_9.9\r\n\r\n".into(), "bad_version"),
         ("HTTP/1.1 abc OK\r\n\r\n".into(), "bad_status_line"),
         (head(&"A: b\r\n".repeat(101)), "too_many_headers"),
@@ -299,7 +295,6 @@ async fn a_response_that_breaks_later_is_cut_visibly() {
         (chunked("5\r\nabcdef\r\n"), None),
         (chunked(&format!("5;{}\r\n", "a".repeat(300))), None),
         (chunked("0\r\nA : b\r\n\r\n"), None),
-        (chunked("0\r\nContent-Length: 5\r\n\r\n"), None),
         (chunked("5\r\nab"), Some(End::Fin)),
         (chunked("0\r\n"), Some(End::Fin)),
         (chunked("5\r\nab"), Some(End::Reset)),
@@ -362,7 +357,8 @@ async fn a_response_that_breaks_later_is_cut_visibly() {
             !got.ends_with("\r\n0\r\n\r\n") && got.len() < 30_000_000,
             "{what} looks complete"
         );
-        assert_eq!(client_end, End::Reset, "{what}");
+        // The framing tells.
+        assert_eq!(client_end, End::Fin, "{what}");
         assert_eq!(
             origin.seen().len(),
             n + 1,

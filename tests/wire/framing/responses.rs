@@ -282,21 +282,9 @@ const REFUSED: &[(&str, &str, &[u8], &str)] = &[
         "leading_blank_line",
     ),
     (
-        "bare LF for every line",
-        "2.2",
-        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
-        "bare_lf",
-    ),
-    (
         "bare LF after the status line",
         "2.2",
         b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
-        "bare_lf",
-    ),
-    (
-        "bare LF for the empty line",
-        "2.2",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\n",
         "bare_lf",
     ),
     (
@@ -324,22 +312,10 @@ const REFUSED: &[(&str, &str, &[u8], &str)] = &[
         "control_byte",
     ),
     (
-        "DEL in the reason",
-        "4",
-        b"HTTP/1.1 200 O\x7fK\r\nContent-Length: 0\r\n\r\n",
-        "bad_status_line",
-    ),
-    (
         "whitespace before the first field",
         "2.2",
         b"HTTP/1.1 200 OK\r\n A: b\r\nContent-Length: 0\r\n\r\n",
         "obs_fold",
-    ),
-    (
-        "HTTP/2.0",
-        "2.3",
-        b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
-        "unsupported_version",
     ),
     (
         "HTTP/1.2",
@@ -370,12 +346,6 @@ const REFUSED: &[(&str, &str, &[u8], &str)] = &[
         "4",
         b"<html>hello</html>\r\n\r\n",
         "bad_version",
-    ),
-    (
-        "two spaces before the status",
-        "4",
-        b"HTTP/1.1  200 OK\r\nContent-Length: 0\r\n\r\n",
-        "bad_status_line",
     ),
     (
         "a tab before the status",
@@ -420,12 +390,6 @@ const REFUSED: &[(&str, &str, &[u8], &str)] = &[
         "bad_status_line",
     ),
     (
-        "chunked from HTTP/1.0",
-        "6.1",
-        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "transfer_encoding_on_http10",
-    ),
-    (
         "unrequested 101",
         "9110 7.8",
         b"HTTP/1.1 101 Switching\r\nUpgrade: w\r\nConnection: upgrade\r\n\r\n",
@@ -453,6 +417,24 @@ const REFUSED: &[(&str, &str, &[u8], &str)] = &[
 
 const REFUSED_FIELDS: &[(&str, &str, &[u8], &str)] = &[
     (
+        "a control byte behind a length",
+        "5.5",
+        b"Content-Length: 5\x01",
+        "control_byte",
+    ),
+    (
+        "a form feed before a length",
+        "5.5",
+        b"Content-Length: \x0c5",
+        "control_byte",
+    ),
+    (
+        "a control byte in Connection",
+        "5.5",
+        b"Connection: clos\x01e",
+        "control_byte",
+    ),
+    (
         "length before chunked",
         "6.3",
         b"Content-Length: 5\r\nTransfer-Encoding: chunked",
@@ -463,12 +445,6 @@ const REFUSED_FIELDS: &[(&str, &str, &[u8], &str)] = &[
         "6.3",
         b"Transfer-Encoding: chunked\r\nContent-Length: 5",
         "length_with_transfer_encoding",
-    ),
-    (
-        "two lengths that agree",
-        "6.3",
-        b"Content-Length: 5\r\nContent-Length: 5",
-        "duplicate_content_length",
     ),
     (
         "two lengths that disagree",
@@ -618,9 +594,6 @@ const REFUSED_FIELDS: &[(&str, &str, &[u8], &str)] = &[
         b"Location: /\nSet-Cookie: a=b",
         "bare_lf",
     ),
-    ("an escape in a value", "5.5", b"A: \x1b[0m", "control_byte"),
-    ("DEL in a value", "5.5", b"A: \x7f", "bad_header"),
-    ("two Host", "3.2", b"Host: a\r\nHost: a", "duplicate_host"),
 ];
 
 const REFUSED_OTHERS: &[(&str, &str, Ask, &[u8], &str)] = &[
@@ -653,13 +626,6 @@ const REFUSED_OTHERS: &[(&str, &str, Ask, &[u8], &str)] = &[
         "bad_upgrade",
     ),
     (
-        "two lengths to a HEAD",
-        "6.3",
-        Head,
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
-        "duplicate_content_length",
-    ),
-    (
         "a length and chunked to CONNECT",
         "6.3",
         Connect,
@@ -676,6 +642,21 @@ const REFUSED_OTHERS: &[(&str, &str, Ask, &[u8], &str)] = &[
 ];
 
 const PASSED: &[Passed] = &[
+    // What curl, HAProxy and nginx accept alike: the table of docs/contract.md, section 4.3.
+    ("bare LF for every line", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\nA: b\nContent-Length: 5\n\nhello", b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\nhello"),
+    ("bare LF for the empty line", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\nhello", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+    ("DEL in the reason", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 O\x7fK\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 200 O K\r\nContent-Length: 5\r\n\r\nhello"),
+    ("control bytes in a value", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\r\nA: b\x01c\x1b[0m\x7f\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 200 OK\r\nA: b c [0m\r\nContent-Length: 5\r\n\r\nhello"),
+    ("HTTP/2.0", "contract 4.3", Get, Dropped, false, b"HTTP/2.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+    ("two spaces around the status", "contract 4.3", Get, Kept, false, b"HTTP/1.1  200   OK\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+    ("chunked from HTTP/1.0", "contract 4.3", Get, Dropped, false, b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+    ("an empty element behind chunked", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked,\r\n\r\n5\r\nhello\r\n0\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+    ("two lengths that agree", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
+    ("two lengths that agree, to a HEAD", "contract 4.3", Head, Kept, false, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
+    ("two Host", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\r\nHost: a\r\nHost: b\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 200 OK\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"),
+    ("blanks behind a size", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5  \t\r\nhello\r\n0 \r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+    ("extensions of any form", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;\r\nhello\r\n0 ; a b=\"c\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+    ("a length and a coding as trailers", "contract 4.3", Get, Kept, false, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nA: b\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\n\r\n"),
     ("a counted body", "6.2", Get, Kept, false, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
     ("zeros before a length", "6.2", Get, Kept, false, b"HTTP/1.1 200 OK\r\nContent-Length: 05 \r\n\r\nhello", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
     ("no body", "6.2", Get, Kept, false, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
@@ -936,13 +917,6 @@ const CUT_CHUNKS: &[CutChunks] = &[
         "bad_chunk_size",
     ),
     (
-        "a space after the size",
-        "7.1",
-        b"1 \r\nx\r\n0\r\n\r\n",
-        b"",
-        "bad_chunk_extension",
-    ),
-    (
         "a size of 2^64 + 1",
         "7.1",
         b"10000000000000001\r\nx\r\n0\r\n\r\n",
@@ -962,13 +936,6 @@ const CUT_CHUNKS: &[CutChunks] = &[
         b"1\rx\r\n0\r\n\r\n",
         b"",
         "bad_chunk_end",
-    ),
-    (
-        "an extension without a name",
-        "7.1.1",
-        b"1;\r\nx\r\n0\r\n\r\n",
-        b"",
-        "bad_chunk_extension",
     ),
     (
         "an extension with NUL",
@@ -1025,20 +992,6 @@ const CUT_CHUNKS: &[CutChunks] = &[
         b"0\r\nA: b\r\n c\r\n\r\n",
         b"",
         "bad_trailer",
-    ),
-    (
-        "a length as a trailer",
-        "9110 6.5.1",
-        b"0\r\nContent-Length: 5\r\n\r\n",
-        b"",
-        "forbidden_trailer",
-    ),
-    (
-        "a coding as a trailer",
-        "9110 6.5.1",
-        b"0\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"",
-        "forbidden_trailer",
     ),
     (
         "chunks without the last",
