@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustc_hash::FxBuildHasher;
@@ -25,6 +25,8 @@ pub struct Published {
     /// The places of each Service's ports, by number. A change of a Service's set of ports copies
     /// one of these maps, and all other changes copy none.
     services: Box<[ArcSwap<Services>]>,
+    /// How many Services there are.
+    count: AtomicUsize,
     generation: AtomicU64,
 }
 
@@ -87,6 +89,7 @@ impl Default for Published {
     fn default() -> Self {
         Self {
             services: (0..MAPS).map(|_| ArcSwap::default()).collect(),
+            count: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
         }
     }
@@ -97,6 +100,11 @@ impl Published {
     /// Counts the changes. It grows before the first port of a change is published.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether there is more than one Service.
+    pub fn is_shared(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 1
     }
 
     /// A copy of all ports. The cost grows with their number.
@@ -172,10 +180,13 @@ impl Published {
     pub fn set_places(&self, service: &Arc<ObjectName>, places: Vec<Arc<Place>>) {
         let map = self.map(service);
         let mut services = Services::clone(&map.load());
+        let before = services.len();
         match places.is_empty() {
             true => _ = services.remove(service),
             false => _ = services.insert(service.clone(), places.into()),
         }
+        let count = self.count.load(Ordering::Relaxed) + services.len() - before;
+        self.count.store(count, Ordering::Relaxed);
         map.store(Arc::new(services));
     }
 }
@@ -294,5 +305,20 @@ mod tests {
         assert!(!held.has(&next), "the port is gone");
         published.set_places(&service, Vec::new());
         assert!(published.load().ports.is_empty());
+    }
+
+    #[test]
+    fn a_second_service_shares_the_proxy_until_it_ends() {
+        let published = Published::default();
+        let set = |name: &str, places: Vec<Arc<Place>>| {
+            published.set_places(&Arc::new(ObjectName::new("web", name)), places);
+            published.is_shared()
+        };
+        let places = || vec![Place::new(port(80, "http")), Place::new(port(81, "admin"))];
+        assert!(!set("a", places()), "two ports of one Service");
+        assert!(set("b", places()));
+        assert!(set("b", places()), "again");
+        assert!(!set("a", Vec::new()));
+        assert!(!set("none", Vec::new()));
     }
 }
