@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
 .PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
-	compare image cluster cluster-down e2e
+	compare image cluster cluster-down apiserver-scale e2e
 
 help: # this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -62,6 +62,10 @@ cluster: # a cluster of real parts on this machine: tests/cluster/README.md (roo
 
 cluster-down: # takes the cluster away again
 	tests/cluster/down.sh
+
+apiserver-scale: cluster # what many nodes cost an API server: writes tests/cluster/SCALE.md (10 minutes)
+	cargo build --release --locked --example watchers
+	python3 tests/cluster/scale.py
 
 e2e: cluster image # the promise in that cluster; SHORT=1 for short loads, ARGS='A C --columns ebbtide'
 	SHORT=$(SHORT) python3 tests/cluster/e2e.py $(ARGS)

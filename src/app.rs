@@ -18,7 +18,7 @@ use crate::admin::listener::{self, AdminListener};
 use crate::admin::report::Admin;
 use crate::admin::server;
 use crate::cluster::api;
-use crate::cluster::events::{self, Event, Events};
+use crate::cluster::events::{self, Events};
 use crate::config::fault::Refused;
 use crate::config::settings::{self, Config, Discovery};
 use crate::contract::policy::PortRef;
@@ -26,7 +26,7 @@ use crate::contract::snapshot::Published;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
-use crate::discovery::source::Message;
+use crate::discovery::source::{InUse, Message};
 use crate::discovery::{files, fixed, kubernetes};
 use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
@@ -139,7 +139,10 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
 
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (messages_in, messages) = mpsc::channel(64);
-    let (named, named_namespaces) = watch::channel(Control::named_namespaces(&config));
+    let (in_use, used) = watch::channel(InUse {
+        named: Control::named_services(&config),
+        ..InUse::default()
+    });
     let (events, event_queue) = Events::queue();
     let control = Control {
         config: config.clone(),
@@ -157,7 +160,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         notices,
         messages,
         commands,
-        named,
+        in_use,
         events: if api_server.is_some() {
             events
         } else {
@@ -166,8 +169,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted {
-            namespaces: wanted.namespaces.clone(),
-            named: named_namespaces,
+            settings: wanted.clone(),
+            in_use: used,
         };
         feed_from_api_server(
             api_server,
@@ -355,11 +358,12 @@ fn feed_from_api_server(
     api_server: kube::Config,
     wanted: kubernetes::Wanted,
     out: mpsc::Sender<Message>,
-    event_queue: mpsc::Receiver<Event>,
+    event_queue: events::Queue,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let (client, clock, heard) = {
+    let server = api_server.cluster_url.to_string();
+    let connected = {
         let _inside = runtime.enter();
         api::connect(api_server)?
     };
@@ -367,8 +371,12 @@ fn feed_from_api_server(
         .name("discovery".into())
         .spawn(move || {
             let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
-            runtime.spawn(events::run(client.clone(), event_queue, errors.clone()));
-            runtime.block_on(kubernetes::run(client, clock, heard, wanted, out, errors));
+            runtime.spawn(events::run(
+                connected.0.clone(),
+                event_queue,
+                errors.clone(),
+            ));
+            runtime.block_on(kubernetes::run(connected, server, wanted, out, errors));
         })?;
     Ok(())
 }

@@ -31,6 +31,19 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
         parts.push("listeners are being bound".to_owned());
     }
     let ready = parts.is_empty();
+    let missing: Vec<String> = state.standing.missing.iter().cloned().collect();
+    if ready && !missing.is_empty() {
+        parts.push(format!(
+            "not served, because they cannot be listed: namespaces {}",
+            first(&missing)
+        ));
+    }
+    if ready && state.standing.saved_at.is_some() {
+        parts.push(format!(
+            "a saved table is in force, from {} ago",
+            seconds(state.age())
+        ));
+    }
     if !broken.is_empty() {
         let age = if ready {
             format!(

@@ -55,6 +55,12 @@ pub struct Discovery {
     pub synced: bool,
     /// Seconds since the source was last in order; 0 while it is in order.
     pub age_seconds: u64,
+    /// When the table in force was saved to disk, while the source has not confirmed it.
+    #[serde(default)]
+    pub saved_at: Option<Timestamp>,
+    /// Namespaces that cannot be listed. Their Services are not served.
+    #[serde(default)]
+    pub missing_namespaces: Vec<String>,
     /// What is wrong with the source now.
     #[serde(default)]
     pub problems: Vec<Trouble>,
@@ -228,6 +234,8 @@ impl Status {
                 source: state.source.to_owned(),
                 synced: state.synced,
                 age_seconds: state.age().as_secs(),
+                saved_at: state.standing.saved_at.and_then(|at| at.try_into().ok()),
+                missing_namespaces: state.standing.missing.iter().cloned().collect(),
                 problems: state.problems.into_iter().map(Trouble::from).collect(),
             },
             listeners: state

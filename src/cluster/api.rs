@@ -5,27 +5,36 @@
 //! the `Date` header, from which drain deadlines count after a relist (contract 1.4). The other is
 //! that a broken watch has been answered again. The library also does not pause between watches
 //! that end as soon as they begin, so this file does. What the objects mean is left to `discovery`.
+//!
+//! A watch is named by its path and its selectors ([`watch_name`]).
+//!
+//! Over TLS, all requests share one connection (HTTP/2), if the API server offers that. A watch that
+//! falls silent must then be noticed although others go on, so the silence of each response is
+//! bounded here, and not only that of the connection.
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
-use hyper::body::Incoming;
-use hyper::{Request, Response};
+use hyper::body::{Body as HttpBody, Frame, Incoming};
+use hyper::{Request, Response, Uri};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use kube::api::Api;
+use kube::api::{Api, WatchParams};
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::utils::Backoff;
 use kube::{Client, Resource};
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 use tower::util::BoxService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
 
@@ -93,7 +102,7 @@ fn unusable(what: String, cure: &str) -> Refused {
     Refused::new("discovery.kubernetes", format!("{what}: {cure}"))
 }
 
-/// Makes a client, the API server's clock, and a channel with the paths of watches that were
+/// Makes a client, the API server's clock, and a channel with the names of watches that were
 /// answered well. The client must be made and used inside one runtime.
 ///
 /// # Errors
@@ -110,6 +119,7 @@ pub fn connect(
     let (answered, paths) = mpsc::unbounded_channel();
     let clock = Arc::new(Clock::default());
     let layer = Observe {
+        silence: config.read_timeout.unwrap_or(LONGEST_SILENCE),
         clock: clock.clone(),
         answered,
         paces: Arc::default(),
@@ -131,12 +141,27 @@ fn transport(config: &kube::Config) -> kube::Result<Transport> {
     tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     tcp.set_tcp_user_timeout(Some(KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES));
-    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    let tls = HttpsConnectorBuilder::new()
+        .with_tls_config(config.rustls_client_config()?)
+        .https_or_http();
+    let tls = match &config.tls_server_name {
+        None => tls,
+        Some(name) => {
+            let name = name.clone().try_into();
+            let name = name.map_err(|error| kube::Error::Service(Box::new(error)))?;
+            tls.with_server_name_resolver(FixedServerNameResolver::new(name))
+        }
+    };
+    let tls = tls.enable_http1().enable_http2().wrap_connector(tcp);
+    let mut connector = TimeoutConnector::new(tls);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(config.read_timeout);
     connector.set_write_timeout(config.write_timeout);
     connector.set_reset_reader_on_write(config.reset_reader_on_write);
-    let client = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let client = legacy::Client::builder(TokioExecutor::new())
+        // Lists of many namespaces at once leave as many connections behind them.
+        .pool_max_idle_per_host(1)
+        .build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -157,6 +182,33 @@ where
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     }
+}
+
+/// The name of a watch with these parameters, as [`connect`]'s channel reports it.
+pub fn watch_name(path: &str, labels: Option<&str>, fields: Option<&str>) -> String {
+    let parameters = WatchParams {
+        label_selector: labels.map(str::to_owned),
+        field_selector: fields.map(str::to_owned),
+        ..WatchParams::default()
+    };
+    let request = kube::core::Request::new(path).watch(&parameters, "0");
+    request.map_or_else(|_| path.to_owned(), |request| name_of(request.uri()))
+}
+
+/// The path of a watch's request, and its selectors.
+fn name_of(uri: &Uri) -> String {
+    let mut name = uri.path().to_owned();
+    for pair in pairs(uri) {
+        if pair.starts_with("labelSelector=") || pair.starts_with("fieldSelector=") {
+            name += "&";
+            name += pair;
+        }
+    }
+    name
+}
+
+fn pairs(uri: &Uri) -> impl Iterator<Item = &str> {
+    uri.query().unwrap_or_default().split('&')
 }
 
 /// The API server's message, or the reason why there is none, in one line.
@@ -222,28 +274,29 @@ impl Backoff for Pauses {
     fn reset(&mut self) {}
 }
 
-/// When the last watch of a path was answered well, and the pauses after short watches.
+/// When the last watch of a name was answered well, and the pauses after short watches.
 #[derive(Default)]
 struct Pace {
     answered: Option<Instant>,
     pauses: Pauses,
 }
 
-/// Reads the date of each response, reports the path of each watch that was answered well (a list
-/// may still fail then), and pauses between short watches.
+/// Reads the date of each response, reports the name of each watch that was answered well (a list
+/// may still fail then, a streamed one, too), and pauses between short watches.
 #[derive(Clone)]
 struct Observe {
+    silence: Duration,
     clock: Arc<Clock>,
     answered: mpsc::UnboundedSender<String>,
-    /// One entry for each watch, by path.
+    /// One entry for each watch, by name.
     paces: Arc<Mutex<HashMap<String, Pace>>>,
 }
 
 impl Observe {
-    /// How long to wait before the next watch of this path.
-    fn pause(&self, path: &str) -> Duration {
+    /// How long to wait before the next watch of this name.
+    fn pause(&self, name: &str) -> Duration {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        let pace = paces.entry(path.to_owned()).or_default();
+        let pace = paces.entry(name.to_owned()).or_default();
         let short = pace.answered.is_some_and(|at| at.elapsed() < SHORT);
         if short {
             pace.pauses.next().unwrap_or_default()
@@ -252,11 +305,36 @@ impl Observe {
         }
     }
 
-    fn watch_answered(&self, path: String) {
+    /// Notes that a watch was answered well. Watches that nobody has opened for long are forgotten.
+    fn watch_answered(&self, name: String, asked: Asked) {
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        paces.entry(path.clone()).or_default().answered = Some(Instant::now());
-        // The receiver is gone only when the process ends.
-        let _ = self.answered.send(path);
+        paces.retain(|_, pace| pace.answered.is_none_or(|at| at.elapsed() < FORGET));
+        paces.entry(name.clone()).or_default().answered = Some(Instant::now());
+        if asked == Asked::Watch {
+            // The receiver is gone only when the process ends.
+            let _ = self.answered.send(name);
+        }
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// The events from a known position on.
+    Watch,
+    /// All objects, and then the events.
+    Stream,
+    Other,
+}
+
+impl Asked {
+    fn by(uri: &Uri) -> Self {
+        let has = |wanted| pairs(uri).any(|pair| pair == wanted);
+        match (has("watch=true"), has("sendInitialEvents=true")) {
+            (true, false) => Self::Watch,
+            (true, true) => Self::Stream,
+            (false, _) => Self::Other,
+        }
     }
 }
 
@@ -281,26 +359,26 @@ where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
     S::Error: 'static,
+    B: 'static,
 {
-    type Response = Response<B>;
+    type Response = Response<Bounded<B>>;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+    type Future = BoxFuture<'static, Result<Response<Bounded<B>>, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let path = request.uri().path().to_owned();
-        let is_watch = request
-            .uri()
-            .query()
-            .is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+        let asked = Asked::by(request.uri());
+        let name = match asked {
+            Asked::Other => String::new(),
+            Asked::Watch | Asked::Stream => name_of(request.uri()),
+        };
         let observe = self.observe.clone();
-        let pause = if is_watch {
-            observe.pause(&path)
-        } else {
-            Duration::ZERO
+        let pause = match asked {
+            Asked::Other => Duration::ZERO,
+            Asked::Watch | Asked::Stream => observe.pause(&name),
         };
         let note = move |response: Response<B>| {
             if let Some(date) = response
@@ -310,10 +388,10 @@ where
             {
                 observe.clock.set(date);
             }
-            if is_watch && response.status().is_success() {
-                observe.watch_answered(path);
+            if asked != Asked::Other && response.status().is_success() {
+                observe.watch_answered(name, asked);
             }
-            response
+            response.map(|body| Bounded::new(body, observe.silence))
         };
         // Nothing is sent before the future is polled.
         let answer = self.inner.call(request);
@@ -327,6 +405,53 @@ where
     }
 }
 
+/// The body of a response. It ends with an error when nothing has come for `silence`.
+struct Bounded<B> {
+    body: B,
+    silence: Duration,
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl<B> Bounded<B> {
+    fn new(body: B, silence: Duration) -> Self {
+        let alarm = Box::pin(tokio::time::sleep(silence));
+        Self {
+            body,
+            silence,
+            alarm,
+        }
+    }
+}
+
+impl<B> HttpBody for Bounded<B>
+where
+    B: HttpBody + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            let next = tokio::time::Instant::now() + this.silence;
+            this.alarm.as_mut().reset(next);
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        match this.alarm.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err("the API server has fallen silent".into()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
 /// The longest connect to the API server.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Idle time before the first probe. With the two constants below, a connection that the other side
@@ -334,10 +459,14 @@ const CONNECT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 2;
+/// How long a response may be silent if the configuration does not say.
+const LONGEST_SILENCE: Duration = Duration::from_secs(75);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A watch that ends sooner counts as short. The API server ends watches after minutes.
 const SHORT: Duration = Duration::from_secs(1);
+/// A watch is opened again long before this.
+const FORGET: Duration = Duration::from_secs(3_600);
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,17 @@
 //! Kubernetes Events on Services: what `kubectl describe service` shows of drains, rollouts and
 //! faults.
 //!
-//! Events are for people and may be lost. The queue is bounded, so an API server that does not
-//! answer costs only Events. Each instance posts a burst, then one a second. The name of an Event
-//! that every instance of a cluster would post is made from its content, so that the cluster has it
-//! once.
+//! A cluster may have a thousand instances, and each Event is an object in the API server's store.
+//! So the name of an Event that several instances would post is made from what it is about: the
+//! first instance makes it, and the others are told that it exists. Receipts come from each
+//! instance, at random times within [`SPREAD`].
+//!
+//! Events are for people and may be lost, because the queue is bounded: an API server that does not
+//! answer costs only Events. One kind is never lost: what a claimed Service loses
+//! ([`Reason::NotServed`]). It waits in a queue of its own, in any order, and the pauses grow while
+//! other instances are faster.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -29,6 +35,9 @@ pub struct Event {
     pub uid: Option<String>,
     /// What happened.
     pub reason: Reason,
+    /// What it is about, besides the Service: a pod's UID. Then the first instance that posts it
+    /// speaks for all.
+    pub about: Option<String>,
     /// The text of the Event, one line.
     pub note: String,
 }
@@ -66,6 +75,10 @@ impl Reason {
         !matches!(self, Self::Drained | Self::RolledOut)
     }
 
+    fn is_receipt(self) -> bool {
+        matches!(self, Self::RolledOut | Self::RolloutFailed)
+    }
+
     fn action(self) -> &'static str {
         match self {
             Self::Drained | Self::DrainForced | Self::RolledOut | Self::RolloutFailed => "Drain",
@@ -75,22 +88,35 @@ impl Reason {
     }
 }
 
-/// The queue of Events. It never waits. Without an API server it drops every Event.
+/// The queues of Events. They never wait. Without an API server they drop every Event.
 #[derive(Debug, Clone, Default)]
-pub struct Events(Option<mpsc::Sender<Event>>);
+pub struct Events(Option<(mpsc::Sender<Event>, mpsc::UnboundedSender<Event>)>);
+
+/// The other end of the queues, for [`run`].
+pub struct Queue {
+    events: mpsc::Receiver<Event>,
+    /// Unbounded: a Service has a few warnings, and each is sent once.
+    unserved: mpsc::UnboundedReceiver<Event>,
+}
 
 impl Events {
-    /// A queue and its receiver, for [`run`].
-    pub fn queue() -> (Self, mpsc::Receiver<Event>) {
-        let (sender, queue) = mpsc::channel(QUEUED);
-        (Self(Some(sender)), queue)
+    /// The queues and their other end.
+    pub fn queue() -> (Self, Queue) {
+        let (sender, events) = mpsc::channel(QUEUED);
+        let (slow, unserved) = mpsc::unbounded_channel();
+        let queue = Queue { events, unserved };
+        (Self(Some((sender, slow))), queue)
     }
 
-    /// Queues an Event. A full queue drops it.
+    /// Queues an Event. A full queue drops it, unless it says what is not served.
     pub fn post(&self, event: Event) {
-        if let Some(queue) = &self.0
-            && queue.try_send(event).is_err()
-        {
+        let Some((queue, slow)) = &self.0 else {
+            return;
+        };
+        if event.reason == Reason::NotServed {
+            // The receiver is gone only when the process ends.
+            let _ = slow.send(event);
+        } else if queue.try_send(event).is_err() {
             tracing::debug!("an Event is dropped: the queue is full");
         }
     }
@@ -98,34 +124,179 @@ impl Events {
 
 /// Posts Events until every [`Events`] is dropped. `errors` counts failures by kind: `event`.
 /// Cancellation loses the Events that are queued.
-pub async fn run(client: Client, mut queue: mpsc::Receiver<Event>, errors: impl Fn(&'static str)) {
+pub async fn run(client: Client, mut queue: Queue, errors: impl Fn(&'static str)) {
     // The manifests set `POD_NAME`. A pod with the node's network has the node's host name.
     let instance = std::env::var("POD_NAME")
         .ok()
         .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
     let instance = instance.unwrap_or_default().trim().to_owned();
-    let mut allowance = Allowance::new(Instant::now());
-    let mut failed = false;
-    while let Some(event) = queue.recv().await {
-        if !allowance.take(Instant::now()) {
-            tracing::debug!(service = %event.service, note = event.note, "an Event is dropped: more than the allowance");
-            continue;
-        }
-        let api: Api<ApiEvent> = Api::namespaced(client.clone(), &event.service.namespace);
-        match api
-            .create(&PostParams::default(), &object(&event, &instance))
-            .await
-        {
-            Ok(_) => failed = false,
-            // Another instance, or this one, has posted the same Event.
-            Err(Error::Api(status)) if status.code == 409 => {}
-            Err(error) => {
-                errors("event");
-                if !std::mem::replace(&mut failed, true) {
-                    tracing::warn!(error = text::chain(&error), "cannot post Events");
+    let mut poster = Poster {
+        client,
+        instance,
+        allowance: Allowance::new(Instant::now()),
+        failed: false,
+        errors,
+    };
+    let mut waiting = Waiting::default();
+    let mut pace = Pace::new(Instant::now());
+    loop {
+        let due = waiting
+            .due()
+            .into_iter()
+            .chain(pace.at.filter(|_| waiting.has_unserved()))
+            .min();
+        let alarm = due.unwrap_or_else(Instant::now).into();
+        tokio::select! {
+            event = queue.events.recv() => match event {
+                Some(event) if event.reason.is_receipt() => waiting.later(event),
+                Some(event) => poster.post_allowed(&event).await,
+                None => return,
+            },
+            Some(event) = queue.unserved.recv() => waiting.take_unserved(event, &poster.instance),
+            () = tokio::time::sleep_until(alarm), if due.is_some() => {
+                let now = Instant::now();
+                while let Some(event) = waiting.next_due(now) {
+                    poster.post_allowed(&event).await;
+                }
+                if pace.at.is_none_or(|at| at <= now)
+                    && let Some((name, event)) = waiting.any_unserved()
+                {
+                    let posted = poster.post(&event).await;
+                    if posted == Posted::Failed {
+                        waiting.put_back(name, event);
+                    }
+                    pace.after(&posted, Instant::now());
                 }
             }
         }
+    }
+}
+
+/// What became of an Event.
+#[derive(Debug, PartialEq, Eq)]
+enum Posted {
+    Created,
+    /// Another instance, or this one, has posted it.
+    Exists,
+    /// The API server will never take it.
+    Refused,
+    Failed,
+}
+
+struct Poster<E> {
+    client: Client,
+    instance: String,
+    allowance: Allowance,
+    failed: bool,
+    errors: E,
+}
+
+impl<E: Fn(&'static str)> Poster<E> {
+    /// Posts an Event if the allowance is not used up.
+    async fn post_allowed(&mut self, event: &Event) {
+        if self.allowance.take(Instant::now()) {
+            self.post(event).await;
+        } else {
+            tracing::debug!(service = %event.service, note = event.note, "an Event is dropped: more than the allowance");
+        }
+    }
+
+    async fn post(&mut self, event: &Event) -> Posted {
+        let api: Api<ApiEvent> = Api::namespaced(self.client.clone(), &event.service.namespace);
+        let object = object(event, &self.instance);
+        match api.create(&PostParams::default(), &object).await {
+            Ok(_) => {
+                self.failed = false;
+                Posted::Created
+            }
+            Err(Error::Api(status)) if status.code == 409 => Posted::Exists,
+            Err(error) => {
+                (self.errors)("event");
+                if !std::mem::replace(&mut self.failed, true) {
+                    tracing::warn!(error = text::chain(&error), "cannot post Events");
+                }
+                match error {
+                    // Its namespace is gone, or the Event breaks a rule of the API.
+                    Error::Api(status) if matches!(status.code, 404 | 422) => Posted::Refused,
+                    _ => Posted::Failed,
+                }
+            }
+        }
+    }
+}
+
+/// Events that are not due yet.
+#[derive(Default)]
+struct Waiting {
+    /// Receipts by their times, with a number that keeps equal times apart.
+    receipts: BTreeMap<(Instant, u64), Event>,
+    count: u64,
+    /// What is not served, by the Events' names, so that each waits once.
+    unserved: BTreeMap<String, Event>,
+}
+
+impl Waiting {
+    /// Keeps a receipt for a random time. Too many are dropped.
+    fn later(&mut self, event: Event) {
+        if self.receipts.len() < QUEUED {
+            self.count += 1;
+            let at = Instant::now() + SPREAD.mul_f64(fastrand::f64());
+            self.receipts.insert((at, self.count), event);
+        }
+    }
+
+    /// When the first receipt is due.
+    fn due(&self) -> Option<Instant> {
+        self.receipts.keys().next().map(|(at, _)| *at)
+    }
+
+    fn next_due(&mut self, now: Instant) -> Option<Event> {
+        let first = self.receipts.first_entry()?;
+        (first.key().0 <= now).then(|| first.remove())
+    }
+
+    fn has_unserved(&self) -> bool {
+        !self.unserved.is_empty()
+    }
+
+    fn take_unserved(&mut self, event: Event, instance: &str) {
+        let name = object(&event, instance).metadata.name.unwrap_or_default();
+        let key = format!("{}/{name}", event.service.namespace);
+        self.unserved.insert(key, event);
+    }
+
+    fn put_back(&mut self, name: String, event: Event) {
+        self.unserved.entry(name).or_insert(event);
+    }
+
+    /// Takes any of them, so that the instances of a cluster begin at different ones.
+    fn any_unserved(&mut self) -> Option<(String, Event)> {
+        let place = fastrand::usize(..self.unserved.len().max(1));
+        let name = self.unserved.keys().nth(place)?.clone();
+        self.unserved.remove_entry(&name)
+    }
+}
+
+/// When the next Event about something that is not served is posted. The pause is random within its
+/// upper half.
+struct Pace {
+    pause: Duration,
+    at: Option<Instant>,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        let at = Some(now + EVERY.mul_f64(fastrand::f64()));
+        Self { pause: EVERY, at }
+    }
+
+    /// The pause doubles while other instances are faster, or the API server fails.
+    fn after(&mut self, posted: &Posted, now: Instant) {
+        self.pause = match posted {
+            Posted::Created => EVERY,
+            Posted::Exists | Posted::Refused | Posted::Failed => (self.pause * 2).min(SLOWEST),
+        };
+        self.at = Some(now + self.pause.mul_f64(0.5 + fastrand::f64() / 2.0));
     }
 }
 
@@ -134,14 +305,16 @@ fn object(event: &Event, instance: &str) -> ApiEvent {
         service,
         uid,
         reason,
+        about,
         note,
     } = event;
     let mut hasher = DefaultHasher::new();
-    (reason.as_str(), note, uid).hash(&mut hasher);
-    match reason {
-        Reason::NotServed => {}
-        Reason::PortNotBound => instance.hash(&mut hasher),
-        _ => fastrand::u64(..).hash(&mut hasher),
+    (reason.as_str(), uid).hash(&mut hasher);
+    match (reason, about) {
+        (Reason::NotServed, _) => note.hash(&mut hasher),
+        (Reason::PortNotBound, _) => (note, instance).hash(&mut hasher),
+        (_, Some(about)) => about.hash(&mut hasher),
+        (_, None) => fastrand::u64(..).hash(&mut hasher),
     }
     let mut note = note.clone();
     note.truncate(note.floor_char_boundary(LONGEST_NOTE));
@@ -221,8 +394,12 @@ const CONTROLLER: &str = "ebbtide.dev/ebbtide";
 const QUEUED: usize = 256;
 /// Events that may be posted without a pause.
 const BURST: f64 = 50.0;
-/// The pause between Events after the burst.
+/// The pause between Events after the burst, and between those about what is not served.
 const EVERY: Duration = Duration::from_secs(1);
+/// The longest pause between Events about what is not served.
+const SLOWEST: Duration = Duration::from_secs(60);
+/// Within this time, the instances of a cluster post their receipts of one rollout.
+const SPREAD: Duration = Duration::from_secs(10);
 /// Bytes of a text. The API refuses more than 1,024.
 const LONGEST_NOTE: usize = 1_000;
 
@@ -235,7 +412,16 @@ mod tests {
             service: ObjectName::new("web", "shop"),
             uid: Some("7".into()),
             reason,
+            about: None,
             note: note.into(),
+        }
+    }
+
+    fn of_pod(reason: Reason, pod: &str, note: &str) -> Event {
+        let about = Some(pod.to_owned());
+        Event {
+            about,
+            ..event(reason, note)
         }
     }
 
@@ -264,9 +450,64 @@ mod tests {
             name(Reason::PortNotBound, "a", "n2")
         );
         assert_ne!(
-            name(Reason::Drained, "a", "n1"),
-            name(Reason::Drained, "a", "n1")
+            name(Reason::RolledOut, "a", "n1"),
+            name(Reason::RolledOut, "a", "n1"),
+            "each instance has its own receipt"
         );
+        let name = |reason, pod, instance: &str| {
+            let event = of_pod(reason, pod, &format!("in 3 s, by {instance}"));
+            object(&event, instance).metadata.name.unwrap()
+        };
+        let drained = name(Reason::Drained, "p1", "n1");
+        assert_eq!(
+            drained,
+            name(Reason::Drained, "p1", "n2"),
+            "one instance speaks for all"
+        );
+        assert_ne!(drained, name(Reason::Drained, "p2", "n1"));
+        assert_ne!(drained, name(Reason::DrainForced, "p1", "n1"));
+    }
+
+    #[test]
+    fn what_is_not_served_waits_once_and_is_never_dropped() {
+        let (events, mut queue) = Events::queue();
+        for n in 0..3 * QUEUED {
+            events.post(event(Reason::NotServed, &format!("field {}", n / 2)));
+        }
+        let mut waiting = Waiting::default();
+        while let Ok(event) = queue.unserved.try_recv() {
+            waiting.take_unserved(event, "n1");
+        }
+        let mut notes = std::collections::BTreeSet::new();
+        while let Some((_, event)) = waiting.any_unserved() {
+            notes.insert(event.note);
+        }
+        assert_eq!(notes.len(), 3 * QUEUED / 2);
+    }
+
+    #[test]
+    fn the_pause_grows_while_others_are_faster() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut pause = |posted| {
+            pace.after(&posted, now);
+            pace.at.unwrap() - now
+        };
+        assert!(pause(Posted::Created) <= EVERY);
+        assert!(pause(Posted::Exists) > EVERY / 2);
+        (0..8).for_each(|_| _ = pause(Posted::Exists));
+        assert!(pause(Posted::Failed) >= SLOWEST / 2);
+        assert!(pause(Posted::Created) <= EVERY);
+    }
+
+    #[test]
+    fn receipts_wait_for_a_random_time_and_come_out_in_order() {
+        let mut waiting = Waiting::default();
+        (0..QUEUED + 10).for_each(|_| waiting.later(event(Reason::RolledOut, "")));
+        assert!(waiting.next_due(Instant::now() - SPREAD).is_none());
+        let end = Instant::now() + SPREAD;
+        assert_eq!(std::iter::from_fn(|| waiting.next_due(end)).count(), QUEUED);
+        assert_eq!(waiting.due(), None);
     }
 
     #[test]
@@ -302,6 +543,6 @@ mod tests {
         for _ in 0..QUEUED + 10 {
             events.post(event(Reason::Drained, ""));
         }
-        assert_eq!(queue.len(), QUEUED);
+        assert_eq!(queue.events.len(), QUEUED);
     }
 }

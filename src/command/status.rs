@@ -168,15 +168,20 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
         },
     );
     let discovery = &status.discovery;
+    let age = seconds(Duration::from_secs(discovery.age_seconds));
     let state = match (discovery.synced, discovery.problems.is_empty()) {
         (false, _) => "no complete table yet".to_owned(),
+        _ if discovery.saved_at.is_some() => format!("a saved table is in force, from {age} ago"),
         (true, true) => "in order".to_owned(),
-        (true, false) => {
-            let age = seconds(Duration::from_secs(discovery.age_seconds));
-            format!("not in order for {age}, the last good table is in force")
-        }
+        (true, false) => format!("not in order for {age}, the last good table is in force"),
     };
     text += &format!("source {}: {state}\n", one_line(&discovery.source));
+    for namespace in &discovery.missing_namespaces {
+        text += &format!(
+            "  namespace {} cannot be listed and is not served\n",
+            one_line(namespace)
+        );
+    }
     for problem in &discovery.problems {
         text += &format!(
             "  {}: {}\n",

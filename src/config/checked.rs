@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::{
-    Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, Retry, Timeouts,
+    Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, PodWatch, Retry, Timeouts,
 };
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
@@ -78,8 +78,23 @@ impl raw::Discovery {
                     "two sources are set, expected either files or kubernetes",
                 ));
             }
-            (None, Some(kubernetes)) => return kubernetes.check(folder).map(Discovery::Kubernetes),
+            (None, Some(kubernetes)) => {
+                let snapshot = self
+                    .snapshot
+                    .map(|text| folder.join(text).components().collect());
+                let kubernetes = kubernetes.check(folder)?;
+                return Ok(Discovery::Kubernetes(Kubernetes {
+                    snapshot,
+                    ..kubernetes
+                }));
+            }
         };
+        if self.snapshot.is_some() {
+            return Err(Fault::new(
+                "discovery.snapshot",
+                "a folder of manifests is on disk already, expected it only with kubernetes",
+            ));
+        }
         if files.path.is_empty() {
             return Err(Fault::new(
                 "discovery.files.path",
@@ -131,12 +146,32 @@ impl raw::Kubernetes {
                 Fault::new("discovery.kubernetes.kubeconfig", what)
             })?;
         }
+        let pods = match self.pods.as_deref() {
+            None | Some("all") => PodWatch::All,
+            Some("none") => PodWatch::None,
+            Some("node") => PodWatch::Node(node_name()?),
+            Some(other) => {
+                let what = format!("{other:?}, expected all, node or none");
+                return Err(Fault::new("discovery.kubernetes.pods", what));
+            }
+        };
         Ok(Kubernetes {
             namespaces,
             kubeconfig,
+            pods,
             ..Kubernetes::default()
         })
     }
+}
+
+/// The name of this node, as the manifests give it to the container.
+fn node_name() -> Result<String, Fault> {
+    let name = std::env::var("NODE_NAME").ok();
+    name.filter(|name| value::subdomain(name)).ok_or_else(|| {
+        let what = "node needs the node's name in the environment variable NODE_NAME, as the \
+                    manifests in deploy/ set it; expected all or none without it";
+        Fault::new("discovery.kubernetes.pods", what.to_owned())
+    })
 }
 
 impl raw::NodePorts {

@@ -63,6 +63,9 @@ pub(super) struct Discovery {
     pub files: Option<Files>,
     /// The Kubernetes API.
     pub kubernetes: Option<Kubernetes>,
+    /// A file that keeps the last table of `kubernetes`, so that a restart can serve it while the
+    /// API server is gone. Relative to the configuration file's folder. If absent: none is kept.
+    pub snapshot: Option<String>,
 }
 
 /// A folder of manifests. Its objects stand for those of an API server.
@@ -84,6 +87,10 @@ pub(super) struct Kubernetes {
     /// A kubeconfig file, relative to the configuration file's folder. If absent: the pod's service
     /// account, then `KUBECONFIG`, then the file in the home folder.
     pub kubeconfig: Option<String>,
+    /// Whose metadata is watched: `all` pods of the namespaces in use, those of this `node`, or
+    /// `none`. A drain of a pod that is not watched begins when an EndpointSlice shows it.
+    #[schemars(extend("default" = "all", "enum" = ["all", "node", "none"]))]
+    pub pods: Option<String>,
 }
 
 /// The listeners of nodePorts.

@@ -78,10 +78,30 @@ pub struct Kubernetes {
     /// The kubeconfig file. `None`: the pod's service account, then `KUBECONFIG`, then the file in
     /// the home folder.
     pub kubeconfig: Option<PathBuf>,
+    /// Which pods are watched.
+    pub pods: PodWatch,
+    /// Where the last table is kept for a restart without the API server. `None`: nowhere.
+    pub snapshot: Option<PathBuf>,
+    /// How often that file may be written. This is not a field of the file.
+    pub save_every: Duration,
+    /// How long the first table may wait for all namespaces. Then those that are known are served.
+    /// This is not a field of the file.
+    pub patience: Duration,
     /// A connection to the API server without a byte for this long is closed. This is not a field
     /// of the file: bookmarks come once a minute, so a shorter time would break healthy watches,
     /// and a longer time would miss deletions for longer.
     pub silence: Duration,
+}
+
+/// Which pods are watched. Only their metadata is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodWatch {
+    /// All pods of the namespaces in use: a drain begins with the deletion of its pod.
+    All,
+    /// The pods of this node. For others, a drain begins when a slice shows it.
+    Node(String),
+    /// None: each drain begins when a slice shows it.
+    None,
 }
 
 impl Default for Kubernetes {
@@ -89,6 +109,10 @@ impl Default for Kubernetes {
         Self {
             namespaces: Vec::new(),
             kubeconfig: None,
+            pods: PodWatch::All,
+            snapshot: None,
+            save_every: Duration::from_secs(10),
+            patience: Duration::from_secs(10),
             silence: Duration::from_secs(75),
         }
     }

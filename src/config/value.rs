@@ -146,6 +146,11 @@ pub fn label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
+/// Whether a text is a DNS subdomain, as names of nodes are: up to 253 bytes, labels between dots.
+pub fn subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(label)
+}
+
 /// The text of an I/O error without Rust's `(os error 2)`.
 pub fn plain(error: &std::io::Error) -> String {
     let text = error.to_string();

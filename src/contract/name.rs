@@ -3,8 +3,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// `namespace/name` of a Service, EndpointSlice or Pod.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectName {
     /// The namespace of the object.
     pub namespace: String,
@@ -37,7 +39,7 @@ impl fmt::Display for ObjectName {
 }
 
 /// The pod behind an endpoint, as a slice names it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PodRef {
     /// The pod's name, in the namespace of its slice.
     pub name: String,

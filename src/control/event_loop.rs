@@ -20,7 +20,7 @@ use crate::contract::snapshot::Published;
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::shutdown::Phase;
-use crate::discovery::source::Message;
+use crate::discovery::source::{InUse, Message};
 use crate::observe::health::Health;
 use crate::proxy::shared::{Shared, WorkerCommand};
 use crate::routing::change::Chores;
@@ -63,8 +63,8 @@ pub struct Control {
     pub messages: mpsc::Receiver<Message>,
     /// Commands. Unbounded, since a signal handler must not wait; people send few.
     pub commands: mpsc::UnboundedReceiver<Command>,
-    /// The namespaces of the configured listeners' Services, for an API server's source.
-    pub named: watch::Sender<BTreeSet<String>>,
+    /// What the table uses, for an API server's source.
+    pub in_use: watch::Sender<InUse>,
     /// Kubernetes Events to post.
     pub events: Events,
 }
@@ -73,13 +73,10 @@ pub struct Control {
 type Deadlines = BTreeMap<(Instant, EndpointId), Arc<Endpoint>>;
 
 impl Control {
-    /// The namespaces of the Services that configured listeners name.
-    pub fn named_namespaces(config: &Config) -> BTreeSet<String> {
-        config
-            .listeners
-            .iter()
-            .map(|listener| listener.service.namespace.clone())
-            .collect()
+    /// The Services that configured listeners name.
+    pub fn named_services(config: &Config) -> BTreeSet<ObjectName> {
+        let listeners = config.listeners.iter();
+        listeners.map(|listener| listener.service.clone()).collect()
     }
 
     /// Runs until a shutdown is complete.
@@ -228,7 +225,15 @@ impl Control {
         if !forgotten.pods.is_empty() {
             chores.append(self.table.apply(&self.world, &forgotten, now));
         }
+        self.report_use();
         chores
+    }
+
+    /// Tells the source what the table uses now, so that it gives up what is no longer used.
+    fn report_use(&self) {
+        let routed = self.table.service_names().cloned().collect();
+        let named = Self::named_services(&self.config);
+        self.in_use.send_replace(InUse { named, routed });
     }
 
     /// Takes in a message of the source. Its changes are in force when this returns.
@@ -243,6 +248,11 @@ impl Control {
             }
             Message::Synced => {
                 self.health.update(|health| health.synced = true);
+                self.rebind_all();
+                Chores::default()
+            }
+            Message::Standing(standing) => {
+                self.health.update(|health| health.standing = standing);
                 self.rebind_all();
                 Chores::default()
             }
@@ -282,7 +292,14 @@ impl Control {
                         } else {
                             Reason::Drained
                         };
-                        self.post(&record.service.service, reason, record.words(took));
+                        // A thousand nodes see each drain. Only those with requests report it.
+                        if record.touched_requests() {
+                            let pod = endpoint.pod.as_ref().map(|pod| pod.uid.clone());
+                            let about = pod.filter(|uid| !uid.is_empty());
+                            let about = about.unwrap_or_else(|| endpoint.address.to_string());
+                            let words = record.words(took);
+                            self.post_about(&record.service.service, reason, Some(about), words);
+                        }
                     }
                     left.push(endpoint);
                 }
@@ -321,8 +338,7 @@ impl Control {
             self.shared.post_all(|| WorkerCommand::Left(left.clone()));
         }
         if !chores.listeners.is_empty() && self.health.is_synced() {
-            self.listeners
-                .want(&self.config, &self.snapshot, &chores.listeners);
+            self.want_listeners(chores.listeners);
         }
         for endpoint in chores.join {
             let connect = self.config.timeouts.connect;
@@ -371,7 +387,7 @@ impl Control {
         for warning in config.warnings() {
             tracing::warn!(warning, "the configuration has a doubtful field");
         }
-        self.named.send_replace(Self::named_namespaces(&config));
+        self.report_use();
         self.table.set_config(config.clone());
         self.shared
             .post_all(|| WorkerCommand::Config(config.clone()));
@@ -388,8 +404,17 @@ impl Control {
     /// Looks again which listeners are wanted of all Services, once the first table is in force.
     fn rebind_all(&mut self) {
         if self.health.is_synced() {
-            self.listeners.want_all(&self.config, &self.snapshot);
+            let all = self.listeners.services(&self.config, &self.snapshot);
+            self.want_listeners(all);
         }
+    }
+
+    /// Takes in which listeners of these Services are wanted. A port that nothing is known about stays
+    /// with whoever serves it now: the process that this one replaces, or nobody.
+    fn want_listeners(&mut self, mut services: BTreeSet<ObjectName>) {
+        let missing = self.health.standing().missing;
+        services.retain(|service| !missing.contains(&service.namespace));
+        self.listeners.want(&self.config, &self.snapshot, &services);
     }
 
     /// Binds the listeners that are due.
@@ -414,12 +439,25 @@ impl Control {
             } else {
                 Reason::RolloutFailed
             };
-            self.post(&rollout.service, reason, rollout.words());
+            if rollout.had_traffic() {
+                self.post(&rollout.service, reason, rollout.words());
+            }
         }
     }
 
     /// Posts an Event about a Service.
     fn post(&self, service: &ObjectName, reason: Reason, note: String) {
+        self.post_about(service, reason, None, note);
+    }
+
+    /// Posts an Event about a Service. `about` is for [`Event::about`].
+    fn post_about(
+        &self,
+        service: &ObjectName,
+        reason: Reason,
+        about: Option<String>,
+        note: String,
+    ) {
         let uid = self
             .world
             .service(service)
@@ -428,6 +466,7 @@ impl Control {
             service: service.clone(),
             uid,
             reason,
+            about,
             note,
         });
     }

@@ -85,12 +85,12 @@ impl Listeners {
         }
     }
 
-    /// Takes in which listeners are wanted now, of all Services.
-    pub fn want_all(&mut self, config: &Config, published: &Published) {
+    /// The Services that have listeners, or may want some.
+    pub fn services(&self, config: &Config, published: &Published) -> BTreeSet<ObjectName> {
         let mut services: BTreeSet<ObjectName> = self.by_service.keys().cloned().collect();
         services.extend(config.listeners.iter().map(|it| it.service.clone()));
         services.extend(published.load().ports.into_keys().map(|key| key.service));
-        self.want(config, published, &services);
+        services
     }
 
     /// Takes in which listeners of these Services are wanted now. A listener that is no longer

@@ -5,11 +5,18 @@
 //! `document` finds them in a text. Nothing here merges objects or knows of routing; that is
 //! `routing/world`.
 
+mod arrivals;
 pub mod document;
 pub mod files;
 pub mod fixed;
+mod held;
 pub mod kubernetes;
 pub mod manifest;
 pub mod object;
+mod restored;
+mod saved;
+mod scope;
 pub mod source;
+mod standing;
+mod watches;
 mod watching;

@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::contract::name::{ObjectName, PodRef};
 
 /// One change of the source's objects.
@@ -28,6 +30,11 @@ pub enum Change {
         namespace: Option<String>,
         /// All objects that there are now.
         objects: Vec<Object>,
+    },
+    /// The source no longer watches the pods of a namespace. They have not ended.
+    Forget {
+        /// The namespace.
+        namespace: String,
     },
 }
 
@@ -84,7 +91,7 @@ impl fmt::Display for Kind {
 }
 
 /// The parts of a v1 Service that routing needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceObject {
     /// Namespace and name of the Service.
     pub name: ObjectName,
@@ -119,7 +126,7 @@ impl ServiceObject {
 }
 
 /// One TCP port of a Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePortObject {
     /// The port's name. A Service with one port may leave it out.
     pub name: Option<String>,
@@ -135,7 +142,7 @@ pub struct ServicePortObject {
 
 /// A discovery.k8s.io/v1 EndpointSlice. The API's nil rules are already applied to its conditions
 /// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceObject {
     /// Namespace and name of the slice.
     pub name: ObjectName,
@@ -158,11 +165,12 @@ pub struct SliceObject {
 }
 
 /// One endpoint of a slice.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceEndpoint {
     /// `addresses[0]`. Other addresses are not used.
     pub address: IpAddr,
     /// `targetRef`, if it names a Pod.
+    #[serde(serialize_with = "write_pod", deserialize_with = "read_pod")]
     pub pod: Option<Arc<PodRef>>,
     /// The condition `ready`; true if absent.
     pub ready: bool,
@@ -172,8 +180,16 @@ pub struct SliceEndpoint {
     pub terminating: bool,
 }
 
+fn write_pod<S: Serializer>(pod: &Option<Arc<PodRef>>, to: S) -> Result<S::Ok, S::Error> {
+    pod.as_deref().serialize(to)
+}
+
+fn read_pod<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Arc<PodRef>>, D::Error> {
+    Ok(Option::<PodRef>::deserialize(from)?.map(Arc::new))
+}
+
 /// The metadata of a Pod, and its grace period if the source shows the `spec`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodObject {
     /// Namespace and name of the pod.
     pub name: ObjectName,
@@ -188,7 +204,7 @@ pub struct PodObject {
 }
 
 /// A pod's `metadata.deletionTimestamp` and `deletionGracePeriodSeconds`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
     /// `deletionGracePeriodSeconds`.
     pub grace: Option<Duration>,

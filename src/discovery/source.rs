@@ -3,8 +3,10 @@
 //! Invariant: the control loop applies one [`Message::Changes`] as a whole before it publishes
 //! anything.
 
+use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};
 
+use crate::contract::name::ObjectName;
 use crate::discovery::object::Change;
 use crate::text::one_line;
 
@@ -20,9 +22,29 @@ pub enum Message {
     },
     /// The first complete list has been sent. An empty list counts.
     Synced,
+    /// How far the first table is. Comes before [`Message::Synced`], and when it changes.
+    Standing(Standing),
     /// The whole list of the source's problems as it is now. It is empty when the source is in
     /// order again.
     Problems(Vec<Problem>),
+}
+
+/// What the table in force lacks. The default is a table that lacks nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Namespaces whose objects are not known yet. Their Services are not served.
+    pub missing: BTreeSet<String>,
+    /// When the table was last in order, if it is a saved one that the source has not confirmed yet.
+    pub saved_at: Option<SystemTime>,
+}
+
+/// What the table uses, for a source that reads only what is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// The Services that configured listeners name.
+    pub named: BTreeSet<ObjectName>,
+    /// The Services that the table routes to, or whose connections still exist.
+    pub routed: BTreeSet<ObjectName>,
 }
 
 /// Something that a source cannot read. The last good state stays in force.

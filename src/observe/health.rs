@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::contract::clock;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
-use crate::discovery::source::Problem;
+use crate::discovery::source::{Problem, Standing};
 
 /// The state behind `/livez` and `/readyz`, shared between threads.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct HealthState {
     pub source: &'static str,
     /// Whether the first complete table is in force.
     pub synced: bool,
+    /// What the table in force lacks.
+    pub standing: Standing,
     /// Whether every listener has been tried once.
     pub ports_tried: bool,
     /// Whether SIGTERM or SIGINT has come.
@@ -66,9 +68,12 @@ pub struct ListenerState {
 }
 
 impl HealthState {
-    /// The age of the table in force. It is zero while the source is in order.
+    /// The age of the table in force. It is zero while the source is in order. A saved table counts
+    /// from when it was in order, by the wall clock.
     pub fn age(&self) -> Duration {
-        if self.synced && self.problems.is_empty() {
+        if let Some(at) = self.standing.saved_at {
+            at.elapsed().unwrap_or_default()
+        } else if self.synced && self.problems.is_empty() {
             Duration::ZERO
         } else {
             self.current_at.elapsed()
@@ -83,6 +88,7 @@ impl Health {
         let state = HealthState {
             source,
             synced: false,
+            standing: Standing::default(),
             ports_tried: false,
             shutting_down: false,
             current_at: Instant::now(),
@@ -122,6 +128,11 @@ impl Health {
     /// See [`HealthState::age`].
     pub fn age(&self) -> Duration {
         self.lock().age()
+    }
+
+    /// What the table in force lacks.
+    pub fn standing(&self) -> Standing {
+        self.lock().standing.clone()
     }
 
     /// A copy of the state now.

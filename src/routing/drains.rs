@@ -47,6 +47,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether a request or a connection was in flight or was moved to another endpoint.
+    pub fn touched_requests(&self) -> bool {
+        self.finished + self.replayed + self.forced > 0
+    }
+
     /// The record as one line for people. `took` is how long the drain took.
     pub fn words(&self, took: Duration) -> String {
         let endpoint = self.pod.as_ref().map_or_else(

@@ -49,6 +49,13 @@ pub struct Rollout {
 }
 
 impl Rollout {
+    /// Whether a client was there to notice the rollout.
+    pub fn had_traffic(&self) -> bool {
+        let answered = self.requests + self.replayed + self.held + self.failures;
+        let connections = self.connections_kept + self.connections_lost + self.forced;
+        answered + connections > 0
+    }
+
     /// The receipt as one line for people.
     pub fn words(&self) -> String {
         let Self {

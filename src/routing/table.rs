@@ -222,6 +222,11 @@ impl RoutingTable {
             .get_mut(&key.port)
     }
 
+    /// The Services that it routes to, or whose endpoints still exist.
+    pub fn service_names(&self) -> impl Iterator<Item = &ObjectName> {
+        self.services.keys()
+    }
+
     /// Whether the table remembers no endpoint and no Service. For tests.
     #[doc(hidden)]
     pub fn is_empty(&self) -> bool {

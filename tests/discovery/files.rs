@@ -114,6 +114,7 @@ impl Rig {
                 }
             }
             Message::Synced => self.synced = true,
+            Message::Standing(standing) => panic!("{standing:?}"),
             Message::Problems(problems) => self.problems = problems,
         }
     }
@@ -142,6 +143,7 @@ fn in_words(change: &Change) -> String {
         Change::Apply(object) => format!("+{} {}", object.kind(), object.name()),
         Change::Remove(kind, name) => format!("-{kind} {name}"),
         Change::Replace { kind, objects, .. } => format!("={kind} {}", objects.len()),
+        Change::Forget { namespace } => panic!("{namespace} is forgotten"),
     }
 }
 

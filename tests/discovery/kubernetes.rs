@@ -4,10 +4,13 @@
 
 mod api;
 mod rig;
+mod scope;
 
 mod breaks;
 mod events;
 mod lists;
+mod namespaces;
 mod order;
 mod pods;
+mod saved;
 mod services;

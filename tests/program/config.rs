@@ -327,6 +327,7 @@ fn the_schema_and_the_reference_name_the_same_fields() {
     // The two sources exclude each other, so the reference shows the second one as a comment.
     let reference = reference
         .replace("  # kubernetes:", "  kubernetes:")
+        .replace("  # snapshot:", "  snapshot:")
         .replace("  #   ", "    ");
     let options = serde_saphyr::options! { strict_booleans: true };
     let reference: Value = serde_saphyr::from_str_with_options(&reference, options).unwrap();

@@ -164,9 +164,10 @@ fn the_next_pod_comes_before_the_old_one_goes() {
     let strategy = spec.update_strategy.unwrap();
     assert_eq!(strategy.type_.as_deref(), Some("RollingUpdate"));
     let rolling = strategy.rolling_update.unwrap();
+    let share = IntOrString::String("10%".to_owned());
     assert_eq!(
         (rolling.max_surge, rolling.max_unavailable),
-        (Some(IntOrString::Int(1)), Some(IntOrString::Int(0)))
+        (Some(share), Some(IntOrString::Int(0)))
     );
     assert!(spec.min_ready_seconds > Some(0));
     let rolling = deployment()
@@ -222,7 +223,9 @@ fn the_pods_have_no_privilege() {
         assert_eq!((pod.host_pid, pod.host_ipc), (None, None));
         let volumes = pod.volumes.as_ref().unwrap();
         assert!(
-            volumes.iter().all(|volume| volume.config_map.is_some()),
+            volumes
+                .iter()
+                .all(|volume| volume.config_map.is_some() || volume.empty_dir.is_some()),
             "{volumes:?}"
         );
         let expected = json!({

@@ -29,6 +29,7 @@ impl World {
                 self.remove_slice(&name, received, touched)
             }
             Change::Remove(Kind::Pod, name) => self.remove_pod(&name, received, touched),
+            Change::Forget { namespace } => self.forget_pods(&namespace, touched),
             Change::Replace {
                 kind,
                 namespace,

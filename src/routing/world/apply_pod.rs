@@ -93,6 +93,23 @@ impl World {
         }
     }
 
+    /// Takes in that the pods of a namespace are no longer watched. They have not ended. What a slice
+    /// still names, and what has ended, is remembered as before.
+    pub(super) fn forget_pods(&mut self, namespace: &str, touched: &mut Touched) {
+        let mut released = Vec::new();
+        for pod in self.pods.list.iter_mut().flatten() {
+            if pod.name.namespace == namespace && pod.is_live() {
+                pod.held = false;
+                released.push(pod.name.clone());
+            }
+        }
+        for name in released {
+            if let Some(uid) = uid_of(&self.uids, &name).map(str::to_owned) {
+                self.touch_pod(&uid, touched);
+            }
+        }
+    }
+
     /// Ends a pod whose object is gone, or whose name has passed to another UID.
     fn end_pod(&mut self, uid: &str, received: Instant, touched: &mut Touched) {
         let Some(pod) = self.pods.get_mut(uid) else {

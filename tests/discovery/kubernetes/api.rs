@@ -26,6 +26,8 @@ pub enum Kind {
     Pods,
 }
 
+const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
+
 pub const KINDS: [Kind; 3] = [Kind::Services, Kind::Slices, Kind::Pods];
 
 /// A kind of request.
@@ -36,6 +38,10 @@ pub enum Verb {
     /// The other pages of a list.
     More,
     Watch,
+    /// A watch that begins with all objects, refused.
+    Stream,
+    /// One object.
+    Get,
 }
 
 /// How requests are answered, until [`Api::lift`].
@@ -72,6 +78,7 @@ pub struct Asked {
     /// `None` means all namespaces.
     pub namespace: Option<String>,
     pub query: String,
+    pub selector: Option<String>,
     pub at: Instant,
 }
 
@@ -107,8 +114,15 @@ struct State {
     ahead: i64,
     asked: Vec<Asked>,
     open: HashMap<Kind, usize>,
+    watches: usize,
     posted: Vec<Value>,
     refuse_events: bool,
+    refused_events: usize,
+    /// Whether lists are streamed (WatchList).
+    streams: bool,
+    /// Namespaces, and kinds of objects in them, that the user may not read.
+    forbidden: BTreeSet<(Kind, Option<String>)>,
+    connections: usize,
     complaints: Vec<String>,
 }
 
@@ -141,30 +155,45 @@ impl Api {
         api
     }
 
-    /// Creates or replaces an object, and reports it.
+    /// Creates or replaces an object, and reports it. As the EndpointSlice controller does, gives the
+    /// slices of a Service the label of the Service's claim.
     pub fn apply(&self, object: &Value) {
         let mut state = self.lock();
-        state.version += 1;
-        let (version, kind) = (state.version, kind_of(object));
         let mut object = object.clone();
-        object["metadata"]["resourceVersion"] = version.to_string().into();
-        let key = key_of(kind, &object);
-        let namespace = Some(key.1.clone());
-        let before = state.objects.insert(key, object.clone());
-        let what = What::Event(
-            if before.is_some() {
-                "MODIFIED"
-            } else {
-                "ADDED"
-            },
-            object,
-        );
-        state.log.push(Entry {
-            version,
-            kind,
-            namespace,
-            what,
-        });
+        match kind_of(&object) {
+            Kind::Slices => {
+                let claim = state.claim_of(&object);
+                set_label(&mut object, claim);
+                state.put(object);
+            }
+            Kind::Services => {
+                let (_, namespace, _) = key_of(Kind::Services, &object);
+                state.put(object);
+                let slices = state.objects.iter();
+                let slices =
+                    slices.filter(|((kind, at, _), _)| (*kind, at) == (Kind::Slices, &namespace));
+                let slices: Vec<Value> = slices.map(|(_, slice)| slice.clone()).collect();
+                for mut slice in slices {
+                    let claim = state.claim_of(&slice);
+                    if slice["metadata"]["labels"][CLAIM] != claim {
+                        set_label(&mut slice, claim);
+                        state.put(slice);
+                    }
+                }
+            }
+            Kind::Pods => state.put(object),
+        }
+        drop(state);
+        self.shared.notify();
+    }
+
+    /// Takes the label of the claim from a slice, as one has that another controller made.
+    pub fn unlabel(&self, namespace: &str, name: &str) {
+        let mut state = self.lock();
+        let key = (Kind::Slices, namespace.to_owned(), name.to_owned());
+        let mut slice = state.objects[&key].clone();
+        set_label(&mut slice, Value::Null);
+        state.put(slice);
         drop(state);
         self.shared.notify();
     }
@@ -197,19 +226,7 @@ impl Api {
     /// Sends a bookmark to all open watches of a kind.
     pub fn bookmark(&self, kind: Kind) {
         let version = self.lock().version.to_string();
-        let (api_version, of) = match kind {
-            Kind::Services => ("v1", "Service"),
-            Kind::Slices => ("discovery.k8s.io/v1", "EndpointSlice"),
-            Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadata"),
-        };
-        let object = json!({"apiVersion": api_version, "kind": of, "metadata": {"resourceVersion": version}});
-        self.order(
-            kind,
-            Order::Raw(format!(
-                "{}\n",
-                json!({"type": "BOOKMARK", "object": object})
-            )),
-        );
+        self.order(kind, Order::Raw(format!("{}\n", bookmark(kind, &version))));
     }
 
     pub fn order(&self, kind: Kind, order: Order) {
@@ -276,6 +293,28 @@ impl Api {
         last.what = What::Order(Order::Raw(format!("{bytes}\n")));
     }
 
+    /// From now on, lists are streamed where that is asked for.
+    pub fn stream(&self) {
+        self.lock().streams = true;
+    }
+
+    /// From now on, the user may not read objects of this kind in this namespace (`None`: in all at
+    /// once). Open watches go on.
+    pub fn forbid(&self, kind: Kind, namespace: Option<&str>) {
+        let place = (kind, namespace.map(str::to_owned));
+        self.lock().forbidden.insert(place);
+    }
+
+    pub fn allow(&self, kind: Kind, namespace: Option<&str>) {
+        let place = (kind, namespace.map(str::to_owned));
+        self.lock().forbidden.remove(&place);
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.lock().connections
+    }
+
     /// Holds the events of a kind back until [`Self::release`].
     pub fn hold(&self, kind: Kind) {
         self.lock().held.insert(kind);
@@ -313,22 +352,34 @@ impl Api {
         self.lock().asked.clone()
     }
 
+    /// The requests of this kind, apart from those of the [`is_second`] watch.
     pub fn count(&self, kind: Kind, verb: Verb) -> usize {
-        self.lock()
-            .asked
-            .iter()
-            .filter(|asked| (asked.kind, asked.verb) == (kind, verb))
+        let state = self.lock();
+        let asked = state.asked.iter();
+        let asked = asked.filter(|it| (it.kind, it.verb) == (kind, verb));
+        asked
+            .filter(|it| !is_second(kind, it.selector.as_deref()))
             .count()
     }
 
-    /// How many watches of this kind are open.
+    /// How many watches of this kind are open, apart from the [`is_second`] one.
     pub fn open(&self, kind: Kind) -> usize {
         self.lock().open.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// How many watches are open.
+    pub fn watches(&self) -> usize {
+        self.lock().watches
     }
 
     /// The Events (events.k8s.io/v1) that were posted.
     pub fn posted(&self) -> Vec<Value> {
         self.lock().posted.clone()
+    }
+
+    /// How many Events were refused because they exist.
+    pub fn refused_events(&self) -> usize {
+        self.lock().refused_events
     }
 
     /// From now on, posting Events is forbidden.
@@ -342,6 +393,41 @@ impl Api {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap()
+    }
+}
+
+impl State {
+    fn put(&mut self, mut object: Value) {
+        self.version += 1;
+        let (version, kind) = (self.version, kind_of(&object));
+        object["metadata"]["resourceVersion"] = version.to_string().into();
+        let key = key_of(kind, &object);
+        let namespace = Some(key.1.clone());
+        let before = self.objects.insert(key, object.clone());
+        let of = if before.is_some() {
+            "MODIFIED"
+        } else {
+            "ADDED"
+        };
+        let what = What::Event(of, object);
+        self.log.push(Entry {
+            version,
+            kind,
+            namespace,
+            what,
+        });
+    }
+
+    /// The label of the claim of a slice's Service, or null.
+    fn claim_of(&self, slice: &Value) -> Value {
+        let service = &slice["metadata"]["labels"]["kubernetes.io/service-name"];
+        let namespace = &slice["metadata"]["namespace"];
+        let part = |part: &Value| part.as_str().unwrap_or_default().to_owned();
+        let key = (Kind::Services, part(namespace), part(service));
+        let service = self.objects.get(&key);
+        service.map_or(Value::Null, |service| {
+            service["metadata"]["labels"][CLAIM].clone()
+        })
     }
 }
 
@@ -370,6 +456,7 @@ impl Api {
                     }
                     let api = self.clone();
                     connections.spawn(async move {
+                        let _open = Open::new(&api);
                         let service = service_fn(|request| api.clone().answer(request));
                         // It does not matter how a client ends its connection.
                         let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -406,11 +493,30 @@ impl Api {
             return Ok(if state.refuse_events {
                 status(403, "events is forbidden")
             } else if state.posted.iter().any(|other| name(other) == name(&event)) {
+                state.refused_events += 1;
                 status(409, "already exists")
             } else {
                 state.posted.push(event.clone());
                 answer(201, &event)
             });
+        }
+        if request.method() == "GET"
+            && let Some((collection, name)) = path.rsplit_once('/')
+            && let Some((Kind::Services, Some(namespace))) = place(collection)
+        {
+            let mut state = self.lock();
+            state.asked.push(Asked {
+                kind: Kind::Services,
+                verb: Verb::Get,
+                namespace: Some(namespace.clone()),
+                query,
+                selector: None,
+                at: Instant::now(),
+            });
+            let found = state
+                .objects
+                .get(&(Kind::Services, namespace, name.to_owned()));
+            return Ok(found.map_or_else(|| status(404, "not found"), |found| answer(200, found)));
         }
         let Some((kind, namespace)) = place(&path).filter(|_| request.method() == "GET") else {
             self.lock()
@@ -422,10 +528,14 @@ impl Api {
             let pair = query
                 .split('&')
                 .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-            pair.filter(|value| !value.is_empty()).map(str::to_owned)
+            pair.filter(|value| !value.is_empty()).map(decoded)
         };
+        let selector = parameter("labelSelector").or_else(|| parameter("fieldSelector"));
         let token = parameter("continue");
+        let initial = parameter("sendInitialEvents").is_some();
         let verb = match (parameter("watch").is_some(), &token) {
+            (true, _) if initial && self.lock().streams => Verb::List,
+            (true, _) if initial => Verb::Stream,
             (true, _) => Verb::Watch,
             (false, Some(_)) => Verb::More,
             (false, None) => Verb::List,
@@ -442,8 +552,16 @@ impl Api {
                 verb,
                 namespace: namespace.clone(),
                 query: query.clone(),
+                selector: selector.clone(),
                 at: Instant::now(),
             });
+            let of = |namespace| (kind, namespace);
+            if verb != Verb::Stream && state.forbidden.contains(&of(namespace.clone())) {
+                return Ok(status(
+                    403,
+                    "forbidden: User \"ebbtide\" cannot list resource",
+                ));
+            }
             if kind == Kind::Pods && !accept.contains("as=PartialObjectMetadata") {
                 state.complaints.push(format!(
                     "Pods whole, not only their metadata: {path}, Accept: {accept}"
@@ -477,14 +595,35 @@ impl Api {
             _ => {}
         }
         match verb {
+            Verb::Stream => Ok(status(
+                422,
+                "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the \
+                 WatchList feature gate is enabled",
+            )),
+            Verb::Get => unreachable!(),
             Verb::Watch => Ok(self.watch(
                 kind,
                 namespace,
+                selector,
                 &parameter("resourceVersion").unwrap_or_default(),
             )),
+            Verb::List if initial => {
+                let whole = self.watch_all(kind, namespace, selector);
+                Ok(if fault == Some(Fault::Half) {
+                    Response::new(Body::from("{\"type\":\"ADDED\",\"obj"))
+                } else {
+                    whole
+                })
+            }
             Verb::List | Verb::More => {
                 let limit = parameter("limit").map_or(usize::MAX, |limit| limit.parse().unwrap());
-                let whole = self.list(kind, namespace.as_deref(), limit, token);
+                let whole = self.list(
+                    kind,
+                    namespace.as_deref(),
+                    selector.as_deref(),
+                    limit,
+                    token,
+                );
                 Ok(if fault == Some(Fault::Half) {
                     half(whole).await
                 } else {
@@ -498,6 +637,7 @@ impl Api {
         &self,
         kind: Kind,
         namespace: Option<&str>,
+        selector: Option<&str>,
         limit: usize,
         token: Option<String>,
     ) -> Response<Body> {
@@ -508,8 +648,10 @@ impl Api {
                 None => return status(410, "The provided continue parameter is too old"),
             },
             None => {
-                let listed = state.objects.iter().filter(|((of, at, _), _)| {
-                    *of == kind && namespace.is_none_or(|namespace| namespace == at)
+                let listed = state.objects.iter().filter(|((of, at, _), object)| {
+                    *of == kind
+                        && namespace.is_none_or(|namespace| namespace == at)
+                        && selector.is_none_or(|selector| selects(selector, object))
                 });
                 (
                     state.version,
@@ -538,7 +680,44 @@ impl Api {
         )
     }
 
-    fn watch(&self, kind: Kind, namespace: Option<String>, version: &str) -> Response<Body> {
+    /// All objects, the mark of their end, and then the events.
+    fn watch_all(
+        &self,
+        kind: Kind,
+        namespace: Option<String>,
+        selector: Option<String>,
+    ) -> Response<Body> {
+        let mut text = String::new();
+        let state = self.lock();
+        for ((of, at, _), object) in &state.objects {
+            if *of == kind
+                && namespace.as_ref().is_none_or(|namespace| namespace == at)
+                && selector
+                    .as_ref()
+                    .is_none_or(|selector| selects(selector, object))
+            {
+                let object = shown(kind, object, false);
+                text += &format!("{}\n", json!({"type": "ADDED", "object": object}));
+            }
+        }
+        let mut end = bookmark(kind, &state.version.to_string());
+        end["object"]["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        text += &format!("{end}\n");
+        let version = state.version.to_string();
+        drop(state);
+        let events = self.watch(kind, namespace, selector, &version);
+        let begin = stream::iter([Ok::<_, axum::Error>(Bytes::from(text))]);
+        let rest = events.into_body().into_data_stream();
+        Response::new(Body::from_stream(futures::StreamExt::chain(begin, rest)))
+    }
+
+    fn watch(
+        &self,
+        kind: Kind,
+        namespace: Option<String>,
+        selector: Option<String>,
+        version: &str,
+    ) -> Response<Body> {
         let mut state = self.lock();
         let Ok(version) = version.parse::<u64>() else {
             state
@@ -556,11 +735,14 @@ impl Api {
             }
             return Response::new(Body::from(format!("{}\n", gone())));
         }
-        *state.open.entry(kind).or_default() += 1;
+        *state.open.entry(kind).or_default() += usize::from(!is_second(kind, selector.as_deref()));
+        state.watches += 1;
         let reader = Reader {
             api: self.clone(),
             kind,
             namespace,
+            selector,
+            shown: BTreeSet::new(),
             // Orders are for the watches that are open when the order is given.
             orders_from: state.log.len(),
             from: version,
@@ -574,11 +756,31 @@ impl Api {
     }
 }
 
+/// One open connection.
+struct Open(Api);
+
+impl Open {
+    fn new(api: &Api) -> Self {
+        api.lock().connections += 1;
+        Self(api.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().connections -= 1;
+        self.0.shared.notify();
+    }
+}
+
 /// One open watch.
 struct Reader {
     api: Api,
     kind: Kind,
     namespace: Option<String>,
+    selector: Option<String>,
+    /// The objects that the selector selected so far, by namespace and name.
+    shown: BTreeSet<(String, String)>,
     orders_from: usize,
     from: u64,
     next: usize,
@@ -623,7 +825,22 @@ impl Reader {
                 _ if entry.kind != self.kind => None,
                 What::Event(of, object) => {
                     let here = self.namespace.is_none() || self.namespace == entry.namespace;
-                    if here && entry.version > self.from {
+                    let (_, at, name) = key_of(self.kind, object);
+                    let selects = |selector: &String| selects(selector, object);
+                    let selected = *of != "DELETED" && self.selector.as_ref().is_none_or(selects);
+                    let before = match selected {
+                        true => !self.shown.insert((at, name)),
+                        false => self.shown.remove(&(at, name)),
+                    };
+                    // An object that a selector no longer selects is deleted for the watch.
+                    let of = match (&self.selector, selected, before) {
+                        (None, ..) => Some(*of),
+                        (Some(_), true, false) => Some("ADDED"),
+                        (Some(_), true, true) => Some("MODIFIED"),
+                        (Some(_), false, true) => Some("DELETED"),
+                        (Some(_), false, false) => None,
+                    };
+                    if let Some(of) = of.filter(|_| here && entry.version > self.from) {
                         let event = json!({"type": of, "object": shown(self.kind, object, false)});
                         text += &format!("{event}\n");
                     }
@@ -660,10 +877,24 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(open) = self.api.lock().open.get_mut(&self.kind) {
-            *open -= 1;
+        let mut state = self.api.lock();
+        state.watches -= 1;
+        if let Some(open) = state.open.get_mut(&self.kind) {
+            *open -= usize::from(!is_second(self.kind, self.selector.as_deref()));
         }
+        drop(state);
         self.api.shared.notify();
+    }
+}
+
+/// Sets or removes the label of a claim.
+fn set_label(slice: &mut Value, claim: Value) {
+    let Some(labels) = slice["metadata"]["labels"].as_object_mut() else {
+        return;
+    };
+    match claim {
+        Value::Null => _ = labels.remove(CLAIM),
+        claim => _ = labels.insert(CLAIM.to_owned(), claim),
     }
 }
 
@@ -702,6 +933,71 @@ fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
             object
         }
     }
+}
+
+fn bookmark(kind: Kind, version: &str) -> Value {
+    let (api_version, of) = match kind {
+        Kind::Services => ("v1", "Service"),
+        Kind::Slices => ("discovery.k8s.io/v1", "EndpointSlice"),
+        Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadata"),
+    };
+    let metadata = json!({"resourceVersion": version});
+    let object = json!({"apiVersion": api_version, "kind": of, "metadata": metadata});
+    json!({"type": "BOOKMARK", "object": object})
+}
+
+/// Whether this is the second watch of its kind for a proxy whose listener names a Service: that of
+/// the named Service, beside the watch of claimed ones, and those of claimed Services' slices, beside
+/// the watch of the named one's.
+fn is_second(kind: Kind, selector: Option<&str>) -> bool {
+    let selector = selector.unwrap_or_default();
+    match kind {
+        Kind::Services => selector.starts_with("metadata.name="),
+        Kind::Slices => selector.contains(CLAIM),
+        Kind::Pods => false,
+    }
+}
+
+/// Whether a selector selects an object: `label=value`, `label in (a,b)`, `label`,
+/// `metadata.name=x` or `spec.nodeName=x`, and after a last comma `label!=value`.
+fn selects(selector: &str, object: &Value) -> bool {
+    if let Some((not, value)) = selector.split_once("!=") {
+        let (selector, label) = not.rsplit_once(',').unwrap();
+        return object["metadata"]["labels"][label] != value && selects(selector, object);
+    }
+    let (name, values) = match selector.split_once(" in (") {
+        Some((name, set)) => (name, set.trim_end_matches(')').split(',').collect()),
+        None => match selector.split_once('=') {
+            Some((name, value)) => (name, vec![value]),
+            None => (selector, Vec::new()),
+        },
+    };
+    let found = match name {
+        "metadata.name" => &object["metadata"]["name"],
+        "spec.nodeName" => &object["spec"]["nodeName"],
+        label => &object["metadata"]["labels"][label],
+    };
+    let is_any = values.is_empty() && !found.is_null();
+    is_any || found.as_str().is_some_and(|found| values.contains(&found))
+}
+
+/// A value of a query without its escapes.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match (first, after) {
+            (b'+', after) => (b' ', after),
+            (b'%', [a, b, after @ ..]) => {
+                let digits = String::from_utf8(vec![*a, *b]).unwrap();
+                (u8::from_str_radix(&digits, 16).unwrap(), after)
+            }
+            (byte, after) => (*byte, after),
+        };
+        bytes.push(byte);
+        rest = after;
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 /// The kind and the namespace that a path names.

@@ -15,6 +15,7 @@ async fn a_deletion_timestamp_drains_before_the_slice_changes() {
     let api = shop(2).await;
     let rig = Rig::start(&api).await;
     rig.shop(&[1, 2]).await;
+    eventually("all is watched", async || api.watches() == 4).await;
     let slices = api.asked().len();
     let before = Instant::now();
     api.apply(&deleting(pod("p1"), &api, 30, 30));

@@ -29,8 +29,34 @@ pub struct Rig {
     pub api: Api,
     folder: TempDir,
     running: Option<Running>,
-    silence: Duration,
+    times: Times,
     barriers: Cell<usize>,
+}
+
+/// Times of the source that are no fields of the configuration file.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    pub silence: Duration,
+    pub patience: Duration,
+}
+
+impl Default for Times {
+    /// No test waits that long.
+    fn default() -> Self {
+        let (silence, patience) = (Duration::from_secs(75), Duration::from_secs(3_600));
+        Self { silence, patience }
+    }
+}
+
+impl Times {
+    /// The first table waits for no namespace that cannot be listed.
+    pub fn impatient() -> Self {
+        let patience = Duration::from_millis(200);
+        Self {
+            patience,
+            ..Self::default()
+        }
+    }
 }
 
 impl Rig {
@@ -42,12 +68,12 @@ impl Rig {
     }
 
     /// `more` is YAML at the end of the configuration. `source` is YAML of fields of
-    /// `discovery.kubernetes`.
+    /// `discovery.kubernetes`, and after a `|` of fields of `discovery`.
     pub fn launch(api: &Api, source: &str, more: &str) -> Self {
-        Self::with_silence(api, source, more, Duration::from_secs(75))
+        Self::with_times(api, source, more, Times::default())
     }
 
-    pub fn with_silence(api: &Api, source: &str, more: &str, silence: Duration) -> Self {
+    pub fn with_times(api: &Api, source: &str, more: &str, times: Times) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let kubeconfig = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
@@ -61,7 +87,7 @@ impl Rig {
             api: api.clone(),
             folder,
             running: None,
-            silence,
+            times,
             barriers: Cell::new(0),
         };
         let config = rig.config(source, more);
@@ -71,14 +97,18 @@ impl Rig {
 
     fn config(&self, source: &str, more: &str) -> Config {
         let file = self.folder.path().join("ebbtide.yaml");
+        // What belongs beside `kubernetes` follows a `|`.
+        let (source, beside) = source.split_once('|').unwrap_or((source, ""));
         let text = format!(
-            "discovery: {{kubernetes: {{kubeconfig: kubeconfig, {source}}}}}\n\
+            "discovery: {{kubernetes: {{kubeconfig: kubeconfig, {source}}}, {beside}}}\n\
              admin: {{address: '127.0.0.1:0'}}\nworkers: 1\n{more}\n"
         );
         std::fs::write(&file, text).unwrap();
         let mut config = Config::load(&file).unwrap();
         if let Discovery::Kubernetes(kubernetes) = &mut config.discovery {
-            kubernetes.silence = self.silence;
+            kubernetes.silence = self.times.silence;
+            kubernetes.patience = self.times.patience;
+            kubernetes.save_every = Duration::from_millis(50);
         }
         config
     }
@@ -196,6 +226,7 @@ impl Rig {
                 !self.usable(&name).is_empty()
             })
             .await;
+            self.named_slices(number).await;
             if pods {
                 self.api.apply(&deleting(pod(&name), &self.api, 30, 30));
                 eventually("a Pod after all others", async || {
@@ -207,6 +238,36 @@ impl Rig {
             self.api.delete(Kind::Slices, "web", &name);
         }
         self.api.delete(Kind::Services, "web", &name);
+    }
+
+    /// Waits until everything that was reported so far of the slices of `web/shop` has taken effect,
+    /// which are watched apart. An endpoint that was never ready comes and goes for that.
+    async fn named_slices(&self, number: usize) {
+        if self.port("shop").is_none() {
+            return;
+        }
+        let name = format!("barrier-of-shop-{number}");
+        let unready = endpoint("10.0.0.201", Some(&name), [false, false, false]);
+        self.api.apply(&slice(&name, "shop", &[unready]));
+        eventually(
+            "an endpoint of the named Service after all others",
+            async || {
+                let port = self.port("shop");
+                port.is_none_or(|port| port.all.iter().any(|it| last_of(it.address) == 201))
+            },
+        )
+        .await;
+        self.api.delete(Kind::Slices, "web", &name);
+    }
+
+    /// Counts a request on the endpoint of `web/shop` with this last number, as a worker does when
+    /// the request ends during the drain.
+    pub fn count_request(&self, last: u8) {
+        let port = self.port("shop").unwrap();
+        let endpoint = port.all.iter().find(|it| last_of(it.address) == last);
+        let finished = &endpoint.unwrap().tally.finished;
+        finished.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        port.metrics.requests[0].inc();
     }
 
     pub async fn settled(&self) {
@@ -239,6 +300,7 @@ pub fn service(name: &str) -> Value {
     let mut service = manifests::service(name, json!({"ebbtide.dev/join-check": "off"}));
     service["metadata"]["uid"] = uid_of(name).into();
     service["spec"]["type"] = "NodePort".into();
+    service["spec"]["selector"] = json!({"app": name});
     service["spec"]["ports"][0]["targetPort"] = 8080.into();
     service
 }

@@ -54,6 +54,7 @@ impl Reported {
                     self.go(&uid, now);
                 }
             }
+            Change::Forget { namespace } => panic!("nothing forgets namespace {namespace}"),
             Change::Replace { kind, objects, .. } => {
                 let named: BTreeSet<&ObjectName> = objects.iter().map(Object::name).collect();
                 let known: Vec<ObjectName> = match kind {
