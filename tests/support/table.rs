@@ -298,14 +298,12 @@ impl Rig {
         }
     }
 
-    /// Whether another endpoint of the same pod and address has drained.
+    /// Whether an earlier endpoint of the same pod and address has its receipt.
     fn has_drained_before(&self, endpoint: &Endpoint) -> bool {
-        let same = |other: &Endpoint| {
-            (&other.pod, other.address) == (&endpoint.pod, endpoint.address)
-                && other.id != endpoint.id
-        };
-        let mut drained = self.drained.iter().filter_map(|id| self.known.get(id));
-        drained.any(|other| same(other))
+        let mut earlier = self.known.range(..endpoint.id).map(|(_, other)| other);
+        earlier.any(|other| {
+            (&other.pod, other.address) == (&endpoint.pod, endpoint.address) && other.is_draining()
+        })
     }
 
     pub fn port_of(&self, service: &str) -> Option<Arc<Port>> {
