@@ -4,7 +4,7 @@
 //! A cluster may have a thousand instances, and each Event is an object in the API server's store.
 //! So the name of an Event that several instances would post is made from what it is about: the
 //! first instance makes it, and the others are told that it exists. Receipts come from each
-//! instance, at random times within [`SPREAD`].
+//! instance, at random times within `SPREAD`.
 //!
 //! Events are for people and may be lost, because the queue is bounded: an API server that does not
 //! answer costs only Events. One kind is never lost: what a claimed Service loses

@@ -113,6 +113,7 @@ impl Listeners {
                     .push(listener);
             }
         }
+        let now = Instant::now();
         // All that ends is removed before anything is added, so that a nodePort can pass from one
         // Service to another.
         let mut added = Vec::new();
@@ -124,9 +125,9 @@ impl Listeners {
                     .map(|(origin, it)| ((origin, Arc::from(it.name.as_str())), it))
                     .collect();
             for key in self.by_service.get(service).cloned().unwrap_or_default() {
-                let now = self.listeners.get(&key).map(|listener| &listener.config);
-                if wanted.get(&key) != now {
-                    self.remove(&key);
+                let has = self.listeners.get(&key).map(|listener| &listener.config);
+                if wanted.get(&key) != has {
+                    self.remove(&key, now);
                 }
             }
             for (key, config) in wanted {
@@ -142,12 +143,12 @@ impl Listeners {
                     listener.protocol = protocol;
                     self.dirty.insert(key);
                 }
-                None => self.add(key, config, protocol),
+                None => self.add(key, config, protocol, now),
             }
         }
     }
 
-    fn add(&mut self, key: Key, config: ListenerConfig, protocol: Protocol) {
+    fn add(&mut self, key: Key, config: ListenerConfig, protocol: Protocol, now: Instant) {
         let address = config.address;
         let of_service = self.by_service.entry(config.service.clone());
         of_service.or_default().insert(key.clone());
@@ -161,7 +162,7 @@ impl Listeners {
         self.listeners.insert(key.clone(), listener);
         // Port 0 asks for any free port, so several listeners may name it.
         if address.port() == 0 {
-            return self.bind_next(key);
+            return self.bind_next(key, now);
         }
         let claims = self.by_address.entry(address).or_default();
         claims.insert(key.clone());
@@ -171,14 +172,14 @@ impl Listeners {
                 if let Some(second) = second {
                     self.refuse(second, &first);
                 }
-                self.bind_next(key);
+                self.bind_next(key, now);
             }
             (Some(first), _) => self.refuse(key, &first),
             (None, _) => {}
         }
     }
 
-    fn remove(&mut self, key: &Key) {
+    fn remove(&mut self, key: &Key, now: Instant) {
         let Some(listener) = self.listeners.remove(key) else {
             return;
         };
@@ -195,7 +196,7 @@ impl Listeners {
             let was_first = claims.first() == Some(key);
             claims.remove(key);
             match claims.first().cloned() {
-                Some(next) if was_first => self.bind_next(next),
+                Some(next) if was_first => self.bind_next(next, now),
                 Some(_) => {}
                 None => _ = self.by_address.remove(&address),
             }
@@ -211,9 +212,9 @@ impl Listeners {
         }
     }
 
-    /// Binds this listener at the next [`Self::retry`].
-    fn bind_next(&mut self, key: Key) {
-        let retry_at = Instant::now();
+    /// Binds this listener at the next [`Self::retry`]. Those of one moment are bound in the order of
+    /// their keys: a configured listener gets its descriptors before any nodePort.
+    fn bind_next(&mut self, key: Key, retry_at: Instant) {
         self.due.insert((retry_at, key.clone()));
         if let Some(listener) = self.listeners.get_mut(&key) {
             listener.state = State::Failed {
@@ -322,11 +323,12 @@ impl Listeners {
     /// calls of [`Self::want`] have no effect.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
         self.closed = true;
+        let now = Instant::now();
         for key in self.listeners.keys().cloned().collect::<Vec<_>>() {
-            self.remove(&key);
+            self.remove(&key, now);
         }
         self.due.clear();
-        self.retry(Instant::now(), shared, health);
+        self.retry(now, shared, health);
     }
 
     /// Whether the workers have served the accept queues of all closed listeners.

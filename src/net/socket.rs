@@ -1,7 +1,7 @@
 //! Socket options, and the few system calls that tokio does not offer: listen with SO_REUSEPORT,
 //! accept without registering, connect without waiting, ask for a peer's state without reading.
 //!
-//! Invariant: the crate's only `unsafe` is here: [`watch`], [`borrow`], and the options that no
+//! Invariant: the crate's only `unsafe` is here: [`watch`], `borrow`, and the options that no
 //! library offers, in [`set_keepalive`] and [`delivery`].
 //!
 //! Leaves out reading and writing: see [`crate::net::stream`].
