@@ -1,6 +1,6 @@
-//! Gauges that are computed when `/metrics` is read: the source's age, the listeners that cannot be
-//! bound, and for each Service port that is shown its endpoints by state and its connections to them.
-//! All other metrics are kept where they change.
+//! Gauges that are computed when `/metrics` is read: the source's age, the namespaces that it cannot
+//! show, the listeners that cannot be bound, and for each Service port that is shown its endpoints by
+//! state and its connections to them. All other metrics are kept where they change.
 
 use std::sync::atomic::Ordering;
 
@@ -16,6 +16,12 @@ pub fn refresh_gauges(admin: &Admin) {
         .metrics
         .listeners_failed
         .set(failed.count().cast_signed() as i64);
+    let standing = &state.standing;
+    let namespaces = standing.missing.union(&standing.absent).count();
+    admin
+        .metrics
+        .namespaces_failed
+        .set(namespaces.cast_signed() as i64);
     let age = state.age().as_secs();
     admin
         .metrics

@@ -38,6 +38,10 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
             first(&missing)
         ));
     }
+    let absent: Vec<String> = state.standing.absent.iter().cloned().collect();
+    if ready && !absent.is_empty() {
+        parts.push(format!("namespaces that do not exist: {}", first(&absent)));
+    }
     if ready && state.standing.saved_at.is_some() {
         parts.push(format!(
             "a saved table is in force, from {} ago",

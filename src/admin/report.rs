@@ -61,6 +61,9 @@ pub struct Discovery {
     /// Namespaces that cannot be listed. Their Services are not served.
     #[serde(default)]
     pub missing_namespaces: Vec<String>,
+    /// Configured namespaces that do not exist.
+    #[serde(default)]
+    pub absent_namespaces: Vec<String>,
     /// What is wrong with the source now.
     #[serde(default)]
     pub problems: Vec<Trouble>,
@@ -236,6 +239,7 @@ impl Status {
                 age_seconds: state.age().as_secs(),
                 saved_at: state.standing.saved_at.and_then(|at| at.try_into().ok()),
                 missing_namespaces: state.standing.missing.iter().cloned().collect(),
+                absent_namespaces: state.standing.absent.iter().cloned().collect(),
                 problems: state.problems.into_iter().map(Trouble::from).collect(),
             },
             listeners: state

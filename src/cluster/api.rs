@@ -8,9 +8,8 @@
 //!
 //! A watch is named by its path and its selectors ([`watch_name`]).
 //!
-//! Over TLS, all requests share one connection (HTTP/2), if the API server offers that. A watch that
-//! falls silent must then be noticed although others go on, so the silence of each response is
-//! bounded here, and not only that of the connection.
+//! Watches share connections (`transport.rs`). A watch that falls silent must be noticed although
+//! others go on, so the silence of each response is bounded here, and not only that of the connection.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,23 +20,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
-use hyper::body::{Body as HttpBody, Frame, Incoming};
+use hyper::body::{Body as HttpBody, Frame};
 use hyper::{Request, Response, Uri};
-use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
-use hyper_timeout::TimeoutConnector;
-use hyper_util::client::legacy::{self, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
 use kube::api::{Api, WatchParams};
-use kube::client::{Body, ClientBuilder, ConfigExt};
+use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::utils::Backoff;
 use kube::{Client, Resource};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
-use tower::util::BoxService;
-use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt};
+use tower::{BoxError, Layer, Service};
 
+use crate::cluster::transport::transport;
 use crate::config::fault::Refused;
 use crate::config::settings::Kubernetes;
 use crate::text::{chain, one_line};
@@ -129,49 +124,6 @@ pub fn connect(
         .build();
     Ok((client, clock, paths))
 }
-
-/// The library's own transport, but with keepalive. A watch whose connection is forgotten on its
-/// way (NAT, a firewall, a lost node) would be silent for ever otherwise, and bookmarks are too
-/// rare to notice that.
-fn transport(config: &kube::Config) -> kube::Result<Transport> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(KEEPALIVE));
-    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-    tcp.set_tcp_user_timeout(Some(KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_RETRIES));
-    let tls = HttpsConnectorBuilder::new()
-        .with_tls_config(config.rustls_client_config()?)
-        .https_or_http();
-    let tls = match &config.tls_server_name {
-        None => tls,
-        Some(name) => {
-            let name = name.clone().try_into();
-            let name = name.map_err(|error| kube::Error::Service(Box::new(error)))?;
-            tls.with_server_name_resolver(FixedServerNameResolver::new(name))
-        }
-    };
-    let tls = tls.enable_http1().enable_http2().wrap_connector(tcp);
-    let mut connector = TimeoutConnector::new(tls);
-    connector.set_connect_timeout(config.connect_timeout);
-    connector.set_read_timeout(config.read_timeout);
-    connector.set_write_timeout(config.write_timeout);
-    connector.set_reset_reader_on_write(config.reset_reader_on_write);
-    let client = legacy::Client::builder(TokioExecutor::new())
-        // Lists of many namespaces at once leave as many connections behind them.
-        .pool_max_idle_per_host(1)
-        .build(connector);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
-        .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
-        .service(client);
-    Ok(service.boxed())
-}
-
-type Transport = BoxService<Request<Body>, Response<Incoming>, BoxError>;
 
 /// The API for objects of one kind, in a namespace or (`None`) in all.
 pub fn objects<K>(client: &Client, namespace: Option<&str>) -> Api<K>
@@ -454,11 +406,6 @@ where
 
 /// The longest connect to the API server.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Idle time before the first probe. With the two constants below, a connection that the other side
-/// has forgotten ends within 15 s.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_RETRIES: u32 = 2;
 /// How long a response may be silent if the configuration does not say.
 const LONGEST_SILENCE: Duration = Duration::from_secs(75);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

@@ -6,3 +6,4 @@
 pub mod api;
 pub mod events;
 pub mod rights;
+mod transport;

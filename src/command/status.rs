@@ -182,6 +182,9 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
             one_line(namespace)
         );
     }
+    for namespace in &discovery.absent_namespaces {
+        text += &format!("  namespace {} does not exist\n", one_line(namespace));
+    }
     for problem in &discovery.problems {
         text += &format!(
             "  {}: {}\n",

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cluster::api::Clock;
 use crate::config::settings;
+use crate::discovery::absent::Absent;
 use crate::discovery::held::Held;
 use crate::discovery::restored::SavedTable;
 use crate::discovery::scope::AllPods;
@@ -56,6 +57,7 @@ pub async fn run(
         mut in_use,
     } = wanted;
     let now = Instant::now();
+    let mut absent = Absent::new(client.clone(), &settings.namespaces);
     let mut table = SavedTable::open(&settings, server);
     // Nodes that serve already come to the API server one after the other. One that serves nothing
     // does not wait.
@@ -87,6 +89,7 @@ pub async fn run(
         synced: false,
         saved_at: None,
         begins: now,
+        absent: BTreeSet::new(),
         standing: Standing::default(),
     };
     let (mut changes, mut received) = (Vec::new(), now);
@@ -136,6 +139,7 @@ pub async fn run(
                 received = Instant::now();
                 watches.take_found(&name, found, &mut changes);
             }
+            () = absent.changed() => watches.absent.clone_from(absent.names()),
             Some(name) = answered.recv() => watches.answered(&name),
             // Without a watch, the streams would count as ended for ever.
             Some(events) = watches.streams.next(), if watches.have_begun() => {

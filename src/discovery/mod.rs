@@ -5,6 +5,7 @@
 //! `document` finds them in a text. Nothing here merges objects or knows of routing; that is
 //! `routing/world`.
 
+mod absent;
 mod arrivals;
 pub mod document;
 pub mod files;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::config::settings;
 use crate::discovery::object::{Change, Kind, Object};
 use crate::discovery::saved::{self, Keeper, Saved};
-use crate::discovery::source::Standing;
 use crate::discovery::watches::Watches;
 
 impl Watches {
@@ -129,7 +128,9 @@ impl SavedTable {
             keeper.note(changes);
             if watches.synced {
                 let standing = &watches.standing;
-                let in_order = watches.problems.is_empty() && *standing == Standing::default();
+                let in_order = watches.problems.is_empty()
+                    && standing.missing.is_empty()
+                    && standing.saved_at.is_none();
                 keeper.sent(in_order, standing.saved_at);
             }
         }

@@ -34,6 +34,8 @@ pub enum Message {
 pub struct Standing {
     /// Namespaces whose objects are not known yet. Their Services are not served.
     pub missing: BTreeSet<String>,
+    /// Configured namespaces that do not exist.
+    pub absent: BTreeSet<String>,
     /// When the table was last in order, if it is a saved one that the source has not confirmed yet.
     pub saved_at: Option<SystemTime>,
 }

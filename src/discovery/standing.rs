@@ -49,13 +49,27 @@ impl Watches {
                     .collect(),
             };
             let saved_at = self.saved_at;
-            let standing = Standing { missing, saved_at };
+            let absent = self.absent.clone();
+            let standing = Standing {
+                missing,
+                absent,
+                saved_at,
+            };
             if standing != self.standing {
                 for namespace in standing.missing.difference(&self.standing.missing) {
                     tracing::warn!(namespace, "cannot be listed; its Services are not served");
                 }
                 for namespace in self.standing.missing.difference(&standing.missing) {
                     tracing::info!(namespace, "is listed; its Services are served");
+                }
+                for namespace in standing.absent.difference(&self.standing.absent) {
+                    tracing::warn!(
+                        namespace,
+                        "does not exist; create it, or correct discovery.kubernetes.namespaces"
+                    );
+                }
+                for namespace in self.standing.absent.difference(&standing.absent) {
+                    tracing::info!(namespace, "exists now");
                 }
                 self.standing = standing.clone();
                 messages.push(Message::Standing(standing));

@@ -71,6 +71,8 @@ pub(super) struct Watches {
     pub(super) saved_at: Option<SystemTime>,
     /// No watch begins before this.
     pub(super) begins: Instant,
+    /// The configured namespaces that do not exist.
+    pub(super) absent: BTreeSet<String>,
     /// As it was sent last.
     pub(super) standing: Standing,
 }

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub discovery_errors: IntCounterVec,
     /// Seconds since the source was last in order. The admin pages set it for each scrape.
     pub discovery_age: IntGauge,
+    /// Namespaces that cannot be listed, or do not exist. The admin pages set it for each scrape.
+    pub namespaces_failed: IntGauge,
     /// Listeners that are wanted and not bound. The admin pages set it for each scrape.
     pub listeners_failed: IntGauge,
     /// Access log lines that were dropped.
@@ -96,6 +98,13 @@ impl Metrics {
                 IntGauge::new(
                     "ebbtide_discovery_age_seconds",
                     "Seconds since the source of truth was last in order; 0 while it is in order.",
+                )?,
+            )?,
+            namespaces_failed: keep(
+                &registry,
+                IntGauge::new(
+                    "ebbtide_namespaces_failed",
+                    "Namespaces that cannot be listed or do not exist; /readyz names them.",
                 )?,
             )?,
             listeners_failed: keep(

@@ -122,7 +122,8 @@ impl Reader<'_> {
     async fn missing_rights(&self) -> kube::Result<Vec<Right>> {
         let mut wanted = Vec::new();
         for namespace in scopes(self.wanted) {
-            for resource in ["services", "endpointslices.discovery.k8s.io", "pods"] {
+            wanted.push(Right::new("get list watch", "services", namespace));
+            for resource in ["endpointslices.discovery.k8s.io", "pods"] {
                 wanted.push(Right::new("list watch", resource, namespace));
             }
             wanted.push(Right::new("create", "events.events.k8s.io", namespace));

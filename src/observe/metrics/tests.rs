@@ -65,6 +65,7 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
         ("ebbtide_drain_reaction_seconds", "histogram"),
         ("ebbtide_discovery_age_seconds", "gauge"),
         ("ebbtide_listeners_failed", "gauge"),
+        ("ebbtide_namespaces_failed", "gauge"),
         ("ebbtide_access_log_dropped_total", "counter"),
         ("ebbtide_log_dropped_total", "counter"),
         ("ebbtide_discovery_errors_total", "counter"),
@@ -85,7 +86,7 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
     let families = text.lines().filter(|l| l.starts_with("# TYPE")).count();
     assert_eq!(
         families,
-        PROMISED.len() + 7,
+        PROMISED.len() + 8,
         "a family that docs/reference.md does not name"
     );
 }

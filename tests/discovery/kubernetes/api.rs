@@ -10,14 +10,37 @@ use std::time::{Duration, Instant, SystemTime};
 use axum::body::{Body, Bytes};
 use futures::stream;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// A certificate for 127.0.0.1, signed by itself, and its key.
+const CERTIFICATE: &[u8] = include_bytes!("../../fixtures/api-server.pem");
+
+/// The certificate that a client must trust.
+pub fn certificate() -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(CERTIFICATE).unwrap()
+}
+
+fn acceptor() -> TlsAcceptor {
+    let key = PrivateKeyDer::from_pem_slice(CERTIFICATE).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth();
+    let mut config = config.with_single_cert(vec![certificate()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -122,6 +145,8 @@ struct State {
     streams: bool,
     /// Namespaces, and kinds of objects in them, that the user may not read.
     forbidden: BTreeSet<(Kind, Option<String>)>,
+    /// Namespaces that do not exist.
+    absent: BTreeSet<String>,
     connections: usize,
     complaints: Vec<String>,
 }
@@ -139,7 +164,18 @@ enum What {
 }
 
 impl Api {
+    /// Speaks HTTP/1.1 without TLS.
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Speaks TLS with the certificate [`CERTIFICATE`], and HTTP/2 to clients that want it, as a real
+    /// one does: 100 requests at a time on one connection.
+    pub async fn start_tls() -> Self {
+        Self::start_with(Some(acceptor())).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = State {
@@ -151,7 +187,7 @@ impl Api {
             moved: watch::Sender::new(0),
         });
         let api = Self { address, shared };
-        tokio::spawn(api.clone().serve(listener));
+        tokio::spawn(api.clone().serve(listener, tls));
         api
     }
 
@@ -310,6 +346,11 @@ impl Api {
         self.lock().forbidden.remove(&place);
     }
 
+    /// From now on, this namespace does not exist, and its lists are empty.
+    pub fn without_namespace(&self, name: &str) {
+        self.lock().absent.insert(name.to_owned());
+    }
+
     /// How many connections are open.
     pub fn connections(&self) -> usize {
         self.lock().connections
@@ -439,7 +480,7 @@ impl Shared {
 
 /// The responses.
 impl Api {
-    async fn serve(self, listener: TcpListener) {
+    async fn serve(self, listener: TcpListener, tls: Option<TlsAcceptor>) {
         let mut connections = JoinSet::new();
         let mut moved = self.shared.moved.subscribe();
         loop {
@@ -454,15 +495,34 @@ impl Api {
                     if self.lock().unplugged {
                         continue;
                     }
-                    let api = self.clone();
-                    connections.spawn(async move {
-                        let _open = Open::new(&api);
-                        let service = service_fn(|request| api.clone().answer(request));
-                        // It does not matter how a client ends its connection.
-                        let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-                    });
+                    connections.spawn(self.clone().serve_one(stream, tls.clone()));
                 }
             }
+        }
+    }
+
+    /// Serves one connection. It does not matter how a client ends it.
+    async fn serve_one(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        let _open = Open::new(&self);
+        let service = service_fn(|request| self.clone().answer(request));
+        let Some(tls) = tls else {
+            let http1 = http1::Builder::new();
+            let _ = http1.serve_connection(TokioIo::new(stream), service).await;
+            return;
+        };
+        let Ok(stream) = tls.accept(stream).await else {
+            return;
+        };
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let stream = TokioIo::new(stream);
+        if is_http2 {
+            let mut http2 = http2::Builder::new(TokioExecutor::new());
+            http2.max_concurrent_streams(100);
+            let _ = http2.serve_connection(stream, service).await;
+        } else {
+            let _ = http1::Builder::new()
+                .serve_connection(stream, service)
+                .await;
         }
     }
 
@@ -517,6 +577,15 @@ impl Api {
                 .objects
                 .get(&(Kind::Services, namespace, name.to_owned()));
             return Ok(found.map_or_else(|| status(404, "not found"), |found| answer(200, found)));
+        }
+        if let Some(name) = path.strip_prefix("/api/v1/namespaces/")
+            && !name.contains('/')
+        {
+            let metadata = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": name}});
+            return Ok(match self.lock().absent.contains(name) {
+                true => status(404, "not found"),
+                false => answer(200, &metadata),
+            });
         }
         let Some((kind, namespace)) = place(&path).filter(|_| request.method() == "GET") else {
             self.lock()

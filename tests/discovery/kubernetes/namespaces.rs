@@ -142,6 +142,30 @@ async fn rights_that_are_taken_away_cost_the_namespace_only_a_restart() {
     two.serves_a_alone(&rig, "after the restart").await;
 }
 
+/// What cannot be served is counted and named. An empty list does not show that a name is wrong.
+#[tokio::test]
+async fn namespaces_that_are_forbidden_or_do_not_exist_are_counted_and_named() {
+    let two = Two::new().await;
+    two.api.forbid(Kind::Slices, Some("b"));
+    two.api.without_namespace("misspelt");
+    let rig = two.launch("namespaces: [a, b, misspelt]");
+    two.serves_a_alone(&rig, "beside them").await;
+    eventually("both are named", async || {
+        let (_, line) = rig.readyz().await;
+        line.contains("namespaces that do not exist: misspelt") && line.contains("namespaces b")
+    })
+    .await;
+    assert_eq!(rig.failed_namespaces().await, "2");
+    two.api.allow(Kind::Slices, Some("b"));
+    two.serves_both(&rig, "allowed").await;
+    assert_eq!(rig.failed_namespaces().await, "1");
+    let line = "ready; namespaces that do not exist: misspelt".to_owned();
+    eventually("nothing else is wrong", async || {
+        rig.readyz().await == (200, line.clone())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn if_nothing_can_be_listed_it_is_not_ready_however_long_that_lasts() {
     let api = shop(1).await;

@@ -132,6 +132,16 @@ impl Rig {
         (response.status, response.text().trim_end().to_owned())
     }
 
+    /// `ebbtide_namespaces_failed`, as it is scraped.
+    pub async fn failed_namespaces(&self) -> String {
+        let mut client = Client::connect(self.running().admin_address).await.unwrap();
+        let response = client.exchange("GET", "/metrics", "", b"").await.unwrap();
+        let text = response.text();
+        let mut lines = text.lines();
+        let value = lines.find_map(|it| it.strip_prefix("ebbtide_namespaces_failed "));
+        value.unwrap().to_owned()
+    }
+
     /// Waits until `/readyz` reports no problem.
     pub async fn clean(&self) {
         eventually("ready and nothing else", async || {

@@ -12,7 +12,7 @@ use ebbtide::discovery::object::{Change, Object};
 use ebbtide::discovery::source::{InUse, Message};
 use tokio::sync::{mpsc, watch};
 
-use super::api::{Api, KINDS, Kind, Verb};
+use super::api::{Api, KINDS, Kind, Verb, certificate};
 use super::rig::{claimed, pod, ready, service, shop, slice, within};
 use crate::support::wait::eventually;
 
@@ -29,8 +29,25 @@ struct Source {
 
 impl Source {
     fn start(api: &Api, named: &[&str], pods: PodWatch) -> Self {
+        let settings = Kubernetes {
+            pods,
+            ..Kubernetes::default()
+        };
         let uri = format!("http://{}", api.address).parse().unwrap();
-        let connected = connect(kube::Config::new(uri)).unwrap();
+        Self::connect(kube::Config::new(uri), named, settings)
+    }
+
+    /// Over TLS.
+    fn start_tls(api: &Api, settings: Kubernetes) -> Self {
+        let uri = format!("https://{}", api.address).parse().unwrap();
+        let mut config = kube::Config::new(uri);
+        config.root_cert = Some(vec![certificate().to_vec()]);
+        Self::connect(config, &[], settings)
+    }
+
+    fn connect(config: kube::Config, named: &[&str], settings: Kubernetes) -> Self {
+        let server = config.cluster_url.to_string();
+        let connected = connect(config).unwrap();
         let named = named.iter().map(|it| it.split_once('/').unwrap());
         let named = named.map(|(namespace, name)| ObjectName::new(namespace, name));
         let (in_use, used) = watch::channel(InUse {
@@ -38,17 +55,14 @@ impl Source {
             ..InUse::default()
         });
         let (out, messages) = mpsc::channel(64);
-        let patience = Duration::from_secs(3_600);
         let settings = Kubernetes {
-            pods,
-            patience,
-            ..Kubernetes::default()
+            patience: Duration::from_secs(3_600),
+            ..settings
         };
         let wanted = Wanted {
             settings,
             in_use: used,
         };
-        let server = api.address.to_string();
         tokio::spawn(kubernetes::run(connected, server, wanted, out, |_| ()));
         Self {
             in_use,
@@ -204,6 +218,43 @@ async fn many_namespaces_share_one_watch_of_pods_unless_that_is_refused() {
         source.until("a deletion", |it| it.count("Pod") == 39).await;
         assert_eq!(api.watches(), pods + 3);
     }
+}
+
+#[tokio::test]
+async fn all_watches_share_one_connection_where_the_api_server_speaks_http_2() {
+    let api = Api::start_tls().await;
+    ["a", "b", "c"].iter().for_each(|it| app(&api, it));
+    let mut source = Source::start_tls(&api, Kubernetes::default());
+    source
+        .until("the first table", |it| it.synced && it.count("Pod") == 3)
+        .await;
+    eventually("all is watched", async || api.watches() == 6).await;
+    assert_eq!(api.connections(), 1);
+    api.delete(Kind::Pods, "b", "p-b");
+    source.until("a change", |it| it.count("Pod") == 2).await;
+    assert_eq!(api.connections(), 1);
+}
+
+/// On one connection, an API server lets what is above 100 requests wait for ever.
+#[tokio::test]
+async fn more_watches_than_fit_on_a_connection_have_another() {
+    let api = Api::start_tls().await;
+    let namespaces: Vec<String> = (0..40).map(|n| format!("n-{n}")).collect();
+    namespaces.iter().for_each(|it| app(&api, it));
+    let settings = Kubernetes {
+        namespaces,
+        ..Kubernetes::default()
+    };
+    let mut source = Source::start_tls(&api, settings);
+    source
+        .until("the first table", |it| it.synced && it.count("Pod") == 40)
+        .await;
+    eventually("all is watched", async || api.watches() == 160).await;
+    assert!(
+        (2..=4).contains(&api.connections()),
+        "{}",
+        api.connections()
+    );
 }
 
 #[tokio::test]
