@@ -26,10 +26,10 @@ pub struct Listeners {
     sockets: Sockets,
     listeners: BTreeMap<Key, Listener>,
     /// The listeners of each Service.
-    by_service: HashMap<ObjectName, BTreeSet<Key>>,
-    /// The listeners that want each address. Only the first is bound: `SO_REUSEPORT` would let all
+    by_service: HashMap<ObjectName, Vec<Key>>,
+    /// The listeners that want each address, in order. Only the first is bound: `SO_REUSEPORT` would let all
     /// bind, and would split the clients between their Services.
-    by_address: HashMap<SocketAddr, BTreeSet<Key>>,
+    by_address: HashMap<SocketAddr, Vec<Key>>,
     /// When listeners that are not bound are tried.
     due: BTreeSet<(Instant, Key)>,
     /// To close at the next [`Listeners::retry`].
@@ -151,7 +151,7 @@ impl Listeners {
     fn add(&mut self, key: Key, config: ListenerConfig, protocol: Protocol, now: Instant) {
         let address = config.address;
         let of_service = self.by_service.entry(config.service.clone());
-        of_service.or_default().insert(key.clone());
+        of_service.or_default().push(key.clone());
         let listener = Listener {
             config,
             protocol,
@@ -165,7 +165,9 @@ impl Listeners {
             return self.bind_next(key, now);
         }
         let claims = self.by_address.entry(address).or_default();
-        claims.insert(key.clone());
+        if let Err(place) = claims.binary_search(&key) {
+            claims.insert(place, key.clone());
+        }
         let mut claims = claims.iter().cloned();
         match (claims.next(), claims.next()) {
             (Some(first), second) if first == key => {
@@ -186,7 +188,7 @@ impl Listeners {
         self.dirty.insert(key.clone());
         let (service, address) = (&listener.config.service, listener.config.address);
         if let Some(keys) = self.by_service.get_mut(service) {
-            keys.remove(key);
+            keys.retain(|it| it != key);
             if keys.is_empty() {
                 self.by_service.remove(service);
             }
@@ -194,7 +196,7 @@ impl Listeners {
         self.leave(key, listener.state);
         if let Some(claims) = self.by_address.get_mut(&address) {
             let was_first = claims.first() == Some(key);
-            claims.remove(key);
+            claims.retain(|it| it != key);
             match claims.first().cloned() {
                 Some(next) if was_first => self.bind_next(next, now),
                 Some(_) => {}

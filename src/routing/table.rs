@@ -220,6 +220,7 @@ impl RoutingTable {
             .get_mut(&key.service)?
             .ports
             .get_mut(&key.port)
+            .map(|port| &mut **port)
     }
 
     /// The Services that it routes to, or whose endpoints still exist.

@@ -340,7 +340,8 @@ async fn status_shows_listeners_services_and_endpoints() {
     let (up, ending) = ([true, true, false], [false, true, true]);
     let expected = json!({
         "version": ebbtide::VERSION, "uptimeSeconds": 0, "ready": true, "shuttingDown": false,
-        "discovery": {"source": "files", "synced": true, "ageSeconds": 0, "problems": []},
+        "discovery": {"source": "files", "synced": true, "ageSeconds": 0, "problems": [],
+            "savedAt": null, "missingNamespaces": [], "absentNamespaces": []},
         "listeners": [
             {"name": "mail", "address": "0.0.0.0:25", "service": "mail/mail", "port": "25", "protocol": "tcp",
              "error": "permission denied"},
