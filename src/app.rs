@@ -335,9 +335,12 @@ fn start_pages(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let spare = move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All));
-    spawn("admin", async move || match AdminListener::new(place) {
-        Ok(listener) => server::serve(listener, admin, spare, stop).await,
-        Err(error) => tracing::error!(%error, "no admin pages"),
+    let health = admin.health.clone();
+    spawn("admin", async move || {
+        match AdminListener::new(place, health) {
+            Ok(listener) => server::serve(listener, admin, spare, stop).await,
+            Err(error) => tracing::error!(%error, "no admin pages"),
+        }
     })?;
     Ok(())
 }

@@ -38,6 +38,7 @@ mod proxy {
     mod parting;
     mod real;
     mod receipts;
+    mod replaced;
     mod replay;
     mod rollout;
     mod shutdown;

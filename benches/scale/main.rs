@@ -7,7 +7,8 @@
 #![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
 #[path = "../../tests/discovery/kubernetes/api.rs"]
-#[allow(dead_code, clippy::unwrap_used)] // A part of the tests, which use more of it.
+#[allow(dead_code, unused_imports, clippy::unwrap_used)]
+// A part of the tests, which use more of it.
 mod api;
 #[path = "../compare/guard.rs"]
 #[allow(dead_code)] // The other bench uses more of it.

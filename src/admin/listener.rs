@@ -4,18 +4,23 @@
 //! For some time, the old and the new process share the node's network (a DaemonSet with
 //! `maxSurge`). They also share the ports of the data plane, but not this one: a probe must reach
 //! the process that it asks for. So the new process asks the old one for the address, over a Unix
-//! socket whose abstract name holds the port. The new process has the address from its start on. If
-//! the new process ends first, the old one takes the address back. Only a process of the same user
-//! may ask.
+//! socket whose abstract name holds the port. The new process has the address from its start on, and
+//! the old one goes on telling it whether it serves, so that `/readyz` can speak for the node. If the
+//! new process ends first, the old one takes the address back. Both check that the other is of the
+//! same user.
 
 use std::io::{self, Read};
 use std::net::{self, SocketAddr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net as unix;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::admin::readiness;
+use crate::observe::health::Health;
 
 /// The admin address, bound before the runtime exists.
 pub struct Bound {
@@ -24,7 +29,13 @@ pub struct Bound {
     listener: net::TcpListener,
     /// The connection to the process that gave the address up. It closes when this process ends;
     /// the other process then takes the address back.
-    predecessor: Option<unix::UnixStream>,
+    predecessor: Option<Predecessor>,
+}
+
+struct Predecessor {
+    stream: unix::UnixStream,
+    /// Its first word.
+    serves: bool,
 }
 
 /// Binds the admin address, or takes it over from another Ebbtide of this user.
@@ -35,7 +46,8 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
     let (listener, predecessor) = match net::TcpListener::bind(address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             // The first error says more than the failure to ask another process.
-            let predecessor = ask_to_give_way(address.port()).map_err(|_| error)?;
+            let us = rustix::process::geteuid().as_raw();
+            let predecessor = ask_to_give_way(address.port(), us).map_err(|_| error)?;
             (bind_soon(address)?, Some(predecessor))
         }
         other => (other?, None),
@@ -64,15 +76,27 @@ fn bind_soon(address: SocketAddr) -> io::Result<net::TcpListener> {
     }
 }
 
-fn ask_to_give_way(port: u16) -> io::Result<unix::UnixStream> {
-    let mut predecessor = unix::UnixStream::connect_addr(&name(port)?)?;
-    predecessor.set_read_timeout(Some(PATIENCE))?;
-    predecessor.read_exact(&mut [0])?;
+/// Asks a process of user `us`. Any user of this network could have taken the name.
+fn ask_to_give_way(port: u16, us: u32) -> io::Result<Predecessor> {
+    let mut stream = unix::UnixStream::connect_addr(&name(port)?)?;
+    let owner = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
+    if owner != us {
+        tracing::warn!(
+            port,
+            owner,
+            "a process of another user has the name under which an Ebbtide is asked for its admin address"
+        );
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut word = [0];
+    stream.read_exact(&mut word)?;
     tracing::info!(
         port,
         "admin address taken over from the process that this one replaces"
     );
-    Ok(predecessor)
+    let serves = word == [SERVES];
+    Ok(Predecessor { stream, serves })
 }
 
 fn name(port: u16) -> io::Result<unix::SocketAddr> {
@@ -88,7 +112,10 @@ pub struct AdminListener {
     /// then no process can take over.
     asked: Option<UnixListener>,
     successor: Option<UnixStream>,
-    _predecessor: Option<unix::UnixStream>,
+    /// What the successor was told last.
+    told: u8,
+    predecessor: Option<UnixStream>,
+    health: Arc<Health>,
 }
 
 impl AdminListener {
@@ -96,19 +123,33 @@ impl AdminListener {
     ///
     /// # Errors
     /// The runtime cannot watch the socket.
-    pub fn new(bound: Bound) -> io::Result<Self> {
+    pub fn new(bound: Bound, health: Arc<Health>) -> io::Result<Self> {
         let Bound {
             address,
             listener,
             predecessor,
         } = bound;
         let listener = Some(TcpListener::from_std(listener)?);
+        let predecessor = match predecessor {
+            Some(Predecessor { stream, serves }) => {
+                stream.set_nonblocking(true)?;
+                health.update(|state| state.predecessor_serves = serves);
+                Some(UnixStream::from_std(stream)?)
+            }
+            None => None,
+        };
+        let asked = ask_here(address.port());
+        if asked.is_none() {
+            tracing::warn!(%address, "another process has the name under which a new Ebbtide asks for the admin address; trying again");
+        }
         Ok(Self {
             address,
             listener,
-            asked: ask_here(address.port()),
+            asked,
             successor: None,
-            _predecessor: predecessor,
+            told: 0,
+            predecessor,
+            health,
         })
     }
 
@@ -125,6 +166,10 @@ impl AdminListener {
             tokio::select! {
                 accepted = listener.accept() => return accepted.map(|(stream, _)| stream),
                 successor = successor(self.asked.as_ref()) => self.give_way(successor).await,
+                serves = word_of(self.predecessor.as_mut()) => self.hear(serves),
+                () = tokio::time::sleep(TRY_AGAIN), if self.asked.is_none() => {
+                    self.asked = ask_here(self.address.port());
+                }
             }
         }
     }
@@ -132,18 +177,50 @@ impl AdminListener {
     async fn give_way(&mut self, mut successor: UnixStream) {
         self.listener = None;
         self.asked = None;
-        if successor.write_all(&[1]).await.is_ok() {
+        self.told = self.word();
+        if successor.write_all(&[self.told]).await.is_ok() {
             tracing::info!(address = %self.address, "admin address given to the process that replaces this one");
         }
         self.successor = Some(successor);
     }
 
-    /// Waits until the successor has ended, and until the address can be bound.
+    /// Takes in whether the predecessor serves. `None`: it has ended.
+    fn hear(&mut self, serves: Option<bool>) {
+        if serves.is_none() {
+            self.predecessor = None;
+        }
+        let serves = serves.unwrap_or_default();
+        self.health
+            .update(|state| state.predecessor_serves = serves);
+    }
+
+    /// What a successor is told.
+    fn word(&self) -> u8 {
+        match readiness::of_node(&self.health.state()) {
+            Ok(_) => SERVES,
+            Err(_) => LEAVES,
+        }
+    }
+
+    /// Waits until the successor has ended, and until the address can be bound. Tells the successor
+    /// meanwhile whether this process serves.
     async fn take_back(&mut self) {
-        if let Some(successor) = &mut self.successor {
-            // The successor never writes, so this read ends when the successor ends.
-            let _ = successor.read(&mut [0]).await;
-            self.successor = None;
+        let mut nothing = [0];
+        while let Some(successor) = &mut self.successor {
+            tokio::select! {
+                // The successor never writes, so this read ends when the successor ends.
+                _ = successor.read(&mut nothing) => self.successor = None,
+                () = tokio::time::sleep(TELL) => {
+                    let word = self.word();
+                    if word != self.told
+                        && let Some(successor) = &mut self.successor
+                    {
+                        self.told = word;
+                        // If the successor has ended, the read above shows it.
+                        let _ = successor.write_all(&[word]).await;
+                    }
+                }
+            }
         }
         match bind_again(self.address) {
             Ok(listener) => {
@@ -187,6 +264,23 @@ async fn successor(asked: Option<&UnixListener>) -> UnixStream {
     }
 }
 
+/// The next word of the predecessor: whether it serves. `None`: it has ended. Cancellation safe.
+async fn word_of(predecessor: Option<&mut UnixStream>) -> Option<bool> {
+    let Some(predecessor) = predecessor else {
+        return std::future::pending().await;
+    };
+    let mut word = [0];
+    match predecessor.read(&mut word).await {
+        Ok(1) => Some(word == [SERVES]),
+        _ => None,
+    }
+}
+
+/// The words that a process tells its successor.
+const SERVES: u8 = 1;
+const LEAVES: u8 = 2;
+/// How often a process looks whether it has another word for its successor.
+const TELL: Duration = Duration::from_millis(200);
 /// How long the other process may take to give the address up.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The pause between two tries to take the address back.
@@ -217,7 +311,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_successor_takes_the_address_over_and_the_old_process_takes_it_back() {
-        let mut old = AdminListener::new(bound_apart()).unwrap();
+        let health = || Arc::new(Health::new("files"));
+        let mut old = AdminListener::new(bound_apart(), health()).unwrap();
         let address = old.address;
         assert!(answers(address, &mut old).await);
         // `bind` blocks its thread, as it does when a process starts.
@@ -227,7 +322,7 @@ mod tests {
             _ = old.accept() => panic!("accepted a client that never connected"),
         };
         assert_eq!(new.address, address);
-        let mut new = AdminListener::new(new).unwrap();
+        let mut new = AdminListener::new(new, health()).unwrap();
         assert!(answers(address, &mut new).await);
         drop(new);
         assert!(answers_in_the_end(address, &mut old).await);
@@ -246,6 +341,43 @@ mod tests {
             accepted = listener.accept() => accepted.is_ok(),
             () = clients => false,
         }
+    }
+
+    /// Whoever has the name first could keep every new process from its admin address, or could give
+    /// it an address that it does not have.
+    #[tokio::test]
+    async fn a_name_that_another_user_has_is_not_asked_and_is_taken_when_it_is_free() {
+        let bound = bound_apart();
+        let port = bound.address.port();
+        let other = unix::UnixListener::bind_addr(&name(port).unwrap()).unwrap();
+        let mut old = AdminListener::new(bound, Arc::new(Health::new("files"))).unwrap();
+        let us = rustix::process::geteuid().as_raw();
+        let answering = other.try_clone().unwrap();
+        let answering = std::thread::spawn(move || {
+            for stream in [answering.accept(), answering.accept()] {
+                let _ = io::Write::write_all(&mut stream.unwrap().0, &[SERVES]);
+            }
+        });
+        let refused = ask_to_give_way(port, us + 1).err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        assert!(ask_to_give_way(port, us).unwrap().serves);
+        answering.join().unwrap();
+        drop(other);
+        // The process takes the name, although nobody connects, and gives the address up.
+        let asking = async {
+            loop {
+                let asking = move || ask_to_give_way(port, us);
+                if let Ok(Ok(it)) = tokio::task::spawn_blocking(asking).await {
+                    return it.serves;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let serves = tokio::select! {
+            serves = tokio::time::timeout(Duration::from_secs(60), asking) => serves.unwrap(),
+            _ = old.accept() => panic!("accepted a client that never connected"),
+        };
+        assert!(!serves, "it has no table yet");
     }
 
     #[test]

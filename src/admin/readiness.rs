@@ -77,6 +77,17 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
     if ready { Ok(line) } else { Err(line) }
 }
 
+/// The line of `/readyz` for other machines, which want to know whether the node serves. While this
+/// process is not ready yet, the one that it replaces still does.
+pub fn of_node(state: &HealthState) -> Result<String, String> {
+    match readiness(state) {
+        Err(line) if state.predecessor_serves && !state.shutting_down => Ok(format!(
+            "ready, by the process that this one replaces; {line}"
+        )),
+        other => other,
+    }
+}
+
 /// The first five entries of a list, and the number of the others.
 fn first(list: &[String]) -> String {
     const NAMED: usize = 5;
@@ -140,6 +151,27 @@ mod tests {
         assert_eq!(readiness(&state).unwrap(), "ready");
         state.shutting_down = true;
         assert_eq!(readiness(&state).unwrap_err(), "not ready; shutting down");
+    }
+
+    #[test]
+    fn the_node_is_ready_while_the_process_before_this_one_serves() {
+        let mut state = HealthState {
+            synced: false,
+            predecessor_serves: true,
+            ..synced()
+        };
+        assert!(readiness(&state).is_err());
+        assert!(
+            of_node(&state)
+                .unwrap()
+                .starts_with("ready, by the process")
+        );
+        state.shutting_down = true;
+        assert!(of_node(&state).is_err());
+        (state.shutting_down, state.predecessor_serves) = (false, false);
+        assert!(of_node(&state).is_err());
+        state.synced = true;
+        assert_eq!(of_node(&state).unwrap(), "ready");
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub async fn serve(
     spare: impl Fn(),
     shutdown: CancellationToken,
 ) {
-    let router = router(admin);
+    let routers = [Asker::ThisMachine, Asker::Other].map(|asker| router(admin.clone(), asker));
     let mut connections = JoinSet::new();
     let mut oldest_first = VecDeque::new();
     loop {
@@ -54,6 +54,7 @@ pub async fn serve(
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok(stream) => {
+                let asker = Asker::of(&stream);
                 oldest_first
                     .retain(|connection: &tokio::task::AbortHandle| !connection.is_finished());
                 if oldest_first.len() >= CONNECTIONS
@@ -63,7 +64,7 @@ pub async fn serve(
                 }
                 oldest_first.push_back(connections.spawn(connection(
                     stream,
-                    router.clone(),
+                    routers[asker as usize].clone(),
                     shutdown.clone(),
                 )));
             }
@@ -111,11 +112,33 @@ async fn connection(stream: TcpStream, router: Router, shutdown: CancellationTok
     let _ = tokio::time::timeout(FAREWELL, connection).await;
 }
 
-fn router(admin: Admin) -> Router {
+/// Who asks, by the addresses of the connection.
+#[derive(Debug, Clone, Copy)]
+enum Asker {
+    /// The kubelet, on the node's network: it asks for this process.
+    ThisMachine,
+    /// A load balancer, on the node's network: it asks for the node.
+    Other,
+}
+
+impl Asker {
+    /// A connection from this machine to itself has one address at both ends.
+    fn of(stream: &TcpStream) -> Self {
+        match (stream.peer_addr(), stream.local_addr()) {
+            (Ok(peer), Ok(local)) if peer.ip() != local.ip() => Self::Other,
+            _ => Self::ThisMachine,
+        }
+    }
+}
+
+fn router(admin: Admin, asker: Asker) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
+        .route(
+            "/readyz",
+            get(async move |State(admin): State<Admin>| readyz(&admin, asker)),
+        )
         .route(
             "/metrics",
             get(metrics).with_state(Scrapes::new(admin.clone())),
@@ -174,8 +197,13 @@ fn liveness(since: Duration) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, line)
 }
 
-async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
-    match readiness::readiness(&admin.health.state()) {
+fn readyz(admin: &Admin, asker: Asker) -> (StatusCode, String) {
+    let state = admin.health.state();
+    let line = match asker {
+        Asker::ThisMachine => readiness::readiness(&state),
+        Asker::Other => readiness::of_node(&state),
+    };
+    match line {
         Ok(line) => (StatusCode::OK, line + "\n"),
         Err(line) => (StatusCode::SERVICE_UNAVAILABLE, line + "\n"),
     }

@@ -4,6 +4,7 @@
 //! The objects that the API server holds are read by `discovery/kubernetes.rs`.
 
 pub mod api;
+pub mod event;
 pub mod events;
 pub mod rights;
 mod transport;

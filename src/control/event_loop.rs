@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use crate::cluster::events::{Event, Events, Reason};
+use crate::cluster::event::{Event, Reason};
+use crate::cluster::events::Events;
 use crate::config::settings::Config;
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};

@@ -256,7 +256,8 @@ impl Watches {
         let (number, clock) = (self.number, self.clock.clone());
         let (labels, fields) = (selector.labels.as_deref(), selector.fields.as_deref());
         let name = watch_name(api.resource_url(), labels, fields);
-        let events = endless(api, selector.clone(), self.streaming.clone());
+        let silence = self.settings.silence;
+        let events = endless(api, selector.clone(), self.streaming.clone(), silence);
         let of = key.clone();
         let read = move |it: &K, listed| {
             let name = name_of(it.meta());

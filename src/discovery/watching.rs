@@ -31,10 +31,12 @@ enum Initial {
 pub(super) struct Streaming(AtomicBool);
 
 /// The events of a watch. After an error that it cannot be resumed from, the events of a new watch.
+/// A streamed list that is silent for `silence`, or for [`STREAM`], is given up for a plain one.
 pub(super) fn endless<K>(
     api: Api<K>,
     selector: Selector,
     refused: Arc<Streaming>,
+    silence: Duration,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
@@ -66,7 +68,7 @@ where
         async move {
             loop {
                 let event = if initial == Initial::Stream && !listed {
-                    match tokio::time::timeout(STREAM, watch.next()).await {
+                    match tokio::time::timeout(silence.min(STREAM), watch.next()).await {
                         Ok(event) => Some(event?),
                         Err(_) => None,
                     }

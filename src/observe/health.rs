@@ -38,6 +38,8 @@ pub struct HealthState {
     pub standing: Standing,
     /// Whether every listener has been tried once.
     pub ports_tried: bool,
+    /// Whether the process that this one replaces still wants traffic.
+    pub predecessor_serves: bool,
     /// Whether SIGTERM or SIGINT has come.
     pub shutting_down: bool,
     /// When the source was last known to be in order. See [`HealthState::age`].
@@ -90,6 +92,7 @@ impl Health {
             synced: false,
             standing: Standing::default(),
             ports_tried: false,
+            predecessor_serves: false,
             shutting_down: false,
             current_at: Instant::now(),
             problems: Vec::new(),

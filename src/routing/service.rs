@@ -57,14 +57,14 @@ impl ServiceEntry {
 
     /// Whether Ebbtide binds the nodePorts of this Service.
     pub(super) fn is_claimed(&self) -> bool {
-        let claimed = |port: &Box<PortEntry>| port.spec.as_ref().is_some_and(|spec| spec.claimed);
-        self.ports.values().any(claimed)
+        let claimed = |port: &PortEntry| port.spec.as_ref().is_some_and(|spec| spec.claimed);
+        self.ports.values().any(|port| claimed(port))
     }
 
     /// Whether a client is connected to one of the ports.
     pub(super) fn has_clients(&self) -> bool {
-        let active = |port: &Box<PortEntry>| port.metrics.connections_active.get() > 0;
-        self.ports.values().any(active)
+        let active = |port: &PortEntry| port.metrics.connections_active.get() > 0;
+        self.ports.values().any(|port| active(port))
     }
 
     /// The key of one of its ports.
@@ -183,8 +183,9 @@ impl ServiceEntry {
         (world, registry): (&World, &mut Registry),
         change: &mut Change,
     ) -> bool {
-        let merge = |port: &Box<PortEntry>| port.merge_some(world, &self.name, addresses);
-        let Some(found) = self.ports.values().map(merge).collect::<Option<Vec<_>>>() else {
+        let ports = self.ports.values().map(|port| &**port);
+        let merge = |port: &PortEntry| port.merge_some(world, &self.name, addresses);
+        let Some(found) = ports.map(merge).collect::<Option<Vec<_>>>() else {
             return false;
         };
         for ((key, port), found) in self.keyed_ports().zip(found) {

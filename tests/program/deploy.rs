@@ -260,6 +260,40 @@ fn rbac_grants_what_ebbtide_requests_and_no_more() {
     }
 }
 
+/// The figures of one run stand in benches/README.md. The request is enough for the table that
+/// deploy/README.md names.
+#[test]
+fn the_memory_that_is_requested_covers_what_was_measured() {
+    let readme = read("benches/README.md");
+    let figure = |name: &str| -> f64 {
+        let row = readme.lines().find(|line| line.starts_with(name)).unwrap();
+        let cell = row[name.len()..].trim_start_matches([' ', '|']);
+        let number = cell.split([' ', '|']).next().unwrap();
+        number.replace(',', "").parse().unwrap()
+    };
+    let per_connection = f64::max(
+        figure("| idle memory of a TCP pair, bytes |"),
+        figure("| idle memory of an HTTP client, bytes |"),
+    );
+    for (pod, text) in pods() {
+        let requests = container(&pod)
+            .resources
+            .as_ref()
+            .unwrap()
+            .requests
+            .as_ref();
+        let request = &requests.unwrap()["memory"].0;
+        let mebibytes: f64 = request.strip_suffix("Mi").unwrap().parse().unwrap();
+        let connections = config(&text).limits.connections;
+        let needed = connections as f64 * per_connection
+            + 1_000.0 * figure("| private bytes a service of one endpoint |")
+            + 10_000.0 * figure("| private bytes an endpoint |")
+            + f64::from(16 << 20);
+        let requested = mebibytes * 1_048_576.0;
+        assert!(needed < requested, "{needed} of {requested} bytes");
+    }
+}
+
 #[test]
 fn probes_use_the_admin_port() {
     for (pod, text) in pods() {

@@ -58,7 +58,7 @@ impl Fixture {
         let address = bound.address;
         let stop = CancellationToken::new();
         let server = tokio::spawn(server::serve(
-            AdminListener::new(bound).unwrap(),
+            AdminListener::new(bound, admin.health.clone()).unwrap(),
             admin.clone(),
             || (),
             stop.clone(),

@@ -2,7 +2,7 @@
 //! cache, and no longer than they are used. The source runs alone here, without a control loop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebbtide::cluster::api::connect;
 use ebbtide::config::settings::{Kubernetes, PodWatch};
@@ -12,9 +12,12 @@ use ebbtide::discovery::object::{Change, Object};
 use ebbtide::discovery::source::{InUse, Message};
 use tokio::sync::{mpsc, watch};
 
-use super::api::{Api, KINDS, Kind, Verb, certificate};
+use super::api::{Api, KINDS, Kind, Order, Verb, certificate};
 use super::rig::{claimed, pod, ready, service, shop, slice, within};
 use crate::support::wait::eventually;
+
+/// How long a response may be silent in a test of that.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// A source, and the objects that its messages leave.
 struct Source {
@@ -42,6 +45,7 @@ impl Source {
         let uri = format!("https://{}", api.address).parse().unwrap();
         let mut config = kube::Config::new(uri);
         config.root_cert = Some(vec![certificate().to_vec()]);
+        config.read_timeout = Some(settings.silence);
         Self::connect(config, &[], settings)
     }
 
@@ -339,6 +343,50 @@ async fn a_list_is_streamed_where_the_api_server_can() {
     let streamed = |it: &super::api::Asked| it.query.contains("sendInitialEvents=true");
     assert!(api.asked().iter().all(streamed), "{:?}", api.asked());
     assert_eq!(api.asked().len(), 7, "a stream is list and watch in one");
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_of_streamed_lists_is_asked_for_plain_ones() {
+    let api = shop(2).await;
+    api.ignore_streams();
+    let settings = Kubernetes {
+        silence: Duration::from_millis(300),
+        ..Kubernetes::default()
+    };
+    let uri = format!("http://{}", api.address).parse().unwrap();
+    let config = kube::Config::new(uri);
+    let mut source = Source::connect(config, &["web/shop"], settings);
+    source
+        .until("the first table", |it| it.synced && it.count("Pod") == 2)
+        .await;
+}
+
+/// On a shared connection, the silence of one watch does not show in the connection.
+#[tokio::test]
+async fn a_watch_that_falls_silent_beside_others_is_resumed() {
+    let api = Api::start_tls().await;
+    ["a", "stays"].iter().for_each(|it| app(&api, it));
+    let settings = Kubernetes {
+        silence: SILENCE,
+        ..Kubernetes::default()
+    };
+    let mut source = Source::start_tls(&api, settings);
+    source
+        .until("the first table", |it| it.synced && it.count("Pod") == 2)
+        .await;
+    eventually("all is watched", async || api.watches() == 5).await;
+    api.order(Kind::Pods, Order::Silence);
+    api.delete(Kind::Pods, "a", "p-a");
+    let limit = Instant::now() + Duration::from_secs(60);
+    while source.count("Pod") == 2 {
+        assert!(Instant::now() < limit, "the deletion is never seen");
+        for kind in [Kind::Services, Kind::Slices] {
+            api.bookmark(kind);
+        }
+        source.turn(&api).await;
+        tokio::time::sleep(SILENCE / 10).await;
+    }
+    assert_eq!(api.connections(), 1);
 }
 
 #[tokio::test]
