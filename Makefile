@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
-.PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench compare \
-	image cluster cluster-down apiserver-scale e2e
+.PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
+	compare image cluster cluster-down apiserver-scale e2e
 
 help: # this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -45,6 +45,9 @@ advisories: # known faults of the dependencies; asks for the advisory database (
 
 bench: # the parts: merge, head, pick and drain, with thin LTO; ARGS='--bench head' for one of them
 	cargo bench --locked $(or $(ARGS),--bench merge --bench head --bench pick --bench drain)
+
+scale: # what it costs at 5,000 Services; rewrites a part of benches/README.md (unshare, ip; 5 minutes)
+	cargo bench --locked --bench scale -- $(or $(ARGS),--write)
 
 compare: # Ebbtide beside its peers; ARGS=--write rewrites benches/README.md (20 minutes)
 	benches/compare/install.sh

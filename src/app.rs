@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -23,7 +22,7 @@ use crate::cluster::events::{self, Events};
 use crate::config::fault::Refused;
 use crate::config::settings::{self, Config, Discovery};
 use crate::contract::policy::PortRef;
-use crate::contract::snapshot::Snapshot;
+use crate::contract::snapshot::Published;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
@@ -88,8 +87,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         tracing::warn!(warning, "the configuration has a doubtful field");
     }
     let config = Arc::new(config);
-    let metrics = Metrics::new()?;
-    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let metrics = Metrics::with(config.per_service)?;
+    let snapshot = Arc::<Published>::default();
     let drains = Arc::new(drains::Log::default());
     let health = Arc::new(Health::new(config.discovery.source()));
     let admin = Admin {
@@ -215,7 +214,7 @@ impl Running {
     /// Whether the drains that belong to the published snapshot have begun. For tests.
     #[doc(hidden)]
     pub fn is_settled(&self) -> bool {
-        self.admin.snapshot.load().generation <= *self.shared.generation.borrow()
+        self.admin.snapshot.generation() <= *self.shared.generation.borrow()
     }
 
     /// The address of a listener; `None` while it is not bound.
@@ -261,7 +260,7 @@ impl Running {
 /// are bounded by `limits.connections`; all other messages are few.
 fn start_workers(
     config: &Arc<Config>,
-    snapshot: Arc<ArcSwap<Snapshot>>,
+    snapshot: Arc<Published>,
     table: &RoutingTable,
     access_log: Option<AccessLog>,
     connections: usize,

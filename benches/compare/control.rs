@@ -112,7 +112,7 @@ fn pick(endpoints: usize) -> f64 {
 /// Microseconds from an event to the snapshot, median and p99, at 50 events a second.
 fn event_to_snapshot(endpoints: usize, events: usize) -> (f64, f64) {
     let mut scene = Scene::of(endpoints);
-    let snapshot = scene.snapshot.clone();
+    let (place, port) = (scene.place(), scene.port());
     let (stop, seen) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
@@ -122,11 +122,10 @@ fn event_to_snapshot(endpoints: usize, events: usize) -> (f64, f64) {
     let worker = std::thread::spawn({
         let (stop, seen) = (stop.clone(), seen.clone());
         move || {
-            let mut last = snapshot.load().generation;
+            let mut last = port.clone();
             while !stop.load(Ordering::Relaxed) {
-                let now = snapshot.load().generation;
-                if now != last {
-                    last = now;
+                if !place.has(&last) {
+                    last = place.port().unwrap_or(last);
                     seen.store(epoch.elapsed().as_nanos() as u64, Ordering::Release);
                 }
                 std::hint::spin_loop();

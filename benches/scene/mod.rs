@@ -6,11 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::endpoint::Notice;
 use ebbtide::contract::name::{ObjectName, PodRef};
-use ebbtide::contract::snapshot::{Port, Snapshot};
+use ebbtide::contract::policy::PortRef;
+use ebbtide::contract::snapshot::{Place, Port, Published};
 use ebbtide::discovery::object::{
     Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
@@ -28,7 +28,7 @@ pub struct Scene {
     /// The table that publishes `snapshot`.
     pub table: RoutingTable,
     /// What workers load.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub snapshot: Arc<Published>,
     /// What endpoints report to the table's owner. It is kept so that the endpoints can send.
     #[allow(dead_code)] // Only one of the benches reads it.
     pub notices: mpsc::UnboundedReceiver<Notice>,
@@ -38,7 +38,7 @@ impl Scene {
     /// A scene with this many endpoints, all usable.
     pub fn of(endpoints: usize) -> Self {
         let config = Arc::new(Config::new(Discovery::Static { to: Vec::new() }));
-        let snapshot = Arc::new(ArcSwap::default());
+        let snapshot = Arc::<Published>::default();
         let (notices_in, notices) = mpsc::unbounded_channel();
         let metrics = Metrics::new().unwrap();
         let table = RoutingTable::new(
@@ -89,7 +89,16 @@ impl Scene {
         self.table.apply(&self.world, &touched, now);
     }
 
-    /// The Service port in the snapshot.
+    /// Where the Service port is published.
+    #[allow(dead_code)] // Only one of the benches reads it.
+    pub fn place(&self) -> Arc<Place> {
+        let port = PortRef::Number(80);
+        self.snapshot
+            .place(&ObjectName::new("web", "shop"), &port)
+            .unwrap()
+    }
+
+    /// The Service port as it is published.
     pub fn port(&self) -> Arc<Port> {
         self.snapshot.load().ports.values().next().unwrap().clone()
     }

@@ -1,6 +1,6 @@
 //! Gauges that are computed when `/metrics` is read: the source's age, the namespaces that it cannot
-//! show, the listeners that cannot be bound, and for each Service port its endpoints by state and its
-//! connections to them. All other metrics are kept where they change.
+//! show, the listeners that cannot be bound, and for each Service port that is shown its endpoints by
+//! state and its connections to them. All other metrics are kept where they change.
 
 use std::sync::atomic::Ordering;
 
@@ -27,10 +27,11 @@ pub fn refresh_gauges(admin: &Admin) {
         .metrics
         .discovery_age
         .set(i64::try_from(age).unwrap_or(i64::MAX));
-    for port in admin.snapshot.load().ports.values() {
+    let snapshot = admin.snapshot.load();
+    for port in snapshot.ports.values().filter(|it| it.metrics.is_used()) {
         let mut counts = [0; 4];
         for endpoint in port.all.iter() {
-            // The order of `metrics::ENDPOINT_STATES`.
+            // The order of `families::ENDPOINT_STATES`.
             counts[match State::of(endpoint) {
                 State::Ready => 0,
                 State::Serving => 1,

@@ -105,6 +105,7 @@ fn first(list: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::{Duration, Instant, SystemTime};
 
     use super::*;
@@ -206,14 +207,14 @@ mod tests {
     #[test]
     fn a_port_that_cannot_be_bound_is_named() {
         let mut state = synced();
-        state.listeners.push(ListenerState {
+        state.listeners.push(Arc::new(ListenerState {
             name: "web".into(),
             address: "0.0.0.0:80".parse().unwrap(),
             service: ObjectName::new("web", "shop"),
             port: "http".into(),
             protocol: Protocol::Auto,
             error: Some("address in use".into()),
-        });
+        }));
         assert_eq!(
             readiness(&state).unwrap(),
             "ready; not bound, trying again (web 0.0.0.0:80: address in use)"

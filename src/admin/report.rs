@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::readiness::readiness;
 use crate::admin::state::State;
 use crate::contract::endpoint::Endpoint;
-use crate::contract::snapshot::{Port, Snapshot};
+use crate::contract::snapshot::{Port, Published};
 use crate::discovery::source::Problem;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
@@ -229,8 +228,6 @@ impl Status {
         let state = admin.health.state();
         let clocks = Clocks::now();
         let snapshot = admin.snapshot.load();
-        let mut ports: Vec<_> = snapshot.ports.values().collect();
-        ports.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         Self {
             version: crate::VERSION.to_owned(),
             uptime_seconds: admin.started.elapsed().as_secs(),
@@ -247,18 +244,19 @@ impl Status {
             },
             listeners: state
                 .listeners
-                .into_iter()
+                .iter()
                 .map(|l| Listener {
-                    name: l.name,
+                    name: l.name.clone(),
                     address: l.address,
                     service: l.service.to_string(),
-                    port: l.port,
+                    port: l.port.clone(),
                     protocol: l.protocol.as_str().to_owned(),
-                    error: l.error,
+                    error: l.error.clone(),
                 })
                 .collect(),
-            services: ports
-                .into_iter()
+            services: snapshot
+                .ports
+                .values()
                 .map(|port| Service::of(port, &clocks))
                 .collect(),
         }
@@ -399,8 +397,8 @@ impl Clocks {
 /// What the admin pages read. A clone shares all of it.
 #[derive(Clone)]
 pub struct Admin {
-    /// The snapshot in force.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Every Service port as it is now.
+    pub snapshot: Arc<Published>,
     /// Running and finished drains, and rollouts.
     pub drains: Arc<drains::Log>,
     /// The metrics of this process.

@@ -7,8 +7,10 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
@@ -137,7 +139,10 @@ fn router(admin: Admin, asker: Asker) -> Router {
             "/readyz",
             get(async move |State(admin): State<Admin>| readyz(&admin, asker)),
         )
-        .route("/metrics", get(metrics))
+        .route(
+            "/metrics",
+            get(metrics).with_state(Scrapes::new(admin.clone())),
+        )
         .route(
             "/api/v1/status",
             get(async |State(admin): State<Admin>| Json(report::Status::of(&admin))),
@@ -204,10 +209,41 @@ fn readyz(admin: &Admin, asker: Asker) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(admin): State<Admin>) -> Response {
-    gauges::refresh_gauges(&admin);
-    match admin.metrics.render() {
-        Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+/// The page of metrics, rendered at most once in [`Scrapes::FRESH`]: its cost does not grow with the
+/// number of its readers.
+#[derive(Clone)]
+struct Scrapes {
+    admin: Admin,
+    last: Arc<Mutex<Option<(Instant, Bytes)>>>,
+}
+
+impl Scrapes {
+    const FRESH: Duration = Duration::from_secs(1);
+
+    fn new(admin: Admin) -> Self {
+        Self {
+            admin,
+            last: Arc::default(),
+        }
+    }
+
+    fn page(&self, now: Instant) -> Result<Bytes, prometheus::Error> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, page)) = &*last
+            && now.saturating_duration_since(*at) < Self::FRESH
+        {
+            return Ok(page.clone());
+        }
+        gauges::refresh_gauges(&self.admin);
+        let page = Bytes::from(self.admin.metrics.render()?);
+        *last = Some((now, page.clone()));
+        Ok(page)
+    }
+}
+
+async fn metrics(State(scrapes): State<Scrapes>) -> Response {
+    match scrapes.page(Instant::now()) {
+        Ok(page) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("metrics: {error}\n"),
@@ -235,6 +271,30 @@ const PAGE: &str = include_str!("page.html");
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::name::ObjectName;
+    use crate::contract::snapshot::Published;
+    use crate::observe::health::Health;
+    use crate::observe::metrics::Metrics;
+
+    #[test]
+    fn the_page_of_metrics_is_rendered_once_a_second_however_many_read_it() {
+        let metrics = Metrics::new().unwrap();
+        let scrapes = Scrapes::new(Admin {
+            snapshot: Arc::<Published>::default(),
+            drains: Arc::default(),
+            metrics: metrics.clone(),
+            health: Arc::new(Health::new("files")),
+            started: Instant::now(),
+        });
+        let shop = metrics.service(&ObjectName::new("web", "shop").port(80));
+        let now = Instant::now();
+        let first = scrapes.page(now).unwrap();
+        shop.answered(200);
+        let soon = scrapes.page(now + Duration::from_millis(999)).unwrap();
+        assert_eq!(soon, first, "the copy is fresh");
+        let later = scrapes.page(now + Scrapes::FRESH).unwrap();
+        assert_ne!(later, first);
+    }
 
     #[test]
     fn a_control_loop_that_stands_still_is_not_alive() {

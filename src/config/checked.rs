@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::{
-    Config, Discovery, Kubernetes, Limits, ListenerConfig, PodWatch, Retry, Timeouts,
+    Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, PodWatch, Retry, Timeouts,
 };
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
@@ -53,6 +53,10 @@ impl raw::Config {
                 },
             )?,
             access_log: at("accessLog", off_or("json", self.access_log))?,
+            per_service: at(
+                "metrics.perService",
+                per_service(self.metrics.unwrap_or_default().per_service),
+            )?,
             ..default
         })
     }
@@ -448,6 +452,17 @@ fn off_or(on: &str, text: Option<String>) -> Result<bool, String> {
         None | Some("off" | "Off" | "OFF" | "false" | "no") => Ok(false),
         Some(text) if text == on => Ok(true),
         Some(text) => Err(format!("{text:?} is not known, expected off or {on}")),
+    }
+}
+
+fn per_service(text: Option<String>) -> Result<PerService, String> {
+    match text.as_deref() {
+        None | Some("all") => Ok(PerService::All),
+        Some("counters") => Ok(PerService::Counters),
+        Some("off" | "Off" | "OFF" | "false" | "no") => Ok(PerService::Off),
+        Some(text) => Err(format!(
+            "{text:?} is not known, expected all, counters or off"
+        )),
     }
 }
 

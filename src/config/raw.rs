@@ -41,6 +41,18 @@ pub(super) struct Config {
     /// One line for each HTTP exchange or TCP connection, on standard output.
     #[schemars(extend("default" = "off", "enum" = ["off", "json"]))]
     pub access_log: Option<String>,
+    /// What `/metrics` shows.
+    pub metrics: Option<Metrics>,
+}
+
+/// What `/metrics` shows.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Metrics {
+    /// The metrics of each Service port that has had a client: all of them, all without histograms,
+    /// or none.
+    #[schemars(extend("default" = "all", "enum" = ["all", "counters", "off"]))]
+    pub per_service: Option<String>,
 }
 
 /// The source of Services, EndpointSlices and Pods. Exactly one.

@@ -37,6 +37,19 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether the access log is written.
     pub access_log: bool,
+    /// What `/metrics` shows of each Service port.
+    pub per_service: PerService,
+}
+
+/// What `/metrics` shows of each Service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PerService {
+    /// Counters, gauges and histograms.
+    All,
+    /// Counters and gauges.
+    Counters,
+    /// Nothing: only what concerns the whole process.
+    Off,
 }
 
 /// The source of truth.
@@ -207,6 +220,7 @@ impl Config {
             retry: Retry::default(),
             trusted_proxies: Vec::new(),
             access_log: false,
+            per_service: PerService::All,
         }
     }
 

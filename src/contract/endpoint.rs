@@ -230,9 +230,9 @@ impl Endpoint {
         }
     }
 
-    /// Notes that the Pod object is deleted. It cannot be undone.
-    pub fn set_pod_gone(&self) {
-        self.pod_gone.store(true, Ordering::Relaxed);
+    /// Notes that the Pod object is deleted. It cannot be undone. Returns whether this was news.
+    pub fn set_pod_gone(&self) -> bool {
+        !self.pod_gone.swap(true, Ordering::Relaxed)
     }
 
     /// Whether the Pod object is deleted.
@@ -289,6 +289,11 @@ impl Endpoint {
         self.tally
             .last_dispatch_ms
             .store(now_ms + 1, Ordering::Relaxed);
+    }
+
+    /// Whether anything was ever dispatched here.
+    pub fn was_used(&self) -> bool {
+        self.leases() > 0 || self.tally.last_dispatch_ms.load(Ordering::Relaxed) > 0
     }
 
     /// The moving average of this endpoint's response times.

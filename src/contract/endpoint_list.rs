@@ -1,6 +1,7 @@
 //! A list of endpoints that two snapshots can share in part.
 //!
-//! Invariant: every chunk but the last is full, so a division finds a place. To add or remove an
+//! Invariant: every chunk but the last is full, so a division finds a place. A few endpoints stand
+//! in the list itself. To add or remove an
 //! endpoint copies one or two chunks and the list of chunks, however many endpoints there are. A
 //! pick costs one step more than in an array.
 
@@ -14,6 +15,9 @@ use crate::contract::endpoint::Endpoint;
 /// A list of endpoints. Their order has no meaning.
 #[derive(Debug, Clone, Default)]
 pub struct EndpointList {
+    /// All endpoints while they are few, so that the list of a small Service costs little. Empty
+    /// while there are chunks.
+    few: ArrayVec<Arc<Endpoint>, FEW>,
     chunks: Vec<Arc<Chunk>>,
 }
 
@@ -23,26 +27,27 @@ type Chunk = ArrayVec<Arc<Endpoint>, CHUNK>;
 impl EndpointList {
     /// The number of endpoints.
     pub fn len(&self) -> usize {
-        self.chunks
-            .last()
-            .map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+        self.chunks.last().map_or(self.few.len(), |last| {
+            (self.chunks.len() - 1) * CHUNK + last.len()
+        })
     }
 
     /// Whether the list has no endpoint.
     pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.chunks.is_empty() && self.few.is_empty()
     }
 
     /// All endpoints, in the order of their places.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Endpoint>> + Clone {
-        self.chunks.iter().flat_map(|chunk| chunk.iter())
+        let chunks = self.chunks.iter().flat_map(|chunk| chunk.iter());
+        self.few.iter().chain(chunks)
     }
 
     /// All endpoints, first those from the place `start` to the end, then those before it.
     pub fn iter_from(&self, start: usize) -> impl Iterator<Item = &Arc<Endpoint>> + Clone {
         let (before, after) = self.chunks.split_at((start / CHUNK).min(self.chunks.len()));
         let (first, rest) = (
-            after.first().map_or(&[][..], |chunk| &chunk[..]),
+            after.first().map_or(&self.few[..], |chunk| &chunk[..]),
             after.get(1..).unwrap_or_default(),
         );
         let (head, tail) = first.split_at((start % CHUNK).min(first.len()));
@@ -61,9 +66,16 @@ impl EndpointList {
     /// Adds an endpoint at the end and returns its place.
     pub fn push(&mut self, endpoint: Arc<Endpoint>) -> usize {
         let place = self.len();
+        if self.chunks.is_empty() && !self.few.is_full() {
+            self.few.push(endpoint);
+            return place;
+        }
         match self.chunks.last_mut().filter(|last| !last.is_full()) {
             Some(last) => Arc::make_mut(last).push(endpoint),
-            None => self.chunks.push(Arc::new(Chunk::from_iter([endpoint]))),
+            None => {
+                let chunk = self.few.take().into_iter().chain([endpoint]);
+                self.chunks.push(Arc::new(chunk.collect()));
+            }
         }
         place
     }
@@ -71,7 +83,13 @@ impl EndpointList {
     /// Removes the endpoint at `place` and moves the last endpoint there. Returns the moved
     /// endpoint, or `None` if the removed endpoint was the last.
     pub fn swap_remove(&mut self, place: usize) -> Option<Arc<Endpoint>> {
-        let last = Arc::make_mut(self.chunks.last_mut()?).pop()?;
+        let Some(chunk) = self.chunks.last_mut() else {
+            let last = self.few.pop()?;
+            let place = self.few.get_mut(place)?;
+            *place = last.clone();
+            return Some(last);
+        };
+        let last = Arc::make_mut(chunk).pop()?;
         if self.chunks.last().is_some_and(|chunk| chunk.is_empty()) {
             self.chunks.pop();
         }
@@ -87,7 +105,10 @@ impl Index<usize> for EndpointList {
     type Output = Arc<Endpoint>;
 
     fn index(&self, place: usize) -> &Arc<Endpoint> {
-        &self.chunks[place / CHUNK][place % CHUNK]
+        match self.chunks.get(place / CHUNK) {
+            Some(chunk) => &chunk[place % CHUNK],
+            None => &self.few[place],
+        }
     }
 }
 
@@ -104,6 +125,8 @@ impl FromIterator<Arc<Endpoint>> for EndpointList {
 /// Endpoints of a chunk: near the square root of the largest number that a Service is expected to
 /// have.
 const CHUNK: usize = 64;
+/// Endpoints that are kept without a chunk.
+const FEW: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -152,7 +175,7 @@ mod tests {
             for (place, endpoint) in plain.iter().enumerate() {
                 prop_assert_eq!(list[place].id, endpoint.id);
             }
-            for start in [0, 1, 63, 64, 65, plain.len() / 2, plain.len()] {
+            for start in [0, 1, 3, 4, 5, 63, 64, 65, plain.len() / 2, plain.len()] {
                 let turned = plain.iter().cycle().skip(start.min(plain.len())).take(plain.len());
                 prop_assert_eq!(ids(list.iter_from(start.min(plain.len()))), ids(turned));
             }

@@ -30,7 +30,9 @@ pub struct ListenerSpec {
     pub proxy_protocol: bool,
     /// Whether CONNECT requests are served.
     pub allow_connect: bool,
-    /// The accept loops of this listener that have not ended: at first one for each worker. At 0,
+    /// How many sockets it was bound with: one for each worker, or a single one.
+    pub sockets: usize,
+    /// The accept loops of this listener that have not ended: at first one for each socket. At 0,
     /// every connection that the kernel had accepted is counted in a worker's load.
     pub accepting: AtomicUsize,
 }

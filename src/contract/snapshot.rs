@@ -1,11 +1,17 @@
 //! What the routing side publishes and the data plane reads: every Service port with its usable
 //! endpoints.
 //!
-//! Invariant: a snapshot never changes after it is published. A change publishes a new snapshot,
-//! which shares what did not change. How a snapshot is built is in `routing/table.rs`.
+//! Invariant: a [`Port`] never changes after it is published. A change publishes a new one in the
+//! same [`Place`], which shares what did not change, and touches no other port. Only the control
+//! thread publishes. How a port is built is in `routing/port.rs`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustc_hash::FxBuildHasher;
 
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
@@ -14,13 +20,33 @@ use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{Policy, PortRef, Protocol};
 
-/// Everything that a pick reads. A change replaces the whole snapshot.
+/// Every Service port that is served, as it is now.
+pub struct Published {
+    /// The places of each Service's ports, by number. A change of a Service's set of ports copies
+    /// one of these maps, and all other changes copy none.
+    services: Box<[ArcSwap<Services>]>,
+    /// How many Services there are.
+    count: AtomicUsize,
+    generation: AtomicU64,
+}
+
+type Services = HashMap<Arc<ObjectName>, Arc<[Arc<Place>]>>;
+
+/// Where one Service port is published.
+pub struct Place {
+    number: u16,
+    /// `None` once the port is no longer served. Then the place is never used again.
+    port: ArcSwapOption<Port>,
+}
+
+/// A copy of all published ports. Ports that were published while it was made may be of different
+/// moments.
 #[derive(Default)]
 pub struct Snapshot {
-    /// Counts the snapshots. It grows with each publish.
+    /// See [`Published::generation`].
     pub generation: u64,
     /// Every Service port that is served.
-    pub ports: HashMap<Arc<PortKey>, Arc<Port>>,
+    pub ports: BTreeMap<PortKey, Arc<Port>>,
 }
 
 /// One Service port as published.
@@ -59,6 +85,138 @@ pub struct Port {
     pub metrics: Arc<ServiceMetrics>,
 }
 
+impl Default for Published {
+    fn default() -> Self {
+        Self {
+            services: (0..MAPS).map(|_| ArcSwap::default()).collect(),
+            count: AtomicUsize::new(0),
+            generation: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What everybody may read.
+impl Published {
+    /// Counts the changes. It grows before the first port of a change is published.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether there is more than one Service.
+    pub fn is_shared(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 1
+    }
+
+    /// A copy of all ports. The cost grows with their number.
+    pub fn load(&self) -> Snapshot {
+        let generation = self.generation();
+        let maps: Vec<_> = self.services.iter().map(ArcSwap::load).collect();
+        let places = maps.iter().flat_map(|services| services.values());
+        let ports = places.flat_map(|places| places.iter().filter_map(|place| place.port()));
+        Snapshot {
+            generation,
+            ports: ports.map(|port| (port.key.clone(), port)).collect(),
+        }
+    }
+
+    /// The place of the port that a listener refers to; `None` if the Service or the port does not
+    /// exist.
+    pub fn place(&self, service: &ObjectName, port: &PortRef) -> Option<Arc<Place>> {
+        let services = self.map(service).load();
+        let mut places = services.get(service)?.iter();
+        let found = match port {
+            PortRef::Number(number) => places.find(|place| place.number == *number),
+            PortRef::Name(name) => {
+                let is_named = |port: &Port| port.name.as_deref() == Some(name);
+                places.find(|place| place.port().is_some_and(|port| is_named(&port)))
+            }
+        };
+        found.cloned()
+    }
+
+    /// The port that a listener refers to, as it is now.
+    pub fn port(&self, service: &ObjectName, port: &PortRef) -> Option<Arc<Port>> {
+        self.place(service, port)?.port()
+    }
+
+    /// The ports of a Service, by number.
+    pub fn ports_of(&self, service: &ObjectName) -> Vec<Arc<Port>> {
+        let services = self.map(service).load();
+        let places = services.get(service).into_iter().flat_map(|it| it.iter());
+        places.filter_map(|place| place.port()).collect()
+    }
+
+    /// How many pods of a Service have joined the rotation since `since_ms` (milliseconds, see
+    /// [`crate::contract::clock::millis`]). `None` while no endpoint of the Service is usable, and
+    /// 0 if the Service does not exist.
+    pub fn pods_come(&self, service: &ObjectName, since_ms: u64) -> Option<u32> {
+        let ports = self.ports_of(service);
+        if ports.is_empty() {
+            return Some(0);
+        }
+        let usable: Vec<&Arc<Endpoint>> =
+            ports.iter().flat_map(|port| port.usable.iter()).collect();
+        let come = usable
+            .iter()
+            .filter(|endpoint| endpoint.joined().0 >= since_ms);
+        // A pod has an endpoint for each port of the Service.
+        let pods: HashSet<_> = come.map(|e| (e.pod.as_ref(), e.address.ip())).collect();
+        (!usable.is_empty()).then_some(u32::try_from(pods.len()).unwrap_or(u32::MAX))
+    }
+
+    fn map(&self, service: &ObjectName) -> &ArcSwap<Services> {
+        &self.services[FxBuildHasher.hash_one(service) as usize % MAPS]
+    }
+}
+
+/// What only the control thread may do.
+impl Published {
+    /// Counts a change, before its first port is published. Returns the count.
+    pub fn begin(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// Replaces the places of a Service's ports, which are sorted by number.
+    pub fn set_places(&self, service: &Arc<ObjectName>, places: Vec<Arc<Place>>) {
+        let map = self.map(service);
+        let mut services = Services::clone(&map.load());
+        let before = services.len();
+        match places.is_empty() {
+            true => _ = services.remove(service),
+            false => _ = services.insert(service.clone(), places.into()),
+        }
+        let count = self.count.load(Ordering::Relaxed) + services.len() - before;
+        self.count.store(count, Ordering::Relaxed);
+        map.store(Arc::new(services));
+    }
+}
+
+impl Place {
+    /// A place for a port with this number. Readers find it after [`Published::set_places`].
+    pub fn new(port: Arc<Port>) -> Arc<Self> {
+        Arc::new(Self {
+            number: port.key.port,
+            port: ArcSwapOption::new(Some(port)),
+        })
+    }
+
+    /// Publishes the port, or ends this place.
+    pub fn publish(&self, port: Option<Arc<Port>>) {
+        self.port.store(port);
+    }
+
+    /// The port as it is now; `None` if it is no longer served.
+    pub fn port(&self) -> Option<Arc<Port>> {
+        self.port.load_full()
+    }
+
+    /// Whether this port is the one that is published here now.
+    pub fn has(&self, port: &Arc<Port>) -> bool {
+        let now = self.port.load();
+        now.as_ref().is_some_and(|now| Arc::ptr_eq(now, port))
+    }
+}
+
 impl Snapshot {
     /// Leases on all endpoints: TCP connections, exchanges and connects under way. All other client
     /// connections are idle or held.
@@ -69,39 +227,98 @@ impl Snapshot {
             .map(|endpoint| endpoint.leases())
             .sum()
     }
+}
 
-    /// The port that a listener refers to; `None` if the Service or the port does not exist.
-    pub fn port(&self, service: &ObjectName, port: &PortRef) -> Option<&Arc<Port>> {
-        match port {
-            PortRef::Number(port) => self.ports.get(&PortKey {
-                service: service.clone(),
-                port: *port,
-            }),
-            PortRef::Name(name) => self
-                .ports
-                .values()
-                .find(|p| p.key.service == *service && p.name.as_deref() == Some(name)),
-        }
+/// So many that each map has few Services: about 20 at 5,000 Services.
+const MAPS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::contract::policy::NonIdempotent;
+
+    fn port(number: u16, name: &str) -> Arc<Port> {
+        Arc::new(Port {
+            key: shop().port(number),
+            name: Some(name.into()),
+            node_port: None,
+            protocol: Protocol::Auto,
+            target_port: None,
+            policy: Policy {
+                hold_timeout: Duration::ZERO,
+                drain_timeout: Duration::ZERO,
+                attempts: 1,
+                non_idempotent: NonIdempotent::Never,
+                join_check: true,
+            },
+            usable: EndpointList::default(),
+            last_resort: EndpointList::default(),
+            all: EndpointList::default(),
+            claimed: true,
+            handing_back: false,
+            hold: Arc::default(),
+            metrics: Arc::default(),
+        })
     }
 
-    /// How many pods of a Service have joined the rotation since `since_ms` (milliseconds, see
-    /// [`crate::contract::clock::millis`]). `None` while no endpoint of the Service is usable, and
-    /// 0 if the Service does not exist.
-    pub fn pods_come(&self, service: &ObjectName, since_ms: u64) -> Option<u32> {
-        let mut ports = self
-            .ports
-            .values()
-            .filter(|port| port.key.service == *service)
-            .peekable();
-        if ports.peek().is_none() {
-            return Some(0);
-        }
-        let usable: Vec<&Arc<Endpoint>> = ports.flat_map(|port| port.usable.iter()).collect();
-        let come = usable
-            .iter()
-            .filter(|endpoint| endpoint.joined().0 >= since_ms);
-        // A pod has an endpoint for each port of the Service.
-        let pods: HashSet<_> = come.map(|e| (e.pod.as_ref(), e.address.ip())).collect();
-        (!usable.is_empty()).then_some(u32::try_from(pods.len()).unwrap_or(u32::MAX))
+    fn shop() -> ObjectName {
+        ObjectName::new("web", "shop")
+    }
+
+    #[test]
+    fn a_port_is_found_by_number_and_by_its_name_of_now() {
+        let published = Published::default();
+        let places = [Place::new(port(80, "http")), Place::new(port(81, "admin"))];
+        published.set_places(&Arc::new(shop()), places.to_vec());
+        let number_of = |reference| published.port(&shop(), &reference).map(|it| it.key.port);
+        let name = |name: &str| PortRef::Name(name.into());
+        assert_eq!(number_of(PortRef::Number(81)), Some(81));
+        assert_eq!(number_of(PortRef::Number(82)), None);
+        assert_eq!(number_of(name("http")), Some(80));
+        places[0].publish(Some(port(80, "old")));
+        places[1].publish(Some(port(81, "http")));
+        assert_eq!(number_of(name("http")), Some(81));
+        assert_eq!(number_of(name("admin")), None);
+        let other = ObjectName::new("web", "other");
+        assert!(published.port(&other, &PortRef::Number(80)).is_none());
+    }
+
+    #[test]
+    fn a_holder_of_a_port_notices_each_change_of_it_and_no_other() {
+        let published = Published::default();
+        let places = [Place::new(port(80, "http")), Place::new(port(81, "admin"))];
+        let service = Arc::new(shop());
+        published.set_places(&service, places.to_vec());
+        let held = published.place(&shop(), &PortRef::Number(80)).unwrap();
+        let seen = held.port().unwrap();
+        places[1].publish(Some(port(81, "admin")));
+        places[1].publish(None);
+        published.set_places(&service, vec![places[0].clone()]);
+        assert!(held.has(&seen), "another port has changed and is gone");
+        assert_eq!(published.load().ports.len(), 1);
+        let next = port(80, "http");
+        places[0].publish(Some(next.clone()));
+        assert!(!held.has(&seen) && held.has(&next));
+        places[0].publish(None);
+        assert!(!held.has(&next), "the port is gone");
+        published.set_places(&service, Vec::new());
+        assert!(published.load().ports.is_empty());
+    }
+
+    #[test]
+    fn a_second_service_shares_the_proxy_until_it_ends() {
+        let published = Published::default();
+        let set = |name: &str, places: Vec<Arc<Place>>| {
+            published.set_places(&Arc::new(ObjectName::new("web", name)), places);
+            published.is_shared()
+        };
+        let places = || vec![Place::new(port(80, "http")), Place::new(port(81, "admin"))];
+        assert!(!set("a", places()), "two ports of one Service");
+        assert!(set("b", places()));
+        assert!(set("b", places()), "again");
+        assert!(!set("a", Vec::new()));
+        assert!(!set("none", Vec::new()));
     }
 }

@@ -2,14 +2,12 @@
 //! timer of a drain.
 //!
 //! Invariant: only this loop writes what the workers read. It never waits for a network or a disk:
-//! sources run on other threads, and probes are tasks that report back here.
+//! sources, probes and pages run on other threads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::event::{Event, Reason};
@@ -19,7 +17,7 @@ use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
-use crate::contract::snapshot::Snapshot;
+use crate::contract::snapshot::Published;
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::shutdown::Phase;
@@ -45,8 +43,8 @@ pub enum Command {
 pub struct Control {
     /// The configuration in force.
     pub config: Arc<Config>,
-    /// The published snapshot. The table writes it.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Every Service port as it is now. The table writes it.
+    pub snapshot: Arc<Published>,
     /// Running and finished drains.
     pub drains: Arc<drains::Log>,
     /// What `/livez` and `/readyz` read.
@@ -82,7 +80,7 @@ impl Control {
         listeners.map(|listener| listener.service.clone()).collect()
     }
 
-    /// Runs until a shutdown is complete. Needs a `LocalRuntime`, since it spawns local tasks.
+    /// Runs until a shutdown is complete.
     ///
     /// One round waits until something arrives. Then it takes what waits of each kind, in a fixed
     /// order: all commands, all notices, all results of probes, the timers, and one message of the
@@ -91,7 +89,10 @@ impl Control {
     pub async fn run(mut self) {
         // Unbounded, since a probe must not wait. A probe reports once, when it ends.
         let (report, mut probed) = mpsc::unbounded_channel();
-        let probes = Rc::new(Probes::new(report));
+        let probes = match Probes::start(report) {
+            Ok(probes) => probes,
+            Err(error) => return tracing::error!(%error, "the probes thread cannot run"),
+        };
         let mut deadlines = Deadlines::new();
         let mut phase = Phase::Running;
         let mut house = tokio::time::interval(HOUSEKEEPING);
@@ -143,14 +144,15 @@ impl Control {
             if let Some(message) = message.or_else(|| self.messages.try_recv().ok()) {
                 chores.append(self.on_message(message));
             }
-            self.start_chores(chores, &probes, &mut deadlines);
-            let now = Instant::now();
+            let mut now = Instant::now();
             while let Some(entry) = deadlines.first_entry()
                 && entry.key().0 <= now
             {
                 let endpoint = entry.remove();
-                self.table.expire(&endpoint);
+                chores.append(self.table.expire(&endpoint));
             }
+            self.start_chores(chores, &probes, &mut deadlines);
+            now = Instant::now();
             self.bind(now);
             self.end_rollouts(now);
             if !self.advance(&mut phase, now) {
@@ -188,9 +190,9 @@ impl Control {
 
     /// Moves a shutdown on. Returns `false` when it is complete.
     fn advance(&mut self, phase: &mut Phase, now: Instant) -> bool {
-        let (grace, snapshot) = (self.config.timeouts.shutdown, self.snapshot.load());
+        let (grace, snapshot) = (self.config.timeouts.shutdown, &self.snapshot);
         let (shared, health) = (&self.shared, &self.health);
-        phase.advance(now, grace, shared, &mut self.listeners, health, &snapshot)
+        phase.advance(now, grace, shared, &mut self.listeners, health, snapshot)
     }
 
     /// Takes in all results that wait, and settles the table once for all of them.
@@ -247,17 +249,13 @@ impl Control {
             }
             Message::Synced => {
                 self.health.update(|health| health.synced = true);
-                Chores {
-                    listeners: true,
-                    ..Chores::default()
-                }
+                self.rebind_all();
+                Chores::default()
             }
             Message::Standing(standing) => {
                 self.health.update(|health| health.standing = standing);
-                Chores {
-                    listeners: true,
-                    ..Chores::default()
-                }
+                self.rebind_all();
+                Chores::default()
             }
             Message::Problems(problems) => {
                 self.health.report(problems);
@@ -268,7 +266,7 @@ impl Control {
 
     /// Takes in all notices that wait, and settles the table once for all of them: many endpoints
     /// may leave or fail together.
-    fn on_notices(&mut self, first: Notice, probes: &Rc<Probes>) -> Chores {
+    fn on_notices(&mut self, first: Notice, probes: &Probes) -> Chores {
         let (mut left, mut ejected) = (Vec::new(), Vec::new());
         let mut next = Some(first);
         while let Some(notice) = next {
@@ -311,34 +309,42 @@ impl Control {
                     ejected.push(endpoint.id);
                     let connect = self.config.timeouts.connect;
                     if let Some(place) = self.place(endpoint.id) {
-                        let probe = probes.clone().until_readmitted(endpoint, place, connect);
-                        tokio::task::spawn_local(probe);
+                        probes.until_readmitted(endpoint, place, connect);
                     }
                 }
             }
             next = self.notices.try_recv().ok();
         }
+        let mut chores = Chores::default();
         if !left.is_empty() {
-            self.table.drained(&left);
+            chores = self.table.drained(&left);
         }
         if ejected.is_empty() {
-            return Chores::default();
+            return chores;
         }
         // Without the ejected endpoints, a terminating one may be the last resort. Its drain then
         // waits.
-        self.table
-            .answering_changed(&self.world, &ejected, Instant::now())
+        chores.append(
+            self.table
+                .answering_changed(&self.world, &ejected, Instant::now()),
+        );
+        chores
     }
 
-    /// Starts what a change of the table asks for: listeners, probes, timers and warnings.
-    fn start_chores(&mut self, chores: Chores, probes: &Rc<Probes>, deadlines: &mut Deadlines) {
-        if chores.listeners {
-            self.rebind();
+    /// Starts what a change of the table asks for: work of the workers, listeners, probes, timers
+    /// and warnings.
+    fn start_chores(&mut self, chores: Chores, probes: &Probes, deadlines: &mut Deadlines) {
+        if !chores.left.is_empty() {
+            let left: Arc<[EndpointId]> = chores.left.into();
+            self.shared.post_all(|| WorkerCommand::Left(left.clone()));
+        }
+        if !chores.listeners.is_empty() && self.health.is_synced() {
+            self.want_listeners(chores.listeners);
         }
         for endpoint in chores.join {
             let connect = self.config.timeouts.connect;
             if let Some(place) = self.place(endpoint.id) {
-                tokio::task::spawn_local(probes.clone().until_joined(endpoint, place, connect));
+                probes.until_joined(endpoint, place, connect);
             }
         }
         for endpoint in chores.deadlines {
@@ -374,6 +380,7 @@ impl Control {
                 old.limits.connections != config.limits.connections,
             ),
             ("accessLog", old.access_log != config.access_log),
+            ("metrics", old.per_service != config.per_service),
         ];
         for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
             tracing::warn!(field, "takes effect only at a restart");
@@ -389,36 +396,26 @@ impl Control {
             services: self.world.service_names().cloned().collect(),
             ..Touched::default()
         };
-        let mut chores = self.table.apply(&self.world, &touched, Instant::now());
-        chores.listeners = true;
+        let chores = self.table.apply(&self.world, &touched, Instant::now());
+        self.rebind_all();
         tracing::info!("the new configuration is in force");
         chores
     }
 
-    /// Looks again which listeners are wanted, once the first table is in force.
-    fn rebind(&mut self) {
+    /// Looks again which listeners are wanted of all Services, once the first table is in force.
+    fn rebind_all(&mut self) {
         if self.health.is_synced() {
-            let snapshot = self.snapshot.load();
-            let missing = self.health.standing().missing;
-            if missing.is_empty() {
-                self.listeners.want(&self.config, &snapshot);
-            } else {
-                // A port that nothing is known about stays with whoever serves it now: the process
-                // that this one replaces, or nobody.
-                let is_known = |service: &ObjectName| !missing.contains(&service.namespace);
-                let mut config = Config::clone(&self.config);
-                config
-                    .listeners
-                    .retain(|listener| is_known(&listener.service));
-                let mut known = Snapshot {
-                    generation: snapshot.generation,
-                    ports: snapshot.ports.clone(),
-                };
-                known.ports.retain(|key, _| is_known(&key.service));
-                self.listeners.want(&config, &known);
-            }
-            self.bind(Instant::now());
+            let all = self.listeners.services(&self.config, &self.snapshot);
+            self.want_listeners(all);
         }
+    }
+
+    /// Takes in which listeners of these Services are wanted. A port that nothing is known about stays
+    /// with whoever serves it now: the process that this one replaces, or nobody.
+    fn want_listeners(&mut self, mut services: BTreeSet<ObjectName>) {
+        let missing = self.health.standing().missing;
+        services.retain(|service| !missing.contains(&service.namespace));
+        self.listeners.want(&self.config, &self.snapshot, &services);
     }
 
     /// Binds the listeners that are due.
@@ -433,7 +430,7 @@ impl Control {
         if self.drains.rollouts_due().is_none_or(|due| due > now) {
             return;
         }
-        let snapshot = self.snapshot.load_full();
+        let snapshot = self.snapshot.clone();
         let come =
             |service: &ObjectName, since: Instant| snapshot.pods_come(service, millis(since));
         for rollout in self.drains.close_rollouts(now, come) {

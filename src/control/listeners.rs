@@ -1,47 +1,51 @@
 //! The listeners: those that are wanted, those that are bound, and those to try again.
 //!
-//! Invariants: a change of one listener does not touch another. A listener that cannot be bound is
-//! named in `/readyz` and tried again with backoff, and costs the others nothing. There are never
-//! more listening sockets than their part of the descriptors.
+//! Invariant: a change of one listener does not touch another, unless both want one address. A
+//! listener that cannot be bound is named in `/readyz` and tried again with backoff, and costs the
+//! others nothing. A change of a Service costs its own listeners, however many others there are.
 
-use std::collections::{BTreeMap, HashSet};
-use std::io;
-use std::net::TcpListener;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
-use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
+use crate::contract::listener::ListenerSpec;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
-use crate::contract::snapshot::Snapshot;
+use crate::contract::snapshot::Published;
 use crate::control::descriptors::Descriptors;
-use crate::control::wanted::{Origin, WantedListener, wanted};
+use crate::control::sockets::Sockets;
+use crate::control::wanted::{Origin, of_service};
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
-use crate::proxy::shared::{Shared, WorkerCommand};
+use crate::proxy::shared::Shared;
 
 /// The wanted listeners and their sockets.
 pub struct Listeners {
+    sockets: Sockets,
     listeners: BTreeMap<Key, Listener>,
-    /// They bound the listening sockets, and each socket leaves less for clients.
-    descriptors: Descriptors,
-    next_id: u64,
+    /// The listeners of each Service.
+    by_service: HashMap<ObjectName, Vec<Key>>,
+    /// The listeners that want each address, in order. Only the first is bound: `SO_REUSEPORT` would let all
+    /// bind, and would split the clients between their Services.
+    by_address: HashMap<SocketAddr, Vec<Key>>,
+    /// When listeners that are not bound are tried.
+    due: BTreeSet<(Instant, Key)>,
     /// To close at the next [`Listeners::retry`].
     unwanted: Vec<Arc<ListenerSpec>>,
     /// Failures since the last [`Listeners::retry`], with their Services.
     refused: Vec<(ObjectName, String)>,
-    /// The workers close these. They may still serve their accept queues.
-    closing: Vec<Arc<ListenerSpec>>,
-    /// What `/readyz` shows has changed.
-    dirty: bool,
+    /// Listeners that `/readyz` has to show anew.
+    dirty: BTreeSet<Key>,
+    /// `/readyz` knows that every listener has been tried once.
+    tried: bool,
     /// The process shuts down: nothing is bound any more.
     closed: bool,
 }
 
-/// A listener's origin and name.
-type Key = (Origin, String);
+/// A listener's origin and name. Where several want one address, the first by this order has it.
+type Key = (Origin, Arc<str>);
 
 struct Listener {
     config: ListenerConfig,
@@ -64,85 +68,182 @@ enum State {
     },
 }
 
-impl State {
-    /// Due now.
-    fn new() -> Self {
-        Self::Failed {
-            error: String::new(),
-            retry_at: Instant::now(),
-            pause: FIRST_PAUSE,
-        }
-    }
-}
-
 impl Listeners {
     /// None yet. There will never be more sockets than their part of the descriptors.
     pub fn within(descriptors: Descriptors) -> Self {
         Self {
+            sockets: Sockets::within(descriptors),
             listeners: BTreeMap::new(),
-            descriptors,
-            next_id: 0,
+            by_service: HashMap::new(),
+            by_address: HashMap::new(),
+            due: BTreeSet::new(),
             unwanted: Vec::new(),
             refused: Vec::new(),
-            closing: Vec::new(),
-            dirty: false,
+            dirty: BTreeSet::new(),
+            tried: false,
             closed: false,
         }
     }
 
-    /// Takes in which listeners are wanted now. A listener that is no longer wanted, or whose
-    /// settings differ, is closed at the next [`Self::retry`].
-    pub fn want(&mut self, config: &Config, snapshot: &Snapshot) {
+    /// The Services that have listeners, or may want some.
+    pub fn services(&self, config: &Config, published: &Published) -> BTreeSet<ObjectName> {
+        let mut services: BTreeSet<ObjectName> = self.by_service.keys().cloned().collect();
+        services.extend(config.listeners.iter().map(|it| it.service.clone()));
+        services.extend(published.load().ports.into_keys().map(|key| key.service));
+        services
+    }
+
+    /// Takes in which listeners of these Services are wanted now. A listener that is no longer
+    /// wanted, or whose settings differ, is closed at the next [`Self::retry`].
+    pub fn want(
+        &mut self,
+        config: &Config,
+        published: &Published,
+        services: &BTreeSet<ObjectName>,
+    ) {
         if self.closed {
             return;
         }
-        let claimed = snapshot.ports.values().filter(|port| port.claimed);
-        let node_ports = claimed.filter_map(|port| Some((port.key.clone(), port.node_port?)));
-        let wanted: BTreeMap<Key, WantedListener> = wanted(config, node_ports, socket::has_ipv6())
-            .into_iter()
-            .map(|it| ((it.origin, it.config.name.clone()), it))
-            .collect();
-        let changed = |key: &Key, now: &Listener| {
-            wanted
-                .get(key)
-                .is_none_or(|wanted| wanted.config != now.config)
-        };
-        for (_, listener) in self.listeners.extract_if(.., |key, now| changed(key, now)) {
-            self.dirty = true;
-            if let State::Bound(spec) = listener.state {
-                self.unwanted.push(spec);
+        let mut configured: HashMap<&ObjectName, Vec<&ListenerConfig>> = HashMap::new();
+        for listener in &config.listeners {
+            if services.contains(&listener.service) {
+                configured
+                    .entry(&listener.service)
+                    .or_default()
+                    .push(listener);
             }
         }
-        for (
-            key,
-            WantedListener {
-                config, taken_by, ..
+        let now = Instant::now();
+        // All that ends is removed before anything is added, so that a nodePort can pass from one
+        // Service to another.
+        let mut added = Vec::new();
+        for service in services {
+            let own = configured.get(service).into_iter().flatten().copied();
+            let ports = published.ports_of(service);
+            let wanted: BTreeMap<Key, ListenerConfig> =
+                of_service(config, own, &ports, socket::has_ipv6())
+                    .map(|(origin, it)| ((origin, Arc::from(it.name.as_str())), it))
+                    .collect();
+            for key in self.by_service.get(service).cloned().unwrap_or_default() {
+                let has = self.listeners.get(&key).map(|listener| &listener.config);
+                if wanted.get(&key) != has {
+                    self.remove(&key, now);
+                }
+            }
+            for (key, config) in wanted {
+                let port = published.port(&config.service, &config.port);
+                let protocol = config.protocol.or(port.map(|port| port.protocol));
+                added.push((key, config, protocol.unwrap_or(Protocol::Auto)));
+            }
+        }
+        for (key, config, protocol) in added {
+            match self.listeners.get_mut(&key) {
+                Some(listener) if listener.protocol == protocol => {}
+                Some(listener) => {
+                    listener.protocol = protocol;
+                    self.dirty.insert(key);
+                }
+                None => self.add(key, config, protocol, now),
+            }
+        }
+    }
+
+    fn add(&mut self, key: Key, config: ListenerConfig, protocol: Protocol, now: Instant) {
+        let address = config.address;
+        let of_service = self.by_service.entry(config.service.clone());
+        of_service.or_default().push(key.clone());
+        let listener = Listener {
+            config,
+            protocol,
+            state: State::Refused {
+                error: String::new(),
             },
-        ) in wanted
-        {
-            let port = snapshot.port(&config.service, &config.port);
-            let protocol = config.protocol.or(port.map(|port| port.protocol));
-            let protocol = protocol.unwrap_or(Protocol::Auto);
-            let listener = self.listeners.entry(key).or_insert_with(|| Listener {
-                config,
-                protocol,
-                state: State::new(),
-            });
-            self.dirty |= listener.protocol != protocol;
-            listener.protocol = protocol;
-            match (taken_by, &listener.state) {
-                (Some(owner), State::Failed { .. }) => {
-                    self.refused.push(listener.refuse(&owner));
-                }
-                (Some(owner), State::Bound(spec)) => {
-                    self.unwanted.push(spec.clone());
-                    self.refused.push(listener.refuse(&owner));
-                }
-                (None, State::Refused { .. }) => listener.state = State::new(),
-                (None | Some(_), _) => continue,
-            }
-            self.dirty = true;
+        };
+        self.listeners.insert(key.clone(), listener);
+        // Port 0 asks for any free port, so several listeners may name it.
+        if address.port() == 0 {
+            return self.bind_next(key, now);
         }
+        let claims = self.by_address.entry(address).or_default();
+        if let Err(place) = claims.binary_search(&key) {
+            claims.insert(place, key.clone());
+        }
+        let mut claims = claims.iter().cloned();
+        match (claims.next(), claims.next()) {
+            (Some(first), second) if first == key => {
+                if let Some(second) = second {
+                    self.refuse(second, &first);
+                }
+                self.bind_next(key, now);
+            }
+            (Some(first), _) => self.refuse(key, &first),
+            (None, _) => {}
+        }
+    }
+
+    fn remove(&mut self, key: &Key, now: Instant) {
+        let Some(listener) = self.listeners.remove(key) else {
+            return;
+        };
+        self.dirty.insert(key.clone());
+        let (service, address) = (&listener.config.service, listener.config.address);
+        if let Some(keys) = self.by_service.get_mut(service) {
+            keys.retain(|it| it != key);
+            if keys.is_empty() {
+                self.by_service.remove(service);
+            }
+        }
+        self.leave(key, listener.state);
+        if let Some(claims) = self.by_address.get_mut(&address) {
+            let was_first = claims.first() == Some(key);
+            claims.retain(|it| it != key);
+            match claims.first().cloned() {
+                Some(next) if was_first => self.bind_next(next, now),
+                Some(_) => {}
+                None => _ = self.by_address.remove(&address),
+            }
+        }
+    }
+
+    /// Ends a state: a bound listener is closed at the next [`Self::retry`].
+    fn leave(&mut self, key: &Key, state: State) {
+        match state {
+            State::Bound(spec) => self.unwanted.push(spec),
+            State::Failed { retry_at, .. } => _ = self.due.remove(&(retry_at, key.clone())),
+            State::Refused { .. } => {}
+        }
+    }
+
+    /// Binds this listener at the next [`Self::retry`]. Those of one moment are bound in the order of
+    /// their keys: a configured listener gets its descriptors before any nodePort.
+    fn bind_next(&mut self, key: Key, retry_at: Instant) {
+        self.due.insert((retry_at, key.clone()));
+        if let Some(listener) = self.listeners.get_mut(&key) {
+            listener.state = State::Failed {
+                error: String::new(),
+                retry_at,
+                pause: FIRST_PAUSE,
+            };
+        }
+        self.dirty.insert(key);
+    }
+
+    /// Does not bind this listener, since `owner` has its address.
+    fn refuse(&mut self, key: Key, owner: &Key) {
+        let Some(listener) = self.listeners.get_mut(&key) else {
+            return;
+        };
+        let (address, error) = (
+            listener.config.address,
+            format!("listener {} has this address", owner.1),
+        );
+        tracing::error!(listener = listener.config.name, %address, error, "cannot listen");
+        let failure = format!("{address} cannot be bound: {error}");
+        self.refused
+            .push((listener.config.service.clone(), failure));
+        let before = std::mem::replace(&mut listener.state, State::Refused { error });
+        self.leave(&key, before);
+        self.dirty.insert(key);
     }
 
     /// Closes the unwanted listeners and binds those that are due. Returns the new failures, with
@@ -155,129 +256,92 @@ impl Listeners {
     ) -> Vec<(ObjectName, String)> {
         let mut failures = std::mem::take(&mut self.refused);
         for spec in self.unwanted.drain(..) {
-            shared.post_all(|| WorkerCommand::Unlisten(spec.id));
-            self.closing.push(spec);
+            self.sockets.close(spec, shared);
         }
-        self.closing.retain(|spec| is_accepting(spec));
+        self.sockets.settle(shared);
         let shares = self.listeners.len() > SHARED_FROM;
-        let mut open = Open::of(&self.listeners, &self.closing);
-        for ((origin, name), wanted) in &mut self.listeners {
+        while self.due.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, key)) = self.due.pop_first() else {
+                break;
+            };
+            let Some(wanted) = self.listeners.get_mut(&key) else {
+                continue;
+            };
             let State::Failed {
-                error: last,
-                retry_at,
-                pause,
+                error: last, pause, ..
             } = &wanted.state
             else {
                 continue;
             };
-            if *retry_at > now {
-                continue;
-            }
-            self.dirty = true;
-            self.next_id += 1;
-            let address = wanted.config.address;
-            let sockets = match shares && *origin == Origin::NodePort {
-                true => 1,
-                false => shared.mailboxes.len(),
-            };
-            let after = open.sockets + sockets;
-            let has_room = after <= self.descriptors.listening()
-                && shared.resize(self.descriptors.connections(after));
-            let bound = match has_room {
-                false => Err(no_room(&self.descriptors)),
-                true => {
-                    if !open.ports.contains(&address.port()) && socket::is_listened_on(address) {
-                        tracing::warn!(listener = name, %address, "another process listens on this address, too: each gets a part of the clients");
-                    }
-                    bind(&wanted.config, ListenerId(self.next_id), shared, sockets)
-                }
-            };
-            wanted.state = match bound {
+            let single = shares && key.0 == Origin::NodePort;
+            wanted.state = match self.sockets.bind(&wanted.config, single, shared) {
                 Ok(spec) => {
-                    let (listener, service) = (name.as_str(), &wanted.config.service);
+                    let (listener, service) = (&*key.1, &wanted.config.service);
                     tracing::info!(listener, address = %spec.address, %service, "listening");
-                    open.sockets += sockets;
-                    open.ports.insert(spec.address.port());
                     State::Bound(spec)
                 }
                 Err(error) => {
                     let error = error.to_string();
                     if *last != error {
-                        tracing::error!(listener = name, %address, error, "cannot listen; trying again");
+                        let (listener, address) = (&*key.1, wanted.config.address);
+                        tracing::error!(listener, %address, error, "cannot listen; trying again");
                         let failure = format!("{address} cannot be bound, trying again: {error}");
                         failures.push((wanted.config.service.clone(), failure));
                     }
+                    let retry_at = now + *pause;
+                    self.due.insert((retry_at, key.clone()));
                     State::Failed {
                         error,
-                        retry_at: now + *pause,
+                        retry_at,
                         pause: (*pause * 2).min(LONGEST_PAUSE),
                     }
                 }
             };
+            self.dirty.insert(key);
         }
-        // What could not be bound, or has been closed, leaves room for clients.
-        shared.resize(self.descriptors.connections(open.sockets));
-        if std::mem::take(&mut self.dirty) {
-            let listeners = self
-                .listeners
-                .iter()
-                .map(|((_, name), listener)| listener.state(name))
-                .collect();
-            health.update(|h| {
-                h.listeners = listeners;
-                h.ports_tried = true;
-            });
-        } else if self.listeners.is_empty() {
-            health.update(|h| h.ports_tried |= h.synced);
-        }
+        self.sockets.settle(shared);
+        self.show(health);
         failures
+    }
+
+    /// Shows in `/readyz` what has changed.
+    fn show(&mut self, health: &Health) {
+        for key in std::mem::take(&mut self.dirty) {
+            let state = self.listeners.get(&key).map(Listener::shown);
+            health.show_listener(key.0 == Origin::NodePort, key.1, state);
+        }
+        if !self.tried && health.is_synced() {
+            self.tried = true;
+            health.update(|h| h.ports_tried = true);
+        }
     }
 
     /// When the next bind is due.
     pub fn next_retry(&self) -> Option<Instant> {
-        self.listeners
-            .values()
-            .filter_map(|wanted| match wanted.state {
-                State::Failed { retry_at, .. } => Some(retry_at),
-                State::Bound(_) | State::Refused { .. } => None,
-            })
-            .min()
+        self.due.first().map(|(at, _)| *at)
     }
 
     /// Closes all listeners, for good. Endpoints still change while clients are drained, so later
     /// calls of [`Self::want`] have no effect.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
         self.closed = true;
-        for (_, wanted) in std::mem::take(&mut self.listeners) {
-            if let State::Bound(spec) = wanted.state {
-                self.unwanted.push(spec);
-            }
+        let now = Instant::now();
+        for key in self.listeners.keys().cloned().collect::<Vec<_>>() {
+            self.remove(&key, now);
         }
-        self.dirty = true;
-        self.retry(Instant::now(), shared, health);
+        self.due.clear();
+        self.retry(now, shared, health);
     }
 
     /// Whether the workers have served the accept queues of all closed listeners.
     pub fn are_closed(&self) -> bool {
-        !self.closing.iter().any(|spec| is_accepting(spec))
+        self.sockets.are_closed()
     }
 }
 
 impl Listener {
-    /// Does not bind this listener, since the listener `owner` has its address.
-    fn refuse(&mut self, owner: &str) -> (ObjectName, String) {
-        let (address, error) = (
-            self.config.address,
-            format!("listener {owner} has this address"),
-        );
-        tracing::error!(listener = self.config.name, %address, error, "cannot listen");
-        let failure = format!("{address} cannot be bound: {error}");
-        self.state = State::Refused { error };
-        (self.config.service.clone(), failure)
-    }
-
     /// As `/readyz` and the status page show it.
-    fn state(&self, name: &str) -> ListenerState {
+    fn shown(&self) -> ListenerState {
         let (address, error) = match &self.state {
             State::Bound(spec) => (spec.address, None),
             State::Failed { error, .. } | State::Refused { error } => {
@@ -285,7 +349,7 @@ impl Listener {
             }
         };
         ListenerState {
-            name: name.to_owned(),
+            name: self.config.name.clone(),
             address,
             service: self.config.service.clone(),
             port: self.config.port.to_string(),
@@ -293,82 +357,6 @@ impl Listener {
             error,
         }
     }
-}
-
-/// Whether a worker still serves the listener's accept queue.
-fn is_accepting(spec: &ListenerSpec) -> bool {
-    spec.accepting.load(Ordering::Acquire) > 0
-}
-
-/// The listening sockets that are open.
-struct Open {
-    sockets: usize,
-    ports: HashSet<u16>,
-}
-
-impl Open {
-    fn of(listeners: &BTreeMap<Key, Listener>, closing: &[Arc<ListenerSpec>]) -> Self {
-        let bound = listeners.values().filter_map(|it| match &it.state {
-            State::Bound(spec) => Some(spec),
-            State::Failed { .. } | State::Refused { .. } => None,
-        });
-        let mut open = Self {
-            sockets: 0,
-            ports: HashSet::new(),
-        };
-        for spec in bound.chain(closing) {
-            open.sockets += spec.accepting.load(Ordering::Relaxed);
-            open.ports.insert(spec.address.port());
-        }
-        open
-    }
-}
-
-fn no_room(descriptors: &Descriptors) -> io::Error {
-    io::Error::other(format!(
-        "no descriptor is left for it: of {}, {} are for listening sockets, and clients have theirs; \
-         raise the limit (ulimit -n), or claim fewer Services",
-        descriptors.limit,
-        descriptors.listening()
-    ))
-}
-
-/// Binds `count` sockets on one address, one for each worker, or one for all. The workers get their
-/// sockets only if all could be bound. A worker hands connections over to others, so those that have
-/// no socket are not idle.
-fn bind(
-    config: &ListenerConfig,
-    id: ListenerId,
-    shared: &Shared,
-    count: usize,
-) -> io::Result<Arc<ListenerSpec>> {
-    let first = socket::listen(config.address)?;
-    let address = first.local_addr()?;
-    let mut sockets: Vec<TcpListener> = vec![first];
-    for _ in 1..count {
-        sockets.push(socket::listen(address)?);
-    }
-    let spec = Arc::new(ListenerSpec {
-        id,
-        name: config.name.clone(),
-        address,
-        serves: Serves::Port {
-            service: config.service.clone(),
-            port: config.port.clone(),
-        },
-        protocol: config.protocol,
-        proxy_protocol: config.proxy_protocol,
-        allow_connect: config.allow_connect,
-        accepting: AtomicUsize::new(count),
-    });
-    // Single sockets go to the workers in turn.
-    let first = id.0 as usize % shared.mailboxes.len();
-    let mailboxes = shared.mailboxes.iter().cycle().skip(first);
-    for (mailbox, socket) in mailboxes.zip(sockets) {
-        // A worker ends only when the process ends.
-        let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
-    }
-    Ok(spec)
 }
 
 /// With more listeners than this, a nodePort has one socket, which one worker serves for all:

@@ -2,14 +2,16 @@
 //! after it was ejected. A probe closes its connection immediately.
 //!
 //! Invariant: at most [`PROBES`] connects run at a time, and the Services take turns (see
-//! `slots`). An endpoint that does not answer is tried less and less often,
-//! unless clients wait for it.
+//! `slots`). An endpoint that does not answer is tried less and less often, unless clients wait for
+//! it. Probes have a thread of their own: thousands of endpoints that do not answer delay no drain.
 
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use crate::contract::endpoint::{Endpoint, EndpointId};
@@ -27,8 +29,28 @@ pub(super) enum Probed {
     Readmitted(EndpointId),
 }
 
-/// Starts probes, and bounds how many run at a time.
-pub(super) struct Probes {
+/// The way to the probes. Dropping it ends them.
+///
+/// The queue is unbounded, since the control loop must never wait. It gets one message for each
+/// endpoint that joins or is ejected.
+pub(super) struct Probes(mpsc::UnboundedSender<Probe>);
+
+/// A probe to start.
+struct Probe {
+    endpoint: Arc<Endpoint>,
+    place: Place,
+    /// Bounds one connect.
+    timeout: Duration,
+    until: Until,
+}
+
+enum Until {
+    Joined,
+    Readmitted,
+}
+
+/// The probes that run, on their thread.
+struct Prober {
     report: mpsc::UnboundedSender<Probed>,
     slots: Slots,
 }
@@ -41,16 +63,72 @@ pub(super) struct Place {
 }
 
 impl Probes {
-    pub(super) fn new(report: mpsc::UnboundedSender<Probed>) -> Self {
-        Self {
-            report,
-            slots: Slots::new(PROBES),
-        }
+    /// Starts the thread. It reports to `report`.
+    pub(super) fn start(report: mpsc::UnboundedSender<Probed>) -> io::Result<Self> {
+        let (probes, mut queue) = mpsc::unbounded_channel::<Probe>();
+        let runtime = Builder::new_current_thread();
+        std::thread::Builder::new()
+            .name("probes".into())
+            .spawn(move || {
+                let mut runtime = runtime;
+                let runtime = runtime.enable_all().build_local(LocalOptions::default());
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    Err(error) => return tracing::error!(%error, "the probes thread cannot run"),
+                };
+                runtime.block_on(async move {
+                    let slots = Slots::new(PROBES);
+                    let prober = Rc::new(Prober { report, slots });
+                    while let Some(probe) = queue.recv().await {
+                        tokio::task::spawn_local(prober.clone().run(probe));
+                    }
+                });
+            })?;
+        Ok(Self(probes))
     }
 
     /// Tries until the endpoint accepts a connection, or until nothing may be dispatched to it.
     /// `timeout` bounds one connect.
-    pub(super) async fn until_joined(
+    pub(super) fn until_joined(&self, endpoint: Arc<Endpoint>, place: Place, timeout: Duration) {
+        self.send(endpoint, place, timeout, Until::Joined);
+    }
+
+    /// Tries until the endpoint accepts a connection, or is out.
+    pub(super) fn until_readmitted(
+        &self,
+        endpoint: Arc<Endpoint>,
+        place: Place,
+        timeout: Duration,
+    ) {
+        self.send(endpoint, place, timeout, Until::Readmitted);
+    }
+
+    fn send(&self, endpoint: Arc<Endpoint>, place: Place, timeout: Duration, until: Until) {
+        // The thread ends only after this.
+        let _ = self.0.send(Probe {
+            endpoint,
+            place,
+            timeout,
+            until,
+        });
+    }
+}
+
+impl Prober {
+    async fn run(self: Rc<Self>, probe: Probe) {
+        let Probe {
+            endpoint,
+            place,
+            timeout,
+            until,
+        } = probe;
+        match until {
+            Until::Joined => self.until_joined(endpoint, place, timeout).await,
+            Until::Readmitted => self.until_readmitted(endpoint, place, timeout).await,
+        }
+    }
+
+    async fn until_joined(
         self: Rc<Self>,
         endpoint: Arc<Endpoint>,
         place: Place,
@@ -76,8 +154,7 @@ impl Probes {
         }
     }
 
-    /// Tries until the endpoint accepts a connection, or is out.
-    pub(super) async fn until_readmitted(
+    async fn until_readmitted(
         self: Rc<Self>,
         endpoint: Arc<Endpoint>,
         place: Place,
@@ -144,12 +221,22 @@ impl Pauses {
     async fn pause(&mut self, hold: &Hold, stop: impl Fn() -> bool) {
         self.tries += 1;
         let jitter = self.next.mul_f64(fastrand::f64() / 4.0);
-        let end = tokio::time::Instant::now() + self.next - jitter;
+        let now = tokio::time::Instant::now();
+        let (end, soonest) = (now + self.next - jitter, now + PROBE_EVERY);
         self.next = (self.next * 2).min(PROBE_SLOWEST);
         loop {
-            tokio::time::sleep_until(end.min(tokio::time::Instant::now() + PROBE_EVERY)).await;
-            if tokio::time::Instant::now() >= end || hold.waiting() > 0 || stop() {
+            let changes = hold.changes();
+            if stop() {
                 return;
+            }
+            let until = if hold.waiting() > 0 {
+                end.min(soonest)
+            } else {
+                end
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                () = changes => {}
             }
         }
     }

@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::contract::snapshot::Snapshot;
+use crate::contract::snapshot::Published;
 use crate::control::listeners::Listeners;
 use crate::observe::health::Health;
 use crate::proxy::shared::{Shared, WorkerCommand};
@@ -43,7 +43,7 @@ impl Phase {
         shared: &Shared,
         listeners: &mut Listeners,
         health: &Health,
-        snapshot: &Snapshot,
+        snapshot: &Published,
     ) -> bool {
         match *self {
             Self::LameDuck(until) if now >= until => {
@@ -56,7 +56,7 @@ impl Phase {
                 return false;
             }
             Self::Draining(until) if now >= until => {
-                let (connections, in_flight) = (shared.connections(), snapshot.in_flight());
+                let (connections, in_flight) = (shared.connections(), snapshot.load().in_flight());
                 tracing::warn!(
                     connections,
                     in_flight,

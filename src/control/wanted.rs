@@ -1,14 +1,16 @@
 //! Which listeners are wanted: a pure function of the configuration and the claimed Services'
 //! nodePorts.
 //!
-//! The control loop binds what it returns, and `ebbtide check` prints it.
+//! The control loop asks for one Service at a time, and `ebbtide check` prints all.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::name::PortKey;
 use crate::contract::policy::PortRef;
+use crate::contract::snapshot::Port;
 
 /// Where a listener comes from. A configured listener comes first where two want one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,15 +42,7 @@ pub fn wanted(
     node_ports: impl IntoIterator<Item = (PortKey, u16)>,
     has_ipv6: bool,
 ) -> Vec<WantedListener> {
-    let mut derived = Vec::new();
-    for (port, node_port) in node_ports {
-        for address in &config.node_port_addresses {
-            // `::` is a default. Nothing is wrong on a machine without IPv6.
-            if *address != IpAddr::V6(Ipv6Addr::UNSPECIFIED) || has_ipv6 {
-                derived.push(of_node_port(&port, node_port, *address));
-            }
-        }
-    }
+    let mut derived = derived(config, node_ports, has_ipv6);
     derived.sort_by(|a, b| a.name.cmp(&b.name));
     let configured = config.listeners.iter().cloned();
     let all = configured.map(|config| (Origin::Configured, config));
@@ -68,6 +62,40 @@ pub fn wanted(
         }
     })
     .collect()
+}
+
+/// The listeners of one Service: those in `configured`, which name it, and its nodePorts if it is
+/// claimed.
+pub(super) fn of_service<'a>(
+    config: &Config,
+    configured: impl Iterator<Item = &'a ListenerConfig>,
+    ports: &[Arc<Port>],
+    has_ipv6: bool,
+) -> impl Iterator<Item = (Origin, ListenerConfig)> {
+    let claimed = ports.iter().filter(|port| port.claimed);
+    let node_ports = claimed.filter_map(|port| Some((port.key.clone(), port.node_port?)));
+    let derived = derived(config, node_ports, has_ipv6).into_iter();
+    let configured = configured.cloned();
+    configured
+        .map(|it| (Origin::Configured, it))
+        .chain(derived.map(|it| (Origin::NodePort, it)))
+}
+
+fn derived(
+    config: &Config,
+    node_ports: impl IntoIterator<Item = (PortKey, u16)>,
+    has_ipv6: bool,
+) -> Vec<ListenerConfig> {
+    let mut derived = Vec::new();
+    for (port, node_port) in node_ports {
+        for address in &config.node_port_addresses {
+            // `::` is a default. Nothing is wrong on a machine without IPv6.
+            if *address != IpAddr::V6(Ipv6Addr::UNSPECIFIED) || has_ipv6 {
+                derived.push(of_node_port(&port, node_port, *address));
+            }
+        }
+    }
+    derived
 }
 
 fn of_node_port(port: &PortKey, node_port: u16, address: IpAddr) -> ListenerConfig {

@@ -8,7 +8,7 @@
 //! wait for its first pods, so that a pod that already terminates is not taken for one that stays.
 //! A namespace that cannot be listed holds up only itself: after `patience` its slices are used
 //! without its pods, and without its slices its Services are not served (`standing.rs`).
-//! A watch that fails leaves its last state in force, and is a `Problem` until the API server
+//! A watch that fails leaves its last state in force, and is a problem until the API server
 //! answers it again. It is resumed from its position, or after a 410 from a new list.
 //!
 //! Nothing is merged here, and no resource version is read.

@@ -3,9 +3,10 @@
 //! The control loop and the listeners write this state, and the admin pages read it. Whether a
 //! state means ready is decided in `admin/readiness.rs`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::contract::clock;
@@ -17,9 +18,14 @@ use crate::discovery::source::{Problem, Standing};
 #[derive(Debug)]
 pub struct Health {
     state: Mutex<HealthState>,
+    /// The listeners of the state, kept apart so that a change of one costs nothing for the others.
+    listeners: Mutex<Listeners>,
     /// When the control loop last turned, by [`clock::millis`].
     beat: AtomicU64,
 }
+
+/// By whether they are derived from a nodePort, then by name.
+type Listeners = BTreeMap<(bool, Arc<str>), Arc<ListenerState>>;
 
 /// A copy of the state at one moment.
 #[derive(Debug, Clone)]
@@ -40,8 +46,9 @@ pub struct HealthState {
     pub current_at: Instant,
     /// What the source cannot read. Only [`Health::report`] may change it.
     pub problems: Vec<Problem>,
-    /// Every listener that is bound or should be.
-    pub listeners: Vec<ListenerState>,
+    /// Every listener that is bound or should be: the configured ones, then the nodePorts, by name.
+    /// Only [`Health::show_listener`] may change them.
+    pub listeners: Vec<Arc<ListenerState>>,
 }
 
 /// One listener, as the admin pages show it.
@@ -93,6 +100,7 @@ impl Health {
         };
         Self {
             state: Mutex::new(state),
+            listeners: Mutex::default(),
             beat: AtomicU64::new(clock::millis(Instant::now())),
         }
     }
@@ -120,6 +128,11 @@ impl Health {
         self.lock().synced
     }
 
+    /// See [`HealthState::age`].
+    pub fn age(&self) -> Duration {
+        self.lock().age()
+    }
+
     /// What the table in force lacks.
     pub fn standing(&self) -> Standing {
         self.lock().standing.clone()
@@ -127,7 +140,26 @@ impl Health {
 
     /// A copy of the state now.
     pub fn state(&self) -> HealthState {
-        self.lock().clone()
+        let mut state = self.lock().clone();
+        let listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        state.listeners = listeners.values().cloned().collect();
+        state
+    }
+
+    /// Shows a listener as it is now; `None`: it is no longer wanted. `is_node_port`: it is derived
+    /// from a Service.
+    pub fn show_listener(&self, is_node_port: bool, name: Arc<str>, now: Option<ListenerState>) {
+        let mut listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match now {
+            Some(now) => _ = listeners.insert((is_node_port, name), Arc::new(now)),
+            None => _ = listeners.remove(&(is_node_port, name)),
+        }
     }
 
     /// Replaces the source's problems by the whole list as it is now. The table counts as current

@@ -3,6 +3,7 @@
 //! Nothing here decides anything. The admin pages that serve this state are in `admin`.
 
 pub mod access_log;
+pub mod families;
 pub mod health;
 mod lines;
 pub mod log;

@@ -105,12 +105,12 @@ pub async fn accept_on(
 }
 
 /// Whether the last places are not for this listener: few are left, and its Service port has half of
-/// all, while there are others.
+/// all, while there are other Services.
 fn has_its_share(worker: &Worker, spec: &ListenerSpec) -> bool {
     let shared = &worker.shared;
     let places = shared.places.load(Ordering::Relaxed);
     shared.connections.available_permits() <= places / 8
-        && shared.snapshot.load().ports.len() > 1
+        && shared.snapshot.is_shared()
         && worker.port(spec).is_some_and(|port| {
             let taken = usize::try_from(port.metrics.connections_active.get()).unwrap_or(0);
             taken > places / 2

@@ -111,7 +111,7 @@ impl Line {
         idle_ends: Instant,
     ) -> Result<Met, CloseReason> {
         let (connected, mut passed) = (Instant::now(), 0);
-        let force = upstream.local.force.clone();
+        let (force, listener) = (upstream.local.force.clone(), client.listener.clone());
         loop {
             let silent = client.unread.is_empty();
             let request = !silent && sniff::beginning(&client.unread) == Beginning::Request;
@@ -153,7 +153,7 @@ impl Line {
                     }
                     true
                 }
-                () = left(worker, lease.endpoint()), if passed == 0 => return Ok(Met::Left),
+                () = left(worker, &listener, lease.endpoint()), if passed == 0 => return Ok(Met::Left),
                 () = force.cancelled(), if passed > 0 => true,
                 () = tokio::time::sleep_until(ends.into()), if silent || request => {
                     return if request { Ok(Met::Http) } else { Err(CloseReason::ClientTimeout) };
@@ -173,19 +173,25 @@ impl Line {
 }
 
 /// Waits until the endpoint is out of rotation.
-async fn left(worker: &Worker, endpoint: &Endpoint) {
-    let mut generation = worker.shared.generation.clone();
-    while endpoint.is_open() && !worker.cut.get() && generation.changed().await.is_ok() {}
+async fn left(worker: &Worker, listener: &ListenerSpec, endpoint: &Endpoint) {
+    loop {
+        let (_, changed) = worker.watched_port(listener);
+        if !endpoint.is_open() || worker.cut.get() {
+            return;
+        }
+        changed.await;
+    }
 }
 
 /// Waits until the listener's service port has a usable endpoint.
 async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
-    let mut generation = worker.shared.generation.clone();
-    while !worker
-        .port(listener)
-        .is_some_and(|port| balancer::has_usable(&port))
-        && generation.changed().await.is_ok()
-    {}
+    loop {
+        let (port, changed) = worker.watched_port(listener);
+        if port.is_some_and(|port| balancer::has_usable(&port)) {
+            return;
+        }
+        changed.await;
+    }
 }
 
 /// Reads once. Cancellation safe: what was read stays in `unread`.

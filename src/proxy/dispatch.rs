@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use prometheus::IntCounter;
 use tokio::net::TcpStream;
 
 use crate::contract::clock::millis;
-use crate::contract::counters::ServiceMetrics;
+use crate::contract::counters::{Counter, ServiceMetrics};
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::hold::Moving;
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
@@ -111,11 +111,10 @@ async fn held(
         outcome: &metrics.held_left,
     };
     metrics.held_now.inc();
-    let mut generation = worker.shared.generation.clone();
     let expires = Instant::now() + port.policy.hold_timeout;
     loop {
-        generation.mark_unchanged();
-        if let Some(port) = worker.port(spec)
+        let (port, changed) = worker.watched_port(spec);
+        if let Some(port) = port
             && balancer::has_usable(&port)
         {
             let turn = port.hold.turn(port.usable.len(), Instant::now());
@@ -136,10 +135,7 @@ async fn held(
         let tick =
             tokio::time::sleep_until((Instant::now() + LOOK_AFTER_CLIENT).min(expires).into());
         tokio::select! {
-            changed = generation.changed() => {
-                // The control thread is gone only at the end of the process.
-                if changed.is_err() { return Err(Refusal::Expired) }
-            }
+            () = changed => {}
             () = tick => {}
         }
         if ask.client.peer() != Peer::Open {
@@ -173,6 +169,8 @@ async fn connect(
     let mut out = ask.avoid.tried.to_vec();
     let mut next = Some(first);
     let mut started = 0;
+    // When a client moves on whose endpoints have all been ejected.
+    let mut moves: Option<(Instant, Moving)> = None;
     port.budget.count_connect();
     loop {
         if let Some(lease) = next.take() {
@@ -208,7 +206,10 @@ async fn connect(
             next = Some(lease);
             continue;
         }
-        let patience = tokio::time::sleep(RACE_AFTER);
+        let patience = match &moves {
+            Some((turn, _)) => tokio::time::sleep_until((*turn).into()),
+            None => tokio::time::sleep(RACE_AFTER),
+        };
         tokio::pin!(patience);
         let ended = poll_fn(|cx| match poll_race(&mut race, cx, port) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
@@ -239,14 +240,25 @@ async fn connect(
                 tried: &busy,
                 ..ask.avoid
             };
-            // What others have found silent in the meantime is as good as lost.
+            // What others have found silent in the meantime is as good as lost. All who wait for it
+            // notice at about the same time, and must not fill the next endpoint's accept queue.
             let hopeless = race.iter().all(|c| c.lease.endpoint().is_ejected());
+            let now = Instant::now();
+            let has_turn = moves.as_ref().is_some_and(|(turn, _)| *turn <= now);
+            if hopeless && moves.is_none() {
+                let moving = port.hold.move_on();
+                moves = Some((port.hold.turn(port.usable.len(), now), moving));
+                continue;
+            }
             // Not a second connect to an endpoint that has failed or whose connect is under way.
             next = worker
                 .port(spec)
                 .and_then(|port| balancer::pick(&port, ask.cost, &avoid, Instant::now()))
                 .filter(|lease| !busy.contains(&lease.endpoint().id))
-                .filter(|_| hopeless || port.budget.hedge());
+                .filter(|_| hopeless && has_turn || !hopeless && port.budget.hedge());
+            if has_turn || !hopeless {
+                moves = None;
+            }
         }
     }
 }
@@ -380,7 +392,7 @@ impl Drop for Looking<'_> {
 /// set, the client has left.
 struct HeldNow<'a> {
     metrics: &'a ServiceMetrics,
-    outcome: &'a IntCounter,
+    outcome: &'a Counter,
 }
 
 impl Drop for HeldNow<'_> {

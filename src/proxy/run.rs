@@ -1,7 +1,7 @@
 //! A worker's thread: its runtime, its mailbox and its timers.
 //!
-//! Invariant: the loop here never waits for a connection. It acts on a message, on a publish, or
-//! once a second, and each of these is short.
+//! Invariant: the loop here never waits for a connection. It acts on a message, or once a
+//! second, and both are short.
 
 use std::io;
 use std::rc::Rc;
@@ -46,7 +46,6 @@ impl Worker {
             tokio::task::spawn_local(async move { queue.serve().await });
         }
         tokio::task::spawn_local(self.clone().give_up_silent());
-        let mut generation = self.shared.generation.clone();
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -60,7 +59,6 @@ impl Worker {
                     }
                     Some(command) => self.execute(command),
                 },
-                Ok(()) = generation.changed() => self.drop_idle_of_leavers(),
                 _ = second.tick() => self.sweep(),
             }
         }
@@ -83,6 +81,7 @@ impl Worker {
                 self.routes.borrow_mut().remove(&id);
             }
             WorkerCommand::Connection(accepted) => session::start(self, accepted),
+            WorkerCommand::Left(endpoints) => self.drop_idle_of(&endpoints),
             WorkerCommand::Drained(leaving) => {
                 if let Some(local) = self.locals.borrow().get(&leaving.0.id) {
                     local.drop_idle();

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::contract::counters::ServiceMetrics;
+use crate::contract::counters::{Counter, ServiceMetrics};
 use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
@@ -173,7 +173,7 @@ impl Open {
         self.reason = reason;
     }
 
-    fn count(&self, which: impl Fn(&ServiceMetrics) -> &prometheus::IntCounter) {
+    fn count(&self, which: impl Fn(&ServiceMetrics) -> &Counter) {
         if let Some(metrics) = &self.metrics {
             which(metrics).inc();
         }

@@ -12,19 +12,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config::settings::Config;
-use crate::contract::endpoint::Leaving;
+use crate::contract::endpoint::{EndpointId, Leaving};
 use crate::contract::listener::{ListenerId, ListenerSpec};
-use crate::contract::snapshot::Snapshot;
+use crate::contract::snapshot::Published;
 use crate::observe::access_log::AccessLog;
 
 /// What all workers share.
 pub struct Shared {
-    /// The newest routing snapshot.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Every Service port as it is now.
+    pub snapshot: Arc<Published>,
     /// Changes after each publish, when the drains that came with it have begun.
     pub generation: watch::Receiver<u64>,
     /// How many client connections each worker has, to spread new ones.
@@ -39,7 +38,8 @@ pub struct Shared {
     /// `begin_drain`, and two workers that wait for each other would stand still. Other bounds keep
     /// them short: a [`WorkerCommand::Connection`] holds a permit of `connections`, a
     /// [`WorkerCommand::DropIdle`] is followed by a pause of its sender, and the control thread
-    /// sends one message for each change of a listener, each reload and each drained endpoint.
+    /// sends one message for each change of a listener, each reload, each drained endpoint, and each
+    /// change that takes endpoints out of rotation.
     pub mailboxes: Box<[mpsc::UnboundedSender<WorkerCommand>]>,
     /// This process shuts down: the next response on each connection says so.
     pub closing: AtomicBool,
@@ -89,6 +89,8 @@ pub enum WorkerCommand {
     Unlisten(ListenerId),
     /// Serve a connection that another worker has accepted.
     Connection(Accepted),
+    /// These endpoints left rotation, or their pods are gone: close the idle connections to them.
+    Left(Arc<[EndpointId]>),
     /// The last lease of this endpoint is gone: close the idle connections to it, then drop the
     /// message.
     Drained(Arc<Leaving>),

@@ -23,7 +23,8 @@ use crate::config::settings::Config;
 use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::name::PortKey;
-use crate::contract::snapshot::Port;
+use crate::contract::policy::PortRef;
+use crate::contract::snapshot::{Place, Port};
 use crate::net::pipe::Pipes;
 use crate::net::turns;
 use crate::proxy::budget::Budget;
@@ -62,8 +63,11 @@ pub struct Worker {
     pub cut: Cell<bool>,
 }
 
-/// A listener's service port as of one generation of the snapshot.
-type Route = (u64, Option<Rc<Routed>>);
+/// A listener's service port, and where a newer one would be.
+pub(super) struct Route {
+    place: Arc<Place>,
+    routed: Rc<Routed>,
+}
 
 /// A service port, with what this worker counts for it.
 pub struct Routed {
@@ -93,26 +97,53 @@ impl Worker {
         }
     }
 
-    /// The service port that serves a listener's next connection or request, as the newest snapshot
-    /// has it. This is the only place that reads [`Serves`]; it looks a port up once per snapshot.
+    /// The service port that serves a listener's next connection or request, as it is published
+    /// now. This is the only place that reads [`Serves`]; it looks a port up once per change of it.
     pub fn port(&self, spec: &ListenerSpec) -> Option<Rc<Routed>> {
-        let snapshot = self.shared.snapshot.load();
         let mut routes = self.routes.borrow_mut();
-        match routes.get(&spec.id) {
-            Some((generation, port)) if *generation == snapshot.generation => port.clone(),
-            _ => {
-                let Serves::Port { service, port } = &spec.serves;
-                let port = snapshot.port(service, port).cloned();
-                let port = port.map(|port| {
-                    Rc::new(Routed {
-                        budget: self.budget(&port.key),
-                        port,
-                    })
-                });
-                routes.insert(spec.id, (snapshot.generation, port.clone()));
-                port
-            }
+        if let Some(route) = routes.get(&spec.id).filter(|route| route.is_current()) {
+            return Some(route.routed.clone());
         }
+        // A named port may have moved to another place.
+        let Serves::Port { service, port } = &spec.serves;
+        let place = self.shared.snapshot.place(service, port);
+        let Some((place, port)) = place.and_then(|place| place.port().map(|port| (place, port)))
+        else {
+            routes.remove(&spec.id);
+            return None;
+        };
+        let budget = self.budget(&port.key);
+        let routed = Rc::new(Routed { budget, port });
+        let route = Route {
+            place,
+            routed: routed.clone(),
+        };
+        routes.insert(spec.id, route);
+        Some(routed)
+    }
+
+    /// The service port of a listener, and a future that completes when it may have changed since.
+    pub fn watched_port(
+        &self,
+        spec: &ListenerSpec,
+    ) -> (Option<Rc<Routed>>, impl Future<Output = ()> + use<>) {
+        let mut generation = self.shared.generation.clone();
+        let changes = self.port(spec).map(|port| port.hold.changes());
+        // Read again, since the port may have changed before the future was made.
+        let port = self.port(spec);
+        let changed = async move {
+            match changes {
+                Some(changes) => changes.await,
+                // The Service does not exist.
+                None => {
+                    if generation.changed().await.is_err() {
+                        // The control thread is gone, and the process ends.
+                        std::future::pending().await
+                    }
+                }
+            }
+        };
+        (port, changed)
     }
 
     /// The newest configuration.
@@ -164,10 +195,12 @@ impl Worker {
         budget
     }
 
-    /// After a publish: closes the idle connections to endpoints that drain or are out, and gives
-    /// the sockets of deleted pods a short keepalive.
-    pub(super) fn drop_idle_of_leavers(&self) {
-        for local in self.locals.borrow().values() {
+    /// After a change: closes the idle connections to those of these endpoints that drain or are
+    /// out, and gives the sockets of deleted pods a short keepalive. The cost does not depend
+    /// on the other endpoints.
+    pub(super) fn drop_idle_of(&self, endpoints: &[EndpointId]) {
+        let locals = self.locals.borrow();
+        for local in endpoints.iter().filter_map(|id| locals.get(id)) {
             if !local.endpoint.is_open() {
                 local.drop_idle();
             }
@@ -219,13 +252,14 @@ impl Worker {
             local.report_idle();
             local.is_needed()
         });
-        let snapshot = self.shared.snapshot.load();
+        // An old port keeps its endpoints in memory.
         self.routes
             .borrow_mut()
-            .retain(|_, (generation, _)| *generation == snapshot.generation);
+            .retain(|_, route| route.is_current());
         self.budgets.borrow_mut().retain(|key, budget| {
             budget.fade();
-            snapshot.ports.contains_key(key)
+            let number = PortRef::Number(key.port);
+            self.shared.snapshot.place(&key.service, &number).is_some()
         });
     }
 
@@ -255,6 +289,12 @@ impl Worker {
                 local.sockets.look(limits).await;
             }
         }
+    }
+}
+
+impl Route {
+    fn is_current(&self) -> bool {
+        self.place.has(&self.routed.port)
     }
 }
 

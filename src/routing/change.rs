@@ -5,10 +5,11 @@
 //! deadlines are set immediately. `RoutingTable::settle` publishes the snapshot, and then begins
 //! the drains.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::contract::endpoint::Endpoint;
+use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::reason::Trigger;
 
@@ -29,6 +30,8 @@ pub(super) struct Change {
 /// An endpoint to drain, its Service port, and the signal that ends it.
 pub(super) struct Leaver {
     pub(super) endpoint: Arc<Endpoint>,
+    /// Its pod has drained before under another endpoint.
+    pub(super) recalled: bool,
     pub(super) key: PortKey,
     pub(super) trigger: Trigger,
 }
@@ -38,13 +41,16 @@ pub(super) struct Leaver {
 pub struct Chores {
     /// Endpoints to connect to before they may be published.
     pub join: Vec<Arc<Endpoint>>,
+    /// Endpoints that left rotation, or whose pod is gone. The workers have to look at what they
+    /// keep for these.
+    pub left: Vec<EndpointId>,
     /// Endpoints whose drain deadline was set or shortened.
     pub deadlines: Vec<Arc<Endpoint>>,
     /// New warnings, with the Service that each is about.
     pub warnings: Vec<(ObjectName, String)>,
-    /// A Service appeared or disappeared, or its ports or its claim changed. The set of wanted
-    /// listeners may differ.
-    pub listeners: bool,
+    /// Services that appeared or disappeared, or whose ports or claim changed. Their wanted listeners
+    /// may differ.
+    pub listeners: BTreeSet<ObjectName>,
 }
 
 impl Change {
@@ -59,12 +65,8 @@ impl Change {
     }
 
     /// Notes an endpoint to drain.
-    pub(super) fn leaves(&mut self, endpoint: Arc<Endpoint>, key: &PortKey, trigger: Trigger) {
-        self.leavers.push(Leaver {
-            endpoint,
-            key: key.clone(),
-            trigger,
-        });
+    pub(super) fn leaves(&mut self, leaver: Leaver) {
+        self.leavers.push(leaver);
     }
 
     /// Sets the endpoint's drain deadline, or shortens it. Ignores a later deadline.
@@ -79,8 +81,9 @@ impl Chores {
     /// Adds the chores of another change.
     pub fn append(&mut self, mut more: Self) {
         self.join.append(&mut more.join);
+        self.left.append(&mut more.left);
         self.deadlines.append(&mut more.deadlines);
         self.warnings.append(&mut more.warnings);
-        self.listeners |= more.listeners;
+        self.listeners.append(&mut more.listeners);
     }
 }

@@ -107,8 +107,8 @@ pub struct Log(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    running: BTreeMap<EndpointId, Running>,
-    finished: VecDeque<Record>,
+    running: BTreeMap<EndpointId, Arc<Running>>,
+    finished: VecDeque<Arc<Record>>,
     rollouts: Rollouts,
 }
 
@@ -168,7 +168,7 @@ impl Log {
         inner
             .rollouts
             .drain_began(&running.service, pod, &running.metrics, now);
-        inner.running.insert(endpoint.id, running);
+        inner.running.insert(endpoint.id, Arc::new(running));
     }
 
     /// Ends a drain and counts it in the metrics. Returns the receipt and how long the drain took;
@@ -187,7 +187,7 @@ impl Log {
         if inner.finished.len() == KEPT {
             inner.finished.pop_front();
         }
-        inner.finished.push_back(record.clone());
+        inner.finished.push_back(Arc::new(record.clone()));
         inner
             .rollouts
             .drain_ended(&record.service.service, record.forced, Instant::now());
@@ -210,13 +210,18 @@ impl Log {
 
     /// All drains: the running ones first, then the finished ones, newest first.
     pub fn records(&self) -> Vec<Record> {
-        let inner = self.lock();
-        inner
-            .running
-            .values()
-            .map(Running::record)
-            .chain(inner.finished.iter().rev().cloned())
-            .collect()
+        // The control thread waits for this lock, so the records are copied without it.
+        let (running, finished): (Vec<_>, Vec<_>) = {
+            let inner = self.lock();
+            let finished = inner.finished.iter().rev().cloned();
+            (
+                inner.running.values().cloned().collect(),
+                finished.collect(),
+            )
+        };
+        let running = running.iter().map(|running| running.record());
+        let finished = finished.iter().map(|record| Record::clone(record));
+        running.chain(finished).collect()
     }
 
     /// When to call [`Log::close_rollouts`] next; `None` while no rollout runs.

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use crate::contract::endpoint::{Conditions, Endpoint};
+use crate::contract::name::PortKey;
 use crate::contract::reason::Trigger;
-use crate::routing::change::Change;
+use crate::routing::change::{Change, Leaver};
 
 /// An endpoint with what the table knows about it.
 pub(super) struct Entry {
@@ -27,6 +28,9 @@ pub(super) struct Entry {
     pub(super) listed: bool,
     /// The first signal of its termination.
     pub(super) terminating: Option<Trigger>,
+    /// Whether its pod has drained before under another endpoint. This endpoint was made because no
+    /// other served.
+    pub(super) recalled: bool,
     /// Whether its drain deadline has passed. Then it is not even a last resort.
     pub(super) expired: bool,
 }
@@ -58,6 +62,16 @@ impl Entry {
         if wanted && self.listed && !self.joined && !self.probing {
             self.probing = true;
             change.chores.join.push(self.endpoint.clone());
+        }
+    }
+
+    /// The endpoint as it leaves for good.
+    pub(super) fn leaver(self, key: &PortKey, trigger: Trigger) -> Leaver {
+        Leaver {
+            endpoint: self.endpoint,
+            recalled: self.recalled,
+            key: key.clone(),
+            trigger,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
 use crate::contract::name::PortKey;
 use crate::contract::policy::{Policy, Protocol};
-use crate::contract::snapshot::Port;
+use crate::contract::snapshot::{Place, Port};
 use crate::discovery::object::ServicePortObject;
 use crate::routing::change::Change;
 use crate::routing::entry::Entry;
@@ -25,6 +25,9 @@ use crate::routing::world::merged::MergedEndpoint;
 
 /// One Service port as the table keeps it.
 pub(super) struct PortEntry {
+    pub(super) key: Arc<PortKey>,
+    /// Where the port is published, while it is.
+    pub(super) place: Option<Arc<Place>>,
     /// What the Service says about the port. `None` if the Service or the port is gone: nothing is
     /// published, and connections go on.
     pub(super) spec: Option<Spec>,
@@ -74,8 +77,15 @@ type Entries = HashMap<Identity, Entry, BuildHasherDefault<DefaultHasher>>;
 
 impl PortEntry {
     /// A port without a spec and without endpoints.
-    pub(super) fn new(policy: Policy, hold: Arc<Hold>, metrics: Arc<ServiceMetrics>) -> Self {
+    pub(super) fn new(
+        key: PortKey,
+        policy: Policy,
+        hold: Arc<Hold>,
+        metrics: Arc<ServiceMetrics>,
+    ) -> Self {
         Self {
+            key: Arc::new(key),
+            place: None,
             spec: None,
             policy,
             hold,
@@ -159,16 +169,14 @@ impl PortEntry {
             let stands = entry.stands(serves);
             match entry.terminating {
                 Some(trigger) if !stands && (serves || !entry.may_join()) => {
-                    let Some(Entry {
-                        endpoint, listed, ..
-                    }) = self.remove(&identity)
-                    else {
+                    let Some(entry) = self.remove(&identity) else {
                         continue;
                     };
-                    if listed {
-                        self.ended.insert(identity, endpoint.drain_deadline());
+                    if entry.listed {
+                        let deadline = entry.endpoint.drain_deadline();
+                        self.ended.insert(identity, deadline);
                     }
-                    change.leaves(endpoint, key, trigger);
+                    change.leaves(entry.leaver(key, trigger));
                 }
                 _ if entry.out != stands => {}
                 _ if entry.out => {
@@ -214,8 +222,25 @@ impl PortEntry {
             })
     }
 
+    /// Publishes the port as it is now. Returns whether the Service has another set of places then.
+    pub(super) fn publish(&mut self, key: &PortKey) -> bool {
+        match (self.place.take(), self.assemble(key)) {
+            (None, None) => false,
+            (None, Some(port)) => {
+                self.place = Some(Place::new(port));
+                true
+            }
+            (Some(place), port) => {
+                let ends = port.is_none();
+                place.publish(port);
+                self.place = (!ends).then_some(place);
+                ends
+            }
+        }
+    }
+
     /// The port to publish; `None` if the Service or the port is gone.
-    pub(super) fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
+    fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
         let Spec {
             port,
             protocol,

@@ -15,7 +15,7 @@ use crate::contract::reason::Trigger;
 use crate::routing::change::Change;
 use crate::routing::entry::Entry;
 use crate::routing::port::PortEntry;
-use crate::routing::registry::{Identity, Registry, identity};
+use crate::routing::registry::{Identity, PodUid, Registry, identity};
 use crate::routing::world::merged::{Fate, MergedEndpoint};
 use crate::routing::world::objects::World;
 
@@ -36,7 +36,7 @@ impl PortEntry {
             self.take_in(key, merged, registry, change);
         }
         if !self.serves() {
-            self.recall_terminating(key, registry, change);
+            self.recall_terminating(registry, change);
         }
         self.judge_unlisted(key, world, change);
         self.judge_leaving(world, change);
@@ -70,38 +70,39 @@ impl PortEntry {
         if !merged.conditions.terminating {
             let terminates = |entry: &Entry| entry.terminating.is_some();
             if self.entries.get(&identity).is_some_and(terminates)
-                && let Some(Entry {
-                    endpoint,
-                    terminating: Some(trigger),
-                    ..
-                }) = self.remove(&identity)
+                && let Some(entry) = self.remove(&identity)
+                && let Some(trigger) = entry.terminating
             {
                 // Termination is one-way. The merge enforces that for a pod with a UID. Without a
                 // UID, an address that comes back is another generation, so the old one leaves.
-                change.leaves(endpoint, key, trigger);
+                change.leaves(entry.leaver(key, trigger));
             }
             if !self.entries.contains_key(&identity) {
-                self.add(key, merged, registry);
+                self.add(merged, registry);
             }
         }
         self.update(&identity, merged, change);
     }
 
-    /// Nothing is usable, so bring back terminating endpoints, even drained ones. Skip those past
-    /// their deadline, or each event would drain them again.
-    fn recall_terminating(&mut self, key: &PortKey, registry: &mut Registry, change: &mut Change) {
+    /// Nothing is usable, so bring back terminating endpoints, even drained ones. Skip those that are
+    /// over: their deadline has passed, or they have drained and their pod is gone. Each event would
+    /// drain them again.
+    fn recall_terminating(&mut self, registry: &mut Registry, change: &mut Change) {
         let terminating = |merged: &&MergedEndpoint| merged.conditions.terminating;
         let terminating: Vec<_> = self.merged.iter().filter(terminating).cloned().collect();
         for merged in terminating {
             let identity = identity(&merged);
             let before = self.ended.get(&identity).copied().flatten();
             let mut deadlines = before.into_iter().chain(merged.fate.deadline());
-            let is_over = deadlines.any(|deadline| deadline <= change.received);
+            let has_drained = self.ended.contains_key(&identity);
+            let is_gone = has_drained && matches!(merged.fate, Fate::Deleted { .. });
+            let is_over = is_gone || deadlines.any(|deadline| deadline <= change.received);
             if self.entries.contains_key(&identity) || !merged.conditions.serving || is_over {
                 continue;
             }
             self.ended.remove(&identity);
-            let endpoint = self.add(key, &merged, registry);
+            let endpoint = self.add(&merged, registry);
+            self.alter(&identity, |entry| entry.recalled = has_drained);
             if let Some(deadline) = before {
                 change.shorten(&endpoint, deadline);
             }
@@ -114,7 +115,8 @@ impl PortEntry {
     fn judge_unlisted(&mut self, key: &PortKey, world: &World, change: &mut Change) {
         for identity in self.unlisted.iter().cloned().collect::<Vec<_>>() {
             // Without a UID, nothing is known about a pod once no slice names it.
-            let uid = identity.1.as_deref().filter(|uid| !uid.is_empty());
+            let uid = identity.1.as_ref().map(PodUid::as_str);
+            let uid = uid.filter(|uid| !uid.is_empty());
             let fate = uid.map_or(Fate::NoPod, |uid| world.fate(uid));
             let out = |conditions| Conditions {
                 ready: false,
@@ -140,8 +142,9 @@ impl PortEntry {
                 (Fate::Terminating { trigger, .. }, None) => *trigger,
                 (Fate::Deleted { .. }, None) => Trigger::PodDeleted,
             };
-            self.remove(&identity);
-            change.leaves(endpoint, key, trigger);
+            if let Some(entry) = self.remove(&identity) {
+                change.leaves(entry.leaver(key, trigger));
+            }
         }
     }
 
@@ -172,13 +175,8 @@ impl PortEntry {
     }
 
     /// Adds a new endpoint to the port, out of rotation.
-    fn add(
-        &mut self,
-        key: &PortKey,
-        merged: &MergedEndpoint,
-        registry: &mut Registry,
-    ) -> Arc<Endpoint> {
-        let endpoint = registry.create(key, merged, &mut self.all);
+    fn add(&mut self, merged: &MergedEndpoint, registry: &mut Registry) -> Arc<Endpoint> {
+        let endpoint = registry.create(&self.key, merged, &mut self.all);
         let entry = Entry {
             endpoint: endpoint.clone(),
             conditions: Conditions::default(),
@@ -188,6 +186,7 @@ impl PortEntry {
             probing: false,
             listed: true,
             terminating: None,
+            recalled: false,
             expired: false,
         };
         self.entries.insert(identity(merged), entry);
@@ -325,7 +324,9 @@ fn apply_fate(endpoint: &Arc<Endpoint>, fate: &Fate, policy: &Policy, change: &m
             ..
         } => change.shorten(endpoint, *deadline),
         Fate::Deleted { deadline } => {
-            endpoint.set_pod_gone();
+            if endpoint.set_pod_gone() {
+                change.chores.left.push(endpoint.id);
+            }
             if endpoint.drain_deadline().is_none() || deadline.is_some() {
                 let fallback = change.received + policy.drain_timeout;
                 change.shorten(endpoint, deadline.unwrap_or(fallback));

@@ -4,7 +4,10 @@
 //! Invariant: an endpoint is registered from its creation until its drain is over. An id is never
 //! used again. The endpoints themselves are kept by their ports.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -12,17 +15,21 @@ use tokio::sync::mpsc;
 
 use crate::contract::endpoint::{Endpoint, EndpointId, Notice};
 use crate::contract::endpoint_list::EndpointList;
-use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::name::{ObjectName, PodRef, PortKey};
 use crate::routing::world::merged::MergedEndpoint;
 
 /// Address and pod UID. They identify an entry of a port. An address that returns after its
 /// termination has the same identity and another [`EndpointId`] (contract 1.7).
-pub(super) type Identity = (SocketAddr, Option<String>);
+pub(super) type Identity = (SocketAddr, Option<PodUid>);
+
+/// The UID of a pod, without a copy of its text.
+#[derive(Debug, Clone)]
+pub(super) struct PodUid(Arc<PodRef>);
 
 /// Where an endpoint belongs.
 pub(super) struct Home {
     /// Its Service port.
-    pub(super) key: PortKey,
+    pub(super) key: Arc<PortKey>,
     /// Its identity within the port.
     pub(super) identity: Identity,
     /// Its place in the port's list of all endpoints.
@@ -32,8 +39,9 @@ pub(super) struct Home {
 /// All endpoints that exist, by id and by pod.
 pub(super) struct Registry {
     homes: HashMap<EndpointId, Home>,
-    /// For each pod UID, the Services that have endpoints of this pod, and how many each has.
-    by_pod: HashMap<String, BTreeMap<ObjectName, usize>>,
+    /// For each pod UID, the Service ports that have endpoints of this pod, and how many each has.
+    /// A pod is in few Services, so a list costs less than a map.
+    by_pod: HashMap<PodUid, Vec<(Arc<PortKey>, usize)>>,
     next_id: u64,
     notices: mpsc::UnboundedSender<Notice>,
 }
@@ -52,7 +60,7 @@ impl Registry {
     /// Creates an endpoint that is out of rotation, and adds it to the port's list `all`.
     pub(super) fn create(
         &mut self,
-        key: &PortKey,
+        key: &Arc<PortKey>,
         merged: &MergedEndpoint,
         all: &mut EndpointList,
     ) -> Arc<Endpoint> {
@@ -71,8 +79,14 @@ impl Registry {
         };
         self.homes.insert(endpoint.id, home);
         if let Some(pod) = &merged.pod {
-            let services = self.by_pod.entry(pod.uid.clone()).or_default();
-            *services.entry(key.service.clone()).or_default() += 1;
+            let ports = self.by_pod.entry(PodUid(pod.clone())).or_default();
+            match ports.iter_mut().find(|(port, _)| port == key) {
+                Some((_, count)) => *count += 1,
+                None => {
+                    ports.reserve_exact(1);
+                    ports.push((key.clone(), 1));
+                }
+            }
         }
         endpoint
     }
@@ -87,16 +101,16 @@ impl Registry {
     pub(super) fn forget(&mut self, endpoint: &Endpoint) -> Option<Home> {
         let home = self.homes.remove(&endpoint.id)?;
         if let Some(pod) = &endpoint.pod
-            && let Some(services) = self.by_pod.get_mut(&pod.uid)
+            && let Some(ports) = self.by_pod.get_mut(pod.uid.as_str())
         {
-            if let Some(count) = services.get_mut(&home.key.service) {
-                *count -= 1;
-                if *count == 0 {
-                    services.remove(&home.key.service);
+            if let Some(place) = ports.iter().position(|(port, _)| *port == home.key) {
+                ports[place].1 -= 1;
+                if ports[place].1 == 0 {
+                    ports.swap_remove(place);
                 }
             }
-            if services.is_empty() {
-                self.by_pod.remove(&pod.uid);
+            if ports.is_empty() {
+                self.by_pod.remove(pod.uid.as_str());
             }
         }
         Some(home)
@@ -109,9 +123,10 @@ impl Registry {
         }
     }
 
-    /// The Services that have endpoints of the pod with this UID.
+    /// The Services that have endpoints of the pod with this UID, one of them perhaps more than once.
     pub(super) fn services_of(&self, uid: &str) -> impl Iterator<Item = &ObjectName> {
-        self.by_pod.get(uid).into_iter().flat_map(BTreeMap::keys)
+        let ports = self.by_pod.get(uid).into_iter().flatten();
+        ports.map(|(port, _)| &port.service)
     }
 
     /// Whether no endpoint is registered.
@@ -122,12 +137,48 @@ impl Registry {
 
 /// The identity of a merged endpoint.
 pub(super) fn identity(merged: &MergedEndpoint) -> Identity {
-    let uid = merged.pod.as_ref().map(|pod| pod.uid.clone());
-    (merged.address, uid)
+    (merged.address, merged.pod.clone().map(PodUid))
 }
 
 /// The identity of an endpoint.
 pub(super) fn identity_of(endpoint: &Endpoint) -> Identity {
-    let uid = endpoint.pod.as_ref().map(|pod| pod.uid.clone());
-    (endpoint.address, uid)
+    (endpoint.address, endpoint.pod.clone().map(PodUid))
+}
+
+impl PodUid {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0.uid
+    }
+}
+
+impl Borrow<str> for PodUid {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl PartialEq for PodUid {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for PodUid {}
+
+impl Hash for PodUid {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl PartialOrd for PodUid {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for PodUid {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
+    }
 }

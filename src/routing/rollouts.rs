@@ -104,6 +104,9 @@ impl Rollout {
 #[derive(Default)]
 pub struct Rollouts {
     open: BTreeMap<ObjectName, Open>,
+    /// No burst is over before this. It is computed anew only when it has passed, so that a drain
+    /// costs nothing for the other bursts.
+    due: Option<Instant>,
     finished: VecDeque<Rollout>,
 }
 
@@ -178,10 +181,12 @@ impl Rollouts {
             });
         open.last = now;
         open.running += 1;
+        let due = open.due();
         open.gone.insert(pod);
         open.before
             .entry(key.port)
             .or_insert_with(|| (metrics.clone(), Counts::of(metrics)));
+        self.due = self.due.into_iter().chain([due]).min();
     }
 
     /// Notes that a drain ended. `forced` is how many exchanges and connections it cut.
@@ -190,12 +195,13 @@ impl Rollouts {
             open.last = now;
             open.running = open.running.saturating_sub(1);
             open.forced += u64::from(forced);
+            self.due = self.due.into_iter().chain([open.due()]).min();
         }
     }
 
-    /// When the next burst may be over; `None` while there is none.
+    /// When to call [`Rollouts::close`] next; `None` while there is no burst.
     pub fn due(&self) -> Option<Instant> {
-        self.open.values().map(Open::due).min()
+        self.due
     }
 
     /// Ends the bursts that are over at `now` and returns their receipts. `come` returns how many
@@ -223,6 +229,7 @@ impl Rollouts {
             closed.push(open.receipt(service, come.unwrap_or(0)));
             false
         });
+        self.due = self.open.values().map(Open::due).min();
         for rollout in &closed {
             if self.finished.len() == KEPT {
                 self.finished.pop_front();

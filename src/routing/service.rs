@@ -26,10 +26,10 @@ pub(super) struct ServiceEntry {
     /// The UID of the Service object, where the source gives one.
     pub(super) uid: Option<String>,
     /// Its ports by number. A port that the Service no longer has stays until its endpoints are
-    /// gone.
-    pub(super) ports: BTreeMap<u16, PortEntry>,
+    /// gone. Boxed, because a map allocates room for eleven at once, and most Services have one.
+    pub(super) ports: BTreeMap<u16, Box<PortEntry>>,
     /// The queue of held clients, shared by all ports.
-    hold: Arc<Hold>,
+    pub(super) hold: Arc<Hold>,
     /// The warnings that were reported and still hold.
     warnings: Vec<String>,
 }
@@ -58,13 +58,13 @@ impl ServiceEntry {
     /// Whether Ebbtide binds the nodePorts of this Service.
     pub(super) fn is_claimed(&self) -> bool {
         let claimed = |port: &PortEntry| port.spec.as_ref().is_some_and(|spec| spec.claimed);
-        self.ports.values().any(claimed)
+        self.ports.values().any(|port| claimed(port))
     }
 
     /// Whether a client is connected to one of the ports.
     pub(super) fn has_clients(&self) -> bool {
         let active = |port: &PortEntry| port.metrics.connections_active.get() > 0;
-        self.ports.values().any(active)
+        self.ports.values().any(|port| active(port))
     }
 
     /// The key of one of its ports.
@@ -76,7 +76,7 @@ impl ServiceEntry {
     pub(super) fn keyed_ports(&mut self) -> impl Iterator<Item = (PortKey, &mut PortEntry)> {
         let name = &self.name;
         let ports = self.ports.iter_mut();
-        ports.map(move |(number, port)| (name.port(*number), port))
+        ports.map(move |(number, port)| (name.port(*number), &mut **port))
     }
 
     /// Drains all endpoints, because another Service has taken this name. Nothing of the old Service
@@ -90,7 +90,7 @@ impl ServiceEntry {
                 };
                 port.apply_known_fate(&entry.endpoint, world, change);
                 let trigger = entry.terminating.unwrap_or(Trigger::Removed);
-                change.leaves(entry.endpoint, &key, trigger);
+                change.leaves(entry.leaver(&key, trigger));
             }
             port.merged.clear();
             port.ended.clear();
@@ -125,7 +125,7 @@ impl ServiceEntry {
             port.reconcile(&key, news, world, registry, change);
         }
         self.warn(warnings, change);
-        change.chores.listeners = true;
+        change.chores.listeners.insert(self.name.clone());
     }
 
     /// Stores what the Service says about its ports. Returns the merged ports by number, and the
@@ -155,7 +155,12 @@ impl ServiceEntry {
             let key = self.key(port.port.port);
             let hold = &self.hold;
             let entry = self.ports.entry(key.port).or_insert_with(|| {
-                PortEntry::new(policy.clone(), hold.clone(), metrics.service(&key))
+                Box::new(PortEntry::new(
+                    key.clone(),
+                    policy.clone(),
+                    hold.clone(),
+                    metrics.service(&key),
+                ))
             });
             entry.policy = policy.clone();
             entry.spec = Some(Spec {
@@ -178,8 +183,9 @@ impl ServiceEntry {
         (world, registry): (&World, &mut Registry),
         change: &mut Change,
     ) -> bool {
+        let ports = self.ports.values().map(|port| &**port);
         let merge = |port: &PortEntry| port.merge_some(world, &self.name, addresses);
-        let Some(found) = self.ports.values().map(merge).collect::<Option<Vec<_>>>() else {
+        let Some(found) = ports.map(merge).collect::<Option<Vec<_>>>() else {
             return false;
         };
         for ((key, port), found) in self.keyed_ports().zip(found) {

@@ -1,8 +1,8 @@
-//! The routing table and its single writer: it takes in merged Services, publishes one
-//! [`Snapshot`], and then begins the drains of the endpoints that leave.
+//! The routing table and its single writer: it takes in merged Services, publishes their ports, and
+//! then begins the drains of the endpoints that leave.
 //!
 //! **A terminating endpoint leaves rotation in [`RoutingTable::apply`], which ends in
-//! `RoutingTable::settle`.** `settle` publishes the snapshot without the endpoint first and begins
+//! `RoutingTable::settle`.** `settle` publishes the ports without the endpoint first and begins
 //! the drain second (contract 1.2). After `apply` has returned, nothing more is dispatched to the
 //! endpoint.
 //!
@@ -13,14 +13,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::settings::Config;
 use crate::contract::endpoint::{Endpoint, EndpointId, Notice};
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::snapshot::Snapshot;
+use crate::contract::snapshot::Published;
 use crate::observe::metrics::Metrics;
 use crate::routing::change::{Change, Chores, Leaver};
 use crate::routing::drains;
@@ -31,7 +30,7 @@ use crate::routing::service::{Claim, ServiceEntry};
 use crate::routing::world::merged::MergedService;
 use crate::routing::world::objects::{Touched, World};
 
-/// The single writer of the snapshot. Every method that changes which endpoints may get a dispatch
+/// The single writer of what is published. Every method that changes which endpoints may get a dispatch
 /// ends in `RoutingTable::settle`.
 pub struct RoutingTable {
     config: Arc<Config>,
@@ -42,9 +41,8 @@ pub struct RoutingTable {
     /// Services whose claim was removed, and when.
     released: BTreeMap<ObjectName, Instant>,
     registry: Registry,
-    generation: u64,
-    snapshot: Arc<ArcSwap<Snapshot>>,
-    published: watch::Sender<u64>,
+    published: Arc<Published>,
+    generations: watch::Sender<u64>,
     drains: Arc<drains::Log>,
     metrics: Arc<Metrics>,
 }
@@ -53,7 +51,7 @@ impl RoutingTable {
     /// An empty table. Its endpoints report to `notices`.
     pub fn new(
         config: Arc<Config>,
-        snapshot: Arc<ArcSwap<Snapshot>>,
+        published: Arc<Published>,
         drains: Arc<drains::Log>,
         metrics: Arc<Metrics>,
         notices: mpsc::UnboundedSender<Notice>,
@@ -64,9 +62,8 @@ impl RoutingTable {
             services: BTreeMap::new(),
             released: BTreeMap::new(),
             registry: Registry::new(notices),
-            generation: 0,
-            snapshot,
-            published: watch::Sender::new(0),
+            published,
+            generations: watch::Sender::new(0),
             drains,
             metrics,
         };
@@ -74,10 +71,9 @@ impl RoutingTable {
         table
     }
 
-    /// Counts the published snapshots. Held clients wait for the next count, and workers then look
-    /// for endpoints that left.
+    /// The number of the last change whose drains have begun; see [`Published::generation`].
     pub fn generations(&self) -> watch::Sender<u64> {
-        self.published.clone()
+        self.generations.clone()
     }
 
     /// Takes a new configuration. It takes effect for each Service at its next
@@ -159,7 +155,7 @@ impl RoutingTable {
             .get(identity)
             .filter(|entry| entry.endpoint.id == id)?;
         port.alter(identity, change);
-        Some(key.clone())
+        Some(PortKey::clone(key))
     }
 
     /// The service port of an endpoint, and the clients that wait for it.
@@ -184,15 +180,18 @@ impl RoutingTable {
 
     /// Acts on a drain deadline that has passed: the endpoint leaves rotation, and what is in
     /// flight on it is replayed or cut (contract 1.4).
-    pub fn expire(&mut self, endpoint: &Arc<Endpoint>) {
-        if let Some(key) = self.alter(endpoint.id, |entry| entry.expired = true) {
-            self.settle(&[key.service], Change::new(Instant::now()));
-        }
+    pub fn expire(&mut self, endpoint: &Arc<Endpoint>) -> Chores {
+        let key = self.alter(endpoint.id, |entry| entry.expired = true);
+        let chores = match key {
+            Some(key) => self.settle(&[key.service], Change::new(Instant::now())),
+            None => Chores::default(),
+        };
         endpoint.force.cancel();
+        chores
     }
 
     /// Forgets endpoints whose drain is over: their last leases are gone.
-    pub fn drained(&mut self, endpoints: &[Arc<Endpoint>]) {
+    pub fn drained(&mut self, endpoints: &[Arc<Endpoint>]) -> Chores {
         let ids: HashSet<EndpointId> = endpoints.iter().map(|endpoint| endpoint.id).collect();
         let mut ports = BTreeSet::new();
         for endpoint in endpoints {
@@ -210,10 +209,10 @@ impl RoutingTable {
             if let Some(port) = self.port_entry(&key) {
                 port.leaving.retain(|e| !ids.contains(&e.id));
             }
-            services.push(key.service);
+            services.push(key.service.clone());
         }
         services.dedup();
-        self.settle(&services, Change::new(Instant::now()));
+        self.settle(&services, Change::new(Instant::now()))
     }
 
     fn port_entry(&mut self, key: &PortKey) -> Option<&mut PortEntry> {
@@ -221,6 +220,7 @@ impl RoutingTable {
             .get_mut(&key.service)?
             .ports
             .get_mut(&key.port)
+            .map(|port| &mut **port)
     }
 
     /// The Services that it routes to, or whose endpoints still exist.
@@ -304,13 +304,15 @@ impl RoutingTable {
     }
 
     /// Publishes these Services as their entries are now, and then begins the drains. The order is
-    /// that of contract 1.2: a worker with the new snapshot cannot pick a leaving endpoint, and a
-    /// worker with an old snapshot gets no lease on it.
+    /// that of contract 1.2: a worker with the new ports cannot pick a leaving endpoint, and a
+    /// worker with an old port gets no lease on it.
     fn settle(&mut self, services: &[ObjectName], mut change: Change) -> Chores {
+        let mut holds = Vec::with_capacity(services.len());
         for name in services {
             let Some(service) = self.services.get_mut(name) else {
                 continue;
             };
+            holds.push(service.hold.clone());
             for (key, port) in service.keyed_ports() {
                 port.rebuild(&key, &mut change);
             }
@@ -319,74 +321,69 @@ impl RoutingTable {
             received,
             leavers,
             outs,
-            chores,
+            mut chores,
         } = change;
         for leaver in &leavers {
             if let Some(port) = self.port_entry(&leaver.key) {
                 port.leaving.push(leaver.endpoint.clone());
             }
         }
+        let generation = self.published.begin();
         let forgotten = self.publish(services);
         for endpoint in outs {
             endpoint.set_out(true);
+            chores.left.push(endpoint.id);
         }
-        let any = !leavers.is_empty();
         for Leaver {
             endpoint,
+            recalled,
             key,
             trigger,
         } in leavers
         {
-            if let Some(metrics) = self.port_entry(&key).map(|port| port.metrics.clone()) {
+            // A pod's drain counts once. One that came back as last resort and got nothing has its
+            // receipt already.
+            let counts = !recalled || endpoint.was_used();
+            if counts && let Some(metrics) = self.port_entry(&key).map(|it| it.metrics.clone()) {
                 self.drains
                     .begin(endpoint.clone(), key, trigger, received, metrics);
             }
             endpoint.begin_drain();
+            if counts {
+                let reaction = received.elapsed().as_secs_f64();
+                self.metrics.drain_reaction.observe(reaction);
+            }
+            chores.left.push(endpoint.id);
         }
-        if any {
-            self.metrics
-                .drain_reaction
-                .observe(received.elapsed().as_secs_f64());
-        }
-        self.published.send_replace(self.generation);
+        holds.iter().for_each(|hold| hold.wake());
+        self.generations.send_replace(generation);
         // Nothing waits for this, so it comes last.
         forgotten.iter().for_each(|key| self.metrics.forget(key));
         chores
     }
 
-    /// Publishes a snapshot in which these Services are new and all others as before. Forgets ports
-    /// and Services that have nothing left.
-    /// Stores the next snapshot. Returns the ports that the table has forgotten.
+    /// Publishes the ports of these Services. Forgets ports and Services that have nothing left, and
+    /// returns those ports.
     fn publish(&mut self, services: &[ObjectName]) -> Vec<PortKey> {
         let mut forgotten = Vec::new();
-        self.generation += 1;
-        let mut next = Snapshot {
-            generation: self.generation,
-            ports: self.snapshot.load().ports.clone(),
-        };
         for name in services {
             let Some(service) = self.services.get_mut(name) else {
                 continue;
             };
+            let mut places_differ = false;
             for (key, port) in service.keyed_ports() {
-                match port.assemble(&key) {
-                    Some(published) => match next.ports.get_mut(&key) {
-                        Some(before) => *before = published,
-                        None => _ = next.ports.insert(Arc::new(key), published),
-                    },
-                    None => {
-                        next.ports.remove(&key);
-                    }
-                }
+                places_differ |= port.publish(&key);
+            }
+            if places_differ {
+                let places = service.ports.values().filter_map(|port| port.place.clone());
+                self.published
+                    .set_places(&Arc::new(name.clone()), places.collect());
             }
             service.ports.retain(|number, port| {
                 let keep =
                     port.spec.is_some() || !port.entries.is_empty() || !port.leaving.is_empty();
                 if !keep {
-                    forgotten.push(PortKey {
-                        service: name.clone(),
-                        port: *number,
-                    });
+                    forgotten.push(name.port(*number));
                 }
                 keep
             });
@@ -394,7 +391,6 @@ impl RoutingTable {
                 self.services.remove(name);
             }
         }
-        self.snapshot.store(Arc::new(next));
         forgotten
     }
 }

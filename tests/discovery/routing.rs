@@ -125,6 +125,89 @@ fn a_drained_endpoint_that_still_serves_is_the_last_resort_of_a_service_without_
     assert_eq!(rig.known.len(), 3);
 }
 
+/// In a rollout, all old pods may be deleted before the slice with the new ones arrives.
+#[test]
+fn a_pod_that_has_drained_and_is_gone_does_not_return_and_each_drain_counts_once() {
+    let pods = ["a", "b", "c"];
+    let old = [1, 2, 3].map(|n| ready(n, Some(pods[usize::from(n) - 1])));
+    let mut rig = Rig::with(&old);
+    rig.change(pods.map(|it| apply(pod(it, false))));
+    rig.change(["a", "b"].map(|it| apply(pod(it, true))));
+    rig.take_notices();
+    let reactions = rig.metrics.clone();
+    assert_eq!(
+        reactions.drain_reaction.get_sample_count(),
+        2,
+        "of one batch"
+    );
+    rig.change(["a", "b"].map(|it| Change::Remove(Kind::Pod, name(it))));
+    rig.change([apply(pod("c", true))]);
+    rig.connect_all();
+    assert_eq!(rig.last_resort(), [(3, 3)]);
+    rig.serve(&[ready(4, Some("d"))]);
+    rig.take_notices();
+    assert_eq!(rig.usable(), [(4, 4)]);
+    assert_eq!(rig.drains.records().len(), 3, "one for each pod");
+    assert_eq!(reactions.drain_reaction.get_sample_count(), 3);
+}
+
+#[test]
+fn a_pod_that_returned_as_last_resort_has_a_second_receipt_only_if_it_got_something() {
+    for got in [false, true] {
+        let mut rig = Rig::with(&[ready(1, Some("a")), ready(2, Some("b"))]);
+        rig.change(["a", "b"].map(|it| apply(pod(it, false))));
+        rig.change([apply(pod("a", true))]);
+        rig.take_notices();
+        rig.change([apply(pod("b", true))]);
+        rig.change([apply(slice(
+            "s",
+            "app",
+            &[terminating(ready(1, Some("a"))), ready(3, Some("c"))],
+        ))]);
+        let back = rig.endpoint(1);
+        assert_ne!(back.id.0, 1, "it has drained, and may still serve");
+        if got {
+            rig.probe(back.id, true);
+            back.note_dispatch(1);
+        }
+        rig.connect_all();
+        assert_eq!(rig.usable().len(), 1);
+        rig.take_notices();
+        let records = rig.drains.records();
+        let receipts = records.iter().filter(|it| last_byte(it.address) == 1);
+        let expected = if got { 2 } else { 1 };
+        assert_eq!(receipts.count(), expected, "got: {got}");
+        let reactions = rig.metrics.drain_reaction.get_sample_count();
+        assert_eq!(reactions as usize, records.len());
+    }
+}
+
+#[test]
+fn the_workers_look_at_the_endpoints_that_left_and_at_no_others() {
+    let all = [1, 2, 3].map(|n| ready(n, Some(["a", "b", "c"][usize::from(n) - 1])));
+    let [one, two, three] = all.clone();
+    let mut rig = Rig::with(&all);
+    rig.change([apply(service("other")), apply(pod("a", false))]);
+    let left = |rig: &mut Rig| {
+        let mut ids: Vec<_> = rig.left.drain(..).map(|id| id.0).collect();
+        ids.dedup();
+        ids
+    };
+    assert_eq!(left(&mut rig), [0u64; 0]);
+    rig.serve(&[one.clone(), not_ready(two.clone()), three.clone()]);
+    assert_eq!(left(&mut rig), [2]);
+    rig.serve(&[one.clone(), two.clone(), three.clone()]);
+    assert_eq!(left(&mut rig), [0u64; 0], "an endpoint that returns");
+    rig.serve(&[one, two, terminating(three)]);
+    assert_eq!(left(&mut rig), [3]);
+    rig.change([apply(pod("a", true))]);
+    assert_eq!(left(&mut rig), [1], "a drain begins");
+    rig.change([Change::Remove(Kind::Pod, name("a"))]);
+    assert_eq!(left(&mut rig), [1], "its silent connections get less time");
+    rig.change([apply(pod("a", true))]);
+    assert_eq!(left(&mut rig), [0u64; 0], "nothing new");
+}
+
 /// The property test below found this: the drained endpoint came back only with the next event of
 /// the source.
 #[test]
@@ -422,7 +505,7 @@ fn an_address_that_terminated_comes_back_as_another_generation() {
 #[test]
 fn new_pods_are_counted_unless_none_serves_and_are_zero_without_the_service() {
     let mut rig = Rig::with(&[ready(1, Some("a")), ready(2, Some("b"))]);
-    let come = |rig: &Rig| rig.snapshot.load().pods_come(&name("app"), 0);
+    let come = |rig: &Rig| rig.snapshot.pods_come(&name("app"), 0);
     assert_eq!(come(&rig), Some(2));
     rig.serve(&[]);
     rig.change([apply(pod("a", true)), apply(pod("b", true))]);
@@ -445,12 +528,8 @@ fn a_service_that_is_neither_claimed_nor_named_is_not_routed() {
 #[test]
 fn an_unclaimed_service_is_handed_back_after_kube_proxys_time_and_its_last_client() {
     let mut rig = Rig::with(&[ready(1, None)]);
-    let clients = rig
-        .port_of("app")
-        .unwrap()
-        .metrics
-        .connections_active
-        .clone();
+    let metrics = rig.port_of("app").unwrap().metrics.clone();
+    let clients = &metrics.connections_active;
     clients.inc();
     rig.change([apply(ServiceObject {
         claimed: false,

@@ -393,14 +393,23 @@ fn write_steady(fleet: &Fleet, address: SocketAddr) {
 async fn fill_what_is_kept(fleet: &Fleet, proxy: &Proxy) {
     for batch in 0..=KEPT / 100 {
         write_past(fleet, batch);
-        let is_past = |labels: &str| labels.contains("service=\"past\"");
         eventually(
             &format!("the drains before batch {batch}, and its endpoints"),
             async || {
-                let drained = proxy.metric("ebbtide_drains_total", is_past).await.unwrap();
-                let now = |labels: &str| is_past(labels) && labels.contains("state=\"ready\"");
-                let there = proxy.metric("ebbtide_endpoints", now).await.unwrap();
-                (drained, there) == ((batch * 100) as f64, 100.0)
+                let status = proxy.page("/api/v1/status").await.unwrap();
+                let status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
+                let services = status["services"].as_array().unwrap();
+                let past = services.iter().find(|it| it["name"] == "past");
+                // A batch that has drained is gone from the list.
+                past.is_some_and(|past| {
+                    let all = past["endpoints"].as_array().unwrap();
+                    let of_batch = format!("127.1.{batch}.");
+                    let is_it = |address: &str| address.starts_with(&of_batch);
+                    all.len() == 100
+                        && all.iter().all(|it| {
+                            it["state"] == "ready" && is_it(it["address"].as_str().unwrap())
+                        })
+                })
             },
         )
         .await;

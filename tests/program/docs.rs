@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use ebbtide::config::settings::{Config, Discovery};
-use ebbtide::contract::name::{ObjectName, PortKey};
+use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::reason::CloseReason;
 use ebbtide::observe::metrics::Metrics;
 use serde_json::Value;
@@ -218,11 +218,9 @@ fn the_reference_has_every_command_and_every_option_with_its_default() {
 #[test]
 fn the_reference_has_every_metric_and_no_other() {
     let metrics = Metrics::new().unwrap();
-    let _port = metrics.service(&PortKey {
-        service: ObjectName::new("web", "nginx"),
-        port: 80,
-    });
-    // These appear with the first error.
+    // These appear with the first client, and with the first error.
+    let port = ObjectName::new("web", "nginx").port(80);
+    metrics.service(&port).answered(200);
     metrics.discovery_errors.with_label_values(&["file"]).inc();
     let text = metrics.render().unwrap();
     let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use ebbtide::admin::listener::{self, AdminListener};
 use ebbtide::admin::report::Admin;
 use ebbtide::admin::server;
@@ -18,7 +17,7 @@ use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
 use ebbtide::contract::policy::{NonIdempotent, Policy, Protocol};
 use ebbtide::contract::reason::Trigger;
-use ebbtide::contract::snapshot::{Port, Snapshot};
+use ebbtide::contract::snapshot::{Place, Port};
 use ebbtide::discovery::source::Problem;
 use ebbtide::observe::health::{Health, ListenerState};
 use ebbtide::observe::metrics::Metrics;
@@ -29,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::ask::raw;
-use crate::support::wait::soon;
+use crate::support::wait::{eventually, soon};
 
 /// An admin server with an invented table behind it.
 struct Fixture {
@@ -49,7 +48,7 @@ struct Fixture {
 impl Fixture {
     async fn start() -> Self {
         let admin = Admin {
-            snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
+            snapshot: Arc::default(),
             drains: Arc::default(),
             metrics: Metrics::new().unwrap(),
             health: Arc::new(Health::new("files")),
@@ -151,13 +150,11 @@ impl Fixture {
                 metrics: self.admin.metrics.service(&key),
                 key: key.clone(),
             };
-            (Arc::new(key), Arc::new(port))
+            (Arc::new(key.service), vec![Place::new(Arc::new(port))])
         };
-        let ports = ports.into_iter().map(port).collect();
-        self.admin.snapshot.store(Arc::new(Snapshot {
-            generation: 1,
-            ports,
-        }));
+        for (service, places) in ports.into_iter().map(port) {
+            self.admin.snapshot.set_places(&service, places);
+        }
     }
 
     /// One Service with an endpoint in every state, one Service without endpoints, one running
@@ -209,24 +206,24 @@ impl Fixture {
             ),
             (mail, vec![]),
         ]);
-        self.admin.health.update(|state| {
-            state.listeners = vec![
-                listener(
-                    "web",
-                    "127.0.0.1:8080",
-                    ("web", "shop", "http"),
-                    Protocol::Http,
-                    None,
-                ),
-                listener(
-                    "mail",
-                    "0.0.0.0:25",
-                    ("mail", "mail", "25"),
-                    Protocol::Tcp,
-                    Some("permission denied"),
-                ),
-            ];
-        });
+        for listener in [
+            listener(
+                "web",
+                "127.0.0.1:8080",
+                ("web", "shop", "http"),
+                Protocol::Http,
+                None,
+            ),
+            listener(
+                "mail",
+                "0.0.0.0:25",
+                ("mail", "mail", "25"),
+                Protocol::Tcp,
+                Some("permission denied"),
+            ),
+        ] {
+            show(&self.admin.health, listener);
+        }
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -304,6 +301,10 @@ fn listener(
     }
 }
 
+fn show(health: &Health, listener: ListenerState) {
+    health.show_listener(false, listener.name.as_str().into(), Some(listener));
+}
+
 fn problem(subject: &str) -> Problem {
     Problem {
         subject: subject.into(),
@@ -339,11 +340,12 @@ async fn status_shows_listeners_services_and_endpoints() {
     let (up, ending) = ([true, true, false], [false, true, true]);
     let expected = json!({
         "version": ebbtide::VERSION, "uptimeSeconds": 0, "ready": true, "shuttingDown": false,
-        "discovery": {"source": "files", "synced": true, "ageSeconds": 0, "savedAt": null, "missingNamespaces": [], "absentNamespaces": [], "problems": []},
+        "discovery": {"source": "files", "synced": true, "ageSeconds": 0, "problems": [],
+            "savedAt": null, "missingNamespaces": [], "absentNamespaces": []},
         "listeners": [
-            {"name": "web", "address": "127.0.0.1:8080", "service": "web/shop", "port": "http", "protocol": "http", "error": null},
             {"name": "mail", "address": "0.0.0.0:25", "service": "mail/mail", "port": "25", "protocol": "tcp",
              "error": "permission denied"},
+            {"name": "web", "address": "127.0.0.1:8080", "service": "web/shop", "port": "http", "protocol": "http", "error": null},
         ],
         "services": [
             {"namespace": "mail", "name": "<script>alert(1)</script>", "port": 25, "endpoints": [], "portName": "http",
@@ -446,12 +448,12 @@ async fn readiness_from_start_to_shutdown() {
         Protocol::Tcp,
         Some("address in use"),
     );
-    health.update(|state| state.listeners.push(unbound));
+    show(health, unbound);
     let (status, line) = readyz().await;
     assert_eq!(status, 200);
     assert!(line.contains("web 0.0.0.0:80: address in use"), "{line}");
     health.report(Vec::new());
-    health.update(|state| state.listeners.clear());
+    health.show_listener(false, "web".into(), None);
     assert_eq!(readyz().await, (200, "ready\n".into()));
 
     health.update(|state| state.shutting_down = true);
@@ -473,6 +475,8 @@ async fn metrics_are_current_when_read_and_promtool_finds_no_fault() {
         .discovery_errors
         .with_label_values(&["parse"])
         .inc();
+    let shop = fixture.admin.metrics.service(&key("web", "shop", 80));
+    shop.connections_http.inc();
     let answer = fixture.get("/metrics").await;
     assert_eq!(
         (answer.status, answer.header("content-type")),
@@ -506,12 +510,14 @@ async fn metrics_are_current_when_read_and_promtool_finds_no_fault() {
         .admin
         .health
         .update(|state| state.current_at = hour_ago);
-    let age = fixture.get("/metrics").await.body;
-    let age = age
-        .lines()
-        .find_map(|l| l.strip_prefix("ebbtide_discovery_age_seconds "))
-        .unwrap();
-    assert!((3600..7200).contains(&age.parse::<u64>().unwrap()), "{age}");
+    // The page is rendered at most once a second.
+    eventually("the age of the table", async || {
+        let page = fixture.get("/metrics").await.body;
+        let mut lines = page.lines();
+        let age = lines.find_map(|l| l.strip_prefix("ebbtide_discovery_age_seconds "));
+        (3600..7200).contains(&age.unwrap().parse::<u64>().unwrap())
+    })
+    .await;
 
     let promtool = tokio::process::Command::new("promtool")
         .args(["check", "metrics"])

@@ -2,9 +2,9 @@
 //! neither second connects nor ejections make it worse (contract 1.8 and 3.1).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -161,6 +161,58 @@ async fn a_connect_to_an_endpoint_that_is_ejected_meanwhile_moves_on() {
         waiting > 400,
         "{waiting}: the connects to the silent endpoint have timed out"
     );
+}
+
+/// All of them notice the ejection within a moment. Their connects come at the pace of held clients, so
+/// that they do not overflow the accept queue of the endpoint that is left.
+#[tokio::test]
+async fn clients_of_an_ejected_endpoint_do_not_flood_the_next_one() {
+    let silent = Full::start().await;
+    let began = Instant::now();
+    let accepted = Arc::new(Mutex::new(Vec::new()));
+    let times = accepted.clone();
+    let good = Scripted::start(move |mut stream: TcpStream, _| {
+        times.lock().unwrap().push(began.elapsed());
+        async move {
+            let _ = stream.write_all(b"x").await;
+            let _ = stream.read(&mut [0]).await;
+        }
+    })
+    .await;
+    let rig = Rig::with_protocol("tcp", "timeouts: {connect: 1m}").await;
+    rig.service(&[("ebbtide.dev/join-check", "off")]);
+    rig.endpoints(&[
+        Ep::new("silent", silent.address()),
+        Ep::new("good", good.address),
+    ]);
+    rig.usable(2).await;
+    let endpoint = known(&rig, silent.address()).unwrap();
+    let mut clients = JoinSet::new();
+    for _ in 0..800 {
+        let web = rig.web();
+        clients.spawn(async move {
+            let mut stream = TcpStream::connect(web).await.unwrap();
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 1);
+            stream
+        });
+    }
+    let count = || accepted.lock().unwrap().len();
+    eventually("each client is served or waits", async || {
+        count() > 350 && count() + endpoint.leases() as usize >= 800
+    })
+    .await;
+    let before = count();
+    endpoint.eject();
+    soon("all clients", clients.join_all()).await;
+    let accepted = accepted.lock().unwrap();
+    let (moved, took) = (
+        accepted.len() - before,
+        *accepted.last().unwrap() - accepted[before],
+    );
+    // The pace counts the ejected endpoint, too: two a millisecond. A slow machine takes longer.
+    assert!(moved > 150, "{moved} moved");
+    let least = Duration::from_micros(500) * moved as u32 / 2;
+    assert!(took >= least, "{moved} connects within {took:?}");
 }
 
 /// The only replica is slow to accept: its clients wait for it, and each is served.

@@ -12,6 +12,7 @@
 mod actor;
 mod ends;
 mod stalled;
+mod window;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

@@ -478,7 +478,7 @@ async fn what_a_shutdown_cuts_on_a_draining_endpoint_is_counted_once() {
         let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
         client.write_all(request).await.unwrap();
         eventually("in flight", async || a.heads() == 1).await;
-        let snapshot = rig.running().admin.snapshot.load_full();
+        let snapshot = rig.running().admin.snapshot.load();
         let endpoint = snapshot.ports.values().next().unwrap().all[0].clone();
         rig.endpoints(&[]);
         eventually("the drain", async || endpoint.is_draining()).await;

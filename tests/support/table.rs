@@ -7,12 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::endpoint::{Endpoint, EndpointId, Notice};
 use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
-use ebbtide::contract::snapshot::{Port, Snapshot};
+use ebbtide::contract::snapshot::{Port, Published};
 use ebbtide::discovery::object::{
     Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
     SliceObject,
@@ -21,6 +20,7 @@ use ebbtide::observe::metrics::Metrics;
 use ebbtide::routing::change::Chores;
 use ebbtide::routing::drains;
 use ebbtide::routing::table::RoutingTable;
+use ebbtide::routing::world::merged::Fate;
 use ebbtide::routing::world::objects::{Touched, World};
 use tokio::sync::mpsc;
 
@@ -33,8 +33,12 @@ pub const GRACE: Duration = Duration::from_secs(2);
 pub struct Rig {
     pub world: World,
     pub table: RoutingTable,
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub snapshot: Arc<Published>,
     pub drains: Arc<drains::Log>,
+    #[allow(dead_code)] // Not every program reads it.
+    pub metrics: Arc<Metrics>,
+    /// What the workers were told to look at.
+    pub left: Vec<EndpointId>,
     pub notices: mpsc::UnboundedReceiver<Notice>,
     pub now: Instant,
     /// Endpoints that the control loop connects to before they may join (`joining`), and ejected
@@ -148,14 +152,15 @@ impl From<PodObject> for Thing {
 impl Rig {
     pub fn new(world: World) -> Self {
         let config = Arc::new(Config::new(Discovery::Static { to: Vec::new() }));
-        let snapshot = Arc::new(ArcSwap::default());
+        let snapshot = Arc::<Published>::default();
         let drains = Arc::new(drains::Log::default());
+        let metrics = Metrics::new().unwrap();
         let (notices_in, notices) = mpsc::unbounded_channel();
         let table = RoutingTable::new(
             config,
             snapshot.clone(),
             drains.clone(),
-            Metrics::new().unwrap(),
+            metrics.clone(),
             notices_in,
         );
         Self {
@@ -163,6 +168,8 @@ impl Rig {
             table,
             snapshot,
             drains,
+            metrics,
+            left: Vec::new(),
             notices,
             now: Instant::now(),
             joining: BTreeMap::new(),
@@ -190,6 +197,7 @@ impl Rig {
     }
 
     pub fn start_chores(&mut self, chores: Chores) {
+        self.left.extend(chores.left);
         for endpoint in chores.join {
             self.known.insert(endpoint.id, endpoint.clone());
             let before = self.joining.insert(endpoint.id, endpoint);
@@ -250,7 +258,8 @@ impl Rig {
         {
             self.deadlines.pop_first();
             let endpoint = self.known[&id].clone();
-            self.table.expire(&endpoint);
+            let chores = self.table.expire(&endpoint);
+            self.start_chores(chores);
             assert!(endpoint.force.is_cancelled());
         }
     }
@@ -268,12 +277,14 @@ impl Rig {
                         self.drained.insert(endpoint.id),
                         "drained was reported twice"
                     );
+                    let is_logged = self.drains.end(endpoint.id, None).is_some();
                     assert!(
-                        self.drains.end(endpoint.id, None).is_some(),
+                        is_logged || !endpoint.was_used() && self.has_drained_before(&endpoint),
                         "a drain was not logged"
                     );
                     self.known.insert(endpoint.id, endpoint.clone());
-                    self.table.drained(&[endpoint]);
+                    let chores = self.table.drained(&[endpoint]);
+                    self.start_chores(chores);
                 }
                 Notice::Left(_) => panic!("there are no workers here"),
                 Notice::Ejected(endpoint) => {
@@ -285,6 +296,14 @@ impl Rig {
                 }
             }
         }
+    }
+
+    /// Whether an earlier endpoint of the same pod and address has its receipt.
+    fn has_drained_before(&self, endpoint: &Endpoint) -> bool {
+        let mut earlier = self.known.range(..endpoint.id).map(|(_, other)| other);
+        earlier.any(|other| {
+            (&other.pod, other.address) == (&endpoint.pod, endpoint.address) && other.is_draining()
+        })
     }
 
     pub fn port_of(&self, service: &str) -> Option<Arc<Port>> {
@@ -430,7 +449,13 @@ impl Rig {
                         e.address == merged.address
                             && e.drain_deadline().is_some_and(|at| at <= self.now)
                     };
-                    let is_over = merged.fate.deadline().is_some_and(|at| at <= self.now)
+                    let has_drained = |e: &Arc<Endpoint>| {
+                        (e.address, &e.pod) == (merged.address, &merged.pod) && e.is_draining()
+                    };
+                    let is_gone = matches!(merged.fate, Fate::Deleted { .. })
+                        && self.known.values().any(has_drained);
+                    let is_over = is_gone
+                        || merged.fate.deadline().is_some_and(|at| at <= self.now)
                         || self.known.values().any(over);
                     assert!(last && is_over, "{merged:?} is missing");
                 }

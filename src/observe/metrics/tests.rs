@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::contract::name::ObjectName;
-use crate::contract::reason::RetryReason;
+use crate::contract::reason::{CloseReason, Outcome, RetryReason, Trigger};
 
 fn key(name: &str, port: u16) -> PortKey {
     PortKey {
@@ -39,7 +39,7 @@ const PROMISED: &[(&str, &str, &str)] = &[
 #[test]
 fn every_promised_metric_is_there_with_its_type_and_labels() {
     let metrics = Metrics::new().unwrap();
-    let _children = metrics.service(&key("shop", 80));
+    metrics.service(&key("shop", 80)).answered(200);
     metrics.discovery_errors.with_label_values(&["parse"]).inc();
     let text = metrics.render().unwrap();
     for (name, kind, extra) in PROMISED {
@@ -51,7 +51,10 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
             l.starts_with(&format!("{name}{{")) || l.starts_with(&format!("{name}_bucket{{"))
         });
         let sample = sample.unwrap_or_else(|| panic!("{name} has no sample"));
-        for label in PORT.iter().copied().chain(extra.split_whitespace()) {
+        for label in ["namespace", "service", "port"]
+            .into_iter()
+            .chain(extra.split_whitespace())
+        {
             assert!(
                 sample.contains(&format!("{label}=\"")),
                 "{name} lacks {label}: {sample}"
@@ -122,8 +125,10 @@ fn a_count_reaches_the_metric_with_its_labels() {
 fn forgetting_a_port_removes_all_its_metrics_and_no_others() {
     let metrics = Metrics::new().unwrap();
     let gone = metrics.service(&key("gone", 80));
-    let _other_port = metrics.service(&key("gone", 81));
-    let _kept = metrics.service(&key("kept", 80));
+    for other in [key("gone", 81), key("kept", 80)] {
+        metrics.service(&other).answered(200);
+    }
+    gone.answered(200);
     let before = metrics.render().unwrap();
     let kept_lines = lines_of(&before, "kept").len();
     assert!(kept_lines > 50, "{kept_lines}");
@@ -164,4 +169,54 @@ fn labels_are_in_the_order_of_their_enums() {
         .map(|r| r as usize),
         [0, 1, 2]
     );
+}
+
+#[test]
+fn a_port_is_shown_from_its_first_client_on_with_all_its_series() {
+    let metrics = Metrics::new().unwrap();
+    let (shop, silent) = (key("shop", 80), key("silent", 80));
+    let (used, unused) = (metrics.service(&shop), metrics.service(&silent));
+    unused.drained(Trigger::Removed, Outcome::Drained);
+    assert!(lines_of(&metrics.render().unwrap(), "shop").is_empty());
+    used.connections_active.inc();
+    let text = metrics.render().unwrap();
+    assert!(lines_of(&text, "silent").is_empty(), "a drain is no client");
+    let first = lines_of(&text, "shop");
+    let mut names: Vec<_> = first
+        .iter()
+        .filter_map(|line| line.split('{').next())
+        .collect();
+    names.dedup();
+    // Each histogram has the names _bucket, _sum and _count.
+    assert_eq!(names.len(), PROMISED.len() + 2 * 3, "{names:?}");
+    used.retried(RetryReason::Connect, false);
+    used.connections_active.dec();
+    used.closed(CloseReason::Completed);
+    let later = lines_of(&metrics.render().unwrap(), "shop");
+    assert_eq!(later.len(), first.len(), "no series appears later");
+}
+
+#[test]
+fn the_series_of_service_ports_can_be_fewer() {
+    let lines = |detail| {
+        let metrics = Metrics::with(detail).unwrap();
+        metrics.service(&key("shop", 80)).answered(200);
+        let text = metrics.render().unwrap();
+        assert!(text.contains("ebbtide_drain_reaction_seconds_bucket"));
+        lines_of(&text, "shop")
+    };
+    let (all, counters) = (lines(PerService::All), lines(PerService::Counters));
+    let is_histogram = |line: &&String| line.contains("_seconds");
+    assert!(all.iter().any(|line| is_histogram(&line)));
+    let others: Vec<_> = all.iter().filter(|line| !is_histogram(line)).collect();
+    assert_eq!(counters.iter().collect::<Vec<_>>(), others);
+    assert!(lines(PerService::Off).is_empty());
+}
+
+#[test]
+fn a_label_is_escaped() {
+    let metrics = Metrics::new().unwrap();
+    metrics.service(&key("a\"b\\c\nd", 80)).answered(200);
+    let text = metrics.render().unwrap();
+    assert!(text.contains(r#"service="a\"b\\c\nd""#), "{text}");
 }

@@ -198,9 +198,12 @@ impl World {
                 .naming
                 .entry(PodKey::of(pod, &slice.namespace))
                 .or_default();
-            match naming.get_mut(slice) {
-                Some(count) => *count += 1,
-                None => _ = naming.insert(slice.clone(), 1),
+            match naming.iter_mut().find(|(name, _)| name == slice) {
+                Some((_, count)) => *count += 1,
+                None => {
+                    naming.reserve_exact(1);
+                    naming.push((slice.clone(), 1));
+                }
             }
         }
     }
@@ -218,10 +221,10 @@ impl World {
             let Some(naming) = self.naming.get_mut(&key) else {
                 continue;
             };
-            if let Some(count) = naming.get_mut(slice) {
-                *count -= 1;
-                if *count == 0 {
-                    naming.remove(slice);
+            if let Some(place) = naming.iter().position(|(name, _)| name == slice) {
+                naming[place].1 -= 1;
+                if naming[place].1 == 0 {
+                    naming.swap_remove(place);
                 }
             }
             if naming.is_empty() {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::contract::name::ObjectName;
 use crate::discovery::object::{ServiceObject, SliceEndpoint};
 use crate::routing::world::merged::Fate;
-use crate::routing::world::pods::{Pod, PodKey, Pods};
+use crate::routing::world::pods::{Counts, Pod, PodKey, Pods};
 use crate::routing::world::slice::Slice;
 
 /// All objects that the source has reported, and the pods that are known to have ended. The default
@@ -29,7 +29,7 @@ pub struct World {
     /// For each Service, the names of its slices.
     pub(super) by_service: HashMap<ObjectName, BTreeSet<String>>,
     /// For each pod, the slices that name it, and how many endpoints of each slice do.
-    pub(super) naming: HashMap<PodKey, BTreeMap<ObjectName, usize>>,
+    pub(super) naming: HashMap<PodKey, Counts>,
     pub(super) pods: Pods,
     /// UIDs that the source shows alive after their deletion, because a manifest was put back
     /// unchanged.

@@ -50,6 +50,9 @@ pub(super) struct Pod {
     pub(super) released: Instant,
 }
 
+/// Names with counts. Few slices name a pod, so a list costs less than a map.
+pub(super) type Counts = Vec<(ObjectName, usize)>;
+
 /// How a slice names a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum PodKey {

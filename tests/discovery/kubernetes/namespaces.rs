@@ -155,10 +155,17 @@ async fn namespaces_that_are_forbidden_or_do_not_exist_are_counted_and_named() {
         line.contains("namespaces that do not exist: misspelt") && line.contains("namespaces b")
     })
     .await;
-    assert_eq!(rig.failed_namespaces().await, "2");
+    // The page is rendered at most once a second.
+    eventually("both are counted", async || {
+        rig.failed_namespaces().await == "2"
+    })
+    .await;
     two.api.allow(Kind::Slices, Some("b"));
     two.serves_both(&rig, "allowed").await;
-    assert_eq!(rig.failed_namespaces().await, "1");
+    eventually("one is counted", async || {
+        rig.failed_namespaces().await == "1"
+    })
+    .await;
     let line = "ready; namespaces that do not exist: misspelt".to_owned();
     eventually("nothing else is wrong", async || {
         rig.readyz().await == (200, line.clone())

@@ -152,7 +152,7 @@ impl Run<'_> {
             11 => self.finish(),
             12 => {
                 let worker = self.rng.usize(..self.stale.len());
-                self.stale[worker] = self.rig.snapshot.load_full();
+                self.stale[worker] = Arc::new(self.rig.snapshot.load());
             }
             13..=18 => {
                 let repeatable = self.rng.u32(..4) > 0;
@@ -554,7 +554,7 @@ impl Run<'_> {
     }
 
     fn generation(&self) -> u64 {
-        self.rig.snapshot.load().generation
+        self.rig.snapshot.generation()
     }
 
     fn port(&self) -> Arc<Port> {

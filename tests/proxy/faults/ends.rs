@@ -56,7 +56,7 @@ enum Kind {
 
 /// What the source reports while the connection is in use.
 #[derive(Debug, Clone, Copy)]
-enum Report {
+pub(super) enum Report {
     Nothing,
     NotReady,
     Terminating,
@@ -66,6 +66,19 @@ enum Report {
     AddressReused,
     /// A stream of changes of another endpoint.
     Busy,
+}
+
+impl Report {
+    pub(super) fn any(rng: &mut Rng) -> Self {
+        [
+            Self::Nothing,
+            Self::NotReady,
+            Self::Terminating,
+            Self::ServiceAnew,
+            Self::AddressReused,
+            Self::Busy,
+        ][rng.usize(..6)]
+    }
 }
 
 async fn row(name: &str, kind: Kind, by_reset: bool) {
@@ -123,14 +136,7 @@ async fn play(
     let length = [1, 5_000, 120_000, 700_000][rng.usize(..4)];
     let bytes: Vec<u8> = (0..length).map(|_| rng.u8(..)).collect();
     let (first, second) = bytes.split_at(rng.usize(..length));
-    let report = [
-        Report::Nothing,
-        Report::NotReady,
-        Report::Terminating,
-        Report::ServiceAnew,
-        Report::AddressReused,
-        Report::Busy,
-    ][rng.usize(..6)];
+    let report = Report::any(&mut rng);
     let wait = Duration::from_millis([0, 1, 30][rng.usize(..3)]);
     let serve = async {
         let head = answer(kind, length);
@@ -217,14 +223,14 @@ fn answer(kind: Kind, length: usize) -> String {
     format!("HTTP/1.1 200 OK\r\n{fields}")
 }
 
-fn write_service(rig: &Rig, uid: &str) {
+pub(super) fn write_service(rig: &Rig, uid: &str) {
     let mut object = service("shop", json!({}));
     object["metadata"]["uid"] = json!(uid);
     rig.write("service.json", &object);
 }
 
 /// Reports it, and waits until the proxy has taken it in, where that can be seen.
-async fn tell(rig: &Rig, ep: &Ep, name: &str, report: Report) {
+pub(super) async fn tell(rig: &Rig, ep: &Ep, name: &str, report: Report) {
     let endpoint = known(rig, ep.address).unwrap();
     match report {
         Report::Nothing => {}

@@ -574,11 +574,11 @@ impl Lane {
                 }
             }
             Cut(within, reason) => {
-                let (got, reset) = client.cut(within).await?;
-                if !reset {
+                let (got, cut) = client.cut(within).await?;
+                if !cut {
                     check_answer(&got, 502, reason)?;
                 }
-                if reset { After::Closed } else { After::Dropped }
+                if cut { After::Closed } else { After::Dropped }
             }
             Tunnel(wanted) => {
                 differs(
@@ -793,8 +793,8 @@ impl Client {
         Ok(())
     }
 
-    /// A beginning of `within` and a reset, or, if nothing of it was forwarded, a response of the
-    /// proxy's own.
+    /// A beginning of `within` and an end that shows that it is cut, or, if nothing of it was
+    /// forwarded, a response of the proxy's own.
     async fn cut(&mut self, within: &[u8]) -> Result<(Vec<u8>, bool), (&'static str, String)> {
         loop {
             let own = self
@@ -818,7 +818,7 @@ impl Client {
             }
             if let Err(reset) = self.fill().await {
                 let got = std::mem::take(&mut self.buffer);
-                return match reset && within.starts_with(&got) {
+                return match (reset || shows_a_cut(&got)) && within.starts_with(&got) {
                     true => Ok((got, true)),
                     false => Err((
                         "forwarded",
@@ -854,6 +854,29 @@ impl Client {
             }
             payload.extend_from_slice(&chunk[end + 2..end + 2 + size]);
         }
+    }
+}
+
+/// Whether the framing of the last response shows that something is missing.
+fn shows_a_cut(got: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(got);
+    let Some(last) = text.rfind("HTTP/1.1 ") else {
+        return false;
+    };
+    let Some((head, body)) = text[last..].split_once("\r\n\r\n") else {
+        return false;
+    };
+    match head.split_once("\r\nContent-Length: ") {
+        Some((_, rest)) => {
+            let length = rest.split("\r\n").next().unwrap_or_default();
+            length.parse::<usize>().is_ok_and(|n| body.len() < n)
+        }
+        None if head.contains("\r\nTransfer-Encoding: chunked") => {
+            let is_last = |at: usize| at == 0 || body[..at].ends_with("\r\n");
+            let ends = body.match_indices("0\r\n").any(|(at, _)| is_last(at));
+            !(ends && body.ends_with("\r\n\r\n"))
+        }
+        None => false,
     }
 }
 

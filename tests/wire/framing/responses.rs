@@ -36,8 +36,8 @@ pub enum Verdict {
     Chunked(After, Vec<u8>, &'static [u8]),
     /// 502. The endpoint's connection is closed, and the client's stays open.
     Refused(&'static str),
-    /// The fault is in the body: the client receives a beginning of these bytes and then a reset,
-    /// or a 502 if nothing had been forwarded.
+    /// The fault is in the body: the client receives a beginning of these bytes and then a reset
+    /// (an end, where the framing shows the cut), or a 502 if nothing had been forwarded.
     Cut(Vec<u8>, &'static str),
     /// These bytes, then everything that either side sends.
     Tunnel(Vec<u8>),

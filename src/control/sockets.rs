@@ -1,0 +1,135 @@
+//! Listening sockets: they are bound within their part of the descriptors.
+//!
+//! Invariant: there are never more than [`Descriptors::listening`]. Each one leaves less for clients.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::config::settings::ListenerConfig;
+use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
+use crate::control::descriptors::Descriptors;
+use crate::net::socket;
+use crate::proxy::shared::{Shared, WorkerCommand};
+
+/// The listening sockets of all workers.
+pub(super) struct Sockets {
+    descriptors: Descriptors,
+    next_id: u64,
+    open: usize,
+    /// How many listeners are open on each port.
+    ports: HashMap<u16, usize>,
+    /// The workers close these. They may still serve their accept queues.
+    closing: Vec<Arc<ListenerSpec>>,
+}
+
+impl Sockets {
+    /// None yet.
+    pub(super) fn within(descriptors: Descriptors) -> Self {
+        Self {
+            descriptors,
+            next_id: 0,
+            open: 0,
+            ports: HashMap::new(),
+            closing: Vec::new(),
+        }
+    }
+
+    /// Binds one socket for each worker, or one that a single worker serves for all, and gives the
+    /// workers their sockets. They get them only if all could be bound.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or no descriptor is left for it.
+    pub(super) fn bind(
+        &mut self,
+        config: &ListenerConfig,
+        single: bool,
+        shared: &Shared,
+    ) -> io::Result<Arc<ListenerSpec>> {
+        let count = if single { 1 } else { shared.mailboxes.len() };
+        let after = self.open + count;
+        let has_room = after <= self.descriptors.listening()
+            && shared.resize(self.descriptors.connections(after));
+        if !has_room {
+            return Err(self.no_room());
+        }
+        let (name, address) = (&config.name, config.address);
+        if !self.ports.contains_key(&address.port()) && socket::is_listened_on(address) {
+            tracing::warn!(listener = name, %address, "another process listens on this address, too: each gets a part of the clients");
+        }
+        self.next_id += 1;
+        let first = socket::listen(address)?;
+        let address = first.local_addr()?;
+        let mut sockets: Vec<TcpListener> = vec![first];
+        for _ in 1..count {
+            sockets.push(socket::listen(address)?);
+        }
+        let spec = Arc::new(ListenerSpec {
+            id: ListenerId(self.next_id),
+            name: config.name.clone(),
+            address,
+            serves: Serves::Port {
+                service: config.service.clone(),
+                port: config.port.clone(),
+            },
+            protocol: config.protocol,
+            proxy_protocol: config.proxy_protocol,
+            allow_connect: config.allow_connect,
+            sockets: count,
+            accepting: AtomicUsize::new(count),
+        });
+        self.open += count;
+        *self.ports.entry(address.port()).or_default() += 1;
+        // Single sockets go to the workers in turn. A worker hands connections over to others, so
+        // those that have no socket are not idle.
+        let first = self.next_id as usize % shared.mailboxes.len();
+        let mailboxes = shared.mailboxes.iter().cycle().skip(first);
+        for (mailbox, socket) in mailboxes.zip(sockets) {
+            // A worker ends only when the process ends.
+            let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
+        }
+        Ok(spec)
+    }
+
+    /// The workers serve what is in the accept queues of this listener, and then close it.
+    pub(super) fn close(&mut self, spec: Arc<ListenerSpec>, shared: &Shared) {
+        shared.post_all(|| WorkerCommand::Unlisten(spec.id));
+        self.closing.push(spec);
+    }
+
+    /// Forgets what has been closed. What is not open leaves room for clients.
+    pub(super) fn settle(&mut self, shared: &Shared) {
+        for spec in self.closing.extract_if(.., |spec| !is_accepting(spec)) {
+            self.open -= spec.sockets;
+            let port = spec.address.port();
+            if let Some(listeners) = self.ports.get_mut(&port) {
+                *listeners -= 1;
+                if *listeners == 0 {
+                    self.ports.remove(&port);
+                }
+            }
+        }
+        shared.resize(self.descriptors.connections(self.open));
+    }
+
+    /// Whether the workers have served the accept queues of all closed listeners.
+    pub(super) fn are_closed(&self) -> bool {
+        !self.closing.iter().any(|spec| is_accepting(spec))
+    }
+
+    fn no_room(&self) -> io::Error {
+        io::Error::other(format!(
+            "no descriptor is left for it: of {}, {} are for listening sockets, and clients have \
+             theirs; raise the limit (ulimit -n), or claim fewer Services",
+            self.descriptors.limit,
+            self.descriptors.listening()
+        ))
+    }
+}
+
+/// Whether a worker still serves the listener's accept queue.
+fn is_accepting(spec: &ListenerSpec) -> bool {
+    spec.accepting.load(Ordering::Acquire) > 0
+}

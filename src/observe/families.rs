@@ -1,0 +1,267 @@
+//! The metric families of Service ports: their names, labels and help, and their text in the
+//! Prometheus format.
+//!
+//! Invariant: labels come from closed enums plus `namespace`, `service` and `port`. The series of a
+//! port appear with its first client, all of them together, so that a rate includes the increments
+//! after that.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use crate::config::settings::PerService;
+use crate::contract::counters::{Histogram, ServiceMetrics};
+use crate::contract::name::PortKey;
+use crate::contract::reason::{CloseReason, Outcome, Trigger};
+
+/// The values of the label `state` of `ebbtide_endpoints`, in the order of
+/// [`ServiceMetrics::endpoints`].
+pub const ENDPOINT_STATES: [&str; 4] = ["ready", "serving", "notReady", "draining"];
+
+/// A family with a series, or several, for each Service port.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    series: Series,
+}
+
+/// The series of a family for one port. A counter or gauge has further labels, in `labels`, and
+/// `values` gives a value for each.
+enum Series {
+    Counter(Labels, fn(&ServiceMetrics, usize) -> u64),
+    Gauge(Labels, fn(&ServiceMetrics, usize) -> i64),
+    Histogram(fn(&ServiceMetrics) -> &Histogram),
+}
+
+/// The further labels of each series of a port, in the order of their values.
+type Labels = fn() -> Vec<Vec<(&'static str, &'static str)>>;
+
+/// Writes the metrics of these ports.
+pub(super) fn write(
+    text: &mut String,
+    ports: &[(Arc<PortKey>, Arc<ServiceMetrics>)],
+    detail: PerService,
+) {
+    if ports.is_empty() {
+        return;
+    }
+    for family in FAMILIES {
+        let kind = match family.series {
+            Series::Counter(..) => "counter",
+            Series::Gauge(..) => "gauge",
+            Series::Histogram(_) if detail == PerService::Counters => continue,
+            Series::Histogram(_) => "histogram",
+        };
+        let Family { name, help, .. } = family;
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (key, metrics) in ports {
+            family.write(text, key, metrics);
+        }
+    }
+}
+
+impl Family {
+    fn write(&self, text: &mut String, key: &PortKey, metrics: &ServiceMetrics) {
+        let name = self.name;
+        match self.series {
+            Series::Counter(labels, value) => {
+                for (n, extra) in labels().into_iter().enumerate() {
+                    let _ = writeln!(
+                        text,
+                        "{name}{{{}}} {}",
+                        joined(key, &extra),
+                        value(metrics, n)
+                    );
+                }
+            }
+            Series::Gauge(labels, value) => {
+                for (n, extra) in labels().into_iter().enumerate() {
+                    let _ = writeln!(
+                        text,
+                        "{name}{{{}}} {}",
+                        joined(key, &extra),
+                        value(metrics, n)
+                    );
+                }
+            }
+            Series::Histogram(histogram) => {
+                let (histogram, labels) = (histogram(metrics), joined(key, &[]));
+                let mut all = 0;
+                for (bound, count) in histogram.cumulative() {
+                    let bound = match bound.is_finite() {
+                        true => bound.to_string(),
+                        false => "+Inf".to_owned(),
+                    };
+                    let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+                    all = count;
+                }
+                let sum = histogram.sum();
+                let _ = writeln!(
+                    text,
+                    "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {all}"
+                );
+            }
+        }
+    }
+}
+
+/// The labels of a series, sorted by name.
+fn joined(key: &PortKey, extra: &[(&str, &str)]) -> String {
+    let port = key.port.to_string();
+    let mut labels = vec![
+        ("namespace", key.service.namespace.as_str()),
+        ("port", port.as_str()),
+        ("service", key.service.name.as_str()),
+    ];
+    labels.extend(extra);
+    labels.sort_unstable();
+    let mut text = String::with_capacity(96);
+    for (name, value) in labels {
+        let comma = if text.is_empty() { "" } else { "," };
+        let _ = write!(text, "{comma}{name}=\"");
+        for c in value.chars() {
+            match c {
+                '\\' => text.push_str("\\\\"),
+                '"' => text.push_str("\\\""),
+                '\n' => text.push_str("\\n"),
+                c => text.push(c),
+            }
+        }
+        text.push('"');
+    }
+    text
+}
+
+fn one() -> Vec<Vec<(&'static str, &'static str)>> {
+    vec![Vec::new()]
+}
+
+/// One label with these values.
+fn each<const N: usize>(
+    name: &'static str,
+    values: [&'static str; N],
+) -> Vec<Vec<(&'static str, &'static str)>> {
+    values.map(|value| vec![(name, value)]).into()
+}
+
+/// In the order of [`RetryReason`](crate::contract::reason::RetryReason), then success and failure.
+fn of_retries() -> Vec<Vec<(&'static str, &'static str)>> {
+    let with =
+        |reason| ["ok", "failed"].map(|outcome| vec![("outcome", outcome), ("reason", reason)]);
+    ["connect", "stale", "replay"]
+        .into_iter()
+        .flat_map(with)
+        .collect()
+}
+
+fn of_drains() -> Vec<Vec<(&'static str, &'static str)>> {
+    let outcomes = |trigger: Trigger| {
+        Outcome::ALL
+            .map(|outcome| vec![("outcome", outcome.as_str()), ("trigger", trigger.as_str())])
+    };
+    Trigger::ALL.into_iter().flat_map(outcomes).collect()
+}
+
+const FAMILIES: &[Family] = &[
+    Family {
+        name: "ebbtide_requests_total",
+        help: "HTTP responses to clients, by class of status code.",
+        series: Series::Counter(
+            || each("code", ["1xx", "2xx", "3xx", "4xx", "5xx"]),
+            |metrics, n| metrics.requests[n].get(),
+        ),
+    },
+    Family {
+        name: "ebbtide_request_duration_seconds",
+        help: "Time from the end of a request's head to the last byte of its response, holds and replays included.",
+        series: Series::Histogram(|metrics| &metrics.request_duration),
+    },
+    Family {
+        name: "ebbtide_connections_total",
+        help: "Client connections served, by protocol.",
+        series: Series::Counter(
+            || each("protocol", ["http", "tcp"]),
+            |metrics, n| [&metrics.connections_http, &metrics.connections_tcp][n].get(),
+        ),
+    },
+    Family {
+        name: "ebbtide_connections_active",
+        help: "Client connections open now.",
+        series: Series::Gauge(one, |metrics, _| metrics.connections_active.get()),
+    },
+    Family {
+        name: "ebbtide_connection_closes_total",
+        help: "Client connections that ended, by reason.",
+        series: Series::Counter(
+            || each("reason", CloseReason::ALL.map(CloseReason::as_str)),
+            |metrics, n| metrics.closes[n].get(),
+        ),
+    },
+    Family {
+        name: "ebbtide_retries_total",
+        help: "Retries, by what was lost (connect: a connect, stale: a reused connection, replay: a request) and by their outcome.",
+        series: Series::Counter(of_retries, |metrics, n| {
+            let (ok, failed) = &metrics.retries[n / 2];
+            [ok, failed][n % 2].get()
+        }),
+    },
+    Family {
+        name: "ebbtide_failures_total",
+        help: "Requests that Ebbtide had to fail: its own 502, 503 and 504, and responses that it cut.",
+        series: Series::Counter(one, |metrics, _| metrics.failures.get()),
+    },
+    Family {
+        name: "ebbtide_held_total",
+        help: "Requests and connections that found no usable endpoint, by the outcome of their wait.",
+        series: Series::Counter(
+            || each("outcome", ["released", "expired", "refused", "left"]),
+            |metrics, n| {
+                [
+                    &metrics.held_released,
+                    &metrics.held_expired,
+                    &metrics.held_refused,
+                    &metrics.held_left,
+                ][n]
+                    .get()
+            },
+        ),
+    },
+    Family {
+        name: "ebbtide_held",
+        help: "Requests and connections that wait for a usable endpoint now.",
+        series: Series::Gauge(one, |metrics, _| metrics.held_now.get()),
+    },
+    Family {
+        name: "ebbtide_endpoints",
+        help: "Endpoints by state: ready (in rotation), serving (terminating, a last resort), notReady (not ready, joining or not answering), draining.",
+        series: Series::Gauge(
+            || each("state", ENDPOINT_STATES),
+            |metrics, n| metrics.endpoints[n].get(),
+        ),
+    },
+    Family {
+        name: "ebbtide_drains_total",
+        help: "Drains that ended, by the signal that came first and by outcome.",
+        series: Series::Counter(of_drains, |metrics, n| {
+            let outcomes = Outcome::ALL.len();
+            metrics.drains[n / outcomes][n % outcomes].get()
+        }),
+    },
+    Family {
+        name: "ebbtide_drain_duration_seconds",
+        help: "Time from the beginning of an endpoint's drain to the end of its last connection or request.",
+        series: Series::Histogram(|metrics| &metrics.drain_duration),
+    },
+    Family {
+        name: "ebbtide_deletion_lag_seconds",
+        help: "Time from a pod's deletion, by the source's clock, to the last dispatch to it.",
+        series: Series::Histogram(|metrics| &metrics.deletion_lag),
+    },
+    Family {
+        name: "ebbtide_upstream_connections",
+        help: "Connections to endpoints: active, or idle in a pool.",
+        series: Series::Gauge(
+            || each("state", ["active", "idle"]),
+            |metrics, n| [&metrics.upstream_active, &metrics.upstream_idle][n].get(),
+        ),
+    },
+];
