@@ -1,10 +1,10 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
 .PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
-	compare image cluster cluster-down apiserver-scale e2e
+	compare image cluster cluster-down apiserver-scale apiserver-start e2e
 
 help: # this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS="$$(printf '\t')" read -r target text; do printf '%-14s%s\n' "$$target" "$$text"; done
+		while IFS="$$(printf '\t')" read -r target text; do printf '%-16s%s\n' "$$target" "$$text"; done
 
 build: # the program, as `cargo run --release` builds it: target/release/ebbtide
 	cargo build --locked --release
@@ -66,6 +66,11 @@ cluster-down: # takes the cluster away again
 apiserver-scale: cluster # what many nodes cost an API server: writes tests/cluster/SCALE.md (10 minutes)
 	cargo build --release --locked --example watchers
 	python3 tests/cluster/scale.py
+
+apiserver-start: cluster # how soon Ebbtide is ready at 5,000 Services and 100,000 pods: writes SCALE.md, ends the cluster (10 minutes)
+	cargo build --release --locked
+	python3 tests/cluster/start.py
+	tests/cluster/down.sh
 
 e2e: cluster image # the promise in that cluster; SHORT=1 for short loads, ARGS='A C --columns ebbtide'
 	SHORT=$(SHORT) python3 tests/cluster/e2e.py $(ARGS)
