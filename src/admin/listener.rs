@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::admin::readiness;
+use crate::net::socket;
 use crate::observe::health::Health;
 
 /// The admin address, bound before the runtime exists.
@@ -47,7 +48,10 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             // The first error says more than the failure to ask another process.
             let us = rustix::process::geteuid().as_raw();
-            let predecessor = ask_to_give_way(address.port(), us).map_err(|_| error)?;
+            let predecessor = ask_to_give_way(address.port(), us).map_err(|refused| {
+                tracing::warn!(%address, error = %refused, "no Ebbtide gives the admin address up");
+                error
+            })?;
             (bind_soon(address)?, Some(predecessor))
         }
         other => (other?, None),
@@ -79,7 +83,7 @@ fn bind_soon(address: SocketAddr) -> io::Result<net::TcpListener> {
 /// Asks a process of user `us`. Any user of this network could have taken the name.
 fn ask_to_give_way(port: u16, us: u32) -> io::Result<Predecessor> {
     let mut stream = unix::UnixStream::connect_addr(&name(port)?)?;
-    let owner = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
+    let owner = socket::peer_user(&stream)?;
     if owner != us {
         tracing::warn!(
             port,

@@ -2,13 +2,13 @@
 //! accept without registering, connect without waiting, ask for a peer's state without reading.
 //!
 //! Invariant: the crate's only `unsafe` is here: [`watch`], `borrow`, and the options that no
-//! library offers, in [`set_keepalive`] and [`delivery`].
+//! library offers, in [`set_keepalive`], [`delivery`] and [`peer_user`].
 //!
 //! Leaves out reading and writing: see [`crate::net::stream`].
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -238,6 +238,29 @@ pub fn delivery(fd: RawFd) -> Option<Delivery> {
         acknowledged: u64::from_ne_bytes(acknowledged),
         heard: word(140),
     })
+}
+
+/// The user of the process at the other end of a Unix socket, as it was at its connect or listen.
+///
+/// Its process is of no interest: from another PID namespace, as from another pod, its number is 0,
+/// and then `rustix` reports an error instead of the user.
+pub fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel writes at most `size` bytes at the pointer, and the length to `size`.
+    let failed = unsafe {
+        let (fd, into) = (socket.as_fd().as_raw_fd(), (&raw mut peer).cast());
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, into, &raw mut size)
+    };
+    match failed {
+        0 => Ok(peer.uid),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Makes the close of a connection a reset.

@@ -2,6 +2,7 @@
 //! replaced (contract 1.14): while it knows nothing yet, the node still serves.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Stdio;
 
 use ebbtide::app;
 use ebbtide::config::settings::Config;
@@ -9,6 +10,7 @@ use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
+use crate::support::binary::BINARY;
 use crate::support::folder::Folder;
 use crate::support::process::Process;
 use crate::support::wait::eventually;
@@ -75,4 +77,49 @@ async fn the_node_is_ready_while_the_old_process_serves_and_the_new_one_knows_no
     new.shutdown();
     new.shutdown();
     new.wait();
+}
+
+/// Each pod has a PID namespace of its own, so neither process can name the other one.
+#[tokio::test]
+async fn a_process_in_another_pid_namespace_takes_the_admin_address_over() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = free.local_addr().unwrap();
+    drop(free);
+    let text = format!(
+        "discovery: {{files: {{path: manifests}}}}\nadmin: {{address: '{admin}'}}\nworkers: 1\n"
+    );
+    let mut old = Process::run(&[], &text, &[]).await;
+    let ready = async || readyz(admin, 1).await.as_deref() == Some("200");
+    eventually("ready", ready).await;
+
+    let folder = Folder::new();
+    let file = folder.path().join("ebbtide.yaml");
+    std::fs::write(&file, &text).unwrap();
+    let namespace = ["--pid", "--fork", "--kill-child"];
+    let allowed = tokio::process::Command::new("unshare")
+        .args(namespace)
+        .arg("true")
+        .status();
+    if !allowed.await.is_ok_and(|status| status.success()) {
+        return println!(
+            "SKIPPED: a_process_in_another_pid_namespace: unshare --pid is not allowed"
+        );
+    }
+    let mut new = tokio::process::Command::new("unshare")
+        .args(namespace)
+        .args([BINARY, "run", "--config"])
+        .arg(&file)
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    eventually("the old process's log line", async || {
+        old.logged("admin address given").len() == 1
+    })
+    .await;
+    old.proxy.signal(Signal::KILL);
+    let _ = old.proxy.wait().await;
+    eventually("the new one has the address", ready).await;
+    assert!(new.try_wait().unwrap().is_none(), "it runs");
+    let _ = new.kill().await;
 }
