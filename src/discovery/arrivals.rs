@@ -268,14 +268,14 @@ impl Watches {
         changes.extend(slices.into_values().map(Change::Apply));
     }
 
-    /// Uses the slices of namespaces whose pods cannot be listed. What is lost is only the earlier
+    /// Uses the slices of namespaces whose pods are not listed in time. What is lost is only the earlier
     /// signal of a pod's end.
     pub(super) fn release_late(&mut self, now: Instant, changes: &mut Vec<Change>) {
         let late: Vec<String> = self.late(now).cloned().collect();
         for namespace in late {
             tracing::warn!(
                 namespace,
-                "the pods cannot be listed; drains begin when a slice shows them"
+                "the pods are not listed yet; until then, drains begin when a slice shows them"
             );
             self.release(&namespace, changes);
         }
