@@ -49,7 +49,10 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
             // The first error says more than the failure to ask another process.
             let us = rustix::process::geteuid().as_raw();
             let predecessor = ask_to_give_way(address.port(), us).map_err(|refused| {
-                tracing::warn!(%address, error = %refused, "no Ebbtide gives the admin address up");
+                // Nobody has the name: another program has the address.
+                if refused.kind() != io::ErrorKind::ConnectionRefused {
+                    tracing::warn!(%address, error = %refused, "no Ebbtide gives the admin address up");
+                }
                 error
             })?;
             (bind_soon(address)?, Some(predecessor))

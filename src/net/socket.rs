@@ -201,10 +201,10 @@ fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
 /// How far a peer has received what was sent to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delivery {
-    /// Something was sent that the peer has not acknowledged: bytes, or a probe of its closed
+    /// Something was sent since the last segment came from the peer: bytes, or a probe of its closed
     /// window.
     pub unanswered: bool,
-    /// Bytes wait until the peer's window opens.
+    /// Bytes are not acknowledged, or wait until the peer's window opens.
     pub waiting: bool,
     /// How many bytes the peer has acknowledged. The SYN counts as the first.
     pub acknowledged: u64,
@@ -230,11 +230,15 @@ pub fn delivery(fd: RawFd) -> Option<Delivery> {
         return None;
     }
     let (window_probes, unacknowledged, not_sent) = (info[3], word(24), word(144));
+    // A receiver without room drops what is in flight and says so each time. In between, nothing is
+    // sent, so nothing can be heard: what counts is a segment that was sent after the last answer.
+    let (since_sent, since_heard) = (word(44), word(56));
+    let is_overdue = unacknowledged > 0 && since_sent < since_heard;
     let mut acknowledged = [0; 8];
     acknowledged.copy_from_slice(&info[120..128]);
     Some(Delivery {
-        unanswered: window_probes > 0 || unacknowledged > 0,
-        waiting: not_sent > 0,
+        unanswered: window_probes > 0 || is_overdue,
+        waiting: not_sent > 0 || unacknowledged > 0,
         acknowledged: u64::from_ne_bytes(acknowledged),
         heard: word(140),
     })
