@@ -350,7 +350,7 @@ mod tests {
         }
     }
 
-    /// Whoever has the name first could keep every new process from its admin address, or could give
+    /// The first process with the name could keep every new process from its admin address, or could give
     /// it an address that it does not have.
     #[tokio::test]
     async fn a_name_that_another_user_has_is_not_asked_and_is_taken_when_it_is_free() {

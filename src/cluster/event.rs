@@ -140,10 +140,10 @@ const CONTROLLER: &str = "ebbtide.dev/ebbtide";
 const LONGEST_NOTE: usize = 1_000;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn event(reason: Reason, note: &str) -> Event {
+    pub(in crate::cluster) fn event(reason: Reason, note: &str) -> Event {
         Event {
             service: ObjectName::new("web", "shop"),
             uid: Some("7".into()),

@@ -275,17 +275,7 @@ const SPREAD: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::name::ObjectName;
-
-    fn event(reason: Reason, note: &str) -> Event {
-        Event {
-            service: ObjectName::new("web", "shop"),
-            uid: Some("7".into()),
-            reason,
-            about: None,
-            note: note.into(),
-        }
-    }
+    use crate::cluster::event::tests::event;
 
     #[test]
     fn what_is_not_served_waits_once_and_is_never_dropped() {

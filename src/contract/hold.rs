@@ -21,7 +21,7 @@ pub struct Hold {
     moving: AtomicUsize,
     /// When the next held request may be sent, in microseconds since the process began.
     next: AtomicU64,
-    /// Wakes whoever waits for a change of the Service.
+    /// Wakes all tasks that wait for a change of the Service.
     changed: Arc<Notify>,
 }
 

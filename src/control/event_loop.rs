@@ -410,8 +410,8 @@ impl Control {
         }
     }
 
-    /// Takes in which listeners of these Services are wanted. A port that nothing is known about stays
-    /// with whoever serves it now: the process that this one replaces, or nobody.
+    /// Takes in which listeners of these Services are wanted. Where nothing is known
+    /// about a Service, its ports stay as they are: the process that this one replaces may serve them.
     fn want_listeners(&mut self, mut services: BTreeSet<ObjectName>) {
         let missing = self.health.standing().missing;
         services.retain(|service| !missing.contains(&service.namespace));

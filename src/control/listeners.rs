@@ -36,7 +36,7 @@ pub struct Listeners {
     unwanted: Vec<Arc<ListenerSpec>>,
     /// Failures since the last [`Listeners::retry`], with their Services.
     refused: Vec<(ObjectName, String)>,
-    /// Listeners that `/readyz` has to show anew.
+    /// Listeners whose state in `/readyz` is out of date.
     dirty: BTreeSet<Key>,
     /// `/readyz` knows that every listener has been tried once.
     tried: bool,

@@ -22,16 +22,7 @@ use tokio::net::TcpStream;
 /// Binds one of a port's listening sockets. Sets, once, the options that accepted connections
 /// inherit.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        // So that 0.0.0.0 and :: can be bound side by side.
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
+    let socket = unbound(address)?;
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
     // A client that vanishes without a FIN must not keep its connection, and the drain of an
@@ -51,19 +42,26 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// listen on one address, and each gets a part of the clients.
 pub fn is_listened_on(address: SocketAddr) -> bool {
     let probe = || {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        // Closed connections of the address do not count.
-        socket.set_reuse_address(true)?;
+        let socket = unbound(address)?;
         socket.bind(&address.into())
     };
     address.port() != 0 && probe().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// A TCP socket that can be bound to this address.
+fn unbound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        // So that 0.0.0.0 and :: can be bound side by side.
+        socket.set_only_v6(true)?;
+    }
+    // Closed connections of the address do not count.
+    socket.set_reuse_address(true)?;
+    Ok(socket)
 }
 
 /// Whether this machine's kernel speaks IPv6.

@@ -113,7 +113,7 @@ impl Sockets {
         !self.0.borrow().asked.is_empty()
     }
 
-    /// Sets the keepalive of all sockets anew: from now on the endpoint may be silent this long.
+    /// Replaces the keepalive of all sockets: from now on, the endpoint may be silent this long.
     pub(super) fn set_keepalive(&self, silence: Duration) {
         let all = &mut self.0.borrow_mut().all;
         for watched in all.iter_mut().filter(|it| it.fd != CLOSED) {

@@ -104,7 +104,7 @@ impl Rollout {
 #[derive(Default)]
 pub struct Rollouts {
     open: BTreeMap<ObjectName, Open>,
-    /// No burst is over before this. It is computed anew only when it has passed, so that a drain
+    /// No burst is over before this. It is computed again only when it has passed, so that a drain
     /// costs nothing for the other bursts.
     due: Option<Instant>,
     finished: VecDeque<Rollout>,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ebbtide::contract::endpoint::Endpoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -65,6 +66,16 @@ async fn rig_of(endpoints: &[Full], more: &str) -> Rig {
     rig.endpoints(&all);
     rig.usable(endpoints.len()).await;
     rig
+}
+
+/// A proxy that waits long for connects, before two endpoints, and the silent one as it knows it.
+async fn rig_of_two(silent: SocketAddr, good: SocketAddr) -> (Rig, Arc<Endpoint>) {
+    let rig = Rig::with_protocol("tcp", "timeouts: {connect: 1m}").await;
+    rig.service(&[("ebbtide.dev/join-check", "off")]);
+    rig.endpoints(&[Ep::new("silent", silent), Ep::new("good", good)]);
+    rig.usable(2).await;
+    let endpoint = known(&rig, silent).unwrap();
+    (rig, endpoint)
 }
 
 /// The connects under way, and how many endpoints are ejected.
@@ -130,14 +141,7 @@ async fn a_connect_to_an_endpoint_that_is_ejected_meanwhile_moves_on() {
         let _ = stream.read(&mut [0]).await;
     })
     .await;
-    let rig = Rig::with_protocol("tcp", "timeouts: {connect: 1m}").await;
-    rig.service(&[("ebbtide.dev/join-check", "off")]);
-    rig.endpoints(&[
-        Ep::new("silent", silent.address()),
-        Ep::new("good", good.address),
-    ]);
-    rig.usable(2).await;
-    let endpoint = known(&rig, silent.address()).unwrap();
+    let (rig, endpoint) = rig_of_two(silent.address(), good.address).await;
     let (mut clients, served) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
     for _ in 0..1_000 {
         let (web, served) = (rig.web(), served.clone());
@@ -179,14 +183,7 @@ async fn clients_of_an_ejected_endpoint_do_not_flood_the_next_one() {
         }
     })
     .await;
-    let rig = Rig::with_protocol("tcp", "timeouts: {connect: 1m}").await;
-    rig.service(&[("ebbtide.dev/join-check", "off")]);
-    rig.endpoints(&[
-        Ep::new("silent", silent.address()),
-        Ep::new("good", good.address),
-    ]);
-    rig.usable(2).await;
-    let endpoint = known(&rig, silent.address()).unwrap();
+    let (rig, endpoint) = rig_of_two(silent.address(), good.address).await;
     let mut clients = JoinSet::new();
     for _ in 0..800 {
         let web = rig.web();

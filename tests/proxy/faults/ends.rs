@@ -60,8 +60,8 @@ pub(super) enum Report {
     Nothing,
     NotReady,
     Terminating,
-    /// The Service is deleted and made anew, with another UID.
-    ServiceAnew,
+    /// The Service is deleted and created again, with another UID.
+    ServiceRecreated,
     /// Another pod has the endpoint's address.
     AddressReused,
     /// A stream of changes of another endpoint.
@@ -74,7 +74,7 @@ impl Report {
             Self::Nothing,
             Self::NotReady,
             Self::Terminating,
-            Self::ServiceAnew,
+            Self::ServiceRecreated,
             Self::AddressReused,
             Self::Busy,
         ][rng.usize(..6)]
@@ -110,13 +110,7 @@ async fn play(
 ) {
     let mut rng = Rng::with_seed(seed);
     let name = format!("s{seed}");
-    write_service(rig, &name);
-    rig.pod(&name, "1", None);
-    let ep = station.ep(&name).of_pod();
-    rig.endpoints(std::slice::from_ref(&ep));
-    let open = || known(rig, ep.address).is_some_and(|it| it.is_open() && it.leases() == 0);
-    eventually("the endpoint", async || open()).await;
-
+    let ep = begin(rig, station, &name).await;
     let socket = TcpSocket::new_v4().unwrap();
     let slow = rng.bool();
     if slow {
@@ -163,10 +157,7 @@ async fn play(
     let ((got, end), ()) = tokio::join!(read, serve);
     let got = match kind {
         Kind::Tcp => got,
-        _ => {
-            let head = got.windows(4).position(|it| it == b"\r\n\r\n");
-            got[head.unwrap_or_else(|| panic!("{again}: no head")) + 4..].to_vec()
-        }
+        _ => body_of(&got, again),
     };
     let (got, whole) = match kind {
         Kind::Chunked => decode(&got),
@@ -183,6 +174,22 @@ async fn play(
         end, expected,
         "{again}: {report:?}, slow {slow}, blocked {blocked}"
     );
+    end_of(rig, &ep, &name).await;
+}
+
+/// Reports the Service, a pod and its endpoint at the station, and waits until it is in rotation.
+pub(super) async fn begin(rig: &Rig, station: &Station, name: &str) -> Ep {
+    write_service(rig, name);
+    rig.pod(name, "1", None);
+    let ep = station.ep(name).of_pod();
+    rig.endpoints(std::slice::from_ref(&ep));
+    let open = || known(rig, ep.address).is_some_and(|it| it.is_open() && it.leases() == 0);
+    eventually("the endpoint", async || open()).await;
+    ep
+}
+
+/// Takes the pod and its endpoint away, and waits until nothing of them is left.
+pub(super) async fn end_of(rig: &Rig, ep: &Ep, name: &str) {
     rig.endpoints(&[]);
     rig.remove(&format!("pod-{name}.json"));
     eventually("the lease returned", async || {
@@ -190,6 +197,12 @@ async fn play(
     })
     .await;
     rig.usable(0).await;
+}
+
+/// What comes after the head.
+pub(super) fn body_of(message: &[u8], again: &str) -> Vec<u8> {
+    let head = message.windows(4).position(|it| it == b"\r\n\r\n");
+    message[head.unwrap_or_else(|| panic!("{again}: no head")) + 4..].to_vec()
 }
 
 fn request(kind: Kind, blocked: bool) -> String {
@@ -223,7 +236,7 @@ fn answer(kind: Kind, length: usize) -> String {
     format!("HTTP/1.1 200 OK\r\n{fields}")
 }
 
-pub(super) fn write_service(rig: &Rig, uid: &str) {
+fn write_service(rig: &Rig, uid: &str) {
     let mut object = service("shop", json!({}));
     object["metadata"]["uid"] = json!(uid);
     rig.write("service.json", &object);
@@ -245,9 +258,9 @@ pub(super) async fn tell(rig: &Rig, ep: &Ep, name: &str, report: Report) {
             let told = async || endpoint.is_draining() || endpoint.conditions().terminating;
             eventually("the signal", told).await;
         }
-        Report::ServiceAnew => {
+        Report::ServiceRecreated => {
             rig.remove("service.json");
-            write_service(rig, &format!("{name}-anew"));
+            write_service(rig, &format!("{name}-again"));
         }
         Report::AddressReused => {
             rig.pod(name, "1", Some(60));

@@ -12,11 +12,11 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::ends::{Report, tell, write_service};
+use super::ends::{Report, begin, body_of, end_of, tell};
 use super::seeds;
-use crate::proxy::tcp::{Station, known};
+use crate::proxy::tcp::Station;
 use crate::support::rig::Rig;
-use crate::support::wait::{eventually, soon};
+use crate::support::wait::soon;
 
 #[tokio::test]
 async fn tcp() {
@@ -70,13 +70,7 @@ async fn row(name: &str, kind: Kind) {
 async fn play(rig: &Rig, station: &mut Station, kind: Kind, seed: u64, again: &str) -> bool {
     let mut rng = Rng::with_seed(seed);
     let name = format!("s{seed}");
-    write_service(rig, &name);
-    rig.pod(&name, "1", None);
-    let ep = station.ep(&name).of_pod();
-    rig.endpoints(std::slice::from_ref(&ep));
-    let open = || known(rig, ep.address).is_some_and(|it| it.is_open() && it.leases() == 0);
-    eventually("the endpoint", async || open()).await;
-
+    let ep = begin(rig, station, &name).await;
     let mut client = TcpStream::connect(rig.web()).await.unwrap();
     let length = [1, 30_000, 1 << 20, 24 << 20][rng.usize(..4)];
     client
@@ -86,10 +80,7 @@ async fn play(rig: &Rig, station: &mut Station, kind: Kind, seed: u64, again: &s
     let (mut endpoint, first) = station.next().await;
     let mut begun = match kind {
         Kind::Tcp => first[1..].to_vec(),
-        _ => {
-            let head = first.windows(4).position(|it| it == b"\r\n\r\n");
-            first[head.unwrap_or_else(|| panic!("{again}: no head")) + 4..].to_vec()
-        }
+        _ => body_of(&first, again),
     };
     if kind == Kind::Tunnel {
         endpoint.write_all(SWITCH).await.unwrap();
@@ -150,13 +141,7 @@ async fn play(rig: &Rig, station: &mut Station, kind: Kind, seed: u64, again: &s
     soon("every byte and the answer", all).await;
     assert!(came.ends_with(b"ok"), "{again}: {report:?}");
     drop((client, endpoint));
-    rig.endpoints(&[]);
-    rig.remove(&format!("pod-{name}.json"));
-    eventually("the lease returned", async || {
-        known(rig, ep.address).is_none_or(|it| it.leases() == 0)
-    })
-    .await;
-    rig.usable(0).await;
+    end_of(rig, &ep, &name).await;
     // What fits into the buffers on the way leaves no window closed.
     length > 20 << 20 && pause > Duration::from_secs(1)
 }
