@@ -145,11 +145,7 @@ async fn a_drain_ends_in_one_log_line_with_all_its_counts() {
         [(200, None), (200, None), (502, Some("drain_deadline"))]
     );
     assert_eq!(answers[1].text(), "other");
-    eventually("the line", async || {
-        !scene.process.logged("endpoint ").is_empty()
-    })
-    .await;
-    let lines = scene.process.logged("endpoint ");
+    let lines = scene.process.lines("endpoint ").await;
     assert_eq!(lines.len(), 1, "{lines:?}");
     let line = &lines[0];
     for (field, value) in [
@@ -195,7 +191,7 @@ async fn a_drain_ends_in_one_log_line_with_all_its_counts() {
         "forced": 1, "connectionsKept": 0, "connectionsLost": 0,
     });
     assert_eq!(receipt, expected, "{receipt:#}");
-    let lines = scene.process.logged("rollout over");
+    let lines = scene.process.lines("rollout over").await;
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert_eq!(
         (&lines[0]["failures"], &lines[0]["service"]),

@@ -54,10 +54,7 @@ async fn the_node_is_ready_while_the_old_process_serves_and_the_new_one_knows_no
     let file = folder.path().join("ebbtide.yaml");
     std::fs::write(&file, text).unwrap();
     let new = app::start(Config::load(&file).unwrap()).unwrap();
-    eventually("the old process's log line", async || {
-        old.logged("admin address given").len() == 1
-    })
-    .await;
+    assert_eq!(old.lines("admin address given").await.len(), 1);
     assert_eq!(
         readyz(admin, 1).await.as_deref(),
         Some("503"),
@@ -113,10 +110,7 @@ async fn a_process_in_another_pid_namespace_takes_the_admin_address_over() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    eventually("the old process's log line", async || {
-        old.logged("admin address given").len() == 1
-    })
-    .await;
+    assert_eq!(old.lines("admin address given").await.len(), 1);
     old.proxy.signal(Signal::KILL);
     let _ = old.proxy.wait().await;
     eventually("the new one has the address", ready).await;

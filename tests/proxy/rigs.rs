@@ -13,6 +13,7 @@ use crate::support::folder::{Ep, Folder};
 use crate::support::pods::pod;
 use crate::support::process::Process;
 use crate::support::rig::{Rig, one_listener};
+use crate::support::wait::eventually;
 
 impl Folder {
     /// Writes a Pod manifest. `deletion` is the remaining grace in seconds of a pod that is being
@@ -90,6 +91,13 @@ impl Process {
     /// Like [`Self::start`], with another build of the program.
     pub async fn run_as(binary: &Path, endpoints: &[Ep], protocol: &str, more: &str) -> Self {
         Self::launch(binary, endpoints, &one_listener(protocol, more), &["web"]).await
+    }
+
+    /// As `logged`, once there is such a line: a line is written by a thread of its own, so it may come
+    /// after what it tells is seen elsewhere.
+    pub async fn lines(&self, what: &str) -> Vec<Value> {
+        eventually(what, async || !self.logged(what).is_empty()).await;
+        self.logged(what)
     }
 
     /// The lines at the end of the log whose message contains `what`.

@@ -142,10 +142,7 @@ async fn the_lame_duck_fails_readyz_and_goes_on_serving() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     process.proxy.signal(Signal::TERM);
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", async || {
-        !process.logged("second signal").is_empty()
-    })
-    .await;
+    process.lines("second signal").await;
 }
 
 #[tokio::test]
@@ -169,10 +166,7 @@ async fn without_clients_it_ends_when_the_lame_duck_is_over() {
         "{:?}",
         begun.elapsed()
     );
-    eventually("the line", async || {
-        !process.logged("no connection was cut").is_empty()
-    })
-    .await;
+    process.lines("no connection was cut").await;
 }
 
 #[tokio::test]
@@ -201,10 +195,7 @@ async fn requests_in_flight_are_answered_and_keep_alive_clients_get_connection_c
     );
     soon("the end of its connection", idle.ended()).await;
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", async || {
-        !process.logged("no connection was cut").is_empty()
-    })
-    .await;
+    process.lines("no connection was cut").await;
 }
 
 /// GNU `timeout` signals the child and then its process group.
@@ -229,10 +220,7 @@ async fn signals_within_a_second_of_the_first_are_no_second_thought() {
         (200, Some("close"))
     );
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", async || {
-        !process.logged("no connection was cut").is_empty()
-    })
-    .await;
+    process.lines("no connection was cut").await;
     assert!(process.logged("second signal").is_empty());
 }
 
@@ -263,11 +251,7 @@ async fn what_is_left_at_the_end_of_the_grace_is_cut_and_named() {
         begun.elapsed()
     );
     assert_eq!(app.waiting.load(Ordering::SeqCst), 1);
-    eventually("the line", async || {
-        !process.logged("grace is over").is_empty()
-    })
-    .await;
-    let line = &process.logged("grace is over")[0];
+    let line = &process.lines("grace is over").await[0];
     assert_eq!(
         (&line["connections"], &line["in_flight"]),
         (&2.into(), &1.into()),
@@ -321,10 +305,7 @@ async fn tcp_connections_go_on_during_the_grace_and_are_cut_at_its_end() {
         "a quiet connection ends cleanly"
     );
     assert_eq!(exit_code(&mut process).await, Some(0));
-    eventually("the line", async || {
-        !process.logged("grace is over").is_empty()
-    })
-    .await;
+    process.lines("grace is over").await;
     assert_eq!(process.logged("grace is over")[0]["connections"], 3);
 }
 
@@ -447,14 +428,11 @@ async fn endpoints_go_on_draining_and_nothing_is_bound_again() {
     process.proxy.signal(Signal::TERM);
     eventually("it stops accepting", async || is_refused(web).await).await;
     process.folder.endpoints(&eps[1..]);
-    eventually("the receipt", async || {
-        !process.logged("endpoint forced").is_empty()
-    })
-    .await;
-    let receipt = &process.logged("endpoint forced")[0];
+    let receipt = &process.lines("endpoint forced").await[0];
     assert_eq!(receipt["address"], a.address.to_string());
     let listening = process
-        .logged("listening")
+        .lines("listening")
+        .await
         .iter()
         .filter(|line| line["listener"] == "web")
         .count();
@@ -539,8 +517,9 @@ async fn a_second_process_on_an_address_in_use_is_refused_or_warned_of() {
          listeners: [{{name: web, address: '{web}', service: web/shop, port: 80}}]\n"
     );
     let second = Process::run(&endpoints, &text, &["web"]).await;
-    let warned = |process: &Process| process.logged("another process listens").len();
-    assert_eq!((warned(&first), warned(&second)), (0, 1));
+    let warning = "another process listens";
+    assert_eq!(second.lines(warning).await.len(), 1);
+    assert_eq!(first.logged(warning).len(), 0);
 }
 
 #[tokio::test]
@@ -595,7 +574,7 @@ async fn a_taken_listener_port_is_named_and_bound_once_it_is_free() {
             .is_some_and(|error| error.contains("in use")),
         "{late}"
     );
-    assert_eq!(process.logged("cannot listen").len(), 1);
+    assert_eq!(process.lines("cannot listen").await.len(), 1);
     get(&mut Client::connect(process.web()).await.unwrap(), "/")
         .await
         .unwrap();
@@ -608,7 +587,7 @@ async fn a_taken_listener_port_is_named_and_bound_once_it_is_free() {
         .await
         .unwrap();
     // Logged once, not for every try.
-    assert_eq!(process.logged("cannot listen").len(), 1);
+    assert_eq!(process.lines("cannot listen").await.len(), 1);
 }
 
 /// The configuration of the SIGHUP tests: listeners by name, and timeouts.
@@ -682,7 +661,8 @@ async fn sighup_adds_and_removes_listeners_and_keeps_all_others() {
     }
     assert_eq!(
         process
-            .logged("listening")
+            .lines("listening")
+            .await
             .iter()
             .filter(|line| line["listener"] == "kept")
             .count(),
@@ -697,13 +677,7 @@ async fn sighup_with_a_bad_file_changes_nothing_and_logs_why() {
     let mut client = Client::connect(process.web()).await.unwrap();
     get(&mut client, "/").await.unwrap();
     reload(&process, &two(&["web", "other"], "{shutdown: soon}")).await;
-    eventually("the line", async || {
-        !process
-            .logged("the new configuration is refused")
-            .is_empty()
-    })
-    .await;
-    let line = &process.logged("the new configuration is refused")[0];
+    let line = &process.lines("the new configuration is refused").await[0];
     let error = line["error"].as_str().unwrap();
     assert!(
         error.contains("ebbtide.yaml") && error.contains("timeouts.shutdown"),
@@ -729,12 +703,7 @@ async fn sighup_changes_timeouts_for_new_connections() {
     let mut old = Client::connect(process.web()).await.unwrap();
     get(&mut old, "/").await.unwrap();
     reload(&process, &two(&["web"], "{clientIdle: 200ms}")).await;
-    eventually("the line", async || {
-        !process
-            .logged("the new configuration is in force")
-            .is_empty()
-    })
-    .await;
+    process.lines("the new configuration is in force").await;
     let new = Client::connect(process.web()).await.unwrap();
     soon("the end of an idle client", new.ended()).await;
     // The timeout of a wait is the one that was in force when the wait began.
@@ -762,15 +731,9 @@ async fn a_process_is_replaced_by_one_at_the_same_addresses() {
     app.wait_for(1).await;
 
     let new = Process::run(&[app.ep()], &text, &["web"]).await;
-    eventually("the old process's log line", async || {
-        old.logged("admin address given").len() == 1
-    })
-    .await;
+    assert_eq!(old.lines("admin address given").await.len(), 1);
     old.proxy.signal(Signal::TERM);
-    eventually("its shutdown", async || {
-        !old.logged("shutting down").is_empty()
-    })
-    .await;
+    old.lines("shutting down").await;
     let readyz = new.proxy.page("/readyz").await.unwrap();
     assert_eq!(
         readyz.text(),
@@ -827,5 +790,5 @@ async fn the_admin_address_returns_when_the_successor_ends() {
             .is_ok_and(|page| page.text() == "ready\n")
     })
     .await;
-    assert_eq!(old.logged("admin address taken back").len(), 1);
+    assert_eq!(old.lines("admin address taken back").await.len(), 1);
 }
