@@ -183,8 +183,19 @@ pub(super) async fn begin(rig: &Rig, station: &Station, name: &str) -> Ep {
     rig.pod(name, "1", None);
     let ep = station.ep(name).of_pod();
     rig.endpoints(std::slice::from_ref(&ep));
-    let open = || known(rig, ep.address).is_some_and(|it| it.is_open() && it.leases() == 0);
-    eventually("the endpoint", async || open()).await;
+    // The endpoint before it, at the same address, may serve as the last resort until this one has
+    // joined. Its deadline is not this row's.
+    eventually("the endpoint", async || {
+        let snapshot = rig.running().admin.snapshot.load();
+        let mut ports = snapshot.ports.values();
+        ports.any(|port| {
+            port.usable.iter().any(|it| {
+                let pod = it.pod.as_deref().map(|pod| &*pod.name);
+                pod == Some(&*ep.name) && it.leases() == 0
+            })
+        })
+    })
+    .await;
     ep
 }
 
