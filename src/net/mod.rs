@@ -1,8 +1,11 @@
 //! The kernel's side: connections, sockets, pipes for splice, and fair turns for long work.
 //!
-//! Files import downwards in this order: turns and pipe, stream, socket. The room imports no other.
+//! Files import downwards in this order: turns and pipe, stream, socket; netlink, rules. The room
+//! imports no other.
 
+pub mod netlink;
 pub mod pipe;
+pub mod rules;
 pub mod socket;
 pub mod stream;
 pub mod turns;

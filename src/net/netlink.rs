@@ -1,0 +1,483 @@
+//! The kernel's tables `ip ebbtide` and `ip6 ebbtide` (nf_tables): they lead a connection from a
+//! Service's address to the port on which the proxy listens.
+//!
+//! Each table has two nat chains, prerouting for pods and other hosts and output for the node itself,
+//! and a map for each protocol from (address, port) to (address, port). The chains' priority is below
+//! -100: kube-proxy drops what still has an unknown cluster IP there. Every function is one or two
+//! system calls and needs CAP_NET_ADMIN. A change is one batch, which the kernel takes whole or not
+//! at all.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use netlink_bindings::nftables::{Chained, Nfgenmsg, PushSetelemListAttrs, Request};
+use netlink_bindings::traits::{NetlinkChained, NetlinkRequest, Protocol, Pusher};
+use rustix::fd::OwnedFd;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
+
+use crate::net::rules::{Rules, Step, Transport};
+
+/// Replaces both tables, in one batch. A family without rules gets no table.
+///
+/// # Errors
+/// The kernel's, and that the process lacks CAP_NET_ADMIN. Nothing has changed then.
+pub fn replace(rules: &Rules) -> io::Result<()> {
+    send(|batch| {
+        for family in Family::ALL {
+            destroy(batch, family);
+            let own = |at: &SocketAddr| at.is_ipv4() == (family == Family::V4);
+            if !rules.keys().any(|(_, at)| own(at)) {
+                continue;
+            }
+            create(batch, family);
+            let all = rules.iter().map(|((transport, at), to)| Step {
+                at: (*transport, *at),
+                before: None,
+                after: Some(*to),
+            });
+            put_steps(batch, family, &all.collect::<Vec<_>>());
+        }
+    })
+}
+
+/// Changes the rules in one batch. The tables of the rules' families must be there.
+///
+/// # Errors
+/// As for [`replace`]. `NotFound` or `AlreadyExists`: the table is not as the steps say.
+pub fn change(steps: &[Step]) -> io::Result<()> {
+    send(|batch| {
+        for family in Family::ALL {
+            put_steps(batch, family, steps);
+        }
+    })
+}
+
+/// Removes both tables. It is no error that there is none.
+///
+/// # Errors
+/// As for [`replace`].
+pub fn remove() -> io::Result<()> {
+    send(|batch| {
+        Family::ALL
+            .iter()
+            .for_each(|family| destroy(batch, *family))
+    })
+}
+
+/// The rules that the kernel has now, and the families that have a table.
+///
+/// # Errors
+/// The kernel's, and an element that this program cannot have written.
+pub fn list() -> io::Result<(Rules, Vec<Family>)> {
+    let (mut rules, mut families) = (Rules::new(), Vec::new());
+    for family in Family::ALL {
+        let mut has_all = true;
+        for transport in TRANSPORTS {
+            match list_map(family, transport, &mut rules) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => has_all = false,
+                Err(error) => return Err(error),
+            }
+        }
+        if has_all {
+            families.push(family);
+        }
+    }
+    Ok((rules, families))
+}
+
+/// The number of the last change of any table of this network namespace, and the program that made
+/// it.
+///
+/// # Errors
+/// The kernel's.
+pub fn last_change() -> io::Result<(u32, String)> {
+    let mut request = Request::new().op_getgen_dump(&Nfgenmsg::new());
+    request.encode();
+    let mut found = None;
+    ask(&request, |(_, attributes)| {
+        let id = attributes.get_id().map_err(invalid)?;
+        let program = attributes.get_proc_name().map_err(invalid)?;
+        found = Some((id, program.to_string_lossy().into_owned()));
+        Ok(())
+    })?;
+    found.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// One table stands for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4: the table `ip ebbtide`.
+    V4,
+    /// IPv6: the table `ip6 ebbtide`.
+    V6,
+}
+
+impl Family {
+    const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub fn of(address: &SocketAddr) -> Self {
+        match address.is_ipv4() {
+            true => Self::V4,
+            false => Self::V6,
+        }
+    }
+
+    /// `AF_INET` or `AF_INET6`.
+    const fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
+    const fn address_length(self) -> u32 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 16,
+        }
+    }
+
+    /// Where a packet's destination stands in its header.
+    const fn destination(self) -> u32 {
+        match self {
+            Self::V4 => 16,
+            Self::V6 => 24,
+        }
+    }
+
+    /// What `nft list` reads a key as: an address (7 or 8), then a port (13).
+    const fn key_type(self) -> u32 {
+        match self {
+            Self::V4 => 7 << 6 | 13,
+            Self::V6 => 8 << 6 | 13,
+        }
+    }
+
+    fn header(self) -> Nfgenmsg {
+        let mut header = Nfgenmsg::new();
+        header.nfgen_family = self.number();
+        header
+    }
+}
+
+const TABLE: &[u8] = b"ebbtide";
+const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+
+const fn map_of(transport: Transport) -> &'static [u8] {
+    match transport {
+        Transport::Tcp => b"tcp",
+        Transport::Udp => b"udp",
+    }
+}
+
+/// Removes a table that may be absent: it is made first if it is. (The kernel's own command for
+/// this is younger than some kernels in use.)
+fn destroy(batch: &mut Chained<'static>, family: Family) {
+    let header = family.header();
+    let mut made = batch.request().set_create().op_newtable_do(&header);
+    made.encode().push_name_bytes(TABLE);
+    drop(made);
+    let mut gone = batch.request().op_deltable_do(&header);
+    gone.encode().push_name_bytes(TABLE);
+}
+
+fn create(batch: &mut Chained<'static>, family: Family) {
+    /// `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT`.
+    const CHAINS: [(&[u8], u32); 2] = [(b"prerouting", 0), (b"output", 3)];
+    const PRIORITY: i32 = -105;
+    let header = family.header();
+    let mut table = batch.request().set_create().op_newtable_do(&header);
+    table.encode().push_name_bytes(TABLE);
+    drop(table);
+    for (id, transport) in (1..).zip(TRANSPORTS) {
+        add_map(batch, family, transport, id);
+    }
+    for (name, hook) in CHAINS {
+        let mut chain = batch.request().set_create().op_newchain_do(&header);
+        let parts = chain.encode().push_table_bytes(TABLE).push_name_bytes(name);
+        let hook = parts.nested_hook().push_num(hook).push_priority(PRIORITY);
+        hook.end_nested().push_type_bytes(b"nat");
+        drop(chain);
+        for transport in TRANSPORTS {
+            add_rule(batch, family, name, transport);
+        }
+    }
+}
+
+fn add_map(batch: &mut Chained<'static>, family: Family, transport: Transport, id: u32) {
+    /// `NFT_SET_MAP`
+    const IS_MAP: u32 = 8;
+    // The kernel pads each part of a key to four bytes.
+    let length = family.address_length() + 4;
+    let mut map = batch.request().set_create().op_newset_do(&family.header());
+    map.encode()
+        .push_table_bytes(TABLE)
+        .push_name_bytes(map_of(transport))
+        .push_flags(IS_MAP)
+        .push_key_type(family.key_type())
+        .push_key_len(length)
+        .push_data_type(family.key_type())
+        .push_data_len(length)
+        .push_id(id);
+}
+
+/// `meta l4proto tcp dnat ip to ip daddr . tcp dport map @tcp`
+fn add_rule(batch: &mut Chained<'static>, family: Family, chain: &[u8], transport: Transport) {
+    /// `NFT_REG32_00`: the first of the registers of four bytes.
+    const FIRST: u32 = 8;
+    const L4_PROTOCOL: u32 = 16;
+    const NETWORK: u32 = 1;
+    const TRANSPORT: u32 = 2;
+    const EQUAL: u32 = 0;
+    const DNAT: u32 = 1;
+    let number: u8 = match transport {
+        Transport::Tcp => 6,
+        Transport::Udp => 17,
+    };
+    let behind = FIRST + family.address_length() / 4;
+    let request = batch.request().set_create().set_append();
+    let mut rule = request.op_newrule_do(&family.header());
+    let rule = rule
+        .encode()
+        .push_table_bytes(TABLE)
+        .push_chain_bytes(chain);
+    let steps = rule.nested_expressions();
+    let step = steps.nested_elem().nested_data_meta();
+    let step = step.push_dreg(FIRST).push_key(L4_PROTOCOL);
+    let steps = step.end_nested().end_nested();
+    let step = steps.nested_elem().nested_data_cmp();
+    let step = step.push_sreg(FIRST).push_op(EQUAL);
+    let step = step.nested_data().push_value(&[number]).end_nested();
+    let steps = step.end_nested().end_nested();
+    let step = steps.nested_elem().nested_data_payload();
+    let step = step.push_dreg(FIRST).push_base(NETWORK);
+    let step = step.push_offset(family.destination());
+    let step = step.push_len(family.address_length());
+    let steps = step.end_nested().end_nested();
+    let step = steps.nested_elem().nested_data_payload();
+    let step = step.push_dreg(behind).push_base(TRANSPORT);
+    let steps = step.push_offset(2).push_len(2).end_nested().end_nested();
+    let step = steps.nested_elem().nested_data_lookup();
+    let step = step.push_set_bytes(map_of(transport)).push_set_id(FIRST);
+    // Version 0.3.5 of the bindings numbers these attributes wrongly: its 2 (`set_id`) is the
+    // kernel's source register, and its 3 (`sreg`) the destination (`enum nft_lookup_attributes`).
+    let steps = step.push_sreg(FIRST).end_nested().end_nested();
+    let step = steps.nested_elem().nested_data_nat();
+    let step = step.push_type(DNAT).push_family(family.number().into());
+    let step = step.push_reg_addr_min(FIRST).push_reg_proto_min(behind);
+    step.end_nested().end_nested().end_nested();
+}
+
+/// Puts the steps of this family into the batch: first all that ends, then all that comes.
+fn put_steps(batch: &mut Chained<'static>, family: Family, steps: &[Step]) {
+    let header = family.header();
+    for transport in TRANSPORTS {
+        let own = |step: &&Step| step.at.0 == transport && Family::of(&step.at.1) == family;
+        let own: Vec<&Step> = steps.iter().filter(own).collect();
+        let gone = own.iter().filter(|step| step.before.is_some());
+        let gone: Vec<_> = gone.map(|step| (step.at.1, None)).collect();
+        for some in gone.chunks(IN_A_MESSAGE) {
+            let mut request = batch.request().op_delsetelem_do(&header);
+            fill(request.encode(), transport, some);
+        }
+        let new = own.iter().filter(|step| step.after.is_some());
+        let new: Vec<_> = new.map(|step| (step.at.1, step.after)).collect();
+        for some in new.chunks(IN_A_MESSAGE) {
+            let request = batch.request().set_create().set_excl();
+            let mut request = request.op_newsetelem_do(&header);
+            fill(request.encode(), transport, some);
+        }
+    }
+}
+
+fn fill<P: Pusher>(
+    list: PushSetelemListAttrs<P>,
+    transport: Transport,
+    elements: &[(SocketAddr, Option<SocketAddr>)],
+) {
+    let list = list.push_table_bytes(TABLE);
+    let list = list.push_set_bytes(map_of(transport));
+    let mut list = list.nested_elements();
+    for (at, to) in elements {
+        let key = list.nested_elem().nested_key().push_value(&encode(at));
+        let mut element = key.end_nested();
+        if let Some(to) = to {
+            element = element.nested_data().push_value(&encode(to)).end_nested();
+        }
+        list = element.end_nested();
+    }
+    list.end_nested();
+}
+
+fn list_map(family: Family, transport: Transport, into: &mut Rules) -> io::Result<()> {
+    let mut request = Request::new().op_getsetelem_dump(&family.header());
+    let list = request.encode().push_table_bytes(TABLE);
+    list.push_set_bytes(map_of(transport));
+    ask(&request, |(_, attributes)| {
+        let Ok(elements) = attributes.get_elements() else {
+            return Ok(());
+        };
+        for element in elements.get_elem() {
+            let key = element.get_key().and_then(|it| it.get_value());
+            let data = element.get_data().and_then(|it| it.get_value());
+            let key = decode(family, key.map_err(invalid)?);
+            let data = decode(family, data.map_err(invalid)?);
+            let (at, to) = Option::zip(key, data).ok_or(io::ErrorKind::InvalidData)?;
+            into.insert((transport, at), to);
+        }
+        Ok(())
+    })
+}
+
+/// Address, port, two bytes of nothing.
+fn encode(address: &SocketAddr) -> Vec<u8> {
+    let mut bytes = match address.ip() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    bytes.extend(address.port().to_be_bytes());
+    bytes.extend([0; 2]);
+    bytes
+}
+
+fn decode(family: Family, bytes: &[u8]) -> Option<SocketAddr> {
+    let (address, port) = bytes.split_at_checked(family.address_length() as usize)?;
+    let address = match family {
+        Family::V4 => Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?).into(),
+        Family::V6 => Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).into(),
+    };
+    let port = u16::from_be_bytes(*port.first_chunk()?);
+    Some(SocketAddr::new(address, port))
+}
+
+/// Sends one batch with what `put` puts into it, and waits until the kernel has taken or refused it.
+fn send(put: impl FnOnce(&mut Chained<'static>)) -> io::Result<()> {
+    let mut border = Nfgenmsg::new();
+    border.set_res_id(SUBSYSTEM);
+    let mut batch = Chained::new(FIRST_SEQUENCE);
+    batch.request().op_batch_begin_do(&border);
+    put(&mut batch);
+    batch.request().op_batch_end_do(&border);
+    let batch = batch.finalize();
+    // The kernel answers each message but the first and the last. (Since 6.10 these two as well.)
+    let mut open = batch.chain_len() - 2;
+    if open == 0 {
+        return Ok(());
+    }
+    let socket = open_socket(batch.payload())?;
+    let mut refused = None;
+    receive(&socket, |kind, sequence, payload| {
+        let Some(index) = batch.get_index(sequence) else {
+            return Ok(false);
+        };
+        if kind == ERROR && index > 0 && index < batch.chain_len() - 1 {
+            open -= 1;
+        }
+        if let (ERROR, Err(error)) = (kind, verdict(payload)) {
+            let name = batch.name(index);
+            refused.get_or_insert_with(|| io::Error::new(error.kind(), format!("{name}: {error}")));
+        }
+        // A refused batch may leave messages unanswered.
+        Ok(open == 0 || refused.is_some())
+    })?;
+    refused.map_or(Ok(()), Err)
+}
+
+/// Sends one request, and gives each message of its answer to `take`.
+fn ask<R: NetlinkRequest>(
+    request: &R,
+    mut take: impl FnMut(R::ReplyType<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    const REQUEST: u16 = 1;
+    const ACKNOWLEDGE: u16 = 4;
+    let Protocol::Raw { request_type, .. } = request.protocol() else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    let mut message = Vec::new();
+    message.extend(((HEADER + request.payload().len()) as u32).to_ne_bytes());
+    message.extend(request_type.to_ne_bytes());
+    message.extend((request.flags() | REQUEST | ACKNOWLEDGE).to_ne_bytes());
+    message.extend(FIRST_SEQUENCE.to_ne_bytes());
+    message.extend([0; 4]);
+    message.extend(request.payload());
+    let socket = open_socket(&message)?;
+    receive(&socket, |kind, _, payload| match kind {
+        ERROR | DONE => verdict(payload).map(|()| true),
+        _ => take(R::decode_reply(payload)).map(|()| false),
+    })
+}
+
+/// A socket for each exchange: no answer of another one can wait in it.
+fn open_socket(message: &[u8]) -> io::Result<OwnedFd> {
+    let family = AddressFamily::NETLINK;
+    let flags = SocketFlags::CLOEXEC;
+    let protocol = Some(netlink::NETFILTER);
+    let socket = rustix::net::socket_with(family, SocketType::RAW, flags, protocol)?;
+    // The kernel takes a message only if the buffer holds it whole. What it answers to 10,000 rules
+    // fits, too.
+    sockopt::set_socket_send_buffer_size_force(&socket, message.len() + ROOM)?;
+    sockopt::set_socket_recv_buffer_size_force(&socket, message.len() + ROOM)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
+    match rustix::net::send(&socket, message, SendFlags::empty())? {
+        sent if sent == message.len() => Ok(socket),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
+/// Gives each message that comes to `take` (its type, sequence number and payload), until `take`
+/// returns `true`.
+fn receive(
+    socket: &OwnedFd,
+    mut take: impl FnMut(u16, u32, &[u8]) -> io::Result<bool>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; ROOM];
+    loop {
+        let (read, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty())?;
+        let mut rest = &buffer[..read];
+        while rest.len() >= HEADER {
+            let word = |at: usize| {
+                u32::from_ne_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]])
+            };
+            let (length, sequence) = (word(0) as usize, word(8));
+            let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+            if length < HEADER || length > rest.len() {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            if take(kind, sequence, &rest[HEADER..length])? {
+                return Ok(());
+            }
+            // Messages begin at multiples of four.
+            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+        }
+    }
+}
+
+/// What an answer of type [`ERROR`] or [`DONE`] says.
+fn verdict(payload: &[u8]) -> io::Result<()> {
+    match payload.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+        Some(0) | None => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+    }
+}
+
+fn invalid(error: impl std::fmt::Debug) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{error:?}"))
+}
+
+/// `NFNL_SUBSYS_NFTABLES`: whom a batch is for.
+const SUBSYSTEM: u16 = 10;
+const FIRST_SEQUENCE: u32 = 1;
+/// The length of `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// `NLMSG_ERROR`, which is also the answer to what went well, and `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// An error repeats its message. With this many elements, it fits into [`ROOM`].
+const IN_A_MESSAGE: usize = 100;
+/// More than one read of answers holds, in bytes.
+const ROOM: usize = 64 << 10;
+/// The kernel answers at once, so this time passes only if an answer was lost.
+const PATIENCE: Duration = Duration::from_secs(5);

@@ -1,0 +1,11 @@
+//! Cluster IPs and the other addresses of a Service: the kernel's table, `ebbtide net`, and the proxy
+//! behind both, with real packets. Each test runs in a network namespace of its own
+//! (`addresses/namespace.rs`), so nothing of the machine's network is touched.
+#![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
+#![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
+
+mod addresses {
+    mod namespace;
+
+    mod table;
+}
