@@ -79,6 +79,20 @@ pub(crate) enum Command {
     /// label app.kubernetes.io/managed-by=ebbtide-drill. They are removed, however the drill ends.
     /// The exit code is 0 only if Ebbtide failed no request and lost no client socket.
     Drill(ebbtide::command::drill::settings::Settings),
+    /// Lead the addresses of Services (cluster IPs, external IPs) on this node to its proxy
+    ///
+    /// Runs beside a proxy whose configuration says services.addresses: on, takes the addresses from
+    /// it over a socket, and writes them to the kernel's table `ebbtide` (nf_tables). Needs root's
+    /// CAP_NET_ADMIN and the node's network, and listens on no port. SIGTERM waits until the proxy
+    /// has let go, and then removes the table, unless a newer `ebbtide net` has taken it over.
+    Net {
+        /// The socket to which the proxy connects
+        #[arg(long, value_name = "PATH", default_value = NET_SOCKET)]
+        socket: PathBuf,
+        /// Remove the table that a process has left behind, and end
+        #[arg(long)]
+        remove: bool,
+    },
     /// Print Services, endpoints and running drains of a running proxy
     Status {
         /// The address of its admin pages
@@ -95,6 +109,7 @@ pub(crate) enum Command {
     SampleApp(ebbtide::command::demo::sample::Args),
 }
 
+const NET_SOCKET: &str = "/run/ebbtide/net.sock";
 const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
 
 /// The arguments of `ebbtide proxy`.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ebbtide::app;
-use ebbtide::command::{check, demo, drill, status};
+use ebbtide::command::{check, demo, drill, net, status};
 use ebbtide::config::fault;
 use ebbtide::config::settings::Config;
 use ebbtide::observe::log;
@@ -64,6 +64,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             } else {
                 1
             }));
+        }
+        Command::Net { remove: true, .. } => net::run::remove()?,
+        Command::Net { socket, .. } => {
+            let _log = log::init();
+            net::run::run(&socket)?;
         }
         Command::Status { admin, watch } => status::status(&admin, watch)?,
         Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,

@@ -4,8 +4,13 @@
 #![allow(clippy::unwrap_used)] // A failed `unwrap` is a failed test.
 #![allow(unreachable_pub)] // A program of its own: nothing outside uses it.
 
+mod support {
+    pub mod binary;
+}
+
 mod addresses {
     mod namespace;
 
+    mod process;
     mod table;
 }

@@ -4,4 +4,5 @@
 pub mod check;
 pub mod demo;
 pub mod drill;
+pub mod net;
 pub mod status;
