@@ -23,9 +23,11 @@ use crate::config::fault::Refused;
 use crate::config::settings::{self, Config, Discovery};
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Published;
+use crate::control::addresses::Addresses;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
+use crate::control::net_link::{self, Outbox};
 use crate::discovery::source::{InUse, Message};
 use crate::discovery::{files, fixed, kubernetes};
 use crate::net::socket;
@@ -144,6 +146,11 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         ..InUse::default()
     });
     let (events, event_queue) = Events::queue();
+    let addresses = config
+        .addresses
+        .clone()
+        .map(|settings| tell_addresses(settings, &admin.health, &shared))
+        .transpose()?;
     let control = Control {
         config: config.clone(),
         snapshot: admin.snapshot.clone(),
@@ -156,7 +163,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             World::default()
         },
         table,
-        listeners: Listeners::within(descriptors),
+        listeners: Listeners::within(descriptors, addresses),
         notices,
         messages,
         commands,
@@ -278,6 +285,7 @@ fn start_workers(
         closing: AtomicBool::new(false),
         access_log,
         refused_headers: Pace::default(),
+        addresses: Arc::default(),
     });
     let mut workers = Vec::new();
     for (index, inbox) in inboxes.into_iter().enumerate() {
@@ -343,6 +351,18 @@ fn start_pages(
         }
     })?;
     Ok(())
+}
+
+/// Tells `ebbtide net` which addresses are served, on a thread of its own: it may not answer.
+fn tell_addresses(
+    settings: settings::Addresses,
+    health: &Arc<Health>,
+    shared: &Shared,
+) -> std::io::Result<Addresses> {
+    let (outbox, path) = (Arc::<Outbox>::default(), settings.socket.clone());
+    let (told, health) = (outbox.clone(), health.clone());
+    spawn("net", async move || net_link::run(told, path, health).await)?;
+    Ok(Addresses::new(settings, outbox, shared.addresses.clone()))
 }
 
 /// Finds the API server. Runs on a thread of its own, since the caller may be inside a runtime.

@@ -6,11 +6,15 @@
 
 mod support {
     pub mod binary;
+    pub mod folder;
+    pub mod manifests;
 }
 
 mod addresses {
     mod namespace;
+    mod node;
 
     mod process;
+    mod served;
     mod table;
 }

@@ -4,7 +4,7 @@
 //! later does not end readiness, because the last table stays in force (contract 1.10). A port that
 //! cannot be bound does not end it either. The line names both.
 
-use crate::observe::health::HealthState;
+use crate::observe::health::{HealthState, NetState};
 use crate::text::{one_line, seconds};
 
 /// The line of `/readyz`: `Ok` if a load balancer should send traffic here, `Err` if not.
@@ -65,6 +65,11 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
     }
     if !unbound.is_empty() {
         parts.push(format!("not bound, trying again ({})", first(&unbound)));
+    }
+    if let Some(NetState::Away(error)) = &state.net {
+        parts.push(format!(
+            "addresses of Services are not kept up to date ({error})"
+        ));
     }
     let word = if ready { "ready" } else { "not ready" };
     let line = [word.to_owned()]
@@ -214,6 +219,7 @@ mod tests {
             port: "http".into(),
             protocol: Protocol::Auto,
             error: Some("address in use".into()),
+            refuses: false,
         }));
         assert_eq!(
             readiness(&state).unwrap(),

@@ -93,9 +93,12 @@ pub struct Listener {
     pub port: String,
     /// `auto`, `http` or `tcp`.
     pub protocol: String,
-    /// Why the listener is not bound; none if it is bound.
+    /// Why the listener is not bound; none if it is bound, or if it refuses.
     #[serde(default)]
     pub error: Option<String>,
+    /// Connections are refused: the Service has had no endpoint for longer than its hold time.
+    #[serde(default)]
+    pub refuses: bool,
 }
 
 /// One port of one Service.
@@ -252,6 +255,7 @@ impl Status {
                     port: l.port.clone(),
                     protocol: l.protocol.as_str().to_owned(),
                     error: l.error.clone(),
+                    refuses: l.refuses,
                 })
                 .collect(),
             services: snapshot

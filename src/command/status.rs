@@ -195,10 +195,11 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
 
     let mut listeners = vec![row(["LISTENER", "ADDRESS", "SERVICE", "PROTOCOL", ""])];
     for l in &status.listeners {
-        let bound = l
-            .error
-            .as_ref()
-            .map_or(String::new(), |error| format!("not bound: {error}"));
+        let bound = match &l.error {
+            Some(error) => format!("not bound: {error}"),
+            None if l.refuses => "refuses: no endpoint".to_owned(),
+            None => String::new(),
+        };
         listeners.push(row([
             &l.name,
             &l.address.to_string(),

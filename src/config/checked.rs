@@ -14,7 +14,8 @@ use std::time::Duration;
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::{
-    Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, PodWatch, Retry, Timeouts,
+    Addresses, Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, PodWatch, Retry,
+    Timeouts,
 };
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
@@ -33,6 +34,7 @@ impl raw::Config {
             node_port_addresses: self
                 .node_ports
                 .map_or(Ok(Vec::new()), raw::NodePorts::check)?,
+            addresses: self.services.unwrap_or_default().check(folder, admin)?,
             listeners: listeners(
                 self.listeners.unwrap_or_default(),
                 admin,
@@ -172,6 +174,58 @@ fn node_name() -> Result<String, Fault> {
                     manifests in deploy/ set it; expected all or none without it";
         Fault::new("discovery.kubernetes.pods", what.to_owned())
     })
+}
+
+impl raw::Services {
+    fn check(self, folder: &Path, admin: SocketAddr) -> Result<Option<Addresses>, Fault> {
+        if !at("services.addresses", off_or("on", self.addresses))? {
+            return Ok(None);
+        }
+        let from = match &self.node_addresses {
+            Some(_) => "services.nodeAddresses",
+            None => "services.addresses",
+        };
+        let texts = self.node_addresses.unwrap_or_else(|| {
+            let text = std::env::var("NODE_IPS").unwrap_or_default();
+            let texts = text.split(',').map(str::trim).filter(|it| !it.is_empty());
+            texts.map(str::to_owned).collect()
+        });
+        if texts.is_empty() {
+            let what = "the node's own addresses are not known, expected them in \
+                        services.nodeAddresses, or in the environment variable NODE_IPS, as the \
+                        manifests in deploy/ set it";
+            return Err(Fault::new(from, what));
+        }
+        let mut families = HashSet::new();
+        let nodes = items(from, texts, |text| {
+            let address: IpAddr = text.parse().map_err(|_| {
+                format!("{text:?} is not an IP address, expected one of this node's own")
+            })?;
+            if address.is_unspecified() || address.is_loopback() {
+                return Err(format!(
+                    "{text} reaches no other host, expected one of this node's own"
+                ));
+            }
+            match families.insert(address.is_ipv4()) {
+                true => Ok(address),
+                false => Err(format!(
+                    "{text} is the second of its family, expected one of each"
+                )),
+            }
+        })?;
+        let port = self.port.unwrap_or(SHARED_PORT);
+        if port == 0 || port == admin.port() {
+            let what = format!("{port} is 0 or the port of admin.address, expected another one");
+            return Err(Fault::new("services.port", what));
+        }
+        let socket = self.socket.as_deref().unwrap_or(NET_SOCKET);
+        let socket = folder.join(socket).components().collect();
+        Ok(Some(Addresses {
+            nodes,
+            port,
+            socket,
+        }))
+    }
 }
 
 impl raw::NodePorts {
@@ -481,3 +535,8 @@ fn items<T>(
         .map(|(index, text)| at(&format!("{path}[{index}]"), read(text)))
         .collect()
 }
+
+/// The port to which clients of Services' addresses are led.
+const SHARED_PORT: u16 = 15001;
+/// Where `ebbtide net` listens.
+const NET_SOCKET: &str = "/run/ebbtide/net.sock";

@@ -20,6 +20,8 @@ use crate::config::places::Aim;
 pub(super) struct Config {
     /// Where Services, EndpointSlices and Pods come from. Exactly one of `files` and `kubernetes`.
     pub discovery: Option<Discovery>,
+    /// What a claim takes over, besides nodePorts.
+    pub services: Option<Services>,
     /// Binds the nodePort of every claimed Service. If absent, no nodePort is bound.
     pub node_ports: Option<NodePorts>,
     /// Explicit listeners. Each serves one port of one Service, claimed or not.
@@ -91,6 +93,25 @@ pub(super) struct Kubernetes {
     /// `none`. A drain of a pod that is not watched begins when an EndpointSlice shows it.
     #[schemars(extend("default" = "all", "enum" = ["all", "node", "none"]))]
     pub pods: Option<String>,
+}
+
+/// What a claim takes over, besides nodePorts.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Services {
+    /// Whether cluster IPs, external IPs and load balancer addresses of claimed Services are served.
+    /// Needs `ebbtide net` on the node.
+    #[schemars(extend("default" = "off", "enum" = ["off", "on"]))]
+    pub addresses: Option<String>,
+    /// This node's own addresses, at most one of each family. If absent: those in the environment
+    /// variable `NODE_IPS`, separated by commas.
+    pub node_addresses: Option<Vec<String>>,
+    /// The port on the node's addresses to which `ebbtide net` leads clients.
+    #[schemars(extend("default" = 15001))]
+    pub port: Option<u16>,
+    /// The socket of `ebbtide net`. Relative to the configuration file's folder.
+    #[schemars(extend("default" = "/run/ebbtide/net.sock"))]
+    pub socket: Option<String>,
 }
 
 /// The listeners of nodePorts.

@@ -21,6 +21,8 @@ pub struct Config {
     /// The IP addresses on which the nodePorts of claimed Services are bound. Empty: no nodePort is
     /// bound.
     pub node_port_addresses: Vec<std::net::IpAddr>,
+    /// How the other addresses of claimed Services are served. `None`: they are not.
+    pub addresses: Option<Addresses>,
     /// The explicit listeners.
     pub listeners: Vec<ListenerConfig>,
     /// Where the admin pages are served.
@@ -39,6 +41,18 @@ pub struct Config {
     pub access_log: bool,
     /// What `/metrics` shows of each Service port.
     pub per_service: PerService,
+}
+
+/// How cluster IPs, external IPs and load balancer addresses are served: `ebbtide net` leads their
+/// clients to one port of this proxy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Addresses {
+    /// This node's own addresses: one of each family that is served.
+    pub nodes: Vec<std::net::IpAddr>,
+    /// The port on these addresses.
+    pub port: u16,
+    /// The socket of `ebbtide net`.
+    pub socket: PathBuf,
 }
 
 /// What `/metrics` shows of each Service port.
@@ -212,6 +226,7 @@ impl Config {
         Self {
             discovery,
             node_port_addresses: Vec::new(),
+            addresses: None,
             listeners: Vec::new(),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9901)),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),

@@ -49,4 +49,7 @@ pub enum Serves {
         /// The port, as the configuration names it.
         port: PortRef,
     },
+    /// Each connection belongs to the Service address that its client connected to: the kernel has
+    /// led it here (`contract/address.rs`).
+    Addresses,
 }

@@ -9,10 +9,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustc_hash::FxBuildHasher;
 
+use crate::contract::address::ServiceAddress;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
@@ -83,6 +85,33 @@ pub struct Port {
     pub hold: Arc<Hold>,
     /// The metrics of this port.
     pub metrics: Arc<ServiceMetrics>,
+    /// The addresses of the Service, beside its nodePorts.
+    pub addresses: Arc<[ServiceAddress]>,
+    /// Whether there is anybody to wait for.
+    pub presence: Presence,
+}
+
+/// Whether a port has, or had, an endpoint that serves or is about to (contract 1.15): a gap is
+/// held, and absence is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It never had one.
+    Never,
+    /// It has one.
+    Now,
+    /// It had one until then.
+    Until(Instant),
+}
+
+impl Port {
+    /// When clients are refused, unless an endpoint comes before; `None`: they are not refused.
+    pub fn refused_from(&self) -> Option<Instant> {
+        match self.presence {
+            Presence::Never => Some(Instant::now()),
+            Presence::Now => None,
+            Presence::Until(since) => Some(since + self.policy.hold_timeout),
+        }
+    }
 }
 
 impl Default for Published {
@@ -260,6 +289,8 @@ mod tests {
             handing_back: false,
             hold: Arc::default(),
             metrics: Arc::default(),
+            addresses: Arc::default(),
+            presence: Presence::Never,
         })
     }
 

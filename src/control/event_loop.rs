@@ -373,6 +373,7 @@ impl Control {
         let old = std::mem::replace(&mut self.config, config.clone());
         let fixed = [
             ("discovery", old.discovery != config.discovery),
+            ("services", old.addresses != config.addresses),
             ("admin", old.admin != config.admin),
             ("workers", old.workers != config.workers),
             (
@@ -420,6 +421,10 @@ impl Control {
 
     /// Binds the listeners that are due.
     fn bind(&mut self, now: Instant) {
+        let ended = self.listeners.ended_gaps(now);
+        if !ended.is_empty() {
+            self.want_listeners(ended);
+        }
         for (service, failure) in self.listeners.retry(now, &self.shared, &self.health) {
             self.post(&service, Reason::PortNotBound, failure);
         }

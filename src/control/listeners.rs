@@ -13,7 +13,8 @@ use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::listener::ListenerSpec;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
-use crate::contract::snapshot::Published;
+use crate::contract::snapshot::{Port, Published};
+use crate::control::addresses::Addresses;
 use crate::control::descriptors::Descriptors;
 use crate::control::sockets::Sockets;
 use crate::control::wanted::{Origin, of_service};
@@ -42,6 +43,10 @@ pub struct Listeners {
     tried: bool,
     /// The process shuts down: nothing is bound any more.
     closed: bool,
+    /// How cluster IPs and the like are served, where they are.
+    addresses: Option<Addresses>,
+    /// When Services that have lost their last endpoint begin to refuse.
+    gaps: BTreeSet<(Instant, ObjectName)>,
 }
 
 /// A listener's origin and name. Where several want one address, the first by this order has it.
@@ -66,11 +71,14 @@ enum State {
     Refused {
         error: String,
     },
+    /// Its Service has no endpoint and had none for the hold time: clients are refused (contract
+    /// 1.15).
+    Absent,
 }
 
 impl Listeners {
     /// None yet. There will never be more sockets than their part of the descriptors.
-    pub fn within(descriptors: Descriptors) -> Self {
+    pub fn within(descriptors: Descriptors, addresses: Option<Addresses>) -> Self {
         Self {
             sockets: Sockets::within(descriptors),
             listeners: BTreeMap::new(),
@@ -82,6 +90,8 @@ impl Listeners {
             dirty: BTreeSet::new(),
             tried: false,
             closed: false,
+            addresses,
+            gaps: BTreeSet::new(),
         }
     }
 
@@ -122,8 +132,10 @@ impl Listeners {
             let ports = published.ports_of(service);
             let wanted: BTreeMap<Key, ListenerConfig> =
                 of_service(config, own, &ports, socket::has_ipv6())
+                    .filter(|(origin, _)| *origin != Origin::Address || self.addresses.is_some())
                     .map(|(origin, it)| ((origin, Arc::from(it.name.as_str())), it))
                     .collect();
+            let absent = self.absent(service, &ports, now);
             for key in self.by_service.get(service).cloned().unwrap_or_default() {
                 let has = self.listeners.get(&key).map(|listener| &listener.config);
                 if wanted.get(&key) != has {
@@ -132,19 +144,67 @@ impl Listeners {
             }
             for (key, config) in wanted {
                 let port = published.port(&config.service, &config.port);
+                let refuses = key.0 != Origin::Configured
+                    && port
+                        .as_ref()
+                        .is_some_and(|port| absent.contains(&port.key.port));
                 let protocol = config.protocol.or(port.map(|port| port.protocol));
-                added.push((key, config, protocol.unwrap_or(Protocol::Auto)));
+                added.push((key, config, protocol.unwrap_or(Protocol::Auto), refuses));
             }
         }
-        for (key, config, protocol) in added {
+        for (key, config, protocol, refuses) in added {
             match self.listeners.get_mut(&key) {
                 Some(listener) if listener.protocol == protocol => {}
                 Some(listener) => {
                     listener.protocol = protocol;
-                    self.dirty.insert(key);
+                    self.dirty.insert(key.clone());
                 }
-                None => self.add(key, config, protocol, now),
+                None => self.add(key.clone(), config, protocol, now),
             }
+            self.set_absent(&key, refuses, now);
+        }
+    }
+
+    /// The ports of a Service that refuse now. Notes when the others will.
+    fn absent(&mut self, service: &ObjectName, ports: &[Arc<Port>], now: Instant) -> Vec<u16> {
+        let mut absent = Vec::new();
+        for port in ports.iter().filter(|port| port.claimed) {
+            match port.refused_from() {
+                Some(from) if from <= now.max(Instant::now()) => absent.push(port.key.port),
+                Some(from) => _ = self.gaps.insert((from, service.clone())),
+                None => {}
+            }
+        }
+        absent
+    }
+
+    /// Services that may begin to refuse now, as [`Self::want`] decides.
+    pub fn ended_gaps(&mut self, now: Instant) -> BTreeSet<ObjectName> {
+        let mut ended = BTreeSet::new();
+        while self.gaps.first().is_some_and(|(at, _)| *at <= now) {
+            ended.extend(self.gaps.pop_first().map(|(_, service)| service));
+        }
+        ended
+    }
+
+    /// Refuses the clients of a listener, or serves them again. A listener whose address another one
+    /// has does neither.
+    fn set_absent(&mut self, key: &Key, refuses: bool, now: Instant) {
+        let Some(listener) = self.listeners.get_mut(key) else {
+            return;
+        };
+        match (&listener.state, refuses) {
+            (State::Absent, false) => self.bind_next(key.clone(), now),
+            (State::Bound(_) | State::Failed { .. }, true) => {
+                let before = std::mem::replace(&mut listener.state, State::Absent);
+                let address = listener.config.address;
+                self.leave(key, before);
+                self.dirty.insert(key.clone());
+                if let (Origin::Address, Some(addresses)) = (key.0, &self.addresses) {
+                    addresses.refuse(address);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -187,6 +247,11 @@ impl Listeners {
         };
         self.dirty.insert(key.clone());
         let (service, address) = (&listener.config.service, listener.config.address);
+        // A refused one has no rule: the address is another listener's.
+        let has_rule = !matches!(listener.state, State::Refused { .. });
+        if let (Origin::Address, true, Some(addresses)) = (key.0, has_rule, &self.addresses) {
+            addresses.release(address);
+        }
         if let Some(keys) = self.by_service.get_mut(service) {
             keys.retain(|it| it != key);
             if keys.is_empty() {
@@ -210,7 +275,7 @@ impl Listeners {
         match state {
             State::Bound(spec) => self.unwanted.push(spec),
             State::Failed { retry_at, .. } => _ = self.due.remove(&(retry_at, key.clone())),
-            State::Refused { .. } => {}
+            State::Refused { .. } | State::Absent => {}
         }
     }
 
@@ -255,7 +320,7 @@ impl Listeners {
         health: &Health,
     ) -> Vec<(ObjectName, String)> {
         let mut failures = std::mem::take(&mut self.refused);
-        for spec in self.unwanted.drain(..) {
+        for spec in self.unwanted.drain(..).filter(|spec| spec.sockets > 0) {
             self.sockets.close(spec, shared);
         }
         self.sockets.settle(shared);
@@ -274,7 +339,16 @@ impl Listeners {
                 continue;
             };
             let single = shares && key.0 == Origin::NodePort;
-            wanted.state = match self.sockets.bind(&wanted.config, single, shared) {
+            let bound = match (key.0, &mut self.addresses) {
+                (Origin::Address, Some(addresses)) => {
+                    addresses.bind(&wanted.config, &mut self.sockets, shared)
+                }
+                _ => {
+                    let serves = wanted.config.serves();
+                    self.sockets.bind(&wanted.config, serves, single, shared)
+                }
+            };
+            wanted.state = match bound {
                 Ok(spec) => {
                     let (listener, service) = (&*key.1, &wanted.config.service);
                     tracing::info!(listener, address = %spec.address, %service, "listening");
@@ -308,23 +382,32 @@ impl Listeners {
     fn show(&mut self, health: &Health) {
         for key in std::mem::take(&mut self.dirty) {
             let state = self.listeners.get(&key).map(Listener::shown);
-            health.show_listener(key.0 == Origin::NodePort, key.1, state);
+            health.show_listener(key.0 != Origin::Configured, key.1, state);
         }
         if !self.tried && health.is_synced() {
             self.tried = true;
             health.update(|h| h.ports_tried = true);
+            if let Some(addresses) = &self.addresses {
+                addresses.open();
+            }
         }
     }
 
     /// When the next bind is due.
     pub fn next_retry(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
+        let due = self.due.first().map(|(at, _)| *at);
+        let gap = self.gaps.first().map(|(at, _)| *at);
+        due.into_iter().chain(gap).min()
     }
 
     /// Closes all listeners, for good. Endpoints still change while clients are drained, so later
     /// calls of [`Self::want`] have no effect.
     pub fn close_all(&mut self, shared: &Shared, health: &Health) {
         self.closed = true;
+        self.gaps.clear();
+        if let Some(mut addresses) = self.addresses.take() {
+            addresses.close(&mut self.sockets, shared);
+        }
         let now = Instant::now();
         for key in self.listeners.keys().cloned().collect::<Vec<_>>() {
             self.remove(&key, now);
@@ -344,6 +427,7 @@ impl Listener {
     fn shown(&self) -> ListenerState {
         let (address, error) = match &self.state {
             State::Bound(spec) => (spec.address, None),
+            State::Absent => (self.config.address, None),
             State::Failed { error, .. } | State::Refused { error } => {
                 (self.config.address, Some(error.clone()))
             }
@@ -355,6 +439,7 @@ impl Listener {
             port: self.config.port.to_string(),
             protocol: self.protocol,
             error,
+            refuses: matches!(self.state, State::Absent),
         }
     }
 }

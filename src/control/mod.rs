@@ -2,10 +2,13 @@
 //!
 //! `event_loop` takes in what the source, the endpoints, the probes and the operator say. `wanted`
 //! says which listeners there should be, `listeners` when each is bound and closed, `sockets` binds it.
+//! `addresses` and `net_link` are for those that the kernel leads to a shared one.
 
+pub mod addresses;
 pub mod descriptors;
 pub mod event_loop;
 pub mod listeners;
+pub mod net_link;
 mod probes;
 mod shutdown;
 mod slots;

@@ -25,6 +25,16 @@ pub(super) struct Sockets {
     closing: Vec<Arc<ListenerSpec>>,
 }
 
+impl ListenerConfig {
+    /// What its clients are served by.
+    pub(super) fn serves(&self) -> Serves {
+        Serves::Port {
+            service: self.service.clone(),
+            port: self.port.clone(),
+        }
+    }
+}
+
 impl Sockets {
     /// None yet.
     pub(super) fn within(descriptors: Descriptors) -> Self {
@@ -45,6 +55,7 @@ impl Sockets {
     pub(super) fn bind(
         &mut self,
         config: &ListenerConfig,
+        serves: Serves,
         single: bool,
         shared: &Shared,
     ) -> io::Result<Arc<ListenerSpec>> {
@@ -59,7 +70,7 @@ impl Sockets {
         if !self.ports.contains_key(&address.port()) && socket::is_listened_on(address) {
             tracing::warn!(listener = name, %address, "another process listens on this address, too: each gets a part of the clients");
         }
-        self.next_id += 1;
+        let id = self.next_id();
         let first = socket::listen(address)?;
         let address = first.local_addr()?;
         let mut sockets: Vec<TcpListener> = vec![first];
@@ -67,13 +78,10 @@ impl Sockets {
             sockets.push(socket::listen(address)?);
         }
         let spec = Arc::new(ListenerSpec {
-            id: ListenerId(self.next_id),
+            id,
             name: config.name.clone(),
             address,
-            serves: Serves::Port {
-                service: config.service.clone(),
-                port: config.port.clone(),
-            },
+            serves,
             protocol: config.protocol,
             proxy_protocol: config.proxy_protocol,
             allow_connect: config.allow_connect,
@@ -91,6 +99,12 @@ impl Sockets {
             let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
         }
         Ok(spec)
+    }
+
+    /// A name that no listener of this process has had.
+    pub(super) fn next_id(&mut self) -> ListenerId {
+        self.next_id += 1;
+        ListenerId(self.next_id)
     }
 
     /// The workers serve what is in the accept queues of this listener, and then close it.

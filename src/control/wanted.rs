@@ -19,6 +19,8 @@ pub enum Origin {
     Configured,
     /// It is the nodePort of a claimed Service.
     NodePort,
+    /// It is another address of a claimed Service.
+    Address,
 }
 
 /// A listener that is wanted. The two origins share no names: a configured listener may be named
@@ -64,21 +66,27 @@ pub fn wanted(
     .collect()
 }
 
-/// The listeners of one Service: those in `configured`, which name it, and its nodePorts if it is
-/// claimed.
+/// The listeners of one Service: those in `configured`, which name it, and if it is claimed, its
+/// nodePorts, and its addresses where they are served.
 pub(super) fn of_service<'a>(
     config: &Config,
     configured: impl Iterator<Item = &'a ListenerConfig>,
     ports: &[Arc<Port>],
     has_ipv6: bool,
 ) -> impl Iterator<Item = (Origin, ListenerConfig)> {
-    let claimed = ports.iter().filter(|port| port.claimed);
-    let node_ports = claimed.filter_map(|port| Some((port.key.clone(), port.node_port?)));
+    let claimed = || ports.iter().filter(|port| port.claimed);
+    let node_ports = claimed().filter_map(|port| Some((port.key.clone(), port.node_port?)));
     let derived = derived(config, node_ports, has_ipv6).into_iter();
+    let with_addresses = claimed().filter(|_| config.addresses.is_some());
+    let addresses = with_addresses.flat_map(|port| {
+        let all = port.addresses.iter();
+        all.map(|it| of_address(&port.key, SocketAddr::new(it.ip, port.key.port)))
+    });
     let configured = configured.cloned();
     configured
         .map(|it| (Origin::Configured, it))
         .chain(derived.map(|it| (Origin::NodePort, it)))
+        .chain(addresses.map(|it| (Origin::Address, it)))
 }
 
 fn derived(
@@ -99,9 +107,13 @@ fn derived(
 }
 
 fn of_node_port(port: &PortKey, node_port: u16, address: IpAddr) -> ListenerConfig {
+    of_address(port, SocketAddr::new(address, node_port))
+}
+
+fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
     ListenerConfig {
-        name: format!("{port}@{address}"),
-        address: SocketAddr::new(address, node_port),
+        name: format!("{port}@{}", address.ip()),
+        address,
         service: port.service.clone(),
         port: PortRef::Number(port.port),
         protocol: None,

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::contract::address::{AddressKind, ServiceAddress};
 use crate::contract::name::{ObjectName, PodRef};
 use crate::discovery::document::{
     Document, Error, Format, documents, field, line_of, own_words, value,
@@ -227,10 +228,10 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
             .filter(|(key, _)| key.starts_with("ebbtide.dev/"))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
-        unserved: if claimed {
-            unserved(service, spec)
-        } else {
-            Vec::new()
+        unserved: if claimed { unserved(spec) } else { Vec::new() },
+        addresses: match claimed {
+            true => addresses(service, spec),
+            false => Vec::new(),
         },
     })
 }
@@ -402,7 +403,7 @@ fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndp
 }
 
 /// The fields that kube-proxy served for this Service and that nobody serves after Ebbtide's claim.
-fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
+fn unserved(spec: &ServiceSpec) -> Vec<String> {
     let mut fields = Vec::new();
     let mut name = |field: &str, value: &str| fields.push(format!("spec.{field}: {value}"));
     for (i, port) in spec.ports.iter().flatten().enumerate() {
@@ -410,23 +411,9 @@ fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
             name(&format!("ports[{i}].protocol"), protocol);
         }
     }
-    if let Some(ip) = spec
-        .cluster_ip
-        .as_deref()
-        .filter(|ip| !ip.is_empty() && *ip != "None")
-    {
-        name("clusterIP", ip);
-    }
-    for (field, list) in [
-        ("externalIPs", &spec.external_ips),
-        (
-            "loadBalancerSourceRanges",
-            &spec.load_balancer_source_ranges,
-        ),
-    ] {
-        if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
-            name(field, &list.join(", "));
-        }
+    let ranges = spec.load_balancer_source_ranges.as_ref();
+    if let Some(list) = ranges.filter(|list| !list.is_empty()) {
+        name("loadBalancerSourceRanges", &list.join(", "));
     }
     for (field, value, harmless) in [
         ("sessionAffinity", &spec.session_affinity, "None"),
@@ -452,21 +439,45 @@ fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
     if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
         name("healthCheckNodePort", &port.to_string());
     }
-    let balancer = service
-        .status
-        .as_ref()
-        .and_then(|status| status.load_balancer.as_ref());
+    fields
+}
+
+/// The addresses on which kube-proxy served this Service. A text that is no address is skipped: the
+/// API server refuses it, and a file may hold anything.
+fn addresses(service: &Service, spec: &ServiceSpec) -> Vec<ServiceAddress> {
+    let one = spec.cluster_ip.iter();
+    let cluster: Vec<&String> = match &spec.cluster_ips {
+        Some(all) if !all.is_empty() => all.iter().collect(),
+        _ => one.collect(),
+    };
+    let status = service.status.as_ref();
+    let balancer = status.and_then(|status| status.load_balancer.as_ref());
     let ingress = balancer
-        .and_then(|balancer| balancer.ingress.as_ref())
+        .and_then(|it| it.ingress.as_ref())
         .into_iter()
         .flatten();
-    for ip in ingress
-        .filter(|it| it.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|it| it.ip.as_ref())
-    {
-        fields.push(format!("status.loadBalancer.ingress: {ip}"));
+    // A balancer with mode `Proxy` sends to nodePorts, and wants clients in the cluster to pass it.
+    let ingress = ingress.filter(|it| it.ip_mode.as_deref() != Some("Proxy"));
+    let all = [
+        (AddressKind::Cluster, cluster),
+        (
+            AddressKind::External,
+            spec.external_ips.iter().flatten().collect(),
+        ),
+        (
+            AddressKind::LoadBalancer,
+            ingress.filter_map(|it| it.ip.as_ref()).collect(),
+        ),
+    ];
+    let mut found: Vec<ServiceAddress> = Vec::new();
+    for (kind, texts) in all {
+        for ip in texts.into_iter().filter_map(|text| text.parse().ok()) {
+            if !found.iter().any(|it| it.ip == ip) {
+                found.push(ServiceAddress { ip, kind });
+            }
+        }
     }
-    fields
+    found
 }
 
 fn port_number(number: i32, field: impl FnOnce() -> String) -> Result<u16, Invalid> {

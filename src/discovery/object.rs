@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::contract::address::ServiceAddress;
 use crate::contract::name::{ObjectName, PodRef};
 
 /// One change of the source's objects.
@@ -111,12 +112,18 @@ pub struct ServiceObject {
     /// Each field that a claim takes from kube-proxy and Ebbtide does not serve, for example
     /// `spec.sessionAffinity: ClientIP`.
     pub unserved: Vec<String>,
+    /// The addresses of a claimed Service, beside its nodePorts.
+    #[serde(default)]
+    pub addresses: Vec<ServiceAddress>,
 }
 
 impl ServiceObject {
-    /// A warning for each field in `unserved`.
-    pub fn lost(&self) -> impl Iterator<Item = String> {
-        self.unserved.iter().map(|field| {
+    /// A warning for each field that is not served. `has_addresses`: this proxy serves the addresses
+    /// of Services.
+    pub fn lost(&self, has_addresses: bool) -> impl Iterator<Item = String> {
+        let addresses = self.addresses.iter().filter(move |_| !has_addresses);
+        let addresses = addresses.map(|it| format!("{}: {}", it.kind.field(), it.ip));
+        self.unserved.iter().cloned().chain(addresses).map(|field| {
             format!(
                 "{field} is not served, and the claim keeps kube-proxy from serving it; if it is in use, \
                  claim a second Service with the same selector instead"

@@ -27,7 +27,7 @@ pub type Rules = BTreeMap<(Transport, SocketAddr), SocketAddr>;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Message {
-    /// These are all rules.
+    /// These are all rules. None: the proxy lets go, and its last connections go on.
     All(Vec<Rule>),
     /// These rules are new or others than before; `None` ends one.
     Change(Vec<(Transport, SocketAddr, Option<SocketAddr>)>),

@@ -111,6 +111,21 @@ pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
     ))
 }
 
+/// The address that the client of an accepted connection asked for, where the kernel has led the
+/// connection to another one (DNAT); `None` where the kernel knows nothing of it.
+pub fn original_destination(accepted: &impl AsFd) -> Option<SocketAddr> {
+    let socket = SockRef::from(accepted);
+    let v4 = socket.original_dst_v4();
+    let found = v4.or_else(|_| socket.original_dst_v6());
+    found.ok()?.as_socket()
+}
+
+/// Closes an accepted connection with a reset.
+pub fn reset(accepted: OwnedFd) {
+    // This fails only for a socket that is already dead.
+    let _ = SockRef::from(&accepted).set_linger(Some(Duration::ZERO));
+}
+
 /// Whether an error of accept or connect is a shortage of this machine: descriptors, memory or
 /// ports. The peer has no part in it.
 pub fn is_shortage(error: &io::Error) -> bool {

@@ -46,9 +46,22 @@ pub struct HealthState {
     pub current_at: Instant,
     /// What the source cannot read. Only [`Health::report`] may change it.
     pub problems: Vec<Problem>,
+    /// How the addresses of Services are served; `None`: they are not, or nothing is known yet.
+    pub net: Option<NetState>,
     /// Every listener that is bound or should be: the configured ones, then the nodePorts, by name.
     /// Only [`Health::show_listener`] may change them.
     pub listeners: Vec<Arc<ListenerState>>,
+}
+
+/// Where `ebbtide net` stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetState {
+    /// It has written this process's rules.
+    Serves,
+    /// Another process of the node writes the rules: one that replaces this one.
+    Waits,
+    /// It is not there, or cannot write; and why.
+    Away(String),
 }
 
 /// One listener, as the admin pages show it.
@@ -65,8 +78,11 @@ pub struct ListenerState {
     pub port: String,
     /// The protocol that the listener is served with.
     pub protocol: Protocol,
-    /// Why the listener is not bound; `None` while it is bound.
+    /// Why the listener is not bound; `None` while it is bound, and while it refuses.
     pub error: Option<String>,
+    /// Connections are refused, because the Service has had no endpoint for longer than its hold
+    /// time (contract 1.15).
+    pub refuses: bool,
 }
 
 impl HealthState {
@@ -96,6 +112,7 @@ impl Health {
             shutting_down: false,
             current_at: Instant::now(),
             problems: Vec::new(),
+            net: None,
             listeners: Vec::new(),
         };
         Self {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::contract::listener::ListenerSpec;
+use crate::contract::listener::{ListenerSpec, Serves};
 use crate::net::socket;
 use crate::proxy::session;
 use crate::proxy::shared::{Accepted, Spare, WorkerCommand};
@@ -124,10 +124,21 @@ fn hand_over(
     (fd, peer): (OwnedFd, SocketAddr),
     permit: OwnedSemaphorePermit,
 ) {
+    let listener = match spec.serves {
+        Serves::Port { .. } => spec.clone(),
+        Serves::Addresses => {
+            let address = socket::original_destination(&fd);
+            match address.and_then(|it| worker.shared.addresses.get(&it)) {
+                Some(listener) => listener,
+                // Nothing is served there, or its client has connected to the shared port itself.
+                None => return socket::reset(fd),
+            }
+        }
+    };
     let accepted = Accepted {
         fd,
         peer,
-        listener: spec.clone(),
+        listener,
         permit,
     };
     let loads = &worker.shared.loads;

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config::settings::Config;
+use crate::contract::address::AddressMap;
 use crate::contract::endpoint::{EndpointId, Leaving};
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::snapshot::Published;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Clients that were refused for their PROXY header.
     pub refused_headers: Pace,
+    /// The listeners of the addresses that the kernel leads to a shared port.
+    pub addresses: Arc<AddressMap>,
 }
 
 /// Counts what happens often, and says when to log it: immediately, and then at most once in

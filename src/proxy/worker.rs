@@ -105,7 +105,9 @@ impl Worker {
             return Some(route.routed.clone());
         }
         // A named port may have moved to another place.
-        let Serves::Port { service, port } = &spec.serves;
+        let Serves::Port { service, port } = &spec.serves else {
+            return None;
+        };
         let place = self.shared.snapshot.place(service, port);
         let Some((place, port)) = place.and_then(|place| place.port().map(|port| (place, port)))
         else {

@@ -10,13 +10,14 @@ use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::contract::address::ServiceAddress;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
 use crate::contract::name::PortKey;
 use crate::contract::policy::{Policy, Protocol};
-use crate::contract::snapshot::{Place, Port};
+use crate::contract::snapshot::{Place, Port, Presence};
 use crate::discovery::object::ServicePortObject;
 use crate::routing::change::Change;
 use crate::routing::entry::Entry;
@@ -56,6 +57,8 @@ pub(super) struct PortEntry {
     pub(super) ended: HashMap<Identity, Option<Instant>>,
     /// Every endpoint that still exists; see [`Port::all`].
     pub(super) all: EndpointList,
+    /// As it was published last.
+    pub(super) presence: Presence,
 }
 
 /// What the Service says about one of its ports.
@@ -68,6 +71,8 @@ pub(super) struct Spec {
     pub(super) claimed: bool,
     /// See [`Port::handing_back`].
     pub(super) handing_back: bool,
+    /// See [`Port::addresses`].
+    pub(super) addresses: Arc<[ServiceAddress]>,
 }
 
 /// The hash has no random key. So the same events build the same table in the same order, and a
@@ -100,6 +105,7 @@ impl PortEntry {
             leaving: Vec::new(),
             ended: HashMap::new(),
             all: EndpointList::default(),
+            presence: Presence::Never,
         }
     }
 
@@ -222,6 +228,25 @@ impl PortEntry {
             })
     }
 
+    /// Whether an endpoint serves, or is about to: it is ready, and a probe is on its way.
+    fn is_present(&self) -> bool {
+        let present = |entry: &Entry| {
+            let joins = entry.listed && entry.conditions.ready && entry.terminating.is_none();
+            joins || entry.is_last_resort() || entry.terminating.is_some() && entry.may_join()
+        };
+        !self.usable.is_empty() || self.entries.values().any(present)
+    }
+
+    /// Brings the presence up to date. Returns whether it has changed.
+    pub(super) fn note_presence(&mut self) -> bool {
+        let now = match (self.is_present(), self.presence) {
+            (true, _) => Presence::Now,
+            (false, Presence::Now) => Presence::Until(Instant::now()),
+            (false, before) => before,
+        };
+        std::mem::replace(&mut self.presence, now) != now
+    }
+
     /// Publishes the port as it is now. Returns whether the Service has another set of places then.
     pub(super) fn publish(&mut self, key: &PortKey) -> bool {
         match (self.place.take(), self.assemble(key)) {
@@ -247,6 +272,7 @@ impl PortEntry {
             target,
             claimed,
             handing_back,
+            addresses,
         } = self.spec.as_ref()?;
         let resorts = self.entries.values().filter(|entry| entry.is_last_resort());
         let last_resort = if self.served {
@@ -268,6 +294,8 @@ impl PortEntry {
             all: self.all.clone(),
             hold: self.hold.clone(),
             metrics: self.metrics.clone(),
+            addresses: addresses.clone(),
+            presence: self.presence,
         }))
     }
 }

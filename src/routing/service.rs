@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::settings::Config;
+use crate::contract::address::ServiceAddress;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{Policy, Protocol};
@@ -142,7 +143,8 @@ impl ServiceEntry {
             ports: merged,
             mut warnings,
         } = merged;
-        warnings.extend(object.lost());
+        warnings.extend(object.lost(config.addresses.is_some()));
+        let addresses: Arc<[ServiceAddress]> = object.addresses.as_slice().into();
         let (policy, found) = Policy::for_service(config, &object.annotations);
         warnings.extend(found);
         let mut ports = BTreeMap::new();
@@ -169,6 +171,7 @@ impl ServiceEntry {
                 target,
                 claimed: claim.listening,
                 handing_back: !claim.ours,
+                addresses: addresses.clone(),
             });
             ports.insert(key.port, port);
         }

@@ -329,7 +329,7 @@ impl RoutingTable {
             }
         }
         let generation = self.published.begin();
-        let forgotten = self.publish(services);
+        let forgotten = self.publish(services, &mut chores.listeners);
         for endpoint in outs {
             endpoint.set_out(true);
             chores.left.push(endpoint.id);
@@ -363,8 +363,12 @@ impl RoutingTable {
     }
 
     /// Publishes the ports of these Services. Forgets ports and Services that have nothing left, and
-    /// returns those ports.
-    fn publish(&mut self, services: &[ObjectName]) -> Vec<PortKey> {
+    /// returns those ports. Adds to `listeners` the Services that came to refuse or to serve.
+    fn publish(
+        &mut self,
+        services: &[ObjectName],
+        listeners: &mut BTreeSet<ObjectName>,
+    ) -> Vec<PortKey> {
         let mut forgotten = Vec::new();
         for name in services {
             let Some(service) = self.services.get_mut(name) else {
@@ -372,6 +376,9 @@ impl RoutingTable {
             };
             let mut places_differ = false;
             for (key, port) in service.keyed_ports() {
+                if port.note_presence() {
+                    listeners.insert(key.service.clone());
+                }
                 places_differ |= port.publish(&key);
             }
             if places_differ {

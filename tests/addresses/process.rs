@@ -90,7 +90,7 @@ impl Proxy {
     }
 }
 
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
         assert!(
@@ -185,6 +185,10 @@ fn what_the_proxy_says_is_written_and_kept_until_it_has_let_go() {
     net.signal(Signal::TERM);
     assert_eq!(proxy.all(&rules(&[80, 81])), Answer::Applied);
     assert_eq!(written(), rules(&[80, 81]));
+    // It lets go. The kernel needs the tables for its last connections.
+    assert_eq!(proxy.all(&Rules::new()), Answer::Applied);
+    assert_eq!(written(), Rules::new());
+    assert_eq!(netlink::list().unwrap().1.len(), 2);
     assert!(!net.ended());
     drop(proxy);
     until("its end", || net.ended());
@@ -241,7 +245,7 @@ fn of_several_the_newest_writes_and_the_next_newest_follows_it() {
     };
     let (_a, mut a_proxy) = start("a", 1);
     let (b, _b_proxy) = start("b", 2);
-    let (mut c, c_proxy) = start("c", 3);
+    let (mut c, mut c_proxy) = start("c", 3);
     // An older one keeps what it hears for later.
     assert_eq!(a_proxy.all(&rules(&[11])), Answer::Kept);
     assert_eq!(written(), rules(&[3]));
@@ -250,14 +254,17 @@ fn of_several_the_newest_writes_and_the_next_newest_follows_it() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(written(), rules(&[3]));
     assert_eq!(a_proxy.all(&rules(&[12])), Answer::Kept);
-    // The newest ends in peace: it removes nothing, since the oldest follows.
+    // The newest ends in peace. Its proxy lets go and still drains: the oldest follows at once.
     c.signal(Signal::TERM);
-    drop(c_proxy);
-    until("its end", || {
+    assert_eq!(c_proxy.all(&Rules::new()), Answer::Kept);
+    until("the oldest", || {
         assert!(!written().is_empty(), "there was a moment without rules");
-        c.ended()
+        written() == rules(&[12])
     });
-    until("the oldest", || written() == rules(&[12]));
+    assert!(!c.ended());
+    drop(c_proxy);
+    until("its end", || c.ended());
+    assert_eq!(written(), rules(&[12]));
     assert_eq!(a_proxy.all(&rules(&[13])), Answer::Applied);
     assert_eq!(written(), rules(&[13]));
 }

@@ -17,7 +17,7 @@ use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
 use ebbtide::contract::policy::{NonIdempotent, Policy, Protocol};
 use ebbtide::contract::reason::Trigger;
-use ebbtide::contract::snapshot::{Place, Port};
+use ebbtide::contract::snapshot::{Place, Port, Presence};
 use ebbtide::discovery::source::Problem;
 use ebbtide::observe::health::{Health, ListenerState};
 use ebbtide::observe::metrics::Metrics;
@@ -144,6 +144,8 @@ impl Fixture {
                 handing_back: false,
                 target_port: None,
                 hold: Arc::default(),
+                addresses: Arc::default(),
+                presence: Presence::Never,
                 usable: EndpointList::default(),
                 last_resort: EndpointList::default(),
                 all: all.into_iter().collect(),
@@ -298,6 +300,7 @@ fn listener(
         port: to.2.into(),
         protocol,
         error: error.map(str::to_owned),
+        refuses: false,
     }
 }
 

@@ -167,6 +167,7 @@ mod tests {
             ipv6_first: false,
             annotations: BTreeMap::new(),
             unserved: Vec::new(),
+            addresses: Vec::new(),
         };
         MergedService {
             object,

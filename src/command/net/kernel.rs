@@ -131,6 +131,11 @@ impl Kernel {
         self.write_all()
     }
 
+    /// Forgets what is wanted, too: the proxy has let go.
+    pub fn let_go(&mut self) {
+        *self = Self::default();
+    }
+
     /// Forgets what the kernel has: another process writes the table from now on.
     pub fn stand_down(&mut self) {
         self.written = None;

@@ -143,6 +143,12 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
 /// Takes a message in, and writes it if this process is the owner, or can become it.
 async fn take(message: Message, kernel: &mut Kernel, role: &mut Role) -> Answer {
     let is_first = matches!(message, Message::All(_));
+    // The proxy lets go, and another process of the node still has one: that one shall serve.
+    if matches!(&message, Message::All(all) if all.is_empty()) && role.has_heir() {
+        kernel.let_go();
+        *role = Role::New;
+        return Answer::Kept;
+    }
     let steps = match kernel.take(message) {
         Ok(steps) => steps,
         Err(error) => return Answer::Failed(error),

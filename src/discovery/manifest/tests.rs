@@ -86,20 +86,41 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
         service.unserved,
         [
             "spec.ports[1].protocol: UDP",
-            "spec.clusterIP: fd00::1",
-            "spec.externalIPs: 192.0.2.1, 192.0.2.2",
             "spec.loadBalancerSourceRanges: 10.0.0.0/8",
             "spec.sessionAffinity: ClientIP",
             "spec.externalTrafficPolicy: Local",
             "spec.internalTrafficPolicy: Local",
             "spec.healthCheckNodePort: 32000",
+        ]
+    );
+    let addresses = |service: &ServiceObject| -> Vec<String> {
+        let all = service.addresses.iter();
+        all.map(|it| format!("{}: {}", it.kind.field(), it.ip))
+            .collect()
+    };
+    assert_eq!(
+        addresses(&service),
+        [
+            "spec.clusterIP: fd00::1",
+            "spec.externalIPs: 192.0.2.1",
+            "spec.externalIPs: 192.0.2.2",
             "status.loadBalancer.ingress: 192.0.2.9",
         ]
     );
+    assert_eq!(service.lost(true).count(), service.unserved.len());
+    assert_eq!(service.lost(false).count(), service.unserved.len() + 4);
+    let dual = "  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.1, 'fd00::1']\n";
+    assert_eq!(
+        addresses(&one_service(&format!("{SERVICE}{dual}"))),
+        ["spec.clusterIP: 10.96.0.1", "spec.clusterIP: fd00::1"]
+    );
     let quiet = "  sessionAffinity: None\n  clusterIP: None\n  externalTrafficPolicy: Cluster\n";
-    assert_eq!(one_service(&format!("{SERVICE}{quiet}")).unserved.len(), 1);
+    let service = one_service(&format!("{SERVICE}{quiet}"));
+    assert_eq!(service.unserved.len(), 1);
+    assert_eq!(service.addresses, []);
     let unclaimed = format!("{SERVICE}{spec}").replace("ebbtide}", "other}");
-    assert!(one_service(&unclaimed).unserved.is_empty());
+    let service = one_service(&unclaimed);
+    assert!(service.unserved.is_empty() && service.addresses.is_empty());
 }
 
 #[test]

@@ -50,6 +50,8 @@ fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
         handing_back: false,
         target_port: None,
         hold: Arc::default(),
+        addresses: Arc::default(),
+        presence: crate::contract::snapshot::Presence::Never,
     }
 }
 

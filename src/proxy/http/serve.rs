@@ -290,8 +290,10 @@ impl Client {
         // protocol: the load balancer passes the client's bytes on unchanged.
         let peer = self.peer.ip().to_canonical();
         // The listener's own address may be unspecified, or have port 0. The connection's costs a
-        // system call, so only a request that may need it asks the kernel.
-        let local = head::may_need_local(bytes)
+        // system call, so only a request that may need it asks the kernel. Where the kernel has led
+        // the client here, the listener's address is the one that the client asked for.
+        let is_own = self.listener.sockets > 0 && head::may_need_local(bytes);
+        let local = is_own
             .then(|| self.stream.local().ok())
             .flatten()
             .unwrap_or(self.listener.address);

@@ -1,0 +1,124 @@
+//! The addresses of Services (cluster IPs and the like): the shared listeners to which the kernel
+//! leads their clients, and what it is told about each address.
+//!
+//! Invariant: an address leads to a shared listener only while that is bound, and its connections
+//! find their listener in the map before the first can come.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use crate::config::settings::{Addresses as Settings, ListenerConfig};
+use crate::contract::address::AddressMap;
+use crate::contract::listener::{ListenerSpec, Serves};
+use crate::control::net_link::Outbox;
+use crate::control::sockets::Sockets;
+use crate::net::rules::Transport;
+use crate::proxy::shared::Shared;
+
+/// The shared listeners, and the way to the kernel.
+pub struct Addresses {
+    settings: Settings,
+    outbox: Arc<Outbox>,
+    map: Arc<AddressMap>,
+    bound: Vec<Arc<ListenerSpec>>,
+}
+
+impl Addresses {
+    /// Nothing is bound yet.
+    pub fn new(settings: Settings, outbox: Arc<Outbox>, map: Arc<AddressMap>) -> Self {
+        Self {
+            settings,
+            outbox,
+            map,
+            bound: Vec::new(),
+        }
+    }
+
+    /// Serves an address. Binds the shared listener of its family, if it is not bound yet.
+    ///
+    /// # Errors
+    /// The node has no address of this family, or the shared listener cannot be bound.
+    pub(super) fn bind(
+        &mut self,
+        config: &ListenerConfig,
+        sockets: &mut Sockets,
+        shared: &Shared,
+    ) -> io::Result<Arc<ListenerSpec>> {
+        let node = self.node(config.address.ip())?;
+        let to = SocketAddr::new(node, self.settings.port);
+        if !self.bound.iter().any(|spec| spec.address == to) {
+            let name = format!("addresses@{node}");
+            let own = ListenerConfig {
+                name,
+                address: to,
+                ..config.clone()
+            };
+            let spec = sockets
+                .bind(&own, Serves::Addresses, false, shared)
+                .map_err(|error| {
+                    let what = format!("{to}, which all addresses share, cannot be bound: {error}");
+                    io::Error::new(error.kind(), what)
+                })?;
+            tracing::info!(address = %to, "listening for the addresses of Services");
+            self.bound.push(spec);
+        }
+        let spec = Arc::new(ListenerSpec {
+            id: sockets.next_id(),
+            name: config.name.clone(),
+            address: config.address,
+            serves: config.serves(),
+            protocol: None,
+            proxy_protocol: false,
+            allow_connect: false,
+            sockets: 0,
+            accepting: AtomicUsize::new(0),
+        });
+        self.map.set(config.address, Some(spec.clone()));
+        self.outbox.set((Transport::Tcp, config.address), Some(to));
+        Ok(spec)
+    }
+
+    /// Refuses connections to an address: it leads to a port on which nobody listens.
+    pub(super) fn refuse(&self, at: SocketAddr) {
+        if let Ok(node) = self.node(at.ip()) {
+            let closed = SocketAddr::new(node, CLOSED_PORT);
+            self.outbox.set((Transport::Tcp, at), Some(closed));
+        }
+    }
+
+    /// Lets go of an address. Its open connections go on.
+    pub(super) fn release(&self, at: SocketAddr) {
+        self.outbox.set((Transport::Tcp, at), None);
+        self.map.set(at, None);
+    }
+
+    /// Tells the kernel's side from now on: every address has been tried once.
+    pub(super) fn open(&self) {
+        self.outbox.open();
+    }
+
+    /// Closes the shared listeners. The kernel's side is let go first, so that a process that
+    /// replaces this one serves the addresses.
+    pub(super) fn close(&mut self, sockets: &mut Sockets, shared: &Shared) {
+        self.outbox.close();
+        for spec in self.bound.drain(..) {
+            sockets.close(spec, shared);
+        }
+    }
+
+    fn node(&self, of: IpAddr) -> io::Result<IpAddr> {
+        let mut nodes = self.settings.nodes.iter();
+        let found = nodes.find(|node| node.is_ipv4() == of.is_ipv4());
+        found.copied().ok_or_else(|| {
+            let family = if of.is_ipv4() { "IPv4" } else { "IPv6" };
+            io::Error::other(format!(
+                "this node has no {family} address in services.nodeAddresses"
+            ))
+        })
+    }
+}
+
+/// Discard (RFC 863). No program of today listens on it, and if one does, `check` says so.
+const CLOSED_PORT: u16 = 9;

@@ -1,0 +1,193 @@
+//! A claimed Service by all of its addresses, through the kernel's table, `ebbtide net` and the proxy,
+//! for clients on the node and in a pod.
+
+use std::io::Read;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ebbtide::net::netlink;
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::namespace::is_inside;
+use super::node::{
+    ALL, App, CLUSTER, CLUSTER_V6, Client, EXTERNAL, Node, POD, SHARED, get, in_pod, is_refused,
+    rule, shop, start_proxy, try_get,
+};
+use super::process::{Net, until};
+use crate::support::manifests::service;
+
+#[test]
+fn every_address_is_served_for_the_node_and_for_pods_and_a_rollout_costs_nothing() {
+    if !is_inside(
+        "addresses::served::every_address_is_served_for_the_node_and_for_pods_and_a_rollout_costs_nothing",
+    ) {
+        return;
+    }
+    let (a, b) = (App::start("a"), App::start("b"));
+    let node = Node::start(&[a.ep()], "timeouts: {drain: 10s}");
+    for at in ALL {
+        assert!(get(at).unwrap().starts_with("a "), "{at}");
+        let seen = in_pod(|| get(at)).unwrap();
+        let client = if at == CLUSTER_V6 { "fd00:244::2" } else { POD };
+        assert_eq!(seen, format!("a {client} shop"), "{at}");
+    }
+    assert_eq!(get("127.0.0.1:30080").unwrap(), "a 127.0.0.1 shop");
+
+    // A rollout from `a` to `b` under clients that keep their connections.
+    let mut clients: Vec<Client> = ALL.iter().map(|at| Client::connect(at).unwrap()).collect();
+    clients.push(in_pod(|| Client::connect(CLUSTER)).unwrap());
+    clients
+        .iter_mut()
+        .for_each(|client| drop(client.get().unwrap()));
+    a.slow.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let in_flight: Vec<_> = clients
+            .iter_mut()
+            .map(|client| scope.spawn(|| client.get().unwrap()))
+            .collect();
+        node.folder.endpoints(&[a.ep().clone(), b.ep()]);
+        until("b", || {
+            try_get(CLUSTER_V6).is_ok_and(|it| it.starts_with("b "))
+        });
+        let mut leaves = a.ep();
+        (leaves.ready, leaves.serving, leaves.terminating) = (false, true, true);
+        node.folder.endpoints(&[leaves, b.ep()]);
+        until("only b", || {
+            (0..20).all(|_| try_get(EXTERNAL).is_ok_and(|it| it.starts_with("b ")))
+        });
+        a.slow.store(false, Ordering::SeqCst);
+        for answer in in_flight {
+            let answer = answer.join().unwrap();
+            assert!(
+                answer.starts_with("a ") || answer.starts_with("b "),
+                "{answer}"
+            );
+        }
+    });
+    for client in &mut clients {
+        assert!(client.get().unwrap().starts_with("b "));
+    }
+
+    // The shared port itself serves nobody.
+    assert!(get(SHARED).is_err());
+
+    // An address that goes, goes; its open connections stay.
+    let mut fewer = shop();
+    fewer["spec"]["externalIPs"] = json!([]);
+    node.folder.write("service.json", &fewer);
+    until("one address less", || rule(EXTERNAL).is_none());
+    assert!(clients[2].get().is_ok());
+    assert!(get(CLUSTER).is_ok());
+    std::fs::remove_file(node.folder.manifests().join("service.json")).unwrap();
+    until("no rule", || netlink::list().unwrap().0.is_empty());
+}
+
+#[test]
+fn a_gap_is_held_and_absence_is_refused() {
+    if !is_inside("addresses::served::a_gap_is_held_and_absence_is_refused") {
+        return;
+    }
+    let a = App::start("a");
+    let node = Node::start(&[], "timeouts: {hold: 3s, drain: 1s}");
+    let node_port = "127.0.0.1:30080";
+    // It never had an endpoint.
+    for at in ALL {
+        assert!(is_refused(at) && in_pod(|| is_refused(at)), "{at}");
+    }
+    assert!(is_refused(node_port));
+    node.folder.endpoints(&[a.ep()]);
+    let all = || ALL.into_iter().chain([node_port]);
+    until("service", || all().all(|at| get(at).is_ok()));
+
+    // A gap: who comes now is held, and served as soon as an endpoint is there.
+    let mut client = in_pod(|| Client::connect(CLUSTER)).unwrap();
+    client.get().unwrap();
+    node.folder.endpoints(&[]);
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| client.get());
+        let new = scope.spawn(|| get(CLUSTER_V6));
+        let port = scope.spawn(|| get(node_port));
+        std::thread::sleep(Duration::from_millis(300));
+        node.folder.endpoints(&[a.ep()]);
+        for waits in [held, new, port] {
+            assert!(waits.join().unwrap().unwrap().starts_with("a "));
+        }
+    });
+
+    // Longer than the hold time: refused, by every way, and served again with the first endpoint.
+    node.folder.endpoints(&[]);
+    until("refusal", || all().all(is_refused));
+    assert!(in_pod(|| is_refused(CLUSTER)));
+    node.folder.endpoints(&[a.ep()]);
+    until("service", || all().all(|at| get(at).is_ok()));
+
+    // A Service of its own that never has one does not disturb the other.
+    let mut other = service("other", json!({}));
+    other["metadata"]["labels"] = shop()["metadata"]["labels"].clone();
+    other["spec"]["clusterIP"] = json!("10.96.0.8");
+    node.folder.write("other.json", &other);
+    until("refusal", || rule("10.96.0.8:80").is_some());
+    assert!(is_refused("10.96.0.8:80") && get(CLUSTER).is_ok());
+}
+
+#[test]
+fn each_process_may_end_and_come_again() {
+    if !is_inside("addresses::served::each_process_may_end_and_come_again") {
+        return;
+    }
+    let a = App::start("a");
+    let mut node = Node::start(&[a.ep()], "timeouts: {drain: 1s}");
+    let rules = || netlink::list().unwrap().0;
+    let before = rules();
+    let mut client = in_pod(|| Client::connect(CLUSTER)).unwrap();
+    client.get().unwrap();
+
+    // `ebbtide net` crashes: nobody notices.
+    node.net.take().unwrap().kill();
+    client.get().unwrap();
+    assert!(in_pod(|| get(CLUSTER)).is_ok());
+    let mut fewer = shop();
+    fewer["spec"]["externalIPs"] = json!([]);
+    node.folder.write("service.json", &fewer);
+    node.net = Some(Net::start(&node.folder.path().join("net.sock")));
+    until("what it missed", || {
+        rule(EXTERNAL).is_none() && rules().len() == before.len() - 1
+    });
+
+    // Somebody flushes all tables.
+    netlink::remove().unwrap();
+    client.get().unwrap();
+    until("the rules", || rules().len() == before.len() - 1);
+    assert!(in_pod(|| get(CLUSTER)).is_ok());
+
+    // The proxy crashes: connections are refused until it is back.
+    node.signal(Signal::KILL);
+    node.proxy.wait().unwrap();
+    assert!(is_refused(CLUSTER) && in_pod(|| is_refused(CLUSTER_V6)));
+    assert_eq!(rules().len(), before.len() - 1);
+    node.proxy = start_proxy(node.folder.path(), "timeouts: {drain: 1s}");
+    until("service", || in_pod(|| get(CLUSTER)).is_ok());
+
+    // Both are told to end, as a deleted pod's containers are: clients finish, nothing is left.
+    let mut client = in_pod(|| Client::connect(CLUSTER)).unwrap();
+    client.get().unwrap();
+    a.slow.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let last = scope.spawn(|| client.get());
+        std::thread::sleep(Duration::from_millis(200));
+        node.net.as_ref().unwrap().signal(Signal::TERM);
+        node.signal(Signal::TERM);
+        until("no rule", || rules().is_empty());
+        a.slow.store(false, Ordering::SeqCst);
+        assert!(last.join().unwrap().unwrap().starts_with("a "));
+    });
+    let end = client.0.read(&mut [0]).unwrap();
+    assert_eq!(end, 0, "the connection ends by a FIN");
+    until("the proxy's end", || {
+        node.proxy.try_wait().unwrap().is_some()
+    });
+    let mut net = node.net.take().unwrap();
+    until("the end of ebbtide net", || net.ended());
+    assert_eq!(netlink::list().unwrap().1, [], "a table is left");
+}
