@@ -5,7 +5,7 @@
 //! adds the line. Files that the configuration names are opened only to see that they can be read.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,7 @@ use std::time::Duration;
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::{
-    Addresses, Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, PodWatch, Retry,
-    Timeouts,
+    Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, PodWatch, Retry, Timeouts,
 };
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
@@ -174,86 +173,6 @@ fn node_name() -> Result<String, Fault> {
                     manifests in deploy/ set it; expected all or none without it";
         Fault::new("discovery.kubernetes.pods", what.to_owned())
     })
-}
-
-impl raw::Services {
-    fn check(self, folder: &Path, admin: SocketAddr) -> Result<Option<Addresses>, Fault> {
-        if !at("services.addresses", off_or("on", self.addresses))? {
-            return Ok(None);
-        }
-        let from = match &self.node_addresses {
-            Some(_) => "services.nodeAddresses",
-            None => "services.addresses",
-        };
-        let texts = self.node_addresses.unwrap_or_else(|| {
-            let text = std::env::var("NODE_IPS").unwrap_or_default();
-            let texts = text.split(',').map(str::trim).filter(|it| !it.is_empty());
-            texts.map(str::to_owned).collect()
-        });
-        if texts.is_empty() {
-            let what = "the node's own addresses are not known, expected them in \
-                        services.nodeAddresses, or in the environment variable NODE_IPS, as the \
-                        manifests in deploy/ set it";
-            return Err(Fault::new(from, what));
-        }
-        let mut families = HashSet::new();
-        let nodes = items(from, texts, |text| {
-            let address: IpAddr = text.parse().map_err(|_| {
-                format!("{text:?} is not an IP address, expected one of this node's own")
-            })?;
-            if address.is_unspecified() || address.is_loopback() {
-                return Err(format!(
-                    "{text} reaches no other host, expected one of this node's own"
-                ));
-            }
-            match families.insert(address.is_ipv4()) {
-                true => Ok(address),
-                false => Err(format!(
-                    "{text} is the second of its family, expected one of each"
-                )),
-            }
-        })?;
-        let port = self.port.unwrap_or(SHARED_PORT);
-        if port == 0 || port == admin.port() {
-            let what = format!("{port} is 0 or the port of admin.address, expected another one");
-            return Err(Fault::new("services.port", what));
-        }
-        let socket = self.socket.as_deref().unwrap_or(NET_SOCKET);
-        let socket = folder.join(socket).components().collect();
-        Ok(Some(Addresses {
-            nodes,
-            port,
-            socket,
-        }))
-    }
-}
-
-impl raw::NodePorts {
-    fn check(self) -> Result<Vec<IpAddr>, Fault> {
-        let Some(texts) = self.addresses else {
-            return Ok(vec![
-                Ipv4Addr::UNSPECIFIED.into(),
-                Ipv6Addr::UNSPECIFIED.into(),
-            ]);
-        };
-        if texts.is_empty() {
-            return Err(Fault::new(
-                "nodePorts.addresses",
-                "empty, expected IP addresses such as 0.0.0.0 and '::'",
-            ));
-        }
-        let mut seen = HashSet::new();
-        items("nodePorts.addresses", texts, |text| {
-            let address: IpAddr = text.parse().map_err(|_| {
-                format!("{text:?} is not an IP address, expected one such as 0.0.0.0 or '::'")
-            })?;
-            if seen.insert(address) {
-                Ok(address)
-            } else {
-                Err(format!("{text:?} is given twice, expected it once"))
-            }
-        })
-    }
 }
 
 fn listeners(
@@ -501,7 +420,7 @@ impl raw::Retry {
 
 /// Reads `off` or one other word. YAML 1.2 reads `off` as a word, and YAML 1.1 reads it as `false`,
 /// so a tool may have rewritten it.
-fn off_or(on: &str, text: Option<String>) -> Result<bool, String> {
+pub(super) fn off_or(on: &str, text: Option<String>) -> Result<bool, String> {
     match text.as_deref() {
         None | Some("off" | "Off" | "OFF" | "false" | "no") => Ok(false),
         Some(text) if text == on => Ok(true),
@@ -520,11 +439,11 @@ fn per_service(text: Option<String>) -> Result<PerService, String> {
     }
 }
 
-fn at<T>(path: &str, result: Result<T, String>) -> Result<T, Fault> {
+pub(super) fn at<T>(path: &str, result: Result<T, String>) -> Result<T, Fault> {
     result.map_err(|what| Fault::new(path, what))
 }
 
-fn items<T>(
+pub(super) fn items<T>(
     path: &str,
     texts: Vec<String>,
     mut read: impl FnMut(&str) -> Result<T, String>,
@@ -535,8 +454,3 @@ fn items<T>(
         .map(|(index, text)| at(&format!("{path}[{index}]"), read(text)))
         .collect()
 }
-
-/// The port to which clients of Services' addresses are led.
-const SHARED_PORT: u16 = 15001;
-/// Where `ebbtide net` listens.
-const NET_SOCKET: &str = "/run/ebbtide/net.sock";

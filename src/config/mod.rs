@@ -6,6 +6,7 @@
 //! a field, and `service` applies a Service's annotations to the configuration.
 
 mod checked;
+mod claimed;
 pub mod fault;
 mod load;
 mod places;

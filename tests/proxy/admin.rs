@@ -347,8 +347,9 @@ async fn status_shows_listeners_services_and_endpoints() {
             "savedAt": null, "missingNamespaces": [], "absentNamespaces": []},
         "listeners": [
             {"name": "mail", "address": "0.0.0.0:25", "service": "mail/mail", "port": "25", "protocol": "tcp",
-             "error": "permission denied"},
-            {"name": "web", "address": "127.0.0.1:8080", "service": "web/shop", "port": "http", "protocol": "http", "error": null},
+             "error": "permission denied", "refuses": false},
+            {"name": "web", "address": "127.0.0.1:8080", "service": "web/shop", "port": "http", "protocol": "http", "error": null,
+             "refuses": false},
         ],
         "services": [
             {"namespace": "mail", "name": "<script>alert(1)</script>", "port": 25, "endpoints": [], "portName": "http",

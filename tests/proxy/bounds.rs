@@ -21,7 +21,7 @@ use crate::proxy::ask::get;
 use crate::proxy::scripted::Scripted;
 use crate::support::binary::BINARY;
 use crate::support::folder::{Ep, Folder};
-use crate::support::manifests::service;
+use crate::support::manifests::{endpoint, service, slice};
 use crate::support::process::Process;
 use crate::support::rig::one_listener;
 use crate::support::vitals::{cpu, limited, open_descriptors, own_bytes, room_for};
@@ -174,6 +174,10 @@ async fn ports_without_a_descriptor_are_named_and_cost_the_others_nothing() {
         service["spec"]["type"] = json!("NodePort");
         service["spec"]["ports"][0]["nodePort"] = json!(port);
         folder.write(&format!("service-{name}.json"), &service);
+        // A Service that never had an endpoint gets no socket.
+        let endpoint = endpoint("127.0.0.1", None, [true, true, false]);
+        let slice = slice(&name, &name, ("", app.address.port()), &[endpoint]);
+        folder.write(&format!("of-{name}.json"), &slice);
     }
     folder.endpoints(&[Ep::new("app", app.address)]);
     let program = limited(BINARY.as_ref(), 200, folder.path());
