@@ -423,9 +423,14 @@ impl raw::Retry {
 pub(super) fn off_or(on: &str, text: Option<String>) -> Result<bool, String> {
     match text.as_deref() {
         None | Some("off" | "Off" | "OFF" | "false" | "no") => Ok(false),
-        Some(text) if text == on => Ok(true),
+        Some(text) if text == on || (on == "on" && is_yes(text)) => Ok(true),
         Some(text) => Err(format!("{text:?} is not known, expected off or {on}")),
     }
+}
+
+/// What YAML 1.1 writes for `on`.
+fn is_yes(text: &str) -> bool {
+    matches!(text, "On" | "ON" | "true" | "yes")
 }
 
 fn per_service(text: Option<String>) -> Result<PerService, String> {

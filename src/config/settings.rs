@@ -47,7 +47,7 @@ pub struct Config {
 /// clients to one port of this proxy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Addresses {
-    /// This node's own addresses: one of each family that is served.
+    /// This node's own addresses: one of each family that is served. Empty: they are not known.
     pub nodes: Vec<std::net::IpAddr>,
     /// The port on these addresses.
     pub port: u16,
@@ -250,7 +250,20 @@ impl Config {
                 listener.name
             )
         };
-        nobody.map(warning).collect()
+        let mut warnings: Vec<String> = nobody.map(warning).collect();
+        if self
+            .addresses
+            .as_ref()
+            .is_some_and(|it| it.nodes.is_empty())
+        {
+            warnings.push(
+                "services.addresses: on serves no address, because the node's own addresses are not \
+                 known; set the environment variable NODE_IPS, as the manifests in deploy/ do, or \
+                 services.nodeAddresses"
+                    .into(),
+            );
+        }
+        warnings
     }
 }
 

@@ -69,10 +69,11 @@ fn pods() -> [(PodSpec, String); 2] {
 }
 
 fn container(pod: &PodSpec) -> &Container {
-    let [container] = pod.containers.as_slice() else {
-        panic!("{} containers", pod.containers.len())
-    };
-    container
+    named(pod, "ebbtide").unwrap()
+}
+
+fn named<'a>(pod: &'a PodSpec, name: &str) -> Option<&'a Container> {
+    pod.containers.iter().find(|it| it.name == name)
 }
 
 /// The configuration as Ebbtide reads it.
@@ -182,7 +183,7 @@ fn the_next_pod_comes_before_the_old_one_goes() {
         (Some(IntOrString::Int(1)), Some(IntOrString::Int(0)))
     );
     for (pod, _) in pods() {
-        assert_eq!(container(&pod).ports, None);
+        assert!(pod.containers.iter().all(|it| it.ports.is_none()));
     }
 }
 
@@ -235,6 +236,33 @@ fn the_pods_have_no_privilege() {
             serde_json::to_value(&container(&pod).security_context).unwrap(),
             expected
         );
+        // One capability, for the process that writes the kernel's table.
+        let net = named(&pod, "net");
+        assert_eq!(net.is_some(), pod.host_network == Some(true));
+        assert_eq!(pod.containers.len(), 1 + usize::from(net.is_some()));
+        if let Some(net) = net {
+            let expected = json!({
+                "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": false,
+                "runAsUser": 0, "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+            });
+            assert_eq!(
+                serde_json::to_value(&net.security_context).unwrap(),
+                expected
+            );
+            assert_eq!(net.image, container(&pod).image);
+            // Both find the socket. Its group is that of the proxy.
+            let mounts = |it: &Container| -> Vec<Value> {
+                let all = it.volume_mounts.iter().flatten();
+                let run = all.filter(|it| it.name == "run");
+                run.map(|it| serde_json::to_value(it).unwrap()).collect()
+            };
+            assert_eq!(mounts(net), mounts(container(&pod)));
+            assert_eq!(
+                mounts(net),
+                [json!({"name": "run", "mountPath": "/run/ebbtide"})]
+            );
+            assert_eq!(context.fs_group, context.run_as_group);
+        }
     }
 }
 
@@ -323,6 +351,9 @@ fn probes_use_the_admin_port() {
 fn the_daemon_set_and_the_deployment_listen_where_they_should() {
     let [(_, daemon_set), (_, deployment)] = pods().map(|(pod, text)| (pod, config(&text)));
     assert_eq!(daemon_set.node_port_addresses.len(), 2);
+    let addresses = daemon_set.addresses.unwrap();
+    assert_eq!(addresses.socket, Path::new("/run/ebbtide/net.sock"));
+    assert_eq!(deployment.addresses, None);
     assert!(daemon_set.listeners.is_empty());
     assert!(deployment.node_port_addresses.is_empty());
     let service: Service = object("deploy/kustomize/deployment/service.yaml", "Service");

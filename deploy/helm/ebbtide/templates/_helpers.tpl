@@ -37,9 +37,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ regexFind "[0-9]+$" .Values.config.admin.address }}
 {{- end }}
 
-{{/* In a pod that is not on the node's network, nodePorts would bind ports that no client reaches. */}}
+{{/* In a pod that is not on the node's network, nodePorts would bind ports that no client reaches, and
+no client is led to it. */}}
 {{- define "ebbtide.config" -}}
-{{ toYaml (ternary (omit .Values.config "nodePorts") .Values.config (eq .Values.kind "Deployment")) }}
+{{ toYaml (ternary (omit .Values.config "nodePorts" "services") .Values.config (eq .Values.kind "Deployment")) }}
+{{- end }}
+
+{{/* Not empty if the addresses of Services are served, so that a container `net` is needed. */}}
+{{- define "ebbtide.net" -}}
+{{- $addresses := dig "services" "addresses" "off" .Values.config | toString }}
+{{- if and (eq .Values.kind "DaemonSet") (has $addresses (list "on" "true")) }}yes{{ end }}
 {{- end }}
 
 {{- define "ebbtide.probe" -}}

@@ -1,0 +1,93 @@
+//! What a claim takes over, checked: the nodePorts and the addresses of claimed Services.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use crate::config::checked::{at, items, off_or};
+use crate::config::fault::Fault;
+use crate::config::raw;
+use crate::config::settings::Addresses;
+
+impl raw::Services {
+    pub(super) fn check(
+        self,
+        folder: &Path,
+        admin: SocketAddr,
+    ) -> Result<Option<Addresses>, Fault> {
+        if !at("services.addresses", off_or("on", self.addresses))? {
+            return Ok(None);
+        }
+        let from = match &self.node_addresses {
+            Some(_) => "services.nodeAddresses",
+            None => "services.addresses",
+        };
+        let texts = self.node_addresses.unwrap_or_else(|| {
+            let text = std::env::var("NODE_IPS").unwrap_or_default();
+            let texts = text.split(',').map(str::trim).filter(|it| !it.is_empty());
+            texts.map(str::to_owned).collect()
+        });
+        let mut families = HashSet::new();
+        let nodes = items(from, texts, |text| {
+            let address: IpAddr = text.parse().map_err(|_| {
+                format!("{text:?} is not an IP address, expected one of this node's own")
+            })?;
+            if address.is_unspecified() || address.is_loopback() {
+                return Err(format!(
+                    "{text} reaches no other host, expected one of this node's own"
+                ));
+            }
+            match families.insert(address.is_ipv4()) {
+                true => Ok(address),
+                false => Err(format!(
+                    "{text} is the second of its family, expected one of each"
+                )),
+            }
+        })?;
+        let port = self.port.unwrap_or(SHARED_PORT);
+        if port == 0 || port == admin.port() {
+            let what = format!("{port} is 0 or the port of admin.address, expected another one");
+            return Err(Fault::new("services.port", what));
+        }
+        let socket = self.socket.as_deref().unwrap_or(NET_SOCKET);
+        let socket = folder.join(socket).components().collect();
+        Ok(Some(Addresses {
+            nodes,
+            port,
+            socket,
+        }))
+    }
+}
+
+impl raw::NodePorts {
+    pub(super) fn check(self) -> Result<Vec<IpAddr>, Fault> {
+        let Some(texts) = self.addresses else {
+            return Ok(vec![
+                Ipv4Addr::UNSPECIFIED.into(),
+                Ipv6Addr::UNSPECIFIED.into(),
+            ]);
+        };
+        if texts.is_empty() {
+            return Err(Fault::new(
+                "nodePorts.addresses",
+                "empty, expected IP addresses such as 0.0.0.0 and '::'",
+            ));
+        }
+        let mut seen = HashSet::new();
+        items("nodePorts.addresses", texts, |text| {
+            let address: IpAddr = text.parse().map_err(|_| {
+                format!("{text:?} is not an IP address, expected one such as 0.0.0.0 or '::'")
+            })?;
+            if seen.insert(address) {
+                Ok(address)
+            } else {
+                Err(format!("{text:?} is given twice, expected it once"))
+            }
+        })
+    }
+}
+
+/// The port to which clients of Services' addresses are led.
+const SHARED_PORT: u16 = 15001;
+/// Where `ebbtide net` listens.
+const NET_SOCKET: &str = "/run/ebbtide/net.sock";
