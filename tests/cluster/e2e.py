@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F SLI] [--columns iptables,nftables,ebbtide] [--write]
 
 SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE and SLI_ROUNDS set one length each.
 """
@@ -24,16 +24,17 @@ SHORT = os.environ.get("SHORT", "") not in ("", "0")
 LENGTHS = {
     "TRIES": (20, 2, "tries in A"),
     "LOADS": (1, 1, "loads of each kind in B"),
-    "ROLLOUTS": (5, 1, "rolling updates in each load of B"),
-    "SECONDS": (60, 12, "each load of B, at least, s"),
+    "ROLLOUTS": (5, 1, "rolling updates in each load of B and F"),
+    "SECONDS": (60, 12, "each load of B and F, at least, s"),
     "OUTAGE": (60, 10, "API server stopped in E, s; the kubelet for half of it"),
     "SLI_ROUNDS": (10, 2, "rollouts of 10 pods in SLI"),
 }
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
 # Experiments that the short form does not run with kube-proxy, so that it ends within a CI job. No target
 # depends on them.
-SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E"), "nftables": ("C", "D", "E")}
+SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F"), "nftables": ("C", "D", "E", "F")}
 WORST_MS = 150
+EXTERNAL_IP = "203.0.113.9"
 # After 40 s without a kubelet, the node and its pods are not ready. On a cluster of one node these are all
 # pods.
 KUBELET_OUTAGE = KNOB["OUTAGE"] // 2
@@ -350,6 +351,41 @@ def restart_path(column):
         lab.component("restart", "kube-proxy")
 
 
+def experiment_f(out, column):
+    """Rolling updates under loads that reach the Service by its other addresses, all at once."""
+    title, port = f"F. {KNOB['ROLLOUTS']} rolling updates under four loads by the Service's addresses, 200 requests/s each", 31150
+    lab.apply(workload("f", 3, "app:v1", probe=True), service("f", port, column, external_ips=[EXTERNAL_IP]),
+              workload("client", 1, "app:v1", probe=True))
+    rolled("deployment/f")
+    rolled("deployment/client")
+    lab.settled("f", port)
+    cluster_ip = lab.get("service", "f")["spec"]["clusterIP"]
+    pod = lab.inside(lab.pods("app=client")[0]["status"]["podIP"])
+    cases = {
+        "cluster IP, from a pod": (cluster_ip, pod, True),
+        "cluster IP, from the node": (cluster_ip, (), True),
+        "external IP, from a pod": (EXTERNAL_IP, pod, True),
+        "cluster IP, from a pod, a connection each": (cluster_ip, pod, False),
+    }
+    loads = {case: lab.Load(80, connections=8, qps=200, keepalive=keepalive, host=host, within=within)
+             for case, (host, within, keepalive) in cases.items()}
+    over = time.time() + KNOB["SECONDS"]
+    for i in range(KNOB["ROLLOUTS"]):
+        time.sleep(3)
+        set_image("deployment/f", VERSIONS[i % 2])
+        rolled("deployment/f", 300)
+        ended = time.time()
+    time.sleep(max(LATE, over - time.time()))
+    for case, load in loads.items():
+        keepalive = cases[case][2]
+        result = load.stop(rollout_end=None if keepalive else ended)
+        out.load(title, case, column, [result])
+        out.target(column, f"F: {case}: 0 failed", result["failed"] == 0)
+        if keepalive:
+            out.target(column, f"F: {case}: exactly 8 sockets", result["sockets"] == 8)
+    lab.clean()
+
+
 def experiment_sli(out, column):
     """How long after its deletion a pod still receives traffic. It serves for 3 s more, so that late traffic is seen."""
     title, port = "SLI. From a pod's deletion to the last that is sent to it, ms", 31140
@@ -389,7 +425,7 @@ def quantile(ordered, q):
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "SLI": experiment_sli}
 
 
 def main():

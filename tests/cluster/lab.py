@@ -126,11 +126,12 @@ def workload(name, replicas, image, kind="Deployment", labels=None, env=None, pr
     return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
 
 
-def service(name, port, column, selector=None):
+def service(name, port, column, selector=None, external_ips=()):
     labels = {"service.kubernetes.io/service-proxy-name": "ebbtide"} if column == "ebbtide" else {}
+    external = {"externalIPs": list(external_ips)} if external_ips else {}
     return {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
-        "spec": {"type": "NodePort", "selector": selector or {"app": name}, "ports": [{"port": 80, "targetPort": 8080, "nodePort": port}]},
+        "spec": {**external, "type": "NodePort", "selector": selector or {"app": name}, "ports": [{"port": 80, "targetPort": 8080, "nodePort": port}]},
     }
 
 
@@ -243,6 +244,24 @@ def answers(port, path="/", host=NODE_IP):
         return False
 
 
+def inside(pod_ip):
+    """The command that runs another one in the network of the pod with this address."""
+    def found():
+        seen = {os.stat("/proc/self/ns/net").st_ino}
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            path = f"/proc/{process}/ns/net"
+            try:
+                if os.stat(path).st_ino in seen:
+                    continue
+                seen.add(os.stat(path).st_ino)
+                if f" {pod_ip}/" in run("nsenter", "--net=" + path, "ip", "-o", "-4", "addr"):
+                    return ["nsenter", "--net=" + path, "--"]
+            except (OSError, LabError):
+                continue  # it has ended
+        return None
+    return wait(f"the network of the pod {pod_ip}", 20, found)
+
+
 def settled(name, port, path="/"):
     """Waits until the Service lists all ready pods and has answered for 1.5 s without a failure.
 
@@ -275,20 +294,21 @@ def sample(port, count):
 
 
 class Load:
-    """fortio on one NodePort, for `seconds` or until `stop`."""
+    """fortio on one port of the node, or of another host, for `seconds` or until `stop`. `within` is the start of the
+    command, see `inside`."""
 
-    def __init__(self, port, seconds=0, connections=8, qps=500, keepalive=True):
+    def __init__(self, port, seconds=0, connections=8, qps=500, keepalive=True, host=NODE_IP, within=()):
         if not keepalive:
             # Removes the entries of an earlier run's dead pods, for this port only. A full flush would also cut the pods'
             # connections to the API server, with their watches. The command fails if there are no entries.
             subprocess.run(["conntrack", "-D", "-p", "tcp", "--orig-port-dst", str(port)], capture_output=True)
-        stem = f"{LAB}/results/fortio-{port}-{time.time_ns()}"
+        stem = f"{LAB}/results/fortio-{host}-{port}-{time.time_ns()}"
         self.result, self.log, self.seconds = stem + ".json", stem + ".log", seconds
         with open(self.log, "w") as log:
             # With fortio's default timeout of 3 s, a held request would count as failed.
-            self.process = start(["fortio", "load", "-allow-initial-errors", "-c", str(connections), "-qps", str(qps), "-t", f"{seconds}s",
+            self.process = start([*within, "fortio", "load", "-allow-initial-errors", "-c", str(connections), "-qps", str(qps), "-t", f"{seconds}s",
                                   "-timeout", "15s", f"-keepalive={'true' if keepalive else 'false'}", "-json", self.result,
-                                  f"http://{NODE_IP}:{port}/"], stdout=log, stderr=log)
+                                  f"http://{host}:{port}/"], stdout=log, stderr=log)
         time.sleep(1)
         if self.process.poll() is not None:
             raise LabError(f"fortio did not start: see {self.log}")
