@@ -99,6 +99,7 @@ fn service() -> ServiceObject {
         annotations: BTreeMap::new(),
         unserved: Vec::new(),
         addresses: Vec::new(),
+        source_ranges: Vec::new(),
     }
 }
 

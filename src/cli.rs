@@ -191,6 +191,7 @@ impl Proxy {
                 protocol: Some(self.protocol),
                 proxy_protocol: false,
                 allow_connect: false,
+                source_ranges: Vec::new(),
             }],
             admin: self.admin,
             ..Config::new(Discovery::Static { to: self.to })

@@ -71,6 +71,7 @@ impl Scene {
             annotations: BTreeMap::from([("ebbtide.dev/join-check".into(), "off".into())]),
             unserved: Vec::new(),
             addresses: Vec::new(),
+            source_ranges: Vec::new(),
         };
         let mut changes = vec![Change::Apply(Object::Service(service))];
         for first in (0..endpoints).step_by(SLICE) {

@@ -246,6 +246,7 @@ impl raw::Listener {
             proxy_protocol: off_or("required", self.proxy_protocol)
                 .map_err(|what| at("proxyProtocol", what))?,
             allow_connect: self.allow_connect.unwrap_or(false),
+            source_ranges: Vec::new(),
             name: self.name,
         })
     }

@@ -160,6 +160,9 @@ pub struct ListenerConfig {
     pub proxy_protocol: bool,
     /// Whether HTTP CONNECT is forwarded.
     pub allow_connect: bool,
+    /// Who may connect. Empty: everybody. This is not a field of the file: a Service's
+    /// `loadBalancerSourceRanges` sets it.
+    pub source_ranges: Vec<IpNet>,
 }
 
 /// How long each step may take.

@@ -3,8 +3,10 @@
 //! Invariant: what a [`ListenerSpec`] says never changes. A listener whose configuration changes is
 //! closed, and another one with another [`ListenerId`] is opened.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicUsize;
+
+use ipnet::IpNet;
 
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
@@ -30,11 +32,21 @@ pub struct ListenerSpec {
     pub proxy_protocol: bool,
     /// Whether CONNECT requests are served.
     pub allow_connect: bool,
+    /// Who may connect. Empty: everybody.
+    pub source_ranges: Vec<IpNet>,
     /// How many sockets it was bound with: one for each worker, or a single one.
     pub sockets: usize,
     /// The accept loops of this listener that have not ended: at first one for each socket. At 0,
     /// every connection that the kernel had accepted is counted in a worker's load.
     pub accepting: AtomicUsize,
+}
+
+impl ListenerSpec {
+    /// Whether a client of this address may connect.
+    pub fn admits(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        self.source_ranges.is_empty() || self.source_ranges.iter().any(|it| it.contains(&client))
+    }
 }
 
 /// What a listener's clients are served by.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use ipnet::IpNet;
 use rustc_hash::FxBuildHasher;
 
 use crate::contract::address::ServiceAddress;
@@ -89,6 +90,8 @@ pub struct Port {
     pub addresses: Arc<[ServiceAddress]>,
     /// Whether there is anybody to wait for.
     pub presence: Presence,
+    /// `loadBalancerSourceRanges`: who may connect to the load balancer's addresses. Empty: everybody.
+    pub source_ranges: Arc<[IpNet]>,
 }
 
 /// Whether a port has, or had, an endpoint that serves or is about to (contract 1.15): a gap is
@@ -291,6 +294,7 @@ mod tests {
             metrics: Arc::default(),
             addresses: Arc::default(),
             presence: Presence::Never,
+            source_ranges: Arc::default(),
         })
     }
 

@@ -132,7 +132,7 @@ impl Listeners {
             let ports = published.ports_of(service);
             let wanted: BTreeMap<Key, ListenerConfig> =
                 of_service(config, own, &ports, socket::has_ipv6())
-                    .filter(|(origin, _)| *origin != Origin::Address || self.addresses.is_some())
+                    .filter(|(origin, _)| !is_address(*origin) || self.addresses.is_some())
                     .map(|(origin, it)| ((origin, Arc::from(it.name.as_str())), it))
                     .collect();
             let absent = self.absent(service, &ports, now);
@@ -200,7 +200,7 @@ impl Listeners {
                 let address = listener.config.address;
                 self.leave(key, before);
                 self.dirty.insert(key.clone());
-                if let (Origin::Address, Some(addresses)) = (key.0, &self.addresses) {
+                if let (Origin::Address(_), Some(addresses)) = (key.0, &self.addresses) {
                     addresses.refuse(address);
                 }
             }
@@ -249,7 +249,7 @@ impl Listeners {
         let (service, address) = (&listener.config.service, listener.config.address);
         // A refused one has no rule: the address is another listener's.
         let has_rule = !matches!(listener.state, State::Refused { .. });
-        if let (Origin::Address, true, Some(addresses)) = (key.0, has_rule, &self.addresses) {
+        if let (Origin::Address(_), true, Some(addresses)) = (key.0, has_rule, &self.addresses) {
             addresses.release(address);
         }
         if let Some(keys) = self.by_service.get_mut(service) {
@@ -340,7 +340,7 @@ impl Listeners {
             };
             let single = shares && key.0 == Origin::NodePort;
             let bound = match (key.0, &mut self.addresses) {
-                (Origin::Address, Some(addresses)) => {
+                (Origin::Address(_), Some(addresses)) => {
                     addresses.bind(&wanted.config, &mut self.sockets, shared)
                 }
                 _ => {
@@ -420,6 +420,10 @@ impl Listeners {
     pub fn are_closed(&self) -> bool {
         self.sockets.are_closed()
     }
+}
+
+fn is_address(origin: Origin) -> bool {
+    matches!(origin, Origin::Address(_))
 }
 
 impl Listener {

@@ -85,6 +85,7 @@ impl Sockets {
             protocol: config.protocol,
             proxy_protocol: config.proxy_protocol,
             allow_connect: config.allow_connect,
+            source_ranges: Vec::new(),
             sockets: count,
             accepting: AtomicUsize::new(count),
         });

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::config::settings::{Config, ListenerConfig};
+use crate::contract::address::AddressKind;
 use crate::contract::name::PortKey;
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Port;
@@ -19,8 +20,8 @@ pub enum Origin {
     Configured,
     /// It is the nodePort of a claimed Service.
     NodePort,
-    /// It is another address of a claimed Service.
-    Address,
+    /// It is another address of a claimed Service, of this kind.
+    Address(AddressKind),
 }
 
 /// A listener that is wanted. The two origins share no names: a configured listener may be named
@@ -80,13 +81,20 @@ pub(super) fn of_service<'a>(
     let with_addresses = claimed().filter(|_| config.addresses.is_some());
     let addresses = with_addresses.flat_map(|port| {
         let all = port.addresses.iter();
-        all.map(|it| of_address(&port.key, SocketAddr::new(it.ip, port.key.port)))
+        all.map(|it| {
+            let mut config = of_address(&port.key, SocketAddr::new(it.ip, port.key.port));
+            // As kube-proxy: the other addresses are open to all.
+            if it.kind == AddressKind::LoadBalancer {
+                config.source_ranges = port.source_ranges.to_vec();
+            }
+            (Origin::Address(it.kind), config)
+        })
     });
     let configured = configured.cloned();
     configured
         .map(|it| (Origin::Configured, it))
         .chain(derived.map(|it| (Origin::NodePort, it)))
-        .chain(addresses.map(|it| (Origin::Address, it)))
+        .chain(addresses)
 }
 
 fn derived(
@@ -119,6 +127,7 @@ fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
         protocol: None,
         proxy_protocol: false,
         allow_connect: false,
+        source_ranges: Vec::new(),
     }
 }
 

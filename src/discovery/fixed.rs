@@ -30,6 +30,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
         annotations: BTreeMap::new(),
         unserved: Vec::new(),
         addresses: Vec::new(),
+        source_ranges: Vec::new(),
     };
     // A slice has one port for all its endpoints, so each address gets a slice.
     let slices = endpoints.iter().enumerate().map(|(i, endpoint)| {

@@ -216,6 +216,18 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
         .map(|family| family == "IPv6");
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
     let annotations = service.metadata.annotations.iter().flatten();
+    let mut source_ranges = Vec::new();
+    for (i, text) in spec
+        .load_balancer_source_ranges
+        .iter()
+        .flatten()
+        .enumerate()
+    {
+        source_ranges.push(text.trim().parse().map_err(|_| Invalid {
+            field: format!("spec.loadBalancerSourceRanges[{i}]"),
+            message: format!("expected a CIDR such as 10.0.0.0/8, found {text:?}"),
+        })?);
+    }
     Ok(ServiceObject {
         name,
         uid: service.metadata.uid.clone(),
@@ -233,6 +245,7 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
             true => addresses(service, spec),
             false => Vec::new(),
         },
+        source_ranges: if claimed { source_ranges } else { Vec::new() },
     })
 }
 
@@ -410,10 +423,6 @@ fn unserved(spec: &ServiceSpec) -> Vec<String> {
         if let Some(protocol) = port.protocol.as_deref().filter(|p| *p != "TCP") {
             name(&format!("ports[{i}].protocol"), protocol);
         }
-    }
-    let ranges = spec.load_balancer_source_ranges.as_ref();
-    if let Some(list) = ranges.filter(|list| !list.is_empty()) {
-        name("loadBalancerSourceRanges", &list.join(", "));
     }
     for (field, value, harmless) in [
         ("sessionAffinity", &spec.session_affinity, "None"),

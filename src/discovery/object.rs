@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::contract::address::ServiceAddress;
@@ -115,14 +116,20 @@ pub struct ServiceObject {
     /// The addresses of a claimed Service, beside its nodePorts.
     #[serde(default)]
     pub addresses: Vec<ServiceAddress>,
+    /// `spec.loadBalancerSourceRanges`: who may connect to the addresses of its load balancer.
+    #[serde(default)]
+    pub source_ranges: Vec<IpNet>,
 }
 
 impl ServiceObject {
     /// A warning for each field that is not served. `has_addresses`: this proxy serves the addresses
     /// of Services.
     pub fn lost(&self, has_addresses: bool) -> impl Iterator<Item = String> {
-        let addresses = self.addresses.iter().filter(move |_| !has_addresses);
+        let addresses = self.addresses.iter();
         let addresses = addresses.map(|it| format!("{}: {}", it.kind.field(), it.ip));
+        let ranges = self.source_ranges.iter();
+        let ranges = ranges.map(|it| format!("spec.loadBalancerSourceRanges: {it}"));
+        let addresses = addresses.chain(ranges).filter(move |_| !has_addresses);
         self.unserved.iter().cloned().chain(addresses).map(|field| {
             format!(
                 "{field} is not served, and the claim keeps kube-proxy from serving it; if it is in use, \

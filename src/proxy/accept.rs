@@ -129,9 +129,9 @@ fn hand_over(
         Serves::Addresses => {
             let address = socket::original_destination(&fd);
             match address.and_then(|it| worker.shared.addresses.get(&it)) {
-                Some(listener) => listener,
-                // Nothing is served there, or its client has connected to the shared port itself.
-                None => return socket::reset(fd),
+                Some(listener) if listener.admits(peer.ip()) => listener,
+                // Its client may not connect, or has connected to the shared port itself.
+                _ => return socket::reset(fd),
             }
         }
     };

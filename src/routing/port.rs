@@ -10,6 +10,8 @@ use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use crate::contract::address::ServiceAddress;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
@@ -73,6 +75,8 @@ pub(super) struct Spec {
     pub(super) handing_back: bool,
     /// See [`Port::addresses`].
     pub(super) addresses: Arc<[ServiceAddress]>,
+    /// See [`Port::source_ranges`].
+    pub(super) source_ranges: Arc<[IpNet]>,
 }
 
 /// The hash has no random key. So the same events build the same table in the same order, and a
@@ -273,6 +277,7 @@ impl PortEntry {
             claimed,
             handing_back,
             addresses,
+            source_ranges,
         } = self.spec.as_ref()?;
         let resorts = self.entries.values().filter(|entry| entry.is_last_resort());
         let last_resort = if self.served {
@@ -296,6 +301,7 @@ impl PortEntry {
             metrics: self.metrics.clone(),
             addresses: addresses.clone(),
             presence: self.presence,
+            source_ranges: source_ranges.clone(),
         }))
     }
 }

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::config::settings::Config;
 use crate::contract::address::ServiceAddress;
 use crate::contract::hold::Hold;
@@ -145,6 +147,7 @@ impl ServiceEntry {
         } = merged;
         warnings.extend(object.lost(config.addresses.is_some()));
         let addresses: Arc<[ServiceAddress]> = object.addresses.as_slice().into();
+        let source_ranges: Arc<[IpNet]> = object.source_ranges.as_slice().into();
         let (policy, found) = Policy::for_service(config, &object.annotations);
         warnings.extend(found);
         let mut ports = BTreeMap::new();
@@ -172,6 +175,7 @@ impl ServiceEntry {
                 claimed: claim.listening,
                 handing_back: !claim.ours,
                 addresses: addresses.clone(),
+                source_ranges: source_ranges.clone(),
             });
             ports.insert(key.port, port);
         }

@@ -11,8 +11,8 @@ use serde_json::json;
 
 use super::namespace::is_inside;
 use super::node::{
-    ALL, App, CLUSTER, CLUSTER_V6, Client, EXTERNAL, Node, POD, SHARED, get, in_pod, is_refused,
-    rule, shop, start_proxy, try_get,
+    ALL, App, BALANCER, CLUSTER, CLUSTER_V6, Client, EXTERNAL, Node, POD, SHARED, get, in_pod,
+    is_refused, rule, shop, start_proxy, try_get,
 };
 use super::process::{Net, until};
 use crate::support::manifests::service;
@@ -68,6 +68,14 @@ fn every_address_is_served_for_the_node_and_for_pods_and_a_rollout_costs_nothing
     for client in &mut clients {
         assert!(client.get().unwrap().starts_with("b "));
     }
+
+    // Source ranges hold for the balancer's address.
+    let mut narrow = shop();
+    narrow["spec"]["loadBalancerSourceRanges"] = json!(["10.244.0.0/24", "fd00::/8"]);
+    node.folder.write("service.json", &narrow);
+    until("a refusal", || get(BALANCER).is_err());
+    assert!(in_pod(|| get(BALANCER)).is_ok() && get(EXTERNAL).is_ok() && get(CLUSTER).is_ok());
+    assert!(clients[3].get().is_ok(), "an open connection stays");
 
     // The shared port itself serves nobody.
     assert!(get(SHARED).is_err());

@@ -146,6 +146,7 @@ impl Fixture {
                 hold: Arc::default(),
                 addresses: Arc::default(),
                 presence: Presence::Never,
+                source_ranges: Arc::default(),
                 usable: EndpointList::default(),
                 last_resort: EndpointList::default(),
                 all: all.into_iter().collect(),

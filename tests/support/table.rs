@@ -80,6 +80,7 @@ pub fn service(name: &str) -> ServiceObject {
         )]),
         unserved: Vec::new(),
         addresses: Vec::new(),
+        source_ranges: Vec::new(),
     }
 }
 

@@ -327,6 +327,7 @@ mod tests {
             protocol: None,
             proxy_protocol: false,
             allow_connect: false,
+            source_ranges: Vec::new(),
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
         config.listeners = vec![

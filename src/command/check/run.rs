@@ -154,6 +154,7 @@ mod tests {
             protocol: None,
             proxy_protocol: false,
             allow_connect: false,
+            source_ranges: Vec::new(),
         }
     }
 
@@ -168,6 +169,7 @@ mod tests {
             annotations: BTreeMap::new(),
             unserved: Vec::new(),
             addresses: Vec::new(),
+            source_ranges: Vec::new(),
         };
         MergedService {
             object,

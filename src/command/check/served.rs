@@ -98,7 +98,7 @@ impl<'a> Bound<'a> {
             name: match origin {
                 Origin::Configured => config.name,
                 Origin::NodePort => "(nodePort)".to_owned(),
-                Origin::Address => "(address)".to_owned(),
+                Origin::Address(_) => "(address)".to_owned(),
             },
             address: config.address,
             taken_by,

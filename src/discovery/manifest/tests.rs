@@ -86,7 +86,6 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
         service.unserved,
         [
             "spec.ports[1].protocol: UDP",
-            "spec.loadBalancerSourceRanges: 10.0.0.0/8",
             "spec.sessionAffinity: ClientIP",
             "spec.externalTrafficPolicy: Local",
             "spec.internalTrafficPolicy: Local",
@@ -108,7 +107,8 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
         ]
     );
     assert_eq!(service.lost(true).count(), service.unserved.len());
-    assert_eq!(service.lost(false).count(), service.unserved.len() + 4);
+    assert_eq!(service.lost(false).count(), service.unserved.len() + 5);
+    assert_eq!(service.source_ranges, ["10.0.0.0/8".parse().unwrap()]);
     let dual = "  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.1, 'fd00::1']\n";
     assert_eq!(
         addresses(&one_service(&format!("{SERVICE}{dual}"))),

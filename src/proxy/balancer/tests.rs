@@ -52,6 +52,7 @@ fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
         hold: Arc::default(),
         addresses: Arc::default(),
         presence: crate::contract::snapshot::Presence::Never,
+        source_ranges: Arc::default(),
     }
 }
 

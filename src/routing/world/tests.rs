@@ -40,6 +40,7 @@ fn service(ports: &[(Option<&str>, u16)]) -> ServiceObject {
         annotations: BTreeMap::new(),
         unserved: Vec::new(),
         addresses: Vec::new(),
+        source_ranges: Vec::new(),
     }
 }
 
