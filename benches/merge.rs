@@ -98,6 +98,7 @@ fn service() -> ServiceObject {
         ipv6_first: false,
         annotations: BTreeMap::new(),
         unserved: Vec::new(),
+        traffic: Default::default(),
     }
 }
 

@@ -70,6 +70,7 @@ impl Scene {
             ipv6_first: false,
             annotations: BTreeMap::from([("ebbtide.dev/join-check".into(), "off".into())]),
             unserved: Vec::new(),
+            traffic: Default::default(),
         };
         let mut changes = vec![Change::Apply(Object::Service(service))];
         for first in (0..endpoints).step_by(SLICE) {

@@ -4,6 +4,7 @@
 //!
 //! Nothing here opens a socket or reads a file, and nothing here knows where endpoints come from.
 
+pub mod affinity;
 pub mod clock;
 pub mod counters;
 pub mod endpoint;

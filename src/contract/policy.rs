@@ -5,6 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The policy of one Service: its annotations, and the configuration where an annotation is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -19,6 +21,14 @@ pub struct Policy {
     /// Whether the proxy connects to an endpoint once before it publishes the endpoint (contract
     /// 1.8).
     pub join_check: bool,
+}
+
+/// Which endpoints the clients of a Service may reach, as the Service's `spec` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// `sessionAffinity: ClientIP`: how long a client is sent to the same endpoint.
+    pub affinity: Option<Duration>,
 }
 
 /// A reference to a Service port.

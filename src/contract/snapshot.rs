@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustc_hash::FxBuildHasher;
 
+use crate::contract::affinity::Affinity;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
@@ -83,6 +84,8 @@ pub struct Port {
     pub hold: Arc<Hold>,
     /// The metrics of this port.
     pub metrics: Arc<ServiceMetrics>,
+    /// Where each client was sent last, if the Service has session affinity.
+    pub affinity: Option<Affinity>,
 }
 
 impl Default for Published {
@@ -260,6 +263,7 @@ mod tests {
             handing_back: false,
             hold: Arc::default(),
             metrics: Arc::default(),
+            affinity: None,
         })
     }
 

@@ -29,6 +29,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
         ipv6_first: false,
         annotations: BTreeMap::new(),
         unserved: Vec::new(),
+        traffic: Default::default(),
     };
     // A slice has one port for all its endpoints, so each address gets a slice.
     let slices = endpoints.iter().enumerate().map(|(i, endpoint)| {

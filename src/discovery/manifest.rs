@@ -21,12 +21,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::policy::Traffic;
 use crate::discovery::document::{
     Document, Error, Format, documents, field, line_of, own_words, value,
 };
 use crate::discovery::object::{
     Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
+use crate::discovery::unserved::unserved;
 
 /// A field with a value that the API server would refuse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -232,7 +234,35 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
         } else {
             Vec::new()
         },
+        traffic: traffic(spec)?,
     })
+}
+
+/// Which endpoints the clients of a Service may reach.
+fn traffic(spec: &ServiceSpec) -> Result<Traffic, Invalid> {
+    let affinity = match spec.session_affinity.as_deref().unwrap_or_default() {
+        "" | "None" => None,
+        "ClientIP" => {
+            let config = spec.session_affinity_config.as_ref();
+            let client_ip = config.and_then(|config| config.client_ip.as_ref());
+            let timeout = client_ip.and_then(|it| it.timeout_seconds);
+            let timeout = timeout.unwrap_or(DEFAULT_AFFINITY);
+            if !(1..=MAX_AFFINITY).contains(&timeout) {
+                return Err(Invalid {
+                    field: "spec.sessionAffinityConfig.clientIP.timeoutSeconds".into(),
+                    message: format!("expected seconds from 1 to {MAX_AFFINITY}, found {timeout}"),
+                });
+            }
+            Some(seconds(timeout.into()))
+        }
+        other => {
+            return Err(Invalid {
+                field: "spec.sessionAffinity".into(),
+                message: format!("expected ClientIP or None, found {other:?}"),
+            });
+        }
+    };
+    Ok(Traffic { affinity })
 }
 
 /// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions
@@ -401,74 +431,6 @@ fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndp
     })
 }
 
-/// The fields that kube-proxy served for this Service and that nobody serves after Ebbtide's claim.
-fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
-    let mut fields = Vec::new();
-    let mut name = |field: &str, value: &str| fields.push(format!("spec.{field}: {value}"));
-    for (i, port) in spec.ports.iter().flatten().enumerate() {
-        if let Some(protocol) = port.protocol.as_deref().filter(|p| *p != "TCP") {
-            name(&format!("ports[{i}].protocol"), protocol);
-        }
-    }
-    if let Some(ip) = spec
-        .cluster_ip
-        .as_deref()
-        .filter(|ip| !ip.is_empty() && *ip != "None")
-    {
-        name("clusterIP", ip);
-    }
-    for (field, list) in [
-        ("externalIPs", &spec.external_ips),
-        (
-            "loadBalancerSourceRanges",
-            &spec.load_balancer_source_ranges,
-        ),
-    ] {
-        if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
-            name(field, &list.join(", "));
-        }
-    }
-    for (field, value, harmless) in [
-        ("sessionAffinity", &spec.session_affinity, "None"),
-        (
-            "externalTrafficPolicy",
-            &spec.external_traffic_policy,
-            "Cluster",
-        ),
-        (
-            "internalTrafficPolicy",
-            &spec.internal_traffic_policy,
-            "Cluster",
-        ),
-        ("trafficDistribution", &spec.traffic_distribution, ""),
-    ] {
-        if let Some(value) = value
-            .as_deref()
-            .filter(|value| !value.is_empty() && *value != harmless)
-        {
-            name(field, value);
-        }
-    }
-    if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
-        name("healthCheckNodePort", &port.to_string());
-    }
-    let balancer = service
-        .status
-        .as_ref()
-        .and_then(|status| status.load_balancer.as_ref());
-    let ingress = balancer
-        .and_then(|balancer| balancer.ingress.as_ref())
-        .into_iter()
-        .flatten();
-    for ip in ingress
-        .filter(|it| it.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|it| it.ip.as_ref())
-    {
-        fields.push(format!("status.loadBalancer.ingress: {ip}"));
-    }
-    fields
-}
-
 fn port_number(number: i32, field: impl FnOnce() -> String) -> Result<u16, Invalid> {
     match u16::try_from(number) {
         Ok(port) if port != 0 => Ok(port),
@@ -485,6 +447,10 @@ fn seconds(seconds: i64) -> Duration {
 
 /// Seconds of grace that the API server gives a Pod without `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: i64 = 30;
+/// Seconds of session affinity that the API server gives a Service without `timeoutSeconds`, and the
+/// most that it accepts.
+const DEFAULT_AFFINITY: i32 = 10_800;
+const MAX_AFFINITY: i32 = 86_400;
 
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::policy::Traffic;
 
 /// One change of the source's objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,8 +110,11 @@ pub struct ServiceObject {
     /// The `ebbtide.dev/*` annotations as written.
     pub annotations: BTreeMap<String, String>,
     /// Each field that a claim takes from kube-proxy and Ebbtide does not serve, for example
-    /// `spec.sessionAffinity: ClientIP`.
+    /// `spec.trafficDistribution: PreferClose`.
     pub unserved: Vec<String>,
+    /// Which endpoints its clients may reach.
+    #[serde(default)]
+    pub traffic: Traffic,
 }
 
 impl ServiceObject {

@@ -8,9 +8,11 @@
 //! Leaves out waiting, see [`crate::contract::hold`].
 
 use std::cmp::Reverse;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::contract::affinity::Stick;
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::endpoint_list::EndpointList;
@@ -35,22 +37,62 @@ pub struct Avoid<'a> {
     pub siblings_of: Option<&'a Endpoint>,
 }
 
+/// Who asks for an endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// The client's address, which session affinity goes by.
+    pub client: IpAddr,
+}
+
 /// Picks an endpoint and enters its lease. `None`: no endpoint grants a lease now.
-pub fn pick(port: &Port, cost: Cost, avoid: &Avoid<'_>, now: Instant) -> Option<Lease> {
-    for endpoints in [&port.usable, &port.last_resort] {
-        if let Some(lost) = avoid.siblings_of
-            && let Some(lease) = other_generation(endpoints, avoid.tried, lost)
-        {
-            return Some(lease);
-        }
-        if let Some(lease) = random_choices(endpoints, cost, avoid.tried, now) {
-            return Some(lease);
-        }
-        if let Some(lease) = scan(endpoints, avoid.tried).or_else(|| scan(endpoints, &[])) {
-            return Some(lease);
-        }
-    }
-    None
+///
+/// With session affinity, a client stays at its endpoint while that one is usable and has not lost
+/// the request.
+pub fn pick(
+    port: &Port,
+    cost: Cost,
+    from: Origin,
+    avoid: &Avoid<'_>,
+    now: Instant,
+) -> Option<Lease> {
+    let lists = [&port.usable, &port.last_resort];
+    let Some(affinity) = &port.affinity else {
+        return lists
+            .into_iter()
+            .find_map(|endpoints| pick_among(endpoints, cost, avoid, now));
+    };
+    affinity.choose(from.client, now, |stick| {
+        lists.into_iter().find_map(|endpoints| {
+            stick
+                .and_then(|stick| pick_again(endpoints, stick, avoid.tried))
+                .or_else(|| Some((pick_among(endpoints, cost, avoid, now)?, 0)))
+        })
+    })
+}
+
+/// The endpoint that a client was sent to last, and its place.
+fn pick_again(
+    endpoints: &EndpointList,
+    stick: Stick,
+    tried: &[EndpointId],
+) -> Option<(Lease, usize)> {
+    let place = endpoints.place_of(stick.endpoint, stick.place)?;
+    let endpoint = Some(&endpoints[place]).filter(|endpoint| is_fit(endpoint, tried))?;
+    Some((endpoint.enter()?, place))
+}
+
+fn pick_among(
+    endpoints: &EndpointList,
+    cost: Cost,
+    avoid: &Avoid<'_>,
+    now: Instant,
+) -> Option<Lease> {
+    avoid
+        .siblings_of
+        .and_then(|lost| other_generation(endpoints, avoid.tried, lost))
+        .or_else(|| random_choices(endpoints, cost, avoid.tried, now))
+        .or_else(|| scan(endpoints, avoid.tried))
+        .or_else(|| scan(endpoints, &[]))
 }
 
 /// Whether a pick may succeed now.

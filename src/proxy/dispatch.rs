@@ -26,7 +26,7 @@ use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
 use crate::net::stream::Stream;
-use crate::proxy::balancer::{self, Avoid, Cost};
+use crate::proxy::balancer::{self, Avoid, Cost, Origin};
 use crate::proxy::shared::Spare;
 use crate::proxy::upstream::{self, Reuse, Upstream};
 use crate::proxy::worker::{Routed, Worker};
@@ -41,6 +41,8 @@ pub struct Ask<'a> {
     pub avoid: Avoid<'a>,
     /// The client. It is held only while it is still there.
     pub client: &'a Stream,
+    /// Who asks.
+    pub from: Origin,
     /// When the connection was asked for.
     pub at: Instant,
 }
@@ -83,7 +85,7 @@ async fn try_dispatch(
     ask: &Ask<'_>,
     at: Instant,
 ) -> Option<(Lease, Upstream)> {
-    let lease = balancer::pick(port, ask.cost, &ask.avoid, at)?;
+    let lease = balancer::pick(port, ask.cost, ask.from, &ask.avoid, at)?;
     let local = worker.local(lease.endpoint());
     if let Some(upstream) = upstream::check_out(&local, ask.reuse) {
         lease.endpoint().note_dispatch(millis(at));
@@ -197,7 +199,7 @@ async fn connect(
                 ..ask.avoid
             };
             let port = worker.port(spec)?;
-            let lease = balancer::pick(&port, ask.cost, &avoid, Instant::now())?;
+            let lease = balancer::pick(&port, ask.cost, ask.from, &avoid, Instant::now())?;
             // An endpoint that is only slow to accept is not ejected. It gets one connect of this
             // client, which is held from then on (contract 1.9).
             if out[ask.avoid.tried.len()..].contains(&lease.endpoint().id) {
@@ -250,10 +252,12 @@ async fn connect(
                 moves = Some((port.hold.turn(port.usable.len(), now), moving));
                 continue;
             }
-            // Not a second connect to an endpoint that has failed or whose connect is under way.
+            // Not a second connect to an endpoint that has failed or whose connect is under way. A
+            // client with session affinity waits for its endpoint, unless that one is lost.
             next = worker
                 .port(spec)
-                .and_then(|port| balancer::pick(&port, ask.cost, &avoid, Instant::now()))
+                .filter(|port| hopeless || port.affinity.is_none())
+                .and_then(|port| balancer::pick(&port, ask.cost, ask.from, &avoid, Instant::now()))
                 .filter(|lease| !busy.contains(&lease.endpoint().id))
                 .filter(|_| hopeless && has_turn || !hopeless && port.budget.hedge());
             if has_turn || !hopeless {

@@ -10,6 +10,7 @@ use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::contract::affinity::Affinity;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
@@ -34,6 +35,8 @@ pub(super) struct PortEntry {
     pub(super) policy: Policy,
     pub(super) hold: Arc<Hold>,
     pub(super) metrics: Arc<ServiceMetrics>,
+    /// See [`Port::affinity`].
+    pub(super) affinity: Option<Affinity>,
     /// The endpoints of the last merge, sorted by address. Only differences from it are examined.
     pub(super) merged: Vec<MergedEndpoint>,
     /// Whether the last merge was ambiguous; see `MergedPort::ambiguous`.
@@ -90,6 +93,7 @@ impl PortEntry {
             policy,
             hold,
             metrics,
+            affinity: None,
             merged: Vec::new(),
             ambiguous: false,
             entries: Entries::default(),
@@ -268,6 +272,7 @@ impl PortEntry {
             all: self.all.clone(),
             hold: self.hold.clone(),
             metrics: self.metrics.clone(),
+            affinity: self.affinity.clone(),
         }))
     }
 }

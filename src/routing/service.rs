@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::settings::Config;
+use crate::contract::affinity::Affinity;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{Policy, Protocol};
@@ -163,6 +164,10 @@ impl ServiceEntry {
                 ))
             });
             entry.policy = policy.clone();
+            entry.affinity = match (object.traffic.affinity, entry.affinity.take()) {
+                (Some(timeout), Some(known)) => Some(known.with_timeout(timeout)),
+                (timeout, _) => timeout.map(Affinity::new),
+            };
             entry.spec = Some(Spec {
                 port: port.port.clone(),
                 protocol,

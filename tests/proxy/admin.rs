@@ -149,6 +149,7 @@ impl Fixture {
                 all: all.into_iter().collect(),
                 metrics: self.admin.metrics.service(&key),
                 key: key.clone(),
+                affinity: None,
             };
             (Arc::new(key.service), vec![Place::new(Arc::new(port))])
         };

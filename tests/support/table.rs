@@ -79,6 +79,7 @@ pub fn service(name: &str) -> ServiceObject {
             format!("{DRAIN_TIMEOUT}s"),
         )]),
         unserved: Vec::new(),
+        traffic: Default::default(),
     }
 }
 

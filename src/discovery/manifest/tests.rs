@@ -67,8 +67,36 @@ fn a_service_gives_what_routing_needs_and_names_what_is_not_served() {
 }
 
 #[test]
+fn session_affinity_has_the_api_servers_default_and_bounds() {
+    let affinity = |spec: &str| one_service(&format!("{SERVICE}{spec}")).traffic.affinity;
+    let with = |seconds: &str| {
+        format!(
+            "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {{clientIP: {{{seconds}}}}}\n"
+        )
+    };
+    assert_eq!(affinity(""), None);
+    assert_eq!(affinity("  sessionAffinity: None\n"), None);
+    let default = Some(Duration::from_secs(10_800));
+    assert_eq!(affinity("  sessionAffinity: ClientIP\n"), default);
+    assert_eq!(affinity(&with("")), default);
+    assert_eq!(
+        affinity(&with("timeoutSeconds: 15")),
+        Some(Duration::from_secs(15))
+    );
+    let error = |spec: &str| {
+        let text = format!("{SERVICE}{spec}");
+        parse(&text, Format::Yaml, None).unwrap_err().to_string()
+    };
+    for seconds in ["0", "-1", "86401"] {
+        let error = error(&with(&format!("timeoutSeconds: {seconds}")));
+        assert!(error.contains("clientIP.timeoutSeconds"), "{error}");
+    }
+    assert!(error("  sessionAffinity: Cookie\n").contains("spec.sessionAffinity"));
+}
+
+#[test]
 fn every_field_that_a_claim_takes_from_kube_proxy_is_named() {
-    let spec = "  sessionAffinity: ClientIP
+    let spec = "  trafficDistribution: PreferClose
   externalTrafficPolicy: Local
   internalTrafficPolicy: Local
   clusterIP: fd00::1
@@ -89,9 +117,9 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
             "spec.clusterIP: fd00::1",
             "spec.externalIPs: 192.0.2.1, 192.0.2.2",
             "spec.loadBalancerSourceRanges: 10.0.0.0/8",
-            "spec.sessionAffinity: ClientIP",
             "spec.externalTrafficPolicy: Local",
             "spec.internalTrafficPolicy: Local",
+            "spec.trafficDistribution: PreferClose",
             "spec.healthCheckNodePort: 32000",
             "status.loadBalancer.ingress: 192.0.2.9",
         ]

@@ -39,6 +39,7 @@ fn service(ports: &[(Option<&str>, u16)]) -> ServiceObject {
         ipv6_first: false,
         annotations: BTreeMap::new(),
         unserved: Vec::new(),
+        traffic: Default::default(),
     }
 }
 
