@@ -16,6 +16,7 @@ use scene::Scene;
 
 const CLIENT: Origin = Origin {
     client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    scope: None,
 };
 const COUNTS: [usize; 4] = [3, 10, 1_000, 10_000];
 

@@ -176,6 +176,7 @@ impl Proxy {
                 protocol: Some(self.protocol),
                 proxy_protocol: false,
                 allow_connect: false,
+                scope: None,
             }],
             admin: self.admin,
             ..Config::new(Discovery::Static { to: self.to })

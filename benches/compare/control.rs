@@ -94,6 +94,7 @@ fn pick(endpoints: usize) -> f64 {
     }
     let from = Origin {
         client: std::net::Ipv4Addr::LOCALHOST.into(),
+        scope: None,
     };
     let batch = |count: u32| {
         let begun = Instant::now();

@@ -117,6 +117,7 @@ pub fn slice(first: usize, count: usize, out: bool) -> Change {
         ready: !(out && n == first),
         serving: !(out && n == first),
         terminating: false,
+        local: false,
     };
     Change::Apply(Object::EndpointSlice(SliceObject {
         name: ObjectName::new("web", format!("shop-{first:05}")),

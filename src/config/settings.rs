@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
+use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Scope};
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +39,9 @@ pub struct Config {
     pub access_log: bool,
     /// What `/metrics` shows of each Service port.
     pub per_service: PerService,
+    /// This node's name, which slices give their endpoints. It comes from the environment variable
+    /// `NODE_NAME`. `None`: traffic policies are not served.
+    pub node: Option<String>,
 }
 
 /// What `/metrics` shows of each Service port.
@@ -146,6 +149,9 @@ pub struct ListenerConfig {
     pub proxy_protocol: bool,
     /// Whether HTTP CONNECT is forwarded.
     pub allow_connect: bool,
+    /// Which traffic policy of the Service counts. This is not a field of the file: a listener that
+    /// the configuration names reaches every endpoint.
+    pub scope: Option<Scope>,
 }
 
 /// How long each step may take.
@@ -221,6 +227,7 @@ impl Config {
             trusted_proxies: Vec::new(),
             access_log: false,
             per_service: PerService::All,
+            node: None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol};
+use crate::contract::policy::{PortRef, Protocol, Scope};
 
 /// Names one listener of this process. A number is never given to another listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +35,8 @@ pub struct ListenerSpec {
     /// The accept loops of this listener that have not ended: at first one for each socket. At 0,
     /// every connection that the kernel had accepted is counted in a worker's load.
     pub accepting: AtomicUsize,
+    /// Which traffic policy of the Service counts here. `None`: every endpoint may be reached.
+    pub scope: Option<Scope>,
 }
 
 /// What a listener's clients are served by.

@@ -19,7 +19,7 @@ use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::policy::{Policy, PortRef, Protocol};
+use crate::contract::policy::{Policy, PortRef, Protocol, Scope, Traffic};
 
 /// Every Service port that is served, as it is now.
 pub struct Published {
@@ -86,6 +86,30 @@ pub struct Port {
     pub metrics: Arc<ServiceMetrics>,
     /// Where each client was sent last, if the Service has session affinity.
     pub affinity: Option<Affinity>,
+    /// The Service's own rules about which endpoints a client may reach.
+    pub traffic: Traffic,
+    /// The endpoints on this node, if a traffic policy asks for them.
+    pub local: Option<Box<Local>>,
+}
+
+/// The endpoints of a port that are on this node.
+#[derive(Debug, Clone, Default)]
+pub struct Local {
+    /// See [`Port::usable`].
+    pub usable: EndpointList,
+    /// Those that terminate and still serve. A pick uses them while `usable` is empty, even if
+    /// endpoints of other nodes are usable (KEP-1669).
+    pub last_resort: EndpointList,
+}
+
+impl Port {
+    /// The endpoints that clients of this scope may reach: the usable ones, then the last resort.
+    pub fn endpoints(&self, scope: Option<Scope>) -> [&EndpointList; 2] {
+        match &self.local {
+            Some(local) if self.traffic.is_local(scope) => [&local.usable, &local.last_resort],
+            _ => [&self.usable, &self.last_resort],
+        }
+    }
 }
 
 impl Default for Published {
@@ -264,6 +288,8 @@ mod tests {
             hold: Arc::default(),
             metrics: Arc::default(),
             affinity: None,
+            traffic: Traffic::default(),
+            local: None,
         })
     }
 

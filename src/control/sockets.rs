@@ -79,6 +79,7 @@ impl Sockets {
             allow_connect: config.allow_connect,
             sockets: count,
             accepting: AtomicUsize::new(count),
+            scope: config.scope,
         });
         self.open += count;
         *self.ports.entry(address.port()).or_default() += 1;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::name::PortKey;
-use crate::contract::policy::PortRef;
+use crate::contract::policy::{PortRef, Scope};
 use crate::contract::snapshot::Port;
 
 /// Where a listener comes from. A configured listener comes first where two want one address.
@@ -107,6 +107,7 @@ fn of_node_port(port: &PortKey, node_port: u16, address: IpAddr) -> ListenerConf
         protocol: None,
         proxy_protocol: false,
         allow_connect: false,
+        scope: Some(Scope::External),
     }
 }
 

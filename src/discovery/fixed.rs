@@ -47,6 +47,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
                 ready: true,
                 serving: true,
                 terminating: false,
+                local: false,
             }],
         }))
     });

@@ -40,7 +40,7 @@ pub struct Invalid {
     pub message: String,
 }
 
-/// Reads all objects of a text. For `listed_at` see [`pod`].
+/// Reads all objects of a text, without regard to nodes. For `listed_at` see [`pod`].
 ///
 /// # Errors
 /// The first fault, with its line and field.
@@ -51,13 +51,13 @@ pub fn parse(
 ) -> Result<Vec<Object>, Error> {
     let mut objects = Vec::new();
     for document in documents(text, format)? {
-        objects.extend(parse_document(document, format, listed_at)?);
+        objects.extend(parse_document(document, format, listed_at, None)?);
     }
     Ok(objects)
 }
 
 /// Reads the objects of one document; none for a kind that is not used. For `listed_at` see
-/// [`pod`].
+/// [`pod`], for `node` see [`slice`].
 ///
 /// # Errors
 /// The first fault, with its line and field.
@@ -65,6 +65,7 @@ pub fn parse_document(
     document: Document<'_>,
     format: Format,
     listed_at: Option<SystemTime>,
+    node: Option<&str>,
 ) -> Result<Vec<Object>, Error> {
     let Some(mut whole) = value(document, format)?.filter(|value| !value.is_null()) else {
         return Ok(Vec::new());
@@ -103,7 +104,7 @@ pub fn parse_document(
     };
     let mut objects = Vec::new();
     for manifest in manifests {
-        let object = manifest.object(listed_at).map_err(|invalid| {
+        let object = manifest.object(listed_at, node).map_err(|invalid| {
             let field = format!("{}{}", manifest.place, invalid.field);
             Error::new(line_of(document, format, &field), &field, &invalid.message)
         })?;
@@ -132,7 +133,11 @@ struct Manifest {
 impl Manifest {
     /// The object; `None` for one that routing does not need. `apiVersion` and `kind` decide
     /// together, because other API groups have a `Service`, too (Knative, Config Connector).
-    fn object(&self, listed_at: Option<SystemTime>) -> Result<Option<Object>, Invalid> {
+    fn object(
+        &self,
+        listed_at: Option<SystemTime>,
+        node: Option<&str>,
+    ) -> Result<Option<Object>, Invalid> {
         let wanted = match self.kind.as_str() {
             "Service" | "Pod" => "v1",
             "EndpointSlice" => "discovery.k8s.io/v1",
@@ -154,7 +159,7 @@ impl Manifest {
         }
         let object = match self.kind.as_str() {
             "Service" => Object::Service(service(&self.typed()?)?),
-            "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?)?),
+            "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?, node)?),
             _ => {
                 let PodManifest { metadata, spec } = self.typed()?;
                 let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);
@@ -262,15 +267,21 @@ fn traffic(spec: &ServiceSpec) -> Result<Traffic, Invalid> {
             });
         }
     };
-    Ok(Traffic { affinity })
+    let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
+    Ok(Traffic {
+        affinity,
+        external_local: is_local(&spec.external_traffic_policy),
+        internal_local: is_local(&spec.internal_traffic_policy),
+    })
 }
 
-/// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions
+/// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions. `node` is
+/// the name of this node
 /// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
 ///
 /// # Errors
 /// The API server would refuse a field.
-pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
+pub fn slice(slice: &EndpointSlice, node: Option<&str>) -> Result<SliceObject, Invalid> {
     let name = object_name(&slice.metadata)?;
     let fqdn = slice.address_type == "FQDN";
     let ipv6 = slice.address_type == "IPv6";
@@ -297,7 +308,7 @@ pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
     if !fqdn {
         endpoints.reserve(slice.endpoints.len());
         for (i, endpoint) in slice.endpoints.iter().enumerate() {
-            endpoints.push(slice_endpoint(endpoint, ipv6, i)?);
+            endpoints.push(slice_endpoint(endpoint, ipv6, i, node)?);
         }
     }
     Ok(SliceObject {
@@ -391,7 +402,12 @@ fn service_port(port: &ServicePort, field: &str) -> Result<ServicePortObject, In
     })
 }
 
-fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndpoint, Invalid> {
+fn slice_endpoint(
+    endpoint: &Endpoint,
+    ipv6: bool,
+    i: usize,
+    node: Option<&str>,
+) -> Result<SliceEndpoint, Invalid> {
     let invalid = |message| Invalid {
         field: format!("endpoints[{i}].addresses[0]"),
         message,
@@ -428,6 +444,7 @@ fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndp
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        local: node.is_some() && endpoint.node_name.as_deref() == node,
     })
 }
 

@@ -182,6 +182,9 @@ pub struct SliceEndpoint {
     pub serving: bool,
     /// The condition `terminating`; false if absent.
     pub terminating: bool,
+    /// Whether `nodeName` is the name of this node.
+    #[serde(default)]
+    pub local: bool,
 }
 
 fn write_pod<S: Serializer>(pod: &Option<Arc<PodRef>>, to: S) -> Result<S::Ok, S::Error> {

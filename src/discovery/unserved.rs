@@ -30,25 +30,9 @@ pub(super) fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
             name(field, &list.join(", "));
         }
     }
-    for (field, value, harmless) in [
-        (
-            "externalTrafficPolicy",
-            &spec.external_traffic_policy,
-            "Cluster",
-        ),
-        (
-            "internalTrafficPolicy",
-            &spec.internal_traffic_policy,
-            "Cluster",
-        ),
-        ("trafficDistribution", &spec.traffic_distribution, ""),
-    ] {
-        if let Some(value) = value
-            .as_deref()
-            .filter(|value| !value.is_empty() && *value != harmless)
-        {
-            name(field, value);
-        }
+    let distribution = spec.traffic_distribution.as_deref();
+    if let Some(value) = distribution.filter(|value| !value.is_empty()) {
+        name("trafficDistribution", value);
     }
     if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
         name("healthCheckNodePort", &port.to_string());

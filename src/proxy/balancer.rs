@@ -16,6 +16,7 @@ use crate::contract::affinity::Stick;
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::endpoint_list::EndpointList;
+use crate::contract::policy::Scope;
 use crate::contract::snapshot::Port;
 
 /// What a pick is for.
@@ -42,6 +43,8 @@ pub struct Avoid<'a> {
 pub struct Origin {
     /// The client's address, which session affinity goes by.
     pub client: IpAddr,
+    /// Which traffic policy of the Service counts.
+    pub scope: Option<Scope>,
 }
 
 /// Picks an endpoint and enters its lease. `None`: no endpoint grants a lease now.
@@ -55,7 +58,7 @@ pub fn pick(
     avoid: &Avoid<'_>,
     now: Instant,
 ) -> Option<Lease> {
-    let lists = [&port.usable, &port.last_resort];
+    let lists = port.endpoints(from.scope);
     let Some(affinity) = &port.affinity else {
         return lists
             .into_iter()
@@ -95,21 +98,21 @@ fn pick_among(
         .or_else(|| scan(endpoints, &[]))
 }
 
-/// Whether a pick may succeed now.
-pub fn has_usable(port: &Port) -> bool {
-    port.usable
-        .iter()
-        .chain(port.last_resort.iter())
-        .any(|e| e.is_open() && !e.is_ejected())
+/// Whether a pick for a client of this scope may succeed now.
+pub fn has_usable(port: &Port, scope: Option<Scope>) -> bool {
+    let [usable, last_resort] = port.endpoints(scope);
+    let mut all = usable.iter().chain(last_resort.iter());
+    all.any(|e| e.is_open() && !e.is_ejected())
 }
 
 /// Whether one more endpoint may be ejected because a connect to it was not answered in time. A full
 /// accept queue is load and not death: what an ejected endpoint does not take, the others must. So
 /// the last one is never ejected for that, and no more than half of a Service. (Workers that decide
 /// at the same moment may exceed this by one endpoint each, until the first probe.)
-pub fn may_eject_silent(port: &Port) -> bool {
-    let ejected = port.usable.iter().filter(|e| e.is_ejected()).count();
-    2 * (ejected + 1) <= port.usable.len()
+pub fn may_eject_silent(port: &Port, scope: Option<Scope>) -> bool {
+    let [usable, _] = port.endpoints(scope);
+    let ejected = usable.iter().filter(|e| e.is_ejected()).count();
+    2 * (ejected + 1) <= usable.len()
 }
 
 /// The common case, independent of the number of endpoints.

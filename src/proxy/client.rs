@@ -38,6 +38,7 @@ impl Client {
     pub(super) fn origin(&self) -> Origin {
         Origin {
             client: self.peer.ip(),
+            scope: self.listener.scope,
         }
     }
 

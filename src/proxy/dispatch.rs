@@ -22,6 +22,7 @@ use crate::contract::counters::{Counter, ServiceMetrics};
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::hold::Moving;
 use crate::contract::listener::ListenerSpec;
+use crate::contract::policy::Scope;
 use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
@@ -117,9 +118,11 @@ async fn held(
     loop {
         let (port, changed) = worker.watched_port(spec);
         if let Some(port) = port
-            && balancer::has_usable(&port)
+            && balancer::has_usable(&port, spec.scope)
         {
-            let turn = port.hold.turn(port.usable.len(), Instant::now());
+            let turn = port
+                .hold
+                .turn(port.endpoints(spec.scope)[0].len(), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;
             if let Some(found) = try_dispatch(
                 worker,
@@ -180,7 +183,7 @@ async fn connect(
             match start(worker, lease) {
                 Ok(connecting) => race.push(connecting),
                 Err((lease, error)) => {
-                    fail(&lease, &error, port);
+                    fail(&lease, &error, port, spec.scope);
                     if socket::is_shortage(&error) {
                         if worker.spare(Spare::All) {
                             next = Some(lease);
@@ -213,7 +216,7 @@ async fn connect(
             None => tokio::time::sleep(RACE_AFTER),
         };
         tokio::pin!(patience);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port) {
+        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port, spec.scope) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
         })
@@ -225,7 +228,7 @@ async fn connect(
                     port.metrics.retried(RetryReason::Connect, true);
                 }
                 if !race.is_empty() {
-                    tokio::task::spawn_local(see_to_end(race, port.clone()));
+                    tokio::task::spawn_local(see_to_end(race, port.clone(), spec.scope));
                 }
                 return Some((won.lease, won.upstream));
             }
@@ -249,7 +252,10 @@ async fn connect(
             let has_turn = moves.as_ref().is_some_and(|(turn, _)| *turn <= now);
             if hopeless && moves.is_none() {
                 let moving = port.hold.move_on();
-                moves = Some((port.hold.turn(port.usable.len(), now), moving));
+                moves = Some((
+                    port.hold.turn(port.endpoints(spec.scope)[0].len(), now),
+                    moving,
+                ));
                 continue;
             }
             // Not a second connect to an endpoint that has failed or whose connect is under way. A
@@ -288,6 +294,7 @@ fn poll_race(
     race: &mut Vec<Connecting>,
     cx: &mut Context<'_>,
     port: &Port,
+    scope: Option<Scope>,
 ) -> Poll<Result<Connecting, EndpointId>> {
     for i in 0..race.len() {
         let stream = &race[i].upstream.stream;
@@ -301,7 +308,7 @@ fn poll_race(
         return Poll::Ready(match error {
             None => Ok(done),
             Some(error) => {
-                fail(&done.lease, &error, port);
+                fail(&done.lease, &error, port, scope);
                 Err(done.lease.endpoint().id)
             }
         });
@@ -310,11 +317,11 @@ fn poll_race(
 }
 
 /// Waits for the other connects of a race: each still shows whether its endpoint answers.
-async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>) {
+async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>, scope: Option<Scope>) {
     while !race.is_empty() {
         let tick = tokio::time::sleep(RACE_AFTER);
         tokio::pin!(tick);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, &port) {
+        let ended = poll_fn(|cx| match poll_race(&mut race, cx, &port, scope) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => tick.as_mut().poll(cx).map(|()| None),
         })
@@ -326,10 +333,10 @@ async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>) {
 }
 
 /// Counts a failed connect and ejects its endpoint, unless the endpoint may only be busy.
-fn fail(lease: &Lease, error: &io::Error, port: &Port) {
+fn fail(lease: &Lease, error: &io::Error, port: &Port, scope: Option<Scope>) {
     port.metrics.retried(RetryReason::Connect, false);
     let silent = error.kind() == io::ErrorKind::TimedOut;
-    if socket::is_shortage(error) || silent && !balancer::may_eject_silent(port) {
+    if socket::is_shortage(error) || silent && !balancer::may_eject_silent(port, scope) {
         return;
     }
     tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");

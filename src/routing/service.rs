@@ -146,6 +146,11 @@ impl ServiceEntry {
         warnings.extend(object.lost());
         let (policy, found) = Policy::for_service(config, &object.annotations);
         warnings.extend(found);
+        let mut traffic = object.traffic.clone();
+        if config.node.is_none() && traffic.has_local() {
+            warnings.push(NO_NODE.to_owned());
+            (traffic.external_local, traffic.internal_local) = (false, false);
+        }
         let mut ports = BTreeMap::new();
         for port in merged {
             let first = port.endpoints.first().map(|e| e.address.port());
@@ -164,7 +169,8 @@ impl ServiceEntry {
                 ))
             });
             entry.policy = policy.clone();
-            entry.affinity = match (object.traffic.affinity, entry.affinity.take()) {
+            entry.traffic = traffic.clone();
+            entry.affinity = match (traffic.affinity, entry.affinity.take()) {
                 (Some(timeout), Some(known)) => Some(known.with_timeout(timeout)),
                 (timeout, _) => timeout.map(Affinity::new),
             };
@@ -225,3 +231,6 @@ impl ServiceEntry {
         self.warnings = warnings;
     }
 }
+
+const NO_NODE: &str = "a traffic policy is Local, and the environment variable NODE_NAME does not name \
+                       this node; until it does, endpoints of all nodes are used";

@@ -153,6 +153,7 @@ fn every_field_is_taken_over() {
                 protocol: Some(protocol),
                 proxy_protocol,
                 allow_connect: proxy_protocol,
+                scope: None,
             }
         };
     let expected = [

@@ -150,6 +150,8 @@ impl Fixture {
                 metrics: self.admin.metrics.service(&key),
                 key: key.clone(),
                 affinity: None,
+                traffic: Default::default(),
+                local: None,
             };
             (Arc::new(key.service), vec![Place::new(Arc::new(port))])
         };

@@ -1,4 +1,5 @@
-//! What a Service's `spec` says of its clients, in the real proxy: session affinity. Each client has
+//! What a Service's `spec` says of its clients, in the real proxy: session affinity and traffic
+//! policies. Each client has
 //! an address of its own in 127.0.0.0/8. The pick itself is tested in `src/proxy/balancer.rs`.
 
 use std::collections::{HashMap, HashSet};
@@ -9,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::proxy::scripted::Scripted;
-use crate::support::folder::Ep;
+use crate::support::folder::{Ep, Folder};
 use crate::support::manifests::service;
-use crate::support::rig::Rig;
+use crate::support::rig::{NODE, Rig, one_listener};
 use crate::support::wait::{eventually, soon};
 
 /// Endpoints that answer each request with their own name, and end the connection. They serve HTTP
@@ -160,4 +161,85 @@ async fn a_client_is_forgotten_after_the_timeout() {
         ask(from, rig.web()).await != first
     })
     .await;
+}
+
+/// A proxy with listener `web` and a nodePort for claimed Service `web/shop`.
+struct Node {
+    rig: Rig,
+    node_port: SocketAddr,
+}
+
+impl Node {
+    async fn start(spec: Value) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let node_port = free.local_addr().unwrap();
+        drop(free);
+        let more = "nodePorts: {addresses: [127.0.0.1]}\ntimeouts: {hold: 100ms}";
+        let rig = Rig::run(Folder::new(), &one_listener("auto", more)).await;
+        let node = Self { rig, node_port };
+        node.shop(spec);
+        eventually("the nodePort", async || {
+            TcpStream::connect(node_port).await.is_ok()
+        })
+        .await;
+        node
+    }
+
+    fn shop(&self, spec: Value) {
+        let mut shop = shop(spec);
+        shop["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
+        shop["spec"]["ports"][0]["nodePort"] = self.node_port.port().into();
+        self.rig.write("service.json", &shop);
+    }
+
+    /// Puts an endpoint on a node.
+    fn put(&self, endpoint: &Ep, node: &str) {
+        let mut slice = endpoint.slice_of("shop", "");
+        slice["endpoints"][0]["nodeName"] = node.into();
+        self.rig
+            .write(&format!("slice-{}.json", endpoint.name), &slice);
+    }
+
+    /// The endpoints that answer on the nodePort, and on listener `web`.
+    async fn answers(&self) -> [HashSet<String>; 2] {
+        let from = [127, 0, 0, 2];
+        [
+            ask_together(from, self.node_port, 30).await,
+            ask_together(from, self.rig.web(), 30).await,
+        ]
+    }
+
+    async fn until_answered_by(&self, node_port: &[&str], web: &[&str]) {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).into()).collect();
+        let expected = [names(node_port), names(web)];
+        eventually(&format!("{expected:?}"), async || {
+            self.answers().await == expected
+        })
+        .await;
+        assert_eq!(self.answers().await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_node_port_with_a_local_policy_reaches_endpoints_of_this_node_only() {
+    let endpoints = Named::start(2).await;
+    let node = Node::start(json!({"externalTrafficPolicy": "Local"})).await;
+    let entry = |name: &str| Ep::new(name, endpoints.0[name].address);
+    node.put(&entry("e0"), NODE);
+    node.put(&entry("e1"), "n2");
+    node.until_answered_by(&["e0"], &["e0", "e1"]).await;
+    // KEP-1669: it serves on while nothing else does here.
+    node.put(&entry("e0").terminating(), NODE);
+    node.until_answered_by(&["e0"], &["e1"]).await;
+    node.rig.remove("slice-e0.json");
+    eventually("no answer", async || {
+        let [node_port, web] = node.answers().await;
+        web == HashSet::from(["e1".into()])
+            && node_port
+                .iter()
+                .all(|text| text.starts_with("HTTP/1.1 503"))
+    })
+    .await;
+    node.shop(json!({"externalTrafficPolicy": "Cluster"}));
+    node.until_answered_by(&["e1"], &["e1"]).await;
 }

@@ -109,7 +109,7 @@ impl Reader<'_> {
             }
             if !refused.contains("endpointslices") {
                 let slices = list::<EndpointSlice>(&self.client, Some(namespace)).await?;
-                let read = |it: &_| manifest::slice(it).map(Object::EndpointSlice);
+                let read = |it: &_| manifest::slice(it, None).map(Object::EndpointSlice);
                 self.take(
                     "EndpointSlice",
                     slices.iter().map(|it| (it.name_any(), read(it))),
@@ -327,6 +327,7 @@ mod tests {
             protocol: None,
             proxy_protocol: false,
             allow_connect: false,
+            scope: None,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
         config.listeners = vec![

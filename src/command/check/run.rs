@@ -154,6 +154,7 @@ mod tests {
             protocol: None,
             proxy_protocol: false,
             allow_connect: false,
+            scope: None,
         }
     }
 
@@ -191,6 +192,7 @@ mod tests {
                     terminating: *terminating,
                 },
                 fate: Fate::NoPod,
+                local: false,
             };
         MergedPort {
             ambiguous: false,

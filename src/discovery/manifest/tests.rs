@@ -117,13 +117,13 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
             "spec.clusterIP: fd00::1",
             "spec.externalIPs: 192.0.2.1, 192.0.2.2",
             "spec.loadBalancerSourceRanges: 10.0.0.0/8",
-            "spec.externalTrafficPolicy: Local",
-            "spec.internalTrafficPolicy: Local",
             "spec.trafficDistribution: PreferClose",
             "spec.healthCheckNodePort: 32000",
             "status.loadBalancer.ingress: 192.0.2.9",
         ]
     );
+    let traffic = &service.traffic;
+    assert!(traffic.external_local && traffic.internal_local);
     let quiet = "  sessionAffinity: None\n  clusterIP: None\n  externalTrafficPolicy: Cluster\n";
     assert_eq!(one_service(&format!("{SERVICE}{quiet}")).unserved.len(), 1);
     let unclaimed = format!("{SERVICE}{spec}").replace("ebbtide}", "other}");
@@ -159,6 +159,7 @@ fn a_slice_has_its_nil_rules_applied() {
         ready,
         serving: true,
         terminating,
+        local: false,
     };
     let expected = SliceObject {
         name: ObjectName::new("default", "app-x"),
@@ -408,4 +409,25 @@ fn errors_name_line_and_field() {
         "line 5, spec.ports[0].port: invalid type: map, expected i32"
     );
     assert!(error("{\"kind\": \"Service\",\n").starts_with("line 2: EOF"));
+}
+
+#[test]
+fn an_endpoint_is_local_if_it_is_on_this_node() {
+    let text = SLICE.replace(
+        "- addresses: [10.0.0.3]",
+        "  nodeName: n-1\n- addresses: [10.0.0.3]",
+    );
+    let local = |node| {
+        let mut objects = Vec::new();
+        for document in documents(&text, Format::Yaml).unwrap() {
+            objects.extend(parse_document(document, Format::Yaml, None, node).unwrap());
+        }
+        let Object::EndpointSlice(slice) = objects.remove(0) else {
+            panic!("{objects:?}");
+        };
+        slice.endpoints.iter().map(|e| e.local).collect::<Vec<_>>()
+    };
+    assert_eq!(local(Some("n-1")), [true, false]);
+    assert_eq!(local(Some("n-2")), [false, false]);
+    assert_eq!(local(None), [false, false], "no name is no node");
 }

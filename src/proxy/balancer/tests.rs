@@ -10,7 +10,8 @@ use super::*;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::affinity::Affinity;
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::policy::{Policy, Protocol};
+use crate::contract::policy::{Policy, Protocol, Scope};
+use crate::contract::snapshot::Local;
 use crate::observe::metrics::Metrics;
 
 /// An open endpoint. `n` is its id and the last byte of its address, `hash` its template hash.
@@ -53,6 +54,8 @@ fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
         target_port: None,
         hold: Arc::default(),
         affinity: None,
+        traffic: Default::default(),
+        local: None,
     }
 }
 
@@ -70,6 +73,7 @@ fn aged(count: u8) -> (Port, Instant) {
 
 const CLIENT: Origin = Origin {
     client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    scope: None,
 };
 const WARM_UP: Duration = Duration::from_secs(5);
 
@@ -342,13 +346,13 @@ fn ejected_out_and_draining_ones_are_passed_over() {
     assert_eq!(candidates(&port, &Avoid::default()), [4, 5]);
     port.usable[3].eject();
     assert_eq!(candidates(&port, &Avoid::default()), [5]);
-    assert!(has_usable(&port));
+    assert!(has_usable(&port, None));
     port.usable[4].eject();
     assert!(candidates(&port, &Avoid::default()).is_empty());
-    assert!(!has_usable(&port));
+    assert!(!has_usable(&port, None));
     port.usable[0].readmit();
     assert_eq!(candidates(&port, &Avoid::default()), [1]);
-    assert!(has_usable(&port));
+    assert!(has_usable(&port, None));
 }
 
 #[test]
@@ -451,7 +455,7 @@ fn silence_ejects_no_more_than_half_of_a_service() {
     for (count, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (9, 4)] {
         let (port, _) = aged(count);
         let silent = port.usable.iter().filter(|e| {
-            let may = may_eject_silent(&port);
+            let may = may_eject_silent(&port, None);
             may.then(|| e.eject()).is_some()
         });
         assert_eq!(silent.count(), most, "of {count}");
@@ -484,6 +488,7 @@ fn with_affinity(count: u8) -> (Port, Instant) {
 fn origin(n: u8) -> Origin {
     Origin {
         client: Ipv4Addr::new(127, 0, 1, n).into(),
+        scope: None,
     }
 }
 
@@ -556,4 +561,56 @@ fn a_client_of_the_last_resort_moves_when_an_endpoint_is_usable() {
     let mut after = before;
     after.usable.push(endpoint(4, None, born));
     assert_eq!(one(&after), 4);
+}
+
+/// Endpoints 1 to 3, of which 1 is on this node, with `externalTrafficPolicy: Local`.
+fn one_here() -> (Port, Instant) {
+    let (mut port, now) = aged(3);
+    let here = &port.usable[0];
+    port.local = Some(Box::new(Local {
+        usable: [here.clone()].into_iter().collect(),
+        ..Local::default()
+    }));
+    port.traffic.external_local = true;
+    (port, now)
+}
+
+fn picks(port: &Port, scope: Option<Scope>, now: Instant) -> HashSet<usize> {
+    let from = Origin { scope, ..CLIENT };
+    let avoid = Avoid::default();
+    let all = (0..100).filter_map(|_| pick(port, Cost::Http, from, &avoid, now));
+    all.map(|lease| picked(&lease)).collect()
+}
+
+#[test]
+fn a_local_policy_counts_for_its_own_clients_only() {
+    let (mut port, now) = one_here();
+    let external = Some(Scope::External);
+    assert_eq!(picks(&port, external, now), HashSet::from([1]));
+    for scope in [Some(Scope::Internal), None] {
+        assert_eq!(picks(&port, scope, now), HashSet::from([1, 2, 3]));
+    }
+    port.affinity = Some(Affinity::new(Duration::from_secs(10)));
+    assert_eq!(picks(&port, None, now).len(), 1);
+    assert_eq!(
+        picks(&port, external, now),
+        HashSet::from([1]),
+        "however it sticks"
+    );
+}
+
+#[test]
+fn without_an_endpoint_here_nothing_of_another_node_is_picked() {
+    let (mut port, now) = one_here();
+    let external = Some(Scope::External);
+    assert!(!may_eject_silent(&port, external), "the last one here");
+    assert!(may_eject_silent(&port, None));
+    port.usable[0].eject();
+    assert_eq!(picks(&port, external, now), HashSet::new());
+    assert!(!has_usable(&port, external) && has_usable(&port, None));
+    let resort = endpoint(9, None, now);
+    let local = port.local.as_mut().unwrap();
+    local.last_resort.push(resort);
+    assert_eq!(picks(&port, external, now), HashSet::from([9]));
+    assert_eq!(picks(&port, None, now), HashSet::from([2, 3]));
 }

@@ -70,6 +70,7 @@ fn endpoint(address: &str, pod: &str) -> SliceEndpoint {
         ready: true,
         serving: true,
         terminating: false,
+        local: false,
     }
 }
 

@@ -809,4 +809,5 @@ impl Run<'_> {
 
 const CLIENT: Origin = Origin {
     client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+    scope: None,
 };
