@@ -100,6 +100,7 @@ fn service() -> ServiceObject {
         unserved: Vec::new(),
         addresses: Vec::new(),
         source_ranges: Vec::new(),
+        traffic: Default::default(),
     }
 }
 
@@ -116,6 +117,7 @@ fn slice(n: u32, ready: bool) -> Object {
         ready: ready || !n.is_multiple_of(100),
         serving: true,
         terminating: false,
+        local: false,
     };
     Object::EndpointSlice(SliceObject {
         name: ObjectName::new("web", format!("app-{n:05}")),

@@ -6,13 +6,18 @@
 #[path = "scene/mod.rs"]
 mod scene;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use divan::{Bencher, black_box};
 use ebbtide::contract::clock::millis;
-use ebbtide::proxy::balancer::{self, Avoid, Cost};
+use ebbtide::proxy::balancer::{self, Avoid, Cost, Origin};
 use scene::Scene;
 
+const CLIENT: Origin = Origin {
+    client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    scope: None,
+};
 const COUNTS: [usize; 4] = [3, 10, 1_000, 10_000];
 
 fn main() {
@@ -30,7 +35,7 @@ fn http(bencher: Bencher, endpoints: usize) {
             .record(Duration::from_micros(900 + i as u64 % 200), millis(now));
     }
     bencher.bench_local(|| {
-        drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap())
+        drop(balancer::pick(black_box(&port), Cost::Http, CLIENT, &Avoid::default(), now).unwrap())
     });
 }
 
@@ -40,7 +45,7 @@ fn tcp(bencher: Bencher, endpoints: usize) {
     let port = scene.port();
     let now = Instant::now();
     bencher.bench_local(|| {
-        drop(balancer::pick(black_box(&port), Cost::Tcp, &Avoid::default(), now).unwrap())
+        drop(balancer::pick(black_box(&port), Cost::Tcp, CLIENT, &Avoid::default(), now).unwrap())
     });
 }
 
@@ -52,7 +57,7 @@ fn half_ejected(bencher: Bencher, endpoints: usize) {
     let now = Instant::now();
     port.usable.iter().step_by(2).for_each(|e| e.eject());
     bencher.bench_local(|| {
-        drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap())
+        drop(balancer::pick(black_box(&port), Cost::Http, CLIENT, &Avoid::default(), now).unwrap())
     });
 }
 
@@ -69,8 +74,9 @@ fn replay(bencher: Bencher, endpoints: usize) {
         tried: &tried,
         siblings_of: Some(&lost),
     };
-    bencher
-        .bench_local(|| drop(balancer::pick(black_box(&port), Cost::Http, &avoid, now).unwrap()));
+    bencher.bench_local(|| {
+        drop(balancer::pick(black_box(&port), Cost::Http, CLIENT, &avoid, now).unwrap())
+    });
 }
 
 /// Nine of ten endpoints are ejected, so most picks have to search.
@@ -82,6 +88,6 @@ fn most_ejected(bencher: Bencher, endpoints: usize) {
     let ejected = port.usable.iter().enumerate().filter(|(i, _)| i % 10 > 0);
     ejected.for_each(|(_, e)| e.eject());
     bencher.bench_local(|| {
-        drop(balancer::pick(black_box(&port), Cost::Http, &Avoid::default(), now).unwrap())
+        drop(balancer::pick(black_box(&port), Cost::Http, CLIENT, &Avoid::default(), now).unwrap())
     });
 }

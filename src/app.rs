@@ -177,6 +177,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted {
             settings: wanted.clone(),
+            node: config.node.clone(),
             in_use: used,
         };
         feed_from_api_server(
@@ -408,7 +409,7 @@ fn feed_from_api_server(
 async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metrics>) {
     match &config.discovery {
         Discovery::Files { path } => {
-            files::watch(path.clone(), out, move |kind| {
+            files::watch(path.clone(), config.node.clone(), out, move |kind| {
                 metrics.discovery_errors.with_label_values(&[kind]).inc()
             })
             .await;

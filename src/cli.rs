@@ -192,6 +192,7 @@ impl Proxy {
                 proxy_protocol: false,
                 allow_connect: false,
                 source_ranges: Vec::new(),
+                scope: None,
             }],
             admin: self.admin,
             ..Config::new(Discovery::Static { to: self.to })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use ebbtide::contract::clock::millis;
-use ebbtide::proxy::balancer::{self, Avoid, Cost};
+use ebbtide::proxy::balancer::{self, Avoid, Cost, Origin};
 
 use crate::guard::Guard;
 use crate::load::Histogram;
@@ -92,12 +92,17 @@ fn pick(endpoints: usize) -> f64 {
             .latency()
             .record(Duration::from_micros(900 + i as u64 % 200), millis(now));
     }
+    let from = Origin {
+        client: std::net::Ipv4Addr::LOCALHOST.into(),
+        scope: None,
+    };
     let batch = |count: u32| {
         let begun = Instant::now();
         for _ in 0..count {
             drop(std::hint::black_box(balancer::pick(
                 &port,
                 Cost::Http,
+                from,
                 &Avoid::default(),
                 now,
             )));

@@ -72,6 +72,7 @@ impl Scene {
             unserved: Vec::new(),
             addresses: Vec::new(),
             source_ranges: Vec::new(),
+            traffic: Default::default(),
         };
         let mut changes = vec![Change::Apply(Object::Service(service))];
         for first in (0..endpoints).step_by(SLICE) {
@@ -118,6 +119,7 @@ pub fn slice(first: usize, count: usize, out: bool) -> Change {
         ready: !(out && n == first),
         serving: !(out && n == first),
         terminating: false,
+        local: false,
     };
     Change::Apply(Object::EndpointSlice(SliceObject {
         name: ObjectName::new("web", format!("shop-{first:05}")),

@@ -58,6 +58,7 @@ impl raw::Config {
                 "metrics.perService",
                 per_service(self.metrics.unwrap_or_default().per_service),
             )?,
+            node: node_name(),
             ..default
         })
     }
@@ -150,7 +151,11 @@ impl raw::Kubernetes {
         let pods = match self.pods.as_deref() {
             None | Some("all") => PodWatch::All,
             Some("none") => PodWatch::None,
-            Some("node") => PodWatch::Node(node_name()?),
+            Some("node") => PodWatch::Node(node_name().ok_or_else(|| {
+                let what = "node needs the node's name in the environment variable NODE_NAME, as \
+                            the manifests in deploy/ set it; expected all or none without it";
+                Fault::new("discovery.kubernetes.pods", what.to_owned())
+            })?),
             Some(other) => {
                 let what = format!("{other:?}, expected all, node or none");
                 return Err(Fault::new("discovery.kubernetes.pods", what));
@@ -166,13 +171,9 @@ impl raw::Kubernetes {
 }
 
 /// The name of this node, as the manifests give it to the container.
-fn node_name() -> Result<String, Fault> {
+fn node_name() -> Option<String> {
     let name = std::env::var("NODE_NAME").ok();
-    name.filter(|name| value::subdomain(name)).ok_or_else(|| {
-        let what = "node needs the node's name in the environment variable NODE_NAME, as the \
-                    manifests in deploy/ set it; expected all or none without it";
-        Fault::new("discovery.kubernetes.pods", what.to_owned())
-    })
+    name.filter(|name| value::subdomain(name))
 }
 
 fn listeners(
@@ -247,6 +248,7 @@ impl raw::Listener {
                 .map_err(|what| at("proxyProtocol", what))?,
             allow_connect: self.allow_connect.unwrap_or(false),
             source_ranges: Vec::new(),
+            scope: None,
             name: self.name,
         })
     }

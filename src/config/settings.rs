@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
+use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Scope};
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +41,9 @@ pub struct Config {
     pub access_log: bool,
     /// What `/metrics` shows of each Service port.
     pub per_service: PerService,
+    /// This node's name, which slices give their endpoints. It comes from the environment variable
+    /// `NODE_NAME`. `None`: traffic policies are not served.
+    pub node: Option<String>,
 }
 
 /// How cluster IPs, external IPs and load balancer addresses are served: `ebbtide net` leads their
@@ -163,6 +166,9 @@ pub struct ListenerConfig {
     /// Who may connect. Empty: everybody. This is not a field of the file: a Service's
     /// `loadBalancerSourceRanges` sets it.
     pub source_ranges: Vec<IpNet>,
+    /// Which traffic policy of the Service counts. This is not a field of the file: a listener that
+    /// the configuration names reaches every endpoint.
+    pub scope: Option<Scope>,
 }
 
 /// How long each step may take.
@@ -239,6 +245,7 @@ impl Config {
             trusted_proxies: Vec::new(),
             access_log: false,
             per_service: PerService::All,
+            node: None,
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use crate::contract::endpoint::Endpoint;
+use crate::contract::endpoint::{Endpoint, EndpointId};
 
 /// A list of endpoints. Their order has no meaning.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +61,14 @@ impl EndpointList {
         let mut all: Vec<_> = self.iter().cloned().collect();
         all.sort_by_key(|endpoint| (endpoint.address, endpoint.id));
         all
+    }
+
+    /// The place of an endpoint, which is looked for at `guess` first.
+    pub fn place_of(&self, id: EndpointId, guess: usize) -> Option<usize> {
+        if guess < self.len() && self[guess].id == id {
+            return Some(guess);
+        }
+        self.iter().position(|endpoint| endpoint.id == id)
     }
 
     /// Adds an endpoint at the end and returns its place.
@@ -131,7 +139,6 @@ const FEW: usize = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::endpoint::EndpointId;
     use proptest::prelude::*;
     use tokio::sync::mpsc;
 
@@ -174,6 +181,7 @@ mod tests {
             prop_assert_eq!(ids(list.iter()), ids(&plain));
             for (place, endpoint) in plain.iter().enumerate() {
                 prop_assert_eq!(list[place].id, endpoint.id);
+                prop_assert_eq!(list.place_of(endpoint.id, place / 2), Some(place));
             }
             for start in [0, 1, 3, 4, 5, 63, 64, 65, plain.len() / 2, plain.len()] {
                 let turned = plain.iter().cycle().skip(start.min(plain.len())).take(plain.len());

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use ipnet::IpNet;
 
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol};
+use crate::contract::policy::{PortRef, Protocol, Scope};
 
 /// Names one listener of this process. A number is never given to another listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +39,8 @@ pub struct ListenerSpec {
     /// The accept loops of this listener that have not ended: at first one for each socket. At 0,
     /// every connection that the kernel had accepted is counted in a worker's load.
     pub accepting: AtomicUsize,
+    /// Which traffic policy of the Service counts here. `None`: every endpoint may be reached.
+    pub scope: Option<Scope>,
 }
 
 impl ListenerSpec {

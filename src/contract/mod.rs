@@ -5,6 +5,7 @@
 //! Nothing here opens a socket or reads a file, and nothing here knows where endpoints come from.
 
 pub mod address;
+pub mod affinity;
 pub mod clock;
 pub mod counters;
 pub mod endpoint;

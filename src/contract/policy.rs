@@ -5,6 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The policy of one Service: its annotations, and the configuration where an annotation is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -19,6 +21,44 @@ pub struct Policy {
     /// Whether the proxy connects to an endpoint once before it publishes the endpoint (contract
     /// 1.8).
     pub join_check: bool,
+}
+
+/// Which endpoints the clients of a Service may reach, as the Service's `spec` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// `sessionAffinity: ClientIP`: how long a client is sent to the same endpoint.
+    pub affinity: Option<Duration>,
+    /// `externalTrafficPolicy: Local`: clients from outside reach endpoints on this node only.
+    pub external_local: bool,
+    /// `internalTrafficPolicy: Local`: clients of the cluster IP reach endpoints on this node only.
+    pub internal_local: bool,
+}
+
+/// Which of a Service's two traffic policies counts for a listener's clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// `externalTrafficPolicy`: nodePorts.
+    External,
+    /// `internalTrafficPolicy`: cluster IPs.
+    Internal,
+}
+
+impl Traffic {
+    /// Whether clients of this scope reach endpoints on this node only. A listener without a scope
+    /// reaches all endpoints.
+    pub fn is_local(&self, scope: Option<Scope>) -> bool {
+        match scope {
+            Some(Scope::External) => self.external_local,
+            Some(Scope::Internal) => self.internal_local,
+            None => false,
+        }
+    }
+
+    /// Whether one of the two policies is Local.
+    pub fn has_local(&self) -> bool {
+        self.external_local || self.internal_local
+    }
 }
 
 /// A reference to a Service port.

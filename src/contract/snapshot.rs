@@ -16,12 +16,13 @@ use ipnet::IpNet;
 use rustc_hash::FxBuildHasher;
 
 use crate::contract::address::ServiceAddress;
+use crate::contract::affinity::Affinity;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::policy::{Policy, PortRef, Protocol};
+use crate::contract::policy::{Policy, PortRef, Protocol, Scope, Traffic};
 
 /// Every Service port that is served, as it is now.
 pub struct Published {
@@ -92,6 +93,22 @@ pub struct Port {
     pub presence: Presence,
     /// `loadBalancerSourceRanges`: who may connect to the load balancer's addresses. Empty: everybody.
     pub source_ranges: Arc<[IpNet]>,
+    /// Where each client was sent last, if the Service has session affinity.
+    pub affinity: Option<Affinity>,
+    /// The Service's own rules about which endpoints a client may reach.
+    pub traffic: Traffic,
+    /// The endpoints on this node, if a traffic policy asks for them.
+    pub local: Option<Box<Local>>,
+}
+
+/// The endpoints of a port that are on this node.
+#[derive(Debug, Clone, Default)]
+pub struct Local {
+    /// See [`Port::usable`].
+    pub usable: EndpointList,
+    /// Those that terminate and still serve. A pick uses them while `usable` is empty, even if
+    /// endpoints of other nodes are usable (KEP-1669).
+    pub last_resort: EndpointList,
 }
 
 /// Whether a port has, or had, an endpoint that serves or is about to (contract 1.15): a gap is
@@ -113,6 +130,14 @@ impl Port {
             Presence::Never => Some(Instant::now()),
             Presence::Now => None,
             Presence::Until(since) => Some(since + self.policy.hold_timeout),
+        }
+    }
+
+    /// The endpoints that clients of this scope may reach: the usable ones, then the last resort.
+    pub fn endpoints(&self, scope: Option<Scope>) -> [&EndpointList; 2] {
+        match &self.local {
+            Some(local) if self.traffic.is_local(scope) => [&local.usable, &local.last_resort],
+            _ => [&self.usable, &self.last_resort],
         }
     }
 }
@@ -295,6 +320,9 @@ mod tests {
             addresses: Arc::default(),
             presence: Presence::Never,
             source_ranges: Arc::default(),
+            affinity: None,
+            traffic: Traffic::default(),
+            local: None,
         })
     }
 

@@ -72,6 +72,7 @@ impl Addresses {
             protocol: None,
             proxy_protocol: false,
             allow_connect: false,
+            scope: config.scope,
             source_ranges: config.source_ranges.clone(),
             sockets: 0,
             accepting: AtomicUsize::new(0),

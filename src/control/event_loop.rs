@@ -218,10 +218,11 @@ impl Control {
         chores
     }
 
-    /// Forgets pods that ended long ago, and lets go of Services that are no longer claimed.
+    /// Forgets pods that ended and clients that went long ago, and lets go of Services that are no longer claimed.
     fn clean_up(&mut self) -> Chores {
         let now = Instant::now();
         let mut chores = self.table.hand_back(&self.world, now);
+        self.table.forget_clients(now);
         let forgotten = self.world.sweep(now);
         if !forgotten.pods.is_empty() {
             chores.append(self.table.apply(&self.world, &forgotten, now));

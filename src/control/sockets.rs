@@ -88,6 +88,7 @@ impl Sockets {
             source_ranges: Vec::new(),
             sockets: count,
             accepting: AtomicUsize::new(count),
+            scope: config.scope,
         });
         self.open += count;
         *self.ports.entry(address.port()).or_default() += 1;

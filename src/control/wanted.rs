@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::address::AddressKind;
 use crate::contract::name::PortKey;
-use crate::contract::policy::PortRef;
+use crate::contract::policy::{PortRef, Scope};
 use crate::contract::snapshot::Port;
 
 /// Where a listener comes from. A configured listener comes first where two want one address.
@@ -83,6 +83,9 @@ pub(super) fn of_service<'a>(
         let all = port.addresses.iter();
         all.map(|it| {
             let mut config = of_address(&port.key, SocketAddr::new(it.ip, port.key.port));
+            if it.kind == AddressKind::Cluster {
+                config.scope = Some(Scope::Internal);
+            }
             // As kube-proxy: the other addresses are open to all.
             if it.kind == AddressKind::LoadBalancer {
                 config.source_ranges = port.source_ranges.to_vec();
@@ -128,6 +131,7 @@ fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
         proxy_protocol: false,
         allow_connect: false,
         source_ranges: Vec::new(),
+        scope: Some(Scope::External),
     }
 }
 

@@ -37,7 +37,7 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
     match folder.list() {
         Ok(names) => {
             for name in names.into_keys() {
-                let loaded = load(&folder.path.join(&name), &[], Some(SystemTime::now()));
+                let loaded = load(&folder.path.join(&name), &[], Some(SystemTime::now()), None);
                 folder.take(name, loaded);
             }
         }
@@ -61,11 +61,17 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
 
 /// Sends the folder's objects, then [`Message::Synced`], then every change, until `out` is closed.
 ///
-/// `errors` counts by kind: `file`, `duplicate`, `folder`, `watch`. A folder that does not exist is
+/// `node` is the name of this node. `errors` counts by kind: `file`, `duplicate`, `folder`, `watch`. A folder that does not exist is
 /// a problem, and the source waits for it. Cancellation-safe: the next call reads again what was
 /// not sent.
-pub async fn watch(path: PathBuf, out: mpsc::Sender<Message>, errors: impl Fn(&'static str)) {
+pub async fn watch(
+    path: PathBuf,
+    node: Option<String>,
+    out: mpsc::Sender<Message>,
+    errors: impl Fn(&'static str),
+) {
     let mut folder = Folder::new(&path);
+    folder.node = node;
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut watcher = Watcher::new(&folder.path, events);
     let mut pending = Pending {
@@ -131,9 +137,10 @@ async fn pass(
         .into_iter()
         .map(|name| (folder.path.join(&name), folder.good(&name), name))
         .collect();
+    let node = folder.node.clone();
     let reading = tokio::task::spawn_blocking(move || {
         work.into_iter()
-            .map(|(path, old, name)| (name, load(&path, &old, listed_at)))
+            .map(|(path, old, name)| (name, load(&path, &old, listed_at, node.as_deref())))
             .collect::<Vec<_>>()
     });
     let loaded = reading.await.unwrap_or_else(|error| {

@@ -31,6 +31,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
         unserved: Vec::new(),
         addresses: Vec::new(),
         source_ranges: Vec::new(),
+        traffic: Default::default(),
     };
     // A slice has one port for all its endpoints, so each address gets a slice.
     let slices = endpoints.iter().enumerate().map(|(i, endpoint)| {
@@ -48,6 +49,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
                 ready: true,
                 serving: true,
                 terminating: false,
+                local: false,
             }],
         }))
     });

@@ -35,6 +35,8 @@ use crate::discovery::watches::Watches;
 pub struct Wanted {
     /// The configuration of the source.
     pub settings: settings::Kubernetes,
+    /// The name of this node.
+    pub node: Option<String>,
     /// What the table uses. Each new value is a report of the table as it is then.
     pub in_use: watch::Receiver<InUse>,
 }
@@ -54,6 +56,7 @@ pub async fn run(
 ) {
     let Wanted {
         settings,
+        node,
         mut in_use,
     } = wanted;
     let now = Instant::now();
@@ -69,6 +72,7 @@ pub async fn run(
         clock,
         started: now,
         settings,
+        node,
         streaming: Arc::default(),
         streams: SelectAll::new().ready_chunks(CHUNK),
         asked: FuturesUnordered::new(),

@@ -22,12 +22,14 @@ use serde_json::Value;
 
 use crate::contract::address::{AddressKind, ServiceAddress};
 use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::policy::Traffic;
 use crate::discovery::document::{
     Document, Error, Format, documents, field, line_of, own_words, value,
 };
 use crate::discovery::object::{
     Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
+use crate::discovery::unserved::unserved;
 
 /// A field with a value that the API server would refuse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,7 +41,7 @@ pub struct Invalid {
     pub message: String,
 }
 
-/// Reads all objects of a text. For `listed_at` see [`pod`].
+/// Reads all objects of a text, without regard to nodes. For `listed_at` see [`pod`].
 ///
 /// # Errors
 /// The first fault, with its line and field.
@@ -50,13 +52,13 @@ pub fn parse(
 ) -> Result<Vec<Object>, Error> {
     let mut objects = Vec::new();
     for document in documents(text, format)? {
-        objects.extend(parse_document(document, format, listed_at)?);
+        objects.extend(parse_document(document, format, listed_at, None)?);
     }
     Ok(objects)
 }
 
 /// Reads the objects of one document; none for a kind that is not used. For `listed_at` see
-/// [`pod`].
+/// [`pod`], for `node` see [`slice`].
 ///
 /// # Errors
 /// The first fault, with its line and field.
@@ -64,6 +66,7 @@ pub fn parse_document(
     document: Document<'_>,
     format: Format,
     listed_at: Option<SystemTime>,
+    node: Option<&str>,
 ) -> Result<Vec<Object>, Error> {
     let Some(mut whole) = value(document, format)?.filter(|value| !value.is_null()) else {
         return Ok(Vec::new());
@@ -102,7 +105,7 @@ pub fn parse_document(
     };
     let mut objects = Vec::new();
     for manifest in manifests {
-        let object = manifest.object(listed_at).map_err(|invalid| {
+        let object = manifest.object(listed_at, node).map_err(|invalid| {
             let field = format!("{}{}", manifest.place, invalid.field);
             Error::new(line_of(document, format, &field), &field, &invalid.message)
         })?;
@@ -131,7 +134,11 @@ struct Manifest {
 impl Manifest {
     /// The object; `None` for one that routing does not need. `apiVersion` and `kind` decide
     /// together, because other API groups have a `Service`, too (Knative, Config Connector).
-    fn object(&self, listed_at: Option<SystemTime>) -> Result<Option<Object>, Invalid> {
+    fn object(
+        &self,
+        listed_at: Option<SystemTime>,
+        node: Option<&str>,
+    ) -> Result<Option<Object>, Invalid> {
         let wanted = match self.kind.as_str() {
             "Service" | "Pod" => "v1",
             "EndpointSlice" => "discovery.k8s.io/v1",
@@ -153,7 +160,7 @@ impl Manifest {
         }
         let object = match self.kind.as_str() {
             "Service" => Object::Service(service(&self.typed()?)?),
-            "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?)?),
+            "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?, node)?),
             _ => {
                 let PodManifest { metadata, spec } = self.typed()?;
                 let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);
@@ -246,15 +253,49 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
             false => Vec::new(),
         },
         source_ranges: if claimed { source_ranges } else { Vec::new() },
+        traffic: traffic(spec)?,
     })
 }
 
-/// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions
+/// Which endpoints the clients of a Service may reach.
+fn traffic(spec: &ServiceSpec) -> Result<Traffic, Invalid> {
+    let affinity = match spec.session_affinity.as_deref().unwrap_or_default() {
+        "" | "None" => None,
+        "ClientIP" => {
+            let config = spec.session_affinity_config.as_ref();
+            let client_ip = config.and_then(|config| config.client_ip.as_ref());
+            let timeout = client_ip.and_then(|it| it.timeout_seconds);
+            let timeout = timeout.unwrap_or(DEFAULT_AFFINITY);
+            if !(1..=MAX_AFFINITY).contains(&timeout) {
+                return Err(Invalid {
+                    field: "spec.sessionAffinityConfig.clientIP.timeoutSeconds".into(),
+                    message: format!("expected seconds from 1 to {MAX_AFFINITY}, found {timeout}"),
+                });
+            }
+            Some(seconds(timeout.into()))
+        }
+        other => {
+            return Err(Invalid {
+                field: "spec.sessionAffinity".into(),
+                message: format!("expected ClientIP or None, found {other:?}"),
+            });
+        }
+    };
+    let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
+    Ok(Traffic {
+        affinity,
+        external_local: is_local(&spec.external_traffic_policy),
+        internal_local: is_local(&spec.internal_traffic_policy),
+    })
+}
+
+/// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions. `node` is
+/// the name of this node
 /// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
 ///
 /// # Errors
 /// The API server would refuse a field.
-pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
+pub fn slice(slice: &EndpointSlice, node: Option<&str>) -> Result<SliceObject, Invalid> {
     let name = object_name(&slice.metadata)?;
     let fqdn = slice.address_type == "FQDN";
     let ipv6 = slice.address_type == "IPv6";
@@ -281,7 +322,7 @@ pub fn slice(slice: &EndpointSlice) -> Result<SliceObject, Invalid> {
     if !fqdn {
         endpoints.reserve(slice.endpoints.len());
         for (i, endpoint) in slice.endpoints.iter().enumerate() {
-            endpoints.push(slice_endpoint(endpoint, ipv6, i)?);
+            endpoints.push(slice_endpoint(endpoint, ipv6, i, node)?);
         }
     }
     Ok(SliceObject {
@@ -375,7 +416,12 @@ fn service_port(port: &ServicePort, field: &str) -> Result<ServicePortObject, In
     })
 }
 
-fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndpoint, Invalid> {
+fn slice_endpoint(
+    endpoint: &Endpoint,
+    ipv6: bool,
+    i: usize,
+    node: Option<&str>,
+) -> Result<SliceEndpoint, Invalid> {
     let invalid = |message| Invalid {
         field: format!("endpoints[{i}].addresses[0]"),
         message,
@@ -412,43 +458,8 @@ fn slice_endpoint(endpoint: &Endpoint, ipv6: bool, i: usize) -> Result<SliceEndp
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        local: node.is_some() && endpoint.node_name.as_deref() == node,
     })
-}
-
-/// The fields that kube-proxy served for this Service and that nobody serves after Ebbtide's claim.
-fn unserved(spec: &ServiceSpec) -> Vec<String> {
-    let mut fields = Vec::new();
-    let mut name = |field: &str, value: &str| fields.push(format!("spec.{field}: {value}"));
-    for (i, port) in spec.ports.iter().flatten().enumerate() {
-        if let Some(protocol) = port.protocol.as_deref().filter(|p| *p != "TCP") {
-            name(&format!("ports[{i}].protocol"), protocol);
-        }
-    }
-    for (field, value, harmless) in [
-        ("sessionAffinity", &spec.session_affinity, "None"),
-        (
-            "externalTrafficPolicy",
-            &spec.external_traffic_policy,
-            "Cluster",
-        ),
-        (
-            "internalTrafficPolicy",
-            &spec.internal_traffic_policy,
-            "Cluster",
-        ),
-        ("trafficDistribution", &spec.traffic_distribution, ""),
-    ] {
-        if let Some(value) = value
-            .as_deref()
-            .filter(|value| !value.is_empty() && *value != harmless)
-        {
-            name(field, value);
-        }
-    }
-    if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
-        name("healthCheckNodePort", &port.to_string());
-    }
-    fields
 }
 
 /// The addresses on which kube-proxy served this Service. A text that is no address is skipped: the
@@ -505,6 +516,10 @@ fn seconds(seconds: i64) -> Duration {
 
 /// Seconds of grace that the API server gives a Pod without `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: i64 = 30;
+/// Seconds of session affinity that the API server gives a Service without `timeoutSeconds`, and the
+/// most that it accepts.
+const DEFAULT_AFFINITY: i32 = 10_800;
+const MAX_AFFINITY: i32 = 86_400;
 
 #[cfg(test)]
 mod tests;

@@ -19,5 +19,6 @@ mod saved;
 mod scope;
 pub mod source;
 mod standing;
+mod unserved;
 mod watches;
 mod watching;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::contract::address::ServiceAddress;
 use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::policy::Traffic;
 
 /// One change of the source's objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,7 +112,7 @@ pub struct ServiceObject {
     /// The `ebbtide.dev/*` annotations as written.
     pub annotations: BTreeMap<String, String>,
     /// Each field that a claim takes from kube-proxy and Ebbtide does not serve, for example
-    /// `spec.sessionAffinity: ClientIP`.
+    /// `spec.trafficDistribution: PreferClose`.
     pub unserved: Vec<String>,
     /// The addresses of a claimed Service, beside its nodePorts.
     #[serde(default)]
@@ -119,6 +120,9 @@ pub struct ServiceObject {
     /// `spec.loadBalancerSourceRanges`: who may connect to the addresses of its load balancer.
     #[serde(default)]
     pub source_ranges: Vec<IpNet>,
+    /// Which endpoints its clients may reach.
+    #[serde(default)]
+    pub traffic: Traffic,
 }
 
 impl ServiceObject {
@@ -192,6 +196,9 @@ pub struct SliceEndpoint {
     pub serving: bool,
     /// The condition `terminating`; false if absent.
     pub terminating: bool,
+    /// Whether `nodeName` is the name of this node.
+    #[serde(default)]
+    pub local: bool,
 }
 
 fn write_pod<S: Serializer>(pod: &Option<Arc<PodRef>>, to: S) -> Result<S::Ok, S::Error> {

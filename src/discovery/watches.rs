@@ -37,6 +37,8 @@ pub(super) struct Watches {
     pub(super) clock: Arc<Clock>,
     pub(super) started: Instant,
     pub(super) settings: settings::Kubernetes,
+    /// The name of this node.
+    pub(super) node: Option<String>,
     pub(super) streaming: Arc<Streaming>,
     pub(super) streams: ReadyChunks<SelectAll<Pin<Box<dyn Stream<Item = WatchEvent> + Send>>>>,
     /// Services that the watch of claimed ones no longer shows: do they still exist?
@@ -228,9 +230,12 @@ impl Watches {
             Kind::Service => self.add(key, selector, |it: &Service, _, _| {
                 Ok(Object::Service(manifest::service(it)?))
             }),
-            Kind::EndpointSlice => self.add(key, selector, |it: &EndpointSlice, _, _| {
-                Ok(Object::EndpointSlice(manifest::slice(it)?))
-            }),
+            Kind::EndpointSlice => {
+                let node = self.node.clone();
+                self.add(key, selector, move |it: &EndpointSlice, _, _| {
+                    Ok(Object::EndpointSlice(manifest::slice(it, node.as_deref())?))
+                })
+            }
             Kind::Pod => self.add(key, selector, |it: &PartialObjectMeta<Pod>, now, listed| {
                 Ok(Object::Pod(pod(it, now, listed)?))
             }),

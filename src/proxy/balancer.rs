@@ -8,12 +8,15 @@
 //! Leaves out waiting, see [`crate::contract::hold`].
 
 use std::cmp::Reverse;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::contract::affinity::Stick;
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::endpoint_list::EndpointList;
+use crate::contract::policy::Scope;
 use crate::contract::snapshot::Port;
 
 /// What a pick is for.
@@ -35,39 +38,81 @@ pub struct Avoid<'a> {
     pub siblings_of: Option<&'a Endpoint>,
 }
 
-/// Picks an endpoint and enters its lease. `None`: no endpoint grants a lease now.
-pub fn pick(port: &Port, cost: Cost, avoid: &Avoid<'_>, now: Instant) -> Option<Lease> {
-    for endpoints in [&port.usable, &port.last_resort] {
-        if let Some(lost) = avoid.siblings_of
-            && let Some(lease) = other_generation(endpoints, avoid.tried, lost)
-        {
-            return Some(lease);
-        }
-        if let Some(lease) = random_choices(endpoints, cost, avoid.tried, now) {
-            return Some(lease);
-        }
-        if let Some(lease) = scan(endpoints, avoid.tried).or_else(|| scan(endpoints, &[])) {
-            return Some(lease);
-        }
-    }
-    None
+/// Who asks for an endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// The client's address, which session affinity goes by.
+    pub client: IpAddr,
+    /// Which traffic policy of the Service counts.
+    pub scope: Option<Scope>,
 }
 
-/// Whether a pick may succeed now.
-pub fn has_usable(port: &Port) -> bool {
-    port.usable
-        .iter()
-        .chain(port.last_resort.iter())
-        .any(|e| e.is_open() && !e.is_ejected())
+/// Picks an endpoint and enters its lease. `None`: no endpoint grants a lease now.
+///
+/// With session affinity, a client stays at its endpoint while that one is usable and has not lost
+/// the request.
+pub fn pick(
+    port: &Port,
+    cost: Cost,
+    from: Origin,
+    avoid: &Avoid<'_>,
+    now: Instant,
+) -> Option<Lease> {
+    let lists = port.endpoints(from.scope);
+    let Some(affinity) = &port.affinity else {
+        return lists
+            .into_iter()
+            .find_map(|endpoints| pick_among(endpoints, cost, avoid, now));
+    };
+    affinity.choose(from.client, now, |stick| {
+        lists.into_iter().find_map(|endpoints| {
+            stick
+                .and_then(|stick| pick_again(endpoints, stick, avoid.tried))
+                .or_else(|| Some((pick_among(endpoints, cost, avoid, now)?, 0)))
+        })
+    })
+}
+
+/// The endpoint that a client was sent to last, and its place.
+fn pick_again(
+    endpoints: &EndpointList,
+    stick: Stick,
+    tried: &[EndpointId],
+) -> Option<(Lease, usize)> {
+    let place = endpoints.place_of(stick.endpoint, stick.place)?;
+    let endpoint = Some(&endpoints[place]).filter(|endpoint| is_fit(endpoint, tried))?;
+    Some((endpoint.enter()?, place))
+}
+
+fn pick_among(
+    endpoints: &EndpointList,
+    cost: Cost,
+    avoid: &Avoid<'_>,
+    now: Instant,
+) -> Option<Lease> {
+    avoid
+        .siblings_of
+        .and_then(|lost| other_generation(endpoints, avoid.tried, lost))
+        .or_else(|| random_choices(endpoints, cost, avoid.tried, now))
+        .or_else(|| scan(endpoints, avoid.tried))
+        .or_else(|| scan(endpoints, &[]))
+}
+
+/// Whether a pick for a client of this scope may succeed now.
+pub fn has_usable(port: &Port, scope: Option<Scope>) -> bool {
+    let [usable, last_resort] = port.endpoints(scope);
+    let mut all = usable.iter().chain(last_resort.iter());
+    all.any(|e| e.is_open() && !e.is_ejected())
 }
 
 /// Whether one more endpoint may be ejected because a connect to it was not answered in time. A full
 /// accept queue is load and not death: what an ejected endpoint does not take, the others must. So
 /// the last one is never ejected for that, and no more than half of a Service. (Workers that decide
 /// at the same moment may exceed this by one endpoint each, until the first probe.)
-pub fn may_eject_silent(port: &Port) -> bool {
-    let ejected = port.usable.iter().filter(|e| e.is_ejected()).count();
-    2 * (ejected + 1) <= port.usable.len()
+pub fn may_eject_silent(port: &Port, scope: Option<Scope>) -> bool {
+    let [usable, _] = port.endpoints(scope);
+    let ejected = usable.iter().filter(|e| e.is_ejected()).count();
+    2 * (ejected + 1) <= usable.len()
 }
 
 /// The common case, independent of the number of endpoints.

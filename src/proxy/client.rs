@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use crate::config::settings::Config;
 use crate::contract::listener::ListenerSpec;
 use crate::net::stream::Stream;
+use crate::proxy::balancer::Origin;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::{SCRATCH, append};
 
@@ -33,6 +34,14 @@ pub struct Client {
 }
 
 impl Client {
+    /// Where its requests come from.
+    pub(super) fn origin(&self) -> Origin {
+        Origin {
+            client: self.peer.ip(),
+            scope: self.listener.scope,
+        }
+    }
+
     /// Reads once, into `unread`. If nothing was added, the client has ended its direction.
     pub fn poll_fill(
         &mut self,

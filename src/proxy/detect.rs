@@ -187,7 +187,7 @@ async fn left(worker: &Worker, listener: &ListenerSpec, endpoint: &Endpoint) {
 async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
     loop {
         let (port, changed) = worker.watched_port(listener);
-        if port.is_some_and(|port| balancer::has_usable(&port)) {
+        if port.is_some_and(|port| balancer::has_usable(&port, listener.scope)) {
             return;
         }
         changed.await;

@@ -22,11 +22,12 @@ use crate::contract::counters::{Counter, ServiceMetrics};
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::hold::Moving;
 use crate::contract::listener::ListenerSpec;
+use crate::contract::policy::Scope;
 use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
 use crate::net::stream::Stream;
-use crate::proxy::balancer::{self, Avoid, Cost};
+use crate::proxy::balancer::{self, Avoid, Cost, Origin};
 use crate::proxy::shared::Spare;
 use crate::proxy::upstream::{self, Reuse, Upstream};
 use crate::proxy::worker::{Routed, Worker};
@@ -41,6 +42,8 @@ pub struct Ask<'a> {
     pub avoid: Avoid<'a>,
     /// The client. It is held only while it is still there.
     pub client: &'a Stream,
+    /// Who asks.
+    pub from: Origin,
     /// When the connection was asked for.
     pub at: Instant,
 }
@@ -83,7 +86,7 @@ async fn try_dispatch(
     ask: &Ask<'_>,
     at: Instant,
 ) -> Option<(Lease, Upstream)> {
-    let lease = balancer::pick(port, ask.cost, &ask.avoid, at)?;
+    let lease = balancer::pick(port, ask.cost, ask.from, &ask.avoid, at)?;
     let local = worker.local(lease.endpoint());
     if let Some(upstream) = upstream::check_out(&local, ask.reuse) {
         lease.endpoint().note_dispatch(millis(at));
@@ -115,9 +118,11 @@ async fn held(
     loop {
         let (port, changed) = worker.watched_port(spec);
         if let Some(port) = port
-            && balancer::has_usable(&port)
+            && balancer::has_usable(&port, spec.scope)
         {
-            let turn = port.hold.turn(port.usable.len(), Instant::now());
+            let turn = port
+                .hold
+                .turn(port.endpoints(spec.scope)[0].len(), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;
             if let Some(found) = try_dispatch(
                 worker,
@@ -178,7 +183,7 @@ async fn connect(
             match start(worker, lease) {
                 Ok(connecting) => race.push(connecting),
                 Err((lease, error)) => {
-                    fail(&lease, &error, port);
+                    fail(&lease, &error, port, spec.scope);
                     if socket::is_shortage(&error) {
                         if worker.spare(Spare::All) {
                             next = Some(lease);
@@ -197,7 +202,7 @@ async fn connect(
                 ..ask.avoid
             };
             let port = worker.port(spec)?;
-            let lease = balancer::pick(&port, ask.cost, &avoid, Instant::now())?;
+            let lease = balancer::pick(&port, ask.cost, ask.from, &avoid, Instant::now())?;
             // An endpoint that is only slow to accept is not ejected. It gets one connect of this
             // client, which is held from then on (contract 1.9).
             if out[ask.avoid.tried.len()..].contains(&lease.endpoint().id) {
@@ -211,7 +216,7 @@ async fn connect(
             None => tokio::time::sleep(RACE_AFTER),
         };
         tokio::pin!(patience);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port) {
+        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port, spec.scope) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
         })
@@ -223,7 +228,7 @@ async fn connect(
                     port.metrics.retried(RetryReason::Connect, true);
                 }
                 if !race.is_empty() {
-                    tokio::task::spawn_local(see_to_end(race, port.clone()));
+                    tokio::task::spawn_local(see_to_end(race, port.clone(), spec.scope));
                 }
                 return Some((won.lease, won.upstream));
             }
@@ -247,13 +252,18 @@ async fn connect(
             let has_turn = moves.as_ref().is_some_and(|(turn, _)| *turn <= now);
             if hopeless && moves.is_none() {
                 let moving = port.hold.move_on();
-                moves = Some((port.hold.turn(port.usable.len(), now), moving));
+                moves = Some((
+                    port.hold.turn(port.endpoints(spec.scope)[0].len(), now),
+                    moving,
+                ));
                 continue;
             }
-            // Not a second connect to an endpoint that has failed or whose connect is under way.
+            // Not a second connect to an endpoint that has failed or whose connect is under way. A
+            // client with session affinity waits for its endpoint, unless that one is lost.
             next = worker
                 .port(spec)
-                .and_then(|port| balancer::pick(&port, ask.cost, &avoid, Instant::now()))
+                .filter(|port| hopeless || port.affinity.is_none())
+                .and_then(|port| balancer::pick(&port, ask.cost, ask.from, &avoid, Instant::now()))
                 .filter(|lease| !busy.contains(&lease.endpoint().id))
                 .filter(|_| hopeless && has_turn || !hopeless && port.budget.hedge());
             if has_turn || !hopeless {
@@ -284,6 +294,7 @@ fn poll_race(
     race: &mut Vec<Connecting>,
     cx: &mut Context<'_>,
     port: &Port,
+    scope: Option<Scope>,
 ) -> Poll<Result<Connecting, EndpointId>> {
     for i in 0..race.len() {
         let stream = &race[i].upstream.stream;
@@ -297,7 +308,7 @@ fn poll_race(
         return Poll::Ready(match error {
             None => Ok(done),
             Some(error) => {
-                fail(&done.lease, &error, port);
+                fail(&done.lease, &error, port, scope);
                 Err(done.lease.endpoint().id)
             }
         });
@@ -306,11 +317,11 @@ fn poll_race(
 }
 
 /// Waits for the other connects of a race: each still shows whether its endpoint answers.
-async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>) {
+async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>, scope: Option<Scope>) {
     while !race.is_empty() {
         let tick = tokio::time::sleep(RACE_AFTER);
         tokio::pin!(tick);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, &port) {
+        let ended = poll_fn(|cx| match poll_race(&mut race, cx, &port, scope) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => tick.as_mut().poll(cx).map(|()| None),
         })
@@ -322,10 +333,10 @@ async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>) {
 }
 
 /// Counts a failed connect and ejects its endpoint, unless the endpoint may only be busy.
-fn fail(lease: &Lease, error: &io::Error, port: &Port) {
+fn fail(lease: &Lease, error: &io::Error, port: &Port, scope: Option<Scope>) {
     port.metrics.retried(RetryReason::Connect, false);
     let silent = error.kind() == io::ErrorKind::TimedOut;
-    if socket::is_shortage(error) || silent && !balancer::may_eject_silent(port) {
+    if socket::is_shortage(error) || silent && !balancer::may_eject_silent(port, scope) {
         return;
     }
     tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");

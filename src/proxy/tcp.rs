@@ -29,6 +29,7 @@ pub(super) async fn acquire_tcp(
         reuse,
         avoid,
         client: &client.stream,
+        from: client.origin(),
         at: Instant::now(),
     };
     let found = match worker.port(&client.listener) {

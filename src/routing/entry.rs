@@ -33,6 +33,8 @@ pub(super) struct Entry {
     pub(super) recalled: bool,
     /// Whether its drain deadline has passed. Then it is not even a last resort.
     pub(super) expired: bool,
+    /// Whether the endpoint is on this node.
+    pub(super) local: bool,
 }
 
 impl Entry {

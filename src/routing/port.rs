@@ -13,13 +13,14 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use crate::contract::address::ServiceAddress;
+use crate::contract::affinity::Affinity;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
 use crate::contract::name::PortKey;
-use crate::contract::policy::{Policy, Protocol};
-use crate::contract::snapshot::{Place, Port, Presence};
+use crate::contract::policy::{Policy, Protocol, Traffic};
+use crate::contract::snapshot::{Local, Place, Port, Presence};
 use crate::discovery::object::ServicePortObject;
 use crate::routing::change::Change;
 use crate::routing::entry::Entry;
@@ -37,6 +38,10 @@ pub(super) struct PortEntry {
     pub(super) policy: Policy,
     pub(super) hold: Arc<Hold>,
     pub(super) metrics: Arc<ServiceMetrics>,
+    /// See [`Port::affinity`].
+    pub(super) affinity: Option<Affinity>,
+    /// See [`Port::traffic`].
+    pub(super) traffic: Traffic,
     /// The endpoints of the last merge, sorted by address. Only differences from it are examined.
     pub(super) merged: Vec<MergedEndpoint>,
     /// Whether the last merge was ambiguous; see `MergedPort::ambiguous`.
@@ -49,8 +54,10 @@ pub(super) struct PortEntry {
     pub(super) unlisted: BTreeSet<Identity>,
     /// Entries that were altered since the last rebuild.
     pub(super) altered: BTreeSet<Identity>,
-    /// Whether an endpoint served at the last rebuild; see [`PortEntry::serves`].
-    pub(super) served: bool,
+    /// Entries on this node.
+    pub(super) local: BTreeSet<Identity>,
+    /// What served at the last rebuild; see [`PortEntry::serving`].
+    pub(super) served: Serving,
     /// Endpoints whose drain has begun and is not over.
     pub(super) leaving: Vec<Arc<Endpoint>>,
     /// Endpoints whose drain has begun, and which a slice still lists as terminating. The value is
@@ -61,6 +68,26 @@ pub(super) struct PortEntry {
     pub(super) all: EndpointList,
     /// As it was published last.
     pub(super) presence: Presence,
+}
+
+/// Whether an endpoint serves, so that no terminating one has to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Serving {
+    any: bool,
+    /// One on this node. True if no traffic policy asks for that.
+    here: bool,
+}
+
+impl Serving {
+    /// Whether each terminating endpoint can leave.
+    pub(super) fn all(self) -> bool {
+        self.any && self.here
+    }
+
+    /// Whether another endpoint serves the clients of one that is on this node or not.
+    pub(super) fn instead_of(self, local: bool) -> bool {
+        self.any && (self.here || !local)
+    }
 }
 
 /// What the Service says about one of its ports.
@@ -99,13 +126,16 @@ impl PortEntry {
             policy,
             hold,
             metrics,
+            affinity: None,
+            traffic: Traffic::default(),
             merged: Vec::new(),
             ambiguous: false,
             entries: Entries::default(),
             usable: EndpointList::default(),
             unlisted: BTreeSet::new(),
             altered: BTreeSet::new(),
-            served: false,
+            local: BTreeSet::new(),
+            served: Serving::default(),
             leaving: Vec::new(),
             ended: HashMap::new(),
             all: EndpointList::default(),
@@ -113,9 +143,20 @@ impl PortEntry {
         }
     }
 
-    /// Whether an endpoint is usable and not ejected.
-    pub(super) fn serves(&self) -> bool {
-        self.usable.iter().any(|endpoint| !endpoint.is_ejected())
+    /// Whether an endpoint is usable and not ejected: any, and any on this node.
+    pub(super) fn serving(&self) -> Serving {
+        let serves = |endpoint: &Arc<Endpoint>| !endpoint.is_ejected();
+        let usable = |entry: &&Entry| entry.is_usable();
+        let mut local = self.local_entries().filter(usable);
+        Serving {
+            any: self.usable.iter().any(serves),
+            here: !self.traffic.has_local() || local.any(|entry| serves(&entry.endpoint)),
+        }
+    }
+
+    fn local_entries(&self) -> impl Iterator<Item = &Entry> {
+        let local = self.local.iter();
+        local.filter_map(|identity| self.entries.get(identity))
     }
 
     /// Changes an entry, if there is one, and keeps the lists equal to the entries.
@@ -127,6 +168,10 @@ impl PortEntry {
         match entry.listed {
             true => _ = self.unlisted.remove(identity),
             false => _ = self.unlisted.insert(identity.clone()),
+        }
+        match entry.local {
+            true => _ = self.local.insert(identity.clone()),
+            false => _ = self.local.remove(identity),
         }
         match (entry.place, entry.is_usable()) {
             (None, true) => entry.place = Some(self.usable.push(entry.endpoint.clone())),
@@ -143,6 +188,7 @@ impl PortEntry {
     pub(super) fn remove(&mut self, identity: &Identity) -> Option<Entry> {
         let entry = self.entries.remove(identity)?;
         self.unlisted.remove(identity);
+        self.local.remove(identity);
         self.altered.remove(identity);
         if let Some(place) = entry.place {
             self.vacate(place);
@@ -162,11 +208,11 @@ impl PortEntry {
     /// Decides for the altered entries which are in rotation, which are out of it, and which leave
     /// for good.
     pub(super) fn rebuild(&mut self, key: &PortKey, change: &mut Change) {
-        let serves = self.serves();
+        let serves = self.serving();
         let altered = std::mem::take(&mut self.altered);
         // If an endpoint serves now and one served at the last rebuild, no entry depends on the
         // others, so the altered entries suffice. Otherwise each entry depends on the others.
-        let looked_at = if serves && self.served {
+        let looked_at = if serves.all() && self.served.all() {
             altered
         } else {
             self.entries.keys().cloned().collect()
@@ -176,6 +222,7 @@ impl PortEntry {
             let Some(entry) = self.entries.get_mut(&identity) else {
                 continue;
             };
+            let serves = serves.instead_of(entry.local);
             let stands = entry.stands(serves);
             match entry.terminating {
                 Some(trigger) if !stands && (serves || !entry.may_join()) => {
@@ -203,7 +250,7 @@ impl PortEntry {
     }
 
     /// Whether the lists are equal to the entries, and a rebuild left each entry as it must be.
-    fn is_in_order(&self, serves: bool) -> bool {
+    fn is_in_order(&self, serves: Serving) -> bool {
         let usable = self
             .entries
             .values()
@@ -227,8 +274,9 @@ impl PortEntry {
                 let place = entry.place.map(|place| self.usable[place].id);
                 place == entry.is_usable().then_some(entry.endpoint.id)
                     && identity_of(&entry.endpoint) == *identity
-                    && entry.out != entry.stands(serves)
-                    && (entry.terminating.is_none() || !serves)
+                    && entry.out != entry.stands(serves.instead_of(entry.local))
+                    && (entry.terminating.is_none() || !serves.instead_of(entry.local))
+                    && entry.local == self.local.contains(identity)
             })
     }
 
@@ -268,6 +316,20 @@ impl PortEntry {
         }
     }
 
+    fn assemble_local(&self) -> Local {
+        let which = |chosen: fn(&Entry) -> bool| {
+            let chosen = self.local_entries().filter(|entry| chosen(entry));
+            chosen.map(|entry| entry.endpoint.clone()).collect()
+        };
+        Local {
+            usable: which(Entry::is_usable),
+            last_resort: match self.served.here {
+                true => EndpointList::default(),
+                false => which(Entry::is_last_resort),
+            },
+        }
+    }
+
     /// The port to publish; `None` if the Service or the port is gone.
     fn assemble(&self, key: &PortKey) -> Option<Arc<Port>> {
         let Spec {
@@ -280,7 +342,7 @@ impl PortEntry {
             source_ranges,
         } = self.spec.as_ref()?;
         let resorts = self.entries.values().filter(|entry| entry.is_last_resort());
-        let last_resort = if self.served {
+        let last_resort = if self.served.any {
             EndpointList::default()
         } else {
             resorts.map(|e| e.endpoint.clone()).collect()
@@ -302,6 +364,12 @@ impl PortEntry {
             addresses: addresses.clone(),
             presence: self.presence,
             source_ranges: source_ranges.clone(),
+            affinity: self.affinity.clone(),
+            traffic: self.traffic.clone(),
+            local: self
+                .traffic
+                .has_local()
+                .then(|| Box::new(self.assemble_local())),
         }))
     }
 }

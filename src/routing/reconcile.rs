@@ -14,7 +14,7 @@ use crate::contract::policy::Policy;
 use crate::contract::reason::Trigger;
 use crate::routing::change::Change;
 use crate::routing::entry::Entry;
-use crate::routing::port::PortEntry;
+use crate::routing::port::{PortEntry, Serving};
 use crate::routing::registry::{Identity, PodUid, Registry, identity};
 use crate::routing::world::merged::{Fate, MergedEndpoint};
 use crate::routing::world::objects::World;
@@ -35,8 +35,9 @@ impl PortEntry {
         for merged in &changed {
             self.take_in(key, merged, registry, change);
         }
-        if !self.serves() {
-            self.recall_terminating(registry, change);
+        let serves = self.serving();
+        if !serves.all() {
+            self.recall_terminating(serves, registry, change);
         }
         self.judge_unlisted(key, world, change);
         self.judge_leaving(world, change);
@@ -84,11 +85,18 @@ impl PortEntry {
         self.update(&identity, merged, change);
     }
 
-    /// Nothing is usable, so bring back terminating endpoints, even drained ones. Skip those that are
+    /// Nothing is usable, here or anywhere, so bring back terminating endpoints, even drained ones. Skip those that are
     /// over: their deadline has passed, or they have drained and their pod is gone. Each event would
     /// drain them again.
-    fn recall_terminating(&mut self, registry: &mut Registry, change: &mut Change) {
-        let terminating = |merged: &&MergedEndpoint| merged.conditions.terminating;
+    fn recall_terminating(
+        &mut self,
+        serves: Serving,
+        registry: &mut Registry,
+        change: &mut Change,
+    ) {
+        let terminating = |merged: &&MergedEndpoint| {
+            merged.conditions.terminating && !serves.instead_of(merged.local)
+        };
         let terminating: Vec<_> = self.merged.iter().filter(terminating).cloned().collect();
         for merged in terminating {
             let identity = identity(&merged);
@@ -188,6 +196,7 @@ impl PortEntry {
             terminating: None,
             recalled: false,
             expired: false,
+            local: merged.local,
         };
         self.entries.insert(identity(merged), entry);
         endpoint
@@ -205,6 +214,7 @@ impl PortEntry {
             entry.set_listed(true);
             entry.joined |= !join_check;
             entry.set_conditions(merged.conditions);
+            entry.local = merged.local;
             if entry.endpoint.is_ejected() && entry.out && entry.joined {
                 // The probe of an ejected endpoint ends when the endpoint goes out of rotation, so
                 // the endpoint has to pass the join check again.

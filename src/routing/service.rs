@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use crate::config::settings::Config;
 use crate::contract::address::ServiceAddress;
+use crate::contract::affinity::Affinity;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{Policy, Protocol};
@@ -150,6 +151,11 @@ impl ServiceEntry {
         let source_ranges: Arc<[IpNet]> = object.source_ranges.as_slice().into();
         let (policy, found) = Policy::for_service(config, &object.annotations);
         warnings.extend(found);
+        let mut traffic = object.traffic.clone();
+        if config.node.is_none() && traffic.has_local() {
+            warnings.push(NO_NODE.to_owned());
+            (traffic.external_local, traffic.internal_local) = (false, false);
+        }
         let mut ports = BTreeMap::new();
         for port in merged {
             let first = port.endpoints.first().map(|e| e.address.port());
@@ -168,6 +174,11 @@ impl ServiceEntry {
                 ))
             });
             entry.policy = policy.clone();
+            entry.traffic = traffic.clone();
+            entry.affinity = match (traffic.affinity, entry.affinity.take()) {
+                (Some(timeout), Some(known)) => Some(known.with_timeout(timeout)),
+                (timeout, _) => timeout.map(Affinity::new),
+            };
             entry.spec = Some(Spec {
                 port: port.port.clone(),
                 protocol,
@@ -227,3 +238,6 @@ impl ServiceEntry {
         self.warnings = warnings;
     }
 }
+
+const NO_NODE: &str = "a traffic policy is Local, and the environment variable NODE_NAME does not name \
+                       this node; until it does, endpoints of all nodes are used";

@@ -258,6 +258,13 @@ impl RoutingTable {
         self.apply(world, &touched, now)
     }
 
+    /// Forgets clients whose session affinity has expired.
+    pub fn forget_clients(&self, now: Instant) {
+        let ports = self.services.values().flat_map(|it| it.ports.values());
+        let sticky = ports.filter_map(|port| port.affinity.as_ref());
+        sticky.for_each(|affinity| affinity.forget_expired(now));
+    }
+
     /// Notes whether a Service is claimed. Returns when its claim was removed, if it was.
     fn released(
         &mut self,

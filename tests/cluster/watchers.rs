@@ -48,6 +48,7 @@ async fn main() -> anyhow::Result<()> {
             let (in_use, used) = watch::channel(InUse::default());
             let wanted = Wanted {
                 settings,
+                node: None,
                 in_use: used,
             };
             tokio::spawn(kubernetes::run(connected, server, wanted, out, |_| ()));

@@ -44,7 +44,7 @@ impl Rig {
         let errors = Rc::new(RefCell::new(Vec::new()));
         let counted = errors.clone();
         let path = temp.path().join("manifests");
-        tokio::task::spawn_local(watch(path, out, move |kind| {
+        tokio::task::spawn_local(watch(path, None, out, move |kind| {
             counted.borrow_mut().push(kind)
         }));
         let (world, problems) = (World::default(), Vec::new());

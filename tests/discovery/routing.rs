@@ -5,13 +5,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::endpoint::{Endpoint, Lease};
 use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::PodRef;
+use ebbtide::contract::policy::Traffic;
 use ebbtide::contract::snapshot::Port;
 use ebbtide::discovery::object::{Change, Kind, ServiceObject, SliceEndpoint};
 use ebbtide::routing::table::HAND_BACK;
-use ebbtide::routing::world::objects::World;
+use ebbtide::routing::world::objects::{Touched, World};
 use proptest::prelude::*;
 
 use crate::support::table::*;
@@ -243,6 +245,51 @@ fn the_last_resort_is_drained_when_something_usable_is_published() {
     rig.connect_all();
     assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
     assert!(rig.endpoint(1).enter().is_none());
+}
+
+#[test]
+fn an_endpoint_of_this_node_that_terminates_serves_until_another_one_here_is_usable() {
+    let (one, two) = (here(ready(1, Some("a"))), ready(2, Some("b")));
+    let mut rig = Rig::with(&[one.clone(), two.clone()]);
+    assert!(rig.port().local.is_none(), "no policy asks for it");
+    rig.change([apply(only_local("app"))]);
+    assert_eq!(rig.here(), [vec![(1, 1)], vec![]]);
+    rig.serve(&[terminating(one.clone()), two.clone()]);
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
+    assert_eq!(rig.here(), [vec![], vec![(1, 1)]]);
+    assert!(rig.endpoint(1).enter().is_some());
+    let three = here(ready(3, Some("c")));
+    rig.serve(&[terminating(one), two, three]);
+    assert_eq!(rig.here(), [vec![(3, 3)], vec![]]);
+    assert!(rig.endpoint(1).is_draining());
+}
+
+#[test]
+fn a_policy_that_becomes_local_brings_a_drained_endpoint_of_this_node_back() {
+    let (one, two) = (here(ready(1, Some("a"))), ready(2, Some("b")));
+    let mut rig = Rig::with(&[one.clone(), two.clone()]);
+    rig.serve(&[terminating(one), two]);
+    assert!(rig.endpoint(1).is_draining());
+    rig.change([apply(only_local("app"))]);
+    rig.connect_all();
+    assert_eq!(rig.here(), [vec![], vec![(1, 3)]]);
+    rig.change([apply(service("app"))]);
+    assert!(rig.port().local.is_none());
+    assert!(rig.endpoint(1).is_draining(), "another endpoint serves");
+}
+
+#[test]
+fn without_the_nodes_name_a_local_policy_is_named_and_not_in_force() {
+    let mut rig = Rig::with(&[here(ready(1, None)), ready(2, None)]);
+    let nameless = Config::new(Discovery::Static { to: Vec::new() });
+    rig.table.set_config(Arc::new(nameless));
+    let mut touched = Touched::default();
+    let change = apply(only_local("app"));
+    rig.world.apply(change, rig.now, &mut touched);
+    let chores = rig.table.apply(&rig.world, &touched, rig.now);
+    assert!(chores.warnings[0].1.contains("NODE_NAME"));
+    assert!(rig.port().local.is_none() && !rig.port().traffic.external_local);
+    assert_eq!(rig.usable().len(), 2);
 }
 
 #[test]
@@ -606,6 +653,13 @@ impl Rig {
         show(&self.port().usable)
     }
 
+    /// The usable endpoints and the last resort on this node.
+    fn here(&self) -> [Vec<(u8, u64)>; 2] {
+        let port = self.port();
+        let local = port.local.as_ref().unwrap();
+        [show(&local.usable), show(&local.last_resort)]
+    }
+
     fn last_resort(&self) -> Vec<(u8, u64)> {
         show(&self.port().last_resort)
     }
@@ -650,6 +704,24 @@ fn terminating(endpoint: SliceEndpoint) -> SliceEndpoint {
         ready: false,
         serving: true,
         terminating: true,
+        ..endpoint
+    }
+}
+
+/// A Service with `externalTrafficPolicy: Local`.
+fn only_local(name: &str) -> ServiceObject {
+    ServiceObject {
+        traffic: Traffic {
+            external_local: true,
+            ..Traffic::default()
+        },
+        ..service(name)
+    }
+}
+
+fn here(endpoint: SliceEndpoint) -> SliceEndpoint {
+    SliceEndpoint {
+        local: true,
         ..endpoint
     }
 }
@@ -724,6 +796,7 @@ fn run(rig: &mut Rig, leases: &mut Vec<Lease>, step: &Step) {
                 .iter()
                 .map(|(address, pod, state)| {
                     let mut endpoint = ready(*address, pod.map(|n| PODS[usize::from(n)]));
+                    endpoint.local = *address % 2 == 1;
                     if *pod == Some(3) {
                         endpoint.pod = Some(Arc::new(PodRef {
                             name: PODS[3].into(),
@@ -749,8 +822,13 @@ fn run(rig: &mut Rig, leases: &mut Vec<Lease>, step: &Step) {
         Step::RemovePod(n) => rig.change([Change::Remove(Kind::Pod, name(PODS[usize::from(*n)]))]),
         Step::Service { service: n, uid } => {
             let uid = uid.map(|second| if second { "second" } else { "first" }.to_owned());
+            let external_local = uid.is_none();
             rig.change([apply(ServiceObject {
                 uid,
+                traffic: Traffic {
+                    external_local,
+                    ..Traffic::default()
+                },
                 ..service(SERVICES[usize::from(*n)])
             })]);
         }
@@ -806,7 +884,7 @@ proptest! {
     fn any_sequence_of_events_keeps_the_contract(steps in steps(), api_server in any::<bool>()) {
         let mut rig = Rig::new(if api_server { World::for_api_server() } else { World::default() });
         let mut leases = Vec::new();
-        rig.change(SERVICES.map(|name| apply(service(name))));
+        rig.change([apply(service(SERVICES[0])), apply(only_local(SERVICES[1]))]);
         for step in &steps {
             run(&mut rig, &mut leases, step);
             rig.check();

@@ -306,7 +306,7 @@ async fn check_reports_version_rights_and_claims_and_shows_what_would_serve() {
             "metadata": {
                 "name": "app", "namespace": "web", "labels": {"service.kubernetes.io/service-proxy-name": "ebbtide"},
             },
-            "spec": {"sessionAffinity": "ClientIP", "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
+            "spec": {"trafficDistribution": "PreferClose", "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
         }),
     );
     cluster.put(
@@ -350,7 +350,7 @@ SERVICE  PORT       PROTOCOL  ENDPOINT       POD  STATE
 web/app  http (80)  auto      10.0.0.1:8080  a    ready
 web/app  http (80)  auto      10.0.0.2:8080  b    terminating, serving
 
-warning: web/app: spec.sessionAffinity: ClientIP is not served, and the claim keeps kube-proxy from serving it; if it is in \
+warning: web/app: spec.trafficDistribution: PreferClose is not served, and the claim keeps kube-proxy from serving it; if it is in \
 use, claim a second Service with the same selector instead
 warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0.0.5
 ";

@@ -152,6 +152,9 @@ impl Fixture {
                 all: all.into_iter().collect(),
                 metrics: self.admin.metrics.service(&key),
                 key: key.clone(),
+                affinity: None,
+                traffic: Default::default(),
+                local: None,
             };
             (Arc::new(key.service), vec![Place::new(Arc::new(port))])
         };

@@ -29,7 +29,11 @@ impl Rig {
     pub async fn run(folder: Folder, text: &str) -> Self {
         let file = folder.path().join("ebbtide.yaml");
         std::fs::write(&file, text).unwrap();
-        let running = app::start(Config::load(&file).unwrap()).unwrap();
+        let config = Config {
+            node: Some(NODE.into()),
+            ..Config::load(&file).unwrap()
+        };
+        let running = app::start(config).unwrap();
         eventually("ready", async || {
             let state = running.admin.health.state();
             state.synced && state.ports_tried
@@ -64,6 +68,9 @@ impl Rig {
         .await;
     }
 }
+
+/// The node's name.
+pub const NODE: &str = "n1";
 
 /// A configuration with one listener `web` for Service `web/shop` port 80, and `more` YAML at its
 /// end.

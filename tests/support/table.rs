@@ -81,6 +81,7 @@ pub fn service(name: &str) -> ServiceObject {
         unserved: Vec::new(),
         addresses: Vec::new(),
         source_ranges: Vec::new(),
+        traffic: Default::default(),
     }
 }
 
@@ -110,6 +111,7 @@ pub fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
         ready: true,
         serving: true,
         terminating: false,
+        local: false,
     }
 }
 
@@ -153,7 +155,10 @@ impl From<PodObject> for Thing {
 
 impl Rig {
     pub fn new(world: World) -> Self {
-        let config = Arc::new(Config::new(Discovery::Static { to: Vec::new() }));
+        let config = Arc::new(Config {
+            node: Some("here".into()),
+            ..Config::new(Discovery::Static { to: Vec::new() })
+        });
         let snapshot = Arc::<Published>::default();
         let drains = Arc::new(drains::Log::default());
         let metrics = Metrics::new().unwrap();
@@ -426,9 +431,31 @@ impl Rig {
             );
             open.insert(id);
         }
+        if let Some(local) = &port.local {
+            assert!(port.traffic.has_local());
+            let answers = |e: &&Arc<Endpoint>| !e.is_ejected();
+            let all = local.usable.iter().chain(local.last_resort.iter());
+            for endpoint in all {
+                assert!(listed(endpoint).unwrap().local, "{:?}", endpoint.id);
+            }
+            let usable = port.usable.iter().filter(|e| listed(e).unwrap().local);
+            assert_eq!(usable.count(), local.usable.len(), "all usable ones here");
+            let answering = local.usable.iter().find(answers).is_some();
+            assert!(!answering || local.last_resort.is_empty());
+            for endpoint in local.last_resort.iter() {
+                let conditions = listed(endpoint).unwrap().conditions;
+                assert!(conditions.serving && conditions.terminating);
+                assert!(self.connected.contains(&endpoint.id));
+                open.insert(endpoint.id);
+            }
+        }
         // No endpoint is missing: each one that should serve does, or its join check runs.
         for merged in endpoints {
-            let last = port.usable.is_empty()
+            let none_here = |port: &Port| {
+                let local = port.local.as_ref();
+                merged.local && local.is_some_and(|local| local.usable.is_empty())
+            };
+            let last = (port.usable.is_empty() || none_here(port))
                 && merged.conditions.serving
                 && merged.conditions.terminating;
             if (merged.conditions.terminating || !merged.conditions.ready) && !last {

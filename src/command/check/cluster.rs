@@ -109,7 +109,7 @@ impl Reader<'_> {
             }
             if !refused.contains("endpointslices") {
                 let slices = list::<EndpointSlice>(&self.client, Some(namespace)).await?;
-                let read = |it: &_| manifest::slice(it).map(Object::EndpointSlice);
+                let read = |it: &_| manifest::slice(it, None).map(Object::EndpointSlice);
                 self.take(
                     "EndpointSlice",
                     slices.iter().map(|it| (it.name_any(), read(it))),
@@ -328,6 +328,7 @@ mod tests {
             proxy_protocol: false,
             allow_connect: false,
             source_ranges: Vec::new(),
+            scope: None,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
         config.listeners = vec![

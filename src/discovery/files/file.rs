@@ -66,7 +66,12 @@ impl Stamp {
 }
 
 /// Reads and parses one file. Documents with a text that is in `old` are taken from there. Blocks.
-pub(super) fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>) -> Loaded {
+pub(super) fn load(
+    path: &Path,
+    old: &[Document],
+    listed_at: Option<SystemTime>,
+    node: Option<&str>,
+) -> Loaded {
     let Some(format) = path.file_name().and_then(format_of) else {
         return Loaded::Gone;
     };
@@ -108,7 +113,7 @@ pub(super) fn load(path: &Path, old: &[Document], listed_at: Option<SystemTime>)
             let objects = match known.get(document.text) {
                 Some(known) => known.objects.clone(),
                 None => {
-                    let objects = parse_document(document, format, listed_at)?;
+                    let objects = parse_document(document, format, listed_at, node)?;
                     objects.into_iter().map(Arc::new).collect()
                 }
             };

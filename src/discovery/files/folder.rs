@@ -25,6 +25,8 @@ pub(super) type Table = BTreeMap<(Kind, ObjectName), Arc<Object>>;
 pub(super) struct Folder {
     /// The folder's absolute path.
     pub(super) path: PathBuf,
+    /// The name of this node.
+    pub(super) node: Option<String>,
     pub(super) files: BTreeMap<OsString, File>,
     /// Files that seem to be gone. Their objects stay for a moment, but the same objects in other
     /// files replace them.
@@ -53,6 +55,7 @@ impl Folder {
     pub(super) fn new(path: &Path) -> Self {
         Self {
             path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            node: None,
             files: BTreeMap::new(),
             leaving: BTreeSet::new(),
             table: Table::new(),

@@ -67,8 +67,36 @@ fn a_service_gives_what_routing_needs_and_names_what_is_not_served() {
 }
 
 #[test]
+fn session_affinity_has_the_api_servers_default_and_bounds() {
+    let affinity = |spec: &str| one_service(&format!("{SERVICE}{spec}")).traffic.affinity;
+    let with = |seconds: &str| {
+        format!(
+            "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {{clientIP: {{{seconds}}}}}\n"
+        )
+    };
+    assert_eq!(affinity(""), None);
+    assert_eq!(affinity("  sessionAffinity: None\n"), None);
+    let default = Some(Duration::from_secs(10_800));
+    assert_eq!(affinity("  sessionAffinity: ClientIP\n"), default);
+    assert_eq!(affinity(&with("")), default);
+    assert_eq!(
+        affinity(&with("timeoutSeconds: 15")),
+        Some(Duration::from_secs(15))
+    );
+    let error = |spec: &str| {
+        let text = format!("{SERVICE}{spec}");
+        parse(&text, Format::Yaml, None).unwrap_err().to_string()
+    };
+    for seconds in ["0", "-1", "86401"] {
+        let error = error(&with(&format!("timeoutSeconds: {seconds}")));
+        assert!(error.contains("clientIP.timeoutSeconds"), "{error}");
+    }
+    assert!(error("  sessionAffinity: Cookie\n").contains("spec.sessionAffinity"));
+}
+
+#[test]
 fn every_field_that_a_claim_takes_from_kube_proxy_is_named() {
-    let spec = "  sessionAffinity: ClientIP
+    let spec = "  trafficDistribution: PreferClose
   externalTrafficPolicy: Local
   internalTrafficPolicy: Local
   clusterIP: fd00::1
@@ -86,9 +114,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
         service.unserved,
         [
             "spec.ports[1].protocol: UDP",
-            "spec.sessionAffinity: ClientIP",
-            "spec.externalTrafficPolicy: Local",
-            "spec.internalTrafficPolicy: Local",
+            "spec.trafficDistribution: PreferClose",
             "spec.healthCheckNodePort: 32000",
         ]
     );
@@ -114,6 +140,8 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
         addresses(&one_service(&format!("{SERVICE}{dual}"))),
         ["spec.clusterIP: 10.96.0.1", "spec.clusterIP: fd00::1"]
     );
+    let traffic = &service.traffic;
+    assert!(traffic.external_local && traffic.internal_local);
     let quiet = "  sessionAffinity: None\n  clusterIP: None\n  externalTrafficPolicy: Cluster\n";
     let service = one_service(&format!("{SERVICE}{quiet}"));
     assert_eq!(service.unserved.len(), 1);
@@ -152,6 +180,7 @@ fn a_slice_has_its_nil_rules_applied() {
         ready,
         serving: true,
         terminating,
+        local: false,
     };
     let expected = SliceObject {
         name: ObjectName::new("default", "app-x"),
@@ -401,4 +430,25 @@ fn errors_name_line_and_field() {
         "line 5, spec.ports[0].port: invalid type: map, expected i32"
     );
     assert!(error("{\"kind\": \"Service\",\n").starts_with("line 2: EOF"));
+}
+
+#[test]
+fn an_endpoint_is_local_if_it_is_on_this_node() {
+    let text = SLICE.replace(
+        "- addresses: [10.0.0.3]",
+        "  nodeName: n-1\n- addresses: [10.0.0.3]",
+    );
+    let local = |node| {
+        let mut objects = Vec::new();
+        for document in documents(&text, Format::Yaml).unwrap() {
+            objects.extend(parse_document(document, Format::Yaml, None, node).unwrap());
+        }
+        let Object::EndpointSlice(slice) = objects.remove(0) else {
+            panic!("{objects:?}");
+        };
+        slice.endpoints.iter().map(|e| e.local).collect::<Vec<_>>()
+    };
+    assert_eq!(local(Some("n-1")), [true, false]);
+    assert_eq!(local(Some("n-2")), [false, false]);
+    assert_eq!(local(None), [false, false], "no name is no node");
 }

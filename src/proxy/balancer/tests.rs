@@ -1,14 +1,17 @@
 //! Shares, preferences and refusals of a pick.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::config::settings::{Config, Discovery};
+use crate::contract::affinity::Affinity;
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::policy::{Policy, Protocol};
+use crate::contract::policy::{Policy, Protocol, Scope};
+use crate::contract::snapshot::Local;
 use crate::observe::metrics::Metrics;
 
 /// An open endpoint. `n` is its id and the last byte of its address, `hash` its template hash.
@@ -53,6 +56,9 @@ fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
         addresses: Arc::default(),
         presence: crate::contract::snapshot::Presence::Never,
         source_ranges: Arc::default(),
+        affinity: None,
+        traffic: Default::default(),
+        local: None,
     }
 }
 
@@ -68,6 +74,10 @@ fn aged(count: u8) -> (Port, Instant) {
     )
 }
 
+const CLIENT: Origin = Origin {
+    client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    scope: None,
+};
 const WARM_UP: Duration = Duration::from_secs(5);
 
 fn picked(lease: &Lease) -> usize {
@@ -75,7 +85,7 @@ fn picked(lease: &Lease) -> usize {
 }
 
 fn pick_id(port: &Port, avoid: &Avoid<'_>) -> Option<u64> {
-    pick(port, Cost::Http, avoid, Instant::now()).map(|lease| lease.endpoint().id.0)
+    pick(port, Cost::Http, CLIENT, avoid, Instant::now()).map(|lease| lease.endpoint().id.0)
 }
 
 /// Every endpoint that this pick may return.
@@ -95,7 +105,7 @@ fn shares(port: &Port, cost: Cost, now: Instant, in_flight: usize, picks: usize)
         if running.len() == in_flight {
             running.pop_front();
         }
-        let lease = pick(port, cost, &Avoid::default(), now).unwrap();
+        let lease = pick(port, cost, CLIENT, &Avoid::default(), now).unwrap();
         shares[picked(&lease)] += 1;
         running.push_back(lease);
     }
@@ -162,7 +172,7 @@ fn an_endpoint_that_joins_gets_its_share_and_no_more() {
             Vec::new(),
         );
         let mut running: VecDeque<_> = (0..200)
-            .map(|_| pick(&three, cost, &Avoid::default(), now).unwrap())
+            .map(|_| pick(&three, cost, CLIENT, &Avoid::default(), now).unwrap())
             .collect();
         three
             .usable
@@ -177,7 +187,7 @@ fn an_endpoint_that_joins_gets_its_share_and_no_more() {
         let four = port(all, Vec::new());
         let mut got = 0;
         for _ in 0..1_000 {
-            let lease = pick(&four, cost, &Avoid::default(), now).unwrap();
+            let lease = pick(&four, cost, CLIENT, &Avoid::default(), now).unwrap();
             got += usize::from(picked(&lease) == 4);
             running.push_back(lease);
             if !held {
@@ -236,7 +246,7 @@ fn closed_loop(
             now = ends;
             lease.endpoint().latency().record(now - began, millis(now));
         }
-        let lease = pick(port, Cost::Http, &Avoid::default(), now).unwrap();
+        let lease = pick(port, Cost::Http, CLIENT, &Avoid::default(), now).unwrap();
         let is_slow = picked(&lease) > port.usable.len() - slow;
         if now - start > Duration::from_millis(2 * takes) {
             all += 1;
@@ -262,8 +272,9 @@ fn a_slow_one_among_eleven_gets_next_to_nothing() {
     assert!(slow * 100 < all, "{slow} of {all} went to the slow one");
     // Later its average has faded, and it gets requests again.
     let later = now + Duration::from_secs(60);
-    let again = (0..200)
-        .filter(|_| picked(&pick(&port, Cost::Http, &Avoid::default(), later).unwrap()) == 11);
+    let again = (0..200).filter(|_| {
+        picked(&pick(&port, Cost::Http, CLIENT, &Avoid::default(), later).unwrap()) == 11
+    });
     assert!(again.count() > 0);
 }
 
@@ -293,7 +304,7 @@ fn one_bad_answer_is_forgiven() {
     let mut got = 0;
     for n in 0..10_000 {
         let now = start + usual * n / 8;
-        let lease = pick(&port, Cost::Http, &Avoid::default(), now).unwrap();
+        let lease = pick(&port, Cost::Http, CLIENT, &Avoid::default(), now).unwrap();
         lease.endpoint().latency().record(usual, millis(now));
         got += usize::from(n > 5_000 && picked(&lease) == 6);
     }
@@ -307,7 +318,7 @@ fn the_less_loaded_of_two() {
         let _lease = port.usable[0].enter().unwrap();
         for _ in 0..50 {
             assert_eq!(
-                picked(&pick(&port, cost, &Avoid::default(), now).unwrap()),
+                picked(&pick(&port, cost, CLIENT, &Avoid::default(), now).unwrap()),
                 2
             );
         }
@@ -338,13 +349,13 @@ fn ejected_out_and_draining_ones_are_passed_over() {
     assert_eq!(candidates(&port, &Avoid::default()), [4, 5]);
     port.usable[3].eject();
     assert_eq!(candidates(&port, &Avoid::default()), [5]);
-    assert!(has_usable(&port));
+    assert!(has_usable(&port, None));
     port.usable[4].eject();
     assert!(candidates(&port, &Avoid::default()).is_empty());
-    assert!(!has_usable(&port));
+    assert!(!has_usable(&port, None));
     port.usable[0].readmit();
     assert_eq!(candidates(&port, &Avoid::default()), [1]);
-    assert!(has_usable(&port));
+    assert!(has_usable(&port, None));
 }
 
 #[test]
@@ -447,7 +458,7 @@ fn silence_ejects_no_more_than_half_of_a_service() {
     for (count, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (9, 4)] {
         let (port, _) = aged(count);
         let silent = port.usable.iter().filter(|e| {
-            let may = may_eject_silent(&port);
+            let may = may_eject_silent(&port, None);
             may.then(|| e.eject()).is_some()
         });
         assert_eq!(silent.count(), most, "of {count}");
@@ -469,4 +480,140 @@ fn without_generations_a_replay_prefers_the_latest_to_join() {
     port.usable[2].eject();
     port.usable[3].eject();
     assert_eq!(candidates(&port, &avoid), [1]);
+}
+
+fn with_affinity(count: u8) -> (Port, Instant) {
+    let (port, now) = aged(count);
+    let affinity = Some(Affinity::new(Duration::from_secs(10)));
+    (Port { affinity, ..port }, now)
+}
+
+fn origin(n: u8) -> Origin {
+    Origin {
+        client: Ipv4Addr::new(127, 0, 1, n).into(),
+        scope: None,
+    }
+}
+
+#[test]
+fn a_client_stays_at_its_endpoint_and_clients_are_spread() {
+    let (port, now) = with_affinity(10);
+    let one = |n| picked(&pick(&port, Cost::Http, origin(n), &Avoid::default(), now).unwrap());
+    let first: Vec<_> = (0..50).map(one).collect();
+    for _ in 0..20 {
+        assert_eq!((0..50).map(one).collect::<Vec<_>>(), first);
+    }
+    let used: HashSet<_> = first.iter().collect();
+    assert!(used.len() > 5, "{first:?}");
+}
+
+#[test]
+fn a_client_leaves_an_endpoint_that_cannot_serve_and_stays_at_the_next_one() {
+    let reasons: [fn(&Arc<Endpoint>); 3] = [
+        |endpoint| endpoint.begin_drain(),
+        |endpoint| endpoint.eject(),
+        |endpoint| endpoint.set_out(true),
+    ];
+    for leave in reasons {
+        let (port, now) = with_affinity(10);
+        let one = || picked(&pick(&port, Cost::Tcp, origin(1), &Avoid::default(), now).unwrap());
+        let first = one();
+        leave(
+            port.usable
+                .iter()
+                .find(|e| e.id.0 as usize == first)
+                .unwrap(),
+        );
+        let next = one();
+        assert_ne!(next, first);
+        assert!((0..50).all(|_| one() == next));
+    }
+}
+
+#[test]
+fn a_replay_moves_its_client_to_another_endpoint_for_good() {
+    let (port, now) = with_affinity(10);
+    let avoid = Avoid::default();
+    let lost = pick(&port, Cost::Http, origin(1), &avoid, now).unwrap();
+    let lost = lost.endpoint().clone();
+    let tried = [lost.id];
+    let replay = Avoid {
+        tried: &tried,
+        siblings_of: Some(&lost),
+    };
+    let next = picked(&pick(&port, Cost::Http, origin(1), &replay, now).unwrap());
+    assert_ne!(next as u64, lost.id.0);
+    for avoid in [&avoid, &replay].repeat(20) {
+        let lease = pick(&port, Cost::Http, origin(1), avoid, now).unwrap();
+        assert_eq!(picked(&lease), next);
+    }
+}
+
+#[test]
+fn a_client_of_the_last_resort_moves_when_an_endpoint_is_usable() {
+    let born = Instant::now();
+    let resorts = (1..=3).map(|n| endpoint(n, None, born)).collect();
+    let before = Port {
+        affinity: Some(Affinity::new(Duration::from_secs(10))),
+        ..port(Vec::new(), resorts)
+    };
+    let one =
+        |port: &Port| picked(&pick(port, Cost::Http, origin(1), &Avoid::default(), born).unwrap());
+    let first = one(&before);
+    assert!((0..20).all(|_| one(&before) == first));
+    let mut after = before;
+    after.usable.push(endpoint(4, None, born));
+    assert_eq!(one(&after), 4);
+}
+
+/// Endpoints 1 to 3, of which 1 is on this node, with `externalTrafficPolicy: Local`.
+fn one_here() -> (Port, Instant) {
+    let (mut port, now) = aged(3);
+    let here = &port.usable[0];
+    port.local = Some(Box::new(Local {
+        usable: [here.clone()].into_iter().collect(),
+        ..Local::default()
+    }));
+    port.traffic.external_local = true;
+    (port, now)
+}
+
+fn picks(port: &Port, scope: Option<Scope>, now: Instant) -> HashSet<usize> {
+    let from = Origin { scope, ..CLIENT };
+    let avoid = Avoid::default();
+    let all = (0..100).filter_map(|_| pick(port, Cost::Http, from, &avoid, now));
+    all.map(|lease| picked(&lease)).collect()
+}
+
+#[test]
+fn a_local_policy_counts_for_its_own_clients_only() {
+    let (mut port, now) = one_here();
+    let external = Some(Scope::External);
+    assert_eq!(picks(&port, external, now), HashSet::from([1]));
+    for scope in [Some(Scope::Internal), None] {
+        assert_eq!(picks(&port, scope, now), HashSet::from([1, 2, 3]));
+    }
+    port.affinity = Some(Affinity::new(Duration::from_secs(10)));
+    assert_eq!(picks(&port, None, now).len(), 1);
+    assert_eq!(
+        picks(&port, external, now),
+        HashSet::from([1]),
+        "however it sticks"
+    );
+}
+
+#[test]
+fn without_an_endpoint_here_nothing_of_another_node_is_picked() {
+    let (mut port, now) = one_here();
+    let external = Some(Scope::External);
+    assert!(!may_eject_silent(&port, external), "the last one here");
+    assert!(may_eject_silent(&port, None));
+    port.usable[0].eject();
+    assert_eq!(picks(&port, external, now), HashSet::new());
+    assert!(!has_usable(&port, external) && has_usable(&port, None));
+    let resort = endpoint(9, None, now);
+    let local = port.local.as_mut().unwrap();
+    local.last_resort.push(resort);
+    assert_eq!(picks(&port, external, now), HashSet::from([9]));
+    assert_eq!(picks(&port, None, now), HashSet::from([2, 3]));
 }

@@ -84,6 +84,7 @@ impl Attempts {
                 siblings_of: self.lost_at.as_deref(),
             },
             client: &client.stream,
+            from: client.origin(),
             at: self.at,
         };
         let found = dispatch::upstream(worker, &client.listener, port, &ask);

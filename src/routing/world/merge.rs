@@ -231,6 +231,7 @@ impl World {
                 terminating: e.terminating || known.is_some_and(Pod::has_ended),
             },
             fate,
+            local: e.local,
         }
     }
 }

@@ -47,6 +47,8 @@ pub struct MergedEndpoint {
     pub conditions: Conditions,
     /// What is known about the end of the pod.
     pub fate: Fate,
+    /// Whether it is on this node.
+    pub local: bool,
 }
 
 /// What is known about the end of a pod.

@@ -41,6 +41,7 @@ fn service(ports: &[(Option<&str>, u16)]) -> ServiceObject {
         unserved: Vec::new(),
         addresses: Vec::new(),
         source_ranges: Vec::new(),
+        traffic: Default::default(),
     }
 }
 
@@ -71,6 +72,7 @@ fn endpoint(address: &str, pod: &str) -> SliceEndpoint {
         ready: true,
         serving: true,
         terminating: false,
+        local: false,
     }
 }
 

@@ -67,10 +67,10 @@ async fn a_drain_is_an_event_on_its_service_and_a_burst_of_them_has_a_receipt() 
 #[tokio::test]
 async fn what_is_not_served_is_one_event_however_many_proxies_post_it() {
     let api = shop(1).await;
-    let mut affine = claimed(service("affine"));
-    affine["spec"]["sessionAffinity"] = "ClientIP".into();
-    affine["metadata"]["annotations"]["ebbtide.dev/hold-timeout"] = "soon".into();
-    api.apply(&affine);
+    let mut near = claimed(service("near"));
+    near["spec"]["trafficDistribution"] = "PreferClose".into();
+    near["metadata"]["annotations"]["ebbtide.dev/hold-timeout"] = "soon".into();
+    api.apply(&near);
     let rigs = [Rig::start(&api).await, Rig::start(&api).await];
     eventually("two Events", async || posted(&api, "NotServed").len() == 2).await;
     let notes: Vec<String> = posted(&api, "NotServed")
@@ -80,7 +80,7 @@ async fn what_is_not_served_is_one_event_however_many_proxies_post_it() {
     assert!(
         notes
             .iter()
-            .any(|note| note.contains("spec.sessionAffinity: ClientIP is not served")),
+            .any(|note| note.contains("spec.trafficDistribution: PreferClose is not served")),
         "{notes:?}"
     );
     assert!(

@@ -65,6 +65,7 @@ impl Source {
         };
         let wanted = Wanted {
             settings,
+            node: None,
             in_use: used,
         };
         tokio::spawn(kubernetes::run(connected, server, wanted, out, |_| ()));

@@ -11,7 +11,7 @@ use ebbtide::contract::endpoint::{Endpoint, EndpointId, Lease};
 use ebbtide::contract::name::PortKey;
 use ebbtide::contract::snapshot::{Port, Snapshot};
 use ebbtide::discovery::object::{Change, Kind};
-use ebbtide::proxy::balancer::{Avoid, Cost, pick};
+use ebbtide::proxy::balancer::{Avoid, Cost, Origin, pick};
 use ebbtide::routing::world::objects::World;
 use fastrand::Rng;
 
@@ -485,7 +485,13 @@ impl Run<'_> {
             };
             // So late that no endpoint counts as new, so the result does not depend on how long
             // this thread had to wait.
-            let Some(lease) = pick(&port, Cost::Http, &avoid, self.rig.now + 3_600 * SECOND) else {
+            let Some(lease) = pick(
+                &port,
+                Cost::Http,
+                CLIENT,
+                &avoid,
+                self.rig.now + 3_600 * SECOND,
+            ) else {
                 self.nothing_to_pick();
                 self.figures.held += u64::from(!request.held);
                 self.held.push(Request {
@@ -526,6 +532,7 @@ impl Run<'_> {
             if let Some(lease) = pick(
                 port,
                 Cost::Tcp,
+                CLIENT,
                 &Avoid::default(),
                 self.rig.now + 3_600 * SECOND,
             ) {
@@ -799,3 +806,8 @@ impl Run<'_> {
         );
     }
 }
+
+const CLIENT: Origin = Origin {
+    client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+    scope: None,
+};

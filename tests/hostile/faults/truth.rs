@@ -77,6 +77,7 @@ impl Pod {
             ready: self.ready && !terminating,
             serving: self.ready,
             terminating,
+            local: false,
             ..ready(self.address, None)
         }
     }

@@ -1,0 +1,245 @@
+//! What a Service's `spec` says of its clients, in the real proxy: session affinity and traffic
+//! policies. Each client has
+//! an address of its own in 127.0.0.0/8. The pick itself is tested in `src/proxy/balancer.rs`.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::{Ep, Folder};
+use crate::support::manifests::service;
+use crate::support::rig::{NODE, Rig, one_listener};
+use crate::support::wait::{eventually, soon};
+
+/// Endpoints that answer each request with their own name, and end the connection. They serve HTTP
+/// clients and TCP clients alike.
+struct Named(HashMap<String, Scripted>);
+
+impl Named {
+    async fn start(count: usize) -> Self {
+        let mut all = HashMap::new();
+        for n in 0..count {
+            let name = format!("e{n}");
+            let endpoint = Scripted::start(move |mut stream: TcpStream, _| async move {
+                let mut request = [0; 4096];
+                if matches!(stream.read(&mut request).await, Ok(1..)) {
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\ne{n}"
+                    );
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+            all.insert(name, endpoint.await);
+        }
+        Self(all)
+    }
+
+    /// Their entries for the slices, without those in `left_out`.
+    fn entries(&self, left_out: &[&str]) -> Vec<Ep> {
+        let stays = self
+            .0
+            .iter()
+            .filter(|(name, _)| !left_out.contains(&&***name));
+        stays
+            .map(|(name, endpoint)| Ep::new(name, endpoint.address))
+            .collect()
+    }
+}
+
+/// A connection from this address with one request; returns the name of the endpoint that answered.
+/// Without a whole answer, it returns what came.
+async fn ask(from: [u8; 4], to: SocketAddr) -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::from(from), 0).into()).unwrap();
+    let mut stream = soon("a connection", socket.connect(to)).await.unwrap();
+    let mut text = Vec::new();
+    let _ = stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .await;
+    let _ = soon("an answer", stream.read_to_end(&mut text)).await;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    match text.split_once("\r\n\r\n") {
+        Some((head, name)) if head.starts_with("HTTP/1.1 200") => name.into(),
+        _ => text,
+    }
+}
+
+/// Connections from one address at the same time.
+async fn ask_together(from: [u8; 4], to: SocketAddr, count: usize) -> HashSet<String> {
+    let asks: Vec<_> = (0..count).map(|_| tokio::spawn(ask(from, to))).collect();
+    let mut names = HashSet::new();
+    for ask in asks {
+        names.insert(ask.await.unwrap());
+    }
+    names
+}
+
+/// Service `web/shop` with more fields in its `spec`.
+fn shop(spec: Value) -> Value {
+    let mut shop = service("shop", json!({}));
+    for (field, value) in spec.as_object().unwrap() {
+        shop["spec"][field] = value.clone();
+    }
+    shop
+}
+
+/// A proxy whose Service has session affinity.
+async fn sticky(protocol: &str, endpoints: &[Ep], seconds: u32) -> Rig {
+    let rig = Rig::with_protocol(protocol, "").await;
+    let config = json!({"clientIP": {"timeoutSeconds": seconds}});
+    let spec = json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": config});
+    rig.write("service.json", &shop(spec));
+    rig.endpoints(endpoints);
+    rig.usable(endpoints.len()).await;
+    eventually("affinity", async || {
+        let snapshot = rig.running().admin.snapshot.load();
+        snapshot.ports.values().all(|port| port.affinity.is_some())
+    })
+    .await;
+    rig
+}
+
+#[tokio::test]
+async fn a_client_stays_at_one_endpoint_over_all_its_connections() {
+    let endpoints = Named::start(4).await;
+    for protocol in ["http", "tcp", "auto"] {
+        let rig = sticky(protocol, &endpoints.entries(&[]), 10_800).await;
+        let mut used = HashSet::new();
+        for client in 2..22 {
+            let from = [127, 0, 0, client];
+            let mut names = ask_together(from, rig.web(), 8).await;
+            names.insert(ask(from, rig.web()).await);
+            assert_eq!(names.len(), 1, "{protocol}: {names:?}");
+            used.extend(names);
+        }
+        assert!(used.len() > 1, "{protocol}: the clients are spread");
+        assert!(
+            used.iter().all(|name| endpoints.0.contains_key(name)),
+            "{used:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_endpoint_leaves_moves_to_one_other_endpoint() {
+    for protocol in ["http", "tcp"] {
+        for dies in [false, true] {
+            let mut endpoints = Named::start(5).await;
+            let rig = sticky(protocol, &endpoints.entries(&[]), 10_800).await;
+            let from = [127, 0, 0, 2];
+            let first = ask(from, rig.web()).await;
+            let gone = endpoints.0.remove(&first).unwrap();
+            if !dies {
+                // The process of an endpoint that no slice lists may live on.
+                rig.endpoints(&endpoints.entries(&[]));
+                rig.usable(4).await;
+            }
+            drop(gone);
+            let next = ask_together(from, rig.web(), 16).await;
+            assert_eq!(next.len(), 1, "{protocol}, dies: {dies}: {next:?}");
+            assert!(
+                endpoints.0.contains_key(next.iter().next().unwrap()),
+                "{next:?}"
+            );
+            assert_eq!(ask_together(from, rig.web(), 16).await, next);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_forgotten_after_the_timeout() {
+    let endpoints = Named::start(4).await;
+    let rig = sticky("http", &endpoints.entries(&[]), 1).await;
+    let from = [127, 0, 0, 2];
+    let first = ask(from, rig.web()).await;
+    eventually("another endpoint", async || {
+        tokio::time::sleep(std::time::Duration::from_millis(1_050)).await;
+        ask(from, rig.web()).await != first
+    })
+    .await;
+}
+
+/// A proxy with listener `web` and a nodePort for claimed Service `web/shop`.
+struct Node {
+    rig: Rig,
+    node_port: SocketAddr,
+}
+
+impl Node {
+    async fn start(spec: Value) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let node_port = free.local_addr().unwrap();
+        drop(free);
+        let more = "nodePorts: {addresses: [127.0.0.1]}\ntimeouts: {hold: 100ms}";
+        let rig = Rig::run(Folder::new(), &one_listener("auto", more)).await;
+        let node = Self { rig, node_port };
+        node.shop(spec);
+        eventually("the nodePort", async || {
+            TcpStream::connect(node_port).await.is_ok()
+        })
+        .await;
+        node
+    }
+
+    fn shop(&self, spec: Value) {
+        let mut shop = shop(spec);
+        shop["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
+        shop["spec"]["ports"][0]["nodePort"] = self.node_port.port().into();
+        self.rig.write("service.json", &shop);
+    }
+
+    /// Puts an endpoint on a node.
+    fn put(&self, endpoint: &Ep, node: &str) {
+        let mut slice = endpoint.slice_of("shop", "");
+        slice["endpoints"][0]["nodeName"] = node.into();
+        self.rig
+            .write(&format!("slice-{}.json", endpoint.name), &slice);
+    }
+
+    /// The endpoints that answer on the nodePort, and on listener `web`.
+    async fn answers(&self) -> [HashSet<String>; 2] {
+        let from = [127, 0, 0, 2];
+        [
+            ask_together(from, self.node_port, 30).await,
+            ask_together(from, self.rig.web(), 30).await,
+        ]
+    }
+
+    async fn until_answered_by(&self, node_port: &[&str], web: &[&str]) {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).into()).collect();
+        let expected = [names(node_port), names(web)];
+        eventually(&format!("{expected:?}"), async || {
+            self.answers().await == expected
+        })
+        .await;
+        assert_eq!(self.answers().await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_node_port_with_a_local_policy_reaches_endpoints_of_this_node_only() {
+    let endpoints = Named::start(2).await;
+    let node = Node::start(json!({"externalTrafficPolicy": "Local"})).await;
+    let entry = |name: &str| Ep::new(name, endpoints.0[name].address);
+    node.put(&entry("e0"), NODE);
+    node.put(&entry("e1"), "n2");
+    node.until_answered_by(&["e0"], &["e0", "e1"]).await;
+    // KEP-1669: it serves on while nothing else does here.
+    node.put(&entry("e0").terminating(), NODE);
+    node.until_answered_by(&["e0"], &["e1"]).await;
+    node.rig.remove("slice-e0.json");
+    eventually("no answer", async || {
+        let [node_port, web] = node.answers().await;
+        web == HashSet::from(["e1".into()])
+            && node_port
+                .iter()
+                .all(|text| text.starts_with("HTTP/1.1 503"))
+    })
+    .await;
+    node.shop(json!({"externalTrafficPolicy": "Cluster"}));
+    node.until_answered_by(&["e1"], &["e1"]).await;
+}
