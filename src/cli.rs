@@ -57,6 +57,9 @@ pub(crate) enum Command {
         /// Configuration file
         #[arg(long, short, value_name = "FILE", default_value = DEFAULT_FILE)]
         config: PathBuf,
+        /// Show what would be served, and what would be lost, if this Service were claimed
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = value::service)]
+        claim: Vec<ObjectName>,
     },
     /// Show on this machine what Ebbtide does: a sample application, load and a rolling update
     ///

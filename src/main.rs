@@ -38,8 +38,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let _log = log::init();
             app::run(config, None)?;
         }
-        Command::Check { config } => {
-            let report = check::run::check(&config)?;
+        Command::Check { config, claim } => {
+            let report = check::run::check(&config, &claim)?;
             cli::print(&report.text)?;
             report
                 .problems

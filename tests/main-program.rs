@@ -10,6 +10,7 @@ mod support {
 }
 
 mod program {
+    mod claim;
     mod config;
     mod demo;
     mod deploy;

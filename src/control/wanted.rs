@@ -7,8 +7,10 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::config::settings::{Config, ListenerConfig};
-use crate::contract::address::AddressKind;
+use crate::contract::address::{AddressKind, ServiceAddress};
 use crate::contract::name::PortKey;
 use crate::contract::policy::{PortRef, Scope};
 use crate::contract::snapshot::Port;
@@ -37,51 +39,83 @@ pub struct WantedListener {
     pub taken_by: Option<String>,
 }
 
-/// The listeners that are wanted: the configured ones in their order, then the nodePorts by name.
-/// `node_ports` are the claimed Services' ports with their nodePort. `has_ipv6`: this machine can
-/// bind `::`.
-pub fn wanted(
+/// A port of a claimed Service, with all that makes listeners of it.
+pub struct Claimed<'a> {
+    /// The Service and the port's number.
+    pub key: PortKey,
+    /// See [`Port::node_port`].
+    pub node_port: Option<u16>,
+    /// See [`Port::addresses`].
+    pub addresses: &'a [ServiceAddress],
+    /// See [`Port::source_ranges`].
+    pub source_ranges: &'a [IpNet],
+}
+
+/// The listeners that are wanted: the configured ones in their order, then the nodePorts and the other
+/// addresses of claimed Services by name. `has_ipv6`: this machine can bind `::`.
+pub fn wanted<'a>(
     config: &Config,
-    node_ports: impl IntoIterator<Item = (PortKey, u16)>,
+    claimed: impl Iterator<Item = Claimed<'a>>,
     has_ipv6: bool,
 ) -> Vec<WantedListener> {
-    let mut derived = derived(config, node_ports, has_ipv6);
-    derived.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut derived: Vec<_> = derived(config, claimed, has_ipv6).collect();
+    derived.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
     let configured = config.listeners.iter().cloned();
     let all = configured.map(|config| (Origin::Configured, config));
-    let all = all.chain(derived.into_iter().map(|config| (Origin::NodePort, config)));
     let mut owners: HashMap<SocketAddr, String> = HashMap::new();
-    all.map(|(origin, config)| {
-        // Port 0 asks for any free port, so several listeners may name it.
-        let is_fixed = config.address.port() != 0;
-        let taken_by = owners.get(&config.address).filter(|_| is_fixed).cloned();
-        owners
-            .entry(config.address)
-            .or_insert_with(|| config.name.clone());
-        WantedListener {
-            origin,
-            config,
-            taken_by,
-        }
-    })
-    .collect()
+    all.chain(derived)
+        .map(|(origin, config)| {
+            // Port 0 asks for any free port, so several listeners may name it.
+            let is_fixed = config.address.port() != 0;
+            let taken_by = owners.get(&config.address).filter(|_| is_fixed).cloned();
+            owners
+                .entry(config.address)
+                .or_insert_with(|| config.name.clone());
+            WantedListener {
+                origin,
+                config,
+                taken_by,
+            }
+        })
+        .collect()
 }
 
 /// The listeners of one Service: those in `configured`, which name it, and if it is claimed, its
 /// nodePorts, and its addresses where they are served.
 pub(super) fn of_service<'a>(
-    config: &Config,
+    config: &'a Config,
     configured: impl Iterator<Item = &'a ListenerConfig>,
-    ports: &[Arc<Port>],
+    ports: &'a [Arc<Port>],
     has_ipv6: bool,
 ) -> impl Iterator<Item = (Origin, ListenerConfig)> {
-    let claimed = || ports.iter().filter(|port| port.claimed);
-    let node_ports = claimed().filter_map(|port| Some((port.key.clone(), port.node_port?)));
-    let derived = derived(config, node_ports, has_ipv6).into_iter();
-    let with_addresses = claimed().filter(|_| config.addresses.is_some());
-    let addresses = with_addresses.flat_map(|port| {
-        let all = port.addresses.iter();
-        all.map(|it| {
+    let claimed = ports.iter().filter(|port| port.claimed);
+    let claimed = claimed.map(|port| Claimed {
+        key: port.key.clone(),
+        node_port: port.node_port,
+        addresses: &port.addresses,
+        source_ranges: &port.source_ranges,
+    });
+    configured
+        .map(|it| (Origin::Configured, it.clone()))
+        .chain(derived(config, claimed, has_ipv6))
+}
+
+fn derived<'a>(
+    config: &Config,
+    claimed: impl Iterator<Item = Claimed<'a>>,
+    has_ipv6: bool,
+) -> impl Iterator<Item = (Origin, ListenerConfig)> {
+    claimed.flat_map(move |port| {
+        let nodes = config.node_port_addresses.iter();
+        // `::` is a default. Nothing is wrong on a machine without IPv6.
+        let nodes = nodes.filter(|it| **it != IpAddr::V6(Ipv6Addr::UNSPECIFIED) || has_ipv6);
+        let node_ports = port.node_port.into_iter().flat_map(|node_port| {
+            let key = &port.key;
+            let at = move |ip: &IpAddr| of_address(key, SocketAddr::new(*ip, node_port));
+            nodes.clone().map(at).map(|it| (Origin::NodePort, it))
+        });
+        let addresses = port.addresses.iter().filter(|_| config.addresses.is_some());
+        let addresses = addresses.map(|it| {
             let mut config = of_address(&port.key, SocketAddr::new(it.ip, port.key.port));
             if it.kind == AddressKind::Cluster {
                 config.scope = Some(Scope::Internal);
@@ -91,34 +125,9 @@ pub(super) fn of_service<'a>(
                 config.source_ranges = port.source_ranges.to_vec();
             }
             (Origin::Address(it.kind), config)
-        })
-    });
-    let configured = configured.cloned();
-    configured
-        .map(|it| (Origin::Configured, it))
-        .chain(derived.map(|it| (Origin::NodePort, it)))
-        .chain(addresses)
-}
-
-fn derived(
-    config: &Config,
-    node_ports: impl IntoIterator<Item = (PortKey, u16)>,
-    has_ipv6: bool,
-) -> Vec<ListenerConfig> {
-    let mut derived = Vec::new();
-    for (port, node_port) in node_ports {
-        for address in &config.node_port_addresses {
-            // `::` is a default. Nothing is wrong on a machine without IPv6.
-            if *address != IpAddr::V6(Ipv6Addr::UNSPECIFIED) || has_ipv6 {
-                derived.push(of_node_port(&port, node_port, *address));
-            }
-        }
-    }
-    derived
-}
-
-fn of_node_port(port: &PortKey, node_port: u16, address: IpAddr) -> ListenerConfig {
-    of_address(port, SocketAddr::new(address, node_port))
+        });
+        node_ports.chain(addresses).collect::<Vec<_>>()
+    })
 }
 
 fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
@@ -148,6 +157,63 @@ mod tests {
         }
     }
 
+    /// Ports with the nodePort 30080.
+    fn claimed(keys: &[PortKey]) -> impl Iterator<Item = Claimed<'_>> {
+        keys.iter().map(|key| Claimed {
+            key: key.clone(),
+            node_port: Some(30_080),
+            addresses: &[],
+            source_ranges: &[],
+        })
+    }
+
+    #[test]
+    fn only_a_balancers_address_has_source_ranges_and_only_a_cluster_ip_is_internal() {
+        let mut config = config(&[]);
+        let all = [
+            ("10.96.0.1", AddressKind::Cluster),
+            ("203.0.113.1", AddressKind::External),
+            ("203.0.113.2", AddressKind::LoadBalancer),
+        ];
+        let addresses = all.map(|(ip, kind)| ServiceAddress {
+            ip: ip.parse().unwrap(),
+            kind,
+        });
+        let source_ranges = ["10.0.0.0/8".parse().unwrap()];
+        let port = || Claimed {
+            key: key("shop"),
+            node_port: None,
+            addresses: &addresses,
+            source_ranges: &source_ranges,
+        };
+        assert!(
+            wanted(&config, std::iter::once(port()), true).is_empty(),
+            "they are off"
+        );
+        config.addresses = Some(crate::config::settings::Addresses {
+            nodes: Vec::new(),
+            port: 15001,
+            socket: "net.sock".into(),
+        });
+        let found = wanted(&config, std::iter::once(port()), true);
+        let found: Vec<_> = found
+            .iter()
+            .map(|it| {
+                let narrow = !it.config.source_ranges.is_empty();
+                (it.config.address.to_string(), it.config.scope, narrow)
+            })
+            .collect();
+        let expected = [
+            ("10.96.0.1:80", Some(Scope::Internal), false),
+            ("203.0.113.1:80", Some(Scope::External), false),
+            ("203.0.113.2:80", Some(Scope::External), true),
+        ];
+        assert_eq!(
+            found,
+            expected.map(|(at, scope, narrow)| (at.to_owned(), scope, narrow))
+        );
+    }
+
     fn config(addresses: &[&str]) -> Config {
         let mut config = Config::new(Discovery::Static { to: Vec::new() });
         config.node_port_addresses = addresses.iter().map(|it| it.parse().unwrap()).collect();
@@ -158,13 +224,13 @@ mod tests {
         ListenerConfig {
             address: address.parse().unwrap(),
             name: name.to_owned(),
-            ..of_node_port(&key("configured"), 1, IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+            ..of_address(&key("configured"), "[::]:1".parse().unwrap())
         }
     }
 
     #[test]
     fn a_node_port_is_wanted_on_each_address() {
-        let all = wanted(&config(&["0.0.0.0", "::"]), [(key("shop"), 30_080)], true);
+        let all = wanted(&config(&["0.0.0.0", "::"]), claimed(&[key("shop")]), true);
         let addresses: Vec<String> = all.iter().map(|it| it.config.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:30080", "[::]:30080"]);
         assert!(all.iter().all(|it| it.taken_by.is_none()));
@@ -173,7 +239,7 @@ mod tests {
     #[test]
     fn without_ipv6_the_unspecified_address_is_left_out() {
         let config = config(&["0.0.0.0", "::", "::1"]);
-        let all = wanted(&config, [(key("shop"), 30_080)], false);
+        let all = wanted(&config, claimed(&[key("shop")]), false);
         let addresses: Vec<String> = all.iter().map(|it| it.config.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:30080", "[::1]:30080"]);
     }
@@ -183,7 +249,7 @@ mod tests {
         let mut config = config(&["0.0.0.0"]);
         // Named as the derived listener of web/shop:80 is.
         config.listeners = vec![configured("web/shop:80@0.0.0.0", "0.0.0.0:30080")];
-        let all = wanted(&config, [(key("shop"), 30_080)], true);
+        let all = wanted(&config, claimed(&[key("shop")]), true);
         assert_eq!(all.len(), 2, "neither replaces the other");
         let taken: Vec<_> = all.into_iter().map(|it| (it.origin, it.taken_by)).collect();
         assert_eq!(
@@ -200,7 +266,7 @@ mod tests {
         let mut config = config(&["0.0.0.0"]);
         let any = "127.0.0.1:0";
         config.listeners = vec![configured("a", any), configured("b", any)];
-        let all = wanted(&config, [(key("y"), 30_080), (key("x"), 30_080)], true);
+        let all = wanted(&config, claimed(&[key("y"), key("x")]), true);
         let taken: Vec<_> = all
             .iter()
             .filter_map(|it| Some((&it.config.name, it.taken_by.as_ref()?)))

@@ -247,12 +247,9 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
             .filter(|(key, _)| key.starts_with("ebbtide.dev/"))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
-        unserved: if claimed { unserved(spec) } else { Vec::new() },
-        addresses: match claimed {
-            true => addresses(service, spec),
-            false => Vec::new(),
-        },
-        source_ranges: if claimed { source_ranges } else { Vec::new() },
+        unserved: unserved(spec),
+        addresses: addresses(service, spec),
+        source_ranges,
         traffic: traffic(spec)?,
     })
 }

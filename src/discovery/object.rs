@@ -111,10 +111,10 @@ pub struct ServiceObject {
     pub ipv6_first: bool,
     /// The `ebbtide.dev/*` annotations as written.
     pub annotations: BTreeMap<String, String>,
-    /// Each field that a claim takes from kube-proxy and Ebbtide does not serve, for example
+    /// Each field that kube-proxy serves and Ebbtide does not, so that a claim takes it away, for example
     /// `spec.trafficDistribution: PreferClose`.
     pub unserved: Vec<String>,
-    /// The addresses of a claimed Service, beside its nodePorts.
+    /// Its addresses, beside its nodePorts.
     #[serde(default)]
     pub addresses: Vec<ServiceAddress>,
     /// `spec.loadBalancerSourceRanges`: who may connect to the addresses of its load balancer.
@@ -134,7 +134,8 @@ impl ServiceObject {
         let ranges = self.source_ranges.iter();
         let ranges = ranges.map(|it| format!("spec.loadBalancerSourceRanges: {it}"));
         let addresses = addresses.chain(ranges).filter(move |_| !has_addresses);
-        self.unserved.iter().cloned().chain(addresses).map(|field| {
+        let fields = self.unserved.iter().cloned().chain(addresses);
+        fields.filter(|_| self.claimed).map(|field| {
             format!(
                 "{field} is not served, and the claim keeps kube-proxy from serving it; if it is in use, \
                  claim a second Service with the same selector instead"

@@ -18,6 +18,7 @@ use crate::cluster::api::{self, said};
 use crate::cluster::rights::{self, Right};
 use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes};
+use crate::contract::name::ObjectName;
 use crate::discovery::manifest::{self, Invalid};
 use crate::discovery::object::Object;
 use crate::text::one_line;
@@ -27,7 +28,11 @@ use crate::text::one_line;
 /// # Errors
 /// [`crate::config::fault::Refused`] if no API server is configured. A server that does not answer
 /// is a problem in [`Seen`], not an error.
-pub(super) fn read(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen> {
+pub(super) fn read(
+    config: &Config,
+    wanted: &Kubernetes,
+    claim: &[ObjectName],
+) -> anyhow::Result<Seen> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -35,7 +40,7 @@ pub(super) fn read(config: &Config, wanted: &Kubernetes) -> anyhow::Result<Seen>
         let api_server = api::locate(&Kubernetes { silence: SILENCE, ..wanted.clone() }).await?;
         let subject = format!("API server {}", api_server.cluster_url);
         let (client, clock, _heard) = api::connect(api_server)?;
-        let mut reader = Reader { client, config, wanted, seen: Seen::default() };
+        let mut reader = Reader { client, config, wanted, claim, seen: Seen::default() };
         if let Err(error) = reader.read(&subject, || clock.now()).await {
             let cure = match error {
                 kube::Error::Api(_) => "`kubectl` with the same kubeconfig shows more",
@@ -51,6 +56,7 @@ struct Reader<'a> {
     client: Client,
     config: &'a Config,
     wanted: &'a Kubernetes,
+    claim: &'a [ObjectName],
     seen: Seen,
 }
 
@@ -97,6 +103,7 @@ impl Reader<'_> {
                 .iter()
                 .map(|it| (it.name_any(), manifest::service(it).map(Object::Service))),
         );
+        self.seen.claim(self.claim);
         for namespace in &self.watched_namespaces() {
             if !refused.contains("pods") {
                 let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
@@ -291,7 +298,6 @@ const SILENCE: Duration = Duration::from_secs(15);
 mod tests {
     use super::*;
     use crate::config::settings::{Discovery, ListenerConfig};
-    use crate::contract::name::ObjectName;
     use crate::contract::policy::PortRef;
 
     #[test]

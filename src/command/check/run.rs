@@ -26,13 +26,14 @@ pub struct Report {
     pub problems: Vec<Problem>,
 }
 
-/// Reads a configuration, and the manifests or the API server that it names.
+/// Reads a configuration, and the manifests or the API server that it names. The Services in `claim`
+/// count as claimed.
 ///
 /// # Errors
 /// [`crate::config::fault::Error`] and [`crate::config::fault::Refused`].
-pub fn check(file: &Path) -> anyhow::Result<Report> {
+pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
     let config = Config::load(file)?;
-    let (seen, mut world) = match &config.discovery {
+    let (mut seen, mut world) = match &config.discovery {
         Discovery::Files { path } => {
             let (objects, problems) = files::read_folder(path);
             let heading = format!("manifests  {}\n", path.display());
@@ -46,9 +47,15 @@ pub fn check(file: &Path) -> anyhow::Result<Report> {
                 World::default(),
             )
         }
-        Discovery::Kubernetes(wanted) => (cluster::read(&config, wanted)?, World::for_api_server()),
+        Discovery::Kubernetes(wanted) => (
+            cluster::read(&config, wanted, claim)?,
+            World::for_api_server(),
+        ),
         Discovery::Static { .. } => (Seen::default(), World::default()),
     };
+    if !matches!(config.discovery, Discovery::Kubernetes(_)) {
+        seen.claim(claim);
+    }
     let Seen {
         heading,
         objects,

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use crate::contract::name::ObjectName;
 use crate::discovery::object::Object;
 use crate::discovery::source::Problem;
 
@@ -17,6 +18,20 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// Counts these Services as claimed. One that does not exist is a problem.
+    pub(super) fn claim(&mut self, claim: &[ObjectName]) {
+        for name in claim {
+            let mut services = self.objects.iter_mut().filter_map(|object| match object {
+                Object::Service(service) => Some(service),
+                _ => None,
+            });
+            match services.find(|service| service.name == *name) {
+                Some(service) => service.claimed = true,
+                None => self.problem("--claim", format!("there is no Service {name}")),
+            }
+        }
+    }
+
     pub(super) fn problem(&mut self, subject: &str, error: String) {
         self.problems
             .push(Problem::new(subject, &error, SystemTime::now()));

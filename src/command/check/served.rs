@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use crate::config::settings::Config;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
-use crate::control::wanted::{Origin, WantedListener, wanted};
+use crate::control::wanted::{Claimed, Origin, WantedListener, wanted};
 use crate::net::socket;
 use crate::routing::world::merged::{MergedEndpoint, MergedPort, MergedService};
 
@@ -27,16 +27,18 @@ pub(super) struct Bound<'a> {
     protocol: String,
 }
 
-/// All listeners: the configured ones in their order, then the nodePorts.
+/// All listeners: the configured ones in their order, then those of claimed Services.
 pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Bound<'a>> {
     let claimed = services.values().filter(|service| service.object.claimed);
-    let node_ports = claimed.flat_map(|service| {
-        service.ports.iter().filter_map(|port| {
-            let key = service.object.name.port(port.port.port);
-            Some((key, port.port.node_port?))
+    let claimed = claimed.flat_map(|MergedService { object, ports, .. }| {
+        ports.iter().map(|port| Claimed {
+            key: object.name.port(port.port.port),
+            node_port: port.port.node_port,
+            addresses: &object.addresses,
+            source_ranges: &object.source_ranges,
         })
     });
-    let wanted = wanted(config, node_ports, socket::has_ipv6());
+    let wanted = wanted(config, claimed, socket::has_ipv6());
     wanted
         .into_iter()
         .map(|it| Bound::new(it, services))
