@@ -177,6 +177,7 @@ impl Proxy {
                 proxy_protocol: false,
                 allow_connect: false,
                 scope: None,
+                health_check: false,
             }],
             admin: self.admin,
             ..Config::new(Discovery::Static { to: self.to })

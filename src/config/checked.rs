@@ -275,6 +275,7 @@ impl raw::Listener {
                 .map_err(|what| at("proxyProtocol", what))?,
             allow_connect: self.allow_connect.unwrap_or(false),
             scope: None,
+            health_check: false,
             name: self.name,
         })
     }

@@ -41,7 +41,7 @@ pub struct ListenerSpec {
 
 /// What a listener's clients are served by.
 ///
-/// Host and path routes, by which each request finds a Service port, become the second variant.
+/// Host and path routes, by which each request finds a Service port, become one more variant.
 #[derive(Debug)]
 pub enum Serves {
     /// One port of one Service serves every connection and every request.
@@ -50,5 +50,10 @@ pub enum Serves {
         service: ObjectName,
         /// The port, as the configuration names it.
         port: PortRef,
+    },
+    /// Load balancers ask here whether this node has a ready endpoint of the Service.
+    HealthCheck {
+        /// The Service.
+        service: ObjectName,
     },
 }

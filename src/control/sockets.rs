@@ -70,9 +70,14 @@ impl Sockets {
             id: ListenerId(self.next_id),
             name: config.name.clone(),
             address,
-            serves: Serves::Port {
-                service: config.service.clone(),
-                port: config.port.clone(),
+            serves: match config.health_check {
+                true => Serves::HealthCheck {
+                    service: config.service.clone(),
+                },
+                false => Serves::Port {
+                    service: config.service.clone(),
+                    port: config.port.clone(),
+                },
             },
             protocol: config.protocol,
             proxy_protocol: config.proxy_protocol,

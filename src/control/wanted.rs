@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::name::PortKey;
-use crate::contract::policy::{PortRef, Scope};
+use crate::contract::policy::{PortRef, Protocol, Scope, Traffic};
 use crate::contract::snapshot::Port;
 
 /// Where a listener comes from. A configured listener comes first where two want one address.
@@ -34,12 +34,23 @@ pub struct WantedListener {
     pub taken_by: Option<String>,
 }
 
+/// A port on each node that a claimed Service asks for.
+#[derive(Debug, Clone)]
+pub struct NodePort {
+    /// The Service port that it leads to.
+    pub port: PortKey,
+    /// Its number.
+    pub number: u16,
+    /// Whether it is the Service's `healthCheckNodePort`, which leads to no endpoint.
+    pub health_check: bool,
+}
+
 /// The listeners that are wanted: the configured ones in their order, then the nodePorts by name.
-/// `node_ports` are the claimed Services' ports with their nodePort. `has_ipv6`: this machine can
+/// `node_ports` are those of the claimed Services. `has_ipv6`: this machine can
 /// bind `::`.
 pub fn wanted(
     config: &Config,
-    node_ports: impl IntoIterator<Item = (PortKey, u16)>,
+    node_ports: impl IntoIterator<Item = NodePort>,
     has_ipv6: bool,
 ) -> Vec<WantedListener> {
     let mut derived = derived(config, node_ports, has_ipv6);
@@ -73,7 +84,10 @@ pub(super) fn of_service<'a>(
     has_ipv6: bool,
 ) -> impl Iterator<Item = (Origin, ListenerConfig)> {
     let claimed = ports.iter().filter(|port| port.claimed);
-    let node_ports = claimed.filter_map(|port| Some((port.key.clone(), port.node_port?)));
+    let asks = claimed.flat_map(|port| node_ports(&port.key, port.node_port, &port.traffic));
+    // Each port of a Service knows the Service's port for health checks.
+    let mut checked = false;
+    let node_ports = asks.filter(|ask| !ask.health_check || !std::mem::replace(&mut checked, true));
     let derived = derived(config, node_ports, has_ipv6).into_iter();
     let configured = configured.cloned();
     configured
@@ -81,33 +95,58 @@ pub(super) fn of_service<'a>(
         .chain(derived.map(|it| (Origin::NodePort, it)))
 }
 
+/// The ports on each node that a Service port asks for.
+pub fn node_ports(
+    port: &PortKey,
+    node_port: Option<u16>,
+    traffic: &Traffic,
+) -> impl Iterator<Item = NodePort> + use<> {
+    let ask = |number, health_check| NodePort {
+        port: port.clone(),
+        number,
+        health_check,
+    };
+    let served = node_port.map(|number| ask(number, false));
+    let check = traffic.health_check.map(|number| ask(number, true));
+    served.into_iter().chain(check)
+}
+
 fn derived(
     config: &Config,
-    node_ports: impl IntoIterator<Item = (PortKey, u16)>,
+    node_ports: impl IntoIterator<Item = NodePort>,
     has_ipv6: bool,
 ) -> Vec<ListenerConfig> {
     let mut derived = Vec::new();
-    for (port, node_port) in node_ports {
+    for node_port in node_ports {
         for address in &config.node_port_addresses {
             // `::` is a default. Nothing is wrong on a machine without IPv6.
             if *address != IpAddr::V6(Ipv6Addr::UNSPECIFIED) || has_ipv6 {
-                derived.push(of_node_port(&port, node_port, *address));
+                derived.push(of_node_port(&node_port, *address));
             }
         }
     }
     derived
 }
 
-fn of_node_port(port: &PortKey, node_port: u16, address: IpAddr) -> ListenerConfig {
+fn of_node_port(wanted: &NodePort, address: IpAddr) -> ListenerConfig {
+    let NodePort {
+        port,
+        number,
+        health_check,
+    } = wanted;
     ListenerConfig {
-        name: format!("{port}@{address}"),
-        address: SocketAddr::new(address, node_port),
+        name: match health_check {
+            true => format!("{}/healthz@{address}", port.service),
+            false => format!("{port}@{address}"),
+        },
+        address: SocketAddr::new(address, *number),
         service: port.service.clone(),
         port: PortRef::Number(port.port),
-        protocol: None,
+        protocol: health_check.then_some(Protocol::Http),
         proxy_protocol: false,
         allow_connect: false,
         scope: Some(Scope::External),
+        health_check: *health_check,
     }
 }
 
@@ -124,6 +163,14 @@ mod tests {
         }
     }
 
+    fn at(name: &str, number: u16) -> NodePort {
+        NodePort {
+            port: key(name),
+            number,
+            health_check: false,
+        }
+    }
+
     fn config(addresses: &[&str]) -> Config {
         let mut config = Config::new(Discovery::Static { to: Vec::new() });
         config.node_port_addresses = addresses.iter().map(|it| it.parse().unwrap()).collect();
@@ -134,22 +181,40 @@ mod tests {
         ListenerConfig {
             address: address.parse().unwrap(),
             name: name.to_owned(),
-            ..of_node_port(&key("configured"), 1, IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+            ..of_node_port(&at("configured", 1), IpAddr::V6(Ipv6Addr::UNSPECIFIED))
         }
     }
 
     #[test]
     fn a_node_port_is_wanted_on_each_address() {
-        let all = wanted(&config(&["0.0.0.0", "::"]), [(key("shop"), 30_080)], true);
+        let all = wanted(&config(&["0.0.0.0", "::"]), [at("shop", 30_080)], true);
         let addresses: Vec<String> = all.iter().map(|it| it.config.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:30080", "[::]:30080"]);
         assert!(all.iter().all(|it| it.taken_by.is_none()));
     }
 
     #[test]
+    fn a_health_check_is_wanted_once_for_each_service_and_leads_to_no_port() {
+        let traffic = Traffic {
+            health_check: Some(32_000),
+            ..Traffic::default()
+        };
+        let asks: Vec<_> = node_ports(&key("shop"), Some(30_080), &traffic).collect();
+        let all = wanted(&config(&["127.0.0.1"]), asks, true);
+        let all = all
+            .into_iter()
+            .map(|it| (it.config.address.port(), it.config.health_check));
+        assert_eq!(all.collect::<Vec<_>>(), [(32_000, true), (30_080, false)]);
+        assert_eq!(
+            node_ports(&key("shop"), None, &Traffic::default()).count(),
+            0
+        );
+    }
+
+    #[test]
     fn without_ipv6_the_unspecified_address_is_left_out() {
         let config = config(&["0.0.0.0", "::", "::1"]);
-        let all = wanted(&config, [(key("shop"), 30_080)], false);
+        let all = wanted(&config, [at("shop", 30_080)], false);
         let addresses: Vec<String> = all.iter().map(|it| it.config.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:30080", "[::1]:30080"]);
     }
@@ -159,7 +224,7 @@ mod tests {
         let mut config = config(&["0.0.0.0"]);
         // Named as the derived listener of web/shop:80 is.
         config.listeners = vec![configured("web/shop:80@0.0.0.0", "0.0.0.0:30080")];
-        let all = wanted(&config, [(key("shop"), 30_080)], true);
+        let all = wanted(&config, [at("shop", 30_080)], true);
         assert_eq!(all.len(), 2, "neither replaces the other");
         let taken: Vec<_> = all.into_iter().map(|it| (it.origin, it.taken_by)).collect();
         assert_eq!(
@@ -176,7 +241,7 @@ mod tests {
         let mut config = config(&["0.0.0.0"]);
         let any = "127.0.0.1:0";
         config.listeners = vec![configured("a", any), configured("b", any)];
-        let all = wanted(&config, [(key("y"), 30_080), (key("x"), 30_080)], true);
+        let all = wanted(&config, [at("y", 30_080), at("x", 30_080)], true);
         let taken: Vec<_> = all
             .iter()
             .filter_map(|it| Some((&it.config.name, it.taken_by.as_ref()?)))

@@ -267,11 +267,15 @@ fn traffic(spec: &ServiceSpec) -> Result<Traffic, Invalid> {
             });
         }
     };
+    let health_check = spec.health_check_node_port.filter(|number| *number != 0);
     let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
     Ok(Traffic {
         affinity,
         external_local: is_local(&spec.external_traffic_policy),
         internal_local: is_local(&spec.internal_traffic_policy),
+        health_check: health_check
+            .map(|number| port_number(number, || "spec.healthCheckNodePort".into()))
+            .transpose()?,
     })
 }
 

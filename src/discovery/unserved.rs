@@ -34,9 +34,6 @@ pub(super) fn unserved(service: &Service, spec: &ServiceSpec) -> Vec<String> {
     if let Some(value) = distribution.filter(|value| !value.is_empty()) {
         name("trafficDistribution", value);
     }
-    if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
-        name("healthCheckNodePort", &port.to_string());
-    }
     let balancer = service
         .status
         .as_ref()

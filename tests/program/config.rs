@@ -154,6 +154,7 @@ fn every_field_is_taken_over() {
                 proxy_protocol,
                 allow_connect: proxy_protocol,
                 scope: None,
+                health_check: false,
             }
         };
     let expected = [

@@ -328,6 +328,7 @@ mod tests {
             proxy_protocol: false,
             allow_connect: false,
             scope: None,
+            health_check: false,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
         config.listeners = vec![

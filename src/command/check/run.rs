@@ -155,6 +155,7 @@ mod tests {
             proxy_protocol: false,
             allow_connect: false,
             scope: None,
+            health_check: false,
         }
     }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use crate::config::settings::Config;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
-use crate::control::wanted::{Origin, WantedListener, wanted};
+use crate::control::wanted::{Origin, WantedListener, node_ports, wanted};
 use crate::net::socket;
 use crate::routing::world::merged::{MergedEndpoint, MergedPort, MergedService};
 
@@ -31,9 +31,11 @@ pub(super) struct Bound<'a> {
 pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Bound<'a>> {
     let claimed = services.values().filter(|service| service.object.claimed);
     let node_ports = claimed.flat_map(|service| {
-        service.ports.iter().filter_map(|port| {
+        service.ports.iter().enumerate().flat_map(|(i, port)| {
             let key = service.object.name.port(port.port.port);
-            Some((key, port.port.node_port?))
+            let all = node_ports(&key, port.port.node_port, &service.object.traffic);
+            // The first port stands for the Service.
+            all.filter(move |it| !it.health_check || i == 0)
         })
     });
     let wanted = wanted(config, node_ports, socket::has_ipv6());
@@ -97,6 +99,7 @@ impl<'a> Bound<'a> {
         Self {
             name: match origin {
                 Origin::Configured => config.name,
+                Origin::NodePort if config.health_check => "(health check)".to_owned(),
                 Origin::NodePort => "(nodePort)".to_owned(),
             },
             address: config.address,

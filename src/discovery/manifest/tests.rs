@@ -118,12 +118,12 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
             "spec.externalIPs: 192.0.2.1, 192.0.2.2",
             "spec.loadBalancerSourceRanges: 10.0.0.0/8",
             "spec.trafficDistribution: PreferClose",
-            "spec.healthCheckNodePort: 32000",
             "status.loadBalancer.ingress: 192.0.2.9",
         ]
     );
     let traffic = &service.traffic;
     assert!(traffic.external_local && traffic.internal_local);
+    assert_eq!(traffic.health_check, Some(32_000));
     let quiet = "  sessionAffinity: None\n  clusterIP: None\n  externalTrafficPolicy: Cluster\n";
     assert_eq!(one_service(&format!("{SERVICE}{quiet}")).unserved.len(), 1);
     let unclaimed = format!("{SERVICE}{spec}").replace("ebbtide}", "other}");
