@@ -5,14 +5,18 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
+use ebbtide::command::demo::proxy::Proxy;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::proxy::scripted::Scripted;
+use crate::support::binary::BINARY;
 use crate::support::folder::{Ep, Folder};
 use crate::support::manifests::service;
+use crate::support::process::Process;
 use crate::support::rig::{NODE, Rig, one_listener};
+use crate::support::vitals::script;
 use crate::support::wait::{eventually, soon};
 
 /// Endpoints that answer each request with their own name, and end the connection. They serve HTTP
@@ -163,10 +167,52 @@ async fn a_client_is_forgotten_after_the_timeout() {
     .await;
 }
 
+#[tokio::test]
+async fn what_terminates_gets_nothing_even_if_it_is_published_as_ready() {
+    let endpoints = Named::start(2).await;
+    let rig = Rig::start("").await;
+    rig.write(
+        "service.json",
+        &shop(json!({"publishNotReadyAddresses": true})),
+    );
+    let mut entries = endpoints.entries(&[]);
+    rig.endpoints(&entries);
+    rig.usable(2).await;
+    let from = [127, 0, 0, 2];
+    entries[0].terminating = true;
+    rig.endpoints(&entries);
+    rig.usable(1).await;
+    let other = HashSet::from([entries[1].name.clone()]);
+    assert_eq!(ask_together(from, rig.web(), 30).await, other);
+    // Its pod says that it does not serve, but it is all that there is.
+    entries[0].serving = false;
+    rig.endpoints(&entries[..1]);
+    let last = HashSet::from([entries[0].name.clone()]);
+    eventually("the last resort", async || {
+        ask_together(from, rig.web(), 30).await == last
+    })
+    .await;
+}
+
 /// An address that is free now.
 fn free_address() -> SocketAddr {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     free.local_addr().unwrap()
+}
+
+/// Claimed Service `web/shop` with a nodePort.
+fn claimed(node_port: SocketAddr, spec: Value) -> Value {
+    let mut shop = shop(spec);
+    shop["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
+    shop["spec"]["ports"][0]["nodePort"] = node_port.port().into();
+    shop
+}
+
+/// Puts an endpoint on a node.
+fn put(folder: &Folder, endpoint: &Ep, node: &str) {
+    let mut slice = endpoint.slice_of("shop", "");
+    slice["endpoints"][0]["nodeName"] = node.into();
+    folder.write(&format!("slice-{}.json", endpoint.name), &slice);
 }
 
 /// A proxy with listener `web` and a nodePort for claimed Service `web/shop`.
@@ -190,18 +236,12 @@ impl Node {
     }
 
     fn shop(&self, spec: Value) {
-        let mut shop = shop(spec);
-        shop["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
-        shop["spec"]["ports"][0]["nodePort"] = self.node_port.port().into();
-        self.rig.write("service.json", &shop);
+        self.rig
+            .write("service.json", &claimed(self.node_port, spec));
     }
 
-    /// Puts an endpoint on a node.
     fn put(&self, endpoint: &Ep, node: &str) {
-        let mut slice = endpoint.slice_of("shop", "");
-        slice["endpoints"][0]["nodeName"] = node.into();
-        self.rig
-            .write(&format!("slice-{}.json", endpoint.name), &slice);
+        put(&self.rig, endpoint, node);
     }
 
     /// The endpoints that answer on the nodePort, and on listener `web`.
@@ -246,6 +286,27 @@ async fn a_node_port_with_a_local_policy_reaches_endpoints_of_this_node_only() {
     .await;
     node.shop(json!({"externalTrafficPolicy": "Cluster"}));
     node.until_answered_by(&["e1"], &["e1"]).await;
+}
+
+#[tokio::test]
+async fn the_nodes_name_comes_from_the_environment() {
+    let endpoints = Named::start(2).await;
+    let (folder, node_port) = (Folder::new(), free_address());
+    let spec = json!({"externalTrafficPolicy": "Local"});
+    folder.write("service.json", &claimed(node_port, spec));
+    for (name, node) in [("e0", "n7"), ("e1", "n8")] {
+        put(&folder, &Ep::new(name, endpoints.0[name].address), node);
+    }
+    let program = script(BINARY.as_ref(), "export NODE_NAME=n7", folder.path());
+    let text = one_listener("http", "nodePorts: {addresses: [127.0.0.1]}");
+    let proxy = Proxy::start(&program, folder.path(), &text, &["web"]);
+    let process = Process {
+        proxy: proxy.await.unwrap(),
+        folder,
+    };
+    process.ready(2).await;
+    let names = ask_together([127, 0, 0, 2], node_port, 30).await;
+    assert_eq!(names, HashSet::from(["e0".into()]));
 }
 
 /// The answer to a health check: its head and its body.

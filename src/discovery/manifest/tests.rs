@@ -431,3 +431,14 @@ fn an_endpoint_is_local_if_it_is_on_this_node() {
     assert_eq!(local(Some("n-2")), [false, false]);
     assert_eq!(local(None), [false, false], "no name is no node");
 }
+
+/// Slices of a Service with `publishNotReadyAddresses` say so.
+#[test]
+fn what_is_published_as_ready_serves() {
+    let text = SLICE.replace("ready: false, serving: true", "ready: true, serving: false");
+    let Object::EndpointSlice(slice) = yaml(&text).remove(0) else {
+        panic!("{text}");
+    };
+    let found = &slice.endpoints[1];
+    assert!(found.ready && found.serving && found.terminating);
+}
