@@ -284,6 +284,7 @@ fn start_workers(
         places: AtomicUsize::new(connections),
         mailboxes: mailboxes.into(),
         closing: AtomicBool::new(false),
+        leaving: AtomicBool::new(false),
         access_log,
         refused_headers: Pace::default(),
         addresses: Arc::default(),

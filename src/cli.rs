@@ -196,6 +196,7 @@ impl Proxy {
                 allow_connect: false,
                 source_ranges: Vec::new(),
                 scope: None,
+                health_check: false,
             }],
             admin: self.admin,
             ..Config::new(Discovery::Static { to: self.to })

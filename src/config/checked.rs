@@ -249,6 +249,7 @@ impl raw::Listener {
             allow_connect: self.allow_connect.unwrap_or(false),
             source_ranges: Vec::new(),
             scope: None,
+            health_check: false,
             name: self.name,
         })
     }

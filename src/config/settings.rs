@@ -169,6 +169,9 @@ pub struct ListenerConfig {
     /// Which traffic policy of the Service counts. This is not a field of the file: a listener that
     /// the configuration names reaches every endpoint.
     pub scope: Option<Scope>,
+    /// Whether load balancers ask here for the Service's endpoints on this node. This is not a field
+    /// of the file.
+    pub health_check: bool,
 }
 
 /// How long each step may take.

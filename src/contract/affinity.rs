@@ -160,6 +160,7 @@ const HALF: usize = 512;
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::sync::Barrier;
 
     use tokio::sync::mpsc;
 
@@ -255,16 +256,20 @@ mod tests {
         let affinity = Affinity::new(Duration::from_secs(10));
         let endpoints: Vec<_> = (0..50).map(endpoint).collect();
         let now = Instant::now();
+        let together = Barrier::new(8);
         let choose = |_| {
+            together.wait();
             let lease = affinity.choose(client(1), now, |stick| {
                 let place =
                     stick.map_or_else(|| fastrand::usize(..50), |it| it.endpoint.0 as usize);
-                std::thread::yield_now();
+                // The others come meanwhile.
+                std::thread::sleep(Duration::from_millis(2));
                 Some((endpoints[place].enter()?, place))
             });
             lease.unwrap().endpoint().id
         };
         let chosen: Vec<_> = std::thread::scope(|threads| {
+            let choose = &choose;
             let all: Vec<_> = (0..8).map(|n| threads.spawn(move || choose(n))).collect();
             all.into_iter().map(|it| it.join().unwrap()).collect()
         });

@@ -53,7 +53,7 @@ impl ListenerSpec {
 
 /// What a listener's clients are served by.
 ///
-/// Host and path routes, by which each request finds a Service port, become the second variant.
+/// Host and path routes, by which each request finds a Service port, become one more variant.
 #[derive(Debug)]
 pub enum Serves {
     /// One port of one Service serves every connection and every request.
@@ -66,4 +66,9 @@ pub enum Serves {
     /// Each connection belongs to the Service address that its client connected to: the kernel has
     /// led it here (`contract/address.rs`).
     Addresses,
+    /// Load balancers ask here whether this node has a ready endpoint of the Service.
+    HealthCheck {
+        /// The Service.
+        service: ObjectName,
+    },
 }

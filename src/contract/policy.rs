@@ -33,6 +33,8 @@ pub struct Traffic {
     pub external_local: bool,
     /// `internalTrafficPolicy: Local`: clients of the cluster IP reach endpoints on this node only.
     pub internal_local: bool,
+    /// `healthCheckNodePort`: where load balancers ask for the endpoints on this node.
+    pub health_check: Option<u16>,
 }
 
 /// Which of a Service's two traffic policies counts for a listener's clients.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -178,6 +179,7 @@ impl Control {
         let lame_duck = self.config.timeouts.lame_duck;
         tracing::info!(?lame_duck, "shutting down");
         self.health.update(|health| health.shutting_down = true);
+        self.shared.leaving.store(true, Ordering::Relaxed);
         Phase::LameDuck(Instant::now() + lame_duck)
     }
 

@@ -145,6 +145,7 @@ impl Listeners {
             for (key, config) in wanted {
                 let port = published.port(&config.service, &config.port);
                 let refuses = key.0 != Origin::Configured
+                    && !config.health_check
                     && port
                         .as_ref()
                         .is_some_and(|port| absent.contains(&port.key.port));

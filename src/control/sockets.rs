@@ -28,9 +28,13 @@ pub(super) struct Sockets {
 impl ListenerConfig {
     /// What its clients are served by.
     pub(super) fn serves(&self) -> Serves {
-        Serves::Port {
-            service: self.service.clone(),
-            port: self.port.clone(),
+        let service = self.service.clone();
+        match self.health_check {
+            true => Serves::HealthCheck { service },
+            false => Serves::Port {
+                service,
+                port: self.port.clone(),
+            },
         }
     }
 }

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::address::{AddressKind, ServiceAddress};
 use crate::contract::name::PortKey;
-use crate::contract::policy::{PortRef, Scope};
+use crate::contract::policy::{PortRef, Protocol, Scope};
 use crate::contract::snapshot::Port;
 
 /// Where a listener comes from. A configured listener comes first where two want one address.
@@ -49,6 +49,8 @@ pub struct Claimed<'a> {
     pub addresses: &'a [ServiceAddress],
     /// See [`Port::source_ranges`].
     pub source_ranges: &'a [IpNet],
+    /// The Service's `healthCheckNodePort`. It leads to no endpoint, and there is one for all ports.
+    pub health_check: Option<u16>,
 }
 
 /// The listeners that are wanted: the configured ones in their order, then the nodePorts and the other
@@ -94,6 +96,7 @@ pub(super) fn of_service<'a>(
         node_port: port.node_port,
         addresses: &port.addresses,
         source_ranges: &port.source_ranges,
+        health_check: port.traffic.health_check,
     });
     configured
         .map(|it| (Origin::Configured, it.clone()))
@@ -114,6 +117,11 @@ fn derived<'a>(
             let at = move |ip: &IpAddr| of_address(key, SocketAddr::new(*ip, node_port));
             nodes.clone().map(at).map(|it| (Origin::NodePort, it))
         });
+        let checks = port.health_check.into_iter().flat_map(|number| {
+            let key = &port.key;
+            let at = move |ip: &IpAddr| of_health_check(key, SocketAddr::new(*ip, number));
+            nodes.clone().map(at).map(|it| (Origin::NodePort, it))
+        });
         let addresses = port.addresses.iter().filter(|_| config.addresses.is_some());
         let addresses = addresses.map(|it| {
             let mut config = of_address(&port.key, SocketAddr::new(it.ip, port.key.port));
@@ -126,7 +134,10 @@ fn derived<'a>(
             }
             (Origin::Address(it.kind), config)
         });
-        node_ports.chain(addresses).collect::<Vec<_>>()
+        node_ports
+            .chain(checks)
+            .chain(addresses)
+            .collect::<Vec<_>>()
     })
 }
 
@@ -141,6 +152,16 @@ fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
         allow_connect: false,
         source_ranges: Vec::new(),
         scope: Some(Scope::External),
+        health_check: false,
+    }
+}
+
+fn of_health_check(port: &PortKey, address: SocketAddr) -> ListenerConfig {
+    ListenerConfig {
+        name: format!("{}/healthz@{}", port.service, address.ip()),
+        protocol: Some(Protocol::Http),
+        health_check: true,
+        ..of_address(port, address)
     }
 }
 
@@ -164,6 +185,7 @@ mod tests {
             node_port: Some(30_080),
             addresses: &[],
             source_ranges: &[],
+            health_check: None,
         })
     }
 
@@ -185,6 +207,7 @@ mod tests {
             node_port: None,
             addresses: &addresses,
             source_ranges: &source_ranges,
+            health_check: Some(32_000),
         };
         assert!(
             wanted(&config, std::iter::once(port()), true).is_empty(),
@@ -234,6 +257,20 @@ mod tests {
         let addresses: Vec<String> = all.iter().map(|it| it.config.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:30080", "[::]:30080"]);
         assert!(all.iter().all(|it| it.taken_by.is_none()));
+    }
+
+    #[test]
+    fn a_health_check_is_wanted_on_the_nodes_addresses_and_leads_to_no_port() {
+        let ports = [key("shop")];
+        let claimed = claimed(&ports).map(|port| Claimed {
+            health_check: Some(32_000),
+            ..port
+        });
+        let all = wanted(&config(&["127.0.0.1"]), claimed, true);
+        let all = all
+            .into_iter()
+            .map(|it| (it.config.address.port(), it.config.health_check));
+        assert_eq!(all.collect::<Vec<_>>(), [(32_000, true), (30_080, false)]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
@@ -278,11 +278,15 @@ fn traffic(spec: &ServiceSpec) -> Result<Traffic, Invalid> {
             });
         }
     };
+    let health_check = spec.health_check_node_port.filter(|number| *number != 0);
     let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
     Ok(Traffic {
         affinity,
         external_local: is_local(&spec.external_traffic_policy),
         internal_local: is_local(&spec.internal_traffic_policy),
+        health_check: health_check
+            .map(|number| port_number(number, || "spec.healthCheckNodePort".into()))
+            .transpose()?,
     })
 }
 
@@ -439,6 +443,8 @@ fn slice_endpoint(
         )));
     }
     let conditions = endpoint.conditions.as_ref();
+    let condition = |which: fn(&EndpointConditions) -> Option<bool>| conditions.and_then(which);
+    let ready = condition(|it| it.ready).unwrap_or(true);
     let target = endpoint
         .target_ref
         .as_ref()
@@ -452,9 +458,11 @@ fn slice_endpoint(
         pod: pod
             .filter(|pod| !pod.name.is_empty() || !pod.uid.is_empty())
             .map(Arc::new),
-        ready: conditions.and_then(|c| c.ready).unwrap_or(true),
-        serving: conditions.and_then(|c| c.serving).unwrap_or(true),
-        terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        ready,
+        // A Service with `publishNotReadyAddresses` wants traffic whatever its pods say of themselves.
+        // Its slices say `ready`, and `serving` as the pods do.
+        serving: ready || condition(|it| it.serving).unwrap_or(true),
+        terminating: condition(|it| it.terminating).unwrap_or(false),
         local: node.is_some() && endpoint.node_name.as_deref() == node,
     })
 }

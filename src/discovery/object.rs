@@ -193,7 +193,7 @@ pub struct SliceEndpoint {
     pub pod: Option<Arc<PodRef>>,
     /// The condition `ready`; true if absent.
     pub ready: bool,
-    /// The condition `serving`; true if absent.
+    /// The condition `serving`; true if absent, or if `ready` is.
     pub serving: bool,
     /// The condition `terminating`; false if absent.
     pub terminating: bool,

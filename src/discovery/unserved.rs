@@ -16,8 +16,5 @@ pub(super) fn unserved(spec: &ServiceSpec) -> Vec<String> {
     if let Some(value) = distribution.filter(|value| !value.is_empty()) {
         name("trafficDistribution", value);
     }
-    if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
-        name("healthCheckNodePort", &port.to_string());
-    }
     fields
 }

@@ -9,6 +9,7 @@
 //! | [`session`] | one client connection, from accept to its one close reason |
 //! | [`detect`], [`http`] | which protocol a client speaks; HTTP/1.1 |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
+//! | `health_check` | the answer on a Service's `healthCheckNodePort` |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
 //! | `early_end`, [`parting`] | the access log's line for what is refused; the last of a cut connection |
 //! | [`client`] | a client's socket and what was read from it |
@@ -24,6 +25,7 @@ pub mod client;
 pub mod detect;
 pub mod dispatch;
 pub(crate) mod early_end;
+pub(crate) mod health_check;
 pub mod http;
 pub mod parting;
 pub mod proxy_header;

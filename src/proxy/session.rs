@@ -16,6 +16,7 @@ use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::contract::counters::{Counter, ServiceMetrics};
+use crate::contract::listener::Serves;
 use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
@@ -23,6 +24,7 @@ use crate::net::turns::in_turn;
 use crate::proxy::client::Client;
 use crate::proxy::detect::{Known, detect};
 use crate::proxy::early_end::{EarlyEnd, is_worth_a_line};
+use crate::proxy::health_check;
 use crate::proxy::http::serve::http;
 use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
@@ -104,6 +106,10 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         }
         reason
     };
+    if let Serves::HealthCheck { service } = &client.listener.serves {
+        let service = service.clone();
+        return Ok(Box::pin(health_check::serve(worker, client, service)));
+    }
     let known = find_protocol(open, &mut client).await;
     let (lease, upstream) = match known {
         Err(reason) => return Err(ended(&client, reason, !client.unread.is_empty())),

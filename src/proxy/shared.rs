@@ -45,6 +45,9 @@ pub struct Shared {
     pub mailboxes: Box<[mpsc::UnboundedSender<WorkerCommand>]>,
     /// This process shuts down: the next response on each connection says so.
     pub closing: AtomicBool,
+    /// This process is asked to shut down: it accepts connections for some time, and load balancers
+    /// are told to send them elsewhere.
+    pub leaving: AtomicBool,
     /// The access log, if the configuration asks for one.
     pub access_log: Option<AccessLog>,
     /// Clients that were refused for their PROXY header.

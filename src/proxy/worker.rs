@@ -98,7 +98,7 @@ impl Worker {
     }
 
     /// The service port that serves a listener's next connection or request, as it is published
-    /// now. This is the only place that reads [`Serves`]; it looks a port up once per change of it.
+    /// now. It looks a port up once per change of it.
     pub fn port(&self, spec: &ListenerSpec) -> Option<Rc<Routed>> {
         let mut routes = self.routes.borrow_mut();
         if let Some(route) = routes.get(&spec.id).filter(|route| route.is_current()) {

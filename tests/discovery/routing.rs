@@ -248,6 +248,23 @@ fn the_last_resort_is_drained_when_something_usable_is_published() {
 }
 
 #[test]
+fn an_endpoint_that_terminates_is_out_even_if_it_is_published_as_ready() {
+    let (one, two) = (ready(1, Some("a")), ready(2, Some("b")));
+    let mut rig = Rig::with(&[one.clone(), two.clone()]);
+    let published = SliceEndpoint {
+        terminating: true,
+        ..one
+    };
+    rig.serve(&[published.clone(), two.clone()]);
+    assert_eq!((rig.usable(), rig.last_resort()), (vec![(2, 2)], vec![]));
+    assert!(rig.endpoint(1).is_draining());
+    rig.serve(&[published, terminating(two)]);
+    rig.connect_all();
+    assert_eq!(rig.usable(), []);
+    assert_eq!(rig.last_resort().len(), 2, "nothing else serves");
+}
+
+#[test]
 fn an_endpoint_of_this_node_that_terminates_serves_until_another_one_here_is_usable() {
     let (one, two) = (here(ready(1, Some("a"))), ready(2, Some("b")));
     let mut rig = Rig::with(&[one.clone(), two.clone()]);

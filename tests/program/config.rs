@@ -155,6 +155,7 @@ fn every_field_is_taken_over() {
                 allow_connect: proxy_protocol,
                 source_ranges: Vec::new(),
                 scope: None,
+                health_check: false,
             }
         };
     let expected = [

@@ -1,18 +1,22 @@
-//! What a Service's `spec` says of its clients, in the real proxy: session affinity and traffic
-//! policies. Each client has
+//! What a Service's `spec` says of its clients, in the real proxy: session affinity, traffic
+//! policies and health checks. Each client has
 //! an address of its own in 127.0.0.0/8. The pick itself is tested in `src/proxy/balancer.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
+use ebbtide::command::demo::proxy::Proxy;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::proxy::scripted::Scripted;
+use crate::support::binary::BINARY;
 use crate::support::folder::{Ep, Folder};
 use crate::support::manifests::service;
+use crate::support::process::Process;
 use crate::support::rig::{NODE, Rig, one_listener};
+use crate::support::vitals::script;
 use crate::support::wait::{eventually, soon};
 
 /// Endpoints that answer each request with their own name, and end the connection. They serve HTTP
@@ -163,6 +167,54 @@ async fn a_client_is_forgotten_after_the_timeout() {
     .await;
 }
 
+#[tokio::test]
+async fn what_terminates_gets_nothing_even_if_it_is_published_as_ready() {
+    let endpoints = Named::start(2).await;
+    let rig = Rig::start("").await;
+    rig.write(
+        "service.json",
+        &shop(json!({"publishNotReadyAddresses": true})),
+    );
+    let mut entries = endpoints.entries(&[]);
+    rig.endpoints(&entries);
+    rig.usable(2).await;
+    let from = [127, 0, 0, 2];
+    entries[0].terminating = true;
+    rig.endpoints(&entries);
+    rig.usable(1).await;
+    let other = HashSet::from([entries[1].name.clone()]);
+    assert_eq!(ask_together(from, rig.web(), 30).await, other);
+    // Its pod says that it does not serve, but it is all that there is.
+    entries[0].serving = false;
+    rig.endpoints(&entries[..1]);
+    let last = HashSet::from([entries[0].name.clone()]);
+    eventually("the last resort", async || {
+        ask_together(from, rig.web(), 30).await == last
+    })
+    .await;
+}
+
+/// An address that is free now.
+fn free_address() -> SocketAddr {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap()
+}
+
+/// Claimed Service `web/shop` with a nodePort.
+fn claimed(node_port: SocketAddr, spec: Value) -> Value {
+    let mut shop = shop(spec);
+    shop["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
+    shop["spec"]["ports"][0]["nodePort"] = node_port.port().into();
+    shop
+}
+
+/// Puts an endpoint on a node.
+fn put(folder: &Folder, endpoint: &Ep, node: &str) {
+    let mut slice = endpoint.slice_of("shop", "");
+    slice["endpoints"][0]["nodeName"] = node.into();
+    folder.write(&format!("slice-{}.json", endpoint.name), &slice);
+}
+
 /// A proxy with listener `web` and a nodePort for claimed Service `web/shop`.
 struct Node {
     rig: Rig,
@@ -171,10 +223,8 @@ struct Node {
 
 impl Node {
     async fn start(spec: Value) -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let node_port = free.local_addr().unwrap();
-        drop(free);
-        let more = "nodePorts: {addresses: [127.0.0.1]}\ntimeouts: {hold: 100ms}";
+        let node_port = free_address();
+        let more = "nodePorts: {addresses: [127.0.0.1]}\ntimeouts: {hold: 100ms, lameDuck: 60s}";
         let rig = Rig::run(Folder::new(), &one_listener("auto", more)).await;
         let node = Self { rig, node_port };
         node.shop(spec);
@@ -186,18 +236,12 @@ impl Node {
     }
 
     fn shop(&self, spec: Value) {
-        let mut shop = shop(spec);
-        shop["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
-        shop["spec"]["ports"][0]["nodePort"] = self.node_port.port().into();
-        self.rig.write("service.json", &shop);
+        self.rig
+            .write("service.json", &claimed(self.node_port, spec));
     }
 
-    /// Puts an endpoint on a node.
     fn put(&self, endpoint: &Ep, node: &str) {
-        let mut slice = endpoint.slice_of("shop", "");
-        slice["endpoints"][0]["nodeName"] = node.into();
-        self.rig
-            .write(&format!("slice-{}.json", endpoint.name), &slice);
+        put(&self.rig, endpoint, node);
     }
 
     /// The endpoints that answer on the nodePort, and on listener `web`.
@@ -242,4 +286,116 @@ async fn a_node_port_with_a_local_policy_reaches_endpoints_of_this_node_only() {
     .await;
     node.shop(json!({"externalTrafficPolicy": "Cluster"}));
     node.until_answered_by(&["e1"], &["e1"]).await;
+}
+
+#[tokio::test]
+async fn the_nodes_name_comes_from_the_environment() {
+    let endpoints = Named::start(2).await;
+    let (folder, node_port) = (Folder::new(), free_address());
+    let spec = json!({"externalTrafficPolicy": "Local"});
+    folder.write("service.json", &claimed(node_port, spec));
+    for (name, node) in [("e0", "n7"), ("e1", "n8")] {
+        put(&folder, &Ep::new(name, endpoints.0[name].address), node);
+    }
+    let program = script(BINARY.as_ref(), "export NODE_NAME=n7", folder.path());
+    let text = one_listener("http", "nodePorts: {addresses: [127.0.0.1]}");
+    let proxy = Proxy::start(&program, folder.path(), &text, &["web"]);
+    let process = Process {
+        proxy: proxy.await.unwrap(),
+        folder,
+    };
+    process.ready(2).await;
+    let names = ask_together([127, 0, 0, 2], node_port, 30).await;
+    assert_eq!(names, HashSet::from(["e0".into()]));
+}
+
+/// The answer to a health check: its head and its body.
+async fn health(at: SocketAddr) -> Option<(String, Value)> {
+    let mut stream = TcpStream::connect(at).await.ok()?;
+    let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(request).await.ok()?;
+    let mut text = String::new();
+    soon("an answer", stream.read_to_string(&mut text))
+        .await
+        .ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    Some((head.to_owned(), serde_json::from_str(body).ok()?))
+}
+
+#[tokio::test]
+async fn a_load_balancer_is_told_how_many_ready_endpoints_this_node_has() {
+    let endpoints = Named::start(3).await;
+    let check = free_address();
+    let spec = json!({
+        "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": check.port(),
+    });
+    let node = Node::start(spec).await;
+    let entry = |name: &str| Ep::new(name, endpoints.0[name].address);
+    let told = async |count: usize, serves: bool| {
+        let status = if count > 0 && serves {
+            "200 OK"
+        } else {
+            "503 Service Unavailable"
+        };
+        let weight = format!("X-Load-Balancing-Endpoint-Weight: {count}");
+        let body = json!({
+            "service": {"namespace": "web", "name": "shop"},
+            "localEndpoints": count,
+            "serviceProxyHealthy": serves,
+        });
+        eventually(
+            &format!("{count} endpoints, serves: {serves}"),
+            async || {
+                health(check).await.is_some_and(|(head, found)| {
+                    head.starts_with(&format!("HTTP/1.1 {status}\r\n"))
+                        && head.contains(&weight)
+                        && head.contains("Content-Type: application/json")
+                        && head.contains("X-Content-Type-Options: nosniff")
+                        && found == body
+                })
+            },
+        )
+        .await;
+    };
+    node.put(&entry("e1"), "n2");
+    told(0, true).await;
+    // The endpoints of these tests share one address, and an address counts once.
+    node.put(&entry("e0"), NODE);
+    node.put(&entry("e2"), NODE);
+    told(1, true).await;
+    node.rig.remove("slice-e2.json");
+    node.put(&entry("e0").terminating(), NODE);
+    told(0, true).await;
+    assert_eq!(
+        node.answers().await[0],
+        HashSet::from(["e0".into()]),
+        "the last resort"
+    );
+    node.put(&entry("e2"), NODE);
+    told(1, true).await;
+    node.rig.running().shutdown();
+    told(1, false).await;
+}
+
+#[tokio::test]
+async fn a_health_check_port_is_bound_when_it_is_free_and_closed_with_its_service() {
+    let endpoints = Named::start(1).await;
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let check = taken.local_addr().unwrap();
+    let local = |check: u16| json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": check});
+    let node = Node::start(local(check.port())).await;
+    node.put(&Ep::new("e0", endpoints.0["e0"].address), NODE);
+    let failed = || {
+        let listeners = node.rig.running().admin.health.state().listeners;
+        let mut listeners = listeners.into_iter();
+        listeners
+            .find(|it| it.address == check)
+            .and_then(|it| it.error.clone())
+    };
+    eventually("the failure is named", async || failed().is_some()).await;
+    drop(taken);
+    eventually("an answer", async || health(check).await.is_some()).await;
+    assert_eq!(failed(), None);
+    node.shop(json!({"externalTrafficPolicy": "Cluster"}));
+    eventually("closed", async || TcpStream::connect(check).await.is_err()).await;
 }

@@ -16,11 +16,13 @@ pub fn open_descriptors(pid: u32) -> u64 {
 
 /// Writes a program into `folder` that runs `binary` under a hard limit of descriptors.
 pub fn limited(binary: &Path, descriptors: u64, folder: &Path) -> PathBuf {
-    let program = folder.join("ebbtide-limited");
-    let script = format!(
-        "#!/bin/sh\nulimit -n {descriptors}\nexec '{}' \"$@\"\n",
-        binary.display()
-    );
+    script(binary, &format!("ulimit -n {descriptors}"), folder)
+}
+
+/// The program after a line of shell, as a script in `folder`.
+pub fn script(binary: &Path, line: &str, folder: &Path) -> PathBuf {
+    let program = folder.join("ebbtide-script");
+    let script = format!("#!/bin/sh\n{line}\nexec '{}' \"$@\"\n", binary.display());
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     program

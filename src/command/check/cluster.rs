@@ -335,6 +335,7 @@ mod tests {
             allow_connect: false,
             source_ranges: Vec::new(),
             scope: None,
+            health_check: false,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
         config.listeners = vec![

@@ -163,6 +163,7 @@ mod tests {
             allow_connect: false,
             source_ranges: Vec::new(),
             scope: None,
+            health_check: false,
         }
     }
 

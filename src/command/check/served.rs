@@ -36,6 +36,7 @@ pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Boun
             node_port: port.port.node_port,
             addresses: &object.addresses,
             source_ranges: &object.source_ranges,
+            health_check: object.traffic.health_check,
         })
     });
     let wanted = wanted(config, claimed, socket::has_ipv6());
@@ -99,6 +100,7 @@ impl<'a> Bound<'a> {
         Self {
             name: match origin {
                 Origin::Configured => config.name,
+                Origin::NodePort if config.health_check => "(health check)".to_owned(),
                 Origin::NodePort => "(nodePort)".to_owned(),
                 Origin::Address(_) => "(address)".to_owned(),
             },

@@ -115,7 +115,6 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
         [
             "spec.ports[1].protocol: UDP",
             "spec.trafficDistribution: PreferClose",
-            "spec.healthCheckNodePort: 32000",
         ]
     );
     let addresses = |service: &ServiceObject| -> Vec<String> {
@@ -142,6 +141,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
     );
     let traffic = &service.traffic;
     assert!(traffic.external_local && traffic.internal_local);
+    assert_eq!(traffic.health_check, Some(32_000));
     let quiet = "  sessionAffinity: None\n  clusterIP: None\n  externalTrafficPolicy: Cluster\n";
     let service = one_service(&format!("{SERVICE}{quiet}"));
     assert_eq!(service.unserved.len(), 1);
@@ -450,4 +450,15 @@ fn an_endpoint_is_local_if_it_is_on_this_node() {
     assert_eq!(local(Some("n-1")), [true, false]);
     assert_eq!(local(Some("n-2")), [false, false]);
     assert_eq!(local(None), [false, false], "no name is no node");
+}
+
+/// Slices of a Service with `publishNotReadyAddresses` say so.
+#[test]
+fn what_is_published_as_ready_serves() {
+    let text = SLICE.replace("ready: false, serving: true", "ready: true, serving: false");
+    let Object::EndpointSlice(slice) = yaml(&text).remove(0) else {
+        panic!("{text}");
+    };
+    let found = &slice.endpoints[1];
+    assert!(found.ready && found.serving && found.terminating);
 }
