@@ -231,7 +231,7 @@ impl Running {
         state
             .listeners
             .iter()
-            .find(|l| l.name == name && l.error.is_none())
+            .find(|l| l.name == name && l.error.is_none() && !l.refuses)
             .map(|l| l.address)
     }
 

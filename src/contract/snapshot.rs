@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
@@ -115,8 +115,8 @@ pub struct Local {
 /// held, and absence is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// It never had one.
-    Never,
+    /// It has not had one since it was first seen, then.
+    Never(Instant),
     /// It has one.
     Now,
     /// It had one until then.
@@ -127,7 +127,8 @@ impl Port {
     /// When clients are refused, unless an endpoint comes before; `None`: they are not refused.
     pub fn refused_from(&self) -> Option<Instant> {
         match self.presence {
-            Presence::Never => Some(Instant::now()),
+            // A claim is seen before the endpoints: kube-proxy's clients come over meanwhile.
+            Presence::Never(since) => Some(since + self.policy.hold_timeout.min(FIRST_LOOK)),
             Presence::Now => None,
             Presence::Until(since) => Some(since + self.policy.hold_timeout),
         }
@@ -286,13 +287,13 @@ impl Snapshot {
     }
 }
 
+/// How long the endpoints of a port that has just been seen may take to be read.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// So many that each map has few Services: about 20 at 5,000 Services.
 const MAPS: usize = 256;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::contract::policy::NonIdempotent;
 
@@ -318,7 +319,7 @@ mod tests {
             hold: Arc::default(),
             metrics: Arc::default(),
             addresses: Arc::default(),
-            presence: Presence::Never,
+            presence: Presence::Now,
             source_ranges: Arc::default(),
             affinity: None,
             traffic: Traffic::default(),

@@ -139,7 +139,7 @@ impl PortEntry {
             leaving: Vec::new(),
             ended: HashMap::new(),
             all: EndpointList::default(),
-            presence: Presence::Never,
+            presence: Presence::Never(Instant::now()),
         }
     }
 

@@ -145,7 +145,7 @@ impl Fixture {
                 target_port: None,
                 hold: Arc::default(),
                 addresses: Arc::default(),
-                presence: Presence::Never,
+                presence: Presence::Now,
                 source_ranges: Arc::default(),
                 usable: EndpointList::default(),
                 last_resort: EndpointList::default(),

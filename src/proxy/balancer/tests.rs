@@ -54,7 +54,7 @@ fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
         target_port: None,
         hold: Arc::default(),
         addresses: Arc::default(),
-        presence: crate::contract::snapshot::Presence::Never,
+        presence: crate::contract::snapshot::Presence::Now,
         source_ranges: Arc::default(),
         affinity: None,
         traffic: Default::default(),
