@@ -122,9 +122,9 @@ impl Affinity {
         }
     }
 
-    /// How many clients are in the table. For tests.
-    #[doc(hidden)]
-    pub fn len(&self) -> usize {
+    /// How many clients are in the table.
+    #[cfg(test)]
+    fn clients(&self) -> usize {
         let part = |part: &Mutex<Part>| {
             let part = part.lock().unwrap_or_else(PoisonError::into_inner);
             part.newer.len() + part.older.len()
@@ -229,7 +229,11 @@ mod tests {
             choose(&affinity, n, &a, 0);
             choose(&affinity, u32::MAX, &a, 0);
         }
-        assert!(affinity.len() <= 2 * PARTS * HALF, "{}", affinity.len());
+        assert!(
+            affinity.clients() <= 2 * PARTS * HALF,
+            "{}",
+            affinity.clients()
+        );
         assert_eq!(choose(&affinity, many - 1, &a, 1), Some(1));
         assert_eq!(choose(&affinity, u32::MAX, &a, 1), Some(1), "it came often");
         assert_eq!(choose(&affinity, 0, &a, 1), None);
@@ -248,7 +252,7 @@ mod tests {
         let at = |second: u64| Instant::now() + Duration::from_secs(1_000 + second);
         affinity.forget_expired(at(11));
         affinity.forget_expired(at(22));
-        assert_eq!(affinity.len(), 0);
+        assert_eq!(affinity.clients(), 0);
     }
 
     #[test]
