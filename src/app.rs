@@ -278,6 +278,7 @@ fn start_workers(
         closing: AtomicBool::new(false),
         access_log,
         refused_headers: Pace::default(),
+        udp_full: Pace::default(),
     });
     let mut workers = Vec::new();
     for (index, inbox) in inboxes.into_iter().enumerate() {

@@ -44,6 +44,7 @@ mod proxy {
     mod shutdown;
     mod slow;
     mod tcp;
+    mod udp;
     mod vanish;
     mod wire;
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol};
+use crate::contract::policy::{PortRef, Protocol, Transport};
 
 /// Names one listener of this process. A number is never given to another listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +35,13 @@ pub struct ListenerSpec {
     /// The accept loops of this listener that have not ended: at first one for each socket. At 0,
     /// every connection that the kernel had accepted is counted in a worker's load.
     pub accepting: AtomicUsize,
+}
+
+impl ListenerSpec {
+    /// What its clients speak over. A UDP listener always names its protocol.
+    pub fn transport(&self) -> Transport {
+        self.protocol.map_or(Transport::Tcp, Protocol::transport)
+    }
 }
 
 /// What a listener's clients are served by.

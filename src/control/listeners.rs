@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::listener::ListenerSpec;
 use crate::contract::name::ObjectName;
-use crate::contract::policy::Protocol;
+use crate::contract::policy::{Protocol, Transport};
 use crate::contract::snapshot::Published;
 use crate::control::descriptors::Descriptors;
 use crate::control::sockets::Sockets;
@@ -29,7 +29,7 @@ pub struct Listeners {
     by_service: HashMap<ObjectName, Vec<Key>>,
     /// The listeners that want each address, in order. Only the first is bound: `SO_REUSEPORT` would let all
     /// bind, and would split the clients between their Services.
-    by_address: HashMap<SocketAddr, Vec<Key>>,
+    by_address: HashMap<(Transport, SocketAddr), Vec<Key>>,
     /// When listeners that are not bound are tried.
     due: BTreeSet<(Instant, Key)>,
     /// To close at the next [`Listeners::retry`].
@@ -131,7 +131,7 @@ impl Listeners {
                 }
             }
             for (key, config) in wanted {
-                let port = published.port(&config.service, &config.port);
+                let port = published.port(&config.service, &config.port, config.transport());
                 let protocol = config.protocol.or(port.map(|port| port.protocol));
                 added.push((key, config, protocol.unwrap_or(Protocol::Auto)));
             }
@@ -150,6 +150,7 @@ impl Listeners {
 
     fn add(&mut self, key: Key, config: ListenerConfig, protocol: Protocol, now: Instant) {
         let address = config.address;
+        let place = (config.transport(), address);
         let of_service = self.by_service.entry(config.service.clone());
         of_service.or_default().push(key.clone());
         let listener = Listener {
@@ -164,7 +165,7 @@ impl Listeners {
         if address.port() == 0 {
             return self.bind_next(key, now);
         }
-        let claims = self.by_address.entry(address).or_default();
+        let claims = self.by_address.entry(place).or_default();
         if let Err(place) = claims.binary_search(&key) {
             claims.insert(place, key.clone());
         }
@@ -186,7 +187,8 @@ impl Listeners {
             return;
         };
         self.dirty.insert(key.clone());
-        let (service, address) = (&listener.config.service, listener.config.address);
+        let service = &listener.config.service;
+        let address = (listener.config.transport(), listener.config.address);
         if let Some(keys) = self.by_service.get_mut(service) {
             keys.retain(|it| it != key);
             if keys.is_empty() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::name::PortKey;
-use crate::contract::policy::PortRef;
+use crate::contract::policy::{PortRef, Protocol, Transport};
 use crate::contract::snapshot::Port;
 
 /// Where a listener comes from. A configured listener comes first where two want one address.
@@ -47,14 +47,13 @@ pub fn wanted(
     let configured = config.listeners.iter().cloned();
     let all = configured.map(|config| (Origin::Configured, config));
     let all = all.chain(derived.into_iter().map(|config| (Origin::NodePort, config)));
-    let mut owners: HashMap<SocketAddr, String> = HashMap::new();
+    let mut owners: HashMap<(Transport, SocketAddr), String> = HashMap::new();
     all.map(|(origin, config)| {
         // Port 0 asks for any free port, so several listeners may name it.
         let is_fixed = config.address.port() != 0;
-        let taken_by = owners.get(&config.address).filter(|_| is_fixed).cloned();
-        owners
-            .entry(config.address)
-            .or_insert_with(|| config.name.clone());
+        let place = (config.transport(), config.address);
+        let taken_by = owners.get(&place).filter(|_| is_fixed).cloned();
+        owners.entry(place).or_insert_with(|| config.name.clone());
         WantedListener {
             origin,
             config,
@@ -104,7 +103,10 @@ fn of_node_port(port: &PortKey, node_port: u16, address: IpAddr) -> ListenerConf
         address: SocketAddr::new(address, node_port),
         service: port.service.clone(),
         port: PortRef::Number(port.port),
-        protocol: None,
+        protocol: match port.transport {
+            Transport::Tcp => None,
+            Transport::Udp => Some(Protocol::Udp),
+        },
         proxy_protocol: false,
         allow_connect: false,
     }
@@ -117,10 +119,7 @@ mod tests {
     use crate::contract::name::ObjectName;
 
     fn key(name: &str) -> PortKey {
-        PortKey {
-            service: ObjectName::new("web", name),
-            port: 80,
-        }
+        ObjectName::new("web", name).port(80)
     }
 
     fn config(addresses: &[&str]) -> Config {
@@ -143,6 +142,30 @@ mod tests {
         let addresses: Vec<String> = all.iter().map(|it| it.config.address.to_string()).collect();
         assert_eq!(addresses, ["0.0.0.0:30080", "[::]:30080"]);
         assert!(all.iter().all(|it| it.taken_by.is_none()));
+    }
+
+    #[test]
+    fn a_number_of_tcp_and_udp_is_wanted_twice_and_neither_takes_it_from_the_other() {
+        let udp = ObjectName::new("web", "shop").port_over(Transport::Udp, 80);
+        let ports = [(key("shop"), 30_080), (udp, 30_080)];
+        let all = wanted(&config(&["0.0.0.0"]), ports, true);
+        let shown: Vec<_> = all
+            .iter()
+            .map(|it| {
+                (
+                    it.config.name.as_str(),
+                    it.config.transport(),
+                    it.taken_by.as_ref(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("web/shop:80/udp@0.0.0.0", Transport::Udp, None),
+                ("web/shop:80@0.0.0.0", Transport::Tcp, None),
+            ]
+        );
     }
 
     #[test]

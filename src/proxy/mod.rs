@@ -8,6 +8,7 @@
 //! | [`accept`] | a worker's share of a listener |
 //! | [`session`] | one client connection, from accept to its one close reason |
 //! | [`detect`], [`http`] | which protocol a client speaks; HTTP/1.1 |
+//! | [`udp`] | UDP clients: their datagrams, sessions and answers |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
 //! | `early_end`, [`parting`] | the access log's line for what is refused; the last of a cut connection |
@@ -33,5 +34,6 @@ pub mod session;
 pub mod shared;
 pub mod silence;
 pub mod tcp;
+pub mod udp;
 pub mod upstream;
 pub mod worker;

@@ -47,6 +47,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Clients that were refused for their PROXY header.
     pub refused_headers: Pace,
+    /// UDP sessions that had no place.
+    pub udp_full: Pace,
 }
 
 /// Counts what happens often, and says when to log it: immediately, and then at most once in
@@ -84,7 +86,7 @@ pub enum WorkerCommand {
     /// Use this configuration from now on.
     Config(Arc<Config>),
     /// Accept on this socket, which is this worker's share of the listener.
-    Listen(Arc<ListenerSpec>, std::net::TcpListener),
+    Listen(Arc<ListenerSpec>, OwnedFd),
     /// Serve what waits in the accept queue, then close.
     Unlisten(ListenerId),
     /// Serve a connection that another worker has accepted.
