@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use divan::Bencher;
 use ebbtide::contract::name::{ObjectName, PodRef};
+use ebbtide::contract::policy::Transport;
 use ebbtide::discovery::object::{
     Change, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
@@ -88,6 +89,7 @@ fn service() -> ServiceObject {
         node_port: Some(30080),
         target_port: Some(8080),
         app_protocol: None,
+        transport: Transport::Tcp,
     };
     ServiceObject {
         name: ObjectName::new("web", "app"),
@@ -127,6 +129,7 @@ fn slice(n: u32, ready: bool) -> Object {
         created: i64::from(n),
         generation: 1,
         ports: vec![("http".into(), 8080)],
+        udp_ports: Vec::new(),
         endpoints: (n * 100..n * 100 + 100).map(endpoint).collect(),
     })
 }

@@ -288,6 +288,7 @@ fn start_workers(
         access_log,
         refused_headers: Pace::default(),
         addresses: Arc::default(),
+        udp_full: Pace::default(),
     });
     let mut workers = Vec::new();
     for (index, inbox) in inboxes.into_iter().enumerate() {

@@ -45,6 +45,7 @@ mod proxy {
     mod slow;
     mod tcp;
     mod traffic;
+    mod udp;
     mod vanish;
     mod wire;
 }

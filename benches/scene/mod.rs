@@ -9,7 +9,7 @@ use std::time::Instant;
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::endpoint::Notice;
 use ebbtide::contract::name::{ObjectName, PodRef};
-use ebbtide::contract::policy::PortRef;
+use ebbtide::contract::policy::{PortRef, Transport};
 use ebbtide::contract::snapshot::{Place, Port, Published};
 use ebbtide::discovery::object::{
     Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
@@ -60,6 +60,7 @@ impl Scene {
             node_port: None,
             target_port: None,
             app_protocol: None,
+            transport: Transport::Tcp,
         };
         let service = ServiceObject {
             name: ObjectName::new("web", "shop"),
@@ -97,7 +98,7 @@ impl Scene {
     pub fn place(&self) -> Arc<Place> {
         let port = PortRef::Number(80);
         self.snapshot
-            .place(&ObjectName::new("web", "shop"), &port)
+            .place(&ObjectName::new("web", "shop"), &port, Transport::Tcp)
             .unwrap()
     }
 
@@ -129,6 +130,7 @@ pub fn slice(first: usize, count: usize, out: bool) -> Change {
         created: 0,
         generation: 0,
         ports: vec![(String::new(), 8080)],
+        udp_ports: Vec::new(),
         endpoints: (first..first + count).map(endpoint).collect(),
     }))
 }

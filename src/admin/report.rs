@@ -91,7 +91,7 @@ pub struct Listener {
     pub service: String,
     /// The Service port's name or number, as configured.
     pub port: String,
-    /// `auto`, `http` or `tcp`.
+    /// `auto`, `http`, `tcp` or `udp`.
     pub protocol: String,
     /// Why the listener is not bound; none if it is bound, or if it refuses.
     #[serde(default)]
@@ -119,7 +119,7 @@ pub struct Service {
     /// The nodePort, if the Service has one.
     #[serde(default)]
     pub node_port: Option<u16>,
-    /// `auto`, `http` or `tcp`, by the Service alone; a listener may choose another.
+    /// `auto`, `http`, `tcp` or `udp`, by the Service alone; a listener may choose another.
     #[serde(default)]
     pub protocol: String,
 }

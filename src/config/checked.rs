@@ -17,7 +17,7 @@ use crate::config::settings::{
     Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, PodWatch, Retry, Timeouts,
 };
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
-use crate::contract::policy::{NonIdempotent, PortRef, Protocol};
+use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Transport};
 use crate::wire::fields::MAX_HEADERS;
 
 impl raw::Config {
@@ -182,7 +182,7 @@ fn listeners(
     discovery: &Discovery,
 ) -> Result<Vec<ListenerConfig>, Fault> {
     let mut names = HashMap::new();
-    let mut addresses = HashMap::from([(admin, "admin".to_owned())]);
+    let mut addresses = HashMap::from([((Transport::Tcp, admin), "admin".to_owned())]);
     let mut checked = Vec::with_capacity(found.len());
     for (index, listener) in found.into_iter().enumerate() {
         let me = format!("listeners[{index}]");
@@ -195,7 +195,8 @@ fn listeners(
             return Err(Fault::new(format!("{me}.name"), what));
         }
         if listener.address.port() != 0
-            && let Some(other) = addresses.insert(listener.address, me.clone())
+            && let Some(other) =
+                addresses.insert((listener.transport(), listener.address), me.clone())
         {
             let what = format!(
                 "{} is also the address of {other}, expected a different address",
@@ -235,6 +236,12 @@ impl raw::Listener {
             );
             return Err(at("name", what));
         }
+        let proxy_protocol =
+            off_or("required", self.proxy_protocol).map_err(|what| at("proxyProtocol", what))?;
+        if proxy_protocol && matches!(self.protocol, Some(raw::Protocol::Udp)) {
+            let what = "a UDP client sends no PROXY header, expected off".to_owned();
+            return Err(at("proxyProtocol", what));
+        }
         Ok(ListenerConfig {
             address: value::address(&self.address).map_err(|what| at("address", what))?,
             service: value::service(&self.service).map_err(|what| at("service", what))?,
@@ -243,9 +250,9 @@ impl raw::Listener {
                 raw::Protocol::Auto => Protocol::Auto,
                 raw::Protocol::Http => Protocol::Http,
                 raw::Protocol::Tcp => Protocol::Tcp,
+                raw::Protocol::Udp => Protocol::Udp,
             }),
-            proxy_protocol: off_or("required", self.proxy_protocol)
-                .map_err(|what| at("proxyProtocol", what))?,
+            proxy_protocol,
             allow_connect: self.allow_connect.unwrap_or(false),
             source_ranges: Vec::new(),
             scope: None,
@@ -335,6 +342,12 @@ impl raw::Timeouts {
                 default.shutdown,
                 Duration::ZERO..=DAY,
             )?,
+            udp_idle: read(
+                "udpIdle",
+                self.udp_idle,
+                default.udp_idle,
+                MILLISECOND..=DAY,
+            )?,
         })
     }
 }
@@ -384,6 +397,12 @@ impl raw::Limits {
                 None => default.hold_timeout,
                 Some(text) => at("limits.holdTimeout", value::duration(&text.0, value::HOLD))?,
             },
+            udp_sessions: count(
+                "udpSessions",
+                self.udp_sessions,
+                default.udp_sessions,
+                1..=1_000_000,
+            )?,
         })
     }
 }

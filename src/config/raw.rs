@@ -135,7 +135,7 @@ pub(super) struct Listener {
     pub service: String,
     /// The Service port's name or number.
     pub port: PortText,
-    /// The protocol. If absent: the Service port's own.
+    /// The protocol. If absent: the Service port's own. A UDP port needs `udp`.
     pub protocol: Option<Protocol>,
     /// Whether clients must send a PROXY header (v1 or v2).
     #[schemars(extend("default" = "off", "enum" = ["off", "required"]))]
@@ -193,6 +193,9 @@ pub(super) struct Timeouts {
     /// After `lameDuck`: how long clients may finish.
     #[schemars(extend("default" = "30s"))]
     pub shutdown: Option<DurationText>,
+    /// For a UDP session without a datagram in either direction.
+    #[schemars(extend("default" = "60s"))]
+    pub udp_idle: Option<DurationText>,
 }
 
 /// Bounds on memory and connections.
@@ -220,6 +223,11 @@ pub(super) struct Limits {
     /// `connections`.
     #[schemars(extend("default" = "10m"))]
     pub hold_timeout: Option<DurationText>,
+    /// UDP sessions at the same time, over all workers: each worker has its share. At the limit, a new
+    /// one ends one that has been idle for longest. Each takes one of `connections`, and all together
+    /// never more than half of them.
+    #[schemars(extend("default" = 8192), range(min = 1, max = 1_000_000))]
+    pub udp_sessions: Option<u64>,
 }
 
 /// When a request is tried again.
@@ -248,6 +256,7 @@ pub(super) enum Protocol {
     Auto,
     Http,
     Tcp,
+    Udp,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::config::settings::Config;
 use crate::config::value;
-use crate::contract::policy::{NonIdempotent, Policy, Protocol};
+use crate::contract::policy::{NonIdempotent, Policy, Protocol, Transport};
 
 const PROTOCOL: &str = "ebbtide.dev/protocol";
 const HOLD: &str = "ebbtide.dev/hold-timeout";
@@ -22,7 +22,8 @@ const KNOWN: [&str; 6] = [PROTOCOL, HOLD, DRAIN, ATTEMPTS, NON_IDEMPOTENT, JOIN_
 impl Protocol {
     /// A Service port's protocol: its annotation, else `appProtocol`, else `auto`; and a warning if
     /// the annotation is bad. `target_port` is the port on which the endpoints listen, if the
-    /// Service gives a number.
+    /// Service gives a number. A UDP port has one protocol, whatever the Service says of its other
+    /// ports.
     ///
     /// `appProtocol` is free text with some known names
     /// (<https://kubernetes.io/docs/concepts/services-networking/service/#application-protocol>).
@@ -31,7 +32,11 @@ impl Protocol {
         annotations: &BTreeMap<String, String>,
         app_protocol: Option<&str>,
         target_port: Option<u16>,
+        transport: Transport,
     ) -> (Self, Option<String>) {
+        if transport == Transport::Udp {
+            return (Self::Udp, None);
+        }
         let mut warning = None;
         let annotated = annotations.get(PROTOCOL).and_then(|text| {
             let protocol = Self::parse(text);
@@ -47,7 +52,7 @@ impl Protocol {
         (protocol.at_target(target_port), warning)
     }
 
-    /// Reads `auto`, `http` or `tcp`; `None` for any other text.
+    /// Reads `auto`, `http` or `tcp`; `None` for any other text. UDP is no choice of a TCP port.
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "auto" => Some(Self::Auto),
@@ -63,6 +68,7 @@ impl Protocol {
             Self::Auto => "auto",
             Self::Http => "http",
             Self::Tcp => "tcp",
+            Self::Udp => "udp",
         }
     }
 
@@ -221,7 +227,9 @@ mod tests {
     #[test]
     fn the_protocol_is_the_annotation_then_app_protocol_then_auto() {
         let none = annotations(&[]);
-        let of = |a: &BTreeMap<String, String>, app, target| Protocol::of_service(a, app, target).0;
+        let of = |a: &BTreeMap<String, String>, app, target| {
+            Protocol::of_service(a, app, target, Transport::Tcp).0
+        };
         assert_eq!(of(&none, None, None), Protocol::Auto);
         assert_eq!(of(&none, Some("http"), None), Protocol::Http);
         assert_eq!(
@@ -250,8 +258,12 @@ mod tests {
 
     #[test]
     fn a_bad_protocol_is_a_warning() {
-        let (protocol, warning) =
-            Protocol::of_service(&annotations(&[(PROTOCOL, "udp")]), Some("http"), None);
+        let (protocol, warning) = Protocol::of_service(
+            &annotations(&[(PROTOCOL, "udp")]),
+            Some("http"),
+            None,
+            Transport::Tcp,
+        );
         assert_eq!(protocol, Protocol::Http);
         assert_eq!(
             warning.unwrap(),

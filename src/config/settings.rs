@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Scope};
+use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Scope, Transport};
 
 /// A whole configuration, checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -174,6 +174,13 @@ pub struct ListenerConfig {
     pub health_check: bool,
 }
 
+impl ListenerConfig {
+    /// What its clients speak over.
+    pub fn transport(&self) -> Transport {
+        self.protocol.map_or(Transport::Tcp, Protocol::transport)
+    }
+}
+
 /// How long each step may take.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
@@ -199,6 +206,8 @@ pub struct Timeouts {
     pub lame_duck: Duration,
     /// After `lame_duck`: how long clients may finish.
     pub shutdown: Duration,
+    /// For a UDP session without a datagram in either direction.
+    pub udp_idle: Duration,
 }
 
 /// Bounds on memory and connections.
@@ -217,6 +226,8 @@ pub struct Limits {
     pub held: usize,
     /// The longest hold time that a Service's annotation may ask for.
     pub hold_timeout: Duration,
+    /// UDP sessions at the same time, over all workers.
+    pub udp_sessions: usize,
 }
 
 /// When a request is tried again (contract 3.7).
@@ -295,6 +306,9 @@ impl Default for Timeouts {
             drain: s(30),
             lame_duck: s(0),
             shutdown: s(30),
+            // Clients that keep a session open send at least once in 30 s, which is what Linux's
+            // conntrack gives a flow without an answer; it gives 120 s after answers.
+            udp_idle: s(60),
         }
     }
 }
@@ -308,6 +322,7 @@ impl Default for Limits {
             replay_body: 64 << 10,
             held: 1024,
             hold_timeout: Duration::from_secs(600),
+            udp_sessions: 8192,
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use crate::contract::reason::{CloseReason, Outcome, RetryReason, Trigger};
+use crate::contract::reason::{CloseReason, DropReason, Outcome, RetryReason, Trigger};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -68,6 +68,16 @@ pub struct ServiceMetrics {
     pub upstream_active: Gauge,
     /// Idle pooled connections to endpoints.
     pub upstream_idle: Gauge,
+    /// Datagrams that were passed on: to endpoints, and to clients.
+    pub datagrams: [Counter; 2],
+    /// Datagrams that were dropped, by [`DropReason`].
+    pub datagrams_dropped: [Counter; DropReason::ALL.len()],
+    /// Datagrams that an endpoint refused, and that went to another one.
+    pub datagrams_moved: Counter,
+    /// UDP sessions that are open now.
+    pub udp_sessions: Gauge,
+    /// UDP sessions that ended for a new one, because there was no place.
+    pub udp_evicted: Counter,
 }
 
 impl Counter {
@@ -158,6 +168,11 @@ impl Default for ServiceMetrics {
             deletion_lag: Histogram::new(LAG),
             upstream_active: Gauge::default(),
             upstream_idle: Gauge::default(),
+            datagrams: Default::default(),
+            datagrams_dropped: Default::default(),
+            datagrams_moved: Counter::default(),
+            udp_sessions: Gauge::default(),
+            udp_evicted: Counter::default(),
         }
     }
 }
@@ -165,7 +180,8 @@ impl Default for ServiceMetrics {
 impl ServiceMetrics {
     /// Whether the port has had a client or a request. Only then its metrics are shown.
     pub fn is_used(&self) -> bool {
-        let mut counts = self.requests.iter().chain(&self.closes);
+        let datagrams = self.datagrams.iter().chain(&self.datagrams_dropped);
+        let mut counts = self.requests.iter().chain(&self.closes).chain(datagrams);
         let connections = [&self.connections_http, &self.connections_tcp];
         self.connections_active.get() != 0
             || connections.iter().any(|count| count.get() > 0)
@@ -175,6 +191,11 @@ impl ServiceMetrics {
     /// Counts a client connection that ended.
     pub fn closed(&self, reason: CloseReason) {
         self.closes[reason as usize].inc();
+    }
+
+    /// Counts a datagram that was dropped.
+    pub fn dropped(&self, reason: DropReason) {
+        self.datagrams_dropped[reason as usize].inc();
     }
 
     /// Counts a retry. `ok` says whether it succeeded.

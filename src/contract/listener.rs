@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use ipnet::IpNet;
 
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol, Scope};
+use crate::contract::policy::{PortRef, Protocol, Scope, Transport};
 
 /// Names one listener of this process. A number is never given to another listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +48,13 @@ impl ListenerSpec {
     pub fn admits(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
         self.source_ranges.is_empty() || self.source_ranges.iter().any(|it| it.contains(&client))
+    }
+}
+
+impl ListenerSpec {
+    /// What its clients speak over. A UDP listener always names its protocol.
+    pub fn transport(&self) -> Transport {
+        self.protocol.map_or(Transport::Tcp, Protocol::transport)
     }
 }
 

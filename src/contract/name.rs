@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::contract::policy::Transport;
+
 /// `namespace/name` of a Service, EndpointSlice or Pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectName {
@@ -23,11 +25,17 @@ impl ObjectName {
         }
     }
 
-    /// One port of the Service with this name.
+    /// One TCP port of the Service with this name.
     pub fn port(&self, port: u16) -> PortKey {
+        self.port_over(Transport::Tcp, port)
+    }
+
+    /// One port of the Service with this name.
+    pub fn port_over(&self, transport: Transport, port: u16) -> PortKey {
         PortKey {
             service: self.clone(),
             port,
+            transport,
         }
     }
 }
@@ -54,10 +62,23 @@ pub struct PortKey {
     pub service: ObjectName,
     /// The Service port's number.
     pub port: u16,
+    /// What carries it.
+    pub transport: Transport,
+}
+
+impl PortKey {
+    /// What identifies the port within its Service.
+    pub fn id(&self) -> (u16, Transport) {
+        (self.port, self.transport)
+    }
 }
 
 impl fmt::Display for PortKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.service, self.port)
+        write!(f, "{}:{}", self.service, self.port)?;
+        match self.transport {
+            Transport::Tcp => Ok(()),
+            Transport::Udp => f.write_str("/udp"),
+        }
     }
 }

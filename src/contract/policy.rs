@@ -63,6 +63,18 @@ impl Traffic {
     }
 }
 
+/// The transport of a Service port. A Service may have one number twice, once for each.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+pub enum Transport {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
 /// A reference to a Service port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PortRef {
@@ -81,6 +93,27 @@ pub enum Protocol {
     Http,
     /// Bytes are forwarded as they are.
     Tcp,
+    /// Datagrams are forwarded. The others are protocols over TCP.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+impl Protocol {
+    /// What carries the protocol.
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::Udp => Transport::Udp,
+            Self::Auto | Self::Http | Self::Tcp => Transport::Tcp,
+        }
+    }
 }
 
 /// When POST and PATCH may be sent twice.

@@ -111,6 +111,39 @@ impl CloseReason {
     }
 }
 
+/// Why a datagram of a client, or an answer, was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// No endpoint was usable within the hold time.
+    NoEndpoint,
+    /// The datagrams that are held for the client, or for the Service, are as many as are allowed.
+    HeldFull,
+    /// There was no place for another session.
+    NoSession,
+    /// The kernel did not take it: its buffer was full, or the datagram was too long.
+    NotSent,
+}
+
+impl DropReason {
+    /// All reasons, in the order of the metric arrays.
+    pub const ALL: [Self; 4] = [
+        Self::NoEndpoint,
+        Self::HeldFull,
+        Self::NoSession,
+        Self::NotSent,
+    ];
+
+    /// The word in metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::HeldFull => "held_full",
+            Self::NoSession => "no_session",
+            Self::NotSent => "not_sent",
+        }
+    }
+}
+
 /// Why a connect or a request was tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryReason {

@@ -22,7 +22,7 @@ use crate::contract::endpoint::Endpoint;
 use crate::contract::endpoint_list::EndpointList;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::policy::{Policy, PortRef, Protocol, Scope, Traffic};
+use crate::contract::policy::{Policy, PortRef, Protocol, Scope, Traffic, Transport};
 
 /// Every Service port that is served, as it is now.
 pub struct Published {
@@ -39,6 +39,7 @@ type Services = HashMap<Arc<ObjectName>, Arc<[Arc<Place>]>>;
 /// Where one Service port is published.
 pub struct Place {
     number: u16,
+    transport: Transport,
     /// `None` once the port is no longer served. Then the place is never used again.
     port: ArcSwapOption<Port>,
 }
@@ -178,10 +179,16 @@ impl Published {
     }
 
     /// The place of the port that a listener refers to; `None` if the Service or the port does not
-    /// exist.
-    pub fn place(&self, service: &ObjectName, port: &PortRef) -> Option<Arc<Place>> {
+    /// exist. A UDP port is not found over TCP.
+    pub fn place(
+        &self,
+        service: &ObjectName,
+        port: &PortRef,
+        transport: Transport,
+    ) -> Option<Arc<Place>> {
         let services = self.map(service).load();
-        let mut places = services.get(service)?.iter();
+        let places = services.get(service)?.iter();
+        let mut places = places.filter(|place| place.transport == transport);
         let found = match port {
             PortRef::Number(number) => places.find(|place| place.number == *number),
             PortRef::Name(name) => {
@@ -193,8 +200,13 @@ impl Published {
     }
 
     /// The port that a listener refers to, as it is now.
-    pub fn port(&self, service: &ObjectName, port: &PortRef) -> Option<Arc<Port>> {
-        self.place(service, port)?.port()
+    pub fn port(
+        &self,
+        service: &ObjectName,
+        port: &PortRef,
+        transport: Transport,
+    ) -> Option<Arc<Port>> {
+        self.place(service, port, transport)?.port()
     }
 
     /// The ports of a Service, by number.
@@ -254,6 +266,7 @@ impl Place {
     pub fn new(port: Arc<Port>) -> Arc<Self> {
         Arc::new(Self {
             number: port.key.port,
+            transport: port.key.transport,
             port: ArcSwapOption::new(Some(port)),
         })
     }
@@ -336,7 +349,10 @@ mod tests {
         let published = Published::default();
         let places = [Place::new(port(80, "http")), Place::new(port(81, "admin"))];
         published.set_places(&Arc::new(shop()), places.to_vec());
-        let number_of = |reference| published.port(&shop(), &reference).map(|it| it.key.port);
+        let number_of = |reference| {
+            let port = published.port(&shop(), &reference, Transport::Tcp);
+            port.map(|it| it.key.port)
+        };
         let name = |name: &str| PortRef::Name(name.into());
         assert_eq!(number_of(PortRef::Number(81)), Some(81));
         assert_eq!(number_of(PortRef::Number(82)), None);
@@ -346,7 +362,11 @@ mod tests {
         assert_eq!(number_of(name("http")), Some(81));
         assert_eq!(number_of(name("admin")), None);
         let other = ObjectName::new("web", "other");
-        assert!(published.port(&other, &PortRef::Number(80)).is_none());
+        assert!(
+            published
+                .port(&other, &PortRef::Number(80), Transport::Tcp)
+                .is_none()
+        );
     }
 
     #[test]
@@ -355,7 +375,9 @@ mod tests {
         let places = [Place::new(port(80, "http")), Place::new(port(81, "admin"))];
         let service = Arc::new(shop());
         published.set_places(&service, places.to_vec());
-        let held = published.place(&shop(), &PortRef::Number(80)).unwrap();
+        let held = published
+            .place(&shop(), &PortRef::Number(80), Transport::Tcp)
+            .unwrap();
         let seen = held.port().unwrap();
         places[1].publish(Some(port(81, "admin")));
         places[1].publish(None);

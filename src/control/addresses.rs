@@ -12,9 +12,10 @@ use std::sync::atomic::AtomicUsize;
 use crate::config::settings::{Addresses as Settings, ListenerConfig};
 use crate::contract::address::AddressMap;
 use crate::contract::listener::{ListenerSpec, Serves};
+use crate::contract::policy::Transport;
 use crate::control::net_link::Outbox;
 use crate::control::sockets::Sockets;
-use crate::net::rules::Transport;
+use crate::net::rules;
 use crate::proxy::shared::Shared;
 
 /// The shared listeners, and the way to the kernel.
@@ -43,10 +44,23 @@ impl Addresses {
     pub(super) fn bind(
         &mut self,
         config: &ListenerConfig,
+        single: bool,
         sockets: &mut Sockets,
         shared: &Shared,
     ) -> io::Result<Arc<ListenerSpec>> {
         let node = self.node(config.address.ip())?;
+        if config.transport() == Transport::Udp {
+            // A datagram does not tell which address it was sent to first, so each has a port.
+            let address = SocketAddr::new(node, 0);
+            let own = ListenerConfig {
+                address,
+                ..config.clone()
+            };
+            let spec = sockets.bind(&own, config.serves(), single, shared)?;
+            let rule = rule_of((Transport::Udp, config.address));
+            self.outbox.set(rule, Some(spec.address));
+            return Ok(spec);
+        }
         let to = SocketAddr::new(node, self.settings.port);
         if !self.bound.iter().any(|spec| spec.address == to) {
             let name = format!("addresses@{node}");
@@ -78,22 +92,25 @@ impl Addresses {
             accepting: AtomicUsize::new(0),
         });
         self.map.set(config.address, Some(spec.clone()));
-        self.outbox.set((Transport::Tcp, config.address), Some(to));
+        let rule = rule_of((Transport::Tcp, config.address));
+        self.outbox.set(rule, Some(to));
         Ok(spec)
     }
 
     /// Refuses connections to an address: it leads to a port on which nobody listens.
-    pub(super) fn refuse(&self, at: SocketAddr) {
-        if let Ok(node) = self.node(at.ip()) {
+    pub(super) fn refuse(&self, at: (Transport, SocketAddr)) {
+        if let Ok(node) = self.node(at.1.ip()) {
             let closed = SocketAddr::new(node, CLOSED_PORT);
-            self.outbox.set((Transport::Tcp, at), Some(closed));
+            self.outbox.set(rule_of(at), Some(closed));
         }
     }
 
     /// Lets go of an address. Its open connections go on.
-    pub(super) fn release(&self, at: SocketAddr) {
-        self.outbox.set((Transport::Tcp, at), None);
-        self.map.set(at, None);
+    pub(super) fn release(&self, at: (Transport, SocketAddr)) {
+        self.outbox.set(rule_of(at), None);
+        if at.0 == Transport::Tcp {
+            self.map.set(at.1, None);
+        }
     }
 
     /// Tells the kernel's side from now on: every address has been tried once.
@@ -120,6 +137,15 @@ impl Addresses {
             ))
         })
     }
+}
+
+/// The rule of an address. The rooms of both words do not see each other.
+fn rule_of((transport, address): (Transport, SocketAddr)) -> (rules::Transport, SocketAddr) {
+    let transport = match transport {
+        Transport::Tcp => rules::Transport::Tcp,
+        Transport::Udp => rules::Transport::Udp,
+    };
+    (transport, address)
 }
 
 /// Discard (RFC 863). No program of today listens on it, and if one does, `check` says so.

@@ -367,6 +367,7 @@ impl Control {
         Some(Place {
             service: key.service.clone(),
             hold: hold.clone(),
+            transport: key.transport,
         })
     }
 

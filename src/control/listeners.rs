@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::listener::ListenerSpec;
-use crate::contract::name::ObjectName;
-use crate::contract::policy::Protocol;
+use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::policy::{Protocol, Transport};
 use crate::contract::snapshot::{Port, Published};
 use crate::control::addresses::Addresses;
 use crate::control::descriptors::Descriptors;
@@ -30,7 +30,7 @@ pub struct Listeners {
     by_service: HashMap<ObjectName, Vec<Key>>,
     /// The listeners that want each address, in order. Only the first is bound: `SO_REUSEPORT` would let all
     /// bind, and would split the clients between their Services.
-    by_address: HashMap<SocketAddr, Vec<Key>>,
+    by_address: HashMap<(Transport, SocketAddr), Vec<Key>>,
     /// When listeners that are not bound are tried.
     due: BTreeSet<(Instant, Key)>,
     /// To close at the next [`Listeners::retry`].
@@ -143,12 +143,10 @@ impl Listeners {
                 }
             }
             for (key, config) in wanted {
-                let port = published.port(&config.service, &config.port);
+                let port = published.port(&config.service, &config.port, config.transport());
                 let refuses = key.0 != Origin::Configured
                     && !config.health_check
-                    && port
-                        .as_ref()
-                        .is_some_and(|port| absent.contains(&port.key.port));
+                    && port.as_ref().is_some_and(|port| absent.contains(&port.key));
                 let protocol = config.protocol.or(port.map(|port| port.protocol));
                 added.push((key, config, protocol.unwrap_or(Protocol::Auto), refuses));
             }
@@ -167,11 +165,11 @@ impl Listeners {
     }
 
     /// The ports of a Service that refuse now. Notes when the others will.
-    fn absent(&mut self, service: &ObjectName, ports: &[Arc<Port>], now: Instant) -> Vec<u16> {
+    fn absent(&mut self, service: &ObjectName, ports: &[Arc<Port>], now: Instant) -> Vec<PortKey> {
         let mut absent = Vec::new();
         for port in ports.iter().filter(|port| port.claimed) {
             match port.refused_from() {
-                Some(from) if from <= now.max(Instant::now()) => absent.push(port.key.port),
+                Some(from) if from <= now.max(Instant::now()) => absent.push(port.key.clone()),
                 Some(from) => _ = self.gaps.insert((from, service.clone())),
                 None => {}
             }
@@ -198,7 +196,7 @@ impl Listeners {
             (State::Absent, false) => self.bind_next(key.clone(), now),
             (State::Bound(_) | State::Failed { .. }, true) => {
                 let before = std::mem::replace(&mut listener.state, State::Absent);
-                let address = listener.config.address;
+                let address = (listener.config.transport(), listener.config.address);
                 self.leave(key, before);
                 self.dirty.insert(key.clone());
                 if let (Origin::Address(_), Some(addresses)) = (key.0, &self.addresses) {
@@ -211,6 +209,7 @@ impl Listeners {
 
     fn add(&mut self, key: Key, config: ListenerConfig, protocol: Protocol, now: Instant) {
         let address = config.address;
+        let place = (config.transport(), address);
         let of_service = self.by_service.entry(config.service.clone());
         of_service.or_default().push(key.clone());
         let listener = Listener {
@@ -225,7 +224,7 @@ impl Listeners {
         if address.port() == 0 {
             return self.bind_next(key, now);
         }
-        let claims = self.by_address.entry(address).or_default();
+        let claims = self.by_address.entry(place).or_default();
         if let Err(place) = claims.binary_search(&key) {
             claims.insert(place, key.clone());
         }
@@ -247,7 +246,8 @@ impl Listeners {
             return;
         };
         self.dirty.insert(key.clone());
-        let (service, address) = (&listener.config.service, listener.config.address);
+        let service = &listener.config.service;
+        let address = (listener.config.transport(), listener.config.address);
         // A refused one has no rule: the address is another listener's.
         let has_rule = !matches!(listener.state, State::Refused { .. });
         if let (Origin::Address(_), true, Some(addresses)) = (key.0, has_rule, &self.addresses) {
@@ -342,7 +342,7 @@ impl Listeners {
             let single = shares && key.0 == Origin::NodePort;
             let bound = match (key.0, &mut self.addresses) {
                 (Origin::Address(_), Some(addresses)) => {
-                    addresses.bind(&wanted.config, &mut self.sockets, shared)
+                    addresses.bind(&wanted.config, shares, &mut self.sockets, shared)
                 }
                 _ => {
                     let serves = wanted.config.serves();

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::contract::endpoint::{Endpoint, EndpointId};
 use crate::contract::hold::Hold;
 use crate::contract::name::ObjectName;
+use crate::contract::policy::Transport;
 use crate::control::slots::Slots;
 use crate::net::socket;
 
@@ -60,6 +61,7 @@ pub(super) struct Place {
     pub(super) service: ObjectName,
     /// The clients that wait for this Service.
     pub(super) hold: Arc<Hold>,
+    pub(super) transport: Transport,
 }
 
 impl Probes {
@@ -161,6 +163,9 @@ impl Prober {
         timeout: Duration,
     ) {
         let mut pauses = Pauses::new();
+        if place.transport == Transport::Udp {
+            pauses.next = UDP_EJECTED;
+        }
         while endpoint.is_ejected() {
             pauses.pause(&place.hold, || !endpoint.is_open()).await;
             if !endpoint.is_open() {
@@ -181,6 +186,11 @@ impl Prober {
         is_first: bool,
         timeout: Duration,
     ) -> bool {
+        if place.transport == Transport::Udp {
+            // A server may take any datagram for a client's. So the next datagram of a client is the
+            // probe: if it is refused, it goes to another endpoint.
+            return true;
+        }
         let _slot = self.slots.acquire(&place.service, is_first).await;
         // A silent endpoint occupies its slot no longer than others may wait for one.
         let timeout = timeout.min(PROBE_MOST);
@@ -246,6 +256,8 @@ impl Pauses {
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// The longest pause between two tries.
 const PROBE_SLOWEST: Duration = Duration::from_secs(2);
+/// How long a UDP endpoint that refused a datagram gets none.
+const UDP_EJECTED: Duration = Duration::from_secs(1);
 /// The most time for one try. A new endpoint that is this slow to accept is tried again.
 const PROBE_MOST: Duration = Duration::from_secs(1);
 /// Connects that run at a time.

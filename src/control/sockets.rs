@@ -4,14 +4,16 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::TcpListener;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::settings::ListenerConfig;
 use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
+use crate::contract::policy::Transport;
 use crate::control::descriptors::Descriptors;
-use crate::net::socket;
+use crate::net::{datagrams, socket};
 use crate::proxy::shared::{Shared, WorkerCommand};
 
 /// The listening sockets of all workers.
@@ -20,7 +22,7 @@ pub(super) struct Sockets {
     next_id: u64,
     open: usize,
     /// How many listeners are open on each port.
-    ports: HashMap<u16, usize>,
+    ports: HashMap<(Transport, u16), usize>,
     /// The workers close these. They may still serve their accept queues.
     closing: Vec<Arc<ListenerSpec>>,
 }
@@ -54,6 +56,9 @@ impl Sockets {
     /// Binds one socket for each worker, or one that a single worker serves for all, and gives the
     /// workers their sockets. They get them only if all could be bound.
     ///
+    /// The kernel spreads the clients over the sockets of a port. A UDP client has its session with
+    /// one worker, and stays there: the sockets are opened together and closed together.
+    ///
     /// # Errors
     /// The address cannot be bound, or no descriptor is left for it.
     pub(super) fn bind(
@@ -70,16 +75,16 @@ impl Sockets {
         if !has_room {
             return Err(self.no_room());
         }
-        let (name, address) = (&config.name, config.address);
-        if !self.ports.contains_key(&address.port()) && socket::is_listened_on(address) {
+        let (name, address, transport) = (&config.name, config.address, config.transport());
+        let is_known = self.ports.contains_key(&(transport, address.port()));
+        if !is_known && is_taken(transport, address) {
             tracing::warn!(listener = name, %address, "another process listens on this address, too: each gets a part of the clients");
         }
         let id = self.next_id();
-        let first = socket::listen(address)?;
-        let address = first.local_addr()?;
-        let mut sockets: Vec<TcpListener> = vec![first];
+        let (address, first) = open(transport, address)?;
+        let mut sockets = vec![first];
         for _ in 1..count {
-            sockets.push(socket::listen(address)?);
+            sockets.push(open(transport, address)?.1);
         }
         let spec = Arc::new(ListenerSpec {
             id,
@@ -89,13 +94,13 @@ impl Sockets {
             protocol: config.protocol,
             proxy_protocol: config.proxy_protocol,
             allow_connect: config.allow_connect,
-            source_ranges: Vec::new(),
+            source_ranges: config.source_ranges.clone(),
             sockets: count,
             accepting: AtomicUsize::new(count),
             scope: config.scope,
         });
         self.open += count;
-        *self.ports.entry(address.port()).or_default() += 1;
+        *self.ports.entry((transport, address.port())).or_default() += 1;
         // Single sockets go to the workers in turn. A worker hands connections over to others, so
         // those that have no socket are not idle.
         let first = self.next_id as usize % shared.mailboxes.len();
@@ -123,7 +128,7 @@ impl Sockets {
     pub(super) fn settle(&mut self, shared: &Shared) {
         for spec in self.closing.extract_if(.., |spec| !is_accepting(spec)) {
             self.open -= spec.sockets;
-            let port = spec.address.port();
+            let port = (spec.transport(), spec.address.port());
             if let Some(listeners) = self.ports.get_mut(&port) {
                 *listeners -= 1;
                 if *listeners == 0 {
@@ -146,6 +151,27 @@ impl Sockets {
             self.descriptors.limit,
             self.descriptors.listening()
         ))
+    }
+}
+
+/// Binds a socket. Returns its address, in which no port is 0.
+fn open(transport: Transport, address: SocketAddr) -> io::Result<(SocketAddr, OwnedFd)> {
+    match transport {
+        Transport::Tcp => {
+            let socket = socket::listen(address)?;
+            Ok((socket.local_addr()?, socket.into()))
+        }
+        Transport::Udp => {
+            let socket = datagrams::bind(address)?;
+            Ok((socket.local_addr()?, socket.into()))
+        }
+    }
+}
+
+fn is_taken(transport: Transport, address: SocketAddr) -> bool {
+    match transport {
+        Transport::Tcp => socket::is_listened_on(address),
+        Transport::Udp => datagrams::is_bound(address),
     }
 }
 

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::address::{AddressKind, ServiceAddress};
 use crate::contract::name::PortKey;
-use crate::contract::policy::{PortRef, Protocol, Scope};
+use crate::contract::policy::{PortRef, Protocol, Scope, Transport};
 use crate::contract::snapshot::Port;
 
 /// Where a listener comes from. A configured listener comes first where two want one address.
@@ -64,15 +64,14 @@ pub fn wanted<'a>(
     derived.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
     let configured = config.listeners.iter().cloned();
     let all = configured.map(|config| (Origin::Configured, config));
-    let mut owners: HashMap<SocketAddr, String> = HashMap::new();
+    let mut owners: HashMap<(Transport, SocketAddr), String> = HashMap::new();
     all.chain(derived)
         .map(|(origin, config)| {
             // Port 0 asks for any free port, so several listeners may name it.
             let is_fixed = config.address.port() != 0;
-            let taken_by = owners.get(&config.address).filter(|_| is_fixed).cloned();
-            owners
-                .entry(config.address)
-                .or_insert_with(|| config.name.clone());
+            let place = (config.transport(), config.address);
+            let taken_by = owners.get(&place).filter(|_| is_fixed).cloned();
+            owners.entry(place).or_insert_with(|| config.name.clone());
             WantedListener {
                 origin,
                 config,
@@ -147,7 +146,10 @@ fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
         address,
         service: port.service.clone(),
         port: PortRef::Number(port.port),
-        protocol: None,
+        protocol: match port.transport {
+            Transport::Tcp => None,
+            Transport::Udp => Some(Protocol::Udp),
+        },
         proxy_protocol: false,
         allow_connect: false,
         source_ranges: Vec::new(),
@@ -172,10 +174,7 @@ mod tests {
     use crate::contract::name::ObjectName;
 
     fn key(name: &str) -> PortKey {
-        PortKey {
-            service: ObjectName::new("web", name),
-            port: 80,
-        }
+        ObjectName::new("web", name).port(80)
     }
 
     /// Ports with the nodePort 30080.
@@ -271,6 +270,30 @@ mod tests {
             .into_iter()
             .map(|it| (it.config.address.port(), it.config.health_check));
         assert_eq!(all.collect::<Vec<_>>(), [(32_000, true), (30_080, false)]);
+    }
+
+    #[test]
+    fn a_number_of_tcp_and_udp_is_wanted_twice_and_neither_takes_it_from_the_other() {
+        let udp = ObjectName::new("web", "shop").port_over(Transport::Udp, 80);
+        let ports = [key("shop"), udp];
+        let all = wanted(&config(&["0.0.0.0"]), claimed(&ports), true);
+        let shown: Vec<_> = all
+            .iter()
+            .map(|it| {
+                (
+                    it.config.name.as_str(),
+                    it.config.transport(),
+                    it.taken_by.as_ref(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("web/shop:80/udp@0.0.0.0", Transport::Udp, None),
+                ("web/shop:80@0.0.0.0", Transport::Tcp, None),
+            ]
+        );
     }
 
     #[test]

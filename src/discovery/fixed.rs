@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::contract::name::ObjectName;
+use crate::contract::policy::Transport;
 use crate::discovery::object::{
     Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
@@ -25,6 +26,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
             node_port: None,
             target_port: endpoints.first().map(SocketAddr::port),
             app_protocol: None,
+            transport: Transport::Tcp,
         }],
         ipv6_first: false,
         annotations: BTreeMap::new(),
@@ -51,6 +53,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
                 terminating: false,
                 local: false,
             }],
+            udp_ports: Vec::new(),
         }))
     });
     std::iter::once(Change::Apply(Object::Service(object)))

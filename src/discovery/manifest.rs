@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::contract::address::{AddressKind, ServiceAddress};
 use crate::contract::name::{ObjectName, PodRef};
-use crate::contract::policy::Traffic;
+use crate::contract::policy::{Traffic, Transport};
 use crate::discovery::document::{
     Document, Error, Format, documents, field, line_of, own_words, value,
 };
@@ -211,8 +211,8 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
     let spec = service.spec.as_ref().unwrap_or(&default);
     let mut ports = Vec::new();
     for (i, port) in spec.ports.iter().flatten().enumerate() {
-        if port.protocol.as_deref().unwrap_or("TCP") == "TCP" {
-            ports.push(service_port(port, &format!("spec.ports[{i}]"))?);
+        if let Some(transport) = transport(port.protocol.as_deref()) {
+            ports.push(service_port(port, transport, &format!("spec.ports[{i}]"))?);
         }
     }
     let first_family = spec
@@ -310,12 +310,16 @@ pub fn slice(slice: &EndpointSlice, node: Option<&str>) -> Result<SliceObject, I
             message,
         });
     }
-    let mut ports = Vec::new();
+    let (mut ports, mut udp_ports) = (Vec::new(), Vec::new());
     for (i, port) in slice.ports.iter().flatten().enumerate() {
-        if port.protocol.as_deref().unwrap_or("TCP") == "TCP"
-            && let Some(number) = port.port
+        if let Some(number) = port.port
+            && let Some(transport) = transport(port.protocol.as_deref())
         {
             let number = port_number(number, || format!("ports[{i}].port"))?;
+            let ports = match transport {
+                Transport::Tcp => &mut ports,
+                Transport::Udp => &mut udp_ports,
+            };
             ports.push((port.name.clone().unwrap_or_default(), number));
         }
     }
@@ -339,6 +343,7 @@ pub fn slice(slice: &EndpointSlice, node: Option<&str>) -> Result<SliceObject, I
         generation: slice.metadata.generation.unwrap_or(0),
         ports,
         endpoints,
+        udp_ports,
     })
 }
 
@@ -399,7 +404,20 @@ fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(name).map(String::as_str)
 }
 
-fn service_port(port: &ServicePort, field: &str) -> Result<ServicePortObject, Invalid> {
+/// The transport that a port's `protocol` names. `None` for one that is not served, such as SCTP.
+fn transport(protocol: Option<&str>) -> Option<Transport> {
+    match protocol {
+        None | Some("TCP") => Some(Transport::Tcp),
+        Some("UDP") => Some(Transport::Udp),
+        Some(_) => None,
+    }
+}
+
+fn service_port(
+    port: &ServicePort,
+    transport: Transport,
+    field: &str,
+) -> Result<ServicePortObject, Invalid> {
     let node_port = port.node_port.filter(|number| *number != 0);
     Ok(ServicePortObject {
         name: port.name.clone().filter(|name| !name.is_empty()),
@@ -414,6 +432,7 @@ fn service_port(port: &ServicePort, field: &str) -> Result<ServicePortObject, In
             _ => None,
         },
         app_protocol: port.app_protocol.clone(),
+        transport,
     })
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::contract::address::ServiceAddress;
 use crate::contract::name::{ObjectName, PodRef};
-use crate::contract::policy::Traffic;
+use crate::contract::policy::{Traffic, Transport};
 
 /// One change of the source's objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,7 +104,7 @@ pub struct ServiceObject {
     pub claimed: bool,
     /// Whether the type is ExternalName. Such a Service is refused.
     pub external_name: bool,
-    /// The TCP ports. The other ports are in `unserved`.
+    /// The TCP and UDP ports. The other ports are in `unserved`.
     pub ports: Vec<ServicePortObject>,
     /// Whether IPv6 comes first: by the first of `spec.ipFamilies`, else by the family of
     /// `clusterIP`, else no.
@@ -144,7 +144,7 @@ impl ServiceObject {
     }
 }
 
-/// One TCP port of a Service.
+/// One TCP or UDP port of a Service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePortObject {
     /// The port's name. A Service with one port may leave it out.
@@ -157,6 +157,8 @@ pub struct ServicePortObject {
     pub target_port: Option<u16>,
     /// `appProtocol` as written.
     pub app_protocol: Option<String>,
+    /// `protocol`.
+    pub transport: Transport,
 }
 
 /// A discovery.k8s.io/v1 EndpointSlice. The API's nil rules are already applied to its conditions
@@ -181,6 +183,18 @@ pub struct SliceObject {
     pub ports: Vec<(String, u16)>,
     /// The endpoints in the slice's order.
     pub endpoints: Vec<SliceEndpoint>,
+    /// The UDP ports that have a number, as `ports` has the TCP ports.
+    pub udp_ports: Vec<(String, u16)>,
+}
+
+impl SliceObject {
+    /// The ports of one transport, as name (may be empty) and number.
+    pub fn ports_over(&self, transport: Transport) -> &[(String, u16)] {
+        match transport {
+            Transport::Tcp => &self.ports,
+            Transport::Udp => &self.udp_ports,
+        }
+    }
 }
 
 /// One endpoint of a slice.

@@ -8,7 +8,8 @@ pub(super) fn unserved(spec: &ServiceSpec) -> Vec<String> {
     let mut fields = Vec::new();
     let mut name = |field: &str, value: &str| fields.push(format!("spec.{field}: {value}"));
     for (i, port) in spec.ports.iter().flatten().enumerate() {
-        if let Some(protocol) = port.protocol.as_deref().filter(|p| *p != "TCP") {
+        let is_served = |protocol: &&str| matches!(*protocol, "TCP" | "UDP");
+        if let Some(protocol) = port.protocol.as_deref().filter(|it| !is_served(it)) {
             name(&format!("ports[{i}].protocol"), protocol);
         }
     }

@@ -1,8 +1,9 @@
 //! The kernel's side: connections, sockets, pipes for splice, and fair turns for long work.
 //!
-//! Files import downwards in this order: turns and pipe, stream, socket; netlink, rules. The room
-//! imports no other.
+//! Files import downwards in this order: turns, pipe and datagrams, stream, socket; netlink, rules. The
+//! room imports no other.
 
+pub mod datagrams;
 pub mod netlink;
 pub mod pipe;
 pub mod rules;

@@ -2,7 +2,7 @@
 //! accept without registering, connect without waiting, ask for a peer's state without reading.
 //!
 //! Invariant: the crate's only `unsafe` is here: [`watch`], `borrow`, and the options that no
-//! library offers, in [`set_keepalive`], [`delivery`] and [`peer_user`].
+//! library offers, in `set_option`, [`delivery`] and [`peer_user`].
 //!
 //! Leaves out reading and writing: see [`crate::net::stream`].
 
@@ -175,14 +175,13 @@ pub fn set_keepalive(fd: RawFd, silence: Duration) -> io::Result<()> {
     /// Not in libc yet. `include/uapi/linux/tcp.h`: milliseconds, from 1,000 to 120,000.
     const TCP_RTO_MAX_MS: libc::c_int = 44;
     let longest = silence.clamp(Duration::from_secs(1), Duration::from_secs(120));
-    let longest = longest.as_millis() as libc::c_int;
-    let size = size_of_val(&longest) as libc::socklen_t;
-    #[allow(unsafe_code)]
-    // SAFETY: the kernel reads `size` bytes at the pointer, and keeps none of it.
-    unsafe {
-        let value = (&raw const longest).cast();
-        libc::setsockopt(fd, libc::IPPROTO_TCP, TCP_RTO_MAX_MS, value, size);
-    }
+    // A kernel before 6.15 does not have it.
+    let _ = set_option(
+        fd,
+        libc::IPPROTO_TCP,
+        TCP_RTO_MAX_MS,
+        longest.as_millis() as libc::c_int,
+    );
     let second = Duration::from_secs(1);
     let (idle, interval, probes) = match silence < 4 * second {
         true => (second, second, 1),
@@ -194,6 +193,41 @@ pub fn set_keepalive(fd: RawFd, silence: Duration) -> io::Result<()> {
             .with_interval(interval.max(second))
             .with_retries(probes),
     )
+}
+
+/// Makes a UDP socket forward datagrams as they are: one that is too long for a link is sent in
+/// fragments, as a new socket does it, and each read takes one. `fd` must be open.
+pub fn forward_plainly(fd: RawFd, is_ipv6: bool) -> io::Result<()> {
+    set_option(
+        fd,
+        libc::IPPROTO_IP,
+        libc::IP_MTU_DISCOVER,
+        libc::IP_PMTUDISC_WANT,
+    )?;
+    if is_ipv6 {
+        let want = libc::IPV6_PMTUDISC_WANT;
+        set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, want)?;
+        set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+    }
+    // A kernel before 5.0 does not have it.
+    let _ = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 0);
+    Ok(())
+}
+
+fn set_option(
+    fd: RawFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let size = size_of_val(&value) as libc::socklen_t;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel reads `size` bytes at the pointer, and keeps none of it.
+    let failed = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size) };
+    match failed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Ends the reading of a connection whose peer has vanished: what it had sent can still be read,

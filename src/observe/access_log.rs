@@ -135,10 +135,7 @@ mod tests {
     use crate::contract::name::ObjectName;
 
     fn service() -> PortKey {
-        PortKey {
-            service: ObjectName::new("web", "shop"),
-            port: 80,
-        }
+        ObjectName::new("web", "shop").port(80)
     }
 
     fn entry<'a>(service: &'a PortKey, target: &'a [u8]) -> AccessEntry<'a> {

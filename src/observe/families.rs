@@ -1,7 +1,8 @@
 //! The metric families of Service ports: their names, labels and help, and their text in the
 //! Prometheus format.
 //!
-//! Invariant: labels come from closed enums plus `namespace`, `service` and `port`. The series of a
+//! Invariant: labels come from closed enums plus `namespace`, `service` and `port`, and
+//! `transport` for a UDP port. The series of a
 //! port appear with its first client, all of them together, so that a rate includes the increments
 //! after that.
 
@@ -11,7 +12,8 @@ use std::sync::Arc;
 use crate::config::settings::PerService;
 use crate::contract::counters::{Histogram, ServiceMetrics};
 use crate::contract::name::PortKey;
-use crate::contract::reason::{CloseReason, Outcome, Trigger};
+use crate::contract::policy::Transport;
+use crate::contract::reason::{CloseReason, DropReason, Outcome, Trigger};
 
 /// The values of the label `state` of `ebbtide_endpoints`, in the order of
 /// [`ServiceMetrics::endpoints`].
@@ -22,6 +24,25 @@ struct Family {
     name: &'static str,
     help: &'static str,
     series: Series,
+    over: Over,
+}
+
+/// Which ports have a family.
+#[derive(Clone, Copy)]
+enum Over {
+    Tcp,
+    Udp,
+    Both,
+}
+
+impl Over {
+    fn shows(self, key: &PortKey) -> bool {
+        match self {
+            Self::Tcp => key.transport == Transport::Tcp,
+            Self::Udp => key.transport == Transport::Udp,
+            Self::Both => true,
+        }
+    }
 }
 
 /// The series of a family for one port. A counter or gauge has further labels, in `labels`, and
@@ -45,6 +66,11 @@ pub(super) fn write(
         return;
     }
     for family in FAMILIES {
+        let is_shown = |port: &&(Arc<PortKey>, Arc<ServiceMetrics>)| family.over.shows(&port.0);
+        let mut ports = ports.iter().filter(is_shown).peekable();
+        if ports.peek().is_none() {
+            continue;
+        }
         let kind = match family.series {
             Series::Counter(..) => "counter",
             Series::Gauge(..) => "gauge",
@@ -112,6 +138,9 @@ fn joined(key: &PortKey, extra: &[(&str, &str)]) -> String {
         ("port", port.as_str()),
         ("service", key.service.name.as_str()),
     ];
+    if key.transport == Transport::Udp {
+        labels.push(("transport", "udp"));
+    }
     labels.extend(extra);
     labels.sort_unstable();
     let mut text = String::with_capacity(96);
@@ -169,11 +198,13 @@ const FAMILIES: &[Family] = &[
             || each("code", ["1xx", "2xx", "3xx", "4xx", "5xx"]),
             |metrics, n| metrics.requests[n].get(),
         ),
+        over: Over::Tcp,
     },
     Family {
         name: "ebbtide_request_duration_seconds",
         help: "Time from the end of a request's head to the last byte of its response, holds and replays included.",
         series: Series::Histogram(|metrics| &metrics.request_duration),
+        over: Over::Tcp,
     },
     Family {
         name: "ebbtide_connections_total",
@@ -182,11 +213,13 @@ const FAMILIES: &[Family] = &[
             || each("protocol", ["http", "tcp"]),
             |metrics, n| [&metrics.connections_http, &metrics.connections_tcp][n].get(),
         ),
+        over: Over::Tcp,
     },
     Family {
         name: "ebbtide_connections_active",
         help: "Client connections open now.",
         series: Series::Gauge(one, |metrics, _| metrics.connections_active.get()),
+        over: Over::Tcp,
     },
     Family {
         name: "ebbtide_connection_closes_total",
@@ -195,6 +228,7 @@ const FAMILIES: &[Family] = &[
             || each("reason", CloseReason::ALL.map(CloseReason::as_str)),
             |metrics, n| metrics.closes[n].get(),
         ),
+        over: Over::Tcp,
     },
     Family {
         name: "ebbtide_retries_total",
@@ -203,11 +237,13 @@ const FAMILIES: &[Family] = &[
             let (ok, failed) = &metrics.retries[n / 2];
             [ok, failed][n % 2].get()
         }),
+        over: Over::Tcp,
     },
     Family {
         name: "ebbtide_failures_total",
         help: "Requests that Ebbtide had to fail: its own 502, 503 and 504, and responses that it cut.",
         series: Series::Counter(one, |metrics, _| metrics.failures.get()),
+        over: Over::Tcp,
     },
     Family {
         name: "ebbtide_held_total",
@@ -224,11 +260,13 @@ const FAMILIES: &[Family] = &[
                     .get()
             },
         ),
+        over: Over::Tcp,
     },
     Family {
         name: "ebbtide_held",
         help: "Requests and connections that wait for a usable endpoint now.",
         series: Series::Gauge(one, |metrics, _| metrics.held_now.get()),
+        over: Over::Both,
     },
     Family {
         name: "ebbtide_endpoints",
@@ -237,6 +275,7 @@ const FAMILIES: &[Family] = &[
             || each("state", ENDPOINT_STATES),
             |metrics, n| metrics.endpoints[n].get(),
         ),
+        over: Over::Both,
     },
     Family {
         name: "ebbtide_drains_total",
@@ -245,16 +284,19 @@ const FAMILIES: &[Family] = &[
             let outcomes = Outcome::ALL.len();
             metrics.drains[n / outcomes][n % outcomes].get()
         }),
+        over: Over::Both,
     },
     Family {
         name: "ebbtide_drain_duration_seconds",
         help: "Time from the beginning of an endpoint's drain to the end of its last connection or request.",
         series: Series::Histogram(|metrics| &metrics.drain_duration),
+        over: Over::Both,
     },
     Family {
         name: "ebbtide_deletion_lag_seconds",
         help: "Time from a pod's deletion, by the source's clock, to the last dispatch to it.",
         series: Series::Histogram(|metrics| &metrics.deletion_lag),
+        over: Over::Both,
     },
     Family {
         name: "ebbtide_upstream_connections",
@@ -263,5 +305,42 @@ const FAMILIES: &[Family] = &[
             || each("state", ["active", "idle"]),
             |metrics, n| [&metrics.upstream_active, &metrics.upstream_idle][n].get(),
         ),
+        over: Over::Tcp,
+    },
+    Family {
+        name: "ebbtide_udp_datagrams_total",
+        help: "Datagrams that were passed on, by direction.",
+        series: Series::Counter(
+            || each("to", ["endpoint", "client"]),
+            |metrics, n| metrics.datagrams[n].get(),
+        ),
+        over: Over::Udp,
+    },
+    Family {
+        name: "ebbtide_udp_dropped_total",
+        help: "Datagrams that were dropped, by reason.",
+        series: Series::Counter(
+            || each("reason", DropReason::ALL.map(DropReason::as_str)),
+            |metrics, n| metrics.datagrams_dropped[n].get(),
+        ),
+        over: Over::Udp,
+    },
+    Family {
+        name: "ebbtide_udp_moved_total",
+        help: "Datagrams that an endpoint refused, and that were sent to another one.",
+        series: Series::Counter(one, |metrics, _| metrics.datagrams_moved.get()),
+        over: Over::Udp,
+    },
+    Family {
+        name: "ebbtide_udp_sessions",
+        help: "UDP sessions open now.",
+        series: Series::Gauge(one, |metrics, _| metrics.udp_sessions.get()),
+        over: Over::Udp,
+    },
+    Family {
+        name: "ebbtide_udp_sessions_evicted_total",
+        help: "UDP sessions that ended for a new one, because there was no place.",
+        series: Series::Counter(one, |metrics, _| metrics.udp_evicted.get()),
+        over: Over::Udp,
     },
 ];

@@ -21,7 +21,13 @@ use crate::proxy::shared::{Accepted, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
 
 /// Counts an accept loop as ended.
-struct Accepting(Arc<ListenerSpec>);
+pub(super) struct Accepting(Arc<ListenerSpec>);
+
+impl Accepting {
+    pub(super) fn of(spec: &Arc<ListenerSpec>) -> Self {
+        Self(spec.clone())
+    }
+}
 
 impl Drop for Accepting {
     fn drop(&mut self) {
@@ -36,7 +42,7 @@ pub async fn accept_on(
     socket: std::net::TcpListener,
     stop: CancellationToken,
 ) {
-    let _accepting = Accepting(spec.clone());
+    let _accepting = Accepting::of(&spec);
     let socket = match socket::watch(socket) {
         Ok(socket) => socket,
         Err(error) => {

@@ -8,6 +8,7 @@
 //! | [`accept`] | a worker's share of a listener |
 //! | [`session`] | one client connection, from accept to its one close reason |
 //! | [`detect`], [`http`] | which protocol a client speaks; HTTP/1.1 |
+//! | [`udp`] | UDP clients: their datagrams, sessions and answers |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | `health_check` | the answer on a Service's `healthCheckNodePort` |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
@@ -35,5 +36,6 @@ pub mod session;
 pub mod shared;
 pub mod silence;
 pub mod tcp;
+pub mod udp;
 pub mod upstream;
 pub mod worker;

@@ -12,10 +12,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::Config;
+use crate::contract::policy::Transport;
 use crate::net::turns;
 use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
-use crate::proxy::{accept, session};
+use crate::proxy::{accept, session, udp};
 
 /// Runs a worker until its mailbox closes; blocks the thread.
 pub fn run(
@@ -41,6 +42,7 @@ impl Worker {
             &self.bulk,
             &self.accepts,
             &self.unanswered,
+            &self.datagrams,
         ] {
             let queue = queue.clone();
             tokio::task::spawn_local(async move { queue.serve().await });
@@ -72,7 +74,17 @@ impl Worker {
             WorkerCommand::Listen(spec, socket) => {
                 let stop = CancellationToken::new();
                 self.listeners.borrow_mut().insert(spec.id, stop.clone());
-                tokio::task::spawn_local(accept::accept_on(self.clone(), spec, socket, stop));
+                let worker = self.clone();
+                match spec.transport() {
+                    Transport::Tcp => {
+                        let socket = socket.into();
+                        tokio::task::spawn_local(accept::accept_on(worker, spec, socket, stop));
+                    }
+                    Transport::Udp => {
+                        let socket = socket.into();
+                        tokio::task::spawn_local(udp::serve::serve(worker, spec, socket, stop));
+                    }
+                }
             }
             WorkerCommand::Unlisten(id) => {
                 if let Some(stop) = self.listeners.borrow_mut().remove(&id) {

@@ -164,7 +164,8 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
     }
     let known = match protocol {
         Protocol::Http => Known::Http,
-        Protocol::Tcp => Known::Tcp(None),
+        // A UDP listener accepts no connection.
+        Protocol::Tcp | Protocol::Udp => Known::Tcp(None),
         Protocol::Auto => Box::pin(detect(&worker, client)).await?,
     };
     open.count(|m| match known {

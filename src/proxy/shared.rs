@@ -54,6 +54,8 @@ pub struct Shared {
     pub refused_headers: Pace,
     /// The listeners of the addresses that the kernel leads to a shared port.
     pub addresses: Arc<AddressMap>,
+    /// UDP sessions that had no place.
+    pub udp_full: Pace,
 }
 
 /// Counts what happens often, and says when to log it: immediately, and then at most once in
@@ -91,7 +93,7 @@ pub enum WorkerCommand {
     /// Use this configuration from now on.
     Config(Arc<Config>),
     /// Accept on this socket, which is this worker's share of the listener.
-    Listen(Arc<ListenerSpec>, std::net::TcpListener),
+    Listen(Arc<ListenerSpec>, OwnedFd),
     /// Serve what waits in the accept queue, then close.
     Unlisten(ListenerId),
     /// Serve a connection that another worker has accepted.

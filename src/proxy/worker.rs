@@ -30,6 +30,7 @@ use crate::net::turns;
 use crate::proxy::budget::Budget;
 use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::proxy::silence::{self, Sockets};
+use crate::proxy::udp::sessions::Sessions;
 use crate::proxy::upstream::Local;
 use crate::wire::buffer::{BUFFER_MAX, SCRATCH};
 
@@ -61,6 +62,10 @@ pub struct Worker {
     pub unanswered: Rc<turns::Queue>,
     /// The shutdown's grace is over: nothing is replayed any more.
     pub cut: Cell<bool>,
+    /// Turns for datagrams.
+    pub datagrams: Rc<turns::Queue>,
+    /// The UDP sessions.
+    pub udp: Sessions,
 }
 
 /// A listener's service port, and where a newer one would be.
@@ -94,6 +99,8 @@ impl Worker {
             accepts: Rc::new(turns::Queue::new(ACCEPTS)),
             unanswered: Rc::new(turns::Queue::new(UNANSWERED)),
             cut: Cell::new(false),
+            datagrams: Rc::new(turns::Queue::new(DATAGRAMS)),
+            udp: Sessions::default(),
         }
     }
 
@@ -108,7 +115,7 @@ impl Worker {
         let Serves::Port { service, port } = &spec.serves else {
             return None;
         };
-        let place = self.shared.snapshot.place(service, port);
+        let place = self.shared.snapshot.place(service, port, spec.transport());
         let Some((place, port)) = place.and_then(|place| place.port().map(|port| (place, port)))
         else {
             routes.remove(&spec.id);
@@ -252,7 +259,8 @@ impl Worker {
                 .borrow_mut()
                 .retain(|idle| idle.is_alive() && now.duration_since(idle.since) < limit);
             local.report_idle();
-            local.is_needed()
+            // A UDP session has one, too.
+            local.is_needed() || Rc::strong_count(local) > 1
         });
         // An old port keeps its endpoints in memory.
         self.routes
@@ -261,7 +269,10 @@ impl Worker {
         self.budgets.borrow_mut().retain(|key, budget| {
             budget.fade();
             let number = PortRef::Number(key.port);
-            self.shared.snapshot.place(&key.service, &number).is_some()
+            let published = &self.shared.snapshot;
+            published
+                .place(&key.service, &number, key.transport)
+                .is_some()
         });
     }
 
@@ -315,3 +326,4 @@ const TINY_CHUNKS: u32 = 1;
 const BULK: u32 = 1;
 const ACCEPTS: u32 = 2;
 const UNANSWERED: u32 = 4;
+const DATAGRAMS: u32 = 2;

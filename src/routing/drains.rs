@@ -292,10 +292,7 @@ mod tests {
             None,
             mpsc::unbounded_channel().0,
         );
-        let service = PortKey {
-            service: ObjectName::new("web", "shop"),
-            port: 80,
-        };
+        let service = ObjectName::new("web", "shop").port(80);
         let metrics = crate::observe::metrics::Metrics::new()
             .unwrap()
             .service(&service);
@@ -385,10 +382,7 @@ mod tests {
                 .with_writer(move || writer.clone()),
         );
         let record = Record {
-            service: PortKey {
-                service: ObjectName::new("web", "shop"),
-                port: 80,
-            },
+            service: ObjectName::new("web", "shop").port(80),
             address: "10.0.0.1:8080".parse().unwrap(),
             pod: Some("shop-1".into()),
             started_at: SystemTime::now(),

@@ -308,10 +308,7 @@ mod tests {
     use crate::observe::metrics::Metrics;
 
     fn key(port: u16) -> PortKey {
-        PortKey {
-            service: ObjectName::new("web", "shop"),
-            port,
-        }
+        ObjectName::new("web", "shop").port(port)
     }
 
     fn shop() -> ObjectName {

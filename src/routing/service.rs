@@ -14,7 +14,7 @@ use crate::contract::address::ServiceAddress;
 use crate::contract::affinity::Affinity;
 use crate::contract::hold::Hold;
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::policy::{Policy, Protocol};
+use crate::contract::policy::{Policy, Protocol, Transport};
 use crate::contract::reason::Trigger;
 use crate::observe::metrics::Metrics;
 use crate::routing::change::Change;
@@ -29,14 +29,17 @@ pub(super) struct ServiceEntry {
     name: ObjectName,
     /// The UID of the Service object, where the source gives one.
     pub(super) uid: Option<String>,
-    /// Its ports by number. A port that the Service no longer has stays until its endpoints are
+    /// Its ports by number and transport. A port that the Service no longer has stays until its endpoints are
     /// gone. Boxed, because a map allocates room for eleven at once, and most Services have one.
-    pub(super) ports: BTreeMap<u16, Box<PortEntry>>,
+    pub(super) ports: BTreeMap<PortId, Box<PortEntry>>,
     /// The queue of held clients, shared by all ports.
     pub(super) hold: Arc<Hold>,
     /// The warnings that were reported and still hold.
     warnings: Vec<String>,
 }
+
+/// Identifies a port within its Service.
+pub(super) type PortId = (u16, Transport);
 
 /// Whether Ebbtide or kube-proxy serves a Service (contract 2.9).
 #[derive(Clone, Copy)]
@@ -71,16 +74,13 @@ impl ServiceEntry {
         self.ports.values().any(|port| active(port))
     }
 
-    /// The key of one of its ports.
-    pub(super) fn key(&self, port: u16) -> PortKey {
-        self.name.port(port)
-    }
-
     /// All ports with their keys, by number.
     pub(super) fn keyed_ports(&mut self) -> impl Iterator<Item = (PortKey, &mut PortEntry)> {
         let name = &self.name;
         let ports = self.ports.iter_mut();
-        ports.map(move |(number, port)| (name.port(*number), &mut **port))
+        ports.map(move |((number, transport), port)| {
+            (name.port_over(*transport, *number), &mut **port)
+        })
     }
 
     /// Drains all endpoints, because another Service has taken this name. Nothing of the old Service
@@ -118,7 +118,7 @@ impl ServiceEntry {
             None => Default::default(),
         };
         for (key, port) in self.keyed_ports() {
-            let listed = ports.remove(&key.port);
+            let listed = ports.remove(&key.id());
             if listed.is_none() {
                 port.spec = None;
             }
@@ -140,7 +140,7 @@ impl ServiceEntry {
         claim: Claim,
         config: &Config,
         metrics: &Metrics,
-    ) -> (BTreeMap<u16, MergedPort>, Vec<String>) {
+    ) -> (BTreeMap<PortId, MergedPort>, Vec<String>) {
         let MergedService {
             object,
             ports: merged,
@@ -161,11 +161,13 @@ impl ServiceEntry {
             let first = port.endpoints.first().map(|e| e.address.port());
             let target = port.port.target_port.or(first);
             let app = port.port.app_protocol.as_deref();
-            let (protocol, found) = Protocol::of_service(&object.annotations, app, target);
+            let transport = port.port.transport;
+            let (protocol, found) =
+                Protocol::of_service(&object.annotations, app, target, transport);
             warnings.extend(found);
-            let key = self.key(port.port.port);
+            let key = self.name.port_over(transport, port.port.port);
             let hold = &self.hold;
-            let entry = self.ports.entry(key.port).or_insert_with(|| {
+            let entry = self.ports.entry(key.id()).or_insert_with(|| {
                 Box::new(PortEntry::new(
                     key.clone(),
                     policy.clone(),
@@ -188,7 +190,7 @@ impl ServiceEntry {
                 addresses: addresses.clone(),
                 source_ranges: source_ranges.clone(),
             });
-            ports.insert(key.port, port);
+            ports.insert(key.id(), port);
         }
         (ports, warnings)
     }
@@ -219,8 +221,10 @@ impl ServiceEntry {
         let merged = world.merge(&self.name);
         let merged = merged.map(|merged| merged.ports).unwrap_or_default();
         let mut listed = self.ports.iter().filter(|(_, port)| port.spec.is_some());
-        listed.all(|(number, port)| {
-            let whole = merged.iter().find(|whole| whole.port.port == *number);
+        listed.all(|(id, port)| {
+            let whole = merged
+                .iter()
+                .find(|whole| (whole.port.port, whole.port.transport) == *id);
             whole.is_some_and(|whole| {
                 whole.endpoints == port.merged && whole.ambiguous == port.ambiguous
             })

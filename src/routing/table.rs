@@ -150,7 +150,7 @@ impl RoutingTable {
             .services
             .get_mut(&key.service)?
             .ports
-            .get_mut(&key.port)?;
+            .get_mut(&key.id())?;
         port.entries
             .get(identity)
             .filter(|entry| entry.endpoint.id == id)?;
@@ -161,7 +161,7 @@ impl RoutingTable {
     /// The service port of an endpoint, and the clients that wait for it.
     pub fn place(&self, id: EndpointId) -> Option<(&PortKey, &Arc<Hold>)> {
         let key = &self.registry.home(id)?.key;
-        let port = self.services.get(&key.service)?.ports.get(&key.port)?;
+        let port = self.services.get(&key.service)?.ports.get(&key.id())?;
         Some((key, &port.hold))
     }
 
@@ -219,7 +219,7 @@ impl RoutingTable {
         self.services
             .get_mut(&key.service)?
             .ports
-            .get_mut(&key.port)
+            .get_mut(&key.id())
             .map(|port| &mut **port)
     }
 
@@ -393,11 +393,11 @@ impl RoutingTable {
                 self.published
                     .set_places(&Arc::new(name.clone()), places.collect());
             }
-            service.ports.retain(|number, port| {
+            service.ports.retain(|(number, transport), port| {
                 let keep =
                     port.spec.is_some() || !port.entries.is_empty() || !port.leaving.is_empty();
                 if !keep {
-                    forgotten.push(name.port(*number));
+                    forgotten.push(name.port_over(*transport, *number));
                 }
                 keep
             });

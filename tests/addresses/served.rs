@@ -2,6 +2,7 @@
 //! for clients on the node and in a pod.
 
 use std::io::Read;
+use std::net::UdpSocket;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::node::{
     is_refused, rule, shop, start_proxy, try_get,
 };
 use super::process::{Net, until};
-use crate::support::manifests::service;
+use crate::support::manifests::{endpoint, service, slice};
 
 #[test]
 fn every_address_is_served_for_the_node_and_for_pods_and_a_rollout_costs_nothing() {
@@ -196,4 +197,106 @@ fn each_process_may_end_and_come_again() {
     let mut net = node.net.take().unwrap();
     until("the end of ebbtide net", || net.ended());
     assert_eq!(netlink::list().unwrap().1, [], "a table is left");
+}
+
+#[test]
+fn datagrams_reach_a_service_by_its_cluster_ip_and_are_refused_without_an_endpoint() {
+    if !is_inside(
+        "addresses::served::datagrams_reach_a_service_by_its_cluster_ip_and_are_refused_without_an_endpoint",
+    ) {
+        return;
+    }
+    let a = App::start("a");
+    let node = Node::start(&[a.ep()], "timeouts: {hold: 1s, drain: 1s}");
+    let echo = |name: &'static str| {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            let mut buf = [0; 64];
+            while let Ok((n, from)) = server.recv_from(&mut buf) {
+                let answer = [name.as_bytes(), b" ", &buf[..n]].concat();
+                let _ = server.send_to(&answer, from);
+            }
+        });
+        port
+    };
+    // TCP and UDP of one number, as DNS has them.
+    let mut dns = service("dns", json!({}));
+    dns["metadata"]["labels"] = shop()["metadata"]["labels"].clone();
+    dns["spec"]["clusterIP"] = json!("10.96.0.10");
+    dns["spec"]["clusterIPs"] = json!(["10.96.0.10", "fd00:96::10"]);
+    dns["spec"]["ports"] = json!([
+        {"name": "dns", "port": 53, "protocol": "UDP"},
+        {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+    ]);
+    node.folder.write("dns.json", &dns);
+    let lead = |file: &str, port: u16| {
+        let mut slice = slice(
+            file,
+            "dns",
+            ("dns", port),
+            &[endpoint("127.0.0.1", None, [true, true, false])],
+        );
+        slice["ports"] = json!([
+            {"name": "dns", "port": port, "protocol": "UDP"},
+            {"name": "dns-tcp", "port": a.address.port(), "protocol": "TCP"},
+        ]);
+        node.folder.write(&format!("{file}.json"), &slice);
+    };
+    let udp = |at: &str| {
+        let any = if at.starts_with('[') {
+            "[::]:0"
+        } else {
+            "0.0.0.0:0"
+        };
+        let client = UdpSocket::bind(any).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        client.connect(at).unwrap();
+        client
+    };
+    let ask = |client: &UdpSocket| -> std::io::Result<String> {
+        client.send(b"ask")?;
+        let mut buf = [0; 64];
+        let n = client.recv(&mut buf)?;
+        Ok(String::from_utf8_lossy(&buf[..n]).into_owned())
+    };
+    let refused = |at: &str| {
+        let error = ask(&udp(at)).err();
+        error.is_some_and(|it| it.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    let both = ["10.96.0.10:53", "[fd00:96::10]:53"];
+    for at in both {
+        until("a refusal", || refused(at) && in_pod(|| refused(at)));
+    }
+
+    lead("first", echo("first"));
+    for at in both {
+        until("an answer", || {
+            ask(&udp(at)).is_ok_and(|it| it == "first ask")
+        });
+        // A connected socket takes answers from the address that it asked only.
+        assert_eq!(in_pod(|| ask(&udp(at))).unwrap(), "first ask");
+        assert!(get(at).unwrap().starts_with("a "), "TCP of the same number");
+    }
+    // The same client goes on at another endpoint.
+    let client = in_pod(|| udp(both[0]));
+    assert_eq!(ask(&client).unwrap(), "first ask");
+    lead("second", echo("second"));
+    std::fs::remove_file(node.folder.manifests().join("first.json")).unwrap();
+    until("the second", || {
+        ask(&client).is_ok_and(|it| it == "second ask")
+    });
+
+    std::fs::remove_file(node.folder.manifests().join("second.json")).unwrap();
+    for at in both {
+        until("a refusal", || refused(at) && in_pod(|| refused(at)));
+    }
+    std::fs::remove_file(node.folder.manifests().join("dns.json")).unwrap();
+    until("no rule of it", || {
+        let rules = netlink::list().unwrap().0;
+        rules.keys().all(|(_, at)| at.port() != 53)
+    });
+    assert!(get(CLUSTER).is_ok());
 }

@@ -176,6 +176,14 @@ fn every_field_is_taken_over() {
             false,
         ),
         listener(
+            "web-udp",
+            "[::1]:8443",
+            "nginx-svc",
+            PortRef::Number(443),
+            Protocol::Udp,
+            false,
+        ),
+        listener(
             "any-too",
             "127.0.0.1:0",
             "api",
@@ -197,12 +205,14 @@ fn every_field_is_taken_over() {
     assert_eq!(timeouts.drain, seconds(45));
     assert_eq!(timeouts.lame_duck, seconds(10));
     assert_eq!(timeouts.shutdown, seconds(60));
+    assert_eq!(timeouts.udp_idle, seconds(5));
     let limits = config.limits;
     assert_eq!(
         (limits.connections, limits.head_size, limits.headers),
         (10, 8 << 10, 50)
     );
     assert_eq!((limits.replay_body, limits.held), (1 << 20, 0));
+    assert_eq!(limits.udp_sessions, 7);
     let retry = config.retry;
     assert_eq!(
         (retry.attempts, retry.budget_percent, retry.budget_floor),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::name::ObjectName;
+use ebbtide::contract::policy::Transport;
 use ebbtide::contract::reason::CloseReason;
 use ebbtide::observe::metrics::Metrics;
 use serde_json::Value;
@@ -221,6 +222,8 @@ fn the_reference_has_every_metric_and_no_other() {
     // These appear with the first client, and with the first error.
     let port = ObjectName::new("web", "nginx").port(80);
     metrics.service(&port).answered(200);
+    let udp = ObjectName::new("web", "nginx").port_over(Transport::Udp, 53);
+    metrics.service(&udp).datagrams[0].inc();
     metrics.discovery_errors.with_label_values(&["file"]).inc();
     let text = metrics.render().unwrap();
     let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));

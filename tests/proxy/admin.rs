@@ -284,10 +284,7 @@ impl Answer {
 }
 
 fn key(namespace: &str, name: &str, port: u16) -> PortKey {
-    PortKey {
-        service: ObjectName::new(namespace, name),
-        port,
-    }
+    ObjectName::new(namespace, name).port(port)
 }
 
 fn listener(

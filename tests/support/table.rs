@@ -11,6 +11,7 @@ use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::endpoint::{Endpoint, EndpointId, Notice};
 use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
+use ebbtide::contract::policy::Transport;
 use ebbtide::contract::snapshot::{Port, Published};
 use ebbtide::discovery::object::{
     Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
@@ -66,6 +67,7 @@ pub fn service(name: &str) -> ServiceObject {
         node_port: None,
         target_port: None,
         app_protocol: None,
+        transport: Transport::Tcp,
     };
     ServiceObject {
         name: self::name(name),
@@ -95,6 +97,7 @@ pub fn slice(name: &str, service: &str, endpoints: &[SliceEndpoint]) -> SliceObj
         generation: 0,
         ports: vec![(String::new(), 8080)],
         endpoints: endpoints.to_vec(),
+        udp_ports: Vec::new(),
     }
 }
 
@@ -317,10 +320,7 @@ impl Rig {
         self.snapshot
             .load()
             .ports
-            .get(&PortKey {
-                service: name(service),
-                port: 80,
-            })
+            .get(&name(service).port(80))
             .cloned()
     }
 

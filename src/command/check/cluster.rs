@@ -270,6 +270,10 @@ fn claims(config: &Config, services: &[Service]) -> Vec<String> {
             }
             let ports = spec.iter().flat_map(|spec| spec.ports.iter().flatten());
             let is_taken = ports
+                .filter(|port| {
+                    let protocol = port.protocol.as_deref().unwrap_or("TCP");
+                    protocol == listener.transport().to_string()
+                })
                 .filter_map(|port| port.node_port)
                 .any(|port| port == i32::from(listener.address.port()));
             if is_taken && owner != Some("ebbtide") && listener.address.port() != 0 {

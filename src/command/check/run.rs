@@ -140,7 +140,7 @@ mod tests {
     use crate::config::settings::ListenerConfig;
     use crate::contract::endpoint::Conditions;
     use crate::contract::name::PodRef;
-    use crate::contract::policy::PortRef;
+    use crate::contract::policy::{PortRef, Transport};
     use crate::discovery::object::{ServiceObject, ServicePortObject};
     use crate::routing::world::merged::{Fate, MergedEndpoint, MergedPort, MergedService};
 
@@ -213,6 +213,7 @@ mod tests {
                 node_port,
                 target_port: None,
                 app_protocol: Some("http".into()),
+                transport: Transport::Tcp,
             },
             endpoints: endpoints.iter().map(endpoint).collect(),
         }

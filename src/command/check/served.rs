@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use crate::config::settings::Config;
 use crate::contract::name::ObjectName;
-use crate::contract::policy::{PortRef, Protocol};
+use crate::contract::policy::{PortRef, Protocol, Transport};
 use crate::control::wanted::{Claimed, Origin, WantedListener, wanted};
 use crate::net::socket;
 use crate::routing::world::merged::{MergedEndpoint, MergedPort, MergedService};
@@ -21,6 +21,7 @@ pub(super) struct Bound<'a> {
     pub(super) service: ObjectName,
     /// The name of the listener that has this address already: this one would not be bound.
     pub(super) taken_by: Option<String>,
+    pub(super) transport: Transport,
     /// The port in words, if the Service does not have it.
     wanted: String,
     port: Option<&'a MergedPort>,
@@ -32,7 +33,7 @@ pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Boun
     let claimed = services.values().filter(|service| service.object.claimed);
     let claimed = claimed.flat_map(|MergedService { object, ports, .. }| {
         ports.iter().map(|port| Claimed {
-            key: object.name.port(port.port.port),
+            key: object.name.port_over(port.port.transport, port.port.port),
             node_port: port.port.node_port,
             addresses: &object.addresses,
             source_ranges: &object.source_ranges,
@@ -91,13 +92,14 @@ impl<'a> Bound<'a> {
             taken_by,
         } = listener;
         let service = services.get(&config.service);
-        let port = service.and_then(|service| port_of(service, &config.port));
+        let port = service.and_then(|service| port_of(service, &config.port, config.transport()));
         let own = service
             .zip(port)
             .map(|(service, port)| protocol(service, port));
         let target = port.and_then(|port| port.port.target_port);
         let chosen = config.protocol.map(|protocol| protocol.at_target(target));
         Self {
+            transport: config.transport(),
             name: match origin {
                 Origin::Configured => config.name,
                 Origin::NodePort if config.health_check => "(health check)".to_owned(),
@@ -180,22 +182,33 @@ fn protocol(service: &MergedService, port: &MergedPort) -> Protocol {
         &service.object.annotations,
         port.app_protocol.as_deref(),
         port.target_port,
+        port.transport,
     )
     .0
 }
 
 /// The port of a Service that a listener names by number or name.
-pub(super) fn port_of<'a>(service: &'a MergedService, wanted: &PortRef) -> Option<&'a MergedPort> {
-    service.ports.iter().find(|port| match wanted {
+pub(super) fn port_of<'a>(
+    service: &'a MergedService,
+    wanted: &PortRef,
+    transport: Transport,
+) -> Option<&'a MergedPort> {
+    let mut ports = service.ports.iter();
+    ports.find(|port| match wanted {
+        _ if port.port.transport != transport => false,
         PortRef::Number(number) => port.port.port == *number,
         PortRef::Name(name) => port.port.name.as_ref() == Some(name),
     })
 }
 
-/// A port for people: `http (80)`, or the number of a port without a name.
+/// A port for people: `http (80)`, or the number of a port without a name; `dns (53/udp)` over UDP.
 pub(super) fn port_name(port: &MergedPort) -> String {
+    let number = match port.port.transport {
+        Transport::Tcp => port.port.port.to_string(),
+        Transport::Udp => format!("{}/udp", port.port.port),
+    };
     match &port.port.name {
-        Some(name) => format!("{name} ({})", port.port.port),
-        None => port.port.port.to_string(),
+        Some(name) => format!("{name} ({number})"),
+        None => number,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::command::check::served::{Bound, Services, is_ready, port_name, port_of};
 use crate::config::settings::{Config, Discovery};
-use crate::contract::policy::{Policy, Protocol};
+use crate::contract::policy::{Policy, Protocol, Transport};
 use crate::routing::world::merged::{MergedPort, MergedService};
 
 /// Listeners whose Service or port does not exist.
@@ -25,16 +25,16 @@ pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> 
                     listener.service
                 ));
             }
-            Some(service) if port_of(service, wanted).is_none() => {
+            Some(service) if port_of(service, wanted, listener.transport()).is_none() => {
                 let ports: Vec<String> = service.ports.iter().map(port_name).collect();
                 let ports = if ports.is_empty() {
                     "none".to_owned()
                 } else {
                     ports.join(", ")
                 };
-                let service = &listener.service;
+                let (service, transport) = (&listener.service, listener.transport());
                 warnings.push(format!(
-                    "listener {name}: {service} has no TCP port {wanted}, it has {ports}"
+                    "listener {name}: {service} has no {transport} port {wanted}, it has {ports}"
                 ));
             }
             Some(_) => {}
@@ -58,9 +58,11 @@ pub(super) fn of_addresses(config: &Config, bound: &[Bound]) -> Vec<String> {
             address,
             service,
             taken_by,
+            transport,
             ..
         } = listener;
-        let other = if *address == config.admin && address.port() != 0 {
+        let is_admin = *transport == Transport::Tcp && *address == config.admin;
+        let other = if is_admin && address.port() != 0 {
             Some("the admin pages".to_owned())
         } else {
             taken_by.as_ref().map(|other| format!("listener {other}"))
@@ -110,7 +112,7 @@ pub(super) fn of_service(config: &Config, service: &MergedService, listened: boo
     warnings.extend(merging.iter().map(|warning| format!("{name}: {warning}")));
     let annotations = &object.annotations;
     warnings.extend(
-        Protocol::of_service(annotations, None, None)
+        Protocol::of_service(annotations, None, None, Transport::Tcp)
             .1
             .map(|warning| format!("{name}: {warning}")),
     );

@@ -23,6 +23,7 @@ spec:
   ports:
   - {name: http, port: 80, targetPort: 8080, nodePort: 30080, appProtocol: http}
   - {name: dns, port: 53, protocol: UDP}
+  - {name: s1, port: 36412, protocol: SCTP}
 ";
 
 const SLICE: &str = "
@@ -57,13 +58,22 @@ fn a_service_gives_what_routing_needs_and_names_what_is_not_served() {
         node_port: Some(30080),
         target_port: Some(8080),
         app_protocol: Some("http".into()),
+        transport: Transport::Tcp,
     };
-    assert_eq!(service.ports, [port]);
+    let dns = ServicePortObject {
+        name: Some("dns".into()),
+        port: 53,
+        node_port: None,
+        target_port: None,
+        app_protocol: None,
+        transport: Transport::Udp,
+    };
+    assert_eq!(service.ports, [port, dns]);
     assert_eq!(
         service.annotations.into_iter().collect::<Vec<_>>(),
         [("ebbtide.dev/hold-timeout".into(), "3s".into())]
     );
-    assert_eq!(service.unserved, ["spec.ports[1].protocol: UDP"]);
+    assert_eq!(service.unserved, ["spec.ports[2].protocol: SCTP"]);
 }
 
 #[test]
@@ -113,7 +123,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
     assert_eq!(
         service.unserved,
         [
-            "spec.ports[1].protocol: UDP",
+            "spec.ports[2].protocol: SCTP",
             "spec.trafficDistribution: PreferClose",
         ]
     );
@@ -193,6 +203,7 @@ fn a_slice_has_its_nil_rules_applied() {
             endpoint("10.0.0.1", Some(("app-1", "u-1")), true, false),
             endpoint("10.0.0.3", None, false, true),
         ],
+        udp_ports: vec![("dns".into(), 53)],
     };
     assert_eq!(yaml(SLICE), [Object::EndpointSlice(expected)]);
 }
@@ -365,7 +376,7 @@ fn errors_name_line_and_field() {
         ),
         (
             second.replace("10.0.0.3", "10.0.0"),
-            "line 20, endpoints[1].addresses[0]: expected an IPv4 address, found \"10.0.0\"",
+            "line 21, endpoints[1].addresses[0]: expected an IPv4 address, found \"10.0.0\"",
         ),
         (
             SLICE.replace("10.0.0.3", "fd00::1"),

@@ -5,10 +5,7 @@ use crate::contract::name::ObjectName;
 use crate::contract::reason::{CloseReason, Outcome, RetryReason, Trigger};
 
 fn key(name: &str, port: u16) -> PortKey {
-    PortKey {
-        service: ObjectName::new("web", name),
-        port,
-    }
+    ObjectName::new("web", name).port(port)
 }
 
 fn lines_of(text: &str, service: &str) -> Vec<String> {

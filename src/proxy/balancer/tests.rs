@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::affinity::Affinity;
-use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::name::ObjectName;
 use crate::contract::policy::{Policy, Protocol, Scope};
 use crate::contract::snapshot::Local;
 use crate::observe::metrics::Metrics;
@@ -31,10 +31,7 @@ fn endpoint(n: u8, hash: Option<&str>, let_in: Instant) -> Arc<Endpoint> {
 }
 
 fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
-    let key = PortKey {
-        service: ObjectName::new("web", "shop"),
-        port: 80,
-    };
+    let key = ObjectName::new("web", "shop").port(80);
     Port {
         metrics: Metrics::new().unwrap().service(&key),
         key,

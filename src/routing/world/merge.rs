@@ -158,7 +158,7 @@ impl World {
         let name = port.name.as_deref().unwrap_or("");
         let number = slice
             .object
-            .ports
+            .ports_over(port.transport)
             .iter()
             .find(|(own, _)| own == name)
             .filter(|_| !slice.object.fqdn);

@@ -15,7 +15,7 @@ use crate::discovery::object::{ServiceObject, ServicePortObject};
 pub struct MergedService {
     /// The Service as the source gave it.
     pub object: ServiceObject,
-    /// Its TCP ports, in the order of the Service.
+    /// Its TCP and UDP ports, in the order of the Service.
     pub ports: Vec<MergedPort>,
     /// Texts for people, in a stable order: slices of type FQDN that are refused, addresses that
     /// are dropped, pods that return after their deletion.

@@ -122,6 +122,7 @@ impl SliceObject {
             self.fqdn,
             self.created,
             &self.ports,
+            &self.udp_ports,
         )
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::policy::Transport;
 use crate::contract::reason::Trigger;
 use crate::discovery::object::{
     Change, Deletion, Kind, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
@@ -29,6 +30,7 @@ fn service(ports: &[(Option<&str>, u16)]) -> ServiceObject {
         node_port: None,
         target_port: None,
         app_protocol: None,
+        transport: Transport::Tcp,
     };
     ServiceObject {
         name: name("app"),
@@ -47,6 +49,7 @@ fn service(ports: &[(Option<&str>, u16)]) -> ServiceObject {
 
 fn slice(slice: &str, endpoints: Vec<SliceEndpoint>) -> SliceObject {
     SliceObject {
+        udp_ports: Vec::new(),
         name: name(slice),
         service: Some("app".into()),
         ipv6: endpoints.first().is_some_and(|e| e.address.is_ipv6()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ebbtide::app::{self, Running};
 use ebbtide::command::demo::client::Client;
 use ebbtide::config::settings::{Config, Discovery};
-use ebbtide::contract::name::{ObjectName, PortKey};
+use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::snapshot::Port;
 use ebbtide::routing::drains::Record;
 use serde_json::{Value, json};
@@ -152,10 +152,7 @@ impl Rig {
 
     pub fn port(&self, service: &str) -> Option<std::sync::Arc<Port>> {
         let (namespace, name) = service.split_once('/').unwrap_or(("web", service));
-        let key = PortKey {
-            service: ObjectName::new(namespace, name),
-            port: 80,
-        };
+        let key = ObjectName::new(namespace, name).port(80);
         self.running()
             .admin
             .snapshot

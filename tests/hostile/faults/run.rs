@@ -570,10 +570,7 @@ impl Run<'_> {
 }
 
 fn key() -> PortKey {
-    PortKey {
-        service: name("app"),
-        port: 80,
-    }
+    name("app").port(80)
 }
 
 fn named(endpoint: &Endpoint) -> Named {

@@ -1,0 +1,101 @@
+//! A worker's share of a UDP listener: takes datagrams in, until the listener is closed.
+//!
+//! Invariant: a flood of datagrams takes turns with everything else on this worker.
+
+use std::io;
+use std::net::UdpSocket;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::contract::listener::ListenerSpec;
+use crate::net::datagrams::Datagrams;
+use crate::proxy::accept::Accepting;
+use crate::proxy::udp::forward::take_in;
+use crate::proxy::udp::sessions::{Door, Key};
+use crate::proxy::worker::Worker;
+
+/// Serves until `stop`. In a shutdown it goes on for as long as the sessions that it has then, or until
+/// the shutdown's grace is over. Otherwise another Service may have the address next, so all ends.
+pub async fn serve(
+    worker: Rc<Worker>,
+    spec: Arc<ListenerSpec>,
+    socket: UdpSocket,
+    stop: CancellationToken,
+) {
+    let _accepting = Accepting::of(&spec);
+    let door = match Datagrams::watch(socket) {
+        Ok(socket) => Rc::new(Door { spec, socket }),
+        Err(error) => {
+            return tracing::error!(listener = spec.name, %error, "cannot watch the UDP socket");
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = take_all_in(&worker, &door) => return,
+    }
+    if worker.shared.closing.load(Ordering::Relaxed) {
+        tokio::select! {
+            () = take_all_in(&worker, &door) => {}
+            () = last_sessions(&worker, &door) => {}
+        }
+    }
+    for session in worker.udp.of_listener(door.spec.id) {
+        worker.udp.end(&session);
+    }
+}
+
+/// Takes datagrams in. Returns if the socket fails.
+async fn take_all_in(worker: &Rc<Worker>, door: &Rc<Door>) {
+    loop {
+        if let Err(error) = door.socket.readable().await {
+            return tracing::error!(listener = door.spec.name, %error, "the UDP socket failed");
+        }
+        worker.datagrams.turn().await;
+        for _ in 0..BURST {
+            let taken = worker.udp.with_buffer(|buffer| {
+                let arrival = door.socket.try_recv(buffer)?;
+                let key = Key {
+                    listener: door.spec.id,
+                    client: arrival.peer,
+                    asked: arrival.asked,
+                };
+                // As kube-proxy does, without a word.
+                if !door.spec.admits(arrival.peer.ip()) {
+                    return Ok(());
+                }
+                take_in(worker, door, key, &buffer[..arrival.len]);
+                io::Result::Ok(())
+            });
+            // Any other error is of one datagram, or of one that was sent before.
+            if taken.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                break;
+            }
+        }
+    }
+}
+
+/// Returns when every session has ended that was there at the call. New clients are served meanwhile,
+/// and have no claim to more: the process that replaces this one serves them.
+async fn last_sessions(worker: &Rc<Worker>, door: &Rc<Door>) {
+    let begun = Instant::now();
+    let left = || {
+        let sessions = worker.udp.of_listener(door.spec.id);
+        sessions.iter().any(|session| session.since <= begun)
+    };
+    for session in worker.udp.of_listener(door.spec.id) {
+        session.notify();
+    }
+    while left() && !worker.cut.get() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How many datagrams are taken in one turn.
+const BURST: usize = 32;
+/// How often to look whether the last session has ended.
+const LOOK: Duration = Duration::from_millis(50);
