@@ -20,26 +20,16 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::contract::address::{AddressKind, ServiceAddress};
 use crate::contract::name::{ObjectName, PodRef};
-use crate::contract::policy::{Traffic, Transport};
+use crate::contract::policy::Transport;
 use crate::discovery::document::{
     Document, Error, Format, documents, field, line_of, own_words, value,
 };
+use crate::discovery::invalid::{Invalid, port_number, seconds};
 use crate::discovery::object::{
     Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
-use crate::discovery::unserved::unserved;
-
-/// A field with a value that the API server would refuse.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {message}")]
-pub struct Invalid {
-    /// The path of the field in its object.
-    pub field: String,
-    /// What is wrong.
-    pub message: String,
-}
+use crate::discovery::service_spec::{addresses, traffic, unserved};
 
 /// Reads all objects of a text, without regard to nodes. For `listed_at` see [`pod`].
 ///
@@ -254,42 +244,6 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
     })
 }
 
-/// Which endpoints the clients of a Service may reach.
-fn traffic(spec: &ServiceSpec) -> Result<Traffic, Invalid> {
-    let affinity = match spec.session_affinity.as_deref().unwrap_or_default() {
-        "" | "None" => None,
-        "ClientIP" => {
-            let config = spec.session_affinity_config.as_ref();
-            let client_ip = config.and_then(|config| config.client_ip.as_ref());
-            let timeout = client_ip.and_then(|it| it.timeout_seconds);
-            let timeout = timeout.unwrap_or(DEFAULT_AFFINITY);
-            if !(1..=MAX_AFFINITY).contains(&timeout) {
-                return Err(Invalid {
-                    field: "spec.sessionAffinityConfig.clientIP.timeoutSeconds".into(),
-                    message: format!("expected seconds from 1 to {MAX_AFFINITY}, found {timeout}"),
-                });
-            }
-            Some(seconds(timeout.into()))
-        }
-        other => {
-            return Err(Invalid {
-                field: "spec.sessionAffinity".into(),
-                message: format!("expected ClientIP or None, found {other:?}"),
-            });
-        }
-    };
-    let health_check = spec.health_check_node_port.filter(|number| *number != 0);
-    let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
-    Ok(Traffic {
-        affinity,
-        external_local: is_local(&spec.external_traffic_policy),
-        internal_local: is_local(&spec.internal_traffic_policy),
-        health_check: health_check
-            .map(|number| port_number(number, || "spec.healthCheckNodePort".into()))
-            .transpose()?,
-    })
-}
-
 /// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions. `node` is
 /// the name of this node
 /// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
@@ -486,64 +440,8 @@ fn slice_endpoint(
     })
 }
 
-/// The addresses on which kube-proxy served this Service. A text that is no address is skipped: the
-/// API server refuses it, and a file may hold anything.
-fn addresses(service: &Service, spec: &ServiceSpec) -> Vec<ServiceAddress> {
-    let one = spec.cluster_ip.iter();
-    let cluster: Vec<&String> = match &spec.cluster_ips {
-        Some(all) if !all.is_empty() => all.iter().collect(),
-        _ => one.collect(),
-    };
-    let status = service.status.as_ref();
-    let balancer = status.and_then(|status| status.load_balancer.as_ref());
-    let ingress = balancer
-        .and_then(|it| it.ingress.as_ref())
-        .into_iter()
-        .flatten();
-    // A balancer with mode `Proxy` sends to nodePorts, and wants clients in the cluster to pass it.
-    let ingress = ingress.filter(|it| it.ip_mode.as_deref() != Some("Proxy"));
-    let all = [
-        (AddressKind::Cluster, cluster),
-        (
-            AddressKind::External,
-            spec.external_ips.iter().flatten().collect(),
-        ),
-        (
-            AddressKind::LoadBalancer,
-            ingress.filter_map(|it| it.ip.as_ref()).collect(),
-        ),
-    ];
-    let mut found: Vec<ServiceAddress> = Vec::new();
-    for (kind, texts) in all {
-        for ip in texts.into_iter().filter_map(|text| text.parse().ok()) {
-            if !found.iter().any(|it| it.ip == ip) {
-                found.push(ServiceAddress { ip, kind });
-            }
-        }
-    }
-    found
-}
-
-fn port_number(number: i32, field: impl FnOnce() -> String) -> Result<u16, Invalid> {
-    match u16::try_from(number) {
-        Ok(port) if port != 0 => Ok(port),
-        _ => Err(Invalid {
-            field: field(),
-            message: format!("expected a port from 1 to 65535, found {number}"),
-        }),
-    }
-}
-
-fn seconds(seconds: i64) -> Duration {
-    Duration::from_secs(seconds.try_into().unwrap_or(0))
-}
-
 /// Seconds of grace that the API server gives a Pod without `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE: i64 = 30;
-/// Seconds of session affinity that the API server gives a Service without `timeoutSeconds`, and the
-/// most that it accepts.
-const DEFAULT_AFFINITY: i32 = 10_800;
-const MAX_AFFINITY: i32 = 86_400;
 
 #[cfg(test)]
 mod tests;

@@ -11,14 +11,16 @@ pub mod document;
 pub mod files;
 pub mod fixed;
 mod held;
+pub mod invalid;
 pub mod kubernetes;
 pub mod manifest;
 pub mod object;
 mod restored;
 mod saved;
 mod scope;
+mod service_spec;
 pub mod source;
 mod standing;
-mod unserved;
+
 mod watches;
 mod watching;

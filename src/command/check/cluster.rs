@@ -19,7 +19,8 @@ use crate::cluster::rights::{self, Right};
 use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes};
 use crate::contract::name::ObjectName;
-use crate::discovery::manifest::{self, Invalid};
+use crate::discovery::invalid::Invalid;
+use crate::discovery::manifest;
 use crate::discovery::object::Object;
 use crate::text::one_line;
 
