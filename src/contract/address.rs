@@ -62,7 +62,7 @@ impl AddressMap {
         self.map(address).load().get(address).cloned()
     }
 
-    /// Sets the listener of an address, or removes it. Copies about one in [`MAPS`] of all entries.
+    /// Sets the listener of an address, or removes it. Copies about one in 256 of all entries.
     /// Only the control thread may call it.
     pub fn set(&self, address: SocketAddr, listener: Option<Arc<ListenerSpec>>) {
         let place = self.map(&address);

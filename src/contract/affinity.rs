@@ -7,7 +7,7 @@
 //! Only ports of Services with session affinity have a table. Its mutexes are held for one pick. The
 //! table knows endpoints by their ids, so it keeps no endpoint alive.
 //!
-//! Memory is bounded. Each part of the table has a newer and an older half of at most [`HALF`]
+//! Memory is bounded. Each part of the table has a newer and an older half of at most `HALF`
 //! clients. A client that is seen moves to the newer half. When that half is full, or has existed for
 //! the timeout, it becomes the older one, and the clients of the half before are forgotten. So a
 //! client is forgotten too early only if many thousand others came after it.

@@ -48,7 +48,7 @@ pub fn parse(
 }
 
 /// Reads the objects of one document; none for a kind that is not used. For `listed_at` see
-/// [`pod`], for `node` see [`slice`].
+/// [`pod`], for `node` see [`slice()`].
 ///
 /// # Errors
 /// The first fault, with its line and field.

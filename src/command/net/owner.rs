@@ -1,9 +1,9 @@
 //! Which of a node's `ebbtide net` processes writes the table, while one replaces another.
 //!
 //! The owner listens under an abstract Unix name, which belongs to the node's network and ends with
-//! its process. A newer process connects and says [`TAKE`]; the owner closes the name and answers
-//! [`GIVEN`], and the connection stays open. If the newer one ends first, the older one takes the
-//! name back, unless an even newer one has it: then it says [`WAIT`], and the end of that connection
+//! its process. A newer process connects and says `TAKE`; the owner closes the name and answers
+//! `GIVEN`, and the connection stays open. If the newer one ends first, the older one takes the
+//! name back, unless an even newer one has it: then it says `WAIT`, and the end of that connection
 //! tells it to try again. Both sides check that the other is of the same user.
 //!
 //! Invariant: of two processes that can hear each other, at most one writes.

@@ -287,7 +287,7 @@ impl Flow {
     }
 
     /// When it ends if no datagram comes; `None`: now. The current flow of a session lasts as long as
-    /// the session, `idle` after the last datagram. One that gets nothing more waits [`LINGER`] for
+    /// the session, `idle` after the last datagram. One that gets nothing more waits 2 s for
     /// answers that are under way. Then its lease is given back, and the drain of its endpoint is over.
     pub fn ends_at(&self, session: &Session, idle: Duration, closing: bool) -> Option<Instant> {
         if self.is_over.get() {
