@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use ebbtide::config::settings::Config;
+use ebbtide::contract::policy::Transport;
 use libfuzzer_sys::fuzz_target;
 
 /// The path of the configuration file. Its folder has a folder of manifests, because most
@@ -61,9 +62,15 @@ fn bounded(config: &Config) {
         assert!(!time.is_zero() && time <= 30 * day, "{times:?}");
     }
     assert!(
-        [times.hold, limits.hold_timeout, times.drain, times.lame_duck, times.shutdown]
-            .iter()
-            .all(|time| *time <= day),
+        [
+            times.hold,
+            limits.hold_timeout,
+            times.drain,
+            times.lame_duck,
+            times.shutdown
+        ]
+        .iter()
+        .all(|time| *time <= day),
         "{times:?}"
     );
     assert!(
@@ -81,14 +88,16 @@ fn bounded(config: &Config) {
         "{:?}",
         config.retry
     );
-    let (mut names, mut addresses) = (HashSet::new(), HashSet::from([config.admin]));
+    let (mut names, mut addresses) = (HashSet::new(), HashSet::new());
+    addresses.insert((Transport::Tcp, config.admin));
     for listener in &config.listeners {
         assert!(
             names.insert(&listener.name) && !listener.name.contains(char::is_control),
             "{listener:?}"
         );
         assert!(
-            listener.address.port() == 0 || addresses.insert(listener.address),
+            listener.address.port() == 0
+                || addresses.insert((listener.transport(), listener.address)),
             "{listener:?}"
         );
     }

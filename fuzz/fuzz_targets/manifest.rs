@@ -89,6 +89,7 @@ fn annotated(object: &Object) {
             &service.annotations,
             port.app_protocol.as_deref(),
             port.target_port,
+            port.transport,
         );
         assert!(warning.is_none() || known("ebbtide.dev/protocol"));
         assert!(
