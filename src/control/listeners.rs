@@ -35,6 +35,9 @@ pub struct Listeners {
     due: BTreeSet<(Instant, Key)>,
     /// To close at the next [`Listeners::retry`].
     unwanted: Vec<Arc<ListenerSpec>>,
+    /// Addresses of Services that lost a listener in this [`Listeners::want`]. One that gets another
+    /// listener keeps its rule: in between its clients would reach nobody.
+    left: Vec<(Transport, SocketAddr)>,
     /// Failures since the last [`Listeners::retry`], with their Services.
     refused: Vec<(ObjectName, String)>,
     /// Listeners whose state in `/readyz` is out of date.
@@ -86,6 +89,7 @@ impl Listeners {
             by_address: HashMap::new(),
             due: BTreeSet::new(),
             unwanted: Vec::new(),
+            left: Vec::new(),
             refused: Vec::new(),
             dirty: BTreeSet::new(),
             tried: false,
@@ -162,6 +166,11 @@ impl Listeners {
             }
             self.set_absent(&key, refuses, now);
         }
+        for address in std::mem::take(&mut self.left) {
+            if let (None, Some(addresses)) = (self.by_address.get(&address), &self.addresses) {
+                addresses.release(address);
+            }
+        }
     }
 
     /// The ports of a Service that refuse now. Notes when the others will.
@@ -169,7 +178,7 @@ impl Listeners {
         let mut absent = Vec::new();
         for port in ports.iter().filter(|port| port.claimed) {
             match port.refused_from() {
-                Some(from) if from <= now.max(Instant::now()) => absent.push(port.key.clone()),
+                Some(from) if from <= now => absent.push(port.key.clone()),
                 Some(from) => _ = self.gaps.insert((from, service.clone())),
                 None => {}
             }
@@ -248,10 +257,8 @@ impl Listeners {
         self.dirty.insert(key.clone());
         let service = &listener.config.service;
         let address = (listener.config.transport(), listener.config.address);
-        // A refused one has no rule: the address is another listener's.
-        let has_rule = !matches!(listener.state, State::Refused { .. });
-        if let (Origin::Address(_), true, Some(addresses)) = (key.0, has_rule, &self.addresses) {
-            addresses.release(address);
+        if is_address(key.0) {
+            self.left.push(address);
         }
         if let Some(keys) = self.by_service.get_mut(service) {
             keys.retain(|it| it != key);

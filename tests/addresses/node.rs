@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -171,24 +171,27 @@ pub struct App {
     pub address: SocketAddr,
     /// While set, it finishes no answer.
     pub slow: Arc<AtomicBool>,
+    /// How many requests have arrived.
+    pub seen: Arc<AtomicUsize>,
 }
 
 impl App {
     pub fn start(name: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let slow = Arc::<AtomicBool>::default();
-        let waits = slow.clone();
+        let (slow, seen) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let (waits, counts) = (slow.clone(), seen.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let waits = waits.clone();
-                std::thread::spawn(move || serve(stream, name, &waits));
+                let (waits, counts) = (waits.clone(), counts.clone());
+                std::thread::spawn(move || serve(stream, name, &waits, &counts));
             }
         });
         Self {
             name,
             address,
             slow,
+            seen,
         }
     }
 
@@ -197,9 +200,10 @@ impl App {
     }
 }
 
-fn serve(mut stream: TcpStream, name: &str, slow: &AtomicBool) -> Option<()> {
+fn serve(mut stream: TcpStream, name: &str, slow: &AtomicBool, seen: &AtomicUsize) -> Option<()> {
     loop {
         let head = read_head(&mut stream).ok()?;
+        seen.fetch_add(1, Ordering::SeqCst);
         while slow.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -252,6 +256,21 @@ impl Client {
             false => Err(io::Error::other(format!("{head}{body}"))),
         }
     }
+}
+
+/// How many requests and connections the proxy holds.
+pub fn held() -> f64 {
+    let mut admin = TcpStream::connect("127.0.0.1:9901").unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    admin.write_all(request).unwrap();
+    let mut page = String::new();
+    admin.read_to_string(&mut page).unwrap();
+    let lines = page
+        .lines()
+        .filter(|line| line.starts_with("ebbtide_held{"));
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
 }
 
 /// One request on a connection of its own.

@@ -12,8 +12,8 @@ use serde_json::json;
 
 use super::namespace::is_inside;
 use super::node::{
-    ALL, App, BALANCER, CLUSTER, CLUSTER_V6, Client, EXTERNAL, Node, POD, SHARED, get, in_pod,
-    is_refused, rule, shop, start_proxy, try_get,
+    ALL, App, BALANCER, CLUSTER, CLUSTER_V6, Client, EXTERNAL, Node, POD, SHARED, get, held,
+    in_pod, is_refused, rule, shop, start_proxy, try_get,
 };
 use super::process::{Net, until};
 use crate::support::manifests::{endpoint, service, slice};
@@ -98,7 +98,7 @@ fn a_gap_is_held_and_absence_is_refused() {
         return;
     }
     let a = App::start("a");
-    let node = Node::start(&[], "timeouts: {hold: 3s, drain: 1s}");
+    let node = Node::start(&[], "timeouts: {hold: 6s, drain: 1s}");
     let node_port = "127.0.0.1:30080";
     let all = || ALL.into_iter().chain([node_port]);
     // It never had an endpoint.
@@ -111,13 +111,14 @@ fn a_gap_is_held_and_absence_is_refused() {
     let mut client = in_pod(|| Client::connect(CLUSTER)).unwrap();
     client.get().unwrap();
     node.folder.endpoints(&[]);
+    until("the gap", || try_get(EXTERNAL).is_err());
     std::thread::scope(|scope| {
-        let held = scope.spawn(|| client.get());
+        let old = scope.spawn(|| client.get());
         let new = scope.spawn(|| get(CLUSTER_V6));
         let port = scope.spawn(|| get(node_port));
-        std::thread::sleep(Duration::from_millis(300));
+        until("three held", || held() >= 3.0);
         node.folder.endpoints(&[a.ep()]);
-        for waits in [held, new, port] {
+        for waits in [old, new, port] {
             assert!(waits.join().unwrap().unwrap().starts_with("a "));
         }
     });
@@ -179,10 +180,11 @@ fn each_process_may_end_and_come_again() {
     // Both are told to end, as a deleted pod's containers are: clients finish, nothing is left.
     let mut client = in_pod(|| Client::connect(CLUSTER)).unwrap();
     client.get().unwrap();
+    let before = a.seen.load(Ordering::SeqCst);
     a.slow.store(true, Ordering::SeqCst);
     std::thread::scope(|scope| {
         let last = scope.spawn(|| client.get());
-        std::thread::sleep(Duration::from_millis(200));
+        until("the request", || a.seen.load(Ordering::SeqCst) > before);
         node.net.as_ref().unwrap().signal(Signal::TERM);
         node.signal(Signal::TERM);
         until("no rule", || rules().is_empty());
