@@ -1,8 +1,8 @@
 //! UDP sockets: those of listeners, which know the address that each datagram was sent to, and those
 //! to endpoints.
 //!
-//! Invariant: an answer leaves from the address that its client has asked. Otherwise the client of a
-//! socket that is bound to `0.0.0.0` or `::` would take the answer for a stranger's.
+//! Invariant: an answer leaves from the address that its client has asked. A socket that is
+//! bound to `0.0.0.0` or `::` could send it from another address, and then its client would drop it.
 //!
 //! Leaves out segment offload: each call moves one datagram.
 

@@ -16,27 +16,21 @@ use netlink_bindings::traits::{NetlinkChained, NetlinkRequest, Protocol, Pusher}
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
 
-use crate::net::rules::{Rules, Step, Transport};
+use crate::net::rules::{Rules, Step, Transport, difference};
 
 /// Replaces both tables, in one batch. A family without rules gets no table.
 ///
 /// # Errors
 /// The kernel's, and that the process lacks CAP_NET_ADMIN. Nothing has changed then.
 pub fn replace(rules: &Rules) -> io::Result<()> {
+    let steps = difference(&Rules::new(), rules);
     send(|batch| {
         for family in Family::ALL {
             destroy(batch, family);
-            let own = |at: &SocketAddr| at.is_ipv4() == (family == Family::V4);
-            if !rules.keys().any(|(_, at)| own(at)) {
-                continue;
+            if steps.iter().any(|step| Family::of(&step.at.1) == family) {
+                create(batch, family);
+                put_steps(batch, family, &steps);
             }
-            create(batch, family);
-            let all = rules.iter().map(|((transport, at), to)| Step {
-                at: (*transport, *at),
-                before: None,
-                after: Some(*to),
-            });
-            put_steps(batch, family, &all.collect::<Vec<_>>());
         }
     })
 }
@@ -115,7 +109,8 @@ pub enum Family {
 }
 
 impl Family {
-    const ALL: [Self; 2] = [Self::V4, Self::V6];
+    /// Both families.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// The family of an address.
     pub fn of(address: &SocketAddr) -> Self {
@@ -127,32 +122,27 @@ impl Family {
 
     /// `AF_INET` or `AF_INET6`.
     const fn number(self) -> u8 {
-        match self {
-            Self::V4 => 2,
-            Self::V6 => 10,
-        }
+        self.either(2, 10) as u8
     }
 
     const fn address_length(self) -> u32 {
-        match self {
-            Self::V4 => 4,
-            Self::V6 => 16,
-        }
+        self.either(4, 16)
     }
 
     /// Where a packet's destination stands in its header.
     const fn destination(self) -> u32 {
-        match self {
-            Self::V4 => 16,
-            Self::V6 => 24,
-        }
+        self.either(16, 24)
     }
 
     /// What `nft list` reads a key as: an address (7 or 8), then a port (13).
     const fn key_type(self) -> u32 {
+        self.either(7 << 6 | 13, 8 << 6 | 13)
+    }
+
+    const fn either(self, v4: u32, v6: u32) -> u32 {
         match self {
-            Self::V4 => 7 << 6 | 13,
-            Self::V6 => 8 << 6 | 13,
+            Self::V4 => v4,
+            Self::V6 => v6,
         }
     }
 

@@ -3,19 +3,20 @@
 //! Invariant: while this process writes the table, the kernel's rules are the wanted ones a second
 //! after anybody has changed them, or the log says why not.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 
 use crate::net::netlink::{self, Family};
-use crate::net::rules::{Message, Rules, Step, Transport, difference};
+use crate::net::rules::{Message, Rules, Step, difference};
 
-/// The wanted rules beside those that the kernel has.
+/// The wanted rules, and how far the kernel has them.
 #[derive(Default)]
 pub struct Kernel {
     /// `None` until the proxy has said what it wants.
     wanted: Option<Rules>,
-    /// What the kernel has. `None`: it is not known, so everything is written anew.
-    written: Option<Rules>,
+    /// The families whose tables hold the wanted rules, after each call of [`Self::write`]. `None`: it
+    /// is not known what the kernel has, and the next write replaces all of it.
+    tables: Option<Vec<Family>>,
     /// The number of the last change of the kernel's tables that was ours, or that left our tables
     /// as they were.
     seen: u32,
@@ -43,11 +44,10 @@ impl Kernel {
             }
             (Message::Change(_), None) => return Err("a change came before all rules".into()),
             (Message::Change(changes), Some(wanted)) => {
-                let last: std::collections::BTreeMap<(Transport, SocketAddr), Option<SocketAddr>> =
-                    changes
-                        .into_iter()
-                        .map(|(transport, at, to)| ((transport, at), to))
-                        .collect();
+                let last = changes
+                    .into_iter()
+                    .map(|(transport, at, to)| ((transport, at), to));
+                let last: BTreeMap<_, _> = last.collect();
                 let steps = last.into_iter().filter_map(|(at, after)| {
                     let before = wanted.get(&at).copied();
                     (before != after).then_some(Step { at, before, after })
@@ -56,31 +56,35 @@ impl Kernel {
             }
         };
         if let Some(wanted) = &mut self.wanted {
-            step_through(wanted, &steps);
+            for step in &steps {
+                match step.after {
+                    Some(to) => _ = wanted.insert(step.at, to),
+                    None => _ = wanted.remove(&step.at),
+                }
+            }
         }
         Ok(steps)
     }
 
-    /// Writes these steps, which [`Self::take`] has returned. If the kernel's table is not as it was
-    /// written, everything is written anew.
+    /// Writes these steps, which [`Self::take`] has just returned. If they do not fit what the kernel
+    /// has, all rules are written.
     ///
     /// # Errors
     /// The kernel's. [`Self::look`] tries again.
     pub fn write(&mut self, steps: &[Step]) -> io::Result<()> {
-        let Some(written) = &mut self.written else {
-            return self.write_all();
-        };
-        let mut families = steps.iter().filter(|it| it.after.is_some());
-        let has = |family| written.keys().any(|(_, at)| Family::of(at) == family);
+        let mut new = steps.iter().filter(|it| it.after.is_some());
         // A family's first rule makes its table.
-        if !families.all(|step| has(Family::of(&step.at.1))) {
+        let fits = self
+            .tables
+            .as_ref()
+            .is_some_and(|tables| new.all(|step| tables.contains(&Family::of(&step.at.1))));
+        if !fits {
             return self.write_all();
         }
         if let Err(error) = netlink::change(steps) {
-            tracing::warn!(%error, "the table is not as it was left; writing it anew");
+            tracing::warn!(%error, "somebody has changed the table; writing all rules again");
             return self.write_all();
         }
-        step_through(written, steps);
         self.note_own_change()
     }
 
@@ -92,9 +96,9 @@ impl Kernel {
         let Some(wanted) = &self.wanted else {
             return Ok(());
         };
-        self.written = None;
+        self.tables = None;
         netlink::replace(wanted)?;
-        self.written = Some(wanted.clone());
+        self.tables = Some(families(wanted));
         tracing::info!(rules = wanted.len(), "the table is written");
         self.note_own_change()
     }
@@ -107,17 +111,16 @@ impl Kernel {
         let Some(wanted) = &self.wanted else {
             return Ok(());
         };
-        if self.written.as_ref() != Some(wanted) {
+        if self.tables.is_none() {
             return self.write_all();
         }
         let (now, program) = netlink::last_change()?;
         if now == self.seen {
             return Ok(());
         }
-        let (found, families) = netlink::list()?;
-        let wants = |family| wanted.keys().any(|(_, at)| Family::of(at) == family);
-        let lacks = |family| wants(family) && !families.contains(&family);
-        if found == *wanted && ![Family::V4, Family::V6].into_iter().any(lacks) {
+        let (found, tables) = netlink::list()?;
+        if found == *wanted && families(wanted).iter().all(|it| tables.contains(it)) {
+            self.tables = Some(tables);
             self.seen = now;
             return Ok(());
         }
@@ -126,7 +129,7 @@ impl Kernel {
             found,
             wanted,
             program,
-            "somebody has changed the table; writing it anew"
+            "somebody has changed the table; writing all rules again"
         );
         self.write_all()
     }
@@ -138,7 +141,7 @@ impl Kernel {
 
     /// Forgets what the kernel has: another process writes the table from now on.
     pub fn stand_down(&mut self) {
-        self.written = None;
+        self.tables = None;
     }
 
     /// One batch counts as one change. If there were more, the others are not ours, and the next look
@@ -152,18 +155,18 @@ impl Kernel {
     }
 }
 
-fn step_through(rules: &mut Rules, steps: &[Step]) {
-    for step in steps {
-        match step.after {
-            Some(to) => _ = rules.insert(step.at, to),
-            None => _ = rules.remove(&step.at),
-        }
-    }
+/// The families that these rules need a table for.
+fn families(rules: &Rules) -> Vec<Family> {
+    let needs = |family: &Family| rules.keys().any(|(_, at)| Family::of(at) == *family);
+    Family::ALL.into_iter().filter(needs).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::net::rules::Transport;
 
     fn at(text: &str) -> (Transport, SocketAddr) {
         (Transport::Tcp, text.parse().unwrap())
