@@ -103,13 +103,15 @@ pub struct Port {
 }
 
 /// The endpoints of a port that are on this node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Local {
     /// See [`Port::usable`].
     pub usable: EndpointList,
     /// Those that terminate and still serve. A pick uses them while `usable` is empty, even if
     /// endpoints of other nodes are usable (KEP-1669).
     pub last_resort: EndpointList,
+    /// See [`Port::presence`].
+    pub presence: Presence,
 }
 
 /// Whether a port has, or had, an endpoint that serves or is about to (contract 1.15): a gap is
@@ -125,9 +127,14 @@ pub enum Presence {
 }
 
 impl Port {
-    /// When clients are refused, unless an endpoint comes before; `None`: they are not refused.
-    pub fn refused_from(&self) -> Option<Instant> {
-        match self.presence {
+    /// When clients of this scope are refused, unless an endpoint comes before; `None`: they are not
+    /// refused.
+    pub fn refused_from(&self, scope: Option<Scope>) -> Option<Instant> {
+        let presence = match self.local_for(scope) {
+            Some(local) => local.presence,
+            None => self.presence,
+        };
+        match presence {
             // A claim is seen before the endpoints: kube-proxy's clients come over meanwhile.
             Presence::Never(since) => Some(since + self.policy.hold_timeout.min(FIRST_LOOK)),
             Presence::Now => None,
@@ -137,10 +144,16 @@ impl Port {
 
     /// The endpoints that clients of this scope may reach: the usable ones, then the last resort.
     pub fn endpoints(&self, scope: Option<Scope>) -> [&EndpointList; 2] {
-        match &self.local {
-            Some(local) if self.traffic.is_local(scope) => [&local.usable, &local.last_resort],
-            _ => [&self.usable, &self.last_resort],
+        match self.local_for(scope) {
+            Some(local) => [&local.usable, &local.last_resort],
+            None => [&self.usable, &self.last_resort],
         }
+    }
+
+    /// The endpoints on this node, if clients of this scope may reach no others.
+    fn local_for(&self, scope: Option<Scope>) -> Option<&Local> {
+        let local = self.local.as_deref();
+        local.filter(|_| self.traffic.is_local(scope))
     }
 }
 

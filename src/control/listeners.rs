@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::listener::ListenerSpec;
-use crate::contract::name::{ObjectName, PortKey};
+use crate::contract::name::ObjectName;
 use crate::contract::policy::{Protocol, Transport};
-use crate::contract::snapshot::{Port, Published};
+use crate::contract::snapshot::Published;
 use crate::control::addresses::Addresses;
 use crate::control::descriptors::Descriptors;
 use crate::control::sockets::Sockets;
@@ -139,7 +139,6 @@ impl Listeners {
                     .filter(|(origin, _)| !is_address(*origin) || self.addresses.is_some())
                     .map(|(origin, it)| ((origin, Arc::from(it.name.as_str())), it))
                     .collect();
-            let absent = self.absent(service, &ports, now);
             for key in self.by_service.get(service).cloned().unwrap_or_default() {
                 let has = self.listeners.get(&key).map(|listener| &listener.config);
                 if wanted.get(&key) != has {
@@ -148,9 +147,15 @@ impl Listeners {
             }
             for (key, config) in wanted {
                 let port = published.port(&config.service, &config.port, config.transport());
-                let refuses = key.0 != Origin::Configured
-                    && !config.health_check
-                    && port.as_ref().is_some_and(|port| absent.contains(&port.key));
+                let may_refuse = key.0 != Origin::Configured && !config.health_check;
+                let claimed = port.as_ref().filter(|it| may_refuse && it.claimed);
+                let refuses = match claimed.and_then(|it| it.refused_from(config.scope)) {
+                    Some(from) if from > now => {
+                        self.gaps.insert((from, service.clone()));
+                        false
+                    }
+                    refused_from => refused_from.is_some(),
+                };
                 let protocol = config.protocol.or(port.map(|port| port.protocol));
                 added.push((key, config, protocol.unwrap_or(Protocol::Auto), refuses));
             }
@@ -171,19 +176,6 @@ impl Listeners {
                 addresses.release(address);
             }
         }
-    }
-
-    /// The ports of a Service that refuse now. Notes when the others will.
-    fn absent(&mut self, service: &ObjectName, ports: &[Arc<Port>], now: Instant) -> Vec<PortKey> {
-        let mut absent = Vec::new();
-        for port in ports.iter().filter(|port| port.claimed) {
-            match port.refused_from() {
-                Some(from) if from <= now => absent.push(port.key.clone()),
-                Some(from) => _ = self.gaps.insert((from, service.clone())),
-                None => {}
-            }
-        }
-        absent
     }
 
     /// Services that may begin to refuse now, as [`Self::want`] decides.

@@ -193,10 +193,11 @@ struct PodManifestSpec {
 /// The API server would refuse a field.
 pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
     let name = object_name(&service.metadata)?;
-    let claimed = label(
-        &service.metadata,
-        "service.kubernetes.io/service-proxy-name",
-    ) == Some("ebbtide");
+    let of_proxies = |name| label(&service.metadata, &format!("service.kubernetes.io/{name}"));
+    // With the label `headless`, whatever its value, a Service is for no proxy, although it has a
+    // cluster IP.
+    let claimed =
+        of_proxies("service-proxy-name") == Some("ebbtide") && of_proxies("headless").is_none();
     let default = ServiceSpec::default();
     let spec = service.spec.as_ref().unwrap_or(&default);
     let mut ports = Vec::new();

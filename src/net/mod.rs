@@ -4,6 +4,7 @@
 //! room imports no other.
 
 pub mod datagrams;
+pub mod flows;
 pub mod netlink;
 pub mod pipe;
 pub mod rules;

@@ -121,7 +121,7 @@ impl Family {
     }
 
     /// `AF_INET` or `AF_INET6`.
-    const fn number(self) -> u8 {
+    pub(super) const fn number(self) -> u8 {
         self.either(2, 10) as u8
     }
 
@@ -377,15 +377,24 @@ fn send(put: impl FnOnce(&mut Chained<'static>)) -> io::Result<()> {
 }
 
 /// Sends one request, and gives each message of its answer to `take`.
-fn ask<R: NetlinkRequest>(
+pub(super) fn ask<R: NetlinkRequest>(
+    request: &R,
+    take: impl FnMut(R::ReplyType<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    match request.protocol() {
+        Protocol::Raw { request_type, .. } => ask_as(request_type, request, take),
+        Protocol::Generic(_) => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// Sends what a request holds as a message of another type.
+pub(super) fn ask_as<R: NetlinkRequest>(
+    request_type: u16,
     request: &R,
     mut take: impl FnMut(R::ReplyType<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     const REQUEST: u16 = 1;
     const ACKNOWLEDGE: u16 = 4;
-    let Protocol::Raw { request_type, .. } = request.protocol() else {
-        return Err(io::ErrorKind::Unsupported.into());
-    };
     let mut message = Vec::new();
     message.extend(((HEADER + request.payload().len()) as u32).to_ne_bytes());
     message.extend(request_type.to_ne_bytes());
@@ -453,7 +462,7 @@ fn verdict(payload: &[u8]) -> io::Result<()> {
     }
 }
 
-fn invalid(error: impl std::fmt::Debug) -> io::Error {
+pub(super) fn invalid(error: impl std::fmt::Debug) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{error:?}"))
 }
 

@@ -66,8 +66,8 @@ pub(super) struct PortEntry {
     pub(super) ended: HashMap<Identity, Option<Instant>>,
     /// Every endpoint that still exists; see [`Port::all`].
     pub(super) all: EndpointList,
-    /// As it was published last.
-    pub(super) presence: Presence,
+    /// As it was published last: any endpoint, and any on this node.
+    pub(super) presence: [Presence; 2],
 }
 
 /// Whether an endpoint serves, so that no terminating one has to.
@@ -139,7 +139,7 @@ impl PortEntry {
             leaving: Vec::new(),
             ended: HashMap::new(),
             all: EndpointList::default(),
-            presence: Presence::Never(Instant::now()),
+            presence: [Presence::Never(Instant::now()); 2],
         }
     }
 
@@ -280,23 +280,25 @@ impl PortEntry {
             })
     }
 
-    /// Whether an endpoint serves, or is about to: it is ready, and a probe is on its way.
-    fn is_present(&self) -> bool {
-        let present = |entry: &Entry| {
-            let joins = entry.listed && entry.conditions.ready && entry.terminating.is_none();
-            joins || entry.is_last_resort() || entry.terminating.is_some() && entry.may_join()
-        };
-        !self.usable.is_empty() || self.entries.values().any(present)
-    }
-
     /// Brings the presence up to date. Returns whether it has changed.
     pub(super) fn note_presence(&mut self) -> bool {
-        let now = match (self.is_present(), self.presence) {
-            (true, _) => Presence::Now,
-            (false, Presence::Now) => Presence::Until(Instant::now()),
-            (false, before) => before,
+        // It serves, or is about to: it is ready, and a probe is on its way.
+        let present = |entry: &Entry| {
+            let joins = entry.listed && entry.conditions.ready && entry.terminating.is_none();
+            let comes = entry.terminating.is_some() && entry.may_join();
+            joins || comes || entry.is_usable() || entry.is_last_resort()
         };
-        std::mem::replace(&mut self.presence, now) != now
+        let any = !self.usable.is_empty() || self.entries.values().any(present);
+        let here = self.local_entries().any(present);
+        let before = self.presence;
+        for (presence, is_present) in self.presence.iter_mut().zip([any, here]) {
+            *presence = match (is_present, *presence) {
+                (true, _) => Presence::Now,
+                (false, Presence::Now) => Presence::Until(Instant::now()),
+                (false, before) => before,
+            };
+        }
+        self.presence != before
     }
 
     /// Publishes the port as it is now. Returns whether the Service has another set of places then.
@@ -327,6 +329,7 @@ impl PortEntry {
                 true => EndpointList::default(),
                 false => which(Entry::is_last_resort),
             },
+            presence: self.presence[1],
         }
     }
 
@@ -362,7 +365,7 @@ impl PortEntry {
             hold: self.hold.clone(),
             metrics: self.metrics.clone(),
             addresses: addresses.clone(),
-            presence: self.presence,
+            presence: self.presence[0],
             source_ranges: source_ranges.clone(),
             affinity: self.affinity.clone(),
             traffic: self.traffic.clone(),

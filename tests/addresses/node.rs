@@ -25,6 +25,8 @@ pub const CLUSTER_V6: &str = "[fd00:96::7]:80";
 pub const EXTERNAL: &str = "203.0.113.9:80";
 pub const BALANCER: &str = "203.0.113.10:80";
 pub const ALL: [&str; 4] = [CLUSTER, CLUSTER_V6, EXTERNAL, BALANCER];
+/// Its name.
+pub const NODE: &str = "n1";
 pub const SHARED: &str = "192.0.2.1:15001";
 pub const POD: &str = "10.244.0.2";
 
@@ -138,6 +140,7 @@ pub fn start_proxy(folder: &Path, more: &str) -> Child {
     Command::new(BINARY)
         .args(["run", "--config"])
         .arg(folder.join("ebbtide.yaml"))
+        .env("NODE_NAME", NODE)
         .stderr(Stdio::inherit())
         .spawn()
         .unwrap()

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::namespace::is_inside;
 use super::node::{
-    ALL, App, BALANCER, CLUSTER, CLUSTER_V6, Client, EXTERNAL, Node, POD, SHARED, get, held,
+    ALL, App, BALANCER, CLUSTER, CLUSTER_V6, Client, EXTERNAL, NODE, Node, POD, SHARED, get, held,
     in_pod, is_refused, rule, shop, start_proxy, try_get,
 };
 use super::process::{Net, until};
@@ -137,6 +137,47 @@ fn a_gap_is_held_and_absence_is_refused() {
     node.folder.write("other.json", &other);
     until("refusal", || is_refused("10.96.0.8:80"));
     assert!(get(CLUSTER).is_ok());
+}
+
+#[test]
+fn with_a_local_policy_an_endpoint_of_another_node_is_absent() {
+    if !is_inside("addresses::served::with_a_local_policy_an_endpoint_of_another_node_is_absent") {
+        return;
+    }
+    let (here, there) = (App::start("here"), App::start("there"));
+    let node = Node::start(&[], "timeouts: {hold: 1s, drain: 1s}");
+    let policies = |internal: &str, external: &str| {
+        let mut shop = shop();
+        shop["spec"]["internalTrafficPolicy"] = json!(internal);
+        shop["spec"]["externalTrafficPolicy"] = json!(external);
+        node.folder.write("service.json", &shop);
+    };
+    let put = |name: &str, app: &App, node_name: &str| {
+        let mut entry = endpoint("127.0.0.1", None, [true, true, false]);
+        entry["nodeName"] = json!(node_name);
+        let entry = slice(name, "shop", ("", app.address.port()), &[entry]);
+        node.folder.write(&format!("{name}.json"), &entry);
+    };
+    let answers = |at: &str, name: &str| get(at).is_ok_and(|it| it.starts_with(name));
+    put("there", &there, "n2");
+    policies("Local", "Cluster");
+    until("only its clients are refused", || {
+        is_refused(CLUSTER) && is_refused(CLUSTER_V6) && answers(EXTERNAL, "there")
+    });
+    policies("Cluster", "Local");
+    until("only its clients are refused", || {
+        answers(CLUSTER, "there") && is_refused(EXTERNAL) && is_refused("127.0.0.1:30080")
+    });
+    policies("Local", "Local");
+    put("here", &here, NODE);
+    let all = [CLUSTER, EXTERNAL, BALANCER, "127.0.0.1:30080"];
+    until("the one here", || all.iter().all(|at| answers(at, "here")));
+    std::fs::remove_file(node.folder.manifests().join("here.json")).unwrap();
+    until("refusal", || all.iter().all(|at| is_refused(at)));
+    policies("Cluster", "Cluster");
+    until("the one there", || {
+        all.iter().all(|at| answers(at, "there"))
+    });
 }
 
 #[test]
@@ -273,7 +314,21 @@ fn datagrams_reach_a_service_by_its_cluster_ip_and_are_refused_without_an_endpoi
         until("a refusal", || refused(at) && in_pod(|| refused(at)));
     }
 
+    // Clients that keep their port go where the rule leads now: the kernel must forget the flow.
+    let faithful: Vec<UdpSocket> = both
+        .into_iter()
+        .flat_map(|at| [udp(at), in_pod(|| udp(at))])
+        .collect();
+    for client in &faithful {
+        until("a refusal", || {
+            ask(client).is_err_and(|it| it.kind() == std::io::ErrorKind::ConnectionRefused)
+        });
+    }
     lead("first", echo("first"));
+    for client in &faithful {
+        let heard = |answer: &str| ask(client).is_ok_and(|it| it == answer);
+        until("an answer by the port of before", || heard("first ask"));
+    }
     for at in both {
         until("an answer", || {
             ask(&udp(at)).is_ok_and(|it| it == "first ask")
@@ -294,9 +349,25 @@ fn datagrams_reach_a_service_by_its_cluster_ip_and_are_refused_without_an_endpoi
         ask(&client).is_ok_and(|it| it == "second ask")
     });
 
+    // Another process has another port, to which the flows of the first one do not lead.
+    let mut node = node;
+    node.signal(Signal::TERM);
+    node.proxy.wait().unwrap();
+    node.proxy = start_proxy(node.folder.path(), "timeouts: {hold: 1s, drain: 1s}");
+    for client in &faithful {
+        until("an answer of the next process", || {
+            ask(client).is_ok_and(|it| it == "second ask")
+        });
+    }
+
     std::fs::remove_file(node.folder.manifests().join("second.json")).unwrap();
     for at in both {
         until("a refusal", || refused(at) && in_pod(|| refused(at)));
+    }
+    for client in &faithful {
+        until("a refusal by the port of before", || {
+            ask(client).is_err_and(|it| it.kind() == std::io::ErrorKind::ConnectionRefused)
+        });
     }
     std::fs::remove_file(node.folder.manifests().join("dns.json")).unwrap();
     until("no rule of it", || {

@@ -3,11 +3,13 @@
 //! Invariant: while this process writes the table, the kernel's rules are the wanted ones a second
 //! after anybody has changed them, or the log says why not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::SocketAddr;
 
+use crate::net::flows;
 use crate::net::netlink::{self, Family};
-use crate::net::rules::{Message, Rules, Step, difference};
+use crate::net::rules::{Message, Rules, Step, Transport, difference};
 
 /// The wanted rules, and how far the kernel has them.
 #[derive(Default)]
@@ -79,12 +81,16 @@ impl Kernel {
             .as_ref()
             .is_some_and(|tables| new.all(|step| tables.contains(&Family::of(&step.at.1))));
         if !fits {
-            return self.write_all();
+            self.write_all()?;
+            let ended = steps.iter().filter(|step| step.after.is_none());
+            end_flows(ended.map(|step| (step.at, None)));
+            return Ok(());
         }
         if let Err(error) = netlink::change(steps) {
             tracing::warn!(%error, "somebody has changed the table; writing all rules again");
             return self.write_all();
         }
+        end_flows(steps.iter().map(|step| (step.at, step.after)));
         self.note_own_change()
     }
 
@@ -100,6 +106,7 @@ impl Kernel {
         netlink::replace(wanted)?;
         self.tables = Some(families(wanted));
         tracing::info!(rules = wanted.len(), "the table is written");
+        end_flows(wanted.iter().map(|(at, to)| (*at, Some(*to))));
         self.note_own_change()
     }
 
@@ -155,6 +162,28 @@ impl Kernel {
     }
 }
 
+/// Ends the UDP flows to these addresses that lead elsewhere than the rules say now. Kube-proxy's are
+/// among them, of the time before the claim.
+fn end_flows(rules: impl Iterator<Item = ((Transport, SocketAddr), Option<SocketAddr>)>) {
+    let udp = rules.filter(|(at, _)| at.0 == Transport::Udp);
+    let udp: HashMap<_, _> = udp.map(|(at, to)| (at.1, to)).collect();
+    if udp.is_empty() {
+        return;
+    }
+    let is_stale = |asked, leads_to| udp.get(&asked).is_some_and(|to| *to != Some(leads_to));
+    match flows::end(is_stale) {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(
+            count,
+            "UDP flows to addresses that lead elsewhere now are ended"
+        ),
+        Err(error) => tracing::warn!(
+            %error,
+            "UDP flows cannot be ended; a client that goes on sending from one port stays where it was"
+        ),
+    }
+}
+
 /// The families that these rules need a table for.
 fn families(rules: &Rules) -> Vec<Family> {
     let needs = |family: &Family| rules.keys().any(|(_, at)| Family::of(at) == *family);
@@ -163,10 +192,7 @@ fn families(rules: &Rules) -> Vec<Family> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
-    use crate::net::rules::Transport;
 
     fn at(text: &str) -> (Transport, SocketAddr) {
         (Transport::Tcp, text.parse().unwrap())

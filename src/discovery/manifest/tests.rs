@@ -158,6 +158,8 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
     assert_eq!(service.addresses, []);
     let unclaimed = format!("{SERVICE}{spec}").replace("ebbtide}", "other}");
     assert_eq!(one_service(&unclaimed).lost(false).count(), 0);
+    let for_no_proxy = SERVICE.replace("ebbtide}", "ebbtide, service.kubernetes.io/headless: ''}");
+    assert!(!one_service(&for_no_proxy).claimed);
 }
 
 #[test]

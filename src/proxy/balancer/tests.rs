@@ -11,7 +11,7 @@ use crate::config::settings::{Config, Discovery};
 use crate::contract::affinity::Affinity;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{Policy, Protocol, Scope};
-use crate::contract::snapshot::Local;
+use crate::contract::snapshot::{Local, Presence};
 use crate::observe::metrics::Metrics;
 
 /// An open endpoint. `n` is its id and the last byte of its address, `hash` its template hash.
@@ -51,7 +51,7 @@ fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
         target_port: None,
         hold: Arc::default(),
         addresses: Arc::default(),
-        presence: crate::contract::snapshot::Presence::Now,
+        presence: Presence::Now,
         source_ranges: Arc::default(),
         affinity: None,
         traffic: Default::default(),
@@ -569,7 +569,8 @@ fn one_here() -> (Port, Instant) {
     let here = &port.usable[0];
     port.local = Some(Box::new(Local {
         usable: [here.clone()].into_iter().collect(),
-        ..Local::default()
+        last_resort: EndpointList::default(),
+        presence: Presence::Now,
     }));
     port.traffic.external_local = true;
     (port, now)
