@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
 .PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
-	compare image cluster cluster-down apiserver-scale apiserver-start e2e
+	compare image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service
 
 help: # this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -56,7 +56,7 @@ compare: # Ebbtide beside its peers; ARGS=--write rewrites benches/README.md (20
 image: # target/ebbtide-image.tar for `docker load` or `ctr images import`; needs no daemon
 	binary=$$(deploy/build-static) && deploy/image.py "$$binary" target/ebbtide-image.tar
 
-cluster: # a cluster of real parts on this machine: tests/cluster/README.md (root, Go)
+cluster: # a cluster of real parts on this machine: tests/cluster/README.md (root, Go). NODES=1 for one node
 	tests/cluster/build.sh
 	tests/cluster/up.sh
 
@@ -74,3 +74,8 @@ apiserver-start: cluster # how soon Ebbtide is ready at 5,000 Services and 100,0
 
 e2e: cluster image # the promise in that cluster; SHORT=1 for short loads, ARGS='A C --columns ebbtide'
 	SHORT=$(SHORT) python3 tests/cluster/e2e.py $(ARGS)
+
+conformance-service: image # Kubernetes' own tests of Services, in that cluster: writes tests/cluster/CONFORMANCE.md
+	tests/cluster/build.sh conformance
+	tests/cluster/up.sh
+	SHORT=$(SHORT) FOCUS='$(FOCUS)' python3 tests/cluster/conformance.py $(ARGS)

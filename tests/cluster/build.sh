@@ -1,11 +1,16 @@
 #!/bin/bash
-# Builds everything that the lab needs into $LAB/bin and $LAB/images. Keeps what is already built.
+# build.sh: builds everything that the lab needs into $LAB/bin and $LAB/images. Keeps what is already built.
+# build.sh conformance: also Kubernetes' own tests of Services, and the images that they use.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 tools=(containerd runc iptables nft conntrack ipset modprobe pgrep openssl curl ip nsenter python3)
 packages=(containerd runc containernetworking-plugins iptables nftables conntrack ipset kmod procps openssl curl iproute2 util-linux python3)
 missing() { local t; for t in "${tools[@]}"; do command -v "$t" >/dev/null || echo "$t"; done; [ -x /usr/lib/cni/bridge ] || echo /usr/lib/cni/bridge; }
+if [ "${1:-}" = conformance ]; then
+  tools+=(mmdebstrap busybox)
+  packages+=(mmdebstrap busybox-static)
+fi
 if [ -n "$(missing)" ]; then
   command -v apt-get >/dev/null || die "missing: $(missing | paste -sd' '); install them with this system's package manager"
   echo "installing Debian packages for: $(missing | paste -sd' ')"
@@ -19,7 +24,7 @@ fi
 command -v go >/dev/null || die "needs Go 1.26 or newer to build Kubernetes $K8S_VERSION: https://go.dev/dl"
 
 export GOFLAGS="-buildvcs=false -modcacherw" GOTOOLCHAIN=local CGO_ENABLED=0
-mkdir -p "$LAB"/{bin,images,logs}
+mkdir -p "$LAB"/{bin,build,images,logs}
 ld="-s -w"
 # Without these, a module build reports version v0.0.0.
 for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
@@ -30,13 +35,16 @@ echo "building Kubernetes $K8S_VERSION, etcd, fortio $FORTIO_VERSION (about 4 mi
 (cd "$HERE/src/k8s" && go build -trimpath -ldflags "$ld" -o "$LAB/bin/hyperkube" ./hyper)
 for c in kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do ln -sfn hyperkube "$LAB/bin/$c"; done
 (cd "$HERE/src/etcd" && go build -trimpath -ldflags "-s -w" -o "$LAB/bin/etcd" go.etcd.io/etcd/server/v3)
+(cd "$HERE/src/dns" && go build -trimpath -ldflags "-s -w" -o "$LAB/build/coredns" .)
 [ -x "$LAB/bin/fortio" ] || GOBIN=$LAB/bin go install -trimpath -ldflags "-s -w" "fortio.org/fortio@$FORTIO_VERSION"
-for p in app pause; do (cd "$HERE/src/$p" && go build -trimpath -ldflags "-s -w" -o "$LAB/images/$p.bin" .); done
+for p in app pause; do (cd "$HERE/src/$p" && go build -trimpath -ldflags "-s -w" -o "$LAB/build/$p" .); done
 
-image() { python3 "$HERE/mkimage.py" "$LAB/images/${1//[\/:]/-}.tar" "lab.local/$1" "${@:2}"; }
-image pause:1 --entry /main "$LAB/images/pause.bin=/main"
-for v in v1 v2 v3; do image app:$v --env VERSION=$v --entry /main "$LAB/images/app.bin=/main"; done
-image app:never-ready --env VERSION=never-ready --env NEVER_READY=1 --entry /main "$LAB/images/app.bin=/main"
+image_as() { python3 "$HERE/mkimage.py" "$LAB/images/${1//[\/:]/-}.tar" "$@"; }
+image() { image_as "lab.local/$1" "${@:2}"; }
+image pause:1 --entry /main "$LAB/build/pause=/main"
+image coredns:1 --entry /coredns "$LAB/build/coredns=/coredns"
+for v in v1 v2 v3; do image app:$v --env VERSION=$v --entry /main "$LAB/build/app=/main"; done
+image app:never-ready --env VERSION=never-ready --env NEVER_READY=1 --entry /main "$LAB/build/app=/main"
 
 # Debian's nginx, unpacked but not installed, with the libraries that it is linked to.
 if ! [ -x "$LAB/nginx/usr/sbin/nginx" ]; then
@@ -57,3 +65,25 @@ for v in v1 v2 v3; do
     "$HERE/src/nginx/nginx.conf=/nginx.conf" "$HERE/src/nginx/passwd=/etc/passwd" "$HERE/src/nginx/group=/etc/group" "$LAB/nginx/$v/index.html=/www/index.html"
 done
 echo "built into $LAB"
+
+[ "${1:-}" = conformance ] || exit 0
+echo "building Kubernetes' tests of Services and their images (about 3 minutes the first time)"
+cd "$HERE/src/k8s"
+# Built once: even a relink takes 10 s. Who changes one of these deletes it.
+once() { [ -x "$1" ] || nice go "$2" -trimpath -o "$1" "${@:3}"; }
+once "$LAB/bin/e2e.test" test -c -ldflags "$ld" ./e2e
+once "$LAB/bin/ginkgo" build -ldflags "-s -w" github.com/onsi/ginkgo/v2/ginkgo
+for p in agnhost regression-issue-74839; do once "$LAB/build/$p" build -ldflags "-s -w" k8s.io/kubernetes/test/images/$p; done
+# The tests run these tools in the pods of agnhost.
+[ -s "$LAB/build/rootfs.tar" ] || nice mmdebstrap --quiet --variant=essential --mode=root \
+  --include=curl,netcat-openbsd,wget,bind9-dnsutils,iproute2,iptables,conntrack,procps \
+  --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$LAB/build/rootfs.tar"
+# The names are those that the tests ask for. The kubelet does not pull what is there.
+registry=registry.k8s.io/e2e-test-images
+image_as registry.k8s.io/pause:3.10.1 --entry /main "$LAB/build/pause=/main"
+image_as $registry/regression-issue-74839:1.4 --entry /main "$LAB/build/regression-issue-74839=/main"
+# wgetrc: the tests expect a wget that tries once, and Debian's tries 20 times.
+image_as $registry/agnhost:$AGNHOST --base "$LAB/build/rootfs.tar" --entry /agnhost --link agnhost=/agnhost-2 "$LAB/build/agnhost=/agnhost" "$HERE/src/wgetrc=/etc/wgetrc"
+links=$(busybox --list | grep -v '^busybox$' | sed 's|.*|--link=busybox=/bin/&|')
+# shellcheck disable=SC2086  # one argument for each link
+image_as $registry/busybox:$BUSYBOX $links "$(command -v busybox)=/bin/busybox"

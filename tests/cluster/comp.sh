@@ -1,19 +1,22 @@
 #!/bin/bash
-# comp.sh NAME: becomes the component NAME. It must run inside the lab's namespaces. Its pid is in
-# $RUN/NAME.pid, its log in $LOGS/NAME.log.
+# comp.sh NODE NAME: becomes the component NAME of a node. It must run inside the node's namespaces. Its pid
+# is in $RUN/NODE/NAME.pid, its log in $LOGS/NODE-NAME.log.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-exec >>"$LOGS/$1.log" 2>&1 </dev/null
-echo $$ >"$RUN/$1.pid"
+node=$1 ip=$(node_ip "$1")
+exec >>"$LOGS/$node-$2.log" 2>&1 </dev/null
+echo $$ >"$RUN/$node/$2.pid"
 etcd=http://127.0.0.1:2379
-case $1 in
+case $2 in
 etcd)
   exec etcd --name lab --data-dir "$DATA/etcd" --listen-client-urls $etcd --advertise-client-urls $etcd --unsafe-no-fsync \
     --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster lab=http://127.0.0.1:2380
   ;;
 kube-apiserver)
-  exec kube-apiserver --etcd-servers=$etcd --bind-address=$NODEIP --advertise-address=$NODEIP --secure-port=6443 \
-    --service-cluster-ip-range=$SVCCIDR --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
+  # MutatingAdmissionPolicy (policy.yaml) is off by default before 1.36.
+  exec kube-apiserver --etcd-servers=$etcd --bind-address="$ip" --advertise-address="$ip" --secure-port=6443 \
+    --service-cluster-ip-range=$SVCCIDR --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true \
+    --feature-gates=MutatingAdmissionPolicy=true --runtime-config=admissionregistration.k8s.io/v1beta1=true \
     --client-ca-file="$PKI/ca.crt" --tls-cert-file="$PKI/apiserver.crt" --tls-private-key-file="$PKI/apiserver.key" \
     --service-account-issuer=https://kubernetes.default.svc --service-account-key-file="$PKI/sa.pub" \
     --service-account-signing-key-file="$PKI/sa.key" --kubelet-certificate-authority="$PKI/ca.crt" \
@@ -27,11 +30,11 @@ kube-controller-manager)
     --allocate-node-cidrs=false --service-cluster-ip-range=$SVCCIDR --controllers='*,-nodeipam'
   ;;
 kube-scheduler) exec kube-scheduler --kubeconfig="$CFG/scheduler.kubeconfig" --bind-address=127.0.0.1 --leader-elect=false ;;
-containerd) exec containerd --config "$CFG/containerd.toml" ;;
+containerd) exec containerd --config "$CFG/$node/containerd.toml" ;;
 kubelet)
-  exec kubelet --config="$CFG/kubelet.yaml" --kubeconfig="$CFG/kubelet.kubeconfig" --hostname-override=$NODE --node-ip=$NODEIP \
-    --root-dir="$DATA/kubelet" --cert-dir="$DATA/kubelet-pki"
+  exec kubelet --config="$CFG/$node/kubelet.yaml" --kubeconfig="$CFG/$node/kubelet.kubeconfig" --hostname-override="$node" --node-ip="$ip" \
+    --root-dir="$DATA/$node/kubelet" --cert-dir="$DATA/$node/kubelet-pki"
   ;;
-kube-proxy) exec kube-proxy --config="$CFG/proxy.yaml" ;;
-*) die "$1 is no component: see comp.sh" ;;
+kube-proxy) exec kube-proxy --config="$CFG/$node/proxy.yaml" ;;
+*) die "$2 is no component: see comp.sh" ;;
 esac

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E F SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F G SLI] [--columns iptables,nftables,ebbtide] [--write]
 
 SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE and SLI_ROUNDS set one length each.
 """
@@ -17,6 +17,7 @@ import time
 
 import lab
 import report
+from cost import experiment_g
 from lab import LATE, LabError, kubectl, rolled, say, service, set_image, workload
 
 SHORT = os.environ.get("SHORT", "") not in ("", "0")
@@ -32,7 +33,7 @@ LENGTHS = {
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
 # Experiments that the short form does not run with kube-proxy, so that it ends within a CI job. No target
 # depends on them.
-SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F"), "nftables": ("C", "D", "E", "F")}
+SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G"), "nftables": ("C", "D", "E", "F", "G")}
 WORST_MS = 150
 EXTERNAL_IP = "203.0.113.9"
 # After 40 s without a kubelet, the node and its pods are not ready. On a cluster of one node these are all
@@ -292,7 +293,7 @@ def experiment_e(out, column):
 
 
 def drain_node():
-    """The budget lets one pod go at a time. The node is uncordoned immediately, because it is the only one."""
+    """The budget lets one pod go at a time. The node is uncordoned immediately, because it may be the only one."""
     lab.apply({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "e", "namespace": lab.NAMESPACE},
                "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "e"}}}})
     lab.wait("the disruption budget", 20, lambda: lab.get("pdb", "e").get("status", {}).get("disruptionsAllowed"))
@@ -307,18 +308,20 @@ def drain_node():
 
 
 def kubelet_outage():
-    lab.component("stop", "kubelet")
+    for node in lab.nodes():
+        lab.component("stop", node, "kubelet")
     time.sleep(KUBELET_OUTAGE)
-    lab.component("start", "kubelet")
+    for node in lab.nodes():
+        lab.component("start", node, "kubelet")
     lab.wait("the pods ready again", 60, lambda: sum(map(lab.is_ready, lab.pods("app=e"))) == 3)
 
 
 def api_outage(victim):
-    lab.component("stop", "kube-apiserver")
+    lab.component("stop", lab.NODE, "kube-apiserver")
     time.sleep(KNOB["OUTAGE"] / 3)
     lab.signal_container(victim, "SIGKILL")
     time.sleep(KNOB["OUTAGE"] * 2 / 3)
-    lab.component("start", "kube-apiserver")
+    lab.component("start", lab.NODE, "kube-apiserver")
 
     def healthy():
         try:
@@ -348,14 +351,14 @@ def restart_path(column):
         lab.kubectl_ebbtide("rollout", "restart", "daemonset/ebbtide")
         lab.kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=120s", timeout=130)
     else:
-        lab.component("restart", "kube-proxy")
+        lab.component("restart", lab.NODE, "kube-proxy")
 
 
 def experiment_f(out, column):
     """Rolling updates under loads that reach the Service by its other addresses, all at once."""
     title, port = f"F. {KNOB['ROLLOUTS']} rolling updates under four loads by the Service's addresses, 200 requests/s each", 31150
     lab.apply(workload("f", 3, "app:v1", probe=True), service("f", port, column, external_ips=[EXTERNAL_IP]),
-              workload("client", 1, "app:v1", probe=True))
+              workload("client", 1, "app:v1", probe=True, node=lab.nodes()[-1]))
     rolled("deployment/f")
     rolled("deployment/client")
     lab.settled("f", port)
@@ -425,7 +428,7 @@ def quantile(ordered, q):
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "SLI": experiment_sli}
 
 
 def main():

@@ -8,16 +8,29 @@ die() { echo "cluster: $*" >&2; exit 1; }
 
 export LAB=${EBBTIDE_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/ebbtide-lab}
 export PATH=$LAB/bin:$PATH:/usr/local/go/bin:/usr/sbin:/sbin
-export K8S_VERSION=v1.35.8 FORTIO_VERSION=v1.68.0
-export NS=ebbtide-lab NODE=node1 NODEIP=10.10.0.1 NODECIDR=10.10.0.1/24
-export PODCIDR=10.244.0.0/24 SVCCIDR=10.96.0.0/16 SVCAPI=10.96.0.1
-export PKI=$LAB/pki CFG=$LAB/cfg DATA=$LAB/data RUN=$LAB/run LOGS=$LAB/logs REQUESTS=$LAB/requests
+export K8S_VERSION=v1.35.8 FORTIO_VERSION=v1.68.0 AGNHOST=2.59 BUSYBOX=1.37.0-1
+# NODES says how many nodes the cluster has. The API server runs on node1.
+export NODES=${NODES:-3}
+NODE_NAMES=$(seq -s ' ' -f 'node%.0f' "$NODES") || die "NODES=$NODES: not a number of nodes"
+export NODE_NAMES
+export NS=ebbtide-lab NODENET=10.10.0 PODNET=10.244 SVCCIDR=10.96.0.0/16 SVCAPI=10.96.0.1 SVCDNS=10.96.0.10
+export API=https://$NODENET.1:6443 GATEWAY=$NODENET.254
+# The addresses of load balancers, and the address that calls them from outside of the cluster. It is not
+# in the nodes' /16: a Kubernetes test would take it for a source that was lost.
+export LBNET=10.30.1 CLIENT=10.30.0.1
+export PKI=$LAB/pki CFG=$LAB/cfg DATA=$LAB/data RUN=$LAB/run LOGS=$LAB/logs REQUESTS=$LAB/requests RESULTS=$LAB/results
 
-# Prints the pid, seen from here, of pid 1 in the lab's pid namespace. Fails if the cluster is down.
-lab_init() { local p; p=$(cat "$RUN/init.pid" 2>/dev/null) && kill -0 "$p" 2>/dev/null && echo "$p"; }
-in_net() { nsenter --net="/run/netns/$NS" -- "$@"; }
-in_lab() { nsenter -t "$(lab_init)" -m -p -n -- "$@"; }
-k() { in_net "$LAB/bin/kubectl" --kubeconfig "$CFG/admin.kubeconfig" "$@"; }
+node_ip() { echo "$NODENET.${1#node}"; }
+pod_cidr() { echo "$PODNET.${1#node}.0/24"; }
+zone() { echo "zone-$(((${1#node} - 1) % 3 + 1))"; }
+# node_init NODE: prints the pid, seen from here, of pid 1 in the node's pid namespace. Fails if the node is
+# down.
+node_init() { local p; p=$(cat "$RUN/$1/init.pid" 2>/dev/null) && kill -0 "$p" 2>/dev/null && echo "$p"; }
+# in_lan COMMAND...: runs it outside of the cluster, on the network that the nodes are in.
+in_lan() { nsenter --net="/run/netns/$NS-lan" -- "$@"; }
+# in_node NODE COMMAND...: runs it on that node.
+in_node() { nsenter -t "$(node_init "$1")" -m -u -p -n -- "${@:2}"; }
+k() { in_lan "$LAB/bin/kubectl" --kubeconfig "$CFG/admin.kubeconfig" "$@"; }
 # until_ok SECONDS WHAT COMMAND...: repeats COMMAND until it succeeds. If it never does, names the log to
 # read.
 until_ok() {

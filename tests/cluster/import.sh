@@ -1,7 +1,8 @@
 #!/bin/bash
-# import.sh FILE.tar...: imports images in `docker load` format into the cluster's containerd.
+# import.sh NODE FILE.tar...: imports images in `docker load` format into the node's containerd.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-for file; do
-  ctr -a "$RUN/containerd.sock" -n k8s.io images import "$file" >>"$LOGS/import.log" 2>&1 || die "cannot import $file: see $LOGS/import.log"
+log=$LOGS/$1-import.log
+for file in "${@:2}"; do
+  ctr -a "$RUN/$1/containerd.sock" -n k8s.io images import "$file" >>"$log" 2>&1 || die "cannot import $file: see $log"
 done

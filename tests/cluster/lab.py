@@ -15,11 +15,10 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 REPO = os.path.dirname(os.path.dirname(HERE))
 LAB = os.environ.get("EBBTIDE_LAB") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ebbtide-lab")
-NETNS = "/run/netns/ebbtide-lab"
+NETNS = "/run/netns/ebbtide-lab-node1"
 NODE, NODE_IP, NAMESPACE = "node1", "10.10.0.1", "e2e"
 IMAGE = os.environ.get("EBBTIDE_IMAGE", os.path.join(REPO, "target/ebbtide-image.tar"))
 ADMIN_PORT = 9901
-CONTAINERD = ["ctr", "-a", LAB + "/run/containerd.sock", "-n", "k8s.io"]
 LATE = 3  # seconds after a rollout's end: a later failure comes from a dead NAT entry, not from the rollout
 
 os.environ["PATH"] = f"{LAB}/bin:{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -31,7 +30,7 @@ class LabError(Exception):
 
 
 def enter_network():
-    """Restarts this program inside the cluster's network namespace, so that all of its traffic is there."""
+    """Restarts this program in the network of node1, so that all of its traffic is there."""
     if os.geteuid() != 0:
         sys.exit("e2e: needs root: run it with sudo -E make e2e")
     if not os.path.exists(NETNS):
@@ -101,7 +100,7 @@ def apply(*objects):
     kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
 
-def workload(name, replicas, image, kind="Deployment", labels=None, env=None, probe=False, pre_stop=0, strategy=None, memory=None):
+def workload(name, replicas, image, kind="Deployment", labels=None, env=None, probe=False, pre_stop=0, strategy=None, memory=None, node=None):
     labels = {"app": name, **(labels or {})}
     container = {
         "name": "main", "image": "lab.local/" + image,
@@ -119,6 +118,8 @@ def workload(name, replicas, image, kind="Deployment", labels=None, env=None, pr
         "template": {"metadata": {"labels": labels}, "spec": {
             "containers": [container], "volumes": [{"name": "requests", "hostPath": {"path": LAB + "/requests"}}]}},
     }
+    if node:
+        spec["template"]["spec"]["nodeName"] = node
     if kind == "StatefulSet":
         spec |= {"serviceName": name, "podManagementPolicy": "Parallel"}
     if strategy:
@@ -164,10 +165,11 @@ def clean():
 
 def restore():
     """Removes what a broken experiment may have left: a stopped component, a cordoned node, objects."""
-    for name in ("kube-apiserver", "kubelet"):
-        component("ensure", name)
+    component("ensure", NODE, "kube-apiserver")
+    for node in nodes():
+        component("ensure", node, "kubelet")
     wait("the API server", 60, lambda: subprocess.run(["kubectl", "get", "--raw", "/readyz"], capture_output=True).returncode == 0)
-    kubectl("uncordon", NODE)
+    kubectl("uncordon", *nodes())
     clean()
 
 
@@ -184,13 +186,17 @@ def enter_column(column):
     clean()
     if column == "ebbtide":
         uninstall_ebbtide()
-        run(HERE + "/import.sh", IMAGE)
-        run("kubectl", "apply", "-k", REPO + "/deploy/kustomize")
-        try:
-            kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=60s", timeout=70)
-            wait("Ebbtide's /readyz", 30, lambda: answers(ADMIN_PORT, "/readyz", "127.0.0.1"))
-        except LabError as error:
-            raise LabError(f"{error}; {why_not_ready()}") from None
+        install_ebbtide()
+
+
+def install_ebbtide():
+    for node in nodes():
+        run(HERE + "/import.sh", node, IMAGE)
+    run("kubectl", "apply", "-k", REPO + "/deploy/kustomize")
+    try:
+        kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=60s", timeout=70)
+    except LabError as error:
+        raise LabError(f"{error}; {why_not_ready()}") from None
 
 
 def why_not_ready():
@@ -306,7 +312,7 @@ class Load:
         self.result, self.log, self.seconds = stem + ".json", stem + ".log", seconds
         with open(self.log, "w") as log:
             # With fortio's default timeout of 3 s, a held request would count as failed.
-            self.process = start([*within, "fortio", "load", "-allow-initial-errors", "-c", str(connections), "-qps", str(qps), "-t", f"{seconds}s",
+            self.process = start([*within, "fortio", "load", "-allow-initial-errors", "-p", "50,99", "-c", str(connections), "-qps", str(qps), "-t", f"{seconds}s",
                                   "-timeout", "15s", f"-keepalive={'true' if keepalive else 'false'}", "-json", self.result,
                                   f"http://{host}:{port}/"], stdout=log, stderr=log)
         time.sleep(1)
@@ -384,12 +390,16 @@ class Connections:
         return [(float(m[1]), m[2]) for m in found if m]
 
 
+def nodes():
+    return sorted(name for name in os.listdir(LAB + "/run") if name.startswith("node"))
+
+
 def container(pod):
     return pod["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
 
 
 def signal_container(pod, name):
-    run(*CONTAINERD, "task", "kill", "-s", name, container(pod))
+    run("ctr", "-a", f"{LAB}/run/{pod['spec']['nodeName']}/containerd.sock", "-n", "k8s.io", "task", "kill", "-s", name, container(pod))
 
 
 def image_version():

@@ -2,7 +2,7 @@
 # Makes the CA, the certificates, the service-account key and a kubeconfig for each component, once.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-[ -e "$PKI/done" ] && exit 0
+[ "$(cat "$PKI/done" 2>/dev/null)" = "$NODES" ] && exit 0
 mkdir -p "$PKI" "$CFG"
 cd "$PKI"
 log=$LOGS/pki.log
@@ -14,6 +14,17 @@ cert() { # NAME SUBJECT EXTENSION...
     -extfile <(printf '%s\n' basicConstraints=CA:FALSE keyUsage=digitalSignature "${@:3}") 2>>"$log"
   rm "$1.csr"
 }
+kubeconfig() { # CERTIFICATE FILE
+  mkdir -p "$(dirname "$2")"
+  cat >"$2" <<K
+apiVersion: v1
+kind: Config
+clusters: [{name: lab, cluster: {server: "$API", certificate-authority: $PKI/ca.crt}}]
+users: [{name: $1, user: {client-certificate: $PKI/$1.crt, client-key: $PKI/$1.key}}]
+contexts: [{name: lab, context: {cluster: lab, user: $1}}]
+current-context: lab
+K
+}
 
 key ca
 openssl req -x509 -new -key ca.key -days 3650 -subj /CN=lab-ca -out ca.crt \
@@ -21,8 +32,7 @@ openssl req -x509 -new -key ca.key -days 3650 -subj /CN=lab-ca -out ca.crt \
 openssl genrsa -out sa.key 2048 2>>"$log"
 openssl rsa -in sa.key -pubout -out sa.pub 2>>"$log"
 cert apiserver /CN=kube-apiserver extendedKeyUsage=serverAuth \
-  "subjectAltName=IP:127.0.0.1,IP:$NODEIP,IP:$SVCAPI,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc"
-cert kubelet-serving /CN=$NODE extendedKeyUsage=serverAuth "subjectAltName=IP:$NODEIP,DNS:$NODE"
+  "subjectAltName=IP:127.0.0.1,IP:$(node_ip node1),IP:$SVCAPI,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc"
 client=extendedKeyUsage=clientAuth
 cert admin /O=system:masters/CN=admin $client
 cert apiserver-kubelet /O=system:masters/CN=kube-apiserver-kubelet-client $client
@@ -30,16 +40,11 @@ cert apiserver-kubelet /O=system:masters/CN=kube-apiserver-kubelet-client $clien
 # starts 4 s sooner.
 cert kcm /O=system:masters/CN=system:kube-controller-manager $client
 cert scheduler /CN=system:kube-scheduler $client
-cert kubelet /O=system:nodes/CN=system:node:$NODE $client
 cert proxy /CN=system:kube-proxy $client
-for n in admin kcm scheduler kubelet proxy; do
-  cat >"$CFG/$n.kubeconfig" <<K
-apiVersion: v1
-kind: Config
-clusters: [{name: lab, cluster: {server: "https://$NODEIP:6443", certificate-authority: $PKI/ca.crt}}]
-users: [{name: $n, user: {client-certificate: $PKI/$n.crt, client-key: $PKI/$n.key}}]
-contexts: [{name: lab, context: {cluster: lab, user: $n}}]
-current-context: lab
-K
+for n in admin kcm scheduler proxy; do kubeconfig $n "$CFG/$n.kubeconfig"; done
+for node in $NODE_NAMES; do
+  cert "$node-serving" "/CN=$node" extendedKeyUsage=serverAuth "subjectAltName=IP:$(node_ip "$node"),DNS:$node"
+  cert "$node" "/O=system:nodes/CN=system:node:$node" $client
+  kubeconfig "$node" "$CFG/$node/kubelet.kubeconfig"
 done
-touch done
+echo "$NODES" >done

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from lab import HERE, LAB, enter_network, say
+from lab import HERE, LAB, NODE, enter_network, nodes, say
 
 KINDS = ("before", "now", "node")
 COUNTS = [int(it) for it in os.environ.get("COUNTS", "1 50 200").split()]
@@ -210,7 +210,8 @@ MARK = "<!-- `make apiserver-scale` writes everything below this line. -->"
 
 
 def component(verb, name):
-    subprocess.run([os.path.join(HERE, "component.sh"), verb, name], check=True)
+    for node in nodes() if name in ("kubelet", "kube-proxy") else [NODE]:
+        subprocess.run([os.path.join(HERE, "component.sh"), verb, node, name], check=True)
 
 
 def main():
