@@ -120,6 +120,7 @@ fn slice(n: u32, ready: bool) -> Object {
         serving: true,
         terminating: false,
         local: false,
+        hints: Default::default(),
     };
     Object::EndpointSlice(SliceObject {
         name: ObjectName::new("web", format!("app-{n:05}")),

@@ -121,6 +121,7 @@ pub fn slice(first: usize, count: usize, out: bool) -> Change {
         serving: !(out && n == first),
         terminating: false,
         local: false,
+        hints: Default::default(),
     };
     Change::Apply(Object::EndpointSlice(SliceObject {
         name: ObjectName::new("web", format!("shop-{first:05}")),

@@ -6,5 +6,6 @@
 pub mod api;
 pub mod event;
 pub mod events;
+pub mod node;
 pub mod rights;
 mod transport;

@@ -14,7 +14,8 @@ use std::time::Duration;
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::{
-    Config, Discovery, Kubernetes, Limits, ListenerConfig, PerService, PodWatch, Retry, Timeouts,
+    Config, Discovery, Kubernetes, Limits, ListenerConfig, Node, PerService, PodWatch, Retry,
+    Timeouts,
 };
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Transport};
@@ -58,7 +59,10 @@ impl raw::Config {
                 "metrics.perService",
                 per_service(self.metrics.unwrap_or_default().per_service),
             )?,
-            node: node_name(),
+            node: Node {
+                name: node_name(),
+                zone: variable("NODE_ZONE").filter(|zone| !zone.is_empty()),
+            },
             ..default
         })
     }
@@ -172,8 +176,11 @@ impl raw::Kubernetes {
 
 /// The name of this node, as the manifests give it to the container.
 fn node_name() -> Option<String> {
-    let name = std::env::var("NODE_NAME").ok();
-    name.filter(|name| value::subdomain(name))
+    variable("NODE_NAME").filter(|name| value::subdomain(name))
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 fn listeners(

@@ -41,9 +41,18 @@ pub struct Config {
     pub access_log: bool,
     /// What `/metrics` shows of each Service port.
     pub per_service: PerService,
-    /// This node's name, which slices give their endpoints. It comes from the environment variable
-    /// `NODE_NAME`. `None`: traffic policies are not served.
-    pub node: Option<String>,
+    /// This node.
+    pub node: Node,
+}
+
+/// This node, as slices name it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its name, from the environment variable `NODE_NAME`. `None`: traffic policies are not served,
+    /// and no topology hint counts.
+    pub name: Option<String>,
+    /// Its zone, from the environment variable `NODE_ZONE`. If absent, the API server is asked.
+    pub zone: Option<String>,
 }
 
 /// How cluster IPs, external IPs and load balancer addresses are served: `ebbtide net` leads their
@@ -259,7 +268,7 @@ impl Config {
             trusted_proxies: Vec::new(),
             access_log: false,
             per_service: PerService::All,
-            node: None,
+            node: Node::default(),
         }
     }
 

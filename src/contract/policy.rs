@@ -33,6 +33,9 @@ pub struct Traffic {
     pub external_local: bool,
     /// `internalTrafficPolicy: Local`: clients of the cluster IP reach endpoints on this node only.
     pub internal_local: bool,
+    /// Whether `trafficDistribution` or the annotation `service.kubernetes.io/topology-mode` asks for
+    /// near endpoints. Which ones these are, the hints of the slices say.
+    pub prefers_near: bool,
     /// `healthCheckNodePort`: where load balancers ask for the endpoints on this node.
     pub health_check: Option<u16>,
 }

@@ -100,6 +100,9 @@ pub struct Port {
     pub traffic: Traffic,
     /// The endpoints on this node, if a traffic policy asks for them.
     pub local: Option<Box<Local>>,
+    /// Those of `usable` that topology hints give to this node, or to its zone. `None`: no hint
+    /// counts.
+    pub near: Option<Box<EndpointList>>,
 }
 
 /// The endpoints of a port that are on this node.
@@ -148,6 +151,20 @@ impl Port {
             Some(local) => [&local.usable, &local.last_resort],
             None => [&self.usable, &self.last_resort],
         }
+    }
+
+    /// Those of the usable endpoints that clients of this scope get first, if topology hints choose
+    /// some. As for kube-proxy, hints mean nothing to a policy that is Local. The clients of a
+    /// configured listener have no scope, and share all endpoints.
+    pub fn near(&self, scope: Option<Scope>) -> Option<&EndpointList> {
+        let counts = scope.is_some() && !self.traffic.is_local(scope);
+        self.near.as_deref().filter(|_| counts)
+    }
+
+    /// How many endpoints share the clients of this scope now.
+    pub fn width(&self, scope: Option<Scope>) -> usize {
+        let [usable, _] = self.endpoints(scope);
+        self.near(scope).unwrap_or(usable).len()
     }
 
     /// The endpoints on this node, if clients of this scope may reach no others.
@@ -350,6 +367,7 @@ mod tests {
             affinity: None,
             traffic: Traffic::default(),
             local: None,
+            near: None,
         })
     }
 

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
+use crate::config::settings::Node;
 use crate::discovery::files::event::Event;
 use crate::discovery::files::file::{Loaded, load};
 use crate::discovery::files::folder::{Folder, Table};
@@ -37,7 +38,12 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
     match folder.list() {
         Ok(names) => {
             for name in names.into_keys() {
-                let loaded = load(&folder.path.join(&name), &[], Some(SystemTime::now()), None);
+                let loaded = load(
+                    &folder.path.join(&name),
+                    &[],
+                    Some(SystemTime::now()),
+                    &Node::default(),
+                );
                 folder.take(name, loaded);
             }
         }
@@ -61,12 +67,12 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
 
 /// Sends the folder's objects, then [`Message::Synced`], then every change, until `out` is closed.
 ///
-/// `node` is the name of this node. `errors` counts by kind: `file`, `duplicate`, `folder`, `watch`. A folder that does not exist is
+/// `errors` counts by kind: `file`, `duplicate`, `folder`, `watch`. A folder that does not exist is
 /// a problem, and the source waits for it. Cancellation-safe: the next call reads again what was
 /// not sent.
 pub async fn watch(
     path: PathBuf,
-    node: Option<String>,
+    node: Node,
     out: mpsc::Sender<Message>,
     errors: impl Fn(&'static str),
 ) {
@@ -140,7 +146,7 @@ async fn pass(
     let node = folder.node.clone();
     let reading = tokio::task::spawn_blocking(move || {
         work.into_iter()
-            .map(|(path, old, name)| (name, load(&path, &old, listed_at, node.as_deref())))
+            .map(|(path, old, name)| (name, load(&path, &old, listed_at, &node)))
             .collect::<Vec<_>>()
     });
     let loaded = reading.await.unwrap_or_else(|error| {

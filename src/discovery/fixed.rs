@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
 use crate::discovery::object::{
-    Change, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+    Change, Hints, Object, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
 };
 
 /// The changes that make one Service port with fixed endpoints. Its Service exists only in this
@@ -51,6 +51,7 @@ pub fn fixed(service: &ObjectName, port: u16, endpoints: &[SocketAddr]) -> Vec<C
                 ready: true,
                 serving: true,
                 terminating: false,
+                hints: Hints::default(),
                 local: false,
             }],
             udp_ports: Vec::new(),

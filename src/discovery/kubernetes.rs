@@ -17,13 +17,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::future::OptionFuture;
 use futures::stream::{FuturesUnordered, SelectAll};
+use futures::{FutureExt, StreamExt};
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::api::Clock;
-use crate::config::settings;
+use crate::cluster::node;
+use crate::config::settings::{self, Node};
 use crate::discovery::absent::Absent;
 use crate::discovery::held::Held;
 use crate::discovery::restored::SavedTable;
@@ -35,8 +37,8 @@ use crate::discovery::watches::Watches;
 pub struct Wanted {
     /// The configuration of the source.
     pub settings: settings::Kubernetes,
-    /// The name of this node.
-    pub node: Option<String>,
+    /// This node.
+    pub node: Node,
     /// What the table uses. Each new value is a report of the table as it is then.
     pub in_use: watch::Receiver<InUse>,
 }
@@ -61,6 +63,8 @@ pub async fn run(
     } = wanted;
     let now = Instant::now();
     let mut absent = Absent::new(client.clone(), &settings.namespaces);
+    let name = node.name.clone().filter(|_| node.zone.is_none());
+    let mut asked_node = name.map(|name| node::ask(client.clone(), name).boxed());
     let mut table = SavedTable::open(&settings, server);
     // Nodes that serve already come to the API server one after the other. One that serves nothing
     // does not wait.
@@ -142,6 +146,12 @@ pub async fn run(
             Some((name, found)) = watches.asked.next() => {
                 received = Instant::now();
                 watches.take_found(&name, found, &mut changes);
+            }
+            Some(found) = OptionFuture::from(asked_node.as_mut()) => {
+                asked_node = None;
+                if let Some(zone) = found.zone() {
+                    watches.take_zone(zone);
+                }
             }
             () = absent.changed() => watches.absent.clone_from(absent.names()),
             Some(name) = answered.recv() => watches.answered(&name),

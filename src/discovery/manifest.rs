@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::config::settings::Node;
 use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::policy::Transport;
 use crate::discovery::document::{
@@ -27,7 +28,8 @@ use crate::discovery::document::{
 };
 use crate::discovery::invalid::{Invalid, port_number, seconds};
 use crate::discovery::object::{
-    Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint, SliceObject,
+    Deletion, Hint, Hints, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
+    SliceObject,
 };
 use crate::discovery::service_spec::{addresses, traffic, unserved};
 
@@ -42,7 +44,12 @@ pub fn parse(
 ) -> Result<Vec<Object>, Error> {
     let mut objects = Vec::new();
     for document in documents(text, format)? {
-        objects.extend(parse_document(document, format, listed_at, None)?);
+        objects.extend(parse_document(
+            document,
+            format,
+            listed_at,
+            &Node::default(),
+        )?);
     }
     Ok(objects)
 }
@@ -56,7 +63,7 @@ pub fn parse_document(
     document: Document<'_>,
     format: Format,
     listed_at: Option<SystemTime>,
-    node: Option<&str>,
+    node: &Node,
 ) -> Result<Vec<Object>, Error> {
     let Some(mut whole) = value(document, format)?.filter(|value| !value.is_null()) else {
         return Ok(Vec::new());
@@ -127,7 +134,7 @@ impl Manifest {
     fn object(
         &self,
         listed_at: Option<SystemTime>,
-        node: Option<&str>,
+        node: &Node,
     ) -> Result<Option<Object>, Invalid> {
         let wanted = match self.kind.as_str() {
             "Service" | "Pod" => "v1",
@@ -241,17 +248,17 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
         unserved: unserved(spec),
         addresses: addresses(service, spec),
         source_ranges,
-        traffic: traffic(spec)?,
+        traffic: traffic(service, spec)?,
     })
 }
 
 /// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions. `node` is
-/// the name of this node
+/// this node
 /// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/endpoint-slice-v1/>).
 ///
 /// # Errors
 /// The API server would refuse a field.
-pub fn slice(slice: &EndpointSlice, node: Option<&str>) -> Result<SliceObject, Invalid> {
+pub fn slice(slice: &EndpointSlice, node: &Node) -> Result<SliceObject, Invalid> {
     let name = object_name(&slice.metadata)?;
     let fqdn = slice.address_type == "FQDN";
     let ipv6 = slice.address_type == "IPv6";
@@ -395,7 +402,7 @@ fn slice_endpoint(
     endpoint: &Endpoint,
     ipv6: bool,
     i: usize,
-    node: Option<&str>,
+    node: &Node,
 ) -> Result<SliceEndpoint, Invalid> {
     let invalid = |message| Invalid {
         field: format!("endpoints[{i}].addresses[0]"),
@@ -437,8 +444,28 @@ fn slice_endpoint(
         // Its slices say `ready`, and `serving` as the pods do.
         serving: ready || condition(|it| it.serving).unwrap_or(true),
         terminating: condition(|it| it.terminating).unwrap_or(false),
-        local: node.is_some() && endpoint.node_name.as_deref() == node,
+        local: node.name.is_some() && endpoint.node_name == node.name,
+        hints: hints(endpoint, node),
     })
+}
+
+/// Nobody but this node reads which other nodes and zones an endpoint is for.
+fn hints(endpoint: &Endpoint, node: &Node) -> Hints {
+    let hint = |names: &mut dyn Iterator<Item = &String>, here: &Option<String>| {
+        names.fold(Hint::None, |before, name| {
+            match Some(name) == here.as_ref() {
+                true => Hint::Here,
+                false => before.max(Hint::Elsewhere),
+            }
+        })
+    };
+    let hints = endpoint.hints.iter();
+    let nodes = hints.clone().flat_map(|it| it.for_nodes.iter().flatten());
+    let zones = hints.flat_map(|it| it.for_zones.iter().flatten());
+    Hints {
+        node: hint(&mut nodes.map(|it| &it.name), &node.name),
+        zone: hint(&mut zones.map(|it| &it.name), &node.zone),
+    }
 }
 
 /// Seconds of grace that the API server gives a Pod without `terminationGracePeriodSeconds`.

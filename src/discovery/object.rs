@@ -112,7 +112,7 @@ pub struct ServiceObject {
     /// The `ebbtide.dev/*` annotations as written.
     pub annotations: BTreeMap<String, String>,
     /// Each field that kube-proxy serves and Ebbtide does not, so that a claim takes it away, for example
-    /// `spec.trafficDistribution: PreferClose`.
+    /// `spec.ports[0].protocol: SCTP`.
     pub unserved: Vec<String>,
     /// Its addresses, beside its nodePorts.
     #[serde(default)]
@@ -214,6 +214,30 @@ pub struct SliceEndpoint {
     /// Whether `nodeName` is the name of this node.
     #[serde(default)]
     pub local: bool,
+    /// Where its clients are to be.
+    #[serde(default)]
+    pub hints: Hints,
+}
+
+/// `hints`: where the clients of an endpoint are to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hints {
+    /// `forNodes`.
+    pub node: Hint,
+    /// `forZones`.
+    pub zone: Hint,
+}
+
+/// Whether a list of nodes or zones names this one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Hint {
+    /// There is no list, or an empty one.
+    #[default]
+    None,
+    /// It names others only.
+    Elsewhere,
+    /// It names this one.
+    Here,
 }
 
 fn write_pod<S: Serializer>(pod: &Option<Arc<PodRef>>, to: S) -> Result<S::Ok, S::Error> {

@@ -8,7 +8,7 @@ use crate::contract::policy::Traffic;
 use crate::discovery::invalid::{Invalid, port_number, seconds};
 
 /// Which endpoints the clients of a Service may reach.
-pub(super) fn traffic(spec: &ServiceSpec) -> Result<Traffic, Invalid> {
+pub(super) fn traffic(service: &Service, spec: &ServiceSpec) -> Result<Traffic, Invalid> {
     let affinity = match spec.session_affinity.as_deref().unwrap_or_default() {
         "" | "None" => None,
         "ClientIP" => {
@@ -32,11 +32,15 @@ pub(super) fn traffic(spec: &ServiceSpec) -> Result<Traffic, Invalid> {
         }
     };
     let health_check = spec.health_check_node_port.filter(|number| *number != 0);
+    let mut annotations = service.metadata.annotations.iter().flatten();
+    let has_mode = annotations.any(|(key, value)| key == TOPOLOGY_MODE && value != "Disabled");
+    let distribution = spec.traffic_distribution.as_deref();
     let is_local = |policy: &Option<String>| policy.as_deref() == Some("Local");
     Ok(Traffic {
         affinity,
         external_local: is_local(&spec.external_traffic_policy),
         internal_local: is_local(&spec.internal_traffic_policy),
+        prefers_near: has_mode || distribution.is_some_and(|it| !it.is_empty()),
         health_check: health_check
             .map(|number| port_number(number, || "spec.healthCheckNodePort".into()))
             .transpose()?,
@@ -91,10 +95,6 @@ pub(super) fn unserved(spec: &ServiceSpec) -> Vec<String> {
             name(&format!("ports[{i}].protocol"), protocol);
         }
     }
-    let distribution = spec.traffic_distribution.as_deref();
-    if let Some(value) = distribution.filter(|value| !value.is_empty()) {
-        name("trafficDistribution", value);
-    }
     fields
 }
 
@@ -102,3 +102,5 @@ pub(super) fn unserved(spec: &ServiceSpec) -> Vec<String> {
 /// most that it accepts.
 const DEFAULT_AFFINITY: i32 = 10_800;
 const MAX_AFFINITY: i32 = 86_400;
+/// The annotation that `trafficDistribution` replaces.
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";

@@ -22,7 +22,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
 
 use crate::cluster::api::{Clock, Pauses, objects, watch_name};
-use crate::config::settings;
+use crate::config::settings::{self, Node};
 use crate::contract::name::ObjectName;
 use crate::discovery::held::Held;
 use crate::discovery::invalid::Invalid;
@@ -38,8 +38,7 @@ pub(super) struct Watches {
     pub(super) clock: Arc<Clock>,
     pub(super) started: Instant,
     pub(super) settings: settings::Kubernetes,
-    /// The name of this node.
-    pub(super) node: Option<String>,
+    pub(super) node: Node,
     pub(super) streaming: Arc<Streaming>,
     pub(super) streams: ReadyChunks<SelectAll<Pin<Box<dyn Stream<Item = WatchEvent> + Send>>>>,
     /// Services that the watch of claimed ones no longer shows: do they still exist?
@@ -234,7 +233,7 @@ impl Watches {
             Kind::EndpointSlice => {
                 let node = self.node.clone();
                 self.add(key, selector, move |it: &EndpointSlice, _, _| {
-                    Ok(Object::EndpointSlice(manifest::slice(it, node.as_deref())?))
+                    Ok(Object::EndpointSlice(manifest::slice(it, &node)?))
                 })
             }
             Kind::Pod => self.add(key, selector, |it: &PartialObjectMeta<Pod>, now, listed| {
@@ -363,6 +362,19 @@ impl Watches {
         // Slices with the label of a Service that is not ours.
         self.kept_back
             .retain(|name, _| self.namespaces.contains_key(name));
+    }
+
+    /// Takes in the zone of this node. Slices that were read without it are read again.
+    pub(super) fn take_zone(&mut self, zone: &str) {
+        self.node.zone = Some(zone.to_owned());
+        let slices = self.states.iter();
+        let slices = slices.filter(|(key, _)| key.kind == Kind::EndpointSlice);
+        let slices: Vec<(Key, Selector)> = slices
+            .map(|(key, state)| (key.clone(), state.selector.clone()))
+            .collect();
+        for (key, selector) in slices {
+            self.start(key, selector);
+        }
     }
 
     /// Lists the claimed Services again in the watch that sees this one.

@@ -3,7 +3,8 @@
 //!
 //! Invariant: only an endpoint of the published snapshot that grants a lease is ever returned.
 //! Usable endpoints come before those that terminate and still serve, untried ones before tried
-//! ones.
+//! ones. Endpoints that topology hints prefer come first while one of them is untried: no client is
+//! refused for a hint.
 //!
 //! Leaves out waiting, see [`crate::contract::hold`].
 
@@ -58,18 +59,24 @@ pub fn pick(
     avoid: &Avoid<'_>,
     now: Instant,
 ) -> Option<Lease> {
-    let lists = port.endpoints(from.scope);
+    let (near, lists) = (port.near(from.scope), port.endpoints(from.scope));
     let Some(affinity) = &port.affinity else {
-        return lists
-            .into_iter()
-            .find_map(|endpoints| pick_among(endpoints, cost, avoid, now));
+        return near
+            .and_then(|near| pick_untried(near, cost, avoid, now))
+            .or_else(|| {
+                let mut lists = lists.into_iter();
+                lists.find_map(|endpoints| pick_among(endpoints, cost, avoid, now))
+            });
     };
     affinity.choose(from.client, now, |stick| {
-        lists.into_iter().find_map(|endpoints| {
-            stick
-                .and_then(|stick| pick_again(endpoints, stick, avoid.tried))
-                .or_else(|| Some((pick_among(endpoints, cost, avoid, now)?, 0)))
-        })
+        let again = |endpoints| stick.and_then(|stick| pick_again(endpoints, stick, avoid.tried));
+        let new = |lease: Lease| (lease, 0);
+        near.and_then(|near| again(near).or_else(|| pick_untried(near, cost, avoid, now).map(new)))
+            .or_else(|| {
+                lists.into_iter().find_map(|endpoints| {
+                    again(endpoints).or_else(|| pick_among(endpoints, cost, avoid, now).map(new))
+                })
+            })
     })
 }
 
@@ -90,12 +97,20 @@ fn pick_among(
     avoid: &Avoid<'_>,
     now: Instant,
 ) -> Option<Lease> {
+    pick_untried(endpoints, cost, avoid, now).or_else(|| scan(endpoints, &[]))
+}
+
+fn pick_untried(
+    endpoints: &EndpointList,
+    cost: Cost,
+    avoid: &Avoid<'_>,
+    now: Instant,
+) -> Option<Lease> {
     avoid
         .siblings_of
         .and_then(|lost| other_generation(endpoints, avoid.tried, lost))
         .or_else(|| random_choices(endpoints, cost, avoid.tried, now))
         .or_else(|| scan(endpoints, avoid.tried))
-        .or_else(|| scan(endpoints, &[]))
 }
 
 /// Whether a pick for a client of this scope may succeed now.

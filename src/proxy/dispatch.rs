@@ -120,9 +120,7 @@ async fn held(
         if let Some(port) = port
             && balancer::has_usable(&port, spec.scope)
         {
-            let turn = port
-                .hold
-                .turn(port.endpoints(spec.scope)[0].len(), Instant::now());
+            let turn = port.hold.turn(port.width(spec.scope), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;
             if let Some(found) = try_dispatch(
                 worker,
@@ -252,10 +250,7 @@ async fn connect(
             let has_turn = moves.as_ref().is_some_and(|(turn, _)| *turn <= now);
             if hopeless && moves.is_none() {
                 let moving = port.hold.move_on();
-                moves = Some((
-                    port.hold.turn(port.endpoints(spec.scope)[0].len(), now),
-                    moving,
-                ));
+                moves = Some((port.hold.turn(port.width(spec.scope), now), moving));
                 continue;
             }
             // Not a second connect to an endpoint that has failed or whose connect is under way. A

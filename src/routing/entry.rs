@@ -10,6 +10,7 @@ use crate::contract::endpoint::{Conditions, Endpoint};
 use crate::contract::name::PortKey;
 use crate::contract::reason::Trigger;
 use crate::routing::change::{Change, Leaver};
+use crate::routing::near::Hinted;
 
 /// An endpoint with what the table knows about it.
 pub(super) struct Entry {
@@ -18,6 +19,8 @@ pub(super) struct Entry {
     pub(super) conditions: Conditions,
     /// Its place in `PortEntry::usable`, if it is there.
     pub(super) place: Option<usize>,
+    /// Its hints, and its places in `PortEntry::near`.
+    pub(super) hinted: Hinted,
     /// Whether the last rebuild took the endpoint out of rotation. A new endpoint is out.
     pub(super) out: bool,
     /// Whether this proxy has connected to the endpoint once, or need not (contract 1.8).

@@ -24,6 +24,7 @@ use crate::contract::snapshot::{Local, Place, Port, Presence};
 use crate::discovery::object::ServicePortObject;
 use crate::routing::change::Change;
 use crate::routing::entry::Entry;
+use crate::routing::near::{Moved, Near};
 use crate::routing::registry::{Identity, identity, identity_of};
 use crate::routing::world::merged::MergedEndpoint;
 
@@ -50,6 +51,8 @@ pub(super) struct PortEntry {
     pub(super) entries: Entries,
     /// The endpoints whose entries are usable; see [`Port::usable`].
     pub(super) usable: EndpointList,
+    /// The usable endpoints by their topology hints.
+    pub(super) near: Near,
     /// Entries that no slice lists now.
     pub(super) unlisted: BTreeSet<Identity>,
     /// Entries that were altered since the last rebuild.
@@ -132,6 +135,7 @@ impl PortEntry {
             ambiguous: false,
             entries: Entries::default(),
             usable: EndpointList::default(),
+            near: Near::default(),
             unlisted: BTreeSet::new(),
             altered: BTreeSet::new(),
             local: BTreeSet::new(),
@@ -173,7 +177,9 @@ impl PortEntry {
             true => _ = self.local.insert(identity.clone()),
             false => _ = self.local.remove(identity),
         }
-        match (entry.place, entry.is_usable()) {
+        let usable = entry.is_usable();
+        let moved = self.near.note(&entry.endpoint, &mut entry.hinted, usable);
+        match (entry.place, usable) {
             (None, true) => entry.place = Some(self.usable.push(entry.endpoint.clone())),
             (Some(place), false) => {
                 entry.place = None;
@@ -181,12 +187,15 @@ impl PortEntry {
             }
             _ => {}
         }
+        self.take_moved(moved);
         self.altered.insert(identity.clone());
     }
 
     /// Removes an entry, also from the lists. `all` still has its endpoint until the drain is over.
     pub(super) fn remove(&mut self, identity: &Identity) -> Option<Entry> {
-        let entry = self.entries.remove(identity)?;
+        let mut entry = self.entries.remove(identity)?;
+        let moved = self.near.note(&entry.endpoint, &mut entry.hinted, false);
+        self.take_moved(moved);
         self.unlisted.remove(identity);
         self.local.remove(identity);
         self.altered.remove(identity);
@@ -202,6 +211,15 @@ impl PortEntry {
             && let Some(entry) = self.entries.get_mut(&identity_of(&moved))
         {
             entry.place = Some(place);
+        }
+    }
+
+    /// Notes the new places of endpoints in the lists of hinted ones.
+    fn take_moved(&mut self, moved: [Option<Moved>; 2]) {
+        for moved in moved.into_iter().flatten() {
+            if let Some(entry) = self.entries.get_mut(&identity_of(&moved.endpoint)) {
+                entry.hinted.take(&moved);
+            }
         }
     }
 
@@ -373,6 +391,7 @@ impl PortEntry {
                 .traffic
                 .has_local()
                 .then(|| Box::new(self.assemble_local())),
+            near: self.near.chosen(self.usable.len()).cloned().map(Box::new),
         }))
     }
 }

@@ -14,6 +14,7 @@ use crate::contract::policy::Policy;
 use crate::contract::reason::Trigger;
 use crate::routing::change::Change;
 use crate::routing::entry::Entry;
+use crate::routing::near::Hinted;
 use crate::routing::port::{PortEntry, Serving};
 use crate::routing::registry::{Identity, PodUid, Registry, identity};
 use crate::routing::world::merged::{Fate, MergedEndpoint};
@@ -189,6 +190,7 @@ impl PortEntry {
             endpoint: endpoint.clone(),
             conditions: Conditions::default(),
             place: None,
+            hinted: Hinted::new(merged.hints),
             out: true,
             joined: !self.policy.join_check,
             probing: false,
@@ -215,6 +217,7 @@ impl PortEntry {
             entry.joined |= !join_check;
             entry.set_conditions(merged.conditions);
             entry.local = merged.local;
+            entry.hinted.hints = merged.hints;
             if entry.endpoint.is_ejected() && entry.out && entry.joined {
                 // The probe of an ejected endpoint ends when the endpoint goes out of rotation, so
                 // the endpoint has to pass the join check again.

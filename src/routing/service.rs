@@ -152,7 +152,10 @@ impl ServiceEntry {
         let (policy, found) = Policy::for_service(config, &object.annotations);
         warnings.extend(found);
         let mut traffic = object.traffic.clone();
-        if config.node.is_none() && traffic.has_local() {
+        if config.node.name.is_none() && traffic.prefers_near {
+            warnings.push(NO_HINTS.to_owned());
+        }
+        if config.node.name.is_none() && traffic.has_local() {
             warnings.push(NO_NODE.to_owned());
             (traffic.external_local, traffic.internal_local) = (false, false);
         }
@@ -243,5 +246,7 @@ impl ServiceEntry {
     }
 }
 
+const NO_HINTS: &str = "the Service asks for near endpoints, and the environment variable NODE_NAME does not name \
+                        this node; until it does, all endpoints are used";
 const NO_NODE: &str = "a traffic policy is Local, and the environment variable NODE_NAME does not name \
                        this node; until it does, endpoints of all nodes are used";

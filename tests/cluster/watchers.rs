@@ -48,7 +48,7 @@ async fn main() -> anyhow::Result<()> {
             let (in_use, used) = watch::channel(InUse::default());
             let wanted = Wanted {
                 settings,
-                node: None,
+                node: Default::default(),
                 in_use: used,
             };
             tokio::spawn(kubernetes::run(connected, server, wanted, out, |_| ()));

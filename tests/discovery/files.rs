@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use ebbtide::config::settings::Node;
 use ebbtide::contract::name::ObjectName;
 use ebbtide::discovery::files::{read_folder, watch};
 use ebbtide::discovery::object::Change;
@@ -44,7 +45,7 @@ impl Rig {
         let errors = Rc::new(RefCell::new(Vec::new()));
         let counted = errors.clone();
         let path = temp.path().join("manifests");
-        tokio::task::spawn_local(watch(path, None, out, move |kind| {
+        tokio::task::spawn_local(watch(path, Node::default(), out, move |kind| {
             counted.borrow_mut().push(kind)
         }));
         let (world, problems) = (World::default(), Vec::new());

@@ -9,9 +9,9 @@ use ebbtide::config::settings::{Config, Discovery};
 use ebbtide::contract::endpoint::{Endpoint, Lease};
 use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::PodRef;
-use ebbtide::contract::policy::Traffic;
+use ebbtide::contract::policy::{Scope, Traffic};
 use ebbtide::contract::snapshot::Port;
-use ebbtide::discovery::object::{Change, Kind, ServiceObject, SliceEndpoint};
+use ebbtide::discovery::object::{Change, Hint, Hints, Kind, ServiceObject, SliceEndpoint};
 use ebbtide::routing::table::HAND_BACK;
 use ebbtide::routing::world::objects::{Touched, World};
 use proptest::prelude::*;
@@ -327,6 +327,62 @@ fn the_last_resort_is_drained_when_it_stops_serving_or_its_time_is_over() {
         assert_eq!(rig.drained.len(), 1);
         assert!(rig.known.values().all(|e| e.enter().is_none()));
     }
+}
+
+/// As kube-proxy: each usable endpoint needs a hint, and one must be for this node, or for its zone.
+#[test]
+fn hints_choose_the_endpoints_of_this_node_or_else_of_its_zone() {
+    use Hint::{Elsewhere, Here, None as No};
+    let three = |hints: [(Hint, Hint); 3]| {
+        let mut last = 0;
+        hints.map(|(node, zone)| {
+            last += 1;
+            hinted(
+                ready(last, Some(["a", "b", "c"][usize::from(last) - 1])),
+                node,
+                zone,
+            )
+        })
+    };
+    let mut rig = Rig::with(&three([(No, No); 3]));
+    for (hints, expected) in [
+        ([(No, No), (No, No), (No, No)], &[][..]),
+        ([(Here, No), (Elsewhere, No), (Elsewhere, No)], &[1]),
+        ([(Here, No), (Elsewhere, No), (No, No)], &[]),
+        ([(Here, Elsewhere), (Elsewhere, Here), (No, Here)], &[2, 3]),
+        (
+            [(Elsewhere, Here), (Elsewhere, Elsewhere), (Elsewhere, Here)],
+            &[1, 3],
+        ),
+        ([(No, Here), (No, Elsewhere), (No, No)], &[]),
+        ([(No, Elsewhere), (No, Elsewhere), (No, Elsewhere)], &[]),
+        ([(No, Here), (No, Here), (No, Here)], &[]),
+        ([(Here, Here), (Here, Here), (Elsewhere, Here)], &[1, 2]),
+    ] {
+        rig.serve(&three(hints));
+        assert_eq!(near(&rig), expected, "{hints:?}");
+        assert_eq!(rig.usable().len(), 3);
+    }
+}
+
+#[test]
+fn hints_of_endpoints_out_of_rotation_do_not_count() {
+    use Hint::{Elsewhere, Here, None as No};
+    let one = hinted(ready(1, Some("a")), No, Here);
+    let two = hinted(ready(2, Some("b")), No, Elsewhere);
+    let three = ready(3, Some("c"));
+    let mut rig = Rig::with(&[one.clone(), two.clone(), not_ready(three.clone())]);
+    assert_eq!(near(&rig), [1]);
+    rig.serve(&[one.clone(), two.clone(), three.clone()]);
+    assert_eq!(near(&rig), NOBODY, "one has no hint");
+    rig.serve(&[one.clone(), two.clone(), terminating(three)]);
+    assert_eq!(near(&rig), [1]);
+    rig.serve(&[terminating(one.clone()), two.clone()]);
+    assert_eq!(near(&rig), NOBODY, "none is for here");
+    assert_eq!(rig.usable(), [(2, 2)]);
+    rig.serve(&[terminating(one), terminating(two)]);
+    assert_eq!(near(&rig), NOBODY);
+    assert_eq!(rig.last_resort().len(), 2, "hints mean nothing to them");
 }
 
 #[test]
@@ -743,6 +799,22 @@ fn here(endpoint: SliceEndpoint) -> SliceEndpoint {
     }
 }
 
+fn hinted(endpoint: SliceEndpoint, node: Hint, zone: Hint) -> SliceEndpoint {
+    SliceEndpoint {
+        hints: Hints { node, zone },
+        ..endpoint
+    }
+}
+
+const NOBODY: [u8; 0] = [];
+
+/// Which of the usable endpoints of `app` clients get first; empty if no hint counts.
+fn near(rig: &Rig) -> Vec<u8> {
+    let port = rig.port();
+    let near = port.near(Some(Scope::Internal)).into_iter();
+    near.flat_map(show).map(|(last, _)| last).collect()
+}
+
 fn show(endpoints: &EndpointList) -> Vec<(u8, u64)> {
     let mut all: Vec<_> = endpoints
         .iter()
@@ -757,7 +829,7 @@ fn show(endpoints: &EndpointList) -> Vec<(u8, u64)> {
 enum Step {
     Slice {
         slice: u8,
-        endpoints: Vec<(u8, Option<u8>, u8)>,
+        endpoints: Vec<(u8, Option<u8>, u8, u8)>,
     },
     RemoveSlice(u8),
     Pod {
@@ -779,7 +851,12 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let endpoint = (1..5u8, proptest::option::weighted(0.8, 0..4u8), 0..5u8);
+    let endpoint = (
+        1..5u8,
+        proptest::option::weighted(0.8, 0..4u8),
+        0..5u8,
+        0..9u8,
+    );
     let endpoints = proptest::collection::vec(endpoint, 0..4);
     let step = prop_oneof![
         6 => (0..3u8, endpoints).prop_map(|(slice, endpoints)| Step::Slice { slice, endpoints }),
@@ -811,9 +888,14 @@ fn run(rig: &mut Rig, leases: &mut Vec<Lease>, step: &Step) {
         } => {
             let endpoints: Vec<_> = endpoints
                 .iter()
-                .map(|(address, pod, state)| {
+                .map(|(address, pod, state, hints)| {
                     let mut endpoint = ready(*address, pod.map(|n| PODS[usize::from(n)]));
                     endpoint.local = *address % 2 == 1;
+                    let hint = |n| [Hint::Here, Hint::Elsewhere, Hint::None][usize::from(n)];
+                    endpoint.hints = Hints {
+                        node: hint(hints / 3),
+                        zone: hint(hints % 3),
+                    };
                     if *pod == Some(3) {
                         endpoint.pod = Some(Arc::new(PodRef {
                             name: PODS[3].into(),

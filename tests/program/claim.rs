@@ -16,7 +16,10 @@ fn check(services: &str, claim: &str) -> (Option<i32>, String, String) {
         "spec": {
             "type": "LoadBalancer", "clusterIP": "10.96.0.7", "externalIPs": ["203.0.113.9"],
             "loadBalancerSourceRanges": ["10.0.0.0/8"], "trafficDistribution": "PreferClose",
-            "ports": [{"port": 80, "nodePort": 30080}],
+            "ports": [
+                {"name": "web", "port": 80, "nodePort": 30080},
+                {"name": "voice", "port": 5060, "protocol": "SCTP"},
+            ],
         },
     });
     std::fs::write(manifests.join("service.json"), service.to_string()).unwrap();
@@ -57,11 +60,11 @@ fn a_claim_shows_what_would_be_served_and_what_would_be_lost() {
         let fields = warnings.map(|line| line.split(": ").nth(2).unwrap().to_owned());
         fields.collect()
     };
-    assert_eq!(lost(&out), ["spec.trafficDistribution"]);
+    assert_eq!(lost(&out), ["spec.ports[1].protocol"]);
 
     let (_, out, _) = check("", "web/shop");
     let all = [
-        "spec.trafficDistribution",
+        "spec.ports[1].protocol",
         "spec.clusterIP",
         "spec.externalIPs",
         "spec.loadBalancerSourceRanges",

@@ -306,7 +306,9 @@ async fn check_reports_version_rights_and_claims_and_shows_what_would_serve() {
             "metadata": {
                 "name": "app", "namespace": "web", "labels": {"service.kubernetes.io/service-proxy-name": "ebbtide"},
             },
-            "spec": {"trafficDistribution": "PreferClose", "ports": [{"name": "http", "port": 80, "nodePort": 30080}]},
+            "spec": {"trafficDistribution": "PreferClose", "ports": [
+                {"name": "http", "port": 80, "nodePort": 30080}, {"name": "voice", "port": 5060, "protocol": "SCTP"},
+            ]},
         }),
     );
     cluster.put(
@@ -350,7 +352,7 @@ SERVICE  PORT       PROTOCOL  ENDPOINT       POD  STATE
 web/app  http (80)  auto      10.0.0.1:8080  a    ready
 web/app  http (80)  auto      10.0.0.2:8080  b    terminating, serving
 
-warning: web/app: spec.trafficDistribution: PreferClose is not served, and the claim keeps kube-proxy from serving it; if it is in \
+warning: web/app: spec.ports[1].protocol: SCTP is not served, and the claim keeps kube-proxy from serving it; if it is in \
 use, claim a second Service with the same selector instead
 warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0.0.5
 ";
@@ -360,6 +362,7 @@ warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0
         "watch pods".into(),
         "list endpointslices".into(),
         "create events".into(),
+        "get nodes".into(),
     ];
     cluster.state().minor = "25";
     let (code, out, err) = cluster
@@ -375,6 +378,7 @@ error: RBAC: may not watch pods cluster-wide: grant it as deploy/kustomize/base/
     assert_eq!(err.replace(&cluster.address.to_string(), "HERE"), expected);
     for warning in [
         "RBAC: may not create events.events.k8s.io cluster-wide: `kubectl get events` then does not show what",
+        "RBAC: may not get nodes cluster-wide: zone hints of slices then count only with NODE_ZONE; grant it",
         "namespace none does not exist; create or correct it",
         "listener x: the cluster has no Service none/y",
         "web/app: claimed, but no listener serves it; add a listener, or nodePorts",

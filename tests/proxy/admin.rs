@@ -155,6 +155,7 @@ impl Fixture {
                 affinity: None,
                 traffic: Default::default(),
                 local: None,
+                near: None,
             };
             (Arc::new(key.service), vec![Place::new(Arc::new(port))])
         };

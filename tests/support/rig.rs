@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 
 use ebbtide::app::{self, Running};
-use ebbtide::config::settings::Config;
+use ebbtide::config::settings::{Config, Node};
 
 use super::folder::Folder;
 use super::wait::eventually;
@@ -30,7 +30,10 @@ impl Rig {
         let file = folder.path().join("ebbtide.yaml");
         std::fs::write(&file, text).unwrap();
         let config = Config {
-            node: Some(NODE.into()),
+            node: Node {
+                name: Some(NODE.into()),
+                zone: None,
+            },
             ..Config::load(&file).unwrap()
         };
         let running = app::start(config).unwrap();

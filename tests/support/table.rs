@@ -7,15 +7,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ebbtide::config::settings::{Config, Discovery};
+use ebbtide::config::settings::{Config, Discovery, Node};
 use ebbtide::contract::endpoint::{Endpoint, EndpointId, Notice};
 use ebbtide::contract::endpoint_list::EndpointList;
 use ebbtide::contract::name::{ObjectName, PodRef, PortKey};
 use ebbtide::contract::policy::Transport;
 use ebbtide::contract::snapshot::{Port, Published};
 use ebbtide::discovery::object::{
-    Change, Deletion, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
-    SliceObject,
+    Change, Deletion, Hint, Hints, Object, PodObject, ServiceObject, ServicePortObject,
+    SliceEndpoint, SliceObject,
 };
 use ebbtide::observe::metrics::Metrics;
 use ebbtide::routing::change::Chores;
@@ -115,6 +115,7 @@ pub fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
         serving: true,
         terminating: false,
         local: false,
+        hints: Default::default(),
     }
 }
 
@@ -159,7 +160,10 @@ impl From<PodObject> for Thing {
 impl Rig {
     pub fn new(world: World) -> Self {
         let config = Arc::new(Config {
-            node: Some("here".into()),
+            node: Node {
+                name: Some("here".into()),
+                zone: None,
+            },
             ..Config::new(Discovery::Static { to: Vec::new() })
         });
         let snapshot = Arc::<Published>::default();
@@ -449,6 +453,14 @@ impl Rig {
                 open.insert(endpoint.id);
             }
         }
+        let hints: Vec<_> = port
+            .usable
+            .iter()
+            .map(|e| (e.id, listed(e).unwrap().hints))
+            .collect();
+        let near = port.near.iter().flat_map(|near| near.iter());
+        let near: BTreeSet<_> = near.map(|endpoint| endpoint.id).collect();
+        assert_eq!(near, near_by(&hints), "{hints:?}");
         // No endpoint is missing: each one that should serve does, or its join check runs.
         for merged in endpoints {
             let none_here = |port: &Port| {
@@ -509,6 +521,24 @@ impl Rig {
             })
             .collect()
     }
+}
+
+/// kube-proxy's rule: the endpoints that hints choose among the usable ones. Empty if none counts, or if
+/// all are chosen.
+fn near_by(usable: &[(EndpointId, Hints)]) -> BTreeSet<EndpointId> {
+    for which in [|it: &Hints| it.node, |it: &Hints| it.zone] {
+        let here = usable.iter().filter(|(_, it)| which(it) == Hint::Here);
+        let here: BTreeSet<_> = here.map(|(id, _)| *id).collect();
+        let all_have = usable.iter().all(|(_, it)| which(it) != Hint::None);
+        if all_have && !here.is_empty() {
+            return if here.len() < usable.len() {
+                here
+            } else {
+                BTreeSet::new()
+            };
+        }
+    }
+    BTreeSet::new()
 }
 
 pub fn last_byte(address: SocketAddr) -> u8 {

@@ -17,7 +17,7 @@ use kube::{Client, Resource, ResourceExt};
 use crate::cluster::api::{self, said};
 use crate::cluster::rights::{self, Right};
 use crate::command::check::seen::Seen;
-use crate::config::settings::{Config, Kubernetes};
+use crate::config::settings::{Config, Kubernetes, Node};
 use crate::contract::name::ObjectName;
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest;
@@ -76,8 +76,12 @@ impl Reader<'_> {
         }
         let mut refused = BTreeSet::new();
         for right in missing {
-            if right.resource == "events" {
-                let without = "`kubectl get events` then does not show what Ebbtide does";
+            let without = match right.resource {
+                "events" => Some("`kubectl get events` then does not show what Ebbtide does"),
+                "nodes" => Some("zone hints of slices then count only with NODE_ZONE"),
+                _ => None,
+            };
+            if let Some(without) = without {
                 self.seen
                     .warnings
                     .push(format!("RBAC: may not {right}: {without}; {GRANT}"));
@@ -117,7 +121,8 @@ impl Reader<'_> {
             }
             if !refused.contains("endpointslices") {
                 let slices = list::<EndpointSlice>(&self.client, Some(namespace)).await?;
-                let read = |it: &_| manifest::slice(it, None).map(Object::EndpointSlice);
+                let read =
+                    |it: &_| manifest::slice(it, &Node::default()).map(Object::EndpointSlice);
                 self.take(
                     "EndpointSlice",
                     slices.iter().map(|it| (it.name_any(), read(it))),
@@ -135,6 +140,10 @@ impl Reader<'_> {
                 wanted.push(Right::new("list watch", resource, namespace));
             }
             wanted.push(Right::new("create", "events.events.k8s.io", namespace));
+        }
+        // A Role, as configured namespaces need it, cannot have it.
+        if self.wanted.namespaces.is_empty() {
+            wanted.push(Right::new("get", "nodes", None));
         }
         rights::missing(&self.client, wanted).await
     }

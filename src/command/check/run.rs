@@ -202,6 +202,7 @@ mod tests {
                     serving: *serving,
                     terminating: *terminating,
                 },
+                hints: Default::default(),
                 fate: Fate::NoPod,
                 local: false,
             };
@@ -285,7 +286,7 @@ mod tests {
             listener("admin", "127.0.0.1:9901", "nginx", PortRef::Number(80)),
         ];
         let mut nginx = service("nginx", true, vec![port(Some(31180), &[])]);
-        nginx.object.unserved = vec!["spec.trafficDistribution: PreferClose".into()];
+        nginx.object.unserved = vec!["spec.ports[1].protocol: SCTP".into()];
         nginx.object.annotations =
             BTreeMap::from([("ebbtide.dev/hold-timeout".into(), "soon".into())]);
         nginx.warnings = vec!["slice a: FQDN addresses are refused".into()];
@@ -308,7 +309,7 @@ mod tests {
         warning: listener admin of web/nginx: 127.0.0.1:9901 is taken by the admin pages, so this listener would not be bound
         warning: listener (nodePort) of web/nginx: 127.0.0.1:31180 is taken by listener taken, so this listener would not be bound
         warning: web/elsewhere: type ExternalName is refused, it has no endpoints
-        warning: web/nginx: spec.trafficDistribution: PreferClose is not served, and the claim keeps kube-proxy from serving it; if it is in use, claim a second Service with the same selector instead
+        warning: web/nginx: spec.ports[1].protocol: SCTP is not served, and the claim keeps kube-proxy from serving it; if it is in use, claim a second Service with the same selector instead
         warning: web/nginx: slice a: FQDN addresses are refused
         warning: web/nginx: ebbtide.dev/hold-timeout: "soon" is not a duration, expected one from 0s to 10m such as 250ms, 10s or 5m
         warning: web/nginx: port http (80) has no ready endpoint

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::config::settings::Node;
 use crate::discovery::document::{self, Format, documents};
 use crate::discovery::manifest::parse_document;
 use crate::discovery::object::Object;
@@ -70,7 +71,7 @@ pub(super) fn load(
     path: &Path,
     old: &[Document],
     listed_at: Option<SystemTime>,
-    node: Option<&str>,
+    node: &Node,
 ) -> Loaded {
     let Some(format) = path.file_name().and_then(format_of) else {
         return Loaded::Gone;

@@ -120,13 +120,8 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
         service.ipv6_first,
         "without ipFamilies, the cluster IP decides"
     );
-    assert_eq!(
-        service.unserved,
-        [
-            "spec.ports[2].protocol: SCTP",
-            "spec.trafficDistribution: PreferClose",
-        ]
-    );
+    assert_eq!(service.unserved, ["spec.ports[2].protocol: SCTP"]);
+    assert!(service.traffic.prefers_near);
     let addresses = |service: &ServiceObject| -> Vec<String> {
         let all = service.addresses.iter();
         all.map(|it| format!("{}: {}", it.kind.field(), it.ip))
@@ -192,6 +187,7 @@ fn a_slice_has_its_nil_rules_applied() {
         serving: true,
         terminating,
         local: false,
+        hints: Default::default(),
     };
     let expected = SliceObject {
         name: ObjectName::new("default", "app-x"),
@@ -450,10 +446,14 @@ fn an_endpoint_is_local_if_it_is_on_this_node() {
         "- addresses: [10.0.0.3]",
         "  nodeName: n-1\n- addresses: [10.0.0.3]",
     );
-    let local = |node| {
+    let local = |name: Option<&str>| {
+        let node = Node {
+            name: name.map(str::to_owned),
+            zone: None,
+        };
         let mut objects = Vec::new();
         for document in documents(&text, Format::Yaml).unwrap() {
-            objects.extend(parse_document(document, Format::Yaml, None, node).unwrap());
+            objects.extend(parse_document(document, Format::Yaml, None, &node).unwrap());
         }
         let Object::EndpointSlice(slice) = objects.remove(0) else {
             panic!("{objects:?}");
@@ -463,6 +463,33 @@ fn an_endpoint_is_local_if_it_is_on_this_node() {
     assert_eq!(local(Some("n-1")), [true, false]);
     assert_eq!(local(Some("n-2")), [false, false]);
     assert_eq!(local(None), [false, false], "no name is no node");
+}
+
+#[test]
+fn a_hint_counts_for_the_nodes_and_zones_that_it_names() {
+    let hints = "  hints: {forNodes: [{name: n-1}], forZones: [{name: a}, {name: b}]}\n";
+    let text = SLICE.replace(
+        "- addresses: [10.0.0.3]",
+        &format!("{hints}- addresses: [10.0.0.3]"),
+    );
+    let read = |name: Option<&str>, zone: Option<&str>| {
+        let node = Node {
+            name: name.map(str::to_owned),
+            zone: zone.map(str::to_owned),
+        };
+        let document = documents(&text, Format::Yaml).unwrap().remove(0);
+        let mut objects = parse_document(document, Format::Yaml, None, &node).unwrap();
+        let Object::EndpointSlice(slice) = objects.remove(0) else {
+            panic!("{objects:?}");
+        };
+        assert_eq!(slice.endpoints[1].hints, Hints::default(), "it has none");
+        let Hints { node, zone } = slice.endpoints[0].hints;
+        (node, zone)
+    };
+    let (here, elsewhere) = (Hint::Here, Hint::Elsewhere);
+    assert_eq!(read(Some("n-1"), Some("b")), (here, here));
+    assert_eq!(read(Some("n-2"), Some("c")), (elsewhere, elsewhere));
+    assert_eq!(read(None, None), (elsewhere, elsewhere));
 }
 
 /// Slices of a Service with `publishNotReadyAddresses` say so.

@@ -56,6 +56,7 @@ fn port(usable: Vec<Arc<Endpoint>>, last_resort: Vec<Arc<Endpoint>>) -> Port {
         affinity: None,
         traffic: Default::default(),
         local: None,
+        near: None,
     }
 }
 
@@ -598,6 +599,54 @@ fn a_local_policy_counts_for_its_own_clients_only() {
         HashSet::from([1]),
         "however it sticks"
     );
+}
+
+/// Endpoints 1 to 4, of which hints give 1 and 2 to this node.
+fn two_near() -> (Port, Instant) {
+    let (mut port, now) = aged(4);
+    let near = [0, 1].map(|place| port.usable[place].clone());
+    port.near = Some(Box::new(near.into_iter().collect()));
+    (port, now)
+}
+
+#[test]
+fn near_endpoints_get_the_clients_of_a_cluster_policy() {
+    let (mut port, now) = two_near();
+    for scope in [Some(Scope::External), Some(Scope::Internal)] {
+        assert_eq!(picks(&port, scope, now), HashSet::from([1, 2]));
+        assert_eq!(port.width(scope), 2);
+    }
+    let all = HashSet::from([1, 2, 3, 4]);
+    assert_eq!(picks(&port, None, now), all, "a configured listener");
+    port.local = Some(Box::new(Local {
+        usable: [port.usable[3].clone()].into_iter().collect(),
+        last_resort: EndpointList::default(),
+        presence: Presence::Now,
+    }));
+    port.traffic.internal_local = true;
+    assert_eq!(picks(&port, Some(Scope::Internal), now), HashSet::from([4]));
+    port.affinity = Some(Affinity::new(Duration::from_secs(10)));
+    let stays = picks(&port, Some(Scope::External), now);
+    assert!(stays.len() == 1 && stays.is_subset(&HashSet::from([1, 2])));
+}
+
+#[test]
+fn no_client_is_refused_for_a_hint() {
+    let (port, now) = two_near();
+    let scope = Some(Scope::Internal);
+    let from = Origin { scope, ..CLIENT };
+    let tried = [port.usable[0].id, port.usable[1].id];
+    let avoid = Avoid {
+        tried: &tried,
+        siblings_of: None,
+    };
+    let lease = pick(&port, Cost::Tcp, from, &avoid, now).unwrap();
+    assert!([3, 4].contains(&picked(&lease)), "the near ones were tried");
+    port.usable[0].begin_drain();
+    assert_eq!(picks(&port, scope, now), HashSet::from([2]));
+    port.usable[1].eject();
+    assert_eq!(picks(&port, scope, now), HashSet::from([3, 4]));
+    assert!(has_usable(&port, scope));
 }
 
 #[test]

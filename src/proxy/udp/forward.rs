@@ -291,7 +291,9 @@ async fn held_out(worker: Rc<Worker>, session: Rc<Session>, port: Rc<Routed>) {
             if let Some(port) = port
                 && balancer::has_usable(&port, session.door.spec.scope)
             {
-                let turn = port.hold.turn(port.usable.len(), Instant::now());
+                let turn = port
+                    .hold
+                    .turn(port.width(session.door.spec.scope), Instant::now());
                 tokio::time::sleep_until(turn.min(expires).into()).await;
                 if flush(&worker, &session, &port) {
                     break;

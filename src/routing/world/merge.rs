@@ -232,6 +232,7 @@ impl World {
             },
             fate,
             local: e.local,
+            hints: e.hints,
         }
     }
 }

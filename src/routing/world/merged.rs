@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::contract::endpoint::Conditions;
 use crate::contract::name::PodRef;
 use crate::contract::reason::Trigger;
-use crate::discovery::object::{ServiceObject, ServicePortObject};
+use crate::discovery::object::{Hints, ServiceObject, ServicePortObject};
 
 /// One Service, merged.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +49,8 @@ pub struct MergedEndpoint {
     pub fate: Fate,
     /// Whether it is on this node.
     pub local: bool,
+    /// Where its clients are to be.
+    pub hints: Hints,
 }
 
 /// What is known about the end of a pod.

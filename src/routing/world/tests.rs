@@ -76,6 +76,7 @@ fn endpoint(address: &str, pod: &str) -> SliceEndpoint {
         serving: true,
         terminating: false,
         local: false,
+        hints: Default::default(),
     }
 }
 

@@ -133,6 +133,8 @@ struct State {
     forbidden: BTreeSet<(Kind, Option<String>)>,
     /// Namespaces that do not exist.
     absent: BTreeSet<String>,
+    /// The labels of nodes, by name; `None`: not answered yet. The others may not be read.
+    nodes: HashMap<String, Option<Value>>,
     connections: usize,
     complaints: Vec<String>,
 }
@@ -340,6 +342,12 @@ impl Api {
     /// From now on, this namespace does not exist, and its lists are empty.
     pub fn without_namespace(&self, name: &str) {
         self.lock().absent.insert(name.to_owned());
+    }
+
+    /// From now on, this node may be read, and has these labels. `None`: the answer waits.
+    pub fn node(&self, name: &str, labels: Option<Value>) {
+        self.lock().nodes.insert(name.to_owned(), labels);
+        self.shared.notify();
     }
 
     /// How many connections are open.

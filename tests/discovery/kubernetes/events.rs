@@ -68,7 +68,8 @@ async fn a_drain_is_an_event_on_its_service_and_a_burst_of_them_has_a_receipt() 
 async fn what_is_not_served_is_one_event_however_many_proxies_post_it() {
     let api = shop(1).await;
     let mut near = claimed(service("near"));
-    near["spec"]["trafficDistribution"] = "PreferClose".into();
+    let voice = json!({"name": "voice", "port": 5060, "protocol": "SCTP"});
+    near["spec"]["ports"].as_array_mut().unwrap().push(voice);
     near["metadata"]["annotations"]["ebbtide.dev/hold-timeout"] = "soon".into();
     api.apply(&near);
     let rigs = [Rig::start(&api).await, Rig::start(&api).await];
@@ -80,7 +81,7 @@ async fn what_is_not_served_is_one_event_however_many_proxies_post_it() {
     assert!(
         notes
             .iter()
-            .any(|note| note.contains("spec.trafficDistribution: PreferClose is not served")),
+            .any(|note| note.contains("spec.ports[1].protocol: SCTP is not served")),
         "{notes:?}"
     );
     assert!(

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use ebbtide::cluster::api::connect;
-use ebbtide::config::settings::{Kubernetes, PodWatch};
+use ebbtide::config::settings::{Kubernetes, Node, PodWatch};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::discovery::kubernetes::{self, Wanted};
-use ebbtide::discovery::object::{Change, Object};
+use ebbtide::discovery::object::{Change, Hint, Object};
 use ebbtide::discovery::source::{InUse, Message};
+use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
 use super::api::{Api, KINDS, Kind, Order, Verb, certificate};
@@ -37,7 +38,7 @@ impl Source {
             ..Kubernetes::default()
         };
         let uri = format!("http://{}", api.address).parse().unwrap();
-        Self::connect(kube::Config::new(uri), named, settings)
+        Self::connect(kube::Config::new(uri), named, settings, Node::default())
     }
 
     /// Over TLS.
@@ -46,10 +47,10 @@ impl Source {
         let mut config = kube::Config::new(uri);
         config.root_cert = Some(vec![certificate().to_vec()]);
         config.read_timeout = Some(settings.silence);
-        Self::connect(config, &[], settings)
+        Self::connect(config, &[], settings, Node::default())
     }
 
-    fn connect(config: kube::Config, named: &[&str], settings: Kubernetes) -> Self {
+    fn connect(config: kube::Config, named: &[&str], settings: Kubernetes, node: Node) -> Self {
         let server = config.cluster_url.to_string();
         let connected = connect(config).unwrap();
         let named = named.iter().map(|it| it.split_once('/').unwrap());
@@ -65,7 +66,7 @@ impl Source {
         };
         let wanted = Wanted {
             settings,
-            node: None,
+            node,
             in_use: used,
         };
         tokio::spawn(kubernetes::run(connected, server, wanted, out, |_| ()));
@@ -326,6 +327,48 @@ async fn the_api_server_selects_what_a_node_needs_from_its_cache() {
     assert!(!last.query.contains("resourceVersion"), "{last:?}");
 }
 
+/// The zone of this node may be known after the first slices.
+#[tokio::test]
+async fn the_zone_of_this_node_is_asked_for_and_slices_are_read_with_it() {
+    let api = Api::start().await;
+    api.apply(&claimed(service("app")));
+    let mut hinted = slice("s", "app", &[ready(7, "p"), ready(8, "q")]);
+    for (i, zone) in ["a", "b"].iter().enumerate() {
+        hinted["endpoints"][i]["hints"] = json!({"forZones": [{"name": zone}]});
+    }
+    api.apply(&hinted);
+    api.node("n1", None);
+    let uri = format!("http://{}", api.address).parse().unwrap();
+    let node = Node {
+        name: Some("n1".into()),
+        zone: None,
+    };
+    let settings = Kubernetes {
+        pods: PodWatch::None,
+        ..Kubernetes::default()
+    };
+    let mut source = Source::connect(kube::Config::new(uri), &[], settings, node);
+    let zones = |source: &Source| {
+        let key = ("EndpointSlice".to_owned(), ObjectName::new("web", "s"));
+        let Some(Object::EndpointSlice(slice)) = source.objects.get(&key) else {
+            return Vec::new();
+        };
+        let hints = slice.endpoints.iter().map(|it| it.hints.zone);
+        hints.collect()
+    };
+    let (here, elsewhere) = (Hint::Here, Hint::Elsewhere);
+    source
+        .until("served without the zone", |it| {
+            it.synced && zones(it) == [elsewhere, elsewhere]
+        })
+        .await;
+    api.node("n1", Some(json!({"topology.kubernetes.io/zone": "b"})));
+    source
+        .until("the zone counts", |it| zones(it) == [elsewhere, here])
+        .await;
+    assert_eq!(source.removed, [], "no slice was gone meanwhile");
+}
+
 #[tokio::test]
 async fn a_list_is_streamed_where_the_api_server_can() {
     let api = shop(2).await;
@@ -356,7 +399,7 @@ async fn a_server_that_does_not_know_of_streamed_lists_is_asked_for_plain_ones()
     };
     let uri = format!("http://{}", api.address).parse().unwrap();
     let config = kube::Config::new(uri);
-    let mut source = Source::connect(config, &["web/shop"], settings);
+    let mut source = Source::connect(config, &["web/shop"], settings, Node::default());
     source
         .until("the first table", |it| it.synced && it.count("Pod") == 2)
         .await;

@@ -78,6 +78,7 @@ impl Pod {
             serving: self.ready,
             terminating,
             local: false,
+            hints: Default::default(),
             ..ready(self.address, None)
         }
     }

@@ -70,6 +70,22 @@ impl Api {
                 .get(&(Kind::Services, namespace, name.to_owned()));
             return Ok(found.map_or_else(|| status(404, "not found"), |found| answer(200, found)));
         }
+        if let Some(name) = path.strip_prefix("/api/v1/nodes/") {
+            let mut moved = self.shared.moved.subscribe();
+            loop {
+                match self.lock().nodes.get(name) {
+                    Some(Some(labels)) => {
+                        let metadata = json!({"name": name, "labels": labels});
+                        let kind =
+                            json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
+                        return Ok(answer(200, &kind));
+                    }
+                    Some(None) => {}
+                    None => return Ok(status(403, "nodes is forbidden")),
+                }
+                let _ = moved.changed().await;
+            }
+        }
         if let Some(name) = path.strip_prefix("/api/v1/namespaces/")
             && !name.contains('/')
         {
