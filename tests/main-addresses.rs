@@ -16,5 +16,6 @@ mod addresses {
 
     mod process;
     mod served;
+    mod size;
     mod table;
 }

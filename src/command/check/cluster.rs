@@ -16,6 +16,7 @@ use kube::{Client, Resource, ResourceExt};
 
 use crate::cluster::api::{self, said};
 use crate::cluster::rights::{self, Right};
+use crate::command::check::nodes;
 use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes, Node};
 use crate::contract::name::ObjectName;
@@ -109,6 +110,11 @@ impl Reader<'_> {
                 .map(|it| (it.name_any(), manifest::service(it).map(Object::Service))),
         );
         self.seen.claim(self.claim);
+        if self.config.addresses.is_some() && self.seen.has_claims() {
+            self.seen
+                .warnings
+                .extend(nodes::unserved(&self.client).await?);
+        }
         for namespace in &self.watched_namespaces() {
             if !refused.contains("pods") {
                 let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);

@@ -8,6 +8,7 @@
 pub mod run;
 
 mod cluster;
+mod nodes;
 mod seen;
 mod served;
 mod warnings;

@@ -32,6 +32,11 @@ impl Seen {
         }
     }
 
+    pub(super) fn has_claims(&self) -> bool {
+        let mut objects = self.objects.iter();
+        objects.any(|object| matches!(object, Object::Service(service) if service.claimed))
+    }
+
     pub(super) fn problem(&mut self, subject: &str, error: String) {
         self.problems
             .push(Problem::new(subject, &error, SystemTime::now()));
