@@ -11,6 +11,7 @@ mod support {
 }
 
 mod addresses {
+    mod claimed;
     mod namespace;
     mod node;
 

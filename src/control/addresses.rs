@@ -113,6 +113,20 @@ impl Addresses {
         }
     }
 
+    /// A UDP nodePort is bound, or is no longer wanted. Its rule leads to itself: it ends the kernel's
+    /// flows of the time before, which lead elsewhere.
+    pub(super) fn note_node_port(&self, at: SocketAddr, is_bound: bool) {
+        let bound_here = |node: &&IpAddr| {
+            let is_any = at.ip().is_unspecified() && at.is_ipv4() == node.is_ipv4();
+            is_any || at.ip() == **node
+        };
+        for node in self.settings.nodes.iter().filter(bound_here) {
+            let at = SocketAddr::new(*node, at.port());
+            let rule = rule_of((Transport::Udp, at));
+            self.outbox.set(rule, is_bound.then_some(at));
+        }
+    }
+
     /// Tells the kernel's side from now on: every address has been tried once.
     pub(super) fn open(&self) {
         self.outbox.open();

@@ -252,6 +252,7 @@ impl Listeners {
         if is_address(key.0) {
             self.left.push(address);
         }
+        note_node_port(&self.addresses, key, &listener.config, false);
         if let Some(keys) = self.by_service.get_mut(service) {
             keys.retain(|it| it != key);
             if keys.is_empty() {
@@ -352,6 +353,7 @@ impl Listeners {
                 Ok(spec) => {
                     let (listener, service) = (&*key.1, &wanted.config.service);
                     tracing::info!(listener, address = %spec.address, %service, "listening");
+                    note_node_port(&self.addresses, &key, &wanted.config, true);
                     State::Bound(spec)
                 }
                 Err(error) => {
@@ -419,6 +421,18 @@ impl Listeners {
     /// Whether the workers have served the accept queues of all closed listeners.
     pub fn are_closed(&self) -> bool {
         self.sockets.are_closed()
+    }
+}
+
+fn note_node_port(
+    addresses: &Option<Addresses>,
+    key: &Key,
+    config: &ListenerConfig,
+    is_bound: bool,
+) {
+    let is_udp = key.0 == Origin::NodePort && config.transport() == Transport::Udp;
+    if let Some(addresses) = addresses.as_ref().filter(|_| is_udp) {
+        addresses.note_node_port(config.address, is_bound);
     }
 }
 

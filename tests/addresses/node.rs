@@ -100,6 +100,11 @@ impl Node {
     /// Service `web/shop` with these endpoints. Waits until the addresses are served or refused.
     pub fn start(endpoints: &[Ep], more: &str) -> Self {
         make_network();
+        Self::start_in(endpoints, more)
+    }
+
+    /// The same, in a network that [`make_network`] has made.
+    pub fn start_in(endpoints: &[Ep], more: &str) -> Self {
         let folder = Folder::new();
         folder.write("service.json", &shop());
         folder.endpoints(endpoints);

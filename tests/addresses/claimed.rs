@@ -1,0 +1,110 @@
+//! UDP clients that are there when a Service is claimed. The kernel has their flows to the pods that
+//! kube-proxy chose, and keeps them for as long as the clients send.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use ebbtide::net::netlink;
+use ebbtide::net::rules::{Rules, Transport};
+use serde_json::json;
+
+use super::namespace::is_inside;
+use super::node::{Node, in_pod, make_network};
+use super::process::until;
+use crate::support::manifests::{endpoint, service, slice};
+
+const CLUSTER: &str = "10.96.0.10:53";
+const NODE_PORT: &str = "192.0.2.1:30053";
+
+#[test]
+fn the_flows_of_kube_proxys_time_come_over_and_go_back() {
+    if !is_inside("addresses::claimed::the_flows_of_kube_proxys_time_come_over_and_go_back") {
+        return;
+    }
+    make_network();
+    let (old, new) = (echo("192.0.2.1:0", "old"), echo("127.0.0.1:0", "new"));
+    // In place of kube-proxy's rules.
+    let both = [CLUSTER, NODE_PORT].map(|at| (Transport::Udp, at.parse().unwrap()));
+    let to = |port: u16| format!("192.0.2.1:{port}").parse().unwrap();
+    let rules: Rules = both.into_iter().map(|at| (at, to(old))).collect();
+    netlink::replace(&rules).unwrap();
+    let clients = [
+        client(CLUSTER),
+        in_pod(|| client(CLUSTER)),
+        client(NODE_PORT),
+        in_pod(|| client(NODE_PORT)),
+    ];
+    for client in &clients {
+        until("an answer of the old one", || ask(client) == "old ask");
+    }
+    netlink::remove().unwrap();
+
+    let node = Node::start_in(&[], "");
+    let mut dns = service("dns", json!({}));
+    dns["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "ebbtide"});
+    dns["spec"]["type"] = json!("NodePort");
+    dns["spec"]["clusterIP"] = json!("10.96.0.10");
+    dns["spec"]["ports"] =
+        json!([{"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053}]);
+    node.folder.write("dns.json", &dns);
+    let mut here = slice(
+        "dns",
+        "dns",
+        ("dns", new),
+        &[endpoint("127.0.0.1", None, [true, true, false])],
+    );
+    here["ports"][0]["protocol"] = json!("UDP");
+    node.folder.write("dns-slice.json", &here);
+    for (n, client) in clients.iter().enumerate() {
+        let what = format!("an answer through the proxy for client {n}");
+        until(&what, || ask(client) == "new ask");
+    }
+
+    // The claim ends: nothing of ours holds the flows.
+    std::fs::remove_file(node.folder.manifests().join("dns.json")).unwrap();
+    let gone = || {
+        netlink::list()
+            .unwrap()
+            .0
+            .keys()
+            .all(|at| !both.contains(at))
+    };
+    until("no rule of it", gone);
+    let mut rules = netlink::list().unwrap().0;
+    rules.extend(both.map(|at| (at, to(old))));
+    drop(node);
+    netlink::replace(&rules).unwrap();
+    for client in &clients {
+        until("an answer as before", || ask(client) == "old ask");
+    }
+}
+
+/// Answers datagrams with its name, and returns its port.
+fn echo(at: &str, name: &'static str) -> u16 {
+    let server = UdpSocket::bind(at).unwrap();
+    let port = server.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut buf = [0; 64];
+        while let Ok((n, from)) = server.recv_from(&mut buf) {
+            let answer = [name.as_bytes(), b" ", &buf[..n]].concat();
+            let _ = server.send_to(&answer, from);
+        }
+    });
+    port
+}
+
+/// A client that keeps its port.
+fn client(at: &str) -> UdpSocket {
+    let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let patience = Some(Duration::from_millis(500));
+    client.set_read_timeout(patience).unwrap();
+    client.connect(at).unwrap();
+    client
+}
+
+/// The answer, or nothing.
+fn ask(client: &UdpSocket) -> String {
+    let mut buf = [0; 64];
+    let answered = client.send(b"ask").and_then(|_| client.recv(&mut buf));
+    String::from_utf8_lossy(&buf[..answered.unwrap_or(0)]).into_owned()
+}
