@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -178,6 +179,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         let wanted = kubernetes::Wanted {
             settings: wanted.clone(),
             node: config.node.clone(),
+            knows_pod_ranges: !config.inside.pods.is_empty(),
             in_use: used,
         };
         feed_from_api_server(
@@ -287,6 +289,7 @@ fn start_workers(
         leaving: AtomicBool::new(false),
         access_log,
         refused_headers: Pace::default(),
+        inside: ArcSwap::from_pointee(config.inside.clone()),
         addresses: Arc::default(),
         udp_full: Pace::default(),
     });

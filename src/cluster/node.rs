@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use hyper::Request;
+use ipnet::IpNet;
 use kube::Client;
 use serde::Deserialize;
 
@@ -15,6 +16,15 @@ use crate::cluster::api::{Pauses, said};
 #[derive(Debug, Default, Deserialize)]
 pub struct NodeObject {
     metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    #[serde(default, rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -28,6 +38,12 @@ impl NodeObject {
     pub fn zone(&self) -> Option<&str> {
         let zone = self.metadata.labels.get("topology.kubernetes.io/zone");
         zone.map(String::as_str).filter(|zone| !zone.is_empty())
+    }
+
+    /// The ranges of the addresses of its pods, where the cluster gives each node a range.
+    pub fn pod_ranges(&self) -> Vec<IpNet> {
+        let texts = self.spec.pod_cidrs.iter();
+        texts.filter_map(|text| text.parse().ok()).collect()
     }
 }
 
@@ -46,8 +62,10 @@ pub async fn ask(client: Client, name: String) -> NodeObject {
                 tracing::warn!(
                     node = name,
                     error = said(&error),
-                    "may not read this node, so no zone hint counts; grant `get` of nodes as \
-                     deploy/kustomize/base/rbac.yaml does, or set the environment variable NODE_ZONE"
+                    "may not read this node's object; grant `get` of nodes as \
+                     deploy/kustomize/base/rbac.yaml does, or set the environment variable NODE_ZONE, \
+                     without which no zone hint counts, and services.podCIDRs, without which pods are not \
+                     told from clients outside"
                 );
                 return NodeObject::default();
             }

@@ -11,6 +11,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::{
@@ -30,11 +32,13 @@ impl raw::Config {
             None => default.admin,
             Some(text) => at("admin.address", value::address(&text))?,
         };
+        let (addresses, inside) = self.services.unwrap_or_default().check(folder, admin)?;
         Ok(Config {
             node_port_addresses: self
                 .node_ports
                 .map_or(Ok(Vec::new()), raw::NodePorts::check)?,
-            addresses: self.services.unwrap_or_default().check(folder, admin)?,
+            addresses,
+            inside,
             listeners: listeners(
                 self.listeners.unwrap_or_default(),
                 admin,
@@ -48,11 +52,7 @@ impl raw::Config {
             trusted_proxies: items(
                 "trustedProxies",
                 self.trusted_proxies.unwrap_or_default(),
-                |text| {
-                    text.parse().map_err(|_| {
-                        format!("{text:?} is not a CIDR, expected one such as 10.0.0.0/8")
-                    })
-                },
+                cidr,
             )?,
             access_log: at("accessLog", off_or("json", self.access_log))?,
             per_service: at(
@@ -472,6 +472,11 @@ fn per_service(text: Option<String>) -> Result<PerService, String> {
             "{text:?} is not known, expected all, counters or off"
         )),
     }
+}
+
+pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
+    let wrong = |_| format!("{text:?} is not a CIDR, expected one such as 10.0.0.0/8");
+    text.parse().map_err(wrong)
 }
 
 pub(super) fn at<T>(path: &str, result: Result<T, String>) -> Result<T, Fault> {

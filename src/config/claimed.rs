@@ -4,20 +4,24 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use crate::config::checked::{at, items, off_or};
+use crate::config::checked::{at, cidr, items, off_or};
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::Addresses;
+use crate::contract::inside::Inside;
 
 impl raw::Services {
     pub(super) fn check(
         self,
         folder: &Path,
         admin: SocketAddr,
-    ) -> Result<Option<Addresses>, Fault> {
-        if !at("services.addresses", off_or("on", self.addresses))? {
-            return Ok(None);
-        }
+    ) -> Result<(Option<Addresses>, Inside), Fault> {
+        let is_on = at("services.addresses", off_or("on", self.addresses))?;
+        let pods = items(
+            "services.podCIDRs",
+            self.pod_cidrs.unwrap_or_default(),
+            cidr,
+        )?;
         let from = match &self.node_addresses {
             Some(_) => "services.nodeAddresses",
             None => "services.addresses",
@@ -44,6 +48,14 @@ impl raw::Services {
                 )),
             }
         })?;
+        let inside = Inside {
+            nodes: nodes.clone(),
+            pods,
+            node_pods: Vec::new(),
+        };
+        if !is_on {
+            return Ok((None, inside));
+        }
         let port = self.port.unwrap_or(SHARED_PORT);
         if port == 0 || port == admin.port() {
             let what = format!("{port} is 0 or the port of admin.address, expected another one");
@@ -51,11 +63,12 @@ impl raw::Services {
         }
         let socket = self.socket.as_deref().unwrap_or(NET_SOCKET);
         let socket = folder.join(socket).components().collect();
-        Ok(Some(Addresses {
+        let addresses = Addresses {
             nodes,
             port,
             socket,
-        }))
+        };
+        Ok((Some(addresses), inside))
     }
 }
 

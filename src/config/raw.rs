@@ -106,6 +106,11 @@ pub(super) struct Services {
     /// This node's own addresses, at most one of each family. If absent: those in the environment
     /// variable `NODE_IPS`, separated by commas.
     pub node_addresses: Option<Vec<String>>,
+    /// The ranges of the pods' addresses. Pods and the node itself, which connect to an external address
+    /// or a nodePort, go by no traffic policy that is Local. If absent: the `spec.podCIDRs` of this
+    /// node's Node object.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Option<Vec<String>>,
     /// The port on the node's addresses to which `ebbtide net` leads clients.
     #[schemars(extend("default" = 15001))]
     pub port: Option<u16>,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::contract::inside::Inside;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Scope, Transport};
 
@@ -41,6 +42,8 @@ pub struct Config {
     pub access_log: bool,
     /// What `/metrics` shows of each Service port.
     pub per_service: PerService,
+    /// Where clients inside the cluster come from, as far as the configuration says.
+    pub inside: Inside,
     /// This node.
     pub node: Node,
 }
@@ -268,6 +271,7 @@ impl Config {
             trusted_proxies: Vec::new(),
             access_log: false,
             per_service: PerService::All,
+            inside: Inside::default(),
             node: Node::default(),
         }
     }

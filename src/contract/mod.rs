@@ -11,6 +11,7 @@ pub mod counters;
 pub mod endpoint;
 pub mod endpoint_list;
 pub mod hold;
+pub mod inside;
 pub mod latency;
 pub mod lease;
 pub mod listener;

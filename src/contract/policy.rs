@@ -47,6 +47,8 @@ pub enum Scope {
     External,
     /// `internalTrafficPolicy`: cluster IPs.
     Internal,
+    /// Neither: a client inside the cluster has connected to an external address.
+    Inside,
 }
 
 impl Traffic {
@@ -56,7 +58,7 @@ impl Traffic {
         match scope {
             Some(Scope::External) => self.external_local,
             Some(Scope::Internal) => self.internal_local,
-            None => false,
+            Some(Scope::Inside) | None => false,
         }
     }
 

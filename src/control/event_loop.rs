@@ -260,6 +260,10 @@ impl Control {
                 self.rebind_all();
                 Chores::default()
             }
+            Message::PodRanges(ranges) => {
+                self.shared.note_inside(&self.config.inside, Some(ranges));
+                Chores::default()
+            }
             Message::Problems(problems) => {
                 self.health.report(problems);
                 Chores::default()
@@ -394,6 +398,7 @@ impl Control {
             tracing::warn!(warning, "the configuration has a doubtful field");
         }
         self.report_use();
+        self.shared.note_inside(&config.inside, None);
         self.table.set_config(config.clone());
         self.shared
             .post_all(|| WorkerCommand::Config(config.clone()));

@@ -39,6 +39,8 @@ pub struct Wanted {
     pub settings: settings::Kubernetes,
     /// This node.
     pub node: Node,
+    /// Whether the configuration has the ranges of pods.
+    pub knows_pod_ranges: bool,
     /// What the table uses. Each new value is a report of the table as it is then.
     pub in_use: watch::Receiver<InUse>,
 }
@@ -59,11 +61,13 @@ pub async fn run(
     let Wanted {
         settings,
         node,
+        knows_pod_ranges,
         mut in_use,
     } = wanted;
     let now = Instant::now();
     let mut absent = Absent::new(client.clone(), &settings.namespaces);
-    let name = node.name.clone().filter(|_| node.zone.is_none());
+    let name = node.name.clone();
+    let name = name.filter(|_| node.zone.is_none() || !knows_pod_ranges);
     let mut asked_node = name.map(|name| node::ask(client.clone(), name).boxed());
     let mut table = SavedTable::open(&settings, server);
     // Nodes that serve already come to the API server one after the other. One that serves nothing
@@ -149,8 +153,11 @@ pub async fn run(
             }
             Some(found) = OptionFuture::from(asked_node.as_mut()) => {
                 asked_node = None;
-                if let Some(zone) = found.zone() {
+                if let Some(zone) = found.zone().filter(|_| watches.node.zone.is_none()) {
                     watches.take_zone(zone);
+                }
+                if out.send(Message::PodRanges(found.pod_ranges())).await.is_err() {
+                    return;
                 }
             }
             () = absent.changed() => watches.absent.clone_from(absent.names()),

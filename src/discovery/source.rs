@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::time::{Instant, SystemTime};
 
+use ipnet::IpNet;
+
 use crate::contract::name::ObjectName;
 use crate::discovery::object::Change;
 use crate::text::one_line;
@@ -24,6 +26,8 @@ pub enum Message {
     Synced,
     /// How far the first table is. Comes before [`Message::Synced`], and when it changes.
     Standing(Standing),
+    /// The ranges of this node's pods.
+    PodRanges(Vec<IpNet>),
     /// The whole list of the source's problems as it is now. It is empty when the source is in
     /// order again.
     Problems(Vec<Problem>),

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::config::settings::Config;
 use crate::contract::listener::ListenerSpec;
+use crate::contract::policy::Scope;
 use crate::net::stream::Stream;
 use crate::proxy::balancer::Origin;
 use crate::proxy::worker::Worker;
@@ -28,6 +29,8 @@ pub struct Client {
     pub neighbour: IpAddr,
     /// The listener that accepted the connection.
     pub listener: Arc<ListenerSpec>,
+    /// Which traffic policy counts for this client.
+    pub scope: Option<Scope>,
     /// The client has had no answer yet, or only one that could not be forwarded. Its work takes
     /// turns with that of other such clients.
     pub unanswered: Rc<Cell<bool>>,
@@ -38,7 +41,7 @@ impl Client {
     pub(super) fn origin(&self) -> Origin {
         Origin {
             client: self.peer.ip(),
-            scope: self.listener.scope,
+            scope: self.scope,
         }
     }
 

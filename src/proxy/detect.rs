@@ -59,7 +59,7 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
         // A silent client has asked for nothing, so the hold time does not run for it.
         tokio::select! {
             _ = client.stream.readable() => {}
-            () = something_usable(worker, &client.listener) => {}
+            () = something_usable(worker, client) => {}
             () = tokio::time::sleep_until(idle_ends.into()) => return Err(CloseReason::ClientTimeout),
         }
     }
@@ -184,10 +184,10 @@ async fn left(worker: &Worker, listener: &ListenerSpec, endpoint: &Endpoint) {
 }
 
 /// Waits until the listener's service port has a usable endpoint.
-async fn something_usable(worker: &Worker, listener: &ListenerSpec) {
+async fn something_usable(worker: &Worker, client: &Client) {
     loop {
-        let (port, changed) = worker.watched_port(listener);
-        if port.is_some_and(|port| balancer::has_usable(&port, listener.scope)) {
+        let (port, changed) = worker.watched_port(&client.listener);
+        if port.is_some_and(|port| balancer::has_usable(&port, client.scope)) {
             return;
         }
         changed.await;

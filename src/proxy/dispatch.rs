@@ -118,9 +118,9 @@ async fn held(
     loop {
         let (port, changed) = worker.watched_port(spec);
         if let Some(port) = port
-            && balancer::has_usable(&port, spec.scope)
+            && balancer::has_usable(&port, ask.from.scope)
         {
-            let turn = port.hold.turn(port.width(spec.scope), Instant::now());
+            let turn = port.hold.turn(port.width(ask.from.scope), Instant::now());
             tokio::time::sleep_until(turn.min(expires).into()).await;
             if let Some(found) = try_dispatch(
                 worker,
@@ -181,7 +181,7 @@ async fn connect(
             match start(worker, lease) {
                 Ok(connecting) => race.push(connecting),
                 Err((lease, error)) => {
-                    fail(&lease, &error, port, spec.scope);
+                    fail(&lease, &error, port, ask.from.scope);
                     if socket::is_shortage(&error) {
                         if worker.spare(Spare::All) {
                             next = Some(lease);
@@ -214,7 +214,7 @@ async fn connect(
             None => tokio::time::sleep(RACE_AFTER),
         };
         tokio::pin!(patience);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port, spec.scope) {
+        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port, ask.from.scope) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
         })
@@ -226,7 +226,7 @@ async fn connect(
                     port.metrics.retried(RetryReason::Connect, true);
                 }
                 if !race.is_empty() {
-                    tokio::task::spawn_local(see_to_end(race, port.clone(), spec.scope));
+                    tokio::task::spawn_local(see_to_end(race, port.clone(), ask.from.scope));
                 }
                 return Some((won.lease, won.upstream));
             }
@@ -250,7 +250,7 @@ async fn connect(
             let has_turn = moves.as_ref().is_some_and(|(turn, _)| *turn <= now);
             if hopeless && moves.is_none() {
                 let moving = port.hold.move_on();
-                moves = Some((port.hold.turn(port.width(spec.scope), now), moving));
+                moves = Some((port.hold.turn(port.width(ask.from.scope), now), moving));
                 continue;
             }
             // Not a second connect to an endpoint that has failed or whose connect is under way. A

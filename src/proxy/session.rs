@@ -64,6 +64,7 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
         unread: Vec::new(),
         peer,
         neighbour: peer.ip(),
+        scope: worker.shared.scope(&listener, peer.ip()),
         listener,
         unanswered,
     });

@@ -8,17 +8,21 @@
 //!
 //! `docs/architecture.md`, section "Threads", lists all that threads share.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config::settings::Config;
 use crate::contract::address::AddressMap;
 use crate::contract::endpoint::{EndpointId, Leaving};
+use crate::contract::inside::Inside;
 use crate::contract::listener::{ListenerId, ListenerSpec};
+use crate::contract::policy::Scope;
 use crate::contract::snapshot::Published;
 use crate::observe::access_log::AccessLog;
 
@@ -52,6 +56,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Clients that were refused for their PROXY header.
     pub refused_headers: Pace,
+    /// Where clients inside the cluster come from.
+    pub inside: ArcSwap<Inside>,
     /// The listeners of the addresses that the kernel leads to a shared port.
     pub addresses: Arc<AddressMap>,
     /// UDP sessions that had no place.
@@ -154,6 +160,22 @@ impl Shared {
         };
         self.places.store(now, Ordering::Relaxed);
         now == wanted
+    }
+
+    /// Which traffic policy counts for a client of a listener.
+    pub fn scope(&self, listener: &ListenerSpec, client: IpAddr) -> Option<Scope> {
+        self.inside.load().scope(listener.scope, client)
+    }
+
+    /// Takes in where clients inside the cluster come from: by the configuration, and by the source if
+    /// it has told something new. Only the control thread may call it.
+    pub fn note_inside(&self, configured: &Inside, node_pods: Option<Vec<IpNet>>) {
+        let node_pods = node_pods.unwrap_or_else(|| self.inside.load().node_pods.clone());
+        let configured = configured.clone();
+        self.inside.store(Arc::new(Inside {
+            node_pods,
+            ..configured
+        }));
     }
 
     /// Sends the same message to every worker.

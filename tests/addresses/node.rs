@@ -28,6 +28,8 @@ pub const ALL: [&str; 4] = [CLUSTER, CLUSTER_V6, EXTERNAL, BALANCER];
 /// Its name.
 pub const NODE: &str = "n1";
 pub const SHARED: &str = "192.0.2.1:15001";
+/// The node's name.
+pub const NODE: &str = "here";
 pub const POD: &str = "10.244.0.2";
 
 /// Makes the node's network: a default route, since cluster IPs are on no interface, and a pod.
@@ -138,11 +140,13 @@ impl Drop for Node {
 pub fn start_proxy(folder: &Path, more: &str) -> Child {
     let text = format!(
         "discovery: {{files: {{path: manifests}}}}\nadmin: {{address: '127.0.0.1:9901'}}\nworkers: 2\n\
-         services: {{addresses: on, nodeAddresses: [192.0.2.1, '2001:db8::1'], socket: net.sock}}\n\
+         services: {{addresses: on, nodeAddresses: [192.0.2.1, '2001:db8::1'], socket: net.sock,\n\
+         podCIDRs: [10.244.0.0/24]}}\n\
          nodePorts: {{addresses: [0.0.0.0]}}\n{more}\n"
     );
     std::fs::write(folder.join("ebbtide.yaml"), text).unwrap();
     Command::new(BINARY)
+        .env("NODE_NAME", NODE)
         .args(["run", "--config"])
         .arg(folder.join("ebbtide.yaml"))
         .env("NODE_NAME", NODE)

@@ -1,6 +1,7 @@
 //! A claimed Service by all of its addresses, through the kernel's table, `ebbtide net` and the proxy,
 //! for clients on the node and in a pod.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::UdpSocket;
 use std::sync::atomic::Ordering;
@@ -90,6 +91,48 @@ fn every_address_is_served_for_the_node_and_for_pods_and_a_rollout_costs_nothing
     assert!(get(CLUSTER).is_ok());
     std::fs::remove_file(node.folder.manifests().join("service.json")).unwrap();
     until("no rule", || netlink::list().unwrap().0.is_empty());
+}
+
+/// kube-proxy's short cut: pods and the node itself are not outside, whatever address they connect to.
+#[test]
+fn pods_and_the_node_go_by_no_external_policy() {
+    if !is_inside("addresses::served::pods_and_the_node_go_by_no_external_policy") {
+        return;
+    }
+    const EXTERNAL_V6: &str = "[2001:db8:9::9]:80";
+    let (far, near) = (App::start("far"), App::start("near"));
+    let node = Node::start(&[], "timeouts: {hold: 1s}");
+    let mut local = shop();
+    local["spec"]["externalTrafficPolicy"] = json!("Local");
+    local["spec"]["externalIPs"] = json!(["203.0.113.9", "2001:db8:9::9"]);
+    node.folder.write("service.json", &local);
+    let put = |app: &App, at: &str| {
+        let mut slice = app.ep().slice_of("shop", "");
+        slice["endpoints"][0]["nodeName"] = at.into();
+        node.folder.write(&format!("{}.json", app.name), &slice);
+    };
+    put(&far, "elsewhere");
+    let is_by = |at: &str, app: &str| get(at).is_ok_and(|it| it.starts_with(app));
+    let external = [EXTERNAL, BALANCER, "192.0.2.1:30080"];
+    until("the node is served", || {
+        external.iter().all(|at| is_by(at, "far")) && is_by("127.0.0.1:30080", "far")
+    });
+    in_pod(|| assert!(external.iter().all(|at| is_by(at, "far"))));
+    // This pod's address of the other family is in no range: it is outside.
+    assert!(
+        in_pod(|| get(EXTERNAL_V6)).is_err(),
+        "nothing for it is here"
+    );
+    assert!(is_by(EXTERNAL_V6, "far"), "the node's own address");
+
+    put(&near, NODE);
+    until("an endpoint here", || in_pod(|| is_by(EXTERNAL_V6, "near")));
+    assert!(in_pod(|| (0..20).all(|_| is_by(EXTERNAL_V6, "near"))));
+    for at in external {
+        let names = || (0..40).map(|_| get(at).unwrap()[..4].to_owned());
+        let all = ["far ", "near"].map(str::to_owned).into();
+        assert_eq!(in_pod(|| names().collect::<BTreeSet<_>>()), all, "{at}");
+    }
 }
 
 #[test]

@@ -49,6 +49,7 @@ async fn main() -> anyhow::Result<()> {
             let wanted = Wanted {
                 settings,
                 node: Default::default(),
+                knows_pod_ranges: false,
                 in_use: used,
             };
             tokio::spawn(kubernetes::run(connected, server, wanted, out, |_| ()));

@@ -115,7 +115,7 @@ impl Rig {
                 }
             }
             Message::Synced => self.synced = true,
-            Message::Standing(standing) => panic!("{standing:?}"),
+            Message::Standing(_) | Message::PodRanges(_) => panic!("{message:?}"),
             Message::Problems(problems) => self.problems = problems,
         }
     }

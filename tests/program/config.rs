@@ -142,6 +142,10 @@ fn every_field_is_taken_over() {
     let config = valid("everything.yaml");
     let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
     let seconds = Duration::from_secs;
+    let ranges = ["10.244.0.0/16", "fd00:244::/48"].map(|it| it.parse().unwrap());
+    assert_eq!(config.inside.pods, ranges);
+    assert_eq!(config.inside.nodes, [ip("192.0.2.1")]);
+    assert_eq!(config.addresses, None);
     assert_eq!(config.node_port_addresses, [ip("::1"), ip("127.0.0.1")]);
     let listener =
         |name: &str, address: &str, service: &str, port: PortRef, protocol, proxy_protocol| {

@@ -385,7 +385,7 @@ error: RBAC: may not watch pods cluster-wide: grant it as deploy/kustomize/base/
     assert_eq!(err.replace(&cluster.address.to_string(), "HERE"), expected);
     for warning in [
         "RBAC: may not create events.events.k8s.io cluster-wide: `kubectl get events` then does not show what",
-        "RBAC: may not get nodes cluster-wide: zone hints of slices then count only with NODE_ZONE; grant it",
+        "RBAC: may not get nodes cluster-wide: zone hints of slices then count only with NODE_ZONE, and pods are known only by services.podCIDRs; grant it",
         "namespace none does not exist; create or correct it",
         "listener x: the cluster has no Service none/y",
         "web/app: claimed, but no listener serves it; add a listener, or nodePorts",

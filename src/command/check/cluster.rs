@@ -79,7 +79,9 @@ impl Reader<'_> {
         for right in missing {
             let without = match right.resource {
                 "events" => Some("`kubectl get events` then does not show what Ebbtide does"),
-                "nodes" => Some("zone hints of slices then count only with NODE_ZONE"),
+                "nodes" => Some(
+                    "zone hints of slices then count only with NODE_ZONE, and pods are known only by services.podCIDRs",
+                ),
                 _ => None,
             };
             if let Some(without) = without {

@@ -142,10 +142,9 @@ fn connect(
     port: &Rc<Routed>,
 ) -> io::Result<Option<Rc<Flow>>> {
     let avoid = Avoid::default();
-    let from = Origin {
-        client: session.key.client.ip().to_canonical(),
-        scope: session.door.spec.scope,
-    };
+    let client = session.key.client.ip().to_canonical();
+    let scope = worker.shared.scope(&session.door.spec, client);
+    let from = Origin { client, scope };
     let Some(lease) = balancer::pick(port, Cost::Tcp, from, &avoid, Instant::now()) else {
         return Ok(None);
     };
@@ -280,6 +279,8 @@ fn hold(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>, bytes: &[
 
 /// Waits for an endpoint, and sends what is held. After the hold time it is dropped.
 async fn held_out(worker: Rc<Worker>, session: Rc<Session>, port: Rc<Routed>) {
+    let client = session.key.client.ip();
+    let scope = worker.shared.scope(&session.door.spec, client);
     let expires = Instant::now() + port.policy.hold_timeout;
     let metrics = &session.metrics;
     let mut reason = DropReason::HeldFull;
@@ -289,11 +290,9 @@ async fn held_out(worker: Rc<Worker>, session: Rc<Session>, port: Rc<Routed>) {
         while session.is_open() && Instant::now() < expires && !worker.cut.get() {
             let (port, changed) = worker.watched_port(&session.door.spec);
             if let Some(port) = port
-                && balancer::has_usable(&port, session.door.spec.scope)
+                && balancer::has_usable(&port, scope)
             {
-                let turn = port
-                    .hold
-                    .turn(port.width(session.door.spec.scope), Instant::now());
+                let turn = port.hold.turn(port.width(scope), Instant::now());
                 tokio::time::sleep_until(turn.min(expires).into()).await;
                 if flush(&worker, &session, &port) {
                     break;

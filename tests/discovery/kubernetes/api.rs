@@ -133,8 +133,8 @@ struct State {
     forbidden: BTreeSet<(Kind, Option<String>)>,
     /// Namespaces that do not exist.
     absent: BTreeSet<String>,
-    /// The labels of nodes, by name; `None`: not answered yet. The others may not be read.
-    nodes: HashMap<String, Option<Value>>,
+    /// The labels and the spec of nodes, by name; `None`: not answered yet. The others may not be read.
+    nodes: HashMap<String, Option<(Value, Value)>>,
     connections: usize,
     complaints: Vec<String>,
 }
@@ -344,9 +344,9 @@ impl Api {
         self.lock().absent.insert(name.to_owned());
     }
 
-    /// From now on, this node may be read, and has these labels. `None`: the answer waits.
-    pub fn node(&self, name: &str, labels: Option<Value>) {
-        self.lock().nodes.insert(name.to_owned(), labels);
+    /// From now on, this node may be read, and has these labels and this spec. `None`: the answer waits.
+    pub fn node(&self, name: &str, fields: Option<(Value, Value)>) {
+        self.lock().nodes.insert(name.to_owned(), fields);
         self.shared.notify();
     }
 

@@ -28,6 +28,7 @@ struct Source {
     /// The names of removed slices.
     removed: Vec<ObjectName>,
     synced: bool,
+    pod_ranges: Vec<ipnet::IpNet>,
     turns: usize,
 }
 
@@ -67,6 +68,7 @@ impl Source {
         let wanted = Wanted {
             settings,
             node,
+            knows_pod_ranges: false,
             in_use: used,
         };
         tokio::spawn(kubernetes::run(connected, server, wanted, out, |_| ()));
@@ -76,6 +78,7 @@ impl Source {
             objects: BTreeMap::new(),
             removed: Vec::new(),
             synced: false,
+            pod_ranges: Vec::new(),
             turns: 0,
         }
     }
@@ -98,6 +101,7 @@ impl Source {
         match message {
             Message::Changes { changes, .. } => changes.into_iter().for_each(|it| self.change(it)),
             Message::Synced => self.synced = true,
+            Message::PodRanges(ranges) => self.pod_ranges = ranges,
             Message::Standing(_) | Message::Problems(_) => {}
         }
     }
@@ -362,11 +366,17 @@ async fn the_zone_of_this_node_is_asked_for_and_slices_are_read_with_it() {
             it.synced && zones(it) == [elsewhere, elsewhere]
         })
         .await;
-    api.node("n1", Some(json!({"topology.kubernetes.io/zone": "b"})));
+    let spec = json!({"podCIDR": "10.244.3.0/24", "podCIDRs": ["10.244.3.0/24", "fd00:3::/64"]});
+    api.node(
+        "n1",
+        Some((json!({"topology.kubernetes.io/zone": "b"}), spec)),
+    );
     source
         .until("the zone counts", |it| zones(it) == [elsewhere, here])
         .await;
     assert_eq!(source.removed, [], "no slice was gone meanwhile");
+    let ranges = ["10.244.3.0/24", "fd00:3::/64"].map(|it| it.parse().unwrap());
+    assert_eq!(source.pod_ranges, ranges);
 }
 
 #[tokio::test]

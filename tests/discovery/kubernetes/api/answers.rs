@@ -74,10 +74,9 @@ impl Api {
             let mut moved = self.shared.moved.subscribe();
             loop {
                 match self.lock().nodes.get(name) {
-                    Some(Some(labels)) => {
+                    Some(Some((labels, spec))) => {
                         let metadata = json!({"name": name, "labels": labels});
-                        let kind =
-                            json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
+                        let kind = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec});
                         return Ok(answer(200, &kind));
                     }
                     Some(None) => {}
