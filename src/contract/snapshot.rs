@@ -145,6 +145,22 @@ impl Port {
         }
     }
 
+    /// Whether a client of this scope is refused now. Configured listeners, which have no scope, refuse
+    /// nobody.
+    pub fn refuses(&self, scope: Option<Scope>) -> bool {
+        let from = scope.and_then(|scope| self.refused_from(Some(scope)));
+        from.is_some_and(|from| from <= Instant::now())
+    }
+
+    /// When a listener of this scope is closed: nobody is left whom it could serve. Clients inside the
+    /// cluster come to one for external clients, too.
+    pub fn closed_from(&self, scope: Option<Scope>) -> Option<Instant> {
+        match scope {
+            Some(Scope::External) => self.refused_from(Some(Scope::Inside)),
+            other => self.refused_from(other),
+        }
+    }
+
     /// The endpoints that clients of this scope may reach: the usable ones, then the last resort.
     pub fn endpoints(&self, scope: Option<Scope>) -> [&EndpointList; 2] {
         match self.local_for(scope) {

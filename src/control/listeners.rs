@@ -149,7 +149,7 @@ impl Listeners {
                 let port = published.port(&config.service, &config.port, config.transport());
                 let may_refuse = key.0 != Origin::Configured && !config.health_check;
                 let claimed = port.as_ref().filter(|it| may_refuse && it.claimed);
-                let refuses = match claimed.and_then(|it| it.refused_from(config.scope)) {
+                let refuses = match claimed.and_then(|it| it.closed_from(config.scope)) {
                     Some(from) if from > now => {
                         self.gaps.insert((from, service.clone()));
                         false

@@ -159,9 +159,14 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
         (Some(port), None) => port.protocol,
         (None, own) => own.unwrap_or(Protocol::Auto),
     };
+    let refuses = port.as_ref().is_some_and(|port| port.refuses(client.scope));
     open.metrics = port.map(|port| port.metrics.clone());
     if let Some(metrics) = &open.metrics {
         metrics.connections_active.inc();
+    }
+    if refuses {
+        client.stream.reset_on_close();
+        return Err(CloseReason::NoEndpoint);
     }
     let known = match protocol {
         Protocol::Http => Known::Http,

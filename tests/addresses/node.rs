@@ -25,8 +25,6 @@ pub const CLUSTER_V6: &str = "[fd00:96::7]:80";
 pub const EXTERNAL: &str = "203.0.113.9:80";
 pub const BALANCER: &str = "203.0.113.10:80";
 pub const ALL: [&str; 4] = [CLUSTER, CLUSTER_V6, EXTERNAL, BALANCER];
-/// Its name.
-pub const NODE: &str = "n1";
 pub const SHARED: &str = "192.0.2.1:15001";
 /// The node's name.
 pub const NODE: &str = "here";
@@ -146,7 +144,6 @@ pub fn start_proxy(folder: &Path, more: &str) -> Child {
     );
     std::fs::write(folder.join("ebbtide.yaml"), text).unwrap();
     Command::new(BINARY)
-        .env("NODE_NAME", NODE)
         .args(["run", "--config"])
         .arg(folder.join("ebbtide.yaml"))
         .env("NODE_NAME", NODE)

@@ -435,7 +435,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: all of " + ", ".join(EXPERIMENTS))
     parser.add_argument("--columns", default=",".join(report.COLUMNS), help="default: %(default)s")
-    parser.add_argument("--write", action="store_true", help="write README.md even from a short or a partial run")
+    parser.add_argument("--write", action="store_true", help="write to README.md even from a short or a partial run")
     args = parser.parse_args()
     columns, names = args.columns.split(","), args.experiments or list(EXPERIMENTS)
     for word, known in [(c, report.COLUMNS) for c in columns] + [(n, EXPERIMENTS) for n in names]:

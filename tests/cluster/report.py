@@ -2,6 +2,7 @@
 import datetime
 import json
 import os
+import re
 
 from lab import HERE, LAB, say
 
@@ -45,10 +46,11 @@ class Report:
             json.dump({"started": self.started.isoformat(), "knobs": self.knobs, "results": self.raw,
                        "targets": [{"target": t, "met": m, "decides": d} for t, m, d in self.targets]}, file, indent=1)
 
-    def markdown(self):
+    def markdown(self, facts=""):
         out = []
         for title, rows in self.tables.items():
-            out += [f"## {title}", "", "| | | " + " | ".join(COLUMNS[c] for c in self.columns) + " |", "|---|---|" + "---|" * len(self.columns)]
+            out += [f"## {title}", ""] + ([facts, ""] if facts else [])
+            out += ["| | | " + " | ".join(COLUMNS[c] for c in self.columns) + " |", "|---|---|" + "---|" * len(self.columns)]
             previous = None
             for (case, measure), cells in rows.items():
                 shown = "" if case == previous else case
@@ -57,18 +59,31 @@ class Report:
             out.append("")
         if self.targets:
             out += ["## Targets", "", "Targets on time depend on the machine and do not fail the run.", "", "| target | |", "|---|---|"]
-            out += [f"| {text} | {'met' if met else '**missed**'}{'' if decides else ' (time)'} |" for text, met, decides in self.targets]
+            out += self.met()
             out.append("")
         return "\n".join(out)
 
+    def met(self):
+        return [f"| {text} | {'met' if met else '**missed**'}{'' if decides else ' (time)'} |" for text, met, decides in self.targets]
+
     def write(self, versions):
+        """Writes the experiments of this run, and keeps those of earlier ones."""
         facts = ", ".join(f"{k} {v}" for k, v in versions.items())
         knobs = ", ".join(f"{k} {v}" for k, v in self.knobs.items())
         page = os.path.join(HERE, "README.md")
         with open(page) as file:
-            by_hand = file.read().split(MARK)[0]
+            by_hand, earlier = file.read().split(MARK)
+        sections = {}
+        for text in (earlier, self.markdown(f"Measured on {self.started:%Y-%m-%d}: {facts}. Lengths: {knobs}.")):
+            for section in re.split(r"^(?=## )", text, flags=re.M)[1:]:
+                sections[re.match(r"## ([^.\n]*)", section)[1]] = section.strip() + "\n"
+        new = {line.split(" | ")[0] for line in self.met()}
+        before = [line for line in re.findall(r"^\| \w+: .*$", earlier.partition("## Targets")[2], re.M) if line.split(" | ")[0] not in new]
+        targets = "\n".join(sorted(before + self.met()))
+        sections["Targets"] = re.sub(r"(\|---\|---\|\n).*", lambda m: m[1] + targets + "\n", sections["Targets"], flags=re.S)
+        order = sorted(sections, key=lambda it: (it == "Targets", it == "SLI", it))
         with open(page, "w") as file:
-            file.write(f"{by_hand}{MARK}\nMeasured on {self.started:%Y-%m-%d}: {facts}. Lengths: {knobs}.\n\n{self.markdown()}")
+            file.write(f"{by_hand}{MARK}\n" + "\n".join(sections[name] for name in order))
 
     def failed(self):
         return any(decides and not met for _, met, decides in self.targets)

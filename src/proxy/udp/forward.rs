@@ -263,7 +263,10 @@ fn pass_some(worker: &Rc<Worker>, session: &Rc<Session>, flow: &Rc<Flow>) -> Pas
 /// Keeps a datagram until an endpoint is usable, or drops it.
 fn hold(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>, bytes: &[u8]) {
     let mut held = session.held.borrow_mut();
-    if port.policy.hold_timeout.is_zero() {
+    let scope = worker
+        .shared
+        .scope(&session.door.spec, session.key.client.ip());
+    if port.policy.hold_timeout.is_zero() || port.refuses(scope) {
         session.metrics.dropped(DropReason::NoEndpoint);
         drop(held);
         return leave_idle(worker, session);
