@@ -29,6 +29,7 @@ use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
 use crate::control::net_link::{self, Outbox};
+use crate::discovery::manifest::Reader;
 use crate::discovery::source::{InUse, Message};
 use crate::discovery::{files, fixed, kubernetes};
 use crate::net::socket;
@@ -178,7 +179,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted {
             settings: wanted.clone(),
-            node: config.node.clone(),
+            reader: Reader::of(&config),
             knows_pod_ranges: !config.inside.pods.is_empty(),
             in_use: used,
         };
@@ -414,7 +415,7 @@ fn feed_from_api_server(
 async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metrics>) {
     match &config.discovery {
         Discovery::Files { path } => {
-            files::watch(path.clone(), config.node.clone(), out, move |kind| {
+            files::watch(path.clone(), Reader::of(&config), out, move |kind| {
                 metrics.discovery_errors.with_label_values(&[kind]).inc()
             })
             .await;

@@ -32,11 +32,14 @@ impl raw::Config {
             None => default.admin,
             Some(text) => at("admin.address", value::address(&text))?,
         };
-        let (addresses, inside) = self.services.unwrap_or_default().check(folder, admin)?;
+        let services = self.services.unwrap_or_default();
+        let claim = services.check_claim()?;
+        let (addresses, inside) = services.check(folder, admin)?;
         Ok(Config {
             node_port_addresses: self
                 .node_ports
                 .map_or(Ok(Vec::new()), raw::NodePorts::check)?,
+            claim,
             addresses,
             inside,
             listeners: listeners(

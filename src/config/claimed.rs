@@ -7,10 +7,30 @@ use std::path::Path;
 use crate::config::checked::{at, cidr, items, off_or};
 use crate::config::fault::Fault;
 use crate::config::raw;
-use crate::config::settings::Addresses;
+use crate::config::settings::{Addresses, Claim};
 use crate::contract::inside::Inside;
 
 impl raw::Services {
+    /// Which Services are claimed.
+    pub(super) fn check_claim(&self) -> Result<Claim, Fault> {
+        let all = match self.claim.as_deref() {
+            None | Some("labelled") => false,
+            Some("all") => true,
+            Some(other) => {
+                let what = format!("{other:?} is not known, expected labelled or all");
+                return Err(Fault::new("services.claim", what));
+            }
+        };
+        let default = Claim::default().proxy_name;
+        let proxy_name = self.proxy_name.clone().unwrap_or(default);
+        if !is_label_value(&proxy_name) {
+            let what =
+                format!("{proxy_name:?} is no value of a label, expected one such as ebbtide");
+            return Err(Fault::new("services.proxyName", what));
+        }
+        Ok(Claim { all, proxy_name })
+    }
+
     pub(super) fn check(
         self,
         folder: &Path,
@@ -98,6 +118,18 @@ impl raw::NodePorts {
             }
         })
     }
+}
+
+/// A value of a label
+/// (<https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set>)
+/// that is not empty.
+fn is_label_value(text: &str) -> bool {
+    let is_end = |byte: Option<u8>| byte.is_some_and(|it| it.is_ascii_alphanumeric());
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    text.len() <= 63
+        && is_end(text.bytes().next())
+        && is_end(text.bytes().last())
+        && text.bytes().all(is_inner)
 }
 
 /// The port to which clients of Services' addresses are led.

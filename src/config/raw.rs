@@ -99,6 +99,13 @@ pub(super) struct Kubernetes {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Services {
+    /// Which Services are claimed: those with a label that names this proxy (`labelled`), or, where no
+    /// kube-proxy runs, also those without a label that names a proxy (`all`).
+    #[schemars(extend("default" = "labelled", "enum" = ["labelled", "all"]))]
+    pub claim: Option<String>,
+    /// The value of the label `service.kubernetes.io/service-proxy-name` that claims a Service.
+    #[schemars(extend("default" = "ebbtide"))]
+    pub proxy_name: Option<String>,
     /// Whether cluster IPs, external IPs and load balancer addresses of claimed Services are served.
     /// Needs `ebbtide net` on the node.
     #[schemars(extend("default" = "off", "enum" = ["off", "on"]))]

@@ -22,6 +22,8 @@ pub struct Config {
     /// The IP addresses on which the nodePorts of claimed Services are bound. Empty: no nodePort is
     /// bound.
     pub node_port_addresses: Vec<std::net::IpAddr>,
+    /// Which Services are claimed.
+    pub claim: Claim,
     /// How the other addresses of claimed Services are served. `None`: they are not.
     pub addresses: Option<Addresses>,
     /// The explicit listeners.
@@ -56,6 +58,24 @@ pub struct Node {
     pub name: Option<String>,
     /// Its zone, from the environment variable `NODE_ZONE`. If absent, the API server is asked.
     pub zone: Option<String>,
+}
+
+/// Which Services are claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Also those without a label that names a proxy: there is no kube-proxy.
+    pub all: bool,
+    /// The value of the label `service.kubernetes.io/service-proxy-name` that claims a Service.
+    pub proxy_name: String,
+}
+
+impl Default for Claim {
+    fn default() -> Self {
+        Self {
+            all: false,
+            proxy_name: "ebbtide".to_owned(),
+        }
+    }
 }
 
 /// How cluster IPs, external IPs and load balancer addresses are served: `ebbtide net` leads their
@@ -261,6 +281,7 @@ impl Config {
         Self {
             discovery,
             node_port_addresses: Vec::new(),
+            claim: Claim::default(),
             addresses: None,
             listeners: Vec::new(),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9901)),
@@ -297,6 +318,13 @@ impl Config {
                 "services.addresses: on serves no address, because the node's own addresses are not \
                  known; set the environment variable NODE_IPS, as the manifests in deploy/ do, or \
                  services.nodeAddresses"
+                    .into(),
+            );
+        }
+        if self.claim.all && self.addresses.is_none() {
+            warnings.push(
+                "services.claim: all claims the cluster IPs of all Services, and nobody serves them; set \
+                 services.addresses: on, and run `ebbtide net`"
                     .into(),
             );
         }

@@ -4,6 +4,7 @@
 //! The slices of a namespace wait for its first pods.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -12,7 +13,7 @@ use kube::Client;
 use kube::api::{Api, GetParams};
 
 use crate::cluster::api::{Pauses, objects};
-use crate::config::settings::PodWatch;
+use crate::config::settings::{Claim, PodWatch};
 use crate::contract::name::ObjectName;
 use crate::discovery::manifest;
 use crate::discovery::object::{Change, Kind, Object, ServiceObject};
@@ -40,7 +41,7 @@ impl Watches {
                 state.listing.clear();
                 state.unreadable.clear();
             }
-            Watched::Listed(Ok(object)) if !state.selector.takes(&object) => {}
+            Watched::Listed(Ok(object)) if !state.selector.takes(key.of, &object) => {}
             Watched::Listed(Ok(object)) => {
                 self.note(&key, &object);
                 if let Some(state) = self.states.get_mut(&key) {
@@ -62,7 +63,7 @@ impl Watches {
                 let unreadable = std::mem::take(&mut state.unreadable);
                 self.take_list(&key, objects, unreadable, changes);
             }
-            Watched::Applied(Ok(object)) if !state.selector.takes(&object) => {
+            Watched::Applied(Ok(object)) if !state.selector.takes(key.of, &object) => {
                 let name = object.name().clone();
                 let gone = self.held.hide(&key, &name);
                 self.hide(&key, name, gone, changes);
@@ -101,6 +102,15 @@ impl Watches {
             self.is_stale |= self.claimed.insert(service.name.clone());
             self.ever_claimed = true;
             self.let_go.remove(&service.name);
+            let is_server = |ip: &mut IpAddr| service.addresses.iter().any(|it| it.ip == *ip);
+            if let Some(server) = self.server.take_if(is_server) {
+                tracing::warn!(
+                    service = %service.name,
+                    %server,
+                    "this proxy reaches the API server by an address that it serves itself, and cannot start \
+                     again alone; set KUBERNETES_SERVICE_HOST to the API server's own address"
+                );
+            }
         }
     }
 
@@ -183,7 +193,9 @@ impl Watches {
     ) {
         match (key.kind, key.of) {
             (Kind::Service, Of::Claimed) => {
-                self.claimed.remove(&name);
+                if !self.claimed.remove(&name) {
+                    return;
+                }
                 self.is_stale = true;
                 // It was deleted, or has lost its label. The second must not cut its clients.
                 if !self.in_use.named.contains(&name) {
@@ -315,7 +327,7 @@ async fn find(client: Client, name: ObjectName) -> (ObjectName, Option<ServiceOb
     let mut pauses = Pauses::default();
     loop {
         match api.get_with(&name.name, &cached).await {
-            Ok(found) => return (name, manifest::service(&found).ok()),
+            Ok(found) => return (name, manifest::service(&found, &Claim::default()).ok()),
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
                 return (name, None);
             }

@@ -23,17 +23,17 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
-use crate::config::settings::Node;
 use crate::discovery::files::event::Event;
 use crate::discovery::files::file::{Loaded, load};
 use crate::discovery::files::folder::{Folder, Table};
 use crate::discovery::files::pending::Pending;
 use crate::discovery::files::watcher::Watcher;
+use crate::discovery::manifest::Reader;
 use crate::discovery::object::{Change, Kind, Object};
 use crate::discovery::source::{Message, Problem};
 
 /// Reads the folder once, as [`watch`] does at its start. Returns its objects and its problems.
-pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
+pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Vec<Problem>) {
     let mut folder = Folder::new(path);
     match folder.list() {
         Ok(names) => {
@@ -42,7 +42,7 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
                     &folder.path.join(&name),
                     &[],
                     Some(SystemTime::now()),
-                    &Node::default(),
+                    reader,
                 );
                 folder.take(name, loaded);
             }
@@ -72,12 +72,12 @@ pub fn read_folder(path: &Path) -> (Vec<Object>, Vec<Problem>) {
 /// not sent.
 pub async fn watch(
     path: PathBuf,
-    node: Node,
+    reader: Reader,
     out: mpsc::Sender<Message>,
     errors: impl Fn(&'static str),
 ) {
     let mut folder = Folder::new(&path);
-    folder.node = node;
+    folder.reader = reader;
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut watcher = Watcher::new(&folder.path, events);
     let mut pending = Pending {
@@ -143,10 +143,10 @@ async fn pass(
         .into_iter()
         .map(|name| (folder.path.join(&name), folder.good(&name), name))
         .collect();
-    let node = folder.node.clone();
+    let reader = folder.reader.clone();
     let reading = tokio::task::spawn_blocking(move || {
         work.into_iter()
-            .map(|(path, old, name)| (name, load(&path, &old, listed_at, &node)))
+            .map(|(path, old, name)| (name, load(&path, &old, listed_at, &reader)))
             .collect::<Vec<_>>()
     });
     let loaded = reading.await.unwrap_or_else(|error| {

@@ -14,20 +14,23 @@
 //! Nothing is merged here, and no resource version is read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::OptionFuture;
 use futures::stream::{FuturesUnordered, SelectAll};
 use futures::{FutureExt, StreamExt};
+use hyper::Uri;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::api::Clock;
 use crate::cluster::node;
-use crate::config::settings::{self, Node};
+use crate::config::settings;
 use crate::discovery::absent::Absent;
 use crate::discovery::held::Held;
+use crate::discovery::manifest::Reader;
 use crate::discovery::restored::SavedTable;
 use crate::discovery::scope::AllPods;
 use crate::discovery::source::{InUse, Message, Standing};
@@ -37,8 +40,8 @@ use crate::discovery::watches::Watches;
 pub struct Wanted {
     /// The configuration of the source.
     pub settings: settings::Kubernetes,
-    /// This node.
-    pub node: Node,
+    /// This node, and which Services are claimed.
+    pub reader: Reader,
     /// Whether the configuration has the ranges of pods.
     pub knows_pod_ranges: bool,
     /// What the table uses. Each new value is a report of the table as it is then.
@@ -60,16 +63,17 @@ pub async fn run(
 ) {
     let Wanted {
         settings,
-        node,
+        reader,
         knows_pod_ranges,
         mut in_use,
     } = wanted;
     let now = Instant::now();
     let mut absent = Absent::new(client.clone(), &settings.namespaces);
-    let name = node.name.clone();
-    let name = name.filter(|_| node.zone.is_none() || !knows_pod_ranges);
+    let node = reader.node.clone();
+    let asks = node.zone.is_none() || !knows_pod_ranges;
+    let name = node.name.filter(|_| asks);
     let mut asked_node = name.map(|name| node::ask(client.clone(), name).boxed());
-    let mut table = SavedTable::open(&settings, server);
+    let mut table = SavedTable::open(&settings, server.clone());
     // Nodes that serve already come to the API server one after the other. One that serves nothing
     // does not wait.
     let jitter = table
@@ -80,7 +84,8 @@ pub async fn run(
         clock,
         started: now,
         settings,
-        node,
+        reader,
+        server: ip_of(&server),
         streaming: Arc::default(),
         streams: SelectAll::new().ready_chunks(CHUNK),
         asked: FuturesUnordered::new(),
@@ -153,7 +158,7 @@ pub async fn run(
             }
             Some(found) = OptionFuture::from(asked_node.as_mut()) => {
                 asked_node = None;
-                if let Some(zone) = found.zone().filter(|_| watches.node.zone.is_none()) {
+                if let Some(zone) = found.zone().filter(|_| node.zone.is_none()) {
                     watches.take_zone(zone);
                 }
                 if out.send(Message::PodRanges(found.pod_ranges())).await.is_err() {
@@ -176,7 +181,26 @@ pub async fn run(
     }
 }
 
+/// The address in the URL of a server, if that has no name.
+fn ip_of(server: &str) -> Option<IpAddr> {
+    let uri: Uri = server.parse().ok()?;
+    uri.host()?.trim_matches(['[', ']']).parse().ok()
+}
+
 /// Within this time, nodes that have a saved table begin to ask the API server.
 const JITTER: Duration = Duration::from_secs(2);
 /// The largest number of events in one batch.
 const CHUNK: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::ip_of;
+
+    #[test]
+    fn the_servers_address_is_known_if_its_url_has_one() {
+        let ip = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(ip_of("https://10.96.0.1/"), ip("10.96.0.1"));
+        assert_eq!(ip_of("https://[fd00:96::1]:6443/"), ip("fd00:96::1"));
+        assert_eq!(ip_of("https://api.example.org:6443/"), None);
+    }
+}

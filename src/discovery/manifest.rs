@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::config::settings::Node;
+use crate::config::settings::{Claim, Config, Node};
 use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::policy::Transport;
 use crate::discovery::document::{
@@ -32,6 +32,25 @@ use crate::discovery::object::{
     SliceObject,
 };
 use crate::discovery::service_spec::{addresses, traffic, unserved};
+
+/// What a reader of objects must know beforehand.
+#[derive(Debug, Clone, Default)]
+pub struct Reader {
+    /// This node.
+    pub node: Node,
+    /// Which Services are claimed.
+    pub claim: Claim,
+}
+
+impl Reader {
+    /// What the configuration says.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            node: config.node.clone(),
+            claim: config.claim.clone(),
+        }
+    }
+}
 
 /// Reads all objects of a text, without regard to nodes. For `listed_at` see [`pod`].
 ///
@@ -48,14 +67,14 @@ pub fn parse(
             document,
             format,
             listed_at,
-            &Node::default(),
+            &Reader::default(),
         )?);
     }
     Ok(objects)
 }
 
 /// Reads the objects of one document; none for a kind that is not used. For `listed_at` see
-/// [`pod`], for `node` see [`slice()`].
+/// [`pod`].
 ///
 /// # Errors
 /// The first fault, with its line and field.
@@ -63,7 +82,7 @@ pub fn parse_document(
     document: Document<'_>,
     format: Format,
     listed_at: Option<SystemTime>,
-    node: &Node,
+    reader: &Reader,
 ) -> Result<Vec<Object>, Error> {
     let Some(mut whole) = value(document, format)?.filter(|value| !value.is_null()) else {
         return Ok(Vec::new());
@@ -102,7 +121,7 @@ pub fn parse_document(
     };
     let mut objects = Vec::new();
     for manifest in manifests {
-        let object = manifest.object(listed_at, node).map_err(|invalid| {
+        let object = manifest.object(listed_at, reader).map_err(|invalid| {
             let field = format!("{}{}", manifest.place, invalid.field);
             Error::new(line_of(document, format, &field), &field, &invalid.message)
         })?;
@@ -134,7 +153,7 @@ impl Manifest {
     fn object(
         &self,
         listed_at: Option<SystemTime>,
-        node: &Node,
+        reader: &Reader,
     ) -> Result<Option<Object>, Invalid> {
         let wanted = match self.kind.as_str() {
             "Service" | "Pod" => "v1",
@@ -156,8 +175,8 @@ impl Manifest {
             }
         }
         let object = match self.kind.as_str() {
-            "Service" => Object::Service(service(&self.typed()?)?),
-            "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?, node)?),
+            "Service" => Object::Service(service(&self.typed()?, &reader.claim)?),
+            "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?, &reader.node)?),
             _ => {
                 let PodManifest { metadata, spec } = self.typed()?;
                 let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);
@@ -198,13 +217,8 @@ struct PodManifestSpec {
 ///
 /// # Errors
 /// The API server would refuse a field.
-pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
+pub fn service(service: &Service, claim: &Claim) -> Result<ServiceObject, Invalid> {
     let name = object_name(&service.metadata)?;
-    let of_proxies = |name| label(&service.metadata, &format!("service.kubernetes.io/{name}"));
-    // With the label `headless`, whatever its value, a Service is for no proxy, although it has a
-    // cluster IP.
-    let claimed =
-        of_proxies("service-proxy-name") == Some("ebbtide") && of_proxies("headless").is_none();
     let default = ServiceSpec::default();
     let spec = service.spec.as_ref().unwrap_or(&default);
     let mut ports = Vec::new();
@@ -236,8 +250,8 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
     Ok(ServiceObject {
         name,
         uid: service.metadata.uid.clone(),
-        claimed,
-        external_name: spec.type_.as_deref() == Some("ExternalName"),
+        claimed: is_claimed(service, claim),
+        external_name: is_external_name(spec),
         ports,
         ipv6_first: first_family
             .unwrap_or_else(|| cluster_ip.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6())),
@@ -250,6 +264,29 @@ pub fn service(service: &Service) -> Result<ServiceObject, Invalid> {
         source_ranges,
         traffic: traffic(service, spec)?,
     })
+}
+
+/// Whether this proxy serves a Service without a listener that names it. The labels of kube-proxy's own
+/// rule decide: one that is headless by label is for no proxy, although it has a cluster IP. Without a
+/// label, and with `services.claim: all`, these are the Services that kube-proxy would serve.
+pub fn is_claimed(service: &Service, claim: &Claim) -> bool {
+    let of_proxies = |name| label(&service.metadata, &format!("service.kubernetes.io/{name}"));
+    if of_proxies("headless").is_some() {
+        return false;
+    }
+    match of_proxies("service-proxy-name") {
+        Some(name) => name == claim.proxy_name,
+        None => {
+            let is_served = |spec: &ServiceSpec| {
+                spec.cluster_ip.as_deref() != Some("None") && !is_external_name(spec)
+            };
+            claim.all && service.spec.as_ref().is_some_and(is_served)
+        }
+    }
+}
+
+fn is_external_name(spec: &ServiceSpec) -> bool {
+    spec.type_.as_deref() == Some("ExternalName")
 }
 
 /// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions. `node` is

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::config::settings::Config;
 use crate::contract::address::ServiceAddress;
 use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::policy::{Traffic, Transport};
@@ -100,7 +101,7 @@ pub struct ServiceObject {
     pub name: ObjectName,
     /// `metadata.uid`. Another UID under the same name is another Service.
     pub uid: Option<String>,
-    /// Whether the Service has the label `service.kubernetes.io/service-proxy-name: ebbtide`.
+    /// Whether this proxy serves it without a listener that names it (contract 2.9).
     pub claimed: bool,
     /// Whether the type is ExternalName. Such a Service is refused.
     pub external_name: bool,
@@ -126,21 +127,24 @@ pub struct ServiceObject {
 }
 
 impl ServiceObject {
-    /// A warning for each field that is not served. `has_addresses`: this proxy serves the addresses
-    /// of Services.
-    pub fn lost(&self, has_addresses: bool) -> impl Iterator<Item = String> {
+    /// A warning for each field that is not served.
+    pub fn lost(&self, config: &Config) -> impl Iterator<Item = String> {
+        let has_addresses = config.addresses.is_some();
+        let cure = match config.claim.all {
+            true => "",
+            false => {
+                ", and the claim keeps kube-proxy from serving it; if it is in use, claim a second Service \
+                 with the same selector instead"
+            }
+        };
         let addresses = self.addresses.iter();
         let addresses = addresses.map(|it| format!("{}: {}", it.kind.field(), it.ip));
         let ranges = self.source_ranges.iter();
         let ranges = ranges.map(|it| format!("spec.loadBalancerSourceRanges: {it}"));
         let addresses = addresses.chain(ranges).filter(move |_| !has_addresses);
         let fields = self.unserved.iter().cloned().chain(addresses);
-        fields.filter(|_| self.claimed).map(|field| {
-            format!(
-                "{field} is not served, and the claim keeps kube-proxy from serving it; if it is in use, \
-                 claim a second Service with the same selector instead"
-            )
-        })
+        let fields = fields.filter(|_| self.claimed);
+        fields.map(move |field| format!("{field} is not served{cure}"))
     }
 }
 

@@ -4,7 +4,8 @@
 //! need, and never fewer. Claimed Services are selected by the label of the claim, in one watch for
 //! all namespaces. So are most of their slices, because the EndpointSlice controller copies the
 //! labels of a Service to its slices. Slices that a person or another controller made may lack the
-//! label, so [`Of::Unlabelled`] selects these by the names of the Services. Services that are ours
+//! label, so [`Of::Unlabelled`] selects these by the names of the Services. With `services.claim: all`,
+//! both are all that kube-proxy would read. Services that are ours
 //! without that label stand [`Of::Apart`]: they are selected by their names, and their slices by the
 //! name of the Service.
 //!
@@ -13,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::settings::PodWatch;
+use crate::config::settings::{Claim, PodWatch};
 use crate::contract::name::ObjectName;
 use crate::discovery::object::{Kind, Object};
 
@@ -50,6 +51,8 @@ pub(super) struct Selector {
 pub(super) struct Facts<'a> {
     /// The configured namespaces. Empty: all.
     pub(super) allowed: &'a [String],
+    /// Which Services are claimed.
+    pub(super) claim: &'a Claim,
     /// The Services that configured listeners name.
     pub(super) named: &'a BTreeSet<ObjectName>,
     /// Whether a Service is claimed, or once was.
@@ -83,10 +86,10 @@ pub(super) enum AllPods {
 
 /// The watches that are wanted.
 pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
-    let mut all = BTreeMap::new();
+    let mut watches = BTreeMap::new();
     let mut add = |kind, namespace: Option<&str>, of, selector| {
         let namespace = namespace.map(str::to_owned);
-        all.insert(
+        watches.insert(
             Key {
                 kind,
                 namespace,
@@ -99,11 +102,23 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
         [] => vec![None],
         some => some.iter().map(|it| Some(it.as_str())).collect(),
     };
+    // No selector says "this value or none". Few Services have the value of another proxy.
+    let all = facts.claim.all;
+    let (claim, no_claim) = match all {
+        true => (NOT_HEADLESS.to_owned(), String::new()),
+        false => {
+            let name = &facts.claim.proxy_name;
+            (format!("{PROXY}={name}"), format!("{PROXY}!={name}"))
+        }
+    };
     for scope in &scopes {
-        add(Kind::Service, *scope, Of::Claimed, Selector::labels(CLAIM));
-        if facts.claimed {
-            let of = Selector::labels(CLAIM);
+        let of = Selector::labels(&claim);
+        add(Kind::Service, *scope, Of::Claimed, of.clone());
+        if facts.claimed || all {
             add(Kind::EndpointSlice, *scope, Of::Claimed, of);
+        }
+        if all {
+            continue;
         }
         let services = facts.unlabelled.iter().copied();
         let services =
@@ -111,7 +126,7 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
         let only: BTreeSet<ObjectName> = services.cloned().collect();
         if !only.is_empty() {
             let names: BTreeSet<&str> = only.iter().map(|it| it.name.as_str()).collect();
-            let labels = Some(format!("{},{NO_CLAIM}", of_services(names)));
+            let labels = Some(format!("{},{no_claim}", of_services(names)));
             let selector = Selector {
                 labels,
                 fields: None,
@@ -151,7 +166,7 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
             }
         }
     }
-    all
+    watches
 }
 
 /// Selects the slices of Services with these names. A set that is too long for the line of a request
@@ -207,9 +222,10 @@ impl Selector {
         }
     }
 
-    /// Whether an object that the API server selects is taken.
-    pub(super) fn takes(&self, object: &Object) -> bool {
+    /// Whether an object that the API server selects for this purpose is taken.
+    pub(super) fn takes(&self, of: Of, object: &Object) -> bool {
         match (&self.only, object) {
+            (_, Object::Service(service)) if of == Of::Claimed => service.claimed,
             (Some(only), Object::EndpointSlice(slice)) => slice
                 .service
                 .as_ref()
@@ -221,8 +237,8 @@ impl Selector {
 
 /// Above this number of namespaces in use, all pods are watched at once.
 pub(super) const MANY_NAMESPACES: usize = 32;
-const CLAIM: &str = "service.kubernetes.io/service-proxy-name=ebbtide";
-const NO_CLAIM: &str = "service.kubernetes.io/service-proxy-name!=ebbtide";
+const PROXY: &str = "service.kubernetes.io/service-proxy-name";
+const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
 const SERVICE: &str = "kubernetes.io/service-name";
 /// The largest set of names in a selector, in bytes: some hundred names. The line of the request is
 /// then shorter than the 8 KiB that proxies before an API server take.
@@ -232,7 +248,11 @@ const LONGEST_SET: usize = 6_000;
 mod tests {
     use super::*;
 
+    const CLAIM: &str = "service.kubernetes.io/service-proxy-name=ebbtide";
+    const NO_CLAIM: &str = "service.kubernetes.io/service-proxy-name!=ebbtide";
+
     struct Given {
+        claim: Claim,
         allowed: Vec<String>,
         named: BTreeSet<ObjectName>,
         claimed: bool,
@@ -244,6 +264,7 @@ mod tests {
 
     fn given() -> Given {
         Given {
+            claim: Claim::default(),
             allowed: Vec::new(),
             named: BTreeSet::new(),
             claimed: true,
@@ -257,6 +278,7 @@ mod tests {
     impl Given {
         fn watches(&self) -> Vec<String> {
             let facts = Facts {
+                claim: &self.claim,
                 allowed: &self.allowed,
                 named: &self.named,
                 claimed: self.claimed,

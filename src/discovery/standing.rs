@@ -102,7 +102,10 @@ impl Watches {
 
     /// Whether every watch is listed, and no slice waits for pods.
     pub(super) fn is_listed(&self) -> bool {
-        self.states.values().all(|state| state.listed) && self.kept_back.is_empty()
+        // A slice may belong to no Service of ours.
+        let mut waiting = self.kept_back.keys();
+        self.states.values().all(|state| state.listed)
+            && !waiting.any(|namespace| self.namespaces.contains_key(namespace))
     }
 
     /// The namespaces that may be served, as far as they are known.

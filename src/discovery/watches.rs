@@ -5,6 +5,7 @@
 //! the proxy must know what becomes of their pods.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -22,11 +23,11 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
 
 use crate::cluster::api::{Clock, Pauses, objects, watch_name};
-use crate::config::settings::{self, Node};
+use crate::config::settings;
 use crate::contract::name::ObjectName;
 use crate::discovery::held::Held;
 use crate::discovery::invalid::Invalid;
-use crate::discovery::manifest;
+use crate::discovery::manifest::{self, Reader};
 use crate::discovery::object::{Change, Kind, Object, PodObject, ServiceObject};
 use crate::discovery::scope::{self, AllPods, Facts, Key, MANY_NAMESPACES, Of, Selector};
 use crate::discovery::source::{InUse, Problem, Standing};
@@ -38,7 +39,9 @@ pub(super) struct Watches {
     pub(super) clock: Arc<Clock>,
     pub(super) started: Instant,
     pub(super) settings: settings::Kubernetes,
-    pub(super) node: Node,
+    pub(super) reader: Reader,
+    /// The address of the API server, until a warning about it.
+    pub(super) server: Option<IpAddr>,
     pub(super) streaming: Arc<Streaming>,
     pub(super) streams: ReadyChunks<SelectAll<Pin<Box<dyn Stream<Item = WatchEvent> + Send>>>>,
     /// Services that the watch of claimed ones no longer shows: do they still exist?
@@ -153,6 +156,7 @@ impl Watches {
         }
         let wanted = scope::wanted(&Facts {
             allowed: &self.settings.namespaces,
+            claim: &self.reader.claim,
             named: &self.in_use.named,
             claimed: self.ever_claimed,
             apart: self.let_go.keys().chain(&self.in_use.named).collect(),
@@ -227,11 +231,14 @@ impl Watches {
 
     pub(super) fn start(&mut self, key: Key, selector: Selector) {
         match key.kind {
-            Kind::Service => self.add(key, selector, |it: &Service, _, _| {
-                Ok(Object::Service(manifest::service(it)?))
-            }),
+            Kind::Service => {
+                let claim = self.reader.claim.clone();
+                self.add(key, selector, move |it: &Service, _, _| {
+                    Ok(Object::Service(manifest::service(it, &claim)?))
+                })
+            }
             Kind::EndpointSlice => {
-                let node = self.node.clone();
+                let node = self.reader.node.clone();
                 self.add(key, selector, move |it: &EndpointSlice, _, _| {
                     Ok(Object::EndpointSlice(manifest::slice(it, &node)?))
                 })
@@ -366,7 +373,7 @@ impl Watches {
 
     /// Takes in the zone of this node. Slices that were read without it are read again.
     pub(super) fn take_zone(&mut self, zone: &str) {
-        self.node.zone = Some(zone.to_owned());
+        self.reader.node.zone = Some(zone.to_owned());
         let slices = self.states.iter();
         let slices = slices.filter(|(key, _)| key.kind == Kind::EndpointSlice);
         let slices: Vec<(Key, Selector)> = slices

@@ -146,7 +146,7 @@ impl ServiceEntry {
             ports: merged,
             mut warnings,
         } = merged;
-        warnings.extend(object.lost(config.addresses.is_some()));
+        warnings.extend(object.lost(config));
         let addresses: Arc<[ServiceAddress]> = object.addresses.as_slice().into();
         let source_ranges: Arc<[IpNet]> = object.source_ranges.as_slice().into();
         let (policy, found) = Policy::for_service(config, &object.annotations);

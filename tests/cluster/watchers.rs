@@ -48,7 +48,7 @@ async fn main() -> anyhow::Result<()> {
             let (in_use, used) = watch::channel(InUse::default());
             let wanted = Wanted {
                 settings,
-                node: Default::default(),
+                reader: Default::default(),
                 knows_pod_ranges: false,
                 in_use: used,
             };

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use ebbtide::config::settings::Node;
 use ebbtide::contract::name::ObjectName;
 use ebbtide::discovery::files::{read_folder, watch};
+use ebbtide::discovery::manifest::Reader;
 use ebbtide::discovery::object::Change;
 use ebbtide::discovery::source::{Message, Problem};
 use ebbtide::routing::world::merged::MergedService;
@@ -45,7 +45,7 @@ impl Rig {
         let errors = Rc::new(RefCell::new(Vec::new()));
         let counted = errors.clone();
         let path = temp.path().join("manifests");
-        tokio::task::spawn_local(watch(path, Node::default(), out, move |kind| {
+        tokio::task::spawn_local(watch(path, Reader::default(), out, move |kind| {
             counted.borrow_mut().push(kind)
         }));
         let (world, problems) = (World::default(), Vec::new());
@@ -641,7 +641,7 @@ fn reading_once_gives_the_same_objects_and_problems() {
         "apiVersion: v1\nkind: Service\nspec: 5\n",
     )
     .unwrap();
-    let (objects, problems) = read_folder(temp.path());
+    let (objects, problems) = read_folder(temp.path(), &Reader::default());
     let names: Vec<_> = objects
         .iter()
         .map(|object| format!("{} {}", object.kind(), object.name()))
@@ -652,6 +652,6 @@ fn reading_once_gives_the_same_objects_and_problems() {
         problems[0].error.starts_with("line 3, spec: "),
         "{problems:?}"
     );
-    let (objects, problems) = read_folder(&temp.path().join("missing"));
+    let (objects, problems) = read_folder(&temp.path().join("missing"), &Reader::default());
     assert!(objects.is_empty() && problems[0].error.starts_with("the folder cannot be read"));
 }

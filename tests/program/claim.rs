@@ -8,6 +8,11 @@ use crate::support::binary::BINARY;
 
 /// The exit code and both outputs of a check of one unclaimed Service.
 fn check(services: &str, claim: &str) -> (Option<i32>, String, String) {
+    check_all(services, Some(claim))
+}
+
+/// The same without `--claim`, if there is none.
+fn check_all(services: &str, claim: Option<&str>) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let manifests = folder.path().join("manifests");
     std::fs::create_dir(&manifests).unwrap();
@@ -30,7 +35,7 @@ fn check(services: &str, claim: &str) -> (Option<i32>, String, String) {
     let output = Command::new(BINARY)
         .args(["check", "--config"])
         .arg(folder.path().join("ebbtide.yaml"))
-        .args(["--claim", claim])
+        .args(claim.map(|claim| ["--claim", claim]).into_iter().flatten())
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -71,6 +76,26 @@ fn a_claim_shows_what_would_be_served_and_what_would_be_lost() {
     ];
     assert_eq!(lost(&out), all);
     assert!(!out.contains("(address)"), "{out}");
+}
+
+#[test]
+fn with_all_a_service_needs_no_label() {
+    let (code, out, err) = check("services: {claim: all}", "web/shop");
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let own = "services.claim: all claims the cluster IPs of all Services, and nobody serves them";
+    assert!(out.contains(own), "{out}");
+    let all = "services: {claim: all, addresses: on, nodeAddresses: [192.0.2.1]}";
+    let (code, out, err) = check_all(all, None);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(
+        out.contains("10.96.0.7:80") && out.contains("0.0.0.0:30080"),
+        "{out}"
+    );
+    assert!(!out.contains(own));
+    let lost = "web/shop: spec.ports[1].protocol: SCTP is not served\n";
+    assert!(out.contains(lost), "there is no kube-proxy: {out}");
+    let (_, out, _) = check_all("services: {proxyName: edge}", None);
+    assert!(!out.contains("30080"), "{out}");
 }
 
 #[test]

@@ -405,6 +405,28 @@ fn the_pod_monitor_is_an_extra() {
 }
 
 #[test]
+fn without_kube_proxy_the_claim_differs_and_the_api_server_has_its_own_address() {
+    let mut ours = config(&read("deploy/kustomize/claim-all/ebbtide.yaml"));
+    assert!(std::mem::take(&mut ours.claim.all));
+    assert_eq!(
+        ours,
+        config(&read("deploy/kustomize/daemonset/ebbtide.yaml"))
+    );
+    let patch: Value = object("deploy/kustomize/claim-all/api-server.yaml", "DaemonSet");
+    let pod = &patch["spec"]["template"]["spec"];
+    let names = pod["containers"][0]["env"].as_array().unwrap().iter();
+    let names: Vec<&Value> = names.map(|variable| &variable["name"]).collect();
+    assert_eq!(
+        names,
+        ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"]
+    );
+    assert_eq!(
+        pod["dnsPolicy"], "Default",
+        "the cluster's DNS is a Service"
+    );
+}
+
+#[test]
 fn image_dockerfile_and_manifests_agree() {
     let (image, dockerfile) = (read("deploy/image.py"), read("Dockerfile"));
     for (in_image, in_dockerfile) in [
@@ -495,6 +517,7 @@ fn kustomize_renders_each_way() {
     ];
     for (folder, more) in [
         ("deploy/kustomize", &["DaemonSet"][..]),
+        ("deploy/kustomize/claim-all", &["DaemonSet"]),
         ("deploy/kustomize/podmonitor", &["DaemonSet", "PodMonitor"]),
         (
             "deploy/kustomize/deployment",
@@ -603,6 +626,7 @@ fn the_chart_refuses_what_cannot_work() {
         ("toleration=x", "toleration"),
         ("kind=StatefulSet", "kind"),
         ("image.digest=latest", "digest"),
+        ("config.services.claim=all", "apiServer.host"),
         (claim.as_str(), "cannot claim"),
     ] {
         let mut command = Command::new(&helm);

@@ -21,7 +21,7 @@ use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes, Node};
 use crate::contract::name::ObjectName;
 use crate::discovery::invalid::Invalid;
-use crate::discovery::manifest;
+use crate::discovery::manifest::{self, is_claimed};
 use crate::discovery::object::Object;
 use crate::text::one_line;
 
@@ -107,9 +107,12 @@ impl Reader<'_> {
         self.seen.warnings.extend(claims(self.config, &services));
         self.take(
             "Service",
-            services
-                .iter()
-                .map(|it| (it.name_any(), manifest::service(it).map(Object::Service))),
+            services.iter().map(|it| {
+                (
+                    it.name_any(),
+                    manifest::service(it, &self.config.claim).map(Object::Service),
+                )
+            }),
         );
         self.seen.claim(self.claim);
         if self.config.addresses.is_some() && self.seen.has_claims() {
@@ -276,13 +279,14 @@ fn claims(config: &Config, services: &[Service]) -> Vec<String> {
             .labels()
             .get("service.kubernetes.io/service-proxy-name")
             .map(String::as_str);
+        let (ours, is_ours) = (&config.claim.proxy_name, is_claimed(service, &config.claim));
         for listener in &config.listeners {
             if let Some(owner) =
-                owner.filter(|owner| *owner != "ebbtide" && listener.service.to_string() == name)
+                owner.filter(|owner| owner != ours && listener.service.to_string() == name)
             {
                 warnings.push(format!(
                     "listener {}: {name} is claimed for {owner} (service-proxy-name), and both serve it; remove the \
-                     listener, or label the Service ebbtide",
+                     listener, or label the Service {ours}",
                     listener.name
                 ));
             }
@@ -294,7 +298,7 @@ fn claims(config: &Config, services: &[Service]) -> Vec<String> {
                 })
                 .filter_map(|port| port.node_port)
                 .any(|port| port == i32::from(listener.address.port()));
-            if is_taken && owner != Some("ebbtide") && listener.address.port() != 0 {
+            if is_taken && !is_ours && listener.address.port() != 0 {
                 warnings.push(format!(
                     "listener {}: {} is also a nodePort of {name}, and {} takes its connections before they reach \
                      a socket; choose another port, or claim that Service",

@@ -12,6 +12,7 @@ use crate::command::check::warnings;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
 use crate::discovery::files;
+use crate::discovery::manifest::Reader;
 use crate::discovery::object::Change;
 use crate::discovery::source::Problem;
 use crate::routing::world::objects::{Touched, World};
@@ -35,7 +36,7 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
     let config = Config::load(file)?;
     let (mut seen, mut world) = match &config.discovery {
         Discovery::Files { path } => {
-            let (objects, problems) = files::read_folder(path);
+            let (objects, problems) = files::read_folder(path, &Reader::of(&config));
             let heading = format!("manifests  {}\n", path.display());
             (
                 Seen {

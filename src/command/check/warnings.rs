@@ -93,11 +93,7 @@ pub(super) fn of_service(config: &Config, service: &MergedService, listened: boo
     }
     let mut warnings = Vec::new();
     if object.claimed {
-        warnings.extend(
-            object
-                .lost(config.addresses.is_some())
-                .map(|lost| format!("{name}: {lost}")),
-        );
+        warnings.extend(object.lost(config).map(|lost| format!("{name}: {lost}")));
         if !listened {
             let cure = if config.node_port_addresses.is_empty() {
                 "nodePorts"

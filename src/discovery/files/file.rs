@@ -12,9 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::config::settings::Node;
 use crate::discovery::document::{self, Format, documents};
-use crate::discovery::manifest::parse_document;
+use crate::discovery::manifest::{Reader, parse_document};
 use crate::discovery::object::Object;
 
 /// One document with its objects, so that it is not parsed again while its text is the same.
@@ -71,7 +70,7 @@ pub(super) fn load(
     path: &Path,
     old: &[Document],
     listed_at: Option<SystemTime>,
-    node: &Node,
+    reader: &Reader,
 ) -> Loaded {
     let Some(format) = path.file_name().and_then(format_of) else {
         return Loaded::Gone;
@@ -114,7 +113,7 @@ pub(super) fn load(
             let objects = match known.get(document.text) {
                 Some(known) => known.objects.clone(),
                 None => {
-                    let objects = parse_document(document, format, listed_at, node)?;
+                    let objects = parse_document(document, format, listed_at, reader)?;
                     objects.into_iter().map(Arc::new).collect()
                 }
             };

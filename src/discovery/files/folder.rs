@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use crate::config::settings::Node;
 use crate::contract::name::ObjectName;
 use crate::discovery::files::event::{Event, Seen};
 use crate::discovery::files::file::{Document, Loaded, Stamp, format_of};
 use crate::discovery::files::pending::Pending;
+use crate::discovery::manifest::Reader;
 use crate::discovery::object::{Kind, Object};
 use crate::discovery::source::Problem;
 
@@ -26,7 +26,7 @@ pub(super) type Table = BTreeMap<(Kind, ObjectName), Arc<Object>>;
 pub(super) struct Folder {
     /// The folder's absolute path.
     pub(super) path: PathBuf,
-    pub(super) node: Node,
+    pub(super) reader: Reader,
     pub(super) files: BTreeMap<OsString, File>,
     /// Files that seem to be gone. Their objects stay for a moment, but the same objects in other
     /// files replace them.
@@ -55,7 +55,7 @@ impl Folder {
     pub(super) fn new(path: &Path) -> Self {
         Self {
             path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
-            node: Node::default(),
+            reader: Reader::default(),
             files: BTreeMap::new(),
             leaving: BTreeSet::new(),
             table: Table::new(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::settings::{Addresses, Discovery};
 
 fn yaml(text: &str) -> Vec<Object> {
     parse(text, Format::Yaml, None).unwrap()
@@ -104,6 +105,23 @@ fn session_affinity_has_the_api_servers_default_and_bounds() {
     assert!(error("  sessionAffinity: Cookie\n").contains("spec.sessionAffinity"));
 }
 
+fn config(has_addresses: bool) -> Config {
+    let mut config = Config::new(Discovery::Static { to: Vec::new() });
+    config.addresses = has_addresses.then(|| Addresses {
+        nodes: Vec::new(),
+        port: 15001,
+        socket: "net.sock".into(),
+    });
+    config
+}
+
+fn by(node: Node) -> Reader {
+    Reader {
+        node,
+        ..Reader::default()
+    }
+}
+
 #[test]
 fn every_field_that_a_claim_takes_from_kube_proxy_is_named() {
     let spec = "  trafficDistribution: PreferClose
@@ -136,8 +154,11 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
             "status.loadBalancer.ingress: 192.0.2.9",
         ]
     );
-    assert_eq!(service.lost(true).count(), service.unserved.len());
-    assert_eq!(service.lost(false).count(), service.unserved.len() + 5);
+    assert_eq!(service.lost(&config(true)).count(), service.unserved.len());
+    assert_eq!(
+        service.lost(&config(false)).count(),
+        service.unserved.len() + 5
+    );
     assert_eq!(service.source_ranges, ["10.0.0.0/8".parse().unwrap()]);
     let dual = "  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.1, 'fd00::1']\n";
     assert_eq!(
@@ -152,7 +173,7 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.9}, {ip: 192.0.2.8, ipMode: Proxy
     assert_eq!(service.unserved.len(), 1);
     assert_eq!(service.addresses, []);
     let unclaimed = format!("{SERVICE}{spec}").replace("ebbtide}", "other}");
-    assert_eq!(one_service(&unclaimed).lost(false).count(), 0);
+    assert_eq!(one_service(&unclaimed).lost(&config(false)).count(), 0);
     let for_no_proxy = SERVICE.replace("ebbtide}", "ebbtide, service.kubernetes.io/headless: ''}");
     assert!(!one_service(&for_no_proxy).claimed);
 }
@@ -440,6 +461,49 @@ fn errors_name_line_and_field() {
     assert!(error("{\"kind\": \"Service\",\n").starts_with("line 2: EOF"));
 }
 
+/// A label that names a proxy decides. Without one, `all` claims what kube-proxy would serve.
+#[test]
+fn the_label_decides_and_all_claims_what_nobody_else_is_named_for() {
+    let read = |claim: &Claim, labels: &str, spec: &str| {
+        let text = format!("metadata: {{name: app, labels: {{{labels}}}}}\nspec: {{{spec}}}\n");
+        let document = format!("apiVersion: v1\nkind: Service\n{text}");
+        let document = documents(&document, Format::Yaml).unwrap().remove(0);
+        let reader = Reader {
+            claim: claim.clone(),
+            ..Reader::default()
+        };
+        match &parse_document(document, Format::Yaml, None, &reader).unwrap()[..] {
+            [Object::Service(service)] => service.claimed,
+            other => panic!("{other:?}"),
+        }
+    };
+    let claim = |all, name: &str| Claim {
+        all,
+        proxy_name: name.to_owned(),
+    };
+    let plain = "clusterIP: 10.96.0.7";
+    let proxy = |name: &str| format!("service.kubernetes.io/service-proxy-name: {name}");
+    let headless = "service.kubernetes.io/headless: ''";
+    for (labels, spec, labelled, all) in [
+        ("", plain, false, true),
+        (&*proxy("edge"), plain, true, true),
+        (&proxy("ebbtide"), plain, false, false),
+        (&proxy("cilium"), plain, false, false),
+        (headless, plain, false, false),
+        ("", "clusterIP: None", false, false),
+        (
+            "",
+            "type: ExternalName, externalName: example.org",
+            false,
+            false,
+        ),
+        ("", "type: NodePort", false, true),
+    ] {
+        let found = [false, true].map(|all| read(&claim(all, "edge"), labels, spec));
+        assert_eq!(found, [labelled, all], "{labels} {spec}");
+    }
+}
+
 #[test]
 fn an_endpoint_is_local_if_it_is_on_this_node() {
     let text = SLICE.replace(
@@ -447,13 +511,13 @@ fn an_endpoint_is_local_if_it_is_on_this_node() {
         "  nodeName: n-1\n- addresses: [10.0.0.3]",
     );
     let local = |name: Option<&str>| {
-        let node = Node {
+        let reader = by(Node {
             name: name.map(str::to_owned),
             zone: None,
-        };
+        });
         let mut objects = Vec::new();
         for document in documents(&text, Format::Yaml).unwrap() {
-            objects.extend(parse_document(document, Format::Yaml, None, &node).unwrap());
+            objects.extend(parse_document(document, Format::Yaml, None, &reader).unwrap());
         }
         let Object::EndpointSlice(slice) = objects.remove(0) else {
             panic!("{objects:?}");
@@ -478,7 +542,7 @@ fn a_hint_counts_for_the_nodes_and_zones_that_it_names() {
             zone: zone.map(str::to_owned),
         };
         let document = documents(&text, Format::Yaml).unwrap().remove(0);
-        let mut objects = parse_document(document, Format::Yaml, None, &node).unwrap();
+        let mut objects = parse_document(document, Format::Yaml, None, &by(node)).unwrap();
         let Object::EndpointSlice(slice) = objects.remove(0) else {
             panic!("{objects:?}");
         };

@@ -33,7 +33,7 @@ pub enum Kind {
     Pods,
 }
 
-const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
+pub const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
 
 pub const KINDS: [Kind; 3] = [Kind::Services, Kind::Slices, Kind::Pods];
 

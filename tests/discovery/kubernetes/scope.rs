@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use ebbtide::cluster::api::connect;
-use ebbtide::config::settings::{Kubernetes, Node, PodWatch};
+use ebbtide::config::settings::{Claim, Kubernetes, Node, PodWatch};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::discovery::kubernetes::{self, Wanted};
+use ebbtide::discovery::manifest::Reader;
 use ebbtide::discovery::object::{Change, Hint, Object};
 use ebbtide::discovery::source::{InUse, Message};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
-use super::api::{Api, KINDS, Kind, Order, Verb, certificate};
+use super::api::{Api, CLAIM, KINDS, Kind, Order, Verb, certificate};
 use super::rig::{claimed, pod, ready, service, shop, slice, within};
 use crate::support::wait::eventually;
 
@@ -39,7 +40,7 @@ impl Source {
             ..Kubernetes::default()
         };
         let uri = format!("http://{}", api.address).parse().unwrap();
-        Self::connect(kube::Config::new(uri), named, settings, Node::default())
+        Self::connect(kube::Config::new(uri), named, settings, Reader::default())
     }
 
     /// Over TLS.
@@ -48,10 +49,10 @@ impl Source {
         let mut config = kube::Config::new(uri);
         config.root_cert = Some(vec![certificate().to_vec()]);
         config.read_timeout = Some(settings.silence);
-        Self::connect(config, &[], settings, Node::default())
+        Self::connect(config, &[], settings, Reader::default())
     }
 
-    fn connect(config: kube::Config, named: &[&str], settings: Kubernetes, node: Node) -> Self {
+    fn connect(config: kube::Config, named: &[&str], settings: Kubernetes, reader: Reader) -> Self {
         let server = config.cluster_url.to_string();
         let connected = connect(config).unwrap();
         let named = named.iter().map(|it| it.split_once('/').unwrap());
@@ -67,7 +68,7 @@ impl Source {
         };
         let wanted = Wanted {
             settings,
-            node,
+            reader,
             knows_pod_ranges: false,
             in_use: used,
         };
@@ -343,15 +344,18 @@ async fn the_zone_of_this_node_is_asked_for_and_slices_are_read_with_it() {
     api.apply(&hinted);
     api.node("n1", None);
     let uri = format!("http://{}", api.address).parse().unwrap();
-    let node = Node {
-        name: Some("n1".into()),
-        zone: None,
+    let reader = Reader {
+        node: Node {
+            name: Some("n1".into()),
+            zone: None,
+        },
+        ..Reader::default()
     };
     let settings = Kubernetes {
         pods: PodWatch::None,
         ..Kubernetes::default()
     };
-    let mut source = Source::connect(kube::Config::new(uri), &[], settings, node);
+    let mut source = Source::connect(kube::Config::new(uri), &[], settings, reader);
     let zones = |source: &Source| {
         let key = ("EndpointSlice".to_owned(), ObjectName::new("web", "s"));
         let Some(Object::EndpointSlice(slice)) = source.objects.get(&key) else {
@@ -377,6 +381,92 @@ async fn the_zone_of_this_node_is_asked_for_and_slices_are_read_with_it() {
     assert_eq!(source.removed, [], "no slice was gone meanwhile");
     let ranges = ["10.244.3.0/24", "fd00:3::/64"].map(|it| it.parse().unwrap());
     assert_eq!(source.pod_ranges, ranges);
+}
+
+/// `services.claim: all`. The Service of the API server has endpoints without pods and no selector.
+#[tokio::test]
+async fn with_all_each_service_is_claimed_that_names_no_other_proxy() {
+    let api = Api::start().await;
+    let named = |name: &str, proxy: &str| {
+        let mut it = claimed(service(name));
+        it["metadata"]["labels"][CLAIM] = proxy.into();
+        it
+    };
+    let mut headless = service("headless");
+    headless["spec"]["clusterIP"] = "None".into();
+    for it in [&service("app"), &named("mine", "edge"), &headless] {
+        api.apply(it);
+    }
+    // A namespace without a Service of ours is waited for by nobody.
+    api.apply(&within("foreign", named("app", "cilium")));
+    api.apply(&within("foreign", slice("s", "app", &[ready(9, "q")])));
+    api.apply(&within("default", service("kubernetes")));
+    let mut server = slice("kubernetes", "kubernetes", &[ready(1, "none")]);
+    server["endpoints"][0]["targetRef"].take();
+    api.apply(&within("default", server));
+    for name in ["app", "mine"] {
+        api.apply(&slice(name, name, &[ready(7, "p")]));
+    }
+    let reader = Reader {
+        claim: Claim {
+            all: true,
+            proxy_name: "edge".into(),
+        },
+        ..Reader::default()
+    };
+    let uri = format!("http://{}", api.address).parse().unwrap();
+    let config = kube::Config::new(uri);
+    let mut source = Source::connect(config, &[], Kubernetes::default(), reader);
+    source.until("the first table", |it| it.synced).await;
+    let services = |source: &Source| -> Vec<String> {
+        let all = source.objects.values().filter_map(|it| match it {
+            Object::Service(it) if it.claimed => Some(it.name.to_string()),
+            _ => None,
+        });
+        all.collect()
+    };
+    let first = ["default/kubernetes", "web/app", "web/mine"];
+    assert_eq!(services(&source), first);
+    let slices = source.objects.values().filter(|it| match it {
+        Object::EndpointSlice(it) => it.name.namespace != "foreign",
+        _ => false,
+    });
+    assert_eq!(slices.count(), 3);
+    let selectors: BTreeSet<_> = api
+        .asked()
+        .into_iter()
+        .filter(|it| it.verb != Verb::Get)
+        .map(|it| (it.kind, it.namespace, it.selector))
+        .collect();
+    let not_headless = || Some("!service.kubernetes.io/headless".to_owned());
+    let expected = [
+        (Kind::Services, None, not_headless()),
+        (Kind::Slices, None, not_headless()),
+        (Kind::Pods, Some("default".to_owned()), None),
+        (Kind::Pods, Some("web".to_owned()), None),
+    ];
+    assert_eq!(selectors, BTreeSet::from(expected));
+
+    // One goes to another proxy, and one comes from it.
+    api.apply(&named("app", "cilium"));
+    api.apply(&within("foreign", service("app")));
+    let then = ["default/kubernetes", "foreign/app", "web/mine"];
+    source
+        .until("the claims have changed", |it| services(it) == then)
+        .await;
+    let is_let_go = |it: &Source| {
+        let key = ("Service".to_owned(), ObjectName::new("web", "app"));
+        matches!(it.objects.get(&key), Some(Object::Service(it)) if !it.claimed)
+    };
+    source.until("its clients go on", is_let_go).await;
+    // What is never ours is asked for by nobody.
+    let asked = api.count(Kind::Services, Verb::Get);
+    for _ in 0..3 {
+        api.echo(Kind::Services, "web", "headless");
+    }
+    api.apply(&within("foreign", named("app", "cilium")));
+    source.until("let go", |it| services(it).len() == 2).await;
+    assert_eq!(api.count(Kind::Services, Verb::Get), asked + 1);
 }
 
 #[tokio::test]
@@ -409,7 +499,7 @@ async fn a_server_that_does_not_know_of_streamed_lists_is_asked_for_plain_ones()
     };
     let uri = format!("http://{}", api.address).parse().unwrap();
     let config = kube::Config::new(uri);
-    let mut source = Source::connect(config, &["web/shop"], settings, Node::default());
+    let mut source = Source::connect(config, &["web/shop"], settings, Reader::default());
     source
         .until("the first table", |it| it.synced && it.count("Pod") == 2)
         .await;

@@ -67,11 +67,14 @@ pub(super) fn bookmark(kind: Kind, version: &str) -> Value {
 }
 
 /// Whether a selector selects an object: `label=value`, `label in (a,b)`, `label`,
-/// `metadata.name=x` or `spec.nodeName=x`, and after a last comma `label!=value`.
+/// `metadata.name=x`, `spec.nodeName=x` or `!label`, and after a last comma `label!=value`.
 pub(super) fn selects(selector: &str, object: &Value) -> bool {
     if let Some((not, value)) = selector.split_once("!=") {
         let (selector, label) = not.rsplit_once(',').unwrap();
         return object["metadata"]["labels"][label] != value && selects(selector, object);
+    }
+    if let Some(label) = selector.strip_prefix('!') {
+        return object["metadata"]["labels"][label].is_null();
     }
     let (name, values) = match selector.split_once(" in (") {
         Some((name, set)) => (name, set.trim_end_matches(')').split(',').collect()),
