@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Runs Kubernetes' own tests of Services against the cluster, and writes what passed, failed and was skipped to CONFORMANCE.md.
 
-conformance.py [COLUMN...]   COLUMN: kube-proxy-iptables, kube-proxy-nftables, ebbtide-iptables, ebbtide-nftables (default: all)
+conformance.py [COLUMN...]   COLUMN: kube-proxy-iptables, kube-proxy-nftables, ebbtide-iptables, ebbtide-nftables, ebbtide-none (default: all)
 
 ebbtide-MODE: each Service that a test creates is labelled for Ebbtide (policy.yaml), and kube-proxy in that mode serves the cluster's
-own Services. FOCUS=REGEX runs some tests and writes no table. SHORT=1 runs ten tests. PROCS sets how many run at once (4).
+own Services. ebbtide-none: kube-proxy runs nowhere, and Ebbtide serves all Services. FOCUS=REGEX runs some tests and writes no table. SHORT=1 runs ten tests. PROCS sets how many run at once (4).
 A run is in $LAB/results: COLUMN.json (state, seconds and reason of each test) and COLUMN.log.
 """
 import json
@@ -19,7 +19,7 @@ import lab
 
 RESULTS = lab.LAB + "/results"
 LAN = "/run/netns/ebbtide-lab-lan"
-COLUMNS = ("kube-proxy-iptables", "kube-proxy-nftables", "ebbtide-iptables", "ebbtide-nftables")
+COLUMNS = ("kube-proxy-iptables", "kube-proxy-nftables", "ebbtide-iptables", "ebbtide-nftables", "ebbtide-none")
 FOCUS = r"\[sig-network\] (Services|Networking Granular Checks: Services|Conntrack|Traffic Distribution|Connectivity Pod Lifecycle|LoadBalancers)"
 # SCTP: no kernel module here. Disruptive: wants kube-proxy and the API server as pods.
 SKIP = "SCTP|Disruptive"
@@ -70,7 +70,9 @@ def prepare(column):
     lab.component("mode", mode)
     lab.run("kubectl", "delete", "-f", lab.HERE + "/policy.yaml", "--ignore-not-found")
     lab.uninstall_ebbtide()
-    if proxy == "ebbtide":
+    if mode == "none":
+        lab.install_ebbtide("deploy/kustomize/claim-all")
+    elif proxy == "ebbtide":
         lab.install_ebbtide()
         lab.run("kubectl", "apply", "-f", lab.HERE + "/policy.yaml")
         lab.wait("the policy in force", 30, is_labelled)

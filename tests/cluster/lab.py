@@ -189,10 +189,12 @@ def enter_column(column):
         install_ebbtide()
 
 
-def install_ebbtide():
+def install_ebbtide(kustomization="deploy/kustomize"):
     for node in nodes():
         run(HERE + "/import.sh", node, IMAGE)
-    run("kubectl", "apply", "-k", REPO + "/deploy/kustomize")
+    # claim-all wants the address of the API server.
+    manifests = run("kubectl", "kustomize", f"{REPO}/{kustomization}").replace("192.0.2.10", NODE_IP)
+    run("kubectl", "apply", "-f", "-", stdin=manifests)
     try:
         kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=60s", timeout=70)
     except LabError as error:
