@@ -122,7 +122,8 @@ def main():
     for node in lab.nodes():  # the images may have been built after the cluster was started
         for image in ("agnhost", "busybox", "regression-issue-74839"):
             lab.run("bash", "-c", f"ls {lab.LAB}/images/*{image}*.tar && {lab.HERE}/import.sh {node} {lab.LAB}/images/*{image}*.tar", timeout=120)
-    focus = os.environ.get("FOCUS") or (FOCUS if not os.environ.get("SHORT") else "|".join(map(re.escape, TEN)))
+    some = os.environ.get("FOCUS") or (os.environ.get("SHORT") and "|".join(map(re.escape, TEN)))
+    focus = rf"\[sig-network\].*({some})" if some else FOCUS
     failed = 0
     for column in columns:
         prepare(column)
@@ -146,5 +147,6 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     lab.enter_network()
     sys.exit(main())
