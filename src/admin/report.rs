@@ -189,6 +189,14 @@ pub struct Rollout {
     pub connections_kept: u64,
     /// Client connections that an endpoint, a deadline or a lack of endpoints ended.
     pub connections_lost: u64,
+    /// UDP sessions open at the end.
+    pub sessions_kept: u64,
+    /// UDP sessions that went on at another endpoint.
+    pub sessions_moved: u64,
+    /// Datagrams that an endpoint refused, and that were sent to another one.
+    pub datagrams_refused: u64,
+    /// Datagrams that were dropped because no endpoint was usable.
+    pub datagrams_lost: u64,
 }
 
 /// One drain of one endpoint.
@@ -341,6 +349,10 @@ impl From<rollouts::Rollout> for Rollout {
             forced: rollout.forced,
             connections_kept: rollout.connections_kept,
             connections_lost: rollout.connections_lost,
+            sessions_kept: rollout.sessions_kept,
+            sessions_moved: rollout.sessions_moved,
+            datagrams_refused: rollout.datagrams_refused,
+            datagrams_lost: rollout.datagrams_lost,
         }
     }
 }

@@ -76,6 +76,8 @@ pub struct ServiceMetrics {
     pub datagrams_moved: Counter,
     /// UDP sessions that are open now.
     pub udp_sessions: Gauge,
+    /// UDP sessions that went on at another endpoint.
+    pub udp_sessions_moved: Counter,
     /// UDP sessions that ended for a new one, because there was no place.
     pub udp_evicted: Counter,
 }
@@ -172,6 +174,7 @@ impl Default for ServiceMetrics {
             datagrams_dropped: Default::default(),
             datagrams_moved: Counter::default(),
             udp_sessions: Gauge::default(),
+            udp_sessions_moved: Counter::default(),
             udp_evicted: Counter::default(),
         }
     }
@@ -196,6 +199,11 @@ impl ServiceMetrics {
     /// Counts a datagram that was dropped.
     pub fn dropped(&self, reason: DropReason) {
         self.datagrams_dropped[reason as usize].inc();
+    }
+
+    /// Datagrams that have been dropped for this reason so far.
+    pub fn dropped_so_far(&self, reason: DropReason) -> u64 {
+        self.datagrams_dropped[reason as usize].get()
     }
 
     /// Counts a retry. `ok` says whether it succeeded.

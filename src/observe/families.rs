@@ -338,6 +338,12 @@ const FAMILIES: &[Family] = &[
         over: Over::Udp,
     },
     Family {
+        name: "ebbtide_udp_sessions_moved_total",
+        help: "UDP sessions that went on at another endpoint.",
+        series: Series::Counter(one, |metrics, _| metrics.udp_sessions_moved.get()),
+        over: Over::Udp,
+    },
+    Family {
         name: "ebbtide_udp_sessions_evicted_total",
         help: "UDP sessions that ended for a new one, because there was no place.",
         series: Series::Counter(one, |metrics, _| metrics.udp_evicted.get()),

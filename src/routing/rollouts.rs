@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::contract::counters::ServiceMetrics;
+use crate::contract::counters::{Gauge, ServiceMetrics};
 use crate::contract::name::{ObjectName, PortKey};
-use crate::contract::reason::CloseReason;
+use crate::contract::policy::Transport;
+use crate::contract::reason::{CloseReason, DropReason};
 
 /// The receipt of a rollout: a burst of drains of one Service.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +47,14 @@ pub struct Rollout {
     pub connections_lost: u64,
     /// Requests that Ebbtide had to fail: its own 502, 503 and 504, and responses that it cut.
     pub failures: u64,
+    /// UDP sessions that are open at the end.
+    pub sessions_kept: u64,
+    /// UDP sessions that went on at another endpoint.
+    pub sessions_moved: u64,
+    /// Datagrams that an endpoint refused, and that were sent to another one.
+    pub datagrams_refused: u64,
+    /// Datagrams that were dropped because no endpoint was usable.
+    pub datagrams_lost: u64,
 }
 
 impl Rollout {
@@ -53,7 +62,12 @@ impl Rollout {
     pub fn had_traffic(&self) -> bool {
         let answered = self.requests + self.replayed + self.held + self.failures;
         let connections = self.connections_kept + self.connections_lost + self.forced;
-        answered + connections > 0
+        answered + connections > 0 || self.had_sessions()
+    }
+
+    fn had_sessions(&self) -> bool {
+        let datagrams = self.datagrams_refused + self.datagrams_lost;
+        self.sessions_kept + self.sessions_moved + datagrams > 0
     }
 
     /// The receipt as one line for people.
@@ -74,10 +88,20 @@ impl Rollout {
             ..
         } = self;
         let took = humantime::format_duration(Duration::from_millis(self.took.as_millis() as u64));
+        let sessions = match self.had_sessions() {
+            true => format!(
+                "; {} UDP sessions kept, {} moved, {} datagrams refused, {} lost",
+                self.sessions_kept,
+                self.sessions_moved,
+                self.datagrams_refused,
+                self.datagrams_lost
+            ),
+            false => String::new(),
+        };
         format!(
             "{pods_gone} pods gone, {pods_come} come in {took}: {requests} requests, \
              {failures} failed, {replayed} replayed, {held} held, {forced} cut at their deadline; \
-             {connections_kept} client connections kept, {connections_lost} lost"
+             {connections_kept} client connections kept, {connections_lost} lost{sessions}"
         )
     }
 
@@ -95,6 +119,10 @@ impl Rollout {
             forced = self.forced,
             connections_kept = self.connections_kept,
             connections_lost = self.connections_lost,
+            sessions_kept = self.sessions_kept,
+            sessions_moved = self.sessions_moved,
+            datagrams_refused = self.datagrams_refused,
+            datagrams_lost = self.datagrams_lost,
             "rollout over"
         );
     }
@@ -122,7 +150,7 @@ struct Open {
     /// because a pod drains once for each port.
     gone: BTreeSet<String>,
     /// Each port that had a drain, with its counters when its first drain began.
-    before: BTreeMap<u16, (Arc<ServiceMetrics>, Counts)>,
+    before: BTreeMap<(u16, Transport), (Arc<ServiceMetrics>, Counts)>,
     /// The sum over the drains that ended.
     forced: u64,
 }
@@ -135,6 +163,9 @@ struct Counts {
     held: u64,
     lost: u64,
     failures: u64,
+    sessions_moved: u64,
+    datagrams_refused: u64,
+    datagrams_lost: u64,
 }
 
 impl Counts {
@@ -153,6 +184,12 @@ impl Counts {
                 .map(|reason| metrics.closed_so_far(*reason))
                 .sum(),
             failures: metrics.failures.get(),
+            sessions_moved: metrics.udp_sessions_moved.get(),
+            datagrams_refused: metrics.datagrams_moved.get(),
+            datagrams_lost: [DropReason::NoEndpoint, DropReason::HeldFull]
+                .map(|reason| metrics.dropped_so_far(reason))
+                .iter()
+                .sum(),
         }
     }
 }
@@ -184,7 +221,7 @@ impl Rollouts {
         let due = open.due();
         open.gone.insert(pod);
         open.before
-            .entry(key.port)
+            .entry(key.id())
             .or_insert_with(|| (metrics.clone(), Counts::of(metrics)));
         self.due = self.due.into_iter().chain([due]).min();
     }
@@ -261,10 +298,10 @@ impl Open {
                 .sum()
         };
         let took = self.last.saturating_duration_since(self.started);
-        let kept = self
-            .before
-            .values()
-            .map(|(metrics, _)| metrics.connections_active.get().max(0).cast_unsigned());
+        let open = |gauge: fn(&ServiceMetrics) -> &Gauge| -> u64 {
+            let gauges = self.before.values().map(|(metrics, _)| gauge(metrics));
+            gauges.map(|it| it.get().max(0).cast_unsigned()).sum()
+        };
         Rollout {
             service: service.clone(),
             started_at: self.started_at,
@@ -276,9 +313,13 @@ impl Open {
             replayed: sum(|counts| counts.replayed),
             held: sum(|counts| counts.held),
             forced: self.forced,
-            connections_kept: kept.sum(),
+            connections_kept: open(|metrics| &metrics.connections_active),
             connections_lost: sum(|counts| counts.lost),
             failures: sum(|counts| counts.failures),
+            sessions_kept: open(|metrics| &metrics.udp_sessions),
+            sessions_moved: sum(|counts| counts.sessions_moved),
+            datagrams_refused: sum(|counts| counts.datagrams_refused),
+            datagrams_lost: sum(|counts| counts.datagrams_lost),
         }
     }
 }
@@ -305,6 +346,7 @@ mod tests {
 
     use super::*;
 
+    use crate::contract::counters::Counter;
     use crate::observe::metrics::Metrics;
 
     fn key(port: u16) -> PortKey {
@@ -358,6 +400,37 @@ mod tests {
         let expected = "2 pods gone, 2 come in 13s: 2 requests, 1 failed, 0 replayed, 0 held, \
                         1 cut at their deadline; 8 client connections kept, 1 lost";
         assert_eq!(receipts[0].words(), expected);
+    }
+
+    #[test]
+    fn a_receipt_counts_udp_sessions_beside_connections_also_of_a_port_of_the_same_number() {
+        let udp = shop().port_over(Transport::Udp, 80);
+        let registry = Metrics::new().unwrap();
+        let (web, game) = (registry.service(&key(80)), registry.service(&udp));
+        let count = |times: u64, counter: &Counter| (0..times).for_each(|_| counter.inc());
+        count(3, &game.udp_sessions_moved);
+        let (mut rollouts, start) = (Rollouts::default(), Instant::now());
+        rollouts.drain_began(&key(80), "a".into(), &web, start);
+        rollouts.drain_began(&udp, "a".into(), &game, start);
+        web.answered(200);
+        count(5, &game.udp_sessions_moved);
+        count(2, &game.datagrams_moved);
+        game.dropped(DropReason::NoEndpoint);
+        game.dropped(DropReason::NoSession);
+        game.udp_sessions.set(7);
+        for _ in 0..2 {
+            rollouts.drain_ended(&shop(), 0, start);
+        }
+        let receipt = rollouts.close(start + QUIET, |_, _| Some(1)).remove(0);
+        let expected = "1 pods gone, 1 come in 0s: 1 requests, 0 failed, 0 replayed, 0 held, \
+                        0 cut at their deadline; 0 client connections kept, 0 lost; \
+                        7 UDP sessions kept, 5 moved, 2 datagrams refused, 1 lost";
+        assert_eq!(receipt.words(), expected);
+        let silent = Rollout {
+            requests: 0,
+            ..receipt
+        };
+        assert!(silent.had_traffic(), "datagrams are traffic");
     }
 
     #[test]

@@ -189,6 +189,7 @@ async fn a_drain_ends_in_one_log_line_with_all_its_counts() {
     let expected = serde_json::json!({
         "service": "web/shop", "podsGone": 1, "podsCome": 1, "requests": 3, "failures": 1, "replayed": 1, "held": 0,
         "forced": 1, "connectionsKept": 0, "connectionsLost": 0,
+        "sessionsKept": 0, "sessionsMoved": 0, "datagramsRefused": 0, "datagramsLost": 0,
     });
     assert_eq!(receipt, expected, "{receipt:#}");
     let lines = scene.process.lines("rollout over").await;

@@ -332,6 +332,7 @@ async fn a_refused_datagram_goes_to_another_endpoint() {
         assert_eq!(ask(&clients[0], &format!("{n}")).await, "alive");
     }
     assert_eq!(count(&rig, "moved_total", ""), 1.0);
+    assert_eq!(count(&rig, "sessions_moved_total", ""), 1.0);
     // It comes back, and gets clients again.
     let socket = UdpSocket::bind(ep.address).await.unwrap();
     eventually("a datagram at the endpoint that is back", async || {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::contract::counters::ServiceMetrics;
-use crate::contract::endpoint::Lease;
+use crate::contract::endpoint::{EndpointId, Lease};
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::net::datagrams::{Connected, Datagrams, LONGEST};
 use crate::proxy::upstream::Local;
@@ -56,6 +56,8 @@ pub struct Session {
     pub held: RefCell<Held>,
     flow: RefCell<Option<Rc<Flow>>>,
     before: RefCell<Option<Rc<Flow>>>,
+    /// The endpoint that it was sent to last.
+    served_by: Cell<Option<EndpointId>>,
     place: Cell<usize>,
     permit: Cell<Option<OwnedSemaphorePermit>>,
 }
@@ -142,6 +144,7 @@ impl Sessions {
             held: RefCell::default(),
             flow: RefCell::default(),
             before: RefCell::default(),
+            served_by: Cell::new(None),
             place: Cell::new(all.len()),
             permit: Cell::new(Some(permit)),
         });
@@ -215,6 +218,11 @@ impl Session {
 
     /// Makes this the current flow. The answers of the one before are still passed on.
     pub fn set_flow(&self, flow: Rc<Flow>) {
+        let endpoint = flow.lease.endpoint().id;
+        let before = self.served_by.replace(Some(endpoint));
+        if before.is_some_and(|before| before != endpoint) {
+            self.metrics.udp_sessions_moved.inc();
+        }
         let before = self.flow.replace(Some(flow));
         if let Some(before) = before {
             before.is_current.set(false);
