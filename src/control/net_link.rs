@@ -147,6 +147,7 @@ async fn talk(outbox: &Outbox, path: &Path, health: &Health) -> io::Result<()> {
             Answer::Applied => NetState::Serves,
             Answer::Kept => NetState::Waits,
             Answer::Failed(error) => NetState::Away(error),
+            Answer::Sources(_) => return Err(io::ErrorKind::InvalidData.into()),
         };
         let has_failed = matches!(state, NetState::Away(_));
         health.update(|health| health.net = Some(state));
