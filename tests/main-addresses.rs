@@ -15,6 +15,8 @@ mod addresses {
     mod node;
 
     mod process;
+    mod seen;
     mod served;
+    mod source;
     mod table;
 }

@@ -76,6 +76,8 @@ pub struct ServiceMetrics {
     pub datagrams_moved: Counter,
     /// UDP sessions that are open now.
     pub udp_sessions: Gauge,
+    /// Connections to endpoints from the node's address, where the client's was to be kept.
+    pub source_lost: Counter,
     /// UDP sessions that ended for a new one, because there was no place.
     pub udp_evicted: Counter,
 }
@@ -172,6 +174,7 @@ impl Default for ServiceMetrics {
             datagrams_dropped: Default::default(),
             datagrams_moved: Counter::default(),
             udp_sessions: Gauge::default(),
+            source_lost: Counter::default(),
             udp_evicted: Counter::default(),
         }
     }

@@ -20,7 +20,8 @@ pub fn add(family: Family) -> io::Result<()> {
         return Ok(());
     }
     if let Some(other) = user_of_range(family)? {
-        let what = format!("{other} is in use on this node, and is in the range of shadow addresses");
+        let what =
+            format!("{other} is in use on this node, and is in the range of shadow addresses");
         return Err(io::Error::new(io::ErrorKind::AddrInUse, what));
     }
     let mut request = Request::new().set_create().op_newroute_do(&header(family));

@@ -146,7 +146,10 @@ fn add_sets(batch: &mut Chained<'static>, family: Family) {
     set.push_data_type(kind).push_data_len(length);
     drop(sources);
     let mut users = batch.request().set_create().op_newset_do(&header);
-    let set = users.encode().push_table_bytes(TABLE).push_name_bytes(USERS);
+    let set = users
+        .encode()
+        .push_table_bytes(TABLE)
+        .push_name_bytes(USERS);
     set.push_key_type(USER).push_key_len(4).push_id(2);
 }
 
@@ -169,13 +172,22 @@ fn add_chain(
 ) {
     let header = family.header();
     let mut chain = batch.request().set_create().op_newchain_do(&header);
-    let parts = chain.encode().push_table_bytes(TABLE).push_name_bytes(it.name);
-    let hook = parts.nested_hook().push_num(it.hook).push_priority(it.priority);
+    let parts = chain
+        .encode()
+        .push_table_bytes(TABLE)
+        .push_name_bytes(it.name);
+    let hook = parts
+        .nested_hook()
+        .push_num(it.hook)
+        .push_priority(it.priority);
     hook.end_nested().push_type_bytes(it.kind);
     drop(chain);
     let request = batch.request().set_create().set_append();
     let mut rule = request.op_newrule_do(&header);
-    let rule = rule.encode().push_table_bytes(TABLE).push_chain_bytes(it.name);
+    let rule = rule
+        .encode()
+        .push_table_bytes(TABLE)
+        .push_chain_bytes(it.name);
     fill(rule.nested_expressions()).end_nested();
 }
 

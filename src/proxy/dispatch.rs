@@ -10,6 +10,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,6 +30,7 @@ use crate::net::socket::{self, Peer};
 use crate::net::stream::Stream;
 use crate::proxy::balancer::{self, Avoid, Cost, Origin};
 use crate::proxy::shared::Spare;
+use crate::proxy::source::Source;
 use crate::proxy::upstream::{self, Reuse, Upstream};
 use crate::proxy::worker::{Routed, Worker};
 
@@ -88,7 +90,9 @@ async fn try_dispatch(
 ) -> Option<(Lease, Upstream)> {
     let lease = balancer::pick(port, ask.cost, ask.from, &ask.avoid, at)?;
     let local = worker.local(lease.endpoint());
-    if let Some(upstream) = upstream::check_out(&local, ask.reuse) {
+    let source = Source::wanted(worker, port, ask.from);
+    let seen = source.and_then(|it| it.at(lease.endpoint()));
+    if let Some(upstream) = upstream::check_out(&local, seen, ask.reuse) {
         lease.endpoint().note_dispatch(millis(at));
         return Some((lease, upstream));
     }
@@ -177,13 +181,18 @@ async fn connect(
     // When a client moves on whose endpoints have all been ejected.
     let mut moves: Option<(Instant, Moving)> = None;
     port.budget.count_connect();
+    let from = match Source::wanted(worker, port, ask.from) {
+        Some(source) => Some((source, source.shadow(worker, port).await)),
+        None => None,
+    };
     loop {
         if let Some(lease) = next.take() {
             started += 1;
-            match start(worker, lease) {
+            match start(worker, port, lease, from) {
                 Ok(connecting) => race.push(connecting),
                 Err((lease, error)) => {
-                    fail(&lease, &error, port, spec.scope);
+                    let is_named = from.is_some_and(|(_, shadow)| shadow.is_some());
+                    fail(worker, &lease, is_named, &error, port, spec.scope);
                     if socket::is_shortage(&error) {
                         if worker.spare(Spare::All) {
                             next = Some(lease);
@@ -216,10 +225,12 @@ async fn connect(
             None => tokio::time::sleep(RACE_AFTER),
         };
         tokio::pin!(patience);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port, spec.scope) {
-            Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
-        })
+        let ended = poll_fn(
+            |cx| match poll_race(worker, &mut race, cx, port, spec.scope) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
+            },
+        )
         .await;
         match ended {
             Some(Ok(won)) => {
@@ -228,7 +239,8 @@ async fn connect(
                     port.metrics.retried(RetryReason::Connect, true);
                 }
                 if !race.is_empty() {
-                    tokio::task::spawn_local(see_to_end(race, port.clone(), spec.scope));
+                    let (worker, port) = (worker.clone(), port.clone());
+                    tokio::task::spawn_local(see_to_end(worker, race, port, spec.scope));
                 }
                 return Some((won.lease, won.upstream));
             }
@@ -273,12 +285,25 @@ async fn connect(
     }
 }
 
-/// Starts one connect.
-fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Error)> {
+/// Starts one connect. `from`: the client whose address is to be seen, and its shadow if it has one.
+fn start(
+    worker: &Rc<Worker>,
+    port: &Port,
+    lease: Lease,
+    from: Option<(Source, Option<IpAddr>)>,
+) -> Result<Connecting, (Lease, io::Error)> {
     let timeout = worker.config().timeouts.connect;
     let now = Instant::now();
     lease.endpoint().note_dispatch(millis(now));
-    match Upstream::connect(worker.local(lease.endpoint())) {
+    let seen = from.and_then(|(source, _)| source.at(lease.endpoint()));
+    let connect = |shadow| Upstream::connect(worker.local(lease.endpoint()), seen, shadow);
+    let mut connected = connect(from.and_then(|(_, shadow)| shadow));
+    if let (Err(error), Some((source, _))) = (&connected, from)
+        && source.has_gone(worker, port, error)
+    {
+        connected = connect(None);
+    }
+    match connected {
         Ok(upstream) => Ok(Connecting {
             lease,
             upstream,
@@ -291,9 +316,10 @@ fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Er
 /// Ready with the first connect that succeeds, or with the endpoint of one that has failed and left
 /// the race.
 fn poll_race(
+    worker: &Rc<Worker>,
     race: &mut Vec<Connecting>,
     cx: &mut Context<'_>,
-    port: &Port,
+    port: &Rc<Routed>,
     scope: Option<Scope>,
 ) -> Poll<Result<Connecting, EndpointId>> {
     for i in 0..race.len() {
@@ -308,7 +334,8 @@ fn poll_race(
         return Poll::Ready(match error {
             None => Ok(done),
             Some(error) => {
-                fail(&done.lease, &error, port, scope);
+                let is_named = done.upstream.is_named;
+                fail(worker, &done.lease, is_named, &error, port, scope);
                 Err(done.lease.endpoint().id)
             }
         });
@@ -317,11 +344,16 @@ fn poll_race(
 }
 
 /// Waits for the other connects of a race: each still shows whether its endpoint answers.
-async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>, scope: Option<Scope>) {
+async fn see_to_end(
+    worker: Rc<Worker>,
+    mut race: Vec<Connecting>,
+    port: Rc<Routed>,
+    scope: Option<Scope>,
+) {
     while !race.is_empty() {
         let tick = tokio::time::sleep(RACE_AFTER);
         tokio::pin!(tick);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, &port, scope) {
+        let ended = poll_fn(|cx| match poll_race(&worker, &mut race, cx, &port, scope) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => tick.as_mut().poll(cx).map(|()| None),
         })
@@ -332,15 +364,55 @@ async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>, scope: Option<S
     }
 }
 
-/// Counts a failed connect and ejects its endpoint, unless the endpoint may only be busy.
-fn fail(lease: &Lease, error: &io::Error, port: &Port, scope: Option<Scope>) {
+/// Counts a failed connect and ejects its endpoint, unless the endpoint may only be busy. If the
+/// endpoint was to see its client, a NetworkPolicy may refuse that client alone: then a connect from the
+/// node's address decides.
+fn fail(
+    worker: &Rc<Worker>,
+    lease: &Lease,
+    is_named: bool,
+    error: &io::Error,
+    port: &Rc<Routed>,
+    scope: Option<Scope>,
+) {
     port.metrics.retried(RetryReason::Connect, false);
+    match is_named && !socket::is_shortage(error) {
+        true => {
+            let (worker, endpoint) = (worker.clone(), lease.endpoint().clone());
+            tokio::task::spawn_local(eject_if_lost(worker, endpoint, port.clone(), scope));
+        }
+        false => eject(lease.endpoint(), error, port, scope),
+    }
+}
+
+fn eject(endpoint: &Arc<Endpoint>, error: &io::Error, port: &Port, scope: Option<Scope>) {
     let silent = error.kind() == io::ErrorKind::TimedOut;
     if socket::is_shortage(error) || silent && !balancer::may_eject_silent(port, scope) {
         return;
     }
-    tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");
-    lease.endpoint().eject();
+    tracing::debug!(endpoint = %endpoint.address, %error, "connect failed; ejected");
+    endpoint.eject();
+}
+
+/// Connects from the node's address, and ejects the endpoint if that fails, too. One task at a time
+/// does so for an endpoint.
+async fn eject_if_lost(
+    worker: Rc<Worker>,
+    endpoint: Arc<Endpoint>,
+    port: Rc<Routed>,
+    scope: Option<Scope>,
+) {
+    let local = worker.local(&endpoint);
+    if local.looked_at.replace(true) {
+        return;
+    }
+    let _looking = Looking(&local.looked_at);
+    let patience = worker.config().timeouts.connect;
+    match tokio::time::timeout(patience, TcpStream::connect(endpoint.address)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => eject(&endpoint, &error, &port, scope),
+        Err(_) => eject(&endpoint, &io::ErrorKind::TimedOut.into(), &port, scope),
+    }
 }
 
 /// Whether discovery reports within a second that an endpoint leaves that has lost a request. Then

@@ -3,11 +3,13 @@
 //!
 //! Invariants: a connection is kept only if its last exchange ended at a message boundary and its
 //! endpoint is open. Connections belong to the [`Endpoint`] itself, so an address that passes to
-//! another pod inherits none. Every open socket is in its endpoint's list, and leaves the list before
+//! another pod inherits none. Where an endpoint sees its clients' addresses, nobody gets the connection
+//! of another client. Every open socket is in its endpoint's list, and leaves the list before
 //! it is closed.
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,18 +57,20 @@ impl Idle {
     }
 }
 
-/// Takes the connection that was used last, if one is as sure to be alive as `reuse` requires.
-pub fn check_out(local: &Rc<Local>, reuse: Reuse) -> Option<Upstream> {
+/// Takes the connection that was used last by this source, if one is as sure to be alive as `reuse`
+/// requires.
+pub fn check_out(local: &Rc<Local>, source: Option<IpAddr>, reuse: Reuse) -> Option<Upstream> {
     if reuse == Reuse::Fresh {
         return None;
     }
     let mut idle = local.idle.borrow_mut();
-    while let Some(candidate) = idle.pop() {
+    while let Some(place) = idle.iter().rposition(|it| it.upstream.source == source) {
+        let candidate = idle.remove(place);
         if !candidate.is_alive() {
             continue;
         }
         if reuse == Reuse::Once && candidate.since.elapsed() > RECENT {
-            idle.push(candidate);
+            idle.insert(place, candidate);
             return None;
         }
         if reuse == Reuse::Repeatable || candidate.upstream.stream.is_quiet() {
@@ -76,11 +80,15 @@ pub fn check_out(local: &Rc<Local>, reuse: Reuse) -> Option<Upstream> {
     None
 }
 
-/// Keeps a connection for the next request, unless its endpoint leaves or enough are kept already.
+/// Keeps a connection for the next request of its source, unless its endpoint leaves. Where enough are
+/// kept already, the oldest ends: the sources of the others may never come again.
 pub fn check_in(mut upstream: Upstream, now: Instant) {
     let local = upstream.local.clone();
     let mut idle = local.idle.borrow_mut();
-    if local.endpoint.is_open() && idle.len() < KEPT {
+    if local.endpoint.is_open() {
+        if idle.len() >= KEPT {
+            idle.remove(0);
+        }
         upstream.reused = true;
         idle.push(Idle {
             upstream,
@@ -122,6 +130,11 @@ pub struct Upstream {
     pub stream: Stream,
     /// The worker's part of the endpoint.
     pub local: Rc<Local>,
+    /// The client whose address the endpoint is to see, and who alone gets this connection. `None`:
+    /// it is anybody's.
+    pub source: Option<IpAddr>,
+    /// The endpoint sees that address. A policy for that client may be why a connect fails.
+    pub is_named: bool,
     slot: Slot,
     /// It has carried a request before.
     pub reused: bool,
@@ -159,13 +172,23 @@ impl Local {
 }
 
 impl Upstream {
-    /// Starts to connect.
-    pub fn connect(local: Rc<Local>) -> io::Result<Self> {
-        let stream = Stream::connect(local.endpoint.address)?;
+    /// Starts to connect for this source, from its shadow if it has one.
+    ///
+    /// # Errors
+    /// As for [`socket::bind_source`](crate::net::socket::bind_source), and those of a connect.
+    pub fn connect(
+        local: Rc<Local>,
+        source: Option<IpAddr>,
+        shadow: Option<IpAddr>,
+    ) -> io::Result<Self> {
+        let shadow = source.and(shadow);
+        let stream = Stream::connect(local.endpoint.address, shadow)?;
         let slot = local.sockets.open(stream.as_raw_fd());
         Ok(Self {
             stream,
             local,
+            source,
+            is_named: shadow.is_some(),
             slot,
             reused: false,
         })

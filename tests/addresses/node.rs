@@ -75,10 +75,15 @@ pub fn make_network() {
 
 /// Runs this in the pod.
 pub fn in_pod<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    inside_of("pod", run)
+}
+
+/// Runs this in the network namespace of this name.
+pub fn inside_of<T: Send>(name: &str, run: impl FnOnce() -> T + Send) -> T {
     let inside = || {
-        let pod = std::fs::File::open("/run/netns/pod").unwrap();
+        let there = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
         move_into_link_name_space(
-            std::os::fd::AsFd::as_fd(&pod),
+            std::os::fd::AsFd::as_fd(&there),
             Some(LinkNameSpaceType::Network),
         )
         .unwrap();

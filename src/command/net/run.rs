@@ -37,7 +37,9 @@ pub fn remove() -> anyhow::Result<()> {
 }
 
 fn remove_tables() -> anyhow::Result<()> {
-    netlink::remove().and_then(|()| sources::remove()).context(CURE)
+    netlink::remove()
+        .and_then(|()| sources::remove())
+        .context(CURE)
 }
 
 /// Writes what the proxy that connects to `path` wants, until SIGTERM or SIGINT. Then waits until

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::net::netlink::{self, Family};
 use crate::net::source::{Client, RANGES, Side, places};
-use crate::net::source_table::{self, Pair};
 use crate::net::source_route;
+use crate::net::source_table::{self, Pair};
 
 /// What is known of the kernel's tables of sources.
 #[derive(Default)]
@@ -32,12 +32,7 @@ pub struct Sources {
 impl Sources {
     /// The shadow of each client, for a proxy of this user; `None`: it has none, because its places
     /// are taken, because its answers would not pass this node, or because of a fault, which is logged.
-    pub fn answer(
-        &mut self,
-        clients: &[Client],
-        user: u32,
-        is_owner: bool,
-    ) -> Vec<Option<IpAddr>> {
+    pub fn answer(&mut self, clients: &[Client], user: u32, is_owner: bool) -> Vec<Option<IpAddr>> {
         let mut shadows = vec![None; clients.len()];
         for family in Family::ALL {
             let own: Vec<usize> = (0..clients.len())
@@ -192,7 +187,10 @@ impl Sources {
     fn complain(&mut self, error: &io::Error) {
         let fault = error.to_string();
         if self.fault.as_ref() != Some(&fault) {
-            tracing::error!(fault, "endpoints see the node's address instead of their clients'");
+            tracing::error!(
+                fault,
+                "endpoints see the node's address instead of their clients'"
+            );
             self.fault = Some(fault);
         }
     }
