@@ -1,11 +1,13 @@
 //! The routes by which shadow addresses ([`crate::net::source`]) are the node's own: then a program may
 //! bind a socket to each without any privilege. Also what the kernel's routes say of a client.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_bindings::rt_route::{Request, RtmType, Rtmsg};
+use netlink_bindings::rt_route::{IterableRouteAttrs, PushRouteAttrs, Request, RtmType, Rtmsg};
+use netlink_bindings::traits::Pusher;
 
 use crate::net::exchange::{ask, invalid};
 use crate::net::netlink::Family;
@@ -54,21 +56,35 @@ pub fn exists(family: Family) -> io::Result<bool> {
     Ok(way_to(last)?.is_some_and(|way| way.is_local))
 }
 
-/// Whether what is sent to this address reaches the node's own pods, or the node: it leaves neither by
-/// a gateway nor by the interface that leads to other hosts.
+/// The interfaces that lead to other hosts of a family: there is a gateway behind each.
 ///
 /// # Errors
 /// The kernel's.
-pub fn is_near(address: IpAddr) -> io::Result<bool> {
-    let Some(way) = way_to(address)? else {
-        return Ok(false);
+pub fn uplinks(family: Family) -> io::Result<BTreeSet<u32>> {
+    let far = match family {
+        Family::V4 => FAR_V4.into(),
+        Family::V6 => FAR_V6.into(),
     };
-    let far = match address {
-        IpAddr::V4(_) => FAR_V4.into(),
-        IpAddr::V6(_) => FAR_V6.into(),
-    };
-    let out = way_to(far)?.map(|way| way.interface);
-    Ok(way.is_local || !way.by_gateway && Some(way.interface) != out)
+    // A default route with several gateways names none by itself.
+    let mut uplinks: BTreeSet<u32> = way_to(far)?.iter().map(|way| way.interface).collect();
+    each_route(family, |_, attributes| {
+        if has_gateway(&attributes) {
+            uplinks.extend(attributes.get_oif());
+        }
+        Ok(())
+    })?;
+    Ok(uplinks)
+}
+
+/// Whether what is sent to this address reaches a pod of this node, or the node: it leaves neither by
+/// a gateway nor by an interface that leads to other hosts.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_near(address: IpAddr, uplinks: &BTreeSet<u32>) -> io::Result<bool> {
+    let way = way_to(address)?;
+    let is_near = |way: &Way| way.is_local || !way.by_gateway && !uplinks.contains(&way.interface);
+    Ok(way.as_ref().is_some_and(is_near))
 }
 
 /// Where a packet to some address goes.
@@ -89,7 +105,7 @@ fn way_to(address: IpAddr) -> io::Result<Option<Way>> {
     let asked = ask(&request, |(header, attributes)| {
         way = Some(Way {
             is_local: header.rtm_type == RtmType::Local as u8,
-            by_gateway: attributes.get_gateway().is_ok() || attributes.get_via().is_ok(),
+            by_gateway: has_gateway(&attributes),
             interface: attributes.get_oif().unwrap_or(0),
         });
         Ok(())
@@ -104,12 +120,8 @@ fn way_to(address: IpAddr) -> io::Result<Option<Way>> {
 fn user_of_range(family: Family) -> io::Result<Option<IpNet>> {
     let (first, _, length) = RANGES[family as usize];
     let range = IpNet::new(first, length).map_err(invalid)?;
-    let mut header = Rtmsg::new();
-    header.rtm_family = family.number();
-    let mut request = Request::new().op_getroute_dump(&header);
-    request.encode();
     let mut user = None;
-    ask(&request, |(header, attributes)| {
+    each_route(family, |header, attributes| {
         let Ok(first) = attributes.get_dst() else {
             return Ok(()); // The default route.
         };
@@ -120,6 +132,22 @@ fn user_of_range(family: Family) -> io::Result<Option<IpNet>> {
         Ok(())
     })?;
     Ok(user)
+}
+
+/// Calls this with each route of the family, in all tables.
+fn each_route(
+    family: Family,
+    mut take: impl FnMut(&Rtmsg, IterableRouteAttrs<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut header = Rtmsg::new();
+    header.rtm_family = family.number();
+    let mut request = Request::new().op_getroute_dump(&header);
+    request.encode();
+    ask(&request, |(header, attributes)| take(&header, attributes))
+}
+
+fn has_gateway(attributes: &IterableRouteAttrs<'_>) -> bool {
+    attributes.get_gateway().is_ok() || attributes.get_via().is_ok()
 }
 
 /// `ip route add local RANGE dev lo`
@@ -138,10 +166,7 @@ fn header(family: Family) -> Rtmsg {
     header
 }
 
-fn attach<P: netlink_bindings::traits::Pusher>(
-    family: Family,
-    attributes: netlink_bindings::rt_route::PushRouteAttrs<P>,
-) {
+fn attach<P: Pusher>(family: Family, attributes: PushRouteAttrs<P>) {
     let (first, _, _) = RANGES[family as usize];
     attributes.push_dst(first).push_oif(LOOPBACK);
 }

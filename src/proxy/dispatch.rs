@@ -92,7 +92,8 @@ async fn try_dispatch(
     let local = worker.local(lease.endpoint());
     let source = Source::wanted(worker, port, ask.from);
     let seen = source.and_then(|it| it.at(lease.endpoint()));
-    if let Some(upstream) = upstream::check_out(&local, seen, ask.reuse) {
+    let is_lost = || source.is_some_and(|it| it.is_lost(worker));
+    if let Some(upstream) = upstream::check_out(&local, seen, ask.reuse, is_lost) {
         lease.endpoint().note_dispatch(millis(at));
         return Some((lease, upstream));
     }

@@ -56,6 +56,12 @@ impl Source {
         }
     }
 
+    /// Whether the client has no shadow now.
+    pub fn is_lost(self, worker: &Worker) -> bool {
+        let sources = worker.shared.sources.as_ref();
+        sources.is_none_or(|it| it.known((self.client, self.scope)) == Some(None))
+    }
+
     /// Whether there is an answer to this.
     pub fn is_settled(self, worker: &Worker) -> bool {
         let sources = worker.shared.sources.as_ref();

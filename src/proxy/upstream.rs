@@ -58,15 +58,22 @@ impl Idle {
 }
 
 /// Takes the connection that was used last by this source, if one is as sure to be alive as `reuse`
-/// requires.
-pub fn check_out(local: &Rc<Local>, source: Option<IpAddr>, reuse: Reuse) -> Option<Upstream> {
+/// requires. One on which the endpoint does not see the source is taken only while `is_lost` says that
+/// a new one would be no better.
+pub fn check_out(
+    local: &Rc<Local>,
+    source: Option<IpAddr>,
+    reuse: Reuse,
+    is_lost: impl Fn() -> bool,
+) -> Option<Upstream> {
     if reuse == Reuse::Fresh {
         return None;
     }
     let mut idle = local.idle.borrow_mut();
     while let Some(place) = idle.iter().rposition(|it| it.upstream.source == source) {
         let candidate = idle.remove(place);
-        if !candidate.is_alive() {
+        let is_named = candidate.upstream.is_named || source.is_none();
+        if !candidate.is_alive() || !is_named && !is_lost() {
             continue;
         }
         if reuse == Reuse::Once && candidate.since.elapsed() > RECENT {

@@ -103,11 +103,16 @@ impl Node {
     /// Service `web/shop` with these endpoints. Waits until the addresses are served or refused.
     pub fn start(endpoints: &[Ep], more: &str) -> Self {
         make_network();
+        Self::start_in(endpoints, more, &[])
+    }
+
+    /// The same, with this environment, in a network that is there.
+    pub fn start_in(endpoints: &[Ep], more: &str, environment: &[(&str, &str)]) -> Self {
         let folder = Folder::new();
         folder.write("service.json", &shop());
         folder.endpoints(endpoints);
         let net = Net::start(&folder.path().join("net.sock"));
-        let proxy = start_proxy(folder.path(), more);
+        let proxy = start_proxy_in(folder.path(), more, environment);
         let node = Self {
             folder,
             net: Some(net),
@@ -134,6 +139,10 @@ impl Drop for Node {
 }
 
 pub fn start_proxy(folder: &Path, more: &str) -> Child {
+    start_proxy_in(folder, more, &[])
+}
+
+fn start_proxy_in(folder: &Path, more: &str, environment: &[(&str, &str)]) -> Child {
     let text = format!(
         "discovery: {{files: {{path: manifests}}}}\nadmin: {{address: '127.0.0.1:9901'}}\nworkers: 2\n\
          services: {{addresses: on, nodeAddresses: [192.0.2.1, '2001:db8::1'], socket: net.sock}}\n\
@@ -143,6 +152,7 @@ pub fn start_proxy(folder: &Path, more: &str) -> Child {
     Command::new(BINARY)
         .args(["run", "--config"])
         .arg(folder.join("ebbtide.yaml"))
+        .envs(environment.iter().copied())
         .stderr(Stdio::inherit())
         .spawn()
         .unwrap()
@@ -265,6 +275,11 @@ impl Client {
 
 /// How many requests and connections the proxy holds.
 pub fn held() -> f64 {
+    sum_of("ebbtide_held")
+}
+
+/// The sum of a metric over all Service ports.
+pub fn sum_of(metric: &str) -> f64 {
     let mut admin = TcpStream::connect("127.0.0.1:9901").unwrap();
     let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     admin.write_all(request).unwrap();
@@ -272,7 +287,7 @@ pub fn held() -> f64 {
     admin.read_to_string(&mut page).unwrap();
     let lines = page
         .lines()
-        .filter(|line| line.starts_with("ebbtide_held{"));
+        .filter(|line| line.starts_with(&format!("{metric}{{")));
     lines
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()

@@ -99,13 +99,14 @@ impl Sources {
     /// Chooses the shadow of each client. Returns those that are new, too.
     fn choose(&self, clients: &[Client]) -> io::Result<(Vec<Option<IpAddr>>, Vec<Pair>)> {
         let mut new = BTreeMap::<IpAddr, IpAddr>::new();
+        let mut uplinks = None;
         let mut shadows = Vec::new();
         for client in clients {
             let owner = |place: &IpAddr| self.clients.get(place).or(new.get(place)).copied();
             let found = places(*client)
                 .find(|place| owner(place).is_none_or(|owner| owner == client.address));
             let is_new = found.is_some_and(|place| owner(&place).is_none());
-            if is_new && !may_have_one(*client)? {
+            if is_new && !may_have_one(*client, &mut uplinks)? {
                 shadows.push(None);
                 continue;
             }
@@ -211,12 +212,19 @@ pub fn remove() -> io::Result<()> {
 
 /// Whether what an endpoint answers to this client passes this node. An endpoint of any node answers
 /// the pods of this one by this node. A client from outside is sent to endpoints of this node only.
-fn may_have_one(client: Client) -> io::Result<bool> {
+fn may_have_one(client: Client, uplinks: &mut Option<BTreeSet<u32>>) -> io::Result<bool> {
     let is_host = match client.address {
         IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
         IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
     };
-    Ok(is_host && (client.side == Side::Outside || source_route::is_near(client.address)?))
+    if !is_host || client.side == Side::Outside {
+        return Ok(is_host);
+    }
+    let uplinks = match uplinks {
+        Some(known) => known,
+        None => uplinks.insert(source_route::uplinks(Family::of_ip(client.address))?),
+    };
+    source_route::is_near(client.address, uplinks)
 }
 
 /// How often a choice is tried while others choose, too.
