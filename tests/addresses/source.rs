@@ -1,7 +1,7 @@
 //! Which address an endpoint sees: the client's own, wherever both run, and the node's where it cannot
 //! be the client's.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use ebbtide::net::netlink::Family;
@@ -331,12 +331,23 @@ fn a_shadow_is_for_the_users_that_may_use_it_and_nobody_comes_in_by_it() {
         let error = source_table::add(family, &[other], &[]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
 
-        // A program of the node listens everywhere. A pod does not find it by a shadow.
-        let any = if is_ipv6 { "[::]:9999" } else { "0.0.0.0:9999" };
-        let _daemon = std::net::TcpListener::bind(any).unwrap();
-        let at = SocketAddr::new(pair.0, 9999);
-        let reach = || std::net::TcpStream::connect_timeout(&at, Duration::from_millis(300));
-        assert!(inside_of(ROUTED.name, reach).is_err());
+        // A program of the node listens everywhere. What a pod sends to a shadow does not reach it.
+        let (any, node) = match is_ipv6 {
+            true => ("[::]:9999", "fd00:244::1"),
+            false => ("0.0.0.0:9999", "10.244.0.1"),
+        };
+        let daemon = UdpSocket::bind(any).unwrap();
+        for to in [pair.0, node.parse().unwrap()] {
+            inside_of(ROUTED.name, || {
+                let client = UdpSocket::bind(SocketAddr::new(own.parse().unwrap(), 0)).unwrap();
+                client
+                    .send_to(to.to_string().as_bytes(), (to, 9999))
+                    .unwrap();
+            });
+        }
+        let mut first = [0; 64];
+        let read = daemon.recv(&mut first).unwrap();
+        assert_eq!(String::from_utf8_lossy(&first[..read]), node);
     }
     source_table::remove().unwrap();
     source_route::remove().unwrap();
