@@ -70,7 +70,10 @@ pub fn check_out(
         return None;
     }
     let mut idle = local.idle.borrow_mut();
-    while let Some(place) = idle.iter().rposition(|it| it.upstream.source == source) {
+    while let Some(place) = idle
+        .iter()
+        .rposition(|it| it.upstream.source.as_deref() == source.as_ref())
+    {
         let candidate = idle.remove(place);
         let is_named = candidate.upstream.is_named || source.is_none();
         if !candidate.is_alive() || !is_named && !is_lost() {
@@ -139,7 +142,9 @@ pub struct Upstream {
     pub local: Rc<Local>,
     /// The client whose address the endpoint is to see, and who alone gets this connection. `None`:
     /// it is anybody's.
-    pub source: Option<IpAddr>,
+    ///
+    /// Boxed, because most connections have none.
+    source: Option<Box<IpAddr>>,
     /// The endpoint sees that address. A policy for that client may be why a connect fails.
     pub is_named: bool,
     slot: Slot,
@@ -194,7 +199,7 @@ impl Upstream {
         Ok(Self {
             stream,
             local,
-            source,
+            source: source.map(Box::new),
             is_named: shadow.is_some(),
             slot,
             reused: false,
