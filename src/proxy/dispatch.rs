@@ -7,20 +7,16 @@
 //! 100 ms races with a second one, within a budget (contract 3.1; the idea of RFC 8305, over
 //! endpoints).
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-
 use crate::contract::clock::millis;
 use crate::contract::counters::{Counter, ServiceMetrics};
-use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::endpoint::{EndpointId, Lease};
 use crate::contract::hold::Moving;
 use crate::contract::listener::ListenerSpec;
 use crate::contract::policy::Scope;
@@ -29,6 +25,7 @@ use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
 use crate::net::stream::Stream;
 use crate::proxy::balancer::{self, Avoid, Cost, Origin};
+use crate::proxy::second_look::{eject, eject_if_lost};
 use crate::proxy::shared::Spare;
 use crate::proxy::source::Source;
 use crate::proxy::upstream::{self, Reuse, Upstream};
@@ -183,7 +180,8 @@ async fn connect(
     let mut moves: Option<(Instant, Moving)> = None;
     port.budget.count_connect();
     let from = match Source::wanted(worker, port, ask.from) {
-        Some(source) => Some((source, source.shadow(worker, port).await)),
+        // Boxed, since most clients have none, or have it already.
+        Some(source) => Some((source, Box::pin(source.shadow(worker, port)).await)),
         None => None,
     };
     loop {
@@ -386,92 +384,6 @@ fn fail(
     }
 }
 
-fn eject(endpoint: &Arc<Endpoint>, error: &io::Error, port: &Port, scope: Option<Scope>) {
-    let silent = error.kind() == io::ErrorKind::TimedOut;
-    if socket::is_shortage(error) || silent && !balancer::may_eject_silent(port, scope) {
-        return;
-    }
-    tracing::debug!(endpoint = %endpoint.address, %error, "connect failed; ejected");
-    endpoint.eject();
-}
-
-/// Connects from the node's address, and ejects the endpoint if that fails, too. One task at a time
-/// does so for an endpoint.
-async fn eject_if_lost(
-    worker: Rc<Worker>,
-    endpoint: Arc<Endpoint>,
-    port: Rc<Routed>,
-    scope: Option<Scope>,
-) {
-    let local = worker.local(&endpoint);
-    if local.looked_at.replace(true) {
-        return;
-    }
-    let _looking = Looking(&local.looked_at);
-    let patience = worker.config().timeouts.connect;
-    match tokio::time::timeout(patience, TcpStream::connect(endpoint.address)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => eject(&endpoint, &error, &port, scope),
-        Err(_) => eject(&endpoint, &io::ErrorKind::TimedOut.into(), &port, scope),
-    }
-}
-
-/// Whether discovery reports within a second that an endpoint leaves that has lost a request. Then
-/// the loss is free (contract 3.7).
-pub async fn is_announced_soon(endpoint: &Endpoint, deadline: Option<Instant>) -> bool {
-    let until = second_look(deadline);
-    while !endpoint.is_announced() {
-        if Instant::now() >= until {
-            return false;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    true
-}
-
-/// Whether an endpoint that lost a connection turns out, within a second, to leave or to refuse
-/// connections. One of the callers connects to the endpoint and the others wait for the result: a
-/// storm of losses must not become a storm of connects.
-pub async fn is_leaving_soon(
-    worker: &Worker,
-    endpoint: &Arc<Endpoint>,
-    deadline: Option<Instant>,
-) -> bool {
-    let until = second_look(deadline);
-    let local = worker.local(endpoint);
-    let mine = !local.looked_at.replace(true);
-    let _looking = mine.then(|| Looking(&local.looked_at));
-    while Instant::now() < until {
-        if endpoint.is_leaving() {
-            return true;
-        }
-        if mine
-            && let Ok(Err(error)) =
-                tokio::time::timeout(LOOK_EVERY, TcpStream::connect(endpoint.address)).await
-            && !socket::is_shortage(&error)
-        {
-            endpoint.eject();
-            return true;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    false
-}
-
-fn second_look(deadline: Option<Instant>) -> Instant {
-    let until = Instant::now() + SECOND_LOOK;
-    deadline.map_or(until, |at| at.min(until))
-}
-
-/// Lets another caller look when this one is done, or dropped.
-struct Looking<'a>(&'a Cell<bool>);
-
-impl Drop for Looking<'_> {
-    fn drop(&mut self) {
-        self.0.set(false);
-    }
-}
-
 /// Counts one held client for as long as it waits, and how the wait ended. Unless its `outcome` is
 /// set, the client has left.
 struct HeldNow<'a> {
@@ -492,9 +404,5 @@ const RACE_AFTER: Duration = Duration::from_millis(100);
 const RACERS: usize = 4;
 /// How often a held client is checked for having left.
 const LOOK_AFTER_CLIENT: Duration = Duration::from_millis(100);
-/// How long after a loss its endpoint may still turn out to leave.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
-/// How often such an endpoint is connected to, and how long a connect may take.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long to wait for descriptors.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

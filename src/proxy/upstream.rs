@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -70,10 +71,7 @@ pub fn check_out(
         return None;
     }
     let mut idle = local.idle.borrow_mut();
-    while let Some(place) = idle
-        .iter()
-        .rposition(|it| it.upstream.source.as_deref() == source.as_ref())
-    {
+    while let Some(place) = idle.iter().rposition(|it| it.upstream.source() == source) {
         let candidate = idle.remove(place);
         let is_named = candidate.upstream.is_named || source.is_none();
         if !candidate.is_alive() || !is_named && !is_lost() {
@@ -124,6 +122,9 @@ pub struct Local {
     pub left: Arc<Notify>,
     /// Idle connections, the one that was used last at the end.
     pub idle: RefCell<Vec<Idle>>,
+    /// The clients whose addresses the endpoint is to see, by connection. Nobody else gets such a
+    /// connection. They are not in the connections, which are many and have none mostly.
+    pub(super) sources: RefCell<FxHashMap<Slot, IpAddr>>,
     /// The sockets of all open connections.
     pub(super) sockets: Sockets,
     /// The sockets have the short keepalive of a deleted pod.
@@ -140,11 +141,8 @@ pub struct Upstream {
     pub stream: Stream,
     /// The worker's part of the endpoint.
     pub local: Rc<Local>,
-    /// The client whose address the endpoint is to see, and who alone gets this connection. `None`:
-    /// it is anybody's.
-    ///
-    /// Boxed, because most connections have none.
-    source: Option<Box<IpAddr>>,
+    /// It belongs to one client, see [`Local::sources`].
+    has_source: bool,
     /// The endpoint sees that address. A policy for that client may be why a connect fails.
     pub is_named: bool,
     slot: Slot,
@@ -196,14 +194,23 @@ impl Upstream {
         let shadow = source.and(shadow);
         let stream = Stream::connect(local.endpoint.address, shadow)?;
         let slot = local.sockets.open(stream.as_raw_fd());
+        if let Some(source) = source {
+            local.sources.borrow_mut().insert(slot, source);
+        }
         Ok(Self {
             stream,
             local,
-            source: source.map(Box::new),
+            has_source: source.is_some(),
             is_named: shadow.is_some(),
             slot,
             reused: false,
         })
+    }
+
+    /// The client to whom it belongs. `None`: it is anybody's.
+    fn source(&self) -> Option<IpAddr> {
+        let find = || self.local.sources.borrow().get(&self.slot).copied();
+        self.has_source.then(find).flatten()
     }
 
     /// Must be called while something is sent, so that an endpoint that has vanished is noticed.
@@ -226,6 +233,9 @@ impl Drop for Upstream {
         if self.is_lost() {
             // The kernel need not go on trying to deliver.
             self.stream.reset_on_close();
+        }
+        if self.has_source {
+            self.local.sources.borrow_mut().remove(&self.slot);
         }
         self.local.sockets.close(self.slot);
     }

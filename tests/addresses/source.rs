@@ -2,11 +2,11 @@
 //! be the client's.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebbtide::net::netlink::Family;
 use ebbtide::net::socket::bind_source;
-use ebbtide::net::{source_route, source_table};
+use ebbtide::net::{source as shadows, source_route, source_table};
 use rustix::process::Signal;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
@@ -356,4 +356,122 @@ fn a_shadow_is_for_the_users_that_may_use_it_and_nobody_comes_in_by_it() {
         assert_eq!(source_table::list(family).unwrap(), None);
         assert!(!source_route::exists(family).unwrap());
     }
+}
+
+#[test]
+fn many_new_clients_come_at_once_and_each_is_seen_as_itself() {
+    if !is_inside("addresses::source::many_new_clients_come_at_once_and_each_is_seen_as_itself") {
+        return;
+    }
+    let node = Node::start(&[], "timeouts: {drain: 1s}");
+    make_pods();
+    let app = App::start(NEIGHBOUR, false);
+    node.folder.endpoints(&[app.ep()]);
+    until_only(&app, || get(CLUSTER));
+    let lines = (10..250).map(|n| format!("addr add 10.244.0.{n}/24 dev eth0\n"));
+    let batch = node.folder.path().join("batch");
+    std::fs::write(&batch, lines.collect::<String>()).unwrap();
+    super::namespace::ip(&["-n", ROUTED.name, "-batch", batch.to_str().unwrap()]);
+    let request = |n: u8| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let own = SocketAddr::from(([10, 244, 0, n], 0));
+        socket.bind(&own.into()).unwrap();
+        let begun = Instant::now();
+        let cluster: SocketAddr = CLUSTER.parse().unwrap();
+        socket.connect(&cluster.into()).unwrap();
+        let answer = Client(socket.into()).get().unwrap();
+        assert_eq!(answer, format!("neighbour4 {}", own.ip()));
+        begun.elapsed()
+    };
+    // One after the other, and then all others together.
+    let mut times: Vec<[Duration; 2]> = inside_of(ROUTED.name, || {
+        (10..60).map(|n| [request(n), request(n)]).collect()
+    });
+    inside_of(ROUTED.name, || {
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (60..250).map(|n| scope.spawn(move || request(n))).collect();
+            all.into_iter().for_each(|it| _ = it.join().unwrap());
+        });
+    });
+    for (i, which) in ["first", "second"].into_iter().enumerate() {
+        times.sort_by_key(|it| it[i]);
+        println!(
+            "FIGURE addresses: the {which} request of a client took {:.2} ms",
+            times[times.len() / 2][i].as_secs_f64() * 1e3
+        );
+    }
+    assert_eq!(sum_of("ebbtide_source_lost_total"), 0.0);
+
+    // The same with the node's address, as a ratio.
+    let rounds = || {
+        let mut done = [0, 0];
+        inside_of(ROUTED.name, || {
+            let (begun, second) = (Instant::now(), Duration::from_secs(2));
+            while begun.elapsed() < second {
+                get(CLUSTER).unwrap();
+                done[0] += 1;
+            }
+            let (begun, mut kept) = (Instant::now(), Client::connect(CLUSTER).unwrap());
+            while begun.elapsed() < second {
+                kept.get().unwrap();
+                done[1] += 1;
+            }
+        });
+        done.map(f64::from)
+    };
+    let by_client = rounds();
+    let mut shared = shop();
+    shared["metadata"]["annotations"] = json!({"ebbtide.dev/source": "node"});
+    node.folder.write("service.json", &shared);
+    until("the annotation", || seen(ROUTED, CLUSTER) == BY_NODE);
+    let by_node = rounds();
+    println!(
+        "FIGURE addresses: with the client's address x{:.2} new connections, x{:.2} requests",
+        by_client[0] / by_node[0],
+        by_client[1] / by_node[1]
+    );
+}
+
+#[test]
+fn ten_thousand_clients_are_kept_and_listed() {
+    if !is_inside("addresses::source::ten_thousand_clients_are_kept_and_listed") {
+        return;
+    }
+    let pairs: Vec<_> = (0..10_000u32)
+        .map(|n| {
+            let address = std::net::Ipv4Addr::from_bits(0x0af4_0000 + n).into();
+            let client = shadows::Client {
+                address,
+                side: shadows::Side::Inside,
+            };
+            (shadows::places(client).next().unwrap(), address)
+        })
+        .collect();
+    let slab = || {
+        let all = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let line = all.lines().find_map(|line| line.strip_prefix("Slab:"));
+        line.and_then(|it| it.split_whitespace().next()?.parse::<f64>().ok())
+    };
+    let (before, begun) = (slab().unwrap(), Instant::now());
+    source_table::replace(Family::V4, &pairs, &[0]).unwrap();
+    let written = begun.elapsed();
+    let after = slab().unwrap();
+    let begun = Instant::now();
+    let mut found = source_table::list(Family::V4).unwrap().unwrap();
+    let listed = begun.elapsed();
+    found.sort_unstable();
+    assert_eq!(found, pairs);
+    let begun = Instant::now();
+    let other = (
+        "198.18.200.1".parse().unwrap(),
+        "10.244.200.1".parse().unwrap(),
+    );
+    source_table::add(Family::V4, &[other], &[0]).unwrap();
+    println!(
+        "FIGURE addresses: 10,000 shadows took {:.1} ms and {:.0} KiB, listing {:.1} ms, one more {:.2} ms",
+        written.as_secs_f64() * 1e3,
+        after - before,
+        listed.as_secs_f64() * 1e3,
+        begun.elapsed().as_secs_f64() * 1e3
+    );
 }
