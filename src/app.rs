@@ -24,6 +24,7 @@ use crate::config::fault::Refused;
 use crate::config::settings::{self, Config, Discovery};
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Published;
+use crate::contract::source::Sources;
 use crate::control::addresses::Addresses;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
@@ -292,6 +293,11 @@ fn start_workers(
         refused_headers: Pace::default(),
         inside: ArcSwap::from_pointee(config.inside.clone()),
         addresses: Arc::default(),
+        sources: config
+            .addresses
+            .as_ref()
+            .map(|it| Arc::new(Sources::new(it.nodes.clone()))),
+        sources_lost: Pace::default(),
         udp_full: Pace::default(),
     });
     let mut workers = Vec::new();
@@ -368,7 +374,10 @@ fn tell_addresses(
 ) -> std::io::Result<Addresses> {
     let (outbox, path) = (Arc::<Outbox>::default(), settings.socket.clone());
     let (told, health) = (outbox.clone(), health.clone());
-    spawn("net", async move || net_link::run(told, path, health).await)?;
+    let sources = shared.sources.clone().unwrap_or_default();
+    spawn("net", async move || {
+        net_link::run(told, sources, path, health).await
+    })?;
     Ok(Addresses::new(settings, outbox, shared.addresses.clone()))
 }
 

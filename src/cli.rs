@@ -85,7 +85,8 @@ pub(crate) enum Command {
     /// Lead the addresses of Services (cluster IPs, external IPs) on this node to its proxy
     ///
     /// Runs beside a proxy whose configuration says services.addresses: on, takes the addresses from
-    /// it over a socket, and writes them to the kernel's table `ebbtide` (nf_tables). Needs root's
+    /// it over a socket, and writes them to the kernel's table `ebbtide` (nf_tables), and what lets
+    /// endpoints see their clients to the table `ebbtide-sources`. Needs root's
     /// CAP_NET_ADMIN and the node's network, and listens on no port. SIGTERM waits until the proxy
     /// has let go, and then removes the table, unless a newer `ebbtide net` has taken it over.
     Net {

@@ -16,7 +16,9 @@ mod addresses {
     mod node;
 
     mod process;
+    mod seen;
     mod served;
     mod size;
+    mod source;
     mod table;
 }

@@ -8,6 +8,7 @@ use crate::config::checked::{at, cidr, items, off_or};
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::{Addresses, Claim};
+use crate::config::value;
 use crate::contract::inside::Inside;
 
 impl raw::Services {
@@ -83,8 +84,14 @@ impl raw::Services {
         }
         let socket = self.socket.as_deref().unwrap_or(NET_SOCKET);
         let socket = folder.join(socket).components().collect();
+        let keeps_source = match self.source.as_deref().map(value::keeps_source) {
+            Some(Err(what)) => return Err(Fault::new("services.source", what)),
+            Some(Ok(keeps)) => keeps,
+            None => true,
+        };
         let addresses = Addresses {
             nodes,
+            keeps_source,
             port,
             socket,
         };

@@ -118,6 +118,10 @@ pub(super) struct Services {
     /// node's Node object.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Option<Vec<String>>,
+    /// Which address an endpoint sees of a client that is a pod of this node: the client's own or the
+    /// node's.
+    #[schemars(extend("default" = "client", "enum" = ["client", "node"]))]
+    pub source: Option<String>,
     /// The port on the node's addresses to which `ebbtide net` leads clients.
     #[schemars(extend("default" = 15001))]
     pub port: Option<u16>,

@@ -17,7 +17,16 @@ const DRAIN: &str = "ebbtide.dev/drain-timeout";
 const ATTEMPTS: &str = "ebbtide.dev/retry-attempts";
 const NON_IDEMPOTENT: &str = "ebbtide.dev/retry-non-idempotent";
 const JOIN_CHECK: &str = "ebbtide.dev/join-check";
-const KNOWN: [&str; 6] = [PROTOCOL, HOLD, DRAIN, ATTEMPTS, NON_IDEMPOTENT, JOIN_CHECK];
+const SOURCE: &str = "ebbtide.dev/source";
+const KNOWN: [&str; 7] = [
+    PROTOCOL,
+    HOLD,
+    DRAIN,
+    ATTEMPTS,
+    NON_IDEMPOTENT,
+    JOIN_CHECK,
+    SOURCE,
+];
 
 impl Protocol {
     /// A Service port's protocol: its annotation, else `appProtocol`, else `auto`; and a warning if
@@ -149,6 +158,7 @@ impl Policy {
                 "off" | "false" => Ok(false),
                 _ => Err(format!("{text:?} is not known, expected on or off")),
             }),
+            keeps_source: read.value(SOURCE, config.keeps_source(), value::keeps_source),
         };
         (policy, warnings)
     }
@@ -280,6 +290,7 @@ mod tests {
             (ATTEMPTS, "5"),
             (NON_IDEMPOTENT, "always"),
             (JOIN_CHECK, "off"),
+            (SOURCE, "client"),
             (PROTOCOL, "http"),
         ]);
         let expected = Policy {
@@ -288,6 +299,7 @@ mod tests {
             attempts: 5,
             non_idempotent: NonIdempotent::Always,
             join_check: false,
+            keeps_source: true,
         };
         assert_eq!(Policy::for_service(&config, &all), (expected, Vec::new()));
     }
@@ -301,6 +313,7 @@ mod tests {
             (ATTEMPTS, "0"),
             (NON_IDEMPOTENT, "yes"),
             (JOIN_CHECK, ""),
+            (SOURCE, "pod"),
             ("ebbtide.dev/hold", "3s"),
         ]);
         let (policy, warnings) = Policy::for_service(&config, &bad);
@@ -317,7 +330,8 @@ mod tests {
                 DRAIN,
                 ATTEMPTS,
                 NON_IDEMPOTENT,
-                JOIN_CHECK
+                JOIN_CHECK,
+                SOURCE
             ]
         );
         assert!(

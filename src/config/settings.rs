@@ -84,6 +84,8 @@ impl Default for Claim {
 pub struct Addresses {
     /// This node's own addresses: one of each family that is served. Empty: they are not known.
     pub nodes: Vec<std::net::IpAddr>,
+    /// Whether endpoints see their clients' addresses, where a Service says nothing else.
+    pub keeps_source: bool,
     /// The port on these addresses.
     pub port: u16,
     /// The socket of `ebbtide net`.
@@ -295,6 +297,11 @@ impl Config {
             inside: Inside::default(),
             node: Node::default(),
         }
+    }
+
+    /// Whether endpoints see their clients' addresses, where a Service says nothing else.
+    pub fn keeps_source(&self) -> bool {
+        self.addresses.as_ref().is_some_and(|it| it.keeps_source)
     }
 
     /// What can be in force, but cannot be meant. Each text names the field and the cure.

@@ -56,6 +56,18 @@ fn examples(within: &RangeInclusive<Duration>) -> String {
     }
 }
 
+/// Reads which address endpoints see: `client` (`true`) or `node`.
+///
+/// # Errors
+/// It is another word.
+pub fn keeps_source(text: &str) -> Result<bool, String> {
+    match text {
+        "client" => Ok(true),
+        "node" => Ok(false),
+        _ => Err(format!("{text:?} is not known, expected client or node")),
+    }
+}
+
 /// Reads a size in bytes: `16KiB`, `1MiB`, or a plain number.
 ///
 /// # Errors

@@ -78,6 +78,8 @@ pub struct ServiceMetrics {
     pub udp_sessions: Gauge,
     /// UDP sessions that went on at another endpoint.
     pub udp_sessions_moved: Counter,
+    /// Connections to endpoints from the node's address, where the client's was to be kept.
+    pub source_lost: Counter,
     /// UDP sessions that ended for a new one, because there was no place.
     pub udp_evicted: Counter,
 }
@@ -175,6 +177,7 @@ impl Default for ServiceMetrics {
             datagrams_moved: Counter::default(),
             udp_sessions: Gauge::default(),
             udp_sessions_moved: Counter::default(),
+            source_lost: Counter::default(),
             udp_evicted: Counter::default(),
         }
     }

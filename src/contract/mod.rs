@@ -19,6 +19,7 @@ pub mod name;
 pub mod policy;
 pub mod reason;
 pub mod snapshot;
+pub mod source;
 /// The atomics that `lease` uses. `tests/loom.rs` compiles `lease` against loom's atomics instead.
 mod sync {
     pub(super) use std::sync::atomic::{AtomicU64, Ordering};

@@ -21,6 +21,8 @@ pub struct Policy {
     /// Whether the proxy connects to an endpoint once before it publishes the endpoint (contract
     /// 1.8).
     pub join_check: bool,
+    /// Whether the endpoints see their clients' addresses, where that is possible.
+    pub keeps_source: bool,
 }
 
 /// Which endpoints the clients of a Service may reach, as the Service's `spec` says.
@@ -41,7 +43,7 @@ pub struct Traffic {
 }
 
 /// Which of a Service's two traffic policies counts for a listener's clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// `externalTrafficPolicy`: nodePorts.
     External,

@@ -369,6 +369,7 @@ mod tests {
                 attempts: 1,
                 non_idempotent: NonIdempotent::Never,
                 join_check: true,
+                keeps_source: true,
             },
             usable: EndpointList::default(),
             last_resort: EndpointList::default(),

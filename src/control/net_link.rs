@@ -15,7 +15,10 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::contract::policy::Scope;
+use crate::contract::source::{Client, Sources};
 use crate::net::rules::{Answer, Message, Rules, Transport};
+use crate::net::{self, source::Side};
 use crate::observe::health::{Health, NetState};
 
 /// The rules that are wanted. The control thread writes them, and [`run`] reads them.
@@ -97,9 +100,11 @@ impl Outbox {
 
 /// Tells the rules to the `ebbtide net` at `path`, and connects again after each end, until the
 /// outbox is closed. Then it only keeps the connection.
-pub async fn run(outbox: Arc<Outbox>, path: PathBuf, health: Arc<Health>) {
+pub async fn run(outbox: Arc<Outbox>, sources: Arc<Sources>, path: PathBuf, health: Arc<Health>) {
     loop {
-        let error = match talk(&outbox, &path, &health).await {
+        let ended = talk(&outbox, &sources, &path, &health).await;
+        sources.set_open(false);
+        let error = match ended {
             Ok(()) => return,
             Err(_) if outbox.lock().is_closed => return,
             Err(error) => format!("{}: {error}", path.display()),
@@ -123,15 +128,24 @@ pub async fn run(outbox: Arc<Outbox>, path: PathBuf, health: Arc<Health>) {
 }
 
 /// One connection, until its end.
-async fn talk(outbox: &Outbox, path: &Path, health: &Health) -> io::Result<()> {
+async fn talk(outbox: &Outbox, sources: &Sources, path: &Path, health: &Health) -> io::Result<()> {
     let stream = UnixStream::connect(path).await?;
+    sources.set_open(true);
     let (reads, mut writes) = stream.into_split();
     let mut answers = BufReader::new(reads).lines();
     let mut is_first = true;
+    let mut asked = Vec::new();
     loop {
-        let Some(message) = outbox.next(is_first) else {
+        // Clients wait for their shadows, so these come first. But nobody gives some before it knows
+        // the rules.
+        let question = match is_first {
+            true => None,
+            false => ask_for(sources, &mut asked),
+        };
+        let Some(message) = question.or_else(|| outbox.next(is_first)) else {
             tokio::select! {
                 () = outbox.changed.notified() => {}
+                () = sources.asked() => {}
                 // It says nothing unasked, so this is its end.
                 _ = answers.next_line() => return Err(io::ErrorKind::ConnectionReset.into()),
             }
@@ -147,6 +161,12 @@ async fn talk(outbox: &Outbox, path: &Path, health: &Health) -> io::Result<()> {
             Answer::Applied => NetState::Serves,
             Answer::Kept => NetState::Waits,
             Answer::Failed(error) => NetState::Away(error),
+            Answer::Sources(shadows) => {
+                for (client, shadow) in asked.drain(..).zip(shadows) {
+                    sources.answer(client, shadow);
+                }
+                continue;
+            }
         };
         let has_failed = matches!(state, NetState::Away(_));
         health.update(|health| health.net = Some(state));
@@ -156,6 +176,19 @@ async fn talk(outbox: &Outbox, path: &Path, health: &Health) -> io::Result<()> {
             is_first = true;
         }
     }
+}
+
+/// The question for the shadows of clients that have come since, whom `asked` holds then.
+fn ask_for(sources: &Sources, asked: &mut Vec<Client>) -> Option<Message> {
+    *asked = sources.take_asked();
+    let of = |(address, scope): &Client| net::source::Client {
+        address: *address,
+        side: match scope {
+            Scope::Internal | Scope::Inside => Side::Inside,
+            Scope::External => Side::Outside,
+        },
+    };
+    (!asked.is_empty()).then(|| Message::Sources(asked.iter().map(of).collect()))
 }
 
 /// The time between two tries.

@@ -214,6 +214,7 @@ mod tests {
         );
         config.addresses = Some(crate::config::settings::Addresses {
             nodes: Vec::new(),
+            keeps_source: true,
             port: 15001,
             socket: "net.sock".into(),
         });

@@ -115,9 +115,12 @@ impl Datagrams {
 pub struct Connected(UdpSocket);
 
 impl Connected {
-    /// A socket to this address. Nothing is sent.
-    pub fn to(address: SocketAddr) -> io::Result<Self> {
+    /// A socket to this address, from this address of the machine if one is given. Nothing is sent.
+    pub fn to(address: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
         let socket = unbound(address)?;
+        if let Some(from) = from {
+            socket::bind_source(&socket, from)?;
+        }
         socket.connect(&address.into())?;
         Ok(Self(UdpSocket::from_std(socket.into())?))
     }
@@ -173,7 +176,7 @@ mod tests {
         let ours = Datagrams::watch(ours).unwrap();
         for asked in ["127.0.0.1", "127.0.0.2"] {
             let asked: IpAddr = asked.parse().unwrap();
-            let client = Connected::to((asked, port).into()).unwrap();
+            let client = Connected::to((asked, port).into(), None).unwrap();
             client.try_send(b"ping").unwrap();
             ours.readable().await.unwrap();
             let mut buffer = [0; 16];
@@ -193,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn a_closed_port_is_reported_though_nothing_comes_to_read() {
         let closed = bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let client = Connected::to(closed.local_addr().unwrap()).unwrap();
+        let client = Connected::to(closed.local_addr().unwrap(), None).unwrap();
         drop(closed);
         client.try_send(b"ping").unwrap();
         client.readable().await.unwrap();

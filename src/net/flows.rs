@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use netlink_bindings::conntrack::{IterableTupleAttrs, Nfgenmsg, Request};
 
-use crate::net::netlink::{Family, ask, ask_as, invalid};
+use crate::net::exchange::{ask, ask_as, invalid};
+use crate::net::netlink::Family;
 
 /// Ends the flows of which `is_stale` holds: it gets the address that the client has asked, and the
 /// one that the flow leads to. Returns how many there were. Reads all flows of the node: 100,000 take

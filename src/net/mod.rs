@@ -1,13 +1,17 @@
 //! The kernel's side: connections, sockets, pipes for splice, and fair turns for long work.
 //!
-//! Files import downwards in this order: turns, pipe and datagrams, stream, socket; netlink, rules. The
-//! room imports no other.
+//! Files import downwards in this order: turns, pipe and datagrams, stream, socket; source_table,
+//! source_route and flows, netlink, exchange; source, rules. The room imports no other.
 
 pub mod datagrams;
+mod exchange;
 pub mod flows;
 pub mod netlink;
 pub mod pipe;
 pub mod rules;
 pub mod socket;
+pub mod source;
+pub mod source_route;
+pub mod source_table;
 pub mod stream;
 pub mod turns;

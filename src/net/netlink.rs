@@ -9,13 +9,11 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use netlink_bindings::nftables::{Chained, Nfgenmsg, PushSetelemListAttrs, Request};
-use netlink_bindings::traits::{NetlinkChained, NetlinkRequest, Protocol, Pusher};
-use rustix::fd::OwnedFd;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
+use netlink_bindings::traits::Pusher;
 
+use crate::net::exchange::{ask, invalid, send};
 use crate::net::rules::{Rules, Step, Transport, difference};
 
 /// Replaces both tables, in one batch. A family without rules gets no table.
@@ -112,8 +110,13 @@ impl Family {
     /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of an address.
+    /// The family of an address with its port.
     pub fn of(address: &SocketAddr) -> Self {
+        Self::of_ip(address.ip())
+    }
+
+    /// The family of an address.
+    pub fn of_ip(address: IpAddr) -> Self {
         match address.is_ipv4() {
             true => Self::V4,
             false => Self::V6,
@@ -125,7 +128,7 @@ impl Family {
         self.either(2, 10) as u8
     }
 
-    const fn address_length(self) -> u32 {
+    pub(super) const fn address_length(self) -> u32 {
         self.either(4, 16)
     }
 
@@ -139,14 +142,14 @@ impl Family {
         self.either(7 << 6 | 13, 8 << 6 | 13)
     }
 
-    const fn either(self, v4: u32, v6: u32) -> u32 {
+    pub(super) const fn either(self, v4: u32, v6: u32) -> u32 {
         match self {
             Self::V4 => v4,
             Self::V6 => v6,
         }
     }
 
-    fn header(self) -> Nfgenmsg {
+    pub(super) fn header(self) -> Nfgenmsg {
         let mut header = Nfgenmsg::new();
         header.nfgen_family = self.number();
         header
@@ -343,140 +346,5 @@ fn decode(family: Family, bytes: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, port))
 }
 
-/// Sends one batch with what `put` puts into it, and waits until the kernel has taken or refused it.
-fn send(put: impl FnOnce(&mut Chained<'static>)) -> io::Result<()> {
-    let mut border = Nfgenmsg::new();
-    border.set_res_id(SUBSYSTEM);
-    let mut batch = Chained::new(FIRST_SEQUENCE);
-    batch.request().op_batch_begin_do(&border);
-    put(&mut batch);
-    batch.request().op_batch_end_do(&border);
-    let batch = batch.finalize();
-    // The kernel answers each message but the first and the last. (Since 6.10 these two as well.)
-    let mut open = batch.chain_len() - 2;
-    if open == 0 {
-        return Ok(());
-    }
-    let socket = open_socket(batch.payload())?;
-    let mut refused = None;
-    receive(&socket, |kind, sequence, payload| {
-        let Some(index) = batch.get_index(sequence) else {
-            return Ok(false);
-        };
-        if kind == ERROR && index > 0 && index < batch.chain_len() - 1 {
-            open -= 1;
-        }
-        if let (ERROR, Err(error)) = (kind, verdict(payload)) {
-            let name = batch.name(index);
-            refused.get_or_insert_with(|| io::Error::new(error.kind(), format!("{name}: {error}")));
-        }
-        // A refused batch may leave messages unanswered.
-        Ok(open == 0 || refused.is_some())
-    })?;
-    refused.map_or(Ok(()), Err)
-}
-
-/// Sends one request, and gives each message of its answer to `take`.
-pub(super) fn ask<R: NetlinkRequest>(
-    request: &R,
-    take: impl FnMut(R::ReplyType<'_>) -> io::Result<()>,
-) -> io::Result<()> {
-    match request.protocol() {
-        Protocol::Raw { request_type, .. } => ask_as(request_type, request, take),
-        Protocol::Generic(_) => Err(io::ErrorKind::Unsupported.into()),
-    }
-}
-
-/// Sends what a request holds as a message of another type.
-pub(super) fn ask_as<R: NetlinkRequest>(
-    request_type: u16,
-    request: &R,
-    mut take: impl FnMut(R::ReplyType<'_>) -> io::Result<()>,
-) -> io::Result<()> {
-    const REQUEST: u16 = 1;
-    const ACKNOWLEDGE: u16 = 4;
-    let mut message = Vec::new();
-    message.extend(((HEADER + request.payload().len()) as u32).to_ne_bytes());
-    message.extend(request_type.to_ne_bytes());
-    message.extend((request.flags() | REQUEST | ACKNOWLEDGE).to_ne_bytes());
-    message.extend(FIRST_SEQUENCE.to_ne_bytes());
-    message.extend([0; 4]);
-    message.extend(request.payload());
-    let socket = open_socket(&message)?;
-    receive(&socket, |kind, _, payload| match kind {
-        ERROR | DONE => verdict(payload).map(|()| true),
-        _ => take(R::decode_reply(payload)).map(|()| false),
-    })
-}
-
-/// A socket for each exchange: no answer of another one can wait in it.
-fn open_socket(message: &[u8]) -> io::Result<OwnedFd> {
-    let family = AddressFamily::NETLINK;
-    let flags = SocketFlags::CLOEXEC;
-    let protocol = Some(netlink::NETFILTER);
-    let socket = rustix::net::socket_with(family, SocketType::RAW, flags, protocol)?;
-    // The kernel takes a message only if the buffer holds it whole. What it answers to 10,000 rules
-    // fits, too.
-    sockopt::set_socket_send_buffer_size_force(&socket, message.len() + ROOM)?;
-    sockopt::set_socket_recv_buffer_size_force(&socket, message.len() + ROOM)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
-    match rustix::net::send(&socket, message, SendFlags::empty())? {
-        sent if sent == message.len() => Ok(socket),
-        _ => Err(io::ErrorKind::WriteZero.into()),
-    }
-}
-
-/// Gives each message that comes to `take` (its type, sequence number and payload), until `take`
-/// returns `true`.
-fn receive(
-    socket: &OwnedFd,
-    mut take: impl FnMut(u16, u32, &[u8]) -> io::Result<bool>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; ROOM];
-    loop {
-        let (read, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty())?;
-        let mut rest = &buffer[..read];
-        while rest.len() >= HEADER {
-            let word = |at: usize| {
-                u32::from_ne_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]])
-            };
-            let (length, sequence) = (word(0) as usize, word(8));
-            let kind = u16::from_ne_bytes([rest[4], rest[5]]);
-            if length < HEADER || length > rest.len() {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            if take(kind, sequence, &rest[HEADER..length])? {
-                return Ok(());
-            }
-            // Messages begin at multiples of four.
-            rest = &rest[length.next_multiple_of(4).min(rest.len())..];
-        }
-    }
-}
-
-/// What an answer of type [`ERROR`] or [`DONE`] says.
-fn verdict(payload: &[u8]) -> io::Result<()> {
-    match payload.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
-        Some(0) | None => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(-code)),
-    }
-}
-
-pub(super) fn invalid(error: impl std::fmt::Debug) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{error:?}"))
-}
-
-/// `NFNL_SUBSYS_NFTABLES`: whom a batch is for.
-const SUBSYSTEM: u16 = 10;
-const FIRST_SEQUENCE: u32 = 1;
-/// The length of `struct nlmsghdr`.
-const HEADER: usize = 16;
-/// `NLMSG_ERROR`, which is also the answer to what went well, and `NLMSG_DONE`.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-/// An error repeats its message. With this many elements, it fits into [`ROOM`].
-const IN_A_MESSAGE: usize = 100;
-/// More than one read of answers holds, in bytes.
-const ROOM: usize = 64 << 10;
-/// The kernel answers at once, so this time passes only if an answer was lost.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// An error repeats its message. With this many elements, it fits into one read of answers.
+pub(super) const IN_A_MESSAGE: usize = 100;

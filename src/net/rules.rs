@@ -2,13 +2,15 @@
 //! table: data and messages, no kernel.
 //!
 //! The proxy connects to a Unix socket and writes one JSON message a line. Its first message holds
-//! all rules, each later one a change. The other side answers each message with a line once the
-//! kernel has the rules, or with the error that kept it.
+//! all rules, each later one a change, or a question for the shadows of clients. The other side answers
+//! each message with a line once the kernel has what it says, or with the error that kept it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+
+use crate::net::source::Client;
 
 /// The protocol of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,6 +33,8 @@ pub enum Message {
     All(Vec<Rule>),
     /// These rules are new or others than before; `None` ends one.
     Change(Vec<(Transport, SocketAddr, Option<SocketAddr>)>),
+    /// These clients want a shadow each.
+    Sources(Vec<Client>),
 }
 
 /// A rule as a message holds it: the protocol, the address, and where it leads.
@@ -46,6 +50,8 @@ pub enum Answer {
     Kept,
     /// The kernel has refused them, and why. They are tried again.
     Failed(String),
+    /// The shadows, in the order of the clients; `None`: the node's own address has to do.
+    Sources(Vec<Option<IpAddr>>),
 }
 
 /// What turns `from` into `to`: each address that differs, with where it led and where it will.

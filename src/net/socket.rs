@@ -7,7 +7,7 @@
 //! Leaves out reading and writing: see [`crate::net::stream`].
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -146,19 +146,43 @@ pub fn is_shortage(error: &io::Error) -> bool {
 /// Starts to connect to an endpoint. Writable means connected or failed, see
 /// [`TcpStream::take_error`]. Keepalive is set a second later ([`set_keepalive`]), since
 /// most connections for one request have closed by then.
-pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+///
+/// `from`: the address of this end, see [`bind_source`].
+pub fn connect(address: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking(),
         Some(Protocol::TCP),
     )?;
     socket.set_tcp_nodelay(true)?;
+    if let Some(from) = from {
+        bind_source(&socket, from)?;
+    }
     match socket.connect(&address.into()) {
         Ok(()) => {}
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
         Err(e) => return Err(e),
     }
     TcpStream::from_std(socket.into())
+}
+
+/// Binds a socket to an address of this machine that is on no interface: it has a route of type `local`
+/// for it. The port is chosen at the connect.
+///
+/// # Errors
+/// `NotFound`: this machine does not have the address.
+pub fn bind_source(socket: &Socket, from: IpAddr) -> io::Result<()> {
+    let fd = socket.as_raw_fd();
+    set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    if from.is_ipv6() {
+        // For IPv6, such a route is not enough. This needs no privilege.
+        set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 1)?;
+    }
+    let bound = socket.bind(&SocketAddr::new(from, 0).into());
+    bound.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrNotAvailable => io::ErrorKind::NotFound.into(),
+        _ => error,
+    })
 }
 
 /// Makes the kernel end an upstream connection that has nothing under way and whose peer answers

@@ -7,7 +7,7 @@
 //! Leaves out how a listener accepts and how options are set: see [`crate::net::socket`].
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -36,10 +36,10 @@ impl Stream {
         Ok(Self { kind })
     }
 
-    /// Starts to connect to an endpoint. Writable means connected or failed, see
+    /// Starts to connect to an endpoint, from this address of the machine if one is given. Writable means connected or failed, see
     /// [`Self::take_error`].
-    pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let kind = Kind::Plain(socket::connect(address)?);
+    pub fn connect(address: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
+        let kind = Kind::Plain(socket::connect(address, from)?);
         Ok(Self { kind })
     }
 

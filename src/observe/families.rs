@@ -326,6 +326,12 @@ const FAMILIES: &[Family] = &[
         over: Over::Udp,
     },
     Family {
+        name: "ebbtide_source_lost_total",
+        help: "Connections to endpoints from the node's address, where the client's was to be kept.",
+        series: Series::Counter(one, |metrics, _| metrics.source_lost.get()),
+        over: Over::Both,
+    },
+    Family {
         name: "ebbtide_udp_moved_total",
         help: "Datagrams that an endpoint refused, and that were sent to another one.",
         series: Series::Counter(one, |metrics, _| metrics.datagrams_moved.get()),

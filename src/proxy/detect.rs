@@ -16,7 +16,7 @@ use crate::proxy::client::Client;
 use crate::proxy::tcp::acquire_tcp;
 use crate::proxy::upstream::{self, Upstream};
 use crate::proxy::worker::Worker;
-use crate::proxy::{balancer, dispatch};
+use crate::proxy::{balancer, second_look};
 use crate::wire::sniff::{self, Beginning, Sniff};
 
 /// The protocol that `auto` found.
@@ -148,7 +148,7 @@ impl Line {
                     // The server's end without a byte is passed on. But if the endpoint leaves, the
                     // client need not notice, and gets another endpoint.
                     let silent_end = passed == 0 && upstream.stream.has_ended();
-                    if silent_end && dispatch::is_leaving_soon(worker, lease.endpoint(), None).await {
+                    if silent_end && second_look::is_leaving_soon(worker, lease.endpoint(), None).await {
                         return Ok(Met::Left);
                     }
                     true

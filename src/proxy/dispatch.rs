@@ -7,19 +7,16 @@
 //! 100 ms races with a second one, within a budget (contract 3.1; the idea of RFC 8305, over
 //! endpoints).
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-
 use crate::contract::clock::millis;
 use crate::contract::counters::{Counter, ServiceMetrics};
-use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::endpoint::{EndpointId, Lease};
 use crate::contract::hold::Moving;
 use crate::contract::listener::ListenerSpec;
 use crate::contract::policy::Scope;
@@ -28,7 +25,9 @@ use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
 use crate::net::stream::Stream;
 use crate::proxy::balancer::{self, Avoid, Cost, Origin};
+use crate::proxy::second_look::{eject, eject_if_lost};
 use crate::proxy::shared::Spare;
+use crate::proxy::source::Source;
 use crate::proxy::upstream::{self, Reuse, Upstream};
 use crate::proxy::worker::{Routed, Worker};
 
@@ -88,7 +87,10 @@ async fn try_dispatch(
 ) -> Option<(Lease, Upstream)> {
     let lease = balancer::pick(port, ask.cost, ask.from, &ask.avoid, at)?;
     let local = worker.local(lease.endpoint());
-    if let Some(upstream) = upstream::check_out(&local, ask.reuse) {
+    let source = Source::wanted(worker, port, ask.from);
+    let seen = source.and_then(|it| it.at(lease.endpoint()));
+    let is_lost = || source.is_some_and(|it| it.is_lost(worker));
+    if let Some(upstream) = upstream::check_out(&local, seen, ask.reuse, is_lost) {
         lease.endpoint().note_dispatch(millis(at));
         return Some((lease, upstream));
     }
@@ -175,13 +177,19 @@ async fn connect(
     // When a client moves on whose endpoints have all been ejected.
     let mut moves: Option<(Instant, Moving)> = None;
     port.budget.count_connect();
+    let from = match Source::wanted(worker, port, ask.from) {
+        // Boxed, since most clients have none, or have it already.
+        Some(source) => Some((source, Box::pin(source.shadow(worker, port)).await)),
+        None => None,
+    };
     loop {
         if let Some(lease) = next.take() {
             started += 1;
-            match start(worker, lease) {
+            match start(worker, port, lease, from) {
                 Ok(connecting) => race.push(connecting),
                 Err((lease, error)) => {
-                    fail(&lease, &error, port, ask.from.scope);
+                    let is_named = from.is_some_and(|(_, shadow)| shadow.is_some());
+                    fail(worker, &lease, is_named, &error, port, ask.from.scope);
                     if socket::is_shortage(&error) {
                         if worker.spare(Spare::All) {
                             next = Some(lease);
@@ -214,10 +222,12 @@ async fn connect(
             None => tokio::time::sleep(RACE_AFTER),
         };
         tokio::pin!(patience);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, port, ask.from.scope) {
-            Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
-        })
+        let ended = poll_fn(
+            |cx| match poll_race(worker, &mut race, cx, port, ask.from.scope) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending => patience.as_mut().poll(cx).map(|()| None),
+            },
+        )
         .await;
         match ended {
             Some(Ok(won)) => {
@@ -226,7 +236,8 @@ async fn connect(
                     port.metrics.retried(RetryReason::Connect, true);
                 }
                 if !race.is_empty() {
-                    tokio::task::spawn_local(see_to_end(race, port.clone(), ask.from.scope));
+                    let (worker, port) = (worker.clone(), port.clone());
+                    tokio::task::spawn_local(see_to_end(worker, race, port, ask.from.scope));
                 }
                 return Some((won.lease, won.upstream));
             }
@@ -268,12 +279,25 @@ async fn connect(
     }
 }
 
-/// Starts one connect.
-fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Error)> {
+/// Starts one connect. `from`: the client whose address is to be seen, and its shadow if it has one.
+fn start(
+    worker: &Rc<Worker>,
+    port: &Port,
+    lease: Lease,
+    from: Option<(Source, Option<IpAddr>)>,
+) -> Result<Connecting, (Lease, io::Error)> {
     let timeout = worker.config().timeouts.connect;
     let now = Instant::now();
     lease.endpoint().note_dispatch(millis(now));
-    match Upstream::connect(worker.local(lease.endpoint())) {
+    let seen = from.and_then(|(source, _)| source.at(lease.endpoint()));
+    let connect = |shadow| Upstream::connect(worker.local(lease.endpoint()), seen, shadow);
+    let mut connected = connect(from.and_then(|(_, shadow)| shadow));
+    if let (Err(error), Some((source, _))) = (&connected, from)
+        && source.has_gone(worker, port, error)
+    {
+        connected = connect(None);
+    }
+    match connected {
         Ok(upstream) => Ok(Connecting {
             lease,
             upstream,
@@ -286,9 +310,10 @@ fn start(worker: &Rc<Worker>, lease: Lease) -> Result<Connecting, (Lease, io::Er
 /// Ready with the first connect that succeeds, or with the endpoint of one that has failed and left
 /// the race.
 fn poll_race(
+    worker: &Rc<Worker>,
     race: &mut Vec<Connecting>,
     cx: &mut Context<'_>,
-    port: &Port,
+    port: &Rc<Routed>,
     scope: Option<Scope>,
 ) -> Poll<Result<Connecting, EndpointId>> {
     for i in 0..race.len() {
@@ -303,7 +328,8 @@ fn poll_race(
         return Poll::Ready(match error {
             None => Ok(done),
             Some(error) => {
-                fail(&done.lease, &error, port, scope);
+                let is_named = done.upstream.is_named;
+                fail(worker, &done.lease, is_named, &error, port, scope);
                 Err(done.lease.endpoint().id)
             }
         });
@@ -312,11 +338,16 @@ fn poll_race(
 }
 
 /// Waits for the other connects of a race: each still shows whether its endpoint answers.
-async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>, scope: Option<Scope>) {
+async fn see_to_end(
+    worker: Rc<Worker>,
+    mut race: Vec<Connecting>,
+    port: Rc<Routed>,
+    scope: Option<Scope>,
+) {
     while !race.is_empty() {
         let tick = tokio::time::sleep(RACE_AFTER);
         tokio::pin!(tick);
-        let ended = poll_fn(|cx| match poll_race(&mut race, cx, &port, scope) {
+        let ended = poll_fn(|cx| match poll_race(&worker, &mut race, cx, &port, scope) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
             Poll::Pending => tick.as_mut().poll(cx).map(|()| None),
         })
@@ -327,70 +358,24 @@ async fn see_to_end(mut race: Vec<Connecting>, port: Rc<Routed>, scope: Option<S
     }
 }
 
-/// Counts a failed connect and ejects its endpoint, unless the endpoint may only be busy.
-fn fail(lease: &Lease, error: &io::Error, port: &Port, scope: Option<Scope>) {
+/// Counts a failed connect and ejects its endpoint, unless the endpoint may only be busy. If the
+/// endpoint was to see its client, a NetworkPolicy may refuse that client alone: then a connect from the
+/// node's address decides.
+fn fail(
+    worker: &Rc<Worker>,
+    lease: &Lease,
+    is_named: bool,
+    error: &io::Error,
+    port: &Rc<Routed>,
+    scope: Option<Scope>,
+) {
     port.metrics.retried(RetryReason::Connect, false);
-    let silent = error.kind() == io::ErrorKind::TimedOut;
-    if socket::is_shortage(error) || silent && !balancer::may_eject_silent(port, scope) {
-        return;
-    }
-    tracing::debug!(endpoint = %lease.endpoint().address, %error, "connect failed; ejected");
-    lease.endpoint().eject();
-}
-
-/// Whether discovery reports within a second that an endpoint leaves that has lost a request. Then
-/// the loss is free (contract 3.7).
-pub async fn is_announced_soon(endpoint: &Endpoint, deadline: Option<Instant>) -> bool {
-    let until = second_look(deadline);
-    while !endpoint.is_announced() {
-        if Instant::now() >= until {
-            return false;
+    match is_named && !socket::is_shortage(error) {
+        true => {
+            let (worker, endpoint) = (worker.clone(), lease.endpoint().clone());
+            tokio::task::spawn_local(eject_if_lost(worker, endpoint, port.clone(), scope));
         }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    true
-}
-
-/// Whether an endpoint that lost a connection turns out, within a second, to leave or to refuse
-/// connections. One of the callers connects to the endpoint and the others wait for the result: a
-/// storm of losses must not become a storm of connects.
-pub async fn is_leaving_soon(
-    worker: &Worker,
-    endpoint: &Arc<Endpoint>,
-    deadline: Option<Instant>,
-) -> bool {
-    let until = second_look(deadline);
-    let local = worker.local(endpoint);
-    let mine = !local.looked_at.replace(true);
-    let _looking = mine.then(|| Looking(&local.looked_at));
-    while Instant::now() < until {
-        if endpoint.is_leaving() {
-            return true;
-        }
-        if mine
-            && let Ok(Err(error)) =
-                tokio::time::timeout(LOOK_EVERY, TcpStream::connect(endpoint.address)).await
-            && !socket::is_shortage(&error)
-        {
-            endpoint.eject();
-            return true;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    false
-}
-
-fn second_look(deadline: Option<Instant>) -> Instant {
-    let until = Instant::now() + SECOND_LOOK;
-    deadline.map_or(until, |at| at.min(until))
-}
-
-/// Lets another caller look when this one is done, or dropped.
-struct Looking<'a>(&'a Cell<bool>);
-
-impl Drop for Looking<'_> {
-    fn drop(&mut self) {
-        self.0.set(false);
+        false => eject(lease.endpoint(), error, port, scope),
     }
 }
 
@@ -414,9 +399,5 @@ const RACE_AFTER: Duration = Duration::from_millis(100);
 const RACERS: usize = 4;
 /// How often a held client is checked for having left.
 const LOOK_AFTER_CLIENT: Duration = Duration::from_millis(100);
-/// How long after a loss its endpoint may still turn out to leave.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
-/// How often such an endpoint is connected to, and how long a connect may take.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long to wait for descriptors.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);

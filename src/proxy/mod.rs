@@ -13,7 +13,8 @@
 //! | `health_check` | the answer on a Service's `healthCheckNodePort` |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
 //! | `early_end`, [`parting`] | the access log's line for what is refused; the last of a cut connection |
-//! | [`client`] | a client's socket and what was read from it |
+//! | [`second_look`] | whether an endpoint that has lost a connection leaves, or is ejected |
+//! | [`client`], [`source`] | a client's socket and what was read from it; which address endpoints see |
 //! | [`worker`] | everything that the connections of one thread share |
 //! | [`balancer`], [`upstream`] | the pick; connections to endpoints |
 //! | [`budget`], [`shared`] | the retry budget; what workers share |
@@ -32,9 +33,11 @@ pub mod parting;
 pub mod proxy_header;
 pub mod relay;
 pub mod run;
+pub mod second_look;
 pub mod session;
 pub mod shared;
 pub mod silence;
+pub mod source;
 pub mod tcp;
 pub mod udp;
 pub mod upstream;

@@ -24,6 +24,7 @@ use crate::contract::inside::Inside;
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::policy::Scope;
 use crate::contract::snapshot::Published;
+use crate::contract::source::Sources;
 use crate::observe::access_log::AccessLog;
 
 /// What all workers share.
@@ -60,6 +61,10 @@ pub struct Shared {
     pub inside: ArcSwap<Inside>,
     /// The listeners of the addresses that the kernel leads to a shared port.
     pub addresses: Arc<AddressMap>,
+    /// The shadows of clients, where `ebbtide net` is asked for some.
+    pub sources: Option<Arc<Sources>>,
+    /// Connections to endpoints from the node's address instead of the client's.
+    pub sources_lost: Pace,
     /// UDP sessions that had no place.
     pub udp_full: Pace,
 }

@@ -20,7 +20,7 @@ use crate::net::socket;
 pub struct Sockets(RefCell<Slots>);
 
 /// A socket's place among them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Slot(u32);
 
 #[derive(Default)]

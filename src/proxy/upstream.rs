@@ -3,11 +3,13 @@
 //!
 //! Invariants: a connection is kept only if its last exchange ended at a message boundary and its
 //! endpoint is open. Connections belong to the [`Endpoint`] itself, so an address that passes to
-//! another pod inherits none. Every open socket is in its endpoint's list, and leaves the list before
+//! another pod inherits none. Where an endpoint sees its clients' addresses, nobody gets the connection
+//! of another client. Every open socket is in its endpoint's list, and leaves the list before
 //! it is closed.
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -55,18 +58,27 @@ impl Idle {
     }
 }
 
-/// Takes the connection that was used last, if one is as sure to be alive as `reuse` requires.
-pub fn check_out(local: &Rc<Local>, reuse: Reuse) -> Option<Upstream> {
+/// Takes the connection that was used last by this source, if one is as sure to be alive as `reuse`
+/// requires. One on which the endpoint does not see the source is taken only while `is_lost` says that
+/// a new one would be no better.
+pub fn check_out(
+    local: &Rc<Local>,
+    source: Option<IpAddr>,
+    reuse: Reuse,
+    is_lost: impl Fn() -> bool,
+) -> Option<Upstream> {
     if reuse == Reuse::Fresh {
         return None;
     }
     let mut idle = local.idle.borrow_mut();
-    while let Some(candidate) = idle.pop() {
-        if !candidate.is_alive() {
+    while let Some(place) = idle.iter().rposition(|it| it.upstream.source() == source) {
+        let candidate = idle.remove(place);
+        let is_named = candidate.upstream.is_named || source.is_none();
+        if !candidate.is_alive() || !is_named && !is_lost() {
             continue;
         }
         if reuse == Reuse::Once && candidate.since.elapsed() > RECENT {
-            idle.push(candidate);
+            idle.insert(place, candidate);
             return None;
         }
         if reuse == Reuse::Repeatable || candidate.upstream.stream.is_quiet() {
@@ -76,11 +88,15 @@ pub fn check_out(local: &Rc<Local>, reuse: Reuse) -> Option<Upstream> {
     None
 }
 
-/// Keeps a connection for the next request, unless its endpoint leaves or enough are kept already.
+/// Keeps a connection for the next request of its source, unless its endpoint leaves. Where enough are
+/// kept already, the oldest ends: the sources of the others may never come again.
 pub fn check_in(mut upstream: Upstream, now: Instant) {
     let local = upstream.local.clone();
     let mut idle = local.idle.borrow_mut();
-    if local.endpoint.is_open() && idle.len() < KEPT {
+    if local.endpoint.is_open() {
+        if idle.len() >= KEPT {
+            idle.remove(0);
+        }
         upstream.reused = true;
         idle.push(Idle {
             upstream,
@@ -106,6 +122,9 @@ pub struct Local {
     pub left: Arc<Notify>,
     /// Idle connections, the one that was used last at the end.
     pub idle: RefCell<Vec<Idle>>,
+    /// The clients whose addresses the endpoint is to see, by connection. Nobody else gets such a
+    /// connection. They are not in the connections, which are many and have none mostly.
+    pub(super) sources: RefCell<FxHashMap<Slot, IpAddr>>,
     /// The sockets of all open connections.
     pub(super) sockets: Sockets,
     /// The sockets have the short keepalive of a deleted pod.
@@ -122,6 +141,10 @@ pub struct Upstream {
     pub stream: Stream,
     /// The worker's part of the endpoint.
     pub local: Rc<Local>,
+    /// It belongs to one client, see [`Local::sources`].
+    has_source: bool,
+    /// The endpoint sees that address. A policy for that client may be why a connect fails.
+    pub is_named: bool,
     slot: Slot,
     /// It has carried a request before.
     pub reused: bool,
@@ -159,16 +182,35 @@ impl Local {
 }
 
 impl Upstream {
-    /// Starts to connect.
-    pub fn connect(local: Rc<Local>) -> io::Result<Self> {
-        let stream = Stream::connect(local.endpoint.address)?;
+    /// Starts to connect for this source, from its shadow if it has one.
+    ///
+    /// # Errors
+    /// As for [`socket::bind_source`](crate::net::socket::bind_source), and those of a connect.
+    pub fn connect(
+        local: Rc<Local>,
+        source: Option<IpAddr>,
+        shadow: Option<IpAddr>,
+    ) -> io::Result<Self> {
+        let shadow = source.and(shadow);
+        let stream = Stream::connect(local.endpoint.address, shadow)?;
         let slot = local.sockets.open(stream.as_raw_fd());
+        if let Some(source) = source {
+            local.sources.borrow_mut().insert(slot, source);
+        }
         Ok(Self {
             stream,
             local,
+            has_source: source.is_some(),
+            is_named: shadow.is_some(),
             slot,
             reused: false,
         })
+    }
+
+    /// The client to whom it belongs. `None`: it is anybody's.
+    fn source(&self) -> Option<IpAddr> {
+        let find = || self.local.sources.borrow().get(&self.slot).copied();
+        self.has_source.then(find).flatten()
     }
 
     /// Must be called while something is sent, so that an endpoint that has vanished is noticed.
@@ -191,6 +233,9 @@ impl Drop for Upstream {
         if self.is_lost() {
             // The kernel need not go on trying to deliver.
             self.stream.reset_on_close();
+        }
+        if self.has_source {
+            self.local.sources.borrow_mut().remove(&self.slot);
         }
         self.local.sockets.close(self.slot);
     }

@@ -184,6 +184,7 @@ impl Worker {
             force: endpoint.force.child_token(),
             left: Arc::default(),
             idle: RefCell::default(),
+            sources: RefCell::default(),
             sockets: Sockets::default(),
             tightened: Cell::new(false),
             reported: Cell::new(0),

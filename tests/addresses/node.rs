@@ -77,10 +77,15 @@ pub fn make_network() {
 
 /// Runs this in the pod.
 pub fn in_pod<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    inside_of("pod", run)
+}
+
+/// Runs this in the network namespace of this name.
+pub fn inside_of<T: Send>(name: &str, run: impl FnOnce() -> T + Send) -> T {
     let inside = || {
-        let pod = std::fs::File::open("/run/netns/pod").unwrap();
+        let there = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
         move_into_link_name_space(
-            std::os::fd::AsFd::as_fd(&pod),
+            std::os::fd::AsFd::as_fd(&there),
             Some(LinkNameSpaceType::Network),
         )
         .unwrap();
@@ -269,6 +274,11 @@ impl Client {
 
 /// How many requests and connections the proxy holds.
 pub fn held() -> f64 {
+    sum_of("ebbtide_held")
+}
+
+/// The sum of a metric over all Service ports.
+pub fn sum_of(metric: &str) -> f64 {
     let mut admin = TcpStream::connect("127.0.0.1:9901").unwrap();
     let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     admin.write_all(request).unwrap();
@@ -276,7 +286,7 @@ pub fn held() -> f64 {
     admin.read_to_string(&mut page).unwrap();
     let lines = page
         .lines()
-        .filter(|line| line.starts_with("ebbtide_held{"));
+        .filter(|line| line.starts_with(&format!("{metric}{{")));
     lines
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()

@@ -148,6 +148,10 @@ fn every_field_is_taken_over() {
     assert_eq!(config.addresses, None);
     assert!(config.claim.all && config.claim.proxy_name == "edge-1");
     assert_eq!(config.node_port_addresses, [ip("::1"), ip("127.0.0.1")]);
+    let addresses = config.addresses.as_ref().unwrap();
+    assert_eq!(addresses.nodes, [ip("192.0.2.1")]);
+    assert_eq!((addresses.port, addresses.keeps_source), (15002, false));
+    assert!(addresses.socket.ends_with("net.sock"));
     let listener =
         |name: &str, address: &str, service: &str, port: PortRef, protocol, proxy_protocol| {
             ListenerConfig {

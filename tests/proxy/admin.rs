@@ -139,6 +139,7 @@ impl Fixture {
                     attempts: 3,
                     non_idempotent: NonIdempotent::Never,
                     join_check: true,
+                    keeps_source: false,
                 },
                 claimed: true,
                 handing_back: false,

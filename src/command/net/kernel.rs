@@ -56,6 +56,7 @@ impl Kernel {
                 });
                 steps.collect::<Vec<_>>()
             }
+            (Message::Sources(_), _) => return Err("a question is no rule".into()),
         };
         if let Some(wanted) = &mut self.wanted {
             for step in &steps {

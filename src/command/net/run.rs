@@ -18,9 +18,10 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::command::net::kernel::Kernel;
 use crate::command::net::owner::{self, Role};
+use crate::command::net::sources::{self, Sources};
 use crate::config::fault::Refused;
-use crate::net::netlink;
 use crate::net::rules::{Answer, Message};
+use crate::net::{netlink, socket};
 
 /// Removes the tables.
 ///
@@ -32,7 +33,13 @@ pub fn remove() -> anyhow::Result<()> {
         "an ebbtide net runs on this node and would write the tables again; stop it first (it removes \
          them as it ends)"
     );
-    netlink::remove().context(CURE)
+    remove_tables()
+}
+
+fn remove_tables() -> anyhow::Result<()> {
+    netlink::remove()
+        .and_then(|()| sources::remove())
+        .context(CURE)
 }
 
 /// Writes what the proxy that connects to `path` wants, until SIGTERM or SIGINT. Then waits until
@@ -60,6 +67,8 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
 struct Proxy {
     number: u64,
     answers: OwnedWriteHalf,
+    /// Who it is.
+    user: u32,
 }
 
 /// What the task that reads a connection sends.
@@ -73,12 +82,12 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
     );
     let mut looks = interval(Duration::from_secs(1));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut kernel, mut role) = (Kernel::default(), Role::New);
+    let (mut node, mut role) = (Node::default(), Role::New);
     let (mut proxy, mut count, mut is_ending) = (None::<Proxy>, 0, false);
     loop {
         if is_ending && proxy.is_none() {
             if role.is_owner() && !role.has_heir() {
-                netlink::remove().context(CURE)?;
+                remove_tables()?;
                 tracing::info!("the tables are removed");
             }
             return Ok(());
@@ -86,9 +95,12 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
+                    let Ok(user) = socket::peer_user(&stream) else {
+                        continue;
+                    };
                     count += 1;
                     let (reads, answers) = stream.into_split();
-                    proxy = Some(Proxy { number: count, answers });
+                    proxy = Some(Proxy { number: count, answers, user });
                     tokio::spawn(listen_to(count, reads, heard_in.clone()));
                     tracing::info!("the proxy is connected");
                 }
@@ -102,7 +114,11 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
                     continue;
                 };
                 let answer = match message {
-                    Some(message) => take(message, &mut kernel, &mut role).await,
+                    Some(Message::Sources(clients)) => {
+                        let found = node.sources.answer(&clients, from.user, role.is_owner());
+                        Answer::Sources(found)
+                    }
+                    Some(message) => take(message, &mut node, &mut role).await,
                     None => {
                         tracing::warn!("the proxy is gone; the rules stay, and lead to the next one of this node");
                         proxy = None;
@@ -119,17 +135,17 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
             has_given = role.changed() => {
                 if has_given {
                     tracing::info!("a newer ebbtide net writes the table now");
-                    kernel.stand_down();
+                    node.kernel.stand_down();
                 } else {
-                    regain(&mut kernel, &mut role).await;
+                    regain(&mut node, &mut role).await;
                 }
             }
             _ = looks.tick() => {
-                if matches!(role, Role::New) && kernel.knows() {
-                    regain(&mut kernel, &mut role).await;
+                if matches!(role, Role::New) && node.kernel.knows() {
+                    regain(&mut node, &mut role).await;
                 }
                 if role.is_owner()
-                    && let Err(error) = kernel.look()
+                    && let Err(error) = node.kernel.look().and_then(|()| node.sources.look())
                 {
                     tracing::error!(%error, "the table cannot be written; trying again");
                 }
@@ -140,8 +156,24 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
     }
 }
 
+/// What this process knows of the node's tables.
+#[derive(Default)]
+struct Node {
+    kernel: Kernel,
+    sources: Sources,
+}
+
+impl Node {
+    /// This process has become the owner.
+    fn write_all(&mut self) -> io::Result<()> {
+        self.kernel.write_all()?;
+        self.sources.take_over()
+    }
+}
+
 /// Takes a message in, and writes it if this process is the owner, or can become it.
-async fn take(message: Message, kernel: &mut Kernel, role: &mut Role) -> Answer {
+async fn take(message: Message, node: &mut Node, role: &mut Role) -> Answer {
+    let kernel = &mut node.kernel;
     let is_first = matches!(message, Message::All(_));
     // The proxy lets go, and another process of the node still has one: that one shall serve.
     if matches!(&message, Message::All(all) if all.is_empty()) && role.has_heir() {
@@ -159,7 +191,7 @@ async fn take(message: Message, kernel: &mut Kernel, role: &mut Role) -> Answer 
         Role::Owner(..) => kernel.write(&steps),
         Role::Waits(..) => return Answer::Kept,
         Role::New => match role.take().await {
-            Ok(()) => kernel.write_all(),
+            Ok(()) => node.write_all(),
             Err(error) => Err(error),
         },
     };
@@ -170,7 +202,7 @@ async fn take(message: Message, kernel: &mut Kernel, role: &mut Role) -> Answer 
 }
 
 /// Becomes the owner after the end of the one that was waited for, or after a failure.
-async fn regain(kernel: &mut Kernel, role: &mut Role) {
+async fn regain(node: &mut Node, role: &mut Role) {
     let is_new = matches!(role, Role::New);
     let result = match is_new {
         true => role.take().await.map(|()| true),
@@ -179,7 +211,7 @@ async fn regain(kernel: &mut Kernel, role: &mut Role) {
     match result {
         Ok(true) => {
             tracing::info!("this process writes the table now");
-            if let Err(error) = kernel.write_all() {
+            if let Err(error) = node.write_all() {
                 tracing::error!(%error, "the table cannot be written; trying again");
             }
         }

@@ -108,6 +108,7 @@ fn session_affinity_has_the_api_servers_default_and_bounds() {
 fn config(has_addresses: bool) -> Config {
     let mut config = Config::new(Discovery::Static { to: Vec::new() });
     config.addresses = has_addresses.then(|| Addresses {
+        keeps_source: true,
         nodes: Vec::new(),
         port: 15001,
         socket: "net.sock".into(),

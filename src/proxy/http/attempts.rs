@@ -22,6 +22,7 @@ use crate::proxy::balancer::{Avoid, Cost};
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::{self, Ask, Refusal};
 use crate::proxy::http::replay::{GiveUp, Loss, Past, Verdict, judge};
+use crate::proxy::second_look;
 use crate::proxy::upstream::{Reuse, Upstream};
 use crate::proxy::worker::{Routed, Worker};
 
@@ -122,7 +123,7 @@ impl Attempts {
         let mut verdict = judge(loss, past);
         if verdict == Verdict::GiveUp(GiveUp::ClientEnded) && !loss.passed && loss.whole {
             // A client that waits for its answer must not lose it to a rollout.
-            past.announced = dispatch::is_announced_soon(endpoint, self.deadline).await;
+            past.announced = second_look::is_announced_soon(endpoint, self.deadline).await;
             verdict = judge(loss, past);
         }
         match verdict {
@@ -186,12 +187,12 @@ impl Attempts {
         }
         let excused = match reason {
             GiveUp::Budget => {
-                let leaves = dispatch::is_leaving_soon(worker, last, self.deadline).await;
+                let leaves = second_look::is_leaving_soon(worker, last, self.deadline).await;
                 self.refund();
                 leaves
             }
             _ if self.unexplained.iter().any(|it| it.id == last.id) => {
-                dispatch::is_announced_soon(last, self.deadline).await && self.refund() > 0
+                second_look::is_announced_soon(last, self.deadline).await && self.refund() > 0
             }
             _ => false,
         };

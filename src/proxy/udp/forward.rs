@@ -11,11 +11,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::contract::clock::millis;
+use crate::contract::endpoint::EndpointId;
 use crate::contract::reason::DropReason;
 use crate::net::datagrams::Connected;
 use crate::net::socket;
 use crate::proxy::balancer::{self, Avoid, Cost, Origin};
 use crate::proxy::shared::Spare;
+use crate::proxy::source::Source;
 use crate::proxy::udp::sessions::{Door, Flow, Key, Session};
 use crate::proxy::worker::{Routed, Worker};
 
@@ -32,7 +34,7 @@ pub(super) fn take_in(worker: &Rc<Worker>, door: &Rc<Door>, key: Key, bytes: &[u
             None => return port.metrics.dropped(DropReason::NoSession),
         },
     };
-    if !session.held.borrow().is_empty() || !send(worker, &session, &port, bytes) {
+    if !session.held.borrow().is_empty() || !send(worker, &session, &port, None, bytes) {
         hold(worker, &session, &port, bytes);
     }
 }
@@ -70,12 +72,18 @@ fn begin(worker: &Rc<Worker>, door: &Rc<Door>, key: Key, port: &Rc<Routed>) -> O
 }
 
 /// Sends a datagram to the session's endpoint, or to another one if that one has left or refuses.
-/// Returns `false` if no endpoint takes it now.
-fn send(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>, bytes: &[u8]) -> bool {
+/// Returns `false` if no endpoint takes it now. `not`: the endpoint that has refused it.
+fn send(
+    worker: &Rc<Worker>,
+    session: &Rc<Session>,
+    port: &Rc<Routed>,
+    not: Option<EndpointId>,
+    bytes: &[u8],
+) -> bool {
     loop {
         let flow = match session.flow() {
             Some(flow) => flow,
-            None => match connect(worker, session, port) {
+            None => match connect(worker, session, port, not) {
                 Ok(Some(flow)) => flow,
                 Ok(None) => return false,
                 Err(_) => {
@@ -109,9 +117,12 @@ fn send(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>, bytes: &[
 
 /// The endpoint of a flow refuses datagrams: ejects it, and sends the datagram that it has refused to
 /// another one. Returns `false` if that one is held now.
+///
+/// If the endpoint sees its client, a NetworkPolicy may refuse that client alone. So it is not ejected,
+/// and the datagram moves once.
 fn give_up(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>, flow: &Rc<Flow>) -> bool {
     let endpoint = flow.lease.endpoint();
-    if endpoint.is_open() {
+    if endpoint.is_open() && !flow.is_named {
         endpoint.eject();
     }
     flow.end();
@@ -125,36 +136,60 @@ fn give_up(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>, flow: 
         return true;
     }
     session.metrics.datagrams_moved.inc();
-    if send(worker, session, port, &refused) {
+    let not = flow.is_named.then_some(endpoint.id);
+    let is_sent = send(worker, session, port, not, &refused);
+    if flow.is_named {
+        session.sent.take();
+    }
+    if is_sent {
         return true;
     }
     hold(worker, session, port, &refused);
     false
 }
 
-/// A flow to an endpoint that is usable now; `None` if there is none.
+/// A flow to an endpoint that is usable now; `None` if there is none, or if it is not known yet where
+/// the client's datagrams leave from.
 ///
 /// # Errors
-/// This machine has no socket for it.
+/// This machine has no socket for it, or only the endpoint `not` is usable.
 fn connect(
     worker: &Rc<Worker>,
     session: &Rc<Session>,
     port: &Rc<Routed>,
+    not: Option<EndpointId>,
 ) -> io::Result<Option<Rc<Flow>>> {
-    let avoid = Avoid::default();
-    let client = session.key.client.ip().to_canonical();
-    let scope = worker.shared.scope(&session.door.spec, client);
-    let from = Origin { client, scope };
+    let avoid = Avoid {
+        tried: not.as_slice(),
+        siblings_of: None,
+    };
+    let from = origin(worker, session);
+    let source = Source::wanted(worker, port, from);
+    if source.is_some_and(|it| !it.is_settled(worker)) {
+        return Ok(None);
+    }
     let Some(lease) = balancer::pick(port, Cost::Tcp, from, &avoid, Instant::now()) else {
         return Ok(None);
     };
-    let socket = Connected::to(lease.endpoint().address).inspect_err(|error| {
+    if Some(lease.endpoint().id) == not {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    let seen = source.filter(|it| it.at(lease.endpoint()).is_some());
+    let mut shadow = seen.and_then(|it| it.shadow_now(worker, port));
+    let mut socket = Connected::to(lease.endpoint().address, shadow);
+    if let (Err(error), Some(source)) = (&socket, seen)
+        && source.has_gone(worker, port, error)
+    {
+        shadow = None;
+        socket = Connected::to(lease.endpoint().address, None);
+    }
+    let socket = socket.inspect_err(|error| {
         if socket::is_shortage(error) {
             worker.spare(Spare::Surplus);
         }
     })?;
     let local = worker.local(lease.endpoint());
-    let flow = Flow::new(lease, local, socket);
+    let flow = Flow::new(lease, local, socket, shadow.is_some());
     session.set_flow(flow.clone());
     tokio::task::spawn_local(answers(worker.clone(), session.clone(), flow.clone()));
     Ok(Some(flow))
@@ -263,10 +298,11 @@ fn pass_some(worker: &Rc<Worker>, session: &Rc<Session>, flow: &Rc<Flow>) -> Pas
 /// Keeps a datagram until an endpoint is usable, or drops it.
 fn hold(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>, bytes: &[u8]) {
     let mut held = session.held.borrow_mut();
-    let scope = worker
-        .shared
-        .scope(&session.door.spec, session.key.client.ip());
-    if port.policy.hold_timeout.is_zero() || port.refuses(scope) {
+    let from = origin(worker, session);
+    let source = Source::wanted(worker, port, from);
+    let is_settled = source.is_none_or(|it| it.is_settled(worker));
+    let has_nobody = port.policy.hold_timeout.is_zero() || port.refuses(from.scope);
+    if has_nobody && is_settled {
         session.metrics.dropped(DropReason::NoEndpoint);
         drop(held);
         return leave_idle(worker, session);
@@ -287,7 +323,9 @@ async fn held_out(worker: Rc<Worker>, session: Rc<Session>, port: Rc<Routed>) {
     let expires = Instant::now() + port.policy.hold_timeout;
     let metrics = &session.metrics;
     let mut reason = DropReason::HeldFull;
-    if let Some(_place) = port.hold.take_place(worker.config().limits.held) {
+    // A new client waits for its source only.
+    let is_sent = settle_and_flush(&worker, &session, &port).await;
+    if !is_sent && let Some(_place) = port.hold.take_place(worker.config().limits.held) {
         reason = DropReason::NoEndpoint;
         metrics.held_now.inc();
         while session.is_open() && Instant::now() < expires && !worker.cut.get() {
@@ -297,7 +335,7 @@ async fn held_out(worker: Rc<Worker>, session: Rc<Session>, port: Rc<Routed>) {
             {
                 let turn = port.hold.turn(port.width(scope), Instant::now());
                 tokio::time::sleep_until(turn.min(expires).into()).await;
-                if flush(&worker, &session, &port) {
+                if settle_and_flush(&worker, &session, &port).await {
                     break;
                 }
             }
@@ -317,13 +355,28 @@ async fn held_out(worker: Rc<Worker>, session: Rc<Session>, port: Rc<Routed>) {
     leave_idle(&worker, &session);
 }
 
+/// Finds out where the client's datagrams leave from, and sends what is held. Returns whether nothing is
+/// left.
+async fn settle_and_flush(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>) -> bool {
+    if let Some(source) = Source::wanted(worker, port, origin(worker, session)) {
+        source.settle(worker).await;
+    }
+    !session.is_open() || flush(worker, session, port)
+}
+
+fn origin(worker: &Worker, session: &Session) -> Origin {
+    let client = session.key.client.ip().to_canonical();
+    let scope = worker.shared.scope(&session.door.spec, client);
+    Origin { client, scope }
+}
+
 /// Sends what is held, in its order. Returns whether nothing is left.
 fn flush(worker: &Rc<Worker>, session: &Rc<Session>, port: &Rc<Routed>) -> bool {
     loop {
         let Some(bytes) = session.held.borrow_mut().pop() else {
             return true;
         };
-        if !send(worker, session, port, &bytes) {
+        if !send(worker, session, port, None, &bytes) {
             session.held.borrow_mut().put_back(bytes);
             return false;
         }

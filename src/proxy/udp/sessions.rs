@@ -70,6 +70,8 @@ pub struct Flow {
     pub local: Rc<Local>,
     /// The socket.
     pub socket: Connected,
+    /// The endpoint sees the client's address. A policy for that client may be why it refuses.
+    pub is_named: bool,
     /// Its last datagram, in either direction.
     pub last: Cell<Instant>,
     /// Wakes the task that passes the answers on: something that [`Flow::ends_at`] reads has changed.
@@ -271,11 +273,12 @@ impl Session {
 
 impl Flow {
     /// A flow that is the next current one of its session.
-    pub fn new(lease: Lease, local: Rc<Local>, socket: Connected) -> Rc<Self> {
+    pub fn new(lease: Lease, local: Rc<Local>, socket: Connected, is_named: bool) -> Rc<Self> {
         Rc::new(Self {
             lease,
             local,
             socket,
+            is_named,
             last: Cell::new(Instant::now()),
             changed: Notify::new(),
             is_current: Cell::new(true),

@@ -1,0 +1,477 @@
+//! Which address an endpoint sees: the client's own, wherever both run, and the node's where it cannot
+//! be the client's.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use ebbtide::net::netlink::Family;
+use ebbtide::net::socket::bind_source;
+use ebbtide::net::{source as shadows, source_route, source_table};
+use rustix::process::Signal;
+use serde_json::json;
+use socket2::{Domain, Socket, Type};
+
+use super::namespace::is_inside;
+use super::node::{
+    CLUSTER, CLUSTER_V6, Client, EXTERNAL, Node, get, inside_of, make_network, rule, shop,
+    start_proxy, sum_of,
+};
+use super::process::{Net, until};
+use super::seen::{
+    App, BRIDGED, DNS, FAR, HOST, NEIGHBOUR, Pod, ROUTED, ask, dns, make_pods, nft, until_only,
+};
+use crate::support::folder::Folder;
+use crate::support::manifests::service;
+
+/// What a client in this pod gets by this address. A first answer may come from the endpoint before.
+fn seen(pod: Pod, at: &str) -> String {
+    inside_of(pod.name, || get(at)).unwrap()
+}
+
+#[test]
+fn an_endpoint_sees_its_client_wherever_both_run() {
+    if !is_inside("addresses::source::an_endpoint_sees_its_client_wherever_both_run") {
+        return;
+    }
+    let node = Node::start(&[], "timeouts: {drain: 1s}");
+    make_pods();
+    for (is_ipv6, at) in [(false, CLUSTER), (true, CLUSTER_V6)] {
+        for place in [ROUTED, BRIDGED, NEIGHBOUR, FAR, HOST] {
+            let app = App::start(place, is_ipv6);
+            node.folder.endpoints(&[app.ep()]);
+            until_only(&app, || get(at));
+            for client in [ROUTED, BRIDGED, NEIGHBOUR] {
+                let own = if is_ipv6 { client.v6 } else { client.v4 };
+                if client.name != place.name {
+                    let expected = format!("{} {own}", app.name);
+                    assert_eq!(seen(client, at), expected, "{client:?} {place:?}");
+                }
+            }
+            // The node, and a client that is the endpoint, get their answers by the node's address.
+            assert!(get(at).unwrap().starts_with(&app.name));
+            if [ROUTED, BRIDGED, NEIGHBOUR]
+                .map(|it| it.name)
+                .contains(&place.name)
+            {
+                let answer = seen(place, at);
+                let own = if is_ipv6 { place.v6 } else { place.v4 };
+                assert!(
+                    answer.starts_with(&app.name) && !answer.ends_with(own),
+                    "{answer}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_policy_that_lets_one_client_in_holds_behind_a_service_and_costs_the_others_nothing() {
+    if !is_inside(
+        "addresses::source::a_policy_that_lets_one_client_in_holds_behind_a_service_and_costs_the_others_nothing",
+    ) {
+        return;
+    }
+    let node = Node::start(&[], "timeouts: {drain: 1s, hold: 0s, connect: 300ms}");
+    make_pods();
+    let app = App::start(FAR, false);
+    node.folder.endpoints(&[app.ep()]);
+    until_only(&app, || get(CLUSTER));
+    // What an engine of NetworkPolicies writes at a pod that BRIDGED alone may reach.
+    let rules = |verdict: &str| {
+        format!(
+            "add table ip pods\nflush table ip pods\nadd chain ip pods arrives {{ type filter hook input priority 0; }}\n\
+             add rule ip pods arrives ip saddr 172.16.0.1 accept\n\
+             add rule ip pods arrives ip saddr {} accept\nadd rule ip pods arrives tcp dport 8080 {verdict}\n",
+            BRIDGED.v4
+        )
+    };
+    for verdict in ["drop", "reject with tcp reset"] {
+        nft(Some(FAR), &rules(verdict));
+        let refused = || inside_of(NEIGHBOUR.name, || get(CLUSTER)).is_err();
+        std::thread::scope(|scope| {
+            let refused = scope.spawn(|| (0..3).all(|_| refused()));
+            // The one that may come is served all the while, and the node, too.
+            while !refused.is_finished() {
+                assert_eq!(seen(BRIDGED, CLUSTER), format!("other4 {}", BRIDGED.v4));
+                assert!(get(CLUSTER).is_ok());
+            }
+            assert!(refused.join().unwrap(), "{verdict}");
+        });
+        assert!(refused(), "{verdict}");
+    }
+}
+
+#[test]
+fn connections_of_one_client_are_kept_for_that_client_and_a_service_may_ask_for_shared_ones() {
+    if !is_inside(
+        "addresses::source::connections_of_one_client_are_kept_for_that_client_and_a_service_may_ask_for_shared_ones",
+    ) {
+        return;
+    }
+    let node = Node::start(&[], "timeouts: {drain: 1s}");
+    make_pods();
+    let app = App::start(NEIGHBOUR, false);
+    node.folder.endpoints(&[app.ep()]);
+    until_only(&app, || get(CLUSTER));
+    let clients = [ROUTED, BRIDGED];
+    let rounds = || {
+        app.connections.lock().unwrap().clear();
+        for _ in 0..10 {
+            for client in clients {
+                let own = format!("neighbour4 {}", client.v4);
+                assert!([own.as_str(), BY_NODE].contains(&&*seen(client, CLUSTER)));
+            }
+        }
+        app.connections.lock().unwrap().clone()
+    };
+    // Each of the two workers has at most one connection of each client. It sees no other client.
+    let used = rounds();
+    for client in clients {
+        let own = used.iter().filter(|it| it.0.to_string() == client.v4);
+        assert!((1..=2).contains(&own.count()), "{client:?} {used:?}");
+    }
+    assert!(!used.iter().any(|it| BY_NODE.ends_with(&it.0.to_string())));
+
+    let mut shared = shop();
+    shared["metadata"]["annotations"] = json!({"ebbtide.dev/source": "node"});
+    node.folder.write("service.json", &shared);
+    until("the annotation", || seen(ROUTED, CLUSTER) == BY_NODE);
+    let used = rounds();
+    assert!((1..=2).contains(&used.len()), "{used:?}");
+}
+
+/// What [`NEIGHBOUR`] answers if it sees the node.
+const BY_NODE: &str = "neighbour4 10.244.1.1";
+
+#[test]
+fn datagrams_come_from_their_client_too() {
+    if !is_inside("addresses::source::datagrams_come_from_their_client_too") {
+        return;
+    }
+    let node = Node::start(&[], "timeouts: {drain: 1s}");
+    make_pods();
+    node.folder.write("dns.json", &dns());
+    let lead = |app: &App| {
+        let mut slice: serde_json::Value = app.ep().slice_of("dns", "dns");
+        slice["metadata"]["name"] = json!("dns");
+        slice["ports"][0]["protocol"] = json!("UDP");
+        node.folder.write("dns-slice.json", &slice);
+    };
+    for place in [NEIGHBOUR, FAR] {
+        let app = App::start(place, false);
+        lead(&app);
+        let is_next = |it: String| it.starts_with(&app.name);
+        until(&app.name, || ask(DNS).is_some_and(is_next));
+        // The first datagram of a client waits for its shadow, and is not lost.
+        for client in [ROUTED, BRIDGED] {
+            let answer = inside_of(client.name, || ask(DNS));
+            assert_eq!(answer, Some(format!("{} {}", app.name, client.v4)));
+        }
+        // Hairpin.
+        if place.name == NEIGHBOUR.name {
+            let answer = inside_of(place.name, || ask(DNS)).unwrap();
+            assert!(answer.starts_with(&app.name), "{answer}");
+        }
+    }
+}
+
+#[test]
+fn shadows_outlive_flushes_and_both_processes_and_go_with_them() {
+    if !is_inside("addresses::source::shadows_outlive_flushes_and_both_processes_and_go_with_them")
+    {
+        return;
+    }
+    let mut node = Node::start(&[], "timeouts: {drain: 1s}");
+    make_pods();
+    let app = App::start(NEIGHBOUR, false);
+    node.folder.endpoints(&[app.ep()]);
+    until_only(&app, || get(CLUSTER));
+    let own = |pod: Pod| seen(pod, CLUSTER) == format!("neighbour4 {}", pod.v4);
+    assert!(own(BRIDGED));
+    let pairs = || source_table::list(Family::V4).unwrap().unwrap_or_default();
+    let first = pairs();
+    assert_eq!(first.len(), 1, "{first:?}");
+    let mut kept = inside_of(BRIDGED.name, || Client::connect(CLUSTER)).unwrap();
+    kept.get().unwrap();
+
+    // Somebody flushes everything, and takes the route away.
+    nft(None, "flush ruleset\n");
+    let range = ["198.18.0.0/15", "dev", "lo"];
+    super::namespace::ip(&[&["route", "del", "local"][..], &range].concat());
+    until("the table and the route", || {
+        pairs() == first && source_route::exists(Family::V4).unwrap()
+    });
+    until("the rules", || {
+        inside_of(BRIDGED.name, || get(CLUSTER)).is_ok()
+    });
+    kept.get().unwrap();
+    assert!(own(BRIDGED));
+
+    // A newer `ebbtide net` takes over, and both proxies serve: the same shadows, and a new one.
+    let newer = Folder::new();
+    for file in std::fs::read_dir(node.folder.manifests()).unwrap() {
+        let (from, name) = file.map(|it| (it.path(), it.file_name())).unwrap();
+        std::fs::copy(from, newer.manifests().join(name)).unwrap();
+    }
+    let mut other = service("other", json!({}));
+    other["metadata"]["labels"] = shop()["metadata"]["labels"].clone();
+    other["spec"]["clusterIP"] = json!("10.96.0.8");
+    newer.write("other.json", &other);
+    let net = Net::start(&newer.path().join("net.sock"));
+    let mut proxy = start_proxy(newer.path(), "timeouts: {drain: 1s}");
+    until("the newer one", || rule("10.96.0.8:80").is_some());
+    for _ in 0..20 {
+        assert!(own(BRIDGED) && own(ROUTED));
+    }
+    assert!(first.iter().all(|it| pairs().contains(it)), "{:?}", pairs());
+    let first = pairs();
+    assert_eq!(first.len(), 2, "{first:?}");
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+    net.kill();
+
+    // `ebbtide net` crashes: whoever has a shadow keeps it.
+    until("one proxy", || get(CLUSTER).is_ok());
+    node.net.take().unwrap().kill();
+    assert!(own(BRIDGED));
+    node.net = Some(Net::start(&node.folder.path().join("net.sock")));
+    let mut fewer = shop();
+    fewer["spec"]["externalIPs"] = json!([]);
+    node.folder.write("service.json", &fewer);
+    until("the next one", || rule(EXTERNAL).is_none());
+    assert!(own(BRIDGED) && own(ROUTED));
+    assert!(first.iter().all(|it| pairs().contains(it)), "{:?}", pairs());
+
+    // Both end.
+    node.net.as_ref().unwrap().signal(Signal::TERM);
+    node.signal(Signal::TERM);
+    let mut net = node.net.take().unwrap();
+    until("the end of ebbtide net", || net.ended());
+    assert_eq!(source_table::list(Family::V4).unwrap(), None);
+    assert!(!source_route::exists(Family::V4).unwrap());
+}
+
+#[test]
+fn clients_from_outside_are_seen_where_their_policy_is_local_and_nobody_is_refused_without_shadows()
+{
+    if !is_inside(
+        "addresses::source::clients_from_outside_are_seen_where_their_policy_is_local_and_nobody_is_refused_without_shadows",
+    ) {
+        return;
+    }
+    // Somebody uses a part of the range.
+    let conflict = ["198.18.7.1/24", "dev", "lo"];
+    super::namespace::ip(&[&["addr", "add"][..], &conflict].concat());
+    make_network();
+    make_pods();
+    let node = Node::start_in(&[], "timeouts: {drain: 1s}");
+    let app = App::start(NEIGHBOUR, false);
+    let here = |service: serde_json::Value| {
+        let mut slice = app.ep().slice_of("shop", "");
+        slice["endpoints"][0]["nodeName"] = json!("here");
+        node.folder.write("slice-here.json", &slice);
+        node.folder.write("service.json", &service);
+    };
+    here(shop());
+    until_only(&app, || get(CLUSTER));
+    assert_eq!(seen(BRIDGED, CLUSTER), BY_NODE);
+    until("the count", || sum_of("ebbtide_source_lost_total") > 0.0);
+    super::namespace::ip(&[&["addr", "del"][..], &conflict].concat());
+    // It is asked for again.
+    let own = |pod: Pod, at: &str| seen(pod, at) == format!("neighbour4 {}", pod.v4);
+    until("its own address", || own(BRIDGED, CLUSTER));
+
+    // A client of another node: not by the cluster IP, whose endpoints may answer past this node.
+    let outside = |at: &str| inside_of(FAR.name, || get(at)).unwrap();
+    let node_port = "172.16.0.1:30080";
+    for at in [CLUSTER, EXTERNAL, node_port] {
+        assert_eq!(outside(at), BY_NODE, "{at}");
+    }
+    let mut local = shop();
+    local["spec"]["externalTrafficPolicy"] = json!("Local");
+    here(local);
+    for at in [EXTERNAL, node_port] {
+        until(at, || outside(at) == "neighbour4 172.16.0.2");
+        until(at, || own(BRIDGED, at));
+    }
+    assert_eq!(outside(CLUSTER), BY_NODE);
+}
+
+#[test]
+fn a_shadow_is_for_the_users_that_may_use_it_and_nobody_comes_in_by_it() {
+    if !is_inside(
+        "addresses::source::a_shadow_is_for_the_users_that_may_use_it_and_nobody_comes_in_by_it",
+    ) {
+        return;
+    }
+    make_network();
+    make_pods();
+    for (is_ipv6, family, shadow) in [
+        (false, Family::V4, "198.18.0.2"),
+        (true, Family::V6, "fdeb:b71d:e6a5::2"),
+    ] {
+        let app = App::start(FAR, is_ipv6);
+        let own = if is_ipv6 { ROUTED.v6 } else { ROUTED.v4 };
+        let pair = (shadow.parse().unwrap(), own.parse().unwrap());
+        until("the way", || get(&app.address.to_string()).is_ok());
+        source_route::add(family).unwrap();
+        source_table::replace(family, &[pair], &[4711]).unwrap();
+        assert_eq!(source_table::list(family).unwrap(), Some(vec![pair]));
+        let seen = || {
+            let socket = Socket::new(Domain::for_address(app.address), Type::STREAM, None).unwrap();
+            bind_source(&socket, pair.0).unwrap();
+            socket.connect_timeout(&app.address.into(), Duration::from_millis(300))?;
+            Client(socket.into()).get()
+        };
+        assert!(seen().is_err(), "another user");
+        source_table::add(family, &[], &[0]).unwrap();
+        assert_eq!(seen().unwrap(), format!("{} {own}", app.name));
+        // Another client's element is no element.
+        let other = (pair.0, app.address.ip());
+        let error = source_table::add(family, &[other], &[]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+
+        // A program of the node listens everywhere. What a pod sends to a shadow does not reach it.
+        let (any, node) = match is_ipv6 {
+            true => ("[::]:9999", "fd00:244::1"),
+            false => ("0.0.0.0:9999", "10.244.0.1"),
+        };
+        let daemon = UdpSocket::bind(any).unwrap();
+        for to in [pair.0, node.parse().unwrap()] {
+            inside_of(ROUTED.name, || {
+                let client = UdpSocket::bind(SocketAddr::new(own.parse().unwrap(), 0)).unwrap();
+                client
+                    .send_to(to.to_string().as_bytes(), (to, 9999))
+                    .unwrap();
+            });
+        }
+        let mut first = [0; 64];
+        let read = daemon.recv(&mut first).unwrap();
+        assert_eq!(String::from_utf8_lossy(&first[..read]), node);
+    }
+    source_table::remove().unwrap();
+    source_route::remove().unwrap();
+    source_route::remove().unwrap();
+    for family in Family::ALL {
+        assert_eq!(source_table::list(family).unwrap(), None);
+        assert!(!source_route::exists(family).unwrap());
+    }
+}
+
+#[test]
+fn many_new_clients_come_at_once_and_each_is_seen_as_itself() {
+    if !is_inside("addresses::source::many_new_clients_come_at_once_and_each_is_seen_as_itself") {
+        return;
+    }
+    let node = Node::start(&[], "timeouts: {drain: 1s}");
+    make_pods();
+    let app = App::start(NEIGHBOUR, false);
+    node.folder.endpoints(&[app.ep()]);
+    until_only(&app, || get(CLUSTER));
+    let lines = (10..250).map(|n| format!("addr add 10.244.0.{n}/24 dev eth0\n"));
+    let batch = node.folder.path().join("batch");
+    std::fs::write(&batch, lines.collect::<String>()).unwrap();
+    super::namespace::ip(&["-n", ROUTED.name, "-batch", batch.to_str().unwrap()]);
+    let request = |n: u8| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let own = SocketAddr::from(([10, 244, 0, n], 0));
+        socket.bind(&own.into()).unwrap();
+        let begun = Instant::now();
+        let cluster: SocketAddr = CLUSTER.parse().unwrap();
+        socket.connect(&cluster.into()).unwrap();
+        let answer = Client(socket.into()).get().unwrap();
+        assert_eq!(answer, format!("neighbour4 {}", own.ip()));
+        begun.elapsed()
+    };
+    // One after the other, and then all others together.
+    let mut times: Vec<[Duration; 2]> = inside_of(ROUTED.name, || {
+        (10..60).map(|n| [request(n), request(n)]).collect()
+    });
+    inside_of(ROUTED.name, || {
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (60..250).map(|n| scope.spawn(move || request(n))).collect();
+            all.into_iter().for_each(|it| _ = it.join().unwrap());
+        });
+    });
+    for (i, which) in ["first", "second"].into_iter().enumerate() {
+        times.sort_by_key(|it| it[i]);
+        println!(
+            "FIGURE addresses: the {which} request of a client took {:.2} ms",
+            times[times.len() / 2][i].as_secs_f64() * 1e3
+        );
+    }
+    assert_eq!(sum_of("ebbtide_source_lost_total"), 0.0);
+
+    // The same with the node's address, as a ratio.
+    let rounds = || {
+        let mut done = [0, 0];
+        inside_of(ROUTED.name, || {
+            let (begun, second) = (Instant::now(), Duration::from_secs(2));
+            while begun.elapsed() < second {
+                get(CLUSTER).unwrap();
+                done[0] += 1;
+            }
+            let (begun, mut kept) = (Instant::now(), Client::connect(CLUSTER).unwrap());
+            while begun.elapsed() < second {
+                kept.get().unwrap();
+                done[1] += 1;
+            }
+        });
+        done.map(f64::from)
+    };
+    let by_client = rounds();
+    let mut shared = shop();
+    shared["metadata"]["annotations"] = json!({"ebbtide.dev/source": "node"});
+    node.folder.write("service.json", &shared);
+    until("the annotation", || seen(ROUTED, CLUSTER) == BY_NODE);
+    let by_node = rounds();
+    println!(
+        "FIGURE addresses: with the client's address x{:.2} new connections, x{:.2} requests",
+        by_client[0] / by_node[0],
+        by_client[1] / by_node[1]
+    );
+}
+
+#[test]
+fn ten_thousand_clients_are_kept_and_listed() {
+    if !is_inside("addresses::source::ten_thousand_clients_are_kept_and_listed") {
+        return;
+    }
+    let pairs: Vec<_> = (0..10_000u32)
+        .map(|n| {
+            let address = std::net::Ipv4Addr::from_bits(0x0af4_0000 + n).into();
+            let client = shadows::Client {
+                address,
+                side: shadows::Side::Inside,
+            };
+            (shadows::places(client).next().unwrap(), address)
+        })
+        .collect();
+    let slab = || {
+        let all = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let line = all.lines().find_map(|line| line.strip_prefix("Slab:"));
+        line.and_then(|it| it.split_whitespace().next()?.parse::<f64>().ok())
+    };
+    let (before, begun) = (slab().unwrap(), Instant::now());
+    source_table::replace(Family::V4, &pairs, &[0]).unwrap();
+    let written = begun.elapsed();
+    let after = slab().unwrap();
+    let begun = Instant::now();
+    let mut found = source_table::list(Family::V4).unwrap().unwrap();
+    let listed = begun.elapsed();
+    found.sort_unstable();
+    assert_eq!(found, pairs);
+    let begun = Instant::now();
+    let other = (
+        "198.18.200.1".parse().unwrap(),
+        "10.244.200.1".parse().unwrap(),
+    );
+    source_table::add(Family::V4, &[other], &[0]).unwrap();
+    println!(
+        "FIGURE addresses: 10,000 shadows took {:.1} ms and {:.0} KiB, listing {:.1} ms, one more {:.2} ms",
+        written.as_secs_f64() * 1e3,
+        after - before,
+        listed.as_secs_f64() * 1e3,
+        begun.elapsed().as_secs_f64() * 1e3
+    );
+}
