@@ -1,14 +1,16 @@
 //! `ebbtide net` as a process: what it writes, when it gives way, and what it leaves behind.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ebbtide::net::netlink;
+use ebbtide::net::netlink::{self, Family};
 use ebbtide::net::rules::{Answer, Message, Rules, Transport};
+use ebbtide::net::source::{Client, Side};
+use ebbtide::net::source_table;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::namespace::is_inside;
@@ -273,4 +275,90 @@ fn of_several_the_newest_writes_and_the_next_newest_follows_it() {
     assert_eq!(written(), rules(&[12]));
     assert_eq!(a_proxy.all(&rules(&[13])), Answer::Applied);
     assert_eq!(written(), rules(&[13]));
+}
+
+#[test]
+fn every_process_gives_a_client_the_same_shadow_and_no_other_client() {
+    if !is_inside(
+        "addresses::process::every_process_gives_a_client_the_same_shadow_and_no_other_client",
+    ) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let start = |name: &str| {
+        let net = Net::start(&folder.path().join(name));
+        let proxy = Proxy::connect(&net);
+        (net, proxy)
+    };
+    // These have the same places.
+    let client = |net: u8| Client {
+        address: [10, net, 0, 2].into(),
+        side: Side::Outside,
+    };
+    let ask = |proxy: &mut Proxy, clients: &[Client]| -> Vec<Option<IpAddr>> {
+        match proxy.say(&Message::Sources(clients.to_vec())) {
+            Answer::Sources(shadows) => shadows,
+            other => panic!("{other:?}"),
+        }
+    };
+    let shadow = |n: u8| Some(IpAddr::from([198, 19, 0, n]));
+    let (_older, mut old) = start("older");
+    assert_eq!(
+        ask(&mut old, &[client(1)]),
+        [None],
+        "nothing is written before the rules"
+    );
+    assert_eq!(old.all(&rules(&[80])), Answer::Applied);
+    assert_eq!(
+        ask(&mut old, &[client(1), client(2)]),
+        [shadow(2), shadow(3)]
+    );
+    let (newer, mut new) = start("newer");
+    assert_eq!(new.all(&rules(&[80])), Answer::Applied);
+    // In turns, by the one that owns the table and by the other.
+    assert_eq!(
+        ask(&mut new, &[client(2), client(3)]),
+        [shadow(3), shadow(4)]
+    );
+    assert_eq!(old.all(&rules(&[80])), Answer::Kept);
+    assert_eq!(
+        ask(&mut old, &[client(4), client(3)]),
+        [shadow(5), shadow(4)]
+    );
+    assert_eq!(
+        ask(&mut new, &[client(5), client(4)]),
+        [shadow(6), shadow(5)]
+    );
+    let full: Vec<Client> = (1..=9).map(client).collect();
+    let expected: Vec<_> = (2..=9).map(shadow).chain([None]).collect();
+    assert_eq!(ask(&mut new, &full), expected);
+    // Addresses that are no client's.
+    let loopback = Client {
+        address: [127, 0, 0, 1].into(),
+        ..client(1)
+    };
+    assert_eq!(ask(&mut new, &[loopback]), [None]);
+    // Of a pod that has no way here, no answer of an endpoint would pass this node.
+    let inside = Client {
+        side: Side::Inside,
+        ..client(1)
+    };
+    assert_eq!(ask(&mut new, &[inside]), [None]);
+
+    newer.kill();
+    until("the older one", || {
+        old.all(&rules(&[81])) == Answer::Applied
+    });
+    assert_eq!(ask(&mut old, &full), expected);
+    // The next one has been asked for nobody yet, and knows all the same what the kernel had.
+    let (_third, mut third) = start("third");
+    assert_eq!(third.all(&rules(&[82])), Answer::Applied);
+    source_table::remove().unwrap();
+    until("the table", || {
+        source_table::list(Family::V4)
+            .unwrap()
+            .is_some_and(|it| it.len() == 8)
+    });
+    assert_eq!(ask(&mut third, &full), expected);
+    assert_eq!(ask(&mut old, &full), expected);
 }

@@ -31,6 +31,7 @@ const PROMISED: &[(&str, &str, &str)] = &[
     ("ebbtide_drain_duration_seconds", "histogram", ""),
     ("ebbtide_deletion_lag_seconds", "histogram", ""),
     ("ebbtide_upstream_connections", "gauge", "state"),
+    ("ebbtide_source_lost_total", "counter", ""),
 ];
 
 #[test]
