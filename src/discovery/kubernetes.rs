@@ -18,15 +18,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use futures::future::OptionFuture;
 use futures::stream::{FuturesUnordered, SelectAll};
-use futures::{FutureExt, StreamExt};
 use hyper::Uri;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 
 use crate::cluster::api::Clock;
-use crate::cluster::node;
+use crate::cluster::node::Looks;
 use crate::config::settings;
 use crate::discovery::absent::Absent;
 use crate::discovery::held::Held;
@@ -70,9 +70,10 @@ pub async fn run(
     let now = Instant::now();
     let mut absent = Absent::new(client.clone(), &settings.namespaces);
     let node = reader.node.clone();
-    let asks = node.zone.is_none() || !knows_pod_ranges;
+    let has_zone = node.zone.is_some();
+    let asks = !has_zone || !knows_pod_ranges;
     let name = node.name.filter(|_| asks);
-    let mut asked_node = name.map(|name| node::ask(client.clone(), name).boxed());
+    let mut looks = name.map(|name| Looks::at(client.clone(), name));
     let mut table = SavedTable::open(&settings, server.clone());
     // Nodes that serve already come to the API server one after the other. One that serves nothing
     // does not wait.
@@ -156,9 +157,8 @@ pub async fn run(
                 received = Instant::now();
                 watches.take_found(&name, found, &mut changes);
             }
-            Some(found) = OptionFuture::from(asked_node.as_mut()) => {
-                asked_node = None;
-                if let Some(zone) = found.zone().filter(|_| node.zone.is_none()) {
+            Some(found) = OptionFuture::from(looks.as_mut().map(Looks::next)) => {
+                if let Some(zone) = found.zone().filter(|_| !has_zone) {
                     watches.take_zone(zone);
                 }
                 if out.send(Message::PodRanges(found.pod_ranges())).await.is_err() {

@@ -373,6 +373,9 @@ impl Watches {
 
     /// Takes in the zone of this node. Slices that were read without it are read again.
     pub(super) fn take_zone(&mut self, zone: &str) {
+        if self.reader.node.zone.as_deref() == Some(zone) {
+            return;
+        }
         self.reader.node.zone = Some(zone.to_owned());
         let slices = self.states.iter();
         let slices = slices.filter(|(key, _)| key.kind == Kind::EndpointSlice);

@@ -288,8 +288,32 @@ async fn a_node_port_with_a_local_policy_reaches_endpoints_of_this_node_only() {
     node.until_answered_by(&["e1"], &["e1"]).await;
 }
 
+/// The clients of a nodePort get the endpoints that hints give to this node. Those of listener `web` get
+/// all.
 #[tokio::test]
-async fn the_nodes_name_comes_from_the_environment() {
+async fn hints_choose_the_endpoints_of_a_node_port_until_they_leave() {
+    let endpoints = Named::start(3).await;
+    let node = Node::start(json!({"trafficDistribution": "PreferSameNode"})).await;
+    let entry = |name: &str| Ep::new(name, endpoints.0[name].address);
+    let put = |endpoint: &Ep, of: &str| {
+        let mut slice = endpoint.slice_of("shop", "");
+        slice["endpoints"][0]["hints"] = json!({"forNodes": [{"name": of}]});
+        node.rig
+            .write(&format!("slice-{}.json", endpoint.name), &slice);
+    };
+    for (name, of) in [("e0", NODE), ("e1", "n2"), ("e2", NODE)] {
+        put(&entry(name), of);
+    }
+    node.until_answered_by(&["e0", "e2"], &["e0", "e1", "e2"])
+        .await;
+    put(&entry("e0").terminating(), NODE);
+    node.until_answered_by(&["e2"], &["e1", "e2"]).await;
+    put(&entry("e2").terminating(), NODE);
+    node.until_answered_by(&["e1"], &["e1"]).await;
+}
+
+#[tokio::test]
+async fn the_nodes_name_and_zone_come_from_the_environment() {
     let endpoints = Named::start(2).await;
     let (folder, node_port) = (Folder::new(), free_address());
     let spec = json!({"externalTrafficPolicy": "Local"});
@@ -297,7 +321,19 @@ async fn the_nodes_name_comes_from_the_environment() {
     for (name, node) in [("e0", "n7"), ("e1", "n8")] {
         put(&folder, &Ep::new(name, endpoints.0[name].address), node);
     }
-    let program = script(BINARY.as_ref(), "export NODE_NAME=n7", folder.path());
+    // Another Service, whose endpoints have hints for zones.
+    let hinted = free_address();
+    let mut other = claimed(hinted, json!({}));
+    other["metadata"]["name"] = "other".into();
+    folder.write("other.json", &other);
+    for (name, zone) in [("e0", "z1"), ("e1", "z2")] {
+        let mut slice = Ep::new(name, endpoints.0[name].address).slice_of("other", "");
+        slice["metadata"]["name"] = format!("other-{name}").into();
+        slice["endpoints"][0]["hints"] = json!({"forZones": [{"name": zone}]});
+        folder.write(&format!("other-{name}.json"), &slice);
+    }
+    let environment = "export NODE_NAME=n7 NODE_ZONE=z2";
+    let program = script(BINARY.as_ref(), environment, folder.path());
     let text = one_listener("http", "nodePorts: {addresses: [127.0.0.1]}");
     let proxy = Proxy::start(&program, folder.path(), &text, &["web"]);
     let process = Process {
@@ -307,6 +343,10 @@ async fn the_nodes_name_comes_from_the_environment() {
     process.ready(2).await;
     let names = ask_together([127, 0, 0, 2], node_port, 30).await;
     assert_eq!(names, HashSet::from(["e0".into()]));
+    eventually("the endpoint of this zone", async || {
+        ask_together([127, 0, 0, 2], hinted, 30).await == HashSet::from(["e1".into()])
+    })
+    .await;
 }
 
 /// The answer to a health check: its head and its body.

@@ -371,6 +371,11 @@ async fn the_zone_of_this_node_is_asked_for_and_slices_are_read_with_it() {
         })
         .await;
     let spec = json!({"podCIDR": "10.244.3.0/24", "podCIDRs": ["10.244.3.0/24", "fd00:3::/64"]});
+    // A cloud gives a new node its zone after the first pods of its network have begun.
+    api.node("n1", Some((json!({}), spec.clone())));
+    source
+        .until("the ranges of pods", |it| it.pod_ranges.len() == 2)
+        .await;
     api.node(
         "n1",
         Some((json!({"topology.kubernetes.io/zone": "b"}), spec)),
