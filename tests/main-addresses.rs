@@ -18,6 +18,7 @@ mod addresses {
     mod process;
     mod seen;
     mod served;
+    mod shadows;
     mod size;
     mod source;
     mod table;

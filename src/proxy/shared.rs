@@ -1,8 +1,8 @@
 //! What all workers share, and the commands a worker gets in its mailbox.
 //!
 //! Invariant: a request takes no mutex of ours, unless its
-//! Service has session affinity (`contract/affinity.rs`), or it needs a new connection that the endpoint
-//! sees as its client's (`contract/source.rs`). It reads the snapshot and `closing`. It changes
+//! Service has session affinity (`contract/affinity.rs`), or its client is to be seen by the endpoint, and
+//! needs a new connection or has no shadow (`contract/source.rs`). It reads the snapshot and `closing`. It changes
 //! atomics: the lease word, the latency average and the tally of its endpoint, the hold queue of
 //! its Service, and the metrics of its Service port. It sends at most one line to the bounded queue
 //! of the access log. Mailboxes, `loads` and `connections` are for connections, not for requests.

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::namespace::ip;
-use super::node::{inside_of, shop};
+use super::node::{get, inside_of, shop};
 use super::process::until;
 use crate::support::folder::Ep;
 use crate::support::manifests::service;
@@ -108,6 +110,8 @@ pub struct App {
     pub address: SocketAddr,
     /// The ends of the connections that have carried a request, by the address that it saw.
     pub connections: Arc<Mutex<HashSet<(IpAddr, u16)>>>,
+    /// While set, it finishes no answer.
+    pub slow: Arc<AtomicBool>,
 }
 
 impl App {
@@ -116,7 +120,8 @@ impl App {
         let at = SocketAddr::new(at.parse().unwrap(), 8080);
         let name = format!("{}{}", pod.name, if is_ipv6 { "6" } else { "4" });
         let connections = Arc::<Mutex<HashSet<_>>>::default();
-        let (noted, own) = (connections.clone(), name.clone());
+        let slow = Arc::<AtomicBool>::default();
+        let (noted, waits, own) = (connections.clone(), slow.clone(), name.clone());
         let run = move || {
             let listener = TcpListener::bind(at).unwrap();
             let datagrams = UdpSocket::bind(at).unwrap();
@@ -130,8 +135,8 @@ impl App {
             });
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
-                    let (noted, name) = (noted.clone(), own.clone());
-                    std::thread::spawn(move || serve(stream, &name, &noted));
+                    let (noted, waits, name) = (noted.clone(), waits.clone(), own.clone());
+                    std::thread::spawn(move || serve(stream, &name, &noted, &waits));
                 }
             });
         };
@@ -143,6 +148,7 @@ impl App {
             name,
             address: at,
             connections,
+            slow,
         }
     }
 
@@ -155,7 +161,12 @@ impl App {
     }
 }
 
-fn serve(mut stream: TcpStream, name: &str, noted: &Mutex<HashSet<(IpAddr, u16)>>) -> Option<()> {
+fn serve(
+    mut stream: TcpStream,
+    name: &str,
+    noted: &Mutex<HashSet<(IpAddr, u16)>>,
+    waits: &AtomicBool,
+) -> Option<()> {
     let peer = stream.peer_addr().ok()?;
     loop {
         let mut head = Vec::new();
@@ -165,6 +176,9 @@ fn serve(mut stream: TcpStream, name: &str, noted: &Mutex<HashSet<(IpAddr, u16)>
             head.push(byte[0]);
         }
         noted.lock().unwrap().insert((peer.ip(), peer.port()));
+        while waits.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let body = format!("{name} {}", peer.ip());
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all((head + &body).as_bytes()).ok()?;
@@ -185,7 +199,7 @@ pub fn dns() -> serde_json::Value {
 /// Asks by a datagram, from a socket of its own.
 pub fn ask(at: &str) -> Option<String> {
     let client = UdpSocket::bind("0.0.0.0:0").unwrap();
-    let patience = std::time::Duration::from_secs(3);
+    let patience = Duration::from_secs(3);
     client.set_read_timeout(Some(patience)).unwrap();
     client.connect(at).unwrap();
     client.send(b"ask").ok()?;
@@ -193,6 +207,14 @@ pub fn ask(at: &str) -> Option<String> {
     let read = client.recv(&mut buffer).ok()?;
     Some(String::from_utf8_lossy(&buffer[..read]).into_owned())
 }
+
+/// What a client in this pod gets by this address.
+pub fn seen(pod: Pod, at: &str) -> String {
+    inside_of(pod.name, || get(at)).unwrap()
+}
+
+/// What [`NEIGHBOUR`] answers if it sees the node.
+pub const BY_NODE: &str = "neighbour4 10.244.1.1";
 
 /// Runs `nft` with this text, in the pod or on the node.
 pub fn nft(pod: Option<Pod>, text: &str) {

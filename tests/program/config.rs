@@ -145,7 +145,6 @@ fn every_field_is_taken_over() {
     let ranges = ["10.244.0.0/16", "fd00:244::/48"].map(|it| it.parse().unwrap());
     assert_eq!(config.inside.pods, ranges);
     assert_eq!(config.inside.nodes, [ip("192.0.2.1")]);
-    assert_eq!(config.addresses, None);
     assert!(config.claim.all && config.claim.proxy_name == "edge-1");
     assert_eq!(config.node_port_addresses, [ip("::1"), ip("127.0.0.1")]);
     let addresses = config.addresses.as_ref().unwrap();

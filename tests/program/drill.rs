@@ -359,7 +359,7 @@ warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0
     assert_eq!(tables, expected);
 
     // The API server's pods are no pods of Ebbtide, so its node is not served.
-    let addresses = "services: {addresses: on, nodeAddresses: [127.0.0.1]}\n";
+    let addresses = "services: {addresses: on, nodeAddresses: [192.0.2.1]}\n";
     let (_, out, _) = cluster.check(addresses).await;
     let expected =
         "warning: node n: its clients do not reach claimed Services: no pod of Ebbtide is there";
