@@ -31,7 +31,7 @@ use crate::discovery::object::{
     Deletion, Hint, Hints, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
     SliceObject,
 };
-use crate::discovery::service_spec::{addresses, traffic, unserved};
+use crate::discovery::service_spec::{addresses, is_claimed, is_external_name, traffic, unserved};
 
 /// What a reader of objects must know beforehand.
 #[derive(Debug, Clone, Default)]
@@ -264,29 +264,6 @@ pub fn service(service: &Service, claim: &Claim) -> Result<ServiceObject, Invali
         source_ranges,
         traffic: traffic(service, spec)?,
     })
-}
-
-/// Whether this proxy serves a Service without a listener that names it. The labels of kube-proxy's own
-/// rule decide: one that is headless by label is for no proxy, although it has a cluster IP. Without a
-/// label, and with `services.claim: all`, these are the Services that kube-proxy would serve.
-pub fn is_claimed(service: &Service, claim: &Claim) -> bool {
-    let of_proxies = |name| label(&service.metadata, &format!("service.kubernetes.io/{name}"));
-    if of_proxies("headless").is_some() {
-        return false;
-    }
-    match of_proxies("service-proxy-name") {
-        Some(name) => name == claim.proxy_name,
-        None => {
-            let is_served = |spec: &ServiceSpec| {
-                spec.cluster_ip.as_deref() != Some("None") && !is_external_name(spec)
-            };
-            claim.all && service.spec.as_ref().is_some_and(is_served)
-        }
-    }
-}
-
-fn is_external_name(spec: &ServiceSpec) -> bool {
-    spec.type_.as_deref() == Some("ExternalName")
 }
 
 /// Reads a discovery.k8s.io/v1 EndpointSlice and applies the nil rules of its conditions. `node` is

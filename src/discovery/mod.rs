@@ -18,7 +18,7 @@ pub mod object;
 mod restored;
 mod saved;
 mod scope;
-mod service_spec;
+pub mod service_spec;
 pub mod source;
 mod standing;
 

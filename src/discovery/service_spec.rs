@@ -1,11 +1,37 @@
-//! What a Service's spec says besides its ports: which endpoints its clients may reach, its addresses,
-//! and the fields that nobody serves once it is claimed.
+//! What a Service says besides its ports: whether it is claimed, which endpoints its clients may reach,
+//! its addresses, and the fields that nobody serves once it is claimed.
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
+use crate::config::settings::Claim;
 use crate::contract::address::{AddressKind, ServiceAddress};
 use crate::contract::policy::Traffic;
 use crate::discovery::invalid::{Invalid, port_number, seconds};
+
+/// Whether this proxy serves a Service without a listener that names it. The labels of kube-proxy's own
+/// rule decide: one that is headless by label is for no proxy, although it has a cluster IP. Without a
+/// label, and with `services.claim: all`, these are the Services that kube-proxy would serve.
+pub fn is_claimed(service: &Service, claim: &Claim) -> bool {
+    let labels = service.metadata.labels.as_ref();
+    let of_proxies = |name| labels?.get(&format!("service.kubernetes.io/{name}"));
+    if of_proxies("headless").is_some() {
+        return false;
+    }
+    match of_proxies("service-proxy-name") {
+        Some(name) => *name == claim.proxy_name,
+        None => {
+            let is_served = |spec: &ServiceSpec| {
+                spec.cluster_ip.as_deref() != Some("None") && !is_external_name(spec)
+            };
+            claim.all && service.spec.as_ref().is_some_and(is_served)
+        }
+    }
+}
+
+/// Whether a name stands for the Service, and no endpoint.
+pub(super) fn is_external_name(spec: &ServiceSpec) -> bool {
+    spec.type_.as_deref() == Some("ExternalName")
+}
 
 /// Which endpoints the clients of a Service may reach.
 pub(super) fn traffic(service: &Service, spec: &ServiceSpec) -> Result<Traffic, Invalid> {

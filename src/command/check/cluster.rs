@@ -21,8 +21,9 @@ use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes, Node};
 use crate::contract::name::ObjectName;
 use crate::discovery::invalid::Invalid;
-use crate::discovery::manifest::{self, is_claimed};
+use crate::discovery::manifest;
 use crate::discovery::object::Object;
+use crate::discovery::service_spec::is_claimed;
 use crate::text::one_line;
 
 /// Reads from the API server all that a check needs.
