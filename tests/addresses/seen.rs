@@ -235,10 +235,11 @@ pub fn nft(pod: Option<Pod>, text: &str) {
     }
 }
 
-/// Waits until one application serves the Service's clients, and no other one.
+/// Waits until one application serves the Service's clients, and no other one. While there are two, so
+/// many picks do not choose the same one.
 pub fn until_only(app: &App, get: impl Fn() -> std::io::Result<String>) {
     let prefix = format!("{} ", app.name);
     until(&app.name, || {
-        (0..5).all(|_| get().is_ok_and(|it| it.starts_with(&prefix)))
+        (0..40).all(|_| get().is_ok_and(|it| it.starts_with(&prefix)))
     });
 }
