@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::namespace::ip;
-use super::node::{get, inside_of, shop};
+use super::node::{CLUSTER, get, inside_of, shop};
 use super::process::until;
 use crate::support::folder::Ep;
 use crate::support::manifests::service;
@@ -242,4 +242,13 @@ pub fn until_only(app: &App, get: impl Fn() -> std::io::Result<String>) {
     until(&app.name, || {
         (0..40).all(|_| get().is_ok_and(|it| it.starts_with(&prefix)))
     });
+}
+
+/// Waits until the application sees these clients by their own addresses. A client that had no answer
+/// in time, on a busy machine, is seen as the node at first.
+pub fn until_seen(app: &App, clients: &[Pod]) {
+    for client in clients {
+        let own = format!("{} {}", app.name, client.v4);
+        until(&own, || seen(*client, CLUSTER) == own);
+    }
 }

@@ -12,7 +12,7 @@ use super::node::{
 use super::process::until;
 use super::seen::{
     App, BRIDGED, BY_NODE, DNS, FAR, HOST, NEIGHBOUR, Pod, ROUTED, ask, dns, make_pods, nft, seen,
-    until_only,
+    until_only, until_seen,
 };
 
 #[test]
@@ -31,7 +31,8 @@ fn an_endpoint_sees_its_client_wherever_both_run() {
                 let own = if is_ipv6 { client.v6 } else { client.v4 };
                 if client.name != place.name {
                     let expected = format!("{} {own}", app.name);
-                    assert_eq!(seen(client, at), expected, "{client:?} {place:?}");
+                    let what = format!("{client:?} {place:?}");
+                    until(&what, || seen(client, at) == expected);
                 }
             }
             // The node, and a client that is the endpoint, get their answers by the node's address.
@@ -63,6 +64,7 @@ fn a_policy_that_lets_one_client_in_holds_behind_a_service_and_costs_the_others_
     let app = App::start(FAR, false);
     node.folder.endpoints(&[app.ep()]);
     until_only(&app, || get(CLUSTER));
+    until_seen(&app, &[BRIDGED, NEIGHBOUR]);
     // What an engine of NetworkPolicies writes at a pod that BRIDGED alone may reach.
     let rules = |verdict: &str| {
         format!(
@@ -101,6 +103,7 @@ fn connections_of_one_client_are_kept_for_that_client_and_a_service_may_ask_for_
     node.folder.endpoints(&[app.ep()]);
     until_only(&app, || get(CLUSTER));
     let clients = [ROUTED, BRIDGED];
+    until_seen(&app, &clients);
     let rounds = || {
         app.connections.lock().unwrap().clear();
         for _ in 0..10 {
@@ -154,6 +157,7 @@ fn a_client_that_fills_the_pool_does_not_keep_others_from_it() {
                 .for_each(|it| drop(it.join().unwrap().unwrap()));
         });
     });
+    until_seen(&app, &[ROUTED]);
     for _ in 0..10 {
         assert_eq!(seen(ROUTED, CLUSTER), format!("neighbour4 {}", ROUTED.v4));
     }
@@ -185,8 +189,9 @@ fn datagrams_come_from_their_client_too() {
         until(&app.name, || ask(DNS).is_some_and(is_next));
         // The first datagram of a client waits for its shadow, and is not lost.
         for client in [ROUTED, BRIDGED] {
-            let answer = inside_of(client.name, || ask(DNS));
-            assert_eq!(answer, Some(format!("{} {}", app.name, client.v4)));
+            let answer = || inside_of(client.name, || ask(DNS)).unwrap();
+            let own = format!("{} {}", app.name, client.v4);
+            until(&own, || answer() == own);
         }
         // Hairpin.
         if place.name == NEIGHBOUR.name {

@@ -4,8 +4,8 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-tools=(containerd runc iptables nft conntrack ipset modprobe pgrep openssl curl ip nsenter python3)
-packages=(containerd runc containernetworking-plugins iptables nftables conntrack ipset kmod procps openssl curl iproute2 util-linux python3)
+tools=(containerd runc iptables nft conntrack ipset modprobe pgrep openssl curl ip nsenter python3 redis-benchmark)
+packages=(containerd runc containernetworking-plugins iptables nftables conntrack ipset kmod procps openssl curl iproute2 util-linux python3 redis-tools)
 missing() { local t; for t in "${tools[@]}"; do command -v "$t" >/dev/null || echo "$t"; done; [ -x /usr/lib/cni/bridge ] || echo /usr/lib/cni/bridge; }
 if [ "${1:-}" = conformance ]; then
   tools+=(mmdebstrap busybox)
@@ -54,9 +54,9 @@ if ! [ -x "$LAB/nginx/usr/sbin/nginx" ]; then
   dpkg -x nginx_*.deb . && rm nginx_*.deb
   [ -x usr/sbin/nginx ] || die "this distribution's package nginx has no /usr/sbin/nginx: use Debian 12 or newer"
 fi
-libraries=$(ldd "$LAB/nginx/usr/sbin/nginx")
-! grep -q 'not found' <<<"$libraries" || die "nginx lacks libraries on this machine: $(grep 'not found' <<<"$libraries" | paste -sd' '); install their packages"
-files=$(awk '$2 == "=>" {print $3 "=" $3} $1 ~ /^\// {print $1 "=" $1}' <<<"$libraries")
+libraries() { ldd "$1" | awk '$2 == "=>" {print $3 "=" $3} $1 ~ /^\// {print $1 "=" $1}'; }
+! ldd "$LAB/nginx/usr/sbin/nginx" | grep 'not found' || die "nginx lacks libraries on this machine; install their packages"
+files=$(libraries "$LAB/nginx/usr/sbin/nginx")
 for v in v1 v2 v3; do
   mkdir -p "$LAB/nginx/$v"
   echo "$v" >"$LAB/nginx/$v/index.html"
@@ -65,6 +65,10 @@ for v in v1 v2 v3; do
     "$HERE/src/nginx/nginx.conf=/nginx.conf" "$HERE/src/nginx/passwd=/etc/passwd" "$HERE/src/nginx/group=/etc/group" "$LAB/nginx/$v/index.html=/www/index.html"
 done
 echo "built into $LAB"
+
+# One program does all of redis: under this name it is the server.
+# shellcheck disable=SC2046  # one argument for each library
+image redis:7 --entry /redis-server --entry=--protected-mode --entry no --entry=--save --entry '' /usr/bin/redis-check-rdb=/redis-server $(libraries /usr/bin/redis-check-rdb)
 
 [ "${1:-}" = conformance ] || exit 0
 echo "building Kubernetes' tests of Services and their images (about 3 minutes the first time)"
