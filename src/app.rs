@@ -280,6 +280,7 @@ fn start_workers(
     let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers.get())
         .map(|_| mpsc::unbounded_channel())
         .unzip();
+    let nodes = config.addresses.as_ref().map(|it| it.nodes.clone());
     let shared = Arc::new(Shared {
         snapshot,
         generation: table.generations().subscribe(),
@@ -293,10 +294,7 @@ fn start_workers(
         refused_headers: Pace::default(),
         inside: ArcSwap::from_pointee(config.inside.clone()),
         addresses: Arc::default(),
-        sources: config
-            .addresses
-            .as_ref()
-            .map(|it| Arc::new(Sources::new(it.nodes.clone()))),
+        sources: nodes.map(|it| Arc::new(Sources::new(it))),
         sources_lost: Pace::default(),
         udp_full: Pace::default(),
     });

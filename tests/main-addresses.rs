@@ -8,6 +8,7 @@ mod support {
     pub mod binary;
     pub mod folder;
     pub mod manifests;
+    pub mod memory;
 }
 
 mod addresses {

@@ -8,6 +8,7 @@ mod support {
     pub mod binary;
     pub mod folder;
     pub mod manifests;
+    pub mod memory;
     pub mod process;
     pub mod serve;
     pub mod table;

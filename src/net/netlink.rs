@@ -24,7 +24,7 @@ pub fn replace(rules: &Rules) -> io::Result<()> {
     let steps = difference(&Rules::new(), rules);
     send(|batch| {
         for family in Family::ALL {
-            destroy(batch, family);
+            destroy(batch, family, TABLE);
             if steps.iter().any(|step| Family::of(&step.at.1) == family) {
                 create(batch, family);
                 put_steps(batch, family, &steps);
@@ -53,7 +53,7 @@ pub fn remove() -> io::Result<()> {
     send(|batch| {
         Family::ALL
             .iter()
-            .for_each(|family| destroy(batch, *family))
+            .for_each(|family| destroy(batch, *family, TABLE))
     })
 }
 
@@ -168,13 +168,17 @@ const fn map_of(transport: Transport) -> &'static [u8] {
 
 /// Removes a table that may be absent: it is made first if it is. (The kernel's own command for
 /// this is younger than some kernels in use.)
-fn destroy(batch: &mut Chained<'static>, family: Family) {
-    let header = family.header();
-    let mut made = batch.request().set_create().op_newtable_do(&header);
-    made.encode().push_name_bytes(TABLE);
-    drop(made);
-    let mut gone = batch.request().op_deltable_do(&header);
-    gone.encode().push_name_bytes(TABLE);
+pub(super) fn destroy(batch: &mut Chained<'static>, family: Family, table: &[u8]) {
+    make_table(batch, family, table);
+    let mut gone = batch.request().op_deltable_do(&family.header());
+    gone.encode().push_name_bytes(table);
+}
+
+/// Makes a table, if it is absent.
+pub(super) fn make_table(batch: &mut Chained<'static>, family: Family, table: &[u8]) {
+    let request = batch.request().set_create();
+    let mut made = request.op_newtable_do(&family.header());
+    made.encode().push_name_bytes(table);
 }
 
 fn create(batch: &mut Chained<'static>, family: Family) {
@@ -182,9 +186,7 @@ fn create(batch: &mut Chained<'static>, family: Family) {
     const CHAINS: [(&[u8], u32); 2] = [(b"prerouting", 0), (b"output", 3)];
     const PRIORITY: i32 = -105;
     let header = family.header();
-    let mut table = batch.request().set_create().op_newtable_do(&header);
-    table.encode().push_name_bytes(TABLE);
-    drop(table);
+    make_table(batch, family, TABLE);
     for (id, transport) in (1..).zip(TRANSPORTS) {
         add_map(batch, family, transport, id);
     }

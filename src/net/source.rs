@@ -3,7 +3,7 @@
 //!
 //! Here is which shadows a client may have, without the kernel. A client has a few places, and gets
 //! the first that is its own or free. No place is ever taken away: so it is always the same one,
-//! whoever decides, and no connection has another client's name.
+//! whichever process decides, and no connection has another client's name.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -99,7 +99,7 @@ mod tests {
         }
     }
 
-    /// Whoever decides, and in whatever order clients come: nobody has the place of another one.
+    /// In any order of clients, and by any process: no client has the place of another one.
     #[test]
     fn a_place_is_given_once_and_its_client_finds_it_again() {
         let mut taken = HashMap::<IpAddr, IpAddr>::new();

@@ -18,20 +18,20 @@ use netlink_bindings::nftables::{
 use netlink_bindings::traits::Pusher;
 
 use crate::net::exchange::{ask, invalid, send};
-use crate::net::netlink::{Family, IN_A_MESSAGE};
+use crate::net::netlink::{Family, IN_A_MESSAGE, destroy, make_table};
 use crate::net::source::RANGES;
 
 /// A shadow and its client.
 pub type Pair = (IpAddr, IpAddr);
 
-/// Writes the family's table anew, with these elements, in one batch. Connections under way keep their
-/// names.
+/// Replaces the family's table by one with these elements, in one batch. Connections under way keep
+/// their names.
 ///
 /// # Errors
 /// As for [`crate::net::netlink::replace`].
 pub fn replace(family: Family, pairs: &[Pair], users: &[u32]) -> io::Result<()> {
     send(|batch| {
-        destroy(batch, family);
+        destroy(batch, family, TABLE);
         create(batch, family);
         put(batch, family, pairs, users);
     })
@@ -53,7 +53,7 @@ pub fn remove() -> io::Result<()> {
     send(|batch| {
         Family::ALL
             .iter()
-            .for_each(|family| destroy(batch, *family))
+            .for_each(|family| destroy(batch, *family, TABLE))
     })
 }
 
@@ -90,21 +90,8 @@ const TABLE: &[u8] = b"ebbtide-sources";
 const SOURCES: &[u8] = b"sources";
 const USERS: &[u8] = b"users";
 
-/// As in [`crate::net::netlink`], for a table that may be absent.
-fn destroy(batch: &mut Chained<'static>, family: Family) {
-    let header = family.header();
-    let mut made = batch.request().set_create().op_newtable_do(&header);
-    made.encode().push_name_bytes(TABLE);
-    drop(made);
-    let mut gone = batch.request().op_deltable_do(&header);
-    gone.encode().push_name_bytes(TABLE);
-}
-
 fn create(batch: &mut Chained<'static>, family: Family) {
-    let header = family.header();
-    let mut table = batch.request().set_create().op_newtable_do(&header);
-    table.encode().push_name_bytes(TABLE);
-    drop(table);
+    make_table(batch, family, TABLE);
     add_sets(batch, family);
     add_chain(batch, family, &NAME, |steps| {
         let steps = in_range(steps, family, Field::Source);

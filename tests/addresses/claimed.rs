@@ -9,7 +9,7 @@ use ebbtide::net::rules::{Rules, Transport};
 use serde_json::json;
 
 use super::namespace::is_inside;
-use super::node::{Node, in_pod, make_network};
+use super::node::{Node, echo, in_pod, make_network};
 use super::process::until;
 use crate::support::manifests::{endpoint, service, slice};
 
@@ -77,20 +77,6 @@ fn the_flows_of_kube_proxys_time_come_over_and_go_back() {
     for client in &clients {
         until("an answer as before", || ask(client) == "old ask");
     }
-}
-
-/// Answers datagrams with its name, and returns its port.
-fn echo(at: &str, name: &'static str) -> u16 {
-    let server = UdpSocket::bind(at).unwrap();
-    let port = server.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let mut buf = [0; 64];
-        while let Ok((n, from)) = server.recv_from(&mut buf) {
-            let answer = [name.as_bytes(), b" ", &buf[..n]].concat();
-            let _ = server.send_to(&answer, from);
-        }
-    });
-    port
 }
 
 /// A client that keeps its port.

@@ -2,7 +2,7 @@
 //! applications on loopback, and clients on the node and in the pod.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -310,4 +310,18 @@ pub fn try_get(to: &str) -> io::Result<String> {
 pub fn is_refused(to: &str) -> bool {
     let tried = Client::connect(to);
     tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Answers datagrams with its name, and returns its port.
+pub fn echo(at: &str, name: &'static str) -> u16 {
+    let server = UdpSocket::bind(at).unwrap();
+    let port = server.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut buf = [0; 64];
+        while let Ok((n, from)) = server.recv_from(&mut buf) {
+            let answer = [name.as_bytes(), b" ", &buf[..n]].concat();
+            let _ = server.send_to(&answer, from);
+        }
+    });
+    port
 }

@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::namespace::is_inside;
 use super::node::{
-    ALL, App, BALANCER, CLUSTER, CLUSTER_V6, Client, EXTERNAL, NODE, Node, POD, SHARED, get, held,
-    in_pod, is_refused, rule, shop, start_proxy, try_get,
+    ALL, App, BALANCER, CLUSTER, CLUSTER_V6, Client, EXTERNAL, NODE, Node, POD, SHARED, echo, get,
+    held, in_pod, is_refused, rule, shop, start_proxy, try_get,
 };
 use super::process::{Net, until};
 use crate::support::manifests::{endpoint, service, slice};
@@ -303,18 +303,6 @@ fn datagrams_reach_a_service_by_its_cluster_ip_and_are_refused_without_an_endpoi
     }
     let a = App::start("a");
     let node = Node::start(&[a.ep()], "timeouts: {hold: 1s, drain: 1s}");
-    let echo = |name: &'static str| {
-        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = server.local_addr().unwrap().port();
-        std::thread::spawn(move || {
-            let mut buf = [0; 64];
-            while let Ok((n, from)) = server.recv_from(&mut buf) {
-                let answer = [name.as_bytes(), b" ", &buf[..n]].concat();
-                let _ = server.send_to(&answer, from);
-            }
-        });
-        port
-    };
     // TCP and UDP of one number, as DNS has them.
     let mut dns = service("dns", json!({}));
     dns["metadata"]["labels"] = shop()["metadata"]["labels"].clone();
@@ -376,7 +364,7 @@ fn datagrams_reach_a_service_by_its_cluster_ip_and_are_refused_without_an_endpoi
             ask(client).is_err_and(|it| it.kind() == std::io::ErrorKind::ConnectionRefused)
         });
     }
-    lead("first", echo("first"));
+    lead("first", echo("127.0.0.1:0", "first"));
     for client in &faithful {
         let heard = |answer: &str| ask(client).is_ok_and(|it| it == answer);
         until("an answer by the port of before", || heard("first ask"));
@@ -395,7 +383,7 @@ fn datagrams_reach_a_service_by_its_cluster_ip_and_are_refused_without_an_endpoi
     // The same client goes on at another endpoint.
     let client = in_pod(|| udp(both[0]));
     assert_eq!(ask(&client).unwrap(), "first ask");
-    lead("second", echo("second"));
+    lead("second", echo("127.0.0.1:0", "second"));
     std::fs::remove_file(node.folder.manifests().join("first.json")).unwrap();
     until("the second", || {
         ask(&client).is_ok_and(|it| it == "second ask")

@@ -77,7 +77,7 @@ fn shadows_outlive_flushes_and_both_processes_and_go_with_them() {
     proxy.wait().unwrap();
     net.kill();
 
-    // `ebbtide net` crashes: whoever has a shadow keeps it.
+    // `ebbtide net` crashes: a client that has a shadow keeps it.
     until("one proxy", || get(CLUSTER).is_ok());
     node.net.take().unwrap().kill();
     until("its own address", || own(BRIDGED));

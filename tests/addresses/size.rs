@@ -9,6 +9,7 @@ use super::namespace::is_inside;
 use super::node::{App, CLUSTER, Node, get, rule};
 use super::process::until;
 use crate::support::manifests::{endpoint, service, slice};
+use crate::support::memory::own_bytes;
 
 const SERVICES: usize = 10_000;
 
@@ -20,7 +21,7 @@ fn ten_thousand_cluster_ips_are_served_by_the_sockets_of_one() {
     let app = App::start("app");
     let node = Node::start(&[app.ep()], "");
     let pids = [node.proxy.id(), node.net.as_ref().unwrap().id()];
-    let before = pids.map(|pid| (sockets(pid), private(pid)));
+    let before = pids.map(|pid| (sockets(pid), own_bytes(pid)));
     let rules = || netlink::list().unwrap().0.len();
     let own = rules();
 
@@ -37,7 +38,7 @@ fn ten_thousand_cluster_ips_are_served_by_the_sockets_of_one() {
     until("the last one", || {
         get(&last).is_ok_and(|it| it.starts_with("app "))
     });
-    let after = pids.map(|pid| (sockets(pid), private(pid)));
+    let after = pids.map(|pid| (sockets(pid), own_bytes(pid)));
 
     // One Service changes while the others are there.
     let begun = Instant::now();
@@ -85,19 +86,4 @@ fn sockets(pid: u32) -> usize {
     targets
         .filter(|it| it.to_string_lossy().starts_with("socket:"))
         .count()
-}
-
-/// Bytes of memory that the process has written to.
-fn private(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("RssAnon:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<u64>()
-        .unwrap()
-        * 1024
 }

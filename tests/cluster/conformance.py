@@ -42,7 +42,10 @@ def run_tests(column, focus):
         ginkgo = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=RESULTS, start_new_session=True)
         try:
             while ginkgo.poll() is None:
-                time.sleep(30)
+                try:
+                    ginkgo.wait(30)
+                except subprocess.TimeoutExpired:
+                    pass
                 with open(f"{RESULTS}/{column}.log", encoding="utf-8", errors="replace") as file:
                     lab.say(f"{column}: {len(re.findall('^• ', file.read(), re.M))} tests are over after {time.monotonic() - begun:.0f} s")
         finally:  # asked to end, it would first finish what it is at

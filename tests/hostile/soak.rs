@@ -26,7 +26,8 @@ use super::listen::listen;
 use crate::support::binary::BINARY;
 use crate::support::folder::Ep;
 use crate::support::manifests::{endpoint, service, slice};
-use crate::support::vitals::{open_descriptors, own_bytes};
+use crate::support::memory::own_bytes;
+use crate::support::vitals::open_descriptors;
 use crate::support::wait::eventually;
 
 /// The clients of each kind: 200 in all.

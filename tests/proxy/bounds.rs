@@ -22,9 +22,10 @@ use crate::proxy::scripted::Scripted;
 use crate::support::binary::BINARY;
 use crate::support::folder::{Ep, Folder};
 use crate::support::manifests::{endpoint, service, slice};
+use crate::support::memory::own_bytes;
 use crate::support::process::Process;
 use crate::support::rig::one_listener;
-use crate::support::vitals::{cpu, limited, open_descriptors, own_bytes, room_for};
+use crate::support::vitals::{cpu, limited, open_descriptors, room_for};
 use crate::support::wait::{eventually, soon};
 
 /// An endpoint that answers every request with `ok` and keeps the connection.

@@ -1,5 +1,5 @@
-//! The state of a process, seen from outside through `/proc`: its open descriptors, its own memory,
-//! its processor time. Nothing here asks the process itself, so a process that hangs can be
+//! The state of a process, seen from outside through `/proc`: its open descriptors, its processor time.
+//! Its memory is in `memory.rs`. Nothing here asks the process itself, so a process that hangs can be
 //! measured, too. Whether a process sleeps is in `tests/hostile/idle.rs`.
 
 use std::os::unix::fs::PermissionsExt;
@@ -41,23 +41,6 @@ pub fn cpu(pid: u32) -> Duration {
     Duration::from_millis(
         10 * (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()),
     )
-}
-
-/// The bytes of memory that the process itself has written to (`RssAnon` of proc_pid_status(5)).
-/// Code is not counted, because other processes of the same program may share it. Reading `smaps`
-/// would walk all pages and take a processor for a millisecond. `status` does not.
-pub fn own_bytes(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("RssAnon:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<u64>()
-        .unwrap()
-        * 1024
 }
 
 /// How many connections a measurement may open: `most` where descriptors allow it, and `None` where

@@ -29,9 +29,7 @@ pub(super) async fn unserved(client: &Client) -> kube::Result<Vec<String>> {
             .status
             .iter()
             .flat_map(|it| it.conditions.iter().flatten());
-        conditions
-            .clone()
-            .any(|it| it.type_ == "Ready" && it.status == "True")
+        says_ready(conditions.map(|it| (&*it.type_, &*it.status)))
     };
     let names: Vec<String> = nodes
         .iter()
@@ -80,9 +78,11 @@ fn is_ready(pod: &Pod) -> bool {
         .status
         .iter()
         .flat_map(|it| it.conditions.iter().flatten());
-    conditions
-        .clone()
-        .any(|it| it.type_ == "Ready" && it.status == "True")
+    says_ready(conditions.map(|it| (&*it.type_, &*it.status)))
+}
+
+fn says_ready<'a>(mut conditions: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
+    conditions.any(|it| it == ("Ready", "True"))
 }
 
 /// What the kubelet says of the first container that is not ready.

@@ -58,7 +58,7 @@ impl Sources {
         is_owner: bool,
     ) -> io::Result<Vec<Option<IpAddr>>> {
         if !is_owner {
-            // Another process may have written the table anew.
+            // Another process may have replaced the table.
             for (shadow, _) in self.of(family) {
                 self.clients.remove(&shadow);
             }

@@ -28,8 +28,9 @@ use crate::hostile::listen::listen;
 use crate::support::binary::BINARY;
 use crate::support::folder::Ep;
 use crate::support::manifests::service;
+use crate::support::memory::own_bytes;
 use crate::support::process::Process;
-use crate::support::vitals::{cpu, own_bytes};
+use crate::support::vitals::cpu;
 use crate::support::wait::{eventually, soon};
 
 /// The most memory that one hostile connection may cost.
