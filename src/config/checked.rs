@@ -259,6 +259,7 @@ impl raw::Listener {
             protocol: self.protocol.map(|protocol| match protocol {
                 raw::Protocol::Auto => Protocol::Auto,
                 raw::Protocol::Http => Protocol::Http,
+                raw::Protocol::H2c => Protocol::Http2,
                 raw::Protocol::Tcp => Protocol::Tcp,
                 raw::Protocol::Udp => Protocol::Udp,
             }),

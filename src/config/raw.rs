@@ -271,6 +271,7 @@ pub(super) struct Retry {
 pub(super) enum Protocol {
     Auto,
     Http,
+    H2c,
     Tcp,
     Udp,
 }

@@ -51,7 +51,7 @@ impl Protocol {
             let protocol = Self::parse(text);
             if protocol.is_none() {
                 warning = Some(format!(
-                    "{PROTOCOL}: {text:?} is not known, expected auto, http or tcp"
+                    "{PROTOCOL}: {text:?} is not known, expected auto, http, h2c or tcp"
                 ));
             }
             protocol
@@ -61,11 +61,12 @@ impl Protocol {
         (protocol.at_target(target_port), warning)
     }
 
-    /// Reads `auto`, `http` or `tcp`; `None` for any other text. UDP is no choice of a TCP port.
+    /// Reads `auto`, `http`, `h2c` or `tcp`; `None` for any other text. UDP is no choice of a TCP port.
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "auto" => Some(Self::Auto),
             "http" => Some(Self::Http),
+            "h2c" => Some(Self::Http2),
             "tcp" => Some(Self::Tcp),
             _ => None,
         }
@@ -76,6 +77,7 @@ impl Protocol {
         match self {
             Self::Auto => "auto",
             Self::Http => "http",
+            Self::Http2 => "h2c",
             Self::Tcp => "tcp",
             Self::Udp => "udp",
         }
@@ -94,7 +96,7 @@ impl Protocol {
         match name.to_ascii_lowercase().as_str() {
             "http" | "ws" | "kubernetes.io/ws" => Self::Http,
             "tcp" | "tls" | "https" | "wss" | "kubernetes.io/wss" => Self::Tcp,
-            "h2c" | "http2" | "grpc" | "kubernetes.io/h2c" => Self::Tcp,
+            "h2c" | "http2" | "grpc" | "kubernetes.io/h2c" => Self::Http2,
             "mysql" | "postgres" | "postgresql" | "redis" | "memcache" | "mongo" | "mongodb"
             | "amqp" | "mqtt" | "kafka" | "ldap" | "smtp" | "imap" | "pop3" | "ftp" | "ssh" => {
                 Self::Tcp
@@ -277,7 +279,7 @@ mod tests {
         assert_eq!(protocol, Protocol::Http);
         assert_eq!(
             warning.unwrap(),
-            "ebbtide.dev/protocol: \"udp\" is not known, expected auto, http or tcp"
+            "ebbtide.dev/protocol: \"udp\" is not known, expected auto, http, h2c or tcp"
         );
     }
 

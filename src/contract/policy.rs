@@ -96,8 +96,10 @@ pub enum PortRef {
 pub enum Protocol {
     /// The client's first bytes decide between HTTP and TCP (contract 4.5).
     Auto,
-    /// HTTP/1 only. Anything else is refused.
+    /// HTTP only, of either version. Anything else is refused. Endpoints speak HTTP/1.
     Http,
+    /// The same, but endpoints speak HTTP/2 without TLS (h2c).
+    Http2,
     /// Bytes are forwarded as they are.
     Tcp,
     /// Datagrams are forwarded. The others are protocols over TCP.
@@ -118,7 +120,7 @@ impl Protocol {
     pub fn transport(self) -> Transport {
         match self {
             Self::Udp => Transport::Udp,
-            Self::Auto | Self::Http | Self::Tcp => Transport::Tcp,
+            Self::Auto | Self::Http | Self::Http2 | Self::Tcp => Transport::Tcp,
         }
     }
 }

@@ -49,6 +49,7 @@ impl Phase {
             Self::LameDuck(until) if now >= until => {
                 shared.closing.store(true, Ordering::Relaxed);
                 listeners.close_all(shared, health);
+                shared.post_all(|| WorkerCommand::Closing);
                 *self = Self::Draining(now + grace);
             }
             Self::Draining(_) if shared.connections() == 0 && listeners.are_closed() => {

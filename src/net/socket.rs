@@ -384,9 +384,14 @@ pub fn is_quiet(stream: &TcpStream) -> bool {
 
 /// Whether there is nothing to read but the end.
 pub fn has_ended(stream: &TcpStream) -> bool {
+    has_ended_fd(stream.as_raw_fd())
+}
+
+/// The same of an open socket by its number.
+pub fn has_ended_fd(fd: RawFd) -> bool {
     let mut byte = [0u8; 1];
     let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    match rustix::net::recv(stream, &mut byte, flags) {
+    match rustix::net::recv(borrow(fd), &mut byte, flags) {
         Ok((read, _)) => read == 0,
         Err(error) => error != rustix::io::Errno::AGAIN,
     }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::config::settings::Config;
 use crate::contract::listener::ListenerSpec;
-use crate::contract::policy::Scope;
+use crate::contract::policy::{Protocol, Scope};
 use crate::net::stream::Stream;
 use crate::proxy::balancer::Origin;
 use crate::proxy::worker::Worker;
@@ -34,6 +34,21 @@ pub struct Client {
     /// The client has had no answer yet, or only one that could not be forwarded. Its work takes
     /// turns with that of other such clients.
     pub unanswered: Rc<Cell<bool>>,
+    /// What it has spoken so far.
+    pub spoken: Spoken,
+}
+
+/// What a client of HTTP has spoken so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken {
+    /// It has had no request.
+    Nothing,
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2, after it was offered (ALPN), or on a port that is said to be one of HTTP.
+    Http2,
+    /// HTTP/2, on a port whose protocol is not known: the client knows that its endpoints speak it.
+    Http2Unasked,
 }
 
 impl Client {
@@ -42,6 +57,15 @@ impl Client {
         Origin {
             client: self.peer.ip(),
             scope: self.scope,
+        }
+    }
+
+    /// Whether its requests go to endpoints as HTTP/2. Where the port's protocol is `auto`, the client
+    /// knows what its endpoints speak.
+    pub(super) fn wants_http2(&self, port: Protocol) -> bool {
+        match self.listener.protocol.unwrap_or(port) {
+            Protocol::Auto => port == Protocol::Http2 || self.spoken == Spoken::Http2Unasked,
+            listener => listener == Protocol::Http2 || port == Protocol::Http2,
         }
     }
 

@@ -22,6 +22,7 @@ use crate::wire::sniff::{self, Beginning, Sniff};
 /// The protocol that `auto` found.
 pub(super) enum Known {
     Http,
+    Http2,
     /// With the provisional connection, if one was made.
     Tcp(Option<Box<(Lease, Upstream)>>),
 }
@@ -35,6 +36,7 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
     loop {
         match line.sniff(worker, client).await? {
             Sniff::Http => return Ok(Known::Http),
+            Sniff::Http2 => return Ok(Known::Http2),
             Sniff::Other => return Ok(Known::Tcp(None)),
             Sniff::NeedMore => {}
         }
@@ -50,6 +52,7 @@ pub(super) async fn detect(worker: &Rc<Worker>, client: &mut Client) -> Result<K
             .await?
         {
             Met::Http => return Ok(Known::Http),
+            Met::Http2 => return Ok(Known::Http2),
             Met::Tcp(upstream) => return Ok(Known::Tcp(Some(Box::new((lease, upstream))))),
             Met::Left => drop(lease),
         }
@@ -75,6 +78,7 @@ struct Line {
 /// What a provisional connection has led to.
 enum Met {
     Http,
+    Http2,
     Tcp(Upstream),
     /// The endpoint has left, and neither side has sent anything: another endpoint serves as well.
     Left,
@@ -136,12 +140,15 @@ impl Line {
                 sniffed = read(worker, client) => match sniffed? {
                     Sniff::NeedMore => false,
                     Sniff::Other => true,
-                    Sniff::Http => {
+                    sniffed @ (Sniff::Http | Sniff::Http2) => {
                         // An older connection may be about to reach its server's idle timeout.
                         if passed == 0 && connected.elapsed() < upstream::RECENT {
                             upstream::check_in(upstream, connected);
                         }
-                        return Ok(Met::Http);
+                        return Ok(match sniffed {
+                            Sniff::Http2 => Met::Http2,
+                            _ => Met::Http,
+                        });
                     }
                 },
                 _ = upstream.stream.readable() => {

@@ -25,6 +25,7 @@ use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
 use crate::net::stream::Stream;
 use crate::proxy::balancer::{self, Avoid, Cost, Origin};
+use crate::proxy::h2::connect as carried;
 use crate::proxy::second_look::{eject, eject_if_lost};
 use crate::proxy::shared::Spare;
 use crate::proxy::source::Source;
@@ -37,6 +38,8 @@ pub struct Ask<'a> {
     pub cost: Cost,
     /// Which kept connections may be used.
     pub reuse: Reuse,
+    /// A stream of HTTP/2 is wanted, and not a connection of its own.
+    pub http2: bool,
     /// Which endpoints not to pick.
     pub avoid: Avoid<'a>,
     /// The client. It is held only while it is still there.
@@ -90,11 +93,28 @@ async fn try_dispatch(
     let source = Source::wanted(worker, port, ask.from);
     let seen = source.and_then(|it| it.at(lease.endpoint()));
     let is_lost = || source.is_some_and(|it| it.is_lost(worker));
-    if let Some(upstream) = upstream::check_out(&local, seen, ask.reuse, is_lost) {
+    let kept = match ask.http2 {
+        true => carried::open(&local, seen, ask.reuse, is_lost),
+        false => upstream::check_out(&local, seen, ask.reuse, is_lost),
+    };
+    if let Some(upstream) = kept {
         lease.endpoint().note_dispatch(millis(at));
         return Some((lease, upstream));
     }
-    Box::pin(connect(worker, spec, port, ask, lease)).await
+    if !ask.http2 {
+        return Box::pin(connect(worker, spec, port, ask, lease)).await;
+    }
+    Box::pin(async move {
+        carried::wait_for_other(&local).await;
+        if let Some(upstream) = carried::open(&local, seen, ask.reuse, is_lost) {
+            lease.endpoint().note_dispatch(millis(at));
+            return Some((lease, upstream));
+        }
+        let _opening = carried::Opening::new(local);
+        let (lease, upstream) = connect(worker, spec, port, ask, lease).await?;
+        Some((lease, carried::adopt(upstream).await?))
+    })
+    .await
 }
 
 /// Waits in the bounded queue until an endpoint becomes usable, and then for its turn (contract

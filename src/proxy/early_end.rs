@@ -5,8 +5,10 @@
 //! checks of a load balancer connect and leave. Exchanges and relayed connections have lines of
 //! their own ([`crate::proxy::http`], [`crate::proxy::tcp`]).
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::CloseReason;
 use crate::observe::access_log::AccessEntry;
 use crate::proxy::client::Client;
@@ -27,10 +29,15 @@ pub(super) struct EarlyEnd<'a> {
 impl EarlyEnd<'_> {
     /// Writes the line, if there is an access log.
     pub(super) fn log(&self, worker: &Worker, client: &Client) {
+        self.log_for(worker, client.peer, &client.listener);
+    }
+
+    /// The same for a client of this address.
+    pub(super) fn log_for(&self, worker: &Worker, peer: SocketAddr, listener: &ListenerSpec) {
         let Some(log) = &worker.shared.access_log else {
             return;
         };
-        let port = worker.port(&client.listener);
+        let port = worker.port(listener);
         let mut words = self.line.split(|b| *b == b' ').filter(|it| !it.is_empty());
         // The first bytes of another protocol are no method.
         let method = words
@@ -38,8 +45,8 @@ impl EarlyEnd<'_> {
             .filter(|it| it.iter().all(u8::is_ascii_graphic));
         log.write(&AccessEntry {
             time: SystemTime::now(),
-            peer: client.peer,
-            listener: &client.listener.name,
+            peer,
+            listener: &listener.name,
             service: port.as_ref().map(|port| &port.key),
             method,
             target: method.and_then(|_| words.next()),

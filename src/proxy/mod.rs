@@ -7,7 +7,7 @@
 //! | [`run`] | a worker's thread: its mailbox and its timers |
 //! | [`accept`] | a worker's share of a listener |
 //! | [`session`] | one client connection, from accept to its one close reason |
-//! | [`detect`], [`http`] | which protocol a client speaks; HTTP/1.1 |
+//! | [`detect`], [`http`], [`h2`] | which protocol a client speaks; HTTP/1.1; HTTP/2 |
 //! | [`udp`] | UDP clients: their datagrams, sessions and answers |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | `health_check` | the answer on a Service's `healthCheckNodePort` |
@@ -27,6 +27,7 @@ pub mod client;
 pub mod detect;
 pub mod dispatch;
 pub(crate) mod early_end;
+pub mod h2;
 pub(crate) mod health_check;
 pub mod http;
 pub mod parting;

@@ -99,6 +99,7 @@ impl Worker {
                     local.drop_idle();
                 }
             }
+            WorkerCommand::Closing => self.goodbye.notify_waiters(),
             WorkerCommand::Cut => {
                 self.cut.set(true);
                 self.locals

@@ -21,11 +21,12 @@ use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
 use crate::net::turns::in_turn;
-use crate::proxy::client::Client;
+use crate::proxy::client::{Client, Spoken};
 use crate::proxy::detect::{Known, detect};
 use crate::proxy::early_end::{EarlyEnd, is_worth_a_line};
+use crate::proxy::h2::serve::http2;
 use crate::proxy::health_check;
-use crate::proxy::http::serve::http;
+use crate::proxy::http::serve::{Ended, http};
 use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
 use crate::proxy::shared::Accepted;
@@ -67,6 +68,7 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
         scope: worker.shared.scope(&listener, peer.ip()),
         listener,
         unanswered,
+        spoken: Spoken::Nothing,
     });
     tokio::task::spawn_local(serve(open, client));
 }
@@ -114,7 +116,11 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
     let known = find_protocol(open, &mut client).await;
     let (lease, upstream) = match known {
         Err(reason) => return Err(ended(&client, reason, !client.unread.is_empty())),
-        Ok(Known::Http) => return Ok(Box::pin(http(worker, client))),
+        Ok(Known::Http) => return Ok(Box::pin(either_http(worker, client))),
+        Ok(Known::Http2) => {
+            client.spoken = Spoken::Http2Unasked;
+            return Ok(Box::pin(http2(worker, client)));
+        }
         Ok(Known::Tcp(Some(found))) => *found,
         Ok(Known::Tcp(None)) => Box::pin(acquire_tcp(&worker, &client))
             .await
@@ -147,6 +153,17 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
     }))
 }
 
+/// Serves HTTP of the version that the client begins with.
+async fn either_http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
+    match http(worker.clone(), client).await {
+        Ended::Closed(reason) => reason,
+        Ended::Http2(mut client) => {
+            client.spoken = Spoken::Http2;
+            Box::pin(http2(worker, client)).await
+        }
+    }
+}
+
 /// Finds out the client's address and its protocol, and counts the connection.
 async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, CloseReason> {
     if client.listener.proxy_protocol {
@@ -169,13 +186,13 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
         return Err(CloseReason::NoEndpoint);
     }
     let known = match protocol {
-        Protocol::Http => Known::Http,
+        Protocol::Http | Protocol::Http2 => Known::Http,
         // A UDP listener accepts no connection.
         Protocol::Tcp | Protocol::Udp => Known::Tcp(None),
         Protocol::Auto => Box::pin(detect(&worker, client)).await?,
     };
     open.count(|m| match known {
-        Known::Http => &m.connections_http,
+        Known::Http | Known::Http2 => &m.connections_http,
         Known::Tcp(_) => &m.connections_tcp,
     });
     Ok(known)

@@ -117,6 +117,8 @@ pub enum WorkerCommand {
     Drained(Arc<Leaving>),
     /// Another worker, or the admin port, is out of descriptors.
     DropIdle(Spare),
+    /// Nothing is accepted any more: clients of HTTP/2 are told to go elsewhere.
+    Closing,
     /// The shutdown's grace is over: end what is left.
     Cut,
     /// Return from [`run`](crate::proxy::run::run).

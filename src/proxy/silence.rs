@@ -96,6 +96,13 @@ impl Sockets {
         self.0.borrow().all[at as usize].is_lost
     }
 
+    /// Whether the endpoint has ended the connection, as the kernel knows. What it had sent before that
+    /// counts as an answer that is still to be read.
+    pub(super) fn has_ended(&self, Slot(at): Slot) -> bool {
+        let fd = self.0.borrow().all[at as usize].fd;
+        fd == CLOSED || socket::has_ended_fd(fd)
+    }
+
     pub(super) fn close(&self, Slot(at): Slot) {
         let slots = &mut *self.0.borrow_mut();
         slots.all[at as usize].fd = CLOSED;

@@ -27,6 +27,7 @@ pub(super) async fn acquire_tcp(
     let ask = Ask {
         cost,
         reuse,
+        http2: false,
         avoid,
         client: &client.stream,
         from: client.origin(),

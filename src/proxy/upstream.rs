@@ -10,7 +10,6 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::contract::endpoint::Endpoint;
 use crate::net::stream::Stream;
+use crate::proxy::h2::carrier::Carrier;
 use crate::proxy::silence::{Slot, Sockets};
 
 /// A connection that waits for the next request.
@@ -133,6 +133,11 @@ pub struct Local {
     pub(super) reported: Cell<u32>,
     /// A task connects to the endpoint to find out whether it leaves.
     pub looked_at: Cell<bool>,
+    /// Connections of HTTP/2 that take new streams.
+    pub(super) carriers: RefCell<Vec<Rc<Carrier>>>,
+    /// How many of them are being opened, and the wake-up for who waits for that.
+    pub(super) opening: Cell<u32>,
+    pub(super) opened: Notify,
 }
 
 /// A connection to an endpoint.
@@ -145,7 +150,8 @@ pub struct Upstream {
     has_source: bool,
     /// The endpoint sees that address. A policy for that client may be why a connect fails.
     pub is_named: bool,
-    slot: Slot,
+    /// Its place among the sockets to the endpoint. `None`: another connection carries it.
+    slot: Option<Slot>,
     /// It has carried a request before.
     pub reused: bool,
 }
@@ -161,7 +167,10 @@ impl Local {
     /// The endpoint leaves: closes the idle connections, and counts them for the drain receipt.
     pub(super) fn drop_idle(&self) {
         self.left.notify_waiters();
-        let closed = self.idle.borrow_mut().drain(..).count();
+        // A connection of HTTP/2 ends with its last stream.
+        let carriers = std::mem::take(&mut *self.carriers.borrow_mut());
+        let unused = carriers.iter().filter(|it| it.idle_since().is_some());
+        let closed = self.idle.borrow_mut().drain(..).count() + unused.count();
         self.endpoint
             .tally
             .idle_closed
@@ -169,10 +178,21 @@ impl Local {
         self.report_idle();
     }
 
+    /// Closes connections of HTTP/2 without a stream: those that are unused since a moment that `is_old`.
+    /// Returns whether there were any.
+    pub(super) fn drop_unused(&self, is_old: impl Fn(Instant) -> bool) -> bool {
+        let mut carriers = self.carriers.borrow_mut();
+        let before = carriers.len();
+        carriers.retain(|it| it.is_open() && !it.idle_since().is_some_and(&is_old));
+        carriers.len() < before
+    }
+
     /// Brings the endpoint's count of idle connections up to date. Not done for each request, which
     /// would cost two atomic operations.
     pub(super) fn report_idle(&self) {
-        let now = self.idle.borrow().len() as u32;
+        let carriers = self.carriers.borrow();
+        let unused = carriers.iter().filter(|it| it.idle_since().is_some());
+        let now = (self.idle.borrow().len() + unused.count()) as u32;
         let change = now.wrapping_sub(self.reported.replace(now));
         self.endpoint
             .tally
@@ -193,8 +213,8 @@ impl Upstream {
     ) -> io::Result<Self> {
         let shadow = source.and(shadow);
         let stream = Stream::connect(local.endpoint.address, shadow)?;
-        let slot = local.sockets.open(stream.as_raw_fd());
-        if let Some(source) = source {
+        let slot = stream.fd().map(|fd| local.sockets.open(fd));
+        if let (Some(source), Some(slot)) = (source, slot) {
             local.sources.borrow_mut().insert(slot, source);
         }
         Ok(Self {
@@ -207,23 +227,49 @@ impl Upstream {
         })
     }
 
+    /// A connection that another one carries, and that belongs to this source.
+    pub(super) fn carried(
+        local: Rc<Local>,
+        stream: Stream,
+        source: Option<IpAddr>,
+        is_named: bool,
+        reused: bool,
+    ) -> Self {
+        Self {
+            stream,
+            local,
+            has_source: source.is_some(),
+            is_named,
+            slot: None,
+            reused,
+        }
+    }
+
     /// The client to whom it belongs. `None`: it is anybody's.
-    fn source(&self) -> Option<IpAddr> {
-        let find = || self.local.sources.borrow().get(&self.slot).copied();
-        self.has_source.then(find).flatten()
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        let slot = self.slot.filter(|_| self.has_source)?;
+        self.local.sources.borrow().get(&slot).copied()
+    }
+
+    /// Its place among the sockets to the endpoint.
+    pub(super) fn slot(&self) -> Option<Slot> {
+        self.slot
     }
 
     /// Must be called while something is sent, so that an endpoint that has vanished is noticed.
     #[inline]
     pub fn is_sending(&self) {
-        self.local.sockets.sent_to(self.slot);
+        if let Some(slot) = self.slot {
+            self.local.sockets.sent_to(slot);
+        }
     }
 
     /// Whether the endpoint has vanished. What it had sent before can still be read, and then comes
     /// an end that is not its own.
     #[inline]
     pub fn is_lost(&self) -> bool {
-        self.local.sockets.is_lost(self.slot)
+        self.slot
+            .is_some_and(|slot| self.local.sockets.is_lost(slot))
     }
 }
 
@@ -234,9 +280,12 @@ impl Drop for Upstream {
             // The kernel need not go on trying to deliver.
             self.stream.reset_on_close();
         }
+        let Some(slot) = self.slot else {
+            return;
+        };
         if self.has_source {
-            self.local.sources.borrow_mut().remove(&self.slot);
+            self.local.sources.borrow_mut().remove(&slot);
         }
-        self.local.sockets.close(self.slot);
+        self.local.sockets.close(slot);
     }
 }

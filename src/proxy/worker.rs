@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
+use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +63,8 @@ pub struct Worker {
     pub unanswered: Rc<turns::Queue>,
     /// The shutdown's grace is over: nothing is replayed any more.
     pub cut: Cell<bool>,
+    /// Tells clients of HTTP/2 that this process ends.
+    pub goodbye: Arc<Notify>,
     /// Turns for datagrams.
     pub datagrams: Rc<turns::Queue>,
     /// The UDP sessions.
@@ -99,6 +102,7 @@ impl Worker {
             accepts: Rc::new(turns::Queue::new(ACCEPTS)),
             unanswered: Rc::new(turns::Queue::new(UNANSWERED)),
             cut: Cell::new(false),
+            goodbye: Arc::default(),
             datagrams: Rc::new(turns::Queue::new(DATAGRAMS)),
             udp: Sessions::default(),
         }
@@ -189,6 +193,9 @@ impl Worker {
             tightened: Cell::new(false),
             reported: Cell::new(0),
             looked_at: Cell::new(false),
+            carriers: RefCell::default(),
+            opening: Cell::new(0),
+            opened: Notify::new(),
         });
         self.locals.borrow_mut().insert(endpoint.id, local.clone());
         local
@@ -245,6 +252,7 @@ impl Worker {
             let surplus = idle.len() - keep;
             dropped |= idle.drain(..surplus).count() > 0;
             drop(idle);
+            dropped |= local.drop_unused(|_| which == Spare::All);
             local.report_idle();
         }
         dropped
@@ -259,6 +267,7 @@ impl Worker {
                 .idle
                 .borrow_mut()
                 .retain(|idle| idle.is_alive() && now.duration_since(idle.since) < limit);
+            local.drop_unused(|since| now.duration_since(since) >= limit);
             local.report_idle();
             // A UDP session has one, too.
             local.is_needed() || Rc::strong_count(local) > 1

@@ -11,3 +11,4 @@ pub mod message;
 pub mod sniff;
 mod target;
 mod tolerance;
+pub mod translate;

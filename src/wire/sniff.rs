@@ -11,6 +11,8 @@ use crate::wire::fields::is_tchar;
 pub enum Sniff {
     /// The first line is that of an HTTP request, well formed or not.
     Http,
+    /// The client has begun with the preface of HTTP/2.
+    Http2,
     /// The bytes begin with something else.
     Other,
     /// The end of the first line is still to come.
@@ -63,10 +65,10 @@ pub fn beginning(first: &[u8]) -> Beginning {
 /// Recognises HTTP/1 by a first line that ends in a version of HTTP, because many line protocols
 /// begin with a word and a space, or even with `GET key`. Servers differ in what they skip before
 /// the line, between its words and behind it, and in the methods that they take, so none of that
-/// decides. A byte of a binary protocol in the first word does, and so does the preface of HTTP/2.
+/// decides. A byte of a binary protocol in the first word does.
 pub fn sniff(first: &[u8]) -> Sniff {
     match first.get(..PREFACE.len()) {
-        Some(PREFACE) => return Sniff::Other,
+        Some(PREFACE) => return Sniff::Http2,
         None if PREFACE.starts_with(first) => return Sniff::NeedMore,
         _ => {}
     }
@@ -84,12 +86,20 @@ pub fn sniff(first: &[u8]) -> Sniff {
     }
 }
 
+/// Whether these are first bytes of HTTP/2. `None`: as far as they go.
+pub fn is_http2(first: &[u8]) -> Option<bool> {
+    match first.get(..PREFACE.len()) {
+        Some(beginning) => Some(beginning == PREFACE),
+        None => (!PREFACE.starts_with(first)).then_some(false),
+    }
+}
+
 /// The verdict on the first bytes if nothing follows them: their end ends the line, too.
 pub fn sniff_all(first: &[u8]) -> Sniff {
     let ended = [first, b"\n"].concat();
     match sniff(&ended) {
         Sniff::Http => Sniff::Http,
-        Sniff::Other | Sniff::NeedMore => Sniff::Other,
+        Sniff::Http2 | Sniff::Other | Sniff::NeedMore => Sniff::Other,
     }
 }
 

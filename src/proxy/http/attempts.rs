@@ -80,6 +80,7 @@ impl Attempts {
         let ask = Ask {
             cost: Cost::Http,
             reuse: self.reuse,
+            http2: client.wants_http2(port.protocol),
             avoid: Avoid {
                 tried: &self.tried,
                 siblings_of: self.lost_at.as_deref(),

@@ -85,6 +85,9 @@ pub(super) struct Upload {
     pub(super) head_len: usize,
     /// Every byte received so far is still in `sent`.
     pub(super) whole: bool,
+    /// The body is kept for as long as it fits: the request may run twice, or an endpoint may say that it
+    /// has not begun it.
+    pub(super) keeps: bool,
     /// The request may run twice, see [`crate::proxy::http::replay::is_repeatable`].
     pub(super) repeatable: bool,
     pub(super) body: BodyDecoder,

@@ -56,6 +56,7 @@ pub async fn forward(
         headers: config.limits.headers,
     };
     port.budget.count_request();
+    let repeatable = replay::is_repeatable(&request, port.policy.non_idempotent);
     let mut exchange = Exchange {
         worker,
         limits,
@@ -63,7 +64,8 @@ pub async fn forward(
             head_len: sent.len(),
             sent,
             whole: true,
-            repeatable: replay::is_repeatable(&request, port.policy.non_idempotent),
+            keeps: repeatable || client.wants_http2(port.protocol),
+            repeatable,
             body: BodyDecoder::new(request.framing, &limits, 400),
         },
         reply: Reply::new(worker.buffer()),
@@ -137,7 +139,8 @@ impl Exchange<'_> {
                 Err(lost) => lost,
             };
             let endpoint = lease.endpoint().clone();
-            let (wrote, client_ended) = (attempt.up.wrote, attempt.up.ended);
+            let refused = attempt.upstream.stream.is_refused();
+            let (wrote, client_ended) = (attempt.up.wrote && !refused, attempt.up.ended);
             if let Some(lent) = &mut attempt.down.lent {
                 lent.take_inside(&mut self.reply.bytes);
             }
@@ -152,7 +155,8 @@ impl Exchange<'_> {
                 repeatable: self.upload.repeatable,
                 wrote,
                 forced,
-                stale,
+                // The endpoint has not begun it, so that counts against nobody.
+                stale: stale || refused,
                 shutdown: self.worker.cut.get(),
                 client_gone: self.client.stream.peer() == Peer::Gone,
                 client_ended,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::config::settings::Config;
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
-use crate::proxy::client::Client;
+use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::{EarlyEnd, Refused, first_line};
 use crate::proxy::http::bound::Bound;
 use crate::proxy::http::exchange::End;
@@ -23,17 +23,25 @@ use crate::proxy::parting;
 use crate::proxy::relay::Pair;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::append;
-use crate::wire::{answer, head, message};
+use crate::wire::{answer, head, message, sniff};
 
-/// Serves an HTTP client until its connection ends.
-pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
+/// How an HTTP/1 connection ended.
+pub enum Ended {
+    /// It is closed, for this reason.
+    Closed(CloseReason),
+    /// The client speaks HTTP/2. All that it has sent is still unread.
+    Http2(Box<Client>),
+}
+
+/// Serves an HTTP client until its connection ends, or begins as one of HTTP/2.
+pub async fn http(worker: Rc<Worker>, client: Box<Client>) -> Ended {
     let (queue, unanswered) = (worker.unanswered.clone(), client.unanswered.clone());
     // The establishment of the session has just taken a turn, so the first poll needs none.
     in_turn(&queue, &unanswered, true, pin!(requests(worker, client))).await
 }
 
-/// Serves one request after the other. Returns why the connection ended.
-async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
+/// Serves one request after the other. Returns how the connection ended.
+async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
     let worker = &worker;
     let mut timer = pin!(tokio::time::sleep(Duration::MAX));
     let mut bound = None;
@@ -79,6 +87,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                     CloseReason::BadRequest
                 })
             }
+            Err(HeadEnd::Http2) => return Ended::Http2(client),
             Err(HeadEnd::Closed(reason)) => {
                 if head::has_begun(&client.unread) {
                     let end = EarlyEnd {
@@ -89,7 +98,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                     };
                     end.log(worker, &client);
                 }
-                return reason;
+                return Ended::Closed(reason);
             }
         };
         if !matches!(end, End::KeepAlive) {
@@ -102,18 +111,18 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 if !client.stream.is_quiet() {
                     Box::pin(linger(worker, &mut client)).await;
                 }
-                return reason;
+                return Ended::Closed(reason);
             }
             End::Linger(reason) => {
                 Box::pin(linger(worker, &mut client)).await;
-                return reason;
+                return Ended::Closed(reason);
             }
             End::Cut {
                 reason,
                 framed: true,
             } => {
                 Box::pin(linger(worker, &mut client)).await;
-                return reason;
+                return Ended::Closed(reason);
             }
             End::Cut {
                 reason,
@@ -127,7 +136,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 } else {
                     Box::pin(parting::reset(worker, &mut client.stream, &[])).await;
                 }
-                return reason;
+                return Ended::Closed(reason);
             }
             End::Tunnel {
                 lease,
@@ -135,10 +144,8 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 down,
             } => {
                 let Client { stream, unread, .. } = *client;
-                return Pair::new(worker.clone(), stream, *upstream, lease, unread, down)
-                    .run()
-                    .await
-                    .reason;
+                let pair = Pair::new(worker.clone(), stream, *upstream, lease, unread, down);
+                return Ended::Closed(pair.run().await.reason);
             }
         }
     }
@@ -157,6 +164,8 @@ struct Parsed {
 enum HeadEnd {
     Closed(CloseReason),
     Refused(Refused),
+    /// The connection has begun with the preface of HTTP/2.
+    Http2,
 }
 
 /// Reads the next request's head. Meanwhile gives up a connection that belongs to the client, if
@@ -253,7 +262,14 @@ impl Client {
             drop(scratch);
             return Poll::Ready(self.parse(worker, config));
         }
-        let parsed = self.parse_bytes(worker, config, read)?;
+        let parsed = match self.parse_bytes(worker, config, read) {
+            Err(HeadEnd::Http2) => {
+                append(&mut self.unread, read);
+                return Poll::Ready(Err(HeadEnd::Http2));
+            }
+            parsed => parsed?,
+        };
+        self.spoken = Spoken::Http1;
         let consumed = parsed.as_ref().map_or(0, |parsed| parsed.request.consumed);
         if consumed < read.len() {
             append(&mut self.unread, &read[consumed..]);
@@ -282,6 +298,13 @@ impl Client {
         config: Rc<Config>,
         bytes: &[u8],
     ) -> Result<Option<Parsed>, HeadEnd> {
+        if self.spoken == Spoken::Nothing {
+            match sniff::is_http2(bytes) {
+                Some(true) => return Err(HeadEnd::Http2),
+                Some(false) => {}
+                None => return Ok(None),
+            }
+        }
         let limits = message::Limits {
             head_size: config.limits.head_size,
             headers: config.limits.headers,

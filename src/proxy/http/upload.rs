@@ -104,7 +104,7 @@ impl Exchange<'_> {
                 .map_or(decoded_at_once(&self.upload.body), |left| {
                     usize::try_from(left).unwrap_or(SCRATCH)
                 });
-            let most = match self.upload.whole && self.upload.repeatable {
+            let most = match self.upload.whole && self.upload.keeps {
                 true => (self.config.limits.replay_body + 1)
                     .saturating_sub(self.upload.sent.len() - self.upload.head_len)
                     .max(1),
@@ -153,10 +153,10 @@ impl Exchange<'_> {
         )
     }
 
-    /// A byte of the body is there, and all before it is written. From here on, a request that may
-    /// not run twice is not kept.
+    /// A byte of the body is there, and all before it is written. From here on, a request that can
+    /// not be sent again is not kept.
     fn begin_body(&mut self, attempt: &mut Attempt) {
-        if self.upload.whole && !self.upload.repeatable {
+        if self.upload.whole && !self.upload.keeps {
             self.upload.stop_keeping(&mut attempt.up);
         }
     }

@@ -1,0 +1,254 @@
+//! One direction of a stream's body: DATA frames as text of HTTP/1, and back.
+//!
+//! Invariant: no more is taken from the reader of one side than the other side has room for, so a
+//! stream holds at most its window.
+
+use std::io::{self, Write};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use h2::{Reason, RecvStream, SendStream};
+
+use crate::wire::message::Framing;
+use crate::wire::translate::{Chunks, Piece, write_last_chunk};
+
+/// A body that comes in DATA frames, read as text.
+#[derive(Debug)]
+pub(super) struct Inflow {
+    recv: RecvStream,
+    chunked: bool,
+    /// Lines around a chunk, before `data`.
+    text: Vec<u8>,
+    /// What is left of a DATA frame.
+    data: Bytes,
+    ended: bool,
+}
+
+impl Inflow {
+    pub(super) fn new(recv: RecvStream, framing: Framing) -> Self {
+        Self {
+            recv,
+            chunked: framing == Framing::Chunked,
+            text: Vec::new(),
+            data: Bytes::new(),
+            ended: false,
+        }
+    }
+
+    /// Ready when there is something to read, or nothing will come.
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while self.text.is_empty() && self.data.is_empty() && !self.ended {
+            match ready!(self.recv.poll_data(cx)).transpose()? {
+                Some(data) if data.is_empty() => {}
+                Some(data) => {
+                    if self.chunked {
+                        _ = write!(self.text, "{:x}\r\n", data.len());
+                    }
+                    self.data = data;
+                }
+                None => {
+                    if self.chunked {
+                        let trailers = ready!(self.recv.poll_trailers(cx))?;
+                        write_last_chunk(trailers.as_ref(), &mut self.text);
+                    }
+                    self.ended = true;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the body has not ended, or not all of its text is read.
+    pub(super) fn has_more(&self) -> bool {
+        !self.ended || !self.text.is_empty()
+    }
+
+    /// Reads once. 0: the body has ended.
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &mut [u8],
+    ) -> Poll<Result<usize, h2::Error>> {
+        ready!(self.poll_ready(cx))?;
+        let mut read = take(&mut self.text, room);
+        if read < room.len() && !self.data.is_empty() {
+            let n = self.data.len().min(room.len() - read);
+            self.data.copy_to_slice(&mut room[read..read + n]);
+            read += n;
+            // It fails only where the connection has ended.
+            let _ = self.recv.flow_control().release_capacity(n);
+            if self.chunked && self.data.is_empty() {
+                self.text.extend_from_slice(b"\r\n");
+                read += take(&mut self.text, &mut room[read..]);
+            }
+        }
+        Poll::Ready(Ok(read))
+    }
+}
+
+/// Moves bytes from the beginning of `text`.
+pub(super) fn take(text: &mut Vec<u8>, room: &mut [u8]) -> usize {
+    let n = text.len().min(room.len());
+    room[..n].copy_from_slice(&text[..n]);
+    text.drain(..n);
+    n
+}
+
+/// A body that is written as text and goes out in DATA frames.
+#[derive(Debug)]
+pub(super) struct Outflow {
+    send: SendStream<Bytes>,
+    form: Form,
+}
+
+/// How a body's end is found in its text.
+#[derive(Debug)]
+enum Form {
+    Counted(u64),
+    Chunked(Chunks),
+    /// The sender ends it: a tunnel, or a body that ends with its connection.
+    Open,
+    Done,
+}
+
+impl Outflow {
+    /// A body of this framing. One without a body must end with its head.
+    pub(super) fn new(send: SendStream<Bytes>, framing: Framing) -> Self {
+        let form = match framing {
+            Framing::None | Framing::Counted(0) => Form::Done,
+            Framing::Counted(length) => Form::Counted(length),
+            Framing::Chunked => Form::Chunked(Chunks::default()),
+            Framing::UntilClose => Form::Open,
+        };
+        Self { send, form }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.form, Form::Done)
+    }
+
+    /// Writes once and returns how many bytes were taken. What follows the body is dropped.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            let rest = &bytes[taken..];
+            let data = match &mut self.form {
+                Form::Done => return Poll::Ready(Ok(bytes.len())),
+                Form::Open => rest.len(),
+                Form::Counted(left) => {
+                    usize::try_from(*left).map_or(rest.len(), |it| it.min(rest.len()))
+                }
+                Form::Chunked(chunks) => {
+                    let next = chunks.next(rest);
+                    let (lines, piece) = next.map_err(|_| io::ErrorKind::InvalidData)?;
+                    taken += lines;
+                    match piece {
+                        Piece::More => break,
+                        Piece::Data(data) => data,
+                        Piece::End(trailers) => {
+                            match trailers {
+                                Some(trailers) => self.send.send_trailers(trailers),
+                                None => self.send.send_data(Bytes::new(), true),
+                            }
+                            .map_err(broken)?;
+                            self.form = Form::Done;
+                            continue;
+                        }
+                    }
+                }
+            };
+            let room = match self.poll_room(cx, data) {
+                Poll::Ready(room) => room?,
+                Poll::Pending if taken > 0 => break,
+                Poll::Pending => return Poll::Pending,
+            };
+            let rest = &bytes[taken..];
+            let data = data.min(room);
+            let piece = Bytes::copy_from_slice(&rest[..data]);
+            taken += data;
+            let (ends, lines) = match &mut self.form {
+                Form::Counted(left) => {
+                    *left -= data as u64;
+                    (*left == 0, 0)
+                }
+                Form::Chunked(chunks) => {
+                    chunks.took(data);
+                    // Saves an empty frame behind most bodies.
+                    let ends = chunks.is_between() && rest[data..] == *LAST;
+                    (ends, if ends { LAST.len() } else { 0 })
+                }
+                Form::Open | Form::Done => (false, 0),
+            };
+            taken += lines;
+            self.send.send_data(piece, ends).map_err(broken)?;
+            if ends {
+                self.form = Form::Done;
+            }
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Ready when a write may take something.
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.form {
+            Form::Done => Poll::Ready(Ok(())),
+            _ => self.poll_room(cx, 1).map_ok(drop),
+        }
+    }
+
+    /// How many of `wanted` bytes may be sent now; at least one.
+    fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        self.send.reserve_capacity(wanted);
+        loop {
+            match self.send.capacity() {
+                0 => {}
+                room => return Poll::Ready(Ok(room)),
+            }
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(room) => _ = room.map_err(broken)?,
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+    }
+
+    /// Ends an open body cleanly. Returns whether that was possible.
+    pub(super) fn end(&mut self) -> bool {
+        match self.form {
+            Form::Open => {
+                self.form = Form::Done;
+                self.send.send_data(Bytes::new(), true).is_ok()
+            }
+            Form::Done => true,
+            Form::Counted(_) | Form::Chunked(_) => false,
+        }
+    }
+
+    /// Ends the stream in the middle of its body.
+    pub(super) fn reset(&mut self, reason: Reason) {
+        self.form = Form::Done;
+        self.send.send_reset(reason);
+    }
+
+    /// Ends the body with these trailers, wherever it is.
+    pub(super) fn end_with(&mut self, trailers: http::HeaderMap) {
+        self.form = Form::Done;
+        let _ = self.send.send_trailers(trailers);
+    }
+
+    /// Ready when the peer has reset the stream, or is gone.
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.send.poll_reset(cx).map(drop)
+    }
+}
+
+/// What the reader or writer of a stream is told of an error.
+pub(super) fn broken(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}
+
+/// What ends a chunk and its body.
+const LAST: &[u8] = b"\r\n0\r\n\r\n";
