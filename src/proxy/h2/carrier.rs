@@ -13,7 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use h2::client::SendRequest;
 
-use crate::proxy::h2::STREAMS;
+use crate::proxy::h2::limits::STREAMS;
 use crate::proxy::silence::Slot;
 
 /// A connection to an endpoint that carries streams.

@@ -13,7 +13,7 @@ use crate::net::stream::Stream;
 use crate::proxy::h2::carrier::{Carried, Carrier};
 use crate::proxy::h2::endpoint::EndpointStream;
 use crate::proxy::h2::io::Io;
-use crate::proxy::h2::{ALL_WINDOWS, STREAMS, WINDOW};
+use crate::proxy::h2::limits::{ALL_WINDOWS, STREAMS, WINDOW};
 use crate::proxy::upstream::{Local, Reuse, Upstream};
 
 /// Opens a stream on a connection of this source that is open and has room. Where a request may run

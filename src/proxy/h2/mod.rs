@@ -7,7 +7,7 @@
 //! a stream to an endpoint, on a connection that is open or on a new one. [`client`], [`endpoint`]: a
 //! stream as the proxy reads and writes it. [`flow`]: one direction of a stream's body. [`io`]: a
 //! connection as the `h2` crate reads and writes it. [`carrier`]: what is known of a connection to an
-//! endpoint.
+//! endpoint. [`limits`]: the bounds of a connection.
 
 pub mod carrier;
 pub mod client;
@@ -15,13 +15,5 @@ pub mod connect;
 pub mod endpoint;
 pub mod flow;
 pub mod io;
+pub mod limits;
 pub mod serve;
-
-/// The most streams of one connection that are open together. Of a client's requests, the others
-/// wait; to an endpoint, another connection is opened.
-pub const STREAMS: u32 = 100;
-/// Bytes of one stream that its sender may send before they are taken.
-pub const WINDOW: u32 = 64 << 10;
-/// The same for all streams of a connection. Streams that nobody takes from do not use up what the
-/// others need.
-pub const ALL_WINDOWS: u32 = STREAMS * WINDOW;

@@ -29,7 +29,7 @@ use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::EarlyEnd;
 use crate::proxy::h2::client::{ClientStream, Counts};
 use crate::proxy::h2::io::Io;
-use crate::proxy::h2::{ALL_WINDOWS, STREAMS, WINDOW};
+use crate::proxy::h2::limits::{ALL_WINDOWS, STREAMS, WINDOW};
 use crate::proxy::http::serve::http;
 use crate::proxy::worker::Worker;
 
