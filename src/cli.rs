@@ -125,7 +125,7 @@ pub(crate) struct Proxy {
     /// The endpoints, separated by commas
     #[arg(long, value_name = "ADDR,…", required = true, value_delimiter = ',', value_parser = value::address)]
     to: Vec<SocketAddr>,
-    /// The clients' protocol: auto, http or tcp
+    /// The protocol: auto, http, h2c or tcp
     #[arg(long, default_value = "auto", value_parser = protocol)]
     protocol: Protocol,
     /// Where the admin pages are served
@@ -220,7 +220,7 @@ fn reaches(listen: SocketAddr, to: SocketAddr) -> bool {
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {
-    Protocol::parse(text).ok_or_else(|| "expected auto, http or tcp".to_owned())
+    Protocol::parse(text).ok_or_else(|| "expected auto, http, h2c or tcp".to_owned())
 }
 
 /// Writes to standard output. A closed pipe (`| head`) is no error.

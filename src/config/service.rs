@@ -18,7 +18,8 @@ const ATTEMPTS: &str = "ebbtide.dev/retry-attempts";
 const NON_IDEMPOTENT: &str = "ebbtide.dev/retry-non-idempotent";
 const JOIN_CHECK: &str = "ebbtide.dev/join-check";
 const SOURCE: &str = "ebbtide.dev/source";
-const KNOWN: [&str; 7] = [
+const RETRY_ON: &str = "ebbtide.dev/retry-on";
+const KNOWN: [&str; 8] = [
     PROTOCOL,
     HOLD,
     DRAIN,
@@ -26,6 +27,7 @@ const KNOWN: [&str; 7] = [
     NON_IDEMPOTENT,
     JOIN_CHECK,
     SOURCE,
+    RETRY_ON,
 ];
 
 impl Protocol {
@@ -161,6 +163,10 @@ impl Policy {
                 _ => Err(format!("{text:?} is not known, expected on or off")),
             }),
             keeps_source: read.value(SOURCE, config.keeps_source(), value::keeps_source),
+            retries_unavailable: read.value(RETRY_ON, false, |text| match text {
+                "unavailable" => Ok(true),
+                _ => Err(format!("{text:?} is not known, expected unavailable")),
+            }),
         };
         (policy, warnings)
     }
@@ -293,6 +299,7 @@ mod tests {
             (NON_IDEMPOTENT, "always"),
             (JOIN_CHECK, "off"),
             (SOURCE, "client"),
+            (RETRY_ON, "unavailable"),
             (PROTOCOL, "http"),
         ]);
         let expected = Policy {
@@ -302,6 +309,7 @@ mod tests {
             non_idempotent: NonIdempotent::Always,
             join_check: false,
             keeps_source: true,
+            retries_unavailable: true,
         };
         assert_eq!(Policy::for_service(&config, &all), (expected, Vec::new()));
     }

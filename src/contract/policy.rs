@@ -23,6 +23,9 @@ pub struct Policy {
     pub join_check: bool,
     /// Whether the endpoints see their clients' addresses, where that is possible.
     pub keeps_source: bool,
+    /// Whether a request is sent again that its application has answered with 503 or, in gRPC, with
+    /// UNAVAILABLE.
+    pub retries_unavailable: bool,
 }
 
 /// Which endpoints the clients of a Service may reach, as the Service's `spec` says.

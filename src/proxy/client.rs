@@ -60,6 +60,11 @@ impl Client {
         }
     }
 
+    /// Whether it is a stream of HTTP/2, and not a connection.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.spoken, Spoken::Http2 | Spoken::Http2Unasked)
+    }
+
     /// Whether its requests go to endpoints as HTTP/2. Where the port's protocol is `auto`, the client
     /// knows what its endpoints speak.
     pub(super) fn wants_http2(&self, port: Protocol) -> bool {

@@ -97,6 +97,8 @@ pub(super) enum FieldKind {
     IdempotencyKey,
     /// `Authorization` and `Proxy-Authorization`.
     Credentials,
+    /// `grpc-status`.
+    GrpcStatus,
     /// `WWW-Authenticate` and `Proxy-Authenticate`.
     Challenge,
     ForwardedFor,
@@ -121,6 +123,7 @@ pub(super) fn kind(name: &str) -> FieldKind {
         9 if is("forwarded") => FieldKind::ForwardedOther,
         10 if is("connection") => FieldKind::Connection,
         10 if is("keep-alive") => FieldKind::HopByHop,
+        11 if is("grpc-status") => FieldKind::GrpcStatus,
         13 if is("if-none-match") => FieldKind::Conditional,
         13 if is("authorization") => FieldKind::Credentials,
         14 if is("content-length") => FieldKind::ContentLength,

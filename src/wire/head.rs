@@ -184,7 +184,10 @@ pub fn parse_request(
             FieldKind::Conditional => request.conditional = true,
             FieldKind::IdempotencyKey => request.idempotency_key = true,
             FieldKind::Credentials => request.binds |= binds_connection(value),
-            FieldKind::Trailer | FieldKind::Challenge | FieldKind::EndToEnd => {}
+            FieldKind::Trailer
+            | FieldKind::Challenge
+            | FieldKind::GrpcStatus
+            | FieldKind::EndToEnd => {}
         }
         write_line(out, line.name, value);
     }
@@ -402,6 +405,7 @@ fn response(
         keep_alive: keeps_alive(version, &fields) && framing != Framing::UntilClose && !tunnel,
         client_close: uncounted && client == Version::H10,
         upgrade: tunnel,
+        unavailable: status == 503,
         binds: false,
         consumed: head.len(),
     };
@@ -433,6 +437,7 @@ fn response(
             FieldKind::Upgrade | FieldKind::Host => {}
             _ if fields.is_listed(line.name) => continue,
             FieldKind::Challenge => answer.binds |= binds_connection(value),
+            FieldKind::GrpcStatus => answer.unavailable |= value == b"14",
             _ => {}
         }
         write_line(out, line.name, value);

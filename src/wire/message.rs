@@ -158,6 +158,8 @@ pub struct Response {
     /// Whether a tunnel follows: after a 101, or after a CONNECT that succeeded. The caller knows
     /// whether the client asked for an upgrade.
     pub upgrade: bool,
+    /// Whether the application says that it cannot serve the request now: 503, or UNAVAILABLE in gRPC.
+    pub unavailable: bool,
     /// Whether the endpoint offers to authenticate the connection, or goes on to do so (contract
     /// 1.13).
     pub binds: bool,

@@ -176,7 +176,7 @@ pub fn write_response(
     head_only: bool,
     out: &mut Vec<u8>,
 ) -> Framing {
-    _ = write!(out, "HTTP/1.1 {}\r\n", status.as_u16());
+    _ = write!(out, "HTTP/1.1 {} \r\n", status.as_u16());
     let length = fields.get(header::CONTENT_LENGTH).and_then(number);
     let bodiless = head_only || status.is_informational() || status == 204 || status == 304;
     let framing = match length {

@@ -3,7 +3,9 @@
 //! Invariants: nobody gets a stream on a connection of another client, where the endpoint sees its
 //! clients' addresses. A burst of requests opens one connection, not one for each.
 
+use std::future::{Future, poll_fn};
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use tokio::time::Instant;
 use crate::net::stream::Stream;
 use crate::proxy::h2::carrier::{Carried, Carrier};
 use crate::proxy::h2::endpoint::EndpointStream;
-use crate::proxy::h2::io::Io;
+use crate::proxy::h2::io;
 use crate::proxy::h2::limits::{ALL_WINDOWS, STREAMS, WINDOW};
 use crate::proxy::upstream::{Local, Reuse, Upstream};
 
@@ -77,20 +79,26 @@ pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
     let local = upstream.local.clone();
     let (source, is_named) = (upstream.source(), upstream.is_named);
     let slot = upstream.slot()?;
-    let (send, connection) = h2::client::Builder::new()
+    let (io, wire) = io::of_endpoint(upstream);
+    let (send, mut connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(WINDOW)
         .initial_connection_window_size(ALL_WINDOWS)
         .max_send_buffer_size(WINDOW as usize)
         .initial_max_send_streams(STREAMS as usize)
-        .handshake(Io::of_endpoint(upstream))
+        .handshake(io)
         .await
         .ok()?;
     let carrier = Carrier::new(send, source, is_named, slot);
     local.carriers.borrow_mut().push(carrier.clone());
     let (here, that) = (local.clone(), Rc::downgrade(&carrier));
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
+        let driven = poll_fn(|cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            wire.poll_send(cx);
+            polled
+        });
+        if let Err(error) = driven.await {
             let address = here.endpoint.address;
             tracing::debug!(endpoint = %address, %error, "a connection of HTTP/2 has failed");
         }

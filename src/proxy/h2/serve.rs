@@ -9,7 +9,7 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,7 +28,7 @@ use crate::net::stream::Stream;
 use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::EarlyEnd;
 use crate::proxy::h2::client::{ClientStream, Counts};
-use crate::proxy::h2::io::Io;
+use crate::proxy::h2::io::{self, Io, Wire};
 use crate::proxy::h2::limits::{ALL_WINDOWS, STREAMS, WINDOW};
 use crate::proxy::http::serve::http;
 use crate::proxy::worker::Worker;
@@ -56,16 +56,22 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
         unanswered,
         spoken,
     };
-    let handshake = h2::server::Builder::new()
+    let (io, wire) = io::of_client(stream, unread);
+    let mut handshake = h2::server::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(ALL_WINDOWS)
         .max_send_buffer_size(WINDOW as usize)
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(config.limits.head_size as u32)
         .enable_connect_protocol()
-        .handshake(Io::of_client(stream, unread));
+        .handshake(io);
+    let handshake = poll_fn(|cx| {
+        let polled = Pin::new(&mut handshake).poll(cx);
+        wire.poll_send(cx);
+        polled
+    });
     match tokio::time::timeout(config.timeouts.head, handshake).await {
-        Ok(Ok(connection)) => origin.serve(connection).await,
+        Ok(Ok(connection)) => origin.serve(connection, &wire).await,
         Ok(Err(error)) => reason_of(&error),
         Err(_) => CloseReason::ClientTimeout,
     }
@@ -84,7 +90,7 @@ struct Origin {
 }
 
 impl Origin {
-    async fn serve(self, mut connection: Connection<Io, Bytes>) -> CloseReason {
+    async fn serve(self, mut connection: Connection<Io, Bytes>, wire: &Wire) -> CloseReason {
         let mut goodbye = pin!(self.worker.goodbye.clone().notified_owned());
         let mut is_leaving = self.worker.shared.closing.load(Ordering::Relaxed);
         if is_leaving {
@@ -117,6 +123,7 @@ impl Origin {
                     Poll::Ready(None) => return Poll::Ready(CloseReason::ClientClosed),
                 }
             }
+            wire.poll_send(cx);
             if self.counts.open.get() > 0 {
                 used = Instant::now();
             }

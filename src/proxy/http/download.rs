@@ -278,6 +278,14 @@ impl Exchange<'_> {
                     });
                 }
             }
+            if response.unavailable
+                && self.port.policy.retries_unavailable
+                && self.upload.whole
+                && !self.reply.passed
+            {
+                self.reply.bytes.truncate(before);
+                return Err(Lost::Unavailable);
+            }
             attempt.down.body = BodyDecoder::new(response.framing, &self.limits, 502);
             attempt.down.emit = response.emit;
             let counted = matches!(response.framing, Framing::Counted(_) | Framing::None);

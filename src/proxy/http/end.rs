@@ -155,6 +155,8 @@ impl Exchange<'_> {
                 (502, reject.reason, CloseReason::UpstreamReset)
             }
             Lost::BadBody(reject) => (reject.status, reject.reason, CloseReason::BadRequest),
+            // The last answer of an application said no more.
+            Lost::Unavailable => (503, "unavailable", CloseReason::UpstreamReset),
             Lost::Deadline => (504, "request_timeout", CloseReason::UpstreamReset),
         };
         tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");

@@ -197,6 +197,9 @@ pub(super) enum Lost {
         /// It was a reused connection that ended before anything of a response came.
         stale: bool,
     },
+    /// The application says that it cannot serve the request now, and the Service says that another
+    /// endpoint may be asked then.
+    Unavailable,
     /// What the endpoint sent cannot be forwarded.
     BadResponse(Reject),
     /// What the client sent cannot be forwarded.

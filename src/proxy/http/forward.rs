@@ -64,7 +64,9 @@ pub async fn forward(
             head_len: sent.len(),
             sent,
             whole: true,
-            keeps: repeatable || client.wants_http2(port.protocol),
+            keeps: repeatable
+                || port.policy.retries_unavailable
+                || client.wants_http2(port.protocol),
             repeatable,
             body: BodyDecoder::new(request.framing, &limits, 400),
         },
@@ -145,14 +147,19 @@ impl Exchange<'_> {
                 lent.take_inside(&mut self.reply.bytes);
             }
             drop(attempt);
-            let Lost::Upstream { forced, stale } = lost else {
-                drop(lease);
-                return Box::pin(self.give_up(lost, &endpoint)).await;
+            let unavailable = matches!(lost, Lost::Unavailable);
+            let (forced, stale) = match lost {
+                Lost::Upstream { forced, stale } => (forced, stale),
+                Lost::Unavailable => (false, false),
+                _ => {
+                    drop(lease);
+                    return Box::pin(self.give_up(lost, &endpoint)).await;
+                }
             };
             let loss = Loss {
                 passed: self.reply.passed,
                 whole: self.upload.whole,
-                repeatable: self.upload.repeatable,
+                repeatable: self.upload.repeatable || unavailable,
                 wrote,
                 forced,
                 // The endpoint has not begun it, so that counts against nobody.
@@ -233,7 +240,9 @@ impl Exchange<'_> {
                 return Poll::Ready(Err(Lost::Deadline));
             }
             while timer.as_mut().poll(cx).is_ready() {
-                let blocked_by_client = !self.upload.body.is_done()
+                // A stream that is answered may be a conversation, in which either side is silent.
+                let converses = self.reply.passed && self.client.is_stream();
+                let blocked_by_client = !self.upload.body.is_done() && !converses
                     || self.reply.written < self.reply.bytes.len()
                     || attempt.down.lent.is_some();
                 if blocked_by_client && self.client_moved.elapsed() >= idle {
