@@ -6,6 +6,7 @@
 //! Leaves out how a request is forwarded, see [`crate::proxy::http::forward`].
 
 use std::future::poll_fn;
+use std::io::{self, ErrorKind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -88,6 +89,8 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                         reason: reason.as_str(),
                     };
                     end.log(worker, &client);
+                } else {
+                    client.stream.end();
                 }
                 return reason;
             }
@@ -102,6 +105,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> CloseReason {
                 if !client.stream.is_quiet() {
                     Box::pin(linger(worker, &mut client)).await;
                 }
+                client.stream.end();
                 return reason;
             }
             End::Linger(reason) => {
@@ -233,15 +237,19 @@ impl Client {
         cx: &mut Context<'_>,
         worker: &Worker,
     ) -> Poll<Result<Option<Parsed>, HeadEnd>> {
-        let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
+        let is_idle = !head::has_begun(&self.unread);
+        // Many clients of TLS end an idle connection by a FIN alone. Nothing is missing then.
+        let reset = |error: io::Error| match is_idle && error.kind() == ErrorKind::UnexpectedEof {
+            true => HeadEnd::Closed(CloseReason::ClientClosed),
+            false => HeadEnd::Closed(CloseReason::ClientReset),
+        };
         let mut scratch = worker.scratch.borrow_mut();
         // A request that arrives now is read by the newest configuration.
         let config = worker.config();
         let room = self.room(&config);
         let read = ready!(self.stream.poll_read(cx, &mut scratch[..room])).map_err(reset)?;
         if read.is_empty() {
-            let idle = !head::has_begun(&self.unread);
-            let reason = if idle {
+            let reason = if is_idle {
                 CloseReason::ClientClosed
             } else {
                 CloseReason::ClientReset
@@ -301,7 +309,7 @@ impl Client {
             peer,
             local,
             trusted: config.trusted_proxies.iter().any(|net| net.contains(&peer)),
-            https: false,
+            https: self.stream.is_tls(),
             allow_connect: self.listener.allow_connect,
         };
         let mut out = worker.buffer();
