@@ -30,6 +30,7 @@ use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
 use crate::proxy::shared::Accepted;
 use crate::proxy::tcp::{Logged, acquire_tcp};
+use crate::proxy::tls;
 use crate::proxy::worker::Worker;
 
 /// What an open connection has taken. Its drop gives everything back.
@@ -168,7 +169,15 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
         client.stream.reset_on_close();
         return Err(CloseReason::NoEndpoint);
     }
+    if let Some(termination) = client.listener.tls.clone() {
+        Box::pin(tls::terminate(&worker, client, &termination, protocol)).await?;
+        open.count(|m| match client.stream.is_resumed() {
+            true => &m.handshakes[1],
+            false => &m.handshakes[0],
+        });
+    }
     let known = match protocol {
+        _ if client.stream.has_agreed_on(b"http/1.1") => Known::Http,
         Protocol::Http => Known::Http,
         // A UDP listener accepts no connection.
         Protocol::Tcp | Protocol::Udp => Known::Tcp(None),

@@ -213,7 +213,7 @@ async fn read_head(
 /// Ends a connection whose client may still be sending, so that the answer is not lost to a reset
 /// (RFC 9112 section 9.6). Bounded by time, not by bytes: some clients write their whole request
 /// before they read.
-async fn linger(worker: &Worker, client: &mut Client) {
+pub(in crate::proxy) async fn linger(worker: &Worker, client: &mut Client) {
     let _ = client.stream.shutdown().await;
     let drain = async {
         client.unread = Vec::new();
