@@ -26,6 +26,7 @@ use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::control::addresses::Addresses;
+use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
@@ -154,6 +155,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         .clone()
         .map(|settings| tell_addresses(settings, &admin.health, &shared))
         .transpose()?;
+    let certificates = Certificates::start(admin.health.clone())?;
     let control = Control {
         config: config.clone(),
         snapshot: admin.snapshot.clone(),
@@ -166,7 +168,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             World::default()
         },
         table,
-        listeners: Listeners::within(descriptors, addresses),
+        listeners: Listeners::within(descriptors, certificates, addresses),
         notices,
         messages,
         commands,
@@ -292,6 +294,7 @@ fn start_workers(
         leaving: AtomicBool::new(false),
         access_log,
         refused_headers: Pace::default(),
+        refused_handshakes: Pace::default(),
         inside: ArcSwap::from_pointee(config.inside.clone()),
         addresses: Arc::default(),
         sources: nodes.map(|it| Arc::new(Sources::new(it))),

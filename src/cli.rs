@@ -198,6 +198,7 @@ impl Proxy {
                 source_ranges: Vec::new(),
                 scope: None,
                 health_check: false,
+                tls: None,
             }],
             admin: self.admin,
             ..Config::new(Discovery::Static { to: self.to })

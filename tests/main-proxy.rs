@@ -45,6 +45,7 @@ mod proxy {
     mod shutdown;
     mod slow;
     mod tcp;
+    mod tls;
     mod traffic;
     mod udp;
     mod vanish;

@@ -66,6 +66,13 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
     if !unbound.is_empty() {
         parts.push(format!("not bound, trying again ({})", first(&unbound)));
     }
+    if !state.certificates.is_empty() {
+        let named = state.certificates.iter();
+        let named: Vec<String> = named
+            .map(|p| format!("{}: {}", p.subject, p.error))
+            .collect();
+        parts.push(format!("certificates are not in order ({})", first(&named)));
+    }
     if let Some(NetState::Away(error)) = &state.net {
         parts.push(format!(
             "addresses of Services are not kept up to date ({error})"

@@ -4,8 +4,7 @@
 //! The first fault ends the check. Each fault names the path of its field, and [`super::places`]
 //! adds the line. Files that the configuration names are opened only to see that they can be read.
 
-use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -14,13 +13,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::config::fault::Fault;
+use crate::config::listener::listeners;
 use crate::config::raw;
 use crate::config::settings::{
-    Config, Discovery, Kubernetes, Limits, ListenerConfig, Node, PerService, PodWatch, Retry,
-    Timeouts,
+    Config, Discovery, Kubernetes, Limits, Node, PerService, PodWatch, Retry, Timeouts,
 };
 use crate::config::value::{self, DAY, MILLISECOND, MINUTE};
-use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Transport};
+use crate::contract::policy::NonIdempotent;
 use crate::wire::fields::MAX_HEADERS;
 
 impl raw::Config {
@@ -44,6 +43,7 @@ impl raw::Config {
             inside,
             listeners: listeners(
                 self.listeners.unwrap_or_default(),
+                folder,
                 admin,
                 &default.discovery,
             )?,
@@ -57,7 +57,7 @@ impl raw::Config {
                 self.trusted_proxies.unwrap_or_default(),
                 cidr,
             )?,
-            access_log: at("accessLog", off_or("json", self.access_log))?,
+            access_log: at("accessLog", value::off_or("json", self.access_log))?,
             per_service: at(
                 "metrics.perService",
                 per_service(self.metrics.unwrap_or_default().per_service),
@@ -184,107 +184,6 @@ fn node_name() -> Option<String> {
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
-}
-
-fn listeners(
-    found: Vec<raw::Listener>,
-    admin: SocketAddr,
-    discovery: &Discovery,
-) -> Result<Vec<ListenerConfig>, Fault> {
-    let mut names = HashMap::new();
-    let mut addresses = HashMap::from([((Transport::Tcp, admin), "admin".to_owned())]);
-    let mut checked = Vec::with_capacity(found.len());
-    for (index, listener) in found.into_iter().enumerate() {
-        let me = format!("listeners[{index}]");
-        let listener = listener.check(&me)?;
-        if let Some(other) = names.insert(listener.name.clone(), me.clone()) {
-            let what = format!(
-                "{:?} is also the name of {other}, expected a different name",
-                listener.name
-            );
-            return Err(Fault::new(format!("{me}.name"), what));
-        }
-        if listener.address.port() != 0
-            && let Some(other) =
-                addresses.insert((listener.transport(), listener.address), me.clone())
-        {
-            let what = format!(
-                "{} is also the address of {other}, expected a different address",
-                listener.address
-            );
-            return Err(Fault::new(format!("{me}.address"), what));
-        }
-        if let Discovery::Kubernetes(Kubernetes { namespaces, .. }) = discovery
-            && !namespaces.is_empty()
-            && !namespaces.contains(&listener.service.namespace)
-        {
-            let what = format!(
-                "namespace {} is not watched, expected one of discovery.kubernetes.namespaces ({})",
-                listener.service.namespace,
-                namespaces.join(", ")
-            );
-            return Err(Fault::new(format!("{me}.service"), what));
-        }
-        checked.push(listener);
-    }
-    Ok(checked)
-}
-
-impl raw::Listener {
-    fn check(self, me: &str) -> Result<ListenerConfig, Fault> {
-        let at = |field: &str, what: String| Fault::new(format!("{me}.{field}"), what);
-        if self.name.is_empty()
-            || self.name.len() > 63
-            || self
-                .name
-                .chars()
-                .any(|c| c.is_control() || c.is_whitespace())
-        {
-            let what = format!(
-                "{:?} is not a valid name, expected 1 to 63 bytes without spaces",
-                self.name
-            );
-            return Err(at("name", what));
-        }
-        let proxy_protocol =
-            off_or("required", self.proxy_protocol).map_err(|what| at("proxyProtocol", what))?;
-        if proxy_protocol && matches!(self.protocol, Some(raw::Protocol::Udp)) {
-            let what = "a UDP client sends no PROXY header, expected off".to_owned();
-            return Err(at("proxyProtocol", what));
-        }
-        Ok(ListenerConfig {
-            address: value::address(&self.address).map_err(|what| at("address", what))?,
-            service: value::service(&self.service).map_err(|what| at("service", what))?,
-            port: PortRef::read(&self.port.0).map_err(|what| at("port", what))?,
-            protocol: self.protocol.map(|protocol| match protocol {
-                raw::Protocol::Auto => Protocol::Auto,
-                raw::Protocol::Http => Protocol::Http,
-                raw::Protocol::H2c => Protocol::Http2,
-                raw::Protocol::Tcp => Protocol::Tcp,
-                raw::Protocol::Udp => Protocol::Udp,
-            }),
-            proxy_protocol,
-            allow_connect: self.allow_connect.unwrap_or(false),
-            source_ranges: Vec::new(),
-            scope: None,
-            health_check: false,
-            name: self.name,
-        })
-    }
-}
-
-impl PortRef {
-    fn read(text: &str) -> Result<Self, String> {
-        match text.parse::<u16>() {
-            Ok(number) if number > 0 => Ok(Self::Number(number)),
-            Err(_) if value::label(text) && text.bytes().any(|b| b.is_ascii_lowercase()) => {
-                Ok(Self::Name(text.to_owned()))
-            }
-            _ => Err(format!(
-                "{text:?} is not a port, expected a Service port's name or a number from 1 to 65535"
-            )),
-        }
-    }
 }
 
 fn workers(number: u64) -> Result<NonZeroUsize, Fault> {
@@ -450,21 +349,6 @@ impl raw::Retry {
             },
         })
     }
-}
-
-/// Reads `off` or one other word. YAML 1.2 reads `off` as a word, and YAML 1.1 reads it as `false`,
-/// so a tool may have rewritten it.
-pub(super) fn off_or(on: &str, text: Option<String>) -> Result<bool, String> {
-    match text.as_deref() {
-        None | Some("off" | "Off" | "OFF" | "false" | "no") => Ok(false),
-        Some(text) if text == on || (on == "on" && is_yes(text)) => Ok(true),
-        Some(text) => Err(format!("{text:?} is not known, expected off or {on}")),
-    }
-}
-
-/// What YAML 1.1 writes for `on`.
-fn is_yes(text: &str) -> bool {
-    matches!(text, "On" | "ON" | "true" | "yes")
 }
 
 fn per_service(text: Option<String>) -> Result<PerService, String> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use crate::config::checked::{at, cidr, items, off_or};
+use crate::config::checked::{at, cidr, items};
 use crate::config::fault::Fault;
 use crate::config::raw;
 use crate::config::settings::{Addresses, Claim};
@@ -37,7 +37,7 @@ impl raw::Services {
         folder: &Path,
         admin: SocketAddr,
     ) -> Result<(Option<Addresses>, Inside), Fault> {
-        let is_on = at("services.addresses", off_or("on", self.addresses))?;
+        let is_on = at("services.addresses", value::off_or("on", self.addresses))?;
         let pods = items(
             "services.podCIDRs",
             self.pod_cidrs.unwrap_or_default(),

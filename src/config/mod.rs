@@ -8,9 +8,11 @@
 mod checked;
 mod claimed;
 pub mod fault;
+mod listener;
 mod load;
 mod places;
 mod raw;
 pub mod service;
 pub mod settings;
+pub mod tls;
 pub mod value;

@@ -159,6 +159,41 @@ pub(super) struct Listener {
     /// Whether HTTP CONNECT is forwarded.
     #[schemars(extend("default" = false))]
     pub allow_connect: Option<bool>,
+    /// Ends the clients' TLS here. If absent: what comes is passed on as it is.
+    pub tls: Option<Tls>,
+}
+
+/// How a listener speaks TLS with its clients. A client gets the certificate for exactly the name
+/// that it asks for (SNI), else one for `*.` and the rest of that name, else the first.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Tls {
+    /// Files with certificates. They are read again when they change.
+    #[schemars(extend("default" = []))]
+    pub certificates: Option<Vec<Pair>>,
+    /// Secrets of type `kubernetes.io/tls` as `namespace/name`.
+    #[schemars(extend("default" = []))]
+    pub secrets: Option<Vec<String>>,
+    /// The oldest version of TLS that is spoken.
+    #[schemars(extend("default" = "1.2", "enum" = ["1.2", "1.3"]))]
+    pub min_version: Option<String>,
+    /// Whether clients need a certificate: `none` is asked for, it is `optional`, or `required`. If
+    /// absent: `required` where `clientCa` is given, else `none`.
+    #[schemars(extend("enum" = ["none", "optional", "required"]))]
+    pub client_certificates: Option<String>,
+    /// The file of the authorities (PEM) of clients' certificates, relative to the configuration
+    /// file's folder. It is read again when it changes.
+    pub client_ca: Option<String>,
+}
+
+/// A certificate and its key. Relative to the configuration file's folder.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Pair {
+    /// The certificate and its chain, PEM.
+    pub certificate: String,
+    /// Its private key, PEM.
+    pub key: String,
 }
 
 /// The admin pages.
@@ -327,6 +362,8 @@ fn explain(error: &Yaml) -> (Aim, String) {
                 "service" => "namespace/name such as web/nginx-svc",
                 "port" => "the Service port's name or number",
                 "path" => "a folder of manifests",
+                "certificate" => "a file with a certificate and its chain (PEM)",
+                "key" => "a file with the certificate's private key (PEM)",
                 _ => "a value",
             };
             (Aim::Absent(field), format!("missing, expected {example}"))

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::config::tls::Tls;
 use crate::contract::inside::Inside;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Scope, Transport};
@@ -197,6 +198,8 @@ pub struct ListenerConfig {
     pub proxy_protocol: bool,
     /// Whether HTTP CONNECT is forwarded.
     pub allow_connect: bool,
+    /// How TLS ends here. `None`: what comes is passed on as it is.
+    pub tls: Option<Tls>,
     /// Who may connect. Empty: everybody. This is not a field of the file: a Service's
     /// `loadBalancerSourceRanges` sets it.
     pub source_ranges: Vec<IpNet>,

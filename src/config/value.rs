@@ -148,6 +148,21 @@ pub fn service(text: &str) -> Result<ObjectName, String> {
     }
 }
 
+/// Reads `namespace/name` of a Secret.
+///
+/// # Errors
+/// The text does not name a Secret.
+pub fn secret(text: &str) -> Result<ObjectName, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if label(namespace) && subdomain(name) => {
+            Ok(ObjectName::new(namespace, name))
+        }
+        _ => Err(format!(
+            "{text:?} does not name a Secret, expected namespace/name such as web/shop-tls"
+        )),
+    }
+}
+
 /// Whether a text is a DNS label: 1 to 63 of `a-z`, `0-9` and `-`, with no `-` at either end.
 pub fn label(text: &str) -> bool {
     (1..=63).contains(&text.len())
@@ -161,6 +176,21 @@ pub fn label(text: &str) -> bool {
 /// Whether a text is a DNS subdomain, as names of nodes are: up to 253 bytes, labels between dots.
 pub fn subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
+}
+
+/// Reads `off` or one other word. YAML 1.2 reads `off` as a word, and YAML 1.1 reads it as `false`,
+/// so a tool may have rewritten it.
+pub(super) fn off_or(on: &str, text: Option<String>) -> Result<bool, String> {
+    match text.as_deref() {
+        None | Some("off" | "Off" | "OFF" | "false" | "no") => Ok(false),
+        Some(text) if text == on || (on == "on" && is_yes(text)) => Ok(true),
+        Some(text) => Err(format!("{text:?} is not known, expected off or {on}")),
+    }
+}
+
+/// What YAML 1.1 writes for `on`.
+fn is_yes(text: &str) -> bool {
+    matches!(text, "On" | "ON" | "true" | "yes")
 }
 
 /// The text of an I/O error without Rust's `(os error 2)`.

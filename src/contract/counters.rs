@@ -36,6 +36,8 @@ pub struct ServiceMetrics {
     pub connections_http: Counter,
     /// Client connections that were served as TCP.
     pub connections_tcp: Counter,
+    /// TLS handshakes that succeeded: those with a signature, and those that resumed a session.
+    pub handshakes: [Counter; 2],
     /// Client connections that are open now.
     pub connections_active: Gauge,
     /// Client connections that ended, by [`CloseReason`].
@@ -157,6 +159,7 @@ impl Default for ServiceMetrics {
             request_duration: Histogram::new(REQUEST),
             connections_http: Counter::default(),
             connections_tcp: Counter::default(),
+            handshakes: Default::default(),
             connections_active: Gauge::default(),
             closes: Default::default(),
             retries: Default::default(),

@@ -4,12 +4,14 @@
 //! closed, and another one with another [`ListenerId`] is opened.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use ipnet::IpNet;
 
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol, Scope, Transport};
+use crate::contract::termination::Termination;
 
 /// Names one listener of this process. A number is never given to another listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +34,8 @@ pub struct ListenerSpec {
     pub proxy_protocol: bool,
     /// Whether CONNECT requests are served.
     pub allow_connect: bool,
+    /// How clients' TLS ends here. `None`: it does not.
+    pub tls: Option<Arc<Termination>>,
     /// Who may connect. Empty: everybody.
     pub source_ranges: Vec<IpNet>,
     /// How many sockets it was bound with: one for each worker, or a single one.

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod affinity;
+pub mod certificate;
 pub mod clock;
 pub mod counters;
 pub mod endpoint;
@@ -20,6 +21,8 @@ pub mod policy;
 pub mod reason;
 pub mod snapshot;
 pub mod source;
+pub mod termination;
+mod tickets;
 /// The atomics that `lease` uses. `tests/loom.rs` compiles `lease` against loom's atomics instead.
 mod sync {
     pub(super) use std::sync::atomic::{AtomicU64, Ordering};

@@ -75,11 +75,13 @@ pub enum CloseReason {
     Shutdown,
     /// The listener requires a PROXY header, and it was missing or wrong.
     BadProxyHeader,
+    /// The listener ends TLS, and the handshake failed.
+    BadHandshake,
 }
 
 impl CloseReason {
     /// All reasons, in the order of the metric arrays.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ClientClosed,
         Self::ClientReset,
         Self::ClientTimeout,
@@ -91,6 +93,7 @@ impl CloseReason {
         Self::DrainDeadline,
         Self::Shutdown,
         Self::BadProxyHeader,
+        Self::BadHandshake,
     ];
 
     /// The word in metric labels and in the access log.
@@ -107,6 +110,7 @@ impl CloseReason {
             Self::DrainDeadline => "drain_deadline",
             Self::Shutdown => "shutdown",
             Self::BadProxyHeader => "bad_proxy_header",
+            Self::BadHandshake => "bad_handshake",
         }
     }
 }

@@ -86,6 +86,7 @@ impl Addresses {
             protocol: None,
             proxy_protocol: false,
             allow_connect: false,
+            tls: None,
             scope: config.scope,
             source_ranges: config.source_ranges.clone(),
             sockets: 0,

@@ -15,6 +15,7 @@ use crate::contract::name::ObjectName;
 use crate::contract::policy::{Protocol, Transport};
 use crate::contract::snapshot::Published;
 use crate::control::addresses::Addresses;
+use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::control::sockets::Sockets;
 use crate::control::wanted::{Origin, of_service};
@@ -81,9 +82,13 @@ enum State {
 
 impl Listeners {
     /// None yet. There will never be more sockets than their part of the descriptors.
-    pub fn within(descriptors: Descriptors, addresses: Option<Addresses>) -> Self {
+    pub fn within(
+        descriptors: Descriptors,
+        certificates: Certificates,
+        addresses: Option<Addresses>,
+    ) -> Self {
         Self {
-            sockets: Sockets::within(descriptors),
+            sockets: Sockets::within(descriptors, certificates),
             listeners: BTreeMap::new(),
             by_service: HashMap::new(),
             by_address: HashMap::new(),

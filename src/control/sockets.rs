@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::config::settings::ListenerConfig;
 use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::policy::Transport;
+use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::net::{datagrams, socket};
 use crate::proxy::shared::{Shared, WorkerCommand};
@@ -19,6 +20,7 @@ use crate::proxy::shared::{Shared, WorkerCommand};
 /// The listening sockets of all workers.
 pub(super) struct Sockets {
     descriptors: Descriptors,
+    certificates: Certificates,
     next_id: u64,
     open: usize,
     /// How many listeners are open on each port.
@@ -43,9 +45,10 @@ impl ListenerConfig {
 
 impl Sockets {
     /// None yet.
-    pub(super) fn within(descriptors: Descriptors) -> Self {
+    pub(super) fn within(descriptors: Descriptors, certificates: Certificates) -> Self {
         Self {
             descriptors,
+            certificates,
             next_id: 0,
             open: 0,
             ports: HashMap::new(),
@@ -94,6 +97,7 @@ impl Sockets {
             protocol: config.protocol,
             proxy_protocol: config.proxy_protocol,
             allow_connect: config.allow_connect,
+            tls: self.certificates.terminate(config),
             source_ranges: config.source_ranges.clone(),
             sockets: count,
             accepting: AtomicUsize::new(count),

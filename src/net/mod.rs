@@ -1,6 +1,6 @@
 //! The kernel's side: connections, sockets, pipes for splice, and fair turns for long work.
 //!
-//! Files import downwards in this order: turns, pipe and datagrams, stream, socket; source_table,
+//! Files import downwards in this order: turns, pipe and datagrams, stream, tls, socket; source_table,
 //! source_route and flows, netlink, exchange; source, rules. The room imports no other.
 
 pub mod datagrams;
@@ -14,4 +14,5 @@ pub mod source;
 pub mod source_route;
 pub mod source_table;
 pub mod stream;
+mod tls;
 pub mod turns;

@@ -1,10 +1,13 @@
-//! A connection to a client or to an endpoint, as the proxy reads and writes it.
+//! A connection to a client or to an endpoint, as the proxy reads and writes it: a TCP socket, with or
+//! without TLS on it.
 //!
 //! Invariant: the proxy sees every connection through this type. So a kind of connection that is
-//! not a plain TCP socket changes this file and nothing that reads or writes.
+//! not a plain TCP socket changes this file and nothing that reads or writes. Without TLS, each call
+//! is one look at a pointer and the call on the socket itself.
 //!
 //! Leaves out how a listener accepts and how options are set: see [`crate::net::socket`].
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -12,10 +15,12 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustls::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::net::socket::{self, Delivery, Peer};
+use crate::net::tls::{Inbound, Tls};
 
 /// A connection that is registered with this thread's runtime.
 #[derive(Debug)]
@@ -25,8 +30,9 @@ pub struct Stream {
 
 #[derive(Debug)]
 enum Kind {
-    /// Bytes go to the socket as they are.
-    Plain(TcpStream),
+    /// A socket, and TLS on it where it speaks that. To ask whether there is something to read is to
+    /// decrypt.
+    Socket(TcpStream, Option<Box<RefCell<Tls>>>),
     /// Another connection carries this one.
     Carried(Box<dyn Carried>),
 }
@@ -48,19 +54,21 @@ pub trait Carried: std::fmt::Debug {
     fn peer(&self) -> Peer;
     /// As [`Stream::is_refused`].
     fn is_refused(&self) -> bool;
+    /// As [`Stream::is_tls`].
+    fn is_tls(&self) -> bool;
 }
 
 impl Stream {
     /// Registers an accepted connection.
     pub fn accepted(fd: OwnedFd) -> io::Result<Self> {
-        let kind = Kind::Plain(TcpStream::from_std(fd.into())?);
+        let kind = Kind::Socket(TcpStream::from_std(fd.into())?, None);
         Ok(Self { kind })
     }
 
     /// Starts to connect to an endpoint, from this address of the machine if one is given. Writable means connected or failed, see
     /// [`Self::take_error`].
     pub fn connect(address: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
-        let kind = Kind::Plain(socket::connect(address, from)?);
+        let kind = Kind::Socket(socket::connect(address, from)?, None);
         Ok(Self { kind })
     }
 
@@ -68,6 +76,63 @@ impl Stream {
     pub fn carried(inner: Box<dyn Carried>) -> Self {
         let kind = Kind::Carried(inner);
         Self { kind }
+    }
+
+    /// Speaks TLS from here on, as either side of it. `read`: what has come of it already.
+    ///
+    /// # Errors
+    /// `read` is no TLS, or is refused.
+    pub fn begin_tls(&mut self, session: impl Into<Connection>, read: &[u8]) -> io::Result<()> {
+        let Kind::Socket(socket, tls) = &mut self.kind else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let tls = tls.insert(Box::new(Tls::new(session.into()).into()));
+        let fed = tls.get_mut().feed(read);
+        if fed.is_err() {
+            tls.get_mut().flush_at_once(socket);
+        }
+        fed
+    }
+
+    /// Goes on with the handshake of TLS. Nothing else may be called before it is ready.
+    ///
+    /// # Errors
+    /// `InvalidData`: the peer is refused, or refuses us. `UnexpectedEof`: it has ended. Others are
+    /// the socket's.
+    pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Socket(socket, Some(tls)) => tls.get_mut().poll_handshake(socket, cx),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether its bytes are encrypted on the way.
+    #[inline]
+    pub fn is_tls(&self) -> bool {
+        match &self.kind {
+            Kind::Socket(_, tls) => tls.is_some(),
+            Kind::Carried(inner) => inner.is_tls(),
+        }
+    }
+
+    /// What it speaks of TLS on its own socket.
+    fn tls(&self) -> Option<&RefCell<Tls>> {
+        match &self.kind {
+            Kind::Socket(_, tls) => tls.as_deref(),
+            Kind::Carried(_) => None,
+        }
+    }
+
+    /// Whether both sides have agreed on this protocol (ALPN).
+    pub fn has_agreed_on(&self, protocol: &[u8]) -> bool {
+        let agreed = |tls: &RefCell<Tls>| tls.borrow().agreed() == Some(protocol);
+        self.tls().is_some_and(agreed)
+    }
+
+    /// Whether its TLS session goes on with an earlier one.
+    pub fn is_resumed(&self) -> bool {
+        let resumed = |tls: &RefCell<Tls>| tls.borrow().is_resumed();
+        self.tls().is_some_and(resumed)
     }
 
     /// The address of this end: for an accepted connection, the one that the client connected to.
@@ -80,12 +145,13 @@ impl Stream {
         Ok(SocketAddr::new(local.ip().to_canonical(), local.port()))
     }
 
-    /// The TCP socket, if the connection's bytes are the socket's bytes: then splice may move them.
+    /// The TCP socket, if the connection's bytes are the socket's bytes: then splice may move them,
+    /// and its close passes an end on.
     #[inline]
     pub fn plain(&self) -> Option<&TcpStream> {
         match &self.kind {
-            Kind::Plain(socket) => Some(socket),
-            Kind::Carried(_) => None,
+            Kind::Socket(socket, None) => Some(socket),
+            _ => None,
         }
     }
 
@@ -93,7 +159,7 @@ impl Stream {
     #[inline]
     fn socket(&self) -> Option<&TcpStream> {
         match &self.kind {
-            Kind::Plain(socket) => Some(socket),
+            Kind::Socket(socket, _) => Some(socket),
             Kind::Carried(_) => None,
         }
     }
@@ -101,16 +167,25 @@ impl Stream {
     /// Waits until there may be something to read. Cancellation safe.
     pub async fn readable(&self) -> io::Result<()> {
         match &self.kind {
-            Kind::Plain(socket) => socket.readable().await,
-            Kind::Carried(inner) => poll_fn(|cx| inner.poll_read_ready(cx)).await,
+            Kind::Socket(socket, None) => socket.readable().await,
+            _ => poll_fn(|cx| self.poll_read_ready(cx)).await,
         }
     }
 
-    /// Ready when there may be something to read.
+    /// Ready when there may be something to read. Over TLS: when there is.
     #[inline]
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.kind {
-            Kind::Plain(socket) => socket.poll_read_ready(cx),
+            Kind::Socket(socket, None) => socket.poll_read_ready(cx),
+            Kind::Socket(socket, Some(tls)) => tls.borrow_mut().poll_read_ready(socket, cx),
+            Kind::Carried(inner) => inner.poll_read_ready(cx),
+        }
+    }
+
+    /// Ready when the socket has something to read, whatever its bytes mean.
+    pub fn poll_bytes_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.kind {
+            Kind::Socket(socket, _) => socket.poll_read_ready(cx),
             Kind::Carried(inner) => inner.poll_read_ready(cx),
         }
     }
@@ -119,7 +194,7 @@ impl Stream {
     #[inline]
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.kind {
-            Kind::Plain(socket) => socket.poll_write_ready(cx),
+            Kind::Socket(socket, _) => socket.poll_write_ready(cx),
             Kind::Carried(inner) => inner.poll_write_ready(cx),
         }
     }
@@ -132,44 +207,73 @@ impl Stream {
         room: &'a mut [u8],
     ) -> Poll<io::Result<&'a [u8]>> {
         let read = match &mut self.kind {
-            Kind::Plain(socket) => {
+            Kind::Socket(socket, None) => {
                 let mut buf = ReadBuf::new(room);
                 ready!(Pin::new(socket).poll_read(cx, &mut buf))?;
                 buf.filled().len()
             }
+            Kind::Socket(socket, Some(tls)) => ready!(tls.get_mut().poll_read(socket, cx, room))?,
             Kind::Carried(inner) => ready!(inner.poll_read(cx, room))?,
         };
         Poll::Ready(Ok(&room[..read]))
     }
 
-    /// Writes once and returns how many bytes were taken.
+    /// Writes once and returns how many bytes were taken. Over TLS, the kernel may not have all of
+    /// them yet: see [`Self::poll_flush`].
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.kind {
-            Kind::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Kind::Socket(socket, None) => Pin::new(socket).poll_write(cx, bytes),
+            Kind::Socket(socket, Some(tls)) => tls.get_mut().poll_write(socket, cx, bytes),
             Kind::Carried(inner) => inner.poll_write(cx, bytes),
         }
     }
 
-    /// As [`Self::poll_write`], from several buffers in one system call where there is a socket.
+    /// As [`Self::poll_write`], from several buffers in one system call where there is a plain socket.
     pub fn poll_write_vectored(
         &mut self,
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Kind::Plain(socket) = &mut self.kind {
+        if let Kind::Socket(socket, None) = &mut self.kind {
             return Pin::new(socket).poll_write_vectored(cx, parts);
         }
         let first = parts.iter().find(|part| !part.is_empty());
         self.poll_write(cx, first.map_or(&[], |part| part))
     }
 
-    /// Ends our direction. The peer reads to the end of what was written, then sees the end.
+    /// Ready when the kernel has all that was taken. Whoever has written must poll this before it
+    /// waits for anything else.
+    #[inline]
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Socket(socket, Some(tls)) => tls.get_mut().poll_flush(socket, cx),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Ends our direction. The peer reads to the end of what was written, then sees the end: over
+    /// TLS a `close_notify`, then a FIN.
     #[inline]
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
-            Kind::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Kind::Socket(socket, tls) => {
+                if let Some(tls) = tls {
+                    tls.get_mut().close();
+                    ready!(tls.get_mut().poll_flush(socket, cx))?;
+                }
+                Pin::new(socket).poll_shutdown(cx)
+            }
             Kind::Carried(inner) => inner.poll_shutdown(cx),
+        }
+    }
+
+    /// Must be called before a connection is dropped that ends properly, without
+    /// [`Self::poll_shutdown`]: the drop sends a FIN, and over TLS a FIN alone is no proper end.
+    pub fn end(&mut self) {
+        if let Kind::Socket(socket, Some(tls)) = &mut self.kind {
+            tls.get_mut().close();
+            tls.get_mut().flush_at_once(socket);
         }
     }
 
@@ -181,7 +285,7 @@ impl Stream {
                 n => bytes = &bytes[n..],
             }
         }
-        Ok(())
+        poll_fn(|cx| self.poll_flush(cx)).await
     }
 
     /// Ends our direction, see [`Self::poll_shutdown`].
@@ -197,7 +301,12 @@ impl Stream {
     /// What is known of the peer without reading.
     pub fn peer(&self) -> Peer {
         match &self.kind {
-            Kind::Plain(socket) => socket::peer(socket),
+            Kind::Socket(socket, tls) => match (socket::peer(socket), tls) {
+                (Peer::Open, Some(tls)) if tls.borrow_mut().has_seen_end(socket) => {
+                    Peer::HalfClosed
+                }
+                (peer, _) => peer,
+            },
             Kind::Carried(inner) => inner.peer(),
         }
     }
@@ -205,25 +314,39 @@ impl Stream {
     /// How far the peer has received what was written. `None`: the connection has ended, or another
     /// one carries it.
     pub fn delivery(&self) -> Option<Delivery> {
-        socket::delivery(self.socket()?.as_raw_fd())
+        let mut delivery = socket::delivery(self.fd()?)?;
+        delivery.waiting |= self.tls().is_some_and(|tls| tls.borrow().is_unsent());
+        Some(delivery)
     }
 
     /// Whether an idle connection is really still there: nothing to read, and no end. A carried one is
     /// never idle: it ends with its only exchange.
     pub fn is_quiet(&self) -> bool {
-        self.socket().is_none_or(socket::is_quiet)
+        let Kind::Socket(socket, tls) = &self.kind else {
+            return true;
+        };
+        let has_nothing = match tls {
+            None => true,
+            Some(tls) => tls.borrow_mut().inbound(socket) == Inbound::Nothing,
+        };
+        // Bytes of TLS may have come in between, and a socket that is kept busy is in doubt.
+        has_nothing && socket::is_quiet(socket)
     }
 
     /// Whether there is nothing to read but the end. It is not known of a carried connection.
     pub fn has_ended(&self) -> bool {
-        self.socket().is_some_and(socket::has_ended)
+        match &self.kind {
+            Kind::Socket(socket, None) => socket::has_ended(socket),
+            Kind::Socket(socket, Some(tls)) => tls.borrow_mut().inbound(socket) == Inbound::Ended,
+            Kind::Carried(_) => false,
+        }
     }
 
     /// Whether the peer has said that it has not begun to process what was written. Any request can
     /// then be sent again (RFC 9113 section 8.7).
     pub fn is_refused(&self) -> bool {
         match &self.kind {
-            Kind::Plain(_) => false,
+            Kind::Socket(..) => false,
             Kind::Carried(inner) => inner.is_refused(),
         }
     }
@@ -241,3 +364,6 @@ impl Stream {
         self.socket().map(AsRawFd::as_raw_fd)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,14 +33,17 @@ enum Over {
     Tcp,
     Udp,
     Both,
+    /// Those with a client that spoke TLS with this proxy.
+    Tls,
 }
 
 impl Over {
-    fn shows(self, key: &PortKey) -> bool {
+    fn shows(self, (key, metrics): &(Arc<PortKey>, Arc<ServiceMetrics>)) -> bool {
         match self {
             Self::Tcp => key.transport == Transport::Tcp,
             Self::Udp => key.transport == Transport::Udp,
             Self::Both => true,
+            Self::Tls => metrics.handshakes.iter().any(|count| count.get() > 0),
         }
     }
 }
@@ -66,7 +69,7 @@ pub(super) fn write(
         return;
     }
     for family in FAMILIES {
-        let is_shown = |port: &&(Arc<PortKey>, Arc<ServiceMetrics>)| family.over.shows(&port.0);
+        let is_shown = |port: &&(Arc<PortKey>, Arc<ServiceMetrics>)| family.over.shows(port);
         let mut ports = ports.iter().filter(is_shown).peekable();
         if ports.peek().is_none() {
             continue;
@@ -214,6 +217,15 @@ const FAMILIES: &[Family] = &[
             |metrics, n| [&metrics.connections_http, &metrics.connections_tcp][n].get(),
         ),
         over: Over::Tcp,
+    },
+    Family {
+        name: "ebbtide_tls_handshakes_total",
+        help: "TLS handshakes with clients that succeeded, by kind: full, or resumed from an earlier session.",
+        series: Series::Counter(
+            || each("kind", ["full", "resumed"]),
+            |metrics, n| metrics.handshakes[n].get(),
+        ),
+        over: Over::Tls,
     },
     Family {
         name: "ebbtide_connections_active",

@@ -46,6 +46,8 @@ pub struct HealthState {
     pub current_at: Instant,
     /// What the source cannot read. Only [`Health::report`] may change it.
     pub problems: Vec<Problem>,
+    /// Certificates that cannot be read, or that clients refuse.
+    pub certificates: Vec<Problem>,
     /// How the addresses of Services are served; `None`: they are not, or nothing is known yet.
     pub net: Option<NetState>,
     /// Every listener that is bound or should be: the configured ones, then the nodePorts, by name.
@@ -112,6 +114,7 @@ impl Health {
             shutting_down: false,
             current_at: Instant::now(),
             problems: Vec::new(),
+            certificates: Vec::new(),
             net: None,
             listeners: Vec::new(),
         };

@@ -40,6 +40,7 @@ pub mod shared;
 pub mod silence;
 pub mod source;
 pub mod tcp;
+mod tls;
 pub mod udp;
 pub mod upstream;
 pub mod worker;

@@ -20,7 +20,11 @@ pub(super) async fn reset(worker: &Worker, stream: &mut Stream, rest: &[u8]) {
         let wrote = poll_fn(|cx| {
             Poll::Ready(match written < rest.len() {
                 true => stream.poll_write(cx, &rest[written..]),
-                false => Poll::Pending,
+                false => {
+                    // A failure shows in the delivery.
+                    let _ = stream.poll_flush(cx);
+                    Poll::Pending
+                }
             })
         });
         match wrote.await {

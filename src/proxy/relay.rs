@@ -63,6 +63,8 @@ pub struct Ended {
 struct Direction {
     /// What the sink did not take. Boxed, since few directions have it at a time.
     waiting: Option<Box<Waiting>>,
+    /// The sink has taken bytes that the kernel has not (TLS).
+    unsent: bool,
     ended: bool,
     shut: bool,
     moved: u64,
@@ -281,6 +283,12 @@ impl Pair {
         reason
     }
 
+    /// Both sides end by a FIN, at the drop.
+    fn end_both(&mut self) {
+        self.client.end();
+        self.upstream.stream.end();
+    }
+
     /// The close reason, if the side that has ended its direction has reset the connection since, or
     /// if the side that is left takes nothing of what had come for it.
     fn look(&mut self) -> Option<CloseReason> {
@@ -305,8 +313,9 @@ impl Pair {
     /// No byte has moved for the configured time: a quiet connection ends, one whose peer takes
     /// nothing is reset.
     fn idle_for_too_long(&mut self) -> CloseReason {
-        if !(self.up.is_quiet() && self.down.is_quiet()) {
-            self.reset(CloseReason::ClientTimeout);
+        match self.up.is_quiet() && self.down.is_quiet() {
+            true => self.end_both(),
+            false => _ = self.reset(CloseReason::ClientTimeout),
         }
         CloseReason::ClientTimeout
     }
@@ -315,8 +324,9 @@ impl Pair {
     fn cut(&mut self) -> CloseReason {
         let quiet =
             self.last_moved.elapsed() >= QUIET && self.up.is_quiet() && self.down.is_quiet();
-        if !quiet {
-            self.reset(CloseReason::DrainDeadline);
+        match quiet {
+            true => self.end_both(),
+            false => _ = self.reset(CloseReason::DrainDeadline),
         }
         self.lease
             .endpoint()
@@ -341,6 +351,7 @@ impl Direction {
     /// Whether nothing is on its way, and nothing waits for its turn.
     fn is_quiet(&self) -> bool {
         self.waiting.is_none()
+            && !self.unsent
             && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
             && !self.turn.is_awaited()
     }
@@ -390,8 +401,12 @@ impl Direction {
                 worker.give_back(std::mem::take(&mut waiting.bytes));
                 self.waiting = None;
             }
+            self.unsent = true;
+            ready!(sink.poll_flush(cx)).map_err(Broken::Sink)?;
+            self.unsent = false;
             if self.ended {
-                if !self.shut && !last {
+                let close_passes_it_on = last && sink.plain().is_some();
+                if !self.shut && !close_passes_it_on {
                     ready!(sink.poll_shutdown(cx)).map_err(Broken::Sink)?;
                 }
                 self.shut = true;

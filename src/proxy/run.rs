@@ -42,6 +42,7 @@ impl Worker {
             &self.bulk,
             &self.accepts,
             &self.unanswered,
+            &self.handshakes,
             &self.datagrams,
         ] {
             let queue = queue.clone();

@@ -31,6 +31,7 @@ use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
 use crate::proxy::shared::Accepted;
 use crate::proxy::tcp::{Logged, acquire_tcp};
+use crate::proxy::tls;
 use crate::proxy::worker::Worker;
 
 /// What an open connection has taken. Its drop gives everything back.
@@ -117,10 +118,7 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
     let (lease, upstream) = match known {
         Err(reason) => return Err(ended(&client, reason, !client.unread.is_empty())),
         Ok(Known::Http) => return Ok(Box::pin(either_http(worker, client))),
-        Ok(Known::Http2) => {
-            client.spoken = Spoken::Http2Unasked;
-            return Ok(Box::pin(http2(worker, client)));
-        }
+        Ok(Known::Http2) => return Ok(Box::pin(http2(worker, client))),
         Ok(Known::Tcp(Some(found))) => *found,
         Ok(Known::Tcp(None)) => Box::pin(acquire_tcp(&worker, &client))
             .await
@@ -185,11 +183,29 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
         client.stream.reset_on_close();
         return Err(CloseReason::NoEndpoint);
     }
+    if let Some(termination) = client.listener.tls.clone() {
+        Box::pin(tls::terminate(&worker, client, &termination, protocol)).await?;
+        open.count(|m| match client.stream.is_resumed() {
+            true => &m.handshakes[1],
+            false => &m.handshakes[0],
+        });
+    }
     let known = match protocol {
+        _ if client.stream.has_agreed_on(b"h2") => {
+            client.spoken = Spoken::Http2;
+            Known::Http2
+        }
+        _ if client.stream.has_agreed_on(b"http/1.1") => Known::Http,
         Protocol::Http | Protocol::Http2 => Known::Http,
         // A UDP listener accepts no connection.
         Protocol::Tcp | Protocol::Udp => Known::Tcp(None),
-        Protocol::Auto => Box::pin(detect(&worker, client)).await?,
+        Protocol::Auto => {
+            let known = Box::pin(detect(&worker, client)).await?;
+            if matches!(known, Known::Http2) {
+                client.spoken = Spoken::Http2Unasked;
+            }
+            known
+        }
     };
     open.count(|m| match known {
         Known::Http | Known::Http2 => &m.connections_http,

@@ -58,6 +58,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Clients that were refused for their PROXY header.
     pub refused_headers: Pace,
+    /// Clients whose TLS handshake failed.
+    pub refused_handshakes: Pace,
     /// Where clients inside the cluster come from.
     pub inside: ArcSwap<Inside>,
     /// The listeners of the addresses that the kernel leads to a shared port.

@@ -61,6 +61,8 @@ pub struct Worker {
     pub accepts: Rc<turns::Queue>,
     /// Turns for clients that have had no answer yet.
     pub unanswered: Rc<turns::Queue>,
+    /// Turns for TLS handshakes: each may cost a signature.
+    pub handshakes: Rc<turns::Queue>,
     /// The shutdown's grace is over: nothing is replayed any more.
     pub cut: Cell<bool>,
     /// Tells clients of HTTP/2 that this process ends.
@@ -101,6 +103,7 @@ impl Worker {
             bulk: Rc::new(turns::Queue::new(BULK)),
             accepts: Rc::new(turns::Queue::new(ACCEPTS)),
             unanswered: Rc::new(turns::Queue::new(UNANSWERED)),
+            handshakes: Rc::new(turns::Queue::new(HANDSHAKES)),
             cut: Cell::new(false),
             goodbye: Arc::default(),
             datagrams: Rc::new(turns::Queue::new(DATAGRAMS)),
@@ -336,4 +339,5 @@ const TINY_CHUNKS: u32 = 1;
 const BULK: u32 = 1;
 const ACCEPTS: u32 = 2;
 const UNANSWERED: u32 = 4;
+const HANDSHAKES: u32 = 1;
 const DATAGRAMS: u32 = 2;

@@ -342,10 +342,8 @@ impl Chunks {
     /// Reads lines of chunks up to the next piece of payload. Returns how many bytes these were, and
     /// what stands behind them.
     ///
-    /// # Errors
-    /// The text is not canonical.
-    pub fn next(&mut self, input: &[u8]) -> Result<(usize, Piece), Reject> {
-        const BAD: Reject = Reject::bad("bad_chunk");
+    /// `None`: the text is not canonical.
+    pub fn next(&mut self, input: &[u8]) -> Option<(usize, Piece)> {
         let mut at = 0;
         while let Some(&byte) = input.get(at) {
             match self.state {
@@ -354,15 +352,15 @@ impl Chunks {
                     b'\n' => self.state = State::Data,
                     b'\r' => {}
                     _ => {
-                        let digit = char::from(byte).to_digit(16).ok_or(BAD)?;
-                        let next = self.left.checked_mul(16).ok_or(BAD)?;
+                        let digit = char::from(byte).to_digit(16)?;
+                        let next = self.left.checked_mul(16)?;
                         self.left = next + u64::from(digit);
                     }
                 },
                 State::Data => {
                     let rest = input.len() - at;
                     let data = usize::try_from(self.left).map_or(rest, |left| left.min(rest));
-                    return Ok((at, Piece::Data(data)));
+                    return Some((at, Piece::Data(data)));
                 }
                 State::Gap if byte == b'\n' => self.state = State::Size,
                 State::Gap => {}
@@ -370,14 +368,14 @@ impl Chunks {
                     self.trailers.push(byte);
                     if self.trailers == b"\r\n" || self.trailers.ends_with(b"\r\n\r\n") {
                         self.state = State::Done;
-                        return Ok((at + 1, Piece::End(self.read_trailers())));
+                        return Some((at + 1, Piece::End(self.read_trailers())));
                     }
                 }
-                State::Done => return Err(BAD),
+                State::Done => return None,
             }
             at += 1;
         }
-        Ok((at, Piece::More))
+        Some((at, Piece::More))
     }
 
     /// The caller has taken this much of the payload.

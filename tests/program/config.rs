@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
+use ebbtide::config::tls::{ClientCertificates, Pair, Tls};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{NonIdempotent, PortRef, Protocol};
 use serde_json::Value;
@@ -86,8 +87,15 @@ fn every_truncated_file_is_refused_in_one_line() {
     )
     .unwrap();
     let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("manifests")).unwrap();
-    let file = folder.path().join("cut.yaml");
+    // As deep as the fixtures are.
+    let folder = folder.path().join("config/valid");
+    std::fs::create_dir_all(folder.join("manifests")).unwrap();
+    std::fs::copy(
+        Path::new(ROOT).join("tests/fixtures/api-server.pem"),
+        folder.join("../../api-server.pem"),
+    )
+    .unwrap();
+    let file = folder.join("cut.yaml");
     let mut refused = 0;
     for end in (0..whole.len()).step_by(3) {
         std::fs::write(&file, &whole[..end]).unwrap();
@@ -164,6 +172,7 @@ fn every_field_is_taken_over() {
                 source_ranges: Vec::new(),
                 scope: None,
                 health_check: false,
+                tls: None,
             }
         };
     let expected = [
@@ -200,6 +209,20 @@ fn every_field_is_taken_over() {
             false,
         ),
     ];
+    let pem = || {
+        let folder = Path::new(ROOT).join("tests/fixtures/config/valid");
+        folder.join("../../api-server.pem")
+    };
+    let mut expected = expected;
+    expected[1].tls = Some(Tls {
+        certificates: vec![Pair {
+            certificate: pem(),
+            key: pem(),
+        }],
+        secrets: vec![ObjectName::new("web", "shop.tls")],
+        only_tls13: true,
+        clients: ClientCertificates::Optional(pem()),
+    });
     assert_eq!(config.listeners, expected);
     assert_eq!(config.admin, "0.0.0.0:9999".parse().unwrap());
     assert_eq!(config.workers.get(), 3);
@@ -349,6 +372,8 @@ fn the_schema_and_the_reference_name_the_same_fields() {
     let reference = reference
         .replace("  # kubernetes:", "  kubernetes:")
         .replace("  # snapshot:", "  snapshot:")
+        .replace("    # tls:", "    tls:")
+        .replace("    #   ", "      ")
         .replace("  #   ", "    ");
     let options = serde_saphyr::options! { strict_booleans: true };
     let reference: Value = serde_saphyr::from_str_with_options(&reference, options).unwrap();

@@ -363,6 +363,7 @@ mod tests {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
+            tls: None,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
         config.listeners = vec![

@@ -165,6 +165,7 @@ mod tests {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
+            tls: None,
         }
     }
 

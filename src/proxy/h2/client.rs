@@ -38,6 +38,7 @@ pub(super) struct Counts {
 pub(super) struct ClientStream {
     state: RefCell<State>,
     counts: Rc<Counts>,
+    is_tls: bool,
 }
 
 #[derive(Debug)]
@@ -66,7 +67,7 @@ enum Answer {
 }
 
 impl ClientStream {
-    /// A stream that has just come. Its end is counted in `counts`.
+    /// A stream that has just come. Its end is counted in `counts`. `is_tls`: its connection is encrypted.
     ///
     /// # Errors
     /// The request cannot be forwarded, and has been answered.
@@ -74,6 +75,7 @@ impl ClientStream {
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
         counts: Rc<Counts>,
+        is_tls: bool,
     ) -> Result<Self, Reject> {
         let (parts, recv) = request.into_parts();
         let protocol = parts.extensions.get::<h2::ext::Protocol>();
@@ -106,6 +108,7 @@ impl ClientStream {
                 waker: Waker::noop().clone(),
             }),
             counts,
+            is_tls,
         })
     }
 }
@@ -188,6 +191,10 @@ impl Carried for ClientStream {
 
     fn is_refused(&self) -> bool {
         false
+    }
+
+    fn is_tls(&self) -> bool {
+        self.is_tls
     }
 }
 

@@ -151,6 +151,10 @@ impl Carried for EndpointStream {
     fn is_refused(&self) -> bool {
         self.state.borrow().refused
     }
+
+    fn is_tls(&self) -> bool {
+        false
+    }
 }
 
 impl State {

@@ -144,7 +144,7 @@ impl Outflow {
                 }
                 Form::Chunked(chunks) => {
                     let next = chunks.next(rest);
-                    let (lines, piece) = next.map_err(|_| io::ErrorKind::InvalidData)?;
+                    let (lines, piece) = next.ok_or(io::ErrorKind::InvalidData)?;
                     taken += lines;
                     match piece {
                         Piece::More => break,

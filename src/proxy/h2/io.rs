@@ -83,7 +83,7 @@ impl State {
         }
         empty(&mut self.out);
         self.sent = 0;
-        Poll::Ready(Ok(()))
+        self.stream().poll_flush(cx)
     }
 
     /// Writes once: what waits, and `parts` behind it.

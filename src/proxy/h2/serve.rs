@@ -47,6 +47,7 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
         spoken,
     } = *client;
     let origin = Origin {
+        is_tls: stream.is_tls(),
         worker,
         counts: Rc::default(),
         peer,
@@ -87,6 +88,7 @@ struct Origin {
     scope: Option<Scope>,
     unanswered: Rc<Cell<bool>>,
     spoken: Spoken,
+    is_tls: bool,
 }
 
 impl Origin {
@@ -152,7 +154,7 @@ impl Origin {
         let handing_back = port.as_ref().is_some_and(|port| port.handing_back);
         let logged = self.worker.shared.access_log.is_some();
         let line = logged.then(|| format!("{} {}", request.method(), request.uri().path()));
-        match ClientStream::new(request, respond, self.counts.clone()) {
+        match ClientStream::new(request, respond, self.counts.clone(), self.is_tls) {
             Ok(stream) => {
                 let client = Box::new(Client {
                     stream: Stream::carried(Box::new(stream)),

@@ -55,6 +55,8 @@ impl Exchange<'_> {
                 _ => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
             }
         }
+        ready!(self.client.stream.poll_flush(cx))
+            .map_err(|_| Lost::Client(CloseReason::ClientReset))?;
         empty(&mut self.reply.bytes);
         (self.reply.written, self.reply.interim) = (0, 0);
         Poll::Ready(Ok(()))

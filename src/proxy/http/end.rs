@@ -156,7 +156,7 @@ impl Exchange<'_> {
             }
             Lost::BadBody(reject) => (reject.status, reject.reason, CloseReason::BadRequest),
             // The last answer of an application said no more.
-            Lost::Unavailable => (503, "unavailable", CloseReason::UpstreamReset),
+            Lost::Unavailable => (503, "endpoint_unavailable", CloseReason::UpstreamReset),
             Lost::Deadline => (504, "request_timeout", CloseReason::UpstreamReset),
         };
         tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");

@@ -6,6 +6,7 @@
 //! Leaves out how a request is forwarded, see [`crate::proxy::http::forward`].
 
 use std::future::poll_fn;
+use std::io::{self, ErrorKind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -97,6 +98,8 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                         reason: reason.as_str(),
                     };
                     end.log(worker, &client);
+                } else {
+                    client.stream.end();
                 }
                 return Ended::Closed(reason);
             }
@@ -111,6 +114,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 if !client.stream.is_quiet() {
                     Box::pin(linger(worker, &mut client)).await;
                 }
+                client.stream.end();
                 return Ended::Closed(reason);
             }
             End::Linger(reason) => {
@@ -218,7 +222,7 @@ async fn read_head(
 /// Ends a connection whose client may still be sending, so that the answer is not lost to a reset
 /// (RFC 9112 section 9.6). Bounded by time, not by bytes: some clients write their whole request
 /// before they read.
-async fn linger(worker: &Worker, client: &mut Client) {
+pub(in crate::proxy) async fn linger(worker: &Worker, client: &mut Client) {
     let _ = client.stream.shutdown().await;
     let drain = async {
         client.unread = Vec::new();
@@ -242,15 +246,19 @@ impl Client {
         cx: &mut Context<'_>,
         worker: &Worker,
     ) -> Poll<Result<Option<Parsed>, HeadEnd>> {
-        let reset = |_| HeadEnd::Closed(CloseReason::ClientReset);
+        let is_idle = !head::has_begun(&self.unread);
+        // Many clients of TLS end an idle connection by a FIN alone. Nothing is missing then.
+        let reset = |error: io::Error| match is_idle && error.kind() == ErrorKind::UnexpectedEof {
+            true => HeadEnd::Closed(CloseReason::ClientClosed),
+            false => HeadEnd::Closed(CloseReason::ClientReset),
+        };
         let mut scratch = worker.scratch.borrow_mut();
         // A request that arrives now is read by the newest configuration.
         let config = worker.config();
         let room = self.room(&config);
         let read = ready!(self.stream.poll_read(cx, &mut scratch[..room])).map_err(reset)?;
         if read.is_empty() {
-            let idle = !head::has_begun(&self.unread);
-            let reason = if idle {
+            let reason = if is_idle {
                 CloseReason::ClientClosed
             } else {
                 CloseReason::ClientReset
@@ -324,7 +332,7 @@ impl Client {
             peer,
             local,
             trusted: config.trusted_proxies.iter().any(|net| net.contains(&peer)),
-            https: false,
+            https: self.stream.is_tls(),
             allow_connect: self.listener.allow_connect,
         };
         let mut out = worker.buffer();

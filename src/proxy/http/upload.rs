@@ -48,6 +48,11 @@ impl Exchange<'_> {
                     }
                 }
             }
+            if ready!(attempt.upstream.stream.poll_flush(cx)).is_err() {
+                attempt.spent = true;
+                attempt.up.failed = true;
+                return Poll::Ready(Ok(()));
+            }
             if !self.upload.whole {
                 empty(&mut self.upload.sent);
                 attempt.up.written = 0;

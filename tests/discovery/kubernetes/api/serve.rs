@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -25,7 +25,7 @@ pub fn certificate() -> CertificateDer<'static> {
 
 pub(super) fn acceptor() -> TlsAcceptor {
     let key = PrivateKeyDer::from_pem_slice(CERTIFICATE).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
     let config = config.with_safe_default_protocol_versions().unwrap();
     let config = config.with_no_client_auth();
     let mut config = config.with_single_cert(vec![certificate()], key).unwrap();

@@ -1,0 +1,298 @@
+//! Keeps the certificates of listeners up to date: their files are read again each second, and their
+//! Secrets come from the source. On a thread of its own, since a disk may not answer.
+//!
+//! Invariants: a certificate that is broken, or gone, leaves the last good one in force, and is named
+//! in `/readyz` and in the log. No connection ends because of a change. A file that changes while it
+//! is read is not reported: only what stays broken from one look to the next is.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use crate::config::settings::ListenerConfig;
+use crate::config::tls::{ClientCertificates, Pair, Tls};
+use crate::contract::certificate::Certificate;
+use crate::contract::name::ObjectName;
+use crate::contract::termination::{Clients, Termination, Terms};
+use crate::discovery::source::Problem;
+use crate::observe::health::Health;
+
+/// The way to the thread.
+#[derive(Debug, Clone)]
+pub struct Certificates(Sender<Told>);
+
+#[derive(Debug)]
+enum Told {
+    /// A listener begins. It ends when nobody has its termination any more.
+    Begins(Listener),
+    /// What the source knows of a Secret.
+    Secret(ObjectName, Result<Arc<Certificate>, String>),
+}
+
+impl Certificates {
+    /// Starts the thread. It ends when the last copy of the result is gone.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(health: Arc<Health>) -> std::io::Result<Self> {
+        let (told, inbox) = channel();
+        let thread = std::thread::Builder::new().name("certificates".into());
+        thread.spawn(move || Kept::default().run(&inbox, &health))?;
+        Ok(Self(told))
+    }
+
+    /// How a listener that is bound now speaks TLS.
+    pub(super) fn terminate(&self, config: &ListenerConfig) -> Option<Arc<Termination>> {
+        let tls = config.tls.clone()?;
+        let termination = Arc::new(Termination::default());
+        let begins = Listener {
+            name: config.name.clone(),
+            tls,
+            termination: Arc::downgrade(&termination),
+            in_force: None,
+        };
+        // The thread ends only with the process.
+        let _ = self.0.send(Told::Begins(begins));
+        Some(termination)
+    }
+
+    /// Takes in what the source knows of a Secret. An error: why it gives no certificate.
+    pub fn secret(&self, name: ObjectName, found: Result<Arc<Certificate>, String>) {
+        let _ = self.0.send(Told::Secret(name, found));
+    }
+}
+
+/// A listener with TLS.
+#[derive(Debug)]
+struct Listener {
+    name: String,
+    tls: Tls,
+    termination: Weak<Termination>,
+    /// What was put in force last.
+    in_force: Option<(Vec<Arc<Certificate>>, Clients)>,
+}
+
+/// All that listeners need.
+#[derive(Default)]
+struct Kept {
+    listeners: Vec<Listener>,
+    pairs: HashMap<Pair, Read<(Vec<u8>, Vec<u8>), Arc<Certificate>>>,
+    clients: HashMap<ClientCertificates, Read<Clients, Clients>>,
+    secrets: HashMap<ObjectName, Read<(), Arc<Certificate>>>,
+    problems: Vec<Problem>,
+}
+
+/// What was read, and the last that was good.
+struct Read<B, T> {
+    raw: Option<Result<B, String>>,
+    good: Option<T>,
+    bad: Option<String>,
+    /// It was as bad at the look before.
+    settled: bool,
+}
+
+impl<B: PartialEq, T> Read<B, T> {
+    const fn new() -> Self {
+        Self {
+            raw: None,
+            good: None,
+            bad: None,
+            settled: false,
+        }
+    }
+
+    /// Takes in what was read now. `parse` is asked only if it has changed.
+    fn take(&mut self, raw: Result<B, String>, parse: impl Fn(&B) -> Result<T, String>) {
+        self.settled = self.raw.as_ref() == Some(&raw);
+        if self.settled {
+            return;
+        }
+        match raw.as_ref().map_err(String::clone).and_then(parse) {
+            Ok(good) => (self.good, self.bad) = (Some(good), None),
+            Err(bad) => self.bad = Some(bad),
+        }
+        self.raw = Some(raw);
+    }
+}
+
+impl Kept {
+    fn run(mut self, inbox: &Receiver<Told>, health: &Health) {
+        loop {
+            match inbox.recv_timeout(LOOK) {
+                Ok(told) => self.told(told),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while let Ok(told) = inbox.try_recv() {
+                self.told(told);
+            }
+            if self.look(SystemTime::now()) {
+                let problems = self.problems.clone();
+                health.update(|health| health.certificates = problems);
+            }
+        }
+    }
+
+    fn told(&mut self, told: Told) {
+        match told {
+            Told::Begins(listener) => self.listeners.push(listener),
+            Told::Secret(name, found) => {
+                let known = self.secrets.entry(name).or_insert(Read::new());
+                match found {
+                    Ok(good) => (known.good, known.bad) = (Some(good), None),
+                    Err(bad) => known.bad = Some(bad),
+                }
+                known.settled = true;
+            }
+        }
+    }
+
+    /// Reads the files, and puts in force what has changed. Returns whether the problems have.
+    fn look(&mut self, now: SystemTime) -> bool {
+        self.listeners
+            .retain(|it| it.termination.strong_count() > 0);
+        let listeners = &self.listeners;
+        let is_used = |pair: &Pair| {
+            listeners
+                .iter()
+                .any(|it| it.tls.certificates.contains(pair))
+        };
+        self.pairs.retain(|pair, _| is_used(pair));
+        self.clients
+            .retain(|clients, _| listeners.iter().any(|it| it.tls.clients == *clients));
+        for tls in self.listeners.iter().map(|it| &it.tls) {
+            for pair in &tls.certificates {
+                self.pairs.entry(pair.clone()).or_insert(Read::new());
+            }
+            let clients = self.clients.entry(tls.clients.clone());
+            clients.or_insert(Read::new());
+        }
+        for (pair, read) in &mut self.pairs {
+            read.take(pair.load(), |raw| pair.parse(raw));
+        }
+        for (clients, read) in &mut self.clients {
+            read.take(clients.read(), |raw| Ok(raw.clone()));
+        }
+        let mut problems = Vec::new();
+        for mut listener in std::mem::take(&mut self.listeners) {
+            problems.extend(self.put(&mut listener));
+            self.listeners.push(listener);
+        }
+        problems.extend(self.found(now));
+        problems.sort();
+        problems.dedup();
+        self.report(problems, now)
+    }
+
+    /// Puts a listener's certificates in force, if they have changed and if there are any or all are
+    /// known to be missing.
+    fn put(&self, listener: &mut Listener) -> Option<(String, String)> {
+        let termination = listener.termination.upgrade()?;
+        let (tls, name) = (&listener.tls, &listener.name);
+        let files = tls
+            .certificates
+            .iter()
+            .map(|pair| self.pairs.get(pair)?.good.clone());
+        let secrets = tls.secrets.iter();
+        let secrets = secrets.map(|name| self.secrets.get(name)?.good.clone());
+        let certificates: Vec<Arc<Certificate>> = files.chain(secrets).flatten().collect();
+        let is_known = |name| self.secrets.contains_key(name);
+        if certificates.is_empty() && !tls.secrets.iter().all(is_known) {
+            return None;
+        }
+        let clients = self.clients.get(&tls.clients)?.good.clone()?;
+        if let Some((before, asked)) = &listener.in_force
+            && *asked == clients
+            && before.len() == certificates.len()
+            && before
+                .iter()
+                .zip(&certificates)
+                .all(|(a, b)| Arc::ptr_eq(a, b))
+        {
+            return None;
+        }
+        let terms = Terms {
+            listener: name,
+            certificates: certificates.clone(),
+            only_tls13: tls.only_tls13,
+            clients: clients.clone(),
+        };
+        if let Err(error) = termination.put(terms) {
+            return Some((format!("listener {name}"), error));
+        }
+        let names: Vec<&String> = certificates.iter().flat_map(|it| it.names()).collect();
+        tracing::info!(listener = name, ?names, "certificates are in force");
+        listener.in_force = Some((certificates, clients));
+        None
+    }
+
+    /// What is broken, missing or expired now.
+    fn found(&self, now: SystemTime) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for listener in &self.listeners {
+            let (name, tls) = (format!("listener {}", listener.name), &listener.tls);
+            let mut of = |what: &str, good: Option<&Arc<Certificate>>, bad: Option<&String>| {
+                let doubt = || good.and_then(|it| it.is_doubtful(now));
+                let wrong = bad.cloned().or_else(doubt);
+                found.extend(wrong.map(|wrong| (name.clone(), format!("{what}{wrong}"))));
+            };
+            for read in tls.certificates.iter().filter_map(|it| self.pairs.get(it)) {
+                of(
+                    "",
+                    read.good.as_ref(),
+                    read.bad.as_ref().filter(|_| read.settled),
+                );
+            }
+            for secret in &tls.secrets {
+                let what = format!("Secret {secret}: ");
+                match self.secrets.get(secret) {
+                    Some(read) => of(&what, read.good.as_ref(), read.bad.as_ref()),
+                    None => of(&what, None, Some(&"nothing is known of it yet".to_owned())),
+                }
+            }
+            if let Some(read) = self.clients.get(&tls.clients) {
+                of("", None, read.bad.as_ref().filter(|_| read.settled));
+            }
+        }
+        found
+    }
+
+    /// Logs what is new and what is in order again. Returns whether anything has changed.
+    fn report(&mut self, found: Vec<(String, String)>, now: SystemTime) -> bool {
+        let is_same = |problem: &Problem, (subject, error): &(String, String)| {
+            problem.subject == *subject && problem.error == *error
+        };
+        let before = self.problems.len();
+        self.problems.retain(|problem| {
+            let stays = found.iter().any(|it| is_same(problem, it));
+            if !stays {
+                let (subject, error) = (&problem.subject, &problem.error);
+                tracing::info!(subject, error, "a certificate is in order again");
+            }
+            stays
+        });
+        let mut changed = self.problems.len() != before;
+        for (subject, error) in found {
+            let problem = Problem::new(&subject, &error, now);
+            if self
+                .problems
+                .iter()
+                .all(|it| (&it.subject, &it.error) != (&problem.subject, &problem.error))
+            {
+                let (subject, error) = (&problem.subject, &problem.error);
+                tracing::warn!(
+                    subject,
+                    error,
+                    "a certificate has a problem; the last good one stays"
+                );
+                self.problems.push(problem);
+                changed = true;
+            }
+        }
+        changed
+    }
+}
+
+/// The time between two looks at the files.
+const LOOK: Duration = Duration::from_secs(1);
