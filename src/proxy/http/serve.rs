@@ -52,6 +52,9 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 request,
                 head,
             }) => {
+                if client.spoken == Spoken::Nothing {
+                    client.spoken = Spoken::Http1;
+                }
                 Box::pin(forward(
                     worker,
                     &mut client,
@@ -269,7 +272,6 @@ impl Client {
             }
             parsed => parsed?,
         };
-        self.spoken = Spoken::Http1;
         let consumed = parsed.as_ref().map_or(0, |parsed| parsed.request.consumed);
         if consumed < read.len() {
             append(&mut self.unread, &read[consumed..]);
