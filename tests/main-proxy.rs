@@ -34,6 +34,7 @@ mod proxy {
     mod early_end;
     mod ends;
     mod faults;
+    mod h2;
     mod hold;
     mod join;
     mod parting;

@@ -65,10 +65,11 @@ impl Client {
         matches!(self.spoken, Spoken::Http2 | Spoken::Http2Unasked)
     }
 
-    /// Whether its requests go to endpoints as HTTP/2. Where the port's protocol is `auto`, the client
-    /// knows what its endpoints speak.
+    /// Whether its requests go to endpoints as HTTP/2. Where nothing else says what the endpoints speak,
+    /// the client knows it.
     pub(super) fn wants_http2(&self, port: Protocol) -> bool {
         match self.listener.protocol.unwrap_or(port) {
+            Protocol::Auto if port == Protocol::Http => false,
             Protocol::Auto => port == Protocol::Http2 || self.spoken == Spoken::Http2Unasked,
             listener => listener == Protocol::Http2 || port == Protocol::Http2,
         }

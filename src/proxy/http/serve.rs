@@ -53,6 +53,9 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 request,
                 head,
             }) => {
+                if client.spoken == Spoken::Nothing {
+                    client.spoken = Spoken::Http1;
+                }
                 Box::pin(forward(
                     worker,
                     &mut client,
@@ -277,7 +280,6 @@ impl Client {
             }
             parsed => parsed?,
         };
-        self.spoken = Spoken::Http1;
         let consumed = parsed.as_ref().map_or(0, |parsed| parsed.request.consumed);
         if consumed < read.len() {
             append(&mut self.unread, &read[consumed..]);

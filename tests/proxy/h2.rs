@@ -1,0 +1,10 @@
+//! HTTP/2 on both sides of the proxy, on real sockets: what each pair of versions carries, how a
+//! message of one version becomes one of the other, drains and replays stream by stream, and the end
+//! of a connection. The attacks by HTTP/2 are in `tests/hostile/attacks/`.
+
+mod app;
+mod frames;
+
+mod detection;
+mod messages;
+mod streams;

@@ -1,0 +1,197 @@
+//! Frames of HTTP/2 by hand, for peers that say what no library lets them say (RFC 9113 section 4).
+//! Field blocks are literals without a table and without Huffman's code (RFC 7541 section 6.2.2).
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::wait::soon;
+
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+
+pub const END_STREAM: u8 = 1;
+pub const ACK: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+
+pub const NO_ERROR: u32 = 0;
+pub const REFUSED_STREAM: u32 = 7;
+pub const CANCEL: u32 = 8;
+pub const ENHANCE_YOUR_CALM: u32 = 11;
+
+#[derive(Debug, PartialEq)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The four bytes at `at` of the payload: an error code, or a stream's number.
+    pub fn number(&self, at: usize) -> u32 {
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+
+    pub fn ends_stream(&self) -> bool {
+        matches!(self.kind, DATA | HEADERS) && self.flags & END_STREAM != 0
+    }
+}
+
+/// The bytes of a frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend_from_slice(&[kind, flags]);
+    bytes.extend_from_slice(&stream.to_be_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// A field block.
+pub fn block(fields: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, value) in fields {
+        bytes.push(0);
+        for text in [name, value] {
+            match text.len() {
+                short @ 0..127 => bytes.push(short as u8),
+                long => {
+                    bytes.push(127);
+                    let mut rest = long - 127;
+                    while rest >= 128 {
+                        bytes.push((rest % 128) as u8 | 128);
+                        rest /= 128;
+                    }
+                    bytes.push(rest as u8);
+                }
+            }
+            bytes.extend_from_slice(text);
+        }
+    }
+    bytes
+}
+
+/// The pseudo fields of a request.
+pub fn get(path: &'static str) -> Vec<(&'static [u8], &'static [u8])> {
+    vec![
+        (b":method", b"GET"),
+        (b":scheme", b"http"),
+        (b":path", path.as_bytes()),
+        (b":authority", b"shop"),
+    ]
+}
+
+/// A connection of HTTP/2.
+pub struct Raw {
+    pub stream: TcpStream,
+}
+
+impl Raw {
+    /// Connects as a client, with settings that are not acknowledged by anybody but the proxy.
+    pub async fn connect(to: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(to).await.unwrap();
+        stream.write_all(PREFACE).await.unwrap();
+        let mut raw = Self { stream };
+        raw.send(SETTINGS, 0, 0, b"").await;
+        raw
+    }
+
+    /// Accepts the proxy's connection as an endpoint, with these settings. `None`: it has ended
+    /// without a byte, so it was a join check.
+    pub async fn accept(mut stream: TcpStream, settings: &[(u16, u32)]) -> Option<Self> {
+        let mut preface = [0; PREFACE.len()];
+        stream.read_exact(&mut preface).await.ok()?;
+        assert_eq!(preface, PREFACE);
+        let mut raw = Self { stream };
+        let mut payload = Vec::new();
+        for (name, value) in settings {
+            payload.extend_from_slice(&name.to_be_bytes());
+            payload.extend_from_slice(&value.to_be_bytes());
+        }
+        raw.send(SETTINGS, 0, 0, &payload).await;
+        Some(raw)
+    }
+
+    /// Sends a frame. A peer that has ended the connection is noticed by what is read.
+    pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let _ = self
+            .stream
+            .write_all(&frame(kind, flags, stream, payload))
+            .await;
+    }
+
+    /// Sends a whole field block.
+    pub async fn headers(&mut self, stream: u32, fields: &[(&[u8], &[u8])], ends: bool) {
+        let flags = END_HEADERS | if ends { END_STREAM } else { 0 };
+        self.send(HEADERS, flags, stream, &block(fields)).await;
+    }
+
+    /// Sends a whole answer of two bytes.
+    pub async fn answer(&mut self, stream: u32) {
+        self.headers(stream, &[(b":status", b"200")], false).await;
+        self.send(DATA, END_STREAM, stream, b"ok").await;
+    }
+
+    /// Says GOAWAY.
+    pub async fn go_away(&mut self, last: u32, reason: u32) {
+        let payload = [last.to_be_bytes(), reason.to_be_bytes()].concat();
+        self.send(GOAWAY, 0, 0, &payload).await;
+    }
+
+    /// Ends a stream by RST_STREAM.
+    pub async fn reset(&mut self, stream: u32, reason: u32) {
+        self.send(RST_STREAM, 0, stream, &reason.to_be_bytes())
+            .await;
+    }
+
+    /// The next frame. Settings and pings are acknowledged, and returned too. `None`: the connection
+    /// has ended.
+    pub async fn next(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        let read = soon("a frame", self.stream.read_exact(&mut head)).await;
+        read.ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        let read = soon("a frame's payload", self.stream.read_exact(&mut payload)).await;
+        read.ok()?;
+        let frame = Frame {
+            kind: head[3],
+            flags: head[4],
+            stream: u32::from_be_bytes([head[5], head[6], head[7], head[8]]),
+            payload,
+        };
+        match (frame.kind, frame.flags) {
+            (SETTINGS, 0) => self.send(SETTINGS, ACK, 0, b"").await,
+            (PING, 0) => self.send(PING, ACK, 0, &frame.payload).await,
+            _ => {}
+        }
+        Some(frame)
+    }
+
+    /// The next frame for which this holds. The connection must not end before.
+    pub async fn until(&mut self, what: &str, is_it: impl Fn(&Frame) -> bool) -> Frame {
+        loop {
+            let next = self.next().await;
+            let frame = next.unwrap_or_else(|| panic!("the connection ended before {what}"));
+            if is_it(&frame) {
+                return frame;
+            }
+        }
+    }
+
+    /// The next request's stream.
+    pub async fn request(&mut self) -> u32 {
+        self.until("a request", |it| it.kind == HEADERS)
+            .await
+            .stream
+    }
+}
