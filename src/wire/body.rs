@@ -324,7 +324,7 @@ impl BodyDecoder {
             out.extend_from_slice(b"0\r\n");
             for line in lines
                 .iter()
-                .filter(|line| kind(line.name) == FieldKind::EndToEnd)
+                .filter(|line| matches!(kind(line.name), FieldKind::EndToEnd | FieldKind::GrpcStatus))
             {
                 write_line(out, line.name, line.value);
             }
