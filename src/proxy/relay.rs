@@ -227,7 +227,8 @@ impl Pair {
         }
         self.lost |= self.upstream.is_lost();
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
-        let (room, last) = (room_beside(&self.down), self.down.shut || self.left);
+        let room = room_beside(&self.down);
+        let last = self.down.shut && upstream.ends_by_close() || self.left;
         let up = match self.lost {
             true => Poll::Pending,
             false => self.up.poll(cx, &self.worker, client, upstream, room, last),
@@ -240,8 +241,9 @@ impl Pair {
         if let Poll::Ready(Err(Broken::Source(_))) = up {
             return Poll::Ready(self.reset(CloseReason::ClientReset));
         }
-        let (room, last) = (room_beside(&self.up), self.up.shut || self.lost);
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
+        let room = room_beside(&self.up);
+        let last = self.up.shut && client.ends_by_close() || self.lost;
         let down = match self.left {
             true => Poll::Pending,
             false => self

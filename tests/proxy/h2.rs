@@ -5,6 +5,9 @@
 mod app;
 mod frames;
 
+mod answers;
 mod detection;
+mod mapping;
 mod messages;
 mod streams;
+mod tunnels;

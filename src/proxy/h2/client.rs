@@ -277,6 +277,13 @@ impl State {
             *response.status_mut() = StatusCode::OK;
             response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
         }
+        if self.wanted.tunnel == Some(Tunnel::WebSocket) && !upgrades && status.is_success() {
+            // Any 2xx would say that the tunnel stands (RFC 8441 section 5).
+            let answer = refusal(StatusCode::BAD_GATEWAY, "upgrade_ignored", false);
+            send.send_response(answer, true).map_err(broken)?;
+            self.answer = Answer::Over;
+            return Ok(());
+        }
         let own = response.headers().get(REASON).cloned();
         if let Some(reason) = own.filter(|_| self.wanted.grpc && !status.is_success()) {
             let reason = reason.to_str().unwrap_or_default();

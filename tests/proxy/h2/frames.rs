@@ -156,13 +156,15 @@ impl Raw {
     /// The next frame. Settings and pings are acknowledged, and returned too. `None`: the connection
     /// has ended.
     pub async fn next(&mut self) -> Option<Frame> {
+        soon("a frame", self.read()).await
+    }
+
+    async fn read(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
-        let read = soon("a frame", self.stream.read_exact(&mut head)).await;
-        read.ok()?;
+        self.stream.read_exact(&mut head).await.ok()?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let mut payload = vec![0; length as usize];
-        let read = soon("a frame's payload", self.stream.read_exact(&mut payload)).await;
-        read.ok()?;
+        self.stream.read_exact(&mut payload).await.ok()?;
         let frame = Frame {
             kind: head[3],
             flags: head[4],
@@ -180,7 +182,7 @@ impl Raw {
     /// The next frame for which this holds. The connection must not end before.
     pub async fn until(&mut self, what: &str, is_it: impl Fn(&Frame) -> bool) -> Frame {
         loop {
-            let next = self.next().await;
+            let next = soon(what, self.read()).await;
             let frame = next.unwrap_or_else(|| panic!("the connection ended before {what}"));
             if is_it(&frame) {
                 return frame;
@@ -193,5 +195,31 @@ impl Raw {
         self.until("a request", |it| it.kind == HEADERS)
             .await
             .stream
+    }
+}
+
+/// The status that a response's field block begins with, as `h2` encodes it: from the static table, or
+/// as a literal in Huffman's code (RFC 7541, appendices A and B).
+pub fn status(block: &[u8]) -> u16 {
+    match block[0] {
+        short @ 0x88..=0x8e => [200, 204, 206, 304, 400, 404, 500][usize::from(short - 0x88)],
+        0x48 => {
+            assert_eq!(block[1] & 0x80, 0x80, "a status in Huffman's code");
+            let length = usize::from(block[1] & 0x7f);
+            let bits = block[2..2 + length].iter();
+            let mut bits =
+                bits.flat_map(|byte| (0..8).rev().map(move |at| u16::from(byte >> at & 1)));
+            let mut status = 0;
+            for _ in 0..3 {
+                let mut code = bits.by_ref().take(5).fold(0, |code, bit| code << 1 | bit);
+                // 0, 1 and 2 have five bits, the other digits six.
+                if code > 2 {
+                    code = (code << 1 | bits.next().unwrap()) - 0x19 + 3;
+                }
+                status = status * 10 + code;
+            }
+            status
+        }
+        other => panic!("{other:#x} is no status"),
     }
 }
