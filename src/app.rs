@@ -297,6 +297,7 @@ fn start_workers(
         access_log,
         refused_headers: Pace::default(),
         refused_handshakes: Pace::default(),
+        refused_endpoints: Pace::default(),
         inside: ArcSwap::from_pointee(config.inside.clone()),
         addresses: Arc::default(),
         sources: nodes.map(|it| Arc::new(Sources::new(it))),

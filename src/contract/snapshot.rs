@@ -370,6 +370,7 @@ mod tests {
                 non_idempotent: NonIdempotent::Never,
                 join_check: true,
                 keeps_source: true,
+                backend: None,
             },
             usable: EndpointList::default(),
             last_resort: EndpointList::default(),

@@ -629,7 +629,9 @@ fn only_the_secrets_that_listeners_name_may_be_read() {
     let binding: RoleBinding = object(file, "RoleBinding");
     assert_eq!(binding.role_ref.name, "ebbtide-certificates");
     let Some(helm) = tool("helm") else {
-        return println!("SKIPPED: only_the_secrets_that_listeners_name_may_be_read: helm is not installed");
+        return println!(
+            "SKIPPED: only_the_secrets_that_listeners_name_may_be_read: helm is not installed"
+        );
     };
     let listener = |name: &str, secrets: &[&str]| {
         json!({"name": name, "address": "0.0.0.0:8443", "service": "default/web", "port": "http",
@@ -652,7 +654,10 @@ fn only_the_secrets_that_listeners_name_may_be_read() {
     let allowed = of("Role").into_iter().map(|role| {
         let rule = &role["rules"][0];
         assert_eq!(rule["resources"], json!(["secrets"]));
-        (role["metadata"]["namespace"].clone(), rule["resourceNames"].clone())
+        (
+            role["metadata"]["namespace"].clone(),
+            rule["resourceNames"].clone(),
+        )
     });
     let expected = [
         (json!("default"), json!(["web-tls"])),

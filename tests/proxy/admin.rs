@@ -140,6 +140,7 @@ impl Fixture {
                     non_idempotent: NonIdempotent::Never,
                     join_check: true,
                     keeps_source: false,
+                    backend: None,
                 },
                 claimed: true,
                 handing_back: false,
