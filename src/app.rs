@@ -26,14 +26,14 @@ use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::control::addresses::Addresses;
-use crate::control::certificates::Certificates;
+use crate::control::certificates::{Certificates, named_secrets};
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
 use crate::control::net_link::{self, Outbox};
 use crate::discovery::manifest::Reader;
 use crate::discovery::source::{InUse, Message};
-use crate::discovery::{files, fixed, kubernetes};
+use crate::discovery::{files, fixed, kubernetes, secrets};
 use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
@@ -147,6 +147,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let (messages_in, messages) = mpsc::channel(64);
     let (in_use, used) = watch::channel(InUse {
         named: Control::named_services(&config),
+        secrets: named_secrets(&config),
         ..InUse::default()
     });
     let (events, event_queue) = Events::queue();
@@ -168,7 +169,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             World::default()
         },
         table,
-        listeners: Listeners::within(descriptors, certificates, addresses),
+        listeners: Listeners::within(descriptors, certificates.clone(), addresses),
+        certificates,
         notices,
         messages,
         commands,
@@ -295,6 +297,7 @@ fn start_workers(
         access_log,
         refused_headers: Pace::default(),
         refused_handshakes: Pace::default(),
+        refused_endpoints: Pace::default(),
         inside: ArcSwap::from_pointee(config.inside.clone()),
         addresses: Arc::default(),
         sources: nodes.map(|it| Arc::new(Sources::new(it))),
@@ -416,6 +419,9 @@ fn feed_from_api_server(
                 event_queue,
                 errors.clone(),
             ));
+            let (silence, in_use) = (wanted.settings.silence, wanted.in_use.clone());
+            let client = connected.0.clone();
+            runtime.spawn(secrets::run(client, silence, in_use, out.clone()));
             runtime.block_on(kubernetes::run(connected, server, wanted, out, errors));
         })?;
     Ok(())

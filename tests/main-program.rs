@@ -10,6 +10,7 @@ mod support {
 }
 
 mod program {
+    mod certificates;
     mod claim;
     mod config;
     mod demo;

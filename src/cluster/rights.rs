@@ -20,6 +20,8 @@ pub struct Right {
     pub resource: &'static str,
     /// `None`: all namespaces, or a resource without namespaces.
     namespace: Option<String>,
+    /// One object. `None`: all.
+    name: Option<String>,
 }
 
 impl Right {
@@ -32,7 +34,14 @@ impl Right {
             group,
             resource,
             namespace: namespace.map(str::to_owned),
+            name: None,
         }
+    }
+
+    /// The same right, on one object only.
+    pub fn of(self, name: &str) -> Self {
+        let name = Some(name.to_owned());
+        Self { name, ..self }
     }
 
     /// Whether this right includes a verb.
@@ -51,6 +60,9 @@ impl fmt::Display for Right {
             self.resource,
             self.group
         )?;
+        if let Some(name) = &self.name {
+            write!(f, " named {name}")?;
+        }
         match &self.namespace {
             Some(namespace) => write!(f, " in namespace {namespace}"),
             None => f.write_str(" cluster-wide"),
@@ -73,6 +85,7 @@ pub async fn missing(client: &Client, rights: Vec<Right>) -> Result<Vec<Right>, 
                 group: Some(right.group.into()),
                 resource: Some(right.resource.into()),
                 namespace: right.namespace.clone(),
+                name: right.name.clone(),
                 ..ResourceAttributes::default()
             };
             let spec = Spec {

@@ -5,10 +5,13 @@
 //! configuration's value stays in force.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::backend::{self, BACKEND_TLS};
 use crate::config::settings::Config;
 use crate::config::value;
+use crate::contract::backend::Backend;
 use crate::contract::policy::{NonIdempotent, Policy, Protocol, Transport};
 
 const PROTOCOL: &str = "ebbtide.dev/protocol";
@@ -19,7 +22,7 @@ const NON_IDEMPOTENT: &str = "ebbtide.dev/retry-non-idempotent";
 const JOIN_CHECK: &str = "ebbtide.dev/join-check";
 const SOURCE: &str = "ebbtide.dev/source";
 const RETRY_ON: &str = "ebbtide.dev/retry-on";
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     PROTOCOL,
     HOLD,
     DRAIN,
@@ -28,6 +31,7 @@ const KNOWN: [&str; 8] = [
     JOIN_CHECK,
     SOURCE,
     RETRY_ON,
+    BACKEND_TLS,
 ];
 
 impl Protocol {
@@ -58,8 +62,11 @@ impl Protocol {
             }
             protocol
         });
-        let protocol =
-            annotated.unwrap_or_else(|| Self::of_app_protocol(app_protocol.unwrap_or_default()));
+        let protocol = annotated.unwrap_or_else(|| match app_protocol.unwrap_or_default() {
+            // The proxy speaks TLS with the endpoints, and HTTP with the clients.
+            _ if Policy::has_backend(annotations, app_protocol) => Self::Http,
+            app_protocol => Self::of_app_protocol(app_protocol),
+        });
         (protocol.at_target(target_port), warning)
     }
 
@@ -167,8 +174,14 @@ impl Policy {
                 "unavailable" => Ok(true),
                 _ => Err(format!("{text:?} is not known, expected unavailable")),
             }),
+            backend: read.backend(),
         };
         (policy, warnings)
+    }
+
+    /// Whether the proxy speaks TLS with the endpoints of a port of this `appProtocol`.
+    pub fn has_backend(annotations: &BTreeMap<String, String>, app_protocol: Option<&str>) -> bool {
+        annotations.contains_key(BACKEND_TLS) && backend::concerns(app_protocol)
     }
 }
 
@@ -178,6 +191,15 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn backend(&mut self) -> Option<Arc<Backend>> {
+        let text = self.annotations.get(BACKEND_TLS)?;
+        let (backend, wrong) = backend::read(text);
+        let refuses =
+            |what| format!("{BACKEND_TLS}: {what}; until then, its endpoints are refused");
+        self.warnings.extend(wrong.map(refuses));
+        Some(backend)
+    }
+
     /// A held client takes one of the node's places, so the operator bounds the time.
     fn hold(&mut self, config: &Config) -> Duration {
         let most = config.limits.hold_timeout;
@@ -310,6 +332,7 @@ mod tests {
             join_check: false,
             keeps_source: true,
             retries_unavailable: true,
+            backend: None,
         };
         assert_eq!(Policy::for_service(&config, &all), (expected, Vec::new()));
     }

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod affinity;
+pub mod backend;
 pub mod certificate;
 pub mod clock;
 pub mod counters;

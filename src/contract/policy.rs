@@ -3,9 +3,12 @@
 //! Only types are here. Reading them from a file or from annotations is in `config`.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::contract::backend::Backend;
 
 /// The policy of one Service: its annotations, and the configuration where an annotation is absent.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +29,16 @@ pub struct Policy {
     /// Whether a request is sent again that its application has answered with 503 or, in gRPC, with
     /// UNAVAILABLE.
     pub retries_unavailable: bool,
+    /// How the proxy speaks TLS with the endpoints. `None`: what comes is passed on as it is.
+    pub backend: Option<Arc<Backend>>,
+}
+
+impl Policy {
+    /// The policy of a port whose endpoints are spoken to in the clear.
+    pub fn without_backend(self) -> Self {
+        let backend = None;
+        Self { backend, ..self }
+    }
 }
 
 /// Which endpoints the clients of a Service may reach, as the Service's `spec` says.

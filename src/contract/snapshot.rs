@@ -371,6 +371,7 @@ mod tests {
                 join_check: true,
                 keeps_source: true,
                 retries_unavailable: false,
+                backend: None,
             },
             usable: EndpointList::default(),
             last_resort: EndpointList::default(),

@@ -5,16 +5,18 @@
 //! in `/readyz` and in the log. No connection ends because of a change. A file that changes while it
 //! is read is not reported: only what stays broken from one look to the next is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use crate::config::settings::ListenerConfig;
+use crate::config::settings::{Config, ListenerConfig};
 use crate::config::tls::{ClientCertificates, Pair, Tls};
 use crate::contract::certificate::Certificate;
 use crate::contract::name::ObjectName;
 use crate::contract::termination::{Clients, Termination, Terms};
+use crate::discovery::secret::Found;
+use crate::discovery::secrets::MISSING;
 use crate::discovery::source::Problem;
 use crate::observe::health::Health;
 
@@ -27,7 +29,9 @@ enum Told {
     /// A listener begins. It ends when nobody has its termination any more.
     Begins(Listener),
     /// What the source knows of a Secret.
-    Secret(ObjectName, Result<Arc<Certificate>, String>),
+    Secret(ObjectName, Found),
+    /// The source has told of all Secrets that there are.
+    AllSecrets,
 }
 
 impl Certificates {
@@ -58,9 +62,20 @@ impl Certificates {
     }
 
     /// Takes in what the source knows of a Secret. An error: why it gives no certificate.
-    pub fn secret(&self, name: ObjectName, found: Result<Arc<Certificate>, String>) {
+    pub(super) fn secret(&self, name: ObjectName, found: Found) {
         let _ = self.0.send(Told::Secret(name, found));
     }
+
+    /// From here on, a Secret of which nothing is known does not exist.
+    pub(super) fn all_secrets_are_known(&self) {
+        let _ = self.0.send(Told::AllSecrets);
+    }
+}
+
+/// The Secrets that listeners name.
+pub fn named_secrets(config: &Config) -> BTreeSet<ObjectName> {
+    let tls = config.listeners.iter().filter_map(|it| it.tls.as_ref());
+    tls.flat_map(|it| it.secrets.iter().cloned()).collect()
 }
 
 /// A listener with TLS.
@@ -80,6 +95,7 @@ struct Kept {
     pairs: HashMap<Pair, Read<(Vec<u8>, Vec<u8>), Arc<Certificate>>>,
     clients: HashMap<ClientCertificates, Read<Clients, Clients>>,
     secrets: HashMap<ObjectName, Read<(), Arc<Certificate>>>,
+    has_all_secrets: bool,
     problems: Vec<Problem>,
 }
 
@@ -137,6 +153,7 @@ impl Kept {
     fn told(&mut self, told: Told) {
         match told {
             Told::Begins(listener) => self.listeners.push(listener),
+            Told::AllSecrets => self.has_all_secrets = true,
             Told::Secret(name, found) => {
                 let known = self.secrets.entry(name).or_insert(Read::new());
                 match found {
@@ -197,7 +214,7 @@ impl Kept {
         let secrets = tls.secrets.iter();
         let secrets = secrets.map(|name| self.secrets.get(name)?.good.clone());
         let certificates: Vec<Arc<Certificate>> = files.chain(secrets).flatten().collect();
-        let is_known = |name| self.secrets.contains_key(name);
+        let is_known = |name| self.has_all_secrets || self.secrets.contains_key(name);
         if certificates.is_empty() && !tls.secrets.iter().all(is_known) {
             return None;
         }
@@ -248,6 +265,7 @@ impl Kept {
                 let what = format!("Secret {secret}: ");
                 match self.secrets.get(secret) {
                     Some(read) => of(&what, read.good.as_ref(), read.bad.as_ref()),
+                    None if self.has_all_secrets => of(&what, None, Some(&MISSING.to_owned())),
                     None => of(&what, None, Some(&"nothing is known of it yet".to_owned())),
                 }
             }

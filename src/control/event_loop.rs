@@ -13,12 +13,13 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cluster::event::{Event, Reason};
 use crate::cluster::events::Events;
-use crate::config::settings::Config;
+use crate::config::settings::{Config, Discovery};
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
 use crate::contract::snapshot::Published;
+use crate::control::certificates::{Certificates, named_secrets};
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::shutdown::Phase;
@@ -58,6 +59,8 @@ pub struct Control {
     pub table: RoutingTable,
     /// Bound and wanted listeners.
     pub listeners: Listeners,
+    /// What listeners show to clients of TLS.
+    pub certificates: Certificates,
     /// Reports of endpoints. Unbounded, since an endpoint must never wait. An endpoint sends one
     /// notice for each change of its state, and each round takes them all.
     pub notices: mpsc::UnboundedReceiver<Notice>,
@@ -237,7 +240,12 @@ impl Control {
     fn report_use(&self) {
         let routed = self.table.service_names().cloned().collect();
         let named = Self::named_services(&self.config);
-        self.in_use.send_replace(InUse { named, routed });
+        let secrets = named_secrets(&self.config);
+        self.in_use.send_replace(InUse {
+            named,
+            routed,
+            secrets,
+        });
     }
 
     /// Takes in a message of the source. Its changes are in force when this returns.
@@ -250,7 +258,15 @@ impl Control {
                 }
                 self.table.apply(&self.world, &touched, received)
             }
+            Message::Certificate { secret, found } => {
+                self.certificates.secret(secret, found);
+                Chores::default()
+            }
             Message::Synced => {
+                // A folder shows all that it has. The API server reports each Secret.
+                if matches!(self.config.discovery, Discovery::Files { .. }) {
+                    self.certificates.all_secrets_are_known();
+                }
                 self.health.update(|health| health.synced = true);
                 self.rebind_all();
                 Chores::default()

@@ -15,6 +15,7 @@ mod folder;
 mod pending;
 mod watcher;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until};
 
+use crate::contract::name::ObjectName;
 use crate::discovery::files::event::Event;
 use crate::discovery::files::file::{Loaded, load};
 use crate::discovery::files::folder::{Folder, Table};
@@ -30,10 +32,12 @@ use crate::discovery::files::pending::Pending;
 use crate::discovery::files::watcher::Watcher;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::{Change, Kind, Object};
+use crate::discovery::secret::Found;
+use crate::discovery::secrets::MISSING;
 use crate::discovery::source::{Message, Problem};
 
-/// Reads the folder once, as [`watch`] does at its start. Returns its objects and its problems.
-pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Vec<Problem>) {
+/// Reads the folder once, as [`watch`] does at its start. Returns its objects, its Secrets with certificates and its problems.
+pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Secrets, Vec<Problem>) {
     let mut folder = Folder::new(path);
     match folder.list() {
         Ok(names) => {
@@ -57,6 +61,7 @@ pub fn read_folder(path: &Path, reader: &Reader) -> (Vec<Object>, Vec<Problem>) 
         .collect();
     (
         objects,
+        folder.secrets,
         folder
             .problems
             .into_iter()
@@ -196,7 +201,11 @@ async fn publish(
     errors: &impl Fn(&'static str),
 ) -> Result<(), mpsc::error::SendError<Message>> {
     let before = (std::mem::take(&mut folder.table), folder.problems.clone());
+    let secrets = std::mem::take(&mut folder.secrets);
     folder.refresh();
+    for message in certificates(&secrets, &folder.secrets) {
+        out.send(message).await?;
+    }
     if folder.lost.is_none() && !folder.synced {
         out.send(Message::Changes {
             received,
@@ -241,6 +250,9 @@ async fn publish(
     Ok(())
 }
 
+/// Secrets with certificates, by name.
+pub type Secrets = BTreeMap<ObjectName, Found>;
+
 /// The order of changes that misleads a reader of single changes the least: a pod before the slices
 /// that name it. Removals have the reverse order.
 const ORDER: [Kind; 3] = [Kind::Pod, Kind::Service, Kind::EndpointSlice];
@@ -260,6 +272,27 @@ fn whole(table: &Table) -> Vec<Change> {
             objects: of(kind),
         })
         .into()
+}
+
+/// The Secrets that have changed or are gone.
+fn certificates(before: &Secrets, after: &Secrets) -> Vec<Message> {
+    let is_same = |old: &Found, new: &Found| match (old, new) {
+        (Ok(old), Ok(new)) => Arc::ptr_eq(old, new),
+        (Err(old), Err(new)) => old == new,
+        _ => false,
+    };
+    let new = after.iter().filter(|(name, new)| {
+        let old = before.get(*name);
+        old.is_none_or(|old| !is_same(old, new))
+    });
+    let new = new.map(|(name, found)| (name, found.clone()));
+    let gone = before.keys().filter(|name| !after.contains_key(*name));
+    let gone = gone.map(|name| (name, Err(MISSING.to_owned())));
+    let message = |(secret, found): (&ObjectName, Found)| Message::Certificate {
+        secret: secret.clone(),
+        found,
+    };
+    new.chain(gone).map(message).collect()
 }
 
 fn difference(before: &Table, after: &Table) -> Vec<Change> {

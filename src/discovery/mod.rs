@@ -18,6 +18,8 @@ pub mod object;
 mod restored;
 mod saved;
 mod scope;
+pub mod secret;
+pub mod secrets;
 pub mod service_spec;
 pub mod source;
 mod standing;

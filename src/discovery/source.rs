@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::contract::name::ObjectName;
 use crate::discovery::object::Change;
+use crate::discovery::secret::Found;
 use crate::text::one_line;
 
 /// A message from a source to the control loop.
@@ -26,6 +27,13 @@ pub enum Message {
     Synced,
     /// How far the first table is. Comes before [`Message::Synced`], and when it changes.
     Standing(Standing),
+    /// What is known of a Secret with a certificate. It is no part of the table.
+    Certificate {
+        /// The Secret.
+        secret: ObjectName,
+        /// Its certificate, or why it has none.
+        found: Found,
+    },
     /// The ranges of this node's pods.
     PodRanges(Vec<IpNet>),
     /// The whole list of the source's problems as it is now. It is empty when the source is in
@@ -51,6 +59,8 @@ pub struct InUse {
     pub named: BTreeSet<ObjectName>,
     /// The Services that the table routes to, or whose connections still exist.
     pub routed: BTreeSet<ObjectName>,
+    /// The Secrets that configured listeners name.
+    pub secrets: BTreeSet<ObjectName>,
 }
 
 /// Something that a source cannot read. The last good state stays in force.

@@ -342,7 +342,7 @@ impl Watches {
                 false => _ = self.let_go.entry(name).or_default(),
             }
         }
-        let InUse { named, routed } = &self.in_use;
+        let InUse { named, routed, .. } = &self.in_use;
         self.let_go.retain(|name, unused| {
             *unused = if routed.contains(name) {
                 0

@@ -351,12 +351,6 @@ impl Stream {
         }
     }
 
-    /// Whether the peer sees the end of our direction when the connection is closed. A carried one that is
-    /// closed without an end is reset.
-    pub fn ends_by_close(&self) -> bool {
-        matches!(self.kind, Kind::Plain(_))
-    }
-
     /// Makes the close of this connection a reset. A carried one that is dropped in the middle of its
     /// exchange is reset in any case.
     pub fn reset_on_close(&self) {

@@ -7,13 +7,17 @@
 //! 100 ms races with a second one, within a budget (contract 3.1; the idea of RFC 8305, over
 //! endpoints).
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use crate::contract::backend::Backend;
 use crate::contract::clock::millis;
 use crate::contract::counters::{Counter, ServiceMetrics};
 use crate::contract::endpoint::{EndpointId, Lease};
@@ -24,6 +28,7 @@ use crate::contract::reason::RetryReason;
 use crate::contract::snapshot::Port;
 use crate::net::socket::{self, Peer};
 use crate::net::stream::Stream;
+use crate::net::turns::in_turn;
 use crate::proxy::balancer::{self, Avoid, Cost, Origin};
 use crate::proxy::h2::connect as carried;
 use crate::proxy::second_look::{eject, eject_if_lost};
@@ -63,6 +68,8 @@ pub enum Refusal {
     ClientLeft,
     /// The caller's own deadline has passed.
     Deadline,
+    /// The endpoint is not who it should be, or does not speak TLS as it should.
+    Tls,
 }
 
 /// A connection to an endpoint of `port`, which the caller has just resolved by
@@ -73,7 +80,7 @@ pub async fn upstream(
     port: &Rc<Routed>,
     ask: &Ask<'_>,
 ) -> Result<(Lease, Upstream), Refusal> {
-    match try_dispatch(worker, spec, port, ask, ask.at).await {
+    match try_dispatch(worker, spec, port, ask, ask.at).await? {
         Some(found) => Ok(found),
         // Boxed, as all rare paths are: their room would be part of every exchange.
         None => Box::pin(held(worker, spec, port, ask)).await,
@@ -87,34 +94,103 @@ async fn try_dispatch(
     port: &Rc<Routed>,
     ask: &Ask<'_>,
     at: Instant,
-) -> Option<(Lease, Upstream)> {
-    let lease = balancer::pick(port, ask.cost, ask.from, &ask.avoid, at)?;
+) -> Result<Option<(Lease, Upstream)>, Refusal> {
+    let Some(lease) = balancer::pick(port, ask.cost, ask.from, &ask.avoid, at) else {
+        return Ok(None);
+    };
     let local = worker.local(lease.endpoint());
     let source = Source::wanted(worker, port, ask.from);
     let seen = source.and_then(|it| it.at(lease.endpoint()));
     let is_lost = || source.is_some_and(|it| it.is_lost(worker));
+    let backend = port.policy.backend.as_ref();
     let kept = match ask.http2 {
-        true => carried::open(&local, seen, ask.reuse, is_lost),
-        false => upstream::check_out(&local, seen, ask.reuse, is_lost),
+        true => carried::open(&local, seen, backend, ask.reuse, is_lost),
+        false => upstream::check_out(&local, seen, backend, ask.reuse, is_lost),
     };
     if let Some(upstream) = kept {
         lease.endpoint().note_dispatch(millis(at));
-        return Some((lease, upstream));
+        return Ok(Some((lease, upstream)));
     }
     if !ask.http2 {
-        return Box::pin(connect(worker, spec, port, ask, lease)).await;
+        return Box::pin(open(worker, spec, port, ask, lease)).await;
     }
     Box::pin(async move {
         carried::wait_for_other(&local).await;
-        if let Some(upstream) = carried::open(&local, seen, ask.reuse, is_lost) {
+        if let Some(upstream) = carried::open(&local, seen, backend, ask.reuse, is_lost) {
             lease.endpoint().note_dispatch(millis(at));
-            return Some((lease, upstream));
+            return Ok(Some((lease, upstream)));
         }
         let _opening = carried::Opening::new(local);
-        let (lease, upstream) = connect(worker, spec, port, ask, lease).await?;
-        Some((lease, carried::adopt(upstream).await?))
+        let Some((lease, upstream)) = open(worker, spec, port, ask, lease).await? else {
+            return Ok(None);
+        };
+        let stream = carried::adopt(upstream).await;
+        Ok(stream.map(|upstream| (lease, upstream)))
     })
     .await
+}
+
+/// A new connection, with TLS on it where the Service says so.
+async fn open(
+    worker: &Rc<Worker>,
+    spec: &ListenerSpec,
+    port: &Rc<Routed>,
+    ask: &Ask<'_>,
+    lease: Lease,
+) -> Result<Option<(Lease, Upstream)>, Refusal> {
+    let found = connect(worker, spec, port, ask, lease).await;
+    match (found, &port.policy.backend) {
+        (Some(found), Some(backend)) => Box::pin(secure(worker, port, ask, backend, found)).await,
+        (found, _) => Ok(found),
+    }
+}
+
+/// Speaks TLS with an endpoint that was just connected to. `None`: the endpoint is lost, as by a
+/// connect that fails. One that is not who it should be is no such loss: another try would find the
+/// same.
+async fn secure(
+    worker: &Rc<Worker>,
+    port: &Rc<Routed>,
+    ask: &Ask<'_>,
+    backend: &Arc<Backend>,
+    (lease, mut upstream): (Lease, Upstream),
+) -> Result<Option<(Lease, Upstream)>, Refusal> {
+    let endpoint = lease.endpoint().address;
+    let refused = |cause: &str| {
+        let now = millis(Instant::now());
+        if let Some(count) = worker.shared.refused_endpoints.count(now) {
+            let service = &port.key.service;
+            tracing::warn!(count, %service, %endpoint, cause, "endpoints refused for their TLS");
+        }
+        Refusal::Tls
+    };
+    let session = backend.session(endpoint.ip(), ask.http2);
+    let session = session.map_err(|cause| refused(&cause))?;
+    let begun = upstream.stream.begin_tls(session, &[]);
+    begun.map_err(|error| refused(&error.to_string()))?;
+    let shaken = {
+        let always = Cell::new(true);
+        let shake = pin!(poll_fn(|cx| upstream.stream.poll_handshake(cx)));
+        let shake = in_turn(&worker.handshakes, &always, false, shake);
+        tokio::time::timeout(worker.config().timeouts.connect, shake).await
+    };
+    match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(()) if ask.http2 && !upstream.stream.has_agreed_on(b"h2") => {
+            Err(refused("it does not speak HTTP/2"))
+        }
+        Ok(()) => {
+            upstream.backend = Some(backend.clone());
+            Ok(Some((lease, upstream)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(refused(&error.to_string()))
+        }
+        Err(error) => {
+            let is_named = upstream.is_named;
+            fail(worker, &lease, is_named, &error, port, ask.from.scope);
+            Ok(None)
+        }
+    }
 }
 
 /// Waits in the bounded queue until an endpoint becomes usable, and then for its turn (contract
@@ -151,7 +227,7 @@ async fn held(
                 ask,
                 Instant::now(),
             )
-            .await
+            .await?
             {
                 counted.outcome = &metrics.held_released;
                 return Ok(found);

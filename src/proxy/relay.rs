@@ -227,8 +227,7 @@ impl Pair {
         }
         self.lost |= self.upstream.is_lost();
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
-        let room = room_beside(&self.down);
-        let last = self.down.shut && upstream.ends_by_close() || self.left;
+        let (room, last) = (room_beside(&self.down), self.down.shut || self.left);
         let up = match self.lost {
             true => Poll::Pending,
             false => self.up.poll(cx, &self.worker, client, upstream, room, last),
@@ -242,8 +241,7 @@ impl Pair {
             return Poll::Ready(self.reset(CloseReason::ClientReset));
         }
         let (client, upstream) = (&mut self.client, &mut self.upstream.stream);
-        let room = room_beside(&self.up);
-        let last = self.up.shut && client.ends_by_close() || self.lost;
+        let (room, last) = (room_beside(&self.up), self.up.shut || self.lost);
         let down = match self.left {
             true => Poll::Pending,
             false => self

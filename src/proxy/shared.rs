@@ -60,6 +60,8 @@ pub struct Shared {
     pub refused_headers: Pace,
     /// Clients whose TLS handshake failed.
     pub refused_handshakes: Pace,
+    /// Endpoints whose TLS is not as it should be.
+    pub refused_endpoints: Pace,
     /// Where clients inside the cluster come from.
     pub inside: ArcSwap<Inside>,
     /// The listeners of the addresses that the kernel leads to a shared port.

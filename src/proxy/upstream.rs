@@ -20,6 +20,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::contract::backend::Backend;
 use crate::contract::endpoint::Endpoint;
 use crate::net::stream::Stream;
 use crate::proxy::h2::carrier::Carrier;
@@ -60,10 +61,12 @@ impl Idle {
 
 /// Takes the connection that was used last by this source, if one is as sure to be alive as `reuse`
 /// requires. One on which the endpoint does not see the source is taken only while `is_lost` says that
-/// a new one would be no better.
+/// a new one would be no better. One on which TLS was spoken in another way than `backend` asks for now, or
+/// not at all, is closed.
 pub fn check_out(
     local: &Rc<Local>,
     source: Option<IpAddr>,
+    backend: Option<&Arc<Backend>>,
     reuse: Reuse,
     is_lost: impl Fn() -> bool,
 ) -> Option<Upstream> {
@@ -72,7 +75,10 @@ pub fn check_out(
     }
     let mut idle = local.idle.borrow_mut();
     while let Some(place) = idle.iter().rposition(|it| it.upstream.source() == source) {
-        let candidate = idle.remove(place);
+        let mut candidate = idle.remove(place);
+        if candidate.upstream.backend.as_ref().map(Arc::as_ptr) != backend.map(Arc::as_ptr) {
+            continue;
+        }
         let is_named = candidate.upstream.is_named || source.is_none();
         if !candidate.is_alive() || !is_named && !is_lost() {
             continue;
@@ -82,6 +88,7 @@ pub fn check_out(
             return None;
         }
         if reuse == Reuse::Repeatable || candidate.upstream.stream.is_quiet() {
+            candidate.upstream.rests = false;
             return Some(candidate.upstream);
         }
     }
@@ -98,6 +105,7 @@ pub fn check_in(mut upstream: Upstream, now: Instant) {
             idle.remove(0);
         }
         upstream.reused = true;
+        upstream.rests = true;
         idle.push(Idle {
             upstream,
             since: now,
@@ -154,6 +162,10 @@ pub struct Upstream {
     slot: Option<Slot>,
     /// It has carried a request before.
     pub reused: bool,
+    /// It carries nothing now, so its close is a proper end.
+    rests: bool,
+    /// How TLS is spoken on it.
+    pub backend: Option<Arc<Backend>>,
 }
 
 impl Local {
@@ -224,6 +236,8 @@ impl Upstream {
             is_named: shadow.is_some(),
             slot,
             reused: false,
+            rests: false,
+            backend: None,
         })
     }
 
@@ -240,8 +254,10 @@ impl Upstream {
             local,
             has_source: source.is_some(),
             is_named,
+            backend: None,
             slot: None,
             reused,
+            rests: false,
         }
     }
 
@@ -279,6 +295,8 @@ impl Drop for Upstream {
         if self.is_lost() {
             // The kernel need not go on trying to deliver.
             self.stream.reset_on_close();
+        } else if self.rests {
+            self.stream.end();
         }
         let Some(slot) = self.slot else {
             return;

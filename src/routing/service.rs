@@ -168,6 +168,10 @@ impl ServiceEntry {
             let (protocol, found) =
                 Protocol::of_service(&object.annotations, app, target, transport);
             warnings.extend(found);
+            let policy = match Policy::has_backend(&object.annotations, app) {
+                true => policy.clone(),
+                false => policy.clone().without_backend(),
+            };
             let key = self.name.port_over(transport, port.port.port);
             let hold = &self.hold;
             let entry = self.ports.entry(key.id()).or_insert_with(|| {

@@ -322,10 +322,9 @@ impl BodyDecoder {
         if emit == Emit::Chunked {
             make_room(out, self.trailers.len() + CHUNK_LINES);
             out.extend_from_slice(b"0\r\n");
-            for line in lines
-                .iter()
-                .filter(|line| matches!(kind(line.name), FieldKind::EndToEnd | FieldKind::GrpcStatus))
-            {
+            for line in lines.iter().filter(|line| {
+                matches!(kind(line.name), FieldKind::EndToEnd | FieldKind::GrpcStatus)
+            }) {
                 write_line(out, line.name, line.value);
             }
             out.extend_from_slice(b"\r\n");

@@ -115,7 +115,9 @@ impl Rig {
                 }
             }
             Message::Synced => self.synced = true,
-            Message::Standing(_) | Message::PodRanges(_) => panic!("{message:?}"),
+            Message::Standing(_) | Message::PodRanges(_) | Message::Certificate { .. } => {
+                panic!("{message:?}")
+            }
             Message::Problems(problems) => self.problems = problems,
         }
     }
@@ -641,7 +643,7 @@ fn reading_once_gives_the_same_objects_and_problems() {
         "apiVersion: v1\nkind: Service\nspec: 5\n",
     )
     .unwrap();
-    let (objects, problems) = read_folder(temp.path(), &Reader::default());
+    let (objects, _, problems) = read_folder(temp.path(), &Reader::default());
     let names: Vec<_> = objects
         .iter()
         .map(|object| format!("{} {}", object.kind(), object.name()))
@@ -652,6 +654,6 @@ fn reading_once_gives_the_same_objects_and_problems() {
         problems[0].error.starts_with("line 3, spec: "),
         "{problems:?}"
     );
-    let (objects, problems) = read_folder(&temp.path().join("missing"), &Reader::default());
+    let (objects, _, problems) = read_folder(&temp.path().join("missing"), &Reader::default());
     assert!(objects.is_empty() && problems[0].error.starts_with("the folder cannot be read"));
 }

@@ -13,4 +13,5 @@ mod namespaces;
 mod order;
 mod pods;
 mod saved;
+mod secrets;
 mod services;

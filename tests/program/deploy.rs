@@ -10,7 +10,7 @@ use ebbtide::config::settings::Config;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Container, Namespace, PodSpec, Probe, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -100,6 +100,7 @@ fn the_api_knows_every_field_of_every_manifest() {
         "daemonset/daemonset",
         "deployment/deployment",
         "deployment/service",
+        "secrets/rbac",
     ];
     let mut count = 0;
     for document in files
@@ -111,6 +112,8 @@ fn the_api_knows_every_field_of_every_manifest() {
             "ServiceAccount" => known::<ServiceAccount>(&document),
             "ClusterRole" => known::<ClusterRole>(&document),
             "ClusterRoleBinding" => known::<ClusterRoleBinding>(&document),
+            "Role" => known::<Role>(&document),
+            "RoleBinding" => known::<RoleBinding>(&document),
             "DaemonSet" => known::<DaemonSet>(&document),
             "Deployment" => known::<Deployment>(&document),
             "PodDisruptionBudget" => known::<PodDisruptionBudget>(&document),
@@ -119,7 +122,7 @@ fn the_api_knows_every_field_of_every_manifest() {
         }
         count += 1;
     }
-    assert_eq!(count, 8);
+    assert_eq!(count, 10);
 }
 
 #[test]
@@ -613,6 +616,56 @@ fn the_chart_renders_the_same() {
             }
             assert_eq!(theirs.spec, ours.spec);
         }
+    }
+}
+
+#[test]
+fn only_the_secrets_that_listeners_name_may_be_read() {
+    let file = "deploy/kustomize/secrets/rbac.yaml";
+    let role: Role = object(file, "Role");
+    let expected = json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["web-tls"],
+        "verbs": ["get", "list", "watch"]}]);
+    assert_eq!(serde_json::to_value(&role.rules).unwrap(), expected);
+    let binding: RoleBinding = object(file, "RoleBinding");
+    assert_eq!(binding.role_ref.name, "ebbtide-certificates");
+    let Some(helm) = tool("helm") else {
+        return println!(
+            "SKIPPED: only_the_secrets_that_listeners_name_may_be_read: helm is not installed"
+        );
+    };
+    let listener = |name: &str, secrets: &[&str]| {
+        json!({"name": name, "address": "0.0.0.0:8443", "service": "default/web", "port": "http",
+            "tls": {"secrets": secrets}})
+    };
+    let listeners = json!([
+        listener("a", &["default/web-tls", "shop/one"]),
+        listener("b", &["default/web-tls", "shop/two"]),
+        {"name": "c", "address": "0.0.0.0:8080", "service": "default/web", "port": "http"},
+    ]);
+    let listeners = format!("config.listeners={listeners}");
+    let mut arguments = vec!["template", "ebbtide", "deploy/helm/ebbtide"];
+    arguments.extend(["--namespace", "ebbtide-system", "--kube-version", "1.35.0"]);
+    arguments.extend(["--set", "kind=Deployment", "--set-json", &listeners]);
+    let all = rendered(&helm, &arguments);
+    let of = |kind: &str| -> Vec<Value> {
+        let found = all.iter().filter(|it| it["kind"] == kind);
+        found.cloned().collect()
+    };
+    let allowed = of("Role").into_iter().map(|role| {
+        let rule = &role["rules"][0];
+        assert_eq!(rule["resources"], json!(["secrets"]));
+        (
+            role["metadata"]["namespace"].clone(),
+            rule["resourceNames"].clone(),
+        )
+    });
+    let expected = [
+        (json!("default"), json!(["web-tls"])),
+        (json!("shop"), json!(["one", "two"])),
+    ];
+    assert_eq!(allowed.collect::<Vec<_>>(), expected);
+    for binding in of("RoleBinding") {
+        assert_eq!(binding["roleRef"]["name"], "ebbtide-certificates");
     }
 }
 

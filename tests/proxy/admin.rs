@@ -141,6 +141,7 @@ impl Fixture {
                     join_check: true,
                     keeps_source: false,
                     retries_unavailable: false,
+                    backend: None,
                 },
                 claimed: true,
                 handing_back: false,

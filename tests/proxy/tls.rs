@@ -1,6 +1,7 @@
 //! Clients that speak TLS with the proxy. The modules have one subject each; here are the authority
 //! that signs certificates for them, the rig with a TLS listener, and the client's side.
 
+mod backend;
 mod bytes;
 mod drain;
 mod handshake;

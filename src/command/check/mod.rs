@@ -7,6 +7,7 @@
 
 pub mod run;
 
+mod certificates;
 mod cluster;
 mod nodes;
 mod seen;

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use crate::command::check::cluster;
 use crate::command::check::seen::Seen;
 use crate::command::check::served::{self, Services};
 use crate::command::check::warnings;
+use crate::command::check::{certificates, cluster};
 use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
 use crate::discovery::files;
@@ -36,12 +36,13 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
     let config = Config::load(file)?;
     let (mut seen, mut world) = match &config.discovery {
         Discovery::Files { path } => {
-            let (objects, problems) = files::read_folder(path, &Reader::of(&config));
+            let (objects, secrets, problems) = files::read_folder(path, &Reader::of(&config));
             let heading = format!("manifests  {}\n", path.display());
             (
                 Seen {
                     heading,
                     objects,
+                    secrets,
                     problems,
                     warnings: Vec::new(),
                 },
@@ -57,11 +58,15 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
     if !matches!(config.discovery, Discovery::Kubernetes(_)) {
         seen.claim(claim);
     }
+    if !seen.heading.is_empty() {
+        certificates::look(&config, &mut seen, SystemTime::now());
+    }
     let Seen {
         heading,
         objects,
         warnings,
         problems,
+        ..
     } = seen;
     if heading.is_empty() {
         return Ok(Report {

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use crate::contract::name::ObjectName;
+use crate::discovery::files::Secrets;
 use crate::discovery::object::Object;
 use crate::discovery::source::Problem;
 
@@ -13,6 +14,8 @@ pub(super) struct Seen {
     /// nothing to show.
     pub(super) heading: String,
     pub(super) objects: Vec<Object>,
+    /// The Secrets that listeners name, as far as they exist.
+    pub(super) secrets: Secrets,
     pub(super) warnings: Vec<String>,
     pub(super) problems: Vec<Problem>,
 }

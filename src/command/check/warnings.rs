@@ -118,6 +118,13 @@ pub(super) fn of_service(config: &Config, service: &MergedService, listened: boo
             .iter()
             .map(|warning| format!("{name}: {warning}")),
     );
+    let policy = Policy::for_service(config, annotations).0;
+    if policy.backend.is_some_and(|backend| backend.insecure) {
+        warnings.push(format!(
+            "{name}: ebbtide.dev/backend-tls: insecure: anybody between the proxy and the endpoints can read \
+             and change what they say; give the ca of the endpoints' certificates"
+        ));
+    }
     for port in ports
         .iter()
         .filter(|port| !port.endpoints.iter().any(is_ready))

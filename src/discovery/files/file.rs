@@ -3,7 +3,7 @@
 //! Invariant: a file that changes during the read is not used. When a file is read is decided in
 //! `pending.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -12,14 +12,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::contract::name::ObjectName;
 use crate::discovery::document::{self, Format, documents};
 use crate::discovery::manifest::{Reader, parse_document};
 use crate::discovery::object::Object;
+use crate::discovery::secret::{Found, secrets};
 
 /// One document with its objects, so that it is not parsed again while its text is the same.
 pub(super) struct Document {
     pub(super) text: String,
     pub(super) objects: Vec<Arc<Object>>,
+    pub(super) secrets: BTreeMap<ObjectName, Found>,
 }
 
 /// The metadata that shows whether a file, or its content, is another one.
@@ -110,16 +113,18 @@ pub(super) fn load(
             .map(|document| (document.text.as_str(), document))
             .collect();
         let parse = |document: document::Document<'_>| {
-            let objects = match known.get(document.text) {
-                Some(known) => known.objects.clone(),
+            let (objects, secrets) = match known.get(document.text) {
+                Some(known) => (known.objects.clone(), known.secrets.clone()),
                 None => {
                     let objects = parse_document(document, format, listed_at, reader)?;
-                    objects.into_iter().map(Arc::new).collect()
+                    let objects = objects.into_iter().map(Arc::new).collect();
+                    (objects, secrets(document, format)?)
                 }
             };
             Ok(Document {
                 text: document.text.to_owned(),
                 objects,
+                secrets,
             })
         };
         documents

@@ -7,12 +7,14 @@
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 
+use crate::contract::backend::Backend;
 use crate::proxy::h2::limits::STREAMS;
 use crate::proxy::silence::Slot;
 
@@ -24,6 +26,8 @@ pub struct Carrier {
     pub(super) source: Option<IpAddr>,
     /// The endpoint sees that address.
     pub(super) is_named: bool,
+    /// How TLS is spoken on it.
+    pub(super) backend: Option<Arc<Backend>>,
     /// Its place among the sockets to the endpoint.
     pub(super) slot: Slot,
     streams: Cell<u32>,
@@ -38,12 +42,14 @@ impl Carrier {
         send: SendRequest<Bytes>,
         source: Option<IpAddr>,
         is_named: bool,
+        backend: Option<Arc<Backend>>,
         slot: Slot,
     ) -> Rc<Self> {
         Rc::new(Self {
             send,
             source,
             is_named,
+            backend,
             slot,
             streams: Cell::new(0),
             used: Cell::new(false),

@@ -7,10 +7,12 @@ use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::contract::backend::Backend;
 use crate::net::stream::Stream;
 use crate::proxy::h2::carrier::{Carried, Carrier};
 use crate::proxy::h2::endpoint::EndpointStream;
@@ -24,6 +26,7 @@ use crate::proxy::upstream::{Local, Reuse, Upstream};
 pub fn open(
     local: &Rc<Local>,
     source: Option<IpAddr>,
+    backend: Option<&Arc<Backend>>,
     reuse: Reuse,
     is_lost: impl Fn() -> bool,
 ) -> Option<Upstream> {
@@ -32,6 +35,7 @@ pub fn open(
     let serves = |carrier: &&Rc<Carrier>| {
         let is_named = carrier.is_named || source.is_none();
         carrier.source == source
+            && carrier.backend.as_ref().map(Arc::as_ptr) == backend.map(Arc::as_ptr)
             && carrier.has_room()
             && (is_named || is_lost())
             && (reuse == Reuse::Repeatable || !local.sockets.has_ended(carrier.slot))
@@ -78,7 +82,7 @@ impl Drop for Opening {
 pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
     let local = upstream.local.clone();
     let (source, is_named) = (upstream.source(), upstream.is_named);
-    let slot = upstream.slot()?;
+    let (slot, backend) = (upstream.slot()?, upstream.backend.clone());
     let (io, wire) = io::of_endpoint(upstream);
     let (send, mut connection) = h2::client::Builder::new()
         .enable_push(false)
@@ -89,7 +93,7 @@ pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
         .handshake(io)
         .await
         .ok()?;
-    let carrier = Carrier::new(send, source, is_named, slot);
+    let carrier = Carrier::new(send, source, is_named, backend, slot);
     local.carriers.borrow_mut().push(carrier.clone());
     let (here, that) = (local.clone(), Rc::downgrade(&carrier));
     tokio::task::spawn_local(async move {

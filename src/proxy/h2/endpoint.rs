@@ -42,7 +42,7 @@ struct State {
     /// The stream has failed.
     lost: bool,
     /// Its place on the connection.
-    _carried: carrier::Carried,
+    carried: carrier::Carried,
 }
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl EndpointStream {
                 response: Receiving::Due,
                 refused: false,
                 lost: false,
-                _carried: carried,
+                carried,
             }),
         }
     }
@@ -163,7 +163,7 @@ impl State {
         let Sending::Due(send) = &mut self.request else {
             return Ok(());
         };
-        let (request, framing) = match read_request(head, false) {
+        let (request, framing) = match read_request(head, self.carried.0.backend.is_some()) {
             Ok(read) => read,
             Err(reject) => {
                 write_answer(400, reject.reason, None, true, false, &mut self.head);

@@ -123,6 +123,7 @@ impl Exchange<'_> {
             Refusal::Expired => (503, "no_endpoint"),
             Refusal::Full => (503, "hold_full"),
             Refusal::Deadline => (504, "request_timeout"),
+            Refusal::Tls => (502, "upstream_tls"),
             Refusal::ClientLeft => return End::Close(CloseReason::ClientReset),
         };
         self.answer(status, reason).await

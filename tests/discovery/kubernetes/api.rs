@@ -31,6 +31,8 @@ pub enum Kind {
     Services,
     Slices,
     Pods,
+    /// Only those that a listener names.
+    Secrets,
 }
 
 pub const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
@@ -205,7 +207,7 @@ impl Api {
                     }
                 }
             }
-            Kind::Pods => state.put(object),
+            Kind::Pods | Kind::Secrets => state.put(object),
         }
         drop(state);
         self.shared.notify();
@@ -485,6 +487,6 @@ fn is_second(kind: Kind, selector: Option<&str>) -> bool {
     match kind {
         Kind::Services => selector.starts_with("metadata.name="),
         Kind::Slices => selector.contains(CLAIM),
-        Kind::Pods => false,
+        Kind::Pods | Kind::Secrets => false,
     }
 }

@@ -103,7 +103,7 @@ impl Source {
             Message::Changes { changes, .. } => changes.into_iter().for_each(|it| self.change(it)),
             Message::Synced => self.synced = true,
             Message::PodRanges(ranges) => self.pod_ranges = ranges,
-            Message::Standing(_) | Message::Problems(_) => {}
+            Message::Standing(_) | Message::Problems(_) | Message::Certificate { .. } => {}
         }
     }
 

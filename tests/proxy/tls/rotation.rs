@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::proxy::play::{Act, OK, Play};
 use crate::proxy::tls::handshake::ask;
-use crate::proxy::tls::{Authority, connect, folder, listener, open, trusting};
-use crate::support::folder::Ep;
+use crate::proxy::tls::{Authority, Pair, connect, folder, listener, open, trusting};
+use crate::support::folder::{Ep, Folder};
+use crate::support::process::Process;
 use crate::support::rig::Rig;
 use crate::support::wait::eventually;
 use rustls::pki_types::CertificateDer;
@@ -97,4 +98,84 @@ async fn an_expired_certificate_is_served_and_named() {
     })
     .await;
     shown(&rig).await;
+}
+
+/// A Secret as a manifest.
+fn secret(name: &str, pair: &Pair) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+        "metadata": {"namespace": "web", "name": name},
+        "stringData": {"tls.crt": pair.certificate, "tls.key": pair.key},
+    })
+}
+
+#[tokio::test]
+async fn a_secret_of_the_folder_is_served_and_stays_in_force_when_it_is_gone() {
+    let folder = Folder::new();
+    let text = listener("http", "", "").replace(
+        "certificates: [{certificate: a.crt, key: a.key}]",
+        "secrets: [web/shop-tls]",
+    );
+    let authority = Authority::new();
+    let (first, second) = (
+        authority.sign(&["a.example"]),
+        authority.sign(&["a.example"]),
+    );
+    let rig = Rig::run(folder, &text).await;
+    let config = Arc::new(trusting());
+    let missing = "listener web: Secret web/shop-tls: there is no such Secret\n";
+    eventually("the Secret is missed", async || problems(&rig) == missing).await;
+    let refused = connect(rig.web(), "a.example", &config).await;
+    assert!(refused.is_err(), "there is no certificate");
+    rig.write("secret.json", &secret("shop-tls", &first));
+    eventually("the Secret", async || problems(&rig).is_empty()).await;
+    assert_eq!(shown(&rig).await, first.der());
+    rig.write("secret.json", &secret("shop-tls", &second));
+    eventually("its new certificate", async || {
+        shown(&rig).await == second.der()
+    })
+    .await;
+    rig.remove("secret.json");
+    eventually("its end is told", async || problems(&rig) == missing).await;
+    assert_eq!(shown(&rig).await, second.der(), "the last one stays");
+}
+
+#[tokio::test]
+async fn a_key_is_on_no_page_and_in_no_log() {
+    let pair = Authority::new().sign(&["a.example"]);
+    let folder = tempfile::tempdir().unwrap();
+    pair.write(folder.path(), "a");
+    let files = folder.path().display();
+    let text = listener("http", ", secrets: [web/shop-tls, web/broken]", "")
+        .replace("a.crt", &format!("{files}/a.crt"));
+    let text = text.replace("a.key", &format!("{files}/a.key"));
+    let process = Process::run(&[], &text, &["web"]).await;
+    process
+        .folder
+        .write("secret.json", &secret("shop-tls", &pair));
+    let mut broken = secret("broken", &pair);
+    broken["stringData"]["tls.key"] = format!("{}{}", &pair.key[..90], "!").into();
+    process.folder.write("broken.json", &broken);
+    let ready = async || {
+        process
+            .proxy
+            .page("/readyz")
+            .await
+            .unwrap()
+            .text()
+            .into_owned()
+    };
+    eventually("the broken one is named", async || {
+        ready().await.contains("web/broken: the")
+    })
+    .await;
+    let mut shown = ready().await;
+    for path in ["/", "/metrics", "/api/v1/status", "/api/v1/drains"] {
+        shown += &process.proxy.page(path).await.unwrap().text();
+    }
+    shown += &process.proxy.log_tail();
+    assert!(shown.contains("certificates are in force"), "{shown}");
+    for line in pair.key.lines().filter(|it| !it.starts_with('-')) {
+        assert!(!shown.contains(&line[..line.len().min(16)]), "{shown}");
+    }
 }

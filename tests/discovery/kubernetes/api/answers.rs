@@ -138,6 +138,11 @@ impl Api {
                     "forbidden: User \"ebbtide\" cannot list resource",
                 ));
             }
+            if kind == Kind::Secrets && (namespace.is_none() || selector.is_none()) {
+                state
+                    .complaints
+                    .push(format!("Secrets without a name: {path}?{query}"));
+            }
             if kind == Kind::Pods && !accept.contains("as=PartialObjectMetadata") {
                 state.complaints.push(format!(
                     "Pods whole, not only their metadata: {path}, Accept: {accept}"
@@ -254,6 +259,7 @@ impl Api {
             Kind::Services => ("v1", "ServiceList"),
             Kind::Slices => ("discovery.k8s.io/v1", "EndpointSliceList"),
             Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadataList"),
+            Kind::Secrets => ("v1", "SecretList"),
         };
         answer(
             200,

@@ -23,6 +23,7 @@ pub(super) fn kind_of(object: &Value) -> Kind {
         "Service" => Kind::Services,
         "EndpointSlice" => Kind::Slices,
         "Pod" => Kind::Pods,
+        "Secret" => Kind::Secrets,
         other => panic!("{other}"),
     }
 }
@@ -45,7 +46,7 @@ pub(super) fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
         Kind::Pods => json!({
             "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"].take(),
         }),
-        Kind::Services | Kind::Slices => {
+        Kind::Services | Kind::Slices | Kind::Secrets => {
             if let Some(fields) = object.as_object_mut().filter(|_| listed) {
                 fields.remove("apiVersion");
                 fields.remove("kind");
@@ -60,6 +61,7 @@ pub(super) fn bookmark(kind: Kind, version: &str) -> Value {
         Kind::Services => ("v1", "Service"),
         Kind::Slices => ("discovery.k8s.io/v1", "EndpointSlice"),
         Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadata"),
+        Kind::Secrets => ("v1", "Secret"),
     };
     let metadata = json!({"resourceVersion": version});
     let object = json!({"apiVersion": api_version, "kind": of, "metadata": metadata});
@@ -129,6 +131,7 @@ pub(super) fn place(path: &str) -> Option<(Kind, Option<String>)> {
     let kind = match (group, resource) {
         ("", "services") => Kind::Services,
         ("", "pods") => Kind::Pods,
+        ("", "secrets") => Kind::Secrets,
         ("discovery", "endpointslices") => Kind::Slices,
         _ => return None,
     };

@@ -1,0 +1,154 @@
+//! How the proxy speaks TLS with the endpoints of a Service.
+//!
+//! Invariant: an endpoint is verified unless the Service says `insecure`. What cannot be read refuses
+//! every endpoint: nothing goes to one in the clear that was to be encrypted.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+
+use crate::contract::certificate::{chain_of, provider};
+
+/// How the proxy speaks TLS with endpoints.
+#[derive(Debug)]
+pub struct Backend {
+    /// What it was made of. Two of one text are the same.
+    text: String,
+    /// `None`: the text could not be read.
+    config: Option<Arc<ClientConfig>>,
+    /// The name that is asked for and verified. `None`: no name is asked for.
+    hostname: Option<ServerName<'static>>,
+    /// Endpoints are not verified.
+    pub insecure: bool,
+}
+
+impl Backend {
+    /// Verifies endpoints by these authorities (PEM) and this name.
+    ///
+    /// # Errors
+    /// What is wrong, in a few words.
+    pub fn verified(text: &str, authorities: &str, hostname: &str) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        for authority in chain_of(authorities.as_bytes()).map_err(|what| format!("ca: {what}"))? {
+            let added = roots.add(authority);
+            added.map_err(|_| "ca: a certificate is not valid, expected X.509 (version 3)")?;
+        }
+        let builder = ClientConfig::builder_with_provider(provider());
+        let builder = builder.with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| error.to_string())?;
+        let config = builder.with_root_certificates(roots).with_no_client_auth();
+        Ok(Self {
+            text: text.to_owned(),
+            config: Some(Arc::new(config)),
+            hostname: Some(name(hostname)?),
+            insecure: false,
+        })
+    }
+
+    /// Verifies nothing.
+    ///
+    /// # Errors
+    /// The name is none.
+    pub fn insecure(text: &str, hostname: Option<&str>) -> Result<Self, String> {
+        let builder = ClientConfig::builder_with_provider(provider());
+        let builder = builder.with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| error.to_string())?.dangerous();
+        let config = builder.with_custom_certificate_verifier(Arc::new(Anybody));
+        Ok(Self {
+            text: text.to_owned(),
+            config: Some(Arc::new(config.with_no_client_auth())),
+            hostname: hostname.map(name).transpose()?,
+            insecure: true,
+        })
+    }
+
+    /// Refuses every endpoint.
+    pub fn unreadable(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            config: None,
+            hostname: None,
+            insecure: false,
+        }
+    }
+
+    /// A connection to the endpoint at this address. `http2`: the endpoint is to agree on HTTP/2 (ALPN).
+    ///
+    /// # Errors
+    /// Every endpoint is refused.
+    pub fn session(&self, endpoint: IpAddr, http2: bool) -> Result<ClientConnection, String> {
+        let unreadable = "the annotation of the Service cannot be read";
+        let config = self.config.clone().ok_or(unreadable)?;
+        let address = ServerName::IpAddress(endpoint.to_canonical().into());
+        let name = self.hostname.clone().unwrap_or(address);
+        let alpn = if http2 {
+            vec![b"h2".to_vec()]
+        } else {
+            Vec::new()
+        };
+        let session = ClientConnection::new_with_alpn(config, name, alpn);
+        session.map_err(|error| error.to_string())
+    }
+}
+
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+fn name(hostname: &str) -> Result<ServerName<'static>, String> {
+    let name = ServerName::try_from(hostname.to_owned());
+    name.map_err(|_| {
+        format!("hostname: {hostname:?} is no name, expected one such as shop.example")
+    })
+}
+
+/// Takes any certificate. Its key must still be the endpoint's.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let known = provider().signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, &known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let known = provider().signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, &known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

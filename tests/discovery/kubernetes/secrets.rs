@@ -1,0 +1,132 @@
+//! Secrets with certificates, which listeners name: each is watched alone, and what is known of it
+//! outlives it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ebbtide::cluster::api::connect;
+use ebbtide::contract::name::ObjectName;
+use ebbtide::discovery::secret::Found;
+use ebbtide::discovery::secrets;
+use ebbtide::discovery::source::{InUse, Message};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use super::api::{Api, Kind};
+use crate::support::wait::soon;
+
+fn secret(name: &str, host: &str) -> Value {
+    let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+    let data = |text: String| k8s_openapi::ByteString(text.into_bytes());
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+        "metadata": {"namespace": "web", "name": name},
+        "data": {"tls.crt": data(made.cert.pem()), "tls.key": data(made.signing_key.serialize_pem())},
+    })
+}
+
+struct Source {
+    in_use: watch::Sender<InUse>,
+    messages: mpsc::Receiver<Message>,
+}
+
+impl Source {
+    fn start(api: &Api, names: &[&str]) -> Self {
+        let config = kube::Config::new(format!("http://{}", api.address).parse().unwrap());
+        let (client, _, _) = connect(config).unwrap();
+        let (in_use, used) = watch::channel(using(names));
+        let (out, messages) = mpsc::channel(64);
+        tokio::spawn(secrets::run(client, Duration::from_secs(75), used, out));
+        Self { in_use, messages }
+    }
+
+    /// What is reported next.
+    async fn next(&mut self) -> (String, Found) {
+        match soon("a report", self.messages.recv()).await {
+            Some(Message::Certificate { secret, found }) => (secret.to_string(), found),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn names(&mut self) -> Vec<String> {
+        let (secret, found) = self.next().await;
+        [vec![secret], found.unwrap().names().to_vec()].concat()
+    }
+}
+
+fn using(names: &[&str]) -> InUse {
+    let secrets = names.iter().map(|name| ObjectName::new("web", *name));
+    InUse {
+        secrets: secrets.collect::<BTreeSet<_>>(),
+        ..InUse::default()
+    }
+}
+
+#[tokio::test]
+async fn only_the_secrets_that_listeners_name_are_read_and_each_alone() {
+    for streams in [false, true] {
+        let api = Api::start().await;
+        if streams {
+            api.stream();
+        }
+        api.apply(&secret("shop", "shop.example"));
+        api.apply(&secret("other", "other.example"));
+        let mut source = Source::start(&api, &["shop"]);
+        assert_eq!(source.names().await, ["web/shop", "shop.example"]);
+        source.in_use.send_replace(using(&["shop", "other"]));
+        assert_eq!(source.names().await, ["web/other", "other.example"]);
+        api.apply(&secret("shop", "new.example"));
+        assert_eq!(source.names().await, ["web/shop", "new.example"]);
+        source.in_use.send_replace(using(&["shop"]));
+        api.apply(&secret("shop", "newer.example"));
+        assert_eq!(source.names().await, ["web/shop", "newer.example"]);
+        let asked = api.asked();
+        let asked = asked.iter().filter(|it| it.kind == Kind::Secrets);
+        for asked in asked {
+            assert_eq!(asked.namespace.as_deref(), Some("web"));
+            let selector = asked.selector.as_deref().unwrap();
+            assert!(selector.starts_with("metadata.name="), "{selector}");
+        }
+        assert_eq!(api.complaints(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_is_missing_broken_gone_or_forbidden_is_told_of_and_comes_back() {
+    let api = Api::start().await;
+    let mut source = Source::start(&api, &["shop"]);
+    let missing = "there is no such Secret";
+    assert_eq!(source.next().await.1.unwrap_err(), missing);
+    api.apply(&secret("shop", "shop.example"));
+    assert_eq!(source.names().await, ["web/shop", "shop.example"]);
+    let mut broken = secret("shop", "shop.example");
+    broken["data"]["tls.key"] = secret("x", "x.example")["data"]["tls.key"].clone();
+    api.apply(&broken);
+    let error = source.next().await.1.unwrap_err();
+    assert!(
+        error.contains("does not belong to the certificate"),
+        "{error}"
+    );
+    api.delete(Kind::Secrets, "web", "shop");
+    assert_eq!(source.next().await.1.unwrap_err(), missing);
+
+    let api = Api::start().await;
+    api.forbid(Kind::Secrets, Some("web"));
+    let mut source = Source::start(&api, &["shop"]);
+    let error = source.next().await.1.unwrap_err();
+    assert!(
+        error.starts_with("it may not be read; grant get, list and watch"),
+        "{error}"
+    );
+    api.allow(Kind::Secrets, Some("web"));
+    api.apply(&secret("shop", "shop.example"));
+    loop {
+        match source.next().await.1 {
+            Ok(found) => break assert_eq!(found.names(), ["shop.example"]),
+            Err(error) => assert!(
+                error.contains("may not be read") || error == missing,
+                "{error}"
+            ),
+        }
+    }
+}
