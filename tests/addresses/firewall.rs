@@ -1,14 +1,17 @@
-//! A firewall of the node between its pods and the port to which they are led.
+//! What stands between a node's pods and the port to which they are led: a firewall, and a full table of
+//! connections.
 
+use std::io::{BufWriter, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::process::Command;
+use std::ops::Range;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ebbtide::net::netlink::Family;
 use ebbtide::net::passage::{self, Passage};
 
 use super::namespace::is_inside;
-use super::node::{App, CLUSTER, CLUSTER_V6, Node, get, in_pod, make_network, page};
+use super::node::{App, CLUSTER, CLUSTER_V6, Client, Node, get, in_pod, make_network, page};
 use super::process::until;
 use super::seen::{DNS, dns, nft};
 use crate::support::binary::BINARY;
@@ -93,6 +96,74 @@ fn a_rule_that_somebody_takes_away_comes_back() {
             assert!(served.unwrap().starts_with("a "));
         }
     }
+}
+
+#[test]
+fn a_full_table_of_connections_is_named_and_costs_only_new_connections() {
+    if !is_inside(
+        "addresses::firewall::a_full_table_of_connections_is_named_and_costs_only_new_connections",
+    ) {
+        return;
+    }
+    let app = App::start("a");
+    let _node = Node::start(&[app.ep()], "");
+    let mut client = in_pod(|| Client::connect(CLUSTER)).unwrap();
+    client.get().unwrap();
+    // The limit is the machine's, and cannot be set here. So the table of this network is filled.
+    let limit = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap();
+    let limit: u32 = limit.trim().parse().unwrap();
+    if !fill(0..limit / 100 * 95) {
+        println!("SKIPPED: a_full_table_of_connections: no conntrack, which fills the table");
+        return;
+    }
+    until("a doubt", || {
+        obstacle().contains("table of connections is nearly full")
+    });
+    fill(limit / 100 * 95..limit);
+    assert!(in_pod(|| try_connect(CLUSTER)).is_err());
+    client.get().unwrap();
+    // Also the status page is reached again, when there is some room. One in sixteen goes.
+    empty("10.250.0.0/20");
+    until("a new connection", || {
+        in_pod(|| try_connect(CLUSTER)).is_ok()
+    });
+    until("what is certain", || {
+        let said = obstacle();
+        said.contains("table of connections is full")
+            && said.ends_with("nf_conntrack_max on the node")
+    });
+    empty("10.250.0.0/16");
+    until("no obstacle", || obstacle().is_empty());
+    assert!(in_pod(|| get(CLUSTER)).unwrap().starts_with("a "));
+}
+
+/// Fills the table with flows that have an answer: the kernel makes no room by those.
+fn fill(places: Range<u32>) -> bool {
+    let mut command = Command::new("conntrack");
+    command.args(["-R", "-"]).stdin(Stdio::piped());
+    let Ok(mut child) = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn() else {
+        return false;
+    };
+    let mut flows = BufWriter::new(child.stdin.take().unwrap());
+    for n in places {
+        let [_, far, high, low] = n.to_be_bytes();
+        let flow = format!(
+            "-I -p udp -s 10.250.{high}.{low} -d 10.251.0.{far} --sport 9 --dport 9 -t 300 -u SEEN_REPLY,ASSURED\n"
+        );
+        // It ends at the first one that has no place.
+        if flows.write_all(flow.as_bytes()).is_err() {
+            break;
+        }
+    }
+    let _ = flows.flush();
+    drop(flows);
+    let _ = child.wait();
+    true
+}
+
+fn empty(of: &str) {
+    let emptied = Command::new("conntrack").args(["-D", "-s", of]).output();
+    assert!(emptied.unwrap().status.success());
 }
 
 /// The node accepts what comes by `lo`, what it has accepted once, and this.

@@ -20,8 +20,6 @@ pub struct Firewall {
     /// The chains that drop what no rule accepts, as of the last look at them.
     chains: Vec<String>,
     next_chains: Option<Instant>,
-    /// What was logged last.
-    obstacle: Option<Obstacle>,
 }
 
 impl Firewall {
@@ -43,16 +41,7 @@ impl Firewall {
             self.chains = passage::dropping_chains()?;
             self.next_chains = Some(now + CHAINS_EVERY);
         }
-        let obstacle = self.words(rules);
-        let kind = |it: &Option<Obstacle>| it.as_ref().map(|it| it.is_certain);
-        if kind(&obstacle) != kind(&self.obstacle) {
-            match &obstacle {
-                Some(it) => tracing::warn!("{}", it.words),
-                None => tracing::info!("pods and other hosts reach the proxy"),
-            }
-        }
-        self.obstacle.clone_from(&obstacle);
-        Ok(obstacle)
+        Ok(self.words(rules))
     }
 
     fn words(&self, rules: Option<&Rules>) -> Option<Obstacle> {

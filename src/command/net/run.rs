@@ -16,8 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::command::net::firewall::Firewall;
 use crate::command::net::kernel::Kernel;
+use crate::command::net::obstacles::Obstacles;
 use crate::command::net::owner::{self, Role};
 use crate::command::net::sources::{self, Sources};
 use crate::config::fault::Refused;
@@ -170,21 +170,17 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
 struct Node {
     kernel: Kernel,
     sources: Sources,
-    firewall: Firewall,
+    obstacles: Obstacles,
 }
 
 impl Node {
     /// What keeps clients from the proxy. Only the owner of the table says it.
     fn obstacle(&mut self, is_owner: bool) -> Option<Obstacle> {
         if !is_owner {
-            self.firewall = Firewall::default();
+            self.obstacles = Obstacles::default();
             return None;
         }
-        let looked = self.firewall.look(self.kernel.wanted());
-        looked.unwrap_or_else(|error| {
-            tracing::debug!(%error, "cannot look whether clients reach the proxy");
-            None
-        })
+        self.obstacles.look(self.kernel.wanted())
     }
 
     /// This process has become the owner.
