@@ -30,7 +30,7 @@ use crate::control::certificates::{Certificates, named_secrets};
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
-use crate::control::net_link::{self, Outbox};
+use crate::control::net_link::{self, Outbox, Reports};
 use crate::discovery::manifest::Reader;
 use crate::discovery::source::{InUse, Message};
 use crate::discovery::{files, fixed, kubernetes, secrets};
@@ -150,11 +150,17 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         secrets: named_secrets(&config),
         ..InUse::default()
     });
-    let (events, event_queue) = Events::queue();
+    let (events, event_queue) = match api_server.is_some() {
+        true => Events::queue(),
+        false => (Events::default(), Events::queue().1),
+    };
     let addresses = config
         .addresses
         .clone()
-        .map(|settings| tell_addresses(settings, &admin.health, &shared))
+        .map(|settings| {
+            let reports = Reports::new(admin.health.clone(), events.clone(), &config);
+            tell_addresses(settings, reports, &shared)
+        })
         .transpose()?;
     let certificates = Certificates::start(admin.health.clone())?;
     let control = Control {
@@ -175,11 +181,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         messages,
         commands,
         in_use,
-        events: if api_server.is_some() {
-            events
-        } else {
-            Events::default()
-        },
+        events,
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted {
@@ -373,14 +375,14 @@ fn start_pages(
 /// Tells `ebbtide net` which addresses are served, on a thread of its own: it may not answer.
 fn tell_addresses(
     settings: settings::Addresses,
-    health: &Arc<Health>,
+    reports: Reports,
     shared: &Shared,
 ) -> std::io::Result<Addresses> {
     let (outbox, path) = (Arc::<Outbox>::default(), settings.socket.clone());
-    let (told, health) = (outbox.clone(), health.clone());
+    let told = outbox.clone();
     let sources = shared.sources.clone().unwrap_or_default();
     spawn("net", async move || {
-        net_link::run(told, sources, path, health).await
+        net_link::run(told, sources, path, reports).await
     })?;
     Ok(Addresses::new(settings, outbox, shared.addresses.clone()))
 }

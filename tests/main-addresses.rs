@@ -13,6 +13,7 @@ mod support {
 
 mod addresses {
     mod claimed;
+    mod firewall;
     mod namespace;
     mod node;
 

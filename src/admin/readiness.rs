@@ -2,7 +2,7 @@
 //!
 //! The proxy is ready from the first complete table until its shutdown begins. A source that fails
 //! later does not end readiness, because the last table stays in force (contract 1.10). A port that
-//! cannot be bound does not end it either. The line names both.
+//! cannot be bound, or a firewall, does not end it either. The line names all.
 
 use crate::observe::health::{HealthState, NetState};
 use crate::text::{one_line, seconds};
@@ -77,6 +77,9 @@ pub fn readiness(state: &HealthState) -> Result<String, String> {
         parts.push(format!(
             "addresses of Services are not kept up to date ({error})"
         ));
+    }
+    if let Some(obstacle) = &state.obstacle {
+        parts.push(obstacle.words.clone());
     }
     let word = if ready { "ready" } else { "not ready" };
     let line = [word.to_owned()]

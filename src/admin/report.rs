@@ -37,6 +37,9 @@ pub struct Status {
     pub listeners: Vec<Listener>,
     /// One entry for each Service port in the table, sorted by name and port.
     pub services: Vec<Service>,
+    /// What keeps clients from the addresses of Services on this node.
+    #[serde(default)]
+    pub obstacle: Option<String>,
     /// Whether `/readyz` returns 200.
     #[serde(default)]
     pub ready: bool,
@@ -242,6 +245,7 @@ impl Status {
         Self {
             version: crate::VERSION.to_owned(),
             uptime_seconds: admin.started.elapsed().as_secs(),
+            obstacle: state.obstacle.as_ref().map(|it| it.words.clone()),
             ready: readiness(&state).is_ok(),
             shutting_down: state.shutting_down,
             discovery: Discovery {

@@ -1,5 +1,6 @@
-//! One Event on a Service: what it says, and the object that the API server gets.
+//! One Event on a Service or a node: what it says, and the object that the API server gets.
 
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -13,17 +14,66 @@ use crate::contract::name::ObjectName;
 /// An Event that is to be posted.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// The Service that the Event is about.
-    pub service: ObjectName,
-    /// The Service's UID. `kubectl describe` selects Events by it.
-    pub uid: Option<String>,
+    /// The object that the Event is about.
+    pub subject: Subject,
     /// What happened.
     pub reason: Reason,
-    /// What it is about, besides the Service: a pod's UID. Then the first instance that posts it
+    /// What it is about, besides its object: a pod's UID. Then the first instance that posts it
     /// speaks for all.
     pub about: Option<String>,
     /// The text of the Event, one line.
     pub note: String,
+}
+
+/// What `kubectl describe` shows an Event with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Subject {
+    /// A Service, with its UID. `kubectl describe` selects Events by it.
+    Service(ObjectName, Option<String>),
+    /// This node, by its name.
+    Node(String),
+}
+
+impl Subject {
+    /// The namespace of its Events. Those of an object without a namespace are in `default`.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Self::Service(service, _) => &service.namespace,
+            Self::Node(_) => "default",
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Service(service, _) => &service.name,
+            Self::Node(name) => name,
+        }
+    }
+
+    fn reference(&self) -> ObjectReference {
+        let (kind, namespace, uid) = match self {
+            Self::Service(service, uid) => ("Service", Some(&service.namespace), uid.as_ref()),
+            // The kubelet gives a node's name as its UID, too, and `kubectl describe` knows that.
+            Self::Node(name) => ("Node", None, Some(name)),
+        };
+        ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace: namespace.cloned(),
+            name: Some(self.name().to_owned()),
+            uid: uid.cloned(),
+            ..ObjectReference::default()
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(service, _) => write!(f, "{service}"),
+            Self::Node(name) => write!(f, "node {name}"),
+        }
+    }
 }
 
 /// What an Event reports.
@@ -41,10 +91,13 @@ pub enum Reason {
     PortNotBound,
     /// A field, slice or annotation of the Service is not served as it says.
     NotServed,
+    /// A firewall of the node keeps clients from the proxy.
+    ClientsBlocked,
 }
 
 impl Reason {
-    fn as_str(self) -> &'static str {
+    /// As the API has it.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Drained => "EndpointDrained",
             Self::DrainForced => "EndpointDrainForced",
@@ -52,6 +105,7 @@ impl Reason {
             Self::RolloutFailed => "RolloutFailures",
             Self::PortNotBound => "PortNotBound",
             Self::NotServed => "NotServed",
+            Self::ClientsBlocked => "ClientsBlocked",
         }
     }
 
@@ -67,7 +121,7 @@ impl Reason {
         match self {
             Self::Drained | Self::DrainForced | Self::RolledOut | Self::RolloutFailed => "Drain",
             Self::PortNotBound => "Listen",
-            Self::NotServed => "Serve",
+            Self::NotServed | Self::ClientsBlocked => "Serve",
         }
     }
 }
@@ -75,16 +129,21 @@ impl Reason {
 /// The object of an Event. If several instances would post it, they give it the same name.
 pub(super) fn object(event: &Event, instance: &str) -> ApiEvent {
     let Event {
-        service,
-        uid,
+        subject,
         reason,
         about,
         note,
     } = event;
     let mut hasher = DefaultHasher::new();
-    (reason.as_str(), uid).hash(&mut hasher);
+    reason.as_str().hash(&mut hasher);
+    match subject {
+        Subject::Service(_, uid) => uid.hash(&mut hasher),
+        Subject::Node(name) => name.hash(&mut hasher),
+    }
     match (reason, about) {
         (Reason::NotServed, _) => note.hash(&mut hasher),
+        // The node's, however much it says.
+        (Reason::ClientsBlocked, _) => {}
         (Reason::PortNotBound, _) => (note, instance).hash(&mut hasher),
         (_, Some(about)) => about.hash(&mut hasher),
         (_, None) => fastrand::u64(..).hash(&mut hasher),
@@ -95,8 +154,8 @@ pub(super) fn object(event: &Event, instance: &str) -> ApiEvent {
         metadata: ObjectMeta {
             // The API's own recorders make names in this way: the object's name, cut to leave room,
             // and something unique.
-            name: Some(format!("{:.200}.{:016x}", service.name, hasher.finish())),
-            namespace: Some(service.namespace.clone()),
+            name: Some(format!("{:.200}.{:016x}", subject.name(), hasher.finish())),
+            namespace: Some(subject.namespace().to_owned()),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(Timestamp::now())),
@@ -111,14 +170,7 @@ pub(super) fn object(event: &Event, instance: &str) -> ApiEvent {
         reason: Some(reason.as_str().to_owned()),
         action: Some(reason.action().to_owned()),
         note: Some(note),
-        regarding: Some(ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
-            namespace: Some(service.namespace.clone()),
-            name: Some(service.name.clone()),
-            uid: uid.clone(),
-            ..ObjectReference::default()
-        }),
+        regarding: Some(subject.reference()),
         reporting_controller: Some(CONTROLLER.to_owned()),
         // The API bounds the instance's length (128). The host's name may be longer.
         reporting_instance: Some(
@@ -135,7 +187,8 @@ pub(super) fn object(event: &Event, instance: &str) -> ApiEvent {
     }
 }
 
-const CONTROLLER: &str = "ebbtide.dev/ebbtide";
+/// What all Events of Ebbtide have in common.
+pub const CONTROLLER: &str = "ebbtide.dev/ebbtide";
 /// Bytes of a text. The API refuses more than 1,024.
 const LONGEST_NOTE: usize = 1_000;
 
@@ -145,8 +198,7 @@ pub(super) mod tests {
 
     pub(in crate::cluster) fn event(reason: Reason, note: &str) -> Event {
         Event {
-            service: ObjectName::new("web", "shop"),
-            uid: Some("7".into()),
+            subject: Subject::Service(ObjectName::new("web", "shop"), Some("7".into())),
             reason,
             about: None,
             note: note.into(),
@@ -202,6 +254,25 @@ pub(super) mod tests {
         );
         assert_ne!(drained, name(Reason::Drained, "p2", "n1"));
         assert_ne!(drained, name(Reason::DrainForced, "p1", "n1"));
+    }
+
+    #[test]
+    fn an_event_of_a_node_is_where_kubectl_describe_looks_for_it() {
+        let of = |node: &str, note| {
+            let event = Event {
+                subject: Subject::Node(node.into()),
+                ..event(Reason::ClientsBlocked, note)
+            };
+            object(&event, "ebbtide-1")
+        };
+        let (first, again) = (of("n1", "1 of 2"), of("n1", "2 of 3"));
+        let regarding = first.regarding.unwrap();
+        assert_eq!(first.metadata.namespace.as_deref(), Some("default"));
+        assert_eq!(regarding.namespace, None);
+        let (kind, uid) = (regarding.kind.unwrap(), regarding.uid.unwrap());
+        assert_eq!((kind.as_str(), uid.as_str()), ("Node", "n1"));
+        assert_eq!(first.metadata.name, again.metadata.name, "one a node");
+        assert_ne!(first.metadata.name, of("n2", "1 of 2").metadata.name);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Kubernetes Events on Services: what `kubectl describe service` shows of drains, rollouts and
+//! Kubernetes Events on Services and nodes: what `kubectl describe` shows of drains, rollouts and
 //! faults.
 //!
 //! A cluster may have a thousand instances, and each Event is an object in the API server's store.
@@ -131,12 +131,12 @@ impl<E: Fn(&'static str)> Poster<E> {
         if self.allowance.take(Instant::now()) {
             self.post(event).await;
         } else {
-            tracing::debug!(service = %event.service, note = event.note, "an Event is dropped: more than the allowance");
+            tracing::debug!(subject = %event.subject, note = event.note, "an Event is dropped: more than the allowance");
         }
     }
 
     async fn post(&mut self, event: &Event) -> Posted {
-        let api: Api<ApiEvent> = Api::namespaced(self.client.clone(), &event.service.namespace);
+        let api: Api<ApiEvent> = Api::namespaced(self.client.clone(), event.subject.namespace());
         let object = object(event, &self.instance);
         match api.create(&PostParams::default(), &object).await {
             Ok(_) => {
@@ -195,7 +195,7 @@ impl Waiting {
 
     fn take_unserved(&mut self, event: Event, instance: &str) {
         let name = object(&event, instance).metadata.name.unwrap_or_default();
-        let key = format!("{}/{name}", event.service.namespace);
+        let key = format!("{}/{name}", event.subject.namespace());
         self.unserved.insert(key, event);
     }
 

@@ -193,6 +193,10 @@ fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> Strin
         );
     }
 
+    if let Some(obstacle) = &status.obstacle {
+        text += &format!("addresses of Services: {}\n", one_line(obstacle));
+    }
+
     let mut listeners = vec![row(["LISTENER", "ADDRESS", "SERVICE", "PROTOCOL", ""])];
     for l in &status.listeners {
         let bound = match &l.error {
@@ -375,6 +379,7 @@ mod tests {
     fn listeners_endpoints_and_drains_are_shown_as_tables() {
         let mut status = sample();
         status.discovery.age_seconds = 65;
+        status.obstacle = Some("a firewall of this node keeps pods away".into());
         status.discovery.problems = serde_json::from_value(serde_json::json!([
             {"subject": "manifests/a.yaml", "error": "line 3: not \u{1b}[31mYAML", "since": "2026-01-01T00:00:00Z"}
         ]))
@@ -414,6 +419,7 @@ mod tests {
         ebbtide 0.1.0 (1a2b3c4) at http://[::1]:9901, up 1h 2m 5s
         source files: not in order for 1m 5s, the last good table is in force
           manifests/a.yaml: line 3: not  [31mYAML
+        addresses of Services: a firewall of this node keeps pods away
 
         LISTENER  ADDRESS         SERVICE             PROTOCOL
         web       127.0.0.1:8080  web/shop:http       auto

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use crate::cluster::event::{Event, Reason};
+use crate::cluster::event::{Event, Reason, Subject};
 use crate::cluster::events::Events;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::clock::millis;
@@ -494,8 +494,7 @@ impl Control {
             .service(service)
             .and_then(|service| service.uid.clone());
         self.events.post(Event {
-            service: service.clone(),
-            uid,
+            subject: Subject::Service(service.clone(), uid),
             reason,
             about,
             note,

@@ -8,16 +8,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::cluster::event::{Event, Reason, Subject};
+use crate::cluster::events::Events;
+use crate::config::settings::{Config, Discovery};
 use crate::contract::policy::Scope;
 use crate::contract::source::{Client, Sources};
-use crate::net::rules::{Answer, Message, Rules, Transport};
+use crate::net::rules::{Answer, Message, Obstacle, Rules, Transport};
 use crate::net::{self, source::Side};
 use crate::observe::health::{Health, NetState};
 
@@ -100,10 +103,11 @@ impl Outbox {
 
 /// Tells the rules to the `ebbtide net` at `path`, and connects again after each end, until the
 /// outbox is closed. Then it only keeps the connection.
-pub async fn run(outbox: Arc<Outbox>, sources: Arc<Sources>, path: PathBuf, health: Arc<Health>) {
+pub async fn run(outbox: Arc<Outbox>, sources: Arc<Sources>, path: PathBuf, mut reports: Reports) {
     loop {
-        let ended = talk(&outbox, &sources, &path, &health).await;
+        let ended = talk(&outbox, &sources, &path, &mut reports).await;
         sources.set_open(false);
+        let health = &reports.health;
         let error = match ended {
             Ok(()) => return,
             Err(_) if outbox.lock().is_closed => return,
@@ -114,6 +118,7 @@ pub async fn run(outbox: Arc<Outbox>, sources: Arc<Sources>, path: PathBuf, heal
         health.update(|health| {
             is_new = health.net.as_ref() != Some(&state);
             health.net = Some(state);
+            health.obstacle = None;
         });
         if is_new {
             tracing::warn!(
@@ -127,15 +132,65 @@ pub async fn run(outbox: Arc<Outbox>, sources: Arc<Sources>, path: PathBuf, heal
     }
 }
 
+/// Where it is told what `ebbtide net` says.
+pub struct Reports {
+    health: Arc<Health>,
+    events: Events,
+    /// Whom an Event is about; `None`: there is none.
+    node: Option<String>,
+    /// When the last Event was posted.
+    posted: Option<Instant>,
+}
+
+impl Reports {
+    /// The state behind the pages, and the queue of Events. With configured namespaces, a Role allows
+    /// no Event on a node.
+    pub fn new(health: Arc<Health>, events: Events, config: &Config) -> Self {
+        let may_post = match &config.discovery {
+            Discovery::Kubernetes(wanted) => wanted.namespaces.is_empty(),
+            _ => false,
+        };
+        Self {
+            health,
+            events,
+            node: config.node.name.clone().filter(|_| may_post),
+            posted: None,
+        }
+    }
+
+    /// Notes what keeps clients away. Something certain is an Event, which the API server keeps for an
+    /// hour by default: so it is posted again after that.
+    fn note(&mut self, obstacle: Option<Obstacle>) {
+        let is_due = self.posted.is_none_or(|at| at.elapsed() > KEPT);
+        if let (Some(it), Some(node), true) = (&obstacle, &self.node, is_due)
+            && it.is_certain
+        {
+            self.posted = Some(Instant::now());
+            self.events.post(Event {
+                subject: Subject::Node(node.clone()),
+                reason: Reason::ClientsBlocked,
+                about: None,
+                note: it.words.clone(),
+            });
+        }
+        self.health.update(|health| health.obstacle = obstacle);
+    }
+}
+
 /// One connection, until its end.
-async fn talk(outbox: &Outbox, sources: &Sources, path: &Path, health: &Health) -> io::Result<()> {
+async fn talk(
+    outbox: &Outbox,
+    sources: &Sources,
+    path: &Path,
+    reports: &mut Reports,
+) -> io::Result<()> {
     let stream = UnixStream::connect(path).await?;
     sources.set_open(true);
     let (reads, mut writes) = stream.into_split();
     let mut answers = BufReader::new(reads).lines();
     let mut is_first = true;
     let mut asked = Vec::new();
-    loop {
+    'next: loop {
         // Clients wait for their shadows, so these come first. But nobody gives some before it knows
         // the rules.
         let question = match is_first {
@@ -146,8 +201,11 @@ async fn talk(outbox: &Outbox, sources: &Sources, path: &Path, health: &Health) 
             tokio::select! {
                 () = outbox.changed.notified() => {}
                 () = sources.asked() => {}
-                // It says nothing unasked, so this is its end.
-                _ = answers.next_line() => return Err(io::ErrorKind::ConnectionReset.into()),
+                // Unasked, it says only what keeps clients away. All else is its end.
+                line = answers.next_line() => match parse(line?)? {
+                    Answer::Obstacle(obstacle) => reports.note(obstacle),
+                    _ => return Err(io::ErrorKind::ConnectionReset.into()),
+                },
             }
             continue;
         };
@@ -155,27 +213,33 @@ async fn talk(outbox: &Outbox, sources: &Sources, path: &Path, health: &Health) 
         let mut line = serde_json::to_vec(&message)?;
         line.push(b'\n');
         timeout(PATIENCE, writes.write_all(&line)).await??;
-        let answer = timeout(PATIENCE, answers.next_line()).await??;
-        let answer = answer.ok_or(io::ErrorKind::ConnectionReset)?;
-        let state = match serde_json::from_str(&answer)? {
-            Answer::Applied => NetState::Serves,
-            Answer::Kept => NetState::Waits,
-            Answer::Failed(error) => NetState::Away(error),
-            Answer::Sources(shadows) => {
-                for (client, shadow) in asked.drain(..).zip(shadows) {
-                    sources.answer(client, shadow);
+        let state = loop {
+            match parse(timeout(PATIENCE, answers.next_line()).await??)? {
+                Answer::Applied => break NetState::Serves,
+                Answer::Kept => break NetState::Waits,
+                Answer::Failed(error) => break NetState::Away(error),
+                Answer::Obstacle(obstacle) => reports.note(obstacle),
+                Answer::Sources(shadows) => {
+                    for (client, shadow) in asked.drain(..).zip(shadows) {
+                        sources.answer(client, shadow);
+                    }
+                    continue 'next;
                 }
-                continue;
             }
         };
         let has_failed = matches!(state, NetState::Away(_));
-        health.update(|health| health.net = Some(state));
+        reports.health.update(|health| health.net = Some(state));
         if has_failed {
             // It tries again by itself. What it answers to everything says how that went.
             let _ = timeout(AGAIN, outbox.changed.notified()).await;
             is_first = true;
         }
     }
+}
+
+fn parse(line: Option<String>) -> io::Result<Answer> {
+    let line = line.ok_or(io::ErrorKind::ConnectionReset)?;
+    Ok(serde_json::from_str(&line)?)
 }
 
 /// The question for the shadows of clients that have come since, whom `asked` holds then.
@@ -191,6 +255,8 @@ fn ask_for(sources: &Sources, asked: &mut Vec<Client>) -> Option<Message> {
     (!asked.is_empty()).then(|| Message::Sources(asked.iter().map(of).collect()))
 }
 
+/// How long an API server keeps an Event at least.
+const KEPT: Duration = Duration::from_secs(3_600);
 /// The time between two tries.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Between two tries at least, however much changes.

@@ -1,4 +1,4 @@
-//! The UDP flows that the kernel remembers (connection tracking), and their end.
+//! The flows that the kernel remembers (connection tracking): how many, and the end of UDP flows.
 //!
 //! The kernel looks at a rule for the first datagram of a flow only, and leads all others after it. A
 //! client that goes on sending from one port would never see a rule that has changed since. A TCP
@@ -44,6 +44,42 @@ pub fn end(is_stale: impl Fn(SocketAddr, SocketAddr) -> bool) -> io::Result<usiz
         }
     }
     Ok(ended)
+}
+
+/// How full the kernel's table of flows is. The table is this network's, and its limit may be one of
+/// all networks of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Tracked {
+    /// The flows in the table.
+    pub entries: u64,
+    /// The most that it takes.
+    pub limit: u64,
+    /// Packets that were dropped because their flow got no place, and some for other reasons.
+    pub dropped: u64,
+}
+
+/// Reads how full the table is.
+///
+/// # Errors
+/// The kernel has no connection tracking.
+pub fn tracked() -> io::Result<Tracked> {
+    let read = |name: &str| -> io::Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"))?;
+        text.trim().parse().map_err(invalid)
+    };
+    let mut dropped = 0;
+    let mut request = Request::new().op_get_stats_dump(&Nfgenmsg::new());
+    request.encode();
+    // One answer for each processor.
+    ask(&request, |(_, counts)| {
+        dropped += u64::from(counts.get_drop().unwrap_or(0));
+        Ok(())
+    })?;
+    Ok(Tracked {
+        entries: read("count")?,
+        limit: read("max")?,
+        dropped,
+    })
 }
 
 /// The source and the destination of one direction; `None` if it is not UDP.

@@ -3,14 +3,17 @@
 //!
 //! Each table has two nat chains, prerouting for pods and other hosts and output for the node itself,
 //! and a map for each protocol from (address, port) to (address, port). The chains' priority is below
-//! -100: kube-proxy drops what still has an unknown cluster IP there. Every function is one or two
-//! system calls and needs CAP_NET_ADMIN. A change is one batch, which the kernel takes whole or not
-//! at all.
+//! -100: kube-proxy drops what still has an unknown cluster IP there. A third nat chain, input, only
+//! counts what arrives ([`crate::net::passage`]). The kernel asks nat chains about the first packet of
+//! a connection only. Every function is one or two system calls and needs CAP_NET_ADMIN. A change is
+//! one batch, which the kernel takes whole or not at all.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use netlink_bindings::nftables::{Chained, Nfgenmsg, PushSetelemListAttrs, Request};
+use netlink_bindings::nftables::{
+    Chained, Nfgenmsg, PushExprListAttrs, PushRuleAttrs, PushSetelemListAttrs, Request,
+};
 use netlink_bindings::traits::Pusher;
 
 use crate::net::exchange::{ask, invalid, send};
@@ -156,7 +159,14 @@ impl Family {
     }
 }
 
-const TABLE: &[u8] = b"ebbtide";
+pub(super) const TABLE: &[u8] = b"ebbtide";
+/// The chain that leads pods and other hosts, and the one that counts what arrives of them.
+pub(super) const LEADS: &[u8] = b"prerouting";
+pub(super) const COUNTS: &[u8] = b"input";
+/// Each chain has one rule for each protocol.
+pub(super) const RULES: usize = CHAINS.len() * TRANSPORTS.len();
+/// `NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_IN` and `NF_INET_LOCAL_OUT`.
+const CHAINS: [(&[u8], u32); 3] = [(LEADS, 0), (COUNTS, 1), (b"output", 3)];
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
 const fn map_of(transport: Transport) -> &'static [u8] {
@@ -182,8 +192,6 @@ pub(super) fn make_table(batch: &mut Chained<'static>, family: Family, table: &[
 }
 
 fn create(batch: &mut Chained<'static>, family: Family) {
-    /// `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT`.
-    const CHAINS: [(&[u8], u32); 2] = [(b"prerouting", 0), (b"output", 3)];
     const PRIORITY: i32 = -105;
     let header = family.header();
     make_table(batch, family, TABLE);
@@ -219,13 +227,10 @@ fn add_map(batch: &mut Chained<'static>, family: Family, transport: Transport, i
         .push_id(id);
 }
 
-/// `meta l4proto tcp dnat ip to ip daddr . tcp dport map @tcp`
+/// `meta l4proto tcp dnat ip to ip daddr . tcp dport map @tcp`, with a counter of what is found in the
+/// map. In the chain that counts, the key is what the connection wanted first, and there is no `dnat`.
 fn add_rule(batch: &mut Chained<'static>, family: Family, chain: &[u8], transport: Transport) {
-    /// `NFT_REG32_00`: the first of the registers of four bytes.
-    const FIRST: u32 = 8;
     const L4_PROTOCOL: u32 = 16;
-    const NETWORK: u32 = 1;
-    const TRANSPORT: u32 = 2;
     const EQUAL: u32 = 0;
     const DNAT: u32 = 1;
     let number: u8 = match transport {
@@ -247,6 +252,34 @@ fn add_rule(batch: &mut Chained<'static>, family: Family, chain: &[u8], transpor
     let step = step.push_sreg(FIRST).push_op(EQUAL);
     let step = step.nested_data().push_value(&[number]).end_nested();
     let steps = step.end_nested().end_nested();
+    let steps = match chain == COUNTS {
+        true => load_first_target(steps, behind),
+        false => load_target(steps, family, behind),
+    };
+    let step = steps.nested_elem().nested_data_lookup();
+    let step = step.push_set_bytes(map_of(transport)).push_set_id(FIRST);
+    // Version 0.3.5 of the bindings numbers these attributes wrongly: its 2 (`set_id`) is the
+    // kernel's source register, and its 3 (`sreg`) the destination (`enum nft_lookup_attributes`).
+    let steps = step.push_sreg(FIRST).end_nested().end_nested();
+    let step = steps.nested_elem().nested_data_counter();
+    let steps = step.push_packets(0).push_bytes(0).end_nested().end_nested();
+    if chain == COUNTS {
+        steps.end_nested();
+        return;
+    }
+    let step = steps.nested_elem().nested_data_nat();
+    let step = step.push_type(DNAT).push_family(family.number().into());
+    let step = step.push_reg_addr_min(FIRST).push_reg_proto_min(behind);
+    step.end_nested().end_nested().end_nested();
+}
+
+/// The expressions of a rule that is being written.
+type Steps<'a> = PushExprListAttrs<PushRuleAttrs<&'a mut Vec<u8>>>;
+
+/// `ip daddr . th dport`
+fn load_target(steps: Steps<'_>, family: Family, behind: u32) -> Steps<'_> {
+    const NETWORK: u32 = 1;
+    const TRANSPORT: u32 = 2;
     let step = steps.nested_elem().nested_data_payload();
     let step = step.push_dreg(FIRST).push_base(NETWORK);
     let step = step.push_offset(family.destination());
@@ -254,16 +287,20 @@ fn add_rule(batch: &mut Chained<'static>, family: Family, chain: &[u8], transpor
     let steps = step.end_nested().end_nested();
     let step = steps.nested_elem().nested_data_payload();
     let step = step.push_dreg(behind).push_base(TRANSPORT);
-    let steps = step.push_offset(2).push_len(2).end_nested().end_nested();
-    let step = steps.nested_elem().nested_data_lookup();
-    let step = step.push_set_bytes(map_of(transport)).push_set_id(FIRST);
-    // Version 0.3.5 of the bindings numbers these attributes wrongly: its 2 (`set_id`) is the
-    // kernel's source register, and its 3 (`sreg`) the destination (`enum nft_lookup_attributes`).
-    let steps = step.push_sreg(FIRST).end_nested().end_nested();
-    let step = steps.nested_elem().nested_data_nat();
-    let step = step.push_type(DNAT).push_family(family.number().into());
-    let step = step.push_reg_addr_min(FIRST).push_reg_proto_min(behind);
-    step.end_nested().end_nested().end_nested();
+    step.push_offset(2).push_len(2).end_nested().end_nested()
+}
+
+/// `ct original ip daddr . ct original proto-dst`
+fn load_first_target(steps: Steps<'_>, behind: u32) -> Steps<'_> {
+    const ORIGINAL: u8 = 0;
+    const ADDRESS: u32 = 9;
+    const PORT: u32 = 12;
+    let step = steps.nested_elem().nested_data_ct();
+    let step = step.push_dreg(FIRST).push_key(ADDRESS);
+    let steps = step.push_direction(ORIGINAL).end_nested().end_nested();
+    let step = steps.nested_elem().nested_data_ct();
+    let step = step.push_dreg(behind).push_key(PORT);
+    step.push_direction(ORIGINAL).end_nested().end_nested()
 }
 
 /// Puts the steps of this family into the batch: first all that ends, then all that comes.
@@ -348,5 +385,7 @@ fn decode(family: Family, bytes: &[u8]) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, port))
 }
 
+/// `NFT_REG32_00`: the first of the registers of four bytes.
+const FIRST: u32 = 8;
 /// An error repeats its message. With this many elements, it fits into one read of answers.
 pub(super) const IN_A_MESSAGE: usize = 100;

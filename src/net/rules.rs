@@ -3,7 +3,8 @@
 //!
 //! The proxy connects to a Unix socket and writes one JSON message a line. Its first message holds
 //! all rules, each later one a change, or a question for the shadows of clients. The other side answers
-//! each message with a line once the kernel has what it says, or with the error that kept it.
+//! each message with a line once the kernel has what it says, or with the error that kept it. Between
+//! answers, it says what keeps clients away.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -52,6 +53,18 @@ pub enum Answer {
     Failed(String),
     /// The shadows, in the order of the clients; `None`: the node's own address has to do.
     Sources(Vec<Option<IpAddr>>),
+    /// No answer: what keeps clients from the proxy now. It is said whenever that changes.
+    Obstacle(Option<Obstacle>),
+}
+
+/// What keeps clients from the port to which the rules lead them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Obstacle {
+    /// Clients have been kept away. If not, something only looks like it.
+    pub is_certain: bool,
+    /// What it is, and the cure: one line.
+    pub words: String,
 }
 
 /// What turns `from` into `to`: each address that differs, with where it led and where it will.

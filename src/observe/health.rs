@@ -13,6 +13,7 @@ use crate::contract::clock;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::discovery::source::{Problem, Standing};
+use crate::net::rules::Obstacle;
 
 /// The state behind `/livez` and `/readyz`, shared between threads.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub struct HealthState {
     pub certificates: Vec<Problem>,
     /// How the addresses of Services are served; `None`: they are not, or nothing is known yet.
     pub net: Option<NetState>,
+    /// What keeps clients from these addresses on this node, as `ebbtide net` says it.
+    pub obstacle: Option<Obstacle>,
     /// Every listener that is bound or should be: the configured ones, then the nodePorts, by name.
     /// Only [`Health::show_listener`] may change them.
     pub listeners: Vec<Arc<ListenerState>>,
@@ -116,6 +119,7 @@ impl Health {
             problems: Vec::new(),
             certificates: Vec::new(),
             net: None,
+            obstacle: None,
             listeners: Vec::new(),
         };
         Self {

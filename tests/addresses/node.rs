@@ -279,17 +279,23 @@ pub fn held() -> f64 {
 
 /// The sum of a metric over all Service ports.
 pub fn sum_of(metric: &str) -> f64 {
-    let mut admin = TcpStream::connect("127.0.0.1:9901").unwrap();
-    let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-    admin.write_all(request).unwrap();
-    let mut page = String::new();
-    admin.read_to_string(&mut page).unwrap();
+    let page = page("/metrics");
     let lines = page
         .lines()
         .filter(|line| line.starts_with(&format!("{metric}{{")));
     lines
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()
+}
+
+/// A page of the proxy's admin port, with its head.
+pub fn page(path: &str) -> String {
+    let mut admin = TcpStream::connect("127.0.0.1:9901").unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    admin.write_all(request.as_bytes()).unwrap();
+    let mut page = String::new();
+    admin.read_to_string(&mut page).unwrap();
+    page
 }
 
 /// One request on a connection of its own.

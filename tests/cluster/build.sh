@@ -64,11 +64,36 @@ for v in v1 v2 v3; do
   image nginx:$v --entry /usr/sbin/nginx --entry=-c --entry /nginx.conf "$LAB/nginx/usr/sbin/nginx=/usr/sbin/nginx" $files \
     "$HERE/src/nginx/nginx.conf=/nginx.conf" "$HERE/src/nginx/passwd=/etc/passwd" "$HERE/src/nginx/group=/etc/group" "$LAB/nginx/$v/index.html=/www/index.html"
 done
-echo "built into $LAB"
+
+# Debian's PostgreSQL, unpacked as well, with an empty database that everybody may enter. The server does not run
+# as root, and the folders of $LAB may be root's alone.
+pg=usr/lib/postgresql/15
+if ! [ -s "$LAB/postgres/rootfs.tar" ]; then
+  mkdir -p "$LAB/postgres" && cd "$LAB/postgres"
+  apt-get download -qq postgresql-15 postgresql-client-15 2>/dev/null || { apt-get update -qq && apt-get download -qq postgresql-15 postgresql-client-15; } || die "cannot download Debian's PostgreSQL 15: use Debian 12"
+  root=$(mktemp -d)
+  for p in postgresql*.deb; do dpkg -x "$p" "$root" && rm "$p"; done
+  ! ldd "$root/$pg/bin/postgres" "$root/$pg/bin/pgbench" | grep 'not found' || die "PostgreSQL lacks libraries on this machine; install their packages"
+  rm -rf "$root/$pg/lib/bitcode" "$root"/$pg/lib/llvmjit* "$root/usr/share/doc" "$root/usr/share/man" "$root/usr/share/locale"
+  mkdir "$root/data" "$root/tmp" "$root/etc/" -p
+  echo 'nobody:x:65534:65534::/:/bin/false' >"$root/etc/passwd"
+  chown 65534:65534 "$root/data" && chmod 755 "$root"
+  (cd "$root" && setpriv --reuid 65534 --regid 65534 --clear-groups "$pg/bin/initdb" -D data -U postgres -A trust --no-locale -N >/dev/null)
+  echo 'host all all 0.0.0.0/0 trust' >>"$root/data/pg_hba.conf"
+  printf "listen_addresses = '*'\nunix_socket_directories = ''\nfsync = off\ntimezone = 'GMT'\nlog_timezone = 'GMT'\n" >>"$root/data/postgresql.conf"
+  cp "$root/$pg/bin/pgbench" .
+  tar -C "$root" --numeric-owner -cf rootfs.tar . && rm -rf "$root"
+fi
 
 # One program does all of redis: under this name it is the server.
 # shellcheck disable=SC2046  # one argument for each library
 image redis:7 --entry /redis-server --entry=--protected-mode --entry no --entry=--save --entry '' /usr/bin/redis-check-rdb=/redis-server $(libraries /usr/bin/redis-check-rdb)
+[ -s "$LAB/images/lab.local-postgres-15.tar" ] || (
+  root=$(mktemp -d) && trap 'rm -rf "$root"' EXIT && tar -C "$root" -xf "$LAB/postgres/rootfs.tar"
+  # shellcheck disable=SC2046
+  image postgres:15 --base "$LAB/postgres/rootfs.tar" --entry "/$pg/bin/postgres" --entry=-D --entry /data $(libraries "$root/$pg/bin/postgres")
+)
+echo "built into $LAB"
 
 [ "${1:-}" = conformance ] || exit 0
 echo "building Kubernetes' tests of Services and their images (about 3 minutes the first time)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E F G H I SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F G H I J SLI] [--columns iptables,nftables,ebbtide] [--write]
 
 SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE and SLI_ROUNDS set one length each.
 """
@@ -20,6 +20,7 @@ import report
 from cost import experiment_g
 from datagrams import experiment_h
 from redis import experiment_i
+from postgres import experiment_j
 from lab import LATE, LabError, kubectl, rolled, say, service, set_image, workload
 
 SHORT = os.environ.get("SHORT", "") not in ("", "0")
@@ -35,7 +36,7 @@ LENGTHS = {
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
 # Experiments that the short form does not run with kube-proxy, so that it ends within a CI job. No target
 # depends on them.
-SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I"), "nftables": ("C", "D", "E", "F", "G", "H", "I")}
+SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J")}
 WORST_MS = 150
 EXTERNAL_IP = "203.0.113.9"
 # After 40 s without a kubelet, the node and its pods are not ready. On a cluster of one node these are all
@@ -430,7 +431,7 @@ def quantile(ordered, q):
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "SLI": experiment_sli}
 
 
 def main():

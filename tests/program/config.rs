@@ -653,6 +653,30 @@ fn check_names_the_ports_of_slices_that_do_not_fit_the_service() {
 }
 
 #[test]
+fn check_compares_the_names_of_ports_over_one_transport() {
+    // As the cluster's DNS has them.
+    let both = named_ports(
+        "name: dns, protocol: UDP, ",
+        "{name: dns, port: 1, protocol: UDP}, {name: dns-tcp, port: 1}",
+    );
+    let listener = "listeners: [{name: dns, address: '127.0.0.1:8053', service: web/app, port: dns, protocol: udp}]\n";
+    assert_eq!(check_warns(listener, &both), Vec::<String>::new());
+    let warnings = check_warns(
+        listener,
+        &both.replace(
+            "{name: dns, port: 1, protocol: UDP}",
+            "{name: x, port: 1, protocol: UDP}",
+        ),
+    );
+    assert!(
+        warnings
+            .iter()
+            .any(|it| it.contains("no slice has a port named \"dns\", the slices have \"x\";")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
 fn check_warns_of_a_proxy_header_that_no_peer_may_send() {
     let listener = "{name: lb, address: '127.0.0.1:8080', service: web/app, port: 80, proxyProtocol: required}";
     let manifests = named_ports("", "{port: 1}");

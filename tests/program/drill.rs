@@ -82,6 +82,53 @@ async fn a_drill_removes_what_is_left_compares_rolls_judges_and_cleans_up() {
 }
 
 #[tokio::test]
+async fn a_drill_claims_and_drills_as_the_deployed_ebbtide_is_configured() {
+    let cluster = Cluster::start().await;
+    let set = json!({"metadata": {"name": "ebbtide"}, "spec": {"template": {"spec": {
+        "containers": [{"name": "net", "image": "other"}, {"name": "ebbtide", "image": "ours:1"}],
+        "volumes": [{"name": "table"}, {"name": "config", "configMap": {"name": "settings"}}],
+    }}}});
+    cluster.put(
+        "/apis/apps/v1/namespaces/ebbtide-system/daemonsets/ebbtide",
+        set,
+    );
+    let config = "services: {proxyName: mine, addresses: on}\n";
+    let map = "/api/v1/namespaces/ebbtide-system/configmaps/settings";
+    cluster.put(
+        map,
+        json!({"metadata": {"name": "settings"}, "data": {"ebbtide.yaml": config}}),
+    );
+    let run = async |more: &[&str]| {
+        let arguments = [&["--for", "5s", "--without-comparison", "--keep"], more].concat();
+        let output = cluster.drill(&arguments).output().await.unwrap();
+        let (out, err) = texts(&output);
+        assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+        let label = &cluster.state().objects[SERVICE]["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"];
+        (out, label.clone())
+    };
+    let (out, label) = run(&[]).await;
+    assert_eq!(label, "mine");
+    assert!(out.contains("pods of ours:1 that exit"), "{out}");
+    assert!(
+        out.contains("2/2  Ebbtide, by the cluster IP of the Service"),
+        "{out}"
+    );
+    for row in ["     Ebbtide              ", "     Ebbtide, cluster IP  "] {
+        let clean =
+            |line: &str| line.starts_with(row) && line.split_whitespace().any(|it| it == "2,500");
+        assert!(out.lines().any(clean), "{row}: {out}");
+    }
+    // A workstation, and the user's word.
+    cluster.state().cluster_ip = "127.0.0.2";
+    let (out, label) = run(&["--proxy-name", "theirs"]).await;
+    assert_eq!(label, "theirs");
+    assert!(
+        out.contains("no response from 127.0.0.2:") && !out.contains("Ebbtide, cluster IP  "),
+        "{out}"
+    );
+}
+
+#[tokio::test]
 async fn a_lost_socket_is_a_failure_and_is_cleaned_up_after() {
     let mut cluster = Cluster::start().await;
     let drill = cluster
@@ -364,6 +411,14 @@ warning: web/app: EndpointSlice web/app-1: loopback addresses are dropped: 127.0
     let expected =
         "warning: node n: its clients do not reach claimed Services: no pod of Ebbtide is there";
     assert!(out.contains(expected), "{out}");
+    let event = json!({
+        "metadata": {"name": "e", "namespace": "default"}, "reportingController": "ebbtide.dev/ebbtide",
+        "note": "a firewall keeps pods away", "regarding": {"kind": "Node", "name": "n"},
+    });
+    cluster.put("/apis/events.k8s.io/v1/namespaces/default/events/e", event);
+    let (_, out, _) = cluster.check(addresses).await;
+    let expected = "warning: node n reported: a firewall keeps pods away";
+    assert!(out.contains(expected), "{out}");
 
     cluster.state().denied = vec![
         "watch pods".into(),
@@ -412,6 +467,7 @@ struct Api {
     /// The requests that change something, except dry runs and reviews.
     log: Vec<String>,
     node_ports: Vec<u16>,
+    cluster_ip: &'static str,
     nodes: Value,
     /// Each entry is `verb resource`.
     denied: Vec<String>,
@@ -432,6 +488,7 @@ impl Cluster {
             objects: BTreeMap::new(),
             log: Vec::new(),
             node_ports: apps.iter().map(|(_, address)| address.port()).collect(),
+            cluster_ip: "127.0.0.1",
             nodes: json!([{"metadata": {"name": "n"}, "status": {"conditions": [ready], "addresses": [address]}}]),
             denied: Vec::new(),
             minor: "35",
@@ -545,8 +602,14 @@ impl Api {
             return Json(json!({"metadata": {}, "items": self.nodes})).into_response();
         }
         let collection = path.rsplit('/').next().unwrap_or_default();
-        let is_collection =
-            ["services", "deployments", "pods", "endpointslices"].contains(&collection);
+        let is_collection = [
+            "services",
+            "deployments",
+            "pods",
+            "endpointslices",
+            "events",
+        ]
+        .contains(&collection);
         match *method {
             Method::GET if self.denied.contains(&format!("list {collection}")) => {
                 status(403, "not to be listed")
@@ -577,8 +640,11 @@ impl Api {
                 }
                 body["metadata"]["uid"] = json!(path);
                 if collection == "services" {
-                    body["spec"]["ports"][0]["nodePort"] =
-                        json!(self.node_ports[usize::from(path == PLAIN)]);
+                    let port = self.node_ports[usize::from(path == PLAIN)];
+                    body["spec"]["ports"][0]["nodePort"] = json!(port);
+                    // As the cluster IP, so to say.
+                    body["spec"]["ports"][0]["port"] = json!(port);
+                    body["spec"]["clusterIP"] = json!(self.cluster_ip);
                 } else {
                     body["status"] =
                         json!({"replicas": 3, "updatedReplicas": 3, "availableReplicas": 3});

@@ -1,12 +1,14 @@
 //! Nodes whose clients do not reach a claimed Service: kube-proxy has let go of it on every node, and
-//! no Ebbtide is ready there.
+//! no Ebbtide is ready there, or a firewall stands before it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
+use crate::cluster::event::{CONTROLLER, Reason};
 use crate::text::one_line;
 
 /// Warns of such nodes. Who may not list nodes and pods gets no warning: the proxy does not need these
@@ -36,7 +38,44 @@ pub(super) async fn unserved(client: &Client) -> kube::Result<Vec<String>> {
         .filter(is_up)
         .map(ResourceExt::name_any)
         .collect();
-    Ok(warnings(&names, &pods))
+    let mut found = warnings(&names, &pods);
+    found.extend(blocked(&names, &events(client).await?));
+    Ok(found)
+}
+
+/// The Events by which an Ebbtide says that clients of its node are kept away. The API server keeps
+/// them for an hour by default.
+async fn events(client: &Client) -> kube::Result<Vec<Event>> {
+    let of_nodes: Api<Event> = Api::namespaced(client.clone(), "default");
+    let reason = format!("reason={}", Reason::ClientsBlocked.as_str());
+    match of_nodes.list(&ListParams::default().fields(&reason)).await {
+        Ok(events) => Ok(events.items),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn blocked(nodes: &[String], events: &[Event]) -> Vec<String> {
+    let mut by_node = BTreeMap::new();
+    for event in events {
+        let node = event.regarding.as_ref().and_then(|it| it.name.as_deref());
+        let is_ours = event.reporting_controller.as_deref() == Some(CONTROLLER);
+        if let Some(node) = node.filter(|it| is_ours && nodes.iter().any(|node| node == it)) {
+            by_node.insert(node, event);
+        }
+    }
+    let shown = by_node.iter().take(SHOWN).map(|(node, event)| {
+        let at = event
+            .event_time
+            .as_ref()
+            .map(|it| format!(" at {:.0}", it.0));
+        let at = at.unwrap_or_default();
+        let note = one_line(event.note.as_deref().unwrap_or_default());
+        format!("node {node} reported{at}: {note}")
+    });
+    let more = by_node.len().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| format!("{more} more nodes reported the like"));
+    shown.chain(more).collect()
 }
 
 fn warnings(nodes: &[String], pods: &[Pod]) -> Vec<String> {
@@ -152,6 +191,32 @@ mod tests {
              tolerate its taints?",
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_node_whose_firewall_keeps_clients_away_is_named_as_its_ebbtide_says_it() {
+        let event = |node: &str, controller: &str| -> Event {
+            serde_json::from_value(json!({
+                "metadata": {"name": "e", "namespace": "default"}, "note": "a firewall\nof this node",
+                "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": controller,
+                "regarding": {"kind": "Node", "name": node},
+            }))
+            .unwrap()
+        };
+        let events = [
+            event("n1", CONTROLLER),
+            event("n2", "other"),
+            event("gone", CONTROLLER),
+        ];
+        let expected = "node n1 reported at 2026-01-01T00:00:00Z: a firewall of this node";
+        assert_eq!(blocked(&nodes(2), &events), [expected]);
+        let many: Vec<Event> = nodes(9)
+            .iter()
+            .map(|node| event(node, CONTROLLER))
+            .collect();
+        let found = blocked(&nodes(9), &many);
+        assert_eq!(found.len(), SHOWN + 1);
+        assert_eq!(found[SHOWN], "4 more nodes reported the like");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::command::check::warnings;
 use crate::command::check::{certificates, cluster};
 use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
+use crate::contract::policy::Transport;
 use crate::discovery::files;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::Change;
@@ -87,7 +88,7 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
         text: describe(
             &config,
             &services,
-            &|name| world.slice_ports(name),
+            &|name, transport| world.slice_ports(name, transport),
             heading,
             warnings,
         ),
@@ -98,7 +99,7 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
 fn describe<'a>(
     config: &Config,
     services: &Services,
-    slice_ports: &dyn Fn(&ObjectName) -> BTreeSet<&'a str>,
+    slice_ports: &dyn Fn(&ObjectName, Transport) -> BTreeSet<&'a str>,
     heading: String,
     mut warnings: Vec<String>,
 ) -> String {
@@ -111,8 +112,8 @@ fn describe<'a>(
     for service in &served {
         let listened = listened.contains(&service.object.name);
         warnings.extend(warnings::of_service(config, service, listened));
-        let names = slice_ports(&service.object.name);
-        warnings.extend(warnings::of_port_names(service, &names));
+        let names = |transport| slice_ports(&service.object.name, transport);
+        warnings.extend(warnings::of_port_names(service, names));
     }
 
     let mut text = heading;
@@ -146,7 +147,7 @@ mod tests {
     use crate::config::settings::ListenerConfig;
     use crate::contract::endpoint::Conditions;
     use crate::contract::name::PodRef;
-    use crate::contract::policy::{PortRef, Transport};
+    use crate::contract::policy::PortRef;
     use crate::discovery::object::{ServiceObject, ServicePortObject};
     use crate::routing::world::merged::{Fate, MergedEndpoint, MergedPort, MergedService};
 
@@ -235,7 +236,7 @@ mod tests {
         describe(
             config,
             &services,
-            &|_| BTreeSet::new(),
+            &|_, _| BTreeSet::new(),
             "manifests  manifests\n".into(),
             Vec::new(),
         )

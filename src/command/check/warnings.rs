@@ -137,29 +137,33 @@ pub(super) fn of_service(config: &Config, service: &MergedService, listened: boo
     warnings
 }
 
-/// Ports of a Service whose name no slice has. `names` are the names of the slices' ports. A port
-/// gets its endpoints by its name, so such a port has none.
-pub(super) fn of_port_names(service: &MergedService, names: &BTreeSet<&str>) -> Vec<String> {
+/// Ports of a Service whose name no slice has. `names` are the names of the slices' ports over a
+/// transport. A port gets its endpoints by its name, so such a port has none.
+pub(super) fn of_port_names<'a>(
+    service: &MergedService,
+    names: impl Fn(Transport) -> BTreeSet<&'a str>,
+) -> Vec<String> {
     let words = |name: &str| match name {
         "" => "a port without a name".to_owned(),
         name => format!("{name:?}"),
     };
-    let have: Vec<String> = names.iter().map(|name| words(name)).collect();
-    let missing = service.ports.iter().filter(|port| {
-        let name = port.port.name.as_deref().unwrap_or_default();
-        !names.is_empty() && !names.contains(name)
-    });
     let warning = |port: &MergedPort| {
+        let names = names(port.port.transport);
+        let name = port.port.name.as_deref().unwrap_or_default();
+        if names.is_empty() || names.contains(name) {
+            return None;
+        }
+        let have: Vec<String> = names.iter().map(|name| words(name)).collect();
         let wanted = match &port.port.name {
             Some(name) => format!("named {name:?}"),
             None => "without a name".to_owned(),
         };
-        format!(
+        Some(format!(
             "{}: no slice has a port {wanted}, the slices have {}; give the port of the Service \
              and of its slices the same name",
             service.object.name,
             have.join(", ")
-        )
+        ))
     };
-    missing.map(warning).collect()
+    service.ports.iter().filter_map(warning).collect()
 }

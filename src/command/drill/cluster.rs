@@ -3,10 +3,10 @@
 //! Invariant: only objects with the drill's own label are changed or removed. Objects are read as
 //! JSON by pointer, because the API's types for a whole pod would be a fifth of the program.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::api::{
     Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
@@ -27,6 +27,13 @@ use crate::config::settings::Kubernetes;
 pub(super) struct Cluster {
     client: Client,
     namespace: String,
+}
+
+/// Where an object that was made is reached; a Deployment is not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Made {
+    pub node_port: Option<u16>,
+    pub cluster: Option<SocketAddr>,
 }
 
 /// The progress of the Deployment's rollout.
@@ -135,11 +142,11 @@ impl Cluster {
         )
     }
 
-    /// Makes an object. Returns its nodePort, if it has one.
+    /// Makes an object. Returns where it is reached, if it is a Service.
     ///
     /// # Errors
     /// The error of the API server.
-    pub(super) async fn create(&self, object: &Value, dry_run: bool) -> kube::Result<Option<u16>> {
+    pub(super) async fn create(&self, object: &Value, dry_run: bool) -> kube::Result<Made> {
         let kind = if object["kind"] == "Deployment" {
             Resource::Deployment
         } else {
@@ -152,11 +159,16 @@ impl Cluster {
         let object: DynamicObject =
             serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
         let made = self.api(kind).create(&params, &object).await?;
-        let port = made
-            .data
-            .pointer("/spec/ports/0/nodePort")
-            .and_then(Value::as_u64);
-        Ok(port.and_then(|port| port.try_into().ok()))
+        let port = |field: &str| {
+            let port = made.data.pointer(&format!("/spec/ports/0/{field}"));
+            port.and_then(Value::as_u64)?.try_into().ok()
+        };
+        let ip = made.data.pointer("/spec/clusterIP").and_then(Value::as_str);
+        let ip = ip.and_then(|ip| ip.parse().ok());
+        Ok(Made {
+            node_port: port("nodePort"),
+            cluster: Option::zip(ip, port("port")).map(|(ip, port)| SocketAddr::new(ip, port)),
+        })
     }
 
     /// Makes the Deployment replace all its pods.
@@ -310,19 +322,6 @@ impl Cluster {
             .collect())
     }
 
-    /// The image of the DaemonSet `ebbtide`, which every node already has; or else `ebbtide:dev`.
-    pub(super) async fn image(&self) -> String {
-        let sets = self.namespaced(&ApiResource::erase::<DaemonSet>(&()), "ebbtide-system");
-        let set = sets.get("ebbtide").await.ok();
-        let mut containers = set
-            .iter()
-            .flat_map(|set| items(set, "/spec/template/spec/containers"));
-        let image = containers
-            .find(|it| it["name"] == "ebbtide")
-            .and_then(|it| text(it, "image"));
-        image.unwrap_or_else(|| "ebbtide:dev".to_owned())
-    }
-
     fn api(&self, kind: Resource) -> Api<DynamicObject> {
         let resource = match kind {
             Resource::Service => ApiResource::erase::<Service>(&()),
@@ -331,7 +330,7 @@ impl Cluster {
         self.namespaced(&resource, &self.namespace)
     }
 
-    fn namespaced(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
+    pub(super) fn namespaced(&self, resource: &ApiResource, namespace: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, resource)
     }
 }
@@ -387,7 +386,10 @@ fn address(node: &DynamicObject) -> Option<IpAddr> {
 }
 
 /// The items of a list in an object; none if there is no such list.
-fn items<'a>(object: &'a DynamicObject, pointer: &str) -> impl Iterator<Item = &'a Value> {
+pub(super) fn items<'a>(
+    object: &'a DynamicObject,
+    pointer: &str,
+) -> impl Iterator<Item = &'a Value> {
     object
         .data
         .pointer(pointer)
@@ -396,7 +398,7 @@ fn items<'a>(object: &'a DynamicObject, pointer: &str) -> impl Iterator<Item = &
         .flatten()
 }
 
-fn text(value: &Value, field: &str) -> Option<String> {
+pub(super) fn text(value: &Value, field: &str) -> Option<String> {
     value.get(field)?.as_str().map(str::to_owned)
 }
 

@@ -72,10 +72,10 @@ pub(super) fn deployment(image: &str) -> Value {
     })
 }
 
-/// The Service that Ebbtide claims. Without `node_port` the API server chooses one.
-pub(super) fn claimed(node_port: Option<u16>) -> Value {
+/// The Service that the Ebbtide of this name claims. Without `node_port` the API server chooses one.
+pub(super) fn claimed(proxy_name: &str, node_port: Option<u16>) -> Value {
     let mut service = service(NAME);
-    service["metadata"]["labels"][CLAIM] = json!("ebbtide");
+    service["metadata"]["labels"][CLAIM] = json!(proxy_name);
     if let Some(port) = node_port {
         service["spec"]["ports"][0]["nodePort"] = json!(port);
     }
@@ -159,7 +159,7 @@ mod tests {
 
         let mut names = vec![(Resource::Deployment, deployment.metadata.name.unwrap())];
         assert_eq!(deployment.metadata.labels.unwrap()[MANAGED_BY], MANAGER);
-        for (value, claim) in [(claimed(None), Some("ebbtide")), (plain(), None)] {
+        for (value, claim) in [(claimed("mine", None), Some("mine")), (plain(), None)] {
             let service: Service = serde_json::from_value(value).unwrap();
             let spec = service.spec.unwrap();
             assert_eq!(spec.selector, Some(labels.clone()));
@@ -181,6 +181,9 @@ mod tests {
             names[..],
             "all objects are removed, in the reverse order"
         );
-        assert_eq!(claimed(Some(30123))["spec"]["ports"][0]["nodePort"], 30123);
+        assert_eq!(
+            claimed("ebbtide", Some(30123))["spec"]["ports"][0]["nodePort"],
+            30123
+        );
     }
 }

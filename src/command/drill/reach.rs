@@ -16,6 +16,8 @@ pub(super) struct Addresses {
     pub(super) nodes: Vec<IpAddr>,
     /// The user's `--address`.
     pub(super) ebbtide: Option<SocketAddr>,
+    /// Cluster IPs are served, too.
+    pub(super) has_cluster_ips: bool,
 }
 
 /// The first address of `--address`.

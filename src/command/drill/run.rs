@@ -1,4 +1,4 @@
-//! The command: prepares the drill, makes its objects, runs both phases, and removes the objects.
+//! The command: prepares the drill, makes its objects, runs its phases, and removes the objects.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -17,7 +17,8 @@ use crate::command::demo::load::CLIENTS;
 use crate::command::demo::plan::Plan;
 use crate::command::demo::stop::{stop_at_signal, unless};
 use crate::command::demo::under_load::under_load;
-use crate::command::drill::cluster::{Cluster, POLL, Rollout};
+use crate::command::drill::cluster::{Cluster, Made, POLL, Rollout};
+use crate::command::drill::deployed::Deployed;
 use crate::command::drill::manifests::{self, MANAGED_BY, MANAGER, NAME, PLAIN, REPLICAS};
 use crate::command::drill::reach::{Addresses, answering, list, replays, resolve};
 use crate::command::drill::settings::{Settings, refused};
@@ -63,7 +64,7 @@ async fn drill(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<
     // This step is not interrupted. Otherwise an object could be made after the drill has stopped,
     // and would be left.
     let outcome = match make(&cluster, &objects).await {
-        Ok(ports) => unless(stop, show(settings, &cluster, &addresses, &ports, stop))
+        Ok(services) => unless(stop, show(settings, &cluster, &addresses, &services, stop))
             .await
             .transpose(),
         Err(error) => Err(error),
@@ -98,14 +99,18 @@ async fn prepare(settings: &Settings) -> anyhow::Result<(Cluster, Addresses, Vec
         None => None,
     };
     let cluster = Cluster::connect(&settings.namespace).await?;
-    let image = match &settings.image {
-        Some(image) => image.clone(),
-        None => cluster.image().await,
-    };
+    let deployed = Deployed::find(&cluster).await;
+    let image = settings.image.clone().or(deployed.image);
+    let image = image.unwrap_or_else(|| "ebbtide:dev".to_owned());
+    let proxy_name = settings.proxy_name.clone().or(deployed.proxy_name);
+    let proxy_name = proxy_name.as_deref().unwrap_or("ebbtide");
     let node_port = ebbtide
         .map(|address| address.port())
         .filter(|port| NODE_PORTS.contains(port));
-    let mut objects = vec![manifests::deployment(&image), manifests::claimed(node_port)];
+    let mut objects = vec![
+        manifests::deployment(&image),
+        manifests::claimed(proxy_name, node_port),
+    ];
     if !settings.without_comparison {
         objects.push(manifests::plain());
     }
@@ -130,32 +135,55 @@ async fn prepare(settings: &Settings) -> anyhow::Result<(Cluster, Addresses, Vec
          updates      as many as fit into {:?}, by the Deployment's rolling update\n",
         settings.namespace, settings.load
     ));
-    Ok((cluster, Addresses { nodes, ebbtide }, objects))
+    let addresses = Addresses {
+        nodes,
+        ebbtide,
+        has_cluster_ips: deployed.has_addresses,
+    };
+    Ok((cluster, addresses, objects))
 }
 
-/// Makes all objects. Returns their nodePorts, in the order of the objects.
-async fn make(cluster: &Cluster, objects: &[Value]) -> anyhow::Result<Vec<u16>> {
-    let mut ports = Vec::new();
+/// Makes all objects. Returns where the Services are reached, in the order of the objects.
+async fn make(cluster: &Cluster, objects: &[Value]) -> anyhow::Result<Vec<Made>> {
+    let mut services = Vec::new();
     for object in objects {
         let made = cluster.create(object, false).await;
-        ports.extend(made.map_err(|error| {
+        let made = made.map_err(|error| {
             anyhow::anyhow!("cannot make the {}: {}", object["kind"], said(&error))
-        })?);
+        })?;
+        services.extend(made.node_port.is_some().then_some(made));
     }
-    Ok(ports)
+    Ok(services)
 }
 
-/// Runs both phases and prints the table and the verdict. Returns whether Ebbtide's row is clean.
+/// Runs the phases and prints the table and the verdict. Returns whether Ebbtide's rows are clean.
 async fn show(
     settings: &Settings,
     cluster: &Cluster,
     addresses: &Addresses,
-    ports: &[u16],
+    services: &[Made],
     stop: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let port = *ports
-        .first()
+    let service = services.first();
+    let port = service
+        .and_then(|it| it.node_port)
         .context("the API server gave the Service no nodePort")?;
+    let plain = services.get(1).and_then(|it| it.node_port);
+    let cluster_ip = service.and_then(|it| it.cluster.filter(|_| addresses.has_cluster_ips));
+    let phases = 1 + usize::from(plain.is_some()) + usize::from(cluster_ip.is_some());
+    let mut number = 0;
+    let mut begin = |what: String| {
+        number += 1;
+        let head = if phases > 1 {
+            format!("{number}/{phases}  ")
+        } else {
+            String::new()
+        };
+        say(&format!(
+            "{}{head}{what}",
+            if number > 1 { "\n" } else { "" }
+        ));
+    };
     let at = |port: u16| {
         addresses
             .nodes
@@ -165,9 +193,9 @@ async fn show(
     };
     let plan = Plan::of_unknown_updates(settings.load);
     let mut before = None;
-    if let Some(&port) = ports.get(1) {
-        say(&format!(
-            "1/2  The NodePort of the Service {PLAIN}, as kube-proxy serves it"
+    if let Some(port) = plain {
+        begin(format!(
+            "The NodePort of the Service {PLAIN}, as kube-proxy serves it"
         ));
         cluster.ready().await?;
         match answering(&at(port), PATIENCE).await {
@@ -180,10 +208,7 @@ async fn show(
             )),
         }
     }
-    say(&format!(
-        "{}Ebbtide, by the Service {NAME}",
-        if ports.len() > 1 { "\n2/2  " } else { "" }
-    ));
+    begin(format!("Ebbtide, by the Service {NAME}"));
     cluster.ready().await?;
     let candidates = addresses
         .ebbtide
@@ -205,19 +230,37 @@ async fn show(
         replayed,
         ..ebbtide
     };
+    let mut by_cluster_ip = None;
+    if let Some(at) = cluster_ip {
+        begin(format!("Ebbtide, by the cluster IP of the Service {NAME}"));
+        cluster.ready().await?;
+        match answering(&[at], NEAR).await {
+            Some(target) => {
+                by_cluster_ip =
+                    Some(phase("Ebbtide, cluster IP", cluster, &plan, target, stop).await?);
+            }
+            None => say(&format!(
+                "     no response from {at}: left out; a drill on a node or in a pod reaches it, if Ebbtide serves there"
+            )),
+        }
+    }
 
-    let rows: Vec<&Row> = before.iter().chain([&ebbtide]).collect();
+    let ours = || [&ebbtide].into_iter().chain(&by_cluster_ip);
+    let rows: Vec<&Row> = before.iter().chain(ours()).collect();
     say(&format!(
         "\n{}\n\n{}",
         table(&rows),
         verdict(before.as_ref(), &ebbtide)
     ));
-    if ebbtide.replaced == 0 {
+    if let Some(row) = &by_cluster_ip {
+        say(&verdict(None, row));
+    }
+    if ours().any(|row| row.replaced == 0) {
         bail!(
             "no pod was replaced while the load ran, so the result shows nothing; give more time by --for"
         );
     }
-    Ok(ebbtide.is_clean())
+    Ok(ours().all(Row::is_clean))
 }
 
 async fn phase(
@@ -314,3 +357,5 @@ const SHORTEST: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long an address may take until it returns its first good response.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the cluster IP may take. It is served by then, or it is not reached from here.
+const NEAR: Duration = Duration::from_secs(3);

@@ -23,6 +23,10 @@ pub struct Settings {
     /// the nodePort
     #[arg(long, value_name = "HOST:PORT")]
     pub address: Option<String>,
+    /// The name by which Services are claimed [default: services.proxyName of the DaemonSet's
+    /// ConfigMap, or else ebbtide]
+    #[arg(long, value_name = "NAME")]
+    pub proxy_name: Option<String>,
     /// Leave out the load through a NodePort as it is
     #[arg(long)]
     pub without_comparison: bool,

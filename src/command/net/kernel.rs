@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use crate::net::flows;
 use crate::net::netlink::{self, Family};
+use crate::net::passage;
 use crate::net::rules::{Message, Rules, Step, Transport, difference};
 
 /// The wanted rules, and how far the kernel has them.
@@ -28,6 +29,11 @@ impl Kernel {
     /// Whether the proxy has said what it wants.
     pub fn knows(&self) -> bool {
         self.wanted.is_some()
+    }
+
+    /// The rules that the proxy wants.
+    pub fn wanted(&self) -> Option<&Rules> {
+        self.wanted.as_ref()
     }
 
     /// Takes in what the proxy wants, and writes nothing. A change of unknown rules is refused: the
@@ -127,7 +133,11 @@ impl Kernel {
             return Ok(());
         }
         let (found, tables) = netlink::list()?;
-        if found == *wanted && families(wanted).iter().all(|it| tables.contains(it)) {
+        let mut is_whole = found == *wanted;
+        for family in families(wanted) {
+            is_whole &= tables.contains(&family) && passage::read(family)?.is_some();
+        }
+        if is_whole {
             self.tables = Some(tables);
             self.seen = now;
             return Ok(());

@@ -17,10 +17,11 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::command::net::kernel::Kernel;
+use crate::command::net::obstacles::Obstacles;
 use crate::command::net::owner::{self, Role};
 use crate::command::net::sources::{self, Sources};
 use crate::config::fault::Refused;
-use crate::net::rules::{Answer, Message};
+use crate::net::rules::{Answer, Message, Obstacle};
 use crate::net::{netlink, socket};
 
 /// Removes the tables.
@@ -69,6 +70,8 @@ struct Proxy {
     answers: OwnedWriteHalf,
     /// Who it is.
     user: u32,
+    /// What keeps clients away, as it was told.
+    told: Option<Obstacle>,
 }
 
 /// What the task that reads a connection sends.
@@ -100,7 +103,7 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
                     };
                     count += 1;
                     let (reads, answers) = stream.into_split();
-                    proxy = Some(Proxy { number: count, answers, user });
+                    proxy = Some(Proxy { number: count, answers, user, told: None });
                     tokio::spawn(listen_to(count, reads, heard_in.clone()));
                     tracing::info!("the proxy is connected");
                 }
@@ -149,6 +152,12 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
                 {
                     tracing::error!(%error, "the table cannot be written; trying again");
                 }
+                let obstacle = node.obstacle(role.is_owner());
+                if let Some(to) = proxy.as_mut()
+                    && to.tell(obstacle).await.is_err()
+                {
+                    proxy = None;
+                }
             }
             _ = terminate.recv() => if std::mem::replace(&mut is_ending, true) { return Ok(()) },
             _ = interrupt.recv() => if std::mem::replace(&mut is_ending, true) { return Ok(()) },
@@ -161,9 +170,19 @@ async fn serve(listener: &UnixListener) -> anyhow::Result<()> {
 struct Node {
     kernel: Kernel,
     sources: Sources,
+    obstacles: Obstacles,
 }
 
 impl Node {
+    /// What keeps clients from the proxy. Only the owner of the table says it.
+    fn obstacle(&mut self, is_owner: bool) -> Option<Obstacle> {
+        if !is_owner {
+            self.obstacles = Obstacles::default();
+            return None;
+        }
+        self.obstacles.look(self.kernel.wanted())
+    }
+
     /// This process has become the owner.
     fn write_all(&mut self) -> io::Result<()> {
         self.kernel.write_all()?;
@@ -224,6 +243,15 @@ async fn regain(node: &mut Node, role: &mut Role) {
 }
 
 impl Proxy {
+    /// Tells what keeps clients away, if that is new.
+    async fn tell(&mut self, obstacle: Option<Obstacle>) -> io::Result<()> {
+        if self.told == obstacle {
+            return Ok(());
+        }
+        self.told.clone_from(&obstacle);
+        self.say(&Answer::Obstacle(obstacle)).await
+    }
+
     async fn say(&mut self, answer: &Answer) -> io::Result<()> {
         let mut line = serde_json::to_vec(answer)?;
         line.push(b'\n');

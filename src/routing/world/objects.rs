@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::contract::name::ObjectName;
+use crate::contract::policy::Transport;
 use crate::discovery::object::{ServiceObject, SliceEndpoint};
 use crate::routing::world::merged::Fate;
 use crate::routing::world::pods::{Counts, Pod, PodKey, Pods};
@@ -79,10 +80,11 @@ impl World {
         self.pods.get(uid)?.asked
     }
 
-    /// The names of the TCP ports in the slices of a Service. The empty name is a port without a
-    /// name.
-    pub fn slice_ports(&self, service: &ObjectName) -> BTreeSet<&str> {
-        let ports = self.slices_of(service).flat_map(|s| &s.object.ports);
+    /// The names of the ports over one transport in the slices of a Service. The empty name is a port
+    /// without a name.
+    pub fn slice_ports(&self, service: &ObjectName, transport: Transport) -> BTreeSet<&str> {
+        let slices = self.slices_of(service);
+        let ports = slices.flat_map(|slice| slice.object.ports_over(transport));
         ports.map(|(name, _)| name.as_str()).collect()
     }
 
