@@ -13,7 +13,7 @@ build=${CARGO_TARGET_DIR:-target}
 only_seeds=
 [ "${1:-}" != --seeds ] || { only_seeds=yes && shift; }
 targets=("$@")
-[ "$#" -gt 0 ] || targets=(request response chunks detection manifest config)
+[ "$#" -gt 0 ] || targets=(request response http2 chunks detection manifest config)
 
 # A test of the tables in tests/wire/framing writes the seeds.
 [ -n "${SEEDED:-}" ] || cargo test --locked --quiet --test wire seeds >/dev/null

@@ -66,12 +66,16 @@ fn the_tables_are_the_fuzz_targets_seeds() {
             put("manifest", &[&text]);
         }
     }
+    for (flags, text) in HTTP2 {
+        put("http2", &[&[flags], text.as_bytes()]);
+    }
     for manifest in MANIFESTS {
         put("manifest", &[manifest.as_bytes()]);
     }
     for target in [
         "request",
         "response",
+        "http2",
         "chunks",
         "detection",
         "config",
@@ -97,6 +101,31 @@ fn texts(folder: &Path) -> Vec<Vec<u8>> {
     }
     texts
 }
+
+/// Options, and requests of HTTP/2 as the target reads them.
+const HTTP2: [(u8, &str); 12] = [
+    (2, "GET / a.example\naccept: */*"),
+    (0, "POST /x?y=1 a.example:8080\ncontent-length: 5"),
+    (
+        0,
+        "POST /svc/Call a\nte: trailers\ncontent-type: application/grpc",
+    ),
+    (2, "GET / a\ncookie: a=1\nx: 1\ncookie: b=2"),
+    (2, "GET / a\nhost: b"),
+    (2, "GET / a\nhost: A"),
+    (0, "CONNECT / a:443"),
+    (1, "CONNECT /chat a:80\nsec-websocket-version: 13"),
+    (
+        6,
+        "PUT /a%20b [::1]\nx-forwarded-for: 10.0.0.1\nforwarded: for=x",
+    ),
+    (0, "POST / a\ncontent-length: 5\ncontent-length: 6"),
+    (
+        0,
+        "POST / a\ntransfer-encoding: chunked\nconnection: x\nx: 1",
+    ),
+    (2, "OPTIONS * a\nexpect: 100-continue\nidempotency-key: k"),
+];
 
 const MANIFESTS: &[&str] = &[
     r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "web", "name": "shop", "uid": "u",
