@@ -154,14 +154,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         true => Events::queue(),
         false => (Events::default(), Events::queue().1),
     };
-    let addresses = config
-        .addresses
-        .clone()
-        .map(|settings| {
-            let reports = Reports::new(admin.health.clone(), events.clone(), &config);
-            tell_addresses(settings, reports, &shared)
-        })
-        .transpose()?;
+    let reports = Reports::new(admin.health.clone(), events.clone(), &config);
+    let addresses = tell_addresses(&config, reports, &shared)?;
     let certificates = Certificates::start(admin.health.clone())?;
     let control = Control {
         config: config.clone(),
@@ -374,17 +368,21 @@ fn start_pages(
 
 /// Tells `ebbtide net` which addresses are served, on a thread of its own: it may not answer.
 fn tell_addresses(
-    settings: settings::Addresses,
+    config: &Config,
     reports: Reports,
     shared: &Shared,
-) -> std::io::Result<Addresses> {
+) -> std::io::Result<Option<Addresses>> {
+    let Some(settings) = config.addresses.clone() else {
+        return Ok(None);
+    };
     let (outbox, path) = (Arc::<Outbox>::default(), settings.socket.clone());
     let told = outbox.clone();
     let sources = shared.sources.clone().unwrap_or_default();
     spawn("net", async move || {
         net_link::run(told, sources, path, reports).await
     })?;
-    Ok(Addresses::new(settings, outbox, shared.addresses.clone()))
+    let map = shared.addresses.clone();
+    Ok(Some(Addresses::new(settings, outbox, map)))
 }
 
 /// Finds the API server. Runs on a thread of its own, since the caller may be inside a runtime.
