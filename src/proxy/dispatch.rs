@@ -111,8 +111,30 @@ async fn try_dispatch(
             return Some((lease, upstream));
         }
         let _opening = carried::Opening::new(local);
-        let (lease, upstream) = connect(worker, spec, port, ask, lease).await?;
-        Some((lease, carried::adopt(upstream).await?))
+        let (mut first, mut tried) = (lease, ask.avoid.tried.to_vec());
+        loop {
+            let avoid = Avoid {
+                tried: &tried,
+                ..ask.avoid
+            };
+            let again = Ask { avoid, ..*ask };
+            let (lease, upstream) = connect(worker, spec, port, &again, first).await?;
+            let is_named = upstream.is_named;
+            if let Some(upstream) = carried::adopt(upstream).await {
+                return Some((lease, upstream));
+            }
+            let ended = io::ErrorKind::ConnectionReset.into();
+            fail(worker, &lease, is_named, &ended, port, ask.from.scope);
+            tried.push(lease.endpoint().id);
+            let avoid = Avoid {
+                tried: &tried,
+                ..ask.avoid
+            };
+            first = balancer::pick(port, ask.cost, ask.from, &avoid, Instant::now())?;
+            if tried.contains(&first.endpoint().id) {
+                return None;
+            }
+        }
     })
     .await
 }
