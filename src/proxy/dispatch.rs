@@ -121,11 +121,32 @@ async fn try_dispatch(
             return Ok(Some((lease, upstream)));
         }
         let _opening = carried::Opening::new(local);
-        let Some((lease, upstream)) = open(worker, spec, port, ask, lease).await? else {
-            return Ok(None);
-        };
-        let stream = carried::adopt(upstream).await;
-        Ok(stream.map(|upstream| (lease, upstream)))
+        let (mut first, mut tried) = (lease, ask.avoid.tried.to_vec());
+        loop {
+            let avoid = Avoid {
+                tried: &tried,
+                ..ask.avoid
+            };
+            let again = Ask { avoid, ..*ask };
+            let Some((lease, upstream)) = open(worker, spec, port, &again, first).await? else {
+                return Ok(None);
+            };
+            let is_named = upstream.is_named;
+            if let Some(upstream) = carried::adopt(upstream).await {
+                return Ok(Some((lease, upstream)));
+            }
+            let ended = io::ErrorKind::ConnectionReset.into();
+            fail(worker, &lease, is_named, &ended, port, ask.from.scope);
+            tried.push(lease.endpoint().id);
+            let avoid = Avoid {
+                tried: &tried,
+                ..ask.avoid
+            };
+            match balancer::pick(port, ask.cost, ask.from, &avoid, Instant::now()) {
+                Some(lease) if !tried.contains(&lease.endpoint().id) => first = lease,
+                _ => return Ok(None),
+            }
+        }
     })
     .await
 }

@@ -7,7 +7,9 @@ mod frames;
 
 mod answers;
 mod detection;
+mod drains;
 mod mapping;
 mod messages;
+mod replays;
 mod streams;
 mod tunnels;

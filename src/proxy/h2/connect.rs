@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use h2::Ping;
 use tokio::time::Instant;
 
 use crate::contract::backend::Backend;
@@ -78,7 +79,11 @@ impl Drop for Opening {
 }
 
 /// Makes a connection of HTTP/2 of one that has just been opened, and opens its first stream. `None`:
-/// the connection has failed.
+/// the connection has failed, and no request was sent on it.
+///
+/// The endpoint first answers a PING. So a process that ends has not been given a request that may run
+/// only once, and what the endpoint has said of its limits is known. One that is too slow for that gets
+/// its request without.
 pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
     let local = upstream.local.clone();
     let (source, is_named) = (upstream.source(), upstream.is_named);
@@ -93,8 +98,8 @@ pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
         .handshake(io)
         .await
         .ok()?;
+    let mut ping = connection.ping_pong()?;
     let carrier = Carrier::new(send, source, is_named, backend, slot);
-    local.carriers.borrow_mut().push(carrier.clone());
     let (here, that) = (local.clone(), Rc::downgrade(&carrier));
     tokio::task::spawn_local(async move {
         let driven = poll_fn(|cx| {
@@ -109,6 +114,13 @@ pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
         let mut carriers = here.carriers.borrow_mut();
         carriers.retain(|it| Rc::downgrade(it).as_ptr() != that.as_ptr());
     });
+    let answered = tokio::time::timeout(PATIENCE, ping.ping(Ping::opaque())).await;
+    if answered.is_ok_and(|it| it.is_err()) {
+        return None;
+    }
+    if local.endpoint.is_open() {
+        local.carriers.borrow_mut().push(carrier.clone());
+    }
     Some(stream(local, carrier))
 }
 
@@ -125,5 +137,5 @@ fn stream(local: Rc<Local>, carrier: Rc<Carrier>) -> Upstream {
     )
 }
 
-/// How long a request waits for a connection that another opens.
+/// How long a request waits for a connection that another opens, or for the first word on a new one.
 const PATIENCE: Duration = Duration::from_millis(100);

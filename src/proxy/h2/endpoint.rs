@@ -226,11 +226,10 @@ impl State {
     }
 }
 
-/// Whether the endpoint says that it has not begun a request. A stream that was under way when its
-/// connection ended fails otherwise: `h2` keeps the two apart.
+/// Whether the endpoint says that it has not begun a request. GOAWAY says it of each stream above its
+/// last one, for whatever reason it comes. A stream that was under way when its connection ended fails
+/// otherwise: `h2` keeps the two apart.
 fn is_unprocessed(error: &h2::Error) -> bool {
-    let reason = error.reason();
-    error.is_remote()
-        && (error.is_go_away() && reason == Some(Reason::NO_ERROR)
-            || error.is_reset() && reason == Some(Reason::REFUSED_STREAM))
+    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || refused)
 }

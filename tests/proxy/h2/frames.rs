@@ -24,6 +24,7 @@ pub const ACK: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
 pub const NO_ERROR: u32 = 0;
+pub const INTERNAL_ERROR: u32 = 2;
 pub const REFUSED_STREAM: u32 = 7;
 pub const CANCEL: u32 = 8;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
@@ -118,6 +119,9 @@ impl Raw {
             payload.extend_from_slice(&value.to_be_bytes());
         }
         raw.send(SETTINGS, 0, 0, &payload).await;
+        // Room for all bodies of a scenario.
+        raw.send(WINDOW_UPDATE, 0, 0, &(1_u32 << 24).to_be_bytes())
+            .await;
         Some(raw)
     }
 
