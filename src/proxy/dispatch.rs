@@ -13,7 +13,6 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -98,14 +97,9 @@ async fn try_dispatch(
     let local = worker.local(lease.endpoint());
     let source = Source::wanted(worker, port, ask.from);
     let seen = source.and_then(|it| it.at(lease.endpoint()));
+    let backend = port.policy.backend.as_ref().map(|it| it.id);
     let is_lost = || source.is_some_and(|it| it.is_lost(worker));
-    if let Some(upstream) = upstream::check_out(
-        &local,
-        seen,
-        port.policy.backend.as_ref(),
-        ask.reuse,
-        is_lost,
-    ) {
+    if let Some(upstream) = upstream::check_out(&local, seen, backend, ask.reuse, is_lost) {
         lease.endpoint().note_dispatch(millis(at));
         return Ok(Some((lease, upstream)));
     }
@@ -125,7 +119,7 @@ async fn secure(
     worker: &Rc<Worker>,
     port: &Rc<Routed>,
     scope: Option<Scope>,
-    backend: &Arc<Backend>,
+    backend: &Backend,
     (lease, mut upstream): (Lease, Upstream),
 ) -> Result<Option<(Lease, Upstream)>, Refusal> {
     let endpoint = lease.endpoint().address;
@@ -139,7 +133,7 @@ async fn secure(
     };
     let session = backend.session(endpoint.ip());
     let session = session.map_err(|cause| refused(&cause))?;
-    let begun = upstream.stream.begin_tls(session, &[]);
+    let begun = upstream.stream.begin_tls(session, &[], backend.id);
     begun.map_err(|error| refused(&error.to_string()))?;
     let shaken = {
         let always = Cell::new(true);
@@ -148,10 +142,7 @@ async fn secure(
         tokio::time::timeout(worker.config().timeouts.connect, shake).await
     };
     match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(()) => {
-            upstream.backend = Some(backend.clone());
-            Ok(Some((lease, upstream)))
-        }
+        Ok(()) => Ok(Some((lease, upstream))),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             Err(refused(&error.to_string()))
         }

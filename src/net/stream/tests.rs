@@ -37,8 +37,8 @@ async fn pair(version: &'static rustls::SupportedProtocolVersion) -> (Stream, St
     let mut far = Stream::accepted(accepted.into()).unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let client = ClientConnection::new(Arc::new(client), name).unwrap();
-    near.begin_tls(client, &[]).unwrap();
-    far.begin_tls(ServerConnection::new(Arc::new(server)).unwrap(), &[])
+    near.begin_tls(client, &[], 7).unwrap();
+    far.begin_tls(ServerConnection::new(Arc::new(server)).unwrap(), &[], 8)
         .unwrap();
     let (a, b) = tokio::join!(
         poll_fn(|cx| near.poll_handshake(cx)),
@@ -68,7 +68,7 @@ async fn what_tls_itself_sends_is_nothing_to_read() {
     assert_eq!(read(&mut near, 9).await.unwrap(), b"x");
     assert!(!is_readable(&near) && near.is_quiet() && !near.has_ended());
     let (near, _far) = pair(&rustls::version::TLS13).await;
-    while crate::net::socket::is_quiet(&near.socket) {
+    while crate::net::socket::is_quiet(near.socket()) {
         tokio::task::yield_now().await;
     }
     assert!(near.is_quiet(), "the tickets are in the socket");
@@ -83,7 +83,7 @@ async fn a_rest_that_is_decrypted_already_can_be_read() {
         far.write_all(&[7; 10_000]).await.unwrap();
         assert_eq!(read(&mut near, 100).await.unwrap().len(), 100);
         // It was one record, so the socket has nothing left.
-        assert!(crate::net::socket::is_quiet(&near.socket));
+        assert!(crate::net::socket::is_quiet(near.socket()));
         assert!(is_readable(&near) && !near.is_quiet());
         far.shutdown().await.unwrap();
         near.readable().await.unwrap();
@@ -164,10 +164,15 @@ async fn what_was_taken_to_be_written_arrives_whole_by_flushing_alone() {
 #[tokio::test(flavor = "local")]
 async fn bytes_that_are_no_record_are_an_error_once_and_for_all() {
     let (mut near, far) = pair(&rustls::version::TLS13).await;
-    far.socket.try_write(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    far.socket().try_write(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     for _ in 0..2 {
         let refused = read(&mut near, 9).await.unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::InvalidData);
     }
     assert!(near.has_ended() && !near.is_quiet());
+}
+
+#[test]
+fn a_stream_takes_no_more_room_than_its_socket() {
+    assert_eq!(size_of::<Stream>(), size_of::<tokio::net::TcpStream>());
 }
