@@ -26,7 +26,7 @@ use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::control::addresses::Addresses;
-use crate::control::certificates::{Certificates, named_secrets};
+use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
@@ -146,8 +146,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (messages_in, messages) = mpsc::channel(64);
     let (in_use, used) = watch::channel(InUse {
-        named: Control::named_services(&config),
-        secrets: named_secrets(&config),
+        named: config.named_services(),
+        secrets: config.named_secrets(),
         ..InUse::default()
     });
     let (events, event_queue) = match api_server.is_some() {

@@ -3,6 +3,7 @@
 //! [`Config::load`] (for a text [`Config::parse`]) is the only way to get one from a file. The
 //! defaults are here and nowhere else. Reading the file again at SIGHUP is left to `app.rs`.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -300,6 +301,17 @@ impl Config {
             inside: Inside::default(),
             node: Node::default(),
         }
+    }
+
+    /// The Services that listeners name.
+    pub fn named_services(&self) -> BTreeSet<ObjectName> {
+        self.listeners.iter().map(|it| it.service.clone()).collect()
+    }
+
+    /// The Secrets that listeners name.
+    pub fn named_secrets(&self) -> BTreeSet<ObjectName> {
+        let tls = self.listeners.iter().filter_map(|it| it.tls.as_ref());
+        tls.flat_map(|it| it.secrets.iter().cloned()).collect()
     }
 
     /// Whether endpoints see their clients' addresses, where a Service says nothing else.

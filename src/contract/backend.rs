@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -18,6 +19,8 @@ use crate::contract::certificate::{chain_of, provider};
 /// How the proxy speaks TLS with endpoints.
 #[derive(Debug)]
 pub struct Backend {
+    /// No other of this process has it. Connections are marked with it.
+    pub id: u64,
     /// What it was made of. Two of one text are the same.
     text: String,
     /// `None`: the text could not be read.
@@ -44,6 +47,7 @@ impl Backend {
         let builder = builder.map_err(|error| error.to_string())?;
         let config = builder.with_root_certificates(roots).with_no_client_auth();
         Ok(Self {
+            id: next_id(),
             text: text.to_owned(),
             config: Some(Arc::new(config)),
             hostname: Some(name(hostname)?),
@@ -61,6 +65,7 @@ impl Backend {
         let builder = builder.map_err(|error| error.to_string())?.dangerous();
         let config = builder.with_custom_certificate_verifier(Arc::new(Anybody));
         Ok(Self {
+            id: next_id(),
             text: text.to_owned(),
             config: Some(Arc::new(config.with_no_client_auth())),
             hostname: hostname.map(name).transpose()?,
@@ -71,6 +76,7 @@ impl Backend {
     /// Refuses every endpoint.
     pub fn unreadable(text: &str) -> Self {
         Self {
+            id: next_id(),
             text: text.to_owned(),
             config: None,
             hostname: None,
@@ -101,6 +107,11 @@ impl PartialEq for Backend {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
     }
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn name(hostname: &str) -> Result<ServerName<'static>, String> {

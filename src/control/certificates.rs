@@ -5,12 +5,12 @@
 //! in `/readyz` and in the log. No connection ends because of a change. A file that changes while it
 //! is read is not reported: only what stays broken from one look to the next is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use crate::config::settings::{Config, ListenerConfig};
+use crate::config::settings::ListenerConfig;
 use crate::config::tls::{ClientCertificates, Pair, Tls};
 use crate::contract::certificate::Certificate;
 use crate::contract::name::ObjectName;
@@ -70,12 +70,6 @@ impl Certificates {
     pub(super) fn all_secrets_are_known(&self) {
         let _ = self.0.send(Told::AllSecrets);
     }
-}
-
-/// The Secrets that listeners name.
-pub fn named_secrets(config: &Config) -> BTreeSet<ObjectName> {
-    let tls = config.listeners.iter().filter_map(|it| it.tls.as_ref());
-    tls.flat_map(|it| it.secrets.iter().cloned()).collect()
 }
 
 /// A listener with TLS.

@@ -19,7 +19,7 @@ use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
 use crate::contract::snapshot::Published;
-use crate::control::certificates::{Certificates, named_secrets};
+use crate::control::certificates::Certificates;
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::shutdown::Phase;
@@ -78,12 +78,6 @@ pub struct Control {
 type Deadlines = BTreeMap<(Instant, EndpointId), Arc<Endpoint>>;
 
 impl Control {
-    /// The Services that configured listeners name.
-    pub fn named_services(config: &Config) -> BTreeSet<ObjectName> {
-        let listeners = config.listeners.iter();
-        listeners.map(|listener| listener.service.clone()).collect()
-    }
-
     /// Runs until a shutdown is complete.
     ///
     /// One round waits until something arrives. Then it takes what waits of each kind, in a fixed
@@ -238,13 +232,10 @@ impl Control {
 
     /// Tells the source what the table uses now, so that it gives up what is no longer used.
     fn report_use(&self) {
-        let routed = self.table.service_names().cloned().collect();
-        let named = Self::named_services(&self.config);
-        let secrets = named_secrets(&self.config);
         self.in_use.send_replace(InUse {
-            named,
-            routed,
-            secrets,
+            named: self.config.named_services(),
+            routed: self.table.service_names().cloned().collect(),
+            secrets: self.config.named_secrets(),
         });
     }
 

@@ -28,13 +28,23 @@ pub struct Stream {
     kind: Kind,
 }
 
+/// It takes no more room than the socket alone.
 #[derive(Debug)]
 enum Kind {
-    /// A socket, and TLS on it where it speaks that. To ask whether there is something to read is to
-    /// decrypt.
-    Socket(TcpStream, Option<Box<RefCell<Tls>>>),
+    /// Bytes go to the socket as they are.
+    Plain(TcpStream),
+    /// `None` only within [`Stream::begin_tls`].
+    Tls(Option<Box<Secure>>),
     /// Another connection carries this one.
     Carried(Box<dyn Carried>),
+}
+
+#[derive(Debug)]
+struct Secure {
+    socket: TcpStream,
+    /// To ask whether there is something to read is to decrypt.
+    tls: RefCell<Tls>,
+    mark: u64,
 }
 
 /// A connection that has no socket of its own, because another connection carries it: a stream of
@@ -61,14 +71,14 @@ pub trait Carried: std::fmt::Debug {
 impl Stream {
     /// Registers an accepted connection.
     pub fn accepted(fd: OwnedFd) -> io::Result<Self> {
-        let kind = Kind::Socket(TcpStream::from_std(fd.into())?, None);
+        let kind = Kind::Plain(TcpStream::from_std(fd.into())?);
         Ok(Self { kind })
     }
 
     /// Starts to connect to an endpoint, from this address of the machine if one is given. Writable means connected or failed, see
     /// [`Self::take_error`].
     pub fn connect(address: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
-        let kind = Kind::Socket(socket::connect(address, from)?, None);
+        let kind = Kind::Plain(socket::connect(address, from)?);
         Ok(Self { kind })
     }
 
@@ -78,18 +88,31 @@ impl Stream {
         Self { kind }
     }
 
-    /// Speaks TLS from here on, as either side of it. `read`: what has come of it already.
+    /// Speaks TLS from here on, as either side of it. `read`: what has come of it already. `mark` is what
+    /// [`Self::mark`] returns.
     ///
     /// # Errors
     /// `read` is no TLS, or is refused.
-    pub fn begin_tls(&mut self, session: impl Into<Connection>, read: &[u8]) -> io::Result<()> {
-        let Kind::Socket(socket, tls) = &mut self.kind else {
+    pub fn begin_tls(
+        &mut self,
+        session: impl Into<Connection>,
+        read: &[u8],
+        mark: u64,
+    ) -> io::Result<()> {
+        self.kind = match std::mem::replace(&mut self.kind, Kind::Tls(None)) {
+            Kind::Plain(socket) => Kind::Tls(Some(Box::new(Secure {
+                socket,
+                tls: Tls::new(session.into()).into(),
+                mark,
+            }))),
+            kind => kind,
+        };
+        let Kind::Tls(Some(secure)) = &mut self.kind else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        let tls = tls.insert(Box::new(Tls::new(session.into()).into()));
-        let fed = tls.get_mut().feed(read);
+        let fed = secure.tls.get_mut().feed(read);
         if fed.is_err() {
-            tls.get_mut().flush_at_once(socket);
+            secure.tls.get_mut().flush_at_once(&secure.socket);
         }
         fed
     }
@@ -101,7 +124,7 @@ impl Stream {
     /// the socket's.
     pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
-            Kind::Socket(socket, Some(tls)) => tls.get_mut().poll_handshake(socket, cx),
+            Kind::Tls(Some(it)) => it.tls.get_mut().poll_handshake(&it.socket, cx),
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -110,29 +133,35 @@ impl Stream {
     #[inline]
     pub fn is_tls(&self) -> bool {
         match &self.kind {
-            Kind::Socket(_, tls) => tls.is_some(),
             Kind::Carried(inner) => inner.is_tls(),
+            _ => self.secure().is_some(),
         }
     }
 
-    /// What it speaks of TLS on its own socket.
-    fn tls(&self) -> Option<&RefCell<Tls>> {
+    /// What TLS was begun with. `None`: it is not spoken on a socket of this connection.
+    #[inline]
+    pub fn mark(&self) -> Option<u64> {
+        self.secure().map(|secure| secure.mark)
+    }
+
+    #[inline]
+    fn secure(&self) -> Option<&Secure> {
         match &self.kind {
-            Kind::Socket(_, tls) => tls.as_deref(),
-            Kind::Carried(_) => None,
+            Kind::Tls(secure) => secure.as_deref(),
+            Kind::Plain(_) | Kind::Carried(_) => None,
         }
     }
 
     /// Whether both sides have agreed on this protocol (ALPN).
     pub fn has_agreed_on(&self, protocol: &[u8]) -> bool {
-        let agreed = |tls: &RefCell<Tls>| tls.borrow().agreed() == Some(protocol);
-        self.tls().is_some_and(agreed)
+        let agreed = |secure: &Secure| secure.tls.borrow().agreed() == Some(protocol);
+        self.secure().is_some_and(agreed)
     }
 
     /// Whether its TLS session goes on with an earlier one.
     pub fn is_resumed(&self) -> bool {
-        let resumed = |tls: &RefCell<Tls>| tls.borrow().is_resumed();
-        self.tls().is_some_and(resumed)
+        let resumed = |secure: &Secure| secure.tls.borrow().is_resumed();
+        self.secure().is_some_and(resumed)
     }
 
     /// The address of this end: for an accepted connection, the one that the client connected to.
@@ -150,8 +179,8 @@ impl Stream {
     #[inline]
     pub fn plain(&self) -> Option<&TcpStream> {
         match &self.kind {
-            Kind::Socket(socket, None) => Some(socket),
-            _ => None,
+            Kind::Plain(socket) => Some(socket),
+            Kind::Tls(_) | Kind::Carried(_) => None,
         }
     }
 
@@ -159,7 +188,8 @@ impl Stream {
     #[inline]
     fn socket(&self) -> Option<&TcpStream> {
         match &self.kind {
-            Kind::Socket(socket, _) => Some(socket),
+            Kind::Plain(socket) => Some(socket),
+            Kind::Tls(secure) => secure.as_ref().map(|it| &it.socket),
             Kind::Carried(_) => None,
         }
     }
@@ -167,7 +197,7 @@ impl Stream {
     /// Waits until there may be something to read. Cancellation safe.
     pub async fn readable(&self) -> io::Result<()> {
         match &self.kind {
-            Kind::Socket(socket, None) => socket.readable().await,
+            Kind::Plain(socket) => socket.readable().await,
             _ => poll_fn(|cx| self.poll_read_ready(cx)).await,
         }
     }
@@ -176,16 +206,9 @@ impl Stream {
     #[inline]
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.kind {
-            Kind::Socket(socket, None) => socket.poll_read_ready(cx),
-            Kind::Socket(socket, Some(tls)) => tls.borrow_mut().poll_read_ready(socket, cx),
-            Kind::Carried(inner) => inner.poll_read_ready(cx),
-        }
-    }
-
-    /// Ready when the socket has something to read, whatever its bytes mean.
-    pub fn poll_bytes_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.kind {
-            Kind::Socket(socket, _) => socket.poll_read_ready(cx),
+            Kind::Plain(socket) => socket.poll_read_ready(cx),
+            Kind::Tls(Some(it)) => it.tls.borrow_mut().poll_read_ready(&it.socket, cx),
+            Kind::Tls(None) => Poll::Pending,
             Kind::Carried(inner) => inner.poll_read_ready(cx),
         }
     }
@@ -194,7 +217,9 @@ impl Stream {
     #[inline]
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &self.kind {
-            Kind::Socket(socket, _) => socket.poll_write_ready(cx),
+            Kind::Plain(socket) => socket.poll_write_ready(cx),
+            Kind::Tls(Some(it)) => it.socket.poll_write_ready(cx),
+            Kind::Tls(None) => Poll::Pending,
             Kind::Carried(inner) => inner.poll_write_ready(cx),
         }
     }
@@ -207,12 +232,13 @@ impl Stream {
         room: &'a mut [u8],
     ) -> Poll<io::Result<&'a [u8]>> {
         let read = match &mut self.kind {
-            Kind::Socket(socket, None) => {
+            Kind::Plain(socket) => {
                 let mut buf = ReadBuf::new(room);
                 ready!(Pin::new(socket).poll_read(cx, &mut buf))?;
                 buf.filled().len()
             }
-            Kind::Socket(socket, Some(tls)) => ready!(tls.get_mut().poll_read(socket, cx, room))?,
+            Kind::Tls(Some(it)) => ready!(it.tls.get_mut().poll_read(&it.socket, cx, room))?,
+            Kind::Tls(None) => return Poll::Pending,
             Kind::Carried(inner) => ready!(inner.poll_read(cx, room))?,
         };
         Poll::Ready(Ok(&room[..read]))
@@ -223,8 +249,9 @@ impl Stream {
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.kind {
-            Kind::Socket(socket, None) => Pin::new(socket).poll_write(cx, bytes),
-            Kind::Socket(socket, Some(tls)) => tls.get_mut().poll_write(socket, cx, bytes),
+            Kind::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Kind::Tls(Some(it)) => it.tls.get_mut().poll_write(&it.socket, cx, bytes),
+            Kind::Tls(None) => Poll::Pending,
             Kind::Carried(inner) => inner.poll_write(cx, bytes),
         }
     }
@@ -235,7 +262,7 @@ impl Stream {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Kind::Socket(socket, None) = &mut self.kind {
+        if let Kind::Plain(socket) = &mut self.kind {
             return Pin::new(socket).poll_write_vectored(cx, parts);
         }
         let first = parts.iter().find(|part| !part.is_empty());
@@ -247,7 +274,7 @@ impl Stream {
     #[inline]
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
-            Kind::Socket(socket, Some(tls)) => tls.get_mut().poll_flush(socket, cx),
+            Kind::Tls(Some(it)) => it.tls.get_mut().poll_flush(&it.socket, cx),
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -257,13 +284,13 @@ impl Stream {
     #[inline]
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
-            Kind::Socket(socket, tls) => {
-                if let Some(tls) = tls {
-                    tls.get_mut().close();
-                    ready!(tls.get_mut().poll_flush(socket, cx))?;
-                }
-                Pin::new(socket).poll_shutdown(cx)
+            Kind::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Kind::Tls(Some(it)) => {
+                it.tls.get_mut().close();
+                ready!(it.tls.get_mut().poll_flush(&it.socket, cx))?;
+                Pin::new(&mut it.socket).poll_shutdown(cx)
             }
+            Kind::Tls(None) => Poll::Pending,
             Kind::Carried(inner) => inner.poll_shutdown(cx),
         }
     }
@@ -271,9 +298,9 @@ impl Stream {
     /// Must be called before a connection is dropped that ends properly, without
     /// [`Self::poll_shutdown`]: the drop sends a FIN, and over TLS a FIN alone is no proper end.
     pub fn end(&mut self) {
-        if let Kind::Socket(socket, Some(tls)) = &mut self.kind {
-            tls.get_mut().close();
-            tls.get_mut().flush_at_once(socket);
+        if let Kind::Tls(Some(it)) = &mut self.kind {
+            it.tls.get_mut().close();
+            it.tls.get_mut().flush_at_once(&it.socket);
         }
     }
 
@@ -300,14 +327,13 @@ impl Stream {
 
     /// What is known of the peer without reading.
     pub fn peer(&self) -> Peer {
+        let has_ended = |it: &Secure| it.tls.borrow_mut().has_seen_end(&it.socket);
         match &self.kind {
-            Kind::Socket(socket, tls) => match (socket::peer(socket), tls) {
-                (Peer::Open, Some(tls)) if tls.borrow_mut().has_seen_end(socket) => {
-                    Peer::HalfClosed
-                }
-                (peer, _) => peer,
-            },
             Kind::Carried(inner) => inner.peer(),
+            _ => match self.socket().map_or(Peer::Gone, socket::peer) {
+                Peer::Open if self.secure().is_some_and(has_ended) => Peer::HalfClosed,
+                peer => peer,
+            },
         }
     }
 
@@ -315,19 +341,20 @@ impl Stream {
     /// one carries it.
     pub fn delivery(&self) -> Option<Delivery> {
         let mut delivery = socket::delivery(self.fd()?)?;
-        delivery.waiting |= self.tls().is_some_and(|tls| tls.borrow().is_unsent());
+        let is_unsent = |it: &Secure| it.tls.borrow().is_unsent();
+        delivery.waiting |= self.secure().is_some_and(is_unsent);
         Some(delivery)
     }
 
     /// Whether an idle connection is really still there: nothing to read, and no end. A carried one is
     /// never idle: it ends with its only exchange.
     pub fn is_quiet(&self) -> bool {
-        let Kind::Socket(socket, tls) = &self.kind else {
+        let Some(socket) = self.socket() else {
             return true;
         };
-        let has_nothing = match tls {
+        let has_nothing = match self.secure() {
             None => true,
-            Some(tls) => tls.borrow_mut().inbound(socket) == Inbound::Nothing,
+            Some(it) => it.tls.borrow_mut().inbound(socket) == Inbound::Nothing,
         };
         // Bytes of TLS may have come in between, and a socket that is kept busy is in doubt.
         has_nothing && socket::is_quiet(socket)
@@ -335,10 +362,9 @@ impl Stream {
 
     /// Whether there is nothing to read but the end. It is not known of a carried connection.
     pub fn has_ended(&self) -> bool {
-        match &self.kind {
-            Kind::Socket(socket, None) => socket::has_ended(socket),
-            Kind::Socket(socket, Some(tls)) => tls.borrow_mut().inbound(socket) == Inbound::Ended,
-            Kind::Carried(_) => false,
+        match self.secure() {
+            Some(it) => it.tls.borrow_mut().inbound(&it.socket) == Inbound::Ended,
+            None => self.socket().is_some_and(socket::has_ended),
         }
     }
 
@@ -346,8 +372,8 @@ impl Stream {
     /// then be sent again (RFC 9113 section 8.7).
     pub fn is_refused(&self) -> bool {
         match &self.kind {
-            Kind::Socket(..) => false,
             Kind::Carried(inner) => inner.is_refused(),
+            _ => false,
         }
     }
 

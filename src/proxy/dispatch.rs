@@ -13,7 +13,6 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -101,8 +100,8 @@ async fn try_dispatch(
     let local = worker.local(lease.endpoint());
     let source = Source::wanted(worker, port, ask.from);
     let seen = source.and_then(|it| it.at(lease.endpoint()));
+    let backend = port.policy.backend.as_ref().map(|it| it.id);
     let is_lost = || source.is_some_and(|it| it.is_lost(worker));
-    let backend = port.policy.backend.as_ref();
     let kept = match ask.http2 {
         true => carried::open(&local, seen, backend, ask.reuse, is_lost),
         false => upstream::check_out(&local, seen, backend, ask.reuse, is_lost),
@@ -173,7 +172,7 @@ async fn secure(
     worker: &Rc<Worker>,
     port: &Rc<Routed>,
     ask: &Ask<'_>,
-    backend: &Arc<Backend>,
+    backend: &Backend,
     (lease, mut upstream): (Lease, Upstream),
 ) -> Result<Option<(Lease, Upstream)>, Refusal> {
     let endpoint = lease.endpoint().address;
@@ -187,7 +186,7 @@ async fn secure(
     };
     let session = backend.session(endpoint.ip(), ask.http2);
     let session = session.map_err(|cause| refused(&cause))?;
-    let begun = upstream.stream.begin_tls(session, &[]);
+    let begun = upstream.stream.begin_tls(session, &[], backend.id);
     begun.map_err(|error| refused(&error.to_string()))?;
     let shaken = {
         let always = Cell::new(true);
@@ -199,10 +198,7 @@ async fn secure(
         Ok(()) if ask.http2 && !upstream.stream.has_agreed_on(b"h2") => {
             Err(refused("it does not speak HTTP/2"))
         }
-        Ok(()) => {
-            upstream.backend = Some(backend.clone());
-            Ok(Some((lease, upstream)))
-        }
+        Ok(()) => Ok(Some((lease, upstream))),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             Err(refused(&error.to_string()))
         }

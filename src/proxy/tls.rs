@@ -82,7 +82,7 @@ async fn handshake(
     let session =
         ServerConnection::new(config).map_err(|error| failed(client, error.to_string()))?;
     let read = std::mem::take(&mut client.unread);
-    let begun = client.stream.begin_tls(session, &read);
+    let begun = client.stream.begin_tls(session, &read, 0);
     begun.map_err(|error| failed(client, error.to_string()))?;
     let shaken = {
         let shake = poll_fn(|cx| client.stream.poll_handshake(cx));

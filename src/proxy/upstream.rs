@@ -20,7 +20,6 @@ use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::contract::backend::Backend;
 use crate::contract::endpoint::Endpoint;
 use crate::net::stream::Stream;
 use crate::proxy::h2::carrier::Carrier;
@@ -66,7 +65,7 @@ impl Idle {
 pub fn check_out(
     local: &Rc<Local>,
     source: Option<IpAddr>,
-    backend: Option<&Arc<Backend>>,
+    backend: Option<u64>,
     reuse: Reuse,
     is_lost: impl Fn() -> bool,
 ) -> Option<Upstream> {
@@ -76,7 +75,7 @@ pub fn check_out(
     let mut idle = local.idle.borrow_mut();
     while let Some(place) = idle.iter().rposition(|it| it.upstream.source() == source) {
         let mut candidate = idle.remove(place);
-        if candidate.upstream.backend.as_ref().map(Arc::as_ptr) != backend.map(Arc::as_ptr) {
+        if candidate.upstream.stream.mark() != backend {
             continue;
         }
         let is_named = candidate.upstream.is_named || source.is_none();
@@ -164,8 +163,6 @@ pub struct Upstream {
     pub reused: bool,
     /// It carries nothing now, so its close is a proper end.
     rests: bool,
-    /// How TLS is spoken on it.
-    pub backend: Option<Arc<Backend>>,
 }
 
 impl Local {
@@ -237,7 +234,6 @@ impl Upstream {
             slot,
             reused: false,
             rests: false,
-            backend: None,
         })
     }
 
@@ -254,7 +250,6 @@ impl Upstream {
             local,
             has_source: source.is_some(),
             is_named,
-            backend: None,
             slot: None,
             reused,
             rests: false,

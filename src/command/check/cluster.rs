@@ -20,7 +20,6 @@ use crate::command::check::nodes;
 use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes, Node};
 use crate::contract::name::ObjectName;
-use crate::control::certificates::named_secrets;
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest;
 use crate::discovery::object::Object;
@@ -148,7 +147,7 @@ impl Reader<'_> {
 
     /// Reads the Secrets that listeners name, one by one, as a running proxy does.
     async fn secrets(&mut self) -> kube::Result<()> {
-        for name in named_secrets(self.config) {
+        for name in self.config.named_secrets() {
             let right = Right::new("list watch", "secrets", Some(&name.namespace)).of(&name.name);
             let missing = rights::missing(&self.client, vec![right]).await?;
             if let Some(right) = missing.first() {

@@ -37,8 +37,8 @@ async fn pair(version: &'static rustls::SupportedProtocolVersion) -> (Stream, St
     let mut far = Stream::accepted(accepted.into()).unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let client = ClientConnection::new(Arc::new(client), name).unwrap();
-    near.begin_tls(client, &[]).unwrap();
-    far.begin_tls(ServerConnection::new(Arc::new(server)).unwrap(), &[])
+    near.begin_tls(client, &[], 7).unwrap();
+    far.begin_tls(ServerConnection::new(Arc::new(server)).unwrap(), &[], 8)
         .unwrap();
     let (a, b) = tokio::join!(
         poll_fn(|cx| near.poll_handshake(cx)),
@@ -173,4 +173,9 @@ async fn bytes_that_are_no_record_are_an_error_once_and_for_all() {
         assert_eq!(refused.kind(), std::io::ErrorKind::InvalidData);
     }
     assert!(near.has_ended() && !near.is_quiet());
+}
+
+#[test]
+fn a_stream_takes_no_more_room_than_its_socket() {
+    assert_eq!(size_of::<Stream>(), size_of::<tokio::net::TcpStream>());
 }

@@ -7,14 +7,12 @@
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 
-use crate::contract::backend::Backend;
 use crate::proxy::h2::limits::STREAMS;
 use crate::proxy::silence::Slot;
 
@@ -26,8 +24,8 @@ pub struct Carrier {
     pub(super) source: Option<IpAddr>,
     /// The endpoint sees that address.
     pub(super) is_named: bool,
-    /// How TLS is spoken on it.
-    pub(super) backend: Option<Arc<Backend>>,
+    /// How TLS is spoken on it, see [`Stream::mark`](crate::net::stream::Stream::mark).
+    pub(super) backend: Option<u64>,
     /// Its place among the sockets to the endpoint.
     pub(super) slot: Slot,
     streams: Cell<u32>,
@@ -42,7 +40,7 @@ impl Carrier {
         send: SendRequest<Bytes>,
         source: Option<IpAddr>,
         is_named: bool,
-        backend: Option<Arc<Backend>>,
+        backend: Option<u64>,
         slot: Slot,
     ) -> Rc<Self> {
         Rc::new(Self {

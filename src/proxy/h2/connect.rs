@@ -7,13 +7,11 @@ use std::future::{Future, poll_fn};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use h2::Ping;
 use tokio::time::Instant;
 
-use crate::contract::backend::Backend;
 use crate::net::stream::Stream;
 use crate::proxy::h2::carrier::{Carried, Carrier};
 use crate::proxy::h2::endpoint::EndpointStream;
@@ -27,7 +25,7 @@ use crate::proxy::upstream::{Local, Reuse, Upstream};
 pub fn open(
     local: &Rc<Local>,
     source: Option<IpAddr>,
-    backend: Option<&Arc<Backend>>,
+    backend: Option<u64>,
     reuse: Reuse,
     is_lost: impl Fn() -> bool,
 ) -> Option<Upstream> {
@@ -36,7 +34,7 @@ pub fn open(
     let serves = |carrier: &&Rc<Carrier>| {
         let is_named = carrier.is_named || source.is_none();
         carrier.source == source
-            && carrier.backend.as_ref().map(Arc::as_ptr) == backend.map(Arc::as_ptr)
+            && carrier.backend == backend
             && carrier.has_room()
             && (is_named || is_lost())
             && (reuse == Reuse::Repeatable || !local.sockets.has_ended(carrier.slot))
@@ -87,7 +85,7 @@ impl Drop for Opening {
 pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
     let local = upstream.local.clone();
     let (source, is_named) = (upstream.source(), upstream.is_named);
-    let (slot, backend) = (upstream.slot()?, upstream.backend.clone());
+    let (slot, backend) = (upstream.slot()?, upstream.stream.mark());
     let (io, wire) = io::of_endpoint(upstream);
     let (send, mut connection) = h2::client::Builder::new()
         .enable_push(false)

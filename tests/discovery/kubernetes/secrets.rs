@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::api::{Api, Kind};
-use crate::support::wait::soon;
+use super::rig::{Rig, shop};
+use crate::support::wait::{eventually, soon};
 
 fn secret(name: &str, host: &str) -> Value {
     let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
@@ -129,4 +130,26 @@ async fn a_secret_that_is_missing_broken_gone_or_forbidden_is_told_of_and_comes_
             ),
         }
     }
+}
+
+#[tokio::test]
+async fn a_listener_has_the_secret_that_it_names_as_soon_as_there_is_one() {
+    let api = shop(1).await;
+    let web = "listeners: [{name: web, address: '127.0.0.1:0', service: web/shop, port: 80, \
+               tls: {secrets: [web/shop-tls]}}]";
+    let rig = Rig::launch(&api, "", web);
+    rig.ready().await;
+    let problems = || rig.running().admin.health.state().certificates;
+    let missing = "Secret web/shop-tls: there is no such Secret";
+    eventually("the Secret is missed", async || {
+        problems().iter().any(|it| it.error == missing)
+    })
+    .await;
+    api.apply(&secret("shop-tls", "shop.example"));
+    eventually("the Secret", async || problems().is_empty()).await;
+    api.delete(Kind::Secrets, "web", "shop-tls");
+    eventually("its end", async || {
+        problems().iter().any(|it| it.error == missing)
+    })
+    .await;
 }
