@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use crate::contract::reason::{CloseReason, DropReason, Outcome, RetryReason, Trigger};
+use crate::contract::reason::{CloseReason, DropReason, GrpcClass, Outcome, RetryReason, Trigger};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -30,6 +30,8 @@ pub struct Histogram {
 pub struct ServiceMetrics {
     /// Responses to clients by class of status code: index 0 is `1xx`, index 4 is `5xx`.
     pub requests: [Counter; 5],
+    /// Responses of gRPC by [`GrpcClass`](crate::contract::reason::GrpcClass).
+    pub grpc: [Counter; GrpcClass::ALL.len()],
     /// Seconds from the end of a request's head to the last byte of its response.
     pub request_duration: Histogram,
     /// Client connections that turned out to speak HTTP.
@@ -159,6 +161,7 @@ impl Default for ServiceMetrics {
             request_duration: Histogram::new(REQUEST),
             connections_http: Counter::default(),
             connections_tcp: Counter::default(),
+            grpc: Default::default(),
             handshakes: Default::default(),
             connections_active: Gauge::default(),
             closes: Default::default(),

@@ -50,6 +50,41 @@ impl Outcome {
     }
 }
 
+/// What a `grpc-status` says of who failed, as OpenTelemetry's conventions for servers have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrpcClass {
+    /// 0.
+    Ok,
+    /// The caller: such as CANCELLED, NOT_FOUND or UNAUTHENTICATED.
+    Client,
+    /// The application: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS, and
+    /// what is no status.
+    Server,
+}
+
+impl GrpcClass {
+    /// All classes, in the order of the metric arrays.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::Client, Self::Server];
+
+    /// The class of a status.
+    pub fn of(status: u8) -> Self {
+        match status {
+            0 => Self::Ok,
+            1 | 3 | 5..=11 | 16 => Self::Client,
+            _ => Self::Server,
+        }
+    }
+
+    /// The value of the label `class`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
 /// Why a client connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {

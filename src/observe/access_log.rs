@@ -37,6 +37,9 @@ pub struct AccessEntry<'a> {
     pub target: Option<&'a [u8]>,
     /// The status of the response that the client got.
     pub status: Option<u16>,
+    /// The endpoint's `grpc-status`. Left out where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_status: Option<u8>,
     /// Bytes to the client, heads included.
     pub bytes_sent: u64,
     /// How long the exchange or connection took. Written as milliseconds, to the microsecond.
@@ -147,6 +150,7 @@ mod tests {
             method: Some(b"GET"),
             target: Some(target),
             status: Some(200),
+            grpc_status: None,
             bytes_sent: 512,
             duration: Duration::from_micros(1_234),
             endpoint: Some("10.0.0.1:8080".parse().unwrap()),

@@ -13,7 +13,7 @@ use crate::config::settings::PerService;
 use crate::contract::counters::{Histogram, ServiceMetrics};
 use crate::contract::name::PortKey;
 use crate::contract::policy::Transport;
-use crate::contract::reason::{CloseReason, DropReason, Outcome, Trigger};
+use crate::contract::reason::{CloseReason, DropReason, GrpcClass, Outcome, Trigger};
 
 /// The values of the label `state` of `ebbtide_endpoints`, in the order of
 /// [`ServiceMetrics::endpoints`].
@@ -35,6 +35,8 @@ enum Over {
     Both,
     /// Those with a client that spoke TLS with this proxy.
     Tls,
+    /// Those with a response of gRPC.
+    Grpc,
 }
 
 impl Over {
@@ -44,6 +46,7 @@ impl Over {
             Self::Udp => key.transport == Transport::Udp,
             Self::Both => true,
             Self::Tls => metrics.handshakes.iter().any(|count| count.get() > 0),
+            Self::Grpc => metrics.grpc.iter().any(|count| count.get() > 0),
         }
     }
 }
@@ -202,6 +205,15 @@ const FAMILIES: &[Family] = &[
             |metrics, n| metrics.requests[n].get(),
         ),
         over: Over::Tcp,
+    },
+    Family {
+        name: "ebbtide_grpc_responses_total",
+        help: "Responses of gRPC that endpoints gave, by class of grpc-status.",
+        series: Series::Counter(
+            || each("class", GrpcClass::ALL.map(GrpcClass::as_str)),
+            |metrics, n| metrics.grpc[n].get(),
+        ),
+        over: Over::Grpc,
     },
     Family {
         name: "ebbtide_request_duration_seconds",

@@ -51,6 +51,7 @@ impl EarlyEnd<'_> {
             method,
             target: method.and_then(|_| words.next()),
             status: self.answer.map(|(status, _)| status),
+            grpc_status: None,
             bytes_sent: self.answer.map_or(0, |(_, length)| length as u64),
             duration: self.took,
             endpoint: None,

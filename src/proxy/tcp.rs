@@ -68,6 +68,7 @@ impl Logged {
             method: None,
             target: None,
             status: None,
+            grpc_status: None,
             bytes_sent: ended.sent,
             duration: self.started.elapsed(),
             endpoint: Some(ended.endpoint),

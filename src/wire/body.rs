@@ -10,7 +10,7 @@
 use httparse::EMPTY_HEADER;
 
 use crate::wire::buffer::make_room;
-use crate::wire::fields::{FieldKind, MAX_HEADERS, kind, write_line};
+use crate::wire::fields::{FieldKind, MAX_HEADERS, grpc_status, kind, write_line};
 use crate::wire::message::{Emit, Framing, Limits, Reject};
 
 /// The largest chunk in bytes. An `f64` counts up to it exactly. It is far above any real chunk and
@@ -37,6 +37,7 @@ pub struct BodyDecoder {
     /// The trailer section so far, at most `limits.head_size` bytes.
     trailers: Vec<u8>,
     tiny_chunks: bool,
+    grpc_status: Option<u8>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +88,7 @@ impl BodyDecoder {
             limits: *limits,
             trailers: Vec::new(),
             tiny_chunks: false,
+            grpc_status: None,
         }
     }
 
@@ -301,7 +303,7 @@ impl BodyDecoder {
     /// Forwards the trailers that a recipient may use. A trailer that would frame or route the
     /// message if it were a header is refused in a request. In a response it is dropped, as a
     /// trailer for one hop or with a claim about the client is (RFC 9110 section 6.5.1).
-    fn write_trailers(&self, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
+    fn write_trailers(&mut self, emit: Emit, out: &mut Vec<u8>) -> Result<(), Reject> {
         let mut lines = [EMPTY_HEADER; MAX_HEADERS];
         let room = self.limits.headers.min(MAX_HEADERS);
         let parsed = httparse::parse_headers(&self.trailers, &mut lines[..room]);
@@ -319,6 +321,10 @@ impl BodyDecoder {
         if !self.is_lenient() && lines.iter().any(|line| frames(line.name)) {
             return Err(self.reject("forbidden_trailer"));
         }
+        let status = lines
+            .iter()
+            .find(|line| kind(line.name) == FieldKind::GrpcStatus);
+        self.grpc_status = status.map(|line| grpc_status(line.value));
         if emit == Emit::Chunked {
             make_room(out, self.trailers.len() + CHUNK_LINES);
             out.extend_from_slice(b"0\r\n");
@@ -330,6 +336,11 @@ impl BodyDecoder {
             out.extend_from_slice(b"\r\n");
         }
         Ok(())
+    }
+
+    /// The `grpc-status` of the trailers.
+    pub fn grpc_status(&self) -> Option<u8> {
+        self.grpc_status
     }
 
     /// Whether the body is an endpoint's. What servers write behind a chunk's size is not forwarded

@@ -347,6 +347,14 @@ pub(super) fn binds_connection(value: &[u8]) -> bool {
     })
 }
 
+/// A status of gRPC. What is none is UNKNOWN, as its clients take it.
+pub(super) fn grpc_status(value: &[u8]) -> u8 {
+    let number = std::str::from_utf8(value)
+        .ok()
+        .and_then(|it| it.parse().ok());
+    number.filter(|it| *it <= 16).unwrap_or(2)
+}
+
 /// The elements of a comma-separated list, without the whitespace around them.
 pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value

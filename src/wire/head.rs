@@ -11,7 +11,8 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::wire::fields::{
-    FieldKind, Fields, Lines, MAX_HEADERS, binds_connection, end_of_head, write_line, write_upgrade,
+    FieldKind, Fields, Lines, MAX_HEADERS, binds_connection, end_of_head, grpc_status, write_line,
+    write_upgrade,
 };
 use crate::wire::message::{Emit, Framing, Limits, Method, Reject, Request, Response, Version};
 use crate::wire::target::{Target, is_authority};
@@ -405,7 +406,7 @@ fn response(
         keep_alive: keeps_alive(version, &fields) && framing != Framing::UntilClose && !tunnel,
         client_close: uncounted && client == Version::H10,
         upgrade: tunnel,
-        unavailable: status == 503,
+        grpc_status: None,
         binds: false,
         consumed: head.len(),
     };
@@ -437,7 +438,7 @@ fn response(
             FieldKind::Upgrade | FieldKind::Host => {}
             _ if fields.is_listed(line.name) => continue,
             FieldKind::Challenge => answer.binds |= binds_connection(value),
-            FieldKind::GrpcStatus => answer.unavailable |= value == b"14",
+            FieldKind::GrpcStatus => answer.grpc_status = Some(grpc_status(value)),
             _ => {}
         }
         write_line(out, line.name, value);

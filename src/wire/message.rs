@@ -158,8 +158,8 @@ pub struct Response {
     /// Whether a tunnel follows: after a 101, or after a CONNECT that succeeded. The caller knows
     /// whether the client asked for an upgrade.
     pub upgrade: bool,
-    /// Whether the application says that it cannot serve the request now: 503, or UNAVAILABLE in gRPC.
-    pub unavailable: bool,
+    /// The `grpc-status`, where the response is one of gRPC without a message.
+    pub grpc_status: Option<u8>,
     /// Whether the endpoint offers to authenticate the connection, or goes on to do so (contract
     /// 1.13).
     pub binds: bool,
@@ -176,3 +176,13 @@ pub enum Emit {
     /// Canonical chunks, then the validated trailers.
     Chunked,
 }
+
+impl Response {
+    /// Whether the application says that it cannot serve the request now.
+    pub fn is_unavailable(&self) -> bool {
+        self.status == 503 || self.grpc_status == Some(UNAVAILABLE)
+    }
+}
+
+/// The `grpc-status` of that name.
+const UNAVAILABLE: u8 = 14;

@@ -280,7 +280,7 @@ impl Exchange<'_> {
                     });
                 }
             }
-            if response.unavailable
+            if response.is_unavailable()
                 && self.port.policy.retries_unavailable
                 && self.upload.whole
                 && !self.reply.passed

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::contract::endpoint::{Endpoint, Lease};
-use crate::contract::reason::CloseReason;
+use crate::contract::reason::{CloseReason, GrpcClass};
 use crate::observe::access_log::AccessEntry;
 use crate::proxy::client::Client;
 use crate::proxy::dispatch::Refusal;
@@ -41,6 +41,7 @@ impl Exchange<'_> {
                 down: down.inbuf,
             };
         }
+        self.reply.grpc_status = response.grpc_status.or(down.body.grpc_status());
         let now = Instant::now();
         self.ended = Some(now);
         let tally = &lease.endpoint().tally;
@@ -240,6 +241,9 @@ impl Exchange<'_> {
         }
         if self.reply.status != 0 {
             self.port.metrics.answered(self.reply.status);
+            if let Some(status) = self.reply.grpc_status {
+                self.port.metrics.grpc[GrpcClass::of(status) as usize].inc();
+            }
             self.port
                 .metrics
                 .request_duration
@@ -263,6 +267,7 @@ impl Exchange<'_> {
                 method: words.next(),
                 target: words.next(),
                 status: (self.reply.status != 0).then_some(self.reply.status),
+                grpc_status: self.reply.grpc_status,
                 bytes_sent: self.reply.bytes_out,
                 duration: took,
                 endpoint: logged.endpoint,

@@ -113,6 +113,8 @@ pub(super) struct Reply {
     pub(super) bytes_out: u64,
     /// 0 until there is a final response.
     pub(super) status: u16,
+    /// The endpoint's `grpc-status`.
+    pub(super) grpc_status: Option<u8>,
 }
 
 /// What the access log needs of a request. It is a copy, because the head is gone when a long body
@@ -288,6 +290,7 @@ impl Reply {
             interims: 0,
             bytes_out: 0,
             status: 0,
+            grpc_status: None,
         }
     }
 }
