@@ -3,7 +3,7 @@
 //! of a connection. The attacks by HTTP/2 are in `tests/hostile/attacks/`.
 
 mod app;
-mod frames;
+mod raw;
 
 mod answers;
 mod detection;

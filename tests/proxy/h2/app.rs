@@ -1,5 +1,5 @@
 //! Clients and endpoints that speak either version. A request and its answer look the same to a
-//! scenario, whatever carries them. Peers that misbehave are in `frames.rs`.
+//! scenario, whatever carries them. Peers that misbehave are in `raw.rs`.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -150,7 +150,7 @@ impl Client {
         request: Request<()>,
         body: Option<Pieces>,
     ) -> Result<Answer, String> {
-        let (send, receive) = mpsc::channel(16);
+        let (send, pieces) = mpsc::channel(16);
         let asked = async {
             match self {
                 Self::H1(client) => {
@@ -182,7 +182,6 @@ impl Client {
             }
         };
         let parts = soon("a response", asked).await?;
-        let pieces = receive;
         Ok(Answer { parts, pieces })
     }
 
@@ -223,8 +222,6 @@ pub fn with(mut request: Request<()>, fields: &[(&'static str, &str)]) -> Reques
 pub struct Call {
     pub parts: request::Parts,
     pub body: Pieces,
-    /// Which connection of the endpoint it came on, counted from 0.
-    pub connection: usize,
     pub reply: Reply,
 }
 
@@ -284,23 +281,21 @@ impl App {
         let address = listener.local_addr().unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let (count, connections) = (calls.clone(), Connections::default());
-        let (list, numbers) = (connections.clone(), Arc::new(AtomicUsize::new(0)));
+        let list = connections.clone();
         let task = serve(listener, move |stream, _| {
             let (script, count, list) = (script.clone(), count.clone(), list.clone());
-            let (builder, numbers) = (builder.clone(), numbers.clone());
+            let builder = builder.clone();
             async move {
                 // A join check sends nothing, and is no connection.
                 if !matches!(stream.peek(&mut [0]).await, Ok(1..)) {
                     return;
                 }
-                let connection = numbers.fetch_add(1, Ordering::SeqCst);
                 let called = move |parts, body| {
                     count.fetch_add(1, Ordering::SeqCst);
                     let (answer, answered) = oneshot::channel();
                     tokio::spawn(script(Call {
                         parts,
                         body,
-                        connection,
                         reply: Reply(answer),
                     }));
                     answered
@@ -485,10 +480,10 @@ impl Body for Outgoing {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.0 {
-            None => SizeHint::with_exact(0),
-            Some(_) => SizeHint::default(),
-        }
+        let nothing = || SizeHint::with_exact(0);
+        self.0
+            .as_ref()
+            .map_or_else(nothing, |_| SizeHint::default())
     }
 }
 

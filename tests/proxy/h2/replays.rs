@@ -12,11 +12,10 @@ use tokio::task::JoinSet;
 
 use crate::proxy::h2::app::Version::{self, H1, H2};
 use crate::proxy::h2::app::{App, Client, data, request, rig, whole, with};
-use crate::proxy::h2::frames::{
-    DATA, ENHANCE_YOUR_CALM, HEADERS, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, Raw,
-};
+use crate::proxy::h2::raw::{ENHANCE_YOUR_CALM, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, Raw};
 use crate::proxy::scripted::Scripted;
 use crate::support::folder::{Ep, Folder};
+use crate::support::frames::{DATA, HEADERS};
 use crate::support::rig::{Rig, one_listener};
 use crate::support::wait::{eventually, soon};
 
@@ -340,7 +339,7 @@ async fn streams_are_held_one_by_one() {
     };
     let mut raw = Raw::connect(rig.web()).await;
     for stream in [1, 3, 5] {
-        raw.headers(stream, &crate::proxy::h2::frames::get("/"), true)
+        raw.headers(stream, &crate::support::frames::get("/"), true)
             .await;
     }
     held(3).await;
