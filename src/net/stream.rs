@@ -228,6 +228,11 @@ impl Stream {
         }
     }
 
+    /// Whether another connection carries this one.
+    pub fn is_carried(&self) -> bool {
+        matches!(self.kind, Kind::Carried(_))
+    }
+
     /// Whether the peer sees the end of our direction when the connection is closed. A carried one that is
     /// closed without an end is reset.
     pub fn ends_by_close(&self) -> bool {

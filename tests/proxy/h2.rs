@@ -10,6 +10,7 @@ mod detection;
 mod drains;
 mod mapping;
 mod messages;
+mod own_end;
 mod replays;
 mod streams;
 mod tunnels;

@@ -63,7 +63,7 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(config.limits.head_size as u32)
         .enable_connect_protocol()
-        .handshake(Io::of_client(stream, unread));
+        .handshake(Io::of_client(stream, unread, origin.worker.bulk.clone()));
     match tokio::time::timeout(config.timeouts.head, handshake).await {
         Ok(Ok(connection)) => origin.serve(connection).await,
         Ok(Err(error)) => reason_of(&error),
@@ -129,6 +129,8 @@ impl Origin {
                 } else if unused < idle + FAREWELL {
                     is_leaving = true;
                     connection.graceful_shutdown();
+                    // What is to be said goes out with the next poll.
+                    cx.waker().wake_by_ref();
                     timer.as_mut().reset((used + idle + FAREWELL).into());
                 } else {
                     return Poll::Ready(CloseReason::ClientTimeout);

@@ -233,7 +233,9 @@ impl Exchange<'_> {
                 return Poll::Ready(Err(Lost::Deadline));
             }
             while timer.as_mut().poll(cx).is_ready() {
-                let blocked_by_client = !self.upload.body.is_done()
+                // A stream that has its answer is a talk, in which both sides may be silent.
+                let talks = self.reply.passed && self.client.stream.is_carried();
+                let blocked_by_client = !self.upload.body.is_done() && !talks
                     || self.reply.written < self.reply.bytes.len()
                     || attempt.down.lent.is_some();
                 if blocked_by_client && self.client_moved.elapsed() >= idle {
