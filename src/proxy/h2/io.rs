@@ -2,11 +2,13 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::net::stream::Stream;
+use crate::net::turns::{Queue, Turn};
 use crate::proxy::upstream::Upstream;
 
 /// A connection that carries streams.
@@ -14,6 +16,16 @@ pub(super) struct Io {
     peer: Peer,
     /// What was read before it was known to be HTTP/2.
     unread: Vec<u8>,
+    pace: Option<Pace>,
+}
+
+/// A client that sends without a pause takes turns with others like it. A read costs more than its
+/// bytes: they may be a thousand frames.
+struct Pace {
+    queue: Rc<Queue>,
+    turn: Turn,
+    /// What was read since the client paused, or since the last turn.
+    read: usize,
 }
 
 enum Peer {
@@ -22,15 +34,24 @@ enum Peer {
 }
 
 impl Io {
-    pub(super) fn of_client(stream: Stream, unread: Vec<u8>) -> Self {
-        let peer = Peer::Client(stream);
-        Self { peer, unread }
+    pub(super) fn of_client(stream: Stream, unread: Vec<u8>, queue: Rc<Queue>) -> Self {
+        let pace = Pace {
+            queue,
+            turn: Turn::default(),
+            read: 0,
+        };
+        Self {
+            peer: Peer::Client(stream),
+            unread,
+            pace: Some(pace),
+        }
     }
 
     pub(super) fn of_endpoint(upstream: Upstream) -> Self {
         Self {
             peer: Peer::Endpoint(upstream),
             unread: Vec::new(),
+            pace: None,
         }
     }
 
@@ -64,8 +85,21 @@ impl AsyncRead for Io {
             }
             return Poll::Ready(Ok(()));
         }
-        let read = ready!(self.stream().poll_read(cx, buf.initialize_unfilled()))?.len();
-        buf.advance(read);
+        if let Some(pace) = &mut self.pace
+            && pace.read >= AT_ONCE
+        {
+            ready!(pace.turn.poll(&pace.queue, cx));
+            pace.read = 0;
+        }
+        let polled = self.stream().poll_read(cx, buf.initialize_unfilled());
+        let read = polled.map_ok(|read| read.len());
+        if let Some(pace) = &mut self.pace {
+            match &read {
+                Poll::Ready(read) => pace.read += read.as_ref().unwrap_or(&0),
+                Poll::Pending => pace.read = 0,
+            }
+        }
+        buf.advance(ready!(read)?);
         Poll::Ready(Ok(()))
     }
 }
@@ -102,3 +136,6 @@ impl AsyncWrite for Io {
         self.stream().poll_shutdown(cx)
     }
 }
+
+/// What is read of a client in one turn.
+const AT_ONCE: usize = 16 << 10;
