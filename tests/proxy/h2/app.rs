@@ -115,8 +115,9 @@ pub fn field<'a>(fields: &'a HeaderMap, name: &str) -> &'a str {
 impl Client {
     pub async fn connect(version: Version, to: SocketAddr) -> Self {
         let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(1 << 20);
-        builder.initial_connection_window_size(16 << 20);
+        builder
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20);
         Self::connect_with(version, to, &builder).await
     }
 
@@ -188,8 +189,7 @@ impl Client {
     /// The status and the body of the answer to a GET.
     pub async fn get(&mut self, path: &str) -> (u16, String) {
         let answer = self.ask(request("GET", path), None).await.unwrap();
-        let status = answer.status();
-        let body = whole(answer.pieces).await;
+        let (status, body) = (answer.status(), whole(answer.pieces).await);
         assert!(!body.cut, "{path}");
         (status, String::from_utf8(body.data).unwrap())
     }
@@ -205,9 +205,8 @@ impl Client {
 
 /// A request to host `shop`.
 pub fn request(method: &str, path: &str) -> Request<()> {
-    let request = Request::builder().method(method);
-    let request = request.uri(format!("http://shop{path}"));
-    request.body(()).unwrap()
+    let uri = format!("http://shop{path}");
+    Request::builder().method(method).uri(uri).body(()).unwrap()
 }
 
 /// The same with these fields.
@@ -351,9 +350,8 @@ async fn serve_h1(stream: TcpStream, called: impl Fn(request::Parts, Pieces) -> 
                 .map(|(response, body)| response.map(|()| Outgoing(body)))
         }
     });
-    let io = TokioIo::new(stream);
     let server = hyper::server::conn::http1::Builder::new();
-    let _ = server.serve_connection(io, service).await;
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn serve_h2(
@@ -489,8 +487,7 @@ impl Body for Outgoing {
 
 /// A proxy with a listener of this protocol, for a Service whose port says `app`.
 pub async fn rig(listener: &str, app: Option<&str>, endpoints: &[Ep], more: &str) -> Rig {
-    let folder = Folder::new();
-    let mut shop = service("shop", json!({}));
+    let (folder, mut shop) = (Folder::new(), service("shop", json!({})));
     if let Some(app) = app {
         shop["spec"]["ports"][0]["appProtocol"] = json!(app);
     }

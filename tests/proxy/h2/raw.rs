@@ -42,12 +42,17 @@ pub struct Raw {
     pub stream: TcpStream,
     /// The last stream and the reason of each GOAWAY so far.
     pub goaways: Vec<(u32, u32)>,
+    /// Pings are answered.
+    pub pongs: bool,
 }
 
 impl Raw {
     pub fn new(stream: TcpStream) -> Self {
-        let goaways = Vec::new();
-        Self { stream, goaways }
+        Self {
+            stream,
+            goaways: Vec::new(),
+            pongs: true,
+        }
     }
 
     /// Connects as a client, with settings that are not acknowledged by anybody but the proxy.
@@ -130,7 +135,7 @@ impl Raw {
         };
         match (frame.kind, frame.flags) {
             (SETTINGS, 0) => self.send(SETTINGS, ACK, 0, b"").await,
-            (PING, 0) => self.send(PING, ACK, 0, &frame.payload).await,
+            (PING, 0) if self.pongs => self.send(PING, ACK, 0, &frame.payload).await,
             (GOAWAY, _) => self.goaways.push((frame.number(0), frame.number(4))),
             _ => {}
         }

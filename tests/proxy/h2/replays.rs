@@ -259,6 +259,19 @@ async fn a_new_connection_that_ends_without_a_word_costs_nothing() {
     }
 }
 
+/// An endpoint that never answers the proxy's first word still gets its requests.
+#[tokio::test]
+async fn an_endpoint_that_answers_no_ping_is_served() {
+    let (endpoint, answered) = after(&[], |mut raw, count| async move {
+        raw.pongs = false;
+        serve(raw, &count).await;
+    })
+    .await;
+    let rig = before(&[&endpoint]).await;
+    assert_eq!(post(H2, &rig, b"x").await, fine());
+    assert_eq!(answered.load(Ordering::SeqCst), 1);
+}
+
 /// More requests at once than an endpoint takes on one connection. What is beyond its limit is not
 /// refused to a client.
 #[tokio::test]
