@@ -7,6 +7,7 @@
 mod support {
     pub mod binary;
     pub mod folder;
+    pub mod frames;
     pub mod manifests;
     pub mod memory;
     pub mod process;

@@ -386,11 +386,6 @@ impl Chunks {
         }
     }
 
-    /// Whether the payload of a chunk has just ended.
-    pub fn is_between(&self) -> bool {
-        self.state == State::Gap
-    }
-
     fn read_trailers(&mut self) -> Option<HeaderMap> {
         let text = std::mem::take(&mut self.trailers);
         let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];

@@ -7,3 +7,4 @@ mod siege;
 mod busy;
 mod order;
 mod standing;
+mod streams;

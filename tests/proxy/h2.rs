@@ -3,13 +3,14 @@
 //! of a connection. The attacks by HTTP/2 are in `tests/hostile/attacks/`.
 
 mod app;
-mod frames;
+mod raw;
 
 mod answers;
 mod detection;
 mod drains;
 mod mapping;
 mod messages;
+mod own_end;
 mod replays;
 mod streams;
 mod tunnels;

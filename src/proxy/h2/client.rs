@@ -27,9 +27,9 @@ use crate::wire::translate::{Tunnel, Wanted, is_grpc, read_response, write_reque
 pub(super) struct Counts {
     /// Streams that are open.
     pub(super) open: Cell<u32>,
-    /// Streams that the client has reset before their answer was whole.
+    /// Streams that the client has reset before they had an answer.
     pub(super) resets: Cell<u32>,
-    /// Answers that were whole.
+    /// Answers that had begun. Many a call of gRPC has no other end than its client's reset.
     pub(super) answers: Cell<u32>,
 }
 
@@ -335,11 +335,10 @@ impl Drop for ClientStream {
         counts.open.set(counts.open.get() - 1);
         let state = self.state.get_mut();
         let which = match state.answer {
-            Answer::Over => &counts.answers,
-            _ => &counts.resets,
+            Answer::Due(_) => &counts.resets,
+            Answer::Begun { .. } | Answer::Over => &counts.answers,
         };
-        let is_over = matches!(state.answer, Answer::Over);
-        if is_over || state.gone {
+        if state.gone || !matches!(state.answer, Answer::Due(_)) {
             which.set(which.get() + 1);
         }
         if !state.gone {

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
 
 use crate::wire::message::Framing;
 use crate::wire::translate::{Chunks, Piece, write_last_chunk};
@@ -143,53 +144,84 @@ impl Outflow {
                     usize::try_from(*left).map_or(rest.len(), |it| it.min(rest.len()))
                 }
                 Form::Chunked(chunks) => {
-                    let next = chunks.next(rest);
-                    let (lines, piece) = next.ok_or(io::ErrorKind::InvalidData)?;
+                    let (lines, piece) = next(chunks, rest)?;
                     taken += lines;
                     match piece {
                         Piece::More => break,
                         Piece::Data(data) => data,
                         Piece::End(trailers) => {
-                            match trailers {
-                                Some(trailers) => self.send.send_trailers(trailers),
-                                None => self.send.send_data(Bytes::new(), true),
-                            }
-                            .map_err(broken)?;
-                            self.form = Form::Done;
+                            self.finish(Bytes::new(), trailers)?;
                             continue;
                         }
                     }
                 }
             };
-            let room = match self.poll_room(cx, data) {
-                Poll::Ready(room) => room?,
+            let mut room = match self.poll_room(cx, data) {
+                Poll::Ready(room) => room?.min(data),
                 Poll::Pending if taken > 0 => break,
                 Poll::Pending => return Poll::Pending,
             };
             let rest = &bytes[taken..];
-            let data = data.min(room);
-            let piece = Bytes::copy_from_slice(&rest[..data]);
-            taken += data;
-            let (ends, lines) = match &mut self.form {
-                Form::Counted(left) => {
-                    *left -= data as u64;
-                    (*left == 0, 0)
-                }
+            match &mut self.form {
                 Form::Chunked(chunks) => {
-                    chunks.took(data);
-                    // Saves an empty frame behind most bodies.
-                    let ends = chunks.is_between() && rest[data..] == *LAST;
-                    (ends, if ends { LAST.len() } else { 0 })
+                    // Chunks that have come together leave in one frame: a frame costs more than the
+                    // byte that may be in it.
+                    let mut piece = Vec::with_capacity(room);
+                    let end = loop {
+                        let (lines, next) = next(chunks, &bytes[taken..])?;
+                        taken += lines;
+                        match next {
+                            Piece::Data(data) => {
+                                if piece.len() == room {
+                                    self.send.reserve_capacity(room + data);
+                                    room = self.send.capacity().min(room + data);
+                                }
+                                let n = data.min(room - piece.len());
+                                if n == 0 {
+                                    break None;
+                                }
+                                piece.extend_from_slice(&bytes[taken..taken + n]);
+                                chunks.took(n);
+                                taken += n;
+                            }
+                            Piece::More => break None,
+                            Piece::End(trailers) => break Some(trailers),
+                        }
+                    };
+                    let piece = Bytes::from(piece);
+                    match end {
+                        Some(trailers) => self.finish(piece, trailers)?,
+                        None => self.send.send_data(piece, false).map_err(broken)?,
+                    }
                 }
-                Form::Open | Form::Done => (false, 0),
-            };
-            taken += lines;
-            self.send.send_data(piece, ends).map_err(broken)?;
-            if ends {
-                self.form = Form::Done;
+                form => {
+                    taken += room;
+                    let mut ends = false;
+                    if let Form::Counted(left) = form {
+                        *left -= room as u64;
+                        ends = *left == 0;
+                    }
+                    let piece = Bytes::copy_from_slice(&rest[..room]);
+                    self.send.send_data(piece, ends).map_err(broken)?;
+                    if ends {
+                        self.form = Form::Done;
+                    }
+                }
             }
         }
         Poll::Ready(Ok(taken))
+    }
+
+    /// Ends a body with its last piece, which may be empty.
+    fn finish(&mut self, piece: Bytes, trailers: Option<HeaderMap>) -> io::Result<()> {
+        self.form = Form::Done;
+        let Some(trailers) = trailers else {
+            return self.send.send_data(piece, true).map_err(broken);
+        };
+        if !piece.is_empty() {
+            self.send.send_data(piece, false).map_err(broken)?;
+        }
+        self.send.send_trailers(trailers).map_err(broken)
     }
 
     /// Ready when a write may take something.
@@ -234,7 +266,7 @@ impl Outflow {
     }
 
     /// Ends the body with these trailers, wherever it is.
-    pub(super) fn end_with(&mut self, trailers: http::HeaderMap) {
+    pub(super) fn end_with(&mut self, trailers: HeaderMap) {
         self.form = Form::Done;
         let _ = self.send.send_trailers(trailers);
     }
@@ -250,5 +282,8 @@ pub(super) fn broken(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, error)
 }
 
-/// What ends a chunk and its body.
-const LAST: &[u8] = b"\r\n0\r\n\r\n";
+/// What comes next in a chunked body that this process has written.
+fn next(chunks: &mut Chunks, rest: &[u8]) -> io::Result<(usize, Piece)> {
+    let next = chunks.next(rest);
+    Ok(next.ok_or(io::ErrorKind::InvalidData)?)
+}

@@ -15,6 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::net::stream::Stream;
+use crate::net::turns::{Queue, Turn};
 use crate::proxy::upstream::Upstream;
 use crate::wire::buffer::{append, empty};
 
@@ -31,6 +32,16 @@ struct State {
     /// What is written and not yet sent, from `sent` on.
     out: Vec<u8>,
     sent: usize,
+    pace: Option<Pace>,
+}
+
+/// A client that sends without a pause takes turns with others like it. A read costs more than its
+/// bytes: they may be a thousand frames.
+struct Pace {
+    queue: Rc<Queue>,
+    turn: Turn,
+    /// What was read since the client paused, or since the last turn.
+    read: usize,
 }
 
 enum Peer {
@@ -38,22 +49,29 @@ enum Peer {
     Endpoint(Upstream),
 }
 
-/// A connection of a client that has sent `unread` already.
-pub(super) fn of_client(stream: Stream, unread: Vec<u8>) -> (Io, Rc<Wire>) {
-    new(Peer::Client(stream), unread)
+/// A connection of a client that has sent `unread` already. If it sends without a pause, it takes turns
+/// of `queue`.
+pub(super) fn of_client(stream: Stream, unread: Vec<u8>, queue: Rc<Queue>) -> (Io, Rc<Wire>) {
+    let pace = Pace {
+        queue,
+        turn: Turn::default(),
+        read: 0,
+    };
+    new(Peer::Client(stream), unread, Some(pace))
 }
 
 /// A connection to an endpoint.
 pub(super) fn of_endpoint(upstream: Upstream) -> (Io, Rc<Wire>) {
-    new(Peer::Endpoint(upstream), Vec::new())
+    new(Peer::Endpoint(upstream), Vec::new(), None)
 }
 
-fn new(peer: Peer, unread: Vec<u8>) -> (Io, Rc<Wire>) {
+fn new(peer: Peer, unread: Vec<u8>, pace: Option<Pace>) -> (Io, Rc<Wire>) {
     let wire = Rc::new(Wire(RefCell::new(State {
         peer,
         unread,
         out: Vec::new(),
         sent: 0,
+        pace,
     })));
     (Io(wire.clone()), wire)
 }
@@ -154,8 +172,21 @@ impl AsyncRead for Io {
             }
             return Poll::Ready(Ok(()));
         }
-        let read = ready!(state.stream().poll_read(cx, buf.initialize_unfilled()))?.len();
-        buf.advance(read);
+        if let Some(pace) = &mut state.pace
+            && pace.read >= AT_ONCE
+        {
+            ready!(pace.turn.poll(&pace.queue, cx));
+            pace.read = 0;
+        }
+        let polled = state.stream().poll_read(cx, buf.initialize_unfilled());
+        let read = polled.map_ok(|read| read.len());
+        if let Some(pace) = &mut state.pace {
+            match &read {
+                Poll::Ready(read) => pace.read += read.as_ref().unwrap_or(&0),
+                Poll::Pending => pace.read = 0,
+            }
+        }
+        buf.advance(ready!(read)?);
         Poll::Ready(Ok(()))
     }
 }
@@ -195,3 +226,5 @@ impl AsyncWrite for Io {
 
 /// Bytes that wait for each other, at most. More go out at once, uncopied.
 const TOGETHER: usize = 24 << 10;
+/// What is read of a client in one turn.
+const AT_ONCE: usize = 16 << 10;

@@ -57,7 +57,7 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
         unanswered,
         spoken,
     };
-    let (io, wire) = io::of_client(stream, unread);
+    let (io, wire) = io::of_client(stream, unread, origin.worker.bulk.clone());
     let mut handshake = h2::server::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(ALL_WINDOWS)
@@ -138,6 +138,8 @@ impl Origin {
                 } else if unused < idle + FAREWELL {
                     is_leaving = true;
                     connection.graceful_shutdown();
+                    // What is to be said goes out with the next poll.
+                    cx.waker().wake_by_ref();
                     timer.as_mut().reset((used + idle + FAREWELL).into());
                 } else {
                     return Poll::Ready(CloseReason::ClientTimeout);

@@ -226,6 +226,12 @@ impl Siege {
         self
     }
 
+    /// Sets the bound for attackers that hold this many streams each, whose windows are all full.
+    pub fn with_streams(mut self, streams: u64) -> Self {
+        self.bound = EACH * streams;
+        self
+    }
+
     /// The thread that attackers run on.
     pub fn attackers(&self) -> &Handle {
         &self.attackers.handle

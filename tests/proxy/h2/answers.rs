@@ -9,12 +9,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use crate::proxy::ask::raw;
 use crate::proxy::h2::app::Version::{H1, H2};
 use crate::proxy::h2::app::{
     App, Call, Client, Piece, Whole, body, data, field, request, rig, whole, with,
 };
+use crate::proxy::h2::raw::Raw;
 use crate::proxy::play::{Act, Play};
 use crate::support::folder::Ep;
+use crate::support::frames::{DATA, get};
 use crate::support::serve::serve;
 use crate::support::wait::soon;
 
@@ -292,4 +295,44 @@ async fn answers_of_the_proxy_itself() {
     assert_eq!(answer.field("content-type"), "application/grpc");
     assert_eq!(whole(answer.pieces).await, Whole::default());
     assert!(client.is_open());
+}
+
+/// HTTP/1.0 has neither chunks nor trailers: there the end of the connection ends the body.
+#[tokio::test]
+async fn a_client_of_http10_gets_the_answer_of_http2() {
+    let app = App::start(H2, |call| async move {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x-sum", 1.into());
+        let pieces = [Piece::Data("all of it".into()), Piece::Trailers(trailers)];
+        call.reply.send(Response::new(()), body(pieces));
+    })
+    .await;
+    let rig = rig("http", Some("grpc"), &[app.ep("a")], "").await;
+    let (text, clean) = raw(rig.web(), b"GET / HTTP/1.0\r\nHost: shop\r\n\r\n").await;
+    assert!(clean && text.starts_with("HTTP/1.1 200"), "{text}");
+    assert!(
+        text.ends_with("\r\n\r\nall of it") && !text.contains("hunked"),
+        "{text}"
+    );
+}
+
+/// A frame costs more than the byte that may be in it, for its reader, too.
+#[tokio::test]
+async fn small_chunks_that_come_together_leave_together() {
+    let chunks = "1\r\nx\r\n".repeat(2_000);
+    let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n");
+    let play = Play::start(move |_| Act::Say(answer.clone().into())).await;
+    let rig = rig("http", None, &[Ep::new("a", play.address())], "").await;
+    let mut client = Raw::connect(rig.web()).await;
+    client.headers(1, &get("/"), true).await;
+    let (mut frames, mut bytes) = (0, 0);
+    loop {
+        let frame = client.until("DATA", |it| it.kind == DATA).await;
+        (frames, bytes) = (frames + 1, bytes + frame.payload.len());
+        if frame.ends_stream() {
+            break;
+        }
+    }
+    assert_eq!(bytes, 2_000);
+    assert!(frames < 200, "{frames}");
 }

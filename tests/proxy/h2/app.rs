@@ -1,5 +1,5 @@
 //! Clients and endpoints that speak either version. A request and its answer look the same to a
-//! scenario, whatever carries them. Peers that misbehave are in `frames.rs`.
+//! scenario, whatever carries them. Peers that misbehave are in `raw.rs`.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -115,8 +115,9 @@ pub fn field<'a>(fields: &'a HeaderMap, name: &str) -> &'a str {
 impl Client {
     pub async fn connect(version: Version, to: SocketAddr) -> Self {
         let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(1 << 20);
-        builder.initial_connection_window_size(16 << 20);
+        builder
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20);
         Self::connect_with(version, to, &builder).await
     }
 
@@ -150,7 +151,7 @@ impl Client {
         request: Request<()>,
         body: Option<Pieces>,
     ) -> Result<Answer, String> {
-        let (send, receive) = mpsc::channel(16);
+        let (send, pieces) = mpsc::channel(16);
         let asked = async {
             match self {
                 Self::H1(client) => {
@@ -182,15 +183,13 @@ impl Client {
             }
         };
         let parts = soon("a response", asked).await?;
-        let pieces = receive;
         Ok(Answer { parts, pieces })
     }
 
     /// The status and the body of the answer to a GET.
     pub async fn get(&mut self, path: &str) -> (u16, String) {
         let answer = self.ask(request("GET", path), None).await.unwrap();
-        let status = answer.status();
-        let body = whole(answer.pieces).await;
+        let (status, body) = (answer.status(), whole(answer.pieces).await);
         assert!(!body.cut, "{path}");
         (status, String::from_utf8(body.data).unwrap())
     }
@@ -206,9 +205,8 @@ impl Client {
 
 /// A request to host `shop`.
 pub fn request(method: &str, path: &str) -> Request<()> {
-    let request = Request::builder().method(method);
-    let request = request.uri(format!("http://shop{path}"));
-    request.body(()).unwrap()
+    let uri = format!("http://shop{path}");
+    Request::builder().method(method).uri(uri).body(()).unwrap()
 }
 
 /// The same with these fields.
@@ -223,8 +221,6 @@ pub fn with(mut request: Request<()>, fields: &[(&'static str, &str)]) -> Reques
 pub struct Call {
     pub parts: request::Parts,
     pub body: Pieces,
-    /// Which connection of the endpoint it came on, counted from 0.
-    pub connection: usize,
     pub reply: Reply,
 }
 
@@ -284,23 +280,21 @@ impl App {
         let address = listener.local_addr().unwrap();
         let calls = Arc::new(AtomicUsize::new(0));
         let (count, connections) = (calls.clone(), Connections::default());
-        let (list, numbers) = (connections.clone(), Arc::new(AtomicUsize::new(0)));
+        let list = connections.clone();
         let task = serve(listener, move |stream, _| {
             let (script, count, list) = (script.clone(), count.clone(), list.clone());
-            let (builder, numbers) = (builder.clone(), numbers.clone());
+            let builder = builder.clone();
             async move {
                 // A join check sends nothing, and is no connection.
                 if !matches!(stream.peek(&mut [0]).await, Ok(1..)) {
                     return;
                 }
-                let connection = numbers.fetch_add(1, Ordering::SeqCst);
                 let called = move |parts, body| {
                     count.fetch_add(1, Ordering::SeqCst);
                     let (answer, answered) = oneshot::channel();
                     tokio::spawn(script(Call {
                         parts,
                         body,
-                        connection,
                         reply: Reply(answer),
                     }));
                     answered
@@ -356,9 +350,8 @@ async fn serve_h1(stream: TcpStream, called: impl Fn(request::Parts, Pieces) -> 
                 .map(|(response, body)| response.map(|()| Outgoing(body)))
         }
     });
-    let io = TokioIo::new(stream);
     let server = hyper::server::conn::http1::Builder::new();
-    let _ = server.serve_connection(io, service).await;
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn serve_h2(
@@ -485,17 +478,16 @@ impl Body for Outgoing {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.0 {
-            None => SizeHint::with_exact(0),
-            Some(_) => SizeHint::default(),
-        }
+        let nothing = || SizeHint::with_exact(0);
+        self.0
+            .as_ref()
+            .map_or_else(nothing, |_| SizeHint::default())
     }
 }
 
 /// A proxy with a listener of this protocol, for a Service whose port says `app`.
 pub async fn rig(listener: &str, app: Option<&str>, endpoints: &[Ep], more: &str) -> Rig {
-    let folder = Folder::new();
-    let mut shop = service("shop", json!({}));
+    let (folder, mut shop) = (Folder::new(), service("shop", json!({})));
     if let Some(app) = app {
         shop["spec"]["ports"][0]["appProtocol"] = json!(app);
     }

@@ -2,8 +2,9 @@
 //! its beginning.
 
 use crate::proxy::h2::app::{App, Call, Version, rig};
-use crate::proxy::h2::frames::{
-    DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, Raw, SETTINGS, block, frame, get,
+use crate::proxy::h2::raw::Raw;
+use crate::support::frames::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, block, frame, get,
 };
 use crate::support::wait::soon;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,7 +28,7 @@ async fn the_preface_is_known_wherever_it_is_split() {
         for split in 1..=PREFACE.len() + 1 {
             let stream = TcpStream::connect(rig.web()).await.unwrap();
             stream.set_nodelay(true).unwrap();
-            let mut raw = Raw { stream };
+            let mut raw = Raw::new(stream);
             raw.stream.write_all(&all[..split]).await.unwrap();
             // The proxy reads the first part alone.
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;

@@ -13,9 +13,10 @@ use crate::proxy::h2::app::Version::{self, H1, H2};
 use crate::proxy::h2::app::{
     Answer, App, Call, Client, Piece, data, field, request, rig, whole, with,
 };
-use crate::proxy::h2::frames::{self, DATA, GOAWAY, HEADERS, RST_STREAM, Raw};
+use crate::proxy::h2::raw::{GOAWAY, Raw};
 use crate::proxy::scripted::Scripted;
 use crate::support::folder::Ep;
+use crate::support::frames::{CANCEL, DATA, HEADERS, RST_STREAM, get};
 use crate::support::wait::{eventually, soon};
 
 /// An endpoint that says its name, and echoes a talk piece by piece.
@@ -112,10 +113,9 @@ async fn a_leaving_endpoint_gets_no_new_stream_and_ends_its_own_whole() {
             rig.receipts().iter().any(|it| it.finished == 1)
         })
         .await;
-        assert!(
-            talker.is_open() && client.is_open(),
-            "{version:?} {endpoint:?}"
-        );
+        // HTTP/1 has to end a connection whose answer began before its request had ended.
+        assert!(version == H1 || talker.is_open(), "{endpoint:?}");
+        assert!(client.is_open(), "{version:?} {endpoint:?}");
     }
 }
 
@@ -187,7 +187,7 @@ async fn at_the_drain_deadline_the_endpoint_gets_rst_stream() {
     assert!(soon("a byte", answer.pieces.recv()).await.is_some());
     rig.endpoints(&[]);
     let ended = soon("RST_STREAM", told.recv()).await.unwrap();
-    assert_eq!(ended, (true, frames::CANCEL));
+    assert_eq!(ended, (true, CANCEL));
     soon("the end of the connection", told.recv())
         .await
         .unwrap();
@@ -233,7 +233,7 @@ async fn a_connection_survives_a_hundred_rollouts_without_goaway() {
             })
             .await;
             let stream = 2 * round as u32 - 1;
-            raw.headers(stream, &frames::get("/"), true).await;
+            raw.headers(stream, &get("/"), true).await;
             let frame = raw
                 .until("an answer", |it| {
                     matches!(it.kind, HEADERS | GOAWAY | RST_STREAM)

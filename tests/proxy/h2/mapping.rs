@@ -4,11 +4,10 @@
 
 use std::fmt::Write;
 
-use crate::proxy::h2::frames::{
-    DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, block, status,
-};
+use crate::proxy::h2::raw::{GOAWAY, Raw, status};
 use crate::proxy::play::{Act, OK, Play};
 use crate::support::folder::Ep;
+use crate::support::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, block};
 use crate::support::rig::Rig;
 
 type Fields = Vec<(&'static [u8], &'static [u8])>;

@@ -12,11 +12,10 @@ use tokio::task::JoinSet;
 
 use crate::proxy::h2::app::Version::{self, H1, H2};
 use crate::proxy::h2::app::{App, Client, data, request, rig, whole, with};
-use crate::proxy::h2::frames::{
-    DATA, ENHANCE_YOUR_CALM, HEADERS, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, Raw,
-};
+use crate::proxy::h2::raw::{ENHANCE_YOUR_CALM, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, Raw};
 use crate::proxy::scripted::Scripted;
 use crate::support::folder::{Ep, Folder};
+use crate::support::frames::{DATA, HEADERS};
 use crate::support::rig::{Rig, one_listener};
 use crate::support::wait::{eventually, soon};
 
@@ -260,6 +259,19 @@ async fn a_new_connection_that_ends_without_a_word_costs_nothing() {
     }
 }
 
+/// An endpoint that never answers the proxy's first word still gets its requests.
+#[tokio::test]
+async fn an_endpoint_that_answers_no_ping_is_served() {
+    let (endpoint, answered) = after(&[], |mut raw, count| async move {
+        raw.pongs = false;
+        serve(raw, &count).await;
+    })
+    .await;
+    let rig = before(&[&endpoint]).await;
+    assert_eq!(post(H2, &rig, b"x").await, fine());
+    assert_eq!(answered.load(Ordering::SeqCst), 1);
+}
+
 /// More requests at once than an endpoint takes on one connection. What is beyond its limit is not
 /// refused to a client.
 #[tokio::test]
@@ -340,7 +352,7 @@ async fn streams_are_held_one_by_one() {
     };
     let mut raw = Raw::connect(rig.web()).await;
     for stream in [1, 3, 5] {
-        raw.headers(stream, &crate::proxy::h2::frames::get("/"), true)
+        raw.headers(stream, &crate::support::frames::get("/"), true)
             .await;
     }
     held(3).await;

@@ -239,6 +239,22 @@ async fn a_stream_that_its_client_resets_ends_at_the_endpoint_and_no_other_does(
     }
 }
 
+/// A call of gRPC that only its client ends is reset each time. That is no attack.
+#[tokio::test]
+async fn answers_that_their_client_ends_do_not_end_its_connection() {
+    let (_app, rig) = scene(H2).await;
+    let mut client = client(H2, &rig).await;
+    for number in 0..400 {
+        let (send, pieces) = mpsc::channel(1);
+        send.try_send(Piece::Data("x".into())).unwrap();
+        let answer = client.ask(request("POST", "/talk"), Some(pieces)).await;
+        let mut answer = answer.unwrap_or_else(|error| panic!("{number}: {error}"));
+        assert!(soon("an echo", answer.pieces.recv()).await.is_some());
+        send.send(Piece::Cut).await.unwrap();
+    }
+    assert!(client.is_open());
+}
+
 /// A client that leaves with all its streams: each ends at the endpoint.
 #[tokio::test]
 async fn a_client_that_leaves_ends_all_its_streams() {

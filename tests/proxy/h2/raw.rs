@@ -1,32 +1,21 @@
-//! Frames of HTTP/2 by hand, for peers that say what no library lets them say (RFC 9113 section 4).
-//! Field blocks are literals without a table and without Huffman's code (RFC 7541 section 6.2.2).
+//! A peer of HTTP/2 by hand. Its frames are in `tests/support/frames.rs`.
 
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::frames::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+    block, frame,
+};
 use crate::support::wait::soon;
 
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-pub const DATA: u8 = 0;
-pub const HEADERS: u8 = 1;
-pub const RST_STREAM: u8 = 3;
-pub const SETTINGS: u8 = 4;
-pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
-pub const WINDOW_UPDATE: u8 = 8;
-pub const CONTINUATION: u8 = 9;
-
-pub const END_STREAM: u8 = 1;
 pub const ACK: u8 = 1;
-pub const END_HEADERS: u8 = 4;
-
 pub const NO_ERROR: u32 = 0;
 pub const INTERNAL_ERROR: u32 = 2;
 pub const REFUSED_STREAM: u32 = 7;
-pub const CANCEL: u32 = 8;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
 #[derive(Debug, PartialEq)]
@@ -48,60 +37,29 @@ impl Frame {
     }
 }
 
-/// The bytes of a frame.
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend_from_slice(&[kind, flags]);
-    bytes.extend_from_slice(&stream.to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-/// A field block.
-pub fn block(fields: &[(&[u8], &[u8])]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (name, value) in fields {
-        bytes.push(0);
-        for text in [name, value] {
-            match text.len() {
-                short @ 0..127 => bytes.push(short as u8),
-                long => {
-                    bytes.push(127);
-                    let mut rest = long - 127;
-                    while rest >= 128 {
-                        bytes.push((rest % 128) as u8 | 128);
-                        rest /= 128;
-                    }
-                    bytes.push(rest as u8);
-                }
-            }
-            bytes.extend_from_slice(text);
-        }
-    }
-    bytes
-}
-
-/// The pseudo fields of a request.
-pub fn get(path: &'static str) -> Vec<(&'static [u8], &'static [u8])> {
-    vec![
-        (b":method", b"GET"),
-        (b":scheme", b"http"),
-        (b":path", path.as_bytes()),
-        (b":authority", b"shop"),
-    ]
-}
-
 /// A connection of HTTP/2.
 pub struct Raw {
     pub stream: TcpStream,
+    /// The last stream and the reason of each GOAWAY so far.
+    pub goaways: Vec<(u32, u32)>,
+    /// Pings are answered.
+    pub pongs: bool,
 }
 
 impl Raw {
+    pub fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            goaways: Vec::new(),
+            pongs: true,
+        }
+    }
+
     /// Connects as a client, with settings that are not acknowledged by anybody but the proxy.
     pub async fn connect(to: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(to).await.unwrap();
         stream.write_all(PREFACE).await.unwrap();
-        let mut raw = Self { stream };
+        let mut raw = Self::new(stream);
         raw.send(SETTINGS, 0, 0, b"").await;
         raw
     }
@@ -112,7 +70,7 @@ impl Raw {
         let mut preface = [0; PREFACE.len()];
         stream.read_exact(&mut preface).await.ok()?;
         assert_eq!(preface, PREFACE);
-        let mut raw = Self { stream };
+        let mut raw = Self::new(stream);
         let mut payload = Vec::new();
         for (name, value) in settings {
             payload.extend_from_slice(&name.to_be_bytes());
@@ -177,7 +135,8 @@ impl Raw {
         };
         match (frame.kind, frame.flags) {
             (SETTINGS, 0) => self.send(SETTINGS, ACK, 0, b"").await,
-            (PING, 0) => self.send(PING, ACK, 0, &frame.payload).await,
+            (PING, 0) if self.pongs => self.send(PING, ACK, 0, &frame.payload).await,
+            (GOAWAY, _) => self.goaways.push((frame.number(0), frame.number(4))),
             _ => {}
         }
         Some(frame)
