@@ -82,11 +82,14 @@ struct Listener {
     in_force: Option<(Vec<Arc<Certificate>>, Clients)>,
 }
 
+/// A chain and a key, as they were read.
+type Pem = (Vec<u8>, Vec<u8>);
+
 /// All that listeners need.
 #[derive(Default)]
 struct Kept {
     listeners: Vec<Listener>,
-    pairs: HashMap<Pair, Read<(Vec<u8>, Vec<u8>), Arc<Certificate>>>,
+    pairs: HashMap<Pair, Read<Pem, Arc<Certificate>>>,
     clients: HashMap<ClientCertificates, Read<Clients, Clients>>,
     secrets: HashMap<ObjectName, Read<(), Arc<Certificate>>>,
     has_all_secrets: bool,
