@@ -14,3 +14,4 @@ mod own_end;
 mod replays;
 mod streams;
 mod tunnels;
+mod unavailable;
