@@ -345,7 +345,7 @@ impl Chunks {
     /// # Errors
     /// The text is not canonical.
     pub fn next(&mut self, input: &[u8]) -> Result<(usize, Piece), Reject> {
-        const BAD: Reject = Reject::bad("bad_chunk");
+        const BAD: Reject = Reject::bad("bad_chunk_size");
         let mut at = 0;
         while let Some(&byte) = input.get(at) {
             match self.state {
