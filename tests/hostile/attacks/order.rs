@@ -21,6 +21,7 @@ use crate::hostile::alone::{Alone, alone};
 use crate::hostile::attacks::siege::add_hostile;
 use crate::hostile::idle::{in_state, is_asleep};
 use crate::support::folder::Ep;
+use crate::support::frames::{PING, PREFACE, SETTINGS, frame};
 use crate::support::process::Process;
 use crate::support::vitals::open_descriptors;
 
@@ -402,6 +403,32 @@ async fn an_established_client_is_served_before_a_burst_is_accepted() {
         stage.ahead_by_descriptors(|| {
             burst.extend((0..BURST).map(|_| TcpStream::connect(gate).unwrap()))
         })
+    })
+    .await;
+}
+
+/// Frames that cost their senders nothing, far more of them than one turn reads.
+#[tokio::test]
+async fn an_established_client_is_served_before_a_burst_of_pings() {
+    const A_TURN: usize = 16 << 10;
+    let begin = [PREFACE, &frame(SETTINGS, 0, 0, b"")].concat();
+    let pings = frame(PING, 0, 0, b"12345678").repeat(3 * A_TURN / 17);
+    judge("pings", async || {
+        let mut stage = Stage::set("http").await;
+        let burst = (0..BURST).map(|_| stage.client(&begin));
+        let (mut ahead, burst) = (0, RefCell::new(burst.collect::<Vec<_>>()));
+        until_each_receives("all have begun", &mut burst.borrow_mut(), || {});
+        drain(&mut burst.borrow_mut());
+        let ready = || {
+            for client in burst.borrow_mut().iter_mut() {
+                client.write_all(&pings).unwrap();
+            }
+        };
+        stage.ahead(ready, || {
+            let answers = pass(&mut burst.borrow_mut(), read_some).into_iter();
+            ahead = answers.filter(|length| *length > 2 * A_TURN).count() as u64;
+        });
+        ahead
     })
     .await;
 }
