@@ -347,7 +347,7 @@ async fn status_shows_listeners_services_and_endpoints() {
     };
     let (up, ending) = ([true, true, false], [false, true, true]);
     let expected = json!({
-        "version": ebbtide::VERSION, "uptimeSeconds": 0, "ready": true, "shuttingDown": false,
+        "version": ebbtide::VERSION, "uptimeSeconds": 0, "ready": true, "shuttingDown": false, "obstacle": null,
         "discovery": {"source": "files", "synced": true, "ageSeconds": 0, "problems": [],
             "savedAt": null, "missingNamespaces": [], "absentNamespaces": []},
         "listeners": [

@@ -238,13 +238,11 @@ async fn a_connection_without_a_byte_for_the_tunnels_idle_time_ends_by_fin_and_a
     };
     assert_eq!(ends, ((Vec::new(), None), (Vec::new(), None)));
     crate::proxy::tcp::passes(&mut busy, &mut busy_endpoint, b"still").await;
-    assert_eq!(
-        rig.metric(
-            "ebbtide_connection_closes_total",
-            "reason=\"client_timeout\""
-        ),
-        1.0
-    );
+    eventually("the count", async || {
+        let reason = "reason=\"client_timeout\"";
+        rig.metric("ebbtide_connection_closes_total", reason) == 1.0
+    })
+    .await;
 }
 
 /// The endpoint reads nothing, so nothing is read from the client.

@@ -55,11 +55,11 @@ impl Exchange<'_> {
                 _ => return Poll::Ready(Err(Lost::Client(CloseReason::ClientReset))),
             }
         }
-        ready!(self.client.stream.poll_flush(cx))
-            .map_err(|_| Lost::Client(CloseReason::ClientReset))?;
+        // Over TLS the stream may still hold all of it, encrypted: once is enough.
         empty(&mut self.reply.bytes);
         (self.reply.written, self.reply.interim) = (0, 0);
-        Poll::Ready(Ok(()))
+        let flushed = ready!(self.client.stream.poll_flush(cx));
+        Poll::Ready(flushed.map_err(|_| Lost::Client(CloseReason::ClientReset)))
     }
 
     /// Reads the endpoint's side once and takes in what came.
