@@ -9,6 +9,7 @@
 //! watches over it.
 
 use std::cell::RefCell;
+use std::num::NonZeroU32;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,19 @@ use crate::net::socket;
 #[derive(Default)]
 pub struct Sockets(RefCell<Slots>);
 
-/// A socket's place among them.
+/// A socket's place among them, counted from 1: so there is room for none in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Slot(u32);
+pub struct Slot(NonZeroU32);
+
+impl Slot {
+    fn new(at: u32) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(at))
+    }
+
+    fn at(self) -> u32 {
+        self.0.get() - 1
+    }
+}
 
 #[derive(Default)]
 struct Slots {
@@ -77,12 +88,13 @@ impl Sockets {
         if !std::mem::replace(&mut slots.all[at as usize], watched).is_asked {
             slots.asked.push(Asked::new(at));
         }
-        Slot(at)
+        Slot::new(at)
     }
 
     /// Notes that something is being sent on the socket.
     #[inline]
-    pub(super) fn sent_to(&self, Slot(at): Slot) {
+    pub(super) fn sent_to(&self, slot: Slot) {
+        let at = slot.at();
         let slots = &mut *self.0.borrow_mut();
         if !std::mem::replace(&mut slots.all[at as usize].is_asked, true) {
             slots.asked.push(Asked::new(at));
@@ -92,18 +104,21 @@ impl Sockets {
     /// Whether the connection is given up. What the endpoint had sent can still be read; the end
     /// that comes after it is not the endpoint's.
     #[inline]
-    pub(super) fn is_lost(&self, Slot(at): Slot) -> bool {
+    pub(super) fn is_lost(&self, slot: Slot) -> bool {
+        let at = slot.at();
         self.0.borrow().all[at as usize].is_lost
     }
 
     /// Whether the endpoint has ended the connection, as the kernel knows. What it had sent before that
     /// counts as an answer that is still to be read.
-    pub(super) fn has_ended(&self, Slot(at): Slot) -> bool {
+    pub(super) fn has_ended(&self, slot: Slot) -> bool {
+        let at = slot.at();
         let fd = self.0.borrow().all[at as usize].fd;
         fd == CLOSED || socket::has_ended_fd(fd)
     }
 
-    pub(super) fn close(&self, Slot(at): Slot) {
+    pub(super) fn close(&self, slot: Slot) {
+        let at = slot.at();
         let slots = &mut *self.0.borrow_mut();
         slots.all[at as usize].fd = CLOSED;
         slots.free.push(at);
