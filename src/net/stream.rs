@@ -35,8 +35,8 @@ enum Kind {
     Plain(TcpStream),
     /// `None` only within [`Stream::begin_tls`].
     Tls(Option<Box<Secure>>),
-    /// Another connection carries this one.
-    Carried(Box<dyn Carried>),
+    /// Another connection carries this one. Boxed twice, since a thin pointer takes less room.
+    Carried(Box<Box<dyn Carried>>),
 }
 
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl Stream {
 
     /// A connection that another one carries.
     pub fn carried(inner: Box<dyn Carried>) -> Self {
-        let kind = Kind::Carried(inner);
+        let kind = Kind::Carried(Box::new(inner));
         Self { kind }
     }
 
