@@ -1,7 +1,7 @@
 //! Certificates with their keys, and which one a client gets.
 //!
 //! Invariants: a certificate without its own key cannot be made. What is shown of one never holds
-//! the key. A [`Choice`] never changes: a new certificate makes a new one.
+//! the key. A `Choice` never changes: a new certificate makes a new one.
 
 use std::collections::HashMap;
 use std::fmt;

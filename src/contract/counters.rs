@@ -30,7 +30,7 @@ pub struct Histogram {
 pub struct ServiceMetrics {
     /// Responses to clients by class of status code: index 0 is `1xx`, index 4 is `5xx`.
     pub requests: [Counter; 5],
-    /// Responses of gRPC by [`GrpcClass`](crate::contract::reason::GrpcClass).
+    /// Responses of gRPC by [`GrpcClass`].
     pub grpc: [Counter; GrpcClass::ALL.len()],
     /// Seconds from the end of a request's head to the last byte of its response.
     pub request_duration: Histogram,

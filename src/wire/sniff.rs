@@ -98,8 +98,8 @@ pub fn is_http2(first: &[u8]) -> Option<bool> {
 pub fn sniff_all(first: &[u8]) -> Sniff {
     let ended = [first, b"\n"].concat();
     match sniff(&ended) {
-        Sniff::Http => Sniff::Http,
-        Sniff::Http2 | Sniff::Other | Sniff::NeedMore => Sniff::Other,
+        Sniff::Other | Sniff::NeedMore => Sniff::Other,
+        known => known,
     }
 }
 

@@ -223,6 +223,7 @@ fn the_reference_has_every_metric_and_no_other() {
     let port = ObjectName::new("web", "nginx").port(80);
     metrics.service(&port).answered(200);
     metrics.service(&port).handshakes[0].inc();
+    metrics.service(&port).grpc[0].inc();
     let udp = ObjectName::new("web", "nginx").port_over(Transport::Udp, 53);
     metrics.service(&udp).datagrams[0].inc();
     metrics.discovery_errors.with_label_values(&["file"]).inc();

@@ -1644,7 +1644,7 @@ fn auto_knows_http_by_its_first_line() {
         (b"PRI * HTTP/2.0\r\nHost: a\r\n", Http),
         (b"\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Http),
         // Other protocols.
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Other),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Sniff::Http2),
         (b"GET /\r\n", Other),
         (b"get key\r\n", Other),
         (b"GET HTTP/\r\n", Other),

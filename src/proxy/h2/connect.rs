@@ -16,7 +16,7 @@ use crate::net::stream::Stream;
 use crate::proxy::h2::carrier::{Carried, Carrier};
 use crate::proxy::h2::endpoint::EndpointStream;
 use crate::proxy::h2::io;
-use crate::proxy::h2::limits::{ALL_WINDOWS, STREAMS, WINDOW};
+use crate::proxy::h2::limits::{ALL_WINDOWS, SENDING, STREAMS, WINDOW};
 use crate::proxy::upstream::{Local, Reuse, Upstream};
 
 /// Opens a stream on a connection of this source that is open and has room. Where a request may run
@@ -91,7 +91,7 @@ pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
         .enable_push(false)
         .initial_window_size(WINDOW)
         .initial_connection_window_size(ALL_WINDOWS)
-        .max_send_buffer_size(WINDOW as usize)
+        .max_send_buffer_size(SENDING)
         .initial_max_send_streams(STREAMS as usize)
         .handshake(io)
         .await

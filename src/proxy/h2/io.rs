@@ -3,7 +3,7 @@
 //! The crate writes each DATA frame by itself. Here frames wait until the connection's task has nothing
 //! left to do, so that the answers of many streams leave in one system call.
 //!
-//! Invariant: the task that drives the connection calls [`Wire::poll_send`] after each poll of it, so
+//! Invariant: the task that drives the connection calls `Wire::poll_send` after each poll of it, so
 //! nothing waits longer than that.
 
 use std::cell::RefCell;
@@ -136,6 +136,11 @@ impl State {
         let more: usize = parts.iter().map(|part| part.len()).sum();
         let waiting = self.out.len() - self.sent;
         if waiting + more <= TOGETHER {
+            if self.out.len() + more > 2 * TOGETHER {
+                // The peer takes a little at a time.
+                self.out.drain(..self.sent);
+                self.sent = 0;
+            }
             for part in parts {
                 append(&mut self.out, part);
             }

@@ -9,3 +9,5 @@ pub const WINDOW: u32 = 64 << 10;
 /// The same for all streams of a connection. Streams that nobody takes from do not use up what the
 /// others need.
 pub const ALL_WINDOWS: u32 = STREAMS * WINDOW;
+/// Bytes of one stream that wait to be sent. The peer's window may be larger than what it reads.
+pub const SENDING: usize = 16 << 10;

@@ -29,7 +29,7 @@ use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::EarlyEnd;
 use crate::proxy::h2::client::{ClientStream, Counts};
 use crate::proxy::h2::io::{self, Io, Wire};
-use crate::proxy::h2::limits::{ALL_WINDOWS, STREAMS, WINDOW};
+use crate::proxy::h2::limits::{ALL_WINDOWS, SENDING, STREAMS, WINDOW};
 use crate::proxy::http::serve::http;
 use crate::proxy::worker::Worker;
 
@@ -61,7 +61,7 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
     let mut handshake = h2::server::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(ALL_WINDOWS)
-        .max_send_buffer_size(WINDOW as usize)
+        .max_send_buffer_size(SENDING)
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(config.limits.head_size as u32)
         .enable_connect_protocol()
