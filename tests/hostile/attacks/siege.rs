@@ -240,6 +240,16 @@ impl Siege {
     /// Waits until the kernel's buffers are full: no hostile endpoint can send more, although each
     /// had its turn, and the proxy sleeps. A proxy that has work but no processor does not sleep.
     pub async fn stuffed(&self) {
+        self.still(1).await;
+    }
+
+    /// Waits until nothing moves any more, also if no hostile endpoint has anything to send.
+    pub async fn settled(&self) {
+        self.still(0).await;
+    }
+
+    /// Waits until the proxy sleeps and hostile endpoints send nothing more, after `least` bytes.
+    async fn still(&self, least: u64) {
         let (mut last, mut still) = (0, 0);
         for _ in 0..60_000 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -255,7 +265,7 @@ impl Siege {
                 0
             };
             last = poured;
-            if poured > 0 && still == 50 {
+            if poured >= least && still == 50 {
                 return;
             }
         }

@@ -245,6 +245,7 @@ async fn stay(name: &'static str, count: usize, streams: u64, bytes: &[u8]) {
         .await
         .with_streams(streams);
     let hostile = open(siege.gate, count).await;
+    siege.settled().await;
     let seen = siege.watch().await;
     siege.end_quiet(hostile, seen).await;
 }
