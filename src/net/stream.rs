@@ -34,9 +34,30 @@ enum Kind {
     /// Bytes go to the socket as they are.
     Plain(TcpStream),
     /// `None` only within [`Stream::begin_tls`].
-    Tls(Option<Box<Secure>>),
-    /// Another connection carries this one. Boxed twice, since a thin pointer takes less room.
-    Carried(Box<Box<dyn Carried>>),
+    Rare(Option<Box<Rare>>),
+}
+
+#[derive(Debug)]
+enum Rare {
+    Tls(Secure),
+    /// Another connection carries this one.
+    Carried(Box<dyn Carried>),
+}
+
+/// What a connection is.
+enum View<'a> {
+    Plain(&'a TcpStream),
+    Tls(&'a Secure),
+    Carried(&'a dyn Carried),
+    Nothing,
+}
+
+/// The same, for whoever changes it.
+enum ViewMut<'a> {
+    Plain(&'a mut TcpStream),
+    Tls(&'a mut Secure),
+    Carried(&'a dyn Carried),
+    Nothing,
 }
 
 #[derive(Debug)]
@@ -69,6 +90,30 @@ pub trait Carried: std::fmt::Debug {
 }
 
 impl Stream {
+    #[inline]
+    fn view(&self) -> View<'_> {
+        match &self.kind {
+            Kind::Plain(socket) => View::Plain(socket),
+            Kind::Rare(Some(rare)) => match &**rare {
+                Rare::Tls(secure) => View::Tls(secure),
+                Rare::Carried(inner) => View::Carried(&**inner),
+            },
+            Kind::Rare(None) => View::Nothing,
+        }
+    }
+
+    #[inline]
+    fn view_mut(&mut self) -> ViewMut<'_> {
+        match &mut self.kind {
+            Kind::Plain(socket) => ViewMut::Plain(socket),
+            Kind::Rare(Some(rare)) => match &mut **rare {
+                Rare::Tls(secure) => ViewMut::Tls(secure),
+                Rare::Carried(inner) => ViewMut::Carried(&**inner),
+            },
+            Kind::Rare(None) => ViewMut::Nothing,
+        }
+    }
+
     /// Registers an accepted connection.
     pub fn accepted(fd: OwnedFd) -> io::Result<Self> {
         let kind = Kind::Plain(TcpStream::from_std(fd.into())?);
@@ -84,7 +129,7 @@ impl Stream {
 
     /// A connection that another one carries.
     pub fn carried(inner: Box<dyn Carried>) -> Self {
-        let kind = Kind::Carried(Box::new(inner));
+        let kind = Kind::Rare(Some(Box::new(Rare::Carried(inner))));
         Self { kind }
     }
 
@@ -99,15 +144,15 @@ impl Stream {
         read: &[u8],
         mark: u64,
     ) -> io::Result<()> {
-        self.kind = match std::mem::replace(&mut self.kind, Kind::Tls(None)) {
-            Kind::Plain(socket) => Kind::Tls(Some(Box::new(Secure {
+        self.kind = match std::mem::replace(&mut self.kind, Kind::Rare(None)) {
+            Kind::Plain(socket) => Kind::Rare(Some(Box::new(Rare::Tls(Secure {
                 socket,
                 tls: Tls::new(session.into()).into(),
                 mark,
-            }))),
+            })))),
             kind => kind,
         };
-        let Kind::Tls(Some(secure)) = &mut self.kind else {
+        let ViewMut::Tls(secure) = self.view_mut() else {
             return Err(io::ErrorKind::NotConnected.into());
         };
         let fed = secure.tls.get_mut().feed(read);
@@ -123,8 +168,8 @@ impl Stream {
     /// `InvalidData`: the peer is refused, or refuses us. `UnexpectedEof`: it has ended. Others are
     /// the socket's.
     pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.kind {
-            Kind::Tls(Some(it)) => it.tls.get_mut().poll_handshake(&it.socket, cx),
+        match self.view_mut() {
+            ViewMut::Tls(it) => it.tls.get_mut().poll_handshake(&it.socket, cx),
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -132,8 +177,8 @@ impl Stream {
     /// Whether its bytes are encrypted on the way.
     #[inline]
     pub fn is_tls(&self) -> bool {
-        match &self.kind {
-            Kind::Carried(inner) => inner.is_tls(),
+        match self.view() {
+            View::Carried(inner) => inner.is_tls(),
             _ => self.secure().is_some(),
         }
     }
@@ -146,9 +191,9 @@ impl Stream {
 
     #[inline]
     fn secure(&self) -> Option<&Secure> {
-        match &self.kind {
-            Kind::Tls(secure) => secure.as_deref(),
-            Kind::Plain(_) | Kind::Carried(_) => None,
+        match self.view() {
+            View::Tls(secure) => Some(secure),
+            View::Plain(_) | View::Carried(_) | View::Nothing => None,
         }
     }
 
@@ -178,26 +223,26 @@ impl Stream {
     /// and its close passes an end on.
     #[inline]
     pub fn plain(&self) -> Option<&TcpStream> {
-        match &self.kind {
-            Kind::Plain(socket) => Some(socket),
-            Kind::Tls(_) | Kind::Carried(_) => None,
+        match self.view() {
+            View::Plain(socket) => Some(socket),
+            View::Tls(_) | View::Carried(_) | View::Nothing => None,
         }
     }
 
     /// The TCP socket below, also if its bytes are not the connection's.
     #[inline]
     fn socket(&self) -> Option<&TcpStream> {
-        match &self.kind {
-            Kind::Plain(socket) => Some(socket),
-            Kind::Tls(secure) => secure.as_ref().map(|it| &it.socket),
-            Kind::Carried(_) => None,
+        match self.view() {
+            View::Plain(socket) => Some(socket),
+            View::Tls(secure) => Some(&secure.socket),
+            View::Carried(_) | View::Nothing => None,
         }
     }
 
     /// Waits until there may be something to read. Cancellation safe.
     pub async fn readable(&self) -> io::Result<()> {
-        match &self.kind {
-            Kind::Plain(socket) => socket.readable().await,
+        match self.view() {
+            View::Plain(socket) => socket.readable().await,
             _ => poll_fn(|cx| self.poll_read_ready(cx)).await,
         }
     }
@@ -205,22 +250,22 @@ impl Stream {
     /// Ready when there may be something to read. Over TLS: when there is.
     #[inline]
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.kind {
-            Kind::Plain(socket) => socket.poll_read_ready(cx),
-            Kind::Tls(Some(it)) => it.tls.borrow_mut().poll_read_ready(&it.socket, cx),
-            Kind::Tls(None) => Poll::Pending,
-            Kind::Carried(inner) => inner.poll_read_ready(cx),
+        match self.view() {
+            View::Plain(socket) => socket.poll_read_ready(cx),
+            View::Tls(it) => it.tls.borrow_mut().poll_read_ready(&it.socket, cx),
+            View::Nothing => Poll::Pending,
+            View::Carried(inner) => inner.poll_read_ready(cx),
         }
     }
 
     /// Ready when a write may take something, or when a connect has ended either way.
     #[inline]
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.kind {
-            Kind::Plain(socket) => socket.poll_write_ready(cx),
-            Kind::Tls(Some(it)) => it.socket.poll_write_ready(cx),
-            Kind::Tls(None) => Poll::Pending,
-            Kind::Carried(inner) => inner.poll_write_ready(cx),
+        match self.view() {
+            View::Plain(socket) => socket.poll_write_ready(cx),
+            View::Tls(it) => it.socket.poll_write_ready(cx),
+            View::Nothing => Poll::Pending,
+            View::Carried(inner) => inner.poll_write_ready(cx),
         }
     }
 
@@ -231,15 +276,15 @@ impl Stream {
         cx: &mut Context<'_>,
         room: &'a mut [u8],
     ) -> Poll<io::Result<&'a [u8]>> {
-        let read = match &mut self.kind {
-            Kind::Plain(socket) => {
+        let read = match self.view_mut() {
+            ViewMut::Plain(socket) => {
                 let mut buf = ReadBuf::new(room);
                 ready!(Pin::new(socket).poll_read(cx, &mut buf))?;
                 buf.filled().len()
             }
-            Kind::Tls(Some(it)) => ready!(it.tls.get_mut().poll_read(&it.socket, cx, room))?,
-            Kind::Tls(None) => return Poll::Pending,
-            Kind::Carried(inner) => ready!(inner.poll_read(cx, room))?,
+            ViewMut::Tls(it) => ready!(it.tls.get_mut().poll_read(&it.socket, cx, room))?,
+            ViewMut::Nothing => return Poll::Pending,
+            ViewMut::Carried(inner) => ready!(inner.poll_read(cx, room))?,
         };
         Poll::Ready(Ok(&room[..read]))
     }
@@ -248,11 +293,11 @@ impl Stream {
     /// them yet: see [`Self::poll_flush`].
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.kind {
-            Kind::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Kind::Tls(Some(it)) => it.tls.get_mut().poll_write(&it.socket, cx, bytes),
-            Kind::Tls(None) => Poll::Pending,
-            Kind::Carried(inner) => inner.poll_write(cx, bytes),
+        match self.view_mut() {
+            ViewMut::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            ViewMut::Tls(it) => it.tls.get_mut().poll_write(&it.socket, cx, bytes),
+            ViewMut::Nothing => Poll::Pending,
+            ViewMut::Carried(inner) => inner.poll_write(cx, bytes),
         }
     }
 
@@ -262,7 +307,7 @@ impl Stream {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Kind::Plain(socket) = &mut self.kind {
+        if let ViewMut::Plain(socket) = self.view_mut() {
             return Pin::new(socket).poll_write_vectored(cx, parts);
         }
         let first = parts.iter().find(|part| !part.is_empty());
@@ -273,8 +318,8 @@ impl Stream {
     /// waits for anything else.
     #[inline]
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.kind {
-            Kind::Tls(Some(it)) => it.tls.get_mut().poll_flush(&it.socket, cx),
+        match self.view_mut() {
+            ViewMut::Tls(it) => it.tls.get_mut().poll_flush(&it.socket, cx),
             _ => Poll::Ready(Ok(())),
         }
     }
@@ -283,22 +328,22 @@ impl Stream {
     /// TLS a `close_notify`, then a FIN.
     #[inline]
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.kind {
-            Kind::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Kind::Tls(Some(it)) => {
+        match self.view_mut() {
+            ViewMut::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            ViewMut::Tls(it) => {
                 it.tls.get_mut().close();
                 ready!(it.tls.get_mut().poll_flush(&it.socket, cx))?;
                 Pin::new(&mut it.socket).poll_shutdown(cx)
             }
-            Kind::Tls(None) => Poll::Pending,
-            Kind::Carried(inner) => inner.poll_shutdown(cx),
+            ViewMut::Nothing => Poll::Pending,
+            ViewMut::Carried(inner) => inner.poll_shutdown(cx),
         }
     }
 
     /// Must be called before a connection is dropped that ends properly, without
     /// [`Self::poll_shutdown`]: the drop sends a FIN, and over TLS a FIN alone is no proper end.
     pub fn end(&mut self) {
-        if let Kind::Tls(Some(it)) = &mut self.kind {
+        if let ViewMut::Tls(it) = self.view_mut() {
             it.tls.get_mut().close();
             it.tls.get_mut().flush_at_once(&it.socket);
         }
@@ -328,8 +373,8 @@ impl Stream {
     /// What is known of the peer without reading.
     pub fn peer(&self) -> Peer {
         let has_ended = |it: &Secure| it.tls.borrow_mut().has_seen_end(&it.socket);
-        match &self.kind {
-            Kind::Carried(inner) => inner.peer(),
+        match self.view() {
+            View::Carried(inner) => inner.peer(),
             _ => match self.socket().map_or(Peer::Gone, socket::peer) {
                 Peer::Open if self.secure().is_some_and(has_ended) => Peer::HalfClosed,
                 peer => peer,
@@ -371,8 +416,8 @@ impl Stream {
     /// Whether the peer has said that it has not begun to process what was written. Any request can
     /// then be sent again (RFC 9113 section 8.7).
     pub fn is_refused(&self) -> bool {
-        match &self.kind {
-            Kind::Carried(inner) => inner.is_refused(),
+        match self.view() {
+            View::Carried(inner) => inner.is_refused(),
             _ => false,
         }
     }
