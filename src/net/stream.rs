@@ -39,7 +39,7 @@ enum Kind {
 
 #[derive(Debug)]
 enum Rare {
-    Tls(Secure),
+    Tls(Box<Secure>),
     /// Another connection carries this one.
     Carried(Box<dyn Carried>),
 }
@@ -145,11 +145,11 @@ impl Stream {
         mark: u64,
     ) -> io::Result<()> {
         self.kind = match std::mem::replace(&mut self.kind, Kind::Rare(None)) {
-            Kind::Plain(socket) => Kind::Rare(Some(Box::new(Rare::Tls(Secure {
+            Kind::Plain(socket) => Kind::Rare(Some(Box::new(Rare::Tls(Box::new(Secure {
                 socket,
                 tls: Tls::new(session.into()).into(),
                 mark,
-            })))),
+            }))))),
             kind => kind,
         };
         let ViewMut::Tls(secure) = self.view_mut() else {
