@@ -47,9 +47,12 @@ fuzz_target!(|data: &[u8]| {
         text.len(),
         "something stands behind the head"
     );
-    let Ok((back, framing)) = read_request(&out, false) else {
+    let Ok(read) = read_request(&out, false) else {
         return;
     };
+    let read = read.expect("what is forwarded is a whole head");
+    assert_eq!(read.length, out.len());
+    let (back, framing) = (read.head, read.framing);
     assert_eq!(
         framing == Framing::Chunked,
         parsed.framing == Framing::Chunked

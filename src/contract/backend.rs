@@ -11,10 +11,11 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    ClientConfig, ClientConnection, ConfigBuilder, DigitallySignedStruct, Error, SignatureScheme,
+    WantsVerifier,
 };
 
-use crate::contract::certificate::{chain_of, provider};
+use crate::contract::certificate::{provider, roots_of};
 
 /// How the proxy speaks TLS with endpoints.
 #[derive(Debug)]
@@ -37,21 +38,12 @@ impl Backend {
     /// # Errors
     /// What is wrong, in a few words.
     pub fn verified(text: &str, authorities: &str, hostname: &str) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        for authority in chain_of(authorities.as_bytes()).map_err(|what| format!("ca: {what}"))? {
-            let added = roots.add(authority);
-            added.map_err(|_| "ca: a certificate is not valid, expected X.509 (version 3)")?;
-        }
-        let builder = ClientConfig::builder_with_provider(provider());
-        let builder = builder.with_safe_default_protocol_versions();
-        let builder = builder.map_err(|error| error.to_string())?;
-        let config = builder.with_root_certificates(roots).with_no_client_auth();
+        let roots = roots_of(authorities.as_bytes()).map_err(|what| format!("ca: {what}"))?;
+        let config = builder()?.with_root_certificates(roots);
         Ok(Self {
-            id: next_id(),
-            text: text.to_owned(),
-            config: Some(Arc::new(config)),
+            config: Some(Arc::new(config.with_no_client_auth())),
             hostname: Some(name(hostname)?),
-            insecure: false,
+            ..Self::unreadable(text)
         })
     }
 
@@ -60,16 +52,14 @@ impl Backend {
     /// # Errors
     /// The name is none.
     pub fn insecure(text: &str, hostname: Option<&str>) -> Result<Self, String> {
-        let builder = ClientConfig::builder_with_provider(provider());
-        let builder = builder.with_safe_default_protocol_versions();
-        let builder = builder.map_err(|error| error.to_string())?.dangerous();
-        let config = builder.with_custom_certificate_verifier(Arc::new(Anybody));
+        let config = builder()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody));
         Ok(Self {
-            id: next_id(),
-            text: text.to_owned(),
             config: Some(Arc::new(config.with_no_client_auth())),
             hostname: hostname.map(name).transpose()?,
             insecure: true,
+            ..Self::unreadable(text)
         })
     }
 
@@ -107,6 +97,12 @@ impl PartialEq for Backend {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
     }
+}
+
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, String> {
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder = builder.with_safe_default_protocol_versions();
+    builder.map_err(|error| error.to_string())
 }
 
 fn next_id() -> u64 {

@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use jiff::civil::DateTime;
+use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -114,6 +115,19 @@ pub(super) fn chain_of(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Strin
         true => Err("no certificate found, expected PEM with a CERTIFICATE".to_owned()),
         false => Ok(chain),
     }
+}
+
+/// The authorities in a PEM text.
+///
+/// # Errors
+/// What is wrong with the text, in a few words.
+pub(super) fn roots_of(pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for authority in chain_of(pem)? {
+        let broken = |_| "a certificate in it is not valid, expected X.509 (version 3)";
+        roots.add(authority).map_err(broken)?;
+    }
+    Ok(roots)
 }
 
 /// Which certificate a client gets, by the name that it asks for (SNI): the one for exactly that

@@ -8,9 +8,9 @@ use arc_swap::ArcSwapOption;
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
 
-use crate::contract::certificate::{Certificate, Choice, chain_of, provider};
+use crate::contract::certificate::{Certificate, Choice, provider, roots_of};
 use crate::contract::policy::Protocol;
 use crate::contract::tickets::Tickets;
 
@@ -105,14 +105,8 @@ impl Clients {
             Self::Any => return Ok(Arc::new(NoClientAuth)),
             Self::Known(pem) | Self::Certified(pem) => pem,
         };
-        let mut roots = RootCertStore::empty();
-        for authority in chain_of(pem)? {
-            let added = roots.add(authority);
-            added.map_err(|_| {
-                "a certificate in it is not valid, expected X.509 (version 3)".to_owned()
-            })?;
-        }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        let roots = Arc::new(roots_of(pem)?);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
         let verifier = match self {
             Self::Certified(_) => verifier,
             _ => verifier.allow_unauthenticated(),

@@ -5,8 +5,8 @@
 //! certificates: else a ticket would carry a client past a check that it never passed. A ticket of
 //! TLS 1.2 opens only in the process that made it.
 //!
-//! The keys of TLS 1.3's tickets come from the certificate's key and the day, so that nobody has to
-//! hand keys around. Whoever steals the certificate's key gets them, too. In TLS 1.3 that opens no
+//! The keys of TLS 1.3's tickets come from the certificate's key and the day, so that no key
+//! has to be sent to another process. A thief of the certificate's key gets them, too. In TLS 1.3 that opens no
 //! recorded connection, because each has a key exchange of its own, resumed or not. In TLS 1.2, a
 //! ticket holds the secret of the connection itself, so its keys are random and never leave the
 //! process.

@@ -2,8 +2,8 @@
 //! without TLS on it.
 //!
 //! Invariant: the proxy sees every connection through this type. So a kind of connection that is
-//! not a plain TCP socket changes this file and nothing that reads or writes. Without TLS, each call
-//! is one look at a pointer and the call on the socket itself.
+//! not a plain TCP socket changes this file and nothing that reads or writes. On a plain socket, each
+//! call is one look at the kind and the call on the socket itself.
 //!
 //! Leaves out how a listener accepts and how options are set: see [`crate::net::socket`].
 
@@ -44,7 +44,7 @@ enum Rare {
     Carried(Box<dyn Carried>),
 }
 
-/// What a connection is.
+/// A connection by its kind, to read its state.
 enum View<'a> {
     Plain(&'a TcpStream),
     Tls(&'a Secure),
@@ -52,7 +52,7 @@ enum View<'a> {
     Nothing,
 }
 
-/// The same, for whoever changes it.
+/// The same, to change its state.
 enum ViewMut<'a> {
     Plain(&'a mut TcpStream),
     Tls(&'a mut Secure),
@@ -84,9 +84,13 @@ pub trait Carried: std::fmt::Debug {
     /// As [`Stream::peer`].
     fn peer(&self) -> Peer;
     /// As [`Stream::is_refused`].
-    fn is_refused(&self) -> bool;
+    fn is_refused(&self) -> bool {
+        false
+    }
     /// As [`Stream::is_tls`].
-    fn is_tls(&self) -> bool;
+    fn is_tls(&self) -> bool {
+        false
+    }
 }
 
 impl Stream {
@@ -120,8 +124,8 @@ impl Stream {
         Ok(Self { kind })
     }
 
-    /// Starts to connect to an endpoint, from this address of the machine if one is given. Writable means connected or failed, see
-    /// [`Self::take_error`].
+    /// Starts to connect to an endpoint, from this address of the machine if one is given. Writable means
+    /// connected or failed, see [`Self::take_error`].
     pub fn connect(address: SocketAddr, from: Option<IpAddr>) -> io::Result<Self> {
         let kind = Kind::Plain(socket::connect(address, from)?);
         Ok(Self { kind })
@@ -314,7 +318,7 @@ impl Stream {
         self.poll_write(cx, first.map_or(&[], |part| part))
     }
 
-    /// Ready when the kernel has all that was taken. Whoever has written must poll this before it
+    /// Ready when the kernel has all that was taken. A task that has written must poll this before it
     /// waits for anything else.
     #[inline]
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

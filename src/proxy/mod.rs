@@ -12,6 +12,7 @@
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | `health_check` | the answer on a Service's `healthCheckNodePort` |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
+//! | [`race`] | the connects of one client |
 //! | `early_end`, [`parting`] | the access log's line for what is refused; the last of a cut connection |
 //! | [`second_look`] | whether an endpoint that has lost a connection leaves, or is ejected |
 //! | [`client`], [`source`] | a client's socket and what was read from it; which address endpoints see |
@@ -32,6 +33,7 @@ pub(crate) mod health_check;
 pub mod http;
 pub mod parting;
 pub mod proxy_header;
+pub mod race;
 pub mod relay;
 pub mod run;
 pub mod second_look;

@@ -25,6 +25,17 @@ pub struct Wanted {
     pub tunnel: Option<Tunnel>,
 }
 
+/// A head that was read from text.
+#[derive(Debug)]
+pub struct Read<T> {
+    /// The head.
+    pub head: T,
+    /// How the text of its body ends.
+    pub framing: Framing,
+    /// Bytes of the text that the head took.
+    pub length: usize,
+}
+
 /// How a stream becomes a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tunnel {
@@ -132,18 +143,20 @@ fn write_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads a request head that `head.rs` has written. The scheme is `http` unless `https` is set.
+/// Reads a request head that `head.rs` has written, and returns how many bytes it took. `None`: its end
+/// is still to come. The scheme is `http` unless `https` is set.
 ///
 /// # Errors
 /// HTTP/2 has no such request: its target is none of RFC 3986.
-pub fn read_request(head: &[u8], https: bool) -> Result<(Request<()>, Framing), Reject> {
+pub fn read_request(text: &[u8], https: bool) -> Result<Option<Read<Request<()>>>, Reject> {
     const BAD: Reject = Reject::bad("bad_target");
     let mut lines: Lines<'_> = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
-    let read = parsed.parse_with_uninit_headers(head, &mut lines);
-    if !read.is_ok_and(|it| it.is_complete()) {
-        return Err(Reject::bad("bad_request_line"));
-    }
+    let read = parsed.parse_with_uninit_headers(text, &mut lines);
+    let httparse::Status::Complete(length) = read.map_err(|_| Reject::bad("bad_request_line"))?
+    else {
+        return Ok(None);
+    };
     let method = Method::from_bytes(parsed.method.unwrap_or_default().as_bytes());
     let method = method.map_err(|_| Reject::bad("bad_request_line"))?;
     let target = parsed.path.unwrap_or_default();
@@ -165,7 +178,11 @@ pub fn read_request(head: &[u8], https: bool) -> Result<(Request<()>, Framing), 
         let value = HeaderValue::from_static("trailers");
         request.headers_mut().insert(header::TE, value);
     }
-    Ok((request, framing))
+    Ok(Some(Read {
+        head: request,
+        framing,
+        length,
+    }))
 }
 
 /// Appends a response head as text. `ends`: no body follows. `head_only`: the request was HEAD.
@@ -206,12 +223,13 @@ pub fn write_response(
     framing
 }
 
-/// Reads a response head that `head.rs` or `answer.rs` has written. The framing is that of its fields:
-/// the caller knows of HEAD and of tunnels.
+/// Reads a response head that `head.rs` or `answer.rs` has written, and returns how many bytes it took.
+/// `None`: its end is still to come. The framing is that of its fields: the caller knows of HEAD and of
+/// tunnels.
 ///
 /// # Errors
 /// The head is not one of theirs.
-pub fn read_response(head: &[u8]) -> Result<(Response<()>, Framing), Reject> {
+pub fn read_response(text: &[u8]) -> Result<Option<Read<Response<()>>>, Reject> {
     const BAD: Reject = Reject {
         status: 502,
         reason: "bad_status_line",
@@ -219,10 +237,10 @@ pub fn read_response(head: &[u8]) -> Result<(Response<()>, Framing), Reject> {
     let mut lines: Lines<'_> = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let read = config.parse_response_with_uninit_headers(&mut parsed, head, &mut lines);
-    if !read.is_ok_and(|it| it.is_complete()) {
-        return Err(BAD);
-    }
+    let read = config.parse_response_with_uninit_headers(&mut parsed, text, &mut lines);
+    let httparse::Status::Complete(length) = read.map_err(|_| BAD)? else {
+        return Ok(None);
+    };
     let mut response = Response::new(());
     let code = parsed.code.unwrap_or_default();
     *response.status_mut() = StatusCode::from_u16(code).map_err(|_| BAD)?;
@@ -233,7 +251,11 @@ pub fn read_response(head: &[u8]) -> Result<(Response<()>, Framing), Reject> {
         Framing::None if !matches!(code, 100..200 | 204 | 304) => Framing::UntilClose,
         framing => framing,
     };
-    Ok((response, framing))
+    Ok(Some(Read {
+        head: response,
+        framing,
+        length,
+    }))
 }
 
 /// Appends the end of a chunked body, with these trailers.
@@ -253,14 +275,14 @@ pub fn is_grpc(fields: &HeaderMap) -> bool {
 }
 
 /// The fields of a message without those of one hop.
-struct Read<'a> {
+struct ReadFields<'a> {
     map: HeaderMap,
     host: Option<&'a [u8]>,
     trailers: bool,
 }
 
-fn read_fields<'a>(lines: &[httparse::Header<'a>]) -> (Read<'a>, Framing) {
-    let mut fields = Read {
+fn read_fields<'a>(lines: &[httparse::Header<'a>]) -> (ReadFields<'a>, Framing) {
+    let mut fields = ReadFields {
         map: HeaderMap::with_capacity(lines.len()),
         host: None,
         trailers: false,

@@ -240,7 +240,7 @@ fn responses_keep_their_meaning_in_both_directions() {
         let read = parse_response(&out, &LIMITS, method, Version::H11, false, &mut canonical);
         let read = read.unwrap().unwrap();
         assert_eq!((read.status, read.framing), (status, framing));
-        let (back, _) = read_response(&canonical).unwrap();
+        let back = read_response(&canonical).unwrap().unwrap().head;
         assert_eq!(back.status(), code);
         for (name, value) in lines.iter().filter(|(name, _)| *name != "content-length") {
             assert_eq!(back.headers()[*name], *value);
@@ -253,9 +253,12 @@ fn responses_keep_their_meaning_in_both_directions() {
 #[test]
 fn a_response_that_only_its_connection_ends_is_known() {
     let head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
-    assert_eq!(read_response(head).unwrap().1, Framing::UntilClose);
+    assert_eq!(
+        read_response(head).unwrap().unwrap().framing,
+        Framing::UntilClose
+    );
     let head = b"HTTP/1.1 204 No Content\r\n\r\n";
-    assert_eq!(read_response(head).unwrap().1, Framing::None);
+    assert_eq!(read_response(head).unwrap().unwrap().framing, Framing::None);
 }
 
 #[test]
@@ -360,7 +363,10 @@ proptest! {
         let lines = out.split(|&b| b == b'\n').count() - 2;
         let own = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "host", "transfer-encoding", "te", "connection"];
         prop_assert!(lines <= request.headers().len() + own.len());
-        if let Ok((back, framing)) = read_request(&out, false) {
+        if let Ok(read) = read_request(&out, false) {
+            let read = read.expect("a whole head");
+            prop_assert_eq!(read.length, out.len());
+            let (back, framing) = (read.head, read.framing);
             prop_assert_eq!(framing == Framing::Chunked, parsed.framing == Framing::Chunked);
             for (name, value) in back.headers() {
                 let sent = request.headers().get_all(name);

@@ -1,5 +1,5 @@
 //! Whether the kernel's table of connections (conntrack) is full: then it drops each new connection to
-//! and from this node, whoever serves it. A connection by a cluster IP takes two places, the client's
+//! and from this node, served by Ebbtide or not. A connection by a cluster IP takes two places, the client's
 //! and the proxy's own to the endpoint.
 
 use std::io;

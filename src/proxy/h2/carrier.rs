@@ -13,6 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use h2::client::SendRequest;
 
+use crate::proxy::h2::flow::Bodies;
 use crate::proxy::h2::limits::STREAMS;
 use crate::proxy::silence::Slot;
 
@@ -28,6 +29,7 @@ pub struct Carrier {
     pub(super) backend: Option<u64>,
     /// Its place among the sockets to the endpoint.
     pub(super) slot: Slot,
+    pub(super) bodies: Bodies,
     streams: Cell<u32>,
     /// It has carried a stream before.
     pub(super) used: Cell<bool>,
@@ -49,6 +51,7 @@ impl Carrier {
             is_named,
             backend,
             slot,
+            bodies: Bodies::default(),
             streams: Cell::new(0),
             used: Cell::new(false),
             idle_since: Cell::new(Instant::now()),

@@ -18,13 +18,14 @@ use http::{Method, Request, Response, StatusCode};
 
 use crate::net::socket::Peer;
 use crate::net::stream::Carried;
-use crate::proxy::h2::flow::{Inflow, Outflow, broken, take};
+use crate::proxy::h2::flow::{Beginning, Bodies, Inflow, Outflow, broken, take};
 use crate::wire::message::{Framing, Reject};
-use crate::wire::translate::{Tunnel, Wanted, is_grpc, read_response, write_request};
+use crate::wire::translate::{Read, Tunnel, Wanted, is_grpc, read_response, write_request};
 
-/// What a connection counts of its streams.
+/// What a connection knows of its streams.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct Streams {
+    pub(super) bodies: Bodies,
     /// Streams that are open.
     pub(super) open: Cell<u32>,
     /// Streams that the client has reset before they had an answer.
@@ -37,7 +38,7 @@ pub(super) struct Counts {
 #[derive(Debug)]
 pub(super) struct ClientStream {
     state: RefCell<State>,
-    counts: Rc<Counts>,
+    streams: Rc<Streams>,
     is_tls: bool,
 }
 
@@ -45,17 +46,16 @@ pub(super) struct ClientStream {
 struct State {
     /// What is left of the request's head.
     head: Vec<u8>,
-    body: Inflow,
+    body: Rc<RefCell<Inflow>>,
     answer: Answer,
-    /// The beginning of a response head.
-    partial: Vec<u8>,
+    partial: Beginning,
     wanted: Wanted,
     head_only: bool,
     /// Client and endpoint are joined byte for byte.
     is_tunnel: bool,
     /// The client has reset the stream, or its connection has ended.
     gone: bool,
-    /// Whoever polled last.
+    /// Wakes the task that polled last.
     waker: Waker,
 }
 
@@ -67,14 +67,14 @@ enum Answer {
 }
 
 impl ClientStream {
-    /// A stream that has just come. Its end is counted in `counts`. `is_tls`: its connection is encrypted.
+    /// A stream that has just come. Its end is counted in `streams`. `is_tls`: its connection is encrypted.
     ///
     /// # Errors
     /// The request cannot be forwarded, and has been answered.
     pub(super) fn new(
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
-        counts: Rc<Counts>,
+        streams: Rc<Streams>,
         is_tls: bool,
     ) -> Result<Self, Reject> {
         let (parts, recv) = request.into_parts();
@@ -94,20 +94,20 @@ impl ClientStream {
                 return Err(reject);
             }
         };
-        counts.open.set(counts.open.get() + 1);
+        streams.open.set(streams.open.get() + 1);
         Ok(Self {
             state: RefCell::new(State {
                 head,
-                body: Inflow::new(recv, framing),
+                body: streams.bodies.add(Inflow::new(recv, framing)),
                 answer: Answer::Due(respond),
-                partial: Vec::new(),
+                partial: Beginning::default(),
                 wanted,
                 head_only: request.method() == Method::HEAD,
                 is_tunnel: false,
                 gone: false,
                 waker: Waker::noop().clone(),
             }),
-            counts,
+            streams,
             is_tls,
         })
     }
@@ -131,16 +131,12 @@ impl Carried for ClientStream {
         let state = &mut *self.state.borrow_mut();
         ready!(state.poll_readable(cx))?;
         if !state.head.is_empty() {
-            let n = take(&mut state.head, room);
-            if state.head.is_empty() {
-                state.head = Vec::new();
-            }
-            return Poll::Ready(Ok(n));
+            return Poll::Ready(Ok(take(&mut state.head, room)));
         }
         if state.is_over() {
             return Poll::Ready(Ok(0));
         }
-        state.body.poll_read(cx, room).map_err(broken)
+        state.body.borrow_mut().poll_read(cx, room).map_err(broken)
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -148,10 +144,13 @@ impl Carried for ClientStream {
         state.waker.clone_from(cx.waker());
         let mut taken = 0;
         while matches!(state.answer, Answer::Due(_)) {
-            let Some(n) = state.take_head(&bytes[taken..])? else {
-                return Poll::Ready(Ok(bytes.len()));
-            };
+            let read = state.partial.read(&bytes[taken..], read_response);
+            let (n, head) = read.map_err(|_| io::ErrorKind::InvalidData)?;
             taken += n;
+            let Some(Read { head, framing, .. }) = head else {
+                return Poll::Ready(Ok(taken));
+            };
+            state.begin(head, framing)?;
         }
         let rest = &bytes[taken..];
         let Answer::Begun { body, .. } = &mut state.answer else {
@@ -189,10 +188,6 @@ impl Carried for ClientStream {
         }
     }
 
-    fn is_refused(&self) -> bool {
-        false
-    }
-
     fn is_tls(&self) -> bool {
         self.is_tls
     }
@@ -210,13 +205,15 @@ impl State {
         if !self.head.is_empty() || self.is_over() {
             return Poll::Ready(Ok(()));
         }
-        match self.body.poll_ready(cx) {
+        let read = self.body.borrow_mut().poll_ready(cx);
+        let has_more = self.body.borrow().has_more();
+        match read {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => {
                 self.gone = true;
                 Poll::Ready(Err(broken(error)))
             }
-            Poll::Ready(Ok(())) if self.is_tunnel || self.body.has_more() => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(())) if self.is_tunnel || has_more => Poll::Ready(Ok(())),
             // The client has sent its request, and waits.
             Poll::Ready(Ok(())) => {
                 ready!(self.poll_gone(cx));
@@ -238,31 +235,11 @@ impl State {
         Poll::Ready(())
     }
 
-    /// Takes the bytes of one response head. `None`: its end is still to come, and all was taken.
-    fn take_head(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
-        let before = self.partial.len();
-        if before == 0
-            && let Some(end) = end_of_head(bytes)
-        {
-            self.begin(&bytes[..end])?;
-            return Ok(Some(end));
-        }
-        self.partial.extend_from_slice(bytes);
-        let Some(end) = end_of_head(&self.partial) else {
-            return Ok(None);
-        };
-        let head = std::mem::take(&mut self.partial);
-        self.begin(&head[..end])?;
-        Ok(Some(end - before))
-    }
-
     /// Sends a response head.
-    fn begin(&mut self, head: &[u8]) -> io::Result<()> {
+    fn begin(&mut self, mut response: Response<()>, framing: Framing) -> io::Result<()> {
         let Answer::Due(send) = &mut self.answer else {
             return Ok(());
         };
-        let read = read_response(head);
-        let (mut response, framing) = read.map_err(|_| io::ErrorKind::InvalidData)?;
         let status = response.status();
         let upgrades = status == StatusCode::SWITCHING_PROTOCOLS;
         if status.is_informational() && !upgrades {
@@ -331,15 +308,13 @@ impl State {
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        let counts = &self.counts;
-        counts.open.set(counts.open.get() - 1);
+        let streams = &self.streams;
+        streams.open.set(streams.open.get() - 1);
         let state = self.state.get_mut();
-        let which = match state.answer {
-            Answer::Due(_) => &counts.resets,
-            Answer::Begun { .. } | Answer::Over => &counts.answers,
-        };
-        if state.gone || !matches!(state.answer, Answer::Due(_)) {
-            which.set(which.get() + 1);
+        match state.answer {
+            Answer::Due(_) if state.gone => streams.resets.set(streams.resets.get() + 1),
+            Answer::Due(_) => {}
+            Answer::Begun { .. } | Answer::Over => streams.answers.set(streams.answers.get() + 1),
         }
         if !state.gone {
             state.cut();
@@ -367,19 +342,6 @@ fn refusal(status: StatusCode, reason: &str, grpc: bool) -> Response<()> {
     }
     response.headers_mut().insert(REASON, reason);
     response
-}
-
-/// Where the first head in `text` ends.
-pub(super) fn end_of_head(text: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    while let Some(at) = text[from..].iter().position(|&b| b == b'\n') {
-        let end = from + at + 1;
-        if text[end..].starts_with(b"\r\n") {
-            return Some(end + 2);
-        }
-        from = end;
-    }
-    None
 }
 
 const REASON: HeaderName = HeaderName::from_static("x-ebbtide-reason");

@@ -101,6 +101,11 @@ pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
     let (here, that) = (local.clone(), Rc::downgrade(&carrier));
     tokio::task::spawn_local(async move {
         let driven = poll_fn(|cx| {
+            if wire.has_read_much()
+                && let Some(carrier) = that.upgrade()
+            {
+                carrier.bodies.gather();
+            }
             let polled = Pin::new(&mut connection).poll(cx);
             wire.poll_send(cx);
             polled
@@ -110,7 +115,7 @@ pub async fn adopt(upstream: Upstream) -> Option<Upstream> {
             tracing::debug!(endpoint = %address, %error, "a connection of HTTP/2 has failed");
         }
         let mut carriers = here.carriers.borrow_mut();
-        carriers.retain(|it| Rc::downgrade(it).as_ptr() != that.as_ptr());
+        carriers.retain(|it| Rc::as_ptr(it) != that.as_ptr());
     });
     let answered = tokio::time::timeout(PATIENCE, ping.ping(Ping::opaque())).await;
     if answered.is_ok_and(|it| it.is_err()) {

@@ -8,20 +8,21 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
+use http::{Method, Request};
 
 use crate::net::socket::Peer;
 use crate::net::stream::Carried;
 use crate::proxy::h2::carrier;
-use crate::proxy::h2::client::end_of_head;
-use crate::proxy::h2::flow::{Inflow, Outflow, broken, take};
+use crate::proxy::h2::flow::{Beginning, Inflow, Outflow, broken, take};
 use crate::wire::answer::write_answer;
 use crate::wire::message::Framing;
-use crate::wire::translate::{read_request, write_response};
+use crate::wire::translate::{Read, read_request, write_response};
 
 /// A stream of a connection to an endpoint.
 #[derive(Debug)]
@@ -31,8 +32,7 @@ pub(super) struct EndpointStream {
 
 #[derive(Debug)]
 struct State {
-    /// The beginning of a request head.
-    partial: Vec<u8>,
+    partial: Beginning,
     request: Sending,
     head_only: bool,
     /// What is left of the response's head.
@@ -56,7 +56,7 @@ enum Receiving {
     /// The request is still to be sent.
     Due,
     Head(ResponseFuture),
-    Body(Inflow),
+    Body(Rc<RefCell<Inflow>>),
     /// It did not come from the endpoint.
     Made,
 }
@@ -66,7 +66,7 @@ impl EndpointStream {
         let request = Sending::Due(carried.0.send.clone());
         Self {
             state: RefCell::new(State {
-                partial: Vec::new(),
+                partial: Beginning::default(),
                 request,
                 head_only: false,
                 head: Vec::new(),
@@ -95,14 +95,10 @@ impl Carried for EndpointStream {
         let state = &mut *self.state.borrow_mut();
         ready!(state.poll_readable(cx))?;
         if !state.head.is_empty() {
-            let n = take(&mut state.head, room);
-            if state.head.is_empty() {
-                state.head = Vec::new();
-            }
-            return Poll::Ready(Ok(n));
+            return Poll::Ready(Ok(take(&mut state.head, room)));
         }
         match &mut state.response {
-            Receiving::Body(body) => body.poll_read(cx, room).map_err(broken),
+            Receiving::Body(body) => body.borrow_mut().poll_read(cx, room).map_err(broken),
             _ => Poll::Ready(Ok(0)),
         }
     }
@@ -115,14 +111,22 @@ impl Carried for EndpointStream {
                 (state.lost, state.refused) = (true, true);
                 return Poll::Ready(Err(broken(error)));
             }
-            let before = state.partial.len();
-            state.partial.extend_from_slice(bytes);
-            let Some(end) = end_of_head(&state.partial) else {
+            if matches!(state.response, Receiving::Made) {
                 return Poll::Ready(Ok(bytes.len()));
-            };
-            let head = std::mem::take(&mut state.partial);
-            taken = end - before;
-            state.begin(&head[..end])?;
+            }
+            let is_tls = state.carried.0.backend.is_some();
+            match state.partial.read(bytes, |text| read_request(text, is_tls)) {
+                Ok((n, None)) => return Poll::Ready(Ok(n)),
+                Ok((n, Some(read))) => {
+                    taken = n;
+                    state.begin(read)?;
+                }
+                Err(reject) => {
+                    write_answer(400, reject.reason, None, true, false, &mut state.head);
+                    state.response = Receiving::Made;
+                    return Poll::Ready(Ok(bytes.len()));
+                }
+            }
         }
         let Sending::Begun(body) = &mut state.request else {
             return Poll::Ready(Ok(bytes.len()));
@@ -151,27 +155,16 @@ impl Carried for EndpointStream {
     fn is_refused(&self) -> bool {
         self.state.borrow().refused
     }
-
-    fn is_tls(&self) -> bool {
-        false
-    }
 }
 
 impl State {
     /// Sends a request head.
-    fn begin(&mut self, head: &[u8]) -> io::Result<()> {
+    fn begin(&mut self, read: Read<Request<()>>) -> io::Result<()> {
         let Sending::Due(send) = &mut self.request else {
             return Ok(());
         };
-        let (request, framing) = match read_request(head, self.carried.0.backend.is_some()) {
-            Ok(read) => read,
-            Err(reject) => {
-                write_answer(400, reject.reason, None, true, false, &mut self.head);
-                self.response = Receiving::Made;
-                return Ok(());
-            }
-        };
-        self.head_only = request.method() == http::Method::HEAD;
+        let (request, framing) = (read.head, read.framing);
+        self.head_only = request.method() == Method::HEAD;
         let ends = matches!(framing, Framing::None | Framing::Counted(0));
         match send.send_request(request, ends) {
             Ok((response, send)) => {
@@ -197,7 +190,7 @@ impl State {
         let ready = match &mut self.response {
             Receiving::Due => return Poll::Pending,
             Receiving::Made => return Poll::Ready(Ok(())),
-            Receiving::Body(body) => ready!(body.poll_ready(cx)),
+            Receiving::Body(body) => ready!(body.borrow_mut().poll_ready(cx)),
             Receiving::Head(response) => {
                 if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
                     let (status, fields) = (interim.status(), interim.headers());
@@ -211,7 +204,8 @@ impl State {
                         let (status, fields) = (parts.status, &parts.headers);
                         let framing =
                             write_response(status, fields, ends, self.head_only, &mut self.head);
-                        self.response = Receiving::Body(Inflow::new(recv, framing));
+                        let body = Inflow::new(recv, framing);
+                        self.response = Receiving::Body(self.carried.0.bodies.add(body));
                         Ok(())
                     }
                     Err(error) => {

@@ -1,17 +1,19 @@
 //! One direction of a stream's body: DATA frames as text of HTTP/1, and back.
 //!
 //! Invariant: no more is taken from the reader of one side than the other side has room for, so a
-//! stream holds at most its window.
+//! stream holds at most its window, in frames of whatever size.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
-use std::task::{Context, Poll, ready};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
-use crate::wire::message::Framing;
-use crate::wire::translate::{Chunks, Piece, write_last_chunk};
+use crate::wire::message::{Framing, Reject};
+use crate::wire::translate::{Chunks, Piece, Read, write_last_chunk};
 
 /// A body that comes in DATA frames, read as text.
 #[derive(Debug)]
@@ -22,7 +24,11 @@ pub(super) struct Inflow {
     text: Vec<u8>,
     /// What is left of a DATA frame.
     data: Bytes,
+    /// What has come behind `data` and was gathered.
+    gathered: Vec<u8>,
     ended: bool,
+    /// Wakes the task that polled last.
+    waker: Waker,
 }
 
 impl Inflow {
@@ -32,14 +38,35 @@ impl Inflow {
             chunked: framing == Framing::Chunked,
             text: Vec::new(),
             data: Bytes::new(),
+            gathered: Vec::new(),
             ended: false,
+            waker: Waker::noop().clone(),
         }
+    }
+
+    /// Takes what has come out of `h2`, which keeps a record of each frame: hundreds of bytes for a frame
+    /// of one byte.
+    fn gather(&mut self) {
+        let mut cx = Context::from_waker(&self.waker);
+        // An end and an error are found again by who reads.
+        while let Poll::Ready(Some(Ok(data))) = self.recv.poll_data(&mut cx) {
+            self.gathered.extend_from_slice(&data);
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
+        if self.gathered.is_empty() {
+            self.waker.clone_from(cx.waker());
+            return self.recv.poll_data(cx);
+        }
+        let gathered = std::mem::take(&mut self.gathered);
+        Poll::Ready(Some(Ok(gathered.into())))
     }
 
     /// Ready when there is something to read, or nothing will come.
     pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         while self.text.is_empty() && self.data.is_empty() && !self.ended {
-            match ready!(self.recv.poll_data(cx)).transpose()? {
+            match ready!(self.poll_data(cx)).transpose()? {
                 Some(data) if data.is_empty() => {}
                 Some(data) => {
                     if self.chunked {
@@ -87,12 +114,66 @@ impl Inflow {
     }
 }
 
-/// Moves bytes from the beginning of `text`.
+/// The bodies that a connection receives.
+#[derive(Debug, Default)]
+pub(super) struct Bodies(RefCell<Vec<Weak<RefCell<Inflow>>>>);
+
+impl Bodies {
+    pub(super) fn add(&self, body: Inflow) -> Rc<RefCell<Inflow>> {
+        let mut all = self.0.borrow_mut();
+        if all.len() == all.capacity() {
+            all.retain(|it| it.strong_count() > 0);
+        }
+        let body = Rc::new(RefCell::new(body));
+        all.push(Rc::downgrade(&body));
+        body
+    }
+
+    /// Joins the frames that nobody has read yet. `h2` ends a connection that holds too many small ones.
+    pub(super) fn gather(&self) {
+        for body in self.0.borrow().iter().filter_map(Weak::upgrade) {
+            body.borrow_mut().gather();
+        }
+    }
+}
+
+/// Moves bytes from the beginning of `text`. A head's buffer is freed after its end, a chunk's line is so
+/// short that its buffer is kept.
 pub(super) fn take(text: &mut Vec<u8>, room: &mut [u8]) -> usize {
     let n = text.len().min(room.len());
     room[..n].copy_from_slice(&text[..n]);
     text.drain(..n);
+    if text.is_empty() && text.capacity() > LINE {
+        *text = Vec::new();
+    }
     n
+}
+
+/// The beginning of a head that is written as text.
+#[derive(Debug, Default)]
+pub(super) struct Beginning(Vec<u8>);
+
+impl Beginning {
+    /// Reads a head from what has come of it and `bytes`. Returns how many of `bytes` were taken; all of
+    /// them while the end of the head is still to come.
+    pub(super) fn read<T>(
+        &mut self,
+        bytes: &[u8],
+        read: impl Fn(&[u8]) -> Result<Option<Read<T>>, Reject>,
+    ) -> Result<(usize, Option<Read<T>>), Reject> {
+        if self.0.is_empty()
+            && let Some(found) = read(bytes)?
+        {
+            return Ok((found.length, Some(found)));
+        }
+        let before = self.0.len();
+        self.0.extend_from_slice(bytes);
+        let Some(found) = read(&self.0)? else {
+            return Ok((bytes.len(), None));
+        };
+        self.0 = Vec::new();
+        Ok((found.length - before, Some(found)))
+    }
 }
 
 /// A body that is written as text and goes out in DATA frames.
@@ -156,60 +237,68 @@ impl Outflow {
                     }
                 }
             };
-            let mut room = match self.poll_room(cx, data) {
+            let room = match self.poll_room(cx, data) {
                 Poll::Ready(room) => room?.min(data),
                 Poll::Pending if taken > 0 => break,
                 Poll::Pending => return Poll::Pending,
             };
             let rest = &bytes[taken..];
-            match &mut self.form {
-                Form::Chunked(chunks) => {
-                    // Chunks that have come together leave in one frame: a frame costs more than the
-                    // byte that may be in it.
-                    let mut piece = Vec::with_capacity(room);
-                    let end = loop {
-                        let (lines, next) = next(chunks, &bytes[taken..])?;
-                        taken += lines;
-                        match next {
-                            Piece::Data(data) => {
-                                if piece.len() == room {
-                                    self.send.reserve_capacity(room + data);
-                                    room = self.send.capacity().min(room + data);
-                                }
-                                let n = data.min(room - piece.len());
-                                if n == 0 {
-                                    break None;
-                                }
-                                piece.extend_from_slice(&bytes[taken..taken + n]);
-                                chunks.took(n);
-                                taken += n;
-                            }
-                            Piece::More => break None,
-                            Piece::End(trailers) => break Some(trailers),
-                        }
-                    };
-                    let piece = Bytes::from(piece);
-                    match end {
-                        Some(trailers) => self.finish(piece, trailers)?,
-                        None => self.send.send_data(piece, false).map_err(broken)?,
-                    }
-                }
-                form => {
-                    taken += room;
-                    let mut ends = false;
-                    if let Form::Counted(left) = form {
-                        *left -= room as u64;
-                        ends = *left == 0;
-                    }
-                    let piece = Bytes::copy_from_slice(&rest[..room]);
-                    self.send.send_data(piece, ends).map_err(broken)?;
-                    if ends {
-                        self.form = Form::Done;
-                    }
-                }
-            }
+            taken += match self.form {
+                Form::Chunked(_) => self.send_chunks(rest, room)?,
+                _ => self.send_plain(&rest[..room])?,
+            };
         }
         Poll::Ready(Ok(taken))
+    }
+
+    /// Sends a piece of a body without chunks. Returns its length.
+    fn send_plain(&mut self, piece: &[u8]) -> io::Result<usize> {
+        let mut ends = false;
+        if let Form::Counted(left) = &mut self.form {
+            *left -= piece.len() as u64;
+            ends = *left == 0;
+        }
+        if ends {
+            self.form = Form::Done;
+        }
+        let data = Bytes::copy_from_slice(piece);
+        self.send.send_data(data, ends).map_err(broken)?;
+        Ok(piece.len())
+    }
+
+    /// Sends chunks that have come together in one frame: a frame costs more than the byte that may be in
+    /// it. There is room for `room` bytes. Returns how many bytes of the text were taken.
+    fn send_chunks(&mut self, text: &[u8], mut room: usize) -> io::Result<usize> {
+        let Form::Chunked(chunks) = &mut self.form else {
+            return Ok(0);
+        };
+        let (mut piece, mut taken) = (Vec::with_capacity(room), 0);
+        let end = loop {
+            let (lines, next) = next(chunks, &text[taken..])?;
+            taken += lines;
+            let data = match next {
+                Piece::Data(data) => data,
+                Piece::More => break None,
+                Piece::End(trailers) => break Some(trailers),
+            };
+            if piece.len() == room {
+                self.send.reserve_capacity(room + data);
+                room = self.send.capacity().min(room + data);
+            }
+            let n = data.min(room - piece.len());
+            if n == 0 {
+                break None;
+            }
+            piece.extend_from_slice(&text[taken..taken + n]);
+            chunks.took(n);
+            taken += n;
+        };
+        let piece = Bytes::from(piece);
+        match end {
+            Some(trailers) => self.finish(piece, trailers)?,
+            None => self.send.send_data(piece, false).map_err(broken)?,
+        }
+        Ok(taken)
     }
 
     /// Ends a body with its last piece, which may be empty.
@@ -287,3 +376,6 @@ fn next(chunks: &mut Chunks, rest: &[u8]) -> io::Result<(usize, Piece)> {
     let next = chunks.next(rest);
     Ok(next.ok_or(io::ErrorKind::InvalidData)?)
 }
+
+/// Bytes of a chunk's line and less, for which a buffer is kept.
+const LINE: usize = 64;

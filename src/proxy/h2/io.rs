@@ -32,46 +32,44 @@ struct State {
     /// What is written and not yet sent, from `sent` on.
     out: Vec<u8>,
     sent: usize,
-    pace: Option<Pace>,
+    frames: Frames,
+    /// The cost of what was read since the peer paused, or since the last turn.
+    cost: usize,
+    /// The same since [`Wire::has_read_much`] was true.
+    in_all: usize,
+    /// The most that is read at once. Small frames cost more than their bytes.
+    room: usize,
 }
 
-/// A client that sends without a pause takes turns with others like it. A read costs more than its
-/// bytes: they may be a thousand frames.
-struct Pace {
-    queue: Rc<Queue>,
-    turn: Turn,
-    /// What was read since the client paused, or since the last turn.
-    read: usize,
-}
-
+/// A peer that sends without a pause leaves the worker to others now and then.
 enum Peer {
-    Client(Stream),
+    /// It takes turns with others like it.
+    Client(Stream, Rc<Queue>, Turn),
     Endpoint(Upstream),
 }
 
 /// A connection of a client that has sent `unread` already. If it sends without a pause, it takes turns
 /// of `queue`.
 pub(super) fn of_client(stream: Stream, unread: Vec<u8>, queue: Rc<Queue>) -> (Io, Rc<Wire>) {
-    let pace = Pace {
-        queue,
-        turn: Turn::default(),
-        read: 0,
-    };
-    new(Peer::Client(stream), unread, Some(pace))
+    let frames = Frames::after(PREFACE);
+    new(Peer::Client(stream, queue, Turn::default()), unread, frames)
 }
 
 /// A connection to an endpoint.
 pub(super) fn of_endpoint(upstream: Upstream) -> (Io, Rc<Wire>) {
-    new(Peer::Endpoint(upstream), Vec::new(), None)
+    new(Peer::Endpoint(upstream), Vec::new(), Frames::after(0))
 }
 
-fn new(peer: Peer, unread: Vec<u8>, pace: Option<Pace>) -> (Io, Rc<Wire>) {
+fn new(peer: Peer, unread: Vec<u8>, frames: Frames) -> (Io, Rc<Wire>) {
     let wire = Rc::new(Wire(RefCell::new(State {
         peer,
         unread,
         out: Vec::new(),
         sent: 0,
-        pace,
+        frames,
+        cost: 0,
+        in_all: 0,
+        room: AT_ONCE,
     })));
     (Io(wire.clone()), wire)
 }
@@ -82,12 +80,22 @@ impl Wire {
     pub(super) fn poll_send(&self, cx: &mut Context<'_>) {
         let _ = self.0.borrow_mut().poll_send(cx);
     }
+
+    /// Whether so much was read since this was last true that it may be many frames.
+    pub(super) fn has_read_much(&self) -> bool {
+        let state = &mut *self.0.borrow_mut();
+        let much = state.in_all >= AT_ONCE;
+        if much {
+            state.in_all = 0;
+        }
+        much
+    }
 }
 
 impl State {
     fn stream(&mut self) -> &mut Stream {
         match &mut self.peer {
-            Peer::Client(stream) => stream,
+            Peer::Client(stream, ..) => stream,
             Peer::Endpoint(upstream) => &mut upstream.stream,
         }
     }
@@ -123,7 +131,7 @@ impl State {
             *slot = part;
         }
         match &mut self.peer {
-            Peer::Client(stream) => stream.poll_write_vectored(cx, &all),
+            Peer::Client(stream, ..) => stream.poll_write_vectored(cx, &all),
             Peer::Endpoint(upstream) => upstream.stream.poll_write_vectored(cx, &all),
         }
     }
@@ -171,27 +179,38 @@ impl AsyncRead for Io {
         if !state.unread.is_empty() {
             let n = state.unread.len().min(buf.remaining());
             buf.put_slice(&state.unread[..n]);
+            state.frames.count(&state.unread[..n]);
             state.unread.drain(..n);
             if state.unread.is_empty() {
                 state.unread = Vec::new();
             }
             return Poll::Ready(Ok(()));
         }
-        if let Some(pace) = &mut state.pace
-            && pace.read >= AT_ONCE
-        {
-            ready!(pace.turn.poll(&pace.queue, cx));
-            pace.read = 0;
-        }
-        let polled = state.stream().poll_read(cx, buf.initialize_unfilled());
-        let read = polled.map_ok(|read| read.len());
-        if let Some(pace) = &mut state.pace {
-            match &read {
-                Poll::Ready(read) => pace.read += read.as_ref().unwrap_or(&0),
-                Poll::Pending => pace.read = 0,
+        if state.cost >= AT_ONCE {
+            match &mut state.peer {
+                Peer::Client(_, queue, turn) => ready!(turn.poll(queue, cx)),
+                Peer::Endpoint(_) => {
+                    state.cost = 0;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
             }
+            state.cost = 0;
         }
-        buf.advance(ready!(read)?);
+        let room = state.room.min(buf.remaining());
+        let polled = state
+            .stream()
+            .poll_read(cx, buf.initialize_unfilled_to(room));
+        if polled.is_pending() {
+            (state.cost, state.room) = (0, AT_ONCE);
+        }
+        let read = ready!(polled)?;
+        let n = read.len();
+        let cost = n + A_FRAME * state.frames.count(read);
+        state.cost += cost;
+        state.in_all += cost;
+        state.room = (AT_ONCE * n / cost.max(1)).max(1);
+        buf.advance(n);
         Poll::Ready(Ok(()))
     }
 }
@@ -229,7 +248,50 @@ impl AsyncWrite for Io {
     }
 }
 
+/// Finds where frames begin (RFC 9113 section 4.1).
+struct Frames {
+    /// Bytes before the next frame.
+    skip: usize,
+    /// What has come of the next frame's length, which is three bytes.
+    length: usize,
+    come: u8,
+}
+
+impl Frames {
+    fn after(skip: usize) -> Self {
+        Self {
+            skip,
+            length: 0,
+            come: 0,
+        }
+    }
+
+    /// Takes what comes next. Returns how many frames begin in it.
+    fn count(&mut self, mut bytes: &[u8]) -> usize {
+        let mut found = 0;
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            let Some((byte, rest)) = bytes[skipped..].split_first() else {
+                return found;
+            };
+            bytes = rest;
+            self.length = self.length << 8 | usize::from(*byte);
+            self.come += 1;
+            if self.come == 3 {
+                // Six more bytes of the frame's header.
+                *self = Self::after(6 + self.length);
+                found += 1;
+            }
+        }
+    }
+}
+
 /// Bytes that wait for each other, at most. More go out at once, uncopied.
 const TOGETHER: usize = 24 << 10;
-/// What is read of a client in one turn.
+/// The cost of what is read of a peer in one turn, in bytes.
 const AT_ONCE: usize = 16 << 10;
+/// What a frame costs beside its bytes.
+const A_FRAME: usize = 128;
+/// What a client sends before its first frame (RFC 9113 section 3.4).
+const PREFACE: usize = 24;

@@ -27,7 +27,7 @@ use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
 use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::EarlyEnd;
-use crate::proxy::h2::client::{ClientStream, Counts};
+use crate::proxy::h2::client::{ClientStream, Streams};
 use crate::proxy::h2::io::{self, Io, Wire};
 use crate::proxy::h2::limits::{ALL_WINDOWS, SENDING, STREAMS, WINDOW};
 use crate::proxy::http::serve::http;
@@ -49,7 +49,7 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
     let origin = Origin {
         is_tls: stream.is_tls(),
         worker,
-        counts: Rc::default(),
+        streams: Rc::default(),
         peer,
         neighbour,
         listener,
@@ -81,7 +81,7 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
 /// Where the streams of a connection come from.
 struct Origin {
     worker: Rc<Worker>,
-    counts: Rc<Counts>,
+    streams: Rc<Streams>,
     peer: SocketAddr,
     neighbour: IpAddr,
     listener: Arc<ListenerSpec>,
@@ -102,6 +102,9 @@ impl Origin {
         let mut timer = pin!(tokio::time::sleep(idle));
         let mut used = Instant::now();
         poll_fn(|cx| {
+            if wire.has_read_much() {
+                self.streams.bodies.gather();
+            }
             if !is_leaving && goodbye.as_mut().poll(cx).is_ready() {
                 is_leaving = true;
                 connection.graceful_shutdown();
@@ -115,7 +118,7 @@ impl Origin {
                         if handing_back && !std::mem::replace(&mut is_leaving, true) {
                             connection.graceful_shutdown();
                         }
-                        let (resets, answers) = (&self.counts.resets, &self.counts.answers);
+                        let (resets, answers) = (&self.streams.resets, &self.streams.answers);
                         if resets.get() > answers.get() + RESETS {
                             connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                         }
@@ -126,12 +129,12 @@ impl Origin {
                 }
             }
             wire.poll_send(cx);
-            if self.counts.open.get() > 0 {
+            if self.streams.open.get() > 0 {
                 used = Instant::now();
             }
             while timer.as_mut().poll(cx).is_ready() {
                 let unused = used.elapsed();
-                if self.counts.open.get() > 0 {
+                if self.streams.open.get() > 0 {
                     timer.as_mut().reset((Instant::now() + idle).into());
                 } else if unused < idle {
                     timer.as_mut().reset((used + idle).into());
@@ -156,7 +159,7 @@ impl Origin {
         let handing_back = port.as_ref().is_some_and(|port| port.handing_back);
         let logged = self.worker.shared.access_log.is_some();
         let line = logged.then(|| format!("{} {}", request.method(), request.uri().path()));
-        match ClientStream::new(request, respond, self.counts.clone(), self.is_tls) {
+        match ClientStream::new(request, respond, self.streams.clone(), self.is_tls) {
             Ok(stream) => {
                 let client = Box::new(Client {
                     stream: Stream::carried(Box::new(stream)),

@@ -5,7 +5,7 @@ use http::Response;
 use serde_json::json;
 
 use crate::proxy::h2::app::Version::{self, H1, H2};
-use crate::proxy::h2::app::{App, Call, Client, data, request, with};
+use crate::proxy::h2::app::{Answer, App, Call, Client, data, request, with};
 use crate::support::folder::Folder;
 use crate::support::manifests::service;
 use crate::support::rig::{Rig, one_listener};
@@ -50,20 +50,22 @@ async fn before(endpoints: &[&App], app: &str, retry_on: Option<&str>) -> Rig {
     rig
 }
 
+/// The answer to a POST, or to a call of gRPC.
+async fn post(client: &mut Client, grpc: bool) -> Answer {
+    let kind: &[_] = match grpc {
+        true => &[("content-type", "application/grpc")],
+        false => &[],
+    };
+    let asked = client.ask(with(request("POST", "/"), kind), data("x"));
+    asked.await.unwrap()
+}
+
 /// How many of 20 POSTs were answered by an endpoint that is well.
 async fn served(rig: &Rig, version: Version, grpc: bool) -> usize {
     let mut client = Client::connect(version, rig.web()).await;
     let mut served = 0;
     for _ in 0..20 {
-        let kind = if grpc {
-            &[("content-type", "application/grpc")][..]
-        } else {
-            &[]
-        };
-        let answer = client
-            .ask(with(request("POST", "/"), kind), data("x"))
-            .await
-            .unwrap();
+        let answer = post(&mut client, grpc).await;
         let is_well = answer.status() == 200 && answer.field("grpc-status").is_empty();
         served += usize::from(is_well);
     }
@@ -97,15 +99,7 @@ async fn where_every_endpoint_is_unavailable_the_attempts_are_bounded() {
         let (one, other) = (busy(endpoint).await, busy(endpoint).await);
         let rig = before(&[&one, &other], app, Some("unavailable")).await;
         let mut client = Client::connect(H2, rig.web()).await;
-        let kind = if grpc {
-            &[("content-type", "application/grpc")][..]
-        } else {
-            &[]
-        };
-        let answer = client
-            .ask(with(request("POST", "/"), kind), data("x"))
-            .await
-            .unwrap();
+        let answer = post(&mut client, grpc).await;
         assert_eq!(answer.field("x-ebbtide-reason"), "endpoint_unavailable");
         match grpc {
             true => assert_eq!((answer.status(), answer.field("grpc-status")), (200, "14")),
