@@ -36,6 +36,16 @@ async fn shop(call: Call) {
             let _kept = (call.body, call.reply);
             std::future::pending::<()>().await;
         }
+        // Sends back what it was sent, in pieces of a byte, after a while.
+        "/late" => {
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            let all = whole(call.body).await.data;
+            let (send, pieces) = mpsc::channel(1);
+            call.reply.send(Response::new(()), Some(pieces));
+            for byte in all {
+                let _ = send.send(Piece::Data(vec![byte].into())).await;
+            }
+        }
         "/length" => {
             let length = whole(call.body).await.data.len();
             call.reply.say(&length.to_string());
@@ -175,6 +185,45 @@ async fn bodies_that_nobody_takes_stall_no_other() {
             }
         }
         assert!(stalled.try_join_next().is_none(), "none of them has ended");
+    }
+}
+
+/// Frames of one byte that wait for a slow reader end no connection: 20 streams with 3,000 each, in both
+/// directions.
+#[tokio::test]
+async fn small_frames_may_wait() {
+    const EACH: usize = 3_000;
+    for (version, endpoint) in PAIRS {
+        let (_app, rig) = scene(endpoint).await;
+        let first = client(version, &rig).await;
+        let mut asked = JoinSet::new();
+        for _ in 0..20 {
+            let mut client = match version {
+                H1 => client(H1, &rig).await,
+                H2 => again(&first),
+            };
+            asked.spawn(async move {
+                let (send, pieces) = mpsc::channel(1);
+                let sends = async {
+                    for _ in 0..EACH {
+                        send.send(Piece::Data("x".into())).await.unwrap();
+                    }
+                    drop(send);
+                };
+                let reads = async {
+                    let answer = client.ask(request("POST", "/late"), Some(pieces)).await;
+                    let answer = answer.unwrap();
+                    // Long enough for all that the proxy lets come.
+                    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                    text(answer).await.len()
+                };
+                tokio::join!(sends, reads).1
+            });
+        }
+        while let Some(length) = soon("all answers", asked.join_next()).await {
+            assert_eq!(length.unwrap(), EACH, "{version:?} {endpoint:?}");
+        }
+        assert!(first.is_open(), "{version:?} {endpoint:?}");
     }
 }
 
