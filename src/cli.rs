@@ -195,6 +195,7 @@ impl Proxy {
                 protocol: Some(self.protocol),
                 proxy_protocol: false,
                 allow_connect: false,
+                sni: Vec::new(),
                 source_ranges: Vec::new(),
                 scope: None,
                 health_check: false,

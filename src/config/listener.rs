@@ -1,12 +1,12 @@
 //! The listeners of the file: each value is inside its bounds, and no two have one name or one
 //! address.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::config::fault::Fault;
-use crate::config::settings::{Discovery, Kubernetes, ListenerConfig};
+use crate::config::settings::{Discovery, Kubernetes, ListenerConfig, Passthrough};
 use crate::config::{raw, value};
 use crate::contract::policy::{PortRef, Protocol, Transport};
 
@@ -42,14 +42,21 @@ pub(super) fn listeners(
         }
         if let Discovery::Kubernetes(Kubernetes { namespaces, .. }) = discovery
             && !namespaces.is_empty()
-            && !namespaces.contains(&listener.service.namespace)
         {
-            let what = format!(
-                "namespace {} is not watched, expected one of discovery.kubernetes.namespaces ({})",
-                listener.service.namespace,
-                namespaces.join(", ")
-            );
-            return Err(Fault::new(format!("{me}.service"), what));
+            for (place, service) in listener.services().enumerate() {
+                if !namespaces.contains(&service.namespace) {
+                    let what = format!(
+                        "namespace {} is not watched, expected one of discovery.kubernetes.namespaces ({})",
+                        service.namespace,
+                        namespaces.join(", ")
+                    );
+                    let me = match place.checked_sub(1) {
+                        None => format!("{me}.service"),
+                        Some(place) => format!("{me}.sni[{place}].service"),
+                    };
+                    return Err(Fault::new(me, what));
+                }
+            }
         }
         checked.push(listener);
     }
@@ -88,6 +95,10 @@ impl raw::Listener {
                 _ => tls.check(&me, folder),
             }
         });
+        let sni = passthroughs(self.sni.unwrap_or_default(), me)?;
+        if !sni.is_empty() {
+            may_pass_on(self.protocol, tls.is_some()).map_err(|what| at("sni", what.to_owned()))?;
+        }
         Ok(ListenerConfig {
             address: value::address(&self.address).map_err(|what| at("address", what))?,
             service: value::service(&self.service).map_err(|what| at("service", what))?,
@@ -105,8 +116,50 @@ impl raw::Listener {
             scope: None,
             health_check: false,
             tls: tls.transpose()?,
+            sni,
             name: self.name,
         })
+    }
+}
+
+/// Checks where clients of TLS are passed on to.
+fn passthroughs(found: Vec<raw::Passthrough>, me: &str) -> Result<Vec<Passthrough>, Fault> {
+    let mut known = HashSet::new();
+    let mut checked = Vec::with_capacity(found.len());
+    for (index, raw) in found.into_iter().enumerate() {
+        let at = |field: &str, what: String| Fault::new(format!("{me}.sni[{index}].{field}"), what);
+        if raw.hosts.is_empty() {
+            let what = "no name, expected one such as shop.example.com".to_owned();
+            return Err(at("hosts", what));
+        }
+        for (place, host) in raw.hosts.iter().enumerate() {
+            let field = format!("hosts[{place}]");
+            if !value::host(host) {
+                let what = format!(
+                    "{host:?} is not a name, expected one such as shop.example.com or *.example.com"
+                );
+                return Err(at(&field, what));
+            }
+            if !known.insert(host.to_ascii_lowercase()) {
+                let what = format!("{host:?} is given twice, expected it once in a listener");
+                return Err(at(&field, what));
+            }
+        }
+        checked.push(Passthrough {
+            hosts: raw.hosts,
+            service: value::service(&raw.service).map_err(|what| at("service", what))?,
+            port: PortRef::read(&raw.port.0).map_err(|what| at("port", what))?,
+        });
+    }
+    Ok(checked)
+}
+
+/// Whether a listener can pass on TLS by its names.
+fn may_pass_on(protocol: Option<raw::Protocol>, ends_tls: bool) -> Result<(), &'static str> {
+    match protocol {
+        _ if ends_tls => Err("tls ends the clients' TLS here, expected either tls or sni"),
+        None | Some(raw::Protocol::Tcp) => Ok(()),
+        Some(_) => Err("clients of TLS are passed on as TCP, expected protocol: tcp"),
     }
 }
 

@@ -161,6 +161,22 @@ pub(super) struct Listener {
     pub allow_connect: Option<bool>,
     /// Ends the clients' TLS here. If absent: what comes is passed on as it is.
     pub tls: Option<Tls>,
+    /// Clients of TLS that ask for some names (SNI) are passed on to other Services, encrypted as they
+    /// are. All others are served by `service`.
+    pub sni: Option<Vec<Passthrough>>,
+}
+
+/// Where clients of TLS are passed on to that ask for some names.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Passthrough {
+    /// The names, such as `shop.example.com` or `*.example.com`.
+    #[schemars(length(min = 1))]
+    pub hosts: Vec<String>,
+    /// The Service as `namespace/name`.
+    pub service: String,
+    /// The Service port's name or number.
+    pub port: PortText,
 }
 
 /// How a listener speaks TLS with its clients. A client gets the certificate for exactly the name
@@ -362,6 +378,7 @@ fn explain(error: &Yaml) -> (Aim, String) {
                 "service" => "namespace/name such as web/nginx-svc",
                 "port" => "the Service port's name or number",
                 "path" => "a folder of manifests",
+                "hosts" => "a list of names such as shop.example.com",
                 "certificate" => "a file with a certificate and its chain (PEM)",
                 "key" => "a file with the certificate's private key (PEM)",
                 _ => "a value",

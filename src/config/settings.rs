@@ -201,6 +201,8 @@ pub struct ListenerConfig {
     pub allow_connect: bool,
     /// How TLS ends here. `None`: what comes is passed on as it is.
     pub tls: Option<Tls>,
+    /// Clients of TLS that ask for some names are passed on to other Services, as they are.
+    pub sni: Vec<Passthrough>,
     /// Who may connect. Empty: everybody. This is not a field of the file: a Service's
     /// `loadBalancerSourceRanges` sets it.
     pub source_ranges: Vec<IpNet>,
@@ -212,7 +214,23 @@ pub struct ListenerConfig {
     pub health_check: bool,
 }
 
+/// Where clients of TLS are passed on to that ask for some names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passthrough {
+    /// The names, each of which may begin with `*.`.
+    pub hosts: Vec<String>,
+    /// The Service to serve.
+    pub service: ObjectName,
+    /// Which port of the Service.
+    pub port: PortRef,
+}
+
 impl ListenerConfig {
+    /// The Services that it names.
+    pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        std::iter::once(&self.service).chain(self.sni.iter().map(|it| &it.service))
+    }
+
     /// What its clients speak over.
     pub fn transport(&self) -> Transport {
         self.protocol.map_or(Transport::Tcp, Protocol::transport)
@@ -305,7 +323,8 @@ impl Config {
 
     /// The Services that listeners name.
     pub fn named_services(&self) -> BTreeSet<ObjectName> {
-        self.listeners.iter().map(|it| it.service.clone()).collect()
+        let named = self.listeners.iter().flat_map(ListenerConfig::services);
+        named.cloned().collect()
     }
 
     /// The Secrets that listeners name.

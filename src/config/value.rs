@@ -68,6 +68,12 @@ pub fn keeps_source(text: &str) -> Result<bool, String> {
     }
 }
 
+/// Whether this is the name of a server, which may begin with `*.` (RFC 1123 section 2.1).
+pub fn host(text: &str) -> bool {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    name.parse::<std::net::IpAddr>().is_err() && subdomain(&name.to_ascii_lowercase())
+}
+
 /// Reads a size in bytes: `16KiB`, `1MiB`, or a plain number.
 ///
 /// # Errors

@@ -3,7 +3,6 @@
 //! Invariants: a certificate without its own key cannot be made. What is shown of one never holds
 //! the key. A `Choice` never changes: a new certificate makes a new one.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
@@ -15,6 +14,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+
+use crate::contract::by_name::ByName;
 
 /// The only provider of this program. It has the key exchange X25519MLKEM768.
 pub fn provider() -> Arc<CryptoProvider> {
@@ -134,18 +135,17 @@ pub(super) fn roots_of(pem: &[u8]) -> Result<RootCertStore, String> {
 /// name, else one for `*.` and the name without its first label, else the first of all.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    by_name: HashMap<String, Arc<CertifiedKey>>,
+    by_name: ByName<Arc<CertifiedKey>>,
     default: Option<Arc<CertifiedKey>>,
 }
 
 impl Choice {
     /// Of two certificates for one name, the first counts.
     pub(super) fn of(certificates: &[Arc<Certificate>]) -> Self {
-        let mut by_name = HashMap::new();
+        let mut by_name = ByName::default();
         for certificate in certificates {
             for name in &certificate.names {
-                let place = by_name.entry(name.clone());
-                place.or_insert_with(|| certificate.signs.clone());
+                by_name.add(name, certificate.signs.clone());
             }
         }
         let default = certificates.first().map(|it| it.signs.clone());
@@ -153,14 +153,7 @@ impl Choice {
     }
 
     fn find(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
-        let exact = |name: &str| self.by_name.get(name);
-        let wildcard = |name: &str| {
-            let (_, parent) = name.split_once('.')?;
-            self.by_name.get(&format!("*.{parent}"))
-        };
-        // A name that ends with a dot is no SNI (RFC 6066 section 3), and rustls refuses it.
-        let name = name.map(str::to_ascii_lowercase);
-        let named = name.and_then(|it| exact(&it).or_else(|| wildcard(&it)));
+        let named = name.and_then(|name| self.by_name.find(name));
         named.or(self.default.as_ref()).cloned()
     }
 }

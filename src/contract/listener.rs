@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicUsize;
 
 use ipnet::IpNet;
 
+use crate::contract::by_name::ByName;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol, Scope, Transport};
 use crate::contract::termination::Termination;
@@ -36,6 +37,9 @@ pub struct ListenerSpec {
     pub allow_connect: bool,
     /// How clients' TLS ends here. `None`: it does not.
     pub tls: Option<Arc<Termination>>,
+    /// Clients of TLS that ask for one of these names are passed on to another Service. Each has a
+    /// listener of its own here, which is not bound.
+    pub by_name: ByName<Arc<ListenerSpec>>,
     /// Who may connect. Empty: everybody.
     pub source_ranges: Vec<IpNet>,
     /// How many sockets it was bound with: one for each worker, or a single one.

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod affinity;
 pub mod backend;
+pub mod by_name;
 pub mod certificate;
 pub mod clock;
 pub mod counters;

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::config::settings::{Addresses as Settings, ListenerConfig};
 use crate::contract::address::AddressMap;
+use crate::contract::by_name::ByName;
 use crate::contract::listener::{ListenerSpec, Serves};
 use crate::contract::policy::Transport;
 use crate::control::net_link::Outbox;
@@ -88,6 +89,7 @@ impl Addresses {
             allow_connect: false,
             tls: None,
             scope: config.scope,
+            by_name: ByName::default(),
             source_ranges: config.source_ranges.clone(),
             sockets: 0,
             accepting: AtomicUsize::new(0),

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::settings::ListenerConfig;
+use crate::contract::by_name::ByName;
 use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
-use crate::contract::policy::Transport;
+use crate::contract::policy::{Protocol, Transport};
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::net::{datagrams, socket};
@@ -98,6 +99,7 @@ impl Sockets {
             proxy_protocol: config.proxy_protocol,
             allow_connect: config.allow_connect,
             tls: self.certificates.terminate(config),
+            by_name: self.passed_on(config, address),
             source_ranges: config.source_ranges.clone(),
             sockets: count,
             accepting: AtomicUsize::new(count),
@@ -114,6 +116,39 @@ impl Sockets {
             let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
         }
         Ok(spec)
+    }
+
+    /// The listeners of the names for which a listener passes TLS on.
+    fn passed_on(
+        &mut self,
+        config: &ListenerConfig,
+        address: SocketAddr,
+    ) -> ByName<Arc<ListenerSpec>> {
+        let mut by_name = ByName::default();
+        for passthrough in &config.sni {
+            let spec = Arc::new(ListenerSpec {
+                id: self.next_id(),
+                name: config.name.clone(),
+                address,
+                serves: Serves::Port {
+                    service: passthrough.service.clone(),
+                    port: passthrough.port.clone(),
+                },
+                protocol: Some(Protocol::Tcp),
+                proxy_protocol: false,
+                allow_connect: false,
+                tls: None,
+                by_name: ByName::default(),
+                source_ranges: config.source_ranges.clone(),
+                sockets: 0,
+                accepting: AtomicUsize::new(0),
+                scope: config.scope,
+            });
+            for host in &passthrough.hosts {
+                by_name.add(host, spec.clone());
+            }
+        }
+        by_name
     }
 
     /// A name that no listener of this process has had.

@@ -152,6 +152,7 @@ fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
         },
         proxy_protocol: false,
         allow_connect: false,
+        sni: Vec::new(),
         source_ranges: Vec::new(),
         scope: Some(Scope::External),
         health_check: false,

@@ -9,6 +9,7 @@
 //! | [`session`] | one client connection, from accept to its one close reason |
 //! | [`detect`], [`http`], [`h2`] | which protocol a client speaks; HTTP/1.1; HTTP/2 |
 //! | [`udp`] | UDP clients: their datagrams, sessions and answers |
+//! | `tls`, `sni` | the end of a client's TLS, or the way past it |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | `health_check` | the answer on a Service's `healthCheckNodePort` |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
@@ -40,6 +41,7 @@ pub mod second_look;
 pub mod session;
 pub mod shared;
 pub mod silence;
+mod sni;
 pub mod source;
 pub mod tcp;
 mod tls;

@@ -30,6 +30,7 @@ use crate::proxy::http::serve::{Ended, http};
 use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
 use crate::proxy::shared::Accepted;
+use crate::proxy::sni;
 use crate::proxy::tcp::{Logged, acquire_tcp};
 use crate::proxy::tls;
 use crate::proxy::worker::Worker;
@@ -168,6 +169,9 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
         Box::pin(proxy_header::read(&open.worker, client)).await?;
     }
     let worker = open.worker.clone();
+    if !client.listener.by_name.is_empty() {
+        Box::pin(sni::choose(&worker, client)).await?;
+    }
     let port = worker.port(&client.listener);
     let protocol = match (&port, client.listener.protocol) {
         (Some(port), Some(own)) => own.at_target(port.target_port),

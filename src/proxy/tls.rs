@@ -34,9 +34,7 @@ pub(super) async fn terminate(
     termination: &Termination,
     protocol: Protocol,
 ) -> Result<(), CloseReason> {
-    let idle = worker.config().timeouts.client_idle;
-    let first = tokio::time::timeout(idle, first_bytes(worker, client));
-    first.await.unwrap_or(Err(CloseReason::ClientTimeout))?;
+    first_bytes(worker, client).await?;
     let head_time = worker.config().timeouts.head;
     let rest = handshake(worker, client, termination, protocol);
     let ended = tokio::time::timeout(head_time, rest).await;
@@ -49,10 +47,15 @@ pub(super) async fn terminate(
     }
 }
 
-async fn first_bytes(worker: &Worker, client: &mut Client) -> Result<(), CloseReason> {
+/// Waits for a client's first bytes.
+pub(super) async fn first_bytes(worker: &Worker, client: &mut Client) -> Result<(), CloseReason> {
     if client.unread.is_empty() {
-        let filled = poll_fn(|cx| client.poll_fill(cx, worker)).await;
-        filled.map_err(|_| CloseReason::ClientReset)?;
+        let idle = worker.config().timeouts.client_idle;
+        let filled = poll_fn(|cx| client.poll_fill(cx, worker));
+        let filled = tokio::time::timeout(idle, filled).await;
+        filled
+            .map_err(|_| CloseReason::ClientTimeout)?
+            .map_err(|_| CloseReason::ClientReset)?;
     }
     match client.unread.is_empty() {
         true => Err(CloseReason::ClientClosed),
@@ -71,14 +74,7 @@ async fn handshake(
     }
     let config = in_force(termination, protocol).await;
     worker.handshakes.turn().await;
-    let failed = |client: &Client, cause: String| {
-        let refused = &worker.shared.refused_handshakes;
-        if let Some(count) = refused.count(millis(Instant::now())) {
-            let (peer, listener) = (client.peer, client.listener.name.as_str());
-            tracing::warn!(count, %peer, listener, cause, "TLS handshakes failed");
-        }
-        CloseReason::BadHandshake
-    };
+    let failed = |client: &Client, cause: String| failed(worker, client, cause);
     let session =
         ServerConnection::new(config).map_err(|error| failed(client, error.to_string()))?;
     let read = std::mem::take(&mut client.unread);
@@ -93,6 +89,16 @@ async fn handshake(
         ErrorKind::UnexpectedEof => failed(client, "the client left in the middle of it".into()),
         _ => CloseReason::ClientReset,
     })
+}
+
+/// Counts a handshake that has failed.
+pub(super) fn failed(worker: &Worker, client: &Client, cause: String) -> CloseReason {
+    let refused = &worker.shared.refused_handshakes;
+    if let Some(count) = refused.count(millis(Instant::now())) {
+        let (peer, listener) = (client.peer, client.listener.name.as_str());
+        tracing::warn!(count, %peer, listener, cause, "TLS handshakes failed");
+    }
+    CloseReason::BadHandshake
 }
 
 /// The certificates, as soon as there are any: a listener's first moments.
@@ -133,7 +139,7 @@ async fn answer_plain(worker: &Worker, client: &mut Client) {
 }
 
 /// The first byte of TLS: the type of its record (RFC 8446 section 5.1).
-const HANDSHAKE: u8 = 0x16;
+pub(super) const HANDSHAKE: u8 = 0x16;
 /// The time between two looks at whether a listener has its certificates.
 const NOT_YET: Duration = Duration::from_millis(20);
 /// How long the answer to a client without TLS may take.

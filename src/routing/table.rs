@@ -79,7 +79,7 @@ impl RoutingTable {
     /// Takes a new configuration. It takes effect for each Service at its next
     /// [`RoutingTable::apply`].
     pub fn set_config(&mut self, config: Arc<Config>) {
-        self.named = config.listeners.iter().map(|l| l.service.clone()).collect();
+        self.named = config.named_services();
         self.config = config;
     }
 

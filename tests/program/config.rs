@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
+use ebbtide::config::settings::{Config, Discovery, ListenerConfig, Passthrough};
 use ebbtide::config::tls::{ClientCertificates, Pair, Tls};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{NonIdempotent, PortRef, Protocol};
@@ -169,6 +169,7 @@ fn every_field_is_taken_over() {
                 protocol: Some(protocol),
                 proxy_protocol,
                 allow_connect: proxy_protocol,
+                sni: Vec::new(),
                 source_ranges: Vec::new(),
                 scope: None,
                 health_check: false,
@@ -214,6 +215,11 @@ fn every_field_is_taken_over() {
         folder.join("../../api-server.pem")
     };
     let mut expected = expected;
+    expected[0].sni = vec![Passthrough {
+        hosts: vec!["a.example".into(), "*.b.example".into()],
+        service: ObjectName::new("web", "other"),
+        port: PortRef::Number(443),
+    }];
     expected[1].tls = Some(Tls {
         certificates: vec![Pair {
             certificate: pem(),
@@ -373,6 +379,7 @@ fn the_schema_and_the_reference_name_the_same_fields() {
         .replace("  # kubernetes:", "  kubernetes:")
         .replace("  # snapshot:", "  snapshot:")
         .replace("    # tls:", "    tls:")
+        .replace("    # sni:", "    sni:")
         .replace("    #   ", "      ")
         .replace("  #   ", "    ");
     let options = serde_saphyr::options! { strict_booleans: true };

@@ -6,6 +6,7 @@ mod bytes;
 mod drain;
 mod handshake;
 mod hostile;
+mod passthrough;
 mod rotation;
 mod tickets;
 

@@ -18,7 +18,7 @@ use crate::cluster::api::{self, said};
 use crate::cluster::rights::{self, Right};
 use crate::command::check::nodes;
 use crate::command::check::seen::Seen;
-use crate::config::settings::{Config, Kubernetes, Node};
+use crate::config::settings::{Config, Kubernetes, ListenerConfig, Node};
 use crate::contract::name::ObjectName;
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest;
@@ -200,7 +200,8 @@ impl Reader<'_> {
             .config
             .listeners
             .iter()
-            .map(|listener| &listener.service.namespace);
+            .flat_map(ListenerConfig::services)
+            .map(|service| &service.namespace);
         for name in self
             .wanted
             .namespaces
@@ -230,7 +231,8 @@ impl Reader<'_> {
                 self.config
                     .listeners
                     .iter()
-                    .map(|listener| &listener.service.namespace),
+                    .flat_map(ListenerConfig::services)
+                    .map(|service| &service.namespace),
             )
             .cloned()
             .collect()
@@ -344,7 +346,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::settings::{Discovery, ListenerConfig};
+    use crate::config::settings::Discovery;
     use crate::contract::policy::PortRef;
 
     #[test]
@@ -380,6 +382,7 @@ mod tests {
             protocol: None,
             proxy_protocol: false,
             allow_connect: false,
+            sni: Vec::new(),
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,

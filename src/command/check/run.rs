@@ -168,6 +168,7 @@ mod tests {
             protocol: None,
             proxy_protocol: false,
             allow_connect: false,
+            sni: Vec::new(),
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,

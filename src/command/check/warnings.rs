@@ -12,32 +12,32 @@ use crate::routing::world::merged::{MergedPort, MergedService};
 pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> {
     let mut warnings = Vec::new();
     for listener in &config.listeners {
-        let (name, wanted) = (&listener.name, &listener.port);
-        match services.get(&listener.service) {
-            None => {
-                let source = if matches!(config.discovery, Discovery::Kubernetes(_)) {
-                    "the cluster has no"
-                } else {
-                    "no manifest has the"
-                };
-                warnings.push(format!(
-                    "listener {name}: {source} Service {}",
-                    listener.service
-                ));
+        let (name, transport) = (&listener.name, listener.transport());
+        let own = (&listener.service, &listener.port);
+        let passed_on = listener.sni.iter().map(|it| (&it.service, &it.port));
+        for (wanted, port) in std::iter::once(own).chain(passed_on) {
+            match services.get(wanted) {
+                None => {
+                    let source = if matches!(config.discovery, Discovery::Kubernetes(_)) {
+                        "the cluster has no"
+                    } else {
+                        "no manifest has the"
+                    };
+                    warnings.push(format!("listener {name}: {source} Service {wanted}"));
+                }
+                Some(service) if port_of(service, port, transport).is_none() => {
+                    let ports: Vec<String> = service.ports.iter().map(port_name).collect();
+                    let ports = if ports.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        ports.join(", ")
+                    };
+                    warnings.push(format!(
+                        "listener {name}: {wanted} has no {transport} port {port}, it has {ports}"
+                    ));
+                }
+                Some(_) => {}
             }
-            Some(service) if port_of(service, wanted, listener.transport()).is_none() => {
-                let ports: Vec<String> = service.ports.iter().map(port_name).collect();
-                let ports = if ports.is_empty() {
-                    "none".to_owned()
-                } else {
-                    ports.join(", ")
-                };
-                let (service, transport) = (&listener.service, listener.transport());
-                warnings.push(format!(
-                    "listener {name}: {service} has no {transport} port {wanted}, it has {ports}"
-                ));
-            }
-            Some(_) => {}
         }
     }
     warnings
