@@ -31,6 +31,7 @@ use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::listeners::Listeners;
 use crate::control::net_link::{self, Outbox, Reports};
+use crate::control::routed::Routed;
 use crate::discovery::manifest::Reader;
 use crate::discovery::source::{InUse, Message};
 use crate::discovery::{files, fixed, kubernetes, secrets};
@@ -171,6 +172,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         table,
         listeners: Listeners::within(descriptors, certificates.clone(), addresses),
         certificates,
+        routed: Routed::default(),
         notices,
         messages,
         commands,
@@ -296,6 +298,7 @@ fn start_workers(
         refused_endpoints: Pace::default(),
         inside: ArcSwap::from_pointee(config.inside.clone()),
         addresses: Arc::default(),
+        routes: ArcSwap::default(),
         sources: nodes.map(|it| Arc::new(Sources::new(it))),
         sources_lost: Pace::default(),
         udp_full: Pace::default(),

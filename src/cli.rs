@@ -199,6 +199,7 @@ impl Proxy {
                 source_ranges: Vec::new(),
                 scope: None,
                 health_check: false,
+                routes: false,
                 tls: None,
             }],
             admin: self.admin,

@@ -37,6 +37,7 @@ mod proxy {
     mod faults;
     mod h2;
     mod hold;
+    mod ingress;
     mod join;
     mod parting;
     mod real;

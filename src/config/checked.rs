@@ -34,6 +34,17 @@ impl raw::Config {
         let services = self.services.unwrap_or_default();
         let claim = services.check_claim()?;
         let (addresses, inside) = services.check(folder, admin)?;
+        let mut listeners = listeners(
+            self.listeners.unwrap_or_default(),
+            folder,
+            admin,
+            &default.discovery,
+        )?;
+        let ingress = self.ingress.map(raw::Ingress::check).transpose()?;
+        let ingress = ingress.map(|(ingress, own)| {
+            listeners.extend(own);
+            ingress
+        });
         Ok(Config {
             node_port_addresses: self
                 .node_ports
@@ -41,12 +52,8 @@ impl raw::Config {
             claim,
             addresses,
             inside,
-            listeners: listeners(
-                self.listeners.unwrap_or_default(),
-                folder,
-                admin,
-                &default.discovery,
-            )?,
+            listeners,
+            ingress,
             admin,
             workers: self.workers.map_or(Ok(default.workers), workers)?,
             timeouts: self.timeouts.unwrap_or_default().check()?,

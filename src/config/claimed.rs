@@ -101,30 +101,33 @@ impl raw::Services {
 
 impl raw::NodePorts {
     pub(super) fn check(self) -> Result<Vec<IpAddr>, Fault> {
-        let Some(texts) = self.addresses else {
-            return Ok(vec![
-                Ipv4Addr::UNSPECIFIED.into(),
-                Ipv6Addr::UNSPECIFIED.into(),
-            ]);
-        };
-        if texts.is_empty() {
-            return Err(Fault::new(
-                "nodePorts.addresses",
-                "empty, expected IP addresses such as 0.0.0.0 and '::'",
-            ));
-        }
-        let mut seen = HashSet::new();
-        items("nodePorts.addresses", texts, |text| {
-            let address: IpAddr = text.parse().map_err(|_| {
-                format!("{text:?} is not an IP address, expected one such as 0.0.0.0 or '::'")
-            })?;
-            if seen.insert(address) {
-                Ok(address)
-            } else {
-                Err(format!("{text:?} is given twice, expected it once"))
-            }
-        })
+        bound("nodePorts.addresses", self.addresses)
     }
+}
+
+/// The addresses on which something is bound; all if none are named. `me` is the path of the field.
+pub(super) fn bound(me: &str, texts: Option<Vec<String>>) -> Result<Vec<IpAddr>, Fault> {
+    let Some(texts) = texts else {
+        return Ok(vec![
+            Ipv4Addr::UNSPECIFIED.into(),
+            Ipv6Addr::UNSPECIFIED.into(),
+        ]);
+    };
+    if texts.is_empty() {
+        let what = "empty, expected IP addresses such as 0.0.0.0 and '::'";
+        return Err(Fault::new(me, what));
+    }
+    let mut seen = HashSet::new();
+    items(me, texts, |text| {
+        let address: IpAddr = text.parse().map_err(|_| {
+            format!("{text:?} is not an IP address, expected one such as 0.0.0.0 or '::'")
+        })?;
+        if seen.insert(address) {
+            Ok(address)
+        } else {
+            Err(format!("{text:?} is given twice, expected it once"))
+        }
+    })
 }
 
 /// A value of a label

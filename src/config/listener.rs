@@ -115,6 +115,7 @@ impl raw::Listener {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
+            routes: false,
             tls: tls.transpose()?,
             sni,
             name: self.name,

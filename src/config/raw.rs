@@ -26,6 +26,8 @@ pub(super) struct Config {
     pub node_ports: Option<NodePorts>,
     /// Explicit listeners. Each serves one port of one Service, claimed or not.
     pub listeners: Option<Vec<Listener>>,
+    /// Serves Ingress objects. If absent, they are not served.
+    pub ingress: Option<Ingress>,
     /// The admin pages: health, metrics, status.
     pub admin: Option<Admin>,
     /// Worker threads, at least 1. If absent: one for each available core.
@@ -137,6 +139,27 @@ pub(super) struct NodePorts {
     /// IP addresses on which nodePorts are bound.
     #[schemars(extend("default" = ["0.0.0.0", "::"]), length(min = 1))]
     pub addresses: Option<Vec<String>>,
+}
+
+/// Listeners for Ingress objects.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Ingress {
+    /// The `ingressClassName` of the Ingress objects that are served.
+    #[schemars(extend("default" = "ebbtide"))]
+    pub class: Option<String>,
+    /// IP addresses on which both ports are bound.
+    #[schemars(extend("default" = ["0.0.0.0", "::"]), length(min = 1))]
+    pub addresses: Option<Vec<String>>,
+    /// The port without TLS. 0: any free port.
+    #[schemars(extend("default" = 80))]
+    pub http_port: Option<u16>,
+    /// The port with TLS. 0: any free port.
+    #[schemars(extend("default" = 443))]
+    pub https_port: Option<u16>,
+    /// The Secret, as `namespace/name`, with the certificate for clients that ask for no name or an unknown
+    /// one. If absent: the certificate of the oldest Ingress.
+    pub default_secret: Option<String>,
 }
 
 /// A listener that serves one port of one Service.

@@ -28,8 +28,10 @@ pub struct Config {
     pub claim: Claim,
     /// How the other addresses of claimed Services are served. `None`: they are not.
     pub addresses: Option<Addresses>,
-    /// The explicit listeners.
+    /// The explicit listeners, and those of Ingress objects.
     pub listeners: Vec<ListenerConfig>,
+    /// Which Ingress objects are served. `None`: none.
+    pub ingress: Option<Ingress>,
     /// Where the admin pages are served.
     pub admin: SocketAddr,
     /// Worker threads.
@@ -78,6 +80,13 @@ impl Default for Claim {
             proxy_name: "ebbtide".to_owned(),
         }
     }
+}
+
+/// Which Ingress objects are served. Their listeners are among [`Config::listeners`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ingress {
+    /// Those of this class.
+    pub class: String,
 }
 
 /// How cluster IPs, external IPs and load balancer addresses are served: `ebbtide net` leads their
@@ -212,6 +221,9 @@ pub struct ListenerConfig {
     /// Whether load balancers ask here for the Service's endpoints on this node. This is not a field
     /// of the file.
     pub health_check: bool,
+    /// Whether each request goes where the rules of Ingress objects say. Then `service` and `port` mean
+    /// nothing. This is not a field of the file.
+    pub routes: bool,
 }
 
 /// Where clients of TLS are passed on to that ask for some names.
@@ -228,7 +240,8 @@ pub struct Passthrough {
 impl ListenerConfig {
     /// The Services that it names.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
-        std::iter::once(&self.service).chain(self.sni.iter().map(|it| &it.service))
+        let own = (!self.routes).then_some(&self.service);
+        own.into_iter().chain(self.sni.iter().map(|it| &it.service))
     }
 
     /// What its clients speak over.
@@ -308,6 +321,7 @@ impl Config {
             claim: Claim::default(),
             addresses: None,
             listeners: Vec::new(),
+            ingress: None,
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9901)),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             timeouts: Timeouts::default(),

@@ -67,8 +67,6 @@ impl ListenerSpec {
 }
 
 /// What a listener's clients are served by.
-///
-/// Host and path routes, by which each request finds a Service port, become one more variant.
 #[derive(Debug)]
 pub enum Serves {
     /// One port of one Service serves every connection and every request.
@@ -81,6 +79,8 @@ pub enum Serves {
     /// Each connection belongs to the Service address that its client connected to: the kernel has
     /// led it here (`contract/address.rs`).
     Addresses,
+    /// Each request finds its Service port by its host and path (`contract/route.rs`).
+    Routes,
     /// Load balancers ask here whether this node has a ready endpoint of the Service.
     HealthCheck {
         /// The Service.

@@ -21,6 +21,7 @@ pub mod listener;
 pub mod name;
 pub mod policy;
 pub mod reason;
+pub mod route;
 pub mod snapshot;
 pub mod source;
 pub mod termination;

@@ -99,7 +99,7 @@ pub enum Transport {
 }
 
 /// A reference to a Service port.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PortRef {
     /// By the port's name.
     Name(String),

@@ -32,6 +32,8 @@ enum Told {
     Secret(ObjectName, Found),
     /// The source has told of all Secrets that there are.
     AllSecrets,
+    /// The Secrets that Ingress objects name.
+    OfRoutes(Vec<ObjectName>),
 }
 
 impl Certificates {
@@ -53,6 +55,7 @@ impl Certificates {
         let begins = Listener {
             name: config.name.clone(),
             tls,
+            routes: config.routes,
             termination: Arc::downgrade(&termination),
             in_force: None,
         };
@@ -66,6 +69,11 @@ impl Certificates {
         let _ = self.0.send(Told::Secret(name, found));
     }
 
+    /// Takes in which Secrets Ingress objects name. Listeners with routes have them all.
+    pub(super) fn of_routes(&self, secrets: Vec<ObjectName>) {
+        let _ = self.0.send(Told::OfRoutes(secrets));
+    }
+
     /// From here on, a Secret of which nothing is known does not exist.
     pub(super) fn all_secrets_are_known(&self) {
         let _ = self.0.send(Told::AllSecrets);
@@ -77,6 +85,8 @@ impl Certificates {
 struct Listener {
     name: String,
     tls: Tls,
+    /// It has the Secrets of routes, too.
+    routes: bool,
     termination: Weak<Termination>,
     /// What was put in force last.
     in_force: Option<(Vec<Arc<Certificate>>, Clients)>,
@@ -93,6 +103,7 @@ struct Kept {
     clients: HashMap<ClientCertificates, Read<Clients, Clients>>,
     secrets: HashMap<ObjectName, Read<(), Arc<Certificate>>>,
     has_all_secrets: bool,
+    of_routes: Vec<ObjectName>,
     problems: Vec<Problem>,
 }
 
@@ -151,6 +162,7 @@ impl Kept {
         match told {
             Told::Begins(listener) => self.listeners.push(listener),
             Told::AllSecrets => self.has_all_secrets = true,
+            Told::OfRoutes(secrets) => self.of_routes = secrets,
             Told::Secret(name, found) => {
                 let known = self.secrets.entry(name).or_insert(Read::new());
                 match found {
@@ -208,11 +220,11 @@ impl Kept {
             .certificates
             .iter()
             .map(|pair| self.pairs.get(pair)?.good.clone());
-        let secrets = tls.secrets.iter();
+        let secrets = self.secrets_of(listener);
         let secrets = secrets.map(|name| self.secrets.get(name)?.good.clone());
         let certificates: Vec<Arc<Certificate>> = files.chain(secrets).flatten().collect();
         let is_known = |name| self.has_all_secrets || self.secrets.contains_key(name);
-        if certificates.is_empty() && !tls.secrets.iter().all(is_known) {
+        if certificates.is_empty() && !self.secrets_of(listener).all(is_known) {
             return None;
         }
         let clients = self.clients.get(&tls.clients)?.good.clone()?;
@@ -241,6 +253,12 @@ impl Kept {
         None
     }
 
+    /// The Secrets of a listener, in the order in which they count.
+    fn secrets_of<'a>(&'a self, listener: &'a Listener) -> impl Iterator<Item = &'a ObjectName> {
+        let routed = self.of_routes.iter().filter(move |_| listener.routes);
+        listener.tls.secrets.iter().chain(routed)
+    }
+
     /// What is broken, missing or expired now.
     fn found(&self, now: SystemTime) -> Vec<(String, String)> {
         let mut found = Vec::new();
@@ -258,7 +276,7 @@ impl Kept {
                     read.bad.as_ref().filter(|_| read.settled),
                 );
             }
-            for secret in &tls.secrets {
+            for secret in self.secrets_of(listener) {
                 let what = format!("Secret {secret}: ");
                 match self.secrets.get(secret) {
                     Some(read) => of(&what, read.good.as_ref(), read.bad.as_ref()),

@@ -22,6 +22,7 @@ use crate::contract::snapshot::Published;
 use crate::control::certificates::Certificates;
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
+use crate::control::routed::Routed;
 use crate::control::shutdown::Phase;
 use crate::discovery::source::{InUse, Message};
 use crate::observe::health::Health;
@@ -61,6 +62,8 @@ pub struct Control {
     pub listeners: Listeners,
     /// What listeners show to clients of TLS.
     pub certificates: Certificates,
+    /// What the rules of Ingress objects lead to.
+    pub routed: Routed,
     /// Reports of endpoints. Unbounded, since an endpoint must never wait. An endpoint sends one
     /// notice for each change of its state, and each round takes them all.
     pub notices: mpsc::UnboundedReceiver<Notice>,
@@ -139,6 +142,13 @@ impl Control {
             {
                 chores.append(self.table.hand_back(&self.world, Instant::now()));
             }
+            if self
+                .routed
+                .next_look()
+                .is_some_and(|at| at <= Instant::now())
+            {
+                chores.append(self.part_from_routes());
+            }
             if let Some(message) = message.or_else(|| self.messages.try_recv().ok()) {
                 chores.append(self.on_message(message));
             }
@@ -167,6 +177,7 @@ impl Control {
             self.listeners.next_retry(),
             self.drains.rollouts_due(),
             self.table.next_hand_back(),
+            self.routed.next_look(),
         ];
         let beat = Instant::now() + BEAT;
         times.into_iter().flatten().fold(beat, Instant::min)
@@ -230,15 +241,6 @@ impl Control {
         chores
     }
 
-    /// Tells the source what the table uses now, so that it gives up what is no longer used.
-    fn report_use(&self) {
-        self.in_use.send_replace(InUse {
-            named: self.config.named_services(),
-            routed: self.table.service_names().cloned().collect(),
-            secrets: self.config.named_secrets(),
-        });
-    }
-
     /// Takes in a message of the source. Its changes are in force when this returns.
     fn on_message(&mut self, message: Message) -> Chores {
         match message {
@@ -246,6 +248,9 @@ impl Control {
                 let mut touched = Touched::default();
                 for change in changes {
                     self.world.apply(change, received, &mut touched);
+                }
+                if touched.routes {
+                    touched.services.append(&mut self.reroute());
                 }
                 self.table.apply(&self.world, &touched, received)
             }
@@ -382,45 +387,8 @@ impl Control {
         })
     }
 
-    /// Takes in a new configuration. Fields that need a restart are named in the log.
-    fn reload(&mut self, config: Config) -> Chores {
-        let config = Arc::new(config);
-        let old = std::mem::replace(&mut self.config, config.clone());
-        let fixed = [
-            ("discovery", old.discovery != config.discovery),
-            ("services", old.addresses != config.addresses),
-            ("admin", old.admin != config.admin),
-            ("workers", old.workers != config.workers),
-            (
-                "limits.connections",
-                old.limits.connections != config.limits.connections,
-            ),
-            ("accessLog", old.access_log != config.access_log),
-            ("metrics", old.per_service != config.per_service),
-        ];
-        for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
-            tracing::warn!(field, "takes effect only at a restart");
-        }
-        for warning in config.warnings() {
-            tracing::warn!(warning, "the configuration has a doubtful field");
-        }
-        self.report_use();
-        self.shared.note_inside(&config.inside, None);
-        self.table.set_config(config.clone());
-        self.shared
-            .post_all(|| WorkerCommand::Config(config.clone()));
-        let touched = Touched {
-            services: self.world.service_names().cloned().collect(),
-            ..Touched::default()
-        };
-        let chores = self.table.apply(&self.world, &touched, Instant::now());
-        self.rebind_all();
-        tracing::info!("the new configuration is in force");
-        chores
-    }
-
     /// Looks again which listeners are wanted of all Services, once the first table is in force.
-    fn rebind_all(&mut self) {
+    pub(super) fn rebind_all(&mut self) {
         if self.health.is_synced() {
             let all = self.listeners.services(&self.config, &self.snapshot);
             self.want_listeners(all);
@@ -442,7 +410,10 @@ impl Control {
             self.want_listeners(ended);
         }
         for (service, failure) in self.listeners.retry(now, &self.shared, &self.health) {
-            self.post(&service, Reason::PortNotBound, failure);
+            // A listener of Ingress objects has no Service.
+            if !service.namespace.is_empty() {
+                self.post(&service, Reason::PortNotBound, failure);
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! others nothing. A change of a Service costs its own listeners, however many others there are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -138,6 +138,8 @@ impl Listeners {
         let mut added = Vec::new();
         for service in services {
             let own = configured.get(service).into_iter().flatten().copied();
+            let own =
+                own.filter(|it| !it.routes || it.address.ip() != ANY_IPV6 || socket::has_ipv6());
             let ports = published.ports_of(service);
             let wanted: BTreeMap<Key, ListenerConfig> =
                 of_service(config, own, &ports, socket::has_ipv6())
@@ -470,6 +472,8 @@ impl Listener {
 /// With more listeners than this, a nodePort has one socket, which one worker serves for all:
 /// otherwise the sockets would be ports x addresses x workers.
 const SHARED_FROM: usize = 256;
+/// A default. Nothing is wrong on a machine without IPv6.
+const ANY_IPV6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 /// Pauses between two tries to bind. They double.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

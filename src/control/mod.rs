@@ -12,6 +12,8 @@ pub mod event_loop;
 pub mod listeners;
 pub mod net_link;
 mod probes;
+mod reload;
+pub mod routed;
 mod shutdown;
 mod slots;
 mod sockets;

@@ -35,6 +35,7 @@ impl ListenerConfig {
     pub(super) fn serves(&self) -> Serves {
         let service = self.service.clone();
         match self.health_check {
+            _ if self.routes => Serves::Routes,
             true => Serves::HealthCheck { service },
             false => Serves::Port {
                 service,

@@ -156,6 +156,7 @@ fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
         source_ranges: Vec::new(),
         scope: Some(Scope::External),
         health_check: false,
+        routes: false,
         tls: None,
     }
 }

@@ -179,7 +179,7 @@ impl Watches {
                     kept_back.insert(slice.name.clone(), object);
                 }
             }
-            Object::Pod(_) => changes.push(Change::Apply(object)),
+            Object::Pod(_) | Object::Ingress(_) => changes.push(Change::Apply(object)),
         }
     }
 
@@ -208,14 +208,14 @@ impl Watches {
                     changes.push(Change::Remove(key.kind, name));
                 }
             }
-            (Kind::EndpointSlice | Kind::Pod, _) if !gone => {}
+            (Kind::EndpointSlice | Kind::Pod | Kind::Ingress, _) if !gone => {}
             (Kind::EndpointSlice, Of::Apart) => self.remove_slice(name, changes),
             // It was deleted, or its label has changed and the other watch will show it.
             (Kind::EndpointSlice, _) => {
                 let until = Instant::now() + RELABELLED;
                 self.leaving.entry(name).or_insert(until);
             }
-            (Kind::Pod, _) => changes.push(Change::Remove(key.kind, name)),
+            (Kind::Pod | Kind::Ingress, _) => changes.push(Change::Remove(key.kind, name)),
         }
     }
 

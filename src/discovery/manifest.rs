@@ -3,8 +3,8 @@
 //!
 //! Invariant: defaults and nil rules are applied here and nowhere else. A value that the API server
 //! would refuse is an error here too, with its line and field. Objects other than Service
-//! and Pod of `v1` and EndpointSlice of `discovery.k8s.io/v1` are skipped, and fields that Ebbtide
-//! does not know are not read. Documents
+//! and Pod of `v1`, EndpointSlice of `discovery.k8s.io/v1` and Ingress of `networking.k8s.io/v1` are
+//! skipped, and fields that Ebbtide does not know are not read. Documents
 //! are parsed one by one, so that a caller can keep the objects of an unchanged one. How documents
 //! and lines are found is in `document.rs`.
 
@@ -21,12 +21,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::settings::{Claim, Config, Node};
-use crate::contract::name::{ObjectName, PodRef};
+use crate::contract::name::PodRef;
 use crate::contract::policy::Transport;
 use crate::discovery::document::{
     Document, Error, Format, documents, field, line_of, own_words, value,
 };
-use crate::discovery::invalid::{Invalid, port_number, seconds};
+use crate::discovery::ingress::ingress;
+use crate::discovery::invalid::{Invalid, object_name, port_number, seconds};
 use crate::discovery::object::{
     Deletion, Hint, Hints, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
     SliceObject,
@@ -40,6 +41,8 @@ pub struct Reader {
     pub node: Node,
     /// Which Services are claimed.
     pub claim: Claim,
+    /// Whether Ingress objects are served.
+    pub ingress: bool,
 }
 
 impl Reader {
@@ -48,6 +51,7 @@ impl Reader {
         Self {
             node: config.node.clone(),
             claim: config.claim.clone(),
+            ingress: config.ingress.is_some(),
         }
     }
 }
@@ -158,6 +162,7 @@ impl Manifest {
         let wanted = match self.kind.as_str() {
             "Service" | "Pod" => "v1",
             "EndpointSlice" => "discovery.k8s.io/v1",
+            "Ingress" => "networking.k8s.io/v1",
             _ => return Ok(None),
         };
         match &self.version {
@@ -177,6 +182,7 @@ impl Manifest {
         let object = match self.kind.as_str() {
             "Service" => Object::Service(service(&self.typed()?, &reader.claim)?),
             "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?, &reader.node)?),
+            "Ingress" => Object::Ingress(ingress(&self.typed()?)?),
             _ => {
                 let PodManifest { metadata, spec } = self.typed()?;
                 let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);
@@ -355,25 +361,6 @@ pub fn pod(
         deletion,
         spec_grace,
     })
-}
-
-fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Invalid> {
-    match metadata.name.as_deref() {
-        None | Some("") => Err(Invalid {
-            field: "metadata.name".into(),
-            message: "missing".into(),
-        }),
-        Some(name) => {
-            let name = ObjectName::new(metadata.namespace.as_deref().unwrap_or("default"), name);
-            if name.to_string().contains(char::is_control) {
-                return Err(Invalid {
-                    field: "metadata".into(),
-                    message: "a control character in its name".into(),
-                });
-            }
-            Ok(name)
-        }
-    }
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {

@@ -11,6 +11,7 @@ pub mod document;
 pub mod files;
 pub mod fixed;
 mod held;
+pub mod ingress;
 pub mod invalid;
 pub mod kubernetes;
 pub mod manifest;

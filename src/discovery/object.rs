@@ -16,7 +16,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::config::settings::Config;
 use crate::contract::address::ServiceAddress;
 use crate::contract::name::{ObjectName, PodRef};
-use crate::contract::policy::{Traffic, Transport};
+use crate::contract::policy::{PortRef, Traffic, Transport};
+use crate::contract::route::Rule;
 
 /// One change of the source's objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,6 +52,8 @@ pub enum Kind {
     EndpointSlice,
     /// A v1 Pod.
     Pod,
+    /// A networking.k8s.io/v1 Ingress.
+    Ingress,
 }
 
 /// One object.
@@ -62,6 +65,8 @@ pub enum Object {
     EndpointSlice(SliceObject),
     /// A Pod.
     Pod(PodObject),
+    /// An Ingress.
+    Ingress(IngressObject),
 }
 
 impl Object {
@@ -71,6 +76,7 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Pod(_) => Kind::Pod,
+            Self::Ingress(_) => Kind::Ingress,
         }
     }
 
@@ -80,6 +86,7 @@ impl Object {
             Self::Service(service) => &service.name,
             Self::EndpointSlice(slice) => &slice.name,
             Self::Pod(pod) => &pod.name,
+            Self::Ingress(ingress) => &ingress.name,
         }
     }
 }
@@ -90,6 +97,7 @@ impl fmt::Display for Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
+            Self::Ingress => "Ingress",
         })
     }
 }
@@ -279,4 +287,34 @@ pub struct Deletion {
     /// How long ago the deletion was requested, by the source's clock, to the second. Known only
     /// from an API server.
     pub age: Option<Duration>,
+}
+
+/// A networking.k8s.io/v1 Ingress
+/// (<https://kubernetes.io/docs/reference/kubernetes-api/service-resources/ingress-v1/>).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IngressObject {
+    /// Namespace and name of the Ingress.
+    pub name: ObjectName,
+    /// `spec.ingressClassName`, else the annotation `kubernetes.io/ingress.class`.
+    pub class: Option<String>,
+    /// `metadata.creationTimestamp` in seconds since 1970; 0 if absent. The rules of the oldest Ingress
+    /// come first.
+    pub created: i64,
+    /// The rules, each with the Service port that serves its requests.
+    pub rules: Vec<(Rule, BackendRef)>,
+    /// `spec.defaultBackend`.
+    pub default: Option<BackendRef>,
+    /// The Secrets with its certificates.
+    pub secrets: Vec<ObjectName>,
+    /// Each field that asks for what is not served.
+    pub unserved: Vec<String>,
+}
+
+/// A Service port that serves the requests of a route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BackendRef {
+    /// The Service.
+    pub service: ObjectName,
+    /// Which of its ports.
+    pub port: PortRef,
 }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::name::ObjectName;
 use crate::discovery::object::{
-    Change, Deletion, Kind, Object, PodObject, ServiceObject, SliceObject,
+    Change, Deletion, IngressObject, Kind, Object, PodObject, ServiceObject, SliceObject,
 };
 
 /// A table that was read from disk.
@@ -55,6 +55,7 @@ enum Line {
     Service(ServiceObject),
     EndpointSlice(SliceObject),
     Pod(PodObject),
+    Ingress(IngressObject),
 }
 
 /// Reads the table of this API server. `None`: there is no file yet.
@@ -101,6 +102,7 @@ fn parse(text: &str, server: &str) -> Result<Saved, String> {
             Line::Service(service) => Object::Service(service),
             Line::EndpointSlice(slice) => Object::EndpointSlice(slice),
             Line::Pod(pod) => Object::Pod(over(pod)),
+            Line::Ingress(ingress) => Object::Ingress(ingress),
         })
     });
     Ok(Saved {
@@ -202,6 +204,7 @@ impl State {
             Object::Service(it) => Line::Service(it.clone()),
             Object::EndpointSlice(it) => Line::EndpointSlice(it.clone()),
             Object::Pod(it) => Line::Pod(it.clone()),
+            Object::Ingress(it) => Line::Ingress(it.clone()),
         };
         // Nothing of an object can fail to become text.
         if let Ok(line) = serde_json::to_string(&line) {

@@ -63,6 +63,8 @@ pub(super) struct Facts<'a> {
     /// The Services of which some slices may lack the label of the claim: those that are claimed,
     /// and those whose claim has just ended.
     pub(super) unlabelled: BTreeSet<&'a ObjectName>,
+    /// Whether Ingress objects are served.
+    pub(super) ingress: bool,
     /// The namespaces in use.
     pub(super) in_use: BTreeSet<&'a str>,
     /// Which pods are watched.
@@ -135,6 +137,12 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
             add(Kind::EndpointSlice, *scope, Of::Unlabelled, selector);
         }
     }
+    if facts.ingress {
+        // No selector knows a class.
+        for scope in &scopes {
+            add(Kind::Ingress, *scope, Of::Claimed, Selector::default());
+        }
+    }
     for (namespace, names) in by_namespace(facts.named.iter()) {
         let selector = match names[..] {
             [name] => Selector::fields(&format!("metadata.name={name}")),
@@ -200,9 +208,13 @@ impl Key {
 
     /// What the watch is about, for people.
     pub(super) fn subject(&self) -> String {
+        let kind = match self.kind {
+            Kind::Ingress => "Ingresses".to_owned(),
+            kind => format!("{kind}s"),
+        };
         match &self.namespace {
-            Some(namespace) => format!("{}s in namespace {namespace}", self.kind),
-            None => format!("{}s", self.kind),
+            Some(namespace) => format!("{kind} in namespace {namespace}"),
+            None => kind,
         }
     }
 }
@@ -257,6 +269,7 @@ mod tests {
         named: BTreeSet<ObjectName>,
         claimed: bool,
         unlabelled: BTreeSet<ObjectName>,
+        ingress: bool,
         in_use: Vec<&'static str>,
         pods: PodWatch,
         all_pods: AllPods,
@@ -269,6 +282,7 @@ mod tests {
             named: BTreeSet::new(),
             claimed: true,
             unlabelled: BTreeSet::new(),
+            ingress: false,
             in_use: vec!["web"],
             pods: PodWatch::All,
             all_pods: AllPods::Unneeded,
@@ -284,6 +298,7 @@ mod tests {
                 claimed: self.claimed,
                 apart: self.named.iter().collect(),
                 unlabelled: self.unlabelled.iter().collect(),
+                ingress: self.ingress,
                 in_use: self.in_use.iter().copied().collect(),
                 pods: &self.pods,
                 all_pods: self.all_pods,
@@ -312,6 +327,19 @@ mod tests {
         given.claimed = false;
         given.in_use = Vec::new();
         assert_eq!(given.watches(), [format!("Services: {CLAIM}")]);
+    }
+
+    #[test]
+    fn ingresses_are_watched_where_they_are_served() {
+        let mut given = given();
+        given.ingress = true;
+        assert!(given.watches().contains(&"Ingresses: ".to_owned()));
+        given.allowed = vec!["web".to_owned(), "shop".to_owned()];
+        let watches = given.watches();
+        for namespace in ["web", "shop"] {
+            let watch = format!("Ingresses in namespace {namespace}: ");
+            assert!(watches.contains(&watch), "{watches:?}");
+        }
     }
 
     #[test]

@@ -119,7 +119,9 @@ impl Watches {
         let unlisted: Vec<&Key> = self
             .states
             .iter()
-            .filter(|(key, state)| !state.listed && key.kind != Kind::Pod)
+            .filter(|(key, state)| {
+                !state.listed && matches!(key.kind, Kind::Service | Kind::EndpointSlice)
+            })
             .map(|(key, _)| key)
             .collect();
         let is_missing = |namespace: &&String| {

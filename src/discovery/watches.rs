@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use futures::stream::{AbortHandle, FuturesUnordered, ReadyChunks, SelectAll, Stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::NamespaceResourceScope;
@@ -26,6 +27,7 @@ use crate::cluster::api::{Clock, Pauses, objects, watch_name};
 use crate::config::settings;
 use crate::contract::name::ObjectName;
 use crate::discovery::held::Held;
+use crate::discovery::ingress::ingress;
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest::{self, Reader};
 use crate::discovery::object::{Change, Kind, Object, PodObject, ServiceObject};
@@ -161,6 +163,7 @@ impl Watches {
             claimed: self.ever_claimed,
             apart: self.let_go.keys().chain(&self.in_use.named).collect(),
             unlabelled: self.unlabelled(),
+            ingress: self.reader.ingress,
             in_use: self.namespaces.keys().map(String::as_str).collect(),
             pods: &self.settings.pods,
             all_pods: self.all_pods,
@@ -245,6 +248,9 @@ impl Watches {
             }
             Kind::Pod => self.add(key, selector, |it: &PartialObjectMeta<Pod>, now, listed| {
                 Ok(Object::Pod(pod(it, now, listed)?))
+            }),
+            Kind::Ingress => self.add(key, selector, |it: &Ingress, _, _| {
+                Ok(Object::Ingress(ingress(it)?))
             }),
         }
     }

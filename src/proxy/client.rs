@@ -28,6 +28,8 @@ pub struct Client {
     /// The address of the connection's peer. It decides only who may send a PROXY header.
     pub neighbour: IpAddr,
     /// The listener that accepted the connection.
+    pub door: Arc<ListenerSpec>,
+    /// The listener that serves the request: `door`, or the one to which a name or a route has led.
     pub listener: Arc<ListenerSpec>,
     /// Which traffic policy counts for this client.
     pub scope: Option<Scope>,

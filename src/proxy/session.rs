@@ -68,6 +68,7 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
         peer,
         neighbour: peer.ip(),
         scope: worker.shared.scope(&listener, peer.ip()),
+        door: listener.clone(),
         listener,
         unanswered,
         spoken: Spoken::Nothing,

@@ -24,6 +24,7 @@ use crate::contract::endpoint::{EndpointId, Leaving};
 use crate::contract::inside::Inside;
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::policy::Scope;
+use crate::contract::route::{RouteTable, Target};
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::observe::access_log::AccessLog;
@@ -66,6 +67,8 @@ pub struct Shared {
     pub inside: ArcSwap<Inside>,
     /// The listeners of the addresses that the kernel leads to a shared port.
     pub addresses: Arc<AddressMap>,
+    /// Where requests of listeners with routes go.
+    pub routes: ArcSwap<RouteTable<Target>>,
     /// The shadows of clients, where `ebbtide net` is asked for some.
     pub sources: Option<Arc<Sources>>,
     /// Connections to endpoints from the node's address instead of the client's.

@@ -13,6 +13,7 @@ mod port;
 mod reconcile;
 mod registry;
 pub mod rollouts;
+pub mod routes;
 mod service;
 pub mod table;
 pub mod world;

@@ -56,9 +56,9 @@ impl RoutingTable {
         metrics: Arc<Metrics>,
         notices: mpsc::UnboundedSender<Notice>,
     ) -> Self {
-        let mut table = Self {
-            config: config.clone(),
-            named: BTreeSet::new(),
+        Self {
+            named: config.named_services(),
+            config,
             services: BTreeMap::new(),
             released: BTreeMap::new(),
             registry: Registry::new(notices),
@@ -66,9 +66,7 @@ impl RoutingTable {
             generations: watch::Sender::new(0),
             drains,
             metrics,
-        };
-        table.set_config(config);
-        table
+        }
     }
 
     /// The number of the last change whose drains have begun; see [`Published::generation`].
@@ -79,8 +77,13 @@ impl RoutingTable {
     /// Takes a new configuration. It takes effect for each Service at its next
     /// [`RoutingTable::apply`].
     pub fn set_config(&mut self, config: Arc<Config>) {
-        self.named = config.named_services();
         self.config = config;
+    }
+
+    /// Takes in which Services are served though nobody claims them. It takes effect for each at its next
+    /// [`RoutingTable::apply`].
+    pub fn set_named(&mut self, named: BTreeSet<ObjectName>) {
+        self.named = named;
     }
 
     /// Takes in the merge of every touched Service, publishes, and then drains the endpoints that

@@ -147,7 +147,7 @@ fn absent_fields_have_the_documented_defaults() {
 
 #[test]
 fn every_field_is_taken_over() {
-    let config = valid("everything.yaml");
+    let mut config = valid("everything.yaml");
     let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
     let seconds = Duration::from_secs;
     let ranges = ["10.244.0.0/16", "fd00:244::/48"].map(|it| it.parse().unwrap());
@@ -173,6 +173,7 @@ fn every_field_is_taken_over() {
                 source_ranges: Vec::new(),
                 scope: None,
                 health_check: false,
+                routes: false,
                 tls: None,
             }
         };
@@ -229,7 +230,15 @@ fn every_field_is_taken_over() {
         only_tls13: true,
         clients: ClientCertificates::Optional(pem()),
     });
+    let secrets = config.named_secrets();
+    let routes = config.listeners.split_off(expected.len());
     assert_eq!(config.listeners, expected);
+    let routes = routes.iter().map(|it| (it.address.to_string(), it.routes));
+    let all = ["[::1]:8081", "[::1]:0"].map(|address| (address.to_owned(), true));
+    assert_eq!(routes.collect::<Vec<_>>(), all);
+    let secret = ObjectName::new("web", "shop-tls");
+    assert!(secrets.contains(&secret));
+    assert_eq!(config.ingress.unwrap().class, "edge");
     assert_eq!(config.admin, "0.0.0.0:9999".parse().unwrap());
     assert_eq!(config.workers.get(), 3);
     let timeouts = config.timeouts;
@@ -380,6 +389,8 @@ fn the_schema_and_the_reference_name_the_same_fields() {
         .replace("  # snapshot:", "  snapshot:")
         .replace("    # tls:", "    tls:")
         .replace("    # sni:", "    sni:")
+        .replace("# ingress:", "ingress:")
+        .replace("\n#   ", "\n  ")
         .replace("    #   ", "      ")
         .replace("  #   ", "    ");
     let options = serde_saphyr::options! { strict_booleans: true };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ebbtide::config::settings::Config;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Container, Namespace, PodSpec, Probe, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::IngressClass;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -101,6 +102,8 @@ fn the_api_knows_every_field_of_every_manifest() {
         "deployment/deployment",
         "deployment/service",
         "secrets/rbac",
+        "ingress/class",
+        "ingress/rbac",
     ];
     let mut count = 0;
     for document in files
@@ -118,11 +121,12 @@ fn the_api_knows_every_field_of_every_manifest() {
             "Deployment" => known::<Deployment>(&document),
             "PodDisruptionBudget" => known::<PodDisruptionBudget>(&document),
             "Service" => known::<Service>(&document),
+            "IngressClass" => known::<IngressClass>(&document),
             other => panic!("{other}"),
         }
         count += 1;
     }
-    assert_eq!(count, 10);
+    assert_eq!(count, 13);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::api::{Api, ListParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -20,6 +21,7 @@ use crate::command::check::nodes;
 use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes, ListenerConfig, Node};
 use crate::contract::name::ObjectName;
+use crate::discovery::ingress::ingress;
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest;
 use crate::discovery::object::Object;
@@ -117,6 +119,17 @@ impl Reader<'_> {
             }),
         );
         self.seen.claim(self.claim);
+        if self.config.ingress.is_some() && !refused.contains("ingresses") {
+            let mut ingresses = Vec::new();
+            for namespace in scopes(self.wanted) {
+                ingresses.extend(list::<Ingress>(&self.client, namespace).await?);
+            }
+            let read = |it: &_| ingress(it).map(Object::Ingress);
+            self.take(
+                "Ingress",
+                ingresses.iter().map(|it| (it.name_any(), read(it))),
+            );
+        }
         if self.config.addresses.is_some() && self.seen.has_claims() {
             self.seen
                 .warnings
@@ -171,6 +184,10 @@ impl Reader<'_> {
             for resource in ["endpointslices.discovery.k8s.io", "pods"] {
                 wanted.push(Right::new("list watch", resource, namespace));
             }
+            if self.config.ingress.is_some() {
+                let ingresses = "ingresses.networking.k8s.io";
+                wanted.push(Right::new("list watch", ingresses, namespace));
+            }
             wanted.push(Right::new("create", "events.events.k8s.io", namespace));
         }
         // A Role, as configured namespaces need it, cannot have it.
@@ -222,8 +239,12 @@ impl Reader<'_> {
 
     /// The namespaces whose endpoints a running proxy would watch.
     fn watched_namespaces(&self) -> BTreeSet<String> {
+        let class = self.config.ingress.as_ref().map(|it| &it.class);
         let claimed = self.seen.objects.iter().filter_map(|object| match object {
             Object::Service(service) if service.claimed => Some(&service.name.namespace),
+            Object::Ingress(ingress) if ingress.class.as_ref() == class => {
+                Some(&ingress.name.namespace)
+            }
             _ => None,
         });
         claimed
@@ -386,6 +407,7 @@ mod tests {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
+            routes: false,
             tls: None,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));

@@ -10,6 +10,7 @@ pub mod run;
 mod certificates;
 mod cluster;
 mod nodes;
+mod routes;
 mod seen;
 mod served;
 mod warnings;

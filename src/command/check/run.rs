@@ -7,8 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::command::check::seen::Seen;
 use crate::command::check::served::{self, Services};
-use crate::command::check::warnings;
-use crate::command::check::{certificates, cluster};
+use crate::command::check::{certificates, cluster, routes, warnings};
 use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
@@ -16,6 +15,7 @@ use crate::discovery::files;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::Change;
 use crate::discovery::source::Problem;
+use crate::routing::routes::Routes;
 use crate::routing::world::objects::{Touched, World};
 use crate::text::{Columns, one_line, table};
 
@@ -65,7 +65,7 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
     let Seen {
         heading,
         objects,
-        warnings,
+        mut warnings,
         problems,
         ..
     } = seen;
@@ -84,10 +84,14 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
         .filter_map(|name| world.merge(name))
         .map(|s| (s.object.name.clone(), s))
         .collect();
+    warnings.extend(routes::warnings(&config, &world, &services));
+    let class = config.ingress.as_ref().map(|it| it.class.as_str());
+    let routes = class.map(|class| Routes::of(class, world.ingresses()));
     Ok(Report {
         text: describe(
             &config,
             &services,
+            &routes.unwrap_or_default(),
             &|name, transport| world.slice_ports(name, transport),
             heading,
             warnings,
@@ -99,16 +103,18 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
 fn describe<'a>(
     config: &Config,
     services: &Services,
+    routes: &Routes<'_>,
     slice_ports: &dyn Fn(&ObjectName, Transport) -> BTreeSet<&'a str>,
     heading: String,
     mut warnings: Vec<String>,
 ) -> String {
     let bound = served::listeners(config, services);
-    let served = served::served(services, &bound);
+    let served = served::served(services, &bound, routes);
     warnings.extend(config.warnings());
     warnings.extend(warnings::of_listeners(config, services));
     warnings.extend(warnings::of_addresses(config, &bound));
     let listened: BTreeSet<_> = bound.iter().map(|listener| &listener.service).collect();
+    let rules = routes::rows(routes);
     for service in &served {
         let listened = listened.contains(&service.object.name);
         warnings.extend(warnings::of_service(config, service, listened));
@@ -120,13 +126,17 @@ fn describe<'a>(
     let _ = writeln!(text, "admin      http://{}", config.admin);
     let _ = writeln!(text, "workers    {}\n", config.workers);
     text += &table(&served::listener_rows(&bound), Columns::Words);
+    if !rules.is_empty() {
+        text.push('\n');
+        text += &table(&rules, Columns::Words);
+    }
     text.push('\n');
     text += &table(&served::endpoint_rows(&served), Columns::Words);
     let rest = services.len() - served.len();
     if rest > 0 {
         let _ = writeln!(
             text,
-            "\nnot served, neither claimed nor named by a listener: {rest} more"
+            "\nnot served, neither claimed nor named by a listener or a route: {rest} more"
         );
     }
     if !warnings.is_empty() {
@@ -172,6 +182,7 @@ mod tests {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
+            routes: false,
             tls: None,
         }
     }
@@ -237,6 +248,7 @@ mod tests {
         describe(
             config,
             &services,
+            &Routes::default(),
             &|_, _| BTreeSet::new(),
             "manifests  manifests\n".into(),
             Vec::new(),
@@ -276,7 +288,7 @@ mod tests {
         web/nginx  http (80)  http      127.0.0.2:8081  nginx-1  terminating, serving
         web/nginx  http (80)  http      127.0.0.3:8081  nginx-1  not ready
 
-        not served, neither claimed nor named by a listener: 1 more
+        not served, neither claimed nor named by a listener or a route: 1 more
         ");
     }
 

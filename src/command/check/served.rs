@@ -9,6 +9,7 @@ use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol, Transport};
 use crate::control::wanted::{Claimed, Origin, WantedListener, wanted};
 use crate::net::socket;
+use crate::routing::routes::Routes;
 use crate::routing::world::merged::{MergedEndpoint, MergedPort, MergedService};
 
 /// All Services of a source, by name.
@@ -22,6 +23,8 @@ pub(super) struct Bound<'a> {
     /// The name of the listener that has this address already: this one would not be bound.
     pub(super) taken_by: Option<String>,
     pub(super) transport: Transport,
+    /// Each request finds its Service by the rules.
+    routes: bool,
     /// The port in words, if the Service does not have it.
     wanted: String,
     port: Option<&'a MergedPort>,
@@ -47,9 +50,15 @@ pub(super) fn listeners<'a>(config: &Config, services: &'a Services) -> Vec<Boun
         .collect()
 }
 
-/// The Services that would be served: those that are claimed or have a listener.
-pub(super) fn served<'a>(services: &'a Services, bound: &[Bound]) -> Vec<&'a MergedService> {
-    let listened: BTreeSet<&ObjectName> = bound.iter().map(|listener| &listener.service).collect();
+/// The Services that would be served: those that are claimed, or have a listener or a route.
+pub(super) fn served<'a>(
+    services: &'a Services,
+    bound: &[Bound],
+    routes: &Routes<'_>,
+) -> Vec<&'a MergedService> {
+    let routed = routes.backends().into_iter().map(|it| &it.service);
+    let listened = bound.iter().map(|listener| &listener.service);
+    let listened: BTreeSet<&ObjectName> = listened.chain(routed).collect();
     services
         .values()
         .filter(|s| s.object.claimed || listened.contains(&s.object.name))
@@ -108,6 +117,7 @@ impl<'a> Bound<'a> {
             },
             address: config.address,
             taken_by,
+            routes: config.routes,
             service: config.service,
             wanted: config.port.to_string(),
             port,
@@ -116,6 +126,12 @@ impl<'a> Bound<'a> {
     }
 
     fn row(&self) -> Vec<String> {
+        if self.routes {
+            let cells = [&self.name, &self.address.to_string()];
+            let cells = cells.map(String::to_owned).into_iter();
+            let rest = ["(by rule)", "-", &self.protocol, "-"].map(str::to_owned);
+            return cells.chain(rest).collect();
+        }
         let endpoints = match self.port {
             None => "none".to_owned(),
             Some(port) => {

@@ -13,9 +13,9 @@ pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> 
     let mut warnings = Vec::new();
     for listener in &config.listeners {
         let (name, transport) = (&listener.name, listener.transport());
-        let own = (&listener.service, &listener.port);
+        let own = (!listener.routes).then_some((&listener.service, &listener.port));
         let passed_on = listener.sni.iter().map(|it| (&it.service, &it.port));
-        for (wanted, port) in std::iter::once(own).chain(passed_on) {
+        for (wanted, port) in own.into_iter().chain(passed_on) {
             match services.get(wanted) {
                 None => {
                     let source = if matches!(config.discovery, Discovery::Kubernetes(_)) {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::settings::{Addresses, Discovery};
+use crate::contract::name::ObjectName;
 
 fn yaml(text: &str) -> Vec<Object> {
     parse(text, Format::Yaml, None).unwrap()

@@ -41,10 +41,11 @@ pub async fn http2(worker: Rc<Worker>, client: Box<Client>) -> CloseReason {
         unread,
         peer,
         neighbour,
-        listener,
+        door: listener,
         scope,
         unanswered,
         spoken,
+        ..
     } = *client;
     let origin = Origin {
         is_tls: stream.is_tls(),
@@ -166,6 +167,7 @@ impl Origin {
                     unread: Vec::new(),
                     peer: self.peer,
                     neighbour: self.neighbour,
+                    door: self.listener.clone(),
                     listener: self.listener.clone(),
                     scope: self.scope,
                     unanswered: self.unanswered.clone(),

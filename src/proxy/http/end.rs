@@ -262,7 +262,7 @@ impl Exchange<'_> {
             log.write(&AccessEntry {
                 time: SystemTime::now(),
                 peer: self.client.peer,
-                listener: &self.client.listener.name,
+                listener: &self.client.door.name,
                 service: Some(&self.port.key),
                 method: words.next(),
                 target: words.next(),

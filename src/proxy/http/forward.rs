@@ -17,6 +17,7 @@ use std::time::Instant;
 use tokio::time::Sleep;
 
 use crate::config::settings::Config;
+use crate::contract::listener::Serves;
 use crate::contract::reason::CloseReason;
 use crate::net::socket::Peer;
 use crate::proxy::client::Client;
@@ -46,7 +47,10 @@ pub async fn forward(
 ) -> End {
     let started = Instant::now();
     let Some(port) = worker.port(&client.listener) else {
-        let answer = (503, "no_service");
+        let answer = match client.listener.serves {
+            Serves::Routes => (404, "no_route"),
+            _ => (503, "no_service"),
+        };
         let end = Box::pin(answer_alone(worker, client, &request, &sent, answer)).await;
         worker.give_back(sent);
         return end;

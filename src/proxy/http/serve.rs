@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use crate::config::settings::Config;
+use crate::contract::listener::Serves;
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
 use crate::proxy::client::{Client, Spoken};
@@ -20,6 +21,7 @@ use crate::proxy::early_end::{EarlyEnd, Refused, first_line};
 use crate::proxy::http::bound::Bound;
 use crate::proxy::http::exchange::End;
 use crate::proxy::http::forward::forward;
+use crate::proxy::http::route::{route, until_known};
 use crate::proxy::parting;
 use crate::proxy::relay::Pair;
 use crate::proxy::worker::Worker;
@@ -55,6 +57,11 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
             }) => {
                 if client.spoken == Spoken::Nothing {
                     client.spoken = Spoken::Http1;
+                }
+                if matches!(client.door.serves, Serves::Routes)
+                    && let Some(target) = route(worker, &mut client, &mut bound, &head)
+                {
+                    Box::pin(until_known(worker, &client, &target)).await;
                 }
                 Box::pin(forward(
                     worker,

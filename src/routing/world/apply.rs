@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::contract::name::ObjectName;
-use crate::discovery::object::{Change, Kind, Object, ServiceObject, SliceEndpoint, SliceObject};
+use crate::discovery::object::{
+    Change, IngressObject, Kind, Object, ServiceObject, SliceEndpoint, SliceObject,
+};
 use crate::routing::world::objects::{Touched, World, uid_of};
 use crate::routing::world::pods::PodKey;
 use crate::routing::world::slice::{Differences, Slice};
@@ -24,6 +26,10 @@ impl World {
                 self.apply_slice(slice, received, touched)
             }
             Change::Apply(Object::Pod(pod)) => self.apply_pod(pod, received, touched),
+            Change::Apply(Object::Ingress(ingress)) => self.apply_ingress(ingress, touched),
+            Change::Remove(Kind::Ingress, name) => {
+                touched.routes |= self.ingresses.remove(&name).is_some();
+            }
             Change::Remove(Kind::Service, name) => self.remove_service(name, touched),
             Change::Remove(Kind::EndpointSlice, name) => {
                 self.remove_slice(&name, received, touched)
@@ -58,6 +64,7 @@ impl World {
         match kind {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Ingress => self.ingresses.keys().cloned().collect(),
             Kind::Pod => self
                 .pods
                 .list
@@ -73,6 +80,13 @@ impl World {
         if self.services.get(&service.name) != Some(&service) {
             touched.services.insert(service.name.clone());
             self.services.insert(service.name.clone(), service);
+        }
+    }
+
+    fn apply_ingress(&mut self, ingress: IngressObject, touched: &mut Touched) {
+        if self.ingresses.get(&ingress.name) != Some(&ingress) {
+            touched.routes = true;
+            self.ingresses.insert(ingress.name.clone(), ingress);
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
-use crate::discovery::object::{ServiceObject, SliceEndpoint};
+use crate::discovery::object::{IngressObject, ServiceObject, SliceEndpoint};
 use crate::routing::world::merged::Fate;
 use crate::routing::world::pods::{Counts, Pod, PodKey, Pods};
 use crate::routing::world::slice::Slice;
@@ -26,6 +26,7 @@ pub struct World {
     /// watched.
     pub(super) api_server: bool,
     pub(super) services: HashMap<ObjectName, ServiceObject>,
+    pub(super) ingresses: BTreeMap<ObjectName, IngressObject>,
     pub(super) slices: HashMap<ObjectName, Slice>,
     /// For each Service, the names of its slices.
     pub(super) by_service: HashMap<ObjectName, BTreeSet<String>>,
@@ -49,6 +50,8 @@ pub struct Touched {
     /// Pod UIDs whose [`Fate`] may differ now. This also affects their endpoints that no slice
     /// lists any more.
     pub pods: BTreeSet<String>,
+    /// The rules of Ingress objects may differ.
+    pub routes: bool,
 }
 
 impl World {
@@ -91,6 +94,11 @@ impl World {
     /// The Service as the source gave it.
     pub fn service(&self, name: &ObjectName) -> Option<&ServiceObject> {
         self.services.get(name)
+    }
+
+    /// Every Ingress that exists.
+    pub fn ingresses(&self) -> impl Iterator<Item = &IngressObject> {
+        self.ingresses.values()
     }
 
     /// Forgets UIDs that no slice has named for ten minutes and whose Pod object the store does not

@@ -33,6 +33,8 @@ pub enum Kind {
     Pods,
     /// Only those that a listener names.
     Secrets,
+    /// Only where they are served.
+    Ingresses,
 }
 
 pub const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
@@ -207,7 +209,7 @@ impl Api {
                     }
                 }
             }
-            Kind::Pods | Kind::Secrets => state.put(object),
+            Kind::Pods | Kind::Secrets | Kind::Ingresses => state.put(object),
         }
         drop(state);
         self.shared.notify();
@@ -487,6 +489,6 @@ fn is_second(kind: Kind, selector: Option<&str>) -> bool {
     match kind {
         Kind::Services => selector.starts_with("metadata.name="),
         Kind::Slices => selector.contains(CLAIM),
-        Kind::Pods | Kind::Secrets => false,
+        Kind::Pods | Kind::Secrets | Kind::Ingresses => false,
     }
 }

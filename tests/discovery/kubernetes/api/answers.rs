@@ -260,6 +260,7 @@ impl Api {
             Kind::Slices => ("discovery.k8s.io/v1", "EndpointSliceList"),
             Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadataList"),
             Kind::Secrets => ("v1", "SecretList"),
+            Kind::Ingresses => ("networking.k8s.io/v1", "IngressList"),
         };
         answer(
             200,

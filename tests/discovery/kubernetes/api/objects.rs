@@ -24,6 +24,7 @@ pub(super) fn kind_of(object: &Value) -> Kind {
         "EndpointSlice" => Kind::Slices,
         "Pod" => Kind::Pods,
         "Secret" => Kind::Secrets,
+        "Ingress" => Kind::Ingresses,
         other => panic!("{other}"),
     }
 }
@@ -46,7 +47,7 @@ pub(super) fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
         Kind::Pods => json!({
             "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"].take(),
         }),
-        Kind::Services | Kind::Slices | Kind::Secrets => {
+        Kind::Services | Kind::Slices | Kind::Secrets | Kind::Ingresses => {
             if let Some(fields) = object.as_object_mut().filter(|_| listed) {
                 fields.remove("apiVersion");
                 fields.remove("kind");
@@ -62,6 +63,7 @@ pub(super) fn bookmark(kind: Kind, version: &str) -> Value {
         Kind::Slices => ("discovery.k8s.io/v1", "EndpointSlice"),
         Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadata"),
         Kind::Secrets => ("v1", "Secret"),
+        Kind::Ingresses => ("networking.k8s.io/v1", "Ingress"),
     };
     let metadata = json!({"resourceVersion": version});
     let object = json!({"apiVersion": api_version, "kind": of, "metadata": metadata});
@@ -117,10 +119,7 @@ pub(super) fn decoded(text: &str) -> String {
 pub(super) fn place(path: &str) -> Option<(Kind, Option<String>)> {
     let (group, rest) = match path.strip_prefix("/api/v1/") {
         Some(rest) => ("", rest),
-        None => (
-            "discovery",
-            path.strip_prefix("/apis/discovery.k8s.io/v1/")?,
-        ),
+        None => path.strip_prefix("/apis/")?.split_once(".k8s.io/v1/")?,
     };
     let (namespace, resource) = match rest.strip_prefix("namespaces/") {
         Some(rest) => rest
@@ -133,6 +132,7 @@ pub(super) fn place(path: &str) -> Option<(Kind, Option<String>)> {
         ("", "pods") => Kind::Pods,
         ("", "secrets") => Kind::Secrets,
         ("discovery", "endpointslices") => Kind::Slices,
+        ("networking", "ingresses") => Kind::Ingresses,
         _ => return None,
     };
     Some((kind, namespace))

@@ -1,0 +1,120 @@
+//! What changes which Services are ours, beside their claims: a new configuration, and new routes.
+//!
+//! Invariant: a Service is served before a route leads to it, as far as it is known, and for as long
+//! after the last route as something is in flight on it. So a change of routes ends no connection.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::settings::Config;
+use crate::contract::name::ObjectName;
+use crate::control::event_loop::Control;
+use crate::discovery::source::InUse;
+use crate::proxy::shared::WorkerCommand;
+use crate::routing::change::Chores;
+use crate::routing::routes::Routes;
+use crate::routing::world::objects::Touched;
+
+impl Control {
+    /// Takes in a new configuration. Fields that need a restart are named in the log.
+    pub(super) fn reload(&mut self, config: Config) -> Chores {
+        let config = Arc::new(config);
+        let old = std::mem::replace(&mut self.config, config.clone());
+        let fixed = [
+            ("discovery", old.discovery != config.discovery),
+            ("services", old.addresses != config.addresses),
+            ("ingress", old.ingress != config.ingress),
+            ("admin", old.admin != config.admin),
+            ("workers", old.workers != config.workers),
+            (
+                "limits.connections",
+                old.limits.connections != config.limits.connections,
+            ),
+            ("accessLog", old.access_log != config.access_log),
+            ("metrics", old.per_service != config.per_service),
+        ];
+        for (field, _) in fixed.iter().filter(|(_, changed)| *changed) {
+            tracing::warn!(field, "takes effect only at a restart");
+        }
+        for warning in config.warnings() {
+            tracing::warn!(warning, "the configuration has a doubtful field");
+        }
+        self.shared.note_inside(&config.inside, None);
+        self.table.set_config(config.clone());
+        self.reroute();
+        self.shared
+            .post_all(|| WorkerCommand::Config(config.clone()));
+        let touched = Touched {
+            services: self.world.service_names().cloned().collect(),
+            ..Touched::default()
+        };
+        let chores = self.table.apply(&self.world, &touched, Instant::now());
+        self.rebind_all();
+        tracing::info!("the new configuration is in force");
+        chores
+    }
+
+    /// Tells the source what the table uses now, so that it gives up what is no longer used.
+    pub(super) fn report_use(&self) {
+        self.in_use.send_replace(InUse {
+            named: self.named(),
+            routed: self.table.service_names().cloned().collect(),
+            secrets: self.secrets(),
+        });
+    }
+
+    /// Puts the rules of the Ingress objects in force. Returns the Services that the table has to take in
+    /// or may give up.
+    pub(super) fn reroute(&mut self) -> BTreeSet<ObjectName> {
+        let before = self.named();
+        if let Some(ingress) = &self.config.ingress {
+            let routes = Routes::of(&ingress.class, self.world.ingresses());
+            self.routed.take(&routes, &self.shared);
+            let secrets = routes.secrets.into_iter().cloned().collect();
+            self.certificates.of_routes(secrets);
+        }
+        self.name_services(&before)
+    }
+
+    /// Gives up Services that no route leads to and nothing is in flight on.
+    pub(super) fn part_from_routes(&mut self) -> Chores {
+        let before = self.named();
+        let snapshot = &self.snapshot;
+        self.routed.part(|service| {
+            let ports = snapshot.ports_of(service);
+            let mut endpoints = ports.iter().flat_map(|port| port.all.iter());
+            endpoints.any(|endpoint| endpoint.leases() > 0)
+        });
+        let touched = Touched {
+            services: self.name_services(&before),
+            ..Touched::default()
+        };
+        self.table.apply(&self.world, &touched, Instant::now())
+    }
+
+    /// Tells everybody which Services are ours without a claim. Returns those that differ.
+    fn name_services(&mut self, before: &BTreeSet<ObjectName>) -> BTreeSet<ObjectName> {
+        let named = self.named();
+        let differ = named.symmetric_difference(before).cloned().collect();
+        self.table.set_named(named);
+        self.report_use();
+        differ
+    }
+
+    /// The Services that are ours without a claim.
+    fn named(&self) -> BTreeSet<ObjectName> {
+        let mut named = self.config.named_services();
+        named.extend(self.routed.services().cloned());
+        named
+    }
+
+    fn secrets(&self) -> BTreeSet<ObjectName> {
+        let mut secrets = self.config.named_secrets();
+        if let Some(ingress) = &self.config.ingress {
+            let routes = Routes::of(&ingress.class, self.world.ingresses());
+            secrets.extend(routes.secrets.into_iter().cloned());
+        }
+        secrets
+    }
+}

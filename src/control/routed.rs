@@ -1,0 +1,106 @@
+//! What the rules of Ingress objects lead to: a listener that is not bound for each Service port.
+//!
+//! Invariant: a Service port keeps its listener for as long as a rule leads to it, so what a worker knows of
+//! it stays, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use crate::contract::by_name::ByName;
+use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
+use crate::contract::name::ObjectName;
+use crate::contract::route::{RouteTable, Target};
+use crate::discovery::object::BackendRef;
+use crate::proxy::shared::Shared;
+use crate::routing::routes::Routes;
+
+/// The Service ports to which rules lead.
+#[derive(Default)]
+pub struct Routed {
+    targets: BTreeMap<BackendRef, Target>,
+    /// Services to which no rule leads any more, until nothing is in flight on them.
+    parting: BTreeSet<ObjectName>,
+    /// When these are looked at.
+    next_look: Option<Instant>,
+    /// The number of the last target.
+    last: u64,
+}
+
+impl Routed {
+    /// Puts rules in force.
+    pub(super) fn take(&mut self, routes: &Routes<'_>, shared: &Shared) {
+        let mut before = std::mem::take(&mut self.targets);
+        for backend in routes.backends() {
+            let known = before.remove(backend);
+            let target = known.unwrap_or_else(|| self.target(backend));
+            self.targets.insert(backend.clone(), target);
+        }
+        if !before.is_empty() {
+            // A worker that has just read the old rules has begun its request by then.
+            self.next_look = Some(Instant::now() + LOOK);
+        }
+        self.parting
+            .extend(before.into_keys().map(|backend| backend.service));
+        let of = |backend: &BackendRef| self.targets.get(backend).cloned();
+        let mut table = RouteTable::default();
+        for (rule, backend) in &routes.rules {
+            if let Some(target) = of(backend) {
+                table.add(rule, target);
+            }
+        }
+        table.default = routes.default.and_then(of);
+        shared.routes.store(Arc::new(table));
+    }
+
+    /// Forgets Services to which no rule leads and on which nothing is in flight, as `is_in_use` says.
+    pub(super) fn part(&mut self, is_in_use: impl Fn(&ObjectName) -> bool) {
+        self.parting.retain(|service| is_in_use(service));
+        let waits = !self.parting.is_empty();
+        self.next_look = waits.then(|| Instant::now() + LOOK);
+    }
+
+    /// When Services to which no rule leads are to be looked at.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.next_look
+    }
+
+    /// All of their Services.
+    pub(super) fn services(&self) -> impl Iterator<Item = &ObjectName> {
+        let targets = self.targets.keys().map(|backend| &backend.service);
+        targets.chain(&self.parting)
+    }
+
+    fn target(&mut self, backend: &BackendRef) -> Target {
+        self.last += 1;
+        let listener = Arc::new(ListenerSpec {
+            id: ListenerId(FIRST + self.last),
+            name: "ingress".to_owned(),
+            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+            serves: Serves::Port {
+                service: backend.service.clone(),
+                port: backend.port.clone(),
+            },
+            protocol: None,
+            proxy_protocol: false,
+            allow_connect: false,
+            tls: None,
+            by_name: ByName::default(),
+            source_ranges: Vec::new(),
+            sockets: 0,
+            accepting: AtomicUsize::new(0),
+            scope: None,
+        });
+        Target {
+            listener,
+            since: Instant::now(),
+        }
+    }
+}
+
+/// The time between two looks at Services to which no rule leads.
+const LOOK: Duration = Duration::from_secs(1);
+/// The numbers of listeners that are bound are all lower.
+const FIRST: u64 = 1 << 62;
