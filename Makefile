@@ -43,8 +43,8 @@ deny: # licences, sources and bans of every dependency, from deny.toml (cargo-de
 advisories: # known faults of the dependencies; asks for the advisory database (cargo-deny)
 	cargo deny --locked check advisories
 
-bench: # the parts: merge, head, pick and drain, with thin LTO; ARGS='--bench head' for one of them
-	cargo bench --locked $(or $(ARGS),--bench merge --bench head --bench pick --bench drain)
+bench: # the parts: merge, head, pick, route and drain, with thin LTO; ARGS='--bench head' for one of them
+	cargo bench --locked $(or $(ARGS),--bench merge --bench head --bench pick --bench route --bench drain)
 
 scale: # what it costs at 5,000 Services; rewrites a part of benches/README.md (unshare, ip; 5 minutes)
 	cargo bench --locked --bench scale -- $(or $(ARGS),--write)
