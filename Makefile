@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
 .PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
-	compare judges image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service
+	compare judges judges-more image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service
 
 help: # this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -53,9 +53,15 @@ compare: # Ebbtide beside its peers; ARGS=--write rewrites benches/README.md (20
 	benches/compare/install.sh
 	cargo bench --locked --bench compare -- $(ARGS)
 
-judges: # suites of others for HTTP/2: h2spec, gRPC; SHORT=1, ARGS=--write for tests/judges/RESULTS.md (Go; 2 minutes)
+judges: # suites of others for HTTP/2: h2spec, gRPC, clients; SHORT=1, ARGS=--write for tests/judges/RESULTS.md (Go; 4 minutes)
 	cargo build --locked --release
 	python3 tests/judges/judges.py $(if $(SHORT),--short) $(ARGS)
+	python3 tests/judges/clients.py $(if $(SHORT),--short) $(ARGS)
+
+judges-more: # suites of others that must be there: tlsfuzzer, testssl.sh, Autobahn; ARGS=--write (7 minutes)
+	cargo build --locked --release
+	python3 tests/judges/tls.py $(ARGS)
+	python3 tests/judges/websocket.py $(ARGS)
 
 image: # target/ebbtide-image.tar for `docker load` or `ctr images import`; needs no daemon
 	binary=$$(deploy/build-static) && deploy/image.py "$$binary" target/ebbtide-image.tar

@@ -293,6 +293,15 @@ impl Stream {
         Poll::Ready(Ok(&room[..read]))
     }
 
+    /// As [`Self::poll_read`], where nothing that comes is needed: a close with bytes unread is a reset,
+    /// and the peer could lose what it was told last.
+    pub fn poll_waste(&mut self, cx: &mut Context<'_>, room: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self.view_mut() {
+            ViewMut::Tls(it) => it.tls.get_mut().poll_waste(&it.socket, cx, room),
+            _ => self.poll_read(cx, room).map_ok(|read| read.len()),
+        }
+    }
+
     /// Writes once and returns how many bytes were taken. Over TLS, the kernel may not have all of
     /// them yet: see [`Self::poll_flush`].
     #[inline]

@@ -45,7 +45,7 @@ impl Tls {
     pub(super) fn feed(&mut self, mut read: &[u8]) -> io::Result<()> {
         while !read.is_empty() {
             self.session.read_tls(&mut read)?;
-            self.session.process_new_packets().map_err(refused)?;
+            self.take_in()?;
         }
         Ok(())
     }
@@ -67,10 +67,10 @@ impl Tls {
                 Err(error) if is_would_block(&error) => return Poll::Pending,
                 Err(error) => return Poll::Ready(Err(error)),
             }
-            if let Err(error) = self.session.process_new_packets() {
+            if let Err(error) = self.take_in() {
                 // The alert says why, if the kernel takes it at once.
                 let _ = self.flush(&mut AtOnce(socket));
-                return Poll::Ready(Err(refused(error)));
+                return Poll::Ready(Err(error));
             }
         }
     }
@@ -131,6 +131,22 @@ impl Tls {
         Poll::Ready(Ok(filled))
     }
 
+    /// Reads only to leave nothing unread. After a fault, that is whatever comes.
+    pub(super) fn poll_waste(
+        &mut self,
+        socket: &TcpStream,
+        cx: &mut Context<'_>,
+        room: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.failed.is_none() {
+            return self.poll_read(socket, cx, room);
+        }
+        match Waiting(socket, cx).read(room) {
+            Err(error) if is_would_block(&error) => Poll::Pending,
+            read => Poll::Ready(read),
+        }
+    }
+
     /// Encrypts a part of `bytes`. What the kernel does not take is written by later calls of any
     /// method that reads or writes; [`Self::poll_flush`] says when it is gone.
     pub(super) fn poll_write(
@@ -164,9 +180,12 @@ impl Tls {
         self.session.wants_write()
     }
 
-    /// Tells the peer that nothing more comes, and that nothing is missing.
+    /// Tells the peer that nothing more comes, and that nothing is missing. After a fault, it is told
+    /// of the fault only.
     pub(super) fn close(&mut self) {
-        self.session.send_close_notify();
+        if self.failed.is_none() {
+            self.session.send_close_notify();
+        }
     }
 
     /// Writes what the kernel takes at once.
@@ -195,11 +214,18 @@ impl Tls {
                 Err(error) if is_would_block(&error) => return Inbound::Nothing,
                 Err(error) => self.failed = Some(error.kind()),
             }
-            if self.session.process_new_packets().is_err() {
-                self.failed = Some(io::ErrorKind::InvalidData);
+            if self.take_in().is_err() {
                 self.flush_at_once(socket);
             }
         }
+    }
+
+    /// Decrypts what was read from the socket. The text of an error says what TLS has against it.
+    fn take_in(&mut self) -> io::Result<()> {
+        let refused = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let taken = self.session.process_new_packets().map_err(refused);
+        self.failed = taken.as_ref().err().map(io::Error::kind).or(self.failed);
+        taken.map(|_| ())
     }
 
     /// How the peer's direction has ended.
@@ -220,11 +246,6 @@ impl Tls {
 
 fn is_would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
-}
-
-/// An error of the peer's bytes. The text says what TLS has against them.
-fn refused(error: rustls::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// The socket for a task that is woken when it can go on.

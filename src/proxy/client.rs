@@ -105,9 +105,7 @@ impl Client {
         worker: &Worker,
     ) -> Poll<std::io::Result<usize>> {
         let mut scratch = worker.scratch.borrow_mut();
-        self.stream
-            .poll_read(cx, &mut scratch)
-            .map_ok(|read| read.len())
+        self.stream.poll_waste(cx, &mut scratch[..])
     }
 }
 

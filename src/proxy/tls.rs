@@ -35,13 +35,18 @@ pub(super) async fn terminate(
     protocol: Protocol,
 ) -> Result<(), CloseReason> {
     first_bytes(worker, client).await?;
-    let head_time = worker.config().timeouts.head;
+    let end = tokio::time::Instant::now() + worker.config().timeouts.head;
     let rest = handshake(worker, client, termination, protocol);
-    let ended = tokio::time::timeout(head_time, rest).await;
+    let ended = tokio::time::timeout_at(end, rest).await;
     match ended.unwrap_or(Err(CloseReason::ClientTimeout)) {
         Err(CloseReason::BadRequest) => {
             Box::pin(answer_plain(worker, client)).await;
             Err(CloseReason::BadRequest)
+        }
+        Err(CloseReason::BadHandshake) => {
+            // Many clients send a request before they read that their certificate is refused.
+            let _ = tokio::time::timeout_at(end, Box::pin(linger(worker, client))).await;
+            Err(CloseReason::BadHandshake)
         }
         ended => ended,
     }

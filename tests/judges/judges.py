@@ -8,29 +8,25 @@ judges.py [--short] [--write] [--proxy PATH]
 3. gRPC's soak test while the servers behind the proxy are replaced one by one, in four ways to leave. Counted are
    `failed`, calls that their client got no answer to, and `begun`, calls that a server began and did not answer.
    A call that a server has begun is not sent again, so `failed` may reach `begun` where a server leaves without a word.
+4. Streams of 2 seconds in each direction and in both, over TLS, while a server is replaced each 0.7 s. It ends gracefully.
 
---short: fewer calls.  --write: writes RESULTS.md beside this file.
-Ends with 1 if a case failed, or if a call failed where servers leave gracefully or after they were taken out.
+--short: fewer calls.  --write: writes the section of RESULTS.md.
+Ends with 1 if a case failed, or if a call or a stream failed where servers leave gracefully or after they were taken out.
 Needs Go (builds the suites into $EBBTIDE_JUDGES, default ~/.cache/ebbtide-suites, 3 minutes) and openssl. All of it is on
 loopback and ends with this script.
 """
-import argparse
 import collections
-import http.server
 import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-CACHE = pathlib.Path(os.environ.get("EBBTIDE_JUDGES") or pathlib.Path.home() / ".cache/ebbtide-suites")
+import rig
+from rig import CACHE, HERE, start
+
 PROGRAMS = {
     "h2spec": "github.com/summerwind/h2spec/cmd/h2spec",
     "client": "google.golang.org/grpc/interop/client",
@@ -41,34 +37,6 @@ CASES = """empty_unary large_unary client_streaming server_streaming ping_pong e
     unimplemented_method unimplemented_service""".split()
 # A listener that also takes HTTP/1 answers a preface that is none with HTTP/1, which the case reads as a frame.
 NOT_OURS = {"http2/3.5 Sends invalid connection preface"}
-running = []
-
-
-class Page(http.server.BaseHTTPRequestHandler):
-    """Reads what is sent, and answers with as much as h2spec wants to see."""
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(self.rfile.readline(), 16):
-                self.rfile.read(size + 2)
-            self.rfile.readline()
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(200)
-        self.send_header("Content-Length", "1024")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(b"0123456789abcdef" * 64)
-
-    do_POST = do_HEAD = do_GET
-
-    def log_message(self, *_):
-        pass
-
-
-class Pages(http.server.ThreadingHTTPServer):
-    def handle_error(self, *_):
-        """A client that leaves in the middle is a part of the suite."""
 
 
 def build():
@@ -76,104 +44,42 @@ def build():
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -modcacherw"}
     for name, package in PROGRAMS.items():
         out = CACHE / "bin" / name
-        if not out.exists():
+        if package == "." or not out.exists():
             print(f"building {package}", flush=True)
             subprocess.run(["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, package], cwd=HERE / "server", env=environment, check=True)
-
-
-def free_port(host):
-    with socket.create_server((host, 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def start(argv, address, **options):
-    """Starts a program and waits until it listens."""
-    process = subprocess.Popen([str(word) for word in argv], stdin=subprocess.DEVNULL, **options)
-    running.append(process)
-    host, port = address.rsplit(":", 1)
-    for _ in range(1000):
-        try:
-            socket.create_connection((host, int(port)), 1).close()
-            return process
-        except OSError:
-            if process.poll() is not None:
-                sys.exit(f"{argv[0]} has ended with {process.returncode}: {address} never listened")
-            time.sleep(0.02)
-    sys.exit(f"{argv[0]} does not listen on {address}")
-
-
-def end_all():
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
 
 
 class Endpoints:
     """gRPC servers at addresses of their own, a page of HTTP/1.1, and the proxy in front of them."""
 
-    def __init__(self, folder, proxy, delay=0, leave="graceful"):
-        self.folder, self.delay, self.leave = folder, delay, leave
-        self.port = free_port("127.0.1.1")
-        self.ledger = folder / "ledger"
+    def __init__(self, folder, binary, delay=0, leave="graceful"):
+        self.delay, self.leave = delay, leave
+        self.port = rig.free_port("127.0.1.1")
+        self.ledger, self.held = folder / "ledger", folder / "held"
         self.ledger.touch()
+        self.held.touch()
         self.next, self.ready, self.leaving, self.servers = 1, [], [], {}
-        (folder / "manifests").mkdir()
-        authority, key, certificate = (folder / name for name in ("ca.pem", "key.pem", "cert.pem"))
-        openssl(folder, authority, key, certificate)
-        page = Pages(("127.0.0.1", 0), Page)
-        threading.Thread(target=page.serve_forever, daemon=True).start()
-        self.page = page.server_port
-        self.addresses = {}
-        config = f"discovery: {{files: {{path: {folder}/manifests}}}}\nadmin: {{address: '127.0.0.1:0'}}\nlisteners:\n"
-        for service in ("grpc", "web"):
-            for secure in (False, True):
-                address = self.addresses[service, secure] = f"127.0.0.1:{free_port('127.0.0.1')}"
-                config += f"  - name: {service}-{secure}\n    address: '{address}'\n    service: judges/{service}\n    port: {service}\n"
-                if secure:
-                    config += f"    tls: {{certificates: [{{certificate: {certificate}, key: {key}}}]}}\n"
-        (folder / "ebbtide.yaml").write_text(config)
+        self.proxy = rig.Proxy(folder, binary, {"grpc": "grpc", "web": "http"})
+        self.addresses = self.proxy.addresses
         for _ in range(3):
             self.arrive()
         self.tell()
-        with open(folder / "proxy.log", "wb") as log:
-            start([proxy, "run", "--config", folder / "ebbtide.yaml"], self.addresses["grpc", False], stdout=log, stderr=log)
-
-    def address(self, slot):
-        return f"127.0.1.{slot}"
+        self.proxy.tell("web", rig.page(), ["127.0.0.1"])
+        self.proxy.start()
 
     def arrive(self):
-        slot, self.next = self.next, self.next % 250 + 1
-        listen = f"{self.address(slot)}:{self.port}"
-        argv = [CACHE / "bin/server", "-listen", listen, "-delay", f"{self.delay}ms", "-leave", self.leave, "-ledger", self.ledger]
-        self.servers[slot] = start(argv, listen, stderr=subprocess.DEVNULL)
-        self.ready.append(slot)
+        host = f"127.0.1.{self.next}"
+        self.next = self.next % 250 + 1
+        listen = f"{host}:{self.port}"
+        argv = [CACHE / "bin/server", "-listen", listen, "-delay", f"{self.delay}ms", "-leave", self.leave, "-ledger", self.ledger, "-held", self.held]
+        self.servers[host] = start(argv, listen, stderr=subprocess.DEVNULL)
+        self.ready.append(host)
 
     def tell(self):
-        """Writes what Kubernetes would say of them."""
-        def endpoint(slot):
-            is_ready = str(slot in self.ready).lower()
-            leaves = str(slot not in self.ready).lower()
-            return (f"  - addresses: [{self.address(slot)}]\n    conditions: {{ready: {is_ready}, serving: true, terminating: {leaves}}}\n"
-                    f"    targetRef: {{kind: Pod, namespace: judges, name: pod-{slot}, uid: uid-{slot}}}\n")
-
-        def manifests(name, protocol, port, endpoints):
-            return (
-                f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: judges}}\n"
-                f"spec: {{ports: [{{name: {name}, port: 80, appProtocol: {protocol}}}]}}\n---\n"
-                "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n"
-                f"metadata: {{name: {name}-1, namespace: judges, labels: {{kubernetes.io/service-name: {name}}}}}\n"
-                f"ports: [{{name: {name}, port: {port}}}]\nendpoints:\n{endpoints}---\n"
-            )
-
-        grpc = "".join(map(endpoint, self.ready + self.leaving))
-        text = manifests("grpc", "grpc", self.port, grpc) + manifests("web", "http", self.page, "  - addresses: [127.0.0.1]\n")
-        new = self.folder / "manifests/.new"
-        new.write_text(text)
-        new.rename(self.folder / "manifests/grpc.yaml")
+        self.proxy.tell("grpc", self.port, self.ready, self.leaving)
 
     def replace(self, how, lead, lag):
-        self.leaving = [slot for slot in self.leaving if self.servers[slot].poll() is None]
+        self.leaving = [host for host in self.leaving if self.servers[host].poll() is None]
         self.arrive()
         self.tell()
         time.sleep(0.2)
@@ -188,15 +94,6 @@ class Endpoints:
             self.tell()
 
 
-def openssl(folder, authority, key, certificate):
-    """An authority, and a certificate of its own: Go's clients refuse one that is both."""
-    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2".split()
-    run = lambda *words: subprocess.run(["openssl", *new, *map(str, words)], check=True, stderr=subprocess.DEVNULL)
-    run("-subj", "/CN=judges", "-keyout", folder / "ca.key", "-out", authority)
-    run("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE",
-        "-CA", authority, "-CAkey", folder / "ca.key", "-keyout", key, "-out", certificate)
-
-
 def h2spec(address, secure):
     """(passed, [failed cases])"""
     host, port = address.rsplit(":", 1)
@@ -206,7 +103,7 @@ def h2spec(address, secure):
         text = pathlib.Path(report.name).read_text()
     total = re.search(r"(\d+) tests, (\d+) passed", out.stdout)
     if not total:
-        sys.exit(f"h2spec did not end as it should: {out.stdout[-500:]}{out.stderr[-500:]}")
+        raise SystemExit(f"h2spec did not end as it should: {out.stdout[-500:]}{out.stderr[-500:]}")
     cases = re.findall(r'<testcase package="([^"]*)" classname="([^"]*)"[^>]*>\s*<(?:failure|error)', text)
     return int(total[2]), [f"{package} {case}" for package, case in cases]
 
@@ -227,7 +124,7 @@ def soak(folder, proxy, leave, how, lead, lag, calls):
     log = folder / "client.log"
     with open(log, "w") as out:
         load = subprocess.Popen([str(CACHE / "bin/client"), *map(str, words)], stderr=out, stdout=subprocess.DEVNULL)
-    running.append(load)
+    rig.running.append(load)
     replaced = 0
     while load.poll() is None:
         time.sleep(0.5)
@@ -236,67 +133,80 @@ def soak(folder, proxy, leave, how, lead, lag, calls):
     text = log.read_text(errors="replace")
     total = re.search(r"soak test successes: (\d+) / (\d+) iterations. Total failures: (\d+)", text)
     if not total:
-        sys.exit(f"gRPC's client did not end as it should: {text[-500:]}")
+        raise SystemExit(f"gRPC's client did not end as it should: {text[-500:]}")
     slow = len(re.findall("exceeds max acceptable latency", text))
     failed, begun = int(total[3]) - slow, endpoints.ledger.stat().st_size - int(total[1])
     errors = collections.Counter(re.findall(r"RPC failed: rpc error: (code = \w+ desc = [\w ]+)", text))
     return replaced, int(total[2]), failed, begun, slow, "; ".join(f"{n} x {what}" for what, n in errors.most_common(3))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--proxy", default=ROOT / "target/release/ebbtide", type=pathlib.Path)
-    args = parser.parse_args()
+def streams(folder, proxy, count):
+    """The rows of the table of streams: [(kind, streams, failed, how)], how many servers were replaced, how many streams they had then."""
+    endpoints = Endpoints(folder, proxy)
+    argv = [CACHE / "bin/server", "-streams", endpoints.addresses["grpc", True], "-authority", endpoints.proxy.authority, "-count", count, "-at-once", 30]
+    with open(folder / "client.log", "w") as out:
+        load = subprocess.Popen(list(map(str, argv)), stdout=out, stderr=subprocess.STDOUT)
+    rig.running.append(load)
+    replaced = 0
+    while load.poll() is None:
+        time.sleep(0.5)
+        endpoints.replace(signal.SIGTERM, 0, 0)
+        replaced += 1
+    text = (folder / "client.log").read_text()
+    rows = re.findall(r"^(\w+) (\d+) (\d+)$", text, re.M)
+    if load.returncode or len(rows) != 3:
+        raise SystemExit(f"the client of streams did not end as it should: {text[-500:]}")
+    how = lambda kind: "; ".join(sorted(set(re.findall(rf"^ {kind}: (.*)$", text, re.M))))[:200]
+    return [(kind, int(all_of), int(failed), how(kind)) for kind, all_of, failed in rows], replaced, endpoints.held.stat().st_size
+
+
+def main(args, folder, say):
     build()
-    lines, bad = [], []
-
-    def say(line):
-        lines.append(line)
-        print(line, flush=True)
-
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        (folder / "calm").mkdir()
-        calm = Endpoints(folder / "calm", args.proxy)
-        say("| h2spec, strict | passed | failed |\n|---|---|---|")
-        for name, secure in (("without TLS", False), ("with TLS", True)):
-            passed, failed = h2spec(calm.addresses["web", secure], secure)
-            say(f"| {name} | {passed} | {'; '.join(failed) or 0} |")
-            bad += [f"h2spec {name}: {case}" for case in failed if case not in NOT_OURS]
-        say("\n| gRPC interoperability | passed | failed |\n|---|---|---|")
-        secure = ["-use_tls", "-use_test_ca", "-ca_file", folder / "calm/ca.pem", "-server_host_override", "localhost"]
-        for name, words in (("without TLS", []), ("with TLS", secure)):
-            address = calm.addresses["grpc", bool(words)]
-            failed = [case for case in CASES if client(address, "-test_case", case, *words, timeout=60).returncode]
-            say(f"| {name} | {len(CASES) - len(failed)} | {'; '.join(failed) or 0} |")
-            bad += [f"gRPC {name}: {case}" for case in failed]
-        end_all()
-        say("\n| gRPC soak, how servers leave | replaced | calls | failed | begun | over 1 s | errors |\n|---|---|---|---|---|---|---|")
-        calls = 1600 if args.short else 8000
-        ways = (
-            ("gracefully: SIGTERM, GOAWAY", "graceful", signal.SIGTERM, 0, 0),
-            ("at once, taken out 0.5 s before", "exit", signal.SIGTERM, 0.5, 0),
-            ("at once, told at the same time", "exit", signal.SIGTERM, 0, 0),
-            ("SIGKILL, told 0.2 s later", "exit", signal.SIGKILL, 0, 0.2),
-        )
-        for number, (name, leave, how, lead, lag) in enumerate(ways):
-            (folder / str(number)).mkdir()
-            row = soak(folder / str(number), args.proxy, leave, how, lead, lag, calls)
-            say(f"| {name} | " + " | ".join(map(str, row)) + " |")
-            if number < 2 and (row[2] or row[3]):
-                bad.append(f"gRPC soak: {name}: {row[2]} failed, {row[3]} begun in vain")
-            end_all()
-    if args.write:
-        out = subprocess.run([str(args.proxy), "--version"], capture_output=True, text=True, check=True)
-        text = f"# Suites of others\n\nWritten by `make judges`. {out.stdout.strip()}, {time.strftime('%Y-%m-%d')}.\n\n" + "\n".join(lines) + "\n"
-        (HERE / "RESULTS.md").write_text(text)
-    if bad:
-        sys.exit("failed: " + "; ".join(bad))
+    bad = []
+    (folder / "calm").mkdir()
+    calm = Endpoints(folder / "calm", args.proxy)
+    say("| h2spec, strict | passed | failed |\n|---|---|---|")
+    for name, secure in (("without TLS", False), ("with TLS", True)):
+        passed, failed = h2spec(calm.addresses["web", secure], secure)
+        say(f"| {name} | {passed} | {'; '.join(failed) or 0} |")
+        bad += [f"h2spec {name}: {case}" for case in failed if case not in NOT_OURS]
+    say("\n| gRPC interoperability | passed | failed |\n|---|---|---|")
+    secure = ["-use_tls", "-use_test_ca", "-ca_file", calm.proxy.authority, "-server_host_override", "localhost"]
+    for name, words in (("without TLS", []), ("with TLS", secure)):
+        address = calm.addresses["grpc", bool(words)]
+        failed = [case for case in CASES if client(address, "-test_case", case, *words, timeout=60).returncode]
+        say(f"| {name} | {len(CASES) - len(failed)} | {'; '.join(failed) or 0} |")
+        bad += [f"gRPC {name}: {case}" for case in failed]
+    rig.end_all()
+    say("\n| gRPC soak, how servers leave | replaced | calls | failed | begun | over 1 s | errors |\n|---|---|---|---|---|---|---|")
+    calls = 1600 if args.short else 8000
+    ways = (
+        ("gracefully: SIGTERM, GOAWAY", "graceful", signal.SIGTERM, 0, 0),
+        ("at once, taken out 0.5 s before", "exit", signal.SIGTERM, 0.5, 0),
+        ("at once, told at the same time", "exit", signal.SIGTERM, 0, 0),
+        ("SIGKILL, told 0.2 s later", "exit", signal.SIGKILL, 0, 0.2),
+    )
+    for number, (name, leave, how, lead, lag) in enumerate(ways):
+        (folder / str(number)).mkdir()
+        row = soak(folder / str(number), args.proxy, leave, how, lead, lag, calls)
+        say(f"| {name} | " + " | ".join(map(str, row)) + " |")
+        if number < 2 and (row[2] or row[3]):
+            bad.append(f"gRPC soak: {name}: {row[2]} failed, {row[3]} begun in vain")
+        rig.end_all()
+    (folder / "streams").mkdir()
+    rows, replaced, held = streams(folder / "streams", args.proxy, 30 if args.short else 200)
+    say(f"\n| gRPC streams of 2 s over TLS, whose messages come from | streams | failed | |\n|---|---|---|---|")
+    for kind, all_of, failed, how in rows:
+        say(f"| {'both sides' if kind == 'both' else 'the ' + kind} | {all_of} | {failed} | {how} |")
+        if failed:
+            bad.append(f"gRPC streams, {kind}: {failed} of {all_of}")
+    say(f"\n{replaced} servers were replaced meanwhile, and told while {held} streams were open on them.")
+    if not held:
+        bad.append("gRPC streams: none was held across a drain")
+    return bad
 
 
-try:
-    main()
-finally:
-    end_all()
+if __name__ == "__main__":
+    words = rig.parser(__doc__)
+    words.add_argument("--short", action="store_true", help="fewer calls")
+    rig.run(main, words)

@@ -2,8 +2,9 @@
 //! request.
 //!
 //! Invariants: the client learns whether its answer is whole. One that was cut ends with
-//! `grpc-status: 14` for gRPC, and with RST_STREAM otherwise. After a whole answer, the stream reads
-//! as ended, so its session ends too.
+//! `grpc-status: 14` for gRPC, and with RST_STREAM otherwise. After a whole answer and a whole request,
+//! the stream reads as ended, so its session ends too. A request that is not whole by then ends with
+//! RST_STREAM and NO_ERROR (RFC 9113 section 8.1).
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -202,8 +203,12 @@ impl State {
     /// Ready when there is something to read, or nothing will come.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.waker.clone_from(cx.waker());
-        if !self.head.is_empty() || self.is_over() {
+        if !self.head.is_empty() {
             return Poll::Ready(Ok(()));
+        }
+        if self.is_over() {
+            // Some clients take a reset before they have sent the end for a failure.
+            return self.body.borrow_mut().poll_last(cx).map(Ok);
         }
         let read = self.body.borrow_mut().poll_ready(cx);
         let has_more = self.body.borrow().has_more();

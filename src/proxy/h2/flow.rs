@@ -27,6 +27,8 @@ pub(super) struct Inflow {
     /// What has come behind `data` and was gathered.
     gathered: Vec<u8>,
     ended: bool,
+    /// What is still to be read of a declared length. `MAX`: none was declared.
+    left: u64,
     /// Wakes the task that polled last.
     waker: Waker,
 }
@@ -40,6 +42,10 @@ impl Inflow {
             data: Bytes::new(),
             gathered: Vec::new(),
             ended: false,
+            left: match framing {
+                Framing::Counted(length) => length,
+                _ => u64::MAX,
+            },
             waker: Waker::noop().clone(),
         }
     }
@@ -86,6 +92,14 @@ impl Inflow {
         Poll::Ready(Ok(()))
     }
 
+    /// Ready unless only the end is still to come, which many clients send in a frame of its own.
+    pub(super) fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.left {
+            0 => self.poll_ready(cx).map(|_| ()),
+            _ => Poll::Ready(()),
+        }
+    }
+
     /// Whether the body has not ended, or not all of its text is read.
     pub(super) fn has_more(&self) -> bool {
         !self.ended || !self.text.is_empty()
@@ -103,6 +117,7 @@ impl Inflow {
             let n = self.data.len().min(room.len() - read);
             self.data.copy_to_slice(&mut room[read..read + n]);
             read += n;
+            self.left = self.left.saturating_sub(n as u64);
             // It fails only where the connection has ended.
             let _ = self.recv.flow_control().release_capacity(n);
             if self.chunked && self.data.is_empty() {

@@ -12,6 +12,8 @@ use crate::proxy::h2::app::Version::{self, H1, H2};
 use crate::proxy::h2::app::{
     Answer, App, Call, Client, Piece, Pieces, data, request, rig, whole, with,
 };
+use crate::proxy::h2::raw::{Frame, Raw};
+use crate::support::frames::{DATA, END_STREAM, RST_STREAM, get};
 use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
@@ -244,6 +246,36 @@ async fn an_early_answer_arrives_while_the_body_is_still_sent() {
         assert_eq!(text(answer).await, "no", "{version:?} {endpoint:?}");
         drop(client);
         soon("the end of the upload", sends).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_request_may_come_after_its_answer() {
+    for (endpoint, declared) in [(H1, b"2"), (H1, b"0"), (H2, b"2")] {
+        let (_app, rig) = scene(endpoint).await;
+        let mut client = Raw::connect(rig.web()).await;
+        let mut fields = get("/length");
+        fields[0] = (b":method", b"POST");
+        fields.push((b"content-length", declared));
+        client.headers(1, &fields, false).await;
+        if declared == b"2" {
+            client.send(DATA, 0, 1, b"ab").await;
+        }
+        if endpoint == H1 {
+            let ends = client.until("an answer", Frame::ends_stream).await;
+            assert_eq!(ends.stream, 1);
+        }
+        for stream in [3, 5, 7, 9] {
+            if stream == 7 {
+                client.send(DATA, END_STREAM, 1, b"").await;
+            }
+            client.headers(stream, &get("/number?1"), true).await;
+            let of_it = |it: &Frame| {
+                assert_ne!(it.kind, RST_STREAM, "{endpoint:?} {declared:?}: {it:?}");
+                it.ends_stream() && it.stream == stream
+            };
+            client.until("another answer", of_it).await;
+        }
     }
 }
 
