@@ -56,7 +56,7 @@ compare: # Ebbtide beside its peers; ARGS=--write rewrites benches/README.md (20
 judges: # suites of others for HTTP/2: h2spec, gRPC, clients; SHORT=1, ARGS=--write for tests/judges/RESULTS.md (Go; 4 minutes)
 	cargo build --locked --release
 	python3 tests/judges/judges.py $(if $(SHORT),--short) $(ARGS)
-	python3 tests/judges/clients.py $(if $(SHORT),--short) $(ARGS)
+	$(if $(SHORT),,python3 tests/judges/clients.py $(ARGS))
 
 judges-more: # suites of others that must be there: tlsfuzzer, testssl.sh, Autobahn; ARGS=--write (7 minutes)
 	cargo build --locked --release
