@@ -111,10 +111,7 @@ impl Control {
 
     fn secrets(&self) -> BTreeSet<ObjectName> {
         let mut secrets = self.config.named_secrets();
-        if let Some(ingress) = &self.config.ingress {
-            let routes = Routes::of(&ingress.class, self.world.ingresses());
-            secrets.extend(routes.secrets.into_iter().cloned());
-        }
+        secrets.extend(self.routed.secrets().cloned());
         secrets
     }
 }

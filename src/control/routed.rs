@@ -25,6 +25,8 @@ pub struct Routed {
     parting: BTreeSet<ObjectName>,
     /// When these are looked at.
     next_look: Option<Instant>,
+    /// The Secrets that Ingress objects name.
+    secrets: BTreeSet<ObjectName>,
     /// The number of the last target.
     last: u64,
 }
@@ -44,6 +46,7 @@ impl Routed {
         }
         self.parting
             .extend(before.into_keys().map(|backend| backend.service));
+        self.secrets = routes.secrets.iter().copied().cloned().collect();
         let of = |backend: &BackendRef| self.targets.get(backend).cloned();
         let mut table = RouteTable::default();
         for (rule, backend) in &routes.rules {
@@ -71,6 +74,11 @@ impl Routed {
     pub(super) fn services(&self) -> impl Iterator<Item = &ObjectName> {
         let targets = self.targets.keys().map(|backend| &backend.service);
         targets.chain(&self.parting)
+    }
+
+    /// The Secrets that Ingress objects name.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &ObjectName> {
+        self.secrets.iter()
     }
 
     fn target(&mut self, backend: &BackendRef) -> Target {

@@ -139,3 +139,107 @@ fn backend(
         port,
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(metadata: Value, spec: Value) -> Result<IngressObject, String> {
+        let mut object = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+            "metadata": {"namespace": "web", "name": "all"}, "spec": spec,
+        });
+        for (key, value) in metadata.as_object().unwrap() {
+            object["metadata"][key] = value.clone();
+        }
+        let object: Ingress = serde_json::from_value(object).unwrap();
+        ingress(&object).map_err(|error| error.to_string())
+    }
+
+    fn rules(host: &str, path: Value) -> Value {
+        json!({"rules": [{"host": host, "http": {"paths": [path]}}]})
+    }
+
+    fn path(path: &str, kind: &str, service: Value) -> Value {
+        json!({"path": path, "pathType": kind, "backend": {"service": service}})
+    }
+
+    #[test]
+    fn rules_classes_and_secrets_are_read() {
+        let named = json!({"name": "shop", "port": {"name": "http"}});
+        let mut spec = rules("A.example", path("/a/", "Exact", named));
+        let anywhere = json!({"pathType": "ImplementationSpecific", "backend": {"service": {
+            "name": "rest", "port": {"number": 8080},
+        }}});
+        spec["rules"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"http": {"paths": [anywhere]}}));
+        spec["tls"] = json!([{"secretName": "a-tls", "hosts": ["a.example"]}, {"hosts": ["b"]}]);
+        let old = json!({"annotations": {"kubernetes.io/ingress.class": "old"},
+            "creationTimestamp": "1970-01-01T00:01:00Z"});
+        let read = |spec| read(old.clone(), spec).unwrap();
+        let found = read(spec.clone());
+        let backend = |name: &str, port| BackendRef {
+            service: ObjectName::new("web", name),
+            port,
+        };
+        let rule = |host: Option<&str>, path: &str, exact| Rule {
+            host: host.map(str::to_owned),
+            path: path.to_owned(),
+            exact,
+        };
+        let expected = [
+            (
+                rule(Some("a.example"), "/a/", true),
+                backend("shop", PortRef::Name("http".to_owned())),
+            ),
+            (
+                rule(None, "/", false),
+                backend("rest", PortRef::Number(8080)),
+            ),
+        ];
+        assert_eq!(found.rules, expected);
+        assert_eq!(found.secrets, [ObjectName::new("web", "a-tls")]);
+        assert_eq!((found.class.as_deref(), found.created), (Some("old"), 60));
+        spec["ingressClassName"] = json!("new");
+        assert_eq!(read(spec).class.as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn what_the_api_server_would_refuse_is_named_with_its_field() {
+        let shop = || json!({"name": "shop", "port": {"number": 80}});
+        let at = "spec.rules[0].http.paths[0]";
+        for (spec, error) in [
+            (
+                rules("a b", path("/", "Prefix", shop())),
+                "spec.rules[0].host: expected a name such as shop.example.com, found \"a b\"".to_owned(),
+            ),
+            (
+                rules("a", path("a", "Prefix", shop())),
+                format!("{at}.path: expected a path that begins with /, found \"a\""),
+            ),
+            (
+                rules("a", path("/", "Regex", shop())),
+                format!("{at}.pathType: expected Exact, Prefix or ImplementationSpecific, found \"Regex\""),
+            ),
+            (
+                rules("a", path("/", "Prefix", json!({"name": "shop"}))),
+                format!("{at}.backend.service.port: expected either a name or a number"),
+            ),
+            (
+                rules("a", path("/", "Prefix", json!({"name": "x/y", "port": {"number": 80}}))),
+                format!("{at}.backend.service.name: expected the name of a Service, found \"x/y\""),
+            ),
+            (
+                json!({"defaultBackend": {"service": {"name": "a", "port": {"number": 70_000}}}}),
+                "spec.defaultBackend.service.port.number: expected a port from 1 to 65535, found 70000"
+                    .to_owned(),
+            ),
+        ] {
+            assert_eq!(read(json!({}), spec), Err(error));
+        }
+    }
+}

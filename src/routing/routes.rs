@@ -3,7 +3,7 @@
 //! Invariant: the rules of the oldest Ingress come first, and of two that are equally old those of the
 //! first by name. So a new object takes no requests from an older one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::contract::name::ObjectName;
 use crate::contract::route::Rule;
@@ -27,16 +27,13 @@ impl<'a> Routes<'a> {
             .filter(|it| it.class.as_deref() == Some(class))
             .collect();
         ours.sort_by_key(|it| (it.created, &it.name));
-        let mut routes = Self::default();
+        let (mut routes, mut seen) = (Self::default(), HashSet::new());
         for ingress in ours {
             let rules = ingress.rules.iter();
             routes.rules.extend(rules.map(|(rule, to)| (rule, to)));
             routes.default = routes.default.or(ingress.default.as_ref());
-            for secret in &ingress.secrets {
-                if !routes.secrets.contains(&secret) {
-                    routes.secrets.push(secret);
-                }
-            }
+            let new = ingress.secrets.iter().filter(|it| seen.insert(*it));
+            routes.secrets.extend(new);
         }
         routes
     }

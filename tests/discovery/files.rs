@@ -179,7 +179,10 @@ async fn an_empty_folder_syncs() {
     local(async {
         let mut rig = Rig::new(|path| fs::create_dir(path).unwrap()).await;
         rig.until("synced", |rig| rig.synced).await;
-        assert_eq!(rig.batches, [["=Pod 0", "=Service 0", "=EndpointSlice 0"]]);
+        assert_eq!(
+            rig.batches,
+            [["=Pod 0", "=Service 0", "=EndpointSlice 0", "=Ingress 0"]]
+        );
     })
     .await;
 }
