@@ -52,6 +52,34 @@ pub struct ListenerSpec {
 }
 
 impl ListenerSpec {
+    /// A listener of one Service port that is not bound: clients are led to it in other ways.
+    pub fn unbound(
+        id: ListenerId,
+        name: &str,
+        address: SocketAddr,
+        service: &ObjectName,
+        port: &PortRef,
+    ) -> Self {
+        Self {
+            id,
+            name: name.to_owned(),
+            address,
+            serves: Serves::Port {
+                service: service.clone(),
+                port: port.clone(),
+            },
+            protocol: None,
+            proxy_protocol: false,
+            allow_connect: false,
+            tls: None,
+            by_name: ByName::default(),
+            source_ranges: Vec::new(),
+            sockets: 0,
+            accepting: AtomicUsize::new(0),
+            scope: None,
+        }
+    }
+
     /// Whether a client of this address may connect.
     pub fn admits(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();

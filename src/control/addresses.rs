@@ -7,11 +7,9 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use crate::config::settings::{Addresses as Settings, ListenerConfig};
 use crate::contract::address::AddressMap;
-use crate::contract::by_name::ByName;
 use crate::contract::listener::{ListenerSpec, Serves};
 use crate::contract::policy::Transport;
 use crate::control::net_link::Outbox;
@@ -79,20 +77,11 @@ impl Addresses {
             tracing::info!(address = %to, "listening for the addresses of Services");
             self.bound.push(spec);
         }
+        let (id, name, address) = (sockets.next_id(), &config.name, config.address);
         let spec = Arc::new(ListenerSpec {
-            id: sockets.next_id(),
-            name: config.name.clone(),
-            address: config.address,
-            serves: config.serves(),
-            protocol: None,
-            proxy_protocol: false,
-            allow_connect: false,
-            tls: None,
-            scope: config.scope,
-            by_name: ByName::default(),
             source_ranges: config.source_ranges.clone(),
-            sockets: 0,
-            accepting: AtomicUsize::new(0),
+            scope: config.scope,
+            ..ListenerSpec::unbound(id, name, address, &config.service, &config.port)
         });
         self.map.set(config.address, Some(spec.clone()));
         let rule = rule_of((Transport::Tcp, config.address));

@@ -43,6 +43,8 @@ impl Control {
         self.shared.note_inside(&config.inside, None);
         self.table.set_config(config.clone());
         self.reroute();
+        self.table.set_named(self.named());
+        self.report_use();
         self.shared
             .post_all(|| WorkerCommand::Config(config.clone()));
         let touched = Touched {
@@ -67,14 +69,16 @@ impl Control {
     /// Puts the rules of the Ingress objects in force. Returns the Services that the table has to take in
     /// or may give up.
     pub(super) fn reroute(&mut self) -> BTreeSet<ObjectName> {
+        let Some(ingress) = &self.config.ingress else {
+            return BTreeSet::new();
+        };
         let before = self.named();
-        if let Some(ingress) = &self.config.ingress {
-            let routes = Routes::of(&ingress.class, self.world.ingresses());
-            self.routed.take(&routes, &self.shared);
-            let secrets = routes.secrets.into_iter().cloned().collect();
-            self.certificates.of_routes(secrets);
+        let routes = Routes::of(&ingress.class, self.world.ingresses());
+        let secrets_differ = self.routed.take(&routes, &self.shared);
+        if secrets_differ {
+            self.certificates.of_routes(self.routed.secrets().to_vec());
         }
-        self.name_services(&before)
+        self.name_services(&before, secrets_differ)
     }
 
     /// Gives up Services that no route leads to and nothing is in flight on.
@@ -87,18 +91,25 @@ impl Control {
             endpoints.any(|endpoint| endpoint.leases() > 0)
         });
         let touched = Touched {
-            services: self.name_services(&before),
+            services: self.name_services(&before, false),
             ..Touched::default()
         };
         self.table.apply(&self.world, &touched, Instant::now())
     }
 
-    /// Tells everybody which Services are ours without a claim. Returns those that differ.
-    fn name_services(&mut self, before: &BTreeSet<ObjectName>) -> BTreeSet<ObjectName> {
+    /// Tells everybody which Services are ours without a claim, if that or the Secrets differ. Returns the
+    /// Services that do.
+    fn name_services(
+        &mut self,
+        before: &BTreeSet<ObjectName>,
+        secrets_differ: bool,
+    ) -> BTreeSet<ObjectName> {
         let named = self.named();
-        let differ = named.symmetric_difference(before).cloned().collect();
-        self.table.set_named(named);
-        self.report_use();
+        let differ: BTreeSet<_> = named.symmetric_difference(before).cloned().collect();
+        if !differ.is_empty() || secrets_differ {
+            self.table.set_named(named);
+            self.report_use();
+        }
         differ
     }
 
@@ -111,7 +122,7 @@ impl Control {
 
     fn secrets(&self) -> BTreeSet<ObjectName> {
         let mut secrets = self.config.named_secrets();
-        secrets.extend(self.routed.secrets().cloned());
+        secrets.extend(self.routed.secrets().iter().cloned());
         secrets
     }
 }

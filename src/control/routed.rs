@@ -4,13 +4,11 @@
 //! it stays, too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use crate::contract::by_name::ByName;
-use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
+use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
 use crate::contract::route::{RouteTable, Target};
 use crate::discovery::object::BackendRef;
@@ -25,15 +23,15 @@ pub struct Routed {
     parting: BTreeSet<ObjectName>,
     /// When these are looked at.
     next_look: Option<Instant>,
-    /// The Secrets that Ingress objects name.
-    secrets: BTreeSet<ObjectName>,
+    /// The Secrets that Ingress objects name, in the order in which they count.
+    secrets: Vec<ObjectName>,
     /// The number of the last target.
     last: u64,
 }
 
 impl Routed {
-    /// Puts rules in force.
-    pub(super) fn take(&mut self, routes: &Routes<'_>, shared: &Shared) {
+    /// Puts rules in force. Returns whether the Secrets differ.
+    pub(super) fn take(&mut self, routes: &Routes<'_>, shared: &Shared) -> bool {
         let mut before = std::mem::take(&mut self.targets);
         for backend in routes.backends() {
             let known = before.remove(backend);
@@ -46,7 +44,6 @@ impl Routed {
         }
         self.parting
             .extend(before.into_keys().map(|backend| backend.service));
-        self.secrets = routes.secrets.iter().copied().cloned().collect();
         let of = |backend: &BackendRef| self.targets.get(backend).cloned();
         let mut table = RouteTable::default();
         for (rule, backend) in &routes.rules {
@@ -56,6 +53,8 @@ impl Routed {
         }
         table.default = routes.default.and_then(of);
         shared.routes.store(Arc::new(table));
+        let secrets = routes.secrets.iter().copied().cloned().collect();
+        std::mem::replace(&mut self.secrets, secrets) != self.secrets
     }
 
     /// Forgets Services to which no rule leads and on which nothing is in flight, as `is_in_use` says.
@@ -76,33 +75,21 @@ impl Routed {
         targets.chain(&self.parting)
     }
 
-    /// The Secrets that Ingress objects name.
-    pub(super) fn secrets(&self) -> impl Iterator<Item = &ObjectName> {
-        self.secrets.iter()
+    /// The Secrets that Ingress objects name, in the order in which they count.
+    pub(super) fn secrets(&self) -> &[ObjectName] {
+        &self.secrets
     }
 
     fn target(&mut self, backend: &BackendRef) -> Target {
         self.last += 1;
-        let listener = Arc::new(ListenerSpec {
-            id: ListenerId(FIRST + self.last),
-            name: "ingress".to_owned(),
-            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
-            serves: Serves::Port {
-                service: backend.service.clone(),
-                port: backend.port.clone(),
-            },
-            protocol: None,
-            proxy_protocol: false,
-            allow_connect: false,
-            tls: None,
-            by_name: ByName::default(),
-            source_ranges: Vec::new(),
-            sockets: 0,
-            accepting: AtomicUsize::new(0),
-            scope: None,
-        });
+        let (id, nowhere) = (
+            ListenerId(FIRST + self.last),
+            (Ipv4Addr::UNSPECIFIED, 0).into(),
+        );
+        let (service, port) = (&backend.service, &backend.port);
+        let listener = ListenerSpec::unbound(id, "ingress", nowhere, service, port);
         Target {
-            listener,
+            listener: Arc::new(listener),
             since: Instant::now(),
         }
     }

@@ -127,23 +127,13 @@ impl Sockets {
     ) -> ByName<Arc<ListenerSpec>> {
         let mut by_name = ByName::default();
         for passthrough in &config.sni {
+            let (id, name) = (self.next_id(), &config.name);
+            let (service, port) = (&passthrough.service, &passthrough.port);
             let spec = Arc::new(ListenerSpec {
-                id: self.next_id(),
-                name: config.name.clone(),
-                address,
-                serves: Serves::Port {
-                    service: passthrough.service.clone(),
-                    port: passthrough.port.clone(),
-                },
                 protocol: Some(Protocol::Tcp),
-                proxy_protocol: false,
-                allow_connect: false,
-                tls: None,
-                by_name: ByName::default(),
                 source_ranges: config.source_ranges.clone(),
-                sockets: 0,
-                accepting: AtomicUsize::new(0),
                 scope: config.scope,
+                ..ListenerSpec::unbound(id, name, address, service, port)
             });
             for host in &passthrough.hosts {
                 by_name.add(host, spec.clone());

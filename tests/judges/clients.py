@@ -12,7 +12,6 @@ Needs Go and openssl; curl, Node, Java, and a Python with httpx[http2] ($EBBTIDE
 """
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -24,42 +23,18 @@ CLIENTS = rig.HERE / "clients"
 AT_ONCE = 10
 
 
-class Endpoints:
-    """Servers at addresses of their own, and the proxy in front of them."""
+class Endpoints(rig.Servers):
+    """Servers that answer after 10 ms, one that answers at once, and the proxy in front of them."""
 
     def __init__(self, folder, binary):
         self.program = folder / "client"
         subprocess.run(["go", "build", "-o", self.program, CLIENTS / "client.go"], check=True, env={**rig.os.environ, "GO111MODULE": "off"})
-        self.port = rig.free_port("127.0.2.1")
-        self.proxy = rig.Proxy(folder, binary, {"web": "http", "fast": "http"})
+        proxy = rig.Proxy(folder, binary, {"web": "http", "fast": "http"})
+        super().__init__(proxy, "web", "127.0.2", lambda listen: [self.program, "serve", listen, "10ms"])
         port = rig.free_port()
         rig.start([self.program, "serve", f"127.0.0.1:{port}", "0s"], f"127.0.0.1:{port}")
-        self.proxy.tell("fast", port, ["127.0.0.1"])
-        self.next, self.ready, self.leaving, self.servers = 1, [], [], {}
-        for _ in range(3):
-            self.arrive()
-        self.tell()
-        self.proxy.start()
-
-    def arrive(self):
-        host = f"127.0.2.{self.next}"
-        self.next = self.next % 250 + 1
-        self.servers[host] = rig.start([self.program, "serve", f"{host}:{self.port}", "10ms"], f"{host}:{self.port}")
-        self.ready.append(host)
-
-    def tell(self):
-        self.proxy.tell("web", self.port, self.ready, self.leaving)
-
-    def replace(self):
-        self.leaving = [host for host in self.leaving if self.servers[host].poll() is None]
-        self.arrive()
-        self.tell()
-        time.sleep(0.2)
-        old = self.ready.pop(0)
-        self.leaving.append(old)
-        self.tell()
-        time.sleep(0.2)
-        self.servers[old].send_signal(signal.SIGTERM)
+        proxy.tell("fast", port, ["127.0.0.1"])
+        proxy.start()
 
     def connections(self):
         """How many TLS handshakes there were with clients. The page is rendered at most once a second."""

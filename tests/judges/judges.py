@@ -25,7 +25,7 @@ import tempfile
 import time
 
 import rig
-from rig import CACHE, HERE, start
+from rig import CACHE, HERE
 
 PROGRAMS = {
     "h2spec": "github.com/summerwind/h2spec/cmd/h2spec",
@@ -49,49 +49,19 @@ def build():
             subprocess.run(["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, package], cwd=HERE / "server", env=environment, check=True)
 
 
-class Endpoints:
-    """gRPC servers at addresses of their own, a page of HTTP/1.1, and the proxy in front of them."""
+class Endpoints(rig.Servers):
+    """gRPC servers, a page of HTTP/1.1, and the proxy in front of them."""
 
     def __init__(self, folder, binary, delay=0, leave="graceful"):
-        self.delay, self.leave = delay, leave
-        self.port = rig.free_port("127.0.1.1")
         self.ledger, self.held = folder / "ledger", folder / "held"
         self.ledger.touch()
         self.held.touch()
-        self.next, self.ready, self.leaving, self.servers = 1, [], [], {}
-        self.proxy = rig.Proxy(folder, binary, {"grpc": "grpc", "web": "http"})
-        self.addresses = self.proxy.addresses
-        for _ in range(3):
-            self.arrive()
-        self.tell()
-        self.proxy.tell("web", rig.page(), ["127.0.0.1"])
-        self.proxy.start()
-
-    def arrive(self):
-        host = f"127.0.1.{self.next}"
-        self.next = self.next % 250 + 1
-        listen = f"{host}:{self.port}"
-        argv = [CACHE / "bin/server", "-listen", listen, "-delay", f"{self.delay}ms", "-leave", self.leave, "-ledger", self.ledger, "-held", self.held]
-        self.servers[host] = start(argv, listen, stderr=subprocess.DEVNULL)
-        self.ready.append(host)
-
-    def tell(self):
-        self.proxy.tell("grpc", self.port, self.ready, self.leaving)
-
-    def replace(self, how, lead, lag):
-        self.leaving = [host for host in self.leaving if self.servers[host].poll() is None]
-        self.arrive()
-        self.tell()
-        time.sleep(0.2)
-        old = self.ready.pop(0)
-        self.leaving.append(old)
-        if not lag:
-            self.tell()
-            time.sleep(lead)
-        self.servers[old].send_signal(how)
-        if lag:
-            time.sleep(lag)
-            self.tell()
+        words = ["-delay", f"{delay}ms", "-leave", leave, "-ledger", self.ledger, "-held", self.held]
+        proxy = rig.Proxy(folder, binary, {"grpc": "grpc", "web": "http"})
+        super().__init__(proxy, "grpc", "127.0.1", lambda listen: [CACHE / "bin/server", "-listen", listen, *words])
+        self.addresses = proxy.addresses
+        proxy.tell("web", rig.page(), ["127.0.0.1"])
+        proxy.start()
 
 
 def h2spec(address, secure):

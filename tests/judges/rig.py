@@ -6,6 +6,7 @@ import argparse
 import http.server
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -139,6 +140,45 @@ class Proxy:
             argv = [self.binary, "run", "--config", self.folder / "ebbtide.yaml"]
             start(argv, next(iter(self.addresses.values())), stdout=log, stderr=log)
         return self
+
+
+class Servers:
+    """Servers of one Service of a proxy at addresses of their own (`network`.1 and on), which come and leave."""
+
+    def __init__(self, proxy, service, network, command):
+        """command: the program for an address, see `start`."""
+        self.proxy, self.service, self.network, self.command = proxy, service, network, command
+        self.port = free_port(f"{network}.1")
+        self.next, self.ready, self.leaving, self.servers = 1, [], [], {}
+        for _ in range(3):
+            self.arrive()
+        self.tell()
+
+    def arrive(self):
+        host = f"{self.network}.{self.next}"
+        self.next = self.next % 250 + 1
+        listen = f"{host}:{self.port}"
+        self.servers[host] = start(self.command(listen), listen, stderr=subprocess.DEVNULL)
+        self.ready.append(host)
+
+    def tell(self):
+        self.proxy.tell(self.service, self.port, self.ready, self.leaving)
+
+    def replace(self, how=signal.SIGTERM, lead=0.2, lag=0):
+        """One comes, and one leaves by the signal `how`, `lead` seconds after it was taken out, or `lag` seconds before."""
+        self.leaving = [host for host in self.leaving if self.servers[host].poll() is None]
+        self.arrive()
+        self.tell()
+        time.sleep(0.2)
+        old = self.ready.pop(0)
+        self.leaving.append(old)
+        if not lag:
+            self.tell()
+            time.sleep(lead)
+        self.servers[old].send_signal(how)
+        if lag:
+            time.sleep(lag)
+            self.tell()
 
 
 class Page(http.server.BaseHTTPRequestHandler):

@@ -4,16 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
-use ebbtide::command::demo::load::Load;
 use ebbtide::command::demo::proxy::{Proxy, config};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 
 use crate::proxy::play::{Act, Play, Turn};
+use crate::proxy::rollout::{five, roll_five};
 use crate::proxy::scripted::Scripted;
 use crate::proxy::tls::{Authority, Pair, connect, trusting};
 use crate::support::binary::BINARY;
@@ -251,14 +248,7 @@ async fn a_change_of_rules_costs_no_request_and_no_connection() {
 
 #[tokio::test]
 async fn a_rolling_update_behind_an_ingress_costs_no_client_a_request_or_its_connection() {
-    let options = Options {
-        replicas: 5,
-        tell: Tell::PodAndSlice,
-        signal: Signal::KILL,
-        signal_offset: -50..=50,
-        ..Options::new(BINARY)
-    };
-    let mut fleet = Fleet::start(options).await.unwrap();
+    let mut fleet = five().await;
     let (folder, manifests) = (fleet.folder().to_owned(), fleet.manifests());
     // 2,000 rules of others, of which one changes all the time.
     let others: Vec<Path<'_>> = (0..2_000)
@@ -289,26 +279,12 @@ async fn a_rolling_update_behind_an_ingress_costs_no_client_a_request_or_its_con
     let proxy = Proxy::start(BINARY.as_ref(), &folder, &text, &[name])
         .await
         .unwrap();
-    eventually("five ready endpoints", async || {
-        let status = proxy.page("/api/v1/status").await.unwrap();
-        status.text().matches("\"state\":\"ready\"").count() >= 5
+    let to = std::future::ready(proxy.listeners[name]);
+    roll_five(&mut fleet, &proxy, to, |number| {
+        rules["spec"]["rules"][0]["host"] = json!(format!("new{number}.example"));
+        write("others.json", &rules);
     })
     .await;
-    let load = Load {
-        timeout: Duration::from_secs(180),
-        ..Load::new(proxy.listeners[name], "/slow?ms=3", Duration::from_secs(6))
-    };
-    let stop = CancellationToken::new();
-    let update = async {
-        for (number, old) in fleet.ids().into_iter().enumerate() {
-            fleet.replace(old, "v2").await.unwrap();
-            rules["spec"]["rules"][0]["host"] = json!(format!("new{number}.example"));
-            write("others.json", &rules);
-        }
-    };
-    let (report, ()) = tokio::join!(load.run(&stop, |_| {}), update);
-    assert_eq!(report.failed, 0, "{report}\n{}", proxy.log_tail());
-    assert_eq!((report.sent, report.sockets), (3_000, 8), "{report}");
 }
 
 #[tokio::test]

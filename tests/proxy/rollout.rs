@@ -4,6 +4,7 @@
 //!
 //! `EBBTIDE_FULL=1` runs five updates of ten endpoints, with 30,000 requests in a minute.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
@@ -16,18 +17,61 @@ use tokio_util::sync::CancellationToken;
 use crate::support::binary::BINARY;
 use crate::support::wait::eventually;
 
-/// Ten replicas under 8 keep-alive clients at 500/s, with `rolls` updates in nine tenths of
-/// `seconds`. Each old process gets its SIGKILL between 50 ms before and 50 ms after its manifest
-/// changes.
-async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fleet, Proxy) {
+/// Five replicas. Each gets SIGKILL within 50 ms of the change of its manifest.
+pub async fn five() -> Fleet {
+    fleet(5, Tell::PodAndSlice).await
+}
+
+async fn fleet(replicas: usize, tell: Tell) -> Fleet {
     let options = Options {
-        replicas: 10,
+        replicas,
         tell,
         signal: Signal::KILL,
         signal_offset: -50..=50,
         ..Options::new(BINARY)
     };
-    let mut fleet = Fleet::start(options).await.unwrap();
+    Fleet::start(options).await.unwrap()
+}
+
+/// Waits until the proxy serves so many endpoints.
+async fn ready(proxy: &Proxy, count: usize) {
+    eventually(&format!("{count} ready endpoints"), async || {
+        let status = proxy.page("/api/v1/status").await.unwrap();
+        status.text().matches("\"state\":\"ready\"").count() >= count
+    })
+    .await;
+}
+
+/// Replaces each of [`five`] once under 3,000 requests of 8 keep-alive clients at `to`. None may fail,
+/// and no connection may end. `each` is called after each replacement, with its number.
+pub async fn roll_five(
+    fleet: &mut Fleet,
+    proxy: &Proxy,
+    to: impl Future<Output = SocketAddr>,
+    mut each: impl FnMut(usize),
+) {
+    ready(proxy, 5).await;
+    let load = Load {
+        timeout: Duration::from_secs(180),
+        ..Load::new(to.await, "/slow?ms=3", Duration::from_secs(6))
+    };
+    let stop = CancellationToken::new();
+    let update = async {
+        for (number, old) in fleet.ids().into_iter().enumerate() {
+            fleet.replace(old, "v2").await.unwrap();
+            each(number);
+        }
+    };
+    let (report, ()) = tokio::join!(load.run(&stop, |_| {}), update);
+    assert_eq!(report.failed, 0, "{report}\n{}", proxy.log_tail());
+    assert_eq!((report.sent, report.sockets), (3_000, 8), "{report}");
+}
+
+/// Ten replicas under 8 keep-alive clients at 500/s, with `rolls` updates in nine tenths of
+/// `seconds`. Each old process gets its SIGKILL between 50 ms before and 50 ms after its manifest
+/// changes.
+async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fleet, Proxy) {
+    let mut fleet = fleet(10, tell).await;
     let proxy = Proxy::start(
         BINARY.as_ref(),
         fleet.folder(),
@@ -37,11 +81,7 @@ async fn roll(tell: Tell, path: &str, rolls: usize, seconds: u64) -> (Report, Fl
     .await
     .unwrap();
     let web = proxy.web().unwrap();
-    eventually("ten ready endpoints", async || {
-        let status = proxy.page("/api/v1/status").await.unwrap();
-        status.text().matches("\"state\":\"ready\"").count() >= 10
-    })
-    .await;
+    ready(&proxy, 10).await;
     // A busy machine sends late, which is no failure of the proxy. The timeout leaves time to send
     // everything.
     let load = Load {

@@ -152,7 +152,9 @@ async fn an_endpoint_that_is_not_who_it_should_be_gets_nothing_and_is_not_tried_
         (right.clone(), &clear),
         (r#"{"insecure": true}"#.to_owned(), &clear),
     ] {
+        let before = endpoint.accepted();
         let rig = rig(&backend, "https", &[], endpoint).await;
+        eventually("the join check", async || endpoint.accepted() > before).await;
         let before = endpoint.accepted();
         let (answer, _) = raw(
             rig.web(),

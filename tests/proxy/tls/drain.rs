@@ -1,15 +1,10 @@
 //! The promises of a drain, for clients that speak TLS.
 
-use std::time::Duration;
-
-use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
-use ebbtide::command::demo::load::Load;
 use ebbtide::command::demo::proxy::{Proxy, config};
-use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_util::sync::CancellationToken;
 
 use crate::proxy::play::{Act, OK, Play};
+use crate::proxy::rollout::{five, roll_five};
 use crate::proxy::scripted::Scripted;
 use crate::proxy::tls::handshake::ask;
 use crate::proxy::tls::{Authority, open, rig, tunnel};
@@ -19,14 +14,7 @@ use crate::support::wait::{eventually, soon};
 
 #[tokio::test]
 async fn a_rolling_update_costs_no_client_a_request_or_its_connection() {
-    let options = Options {
-        replicas: 5,
-        tell: Tell::PodAndSlice,
-        signal: Signal::KILL,
-        signal_offset: -50..=50,
-        ..Options::new(BINARY)
-    };
-    let mut fleet = Fleet::start(options).await.unwrap();
+    let mut fleet = five().await;
     let (folder, manifests) = (fleet.folder().to_owned(), fleet.manifests());
     Authority::new().sign(&["a.example"]).write(&folder, "a");
     let tls = "port: http, tls: {certificates: [{certificate: a.crt, key: a.key}]}}";
@@ -34,25 +22,8 @@ async fn a_rolling_update_costs_no_client_a_request_or_its_connection() {
     let proxy = Proxy::start(BINARY.as_ref(), &folder, &text, &["web"])
         .await
         .unwrap();
-    eventually("five ready endpoints", async || {
-        let status = proxy.page("/api/v1/status").await.unwrap();
-        status.text().matches("\"state\":\"ready\"").count() >= 5
-    })
-    .await;
-    let clear = tunnel(proxy.web().unwrap()).await;
-    let load = Load {
-        timeout: Duration::from_secs(180),
-        ..Load::new(clear, "/slow?ms=3", Duration::from_secs(6))
-    };
-    let stop = CancellationToken::new();
-    let update = async {
-        for old in fleet.ids() {
-            fleet.replace(old, "v2").await.unwrap();
-        }
-    };
-    let (report, ()) = tokio::join!(load.run(&stop, |_| {}), update);
-    assert_eq!(report.failed, 0, "{report}\n{}", proxy.log_tail());
-    assert_eq!((report.sent, report.sockets), (3_000, 8), "{report}");
+    let clear = async { tunnel(proxy.web().unwrap()).await };
+    roll_five(&mut fleet, &proxy, clear, |_| {}).await;
     let name = "ebbtide_tls_handshakes_total";
     assert_eq!(proxy.metric(name, |_| true).await.unwrap(), 8.0);
 }
