@@ -130,31 +130,31 @@ async fn requests_go_to_a_verified_endpoint_over_connections_that_are_kept() {
 #[tokio::test]
 async fn an_endpoint_that_is_not_who_it_should_be_gets_nothing_and_is_not_tried_again() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let endpoint = Secure::answering(&authority.sign(&["shop.example"])).await;
-    let clear = Scripted::start(|mut stream, _| async move {
-        let mut came = [0; 100];
-        if matches!(stream.read(&mut came).await, Ok(1..)) {
-            assert!(!came.starts_with(b"GET"), "it came in the clear");
-            let _ = stream.write_all(OK.as_bytes()).await;
-        }
-    })
-    .await;
+    let pair = authority.sign(&["shop.example"]);
+    let clear = || {
+        Scripted::start(|mut stream, _| async move {
+            let mut came = [0; 100];
+            if matches!(stream.read(&mut came).await, Ok(1..)) {
+                assert!(!came.starts_with(b"GET"), "it came in the clear");
+                let _ = stream.write_all(OK.as_bytes()).await;
+            }
+        })
+    };
     let right = backend(&authority, "shop.example");
-    for (backend, endpoint) in [
-        (backend(&other, "shop.example"), &endpoint.scripted),
-        (backend(&authority, "other.example"), &endpoint.scripted),
-        (right.replace("ca", "authority"), &endpoint.scripted),
-        (
-            r#"{"hostname": "shop.example"}"#.to_owned(),
-            &endpoint.scripted,
-        ),
-        (String::new(), &endpoint.scripted),
-        (right.clone(), &clear),
-        (r#"{"insecure": true}"#.to_owned(), &clear),
+    for (backend, is_clear) in [
+        (backend(&other, "shop.example"), false),
+        (backend(&authority, "other.example"), false),
+        (right.replace("ca", "authority"), false),
+        (r#"{"hostname": "shop.example"}"#.to_owned(), false),
+        (String::new(), false),
+        (right.clone(), true),
+        (r#"{"insecure": true}"#.to_owned(), true),
     ] {
-        let before = endpoint.accepted();
+        // An endpoint of its own: what an earlier proxy has connected may be counted late.
+        let (secure, clear) = (Secure::answering(&pair).await, clear().await);
+        let endpoint = if is_clear { &clear } else { &secure.scripted };
         let rig = rig(&backend, "https", &[], endpoint).await;
-        eventually("the join check", async || endpoint.accepted() > before).await;
+        eventually("the join check", async || endpoint.accepted() > 0).await;
         let before = endpoint.accepted();
         let (answer, _) = raw(
             rig.web(),
@@ -169,8 +169,8 @@ async fn an_endpoint_that_is_not_who_it_should_be_gets_nothing_and_is_not_tried_
             "{answer}"
         );
         assert!(endpoint.accepted() - before <= 1, "{backend}: no loop");
+        assert_eq!(secure.shaken.load(Ordering::SeqCst), 0);
     }
-    assert_eq!(endpoint.shaken.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
