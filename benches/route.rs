@@ -15,7 +15,15 @@ fn table(rules: impl Iterator<Item = (Option<String>, String)>) -> RouteTable<us
     let mut table = RouteTable::default();
     for (place, (host, path)) in rules.enumerate() {
         let exact = false;
-        table.add(&Rule { host, path, exact }, place);
+        table.add(
+            &Rule {
+                host,
+                path,
+                exact,
+                ..Rule::default()
+            },
+            place,
+        );
     }
     table
 }

@@ -4,8 +4,8 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -298,7 +298,7 @@ fn start_workers(
         refused_endpoints: Pace::default(),
         inside: ArcSwap::from_pointee(config.inside.clone()),
         addresses: Arc::default(),
-        routes: ArcSwap::default(),
+        routes: Mutex::default(),
         sources: nodes.map(|it| Arc::new(Sources::new(it))),
         sources_lost: Pace::default(),
         udp_full: Pace::default(),

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicUsize;
 
 use ipnet::IpNet;
 
+use crate::contract::action::Routes;
 use crate::contract::by_name::ByName;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol, Scope, Transport};
@@ -94,6 +95,17 @@ impl ListenerSpec {
     }
 }
 
+/// What finds its route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundBy {
+    /// Each request, by its host, its path and more.
+    Request,
+    /// Each connection of TLS, by the name that it asks for. It is passed on as it is.
+    Name,
+    /// Each connection or session: the default of the routes has it.
+    Connection,
+}
+
 /// What a listener's clients are served by.
 #[derive(Debug)]
 pub enum Serves {
@@ -107,8 +119,13 @@ pub enum Serves {
     /// Each connection belongs to the Service address that its client connected to: the kernel has
     /// led it here (`contract/address.rs`).
     Addresses,
-    /// Each request finds its Service port by its host and path (`contract/route.rs`).
-    Routes,
+    /// Routes lead to Service ports (`contract/route.rs`).
+    Routes {
+        /// The routes.
+        table: Arc<Routes>,
+        /// What finds its route.
+        by: FoundBy,
+    },
     /// Load balancers ask here whether this node has a ready endpoint of the Service.
     HealthCheck {
         /// The Service.

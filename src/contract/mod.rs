@@ -4,6 +4,7 @@
 //!
 //! Nothing here opens a socket or reads a file, and nothing here knows where endpoints come from.
 
+pub mod action;
 pub mod address;
 pub mod affinity;
 pub mod backend;

@@ -9,16 +9,11 @@
 //! Source: <https://kubernetes.io/docs/concepts/services-networking/ingress/#path-types>. An element is
 //! compared as it was sent, without decoding.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use crate::contract::listener::ListenerSpec;
-
 /// Which requests a rule is for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// The host, in lower case, which may begin with `*.`. `None`: every host.
     pub host: Option<String>,
@@ -26,15 +21,22 @@ pub struct Rule {
     pub path: String,
     /// Only this very path. Otherwise every path that begins with its elements.
     pub exact: bool,
+    /// What else it asks of a request.
+    #[serde(default)]
+    pub wants: Wants,
 }
 
-/// What a request goes to.
-#[derive(Debug, Clone)]
-pub struct Target {
-    /// The listener of one Service port. It is not bound.
-    pub listener: Arc<ListenerSpec>,
-    /// When it was first named. Its Service may not have been read then.
-    pub since: Instant,
+/// What a rule asks of a request, beside its host and its path. All of it must fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wants {
+    /// The method.
+    pub method: Option<String>,
+    /// Fields and their values. Names are in lower case, each at most once.
+    pub fields: Vec<(String, String)>,
+    /// Parameters of the query and their values, each name at most once.
+    pub query: Vec<(String, String)>,
+    /// The last element of the path: a method of gRPC, of whatever service.
+    pub last: Option<String>,
 }
 
 /// The rules that are in force.
@@ -201,7 +203,12 @@ mod tests {
             Just("*.a.x".to_owned()),
         ]);
         let rule = (host, "(/[ab]{0,2}){1,4}/?", any::<bool>());
-        let rule = rule.prop_map(|(host, path, exact)| Rule { host, path, exact });
+        let rule = rule.prop_map(|(host, path, exact)| Rule {
+            host,
+            path,
+            exact,
+            ..Rule::default()
+        });
         proptest::collection::vec(rule, 0..12)
     }
 
@@ -224,7 +231,7 @@ mod tests {
         let rule = |host: &str| Rule {
             host: Some(host.to_owned()),
             path: "/".to_owned(),
-            exact: false,
+            ..Rule::default()
         };
         let table = table(&[rule("a.x"), rule("*.x"), rule("[::1]")]);
         for (host, found) in [
@@ -250,6 +257,7 @@ mod tests {
             host: None,
             path: path.to_owned(),
             exact,
+            ..Rule::default()
         };
         let mut table = table(&[rule("/a", true), rule("/ä/b", false)]);
         assert_eq!(table.find("x", "/a?b=/c"), Some(&0));

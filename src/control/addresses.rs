@@ -55,7 +55,7 @@ impl Addresses {
                 address,
                 ..config.clone()
             };
-            let spec = sockets.bind(&own, config.serves(), single, shared)?;
+            let spec = sockets.bind(&own, config.serves(shared), single, shared)?;
             let rule = rule_of((Transport::Udp, config.address));
             self.outbox.set(rule, Some(spec.address));
             return Ok(spec);

@@ -352,7 +352,7 @@ impl Listeners {
                     addresses.bind(&wanted.config, shares, &mut self.sockets, shared)
                 }
                 _ => {
-                    let serves = wanted.config.serves();
+                    let serves = wanted.config.serves(shared);
                     self.sockets.bind(&wanted.config, serves, single, shared)
                 }
             };

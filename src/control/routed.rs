@@ -8,9 +8,11 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::contract::action::{Action, Target};
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
-use crate::contract::route::{RouteTable, Target};
+use crate::contract::policy::PortRef;
+use crate::contract::route::RouteTable;
 use crate::discovery::object::BackendRef;
 use crate::proxy::shared::Shared;
 use crate::routing::routes::Routes;
@@ -44,7 +46,10 @@ impl Routed {
         }
         self.parting
             .extend(before.into_keys().map(|backend| backend.service));
-        let of = |backend: &BackendRef| self.targets.get(backend).cloned();
+        let of = |backend: &BackendRef| {
+            let target = self.targets.get(backend)?.clone();
+            Some(Arc::new(Action::serve("".into(), target)))
+        };
         let mut table = RouteTable::default();
         for (rule, backend) in &routes.rules {
             if let Some(target) = of(backend) {
@@ -52,7 +57,9 @@ impl Routed {
             }
         }
         table.default = routes.default.and_then(of);
-        shared.routes.store(Arc::new(table));
+        let owner = ObjectName::new("", "ingress");
+        let doors = shared.routes_of(&owner, &PortRef::Number(0));
+        doors.store(Arc::new(table));
         let secrets = routes.secrets.iter().copied().cloned().collect();
         std::mem::replace(&mut self.secrets, secrets) != self.secrets
     }
@@ -91,6 +98,7 @@ impl Routed {
         Target {
             listener: Arc::new(listener),
             since: Instant::now(),
+            filters: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::settings::ListenerConfig;
 use crate::contract::by_name::ByName;
-use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
+use crate::contract::listener::{FoundBy, ListenerId, ListenerSpec, Serves};
 use crate::contract::policy::{Protocol, Transport};
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
@@ -32,10 +32,13 @@ pub(super) struct Sockets {
 
 impl ListenerConfig {
     /// What its clients are served by.
-    pub(super) fn serves(&self) -> Serves {
+    pub(super) fn serves(&self, shared: &Shared) -> Serves {
         let service = self.service.clone();
         match self.health_check {
-            _ if self.routes => Serves::Routes,
+            _ if self.routes => Serves::Routes {
+                table: shared.routes_of(&service, &self.port),
+                by: FoundBy::Request,
+            },
             true => Serves::HealthCheck { service },
             false => Serves::Port {
                 service,

@@ -49,6 +49,7 @@ pub fn ingress(ingress: &Ingress) -> Result<IngressObject, Invalid> {
                 host: host.map(str::to_ascii_lowercase),
                 path,
                 exact,
+                ..Rule::default()
             };
             let served = backend(&found.backend, format!("{me}.backend"))?;
             rules.extend(served.map(|served| (rule, served)));
@@ -190,6 +191,7 @@ mod tests {
             host: host.map(str::to_owned),
             path: path.to_owned(),
             exact,
+            ..Rule::default()
         };
         let expected = [
             (

@@ -131,7 +131,7 @@ fn hand_over(
     permit: OwnedSemaphorePermit,
 ) {
     let listener = match spec.serves {
-        Serves::Port { .. } | Serves::Routes | Serves::HealthCheck { .. } => spec.clone(),
+        Serves::Port { .. } | Serves::Routes { .. } | Serves::HealthCheck { .. } => spec.clone(),
         Serves::Addresses => {
             let address = socket::original_destination(&fd);
             match address.and_then(|it| worker.shared.addresses.get(&it)) {

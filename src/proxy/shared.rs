@@ -11,20 +11,22 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use rustc_hash::FxHashMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config::settings::Config;
+use crate::contract::action::Routes;
 use crate::contract::address::AddressMap;
 use crate::contract::endpoint::{EndpointId, Leaving};
 use crate::contract::inside::Inside;
 use crate::contract::listener::{ListenerId, ListenerSpec};
-use crate::contract::policy::Scope;
-use crate::contract::route::{RouteTable, Target};
+use crate::contract::name::ObjectName;
+use crate::contract::policy::{PortRef, Scope};
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::observe::access_log::AccessLog;
@@ -67,8 +69,8 @@ pub struct Shared {
     pub inside: ArcSwap<Inside>,
     /// The listeners of the addresses that the kernel leads to a shared port.
     pub addresses: Arc<AddressMap>,
-    /// Where requests of listeners with routes go.
-    pub routes: ArcSwap<RouteTable<Target>>,
+    /// The routes of listeners, by what the listeners belong to and its port. No request looks here.
+    pub routes: Mutex<FxHashMap<(ObjectName, PortRef), Arc<Routes>>>,
     /// The shadows of clients, where `ebbtide net` is asked for some.
     pub sources: Option<Arc<Sources>>,
     /// Connections to endpoints from the node's address instead of the client's.
@@ -175,6 +177,15 @@ impl Shared {
         };
         self.places.store(now, Ordering::Relaxed);
         now == wanted
+    }
+
+    /// The routes of the listeners that belong to `owner` and have this port. Only the control thread may
+    /// call it.
+    pub fn routes_of(&self, owner: &ObjectName, port: &PortRef) -> Arc<Routes> {
+        let mut all = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry((owner.clone(), port.clone()))
+            .or_default()
+            .clone()
     }
 
     /// Which traffic policy counts for a client of a listener.

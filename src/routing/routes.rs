@@ -54,7 +54,7 @@ mod tests {
         let rule = Rule {
             host: None,
             path: format!("/{name}"),
-            exact: false,
+            ..Rule::default()
         };
         let to = BackendRef {
             service: ObjectName::new("web", name),

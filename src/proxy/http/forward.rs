@@ -48,7 +48,7 @@ pub async fn forward(
     let started = Instant::now();
     let Some(port) = worker.port(&client.listener) else {
         let answer = match client.listener.serves {
-            Serves::Routes => (404, "no_route"),
+            Serves::Routes { .. } => (404, "no_route"),
             _ => (503, "no_service"),
         };
         let end = Box::pin(answer_alone(worker, client, &request, &sent, answer)).await;

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::contract::route::Target;
+use crate::contract::action::{Routes, Target};
 use crate::proxy::client::Client;
 use crate::proxy::http::bound::Bound;
 use crate::proxy::worker::Worker;
@@ -19,9 +19,11 @@ pub(super) fn route(
     client: &mut Client,
     bound: &mut Option<Box<Bound>>,
     head: &[u8],
+    table: &Routes,
 ) -> Option<Target> {
-    let table = worker.shared.routes.load();
+    let table = table.load();
     let found = asked(head).and_then(|(host, target)| table.find(host, target));
+    let found = found.and_then(|it| it.backends.all.first()?.1.as_ref());
     let listener = found.map_or(&client.door, |it| &it.listener);
     if listener.id != client.listener.id {
         *bound = None;

@@ -58,8 +58,9 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 if client.spoken == Spoken::Nothing {
                     client.spoken = Spoken::Http1;
                 }
-                if matches!(client.door.serves, Serves::Routes)
-                    && let Some(target) = route(worker, &mut client, &mut bound, &head)
+                let door = client.door.clone();
+                if let Serves::Routes { table, .. } = &door.serves
+                    && let Some(target) = route(worker, &mut client, &mut bound, &head, table)
                 {
                     Box::pin(until_known(worker, &client, &target)).await;
                 }
