@@ -29,6 +29,7 @@ use crate::control::addresses::Addresses;
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
+use crate::control::gateways::Gateways;
 use crate::control::listeners::Listeners;
 use crate::control::net_link::{self, Outbox, Reports};
 use crate::control::routed::Routed;
@@ -173,6 +174,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         listeners: Listeners::within(descriptors, certificates.clone(), addresses),
         certificates,
         routed: Routed::default(),
+        gateways: Gateways::default(),
         notices,
         messages,
         commands,

@@ -18,6 +18,7 @@ use crate::contract::address::ServiceAddress;
 use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::policy::{PortRef, Traffic, Transport};
 use crate::contract::route::Rule;
+use crate::discovery::gateway::{GatewayKind, GatewayObject};
 
 /// One change of the source's objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +55,18 @@ pub enum Kind {
     Pod,
     /// A networking.k8s.io/v1 Ingress.
     Ingress,
+    /// An object of the Gateway API, or one that it asks about.
+    Gateway(GatewayKind),
+}
+
+impl Kind {
+    /// All of them. The order of changes that misleads a reader of single changes the least: a pod before
+    /// the slices that name it, and Services before the routes to them. Removals have the reverse order.
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> {
+        let own = [Self::Pod, Self::Service, Self::EndpointSlice, Self::Ingress];
+        own.into_iter()
+            .chain(GatewayKind::ALL.into_iter().map(Self::Gateway))
+    }
 }
 
 /// One object.
@@ -67,6 +80,8 @@ pub enum Object {
     Pod(PodObject),
     /// An Ingress.
     Ingress(IngressObject),
+    /// An object of the Gateway API.
+    Gateway(Arc<GatewayObject>),
 }
 
 impl Object {
@@ -77,6 +92,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Pod(_) => Kind::Pod,
             Self::Ingress(_) => Kind::Ingress,
+            Self::Gateway(object) => Kind::Gateway(object.kind),
         }
     }
 
@@ -87,6 +103,7 @@ impl Object {
             Self::EndpointSlice(slice) => &slice.name,
             Self::Pod(pod) => &pod.name,
             Self::Ingress(ingress) => &ingress.name,
+            Self::Gateway(object) => &object.name,
         }
     }
 }
@@ -98,6 +115,7 @@ impl fmt::Display for Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
             Self::Ingress => "Ingress",
+            Self::Gateway(kind) => kind.names().0,
         })
     }
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::contract::name::ObjectName;
+use crate::discovery::gateway::GatewayObject;
 use crate::discovery::object::{
     Change, Deletion, IngressObject, Kind, Object, PodObject, ServiceObject, SliceObject,
 };
@@ -56,6 +57,7 @@ enum Line {
     EndpointSlice(SliceObject),
     Pod(PodObject),
     Ingress(IngressObject),
+    Gateway(GatewayObject),
 }
 
 /// Reads the table of this API server. `None`: there is no file yet.
@@ -103,6 +105,7 @@ fn parse(text: &str, server: &str) -> Result<Saved, String> {
             Line::EndpointSlice(slice) => Object::EndpointSlice(slice),
             Line::Pod(pod) => Object::Pod(over(pod)),
             Line::Ingress(ingress) => Object::Ingress(ingress),
+            Line::Gateway(object) => Object::Gateway(Arc::new(object)),
         })
     });
     Ok(Saved {
@@ -205,6 +208,7 @@ impl State {
             Object::EndpointSlice(it) => Line::EndpointSlice(it.clone()),
             Object::Pod(it) => Line::Pod(it.clone()),
             Object::Ingress(it) => Line::Ingress(it.clone()),
+            Object::Gateway(it) => Line::Gateway(GatewayObject::clone(it)),
         };
         // Nothing of an object can fail to become text.
         if let Ok(line) = serde_json::to_string(&line) {

@@ -8,6 +8,7 @@
 pub mod change;
 pub mod drains;
 mod entry;
+pub mod gateway;
 mod near;
 mod port;
 mod reconcile;

@@ -407,7 +407,7 @@ mod tests {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
-            routes: false,
+            routes: None,
             tls: None,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));
