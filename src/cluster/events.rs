@@ -20,6 +20,7 @@ use kube::{Client, Error};
 use tokio::sync::mpsc;
 
 use crate::cluster::event::{Event, Reason, object};
+use crate::cluster::instance::instance;
 use crate::text;
 
 /// The queues of Events. They never wait. Without an API server they drop every Event.
@@ -59,14 +60,9 @@ impl Events {
 /// Posts Events until every [`Events`] is dropped. `errors` counts failures by kind: `event`.
 /// Cancellation loses the Events that are queued.
 pub async fn run(client: Client, mut queue: Queue, errors: impl Fn(&'static str)) {
-    // The manifests set `POD_NAME`. A pod with the node's network has the node's host name.
-    let instance = std::env::var("POD_NAME")
-        .ok()
-        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
-    let instance = instance.unwrap_or_default().trim().to_owned();
     let mut poster = Poster {
         client,
-        instance,
+        instance: instance(),
         allowance: Allowance::new(Instant::now()),
         failed: false,
         errors,
