@@ -127,6 +127,10 @@ impl Routed {
 
     fn table(&self, door: &Door) -> RouteTable<Arc<Action>> {
         let mut table = RouteTable::default();
+        table.deep = true;
+        for host in &door.hosts {
+            table.claim(host);
+        }
         for (rule, planned) in &door.rules {
             table.add(rule, self.action(planned));
         }
