@@ -20,6 +20,7 @@ use crate::admin::report::Admin;
 use crate::admin::server;
 use crate::cluster::api;
 use crate::cluster::events::{self, Events};
+use crate::cluster::status::Statuses;
 use crate::config::fault::Refused;
 use crate::config::settings::{self, Config, Discovery};
 use crate::contract::policy::PortRef;
@@ -175,6 +176,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         certificates,
         routed: Routed::default(),
         gateways: Gateways::default(),
+        statuses: Statuses::default(),
         notices,
         messages,
         commands,

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cluster::event::{Event, Reason, Subject};
 use crate::cluster::events::Events;
+use crate::cluster::status::Statuses;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
@@ -67,6 +68,8 @@ pub struct Control {
     pub routed: Routed,
     /// When Gateways and their routes are planned again.
     pub gateways: Gateways,
+    /// What is to be said of objects, for the elected writer.
+    pub statuses: Statuses,
     /// Reports of endpoints. Unbounded, since an endpoint must never wait. An endpoint sends one
     /// notice for each change of its state, and each round takes them all.
     pub notices: mpsc::UnboundedReceiver<Notice>,

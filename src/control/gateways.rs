@@ -7,8 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
+use crate::cluster::status::Wanted;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
 use crate::control::event_loop::Control;
@@ -33,8 +32,8 @@ pub struct Gateways {
     certificates: BTreeMap<ObjectName, Result<(), String>>,
     /// A Secret of which nothing is known does not exist.
     knows_all_secrets: bool,
-    /// What is to be said of objects.
-    pub statuses: BTreeMap<(GatewayKind, ObjectName), Value>,
+    /// Objects of which something else is to be said than what they say.
+    differ: BTreeSet<(GatewayKind, ObjectName)>,
 }
 
 /// The ports of a Service; `None`: there is no such Service.
@@ -144,7 +143,7 @@ impl Control {
         };
         self.gateways.services = named.into_inner();
         self.gateways.secrets = secrets.into_inner();
-        self.gateways.statuses.clone_from(&plan.statuses);
+        self.say(&plan);
         let (owners, secrets_differ) = self.routed.take_plan(&plan, &self.config, &self.shared);
         if secrets_differ {
             self.certificates.of_routes(self.routed.secrets().clone());
@@ -162,6 +161,29 @@ impl Control {
         }
         self.gateways.last = Some((began, began.elapsed()));
         chores
+    }
+
+    /// Tells the writer what is to be said of objects.
+    fn say(&mut self, plan: &Plan) {
+        let objects = self.world.gateways();
+        let before = std::mem::take(&mut self.gateways.differ);
+        for (kind, name) in before {
+            if !plan.statuses.contains_key(&(kind, name.clone())) {
+                self.statuses.forget(&kind.resource(), &name);
+            }
+        }
+        for (key, status) in &plan.statuses {
+            if let Some(object) = objects.get(key) {
+                self.statuses.want(Wanted {
+                    resource: key.0.resource(),
+                    name: key.1.clone(),
+                    status: status.clone(),
+                    now: object.status.clone(),
+                    version: object.version.clone(),
+                });
+            }
+        }
+        self.gateways.differ = plan.statuses.keys().cloned().collect();
     }
 
     /// Whether a Service that is named is read some time later.

@@ -105,6 +105,8 @@ pub struct GatewayObject {
     pub name: ObjectName,
     /// `metadata.generation`.
     pub generation: i64,
+    /// `metadata.resourceVersion`.
+    pub version: Option<String>,
     /// `metadata.creationTimestamp` in seconds since 1970; 0 if absent. Older objects come first.
     pub created: i64,
     /// What is asked for.
@@ -292,6 +294,7 @@ pub fn read(
         kind,
         name,
         generation: metadata.generation.unwrap_or_default(),
+        version: metadata.resource_version.clone(),
         created: created.map_or(0, |time| time.0.as_second()),
         spec,
         status,
