@@ -392,6 +392,7 @@ fn the_schema_and_the_reference_name_the_same_fields() {
         .replace("    # tls:", "    tls:")
         .replace("    # sni:", "    sni:")
         .replace("# ingress:", "ingress:")
+        .replace("# gateway:", "gateway:")
         .replace("\n#   ", "\n  ")
         .replace("    #   ", "      ")
         .replace("  #   ", "    ");
