@@ -179,7 +179,9 @@ impl Watches {
                     kept_back.insert(slice.name.clone(), object);
                 }
             }
-            Object::Pod(_) | Object::Ingress(_) => changes.push(Change::Apply(object)),
+            Object::Pod(_) | Object::Ingress(_) | Object::IngressClass(_) => {
+                changes.push(Change::Apply(object))
+            }
         }
     }
 
@@ -208,14 +210,16 @@ impl Watches {
                     changes.push(Change::Remove(key.kind, name));
                 }
             }
-            (Kind::EndpointSlice | Kind::Pod | Kind::Ingress, _) if !gone => {}
+            (_, _) if !gone => {}
             (Kind::EndpointSlice, Of::Apart) => self.remove_slice(name, changes),
             // It was deleted, or its label has changed and the other watch will show it.
             (Kind::EndpointSlice, _) => {
                 let until = Instant::now() + RELABELLED;
                 self.leaving.entry(name).or_insert(until);
             }
-            (Kind::Pod | Kind::Ingress, _) => changes.push(Change::Remove(key.kind, name)),
+            (Kind::Pod | Kind::Ingress | Kind::IngressClass, _) => {
+                changes.push(Change::Remove(key.kind, name))
+            }
         }
     }
 

@@ -255,7 +255,13 @@ pub type Secrets = BTreeMap<ObjectName, Found>;
 
 /// The order of changes that misleads a reader of single changes the least: a pod before the slices
 /// that name it, and Services before the routes to them. Removals have the reverse order.
-const ORDER: [Kind; 4] = [Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::Ingress];
+const ORDER: [Kind; 5] = [
+    Kind::Pod,
+    Kind::Service,
+    Kind::EndpointSlice,
+    Kind::IngressClass,
+    Kind::Ingress,
+];
 
 fn whole(table: &Table) -> Vec<Change> {
     let of = |kind| {

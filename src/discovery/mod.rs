@@ -16,6 +16,7 @@ pub mod invalid;
 pub mod kubernetes;
 pub mod manifest;
 pub mod object;
+pub mod published;
 mod restored;
 mod saved;
 mod scope;

@@ -54,6 +54,8 @@ pub enum Kind {
     Pod,
     /// A networking.k8s.io/v1 Ingress.
     Ingress,
+    /// A networking.k8s.io/v1 IngressClass. It has no namespace.
+    IngressClass,
 }
 
 /// One object.
@@ -66,7 +68,9 @@ pub enum Object {
     /// A Pod.
     Pod(PodObject),
     /// An Ingress.
-    Ingress(IngressObject),
+    Ingress(Box<IngressObject>),
+    /// An IngressClass.
+    IngressClass(ClassObject),
 }
 
 impl Object {
@@ -77,6 +81,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Pod(_) => Kind::Pod,
             Self::Ingress(_) => Kind::Ingress,
+            Self::IngressClass(_) => Kind::IngressClass,
         }
     }
 
@@ -87,6 +92,7 @@ impl Object {
             Self::EndpointSlice(slice) => &slice.name,
             Self::Pod(pod) => &pod.name,
             Self::Ingress(ingress) => &ingress.name,
+            Self::IngressClass(class) => &class.name,
         }
     }
 }
@@ -98,6 +104,7 @@ impl fmt::Display for Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
             Self::Ingress => "Ingress",
+            Self::IngressClass => "IngressClass",
         })
     }
 }
@@ -295,6 +302,8 @@ pub struct Deletion {
 pub struct IngressObject {
     /// Namespace and name of the Ingress.
     pub name: ObjectName,
+    /// `metadata.uid`.
+    pub uid: Option<String>,
     /// `spec.ingressClassName`, else the annotation `kubernetes.io/ingress.class`.
     pub class: Option<String>,
     /// `metadata.creationTimestamp` in seconds since 1970; 0 if absent. The rules of the oldest Ingress
@@ -308,6 +317,39 @@ pub struct IngressObject {
     pub secrets: Vec<ObjectName>,
     /// Each field that asks for what is not served.
     pub unserved: Vec<String>,
+    /// What its status says. A saved table does not have it.
+    #[serde(skip)]
+    pub published: Published,
+}
+
+impl IngressObject {
+    /// Every Service port that it names.
+    pub fn backends(&self) -> impl Iterator<Item = &BackendRef> {
+        let rules = self.rules.iter().map(|(_, to)| to);
+        rules.chain(&self.default)
+    }
+}
+
+/// `status.loadBalancer.ingress` of an Ingress.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Published {
+    /// IP addresses and names of hosts.
+    pub addresses: Vec<String>,
+    /// Who wrote them, by `metadata.managedFields`.
+    pub managers: Vec<String>,
+}
+
+/// A networking.k8s.io/v1 IngressClass
+/// (<https://kubernetes.io/docs/concepts/services-networking/ingress/#ingress-class>).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassObject {
+    /// The name, without a namespace.
+    pub name: ObjectName,
+    /// `spec.controller`.
+    pub controller: String,
+    /// Whether Ingress objects without a class are of this one: the annotation
+    /// `ingressclass.kubernetes.io/is-default-class`.
+    pub is_default: bool,
 }
 
 /// A Service port that serves the requests of a route.

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::name::ObjectName;
 use crate::discovery::object::{
-    Change, Deletion, IngressObject, Kind, Object, PodObject, ServiceObject, SliceObject,
+    Change, ClassObject, Deletion, IngressObject, Kind, Object, PodObject, ServiceObject,
+    SliceObject,
 };
 
 /// A table that was read from disk.
@@ -55,7 +56,8 @@ enum Line {
     Service(ServiceObject),
     EndpointSlice(SliceObject),
     Pod(PodObject),
-    Ingress(IngressObject),
+    Ingress(Box<IngressObject>),
+    IngressClass(ClassObject),
 }
 
 /// Reads the table of this API server. `None`: there is no file yet.
@@ -103,6 +105,7 @@ fn parse(text: &str, server: &str) -> Result<Saved, String> {
             Line::EndpointSlice(slice) => Object::EndpointSlice(slice),
             Line::Pod(pod) => Object::Pod(over(pod)),
             Line::Ingress(ingress) => Object::Ingress(ingress),
+            Line::IngressClass(class) => Object::IngressClass(class),
         })
     });
     Ok(Saved {
@@ -205,6 +208,7 @@ impl State {
             Object::EndpointSlice(it) => Line::EndpointSlice(it.clone()),
             Object::Pod(it) => Line::Pod(it.clone()),
             Object::Ingress(it) => Line::Ingress(it.clone()),
+            Object::IngressClass(it) => Line::IngressClass(it.clone()),
         };
         // Nothing of an object can fail to become text.
         if let Ok(line) = serde_json::to_string(&line) {

@@ -142,6 +142,10 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
         for scope in &scopes {
             add(Kind::Ingress, *scope, Of::Claimed, Selector::default());
         }
+        // A Role cannot allow to read what has no namespace.
+        if facts.allowed.is_empty() {
+            add(Kind::IngressClass, None, Of::Claimed, Selector::default());
+        }
     }
     for (namespace, names) in by_namespace(facts.named.iter()) {
         let selector = match names[..] {
@@ -209,7 +213,7 @@ impl Key {
     /// What the watch is about, for people.
     pub(super) fn subject(&self) -> String {
         let kind = match self.kind {
-            Kind::Ingress => "Ingresses".to_owned(),
+            Kind::Ingress | Kind::IngressClass => format!("{}es", self.kind),
             kind => format!("{kind}s"),
         };
         match &self.namespace {
@@ -333,13 +337,16 @@ mod tests {
     fn ingresses_are_watched_where_they_are_served() {
         let mut given = given();
         given.ingress = true;
-        assert!(given.watches().contains(&"Ingresses: ".to_owned()));
+        let watches = given.watches();
+        assert!(watches.contains(&"Ingresses: ".to_owned()));
+        assert!(watches.contains(&"IngressClasses: ".to_owned()));
         given.allowed = vec!["web".to_owned(), "shop".to_owned()];
         let watches = given.watches();
         for namespace in ["web", "shop"] {
             let watch = format!("Ingresses in namespace {namespace}: ");
             assert!(watches.contains(&watch), "{watches:?}");
         }
+        assert!(!watches.iter().any(|it| it.contains("IngressClasses")));
     }
 
     #[test]

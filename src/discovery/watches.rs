@@ -15,10 +15,9 @@ use futures::future::BoxFuture;
 use futures::stream::{AbortHandle, FuturesUnordered, ReadyChunks, SelectAll, Stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PartialObjectMeta};
-use kube::core::NamespaceResourceScope;
 use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
@@ -27,7 +26,7 @@ use crate::cluster::api::{Clock, Pauses, objects, watch_name};
 use crate::config::settings;
 use crate::contract::name::ObjectName;
 use crate::discovery::held::Held;
-use crate::discovery::ingress::ingress;
+use crate::discovery::ingress::{class, ingress};
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest::{self, Reader};
 use crate::discovery::object::{Change, Kind, Object, PodObject, ServiceObject};
@@ -233,25 +232,44 @@ impl Watches {
     }
 
     pub(super) fn start(&mut self, key: Key, selector: Selector) {
+        let (client, at) = (self.client.clone(), key.namespace.clone());
+        let at = at.as_deref();
         match key.kind {
             Kind::Service => {
                 let claim = self.reader.claim.clone();
-                self.add(key, selector, move |it: &Service, _, _| {
-                    Ok(Object::Service(manifest::service(it, &claim)?))
-                })
+                self.add(
+                    key,
+                    objects(&client, at),
+                    selector,
+                    move |it: &Service, _, _| Ok(Object::Service(manifest::service(it, &claim)?)),
+                )
             }
             Kind::EndpointSlice => {
                 let node = self.reader.node.clone();
-                self.add(key, selector, move |it: &EndpointSlice, _, _| {
-                    Ok(Object::EndpointSlice(manifest::slice(it, &node)?))
-                })
+                self.add(
+                    key,
+                    objects(&client, at),
+                    selector,
+                    move |it: &EndpointSlice, _, _| {
+                        Ok(Object::EndpointSlice(manifest::slice(it, &node)?))
+                    },
+                )
             }
-            Kind::Pod => self.add(key, selector, |it: &PartialObjectMeta<Pod>, now, listed| {
-                Ok(Object::Pod(pod(it, now, listed)?))
+            Kind::Pod => self.add(
+                key,
+                objects(&client, at),
+                selector,
+                |it: &PartialObjectMeta<Pod>, now, listed| Ok(Object::Pod(pod(it, now, listed)?)),
+            ),
+            Kind::Ingress => self.add(key, objects(&client, at), selector, |it: &Ingress, _, _| {
+                Ok(Object::Ingress(Box::new(ingress(it)?)))
             }),
-            Kind::Ingress => self.add(key, selector, |it: &Ingress, _, _| {
-                Ok(Object::Ingress(ingress(it)?))
-            }),
+            Kind::IngressClass => self.add(
+                key,
+                Api::all(client),
+                selector,
+                |it: &IngressClass, _, _| Ok(Object::IngressClass(class(it)?)),
+            ),
         }
     }
 
@@ -259,17 +277,13 @@ impl Watches {
     pub(super) fn add<K>(
         &mut self,
         key: Key,
+        api: Api<K>,
         selector: Selector,
         read: impl Fn(&K, SystemTime, bool) -> Result<Object, Invalid> + Send + 'static,
     ) where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + std::fmt::Debug
-            + Send
-            + 'static,
+        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
         K: serde::de::DeserializeOwned,
     {
-        let api: Api<K> = objects(&self.client, key.namespace.as_deref());
         self.number += 1;
         let (number, clock) = (self.number, self.clock.clone());
         let (labels, fields) = (selector.labels.as_deref(), selector.fields.as_deref());

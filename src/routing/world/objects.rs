@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
-use crate::discovery::object::{IngressObject, ServiceObject, SliceEndpoint};
+use crate::discovery::object::{ClassObject, IngressObject, ServiceObject, SliceEndpoint};
 use crate::routing::world::merged::Fate;
 use crate::routing::world::pods::{Counts, Pod, PodKey, Pods};
 use crate::routing::world::slice::Slice;
@@ -27,6 +27,7 @@ pub struct World {
     pub(super) api_server: bool,
     pub(super) services: HashMap<ObjectName, ServiceObject>,
     pub(super) ingresses: BTreeMap<ObjectName, IngressObject>,
+    pub(super) classes: BTreeMap<ObjectName, ClassObject>,
     pub(super) slices: HashMap<ObjectName, Slice>,
     /// For each Service, the names of its slices.
     pub(super) by_service: HashMap<ObjectName, BTreeSet<String>>,
@@ -52,6 +53,8 @@ pub struct Touched {
     pub pods: BTreeSet<String>,
     /// The rules of Ingress objects may differ.
     pub routes: bool,
+    /// Ingress objects of which something may differ, also what their status says.
+    pub ingresses: BTreeSet<ObjectName>,
 }
 
 impl World {
@@ -99,6 +102,16 @@ impl World {
     /// Every Ingress that exists.
     pub fn ingresses(&self) -> impl Iterator<Item = &IngressObject> {
         self.ingresses.values()
+    }
+
+    /// The Ingress as the source gave it.
+    pub fn ingress(&self, name: &ObjectName) -> Option<&IngressObject> {
+        self.ingresses.get(name)
+    }
+
+    /// Every IngressClass that exists.
+    pub fn classes(&self) -> impl Iterator<Item = &ClassObject> {
+        self.classes.values()
     }
 
     /// Forgets UIDs that no slice has named for ten minutes and whose Pod object the store does not
