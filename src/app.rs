@@ -20,9 +20,10 @@ use crate::admin::report::Admin;
 use crate::admin::server;
 use crate::cluster::api;
 use crate::cluster::events::{self, Events};
-use crate::cluster::status::Statuses;
+use crate::cluster::writer::{self, Writer};
 use crate::config::fault::Refused;
-use crate::config::settings::{self, Config, Discovery};
+use crate::config::settings::{self, Config, Discovery, Publish};
+use crate::contract::name::ObjectName;
 use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
@@ -34,9 +35,11 @@ use crate::control::gateways::Gateways;
 use crate::control::listeners::Listeners;
 use crate::control::net_link::{self, Outbox, Reports};
 use crate::control::routed::Routed;
+use crate::control::statuses::Publisher;
+use crate::control::unserved::Unserved;
 use crate::discovery::manifest::Reader;
 use crate::discovery::source::{InUse, Message};
-use crate::discovery::{files, fixed, kubernetes, secrets};
+use crate::discovery::{files, fixed, kubernetes, published, secrets};
 use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
@@ -70,6 +73,8 @@ pub struct Running {
     workers: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
     access_log: Option<AccessLogWriter>,
+    /// Is cut when all is written that the API server is to get.
+    written: std::sync::mpsc::Receiver<()>,
 }
 
 /// Runs the proxy until a signal (SIGTERM, SIGINT) has shut it down. SIGHUP reads `config_path`
@@ -160,6 +165,20 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let reports = Reports::new(admin.health.clone(), events.clone(), &config);
     let addresses = tell_addresses(&config, reports, &shared)?;
     let certificates = Certificates::start(admin.health.clone())?;
+    let (written_in, written) = std::sync::mpsc::channel();
+    let lease = api_server.as_ref().map(|it| it.default_namespace.clone());
+    let writes = config.ingress.is_some() || config.gateway.is_some();
+    let lease = lease.filter(|_| writes);
+    let lease = lease.map(|namespace| ObjectName::new(namespace, config.lease.clone()));
+    let manager = lease.as_ref().map(writer::manager).unwrap_or_default();
+    let (writer, election, statuses) = match lease.map(Writer::of) {
+        Some((writer, election, statuses)) => (Some(writer), election, statuses),
+        None => Default::default(),
+    };
+    let mut publisher = Publisher::new(statuses.clone(), manager);
+    if let Some(Publish::Addresses(addresses)) = config.ingress.as_ref().map(|it| &it.publish) {
+        publisher.take(addresses.clone());
+    }
     let control = Control {
         config: config.clone(),
         snapshot: admin.snapshot.clone(),
@@ -176,12 +195,15 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         certificates,
         routed: Routed::default(),
         gateways: Gateways::default(),
-        statuses: Statuses::default(),
+        statuses: statuses.clone(),
         notices,
         messages,
         commands,
         in_use,
         events,
+        publisher,
+        unserved: Unserved::default(),
+        election,
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted {
@@ -190,12 +212,24 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             knows_pod_ranges: !config.inside.pods.is_empty(),
             in_use: used,
         };
+        let out = Writing {
+            events: event_queue,
+            writer,
+            written: written_in,
+        };
+        let publish = config.ingress.as_ref().map(|it| &it.publish);
+        let publish = match publish {
+            Some(Publish::Service(service)) => Some(service.clone()),
+            _ => None,
+        };
+        let metrics = metrics.clone();
         feed_from_api_server(
             api_server,
             wanted,
+            publish,
             messages_in.clone(),
-            event_queue,
-            metrics.clone(),
+            out,
+            metrics,
         )?;
     }
     let stop_pages = CancellationToken::new();
@@ -225,6 +259,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         workers,
         shared,
         access_log: access_log_writer,
+        written,
     })
 }
 
@@ -269,6 +304,7 @@ impl Running {
         if let Some(writer) = self.access_log {
             writer.finish(LAST_LINES);
         }
+        let _ = self.written.recv_timeout(LAST_WORDS);
         ended
     }
 }
@@ -402,13 +438,22 @@ fn locate(wanted: &settings::Kubernetes) -> anyhow::Result<kube::Config> {
     located.map_err(|_| anyhow::anyhow!("reading the kubeconfig has panicked"))?
 }
 
+/// What the API server gets from this process.
+struct Writing {
+    events: events::Queue,
+    writer: Option<Writer>,
+    /// Dropped when it has got all of it.
+    written: std::sync::mpsc::Sender<()>,
+}
+
 /// Reads the API server on a thread of its own: reading a list of 10,000 endpoints must delay no
 /// drain.
 fn feed_from_api_server(
     api_server: kube::Config,
     wanted: kubernetes::Wanted,
+    publish: Option<ObjectName>,
     out: mpsc::Sender<Message>,
-    event_queue: events::Queue,
+    writing: Writing,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -423,13 +468,26 @@ fn feed_from_api_server(
             let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
             runtime.spawn(events::run(
                 connected.0.clone(),
-                event_queue,
+                writing.events,
                 errors.clone(),
             ));
+            let client = connected.0.clone();
+            let writer = writing
+                .writer
+                .map(|it| runtime.spawn(it.run(client, errors.clone())));
             let (silence, in_use) = (wanted.settings.silence, wanted.in_use.clone());
             let client = connected.0.clone();
             runtime.spawn(secrets::run(client, silence, in_use, out.clone()));
+            if let Some(service) = publish {
+                let client = connected.0.clone();
+                runtime.spawn(published::run(client, silence, service, out.clone()));
+            }
             runtime.block_on(kubernetes::run(connected, server, wanted, out, errors));
+            // It has resigned, because the control loop has ended.
+            if let Some(writer) = writer {
+                let _ = runtime.block_on(writer);
+            }
+            drop(writing.written);
         })?;
     Ok(())
 }
@@ -515,3 +573,5 @@ fn is_repeat(first: &mut Option<Instant>, now: Instant) -> bool {
 const SECOND_SIGNAL: Duration = Duration::from_secs(1);
 /// How long writing the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// How long the API server may take for the last words.
+const LAST_WORDS: Duration = Duration::from_secs(2);

@@ -1,4 +1,4 @@
-//! One Event on a Service or a node: what it says, and the object that the API server gets.
+//! One Event on a Service, an Ingress or a node: what it says, and the object that the API server gets.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,6 +30,8 @@ pub struct Event {
 pub enum Subject {
     /// A Service, with its UID. `kubectl describe` selects Events by it.
     Service(ObjectName, Option<String>),
+    /// An Ingress, with its UID.
+    Ingress(ObjectName, Option<String>),
     /// This node, by its name.
     Node(String),
 }
@@ -38,14 +40,14 @@ impl Subject {
     /// The namespace of its Events. Those of an object without a namespace are in `default`.
     pub fn namespace(&self) -> &str {
         match self {
-            Self::Service(service, _) => &service.namespace,
+            Self::Service(it, _) | Self::Ingress(it, _) => &it.namespace,
             Self::Node(_) => "default",
         }
     }
 
     fn name(&self) -> &str {
         match self {
-            Self::Service(service, _) => &service.name,
+            Self::Service(it, _) | Self::Ingress(it, _) => &it.name,
             Self::Node(name) => name,
         }
     }
@@ -55,9 +57,14 @@ impl Subject {
             Self::Service(service, uid) => ("Service", Some(&service.namespace), uid.as_ref()),
             // The kubelet gives a node's name as its UID, too, and `kubectl describe` knows that.
             Self::Node(name) => ("Node", None, Some(name)),
+            Self::Ingress(ingress, uid) => ("Ingress", Some(&ingress.namespace), uid.as_ref()),
+        };
+        let version = match self {
+            Self::Service(..) | Self::Node(_) => "v1",
+            Self::Ingress(..) => "networking.k8s.io/v1",
         };
         ObjectReference {
-            api_version: Some("v1".to_owned()),
+            api_version: Some(version.to_owned()),
             kind: Some(kind.to_owned()),
             namespace: namespace.cloned(),
             name: Some(self.name().to_owned()),
@@ -71,6 +78,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service(service, _) => write!(f, "{service}"),
+            Self::Ingress(ingress, _) => write!(f, "Ingress {ingress}"),
             Self::Node(name) => write!(f, "node {name}"),
         }
     }
@@ -89,7 +97,7 @@ pub enum Reason {
     RolloutFailed,
     /// A nodePort or a listener cannot be bound.
     PortNotBound,
-    /// A field, slice or annotation of the Service is not served as it says.
+    /// A field, slice or annotation of the Service, or something of the Ingress, is not served as it says.
     NotServed,
     /// A firewall of the node keeps clients from the proxy.
     ClientsBlocked,
@@ -137,7 +145,7 @@ pub(super) fn object(event: &Event, instance: &str) -> ApiEvent {
     let mut hasher = DefaultHasher::new();
     reason.as_str().hash(&mut hasher);
     match subject {
-        Subject::Service(_, uid) => uid.hash(&mut hasher),
+        Subject::Service(_, uid) | Subject::Ingress(_, uid) => uid.hash(&mut hasher),
         Subject::Node(name) => name.hash(&mut hasher),
     }
     match (reason, about) {

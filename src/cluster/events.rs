@@ -1,4 +1,4 @@
-//! Kubernetes Events on Services and nodes: what `kubectl describe` shows of drains, rollouts and
+//! Kubernetes Events on Services, Ingress objects and nodes: what `kubectl describe` shows of drains, rollouts and
 //! faults.
 //!
 //! A cluster may have a thousand instances, and each Event is an object in the API server's store.

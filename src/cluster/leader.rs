@@ -17,22 +17,77 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, GetParams, ObjectMeta, PostParams};
 use kube::{Client, Error};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::cluster::api::said;
 use crate::cluster::instance::instance;
 use crate::contract::name::ObjectName;
 
-/// Stands for election until `stop`. `elected` tells whether this process is elected now. A Lease that
-/// is held then is given back, so that another is elected at once. `errors` counts failures by kind:
-/// `lease`. Cancellation keeps the Lease until it expires.
+/// Whether this process is elected. The default is that of a process that does not stand for election.
+/// Drop resigns.
+#[derive(Debug)]
+pub struct Election {
+    elected: watch::Receiver<bool>,
+    resigned: DropGuard,
+}
+
+/// The other end of an [`Election`], for [`run`].
+pub struct Candidacy {
+    elected: watch::Sender<bool>,
+    resigned: CancellationToken,
+}
+
+impl Election {
+    /// An election and its other end.
+    pub fn begin() -> (Self, Candidacy) {
+        let (sender, elected) = watch::channel(false);
+        let resigned = CancellationToken::new();
+        let election = Self {
+            elected,
+            resigned: resigned.clone().drop_guard(),
+        };
+        let candidacy = Candidacy {
+            elected: sender,
+            resigned,
+        };
+        (election, candidacy)
+    }
+
+    /// Whether this process is elected now.
+    pub fn is_elected(&self) -> bool {
+        *self.elected.borrow()
+    }
+
+    /// Follows whether this process is elected.
+    pub fn elected(&self) -> watch::Receiver<bool> {
+        self.elected.clone()
+    }
+
+    /// Lets another be elected, and never stands again.
+    pub fn resign(&self) {
+        self.resigned.token().cancel();
+    }
+}
+
+impl Default for Election {
+    fn default() -> Self {
+        Self::begin().0
+    }
+}
+
+/// Stands for election until it has resigned. Then a Lease that is held is given back, so that another
+/// is elected at once. `errors` counts failures by kind: `lease`. Cancellation keeps the Lease until it
+/// expires.
 pub async fn run(
     client: Client,
     lease: ObjectName,
-    elected: watch::Sender<bool>,
-    stop: CancellationToken,
+    candidacy: Candidacy,
     errors: impl Fn(&'static str),
 ) {
+    let Candidacy {
+        elected,
+        resigned: stop,
+    } = candidacy;
     let mut candidate = Candidate::new(format!("{}_{:016x}", instance(), fastrand::u64(..)));
     let api: Api<Lease> = Api::namespaced(client, &lease.namespace);
     let mut failed = false;

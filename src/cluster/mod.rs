@@ -12,3 +12,4 @@ pub mod node;
 pub mod rights;
 pub mod status;
 mod transport;
+pub mod writer;

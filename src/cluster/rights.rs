@@ -16,7 +16,8 @@ use kube::{Client, Error};
 pub struct Right {
     verbs: Vec<&'static str>,
     group: &'static str,
-    /// The plural name of the resource without its group, for example `endpointslices`.
+    /// The plural name of the resource without its group, for example `endpointslices` or
+    /// `ingresses/status`.
     pub resource: &'static str,
     /// `None`: all namespaces, or a resource without namespaces.
     namespace: Option<String>,
@@ -80,10 +81,15 @@ pub async fn missing(client: &Client, rights: Vec<Right>) -> Result<Vec<Right>, 
     for right in rights {
         let mut verbs = Vec::new();
         for &verb in &right.verbs {
+            let (resource, subresource) = match right.resource.split_once('/') {
+                Some((resource, subresource)) => (resource, Some(subresource)),
+                None => (right.resource, None),
+            };
             let attributes = ResourceAttributes {
                 verb: Some(verb.into()),
                 group: Some(right.group.into()),
-                resource: Some(right.resource.into()),
+                resource: Some(resource.into()),
+                subresource: subresource.map(str::to_owned),
                 namespace: right.namespace.clone(),
                 name: right.name.clone(),
                 ..ResourceAttributes::default()

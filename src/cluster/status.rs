@@ -23,6 +23,7 @@ use kube::core::ApiResource;
 use kube::{Client, Error};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
+use tokio::time::error::Elapsed;
 
 use crate::cluster::api::said;
 use crate::cluster::leader::REQUEST;
@@ -130,31 +131,11 @@ pub async fn run(
             continue;
         };
         let written = tokio::time::timeout(REQUEST, write(&client, &parameters, &wanted)).await;
-        let mut wishes = shared.lock();
-        match written {
-            Ok(Ok(())) => wishes.written(&key, &wanted, Instant::now()),
-            Ok(Err(Error::Api(status))) if status.code == 404 => wishes.forget(&key),
-            failed => {
-                let error = match failed {
-                    Ok(Err(Error::Api(status))) if status.code == 409 => None,
-                    Ok(Err(Error::Api(status))) if status.code == 403 => Some(format!(
-                        "{}; grant patch of {}/status as deploy/kustomize/ingress does",
-                        one_line(&status.message),
-                        wanted.resource.plural
-                    )),
-                    Ok(Err(error)) => Some(said(&error)),
-                    _ => Some("the API server does not answer".to_owned()),
-                };
-                if wishes.failed(&key, &wanted, Instant::now())
-                    && let Some(error) = error
-                {
-                    errors("status");
-                    let kind = &wanted.resource.kind;
-                    tracing::warn!(kind, name = %wanted.name, error, "cannot write a status");
-                }
-            }
+        if let Some(error) = shared.lock().settle(&key, &wanted, written, Instant::now()) {
+            errors("status");
+            let kind = &wanted.resource.kind;
+            tracing::warn!(kind, name = %wanted.name, error, "cannot write a status");
         }
-        drop(wishes);
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -255,9 +236,36 @@ impl Wishes {
         Some(wish.wanted.clone())
     }
 
-    /// Notes that a wish was written. If another undoes it, it is written again, but later each time.
-    fn written(&mut self, key: &Key, written: &Wanted, now: Instant) {
-        self.tried(key, written, now);
+    /// Notes what has become of a write. Returns what is wrong, if that is new. What was written and is
+    /// undone by another is written again, but later each time.
+    fn settle(
+        &mut self,
+        key: &Key,
+        wanted: &Wanted,
+        written: Result<kube::Result<()>, Elapsed>,
+        now: Instant,
+    ) -> Option<String> {
+        let error = match written {
+            Ok(Ok(())) => {
+                self.tried(key, wanted, now);
+                return None;
+            }
+            Ok(Err(Error::Api(status))) if status.code == 404 => {
+                self.forget(key);
+                return None;
+            }
+            // The object has changed. The watch shows how.
+            Ok(Err(Error::Api(status))) if status.code == 409 => None,
+            Ok(Err(Error::Api(status))) if status.code == 403 => Some(format!(
+                "{}; grant patch of {}/status as deploy/kustomize/ingress does",
+                one_line(&status.message),
+                wanted.resource.plural
+            )),
+            Ok(Err(error)) => Some(said(&error)),
+            Err(_) => Some("the API server does not answer".to_owned()),
+        };
+        let is_first = self.failed(key, wanted, now);
+        error.filter(|_| is_first)
     }
 
     /// Notes that a wish could not be written. It is tried again unless a newer one has come. Returns
@@ -378,7 +386,7 @@ mod tests {
         assert_eq!(taken.status, json!({"a": 99}));
         // A newer one comes while it is written.
         wishes.want(wanted("a", json!({"a": 100}), Value::Null), now);
-        wishes.written(&key("a"), &taken, now);
+        wishes.settle(&key("a"), &taken, Ok(Ok(())), now);
         assert_eq!(wishes.due.first().unwrap().0, now, "it does not wait");
         assert_eq!(wishes.take(&key("a")).unwrap().status, json!({"a": 100}));
     }
@@ -397,7 +405,7 @@ mod tests {
             );
             (now, last) = (at, waited);
             let taken = wishes.take(&key("a")).unwrap();
-            wishes.written(&key("a"), &taken, now);
+            wishes.settle(&key("a"), &taken, Ok(Ok(())), now);
             wishes.want(wanted("a", json!({"a": 1}), json!({"a": 1})), now);
             assert!(wishes.due.is_empty());
         }

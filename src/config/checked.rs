@@ -40,7 +40,8 @@ impl raw::Config {
             admin,
             &default.discovery,
         )?;
-        let ingress = self.ingress.map(raw::Ingress::check).transpose()?;
+        let ingress = self.ingress.map(|it| it.check(&inside.nodes));
+        let ingress = ingress.transpose()?;
         let ingress = ingress.map(|(ingress, own)| {
             listeners.extend(own);
             ingress
@@ -74,6 +75,9 @@ impl raw::Config {
                 name: node_name(),
                 zone: variable("NODE_ZONE").filter(|zone| !zone.is_empty()),
             },
+            lease: variable("LEASE_NAME")
+                .filter(|name| value::subdomain(name))
+                .unwrap_or(default.lease),
             ..default
         })
     }

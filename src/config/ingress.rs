@@ -1,10 +1,11 @@
-//! The listeners of Ingress objects: without TLS and with it, on each address.
+//! Which Ingress objects are served, where their status says that they are, and their listeners: without
+//! TLS and with it, on each address.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::claimed::bound;
 use crate::config::fault::Fault;
-use crate::config::settings::{Ingress, ListenerConfig};
+use crate::config::settings::{Ingress, ListenerConfig, Publish};
 use crate::config::tls::{ClientCertificates, Tls};
 use crate::config::{raw, value};
 use crate::contract::listener::FoundBy;
@@ -13,7 +14,8 @@ use crate::contract::policy::{PortRef, Protocol};
 
 impl raw::Ingress {
     /// Which objects are served, and where.
-    pub(super) fn check(self) -> Result<(Ingress, Vec<ListenerConfig>), Fault> {
+    /// `nodes` are this node's own addresses.
+    pub(super) fn check(self, nodes: &[IpAddr]) -> Result<(Ingress, Vec<ListenerConfig>), Fault> {
         let class = self.class.unwrap_or_else(|| "ebbtide".to_owned());
         if !value::subdomain(&class) {
             let what =
@@ -24,6 +26,22 @@ impl raw::Ingress {
         let secret = self.default_secret.as_deref().map(value::secret);
         let secret = secret.transpose();
         let secret = secret.map_err(|what| Fault::new("ingress.defaultSecret", what))?;
+        let publish = publish(
+            self.publish,
+            self.publish_service.as_deref(),
+            &addresses,
+            nodes,
+        )?;
+        let default = Ingress::of(&class);
+        let controller = self.controller.unwrap_or(default.controller);
+        if !controller.contains('/') {
+            let what = format!(
+                "{controller:?} is not the name of a controller, expected one such as ebbtide.dev/ingress"
+            );
+            return Err(Fault::new("ingress.controller", what));
+        }
+        let nginx_keys = value::off_or("nginx", self.keys);
+        let nginx_keys = nginx_keys.map_err(|what| Fault::new("ingress.keys", what))?;
         let tls = Tls {
             certificates: Vec::new(),
             secrets: secret.into_iter().collect(),
@@ -56,6 +74,52 @@ impl raw::Ingress {
                 at(ip, "https", https, Some(&tls)),
             ]
         });
-        Ok((Ingress { class }, listeners.collect()))
+        let ingress = Ingress {
+            class,
+            controller,
+            nginx_keys,
+            publish,
+        };
+        Ok((ingress, listeners.collect()))
     }
+}
+
+/// What the status of the objects says. A listener on every address says nothing of where clients find
+/// it: then it is the node's own addresses.
+fn publish(
+    wanted: Option<Vec<String>>,
+    service: Option<&str>,
+    addresses: &[IpAddr],
+    nodes: &[IpAddr],
+) -> Result<Publish, Fault> {
+    if let Some(service) = service {
+        if wanted.is_some() {
+            let what = "publish is set, too, expected one of the two";
+            return Err(Fault::new("ingress.publishService", what));
+        }
+        let service = value::service(service);
+        return service
+            .map(Publish::Service)
+            .map_err(|what| Fault::new("ingress.publishService", what));
+    }
+    let Some(wanted) = wanted else {
+        let has_own = !addresses.iter().any(IpAddr::is_unspecified);
+        let own = if has_own { addresses } else { nodes };
+        let own = own.iter().map(IpAddr::to_string);
+        return Ok(Publish::Addresses(own.collect()));
+    };
+    for (i, text) in wanted.iter().enumerate() {
+        let ip = text.parse::<IpAddr>().ok();
+        let is_good = match ip {
+            Some(ip) => !ip.is_unspecified() && !ip.is_multicast(),
+            None => value::subdomain(text),
+        };
+        if !is_good {
+            let what = format!(
+                "{text:?} leads no client here, expected an IP address or a name such as lb.example.com"
+            );
+            return Err(Fault::new(format!("ingress.publish[{i}]"), what));
+        }
+    }
+    Ok(Publish::Addresses(wanted))
 }

@@ -162,6 +162,18 @@ pub(super) struct Ingress {
     /// The Secret, as `namespace/name`, with the certificate for clients that ask for no name or an unknown
     /// one. If absent: the certificate of the oldest Ingress.
     pub default_secret: Option<String>,
+    /// The `spec.controller` of the IngressClasses whose Ingress objects are served, too.
+    #[schemars(extend("default" = "ebbtide.dev/ingress"))]
+    pub controller: Option<String>,
+    /// Whose annotations count: `off` or `nginx` (those of ingress-nginx).
+    #[schemars(extend("default" = "off", "enum" = ["off", "nginx"]))]
+    pub keys: Option<String>,
+    /// The IP addresses and host names in the status of the objects. If absent: `addresses`, if they are
+    /// those of this node, else its own.
+    pub publish: Option<Vec<String>>,
+    /// The Service, as `namespace/name`, whose load balancer's addresses stand in the status of the
+    /// objects instead.
+    pub publish_service: Option<String>,
 }
 
 /// Which Gateways are served.

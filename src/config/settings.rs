@@ -55,6 +55,8 @@ pub struct Config {
     pub inside: Inside,
     /// This node.
     pub node: Node,
+    /// The name of the Lease whose holder writes statuses, from the environment variable `LEASE_NAME`.
+    pub lease: String,
 }
 
 /// This node, as slices name it.
@@ -90,6 +92,33 @@ impl Default for Claim {
 pub struct Ingress {
     /// Those of this class.
     pub class: String,
+    /// And those whose IngressClass has this `spec.controller`.
+    pub controller: String,
+    /// Whether annotations of ingress-nginx count.
+    pub nginx_keys: bool,
+    /// What their status says.
+    pub publish: Publish,
+}
+
+impl Ingress {
+    /// The defaults, for a class.
+    pub fn of(class: &str) -> Self {
+        Self {
+            class: class.to_owned(),
+            controller: "ebbtide.dev/ingress".to_owned(),
+            nginx_keys: false,
+            publish: Publish::Addresses(Vec::new()),
+        }
+    }
+}
+
+/// What the status of Ingress objects says of where they are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publish {
+    /// These IP addresses and names of hosts. None: no status is written.
+    Addresses(Vec<String>),
+    /// What the status of this Service says.
+    Service(ObjectName),
 }
 
 /// Which Gateways are served.
@@ -345,6 +374,7 @@ impl Config {
             per_service: PerService::All,
             inside: Inside::default(),
             node: Node::default(),
+            lease: "ebbtide".to_owned(),
         }
     }
 

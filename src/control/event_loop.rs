@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cluster::event::{Event, Reason, Subject};
 use crate::cluster::events::Events;
+use crate::cluster::leader::Election;
 use crate::cluster::status::Statuses;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::clock::millis;
@@ -26,6 +27,8 @@ use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::routed::Routed;
 use crate::control::shutdown::Phase;
+use crate::control::statuses::Publisher;
+use crate::control::unserved::Unserved;
 use crate::discovery::source::{InUse, Message};
 use crate::observe::health::Health;
 use crate::proxy::shared::{Shared, WorkerCommand};
@@ -81,6 +84,12 @@ pub struct Control {
     pub in_use: watch::Sender<InUse>,
     /// Kubernetes Events to post.
     pub events: Events,
+    /// The statuses of Ingress objects.
+    pub publisher: Publisher,
+    /// What of Ingress objects is not served.
+    pub unserved: Unserved,
+    /// Whether this instance writes statuses.
+    pub election: Election,
 }
 
 /// Drain deadlines in their order.
@@ -162,6 +171,13 @@ impl Control {
             {
                 chores.append(self.plan());
             }
+            if self
+                .unserved
+                .next_look()
+                .is_some_and(|at| at <= Instant::now())
+            {
+                self.say_what_is_unserved();
+            }
             if let Some(message) = message.or_else(|| self.messages.try_recv().ok()) {
                 chores.append(self.on_message(message));
             }
@@ -192,6 +208,7 @@ impl Control {
             self.table.next_hand_back(),
             self.routed.next_look(),
             self.gateways.next_plan(),
+            self.unserved.next_look(),
         ];
         let beat = Instant::now() + BEAT;
         times.into_iter().flatten().fold(beat, Instant::min)
@@ -202,6 +219,7 @@ impl Control {
         tracing::info!(?lame_duck, "shutting down");
         self.health.update(|health| health.shutting_down = true);
         self.shared.leaving.store(true, Ordering::Relaxed);
+        self.election.resign();
         Phase::LameDuck(Instant::now() + lame_duck)
     }
 
@@ -270,11 +288,16 @@ impl Control {
                     self.gateways.note();
                 }
                 self.gateways.touched(&touched.services, &self.world);
+                self.publish(&touched.ingresses);
+                if touched.routes || !touched.services.is_empty() {
+                    self.unserved.touch(received);
+                }
                 self.table.apply(&self.world, &touched, received)
             }
             Message::Certificate { secret, found } => {
                 let known = found.as_ref().map(drop).map_err(String::clone);
                 self.gateways.secret(&secret, known);
+                self.unserved.secret(&secret, &found, Instant::now());
                 self.certificates.secret(secret, found);
                 Chores::default()
             }
@@ -286,11 +309,18 @@ impl Control {
                 }
                 self.health.update(|health| health.synced = true);
                 self.rebind_all();
+                self.publish_all();
                 self.plan()
             }
             Message::Standing(standing) => {
                 self.health.update(|health| health.standing = standing);
                 self.rebind_all();
+                Chores::default()
+            }
+            Message::Published(addresses) => {
+                if self.publisher.take(addresses) {
+                    self.publish_all();
+                }
                 Chores::default()
             }
             Message::PodRanges(ranges) => {

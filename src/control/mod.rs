@@ -18,4 +18,6 @@ pub mod routed;
 mod shutdown;
 mod slots;
 mod sockets;
+pub mod statuses;
+pub mod unserved;
 pub mod wanted;

@@ -13,6 +13,7 @@ use crate::control::event_loop::Control;
 use crate::discovery::source::InUse;
 use crate::proxy::shared::WorkerCommand;
 use crate::routing::change::Chores;
+use crate::routing::classes::Classes;
 use crate::routing::routes::Routes;
 use crate::routing::world::objects::Touched;
 
@@ -74,12 +75,39 @@ impl Control {
             return BTreeSet::new();
         };
         let before = self.named();
-        let routes = Routes::of(&ingress.class, self.world.ingresses());
+        let classes = Classes::of(ingress, self.world.classes());
+        let routes = Routes::of(&classes, self.world.ingresses());
         let secrets_differ = self.routed.take(&routes, &self.shared);
         if secrets_differ {
             self.certificates.of_routes(self.routed.secrets().clone());
         }
         self.name_services(&before, secrets_differ)
+    }
+
+    /// Tells what the statuses of these Ingress objects are to be, once all are known.
+    pub(super) fn publish(&self, names: &BTreeSet<ObjectName>) {
+        if let Some(ingress) = &self.config.ingress
+            && self.health.is_synced()
+        {
+            let classes = Classes::of(ingress, self.world.classes());
+            self.publisher.publish(&self.world, &classes, names);
+        }
+    }
+
+    /// Says what of Ingress objects is not served.
+    pub(super) fn say_what_is_unserved(&mut self) {
+        let ingress = self.config.ingress.as_ref();
+        let classes = ingress.map(|it| Classes::of(it, self.world.classes()));
+        let (world, events, now) = (&self.world, &self.events, Instant::now());
+        let is_elected = self.election.is_elected();
+        self.unserved
+            .look(world, &classes.unwrap_or_default(), events, is_elected, now);
+    }
+
+    /// Tells what the statuses of all Ingress objects are to be.
+    pub(super) fn publish_all(&self) {
+        let all = self.world.ingresses().map(|it| it.name.clone());
+        self.publish(&all.collect());
     }
 
     /// Gives up Services that no route leads to and nothing is in flight on.

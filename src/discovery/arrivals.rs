@@ -196,7 +196,7 @@ impl Watches {
                     kept_back.insert(slice.name.clone(), object);
                 }
             }
-            Object::Pod(_) | Object::Ingress(_) | Object::Gateway(_) => {
+            Object::Pod(_) | Object::Ingress(_) | Object::IngressClass(_) | Object::Gateway(_) => {
                 changes.push(Change::Apply(object))
             }
         }
@@ -227,14 +227,14 @@ impl Watches {
                     changes.push(Change::Remove(key.kind, name));
                 }
             }
-            (Kind::EndpointSlice | Kind::Pod | Kind::Ingress | Kind::Gateway(_), _) if !gone => {}
+            (_, _) if !gone => {}
             (Kind::EndpointSlice, Of::Apart) => self.remove_slice(name, changes),
             // It was deleted, or its label has changed and the other watch will show it.
             (Kind::EndpointSlice, _) => {
                 let until = Instant::now() + RELABELLED;
                 self.leaving.entry(name).or_insert(until);
             }
-            (Kind::Pod | Kind::Ingress | Kind::Gateway(_), _) => {
+            (Kind::Pod | Kind::Ingress | Kind::IngressClass | Kind::Gateway(_), _) => {
                 changes.push(Change::Remove(key.kind, name))
             }
         }

@@ -1,16 +1,17 @@
-//! Reads a networking.k8s.io/v1 Ingress
+//! Reads a networking.k8s.io/v1 Ingress, and an IngressClass
 //! (<https://kubernetes.io/docs/concepts/services-networking/ingress/>).
 //!
 //! Invariant: what is not served is named, and takes nothing from the rest of the object.
 
-use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressSpec};
+use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressClass, IngressSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 
 use crate::config::value;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::PortRef;
 use crate::contract::route::Rule;
 use crate::discovery::invalid::{Invalid, object_name, port_number};
-use crate::discovery::object::{BackendRef, IngressObject};
+use crate::discovery::object::{BackendRef, ClassObject, IngressObject, Published};
 
 /// Reads an Ingress.
 ///
@@ -62,6 +63,7 @@ pub fn ingress(ingress: &Ingress) -> Result<IngressObject, Invalid> {
     let secrets = secrets.filter_map(|tls| tls.secret_name.as_deref());
     let secrets = secrets.filter(|it| !it.is_empty());
     Ok(IngressObject {
+        uid: metadata.uid.clone(),
         class: spec
             .ingress_class_name
             .as_ref()
@@ -77,8 +79,51 @@ pub fn ingress(ingress: &Ingress) -> Result<IngressObject, Invalid> {
             .map(|it| ObjectName::new(&*name.namespace, it))
             .collect(),
         unserved,
+        published: published(ingress),
         name,
     })
+}
+
+/// Reads an IngressClass.
+///
+/// # Errors
+/// It has no name.
+pub fn class(class: &IngressClass) -> Result<ClassObject, Invalid> {
+    let name = class.metadata.name.as_deref().unwrap_or_default();
+    if !value::subdomain(name) {
+        return Err(Invalid {
+            field: "metadata.name".to_owned(),
+            message: format!("expected a name such as ebbtide, found {name:?}"),
+        });
+    }
+    let annotations = class.metadata.annotations.as_ref();
+    let is_default = annotations.and_then(|all| all.get(DEFAULT_CLASS));
+    let controller = class.spec.as_ref().and_then(|it| it.controller.clone());
+    Ok(ClassObject {
+        name: ObjectName::new("", name),
+        controller: controller.unwrap_or_default(),
+        is_default: is_default.is_some_and(|it| it == "true"),
+    })
+}
+
+/// What its status says, and who wrote that.
+fn published(ingress: &Ingress) -> Published {
+    let status = ingress.status.as_ref();
+    let balancer = status.and_then(|status| status.load_balancer.as_ref());
+    let all = balancer.and_then(|it| it.ingress.as_ref());
+    let all = all.into_iter().flatten();
+    let wrote = |entry: &&ManagedFieldsEntry| {
+        let fields = entry.fields_v1.as_ref();
+        fields.is_some_and(|it| it.0.pointer(ADDRESSES).is_some())
+    };
+    let managers = ingress.metadata.managed_fields.iter().flatten();
+    let managers = managers.filter(wrote).filter_map(|it| it.manager.clone());
+    Published {
+        addresses: all
+            .filter_map(|it| it.ip.clone().or_else(|| it.hostname.clone()))
+            .collect(),
+        managers: managers.collect(),
+    }
 }
 
 /// Reads a path, and whether it is for itself alone. What `ImplementationSpecific` means is ours to
@@ -140,6 +185,10 @@ fn backend(
         port,
     }))
 }
+
+/// In `fieldsV1` of an entry of `managedFields`.
+const ADDRESSES: &str = "/f:status/f:loadBalancer/f:ingress";
+const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
 
 #[cfg(test)]
 mod tests {

@@ -27,7 +27,7 @@ use crate::discovery::document::{
     Document, Error, Format, documents, field, line_of, own_words, value,
 };
 use crate::discovery::gateway::{self, GatewayKind};
-use crate::discovery::ingress::ingress;
+use crate::discovery::ingress::{class, ingress};
 use crate::discovery::invalid::{Invalid, object_name, port_number, seconds};
 use crate::discovery::object::{
     Deletion, Hint, Hints, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
@@ -166,7 +166,7 @@ impl Manifest {
         let wanted = match self.kind.as_str() {
             "Service" | "Pod" => "v1",
             "EndpointSlice" => "discovery.k8s.io/v1",
-            "Ingress" => "networking.k8s.io/v1",
+            "Ingress" | "IngressClass" => "networking.k8s.io/v1",
             kind => {
                 let version = self.version.as_ref().and_then(Value::as_str);
                 return match version.and_then(|version| GatewayKind::of(version, kind)) {
@@ -192,7 +192,8 @@ impl Manifest {
         let object = match self.kind.as_str() {
             "Service" => Object::Service(service(&self.typed()?, &reader.claim)?),
             "EndpointSlice" => Object::EndpointSlice(slice(&self.typed()?, &reader.node)?),
-            "Ingress" => Object::Ingress(ingress(&self.typed()?)?),
+            "Ingress" => Object::Ingress(Box::new(ingress(&self.typed()?)?)),
+            "IngressClass" => Object::IngressClass(class(&self.typed()?)?),
             _ => {
                 let PodManifest { metadata, spec } = self.typed()?;
                 let grace = spec.and_then(|spec| spec.termination_grace_period_seconds);

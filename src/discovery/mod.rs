@@ -17,6 +17,7 @@ pub mod invalid;
 pub mod kubernetes;
 pub mod manifest;
 pub mod object;
+pub mod published;
 mod restored;
 pub mod route_spec;
 mod saved;

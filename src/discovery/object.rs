@@ -55,6 +55,8 @@ pub enum Kind {
     Pod,
     /// A networking.k8s.io/v1 Ingress.
     Ingress,
+    /// A networking.k8s.io/v1 IngressClass. It has no namespace.
+    IngressClass,
     /// An object of the Gateway API, or one that it asks about.
     Gateway(GatewayKind),
 }
@@ -63,7 +65,13 @@ impl Kind {
     /// All of them. The order of changes that misleads a reader of single changes the least: a pod before
     /// the slices that name it, and Services before the routes to them. Removals have the reverse order.
     pub fn all() -> impl DoubleEndedIterator<Item = Self> {
-        let own = [Self::Pod, Self::Service, Self::EndpointSlice, Self::Ingress];
+        let own = [
+            Self::Pod,
+            Self::Service,
+            Self::EndpointSlice,
+            Self::IngressClass,
+            Self::Ingress,
+        ];
         own.into_iter()
             .chain(GatewayKind::ALL.into_iter().map(Self::Gateway))
     }
@@ -79,7 +87,9 @@ pub enum Object {
     /// A Pod.
     Pod(PodObject),
     /// An Ingress.
-    Ingress(IngressObject),
+    Ingress(Box<IngressObject>),
+    /// An IngressClass.
+    IngressClass(ClassObject),
     /// An object of the Gateway API.
     Gateway(Arc<GatewayObject>),
 }
@@ -92,6 +102,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Pod(_) => Kind::Pod,
             Self::Ingress(_) => Kind::Ingress,
+            Self::IngressClass(_) => Kind::IngressClass,
             Self::Gateway(object) => Kind::Gateway(object.kind),
         }
     }
@@ -103,6 +114,7 @@ impl Object {
             Self::EndpointSlice(slice) => &slice.name,
             Self::Pod(pod) => &pod.name,
             Self::Ingress(ingress) => &ingress.name,
+            Self::IngressClass(class) => &class.name,
             Self::Gateway(object) => &object.name,
         }
     }
@@ -115,6 +127,7 @@ impl fmt::Display for Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
             Self::Ingress => "Ingress",
+            Self::IngressClass => "IngressClass",
             Self::Gateway(kind) => kind.names().0,
         })
     }
@@ -313,6 +326,8 @@ pub struct Deletion {
 pub struct IngressObject {
     /// Namespace and name of the Ingress.
     pub name: ObjectName,
+    /// `metadata.uid`.
+    pub uid: Option<String>,
     /// `spec.ingressClassName`, else the annotation `kubernetes.io/ingress.class`.
     pub class: Option<String>,
     /// `metadata.creationTimestamp` in seconds since 1970; 0 if absent. The rules of the oldest Ingress
@@ -326,6 +341,39 @@ pub struct IngressObject {
     pub secrets: Vec<ObjectName>,
     /// Each field that asks for what is not served.
     pub unserved: Vec<String>,
+    /// What its status says. A saved table does not have it.
+    #[serde(skip)]
+    pub published: Published,
+}
+
+impl IngressObject {
+    /// Every Service port that it names.
+    pub fn backends(&self) -> impl Iterator<Item = &BackendRef> {
+        let rules = self.rules.iter().map(|(_, to)| to);
+        rules.chain(&self.default)
+    }
+}
+
+/// `status.loadBalancer.ingress` of an Ingress.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Published {
+    /// IP addresses and names of hosts.
+    pub addresses: Vec<String>,
+    /// Who wrote them, by `metadata.managedFields`.
+    pub managers: Vec<String>,
+}
+
+/// A networking.k8s.io/v1 IngressClass
+/// (<https://kubernetes.io/docs/concepts/services-networking/ingress/#ingress-class>).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassObject {
+    /// The name, without a namespace.
+    pub name: ObjectName,
+    /// `spec.controller`.
+    pub controller: String,
+    /// Whether Ingress objects without a class are of this one: the annotation
+    /// `ingressclass.kubernetes.io/is-default-class`.
+    pub is_default: bool,
 }
 
 /// A Service port that serves the requests of a route.

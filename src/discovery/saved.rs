@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::contract::name::ObjectName;
 use crate::discovery::gateway::GatewayObject;
 use crate::discovery::object::{
-    Change, Deletion, IngressObject, Kind, Object, PodObject, ServiceObject, SliceObject,
+    Change, ClassObject, Deletion, IngressObject, Kind, Object, PodObject, ServiceObject,
+    SliceObject,
 };
 
 /// A table that was read from disk.
@@ -56,7 +57,8 @@ enum Line {
     Service(ServiceObject),
     EndpointSlice(SliceObject),
     Pod(PodObject),
-    Ingress(IngressObject),
+    Ingress(Box<IngressObject>),
+    IngressClass(ClassObject),
     Gateway(GatewayObject),
 }
 
@@ -105,6 +107,7 @@ fn parse(text: &str, server: &str) -> Result<Saved, String> {
             Line::EndpointSlice(slice) => Object::EndpointSlice(slice),
             Line::Pod(pod) => Object::Pod(over(pod)),
             Line::Ingress(ingress) => Object::Ingress(ingress),
+            Line::IngressClass(class) => Object::IngressClass(class),
             Line::Gateway(object) => Object::Gateway(Arc::new(object)),
         })
     });
@@ -208,6 +211,7 @@ impl State {
             Object::EndpointSlice(it) => Line::EndpointSlice(it.clone()),
             Object::Pod(it) => Line::Pod(it.clone()),
             Object::Ingress(it) => Line::Ingress(it.clone()),
+            Object::IngressClass(it) => Line::IngressClass(it.clone()),
             Object::Gateway(it) => Line::Gateway(GatewayObject::clone(it)),
         };
         // Nothing of an object can fail to become text.

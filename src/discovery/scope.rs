@@ -145,6 +145,10 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
         for scope in &scopes {
             add(Kind::Ingress, *scope, Of::Claimed, Selector::default());
         }
+        // A Role cannot allow to read what has no namespace.
+        if facts.allowed.is_empty() {
+            add(Kind::IngressClass, None, Of::Claimed, Selector::default());
+        }
     }
     for kind in GatewayKind::ALL.into_iter().filter(|_| facts.gateway) {
         let all = [None];
@@ -227,7 +231,7 @@ impl Key {
     /// What the watch is about, for people.
     pub(super) fn subject(&self) -> String {
         let kind = match self.kind {
-            Kind::Ingress => "Ingresses".to_owned(),
+            Kind::Ingress | Kind::IngressClass => format!("{}es", self.kind),
             Kind::Gateway(kind) => kind.names().1.to_owned(),
             kind => format!("{kind}s"),
         };
@@ -353,13 +357,16 @@ mod tests {
     fn ingresses_are_watched_where_they_are_served() {
         let mut given = given();
         given.ingress = true;
-        assert!(given.watches().contains(&"Ingresses: ".to_owned()));
+        let watches = given.watches();
+        assert!(watches.contains(&"Ingresses: ".to_owned()));
+        assert!(watches.contains(&"IngressClasses: ".to_owned()));
         given.allowed = vec!["web".to_owned(), "shop".to_owned()];
         let watches = given.watches();
         for namespace in ["web", "shop"] {
             let watch = format!("Ingresses in namespace {namespace}: ");
             assert!(watches.contains(&watch), "{watches:?}");
         }
+        assert!(!watches.iter().any(|it| it.contains("IngressClasses")));
     }
 
     #[test]

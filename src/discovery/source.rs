@@ -34,6 +34,8 @@ pub enum Message {
         /// Its certificate, or why it has none.
         found: Found,
     },
+    /// What the status of Ingress objects is to say: IP addresses and host names.
+    Published(Vec<String>),
     /// The ranges of this node's pods.
     PodRanges(Vec<IpNet>),
     /// The whole list of the source's problems as it is now. It is empty when the source is in

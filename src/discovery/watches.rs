@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use futures::stream::{AbortHandle, FuturesUnordered, ReadyChunks, SelectAll, Stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DynamicObject, PartialObjectMeta};
 use kube::runtime::utils::StreamBackoff;
@@ -27,7 +27,7 @@ use crate::config::settings;
 use crate::contract::name::ObjectName;
 use crate::discovery::gateway;
 use crate::discovery::held::Held;
-use crate::discovery::ingress::ingress;
+use crate::discovery::ingress::{class, ingress};
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest::{self, Reader};
 use crate::discovery::object::{Change, Kind, Object, PodObject, ServiceObject};
@@ -259,7 +259,13 @@ impl Watches {
             Kind::Ingress => {
                 let api = objects(&client, namespace);
                 self.add(api, key, selector, |it: &Ingress, _, _| {
-                    Ok(Object::Ingress(ingress(it)?))
+                    Ok(Object::Ingress(Box::new(ingress(it)?)))
+                })
+            }
+            Kind::IngressClass => {
+                let api = Api::all(client);
+                self.add(api, key, selector, |it: &IngressClass, _, _| {
+                    Ok(Object::IngressClass(class(it)?))
                 })
             }
             Kind::Gateway(kind) => {

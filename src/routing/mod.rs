@@ -6,6 +6,7 @@
 //! here; see [`crate::control`].
 
 pub mod change;
+pub mod classes;
 pub mod drains;
 mod entry;
 pub mod gateway;
@@ -17,4 +18,5 @@ pub mod rollouts;
 pub mod routes;
 mod service;
 pub mod table;
+pub mod unserved;
 pub mod world;

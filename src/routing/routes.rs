@@ -8,8 +8,9 @@ use std::collections::{BTreeSet, HashSet};
 use crate::contract::name::ObjectName;
 use crate::contract::route::Rule;
 use crate::discovery::object::{BackendRef, IngressObject};
+use crate::routing::classes::Classes;
 
-/// The rules of all Ingress objects of a class.
+/// The rules of all Ingress objects that are ours.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Routes<'a> {
     /// In the order in which they count.
@@ -21,11 +22,9 @@ pub struct Routes<'a> {
 }
 
 impl<'a> Routes<'a> {
-    /// The rules of the objects of this class.
-    pub fn of(class: &str, all: impl Iterator<Item = &'a IngressObject>) -> Self {
-        let mut ours: Vec<_> = all
-            .filter(|it| it.class.as_deref() == Some(class))
-            .collect();
+    /// The rules of the objects of these classes.
+    pub fn of(classes: &Classes, all: impl Iterator<Item = &'a IngressObject>) -> Self {
+        let mut ours: Vec<_> = all.filter(|it| classes.have(it)).collect();
         ours.sort_by_key(|it| (it.created, &it.name));
         let (mut routes, mut seen) = (Self::default(), HashSet::new());
         for ingress in ours {
@@ -46,11 +45,16 @@ impl<'a> Routes<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::config::settings::Ingress;
     use crate::contract::policy::PortRef;
 
-    fn ingress(name: &str, created: i64, class: Option<&str>) -> IngressObject {
+    pub(in crate::routing) fn ingress(
+        name: &str,
+        created: i64,
+        class: Option<&str>,
+    ) -> IngressObject {
         let rule = Rule {
             host: None,
             path: format!("/{name}"),
@@ -68,6 +72,8 @@ mod tests {
             default: Some(to),
             secrets: vec![ObjectName::new("web", name), ObjectName::new("web", "all")],
             unserved: Vec::new(),
+            uid: None,
+            published: Default::default(),
         }
     }
 
@@ -80,13 +86,14 @@ mod tests {
             ingress("other", 0, Some("nginx")),
             ingress("none", 0, None),
         ];
-        let routes = Routes::of("ebbtide", all.iter());
+        let classes = |name| Classes::of(&Ingress::of(name), [].into_iter());
+        let routes = Routes::of(&classes("ebbtide"), all.iter());
         let paths: Vec<_> = routes.rules.iter().map(|(rule, _)| &*rule.path).collect();
         assert_eq!(paths, ["/b", "/a", "/c"]);
         assert_eq!(routes.default.unwrap().service.name, "b");
         let secrets: Vec<_> = routes.secrets.iter().map(|it| &*it.name).collect();
         assert_eq!(secrets, ["b", "all", "a", "c"]);
         assert_eq!(routes.backends().len(), 3);
-        assert_eq!(Routes::of("x", all.iter()), Routes::default());
+        assert_eq!(Routes::of(&classes("x"), all.iter()), Routes::default());
     }
 }

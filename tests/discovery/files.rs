@@ -115,7 +115,10 @@ impl Rig {
                 }
             }
             Message::Synced => self.synced = true,
-            Message::Standing(_) | Message::PodRanges(_) | Message::Certificate { .. } => {
+            Message::Standing(_)
+            | Message::PodRanges(_)
+            | Message::Published(_)
+            | Message::Certificate { .. } => {
                 panic!("{message:?}")
             }
             Message::Problems(problems) => self.problems = problems,

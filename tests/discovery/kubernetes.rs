@@ -16,3 +16,4 @@ mod pods;
 mod saved;
 mod secrets;
 mod services;
+mod statuses;

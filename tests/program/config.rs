@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use ebbtide::config::settings::{Config, Discovery, ListenerConfig, Passthrough};
+use ebbtide::config::settings::{Config, Discovery, Ingress, ListenerConfig, Passthrough, Publish};
 use ebbtide::config::tls::{ClientCertificates, Pair, Tls};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{NonIdempotent, PortRef, Protocol};
@@ -240,7 +240,11 @@ fn every_field_is_taken_over() {
     assert_eq!(routes.collect::<Vec<_>>(), all);
     let secret = ObjectName::new("web", "shop-tls");
     assert!(secrets.contains(&secret));
-    assert_eq!(config.ingress.unwrap().class, "edge");
+    let mut ingress = Ingress::of("edge");
+    ingress.controller = "edge.example/ingress".to_owned();
+    ingress.nginx_keys = true;
+    ingress.publish = Publish::Addresses(["192.0.2.1", "lb.example"].map(str::to_owned).into());
+    assert_eq!(config.ingress, Some(ingress));
     assert_eq!(config.admin, "0.0.0.0:9999".parse().unwrap());
     assert_eq!(config.workers.get(), 3);
     let timeouts = config.timeouts;

@@ -126,7 +126,7 @@ fn the_api_knows_every_field_of_every_manifest() {
         }
         count += 1;
     }
-    assert_eq!(count, 13);
+    assert_eq!(count, 15);
 }
 
 #[test]

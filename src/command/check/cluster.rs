@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::api::{Api, ListParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -21,12 +21,13 @@ use crate::command::check::nodes;
 use crate::command::check::seen::Seen;
 use crate::config::settings::{Config, Kubernetes, ListenerConfig, Node};
 use crate::contract::name::ObjectName;
-use crate::discovery::ingress::ingress;
+use crate::discovery::ingress::{class, ingress};
 use crate::discovery::invalid::Invalid;
 use crate::discovery::manifest;
 use crate::discovery::object::Object;
 use crate::discovery::secret::certificate;
 use crate::discovery::service_spec::is_claimed;
+use crate::routing::classes::Classes;
 use crate::text::one_line;
 
 /// Reads from the API server all that a check needs.
@@ -82,6 +83,9 @@ impl Reader<'_> {
         let mut refused = BTreeSet::new();
         for right in missing {
             let without = match right.resource {
+                "ingresses/status" | "leases" => {
+                    Some("the status of Ingress objects then does not say where they are served")
+                }
                 "events" => Some("`kubectl get events` then does not show what Ebbtide does"),
                 "nodes" => Some(
                     "zone hints of slices then count only with NODE_ZONE, and pods are known only by services.podCIDRs",
@@ -124,10 +128,22 @@ impl Reader<'_> {
             for namespace in scopes(self.wanted) {
                 ingresses.extend(list::<Ingress>(&self.client, namespace).await?);
             }
-            let read = |it: &_| ingress(it).map(Object::Ingress);
+            let read = |it: &_| ingress(it).map(|it| Object::Ingress(Box::new(it)));
             self.take(
                 "Ingress",
                 ingresses.iter().map(|it| (it.name_any(), read(it))),
+            );
+        }
+        if self.config.ingress.is_some()
+            && self.wanted.namespaces.is_empty()
+            && !refused.contains("ingressclasses")
+        {
+            let all: Api<IngressClass> = Api::all(self.client.clone());
+            let all = all.list(&ListParams::default()).await?.items;
+            let read = |it: &_| class(it).map(Object::IngressClass);
+            self.take(
+                "IngressClass",
+                all.iter().map(|it| (it.name_any(), read(it))),
             );
         }
         if self.config.addresses.is_some() && self.seen.has_claims() {
@@ -187,12 +203,30 @@ impl Reader<'_> {
             if self.config.ingress.is_some() {
                 let ingresses = "ingresses.networking.k8s.io";
                 wanted.push(Right::new("list watch", ingresses, namespace));
+                wanted.push(Right::new(
+                    "patch",
+                    "ingresses/status.networking.k8s.io",
+                    namespace,
+                ));
             }
             wanted.push(Right::new("create", "events.events.k8s.io", namespace));
         }
         // A Role, as configured namespaces need it, cannot have it.
         if self.wanted.namespaces.is_empty() {
             wanted.push(Right::new("get", "nodes", None));
+            if self.config.ingress.is_some() {
+                let classes = "ingressclasses.networking.k8s.io";
+                wanted.push(Right::new("list watch", classes, None));
+            }
+        }
+        if self.config.ingress.is_some() {
+            let (leases, own) = (
+                "leases.coordination.k8s.io",
+                self.client.default_namespace(),
+            );
+            wanted.push(Right::new("create", leases, Some(own)));
+            let lease = Right::new("get update", leases, Some(own));
+            wanted.push(lease.of(&self.config.lease));
         }
         rights::missing(&self.client, wanted).await
     }
@@ -239,12 +273,19 @@ impl Reader<'_> {
 
     /// The namespaces whose endpoints a running proxy would watch.
     fn watched_namespaces(&self) -> BTreeSet<String> {
-        let class = self.config.ingress.as_ref().map(|it| &it.class);
+        let classes = self.seen.objects.iter().filter_map(|object| match object {
+            Object::IngressClass(class) => Some(class),
+            _ => None,
+        });
+        let classes = self
+            .config
+            .ingress
+            .as_ref()
+            .map(|it| Classes::of(it, classes));
+        let classes = classes.unwrap_or_default();
         let claimed = self.seen.objects.iter().filter_map(|object| match object {
             Object::Service(service) if service.claimed => Some(&service.name.namespace),
-            Object::Ingress(ingress) if ingress.class.as_ref() == class => {
-                Some(&ingress.name.namespace)
-            }
+            Object::Ingress(ingress) if classes.have(ingress) => Some(&ingress.name.namespace),
             _ => None,
         });
         claimed

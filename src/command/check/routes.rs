@@ -1,11 +1,10 @@
 //! What `check` says of Ingress objects: the rules in the order in which they count, and what of them
 //! cannot be served.
 
-use crate::command::check::served::{Services, port_of};
-use crate::config::settings::Config;
-use crate::contract::policy::Transport;
 use crate::discovery::object::{BackendRef, IngressObject};
+use crate::routing::classes::Classes;
 use crate::routing::routes::Routes;
+use crate::routing::unserved::unserved;
 use crate::routing::world::objects::World;
 
 /// The rules in force, with a heading; empty without rules.
@@ -32,32 +31,15 @@ pub(super) fn rows(routes: &Routes<'_>) -> Vec<Vec<String>> {
     rows
 }
 
-/// What of the Ingress objects of our class cannot be served.
-pub(super) fn warnings(config: &Config, world: &World, services: &Services) -> Vec<String> {
-    let Some(ingress) = &config.ingress else {
-        return Vec::new();
+/// What of the Ingress objects that are ours cannot be served. The Secrets are in another place of the
+/// report.
+pub(super) fn warnings(classes: &Classes, world: &World) -> Vec<String> {
+    let ours = world.ingresses().filter(|it| classes.have(it));
+    let of_one = |it: &IngressObject| {
+        let all = unserved(it, |name| world.service(name), |_| None);
+        let name = it.name.clone();
+        all.into_iter()
+            .map(move |what| format!("Ingress {name}: {what}"))
     };
-    let ours = world.ingresses();
-    let ours = ours.filter(|it| it.class.as_ref() == Some(&ingress.class));
-    ours.flat_map(|it| of_one(it, services)).collect()
-}
-
-fn of_one(ingress: &IngressObject, services: &Services) -> Vec<String> {
-    let name = &ingress.name;
-    let unserved = ingress.unserved.iter();
-    let unserved = unserved.map(|field| format!("Ingress {name}: {field} is not served"));
-    let backends = ingress.rules.iter().map(|(_, to)| to);
-    let backends = backends.chain(&ingress.default).filter_map(|to| {
-        let (service, port) = (&to.service, &to.port);
-        match services.get(service) {
-            None => Some(format!("Ingress {name}: there is no Service {service}")),
-            Some(found) if port_of(found, port, Transport::Tcp).is_none() => {
-                Some(format!("Ingress {name}: {service} has no port {port}"))
-            }
-            Some(_) => None,
-        }
-    });
-    let mut warnings: Vec<String> = unserved.chain(backends).collect();
-    warnings.dedup();
-    warnings
+    ours.flat_map(of_one).collect()
 }

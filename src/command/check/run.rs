@@ -15,6 +15,7 @@ use crate::discovery::files;
 use crate::discovery::manifest::Reader;
 use crate::discovery::object::Change;
 use crate::discovery::source::Problem;
+use crate::routing::classes::Classes;
 use crate::routing::routes::Routes;
 use crate::routing::world::objects::{Touched, World};
 use crate::text::{Columns, one_line, table};
@@ -84,14 +85,16 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
         .filter_map(|name| world.merge(name))
         .map(|s| (s.object.name.clone(), s))
         .collect();
-    warnings.extend(routes::warnings(&config, &world, &services));
-    let class = config.ingress.as_ref().map(|it| it.class.as_str());
-    let routes = class.map(|class| Routes::of(class, world.ingresses()));
+    let classes = config.ingress.as_ref();
+    let classes = classes.map(|it| Classes::of(it, world.classes()));
+    let classes = classes.unwrap_or_default();
+    warnings.extend(routes::warnings(&classes, &world));
+    let routes = Routes::of(&classes, world.ingresses());
     Ok(Report {
         text: describe(
             &config,
             &services,
-            &routes.unwrap_or_default(),
+            &routes,
             &|name, transport| world.slice_ports(name, transport),
             heading,
             warnings,

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::contract::name::ObjectName;
 use crate::discovery::object::{
-    Change, IngressObject, Kind, Object, ServiceObject, SliceEndpoint, SliceObject,
+    Change, ClassObject, IngressObject, Kind, Object, ServiceObject, SliceEndpoint, SliceObject,
 };
 use crate::routing::world::objects::{Touched, World, uid_of};
 use crate::routing::world::pods::PodKey;
@@ -26,7 +26,7 @@ impl World {
                 self.apply_slice(slice, received, touched)
             }
             Change::Apply(Object::Pod(pod)) => self.apply_pod(pod, received, touched),
-            Change::Apply(Object::Ingress(ingress)) => self.apply_ingress(ingress, touched),
+            Change::Apply(Object::Ingress(ingress)) => self.apply_ingress(*ingress, touched),
             Change::Apply(Object::Gateway(object)) => {
                 let key = (object.kind, object.name.clone());
                 if self.gateways.get(&key) != Some(&object) {
@@ -39,6 +39,12 @@ impl World {
             }
             Change::Remove(Kind::Ingress, name) => {
                 touched.routes |= self.ingresses.remove(&name).is_some();
+                touched.ingresses.insert(name);
+            }
+            Change::Apply(Object::IngressClass(class)) => self.apply_class(class, touched),
+            Change::Remove(Kind::IngressClass, name) => {
+                let is_gone = self.classes.remove(&name).is_some();
+                self.touch_ingresses(is_gone, touched);
             }
             Change::Remove(Kind::Service, name) => self.remove_service(name, touched),
             Change::Remove(Kind::EndpointSlice, name) => {
@@ -79,6 +85,7 @@ impl World {
                 let of_kind = self.gateways.keys().filter(|(it, _)| *it == kind);
                 of_kind.map(|(_, name)| name.clone()).collect()
             }
+            Kind::IngressClass => self.classes.keys().cloned().collect(),
             Kind::Pod => self
                 .pods
                 .list
@@ -98,9 +105,30 @@ impl World {
     }
 
     fn apply_ingress(&mut self, ingress: IngressObject, touched: &mut Touched) {
-        if self.ingresses.get(&ingress.name) != Some(&ingress) {
-            touched.routes = true;
+        let before = self.ingresses.get_mut(&ingress.name);
+        let is_new = before.as_ref().is_none_or(|before| **before != ingress);
+        // A status that was written is no new rule.
+        let is_same = before.is_some_and(|before| {
+            before.published.clone_from(&ingress.published);
+            *before == ingress
+        });
+        touched.routes |= !is_same;
+        if is_new {
+            touched.ingresses.insert(ingress.name.clone());
             self.ingresses.insert(ingress.name.clone(), ingress);
+        }
+    }
+
+    fn apply_class(&mut self, class: ClassObject, touched: &mut Touched) {
+        let before = self.classes.insert(class.name.clone(), class.clone());
+        self.touch_ingresses(before != Some(class), touched);
+    }
+
+    /// Notes that other Ingress objects may be ours.
+    fn touch_ingresses(&self, differs: bool, touched: &mut Touched) {
+        if differs {
+            touched.routes = true;
+            touched.ingresses.extend(self.ingresses.keys().cloned());
         }
     }
 

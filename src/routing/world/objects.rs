@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
 use crate::discovery::gateway::{GatewayKind, GatewayObject};
-use crate::discovery::object::{IngressObject, ServiceObject, SliceEndpoint};
+use crate::discovery::object::{ClassObject, IngressObject, ServiceObject, SliceEndpoint};
 use crate::routing::world::merged::Fate;
 use crate::routing::world::pods::{Counts, Pod, PodKey, Pods};
 use crate::routing::world::slice::Slice;
@@ -30,6 +30,7 @@ pub struct World {
     pub(super) services: HashMap<ObjectName, ServiceObject>,
     pub(super) ingresses: BTreeMap<ObjectName, IngressObject>,
     pub(super) gateways: BTreeMap<(GatewayKind, ObjectName), Arc<GatewayObject>>,
+    pub(super) classes: BTreeMap<ObjectName, ClassObject>,
     pub(super) slices: HashMap<ObjectName, Slice>,
     /// For each Service, the names of its slices.
     pub(super) by_service: HashMap<ObjectName, BTreeSet<String>>,
@@ -57,6 +58,8 @@ pub struct Touched {
     pub routes: bool,
     /// Objects of the Gateway API may differ.
     pub gateways: bool,
+    /// Ingress objects of which something may differ, also what their status says.
+    pub ingresses: BTreeSet<ObjectName>,
 }
 
 impl World {
@@ -109,6 +112,16 @@ impl World {
     /// Every Ingress that exists.
     pub fn ingresses(&self) -> impl Iterator<Item = &IngressObject> {
         self.ingresses.values()
+    }
+
+    /// The Ingress as the source gave it.
+    pub fn ingress(&self, name: &ObjectName) -> Option<&IngressObject> {
+        self.ingresses.get(name)
+    }
+
+    /// Every IngressClass that exists.
+    pub fn classes(&self) -> impl Iterator<Item = &ClassObject> {
+        self.classes.values()
     }
 
     /// Forgets UIDs that no slice has named for ten minutes and whose Pod object the store does not

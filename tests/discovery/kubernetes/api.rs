@@ -11,6 +11,8 @@ mod objects;
 mod reader;
 #[path = "api/serve.rs"]
 mod serve;
+#[path = "api/written.rs"]
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -25,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 use objects::{bookmark, gone, key_of, kind_of, set_label};
 use serve::acceptor;
 pub use serve::certificate;
+use written::Patched;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -35,6 +38,8 @@ pub enum Kind {
     Secrets,
     /// Only where they are served.
     Ingresses,
+    /// IngressClasses, where Ingress objects are served.
+    Classes,
 }
 
 pub const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
@@ -139,6 +144,12 @@ struct State {
     absent: BTreeSet<String>,
     /// The labels and the spec of nodes, by name; `None`: not answered yet. The others may not be read.
     nodes: HashMap<String, Option<(Value, Value)>>,
+    /// By name.
+    leases: HashMap<String, Value>,
+    releases: usize,
+    patched: Vec<Patched>,
+    /// The status code that writes of statuses get.
+    patches_get: Option<u16>,
     connections: usize,
     complaints: Vec<String>,
 }
@@ -209,7 +220,7 @@ impl Api {
                     }
                 }
             }
-            Kind::Pods | Kind::Secrets | Kind::Ingresses => state.put(object),
+            Kind::Pods | Kind::Secrets | Kind::Ingresses | Kind::Classes => state.put(object),
         }
         drop(state);
         self.shared.notify();
@@ -489,6 +500,6 @@ fn is_second(kind: Kind, selector: Option<&str>) -> bool {
     match kind {
         Kind::Services => selector.starts_with("metadata.name="),
         Kind::Slices => selector.contains(CLAIM),
-        Kind::Pods | Kind::Secrets | Kind::Ingresses => false,
+        Kind::Pods | Kind::Secrets | Kind::Ingresses | Kind::Classes => false,
     }
 }

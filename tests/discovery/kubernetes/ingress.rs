@@ -9,7 +9,7 @@ use crate::support::wait::eventually;
 
 const INGRESS: &str = "ingress: {addresses: [127.0.0.1], httpPort: 0, httpsPort: 0}";
 
-fn ingress(name: &str, class: &str, to: &str) -> Value {
+pub fn ingress(name: &str, class: &str, to: &str) -> Value {
     let backend = json!({"service": {"name": to, "port": {"number": 80}}});
     let paths = json!([{"path": "/", "pathType": "Prefix", "backend": backend}]);
     json!({

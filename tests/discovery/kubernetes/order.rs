@@ -65,7 +65,7 @@ async fn any_order_between_the_kinds_and_any_repetition_end_in_the_same_table() 
         for kind in order {
             api.release(*kind);
             eventually("reported", async || match kind {
-                Kind::Secrets | Kind::Ingresses => unreachable!(),
+                Kind::Secrets | Kind::Ingresses | Kind::Classes => unreachable!(),
                 Kind::Services => rig.port("marker-2").is_some(),
                 Kind::Slices => rig
                     .port("marker")

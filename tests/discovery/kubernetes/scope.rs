@@ -103,7 +103,10 @@ impl Source {
             Message::Changes { changes, .. } => changes.into_iter().for_each(|it| self.change(it)),
             Message::Synced => self.synced = true,
             Message::PodRanges(ranges) => self.pod_ranges = ranges,
-            Message::Standing(_) | Message::Problems(_) | Message::Certificate { .. } => {}
+            Message::Standing(_)
+            | Message::Problems(_)
+            | Message::Published(_)
+            | Message::Certificate { .. } => {}
         }
     }
 

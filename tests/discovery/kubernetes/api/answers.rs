@@ -31,6 +31,10 @@ impl Api {
     }
 
     async fn judge(&self, request: Request<Incoming>) -> Result<Response<Body>, std::io::Error> {
+        let request = match self.write(request).await {
+            Ok(written) => return Ok(written),
+            Err(other) => other,
+        };
         let (path, query) = (
             request.uri().path().to_owned(),
             request.uri().query().unwrap_or("").to_owned(),
@@ -261,6 +265,7 @@ impl Api {
             Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadataList"),
             Kind::Secrets => ("v1", "SecretList"),
             Kind::Ingresses => ("networking.k8s.io/v1", "IngressList"),
+            Kind::Classes => ("networking.k8s.io/v1", "IngressClassList"),
         };
         answer(
             200,

@@ -25,6 +25,7 @@ pub(super) fn kind_of(object: &Value) -> Kind {
         "Pod" => Kind::Pods,
         "Secret" => Kind::Secrets,
         "Ingress" => Kind::Ingresses,
+        "IngressClass" => Kind::Classes,
         other => panic!("{other}"),
     }
 }
@@ -47,7 +48,7 @@ pub(super) fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
         Kind::Pods => json!({
             "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"].take(),
         }),
-        Kind::Services | Kind::Slices | Kind::Secrets | Kind::Ingresses => {
+        Kind::Services | Kind::Slices | Kind::Secrets | Kind::Ingresses | Kind::Classes => {
             if let Some(fields) = object.as_object_mut().filter(|_| listed) {
                 fields.remove("apiVersion");
                 fields.remove("kind");
@@ -64,6 +65,7 @@ pub(super) fn bookmark(kind: Kind, version: &str) -> Value {
         Kind::Pods => ("meta.k8s.io/v1", "PartialObjectMetadata"),
         Kind::Secrets => ("v1", "Secret"),
         Kind::Ingresses => ("networking.k8s.io/v1", "Ingress"),
+        Kind::Classes => ("networking.k8s.io/v1", "IngressClass"),
     };
     let metadata = json!({"resourceVersion": version});
     let object = json!({"apiVersion": api_version, "kind": of, "metadata": metadata});
@@ -133,6 +135,7 @@ pub(super) fn place(path: &str) -> Option<(Kind, Option<String>)> {
         ("", "secrets") => Kind::Secrets,
         ("discovery", "endpointslices") => Kind::Slices,
         ("networking", "ingresses") => Kind::Ingresses,
+        ("networking", "ingressclasses") => Kind::Classes,
         _ => return None,
     };
     Some((kind, namespace))
