@@ -270,6 +270,12 @@ impl Running {
         self.admin.snapshot.generation() <= *self.shared.generation.borrow()
     }
 
+    /// What the workers share. For tests.
+    #[doc(hidden)]
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// The address of a listener; `None` while it is not bound.
     pub fn listener(&self, name: &str) -> Option<SocketAddr> {
         let state = self.admin.health.state();
