@@ -31,6 +31,7 @@ use crate::control::addresses::Addresses;
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
+use crate::control::gateways::Gateways;
 use crate::control::listeners::Listeners;
 use crate::control::net_link::{self, Outbox, Reports};
 use crate::control::routed::Routed;
@@ -166,14 +167,14 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let certificates = Certificates::start(admin.health.clone())?;
     let (written_in, written) = std::sync::mpsc::channel();
     let lease = api_server.as_ref().map(|it| it.default_namespace.clone());
-    let lease = lease.filter(|_| config.ingress.is_some());
+    let lease = lease.filter(|_| config.ingress.is_some() || config.gateway.is_some());
     let lease = lease.map(|namespace| ObjectName::new(namespace, config.lease.clone()));
     let manager = lease.as_ref().map(writer::manager).unwrap_or_default();
     let (writer, election, statuses) = match lease.map(Writer::of) {
         Some((writer, election, statuses)) => (Some(writer), election, statuses),
         None => Default::default(),
     };
-    let mut publisher = Publisher::new(statuses, manager);
+    let mut publisher = Publisher::new(statuses.clone(), manager);
     if let Some(Publish::Addresses(addresses)) = config.ingress.as_ref().map(|it| &it.publish) {
         publisher.take(addresses.clone());
     }
@@ -192,6 +193,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         listeners: Listeners::within(descriptors, certificates.clone(), addresses),
         certificates,
         routed: Routed::default(),
+        gateways: Gateways::default(),
+        statuses,
         notices,
         messages,
         commands,

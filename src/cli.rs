@@ -199,7 +199,7 @@ impl Proxy {
                 source_ranges: Vec::new(),
                 scope: None,
                 health_check: false,
-                routes: false,
+                routes: None,
                 tls: None,
             }],
             admin: self.admin,

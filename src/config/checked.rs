@@ -55,6 +55,7 @@ impl raw::Config {
             inside,
             listeners,
             ingress,
+            gateway: self.gateway.map(raw::Gateway::check).transpose()?,
             admin,
             workers: self.workers.map_or(Ok(default.workers), workers)?,
             timeouts: self.timeouts.unwrap_or_default().check()?,

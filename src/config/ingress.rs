@@ -8,6 +8,7 @@ use crate::config::fault::Fault;
 use crate::config::settings::{Ingress, ListenerConfig, Publish};
 use crate::config::tls::{ClientCertificates, Tls};
 use crate::config::{raw, value};
+use crate::contract::listener::FoundBy;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
 
@@ -65,7 +66,7 @@ impl raw::Ingress {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
-            routes: true,
+            routes: Some(FoundBy::Request),
         };
         let listeners = addresses.into_iter().flat_map(|ip| {
             [

@@ -115,7 +115,7 @@ impl raw::Listener {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
-            routes: false,
+            routes: None,
             tls: tls.transpose()?,
             sni,
             name: self.name,

@@ -9,6 +9,7 @@ mod backend;
 mod checked;
 mod claimed;
 pub mod fault;
+mod gateway;
 mod ingress;
 mod listener;
 mod load;

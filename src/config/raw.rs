@@ -28,6 +28,8 @@ pub(super) struct Config {
     pub listeners: Option<Vec<Listener>>,
     /// Serves Ingress objects. If absent, they are not served.
     pub ingress: Option<Ingress>,
+    /// Serves the Gateway API. If absent, it is not served.
+    pub gateway: Option<Gateway>,
     /// The admin pages: health, metrics, status.
     pub admin: Option<Admin>,
     /// Worker threads, at least 1. If absent: one for each available core.
@@ -172,6 +174,19 @@ pub(super) struct Ingress {
     /// The Service, as `namespace/name`, whose load balancer's addresses stand in the status of the
     /// objects instead.
     pub publish_service: Option<String>,
+}
+
+/// Which Gateways are served.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Gateway {
+    /// The `controllerName` of the GatewayClasses whose Gateways are served.
+    #[schemars(extend("default" = "ebbtide.dev/gateway"))]
+    pub controller_name: Option<String>,
+    /// IP addresses and ranges, of which each Gateway gets one. If absent: all Gateways share the addresses
+    /// of the node.
+    #[schemars(extend("default" = []))]
+    pub addresses: Option<Vec<String>>,
 }
 
 /// A listener that serves one port of one Service.

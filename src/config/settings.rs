@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use crate::config::tls::Tls;
 use crate::contract::inside::Inside;
+use crate::contract::listener::FoundBy;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{NonIdempotent, PortRef, Protocol, Scope, Transport};
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub listeners: Vec<ListenerConfig>,
     /// Which Ingress objects are served. `None`: none.
     pub ingress: Option<Ingress>,
+    /// Which Gateways are served. `None`: none.
+    pub gateway: Option<Gateway>,
     /// Where the admin pages are served.
     pub admin: SocketAddr,
     /// Worker threads.
@@ -116,6 +119,15 @@ pub enum Publish {
     Addresses(Vec<String>),
     /// What the status of this Service says.
     Service(ObjectName),
+}
+
+/// Which Gateways are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
+    /// Those whose class names this controller.
+    pub controller: String,
+    /// Each gets one of these addresses. Empty: all share the addresses of the node.
+    pub addresses: Vec<IpNet>,
 }
 
 /// How cluster IPs, external IPs and load balancer addresses are served: `ebbtide net` leads their
@@ -250,9 +262,9 @@ pub struct ListenerConfig {
     /// Whether load balancers ask here for the Service's endpoints on this node. This is not a field
     /// of the file.
     pub health_check: bool,
-    /// Whether each request goes where the rules of Ingress objects say. Then `service` and `port` mean
-    /// nothing. This is not a field of the file.
-    pub routes: bool,
+    /// What goes where routes say. Then `service` is what the routes belong to, and `port` distinguishes
+    /// its listeners. This is not a field of the file.
+    pub routes: Option<FoundBy>,
 }
 
 /// Where clients of TLS are passed on to that ask for some names.
@@ -269,7 +281,7 @@ pub struct Passthrough {
 impl ListenerConfig {
     /// The Services that it names.
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
-        let own = (!self.routes).then_some(&self.service);
+        let own = self.routes.is_none().then_some(&self.service);
         own.into_iter().chain(self.sni.iter().map(|it| &it.service))
     }
 
@@ -351,6 +363,7 @@ impl Config {
             addresses: None,
             listeners: Vec::new(),
             ingress: None,
+            gateway: None,
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9901)),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             timeouts: Timeouts::default(),

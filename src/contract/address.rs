@@ -32,6 +32,8 @@ pub enum AddressKind {
     External,
     /// `status.loadBalancer.ingress`, where `ipMode` is not `Proxy`.
     LoadBalancer,
+    /// `gateway.addresses` of the configuration: it is a Gateway's.
+    Gateway,
 }
 
 impl AddressKind {
@@ -41,6 +43,7 @@ impl AddressKind {
             Self::Cluster => "spec.clusterIP",
             Self::External => "spec.externalIPs",
             Self::LoadBalancer => "status.loadBalancer.ingress",
+            Self::Gateway => "gateway.addresses",
         }
     }
 }

@@ -108,7 +108,7 @@ pub enum PortRef {
 }
 
 /// The protocol that a Service port is served with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
     /// The client's first bytes decide between HTTP and TCP (contract 4.5).
     Auto,

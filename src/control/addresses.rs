@@ -81,6 +81,9 @@ impl Addresses {
         let spec = Arc::new(ListenerSpec {
             source_ranges: config.source_ranges.clone(),
             scope: config.scope,
+            serves: config.serves(shared),
+            protocol: config.protocol,
+            tls: sockets.terminate(config),
             ..ListenerSpec::unbound(id, name, address, &config.service, &config.port)
         });
         self.map.set(config.address, Some(spec.clone()));

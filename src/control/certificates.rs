@@ -5,7 +5,7 @@
 //! in `/readyz` and in the log. No connection ends because of a change. A file that changes while it
 //! is read is not reported: only what stays broken from one look to the next is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -14,6 +14,7 @@ use crate::config::settings::ListenerConfig;
 use crate::config::tls::{ClientCertificates, Pair, Tls};
 use crate::contract::certificate::Certificate;
 use crate::contract::name::ObjectName;
+use crate::contract::policy::PortRef;
 use crate::contract::termination::{Clients, Termination, Terms};
 use crate::discovery::secret::Found;
 use crate::discovery::secrets::MISSING;
@@ -24,6 +25,9 @@ use crate::observe::health::Health;
 #[derive(Debug, Clone)]
 pub struct Certificates(Sender<Told>);
 
+/// What routes belong to: see [`Shared::routes_of`](crate::proxy::shared::Shared::routes_of).
+pub type RoutesOf = (ObjectName, PortRef);
+
 #[derive(Debug)]
 enum Told {
     /// A listener begins. It ends when nobody has its termination any more.
@@ -33,7 +37,7 @@ enum Told {
     /// The source has told of all Secrets that there are.
     AllSecrets,
     /// The Secrets that Ingress objects name.
-    OfRoutes(Vec<ObjectName>),
+    OfRoutes(BTreeMap<RoutesOf, Vec<ObjectName>>),
 }
 
 impl Certificates {
@@ -55,7 +59,9 @@ impl Certificates {
         let begins = Listener {
             name: config.name.clone(),
             tls,
-            routes: config.routes,
+            routes: config
+                .routes
+                .map(|_| (config.service.clone(), config.port.clone())),
             termination: Arc::downgrade(&termination),
             in_force: None,
         };
@@ -70,7 +76,7 @@ impl Certificates {
     }
 
     /// Takes in which Secrets Ingress objects name. Listeners with routes have them all.
-    pub(super) fn of_routes(&self, secrets: Vec<ObjectName>) {
+    pub(super) fn of_routes(&self, secrets: BTreeMap<RoutesOf, Vec<ObjectName>>) {
         let _ = self.0.send(Told::OfRoutes(secrets));
     }
 
@@ -85,8 +91,8 @@ impl Certificates {
 struct Listener {
     name: String,
     tls: Tls,
-    /// It has the Secrets of routes, too.
-    routes: bool,
+    /// It has the Secrets of these routes, too.
+    routes: Option<RoutesOf>,
     termination: Weak<Termination>,
     /// What was put in force last.
     in_force: Option<(Vec<Arc<Certificate>>, Clients)>,
@@ -103,7 +109,7 @@ struct Kept {
     clients: HashMap<ClientCertificates, Read<Clients, Clients>>,
     secrets: HashMap<ObjectName, Read<(), Arc<Certificate>>>,
     has_all_secrets: bool,
-    of_routes: Vec<ObjectName>,
+    of_routes: BTreeMap<RoutesOf, Vec<ObjectName>>,
     problems: Vec<Problem>,
 }
 
@@ -255,8 +261,13 @@ impl Kept {
 
     /// The Secrets of a listener, in the order in which they count.
     fn secrets_of<'a>(&'a self, listener: &'a Listener) -> impl Iterator<Item = &'a ObjectName> {
-        let routed = self.of_routes.iter().filter(move |_| listener.routes);
-        listener.tls.secrets.iter().chain(routed)
+        let routes = listener.routes.as_ref();
+        let routed = routes.and_then(|owner| self.of_routes.get(owner));
+        listener
+            .tls
+            .secrets
+            .iter()
+            .chain(routed.into_iter().flatten())
     }
 
     /// What is broken, missing or expired now.

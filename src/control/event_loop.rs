@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cluster::event::{Event, Reason, Subject};
 use crate::cluster::events::Events;
 use crate::cluster::leader::Election;
+use crate::cluster::status::Statuses;
 use crate::config::settings::{Config, Discovery};
 use crate::contract::clock::millis;
 use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
@@ -21,6 +22,7 @@ use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
 use crate::contract::snapshot::Published;
 use crate::control::certificates::Certificates;
+use crate::control::gateways::Gateways;
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::routed::Routed;
@@ -65,8 +67,12 @@ pub struct Control {
     pub listeners: Listeners,
     /// What listeners show to clients of TLS.
     pub certificates: Certificates,
-    /// What the rules of Ingress objects lead to.
+    /// What routes lead to.
     pub routed: Routed,
+    /// When Gateways and their routes are planned again.
+    pub gateways: Gateways,
+    /// What is to be said of objects, for the elected writer.
+    pub statuses: Statuses,
     /// Reports of endpoints. Unbounded, since an endpoint must never wait. An endpoint sends one
     /// notice for each change of its state, and each round takes them all.
     pub notices: mpsc::UnboundedReceiver<Notice>,
@@ -165,6 +171,13 @@ impl Control {
             {
                 self.say_what_is_unserved();
             }
+            if self
+                .gateways
+                .next_plan()
+                .is_some_and(|at| at <= Instant::now())
+            {
+                chores.append(self.plan());
+            }
             if let Some(message) = message.or_else(|| self.messages.try_recv().ok()) {
                 chores.append(self.on_message(message));
             }
@@ -195,6 +208,7 @@ impl Control {
             self.table.next_hand_back(),
             self.routed.next_look(),
             self.unserved.next_look(),
+            self.gateways.next_plan(),
         ];
         let beat = Instant::now() + BEAT;
         times.into_iter().flatten().fold(beat, Instant::min)
@@ -274,10 +288,16 @@ impl Control {
                 if touched.routes || !touched.services.is_empty() {
                     self.unserved.touch(received);
                 }
+                if touched.gateways {
+                    self.gateways.note();
+                }
+                self.gateways.touched(&touched.services, &self.world);
                 self.table.apply(&self.world, &touched, received)
             }
             Message::Certificate { secret, found } => {
                 self.unserved.secret(&secret, &found, Instant::now());
+                let known = found.as_ref().map(drop).map_err(String::clone);
+                self.gateways.secret(&secret, known);
                 self.certificates.secret(secret, found);
                 Chores::default()
             }
@@ -285,11 +305,12 @@ impl Control {
                 // A folder shows all that it has. The API server reports each Secret.
                 if matches!(self.config.discovery, Discovery::Files { .. }) {
                     self.certificates.all_secrets_are_known();
+                    self.gateways.all_secrets_are_known();
                 }
                 self.health.update(|health| health.synced = true);
                 self.rebind_all();
                 self.publish_all();
-                Chores::default()
+                self.plan()
             }
             Message::Standing(standing) => {
                 self.health.update(|health| health.standing = standing);
@@ -420,7 +441,9 @@ impl Control {
     /// Looks again which listeners are wanted of all Services, once the first table is in force.
     pub(super) fn rebind_all(&mut self) {
         if self.health.is_synced() {
-            let all = self.listeners.services(&self.config, &self.snapshot);
+            let all = self
+                .listeners
+                .services(&self.config, self.routed.doors(), &self.snapshot);
             self.want_listeners(all);
         }
     }
@@ -430,7 +453,8 @@ impl Control {
     fn want_listeners(&mut self, mut services: BTreeSet<ObjectName>) {
         let missing = self.health.standing().missing;
         services.retain(|service| !missing.contains(&service.namespace));
-        self.listeners.want(&self.config, &self.snapshot, &services);
+        self.listeners
+            .want(&self.config, self.routed.doors(), &self.snapshot, &services);
     }
 
     /// Binds the listeners that are due.
@@ -440,8 +464,8 @@ impl Control {
             self.want_listeners(ended);
         }
         for (service, failure) in self.listeners.retry(now, &self.shared, &self.health) {
-            // A listener of Ingress objects has no Service.
-            if !service.namespace.is_empty() {
+            // A listener with routes has no Service.
+            if !service.namespace.is_empty() && !service.name.contains('/') {
                 self.post(&service, Reason::PortNotBound, failure);
             }
         }

@@ -18,7 +18,7 @@ use crate::control::addresses::Addresses;
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::control::sockets::Sockets;
-use crate::control::wanted::{Origin, of_service};
+use crate::control::wanted::{Doors, Origin, of_service};
 use crate::net::socket;
 use crate::observe::health::{Health, ListenerState};
 use crate::proxy::shared::Shared;
@@ -105,8 +105,14 @@ impl Listeners {
     }
 
     /// The Services that have listeners, or may want some.
-    pub fn services(&self, config: &Config, published: &Published) -> BTreeSet<ObjectName> {
+    pub fn services(
+        &self,
+        config: &Config,
+        routed: &Doors,
+        published: &Published,
+    ) -> BTreeSet<ObjectName> {
         let mut services: BTreeSet<ObjectName> = self.by_service.keys().cloned().collect();
+        services.extend(routed.keys().cloned());
         services.extend(config.listeners.iter().map(|it| it.service.clone()));
         services.extend(published.load().ports.into_keys().map(|key| key.service));
         services
@@ -117,6 +123,7 @@ impl Listeners {
     pub fn want(
         &mut self,
         config: &Config,
+        routed: &Doors,
         published: &Published,
         services: &BTreeSet<ObjectName>,
     ) {
@@ -138,8 +145,12 @@ impl Listeners {
         let mut added = Vec::new();
         for service in services {
             let own = configured.get(service).into_iter().flatten().copied();
-            let own =
-                own.filter(|it| !it.routes || it.address.ip() != ANY_IPV6 || socket::has_ipv6());
+            let own = own.map(|it| (Origin::Configured, it));
+            let doors = routed.get(service).into_iter().flatten();
+            let own = own.chain(doors.map(|(origin, it)| (*origin, it)));
+            let own = own.filter(|(_, it)| {
+                it.routes.is_none() || it.address.ip() != ANY_IPV6 || socket::has_ipv6()
+            });
             let ports = published.ports_of(service);
             let wanted: BTreeMap<Key, ListenerConfig> =
                 of_service(config, own, &ports, socket::has_ipv6())

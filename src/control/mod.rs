@@ -9,6 +9,7 @@ pub mod addresses;
 pub mod certificates;
 pub mod descriptors;
 pub mod event_loop;
+pub mod gateways;
 pub mod listeners;
 pub mod net_link;
 mod probes;

@@ -26,6 +26,7 @@ impl Control {
             ("discovery", old.discovery != config.discovery),
             ("services", old.addresses != config.addresses),
             ("ingress", old.ingress != config.ingress),
+            ("gateway", old.gateway != config.gateway),
             ("admin", old.admin != config.admin),
             ("workers", old.workers != config.workers),
             (
@@ -78,7 +79,7 @@ impl Control {
         let routes = Routes::of(&classes, self.world.ingresses());
         let secrets_differ = self.routed.take(&routes, &self.shared);
         if secrets_differ {
-            self.certificates.of_routes(self.routed.secrets().to_vec());
+            self.certificates.of_routes(self.routed.secrets().clone());
         }
         self.name_services(&before, secrets_differ)
     }
@@ -127,7 +128,7 @@ impl Control {
 
     /// Tells everybody which Services are ours without a claim, if that or the Secrets differ. Returns the
     /// Services that do.
-    fn name_services(
+    pub(super) fn name_services(
         &mut self,
         before: &BTreeSet<ObjectName>,
         secrets_differ: bool,
@@ -142,15 +143,17 @@ impl Control {
     }
 
     /// The Services that are ours without a claim.
-    fn named(&self) -> BTreeSet<ObjectName> {
+    pub(super) fn named(&self) -> BTreeSet<ObjectName> {
         let mut named = self.config.named_services();
         named.extend(self.routed.services().cloned());
+        named.extend(self.gateways.services().cloned());
         named
     }
 
     fn secrets(&self) -> BTreeSet<ObjectName> {
         let mut secrets = self.config.named_secrets();
-        secrets.extend(self.routed.secrets().iter().cloned());
+        secrets.extend(self.routed.secrets().values().flatten().cloned());
+        secrets.extend(self.gateways.secrets().cloned());
         secrets
     }
 }

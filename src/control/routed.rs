@@ -1,67 +1,163 @@
-//! What the rules of Ingress objects lead to: a listener that is not bound for each Service port.
+//! What routes lead to: a listener that is not bound for each Service port, and tables of actions.
 //!
-//! Invariant: a Service port keeps its listener for as long as a rule leads to it, so what a worker knows of
-//! it stays, too.
+//! Invariant: a Service port keeps its listener for as long as a route leads to it, so what a worker knows
+//! of it stays, too. A change of routes closes no listener that is still wanted.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::contract::action::{Action, Target};
-use crate::contract::listener::{ListenerId, ListenerSpec};
+use crate::config::settings::{Config, ListenerConfig};
+use crate::config::tls::{ClientCertificates, Tls};
+use crate::contract::action::{Action, Backends, Target};
+use crate::contract::address::AddressKind;
+use crate::contract::listener::{FoundBy, ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
-use crate::contract::policy::PortRef;
+use crate::contract::policy::{PortRef, Protocol};
 use crate::contract::route::RouteTable;
+use crate::control::certificates::RoutesOf;
+use crate::control::wanted::{Doors, Origin};
 use crate::discovery::object::BackendRef;
 use crate::proxy::shared::Shared;
+use crate::routing::gateway::plan::{Door, Enters, Plan};
+use crate::routing::gateway::rules::Planned;
 use crate::routing::routes::Routes;
 
-/// The Service ports to which rules lead.
+/// The Service ports to which routes lead, and the listeners of Gateways.
 #[derive(Default)]
 pub struct Routed {
-    targets: BTreeMap<BackendRef, Target>,
+    /// Those of Ingress objects.
+    ingress: Targets,
+    /// Those of Gateways.
+    gateways: Targets,
+    doors: Doors,
     /// Services to which no rule leads any more, until nothing is in flight on them.
     parting: BTreeSet<ObjectName>,
     /// When these are looked at.
     next_look: Option<Instant>,
-    /// The Secrets that Ingress objects name, in the order in which they count.
-    secrets: Vec<ObjectName>,
+    /// The Secrets that listeners with routes have, in the order in which they count.
+    secrets: BTreeMap<RoutesOf, Vec<ObjectName>>,
     /// The number of the last target.
     last: u64,
 }
 
+/// The Service ports to which routes of one source lead. What speaks another protocol is another target.
+type Targets = BTreeMap<(BackendRef, Option<Protocol>), Target>;
+
 impl Routed {
-    /// Puts rules in force. Returns whether the Secrets differ.
+    /// Puts the rules of Ingress objects in force. Returns whether the Secrets differ.
     pub(super) fn take(&mut self, routes: &Routes<'_>, shared: &Shared) -> bool {
-        let mut before = std::mem::take(&mut self.targets);
-        for backend in routes.backends() {
-            let known = before.remove(backend);
-            let target = known.unwrap_or_else(|| self.target(backend));
-            self.targets.insert(backend.clone(), target);
+        let backends = routes.backends().into_iter();
+        let before = std::mem::take(&mut self.ingress);
+        self.ingress = self.targets(before, backends.map(|it| (it, None)));
+        let targets = &self.ingress;
+        let of = |backend: &BackendRef| {
+            let target = targets.get(&(backend.clone(), None))?.clone();
+            Some(Arc::new(Action::serve("".into(), target)))
+        };
+        let mut table = RouteTable::default();
+        for (rule, backend) in &routes.rules {
+            if let Some(action) = of(backend) {
+                table.add(rule, action);
+            }
+        }
+        table.default = routes.default.and_then(of);
+        let owner = (ObjectName::new("", "ingress"), PortRef::Number(0));
+        shared.routes_of(&owner.0, &owner.1).store(Arc::new(table));
+        let secrets = routes.secrets.iter().copied().cloned().collect();
+        self.secrets.insert(owner, secrets) != Some(secrets_of(routes))
+    }
+
+    /// Puts the plan of Gateways in force. Returns what has listeners that may differ now, and whether the
+    /// Secrets do.
+    pub(super) fn take_plan(
+        &mut self,
+        plan: &Plan,
+        config: &Config,
+        shared: &Shared,
+    ) -> (BTreeSet<ObjectName>, bool) {
+        let before = std::mem::take(&mut self.gateways);
+        self.gateways = self.targets(before, plan.backends());
+        let is_gateway = |(owner, _): &RoutesOf| owner.name.starts_with("gateway");
+        let secrets_before = self.secrets.clone();
+        self.secrets.retain(|owner, _| !is_gateway(owner));
+        let (mut doors, mut kept) = (Doors::new(), BTreeSet::new());
+        for ((owner, number, _), door) in &plan.doors {
+            let port = port_of(*number, door.enters);
+            let table = self.table(door);
+            shared.routes_of(owner, &port).store(Arc::new(table));
+            let of_door = (owner.clone(), port);
+            self.secrets.insert(of_door.clone(), door.secrets.clone());
+            let listeners = doors.entry(owner.clone()).or_default();
+            listeners.extend(listeners_of(&of_door, *number, door, config));
+            kept.insert(of_door);
+        }
+        shared.forget_routes(|of| is_gateway(of) && !kept.contains(of));
+        let differ = |owner: &&ObjectName| doors.get(*owner) != self.doors.get(*owner);
+        let owners: BTreeSet<_> = doors.keys().chain(self.doors.keys()).collect();
+        let owners = owners.into_iter().filter(differ).cloned().collect();
+        self.doors = doors;
+        (owners, self.secrets != secrets_before)
+    }
+
+    /// The targets of these Service ports. Those that nothing leads to any more part.
+    fn targets<'a>(
+        &mut self,
+        mut before: Targets,
+        backends: impl Iterator<Item = (&'a BackendRef, Option<Protocol>)>,
+    ) -> Targets {
+        let mut targets = Targets::new();
+        for (backend, protocol) in backends {
+            let key = (backend.clone(), protocol);
+            if let Entry::Vacant(place) = targets.entry(key) {
+                let known = before.remove(place.key());
+                place.insert(known.unwrap_or_else(|| self.target(backend, protocol)));
+            }
         }
         if !before.is_empty() {
             // A worker that has just read the old rules has begun its request by then.
             self.next_look = Some(Instant::now() + LOOK);
         }
-        self.parting
-            .extend(before.into_keys().map(|backend| backend.service));
-        let of = |backend: &BackendRef| {
-            let target = self.targets.get(backend)?.clone();
-            Some(Arc::new(Action::serve("".into(), target)))
-        };
+        let gone = before.into_keys().map(|(backend, _)| backend.service);
+        self.parting.extend(gone);
+        targets
+    }
+
+    fn table(&self, door: &Door) -> RouteTable<Arc<Action>> {
         let mut table = RouteTable::default();
-        for (rule, backend) in &routes.rules {
-            if let Some(target) = of(backend) {
-                table.add(rule, target);
-            }
+        table.deep = true;
+        for host in &door.hosts {
+            table.claim(host);
         }
-        table.default = routes.default.and_then(of);
-        let owner = ObjectName::new("", "ingress");
-        let doors = shared.routes_of(&owner, &PortRef::Number(0));
-        doors.store(Arc::new(table));
-        let secrets = routes.secrets.iter().copied().cloned().collect();
-        std::mem::replace(&mut self.secrets, secrets) != self.secrets
+        for (rule, planned) in &door.rules {
+            table.add(rule, self.action(planned));
+        }
+        table.default = door.default.as_ref().map(|it| self.action(it));
+        table
+    }
+
+    fn action(&self, planned: &Arc<Planned>) -> Arc<Action> {
+        let backends = planned.backends.iter().map(|(weight, backend)| {
+            let target = backend.as_ref().and_then(|backend| {
+                let found = self.gateways.get(&(backend.to.clone(), backend.protocol))?;
+                Some(Target {
+                    filters: backend.filters.clone(),
+                    ..found.clone()
+                })
+            });
+            (*weight, target)
+        });
+        Arc::new(Action {
+            route: planned.route.clone(),
+            backends: Backends {
+                all: backends.collect(),
+                // Tables that follow each other quickly must not all begin with the same backend.
+                turn: fastrand::u32(..).into(),
+            },
+            filters: planned.filters.clone().map(Box::new),
+        })
     }
 
     /// Forgets Services to which no rule leads and on which nothing is in flight, as `is_in_use` says.
@@ -78,29 +174,91 @@ impl Routed {
 
     /// All of their Services.
     pub(super) fn services(&self) -> impl Iterator<Item = &ObjectName> {
-        let targets = self.targets.keys().map(|backend| &backend.service);
-        targets.chain(&self.parting)
+        let targets = self.ingress.keys().chain(self.gateways.keys());
+        targets
+            .map(|(backend, _)| &backend.service)
+            .chain(&self.parting)
     }
 
-    /// The Secrets that Ingress objects name, in the order in which they count.
-    pub(super) fn secrets(&self) -> &[ObjectName] {
+    /// The listeners of Gateways.
+    pub(super) fn doors(&self) -> &Doors {
+        &self.doors
+    }
+
+    /// The Secrets that listeners with routes have, in the order in which they count.
+    pub(super) fn secrets(&self) -> &BTreeMap<RoutesOf, Vec<ObjectName>> {
         &self.secrets
     }
 
-    fn target(&mut self, backend: &BackendRef) -> Target {
+    fn target(&mut self, backend: &BackendRef, protocol: Option<Protocol>) -> Target {
         self.last += 1;
         let (id, nowhere) = (
             ListenerId(FIRST + self.last),
             (Ipv4Addr::UNSPECIFIED, 0).into(),
         );
         let (service, port) = (&backend.service, &backend.port);
-        let listener = ListenerSpec::unbound(id, "ingress", nowhere, service, port);
+        let listener = ListenerSpec {
+            protocol,
+            ..ListenerSpec::unbound(id, "route", nowhere, service, port)
+        };
         Target {
             listener: Arc::new(listener),
             since: Instant::now(),
             filters: None,
         }
     }
+}
+
+fn secrets_of(routes: &Routes<'_>) -> Vec<ObjectName> {
+    routes.secrets.iter().copied().cloned().collect()
+}
+
+/// Ports of TCP and UDP have numbers of their own.
+fn port_of(number: u16, enters: Enters) -> PortRef {
+    match enters {
+        Enters::Udp => PortRef::Name(format!("{number}/udp")),
+        _ => PortRef::Number(number),
+    }
+}
+
+/// The listeners of a door: one at each of its addresses.
+fn listeners_of(
+    (owner, port): &RoutesOf,
+    number: u16,
+    door: &Door,
+    config: &Config,
+) -> Vec<(Origin, ListenerConfig)> {
+    let origin = match door.of_pool && config.addresses.is_some() {
+        true => Origin::Address(AddressKind::Gateway),
+        false => Origin::Configured,
+    };
+    let tls = (door.enters == Enters::Https).then(|| Tls {
+        certificates: Vec::new(),
+        secrets: Vec::new(),
+        only_tls13: false,
+        clients: ClientCertificates::None,
+    });
+    let by = match door.enters {
+        Enters::Http | Enters::Https => FoundBy::Request,
+        Enters::Tls => FoundBy::Name,
+        Enters::Tcp | Enters::Udp => FoundBy::Connection,
+    };
+    let at = |ip| ListenerConfig {
+        name: format!("{owner}:{number}@{ip}"),
+        address: SocketAddr::new(ip, number),
+        service: owner.clone(),
+        port: port.clone(),
+        protocol: Some(door.enters.protocol()),
+        proxy_protocol: false,
+        allow_connect: false,
+        tls: tls.clone(),
+        sni: Vec::new(),
+        source_ranges: Vec::new(),
+        scope: None,
+        health_check: false,
+        routes: Some(by),
+    };
+    door.addresses.iter().map(|ip| (origin, at(*ip))).collect()
 }
 
 /// The time between two looks at Services to which no rule leads.

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config::settings::ListenerConfig;
 use crate::contract::by_name::ByName;
-use crate::contract::listener::{FoundBy, ListenerId, ListenerSpec, Serves};
+use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
 use crate::contract::policy::{Protocol, Transport};
+use crate::contract::termination::Termination;
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::net::{datagrams, socket};
@@ -35,14 +36,16 @@ impl ListenerConfig {
     pub(super) fn serves(&self, shared: &Shared) -> Serves {
         let service = self.service.clone();
         match self.health_check {
-            _ if self.routes => Serves::Routes {
-                table: shared.routes_of(&service, &self.port),
-                by: FoundBy::Request,
-            },
             true => Serves::HealthCheck { service },
-            false => Serves::Port {
-                service,
-                port: self.port.clone(),
+            false => match self.routes {
+                Some(by) => Serves::Routes {
+                    table: shared.routes_of(&service, &self.port),
+                    by,
+                },
+                None => Serves::Port {
+                    service,
+                    port: self.port.clone(),
+                },
             },
         }
     }
@@ -120,6 +123,11 @@ impl Sockets {
             let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
         }
         Ok(spec)
+    }
+
+    /// How a listener that no socket is bound for speaks TLS.
+    pub(super) fn terminate(&self, config: &ListenerConfig) -> Option<Arc<Termination>> {
+        self.certificates.terminate(config)
     }
 
     /// The listeners of the names for which a listener passes TLS on.

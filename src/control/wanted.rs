@@ -3,7 +3,7 @@
 //!
 //! The control loop asks for one Service at a time, and `ebbtide check` prints all.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::contract::address::{AddressKind, ServiceAddress};
-use crate::contract::name::PortKey;
+use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::{PortRef, Protocol, Scope, Transport};
 use crate::contract::snapshot::Port;
 
@@ -38,6 +38,9 @@ pub struct WantedListener {
     /// `SO_REUSEPORT` would let both bind, and would split the clients between two Services.
     pub taken_by: Option<String>,
 }
+
+/// Listeners of Gateways, by what they belong to.
+pub type Doors = BTreeMap<ObjectName, Vec<(Origin, ListenerConfig)>>;
 
 /// A port of a claimed Service, with all that makes listeners of it.
 pub struct Claimed<'a> {
@@ -81,11 +84,11 @@ pub fn wanted<'a>(
         .collect()
 }
 
-/// The listeners of one Service: those in `configured`, which name it, and if it is claimed, its
+/// The listeners of one Service: its own, which the configuration or a Gateway names, and if it is claimed, its
 /// nodePorts, and its addresses where they are served.
 pub(super) fn of_service<'a>(
     config: &'a Config,
-    configured: impl Iterator<Item = &'a ListenerConfig>,
+    own: impl Iterator<Item = (Origin, &'a ListenerConfig)>,
     ports: &'a [Arc<Port>],
     has_ipv6: bool,
 ) -> impl Iterator<Item = (Origin, ListenerConfig)> {
@@ -97,8 +100,7 @@ pub(super) fn of_service<'a>(
         source_ranges: &port.source_ranges,
         health_check: port.traffic.health_check,
     });
-    configured
-        .map(|it| (Origin::Configured, it.clone()))
+    own.map(|(origin, it)| (origin, it.clone()))
         .chain(derived(config, claimed, has_ipv6))
 }
 
@@ -156,7 +158,7 @@ fn of_address(port: &PortKey, address: SocketAddr) -> ListenerConfig {
         source_ranges: Vec::new(),
         scope: Some(Scope::External),
         health_check: false,
-        routes: false,
+        routes: None,
         tls: None,
     }
 }
@@ -174,7 +176,6 @@ fn of_health_check(port: &PortKey, address: SocketAddr) -> ListenerConfig {
 mod tests {
     use super::*;
     use crate::config::settings::Discovery;
-    use crate::contract::name::ObjectName;
 
     fn key(name: &str) -> PortKey {
         ObjectName::new("web", name).port(80)

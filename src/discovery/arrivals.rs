@@ -11,6 +11,7 @@ use futures::FutureExt;
 use k8s_openapi::api::core::v1::Service;
 use kube::Client;
 use kube::api::{Api, GetParams};
+use kube::runtime::watcher;
 
 use crate::cluster::api::{Pauses, objects};
 use crate::config::settings::{Claim, PodWatch};
@@ -80,6 +81,22 @@ impl Watches {
             }
             Watched::Failed(error) => {
                 let is_listed = state.listed;
+                if is_unknown_kind(&key, &error) {
+                    // The watch asks again: the kind may be installed later.
+                    let done = Watched::Done;
+                    return match is_listed {
+                        true => {}
+                        false => self.take(
+                            WatchEvent {
+                                key,
+                                number,
+                                what: done,
+                            },
+                            changes,
+                            errors,
+                        ),
+                    };
+                }
                 state.fail(&key, &error, errors);
                 let all_pods = key.kind == Kind::Pod && key.namespace.is_none();
                 if all_pods && !is_listed && self.all_pods == AllPods::Needed && is_refused(&error)
@@ -179,7 +196,7 @@ impl Watches {
                     kept_back.insert(slice.name.clone(), object);
                 }
             }
-            Object::Pod(_) | Object::Ingress(_) | Object::IngressClass(_) => {
+            Object::Pod(_) | Object::Ingress(_) | Object::IngressClass(_) | Object::Gateway(_) => {
                 changes.push(Change::Apply(object))
             }
         }
@@ -217,7 +234,7 @@ impl Watches {
                 let until = Instant::now() + RELABELLED;
                 self.leaving.entry(name).or_insert(until);
             }
-            (Kind::Pod | Kind::Ingress | Kind::IngressClass, _) => {
+            (Kind::Pod | Kind::Ingress | Kind::IngressClass | Kind::Gateway(_), _) => {
                 changes.push(Change::Remove(key.kind, name))
             }
         }
@@ -314,6 +331,18 @@ impl Watches {
         {
             state.in_order(key);
         }
+    }
+}
+
+/// Whether the API server has no such kind, as is usual for those of the Gateway API.
+fn is_unknown_kind(key: &Key, error: &watcher::Error) -> bool {
+    let is_404 =
+        |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code == 404);
+    match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => {
+            matches!(key.kind, Kind::Gateway(_)) && is_404(error)
+        }
+        _ => false,
     }
 }
 

@@ -253,16 +253,6 @@ async fn publish(
 /// Secrets with certificates, by name.
 pub type Secrets = BTreeMap<ObjectName, Found>;
 
-/// The order of changes that misleads a reader of single changes the least: a pod before the slices
-/// that name it, and Services before the routes to them. Removals have the reverse order.
-const ORDER: [Kind; 5] = [
-    Kind::Pod,
-    Kind::Service,
-    Kind::EndpointSlice,
-    Kind::IngressClass,
-    Kind::Ingress,
-];
-
 fn whole(table: &Table) -> Vec<Change> {
     let of = |kind| {
         table
@@ -271,13 +261,13 @@ fn whole(table: &Table) -> Vec<Change> {
             .map(|object| Object::clone(object))
             .collect()
     };
-    ORDER
+    Kind::all()
         .map(|kind| Change::Replace {
             kind,
             namespace: None,
             objects: of(kind),
         })
-        .into()
+        .collect()
 }
 
 /// The Secrets that have changed or are gone.
@@ -308,13 +298,13 @@ fn difference(before: &Table, after: &Table) -> Vec<Change> {
             .is_none_or(|old| !Arc::ptr_eq(old, new) && old != new)
     };
     let mut changes = Vec::new();
-    for kind in ORDER {
+    for kind in Kind::all() {
         let new = after
             .iter()
             .filter(|(key, object)| key.0 == kind && differs(*key, object));
         changes.extend(new.map(|(_, object)| Change::Apply(Object::clone(object))));
     }
-    for kind in ORDER.into_iter().rev() {
+    for kind in Kind::all().rev() {
         let gone = before
             .keys()
             .filter(|key| key.0 == kind && !after.contains_key(*key));

@@ -26,6 +26,7 @@ use crate::contract::policy::Transport;
 use crate::discovery::document::{
     Document, Error, Format, documents, field, line_of, own_words, value,
 };
+use crate::discovery::gateway::{self, GatewayKind};
 use crate::discovery::ingress::{class, ingress};
 use crate::discovery::invalid::{Invalid, object_name, port_number, seconds};
 use crate::discovery::object::{
@@ -43,6 +44,8 @@ pub struct Reader {
     pub claim: Claim,
     /// Whether Ingress objects are served.
     pub ingress: bool,
+    /// Whether objects of the Gateway API are served.
+    pub gateway: bool,
 }
 
 impl Reader {
@@ -52,6 +55,7 @@ impl Reader {
             node: config.node.clone(),
             claim: config.claim.clone(),
             ingress: config.ingress.is_some(),
+            gateway: config.gateway.is_some(),
         }
     }
 }
@@ -163,7 +167,13 @@ impl Manifest {
             "Service" | "Pod" => "v1",
             "EndpointSlice" => "discovery.k8s.io/v1",
             "Ingress" | "IngressClass" => "networking.k8s.io/v1",
-            _ => return Ok(None),
+            kind => {
+                let version = self.version.as_ref().and_then(Value::as_str);
+                return match version.and_then(|version| GatewayKind::of(version, kind)) {
+                    Some(kind) => Ok(Some(self.gateway(kind)?)),
+                    None => Ok(None),
+                };
+            }
         };
         match &self.version {
             Some(Value::String(version)) if version == wanted => {}
@@ -192,6 +202,13 @@ impl Manifest {
             }
         };
         Ok(Some(object))
+    }
+
+    /// Reads an object of the Gateway API.
+    fn gateway(&self, kind: GatewayKind) -> Result<Object, Invalid> {
+        let PodManifest { metadata, .. } = self.typed()?;
+        let object = gateway::read(kind, &metadata, &self.fields)?;
+        Ok(Object::Gateway(Arc::new(object)))
     }
 
     /// Reads the manifest into the API's own type. Documents are read as untyped fields first,

@@ -18,6 +18,7 @@ use crate::contract::address::ServiceAddress;
 use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::policy::{PortRef, Traffic, Transport};
 use crate::contract::route::Rule;
+use crate::discovery::gateway::{GatewayKind, GatewayObject};
 
 /// One change of the source's objects.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +57,24 @@ pub enum Kind {
     Ingress,
     /// A networking.k8s.io/v1 IngressClass. It has no namespace.
     IngressClass,
+    /// An object of the Gateway API, or one that it asks about.
+    Gateway(GatewayKind),
+}
+
+impl Kind {
+    /// All of them. The order of changes that misleads a reader of single changes the least: a pod before
+    /// the slices that name it, and Services before the routes to them. Removals have the reverse order.
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> {
+        let own = [
+            Self::Pod,
+            Self::Service,
+            Self::EndpointSlice,
+            Self::IngressClass,
+            Self::Ingress,
+        ];
+        own.into_iter()
+            .chain(GatewayKind::ALL.into_iter().map(Self::Gateway))
+    }
 }
 
 /// One object.
@@ -71,6 +90,8 @@ pub enum Object {
     Ingress(Box<IngressObject>),
     /// An IngressClass.
     IngressClass(ClassObject),
+    /// An object of the Gateway API.
+    Gateway(Arc<GatewayObject>),
 }
 
 impl Object {
@@ -82,6 +103,7 @@ impl Object {
             Self::Pod(_) => Kind::Pod,
             Self::Ingress(_) => Kind::Ingress,
             Self::IngressClass(_) => Kind::IngressClass,
+            Self::Gateway(object) => Kind::Gateway(object.kind),
         }
     }
 
@@ -93,6 +115,7 @@ impl Object {
             Self::Pod(pod) => &pod.name,
             Self::Ingress(ingress) => &ingress.name,
             Self::IngressClass(class) => &class.name,
+            Self::Gateway(object) => &object.name,
         }
     }
 }
@@ -105,6 +128,7 @@ impl fmt::Display for Kind {
             Self::Pod => "Pod",
             Self::Ingress => "Ingress",
             Self::IngressClass => "IngressClass",
+            Self::Gateway(kind) => kind.names().0,
         })
     }
 }

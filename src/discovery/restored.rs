@@ -47,13 +47,7 @@ impl Watches {
             return;
         }
         let mut held = std::mem::take(&mut self.held);
-        for kind in [
-            Kind::Service,
-            Kind::EndpointSlice,
-            Kind::Pod,
-            Kind::Ingress,
-            Kind::IngressClass,
-        ] {
+        for kind in Kind::all() {
             for name in held.end_saved(kind, |name| self.is_confirmed(kind, &name.namespace)) {
                 changes.push(match kind {
                     // Nothing watches its pods.

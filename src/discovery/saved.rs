@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::contract::name::ObjectName;
+use crate::discovery::gateway::GatewayObject;
 use crate::discovery::object::{
     Change, ClassObject, Deletion, IngressObject, Kind, Object, PodObject, ServiceObject,
     SliceObject,
@@ -58,6 +59,7 @@ enum Line {
     Pod(PodObject),
     Ingress(Box<IngressObject>),
     IngressClass(ClassObject),
+    Gateway(GatewayObject),
 }
 
 /// Reads the table of this API server. `None`: there is no file yet.
@@ -106,6 +108,7 @@ fn parse(text: &str, server: &str) -> Result<Saved, String> {
             Line::Pod(pod) => Object::Pod(over(pod)),
             Line::Ingress(ingress) => Object::Ingress(ingress),
             Line::IngressClass(class) => Object::IngressClass(class),
+            Line::Gateway(object) => Object::Gateway(Arc::new(object)),
         })
     });
     Ok(Saved {
@@ -209,6 +212,7 @@ impl State {
             Object::Pod(it) => Line::Pod(it.clone()),
             Object::Ingress(it) => Line::Ingress(it.clone()),
             Object::IngressClass(it) => Line::IngressClass(it.clone()),
+            Object::Gateway(it) => Line::Gateway(GatewayObject::clone(it)),
         };
         // Nothing of an object can fail to become text.
         if let Ok(line) = serde_json::to_string(&line) {

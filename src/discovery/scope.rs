@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::settings::{Claim, PodWatch};
 use crate::contract::name::ObjectName;
+use crate::discovery::gateway::GatewayKind;
 use crate::discovery::object::{Kind, Object};
 
 /// One watch. The problems of watches are listed in the order of these keys.
@@ -65,6 +66,8 @@ pub(super) struct Facts<'a> {
     pub(super) unlabelled: BTreeSet<&'a ObjectName>,
     /// Whether Ingress objects are served.
     pub(super) ingress: bool,
+    /// Whether objects of the Gateway API are served.
+    pub(super) gateway: bool,
     /// The namespaces in use.
     pub(super) in_use: BTreeSet<&'a str>,
     /// Which pods are watched.
@@ -147,6 +150,21 @@ pub(super) fn wanted(facts: &Facts<'_>) -> BTreeMap<Key, Selector> {
             add(Kind::IngressClass, None, Of::Claimed, Selector::default());
         }
     }
+    for kind in GatewayKind::ALL.into_iter().filter(|_| facts.gateway) {
+        let all = [None];
+        let scopes = match kind.is_of_the_cluster() {
+            true => &all[..],
+            false => &scopes,
+        };
+        for scope in scopes {
+            add(
+                Kind::Gateway(kind),
+                *scope,
+                Of::Claimed,
+                Selector::default(),
+            );
+        }
+    }
     for (namespace, names) in by_namespace(facts.named.iter()) {
         let selector = match names[..] {
             [name] => Selector::fields(&format!("metadata.name={name}")),
@@ -214,6 +232,7 @@ impl Key {
     pub(super) fn subject(&self) -> String {
         let kind = match self.kind {
             Kind::Ingress | Kind::IngressClass => format!("{}es", self.kind),
+            Kind::Gateway(kind) => kind.names().1.to_owned(),
             kind => format!("{kind}s"),
         };
         match &self.namespace {
@@ -303,6 +322,7 @@ mod tests {
                 apart: self.named.iter().collect(),
                 unlabelled: self.unlabelled.iter().collect(),
                 ingress: self.ingress,
+                gateway: false,
                 in_use: self.in_use.iter().copied().collect(),
                 pods: &self.pods,
                 all_pods: self.all_pods,

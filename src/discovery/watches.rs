@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, PartialObjectMeta};
+use kube::api::{Api, DynamicObject, PartialObjectMeta};
 use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
@@ -25,6 +25,7 @@ use kube::{Client, Resource};
 use crate::cluster::api::{Clock, Pauses, objects, watch_name};
 use crate::config::settings;
 use crate::contract::name::ObjectName;
+use crate::discovery::gateway;
 use crate::discovery::held::Held;
 use crate::discovery::ingress::{class, ingress};
 use crate::discovery::invalid::Invalid;
@@ -163,6 +164,7 @@ impl Watches {
             apart: self.let_go.keys().chain(&self.in_use.named).collect(),
             unlabelled: self.unlabelled(),
             ingress: self.reader.ingress,
+            gateway: self.reader.gateway,
             in_use: self.namespaces.keys().map(String::as_str).collect(),
             pods: &self.settings.pods,
             all_pods: self.all_pods,
@@ -232,56 +234,63 @@ impl Watches {
     }
 
     pub(super) fn start(&mut self, key: Key, selector: Selector) {
-        let (client, at) = (self.client.clone(), key.namespace.clone());
-        let at = at.as_deref();
+        let (client, namespace) = (self.client.clone(), key.namespace.clone());
+        let namespace = namespace.as_deref();
         match key.kind {
             Kind::Service => {
-                let claim = self.reader.claim.clone();
-                self.add(
-                    key,
-                    objects(&client, at),
-                    selector,
-                    move |it: &Service, _, _| Ok(Object::Service(manifest::service(it, &claim)?)),
-                )
+                let (api, claim) = (objects(&client, namespace), self.reader.claim.clone());
+                self.add(api, key, selector, move |it: &Service, _, _| {
+                    Ok(Object::Service(manifest::service(it, &claim)?))
+                })
             }
             Kind::EndpointSlice => {
-                let node = self.reader.node.clone();
-                self.add(
-                    key,
-                    objects(&client, at),
-                    selector,
-                    move |it: &EndpointSlice, _, _| {
-                        Ok(Object::EndpointSlice(manifest::slice(it, &node)?))
-                    },
-                )
+                let (api, node) = (objects(&client, namespace), self.reader.node.clone());
+                self.add(api, key, selector, move |it: &EndpointSlice, _, _| {
+                    Ok(Object::EndpointSlice(manifest::slice(it, &node)?))
+                })
             }
-            Kind::Pod => self.add(
-                key,
-                objects(&client, at),
-                selector,
-                |it: &PartialObjectMeta<Pod>, now, listed| Ok(Object::Pod(pod(it, now, listed)?)),
-            ),
-            Kind::Ingress => self.add(key, objects(&client, at), selector, |it: &Ingress, _, _| {
-                Ok(Object::Ingress(Box::new(ingress(it)?)))
-            }),
-            Kind::IngressClass => self.add(
-                key,
-                Api::all(client),
-                selector,
-                |it: &IngressClass, _, _| Ok(Object::IngressClass(class(it)?)),
-            ),
+            Kind::Pod => {
+                let api = objects(&client, namespace);
+                let read = |it: &PartialObjectMeta<Pod>, now, listed| {
+                    Ok(Object::Pod(pod(it, now, listed)?))
+                };
+                self.add(api, key, selector, read)
+            }
+            Kind::Ingress => {
+                let api = objects(&client, namespace);
+                self.add(api, key, selector, |it: &Ingress, _, _| {
+                    Ok(Object::Ingress(Box::new(ingress(it)?)))
+                })
+            }
+            Kind::IngressClass => {
+                let api = Api::all(client);
+                self.add(api, key, selector, |it: &IngressClass, _, _| {
+                    Ok(Object::IngressClass(class(it)?))
+                })
+            }
+            Kind::Gateway(kind) => {
+                let resource = kind.resource();
+                let api: Api<DynamicObject> = match namespace {
+                    Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+                    None => Api::all_with(client, &resource),
+                };
+                self.add(api, key, selector, move |it: &DynamicObject, _, _| {
+                    let object = gateway::read(kind, &it.metadata, &it.data)?;
+                    Ok(Object::Gateway(Arc::new(object)))
+                })
+            }
         }
     }
 
     /// Adds a watch. `read` gets the API server's time and whether the object comes from a list.
     pub(super) fn add<K>(
         &mut self,
-        key: Key,
         api: Api<K>,
+        key: Key,
         selector: Selector,
         read: impl Fn(&K, SystemTime, bool) -> Result<Object, Invalid> + Send + 'static,
     ) where
-        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + 'static,
+        K: Resource + Clone + std::fmt::Debug + Send + 'static,
         K: serde::de::DeserializeOwned,
     {
         self.number += 1;

@@ -188,6 +188,12 @@ impl Shared {
             .clone()
     }
 
+    /// Forgets routes of what is gone. Only the control thread may call it.
+    pub fn forget_routes(&self, is_gone: impl Fn(&(ObjectName, PortRef)) -> bool) {
+        let mut all = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|of, _| !is_gone(of));
+    }
+
     /// Which traffic policy counts for a client of a listener.
     pub fn scope(&self, listener: &ListenerSpec, client: IpAddr) -> Option<Scope> {
         self.inside.load().scope(listener.scope, client)

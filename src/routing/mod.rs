@@ -9,6 +9,7 @@ pub mod change;
 pub mod classes;
 pub mod drains;
 mod entry;
+pub mod gateway;
 mod near;
 mod port;
 mod reconcile;

@@ -1,6 +1,7 @@
 #!/bin/bash
 # build.sh: builds everything that the lab needs into $LAB/bin and $LAB/images. Keeps what is already built.
 # build.sh conformance: also Kubernetes' own tests of Services, and the images that they use.
+# build.sh gateway: also the Gateway API's conformance suite, its kinds, and the images that it uses.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -95,11 +96,28 @@ image redis:7 --entry /redis-server --entry=--protected-mode --entry no --entry=
 )
 echo "built into $LAB"
 
+# Built once: even a relink takes 10 s. Who changes one of these deletes it.
+once() { [ -x "$1" ] || nice go "$2" -trimpath -o "$1" "${@:3}"; }
+
+if [ "${1:-}" = gateway ]; then
+  echo "building the Gateway API's conformance suite (about 3 minutes the first time)"
+  cd "$HERE/src/gateway"
+  mkdir -p "$LAB/gateway/crds"
+  once "$LAB/gateway/gateway.test" test -c .
+  once "$LAB/build/echo-basic" build -ldflags "-s -w" sigs.k8s.io/gateway-api/conformance/echo-basic
+  # The names are those that the suite asks for.
+  in_gateway() { python3 "$HERE/mkimage.py" "$LAB/gateway/${1//[\/:]/-}.tar" "$@"; }
+  for tag in v1.5.1 v1.6.0-dev.2 v1.6.0-dev.3; do
+    in_gateway registry.k8s.io/gateway-api/echo-basic:$tag --entry /echo-basic "$LAB/build/echo-basic=/echo-basic"
+  done
+  in_gateway registry.k8s.io/coredns/coredns:v1.12.2 --entry /coredns "$LAB/build/coredns=/coredns"
+  module=$(go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)
+  install -m 644 -t "$LAB/gateway/crds" "$module"/config/crd/standard/gateway.networking.k8s.io_*s.yaml
+  rm -f "$LAB"/gateway/crds/*_vap_*
+fi
 [ "${1:-}" = conformance ] || exit 0
 echo "building Kubernetes' tests of Services and their images (about 3 minutes the first time)"
 cd "$HERE/src/k8s"
-# Built once: even a relink takes 10 s. Who changes one of these deletes it.
-once() { [ -x "$1" ] || nice go "$2" -trimpath -o "$1" "${@:3}"; }
 once "$LAB/bin/e2e.test" test -c -ldflags "$ld" ./e2e
 once "$LAB/bin/ginkgo" build -ldflags "-s -w" github.com/onsi/ginkgo/v2/ginkgo
 for p in agnhost regression-issue-74839; do once "$LAB/build/$p" build -ldflags "-s -w" k8s.io/kubernetes/test/images/$p; done

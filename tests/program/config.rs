@@ -173,7 +173,7 @@ fn every_field_is_taken_over() {
                 source_ranges: Vec::new(),
                 scope: None,
                 health_check: false,
-                routes: false,
+                routes: None,
                 tls: None,
             }
         };
@@ -233,7 +233,9 @@ fn every_field_is_taken_over() {
     let secrets = config.named_secrets();
     let routes = config.listeners.split_off(expected.len());
     assert_eq!(config.listeners, expected);
-    let routes = routes.iter().map(|it| (it.address.to_string(), it.routes));
+    let routes = routes
+        .iter()
+        .map(|it| (it.address.to_string(), it.routes.is_some()));
     let all = ["[::1]:8081", "[::1]:0"].map(|address| (address.to_owned(), true));
     assert_eq!(routes.collect::<Vec<_>>(), all);
     let secret = ObjectName::new("web", "shop-tls");
@@ -394,6 +396,7 @@ fn the_schema_and_the_reference_name_the_same_fields() {
         .replace("    # tls:", "    tls:")
         .replace("    # sni:", "    sni:")
         .replace("# ingress:", "ingress:")
+        .replace("# gateway:", "gateway:")
         .replace("\n#   ", "\n  ")
         .replace("    #   ", "      ")
         .replace("  #   ", "    ");

@@ -44,7 +44,7 @@ fn ingress(name: &str, class: &str, paths: &[Path<'_>]) -> Value {
 }
 
 /// An endpoint that answers with its name.
-async fn named(name: &'static str) -> Play {
+pub(super) async fn named(name: &'static str) -> Play {
     let answer = move |_: Turn| {
         let length = name.len();
         Act::Say(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{name}").into())
@@ -53,7 +53,7 @@ async fn named(name: &'static str) -> Play {
 }
 
 /// Adds a Service with this endpoint.
-fn add(folder: &Folder, name: &str, endpoint: SocketAddr) {
+pub(super) fn add(folder: &Folder, name: &str, endpoint: SocketAddr) {
     folder.write(&format!("{name}.json"), &service(name, json!({})));
     let slice = Ep::new(name, endpoint).slice_of(name, "");
     folder.write(&format!("{name}-slice.json"), &slice);
@@ -78,7 +78,7 @@ fn https(rig: &Rig) -> SocketAddr {
 }
 
 /// One request on an open connection: the status, and the body or the reason.
-async fn ask(
+pub(super) async fn ask(
     stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin),
     host: &str,
     path: &str,
@@ -103,16 +103,16 @@ async fn ask(
     (status, reason.unwrap_or(String::from_utf8(body).unwrap()))
 }
 
-fn ok(name: &str) -> (u16, String) {
+pub(super) fn ok(name: &str) -> (u16, String) {
     (200, name.to_owned())
 }
 
-fn none() -> (u16, String) {
+pub(super) fn none() -> (u16, String) {
     (404, "no_route".to_owned())
 }
 
 /// Waits until a new client gets this answer.
-async fn until(to: SocketAddr, host: &str, path: &str, expected: &(u16, String)) {
+pub(super) async fn until(to: SocketAddr, host: &str, path: &str, expected: &(u16, String)) {
     eventually(&format!("{expected:?} for {host}{path}"), async || {
         let mut stream = TcpStream::connect(to).await.unwrap();
         ask(&mut stream, host, path, "").await == *expected

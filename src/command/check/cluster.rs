@@ -219,7 +219,7 @@ impl Reader<'_> {
                 wanted.push(Right::new("list watch", classes, None));
             }
         }
-        if self.config.ingress.is_some() {
+        if self.config.ingress.is_some() || self.config.gateway.is_some() {
             let (leases, own) = (
                 "leases.coordination.k8s.io",
                 self.client.default_namespace(),
@@ -448,7 +448,7 @@ mod tests {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
-            routes: false,
+            routes: None,
             tls: None,
         };
         let mut config = Config::new(Discovery::Kubernetes(Kubernetes::default()));

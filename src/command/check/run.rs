@@ -185,7 +185,7 @@ mod tests {
             source_ranges: Vec::new(),
             scope: None,
             health_check: false,
-            routes: false,
+            routes: None,
             tls: None,
         }
     }

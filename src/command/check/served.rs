@@ -117,7 +117,7 @@ impl<'a> Bound<'a> {
             },
             address: config.address,
             taken_by,
-            routes: config.routes,
+            routes: config.routes.is_some(),
             service: config.service,
             wanted: config.port.to_string(),
             port,

@@ -13,7 +13,10 @@ pub(super) fn of_listeners(config: &Config, services: &Services) -> Vec<String> 
     let mut warnings = Vec::new();
     for listener in &config.listeners {
         let (name, transport) = (&listener.name, listener.transport());
-        let own = (!listener.routes).then_some((&listener.service, &listener.port));
+        let own = listener
+            .routes
+            .is_none()
+            .then_some((&listener.service, &listener.port));
         let passed_on = listener.sni.iter().map(|it| (&it.service, &it.port));
         for (wanted, port) in own.into_iter().chain(passed_on) {
             match services.get(wanted) {

@@ -27,6 +27,16 @@ impl World {
             }
             Change::Apply(Object::Pod(pod)) => self.apply_pod(pod, received, touched),
             Change::Apply(Object::Ingress(ingress)) => self.apply_ingress(*ingress, touched),
+            Change::Apply(Object::Gateway(object)) => {
+                let key = (object.kind, object.name.clone());
+                if self.gateways.get(&key) != Some(&object) {
+                    touched.gateways = true;
+                    self.gateways.insert(key, object);
+                }
+            }
+            Change::Remove(Kind::Gateway(kind), name) => {
+                touched.gateways |= self.gateways.remove(&(kind, name)).is_some();
+            }
             Change::Remove(Kind::Ingress, name) => {
                 touched.routes |= self.ingresses.remove(&name).is_some();
                 touched.ingresses.insert(name);
@@ -72,6 +82,10 @@ impl World {
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::Ingress => self.ingresses.keys().cloned().collect(),
             Kind::IngressClass => self.classes.keys().cloned().collect(),
+            Kind::Gateway(kind) => {
+                let of_kind = self.gateways.keys().filter(|(it, _)| *it == kind);
+                of_kind.map(|(_, name)| name.clone()).collect()
+            }
             Kind::Pod => self
                 .pods
                 .list

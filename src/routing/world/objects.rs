@@ -9,10 +9,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
+use crate::discovery::gateway::{GatewayKind, GatewayObject};
 use crate::discovery::object::{ClassObject, IngressObject, ServiceObject, SliceEndpoint};
 use crate::routing::world::merged::Fate;
 use crate::routing::world::pods::{Counts, Pod, PodKey, Pods};
@@ -28,6 +30,7 @@ pub struct World {
     pub(super) services: HashMap<ObjectName, ServiceObject>,
     pub(super) ingresses: BTreeMap<ObjectName, IngressObject>,
     pub(super) classes: BTreeMap<ObjectName, ClassObject>,
+    pub(super) gateways: BTreeMap<(GatewayKind, ObjectName), Arc<GatewayObject>>,
     pub(super) slices: HashMap<ObjectName, Slice>,
     /// For each Service, the names of its slices.
     pub(super) by_service: HashMap<ObjectName, BTreeSet<String>>,
@@ -55,6 +58,8 @@ pub struct Touched {
     pub routes: bool,
     /// Ingress objects of which something may differ, also what their status says.
     pub ingresses: BTreeSet<ObjectName>,
+    /// Objects of the Gateway API may differ.
+    pub gateways: bool,
 }
 
 impl World {
@@ -97,6 +102,11 @@ impl World {
     /// The Service as the source gave it.
     pub fn service(&self, name: &ObjectName) -> Option<&ServiceObject> {
         self.services.get(name)
+    }
+
+    /// Every object of the Gateway API.
+    pub fn gateways(&self) -> &BTreeMap<(GatewayKind, ObjectName), Arc<GatewayObject>> {
+        &self.gateways
     }
 
     /// Every Ingress that exists.

@@ -26,8 +26,16 @@ pub type Named = (u8, String);
 impl Reported {
     pub fn record(&mut self, change: &Change, now: Instant) {
         match change {
-            Change::Apply(Object::Service(_) | Object::Ingress(_) | Object::IngressClass(_))
-            | Change::Remove(Kind::Service | Kind::Ingress | Kind::IngressClass, _) => {}
+            Change::Apply(
+                Object::Service(_)
+                | Object::Ingress(_)
+                | Object::IngressClass(_)
+                | Object::Gateway(_),
+            )
+            | Change::Remove(
+                Kind::Service | Kind::Ingress | Kind::IngressClass | Kind::Gateway(_),
+                _,
+            ) => {}
             Change::Apply(Object::EndpointSlice(slice)) => {
                 for endpoint in slice.endpoints.iter().filter(|e| e.terminating) {
                     self.end(&uid(endpoint), now);
@@ -59,7 +67,9 @@ impl Reported {
             Change::Replace { kind, objects, .. } => {
                 let named: BTreeSet<&ObjectName> = objects.iter().map(Object::name).collect();
                 let known: Vec<ObjectName> = match kind {
-                    Kind::Service | Kind::Ingress | Kind::IngressClass => Vec::new(),
+                    Kind::Service | Kind::Ingress | Kind::IngressClass | Kind::Gateway(_) => {
+                        Vec::new()
+                    }
                     Kind::EndpointSlice => self.slices.keys().cloned().collect(),
                     Kind::Pod => self.pods.keys().cloned().collect(),
                 };

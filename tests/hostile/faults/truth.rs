@@ -158,7 +158,7 @@ impl Truth {
     pub fn list(&mut self, kind: Kind, now: Instant) -> Change {
         let objects = match kind {
             Kind::Service => vec![Object::Service(service("app"))],
-            Kind::Ingress | Kind::IngressClass => Vec::new(),
+            Kind::Ingress | Kind::IngressClass | Kind::Gateway(_) => Vec::new(),
             Kind::Pod => {
                 let living = self.pods.iter().filter(|pod| !pod.gone);
                 living

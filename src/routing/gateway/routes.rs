@@ -1,0 +1,223 @@
+//! Which routes lead the clients of which listeners on.
+//!
+//! Source: <https://gateway-api.sigs.k8s.io/reference/spec/#parentreference>.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::discovery::gateway::{GatewayKind, GatewayObject, Spec};
+use crate::discovery::route_spec::{ParentRef, RouteSpec};
+use crate::routing::gateway::conditions::Says;
+use crate::routing::gateway::grants::GROUP;
+use crate::routing::gateway::hosts::{common, covers};
+use crate::routing::gateway::plan::{Enters, Facts, Ours, Plan, door_of};
+use crate::routing::gateway::rules::{self, Planned, PlannedBackend, Rules};
+use crate::routing::gateway::statuses::{Parent, Statuses};
+
+/// Leads clients on by all routes, the oldest first.
+pub fn lead<'a>(
+    plan: &mut Plan,
+    ours: &mut [Ours<'a>],
+    statuses: &mut Statuses<'_>,
+    facts: &Facts<'a>,
+) {
+    let mut routes: Vec<(&GatewayObject, &RouteSpec)> = facts
+        .objects
+        .values()
+        .filter_map(|object| match &object.spec {
+            Spec::Route(spec) => Some((&**object, spec)),
+            _ => None,
+        })
+        .collect();
+    routes.sort_by_key(|(object, _)| (object.created, &object.name, object.kind));
+    for (route, spec) in routes {
+        let mut made: Option<Made<'_>> = None;
+        let mut parents = Vec::new();
+        // A listener counts a route once, however many of its references name it.
+        let mut counted = BTreeSet::new();
+        for reference in &spec.parent_refs {
+            let Some(place) = parent(route, reference, ours) else {
+                continue;
+            };
+            let made = &*made.get_or_insert_with(|| Made::of(route, spec, facts));
+            let accepted = attach(
+                plan,
+                &mut ours[place],
+                place,
+                made,
+                reference,
+                &mut counted,
+                facts,
+            );
+            parents.push(Parent {
+                reference,
+                accepted,
+                resolved: made.resolved.clone(),
+            });
+        }
+        statuses.route(route, &parents, facts);
+    }
+}
+
+/// The Gateway of ours that a reference names.
+fn parent(route: &GatewayObject, to: &ParentRef, ours: &[Ours<'_>]) -> Option<usize> {
+    let is = |found: &Option<String>, wanted: &str| found.as_deref().is_none_or(|it| it == wanted);
+    if !is(&to.kind, "Gateway") || !is(&to.group, GROUP) {
+        return None;
+    }
+    let namespace = to.namespace.as_ref().unwrap_or(&route.name.namespace);
+    let mut all = ours.iter();
+    all.position(|it| it.object.name.namespace == *namespace && it.object.name.name == to.name)
+}
+
+/// A route, and what does not depend on who leads to it.
+struct Made<'a> {
+    route: &'a GatewayObject,
+    spec: &'a RouteSpec,
+    name: Arc<str>,
+    /// What serves each rule.
+    backends: Vec<Vec<(u32, Option<PlannedBackend>)>>,
+    /// Whether all that it asks for is supported.
+    supported: Says,
+    /// Whether all that it names can be served.
+    resolved: Says,
+}
+
+impl<'a> Made<'a> {
+    fn of(route: &'a GatewayObject, spec: &'a RouteSpec, facts: &Facts<'_>) -> Self {
+        let (mut supported, mut resolved) = (Ok(()), Ok(()));
+        let protocol = rules::protocol(route.kind);
+        let backends = spec.rules.iter().map(|rule| {
+            let each = rule.backend_refs.iter().map(|it| {
+                let served = rules::backend(route, it, facts)
+                    .map_err(|why| resolved = resolved.clone().and(Err(why)))
+                    .ok();
+                let filters = rules::filters(&it.filters, None)
+                    .map_err(|why| supported = Err(why))
+                    .ok()
+                    .flatten();
+                let filters = filters.map(Arc::new);
+                let planned = served.map(|to| PlannedBackend {
+                    to,
+                    protocol,
+                    filters,
+                });
+                (it.weight.unwrap_or(1), planned)
+            });
+            each.collect()
+        });
+        let backends = backends.collect();
+        let mut made = Self {
+            route,
+            spec,
+            name: format!("{} {}", route.kind.names().0, route.name).into(),
+            backends,
+            supported,
+            resolved,
+        };
+        if made.supported.is_ok() {
+            let mut all = (0..spec.rules.len()).map(|i| made.rules(i, None).map(drop));
+            made.supported = all.find(Result::is_err).unwrap_or(Ok(()));
+        }
+        made
+    }
+
+    fn rules(&self, i: usize, host: Option<&String>) -> Result<Rules, (&'static str, String)> {
+        rules::rules(self.route.kind, host, &self.spec.rules[i], |filters| {
+            Planned {
+                route: self.name.clone(),
+                backends: self.backends[i].clone(),
+                filters,
+            }
+        })
+    }
+}
+
+/// Leads the clients of a Gateway's listeners on by a route, where the listeners allow it.
+fn attach(
+    plan: &mut Plan,
+    gateway: &mut Ours<'_>,
+    place: usize,
+    made: &Made<'_>,
+    to: &ParentRef,
+    counted: &mut BTreeSet<(usize, usize)>,
+    facts: &Facts<'_>,
+) -> Says {
+    made.supported.clone()?;
+    let route = made.route;
+    let is_named = |it: &&usize| {
+        let listener = gateway.listeners[**it].spec;
+        to.section_name
+            .as_ref()
+            .is_none_or(|name| *name == listener.name)
+            && to.port.is_none_or(|port| port == listener.port)
+    };
+    let all: Vec<usize> = (0..gateway.listeners.len()).collect();
+    let named: Vec<usize> = all.iter().filter(is_named).copied().collect();
+    if named.is_empty() {
+        let what = "the Gateway has no such listener".to_owned();
+        return Err(("NoMatchingParent", what));
+    }
+    let allowed = named.into_iter().filter(|&i| {
+        gateway.listeners[i].allows(gateway.object, route.kind, &route.name.namespace, facts)
+    });
+    let allowed: Vec<usize> = allowed.collect();
+    if allowed.is_empty() {
+        let what = "no listener allows routes of this kind and namespace".to_owned();
+        return Err(("NotAllowedByListeners", what));
+    }
+    let mut is_attached = false;
+    for i in allowed {
+        let found = &gateway.listeners[i];
+        let enters = matches!(route.kind, GatewayKind::TcpRoute | GatewayKind::UdpRoute);
+        let hosts = match enters {
+            true => vec![None],
+            false => common(found.spec.hostname.as_deref(), &made.spec.hostnames),
+        };
+        if hosts.is_empty() {
+            continue;
+        }
+        is_attached = true;
+        if let Some(door) = plan.doors.get_mut(&door_of(gateway, found, facts))
+            && found.is_served()
+        {
+            match door.enters {
+                Enters::Tcp | Enters::Udp => {
+                    let first = (0..made.spec.rules.len()).next();
+                    let first = first.and_then(|i| made.rules(i, None).ok()?.into_iter().next());
+                    door.default = door.default.take().or(first.map(|(_, planned)| planned));
+                }
+                _ => {
+                    let own = found.spec.hostname.as_deref().map(str::to_ascii_lowercase);
+                    let own = own.filter(|it| !it.is_empty());
+                    // Hosts of a listener that is more exact are not this one's.
+                    let is_ours = |host: &&Option<String>| {
+                        let mut others = door.hosts.iter().filter(|it| Some(*it) != own.as_ref());
+                        host.as_ref().is_none_or(|host| {
+                            !others.any(|it| {
+                                let is_narrower = own.as_ref().is_none_or(|own| covers(own, it));
+                                is_narrower && covers(it, host)
+                            })
+                        })
+                    };
+                    for host in hosts.iter().filter(is_ours) {
+                        for rule in 0..made.spec.rules.len() {
+                            let rules = made.rules(rule, host.as_ref()).unwrap_or_default();
+                            door.rules.extend(rules);
+                        }
+                    }
+                }
+            }
+        }
+        if counted.insert((place, i)) {
+            gateway.listeners[i].attached += 1;
+        }
+    }
+    match is_attached {
+        true => Ok(()),
+        false => Err((
+            "NoMatchingListenerHostname",
+            "no listener has one of its hosts".to_owned(),
+        )),
+    }
+}

@@ -1,0 +1,89 @@
+//! Gateways and their routes, from a folder of manifests.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::proxy::ingress::{add, ask, named, none, ok, until};
+use crate::support::folder::Folder;
+use crate::support::rig::Rig;
+
+const GROUP: &str = "gateway.networking.k8s.io/v1";
+
+/// The class of the Gateways of these tests.
+fn class() -> Value {
+    json!({
+        "apiVersion": GROUP, "kind": "GatewayClass", "metadata": {"name": "ours"},
+        "spec": {"controllerName": "ebbtide.dev/gateway"},
+    })
+}
+
+fn gateway(name: &str, listeners: Value) -> Value {
+    json!({
+        "apiVersion": GROUP, "kind": "Gateway", "metadata": {"name": name, "namespace": "web"},
+        "spec": {"gatewayClassName": "ours", "listeners": listeners},
+    })
+}
+
+fn route(kind: &str, name: &str, to: &str, spec: Value) -> Value {
+    let mut route = json!({
+        "apiVersion": GROUP, "kind": kind, "metadata": {"name": name, "namespace": "web"}, "spec": spec,
+    });
+    route["spec"]["parentRefs"] = json!([{"name": to}]);
+    route
+}
+
+fn backends(all: &[&str]) -> Value {
+    let all = all.iter().map(|name| json!({"name": name, "port": 80}));
+    all.collect()
+}
+
+/// A proxy that gives addresses of the loopback to Gateways, and waits for no endpoint.
+async fn rig(folder: Folder) -> Rig {
+    let text = "discovery: {files: {path: manifests}}\ngateway: {addresses: [127.66.0.0/29]}\n\
+                admin: {address: '127.0.0.1:0'}\nworkers: 2\ntimeouts: {hold: 0s}\n";
+    Rig::run(folder, text).await
+}
+
+/// A port that nobody has.
+fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn routes_lead_the_requests_of_a_gateway_on_and_follow_changes() {
+    let folder = Folder::new();
+    let (a, b) = (named("a").await, named("b").await);
+    add(&folder, "a", a.address());
+    add(&folder, "b", b.address());
+    let port = free_port();
+    folder.write("class.json", &class());
+    let listener = json!({"name": "http", "port": port, "protocol": "HTTP"});
+    folder.write("edge.json", &gateway("edge", json!([listener])));
+    let rule = |path: &str, to: &str| json!({"matches": [{"path": {"type": "PathPrefix", "value": path}}], "backendRefs": backends(&[to])});
+    let rules = json!({"hostnames": ["x.example"], "rules": [rule("/a", "a"), rule("/a/b", "b")]});
+    folder.write("route.json", &route("HTTPRoute", "shop", "edge", rules));
+    let rig = rig(folder).await;
+    let name = format!("web/gateway/edge:{port}@127.66.0.1");
+    let to: SocketAddr = rig.running().listener(&name).unwrap();
+    let mut client = TcpStream::connect(to).await.unwrap();
+    assert_eq!(ask(&mut client, "x.example", "/a/", "").await, ok("a"));
+    assert_eq!(ask(&mut client, "x.example", "/a/b", "").await, ok("b"));
+    let mut other = TcpStream::connect(to).await.unwrap();
+    assert_eq!(ask(&mut other, "x.example", "/c", "").await, none());
+    let rules = json!({"rules": [rule("/", "b")]});
+    rig.write("route.json", &route("HTTPRoute", "shop", "edge", rules));
+    until(to, "any.example", "/a", &ok("b")).await;
+    assert_eq!(
+        ask(&mut client, "x.example", "/a/", "").await,
+        ok("b"),
+        "the connection goes on"
+    );
+    rig.remove("edge.json");
+    crate::support::wait::eventually("the listener is closed", async || {
+        rig.running().listener(&name).is_none()
+    })
+    .await;
+}
