@@ -167,7 +167,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let certificates = Certificates::start(admin.health.clone())?;
     let (written_in, written) = std::sync::mpsc::channel();
     let lease = api_server.as_ref().map(|it| it.default_namespace.clone());
-    let lease = lease.filter(|_| config.ingress.is_some() || config.gateway.is_some());
+    let writes = config.ingress.is_some() || config.gateway.is_some();
+    let lease = lease.filter(|_| writes);
     let lease = lease.map(|namespace| ObjectName::new(namespace, config.lease.clone()));
     let manager = lease.as_ref().map(writer::manager).unwrap_or_default();
     let (writer, election, statuses) = match lease.map(Writer::of) {
@@ -267,6 +268,12 @@ impl Running {
     #[doc(hidden)]
     pub fn is_settled(&self) -> bool {
         self.admin.snapshot.generation() <= *self.shared.generation.borrow()
+    }
+
+    /// What the workers share. For tests.
+    #[doc(hidden)]
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// The address of a listener; `None` while it is not bound.

@@ -46,6 +46,7 @@ mod proxy {
     mod replaced;
     mod replay;
     mod rollout;
+    mod routes;
     mod shutdown;
     mod slow;
     mod tcp;

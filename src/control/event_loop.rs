@@ -165,18 +165,18 @@ impl Control {
                 chores.append(self.part_from_routes());
             }
             if self
-                .unserved
-                .next_look()
-                .is_some_and(|at| at <= Instant::now())
-            {
-                self.say_what_is_unserved();
-            }
-            if self
                 .gateways
                 .next_plan()
                 .is_some_and(|at| at <= Instant::now())
             {
                 chores.append(self.plan());
+            }
+            if self
+                .unserved
+                .next_look()
+                .is_some_and(|at| at <= Instant::now())
+            {
+                self.say_what_is_unserved();
             }
             if let Some(message) = message.or_else(|| self.messages.try_recv().ok()) {
                 chores.append(self.on_message(message));
@@ -207,8 +207,8 @@ impl Control {
             self.drains.rollouts_due(),
             self.table.next_hand_back(),
             self.routed.next_look(),
-            self.unserved.next_look(),
             self.gateways.next_plan(),
+            self.unserved.next_look(),
         ];
         let beat = Instant::now() + BEAT;
         times.into_iter().flatten().fold(beat, Instant::min)
@@ -284,20 +284,20 @@ impl Control {
                 if touched.routes {
                     touched.services.append(&mut self.reroute());
                 }
-                self.publish(&touched.ingresses);
-                if touched.routes || !touched.services.is_empty() {
-                    self.unserved.touch(received);
-                }
                 if touched.gateways {
                     self.gateways.note();
                 }
                 self.gateways.touched(&touched.services, &self.world);
+                self.publish(&touched.ingresses);
+                if touched.routes || !touched.services.is_empty() {
+                    self.unserved.touch(received);
+                }
                 self.table.apply(&self.world, &touched, received)
             }
             Message::Certificate { secret, found } => {
-                self.unserved.secret(&secret, &found, Instant::now());
                 let known = found.as_ref().map(drop).map_err(String::clone);
                 self.gateways.secret(&secret, known);
+                self.unserved.secret(&secret, &found, Instant::now());
                 self.certificates.secret(secret, found);
                 Chores::default()
             }

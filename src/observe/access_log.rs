@@ -29,6 +29,9 @@ pub struct AccessEntry<'a> {
     /// The Service port, as `namespace/name:port`. `None` if there is no such port.
     #[serde(serialize_with = "display")]
     pub service: Option<&'a PortKey>,
+    /// The route of the request. Left out where no route has led it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<&'a str>,
     /// The request's method.
     #[serde(serialize_with = "text")]
     pub method: Option<&'a [u8]>,
@@ -147,6 +150,7 @@ mod tests {
             peer: "[2001:db8::1]:4711".parse().unwrap(),
             listener: "web",
             service: Some(service),
+            route: Some("HTTPRoute web/shop"),
             method: Some(b"GET"),
             target: Some(target),
             status: Some(200),
@@ -169,7 +173,7 @@ mod tests {
             concat!(
                 "before\n",
                 r#"{"time":"2023-11-14T22:13:20.123Z","peer":"[2001:db8::1]:4711","listener":"web","#,
-                r#""service":"web/shop:80","method":"GET","target":"/a?b=c","status":200,"bytesSent":512,"#,
+                r#""service":"web/shop:80","route":"HTTPRoute web/shop","method":"GET","target":"/a?b=c","status":200,"bytesSent":512,"#,
                 r#""durationMs":1.234,"endpoint":"10.0.0.1:8080","attempts":2,"reason":null}"#,
                 "\n"
             )

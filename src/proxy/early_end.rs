@@ -18,6 +18,8 @@ use crate::wire::message::Reject;
 /// What is known of such an end.
 pub(super) struct EarlyEnd<'a> {
     pub(super) took: Duration,
+    /// The route that has led the request here.
+    pub(super) route: Option<&'a str>,
     /// The request's first line, as far as it came. Empty for a TCP connection.
     pub(super) line: &'a [u8],
     /// The status and the length of an answer that the client got.
@@ -29,11 +31,17 @@ pub(super) struct EarlyEnd<'a> {
 impl EarlyEnd<'_> {
     /// Writes the line, if there is an access log.
     pub(super) fn log(&self, worker: &Worker, client: &Client) {
-        self.log_for(worker, client.peer, &client.listener);
+        self.log_for(worker, client.peer, &client.listener, &client.door.name);
     }
 
-    /// The same for a client of this address.
-    pub(super) fn log_for(&self, worker: &Worker, peer: SocketAddr, listener: &ListenerSpec) {
+    /// The same for a client of this address, which `listener` serves, at the listener of this name.
+    pub(super) fn log_for(
+        &self,
+        worker: &Worker,
+        peer: SocketAddr,
+        listener: &ListenerSpec,
+        door: &str,
+    ) {
         let Some(log) = &worker.shared.access_log else {
             return;
         };
@@ -46,8 +54,9 @@ impl EarlyEnd<'_> {
         log.write(&AccessEntry {
             time: SystemTime::now(),
             peer,
-            listener: &listener.name,
+            listener: door,
             service: port.as_ref().map(|port| &port.key),
+            route: self.route,
             method,
             target: method.and_then(|_| words.next()),
             status: self.answer.map(|(status, _)| status),

@@ -9,6 +9,7 @@
 //! | [`session`] | one client connection, from accept to its one close reason |
 //! | [`detect`], [`http`], [`h2`] | which protocol a client speaks; HTTP/1.1; HTTP/2 |
 //! | [`udp`] | UDP clients: their datagrams, sessions and answers |
+//! | `led` | the way of a whole connection to the Service port that its route names |
 //! | `tls`, `sni` | the end of a client's TLS, or the way past it |
 //! | [`tcp`], [`proxy_header`] | a TCP client; the PROXY protocol's header |
 //! | `health_check` | the answer on a Service's `healthCheckNodePort` |
@@ -32,6 +33,7 @@ pub(crate) mod early_end;
 pub mod h2;
 pub(crate) mod health_check;
 pub mod http;
+mod led;
 pub mod parting;
 pub mod proxy_header;
 pub mod race;

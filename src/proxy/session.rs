@@ -15,8 +15,9 @@ use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::contract::action::Action;
 use crate::contract::counters::{Counter, ServiceMetrics};
-use crate::contract::listener::Serves;
+use crate::contract::listener::{FoundBy, Serves};
 use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
@@ -27,6 +28,7 @@ use crate::proxy::early_end::{EarlyEnd, is_worth_a_line};
 use crate::proxy::h2::serve::http2;
 use crate::proxy::health_check;
 use crate::proxy::http::serve::{Ended, http};
+use crate::proxy::led;
 use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
 use crate::proxy::shared::Accepted;
@@ -39,6 +41,8 @@ use crate::proxy::worker::Worker;
 struct Open {
     worker: Rc<Worker>,
     metrics: Option<Arc<ServiceMetrics>>,
+    /// The route that the whole connection was led by, for the access log.
+    action: Option<Arc<Action>>,
     reason: CloseReason,
     _permit: OwnedSemaphorePermit,
 }
@@ -54,6 +58,7 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
     let open = Open {
         worker: worker.clone(),
         metrics: None,
+        action: None,
         reason: CloseReason::ClientClosed,
         _permit: permit,
     };
@@ -104,6 +109,7 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         if is_worth_a_line(reason, has_sent) {
             let end = EarlyEnd {
                 took: started.elapsed(),
+                route: None,
                 line: &[],
                 answer: None,
                 reason: reason.as_str(),
@@ -131,15 +137,18 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         stream,
         unread,
         peer,
+        door,
         listener,
         ..
     } = *client;
+    let action = open.action.take();
     let logged = worker.shared.access_log.clone().map(|log| {
         Box::new(Logged {
             log,
             port: worker.port(&listener),
             peer,
-            listener,
+            door,
+            action,
             started: Instant::now(),
         })
     });
@@ -173,8 +182,19 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
     if !client.listener.by_name.is_empty() {
         Box::pin(sni::choose(&worker, client)).await?;
     }
+    let door = client.door.clone();
+    let by = match &door.serves {
+        Serves::Routes { by, .. } => *by,
+        _ => FoundBy::Request,
+    };
+    if by != FoundBy::Request
+        && let Serves::Routes { table, .. } = &door.serves
+    {
+        open.action = Some(Box::pin(led::lead(&worker, client, table, by)).await?);
+    }
     let port = worker.port(&client.listener);
     let protocol = match (&port, client.listener.protocol) {
+        _ if by != FoundBy::Request => Protocol::Tcp,
         (Some(port), Some(own)) => own.at_target(port.target_port),
         (Some(port), None) => port.protocol,
         (None, own) => own.unwrap_or(Protocol::Auto),
@@ -188,7 +208,12 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
         client.stream.reset_on_close();
         return Err(CloseReason::NoEndpoint);
     }
-    if let Some(termination) = client.listener.tls.clone() {
+    // A name that is passed on has no TLS of its own listener.
+    let ends_tls = match by {
+        FoundBy::Request => &client.listener.tls,
+        FoundBy::Name | FoundBy::Connection => &door.tls,
+    };
+    if let Some(termination) = ends_tls.clone() {
         Box::pin(tls::terminate(&worker, client, &termination, protocol)).await?;
         open.count(|m| match client.stream.is_resumed() {
             true => &m.handshakes[1],

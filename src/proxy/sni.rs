@@ -4,33 +4,62 @@
 //! Invariants: no byte is changed or kept back. What is read before the name is known is bounded in time
 //! and memory: by the time of a head from the first byte on, and by rustls, which refuses a message of
 //! more than 64 KiB. A client that speaks no TLS, or asks for no name or an unknown one, stays with the
-//! listener's own Service.
+//! listener's own Service; where routes serve names, it is refused.
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustls::server::Acceptor;
 
 use crate::contract::reason::CloseReason;
 use crate::proxy::client::Client;
+use crate::proxy::http::serve::linger;
 use crate::proxy::tls::{HANDSHAKE, failed, first_bytes};
 use crate::proxy::worker::Worker;
+use crate::text::one_line;
 
-/// Finds the listener of the client's connection. All that is read stays in [`Client::unread`].
+/// What a client begins with.
+pub(super) enum Hello {
+    /// TLS, for this name.
+    Named(String),
+    /// TLS, for no name.
+    Nameless,
+    /// No TLS.
+    Other,
+}
+
+/// Finds the listener of the client's connection.
 pub(super) async fn choose(worker: &Rc<Worker>, client: &mut Client) -> Result<(), CloseReason> {
-    first_bytes(worker, client).await?;
-    if client.unread[0] != HANDSHAKE {
-        return Ok(());
-    }
-    let head_time = worker.config().timeouts.head;
-    let named = tokio::time::timeout(head_time, name(worker, client)).await;
-    let Some(name) = named.unwrap_or(Err(CloseReason::ClientTimeout))? else {
-        return Ok(());
-    };
-    if let Some(listener) = client.listener.by_name.find(&name) {
+    if let Hello::Named(name) = hello(worker, client).await?
+        && let Some(listener) = client.listener.by_name.find(&name)
+    {
         client.listener = listener.clone();
     }
     Ok(())
+}
+
+/// Reads what a client begins with. All of it stays in [`Client::unread`].
+pub(super) async fn hello(worker: &Rc<Worker>, client: &mut Client) -> Result<Hello, CloseReason> {
+    first_bytes(worker, client).await?;
+    if client.unread[0] != HANDSHAKE {
+        return Ok(Hello::Other);
+    }
+    let head_time = worker.config().timeouts.head;
+    let named = tokio::time::timeout(head_time, name(worker, client)).await;
+    let named = named.unwrap_or(Err(CloseReason::ClientTimeout))?;
+    Ok(named.map_or(Hello::Nameless, Hello::Named))
+}
+
+/// Tells a client that nobody here has the name that it asks for.
+pub(super) async fn refuse_name(worker: &Worker, client: &mut Client, name: &str) -> CloseReason {
+    let cause = format!("no route is for the name `{}`", one_line(name));
+    let reason = failed(worker, client, cause);
+    let told = client.stream.write_all(&UNRECOGNIZED_NAME);
+    if let Ok(Ok(())) = tokio::time::timeout(TELL, told).await {
+        linger(worker, client).await;
+    }
+    reason
 }
 
 /// The name that the client asks for, if it asks for one.
@@ -61,3 +90,8 @@ async fn name(worker: &Worker, client: &mut Client) -> Result<Option<String>, Cl
         }
     }
 }
+
+/// A fatal alert in a record of its own (RFC 8446 section 6.2, RFC 6066 section 3).
+const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 112];
+/// How long that may take.
+const TELL: Duration = Duration::from_secs(1);

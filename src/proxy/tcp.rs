@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crate::contract::action::Action;
 use crate::contract::endpoint::Lease;
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::CloseReason;
@@ -55,7 +56,9 @@ pub(super) struct Logged {
     /// `None` if the table has lost it since.
     pub(super) port: Option<Rc<Routed>>,
     pub(super) peer: SocketAddr,
-    pub(super) listener: Arc<ListenerSpec>,
+    pub(super) door: Arc<ListenerSpec>,
+    /// The action of its route, if a route has led it.
+    pub(super) action: Option<Arc<Action>>,
     pub(super) started: Instant,
 }
 
@@ -64,8 +67,9 @@ impl Logged {
         self.log.write(&AccessEntry {
             time: SystemTime::now(),
             peer: self.peer,
-            listener: &self.listener.name,
+            listener: &self.door.name,
             service: self.port.as_ref().map(|port| &port.key),
+            route: self.action.as_deref().and_then(Action::name),
             method: None,
             target: None,
             status: None,

@@ -3,6 +3,19 @@
 
 use std::io::Write;
 
+/// Appends a redirect of Ebbtide itself, as [`write_answer`] does. `location` is a URI.
+pub fn write_redirect(
+    status: u16,
+    reason: &str,
+    location: &str,
+    close: bool,
+    head_only: bool,
+    out: &mut Vec<u8>,
+) {
+    let field = format!("Location: {location}\r\n");
+    write(status, reason, &field, close, head_only, out);
+}
+
 /// Appends a response of Ebbtide itself, with the field `x-ebbtide-reason` and a body of one line.
 ///
 /// `reason` is one of a closed set of snake_case words. `retry_after` is in seconds. `close` adds
@@ -16,11 +29,26 @@ pub fn write_answer(
     head_only: bool,
     out: &mut Vec<u8>,
 ) {
+    let field = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n"));
+    let field = field.unwrap_or_default();
+    write(status, reason, &field, close, head_only, out);
+}
+
+fn write(status: u16, reason: &str, field: &str, close: bool, head_only: bool, out: &mut Vec<u8>) {
     let phrase = match status {
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
+        403 => "Forbidden",
+        404 => "Not Found",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         414 => "URI Too Long",
         431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
         501 => "Not Implemented",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
@@ -33,10 +61,7 @@ pub fn write_answer(
         out,
         "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
     );
-    _ = write!(out, "x-ebbtide-reason: {reason}\r\n");
-    if let Some(seconds) = retry_after {
-        _ = write!(out, "Retry-After: {seconds}\r\n");
-    }
+    _ = write!(out, "x-ebbtide-reason: {reason}\r\n{field}");
     out.extend_from_slice(if close {
         b"Connection: close\r\n\r\n"
     } else {

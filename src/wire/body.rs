@@ -37,6 +37,8 @@ pub struct BodyDecoder {
     /// The trailer section so far, at most `limits.head_size` bytes.
     trailers: Vec<u8>,
     tiny_chunks: bool,
+    /// Bytes of payload in chunks so far.
+    payload: u64,
     grpc_status: Option<u8>,
 }
 
@@ -88,6 +90,7 @@ impl BodyDecoder {
             limits: *limits,
             trailers: Vec::new(),
             tiny_chunks: false,
+            payload: 0,
             grpc_status: None,
         }
     }
@@ -118,6 +121,7 @@ impl BodyDecoder {
                         .map_or(rest, |remaining| remaining.min(rest));
                     out.extend_from_slice(input.get(taken..taken + length).unwrap_or_default());
                     self.remaining -= length as u64;
+                    self.payload += length as u64;
                     if self.remaining == 0 {
                         self.state = State::DataCr;
                     }
@@ -171,6 +175,11 @@ impl BodyDecoder {
     /// Bytes that the decoder holds: a trailer section that has not ended.
     pub fn held(&self) -> usize {
         self.trailers.len()
+    }
+
+    /// How much payload has come in chunks.
+    pub fn payload(&self) -> u64 {
+        self.payload
     }
 
     /// Bytes that are still to come, if the framing gives their number.

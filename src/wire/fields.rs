@@ -362,7 +362,7 @@ pub(super) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .map(|element| element.trim_ascii())
 }
 
-fn is_token(bytes: &[u8]) -> bool {
+pub(super) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().copied().all(is_tchar)
 }
 

@@ -5,6 +5,7 @@
 pub mod answer;
 pub mod body;
 pub mod buffer;
+pub mod change;
 pub mod fields;
 pub mod head;
 pub mod message;

@@ -2,7 +2,7 @@
 //! message of one version becomes one of the other, drains and replays stream by stream, and the end
 //! of a connection. The attacks by HTTP/2 are in `tests/hostile/attacks/`.
 
-mod app;
+pub mod app;
 mod raw;
 
 mod answers;

@@ -334,7 +334,9 @@ fn refusal(status: StatusCode, reason: &str, grpc: bool) -> Response<()> {
     if grpc {
         let code = match status.as_u16() {
             400 | 431 => "13",
-            501 => "12",
+            403 => "7",
+            404 | 501 => "12",
+            413 => "8",
             _ => "14",
         };
         let fields = response.headers_mut();

@@ -183,11 +183,13 @@ impl Origin {
                 }
                 let end = EarlyEnd {
                     took: Duration::ZERO,
+                    route: None,
                     line: line.as_deref().unwrap_or_default().as_bytes(),
                     answer: Some((reject.status, 0)),
                     reason: reject.reason,
                 };
-                end.log_for(&self.worker, self.peer, &self.listener);
+                let name = &self.listener.name;
+                end.log_for(&self.worker, self.peer, &self.listener, name);
             }
         }
         handing_back

@@ -36,8 +36,10 @@ pub struct Attempts {
     tried: Vec<EndpointId>,
     /// The endpoint that lost it last: its siblings are the next to leave.
     lost_at: Option<Arc<Endpoint>>,
-    /// Attempts that count against the policy's limit, the first one included.
+    /// Attempts that count against the limit, the first one included.
     charged: u32,
+    /// How many may be charged, if not as many as the policy says.
+    limit: Option<u32>,
     /// Endpoints whose first loss was charged, and would not be if discovery reported that they leave.
     unexplained: Vec<Arc<Endpoint>>,
     /// Why there is another attempt, until it has ended.
@@ -60,10 +62,16 @@ impl Attempts {
             tried: Vec::new(),
             lost_at: None,
             charged: 1,
+            limit: None,
             unexplained: Vec::new(),
             retrying: None,
             at: started,
         }
+    }
+
+    /// The request may be sent again this often, whatever the policy says.
+    pub fn allow(&mut self, retries: u32) {
+        self.limit = Some(retries.saturating_add(1));
     }
 
     /// When the request fails, even if an attempt is under way.
@@ -143,19 +151,44 @@ impl Attempts {
                         self.unexplained.push(endpoint.clone());
                     }
                     let spend = || port.budget.spend(&config.retry, config.workers.get());
-                    if let Err(reason) = self.charge(port.policy.attempts, spend) {
+                    let limit = self.limit.unwrap_or(port.policy.attempts);
+                    if let Err(reason) = self.charge(limit, spend) {
                         self.excuse(worker, endpoint, reason).await?;
                     }
                 }
-                self.tried.push(endpoint.id);
-                endpoint.count_replay(Instant::now());
-                self.retrying = Some(RetryReason::Replay);
-                self.lost_at = Some(endpoint.clone());
+                self.lost_by(endpoint);
             }
         }
         self.reuse = Reuse::Fresh;
         self.at = Instant::now();
         Ok(())
+    }
+
+    /// Decides whether another endpoint is asked because of this one's answer. One that leaves costs
+    /// nothing, once. If not, nothing is waited for: the answer is there.
+    pub fn ask_another(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+        port: &Routed,
+        config: &Config,
+    ) -> bool {
+        let is_free = endpoint.is_announced() && !self.tried.contains(&endpoint.id);
+        let spend = || port.budget.spend(&config.retry, config.workers.get());
+        let limit = self.limit.unwrap_or(port.policy.attempts);
+        if !is_free && self.charge(limit, spend).is_err() {
+            return false;
+        }
+        self.lost_by(endpoint);
+        self.reuse = Reuse::Fresh;
+        self.at = Instant::now();
+        true
+    }
+
+    fn lost_by(&mut self, endpoint: &Arc<Endpoint>) {
+        self.tried.push(endpoint.id);
+        endpoint.count_replay(Instant::now());
+        self.retrying = Some(RetryReason::Replay);
+        self.lost_at = Some(endpoint.clone());
     }
 
     /// Charges one more attempt against the policy's limit and, within that, the budget.

@@ -220,6 +220,12 @@ impl Exchange<'_> {
         Ok(())
     }
 
+    /// Takes in an answer that was not to be the client's, after all.
+    pub(super) fn settle(&mut self, attempt: &mut Attempt) -> Result<(), Lost> {
+        attempt.down.is_settled = true;
+        self.take_in(attempt, &[])
+    }
+
     /// Takes in interim heads and the final one, as far as they are there. Returns how many bytes
     /// these were.
     fn take_heads(&mut self, attempt: &mut Attempt, input: &[u8]) -> Result<usize, Lost> {
@@ -287,6 +293,20 @@ impl Exchange<'_> {
             {
                 self.reply.bytes.truncate(before);
                 return Err(Lost::Unavailable);
+            }
+            let codes = self.way.as_ref().and_then(|way| way.retry());
+            if codes.is_some_and(|it| it.codes.contains(&response.status))
+                && !attempt.down.is_settled
+                && self.upload.whole
+                && !self.reply.passed
+            {
+                self.reply.bytes.truncate(before);
+                let from = taken - response.consumed;
+                attempt.down.inbuf = input[from..].to_vec();
+                return Err(Lost::Status);
+            }
+            if let Some(way) = &self.way {
+                way.change_answer(&mut self.reply.bytes, before);
             }
             attempt.down.body = BodyDecoder::new(response.framing, &self.limits, 502);
             attempt.down.emit = response.emit;

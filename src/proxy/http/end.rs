@@ -4,9 +4,12 @@
 //! Invariant: an answer is whole or visibly cut. A connection is kept only at a message boundary.
 
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::config::settings::Config;
+use crate::contract::action::Action;
 use crate::contract::endpoint::{Endpoint, Lease};
 use crate::contract::reason::{CloseReason, GrpcClass};
 use crate::observe::access_log::AccessEntry;
@@ -14,11 +17,13 @@ use crate::proxy::client::Client;
 use crate::proxy::dispatch::Refusal;
 use crate::proxy::early_end::{EarlyEnd, first_line};
 use crate::proxy::http::bound::{Bound, Tie};
-use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost};
+use crate::proxy::http::exchange::{Attempt, End, Exchange, Lost, rest_has_come};
+use crate::proxy::http::route::Answer;
 use crate::proxy::worker::Worker;
 use crate::proxy::{parting, upstream};
 use crate::wire::answer;
-use crate::wire::message::{Emit, Method, Request, Version};
+use crate::wire::body::BodyDecoder;
+use crate::wire::message::{Emit, Limits, Method, Request, Version};
 
 impl Exchange<'_> {
     /// The whole response has been written, or the exchange becomes a tunnel.
@@ -83,38 +88,14 @@ impl Exchange<'_> {
         }
     }
 
-    /// Reads the rest of a request body that is not forwarded any more. Returns whether it could be
-    /// read: it must fit the replay buffer and come within the time of a head.
     async fn discard_body(&mut self) -> bool {
-        let mut budget = self.config.limits.replay_body;
-        let patience = self.config.timeouts.head;
-        let mut waste = Vec::new();
-        let discard = async {
-            while !self.upload.body.is_done() {
-                if self.client.unread.is_empty() {
-                    poll_fn(|cx| self.client.poll_fill(cx, self.worker))
-                        .await
-                        .ok()?;
-                    if self.client.unread.is_empty() {
-                        return None;
-                    }
-                }
-                let n = self
-                    .upload
-                    .body
-                    .decode(&self.client.unread, Emit::Identity, &mut waste)
-                    .ok()?;
-                waste.clear();
-                budget = budget.checked_sub(n.max(1))?;
-                self.client.unread.drain(..n);
-            }
-            Some(())
-        };
-        tokio::time::timeout(patience, discard)
-            .await
-            .ok()
-            .flatten()
-            .is_some()
+        discard(
+            self.worker,
+            self.client,
+            &self.config,
+            &mut self.upload.body,
+        )
+        .await
     }
 
     /// Answers a request that got no connection.
@@ -159,6 +140,9 @@ impl Exchange<'_> {
             Lost::BadBody(reject) => (reject.status, reject.reason, CloseReason::BadRequest),
             // The last answer of an application said no more.
             Lost::Unavailable => (503, "endpoint_unavailable", CloseReason::UpstreamReset),
+            Lost::Late => (504, "attempt_timeout", CloseReason::UpstreamReset),
+            // Not reachable: where no other endpoint is asked, the client gets the answer.
+            Lost::Status => (502, "upstream_lost", CloseReason::UpstreamReset),
             Lost::Deadline => (504, "request_timeout", CloseReason::UpstreamReset),
         };
         tracing::debug!(endpoint = %endpoint.address, status, reason, "exchange failed");
@@ -264,6 +248,7 @@ impl Exchange<'_> {
                 peer: self.client.peer,
                 listener: &self.client.door.name,
                 service: Some(&self.port.key),
+                route: self.way.as_ref().and_then(|way| way.action.name()),
                 method: words.next(),
                 target: words.next(),
                 status: (self.reply.status != 0).then_some(self.reply.status),
@@ -278,30 +263,91 @@ impl Exchange<'_> {
     }
 }
 
-/// Answers where there is no service port that could count the request.
+/// Reads the rest of a request body that is not forwarded any more. Returns whether it could be read: it
+/// must fit the replay buffer and come within the time of a head.
+async fn discard(
+    worker: &Worker,
+    client: &mut Client,
+    config: &Config,
+    body: &mut BodyDecoder,
+) -> bool {
+    let mut budget = config.limits.replay_body;
+    let mut waste = Vec::new();
+    let discard = async {
+        while !body.is_done() {
+            if client.unread.is_empty() {
+                poll_fn(|cx| client.poll_fill(cx, worker)).await.ok()?;
+                if client.unread.is_empty() {
+                    return None;
+                }
+            }
+            let n = body
+                .decode(&client.unread, Emit::Identity, &mut waste)
+                .ok()?;
+            waste.clear();
+            budget = budget.checked_sub(n.max(1))?;
+            client.unread.drain(..n);
+        }
+        Some(())
+    };
+    let discarded = tokio::time::timeout(config.timeouts.head, discard).await;
+    discarded.ok().flatten().is_some()
+}
+
+/// Answers where there is no service port that could count the request. The client keeps its connection
+/// if the request's body is known to fit the replay buffer, and the answer is not about a Service.
 pub(super) async fn answer_alone(
     worker: &Worker,
     client: &mut Client,
+    config: Rc<Config>,
     request: &Request,
-    sent: &[u8],
-    (status, reason): (u16, &'static str),
+    head: Vec<u8>,
+    answer: &Answer,
 ) -> End {
-    let mut answer = Vec::new();
-    answer::write_answer(
-        status,
-        reason,
-        Some(1),
-        true,
-        request.method == Method::Head,
-        &mut answer,
-    );
-    let _ = client.stream.write_all(&answer).await;
+    let limits = Limits {
+        head_size: config.limits.head_size,
+        headers: config.limits.headers,
+    };
+    let mut body = BodyDecoder::new(request.framing, &limits, 400);
+    let fits = match body.remaining() {
+        Some(left) => left <= config.limits.replay_body as u64 && !request.expect_continue,
+        None => rest_has_come(&body, &client.unread, &config),
+    };
+    let keeps = request.keep_alive
+        && request.version == Version::H11
+        && answer.status != 503
+        && (body.is_done() || fits)
+        && !worker.shared.closing.load(Ordering::Relaxed);
+    let head_only = request.method == Method::Head;
+    let (status, reason, mut bytes) = (answer.status, answer.reason, worker.buffer());
+    match &answer.location {
+        Some(location) => {
+            answer::write_redirect(status, reason, location, !keeps, head_only, &mut bytes);
+        }
+        None => {
+            let retry_after = (status == 503).then_some(1);
+            answer::write_answer(status, reason, retry_after, !keeps, head_only, &mut bytes);
+        }
+    }
+    let idle = config.timeouts.client_idle;
+    let written = tokio::time::timeout(idle, client.stream.write_all(&bytes)).await;
     let end = EarlyEnd {
         took: Duration::ZERO,
-        line: first_line(sent),
-        answer: Some((status, answer.len())),
+        route: answer.action.as_deref().and_then(Action::name),
+        line: first_line(&head),
+        answer: Some((status, bytes.len())),
         reason,
     };
     end.log(worker, client);
-    End::Linger(CloseReason::NoEndpoint)
+    worker.give_back(bytes);
+    worker.give_back(head);
+    match written {
+        Ok(Ok(())) if !keeps && status == 503 => End::Linger(CloseReason::NoEndpoint),
+        Ok(Ok(())) if !keeps => End::Linger(CloseReason::Completed),
+        Ok(Ok(())) if body.is_done() || discard(worker, client, &config, &mut body).await => {
+            End::KeepAlive
+        }
+        Ok(Ok(())) => End::Linger(CloseReason::Completed),
+        _ => End::Close(CloseReason::ClientReset),
+    }
 }

@@ -23,6 +23,7 @@ use crate::net::pipe::{Lent, SPLICE_MIN};
 use crate::net::turns::Turn;
 use crate::proxy::client::Client;
 use crate::proxy::http::bound::{Bound, Tie};
+use crate::proxy::http::route::Way;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::{Routed, Worker};
 use crate::wire::body::BodyDecoder;
@@ -67,6 +68,8 @@ pub(super) struct Exchange<'a> {
     /// The service port, as of the newest attempt.
     pub(super) port: Rc<Routed>,
     pub(super) request: Request,
+    /// What its route asks for, if a route has led it here and asks for something.
+    pub(super) way: Option<Box<Way>>,
     pub(super) upload: Upload,
     pub(super) reply: Reply,
     /// When the client last sent or took something.
@@ -90,6 +93,8 @@ pub(super) struct Upload {
     pub(super) keeps: bool,
     /// The request may run twice, see [`crate::proxy::http::replay::is_repeatable`].
     pub(super) repeatable: bool,
+    /// The most payload that may come in chunks.
+    pub(super) most: u64,
     pub(super) body: BodyDecoder,
 }
 
@@ -167,6 +172,8 @@ pub(super) struct Up {
 pub(super) struct Down {
     /// The beginning of a head, or a tunnel's first bytes.
     pub(super) inbuf: Vec<u8>,
+    /// The answer is the client's, whatever its status.
+    pub(super) is_settled: bool,
     /// The final response's head.
     pub(super) response: Option<Response>,
     /// The endpoint has sent an interim response: it had the request.
@@ -202,6 +209,10 @@ pub(super) enum Lost {
     /// The application says that it cannot serve the request now, and the Service says that another
     /// endpoint may be asked then.
     Unavailable,
+    /// The answer has a status for which the route asks another endpoint. It is still to be read.
+    Status,
+    /// The attempt has taken longer than the route allows.
+    Late,
     /// What the endpoint sent cannot be forwarded.
     BadResponse(Reject),
     /// What the client sent cannot be forwarded.
@@ -223,27 +234,11 @@ impl Exchange<'_> {
         let held_back = self.request.expect_continue && !self.reply.continued && !begun;
         let unread_body = !upload.body.is_done()
             && upload.body.remaining().map_or_else(
-                || !self.rest_has_come(),
+                || !rest_has_come(&upload.body, &self.client.unread, &self.config),
                 |left| left > self.config.limits.replay_body as u64,
             );
         let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
         !self.request.keep_alive || leaving || held_back || unread_body
-    }
-
-    /// Whether a chunked body ends in what was read from the client, within the replay buffer.
-    /// Nothing else says how much of it is left.
-    fn rest_has_come(&self) -> bool {
-        let mut body = self.upload.body.clone();
-        let unread = &self.client.unread;
-        let mut input = &unread[..unread.len().min(self.config.limits.replay_body)];
-        let mut waste = Vec::new();
-        while !body.is_done() {
-            match body.decode(input, Emit::Identity, &mut waste) {
-                Ok(n) if n > 0 => input = &input[n..],
-                _ => return false,
-            }
-        }
-        true
     }
 
     pub(super) fn is_tunnel(&self, response: &Response) -> bool {
@@ -263,6 +258,21 @@ impl Exchange<'_> {
             + bodies;
         SCRATCH.saturating_sub(held).max(ROOM_LEAST)
     }
+}
+
+/// Whether a chunked body ends in what was read from the client, within the replay buffer. Nothing else
+/// says how much of it is left.
+pub(super) fn rest_has_come(body: &BodyDecoder, unread: &[u8], config: &Config) -> bool {
+    let mut body = body.clone();
+    let mut input = &unread[..unread.len().min(config.limits.replay_body)];
+    let mut waste = Vec::new();
+    while !body.is_done() {
+        match body.decode(input, Emit::Identity, &mut waste) {
+            Ok(n) if n > 0 => input = &input[n..],
+            _ => return false,
+        }
+    }
+    true
 }
 
 impl Upload {
@@ -308,6 +318,7 @@ impl Attempt {
             up: Up::default(),
             down: Down {
                 inbuf: Vec::new(),
+                is_settled: false,
                 response: None,
                 had_interim: false,
                 body: BodyDecoder::new(Framing::None, limits, 502),

@@ -17,7 +17,6 @@ use std::time::Instant;
 use tokio::time::Sleep;
 
 use crate::config::settings::Config;
-use crate::contract::listener::Serves;
 use crate::contract::reason::CloseReason;
 use crate::net::socket::Peer;
 use crate::proxy::client::Client;
@@ -27,6 +26,8 @@ use crate::proxy::http::bound::Bound;
 use crate::proxy::http::end::answer_alone;
 use crate::proxy::http::exchange::{Attempt, End, Exchange, Logged, Lost, Reply, Upload};
 use crate::proxy::http::replay::{self, GiveUp, Loss};
+use crate::proxy::http::route::{Answer, Way};
+use crate::proxy::http::upload::TOO_LARGE;
 use crate::proxy::worker::Worker;
 use crate::wire::body::BodyDecoder;
 use crate::wire::message::{self, Emit, Framing, Reject, Request};
@@ -35,25 +36,30 @@ use crate::wire::message::{self, Emit, Framing, Reject, Request};
 ///
 /// `bound` is the connection that belongs to this client, if one does. It is taken, and put back if
 /// it serves the next request, too. `config` is what the head was parsed by, `sent` is the request's
-/// canonical head. `timer` is the session's, and free for use here.
-pub async fn forward(
+/// canonical head. `way` is what its route asks for. `timer` is the session's, and free for use here.
+#[allow(clippy::too_many_arguments)] // All of it is the request's own.
+pub(super) async fn forward(
     worker: &Rc<Worker>,
     client: &mut Client,
     bound: &mut Option<Box<Bound>>,
     config: Rc<Config>,
     request: Request,
     sent: Vec<u8>,
+    way: Option<Box<Way>>,
     timer: Pin<&mut Sleep>,
 ) -> End {
     let started = Instant::now();
     let Some(port) = worker.port(&client.listener) else {
-        let answer = match client.listener.serves {
-            Serves::Routes { .. } => (404, "no_route"),
-            _ => (503, "no_service"),
+        let answer = Answer {
+            status: 503,
+            reason: "no_service",
+            location: None,
+            action: way.map(|way| way.action),
         };
-        let end = Box::pin(answer_alone(worker, client, &request, &sent, answer)).await;
-        worker.give_back(sent);
-        return end;
+        return Box::pin(answer_alone(
+            worker, client, config, &request, sent, &answer,
+        ))
+        .await;
     };
     let limits = message::Limits {
         head_size: config.limits.head_size,
@@ -61,6 +67,8 @@ pub async fn forward(
     };
     port.budget.count_request();
     let repeatable = replay::is_repeatable(&request, port.policy.non_idempotent);
+    let retry = way.as_ref().and_then(|way| way.retry());
+    let has_codes = retry.is_some_and(|it| !it.codes.is_empty());
     let mut exchange = Exchange {
         worker,
         limits,
@@ -70,8 +78,13 @@ pub async fn forward(
             whole: true,
             keeps: repeatable
                 || port.policy.retries_unavailable
+                || has_codes
                 || client.wants_http2(port.protocol),
             repeatable,
+            most: way
+                .as_ref()
+                .and_then(|it| it.body_size())
+                .unwrap_or(u64::MAX),
             body: BodyDecoder::new(request.framing, &limits, 400),
         },
         reply: Reply::new(worker.buffer()),
@@ -80,6 +93,7 @@ pub async fn forward(
         config,
         port,
         request,
+        way,
         client_moved: started,
         ended: None,
         logged: None,
@@ -118,11 +132,17 @@ impl Exchange<'_> {
             .body
             .remaining()
             .is_none_or(|length| length <= self.config.limits.replay_body as u64);
-        let mut attempts = Attempts::new(
-            started,
-            self.config.timeouts.request,
-            self.upload.repeatable && fits,
-        );
+        let way = self.way.as_ref();
+        let of_route = way.and_then(|way| way.request_timeout());
+        let timeout = of_route.or(self.config.timeouts.request);
+        let timeout = timeout.filter(|it| !it.is_zero());
+        let mut attempts = Attempts::new(started, timeout, self.upload.repeatable && fits);
+        let retry = way.and_then(|way| way.retry());
+        let backoff = retry.and_then(|retry| retry.backoff);
+        if let Some(retries) = retry.and_then(|retry| retry.attempts) {
+            attempts.allow(retries);
+        }
+        let attempt_timeout = way.and_then(|way| way.attempt_timeout());
         loop {
             let (lease, upstream, tie) = match self.bound.take().and_then(|bound| bound.take()) {
                 Some(bound) => bound,
@@ -136,15 +156,27 @@ impl Exchange<'_> {
                 logged.attempts += 1;
             }
             let mut attempt = Attempt::new(upstream, tie, &self.limits);
-            let outcome = self
-                .attempt(&mut attempt, timer.as_mut(), attempts.deadline())
-                .await;
-            attempts.ended(&self.port, outcome.is_ok());
-            let lost = match outcome {
-                Ok(()) => return self.finish(attempt, lease).await,
-                Err(lost) => lost,
-            };
             let endpoint = lease.endpoint().clone();
+            let ends = attempt_timeout.map(|limit| attempt.began + limit);
+            let ends = (attempts.deadline(), ends);
+            let lost = loop {
+                let outcome = self.attempt(&mut attempt, timer.as_mut(), ends).await;
+                attempts.ended(&self.port, outcome.is_ok());
+                match outcome {
+                    Ok(()) => return self.finish(attempt, lease).await,
+                    Err(Lost::Status) if self.worker.cut.get() => {}
+                    Err(Lost::Status)
+                        if attempts.ask_another(&endpoint, &self.port, &self.config) =>
+                    {
+                        break Lost::Status;
+                    }
+                    Err(Lost::Status) => {}
+                    Err(lost) => break lost,
+                }
+                if let Err(lost) = self.settle(&mut attempt) {
+                    break lost;
+                }
+            };
             let refused = attempt.upstream.stream.is_refused();
             let (wrote, client_ended) = (attempt.up.wrote && !refused, attempt.up.ended);
             if let Some(lent) = &mut attempt.down.lent {
@@ -154,7 +186,7 @@ impl Exchange<'_> {
             let unavailable = matches!(lost, Lost::Unavailable);
             let (forced, stale) = match lost {
                 Lost::Upstream { forced, stale } => (forced, stale),
-                Lost::Unavailable => (false, false),
+                Lost::Unavailable | Lost::Status | Lost::Late => (false, false),
                 _ => {
                     drop(lease);
                     return Box::pin(self.give_up(lost, &endpoint)).await;
@@ -172,9 +204,13 @@ impl Exchange<'_> {
                 client_gone: self.client.stream.peer() == Peer::Gone,
                 client_ended,
             };
-            let decision =
-                Box::pin(attempts.after(&loss, &endpoint, self.worker, &self.port, &self.config))
-                    .await;
+            let decision = match lost {
+                Lost::Status => Ok(()),
+                _ => {
+                    let (port, config) = (&self.port, &self.config);
+                    Box::pin(attempts.after(&loss, &endpoint, self.worker, port, config)).await
+                }
+            };
             // Only now: the last drop of a lease writes the drain receipt, which counts this loss.
             drop(lease);
             if let Err(reason) = decision {
@@ -185,6 +221,13 @@ impl Exchange<'_> {
                     _ => lost,
                 };
                 return Box::pin(self.give_up(lost, &endpoint)).await;
+            }
+            if let Some(backoff) = backoff.filter(|_| matches!(lost, Lost::Status | Lost::Late)) {
+                let end = Instant::now() + backoff;
+                let end = attempts
+                    .deadline()
+                    .map_or(end, |deadline| end.min(deadline));
+                tokio::time::sleep_until(end.into()).await;
             }
             // What the client has received stays received.
             self.reply.bytes.truncate(self.reply.interim);
@@ -197,33 +240,34 @@ impl Exchange<'_> {
     }
 
     /// Checks the part of a chunked body that came with its head: a request that is malformed
-    /// already reaches no endpoint.
+    /// already, or longer than its route allows, reaches no endpoint.
     fn preview(&self) -> Result<(), Reject> {
         if self.request.framing != Framing::Chunked || self.client.unread.is_empty() {
             return Ok(());
         }
         let mut out = self.worker.buffer();
-        let seen = BodyDecoder::new(Framing::Chunked, &self.limits, 400).decode(
-            &self.client.unread,
-            Emit::Chunked,
-            &mut out,
-        );
+        let mut body = BodyDecoder::new(Framing::Chunked, &self.limits, 400);
+        let seen = body.decode(&self.client.unread, Emit::Chunked, &mut out);
         self.worker.give_back(out);
-        seen.map(drop)
+        match seen {
+            Ok(_) if body.payload() > self.upload.most => Err(TOO_LARGE),
+            seen => seen.map(drop),
+        }
     }
 
     /// Runs one attempt until its response is written, the connection breaks, or time is over: the
-    /// drain deadline, the request's own, or the client's idle time.
+    /// drain deadline, the request's own, the attempt's, or the client's idle time.
     async fn attempt(
         &mut self,
         attempt: &mut Attempt,
         mut timer: Pin<&mut Sleep>,
-        deadline: Option<Instant>,
+        (deadline, ends): (Option<Instant>, Option<Instant>),
     ) -> Result<(), Lost> {
         let local = attempt.upstream.local.clone();
         let mut force = std::pin::pin!(local.force.cancelled());
         let idle = self.config.timeouts.client_idle;
-        let mut limit = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        let first = deadline.into_iter().chain(ends).min();
+        let mut limit = first.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
         poll_fn(|cx| {
             let outcome = self.poll_attempt(cx, attempt);
             if self.reply.passed {
@@ -241,7 +285,10 @@ impl Exchange<'_> {
             if let Some(limit) = &mut limit
                 && limit.as_mut().poll(cx).is_ready()
             {
-                return Poll::Ready(Err(Lost::Deadline));
+                return Poll::Ready(Err(match first == deadline {
+                    true => Lost::Deadline,
+                    false => Lost::Late,
+                }));
             }
             while timer.as_mut().poll(cx).is_ready() {
                 // A stream that is answered may be a conversation, in which either side is silent.

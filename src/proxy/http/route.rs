@@ -1,65 +1,244 @@
-//! The way of one request to its Service port, by its host and path.
+//! The way of one request: which action its host, its path and more lead to, and what that makes of it
+//! before it is forwarded.
 //!
-//! Invariant: a client's next request asks the rules again. What belongs to the client at one Service
-//! (`bound.rs`) never serves a request for another.
+//! Invariants: a client's next request asks the rules again. What belongs to the client at one Service
+//! (`bound.rs`) never serves a request for another. A request keeps its action, whatever becomes of the
+//! routes meanwhile. Most routes ask for nothing but a Service, and cost no more than the search.
 
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::contract::action::{Routes, Target};
+use crate::contract::action::{Action, FieldChanges, Filters, Retry, Routes, Target};
+use crate::contract::listener::ListenerSpec;
+use crate::contract::route::Asked;
 use crate::proxy::client::Client;
 use crate::proxy::http::bound::Bound;
+use crate::proxy::http::filters::{Place, leads_back, location, new_target};
+use crate::proxy::led::FIRST_LOOK;
 use crate::proxy::worker::Worker;
+use crate::wire::change::{Changes, readdress};
+use crate::wire::message::{Framing, Request};
 
-/// Finds the listener that serves a request with this canonical head. If no rule is for it, the client
-/// stays at its door, which leads to no Service. A target whose Service is not known yet is returned: see
-/// [`until_known`].
+/// What becomes of a request.
+pub(super) enum Found {
+    /// It is forwarded to the listener that the client now has.
+    Forward {
+        /// What its route asks for, or what the access log is to say of it.
+        way: Option<Box<Way>>,
+        /// Its Service is not known yet, and was named at this time.
+        since: Option<Instant>,
+    },
+    /// It is answered here.
+    Answer(Box<Answer>),
+}
+
+/// An answer of this proxy.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) reason: &'static str,
+    pub(super) location: Option<String>,
+    /// The route that says so, if one does.
+    pub(super) action: Option<Arc<Action>>,
+}
+
+/// The action of a request, and which of its backends has it.
+pub(super) struct Way {
+    pub(super) action: Arc<Action>,
+    backend: usize,
+}
+
+/// Finds what becomes of a request with this canonical head, and changes the head as its route says. If
+/// the request is not forwarded, the client stays at its door, which leads to no Service.
 pub(super) fn route(
     worker: &Worker,
     client: &mut Client,
     bound: &mut Option<Box<Bound>>,
-    head: &[u8],
+    request: &mut Request,
+    head: &mut Vec<u8>,
     table: &Routes,
-) -> Option<Target> {
+) -> Found {
     let table = table.load();
-    let found = asked(head).and_then(|(host, target)| table.find(host, target));
-    let found = found.and_then(|it| it.backends.all.first()?.1.as_ref());
-    let listener = found.map_or(&client.door, |it| &it.listener);
+    let asked = asked(head);
+    let found = asked.and_then(|asked| Some((asked, table.search(&asked)?)));
+    let Some((asked, action)) = found else {
+        return answer(client, bound, None, (404, "no_route"), None);
+    };
+    let refuse = |client: &mut Client, bound: &mut Option<Box<Bound>>, status, reason, location| {
+        answer(
+            client,
+            bound,
+            Some(action.clone()),
+            (status, reason),
+            location,
+        )
+    };
+    let peer = client.peer.ip().to_canonical();
+    let own = action.filters.as_deref();
+    if !own.is_none_or(|it| it.admits(peer)) {
+        return refuse(client, bound, 403, "source_not_allowed", None);
+    }
+    let redirect = |client: &Client, filters: Option<&Filters>| {
+        let redirect = filters?.redirect.as_ref()?;
+        let place = Place {
+            is_https: is_https(client, &asked),
+            host: asked.host,
+            port: client.door.address.port(),
+            target: asked.target,
+        };
+        let has_backends = !action.backends.all.is_empty();
+        // One that leads back is for those who come another way, if there is something to serve.
+        let counts = !has_backends || !leads_back(redirect, &place);
+        counts.then(|| (redirect.status, location(redirect, &place)))
+    };
+    if let Some((status, location)) = redirect(client, own) {
+        return refuse(client, bound, status, "route_redirect", Some(location));
+    }
+    let chosen = action.backends.choose();
+    let chosen = chosen.and_then(|at| Some((at, action.backends.all[at].1.as_ref()?)));
+    let Some((backend, target)) = chosen else {
+        return refuse(client, bound, 500, "no_backend", None);
+    };
+    let of_backend = target.filters.as_deref();
+    if let Some((status, location)) = redirect(client, of_backend) {
+        return refuse(client, bound, status, "route_redirect", Some(location));
+    }
+    let since = target.since;
+    lead(client, bound, &target.listener);
+    let is_asked_for = own.or(of_backend).is_some() || worker.shared.access_log.is_some();
+    let way = is_asked_for.then(|| {
+        let action = action.clone();
+        Box::new(Way { action, backend })
+    });
+    if let Some(way) = &way {
+        let too_long = |most| matches!(request.framing, Framing::Counted(length) if length > most);
+        if way.body_size().is_some_and(too_long) {
+            return refuse(client, bound, 413, "body_too_large", None);
+        }
+        way.change_request(request, head);
+    }
+    let is_new = since.elapsed() < FIRST_LOOK && worker.port(&client.listener).is_none();
+    let since = is_new.then_some(since);
+    Found::Forward { way, since }
+}
+
+impl Way {
+    fn target(&self) -> Option<&Target> {
+        self.action.backends.all.get(self.backend)?.1.as_ref()
+    }
+
+    /// The filters of the route, then those of the backend alone.
+    fn filters(&self) -> impl DoubleEndedIterator<Item = &Filters> {
+        let of_backend = self.target().and_then(|it| it.filters.as_deref());
+        [self.action.filters.as_deref(), of_backend]
+            .into_iter()
+            .flatten()
+    }
+
+    /// How long all attempts may take, if the route says so. Zero: as long as they like.
+    pub(super) fn request_timeout(&self) -> Option<Duration> {
+        self.filters().find_map(|it| it.request_timeout)
+    }
+
+    /// How long one attempt may take, if that is bounded.
+    pub(super) fn attempt_timeout(&self) -> Option<Duration> {
+        let timeout = self.filters().find_map(|it| it.attempt_timeout);
+        timeout.filter(|it| !it.is_zero())
+    }
+
+    /// Which answers are asked for again.
+    pub(super) fn retry(&self) -> Option<&Retry> {
+        self.filters().find_map(|it| it.retry.as_ref())
+    }
+
+    /// The most bytes of a request body.
+    pub(super) fn body_size(&self) -> Option<u64> {
+        self.filters().filter_map(|it| it.body_size).min()
+    }
+
+    fn change_request(&self, request: &mut Request, head: &mut Vec<u8>) {
+        for filters in self.filters() {
+            if let Some(rewrite) = &filters.rewrite {
+                let path = rewrite.path.as_ref();
+                let target = path
+                    .zip(asked(head))
+                    .map(|(path, it)| new_target(it.target, path));
+                readdress(head, target.as_deref(), rewrite.host.as_deref());
+            }
+            let changes = changes(&filters.request);
+            changes.apply(head, 0);
+            request.conditional |= changes.are_conditional();
+        }
+    }
+
+    /// Changes the head of an answer. It begins at `from` and is the last thing in `bytes`.
+    pub(super) fn change_answer(&self, bytes: &mut Vec<u8>, from: usize) {
+        for filters in self.filters().rev() {
+            changes(&filters.response).apply(bytes, from);
+        }
+    }
+}
+
+fn changes(fields: &FieldChanges) -> Changes<'_> {
+    Changes {
+        set: &fields.set,
+        add: &fields.add,
+        remove: &fields.remove,
+    }
+}
+
+/// Takes a client to the listener that serves its request.
+fn lead(client: &mut Client, bound: &mut Option<Box<Bound>>, listener: &Arc<ListenerSpec>) {
     if listener.id != client.listener.id {
         *bound = None;
         client.listener = listener.clone();
     }
-    let is_new = |it: &&Target| it.since.elapsed() < FIRST_LOOK;
-    found
-        .filter(is_new)
-        .filter(|_| worker.port(&client.listener).is_none())
-        .cloned()
 }
 
-/// Waits while the Service of a target that was named a moment ago may still be read.
-pub(super) async fn until_known(worker: &Rc<Worker>, client: &Client, target: &Target) {
-    let until = target.since + FIRST_LOOK;
-    while Instant::now() < until {
-        let (port, changed) = worker.watched_port(&client.listener);
-        if port.is_some() {
-            return;
-        }
-        let _ = tokio::time::timeout_at(until.into(), changed).await;
-    }
+fn answer(
+    client: &mut Client,
+    bound: &mut Option<Box<Bound>>,
+    action: Option<Arc<Action>>,
+    (status, reason): (u16, &'static str),
+    location: Option<String>,
+) -> Found {
+    let door = client.door.clone();
+    lead(client, bound, &door);
+    Found::Answer(Box::new(Answer {
+        status,
+        reason,
+        location,
+        action,
+    }))
 }
 
-/// The host and the target of a canonical request head.
-fn asked(head: &[u8]) -> Option<(&str, &str)> {
-    let mut lines = head.split(|byte| *byte == b'\n');
-    let target = lines.next()?.split(|byte| *byte == b' ').nth(1)?;
-    let host = lines.find_map(|line| {
-        let (name, value) = line.split_at_checked(HOST.len())?;
-        name.eq_ignore_ascii_case(HOST).then_some(value)
-    });
+/// Whether the client has asked by HTTPS: here, or at a proxy before this one that is trusted.
+fn is_https(client: &Client, asked: &Asked<'_>) -> bool {
+    let forwarded = field(asked.fields, "x-forwarded-proto");
+    client.stream.is_tls() || forwarded.is_some_and(|it| it.eq_ignore_ascii_case(b"https"))
+}
+
+/// What a canonical request head asks for.
+fn asked(head: &[u8]) -> Option<Asked<'_>> {
+    let end = head.iter().position(|byte| *byte == b'\n')?;
+    let (line, fields) = head.split_at(end + 1);
+    let mut words = line.split(|byte| *byte == b' ');
+    let (method, target) = (words.next()?, words.next()?);
     let text = |bytes| std::str::from_utf8(bytes).ok();
-    Some((text(host?)?.trim(), text(target)?))
+    Some(Asked {
+        host: text(field(fields, "host")?)?,
+        target: text(target)?,
+        method: text(method)?,
+        fields,
+    })
 }
 
-const HOST: &[u8] = b"host:";
-/// How long a Service that was just named may take to be read.
-const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// The value of the first field of this name.
+fn field<'a>(lines: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let mut lines = lines.split(|byte| *byte == b'\n');
+    lines.find_map(|line| {
+        let (begin, rest) = line.split_at_checked(name.len())?;
+        let value = rest.strip_prefix(b":")?;
+        let fits = begin.eq_ignore_ascii_case(name.as_bytes());
+        fits.then(|| value.trim_ascii())
+    })
+}

@@ -13,15 +13,17 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use crate::config::settings::Config;
-use crate::contract::listener::Serves;
+use crate::contract::listener::{FoundBy, Serves};
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
 use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::{EarlyEnd, Refused, first_line};
 use crate::proxy::http::bound::Bound;
+use crate::proxy::http::end::answer_alone;
 use crate::proxy::http::exchange::End;
 use crate::proxy::http::forward::forward;
-use crate::proxy::http::route::{route, until_known};
+use crate::proxy::http::route::{Found, route};
+use crate::proxy::led::until_known;
 use crate::proxy::parting;
 use crate::proxy::relay::Pair;
 use crate::proxy::worker::Worker;
@@ -52,28 +54,51 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
         let end = match read_head(worker, &mut client, &mut bound, timer.as_mut()).await {
             Ok(Parsed {
                 config,
-                request,
-                head,
+                mut request,
+                mut head,
             }) => {
                 if client.spoken == Spoken::Nothing {
                     client.spoken = Spoken::Http1;
                 }
                 let door = client.door.clone();
-                if let Serves::Routes { table, .. } = &door.serves
-                    && let Some(target) = route(worker, &mut client, &mut bound, &head, table)
-                {
-                    Box::pin(until_known(worker, &client, &target)).await;
+                let found = match &door.serves {
+                    Serves::Routes {
+                        table,
+                        by: FoundBy::Request,
+                    } => {
+                        let client = &mut client;
+                        route(worker, client, &mut bound, &mut request, &mut head, table)
+                    }
+                    _ => Found::Forward {
+                        way: None,
+                        since: None,
+                    },
+                };
+                match found {
+                    Found::Forward { way, since } => {
+                        if let Some(since) = since {
+                            Box::pin(until_known(worker, &client, since)).await;
+                        }
+                        Box::pin(forward(
+                            worker,
+                            &mut client,
+                            &mut bound,
+                            config,
+                            request,
+                            head,
+                            way,
+                            timer.as_mut(),
+                        ))
+                        .await
+                    }
+                    Found::Answer(answer) => {
+                        let client = &mut client;
+                        Box::pin(answer_alone(
+                            worker, client, config, &request, head, &answer,
+                        ))
+                        .await
+                    }
                 }
-                Box::pin(forward(
-                    worker,
-                    &mut client,
-                    &mut bound,
-                    config,
-                    request,
-                    head,
-                    timer.as_mut(),
-                ))
-                .await
             }
             Err(HeadEnd::Refused(refused)) => {
                 let reject = refused.reject();
@@ -87,6 +112,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 let timed_out = reject.status == 408;
                 let head_time = worker.config().timeouts.head;
                 let end = EarlyEnd {
+                    route: None,
                     took: if timed_out { head_time } else { Duration::ZERO },
                     line: refused.line(),
                     answer: Some((reject.status, answer.len())),
@@ -104,6 +130,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 if head::has_begun(&client.unread) {
                     let end = EarlyEnd {
                         took: Duration::ZERO,
+                        route: None,
                         line: first_line(&client.unread),
                         answer: None,
                         reason: reason.as_str(),
@@ -333,17 +360,17 @@ impl Client {
         // The listener's own address may be unspecified, or have port 0. The connection's costs a
         // system call, so only a request that may need it asks the kernel. Where the kernel has led
         // the client here, the listener's address is the one that the client asked for.
-        let is_own = self.listener.sockets > 0 && head::may_need_local(bytes);
+        let is_own = self.door.sockets > 0 && head::may_need_local(bytes);
         let local = is_own
             .then(|| self.stream.local().ok())
             .flatten()
-            .unwrap_or(self.listener.address);
+            .unwrap_or(self.door.address);
         let forwarding = head::Forwarding {
             peer,
             local,
             trusted: config.trusted_proxies.iter().any(|net| net.contains(&peer)),
             https: self.stream.is_tls(),
-            allow_connect: self.listener.allow_connect,
+            allow_connect: self.door.allow_connect,
         };
         let mut out = worker.buffer();
         match head::parse_request(bytes, &limits, &forwarding, &mut out) {

@@ -11,7 +11,7 @@ use crate::net::pipe::Broken;
 use crate::net::turns::poll_turn;
 use crate::proxy::http::exchange::{Attempt, Exchange, Lost, ROOM_LEAST, decoded_at_once, is_long};
 use crate::wire::buffer::{SCRATCH, append, empty};
-use crate::wire::message::{Emit, Framing};
+use crate::wire::message::{Emit, Framing, Reject};
 
 impl Exchange<'_> {
     /// Writes head and body to the endpoint. Ready when all is written, or when the endpoint takes
@@ -68,6 +68,7 @@ impl Exchange<'_> {
                         .body
                         .decode(&self.client.unread, emit, &mut self.upload.sent)
                         .map_err(Lost::BadBody)?;
+                    self.bound_length()?;
                     self.client.unread.drain(..n);
                     if self.client.unread.is_empty() {
                         self.client.unread = Vec::new();
@@ -141,6 +142,7 @@ impl Exchange<'_> {
                     .decode(read, emit, &mut self.upload.sent)
                     .map_err(Lost::BadBody)?
             };
+            self.bound_length()?;
             append(&mut self.client.unread, &read[taken..]);
             drop(scratch);
             self.bound_kept(attempt);
@@ -202,6 +204,14 @@ impl Exchange<'_> {
         }
     }
 
+    /// A chunked body may be longer than its route allows. The length of another one was known.
+    fn bound_length(&self) -> Result<(), Lost> {
+        match self.upload.most < self.upload.body.payload() {
+            true => Err(Lost::BadBody(TOO_LARGE)),
+            false => Ok(()),
+        }
+    }
+
     /// A body that exceeds the replay buffer is only passed on from here.
     fn bound_kept(&mut self, attempt: &mut Attempt) {
         if self.upload.whole
@@ -211,3 +221,9 @@ impl Exchange<'_> {
         }
     }
 }
+
+/// A body that is longer than its route allows.
+pub(super) const TOO_LARGE: Reject = Reject {
+    status: 413,
+    reason: "body_too_large",
+};

@@ -7,15 +7,18 @@
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::contract::clock::millis;
 use crate::contract::endpoint::EndpointId;
+use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::DropReason;
 use crate::net::datagrams::Connected;
 use crate::net::socket;
 use crate::proxy::balancer::{self, Avoid, Cost, Origin};
+use crate::proxy::led;
 use crate::proxy::shared::Spare;
 use crate::proxy::source::Source;
 use crate::proxy::udp::sessions::{Door, Flow, Key, Session};
@@ -23,16 +26,26 @@ use crate::proxy::worker::{Routed, Worker};
 
 /// Passes a client's datagram on, or holds it, or drops it.
 pub(super) fn take_in(worker: &Rc<Worker>, door: &Rc<Door>, key: Key, bytes: &[u8]) {
-    let Some(port) = worker.port(&door.spec) else {
-        // Nothing is known of a Service that does not exist, so nobody counts.
-        return;
-    };
-    let session = match worker.udp.find(&key) {
-        Some(session) => session,
-        None => match begin(worker, door, key, &port) {
-            Some(session) => session,
-            None => return port.metrics.dropped(DropReason::NoSession),
-        },
+    let session = worker.udp.find(&key);
+    let known = session.and_then(|it| Some((worker.port(&it.listener)?, it)));
+    let (port, session) = match known {
+        Some(known) => known,
+        None => {
+            let listener = led::of_session(&door.spec, key.client.ip());
+            let Some((port, listener)) = listener.and_then(|it| Some((worker.port(&it)?, it)))
+            else {
+                // Nothing is known of a Service that does not exist, so nobody counts.
+                return;
+            };
+            if let Some(other) = worker.udp.find(&key) {
+                // No route leads to its Service any more.
+                worker.udp.end(&other);
+            }
+            match begin(worker, door, listener, key, &port) {
+                Some(session) => (port, session),
+                None => return port.metrics.dropped(DropReason::NoSession),
+            }
+        }
     };
     if !session.held.borrow().is_empty() || !send(worker, &session, &port, None, bytes) {
         hold(worker, &session, &port, bytes);
@@ -40,7 +53,13 @@ pub(super) fn take_in(worker: &Rc<Worker>, door: &Rc<Door>, key: Key, bytes: &[u
 }
 
 /// A new session, at the cost of another one if there is no place.
-fn begin(worker: &Rc<Worker>, door: &Rc<Door>, key: Key, port: &Rc<Routed>) -> Option<Rc<Session>> {
+fn begin(
+    worker: &Rc<Worker>,
+    door: &Rc<Door>,
+    listener: Arc<ListenerSpec>,
+    key: Key,
+    port: &Rc<Routed>,
+) -> Option<Rc<Session>> {
     let shared = &worker.shared;
     let places = shared.places.load(Ordering::Relaxed);
     let most = worker.config().limits.udp_sessions.min(places / 2);
@@ -64,11 +83,8 @@ fn begin(worker: &Rc<Worker>, door: &Rc<Door>, key: Key, port: &Rc<Routed>) -> O
         }
         is_full = worker.udp.len() >= share;
     };
-    Some(
-        worker
-            .udp
-            .begin(key, door.clone(), port.metrics.clone(), permit?),
-    )
+    let (door, metrics) = (door.clone(), port.metrics.clone());
+    Some(worker.udp.begin(key, door, listener, metrics, permit?))
 }
 
 /// Sends a datagram to the session's endpoint, or to another one if that one has left or refuses.
@@ -284,7 +300,7 @@ fn pass_some(worker: &Rc<Worker>, session: &Rc<Session>, flow: &Rc<Flow>) -> Pas
                 }
             }
             Err(error) if is_refusal(&error) => {
-                if let Some(port) = worker.port(&door.spec) {
+                if let Some(port) = worker.port(&session.listener) {
                     give_up(worker, session, &port, flow);
                 }
                 return Passed::Refused;
@@ -329,7 +345,7 @@ async fn held_out(worker: Rc<Worker>, session: Rc<Session>, port: Rc<Routed>) {
         reason = DropReason::NoEndpoint;
         metrics.held_now.inc();
         while session.is_open() && Instant::now() < expires && !worker.cut.get() {
-            let (port, changed) = worker.watched_port(&session.door.spec);
+            let (port, changed) = worker.watched_port(&session.listener);
             if let Some(port) = port
                 && balancer::has_usable(&port, scope)
             {

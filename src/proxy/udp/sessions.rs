@@ -44,6 +44,8 @@ pub struct Session {
     pub key: Key,
     /// Where its datagrams arrive, and its answers leave.
     pub door: Rc<Door>,
+    /// The listener of the Service that serves it: the door's, or the one that a route has led to.
+    pub listener: Arc<ListenerSpec>,
     /// The metrics of its Service port.
     pub metrics: Arc<ServiceMetrics>,
     /// When it began.
@@ -130,6 +132,7 @@ impl Sessions {
         &self,
         key: Key,
         door: Rc<Door>,
+        listener: Arc<ListenerSpec>,
         metrics: Arc<ServiceMetrics>,
         permit: OwnedSemaphorePermit,
     ) -> Rc<Session> {
@@ -139,6 +142,7 @@ impl Sessions {
         let session = Rc::new(Session {
             key,
             door,
+            listener,
             metrics,
             since: now,
             last: Cell::new(now),

@@ -81,11 +81,11 @@ impl World {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.slices.keys().cloned().collect(),
             Kind::Ingress => self.ingresses.keys().cloned().collect(),
-            Kind::IngressClass => self.classes.keys().cloned().collect(),
             Kind::Gateway(kind) => {
                 let of_kind = self.gateways.keys().filter(|(it, _)| *it == kind);
                 of_kind.map(|(_, name)| name.clone()).collect()
             }
+            Kind::IngressClass => self.classes.keys().cloned().collect(),
             Kind::Pod => self
                 .pods
                 .list

@@ -29,8 +29,8 @@ pub struct World {
     pub(super) api_server: bool,
     pub(super) services: HashMap<ObjectName, ServiceObject>,
     pub(super) ingresses: BTreeMap<ObjectName, IngressObject>,
-    pub(super) classes: BTreeMap<ObjectName, ClassObject>,
     pub(super) gateways: BTreeMap<(GatewayKind, ObjectName), Arc<GatewayObject>>,
+    pub(super) classes: BTreeMap<ObjectName, ClassObject>,
     pub(super) slices: HashMap<ObjectName, Slice>,
     /// For each Service, the names of its slices.
     pub(super) by_service: HashMap<ObjectName, BTreeSet<String>>,
@@ -56,10 +56,10 @@ pub struct Touched {
     pub pods: BTreeSet<String>,
     /// The rules of Ingress objects may differ.
     pub routes: bool,
-    /// Ingress objects of which something may differ, also what their status says.
-    pub ingresses: BTreeSet<ObjectName>,
     /// Objects of the Gateway API may differ.
     pub gateways: bool,
+    /// Ingress objects of which something may differ, also what their status says.
+    pub ingresses: BTreeSet<ObjectName>,
 }
 
 impl World {
