@@ -175,6 +175,7 @@ impl Watches {
             Object::Service(service) => {
                 let is_named = self.in_use.named.contains(&service.name);
                 if is_named == (key.of == Of::Apart) {
+                    self.sought.remove(&service.name);
                     changes.push(Change::Apply(object));
                 }
             }
@@ -211,10 +212,11 @@ impl Watches {
                 // It was deleted, or has lost its label. The second must not cut its clients.
                 if !self.in_use.named.contains(&name) {
                     self.doubtful.insert(name.clone());
-                    self.asked.push(find(self.client.clone(), name).boxed());
+                    self.ask(name);
                 }
             }
             (Kind::Service, _) => {
+                self.sought.remove(&name);
                 if self.in_use.named.contains(&name) {
                     changes.push(Change::Remove(key.kind, name));
                 }
@@ -260,6 +262,25 @@ impl Watches {
         }
     }
 
+    /// Asks whether a Service exists.
+    fn ask(&mut self, name: ObjectName) {
+        let found = find(self.client.clone(), name, self.reader.claim.clone());
+        self.asked.push(found.boxed());
+    }
+
+    /// Looks for a Service that is named from now on. The watch of its namespace may have shown it before,
+    /// when nobody wanted it. Whatever the watch shows meanwhile is newer.
+    pub(super) fn seek(&mut self, name: ObjectName) {
+        let key = Key {
+            kind: Kind::Service,
+            namespace: Some(name.namespace.clone()),
+            of: Of::Apart,
+        };
+        if self.states.contains_key(&key) && self.sought.insert(name.clone()) {
+            self.ask(name);
+        }
+    }
+
     /// Takes in whether a Service that is no longer claimed still exists.
     pub(super) fn take_found(
         &mut self,
@@ -267,6 +288,13 @@ impl Watches {
         found: Option<ServiceObject>,
         changes: &mut Vec<Change>,
     ) {
+        if self.sought.remove(name)
+            && self.in_use.named.contains(name)
+            && let Some(found) = found
+        {
+            changes.push(Change::Apply(Object::Service(found)));
+            return;
+        }
         self.doubtful.remove(name);
         self.is_stale = true;
         if self.claimed.contains(name) || self.in_use.named.contains(name) {
@@ -359,7 +387,11 @@ const RELABELLED: Duration = Duration::from_secs(1);
 
 /// Whether a Service exists, from the API server's cache. Tries until there is an answer. A refusal
 /// counts as no.
-async fn find(client: Client, name: ObjectName) -> (ObjectName, Option<ServiceObject>) {
+async fn find(
+    client: Client,
+    name: ObjectName,
+    claim: Claim,
+) -> (ObjectName, Option<ServiceObject>) {
     let api: Api<Service> = objects(&client, Some(&name.namespace));
     let cached = GetParams {
         resource_version: Some("0".to_owned()),
@@ -367,7 +399,7 @@ async fn find(client: Client, name: ObjectName) -> (ObjectName, Option<ServiceOb
     let mut pauses = Pauses::default();
     loop {
         match api.get_with(&name.name, &cached).await {
-            Ok(found) => return (name, manifest::service(&found, &Claim::default()).ok()),
+            Ok(found) => return (name, manifest::service(&found, &claim).ok()),
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
                 return (name, None);
             }

@@ -91,6 +91,7 @@ pub async fn run(
         streams: SelectAll::new().ready_chunks(CHUNK),
         asked: FuturesUnordered::new(),
         doubtful: BTreeSet::new(),
+        sought: BTreeSet::new(),
         states: BTreeMap::new(),
         number: 0,
         held: Held::default(),
