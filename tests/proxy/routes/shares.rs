@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ebbtide::contract::action::Filters;
+use ebbtide::contract::filters::Filters;
 use ebbtide::contract::listener::FoundBy;
 use ebbtide::contract::policy::Protocol;
 
