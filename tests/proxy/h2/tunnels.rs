@@ -241,7 +241,8 @@ async fn a_websocket_of_http1_is_an_extended_connect_of_http2() {
             soon("an echo", read.read_exact(&mut got)),
             write.write_all(&sent)
         );
-        (read.unwrap(), written.unwrap());
+        read.unwrap();
+        written.unwrap();
         assert!(got == sent, "{length}");
     }
     // The client ends its direction, and still gets what the endpoint has to say.
