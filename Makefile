@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
 .PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
-	compare judges judges-more image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service
+	compare judges judges-more image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service conformance-ingress
 
 help: # this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -89,3 +89,8 @@ conformance-service: image # Kubernetes' own tests of Services, in that cluster:
 	tests/cluster/build.sh conformance
 	tests/cluster/up.sh
 	SHORT=$(SHORT) FOCUS='$(FOCUS)' python3 tests/cluster/conformance.py $(ARGS)
+
+conformance-ingress: image # the conformance suite of Ingress, in that cluster: writes tests/cluster/CONFORMANCE-INGRESS.md
+	tests/cluster/build.sh ingress
+	tests/cluster/up.sh
+	python3 tests/cluster/ingress.py

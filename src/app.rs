@@ -195,7 +195,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         certificates,
         routed: Routed::default(),
         gateways: Gateways::default(),
-        statuses: statuses.clone(),
+        statuses,
         notices,
         messages,
         commands,

@@ -57,7 +57,7 @@ impl raw::Ingress {
             name: format!("ingress-{name}@{ip}"),
             address: SocketAddr::new(ip, port),
             service: ObjectName::new("", "ingress"),
-            port: PortRef::Number(0),
+            port: PortRef::Name(name.to_owned()),
             protocol: Some(Protocol::Http),
             proxy_protocol: false,
             allow_connect: false,

@@ -76,7 +76,7 @@ impl Control {
         };
         let before = self.named();
         let classes = Classes::of(ingress, self.world.classes());
-        let routes = Routes::of(&classes, self.world.ingresses());
+        let routes = Routes::of(&classes, ingress.nginx_keys, self.world.ingresses());
         let secrets_differ = self.routed.take(&routes, &self.shared);
         if secrets_differ {
             self.certificates.of_routes(self.routed.secrets().clone());
@@ -98,10 +98,12 @@ impl Control {
     pub(super) fn say_what_is_unserved(&mut self) {
         let ingress = self.config.ingress.as_ref();
         let classes = ingress.map(|it| Classes::of(it, self.world.classes()));
+        let classes = classes.unwrap_or_default();
+        let nginx = ingress.is_some_and(|it| it.nginx_keys);
         let (world, events, now) = (&self.world, &self.events, Instant::now());
         let is_elected = self.election.is_elected();
         self.unserved
-            .look(world, &classes.unwrap_or_default(), events, is_elected, now);
+            .look(world, (&classes, nginx), events, is_elected, now);
     }
 
     /// Tells what the statuses of all Ingress objects are to be.

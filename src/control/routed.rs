@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::config::settings::{Config, ListenerConfig};
 use crate::config::tls::{ClientCertificates, Tls};
 use crate::contract::address::AddressKind;
+use crate::contract::filters::{Filters, Redirect};
 use crate::contract::listener::{Action, Backends, FoundBy, ListenerId, ListenerSpec, Target};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
@@ -22,7 +23,7 @@ use crate::discovery::object::BackendRef;
 use crate::proxy::shared::Shared;
 use crate::routing::gateway::plan::{Door, Enters, Plan};
 use crate::routing::gateway::rules::Planned;
-use crate::routing::routes::Routes;
+use crate::routing::routes::{Route, Routes};
 
 /// The Service ports to which routes lead, and the listeners of Gateways.
 #[derive(Default)]
@@ -48,25 +49,28 @@ type Targets = BTreeMap<(BackendRef, Option<Protocol>), Target>;
 impl Routed {
     /// Puts the rules of Ingress objects in force. Returns whether the Secrets differ.
     pub(super) fn take(&mut self, routes: &Routes<'_>, shared: &Shared) -> bool {
-        let backends = routes.backends().into_iter();
         let before = std::mem::take(&mut self.ingress);
-        self.ingress = self.targets(before, backends.map(|it| (it, None)));
-        let targets = &self.ingress;
-        let of = |backend: &BackendRef| {
-            let target = targets.get(&(backend.clone(), None))?.clone();
-            Some(Arc::new(Action::serve("".into(), target)))
-        };
-        let mut table = RouteTable::default();
-        for (rule, backend) in &routes.rules {
-            if let Some(action) = of(backend) {
-                table.add(rule, action);
-            }
+        self.ingress = self.targets(before, routes.backends().into_iter());
+        let [mut http, mut https] = [RouteTable::default(), RouteTable::default()];
+        for route in &routes.rules {
+            let action = ingress_action(&self.ingress, route);
+            http.add(&route.rule, or_redirect(&action, route));
+            https.add(&route.rule, action);
         }
-        table.default = routes.default.and_then(of);
-        let owner = (ObjectName::new("", "ingress"), PortRef::Number(0));
-        shared.routes_of(&owner.0, &owner.1).store(Arc::new(table));
-        let secrets = routes.secrets.iter().copied().cloned().collect();
-        self.secrets.insert(owner, secrets) != Some(secrets_of(routes))
+        if let Some(route) = &routes.default {
+            let action = ingress_action(&self.ingress, route);
+            http.default = Some(or_redirect(&action, route));
+            https.default = Some(action);
+        }
+        let owner = ObjectName::new("", "ingress");
+        for (name, table) in [("http", http), ("https", https)] {
+            let port = PortRef::Name(name.to_owned());
+            shared.routes_of(&owner, &port).store(Arc::new(table));
+        }
+        let secrets: Vec<_> = routes.secrets.iter().copied().cloned().collect();
+        let door = (owner, PortRef::Name("https".to_owned()));
+        let before = self.secrets.insert(door, secrets.clone());
+        before != Some(secrets)
     }
 
     /// Puts the plan of Gateways in force. Returns what has listeners that may differ now, and whether the
@@ -208,8 +212,45 @@ impl Routed {
     }
 }
 
-fn secrets_of(routes: &Routes<'_>) -> Vec<ObjectName> {
-    routes.secrets.iter().copied().cloned().collect()
+/// What becomes of the requests of a rule of an Ingress.
+fn ingress_action(targets: &Targets, route: &Route<'_>) -> Arc<Action> {
+    let backends = route.backends.iter().map(|(weight, backend)| {
+        let key = ((*backend).clone(), route.protocol);
+        (*weight, targets.get(&key).cloned())
+    });
+    Arc::new(Action {
+        route: format!("Ingress {}", route.of).into(),
+        backends: Backends {
+            all: backends.collect(),
+            turn: fastrand::u32(..).into(),
+        },
+        filters: filters(&route.filters),
+    })
+}
+
+/// The same without TLS: a redirect, if the rule wants TLS.
+fn or_redirect(action: &Arc<Action>, route: &Route<'_>) -> Arc<Action> {
+    if !route.wants_tls {
+        return action.clone();
+    }
+    let redirect = Redirect {
+        scheme: Some("https".to_owned()),
+        status: 308,
+        ..Redirect::default()
+    };
+    Arc::new(Action {
+        route: action.route.clone(),
+        backends: Backends::default(),
+        filters: filters(&Filters {
+            redirect: Some(redirect),
+            source_ranges: route.filters.source_ranges.clone(),
+            ..Filters::default()
+        }),
+    })
+}
+
+fn filters(all: &Filters) -> Option<Box<Filters>> {
+    (*all != Filters::default()).then(|| Box::new(all.clone()))
 }
 
 /// Ports of TCP and UDP have numbers of their own.

@@ -117,6 +117,8 @@ mod tests {
             default: None,
             secrets: Vec::new(),
             unserved: Vec::new(),
+            tls_hosts: Vec::new(),
+            nginx: Default::default(),
             published: Published {
                 addresses: addresses.iter().map(|it| (*it).to_owned()).collect(),
                 managers: vec![manager.to_owned()],

@@ -52,13 +52,13 @@ impl Unserved {
     pub(super) fn look(
         &mut self,
         world: &World,
-        classes: &Classes,
+        (classes, nginx): (&Classes, bool),
         events: &Events,
         is_elected: bool,
         now: Instant,
     ) {
         if std::mem::take(&mut self.is_stale) {
-            self.judge(world, classes);
+            self.judge(world, classes, nginx);
         }
         let mut waits = false;
         for ((ingress, note), (uid, posted)) in &mut self.known {
@@ -77,12 +77,12 @@ impl Unserved {
         self.next_look = waits.then(|| now + LOOK);
     }
 
-    fn judge(&mut self, world: &World, classes: &Classes) {
+    fn judge(&mut self, world: &World, classes: &Classes, nginx: bool) {
         let (mut before, mut named) = (std::mem::take(&mut self.known), BTreeSet::new());
         for ingress in world.ingresses().filter(|it| classes.have(it)) {
             named.extend(&ingress.secrets);
             let lacks = |secret: &ObjectName| self.lacking.get(secret).cloned();
-            for what in unserved(ingress, |name| world.service(name), lacks) {
+            for what in unserved(ingress, nginx, |name| world.service(name), lacks) {
                 let key = (ingress.name.clone(), what);
                 let is_same = |(uid, _): &(Option<String>, bool)| *uid == ingress.uid;
                 let posted = match before.remove(&key).filter(is_same) {

@@ -81,21 +81,13 @@ impl Watches {
             }
             Watched::Failed(error) => {
                 let is_listed = state.listed;
-                if is_unknown_kind(&key, &error) {
-                    // The watch asks again: the kind may be installed later.
-                    let done = Watched::Done;
-                    return match is_listed {
-                        true => {}
-                        false => self.take(
-                            WatchEvent {
-                                key,
-                                number,
-                                what: done,
-                            },
-                            changes,
-                            errors,
-                        ),
-                    };
+                // What was there once is not given up because of an answer that may be wrong.
+                if is_unknown_kind(&key, &error) && self.held.is_empty(&key) {
+                    state.stream.abort();
+                    let again = Instant::now() + UNINSTALLED.mul_f64(0.5 + fastrand::f64());
+                    self.uninstalled.insert(key.clone(), again);
+                    let what = Watched::Done;
+                    return self.take(WatchEvent { key, number, what }, changes, errors);
                 }
                 state.fail(&key, &error, errors);
                 let all_pods = key.kind == Kind::Pod && key.namespace.is_none();
@@ -256,6 +248,18 @@ impl Watches {
         }
     }
 
+    /// Asks again for kinds that were not installed.
+    pub(super) fn ask_for_uninstalled(&mut self, now: Instant) {
+        let due = self.uninstalled.extract_if(.., |_, at| *at <= now);
+        let due: Vec<Key> = due.map(|(key, _)| key).collect();
+        for key in due {
+            if let Some(state) = self.states.get(&key) {
+                let selector = state.selector.clone();
+                self.start(key, selector);
+            }
+        }
+    }
+
     /// Takes in whether a Service that is no longer claimed still exists.
     pub(super) fn take_found(
         &mut self,
@@ -333,6 +337,9 @@ impl Watches {
         }
     }
 }
+
+/// How long it takes on average until a kind that is not installed is asked for again. Each node asks.
+const UNINSTALLED: Duration = Duration::from_secs(60);
 
 /// Whether the API server has no such kind, as is usual for those of the Gateway API.
 fn is_unknown_kind(key: &Key, error: &watcher::Error) -> bool {

@@ -3,7 +3,9 @@
 //!
 //! Invariant: what is not served is named, and takes nothing from the rest of the object.
 
-use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressClass, IngressSpec};
+use k8s_openapi::api::networking::v1::{
+    Ingress, IngressBackend, IngressClass, IngressSpec, IngressTLS,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 
 use crate::config::value;
@@ -56,6 +58,11 @@ pub fn ingress(ingress: &Ingress) -> Result<IngressObject, Invalid> {
             rules.extend(served.map(|served| (rule, served)));
         }
     }
+    let annotations = metadata.annotations.iter().flatten();
+    let nginx = annotations.filter_map(|(key, value)| {
+        let key = key.strip_prefix("nginx.ingress.kubernetes.io/")?;
+        Some((key.to_owned(), value.clone()))
+    });
     let default = spec.default_backend.as_ref();
     let default = default.map(|found| backend(found, "spec.defaultBackend".to_owned()));
     let default = default.transpose()?.flatten();
@@ -78,10 +85,19 @@ pub fn ingress(ingress: &Ingress) -> Result<IngressObject, Invalid> {
         secrets: secrets
             .map(|it| ObjectName::new(&*name.namespace, it))
             .collect(),
+        tls_hosts: spec.tls.iter().flatten().flat_map(tls_hosts).collect(),
+        nginx: nginx.collect(),
         unserved,
         published: published(ingress),
         name,
     })
+}
+
+fn tls_hosts(tls: &IngressTLS) -> Vec<String> {
+    match tls.hosts.as_deref() {
+        None | Some([]) => vec![String::new()],
+        Some(hosts) => hosts.iter().map(|it| it.to_ascii_lowercase()).collect(),
+    }
 }
 
 /// Reads an IngressClass.

@@ -102,6 +102,7 @@ pub async fn run(
         kept_back: BTreeMap::new(),
         leaving: BTreeMap::new(),
         all_pods: AllPods::Unneeded,
+        uninstalled: BTreeMap::new(),
         is_stale: true,
         problems: Vec::new(),
         synced: false,
@@ -121,6 +122,7 @@ pub async fn run(
         watches.adjust(&mut changes);
         watches.release_late(Instant::now(), &mut changes);
         watches.remove_left(Instant::now(), &mut changes);
+        watches.ask_for_uninstalled(Instant::now());
         watches.retire_saved(&mut changes);
         if watches.needs_saved()
             && let Some(saved) = table.take()

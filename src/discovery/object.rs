@@ -339,6 +339,12 @@ pub struct IngressObject {
     pub default: Option<BackendRef>,
     /// The Secrets with its certificates.
     pub secrets: Vec<ObjectName>,
+    /// The hosts of `spec.tls`. Empty text: an entry without hosts.
+    #[serde(default)]
+    pub tls_hosts: Vec<String>,
+    /// The annotations of ingress-nginx, without the prefix of their names.
+    #[serde(default)]
+    pub nginx: BTreeMap<String, String>,
     /// Each field that asks for what is not served.
     pub unserved: Vec<String>,
     /// What its status says. A saved table does not have it.
@@ -347,6 +353,15 @@ pub struct IngressObject {
 }
 
 impl IngressObject {
+    /// Whether it has TLS for a host.
+    pub fn has_tls(&self, host: Option<&str>) -> bool {
+        let parent = || host?.split_once('.').map(|(_, parent)| parent);
+        self.tls_hosts.iter().any(|it| {
+            let wildcard = it.strip_prefix("*.");
+            it.is_empty() || host == Some(it) || wildcard.is_some() && wildcard == parent()
+        })
+    }
+
     /// Every Service port that it names.
     pub fn backends(&self) -> impl Iterator<Item = &BackendRef> {
         let rules = self.rules.iter().map(|(_, to)| to);

@@ -69,6 +69,8 @@ pub(super) struct Watches {
     /// for.
     pub(super) leaving: BTreeMap<ObjectName, Instant>,
     pub(super) all_pods: AllPods,
+    /// Watches of kinds that the API server does not have, and when they are tried again.
+    pub(super) uninstalled: BTreeMap<Key, Instant>,
     /// Whether something has changed that decides which watches are wanted.
     pub(super) is_stale: bool,
     /// The problems as they were sent last.

@@ -11,6 +11,7 @@ pub mod drains;
 mod entry;
 pub mod gateway;
 mod near;
+pub mod nginx;
 mod port;
 mod reconcile;
 mod registry;

@@ -5,16 +5,27 @@ use std::collections::BTreeSet;
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Transport};
 use crate::discovery::object::{BackendRef, IngressObject, ServiceObject};
+use crate::routing::nginx::{Keys, PREFIX};
 
-/// Each field that asks for what is not served, and each Service, port and Secret that is missing.
-/// `lacks` says what is wrong with a Secret.
+/// Each field and annotation that asks for what is not served, and each Service, port and Secret that is
+/// missing. `nginx`: annotations of ingress-nginx count. `lacks` says what is wrong with a Secret.
 pub fn unserved<'a>(
     ingress: &IngressObject,
+    nginx: bool,
     services: impl Fn(&ObjectName) -> Option<&'a ServiceObject>,
     lacks: impl Fn(&ObjectName) -> Option<String>,
 ) -> Vec<String> {
     let fields = ingress.unserved.iter();
     let mut all: Vec<String> = fields.map(|it| format!("{it} is not served")).collect();
+    if nginx {
+        all.extend(by_nginx(ingress, &services));
+    } else if !ingress.nginx.is_empty() {
+        let keys: Vec<&str> = ingress.nginx.keys().map(String::as_str).collect();
+        let keys = keys.join(", ");
+        all.push(format!(
+            "annotations of ingress-nginx do not count without ingress.keys: nginx: {keys}"
+        ));
+    }
     let backends: BTreeSet<&BackendRef> = ingress.backends().collect();
     all.extend(backends.into_iter().filter_map(|to| {
         let BackendRef { service, port } = to;
@@ -34,6 +45,30 @@ pub fn unserved<'a>(
     all
 }
 
+fn by_nginx<'a>(
+    ingress: &IngressObject,
+    services: &impl Fn(&ObjectName) -> Option<&'a ServiceObject>,
+) -> Vec<String> {
+    let keys = Keys::of(&ingress.nginx);
+    let mut all = keys.unserved.clone();
+    for (rule, to) in &ingress.rules {
+        if keys.apply(rule).is_none() {
+            all.push(format!(
+                "path {} is a regular expression that is not served, and so is its rule",
+                rule.path
+            ));
+        }
+        let has_tls = |it: &ServiceObject| it.annotations.contains_key(BACKEND_TLS);
+        if keys.wants_tls && services(&to.service).is_some_and(|it| !has_tls(it)) {
+            all.push(format!(
+                "{PREFIX}backend-protocol: for TLS to endpoints, set {BACKEND_TLS} on Service {}",
+                to.service
+            ));
+        }
+    }
+    all
+}
+
 fn has_port(service: &ServiceObject, wanted: &PortRef) -> bool {
     let mut ports = service.ports.iter();
     ports.any(|port| {
@@ -44,3 +79,5 @@ fn has_port(service: &ServiceObject, wanted: &PortRef) -> bool {
             }
     })
 }
+
+const BACKEND_TLS: &str = "ebbtide.dev/backend-tls";

@@ -1,6 +1,7 @@
 #!/bin/bash
 # build.sh: builds everything that the lab needs into $LAB/bin and $LAB/images. Keeps what is already built.
 # build.sh conformance: also Kubernetes' own tests of Services, and the images that they use.
+# build.sh ingress: also the conformance suite of Ingress, and the image that it uses.
 # build.sh gateway: also the Gateway API's conformance suite, its kinds, and the images that it uses.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -94,6 +95,13 @@ image redis:7 --entry /redis-server --entry=--protected-mode --entry no --entry=
   # shellcheck disable=SC2046
   image postgres:15 --base "$LAB/postgres/rootfs.tar" --entry "/$pg/bin/postgres" --entry=-D --entry /data $(libraries "$root/$pg/bin/postgres")
 )
+if [ "${1:-}" = ingress ]; then
+  suite=$LAB/ingress-suite
+  [ -d "$suite" ] || git clone -q https://github.com/kubernetes-sigs/ingress-controller-conformance "$suite"
+  [ -x "$LAB/bin/ingress-conformance" ] || (cd "$suite" && nice go test -c -mod=mod -trimpath -o "$LAB/bin/ingress-conformance" .)
+  (cd "$suite" && go build -mod=mod -trimpath -ldflags "-s -w" -o "$LAB/build/echoserver" ./images/echoserver)
+  image_as k8s.gcr.io/ingressconformance/echoserver:v0.0.1 --entry /echoserver "$LAB/build/echoserver=/echoserver"
+fi
 echo "built into $LAB"
 
 # Built once: even a relink takes 10 s. Who changes one of these deletes it.

@@ -219,7 +219,7 @@ impl Reader<'_> {
                 wanted.push(Right::new("list watch", classes, None));
             }
         }
-        if self.config.ingress.is_some() {
+        if self.config.ingress.is_some() || self.config.gateway.is_some() {
             let (leases, own) = (
                 "leases.coordination.k8s.io",
                 self.client.default_namespace(),

@@ -85,11 +85,12 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
         .filter_map(|name| world.merge(name))
         .map(|s| (s.object.name.clone(), s))
         .collect();
-    let classes = config.ingress.as_ref();
-    let classes = classes.map(|it| Classes::of(it, world.classes()));
+    let ingress = config.ingress.as_ref();
+    let classes = ingress.map(|it| Classes::of(it, world.classes()));
     let classes = classes.unwrap_or_default();
-    warnings.extend(routes::warnings(&classes, &world));
-    let routes = Routes::of(&classes, world.ingresses());
+    let nginx = ingress.is_some_and(|it| it.nginx_keys);
+    warnings.extend(routes::warnings(&classes, nginx, &world));
+    let routes = Routes::of(&classes, nginx, world.ingresses());
     Ok(Report {
         text: describe(
             &config,

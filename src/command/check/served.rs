@@ -56,7 +56,7 @@ pub(super) fn served<'a>(
     bound: &[Bound],
     routes: &Routes<'_>,
 ) -> Vec<&'a MergedService> {
-    let routed = routes.backends().into_iter().map(|it| &it.service);
+    let routed = routes.backends().into_iter().map(|(it, _)| &it.service);
     let listened = bound.iter().map(|listener| &listener.service);
     let listened: BTreeSet<&ObjectName> = listened.chain(routed).collect();
     services

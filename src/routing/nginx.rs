@@ -1,0 +1,547 @@
+//! The annotations of ingress-nginx that count with `ingress.keys: nginx`: a pure function of an Ingress.
+//!
+//! Invariants: what is not served is named. An annotation that protects, and that is not served or cannot
+//! be read, closes its Ingress: every request is answered with 403.
+//!
+//! Source: <https://kubernetes.github.io/ingress-nginx/user-guide/nginx-configuration/annotations/>.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::config::value;
+use crate::contract::filters::{Filters, NewPath, Redirect, Rewrite};
+use crate::contract::policy::Protocol;
+use crate::contract::route::Rule;
+
+/// What the annotations of an Ingress ask for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// What is done with every request.
+    pub filters: Filters,
+    /// `ssl-redirect`: whether requests without TLS are redirected, where the Ingress has TLS.
+    pub redirects_to_tls: bool,
+    /// `force-ssl-redirect`: also where it has none.
+    pub always_redirects_to_tls: bool,
+    /// `rewrite-target`.
+    rewrite: Option<String>,
+    /// `use-regex`.
+    is_regex: bool,
+    /// `app-root`: where requests for `/` are redirected.
+    pub app_root: Option<String>,
+    /// `canary`.
+    pub canary: Option<Canary>,
+    /// `backend-protocol`, where endpoints speak HTTP/2 without being asked.
+    pub protocol: Option<Protocol>,
+    /// `backend-protocol`: endpoints speak TLS.
+    pub wants_tls: bool,
+    /// What is not served, in words.
+    pub unserved: Vec<String>,
+    /// What is served in another way than by nginx, in words.
+    pub differs: Vec<String>,
+}
+
+/// A share of the requests of another Ingress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canary {
+    /// `canary-weight` of `total`.
+    pub weight: u32,
+    /// `canary-weight-total`.
+    pub total: u32,
+    /// `canary-by-header`, in lower case.
+    pub header: Option<String>,
+    /// `canary-by-header-value`. `None`: `always` and `never` decide.
+    pub value: Option<String>,
+}
+
+impl Keys {
+    /// Reads annotations, without the prefix of their names.
+    pub fn of(annotations: &BTreeMap<String, String>) -> Self {
+        let mut keys = Self {
+            redirects_to_tls: true,
+            ..Self::default()
+        };
+        let mut closed = false;
+        for (key, value) in annotations {
+            if let Err(what) = keys.take(key, value.trim(), annotations) {
+                let protects = PROTECTS.iter().any(|it| key.starts_with(it));
+                let and = if protects { CLOSED } else { "" };
+                keys.unserved.push(format!("{PREFIX}{key}{what}{and}"));
+                closed |= protects;
+            }
+        }
+        if closed {
+            keys.filters.source_ranges = nobody();
+        }
+        keys
+    }
+
+    /// Takes in one annotation.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words that follow its name.
+    fn take(
+        &mut self,
+        key: &str,
+        value: &str,
+        all: &BTreeMap<String, String>,
+    ) -> Result<(), String> {
+        match key {
+            "ssl-redirect" => self.redirects_to_tls = is_true(value)?,
+            "force-ssl-redirect" => self.always_redirects_to_tls = is_true(value)?,
+            "rewrite-target" => self.rewrite = Some(value.to_owned()).filter(|it| !it.is_empty()),
+            "use-regex" => self.is_regex = is_true(value)?,
+            "proxy-body-size" => self.filters.body_size = body_size(value)?,
+            "whitelist-source-range" | "allowlist-source-range" => {
+                self.filters.source_ranges = ranges(value)?;
+            }
+            "proxy-connect-timeout" => self.connect_timeout(key, value)?,
+            "proxy-read-timeout" | "proxy-send-timeout" => self.idle_timeout(key, value)?,
+            "proxy-next-upstream" => self.next_upstream(key, value)?,
+            "proxy-next-upstream-tries" => {
+                let tries: u32 = number(value)?;
+                let retry = self.filters.retry.get_or_insert_default();
+                // 0: as many as there are endpoints.
+                retry.attempts = tries.checked_sub(1);
+            }
+            "backend-protocol" => self.backend_protocol(value)?,
+            "permanent-redirect" => {
+                let status = match all.get("permanent-redirect-code") {
+                    Some(code) => number(code)
+                        .map_err(|_| ": permanent-redirect-code is not a status".to_owned())?,
+                    None => 301,
+                };
+                self.filters.redirect = Some(redirect(value, status)?);
+            }
+            "temporal-redirect" if !all.contains_key("permanent-redirect") => {
+                self.filters.redirect = Some(redirect(value, 302)?);
+            }
+            "permanent-redirect-code" if all.contains_key("permanent-redirect") => {}
+            "app-root" if value.starts_with('/') => self.app_root = Some(value.to_owned()),
+            "app-root" => return Err(format!(": expected a path, found {value:?}")),
+            "canary" if is_true(value)? => self.canary = Some(Canary::of(all)?),
+            "canary" => {}
+            "canary-weight"
+            | "canary-weight-total"
+            | "canary-by-header"
+            | "canary-by-header-value" => {}
+            "affinity" | "session-cookie-name" => return Err(AFFINITY.to_owned()),
+            _ => return Err(" is not served".to_owned()),
+        }
+        Ok(())
+    }
+
+    fn connect_timeout(&mut self, key: &str, value: &str) -> Result<(), String> {
+        seconds(value)?;
+        self.differs.push(format!(
+            "{PREFIX}{key}: a connect that is not answered within 100 ms is raced by one to another endpoint; \
+             timeouts.connect bounds each, for every Service"
+        ));
+        Ok(())
+    }
+
+    /// nginx bounds the time between two pieces. Here an endpoint that is alive is never cut for being
+    /// slow (contract 1.12), so every bound that nginx allows is kept, and no shorter one is.
+    fn idle_timeout(&mut self, key: &str, value: &str) -> Result<(), String> {
+        if seconds(value)? < NGINX_TIMEOUT {
+            return Err(
+                " is not served: an endpoint that is alive is not cut for being slow; timeouts.request \
+                 bounds a request"
+                    .to_owned(),
+            );
+        }
+        self.differs.push(format!(
+            "{PREFIX}{key}: there is no bound between two pieces of an answer or a request"
+        ));
+        Ok(())
+    }
+
+    fn next_upstream(&mut self, key: &str, value: &str) -> Result<(), String> {
+        let mut codes = Vec::new();
+        for word in value.split_whitespace() {
+            match word {
+                // Always, as far as the method allows it.
+                "error" | "timeout" | "invalid_header" => {}
+                "off" => {
+                    return Err(
+                        ": off is not served: what is lost before its answer has begun is asked for again; \
+                         ebbtide.dev/retry-attempts: \"1\" on the Service ends that"
+                            .to_owned(),
+                    );
+                }
+                "non_idempotent" => {
+                    return Err(
+                        ": non_idempotent is not served; set ebbtide.dev/retry-non-idempotent: always on the \
+                         Service"
+                            .to_owned(),
+                    );
+                }
+                word => match word.strip_prefix("http_").map(str::parse) {
+                    Some(Ok(code)) if (400..600).contains(&code) => codes.push(code),
+                    _ => return Err(format!(": {word:?} is not known")),
+                },
+            }
+        }
+        if !codes.is_empty() {
+            self.filters.retry.get_or_insert_default().codes = codes;
+        }
+        self.differs.push(format!(
+            "{PREFIX}{key}: a request that is lost before its answer has begun is always asked for again, if \
+             its method is idempotent"
+        ));
+        Ok(())
+    }
+
+    fn backend_protocol(&mut self, value: &str) -> Result<(), String> {
+        match value.to_ascii_uppercase().as_str() {
+            "HTTP" | "AUTO_HTTP" => {}
+            "GRPC" => self.protocol = Some(Protocol::Http2),
+            "HTTPS" => self.wants_tls = true,
+            "GRPCS" => (self.wants_tls, self.protocol) = (true, Some(Protocol::Http2)),
+            _ => return Err(format!(": {value} is not served")),
+        }
+        Ok(())
+    }
+
+    /// A rule as these annotations change it, and what is done with its requests. `None`: it is a
+    /// regular expression that is not served.
+    pub fn apply<'a>(&self, rule: &'a Rule) -> Option<(Cow<'a, Rule>, Filters)> {
+        let mut filters = self.filters.clone();
+        let is_literal = !rule.path.contains(REGEX);
+        let Some(target) = &self.rewrite else {
+            return (is_literal || !self.is_regex).then_some((Cow::Borrowed(rule), filters));
+        };
+        if is_literal && !target.contains('$') {
+            let path = Some(NewPath::Full(target.clone()));
+            filters.rewrite = Some(Rewrite { host: None, path });
+            return Some((Cow::Borrowed(rule), filters));
+        }
+        let (prefix, rest) = STRIPPED.iter().find_map(|(end, rest)| {
+            let prefix = rule.path.strip_suffix(end)?;
+            (!prefix.contains(REGEX)).then_some((prefix, rest))
+        })?;
+        let to = target.strip_suffix(rest).filter(|it| !it.contains('$'))?;
+        let path = if prefix.is_empty() { "/" } else { prefix };
+        filters.rewrite = Some(Rewrite {
+            host: None,
+            path: Some(NewPath::Prefix {
+                of: path.to_owned(),
+                to: to.to_owned(),
+            }),
+        });
+        let rule = Rule {
+            path: path.to_owned(),
+            exact: false,
+            ..rule.clone()
+        };
+        Some((Cow::Owned(rule), filters))
+    }
+}
+
+impl Canary {
+    fn of(all: &BTreeMap<String, String>) -> Result<Self, String> {
+        let read = |key: &str, default| match all.get(key) {
+            Some(text) => number(text.trim()).map_err(|what| format!(": {key}{what}")),
+            None => Ok(default),
+        };
+        let (weight, total) = (read("canary-weight", 0)?, read("canary-weight-total", 100)?);
+        let header = all.get("canary-by-header");
+        Ok(Self {
+            weight: weight.min(total),
+            total,
+            header: header.map(|it| it.trim().to_ascii_lowercase()),
+            value: all.get("canary-by-header-value").cloned(),
+        })
+    }
+}
+
+fn is_true(value: &str) -> Result<bool, String> {
+    match value.to_ascii_lowercase().as_str() {
+        "1" | "t" | "true" => Ok(true),
+        "0" | "f" | "false" => Ok(false),
+        _ => Err(format!(": expected true or false, found {value:?}")),
+    }
+}
+
+fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
+    let number = value.parse();
+    number.map_err(|_| format!(": expected a number, found {value:?}"))
+}
+
+/// Seconds, with or without their unit.
+fn seconds(value: &str) -> Result<Duration, String> {
+    let seconds: u64 = number(value.trim_end_matches('s'))?;
+    Ok(Duration::from_secs(seconds))
+}
+
+/// A size as nginx writes it. `None`: no bound.
+fn body_size(value: &str) -> Result<Option<u64>, String> {
+    let lower = value.to_ascii_lowercase();
+    let (digits, unit) = match lower.strip_suffix(['k', 'm', 'g']) {
+        Some(digits) => (digits, lower.as_bytes()[lower.len() - 1]),
+        None => (lower.as_str(), b' '),
+    };
+    let shift = match unit {
+        b'k' => 10,
+        b'm' => 20,
+        b'g' => 30,
+        _ => 0,
+    };
+    let size = digits.trim().parse::<u64>().ok();
+    let size = size.and_then(|it| it.checked_mul(1 << shift));
+    let wrong = || format!(": expected a size such as 8m, found {value:?}");
+    Ok(Some(size.ok_or_else(wrong)?).filter(|size| *size > 0))
+}
+
+fn ranges(value: &str) -> Result<Vec<IpNet>, String> {
+    let texts = value.split(',').map(str::trim).filter(|it| !it.is_empty());
+    let range = |text: &str| {
+        let range = text.parse::<IpNet>().ok();
+        let range = range.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+        range.ok_or_else(|| format!(": {text:?} is not a range such as 10.0.0.0/8"))
+    };
+    let ranges: Vec<IpNet> = texts.map(range).collect::<Result<_, _>>()?;
+    match ranges.is_empty() {
+        true => Err(": expected ranges such as 10.0.0.0/8".to_owned()),
+        false => Ok(ranges),
+    }
+}
+
+/// No client has this address.
+fn nobody() -> Vec<IpNet> {
+    "255.255.255.255/32".parse().into_iter().collect()
+}
+
+/// Reads where requests are redirected: a URL, which may end with `$request_uri`.
+fn redirect(value: &str, status: u16) -> Result<Redirect, String> {
+    let wrong = || format!(": expected a URL such as https://shop.example.com, found {value:?}");
+    if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+        return Err(format!(
+            ": expected 301, 302, 303, 307 or 308, found {status}"
+        ));
+    }
+    let (scheme, rest) = value.split_once("://").ok_or_else(wrong)?;
+    let (url, keeps) = match rest.strip_suffix("$request_uri") {
+        Some(rest) => (rest, true),
+        None => (rest, false),
+    };
+    let (authority, path) = match url.split_once('/') {
+        Some((authority, path)) => (authority, format!("/{path}")),
+        None => (url, "/".to_owned()),
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port.parse().map_err(|_| wrong())?)),
+        None => (authority, None),
+    };
+    if !matches!(scheme, "http" | "https") || !value::host(host) || path.contains(['$', '?']) {
+        return Err(wrong());
+    }
+    Ok(Redirect {
+        scheme: Some(scheme.to_owned()),
+        host: Some(host.to_owned()),
+        path: (!keeps).then_some(NewPath::Full(path)),
+        port,
+        status,
+    })
+}
+
+/// What all of these annotations begin with.
+pub const PREFIX: &str = "nginx.ingress.kubernetes.io/";
+/// Annotations without which others could ask.
+const PROTECTS: &[&str] = &[
+    "auth-",
+    "allowlist-source-range",
+    "whitelist-source-range",
+    "denylist-source-range",
+    "enable-global-auth",
+    "enable-modsecurity",
+    "enable-owasp",
+    "limit-whitelist",
+    "modsecurity-",
+    "satisfy",
+];
+const CLOSED: &str = ", and it protects: every request of this Ingress is answered with 403";
+const AFFINITY: &str = " is not served: requests go to any endpoint";
+/// What makes a path a regular expression.
+const REGEX: [char; 12] = ['(', ')', '[', ']', '{', '}', '*', '+', '?', '|', '^', '$'];
+/// The ends of regular expressions that stand for the rest of a path, and how a target ends that keeps it.
+const STRIPPED: &[(&str, &str)] = &[
+    ("(/|$)(.*)", "$2"),
+    ("(/|$)(.*)$", "$2"),
+    ("/(.*)", "$1"),
+    ("/(.*)$", "$1"),
+    ("/?(.*)", "$1"),
+];
+/// As long as nginx waits by default.
+const NGINX_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::filters::Retry;
+
+    fn keys(all: &[(&str, &str)]) -> Keys {
+        let all = all
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Keys::of(&all.collect())
+    }
+
+    fn unserved(all: &[(&str, &str)]) -> Vec<String> {
+        let all = keys(all).unserved;
+        all.into_iter()
+            .map(|it| it.strip_prefix(PREFIX).unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn what_protects_and_is_not_served_closes_the_ingress() {
+        for (key, value) in [
+            ("auth-url", "http://auth"),
+            ("auth-type", "basic"),
+            ("denylist-source-range", "10.0.0.0/8"),
+            ("whitelist-source-range", "10.0.0.0/8, ten"),
+            ("allowlist-source-range", ""),
+        ] {
+            let keys = keys(&[(key, value)]);
+            assert_eq!(keys.filters.source_ranges, nobody(), "{key}");
+            assert!(keys.unserved[0].ends_with("403"), "{:?}", keys.unserved);
+        }
+        let good = keys(&[("whitelist-source-range", "10.0.0.0/8,192.0.2.1")]);
+        let texts = good.filters.source_ranges.iter().map(ToString::to_string);
+        assert_eq!(texts.collect::<Vec<_>>(), ["10.0.0.0/8", "192.0.2.1/32"]);
+        assert_eq!(keys(&[("server-snippet", "x")]).filters, Filters::default());
+    }
+
+    #[test]
+    fn every_annotation_that_is_not_served_is_named() {
+        assert_eq!(
+            unserved(&[
+                ("affinity", "cookie"),
+                ("proxy-body-size", "8x"),
+                ("proxy-buffering", "on"),
+                ("proxy-connect-timeout", "5"),
+                ("proxy-next-upstream", "error timeout"),
+                ("proxy-read-timeout", "3600"),
+                ("proxy-send-timeout", "5s"),
+                ("ssl-redirect", "maybe"),
+            ]),
+            [
+                "affinity is not served: requests go to any endpoint",
+                "proxy-body-size: expected a size such as 8m, found \"8x\"",
+                "proxy-buffering is not served",
+                "proxy-send-timeout is not served: an endpoint that is alive is not cut for being slow; \
+                 timeouts.request bounds a request",
+                "ssl-redirect: expected true or false, found \"maybe\"",
+            ]
+        );
+        assert_eq!(keys(&[("proxy-read-timeout", "3600")]).differs.len(), 1);
+    }
+
+    #[test]
+    fn sizes_and_retries_are_those_of_nginx() {
+        let size = |text| keys(&[("proxy-body-size", text)]).filters.body_size;
+        assert_eq!(size("8m"), Some(8 << 20));
+        assert_eq!(size("1024"), Some(1024));
+        assert_eq!(size("2G"), Some(2 << 30));
+        assert_eq!(size("0"), None);
+        let wanted = [
+            ("proxy-next-upstream", "error http_503 http_504"),
+            ("proxy-next-upstream-tries", "3"),
+        ];
+        let expected = Retry {
+            codes: vec![503, 504],
+            attempts: Some(2),
+            backoff: None,
+        };
+        assert_eq!(keys(&wanted).filters.retry, Some(expected));
+        let unbounded = keys(&[("proxy-next-upstream-tries", "0")]);
+        assert_eq!(unbounded.filters.retry, Some(Retry::default()));
+        assert_eq!(
+            keys(&[("proxy-next-upstream", "error")]).filters.retry,
+            None
+        );
+    }
+
+    #[test]
+    fn paths_are_rewritten_as_a_whole_or_by_their_prefix() {
+        let rewritten = |path: &str, all: &[(&str, &str)]| {
+            let rule = Rule {
+                path: path.to_owned(),
+                ..Rule::default()
+            };
+            let keys = keys(all);
+            let (rule, filters) = keys.apply(&rule)?;
+            Some((rule.path.clone(), filters.rewrite.and_then(|it| it.path)))
+        };
+        let some = |path: &str, to| Some((path.to_owned(), Some(to)));
+        let full = |to: &str| NewPath::Full(to.to_owned());
+        let prefix = |of: &str, to: &str| NewPath::Prefix {
+            of: of.to_owned(),
+            to: to.to_owned(),
+        };
+        let to = |target| [("rewrite-target", target), ("use-regex", "true")];
+        assert_eq!(rewritten("/a", &to("/")), some("/a", full("/")));
+        assert_eq!(
+            rewritten("/a(/|$)(.*)", &to("/$2")),
+            some("/a", prefix("/a", "/"))
+        );
+        assert_eq!(
+            rewritten("/a/(.*)", &to("/b/$1")),
+            some("/a", prefix("/a", "/b/"))
+        );
+        assert_eq!(
+            rewritten("/(.*)", &to("/b/$1")),
+            some("/", prefix("/", "/b/"))
+        );
+        assert_eq!(rewritten("/a/([0-9]+)/(.*)", &to("/$1")), None);
+        assert_eq!(rewritten("/a(/|$)(.*)", &to("/$1")), None);
+        assert_eq!(rewritten("/a(/|$)(.*)", &to("/$1/$2")), None);
+        assert_eq!(
+            rewritten("/a", &[("use-regex", "true")]),
+            Some(("/a".to_owned(), None))
+        );
+        assert_eq!(rewritten("/a.*", &[("use-regex", "true")]), None);
+        assert_eq!(rewritten("/a.*", &[]), Some(("/a.*".to_owned(), None)));
+    }
+
+    #[test]
+    fn redirects_are_urls() {
+        let read = |url: &str| redirect(url, 301).ok();
+        let expected = |host: &str, path: Option<&str>, port| {
+            Some(Redirect {
+                scheme: Some("https".to_owned()),
+                host: Some(host.to_owned()),
+                path: path.map(|it| NewPath::Full(it.to_owned())),
+                port,
+                status: 301,
+            })
+        };
+        assert_eq!(
+            read("https://a.example"),
+            expected("a.example", Some("/"), None)
+        );
+        assert_eq!(
+            read("https://a.example:8443/b"),
+            expected("a.example", Some("/b"), Some(8443))
+        );
+        assert_eq!(
+            read("https://a.example$request_uri"),
+            expected("a.example", None, None)
+        );
+        for bad in [
+            "a.example",
+            "ftp://a",
+            "https://$host/",
+            "https://a:b",
+            "https://a/b?c",
+            "://",
+        ] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        assert!(redirect("https://a", 200).is_err());
+    }
+}
