@@ -40,6 +40,7 @@ mod proxy {
     mod hold;
     mod ingress;
     mod join;
+    mod nginx;
     mod parting;
     mod real;
     mod receipts;

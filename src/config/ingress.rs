@@ -42,6 +42,12 @@ impl raw::Ingress {
         }
         let nginx_keys = value::off_or("nginx", self.keys);
         let nginx_keys = nginx_keys.map_err(|what| Fault::new("ingress.keys", what))?;
+        let is_text =
+            |text: &String| !text.is_empty() && text.bytes().all(|it| it.is_ascii_graphic());
+        if let Some(bad) = self.server.as_ref().filter(|it| !is_text(it)) {
+            let what = format!("{bad:?} is not the name of a server, expected one such as ebbtide");
+            return Err(Fault::new("ingress.server", what));
+        }
         let tls = Tls {
             certificates: Vec::new(),
             secrets: secret.into_iter().collect(),
@@ -79,6 +85,7 @@ impl raw::Ingress {
             controller,
             nginx_keys,
             publish,
+            server: self.server,
         };
         Ok((ingress, listeners.collect()))
     }

@@ -174,6 +174,8 @@ pub(super) struct Ingress {
     /// The Service, as `namespace/name`, whose load balancer's addresses stand in the status of the
     /// objects instead.
     pub publish_service: Option<String>,
+    /// The field `Server` of each answer of an application, in place of its own. If absent: as it comes.
+    pub server: Option<String>,
 }
 
 /// Which Gateways are served.

@@ -98,6 +98,8 @@ pub struct Ingress {
     pub nginx_keys: bool,
     /// What their status says.
     pub publish: Publish,
+    /// The field `Server` of each answer, in place of the application's.
+    pub server: Option<String>,
 }
 
 impl Ingress {
@@ -108,6 +110,7 @@ impl Ingress {
             controller: "ebbtide.dev/ingress".to_owned(),
             nginx_keys: false,
             publish: Publish::Addresses(Vec::new()),
+            server: None,
         }
     }
 }

@@ -76,7 +76,7 @@ impl Control {
         };
         let before = self.named();
         let classes = Classes::of(ingress, self.world.classes());
-        let routes = Routes::of(&classes, ingress.nginx_keys, self.world.ingresses());
+        let routes = Routes::of(ingress, &classes, self.world.ingresses());
         let secrets_differ = self.routed.take(&routes, &self.shared);
         if secrets_differ {
             self.certificates.of_routes(self.routed.secrets().clone());

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use crate::config::settings::Ingress;
 use crate::contract::filters::{Filters, NewPath, Redirect};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
@@ -43,10 +44,10 @@ pub struct Route<'a> {
 }
 
 impl<'a> Routes<'a> {
-    /// The rules of the objects of these classes. `nginx`: annotations of ingress-nginx count.
+    /// The rules of the objects of these classes.
     pub fn of(
+        config: &Ingress,
         classes: &Classes,
-        nginx: bool,
         all: impl Iterator<Item = &'a IngressObject>,
     ) -> Self {
         let mut ours: Vec<_> = all.filter(|it| classes.have(it)).collect();
@@ -56,10 +57,13 @@ impl<'a> Routes<'a> {
         for ingress in ours {
             let new = ingress.secrets.iter().filter(|it| seen.insert(*it));
             routes.secrets.extend(new);
-            let keys = match nginx {
+            let mut keys = match config.nginx_keys {
                 true => Keys::of(&ingress.nginx),
                 false => Keys::default(),
             };
+            let server = config.server.iter();
+            let server = server.map(|it| ("server".to_owned(), it.clone()));
+            keys.filters.response.set.extend(server);
             match &keys.canary {
                 Some(_) => canaries.push((ingress, keys)),
                 None => routes.add(ingress, &keys),
@@ -183,7 +187,6 @@ const CHALLENGE: &str = "/.well-known/acme-challenge";
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::settings::Ingress;
     use crate::contract::policy::PortRef;
 
     pub(in crate::routing) fn ingress(
@@ -225,7 +228,8 @@ pub(super) mod tests {
             ingress("none", 0, None),
         ];
         let classes = |name| Classes::of(&Ingress::of(name), [].into_iter());
-        let routes = Routes::of(&classes("ebbtide"), false, all.iter());
+        let config = Ingress::of("ebbtide");
+        let routes = Routes::of(&config, &classes("ebbtide"), all.iter());
         let paths: Vec<_> = routes.rules.iter().map(|it| &*it.rule.path).collect();
         assert_eq!(paths, ["/b", "/a", "/c"]);
         assert_eq!(
@@ -236,7 +240,7 @@ pub(super) mod tests {
         assert_eq!(secrets, ["b", "all", "a", "c"]);
         assert_eq!(routes.backends().len(), 3);
         assert_eq!(
-            Routes::of(&classes("x"), false, all.iter()),
+            Routes::of(&config, &classes("x"), all.iter()),
             Routes::default()
         );
     }
@@ -263,8 +267,10 @@ pub(super) mod tests {
                 object
             });
         let objects: Vec<_> = objects.collect();
-        let classes = Classes::of(&Ingress::of("ebbtide"), [].into_iter());
-        let routes = Routes::of(&classes, true, objects.iter());
+        let mut config = Ingress::of("ebbtide");
+        config.nginx_keys = true;
+        let classes = Classes::of(&config, [].into_iter());
+        let routes = Routes::of(&config, &classes, objects.iter());
         let text = |it: &Route<'_>| {
             let to = it
                 .backends

@@ -243,6 +243,7 @@ fn every_field_is_taken_over() {
     let mut ingress = Ingress::of("edge");
     ingress.controller = "edge.example/ingress".to_owned();
     ingress.nginx_keys = true;
+    ingress.server = Some("edge".to_owned());
     ingress.publish = Publish::Addresses(["192.0.2.1", "lb.example"].map(str::to_owned).into());
     assert_eq!(config.ingress, Some(ingress));
     assert_eq!(config.admin, "0.0.0.0:9999".parse().unwrap());

@@ -20,13 +20,13 @@ use crate::support::rig::Rig;
 use crate::support::wait::{eventually, soon};
 
 /// A rule of one path: host, path, path type, Service.
-type Path<'a> = (&'a str, &'a str, &'a str, &'a str);
+pub(super) type Path<'a> = (&'a str, &'a str, &'a str, &'a str);
 
 fn backend(service: &str) -> Value {
     json!({"service": {"name": service, "port": {"number": 80}}})
 }
 
-fn ingress(name: &str, class: &str, paths: &[Path<'_>]) -> Value {
+pub(super) fn ingress(name: &str, class: &str, paths: &[Path<'_>]) -> Value {
     let rules = paths.iter().map(|(host, path, kind, service)| {
         let path = json!({"path": path, "pathType": kind, "backend": backend(service)});
         let mut rule = json!({"http": {"paths": [path]}});
@@ -69,11 +69,11 @@ async fn rig(folder: Folder, more: &str) -> Rig {
     Rig::run(folder, &text).await
 }
 
-fn http(rig: &Rig) -> SocketAddr {
+pub(super) fn http(rig: &Rig) -> SocketAddr {
     rig.running().listener("ingress-http@127.0.0.1").unwrap()
 }
 
-fn https(rig: &Rig) -> SocketAddr {
+pub(super) fn https(rig: &Rig) -> SocketAddr {
     rig.running().listener("ingress-https@127.0.0.1").unwrap()
 }
 
@@ -313,7 +313,7 @@ async fn what_belongs_to_a_client_at_one_service_serves_no_other() {
     );
 }
 
-fn secret(name: &str, pair: &Pair) -> Value {
+pub(super) fn secret(name: &str, pair: &Pair) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
         "metadata": {"name": name, "namespace": "web"},

@@ -85,12 +85,12 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
         .filter_map(|name| world.merge(name))
         .map(|s| (s.object.name.clone(), s))
         .collect();
-    let ingress = config.ingress.as_ref();
-    let classes = ingress.map(|it| Classes::of(it, world.classes()));
-    let classes = classes.unwrap_or_default();
-    let nginx = ingress.is_some_and(|it| it.nginx_keys);
-    warnings.extend(routes::warnings(&classes, nginx, &world));
-    let routes = Routes::of(&classes, nginx, world.ingresses());
+    let mut routes = Routes::default();
+    if let Some(ingress) = &config.ingress {
+        let classes = Classes::of(ingress, world.classes());
+        warnings.extend(routes::warnings(&classes, ingress.nginx_keys, &world));
+        routes = Routes::of(ingress, &classes, world.ingresses());
+    }
     Ok(Report {
         text: describe(
             &config,

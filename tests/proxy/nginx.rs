@@ -1,0 +1,200 @@
+//! Ingress objects with annotations of ingress-nginx: what a client of nginx knows is what it gets here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::proxy::ingress::{Path, add, http, https, ingress, named, secret};
+use crate::proxy::tls::{Authority, connect, trusting};
+use crate::support::folder::Folder;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
+
+/// An Ingress with annotations.
+fn with(name: &str, paths: &[Path<'_>], annotations: &[(&str, &str)]) -> Value {
+    let mut object = ingress(name, "ebbtide", paths);
+    for (key, value) in annotations {
+        let key = format!("nginx.ingress.kubernetes.io/{key}");
+        object["metadata"]["annotations"][key] = json!(value);
+    }
+    object
+}
+
+async fn rig(folder: Folder) -> Rig {
+    let text = "discovery: {files: {path: manifests}}\n\
+                ingress: {addresses: [127.0.0.1], httpPort: 0, httpsPort: 0, keys: nginx, server: edge}\n\
+                admin: {address: '127.0.0.1:0'}\nworkers: 2\n";
+    Rig::run(folder, text).await
+}
+
+/// One request on a connection of its own: the status, and the fields and the body.
+async fn ask(
+    mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin,
+    host: &str,
+    path: &str,
+    more: &str,
+) -> (u16, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{more}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    soon("an answer", stream.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let status = answer[9..12].parse().unwrap();
+    (status, answer)
+}
+
+/// The same on the port without TLS.
+async fn plain(rig: &Rig, host: &str, path: &str, more: &str) -> (u16, String) {
+    let stream = TcpStream::connect(http(rig)).await.unwrap();
+    ask(stream, host, path, more).await
+}
+
+/// An endpoint that answers with the target that it is asked for.
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(echo_on(BufReader::new(stream)));
+        }
+    });
+    address
+}
+
+async fn echo_on(mut stream: BufReader<TcpStream>) {
+    let mut line = String::new();
+    while stream
+        .read_line(&mut line)
+        .await
+        .is_ok_and(|length| length > 0)
+    {
+        let target = line.split(' ').nth(1).unwrap().to_owned();
+        while line != "\r\n" {
+            line.clear();
+            stream.read_line(&mut line).await.unwrap();
+        }
+        let length = target.len();
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nServer: app\r\n\r\n{target}");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        line.clear();
+    }
+}
+
+#[tokio::test]
+async fn requests_are_redirected_rewritten_and_bounded_as_annotations_say() {
+    let folder = Folder::new();
+    let (authority, a) = (Authority::new(), echo().await);
+    add(&folder, "a", a);
+    let mut safe = with("safe", &[("a.example", "/", "Prefix", "a")], &[]);
+    safe["spec"]["tls"] = json!([{"hosts": ["a.example"], "secretName": "s"}]);
+    folder.write("safe.json", &safe);
+    folder.write("s.json", &secret("s", &authority.sign(&["a.example"])));
+    let strip = [("rewrite-target", "/$2"), ("use-regex", "true")];
+    let paths = [("b.example", "/b(/|$)(.*)", "ImplementationSpecific", "a")];
+    folder.write("strip.json", &with("strip", &paths, &strip));
+    let bounded = [("proxy-body-size", "1k"), ("app-root", "/app")];
+    folder.write(
+        "bounded.json",
+        &with("bounded", &[("c.example", "/", "Prefix", "a")], &bounded),
+    );
+    for (name, key, value) in [
+        ("auth", "auth-url", "http://auth.example"),
+        ("away", "allowlist-source-range", "10.0.0.0/8"),
+        ("here", "allowlist-source-range", "127.0.0.0/8"),
+        (
+            "moved",
+            "permanent-redirect",
+            "https://new.example$request_uri",
+        ),
+    ] {
+        let host = format!("{name}.example");
+        let paths = [(host.as_str(), "/", "Prefix", "a")];
+        folder.write(
+            &format!("{name}.json"),
+            &with(name, &paths, &[(key, value)]),
+        );
+    }
+    let rig = rig(folder).await;
+    eventually("the rules", async || {
+        plain(&rig, "here.example", "/", "").await.0 == 200
+    })
+    .await;
+
+    let (status, answer) = plain(&rig, "a.example", "/x?y", "").await;
+    assert!(
+        status == 308 && answer.contains("ocation: https://a.example/x?y\r\n"),
+        "{answer}"
+    );
+    let config = Arc::new(trusting());
+    let safely = connect(https(&rig), "a.example", &config).await.unwrap();
+    let (status, answer) = ask(safely, "a.example", "/x", "").await;
+    assert!(status == 200 && answer.ends_with("/x"), "{answer}");
+    assert!(
+        answer.contains("erver: edge\r\n") && !answer.contains("app\r\n"),
+        "{answer}"
+    );
+
+    for (path, expected) in [("/b", "/"), ("/b/", "/"), ("/b/c?d", "/c?d")] {
+        let (status, answer) = plain(&rig, "b.example", path, "").await;
+        assert!(
+            status == 200 && answer.ends_with(&format!("\r\n\r\n{expected}")),
+            "{path}: {answer}"
+        );
+    }
+    assert_eq!(plain(&rig, "b.example", "/bc", "").await.0, 404);
+
+    let (status, answer) = plain(&rig, "c.example", "/", "").await;
+    assert!(status == 302 && answer.contains("/app\r\n"), "{answer}");
+    assert_eq!(plain(&rig, "c.example", "/x", "").await.0, 200);
+    assert_eq!(
+        plain(&rig, "c.example", "/x", "Content-Length: 1025\r\n")
+            .await
+            .0,
+        413
+    );
+
+    assert_eq!(plain(&rig, "auth.example", "/", "").await.0, 403);
+    assert_eq!(plain(&rig, "away.example", "/", "").await.0, 403);
+    let (status, answer) = plain(&rig, "moved.example", "/x?y", "").await;
+    assert!(
+        status == 301 && answer.contains("https://new.example/x?y\r\n"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_canary_gets_its_share_and_those_who_ask_for_it() {
+    let folder = Folder::new();
+    let (a, b) = (named("a").await, named("b").await);
+    add(&folder, "a", a.address());
+    add(&folder, "b", b.address());
+    let rule = |to| [("a.example", "/", "Prefix", to)];
+    folder.write("main.json", &with("main", &rule("a"), &[]));
+    let canary = [
+        ("canary", "true"),
+        ("canary-weight", "20"),
+        ("canary-by-header", "X-New"),
+    ];
+    folder.write("canary.json", &with("canary", &rule("b"), &canary));
+    let rig = rig(folder).await;
+    let who = async |more: &str| {
+        let (_, answer) = plain(&rig, "a.example", "/", more).await;
+        answer.rsplit("\r\n").next().unwrap().to_owned()
+    };
+    eventually("the canary", async || who("X-New: always\r\n").await == "b").await;
+    let mut canary = 0;
+    for _ in 0..100 {
+        canary += usize::from(who("").await == "b");
+    }
+    assert!((19..=21).contains(&canary), "{canary} of 100");
+    for _ in 0..20 {
+        assert_eq!(who("X-New: always\r\n").await, "b");
+        assert_eq!(who("X-New: never\r\n").await, "a");
+    }
+}
