@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
 .PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
-	compare judges judges-more image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service conformance-ingress
+	compare judges judges-more image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service conformance-ingress conformance-gateway
 
 help: # this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -43,8 +43,8 @@ deny: # licences, sources and bans of every dependency, from deny.toml (cargo-de
 advisories: # known faults of the dependencies; asks for the advisory database (cargo-deny)
 	cargo deny --locked check advisories
 
-bench: # the parts: merge, head, pick, route and drain, with thin LTO; ARGS='--bench head' for one of them
-	cargo bench --locked $(or $(ARGS),--bench merge --bench head --bench pick --bench route --bench drain)
+bench: # the parts: merge, head, pick, route, plan and drain, with thin LTO; ARGS='--bench head' for one of them
+	cargo bench --locked $(or $(ARGS),--bench merge --bench head --bench pick --bench route --bench plan --bench drain)
 
 scale: # what it costs at 5,000 Services; rewrites a part of benches/README.md (unshare, ip; 5 minutes)
 	cargo bench --locked --bench scale -- $(or $(ARGS),--write)
@@ -72,6 +72,12 @@ cluster: # a cluster of real parts on this machine: tests/cluster/README.md (roo
 
 cluster-down: # takes the cluster away again
 	tests/cluster/down.sh
+
+conformance-gateway: image # the Gateway API's own suite in the lab: docs/conformance (Go; 15 minutes). ARGS='-run-test NAME' for one of them
+	tests/cluster/build.sh
+	tests/cluster/build.sh gateway
+	tests/cluster/up.sh
+	python3 tests/cluster/gateway.py $(ARGS)
 
 apiserver-scale: cluster # what many nodes cost an API server: writes tests/cluster/SCALE.md (10 minutes)
 	cargo build --release --locked --example watchers

@@ -18,13 +18,12 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::listener::{self, AdminListener};
 use crate::admin::report::Admin;
 use crate::admin::server;
-use crate::cluster::api;
-use crate::cluster::events::{self, Events};
+use crate::app::feed::{Writing, feed, feed_from_api_server, locate};
+use crate::cluster::events::Events;
 use crate::cluster::writer::{self, Writer};
 use crate::config::fault::Refused;
-use crate::config::settings::{self, Config, Discovery, Publish};
+use crate::config::settings::{Config, Discovery, Publish};
 use crate::contract::name::ObjectName;
-use crate::contract::policy::PortRef;
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::control::addresses::Addresses;
@@ -37,9 +36,9 @@ use crate::control::net_link::{self, Outbox, Reports};
 use crate::control::routed::Routed;
 use crate::control::statuses::Publisher;
 use crate::control::unserved::Unserved;
+use crate::discovery::kubernetes;
 use crate::discovery::manifest::Reader;
-use crate::discovery::source::{InUse, Message};
-use crate::discovery::{files, fixed, kubernetes, published, secrets};
+use crate::discovery::source::InUse;
 use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
@@ -49,6 +48,8 @@ use crate::proxy::shared::{Pace, Shared, Spare, WorkerCommand};
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
+
+mod feed;
 
 /// What to do about an admin address that cannot be bound.
 fn cure(error: &std::io::Error) -> &'static str {
@@ -432,99 +433,6 @@ fn tell_addresses(
     })?;
     let map = shared.addresses.clone();
     Ok(Some(Addresses::new(settings, outbox, map)))
-}
-
-/// Finds the API server. Runs on a thread of its own, since the caller may be inside a runtime.
-fn locate(wanted: &settings::Kubernetes) -> anyhow::Result<kube::Config> {
-    let look = || -> anyhow::Result<kube::Config> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        Ok(runtime.block_on(api::locate(wanted))?)
-    };
-    let located = std::thread::scope(|scope| scope.spawn(look).join());
-    located.map_err(|_| anyhow::anyhow!("reading the kubeconfig has panicked"))?
-}
-
-/// What the API server gets from this process.
-struct Writing {
-    events: events::Queue,
-    writer: Option<Writer>,
-    /// Dropped when it has got all of it.
-    written: std::sync::mpsc::Sender<()>,
-}
-
-/// Reads the API server on a thread of its own: reading a list of 10,000 endpoints must delay no
-/// drain.
-fn feed_from_api_server(
-    api_server: kube::Config,
-    wanted: kubernetes::Wanted,
-    publish: Option<ObjectName>,
-    out: mpsc::Sender<Message>,
-    writing: Writing,
-    metrics: Arc<Metrics>,
-) -> anyhow::Result<()> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let server = api_server.cluster_url.to_string();
-    let connected = {
-        let _inside = runtime.enter();
-        api::connect(api_server)?
-    };
-    std::thread::Builder::new()
-        .name("discovery".into())
-        .spawn(move || {
-            let errors = move |kind| metrics.discovery_errors.with_label_values(&[kind]).inc();
-            runtime.spawn(events::run(
-                connected.0.clone(),
-                writing.events,
-                errors.clone(),
-            ));
-            let client = connected.0.clone();
-            let writer = writing
-                .writer
-                .map(|it| runtime.spawn(it.run(client, errors.clone())));
-            let (silence, in_use) = (wanted.settings.silence, wanted.in_use.clone());
-            let client = connected.0.clone();
-            runtime.spawn(secrets::run(client, silence, in_use, out.clone()));
-            if let Some(service) = publish {
-                let client = connected.0.clone();
-                runtime.spawn(published::run(client, silence, service, out.clone()));
-            }
-            runtime.block_on(kubernetes::run(connected, server, wanted, out, errors));
-            // It has resigned, because the control loop has ended.
-            if let Some(writer) = writer {
-                let _ = runtime.block_on(writer);
-            }
-            drop(writing.written);
-        })?;
-    Ok(())
-}
-
-/// Runs a source other than the API server, until the control loop has ended.
-async fn feed(config: Arc<Config>, out: mpsc::Sender<Message>, metrics: Arc<Metrics>) {
-    match &config.discovery {
-        Discovery::Files { path } => {
-            files::watch(path.clone(), Reader::of(&config), out, move |kind| {
-                metrics.discovery_errors.with_label_values(&[kind]).inc()
-            })
-            .await;
-        }
-        Discovery::Kubernetes(_) => {} // See `feed_from_api_server`.
-        Discovery::Static { to } => {
-            for listener in &config.listeners {
-                let PortRef::Number(port) = listener.port else {
-                    continue;
-                };
-                let changes = fixed::fixed(&listener.service, port, to);
-                let _ = out
-                    .send(Message::Changes {
-                        received: Instant::now(),
-                        changes,
-                    })
-                    .await;
-            }
-            let _ = out.send(Message::Synced).await;
-            out.closed().await;
-        }
-    }
 }
 
 /// Turns signals into commands: SIGTERM and SIGINT shut down, SIGHUP reads the configuration again.

@@ -11,6 +11,7 @@ pub mod descriptors;
 pub mod event_loop;
 pub mod gateways;
 pub mod listeners;
+mod messages;
 pub mod net_link;
 mod probes;
 mod reload;

@@ -1,0 +1,74 @@
+//! What the control loop does with a message of the source.
+//!
+//! Invariant: the changes of a message are in force as a whole before anything else is looked at.
+
+use std::time::Instant;
+
+use crate::config::settings::Discovery;
+use crate::control::event_loop::Control;
+use crate::discovery::source::Message;
+use crate::routing::change::Chores;
+use crate::routing::world::objects::Touched;
+
+impl Control {
+    /// Takes in a message of the source. Its changes are in force when this returns.
+    pub(super) fn on_message(&mut self, message: Message) -> Chores {
+        match message {
+            Message::Changes { received, changes } => {
+                let mut touched = Touched::default();
+                for change in changes {
+                    self.world.apply(change, received, &mut touched);
+                }
+                if touched.routes {
+                    touched.services.append(&mut self.reroute());
+                }
+                if touched.gateways {
+                    self.gateways.note();
+                }
+                self.gateways.touched(&touched.services, &self.world);
+                self.publish(&touched.ingresses);
+                if touched.routes || !touched.services.is_empty() {
+                    self.unserved.touch(received);
+                }
+                self.table.apply(&self.world, &touched, received)
+            }
+            Message::Certificate { secret, found } => {
+                let known = found.as_ref().map(drop).map_err(String::clone);
+                self.gateways.secret(&secret, known);
+                self.unserved.secret(&secret, &found, Instant::now());
+                self.certificates.secret(secret, found);
+                Chores::default()
+            }
+            Message::Synced => {
+                // A folder shows all that it has. The API server reports each Secret.
+                if matches!(self.config.discovery, Discovery::Files { .. }) {
+                    self.certificates.all_secrets_are_known();
+                    self.gateways.all_secrets_are_known();
+                }
+                self.health.update(|health| health.synced = true);
+                self.rebind_all();
+                self.publish_all();
+                self.plan()
+            }
+            Message::Standing(standing) => {
+                self.health.update(|health| health.standing = standing);
+                self.rebind_all();
+                Chores::default()
+            }
+            Message::Published(addresses) => {
+                if self.publisher.take(addresses) {
+                    self.publish_all();
+                }
+                Chores::default()
+            }
+            Message::PodRanges(ranges) => {
+                self.shared.note_inside(&self.config.inside, Some(ranges));
+                Chores::default()
+            }
+            Message::Problems(problems) => {
+                self.health.report(problems);
+                Chores::default()
+            }
+        }
+    }
+}
