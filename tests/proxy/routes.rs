@@ -24,6 +24,7 @@ use crate::support::rig::Rig;
 use crate::support::wait::eventually;
 
 mod answers;
+mod logged;
 mod requests;
 mod shares;
 mod whole;
