@@ -61,7 +61,7 @@ fuzz_target!(|data: &[u8]| {
         let ours = name.as_str().starts_with("x-forwarded-")
             || matches!(
                 name.as_str(),
-                "te" | "cookie" | "content-length" | "sec-websocket-key"
+                "te" | "cookie" | "content-length" | "sec-websocket-key" | "upgrade"
             );
         let same = |it: &HeaderValue| it.as_bytes().trim_ascii() == value.as_bytes();
         assert!(

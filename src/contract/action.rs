@@ -74,7 +74,7 @@ impl Backends {
         }
         let total: u64 = self.all.iter().map(|(weight, _)| u64::from(*weight)).sum();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let at = u128::from(turn.wrapping_mul(GOLDEN)) * u128::from(total) >> 32;
+        let at = (u128::from(turn.wrapping_mul(GOLDEN)) * u128::from(total)) >> 32;
         let mut end = 0;
         self.all.iter().position(|(weight, _)| {
             end += u128::from(*weight);

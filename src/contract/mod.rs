@@ -4,7 +4,6 @@
 //!
 //! Nothing here opens a socket or reads a file, and nothing here knows where endpoints come from.
 
-pub mod action;
 pub mod address;
 pub mod affinity;
 pub mod backend;
@@ -14,6 +13,7 @@ pub mod clock;
 pub mod counters;
 pub mod endpoint;
 pub mod endpoint_list;
+pub mod filters;
 pub mod hold;
 pub mod inside;
 pub mod latency;

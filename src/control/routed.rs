@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
 use crate::config::tls::{ClientCertificates, Tls};
-use crate::contract::action::{Action, Backends, Filters, Redirect, Target};
 use crate::contract::address::AddressKind;
-use crate::contract::listener::{FoundBy, ListenerId, ListenerSpec};
+use crate::contract::filters::{Filters, Redirect};
+use crate::contract::listener::{Action, Backends, FoundBy, ListenerId, ListenerSpec, Target};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
 use crate::contract::route::RouteTable;

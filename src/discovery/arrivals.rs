@@ -81,21 +81,13 @@ impl Watches {
             }
             Watched::Failed(error) => {
                 let is_listed = state.listed;
-                if is_unknown_kind(&key, &error) {
-                    // The watch asks again: the kind may be installed later.
-                    let done = Watched::Done;
-                    return match is_listed {
-                        true => {}
-                        false => self.take(
-                            WatchEvent {
-                                key,
-                                number,
-                                what: done,
-                            },
-                            changes,
-                            errors,
-                        ),
-                    };
+                // What was there once is not given up because of an answer that may be wrong.
+                if is_unknown_kind(&key, &error) && self.held.is_empty(&key) {
+                    state.stream.abort();
+                    let again = Instant::now() + UNINSTALLED.mul_f64(0.5 + fastrand::f64());
+                    self.uninstalled.insert(key.clone(), again);
+                    let what = Watched::Done;
+                    return self.take(WatchEvent { key, number, what }, changes, errors);
                 }
                 state.fail(&key, &error, errors);
                 let all_pods = key.kind == Kind::Pod && key.namespace.is_none();
@@ -183,6 +175,7 @@ impl Watches {
             Object::Service(service) => {
                 let is_named = self.in_use.named.contains(&service.name);
                 if is_named == (key.of == Of::Apart) {
+                    self.sought.remove(&service.name);
                     changes.push(Change::Apply(object));
                 }
             }
@@ -219,10 +212,11 @@ impl Watches {
                 // It was deleted, or has lost its label. The second must not cut its clients.
                 if !self.in_use.named.contains(&name) {
                     self.doubtful.insert(name.clone());
-                    self.asked.push(find(self.client.clone(), name).boxed());
+                    self.ask(name);
                 }
             }
             (Kind::Service, _) => {
+                self.sought.remove(&name);
                 if self.in_use.named.contains(&name) {
                     changes.push(Change::Remove(key.kind, name));
                 }
@@ -256,6 +250,37 @@ impl Watches {
         }
     }
 
+    /// Asks again for kinds that were not installed.
+    pub(super) fn ask_for_uninstalled(&mut self, now: Instant) {
+        let due = self.uninstalled.extract_if(.., |_, at| *at <= now);
+        let due: Vec<Key> = due.map(|(key, _)| key).collect();
+        for key in due {
+            if let Some(state) = self.states.get(&key) {
+                let selector = state.selector.clone();
+                self.start(key, selector);
+            }
+        }
+    }
+
+    /// Asks whether a Service exists.
+    fn ask(&mut self, name: ObjectName) {
+        let found = find(self.client.clone(), name, self.reader.claim.clone());
+        self.asked.push(found.boxed());
+    }
+
+    /// Looks for a Service that is named from now on. The watch of its namespace may have shown it before,
+    /// when nobody wanted it. Whatever the watch shows meanwhile is newer.
+    pub(super) fn seek(&mut self, name: ObjectName) {
+        let key = Key {
+            kind: Kind::Service,
+            namespace: Some(name.namespace.clone()),
+            of: Of::Apart,
+        };
+        if self.states.contains_key(&key) && self.sought.insert(name.clone()) {
+            self.ask(name);
+        }
+    }
+
     /// Takes in whether a Service that is no longer claimed still exists.
     pub(super) fn take_found(
         &mut self,
@@ -263,6 +288,13 @@ impl Watches {
         found: Option<ServiceObject>,
         changes: &mut Vec<Change>,
     ) {
+        if self.sought.remove(name)
+            && self.in_use.named.contains(name)
+            && let Some(found) = found
+        {
+            changes.push(Change::Apply(Object::Service(found)));
+            return;
+        }
         self.doubtful.remove(name);
         self.is_stale = true;
         if self.claimed.contains(name) || self.in_use.named.contains(name) {
@@ -334,6 +366,9 @@ impl Watches {
     }
 }
 
+/// How long it takes on average until a kind that is not installed is asked for again. Each node asks.
+const UNINSTALLED: Duration = Duration::from_secs(60);
+
 /// Whether the API server has no such kind, as is usual for those of the Gateway API.
 fn is_unknown_kind(key: &Key, error: &watcher::Error) -> bool {
     let is_404 =
@@ -352,7 +387,11 @@ const RELABELLED: Duration = Duration::from_secs(1);
 
 /// Whether a Service exists, from the API server's cache. Tries until there is an answer. A refusal
 /// counts as no.
-async fn find(client: Client, name: ObjectName) -> (ObjectName, Option<ServiceObject>) {
+async fn find(
+    client: Client,
+    name: ObjectName,
+    claim: Claim,
+) -> (ObjectName, Option<ServiceObject>) {
     let api: Api<Service> = objects(&client, Some(&name.namespace));
     let cached = GetParams {
         resource_version: Some("0".to_owned()),
@@ -360,7 +399,7 @@ async fn find(client: Client, name: ObjectName) -> (ObjectName, Option<ServiceOb
     let mut pauses = Pauses::default();
     loop {
         match api.get_with(&name.name, &cached).await {
-            Ok(found) => return (name, manifest::service(&found, &Claim::default()).ok()),
+            Ok(found) => return (name, manifest::service(&found, &claim).ok()),
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
                 return (name, None);
             }

@@ -45,6 +45,12 @@ impl Held {
         names.insert(name.clone());
     }
 
+    /// Whether a watch shows no object.
+    pub(super) fn is_empty(&self, key: &Key) -> bool {
+        let names = self.0.get(&Shower::Watch(key.clone()));
+        names.is_none_or(BTreeSet::is_empty)
+    }
+
     /// Notes that a watch no longer shows an object. Returns whether nothing shows it now.
     pub(super) fn hide(&mut self, key: &Key, name: &ObjectName) -> bool {
         let names = self.0.get_mut(&Shower::Watch(key.clone()));

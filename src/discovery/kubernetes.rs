@@ -91,6 +91,7 @@ pub async fn run(
         streams: SelectAll::new().ready_chunks(CHUNK),
         asked: FuturesUnordered::new(),
         doubtful: BTreeSet::new(),
+        sought: BTreeSet::new(),
         states: BTreeMap::new(),
         number: 0,
         held: Held::default(),
@@ -102,6 +103,7 @@ pub async fn run(
         kept_back: BTreeMap::new(),
         leaving: BTreeMap::new(),
         all_pods: AllPods::Unneeded,
+        uninstalled: BTreeMap::new(),
         is_stale: true,
         problems: Vec::new(),
         synced: false,
@@ -121,6 +123,7 @@ pub async fn run(
         watches.adjust(&mut changes);
         watches.release_late(Instant::now(), &mut changes);
         watches.remove_left(Instant::now(), &mut changes);
+        watches.ask_for_uninstalled(Instant::now());
         watches.retire_saved(&mut changes);
         if watches.needs_saved()
             && let Some(saved) = table.take()

@@ -22,7 +22,8 @@ impl Watches {
         let start = Some(self.started + self.settings.patience)
             .filter(|at| !self.synced && *at > Instant::now());
         let begins = Some(self.begins).filter(|_| self.is_stale);
-        let leaving = self.leaving.values().copied();
+        let leaving = self.leaving.values().chain(self.uninstalled.values());
+        let leaving = leaving.copied();
         waiting.chain(start).chain(begins).chain(leaving).min()
     }
 

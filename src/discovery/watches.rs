@@ -50,6 +50,8 @@ pub(super) struct Watches {
     pub(super) asked: FuturesUnordered<BoxFuture<'static, (ObjectName, Option<ServiceObject>)>>,
     /// The names of these Services.
     pub(super) doubtful: BTreeSet<ObjectName>,
+    /// Services that are named since the watch of their namespace was listed.
+    pub(super) sought: BTreeSet<ObjectName>,
     pub(super) states: BTreeMap<Key, State>,
     /// Counts the watches that were started.
     pub(super) number: u64,
@@ -69,6 +71,8 @@ pub(super) struct Watches {
     /// for.
     pub(super) leaving: BTreeMap<ObjectName, Instant>,
     pub(super) all_pods: AllPods,
+    /// Watches of kinds that the API server does not have, and when they are tried again.
+    pub(super) uninstalled: BTreeMap<Key, Instant>,
     /// Whether something has changed that decides which watches are wanted.
     pub(super) is_stale: bool,
     /// The problems as they were sent last.
@@ -361,15 +365,19 @@ impl Watches {
     pub(super) fn take_use(&mut self, in_use: InUse, changes: &mut Vec<Change>) {
         self.is_stale = true;
         let before = std::mem::replace(&mut self.in_use, in_use);
-        for name in before.named {
-            if self.in_use.named.contains(&name) {
-                continue;
-            }
+        let (old, now) = (&before.named, &self.in_use.named);
+        let left: Vec<ObjectName> = old.difference(now).cloned().collect();
+        let new: Vec<ObjectName> = now.difference(old).cloned().collect();
+        for name in left {
+            self.sought.remove(&name);
             // From now on, the watch of claimed Services speaks for this one.
             match self.claimed.contains(&name) {
                 true => self.list_again(&name),
                 false => _ = self.let_go.entry(name).or_default(),
             }
+        }
+        for name in new {
+            self.seek(name);
         }
         let InUse { named, routed, .. } = &self.in_use;
         self.let_go.retain(|name, unused| {

@@ -8,10 +8,8 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use crate::contract::action::{Action, Routes, Target};
-use crate::contract::listener::{FoundBy, ListenerSpec, Serves};
+use crate::contract::listener::{Action, FoundBy, ListenerSpec, Routes, Serves, Target};
 use crate::contract::reason::CloseReason;
 use crate::proxy::client::Client;
 use crate::proxy::sni::{self, Hello};
@@ -62,9 +60,7 @@ pub(super) async fn lead(
         client.stream.reset_on_close();
         return Err(CloseReason::NoEndpoint);
     };
-    if since.elapsed() < FIRST_LOOK {
-        until_known(worker, client, since).await;
-    }
+    worker.until_known(&client.listener, since).await;
     action.ok_or(CloseReason::NoEndpoint)
 }
 
@@ -86,18 +82,3 @@ fn target(action: &Action, client: IpAddr) -> Option<&Target> {
     }
     action.backends.all[action.backends.choose()?].1.as_ref()
 }
-
-/// Waits while a Service that was named at `since` may still be read.
-pub(super) async fn until_known(worker: &Rc<Worker>, client: &Client, since: Instant) {
-    let until = since + FIRST_LOOK;
-    while Instant::now() < until {
-        let (port, changed) = worker.watched_port(&client.listener);
-        if port.is_some() {
-            return;
-        }
-        let _ = tokio::time::timeout_at(until.into(), changed).await;
-    }
-}
-
-/// How long a Service that was just named may take to be read.
-pub(super) const FIRST_LOOK: Duration = Duration::from_secs(2);

@@ -15,9 +15,8 @@ use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::contract::action::Action;
 use crate::contract::counters::{Counter, ServiceMetrics};
-use crate::contract::listener::{FoundBy, Serves};
+use crate::contract::listener::{Action, FoundBy, Serves};
 use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;

@@ -20,11 +20,10 @@ use rustc_hash::FxHashMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::config::settings::Config;
-use crate::contract::action::Routes;
 use crate::contract::address::AddressMap;
 use crate::contract::endpoint::{EndpointId, Leaving};
 use crate::contract::inside::Inside;
-use crate::contract::listener::{ListenerId, ListenerSpec};
+use crate::contract::listener::{ListenerId, ListenerSpec, Routes};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Scope};
 use crate::contract::snapshot::Published;

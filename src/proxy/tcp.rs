@@ -7,9 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use crate::contract::action::Action;
 use crate::contract::endpoint::Lease;
-use crate::contract::listener::ListenerSpec;
+use crate::contract::listener::{Action, ListenerSpec};
 use crate::contract::reason::CloseReason;
 use crate::observe::access_log::{AccessEntry, AccessLog};
 use crate::proxy::balancer::{Avoid, Cost};

@@ -162,6 +162,18 @@ impl Worker {
         (port, changed)
     }
 
+    /// Waits while the Service of a listener that was named at `since` may still be read.
+    pub async fn until_known(&self, spec: &ListenerSpec, since: Instant) {
+        let until = since + FIRST_LOOK;
+        while Instant::now() < until {
+            let (port, changed) = self.watched_port(spec);
+            if port.is_some() {
+                return;
+            }
+            let _ = tokio::time::timeout_at(until.into(), changed).await;
+        }
+    }
+
     /// The newest configuration.
     pub fn config(&self) -> Rc<Config> {
         self.config.borrow().clone()
@@ -332,6 +344,8 @@ impl Deref for Routed {
     }
 }
 
+/// How long a Service that was just named may take to be read.
+pub(super) const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// How many buffers are kept for reuse.
 const BUFFERS: usize = 128;
 /// Turns between two looks at the sockets. A look costs little beside one such turn.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::config::value;
-use crate::contract::action::{Filters, NewPath, Redirect, Rewrite};
+use crate::contract::filters::{Filters, NewPath, Redirect, Rewrite};
 use crate::contract::policy::Protocol;
 use crate::contract::route::Rule;
 
@@ -381,7 +381,7 @@ const NGINX_TIMEOUT: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::action::Retry;
+    use crate::contract::filters::Retry;
 
     fn keys(all: &[(&str, &str)]) -> Keys {
         let all = all

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::config::settings::Ingress;
-use crate::contract::action::{Filters, NewPath, Redirect};
+use crate::contract::filters::{Filters, NewPath, Redirect};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Protocol;
 use crate::contract::route::{Rule, Wants};

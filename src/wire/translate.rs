@@ -10,6 +10,9 @@
 use std::io::Write;
 use std::mem::MaybeUninit;
 
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 
@@ -148,6 +151,8 @@ fn write_cookies(fields: &HeaderMap, out: &mut Vec<u8>) {
 ///
 /// # Errors
 /// HTTP/2 has no such request: its target is none of RFC 3986.
+///
+/// A request for a WebSocket keeps its field `Upgrade`: see [`connect_websocket`].
 pub fn read_request(text: &[u8], https: bool) -> Result<Option<Read<Request<()>>>, Reject> {
     const BAD: Reject = Reject::bad("bad_target");
     let mut lines: Lines<'_> = [const { MaybeUninit::uninit() }; MAX_HEADERS];
@@ -178,11 +183,45 @@ pub fn read_request(text: &[u8], https: bool) -> Result<Option<Read<Request<()>>
         let value = HeaderValue::from_static("trailers");
         request.headers_mut().insert(header::TE, value);
     }
+    if fields.websocket && *request.method() == Method::GET {
+        let value = HeaderValue::from_static("websocket");
+        request.headers_mut().insert(header::UPGRADE, value);
+    }
     Ok(Some(Read {
         head: request,
         framing,
         length,
     }))
+}
+
+/// Takes the wish for a WebSocket out of a request that was read from text. If the receiver knows extended
+/// CONNECT, the request becomes one (RFC 8441 section 5), and what a granted upgrade is answered with is
+/// returned. Otherwise it stays an ordinary request, as one whose upgrade is not granted.
+pub fn connect_websocket(request: &mut Request<()>, is_known: bool) -> Option<String> {
+    request.headers_mut().remove(header::UPGRADE)?;
+    if !is_known {
+        return None;
+    }
+    *request.method_mut() = Method::CONNECT;
+    let key = request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+    let key = key.as_ref().map_or(&[][..], HeaderValue::as_bytes);
+    // RFC 6455 section 4.2.2.
+    let text = [key, b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"].concat();
+    let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &text);
+    Some(BASE64_STANDARD.encode(hash))
+}
+
+/// Appends the head of the answer that grants an upgrade to a WebSocket, where an extended CONNECT has
+/// had this answer. `accept` comes from [`connect_websocket`].
+pub fn write_websocket(fields: &HeaderMap, accept: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
+    for (name, value) in fields {
+        if !is_hop(name) && name != header::CONTENT_LENGTH && name != header::SEC_WEBSOCKET_ACCEPT {
+            write_line(out, name.as_str(), value.as_bytes());
+        }
+    }
+    write_line(out, "sec-websocket-accept", accept.as_bytes());
+    out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n\r\n");
 }
 
 /// Appends a response head as text. `ends`: no body follows. `head_only`: the request was HEAD.
@@ -279,6 +318,8 @@ struct ReadFields<'a> {
     map: HeaderMap,
     host: Option<&'a [u8]>,
     trailers: bool,
+    /// An upgrade to a WebSocket is asked for.
+    websocket: bool,
 }
 
 fn read_fields<'a>(lines: &[httparse::Header<'a>]) -> (ReadFields<'a>, Framing) {
@@ -286,6 +327,7 @@ fn read_fields<'a>(lines: &[httparse::Header<'a>]) -> (ReadFields<'a>, Framing) 
         map: HeaderMap::with_capacity(lines.len()),
         host: None,
         trailers: false,
+        websocket: false,
     };
     let mut framing = Framing::None;
     for line in lines {
@@ -296,6 +338,10 @@ fn read_fields<'a>(lines: &[httparse::Header<'a>]) -> (ReadFields<'a>, Framing) 
             header::HOST => fields.host = Some(line.value),
             header::TRANSFER_ENCODING => framing = Framing::Chunked,
             header::TE => fields.trailers = list(line.value).any(|it| it == b"trailers"),
+            header::UPGRADE => {
+                let is = |it: &[u8]| it.eq_ignore_ascii_case(b"websocket");
+                fields.websocket = list(line.value).any(is);
+            }
             _ if is_hop(&name) => {}
             name => {
                 // A line's value has none of the bytes that a field's may not have.

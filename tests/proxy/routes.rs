@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use ebbtide::contract::action::{Action, Backends, Filters, Routes, Target};
-use ebbtide::contract::listener::{FoundBy, ListenerId, ListenerSpec, Serves};
+use ebbtide::contract::filters::Filters;
+use ebbtide::contract::listener::{
+    Action, Backends, FoundBy, ListenerId, ListenerSpec, Routes, Serves, Target,
+};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol, Transport};
 use ebbtide::contract::route::{RouteTable, Rule};

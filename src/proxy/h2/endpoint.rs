@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
+use h2::ext::Protocol;
 use http::{Method, Request};
 
 use crate::net::socket::Peer;
@@ -22,7 +23,9 @@ use crate::proxy::h2::carrier;
 use crate::proxy::h2::flow::{Beginning, Inflow, Outflow, broken, take};
 use crate::wire::answer::write_answer;
 use crate::wire::message::Framing;
-use crate::wire::translate::{Read, read_request, write_response};
+use crate::wire::translate::{
+    Read, connect_websocket, read_request, write_response, write_websocket,
+};
 
 /// A stream of a connection to an endpoint.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ struct State {
     partial: Beginning,
     request: Sending,
     head_only: bool,
+    /// What a WebSocket's upgrade is granted with, if the request asks for one.
+    accept: Option<String>,
     /// What is left of the response's head.
     head: Vec<u8>,
     response: Receiving,
@@ -69,6 +74,7 @@ impl EndpointStream {
                 partial: Beginning::default(),
                 request,
                 head_only: false,
+                accept: None,
                 head: Vec::new(),
                 response: Receiving::Due,
                 refused: false,
@@ -163,7 +169,14 @@ impl State {
         let Sending::Due(send) = &mut self.request else {
             return Ok(());
         };
-        let (request, framing) = (read.head, read.framing);
+        let (mut request, mut framing) = (read.head, read.framing);
+        let is_known = send.is_extended_connect_protocol_enabled();
+        self.accept = connect_websocket(&mut request, is_known);
+        if self.accept.is_some() {
+            let protocol = Protocol::from_static("websocket");
+            request.extensions_mut().insert(protocol);
+            framing = Framing::UntilClose;
+        }
         self.head_only = request.method() == Method::HEAD;
         let ends = matches!(framing, Framing::None | Framing::Counted(0));
         match send.send_request(request, ends) {
@@ -202,8 +215,16 @@ impl State {
                         let (parts, recv) = response.into_parts();
                         let ends = recv.is_end_stream();
                         let (status, fields) = (parts.status, &parts.headers);
-                        let framing =
-                            write_response(status, fields, ends, self.head_only, &mut self.head);
+                        let granted = self.accept.take().filter(|_| status.is_success());
+                        let framing = match granted {
+                            Some(accept) => {
+                                write_websocket(fields, &accept, &mut self.head);
+                                Framing::UntilClose
+                            }
+                            None => {
+                                write_response(status, fields, ends, self.head_only, &mut self.head)
+                            }
+                        };
                         let body = Inflow::new(recv, framing);
                         self.response = Receiving::Body(self.carried.0.bodies.add(body));
                         Ok(())

@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::settings::Config;
-use crate::contract::action::Action;
 use crate::contract::endpoint::{Endpoint, Lease};
+use crate::contract::listener::Action;
 use crate::contract::reason::{CloseReason, GrpcClass};
 use crate::observe::access_log::AccessEntry;
 use crate::proxy::client::Client;

@@ -5,7 +5,7 @@
 //!
 //! Source: <https://gateway-api.sigs.k8s.io/reference/spec/#httproutefilter>.
 
-use crate::contract::action::{NewPath, Redirect};
+use crate::contract::filters::{NewPath, Redirect};
 use crate::contract::route::without_port;
 
 /// Where a client has asked.

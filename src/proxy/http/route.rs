@@ -8,14 +8,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::contract::action::{Action, FieldChanges, Filters, Retry, Routes, Target};
-use crate::contract::listener::ListenerSpec;
+use crate::contract::filters::{FieldChanges, Filters, Retry};
+use crate::contract::listener::{Action, ListenerSpec, Routes, Target};
 use crate::contract::route::Asked;
 use crate::proxy::client::Client;
 use crate::proxy::http::bound::Bound;
 use crate::proxy::http::filters::{Place, leads_back, location, new_target};
-use crate::proxy::led::FIRST_LOOK;
-use crate::proxy::worker::Worker;
+use crate::proxy::worker::{FIRST_LOOK, Worker};
 use crate::wire::change::{Changes, readdress};
 use crate::wire::message::{Framing, Request};
 
@@ -25,7 +24,7 @@ pub(super) enum Found {
     Forward {
         /// What its route asks for, or what the access log is to say of it.
         way: Option<Box<Way>>,
-        /// Its Service is not known yet, and was named at this time.
+        /// Its Service is not known yet, and was named at this time: see [`Worker::until_known`].
         since: Option<Instant>,
     },
     /// It is answered here.

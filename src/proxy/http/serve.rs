@@ -23,7 +23,6 @@ use crate::proxy::http::end::answer_alone;
 use crate::proxy::http::exchange::End;
 use crate::proxy::http::forward::forward;
 use crate::proxy::http::route::{Found, route};
-use crate::proxy::led::until_known;
 use crate::proxy::parting;
 use crate::proxy::relay::Pair;
 use crate::proxy::worker::Worker;
@@ -77,7 +76,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 match found {
                     Found::Forward { way, since } => {
                         if let Some(since) = since {
-                            Box::pin(until_known(worker, &client, since)).await;
+                            Box::pin(worker.until_known(&client.listener, since)).await;
                         }
                         Box::pin(forward(
                             worker,

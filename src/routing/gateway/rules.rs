@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::contract::action::{FieldChanges, Filters, NewPath, Redirect, Retry, Rewrite};
+use crate::contract::filters::{FieldChanges, Filters, NewPath, Redirect, Retry, Rewrite};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{PortRef, Protocol};
 use crate::contract::route::{Rule, Wants};

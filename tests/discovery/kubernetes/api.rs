@@ -6,7 +6,7 @@
 #[path = "api/answers.rs"]
 mod answers;
 #[path = "api/objects.rs"]
-mod objects;
+pub mod objects;
 #[path = "api/reader.rs"]
 mod reader;
 #[path = "api/serve.rs"]
@@ -40,6 +40,10 @@ pub enum Kind {
     Ingresses,
     /// IngressClasses, where Ingress objects are served.
     Classes,
+    /// Objects of the Gateway API, where they are served. Its other kinds are not installed.
+    GatewayClasses,
+    Gateways,
+    HttpRoutes,
 }
 
 pub const CLAIM: &str = "service.kubernetes.io/service-proxy-name";
@@ -220,7 +224,7 @@ impl Api {
                     }
                 }
             }
-            Kind::Pods | Kind::Secrets | Kind::Ingresses | Kind::Classes => state.put(object),
+            _ => state.put(object),
         }
         drop(state);
         self.shared.notify();
@@ -500,6 +504,6 @@ fn is_second(kind: Kind, selector: Option<&str>) -> bool {
     match kind {
         Kind::Services => selector.starts_with("metadata.name="),
         Kind::Slices => selector.contains(CLAIM),
-        Kind::Pods | Kind::Secrets | Kind::Ingresses | Kind::Classes => false,
+        _ => false,
     }
 }

@@ -196,12 +196,12 @@ async fn a_cut_or_ended_watch_is_resumed_from_where_it_was() {
             api.order(kind, order);
             eventually("resumed", async || api.count(kind, Verb::Watch) > watches).await;
             match kind {
-                Kind::Secrets | Kind::Ingresses | Kind::Classes => unreachable!(),
                 Kind::Services => api.apply(&service("another")),
                 Kind::Slices => {
                     api.apply(&slice("s", "shop", &[terminating(1, "p1"), ready(2, "p2")]))
                 }
                 Kind::Pods => api.apply(&deleting(pod("p1"), &api, 30, 30)),
+                _ => unreachable!(),
             }
             api.lift(kind, Verb::Watch);
             if kind != Kind::Services {

@@ -40,6 +40,11 @@ async fn services_are_read_while_an_ingress_of_the_class_leads_to_them() {
     // Endpoints of a Service that is named alone are followed.
     api.apply(&slice("s-other", "other", &[ready(8, "other-2")]));
     eventually("its new endpoint", async || rig.usable("other") == [8]).await;
+    // A third changes no watch, and the watch of the namespace has shown it already.
+    add(&api, "third", 9);
+    rig.shop(&[1, 2]).await;
+    api.apply(&ingress("c", "ebbtide", "third"));
+    eventually("the third Service", async || rig.usable("third") == [9]).await;
     api.delete(Kind::Ingresses, "web", "a");
     eventually("the end of the first", async || rig.port("shop").is_none()).await;
     assert_eq!(rig.usable("other"), [8]);

@@ -65,7 +65,6 @@ async fn any_order_between_the_kinds_and_any_repetition_end_in_the_same_table() 
         for kind in order {
             api.release(*kind);
             eventually("reported", async || match kind {
-                Kind::Secrets | Kind::Ingresses | Kind::Classes => unreachable!(),
                 Kind::Services => rig.port("marker-2").is_some(),
                 Kind::Slices => rig
                     .port("marker")
@@ -82,6 +81,7 @@ async fn any_order_between_the_kinds_and_any_repetition_end_in_the_same_table() 
                         .any(|it| it.pod.as_deref() == Some("m"))
                         || !rig.usable("marker").contains(&100)
                 }
+                _ => unreachable!(),
             })
             .await;
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ebbtide::contract::action::{Filters, Retry};
+use ebbtide::contract::filters::{Filters, Retry};
 use http::Response;
 
 use super::{filtered, http, rig, serve, table};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use ebbtide::contract::action::{FieldChanges, Filters, NewPath, Redirect, Rewrite};
+use ebbtide::contract::filters::{FieldChanges, Filters, NewPath, Redirect, Rewrite};
 use ebbtide::contract::policy::Protocol;
 use http::request::Parts;
 

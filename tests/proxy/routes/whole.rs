@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ebbtide::contract::action::{Action, Filters};
-use ebbtide::contract::listener::FoundBy;
+use ebbtide::contract::filters::Filters;
+use ebbtide::contract::listener::{Action, FoundBy};
 use ebbtide::contract::policy::{Protocol, Transport};
 use ebbtide::contract::route::Rule;
 use rustls::ClientConnection;

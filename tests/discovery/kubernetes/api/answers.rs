@@ -9,7 +9,9 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use serde_json::{Value, json};
 
-use super::objects::{answer, bookmark, decoded, gone, half, place, selects, shown, status};
+use super::objects::{
+    GATEWAYS, answer, bookmark, decoded, gone, half, place, selects, shown, status,
+};
 use super::reader::Reader;
 use super::{Api, Asked, Fault, Kind, Verb, is_second};
 
@@ -99,6 +101,13 @@ impl Api {
             });
         }
         let Some((kind, namespace)) = place(&path).filter(|_| request.method() == "GET") else {
+            // Who serves Gateways asks for kinds that are not installed.
+            if path.contains(GATEWAYS) || path == "/api/v1/namespaces" {
+                return Ok(status(
+                    404,
+                    "the server could not find the requested resource",
+                ));
+            }
             self.lock()
                 .complaints
                 .push(format!("{} {path}", request.method()));
@@ -266,6 +275,9 @@ impl Api {
             Kind::Secrets => ("v1", "SecretList"),
             Kind::Ingresses => ("networking.k8s.io/v1", "IngressList"),
             Kind::Classes => ("networking.k8s.io/v1", "IngressClassList"),
+            Kind::GatewayClasses => (GATEWAYS, "GatewayClassList"),
+            Kind::Gateways => (GATEWAYS, "GatewayList"),
+            Kind::HttpRoutes => (GATEWAYS, "HTTPRouteList"),
         };
         answer(
             200,

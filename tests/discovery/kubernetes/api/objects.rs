@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 
 use super::{CLAIM, Kind};
 
+/// The version of the Gateway API's objects.
+pub const GATEWAYS: &str = "gateway.networking.k8s.io/v1";
+
 /// Sets or removes the label of a claim.
 pub(super) fn set_label(slice: &mut Value, claim: Value) {
     let Some(labels) = slice["metadata"]["labels"].as_object_mut() else {
@@ -26,6 +29,9 @@ pub(super) fn kind_of(object: &Value) -> Kind {
         "Secret" => Kind::Secrets,
         "Ingress" => Kind::Ingresses,
         "IngressClass" => Kind::Classes,
+        "GatewayClass" => Kind::GatewayClasses,
+        "Gateway" => Kind::Gateways,
+        "HTTPRoute" => Kind::HttpRoutes,
         other => panic!("{other}"),
     }
 }
@@ -48,7 +54,7 @@ pub(super) fn shown(kind: Kind, object: &Value, listed: bool) -> Value {
         Kind::Pods => json!({
             "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"].take(),
         }),
-        Kind::Services | Kind::Slices | Kind::Secrets | Kind::Ingresses | Kind::Classes => {
+        _ => {
             if let Some(fields) = object.as_object_mut().filter(|_| listed) {
                 fields.remove("apiVersion");
                 fields.remove("kind");
@@ -66,6 +72,9 @@ pub(super) fn bookmark(kind: Kind, version: &str) -> Value {
         Kind::Secrets => ("v1", "Secret"),
         Kind::Ingresses => ("networking.k8s.io/v1", "Ingress"),
         Kind::Classes => ("networking.k8s.io/v1", "IngressClass"),
+        Kind::GatewayClasses => (GATEWAYS, "GatewayClass"),
+        Kind::Gateways => (GATEWAYS, "Gateway"),
+        Kind::HttpRoutes => (GATEWAYS, "HTTPRoute"),
     };
     let metadata = json!({"resourceVersion": version});
     let object = json!({"apiVersion": api_version, "kind": of, "metadata": metadata});
@@ -136,6 +145,9 @@ pub(super) fn place(path: &str) -> Option<(Kind, Option<String>)> {
         ("discovery", "endpointslices") => Kind::Slices,
         ("networking", "ingresses") => Kind::Ingresses,
         ("networking", "ingressclasses") => Kind::Classes,
+        ("gateway.networking", "gatewayclasses") => Kind::GatewayClasses,
+        ("gateway.networking", "gateways") => Kind::Gateways,
+        ("gateway.networking", "httproutes") => Kind::HttpRoutes,
         _ => return None,
     };
     Some((kind, namespace))

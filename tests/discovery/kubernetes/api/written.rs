@@ -70,9 +70,10 @@ impl Api {
         else {
             return Err(request);
         };
-        let Some((kind, Some(namespace))) = place(collection) else {
+        let Some((kind, namespace)) = place(collection) else {
             return Err(request);
         };
+        let namespace = namespace.unwrap_or_default();
         let kind_of_patch = request.headers()["content-type"]
             .to_str()
             .unwrap()
