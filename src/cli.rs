@@ -60,6 +60,9 @@ pub(crate) enum Command {
         /// Show what would be served, and what would be lost, if this Service were claimed
         #[arg(long, value_name = "NAMESPACE/NAME", value_parser = value::service)]
         claim: Vec<ObjectName>,
+        /// Show for each Ingress of ingress-nginx what would differ if Ebbtide served it
+        #[arg(long, value_name = "CONTROLLER")]
+        migrate: Option<Controller>,
     },
     /// Show on this machine what Ebbtide does: a sample application, load and a rolling update
     ///
@@ -111,6 +114,12 @@ pub(crate) enum Command {
     /// The demo's application process
     #[command(hide = true)]
     SampleApp(ebbtide::command::demo::sample::Args),
+}
+
+/// Whose Ingress objects `check --migrate` looks at.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Controller {
+    Nginx,
 }
 
 const NET_SOCKET: &str = "/run/ebbtide/net.sock";

@@ -38,8 +38,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let _log = log::init();
             app::run(config, None)?;
         }
-        Command::Check { config, claim } => {
-            let report = check::run::check(&config, &claim)?;
+        Command::Check {
+            config,
+            claim,
+            migrate,
+        } => {
+            let report = check::run::check(&config, &claim, migrate.is_some())?;
             cli::print(&report.text)?;
             report
                 .problems

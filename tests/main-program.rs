@@ -17,4 +17,5 @@ mod program {
     mod deploy;
     mod docs;
     mod drill;
+    mod migrate;
 }

@@ -5,6 +5,7 @@
 //! would run, but perhaps not as meant, is a warning. What only a running proxy can know is left
 //! out: a port that cannot be bound, or an endpoint that does not accept connections.
 
+mod migrate;
 pub mod run;
 
 mod certificates;

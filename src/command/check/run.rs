@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::command::check::seen::Seen;
 use crate::command::check::served::{self, Services};
-use crate::command::check::{certificates, cluster, routes, warnings};
+use crate::command::check::{certificates, cluster, migrate, routes, warnings};
 use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
@@ -30,12 +30,15 @@ pub struct Report {
 }
 
 /// Reads a configuration, and the manifests or the API server that it names. The Services in `claim`
-/// count as claimed.
+/// count as claimed. `from_nginx`: reports what would differ for the Ingress objects of ingress-nginx.
 ///
 /// # Errors
 /// [`crate::config::fault::Error`] and [`crate::config::fault::Refused`].
-pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
-    let config = Config::load(file)?;
+pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Result<Report> {
+    let mut config = Config::load(file)?;
+    if from_nginx {
+        migrate::moved(&mut config);
+    }
     let (mut seen, mut world) = match &config.discovery {
         Discovery::Files { path } => {
             let (objects, secrets, problems) = files::read_folder(path, &Reader::of(&config));
@@ -85,21 +88,25 @@ pub fn check(file: &Path, claim: &[ObjectName]) -> anyhow::Result<Report> {
         .filter_map(|name| world.merge(name))
         .map(|s| (s.object.name.clone(), s))
         .collect();
-    let mut routes = Routes::default();
+    let (mut routes, mut moved) = (Routes::default(), String::new());
     if let Some(ingress) = &config.ingress {
         let classes = Classes::of(ingress, world.classes());
-        warnings.extend(routes::warnings(&classes, ingress.nginx_keys, &world));
+        match from_nginx {
+            true => moved = migrate::report(&classes, &world),
+            false => warnings.extend(routes::warnings(&classes, ingress.nginx_keys, &world)),
+        }
         routes = Routes::of(ingress, &classes, world.ingresses());
     }
+    let described = describe(
+        &config,
+        &services,
+        &routes,
+        &|name, transport| world.slice_ports(name, transport),
+        heading,
+        warnings,
+    );
     Ok(Report {
-        text: describe(
-            &config,
-            &services,
-            &routes,
-            &|name, transport| world.slice_ports(name, transport),
-            heading,
-            warnings,
-        ),
+        text: described + &moved,
         problems,
     })
 }
