@@ -18,8 +18,7 @@ use crate::proxy::worker::Worker;
 /// Leads a connection to the listener that serves it, and returns its action.
 ///
 /// # Errors
-/// No route is for it, or its route leads nowhere. A client of TLS is told that its name is not known;
-/// others see a reset.
+/// No route is for it, or its route leads nowhere. The client sees a reset.
 pub(super) async fn lead(
     worker: &Rc<Worker>,
     client: &mut Client,
@@ -47,7 +46,7 @@ pub(super) async fn lead(
     if action.is_none()
         && let Some(name) = &name
     {
-        return Err(sni::refuse_name(worker, client, name).await);
+        return Err(sni::refuse_name(worker, client, name));
     }
     let target = action
         .as_deref()

@@ -8,13 +8,11 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::time::Duration;
 
 use rustls::server::Acceptor;
 
 use crate::contract::reason::CloseReason;
 use crate::proxy::client::Client;
-use crate::proxy::http::serve::linger;
 use crate::proxy::tls::{HANDSHAKE, failed, first_bytes};
 use crate::proxy::worker::Worker;
 use crate::text::one_line;
@@ -51,15 +49,12 @@ pub(super) async fn hello(worker: &Rc<Worker>, client: &mut Client) -> Result<He
     Ok(named.map_or(Hello::Nameless, Hello::Named))
 }
 
-/// Tells a client that nobody here has the name that it asks for.
-pub(super) async fn refuse_name(worker: &Worker, client: &mut Client, name: &str) -> CloseReason {
+/// Refuses a client because nobody here has the name that it asks for. It sees a reset and no alert: who
+/// passes TLS on does not speak it, and the Gateway API's suite takes an alert for an endpoint's answer.
+pub(super) fn refuse_name(worker: &Worker, client: &mut Client, name: &str) -> CloseReason {
+    client.stream.reset_on_close();
     let cause = format!("no route is for the name `{}`", one_line(name));
-    let reason = failed(worker, client, cause);
-    let told = client.stream.write_all(&UNRECOGNIZED_NAME);
-    if let Ok(Ok(())) = tokio::time::timeout(TELL, told).await {
-        linger(worker, client).await;
-    }
-    reason
+    failed(worker, client, cause)
 }
 
 /// The name that the client asks for, if it asks for one.
@@ -90,8 +85,3 @@ async fn name(worker: &Worker, client: &mut Client) -> Result<Option<String>, Cl
         }
     }
 }
-
-/// A fatal alert in a record of its own (RFC 8446 section 6.2, RFC 6066 section 3).
-const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 112];
-/// How long that may take.
-const TELL: Duration = Duration::from_secs(1);
