@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::proxy::ingress::{add, ask, named, none, ok, until};
+use crate::proxy::play::{Act, Play, Turn};
 use crate::support::folder::Folder;
 use crate::support::rig::Rig;
 
@@ -86,4 +87,40 @@ async fn routes_lead_the_requests_of_a_gateway_on_and_follow_changes() {
         rig.running().listener(&name).is_none()
     })
     .await;
+}
+
+/// An application of one pod is asked again, too.
+#[tokio::test]
+async fn an_answer_of_the_only_endpoint_is_asked_for_again() {
+    let folder = Folder::new();
+    let ill_first = |turn: Turn| {
+        let status = if turn.number % 3 < 2 { 500 } else { 200 };
+        Act::Say(format!("HTTP/1.1 {status} X\r\nContent-Length: 1\r\n\r\na").into())
+    };
+    let a = Play::start(ill_first).await;
+    add(&folder, "a", a.address());
+    let port = free_port();
+    folder.write("class.json", &class());
+    let listener = json!({"name": "http", "port": port, "protocol": "HTTP"});
+    folder.write("edge.json", &gateway("edge", json!([listener])));
+    let rule = |path: &str, retry: Value| {
+        json!({"matches": [{"path": {"type": "PathPrefix", "value": path}}],
+            "retry": retry, "backendRefs": backends(&["a"])})
+    };
+    let rules = json!({"rules": [
+        rule("/thrice", json!({"codes": [500], "attempts": 3})),
+        rule("/twice", json!({"codes": [500], "attempts": 1})),
+    ]});
+    folder.write("route.json", &route("HTTPRoute", "shop", "edge", rules));
+    let rig = rig(folder).await;
+    let name = format!("web/gateway/edge:{port}@127.66.0.1");
+    let to = rig.running().listener(&name).unwrap();
+    let mut client = TcpStream::connect(to).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(ask(&mut client, "x", "/thrice", "").await, ok("a"));
+    }
+    assert_eq!(
+        ask(&mut client, "x", "/twice", "").await,
+        (500, "a".to_owned())
+    );
 }
