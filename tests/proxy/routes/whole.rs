@@ -143,7 +143,7 @@ async fn names(rig: &Rig) -> Table {
 }
 
 #[tokio::test]
-async fn tls_is_passed_on_by_its_name_and_an_unknown_name_is_refused_as_such() {
+async fn tls_is_passed_on_by_its_name_and_an_unknown_name_is_reset() {
     let rig = rig("").await;
     let table = names(&rig).await;
     let (door, routes) = open(&rig, FoundBy::Name, Protocol::Tcp, table.clone()).await;
