@@ -185,7 +185,7 @@ impl<'a> Routes<'a> {
 const CHALLENGE: &str = "/.well-known/acme-challenge";
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::routing) mod tests {
     use super::*;
     use crate::contract::policy::PortRef;
 

@@ -2,6 +2,7 @@
 //! order and grace periods. The kustomizations, the Helm chart, the image and the Dockerfile must
 //! agree. No manifest is applied here: `tests/cluster` does that.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -670,6 +671,76 @@ fn only_the_secrets_that_listeners_name_may_be_read() {
     assert_eq!(allowed.collect::<Vec<_>>(), expected);
     for binding in of("RoleBinding") {
         assert_eq!(binding["roleRef"]["name"], "ebbtide-certificates");
+    }
+}
+
+/// What rules allow to do with objects of networking.k8s.io.
+fn on_ingresses(rules: &Value) -> BTreeSet<(String, String)> {
+    let rules = rules.as_array().unwrap().iter();
+    let rules = rules.filter(|it| it["apiGroups"][0] == "networking.k8s.io");
+    let each = rules.flat_map(|rule| {
+        let resources = rule["resources"].as_array().unwrap().iter();
+        resources.map(|it| (it.to_string(), rule["verbs"].to_string()))
+    });
+    each.collect()
+}
+
+/// With `config.ingress`, the chart grants what `deploy/kustomize/ingress` grants, under its own names.
+#[test]
+fn the_chart_serves_ingress_objects_where_that_is_configured() {
+    let kustomize = documents(&read("deploy/kustomize/ingress/rbac.yaml"));
+    let of_kind = |all: &[Value], kind: &str| -> Vec<Value> {
+        let found = all.iter().filter(|it| it["kind"] == kind);
+        found.cloned().collect()
+    };
+    let election = &of_kind(&kustomize, "Role")[0];
+    assert_eq!(election["metadata"]["namespace"], "ebbtide-system");
+    assert_eq!(election["rules"][1]["resourceNames"], json!(["ebbtide"]));
+    let granted = &of_kind(&kustomize, "ClusterRole")[0]["rules"];
+    assert_eq!(
+        granted[1],
+        json!({"apiGroups": ["networking.k8s.io"], "resources": ["ingresses/status"], "verbs": ["patch"]})
+    );
+    let Some(helm) = tool("helm") else {
+        return println!("SKIPPED: the rest: helm is not installed");
+    };
+    for kind in ["DaemonSet", "Deployment"] {
+        let mut arguments = vec!["template", "ebbtide", "deploy/helm/ebbtide"];
+        arguments.extend(["--namespace", "edge", "--kube-version", "1.35.0", "--set"]);
+        let kind = format!("kind={kind}");
+        arguments.extend([&kind, "--set-json", r#"config.ingress={"class": "edge"}"#]);
+        arguments.extend([
+            "--set-json",
+            r#"ingressClass={"default": true, "secrets": ["shop/tls"]}"#,
+        ]);
+        arguments.extend(["--set", "fullnameOverride=edge"]);
+        let all = rendered(&helm, &arguments);
+        let class = &of_kind(&all, "IngressClass")[0];
+        assert_eq!(class["metadata"]["name"], "edge");
+        assert_eq!(class["spec"]["controller"], "ebbtide.dev/ingress");
+        let roles = of_kind(&all, "Role");
+        let role = |name: &str| {
+            roles
+                .iter()
+                .find(|it| it["metadata"]["name"] == name)
+                .unwrap()
+        };
+        let mut expected = election["rules"].clone();
+        expected[1]["resourceNames"] = json!(["edge"]);
+        assert_eq!(role("edge-election")["rules"], expected);
+        assert_eq!(role("edge-election")["metadata"]["namespace"], "edge");
+        assert_eq!(role("edge-certificates")["metadata"]["namespace"], "shop");
+        let rules = of_kind(&all, "ClusterRole")[0]["rules"].clone();
+        assert_eq!(on_ingresses(&rules), on_ingresses(granted));
+        let kind = kind.trim_start_matches("kind=");
+        let workload = &of_kind(&all, kind)[0];
+        let env = &workload["spec"]["template"]["spec"]["containers"][0]["env"];
+        let lease = env
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|it| it["name"] == "LEASE_NAME");
+        assert_eq!(lease.unwrap()["value"], "edge");
     }
 }
 

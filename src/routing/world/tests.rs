@@ -11,8 +11,8 @@ use crate::contract::name::{ObjectName, PodRef};
 use crate::contract::policy::Transport;
 use crate::contract::reason::Trigger;
 use crate::discovery::object::{
-    Change, Deletion, Kind, Object, PodObject, ServiceObject, ServicePortObject, SliceEndpoint,
-    SliceObject,
+    Change, Deletion, IngressObject, Kind, Object, PodObject, ServiceObject, ServicePortObject,
+    SliceEndpoint, SliceObject,
 };
 use crate::routing::world::merged::{Fate, MergedEndpoint, MergedService};
 use crate::routing::world::objects::{Touched, World};
@@ -844,4 +844,22 @@ proptest! {
             shuffled.merge(&name("app")).map(timeless)
         );
     }
+}
+
+#[test]
+fn a_status_that_was_written_is_no_new_rule() {
+    let mut world = World::default();
+    let mut apply = |ingress: IngressObject| {
+        let (change, mut touched) = (Object::Ingress(Box::new(ingress)), Touched::default());
+        world.apply(Change::Apply(change), Instant::now(), &mut touched);
+        (touched.routes, touched.ingresses.len())
+    };
+    let mut ingress = crate::routing::routes::tests::ingress("a", 0, None);
+    assert_eq!(apply(ingress.clone()), (true, 1));
+    ingress.published.addresses.push("192.0.2.1".to_owned());
+    assert_eq!(apply(ingress.clone()), (false, 1));
+    assert_eq!(apply(ingress.clone()), (false, 0));
+    ingress.created = 7;
+    ingress.published.addresses.clear();
+    assert_eq!(apply(ingress), (true, 1));
 }
