@@ -7,8 +7,9 @@ use ebbtide::config::settings;
 use ebbtide::discovery::document::Format;
 use ebbtide::discovery::manifest::parse;
 use ebbtide::discovery::object::Object;
+use ebbtide::routing::gateway::facts::{Facts, Known, Objects};
 use ebbtide::routing::gateway::grants::Grants;
-use ebbtide::routing::gateway::plan::{Facts, Known, Objects, Plan};
+use ebbtide::routing::gateway::plan::Plan;
 
 fn main() {
     divan::main();

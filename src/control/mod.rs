@@ -13,6 +13,7 @@ pub mod gateways;
 pub mod listeners;
 mod messages;
 pub mod net_link;
+mod planning;
 mod probes;
 mod reload;
 pub mod routed;

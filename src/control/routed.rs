@@ -21,7 +21,8 @@ use crate::control::certificates::RoutesOf;
 use crate::control::wanted::{Doors, Origin};
 use crate::discovery::object::BackendRef;
 use crate::proxy::shared::Shared;
-use crate::routing::gateway::plan::{Door, Enters, Plan};
+use crate::routing::gateway::doors::{Door, Enters};
+use crate::routing::gateway::plan::Plan;
 use crate::routing::gateway::rules::Planned;
 use crate::routing::routes::{Route, Routes};
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::contract::name::ObjectName;
 use crate::discovery::invalid::{Invalid, object_name};
-use crate::discovery::route_spec::RouteSpec;
+use crate::discovery::route_spec::{ObjectRef, RouteSpec};
 
 /// The kinds that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -249,19 +249,6 @@ pub struct RouteKind {
     pub group: Option<String>,
     /// The kind.
     pub kind: String,
-}
-
-/// Names another object.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ObjectRef {
-    /// The group. Absent: that of the core.
-    pub group: Option<String>,
-    /// The kind. Absent: Secret for a certificate, Service for a backend.
-    pub kind: Option<String>,
-    /// The name.
-    pub name: String,
-    /// The namespace. Absent: that of the object which refers.
-    pub namespace: Option<String>,
 }
 
 /// Reads an object of the API server's or a file's fields.

@@ -6,8 +6,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::discovery::gateway::ObjectRef;
-
 /// Of a route of any kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -229,4 +227,17 @@ pub struct RouteRetry {
     pub attempts: Option<u32>,
     /// The least time in between.
     pub backoff: Option<String>,
+}
+
+/// Names another object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// The group. Absent: that of the core.
+    pub group: Option<String>,
+    /// The kind. Absent: Secret for a certificate, Service for a backend.
+    pub kind: Option<String>,
+    /// The name.
+    pub name: String,
+    /// The namespace. Absent: that of the object which refers.
+    pub namespace: Option<String>,
 }

@@ -120,7 +120,7 @@ if [ "${1:-}" = gateway ]; then
   done
   in_gateway registry.k8s.io/coredns/coredns:v1.12.2 --entry /coredns "$LAB/build/coredns=/coredns"
   module=$(go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)
-  install -m 644 -t "$LAB/gateway/crds" "$module"/config/crd/standard/gateway.networking.k8s.io_*s.yaml
+  install -m 644 -t "$LAB/gateway/crds" "$module"/config/crd/experimental/gateway.networking.k8s.io_*s.yaml
   rm -f "$LAB"/gateway/crds/*_vap_*
 fi
 [ "${1:-}" = conformance ] || exit 0

@@ -8,10 +8,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
 
 use crate::contract::name::ObjectName;
-use crate::discovery::gateway::{GatewayKind, GatewayObject, Listener, ObjectRef, Spec};
+use crate::discovery::gateway::{GatewayKind, GatewayObject, Listener, Spec};
+use crate::discovery::route_spec::ObjectRef;
 use crate::routing::gateway::conditions::Says;
+use crate::routing::gateway::facts::{Facts, Known};
 use crate::routing::gateway::grants::{GROUP, Grants};
-use crate::routing::gateway::plan::{Facts, Known};
 
 /// A listener, and what is found out about it.
 #[derive(Debug)]

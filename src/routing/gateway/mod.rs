@@ -8,6 +8,8 @@
 
 pub mod addresses;
 pub mod conditions;
+pub mod doors;
+pub mod facts;
 pub mod grants;
 pub mod hosts;
 pub mod listeners;

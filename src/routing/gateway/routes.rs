@@ -8,15 +8,16 @@ use std::sync::Arc;
 use crate::discovery::gateway::{GatewayKind, GatewayObject, Spec};
 use crate::discovery::route_spec::{ParentRef, RouteSpec};
 use crate::routing::gateway::conditions::Says;
+use crate::routing::gateway::doors::{Doors, Enters, Ours, door_of};
+use crate::routing::gateway::facts::Facts;
 use crate::routing::gateway::grants::GROUP;
 use crate::routing::gateway::hosts::{common, covers};
-use crate::routing::gateway::plan::{Enters, Facts, Ours, Plan, door_of};
 use crate::routing::gateway::rules::{self, Planned, PlannedBackend, Rules};
 use crate::routing::gateway::statuses::{Parent, Statuses};
 
 /// Leads clients on by all routes, the oldest first.
 pub fn lead<'a>(
-    plan: &mut Plan,
+    doors: &mut Doors,
     ours: &mut [Ours<'a>],
     statuses: &mut Statuses<'_>,
     facts: &Facts<'a>,
@@ -41,7 +42,7 @@ pub fn lead<'a>(
             };
             let made = &*made.get_or_insert_with(|| Made::of(route, spec, facts));
             let accepted = attach(
-                plan,
+                doors,
                 &mut ours[place],
                 place,
                 made,
@@ -135,7 +136,7 @@ impl<'a> Made<'a> {
 
 /// Leads the clients of a Gateway's listeners on by a route, where the listeners allow it.
 fn attach(
-    plan: &mut Plan,
+    doors: &mut Doors,
     gateway: &mut Ours<'_>,
     place: usize,
     made: &Made<'_>,
@@ -178,7 +179,7 @@ fn attach(
             continue;
         }
         is_attached = true;
-        if let Some(door) = plan.doors.get_mut(&door_of(gateway, found, facts))
+        if let Some(door) = doors.get_mut(&door_of(gateway, found, facts))
             && found.is_served()
         {
             match door.enters {

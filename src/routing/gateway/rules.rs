@@ -16,7 +16,7 @@ use crate::discovery::route_spec::{
     RouteRule,
 };
 use crate::routing::gateway::conditions::Says;
-use crate::routing::gateway::plan::{Facts, Known};
+use crate::routing::gateway::facts::{Facts, Known};
 
 /// What becomes of the requests of a rule.
 #[derive(Debug, PartialEq)]

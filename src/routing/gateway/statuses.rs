@@ -13,8 +13,9 @@ use crate::contract::name::ObjectName;
 use crate::discovery::gateway::{GatewayKind, GatewayObject};
 use crate::discovery::route_spec::ParentRef;
 use crate::routing::gateway::conditions::{Condition, Says, conditions};
+use crate::routing::gateway::doors::Ours;
+use crate::routing::gateway::facts::Facts;
 use crate::routing::gateway::grants::GROUP;
-use crate::routing::gateway::plan::{Facts, Ours};
 
 /// What is to be said of objects.
 #[derive(Debug)]

@@ -1,3 +1,4 @@
+use super::facts::*;
 use super::plan::*;
 use crate::config::settings;
 use crate::contract::name::ObjectName;
