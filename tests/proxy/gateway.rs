@@ -2,11 +2,14 @@
 
 use std::net::SocketAddr;
 
+use ebbtide::command::demo::proxy::{Proxy, config};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::proxy::ingress::{add, ask, named, none, ok, until};
 use crate::proxy::play::{Act, Play, Turn};
+use crate::proxy::rollout::{five, roll_five};
+use crate::support::binary::BINARY;
 use crate::support::folder::Folder;
 use crate::support::rig::Rig;
 
@@ -123,4 +126,44 @@ async fn an_answer_of_the_only_endpoint_is_asked_for_again() {
         ask(&mut client, "x", "/twice", "").await,
         (500, "a".to_owned())
     );
+}
+
+#[tokio::test]
+async fn a_rolling_update_behind_an_httproute_costs_no_client_a_request_or_its_connection() {
+    let mut fleet = five().await;
+    let (folder, manifests) = (fleet.folder().to_owned(), fleet.manifests());
+    let write = |name: &str, objects: &[Value]| {
+        let file = folder.join(name);
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        std::fs::write(&file, list.to_string()).unwrap();
+        std::fs::rename(file, manifests.join(name)).unwrap();
+    };
+    let port = free_port();
+    let listener = json!({"name": "http", "port": port, "protocol": "HTTP"});
+    write("edge.json", &[class(), gateway("edge", json!([listener]))]);
+    let rules = json!({"rules": [{"backendRefs": backends(&["shop"])}]});
+    write("own.json", &[route("HTTPRoute", "own", "edge", rules)]);
+    // 1,000 routes of others, of which one changes with each replacement.
+    let mut others: Vec<Value> = (0..1_000)
+        .map(|number| {
+            let rules = json!([{"backendRefs": backends(&["nobody"])}]);
+            let spec = json!({"hostnames": [format!("h{number}.example")], "rules": rules});
+            route("HTTPRoute", &format!("r{number}"), "edge", spec)
+        })
+        .collect();
+    write("others.json", &others);
+    let text = config(
+        &manifests,
+        "workers: 2\ngateway: {addresses: [127.68.0.0/29]}",
+    );
+    let name = format!("web/gateway/edge:{port}@127.68.0.1");
+    let proxy = Proxy::start(BINARY.as_ref(), &folder, &text, &[&name])
+        .await
+        .unwrap();
+    let to = std::future::ready(proxy.listeners[&name]);
+    roll_five(&mut fleet, &proxy, to, |number| {
+        others[0]["spec"]["hostnames"] = json!([format!("new{number}.example")]);
+        write("others.json", &others);
+    })
+    .await;
 }
