@@ -29,6 +29,8 @@ pub struct Gateways {
     pub(super) knows_all_secrets: bool,
     /// Objects of which something else is to be said than what they say.
     pub(super) differ: BTreeSet<(GatewayKind, ObjectName)>,
+    /// What is not served, where nobody writes statuses.
+    pub(super) faults: BTreeSet<String>,
 }
 
 /// The ports of a Service; `None`: there is no such Service.

@@ -15,6 +15,7 @@ use crate::routing::change::Chores;
 use crate::routing::gateway::facts::{Facts, Known};
 use crate::routing::gateway::grants::Grants;
 use crate::routing::gateway::plan::Plan;
+use crate::routing::gateway::statuses;
 use crate::routing::world::objects::Touched;
 
 impl Control {
@@ -110,6 +111,23 @@ impl Control {
             }
         }
         self.gateways.differ = plan.statuses.keys().cloned().collect();
+        if !self.in_use_is_watched() {
+            self.log_faults(plan);
+        }
+    }
+
+    /// Where objects have no status, the log has what is not served.
+    fn log_faults(&mut self, plan: &Plan) {
+        let mut faults = BTreeSet::new();
+        for ((kind, name), status) in &plan.statuses {
+            let kind = kind.names().0;
+            let texts = statuses::faults(status).into_iter();
+            faults.extend(texts.map(|text| format!("{kind} {name}: {text}")));
+        }
+        for fault in faults.difference(&self.gateways.faults) {
+            tracing::warn!(fault, "a part of the Gateway API's objects is not served");
+        }
+        self.gateways.faults = faults;
     }
 
     /// Whether a Service that is named is read some time later.

@@ -205,6 +205,26 @@ impl<'a> Statuses<'a> {
     }
 }
 
+/// What a status says that does not hold, or is in conflict: one text for each.
+pub fn faults(status: &Value) -> Vec<String> {
+    let parts = ["listeners", "parents"].map(|it| status[it].as_array());
+    let parts = parts.into_iter().flatten().flatten();
+    let mut faults = Vec::new();
+    for of in std::iter::once(status).chain(parts) {
+        let name = of["name"].as_str().map(|it| format!("listener {it}: "));
+        for it in of["conditions"].as_array().into_iter().flatten() {
+            let is_fine = (it["type"] == "Conflicted") != (it["status"] == "True");
+            let text = |key: &str| it[key].as_str().unwrap_or_default().to_owned();
+            if !is_fine {
+                let name = name.clone().unwrap_or_default();
+                faults.push(format!("{name}{}: {}", text("reason"), text("message")));
+            }
+        }
+    }
+    faults.dedup();
+    faults
+}
+
 /// What is supported, in the order of the letters, as the API wants it.
 const FEATURES: [&str; 32] = [
     "GRPCRoute",

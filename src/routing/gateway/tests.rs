@@ -220,6 +220,21 @@ fn why_a_route_does_not_lead_on_is_said() {
 }
 
 #[test]
+fn faults_are_what_does_not_hold() {
+    let listeners = "{name: a, port: 80, protocol: HTTP}, {name: b, port: 80, protocol: TCP}";
+    let plan = plan(&(CLASS.to_owned() + &gateway("edge", listeners)));
+    let faults = super::statuses::faults(status(&plan, GatewayKind::Gateway, "edge"));
+    assert_eq!(
+        faults,
+        [
+            "listener b: ProtocolConflict: port 80 is one of HTTP already",
+            "listener b: Invalid: it is not served",
+            "listener b: ProtocolConflict: port 80 is one of HTTP already",
+        ]
+    );
+}
+
+#[test]
 fn a_grant_permits_another_namespace() {
     let text = CLASS.to_owned()
         + &gateway("edge", "{name: http, port: 80, protocol: HTTP}")
