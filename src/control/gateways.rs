@@ -34,7 +34,7 @@ pub struct Gateways {
 }
 
 /// The ports of a Service; `None`: there is no such Service.
-pub(super) type Ports = Option<Vec<(u16, Transport)>>;
+pub type Ports = Option<Vec<(u16, Transport)>>;
 
 impl Gateways {
     /// Plans soon. Plans that take long are made less often.
@@ -88,13 +88,15 @@ impl Gateways {
     }
 }
 
-pub(super) fn ports_of(world: &World, name: &ObjectName) -> Ports {
+/// The ports of a Service, as far as a route can name them.
+pub fn ports_of(world: &World, name: &ObjectName) -> Ports {
     let service = world.service(name).filter(|it| !it.external_name)?;
     let ports = service.ports.iter();
     Some(ports.map(|it| (it.port, it.transport)).collect())
 }
 
-pub(super) fn known_port(
+/// What is known of one of these ports. `may_come`: a Service that has not been read may be there.
+pub fn known_port(
     ports: &Ports,
     name: &ObjectName,
     port: u16,

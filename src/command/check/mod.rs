@@ -10,6 +10,7 @@ pub mod run;
 
 mod certificates;
 mod cluster;
+mod gateways;
 mod nodes;
 mod routes;
 mod seen;

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::command::check::seen::Seen;
 use crate::command::check::served::{self, Services};
-use crate::command::check::{certificates, cluster, migrate, routes, warnings};
+use crate::command::check::{certificates, cluster, gateways, migrate, routes, warnings};
 use crate::config::settings::{Config, Discovery};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
@@ -97,6 +97,8 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
         }
         routes = Routes::of(ingress, &classes, world.ingresses());
     }
+    let (gateways, unserved) = gateways::look(&config, &world);
+    warnings.extend(unserved);
     let described = describe(
         &config,
         &services,
@@ -106,7 +108,7 @@ pub fn check(file: &Path, claim: &[ObjectName], from_nginx: bool) -> anyhow::Res
         warnings,
     );
     Ok(Report {
-        text: described + &moved,
+        text: described + &gateways + &moved,
         problems,
     })
 }
