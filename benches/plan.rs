@@ -1,5 +1,5 @@
-//! The cost of a plan: what all objects of the Gateway API come to. It is made anew after a change, at most
-//! each 100 ms and a tenth of the time.
+//! The cost of a plan: the result of all objects of the Gateway API. A plan follows a change, at most one
+//! each 100 ms, and plans take at most a tenth of the time.
 #![allow(clippy::unwrap_used)] // A bench that cannot build its scene should stop.
 
 use divan::Bencher;

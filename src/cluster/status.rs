@@ -1,5 +1,5 @@
 //! Writes the `status` of objects: of Ingress objects, and of any other kind with a subresource
-//! `status`. Whoever knows what a status is to be tells it to [`Statuses`], as often as it likes:
+//! `status`. The control loop tells the wanted status to [`Statuses`], as often as it likes:
 //!
 //! ```ignore
 //! statuses.want(Wanted { resource, name, status, now, version });

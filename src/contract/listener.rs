@@ -179,8 +179,8 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// Backends with their weights. The first turn is anybody's: a route that is made anew again and again
-    /// must not give its first backend more than its share.
+    /// Backends with their weights. The first turn is chosen by chance. A fixed one would give the first
+    /// backend too much where routes change often.
     pub fn new(all: Vec<(u32, Option<Target>)>) -> Self {
         let turn = AtomicU32::new(fastrand::u32(..));
         Self { all, turn }

@@ -155,11 +155,7 @@ impl Routed {
         });
         Arc::new(Action {
             route: planned.route.clone(),
-            backends: Backends {
-                all: backends.collect(),
-                // Tables that follow each other quickly must not all begin with the same backend.
-                turn: fastrand::u32(..).into(),
-            },
+            backends: Backends::new(backends.collect()),
             filters: planned.filters.clone().map(Box::new),
         })
     }
@@ -221,10 +217,7 @@ fn ingress_action(targets: &Targets, route: &Route<'_>) -> Arc<Action> {
     });
     Arc::new(Action {
         route: format!("Ingress {}", route.of).into(),
-        backends: Backends {
-            all: backends.collect(),
-            turn: fastrand::u32(..).into(),
-        },
+        backends: Backends::new(backends.collect()),
         filters: filters(&route.filters),
     })
 }

@@ -103,6 +103,15 @@ pub async fn rig(protocol: &str, tls: &str, more: &str) -> Rig {
     Rig::run(folder().0, &listener(protocol, tls, more)).await
 }
 
+/// The first bytes of a client that asks for this name. An address asks for none.
+pub fn hello(name: &str) -> Vec<u8> {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut session = rustls::ClientConnection::new(Arc::new(trusting()), name).unwrap();
+    let mut bytes = Vec::new();
+    session.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
 /// A client that trusts everybody.
 pub fn trusting() -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

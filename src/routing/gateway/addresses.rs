@@ -28,7 +28,7 @@ pub fn give<'a>(
     pool: &[IpNet],
 ) -> Vec<Given> {
     let mut taken = BTreeSet::new();
-    // What is had already comes first: otherwise a new Gateway could take it.
+    // Addresses in use are kept first. Otherwise a new Gateway could take one of them.
     let kept: Vec<Option<IpAddr>> = gateways
         .clone()
         .map(|(object, spec)| {

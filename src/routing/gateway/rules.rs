@@ -171,38 +171,20 @@ pub fn filters(all: &[RouteFilter], prefix: Option<&str>) -> Result<Option<Filte
         ) {
             ("RequestHeaderModifier", Some(changes), _) => made.request = field_changes(changes),
             ("ResponseHeaderModifier", _, Some(changes)) => made.response = field_changes(changes),
-            ("RequestRedirect", ..) if it.request_redirect.is_some() => {
-                let redirect = it.request_redirect.as_ref();
-                made.redirect = redirect
-                    .map(|it| {
-                        Ok(Redirect {
-                            scheme: it.scheme.clone(),
-                            host: it.hostname.clone(),
-                            path: it
-                                .path
-                                .as_ref()
-                                .map(|it| new_path(it, prefix))
-                                .transpose()?,
-                            port: it.port,
-                            status: it.status_code.unwrap_or(302),
-                        })
-                    })
-                    .transpose()?;
+            ("RequestRedirect", ..) if let Some(it) = &it.request_redirect => {
+                made.redirect = Some(Redirect {
+                    scheme: it.scheme.clone(),
+                    host: it.hostname.clone(),
+                    path: new_path(it.path.as_ref(), prefix)?,
+                    port: it.port,
+                    status: it.status_code.unwrap_or(302),
+                });
             }
-            ("URLRewrite", ..) if it.url_rewrite.is_some() => {
-                let rewrite = it.url_rewrite.as_ref();
-                made.rewrite = rewrite
-                    .map(|it| {
-                        Ok(Rewrite {
-                            host: it.hostname.clone(),
-                            path: it
-                                .path
-                                .as_ref()
-                                .map(|it| new_path(it, prefix))
-                                .transpose()?,
-                        })
-                    })
-                    .transpose()?;
+            ("URLRewrite", ..) if let Some(it) = &it.url_rewrite => {
+                made.rewrite = Some(Rewrite {
+                    host: it.hostname.clone(),
+                    path: new_path(it.path.as_ref(), prefix)?,
+                });
             }
             (other, ..) => return Err(unsupported("a filter of type", other)),
         }
@@ -210,20 +192,24 @@ pub fn filters(all: &[RouteFilter], prefix: Option<&str>) -> Result<Option<Filte
     Ok((made != Filters::default()).then_some(made))
 }
 
-fn new_path(it: &PathChange, prefix: Option<&str>) -> Result<NewPath, Unsupported> {
-    match (
+fn new_path(it: Option<&PathChange>, prefix: Option<&str>) -> Result<Option<NewPath>, Unsupported> {
+    let Some(it) = it else {
+        return Ok(None);
+    };
+    let path = match (
         it.kind.as_str(),
         &it.replace_full_path,
         &it.replace_prefix_match,
         prefix,
     ) {
-        ("ReplaceFullPath", Some(path), ..) => Ok(NewPath::Full(path.clone())),
-        ("ReplacePrefixMatch", _, Some(to), Some(of)) => Ok(NewPath::Prefix {
+        ("ReplaceFullPath", Some(path), ..) => NewPath::Full(path.clone()),
+        ("ReplacePrefixMatch", _, Some(to), Some(of)) => NewPath::Prefix {
             of: of.to_owned(),
             to: to.clone(),
-        }),
-        (kind, ..) => Err(unsupported("for this match, a path of type", kind)),
-    }
+        },
+        (kind, ..) => return Err(unsupported("for this match, a path of type", kind)),
+    };
+    Ok(Some(path))
 }
 
 fn field_changes(it: &HeaderChanges) -> FieldChanges {

@@ -9,13 +9,11 @@ use ebbtide::contract::filters::Filters;
 use ebbtide::contract::listener::{Action, FoundBy};
 use ebbtide::contract::policy::{Protocol, Transport};
 use ebbtide::contract::route::Rule;
-use rustls::ClientConnection;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::{Table, action, open, rig, serve, serve_over, to};
-use crate::proxy::tls::trusting;
+use crate::proxy::tls::{hello, trusting};
 use crate::support::rig::Rig;
 use crate::support::serve::serve as accept;
 use crate::support::wait::soon;
@@ -103,15 +101,6 @@ async fn what_a_connection_carries_does_not_matter() {
         .await
         .unwrap();
     assert_eq!(&echoed[..], &request[..27]);
-}
-
-/// The first bytes of a client that asks for this name. An address asks for none.
-fn hello(name: &str) -> Vec<u8> {
-    let name = ServerName::try_from(name.to_owned()).unwrap();
-    let mut session = ClientConnection::new(Arc::new(trusting()), name).unwrap();
-    let mut bytes = Vec::new();
-    session.write_tls(&mut bytes).unwrap();
-    bytes
 }
 
 /// What comes back for these bytes and then an end.

@@ -1,16 +1,13 @@
 //! TLS that is passed on by the name that its client asks for.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConnection;
-use rustls::pki_types::ServerName;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::proxy::tls::trusting;
+use crate::proxy::tls::hello;
 use crate::support::folder::{Ep, Folder};
 use crate::support::manifests::service;
 use crate::support::rig::Rig;
@@ -52,15 +49,6 @@ async fn rig(more: &str) -> Rig {
     };
     crate::support::wait::eventually("both Services", ready).await;
     rig
-}
-
-/// The first bytes of a client that asks for this name. An address asks for none.
-fn hello(name: &str) -> Vec<u8> {
-    let name = ServerName::try_from(name.to_owned()).unwrap();
-    let mut session = ClientConnection::new(Arc::new(trusting()), name).unwrap();
-    let mut bytes = Vec::new();
-    session.write_tls(&mut bytes).unwrap();
-    bytes
 }
 
 /// What comes back for these pieces, each sent by itself, and then an end.
