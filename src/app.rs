@@ -27,10 +27,12 @@ use crate::contract::name::ObjectName;
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::control::addresses::Addresses;
+use crate::control::adopt::Adoptions;
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
 use crate::control::event_loop::{Command, Control};
 use crate::control::gateways::Gateways;
+use crate::control::handoff::Handoff;
 use crate::control::listeners::Listeners;
 use crate::control::net_link::{self, Outbox, Reports};
 use crate::control::routed::Routed;
@@ -205,6 +207,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         publisher,
         unserved: Unserved::default(),
         election,
+        handoff: Handoff::new(admin_address.port(), commands_in.clone(), shared.clone()),
+        adopted: Adoptions::default(),
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted {

@@ -37,6 +37,7 @@ mod proxy {
     mod faults;
     mod gateway;
     mod h2;
+    mod handed;
     mod hold;
     mod ingress;
     mod join;

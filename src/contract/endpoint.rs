@@ -150,6 +150,12 @@ impl Endpoint {
         self.word.enter().then(|| Lease(self.clone()))
     }
 
+    /// A lease for a connection that another process has dispatched to this endpoint; `None` if the
+    /// endpoint has drained.
+    pub fn adopt(self: &Arc<Self>) -> Option<Lease> {
+        self.word.adopt().then(|| Lease(self.clone()))
+    }
+
     /// Ends dispatch for good. After this has returned, no lease is granted. Idempotent.
     pub fn begin_drain(self: &Arc<Self>) {
         if self.word.begin_drain() == Drained::Report {

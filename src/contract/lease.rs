@@ -59,6 +59,25 @@ impl Word {
         }
     }
 
+    /// Takes a lease for what was dispatched before, by another process: also of an endpoint that drains
+    /// or is out of rotation. Not if it has drained already, since that is reported only once.
+    #[must_use]
+    pub fn adopt(&self) -> bool {
+        let mut word = self.0.load(Ordering::Acquire);
+        loop {
+            if word & DRAINING != 0 && word & COUNT == 0 {
+                return false;
+            }
+            match self
+                .0
+                .compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+    }
+
     /// Returns a lease.
     pub fn leave(&self) -> Drained {
         let before = self.0.fetch_sub(1, Ordering::AcqRel);

@@ -112,11 +112,13 @@ pub enum CloseReason {
     BadProxyHeader,
     /// The listener ends TLS, and the handshake failed.
     BadHandshake,
+    /// It has passed to the process that replaces this one. The client's connection goes on.
+    HandedOver,
 }
 
 impl CloseReason {
     /// All reasons, in the order of the metric arrays.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ClientClosed,
         Self::ClientReset,
         Self::ClientTimeout,
@@ -129,6 +131,7 @@ impl CloseReason {
         Self::Shutdown,
         Self::BadProxyHeader,
         Self::BadHandshake,
+        Self::HandedOver,
     ];
 
     /// The word in metric labels and in the access log.
@@ -146,6 +149,7 @@ impl CloseReason {
             Self::Shutdown => "shutdown",
             Self::BadProxyHeader => "bad_proxy_header",
             Self::BadHandshake => "bad_handshake",
+            Self::HandedOver => "handed_over",
         }
     }
 }

@@ -21,8 +21,10 @@ use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
 use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
 use crate::contract::snapshot::Published;
+use crate::control::adopt::Adoptions;
 use crate::control::certificates::Certificates;
 use crate::control::gateways::Gateways;
+use crate::control::handoff::{Handoff, Proposal};
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::routed::Routed;
@@ -31,6 +33,7 @@ use crate::control::statuses::Publisher;
 use crate::control::unserved::Unserved;
 use crate::discovery::source::{InUse, Message};
 use crate::observe::health::Health;
+use crate::proxy::heir::Heir;
 use crate::proxy::shared::{Shared, WorkerCommand};
 use crate::routing::change::Chores;
 use crate::routing::drains;
@@ -42,6 +45,10 @@ use crate::routing::world::objects::World;
 pub enum Command {
     /// Use this configuration from now on (SIGHUP).
     Reload(Box<Config>),
+    /// The process that this one replaces hands a connection over.
+    Adopt(Box<Proposal>),
+    /// A process that replaces this one is there.
+    HandOver(Heir),
     /// Shut down. A second command ends the process immediately. The sender decides what counts as
     /// a second one.
     Shutdown,
@@ -90,6 +97,10 @@ pub struct Control {
     pub unserved: Unserved,
     /// Whether this instance writes statuses.
     pub election: Election,
+    /// The talk with the process before or after this one.
+    pub handoff: Handoff,
+    /// What this process has taken over.
+    pub adopted: Adoptions,
 }
 
 /// Drain deadlines in their order.
@@ -135,6 +146,20 @@ impl Control {
             while let Some(it) = command.take().or_else(|| self.commands.try_recv().ok()) {
                 match it {
                     Command::Reload(config) => chores.append(self.reload(*config)),
+                    Command::Adopt(proposal) => {
+                        let is_running = matches!(phase, Phase::Running);
+                        if let Some((at, ghost)) = self.adopt(*proposal, is_running) {
+                            deadlines.insert((at, ghost.id), ghost);
+                        }
+                    }
+                    Command::HandOver(heir) => {
+                        tracing::info!(
+                            "a process that replaces this one is ready: handing client connections over"
+                        );
+                        phase.has_successor();
+                        self.shared
+                            .post_all(|| WorkerCommand::HandOver(heir.clone()));
+                    }
                     Command::Shutdown if matches!(phase, Phase::Running) => {
                         phase = self.begin_shutdown();
                     }
@@ -191,6 +216,9 @@ impl Control {
             self.start_chores(chores, &probes, &mut deadlines);
             now = Instant::now();
             self.bind(now);
+            if matches!(phase, Phase::Running) && self.listeners.are_tried() {
+                self.handoff.take();
+            }
             self.end_rollouts(now);
             if !self.advance(&mut phase, now) {
                 return;
@@ -220,6 +248,7 @@ impl Control {
         self.health.update(|health| health.shutting_down = true);
         self.shared.leaving.store(true, Ordering::Relaxed);
         self.election.resign();
+        self.handoff.give();
         Phase::LameDuck(Instant::now() + lame_duck)
     }
 

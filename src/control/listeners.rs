@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::settings::{Config, ListenerConfig};
-use crate::contract::listener::ListenerSpec;
+use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::{Protocol, Transport};
 use crate::contract::snapshot::Published;
@@ -116,6 +116,25 @@ impl Listeners {
         services.extend(config.listeners.iter().map(|it| it.service.clone()));
         services.extend(published.load().ports.into_keys().map(|key| key.service));
         services
+    }
+
+    /// Whether every listener of the first table has been tried once.
+    pub fn are_tried(&self) -> bool {
+        self.tried
+    }
+
+    /// The listener that is bound to this address, or that serves it for the kernel.
+    pub fn bound_to(&self, address: SocketAddr) -> Option<&Arc<ListenerSpec>> {
+        let key = self.by_address.get(&(Transport::Tcp, address))?.first()?;
+        match &self.listeners.get(key)?.state {
+            State::Bound(spec) => Some(spec),
+            _ => None,
+        }
+    }
+
+    /// A name for a listener that is not bound.
+    pub fn next_id(&mut self) -> ListenerId {
+        self.sockets.next_id()
     }
 
     /// Takes in which listeners of these Services are wanted now. A listener that is no longer

@@ -3,13 +3,16 @@
 //! `event_loop` takes in what the source, the endpoints, the probes and the operator say. `wanted`
 //! says which listeners there should be, `listeners` when each is bound and closed, `sockets` binds it.
 //! `certificates` keeps what listeners show to clients of TLS up to date.
+//! `handoff` is the talk with the process before or after this one, `adopt` what it takes over.
 //! `addresses` and `net_link` are for those that the kernel leads to a shared one.
 
 pub mod addresses;
+pub mod adopt;
 pub mod certificates;
 pub mod descriptors;
 pub mod event_loop;
 pub mod gateways;
+pub mod handoff;
 pub mod listeners;
 mod messages;
 pub mod net_link;

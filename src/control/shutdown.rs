@@ -34,6 +34,13 @@ impl Phase {
         }
     }
 
+    /// Nothing is gained by accepting any longer: the successor accepts.
+    pub(super) fn has_successor(&mut self) {
+        if let Self::LameDuck(until) = self {
+            *until = Instant::now();
+        }
+    }
+
     /// Moves the shutdown on. Returns `false` when it is complete. `grace` is how long clients have
     /// once nothing is accepted.
     pub(super) fn advance(

@@ -13,6 +13,7 @@ use crate::contract::listener::ListenerSpec;
 use crate::contract::policy::{Protocol, Scope};
 use crate::net::stream::Stream;
 use crate::proxy::balancer::Origin;
+use crate::proxy::heir::Door;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::{SCRATCH, append};
 
@@ -38,6 +39,8 @@ pub struct Client {
     pub unanswered: Rc<Cell<bool>>,
     /// What it has spoken so far.
     pub spoken: Spoken,
+    /// The process that replaces this one does not want it.
+    pub stays: bool,
 }
 
 /// What a client of HTTP has spoken so far.
@@ -65,6 +68,20 @@ impl Client {
     /// Whether it is a stream of HTTP/2, and not a connection.
     pub(super) fn is_stream(&self) -> bool {
         matches!(self.spoken, Spoken::Http2 | Spoken::Http2Unasked)
+    }
+
+    /// Whether the connection passes to the process that replaces this one, if there is one.
+    pub(super) fn can_pass(&self) -> bool {
+        !self.stays && self.stream.plain().is_some()
+    }
+
+    /// How it is named to that process.
+    pub(super) fn heir_door(&self) -> Door {
+        Door {
+            listener: self.door.address,
+            name: self.door.name.clone(),
+            client: self.peer,
+        }
     }
 
     /// Whether its requests go to endpoints as HTTP/2. Where nothing else says what the endpoints speak,

@@ -15,14 +15,17 @@
 //! | `health_check` | the answer on a Service's `healthCheckNodePort` |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
 //! | [`race`] | the connects of one client |
+//! | `about` | who the client of a pair is |
 //! | `early_end`, [`parting`] | the access log's line for what is refused; the last of a cut connection |
 //! | [`second_look`] | whether an endpoint that has lost a connection leaves, or is ejected |
 //! | [`client`], [`source`] | a client's socket and what was read from it; which address endpoints see |
 //! | [`worker`] | everything that the connections of one thread share |
 //! | [`balancer`], [`upstream`] | the pick; connections to endpoints |
 //! | [`budget`], [`shared`] | the retry budget; what workers share |
+//! | [`heir`] | the way of a connection to the process that replaces this one |
 //! | [`silence`] | the watch for endpoints that have vanished |
 
+mod about;
 pub mod accept;
 pub mod balancer;
 pub mod budget;
@@ -32,6 +35,7 @@ pub mod dispatch;
 pub(crate) mod early_end;
 pub mod h2;
 pub(crate) mod health_check;
+pub mod heir;
 pub mod http;
 mod led;
 pub mod parting;

@@ -22,6 +22,8 @@ use crate::net::pipe::{Broken, Lent, SPLICE_MIN};
 use crate::net::socket::{LOOK, Peer};
 use crate::net::stream::Stream;
 use crate::net::turns::{Turn, poll_turn};
+use crate::proxy::about::About;
+use crate::proxy::heir::{Half, Joined, Offer};
 use crate::proxy::parting;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
@@ -29,7 +31,7 @@ use crate::wire::buffer::{SCRATCH, append};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
 pub struct Pair {
-    worker: Rc<Worker>,
+    pub(super) worker: Rc<Worker>,
     client: Stream,
     upstream: Upstream,
     lease: Lease,
@@ -130,45 +132,44 @@ impl Pair {
         })
     }
 
+    /// Goes on with a pair of another process.
+    pub(super) fn adopted(
+        worker: Rc<Worker>,
+        client: Stream,
+        upstream: Upstream,
+        lease: Lease,
+        joined: &Joined,
+        mut owed: Vec<u8>,
+    ) -> Box<Self> {
+        let down = owed.split_off(joined.up.waiting.min(owed.len()));
+        let mut pair = Self::new(worker, client, upstream, lease, owed, down);
+        pair.up.go_on(&joined.up);
+        pair.down.go_on(&joined.down);
+        let still = Duration::from_millis(joined.still_ms);
+        pair.last_moved = Instant::now().checked_sub(still).unwrap_or(pair.last_moved);
+        pair
+    }
+
     /// Runs until both directions have ended, one breaks, or time is over: the drain deadline, or
-    /// `timeouts.tunnelIdle`.
-    pub async fn run(mut self: Box<Self>) -> Ended {
-        let reason = {
-            let local = self.upstream.local.clone();
-            let mut force = std::pin::pin!(local.force.cancelled());
-            let limit = self.worker.config().timeouts.tunnel_idle;
-            let mut timers = limit.map(|limit| Box::new(Timers::idle(limit)));
-            std::future::poll_fn(|cx| {
-                if let Poll::Ready(reason) = self.poll(cx) {
-                    return Poll::Ready(reason);
-                }
-                if let Some((limit, timer)) = timers.as_mut().and_then(|it| it.idle.as_mut()) {
-                    while timer.as_mut().poll(cx).is_ready() {
-                        if self.last_moved.elapsed() >= *limit {
-                            return Poll::Ready(self.idle_for_too_long());
-                        }
-                        timer.as_mut().reset((self.last_moved + *limit).into());
+    /// `timeouts.tunnelIdle`; or until it passes to the process that replaces this one.
+    pub(super) async fn run(mut self: Box<Self>, about: &About) -> Ended {
+        let mut stays = false;
+        let reason = loop {
+            match self.until(stays).await {
+                Some(reason) => break reason,
+                None => match Box::pin(self.pass_on(about)).await {
+                    Some(true) => {
+                        return Ended {
+                            reason: CloseReason::HandedOver,
+                            endpoint: self.lease.endpoint().address,
+                            sent: self.down.moved,
+                        };
                     }
-                }
-                let blocked = !self.up.is_quiet();
-                if self.up.shut || self.down.shut || self.lost || self.left || blocked {
-                    // Nothing is read from a side that has ended, or whose bytes the endpoint does
-                    // not take, so no read would report its reset. Ask from time to time.
-                    let timers = timers.get_or_insert_default();
-                    let look = timers
-                        .look
-                        .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
-                    while look.as_mut().poll(cx).is_ready() {
-                        self.left |= blocked && self.client.peer() == Peer::Gone;
-                        if let Some(reason) = self.look() {
-                            return Poll::Ready(reason);
-                        }
-                        look.as_mut().reset((Instant::now() + LOOK).into());
-                    }
-                }
-                force.as_mut().poll(cx).map(|()| self.cut())
-            })
-            .await
+                    Some(false) => stays = true,
+                    // There may be another one later.
+                    None => {}
+                },
+            }
         };
         let endpoint = self.lease.endpoint();
         let cut = matches!(reason, CloseReason::DrainDeadline | CloseReason::Shutdown);
@@ -184,6 +185,84 @@ impl Pair {
             false => ended,
             true => Box::pin(self.part(ended)).await,
         }
+    }
+
+    /// Runs until the pair ends. `None`: it can pass to another process.
+    async fn until(&mut self, stays: bool) -> Option<CloseReason> {
+        let local = self.upstream.local.clone();
+        let mut force = std::pin::pin!(local.force.cancelled());
+        let limit = self.worker.config().timeouts.tunnel_idle;
+        let mut timers = limit.map(|limit| Box::new(Timers::idle(limit)));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(reason) = self.poll(cx) {
+                return Poll::Ready(Some(reason));
+            }
+            if !stays && self.worker.has_heir() && self.can_pass() {
+                return Poll::Ready(None);
+            }
+            if let Some((limit, timer)) = timers.as_mut().and_then(|it| it.idle.as_mut()) {
+                while timer.as_mut().poll(cx).is_ready() {
+                    if self.last_moved.elapsed() >= *limit {
+                        return Poll::Ready(Some(self.idle_for_too_long()));
+                    }
+                    timer.as_mut().reset((self.last_moved + *limit).into());
+                }
+            }
+            let blocked = !self.up.is_quiet();
+            if self.up.shut || self.down.shut || self.lost || self.left || blocked {
+                // Nothing is read from a side that has ended, or whose bytes the endpoint does
+                // not take, so no read would report its reset. Ask from time to time.
+                let timers = timers.get_or_insert_default();
+                let look = timers
+                    .look
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK)));
+                while look.as_mut().poll(cx).is_ready() {
+                    self.left |= blocked && self.client.peer() == Peer::Gone;
+                    if let Some(reason) = self.look() {
+                        return Poll::Ready(Some(reason));
+                    }
+                    look.as_mut().reset((Instant::now() + LOOK).into());
+                }
+            }
+            force.as_mut().poll(cx).map(|()| Some(self.cut()))
+        })
+        .await
+    }
+
+    /// Whether both sides could pass to another process as they are.
+    fn can_pass(&self) -> bool {
+        let plain = self.client.plain().and(self.upstream.stream.plain());
+        plain.is_some() && !self.resets && !self.lost && !self.left
+    }
+
+    /// Offers the pair to the process that replaces this one, see [`Heir::offer`](crate::proxy::heir::Heir::offer).
+    async fn pass_on(&mut self, about: &About) -> Option<bool> {
+        let heir = self.worker.heir()?;
+        let (up, down) = (self.up.pause(), self.down.pause());
+        let Some(port) = self.worker.port(&about.listener) else {
+            return Some(false);
+        };
+        let endpoint = self.lease.endpoint();
+        let deadline = endpoint.drain_deadline().filter(|_| endpoint.is_draining());
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let joined = Joined {
+            door: about.door(),
+            service: port.key.service.clone(),
+            port: port.key.port,
+            endpoint: endpoint.address,
+            pod: endpoint.pod.as_deref().cloned(),
+            drain_ms: left.map(millis),
+            age_ms: millis(about.started.elapsed()),
+            still_ms: millis(self.last_moved.elapsed()),
+            is_logged: about.is_logged,
+            route: about.route.as_deref().map(str::to_owned),
+            up,
+            down,
+        };
+        let owed = [self.up.owed(), self.down.owed()];
+        let streams = [&self.client, &self.upstream.stream];
+        heir.offer(Offer::Pair(joined), &streams, &owed).await
     }
 
     /// Ends both sides by a reset. The side that goes on living first gets what had come for it.
@@ -354,6 +433,36 @@ impl Direction {
             && !self.unsent
             && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
             && !self.turn.is_awaited()
+    }
+
+    /// Takes back what is in a pipe, and says how far it has come.
+    fn pause(&mut self) -> Half {
+        if let Some(mut lent) = self.lent.take() {
+            let mut bytes = match self.waiting.take() {
+                Some(waiting) => waiting.bytes[waiting.written..].to_vec(),
+                None => Vec::new(),
+            };
+            lent.take_inside(&mut bytes);
+            self.waiting = Waiting::of(bytes);
+        }
+        Half {
+            waiting: self.owed().len(),
+            moved: self.moved,
+            ended: self.ended,
+            shut: self.shut,
+        }
+    }
+
+    /// What was read and not written, but for what is in a pipe.
+    fn owed(&self) -> &[u8] {
+        self.waiting
+            .as_ref()
+            .map_or(&[], |it| &it.bytes[it.written..])
+    }
+
+    /// Has come as far as another process says.
+    fn go_on(&mut self, half: &Half) {
+        (self.moved, self.ended, self.shut) = (half.moved, half.ended, half.shut);
     }
 
     /// What was read and not written.

@@ -100,6 +100,14 @@ impl Worker {
                     local.drop_idle();
                 }
             }
+            WorkerCommand::Adopt(adopted) => session::adopt(self, *adopted),
+            WorkerCommand::HandOver(heir) => {
+                *self.heir.borrow_mut() = Some(heir);
+                self.sessions
+                    .borrow()
+                    .iter()
+                    .for_each(|(_, it)| it.wake_by_ref());
+            }
             WorkerCommand::Closing => self.goodbye.notify_waiters(),
             WorkerCommand::Cut => {
                 self.cut.set(true);

@@ -6,12 +6,13 @@
 //! small: what serves a request is boxed, and lives only as long as the request.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -21,19 +22,22 @@ use crate::contract::policy::Protocol;
 use crate::contract::reason::CloseReason;
 use crate::net::stream::Stream;
 use crate::net::turns::in_turn;
+use crate::proxy::about::About;
 use crate::proxy::client::{Client, Spoken};
 use crate::proxy::detect::{Known, detect};
 use crate::proxy::early_end::{EarlyEnd, is_worth_a_line};
 use crate::proxy::h2::serve::http2;
 use crate::proxy::health_check;
+use crate::proxy::heir::{Adopted, Offer};
 use crate::proxy::http::serve::{Ended, http};
 use crate::proxy::led;
 use crate::proxy::proxy_header;
 use crate::proxy::relay::Pair;
 use crate::proxy::shared::Accepted;
 use crate::proxy::sni;
-use crate::proxy::tcp::{Logged, acquire_tcp};
+use crate::proxy::tcp::acquire_tcp;
 use crate::proxy::tls;
+use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
 
 /// What an open connection has taken. Its drop gives everything back.
@@ -43,6 +47,8 @@ struct Open {
     /// The route that the whole connection was led by, for the access log.
     action: Option<Arc<Action>>,
     reason: CloseReason,
+    /// Its place among [`Worker::sessions`].
+    place: Option<usize>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -59,6 +65,7 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
         metrics: None,
         action: None,
         reason: CloseReason::ClientClosed,
+        place: None,
         _permit: permit,
     };
     let stream = match Stream::accepted(fd) {
@@ -76,14 +83,83 @@ pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
         listener,
         unanswered,
         spoken: Spoken::Nothing,
+        stays: false,
     });
     tokio::task::spawn_local(serve(open, client));
+}
+
+/// Serves a connection that another process has handed over. The caller has counted it in the worker's
+/// load.
+pub fn adopt(worker: &Rc<Worker>, adopted: Adopted) {
+    let Adopted {
+        offer,
+        sockets,
+        owed,
+        listener,
+        lease,
+        permit,
+    } = adopted;
+    let metrics = worker.port(&listener).map(|port| port.metrics.clone());
+    if let Some(metrics) = &metrics {
+        metrics.connections_active.inc();
+    }
+    let mut open = Open {
+        worker: worker.clone(),
+        metrics,
+        action: None,
+        reason: CloseReason::ClientClosed,
+        place: None,
+        _permit: permit,
+    };
+    let mut streams = sockets.into_iter().map(Stream::accepted);
+    let session: Established = match (offer, streams.next(), streams.next(), lease) {
+        (Offer::Http(it), Some(Ok(stream)), None, _) => {
+            let client = Box::new(Client {
+                stream,
+                unread: owed,
+                peer: it.door.client,
+                neighbour: it.neighbour,
+                scope: worker.shared.scope(&listener, it.door.client.ip()),
+                door: listener.clone(),
+                listener,
+                unanswered: Rc::new(Cell::new(it.is_unanswered)),
+                spoken: match it.is_new {
+                    true => Spoken::Nothing,
+                    false => Spoken::Http1,
+                },
+                stays: false,
+            });
+            Box::pin(either_http(worker.clone(), client))
+        }
+        (Offer::Pair(it), Some(Ok(client)), Some(Ok(upstream)), Some(lease)) => {
+            let about = About {
+                peer: it.door.client,
+                door: listener.clone(),
+                listener,
+                route: it.route.as_deref().map(Arc::from),
+                started: Instant::now()
+                    .checked_sub(Duration::from_millis(it.age_ms))
+                    .unwrap_or_else(Instant::now),
+                is_logged: it.is_logged,
+            };
+            let upstream = Upstream::adopted(worker.local(lease.endpoint()), upstream);
+            let pair = Pair::adopted(worker.clone(), client, upstream, lease, &it, owed);
+            Box::pin(joined(pair, about))
+        }
+        // The kernel watches no more descriptors. The drops close the connection.
+        _ => return tracing::warn!("cannot watch a connection that was handed over"),
+    };
+    tokio::task::spawn_local(async move {
+        open.can_be_woken().await;
+        open.ends_by(session.await);
+    });
 }
 
 /// Not an `async fn`: that would keep its arguments twice for as long as the connection is idle.
 #[allow(clippy::manual_async_fn)] // See above.
 fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
     async move {
+        open.can_be_woken().await;
         match Box::pin(begin(&mut open, client)).await {
             Ok(session) => open.ends_by(session.await),
             Err(reason) => open.ends_by(reason),
@@ -141,24 +217,23 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         ..
     } = *client;
     let action = open.action.take();
-    let logged = worker.shared.access_log.clone().map(|log| {
-        Box::new(Logged {
-            log,
-            port: worker.port(&listener),
-            peer,
-            door,
-            action,
-            started: Instant::now(),
-        })
-    });
+    let about = About {
+        peer,
+        door,
+        listener,
+        route: action.and_then(|it| it.name().map(|_| it.route.clone())),
+        started: Instant::now(),
+        is_logged: true,
+    };
     let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
-    Ok(Box::pin(async move {
-        let ended = pair.run().await;
-        if let Some(logged) = logged {
-            logged.write(&ended);
-        }
-        ended.reason
-    }))
+    Ok(Box::pin(joined(pair, about)))
+}
+
+async fn joined(pair: Box<Pair>, about: About) -> CloseReason {
+    let worker = pair.worker.clone();
+    let ended = pair.run(&about).await;
+    about.log(&worker, ended.reason, ended.endpoint, ended.sent);
+    ended.reason
 }
 
 /// Serves HTTP of the version that the client begins with.
@@ -244,6 +319,12 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
 }
 
 impl Open {
+    /// Leaves its task's waker with the worker.
+    async fn can_be_woken(&mut self) {
+        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        self.place = Some(self.worker.sessions.borrow_mut().insert(waker));
+    }
+
     fn ends_by(&mut self, reason: CloseReason) {
         self.reason = reason;
     }
@@ -257,6 +338,9 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.worker.sessions.borrow_mut().remove(place);
+        }
         self.worker.shared.loads[self.worker.index].fetch_sub(1, Ordering::Relaxed);
         if let Some(metrics) = &self.metrics {
             metrics.connections_active.dec();

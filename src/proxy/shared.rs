@@ -29,6 +29,7 @@ use crate::contract::policy::{PortRef, Scope};
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::observe::access_log::AccessLog;
+use crate::proxy::heir::{Adopted, Heir};
 
 /// What all workers share.
 pub struct Shared {
@@ -125,6 +126,10 @@ pub enum WorkerCommand {
     Drained(Arc<Leaving>),
     /// Another worker, or the admin port, is out of descriptors.
     DropIdle(Spare),
+    /// Serve a connection that another process has handed over.
+    Adopt(Box<Adopted>),
+    /// This process replaces this one: hand over what can be.
+    HandOver(Heir),
     /// Nothing is accepted any more: clients of HTTP/2 are told to go elsewhere.
     Closing,
     /// The shutdown's grace is over: end what is left.
@@ -207,6 +212,16 @@ impl Shared {
             node_pods,
             ..configured
         }));
+    }
+
+    /// Gives a connection to the worker with the fewest.
+    pub fn give_least(&self, connection: WorkerCommand) {
+        let load = |i: &usize| self.loads[*i].load(Ordering::Relaxed);
+        if let Some(least) = (0..self.loads.len()).min_by_key(load) {
+            self.loads[least].fetch_add(1, Ordering::Relaxed);
+            // A worker is gone only when the process ends.
+            let _ = self.mailboxes[least].send(connection);
+        }
     }
 
     /// Sends the same message to every worker.

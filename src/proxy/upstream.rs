@@ -237,6 +237,20 @@ impl Upstream {
         })
     }
 
+    /// A connection that another process has opened. No other client gets it.
+    pub(super) fn adopted(local: Rc<Local>, stream: Stream) -> Self {
+        let slot = stream.fd().map(|fd| local.sockets.open(fd));
+        Self {
+            stream,
+            local,
+            has_source: false,
+            is_named: false,
+            slot,
+            reused: false,
+            rests: false,
+        }
+    }
+
     /// A connection that another one carries, and that belongs to this source.
     pub(super) fn carried(
         local: Rc<Local>,

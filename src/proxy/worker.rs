@@ -13,9 +13,11 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
+use slab::Slab;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,7 @@ use crate::contract::snapshot::{Place, Port};
 use crate::net::pipe::Pipes;
 use crate::net::turns;
 use crate::proxy::budget::Budget;
+use crate::proxy::heir::Heir;
 use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::proxy::silence::{self, Sockets};
 use crate::proxy::udp::sessions::Sessions;
@@ -67,6 +70,10 @@ pub struct Worker {
     pub cut: Cell<bool>,
     /// Tells clients of HTTP/2 that this process ends.
     pub goodbye: Arc<Notify>,
+    /// The process that replaces this one.
+    pub(super) heir: RefCell<Option<Heir>>,
+    /// The tasks of the client connections, to wake them when there is an heir.
+    pub(super) sessions: RefCell<Slab<Waker>>,
     /// Turns for datagrams.
     pub datagrams: Rc<turns::Queue>,
     /// The UDP sessions.
@@ -106,6 +113,8 @@ impl Worker {
             handshakes: Rc::new(turns::Queue::new(HANDSHAKES)),
             cut: Cell::new(false),
             goodbye: Arc::default(),
+            heir: RefCell::default(),
+            sessions: RefCell::default(),
             datagrams: Rc::new(turns::Queue::new(DATAGRAMS)),
             udp: Sessions::default(),
         }
@@ -172,6 +181,17 @@ impl Worker {
             }
             let _ = tokio::time::timeout_at(until.into(), changed).await;
         }
+    }
+
+    /// The process that replaces this one, if one can be asked now.
+    pub(super) fn heir(&self) -> Option<Heir> {
+        self.heir.borrow().clone().filter(Heir::is_there)
+    }
+
+    /// As [`Self::heir`], for a look at each poll.
+    #[inline]
+    pub(super) fn has_heir(&self) -> bool {
+        self.heir.borrow().as_ref().is_some_and(Heir::is_there)
     }
 
     /// The newest configuration.

@@ -172,6 +172,7 @@ impl Origin {
                     scope: self.scope,
                     unanswered: self.unanswered.clone(),
                     spoken: self.spoken,
+                    stays: false,
                 });
                 let session = http(self.worker.clone(), client);
                 // How a stream ended is in its exchange's line and counts.

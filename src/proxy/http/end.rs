@@ -317,7 +317,8 @@ pub(super) async fn answer_alone(
         && request.version == Version::H11
         && answer.status != 503
         && (body.is_done() || fits)
-        && !worker.shared.closing.load(Ordering::Relaxed);
+        && (!worker.shared.closing.load(Ordering::Relaxed)
+            || worker.has_heir() && client.can_pass());
     let head_only = request.method == Method::Head;
     let (status, reason, mut bytes) = (answer.status, answer.reason, worker.buffer());
     match &answer.location {

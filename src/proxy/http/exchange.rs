@@ -237,7 +237,10 @@ impl Exchange<'_> {
                 || !rest_has_come(&upload.body, &self.client.unread, &self.config),
                 |left| left > self.config.limits.replay_body as u64,
             );
-        let leaving = self.port.handing_back || self.worker.shared.closing.load(Ordering::Relaxed);
+        let passes = self.bound.is_none() && !self.request.binds && self.client.can_pass();
+        let closing = self.worker.shared.closing.load(Ordering::Relaxed)
+            && !(passes && self.worker.has_heir());
+        let leaving = self.port.handing_back || closing;
         !self.request.keep_alive || leaving || held_back || unread_body
     }
 

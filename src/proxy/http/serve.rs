@@ -16,8 +16,10 @@ use crate::config::settings::Config;
 use crate::contract::listener::{FoundBy, Serves};
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
+use crate::proxy::about::About;
 use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::{EarlyEnd, Refused, first_line};
+use crate::proxy::heir::{HttpClient, Offer};
 use crate::proxy::http::bound::Bound;
 use crate::proxy::http::end::answer_alone;
 use crate::proxy::http::exchange::End;
@@ -125,6 +127,10 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 })
             }
             Err(HeadEnd::Http2) => return Ended::Http2(client),
+            Err(HeadEnd::HandOver) => match Box::pin(pass_on(worker, &mut client)).await {
+                true => return Ended::Closed(CloseReason::HandedOver),
+                false => continue,
+            },
             Err(HeadEnd::Closed(reason)) => {
                 if head::has_begun(&client.unread) {
                     let end = EarlyEnd {
@@ -184,12 +190,46 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 upstream,
                 down,
             } => {
-                let Client { stream, unread, .. } = *client;
+                let Client {
+                    stream,
+                    unread,
+                    peer,
+                    door,
+                    listener,
+                    ..
+                } = *client;
+                let about = About {
+                    peer,
+                    door,
+                    listener,
+                    route: None,
+                    started: Instant::now(),
+                    is_logged: false,
+                };
                 let pair = Pair::new(worker.clone(), stream, *upstream, lease, unread, down);
-                return Ended::Closed(pair.run().await.reason);
+                return Ended::Closed(pair.run(&about).await.reason);
             }
         }
     }
+}
+
+/// Offers an idle client to the process that replaces this one. `false`: it is still ours.
+async fn pass_on(worker: &Worker, client: &mut Client) -> bool {
+    let Some(heir) = worker.heir() else {
+        return false;
+    };
+    let offer = Offer::Http(HttpClient {
+        door: client.heir_door(),
+        neighbour: client.neighbour,
+        is_new: client.spoken == Spoken::Nothing,
+        is_unanswered: client.unanswered.get(),
+        unread: client.unread.len(),
+    });
+    let taken = heir
+        .offer(offer, &[&client.stream], &[&client.unread])
+        .await;
+    client.stays |= taken == Some(false);
+    taken == Some(true)
 }
 
 /// A request's head.
@@ -207,6 +247,8 @@ enum HeadEnd {
     Refused(Refused),
     /// The connection has begun with the preface of HTTP/2.
     Http2,
+    /// The connection can pass to the process that replaces this one.
+    HandOver,
 }
 
 /// Reads the next request's head. Meanwhile gives up a connection that belongs to the client, if
@@ -237,6 +279,9 @@ async fn read_head(
                 begun = true;
                 timer.as_mut().reset((Instant::now() + head_time).into());
             }
+        }
+        if worker.has_heir() && client.can_pass() && bound.is_none() {
+            return Poll::Ready(Err(HeadEnd::HandOver));
         }
         if bound.as_mut().is_some_and(|it| it.poll_end(cx).is_ready()) {
             *bound = None;

@@ -1,0 +1,130 @@
+//! What this process takes over from the one that it replaces: the listener and the endpoint of each
+//! connection.
+//!
+//! Invariant: a connection to an endpoint that leaves keeps the time that its drain has left it, also
+//! if this process has never heard of the endpoint.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
+use crate::contract::listener::{ListenerSpec, Serves};
+use crate::contract::name::PortKey;
+use crate::contract::policy::{PortRef, Transport};
+use crate::control::event_loop::Control;
+use crate::control::handoff::Proposal;
+use crate::proxy::heir::{Adopted, Joined, Offer};
+
+/// What this process has taken over.
+#[derive(Debug, Default)]
+pub struct Adoptions {
+    /// Stand-ins for the listeners of pairs, by name and Service port: all pairs of one share it.
+    listeners: HashMap<(String, PortKey), Arc<ListenerSpec>>,
+    /// Endpoints that this process does not know. They count from above, so that no other endpoint
+    /// has their names.
+    ghosts: u64,
+}
+
+/// An endpoint that this process does not know, and when its connections are cut.
+type Ghost = (Instant, Arc<Endpoint>);
+
+impl Control {
+    /// Answers a proposal. Returns the endpoint whose deadline is to be watched, if it is unknown.
+    pub(super) fn adopt(&mut self, proposal: Proposal, is_running: bool) -> Option<Ghost> {
+        let mut ghost = None;
+        let answer = match is_running {
+            true => self.accept(&proposal.offer, &mut ghost),
+            false => Err("the process ends"),
+        };
+        let adopted = answer.and_then(|(listener, lease)| {
+            let permit = self.shared.connections.clone().try_acquire_owned();
+            Ok(Box::new(Adopted {
+                permit: permit.map_err(|_| "limits.connections are taken")?,
+                offer: proposal.offer,
+                sockets: proposal.sockets,
+                owed: proposal.owed,
+                listener,
+                lease,
+            }))
+        });
+        // The thread that has asked waits for the answer.
+        let _ = proposal.answer.send(adopted);
+        ghost
+    }
+
+    fn accept(
+        &mut self,
+        offer: &Offer,
+        ghost: &mut Option<Ghost>,
+    ) -> Result<(Arc<ListenerSpec>, Option<Lease>), &'static str> {
+        match offer {
+            Offer::Http(client) => {
+                let spec = self.listeners.bound_to(client.door.listener);
+                let spec = spec.ok_or("no listener has the address")?;
+                // The client has begun without TLS, and goes on without it.
+                match (&spec.tls, &spec.serves) {
+                    (None, Serves::Port { .. } | Serves::Routes { .. }) => Ok((spec.clone(), None)),
+                    _ => Err("the listener serves something else"),
+                }
+            }
+            Offer::Pair(pair) => {
+                let lease = self
+                    .lease_for(pair, ghost)
+                    .ok_or("the endpoint has drained")?;
+                Ok((self.listener_for(pair), Some(lease)))
+            }
+        }
+    }
+
+    /// The listener of a pair: it names the Service port that the pair counts for, and the log's line.
+    fn listener_for(&mut self, pair: &Joined) -> Arc<ListenerSpec> {
+        let key = (pair.door.name.clone(), pair.service.port(pair.port));
+        if let Some(known) = self.adopted.listeners.get(&key) {
+            return known.clone();
+        }
+        let (id, address) = (self.listeners.next_id(), pair.door.listener);
+        let port = PortRef::Number(pair.port);
+        let spec = ListenerSpec::unbound(id, &key.0, address, &pair.service, &port);
+        self.adopted
+            .listeners
+            .entry(key)
+            .or_insert(Arc::new(spec))
+            .clone()
+    }
+
+    /// The right to go on with a pair's endpoint.
+    fn lease_for(&mut self, pair: &Joined, ghost: &mut Option<Ghost>) -> Option<Lease> {
+        let number = PortRef::Number(pair.port);
+        let port = self.snapshot.port(&pair.service, &number, Transport::Tcp);
+        let is_it = |endpoint: &Endpoint| {
+            let pods = (endpoint.pod.as_deref(), pair.pod.as_ref());
+            endpoint.address == pair.endpoint && (pods.0 == pods.1)
+        };
+        let known = port
+            .as_ref()
+            .and_then(|it| it.all.iter().find(|it| is_it(it)));
+        if let Some(lease) = known.and_then(Endpoint::adopt) {
+            return Some(lease);
+        }
+        self.adopted.ghosts += 1;
+        let id = EndpointId(u64::MAX - self.adopted.ghosts);
+        let pod = pair.pod.clone().map(Arc::new);
+        // Nobody hears of its end: its receipt is the other process's.
+        let (notices, _) = mpsc::unbounded_channel();
+        let unknown = Endpoint::new(id, pair.endpoint, pod, None, notices);
+        let lease = unknown.adopt()?;
+        let left = pair.drain_ms.map(Duration::from_millis);
+        let left = left.unwrap_or(self.config.timeouts.drain).min(LONGEST);
+        let deadline = Instant::now() + left;
+        unknown.shorten_deadline(deadline);
+        unknown.begin_drain();
+        *ghost = Some((deadline, unknown));
+        Some(lease)
+    }
+}
+
+/// No drain is longer than this, whatever another process says.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

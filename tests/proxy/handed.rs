@@ -1,0 +1,323 @@
+//! Client connections pass from a process that ends to the one that replaces it (contract 1.14): idle
+//! clients of HTTP/1, TCP connections and tunnels, in whatever state they are.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ebbtide::net::handoff::Doorway;
+use rustix::process::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::proxy::scripted::Scripted;
+use crate::support::folder::Ep;
+use crate::support::process::Process;
+use crate::support::wait::{eventually, soon};
+
+/// An endpoint that answers requests, opens tunnels, and then echoes. It sends a long stream for
+/// `flood`, and an end for `bye`.
+async fn endpoint() -> Scripted {
+    Scripted::start(|mut stream: TcpStream, _| async move {
+        let mut buf = [0; 4096];
+        let mut is_http = false;
+        while let Ok(n @ 1..) = stream.read(&mut buf).await {
+            let said = &buf[..n];
+            let answer: &[u8] = match said {
+                _ if said.starts_with(b"GET /tunnel") => {
+                    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n"
+                }
+                _ if said.starts_with(b"GET /slow") => {
+                    tokio::time::sleep(Duration::from_millis(700)).await;
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+                }
+                _ if said.starts_with(b"GET") => {
+                    is_http = true;
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+                }
+                _ if said.starts_with(b"flood") => {
+                    if stream.write_all(&flood()).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                _ => said,
+            };
+            if stream.write_all(answer).await.is_err() {
+                return;
+            }
+        }
+        // A client that has ended its direction may still be told something.
+        if !is_http {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            let _ = stream.write_all(b"late").await;
+        }
+    })
+    .await
+}
+
+/// More than all buffers on its way hold, and no two parts of it are alike.
+fn flood() -> Vec<u8> {
+    (0..3_000_000u32).flat_map(u32::to_le_bytes).collect()
+}
+
+/// The configuration of both processes: the same addresses.
+struct Place {
+    web: SocketAddr,
+    echo: SocketAddr,
+    admin: SocketAddr,
+    text: String,
+}
+
+impl Place {
+    fn new(more: &str) -> Self {
+        let free = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [web, echo, admin] = free.map(|socket| socket.local_addr().unwrap());
+        let text = format!(
+            "discovery: {{files: {{path: manifests}}}}\nlisteners:\n\
+             - {{name: web, address: '{web}', service: web/shop, port: 80, protocol: http}}\n\
+             - {{name: echo, address: '{echo}', service: web/shop, port: 80, protocol: tcp}}\n\
+             admin: {{address: '{admin}'}}\nworkers: 2\n{more}"
+        );
+        Self {
+            web,
+            echo,
+            admin,
+            text,
+        }
+    }
+
+    async fn process(&self, endpoint: &Scripted) -> Process {
+        let endpoints = [Ep::new("app", endpoint.address)];
+        Process::run(&endpoints, &self.text, &["web", "echo"]).await
+    }
+
+    /// The name at which an ending process asks.
+    fn name(&self) -> String {
+        format!("ebbtide-clients-{}", self.admin.port())
+    }
+}
+
+async fn request(client: &mut TcpStream, rest: &[u8]) -> String {
+    client.write_all(rest).await.unwrap();
+    let mut buf = [0; 4096];
+    let n = soon("an answer", client.read(&mut buf)).await.unwrap();
+    String::from_utf8_lossy(&buf[..n]).into_owned()
+}
+
+async fn get(client: &mut TcpStream, path: &str) -> String {
+    request(
+        client,
+        format!("GET {path} HTTP/1.1\r\nhost: n\r\n\r\n").as_bytes(),
+    )
+    .await
+}
+
+async fn echoes(client: &mut TcpStream, word: &[u8]) {
+    client.write_all(word).await.unwrap();
+    let mut back = vec![0; word.len()];
+    soon("the echo", client.read_exact(&mut back))
+        .await
+        .unwrap();
+    assert_eq!(back, word);
+}
+
+async fn ends_well(process: &mut Process) {
+    let status = soon("the process's end", process.proxy.wait()).await;
+    assert!(status.unwrap().success());
+}
+
+fn handed(process: &Process, reason: &str) -> bool {
+    process.proxy.log_tail().contains(reason)
+}
+
+#[tokio::test]
+async fn clients_in_every_state_pass_to_the_next_process_and_notice_nothing() {
+    let endpoint = endpoint().await;
+    let place = Place::new("timeouts: {lameDuck: 10m, shutdown: 10m}\n");
+    let mut old = place.process(&endpoint).await;
+
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        let mut client = TcpStream::connect(place.web).await.unwrap();
+        assert!(get(&mut client, "/").await.ends_with("ok"));
+        idle.push(client);
+    }
+    let mut new_one = TcpStream::connect(place.web).await.unwrap();
+    let mut half_a_head = TcpStream::connect(place.web).await.unwrap();
+    half_a_head
+        .write_all(b"GET / HTTP/1.1\r\nho")
+        .await
+        .unwrap();
+    let mut tunnel = TcpStream::connect(place.web).await.unwrap();
+    let upgrade =
+        b"GET /tunnel HTTP/1.1\r\nhost: n\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n";
+    assert!(
+        request(&mut tunnel, upgrade)
+            .await
+            .starts_with("HTTP/1.1 101")
+    );
+    echoes(&mut tunnel, b"through the tunnel").await;
+    let mut pair = TcpStream::connect(place.echo).await.unwrap();
+    echoes(&mut pair, b"before").await;
+    let mut half_closed = TcpStream::connect(place.echo).await.unwrap();
+    echoes(&mut half_closed, b"before").await;
+    let mut flooded = TcpStream::connect(place.echo).await.unwrap();
+    flooded.write_all(b"flood").await.unwrap();
+    let mut busy = TcpStream::connect(place.web).await.unwrap();
+    busy.write_all(b"GET /slow HTTP/1.1\r\nhost: n\r\n\r\n")
+        .await
+        .unwrap();
+    // The flood fills every buffer on its way: the proxy holds bytes that the client does not take.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let new = place.process(&endpoint).await;
+    half_closed.shutdown().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    old.proxy.signal(Signal::TERM);
+    old.lines("is ready: handing client connections over").await;
+    let mut answer = vec![0; 4096];
+    let n = soon("the answer of the busy one", busy.read(&mut answer))
+        .await
+        .unwrap();
+    let answer = String::from_utf8_lossy(&answer[..n]).into_owned();
+    assert!(answer.ends_with("ok"), "{answer}");
+    assert!(
+        !answer.to_lowercase().contains("connection: close"),
+        "{answer}"
+    );
+    ends_well(&mut old).await;
+    assert!(!handed(&old, "cutting what is left"));
+
+    for client in &mut idle {
+        assert!(get(client, "/").await.ends_with("ok"));
+    }
+    assert!(get(&mut new_one, "/").await.ends_with("ok"));
+    assert!(
+        request(&mut half_a_head, b"st: n\r\n\r\n")
+            .await
+            .ends_with("ok")
+    );
+    assert!(get(&mut busy, "/").await.ends_with("ok"));
+    echoes(&mut tunnel, b"still through it").await;
+    echoes(&mut pair, b"after").await;
+    let mut late = Vec::new();
+    soon("the last word", half_closed.read_to_end(&mut late))
+        .await
+        .unwrap();
+    assert_eq!(late, b"late");
+    let (mut got, expected) = (vec![0; flood().len()], flood());
+    soon("the flood", flooded.read_exact(&mut got))
+        .await
+        .unwrap();
+    assert!(got == expected, "the flood has changed on its way");
+    echoes(&mut flooded, b"after").await;
+    drop((
+        idle,
+        pair,
+        flooded,
+        tunnel,
+        busy,
+        new_one,
+        half_a_head,
+        half_closed,
+    ));
+    eventually("no connection is left", async || {
+        let active = |line: &str| !line.is_empty();
+        new.proxy
+            .metric("ebbtide_connections_active", active)
+            .await
+            .unwrap()
+            == 0.0
+    })
+    .await;
+}
+
+/// A process that answers what it is offered, as `answer` says for the nth; `None`: it is gone. Ends with
+/// the other process.
+struct Fake {
+    asked: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+impl Fake {
+    fn start(name: String, hello: &'static str, answer: fn(usize) -> Option<&'static str>) -> Self {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let thread = std::thread::spawn(move || {
+            let door = loop {
+                match Doorway::open(&name) {
+                    Ok(door) => break door,
+                    // The running process has the name until it is told to end.
+                    Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                }
+            };
+            let channel = door.accept().unwrap();
+            channel.send(hello.as_bytes(), &[]).unwrap();
+            while let Ok(Some(_)) = channel.receive() {
+                let Some(answer) = answer(count.fetch_add(1, Ordering::SeqCst)) else {
+                    break;
+                };
+                if channel.send(answer.as_bytes(), &[]).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { asked, thread }
+    }
+
+    async fn is_asked(&self, times: usize) {
+        let asked = || self.asked.load(Ordering::SeqCst);
+        eventually("what is offered", async || asked() >= times).await;
+    }
+}
+
+const HELLO: &str = r#"{"version":1,"oldest":1}"#;
+
+/// Whoever answers there, and how, each client goes on.
+async fn costs_nothing(
+    hello: &'static str,
+    answer: fn(usize) -> Option<&'static str>,
+    times: usize,
+) {
+    let endpoint = endpoint().await;
+    let place = Place::new("timeouts: {lameDuck: 1s, shutdown: 10m}\n");
+    let mut old = place.process(&endpoint).await;
+    let mut pairs = Vec::new();
+    for _ in 0..5 {
+        let mut pair = TcpStream::connect(place.echo).await.unwrap();
+        echoes(&mut pair, b"before").await;
+        pairs.push(pair);
+    }
+    let mut idle = TcpStream::connect(place.web).await.unwrap();
+    assert!(get(&mut idle, "/").await.ends_with("ok"));
+    let fake = Fake::start(place.name(), hello, answer);
+    old.proxy.signal(Signal::TERM);
+    fake.is_asked(times).await;
+    for pair in &mut pairs {
+        echoes(pair, b"after").await;
+    }
+    let answer = get(&mut idle, "/").await;
+    assert!(answer.ends_with("ok"), "{answer}");
+    drop((pairs, idle));
+    ends_well(&mut old).await;
+    fake.thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_successor_that_refuses_everything_costs_nobody_a_connection() {
+    costs_nothing(HELLO, |_| Some(r#"{"refused":"no"}"#), 6).await;
+}
+
+#[tokio::test]
+async fn a_successor_of_another_form_is_not_asked() {
+    costs_nothing(r#"{"version":9,"oldest":7}"#, |_| None, 0).await;
+}
+
+#[tokio::test]
+async fn a_successor_that_dies_in_the_middle_costs_nobody_a_connection() {
+    costs_nothing(HELLO, |_| None, 1).await;
+    costs_nothing(HELLO, |_| Some("what?"), 1).await;
+}
