@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -343,6 +343,7 @@ fn start_workers(
         mailboxes: mailboxes.into(),
         closing: AtomicBool::new(false),
         leaving: AtomicBool::new(false),
+        heir: ArcSwapOption::empty(),
         access_log,
         refused_headers: Pace::default(),
         refused_handshakes: Pace::default(),

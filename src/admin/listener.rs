@@ -189,6 +189,7 @@ impl AdminListener {
             tracing::info!(address = %self.address, "admin address given to the process that replaces this one");
         }
         self.successor = Some(successor);
+        self.health.update(|state| state.has_successor = true);
     }
 
     /// Takes in whether the predecessor serves. `None`: it has ended.
@@ -229,6 +230,7 @@ impl AdminListener {
                 }
             }
         }
+        self.health.update(|state| state.has_successor = false);
         match bind_again(self.address) {
             Ok(listener) => {
                 tracing::info!(address = %self.address, "admin address taken back");

@@ -156,9 +156,9 @@ impl Control {
                         tracing::info!(
                             "a process that replaces this one is ready: handing client connections over"
                         );
+                        self.shared.heir.store(Some(Arc::new(heir)));
+                        self.shared.post_all(|| WorkerCommand::HandOver);
                         phase.has_successor();
-                        self.shared
-                            .post_all(|| WorkerCommand::HandOver(heir.clone()));
                     }
                     Command::Shutdown if matches!(phase, Phase::Running) => {
                         phase = self.begin_shutdown();
@@ -243,7 +243,9 @@ impl Control {
     }
 
     fn begin_shutdown(&self) -> Phase {
-        let lame_duck = self.config.timeouts.lame_duck;
+        let successor = self.health.state().has_successor;
+        let least = if successor { SEEK } else { Duration::ZERO };
+        let lame_duck = self.config.timeouts.lame_duck.max(least);
         tracing::info!(?lame_duck, "shutting down");
         self.health.update(|health| health.shutting_down = true);
         self.shared.leaving.store(true, Ordering::Relaxed);
@@ -486,6 +488,8 @@ impl Control {
     }
 }
 
+/// How long a successor may take to say that it is ready. Until then clients are accepted and kept.
+const SEEK: Duration = Duration::from_secs(5);
 /// How often the loop forgets what is no longer needed.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// The loop turns at least this often, so that `/livez` can see whether it stands still.

@@ -41,6 +41,8 @@ pub struct HealthState {
     pub ports_tried: bool,
     /// Whether the process that this one replaces still wants traffic.
     pub predecessor_serves: bool,
+    /// Whether another process has taken the admin address over, and lives.
+    pub has_successor: bool,
     /// Whether SIGTERM or SIGINT has come.
     pub shutting_down: bool,
     /// When the source was last known to be in order. See [`HealthState::age`].
@@ -114,6 +116,7 @@ impl Health {
             standing: Standing::default(),
             ports_tried: false,
             predecessor_serves: false,
+            has_successor: false,
             shutting_down: false,
             current_at: Instant::now(),
             problems: Vec::new(),

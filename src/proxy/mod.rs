@@ -15,7 +15,7 @@
 //! | `health_check` | the answer on a Service's `healthCheckNodePort` |
 //! | [`relay`], [`dispatch`] | bytes between two sockets; the way to a connection |
 //! | [`race`] | the connects of one client |
-//! | `about` | who the client of a pair is |
+//! | `about`, `direction` | who the client of a pair is; one of a pair's directions |
 //! | `early_end`, [`parting`] | the access log's line for what is refused; the last of a cut connection |
 //! | [`second_look`] | whether an endpoint that has lost a connection leaves, or is ejected |
 //! | [`client`], [`source`] | a client's socket and what was read from it; which address endpoints see |
@@ -31,6 +31,7 @@ pub mod balancer;
 pub mod budget;
 pub mod client;
 pub mod detect;
+mod direction;
 pub mod dispatch;
 pub(crate) mod early_end;
 pub mod h2;

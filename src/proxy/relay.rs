@@ -1,33 +1,31 @@
-//! Bytes between a client and an endpoint: read into the worker's scratch and written from there,
-//! or moved by splice once a read fills the scratch.
+//! A client and an endpoint, joined byte for byte, until one of them ends or both pass to another process.
 //!
 //! Invariant: an end is passed on as what it was. A FIN becomes a FIN of that direction, once
 //! everything before it has been delivered. A reset becomes a reset, once everything before it has
 //! been delivered. A cut in the middle of a transfer is a reset, so that neither side takes it for
-//! an end. A pair owns bytes only while a write is blocked.
+//! an end.
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
 use crate::contract::endpoint::Lease;
 use crate::contract::reason::CloseReason;
-use crate::net::pipe::{Broken, Lent, SPLICE_MIN};
+use crate::net::pipe::Broken;
 use crate::net::socket::{LOOK, Peer};
 use crate::net::stream::Stream;
-use crate::net::turns::{Turn, poll_turn};
 use crate::proxy::about::About;
-use crate::proxy::heir::{Half, Joined, Offer};
+use crate::proxy::direction::{Direction, room_beside};
+use crate::proxy::heir::{Joined, Offer};
 use crate::proxy::parting;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
-use crate::wire::buffer::{SCRATCH, append};
 
 /// A client and an endpoint, joined byte for byte: a TCP connection, or a tunnel after `101`.
 pub struct Pair {
@@ -60,23 +58,6 @@ pub struct Ended {
     pub sent: u64,
 }
 
-/// One direction.
-#[derive(Default)]
-struct Direction {
-    /// What the sink did not take. Boxed, since few directions have it at a time.
-    waiting: Option<Box<Waiting>>,
-    /// The sink has taken bytes that the kernel has not (TLS).
-    unsent: bool,
-    ended: bool,
-    shut: bool,
-    moved: u64,
-    /// Much is coming, so it goes by splice.
-    bulk: bool,
-    /// For the next piece of it.
-    turn: Turn,
-    lent: Option<Box<Lent>>,
-}
-
 /// The timers of a pair. Few pairs have any.
 #[derive(Default)]
 struct Timers {
@@ -95,12 +76,6 @@ impl Timers {
     }
 }
 
-/// Bytes that the sink did not take yet.
-struct Waiting {
-    bytes: Vec<u8>,
-    written: usize,
-}
-
 impl Pair {
     /// `up` and `down` are bytes that were already read and must still be delivered.
     pub fn new(
@@ -116,14 +91,8 @@ impl Pair {
             client,
             upstream,
             lease,
-            up: Direction {
-                waiting: Waiting::of(up),
-                ..Direction::default()
-            },
-            down: Direction {
-                waiting: Waiting::of(down),
-                ..Direction::default()
-            },
+            up: Direction::with(up),
+            down: Direction::with(down),
             last_moved: Instant::now(),
             ended_first: None,
             resets: false,
@@ -417,171 +386,6 @@ impl Pair {
         } else {
             CloseReason::DrainDeadline
         }
-    }
-}
-
-impl Waiting {
-    fn of(bytes: Vec<u8>) -> Option<Box<Self>> {
-        (!bytes.is_empty()).then(|| Box::new(Self { bytes, written: 0 }))
-    }
-}
-
-impl Direction {
-    /// Whether nothing is on its way, and nothing waits for its turn.
-    fn is_quiet(&self) -> bool {
-        self.waiting.is_none()
-            && !self.unsent
-            && self.lent.as_ref().is_none_or(|lent| lent.is_empty())
-            && !self.turn.is_awaited()
-    }
-
-    /// Takes back what is in a pipe, and says how far it has come.
-    fn pause(&mut self) -> Half {
-        if let Some(mut lent) = self.lent.take() {
-            let mut bytes = match self.waiting.take() {
-                Some(waiting) => waiting.bytes[waiting.written..].to_vec(),
-                None => Vec::new(),
-            };
-            lent.take_inside(&mut bytes);
-            self.waiting = Waiting::of(bytes);
-        }
-        Half {
-            waiting: self.owed().len(),
-            moved: self.moved,
-            ended: self.ended,
-            shut: self.shut,
-        }
-    }
-
-    /// What was read and not written, but for what is in a pipe.
-    fn owed(&self) -> &[u8] {
-        self.waiting
-            .as_ref()
-            .map_or(&[], |it| &it.bytes[it.written..])
-    }
-
-    /// Has come as far as another process says.
-    fn go_on(&mut self, half: &Half) {
-        (self.moved, self.ended, self.shut) = (half.moved, half.ended, half.shut);
-    }
-
-    /// What was read and not written.
-    fn into_rest(self) -> Vec<u8> {
-        let mut rest = Vec::new();
-        if let Some(waiting) = self.waiting {
-            rest.extend_from_slice(&waiting.bytes[waiting.written..]);
-        }
-        if let Some(mut lent) = self.lent {
-            lent.take_inside(&mut rest);
-        }
-        rest
-    }
-
-    /// Moves what there is. Ready when the source has ended and its end was passed on to the sink.
-    /// `last`: the other direction has ended, so the close that follows passes this end on.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        worker: &Worker,
-        source: &mut Stream,
-        sink: &mut Stream,
-        room: usize,
-        last: bool,
-    ) -> Poll<Result<(), Broken>> {
-        if self.bulk && self.waiting.is_some() {
-            ready!(poll_turn(
-                &worker.bulk,
-                &mut self.turn,
-                cx,
-                true,
-                source,
-                sink
-            ));
-        }
-        loop {
-            if let Some(waiting) = &mut self.waiting {
-                while let Some(rest) = waiting
-                    .bytes
-                    .get(waiting.written..)
-                    .filter(|rest| !rest.is_empty())
-                {
-                    waiting.written += ready!(sink.poll_write(cx, rest)).map_err(Broken::Sink)?;
-                }
-                worker.give_back(std::mem::take(&mut waiting.bytes));
-                self.waiting = None;
-            }
-            self.unsent = true;
-            ready!(sink.poll_flush(cx)).map_err(Broken::Sink)?;
-            self.unsent = false;
-            if self.ended {
-                let close_passes_it_on = last && sink.plain().is_some();
-                if !self.shut && !close_passes_it_on {
-                    ready!(sink.poll_shutdown(cx)).map_err(Broken::Sink)?;
-                }
-                self.shut = true;
-                return Poll::Ready(Ok(()));
-            }
-            if self.bulk {
-                ready!(poll_turn(
-                    &worker.bulk,
-                    &mut self.turn,
-                    cx,
-                    self.lent.is_some(),
-                    source,
-                    sink
-                ));
-                if self.lent.is_none() {
-                    self.lent = worker.pipes.lend(source, sink).map(Box::new);
-                }
-            }
-            if let Some(lent) = &mut self.lent {
-                match lent.poll_move(cx, source, sink, u64::MAX) {
-                    Poll::Ready(Ok(n)) => {
-                        self.moved += n as u64;
-                        self.ended = n == 0;
-                        self.bulk = n >= SPLICE_MIN;
-                        self.lent = None;
-                        continue;
-                    }
-                    Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
-                    Poll::Pending => {
-                        // A direction that waits with an empty pipe lets others use the pipe.
-                        if lent.is_empty() {
-                            self.lent = None;
-                        }
-                        return Poll::Pending;
-                    }
-                }
-            }
-            let mut scratch = worker.scratch.borrow_mut();
-            let read =
-                ready!(source.poll_read(cx, &mut scratch[..room])).map_err(Broken::Source)?;
-            if read.is_empty() {
-                self.ended = true;
-                continue;
-            }
-            self.moved += read.len() as u64;
-            let n = match sink.poll_write(cx, read) {
-                Poll::Ready(n) => n.map_err(Broken::Sink)?,
-                Poll::Pending => 0,
-            };
-            if n < read.len() {
-                let mut bytes = worker.buffer();
-                append(&mut bytes, &read[n..]);
-                self.waiting = Waiting::of(bytes);
-            }
-            self.bulk = read.len() == room;
-        }
-    }
-}
-
-/// How much a read may take, so that both directions of a pair together hold little more than one
-/// direction could.
-fn room_beside(other: &Direction) -> usize {
-    if other.waiting.is_some() {
-        SCRATCH / 4
-    } else {
-        SCRATCH
     }
 }
 

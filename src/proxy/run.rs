@@ -101,8 +101,7 @@ impl Worker {
                 }
             }
             WorkerCommand::Adopt(adopted) => session::adopt(self, *adopted),
-            WorkerCommand::HandOver(heir) => {
-                *self.heir.borrow_mut() = Some(heir);
+            WorkerCommand::HandOver => {
                 self.sessions
                     .borrow()
                     .iter()

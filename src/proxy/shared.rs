@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -57,6 +57,9 @@ pub struct Shared {
     /// This process is asked to shut down: it accepts connections for some time, and load balancers
     /// are told to send them elsewhere.
     pub leaving: AtomicBool,
+    /// The process that replaces this one, once it is ready. It is known before `closing` is set, so that
+    /// no client that can pass over is told to go.
+    pub heir: ArcSwapOption<Heir>,
     /// The access log, if the configuration asks for one.
     pub access_log: Option<AccessLog>,
     /// Clients that were refused for their PROXY header.
@@ -128,8 +131,8 @@ pub enum WorkerCommand {
     DropIdle(Spare),
     /// Serve a connection that another process has handed over.
     Adopt(Box<Adopted>),
-    /// This process replaces this one: hand over what can be.
-    HandOver(Heir),
+    /// [`Shared::heir`] is there: hand over what can be.
+    HandOver,
     /// Nothing is accepted any more: clients of HTTP/2 are told to go elsewhere.
     Closing,
     /// The shutdown's grace is over: end what is left.

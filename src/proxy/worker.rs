@@ -70,8 +70,6 @@ pub struct Worker {
     pub cut: Cell<bool>,
     /// Tells clients of HTTP/2 that this process ends.
     pub goodbye: Arc<Notify>,
-    /// The process that replaces this one.
-    pub(super) heir: RefCell<Option<Heir>>,
     /// The tasks of the client connections, to wake them when there is an heir.
     pub(super) sessions: RefCell<Slab<Waker>>,
     /// Turns for datagrams.
@@ -113,7 +111,6 @@ impl Worker {
             handshakes: Rc::new(turns::Queue::new(HANDSHAKES)),
             cut: Cell::new(false),
             goodbye: Arc::default(),
-            heir: RefCell::default(),
             sessions: RefCell::default(),
             datagrams: Rc::new(turns::Queue::new(DATAGRAMS)),
             udp: Sessions::default(),
@@ -184,14 +181,21 @@ impl Worker {
     }
 
     /// The process that replaces this one, if one can be asked now.
-    pub(super) fn heir(&self) -> Option<Heir> {
-        self.heir.borrow().clone().filter(Heir::is_there)
+    pub(super) fn heir(&self) -> Option<Arc<Heir>> {
+        self.shared.heir.load_full().filter(|heir| heir.is_there())
     }
 
-    /// As [`Self::heir`], for a look at each poll.
+    /// As [`Self::heir`], for a look at each poll: while this process serves, it reads one atomic.
     #[inline]
     pub(super) fn has_heir(&self) -> bool {
-        self.heir.borrow().as_ref().is_some_and(Heir::is_there)
+        let there = || {
+            self.shared
+                .heir
+                .load()
+                .as_ref()
+                .is_some_and(|heir| heir.is_there())
+        };
+        self.shared.leaving.load(Ordering::Relaxed) && there()
     }
 
     /// The newest configuration.

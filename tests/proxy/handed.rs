@@ -235,6 +235,43 @@ async fn clients_in_every_state_pass_to_the_next_process_and_notice_nothing() {
     .await;
 }
 
+/// As when a DaemonSet is rolled again and again. The times are the defaults, so nothing waits for the
+/// successor but the old process itself.
+#[tokio::test]
+async fn a_client_that_never_stops_asking_keeps_its_connection_through_three_replacements() {
+    let endpoint = endpoint().await;
+    let place = Place::new("");
+    let mut process = place.process(&endpoint).await;
+    let done = Arc::new(AtomicUsize::new(0));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (web, done) = (place.web, done.clone());
+            tokio::spawn(async move {
+                let mut client = TcpStream::connect(web).await.unwrap();
+                let mut asked = 0;
+                while done.load(Ordering::SeqCst) == 0 {
+                    let answer = get(&mut client, "/").await;
+                    assert!(answer.ends_with("ok"), "{answer:?} after {asked}");
+                    assert!(!answer.to_lowercase().contains("connection: close"));
+                    asked += 1;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                asked
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        let next = place.process(&endpoint).await;
+        process.proxy.signal(Signal::TERM);
+        ends_well(&mut process).await;
+        process = next;
+    }
+    done.store(1, Ordering::SeqCst);
+    for client in clients {
+        assert!(client.await.unwrap() > 0);
+    }
+}
+
 /// A process that answers what it is offered, as `answer` says for the nth; `None`: it is gone. Ends with
 /// the other process.
 struct Fake {
