@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E F G H I J SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F G H I J O SLI] [--columns iptables,nftables,ebbtide] [--write]
 
 SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE and SLI_ROUNDS set one length each.
 """
@@ -19,6 +19,7 @@ import lab
 import report
 from cost import experiment_g
 from datagrams import experiment_h
+from own import experiment_o
 from redis import experiment_i
 from postgres import experiment_j
 from lab import LATE, LabError, kubectl, rolled, say, service, set_image, workload
@@ -31,6 +32,7 @@ LENGTHS = {
     "ROLLOUTS": (5, 1, "rolling updates in each load of B and F"),
     "SECONDS": (60, 12, "each load of B and F, at least, s"),
     "OUTAGE": (60, 10, "API server stopped in E, s; the kubelet for half of it"),
+    "OWN_ROLLS": (10, 2, "rolls of the proxy itself in O"),
     "SLI_ROUNDS": (10, 2, "rollouts of 10 pods in SLI"),
 }
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
@@ -433,7 +435,7 @@ def quantile(ordered, q):
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "O": experiment_o, "SLI": experiment_sli}
 
 
 def main():
