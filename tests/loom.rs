@@ -203,6 +203,28 @@ fn two_drainers_report_once() {
     });
 }
 
+/// A connection of another process is adopted while the endpoint drains: it is a lease like any other, or
+/// none, and drained is reported once, after its end.
+#[test]
+fn an_adopted_lease_delays_the_report_or_is_refused() {
+    model(3, || {
+        let endpoint = Endpoint::<Word>::new();
+        let [worker, adopter] = [0, 1].map(|n| {
+            let endpoint = endpoint.clone();
+            thread::spawn(move || match n {
+                0 => _ = endpoint.dispatch(0),
+                _ if endpoint.word.adopt() => endpoint.work(1),
+                _ => assert!(endpoint.word.is_draining(), "an open endpoint refused"),
+            })
+        });
+        endpoint.drain();
+        worker.join().unwrap();
+        adopter.join().unwrap();
+        endpoint.assert_drained_once();
+        assert!(!endpoint.word.adopt(), "a drained endpoint was adopted");
+    });
+}
+
 /// OUT is set and cleared with readiness while another thread drains the endpoint. Neither bit is
 /// lost, and no lease is lost.
 #[test]
