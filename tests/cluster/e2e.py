@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E F G H I J SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F G H I J K L M SLI] [--columns iptables,nftables,ebbtide] [--write]
 
-SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE and SLI_ROUNDS set one length each.
+SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS and SLI_ROUNDS set one length each.
 """
 import argparse
 import collections
@@ -17,10 +17,13 @@ import time
 
 import lab
 import report
+from calls import experiment_l
 from cost import experiment_g
+from edge import experiment_k
 from datagrams import experiment_h
 from redis import experiment_i
 from postgres import experiment_j
+from table import experiment_m
 from lab import LATE, LabError, kubectl, rolled, say, service, set_image, workload
 
 SHORT = os.environ.get("SHORT", "") not in ("", "0")
@@ -28,15 +31,16 @@ SHORT = os.environ.get("SHORT", "") not in ("", "0")
 LENGTHS = {
     "TRIES": (20, 2, "tries in A"),
     "LOADS": (1, 1, "loads of each kind in B"),
-    "ROLLOUTS": (5, 1, "rolling updates in each load of B and F"),
-    "SECONDS": (60, 12, "each load of B and F, at least, s"),
+    "ROLLOUTS": (5, 1, "rolling updates in each load of B, F, H, I, J and K"),
+    "SECONDS": (60, 12, "each load of B and F, at least, and the changes of M, s"),
     "OUTAGE": (60, 10, "API server stopped in E, s; the kubelet for half of it"),
+    "CALL_ROLLOUTS": (100, 3, "rolling updates in L"),
     "SLI_ROUNDS": (10, 2, "rollouts of 10 pods in SLI"),
 }
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
 # Experiments that the short form does not run with kube-proxy, so that it ends within a CI job. No target
 # depends on them.
-SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J")}
+SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J", "L"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J", "L")}
 WORST_MS = 150
 EXTERNAL_IP = "203.0.113.9"
 # After 40 s without a kubelet, the node and its pods are not ready. On a cluster of one node these are all
@@ -433,7 +437,7 @@ def quantile(ordered, q):
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "SLI": experiment_sli}
 
 
 def main():
