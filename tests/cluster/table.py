@@ -1,12 +1,14 @@
 """A large table of routes under load, and many changes of it, as experiment M of e2e.py."""
 import http.client
 import json
+import os
 import ssl
 import threading
 import time
 
 import edge
 import lab
+from cost import busy
 from lab import rolled, set_image
 
 RULES, RULES_EACH, CHANGES_A_MINUTE = 5000, 16, 1000  # an HTTPRoute has 16 rules at most
@@ -92,22 +94,23 @@ def experiment_m(out, column):
 def measure(out, title, own, target):
     seconds = out.knobs["SECONDS"]
 
-    def loaded(during):
-        load = edge.secure_load(*target, path="/a7/x")
+    def loaded(case, during):
+        load, began, before = edge.secure_load(*target, path="/a7/x"), time.monotonic(), busy()
         during()
+        share = (busy() - before) / (time.monotonic() - began) / os.cpu_count()
         result = load.stop()
+        out.load(title, case, own, [result])
+        out.row(title, case, "the machine's processors busy, %", own, f"{share:.0%}".rstrip("%"))
         return load, result
 
-    quiet, result = loaded(lambda: time.sleep(seconds / 2))
-    out.load(title, "quiet", own, [result])
+    quiet, _ = loaded("quiet", lambda: time.sleep(seconds / 2))
     out.row(title, "quiet", "p99, ms", own, f"{p99(quiet):.1f}")
 
     def rollout():
         set_image("deployment/m", "app:v2")
         rolled("deployment/m")
         time.sleep(lab.LATE)
-    _, result = loaded(rollout)
-    out.load(title, "a rolling update", own, [result])
+    _, result = loaded("a rolling update", rollout)
     decide(out, "a rolling update", result)
 
     made = []
@@ -116,15 +119,14 @@ def measure(out, title, own, target):
     def changes():
         worker.start()
         worker.join()
-    load, result = loaded(changes)
+    case = f"{CHANGES_A_MINUTE:,} changes a minute"
+    load, result = loaded(case, changes)
     if not made:
         raise lab.LabError("the changes of routes failed")
     count, last = made
     began = time.monotonic()
     lab.wait("the last change taken over", 60, lambda: accepted(last["metadata"]["name"], last["metadata"]["generation"]))
     behind = time.monotonic() - began
-    case = f"{CHANGES_A_MINUTE:,} changes a minute"
-    out.load(title, case, own, [result])
     out.row(title, case, "changes", own, f"{count:,}")
     out.row(title, case, "p99, ms", own, f"{p99(load):.1f}")
     out.row(title, case, "p99, to quiet", own, f"{p99(load) / p99(quiet):.2f}")
