@@ -366,7 +366,7 @@ mod tests {
             leading: [leading(rules.into_iter()), leading(many)],
             ..Routed::default()
         };
-        assert_eq!(*routed.routes_to(&cart), [ingress.clone()]);
+        assert_eq!(routed.routes_to(&cart), vec![ingress.clone()]);
         let named = routed.routes_to(&shop);
         assert_eq!((&named[0], &*named[1]), (&ingress, "HTTPRoute web/00"));
         assert_eq!(named.len(), MOST_NAMED);
