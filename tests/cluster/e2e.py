@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E F G H I J K L M SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F G H I J K L M N SLI] [--columns iptables,nftables,ebbtide] [--write]
 
 SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS and SLI_ROUNDS set one length each.
 """
@@ -19,9 +19,10 @@ import lab
 import report
 from calls import experiment_l
 from cost import experiment_g
-from edge import experiment_k
 from datagrams import experiment_h
+from edge import experiment_k
 from redis import experiment_i
+from leader import experiment_n
 from postgres import experiment_j
 from table import experiment_m
 from lab import LATE, LabError, kubectl, rolled, say, service, set_image, workload
@@ -437,7 +438,7 @@ def quantile(ordered, q):
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "N": experiment_n, "SLI": experiment_sli}
 
 
 def main():
