@@ -8,7 +8,6 @@ SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS
 import argparse
 import collections
 import json
-import math
 import os
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from edge import experiment_k
 from redis import experiment_i
 from leader import experiment_n
 from postgres import experiment_j
+from sli import experiment_sli
 from table import experiment_m
 from lab import LATE, LabError, kubectl, rolled, say, service, set_image, workload
 
@@ -397,45 +397,6 @@ def experiment_f(out, column):
         if keepalive:
             out.target(column, f"F: {case}: exactly 8 sockets", result["sockets"] == 8)
     lab.clean()
-
-
-def experiment_sli(out, column):
-    """How long after its deletion a pod still receives traffic. It serves for 3 s more, so that late traffic is seen."""
-    title, port = "SLI. From a pod's deletion to the last that is sent to it, ms", 31140
-    lab.apply(workload("sli", 10, "app:v1", pre_stop=3, strategy={"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "50%", "maxUnavailable": 0}}),
-              service("sli", port, column))
-    rolled("deployment/sli")
-    lab.settled("sli", port)
-    addresses, connections = {}, lab.Connections()
-    loads = [lab.Load(port, connections=4, qps=200, keepalive=False), lab.Load(port, connections=4, qps=200)]
-    for i in range(KNOB["SLI_ROUNDS"]):
-        addresses |= {p["metadata"]["name"]: p["status"]["podIP"] for p in lab.pods("app=sli")}
-        set_image("deployment/sli", VERSIONS[i % 2])
-        rolled("deployment/sli")
-    for load in loads:
-        load.stop()
-    deleted = {pod: at for pod, at in lab.deletions().items() if pod in addresses}
-    if not deleted:
-        raise LabError("the audit log has no deletion")
-    dialled, sent = {}, {}
-    for at, address in connections.stop():
-        dialled[address] = max(at, dialled.get(address, 0))
-    for r in lab.requests():
-        sent[r.pod] = max(r.at, sent.get(r.pod, 0))
-    for case, last in (("last new connection", {p: dialled.get(a, 0) for p, a in addresses.items()}), ("last request", sent)):
-        # 0 if the pod received nothing after its deletion.
-        lags = sorted(max(0.0, (last.get(pod, 0) - at) * 1000) for pod, at in deleted.items())
-        for measure, q in (("p50", 0.5), ("p99", 0.99), ("max", 1)):
-            out.row(title, case, measure, column, f"{quantile(lags, q):,.1f}", lags)
-        out.row(title, case, "pods", column, len(lags))
-    if column == "ebbtide":
-        reaction = lab.ebbtide_quantile("ebbtide_drain_reaction_seconds", 0.99)
-        out.row(title, "watch event to drain begun", "p99, at most", column, "not observed" if reaction is None else f"{reaction * 1000:g}")
-        out.target(column, "SLI: p99 of watch event to drain begun at most 10 ms", reaction is not None and reaction <= 0.010, decides=False)
-
-
-def quantile(ordered, q):
-    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "N": experiment_n, "SLI": experiment_sli}
