@@ -20,6 +20,7 @@ mod rows;
 #[path = "../scene/mod.rs"]
 #[allow(clippy::unwrap_used)] // A bench that cannot build its scene should stop.
 mod scene;
+mod secure;
 mod targets;
 
 use std::io::IsTerminal;
@@ -41,7 +42,7 @@ use rows::{Bench, Cores, GROUPS};
 #[command(about = "Ebbtide beside its peers: see benches/README.md")]
 struct Options {
     /// Groups of rows to measure: keepalive, tcp, connections, latency, bulk, idle, slow, rollout,
-    /// control
+    /// secure, control
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Peers to measure: ebbtide, direct, haproxy, nginx, caddy, pingap
@@ -274,6 +275,7 @@ impl Bench {
             }
             "slow" => self.slow(),
             "rollout" => self.rollout(),
+            "secure" => self.secure(),
             "control" => crate::control::run(self),
             _ => anyhow::bail!(
                 "there is no group of rows {group}; the groups are {}",

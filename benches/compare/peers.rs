@@ -40,6 +40,10 @@ pub enum Mode {
     Http,
     /// Bytes.
     Tcp,
+    /// HTTP/1.1 and HTTP/2 over TLS, as the client chooses. Endpoints speak HTTP/1.1.
+    Secure,
+    /// HTTP/2 without TLS, on both sides, as gRPC uses it.
+    Grpc,
 }
 
 /// The purpose of a visit. The best configuration of some peers depends on it.
@@ -80,7 +84,13 @@ impl Kind {
 
     /// Whether the peer supports the mode.
     pub fn speaks(self, mode: Mode) -> bool {
-        mode == Mode::Http || !matches!(self, Self::Caddy | Self::Pingap)
+        match mode {
+            Mode::Http => true,
+            Mode::Tcp => !matches!(self, Self::Caddy | Self::Pingap),
+            Mode::Secure | Mode::Grpc => {
+                matches!(self, Self::Ebbtide | Self::Haproxy | Self::Nginx)
+            }
+        }
     }
 
     /// The path of its program, or else how to install it.
@@ -162,6 +172,7 @@ pub struct Peer {
     admin: SocketAddr,
     /// All endpoints for which HAProxy has a server line, in that order.
     slots: Vec<SocketAddr>,
+    mode: Mode,
     purpose: Purpose,
 }
 
@@ -185,14 +196,22 @@ impl Peer {
         let template = match (kind, mode) {
             (Kind::Direct, _) => "",
             (Kind::Ebbtide, _) => include_str!("ebbtide.yaml"),
-            (Kind::Haproxy, Mode::Http) => include_str!("haproxy-http.cfg"),
+            (Kind::Haproxy, Mode::Http | Mode::Secure | Mode::Grpc) => {
+                include_str!("haproxy-http.cfg")
+            }
             (Kind::Haproxy, Mode::Tcp) => include_str!("haproxy-tcp.cfg"),
-            (Kind::Nginx, Mode::Http) => include_str!("nginx-http.conf"),
+            (Kind::Nginx, Mode::Http | Mode::Secure | Mode::Grpc) => {
+                include_str!("nginx-http.conf")
+            }
             (Kind::Nginx, Mode::Tcp) => include_str!("nginx-stream.conf"),
             (Kind::Caddy, _) => include_str!("Caddyfile"),
             (Kind::Pingap, _) => include_str!("pingap.toml"),
         };
-        let protocol = if mode == Mode::Http { "http" } else { "tcp" };
+        let protocol = match mode {
+            Mode::Http | Mode::Secure => "http",
+            Mode::Tcp => "tcp",
+            Mode::Grpc => "h2c",
+        };
         let listen = free_address()?;
         let to = if kind == Kind::Direct {
             live.to_vec()
@@ -208,6 +227,7 @@ impl Peer {
             listen,
             admin: free_address()?,
             slots: [live, spare].concat(),
+            mode,
             purpose,
         };
         if kind != Kind::Direct {
@@ -225,6 +245,9 @@ impl Peer {
             _ => "proxy.conf",
         });
         std::fs::write(&file, self.filled_in(live))?;
+        if self.mode == Mode::Secure {
+            self.write_certificate()?;
+        }
         if self.kind == Kind::Ebbtide {
             std::fs::create_dir(self.folder.path().join("manifests"))?;
             self.write_manifests(live, &[])?;
@@ -247,7 +270,7 @@ impl Peer {
         let program = self.kind.program().map_err(anyhow::Error::msg)?;
         let mut guard = Guard::start(cores, &program, &arguments, &log)?;
         let begun = Instant::now();
-        while get(self.listen, "/1k").is_err() {
+        while !self.answers() {
             if guard.has_ended() || begun.elapsed() > START {
                 bail!(
                     "{}",
@@ -258,6 +281,25 @@ impl Peer {
         }
         self.guard = Some(guard);
         Ok(())
+    }
+
+    /// Whether it serves. With other protocols than HTTP/1.1, whether it listens: the load before the
+    /// measurement shows the rest.
+    fn answers(&self) -> bool {
+        match self.mode {
+            Mode::Http | Mode::Tcp => get(self.listen, "/1k").is_ok(),
+            Mode::Secure | Mode::Grpc => TcpStream::connect(self.listen).is_ok(),
+        }
+    }
+
+    /// A key of P-256 and its certificate, which nobody verifies.
+    fn write_certificate(&self) -> anyhow::Result<()> {
+        let made = rcgen::generate_simple_self_signed(["bench.example".to_owned()])?;
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let file = |name: &str| self.folder.path().join(name);
+        std::fs::write(file("tls.crt"), &certificate)?;
+        std::fs::write(file("tls.key"), &key)?;
+        Ok(std::fs::write(file("tls.pem"), certificate + &key)?)
     }
 
     /// The ids of its processes.
@@ -335,11 +377,23 @@ impl Peer {
         };
         let mut text = String::new();
         for line in self.template.lines() {
-            let wanted = |mark: &str, purpose| !line.contains(mark) || self.purpose == purpose;
-            if !wanted("@BULK@", Purpose::Bulk) || !wanted("@ROLLOUT@", Purpose::Rollout) {
+            let marks = [
+                ("@BULK@", self.purpose == Purpose::Bulk),
+                ("@ROLLOUT@", self.purpose == Purpose::Rollout),
+                ("@SECURE@", self.mode == Mode::Secure),
+                ("@GRPC@", self.mode == Mode::Grpc),
+                ("@HTTP1@", self.mode != Mode::Grpc),
+                ("@HTTP@", self.mode == Mode::Http),
+            ];
+            if marks
+                .iter()
+                .any(|(mark, wanted)| line.contains(mark) && !wanted)
+            {
                 continue;
             }
-            let line = line.replace("@BULK@", "").replace("@ROLLOUT@", "");
+            let line = marks
+                .iter()
+                .fold(line.to_owned(), |line, (mark, _)| line.replace(mark, ""));
             // HAProxy has a line for each endpoint, also for later ones. The other peers have only
             // the live ones.
             let endpoints = if line.contains("@SPARE@") {
@@ -376,7 +430,11 @@ impl Peer {
     }
 
     fn write_manifests(&self, live: &[SocketAddr], leaving: &[SocketAddr]) -> anyhow::Result<()> {
-        write_manifests(&self.folder.path().join("manifests"), live, leaving, &[])
+        let says: &[_] = match self.mode {
+            Mode::Grpc => &[("ebbtide.dev/protocol", "h2c")],
+            _ => &[],
+        };
+        write_manifests(&self.folder.path().join("manifests"), live, leaving, says)
     }
 }
 

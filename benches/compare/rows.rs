@@ -78,7 +78,7 @@ impl Cores {
 }
 
 /// All groups of rows, in their order.
-pub const GROUPS: [&str; 9] = [
+pub const GROUPS: [&str; 10] = [
     "keepalive",
     "tcp",
     "connections",
@@ -87,14 +87,16 @@ pub const GROUPS: [&str; 9] = [
     "idle",
     "slow",
     "rollout",
+    "secure",
     "control",
 ];
 
-type Visit<'a> = &'a mut dyn FnMut(&mut Bench, &mut Peer, Kind, usize) -> anyhow::Result<()>;
+/// What is done with each peer: the peer, what it is, and the round.
+pub type Visit<'a> = &'a mut dyn FnMut(&mut Bench, &mut Peer, Kind, usize) -> anyhow::Result<()>;
 
 impl Bench {
     /// Visits the peers of a mode in turn. A peer that fails gets a note, and its cell stays empty.
-    fn in_turn(
+    pub fn in_turn(
         &mut self,
         group: &'static str,
         mode: Mode,
@@ -123,7 +125,8 @@ impl Bench {
         }
     }
 
-    fn endpoints(&mut self, count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+    /// Endpoints that answer immediately.
+    pub fn endpoints(&mut self, count: usize) -> anyhow::Result<Vec<SocketAddr>> {
         self.backend.open(count)
     }
 

@@ -129,6 +129,21 @@ pub fn targets(results: &Results) -> Vec<Target> {
         ),
         against(
             results,
+            "TLS handshakes, HTTP/2 requests, gRPC calls",
+            "secure",
+            &[
+                "TLS: handshakes/s",
+                "HTTP/2 over TLS, 1 x 100: requests/s",
+                "HTTP/2 over TLS, 64 x 100: requests/s",
+                "gRPC unary: calls/s",
+            ],
+            BOTH,
+            More,
+            "1.0",
+            "1.2",
+        ),
+        against(
+            results,
             "p99.9 at half load",
             "latency",
             &["p99.9, µs"],

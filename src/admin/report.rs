@@ -200,6 +200,9 @@ pub struct Rollout {
     pub datagrams_refused: u64,
     /// Datagrams that were dropped because no endpoint was usable.
     pub datagrams_lost: u64,
+    /// Routes that led to the Service at the end, for example `HTTPRoute web/shop`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
 }
 
 /// One drain of one endpoint.
@@ -357,6 +360,7 @@ impl From<rollouts::Rollout> for Rollout {
             sessions_moved: rollout.sessions_moved,
             datagrams_refused: rollout.datagrams_refused,
             datagrams_lost: rollout.datagrams_lost,
+            routes: rollout.routes.iter().map(ToString::to_string).collect(),
         }
     }
 }

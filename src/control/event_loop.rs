@@ -449,7 +449,8 @@ impl Control {
         let snapshot = self.snapshot.clone();
         let come =
             |service: &ObjectName, since: Instant| snapshot.pods_come(service, millis(since));
-        for rollout in self.drains.close_rollouts(now, come) {
+        let routes = |service: &ObjectName| self.routed.routes_to(service);
+        for rollout in self.drains.close_rollouts(now, come, routes) {
             rollout.log();
             let reason = if rollout.failures == 0 {
                 Reason::RolledOut

@@ -40,6 +40,8 @@ pub struct Routed {
     next_look: Option<Instant>,
     /// The Secrets that listeners with routes have, in the order in which they count.
     secrets: BTreeMap<RoutesOf, Vec<ObjectName>>,
+    /// The Ingress objects, and the Gateway API's routes, that lead to each Service.
+    leading: [Leading; 2],
     /// The number of the last target.
     last: u64,
 }
@@ -47,11 +49,19 @@ pub struct Routed {
 /// The Service ports to which routes of one source lead. What speaks another protocol is another target.
 type Targets = BTreeMap<(BackendRef, Option<Protocol>), Target>;
 
+/// The names of the routes that lead to each Service.
+type Leading = BTreeMap<ObjectName, BTreeSet<Arc<str>>>;
+
 impl Routed {
     /// Puts the rules of Ingress objects in force. Returns whether the Secrets differ.
     pub(super) fn take(&mut self, routes: &Routes<'_>, shared: &Shared) -> bool {
         let before = std::mem::take(&mut self.ingress);
         self.ingress = self.targets(before, routes.backends().into_iter());
+        self.leading[0] = leading(routes.rules.iter().chain(&routes.default).map(|route| {
+            let backends = route.backends.iter().filter(|(weight, _)| *weight > 0);
+            let services = backends.map(|(_, it)| &it.service);
+            (route_name(route), services)
+        }));
         let [mut http, mut https] = [RouteTable::default(), RouteTable::default()];
         for route in &routes.rules {
             let action = ingress_action(&self.ingress, route);
@@ -84,6 +94,13 @@ impl Routed {
     ) -> (BTreeSet<ObjectName>, bool) {
         let before = std::mem::take(&mut self.gateways);
         self.gateways = self.targets(before, plan.backends());
+        let doors = plan.doors.values();
+        let planned = doors.flat_map(|it| it.rules.iter().map(|(_, it)| it).chain(&it.default));
+        self.leading[1] = leading(planned.map(|planned| {
+            let backends = planned.backends.iter().filter(|(weight, _)| *weight > 0);
+            let backends = backends.filter_map(|(_, it)| it.as_ref());
+            (planned.route.clone(), backends.map(|it| &it.to.service))
+        }));
         let is_gateway = |(owner, _): &RoutesOf| owner.name.starts_with("gateway");
         let secrets_before = self.secrets.clone();
         self.secrets.retain(|owner, _| !is_gateway(owner));
@@ -180,6 +197,12 @@ impl Routed {
             .chain(&self.parting)
     }
 
+    /// The routes that lead to a Service, by name: the first [`MOST_NAMED`] of them.
+    pub(super) fn routes_to(&self, service: &ObjectName) -> Vec<Arc<str>> {
+        let of_service = self.leading.iter().filter_map(|it| it.get(service));
+        of_service.flatten().take(MOST_NAMED).cloned().collect()
+    }
+
     /// The listeners of Gateways.
     pub(super) fn doors(&self) -> &Doors {
         &self.doors
@@ -209,6 +232,29 @@ impl Routed {
     }
 }
 
+fn leading<'a, S>(routes: impl Iterator<Item = (Arc<str>, S)>) -> Leading
+where
+    S: Iterator<Item = &'a ObjectName>,
+{
+    let mut leading = Leading::new();
+    for (route, services) in routes {
+        for service in services {
+            match leading.get_mut(service) {
+                Some(routes) => routes.insert(route.clone()),
+                None => leading
+                    .entry(service.clone())
+                    .or_default()
+                    .insert(route.clone()),
+            };
+        }
+    }
+    leading
+}
+
+fn route_name(route: &Route<'_>) -> Arc<str> {
+    format!("Ingress {}", route.of).into()
+}
+
 /// What becomes of the requests of a rule of an Ingress.
 fn ingress_action(targets: &Targets, route: &Route<'_>) -> Arc<Action> {
     let backends = route.backends.iter().map(|(weight, backend)| {
@@ -216,7 +262,7 @@ fn ingress_action(targets: &Targets, route: &Route<'_>) -> Arc<Action> {
         (*weight, targets.get(&key).cloned())
     });
     Arc::new(Action {
-        route: format!("Ingress {}", route.of).into(),
+        route: route_name(route),
         backends: Backends::new(backends.collect()),
         filters: filters(&route.filters),
     })
@@ -295,7 +341,35 @@ fn listeners_of(
     door.addresses.iter().map(|ip| (origin, at(*ip))).collect()
 }
 
+/// How many routes a receipt names.
+const MOST_NAMED: usize = 20;
 /// The time between two looks at Services to which no rule leads.
 const LOOK: Duration = Duration::from_secs(1);
 /// The numbers of listeners that are bound are all lower.
 const FIRST: u64 = 1 << 62;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_has_the_names_of_the_routes_that_lead_to_it_up_to_a_bound() {
+        let [shop, cart, idle] = ["shop", "cart", "idle"].map(|it| ObjectName::new("web", it));
+        let ingress: Arc<str> = "Ingress web/shop".into();
+        let rules = [vec![&shop], vec![&cart, &shop], vec![&shop]];
+        let rules = rules.map(|services| (ingress.clone(), services.into_iter()));
+        let many = (0..MOST_NAMED).map(|n| {
+            let route: Arc<str> = format!("HTTPRoute web/{n:02}").into();
+            (route, [&shop].into_iter())
+        });
+        let routed = Routed {
+            leading: [leading(rules.into_iter()), leading(many)],
+            ..Routed::default()
+        };
+        assert_eq!(routed.routes_to(&cart), vec![ingress.clone()]);
+        let named = routed.routes_to(&shop);
+        assert_eq!((&named[0], &*named[1]), (&ingress, "HTTPRoute web/00"));
+        assert_eq!(named.len(), MOST_NAMED);
+        assert!(routed.routes_to(&idle).is_empty());
+    }
+}

@@ -234,8 +234,9 @@ impl Log {
         &self,
         now: Instant,
         come: impl Fn(&ObjectName, Instant) -> Option<u32>,
+        routes: impl Fn(&ObjectName) -> Vec<Arc<str>>,
     ) -> Vec<Rollout> {
-        self.lock().rollouts.close(now, come)
+        self.lock().rollouts.close(now, come, routes)
     }
 
     /// The receipts of the last rollouts, newest first.

@@ -55,6 +55,8 @@ pub struct Rollout {
     pub datagrams_refused: u64,
     /// Datagrams that were dropped because no endpoint was usable.
     pub datagrams_lost: u64,
+    /// Routes that led to the Service at the end, for example `HTTPRoute web/shop`.
+    pub routes: Vec<Arc<str>>,
 }
 
 impl Rollout {
@@ -123,6 +125,7 @@ impl Rollout {
             sessions_moved = self.sessions_moved,
             datagrams_refused = self.datagrams_refused,
             datagrams_lost = self.datagrams_lost,
+            routes = (!self.routes.is_empty()).then(|| self.routes.join(", ")),
             "rollout over"
         );
     }
@@ -243,10 +246,12 @@ impl Rollouts {
 
     /// Ends the bursts that are over at `now` and returns their receipts. `come` returns how many
     /// pods of a Service have joined since an instant, or `None` while no endpoint of it is usable.
+    /// `routes` returns the routes that lead to a Service.
     pub fn close(
         &mut self,
         now: Instant,
         come: impl Fn(&ObjectName, Instant) -> Option<u32>,
+        routes: impl Fn(&ObjectName) -> Vec<Arc<str>>,
     ) -> Vec<Rollout> {
         let mut closed = Vec::new();
         self.open.retain(|service, open| {
@@ -263,7 +268,10 @@ impl Rollouts {
                     .max(now.checked_sub(QUIET - RECHECK).unwrap_or(now));
                 return true;
             }
-            closed.push(open.receipt(service, come.unwrap_or(0)));
+            closed.push(Rollout {
+                routes: routes(service),
+                ..open.receipt(service, come.unwrap_or(0))
+            });
             false
         });
         self.due = self.open.values().map(Open::due).min();
@@ -289,7 +297,7 @@ impl Open {
         (self.last + pause).min(self.started + AT_MOST)
     }
 
-    /// The receipt of this burst, as the counters are now.
+    /// The receipt of this burst, as the counters are now, without the routes.
     fn receipt(&self, service: &ObjectName, come: u32) -> Rollout {
         let sum = |part: fn(&Counts) -> u64| -> u64 {
             self.before
@@ -320,6 +328,7 @@ impl Open {
             sessions_moved: sum(|counts| counts.sessions_moved),
             datagrams_refused: sum(|counts| counts.datagrams_refused),
             datagrams_lost: sum(|counts| counts.datagrams_lost),
+            routes: Vec::new(),
         }
     }
 }
@@ -353,6 +362,10 @@ mod tests {
         ObjectName::new("web", "shop").port(port)
     }
 
+    fn none(_: &ObjectName) -> Vec<Arc<str>> {
+        Vec::new()
+    }
+
     fn shop() -> ObjectName {
         ObjectName::new("web", "shop")
     }
@@ -378,14 +391,14 @@ mod tests {
         rollouts.drain_began(&key(80), "b".into(), &web, after(10));
         rollouts.drain_ended(&shop(), 0, after(12));
         assert!(
-            rollouts.close(after(26), |_, _| Some(2)).is_empty(),
+            rollouts.close(after(26), |_, _| Some(2), none).is_empty(),
             "the pause is too short"
         );
         assert!(
-            rollouts.close(after(27), |_, _| None).is_empty(),
+            rollouts.close(after(27), |_, _| None, none).is_empty(),
             "nothing serves yet"
         );
-        let receipts = rollouts.close(after(28), |service, since| {
+        let come = |service: &ObjectName, since| {
             assert_eq!(
                 (service, since),
                 (
@@ -394,8 +407,11 @@ mod tests {
                 )
             );
             Some(2)
-        });
+        };
+        let routes = |service: &ObjectName| vec![format!("HTTPRoute {service}").into()];
+        let receipts = rollouts.close(after(28), come, routes);
         assert_eq!(receipts, rollouts.finished());
+        assert_eq!(receipts[0].routes, ["HTTPRoute web/shop".into()]);
         assert_eq!(rollouts.due(), None);
         let expected = "2 pods gone, 2 come in 13s: 2 requests, 1 failed, 0 replayed, 0 held, \
                         1 cut at their deadline; 8 client connections kept, 1 lost";
@@ -421,7 +437,9 @@ mod tests {
         for _ in 0..2 {
             rollouts.drain_ended(&shop(), 0, start);
         }
-        let receipt = rollouts.close(start + QUIET, |_, _| Some(1)).remove(0);
+        let receipt = rollouts
+            .close(start + QUIET, |_, _| Some(1), none)
+            .remove(0);
         let expected = "1 pods gone, 1 come in 0s: 1 requests, 0 failed, 0 replayed, 0 held, \
                         0 cut at their deadline; 0 client connections kept, 0 lost; \
                         7 UDP sessions kept, 5 moved, 2 datagrams refused, 1 lost";
@@ -449,7 +467,7 @@ mod tests {
             let come = |_: &ObjectName, _| (n < 720).then_some(1);
             gone.extend(
                 rollouts
-                    .close(now, come)
+                    .close(now, come, none)
                     .iter()
                     .map(|receipt| receipt.pods_gone),
             );
@@ -463,7 +481,7 @@ mod tests {
         let (mut rollouts, start) = (Rollouts::default(), Instant::now());
         for n in 0..KEPT as u32 + 2 {
             rollouts.drain_began(&key(80), n.to_string(), &metrics, start);
-            assert_eq!(rollouts.close(start + LONGEST, |_, _| None).len(), 1);
+            assert_eq!(rollouts.close(start + LONGEST, |_, _| None, none).len(), 1);
         }
         assert_eq!(rollouts.finished().len(), KEPT);
     }

@@ -2,13 +2,18 @@
 # build.sh: builds everything that the lab needs into $LAB/bin and $LAB/images. Keeps what is already built.
 # build.sh conformance: also Kubernetes' own tests of Services, and the images that they use.
 # build.sh ingress: also the conformance suite of Ingress, and the image that it uses.
-# build.sh gateway: also the Gateway API's conformance suite, its kinds, and the images that it uses.
+# build.sh gateway: also the Gateway API's conformance suite, and the images that it uses.
+# build.sh peers: also Traefik and HAProxy, for experiment K.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 tools=(containerd runc iptables nft conntrack ipset modprobe pgrep openssl curl ip nsenter python3 redis-benchmark)
 packages=(containerd runc containernetworking-plugins iptables nftables conntrack ipset kmod procps openssl curl iproute2 util-linux python3 redis-tools)
 missing() { local t; for t in "${tools[@]}"; do command -v "$t" >/dev/null || echo "$t"; done; [ -x /usr/lib/cni/bridge ] || echo /usr/lib/cni/bridge; }
+if [ "${1:-}" = peers ]; then
+  tools+=(haproxy)
+  packages+=(haproxy)
+fi
 if [ "${1:-}" = conformance ]; then
   tools+=(mmdebstrap busybox)
   packages+=(mmdebstrap busybox-static)
@@ -47,6 +52,15 @@ image pause:1 --entry /main "$LAB/build/pause=/main"
 image coredns:1 --entry /coredns "$LAB/build/coredns=/coredns"
 for v in v1 v2 v3; do image app:$v --env VERSION=$v --entry /main "$LAB/build/app=/main"; done
 image app:never-ready --env VERSION=never-ready --env NEVER_READY=1 --entry /main "$LAB/build/app=/main"
+# gRPC: its server answers Ping, and exits at SIGTERM.
+for v in v1 v2; do image fortio:$v --env VERSION=$v --entry /fortio --entry server --entry=-http-port --entry 8080 --entry=-grpc-port --entry 8079 "$LAB/bin/fortio=/fortio"; done
+
+# The kinds of the Gateway API.
+[ -d "$LAB/gateway/crds" ] || (
+  module=$(cd "$HERE/src/gateway" && go mod download -json sigs.k8s.io/gateway-api | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')
+  install -m 644 -D -t "$LAB/gateway/crds" "$module"/config/crd/experimental/gateway.networking.k8s.io_*s.yaml
+  rm -f "$LAB"/gateway/crds/*_vap_*
+)
 
 # Debian's nginx, unpacked but not installed, with the libraries that it is linked to.
 if ! [ -x "$LAB/nginx/usr/sbin/nginx" ]; then
@@ -110,7 +124,6 @@ once() { [ -x "$1" ] || nice go "$2" -trimpath -o "$1" "${@:3}"; }
 if [ "${1:-}" = gateway ]; then
   echo "building the Gateway API's conformance suite (about 3 minutes the first time)"
   cd "$HERE/src/gateway"
-  mkdir -p "$LAB/gateway/crds"
   once "$LAB/gateway/gateway.test" test -c .
   once "$LAB/build/echo-basic" build -ldflags "-s -w" sigs.k8s.io/gateway-api/conformance/echo-basic
   # The names are those that the suite asks for.
@@ -119,9 +132,17 @@ if [ "${1:-}" = gateway ]; then
     in_gateway registry.k8s.io/gateway-api/echo-basic:$tag --entry /echo-basic "$LAB/build/echo-basic=/echo-basic"
   done
   in_gateway registry.k8s.io/coredns/coredns:v1.12.2 --entry /coredns "$LAB/build/coredns=/coredns"
-  module=$(go list -m -f '{{.Dir}}' sigs.k8s.io/gateway-api)
-  install -m 644 -t "$LAB/gateway/crds" "$module"/config/crd/experimental/gateway.networking.k8s.io_*s.yaml
-  rm -f "$LAB"/gateway/crds/*_vap_*
+fi
+if [ "${1:-}" = peers ] && ! [ -x "$LAB/build/traefik" ]; then
+  echo "building Traefik (about 4 minutes)"
+  cd "$HERE/src/traefik"
+  # lego brings a client for each of 200 DNS providers. None is of use here, and not each can be had.
+  lego=$(go mod download -json github.com/go-acme/lego/v4@v4.33.0 | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')
+  rm -rf "$LAB/build/lego" && cp -r "$lego" "$LAB/build/lego" && chmod -R u+w "$LAB/build/lego"
+  cp providers.go.txt "$LAB/build/lego/providers/dns/zz_gen_dns_providers.go"
+  cp go.mod "$LAB/build/traefik.mod" && cp go.sum "$LAB/build/traefik.sum"
+  go mod edit -replace "github.com/go-acme/lego/v4=$LAB/build/lego" "$LAB/build/traefik.mod"
+  nice go build -mod=mod -modfile "$LAB/build/traefik.mod" -trimpath -ldflags "-s -w" -o "$LAB/build/traefik" github.com/traefik/traefik/v3/cmd/traefik
 fi
 [ "${1:-}" = conformance ] || exit 0
 echo "building Kubernetes' tests of Services and their images (about 3 minutes the first time)"

@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E F G H I J O SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F G H I J K L M N O SLI] [--columns iptables,nftables,ebbtide] [--write]
 
-SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE and SLI_ROUNDS set one length each.
+SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS, OWN_ROLLS and SLI_ROUNDS set one length each.
 """
 import argparse
 import collections
 import json
-import math
 import os
 import signal
 import subprocess
@@ -17,11 +16,16 @@ import time
 
 import lab
 import report
+from calls import experiment_l
 from cost import experiment_g
 from datagrams import experiment_h
+from edge import experiment_k
 from own import experiment_o
 from redis import experiment_i
+from leader import experiment_n
 from postgres import experiment_j
+from sli import experiment_sli
+from table import experiment_m
 from lab import LATE, LabError, kubectl, rolled, say, service, set_image, workload
 
 SHORT = os.environ.get("SHORT", "") not in ("", "0")
@@ -29,16 +33,17 @@ SHORT = os.environ.get("SHORT", "") not in ("", "0")
 LENGTHS = {
     "TRIES": (20, 2, "tries in A"),
     "LOADS": (1, 1, "loads of each kind in B"),
-    "ROLLOUTS": (5, 1, "rolling updates in each load of B and F"),
-    "SECONDS": (60, 12, "each load of B and F, at least, s"),
+    "ROLLOUTS": (5, 1, "rolling updates in each load of B, F, H, I, J and K"),
+    "SECONDS": (60, 12, "each load of B and F, at least, and the changes of M, s"),
     "OUTAGE": (60, 10, "API server stopped in E, s; the kubelet for half of it"),
+    "CALL_ROLLOUTS": (100, 3, "rolling updates in L"),
     "OWN_ROLLS": (10, 2, "rolls of the proxy itself in O"),
     "SLI_ROUNDS": (10, 2, "rollouts of 10 pods in SLI"),
 }
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
 # Experiments that the short form does not run with kube-proxy, so that it ends within a CI job. No target
 # depends on them.
-SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J")}
+SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O")}
 WORST_MS = 150
 EXTERNAL_IP = "203.0.113.9"
 # After 40 s without a kubelet, the node and its pods are not ready. On a cluster of one node these are all
@@ -396,46 +401,7 @@ def experiment_f(out, column):
     lab.clean()
 
 
-def experiment_sli(out, column):
-    """How long after its deletion a pod still receives traffic. It serves for 3 s more, so that late traffic is seen."""
-    title, port = "SLI. From a pod's deletion to the last that is sent to it, ms", 31140
-    lab.apply(workload("sli", 10, "app:v1", pre_stop=3, strategy={"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "50%", "maxUnavailable": 0}}),
-              service("sli", port, column))
-    rolled("deployment/sli")
-    lab.settled("sli", port)
-    addresses, connections = {}, lab.Connections()
-    loads = [lab.Load(port, connections=4, qps=200, keepalive=False), lab.Load(port, connections=4, qps=200)]
-    for i in range(KNOB["SLI_ROUNDS"]):
-        addresses |= {p["metadata"]["name"]: p["status"]["podIP"] for p in lab.pods("app=sli")}
-        set_image("deployment/sli", VERSIONS[i % 2])
-        rolled("deployment/sli")
-    for load in loads:
-        load.stop()
-    deleted = {pod: at for pod, at in lab.deletions().items() if pod in addresses}
-    if not deleted:
-        raise LabError("the audit log has no deletion")
-    dialled, sent = {}, {}
-    for at, address in connections.stop():
-        dialled[address] = max(at, dialled.get(address, 0))
-    for r in lab.requests():
-        sent[r.pod] = max(r.at, sent.get(r.pod, 0))
-    for case, last in (("last new connection", {p: dialled.get(a, 0) for p, a in addresses.items()}), ("last request", sent)):
-        # 0 if the pod received nothing after its deletion.
-        lags = sorted(max(0.0, (last.get(pod, 0) - at) * 1000) for pod, at in deleted.items())
-        for measure, q in (("p50", 0.5), ("p99", 0.99), ("max", 1)):
-            out.row(title, case, measure, column, f"{quantile(lags, q):,.1f}", lags)
-        out.row(title, case, "pods", column, len(lags))
-    if column == "ebbtide":
-        reaction = lab.ebbtide_quantile("ebbtide_drain_reaction_seconds", 0.99)
-        out.row(title, "watch event to drain begun", "p99, at most", column, "not observed" if reaction is None else f"{reaction * 1000:g}")
-        out.target(column, "SLI: p99 of watch event to drain begun at most 10 ms", reaction is not None and reaction <= 0.010, decides=False)
-
-
-def quantile(ordered, q):
-    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
-
-
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "O": experiment_o, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "N": experiment_n, "O": experiment_o, "SLI": experiment_sli}
 
 
 def main():

@@ -96,8 +96,12 @@ def get(*args):
     return json.loads(kubectl("get", *args, "-o", "json"))
 
 
+def listed(*objects):
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+
+
 def apply(*objects):
-    kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    kubectl("apply", "-f", "-", stdin=listed(*objects))
 
 
 def workload(name, replicas, image, kind="Deployment", labels=None, env=None, probe=False, pre_stop=0, strategy=None, memory=None, node=None):
@@ -215,8 +219,8 @@ def leave_column(column):
     kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=90)
 
 
-def uninstall_ebbtide():
-    run("kubectl", "delete", "-k", REPO + "/deploy/kustomize", "--ignore-not-found", "--timeout=80s", timeout=90)
+def uninstall_ebbtide(kustomization="deploy/kustomize"):
+    run("kubectl", "delete", "-k", f"{REPO}/{kustomization}", "--ignore-not-found", "--timeout=80s", timeout=90)
 
 
 def ebbtide_quantile(metric, q):
@@ -305,7 +309,7 @@ class Load:
     """fortio on one port of the node, or of another host, for `seconds` or until `stop`. `within` is the start of the
     command, see `inside`."""
 
-    def __init__(self, port, seconds=0, connections=8, qps=500, keepalive=True, host=NODE_IP, within=()):
+    def __init__(self, port, seconds=0, connections=8, qps=500, keepalive=True, host=NODE_IP, within=(), scheme="http", path="/", options=()):
         if not keepalive:
             # Removes the entries of an earlier run's dead pods, for this port only. A full flush would also cut the pods'
             # connections to the API server, with their watches. The command fails if there are no entries.
@@ -316,7 +320,7 @@ class Load:
             # With fortio's default timeout of 3 s, a held request would count as failed.
             self.process = start([*within, "fortio", "load", "-allow-initial-errors", "-p", "50,99", "-c", str(connections), "-qps", str(qps), "-t", f"{seconds}s",
                                   "-timeout", "15s", f"-keepalive={'true' if keepalive else 'false'}", "-json", self.result,
-                                  f"http://{host}:{port}/"], stdout=log, stderr=log)
+                                  *options, f"{scheme}://{host}:{port}{path}"], stdout=log, stderr=log)
         time.sleep(1)
         if self.process.poll() is not None:
             raise LabError(f"fortio did not start: see {self.log}")
@@ -375,12 +379,13 @@ def deletions():
 
 
 class Connections:
-    """Every new connection that the kernel tracks, as (time, final destination address)."""
+    """Every new connection that the kernel tracks, or those to one port, as (time, final destination address)."""
 
-    def __init__(self):
+    def __init__(self, port=None):
         self.path = f"{LAB}/results/conntrack-{time.time_ns()}.log"
         with open(self.path, "w") as out:
-            self.process = start(["conntrack", "-E", "-e", "NEW", "-o", "timestamp", "-p", "tcp", "--buffer-size", "8388608"], stdout=out, stderr=out)
+            only = ["--orig-port-dst", str(port)] if port else []
+            self.process = start(["conntrack", "-E", "-e", "NEW", "-o", "timestamp", "-p", "tcp", *only, "--buffer-size", "8388608"], stdout=out, stderr=out)
 
     def stop(self):
         time.sleep(0.5)

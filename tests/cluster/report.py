@@ -50,11 +50,12 @@ class Report:
         out = []
         for title, rows in self.tables.items():
             out += [f"## {title}", ""] + ([facts, ""] if facts else [])
-            out += ["| | | " + " | ".join(COLUMNS[c] for c in self.columns) + " |", "|---|---|" + "---|" * len(self.columns)]
+            columns = self.columns_of(rows)
+            out += ["| | | " + " | ".join(COLUMNS.get(c, c) for c in columns) + " |", "|---|---|" + "---|" * len(columns)]
             previous = None
             for (case, measure), cells in rows.items():
                 shown = "" if case == previous else case
-                out.append(f"| {shown} | {measure} | " + " | ".join(cells.get(c, "–") for c in self.columns) + " |")
+                out.append(f"| {shown} | {measure} | " + " | ".join(cells.get(c, "–") for c in columns) + " |")
                 previous = case
             out.append("")
         if self.targets:
@@ -62,6 +63,11 @@ class Report:
             out += self.met()
             out.append("")
         return "\n".join(out)
+
+    def columns_of(self, rows):
+        """Those of the run, or a table's own, by what its cells name."""
+        named = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+        return self.columns if set(named) <= set(COLUMNS) else named
 
     def met(self):
         return [f"| {text} | {'met' if met else '**missed**'}{'' if decides else ' (time)'} |" for text, met, decides in self.targets]

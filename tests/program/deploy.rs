@@ -105,6 +105,7 @@ fn the_api_knows_every_field_of_every_manifest() {
         "secrets/rbac",
         "ingress/class",
         "ingress/rbac",
+        "gateway/rbac",
     ];
     let mut count = 0;
     for document in files
@@ -127,7 +128,7 @@ fn the_api_knows_every_field_of_every_manifest() {
         }
         count += 1;
     }
-    assert_eq!(count, 15);
+    assert_eq!(count, 19);
 }
 
 #[test]
@@ -674,10 +675,10 @@ fn only_the_secrets_that_listeners_name_may_be_read() {
     }
 }
 
-/// What rules allow to do with objects of networking.k8s.io.
-fn on_ingresses(rules: &Value) -> BTreeSet<(String, String)> {
+/// What rules allow to do with objects of a group.
+fn on_group(group: &str, rules: &Value) -> BTreeSet<(String, String)> {
     let rules = rules.as_array().unwrap().iter();
-    let rules = rules.filter(|it| it["apiGroups"][0] == "networking.k8s.io");
+    let rules = rules.filter(|it| it["apiGroups"][0] == group);
     let each = rules.flat_map(|rule| {
         let resources = rule["resources"].as_array().unwrap().iter();
         resources.map(|it| (it.to_string(), rule["verbs"].to_string()))
@@ -731,7 +732,8 @@ fn the_chart_serves_ingress_objects_where_that_is_configured() {
         assert_eq!(role("edge-election")["metadata"]["namespace"], "edge");
         assert_eq!(role("edge-certificates")["metadata"]["namespace"], "shop");
         let rules = of_kind(&all, "ClusterRole")[0]["rules"].clone();
-        assert_eq!(on_ingresses(&rules), on_ingresses(granted));
+        let group = "networking.k8s.io";
+        assert_eq!(on_group(group, &rules), on_group(group, granted));
         let kind = kind.trim_start_matches("kind=");
         let workload = &of_kind(&all, kind)[0];
         let env = &workload["spec"]["template"]["spec"]["containers"][0]["env"];
@@ -742,6 +744,80 @@ fn the_chart_serves_ingress_objects_where_that_is_configured() {
             .find(|it| it["name"] == "LEASE_NAME");
         assert_eq!(lease.unwrap()["value"], "edge");
     }
+}
+
+/// With `config.gateway`, the chart grants what `deploy/kustomize/gateway` grants, under its own names. With
+/// namespaces, all but what is of the whole cluster is granted in these.
+#[test]
+fn the_chart_serves_gateways_where_that_is_configured() {
+    let group = "gateway.networking.k8s.io";
+    let kustomize = documents(&read("deploy/kustomize/gateway/rbac.yaml"));
+    let of_kind = |all: &[Value], kind: &str| -> Vec<Value> {
+        let found = all.iter().filter(|it| it["kind"] == kind);
+        found.cloned().collect()
+    };
+    let granted = &of_kind(&kustomize, "ClusterRole")[0]["rules"];
+    let election = &of_kind(&kustomize, "Role")[0]["rules"];
+    let ours: Value = only(
+        documents(&read("deploy/kustomize/gateway/class.yaml")),
+        "GatewayClass",
+    );
+    let Some(helm) = tool("helm") else {
+        return println!("SKIPPED: the rest: helm is not installed");
+    };
+    let render = |sets: &[&str]| {
+        let mut arguments = vec!["template", "edge", "deploy/helm/ebbtide"];
+        arguments.extend(["--namespace", "edge", "--kube-version", "1.35.0"]);
+        arguments.extend(["--set", "fullnameOverride=edge"]);
+        arguments.extend(sets.iter().flat_map(|it| ["--set-json", it]));
+        rendered(&helm, &arguments)
+    };
+    let gateway = r#"config.gateway={"addresses": ["192.0.2.0/28"]}"#;
+    let namespaces = r#"config.discovery.kubernetes.namespaces=["shop"]"#;
+    assert!(of_kind(&render(&[]), "GatewayClass").is_empty());
+    for (sets, roles) in [(&[gateway][..], 2), (&[gateway, namespaces], 1)] {
+        let all = render(sets);
+        let class = &of_kind(&all, "GatewayClass")[0];
+        assert_eq!(class["metadata"]["name"], ours["metadata"]["name"]);
+        assert_eq!(class["spec"], ours["spec"]);
+        let of_cluster = of_kind(&all, "ClusterRole");
+        assert_eq!(of_cluster.len(), roles);
+        let in_namespace = of_kind(&all, "Role");
+        let in_namespace = in_namespace
+            .iter()
+            .filter(|it| it["metadata"]["namespace"] == "shop");
+        let rights = of_cluster.iter().chain(in_namespace);
+        let rights: BTreeSet<_> = rights
+            .flat_map(|it| on_group(group, &it["rules"]))
+            .collect();
+        assert_eq!(rights, on_group(group, granted));
+        let own = of_cluster
+            .iter()
+            .find(|it| it["metadata"]["name"] == "edge-gateway")
+            .unwrap();
+        let all_rules = own["rules"].as_array().unwrap();
+        assert_eq!(all_rules.last(), granted.as_array().unwrap().last());
+        let mut expected = election.clone();
+        expected[1]["resourceNames"] = json!(["edge"]);
+        let elects = of_kind(&all, "Role");
+        let elects = elects
+            .iter()
+            .find(|it| it["metadata"]["name"] == "edge-election")
+            .unwrap();
+        assert_eq!(elects["rules"], expected);
+    }
+    let all = render(&[
+        gateway,
+        r#"gatewayClass={"create": false, "secrets": ["shop/tls"]}"#,
+    ]);
+    assert!(of_kind(&all, "GatewayClass").is_empty());
+    let roles = of_kind(&all, "Role");
+    let reads = roles
+        .iter()
+        .find(|it| it["metadata"]["name"] == "edge-certificates")
+        .unwrap();
+    assert_eq!(reads["metadata"]["namespace"], "shop");
+    assert_eq!(reads["rules"][0]["resourceNames"], json!(["tls"]));
 }
 
 #[test]
