@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::listener::{self, AdminListener};
-use crate::admin::report::Admin;
+use crate::admin::report::{Admin, GateView};
 use crate::admin::server;
 use crate::app::feed::{Writing, feed, feed_from_api_server, locate};
 use crate::cluster::events::Events;
@@ -50,6 +50,7 @@ use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
 
 mod feed;
+mod gate;
 
 /// What to do about an admin address that cannot be bound.
 fn cure(error: &std::io::Error) -> &'static str {
@@ -106,11 +107,12 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let snapshot = Arc::<Published>::default();
     let drains = Arc::new(drains::Log::default());
     let health = Arc::new(Health::new(config.discovery.source()));
-    let admin = Admin {
+    let mut admin = Admin {
         snapshot: snapshot.clone(),
         drains: drains.clone(),
         metrics: metrics.clone(),
         health,
+        gate: GateView::default(),
         started: Instant::now(),
     };
     // Without the admin pages nobody could see the state of the proxy, so it does not start.
@@ -165,6 +167,24 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     };
     let reports = Reports::new(admin.health.clone(), events.clone(), &config);
     let addresses = tell_addresses(&config, reports, &shared)?;
+    let outbox = addresses.as_ref().map(Addresses::outbox);
+    let gate = gate::connect(
+        &config,
+        admin.snapshot.clone(),
+        admin.gate.log.clone(),
+        metrics.clone(),
+        outbox,
+    );
+    let (gate, asked) = match gate {
+        None => Default::default(),
+        Some(ends) => {
+            admin.gate.looks = Some(ends.looks);
+            spawn("gate", async move || {
+                crate::gate::run::run(ends.parts).await
+            })?;
+            (ends.control, Some(ends.source))
+        }
+    };
     let certificates = Certificates::start(admin.health.clone())?;
     let (written_in, written) = std::sync::mpsc::channel();
     let lease = api_server.as_ref().map(|it| it.default_namespace.clone());
@@ -205,6 +225,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         publisher,
         unserved: Unserved::default(),
         election,
+        gate,
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted {
@@ -230,6 +251,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             publish,
             messages_in.clone(),
             out,
+            asked,
             metrics,
         )?;
     }

@@ -18,6 +18,7 @@ use crate::admin::state::State;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::snapshot::{Port, Published};
 use crate::discovery::source::Problem;
+use crate::gate;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::routing::{drains, rollouts};
@@ -425,8 +426,19 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The state of the source and of the listeners.
     pub health: Arc<Health>,
+    /// What the gate holds.
+    pub gate: GateView,
     /// When the process started.
     pub started: Instant,
+}
+
+/// What the admin pages read of the gate.
+#[derive(Clone, Default)]
+pub struct GateView {
+    /// The pods that are and were held.
+    pub log: Arc<gate::log::Log>,
+    /// The way to the gate; `None`: there is none.
+    pub looks: Option<gate::look::Looks>,
 }
 
 #[cfg(test)]

@@ -284,6 +284,7 @@ mod tests {
             drains: Arc::default(),
             metrics: metrics.clone(),
             health: Arc::new(Health::new("files")),
+            gate: Default::default(),
             started: Instant::now(),
         });
         let shop = metrics.service(&ObjectName::new("web", "shop").port(80));

@@ -22,6 +22,7 @@ use crate::contract::name::ObjectName;
 use crate::contract::reason::Outcome;
 use crate::contract::snapshot::Published;
 use crate::control::certificates::Certificates;
+use crate::control::gate::Gate;
 use crate::control::gateways::Gateways;
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
@@ -90,6 +91,8 @@ pub struct Control {
     pub unserved: Unserved,
     /// Whether this instance writes statuses.
     pub election: Election,
+    /// The gate's end.
+    pub gate: Gate,
 }
 
 /// Drain deadlines in their order.
@@ -118,13 +121,14 @@ impl Control {
             self.health.beat();
             let alarm = tokio::time::sleep_until(self.next_wake(&deadlines, &phase).into());
             let (mut command, mut notice, mut result, mut message) = (None, None, None, None);
-            let mut clean_up = false;
+            let (mut question, mut clean_up) = (None, false);
             tokio::select! {
                 biased;
                 Some(it) = self.commands.recv() => command = Some(it),
                 Some(it) = self.notices.recv() => notice = Some(it),
                 Some(it) = probed.recv() => result = Some(it),
                 _ = house.tick() => clean_up = true,
+                it = self.gate.question() => question = Some(it),
                 () = alarm => {}
                 it = self.messages.recv(), if source_open => {
                     source_open = it.is_some();
@@ -146,6 +150,16 @@ impl Control {
             }
             if let Some(first) = result.or_else(|| probed.try_recv().ok()) {
                 chores.append(self.on_probed(first, &mut probed));
+            }
+            if let Some(question) = question {
+                chores.append(self.on_question(question));
+            }
+            if self
+                .table
+                .next_return()
+                .is_some_and(|at| at <= Instant::now())
+            {
+                chores.append(self.table.end_suspensions(Instant::now()));
             }
             if clean_up {
                 chores.append(self.clean_up());
@@ -209,6 +223,7 @@ impl Control {
             self.routed.next_look(),
             self.gateways.next_plan(),
             self.unserved.next_look(),
+            self.table.next_return(),
         ];
         let beat = Instant::now() + BEAT;
         times.into_iter().flatten().fold(beat, Instant::min)
@@ -220,6 +235,7 @@ impl Control {
         self.health.update(|health| health.shutting_down = true);
         self.shared.leaving.store(true, Ordering::Relaxed);
         self.election.resign();
+        self.gate.leaving.cancel();
         Phase::LameDuck(Instant::now() + lame_duck)
     }
 

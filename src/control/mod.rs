@@ -3,12 +3,14 @@
 //! `event_loop` takes in what the source, the endpoints, the probes and the operator say. `wanted`
 //! says which listeners there should be, `listeners` when each is bound and closed, `sockets` binds it.
 //! `certificates` keeps what listeners show to clients of TLS up to date.
+//! `gate` answers the gate's questions.
 //! `addresses` and `net_link` are for those that the kernel leads to a shared one.
 
 pub mod addresses;
 pub mod certificates;
 pub mod descriptors;
 pub mod event_loop;
+pub mod gate;
 pub mod gateways;
 pub mod listeners;
 mod messages;
