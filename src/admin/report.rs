@@ -13,6 +13,7 @@ use std::time::{Instant, SystemTime};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::admin::held::Held;
 use crate::admin::readiness::readiness;
 use crate::admin::state::State;
 use crate::contract::endpoint::Endpoint;
@@ -163,6 +164,9 @@ pub struct Drains {
     /// Receipts of the last rollouts, newest first.
     #[serde(default)]
     pub rollouts: Vec<Rollout>,
+    /// Pods that the gate holds, then those that it has held, newest first.
+    #[serde(default)]
+    pub gate: Vec<Held>,
 }
 
 /// One [`rollouts::Rollout`]; the fields have the meaning that they have there.
@@ -335,6 +339,7 @@ impl Drains {
                 .into_iter()
                 .map(Rollout::from)
                 .collect(),
+            gate: admin.gate.log.holds().into_iter().map(Held::from).collect(),
         }
     }
 }
