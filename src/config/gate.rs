@@ -4,7 +4,7 @@
 //! seen in `gate/run.rs`.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::checked::{at, items};
 use crate::config::claimed::bound;
@@ -41,7 +41,9 @@ impl raw::Gate {
             return Err(Fault::new("gate.service", what));
         }
         let peers = items("gate.peers", self.peers.unwrap_or_default(), value::address)?;
-        let key = self.key.map(|path| folder.join(path));
+        let key = self
+            .key
+            .map(|text| folder.join(text).components().collect::<PathBuf>());
         if let Some(path) = &key {
             at("gate.key", read_key(path))?;
         }
@@ -60,12 +62,14 @@ impl raw::Gate {
 /// # Errors
 /// The file, and what is wrong.
 pub fn read_key(path: &Path) -> Result<Vec<u8>, String> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|error| format!("cannot read {shown} ({error})"))?;
+    let bytes = std::fs::read(path).map_err(|error| {
+        let why = value::plain(&error);
+        format!("{path:?} cannot be read ({why}), expected a file of at least {SHORTEST} bytes")
+    })?;
     let key = bytes.trim_ascii();
     if key.len() < SHORTEST {
         return Err(format!(
-            "{shown} holds {} bytes, expected at least {SHORTEST}, such as from `openssl rand -hex 32`",
+            "{path:?} holds {} bytes, expected at least {SHORTEST}, such as from `openssl rand -hex 32`",
             key.len()
         ));
     }

@@ -151,8 +151,8 @@ impl Control {
             if let Some(first) = result.or_else(|| probed.try_recv().ok()) {
                 chores.append(self.on_probed(first, &mut probed));
             }
-            if let Some(question) = question {
-                chores.append(self.on_question(question));
+            if let Some(first) = question {
+                chores.append(self.on_questions(first));
             }
             if self
                 .table

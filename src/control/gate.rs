@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::{self, Discovery, PodWatch};
+use crate::contract::name::ObjectName;
 use crate::control::event_loop::Control;
 use crate::control::net_link::Outbox;
 use crate::discovery::object::{Change, Object};
@@ -77,45 +78,63 @@ impl Led {
 }
 
 impl Control {
-    /// Takes the pods of a question out of rotation, and says what is known of them.
-    pub(super) fn on_question(&mut self, question: Question) -> Chores {
+    /// Takes the pods of all questions that wait out of rotation, and says what is known of them.
+    pub(super) fn on_questions(&mut self, first: Question) -> Chores {
+        let mut questions = vec![first];
+        while questions.len() < TOGETHER
+            && let Some(next) = self
+                .gate
+                .questions
+                .as_mut()
+                .and_then(|it| it.try_recv().ok())
+        {
+            questions.push(next);
+        }
         let now = Instant::now();
-        let pods = question.pods.iter().map(|(who, until)| {
-            let (name, uid) = match who {
-                Who::Address(address) => {
-                    let (name, uid) = self.world.pod_here(*address)?;
-                    (name, uid.to_owned())
+        let mut to_suspend = Vec::new();
+        let asked = questions.into_iter().map(|Question { pods, answer }| {
+            let pods = pods.into_iter().map(|(who, until)| {
+                let (name, uid) = self.pod_of(who)?;
+                if until > now && !self.leaves(&uid) {
+                    to_suspend.push((uid.clone(), until));
                 }
-                Who::Uid(uid) => (self.world.pod_name(uid)?.clone(), uid.clone()),
-            };
-            (!uid.is_empty()).then_some((name, uid, *until))
+                Some((name, uid))
+            });
+            (pods.collect::<Vec<_>>(), answer)
         });
-        let pods: Vec<_> = pods.collect();
-        let to_suspend = pods.iter().flatten().filter(|(_, uid, until)| {
-            *until > now
-                && !matches!(
-                    self.world.fate(uid),
-                    Fate::Terminating { .. } | Fate::Deleted { .. }
-                )
-        });
-        let to_suspend: Vec<_> = to_suspend
-            .map(|(_, uid, until)| (uid.clone(), *until))
-            .collect();
+        let asked: Vec<_> = asked.collect();
         let chores = self.table.suspend(&to_suspend);
-        let known = pods.into_iter().map(|pod| {
-            let (name, uid, _) = pod?;
-            let fate = self.world.fate(&uid);
-            Some(Known {
-                name,
-                leaves: matches!(fate, Fate::Terminating { .. } | Fate::Deleted { .. }),
-                deadline: fate.deadline(),
-                endpoints: self.table.endpoints_of(&uid),
-                uid,
-            })
-        });
-        // The gate may have given up.
-        let _ = question.answer.send(known.collect());
+        for (pods, answer) in asked {
+            let known = pods.into_iter().map(|pod| {
+                let (name, uid) = pod?;
+                Some(Known {
+                    name,
+                    leaves: self.leaves(&uid),
+                    deadline: self.world.fate(&uid).deadline(),
+                    endpoints: self.table.endpoints_of(&uid),
+                    uid,
+                })
+            });
+            // The gate may have given up.
+            let _ = answer.send(known.collect());
+        }
         chores
+    }
+
+    /// The name and the UID of a pod that is asked about; `None`: it is not known, or has no UID.
+    fn pod_of(&self, who: Who) -> Option<(ObjectName, String)> {
+        match who {
+            Who::Address(address) => {
+                let (name, uid) = self.world.pod_here(address)?;
+                (!uid.is_empty()).then(|| (name, uid.to_owned()))
+            }
+            Who::Uid(uid) => Some((self.world.pod_name(&uid)?.clone(), uid)),
+        }
+    }
+
+    fn leaves(&self, uid: &str) -> bool {
+        let fate = self.world.fate(uid);
+        matches!(fate, Fate::Terminating { .. } | Fate::Deleted { .. })
     }
 
     /// Leads calls for the pods that have come to this node.
@@ -142,3 +161,6 @@ impl Control {
         }
     }
 }
+
+/// Questions that are answered together.
+const TOGETHER: usize = 64;

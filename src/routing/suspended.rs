@@ -42,11 +42,12 @@ impl RoutingTable {
                 let Some(key) = key.filter(|_| !leaves && before < Some(*until)) else {
                     continue;
                 };
-                if let Some(before) = before {
-                    self.suspended.remove(&(before, id));
+                match before {
+                    Some(before) => _ = self.suspended.remove(&(before, id)),
+                    // Nothing else changes for one that is suspended already.
+                    None => services.push(key.service),
                 }
                 self.suspended.insert((*until, id));
-                services.push(key.service);
             }
         }
         self.settle_if_any(services)

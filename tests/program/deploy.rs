@@ -647,22 +647,37 @@ fn the_chart_renders_the_same() {
 /// for.
 #[test]
 fn the_policy_of_the_gate_is_an_extra_and_calls_the_gates_port() {
-    for file in ["kustomization", "daemonset/kustomization", "base/kustomization"] {
+    for file in [
+        "kustomization",
+        "daemonset/kustomization",
+        "base/kustomization",
+    ] {
         let text = read(&format!("deploy/kustomize/{file}.yaml"));
-        assert!(!text.contains("../gate") && !text.contains("policy"), "{file}");
+        assert!(
+            !text.contains("../gate") && !text.contains("policy"),
+            "{file}"
+        );
     }
     let values: Value = only_document("deploy/helm/ebbtide/values.yaml");
     assert_eq!(values["gatePolicy"]["enabled"], false);
     let chart = read("deploy/helm/ebbtide/templates/gate.yaml");
     let policy = read("deploy/kustomize/gate/policy.yaml");
     let [policy_object, binding] = documents(&policy).try_into().unwrap();
-    assert_eq!(binding["spec"]["policyName"], policy_object["metadata"]["name"]);
+    assert_eq!(
+        binding["spec"]["policyName"],
+        policy_object["metadata"]["name"]
+    );
     assert_eq!(policy_object["spec"]["failurePolicy"], "Ignore");
-    let settings = config(&read("deploy/kustomize/daemonset/ebbtide.yaml")).gate.unwrap();
+    let settings = config(&read("deploy/kustomize/daemonset/ebbtide.yaml"))
+        .gate
+        .unwrap();
     assert!(policy.contains(&format!("httpGet{{port: {}}}", settings.port)));
     // The chart has the same expressions.
     let mut compared = 0;
-    for line in policy.lines().filter(|line| line.contains("object.") || line.contains("Object.")) {
+    for line in policy
+        .lines()
+        .filter(|line| line.contains("object.") || line.contains("Object."))
+    {
         let line = line.replace("9902", "{{ .Values.config.gate.port | default 9902 }}");
         assert!(chart.contains(line.trim()), "{line}");
         compared += 1;

@@ -138,7 +138,11 @@ async fn body(rig: &Rig) -> String {
 async fn a_post_in_flight_is_answered_before_its_pod_is_told_to_stop() {
     let gate = free();
     let Scene {
-        rig, mut a, posted, ..
+        rig,
+        mut a,
+        posted,
+        _b,
+        ..
     } = scene(gate, &[], "").await;
     let call = call(gate);
     // The call alone takes the pod out of rotation: no slice and no Pod says anything.
@@ -169,7 +173,7 @@ async fn a_post_in_flight_is_answered_before_its_pod_is_told_to_stop() {
 #[tokio::test]
 async fn a_hold_ends_with_half_of_the_grace_that_is_left() {
     let gate = free();
-    let Scene { rig, a, .. } = scene(gate, &[], "").await;
+    let Scene { rig, a, _b, .. } = scene(gate, &[], "").await;
     rig.pod("a", "1", Some(2));
     rig.usable(1).await;
     // The POST never ends.
@@ -205,6 +209,7 @@ async fn a_container_that_is_restarted_gets_requests_when_it_is_ready_again() {
         a,
         ep_a,
         posted,
+        _b,
         ..
     } = scene(gate, &[], "").await;
     a.release();
@@ -244,7 +249,7 @@ async fn a_call_for_no_pod_of_this_node_is_answered_at_once() {
 #[tokio::test]
 async fn a_caller_that_hangs_up_ends_its_hold() {
     let gate = free();
-    let Scene { rig, .. } = scene(gate, &[], "").await;
+    let Scene { rig, _b, .. } = scene(gate, &[], "").await;
     let call = call(gate);
     eventually("the hold", async || rig.holds().len() == 1).await;
     call.abort();
@@ -258,7 +263,7 @@ async fn a_caller_that_hangs_up_ends_its_hold() {
 #[tokio::test]
 async fn of_thousands_of_callers_some_are_held_and_all_are_answered() {
     let gate = free();
-    let Scene { rig, a, .. } = scene(gate, &[], "").await;
+    let Scene { rig, a, _b, .. } = scene(gate, &[], "").await;
     let calls: Vec<_> = (0..1_500).map(|_| call(gate)).collect();
     eventually("many holds", async || rig.holds().len() >= 1_000).await;
     a.release();
@@ -291,6 +296,7 @@ async fn every_instance_lets_go_before_the_answer() {
         a,
         ep_a,
         posted,
+        _b,
         ..
     } = scene(here, &[there], "").await;
     // The other instance has a POST in flight, and knows nothing of an end.
@@ -342,7 +348,9 @@ async fn an_instance_that_is_silent_or_gone_is_not_waited_for() {
     let (gate, gone) = (free(), free());
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let peers = [silent.local_addr().unwrap(), gone];
-    let Scene { rig, a, posted, .. } = scene(gate, &peers, "").await;
+    let Scene {
+        rig, a, posted, _b, ..
+    } = scene(gate, &peers, "").await;
     a.release();
     posted.await.unwrap().unwrap();
     assert_eq!(answered(call(gate)).await, "clear");
@@ -377,7 +385,7 @@ async fn hint(gate: SocketAddr, body: &Value) -> String {
 #[tokio::test]
 async fn a_forged_hint_costs_a_pod_two_seconds_and_with_a_key_nothing() {
     let gate = free();
-    let Scene { rig, a, .. } = scene(gate, &[], "").await;
+    let Scene { rig, a, _b, .. } = scene(gate, &[], "").await;
     let of_a = json!({"pods": [uid_of("a"), "unknown"]});
     let answer = hint(gate, &of_a).await;
     let expected = r#"{"pods":[{"open":false,"inFlight":1},{"open":false,"inFlight":0}]}"#;
