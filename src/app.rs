@@ -168,14 +168,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let reports = Reports::new(admin.health.clone(), events.clone(), &config);
     let addresses = tell_addresses(&config, reports, &shared)?;
     let outbox = addresses.as_ref().map(Addresses::outbox);
-    let gate = gate::connect(
-        &config,
-        admin.snapshot.clone(),
-        admin.gate.log.clone(),
-        metrics.clone(),
-        outbox,
-    );
-    let (gate, asked) = match gate {
+    let (gate, asked) = match gate::connect(&config, &admin, outbox) {
         None => Default::default(),
         Some(ends) => {
             admin.gate.looks = Some(ends.looks);

@@ -9,16 +9,14 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::report::Admin;
 use crate::app::feed::ForGate;
 use crate::config::settings::{Config, Discovery};
-use crate::contract::snapshot::Published;
 use crate::control::gate::{Gate, Led};
 use crate::control::net_link::Outbox;
 use crate::gate::ask::Asker;
-use crate::gate::log::Log;
 use crate::gate::look::Looks;
 use crate::gate::run::Parts;
-use crate::observe::metrics::Metrics;
 
 /// What is connected with the gate.
 pub(super) struct Ends {
@@ -33,13 +31,7 @@ pub(super) struct Ends {
 }
 
 /// Connects all; `None`: there is no gate. `outbox` is the way to `ebbtide net`.
-pub(super) fn connect(
-    config: &Config,
-    snapshot: Arc<Published>,
-    log: Arc<Log>,
-    metrics: Arc<Metrics>,
-    outbox: Option<Arc<Outbox>>,
-) -> Option<Ends> {
+pub(super) fn connect(config: &Config, admin: &Admin, outbox: Option<Arc<Outbox>>) -> Option<Ends> {
     let settings = config.gate.clone()?;
     let (asker, questions) = Asker::new();
     let (confirm, confirmed) = mpsc::channel(WAITING);
@@ -67,9 +59,10 @@ pub(super) fn connect(
         grace: config.timeouts.drain,
         asker,
         confirm: has_api_server.then_some(confirm),
-        snapshot,
-        log,
-        metrics,
+        snapshot: admin.snapshot.clone(),
+        health: admin.health.clone(),
+        log: admin.gate.log.clone(),
+        metrics: admin.metrics.clone(),
         instances: known,
         hints,
         looks,

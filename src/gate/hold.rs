@@ -29,7 +29,7 @@ pub(super) struct Gate {
     /// The grace of a pod whose deletion nobody can confirm.
     pub(super) grace: Duration,
     /// Calls that are held now.
-    pub(super) held: Cell<usize>,
+    pub(super) held: Cell<u32>,
 }
 
 /// What is known of the reason for a call.
@@ -105,7 +105,7 @@ async fn wait(
             return outcome;
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(LOOK.max(EACH * gate.held.get())) => {}
             () = round.changed() => {}
             leaves = async { confirmed.as_mut()?.await.ok() }, if confirmed.is_some() => {
                 confirmed = None;
@@ -179,9 +179,11 @@ fn note(known: &Known, round: &Round, running: &Running) {
 }
 
 /// Calls that are held at the same time. A node runs a few hundred pods.
-const MOST_HELD: usize = 1_024;
+const MOST_HELD: u32 = 1_024;
 /// How often it is looked whether something is in flight.
 const LOOK: Duration = Duration::from_millis(20);
+/// With many calls each is looked at less often, so that all together cost little.
+const EACH: Duration = Duration::from_micros(250);
 /// How often the control loop is asked again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a container that is restarted is held at most: it may have failed.

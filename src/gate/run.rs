@@ -16,10 +16,11 @@ use crate::contract::snapshot::Published;
 use crate::discovery::confirm::Confirm;
 use crate::gate::ask::Asker;
 use crate::gate::hold::Gate;
-use crate::gate::log::Log;
+use crate::gate::log::{Log, Outcome};
 use crate::gate::look::{self, Look};
 use crate::gate::peers::Peers;
 use crate::gate::server::{Server, listen};
+use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 
 /// What the gate is given.
@@ -34,6 +35,8 @@ pub struct Parts {
     pub confirm: Option<mpsc::Sender<Confirm>>,
     /// Every Service port as it is now.
     pub snapshot: Arc<Published>,
+    /// Whether there is a table.
+    pub health: Arc<Health>,
     /// What is held.
     pub log: Arc<Log>,
     /// The metrics of this process.
@@ -52,6 +55,9 @@ pub struct Parts {
 /// Runs until the process ends. Calls that are held when it begins to leave are held on.
 pub async fn run(mut parts: Parts) {
     let settings = parts.settings;
+    for outcome in Outcome::ALL {
+        parts.metrics.gate.show(outcome.as_str());
+    }
     let peers = Peers::new(settings.key.clone(), parts.metrics.clone());
     let gate = Rc::new(Gate {
         asker: parts.asker,
@@ -65,6 +71,7 @@ pub async fn run(mut parts: Parts) {
     let server = Rc::new(Server {
         gate,
         snapshot: parts.snapshot.clone(),
+        health: parts.health,
         connections: Default::default(),
     });
     for address in &settings.addresses {

@@ -32,16 +32,26 @@ use crate::gate::message::{
     Answer, Answers, LEAVING, LONGEST, Leaving, MOST, SIGNATURE, is_signed,
 };
 use crate::net::socket;
+use crate::observe::health::Health;
 
 /// What a connection needs.
 pub(super) struct Server {
     pub(super) gate: Rc<Gate>,
     pub(super) snapshot: Arc<Published>,
+    pub(super) health: Arc<Health>,
     pub(super) connections: RefCell<[VecDeque<AbortHandle>; 2]>,
 }
 
-/// Listens on an address until `leaving`, and tries again while that cannot be.
+/// Listens on an address from the first table until `leaving`, and tries again while that cannot be.
 pub(super) async fn listen(server: Rc<Server>, address: SocketAddr, leaving: CancellationToken) {
+    // Without a table, no pod is known, and each call would be answered at once. Another process of this
+    // node may still have one.
+    while !server.health.is_synced() {
+        tokio::select! {
+            () = leaving.cancelled() => return,
+            () = tokio::time::sleep(AGAIN / 20) => {}
+        }
+    }
     let mut has_failed = false;
     let listener = loop {
         let bound = socket::listen(address).and_then(TcpListener::from_std);

@@ -56,6 +56,11 @@ impl GateMetrics {
         })
     }
 
+    /// Shows the counter of an outcome from now on, so that a rate includes the first call.
+    pub fn show(&self, outcome: &str) {
+        self.calls.with_label_values(&[outcome]);
+    }
+
     /// Counts a call.
     pub fn call(&self, outcome: &str, held: Duration) {
         self.calls.with_label_values(&[outcome]).inc();

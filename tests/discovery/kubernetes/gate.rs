@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::api::{Api, Kind, Verb};
-use super::rig::{deleting, pod, ready, slice, within};
+use super::rig::{Rig, Times, WEB, deleting, pod, ready, shop, slice, terminating, within};
 use crate::support::manifests::{endpoint, uid_of};
 use crate::support::wait::{eventually, soon};
 
@@ -99,6 +99,47 @@ async fn without_the_api_server_nobody_says_that_a_pod_leaves() {
     assert!(asks.changes().is_empty());
     api.plug();
     assert_eq!(asks.ask("p1", &uid_of("p1")).await, Some(true));
+}
+
+/// A port of loopback that is free now.
+fn free() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn the_instance_of_its_node_tells_the_others_of_a_pod_that_is_deleted() {
+    let api = shop(2).await;
+    let mut of_node = pod("p1");
+    of_node["spec"]["nodeName"] = json!("n1");
+    api.apply(&of_node);
+    let (here, there) = (free(), free());
+    let gate = |own: u16, other: u16| {
+        format!(
+            "{WEB}\ngate: {{addresses: [127.0.0.1], port: {own}, peers: ['127.0.0.1:{other}']}}"
+        )
+    };
+    // The other instance watches no pod, and the slices say nothing.
+    let other = Rig::launch(&api, "pods: none", &gate(there, here));
+    other.ready().await;
+    other.shop(&[1, 2]).await;
+    api.node("n1", Some((json!({}), json!({}))));
+    let node = Times {
+        node: Some("n1"),
+        ..Times::default()
+    };
+    let rig = Rig::with_times(&api, "", &gate(here, there), node);
+    rig.ready().await;
+    rig.shop(&[1, 2]).await;
+    api.apply(&deleting(of_node, &api, 30, 30));
+    rig.shop(&[2]).await;
+    other.shop(&[2]).await;
+    assert_eq!(rig.drained(), [1]);
+    assert!(other.drained().is_empty(), "a hint drains nothing");
+    // The slice confirms it.
+    api.apply(&slice("s", "shop", &[terminating(1, "p1"), ready(2, "p2")]));
+    eventually("the drain", async || other.drained() == [1]).await;
+    assert_eq!(other.usable("shop"), [2]);
 }
 
 #[tokio::test]
