@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::listener::{self, AdminListener};
-use crate::admin::report::Admin;
+use crate::admin::report::{Admin, GateView};
 use crate::admin::server;
 use crate::app::feed::{Writing, feed, feed_from_api_server, locate};
 use crate::cluster::events::Events;
@@ -52,6 +52,7 @@ use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
 
 mod feed;
+mod gate;
 
 /// What to do about an admin address that cannot be bound.
 fn cure(error: &std::io::Error) -> &'static str {
@@ -108,11 +109,12 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     let snapshot = Arc::<Published>::default();
     let drains = Arc::new(drains::Log::default());
     let health = Arc::new(Health::new(config.discovery.source()));
-    let admin = Admin {
+    let mut admin = Admin {
         snapshot: snapshot.clone(),
         drains: drains.clone(),
         metrics: metrics.clone(),
         health,
+        gate: GateView::default(),
         started: Instant::now(),
     };
     // Without the admin pages nobody could see the state of the proxy, so it does not start.
@@ -167,6 +169,17 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     };
     let reports = Reports::new(admin.health.clone(), events.clone(), &config);
     let addresses = tell_addresses(&config, reports, &shared)?;
+    let outbox = addresses.as_ref().map(Addresses::outbox);
+    let (gate, asked) = match gate::connect(&config, &admin, outbox) {
+        None => Default::default(),
+        Some(ends) => {
+            admin.gate.looks = Some(ends.looks);
+            spawn("gate", async move || {
+                crate::gate::run::run(ends.parts).await
+            })?;
+            (ends.control, Some(ends.source))
+        }
+    };
     let certificates = Certificates::start(admin.health.clone())?;
     let (written_in, written) = std::sync::mpsc::channel();
     let lease = api_server.as_ref().map(|it| it.default_namespace.clone());
@@ -209,6 +222,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         election,
         handoff: Handoff::new(admin_address.port(), commands_in.clone(), shared.clone()),
         adopted: Adoptions::default(),
+        gate,
     };
     if let (Discovery::Kubernetes(wanted), Some(api_server)) = (&config.discovery, api_server) {
         let wanted = kubernetes::Wanted {
@@ -234,6 +248,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             publish,
             messages_in.clone(),
             out,
+            asked,
             metrics,
         )?;
     }

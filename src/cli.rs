@@ -100,6 +100,26 @@ pub(crate) enum Command {
         #[arg(long)]
         remove: bool,
     },
+    /// Wait until every instance has let go of a pod
+    ///
+    /// For scripts and pipelines, instead of a sleep: the exit code is 0 when no instance dispatches
+    /// anything to the pod and nothing is in flight on it, and 1 after the timeout, with a line for each
+    /// instance that still has it. Asks one instance, which asks the others if its configuration has a
+    /// section `gate`.
+    Wait {
+        /// The pod: pod/NAME
+        #[arg(long, value_name = "pod/NAME", value_parser = pod)]
+        drained: String,
+        /// The pod's namespace
+        #[arg(long, short, default_value = "default")]
+        namespace: String,
+        /// How long to wait at most
+        #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+        /// The address of the admin pages of one instance
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
+        admin: String,
+    },
     /// Print Services, endpoints and running drains of a running proxy
     Status {
         /// The address of its admin pages
@@ -229,6 +249,14 @@ fn reaches(listen: SocketAddr, to: SocketAddr) -> bool {
     // Only an address of this machine can be bound.
     let local = || loopback(ip) || UdpSocket::bind((ip, 0)).is_ok();
     own == ip || own.is_unspecified() && local() || ip.is_unspecified() && own.is_loopback()
+}
+
+/// The name of `pod/NAME`.
+fn pod(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix("pod/").or(text.strip_prefix("pods/"));
+    let name = name.filter(|name| value::subdomain(name));
+    name.map(str::to_owned)
+        .ok_or_else(|| "expected pod/NAME".to_owned())
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {

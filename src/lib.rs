@@ -13,6 +13,7 @@
 //! app                  starts the threads and connects them
 //! command              check, demo, drill, status
 //! control | admin      the control loop, listeners, shutdown | pages, metrics
+//! gate                 when a pod that is deleted may stop
 //! routing | proxy      objects -> table -> snapshot, drains | accept -> endpoint
 //! observe              metrics, health, log, access log
 //! discovery            the sources: a folder, the API server, fixed endpoints
@@ -101,6 +102,7 @@ pub mod config;
 pub mod contract;
 pub mod control;
 pub mod discovery;
+pub mod gate;
 pub mod net;
 pub mod observe;
 pub mod proxy;

@@ -8,9 +8,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ebbtide::app;
-use ebbtide::command::{check, demo, drill, net, status};
+use ebbtide::command::{check, demo, drill, net, status, wait};
 use ebbtide::config::fault;
 use ebbtide::config::settings::Config;
+use ebbtide::contract::name::ObjectName;
 use ebbtide::observe::log;
 
 use cli::{Cli, Command};
@@ -75,6 +76,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             net::run::run(&socket)?;
         }
         Command::Status { admin, watch } => status::status(&admin, watch)?,
+        Command::Wait {
+            drained,
+            namespace,
+            timeout,
+            admin,
+        } => {
+            let left = wait::wait(&admin, &ObjectName::new(namespace, drained), timeout)?;
+            left.iter().for_each(|line| eprintln!("{line}"));
+            return Ok(ExitCode::from(u8::from(!left.is_empty())));
+        }
         Command::Schema => cli::print(&format!("{:#}\n", Config::schema()))?,
         Command::SampleApp(args) => demo::sample::main(args)?,
     }

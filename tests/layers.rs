@@ -26,6 +26,7 @@ const FLOORS: &[&[&str]] = &[
     &["discovery"],
     &["observe"],
     &["routing", "proxy"],
+    &["gate"],
     &["control", "admin"],
     &["command"],
     &["app"],

@@ -14,6 +14,7 @@ mod support {
 mod addresses {
     mod claimed;
     mod firewall;
+    mod gate;
     mod namespace;
     mod node;
 

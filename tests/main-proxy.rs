@@ -35,6 +35,7 @@ mod proxy {
     mod early_end;
     mod ends;
     mod faults;
+    mod gate;
     mod gateway;
     mod h2;
     mod handed;

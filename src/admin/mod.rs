@@ -2,6 +2,7 @@
 //! change nothing.
 
 pub mod gauges;
+pub mod held;
 pub mod listener;
 pub mod readiness;
 pub mod report;

@@ -13,11 +13,13 @@ use std::time::{Instant, SystemTime};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::admin::held::Held;
 use crate::admin::readiness::readiness;
 use crate::admin::state::State;
 use crate::contract::endpoint::Endpoint;
 use crate::contract::snapshot::{Port, Published};
 use crate::discovery::source::Problem;
+use crate::gate;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::routing::{drains, rollouts};
@@ -162,6 +164,9 @@ pub struct Drains {
     /// Receipts of the last rollouts, newest first.
     #[serde(default)]
     pub rollouts: Vec<Rollout>,
+    /// Pods that the gate holds, then those that it has held, newest first.
+    #[serde(default)]
+    pub gate: Vec<Held>,
 }
 
 /// One [`rollouts::Rollout`]; the fields have the meaning that they have there.
@@ -337,6 +342,7 @@ impl Drains {
                 .into_iter()
                 .map(Rollout::from)
                 .collect(),
+            gate: admin.gate.log.holds().into_iter().map(Held::from).collect(),
         }
     }
 }
@@ -429,8 +435,19 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The state of the source and of the listeners.
     pub health: Arc<Health>,
+    /// What the gate holds.
+    pub gate: GateView,
     /// When the process started.
     pub started: Instant,
+}
+
+/// What the admin pages read of the gate.
+#[derive(Clone, Default)]
+pub struct GateView {
+    /// The pods that are and were held.
+    pub log: Arc<gate::log::Log>,
+    /// The way to the gate; `None`: there is none.
+    pub looks: Option<gate::look::Looks>,
 }
 
 #[cfg(test)]

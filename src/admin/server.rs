@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::{Request, State};
+use axum::extract::{Path as UrlPath, Request, State};
 use axum::http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
@@ -30,7 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::listener::AdminListener;
 use crate::admin::report::{self, Admin};
-use crate::admin::{gauges, readiness};
+use crate::admin::{gauges, held, readiness};
+use crate::contract::name::ObjectName;
 
 /// Serves the admin pages until `shutdown`. That token ends this server, not the proxy: while the
 /// proxy shuts down, `/readyz` must still report it. Responses in flight then have one second.
@@ -151,6 +152,16 @@ fn router(admin: Admin, asker: Asker) -> Router {
             "/api/v1/drains",
             get(async |State(admin): State<Admin>| Json(report::Drains::of(&admin))),
         )
+        .route(
+            "/api/v1/gate/{namespace}/{pod}",
+            get(
+                async |State(admin): State<Admin>,
+                       UrlPath((namespace, pod)): UrlPath<(String, String)>| {
+                    let pod = ObjectName::new(namespace, pod);
+                    held::instances(&admin.snapshot, admin.gate.looks.as_ref(), pod).await
+                },
+            ),
+        )
         .fallback(async || (StatusCode::NOT_FOUND, PATHS))
         .layer(middleware::from_fn(guard))
         .with_state(admin)
@@ -158,8 +169,7 @@ fn router(admin: Admin, asker: Asker) -> Router {
 
 /// The control loop turns each second. After this long without a turn it counts as dead.
 const STANDSTILL: Duration = Duration::from_secs(10);
-const PATHS: &str =
-    "not found; the pages are /, /livez, /readyz, /metrics, /api/v1/status and /api/v1/drains\n";
+const PATHS: &str = "not found; the pages are /, /livez, /readyz, /metrics, /api/v1/status, /api/v1/drains and /api/v1/gate/NAMESPACE/POD\n";
 
 /// Refuses all methods except GET and HEAD, on every path. Adds headers, so that no cache stores a
 /// response and no browser guesses its type.
@@ -271,7 +281,6 @@ const PAGE: &str = include_str!("page.html");
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::name::ObjectName;
     use crate::contract::snapshot::Published;
     use crate::observe::health::Health;
     use crate::observe::metrics::Metrics;
@@ -284,6 +293,7 @@ mod tests {
             drains: Arc::default(),
             metrics: metrics.clone(),
             health: Arc::new(Health::new("files")),
+            gate: Default::default(),
             started: Instant::now(),
         });
         let shop = metrics.service(&ObjectName::new("web", "shop").port(80));

@@ -2,21 +2,24 @@
 //!
 //! Invariant: each source runs on a thread of its own, until the control loop has ended.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::runtime::Builder;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::cluster::api;
 use crate::cluster::events;
 use crate::cluster::writer::Writer;
-use crate::config::settings::{self, Config, Discovery};
+use crate::config::settings::{self, Config, Discovery, PodWatch};
 use crate::contract::name::ObjectName;
 use crate::contract::policy::PortRef;
+use crate::discovery::confirm::{self, Confirm};
 use crate::discovery::manifest::Reader;
 use crate::discovery::source::Message;
-use crate::discovery::{files, fixed, kubernetes, published, secrets};
+use crate::discovery::{files, fixed, instances, kubernetes, published, secrets};
 use crate::observe::metrics::Metrics;
 
 /// Finds the API server. Runs on a thread of its own, since the caller may be inside a runtime.
@@ -37,6 +40,15 @@ pub(super) struct Writing {
     pub(super) written: std::sync::mpsc::Sender<()>,
 }
 
+/// What the gate asks of the API server.
+pub(super) struct ForGate {
+    /// Whether pods are deleted.
+    pub(super) questions: mpsc::Receiver<Confirm>,
+    /// The Service of all instances, and who wants their addresses.
+    pub(super) service: Option<ObjectName>,
+    pub(super) instances: watch::Sender<BTreeSet<IpAddr>>,
+}
+
 /// Reads the API server on a thread of its own: reading a list of 10,000 endpoints must delay no
 /// drain.
 pub(super) fn feed_from_api_server(
@@ -45,6 +57,7 @@ pub(super) fn feed_from_api_server(
     publish: Option<ObjectName>,
     out: mpsc::Sender<Message>,
     writing: Writing,
+    gate: Option<ForGate>,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -69,6 +82,20 @@ pub(super) fn feed_from_api_server(
             let (silence, in_use) = (wanted.settings.silence, wanted.in_use.clone());
             let client = connected.0.clone();
             runtime.spawn(secrets::run(client, silence, in_use, out.clone()));
+            if let Some(gate) = gate {
+                let is_watched = wanted.settings.pods != PodWatch::None;
+                let client = (connected.0.clone(), connected.1.clone());
+                runtime.spawn(confirm::run(
+                    client,
+                    gate.questions,
+                    is_watched,
+                    out.clone(),
+                ));
+                if let Some(service) = gate.service {
+                    let client = connected.0.clone();
+                    runtime.spawn(instances::run(client, silence, service, gate.instances));
+                }
+            }
             if let Some(service) = publish {
                 let client = connected.0.clone();
                 runtime.spawn(published::run(client, silence, service, out.clone()));

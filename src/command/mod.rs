@@ -1,8 +1,11 @@
 //! The subcommands of `ebbtide` besides those that run the proxy. [`drill`] also uses parts of
-//! [`demo`]; apart from that the subcommands do not import each other.
+//! [`demo`]; `pages` is for those that read a running
+//! proxy. Apart from that the subcommands do not import each other.
 
 pub mod check;
 pub mod demo;
 pub mod drill;
 pub mod net;
+mod pages;
 pub mod status;
+pub mod wait;

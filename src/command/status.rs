@@ -1,23 +1,17 @@
 //! `ebbtide status`: reads the status and the drains of a running proxy and prints them as tables.
 //!
-//! Text from the network is printed without its control characters. Formatting does no IO. Each
-//! page is one GET on a connection of its own, by hyper. The demo's client is not used here: this
-//! URL comes from a user, so the host may be a name, a proxy may stand in between and need the
-//! `Host` as given, and the response must be bounded.
+//! Text from the network is printed without its control characters. Formatting does no IO.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use axum::body::{self, Body};
-use axum::http::{Request, StatusCode, Uri, header};
-use hyper_util::rt::TokioIo;
+use anyhow::Context;
+use axum::http::Uri;
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 
 use crate::admin::report::{Drain, Drains, EndpointStatus, Status};
 use crate::admin::state::State;
+use crate::command::pages::{base, fetch};
 use crate::text::{Columns, one_line, seconds, table};
 
 /// Prints Services, endpoints and running drains of the proxy whose admin port is at `url`
@@ -60,11 +54,6 @@ pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
 
 /// Moves the cursor home and erases the terminal.
 const CLEAR: &str = "\x1b[H\x1b[2J";
-/// How long one request with its whole response may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The largest response in bytes. 100,000 endpoints take about 25 MB.
-const LARGEST: usize = 256 << 20;
-
 /// Ends the process if the reader has closed standard output (`| head`); that is no failure.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
@@ -74,85 +63,11 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The URL to which the paths of the pages are appended.
-fn base(url: &str) -> anyhow::Result<Uri> {
-    let text = url.trim().trim_end_matches('/');
-    let text = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
-    };
-    let uri: Uri = text
-        .parse()
-        .with_context(|| format!("--admin {url}: expected a URL such as http://127.0.0.1:9901"))?;
-    ensure!(
-        uri.scheme_str() == Some("http"),
-        "--admin {url}: the admin port speaks plain HTTP, expected http://HOST:PORT"
-    );
-    ensure!(
-        uri.query().is_none(),
-        "--admin {url}: expected no query, a URL such as http://127.0.0.1:9901"
-    );
-    Ok(uri)
-}
-
 async fn ask(base: &Uri) -> anyhow::Result<(Status, Drains)> {
     Ok((
         fetch(base, "/api/v1/status").await?,
         fetch(base, "/api/v1/drains").await?,
     ))
-}
-
-async fn fetch<T: DeserializeOwned>(base: &Uri, path: &str) -> anyhow::Result<T> {
-    let url = format!("{}{path}", base.to_string().trim_end_matches('/'));
-    let answer = tokio::time::timeout(PATIENCE, get(base, &url)).await;
-    let (status, bytes) = match answer {
-        Ok(answer) => answer.with_context(|| {
-            format!(
-                "no response from {url} (is ebbtide running, and is --admin its admin.address?)"
-            )
-        })?,
-        Err(_) => bail!(
-            "no response from {url} within {}; is --admin its admin.address?",
-            seconds(PATIENCE)
-        ),
-    };
-    ensure!(
-        status == StatusCode::OK,
-        "{url} returned {status}; is --admin the admin.address of an ebbtide?"
-    );
-    serde_json::from_slice(&bytes).with_context(|| {
-        format!(
-            "the response of {url} is not Ebbtide's; is --admin the admin.address of an ebbtide?"
-        )
-    })
-}
-
-async fn get(base: &Uri, url: &str) -> anyhow::Result<(StatusCode, body::Bytes)> {
-    let host = base.host().context("no host")?;
-    let stream = TcpStream::connect(format!("{host}:{}", base.port_u16().unwrap_or(80))).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let path = url.parse::<Uri>()?.path().to_owned();
-    let request = Request::get(path)
-        .header(header::HOST, base.authority().context("no host")?.as_str())
-        .header(header::CONNECTION, "close")
-        .body(Body::empty())?;
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        anyhow::Ok((
-            status,
-            body::to_bytes(Body::new(response.into_body()), LARGEST).await?,
-        ))
-    };
-    // The connection must be polled while the exchange waits. If the connection ends first, the
-    // exchange reports the error.
-    tokio::pin!(exchange);
-    tokio::select! {
-        answer = &mut exchange => answer,
-        _ = connection => exchange.await,
-    }
 }
 
 fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> String {
@@ -356,6 +271,7 @@ mod tests {
             running: Vec::new(),
             finished: Vec::new(),
             rollouts: Vec::new(),
+            gate: Vec::new(),
         }
     }
 
@@ -435,22 +351,5 @@ mod tests {
 
         last drain: web/shop:80 10.0.0.2:8080 forced at 2026-01-01T00:00:09Z, 4 finished, 1 replayed, 0 forced
         ");
-    }
-
-    #[test]
-    fn bad_addresses_name_the_cure() {
-        for (url, says) in [
-            ("https://127.0.0.1:9901", "plain HTTP"),
-            ("http://127.0.0.1:9901/?x=1", "no query"),
-            ("http://not a host", "such as http://127.0.0.1:9901"),
-            ("", "such as http://127.0.0.1:9901"),
-        ] {
-            let error = format!("{:#}", base(url).unwrap_err());
-            assert!(
-                error.contains(says) && error.contains(&format!("--admin {url}")),
-                "{url}: {error}"
-            );
-        }
-        assert_eq!(base("http://h:1/prefix/").unwrap().path(), "/prefix");
     }
 }

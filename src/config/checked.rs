@@ -46,6 +46,17 @@ impl raw::Config {
             listeners.extend(own);
             ingress
         });
+        let of_api_server = matches!(default.discovery, Discovery::Kubernetes(_));
+        let gate = self.gate.map(|it| {
+            let shared = addresses.as_ref().map(|it| it.port);
+            it.check(
+                folder,
+                &inside.nodes,
+                of_api_server,
+                [Some(admin.port()), shared],
+            )
+        });
+        let gate = gate.transpose()?;
         Ok(Config {
             node_port_addresses: self
                 .node_ports
@@ -56,6 +67,7 @@ impl raw::Config {
             listeners,
             ingress,
             gateway: self.gateway.map(raw::Gateway::check).transpose()?,
+            gate,
             admin,
             workers: self.workers.map_or(Ok(default.workers), workers)?,
             timeouts: self.timeouts.unwrap_or_default().check()?,

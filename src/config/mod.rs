@@ -9,6 +9,7 @@ mod backend;
 mod checked;
 mod claimed;
 pub mod fault;
+pub mod gate;
 mod gateway;
 mod ingress;
 mod listener;

@@ -30,6 +30,9 @@ pub(super) struct Config {
     pub ingress: Option<Ingress>,
     /// Serves the Gateway API. If absent, it is not served.
     pub gateway: Option<Gateway>,
+    /// Answers the `preStop` calls of this node's pods when every proxy has let go of them. If absent, no
+    /// pod's call is answered.
+    pub gate: Option<Gate>,
     /// The admin pages: health, metrics, status.
     pub admin: Option<Admin>,
     /// Worker threads, at least 1. If absent: one for each available core.
@@ -189,6 +192,26 @@ pub(super) struct Gateway {
     /// of the node.
     #[schemars(extend("default" = []))]
     pub addresses: Option<Vec<String>>,
+}
+
+/// When a pod that is deleted is told to stop.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Gate {
+    /// IP addresses on which the gate listens, for the kubelet and for other instances. If absent: those of
+    /// `services.nodeAddresses`.
+    pub addresses: Option<Vec<String>>,
+    /// The port of pods' `preStop` calls, and of other instances.
+    #[schemars(extend("default" = 9902))]
+    pub port: Option<u16>,
+    /// The headless Service of all instances, as `namespace/name`. Needs `discovery.kubernetes`.
+    pub service: Option<String>,
+    /// Other instances by the addresses of their gates, `IP:port`, besides those of `service`.
+    #[schemars(extend("default" = []))]
+    pub peers: Option<Vec<String>>,
+    /// The file with the key that all instances share, of 16 bytes or more. Relative to the configuration
+    /// file's folder. If absent: other instances are believed without one.
+    pub key: Option<String>,
 }
 
 /// A listener that serves one port of one Service.

@@ -35,6 +35,8 @@ pub struct Config {
     pub ingress: Option<Ingress>,
     /// Which Gateways are served. `None`: none.
     pub gateway: Option<Gateway>,
+    /// When pods that are deleted are told to stop. `None`: no call of theirs is answered.
+    pub gate: Option<Gate>,
     /// Where the admin pages are served.
     pub admin: SocketAddr,
     /// Worker threads.
@@ -131,6 +133,21 @@ pub struct Gateway {
     pub controller: String,
     /// Each gets one of these addresses. Empty: all share the addresses of the node.
     pub addresses: Vec<IpNet>,
+}
+
+/// The gate: it answers the `preStop` calls of this node's pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// Where it listens. Empty: the node's addresses are not known, and it listens nowhere.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// The port of pods' calls, and of other instances.
+    pub port: u16,
+    /// The headless Service of all instances.
+    pub service: Option<ObjectName>,
+    /// Other instances, by the addresses of their gates.
+    pub peers: Vec<SocketAddr>,
+    /// The file with the key that all instances share.
+    pub key: Option<PathBuf>,
 }
 
 /// How cluster IPs, external IPs and load balancer addresses are served: `ebbtide net` leads their
@@ -367,6 +384,7 @@ impl Config {
             listeners: Vec::new(),
             ingress: None,
             gateway: None,
+            gate: None,
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9901)),
             workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             timeouts: Timeouts::default(),
@@ -421,6 +439,21 @@ impl Config {
                  services.nodeAddresses"
                     .into(),
             );
+        }
+        if let Some(gate) = &self.gate {
+            if gate.addresses.is_empty() {
+                warnings.push(
+                    "gate listens nowhere, because the node's own addresses are not known; set the environment \
+                     variable NODE_IPS, as the manifests in deploy/ do, or gate.addresses"
+                        .into(),
+                );
+            } else if self.addresses.is_none() {
+                warnings.push(
+                    "gate: no call of a pod arrives, because services.addresses is off; set services.addresses: \
+                     on, and run `ebbtide net`"
+                        .into(),
+                );
+            }
         }
         if self.claim.all && self.addresses.is_none() {
             warnings.push(

@@ -36,6 +36,11 @@ impl Addresses {
         }
     }
 
+    /// The way to the kernel.
+    pub fn outbox(&self) -> Arc<Outbox> {
+        self.outbox.clone()
+    }
+
     /// Serves an address. Binds the shared listener of its family, if it is not bound yet.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ use crate::contract::reason::Outcome;
 use crate::contract::snapshot::Published;
 use crate::control::adopt::Adoptions;
 use crate::control::certificates::Certificates;
+use crate::control::gate::Gate;
 use crate::control::gateways::Gateways;
 use crate::control::handoff::{Handoff, Proposal};
 use crate::control::listeners::Listeners;
@@ -101,6 +102,8 @@ pub struct Control {
     pub handoff: Handoff,
     /// What this process has taken over.
     pub adopted: Adoptions,
+    /// The gate's end.
+    pub gate: Gate,
 }
 
 /// Drain deadlines in their order.
@@ -129,13 +132,14 @@ impl Control {
             self.health.beat();
             let alarm = tokio::time::sleep_until(self.next_wake(&deadlines, &phase).into());
             let (mut command, mut notice, mut result, mut message) = (None, None, None, None);
-            let mut clean_up = false;
+            let (mut question, mut clean_up) = (None, false);
             tokio::select! {
                 biased;
                 Some(it) = self.commands.recv() => command = Some(it),
                 Some(it) = self.notices.recv() => notice = Some(it),
                 Some(it) = probed.recv() => result = Some(it),
                 _ = house.tick() => clean_up = true,
+                it = self.gate.question() => question = Some(it),
                 () = alarm => {}
                 it = self.messages.recv(), if source_open => {
                     source_open = it.is_some();
@@ -171,6 +175,16 @@ impl Control {
             }
             if let Some(first) = result.or_else(|| probed.try_recv().ok()) {
                 chores.append(self.on_probed(first, &mut probed));
+            }
+            if let Some(first) = question {
+                chores.append(self.on_questions(first));
+            }
+            if self
+                .table
+                .next_return()
+                .is_some_and(|at| at <= Instant::now())
+            {
+                chores.append(self.table.end_suspensions(Instant::now()));
             }
             if clean_up {
                 chores.append(self.clean_up());
@@ -237,6 +251,7 @@ impl Control {
             self.routed.next_look(),
             self.gateways.next_plan(),
             self.unserved.next_look(),
+            self.table.next_return(),
         ];
         let beat = Instant::now() + BEAT;
         times.into_iter().flatten().fold(beat, Instant::min)
@@ -251,6 +266,7 @@ impl Control {
         self.shared.leaving.store(true, Ordering::Relaxed);
         self.election.resign();
         self.handoff.give();
+        self.gate.leaving.cancel();
         Phase::LameDuck(Instant::now() + lame_duck)
     }
 

@@ -17,8 +17,10 @@ impl Control {
             Message::Changes { received, changes } => {
                 let mut touched = Touched::default();
                 for change in changes {
+                    self.tell_instances(&change);
                     self.world.apply(change, received, &mut touched);
                 }
+                self.lead_calls(&touched.here);
                 if touched.routes {
                     touched.services.append(&mut self.reroute());
                 }

@@ -4,6 +4,7 @@
 //! says which listeners there should be, `listeners` when each is bound and closed, `sockets` binds it.
 //! `certificates` keeps what listeners show to clients of TLS up to date.
 //! `handoff` is the talk with the process before or after this one, `adopt` what it takes over.
+//! `gate` answers the gate's questions.
 //! `addresses` and `net_link` are for those that the kernel leads to a shared one.
 
 pub mod addresses;
@@ -11,6 +12,7 @@ pub mod adopt;
 pub mod certificates;
 pub mod descriptors;
 pub mod event_loop;
+pub mod gate;
 pub mod gateways;
 pub mod handoff;
 pub mod listeners;

@@ -27,6 +27,7 @@ impl Control {
             ("services", old.addresses != config.addresses),
             ("ingress", old.ingress != config.ingress),
             ("gateway", old.gateway != config.gateway),
+            ("gate", old.gate != config.gate),
             ("admin", old.admin != config.admin),
             ("workers", old.workers != config.workers),
             (

@@ -7,12 +7,14 @@
 
 mod absent;
 mod arrivals;
+pub mod confirm;
 pub mod document;
 pub mod files;
 pub mod fixed;
 pub mod gateway;
 mod held;
 pub mod ingress;
+pub mod instances;
 pub mod invalid;
 pub mod kubernetes;
 pub mod manifest;

@@ -2,7 +2,8 @@
 //! Service's address to the port on which the proxy listens.
 //!
 //! Each table has two nat chains, prerouting for pods and other hosts and output for the node itself,
-//! and a map for each protocol from (address, port) to (address, port). The chains' priority is below
+//! and a map for each protocol from (address, port) to (address, port). A further map is for TCP of the
+//! node itself alone: only output asks it. The chains' priority is below
 //! -100: kube-proxy drops what still has an unknown cluster IP there. A third nat chain, input, only
 //! counts what arrives ([`crate::net::passage`]). The kernel asks nat chains about the first packet of
 //! a connection only. Every function is one or two system calls and needs CAP_NET_ADMIN. A change is
@@ -163,16 +164,18 @@ pub(super) const TABLE: &[u8] = b"ebbtide";
 /// The chain that leads pods and other hosts, and the one that counts what arrives of them.
 pub(super) const LEADS: &[u8] = b"prerouting";
 pub(super) const COUNTS: &[u8] = b"input";
-/// Each chain has one rule for each protocol.
-pub(super) const RULES: usize = CHAINS.len() * TRANSPORTS.len();
+/// Each chain has one rule for each protocol, and output one for the node's own TCP.
+pub(super) const RULES: usize = CHAINS.len() * 2 + 1;
 /// `NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_IN` and `NF_INET_LOCAL_OUT`.
-const CHAINS: [(&[u8], u32); 3] = [(LEADS, 0), (COUNTS, 1), (b"output", 3)];
-const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+const CHAINS: [(&[u8], u32); 3] = [(LEADS, 0), (COUNTS, 1), (OUTPUT, 3)];
+const OUTPUT: &[u8] = b"output";
+const TRANSPORTS: [Transport; 3] = [Transport::Tcp, Transport::Udp, Transport::Own];
 
 const fn map_of(transport: Transport) -> &'static [u8] {
     match transport {
         Transport::Tcp => b"tcp",
         Transport::Udp => b"udp",
+        Transport::Own => b"own",
     }
 }
 
@@ -205,7 +208,9 @@ fn create(batch: &mut Chained<'static>, family: Family) {
         hook.end_nested().push_type_bytes(b"nat");
         drop(chain);
         for transport in TRANSPORTS {
-            add_rule(batch, family, name, transport);
+            if transport != Transport::Own || name == OUTPUT {
+                add_rule(batch, family, name, transport);
+            }
         }
     }
 }
@@ -234,7 +239,7 @@ fn add_rule(batch: &mut Chained<'static>, family: Family, chain: &[u8], transpor
     const EQUAL: u32 = 0;
     const DNAT: u32 = 1;
     let number: u8 = match transport {
-        Transport::Tcp => 6,
+        Transport::Tcp | Transport::Own => 6,
         Transport::Udp => 17,
     };
     let behind = FIRST + family.address_length() / 4;

@@ -21,6 +21,8 @@ pub enum Transport {
     Tcp,
     /// UDP.
     Udp,
+    /// TCP of the node's own processes only, such as the kubelet's.
+    Own,
 }
 
 /// Where connections to each address are led.

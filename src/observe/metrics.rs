@@ -16,7 +16,10 @@ use prometheus::{
 use crate::config::settings::PerService;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::name::PortKey;
+use crate::observe::metrics::gate::GateMetrics;
 use crate::observe::{families, log};
+
+pub mod gate;
 
 /// All metrics. [`Metrics::service`] gives those of a Service port.
 pub struct Metrics {
@@ -37,6 +40,8 @@ pub struct Metrics {
     pub listeners_failed: IntGauge,
     /// Access log lines that were dropped.
     pub access_log_dropped: IntCounter,
+    /// The gate.
+    pub gate: GateMetrics,
     /// Lines of the log that were dropped.
     pub log_dropped: IntCounter,
 }
@@ -122,6 +127,7 @@ impl Metrics {
                     "Access log lines that were dropped because their reader was too slow.",
                 )?,
             )?,
+            gate: GateMetrics::new(&registry)?,
             registry,
         }))
     }

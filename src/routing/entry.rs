@@ -5,6 +5,7 @@
 //! that depend on an entry are in `routing/port.rs`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::contract::endpoint::{Conditions, Endpoint};
 use crate::contract::name::PortKey;
@@ -34,6 +35,9 @@ pub(super) struct Entry {
     /// Whether its pod has drained before under another endpoint. This endpoint was made because no
     /// other served.
     pub(super) recalled: bool,
+    /// Until when it gets nothing because somebody says that its pod leaves, while the source has not said
+    /// so.
+    pub(super) suspended: Option<Instant>,
     /// Whether its drain deadline has passed. Then it is not even a last resort.
     pub(super) expired: bool,
     /// Whether the endpoint is on this node.
@@ -41,9 +45,13 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Whether the endpoint is ready, listed and joined, and does not terminate. It may still be
-    /// ejected.
+    /// Whether the endpoint is ready, listed and joined, does not terminate and is not suspended. It may
+    /// still be ejected.
     pub(super) fn is_usable(&self) -> bool {
+        self.suspended.is_none() && self.is_ready()
+    }
+
+    fn is_ready(&self) -> bool {
         self.listed && self.joined && self.terminating.is_none() && self.conditions.ready
     }
 
@@ -92,8 +100,13 @@ impl Entry {
         self.listed && !self.joined && !self.expired && self.conditions.serving
     }
 
-    /// Whether the endpoint terminates and still serves (KEP-1669, contract 1.9).
+    /// Whether the endpoint terminates and still serves (KEP-1669, contract 1.9), or is suspended.
     pub(super) fn is_last_resort(&self) -> bool {
+        let is_suspended = self.suspended.is_some() && self.is_ready() && !self.expired;
+        is_suspended || self.is_terminating_resort()
+    }
+
+    fn is_terminating_resort(&self) -> bool {
         self.listed
             && self.joined
             && self.terminating.is_some()

@@ -18,6 +18,7 @@ mod registry;
 pub mod rollouts;
 pub mod routes;
 mod service;
+mod suspended;
 pub mod table;
 pub mod unserved;
 pub mod world;

@@ -197,6 +197,7 @@ impl PortEntry {
             listed: true,
             terminating: None,
             recalled: false,
+            suspended: None,
             expired: false,
             local: merged.local,
         };
@@ -215,6 +216,10 @@ impl PortEntry {
         self.alter(identity, |entry| {
             entry.set_listed(true);
             entry.joined |= !join_check;
+            if merged.conditions.ready && !entry.conditions.ready {
+                // Its container was restarted: it is ready again.
+                entry.suspended = None;
+            }
             entry.set_conditions(merged.conditions);
             entry.local = merged.local;
             entry.hinted.hints = merged.hints;

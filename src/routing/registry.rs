@@ -39,9 +39,8 @@ pub(super) struct Home {
 /// All endpoints that exist, by id and by pod.
 pub(super) struct Registry {
     homes: HashMap<EndpointId, Home>,
-    /// For each pod UID, the Service ports that have endpoints of this pod, and how many each has.
-    /// A pod is in few Services, so a list costs less than a map.
-    by_pod: HashMap<PodUid, Vec<(Arc<PortKey>, usize)>>,
+    /// For each pod UID, its endpoints. A pod is in few Services, so a list costs less than a set.
+    by_pod: HashMap<PodUid, Vec<EndpointId>>,
     next_id: u64,
     notices: mpsc::UnboundedSender<Notice>,
 }
@@ -78,15 +77,10 @@ impl Registry {
             place: all.push(endpoint.clone()),
         };
         self.homes.insert(endpoint.id, home);
-        if let Some(pod) = &merged.pod {
-            let ports = self.by_pod.entry(PodUid(pod.clone())).or_default();
-            match ports.iter_mut().find(|(port, _)| port == key) {
-                Some((_, count)) => *count += 1,
-                None => {
-                    ports.reserve_exact(1);
-                    ports.push((key.clone(), 1));
-                }
-            }
+        if let Some(pod) = merged.pod.as_ref().filter(|pod| !pod.uid.is_empty()) {
+            let ids = self.by_pod.entry(PodUid(pod.clone())).or_default();
+            ids.reserve_exact(1);
+            ids.push(endpoint.id);
         }
         endpoint
     }
@@ -101,15 +95,10 @@ impl Registry {
     pub(super) fn forget(&mut self, endpoint: &Endpoint) -> Option<Home> {
         let home = self.homes.remove(&endpoint.id)?;
         if let Some(pod) = &endpoint.pod
-            && let Some(ports) = self.by_pod.get_mut(pod.uid.as_str())
+            && let Some(ids) = self.by_pod.get_mut(pod.uid.as_str())
         {
-            if let Some(place) = ports.iter().position(|(port, _)| *port == home.key) {
-                ports[place].1 -= 1;
-                if ports[place].1 == 0 {
-                    ports.swap_remove(place);
-                }
-            }
-            if ports.is_empty() {
+            ids.retain(|id| *id != endpoint.id);
+            if ids.is_empty() {
                 self.by_pod.remove(pod.uid.as_str());
             }
         }
@@ -125,8 +114,13 @@ impl Registry {
 
     /// The Services that have endpoints of the pod with this UID, one of them perhaps more than once.
     pub(super) fn services_of(&self, uid: &str) -> impl Iterator<Item = &ObjectName> {
-        let ports = self.by_pod.get(uid).into_iter().flatten();
-        ports.map(|(port, _)| &port.service)
+        let homes = self.endpoints_of(uid).filter_map(|id| self.home(id));
+        homes.map(|home| &home.key.service)
+    }
+
+    /// The endpoints of the pod with this UID.
+    pub(super) fn endpoints_of(&self, uid: &str) -> impl Iterator<Item = EndpointId> {
+        self.by_pod.get(uid).into_iter().flatten().copied()
     }
 
     /// Whether no endpoint is registered.

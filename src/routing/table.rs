@@ -37,10 +37,12 @@ pub struct RoutingTable {
     /// Services that configured listeners name. All other Services are routed only while they are
     /// claimed or handed back.
     named: BTreeSet<ObjectName>,
-    services: BTreeMap<ObjectName, ServiceEntry>,
+    pub(super) services: BTreeMap<ObjectName, ServiceEntry>,
     /// Services whose claim was removed, and when.
     released: BTreeMap<ObjectName, Instant>,
-    registry: Registry,
+    pub(super) registry: Registry,
+    /// When each suspension ends.
+    pub(super) suspended: BTreeSet<(Instant, EndpointId)>,
     published: Arc<Published>,
     generations: watch::Sender<u64>,
     drains: Arc<drains::Log>,
@@ -62,6 +64,7 @@ impl RoutingTable {
             services: BTreeMap::new(),
             released: BTreeMap::new(),
             registry: Registry::new(notices),
+            suspended: BTreeSet::new(),
             published,
             generations: watch::Sender::new(0),
             drains,
@@ -147,7 +150,11 @@ impl RoutingTable {
     }
 
     /// Changes an endpoint's entry and returns its Service port; `None` if there is no such entry.
-    fn alter(&mut self, id: EndpointId, change: impl FnOnce(&mut Entry)) -> Option<PortKey> {
+    pub(super) fn alter(
+        &mut self,
+        id: EndpointId,
+        change: impl FnOnce(&mut Entry),
+    ) -> Option<PortKey> {
         let Home { key, identity, .. } = self.registry.home(id)?;
         let port = self
             .services
@@ -316,7 +323,7 @@ impl RoutingTable {
     /// Publishes these Services as their entries are now, and then begins the drains. The order is
     /// that of contract 1.2: a worker with the new ports cannot pick a leaving endpoint, and a
     /// worker with an old port gets no lease on it.
-    fn settle(&mut self, services: &[ObjectName], mut change: Change) -> Chores {
+    pub(super) fn settle(&mut self, services: &[ObjectName], mut change: Change) -> Chores {
         let mut holds = Vec::with_capacity(services.len());
         for name in services {
             let Some(service) = self.services.get_mut(name) else {

@@ -191,7 +191,12 @@ pub struct App {
 
 impl App {
     pub fn start(name: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at(name, ([127, 0, 0, 1], 0).into())
+    }
+
+    /// The same at an address of the namespace that the caller is in.
+    pub fn start_at(name: &'static str, at: SocketAddr) -> Self {
+        let listener = TcpListener::bind(at).unwrap();
         let address = listener.local_addr().unwrap();
         let (slow, seen) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let (waits, counts) = (slow.clone(), seen.clone());

@@ -8,6 +8,7 @@ mod scope;
 
 mod breaks;
 mod events;
+mod gate;
 mod gateway;
 mod ingress;
 mod lists;

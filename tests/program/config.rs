@@ -155,6 +155,13 @@ fn every_field_is_taken_over() {
     assert_eq!(config.inside.nodes, [ip("192.0.2.1")]);
     assert!(config.claim.all && config.claim.proxy_name == "edge-1");
     assert_eq!(config.node_port_addresses, [ip("::1"), ip("127.0.0.1")]);
+    let gate = config.gate.as_ref().unwrap();
+    assert_eq!(
+        (gate.addresses.clone(), gate.port),
+        (vec![ip("192.0.2.1")], 9903)
+    );
+    assert_eq!(gate.peers, ["192.0.2.2:9903".parse().unwrap()]);
+    assert!(gate.key.as_ref().unwrap().ends_with("api-server.pem"));
     let addresses = config.addresses.as_ref().unwrap();
     assert_eq!(addresses.nodes, [ip("192.0.2.1")]);
     assert_eq!((addresses.port, addresses.keeps_source), (15002, false));
@@ -398,6 +405,7 @@ fn the_schema_and_the_reference_name_the_same_fields() {
         .replace("    # sni:", "    sni:")
         .replace("# ingress:", "ingress:")
         .replace("# gateway:", "gateway:")
+        .replace("# gate:", "gate:")
         .replace("\n#   ", "\n  ")
         .replace("    #   ", "      ")
         .replace("  #   ", "    ");

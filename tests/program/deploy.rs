@@ -100,6 +100,7 @@ fn the_api_knows_every_field_of_every_manifest() {
         "base/namespace",
         "base/rbac",
         "daemonset/daemonset",
+        "daemonset/gate",
         "deployment/deployment",
         "deployment/service",
         "secrets/rbac",
@@ -128,7 +129,7 @@ fn the_api_knows_every_field_of_every_manifest() {
         }
         count += 1;
     }
-    assert_eq!(count, 19);
+    assert_eq!(count, 21);
 }
 
 #[test]
@@ -281,7 +282,7 @@ fn rbac_grants_what_ebbtide_requests_and_no_more() {
     let expected = json!([
         {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]},
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
@@ -364,6 +365,15 @@ fn the_daemon_set_and_the_deployment_listen_where_they_should() {
     let addresses = daemon_set.addresses.unwrap();
     assert_eq!(addresses.socket, Path::new("/run/ebbtide/net.sock"));
     assert_eq!(deployment.addresses, None);
+    let gate: Service = object("deploy/kustomize/daemonset/gate.yaml", "Service");
+    let settings = daemon_set.gate.unwrap();
+    let name = settings.service.unwrap();
+    assert_eq!(gate.metadata.name, Some(name.name));
+    assert_eq!(gate.metadata.namespace, Some(name.namespace));
+    let spec = gate.spec.unwrap();
+    assert_eq!(spec.cluster_ip.as_deref(), Some("None"));
+    assert_eq!(spec.ports.unwrap()[0].port, i32::from(settings.port));
+    assert_eq!(deployment.gate, None);
     assert!(daemon_set.listeners.is_empty());
     assert!(deployment.node_port_addresses.is_empty());
     let service: Service = object("deploy/kustomize/deployment/service.yaml", "Service");
@@ -525,9 +535,12 @@ fn kustomize_renders_each_way() {
         "ServiceAccount",
     ];
     for (folder, more) in [
-        ("deploy/kustomize", &["DaemonSet"][..]),
-        ("deploy/kustomize/claim-all", &["DaemonSet"]),
-        ("deploy/kustomize/podmonitor", &["DaemonSet", "PodMonitor"]),
+        ("deploy/kustomize", &["DaemonSet", "Service"][..]),
+        ("deploy/kustomize/claim-all", &["DaemonSet", "Service"]),
+        (
+            "deploy/kustomize/podmonitor",
+            &["DaemonSet", "PodMonitor", "Service"],
+        ),
         (
             "deploy/kustomize/deployment",
             &["Deployment", "PodDisruptionBudget", "Service"],
@@ -614,6 +627,12 @@ fn the_chart_renders_the_same() {
         .map(config);
         assert_eq!(theirs, ours);
 
+        if kind == "DaemonSet" {
+            let [ours, theirs]: [Service; 2] =
+                [read_kustomize("daemonset/gate"), chart.clone()].map(|all| only(all, "Service"));
+            assert_eq!(theirs.metadata.name, ours.metadata.name);
+            assert_eq!(theirs.spec.unwrap().ports, ours.spec.unwrap().ports);
+        }
         if kind == "Deployment" {
             let [mut ours, mut theirs]: [Service; 2] =
                 [read_kustomize("deployment/service"), chart].map(|all| only(all, "Service"));
@@ -623,6 +642,52 @@ fn the_chart_renders_the_same() {
             assert_eq!(theirs.spec, ours.spec);
         }
     }
+}
+
+/// An API server without the kind would refuse the whole apply, and pods change only where that is asked
+/// for.
+#[test]
+fn the_policy_of_the_gate_is_an_extra_and_calls_the_gates_port() {
+    for file in [
+        "kustomization",
+        "daemonset/kustomization",
+        "base/kustomization",
+    ] {
+        let text = read(&format!("deploy/kustomize/{file}.yaml"));
+        assert!(
+            !text.contains("../gate") && !text.contains("policy"),
+            "{file}"
+        );
+    }
+    let values: Value = only_document("deploy/helm/ebbtide/values.yaml");
+    assert_eq!(values["gatePolicy"]["enabled"], false);
+    let chart = read("deploy/helm/ebbtide/templates/gate.yaml");
+    let policy = read("deploy/kustomize/gate/policy.yaml");
+    let [policy_object, binding] = documents(&policy).try_into().unwrap();
+    assert_eq!(
+        binding["spec"]["policyName"],
+        policy_object["metadata"]["name"]
+    );
+    assert_eq!(policy_object["spec"]["failurePolicy"], "Ignore");
+    let settings = config(&read("deploy/kustomize/daemonset/ebbtide.yaml"))
+        .gate
+        .unwrap();
+    assert!(policy.contains(&format!("httpGet{{port: {}}}", settings.port)));
+    // The chart has the same expressions.
+    let mut compared = 0;
+    for line in policy
+        .lines()
+        .filter(|line| line.contains("object.") || line.contains("Object."))
+    {
+        let line = line.replace("9902", "{{ .Values.config.gate.port | default 9902 }}");
+        assert!(chart.contains(line.trim()), "{line}");
+        compared += 1;
+    }
+    assert!(compared > 8, "{compared} lines");
+}
+
+fn only_document(path: &str) -> Value {
+    documents(&read(path)).pop().unwrap()
 }
 
 #[test]

@@ -227,6 +227,7 @@ fn the_reference_has_every_metric_and_no_other() {
     let udp = ObjectName::new("web", "nginx").port_over(Transport::Udp, 53);
     metrics.service(&udp).datagrams[0].inc();
     metrics.discovery_errors.with_label_values(&["file"]).inc();
+    metrics.gate.show("clear");
     let text = metrics.render().unwrap();
     let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let families: Vec<String> = families

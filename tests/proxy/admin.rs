@@ -52,6 +52,7 @@ impl Fixture {
             drains: Arc::default(),
             metrics: Metrics::new().unwrap(),
             health: Arc::new(Health::new("files")),
+            gate: Default::default(),
             started: Instant::now(),
         };
         let bound = listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();

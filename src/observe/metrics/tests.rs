@@ -39,6 +39,7 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
     let metrics = Metrics::new().unwrap();
     metrics.service(&key("shop", 80)).answered(200);
     metrics.discovery_errors.with_label_values(&["parse"]).inc();
+    metrics.gate.show("clear");
     let text = metrics.render().unwrap();
     for (name, kind, extra) in PROMISED {
         assert!(
@@ -68,6 +69,11 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
         ("ebbtide_log_dropped_total", "counter"),
         ("ebbtide_discovery_errors_total", "counter"),
         ("ebbtide_build_info", "gauge"),
+        ("ebbtide_gate_calls_total", "counter"),
+        ("ebbtide_gate_held_seconds", "histogram"),
+        ("ebbtide_gate_peers", "gauge"),
+        ("ebbtide_gate_silent_total", "counter"),
+        ("ebbtide_gate_hints_total", "counter"),
     ] {
         assert!(
             text.contains(&format!("# TYPE {name} {kind}\n")),
@@ -84,7 +90,7 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
     let families = text.lines().filter(|l| l.starts_with("# TYPE")).count();
     assert_eq!(
         families,
-        PROMISED.len() + 8,
+        PROMISED.len() + 13,
         "a family that docs/reference.md does not name"
     );
 }

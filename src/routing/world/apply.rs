@@ -154,8 +154,8 @@ impl World {
         let differences = Differences::between(before, &object.endpoints);
         // New endpoints are added before old ones are removed, so that a pod that both versions of
         // the slice name is never without a slice.
-        self.name_pods(&name, differences.come(&object.endpoints));
-        self.release_pods(&name, differences.gone(before), received);
+        self.name_pods(&name, differences.come(&object.endpoints), touched);
+        self.release_pods(&name, differences.gone(before), received, touched);
         let warnings = self.slice_warnings(&object);
         let some = old
             .as_ref()
@@ -226,7 +226,7 @@ impl World {
         let Some(old) = self.slices.remove(name) else {
             return;
         };
-        self.release_pods(name, old.object.endpoints.iter(), received);
+        self.release_pods(name, old.object.endpoints.iter(), received, touched);
         if let Some(service) = old.object.service_name() {
             self.unindex(&service, &name.name);
             touched.services.insert(service);
@@ -248,8 +248,15 @@ impl World {
         &mut self,
         slice: &ObjectName,
         endpoints: impl Iterator<Item = &'a SliceEndpoint>,
+        touched: &mut Touched,
     ) {
-        for pod in endpoints.filter_map(|e| e.pod.as_ref()) {
+        for endpoint in endpoints {
+            let Some(pod) = &endpoint.pod else {
+                continue;
+            };
+            if self.here.add(&slice.namespace, endpoint) {
+                touched.here.insert(endpoint.address);
+            }
             let naming = self
                 .naming
                 .entry(PodKey::of(pod, &slice.namespace))
@@ -271,8 +278,15 @@ impl World {
         slice: &ObjectName,
         endpoints: impl Iterator<Item = &'a SliceEndpoint>,
         received: Instant,
+        touched: &mut Touched,
     ) {
-        for pod in endpoints.filter_map(|e| e.pod.as_ref()) {
+        for endpoint in endpoints {
+            let Some(pod) = &endpoint.pod else {
+                continue;
+            };
+            if self.here.remove(&slice.namespace, endpoint) {
+                touched.here.insert(endpoint.address);
+            }
             let key = PodKey::of(pod, &slice.namespace);
             let Some(naming) = self.naming.get_mut(&key) else {
                 continue;

@@ -16,6 +16,7 @@ use crate::contract::name::ObjectName;
 use crate::contract::policy::Transport;
 use crate::discovery::gateway::{GatewayKind, GatewayObject};
 use crate::discovery::object::{ClassObject, IngressObject, ServiceObject, SliceEndpoint};
+use crate::routing::world::here::Here;
 use crate::routing::world::merged::Fate;
 use crate::routing::world::pods::{Counts, Pod, PodKey, Pods};
 use crate::routing::world::slice::Slice;
@@ -37,6 +38,8 @@ pub struct World {
     /// For each pod, the slices that name it, and how many endpoints of each slice do.
     pub(super) naming: HashMap<PodKey, Counts>,
     pub(super) pods: Pods,
+    /// The pods of this node that slices name.
+    pub(super) here: Here,
     /// UIDs that the source shows alive after their deletion, because a manifest was put back
     /// unchanged.
     pub(super) returned: BTreeSet<String>,
@@ -58,6 +61,8 @@ pub struct Touched {
     pub routes: bool,
     /// Objects of the Gateway API may differ.
     pub gateways: bool,
+    /// Addresses of this node at which a pod has come or gone.
+    pub here: BTreeSet<IpAddr>,
     /// Ingress objects of which something may differ, also what their status says.
     pub ingresses: BTreeSet<ObjectName>,
 }
@@ -89,6 +94,27 @@ impl World {
     /// that is not known.
     pub fn deletion_asked(&self, uid: &str) -> Option<Instant> {
         self.pods.get(uid)?.asked
+    }
+
+    /// The pod of this node that has an address; of several, the one that a slice named last.
+    pub fn pod_here(&self, address: IpAddr) -> Option<(ObjectName, &str)> {
+        self.here.pod(address)
+    }
+
+    /// Whether a slice says that a pod of this node listens on a TCP port of this address.
+    pub fn listens_here(&self, address: IpAddr, port: u16) -> bool {
+        let Some((pod, uid)) = self.here.pod(address) else {
+            return false;
+        };
+        let keys = [PodKey::Uid(uid.to_owned()), PodKey::Name(pod)];
+        let slices = keys.iter().filter_map(|key| self.naming.get(key)).flatten();
+        let mut slices = slices.filter_map(|(name, _)| self.slices.get(name));
+        slices.any(|slice| slice.object.ports.iter().any(|(_, number)| *number == port))
+    }
+
+    /// The name of the pod with this UID, if it is known.
+    pub fn pod_name(&self, uid: &str) -> Option<&ObjectName> {
+        Some(&self.pods.get(uid)?.name)
     }
 
     /// The names of the ports over one transport in the slices of a Service. The empty name is a port

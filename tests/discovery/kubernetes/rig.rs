@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ebbtide::app::{self, Running};
 use ebbtide::command::demo::client::Client;
-use ebbtide::config::settings::{Config, Discovery};
+use ebbtide::config::settings::{Config, Discovery, PodWatch};
 use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::snapshot::Port;
 use ebbtide::routing::drains::Record;
@@ -38,13 +38,19 @@ pub struct Rig {
 pub struct Times {
     pub silence: Duration,
     pub patience: Duration,
+    /// The node whose pods alone are watched.
+    pub node: Option<&'static str>,
 }
 
 impl Default for Times {
     /// No test waits that long.
     fn default() -> Self {
         let (silence, patience) = (Duration::from_secs(75), Duration::from_secs(3_600));
-        Self { silence, patience }
+        Self {
+            silence,
+            patience,
+            node: None,
+        }
     }
 }
 
@@ -109,6 +115,10 @@ impl Rig {
             kubernetes.silence = self.times.silence;
             kubernetes.patience = self.times.patience;
             kubernetes.save_every = Duration::from_millis(50);
+            if let Some(node) = self.times.node {
+                kubernetes.pods = PodWatch::Node(node.to_owned());
+                config.node.name = Some(node.to_owned());
+            }
         }
         config
     }

@@ -38,9 +38,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{/* In a pod that is not on the node's network, nodePorts would bind ports that no client reaches, and
-no client is led to it. */}}
+no client is led to it. Nor does the kubelet's call of a pod's gate come there. */}}
 {{- define "ebbtide.config" -}}
-{{ toYaml (ternary (omit .Values.config "nodePorts" "services") .Values.config (eq .Values.kind "Deployment")) }}
+{{- $config := ternary (omit .Values.config "nodePorts" "services" "gate") .Values.config (eq .Values.kind "Deployment") }}
+{{- if kindIs "map" $config.gate }}
+{{- $service := printf "%s/%s-gate" .Release.Namespace (include "ebbtide.fullname" .) }}
+{{- $config = merge (dict "gate" (merge (dict) $config.gate (dict "service" $service))) $config }}
+{{- end }}
+{{ toYaml $config }}
 {{- end }}
 
 {{/* Not empty if the addresses of Services are served, so that a container `net` is needed. */}}

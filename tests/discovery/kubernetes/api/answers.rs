@@ -60,21 +60,22 @@ impl Api {
         }
         if request.method() == "GET"
             && let Some((collection, name)) = path.rsplit_once('/')
-            && let Some((Kind::Services, Some(namespace))) = place(collection)
+            && let Some((kind @ (Kind::Services | Kind::Pods), Some(namespace))) = place(collection)
         {
             let mut state = self.lock();
             state.asked.push(Asked {
-                kind: Kind::Services,
+                kind,
                 verb: Verb::Get,
                 namespace: Some(namespace.clone()),
                 query,
                 selector: None,
                 at: Instant::now(),
             });
-            let found = state
-                .objects
-                .get(&(Kind::Services, namespace, name.to_owned()));
-            return Ok(found.map_or_else(|| status(404, "not found"), |found| answer(200, found)));
+            let found = state.objects.get(&(kind, namespace, name.to_owned()));
+            return Ok(match found {
+                Some(found) => answer(200, &shown(kind, found, false)),
+                None => status(404, "not found"),
+            });
         }
         if let Some(name) = path.strip_prefix("/api/v1/nodes/") {
             let mut moved = self.shared.moved.subscribe();
