@@ -154,6 +154,11 @@ impl Heir {
         !self.offers.is_closed()
     }
 
+    /// Whether it can be asked now, and would answer soon. Until then a client is better served here.
+    pub(super) fn has_room(&self) -> bool {
+        self.is_there() && self.room.available_permits() > 0
+    }
+
     /// Offers a connection of these sockets, of which these bytes were read and not yet written.
     /// `Some(true)`: it is the other's, and must be dropped here. `Some(false)`: the other does not want
     /// it. `None`: the other cannot be asked any more. Not cancellation safe.

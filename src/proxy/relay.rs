@@ -166,7 +166,7 @@ impl Pair {
             if let Poll::Ready(reason) = self.poll(cx) {
                 return Poll::Ready(Some(reason));
             }
-            if !stays && self.worker.has_heir() && self.can_pass() {
+            if !stays && self.worker.can_offer() && self.can_pass() {
                 return Poll::Ready(None);
             }
             if let Some((limit, timer)) = timers.as_mut().and_then(|it| it.idle.as_mut()) {

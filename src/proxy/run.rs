@@ -102,10 +102,7 @@ impl Worker {
             }
             WorkerCommand::Adopt(adopted) => session::adopt(self, *adopted),
             WorkerCommand::HandOver => {
-                self.sessions
-                    .borrow()
-                    .iter()
-                    .for_each(|(_, it)| it.wake_by_ref());
+                tokio::task::spawn_local(self.clone().offer_all());
             }
             WorkerCommand::Closing => self.goodbye.notify_waiters(),
             WorkerCommand::Cut => {

@@ -185,17 +185,37 @@ impl Worker {
         self.shared.heir.load_full().filter(|heir| heir.is_there())
     }
 
-    /// As [`Self::heir`], for a look at each poll: while this process serves, it reads one atomic.
-    #[inline]
+    /// Whether there is one. While this process serves, this reads one atomic.
     pub(super) fn has_heir(&self) -> bool {
-        let there = || {
-            self.shared
-                .heir
-                .load()
-                .as_ref()
-                .is_some_and(|heir| heir.is_there())
-        };
-        self.shared.leaving.load(Ordering::Relaxed) && there()
+        let heir = || self.shared.heir.load();
+        self.shared.leaving.load(Ordering::Relaxed)
+            && heir().as_ref().is_some_and(|it| it.is_there())
+    }
+
+    /// Whether a connection can be offered to it now, for a look at each poll.
+    #[inline]
+    pub(super) fn can_offer(&self) -> bool {
+        let heir = || self.shared.heir.load();
+        self.shared.leaving.load(Ordering::Relaxed)
+            && heir().as_ref().is_some_and(|it| it.has_room())
+    }
+
+    /// Has each connection look whether it can pass to the heir, a few at a time: the others are served
+    /// meanwhile. It goes on for those that are busy.
+    pub(super) async fn offer_all(self: Rc<Self>) {
+        while self.has_heir() {
+            let all: Vec<usize> = self.sessions.borrow().iter().map(|(at, _)| at).collect();
+            for some in all.chunks(OFFERED) {
+                for at in some {
+                    // It may have ended, and another one begun in its place.
+                    if let Some(waker) = self.sessions.borrow().get(*at) {
+                        waker.wake_by_ref();
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(OFFER_AGAIN).await;
+        }
     }
 
     /// The newest configuration.
@@ -370,6 +390,9 @@ impl Deref for Routed {
 
 /// How long a Service that was just named may take to be read.
 pub(super) const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// How many connections are woken at a time, and how soon all of them again.
+const OFFERED: usize = 32;
+const OFFER_AGAIN: Duration = Duration::from_millis(50);
 /// How many buffers are kept for reuse.
 const BUFFERS: usize = 128;
 /// Turns between two looks at the sockets. A look costs little beside one such turn.

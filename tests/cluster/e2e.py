@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The drain contract, measured in a real cluster: the same rollouts with kube-proxy's two modes and with Ebbtide.
 
-e2e.py [A B C D E F G H I J K L M N O SLI] [--columns iptables,nftables,ebbtide] [--write]
+e2e.py [A B C D E F G H I J K L M N O P SLI] [--columns iptables,nftables,ebbtide] [--write]
 
 SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS, OWN_ROLLS and SLI_ROUNDS set one length each.
 """
@@ -20,13 +20,14 @@ from calls import experiment_l
 from cost import experiment_g
 from datagrams import experiment_h
 from edge import experiment_k
+from held import experiment_p
 from own import experiment_o
 from redis import experiment_i
 from leader import experiment_n
 from postgres import experiment_j
 from sli import experiment_sli
 from table import experiment_m
-from lab import LATE, LabError, kubectl, rolled, say, service, set_image, workload
+from lab import LATE, LabError, counted, curl, kubectl, rolled, say, service, set_image, verdict, workload
 
 SHORT = os.environ.get("SHORT", "") not in ("", "0")
 # name: (full, short, meaning)
@@ -43,7 +44,7 @@ LENGTHS = {
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}
 # Experiments that the short form does not run with kube-proxy, so that it ends within a CI job. No target
 # depends on them.
-SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O")}
+SHORT_LEAVES_OUT = {"iptables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O", "P"), "nftables": ("C", "D", "E", "F", "G", "H", "I", "J", "L", "O", "P")}
 WORST_MS = 150
 EXTERNAL_IP = "203.0.113.9"
 # After 40 s without a kubelet, the node and its pods are not ready. On a cluster of one node these are all
@@ -74,20 +75,6 @@ def experiment_a(out, column):
     out.target(column, f"A: {len(got)} of {len(got)} GETs answered 200", set(got) == {"200"})
     # A POST that a pod answers in time is good, too. A second run, or a client without a response, is not.
     out.target(column, "A: each POST answered 502 (or 200) and run once", set(posted) <= {"502", "200"} and set(times) == {1})
-
-
-def curl(url, *options):
-    return lab.start(["curl", "-sS", "-m", "60", "-o", "/dev/null", "-w", "%{http_code}", *options, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def verdict(process):
-    """The status, or curl's message if there is none."""
-    code, error = process.communicate(timeout=70)
-    return code if process.returncode == 0 else error.strip().removeprefix("curl: ")
-
-
-def counted(values):
-    return ", ".join(f"{n} × {value}" for value, n in collections.Counter(values).most_common())
 
 
 def experiment_b(out, column):
@@ -401,7 +388,7 @@ def experiment_f(out, column):
     lab.clean()
 
 
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "N": experiment_n, "O": experiment_o, "SLI": experiment_sli}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "D": experiment_d, "E": experiment_e, "F": experiment_f, "G": experiment_g, "H": experiment_h, "I": experiment_i, "J": experiment_j, "K": experiment_k, "L": experiment_l, "M": experiment_m, "N": experiment_n, "O": experiment_o, "P": experiment_p, "SLI": experiment_sli}
 
 
 def main():

@@ -305,6 +305,20 @@ def sample(port, count):
     return bodies, failed
 
 
+def curl(url, *options):
+    return start(["curl", "-sS", "-m", "60", "-o", "/dev/null", "-w", "%{http_code}", *options, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def verdict(process):
+    """The status, or curl's message if there is none."""
+    code, error = process.communicate(timeout=70)
+    return code if process.returncode == 0 else error.strip().removeprefix("curl: ")
+
+
+def counted(values):
+    return ", ".join(f"{n} × {value}" for value, n in collections.Counter(values).most_common())
+
+
 class Load:
     """fortio on one port of the node, or of another host, for `seconds` or until `stop`. `within` is the start of the
     command, see `inside`."""

@@ -280,7 +280,7 @@ async fn read_head(
                 timer.as_mut().reset((Instant::now() + head_time).into());
             }
         }
-        if worker.has_heir() && client.can_pass() && bound.is_none() {
+        if worker.can_offer() && client.can_pass() && bound.is_none() {
             return Poll::Ready(Err(HeadEnd::HandOver));
         }
         if bound.as_mut().is_some_and(|it| it.poll_end(cx).is_ready()) {
