@@ -180,7 +180,8 @@ fn h2load_run(
     seconds: f64,
 ) -> anyhow::Result<Counted> {
     let to = format!("https://{to}/1k");
-    let time = format!("{seconds:.1}");
+    // It takes whole numbers only.
+    let time = format!("{:.0}ms", seconds * 1e3);
     let arguments = ["-D", &time, "-c", clients, "-m", "100", &to];
     let text = run(h2load, cores, &arguments, seconds)?;
     // "finished in 1.00s, …", "requests: 9 total, 9 started, 9 done, 9 succeeded, 0 failed, …"
