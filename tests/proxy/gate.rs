@@ -32,12 +32,14 @@ impl Rig {
     /// a call to the gate is one to the pod of this node.
     async fn gated(gate: SocketAddr, peers: &[SocketAddr], more: &str) -> Self {
         let peers: Vec<_> = peers.iter().map(|it| format!("'{it}'")).collect();
-        let gate = format!(
+        let text = format!(
             "gate: {{addresses: [127.0.0.1], port: {}, peers: [{}]{more}}}\ntimeouts: {{drain: 10m}}",
             gate.port(),
             peers.join(", ")
         );
-        Self::run(Folder::new(), &one_listener("http", &gate)).await
+        let rig = Self::run(Folder::new(), &one_listener("http", &text)).await;
+        eventually("the gate", async || TcpStream::connect(gate).await.is_ok()).await;
+        rig
     }
 
     /// Writes endpoints. The first is the pod of this node.
