@@ -3,7 +3,7 @@
 //! `event_loop` takes in what the source, the endpoints, the probes and the operator say. `wanted`
 //! says which listeners there should be, `listeners` when each is bound and closed, `sockets` binds it.
 //! `certificates` keeps what listeners show to clients of TLS up to date.
-//! `gate` answers the gate's questions.
+//! `gate` is the gate's end, and `questions` answers it.
 //! `addresses` and `net_link` are for those that the kernel leads to a shared one.
 
 pub mod addresses;
@@ -17,6 +17,7 @@ mod messages;
 pub mod net_link;
 mod planning;
 mod probes;
+mod questions;
 mod reload;
 pub mod routed;
 mod shutdown;

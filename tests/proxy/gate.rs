@@ -267,7 +267,7 @@ async fn of_thousands_of_callers_some_are_held_and_all_are_answered() {
     let gate = free();
     let Scene { rig, a, _b, .. } = scene(gate, &[], "").await;
     let calls: Vec<_> = (0..1_500).map(|_| call(gate)).collect();
-    eventually("many holds", async || rig.holds().len() >= 1_000).await;
+    eventually("many holds", async || rig.holds().len() >= 500).await;
     a.release();
     let mut ended = std::collections::BTreeMap::new();
     for call in calls {
@@ -278,7 +278,7 @@ async fn of_thousands_of_callers_some_are_held_and_all_are_answered() {
             .unwrap_or("closed".into());
         *ended.entry(how).or_insert(0) += 1;
     }
-    assert!(ended["clear"] >= 1_000, "{ended:?}");
+    assert!(ended["clear"] >= 500, "{ended:?}");
     assert!(
         ended
             .keys()
