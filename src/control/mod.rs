@@ -4,7 +4,7 @@
 //! says which listeners there should be, `listeners` when each is bound and closed, `sockets` binds it.
 //! `certificates` keeps what listeners show to clients of TLS up to date.
 //! `handoff` is the talk with the process before or after this one, `adopt` what it takes over.
-//! `gate` answers the gate's questions.
+//! `gate` is the gate's end, and `questions` answers it.
 //! `addresses` and `net_link` are for those that the kernel leads to a shared one.
 
 pub mod addresses;
@@ -20,6 +20,7 @@ mod messages;
 pub mod net_link;
 mod planning;
 mod probes;
+mod questions;
 mod reload;
 pub mod routed;
 mod shutdown;

@@ -66,8 +66,8 @@ pub(super) async fn hold(gate: Rc<Gate>, address: IpAddr) -> Outcome {
         Some(None) => return Outcome::Unknown,
         None => return Outcome::Lost,
     };
-    let running = gate.log.begin(known.name.clone());
-    let outcome = wait(&gate, address, known, began, &running).await;
+    let mut running = gate.log.begin(known.name.clone());
+    let outcome = wait(&gate, address, known, began, &mut running).await;
     running.end(outcome);
     outcome
 }
@@ -83,7 +83,7 @@ async fn wait(
     address: IpAddr,
     mut known: Known,
     began: Instant,
-    running: &Running,
+    running: &mut Running,
 ) -> Outcome {
     let round = gate.peers.ask(&known.uid);
     let mut reason = match known.leaves {
@@ -162,7 +162,7 @@ fn confirm(gate: &Gate, known: &Known) -> Option<oneshot::Receiver<bool>> {
     Some(answered)
 }
 
-fn note(known: &Known, round: &Round, running: &Running) {
+fn note(known: &Known, round: &Round, running: &mut Running) {
     let has = Has {
         open: known.is_open(),
         in_flight: known.in_flight(),

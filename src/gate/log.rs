@@ -102,8 +102,8 @@ pub struct Log(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     next: u64,
-    running: BTreeMap<u64, (Instant, Hold)>,
-    finished: VecDeque<Hold>,
+    running: BTreeMap<u64, (Instant, Arc<Hold>)>,
+    finished: VecDeque<Arc<Hold>>,
 }
 
 /// A hold that runs. Dropped without [`Running::end`], its caller has hung up.
@@ -111,6 +111,8 @@ pub struct Running {
     log: Arc<Log>,
     id: u64,
     outcome: Outcome,
+    /// The holders as they were noted last.
+    noted: Vec<Holder>,
 }
 
 /// How many finished holds the log keeps.
@@ -129,24 +131,32 @@ impl Log {
             outcome: None,
             holders: Vec::new(),
         };
-        inner.running.insert(id, (Instant::now(), hold));
+        inner.running.insert(id, (Instant::now(), Arc::new(hold)));
         Running {
             log: self.clone(),
             id,
             outcome: Outcome::Gone,
+            noted: Vec::new(),
         }
     }
 
     /// The holds that run, then the finished ones, newest first.
     pub fn holds(&self) -> Vec<Hold> {
-        let inner = self.lock();
-        let running = inner.running.values().map(|(began, hold)| Hold {
+        // The gate waits for this lock, so the holds are copied without it.
+        let (running, finished): (Vec<_>, Vec<_>) = {
+            let inner = self.lock();
+            let finished = inner.finished.iter().rev().cloned();
+            (
+                inner.running.values().cloned().collect(),
+                finished.collect(),
+            )
+        };
+        let running = running.into_iter().map(|(began, hold)| Hold {
             held: began.elapsed(),
-            ..hold.clone()
+            ..Hold::clone(&hold)
         });
-        running
-            .chain(inner.finished.iter().rev().cloned())
-            .collect()
+        let finished = finished.iter().map(|hold| Hold::clone(hold));
+        running.chain(finished).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -156,9 +166,13 @@ impl Log {
 
 impl Running {
     /// Notes who has the pod now.
-    pub fn note(&self, holders: Vec<Holder>) {
+    pub fn note(&mut self, holders: Vec<Holder>) {
+        if holders == self.noted {
+            return;
+        }
+        self.noted.clone_from(&holders);
         if let Some((_, hold)) = self.log.lock().running.get_mut(&self.id) {
-            hold.holders = holders;
+            Arc::make_mut(hold).holders = holders;
         }
     }
 
@@ -171,22 +185,23 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let mut inner = self.log.lock();
-        let Some((began, mut hold)) = inner.running.remove(&self.id) else {
+        let Some((began, mut held)) = inner.running.remove(&self.id) else {
             return;
         };
+        let hold = Arc::make_mut(&mut held);
         (hold.held, hold.outcome) = (began.elapsed(), Some(self.outcome));
         if inner.finished.len() == KEPT {
             inner.finished.pop_front();
         }
-        let words = hold.by_whom();
+        inner.finished.push_back(held.clone());
+        drop(inner);
         tracing::info!(
-            pod = %hold.pod,
-            held_ms = u64::try_from(hold.held.as_millis()).unwrap_or(u64::MAX),
+            pod = %held.pod,
+            held_ms = u64::try_from(held.held.as_millis()).unwrap_or(u64::MAX),
             outcome = self.outcome.as_str(),
-            by = words,
+            by = held.by_whom(),
             "the gate lets a pod stop"
         );
-        inner.finished.push_back(hold);
     }
 }
 
@@ -229,7 +244,7 @@ mod tests {
     #[test]
     fn a_hold_ends_once_and_its_last_holder_stays_in_the_receipt() {
         let log = Arc::<Log>::default();
-        let hold = log.begin(ObjectName::new("web", "shop-1"));
+        let mut hold = log.begin(ObjectName::new("web", "shop-1"));
         let has = Has {
             open: false,
             in_flight: 2,

@@ -68,6 +68,7 @@ fn the_kubelets_call_arrives_at_the_proxy_of_the_node_and_no_other_does() {
     node.folder.write("slice-a.json", &here("a", app.address));
     until("the rule", || led(GATE).is_some());
     assert_eq!(led(GATE), Some("192.0.2.1:9902".parse().unwrap()));
+    until("the gate", || TcpStream::connect("192.0.2.1:9902").is_ok());
     until("the pod", || get(CLUSTER).is_ok());
 
     // A request is in flight, and another pod of the Service comes.

@@ -123,6 +123,12 @@ async fn the_instance_of_its_node_tells_the_others_of_a_pod_that_is_deleted() {
     let other = Rig::launch(&api, "pods: none", &gate(there, here));
     other.ready().await;
     other.shop(&[1, 2]).await;
+    let listens = async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", there))
+            .await
+            .is_ok()
+    };
+    eventually("the other's gate", listens).await;
     api.node("n1", Some((json!({}), json!({}))));
     let node = Times {
         node: Some("n1"),
