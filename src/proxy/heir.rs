@@ -49,7 +49,7 @@ pub enum Offer {
     /// A client of HTTP/1 between two requests.
     Http(HttpClient),
     /// A client and an endpoint that are joined byte for byte.
-    Pair(Joined),
+    Pair(Box<Joined>),
 }
 
 /// A client of HTTP/1 between two requests.

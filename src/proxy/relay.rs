@@ -231,7 +231,8 @@ impl Pair {
         };
         let owed = [self.up.owed(), self.down.owed()];
         let streams = [&self.client, &self.upstream.stream];
-        heir.offer(Offer::Pair(joined), &streams, &owed).await
+        heir.offer(Offer::Pair(Box::new(joined)), &streams, &owed)
+            .await
     }
 
     /// Ends both sides by a reset. The side that goes on living first gets what had come for it.
