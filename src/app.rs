@@ -4,33 +4,31 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::listener::{self, AdminListener};
 use crate::admin::report::{Admin, GateView};
 use crate::admin::server;
 use crate::app::feed::{Writing, feed, feed_from_api_server, locate};
+use crate::app::workers::{descriptors, start_workers};
 use crate::cluster::events::Events;
 use crate::cluster::writer::{self, Writer};
 use crate::config::fault::Refused;
 use crate::config::settings::{Config, Discovery, Publish};
 use crate::contract::name::ObjectName;
 use crate::contract::snapshot::Published;
-use crate::contract::source::Sources;
 use crate::control::addresses::Addresses;
 use crate::control::adopt::Adoptions;
 use crate::control::certificates::Certificates;
-use crate::control::descriptors::Descriptors;
-use crate::control::event_loop::{Command, Control};
+use crate::control::command::Command;
+use crate::control::event_loop::Control;
 use crate::control::gateways::Gateways;
 use crate::control::handoff::Handoff;
 use crate::control::listeners::Listeners;
@@ -41,18 +39,17 @@ use crate::control::unserved::Unserved;
 use crate::discovery::kubernetes;
 use crate::discovery::manifest::Reader;
 use crate::discovery::source::InUse;
-use crate::net::socket;
 use crate::observe::access_log::{AccessLog, AccessLogWriter};
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
-use crate::proxy::run;
-use crate::proxy::shared::{Pace, Shared, Spare, WorkerCommand};
+use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
 
 mod feed;
 mod gate;
+mod workers;
 
 /// What to do about an admin address that cannot be bound.
 fn cure(error: &std::io::Error) -> &'static str {
@@ -333,70 +330,6 @@ impl Running {
         let _ = self.written.recv_timeout(LAST_WORDS);
         ended
     }
-}
-
-/// Starts one thread a worker. Their mailboxes are unbounded: the sender, often the control loop,
-/// must never wait for a worker. A worker gets at most one message a client connection, and those
-/// are bounded by `limits.connections`; all other messages are few.
-fn start_workers(
-    config: &Arc<Config>,
-    snapshot: Arc<Published>,
-    table: &RoutingTable,
-    access_log: Option<AccessLog>,
-    connections: usize,
-) -> anyhow::Result<(Arc<Shared>, Vec<JoinHandle<()>>)> {
-    let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers.get())
-        .map(|_| mpsc::unbounded_channel())
-        .unzip();
-    let nodes = config.addresses.as_ref().map(|it| it.nodes.clone());
-    let shared = Arc::new(Shared {
-        snapshot,
-        generation: table.generations().subscribe(),
-        loads: mailboxes.iter().map(|_| AtomicUsize::new(0)).collect(),
-        connections: Arc::new(Semaphore::new(connections)),
-        places: AtomicUsize::new(connections),
-        mailboxes: mailboxes.into(),
-        closing: AtomicBool::new(false),
-        leaving: AtomicBool::new(false),
-        heir: ArcSwapOption::empty(),
-        access_log,
-        refused_headers: Pace::default(),
-        refused_handshakes: Pace::default(),
-        refused_endpoints: Pace::default(),
-        inside: ArcSwap::from_pointee(config.inside.clone()),
-        addresses: Arc::default(),
-        routes: Mutex::default(),
-        sources: nodes.map(|it| Arc::new(Sources::new(it))),
-        sources_lost: Pace::default(),
-        udp_full: Pace::default(),
-    });
-    let mut workers = Vec::new();
-    for (index, inbox) in inboxes.into_iter().enumerate() {
-        let (shared, config) = (shared.clone(), config.clone());
-        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
-        workers.push(thread.spawn(move || {
-            if let Err(error) = run::run(index, shared, config, inbox) {
-                tracing::error!(%error, "a worker cannot run");
-            }
-        })?);
-    }
-    Ok((shared, workers))
-}
-
-/// Divides the descriptors. Warns where `limits.connections` cannot be had.
-fn descriptors(config: &Config) -> anyhow::Result<Descriptors> {
-    let limit = usize::try_from(socket::raise_descriptor_limit()).unwrap_or(usize::MAX);
-    let wanted = config.limits.connections.min(Semaphore::MAX_PERMITS);
-    let parts = Descriptors::divide(limit, config.workers.get(), wanted)?;
-    let listening = config.listeners.len() * config.workers.get();
-    if parts.connections(listening) < wanted {
-        tracing::warn!(
-            limit = parts.connections(listening),
-            descriptors = limit,
-            "limits.connections is more than the descriptor limit allows"
-        );
-    }
-    Ok(parts)
 }
 
 /// Starts a thread that runs one future on a runtime of its own.

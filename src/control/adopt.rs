@@ -14,9 +14,11 @@ use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::listener::{ListenerSpec, Serves};
 use crate::contract::name::PortKey;
 use crate::contract::policy::{PortRef, Transport};
-use crate::control::event_loop::Control;
-use crate::control::handoff::Proposal;
+use crate::contract::snapshot::Published;
+use crate::control::command::Proposal;
+use crate::control::listeners::Listeners;
 use crate::proxy::heir::{Adopted, Joined, Offer};
+use crate::proxy::shared::Shared;
 
 /// What this process has taken over.
 #[derive(Debug, Default)]
@@ -31,16 +33,27 @@ pub struct Adoptions {
 /// An endpoint that this process does not know, and when its connections are cut.
 type Ghost = (Instant, Arc<Endpoint>);
 
-impl Control {
+/// What this process has, to decide by.
+pub(super) struct Known<'a> {
+    pub(super) listeners: &'a mut Listeners,
+    pub(super) snapshot: &'a Published,
+    pub(super) shared: &'a Shared,
+    /// How long a drain may take of which nothing else is known.
+    pub(super) drain: Duration,
+    /// It does not end.
+    pub(super) is_running: bool,
+}
+
+impl Adoptions {
     /// Answers a proposal. Returns the endpoint whose deadline is to be watched, if it is unknown.
-    pub(super) fn adopt(&mut self, proposal: Proposal, is_running: bool) -> Option<Ghost> {
+    pub(super) fn adopt(&mut self, proposal: Proposal, mut now: Known<'_>) -> Option<Ghost> {
         let mut ghost = None;
-        let answer = match is_running {
-            true => self.accept(&proposal.offer, &mut ghost),
+        let answer = match now.is_running {
+            true => self.accept(&proposal.offer, &mut now, &mut ghost),
             false => Err("the process ends"),
         };
         let adopted = answer.and_then(|(listener, lease)| {
-            let permit = self.shared.connections.clone().try_acquire_owned();
+            let permit = now.shared.connections.clone().try_acquire_owned();
             Ok(Box::new(Adopted {
                 permit: permit.map_err(|_| "limits.connections are taken")?,
                 offer: proposal.offer,
@@ -58,11 +71,12 @@ impl Control {
     fn accept(
         &mut self,
         offer: &Offer,
+        now: &mut Known<'_>,
         ghost: &mut Option<Ghost>,
     ) -> Result<(Arc<ListenerSpec>, Option<Lease>), &'static str> {
         match offer {
             Offer::Http(client) => {
-                let spec = self.listeners.bound_to(client.door.listener);
+                let spec = now.listeners.bound_to(client.door.listener);
                 let spec = spec.ok_or("no listener has the address")?;
                 // The client has begun without TLS, and goes on without it.
                 match (&spec.tls, &spec.serves) {
@@ -72,33 +86,34 @@ impl Control {
             }
             Offer::Pair(pair) => {
                 let lease = self
-                    .lease_for(pair, ghost)
+                    .lease_for(pair, now, ghost)
                     .ok_or("the endpoint has drained")?;
-                Ok((self.listener_for(pair), Some(lease)))
+                Ok((self.listener_for(pair, now.listeners), Some(lease)))
             }
         }
     }
 
     /// The listener of a pair: it names the Service port that the pair counts for, and the log's line.
-    fn listener_for(&mut self, pair: &Joined) -> Arc<ListenerSpec> {
+    fn listener_for(&mut self, pair: &Joined, listeners: &mut Listeners) -> Arc<ListenerSpec> {
         let key = (pair.door.name.clone(), pair.service.port(pair.port));
-        if let Some(known) = self.adopted.listeners.get(&key) {
+        if let Some(known) = self.listeners.get(&key) {
             return known.clone();
         }
-        let (id, address) = (self.listeners.next_id(), pair.door.listener);
+        let (id, address) = (listeners.next_id(), pair.door.listener);
         let port = PortRef::Number(pair.port);
         let spec = ListenerSpec::unbound(id, &key.0, address, &pair.service, &port);
-        self.adopted
-            .listeners
-            .entry(key)
-            .or_insert(Arc::new(spec))
-            .clone()
+        self.listeners.entry(key).or_insert(Arc::new(spec)).clone()
     }
 
     /// The right to go on with a pair's endpoint.
-    fn lease_for(&mut self, pair: &Joined, ghost: &mut Option<Ghost>) -> Option<Lease> {
+    fn lease_for(
+        &mut self,
+        pair: &Joined,
+        now: &Known<'_>,
+        ghost: &mut Option<Ghost>,
+    ) -> Option<Lease> {
         let number = PortRef::Number(pair.port);
-        let port = self.snapshot.port(&pair.service, &number, Transport::Tcp);
+        let port = now.snapshot.port(&pair.service, &number, Transport::Tcp);
         let is_it = |endpoint: &Endpoint| {
             let pods = (endpoint.pod.as_deref(), pair.pod.as_ref());
             endpoint.address == pair.endpoint && (pods.0 == pods.1)
@@ -109,15 +124,15 @@ impl Control {
         if let Some(lease) = known.and_then(Endpoint::adopt) {
             return Some(lease);
         }
-        self.adopted.ghosts += 1;
-        let id = EndpointId(u64::MAX - self.adopted.ghosts);
+        self.ghosts += 1;
+        let id = EndpointId(u64::MAX - self.ghosts);
         let pod = pair.pod.clone().map(Arc::new);
         // Nobody hears of its end: its receipt is the other process's.
         let (notices, _) = mpsc::unbounded_channel();
         let unknown = Endpoint::new(id, pair.endpoint, pod, None, notices);
         let lease = unknown.adopt()?;
         let left = pair.drain_ms.map(Duration::from_millis);
-        let left = left.unwrap_or(self.config.timeouts.drain).min(LONGEST);
+        let left = left.unwrap_or(now.drain).min(LONGEST);
         let deadline = Instant::now() + left;
         unknown.shorten_deadline(deadline);
         unknown.begin_drain();

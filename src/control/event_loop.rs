@@ -17,15 +17,15 @@ use crate::cluster::leader::Election;
 use crate::cluster::status::Statuses;
 use crate::config::settings::Config;
 use crate::contract::clock::millis;
-use crate::contract::endpoint::{Endpoint, EndpointId, Leaving, Notice};
+use crate::contract::endpoint::{Endpoint, EndpointId, Notice};
 use crate::contract::name::ObjectName;
-use crate::contract::reason::Outcome;
 use crate::contract::snapshot::Published;
-use crate::control::adopt::Adoptions;
+use crate::control::adopt::{Adoptions, Known};
 use crate::control::certificates::Certificates;
+use crate::control::command::Command;
 use crate::control::gate::Gate;
 use crate::control::gateways::Gateways;
-use crate::control::handoff::{Handoff, Proposal};
+use crate::control::handoff::Handoff;
 use crate::control::listeners::Listeners;
 use crate::control::probes::{Place, Probed, Probes};
 use crate::control::routed::Routed;
@@ -34,26 +34,11 @@ use crate::control::statuses::Publisher;
 use crate::control::unserved::Unserved;
 use crate::discovery::source::{InUse, Message};
 use crate::observe::health::Health;
-use crate::proxy::heir::Heir;
 use crate::proxy::shared::{Shared, WorkerCommand};
 use crate::routing::change::Chores;
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
 use crate::routing::world::objects::World;
-
-/// A command from outside the loop.
-#[derive(Debug)]
-pub enum Command {
-    /// Use this configuration from now on (SIGHUP).
-    Reload(Box<Config>),
-    /// The process that this one replaces hands a connection over.
-    Adopt(Box<Proposal>),
-    /// A process that replaces this one is there.
-    HandOver(Heir),
-    /// Shut down. A second command ends the process immediately. The sender decides what counts as
-    /// a second one.
-    Shutdown,
-}
 
 /// The control loop with everything that it owns.
 pub struct Control {
@@ -152,7 +137,14 @@ impl Control {
                     Command::Reload(config) => chores.append(self.reload(*config)),
                     Command::Adopt(proposal) => {
                         let is_running = matches!(phase, Phase::Running);
-                        if let Some((at, ghost)) = self.adopt(*proposal, is_running) {
+                        let now = Known {
+                            listeners: &mut self.listeners,
+                            snapshot: &self.snapshot,
+                            shared: &self.shared,
+                            drain: self.config.timeouts.drain,
+                            is_running,
+                        };
+                        if let Some((at, ghost)) = self.adopted.adopt(*proposal, now) {
                             deadlines.insert((at, ghost.id), ghost);
                         }
                     }
@@ -320,73 +312,6 @@ impl Control {
         chores
     }
 
-    /// Takes in all notices that wait, and settles the table once for all of them: many endpoints
-    /// may leave or fail together.
-    fn on_notices(&mut self, first: Notice, probes: &Probes) -> Chores {
-        let (mut left, mut ejected) = (Vec::new(), Vec::new());
-        let mut next = Some(first);
-        while let Some(notice) = next {
-            match notice {
-                Notice::Drained(endpoint) => {
-                    // The receipt counts the idle connections that the workers close, so it waits
-                    // for the workers.
-                    let leaving = Arc::new(Leaving(endpoint));
-                    self.shared
-                        .post_all(|| WorkerCommand::Drained(leaving.clone()));
-                }
-                Notice::Left(endpoint) => {
-                    let asked = endpoint
-                        .pod
-                        .as_ref()
-                        .and_then(|pod| self.world.deletion_asked(&pod.uid));
-                    if let Some((record, took)) = self.drains.end(endpoint.id, asked) {
-                        record.log(took);
-                        let forced = record
-                            .ended
-                            .is_some_and(|(_, outcome)| outcome == Outcome::Forced);
-                        let reason = if forced {
-                            Reason::DrainForced
-                        } else {
-                            Reason::Drained
-                        };
-                        // A thousand nodes see each drain. Only those with requests report it.
-                        if record.touched_requests() {
-                            let pod = endpoint.pod.as_ref().map(|pod| pod.uid.clone());
-                            let about = pod.filter(|uid| !uid.is_empty());
-                            let about = about.unwrap_or_else(|| endpoint.address.to_string());
-                            let words = record.words(took);
-                            self.post_about(&record.service.service, reason, Some(about), words);
-                        }
-                    }
-                    left.push(endpoint);
-                }
-                Notice::Ejected(endpoint) => {
-                    tracing::info!(endpoint = %endpoint.address, "does not accept connections; ejected");
-                    ejected.push(endpoint.id);
-                    let connect = self.config.timeouts.connect;
-                    if let Some(place) = self.place(endpoint.id) {
-                        probes.until_readmitted(endpoint, place, connect);
-                    }
-                }
-            }
-            next = self.notices.try_recv().ok();
-        }
-        let mut chores = Chores::default();
-        if !left.is_empty() {
-            chores = self.table.drained(&left);
-        }
-        if ejected.is_empty() {
-            return chores;
-        }
-        // Without the ejected endpoints, a terminating one may be the last resort. Its drain then
-        // waits.
-        chores.append(
-            self.table
-                .answering_changed(&self.world, &ejected, Instant::now()),
-        );
-        chores
-    }
-
     /// Starts what a change of the table asks for: work of the workers, listeners, probes, timers
     /// and warnings.
     fn start_chores(&mut self, chores: Chores, probes: &Probes, deadlines: &mut Deadlines) {
@@ -415,7 +340,7 @@ impl Control {
     }
 
     /// Whose endpoint this is; `None` if it is gone already.
-    fn place(&self, id: EndpointId) -> Option<Place> {
+    pub(super) fn place(&self, id: EndpointId) -> Option<Place> {
         let (key, hold) = self.table.place(id)?;
         Some(Place {
             service: key.service.clone(),
@@ -485,7 +410,7 @@ impl Control {
     }
 
     /// Posts an Event about a Service. `about` is for [`Event::about`].
-    fn post_about(
+    pub(super) fn post_about(
         &self,
         service: &ObjectName,
         reason: Reason,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::event_loop::Command;
+use crate::control::command::{Command, Proposal};
 use crate::net::handoff::{Channel, Doorway, read_file};
 use crate::proxy::heir::{Adopted, Heir, Offer, Offered};
 use crate::proxy::shared::{Shared, WorkerCommand};
@@ -56,19 +56,6 @@ enum Answer {
     Taken,
     /// It stays with this process, and why.
     Refused(String),
-}
-
-/// A connection that another process offers, as the control loop gets it.
-#[derive(Debug)]
-pub struct Proposal {
-    /// What it is.
-    pub offer: Offer,
-    /// Its sockets.
-    pub sockets: Vec<std::os::fd::OwnedFd>,
-    /// The bytes that were read and not yet written.
-    pub owed: Vec<u8>,
-    /// Where the answer goes: the connection as a worker takes it, or why it is refused.
-    pub answer: oneshot::Sender<Result<Box<Adopted>, &'static str>>,
 }
 
 impl Handoff {

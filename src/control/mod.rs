@@ -1,6 +1,6 @@
 //! The control thread: the only writer of what the workers read.
 //!
-//! `event_loop` takes in what the source, the endpoints, the probes and the operator say. `wanted`
+//! `command` is what the loop is asked from outside. `event_loop` takes in what the source, the endpoints (`notices`), the probes and the operator say. `wanted`
 //! says which listeners there should be, `listeners` when each is bound and closed, `sockets` binds it.
 //! `certificates` keeps what listeners show to clients of TLS up to date.
 //! `handoff` is the talk with the process before or after this one, `adopt` what it takes over.
@@ -10,6 +10,7 @@
 pub mod addresses;
 pub mod adopt;
 pub mod certificates;
+pub mod command;
 pub mod descriptors;
 pub mod event_loop;
 pub mod gate;
@@ -18,6 +19,7 @@ pub mod handoff;
 pub mod listeners;
 mod messages;
 pub mod net_link;
+mod notices;
 mod planning;
 mod probes;
 mod questions;

@@ -229,11 +229,15 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
     Ok(Box::pin(joined(pair, about)))
 }
 
-async fn joined(pair: Box<Pair>, about: About) -> CloseReason {
-    let worker = pair.worker.clone();
-    let ended = pair.run(&about).await;
-    about.log(&worker, ended.reason, ended.endpoint, ended.sent);
-    ended.reason
+/// Not an `async fn`, see [`serve`].
+#[allow(clippy::manual_async_fn)] // See above.
+fn joined(pair: Box<Pair>, about: About) -> impl Future<Output = CloseReason> {
+    async move {
+        let worker = pair.worker.clone();
+        let ended = pair.run(&about).await;
+        about.log(&worker, ended.reason, ended.endpoint, ended.sent);
+        ended.reason
+    }
 }
 
 /// Serves HTTP of the version that the client begins with.

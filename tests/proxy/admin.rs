@@ -379,7 +379,7 @@ async fn drains_shows_the_running_and_the_finished() {
     let mut fixture = Fixture::start().await;
     assert_eq!(
         fixture.json("/api/v1/drains").await,
-        json!({"running": [], "finished": [], "rollouts": []})
+        json!({"running": [], "finished": [], "rollouts": [], "gate": []})
     );
     fixture.fill();
     let mut drains = fixture.json("/api/v1/drains").await;
@@ -413,6 +413,7 @@ async fn drains_shows_the_running_and_the_finished() {
         "finished": [finished("10.0.0.8:8080", "removed", "forced", 1),
                      finished("10.0.0.7:8080", "sliceTerminating", "drained", 0)],
         "rollouts": [],
+        "gate": [],
     });
     assert_eq!(drains, expected, "{drains:#}");
 }
