@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::contract::listener::ListenerSpec;
+use crate::contract::clock::millis;
+use crate::contract::listener::{Action, ListenerSpec};
 use crate::contract::reason::CloseReason;
 use crate::observe::access_log::AccessEntry;
 use crate::proxy::heir::Door;
@@ -16,14 +17,20 @@ pub(super) struct About {
     pub(super) door: Arc<ListenerSpec>,
     /// The listener that serves it: `door`, or the one to which a name or a route has led.
     pub(super) listener: Arc<ListenerSpec>,
-    /// The name of the route that has led the connection.
-    pub(super) route: Option<Arc<str>>,
-    pub(super) started: Instant,
+    /// The action of the route that has led the connection.
+    pub(super) route: Option<Arc<Action>>,
+    /// By [`millis`].
+    pub(super) started_ms: u64,
     /// Whether it has a line of its own in the access log. The request of a tunnel has had it.
     pub(super) is_logged: bool,
 }
 
 impl About {
+    /// How long the client has been here.
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_millis(millis(Instant::now()).saturating_sub(self.started_ms))
+    }
+
     /// How it is named to the process that replaces this one.
     pub(super) fn door(&self) -> Door {
         Door {
@@ -55,13 +62,13 @@ impl About {
             peer: self.peer,
             listener: &self.door.name,
             service: port.as_ref().map(|port| &port.key),
-            route: self.route.as_deref(),
+            route: self.route.as_deref().and_then(Action::name),
             method: None,
             target: None,
             status: None,
             grpc_status: None,
             bytes_sent: sent,
-            duration: self.started.elapsed(),
+            duration: self.age(),
             endpoint: Some(endpoint),
             attempts: 1,
             reason: Some(reason.as_str()),

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
 use crate::contract::endpoint::Lease;
+use crate::contract::listener::Action;
 use crate::contract::reason::CloseReason;
 use crate::net::pipe::Broken;
 use crate::net::socket::{LOOK, Peer};
@@ -222,10 +223,14 @@ impl Pair {
             endpoint: endpoint.address,
             pod: endpoint.pod.as_deref().cloned(),
             drain_ms: left.map(millis),
-            age_ms: millis(about.started.elapsed()),
+            age_ms: millis(about.age()),
             still_ms: millis(self.last_moved.elapsed()),
             is_logged: about.is_logged,
-            route: about.route.as_deref().map(str::to_owned),
+            route: about
+                .route
+                .as_deref()
+                .and_then(Action::name)
+                .map(str::to_owned),
             up,
             down,
         };

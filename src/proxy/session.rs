@@ -7,15 +7,17 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::num::NonZeroU32;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::contract::clock::millis;
 use crate::contract::counters::{Counter, ServiceMetrics};
 use crate::contract::listener::{Action, FoundBy, Serves};
 use crate::contract::policy::Protocol;
@@ -47,8 +49,8 @@ struct Open {
     /// The route that the whole connection was led by, for the access log.
     action: Option<Arc<Action>>,
     reason: CloseReason,
-    /// Its place among [`Worker::sessions`].
-    place: Option<usize>,
+    /// Its place among [`Worker::sessions`], counted from 1. Small: every connection has one.
+    place: Option<NonZeroU32>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -136,10 +138,13 @@ pub fn adopt(worker: &Rc<Worker>, adopted: Adopted) {
                 peer: it.door.client,
                 door: listener.clone(),
                 listener,
-                route: it.route.as_deref().map(Arc::from),
-                started: Instant::now()
-                    .checked_sub(Duration::from_millis(it.age_ms))
-                    .unwrap_or_else(Instant::now),
+                route: it.route.as_deref().map(|name| {
+                    Arc::new(Action {
+                        route: name.into(),
+                        ..Action::default()
+                    })
+                }),
+                started_ms: millis(Instant::now()).saturating_sub(it.age_ms),
                 is_logged: it.is_logged,
             };
             let upstream = Upstream::adopted(worker.local(lease.endpoint()), upstream);
@@ -159,7 +164,6 @@ pub fn adopt(worker: &Rc<Worker>, adopted: Adopted) {
 #[allow(clippy::manual_async_fn)] // See above.
 fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
     async move {
-        open.can_be_woken().await;
         match Box::pin(begin(&mut open, client)).await {
             Ok(session) => open.ends_by(session.await),
             Err(reason) => open.ends_by(reason),
@@ -173,6 +177,7 @@ fn serve(mut open: Open, client: Box<Client>) -> impl Future<Output = ()> {
 type Established = Pin<Box<dyn Future<Output = CloseReason>>>;
 
 async fn begin(open: &mut Open, client: Box<Client>) -> Result<Established, CloseReason> {
+    open.can_be_woken().await;
     let (queue, unanswered) = (open.worker.unanswered.clone(), client.unanswered.clone());
     in_turn(&queue, &unanswered, false, pin!(establish(open, client))).await
 }
@@ -221,8 +226,8 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
         peer,
         door,
         listener,
-        route: action.and_then(|it| it.name().map(|_| it.route.clone())),
-        started: Instant::now(),
+        route: action.filter(|it| it.name().is_some()),
+        started_ms: millis(Instant::now()),
         is_logged: true,
     };
     let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
@@ -326,7 +331,8 @@ impl Open {
     /// Leaves its task's waker with the worker.
     async fn can_be_woken(&mut self) {
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        self.place = Some(self.worker.sessions.borrow_mut().insert(waker));
+        let place = self.worker.sessions.borrow_mut().insert(waker);
+        self.place = u32::try_from(place + 1).ok().and_then(NonZeroU32::new);
     }
 
     fn ends_by(&mut self, reason: CloseReason) {
@@ -343,6 +349,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         if let Some(place) = self.place {
+            let place = place.get() as usize - 1;
             self.worker.sessions.borrow_mut().remove(place);
         }
         self.worker.shared.loads[self.worker.index].fetch_sub(1, Ordering::Relaxed);

@@ -418,7 +418,7 @@ async fn an_idle_connection_is_small() {
         "{count} of each: a TCP pair {tcp:.0} bytes ({auto:.0} by auto), an HTTP client {http:.0}"
     );
     assert!(
-        tcp.max(auto) <= 1_536.0,
+        tcp.max(auto) <= 1_792.0,
         "a TCP pair costs {tcp:.0} bytes, by auto {auto:.0}"
     );
     assert!(http <= 2_560.0, "an HTTP client costs {http:.0} bytes");

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use crate::config::settings::Config;
+use crate::contract::clock::millis;
 use crate::contract::listener::{FoundBy, Serves};
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
@@ -203,11 +204,13 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                     door,
                     listener,
                     route: None,
-                    started: Instant::now(),
+                    started_ms: millis(Instant::now()),
                     is_logged: false,
                 };
                 let pair = Pair::new(worker.clone(), stream, *upstream, lease, unread, down);
-                return Ended::Closed(pair.run(&about).await.reason);
+                // Boxed: an idle client of HTTP needs no room for a tunnel.
+                let tunnel = Box::pin(async move { pair.run(&about).await.reason });
+                return Ended::Closed(tunnel.await);
             }
         }
     }
