@@ -2,7 +2,7 @@
 //! shows it.
 //!
 //! Invariant: a deletion is told to the control loop as the watch would tell it, before the answer. At
-//! most [`AT_ONCE`] questions are asked at a time, and each is given up after a second.
+//! most `AT_ONCE` questions are asked at a time, and each is given up after a second.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! Who still has a pod, of all instances: for `ebbtide wait`. A look changes nothing.
 //!
-//! Invariant: at most [`AT_ONCE`] instances are asked at a time, and each has a second.
+//! Invariant: at most `AT_ONCE` instances are asked at a time, and each has a second.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
