@@ -250,7 +250,7 @@ impl Control {
     }
 
     fn begin_shutdown(&self) -> Phase {
-        let successor = self.health.state().has_successor;
+        let successor = self.health.has_successor();
         let least = if successor { SEEK } else { Duration::ZERO };
         let lame_duck = self.config.timeouts.lame_duck.max(least);
         tracing::info!(?lame_duck, "shutting down");

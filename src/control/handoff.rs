@@ -9,8 +9,8 @@
 //! nobody has the name, a process ends as without a successor.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,9 +23,7 @@ use crate::proxy::shared::{Shared, WorkerCommand};
 
 /// This process's part in both talks.
 pub struct Handoff {
-    name: String,
-    commands: mpsc::UnboundedSender<Command>,
-    shared: Arc<Shared>,
+    taker: Taker,
     state: Arc<Mutex<State>>,
 }
 
@@ -62,38 +60,35 @@ impl Handoff {
     /// Nothing is said yet. `port` is that of the admin address, which a process takes over from its
     /// predecessor, too.
     pub fn new(port: u16, commands: mpsc::UnboundedSender<Command>, shared: Arc<Shared>) -> Self {
+        let name = format!("ebbtide-clients-{port}");
         Self {
-            name: format!("ebbtide-clients-{port}"),
-            commands,
-            shared,
+            taker: Taker {
+                name,
+                commands,
+                shared,
+            },
             state: Arc::new(Mutex::new(State::Starts)),
         }
     }
 
     /// Takes over from a predecessor from now on. A second call has no effect.
     pub(super) fn take(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if !matches!(*state, State::Starts) {
             return;
         }
         *state = State::Takes(None);
-        let taker = Taker {
-            name: self.name.clone(),
-            commands: self.commands.clone(),
-            shared: self.shared.clone(),
-        };
-        let shown = self.state.clone();
+        let (taker, shown) = (self.taker.clone(), self.state.clone());
         start("take-over", move || taker.run(&shown));
     }
 
     /// This process ends: gives the name free, and looks for a successor until it has ended.
     pub(super) fn give(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let State::Takes(Some(door)) = std::mem::replace(&mut *state, State::Gives) {
+        if let State::Takes(Some(door)) = std::mem::replace(&mut *lock(&self.state), State::Gives) {
             door.close();
         }
-        let (name, commands) = (self.name.clone(), self.commands.clone());
-        start("hand-over", move || give_all(&name, &commands));
+        let taker = self.taker.clone();
+        start("hand-over", move || give_all(&taker.name, &taker.commands));
     }
 }
 
@@ -104,7 +99,7 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// The side of the new process.
+/// What both sides need. Its methods are the side of the new process.
 #[derive(Clone)]
 struct Taker {
     name: String,
@@ -160,7 +155,7 @@ impl Taker {
                 Ok(adopted) => {
                     channel.send(&serde_json::to_vec(&Answer::Taken)?, &[])?;
                     taken += 1;
-                    self.serve(adopted);
+                    self.shared.give_least(WorkerCommand::Adopt(adopted));
                     continue;
                 }
                 Err(why) => Answer::Refused(why),
@@ -170,11 +165,7 @@ impl Taker {
         Ok(taken)
     }
 
-    fn propose(
-        &self,
-        bytes: Vec<u8>,
-        mut sockets: Vec<std::os::fd::OwnedFd>,
-    ) -> Result<Box<Adopted>, String> {
+    fn propose(&self, bytes: Vec<u8>, mut sockets: Vec<OwnedFd>) -> Result<Box<Adopted>, String> {
         let offer: Offer = serde_json::from_slice(&bytes).map_err(|it| it.to_string())?;
         let owed = offer.owed().ok_or("no length")?;
         let owed = match sockets.len().checked_sub(offer.sockets()) {
@@ -198,14 +189,9 @@ impl Taker {
             Err(_) => Err("the process has ended".into()),
         }
     }
-
-    /// Gives a connection to the worker with the fewest.
-    fn serve(&self, adopted: Box<Adopted>) {
-        self.shared.give_least(WorkerCommand::Adopt(adopted));
-    }
 }
 
-fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -265,8 +251,8 @@ fn give_some(channel: &Channel, asked: Vec<Offered>) -> io::Result<usize> {
     let mut sent = Vec::with_capacity(asked.len());
     for it in asked {
         let descriptors: Vec<_> = it.descriptors.iter().map(AsFd::as_fd).collect();
-        let bytes = serde_json::to_vec(&it.offer)?;
-        if let Err(error) = channel.send(&bytes, &descriptors) {
+        let bytes = serde_json::to_vec(&it.offer).map_err(io::Error::from);
+        if let Err(error) = bytes.and_then(|bytes| channel.send(&bytes, &descriptors)) {
             broken = Some(error);
             break;
         }

@@ -3,7 +3,7 @@
 //! Invariant: while the slices cannot be read, what was known of them stays. This watch holds up
 //! nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,12 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::api::Api;
 use kube::runtime::utils::StreamBackoff;
-use kube::runtime::watcher::Event;
 use tokio::sync::watch;
 
 use crate::cluster::api::{Pauses, objects};
 use crate::contract::name::ObjectName;
 use crate::discovery::scope::Selector;
-use crate::discovery::watching::{Streaming, endless};
+use crate::discovery::watching::{Shown, Streaming, endless};
 
 /// Watches the slices of the Service until nobody reads `out`.
 pub async fn run(
@@ -35,23 +34,18 @@ pub async fn run(
     };
     let events = endless(api, selector, Arc::<Streaming>::default(), silence);
     let mut events = std::pin::pin!(StreamBackoff::new(events, Pauses::default()));
-    let (mut slices, mut listed, mut failed) = (BTreeMap::new(), BTreeMap::new(), false);
+    let (mut slices, mut failed) = (Shown::default(), false);
     loop {
         let event = tokio::select! {
             event = events.next() => event,
             () = out.closed() => return,
         };
         match event {
-            Some(Ok(Event::Init)) => listed.clear(),
-            Some(Ok(Event::InitApply(slice))) => {
-                listed.insert(slice.metadata.name.clone(), ready(&slice));
-                continue;
+            Some(Ok(event)) => {
+                if !slices.take(event, ready) {
+                    continue;
+                }
             }
-            Some(Ok(Event::InitDone)) => slices = std::mem::take(&mut listed),
-            Some(Ok(Event::Apply(slice))) => {
-                slices.insert(slice.metadata.name.clone(), ready(&slice));
-            }
-            Some(Ok(Event::Delete(slice))) => _ = slices.remove(&slice.metadata.name),
             Some(Err(error)) => {
                 if !std::mem::replace(&mut failed, true) {
                     tracing::warn!(%service, %error, "gate.service: the other instances cannot be read");

@@ -19,7 +19,7 @@ use crate::cluster::api::{Pauses, objects};
 use crate::contract::name::ObjectName;
 use crate::discovery::scope::Selector;
 use crate::discovery::source::Message;
-use crate::discovery::watching::{Streaming, endless};
+use crate::discovery::watching::{Shown, Streaming, endless};
 
 /// Watches the Service until `out` is closed. A Service that is missing has no address.
 pub async fn run(
@@ -35,29 +35,22 @@ pub async fn run(
     };
     let events = endless(api, selector, Arc::<Streaming>::default(), silence);
     let mut events = std::pin::pin!(StreamBackoff::new(events, Pauses::default()));
-    let (mut listed, mut failed) = (None, false);
+    let (mut shown, mut failed) = (Shown::default(), false);
     loop {
         let event = tokio::select! {
             event = events.next() => event,
             () = out.closed() => return,
         };
-        let addresses = match event {
-            Some(Ok(Event::Init)) => {
-                listed = None;
-                continue;
-            }
-            Some(Ok(Event::InitApply(found))) => {
-                listed = Some(addresses(&found));
-                continue;
-            }
-            Some(Ok(Event::InitDone)) => {
-                if listed.is_none() {
+        match event {
+            Some(Ok(event)) => {
+                let is_list = matches!(event, Event::InitDone);
+                if !shown.take(event, addresses) {
+                    continue;
+                }
+                if is_list && shown.values().next().is_none() {
                     tracing::warn!(%service, "ingress.publishService: there is no such Service");
                 }
-                listed.take().unwrap_or_default()
             }
-            Some(Ok(Event::Apply(found))) => addresses(&found),
-            Some(Ok(Event::Delete(_))) => Vec::new(),
             Some(Err(error)) => {
                 if !std::mem::replace(&mut failed, true) {
                     tracing::warn!(%service, %error, "ingress.publishService cannot be read");
@@ -65,8 +58,9 @@ pub async fn run(
                 continue;
             }
             None => return,
-        };
+        }
         failed = false;
+        let addresses = shown.values().flatten().cloned().collect();
         if out.send(Message::Published(addresses)).await.is_err() {
             return;
         }

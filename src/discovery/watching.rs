@@ -1,5 +1,6 @@
 //! One watch of the API server: how it goes on after an error, and what its user can do about it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,6 +30,43 @@ enum Initial {
 /// Whether the API server streams lists. It is asked once.
 #[derive(Debug, Default)]
 pub(super) struct Streaming(AtomicBool);
+
+/// What a watch shows of each object, by name. A list counts when it is whole.
+pub(super) struct Shown<T> {
+    now: BTreeMap<Option<String>, T>,
+    listed: BTreeMap<Option<String>, T>,
+}
+
+impl<T> Default for Shown<T> {
+    fn default() -> Self {
+        Self {
+            now: BTreeMap::new(),
+            listed: BTreeMap::new(),
+        }
+    }
+}
+
+impl<T> Shown<T> {
+    /// Takes an event in; `of` is what counts of an object. Returns whether what is shown may have
+    /// changed: within a list it has not.
+    pub(super) fn take<K: Resource>(&mut self, event: Event<K>, of: impl Fn(&K) -> T) -> bool {
+        let name = |object: &K| object.meta().name.clone();
+        let is_within_a_list = matches!(event, Event::Init | Event::InitApply(_));
+        match event {
+            Event::Init => self.listed.clear(),
+            Event::InitApply(object) => _ = self.listed.insert(name(&object), of(&object)),
+            Event::InitDone => self.now = std::mem::take(&mut self.listed),
+            Event::Apply(object) => _ = self.now.insert(name(&object), of(&object)),
+            Event::Delete(object) => _ = self.now.remove(&name(&object)),
+        }
+        !is_within_a_list
+    }
+
+    /// What is shown now.
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+        self.now.values()
+    }
+}
 
 /// The events of a watch. After an error that it cannot be resumed from, the events of a new watch.
 /// A streamed list that is silent for `silence`, or for [`STREAM`], is given up for a plain one.

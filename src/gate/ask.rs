@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::contract::endpoint::Endpoint;
 use crate::contract::name::ObjectName;
+use crate::gate::log::Has;
 
 /// Whom a question is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,14 +48,9 @@ pub struct Known {
 }
 
 impl Known {
-    /// Whether something may still be dispatched to the pod.
-    pub fn is_open(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.is_open())
-    }
-
-    /// Exchanges, connections and connects under way.
-    pub fn in_flight(&self) -> u64 {
-        self.endpoints.iter().map(|it| it.leases()).sum()
+    /// What this instance has of the pod now.
+    pub fn has(&self) -> Has {
+        Has::of(self.endpoints.iter())
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::discovery::confirm::Confirm;
 use crate::gate::ask::{Asker, Known, Who};
 use crate::gate::link::PATIENCE;
-use crate::gate::log::{Has, Holder, Log, Outcome, Running};
+use crate::gate::log::{Holder, Log, Outcome, Running};
 use crate::gate::peers::{Peers, Round};
 use crate::observe::metrics::Metrics;
 
@@ -96,7 +96,7 @@ async fn wait(
         note(&known, &round, running);
         let now = Instant::now();
         let has_heard = round.is_answered() || now >= began + PATIENCE;
-        if has_heard && round.is_clear() && !known.is_open() && known.in_flight() == 0 {
+        if has_heard && round.is_clear() && known.has().is_nothing() {
             return Outcome::Clear;
         }
         let (bound, outcome) = reason.bound(began, gate.grace);
@@ -163,10 +163,7 @@ fn confirm(gate: &Gate, known: &Known) -> Option<oneshot::Receiver<bool>> {
 }
 
 fn note(known: &Known, round: &Round, running: &mut Running) {
-    let has = Has {
-        open: known.is_open(),
-        in_flight: known.in_flight(),
-    };
+    let has = known.has();
     let own = (!has.is_nothing()).then_some(Holder {
         peer: None,
         has: Some(has),

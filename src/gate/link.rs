@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::gate::log::Has;
-use crate::gate::message::{Answer, Answers, LEAVING, LONGEST, Leaving, SIGNATURE, sign};
+use crate::gate::message::{Answers, LEAVING, LONGEST, Leaving, SIGNATURE, sign};
 
 /// A connection to an instance.
 pub(super) struct Link {
@@ -48,7 +48,7 @@ impl Link {
         let answer = self.ask(Method::POST, LEAVING, body, key).await?;
         let Answers { pods: found } = serde_json::from_slice(&answer)?;
         match found.len() == pods.len() {
-            true => Ok(found.into_iter().map(Has::from).collect()),
+            true => Ok(found),
             false => Err(io::Error::other("the answer is about other pods")),
         }
     }
@@ -59,7 +59,7 @@ impl Link {
     /// As for [`Self::tell`].
     pub(super) async fn look(&mut self, path: &str, key: Option<&[u8]>) -> io::Result<Has> {
         let answer = self.ask(Method::GET, path, Vec::new(), key).await?;
-        Ok(serde_json::from_slice::<Answer>(&answer)?.into())
+        Ok(serde_json::from_slice(&answer)?)
     }
 
     async fn ask(

@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
+use crate::contract::endpoint::Endpoint;
 use crate::contract::name::ObjectName;
 
 /// How a call ended.
@@ -64,8 +67,9 @@ pub struct Holder {
     pub has: Option<Has>,
 }
 
-/// What an instance has of a pod.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What an instance has of a pod. Instances tell it each other in this form.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Has {
     /// It may still dispatch to the pod: nothing else serves.
     pub open: bool,
@@ -74,6 +78,14 @@ pub struct Has {
 }
 
 impl Has {
+    /// What this instance has of the pod with these endpoints.
+    pub fn of<'a>(endpoints: impl Iterator<Item = &'a Arc<Endpoint>>) -> Self {
+        endpoints.fold(Self::default(), |has, endpoint| Self {
+            open: has.open || endpoint.is_open(),
+            in_flight: has.in_flight + endpoint.leases(),
+        })
+    }
+
     /// Whether nothing is left.
     pub fn is_nothing(self) -> bool {
         self == Self::default()

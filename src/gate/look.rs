@@ -33,10 +33,7 @@ pub fn own(snapshot: &Published, pod: &ObjectName) -> Has {
     let ports = ports.filter(|port| port.key.service.namespace == pod.namespace);
     let endpoints = ports.flat_map(|port| port.all.iter());
     let its = endpoints.filter(|it| it.pod.as_ref().is_some_and(|it| it.name == pod.name));
-    its.fold(Has::default(), |has, endpoint| Has {
-        open: has.open || endpoint.is_open(),
-        in_flight: has.in_flight + endpoint.leases(),
-    })
+    Has::of(its)
 }
 
 /// Asks every instance.

@@ -20,27 +20,7 @@ pub(super) struct Leaving {
 /// What an instance has of each pod, in the order of the question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Answers {
-    pub(super) pods: Vec<Answer>,
-}
-
-/// What an instance has of a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Answer {
-    open: bool,
-    in_flight: u64,
-}
-
-impl From<Has> for Answer {
-    fn from(Has { open, in_flight }: Has) -> Self {
-        Self { open, in_flight }
-    }
-}
-
-impl From<Answer> for Has {
-    fn from(Answer { open, in_flight }: Answer) -> Self {
-        Self { open, in_flight }
-    }
+    pub(super) pods: Vec<Has>,
 }
 
 /// Where pods that leave are told.

@@ -1,7 +1,7 @@
 //! The gate's listener: calls of the kubelet for pods of this node, and questions of other instances.
 //!
-//! Invariant: whoever connects costs a bounded buffer for a bounded time. Other hosts can take no place
-//! from the kubelet's calls, and can do no more than suspend a pod for [`HINT`].
+//! Invariants: a connection costs a bounded buffer for a bounded time. Connections of other hosts take no
+//! place from the kubelet's calls. All that another host can do is to suspend a pod for [`HINT`].
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -26,11 +26,9 @@ use crate::contract::name::ObjectName;
 use crate::contract::snapshot::Published;
 use crate::gate::ask::{Known, Who};
 use crate::gate::hold::{Gate, hold};
-use crate::gate::log::{Has, Outcome};
+use crate::gate::log::Outcome;
 use crate::gate::look;
-use crate::gate::message::{
-    Answer, Answers, LEAVING, LONGEST, Leaving, MOST, SIGNATURE, is_signed,
-};
+use crate::gate::message::{Answers, LEAVING, LONGEST, Leaving, MOST, SIGNATURE, is_signed};
 use crate::net::socket;
 use crate::observe::health::Health;
 
@@ -174,13 +172,7 @@ impl Server {
                 "the control loop does not answer\n",
             );
         };
-        let has = |known: &Option<Known>| {
-            let has = known.as_ref().map(|known| Has {
-                open: known.is_open(),
-                in_flight: known.in_flight(),
-            });
-            Answer::from(has.unwrap_or_default())
-        };
+        let has = |known: &Option<Known>| known.as_ref().map(Known::has).unwrap_or_default();
         json(&Answers {
             pods: found.iter().map(has).collect(),
         })
@@ -198,7 +190,7 @@ impl Server {
         match pod.strip_prefix('/').and_then(|pod| pod.split_once('/')) {
             Some((namespace, name)) => {
                 let pod = ObjectName::new(namespace, name);
-                json(&Answer::from(look::own(&self.snapshot, &pod)))
+                json(&look::own(&self.snapshot, &pod))
             }
             None => plain(
                 StatusCode::NOT_FOUND,

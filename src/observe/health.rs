@@ -155,6 +155,11 @@ impl Health {
         self.lock().synced
     }
 
+    /// See [`HealthState::has_successor`].
+    pub fn has_successor(&self) -> bool {
+        self.lock().has_successor
+    }
+
     /// See [`HealthState::age`].
     pub fn age(&self) -> Duration {
         self.lock().age()

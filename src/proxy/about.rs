@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::contract::clock::millis;
 use crate::contract::listener::{Action, ListenerSpec};
 use crate::contract::reason::CloseReason;
+use crate::net::stream::Stream;
 use crate::observe::access_log::AccessEntry;
-use crate::proxy::heir::Door;
+use crate::proxy::client::Client;
 use crate::proxy::worker::Worker;
 
 /// Who the client of a pair is, for the access log and for the process that replaces this one.
@@ -25,19 +26,29 @@ pub(super) struct About {
     pub(super) is_logged: bool,
 }
 
+impl Client {
+    /// Its connection, what was read of it, and who it is, where a pair begins now.
+    pub(super) fn into_pair(
+        self,
+        route: Option<Arc<Action>>,
+        is_logged: bool,
+    ) -> (Stream, Vec<u8>, About) {
+        let about = About {
+            peer: self.peer,
+            door: self.door,
+            listener: self.listener,
+            route,
+            started_ms: millis(Instant::now()),
+            is_logged,
+        };
+        (self.stream, self.unread, about)
+    }
+}
+
 impl About {
     /// How long the client has been here.
     pub(super) fn age(&self) -> Duration {
         Duration::from_millis(millis(Instant::now()).saturating_sub(self.started_ms))
-    }
-
-    /// How it is named to the process that replaces this one.
-    pub(super) fn door(&self) -> Door {
-        Door {
-            listener: self.door.address,
-            name: self.door.name.clone(),
-            client: self.peer,
-        }
     }
 
     /// Writes the line of a connection that has ended. One that has passed to another process has it

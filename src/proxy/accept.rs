@@ -149,9 +149,7 @@ fn hand_over(
     };
     let loads = &worker.shared.loads;
     let load = |i: usize| loads[i].load(Ordering::Relaxed);
-    let least = (0..loads.len())
-        .min_by_key(|i| load(*i))
-        .unwrap_or(worker.index);
+    let least = worker.shared.least();
     if load(least) < load(worker.index) {
         loads[least].fetch_add(1, Ordering::Relaxed);
         if let Err(returned) =

@@ -13,7 +13,6 @@ use crate::contract::listener::ListenerSpec;
 use crate::contract::policy::{Protocol, Scope};
 use crate::net::stream::Stream;
 use crate::proxy::balancer::Origin;
-use crate::proxy::heir::Door;
 use crate::proxy::worker::Worker;
 use crate::wire::buffer::{SCRATCH, append};
 
@@ -73,15 +72,6 @@ impl Client {
     /// Whether the connection passes to the process that replaces this one, if there is one.
     pub(super) fn can_pass(&self) -> bool {
         !self.stays && self.stream.plain().is_some()
-    }
-
-    /// How it is named to that process.
-    pub(super) fn heir_door(&self) -> Door {
-        Door {
-            listener: self.door.address,
-            name: self.door.name.clone(),
-            client: self.peer,
-        }
     }
 
     /// Whether its requests go to endpoints as HTTP/2. Where nothing else says what the endpoints speak,

@@ -124,6 +124,17 @@ pub struct Door {
     pub client: SocketAddr,
 }
 
+impl Door {
+    /// How a listener and its client are named.
+    pub(super) fn of(listener: &ListenerSpec, client: SocketAddr) -> Self {
+        Self {
+            listener: listener.address,
+            name: listener.name.clone(),
+            client,
+        }
+    }
+}
+
 /// A connection that this process takes over, on its way to a worker.
 #[derive(Debug)]
 pub struct Adopted {

@@ -23,7 +23,7 @@ use crate::net::socket::{LOOK, Peer};
 use crate::net::stream::Stream;
 use crate::proxy::about::About;
 use crate::proxy::direction::{Direction, room_beside};
-use crate::proxy::heir::{Joined, Offer};
+use crate::proxy::heir::{Door, Joined, Offer};
 use crate::proxy::parting;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::worker::Worker;
@@ -217,7 +217,7 @@ impl Pair {
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let joined = Joined {
-            door: about.door(),
+            door: Door::of(&about.door, about.peer),
             service: port.key.service.clone(),
             port: port.key.port,
             endpoint: endpoint.address,

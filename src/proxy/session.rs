@@ -213,23 +213,8 @@ async fn establish(open: &mut Open, mut client: Box<Client>) -> Result<Establish
             .map_err(|reason| ended(&client, reason, true))?,
     };
     client.unanswered.set(false);
-    let Client {
-        stream,
-        unread,
-        peer,
-        door,
-        listener,
-        ..
-    } = *client;
-    let action = open.action.take();
-    let about = About {
-        peer,
-        door,
-        listener,
-        route: action.filter(|it| it.name().is_some()),
-        started_ms: millis(Instant::now()),
-        is_logged: true,
-    };
+    let route = open.action.take().filter(|it| it.name().is_some());
+    let (stream, unread, about) = client.into_pair(route, true);
     let pair = Pair::new(worker, stream, upstream, lease, unread, Vec::new());
     Ok(Box::pin(joined(pair, about)))
 }

@@ -219,12 +219,16 @@ impl Shared {
 
     /// Gives a connection to the worker with the fewest.
     pub fn give_least(&self, connection: WorkerCommand) {
+        let least = self.least();
+        self.loads[least].fetch_add(1, Ordering::Relaxed);
+        // A worker is gone only when the process ends.
+        let _ = self.mailboxes[least].send(connection);
+    }
+
+    /// The worker with the fewest client connections.
+    pub(super) fn least(&self) -> usize {
         let load = |i: &usize| self.loads[*i].load(Ordering::Relaxed);
-        if let Some(least) = (0..self.loads.len()).min_by_key(load) {
-            self.loads[least].fetch_add(1, Ordering::Relaxed);
-            // A worker is gone only when the process ends.
-            let _ = self.mailboxes[least].send(connection);
-        }
+        (0..self.loads.len()).min_by_key(load).unwrap_or_default()
     }
 
     /// Sends the same message to every worker.

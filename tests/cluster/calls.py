@@ -1,6 +1,4 @@
 """gRPC calls across many rolling updates, as experiment L of e2e.py."""
-import json
-import signal
 import subprocess
 import time
 
@@ -10,29 +8,15 @@ from lab import rolled, set_image
 PORT, CONNECTIONS, RATE = 31200, 8, 200
 
 
-class Calls:
+class Calls(lab.Fortio):
     """fortio's Ping on 8 connections, one call at a time on each, until `stop`."""
 
     def __init__(self):
-        stem = f"{lab.LAB}/results/grpc-{time.time_ns()}"
-        self.result, self.log = stem + ".json", stem + ".log"
         self.connections = lab.Connections(PORT)
-        with open(self.log, "w") as log:
-            self.process = lab.start(["fortio", "load", "-grpc", "-ping", "-allow-initial-errors", "-c", str(CONNECTIONS), "-qps", str(RATE), "-t", "0s",
-                                      "-json", self.result, f"{lab.NODE_IP}:{PORT}"], stdout=log, stderr=log)
-        time.sleep(1)
-        if self.process.poll() is not None:
-            raise lab.LabError(f"fortio did not start: see {self.log}")
+        super().__init__("grpc", "-grpc", "-ping", "-c", str(CONNECTIONS), "-qps", str(RATE), "-t", "0s", f"{lab.NODE_IP}:{PORT}")
 
     def stop(self):
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(40)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise lab.LabError(f"fortio did not end: see {self.log}") from None
-        with open(self.result) as file:
-            result = json.load(file)
+        result = self.end()
         codes = result["RetCodes"]
         return {"requests": sum(codes.values()), "failed": sum(codes.values()) - codes.get("SERVING", 0), "late": 0, "codes": codes,
                 "sockets": len(self.connections.stop()), "worst_ms": round(result["DurationHistogram"]["Max"] * 1000, 1)}

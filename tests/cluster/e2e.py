@@ -273,7 +273,7 @@ def experiment_e(out, column):
     case(f"kubelet stopped for {KUBELET_OUTAGE} s", kubelet_outage)
     case("scaled every 2 s, as an HPA may", scale_about)
     restarted_name = "Ebbtide's DaemonSet rolled (kube-proxy: restarted)"
-    case(restarted_name, lambda: restart_path(column), decides=False)  # contract 1.14 is planned, so this is only measured
+    case(restarted_name, lambda: lab.restart_proxy(column), decides=False)  # O decides
     case(f"API server stopped for {KNOB['OUTAGE']} s, a container killed meanwhile, a pod deleted after", lambda: api_outage(victims()[0]))
     kubectl("scale", "deployment/e", "--replicas=40")
     rolled("deployment/e", 300)  # 37 sandboxes on one small node
@@ -341,14 +341,6 @@ def scale_about():
 def delete_many(pods):
     kubectl("delete", "pod", "--wait=false", *(p["metadata"]["name"] for p in pods))
     rolled("deployment/e", 300)
-
-
-def restart_path(column):
-    if column == "ebbtide":
-        lab.kubectl_ebbtide("rollout", "restart", "daemonset/ebbtide")
-        lab.kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=120s", timeout=130)
-    else:
-        lab.component("restart", lab.NODE, "kube-proxy")
 
 
 def experiment_f(out, column):

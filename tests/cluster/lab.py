@@ -205,6 +205,15 @@ def install_ebbtide(kustomization="deploy/kustomize"):
         raise LabError(f"{error}; {why_not_ready()}") from None
 
 
+def restart_proxy(column):
+    """Replaces Ebbtide on every node, or restarts the kube-proxy of the first one."""
+    if column == "ebbtide":
+        kubectl_ebbtide("rollout", "restart", "daemonset/ebbtide")
+        kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=180s", timeout=190)
+    else:
+        component("restart", NODE, "kube-proxy")
+
+
 def why_not_ready():
     states = kubectl_ebbtide("get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].state}")
     try:
@@ -319,38 +328,48 @@ def counted(values):
     return ", ".join(f"{n} × {value}" for value, n in collections.Counter(values).most_common())
 
 
-class Load:
-    """fortio on one port of the node, or of another host, for `seconds` or until `stop`. `within` is the start of the
-    command, see `inside`."""
+class Fortio:
+    """A run of `fortio load`, which has begun and goes on. `within` is the start of the command, see `inside`."""
 
-    def __init__(self, port, seconds=0, connections=8, qps=500, keepalive=True, host=NODE_IP, within=(), scheme="http", path="/", options=()):
-        if not keepalive:
-            # Removes the entries of an earlier run's dead pods, for this port only. A full flush would also cut the pods'
-            # connections to the API server, with their watches. The command fails if there are no entries.
-            subprocess.run(["conntrack", "-D", "-p", "tcp", "--orig-port-dst", str(port)], capture_output=True)
-        stem = f"{LAB}/results/fortio-{host}-{port}-{time.time_ns()}"
-        self.result, self.log, self.seconds = stem + ".json", stem + ".log", seconds
+    def __init__(self, name, *arguments, within=()):
+        stem = f"{LAB}/results/{name}-{time.time_ns()}"
+        self.result, self.log = stem + ".json", stem + ".log"
         with open(self.log, "w") as log:
-            # With fortio's default timeout of 3 s, a held request would count as failed.
-            self.process = start([*within, "fortio", "load", "-allow-initial-errors", "-p", "50,99", "-c", str(connections), "-qps", str(qps), "-t", f"{seconds}s",
-                                  "-timeout", "15s", f"-keepalive={'true' if keepalive else 'false'}", "-json", self.result,
-                                  *options, f"{scheme}://{host}:{port}{path}"], stdout=log, stderr=log)
+            self.process = start([*within, "fortio", "load", "-allow-initial-errors", "-json", self.result, *arguments], stdout=log, stderr=log)
         time.sleep(1)
         if self.process.poll() is not None:
             raise LabError(f"fortio did not start: see {self.log}")
 
-    def stop(self, rollout_end=None):
-        if not self.seconds:
+    def end(self, seconds=0):
+        """What it has measured: when it ends after `seconds`, or now."""
+        if not seconds:
             self.process.send_signal(signal.SIGINT)
         try:
-            self.process.wait(self.seconds + 40)
+            self.process.wait(seconds + 40)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise LabError(f"fortio did not end: see {self.log}") from None
         if self.process.returncode or not os.path.exists(self.result):
             raise LabError(f"fortio failed: see {self.log}")
         with open(self.result) as file:
-            result = json.load(file)
+            return json.load(file)
+
+
+class Load(Fortio):
+    """fortio on one port of the node, or of another host, for `seconds` or until `stop`."""
+
+    def __init__(self, port, seconds=0, connections=8, qps=500, keepalive=True, host=NODE_IP, within=(), scheme="http", path="/", options=()):
+        if not keepalive:
+            # Removes the entries of an earlier run's dead pods, for this port only. A full flush would also cut the pods'
+            # connections to the API server, with their watches. The command fails if there are no entries.
+            subprocess.run(["conntrack", "-D", "-p", "tcp", "--orig-port-dst", str(port)], capture_output=True)
+        self.seconds = seconds
+        # With fortio's default timeout of 3 s, a held request would count as failed.
+        super().__init__(f"fortio-{host}-{port}", "-p", "50,99", "-c", str(connections), "-qps", str(qps), "-t", f"{seconds}s",
+                         "-timeout", "15s", f"-keepalive={'true' if keepalive else 'false'}", *options, f"{scheme}://{host}:{port}{path}", within=within)
+
+    def stop(self, rollout_end=None):
+        result = self.end(self.seconds)
         codes = result["RetCodes"]
         failed = sum(codes.values()) - codes.get("200", 0)
         late = self._late(rollout_end) if rollout_end else 0

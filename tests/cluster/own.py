@@ -44,15 +44,12 @@ class Pairs:
         return self.asked, self.errors
 
 
-def restart(column):
+def replace(column):
+    lab.restart_proxy(column)
     if column == "ebbtide":
-        lab.kubectl_ebbtide("rollout", "restart", "daemonset/ebbtide")
-        lab.kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=180s", timeout=190)
-        # `status` does not wait for the old pods.
+        # The rollout's status does not wait for the old pods.
         count = len(lab.nodes())
         lab.wait("the old pods gone", 90, lambda: len(lab.kubectl_ebbtide("get", "pods", "-l", "app.kubernetes.io/name=ebbtide", "-o", "name").split()) == count)
-    else:
-        lab.component("restart", lab.NODE, "kube-proxy")
 
 
 def experiment_o(out, column):
@@ -71,7 +68,7 @@ def experiment_o(out, column):
     for _ in range(rolls):
         time.sleep(3)
         began = time.monotonic()
-        restart(column)
+        replace(column)
         lengths.append(round(time.monotonic() - began))
     time.sleep(lab.LATE)
     result, (asked, errors), new = load.stop(), pairs.stop(), fresh.stop()

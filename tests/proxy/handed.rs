@@ -11,51 +11,80 @@ use ebbtide::net::handoff::Doorway;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::proxy::scripted::Scripted;
 use crate::support::folder::Ep;
 use crate::support::process::Process;
 use crate::support::wait::{eventually, soon};
 
-/// An endpoint that answers requests, opens tunnels, and then echoes. It sends a long stream for
-/// `flood`, and an end for `bye`.
-async fn endpoint() -> Scripted {
-    Scripted::start(|mut stream: TcpStream, _| async move {
-        let mut buf = [0; 4096];
-        let mut is_http = false;
-        while let Ok(n @ 1..) = stream.read(&mut buf).await {
-            let said = &buf[..n];
-            let answer: &[u8] = match said {
-                _ if said.starts_with(b"GET /tunnel") => {
-                    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n"
+/// An endpoint that answers requests, opens tunnels, and then echoes. It sends a long stream for `flood`.
+struct App {
+    endpoint: Scripted,
+    seen: Arc<Seen>,
+}
+
+/// What the endpoint has seen, and what it waits for.
+#[derive(Default)]
+struct Seen {
+    /// Bytes of floods that it could send.
+    sent: AtomicUsize,
+    /// Requests for `/slow`.
+    slow: AtomicUsize,
+    /// Clients that have ended their direction.
+    ended: AtomicUsize,
+    /// A request for `/slow` is answered, and a client that has ended hears a last word, when this opens.
+    gate: CancellationToken,
+}
+
+impl App {
+    async fn start() -> Self {
+        let seen = Arc::new(Seen::default());
+        let shared = seen.clone();
+        let endpoint =
+            Scripted::start(move |stream: TcpStream, _| serve(stream, shared.clone())).await;
+        Self { endpoint, seen }
+    }
+}
+
+async fn serve(mut stream: TcpStream, seen: Arc<Seen>) {
+    let mut buf = [0; 4096];
+    // A join check says nothing.
+    let mut is_joined = false;
+    while let Ok(n @ 1..) = stream.read(&mut buf).await {
+        let said = &buf[..n];
+        if said.starts_with(b"flood") {
+            for part in flood().chunks(4096) {
+                if stream.write_all(part).await.is_err() {
+                    return;
                 }
-                _ if said.starts_with(b"GET /slow") => {
-                    tokio::time::sleep(Duration::from_millis(700)).await;
-                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-                }
-                _ if said.starts_with(b"GET") => {
-                    is_http = true;
-                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-                }
-                _ if said.starts_with(b"flood") => {
-                    if stream.write_all(&flood()).await.is_err() {
-                        return;
-                    }
-                    continue;
-                }
-                _ => said,
-            };
-            if stream.write_all(answer).await.is_err() {
-                return;
+                seen.sent.fetch_add(part.len(), Ordering::SeqCst);
             }
+            continue;
         }
-        // A client that has ended its direction may still be told something.
-        if !is_http {
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-            let _ = stream.write_all(b"late").await;
+        if said.starts_with(b"GET /slow") {
+            seen.slow.fetch_add(1, Ordering::SeqCst);
+            seen.gate.cancelled().await;
         }
-    })
-    .await
+        let is_tunnel = said.starts_with(b"GET /tunnel");
+        is_joined = is_tunnel || !said.starts_with(b"GET");
+        let answer: &[u8] = match said {
+            _ if is_tunnel => {
+                b"HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n"
+            }
+            _ if said.starts_with(b"GET") => b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+            _ => said,
+        };
+        if stream.write_all(answer).await.is_err() {
+            return;
+        }
+    }
+    // A client that has ended its direction may still be told something.
+    if is_joined {
+        seen.ended.fetch_add(1, Ordering::SeqCst);
+        seen.gate.cancelled().await;
+        let _ = stream.write_all(b"late").await;
+    }
 }
 
 /// More than all buffers on its way hold, and no two parts of it are alike.
@@ -89,8 +118,8 @@ impl Place {
         }
     }
 
-    async fn process(&self, endpoint: &Scripted) -> Process {
-        let endpoints = [Ep::new("app", endpoint.address)];
+    async fn process(&self, app: &App) -> Process {
+        let endpoints = [Ep::new("app", app.endpoint.address)];
         Process::run(&endpoints, &self.text, &["web", "echo"]).await
     }
 
@@ -135,9 +164,9 @@ fn handed(process: &Process, reason: &str) -> bool {
 
 #[tokio::test]
 async fn clients_in_every_state_pass_to_the_next_process_and_notice_nothing() {
-    let endpoint = endpoint().await;
+    let app = App::start().await;
     let place = Place::new("timeouts: {lameDuck: 10m, shutdown: 10m}\n");
-    let mut old = place.process(&endpoint).await;
+    let mut old = place.process(&app).await;
 
     let mut idle = Vec::new();
     for _ in 0..40 {
@@ -170,14 +199,33 @@ async fn clients_in_every_state_pass_to_the_next_process_and_notice_nothing() {
     busy.write_all(b"GET /slow HTTP/1.1\r\nhost: n\r\n\r\n")
         .await
         .unwrap();
-    // The flood fills every buffer on its way: the proxy holds bytes that the client does not take.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    eventually("the busy request at the endpoint", async || {
+        app.seen.slow.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    // The flood fills every buffer on its way, and the client takes nothing: the proxy holds bytes.
+    let (mut before, mut stood) = (0, 0);
+    eventually("the flood stands still", async || {
+        let now = app.seen.sent.load(Ordering::SeqCst);
+        stood = if now > 0 && now == before {
+            stood + 1
+        } else {
+            0
+        };
+        before = now;
+        stood >= 10
+    })
+    .await;
 
-    let new = place.process(&endpoint).await;
+    let new = place.process(&app).await;
     half_closed.shutdown().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    eventually("the end at the endpoint", async || {
+        app.seen.ended.load(Ordering::SeqCst) == 1
+    })
+    .await;
     old.proxy.signal(Signal::TERM);
     old.lines("is ready: handing client connections over").await;
+    app.seen.gate.cancel();
     let mut answer = vec![0; 4096];
     let n = soon("the answer of the busy one", busy.read(&mut answer))
         .await
@@ -239,9 +287,9 @@ async fn clients_in_every_state_pass_to_the_next_process_and_notice_nothing() {
 /// successor but the old process itself.
 #[tokio::test]
 async fn a_client_that_never_stops_asking_keeps_its_connection_through_three_replacements() {
-    let endpoint = endpoint().await;
+    let app = App::start().await;
     let place = Place::new("");
-    let mut process = place.process(&endpoint).await;
+    let mut process = place.process(&app).await;
     let done = Arc::new(AtomicUsize::new(0));
     let clients: Vec<_> = (0..4)
         .map(|_| {
@@ -261,7 +309,7 @@ async fn a_client_that_never_stops_asking_keeps_its_connection_through_three_rep
         })
         .collect();
     for _ in 0..3 {
-        let next = place.process(&endpoint).await;
+        let next = place.process(&app).await;
         process.proxy.signal(Signal::TERM);
         ends_well(&mut process).await;
         process = next;
@@ -313,15 +361,16 @@ impl Fake {
 
 const HELLO: &str = r#"{"version":1,"oldest":1}"#;
 
-/// Whoever answers there, and how, each client goes on.
+/// A successor answers in a wrong way, or not at all: each client goes on.
 async fn costs_nothing(
     hello: &'static str,
     answer: fn(usize) -> Option<&'static str>,
     times: usize,
 ) {
-    let endpoint = endpoint().await;
+    let app = App::start().await;
+    app.seen.gate.cancel();
     let place = Place::new("timeouts: {lameDuck: 1s, shutdown: 10m}\n");
-    let mut old = place.process(&endpoint).await;
+    let mut old = place.process(&app).await;
     let mut pairs = Vec::new();
     for _ in 0..5 {
         let mut pair = TcpStream::connect(place.echo).await.unwrap();

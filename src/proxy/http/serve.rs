@@ -13,14 +13,12 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use crate::config::settings::Config;
-use crate::contract::clock::millis;
 use crate::contract::listener::{FoundBy, Serves};
 use crate::contract::reason::CloseReason;
 use crate::net::turns::in_turn;
-use crate::proxy::about::About;
 use crate::proxy::client::{Client, Spoken};
 use crate::proxy::early_end::{EarlyEnd, Refused, first_line};
-use crate::proxy::heir::{HttpClient, Offer};
+use crate::proxy::heir::{Door, HttpClient, Offer};
 use crate::proxy::http::bound::Bound;
 use crate::proxy::http::end::answer_alone;
 use crate::proxy::http::exchange::End;
@@ -191,22 +189,7 @@ async fn requests(worker: Rc<Worker>, mut client: Box<Client>) -> Ended {
                 upstream,
                 down,
             } => {
-                let Client {
-                    stream,
-                    unread,
-                    peer,
-                    door,
-                    listener,
-                    ..
-                } = *client;
-                let about = About {
-                    peer,
-                    door,
-                    listener,
-                    route: None,
-                    started_ms: millis(Instant::now()),
-                    is_logged: false,
-                };
+                let (stream, unread, about) = client.into_pair(None, false);
                 let pair = Pair::new(worker.clone(), stream, *upstream, lease, unread, down);
                 // Boxed: an idle client of HTTP needs no room for a tunnel.
                 let tunnel = Box::pin(async move { pair.run(&about).await.reason });
@@ -222,7 +205,7 @@ async fn pass_on(worker: &Worker, client: &mut Client) -> bool {
         return false;
     };
     let offer = Offer::Http(HttpClient {
-        door: client.heir_door(),
+        door: Door::of(&client.door, client.peer),
         neighbour: client.neighbour,
         is_new: client.spoken == Spoken::Nothing,
         is_unanswered: client.unanswered.get(),
