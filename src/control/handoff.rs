@@ -233,16 +233,13 @@ fn give_to(channel: &Channel, commands: &mpsc::UnboundedSender<Command>) -> io::
     let (heir, mut offered) = Heir::new();
     let _ = commands.send(Command::HandOver(heir));
     let mut given = 0;
-    while let Some(first) = offered.blocking_recv() {
-        let mut asked = vec![first];
-        while asked.len() < AT_ONCE
-            && let Ok(next) = offered.try_recv()
-        {
-            asked.push(next);
+    loop {
+        let asked = offered.next(AT_ONCE);
+        if asked.is_empty() {
+            return Ok(given);
         }
         given += give_some(channel, asked)?;
     }
-    Ok(given)
 }
 
 /// Offers these, then hears of each. After an error, those of which nothing was heard stay here.

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::contract::endpoint::Lease;
@@ -27,6 +28,10 @@ pub struct Heir {
     /// A connection on its way has its descriptors twice.
     room: Arc<Semaphore>,
 }
+
+/// The connections on their way, where the thread gets them that speaks with the other process.
+#[derive(Debug)]
+pub struct Offers(mpsc::UnboundedReceiver<Offered>);
 
 /// A connection on its way, as the thread gets it that speaks with the other process.
 #[derive(Debug)]
@@ -154,10 +159,10 @@ pub struct Adopted {
 
 impl Heir {
     /// The way to a process, and where its thread gets the connections.
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Offered>) {
+    pub fn new() -> (Self, Offers) {
         let (offers, offered) = mpsc::unbounded_channel();
         let room = Arc::new(Semaphore::new(AT_ONCE));
-        (Self { offers, room }, offered)
+        (Self { offers, room }, Offers(offered))
     }
 
     /// Whether it can still be asked.
@@ -201,6 +206,32 @@ impl Heir {
     }
 }
 
+impl Offers {
+    /// Waits for one, then takes what else is there, up to `most` of them. Empty: there is nobody left
+    /// who could offer one. Blocks.
+    pub fn next(&mut self, most: usize) -> Vec<Offered> {
+        let mut some: Vec<_> = self.0.blocking_recv().into_iter().collect();
+        while !some.is_empty()
+            && some.len() < most
+            && let Ok(next) = self.0.try_recv()
+        {
+            some.push(next);
+        }
+        some
+    }
+}
+
+impl Drop for Offers {
+    /// A receiver that is only dropped leaves what another thread is just sending in the channel until
+    /// the last sender is gone. The client of such a connection would wait for ever.
+    fn drop(&mut self) {
+        self.0.close();
+        while !matches!(self.0.try_recv(), Err(TryRecvError::Disconnected)) {
+            std::thread::yield_now();
+        }
+    }
+}
+
 impl Offer {
     /// How many sockets come with it.
     pub fn sockets(&self) -> usize {
@@ -221,3 +252,46 @@ impl Offer {
 
 /// How many connections are on their way at a time.
 const AT_ONCE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Barrier;
+
+    use super::*;
+
+    /// A worker may offer a connection in the moment in which the talk with the other process ends.
+    #[test]
+    fn an_offer_is_answered_however_late_it_comes() {
+        let door = Door {
+            listener: ([127, 0, 0, 1], 80).into(),
+            name: "web".into(),
+            client: ([127, 0, 0, 1], 1).into(),
+        };
+        let offer = Offer::Http(HttpClient {
+            neighbour: door.client.ip(),
+            door,
+            is_new: true,
+            is_unanswered: true,
+            unread: 0,
+        });
+        for at in 0..60_000 {
+            let ((heir, offers), both) = (Heir::new(), Barrier::new(2));
+            let mut asks = pin!(heir.offer(offer.clone(), &[], &[]));
+            let mut ask = std::task::Context::from_waker(std::task::Waker::noop());
+            let is_ready = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    both.wait();
+                    for _ in 0..at % 40 {
+                        std::hint::spin_loop();
+                    }
+                    drop(offers);
+                });
+                both.wait();
+                asks.as_mut().poll(&mut ask).is_ready()
+            });
+            // "Gone" is an answer: the connection stays here.
+            assert!(is_ready || asks.poll(&mut ask).is_ready(), "offer {at}");
+        }
+    }
+}
