@@ -33,6 +33,7 @@ use crate::control::gateways::Gateways;
 use crate::control::handoff::Handoff;
 use crate::control::listeners::Listeners;
 use crate::control::net_link::{self, Outbox, Reports};
+use crate::control::planner::Planner;
 use crate::control::routed::Routed;
 use crate::control::statuses::Publisher;
 use crate::control::unserved::Unserved;
@@ -207,7 +208,10 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         listeners: Listeners::within(descriptors, certificates.clone(), addresses),
         certificates,
         routed: Routed::default(),
-        gateways: Gateways::default(),
+        gateways: Gateways::new(
+            Planner::new(&config, api_server.is_some()),
+            api_server.is_some(),
+        ),
         statuses,
         notices,
         messages,

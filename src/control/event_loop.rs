@@ -38,7 +38,7 @@ use crate::proxy::shared::{Shared, WorkerCommand};
 use crate::routing::change::Chores;
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
-use crate::routing::world::objects::World;
+use crate::routing::world::objects::{Touched, World};
 
 /// The control loop with everything that it owns.
 pub struct Control {
@@ -117,7 +117,7 @@ impl Control {
             self.health.beat();
             let alarm = tokio::time::sleep_until(self.next_wake(&deadlines, &phase).into());
             let (mut command, mut notice, mut result, mut message) = (None, None, None, None);
-            let (mut question, mut clean_up) = (None, false);
+            let (mut question, mut made, mut clean_up) = (None, None, false);
             tokio::select! {
                 biased;
                 Some(it) = self.commands.recv() => command = Some(it),
@@ -125,6 +125,7 @@ impl Control {
                 Some(it) = probed.recv() => result = Some(it),
                 _ = house.tick() => clean_up = true,
                 it = self.gate.question() => question = Some(it),
+                it = self.gateways.made() => made = Some(it),
                 () = alarm => {}
                 it = self.messages.recv(), if source_open => {
                     source_open = it.is_some();
@@ -195,13 +196,18 @@ impl Control {
             {
                 chores.append(self.part_from_routes());
             }
-            if self
-                .gateways
-                .next_plan()
-                .is_some_and(|at| at <= Instant::now())
-            {
-                chores.append(self.plan());
+            let services = self.reroute_if_due();
+            if !services.is_empty() {
+                let touched = Touched {
+                    services,
+                    ..Touched::default()
+                };
+                chores.append(self.table.apply(&self.world, &touched, Instant::now()));
             }
+            if let Some(made) = made {
+                chores.append(self.put_in_force(made));
+            }
+            self.gateways.begin(&self.world);
             if self
                 .unserved
                 .next_look()
@@ -241,7 +247,8 @@ impl Control {
             self.drains.rollouts_due(),
             self.table.next_hand_back(),
             self.routed.next_look(),
-            self.gateways.next_plan(),
+            self.gateways.next_look(),
+            self.routed.pace.due(),
             self.unserved.next_look(),
             self.table.next_return(),
         ];

@@ -22,12 +22,11 @@ impl Control {
                 }
                 self.lead_calls(&touched.here);
                 if touched.routes {
-                    touched.services.append(&mut self.reroute());
+                    self.routed.pace.note(received);
+                    touched.services.append(&mut self.reroute_if_due());
                 }
-                if touched.gateways {
-                    self.gateways.note();
-                }
-                self.gateways.touched(&touched.services, &self.world);
+                self.gateways
+                    .touched(&mut touched.gateways, &touched.services, &self.world);
                 self.publish(&touched.ingresses);
                 if touched.routes || !touched.services.is_empty() {
                     self.unserved.touch(received);
@@ -36,7 +35,8 @@ impl Control {
             }
             Message::Certificate { secret, found } => {
                 let known = found.as_ref().map(drop).map_err(String::clone);
-                self.gateways.secret(&secret, known);
+                let named = self.routed.secrets_of_gateways();
+                self.gateways.secret(secret.clone(), known, named);
                 self.unserved.secret(&secret, &found, Instant::now());
                 self.certificates.secret(secret, found);
                 Chores::default()
@@ -48,9 +48,15 @@ impl Control {
                     self.gateways.all_secrets_are_known();
                 }
                 self.health.update(|health| health.synced = true);
+                let touched = Touched {
+                    services: self.reroute(),
+                    ..Touched::default()
+                };
+                let mut chores = self.table.apply(&self.world, &touched, Instant::now());
                 self.rebind_all();
                 self.publish_all();
-                self.plan()
+                chores.append(self.plan_first());
+                chores
             }
             Message::Standing(standing) => {
                 self.health.update(|health| health.standing = standing);

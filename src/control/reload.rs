@@ -69,20 +69,32 @@ impl Control {
         });
     }
 
+    /// Puts the rules of the Ingress objects in force, if they have changed and the last time is long
+    /// enough ago. Returns as [`Self::reroute`].
+    pub(super) fn reroute_if_due(&mut self) -> BTreeSet<ObjectName> {
+        match self.routed.pace.due() {
+            Some(at) if at <= Instant::now() => self.reroute(),
+            _ => BTreeSet::new(),
+        }
+    }
+
     /// Puts the rules of the Ingress objects in force. Returns the Services that the table has to take in
     /// or may give up.
     pub(super) fn reroute(&mut self) -> BTreeSet<ObjectName> {
+        self.routed.pace.begin();
         let Some(ingress) = &self.config.ingress else {
             return BTreeSet::new();
         };
-        let before = self.named();
+        let (began, before) = (Instant::now(), self.named());
         let classes = Classes::of(ingress, self.world.classes());
         let routes = Routes::of(ingress, &classes, self.world.ingresses());
         let secrets_differ = self.routed.take(&routes, &self.shared);
         if secrets_differ {
             self.certificates.of_routes(self.routed.secrets().clone());
         }
-        self.name_services(&before, secrets_differ)
+        let differ = self.name_services(&before, secrets_differ);
+        self.routed.pace.took(began, began.elapsed());
+        differ
     }
 
     /// Tells what the statuses of these Ingress objects are to be, once all are known.
@@ -149,14 +161,13 @@ impl Control {
     pub(super) fn named(&self) -> BTreeSet<ObjectName> {
         let mut named = self.config.named_services();
         named.extend(self.routed.services().cloned());
-        named.extend(self.gateways.services().cloned());
         named
     }
 
     fn secrets(&self) -> BTreeSet<ObjectName> {
         let mut secrets = self.config.named_secrets();
         secrets.extend(self.routed.secrets().values().flatten().cloned());
-        secrets.extend(self.gateways.secrets().cloned());
+        secrets.extend(self.routed.secrets_of_gateways().iter().cloned());
         secrets
     }
 }

@@ -3,8 +3,7 @@
 
 use crate::config::settings::Config;
 use crate::contract::name::ObjectName;
-use crate::control::gateways::{known_port, ports_of};
-use crate::routing::gateway::facts::{Facts, Known};
+use crate::routing::gateway::facts::{Facts, Known, known_port, ports_of};
 use crate::routing::gateway::grants::Grants;
 use crate::routing::gateway::plan::Plan;
 use crate::routing::gateway::rules::Planned;
@@ -18,7 +17,7 @@ pub(super) fn look(config: &Config, world: &World) -> (String, Vec<String>) {
         return Default::default();
     };
     let service = |name: &ObjectName, port: u16, is_udp: bool| {
-        known_port(&ports_of(world, name), name, port, is_udp, false)
+        known_port(&ports_of(world, name), name, port, is_udp)
     };
     let plan = Plan::of(&Facts {
         settings,

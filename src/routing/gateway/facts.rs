@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use crate::config::settings;
 use crate::contract::name::ObjectName;
+use crate::contract::policy::Transport;
 use crate::discovery::gateway::{GatewayKind, GatewayObject};
 use crate::routing::gateway::grants::Grants;
+use crate::routing::world::objects::World;
 
 /// All objects of the Gateway API.
 pub type Objects = BTreeMap<(GatewayKind, ObjectName), Arc<GatewayObject>>;
@@ -39,4 +41,28 @@ pub struct Facts<'a> {
     pub secret: &'a dyn Fn(&ObjectName) -> Known,
     /// The time, as the API writes it.
     pub now: String,
+}
+
+/// The ports of a Service; `None`: there is no such Service.
+pub type Ports = Option<Vec<(u16, Transport)>>;
+
+/// The ports of a Service, as far as a route can name them.
+pub fn ports_of(world: &World, name: &ObjectName) -> Ports {
+    let service = world.service(name).filter(|it| !it.external_name)?;
+    let ports = service.ports.iter();
+    Some(ports.map(|it| (it.port, it.transport)).collect())
+}
+
+/// What is known of one of these ports.
+pub fn known_port(ports: &Ports, name: &ObjectName, port: u16, is_udp: bool) -> Known {
+    let transport = if is_udp {
+        Transport::Udp
+    } else {
+        Transport::Tcp
+    };
+    match ports {
+        None => Known::Missing(format!("there is no Service {name}")),
+        Some(ports) if ports.contains(&(port, transport)) => Known::Is(()),
+        Some(_) => Known::Missing(format!("Service {name} has no {transport} port {port}")),
+    }
 }

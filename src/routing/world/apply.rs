@@ -30,12 +30,14 @@ impl World {
             Change::Apply(Object::Gateway(object)) => {
                 let key = (object.kind, object.name.clone());
                 if self.gateways.get(&key) != Some(&object) {
-                    touched.gateways = true;
+                    touched.gateways.insert(key.clone());
                     self.gateways.insert(key, object);
                 }
             }
             Change::Remove(Kind::Gateway(kind), name) => {
-                touched.gateways |= self.gateways.remove(&(kind, name)).is_some();
+                if let Some((key, _)) = self.gateways.remove_entry(&(kind, name)) {
+                    touched.gateways.insert(key);
+                }
             }
             Change::Remove(Kind::Ingress, name) => {
                 touched.routes |= self.ingresses.remove(&name).is_some();

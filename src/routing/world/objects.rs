@@ -59,8 +59,8 @@ pub struct Touched {
     pub pods: BTreeSet<String>,
     /// The rules of Ingress objects may differ.
     pub routes: bool,
-    /// Objects of the Gateway API may differ.
-    pub gateways: bool,
+    /// Objects of the Gateway API that may differ.
+    pub gateways: BTreeSet<(GatewayKind, ObjectName)>,
     /// Addresses of this node at which a pod has come or gone.
     pub here: BTreeSet<IpAddr>,
     /// Ingress objects of which something may differ, also what their status says.
