@@ -50,6 +50,7 @@ use crate::routing::world::objects::World;
 
 mod feed;
 mod gate;
+mod manager;
 mod workers;
 
 /// What to do about an admin address that cannot be bound.
@@ -271,6 +272,10 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         let _pages_end = pages_end;
         control.run().await;
     })?;
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        let health = admin.health.clone();
+        spawn("manager", async move || manager::tell(health).await)?;
+    }
     tracing::info!(address = %admin_address, "admin listening");
     Ok(Running {
         admin_address,

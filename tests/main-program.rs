@@ -18,4 +18,5 @@ mod program {
     mod docs;
     mod drill;
     mod migrate;
+    mod systemd;
 }
