@@ -18,4 +18,6 @@ mod program {
     mod docs;
     mod drill;
     mod migrate;
+    mod monitoring;
+    mod site;
 }
