@@ -10,6 +10,8 @@ use ebbtide::contract::policy::Transport;
 use ebbtide::observe::metrics::Metrics;
 use serde_json::Value;
 
+use super::deploy::{rendered, tool};
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 fn read(path: &str) -> String {
@@ -290,4 +292,26 @@ fn the_operators_rules_are_the_same() {
             "{file}"
         );
     }
+}
+
+#[test]
+fn the_kustomization_has_the_rules_and_the_dashboard() {
+    let Some(kubectl) = tool("kubectl") else {
+        return println!(
+            "SKIPPED: the_kustomization_has_the_rules_and_the_dashboard: kubectl is not installed"
+        );
+    };
+    let all = rendered(&kubectl, &["kustomize", "deploy/monitoring"]);
+    let kinds: BTreeSet<&str> = all.iter().map(|it| it["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["ConfigMap", "PrometheusRule"].into());
+    let map = all.iter().find(|it| it["kind"] == "ConfigMap").unwrap();
+    let labels = &map["metadata"]["labels"];
+    assert_eq!(
+        labels["grafana_dashboard"], "1",
+        "Grafana's sidecar looks for it"
+    );
+    assert_eq!(
+        map["data"]["ebbtide.json"],
+        read("deploy/monitoring/dashboard.json")
+    );
 }

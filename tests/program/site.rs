@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 
 use ebbtide::cluster::event::Reason;
 use ebbtide::contract::reason::CloseReason;
 
 use super::docs::{ROOT, assert_same, files, first_cells, read, reasons, section};
+use crate::support::binary::BINARY;
 
 const PAGE: &str = "docs/troubleshooting.md";
 
@@ -165,4 +167,30 @@ fn pages_of_the_site_link_to_pages_of_the_site() {
         }
     }
     assert!(wrong.is_empty(), "not in docs/SUMMARY.md: {wrong:#?}");
+}
+
+/// The first block is the configuration, the second one a manifest.
+#[test]
+fn the_example_of_the_page_about_standalone_is_served() {
+    let page = read("docs/standalone.md");
+    let blocks = page.split("```yaml\n").skip(1);
+    let blocks: Vec<&str> = blocks.map(|it| it.split("```").next().unwrap()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let (config, manifests) = (
+        folder.path().join("it.yaml"),
+        folder.path().join("manifests"),
+    );
+    std::fs::create_dir(&manifests).unwrap();
+    std::fs::write(&config, blocks[0]).unwrap();
+    std::fs::write(manifests.join("shop.yaml"), blocks[1]).unwrap();
+    let mut check = Command::new(BINARY);
+    let output = check
+        .arg("check")
+        .arg("--config")
+        .arg(&config)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text.contains("2 of 2 ready"), "{text}");
 }
