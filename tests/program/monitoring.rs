@@ -315,3 +315,41 @@ fn the_kustomization_has_the_rules_and_the_dashboard() {
         read("deploy/monitoring/dashboard.json")
     );
 }
+
+/// The chart has links to the same files.
+#[test]
+fn the_chart_has_the_rules_and_the_dashboard_if_they_are_wanted() {
+    let Some(helm) = tool("helm") else {
+        return println!(
+            "SKIPPED: the_chart_has_the_rules_and_the_dashboard_if_they_are_wanted: helm is not installed"
+        );
+    };
+    let chart = [
+        "template",
+        "it",
+        "deploy/helm/ebbtide",
+        "--kube-version=1.35.0",
+    ];
+    let extras = |all: Vec<Value>| -> Vec<Value> {
+        let is_extra =
+            |it: &Value| it["kind"] == "PrometheusRule" || !it["data"]["ebbtide.json"].is_null();
+        all.into_iter().filter(is_extra).collect()
+    };
+    assert!(extras(rendered(&helm, &chart)).is_empty());
+    let on = ["--set=prometheusRule.enabled=true,dashboard.enabled=true"];
+    let all = extras(rendered(&helm, &[&chart[..], &on].concat()));
+    assert_eq!(all.len(), 2, "{all:?}");
+    let rule = all
+        .iter()
+        .find(|it| it["kind"] == "PrometheusRule")
+        .unwrap();
+    let plain: Value = serde_saphyr::from_str(&read("deploy/monitoring/alerts.yaml")).unwrap();
+    assert!(rule["spec"] == plain, "{rule}");
+    let map = all.iter().find(|it| it["kind"] == "ConfigMap").unwrap();
+    assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+    let shown = map["data"]["ebbtide.json"].as_str().unwrap();
+    assert_eq!(
+        shown.trim(),
+        read("deploy/monitoring/dashboard.json").trim()
+    );
+}
