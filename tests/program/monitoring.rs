@@ -353,3 +353,29 @@ fn the_chart_has_the_rules_and_the_dashboard_if_they_are_wanted() {
         read("deploy/monitoring/dashboard.json").trim()
     );
 }
+
+/// `promtool` reads rules only, so each query of the dashboard becomes one.
+#[test]
+fn prometheus_can_read_each_query_of_the_dashboard() {
+    let dashboard: Value = serde_json::from_str(&read("deploy/monitoring/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|it| it["targets"].as_array().into_iter().flatten());
+    let annotations = dashboard["annotations"]["list"].as_array().unwrap().iter();
+    let rules = targets.chain(annotations).enumerate().map(|(n, it)| {
+        let query = it["expr"].as_str().unwrap();
+        let query = query.replace("$__rate_interval", "5m");
+        serde_json::json!({"record": format!("query_{n}"), "expr": query})
+    });
+    let rules: Vec<Value> = rules.collect();
+    assert!(rules.len() > 20, "{}", rules.len());
+    let file = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+    let groups = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]});
+    std::fs::write(file.path(), groups.to_string()).unwrap();
+    let mut promtool = Command::new("promtool");
+    let Ok(output) = promtool.args(["check", "rules"]).arg(file.path()).output() else {
+        return println!(
+            "SKIPPED: prometheus_can_read_each_query_of_the_dashboard: promtool is not installed (Debian package prometheus)"
+        );
+    };
+    assert!(output.status.success(), "{output:?}");
+}
