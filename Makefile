@@ -1,5 +1,5 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
-.PHONY: help build check fmt clippy doc docs test pictures demo seeds fuzz deny advisories bench scale \
+.PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
 	compare judges judges-more image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service conformance-ingress conformance-gateway
 
 help: # this list
@@ -20,6 +20,7 @@ clippy: # the lints alone, of every target
 doc: # the documentation alone: each link must lead somewhere
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 
+.PHONY: docs # `docs/` exists
 docs: # the pages as a site: target/docs/index.html (mdBook, which cargo installs in a minute if it is not there)
 	command -v mdbook >/dev/null || cargo install --locked --debug --no-default-features mdbook
 	rm -rf target/docs-pages target/docs && mkdir -p target/docs-pages
