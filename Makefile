@@ -20,6 +20,17 @@ clippy: # the lints alone, of every target
 doc: # the documentation alone: each link must lead somewhere
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 
+.PHONY: docs # `docs/` exists
+docs: # the pages as a site: target/docs/index.html (mdBook, which cargo installs in a minute if it is not there)
+	command -v mdbook >/dev/null || cargo install --locked --debug --no-default-features mdbook
+	rm -rf target/docs-pages target/docs && mkdir -p target/docs-pages
+	git ls-files -z | xargs -0 cp --parents --no-dereference -t target/docs-pages
+	mv target/docs-pages/docs/book.toml target/docs-pages/
+	@# There the table of contents is one folder higher than in the repository.
+	sed 's#](\([a-z]\)#](docs/\1#; s#](../#](#' target/docs-pages/docs/SUMMARY.md >target/docs-pages/SUMMARY.md
+	rm target/docs-pages/docs/SUMMARY.md
+	mdbook build target/docs-pages
+
 test: # every test, all of them even if one fails; EBBTIDE_SOAK=60s sets the length of the soak
 	cargo test --locked --no-fail-fast -- --nocapture
 

@@ -18,5 +18,7 @@ mod program {
     mod docs;
     mod drill;
     mod migrate;
+    mod monitoring;
+    mod site;
     mod systemd;
 }

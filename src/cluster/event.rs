@@ -104,6 +104,17 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All reasons.
+    pub const ALL: [Self; 7] = [
+        Self::Drained,
+        Self::DrainForced,
+        Self::RolledOut,
+        Self::RolloutFailed,
+        Self::PortNotBound,
+        Self::NotServed,
+        Self::ClientsBlocked,
+    ];
+
     /// As the API has it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -17,7 +18,7 @@ use crate::config::settings::PerService;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::name::PortKey;
 use crate::observe::metrics::gate::GateMetrics;
-use crate::observe::{families, log};
+use crate::observe::{families, log, process};
 
 pub mod gate;
 
@@ -25,6 +26,8 @@ pub mod gate;
 pub struct Metrics {
     /// The families without a label for the Service.
     registry: Registry,
+    /// These are made when the process begins.
+    started: SystemTime,
     detail: PerService,
     ports: Mutex<BTreeMap<Arc<PortKey>, Arc<ServiceMetrics>>>,
     /// Seconds from the arrival of an event that ends an endpoint to the moment at which no lease on
@@ -76,6 +79,7 @@ impl Metrics {
             .with_label_values(&[crate::VERSION])
             .set(1);
         Ok(Arc::new(Self {
+            started: SystemTime::now(),
             detail,
             ports: Mutex::default(),
             drain_reaction: keep(
@@ -156,6 +160,7 @@ impl Metrics {
     /// A family cannot be encoded.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        process::write(&mut text, self.started);
         if self.detail != PerService::Off {
             // The control thread may wait for this lock, so the text is written without it.
             let ports = self.ports();

@@ -8,3 +8,4 @@ pub mod health;
 mod lines;
 pub mod log;
 pub mod metrics;
+mod process;

@@ -495,7 +495,7 @@ fn an_image_of_a_dynamic_binary_is_refused() {
 }
 
 /// A tool from the path, or else from where `make cluster` keeps its tools.
-fn tool(name: &str) -> Option<PathBuf> {
+pub(super) fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME")
         .map(PathBuf::from)
@@ -508,7 +508,7 @@ fn tool(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn rendered(program: &Path, arguments: &[&str]) -> Vec<Value> {
+pub(super) fn rendered(program: &Path, arguments: &[&str]) -> Vec<Value> {
     let output = Command::new(program)
         .args(arguments)
         .current_dir(ROOT)

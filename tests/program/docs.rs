@@ -17,15 +17,16 @@ use serde_json::Value;
 
 use crate::support::binary::BINARY;
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub(super) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const REFERENCE: &str = "docs/reference.md";
 
-fn read(path: impl AsRef<Path>) -> String {
+pub(super) fn read(path: impl AsRef<Path>) -> String {
     let path = Path::new(ROOT).join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// Every file of the repository that is text and not generated.
-fn files() -> Vec<PathBuf> {
+pub(super) fn files() -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::from(ROOT)];
     while let Some(folder) = folders.pop() {
@@ -54,7 +55,7 @@ fn quoted(text: &str) -> BTreeSet<&str> {
 }
 
 /// The part of the reference below a heading, up to the next heading of the same depth.
-fn section<'a>(page: &'a str, heading: &str) -> &'a str {
+pub(super) fn section<'a>(page: &'a str, heading: &str) -> &'a str {
     let marks = heading.split(' ').next().unwrap();
     let begin = page.find(&format!("\n{heading}\n")).expect(heading) + 1;
     let below = &page[begin + heading.len()..];
@@ -63,19 +64,19 @@ fn section<'a>(page: &'a str, heading: &str) -> &'a str {
 }
 
 /// What stands in backticks in the first cell of each row.
-fn first_cells(section: &str) -> BTreeSet<&str> {
+pub(super) fn first_cells(section: &str) -> BTreeSet<&str> {
     let rows = section.lines().filter(|line| line.starts_with('|'));
     rows.flat_map(|row| quoted(row.split(" | ").next().unwrap()))
         .collect()
 }
 
 /// Both ways, with the names that only one side has.
-fn assert_same(what: &str, page: &BTreeSet<&str>, program: &BTreeSet<&str>) {
+pub(super) fn assert_same(file: &str, what: &str, page: &BTreeSet<&str>, program: &BTreeSet<&str>) {
     let missing: Vec<_> = program.difference(page).collect();
     let unknown: Vec<_> = page.difference(program).collect();
     assert!(
         missing.is_empty() && unknown.is_empty(),
-        "{what}: docs/reference.md lacks {missing:?}, and the program has no {unknown:?}"
+        "{what}: {file} lacks {missing:?}, and the program has no {unknown:?}"
     );
     assert!(!program.is_empty(), "{what}: nothing was compared");
 }
@@ -111,6 +112,7 @@ fn the_reference_has_every_field_of_the_configuration_and_no_other() {
     let program = found.keys().map(String::as_str).collect();
     let section = section(&page, "## Configuration");
     assert_same(
+        REFERENCE,
         "fields of the configuration",
         &first_cells(section),
         &program,
@@ -163,7 +165,7 @@ fn the_reference_has_every_command_and_every_option_with_its_default() {
         .filter(|word| !word.is_empty())
         .collect();
     let table = commands.split("### Options").next().unwrap();
-    assert_same("commands", &first_cells(table), &names);
+    assert_same(REFERENCE, "commands", &first_cells(table), &names);
 
     // One row for each command and option: its names, and its default.
     let mut rows = BTreeSet::new();
@@ -203,6 +205,7 @@ fn the_reference_has_every_command_and_every_option_with_its_default() {
     });
     let named: BTreeSet<String> = named.collect();
     assert_same(
+        REFERENCE,
         "options",
         &named.iter().map(String::as_str).collect(),
         &rows.iter().map(String::as_str).collect(),
@@ -253,18 +256,9 @@ fn the_reference_has_every_metric_and_no_other() {
     }
 }
 
-#[test]
-fn the_reference_has_every_reason() {
-    let page = read("docs/reference.md");
-    let closes: BTreeSet<&str> = CloseReason::ALL
-        .iter()
-        .map(|reason| reason.as_str())
-        .collect();
-    let named = first_cells(section(&page, "## Close reasons"));
-    assert_same("close reasons", &named, &closes);
-
-    // The values of `x-ebbtide-reason` have no list of their own: each is a literal in the code
-    // that refuses. A body that ends too early is a lost endpoint, under that name.
+/// The values of `x-ebbtide-reason`. They have no list of their own: each is a literal in the code that
+/// refuses.
+pub(super) fn reasons() -> BTreeSet<String> {
     let mut found = BTreeSet::from(["shutdown".to_owned()]);
     for file in files() {
         let name = file.strip_prefix(ROOT).unwrap();
@@ -290,12 +284,27 @@ fn the_reference_has_every_reason() {
         };
         found.extend(literals.filter(is_reason).map(str::to_owned));
     }
+    // A body that ends too early is a lost endpoint, under that name.
     found.remove("truncated_body");
+    found
+}
+
+#[test]
+fn the_reference_has_every_reason() {
+    let page = read("docs/reference.md");
+    let closes: BTreeSet<&str> = CloseReason::ALL
+        .iter()
+        .map(|reason| reason.as_str())
+        .collect();
+    let named = first_cells(section(&page, "## Close reasons"));
+    assert_same(REFERENCE, "close reasons", &named, &closes);
+
+    let found = reasons();
     let answers = section(&page, "## Answers of the proxy itself");
     let named = quoted(answers).into_iter();
     let named = named.filter(|word| !word.contains(['.', ' ', ':', '-']) && !word.is_empty());
     let program = found.iter().map(String::as_str).collect();
-    assert_same("reasons", &named.collect(), &program);
+    assert_same(REFERENCE, "reasons", &named.collect(), &program);
 }
 
 #[test]

@@ -74,6 +74,11 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
         ("ebbtide_gate_peers", "gauge"),
         ("ebbtide_gate_silent_total", "counter"),
         ("ebbtide_gate_hints_total", "counter"),
+        ("process_start_time_seconds", "gauge"),
+        ("process_cpu_seconds_total", "counter"),
+        ("process_resident_memory_bytes", "gauge"),
+        ("process_open_fds", "gauge"),
+        ("process_max_fds", "gauge"),
     ] {
         assert!(
             text.contains(&format!("# TYPE {name} {kind}\n")),
@@ -90,7 +95,7 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
     let families = text.lines().filter(|l| l.starts_with("# TYPE")).count();
     assert_eq!(
         families,
-        PROMISED.len() + 13,
+        PROMISED.len() + 18,
         "a family that docs/reference.md does not name"
     );
 }
