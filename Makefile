@@ -23,7 +23,7 @@ doc: # the documentation alone: each link must lead somewhere
 test: # every test, all of them even if one fails; EBBTIDE_SOAK=60s sets the length of the soak
 	cargo test --locked --no-fail-fast -- --nocapture
 
-pictures: # the admin page in some of its states, into DIR=/tmp/pictures (chromium)
+pictures: # the admin page in some of its states, into DIR=/tmp/pictures (chromium); docs/pictures/ has two of them
 	EBBTIDE_SHOTS=$(or $(DIR),/tmp/pictures) cargo test --locked --test proxy pictures -- --ignored
 
 demo: # a rolling update with and without Ebbtide, for 10 seconds

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ebbtide::app;
-use ebbtide::command::{check, demo, drill, net, status, wait};
+use ebbtide::command::{check, demo, drill, net, receipt, status, wait};
 use ebbtide::config::fault;
 use ebbtide::config::settings::Config;
 use ebbtide::contract::name::ObjectName;
@@ -76,6 +76,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             net::run::run(&socket)?;
         }
         Command::Status { admin, watch } => status::status(&admin, watch)?,
+        Command::Receipt {
+            service,
+            output,
+            admin,
+        } => cli::print(&receipt::receipt(&admin, &service, output)?)?,
         Command::Wait {
             drained,
             namespace,

@@ -5,6 +5,8 @@
 pub mod access_log;
 pub mod families;
 pub mod health;
+pub mod history;
 mod lines;
 pub mod log;
 pub mod metrics;
+pub mod ring;
