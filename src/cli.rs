@@ -77,6 +77,9 @@ pub(crate) enum Command {
         /// Keep rolling until Ctrl-C, and print the address of the status page
         #[arg(long)]
         stay: bool,
+        /// Write the result as one page that can be sent: timelines, table, versions, machine
+        #[arg(long, value_name = "FILE.html")]
+        report: Option<PathBuf>,
     },
     /// Run the demo on your own cluster: sample application, load and rolling updates
     ///

@@ -56,12 +56,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 2
             }));
         }
-        Command::Demo { load, stay } => {
-            return Ok(ExitCode::from(if demo::show::run(load, stay)? {
-                0
-            } else {
-                1
-            }));
+        Command::Demo { load, stay, report } => {
+            return Ok(ExitCode::from(
+                if demo::show::run(load, stay, report.as_deref())? {
+                    0
+                } else {
+                    1
+                },
+            ));
         }
         Command::Drill(settings) => {
             return Ok(ExitCode::from(if drill::run::run(&settings)? {
