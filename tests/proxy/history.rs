@@ -4,13 +4,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ebbtide::command::demo::client::Client;
 use ebbtide::contract::endpoint::{Conditions, Endpoint, EndpointId};
-use ebbtide::contract::name::PodRef;
+use ebbtide::contract::name::{ObjectName, PodRef};
 use ebbtide::contract::reason::{RetryReason, Trigger};
 use serde_json::{Value, json};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::proxy::admin::{Fixture, key};
+use crate::proxy::scripted::Scripted;
 use crate::support::browser::Browser;
+use crate::support::folder::Ep;
+use crate::support::rig::Rig;
+use crate::support::wait::{eventually, soon};
 
 /// A Service whose pods of the generation `old` give way to those of `new`.
 struct Rollout {
@@ -163,6 +171,68 @@ async fn the_history_tells_what_each_generation_got() {
     ] {
         let answer = rollout.fixture.get(&format!("/api/v1/history{path}")).await;
         assert_eq!(answer.status, status, "{path}");
+    }
+}
+
+/// An endpoint that answers each request.
+async fn answering() -> Scripted {
+    Scripted::start(|mut stream: TcpStream, _| async move {
+        let (mut bytes, answer) = ([0; 4096], b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        while let Ok(1..) = stream.read(&mut bytes).await {
+            if stream.write_all(answer).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+/// The real proxy, its real thread and real sockets: each request of a keep-alive client counts
+/// once, and so does each TCP connection.
+#[tokio::test]
+async fn the_proxy_counts_each_dispatch_for_the_generation_that_got_it() {
+    for (protocol, expected) in [("http", [5, 7]), ("tcp", [2, 3])] {
+        let rig = Rig::with_protocol(protocol, "").await;
+        let (old, new) = (answering().await, answering().await);
+        rig.pod("a", "v1", None);
+        rig.pod("b", "v2", None);
+        for (name, app, requests, connections) in [("a", &old, 5, 2), ("b", &new, 7, 3)] {
+            rig.endpoints(&[Ep::new(name, app.address).of_pod()]);
+            eventually("only this endpoint", async || {
+                let ports = rig.running().admin.snapshot.load().ports;
+                let usable = ports.values().flat_map(|port| port.usable.iter());
+                usable.map(|it| it.address).eq([app.address]) && rig.running().is_settled()
+            })
+            .await;
+            let mut clients = Vec::new();
+            for _ in 0..connections {
+                clients.push(Client::connect(rig.web()).await.unwrap());
+            }
+            for number in 0..requests {
+                let client = &mut clients[number % connections];
+                let answer = soon("a response", client.exchange("GET", "/", "", b"")).await;
+                assert_eq!(answer.unwrap().status, 200);
+            }
+        }
+        let history = &rig.running().admin.history;
+        let sums = || -> Vec<(String, u32)> {
+            let series = history.of(&ObjectName::new("web", "shop"));
+            let generations = series.map(|it| it.generations).unwrap_or_default();
+            let generations = generations.into_iter();
+            generations
+                .map(|(name, counts)| (name.to_string(), counts.iter().sum()))
+                .collect()
+        };
+        let expected = [
+            ("v1".to_owned(), expected[0]),
+            ("v2".to_owned(), expected[1]),
+        ];
+        eventually("both generations", async || {
+            let all: u32 = sums().iter().map(|(_, sum)| sum).sum();
+            all >= expected[0].1 + expected[1].1
+        })
+        .await;
+        assert_eq!(sums(), expected, "{protocol}");
     }
 }
 
