@@ -289,12 +289,17 @@ async fn a_browser_draws_what_the_api_says_and_updates_it() {
         .await;
     let api = rollout.api().await;
     // The height of the stacked column of each second, read from the picture's geometry.
-    let drawn = "(() => { const [old, fresh] = document.querySelectorAll('#requests .generation'), hit = (path, x, y) => \
-        path.isPointInFill(new DOMPoint(x, y)); const column = (path, x) => { let n = 0; for (let y = .5; y < 100; y++) \
-        if (hit(path, x, y)) n++; return n; }; return Array.from({ length: 60 }, (_, i) => [old, fresh].map(p => column(p, .5 + i))); })()";
+    let drawn = "(() => { const shapes = [...document.querySelectorAll('#requests .generation')]; \
+        const rows = Array.from({ length: 100 }, (_, y) => y + .5), hit = (x, y) => shapes.map(s => s.isPointInFill(new DOMPoint(x, y))); \
+        return Array.from({ length: 60 }, (_, i) => { const hits = rows.map(y => hit(i + .5, y)); const all = f => hits.filter(f).length; \
+        return [all(([old]) => old), all(([, fresh]) => fresh), all(([old, fresh]) => old && fresh)]; }); })()";
     let drawn = browser.value(drawn).await;
     // 120 requests at most, so the picture is 200 high.
     for second in 0..60 {
+        assert_eq!(
+            drawn[second][2], 0,
+            "second {second}: one lies upon the other"
+        );
         for generation in 0..2 {
             let said = api["generations"][generation]["requests"][second]
                 .as_f64()
