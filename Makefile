@@ -1,5 +1,5 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
-.PHONY: help build check fmt clippy doc test pictures demo seeds fuzz deny advisories bench scale \
+.PHONY: help build check fmt clippy doc test pictures report-picture demo seeds fuzz deny advisories bench scale \
 	compare judges judges-more image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service conformance-ingress conformance-gateway
 
 help: # this list
@@ -34,8 +34,12 @@ docs: # the pages as a site: target/docs/index.html (mdBook, which cargo install
 test: # every test, all of them even if one fails; EBBTIDE_SOAK=60s sets the length of the soak
 	cargo test --locked --no-fail-fast -- --nocapture
 
-pictures: # the admin page in some of its states, into DIR=/tmp/pictures (chromium)
+pictures: # the admin page in some of its states, into DIR=/tmp/pictures (chromium); docs/pictures/ has two of them
 	EBBTIDE_SHOTS=$(or $(DIR),/tmp/pictures) cargo test --locked --test proxy pictures -- --ignored
+
+report-picture: # README's picture, from the demo's own report (chromium)
+	cargo run --locked --release -- demo --report target/report.html
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,960 --screenshot=docs/pictures/report.png target/report.html
 
 demo: # a rolling update with and without Ebbtide, for 10 seconds
 	cargo run --locked --release -- demo --for 10s

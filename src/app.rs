@@ -113,6 +113,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         drains: drains.clone(),
         metrics: metrics.clone(),
         health,
+        history: Arc::default(),
         gate: GateView::default(),
         started: Instant::now(),
     };
@@ -255,6 +256,7 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         )?;
     }
     let stop_pages = CancellationToken::new();
+    watch_history(&admin, stop_pages.clone())?;
     start_pages(
         admin_place,
         admin.clone(),
@@ -375,6 +377,15 @@ fn start_pages(
             Err(error) => tracing::error!(%error, "no admin pages"),
         }
     })?;
+    Ok(())
+}
+
+/// The history has a thread of its own: a page that takes seconds must not leave a gap in it.
+fn watch_history(admin: &Admin, stop: CancellationToken) -> std::io::Result<()> {
+    let (history, snapshot) = (admin.history.clone(), admin.snapshot.clone());
+    std::thread::Builder::new()
+        .name("history".into())
+        .spawn(move || history.run(&snapshot, || stop.is_cancelled()))?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use ebbtide::command::receipt;
 use ebbtide::config::settings::{Config, Discovery, ListenerConfig};
 use ebbtide::config::{fault, value};
 use ebbtide::contract::name::ObjectName;
@@ -76,6 +77,9 @@ pub(crate) enum Command {
         /// Keep rolling until Ctrl-C, and print the address of the status page
         #[arg(long)]
         stay: bool,
+        /// Write the result as one page that can be sent: timelines, table, versions, machine
+        #[arg(long, value_name = "FILE.html")]
+        report: Option<PathBuf>,
     },
     /// Run the demo on your own cluster: sample application, load and rolling updates
     ///
@@ -128,6 +132,27 @@ pub(crate) enum Command {
         /// Print again each second, until Ctrl-C
         #[arg(long, short)]
         watch: bool,
+    },
+    /// Print the last rollouts of a Service: what they took, and what they cost its clients
+    ///
+    /// Reads the receipts of one instance, newest first: of its clients only. An instance keeps the
+    /// last 100 of all Services, and writes one 15 s after a rollout's last drain.
+    Receipt {
+        /// The Service
+        #[arg(value_name = "NAMESPACE/NAME", value_parser = value::service)]
+        service: ObjectName,
+        /// The form of the output: table or json
+        #[arg(
+            long,
+            short,
+            value_name = "FORM",
+            default_value = "table",
+            hide_possible_values = true
+        )]
+        output: receipt::Form,
+        /// The address of the admin pages of one instance
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
+        admin: String,
     },
     /// Print the JSON Schema of the configuration file
     Schema,

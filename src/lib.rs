@@ -11,11 +11,11 @@
 //! ```text
 //! main, cli            exit codes, arguments
 //! app                  starts the threads and connects them
-//! command              check, demo, drill, status
+//! command              check, demo, drill, receipt, status
 //! control | admin      the control loop, listeners, shutdown | pages, metrics
 //! gate                 when a pod that is deleted may stop
 //! routing | proxy      objects -> table -> snapshot, drains | accept -> endpoint
-//! observe              metrics, health, log, access log
+//! observe              metrics, health, history, log, access log
 //! discovery            the sources: a folder, the API server, fixed endpoints
 //! cluster              the way to the API server, rights, Events
 //! config               the file, its checks, annotations
@@ -85,9 +85,9 @@
 //!
 //! One worker for each core, each with its own single-threaded runtime, accept sockets, pools and
 //! buffers. One control thread: the single writer of the routing table. One thread for the source,
-//! one for the admin pages, one for signals. They share the published snapshot with its generation
+//! one for the admin pages, one for the history, one for signals. They share the published snapshot with its generation
 //! `watch`, atomics (endpoints, hold queues, metrics, the workers' loads), the semaphore of client
-//! connections, and queues. The mutexes ([`observe::health`], [`routing::drains`], the drain
+//! connections, and queues. Most mutexes ([`observe::health`], [`routing::drains`], the drain
 //! deadline of an endpoint) are between control and admin only. The whole list is in
 //! `docs/architecture.md`.
 

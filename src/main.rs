@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ebbtide::app;
-use ebbtide::command::{check, demo, drill, net, status, wait};
+use ebbtide::command::{check, demo, drill, net, receipt, status, wait};
 use ebbtide::config::fault;
 use ebbtide::config::settings::Config;
 use ebbtide::contract::name::ObjectName;
@@ -56,12 +56,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 2
             }));
         }
-        Command::Demo { load, stay } => {
-            return Ok(ExitCode::from(if demo::show::run(load, stay)? {
-                0
-            } else {
-                1
-            }));
+        Command::Demo { load, stay, report } => {
+            return Ok(ExitCode::from(
+                if demo::show::run(load, stay, report.as_deref())? {
+                    0
+                } else {
+                    1
+                },
+            ));
         }
         Command::Drill(settings) => {
             return Ok(ExitCode::from(if drill::run::run(&settings)? {
@@ -76,6 +78,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             net::run::run(&socket)?;
         }
         Command::Status { admin, watch } => status::status(&admin, watch)?,
+        Command::Receipt {
+            service,
+            output,
+            admin,
+        } => cli::print(&receipt::receipt(&admin, &service, output)?)?,
         Command::Wait {
             drained,
             namespace,

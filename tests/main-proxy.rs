@@ -6,6 +6,7 @@
 
 mod support {
     pub mod binary;
+    pub mod browser;
     pub mod folder;
     pub mod frames;
     pub mod manifests;
@@ -39,6 +40,7 @@ mod proxy {
     mod gateway;
     mod h2;
     mod handed;
+    mod history;
     mod hold;
     mod ingress;
     mod join;

@@ -3,6 +3,7 @@
 
 pub mod gauges;
 pub mod held;
+pub mod history;
 pub mod listener;
 pub mod readiness;
 pub mod report;

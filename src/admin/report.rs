@@ -21,6 +21,7 @@ use crate::contract::snapshot::{Port, Published};
 use crate::discovery::source::Problem;
 use crate::gate;
 use crate::observe::health::Health;
+use crate::observe::history::History;
 use crate::observe::metrics::Metrics;
 use crate::routing::{drains, rollouts};
 use crate::text::timestamp;
@@ -435,6 +436,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The state of the source and of the listeners.
     pub health: Arc<Health>,
+    /// The last 15 minutes of each Service.
+    pub history: Arc<History>,
     /// What the gate holds.
     pub gate: GateView,
     /// When the process started.

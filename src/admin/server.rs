@@ -7,11 +7,11 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::{Path as UrlPath, Request, State};
+use axum::extract::{Path as UrlPath, Query, Request, State};
 use axum::http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::listener::AdminListener;
 use crate::admin::report::{self, Admin};
-use crate::admin::{gauges, held, readiness};
+use crate::admin::{gauges, held, history, readiness};
 use crate::contract::name::ObjectName;
 
 /// Serves the admin pages until `shutdown`. That token ends this server, not the proxy: while the
@@ -153,6 +153,14 @@ fn router(admin: Admin, asker: Asker) -> Router {
             get(async |State(admin): State<Admin>| Json(report::Drains::of(&admin))),
         )
         .route(
+            "/api/v1/history",
+            get(
+                async |State(admin): State<Admin>, Query(wanted): Query<history::Wanted>| {
+                    history::answer(&admin, wanted)
+                },
+            ),
+        )
+        .route(
             "/api/v1/gate/{namespace}/{pod}",
             get(
                 async |State(admin): State<Admin>,
@@ -169,7 +177,7 @@ fn router(admin: Admin, asker: Asker) -> Router {
 
 /// The control loop turns each second. After this long without a turn it counts as dead.
 const STANDSTILL: Duration = Duration::from_secs(10);
-const PATHS: &str = "not found; the pages are /, /livez, /readyz, /metrics, /api/v1/status, /api/v1/drains and /api/v1/gate/NAMESPACE/POD\n";
+const PATHS: &str = "not found; the pages are /, /livez, /readyz, /metrics, /api/v1/status, /api/v1/drains, /api/v1/history and /api/v1/gate/NAMESPACE/POD\n";
 
 /// Refuses all methods except GET and HEAD, on every path. Adds headers, so that no cache stores a
 /// response and no browser guesses its type.
@@ -276,7 +284,13 @@ async fn page() -> impl IntoResponse {
     )
 }
 
-const PAGE: &str = include_str!("page.html");
+/// The page with its style and its scripts. Only the nonce is left open.
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    let scripts = concat!(include_str!("chart.js"), include_str!("page.js"));
+    include_str!("page.html")
+        .replace("{{style}}", include_str!("page.css"))
+        .replace("{{script}}", scripts)
+});
 
 #[cfg(test)]
 mod tests {
@@ -293,6 +307,7 @@ mod tests {
             drains: Arc::default(),
             metrics: metrics.clone(),
             health: Arc::new(Health::new("files")),
+            history: Arc::default(),
             gate: Default::default(),
             started: Instant::now(),
         });

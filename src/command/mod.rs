@@ -7,5 +7,6 @@ pub mod demo;
 pub mod drill;
 pub mod net;
 mod pages;
+pub mod receipt;
 pub mod status;
 pub mod wait;

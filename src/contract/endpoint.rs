@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::clock::millis;
+use crate::contract::dispatched::Dispatched;
 use crate::contract::latency::Latency;
 use crate::contract::lease::{Drained, Word};
 use crate::contract::name::PodRef;
@@ -104,6 +105,8 @@ pub struct Tally {
     /// When something was last dispatched here: milliseconds since the process began, plus 1. 0
     /// means never.
     pub last_dispatch_ms: AtomicU64,
+    /// How often something was dispatched here.
+    pub dispatched: Dispatched,
 }
 
 /// Held by each worker until it has closed its idle connections to a drained endpoint. The last

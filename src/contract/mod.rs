@@ -11,6 +11,7 @@ pub mod by_name;
 pub mod certificate;
 pub mod clock;
 pub mod counters;
+pub mod dispatched;
 pub mod endpoint;
 pub mod endpoint_list;
 pub mod filters;

@@ -224,6 +224,17 @@ impl Published {
         }
     }
 
+    /// Shows each port, in no order. Unlike [`Published::load`] it keeps no copy.
+    pub fn each_port(&self, mut show: impl FnMut(&Port)) {
+        for map in &self.services {
+            let services = map.load();
+            let places = services.values().flat_map(|places| places.iter());
+            places
+                .filter_map(|it| it.port())
+                .for_each(|port| show(&port));
+        }
+    }
+
     /// The place of the port that a listener refers to; `None` if the Service or the port does not
     /// exist. A UDP port is not found over TCP.
     pub fn place(

@@ -5,7 +5,9 @@
 pub mod access_log;
 pub mod families;
 pub mod health;
+pub mod history;
 mod lines;
 pub mod log;
 pub mod metrics;
 mod process;
+pub mod ring;

@@ -52,11 +52,13 @@ pub async fn upstream(
     port: &Rc<Routed>,
     ask: &Ask<'_>,
 ) -> Result<(Lease, Upstream), Refusal> {
-    match try_dispatch(worker, spec, port, ask, ask.at).await? {
-        Some(found) => Ok(found),
+    let found = match try_dispatch(worker, spec, port, ask, ask.at).await? {
+        Some(found) => found,
         // Boxed, as all rare paths are: their room would be part of every exchange.
-        None => Box::pin(held(worker, spec, port, ask)).await,
-    }
+        None => Box::pin(held(worker, spec, port, ask)).await?,
+    };
+    found.1.local.dispatched.inc();
+    Ok(found)
 }
 
 /// A connection that needs no change of the endpoints.

@@ -20,6 +20,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::contract::counters::Counter;
 use crate::contract::endpoint::Endpoint;
 use crate::net::stream::Stream;
 use crate::proxy::h2::carrier::Carrier;
@@ -121,6 +122,8 @@ const KEPT: usize = 256;
 pub struct Local {
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
+    /// This worker's count of what it dispatched to the endpoint. No other worker writes it.
+    pub dispatched: Arc<Counter>,
     /// Cancelled at the drain deadline. A child of the endpoint's own token: to wait on one token
     /// that all workers share costs many times more.
     pub force: CancellationToken,

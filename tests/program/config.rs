@@ -563,7 +563,9 @@ fn help_and_version() {
     );
     let help = ebbtide(&["--help"]);
     assert!(help.status.success());
-    for command in ["run", "proxy", "check", "demo", "drill", "status", "schema"] {
+    for command in [
+        "run", "proxy", "check", "demo", "drill", "status", "receipt", "schema",
+    ] {
         assert!(
             text(&help.stdout).contains(&format!("\n  {command} ")),
             "{command}"

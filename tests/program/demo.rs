@@ -15,7 +15,8 @@ use ebbtide::command::demo::fleet::{Fleet, Options, Tell};
 use ebbtide::command::demo::late::Late;
 use ebbtide::command::demo::load::{Load, Report};
 use ebbtide::command::demo::proxy::Proxy;
-use ebbtide::command::demo::show::{Second, Settings, show};
+use ebbtide::command::demo::show::{self, Settings, show};
+use ebbtide::command::demo::timeline::Second;
 use ebbtide::command::demo::{child, manifests};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -543,7 +544,7 @@ async fn the_demo_shows_two_phases_and_judges_the_second() {
         binary: BINARY.into(),
         load: Duration::from_secs(3),
         stay: false,
-        second: Second::Late(Duration::ZERO),
+        second: show::Second::Late(Duration::ZERO),
         stop: CancellationToken::new(),
     };
     let (late, second) = soon("the demo", show(&settings)).await.unwrap().unwrap();
@@ -553,6 +554,55 @@ async fn the_demo_shows_two_phases_and_judges_the_second() {
         // A balancer of connections cannot keep them when the processes behind them end.
         assert!(row.report.sockets > 8, "{}", row.report);
         assert!(!row.is_clean());
+        let timeline = &row.report.timeline;
+        let each = |it: &Second| it.answered.iter().map(|(_, n)| n).sum::<u32>() + it.failed;
+        let sum: u32 = timeline.seconds.iter().map(each).sum();
+        assert_eq!(
+            u64::from(sum),
+            row.report.sent,
+            "each request is in a second"
+        );
+        assert!(
+            ["v1", "v2"]
+                .iter()
+                .all(|it| timeline.versions.contains(&(*it).to_owned()))
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_demo_writes_its_report_as_one_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = async |path: &std::path::Path| {
+        let mut command = tokio::process::Command::new(BINARY);
+        command.args(["demo", "--for", "2s", "--report"]).arg(path);
+        let ended = command.kill_on_drop(true).output();
+        soon("the demo's end", ended).await.unwrap()
+    };
+    let refused = demo(&folder.path().join("none/report.html")).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("--report") && said.contains("none/report.html"),
+        "{said}"
+    );
+    let path = folder.path().join("report.html");
+    let done = demo(&path).await;
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(
+        said.contains(&format!("report: {}", path.display())),
+        "{said}"
+    );
+    let page = std::fs::read_to_string(&path).unwrap();
+    for text in [
+        "<h2>late balancer</h2>",
+        "<h2>Ebbtide</h2>",
+        "<span>v1</span>",
+        "<span>v2</span>",
+        "longest stall",
+        "cores of",
+    ] {
+        assert!(page.contains(text), "{text} is not in\n{page}");
     }
 }
 

@@ -31,9 +31,16 @@ const PLAIN: &str = "/api/v1/namespaces/web/services/ebbtide-drill-plain";
 async fn a_drill_removes_what_is_left_compares_rolls_judges_and_cleans_up() {
     let cluster = Cluster::start().await;
     cluster.put(PLAIN, object("Service", "ebbtide-drill-plain", true));
-    let output = cluster.drill(&["--for", "5s"]).output().await.unwrap();
+    let page = cluster.folder.path().join("report.html");
+    let mut drill = cluster.drill(&["--for", "5s", "--report"]);
+    let output = drill.arg(&page).output().await.unwrap();
     let (out, err) = texts(&output);
     assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+    let page = std::fs::read_to_string(&page).unwrap();
+    assert!(
+        page.contains("<h2>NodePort as it is</h2>") && page.contains("<h2>Ebbtide</h2>"),
+        "{page}"
+    );
     assert!(
         out.contains("NodePort as it is      2,500        0"),
         "{out}"

@@ -31,14 +31,14 @@ use crate::proxy::ask::raw;
 use crate::support::wait::{eventually, soon};
 
 /// An admin server with an invented table behind it.
-struct Fixture {
-    admin: Admin,
-    address: SocketAddr,
+pub(super) struct Fixture {
+    pub(super) admin: Admin,
+    pub(super) address: SocketAddr,
     stop: CancellationToken,
     server: tokio::task::JoinHandle<()>,
     /// The leases that stand for exchanges in flight.
     leases: Vec<Lease>,
-    notices: (
+    pub(super) notices: (
         mpsc::UnboundedSender<Notice>,
         mpsc::UnboundedReceiver<Notice>,
     ),
@@ -46,14 +46,19 @@ struct Fixture {
 }
 
 impl Fixture {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
+        Self::started_at(Instant::now()).await
+    }
+
+    pub(super) async fn started_at(started: Instant) -> Self {
         let admin = Admin {
             snapshot: Arc::default(),
             drains: Arc::default(),
             metrics: Metrics::new().unwrap(),
             health: Arc::new(Health::new("files")),
+            history: Arc::default(),
             gate: Default::default(),
-            started: Instant::now(),
+            started,
         };
         let bound = listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address;
@@ -75,7 +80,7 @@ impl Fixture {
         }
     }
 
-    fn synced(&self) {
+    pub(super) fn synced(&self) {
         self.admin
             .health
             .update(|state| (state.synced, state.ports_tried) = (true, true));
@@ -110,7 +115,13 @@ impl Fixture {
         endpoint
     }
 
-    fn drain(&self, endpoint: &Arc<Endpoint>, key: &PortKey, trigger: Trigger, left: Duration) {
+    pub(super) fn drain(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        key: &PortKey,
+        trigger: Trigger,
+        left: Duration,
+    ) {
         endpoint.set_conditions(Conditions {
             ready: false,
             serving: true,
@@ -128,7 +139,7 @@ impl Fixture {
         endpoint.begin_drain();
     }
 
-    fn publish(&self, ports: Vec<(PortKey, Vec<Arc<Endpoint>>)>) {
+    pub(super) fn publish(&self, ports: Vec<(PortKey, Vec<Arc<Endpoint>>)>) {
         let port = |(key, all): (PortKey, Vec<Arc<Endpoint>>)| {
             let port = Port {
                 name: Some("http".into()),
@@ -237,7 +248,7 @@ impl Fixture {
         }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         // There is no control loop here.
         self.admin.health.beat();
         self.ask(&format!(
@@ -246,7 +257,7 @@ impl Fixture {
         .await
     }
 
-    async fn json(&self, path: &str) -> Value {
+    pub(super) async fn json(&self, path: &str) -> Value {
         let answer = self.get(path).await;
         assert_eq!(
             (answer.status, answer.header("content-type")),
@@ -263,8 +274,8 @@ impl Fixture {
     }
 }
 
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     head: String,
     body: String,
 }
@@ -288,7 +299,7 @@ impl Answer {
     }
 }
 
-fn key(namespace: &str, name: &str, port: u16) -> PortKey {
+pub(super) fn key(namespace: &str, name: &str, port: u16) -> PortKey {
     ObjectName::new(namespace, name).port(port)
 }
 
@@ -572,6 +583,7 @@ async fn only_get_and_head_and_only_these_paths() {
         "/metrics",
         "/api/v1/status",
         "/api/v1/drains",
+        "/api/v1/history",
     ];
     for path in paths {
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
@@ -731,6 +743,7 @@ async fn the_page_is_self_contained_and_loads_nothing_else() {
         2
     );
     assert!(!one.body.contains("{{"), "nothing left to fill in");
+    assert!(one.body.len() <= 60_000, "{} bytes", one.body.len());
     assert_ne!(
         one.header("content-security-policy"),
         two.header("content-security-policy")

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::command::demo::client::{Client, Failure, Response};
+use crate::command::demo::timeline::Timeline;
 use crate::config::value;
 
 /// The load to send. [`Load::new`] gives the common case; its fields can be changed.
@@ -42,6 +43,8 @@ pub struct Load {
     pub timeout: Duration,
     /// Whether the different bodies of good responses are counted (the first [`BODIES`] of them).
     pub by_body: bool,
+    /// Whether [`Report::timeline`] is filled. The body of each good response is its version then.
+    pub by_second: bool,
 }
 
 /// The counts while the load runs.
@@ -85,6 +88,8 @@ pub struct Report {
     pub longest_stall: Duration,
     /// Good responses by body, if [`Load::by_body`] is set.
     pub by_body: BTreeMap<String, u64>,
+    /// What happened in each second, if [`Load::by_second`] is set.
+    pub timeline: Timeline,
 }
 
 /// One failed request.
@@ -123,6 +128,7 @@ impl Load {
             keep_alive: true,
             timeout: Duration::from_secs(30),
             by_body: false,
+            by_second: false,
         }
     }
 
@@ -133,7 +139,7 @@ impl Load {
         let start = Instant::now();
         let tally = Arc::new(Tally {
             start,
-            inner: Mutex::new(Inner::new(start)),
+            inner: Mutex::new(Inner::new(start, self.by_second)),
         });
         let mut clients = JoinSet::new();
         for index in 0..self.clients {
@@ -195,7 +201,7 @@ async fn run_client(load: Load, index: u64, tally: Arc<Tally>, stop: Cancellatio
             Ok((kept, response)) => {
                 connection = kept;
                 match response.status {
-                    ..400 => tally.answered(due, began, load.by_body.then_some(response.body)),
+                    ..400 => tally.answered(due, began, &response.body, load.by_body),
                     status => tally.failed(due, format!("status {status}")),
                 }
             }
@@ -249,19 +255,24 @@ struct Inner {
     last_answer: Instant,
     longest_stall: Duration,
     by_body: BTreeMap<String, u64>,
+    timeline: Option<Timeline>,
 }
 
 impl Tally {
-    fn answered(&self, due: Instant, began: Instant, body: Option<Vec<u8>>) {
+    fn answered(&self, due: Instant, began: Instant, body: &[u8], by_body: bool) {
         let now = Instant::now();
         let mut inner = self.lock();
         inner.counts.ok += 1;
-        inner.latency.add(now.saturating_duration_since(due));
+        let latency = now.saturating_duration_since(due);
+        inner.latency.add(latency);
+        if let Some(timeline) = &mut inner.timeline {
+            timeline.answered(now - self.start, latency, body);
+        }
         inner.service.add(now - began);
         inner.no_answer_until(now);
         inner.last_answer = now;
-        if let Some(body) = body {
-            let body = String::from_utf8_lossy(&body).trim().to_owned();
+        if by_body {
+            let body = String::from_utf8_lossy(body).trim().to_owned();
             if inner.by_body.len() < BODIES || inner.by_body.contains_key(&body) {
                 *inner.by_body.entry(body).or_default() += 1;
             }
@@ -271,6 +282,9 @@ impl Tally {
     fn failed(&self, due: Instant, error: String) {
         let mut inner = self.lock();
         inner.counts.failed += 1;
+        if let Some(timeline) = &mut inner.timeline {
+            timeline.failed(self.start.elapsed());
+        }
         *inner.errors.entry(error.clone()).or_default() += 1;
         if inner.losses.len() < LOSSES {
             inner.losses.push(Loss {
@@ -291,7 +305,10 @@ impl Tally {
     fn report(&self, end: Instant) -> Report {
         let mut inner = self.lock();
         inner.no_answer_until(end);
+        let mut timeline = inner.timeline.clone().unwrap_or_default();
+        timeline.close();
         Report {
+            timeline,
             sent: inner.counts.sent,
             ok: inner.counts.ok,
             failed: inner.counts.failed,
@@ -311,7 +328,7 @@ impl Tally {
 }
 
 impl Inner {
-    fn new(start: Instant) -> Self {
+    fn new(start: Instant, by_second: bool) -> Self {
         Self {
             counts: Snapshot::default(),
             errors: BTreeMap::new(),
@@ -321,6 +338,7 @@ impl Inner {
             last_answer: start,
             longest_stall: Duration::ZERO,
             by_body: BTreeMap::new(),
+            timeline: by_second.then(Timeline::default),
         }
     }
 

@@ -17,7 +17,9 @@ pub mod pod;
 pub mod proxy;
 pub mod sample;
 pub mod show;
+pub mod timeline;
 
+pub(crate) mod page;
 pub(crate) mod plan;
 pub(crate) mod stop;
 pub(crate) mod under_load;

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -14,6 +14,7 @@ use crate::command::demo::comparison::{Row, table, verdict};
 use crate::command::demo::fleet::{Fleet, Options};
 use crate::command::demo::late::Late;
 use crate::command::demo::load::{CLIENTS, Report};
+use crate::command::demo::page::Page;
 use crate::command::demo::plan::{LATE, Plan, REPLICAS};
 use crate::command::demo::proxy::{self, Proxy};
 use crate::command::demo::stop::{stop_at_signal, unless};
@@ -43,11 +44,12 @@ pub enum Second {
 }
 
 /// The command. Returns true only if Ebbtide failed no request and no client needed a second
-/// socket.
+/// socket. `report`: the file of the report, if one is wanted.
 ///
 /// # Errors
 /// A process cannot be started, or Ebbtide ended before the load was over.
-pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
+pub fn run(load: Duration, stay: bool, report: Option<&Path>) -> anyhow::Result<bool> {
+    let page = report.map(Page::at).transpose()?;
     let binary = std::env::current_exe().context("cannot find this program's own file")?;
     let stop = CancellationToken::new();
     let settings = Settings {
@@ -76,7 +78,14 @@ pub fn run(load: Duration, stay: bool) -> anyhow::Result<bool> {
         let rows = show(&settings).await;
         signals.abort();
         match rows? {
-            Some((_, ebbtide)) => Ok(ebbtide.is_clean()),
+            Some((late, ebbtide)) => {
+                if let Some(page) = page {
+                    let verdict = verdict(Some(&late), &ebbtide);
+                    let what = "What a rolling update costs the clients, on one machine";
+                    page.write(what, &[&late, &ebbtide], &verdict)?;
+                }
+                Ok(ebbtide.is_clean())
+            }
             None => {
                 eprintln!("ebbtide demo: interrupted");
                 Ok(false)

@@ -27,6 +27,7 @@ pub(crate) async fn under_load(
     let _guard = over.clone().drop_guard();
     let load = Load {
         timeout: TIMEOUT,
+        by_second: true,
         ..Load::new(target, PATH, plan.load)
     };
     let (progress, report) = start_load(load, over.clone())?;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::api::said;
 use crate::command::demo::comparison::{Row, table, verdict};
 use crate::command::demo::load::CLIENTS;
+use crate::command::demo::page::Page;
 use crate::command::demo::plan::Plan;
 use crate::command::demo::stop::{stop_at_signal, unless};
 use crate::command::demo::under_load::under_load;
@@ -30,6 +31,7 @@ use crate::command::drill::settings::{Settings, refused};
 /// [`Refused`](crate::config::fault::Refused) if the drill cannot begin. Any other error came
 /// later.
 pub fn run(settings: &Settings) -> anyhow::Result<bool> {
+    let page = settings.report.as_deref().map(Page::at).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -51,11 +53,15 @@ pub fn run(settings: &Settings) -> anyhow::Result<bool> {
             stop.clone(),
             last_words,
         ));
-        drill(settings, &stop).await
+        drill(settings, page, &stop).await
     })
 }
 
-async fn drill(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<bool> {
+async fn drill(
+    settings: &Settings,
+    page: Option<Page>,
+    stop: &CancellationToken,
+) -> anyhow::Result<bool> {
     let Some(prepared) = unless(stop, prepare(settings)).await else {
         note("interrupted; nothing was made");
         return Ok(false);
@@ -64,9 +70,12 @@ async fn drill(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<
     // This step is not interrupted. Otherwise an object could be made after the drill has stopped,
     // and would be left.
     let outcome = match make(&cluster, &objects).await {
-        Ok(services) => unless(stop, show(settings, &cluster, &addresses, &services, stop))
-            .await
-            .transpose(),
+        Ok(services) => unless(
+            stop,
+            show(settings, &cluster, &addresses, &services, page, stop),
+        )
+        .await
+        .transpose(),
         Err(error) => Err(error),
     };
     let removed = match settings.keep {
@@ -162,6 +171,7 @@ async fn show(
     cluster: &Cluster,
     addresses: &Addresses,
     services: &[Made],
+    page: Option<Page>,
     stop: &CancellationToken,
 ) -> anyhow::Result<bool> {
     let service = services.first();
@@ -254,6 +264,13 @@ async fn show(
     ));
     if let Some(row) = &by_cluster_ip {
         say(&verdict(None, row));
+    }
+    if let Some(page) = page {
+        let what = format!(
+            "What a rolling update costs the clients, in namespace {}",
+            settings.namespace
+        );
+        page.write(&what, &rows, &verdict(before.as_ref(), &ebbtide))?;
     }
     if ours().any(|row| row.replaced == 0) {
         bail!(

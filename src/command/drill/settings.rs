@@ -1,5 +1,6 @@
 //! The arguments of `ebbtide drill`, and the error of a drill that cannot begin.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::command::demo::load::load_time;
@@ -30,6 +31,9 @@ pub struct Settings {
     /// Leave out the load through a NodePort as it is
     #[arg(long)]
     pub without_comparison: bool,
+    /// Write the result as one page that can be sent: timelines, table, versions, machine
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// Do not remove what the drill made
     #[arg(long)]
     pub keep: bool,

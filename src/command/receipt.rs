@@ -1,0 +1,141 @@
+//! `ebbtide receipt`: prints the last rollouts of a Service, as the proxy's receipts tell them.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::admin::report::{Drains, Rollout};
+use crate::command::pages::{base, fetch};
+use crate::contract::name::ObjectName;
+use crate::text::{Columns, one_line, seconds, table};
+
+/// The form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// A table for people.
+    Table,
+    /// The fields of `/api/v1/drains`.
+    Json,
+}
+
+/// The output as JSON.
+#[derive(Serialize)]
+struct Receipts<'a> {
+    service: String,
+    rollouts: Vec<&'a Rollout>,
+}
+
+/// The last rollouts of the Service, newest first, as text that is ready to print. `url` is the
+/// admin address of one instance.
+///
+/// # Errors
+/// A bad URL, no response, or a response that is not Ebbtide's.
+pub fn receipt(url: &str, service: &ObjectName, form: Form) -> anyhow::Result<String> {
+    let base = base(url)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let drains: Drains = runtime.block_on(fetch(&base, "/api/v1/drains"))?;
+    render(&drains.rollouts, service, form)
+}
+
+fn render(rollouts: &[Rollout], service: &ObjectName, form: Form) -> anyhow::Result<String> {
+    let name = service.to_string();
+    let rollouts: Vec<&Rollout> = rollouts.iter().filter(|it| it.service == name).collect();
+    if form == Form::Json {
+        let service = name;
+        let receipts = Receipts { service, rollouts };
+        return Ok(serde_json::to_string_pretty(&receipts)? + "\n");
+    }
+    if rollouts.is_empty() {
+        return Ok(format!(
+            "no rollout of {name} yet; a receipt is written 15 s after the last drain\n"
+        ));
+    }
+    let head = [
+        "ENDED", "TOOK", "GONE", "COME", "REQUESTS", "FAILED", "REPLAYED", "HELD", "CUT", "KEPT",
+        "LOST",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(rollouts.iter().map(|it| row(it)));
+    let mut text = table(&rows, Columns::Numbers);
+    for rollout in rollouts.iter().filter(|it| !it.routes.is_empty()) {
+        let routes = one_line(&rollout.routes.join(", "));
+        writeln!(text, "routes at {:.0}: {routes}", rollout.ended_at)?;
+    }
+    Ok(text)
+}
+
+fn row(rollout: &Rollout) -> Vec<String> {
+    let Rollout {
+        started_at,
+        ended_at,
+        ..
+    } = rollout;
+    let numbers = [
+        u64::from(rollout.pods_gone),
+        u64::from(rollout.pods_come),
+        rollout.requests,
+        rollout.failures,
+        rollout.replayed,
+        rollout.held,
+        rollout.forced,
+        rollout.connections_kept,
+        rollout.connections_lost,
+    ];
+    let head = [format!("{ended_at:.0}"), took(*started_at, *ended_at)];
+    let numbers = numbers.iter().map(u64::to_string);
+    head.into_iter().chain(numbers).collect()
+}
+
+fn took(from: Timestamp, to: Timestamp) -> String {
+    seconds(Duration::try_from(to.duration_since(from)).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollouts() -> Vec<Rollout> {
+        let rollout = |service: &str, requests: u64| {
+            serde_json::from_value(serde_json::json!({
+                "service": service, "startedAt": "2026-01-01T00:00:00Z", "endedAt": "2026-01-01T00:01:05Z",
+                "podsGone": 3, "podsCome": 4, "requests": requests, "failures": 0, "replayed": 2, "held": 1,
+                "forced": 0, "connectionsKept": 8, "connectionsLost": 0, "sessionsKept": 0, "sessionsMoved": 0,
+                "datagramsRefused": 0, "datagramsLost": 0, "routes": ["HTTPRoute web/\u{1b}[31mshop"],
+            }))
+            .unwrap()
+        };
+        vec![rollout("web/shop", 12_345), rollout("web/shop-2", 7)]
+    }
+
+    #[test]
+    fn the_rollouts_of_one_service_are_a_table() {
+        let shop = ObjectName::new("web", "shop");
+        let text = render(&rollouts(), &shop, Form::Table).unwrap();
+        insta::assert_snapshot!(text, @r"
+        ENDED                   TOOK   GONE   COME   REQUESTS   FAILED   REPLAYED   HELD   CUT   KEPT   LOST
+        2026-01-01T00:01:05Z   1m 5s      3      4      12345        0          2      1     0      8      0
+        routes at 2026-01-01T00:01:05Z: HTTPRoute web/ [31mshop
+        ");
+        let none = render(&rollouts(), &ObjectName::new("web", "sho"), Form::Table).unwrap();
+        assert!(none.starts_with("no rollout of web/sho yet"), "{none}");
+    }
+
+    #[test]
+    fn the_json_has_the_fields_of_the_admin_api() {
+        let shop = ObjectName::new("web", "shop");
+        let text = render(&rollouts(), &shop, Form::Json).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["service"], "web/shop");
+        assert_eq!(
+            json["rollouts"][0],
+            serde_json::to_value(&rollouts()[0]).unwrap()
+        );
+        assert_eq!(json["rollouts"].as_array().unwrap().len(), 1);
+        let none = render(&[], &shop, Form::Json).unwrap();
+        assert!(none.contains("\"rollouts\": []"), "{none}");
+    }
+}
