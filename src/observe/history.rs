@@ -9,10 +9,11 @@
 //! a Service without traffic for 15 minutes has no ring. There are at most [`SERVICES`] rings.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::contract::counters::ServiceMetrics;
+use crate::contract::endpoint::Endpoint;
 use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::snapshot::{Port, Published};
 use crate::observe::ring::{BUCKETS, Generation, Ring, Second, Sums};
@@ -40,6 +41,8 @@ struct Inner {
 struct Last {
     counts: Counts,
     second: u64,
+    /// Its endpoints that were in use. One that has left the table since is looked at once more.
+    endpoints: Vec<Arc<Endpoint>>,
 }
 
 #[derive(Default, Clone, PartialEq)]
@@ -107,17 +110,19 @@ impl History {
                 None => ports.entry(port.key.clone()).or_insert_with(|| Last {
                     counts: Counts::default(),
                     second,
+                    endpoints: Vec::new(),
                 }),
             };
             last.second = second;
             // The endpoints of a port without clients are not looked at.
             if now == last.counts && port.metrics.connections_active.get() == 0 {
+                last.endpoints.clear();
                 return;
             }
             let before = std::mem::replace(&mut last.counts, now.clone());
             let sums = sums.entry(port.key.service.clone()).or_default();
             now.add_since(&before, sums);
-            add_generations(port, sums);
+            add_generations(port, &mut last.endpoints, sums);
         });
         ports.retain(|_, last| last.second == second);
         for (service, sums) in sums.iter().filter(|(_, sums)| !sums.is_empty()) {
@@ -191,8 +196,9 @@ impl Counts {
     }
 }
 
-fn add_generations(port: &Port, sums: &mut Sums) {
-    for endpoint in port.all.iter() {
+fn add_generations(port: &Port, used: &mut Vec<Arc<Endpoint>>, sums: &mut Sums) {
+    let before = std::mem::take(used);
+    for endpoint in before.iter().chain(port.all.iter()) {
         let count = endpoint.tally.dispatched.take();
         if count == 0 {
             continue;
@@ -203,4 +209,5 @@ fn add_generations(port: &Port, sums: &mut Sums) {
             None => sums.generations.push((name, count)),
         }
     }
+    used.extend(port.all.iter().filter(|it| it.was_used()).cloned());
 }

@@ -161,8 +161,19 @@ async fn the_history_tells_what_each_generation_got() {
         "this process started within the time"
     );
 
+    // What an endpoint got in the second in which it left the table is not lost.
+    rollout.old.note_dispatch(0);
+    rollout.second(1, 7, 0);
+    rollout.old.tally.dispatched.of_worker(0).inc();
+    rollout
+        .fixture
+        .publish(vec![(key("web", "shop", 80), vec![rollout.new.clone()])]);
+    rollout.second(0, 7, 0);
+    let old = &rollout.api().await["generations"][0];
+    assert_eq!(old["requests"], json!([3, 2, 0, 0, 1, 1]));
+
     let all = rollout.fixture.json("/api/v1/history").await;
-    let latest = json!({"service": "web/shop", "requests": 7, "failures": 0, "p99Ms": p99[3]});
+    let latest = json!({"service": "web/shop", "requests": 8, "failures": 0, "p99Ms": p99[3]});
     assert_eq!(all, json!({"services": [latest]}));
     for (path, status) in [
         ("?service=web/none", 404),
