@@ -3,7 +3,7 @@
 //! A second is one byte of flags, then only what it has: up to three generations with their
 //! requests, failures, replays, holds, and two latencies. Numbers take a byte for each seven bits.
 //!
-//! Invariant: a second takes at most [`SECOND`] bytes, and a ring holds [`WINDOW`] seconds.
+//! Invariant: a second takes at most `SECOND` bytes, and a ring holds [`WINDOW`] seconds.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! What a load met in each second: which version answered how often, what failed, and the p99.
 //!
-//! Invariant: at most [`LONGEST`] seconds and [`VERSIONS`] versions are kept, so the memory does not
+//! Invariant: at most `LONGEST` seconds and `VERSIONS` versions are kept, so the memory does not
 //! grow with the load. An answer counts in the second in which it came.
 
 use std::time::Duration;
