@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. `.ci/run` runs the gates among them in turn.
 .PHONY: help build check fmt clippy doc test pictures report-picture demo seeds fuzz deny advisories bench scale \
-	compare judges judges-more image cluster cluster-down apiserver-scale apiserver-start e2e conformance-service conformance-ingress conformance-gateway
+	compare judges judges-more image release cluster cluster-down apiserver-scale apiserver-start e2e conformance-service conformance-ingress conformance-gateway
 
 help: # this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*# (.*)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -80,6 +80,9 @@ judges-more: # suites of others that must be there: tlsfuzzer, testssl.sh, Autob
 
 image: # target/ebbtide-image.tar for `docker load` or `ctr images import`; needs no daemon
 	binary=$$(deploy/build-static) && deploy/image.py "$$binary" target/ebbtide-image.tar
+
+release: # all files of a release, for x86-64 and aarch64, into target/release-files (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross; 15 minutes)
+	deploy/release.py target/release-files
 
 cluster: # a cluster of real parts on this machine: tests/cluster/README.md (root, Go). NODES=1 for one node
 	tests/cluster/build.sh

@@ -22,9 +22,23 @@ EPOCH = "1970-01-01T00:00:00Z"
 
 def main(binary, out):
     program = pathlib.Path(binary).read_bytes()
-    architecture = inspect(program)
+    inspect(program)
     # "ebbtide VERSION (COMMIT)"
     version = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True).stdout.split(None, 1)[1].strip()
+    architecture, layer, config = parts(program, version)
+    manifest = encode([{"Config": f"{digest(config)}.json", "RepoTags": [TAG], "Layers": ["layer.tar"]}])
+    image = tar({f"{digest(config)}.json": (0o644, config), "layer.tar": (0o644, layer), "manifest.json": (0o644, manifest)})
+    if len(image) > LIMIT:
+        sys.exit(f"image.py: {out} would have {len(image):,} bytes, more than the limit of {LIMIT:,}; not written")
+    out = pathlib.Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(image)
+    print(f"{out}: {TAG}, {version}, {architecture}, {len(image):,} bytes, sha256:{digest(image)}")
+
+
+def parts(program, version):
+    """Returns the architecture of a static program, and the layer and the configuration of its image."""
+    architecture = inspect(program)
     layer = tar({
         "ebbtide": (0o755, program),
         "etc/": (0o755, b""),
@@ -49,14 +63,33 @@ def main(binary, out):
         "rootfs": {"type": "layers", "diff_ids": ["sha256:" + digest(layer)]},
         "history": [{"created": EPOCH, "created_by": "deploy/image.py"}],
     })
-    manifest = encode([{"Config": f"{digest(config)}.json", "RepoTags": [TAG], "Layers": ["layer.tar"]}])
-    image = tar({f"{digest(config)}.json": (0o644, config), "layer.tar": (0o644, layer), "manifest.json": (0o644, manifest)})
-    if len(image) > LIMIT:
-        sys.exit(f"image.py: {out} would have {len(image):,} bytes, more than the limit of {LIMIT:,}; not written")
-    out = pathlib.Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(image)
-    print(f"{out}: {TAG}, {version}, {architecture}, {len(image):,} bytes, sha256:{digest(image)}")
+    return architecture, layer, config
+
+
+def index(programs, version, name):
+    """Returns one archive with the images of several architectures, in the OCI image layout, for `ctr images import`,
+    `podman load`, `skopeo copy oci-archive:` and newer `docker load`."""
+    blobs, manifests = {}, []
+
+    def blob(data, media, **more):
+        blobs[f"blobs/sha256/{digest(data)}"] = (0o644, data)
+        return {"mediaType": f"application/vnd.oci.image.{media}", "digest": f"sha256:{digest(data)}", "size": len(data), **more}
+
+    for program in programs:
+        architecture, layer, config = parts(program, version)
+        manifest = encode({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": blob(config, "config.v1+json"),
+            "layers": [blob(layer, "layer.v1.tar")],
+        })
+        manifests.append(blob(manifest, "manifest.v1+json", platform={"architecture": architecture, "os": "linux"}))
+    every = encode({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests})
+    names = {"io.containerd.image.name": f"docker.io/library/{name}", "org.opencontainers.image.ref.name": name.rsplit(":", 1)[1]}
+    top = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [blob(every, "index.v1+json", annotations=names)]}
+    layout = encode({"imageLayoutVersion": "1.0.0"})
+    folders = {"blobs/": (0o755, b""), "blobs/sha256/": (0o755, b"")}
+    return tar({"oci-layout": (0o644, layout), "index.json": (0o644, encode(top)), **folders, **blobs})
 
 
 def inspect(program):
@@ -73,13 +106,13 @@ def inspect(program):
     return names.get(machine) or sys.exit(f"image.py: machine {machine} is neither amd64 nor arm64")
 
 
-def tar(entries):
-    """Returns a tar of these files, owned by root, in this order, with time 0. A name that ends in a slash is a folder."""
+def tar(entries, time=0):
+    """Returns a tar of these files, owned by root, in this order, with this time. A name that ends in a slash is a folder."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, (mode, data) in entries.items():
             entry = tarfile.TarInfo(name.rstrip("/"))
-            entry.mode, entry.size = mode, len(data)
+            entry.mode, entry.size, entry.mtime = mode, len(data), time
             if name.endswith("/"):
                 entry.type = tarfile.DIRTYPE
             archive.addfile(entry, io.BytesIO(data))
