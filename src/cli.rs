@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -120,15 +120,13 @@ pub(crate) enum Command {
         /// How long to wait at most
         #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
         timeout: Duration,
-        /// The address of the admin pages of one instance
-        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
-        admin: String,
+        #[command(flatten)]
+        admin: Admin,
     },
     /// Print Services, endpoints and running drains of a running proxy
     Status {
-        /// The address of its admin pages
-        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
-        admin: String,
+        #[command(flatten)]
+        admin: Admin,
         /// Print again each second, until Ctrl-C
         #[arg(long, short)]
         watch: bool,
@@ -150,9 +148,8 @@ pub(crate) enum Command {
             hide_possible_values = true
         )]
         output: receipt::Form,
-        /// The address of the admin pages of one instance
-        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
-        admin: String,
+        #[command(flatten)]
+        admin: Admin,
     },
     /// Print the JSON Schema of the configuration file
     Schema,
@@ -169,6 +166,27 @@ pub(crate) enum Controller {
 
 const NET_SOCKET: &str = "/run/ebbtide/net.sock";
 const DEFAULT_FILE: &str = "/etc/ebbtide/ebbtide.yaml";
+
+/// Which instance is asked.
+#[derive(Debug, Args)]
+pub(crate) struct Admin {
+    /// The instance: the URL of its admin pages, pod/NAMESPACE/NAME, or cluster
+    ///
+    /// A pod is asked through the API server, by the kubeconfig, and `cluster` is any pod of a deployed
+    /// Ebbtide. As `kubectl ebbtide`, the default is cluster.
+    #[arg(long, value_name = "PLACE", default_value = default_admin())]
+    pub admin: String,
+}
+
+/// As a plugin of kubectl, the program speaks with the cluster.
+fn default_admin() -> &'static str {
+    let name = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&name).file_name().unwrap_or_default();
+    match name.to_string_lossy().starts_with("kubectl-ebbtide") {
+        true => "cluster",
+        false => "http://127.0.0.1:9901",
+    }
+}
 
 /// The arguments of `ebbtide proxy`.
 #[derive(Debug, Args)]

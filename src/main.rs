@@ -77,19 +77,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let _log = log::init();
             net::run::run(&socket)?;
         }
-        Command::Status { admin, watch } => status::status(&admin, watch)?,
+        Command::Status { admin, watch } => status::status(&admin.admin, watch)?,
         Command::Receipt {
             service,
             output,
             admin,
-        } => cli::print(&receipt::receipt(&admin, &service, output)?)?,
+        } => cli::print(&receipt::receipt(&admin.admin, &service, output)?)?,
         Command::Wait {
             drained,
             namespace,
             timeout,
             admin,
         } => {
-            let left = wait::wait(&admin, &ObjectName::new(namespace, drained), timeout)?;
+            let left = wait::wait(&admin.admin, &ObjectName::new(namespace, drained), timeout)?;
             left.iter().for_each(|line| eprintln!("{line}"));
             return Ok(ExitCode::from(u8::from(!left.is_empty())));
         }

@@ -19,6 +19,7 @@ mod program {
     mod drill;
     mod migrate;
     mod monitoring;
+    mod plugin;
     mod release;
     mod site;
     mod systemd;

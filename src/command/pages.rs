@@ -4,6 +4,7 @@
 //! URL comes from a user, so the host may be a name, a proxy may stand in between and need the `Host`
 //! as given, and the response must be bounded.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -13,10 +14,55 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
+use crate::command::through::Through;
 use crate::text::seconds;
 
-/// The URL to which the paths of the pages are appended.
-pub(super) fn base(url: &str) -> anyhow::Result<Uri> {
+/// Where the pages of an instance are.
+pub(super) enum Pages {
+    /// At this URL, to which their paths are appended.
+    At(Uri),
+    /// At a pod, which the API server asks for us.
+    Through(Box<Through>),
+}
+
+impl Pages {
+    /// Finds them. `place` is a URL, `pod/NAMESPACE/NAME[:PORT]` or `cluster`, as `--admin` says.
+    ///
+    /// # Errors
+    /// It is none of these, or the API server cannot be asked.
+    pub(super) async fn find(place: &str) -> anyhow::Result<Self> {
+        if place == CLUSTER || place.starts_with("pod/") {
+            return Ok(Self::Through(Box::new(Through::find(place).await?)));
+        }
+        Ok(Self::At(base(place)?))
+    }
+
+    /// The JSON of a page.
+    ///
+    /// # Errors
+    /// No response, or one that is not Ebbtide's.
+    pub(super) async fn fetch<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        match self {
+            Self::At(base) => fetch(base, path).await,
+            Self::Through(pod) => pod.fetch(path).await,
+        }
+    }
+}
+
+impl fmt::Display for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(base) => f.write_str(base.to_string().trim_end_matches('/')),
+            Self::Through(pod) => pod.fmt(f),
+        }
+    }
+}
+
+/// Any instance of the cluster.
+const CLUSTER: &str = "cluster";
+
+/// The URL of an admin address.
+fn base(url: &str) -> anyhow::Result<Uri> {
     let text = url.trim().trim_end_matches('/');
     let text = if text.contains("://") {
         text.to_owned()
@@ -37,11 +83,7 @@ pub(super) fn base(url: &str) -> anyhow::Result<Uri> {
     Ok(uri)
 }
 
-/// The JSON of a page.
-///
-/// # Errors
-/// No response, or one that is not Ebbtide's.
-pub(super) async fn fetch<T: DeserializeOwned>(base: &Uri, path: &str) -> anyhow::Result<T> {
+async fn fetch<T: DeserializeOwned>(base: &Uri, path: &str) -> anyhow::Result<T> {
     let url = format!("{}{path}", base.to_string().trim_end_matches('/'));
     let answer = tokio::time::timeout(PATIENCE, get(base, &url)).await;
     let (status, bytes) = match answer {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::admin::report::{Drains, Rollout};
-use crate::command::pages::{base, fetch};
+use crate::command::pages::Pages;
 use crate::contract::name::ObjectName;
 use crate::text::{Columns, one_line, seconds, table};
 
@@ -33,11 +33,11 @@ struct Receipts<'a> {
 /// # Errors
 /// A bad URL, no response, or a response that is not Ebbtide's.
 pub fn receipt(url: &str, service: &ObjectName, form: Form) -> anyhow::Result<String> {
-    let base = base(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let drains: Drains = runtime.block_on(fetch(&base, "/api/v1/drains"))?;
+    let pages = runtime.block_on(Pages::find(url))?;
+    let drains: Drains = runtime.block_on(pages.fetch("/api/v1/drains"))?;
     render(&drains.rollouts, service, form)
 }
 

@@ -6,12 +6,11 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::http::Uri;
 use jiff::Timestamp;
 
 use crate::admin::report::{Drain, Drains, EndpointStatus, Status};
 use crate::admin::state::State;
-use crate::command::pages::{base, fetch};
+use crate::command::pages::Pages;
 use crate::text::{Columns, one_line, seconds, table};
 
 /// Prints Services, endpoints and running drains of the proxy whose admin port is at `url`
@@ -22,13 +21,14 @@ use crate::text::{Columns, one_line, seconds, table};
 /// A bad URL, no response, or a response that is not Ebbtide's; each error names the URL and the
 /// cure. Standard output cannot be written.
 pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
-    let base = base(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let pages = runtime.block_on(Pages::find(url))?;
+    let at = pages.to_string();
     if !watch {
-        let (status, drains) = runtime.block_on(ask(&base))?;
-        return print(&render(&base, &status, &drains, Timestamp::now()));
+        let (status, drains) = runtime.block_on(ask(&pages))?;
+        return print(&render(&at, &status, &drains, Timestamp::now()));
     }
     let start = if io::stdout().is_terminal() {
         CLEAR
@@ -37,10 +37,10 @@ pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
     };
     let mut away_since = None;
     loop {
-        let text = match runtime.block_on(ask(&base)) {
+        let text = match runtime.block_on(ask(&pages)) {
             Ok((status, drains)) => {
                 away_since = None;
-                render(&base, &status, &drains, Timestamp::now())
+                render(&at, &status, &drains, Timestamp::now())
             }
             Err(error) => {
                 let since = away_since.get_or_insert_with(Timestamp::now);
@@ -63,18 +63,18 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-async fn ask(base: &Uri) -> anyhow::Result<(Status, Drains)> {
+async fn ask(pages: &Pages) -> anyhow::Result<(Status, Drains)> {
     Ok((
-        fetch(base, "/api/v1/status").await?,
-        fetch(base, "/api/v1/drains").await?,
+        pages.fetch("/api/v1/status").await?,
+        pages.fetch("/api/v1/drains").await?,
     ))
 }
 
-fn render(base: &Uri, status: &Status, drains: &Drains, now: Timestamp) -> String {
+fn render(at: &str, status: &Status, drains: &Drains, now: Timestamp) -> String {
     let mut text = format!(
         "ebbtide {} at {}, up {}{}\n",
         one_line(&status.version),
-        base.to_string().trim_end_matches('/'),
+        at,
         seconds(Duration::from_secs(status.uptime_seconds)),
         if status.shutting_down {
             ", shutting down"
@@ -277,8 +277,8 @@ mod tests {
 
     #[test]
     fn a_proxy_without_listeners_and_services_says_so() {
-        let base = base("127.0.0.1:9901/").unwrap();
-        let text = render(&base, &sample(), &none(), at("2026-01-01T00:00:00Z"));
+        let place = "http://127.0.0.1:9901";
+        let text = render(place, &sample(), &none(), at("2026-01-01T00:00:00Z"));
         insta::assert_snapshot!(text, @r"
         ebbtide 0.1.0 (1a2b3c4) at http://127.0.0.1:9901, up 1h 2m 5s
         source files: in order
@@ -326,7 +326,7 @@ mod tests {
             serde_json::from_value(serde_json::json!({"running": [drain], "finished": [ended]}))
                 .unwrap();
         let text = render(
-            &base("http://[::1]:9901").unwrap(),
+            "http://[::1]:9901",
             &status,
             &drains,
             at("2026-01-01T00:00:30Z"),

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::admin::held::{Has, Instances};
-use crate::command::pages::{base, fetch};
+use crate::command::pages::Pages;
 use crate::contract::name::ObjectName;
 use crate::text::{one_line, seconds};
 
@@ -17,14 +17,14 @@ use crate::text::{one_line, seconds};
 /// # Errors
 /// A bad URL, no response, or a response that is not Ebbtide's.
 pub fn wait(url: &str, pod: &ObjectName, timeout: Duration) -> anyhow::Result<Vec<String>> {
-    let base = base(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let pages = runtime.block_on(Pages::find(url))?;
     let path = format!("/api/v1/gate/{}/{}", pod.namespace, pod.name);
     let began = Instant::now();
     loop {
-        let found: Instances = runtime.block_on(fetch(&base, &path))?;
+        let found: Instances = runtime.block_on(pages.fetch(&path))?;
         let left: Vec<String> = found.instances.iter().filter_map(words).collect();
         if left.is_empty() || began.elapsed() >= timeout {
             return Ok(left);
