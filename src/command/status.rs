@@ -181,6 +181,16 @@ fn render(at: &str, status: &Status, drains: &Drains, now: Timestamp) -> String 
         ]));
     }
     text += &section(running, "no drain is running");
+
+    let mut held = vec![row(["HELD POD", "FOR", "BY"])];
+    for hold in drains.gate.iter().filter(|it| it.outcome.is_none()) {
+        let time = Duration::try_from_secs_f64(hold.held_seconds).unwrap_or_default();
+        held.push(row([&hold.pod, &seconds(time), &hold.by.join(", ")]));
+    }
+    // Most have no gate, and those who have one see a pod there for a moment.
+    if held.len() > 1 {
+        text += &section(held, "");
+    }
     text + &last(drains.finished.first())
 }
 
@@ -273,6 +283,37 @@ mod tests {
             rollouts: Vec::new(),
             gate: Vec::new(),
         }
+    }
+
+    #[test]
+    fn pods_that_the_gate_holds_are_shown_and_by_whom() {
+        let hold = |pod: &str, outcome: Option<&str>| {
+            serde_json::json!({"pod": pod, "startedAt": "2026-01-01T00:00:00Z", "heldSeconds": 3.2,
+                "outcome": outcome, "by": ["192.0.2.2:9902: 2 in flight", "\u{1b}this instance: 1 in flight"]})
+        };
+        let gate = [
+            hold("web/shop-1", None),
+            hold("web/shop-2", Some("released")),
+        ];
+        let drains = serde_json::from_value(
+            serde_json::json!({"running": [], "finished": [], "gate": gate}),
+        )
+        .unwrap();
+        let place = "http://127.0.0.1:9901";
+        let text = render(place, &sample(), &drains, at("2026-01-01T00:00:00Z"));
+        insta::assert_snapshot!(text, @r"
+        ebbtide 0.1.0 (1a2b3c4) at http://127.0.0.1:9901, up 1h 2m 5s
+        source files: in order
+
+        no listener
+
+        no service
+
+        no drain is running
+
+        HELD POD    FOR  BY
+        web/shop-1  3s   192.0.2.2:9902: 2 in flight,  this instance: 1 in flight
+        ");
     }
 
     #[test]
