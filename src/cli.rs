@@ -14,7 +14,7 @@ use ebbtide::contract::name::ObjectName;
 use ebbtide::contract::policy::{PortRef, Protocol};
 use ebbtide::net::socket;
 
-/// A connection-draining TCP and HTTP/1.1 proxy: rollouts cost no client a request or its
+/// A connection-draining proxy for TCP, UDP, HTTP and gRPC: rollouts cost no client a request or its
 /// connection
 #[derive(Debug, Parser)]
 #[command(version = ebbtide::VERSION, after_help = START, propagate_version = true)]

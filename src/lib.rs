@@ -1,4 +1,4 @@
-//! Ebbtide: a connection-draining TCP and HTTP/1.1 proxy for Kubernetes. A rollout behind it costs
+//! Ebbtide: a connection-draining proxy for Kubernetes. A rollout behind it costs
 //! no client a request or its connection.
 //!
 //! `docs/contract.md` says what is promised, `docs/architecture.md` how the code is laid out.
