@@ -14,6 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -58,6 +60,8 @@ impl Doorway {
     /// `InvalidInput` after [`Self::close`], else the kernel's.
     pub fn accept(&self) -> io::Result<Channel> {
         loop {
+            // Accepting takes a descriptor before it waits, and would keep it from the clients.
+            retry_on_intr(|| poll(&mut [PollFd::new(&self.0, PollFlags::IN)], None))?;
             let channel = Channel(accept_with(&self.0, SocketFlags::CLOEXEC)?);
             if is_own(&channel.0)? {
                 return Ok(channel);
