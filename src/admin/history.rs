@@ -134,7 +134,10 @@ impl History {
         let since = end - Duration::from_secs(WINDOW as u64);
         let prefix = format!("{service}:");
         let Drains {
-            running, finished, ..
+            running,
+            finished,
+            gate,
+            ..
         } = Drains::of(admin);
         let drains = running.into_iter().chain(finished).filter(|drain| {
             drain.service.starts_with(&prefix) && drain.ended_at.is_none_or(|at| at >= since)
@@ -147,8 +150,9 @@ impl History {
             .chain(gone)
             .map(|pod| format!("{}/{pod}", service.namespace))
             .collect();
-        let holds = admin.gate.log.holds().into_iter().map(Held::from);
-        let gate = holds.filter(|it| pods.contains(&it.pod) && it.started_at >= since);
+        let gate = gate
+            .into_iter()
+            .filter(|it| pods.contains(&it.pod) && it.started_at >= since);
         let started = timestamp(SystemTime::now()) - admin.started.elapsed();
         let count = |number: fn(&Second) -> u32| seconds.iter().map(number).collect();
         let latency = |place: usize| {

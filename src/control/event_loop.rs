@@ -38,7 +38,7 @@ use crate::proxy::shared::{Shared, WorkerCommand};
 use crate::routing::change::Chores;
 use crate::routing::drains;
 use crate::routing::table::RoutingTable;
-use crate::routing::world::objects::{Touched, World};
+use crate::routing::world::objects::World;
 
 /// The control loop with everything that it owns.
 pub struct Control {
@@ -198,11 +198,7 @@ impl Control {
             }
             let services = self.reroute_if_due();
             if !services.is_empty() {
-                let touched = Touched {
-                    services,
-                    ..Touched::default()
-                };
-                chores.append(self.table.apply(&self.world, &touched, Instant::now()));
+                chores.append(self.take_in(services));
             }
             if let Some(made) = made {
                 chores.append(self.put_in_force(made));

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the changes of a message are in force as a whole before anything else is looked at.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::config::settings::Discovery;
@@ -48,11 +49,12 @@ impl Control {
                     self.gateways.all_secrets_are_known();
                 }
                 self.health.update(|health| health.synced = true);
-                let touched = Touched {
-                    services: self.reroute(),
-                    ..Touched::default()
+                // What waited for its turn is in force before this instance is ready.
+                let services = match self.routed.pace.due() {
+                    Some(_) => self.reroute(),
+                    None => BTreeSet::new(),
                 };
-                let mut chores = self.table.apply(&self.world, &touched, Instant::now());
+                let mut chores = self.take_in(services);
                 self.rebind_all();
                 self.publish_all();
                 chores.append(self.plan_first());

@@ -1,4 +1,4 @@
-//! How often something is made anew that follows from many objects.
+//! The pace of work that is done again after changes, such as a plan of all routes.
 //!
 //! Invariant: it takes at most a part of a processor's time, and what changes in the meantime is made in
 //! one go.

@@ -173,7 +173,7 @@ impl Planner {
         let gone = self.targets.become_those(plan.backends());
         let mut made = self.in_force(&plan);
         (made.services, made.secret_names) = (services.into_inner(), secrets.into_inner());
-        // Whoever tells us of Services forgets those, too, when it sees this plan.
+        // The control thread forgets these Services, too, when it takes this plan in.
         (self.known.services).retain(|name, _| made.services.contains(name));
         let nothing = BTreeSet::new();
         let before = self.plans.last().map_or(&nothing, |it| &it.services);

@@ -3,12 +3,10 @@
 //! Invariant: statuses are written by somebody else (`cluster/status.rs`), and never waited for.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use crate::control::event_loop::Control;
 use crate::control::planner::{InForce, Made};
 use crate::routing::change::Chores;
-use crate::routing::world::objects::Touched;
 
 impl Control {
     /// Plans what the source had at the start, before this instance says that it is ready.
@@ -40,11 +38,7 @@ impl Control {
         } else if secrets_differ || plan.secret_names != old.secret_names {
             self.report_use();
         }
-        let touched = Touched {
-            services,
-            ..Touched::default()
-        };
-        let mut chores = self.table.apply(&self.world, &touched, Instant::now());
+        let mut chores = self.take_in(services);
         chores.listeners.extend(owners);
         chores
     }

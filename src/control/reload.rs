@@ -134,8 +134,14 @@ impl Control {
             let mut endpoints = ports.iter().flat_map(|port| port.all.iter());
             endpoints.any(|endpoint| endpoint.leases() > 0)
         });
+        let services = self.name_services(&before, false);
+        self.take_in(services)
+    }
+
+    /// Brings the table up to date with these Services, which are ours now or no more.
+    pub(super) fn take_in(&mut self, services: BTreeSet<ObjectName>) -> Chores {
         let touched = Touched {
-            services: self.name_services(&before, false),
+            services,
             ..Touched::default()
         };
         self.table.apply(&self.world, &touched, Instant::now())
