@@ -238,10 +238,7 @@ fn add_rule(batch: &mut Chained<'static>, family: Family, chain: &[u8], transpor
     const L4_PROTOCOL: u32 = 16;
     const EQUAL: u32 = 0;
     const DNAT: u32 = 1;
-    let number: u8 = match transport {
-        Transport::Tcp | Transport::Own => 6,
-        Transport::Udp => 17,
-    };
+    let number = transport.number();
     let behind = FIRST + family.address_length() / 4;
     let request = batch.request().set_create().set_append();
     let mut rule = request.op_newrule_do(&family.header());

@@ -25,6 +25,16 @@ pub enum Transport {
     Own,
 }
 
+impl Transport {
+    /// The protocol's number in an IP header.
+    pub(super) const fn number(self) -> u8 {
+        match self {
+            Self::Tcp | Self::Own => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
 /// Where connections to each address are led.
 pub type Rules = BTreeMap<(Transport, SocketAddr), SocketAddr>;
 

@@ -1,20 +1,24 @@
-//! UDP clients that are there when a Service is claimed. The kernel has their flows to the pods that
-//! kube-proxy chose, and keeps them for as long as the clients send.
+//! Clients that are there when a Service is claimed: the kernel has their flows. Those of UDP lead to
+//! the pods that kube-proxy chose, for as long as the clients send. Those of a TCP client that asked too
+//! early lead nowhere.
 
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use ebbtide::net::netlink;
 use ebbtide::net::rules::{Rules, Transport};
 use serde_json::json;
 
-use super::namespace::is_inside;
-use super::node::{Node, echo, in_pod, make_network};
+use super::namespace::{ip, is_inside};
+use super::node::{App, Node, echo, in_pod, make_network, shop};
 use super::process::until;
 use crate::support::manifests::{endpoint, service, slice};
 
 const CLUSTER: &str = "10.96.0.10:53";
 const NODE_PORT: &str = "192.0.2.1:30053";
+const EARLY: &str = "10.96.0.11:80";
+/// The node's default route.
+const GATEWAY: &str = "192.0.2.254";
 
 #[test]
 fn the_flows_of_kube_proxys_time_come_over_and_go_back() {
@@ -77,6 +81,51 @@ fn the_flows_of_kube_proxys_time_come_over_and_go_back() {
     for client in &clients {
         until("an answer as before", || ask(client) == "old ask");
     }
+}
+
+#[test]
+fn a_client_that_connects_before_the_rule_is_there_is_served_by_it() {
+    const TEST: &str =
+        "addresses::claimed::a_client_that_connects_before_the_rule_is_there_is_served_by_it";
+    if !is_inside(TEST) {
+        return;
+    }
+    let app = App::start("a");
+    let node = Node::start(&[app.ep()], "");
+    // Somebody who is there and does not answer: without one, the client would soon be told so.
+    ip(&[
+        "neigh",
+        "add",
+        GATEWAY,
+        "lladdr",
+        "02:00:00:00:00:01",
+        "dev",
+        "outside",
+    ]);
+    let asked = || in_pod(|| TcpStream::connect(EARLY).map(drop));
+    let kept = std::thread::scope(|scope| {
+        let client = scope.spawn(asked);
+        until("its SYN", || waits_for_an_answer(EARLY));
+        let mut early = shop();
+        early["metadata"]["name"] = json!("early");
+        early["spec"] = json!({"clusterIP": "10.96.0.11", "ports": [{"port": 80, "name": "http"}]});
+        node.folder.write("early.json", &early);
+        let mut here = app.ep().slice_of("early", "");
+        here["metadata"]["name"] = json!("early");
+        node.folder.write("early-slice.json", &here);
+        // In the meantime nobody has ended it: TCP gives up after two minutes.
+        client.join().unwrap()
+    });
+    assert!(kept.is_ok(), "{kept:?}");
+    assert!(!waits_for_an_answer(EARLY));
+}
+
+/// Whether the kernel has a TCP flow to this address that has had no answer.
+fn waits_for_an_answer(at: &str) -> bool {
+    let of = at.split(':').next().unwrap();
+    let flows = std::fs::read_to_string("/proc/net/nf_conntrack").unwrap();
+    let mut flows = flows.lines();
+    flows.any(|flow| flow.contains(&format!("dst={of} ")) && flow.contains("UNREPLIED"))
 }
 
 /// A client that keeps its port.

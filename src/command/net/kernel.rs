@@ -173,24 +173,24 @@ impl Kernel {
     }
 }
 
-/// Ends the UDP flows to these addresses that lead elsewhere than the rules say now. Kube-proxy's are
-/// among them, of the time before the claim.
+/// Ends the flows to these addresses that lead elsewhere than the rules say now: UDP's, and TCP's that
+/// have had no answer. Kube-proxy's are among them, of the time before the claim.
 fn end_flows(rules: impl Iterator<Item = ((Transport, SocketAddr), Option<SocketAddr>)>) {
-    let udp = rules.filter(|(at, _)| at.0 == Transport::Udp);
-    let udp: HashMap<_, _> = udp.map(|(at, to)| (at.1, to)).collect();
-    if udp.is_empty() {
+    let rules: HashMap<_, _> = rules.collect();
+    if rules.is_empty() {
         return;
     }
-    let is_stale = |asked, leads_to| udp.get(&asked).is_some_and(|to| *to != Some(leads_to));
-    match flows::end(is_stale) {
+    let datagrams = rules.keys().any(|at| at.0 == Transport::Udp);
+    let is_stale = |at, leads_to| rules.get(&at).is_some_and(|to| *to != Some(leads_to));
+    match flows::end(datagrams, is_stale) {
         Ok(0) => {}
         Ok(count) => tracing::info!(
             count,
-            "UDP flows to addresses that lead elsewhere now are ended"
+            "flows to addresses that lead elsewhere now are ended"
         ),
         Err(error) => tracing::warn!(
             %error,
-            "UDP flows cannot be ended; a client that goes on sending from one port stays where it was"
+            "flows cannot be ended; a client that goes on sending from one port stays where it was"
         ),
     }
 }
