@@ -12,6 +12,7 @@ use crate::proxy::rollout::{five, roll_five};
 use crate::support::binary::BINARY;
 use crate::support::folder::Folder;
 use crate::support::rig::Rig;
+use crate::support::wait::eventually;
 
 const GROUP: &str = "gateway.networking.k8s.io/v1";
 
@@ -43,11 +44,20 @@ fn backends(all: &[&str]) -> Value {
     all.collect()
 }
 
-/// A proxy that gives addresses of the loopback to Gateways, and waits for no endpoint.
+/// A proxy that gives addresses of the loopback to Gateways, once all endpoints of the folder are in
+/// rotation. Its requests wait for no endpoint.
 async fn rig(folder: Folder) -> Rig {
     let text = "discovery: {files: {path: manifests}}\ngateway: {addresses: [127.66.0.0/29]}\n\
                 admin: {address: '127.0.0.1:0'}\nworkers: 2\ntimeouts: {hold: 0s}\n";
-    Rig::run(folder, text).await
+    let rig = Rig::run(folder, text).await;
+    eventually("all endpoints are in rotation", async || {
+        let snapshot = rig.running().admin.snapshot.load();
+        let mut ports = snapshot.ports.values();
+        ports.all(|port| !port.usable.is_empty() && port.usable.len() == port.all.len())
+            && rig.running().is_settled()
+    })
+    .await;
+    rig
 }
 
 /// A port that nobody has.
@@ -86,7 +96,7 @@ async fn routes_lead_the_requests_of_a_gateway_on_and_follow_changes() {
         "the connection goes on"
     );
     rig.remove("edge.json");
-    crate::support::wait::eventually("the listener is closed", async || {
+    eventually("the listener is closed", async || {
         rig.running().listener(&name).is_none()
     })
     .await;
