@@ -78,6 +78,10 @@ pub struct Running {
     access_log: Option<AccessLogWriter>,
     /// Is cut when all is written that the API server is to get.
     written: std::sync::mpsc::Receiver<()>,
+    /// Nothing is counted any more.
+    counted: CancellationToken,
+    /// Is cut when the admin pages have ended.
+    paged: std::sync::mpsc::Receiver<()>,
 }
 
 /// Runs the proxy until a signal (SIGTERM, SIGINT) has shut it down. SIGHUP reads `config_path`
@@ -257,11 +261,13 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
     }
     let stop_pages = CancellationToken::new();
     watch_history(&admin, stop_pages.clone())?;
-    start_pages(
+    let counted = CancellationToken::new();
+    let paged = start_pages(
         admin_place,
         admin.clone(),
         shared.clone(),
         stop_pages.clone(),
+        counted.clone(),
     )?;
     if !matches!(config.discovery, Discovery::Kubernetes(_)) {
         spawn("discovery", async move || {
@@ -288,6 +294,8 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
         shared,
         access_log: access_log_writer,
         written,
+        counted,
+        paged,
     })
 }
 
@@ -327,7 +335,8 @@ impl Running {
 
     /// Blocks until a shutdown is complete: the control loop and the workers have ended, and the
     /// access log is written. Returns `false` if the control loop has panicked. The admin pages are
-    /// not waited for, since a client that does not read would delay the end.
+    /// waited for only while a successor is told what was counted, since a client that does not read
+    /// would delay the end.
     pub fn wait(self) -> bool {
         let ended = self.control.join().is_ok();
         self.shared.post_all(|| WorkerCommand::Exit);
@@ -335,8 +344,12 @@ impl Running {
             let _ = worker.join();
         }
         drop(self.shared);
+        self.counted.cancel();
         if let Some(writer) = self.access_log {
             writer.finish(LAST_LINES);
+        }
+        if self.admin.health.state().has_successor {
+            let _ = self.paged.recv_timeout(LAST_WORDS);
         }
         let _ = self.written.recv_timeout(LAST_WORDS);
         ended
@@ -362,22 +375,25 @@ fn spawn<F: Future<Output = ()>>(
 }
 
 /// The admin pages have a thread of their own: rendering them can take seconds, and must delay no
-/// drain.
+/// drain. What is returned is cut when they have ended.
 fn start_pages(
     place: listener::Bound,
     admin: Admin,
     shared: Arc<Shared>,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+    counted: CancellationToken,
+) -> std::io::Result<std::sync::mpsc::Receiver<()>> {
+    let (ends, paged) = std::sync::mpsc::channel();
     let spare = move || shared.post_all(|| WorkerCommand::DropIdle(Spare::All));
-    let health = admin.health.clone();
+    let (health, metrics) = (admin.health.clone(), admin.metrics.clone());
     spawn("admin", async move || {
-        match AdminListener::new(place, health) {
+        let _ends = ends;
+        match AdminListener::new(place, health, metrics, counted) {
             Ok(listener) => server::serve(listener, admin, spare, stop).await,
             Err(error) => tracing::error!(%error, "no admin pages"),
         }
     })?;
-    Ok(())
+    Ok(paged)
 }
 
 /// The history has a thread of its own: a page that takes seconds must not leave a gap in it.

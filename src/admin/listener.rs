@@ -7,7 +7,7 @@
 //! socket whose abstract name holds the port. The new process has the address from its start on, and
 //! the old one goes on telling it whether it serves, so that `/readyz` can speak for the node. If the
 //! new process ends first, the old one takes the address back. Both check that the other is of the
-//! same user.
+//! same user. What the old one counts goes with the address (`counts.rs`).
 
 use std::io::{self, Read};
 use std::net::{self, SocketAddr};
@@ -18,10 +18,13 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
 
+use crate::admin::counts::{Giving, Taking};
 use crate::admin::readiness;
 use crate::net::socket;
 use crate::observe::health::Health;
+use crate::observe::metrics::Metrics;
 
 /// The admin address, bound before the runtime exists.
 pub struct Bound {
@@ -37,6 +40,8 @@ struct Predecessor {
     stream: unix::UnixStream,
     /// Its first word.
     serves: bool,
+    /// `None`: it tells nothing of what it counts.
+    counts: Option<Taking>,
 }
 
 /// Binds the admin address, or takes it over from another Ebbtide of this user.
@@ -102,8 +107,24 @@ fn ask_to_give_way(port: u16, us: u32) -> io::Result<Predecessor> {
         port,
         "admin address taken over from the process that this one replaces"
     );
-    let serves = word == [SERVES];
-    Ok(Predecessor { stream, serves })
+    Ok(Predecessor {
+        stream,
+        serves: word == [SERVES],
+        counts: counts_of(port, us),
+    })
+}
+
+fn counts_of(port: u16, us: u32) -> Option<Taking> {
+    match Taking::start(port, us) {
+        Ok(counts) => Some(counts),
+        Err(error) => {
+            // It is of an earlier version.
+            if error.kind() != io::ErrorKind::ConnectionRefused {
+                tracing::warn!(port, %error, "the process that this one replaces does not tell what it has counted; counters begin at zero");
+            }
+            None
+        }
+    }
 }
 
 fn name(port: u16) -> io::Result<unix::SocketAddr> {
@@ -121,16 +142,26 @@ pub struct AdminListener {
     successor: Option<UnixStream>,
     /// What the successor was told last.
     told: u8,
+    /// Tells the successor what this process counts.
+    giving: Option<Giving>,
     predecessor: Option<UnixStream>,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    /// Nothing is counted any more.
+    counted: CancellationToken,
 }
 
 impl AdminListener {
-    /// Must be called inside a runtime.
+    /// Must be called inside a runtime. `counted`: nothing is counted any more.
     ///
     /// # Errors
     /// The runtime cannot watch the socket.
-    pub fn new(bound: Bound, health: Arc<Health>) -> io::Result<Self> {
+    pub fn new(
+        bound: Bound,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        counted: CancellationToken,
+    ) -> io::Result<Self> {
         let Bound {
             address,
             listener,
@@ -138,7 +169,14 @@ impl AdminListener {
         } = bound;
         let listener = Some(TcpListener::from_std(listener)?);
         let predecessor = match predecessor {
-            Some(Predecessor { stream, serves }) => {
+            Some(Predecessor {
+                stream,
+                serves,
+                counts,
+            }) => {
+                if let Some(counts) = counts {
+                    counts.go_on(metrics.clone());
+                }
                 stream.set_nonblocking(true)?;
                 health.update(|state| state.predecessor_serves = serves);
                 Some(UnixStream::from_std(stream)?)
@@ -155,8 +193,11 @@ impl AdminListener {
             asked,
             successor: None,
             told: 0,
+            giving: None,
             predecessor,
             health,
+            metrics,
+            counted,
         })
     }
 
@@ -185,11 +226,25 @@ impl AdminListener {
         self.listener = None;
         self.asked = None;
         self.told = self.word();
+        let (metrics, counted) = (self.metrics.clone(), self.counted.clone());
+        match Giving::start(self.address.port(), metrics, counted) {
+            Ok(giving) => self.giving = Some(giving),
+            Err(error) => {
+                tracing::warn!(%error, "the process that replaces this one is not told what was counted; its counters begin at zero");
+            }
+        }
         if successor.write_all(&[self.told]).await.is_ok() {
             tracing::info!(address = %self.address, "admin address given to the process that replaces this one");
         }
         self.successor = Some(successor);
         self.health.update(|state| state.has_successor = true);
+    }
+
+    /// This process ends. Waits until its successor, if there is one, knows all that was counted.
+    pub async fn finish(self) {
+        if let Some(giving) = self.giving {
+            giving.finish().await;
+        }
     }
 
     /// Takes in whether the predecessor serves. `None`: it has ended.
@@ -230,6 +285,7 @@ impl AdminListener {
                 }
             }
         }
+        self.giving = None;
         self.health.update(|state| state.has_successor = false);
         match bind_again(self.address) {
             Ok(listener) => {
@@ -256,7 +312,7 @@ fn ask_here(port: u16) -> Option<UnixListener> {
 }
 
 /// The next process of the same user that asks for the address. Cancellation safe.
-async fn successor(asked: Option<&UnixListener>) -> UnixStream {
+pub(super) async fn successor(asked: Option<&UnixListener>) -> UnixStream {
     let Some(asked) = asked else {
         return std::future::pending().await;
     };
@@ -318,10 +374,14 @@ mod tests {
         }
     }
 
+    fn listener_at(place: Bound) -> AdminListener {
+        let (health, metrics) = (Health::new("files"), Metrics::new().unwrap());
+        AdminListener::new(place, Arc::new(health), metrics, CancellationToken::new()).unwrap()
+    }
+
     #[tokio::test]
     async fn a_successor_takes_the_address_over_and_the_old_process_takes_it_back() {
-        let health = || Arc::new(Health::new("files"));
-        let mut old = AdminListener::new(bound_apart(), health()).unwrap();
+        let mut old = listener_at(bound_apart());
         let address = old.address;
         assert!(answers(address, &mut old).await);
         // `bind` blocks its thread, as it does when a process starts.
@@ -331,7 +391,7 @@ mod tests {
             _ = old.accept() => panic!("accepted a client that never connected"),
         };
         assert_eq!(new.address, address);
-        let mut new = AdminListener::new(new, health()).unwrap();
+        let mut new = listener_at(new);
         assert!(answers(address, &mut new).await);
         drop(new);
         assert!(answers_in_the_end(address, &mut old).await);
@@ -359,7 +419,7 @@ mod tests {
         let bound = bound_apart();
         let port = bound.address.port();
         let other = unix::UnixListener::bind_addr(&name(port).unwrap()).unwrap();
-        let mut old = AdminListener::new(bound, Arc::new(Health::new("files"))).unwrap();
+        let mut old = listener_at(bound);
         let us = rustix::process::geteuid().as_raw();
         let answering = other.try_clone().unwrap();
         let answering = std::thread::spawn(move || {

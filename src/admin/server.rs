@@ -78,9 +78,9 @@ pub async fn serve(
             }
         }
     }
-    drop(listener);
     let all_gone = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(FAREWELL, all_gone).await;
+    let all_gone = tokio::time::timeout(FAREWELL, all_gone);
+    let _ = tokio::join!(all_gone, listener.finish());
 }
 
 /// Connections served at the same time.

@@ -1,5 +1,5 @@
-//! The metric families of Service ports: their names, labels and help, and their text in the
-//! Prometheus format.
+//! The metric families of Service ports: their names, labels and help, their text in the Prometheus
+//! format, and their counts as numbers.
 //!
 //! Invariant: labels come from closed enums plus `namespace`, `service` and `port`, and
 //! `transport` for a UDP port. The series of a
@@ -33,22 +33,8 @@ enum Over {
     Tcp,
     Udp,
     Both,
-    /// Those with a client that spoke TLS with this proxy.
-    Tls,
-    /// Those with a response of gRPC.
-    Grpc,
-}
-
-impl Over {
-    fn shows(self, (key, metrics): &(Arc<PortKey>, Arc<ServiceMetrics>)) -> bool {
-        match self {
-            Self::Tcp => key.transport == Transport::Tcp,
-            Self::Udp => key.transport == Transport::Udp,
-            Self::Both => true,
-            Self::Tls => metrics.handshakes.iter().any(|count| count.get() > 0),
-            Self::Grpc => metrics.grpc.iter().any(|count| count.get() > 0),
-        }
-    }
+    /// Those that have counted something in it.
+    Used,
 }
 
 /// The series of a family for one port. A counter or gauge has further labels, in `labels`, and
@@ -62,18 +48,34 @@ enum Series {
 /// The further labels of each series of a port, in the order of their values.
 type Labels = fn() -> Vec<Vec<(&'static str, &'static str)>>;
 
+/// A port, what it counts, and what was counted of it before, in the order of [`names`].
+pub(super) struct Shown {
+    pub(super) key: Arc<PortKey>,
+    pub(super) metrics: Arc<ServiceMetrics>,
+    pub(super) before: Vec<u64>,
+}
+
 /// Writes the metrics of these ports.
-pub(super) fn write(
-    text: &mut String,
-    ports: &[(Arc<PortKey>, Arc<ServiceMetrics>)],
-    detail: PerService,
-) {
+pub(super) fn write(text: &mut String, ports: &[Shown], detail: PerService) {
     if ports.is_empty() {
         return;
     }
+    let mut at = 0;
     for family in FAMILIES {
-        let is_shown = |port: &&(Arc<PortKey>, Arc<ServiceMetrics>)| family.over.shows(port);
-        let mut ports = ports.iter().filter(is_shown).peekable();
+        let from = at;
+        at += family.length();
+        let counts = |port: &Shown| {
+            let before = port.before.iter().skip(from).chain(std::iter::repeat(&0));
+            let counts = family.counts(&port.metrics).zip(before);
+            counts.map(|(now, before)| now + before).collect::<Vec<_>>()
+        };
+        let ports = ports.iter().filter(|port| match family.over {
+            Over::Tcp => port.key.transport == Transport::Tcp,
+            Over::Udp => port.key.transport == Transport::Udp,
+            Over::Both => true,
+            Over::Used => counts(port).iter().any(|count| *count > 0),
+        });
+        let mut ports = ports.peekable();
         if ports.peek().is_none() {
             continue;
         }
@@ -85,48 +87,92 @@ pub(super) fn write(
         };
         let Family { name, help, .. } = family;
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (key, metrics) in ports {
-            family.write(text, key, metrics);
+        for port in ports {
+            family.write(text, port, &counts(port));
         }
     }
 }
 
+/// The names of all series of a port that only grow. Their order is that of [`counts`]. The sum of a
+/// histogram is in nanoseconds there.
+pub(super) fn names() -> Vec<String> {
+    let mut names = Vec::new();
+    let nothing = ServiceMetrics::default();
+    for family in FAMILIES {
+        let name = family.name;
+        match family.series {
+            Series::Counter(labels, _) => {
+                names.extend(labels().iter().map(|extra| format!("{name}{extra:?}")));
+            }
+            Series::Gauge(..) => {}
+            Series::Histogram(histogram) => {
+                let bounds = histogram(&nothing).cumulative();
+                names.extend(bounds.map(|(bound, _)| format!("{name} up to {bound}")));
+                names.push(format!("{name} sum"));
+            }
+        }
+    }
+    names
+}
+
+/// What a port has counted.
+pub(super) fn counts(metrics: &ServiceMetrics) -> Vec<u64> {
+    FAMILIES.iter().flat_map(|it| it.counts(metrics)).collect()
+}
+
 impl Family {
-    fn write(&self, text: &mut String, key: &PortKey, metrics: &ServiceMetrics) {
-        let name = self.name;
+    /// How many counts a port has of it.
+    fn length(&self) -> usize {
+        match self.series {
+            Series::Counter(labels, _) => labels().len(),
+            Series::Gauge(..) => 0,
+            Series::Histogram(histogram) => {
+                histogram(&ServiceMetrics::default()).cumulative().count() + 1
+            }
+        }
+    }
+
+    fn counts<'a>(&self, metrics: &'a ServiceMetrics) -> Box<dyn Iterator<Item = u64> + 'a> {
         match self.series {
             Series::Counter(labels, value) => {
-                for (n, extra) in labels().into_iter().enumerate() {
-                    let _ = writeln!(
-                        text,
-                        "{name}{{{}}} {}",
-                        joined(key, &extra),
-                        value(metrics, n)
-                    );
+                Box::new((0..labels().len()).map(move |n| value(metrics, n)))
+            }
+            Series::Gauge(..) => Box::new(std::iter::empty()),
+            Series::Histogram(histogram) => {
+                let histogram = histogram(metrics);
+                let up_to = histogram.cumulative().map(|(_, count)| count);
+                Box::new(up_to.chain([histogram.nanos()]))
+            }
+        }
+    }
+
+    fn write(&self, text: &mut String, port: &Shown, counts: &[u64]) {
+        let (name, key) = (self.name, &port.key);
+        match self.series {
+            Series::Counter(labels, _) => {
+                for (extra, count) in labels().iter().zip(counts) {
+                    let _ = writeln!(text, "{name}{{{}}} {count}", joined(key, extra));
                 }
             }
             Series::Gauge(labels, value) => {
-                for (n, extra) in labels().into_iter().enumerate() {
-                    let _ = writeln!(
-                        text,
-                        "{name}{{{}}} {}",
-                        joined(key, &extra),
-                        value(metrics, n)
-                    );
+                for (n, extra) in labels().iter().enumerate() {
+                    let now = value(&port.metrics, n);
+                    let _ = writeln!(text, "{name}{{{}}} {now}", joined(key, extra));
                 }
             }
             Series::Histogram(histogram) => {
-                let (histogram, labels) = (histogram(metrics), joined(key, &[]));
-                let mut all = 0;
-                for (bound, count) in histogram.cumulative() {
+                let labels = joined(key, &[]);
+                let Some((nanos, up_to)) = counts.split_last() else {
+                    return;
+                };
+                for ((bound, _), count) in histogram(&port.metrics).cumulative().zip(up_to) {
                     let bound = match bound.is_finite() {
                         true => bound.to_string(),
                         false => "+Inf".to_owned(),
                     };
                     let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
-                    all = count;
                 }
-                let sum = histogram.sum();
+                let (sum, all) = (*nanos as f64 / 1e9, up_to.last().unwrap_or(&0));
                 let _ = writeln!(
                     text,
                     "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {all}"
@@ -213,7 +259,7 @@ const FAMILIES: &[Family] = &[
             || each("class", GrpcClass::ALL.map(GrpcClass::as_str)),
             |metrics, n| metrics.grpc[n].get(),
         ),
-        over: Over::Grpc,
+        over: Over::Used,
     },
     Family {
         name: "ebbtide_request_duration_seconds",
@@ -237,7 +283,7 @@ const FAMILIES: &[Family] = &[
             || each("kind", ["full", "resumed"]),
             |metrics, n| metrics.handshakes[n].get(),
         ),
-        over: Over::Tls,
+        over: Over::Used,
     },
     Family {
         name: "ebbtide_connections_active",

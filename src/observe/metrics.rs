@@ -17,10 +17,13 @@ use prometheus::{
 use crate::config::settings::PerService;
 use crate::contract::counters::ServiceMetrics;
 use crate::contract::name::PortKey;
+use crate::observe::families::Shown;
 use crate::observe::metrics::gate::GateMetrics;
+use crate::observe::metrics::inherited::Inherited;
 use crate::observe::{families, log, process};
 
 pub mod gate;
+mod inherited;
 
 /// All metrics. [`Metrics::service`] gives those of a Service port.
 pub struct Metrics {
@@ -30,6 +33,7 @@ pub struct Metrics {
     started: SystemTime,
     detail: PerService,
     ports: Mutex<BTreeMap<Arc<PortKey>, Arc<ServiceMetrics>>>,
+    inherited: Mutex<Inherited>,
     /// Seconds from the arrival of an event that ends an endpoint to the moment at which no lease on
     /// it is granted any more. One observation for each drain.
     pub drain_reaction: Histogram,
@@ -82,6 +86,7 @@ impl Metrics {
             started: SystemTime::now(),
             detail,
             ports: Mutex::default(),
+            inherited: Mutex::default(),
             drain_reaction: keep(
                 &registry,
                 Histogram::with_opts(
@@ -152,6 +157,7 @@ impl Metrics {
     /// go on counting, and nobody sees those counts. The cost does not depend on the other ports.
     pub fn forget(&self, key: &PortKey) {
         self.ports().remove(key);
+        self.inherited().forget(key);
     }
 
     /// All metrics in the Prometheus text format. A Service port is shown once it has had a client.
@@ -159,17 +165,67 @@ impl Metrics {
     /// # Errors
     /// A family cannot be encoded.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        let mut text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        let mut text = self.rest()?;
         process::write(&mut text, self.started);
         if self.detail != PerService::Off {
-            // The control thread may wait for this lock, so the text is written without it.
-            let ports = self.ports();
-            let used = ports.iter().filter(|(_, metrics)| metrics.is_used());
-            let used: Vec<_> = used.map(|(key, it)| (key.clone(), it.clone())).collect();
-            drop(ports);
-            families::write(&mut text, &used, self.detail);
+            families::write(&mut text, &self.shown(), self.detail);
         }
         Ok(text)
+    }
+
+    /// All that has been counted so far, also by earlier processes, for the process that replaces this
+    /// one. Ports that are gone are not in it.
+    ///
+    /// # Errors
+    /// A family cannot be encoded.
+    pub fn report(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut shown = self.shown();
+        let ports = self.ports().clone();
+        shown.retain(|it| ports.contains_key(&it.key));
+        inherited::report(&shown, &self.rest()?)
+    }
+
+    /// Shows what another process has counted, which this one replaces, together with what this one
+    /// counts. A later report replaces the one before.
+    ///
+    /// # Errors
+    /// It is no report.
+    pub fn inherit(&self, report: &[u8]) -> Result<(), serde_json::Error> {
+        let inherited = Inherited::of(report)?;
+        *self.inherited() = inherited;
+        Ok(())
+    }
+
+    /// The families without a label for the Service.
+    fn rest(&self) -> Result<String, prometheus::Error> {
+        let text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        Ok(self.inherited().added_to(text))
+    }
+
+    /// The ports that have had a client. Those of before are among them while this process does not know
+    /// yet which ports there are.
+    fn shown(&self) -> Vec<Shown> {
+        // The control thread may wait for this lock, so nothing is written under it.
+        let mut ports = self.ports().clone();
+        let inherited = self.inherited();
+        for key in inherited.ports() {
+            if !ports.contains_key(key) {
+                ports.insert(Arc::new(key.clone()), Arc::default());
+            }
+        }
+        let shown = ports.into_iter().map(|(key, metrics)| Shown {
+            before: inherited.of_port(&key).to_vec(),
+            key,
+            metrics,
+        });
+        let is_used = |it: &Shown| it.metrics.is_used() || !it.before.is_empty();
+        shown.filter(is_used).collect()
+    }
+
+    fn inherited(&self) -> MutexGuard<'_, Inherited> {
+        (self.inherited)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ports(&self) -> MutexGuard<'_, BTreeMap<Arc<PortKey>, Arc<ServiceMetrics>>> {

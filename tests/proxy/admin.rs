@@ -63,8 +63,9 @@ impl Fixture {
         let bound = listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = bound.address;
         let stop = CancellationToken::new();
+        let (health, metrics) = (admin.health.clone(), admin.metrics.clone());
         let server = tokio::spawn(server::serve(
-            AdminListener::new(bound, admin.health.clone()).unwrap(),
+            AdminListener::new(bound, health, metrics, CancellationToken::new()).unwrap(),
             admin.clone(),
             || (),
             stop.clone(),

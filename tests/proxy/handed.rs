@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ebbtide::command::demo::client;
 use ebbtide::net::handoff::Doorway;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -284,7 +285,7 @@ async fn clients_in_every_state_pass_to_the_next_process_and_notice_nothing() {
 }
 
 /// As when a DaemonSet is rolled again and again. The times are the defaults, so nothing waits for the
-/// successor but the old process itself.
+/// successor but the old process itself. Who scrapes the node sees each answer counted once.
 #[tokio::test]
 async fn a_client_that_never_stops_asking_keeps_its_connection_through_three_replacements() {
     let app = App::start().await;
@@ -308,6 +309,18 @@ async fn a_client_that_never_stops_asking_keeps_its_connection_through_three_rep
             })
         })
         .collect();
+    let (admin, is_over) = (place.admin, done.clone());
+    let scraped = tokio::spawn(async move {
+        let mut most = 0;
+        while is_over.load(Ordering::SeqCst) == 0 {
+            // There is a moment in which nobody has the address.
+            if let Some(now) = answered(admin).await {
+                assert!(now >= most, "{now} after {most}");
+                most = now;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
     for _ in 0..3 {
         let next = place.process(&app).await;
         process.proxy.signal(Signal::TERM);
@@ -315,9 +328,29 @@ async fn a_client_that_never_stops_asking_keeps_its_connection_through_three_rep
         process = next;
     }
     done.store(1, Ordering::SeqCst);
+    let mut all = 0;
     for client in clients {
-        assert!(client.await.unwrap() > 0);
+        let asked = client.await.unwrap();
+        assert!(asked > 0);
+        all += asked;
     }
+    scraped.await.unwrap();
+    eventually(&format!("{all} answers"), async || {
+        answered(place.admin).await == Some(all)
+    })
+    .await;
+}
+
+/// How many requests are answered, by the metrics of this admin address.
+async fn answered(admin: SocketAddr) -> Option<u64> {
+    let page = client::get(admin, "/metrics", Duration::from_secs(5)).await;
+    let text = page.ok()?.text().into_owned();
+    let counts = text.lines().filter_map(|line| {
+        let (series, count) = line.rsplit_once(' ')?;
+        let is_it = series.starts_with("ebbtide_requests_total{");
+        count.parse::<u64>().ok().filter(|_| is_it)
+    });
+    Some(counts.sum())
 }
 
 /// A process that answers what it is offered, as `answer` says for the nth; `None`: it is gone. Ends with
