@@ -15,7 +15,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::listener::successor;
 use crate::net::socket;
 use crate::observe::metrics::Metrics;
 
@@ -54,7 +53,7 @@ async fn tell(asked: UnixListener, metrics: Arc<Metrics>, end: CancellationToken
     let mut heir = None;
     loop {
         let is_last = tokio::select! {
-            stream = successor(Some(&asked)) => {
+            stream = next_of_own_user(&asked) => {
                 heir = Some(stream);
                 false
             }
@@ -69,6 +68,21 @@ async fn tell(asked: UnixListener, metrics: Arc<Metrics>, end: CancellationToken
         }
         if is_last {
             return;
+        }
+    }
+}
+
+/// The next process of this user that connects. Cancellation safe.
+pub(super) async fn next_of_own_user(asked: &UnixListener) -> UnixStream {
+    loop {
+        match asked.accept().await {
+            Ok((stream, _)) => {
+                let us = rustix::process::geteuid().as_raw();
+                if stream.peer_cred().is_ok_and(|peer| peer.uid() == us) {
+                    return stream;
+                }
+            }
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
 }

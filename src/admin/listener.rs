@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::counts::{Giving, Taking};
+use crate::admin::counts::{self, Giving, Taking};
 use crate::admin::readiness;
 use crate::net::socket;
 use crate::observe::health::Health;
@@ -311,21 +311,11 @@ fn ask_here(port: u16) -> Option<UnixListener> {
     UnixListener::from_std(listener).ok()
 }
 
-/// The next process of the same user that asks for the address. Cancellation safe.
-pub(super) async fn successor(asked: Option<&UnixListener>) -> UnixStream {
-    let Some(asked) = asked else {
-        return std::future::pending().await;
-    };
-    loop {
-        match asked.accept().await {
-            Ok((stream, _)) => {
-                let us = rustix::process::geteuid().as_raw();
-                if stream.peer_cred().is_ok_and(|peer| peer.uid() == us) {
-                    return stream;
-                }
-            }
-            Err(_) => tokio::time::sleep(TRY_AGAIN).await,
-        }
+/// The next process that asks for the address. Cancellation safe.
+async fn successor(asked: Option<&UnixListener>) -> UnixStream {
+    match asked {
+        Some(asked) => counts::next_of_own_user(asked).await,
+        None => std::future::pending().await,
     }
 }
 
