@@ -31,7 +31,9 @@ async fn proxy(folder: &Path) -> Proxy {
         std::fs::write(manifests.join(format!("{name}.yaml")), text).unwrap();
     }
     let config = format!(
-        "discovery: {{files: {{path: '{}'}}}}\nadmin: {{address: '127.0.0.1:0'}}\n",
+        "discovery: {{files: {{path: '{}'}}}}\nadmin: {{address: '127.0.0.1:0'}}\n\
+         listeners: [{{name: a, address: '127.0.0.1:0', service: web/alpha, port: 80}},\n\
+         {{name: b, address: '127.0.0.1:0', service: web/beta, port: 80}}]\n",
         manifests.display()
     );
     Proxy::start(BINARY.as_ref(), folder, &config, &[])
@@ -238,10 +240,13 @@ async fn in_a_pipe_the_text_comes_again_each_second() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut pictures = 0;
-    while pictures < 2 {
-        let line = soon("a line", lines.next_line()).await.unwrap().unwrap();
-        assert!(!line.contains('\x1b'), "{line:?}");
-        pictures += usize::from(line.starts_with("web/beta:80"));
-    }
+    let two = async {
+        let mut pictures = 0;
+        while pictures < 2 {
+            let line = lines.next_line().await.unwrap().unwrap();
+            assert!(!line.contains('\x1b'), "{line:?}");
+            pictures += usize::from(line.starts_with("web/beta:80"));
+        }
+    };
+    soon("the second picture", two).await;
 }
