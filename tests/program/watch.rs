@@ -229,6 +229,20 @@ async fn control_c_and_sigterm_give_the_terminal_back_too() {
     terminal.ended().await;
 }
 
+/// Also if no signal says that the terminal has gone.
+#[tokio::test]
+async fn with_its_terminal_the_program_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = proxy(folder.path()).await;
+    let mut terminal = Terminal::start(folder.path(), &proxy);
+    let shown = |it: &str| it.contains("web/alpha");
+    terminal.shows("the page", shown).await;
+    terminal.script.kill().await.unwrap();
+    let program = format!("/proc/{}/exe", terminal.file("pid").trim());
+    let has_ended = async || std::fs::read_link(&program).is_err();
+    eventually("the end of the program", has_ended).await;
+}
+
 #[tokio::test]
 async fn in_a_pipe_the_text_comes_again_each_second() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,7 @@
 //! Services there are, the proxy is asked for the histories of those that are drawn only.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -32,9 +35,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How many histories are asked for at once.
 const AT_ONCE: usize = 8;
 /// How long a key or an answer waits at most to be seen.
-const GLANCE: Duration = Duration::from_millis(50);
+const GLANCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
 
-/// Shows the page until `q`, Ctrl-C, SIGTERM or SIGHUP.
+/// Shows the page until `q`, Ctrl-C, SIGTERM or SIGHUP, or until the terminal is closed.
 ///
 /// # Errors
 /// The terminal cannot be read or written.
@@ -81,7 +87,10 @@ fn show(
             terminal.draw(|frame| draw::draw(frame, &mut page))?;
             wanted.set(page.wanted());
         }
-        is_new = event::poll(GLANCE)?;
+        if has_gone()? {
+            return Ok(());
+        }
+        is_new = event::poll(Duration::ZERO)?;
         if is_new
             && let Event::Key(key) = event::read()?
             && page.press(key)
@@ -99,6 +108,19 @@ fn show(
             }
             is_new = true;
         }
+    }
+}
+
+/// Waits for a key, but not for long. Returns whether the terminal has been closed: reading its keys would
+/// then never end.
+fn has_gone() -> anyhow::Result<bool> {
+    let keys = io::stdin();
+    let mut keys = [PollFd::new(&keys, PollFlags::IN)];
+    match rustix::event::poll(&mut keys, Some(&GLANCE)) {
+        Ok(_) | Err(Errno::INTR) => Ok(keys[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::ERR)),
+        Err(error) => Err(error).context("the terminal cannot be read"),
     }
 }
 
