@@ -16,6 +16,7 @@ use crate::text::{Columns, grouped, one_line, table};
 /// Lines of the charts, and the least height at which they are shown.
 const CHARTS: u16 = 5;
 const LEAST: u16 = 3 * CHARTS;
+const P99: &str = "p99";
 
 /// Draws the detail of `service`. Keeps in the page how many of its lines the screen has.
 pub(super) fn draw(frame: &mut Frame, area: Rect, page: &mut Page, service: &str) {
@@ -48,27 +49,27 @@ fn charts(frame: &mut Frame, area: Rect, page: &Page, service: &str) {
     let p99 = history.p99_ms.iter();
     // In microseconds: a chart is of whole numbers. A second without a response is 0.
     let p99: Vec<u64> = p99.map(|it| it.map_or(0, |ms| (ms * 1e3) as u64)).collect();
-    let count = |number: u64| grouped(number);
-    let time = |micros: u64| match micros {
-        0 => "-".to_owned(),
-        _ => milliseconds(micros as f64 / 1e3),
-    };
     let places = Layout::horizontal([Constraint::Fill(1); 3]).spacing(2);
     let places: [Rect; 3] = places.areas(area);
-    let all: [(&str, &[u64], &dyn Fn(u64) -> String, Color); 3] = [
-        ("requests/s", &requests, &count, Color::Cyan),
-        ("failures", &failures, &count, Color::Red),
-        ("p99", &p99, &time, Color::Cyan),
+    let all = [
+        ("requests/s", requests, Color::Cyan),
+        ("failures", failures, Color::Red),
+        (P99, p99, Color::Cyan),
     ];
-    for ((name, values, text, colour), place) in all.into_iter().zip(places) {
-        let now = text(values.last().copied().unwrap_or(0));
-        let most = text(values.iter().copied().max().unwrap_or(0));
+    for ((name, values, colour), place) in all.into_iter().zip(places) {
+        let text = |value: Option<u64>| match value.unwrap_or(0) {
+            0 if name == P99 => "-".to_owned(),
+            micros if name == P99 => milliseconds(micros as f64 / 1e3),
+            count => grouped(count),
+        };
+        let now = text(values.last().copied());
+        let most = text(values.iter().copied().max());
         let heading = format!("{name} {now}, most {most}");
         let parts = [Constraint::Length(1), Constraint::Min(0)];
         let [above, below] = Layout::vertical(parts).areas(place);
         frame.render_widget(Paragraph::new(heading), above);
         let width = usize::from(below.width);
-        let mut cells = spark::cells(values, history.end.as_second(), width);
+        let mut cells = spark::cells(&values, history.end.as_second(), width);
         // Now is at the right.
         let missing = width - cells.len();
         cells.splice(0..0, std::iter::repeat_n(0, missing));
