@@ -6,6 +6,8 @@
 mod detail;
 mod draw;
 mod page;
+#[cfg(test)]
+mod sample;
 mod spark;
 mod watch;
 mod words;

@@ -358,4 +358,4 @@ fn service_of(drain: &Drain) -> &str {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;

@@ -7,7 +7,7 @@ use ratatui::style::Modifier;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::command::status::page::tests::{drain, page, picture, press, type_text};
+use crate::command::status::sample::{drain, page, picture, press, type_text};
 
 fn terminal(page: &mut Page, width: u16, height: u16) -> Terminal<TestBackend> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
