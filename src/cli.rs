@@ -124,10 +124,14 @@ pub(crate) enum Command {
         admin: Admin,
     },
     /// Print Services, endpoints and running drains of a running proxy
+    ///
+    /// With --watch on a terminal, a page shows the Services with their traffic. Its keys: arrows,
+    /// PgUp, PgDn, Home, End, j and k select; Enter shows one Service, Esc goes back; / filters by name;
+    /// s changes the order; q or Ctrl-C ends.
     Status {
         #[command(flatten)]
         admin: Admin,
-        /// Print again each second, until Ctrl-C
+        /// Show a page on a terminal; elsewhere, print again each second, until Ctrl-C
         #[arg(long, short)]
         watch: bool,
     },

@@ -23,4 +23,5 @@ mod program {
     mod release;
     mod site;
     mod systemd;
+    mod watch;
 }

@@ -37,7 +37,7 @@ impl Pages {
         Ok(Self::At(base(place)?))
     }
 
-    /// The JSON of a page.
+    /// The JSON of a page. `path` may have a query.
     ///
     /// # Errors
     /// No response, or one that is not Ebbtide's.
@@ -113,8 +113,9 @@ async fn get(base: &Uri, url: &str) -> anyhow::Result<(StatusCode, body::Bytes)>
     let stream = TcpStream::connect(format!("{host}:{}", base.port_u16().unwrap_or(80))).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let path = url.parse::<Uri>()?.path().to_owned();
-    let request = Request::get(path)
+    let url: Uri = url.parse()?;
+    let path = url.path_and_query().context("no path")?;
+    let request = Request::get(path.as_str())
         .header(header::HOST, base.authority().context("no host")?.as_str())
         .header(header::CONNECTION, "close")
         .body(Body::empty())?;

@@ -1,6 +1,16 @@
-//! `ebbtide status`: reads the status and the drains of a running proxy and prints them as tables.
+//! `ebbtide status`: reads the status and the drains of a running proxy and prints them as tables. With
+//! `--watch` on a terminal they become a page that keys move ([`watch`]).
 //!
 //! Text from the network is printed without its control characters. Formatting does no IO.
+
+mod detail;
+mod draw;
+mod page;
+#[cfg(test)]
+mod sample;
+mod spark;
+mod watch;
+mod words;
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -8,14 +18,15 @@ use std::time::Duration;
 use anyhow::Context;
 use jiff::Timestamp;
 
-use crate::admin::report::{Drain, Drains, EndpointStatus, Status};
-use crate::admin::state::State;
+use crate::admin::report::{Drain, Drains, Status};
 use crate::command::pages::Pages;
+use crate::command::status::words::{doing, head, left};
 use crate::text::{Columns, one_line, seconds, table};
 
 /// Prints Services, endpoints and running drains of the proxy whose admin port is at `url`
 /// (`http://HOST[:PORT]`, where the scheme may be left out). With `watch` it prints again each
-/// second until it is interrupted, also while the proxy does not answer.
+/// second until it is interrupted, also while the proxy does not answer. If standard input and standard
+/// output are a terminal, `watch` shows a page until `q` or Ctrl-C.
 ///
 /// # Errors
 /// A bad URL, no response, or a response that is not Ebbtide's; each error names the URL and the
@@ -30,10 +41,11 @@ pub fn status(url: &str, watch: bool) -> anyhow::Result<()> {
         let (status, drains) = runtime.block_on(ask(&pages))?;
         return print(&render(&at, &status, &drains, Timestamp::now()));
     }
-    let start = if io::stdout().is_terminal() {
-        CLEAR
-    } else {
-        ""
+    let start = match (io::stdout().is_terminal(), io::stdin().is_terminal()) {
+        (true, true) => return watch::run(runtime, pages),
+        // Nobody can press a key.
+        (true, false) => CLEAR,
+        (false, _) => "",
     };
     let mut away_since = None;
     loop {
@@ -71,47 +83,7 @@ async fn ask(pages: &Pages) -> anyhow::Result<(Status, Drains)> {
 }
 
 fn render(at: &str, status: &Status, drains: &Drains, now: Timestamp) -> String {
-    let mut text = format!(
-        "ebbtide {} at {}, up {}{}\n",
-        one_line(&status.version),
-        at,
-        seconds(Duration::from_secs(status.uptime_seconds)),
-        if status.shutting_down {
-            ", shutting down"
-        } else {
-            ""
-        },
-    );
-    let discovery = &status.discovery;
-    let age = seconds(Duration::from_secs(discovery.age_seconds));
-    let state = match (discovery.synced, discovery.problems.is_empty()) {
-        (false, _) => "no complete table yet".to_owned(),
-        _ if discovery.saved_at.is_some() => format!("a saved table is in force, from {age} ago"),
-        (true, true) => "in order".to_owned(),
-        (true, false) => format!("not in order for {age}, the last good table is in force"),
-    };
-    text += &format!("source {}: {state}\n", one_line(&discovery.source));
-    for namespace in &discovery.missing_namespaces {
-        text += &format!(
-            "  namespace {} cannot be listed and is not served\n",
-            one_line(namespace)
-        );
-    }
-    for namespace in &discovery.absent_namespaces {
-        text += &format!("  namespace {} does not exist\n", one_line(namespace));
-    }
-    for problem in &discovery.problems {
-        text += &format!(
-            "  {}: {}\n",
-            one_line(&problem.subject),
-            one_line(&problem.error)
-        );
-    }
-
-    if let Some(obstacle) = &status.obstacle {
-        text += &format!("addresses of Services: {}\n", one_line(obstacle));
-    }
-
+    let mut text = head(at, status);
     let mut listeners = vec![row(["LISTENER", "ADDRESS", "SERVICE", "PROTOCOL", ""])];
     for l in &status.listeners {
         let bound = match &l.error {
@@ -194,22 +166,6 @@ fn render(at: &str, status: &Status, drains: &Drains, now: Timestamp) -> String 
     text + &last(drains.finished.first())
 }
 
-/// An endpoint's state in words; for a draining endpoint, also the time to its deadline.
-fn doing(endpoint: &EndpointStatus, now: Timestamp) -> String {
-    match left(endpoint.drain_deadline, now) {
-        Some(left) if endpoint.state == State::Draining => format!("draining, {left}"),
-        _ => endpoint.state.words().to_owned(),
-    }
-}
-
-fn left(deadline: Option<Timestamp>, now: Timestamp) -> Option<String> {
-    let left = deadline?.duration_since(now);
-    Some(format!(
-        "{} left",
-        seconds(Duration::try_from(left).unwrap_or_default())
-    ))
-}
-
 fn last(drain: Option<&Drain>) -> String {
     let Some(drain) = drain else {
         return String::new();
@@ -248,6 +204,8 @@ fn section(rows: Vec<Vec<String>>, nothing: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::report::EndpointStatus;
+    use crate::admin::state::State;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
