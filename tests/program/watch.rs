@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ebbtide::command::demo::proxy::Proxy;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
@@ -130,6 +131,18 @@ impl<'a> Terminal<'a> {
     }
 }
 
+/// A test that fails leaves no program behind, also none that does not heed its terminal.
+impl Drop for Terminal<'_> {
+    fn drop(&mut self) {
+        let pid = std::fs::read_to_string(self.folder.join("pid")).unwrap_or_default();
+        let is_ours = std::fs::read_link(format!("/proc/{}/exe", pid.trim()));
+        let is_ours = is_ours.is_ok_and(|it| it == Path::new(BINARY));
+        if let (true, Ok(pid)) = (is_ours, pid.trim().parse().map(Pid::from_raw)) {
+            pid.map(|pid| kill_process(pid, Signal::KILL));
+        }
+    }
+}
+
 /// The screen after these bytes: text, moves of the cursor, and the erasing of the whole.
 fn screen(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
@@ -224,8 +237,7 @@ async fn control_c_and_sigterm_give_the_terminal_back_too() {
     let terminal = Terminal::start(folder.path(), &proxy);
     terminal.shows("the page", shown).await;
     let pid: i32 = terminal.file("pid").trim().parse().unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
     terminal.ended().await;
 }
 
