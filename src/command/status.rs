@@ -1,5 +1,5 @@
 //! `ebbtide status`: reads the status and the drains of a running proxy and prints them as tables. With
-//! `--watch` on a terminal they become a page that keys move ([`watch`]).
+//! `--watch` on a terminal they become a page that keys move (`status/watch.rs`).
 //!
 //! Text from the network is printed without its control characters. Formatting does no IO.
 
