@@ -49,25 +49,22 @@ impl Drop for Giving {
     }
 }
 
+/// The name is free as soon as the successor has asked: the successor needs it for its own.
 async fn tell(asked: UnixListener, metrics: Arc<Metrics>, end: CancellationToken) {
-    let mut heir = None;
+    let mut heir = tokio::select! {
+        heir = next_of_own_user(&asked) => heir,
+        () = end.cancelled() => return,
+    };
+    drop(asked);
     loop {
-        let is_last = tokio::select! {
-            stream = next_of_own_user(&asked) => {
-                heir = Some(stream);
-                false
-            }
-            () = tokio::time::sleep(PAUSE), if heir.is_some() => false,
-            () = end.cancelled() => true,
-        };
-        if let Some(stream) = &mut heir {
-            match tokio::time::timeout(PATIENCE, send(stream, &metrics)).await {
-                Ok(Ok(())) => {}
-                _ => heir = None,
-            }
+        let is_last = end.is_cancelled();
+        match tokio::time::timeout(PATIENCE, send(&mut heir, &metrics)).await {
+            Ok(Ok(())) if !is_last => {}
+            _ => return,
         }
-        if is_last {
-            return;
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = end.cancelled() => {}
         }
     }
 }
@@ -128,7 +125,7 @@ impl Taking {
             .and_then(|()| UnixStream::from_std(stream));
         match stream {
             Ok(stream) => drop(tokio::spawn(hear(stream, metrics))),
-            Err(error) => tracing::warn!(%error, "{BROKEN}"),
+            Err(error) => broken(&error),
         }
     }
 }
@@ -143,15 +140,22 @@ async fn hear(mut stream: UnixStream, metrics: Arc<Metrics>) {
         };
         match report.await {
             Ok(report) => take_in(&report, &metrics),
-            Err(error) => return tracing::warn!(%error, "{BROKEN}"),
+            Err(error) => return broken(&error),
         }
     }
 }
 
 fn take_in(report: &[u8], metrics: &Metrics) {
     if let Err(error) = metrics.inherit(report) {
-        tracing::warn!(%error, "{BROKEN}");
+        broken(&error);
     }
+}
+
+fn broken(error: &impl std::fmt::Display) {
+    tracing::warn!(
+        %error,
+        "the counts of the process that this one replaces are not whole"
+    );
 }
 
 fn checked(length: [u8; 4]) -> io::Result<usize> {
@@ -166,7 +170,6 @@ fn name(port: u16) -> io::Result<unix::SocketAddr> {
     unix::SocketAddr::from_abstract_name(format!("ebbtide-counts-{port}"))
 }
 
-const BROKEN: &str = "the counts of the process that this one replaces are not whole";
 /// The pause between two reports.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a report may take.
@@ -189,7 +192,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_successor_knows_the_counts_at_once_and_the_last_ones_too() {
-        let (port, us) = (fastrand::u16(..), rustix::process::geteuid().as_raw());
+        let (port, us) = (fastrand::u16(1..), rustix::process::geteuid().as_raw());
         let [old, new] = [(); 2].map(|()| Metrics::new().unwrap());
         let key = ObjectName::new("web", "shop").port(80);
         old.service(&key).answered(200);
@@ -198,10 +201,13 @@ mod tests {
         let giving = Giving::start(port, old.clone(), end.clone()).unwrap();
         let again = Giving::start(port, old.clone(), end.clone());
         assert!(again.is_err(), "the name is taken");
-        let ask = move |us| tokio::task::spawn_blocking(move || Taking::start(port, us));
-        let refused = ask(us + 1).await.unwrap().err().unwrap();
+        let ask = |port, us| tokio::task::spawn_blocking(move || Taking::start(port, us));
+        let _other = Giving::start(port - 1, old.clone(), end.clone()).unwrap();
+        let refused = ask(port - 1, us + 1).await.unwrap().err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
-        ask(us).await.unwrap().unwrap().go_on(new.clone());
+        let taking = ask(port, us).await.unwrap().unwrap();
+        Giving::start(port, new.clone(), end.clone()).expect("the name is free for the next one");
+        taking.go_on(new.clone());
         assert_eq!(requests(&new), "2");
         old.service(&key).answered(200);
         end.cancel();
@@ -214,7 +220,7 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(60), last)
             .await
             .unwrap();
-        let refused = ask(us).await.unwrap().err().unwrap();
+        let refused = ask(port, us).await.unwrap().err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     }
 }
