@@ -52,7 +52,7 @@ type Labels = fn() -> Vec<Vec<(&'static str, &'static str)>>;
 pub(super) struct Shown {
     pub(super) key: Arc<PortKey>,
     pub(super) metrics: Arc<ServiceMetrics>,
-    pub(super) before: Vec<u64>,
+    pub(super) before: Arc<[u64]>,
 }
 
 /// Writes the metrics of these ports.
@@ -60,10 +60,10 @@ pub(super) fn write(text: &mut String, ports: &[Shown], detail: PerService) {
     if ports.is_empty() {
         return;
     }
-    let mut at = 0;
+    let (mut at, nothing) = (0, ServiceMetrics::default());
     for family in FAMILIES {
         let from = at;
-        at += family.length();
+        at += family.counts(&nothing).count();
         let counts = |port: &Shown| {
             let before = port.before.iter().skip(from).chain(std::iter::repeat(&0));
             let counts = family.counts(&port.metrics).zip(before);
@@ -121,17 +121,6 @@ pub(super) fn counts(metrics: &ServiceMetrics) -> Vec<u64> {
 }
 
 impl Family {
-    /// How many counts a port has of it.
-    fn length(&self) -> usize {
-        match self.series {
-            Series::Counter(labels, _) => labels().len(),
-            Series::Gauge(..) => 0,
-            Series::Histogram(histogram) => {
-                histogram(&ServiceMetrics::default()).cumulative().count() + 1
-            }
-        }
-    }
-
     fn counts<'a>(&self, metrics: &'a ServiceMetrics) -> Box<dyn Iterator<Item = u64> + 'a> {
         match self.series {
             Series::Counter(labels, value) => {

@@ -32,7 +32,7 @@ pub struct Metrics {
     /// These are made when the process begins.
     started: SystemTime,
     detail: PerService,
-    ports: Mutex<BTreeMap<Arc<PortKey>, Arc<ServiceMetrics>>>,
+    ports: Mutex<Ports>,
     inherited: Mutex<Inherited>,
     /// Seconds from the arrival of an event that ends an endpoint to the moment at which no lease on
     /// it is granted any more. One observation for each drain.
@@ -52,6 +52,8 @@ pub struct Metrics {
     /// Lines of the log that were dropped.
     pub log_dropped: IntCounter,
 }
+
+type Ports = BTreeMap<Arc<PortKey>, Arc<ServiceMetrics>>;
 
 /// Bucket bounds in seconds. A reaction takes tens of microseconds normally. More than a second is
 /// a stall that needs an alert.
@@ -157,7 +159,7 @@ impl Metrics {
     /// go on counting, and nobody sees those counts. The cost does not depend on the other ports.
     pub fn forget(&self, key: &PortKey) {
         self.ports().remove(key);
-        self.inherited().forget(key);
+        lock(&self.inherited).forget(key);
     }
 
     /// All metrics in the Prometheus text format. A Service port is shown once it has had a client.
@@ -165,10 +167,16 @@ impl Metrics {
     /// # Errors
     /// A family cannot be encoded.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        let mut text = self.rest()?;
+        let inherited = self.inherited();
+        let mut text = self.rest(&inherited)?;
         process::write(&mut text, self.started);
         if self.detail != PerService::Off {
-            families::write(&mut text, &self.shown(), self.detail);
+            let mut ports = self.ports().clone();
+            // This process may not know yet which ports there are.
+            for key in inherited.ports() {
+                ports.entry(key.clone()).or_default();
+            }
+            families::write(&mut text, &shown(ports, &inherited), self.detail);
         }
         Ok(text)
     }
@@ -179,10 +187,8 @@ impl Metrics {
     /// # Errors
     /// A family cannot be encoded.
     pub fn report(&self) -> Result<Vec<u8>, prometheus::Error> {
-        let mut shown = self.shown();
-        let ports = self.ports().clone();
-        shown.retain(|it| ports.contains_key(&it.key));
-        inherited::report(&shown, &self.rest()?)
+        let (ports, inherited) = (self.ports().clone(), self.inherited());
+        inherited::report(&shown(ports, &inherited), &self.rest(&inherited)?)
     }
 
     /// Shows what another process has counted, which this one replaces, together with what this one
@@ -192,45 +198,39 @@ impl Metrics {
     /// It is no report.
     pub fn inherit(&self, report: &[u8]) -> Result<(), serde_json::Error> {
         let inherited = Inherited::of(report)?;
-        *self.inherited() = inherited;
+        *lock(&self.inherited) = inherited;
         Ok(())
     }
 
     /// The families without a label for the Service.
-    fn rest(&self) -> Result<String, prometheus::Error> {
+    fn rest(&self, inherited: &Inherited) -> Result<String, prometheus::Error> {
         let text = TextEncoder::new().encode_to_string(&self.registry.gather())?;
-        Ok(self.inherited().added_to(text))
+        Ok(inherited.added_to(text))
     }
 
-    /// The ports that have had a client. Those of before are among them while this process does not know
-    /// yet which ports there are.
-    fn shown(&self) -> Vec<Shown> {
-        // The control thread may wait for this lock, so nothing is written under it.
-        let mut ports = self.ports().clone();
-        let inherited = self.inherited();
-        for key in inherited.ports() {
-            if !ports.contains_key(key) {
-                ports.insert(Arc::new(key.clone()), Arc::default());
-            }
-        }
-        let shown = ports.into_iter().map(|(key, metrics)| Shown {
-            before: inherited.of_port(&key).to_vec(),
-            key,
-            metrics,
-        });
-        let is_used = |it: &Shown| it.metrics.is_used() || !it.before.is_empty();
-        shown.filter(is_used).collect()
+    /// What was counted before: a copy, since the control thread may wait for the lock.
+    fn inherited(&self) -> Inherited {
+        lock(&self.inherited).clone()
     }
 
-    fn inherited(&self) -> MutexGuard<'_, Inherited> {
-        (self.inherited)
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn ports(&self) -> MutexGuard<'_, Ports> {
+        lock(&self.ports)
     }
+}
 
-    fn ports(&self) -> MutexGuard<'_, BTreeMap<Arc<PortKey>, Arc<ServiceMetrics>>> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Those of these ports that have had a client.
+fn shown(ports: Ports, inherited: &Inherited) -> Vec<Shown> {
+    let shown = ports.into_iter().map(|(key, metrics)| Shown {
+        before: inherited.of_port(&key),
+        key,
+        metrics,
+    });
+    let is_used = |it: &Shown| it.metrics.is_used() || !it.before.is_empty();
+    shown.filter(is_used).collect()
 }
 
 fn keep<C: Collector + Clone + 'static>(

@@ -131,7 +131,7 @@ impl<'a> Terminal<'a> {
     }
 }
 
-/// A test that fails leaves no program behind, also none that does not heed its terminal.
+/// A test that fails leaves no program running, not even one that ignores the end of its terminal.
 impl Drop for Terminal<'_> {
     fn drop(&mut self) {
         let pid = std::fs::read_to_string(self.folder.join("pid")).unwrap_or_default();

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,13 +13,13 @@ use crate::contract::name::{ObjectName, PortKey};
 use crate::contract::policy::Transport;
 use crate::observe::families::{self, Shown};
 
-/// What was counted before.
-#[derive(Debug, Default)]
+/// What was counted before. A copy is cheap.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Inherited {
     /// In the order of [`families::names`].
-    ports: HashMap<PortKey, Vec<u64>>,
+    ports: HashMap<Arc<PortKey>, Arc<[u64]>>,
     /// All other series that only grow, by name and labels.
-    rest: HashMap<String, f64>,
+    rest: Arc<HashMap<String, f64>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -42,7 +43,7 @@ struct Counted {
 pub(super) fn report(ports: &[Shown], rest: &str) -> Result<Vec<u8>, prometheus::Error> {
     let counted = ports.iter().map(|port| {
         let mut counts = families::counts(&port.metrics);
-        let both = counts.iter_mut().zip(&port.before);
+        let both = counts.iter_mut().zip(&*port.before);
         both.for_each(|(now, before)| *now += before);
         Counted {
             namespace: port.key.service.namespace.clone(),
@@ -90,22 +91,22 @@ impl Inherited {
                 port: it.port,
                 transport: it.transport,
             };
-            (key, places.iter().map(count).collect())
+            (Arc::new(key), places.iter().map(count).collect())
         });
         Ok(Self {
             ports: ports.collect(),
-            rest: report.rest.into_iter().collect(),
+            rest: Arc::new(report.rest.into_iter().collect()),
         })
     }
 
     /// The ports.
-    pub(super) fn ports(&self) -> impl Iterator<Item = &PortKey> {
+    pub(super) fn ports(&self) -> impl Iterator<Item = &Arc<PortKey>> {
         self.ports.keys()
     }
 
     /// What was counted of a port, in the order of [`families::names`]. Empty: it had no client.
-    pub(super) fn of_port(&self, key: &PortKey) -> &[u64] {
-        self.ports.get(key).map_or(&[], Vec::as_slice)
+    pub(super) fn of_port(&self, key: &PortKey) -> Arc<[u64]> {
+        self.ports.get(key).cloned().unwrap_or_default()
     }
 
     /// Forgets a port.
