@@ -210,6 +210,10 @@ pub struct Kubernetes {
     /// How long the first table may wait for all namespaces. Then those that are known are served.
     /// This is not a field of the file.
     pub patience: Duration,
+    /// How long the slices of a namespace may wait for its first pods. Then they are used without
+    /// them. This is not a field of the file: the pods of a large cluster take the API server longer
+    /// than a start may take.
+    pub pods_patience: Duration,
     /// A connection to the API server without a byte for this long is closed. This is not a field
     /// of the file: bookmarks come once a minute, so a shorter time would break healthy watches,
     /// and a longer time would miss deletions for longer.
@@ -236,6 +240,7 @@ impl Default for Kubernetes {
             snapshot: None,
             save_every: Duration::from_secs(10),
             patience: Duration::from_secs(10),
+            pods_patience: Duration::from_secs(3),
             silence: Duration::from_secs(75),
         }
     }

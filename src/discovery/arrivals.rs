@@ -349,7 +349,7 @@ impl Watches {
     pub(super) fn late(&self, now: Instant) -> impl Iterator<Item = &String> {
         let late = move |namespace: &&String| {
             let since = self.namespaces.get(*namespace).map(|it| it.since);
-            since.is_some_and(|since| since + self.settings.patience <= now)
+            since.is_some_and(|since| since + self.settings.pods_patience <= now)
         };
         self.kept_back.keys().filter(late)
     }

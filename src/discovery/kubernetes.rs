@@ -6,8 +6,8 @@
 //! Invariant: a list takes effect as a whole. The objects of a list are kept back until the list is
 //! complete. Then they replace the objects of the list before it. The first slices of a namespace
 //! wait for its first pods, so that a pod that already terminates is not taken for one that stays.
-//! A namespace that cannot be listed holds up only itself: after `patience` its slices are used
-//! without its pods, and without its slices its Services are not served (`standing.rs`).
+//! A namespace that cannot be listed holds up only itself: after `pods_patience` its slices are used
+//! without its pods, and after `patience` without its slices its Services are not served (`standing.rs`).
 //! A watch that fails leaves its last state in force, and is a problem until the API server
 //! answers it again. It is resumed from its position, or after a 410 from a new list.
 //!

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::discovery::object::Kind;
 use crate::discovery::scope::Key;
 use crate::discovery::source::{Message, Problem, Standing};
-use crate::discovery::watches::Watches;
+use crate::discovery::watches::{State, Watches};
 
 impl Watches {
     /// When to look again although nothing arrives.
@@ -18,7 +18,7 @@ impl Watches {
             .kept_back
             .keys()
             .filter_map(|it| self.namespaces.get(it));
-        let waiting = waiting.map(|it| it.since + self.settings.patience);
+        let waiting = waiting.map(|it| it.since + self.settings.pods_patience);
         let start = Some(self.started + self.settings.patience)
             .filter(|at| !self.synced && *at > Instant::now());
         let begins = Some(self.begins).filter(|_| self.is_stale);
@@ -101,11 +101,13 @@ impl Watches {
             && !(self.is_listed() && self.missing().is_empty())
     }
 
-    /// Whether every watch is listed, and no slice waits for pods.
+    /// Whether every watch is listed, and no slice waits for pods. Pods are needed only by slices
+    /// that wait for them.
     pub(super) fn is_listed(&self) -> bool {
         // A slice may belong to no Service of ours.
         let mut waiting = self.kept_back.keys();
-        self.states.values().all(|state| state.listed)
+        let is_known = |(key, state): (&Key, &State)| state.listed || key.kind == Kind::Pod;
+        self.states.iter().all(is_known)
             && !waiting.any(|namespace| self.namespaces.contains_key(namespace))
     }
 

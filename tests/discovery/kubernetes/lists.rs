@@ -3,11 +3,12 @@
 //! effect. Watches are tested in `breaks.rs`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::api::{Api, Fault, Kind, Order, Verb};
-use super::rig::{Rig, WEB, claimed, deleting, pod, ready, service, shop, slice, within};
+use super::rig::{Rig, Times, WEB, claimed, deleting, pod, ready, service, shop, slice, within};
 use crate::support::manifests::endpoint;
 use crate::support::wait::eventually;
 
@@ -70,6 +71,28 @@ async fn it_is_ready_only_when_services_slices_and_pods_are_whole() {
         );
         rig.clean().await;
     }
+}
+
+#[tokio::test]
+async fn a_slow_list_of_pods_holds_up_the_start_for_a_bounded_time() {
+    let api = shop(3).await;
+    api.fault(Kind::Pods, Verb::List, Fault::Wait);
+    let times = Times {
+        pods_patience: Duration::from_millis(200),
+        ..Times::default()
+    };
+    let rig = Rig::with_times(&api, "", WEB, times);
+    rig.ready().await;
+    assert_eq!(
+        rig.usable("shop"),
+        [1, 2, 3],
+        "its slices are in force without its pods"
+    );
+    api.lift(Kind::Pods, Verb::List);
+    // They are known now: a drain begins with the deletion of its pod again.
+    api.apply(&deleting(pod("p1"), &api, 30, 30));
+    rig.shop(&[2, 3]).await;
+    rig.clean().await;
 }
 
 #[tokio::test]

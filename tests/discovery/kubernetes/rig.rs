@@ -38,6 +38,7 @@ pub struct Rig {
 pub struct Times {
     pub silence: Duration,
     pub patience: Duration,
+    pub pods_patience: Duration,
     /// The node whose pods alone are watched.
     pub node: Option<&'static str>,
 }
@@ -49,6 +50,7 @@ impl Default for Times {
         Self {
             silence,
             patience,
+            pods_patience: patience,
             node: None,
         }
     }
@@ -60,6 +62,7 @@ impl Times {
         let patience = Duration::from_millis(200);
         Self {
             patience,
+            pods_patience: patience,
             ..Self::default()
         }
     }
@@ -114,6 +117,7 @@ impl Rig {
         if let Discovery::Kubernetes(kubernetes) = &mut config.discovery {
             kubernetes.silence = self.times.silence;
             kubernetes.patience = self.times.patience;
+            kubernetes.pods_patience = self.times.pods_patience;
             kubernetes.save_every = Duration::from_millis(50);
             if let Some(node) = self.times.node {
                 kubernetes.pods = PodWatch::Node(node.to_owned());

@@ -64,6 +64,7 @@ impl Source {
         let (out, messages) = mpsc::channel(64);
         let settings = Kubernetes {
             patience: Duration::from_secs(3_600),
+            pods_patience: Duration::from_secs(3_600),
             ..settings
         };
         let wanted = Wanted {
