@@ -26,7 +26,8 @@ use crate::proxy::shared::Shared;
 /// The wanted listeners and their sockets.
 pub struct Listeners {
     sockets: Sockets,
-    listeners: BTreeMap<Key, Listener>,
+    /// Boxed: the nodes of a map of large values are half empty.
+    listeners: BTreeMap<Key, Box<Listener>>,
     /// The listeners of each Service.
     by_service: HashMap<ObjectName, Vec<Key>>,
     /// The listeners that want each address, in order. Only the first is bound: `SO_REUSEPORT` would let all
@@ -250,13 +251,13 @@ impl Listeners {
         let place = (config.transport(), address);
         let of_service = self.by_service.entry(config.service.clone());
         of_service.or_default().push(key.clone());
-        let listener = Listener {
+        let listener = Box::new(Listener {
             config,
             protocol,
             state: State::Refused {
                 error: String::new(),
             },
-        };
+        });
         self.listeners.insert(key.clone(), listener);
         // Port 0 asks for any free port, so several listeners may name it.
         if address.port() == 0 {
@@ -420,7 +421,7 @@ impl Listeners {
     /// Shows in `/readyz` what has changed.
     fn show(&mut self, health: &Health) {
         for key in std::mem::take(&mut self.dirty) {
-            let state = self.listeners.get(&key).map(Listener::shown);
+            let state = self.listeners.get(&key).map(|it| it.shown());
             health.show_listener(key.0 != Origin::Configured, key.1, state);
         }
         if !self.tried && health.is_synced() {

@@ -12,6 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+
 use crate::contract::name::ObjectName;
 use crate::discovery::document::{self, Format, documents};
 use crate::discovery::manifest::{Reader, parse_document};
@@ -20,10 +22,13 @@ use crate::discovery::secret::{Found, secrets};
 
 /// One document with its objects, so that it is not parsed again while its text is the same.
 pub(super) struct Document {
-    pub(super) text: String,
-    pub(super) objects: Vec<Arc<Object>>,
+    text: Digest,
+    pub(super) objects: Box<[Arc<Object>]>,
     pub(super) secrets: BTreeMap<ObjectName, Found>,
 }
+
+/// The digest of a text, which stands for it. The texts of a large folder are a tenth of all memory.
+type Digest = [u8; SHA256_OUTPUT_LEN];
 
 /// The metadata that shows whether a file, or its content, is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +43,7 @@ pub(super) enum Loaded {
     Gone,
     /// The file changed while it was read.
     Changing(Stamp),
-    Good(Stamp, Vec<Document>),
+    Good(Stamp, Arc<[Document]>),
     Bad(Option<Stamp>, String),
 }
 
@@ -108,12 +113,13 @@ pub(super) fn load(
         }
     };
     let parsed = documents(&text, format).and_then(|documents| {
-        let known: HashMap<&str, &Document> = old
+        let known: HashMap<&Digest, &Document> = old
             .iter()
-            .map(|document| (document.text.as_str(), document))
+            .map(|document| (&document.text, document))
             .collect();
         let parse = |document: document::Document<'_>| {
-            let (objects, secrets) = match known.get(document.text) {
+            let text = digest_of(document.text);
+            let (objects, secrets) = match known.get(&text) {
                 Some(known) => (known.objects.clone(), known.secrets.clone()),
                 None => {
                     let objects = parse_document(document, format, listed_at, reader)?;
@@ -122,7 +128,7 @@ pub(super) fn load(
                 }
             };
             Ok(Document {
-                text: document.text.to_owned(),
+                text,
                 objects,
                 secrets,
             })
@@ -130,7 +136,7 @@ pub(super) fn load(
         documents
             .into_iter()
             .map(parse)
-            .collect::<Result<Vec<_>, _>>()
+            .collect::<Result<Arc<[_]>, _>>()
     });
     match parsed {
         Ok(documents) if documents.is_empty() => {
@@ -139,6 +145,12 @@ pub(super) fn load(
         Ok(documents) => Loaded::Good(stamp, documents),
         Err(error) => bad(error.to_string()),
     }
+}
+
+fn digest_of(text: &str) -> Digest {
+    let mut all = [0; SHA256_OUTPUT_LEN];
+    all.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+    all
 }
 
 /// The format of a manifest by its file name; `None` for any other file.

@@ -50,7 +50,7 @@ pub(super) struct Folder {
 pub(super) struct File {
     stamp: Option<Stamp>,
     /// The last good state.
-    good: Option<Arc<Vec<Document>>>,
+    good: Option<Arc<[Document]>>,
     pub(super) error: Option<String>,
 }
 
@@ -208,7 +208,7 @@ impl Folder {
         self.files.get(name).map(|file| file.stamp)
     }
 
-    pub(super) fn good(&self, name: &OsStr) -> Arc<Vec<Document>> {
+    pub(super) fn good(&self, name: &OsStr) -> Arc<[Document]> {
         self.files
             .get(name)
             .and_then(|file| file.good.clone())
@@ -224,7 +224,7 @@ impl Folder {
             }
             Loaded::Good(stamp, documents) => File {
                 stamp: Some(stamp),
-                good: Some(Arc::new(documents)),
+                good: Some(documents),
                 error: None,
             },
             Loaded::Changing(stamp) => File {
