@@ -150,6 +150,8 @@ pub struct Action {
     pub backends: Backends,
     /// What else is done. Most routes ask for nothing.
     pub filters: Option<Box<Filters>>,
+    /// The TLS of a connection that is found by its name ends here. Else it is passed on.
+    pub ends_tls: bool,
 }
 
 impl Action {
@@ -164,6 +166,7 @@ impl Action {
             route,
             backends: Backends::new(vec![(1, Some(target))]),
             filters: None,
+            ends_tls: false,
         }
     }
 }

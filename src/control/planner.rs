@@ -297,6 +297,7 @@ impl Planner {
             route: planned.route.clone(),
             backends: Backends::new(backends.collect()),
             filters: planned.filters.clone().map(Box::new),
+            ends_tls: planned.ends_tls,
         })
     }
 }
@@ -346,7 +347,13 @@ fn listeners_of(
         true => Origin::Address(AddressKind::Gateway),
         false => Origin::Configured,
     };
-    let tls = (door.enters == Enters::Https).then(|| Tls {
+    // Where TLS is only passed on, there is no certificate.
+    let ends_tls = match door.enters {
+        Enters::Https => true,
+        Enters::Tls => !door.secrets.is_empty(),
+        Enters::Http | Enters::Tcp | Enters::Udp => false,
+    };
+    let tls = ends_tls.then(|| Tls {
         certificates: Vec::new(),
         secrets: Vec::new(),
         only_tls13: false,

@@ -181,6 +181,7 @@ fn ingress_action(targets: &Targets, route: &Route<'_>) -> Arc<Action> {
         route: route_name(route),
         backends: Backends::new(backends.collect()),
         filters: filters(&route.filters),
+        ends_tls: false,
     })
 }
 
@@ -202,6 +203,7 @@ fn or_redirect(action: &Arc<Action>, route: &Route<'_>) -> Arc<Action> {
             source_ranges: route.filters.source_ranges.clone(),
             ..Filters::default()
         }),
+        ends_tls: false,
     })
 }
 

@@ -276,12 +276,16 @@ async fn find_protocol(open: &mut Open, client: &mut Client) -> Result<Known, Cl
         client.stream.reset_on_close();
         return Err(CloseReason::NoEndpoint);
     }
-    // A name that is passed on has no TLS of its own listener.
+    // What routes lead on has the TLS of its door, and none of its Service's listener.
     let ends_tls = match by {
-        FoundBy::Request => &client.listener.tls,
-        FoundBy::Name | FoundBy::Connection => &door.tls,
+        FoundBy::Request => client.listener.tls.as_ref(),
+        FoundBy::Name => door.tls.as_ref().filter(|_| {
+            let action = open.action.as_ref();
+            action.is_some_and(|action| action.ends_tls)
+        }),
+        FoundBy::Connection => None,
     };
-    if let Some(termination) = ends_tls.clone() {
+    if let Some(termination) = ends_tls.cloned() {
         Box::pin(tls::terminate(&worker, client, &termination, protocol)).await?;
         open.count(|m| match client.stream.is_resumed() {
             true => &m.handshakes[1],

@@ -1,17 +1,21 @@
 //! Gateways and their routes, from a folder of manifests.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ebbtide::command::demo::proxy::{Proxy, config};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::proxy::ingress::{add, ask, named, none, ok, until};
 use crate::proxy::play::{Act, Play, Turn};
 use crate::proxy::rollout::{five, roll_five};
+use crate::proxy::tls::{Authority, connect, hello, trusting};
 use crate::support::binary::BINARY;
 use crate::support::folder::Folder;
 use crate::support::rig::Rig;
+use crate::support::serve::serve;
 use crate::support::wait::eventually;
 
 const GROUP: &str = "gateway.networking.k8s.io/v1";
@@ -100,6 +104,63 @@ async fn routes_lead_the_requests_of_a_gateway_on_and_follow_changes() {
         rig.running().listener(&name).is_none()
     })
     .await;
+}
+
+/// Of two listeners of one port, one ends TLS and the other passes it on.
+#[tokio::test]
+async fn tls_ends_where_the_listener_of_its_name_ends_it() {
+    let folder = Folder::new();
+    let ended = named("ended").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    add(&folder, "ended", ended.address());
+    add(&folder, "passed", listener.local_addr().unwrap());
+    // What is passed on comes back as it is.
+    serve(listener, async |mut stream, _| {
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    });
+    let (port, pair) = (free_port(), Authority::new().sign(&["ended.example"]));
+    folder.write("class.json", &class());
+    let tls = |name: &str, host: &str, tls: Value| json!({"name": name, "port": port, "protocol": "TLS", "hostname": host, "tls": tls});
+    let ends = tls(
+        "ends",
+        "ended.example",
+        json!({"certificateRefs": [{"name": "pair"}]}),
+    );
+    let passes = tls("passes", "*.example", json!({"mode": "Passthrough"}));
+    folder.write("edge.json", &gateway("edge", json!([passes, ends])));
+    folder.write(
+        "pair.json",
+        &json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": {"name": "pair", "namespace": "web"},
+            "stringData": {"tls.crt": pair.certificate, "tls.key": pair.key},
+        }),
+    );
+    for (name, host) in [("ended", "ended.example"), ("passed", "passed.example")] {
+        let spec = json!({"hostnames": [host], "rules": [{"backendRefs": backends(&[name])}]});
+        folder.write(
+            &format!("{name}-route.json"),
+            &route("TLSRoute", name, "edge", spec),
+        );
+    }
+    let rig = rig(folder).await;
+    let to = format!("web/gateway/edge:{port}@127.66.0.1");
+    let to: SocketAddr = rig.running().listener(&to).unwrap();
+    let mut client = connect(to, "ended.example", &Arc::new(trusting()))
+        .await
+        .unwrap();
+    assert_eq!(ask(&mut client, "x", "/", "").await, ok("ended"));
+    let shown = client.get_ref().1.peer_certificates().unwrap()[0].clone();
+    assert_eq!(shown, pair.der());
+    let (mut client, hello) = (
+        TcpStream::connect(to).await.unwrap(),
+        hello("passed.example"),
+    );
+    client.write_all(&hello).await.unwrap();
+    let mut back = vec![0; hello.len()];
+    client.read_exact(&mut back).await.unwrap();
+    assert_eq!(back, hello, "no byte of it is changed");
 }
 
 /// An application of one pod is asked again, too.

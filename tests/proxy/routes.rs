@@ -141,6 +141,7 @@ fn action(filters: Filters, backends: Vec<(u32, Option<Target>)>) -> Arc<Action>
         route: "HTTPRoute web/test".into(),
         backends: Backends::new(backends),
         filters: Some(Box::new(filters)),
+        ends_tls: false,
     })
 }
 

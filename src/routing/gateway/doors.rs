@@ -42,7 +42,7 @@ pub enum Enters {
     Http,
     /// HTTP over TLS.
     Https,
-    /// TLS, which is passed on.
+    /// TLS, which is passed on or ends here, as its route says.
     Tls,
     /// TCP.
     Tcp,

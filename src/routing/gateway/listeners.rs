@@ -61,7 +61,7 @@ impl<'a> Found<'a> {
             resolved = Err(("InvalidRouteKinds", what));
         }
         let (mut secrets, mut has_certificate) = (Vec::new(), Ok(()));
-        if spec.protocol == "HTTPS" {
+        if accepted.is_ok() && ends_tls(spec) {
             let refs = spec
                 .tls
                 .as_ref()
@@ -93,6 +93,11 @@ impl<'a> Found<'a> {
             conflict: Ok(()),
             attached: 0,
         }
+    }
+
+    /// Whether the TLS of its clients ends here.
+    pub fn ends_tls(&self) -> bool {
+        ends_tls(self.spec)
     }
 
     /// Whether clients can come in.
@@ -160,7 +165,7 @@ fn fitting(spec: &Listener) -> (&'static [GatewayKind], Says) {
         ("HTTP", _) | ("HTTPS", "Terminate") => {
             (&[GatewayKind::HttpRoute, GatewayKind::GrpcRoute], Ok(()))
         }
-        ("TLS", "Passthrough") => (&[GatewayKind::TlsRoute], Ok(())),
+        ("TLS", "Passthrough" | "Terminate") => (&[GatewayKind::TlsRoute], Ok(())),
         ("TCP", _) => (&[GatewayKind::TcpRoute], Ok(())),
         ("UDP", _) => (&[GatewayKind::UdpRoute], Ok(())),
         ("HTTPS" | "TLS", mode) => (&[], unsupported(mode)),
@@ -169,6 +174,11 @@ fn fitting(spec: &Listener) -> (&'static [GatewayKind], Says) {
             (&[], Err(("UnsupportedProtocol", what)))
         }
     }
+}
+
+fn ends_tls(spec: &Listener) -> bool {
+    let mode = spec.tls.as_ref().and_then(|tls| tls.mode.as_deref());
+    matches!(&*spec.protocol, "HTTPS" | "TLS") && mode.unwrap_or("Terminate") == "Terminate"
 }
 
 /// The Secret that a listener names, if it can be used.

@@ -117,18 +117,24 @@ impl<'a> Made<'a> {
             resolved,
         };
         if made.supported.is_ok() {
-            let mut all = (0..spec.rules.len()).map(|i| made.rules(i, None).map(drop));
+            let mut all = (0..spec.rules.len()).map(|i| made.rules(i, None, false).map(drop));
             made.supported = all.find(Result::is_err).unwrap_or(Ok(()));
         }
         made
     }
 
-    fn rules(&self, i: usize, host: Option<&String>) -> Result<Rules, (&'static str, String)> {
+    fn rules(
+        &self,
+        i: usize,
+        host: Option<&String>,
+        ends_tls: bool,
+    ) -> Result<Rules, (&'static str, String)> {
         rules::rules(self.route.kind, host, &self.spec.rules[i], |filters| {
             Planned {
                 route: self.name.clone(),
                 backends: self.backends[i].clone(),
                 filters,
+                ends_tls,
             }
         })
     }
@@ -185,7 +191,8 @@ fn attach(
             match door.enters {
                 Enters::Tcp | Enters::Udp => {
                     let first = (0..made.spec.rules.len()).next();
-                    let first = first.and_then(|i| made.rules(i, None).ok()?.into_iter().next());
+                    let first =
+                        first.and_then(|i| made.rules(i, None, false).ok()?.into_iter().next());
                     door.default = door.default.take().or(first.map(|(_, planned)| planned));
                 }
                 _ => {
@@ -203,7 +210,9 @@ fn attach(
                     };
                     for host in hosts.iter().filter(is_ours) {
                         for rule in 0..made.spec.rules.len() {
-                            let rules = made.rules(rule, host.as_ref()).unwrap_or_default();
+                            let rules = made
+                                .rules(rule, host.as_ref(), found.ends_tls())
+                                .unwrap_or_default();
                             door.rules.extend(rules);
                         }
                     }

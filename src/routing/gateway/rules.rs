@@ -27,6 +27,8 @@ pub struct Planned {
     pub backends: Vec<(u32, Option<PlannedBackend>)>,
     /// What is done beside.
     pub filters: Option<Filters>,
+    /// The TLS of its connections ends here. Else it is passed on.
+    pub ends_tls: bool,
 }
 
 /// A Service port that serves a share of the requests.

@@ -293,6 +293,14 @@ fn a_listener_that_cannot_be_served_is_named() {
         ),
         (
             "protocol: TLS, tls: {mode: Terminate}".to_owned(),
+            "0 +Accepted:Accepted -Programmed:Invalid -ResolvedRefs:InvalidCertificateRef",
+        ),
+        (
+            "protocol: TLS, tls: {mode: Passthrough}".to_owned(),
+            "0 +Accepted:Accepted +Programmed:Programmed +ResolvedRefs:ResolvedRefs",
+        ),
+        (
+            "protocol: HTTPS, tls: {mode: Passthrough}".to_owned(),
             "0 -Accepted:UnsupportedValue -Programmed:Invalid +ResolvedRefs:ResolvedRefs",
         ),
         (
