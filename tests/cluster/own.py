@@ -129,8 +129,8 @@ def roll_and_kill(moment):
         time.sleep(random.uniform(0, 0.1))
     for pid in new:
         os.kill(pid, signal.SIGKILL)
-    # A pod that gets ready twice within minReadySeconds is looked at too soon, and with maxSurge not again before something
-    # changes (Kubernetes 1.35).
+    # Seen with Kubernetes 1.35: every pod is ready, and the controller does not look again before something changes. Perhaps
+    # since the killed pod gets ready twice within minReadySeconds.
     time.sleep(15)
     lab.kubectl_ebbtide("annotate", "daemonset/ebbtide", f"looked-at={time.time()}", "--overwrite")
     lab.kubectl_ebbtide("rollout", "status", "daemonset/ebbtide", "--timeout=240s", timeout=250)
