@@ -3,7 +3,8 @@
 
 e2e.py [A B C D E F G H I J K L M N O P SLI] [--columns iptables,nftables,ebbtide] [--write]
 
-SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS, OWN_ROLLS and SLI_ROUNDS set one length each.
+SHORT=1 runs short loads. TRIES, LOADS, ROLLOUTS, SECONDS, OUTAGE, CALL_ROLLOUTS, OWN_* and SLI_ROUNDS set one length each.
+OLD_IMAGE: see own.py.
 """
 import argparse
 import collections
@@ -39,6 +40,12 @@ LENGTHS = {
     "OUTAGE": (60, 10, "API server stopped in E, s; the kubelet for half of it"),
     "CALL_ROLLOUTS": (100, 3, "rolling updates in L"),
     "OWN_ROLLS": (10, 2, "rolls of the proxy itself in O"),
+    "OWN_PAIRS": (1000, 100, "TCP connections in O"),
+    "OWN_TUNNELS": (50, 5, "WebSocket tunnels in O"),
+    "OWN_POLLS": (10, 2, "clients with long polls in O"),
+    "OWN_HELD": (20, 5, "each long poll and each upload of O, s"),
+    "OWN_MIB": (1024, 64, "each upload of O, MiB"),
+    "OWN_KILLS": (3, 0, "kills of the new process in O, of each kind; with them comes a crash"),
     "SLI_ROUNDS": (10, 2, "rollouts of 10 pods in SLI"),
 }
 KNOB = {name: int(os.environ.get(name) or (short if SHORT else full)) for name, (full, short, _) in LENGTHS.items()}

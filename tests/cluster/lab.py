@@ -442,8 +442,8 @@ def signal_container(pod, name):
     run("ctr", "-a", f"{LAB}/run/{pod['spec']['nodeName']}/containerd.sock", "-n", "k8s.io", "task", "kill", "-s", name, container(pod))
 
 
-def image_version():
-    with tarfile.open(IMAGE) as image:
+def image_version(path=IMAGE):
+    with tarfile.open(path) as image:
         read = lambda name: json.load(image.extractfile(name))
         return read(read("manifest.json")[0]["Config"])["config"].get("Labels", {}).get("org.opencontainers.image.version", "unknown")
 

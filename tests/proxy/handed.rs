@@ -12,6 +12,7 @@ use ebbtide::net::handoff::Doorway;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::scripted::Scripted;
@@ -36,6 +37,8 @@ struct Seen {
     ended: AtomicUsize,
     /// A request for `/slow` is answered, and a client that has ended hears a last word, when this opens.
     gate: CancellationToken,
+    /// Answers one request for `/slow`.
+    answer_one: Notify,
 }
 
 impl App {
@@ -65,7 +68,10 @@ async fn serve(mut stream: TcpStream, seen: Arc<Seen>) {
         }
         if said.starts_with(b"GET /slow") {
             seen.slow.fetch_add(1, Ordering::SeqCst);
-            seen.gate.cancelled().await;
+            tokio::select! {
+                () = seen.gate.cancelled() => {}
+                () = seen.answer_one.notified() => {}
+            }
         }
         let is_tunnel = said.starts_with(b"GET /tunnel");
         is_joined = is_tunnel || !said.starts_with(b"GET");
@@ -339,6 +345,41 @@ async fn a_client_that_never_stops_asking_keeps_its_connection_through_three_rep
         answered(place.admin).await == Some(all)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_client_whose_next_request_has_come_already_passes_with_it() {
+    let app = App::start().await;
+    let place = Place::new("timeouts: {lameDuck: 10m, shutdown: 10m}\n");
+    let mut old = place.process(&app).await;
+    let mut client = TcpStream::connect(place.web).await.unwrap();
+    // The second one is there when the first is answered.
+    let both = b"GET /slow?1 HTTP/1.1\r\nhost: n\r\n\r\nGET /slow?2 HTTP/1.1\r\nhost: n\r\n\r\n";
+    client.write_all(both).await.unwrap();
+    eventually("the first request at the endpoint", async || {
+        app.seen.slow.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    let _new = place.process(&app).await;
+    old.proxy.signal(Signal::TERM);
+    old.lines("is ready: handing client connections over").await;
+    app.seen.answer_one.notify_one();
+    let mut buf = [0; 4096];
+    let n = soon("the first answer", client.read(&mut buf))
+        .await
+        .unwrap();
+    assert!(buf[..n].ends_with(b"ok"), "{:?}", &buf[..n]);
+    eventually("the second request at the endpoint", async || {
+        app.seen.slow.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    // The old process has no part in it.
+    ends_well(&mut old).await;
+    app.seen.answer_one.notify_one();
+    let n = soon("the second answer", client.read(&mut buf))
+        .await
+        .unwrap();
+    assert!(buf[..n].ends_with(b"ok"), "{:?}", &buf[..n]);
 }
 
 /// How many requests are answered, by the metrics of this admin address.

@@ -245,6 +245,10 @@ async fn read_head(
     bound: &mut Option<Box<Bound>>,
     mut timer: Pin<&mut tokio::time::Sleep>,
 ) -> Result<Parsed, HeadEnd> {
+    // Before its next request is looked at: a client that asks without a pause would never pass.
+    if worker.can_offer() && client.can_pass() && bound.is_none() {
+        return Err(HeadEnd::HandOver);
+    }
     let config = worker.config();
     let (idle, head_time) = (config.timeouts.client_idle, config.timeouts.head);
     let mut begun = head::has_begun(&client.unread);
