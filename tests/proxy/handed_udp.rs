@@ -3,16 +3,18 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ebbtide::command::demo::proxy::Proxy;
 use ebbtide::net::handoff::Doorway;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::net::UdpSocket;
 
-use crate::support::folder::Ep;
+use crate::support::binary::BINARY;
+use crate::support::folder::{Ep, Folder};
 use crate::support::process::Process;
 use crate::support::vitals::open_descriptors;
 use crate::support::wait::{eventually, soon};
@@ -75,7 +77,8 @@ impl Place {
     }
 
     async fn process(&self) -> Process {
-        let process = Process::run(&[], &self.text, &["web"]).await;
+        // All is known at the start, as from an API server: else clients came to a Service without ports.
+        let folder = Folder::new();
         let service = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {"namespace": "web", "name": "shop"},
@@ -85,9 +88,12 @@ impl Place {
             let mut slice = app.ep.slice_of("shop", "dns");
             slice["ports"][0]["protocol"] = json!("UDP");
             let file = format!("slice-{}.json", app.ep.name);
-            process.folder.write(&file, &slice);
+            folder.write(&file, &slice);
         }
-        process.folder.write("service.json", &service);
+        folder.write("service.json", &service);
+        let proxy = Proxy::start(BINARY.as_ref(), folder.path(), &self.text, &["web"]).await;
+        let proxy = proxy.unwrap();
+        let process = Process { proxy, folder };
         process.ready(self.apps.len()).await;
         process
     }
@@ -177,6 +183,38 @@ async fn a_client_keeps_its_endpoint_and_its_source_port_through_replacements() 
             sessions(&process).await == 60.0
         })
         .await;
+    }
+}
+
+/// The kernel divides the clients anew at each change, and each datagram has its answer all the same.
+#[tokio::test]
+async fn no_datagram_is_lost_though_clients_never_stop() {
+    let place = Place::new("").await;
+    let mut process = place.process().await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> = (place.clients(24).await.into_iter())
+        .map(|client| {
+            let is_over = is_over.clone();
+            tokio::spawn(async move {
+                let mut asked = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    client.ask().await;
+                    asked += 1;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                asked
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        let next = place.process().await;
+        process.proxy.signal(Signal::TERM);
+        ends_well(&mut process).await;
+        process = next;
+    }
+    is_over.store(true, Ordering::SeqCst);
+    for client in asking {
+        assert!(client.await.unwrap() > 0);
     }
 }
 

@@ -27,7 +27,9 @@ pub(super) async fn give_all(worker: &Rc<Worker>, door: &Rc<Door>) {
     let Some(heir) = worker.heir() else {
         return;
     };
-    for some in worker.udp.of_listener(door.spec.id).chunks(AT_ONCE) {
+    let mut all = worker.udp.of_listener(door.spec.id);
+    all.retain(|session| !session.is_handed.get());
+    for some in all.chunks(AT_ONCE) {
         let offers = some.iter().map(|session| give(worker, &heir, session));
         futures::future::join_all(offers).await;
     }

@@ -46,7 +46,7 @@ pub async fn serve(
             () = take_all_in(&worker, &door) => {}
             () = last_sessions(&worker, &door) => {}
         }
-        take_the_rest(&worker, &door);
+        take_the_rest(&worker, &door).await;
     }
     worker.udp.close(door.spec.id);
 }
@@ -88,9 +88,11 @@ fn take_some_in(worker: &Rc<Worker>, door: &Rc<Door>, most: usize) {
 
 /// What has come before the socket closes reaches its endpoints. What comes from now on goes to the sockets
 /// of the process that replaces this one.
-fn take_the_rest(worker: &Rc<Worker>, door: &Rc<Door>) {
+async fn take_the_rest(worker: &Rc<Worker>, door: &Rc<Door>) {
     if worker.has_heir() && door.socket.turn_away().is_ok() {
         take_some_in(worker, door, REST);
+        // Sessions that have begun meanwhile are owed their answers.
+        give_all(worker, door).await;
     }
 }
 
