@@ -53,6 +53,7 @@ pub(super) fn start_workers(
         sources: nodes.map(|it| Arc::new(Sources::new(it))),
         sources_lost: Pace::default(),
         udp_full: Pace::default(),
+        claims: Arc::default(),
     });
     let mut workers = Vec::new();
     for (index, inbox) in inboxes.into_iter().enumerate() {

@@ -5,6 +5,7 @@
 //! if this process has never heard of the endpoint.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::contract::endpoint::{Endpoint, EndpointId, Lease};
 use crate::contract::listener::{ListenerSpec, Serves};
-use crate::contract::name::PortKey;
+use crate::contract::name::{PodRef, PortKey};
 use crate::contract::policy::{PortRef, Transport};
 use crate::contract::snapshot::Published;
 use crate::control::command::Proposal;
@@ -76,7 +77,7 @@ impl Adoptions {
     ) -> Result<(Arc<ListenerSpec>, Option<Lease>), &'static str> {
         match offer {
             Offer::Http(client) => {
-                let spec = now.listeners.bound_to(client.door.listener);
+                let spec = now.listeners.bound_to(Transport::Tcp, client.door.listener);
                 let spec = spec.ok_or("no listener has the address")?;
                 // The client has begun without TLS, and goes on without it.
                 match (&spec.tls, &spec.serves) {
@@ -89,6 +90,16 @@ impl Adoptions {
                     .lease_for(pair, now, ghost)
                     .ok_or("the endpoint has drained")?;
                 Ok((self.listener_for(pair, now.listeners), Some(lease)))
+            }
+            Offer::Session(it) => {
+                let spec = now.listeners.bound_to(Transport::Udp, it.door.listener);
+                let spec = spec.filter(|spec| spec.address == it.door.listener);
+                let spec = spec.ok_or("no listener has the address")?;
+                let port = it.service.port_over(Transport::Udp, it.port);
+                let lease = known(now.snapshot, &port, it.endpoint, it.pod.as_ref());
+                // Its client has another endpoint with the next datagram.
+                let lease = lease.ok_or("the endpoint is not known")?;
+                Ok((spec.clone(), Some(lease)))
             }
         }
     }
@@ -112,17 +123,10 @@ impl Adoptions {
         now: &Known<'_>,
         ghost: &mut Option<Ghost>,
     ) -> Option<Lease> {
-        let number = PortRef::Number(pair.port);
-        let port = now.snapshot.port(&pair.service, &number, Transport::Tcp);
-        let is_it = |endpoint: &Endpoint| {
-            let pods = (endpoint.pod.as_deref(), pair.pod.as_ref());
-            endpoint.address == pair.endpoint && (pods.0 == pods.1)
-        };
-        let known = port
-            .as_ref()
-            .and_then(|it| it.all.iter().find(|it| is_it(it)));
-        if let Some(lease) = known.and_then(Endpoint::adopt) {
-            return Some(lease);
+        let port = pair.service.port_over(Transport::Tcp, pair.port);
+        let known = known(now.snapshot, &port, pair.endpoint, pair.pod.as_ref());
+        if known.is_some() {
+            return known;
         }
         self.ghosts += 1;
         let id = EndpointId(u64::MAX - self.ghosts);
@@ -139,6 +143,19 @@ impl Adoptions {
         *ghost = Some((deadline, unknown));
         Some(lease)
     }
+}
+
+/// The right to go on with an endpoint that this process knows, too.
+fn known(
+    snapshot: &Published,
+    port: &PortKey,
+    address: SocketAddr,
+    pod: Option<&PodRef>,
+) -> Option<Lease> {
+    let number = PortRef::Number(port.port);
+    let port = snapshot.port(&port.service, &number, port.transport)?;
+    let is_it = |it: &&Arc<Endpoint>| it.address == address && it.pod.as_deref() == pod;
+    port.all.iter().find(is_it).and_then(Endpoint::adopt)
 }
 
 /// No drain is longer than this, whatever another process says.

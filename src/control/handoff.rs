@@ -155,7 +155,10 @@ impl Taker {
                 Ok(adopted) => {
                     channel.send(&serde_json::to_vec(&Answer::Taken)?, &[])?;
                     taken += 1;
-                    self.shared.give_least(WorkerCommand::Adopt(adopted));
+                    match adopted.offer {
+                        Offer::Session(_) => self.shared.give_session(adopted),
+                        _ => self.shared.give_least(WorkerCommand::Adopt(adopted)),
+                    }
                     continue;
                 }
                 Err(why) => Answer::Refused(why),
@@ -305,11 +308,12 @@ const AT_ONCE: usize = 32;
 mod tests {
     use std::collections::HashSet;
     use std::io::Read;
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
     use super::*;
+    use crate::contract::name::ObjectName;
     use crate::net::stream::Stream;
-    use crate::proxy::heir::{Door, HttpClient};
+    use crate::proxy::heir::{Door, HttpClient, UdpSession};
 
     /// What a successor does with what it is offered.
     #[derive(Clone, Copy)]
@@ -336,7 +340,11 @@ mod tests {
                 break;
             };
             let offer: Offer = serde_json::from_slice(&received.bytes).unwrap();
-            let Offer::Http(client) = offer else { panic!() };
+            let port = match offer {
+                Offer::Http(it) => it.door.client.port(),
+                Offer::Session(it) => it.door.client.port(),
+                Offer::Pair(_) => panic!(),
+            };
             let (answer, is_last): (&[u8], bool) = match act {
                 Act::Take => (br#""taken""#, false),
                 Act::TakeAndDie => (br#""taken""#, true),
@@ -346,7 +354,7 @@ mod tests {
             };
             let said = channel.send(answer, &[]).is_ok();
             if said && matches!(act, Act::Take | Act::TakeAndDie) {
-                owned.insert(client.door.client.port());
+                owned.insert(port);
             }
             if is_last {
                 break;
@@ -355,15 +363,16 @@ mod tests {
         owned
     }
 
-    /// Offers `count` connections to that successor. Returns the ports of those that it has, by what this
+    /// Offers `count` connections, and a UDP session after each, to that successor. Returns the ports of those that it has, by what this
     /// side was told, and the clients.
     async fn offer_all(
         heir: &Heir,
         listener: &TcpListener,
         count: usize,
-    ) -> (HashSet<u16>, Vec<TcpStream>) {
-        let mut clients = Vec::new();
+    ) -> (HashSet<u16>, Vec<TcpStream>, Vec<UdpSocket>) {
+        let (mut clients, mut endpoints) = (Vec::new(), Vec::new());
         let mut offers = Vec::new();
+        let mut sessions = Vec::new();
         for _ in 0..count {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (socket, peer) = listener.accept().unwrap();
@@ -385,9 +394,44 @@ mod tests {
                 let taken = heir.offer(offer, &[&stream], &[]).await;
                 (taken == Some(true)).then_some(peer.port())
             });
+            let (endpoint, socket, it) = session(peer);
+            endpoints.push(endpoint);
+            let client = it.door.client.port();
+            sessions.push(async move {
+                let offer = Offer::Session(Box::new(it));
+                let taken = heir.offer_sockets(offer, vec![socket.into()], &[]).await;
+                (taken == Some(true)).then_some(client)
+            });
         }
-        let told = futures::future::join_all(offers).await;
-        (told.into_iter().flatten().collect(), clients)
+        let offers = futures::future::join_all(offers);
+        let sessions = futures::future::join_all(sessions);
+        let (told, sessions) = futures::future::join(offers, sessions).await;
+        let told = told.into_iter().chain(sessions).flatten().collect();
+        (told, clients, endpoints)
+    }
+
+    /// A UDP endpoint, a socket to it, and what is said of the session. The endpoint's
+    /// address stands for the client's, too.
+    fn session(listener: SocketAddr) -> (UdpSocket, UdpSocket, UdpSession) {
+        let endpoint = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.connect(endpoint.local_addr().unwrap()).unwrap();
+        endpoint.connect(socket.local_addr().unwrap()).unwrap();
+        let it = UdpSession {
+            door: Door {
+                listener,
+                name: "dns".into(),
+                client: endpoint.local_addr().unwrap(),
+            },
+            asked: None,
+            service: ObjectName::new("web", "shop"),
+            port: 53,
+            endpoint: endpoint.local_addr().unwrap(),
+            pod: None,
+            is_named: false,
+            still_ms: 0,
+        };
+        (endpoint, socket, it)
     }
 
     /// In a thousand orders of answers and deaths: both sides agree on who has each connection, and nobody
@@ -403,8 +447,8 @@ mod tests {
             let mut random = fastrand::Rng::with_seed(seed);
             let name = format!("ebbtide-test-{}-{seed}", std::process::id());
             let door = Doorway::open(&name).unwrap();
-            let count = random.usize(1..48);
-            let script: Vec<Act> = (0..count)
+            let count = random.usize(1..24);
+            let script: Vec<Act> = (0..2 * count)
                 .map(|_| match random.u8(0..40) {
                     0 => Act::Die,
                     1 => Act::TakeAndDie,
@@ -421,7 +465,7 @@ mod tests {
             let Some(Command::HandOver(heir)) = told.blocking_recv() else {
                 panic!("seed {seed}: no successor");
             };
-            let (told, clients) = runtime.block_on(offer_all(&heir, &listener, count));
+            let (told, clients, endpoints) = runtime.block_on(offer_all(&heir, &listener, count));
             drop(heir);
             giving.join().unwrap();
             assert_eq!(told, there.join().unwrap(), "seed {seed}");
@@ -434,6 +478,15 @@ mod tests {
                     matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)),
                     "seed {seed}: {end:?}"
                 );
+            }
+            for endpoint in endpoints {
+                // The kernel refuses what goes to a socket that nobody has.
+                let _ = endpoint.send(b"?");
+                endpoint
+                    .set_read_timeout(Some(Duration::from_secs(60)))
+                    .unwrap();
+                let end = endpoint.recv(&mut [0]).map_err(|it| it.kind());
+                assert_eq!(end, Err(ErrorKind::ConnectionRefused), "seed {seed}");
             }
         }
     }

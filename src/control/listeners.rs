@@ -125,8 +125,8 @@ impl Listeners {
     }
 
     /// The listener that is bound to this address, or that serves it for the kernel.
-    pub fn bound_to(&self, address: SocketAddr) -> Option<&Arc<ListenerSpec>> {
-        let key = self.by_address.get(&(Transport::Tcp, address))?.first()?;
+    pub fn bound_to(&self, over: Transport, address: SocketAddr) -> Option<&Arc<ListenerSpec>> {
+        let key = self.by_address.get(&(over, address))?.first()?;
         match &self.listeners.get(key)?.state {
             State::Bound(spec) => Some(spec),
             _ => None,

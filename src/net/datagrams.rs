@@ -7,8 +7,8 @@
 //! Leaves out segment offload: each call moves one datagram.
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use rustix::net::{RecvFlags, SendFlags};
@@ -77,6 +77,20 @@ impl Datagrams {
         self.socket.readable().await
     }
 
+    /// Datagrams of clients go to the other sockets of this address from now on. Those that have come
+    /// can still be taken. The kernel gives a connected socket the datagrams of its peer only, and there
+    /// is none.
+    ///
+    /// # Errors
+    /// The kernel's. Nothing has changed.
+    pub fn turn_away(&self) -> io::Result<()> {
+        let nobody: SocketAddr = match self.socket.local_addr()? {
+            SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, DISCARD).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, DISCARD).into(),
+        };
+        Ok(rustix::net::connect(&self.socket, &nobody)?)
+    }
+
     /// Takes a datagram. What is longer than `buffer` is cut off.
     pub fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
         let mut meta = [RecvMeta::default()];
@@ -125,6 +139,16 @@ impl Connected {
         Ok(Self(UdpSocket::from_std(socket.into())?))
     }
 
+    /// A socket that another process has made so.
+    pub fn adopted(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self(UdpSocket::from_std(socket.into())?))
+    }
+
+    /// Another descriptor of it, which this thread's runtime knows nothing of.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
+    }
+
     /// Waits for a datagram, or for a refusal. Cancellation safe.
     pub async fn readable(&self) -> io::Result<()> {
         self.0.ready(READ_OR_REFUSED).await.map(drop)
@@ -162,6 +186,8 @@ impl Connected {
 
 /// The kernel reports a refusal as an error, with nothing to read.
 const READ_OR_REFUSED: Interest = Interest::READABLE.add(Interest::ERROR);
+/// Port 9 is that of the discard protocol (RFC 863): nobody sends from there.
+const DISCARD: u16 = 9;
 /// The longest datagram, rounded up.
 pub const LONGEST: usize = 64 << 10;
 

@@ -55,6 +55,8 @@ pub enum Offer {
     Http(HttpClient),
     /// A client and an endpoint that are joined byte for byte.
     Pair(Box<Joined>),
+    /// A UDP client with its endpoint.
+    Session(Box<UdpSession>),
 }
 
 /// A client of HTTP/1 between two requests.
@@ -101,6 +103,28 @@ pub struct Joined {
     pub up: Half,
     /// From the endpoint.
     pub down: Half,
+}
+
+/// A UDP client with its endpoint. Its only socket is the one to the endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UdpSession {
+    /// Where the client's datagrams come in.
+    pub door: Door,
+    /// The address of this machine that the client sends to.
+    pub asked: Option<IpAddr>,
+    /// The Service, and the number of its port.
+    pub service: ObjectName,
+    /// See `service`.
+    pub port: u16,
+    /// The endpoint's address, and its pod.
+    pub endpoint: SocketAddr,
+    /// See `endpoint`.
+    pub pod: Option<PodRef>,
+    /// Whether the endpoint sees the client's address.
+    pub is_named: bool,
+    /// Since when no datagram has come, in either direction.
+    pub still_ms: u64,
 }
 
 /// One direction of a pair.
@@ -179,15 +203,25 @@ impl Heir {
     /// `Some(true)`: it is the other's, and must be dropped here. `Some(false)`: the other does not want
     /// it. `None`: the other cannot be asked any more. Not cancellation safe.
     pub async fn offer(&self, offer: Offer, streams: &[&Stream], owed: &[&[u8]]) -> Option<bool> {
-        let room = self.room.clone().acquire_owned().await.ok();
-        let mut descriptors = Vec::with_capacity(streams.len() + 1);
+        let mut sockets = Vec::with_capacity(streams.len() + 1);
         for stream in streams {
             // Without a descriptor it stays here.
             let Some(Ok(copy)) = stream.plain().map(|it| it.as_fd().try_clone_to_owned()) else {
                 return Some(false);
             };
-            descriptors.push(copy);
+            sockets.push(copy);
         }
+        self.offer_sockets(offer, sockets, owed).await
+    }
+
+    /// Like [`Self::offer`], with copies of the sockets. Not cancellation safe.
+    pub async fn offer_sockets(
+        &self,
+        offer: Offer,
+        mut descriptors: Vec<OwnedFd>,
+        owed: &[&[u8]],
+    ) -> Option<bool> {
+        let room = self.room.clone().acquire_owned().await.ok();
         if owed.iter().any(|it| !it.is_empty()) {
             match file_of(owed) {
                 Ok(file) => descriptors.push(file),
@@ -238,6 +272,7 @@ impl Offer {
         match self {
             Self::Http(_) => 1,
             Self::Pair(_) => 2,
+            Self::Session(_) => 1,
         }
     }
 
@@ -246,6 +281,7 @@ impl Offer {
         match self {
             Self::Http(client) => Some(client.unread),
             Self::Pair(pair) => pair.up.waiting.checked_add(pair.down.waiting),
+            Self::Session(_) => Some(0),
         }
     }
 }

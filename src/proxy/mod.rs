@@ -22,6 +22,7 @@
 //! | [`worker`] | everything that the connections of one thread share |
 //! | [`balancer`], [`upstream`] | the pick; connections to endpoints |
 //! | [`budget`], [`shared`] | the retry budget; what workers share |
+//! | [`claims`] | UDP sessions that were handed over, until a worker gets a datagram of their client |
 //! | [`heir`] | the way of a connection to the process that replaces this one |
 //! | [`silence`] | the watch for endpoints that have vanished |
 
@@ -29,6 +30,7 @@ mod about;
 pub mod accept;
 pub mod balancer;
 pub mod budget;
+pub mod claims;
 pub mod client;
 pub mod detect;
 mod direction;

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::settings::Config;
 use crate::contract::policy::Transport;
 use crate::net::turns;
+use crate::proxy::heir::Offer;
 use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
 use crate::proxy::{accept, session, udp};
@@ -100,7 +101,11 @@ impl Worker {
                     local.drop_idle();
                 }
             }
-            WorkerCommand::Adopt(adopted) => session::adopt(self, *adopted),
+            WorkerCommand::Adopt(adopted) => match adopted.offer {
+                Offer::Session(_) => udp::handed::adopt(self, *adopted),
+                Offer::Http(_) | Offer::Pair(_) => session::adopt(self, *adopted),
+            },
+            WorkerCommand::Claimed(key) => udp::handed::let_go(self, &key),
             WorkerCommand::HandOver => {
                 tokio::task::spawn_local(self.clone().offer_all());
             }

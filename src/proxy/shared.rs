@@ -29,6 +29,7 @@ use crate::contract::policy::{PortRef, Scope};
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::observe::access_log::AccessLog;
+use crate::proxy::claims::{Claims, Key};
 use crate::proxy::heir::{Adopted, Heir};
 
 /// What all workers share.
@@ -80,6 +81,8 @@ pub struct Shared {
     pub sources_lost: Pace,
     /// UDP sessions that had no place.
     pub udp_full: Pace,
+    /// UDP sessions that another process has handed over.
+    pub claims: Arc<Claims>,
 }
 
 /// Counts what happens often, and says when to log it: immediately, and then at most once in
@@ -131,6 +134,8 @@ pub enum WorkerCommand {
     DropIdle(Spare),
     /// Serve a connection that another process has handed over.
     Adopt(Box<Adopted>),
+    /// Another worker has taken this UDP session, see [`Shared::claims`].
+    Claimed(Key),
     /// [`Shared::heir`] is there: hand over what can be.
     HandOver,
     /// Nothing is accepted any more: clients of HTTP/2 are told to go elsewhere.
@@ -223,6 +228,18 @@ impl Shared {
         self.loads[least].fetch_add(1, Ordering::Relaxed);
         // A worker is gone only when the process ends.
         let _ = self.mailboxes[least].send(connection);
+    }
+
+    /// Gives a UDP session to a worker that has a socket of its listener.
+    pub fn give_session(&self, adopted: Box<Adopted>) {
+        let (spec, count) = (&adopted.listener, self.mailboxes.len());
+        let index = match spec.sockets == count {
+            true => fastrand::usize(..count),
+            // `control/sockets.rs` gives single sockets to the workers by this.
+            false => spec.id.0 as usize % count,
+        };
+        // A worker is gone only when the process ends.
+        let _ = self.mailboxes[index].send(WorkerCommand::Adopt(adopted));
     }
 
     /// The worker with the fewest client connections.

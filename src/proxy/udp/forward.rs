@@ -12,16 +12,17 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::contract::clock::millis;
-use crate::contract::endpoint::EndpointId;
+use crate::contract::endpoint::{EndpointId, Lease};
 use crate::contract::listener::ListenerSpec;
 use crate::contract::reason::DropReason;
 use crate::net::datagrams::Connected;
 use crate::net::socket;
 use crate::proxy::balancer::{self, Avoid, Cost, Origin};
+use crate::proxy::claims::Key;
 use crate::proxy::led;
-use crate::proxy::shared::Spare;
+use crate::proxy::shared::{Spare, WorkerCommand};
 use crate::proxy::source::Source;
-use crate::proxy::udp::sessions::{Door, Flow, Key, Session};
+use crate::proxy::udp::sessions::{Door, Flow, Session};
 use crate::proxy::worker::{Routed, Worker};
 
 /// Passes a client's datagram on, or holds it, or drops it.
@@ -42,7 +43,10 @@ pub(super) fn take_in(worker: &Rc<Worker>, door: &Rc<Door>, key: Key, bytes: &[u
                 worker.udp.end(&other);
             }
             match begin(worker, door, listener, key, &port) {
-                Some(session) => (port, session),
+                Some(session) => {
+                    claim(worker, &session);
+                    (port, session)
+                }
                 None => return port.metrics.dropped(DropReason::NoSession),
             }
         }
@@ -50,6 +54,13 @@ pub(super) fn take_in(worker: &Rc<Worker>, door: &Rc<Door>, key: Key, bytes: &[u
     if !session.held.borrow().is_empty() || !send(worker, &session, &port, None, bytes) {
         hold(worker, &session, &port, bytes);
     }
+}
+
+/// How many sessions this worker may have.
+pub(super) fn share(worker: &Worker) -> usize {
+    let places = worker.shared.places.load(Ordering::Relaxed);
+    let most = worker.config().limits.udp_sessions.min(places / 2);
+    most.div_ceil(worker.shared.loads.len())
 }
 
 /// A new session, at the cost of another one if there is no place.
@@ -61,9 +72,7 @@ fn begin(
     port: &Rc<Routed>,
 ) -> Option<Rc<Session>> {
     let shared = &worker.shared;
-    let places = shared.places.load(Ordering::Relaxed);
-    let most = worker.config().limits.udp_sessions.min(places / 2);
-    let share = most.div_ceil(shared.loads.len());
+    let share = share(worker);
     let mut is_full = worker.udp.len() >= share;
     let permit = loop {
         if !is_full && let Ok(permit) = shared.connections.clone().try_acquire_owned() {
@@ -85,6 +94,24 @@ fn begin(
     };
     let (door, metrics) = (door.clone(), port.metrics.clone());
     Some(worker.udp.begin(key, door, listener, metrics, permit?))
+}
+
+/// A client's datagram has come to this worker, and another one may have the session that was handed
+/// over: takes it from there.
+fn claim(worker: &Rc<Worker>, session: &Rc<Session>) {
+    let Some((claim, held)) = (worker.shared.claims).take_over(session.key, worker.index) else {
+        return;
+    };
+    session.claim.replace(Some(held));
+    let (lease, copy) = (claim.endpoint.adopt(), claim.socket.try_clone());
+    if let (Some(lease), Ok(socket)) = (lease, copy.and_then(Connected::adopted)) {
+        go_on(worker, session, lease, socket, claim.is_named);
+    }
+    if claim.owner != worker.index
+        && let Some(mailbox) = worker.shared.mailboxes.get(claim.owner)
+    {
+        let _ = mailbox.send(WorkerCommand::Claimed(session.key));
+    }
 }
 
 /// Sends a datagram to the session's endpoint, or to another one if that one has left or refuses.
@@ -204,15 +231,27 @@ fn connect(
             worker.spare(Spare::Surplus);
         }
     })?;
+    let is_named = shadow.is_some();
+    Ok(Some(go_on(worker, session, lease, socket, is_named)))
+}
+
+/// Makes this socket the session's way to an endpoint.
+pub(super) fn go_on(
+    worker: &Rc<Worker>,
+    session: &Rc<Session>,
+    lease: Lease,
+    socket: Connected,
+    is_named: bool,
+) -> Rc<Flow> {
     let local = worker.local(lease.endpoint());
-    let flow = Flow::new(lease, local, socket, shadow.is_some());
+    let flow = Flow::new(lease, local, socket, is_named);
     session.set_flow(flow.clone());
     tokio::task::spawn_local(answers(worker.clone(), session.clone(), flow.clone()));
-    Ok(Some(flow))
+    flow
 }
 
 /// Passes the answers of an endpoint on, until the flow ends.
-async fn answers(worker: Rc<Worker>, session: Rc<Session>, flow: Rc<Flow>) {
+pub(super) async fn answers(worker: Rc<Worker>, session: Rc<Session>, flow: Rc<Flow>) {
     let ends_at = || {
         let closing = worker.shared.closing.load(Ordering::Relaxed);
         let idle = worker.config().timeouts.udp_idle;

@@ -7,9 +7,11 @@
 //! | files | what they own |
 //! |---|---|
 //! | [`serve`] | a worker's share of a UDP listener |
+//! | [`handed`] | sessions that pass to the process that replaces this one |
 //! | [`forward`] | the way of a datagram to an endpoint, and of the answers back; the hold |
 //! | [`sessions`] | one worker's sessions, and their bound |
 
 pub mod forward;
+pub mod handed;
 pub mod serve;
 pub mod sessions;

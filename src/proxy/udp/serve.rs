@@ -14,8 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::contract::listener::ListenerSpec;
 use crate::net::datagrams::Datagrams;
 use crate::proxy::accept::Accepting;
+use crate::proxy::claims::Key;
 use crate::proxy::udp::forward::take_in;
-use crate::proxy::udp::sessions::{Door, Key};
+use crate::proxy::udp::handed::give_all;
+use crate::proxy::udp::sessions::Door;
 use crate::proxy::worker::Worker;
 
 /// Serves until `stop`. In a shutdown it goes on for as long as the sessions that it has then, or until
@@ -33,20 +35,20 @@ pub async fn serve(
             return tracing::error!(listener = spec.name, %error, "cannot watch the UDP socket");
         }
     };
+    worker.udp.open(door.clone());
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
-        () = take_all_in(&worker, &door) => return,
+        () = take_all_in(&worker, &door) => return worker.udp.close(door.spec.id),
     }
     if worker.shared.closing.load(Ordering::Relaxed) {
         tokio::select! {
             () = take_all_in(&worker, &door) => {}
             () = last_sessions(&worker, &door) => {}
         }
+        take_the_rest(&worker, &door).await;
     }
-    for session in worker.udp.of_listener(door.spec.id) {
-        worker.udp.end(&session);
-    }
+    worker.udp.close(door.spec.id);
 }
 
 /// Takes datagrams in. Returns if the socket fails.
@@ -56,36 +58,55 @@ async fn take_all_in(worker: &Rc<Worker>, door: &Rc<Door>) {
             return tracing::error!(listener = door.spec.name, %error, "the UDP socket failed");
         }
         worker.datagrams.turn().await;
-        for _ in 0..BURST {
-            let taken = worker.udp.with_buffer(|buffer| {
-                let arrival = door.socket.try_recv(buffer)?;
-                let key = Key {
-                    listener: door.spec.id,
-                    client: arrival.peer,
-                    asked: arrival.asked,
-                };
-                // As kube-proxy does, without a word.
-                if !door.spec.admits(arrival.peer.ip()) {
-                    return Ok(());
-                }
-                take_in(worker, door, key, &buffer[..arrival.len]);
-                io::Result::Ok(())
-            });
-            // Any other error is of one datagram, or of one that was sent before.
-            if taken.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-                break;
+        take_some_in(worker, door, BURST);
+    }
+}
+
+/// Takes in what is there, up to `most` datagrams.
+fn take_some_in(worker: &Rc<Worker>, door: &Rc<Door>, most: usize) {
+    for _ in 0..most {
+        let taken = worker.udp.with_buffer(|buffer| {
+            let arrival = door.socket.try_recv(buffer)?;
+            let key = Key {
+                listener: door.spec.id,
+                client: arrival.peer,
+                asked: arrival.asked,
+            };
+            // As kube-proxy does, without a word.
+            if !door.spec.admits(arrival.peer.ip()) {
+                return Ok(());
             }
+            take_in(worker, door, key, &buffer[..arrival.len]);
+            io::Result::Ok(())
+        });
+        // Any other error is of one datagram, or of one that was sent before.
+        if taken.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            break;
         }
     }
 }
 
-/// Returns when every session has ended that was there at the call. New clients are served meanwhile,
+/// What has come before the socket closes reaches its endpoints. What comes from now on goes to the sockets
+/// of the process that replaces this one.
+async fn take_the_rest(worker: &Rc<Worker>, door: &Rc<Door>) {
+    if worker.has_heir() && door.socket.turn_away().is_ok() {
+        take_some_in(worker, door, REST);
+        // Sessions that have begun meanwhile are owed their answers.
+        give_all(worker, door).await;
+    }
+}
+
+/// Hands sessions over to the process that replaces this one, if it is there. Returns when every other
+/// session has ended that was there at the call. New clients are served meanwhile,
 /// and have no claim to more: the process that replaces this one serves them.
 async fn last_sessions(worker: &Rc<Worker>, door: &Rc<Door>) {
     let begun = Instant::now();
+    give_all(worker, door).await;
     let left = || {
         let sessions = worker.udp.of_listener(door.spec.id);
-        sessions.iter().any(|session| session.since <= begun)
+        sessions
+            .iter()
+            .any(|session| session.since <= begun && !session.is_handed.get())
     };
     for session in worker.udp.of_listener(door.spec.id) {
         session.notify();
@@ -97,5 +118,7 @@ async fn last_sessions(worker: &Rc<Worker>, door: &Rc<Door>) {
 
 /// How many datagrams are taken in one turn.
 const BURST: usize = 32;
+/// How many datagrams are taken when the socket closes: more than its queue has room for.
+const REST: usize = 4096;
 /// How often to look whether the last session has ended.
 const LOOK: Duration = Duration::from_millis(50);

@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +16,7 @@ use crate::contract::counters::ServiceMetrics;
 use crate::contract::endpoint::{EndpointId, Lease};
 use crate::contract::listener::{ListenerId, ListenerSpec};
 use crate::net::datagrams::{Connected, Datagrams, LONGEST};
+use crate::proxy::claims::{self, Key};
 use crate::proxy::upstream::Local;
 
 /// A listener's socket on this worker.
@@ -25,17 +25,6 @@ pub struct Door {
     pub spec: Arc<ListenerSpec>,
     /// The socket.
     pub socket: Datagrams,
-}
-
-/// What identifies a session on a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// The listener.
-    pub listener: ListenerId,
-    /// The client.
-    pub client: SocketAddr,
-    /// The address of this machine that the client sends to.
-    pub asked: Option<IpAddr>,
 }
 
 /// A client, and what serves it.
@@ -56,6 +45,10 @@ pub struct Session {
     pub sent: RefCell<Vec<u8>>,
     /// Datagrams that wait for an endpoint.
     pub held: RefCell<Held>,
+    /// The process that replaces this one has it, too.
+    pub is_handed: Cell<bool>,
+    /// It was handed over to this process.
+    pub claim: RefCell<Option<claims::Held>>,
     flow: RefCell<Option<Rc<Flow>>>,
     before: RefCell<Option<Rc<Flow>>>,
     /// The endpoint that it was sent to last.
@@ -100,6 +93,8 @@ pub struct Sessions {
     by_key: RefCell<HashMap<Key, Rc<Session>>>,
     /// The same sessions, in no order.
     all: RefCell<Vec<Rc<Session>>>,
+    /// This worker's sockets of UDP listeners.
+    doors: RefCell<HashMap<ListenerId, Rc<Door>>>,
     /// Every datagram is read into this. Nothing in it survives a poll. Empty without a UDP listener.
     buffer: RefCell<Vec<u8>>,
 }
@@ -115,6 +110,24 @@ impl Sessions {
     /// The session with this identity.
     pub fn find(&self, key: &Key) -> Option<Rc<Session>> {
         self.by_key.borrow().get(key).cloned()
+    }
+
+    /// This worker's socket of a listener.
+    pub fn door(&self, listener: ListenerId) -> Option<Rc<Door>> {
+        self.doors.borrow().get(&listener).cloned()
+    }
+
+    /// A listener's socket is there.
+    pub fn open(&self, door: Rc<Door>) {
+        self.doors.borrow_mut().insert(door.spec.id, door);
+    }
+
+    /// A listener's socket closes: ends its sessions.
+    pub fn close(&self, listener: ListenerId) {
+        self.doors.borrow_mut().remove(&listener);
+        for session in self.of_listener(listener) {
+            self.end(&session);
+        }
     }
 
     /// How many there are.
@@ -148,6 +161,8 @@ impl Sessions {
             last: Cell::new(now),
             sent: RefCell::default(),
             held: RefCell::default(),
+            is_handed: Cell::new(false),
+            claim: RefCell::default(),
             flow: RefCell::default(),
             before: RefCell::default(),
             served_by: Cell::new(None),
@@ -174,6 +189,7 @@ impl Sessions {
             moved.place.set(place);
         }
         session.metrics.udp_sessions.dec();
+        session.claim.take();
         *session.held.borrow_mut() = Held::default();
         for flow in [session.flow.take(), session.before.take()] {
             flow.iter().for_each(|flow| flow.end());
@@ -237,6 +253,17 @@ impl Session {
                 older.end();
             }
         }
+    }
+
+    /// Passes on the answers of this flow, too, unless those of another one are still awaited.
+    pub fn set_before(&self, flow: Rc<Flow>) -> bool {
+        let mut before = self.before.borrow_mut();
+        let is_free = before.is_none();
+        if is_free {
+            flow.is_current.set(false);
+            *before = Some(flow);
+        }
+        is_free
     }
 
     /// Forgets a flow that has ended. Returns whether it was the current one.
@@ -308,7 +335,9 @@ impl Flow {
         if self.is_over.get() {
             return None;
         }
-        match self.is_current.get() && self.is_usable() && !closing {
+        // The other process has the socket, too.
+        let goes_on = !closing || session.is_handed.get();
+        match self.is_current.get() && self.is_usable() && goes_on {
             true => Some(session.last.get() + idle),
             false => Some(self.last.get() + LINGER.min(idle)),
         }
