@@ -387,7 +387,11 @@ fn per_service(text: Option<String>) -> Result<PerService, String> {
 }
 
 pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
-    let wrong = |_| format!("{text:?} is not a CIDR, expected one such as 10.0.0.0/8");
+    let wrong = |_| {
+        format!(
+            "{text:?} is not a CIDR, expected one such as 10.0.0.0/8, or 10.0.0.5/32 for one address"
+        )
+    };
     text.parse().map_err(wrong)
 }
 

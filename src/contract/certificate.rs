@@ -42,6 +42,9 @@ impl Certificate {
     pub fn read(chain: &[u8], key: &[u8]) -> Result<Self, String> {
         let chain = chain_of(chain)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| match error {
+            _ if key.windows(9).any(|it| it == b"ENCRYPTED") => {
+                "the private key is encrypted, expected one without a passphrase".to_owned()
+            }
             rustls::pki_types::pem::Error::NoItemsFound => {
                 "the key's file holds no private key, expected PEM with a PRIVATE KEY".to_owned()
             }
@@ -282,6 +285,11 @@ mod tests {
                 &certificate,
                 &certificate,
                 "the key's file holds no private key",
+            ),
+            (
+                &certificate,
+                &key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"),
+                "the private key is encrypted",
             ),
             (&key, &key, "no certificate found"),
             (&String::new(), &key, "no certificate found"),

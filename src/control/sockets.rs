@@ -88,11 +88,12 @@ impl Sockets {
         }
         let (name, address, transport) = (&config.name, config.address, config.transport());
         let is_known = self.ports.contains_key(&(transport, address.port()));
-        if !is_known && is_taken(transport, address) {
-            tracing::warn!(listener = name, %address, "another process listens on this address, too: each gets a part of the clients");
-        }
+        let is_shared = !is_known && is_taken(transport, address);
         let id = self.next_id();
         let (address, first) = open(transport, address)?;
+        if is_shared {
+            tracing::warn!(listener = name, %address, "another process listens on this address, too: each gets a part of the clients");
+        }
         let mut sockets = vec![first];
         for _ in 1..count {
             sockets.push(open(transport, address)?.1);
