@@ -363,8 +363,8 @@ mod tests {
         owned
     }
 
-    /// Offers `count` connections, and a UDP session after each, to that successor. Returns the ports of those that it has, by what this
-    /// side was told, and the clients.
+    /// Offers `count` connections, and a UDP session after each, to that successor. Returns the ports of those
+    /// that it has, by what this side was told, the clients and the UDP endpoints.
     async fn offer_all(
         heir: &Heir,
         listener: &TcpListener,

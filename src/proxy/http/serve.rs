@@ -246,7 +246,7 @@ async fn read_head(
     mut timer: Pin<&mut tokio::time::Sleep>,
 ) -> Result<Parsed, HeadEnd> {
     // Before its next request is looked at: a client that asks without a pause would never pass.
-    if worker.can_offer() && client.can_pass() && bound.is_none() {
+    if passes_on(worker, client, bound) {
         return Err(HeadEnd::HandOver);
     }
     let config = worker.config();
@@ -270,7 +270,7 @@ async fn read_head(
                 timer.as_mut().reset((Instant::now() + head_time).into());
             }
         }
-        if worker.can_offer() && client.can_pass() && bound.is_none() {
+        if passes_on(worker, client, bound) {
             return Poll::Ready(Err(HeadEnd::HandOver));
         }
         if bound.as_mut().is_some_and(|it| it.poll_end(cx).is_ready()) {
@@ -289,6 +289,11 @@ async fn read_head(
         })
     })
     .await
+}
+
+/// Whether the connection goes to the process that replaces this one before its next request.
+fn passes_on(worker: &Worker, client: &Client, bound: &Option<Box<Bound>>) -> bool {
+    worker.can_offer() && client.can_pass() && bound.is_none()
 }
 
 /// Ends a connection whose client may still be sending, so that the answer is not lost to a reset

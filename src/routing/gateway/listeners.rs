@@ -153,7 +153,6 @@ pub fn note_conflicts(found: &mut [Found<'_>]) {
 
 /// The kinds of routes that fit a listener's protocol.
 fn fitting(spec: &Listener) -> (&'static [GatewayKind], Says) {
-    let mode = spec.tls.as_ref().and_then(|tls| tls.mode.as_deref());
     let unsupported = |mode: &str| {
         let what = format!(
             "tls.mode {mode} is not supported for protocol {}",
@@ -161,7 +160,7 @@ fn fitting(spec: &Listener) -> (&'static [GatewayKind], Says) {
         );
         Err(("UnsupportedValue", what))
     };
-    match (spec.protocol.as_str(), mode.unwrap_or("Terminate")) {
+    match (spec.protocol.as_str(), tls_mode(spec)) {
         ("HTTP", _) | ("HTTPS", "Terminate") => {
             (&[GatewayKind::HttpRoute, GatewayKind::GrpcRoute], Ok(()))
         }
@@ -177,8 +176,13 @@ fn fitting(spec: &Listener) -> (&'static [GatewayKind], Says) {
 }
 
 fn ends_tls(spec: &Listener) -> bool {
+    matches!(&*spec.protocol, "HTTPS" | "TLS") && tls_mode(spec) == "Terminate"
+}
+
+/// What becomes of TLS at a listener, with the API's default.
+fn tls_mode(spec: &Listener) -> &str {
     let mode = spec.tls.as_ref().and_then(|tls| tls.mode.as_deref());
-    matches!(&*spec.protocol, "HTTPS" | "TLS") && mode.unwrap_or("Terminate") == "Terminate"
+    mode.unwrap_or("Terminate")
 }
 
 /// The Secret that a listener names, if it can be used.
