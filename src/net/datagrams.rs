@@ -92,13 +92,20 @@ impl Datagrams {
     }
 
     /// Takes a datagram. What is longer than `buffer` is cut off.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is none, or the runtime has not noticed it yet.
     pub fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
+        self.socket
+            .try_io(Interest::READABLE, || self.recv_now(buffer))
+    }
+
+    /// As [`Self::try_recv`], but asks the kernel: for a socket that nobody waits for any more.
+    pub fn recv_now(&self, buffer: &mut [u8]) -> io::Result<Arrival> {
         let mut meta = [RecvMeta::default()];
-        self.socket.try_io(Interest::READABLE, || {
-            let mut buffers = [IoSliceMut::new(buffer)];
-            self.state
-                .recv((&self.socket).into(), &mut buffers, &mut meta)
-        })?;
+        let mut buffers = [IoSliceMut::new(buffer)];
+        self.state
+            .recv((&self.socket).into(), &mut buffers, &mut meta)?;
         let [meta] = meta;
         Ok(Arrival {
             len: meta.len,
@@ -217,6 +224,22 @@ mod tests {
             client.readable().await.unwrap();
             assert_eq!(client.try_recv(&mut buffer).unwrap(), 4);
         }
+    }
+
+    /// What has come since the runtime looked last is taken all the same before the socket closes, also
+    /// when it is turned away meanwhile.
+    #[tokio::test]
+    async fn what_the_runtime_has_not_noticed_yet_can_be_taken() {
+        let ours = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = ours.local_addr().unwrap();
+        let ours = Datagrams::watch(ours).unwrap();
+        let client = Connected::to(address, None).unwrap();
+        client.try_send(b"ping").unwrap();
+        ours.turn_away().unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(ours.recv_now(&mut buffer).unwrap().len, 4);
+        let nothing = ours.recv_now(&mut buffer).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[tokio::test]

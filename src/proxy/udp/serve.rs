@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::contract::listener::ListenerSpec;
-use crate::net::datagrams::Datagrams;
+use crate::net::datagrams::{Arrival, Datagrams};
 use crate::proxy::accept::Accepting;
 use crate::proxy::claims::Key;
 use crate::proxy::udp::forward::take_in;
@@ -58,15 +58,15 @@ async fn take_all_in(worker: &Rc<Worker>, door: &Rc<Door>) {
             return tracing::error!(listener = door.spec.name, %error, "the UDP socket failed");
         }
         worker.datagrams.turn().await;
-        take_some_in(worker, door, BURST);
+        take_some_in(worker, door, Datagrams::try_recv, BURST);
     }
 }
 
-/// Takes in what is there, up to `most` datagrams.
-fn take_some_in(worker: &Rc<Worker>, door: &Rc<Door>, most: usize) {
-    for _ in 0..most {
+/// Takes in what `recv` gives, up to `most` datagrams. Returns how many it was.
+fn take_some_in(worker: &Rc<Worker>, door: &Rc<Door>, recv: Recv, most: usize) -> usize {
+    for taken_in in 0..most {
         let taken = worker.udp.with_buffer(|buffer| {
-            let arrival = door.socket.try_recv(buffer)?;
+            let arrival = recv(&door.socket, buffer)?;
             let key = Key {
                 listener: door.spec.id,
                 client: arrival.peer,
@@ -81,17 +81,24 @@ fn take_some_in(worker: &Rc<Worker>, door: &Rc<Door>, most: usize) {
         });
         // Any other error is of one datagram, or of one that was sent before.
         if taken.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-            break;
+            return taken_in;
         }
     }
+    most
 }
 
 /// What has come before the socket closes reaches its endpoints. What comes from now on goes to the sockets
 /// of the process that replaces this one.
 async fn take_the_rest(worker: &Rc<Worker>, door: &Rc<Door>) {
-    if worker.has_heir() && door.socket.turn_away().is_ok() {
-        take_some_in(worker, door, REST);
-        // Sessions that have begun meanwhile are owed their answers.
+    if !worker.has_heir() || door.socket.turn_away().is_err() {
+        return;
+    }
+    take_some_in(worker, door, Datagrams::recv_now, REST);
+    // Sessions that have begun meanwhile are owed their answers.
+    give_all(worker, door).await;
+    // The kernel may have chosen this socket for a datagram just before, and queued it just now.
+    tokio::time::sleep(UNDER_WAY).await;
+    if take_some_in(worker, door, Datagrams::recv_now, REST) > 0 {
         give_all(worker, door).await;
     }
 }
@@ -116,9 +123,14 @@ async fn last_sessions(worker: &Rc<Worker>, door: &Rc<Door>) {
     }
 }
 
+/// How a datagram is taken from the socket.
+type Recv = fn(&Datagrams, &mut [u8]) -> io::Result<Arrival>;
+
 /// How many datagrams are taken in one turn.
 const BURST: usize = 32;
 /// How many datagrams are taken when the socket closes: more than its queue has room for.
 const REST: usize = 4096;
+/// How long the kernel may take to queue a datagram for the socket that it has chosen.
+const UNDER_WAY: Duration = Duration::from_millis(2);
 /// How often to look whether the last session has ended.
 const LOOK: Duration = Duration::from_millis(50);
