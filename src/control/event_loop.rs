@@ -262,7 +262,10 @@ impl Control {
         self.election.resign();
         self.handoff.give();
         self.gate.leaving.cancel();
-        Phase::LameDuck(Instant::now() + lame_duck)
+        Phase::LameDuck {
+            until: Instant::now() + lame_duck,
+            handed: None,
+        }
     }
 
     /// The second command to shut down.

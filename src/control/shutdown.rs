@@ -14,8 +14,14 @@ use crate::proxy::shared::{Shared, WorkerCommand};
 pub(super) enum Phase {
     /// No shutdown.
     Running,
-    /// `/readyz` fails. Accepting goes on until this moment.
-    LameDuck(Instant),
+    /// `/readyz` fails. Accepting goes on until this moment, or until the earlier one if a successor
+    /// is there then.
+    LameDuck {
+        /// Without a successor.
+        until: Instant,
+        /// With one.
+        handed: Option<Instant>,
+    },
     /// Nothing is accepted. Clients have until this moment.
     Draining(Instant),
     /// The workers cut the remaining connections. The process ends at this moment at the latest.
@@ -27,17 +33,18 @@ impl Phase {
     pub(super) fn next_look(&self) -> Option<Instant> {
         match self {
             Self::Running => None,
-            Self::LameDuck(until) => Some(*until),
+            Self::LameDuck { until, handed } => Some(handed.map_or(*until, |at| at.min(*until))),
             Self::Draining(until) | Self::Cutting(until) => {
                 Some((*until).min(Instant::now() + LOOK))
             }
         }
     }
 
-    /// Nothing is gained by accepting any longer: the successor accepts.
+    /// The successor accepts, so this process may soon stop. Not at once: a successor that dies while
+    /// clients pass to it would leave nobody who accepts.
     pub(super) fn has_successor(&mut self) {
-        if let Self::LameDuck(until) = self {
-            *until = Instant::now();
+        if let Self::LameDuck { handed, .. } = self {
+            *handed = Some(Instant::now() + SETTLES);
         }
     }
 
@@ -53,7 +60,16 @@ impl Phase {
         snapshot: &Published,
     ) -> bool {
         match *self {
-            Self::LameDuck(until) if now >= until => {
+            Self::LameDuck { until, handed }
+                if handed.is_some_and(|at| now >= at && at < until) && !shared.has_heir() =>
+            {
+                // It is gone again. Another one may come.
+                *self = Self::LameDuck {
+                    until,
+                    handed: None,
+                };
+            }
+            Self::LameDuck { until, handed } if now >= handed.unwrap_or(until).min(until) => {
                 shared.closing.store(true, Ordering::Relaxed);
                 listeners.close_all(shared, health);
                 shared.post_all(|| WorkerCommand::Closing);
@@ -80,6 +96,9 @@ impl Phase {
     }
 }
 
+/// How long a successor is watched before this process stops to accept: the clients that can pass at
+/// once have passed long before.
+const SETTLES: Duration = Duration::from_secs(2);
 /// How often to look whether the last client has gone.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long the cut itself may take.

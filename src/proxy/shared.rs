@@ -176,6 +176,13 @@ impl Shared {
             .sum()
     }
 
+    /// Whether a process that replaces this one can be asked. While this process serves, this reads one
+    /// atomic.
+    pub fn has_heir(&self) -> bool {
+        let heir = || self.heir.load();
+        self.leaving.load(Ordering::Relaxed) && heir().as_ref().is_some_and(|it| it.is_there())
+    }
+
     /// Allows this many client connections from now on. If more are open, it stays at those that are,
     /// and returns `false`. Only the control thread may call it.
     pub fn resize(&self, wanted: usize) -> bool {

@@ -185,11 +185,9 @@ impl Worker {
         self.shared.heir.load_full().filter(|heir| heir.is_there())
     }
 
-    /// Whether there is one. While this process serves, this reads one atomic.
+    /// Whether there is one.
     pub(super) fn has_heir(&self) -> bool {
-        let heir = || self.shared.heir.load();
-        self.shared.leaving.load(Ordering::Relaxed)
-            && heir().as_ref().is_some_and(|it| it.is_there())
+        self.shared.has_heir()
     }
 
     /// Whether a connection can be offered to it now, for a look at each poll.

@@ -481,3 +481,29 @@ async fn a_successor_that_dies_in_the_middle_costs_nobody_a_connection() {
     costs_nothing(HELLO, |_| None, 1).await;
     costs_nothing(HELLO, |_| Some("what?"), 1).await;
 }
+
+/// A successor that dies while clients pass to it leaves the listeners with the old process, until the next
+/// one is there.
+#[tokio::test]
+async fn a_successor_that_dies_in_the_middle_refuses_no_new_client() {
+    let app = App::start().await;
+    app.seen.gate.cancel();
+    let place = Place::new("timeouts: {lameDuck: 10m, shutdown: 10m}\n");
+    let mut old = place.process(&app).await;
+    let mut idle = TcpStream::connect(place.web).await.unwrap();
+    assert!(get(&mut idle, "/").await.ends_with("ok"));
+    let fake = Fake::start(place.name(), HELLO, |_| None);
+    old.proxy.signal(Signal::TERM);
+    fake.is_asked(1).await;
+    fake.thread.join().unwrap();
+    // Longer than a successor is watched.
+    for _ in 0..30 {
+        let mut new = TcpStream::connect(place.web).await.unwrap();
+        assert!(get(&mut new, "/").await.ends_with("ok"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let new = place.process(&app).await;
+    ends_well(&mut old).await;
+    assert!(get(&mut idle, "/").await.ends_with("ok"));
+    drop(new);
+}
