@@ -59,7 +59,8 @@ impl Watches {
                 state.listed = true;
                 state.in_order(&key);
                 // Others may wait for this list.
-                self.is_stale |= key.kind == Kind::Service || key.of == Of::Unlabelled;
+                let is_awaited = key.kind == Kind::Service || key.of == Of::Unlabelled;
+                self.is_stale |= is_awaited || self.pods_wait;
                 let objects = std::mem::take(&mut state.listing);
                 let unreadable = std::mem::take(&mut state.unreadable);
                 self.take_list(&key, objects, unreadable, changes);
@@ -90,6 +91,7 @@ impl Watches {
                     return self.take(WatchEvent { key, number, what }, changes, errors);
                 }
                 state.fail(&key, &error, errors);
+                self.is_stale |= self.pods_wait;
                 let all_pods = key.kind == Kind::Pod && key.namespace.is_none();
                 if all_pods && !is_listed && self.all_pods == AllPods::Needed && is_refused(&error)
                 {

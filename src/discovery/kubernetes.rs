@@ -105,6 +105,7 @@ pub async fn run(
         all_pods: AllPods::Unneeded,
         uninstalled: BTreeMap::new(),
         is_stale: true,
+        pods_wait: false,
         problems: Vec::new(),
         synced: false,
         saved_at: None,

@@ -22,9 +22,11 @@ impl Watches {
         let start = Some(self.started + self.settings.patience)
             .filter(|at| !self.synced && *at > Instant::now());
         let begins = Some(self.begins).filter(|_| self.is_stale);
+        let pods = Some(self.pods_begin()).filter(|_| self.pods_wait);
         let leaving = self.leaving.values().chain(self.uninstalled.values());
         let leaving = leaving.copied();
-        waiting.chain(start).chain(begins).chain(leaving).min()
+        let first = [start, begins, pods].into_iter().flatten();
+        waiting.chain(first).chain(leaving).min()
     }
 
     /// What has changed since the last report.

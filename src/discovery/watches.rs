@@ -75,6 +75,8 @@ pub(super) struct Watches {
     pub(super) uninstalled: BTreeMap<Key, Instant>,
     /// Whether something has changed that decides which watches are wanted.
     pub(super) is_stale: bool,
+    /// Whether a first list of pods waits for those of slices.
+    pub(super) pods_wait: bool,
     /// The problems as they were sent last.
     pub(super) problems: Vec<Problem>,
     pub(super) synced: bool,
@@ -139,10 +141,12 @@ pub(super) struct Unreadable {
 impl Watches {
     /// Brings the watches up to what is wanted.
     pub(super) fn adjust(&mut self, changes: &mut Vec<Change>) {
-        if !self.is_stale || Instant::now() < self.begins {
+        let now = Instant::now();
+        let pods_are_due = self.pods_wait && now >= self.pods_begin();
+        if !(self.is_stale || pods_are_due) || now < self.begins {
             return;
         }
-        self.is_stale = false;
+        (self.is_stale, self.pods_wait) = (false, false);
         let since = if self.synced {
             Instant::now()
         } else {
@@ -184,16 +188,24 @@ impl Watches {
         }
         for (key, selector) in wanted {
             let before = self.states.get(&key);
-            if before.is_none_or(|state| state.selector != selector) && self.may_begin(&key) {
-                self.start(key, selector);
+            if before.is_some_and(|state| state.selector == selector) {
+                continue;
+            }
+            match self.may_begin(&key) {
+                true => self.start(key, selector),
+                false => self.pods_wait |= key.kind == Kind::Pod,
             }
         }
     }
 
     /// Whether a watch may begin, or begin again, now. The watch of slices without the label follows
     /// the claims, which may be many at once: it waits until a list of Services, and its own last
-    /// one, is whole.
+    /// one, is whole. The first lists of pods wait for those of slices: pods are many, and whoever
+    /// makes both lists at once (API server and this process) has the slices much later.
     fn may_begin(&self, key: &Key) -> bool {
+        if key.kind == Kind::Pod {
+            return self.synced || self.slices_have_come() || Instant::now() >= self.pods_begin();
+        }
         if key.of != Of::Unlabelled {
             return true;
         }
@@ -207,6 +219,19 @@ impl Watches {
             Some(state) => is_listed(state) || state.failing.is_some(),
             None => self.states.get(&services).is_some_and(is_listed),
         }
+    }
+
+    fn slices_have_come(&self) -> bool {
+        let mut slices = self
+            .states
+            .iter()
+            .filter(|(key, _)| key.kind == Kind::EndpointSlice);
+        slices.all(|(_, state)| state.listed || state.failing.is_some())
+    }
+
+    /// When lists of pods begin at the latest.
+    pub(super) fn pods_begin(&self) -> Instant {
+        self.started + self.settings.pods_patience
     }
 
     /// Whether there is a watch. From then on there is always one.

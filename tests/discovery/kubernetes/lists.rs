@@ -52,6 +52,10 @@ async fn it_is_ready_only_when_services_slices_and_pods_are_whole() {
             } else {
                 Verb::Watch
             };
+            if (kind, other) == (Kind::Slices, Kind::Pods) {
+                assert_eq!(api.count(other, verb), 0, "pods wait for the slices");
+                continue;
+            }
             eventually("requested", async || api.count(other, verb) > 0).await;
         }
         assert_eq!(rig.readyz().await.0, 503, "{kind:?}");
@@ -93,6 +97,23 @@ async fn a_slow_list_of_pods_holds_up_the_start_for_a_bounded_time() {
     api.apply(&deleting(pod("p1"), &api, 30, 30));
     rig.shop(&[2, 3]).await;
     rig.clean().await;
+}
+
+/// Pods are many: listed beside the slices, they would slow those down. So they wait, but not for ever.
+#[tokio::test]
+async fn pods_are_listed_after_the_slices_or_when_these_take_long() {
+    let api = shop(3).await;
+    api.fault(Kind::Slices, Verb::List, Fault::Wait);
+    let times = Times {
+        pods_patience: Duration::from_millis(200),
+        ..Times::default()
+    };
+    let rig = Rig::with_times(&api, "", WEB, times);
+    eventually("listed", async || api.count(Kind::Pods, Verb::Watch) > 0).await;
+    assert_eq!(rig.readyz().await.0, 503);
+    api.lift(Kind::Slices, Verb::List);
+    rig.clean().await;
+    assert_eq!(rig.usable("shop"), [1, 2, 3]);
 }
 
 #[tokio::test]
