@@ -28,6 +28,7 @@ use crate::control::addresses::Addresses;
 use crate::control::adopt::Adoptions;
 use crate::control::certificates::Certificates;
 use crate::control::command::Command;
+use crate::control::doors::Inheritance;
 use crate::control::event_loop::Control;
 use crate::control::gateways::Gateways;
 use crate::control::handoff::Handoff;
@@ -211,7 +212,12 @@ pub fn start(config: Config) -> anyhow::Result<Running> {
             World::default()
         },
         table,
-        listeners: Listeners::within(descriptors, certificates.clone(), addresses),
+        listeners: Listeners::within(
+            descriptors,
+            certificates.clone(),
+            addresses,
+            Inheritance::of_predecessor(admin_address.port()),
+        ),
         certificates,
         routed: Routed::default(),
         gateways: Gateways::new(

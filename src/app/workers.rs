@@ -15,6 +15,7 @@ use crate::contract::source::Sources;
 use crate::control::descriptors::Descriptors;
 use crate::net::socket;
 use crate::observe::access_log::AccessLog;
+use crate::proxy::doors::Doors;
 use crate::proxy::run;
 use crate::proxy::shared::{Pace, Shared};
 use crate::routing::table::RoutingTable;
@@ -54,6 +55,7 @@ pub(super) fn start_workers(
         sources_lost: Pace::default(),
         udp_full: Pace::default(),
         claims: Arc::default(),
+        doors: Doors::default(),
     });
     let mut workers = Vec::new();
     for (index, inbox) in inboxes.into_iter().enumerate() {

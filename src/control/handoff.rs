@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::command::{Command, Proposal};
+use crate::control::doors;
 use crate::net::handoff::{Channel, Doorway, read_file};
 use crate::proxy::heir::{Adopted, Heir, Offer, Offered};
 use crate::proxy::shared::{Shared, WorkerCommand};
@@ -60,10 +61,9 @@ impl Handoff {
     /// Nothing is said yet. `port` is that of the admin address, which a process takes over from its
     /// predecessor, too.
     pub fn new(port: u16, commands: mpsc::UnboundedSender<Command>, shared: Arc<Shared>) -> Self {
-        let name = format!("ebbtide-clients-{port}");
         Self {
             taker: Taker {
-                name,
+                name: doors::name(port),
                 commands,
                 shared,
             },
@@ -131,7 +131,9 @@ impl Taker {
             let taker = self.clone();
             // A predecessor that stands still must not keep another one waiting.
             start("take-over", move || match taker.talk(&channel) {
-                Ok(taken) => {
+                // It has only asked for sockets.
+                Ok(None) => {}
+                Ok(Some(taken)) => {
                     tracing::info!(
                         taken,
                         "the process that this one replaces has handed its clients over"
@@ -142,8 +144,9 @@ impl Taker {
         }
     }
 
-    /// Takes what one predecessor offers. Returns how many connections that were.
-    fn talk(&self, channel: &Channel) -> io::Result<usize> {
+    /// Takes what one predecessor offers. Returns how many connections that were; `None`: it was a
+    /// successor.
+    fn talk(&self, channel: &Channel) -> io::Result<Option<usize>> {
         let hello = Hello {
             version: VERSION,
             oldest: VERSION,
@@ -151,21 +154,31 @@ impl Taker {
         channel.send(&serde_json::to_vec(&hello)?, &[])?;
         let mut taken = 0;
         while let Some(received) = channel.receive()? {
+            if received.bytes == doors::ASK {
+                if let Err(error) = doors::give(channel, &self.shared) {
+                    tracing::debug!(%error, "a successor has ended, which shared the UDP sockets");
+                }
+                return Ok(None);
+            }
             let answer = match self.propose(received.bytes, received.descriptors) {
                 Ok(adopted) => {
-                    channel.send(&serde_json::to_vec(&Answer::Taken)?, &[])?;
                     taken += 1;
-                    match adopted.offer {
-                        Offer::Session(_) => self.shared.give_session(adopted),
-                        _ => self.shared.give_least(WorkerCommand::Adopt(adopted)),
+                    let taken = serde_json::to_vec(&Answer::Taken)?;
+                    if let Offer::Session(_) = adopted.offer {
+                        // Both processes have it. It must be known here before its next datagram comes.
+                        self.shared.give_session(adopted);
+                        channel.send(&taken, &[])?;
+                        continue;
                     }
+                    channel.send(&taken, &[])?;
+                    self.shared.give_least(WorkerCommand::Adopt(adopted));
                     continue;
                 }
                 Err(why) => Answer::Refused(why),
             };
             channel.send(&serde_json::to_vec(&answer)?, &[])?;
         }
-        Ok(taken)
+        Ok(Some(taken))
     }
 
     fn propose(&self, bytes: Vec<u8>, mut sockets: Vec<OwnedFd>) -> Result<Box<Adopted>, String> {
@@ -224,7 +237,7 @@ fn give_all(name: &str, commands: &mpsc::UnboundedSender<Command>) {
 
 /// Offers to one successor what the workers give. Returns how many connections it has taken.
 fn give_to(channel: &Channel, commands: &mpsc::UnboundedSender<Command>) -> io::Result<usize> {
-    channel.set_patience(PATIENCE)?;
+    channel.set_patience(Some(PATIENCE))?;
     let hello = channel.receive()?.ok_or(ErrorKind::UnexpectedEof)?;
     let hello: Hello = serde_json::from_slice(&hello.bytes)?;
     if !(hello.oldest..=hello.version).contains(&VERSION) {

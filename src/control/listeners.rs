@@ -17,6 +17,7 @@ use crate::contract::snapshot::Published;
 use crate::control::addresses::Addresses;
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
+use crate::control::doors::Inheritance;
 use crate::control::sockets::Sockets;
 use crate::control::wanted::{Doors, Origin, of_service};
 use crate::net::socket;
@@ -87,9 +88,10 @@ impl Listeners {
         descriptors: Descriptors,
         certificates: Certificates,
         addresses: Option<Addresses>,
+        inheritance: Inheritance,
     ) -> Self {
         Self {
-            sockets: Sockets::within(descriptors, certificates),
+            sockets: Sockets::within(descriptors, certificates, inheritance),
             listeners: BTreeMap::new(),
             by_service: HashMap::new(),
             by_address: HashMap::new(),

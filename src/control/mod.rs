@@ -5,7 +5,8 @@
 //! `certificates` keeps what listeners show to clients of TLS up to date.
 //! `gateways` says when Gateways are planned, `planner` plans them on a thread of its own, and `planning`
 //! puts that in force. `targets` is what routes lead to.
-//! `handoff` is the talk with the process before or after this one, `adopt` what it takes over.
+//! `handoff` is the talk with the process before or after this one, `adopt` what it takes over, and
+//! `doors` the sockets that both have.
 //! `gate` is the gate's end, and `questions` answers it.
 //! `addresses` and `net_link` are for those that the kernel leads to a shared one.
 
@@ -14,6 +15,7 @@ pub mod adopt;
 pub mod certificates;
 pub mod command;
 pub mod descriptors;
+pub mod doors;
 pub mod event_loop;
 pub mod gate;
 pub mod gateways;

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::config::settings::ListenerConfig;
 use crate::contract::by_name::ByName;
 use crate::contract::listener::{ListenerId, ListenerSpec, Serves};
@@ -16,6 +18,7 @@ use crate::contract::policy::{Protocol, Transport};
 use crate::contract::termination::Termination;
 use crate::control::certificates::Certificates;
 use crate::control::descriptors::Descriptors;
+use crate::control::doors::Inheritance;
 use crate::net::{datagrams, socket};
 use crate::proxy::shared::{Shared, WorkerCommand};
 
@@ -23,6 +26,7 @@ use crate::proxy::shared::{Shared, WorkerCommand};
 pub(super) struct Sockets {
     descriptors: Descriptors,
     certificates: Certificates,
+    inheritance: Inheritance,
     next_id: u64,
     open: usize,
     /// How many listeners are open on each port.
@@ -53,10 +57,15 @@ impl ListenerConfig {
 
 impl Sockets {
     /// None yet.
-    pub(super) fn within(descriptors: Descriptors, certificates: Certificates) -> Self {
+    pub(super) fn within(
+        descriptors: Descriptors,
+        certificates: Certificates,
+        inheritance: Inheritance,
+    ) -> Self {
         Self {
             descriptors,
             certificates,
+            inheritance,
             next_id: 0,
             open: 0,
             ports: HashMap::new(),
@@ -68,7 +77,8 @@ impl Sockets {
     /// workers their sockets. They get them only if all could be bound.
     ///
     /// The kernel spreads the clients over the sockets of a port. A UDP client has its session with
-    /// one worker, and stays there: the sockets are opened together and closed together.
+    /// one worker, and stays there: the sockets are opened together and closed together. Those of a
+    /// predecessor are used where there are as many.
     ///
     /// # Errors
     /// The address cannot be bound, or no descriptor is left for it.
@@ -88,15 +98,23 @@ impl Sockets {
         }
         let (name, address, transport) = (&config.name, config.address, config.transport());
         let is_known = self.ports.contains_key(&(transport, address.port()));
-        let is_shared = !is_known && is_taken(transport, address);
         let id = self.next_id();
-        let (address, first) = open(transport, address)?;
+        let inherited = match transport {
+            Transport::Udp => self.inheritance.take(address, count),
+            Transport::Tcp => None,
+        };
+        let is_shared = inherited.is_none() && !is_known && is_taken(transport, address);
+        let mut sockets: Vec<(OwnedFd, Option<CancellationToken>)> = Vec::with_capacity(count);
+        let of_predecessor = inherited.into_iter().flatten();
+        sockets.extend(of_predecessor.map(|it| (it.socket, Some(it.may_read))));
+        let mut address = address;
+        while sockets.len() < count {
+            let (bound, socket) = open(transport, address)?;
+            address = bound;
+            sockets.push((socket, None));
+        }
         if is_shared {
             tracing::warn!(listener = name, %address, "another process listens on this address, too: each gets a part of the clients");
-        }
-        let mut sockets = vec![first];
-        for _ in 1..count {
-            sockets.push(open(transport, address)?.1);
         }
         let spec = Arc::new(ListenerSpec {
             id,
@@ -119,9 +137,9 @@ impl Sockets {
         // those that have no socket are not idle.
         let first = self.next_id as usize % shared.mailboxes.len();
         let mailboxes = shared.mailboxes.iter().cycle().skip(first);
-        for (mailbox, socket) in mailboxes.zip(sockets) {
+        for (mailbox, (socket, may_read)) in mailboxes.zip(sockets) {
             // A worker ends only when the process ends.
-            let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket));
+            let _ = mailbox.send(WorkerCommand::Listen(spec.clone(), socket, may_read));
         }
         Ok(spec)
     }

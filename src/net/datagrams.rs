@@ -72,6 +72,11 @@ impl Datagrams {
         })
     }
 
+    /// Another descriptor of it, which this thread's runtime knows nothing of.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
+    }
+
     /// Waits until a datagram has arrived. Cancellation safe.
     pub async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await

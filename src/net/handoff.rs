@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -90,13 +90,13 @@ impl Channel {
         }
     }
 
-    /// How long each send and each receive may wait.
+    /// How long each send and each receive may wait; `None`: for ever.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
-        set_socket_timeout(&self.0, Timeout::Recv, Some(patience))?;
-        Ok(set_socket_timeout(&self.0, Timeout::Send, Some(patience))?)
+    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        set_socket_timeout(&self.0, Timeout::Recv, patience)?;
+        Ok(set_socket_timeout(&self.0, Timeout::Send, patience)?)
     }
 
     /// Sends one message. The descriptors stay open here.
@@ -146,6 +146,13 @@ impl Channel {
         }
         bytes.truncate(message.bytes);
         Ok(Some(Received { bytes, descriptors }))
+    }
+
+    /// Whether the peer has closed it.
+    pub fn is_closed(&self) -> bool {
+        let mut polled = [PollFd::new(&self.0, PollFlags::HUP)];
+        let is_polled = retry_on_intr(|| poll(&mut polled, Some(&Timespec::default())));
+        is_polled.is_ok() && polled[0].revents().contains(PollFlags::HUP)
     }
 
     /// The peer's sends fail from now on. What it has sent before can still be received.
@@ -240,7 +247,9 @@ mod tests {
         let mut later = [0; 5];
         socket.read_exact(&mut later).unwrap();
         assert_eq!(&later, b"later");
+        assert!(!to.is_closed());
         drop(from);
+        assert!(to.is_closed());
         assert!(to.receive().unwrap().is_none());
     }
 
@@ -284,7 +293,7 @@ mod tests {
         assert_eq!(to.receive().unwrap().unwrap().bytes.len(), LONGEST);
         assert!(read_file(file_of(&[b"short"]).unwrap(), 6).is_err());
         assert!(read_file(file_of(&[]).unwrap(), usize::MAX).is_err());
-        to.set_patience(Duration::from_millis(1)).unwrap();
+        to.set_patience(Some(Duration::from_millis(1))).unwrap();
         assert_eq!(to.receive().unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }

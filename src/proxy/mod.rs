@@ -23,6 +23,7 @@
 //! | [`balancer`], [`upstream`] | the pick; connections to endpoints |
 //! | [`budget`], [`shared`] | the retry budget; what workers share |
 //! | [`claims`] | UDP sessions that were handed over, until a worker gets a datagram of their client |
+//! | [`doors`] | sockets of UDP listeners that the process which replaces this one has, too |
 //! | [`heir`] | the way of a connection to the process that replaces this one |
 //! | [`silence`] | the watch for endpoints that have vanished |
 
@@ -35,6 +36,7 @@ pub mod client;
 pub mod detect;
 mod direction;
 pub mod dispatch;
+pub mod doors;
 pub(crate) mod early_end;
 pub mod h2;
 pub(crate) mod health_check;

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::settings::Config;
 use crate::contract::policy::Transport;
 use crate::net::turns;
-use crate::proxy::heir::Offer;
 use crate::proxy::shared::{Shared, Spare, WorkerCommand};
 use crate::proxy::worker::Worker;
 use crate::proxy::{accept, session, udp};
@@ -73,7 +72,7 @@ impl Worker {
             WorkerCommand::Config(config) => {
                 *self.config.borrow_mut() = Rc::new(Config::clone(&config))
             }
-            WorkerCommand::Listen(spec, socket) => {
+            WorkerCommand::Listen(spec, socket, may_read) => {
                 let stop = CancellationToken::new();
                 self.listeners.borrow_mut().insert(spec.id, stop.clone());
                 let worker = self.clone();
@@ -84,7 +83,9 @@ impl Worker {
                     }
                     Transport::Udp => {
                         let socket = socket.into();
-                        tokio::task::spawn_local(udp::serve::serve(worker, spec, socket, stop));
+                        tokio::task::spawn_local(udp::serve::serve(
+                            worker, spec, socket, may_read, stop,
+                        ));
                     }
                 }
             }
@@ -101,10 +102,11 @@ impl Worker {
                     local.drop_idle();
                 }
             }
-            WorkerCommand::Adopt(adopted) => match adopted.offer {
-                Offer::Session(_) => udp::handed::adopt(self, *adopted),
-                Offer::Http(_) | Offer::Pair(_) => session::adopt(self, *adopted),
-            },
+            WorkerCommand::Adopt(adopted) => session::adopt(self, *adopted),
+            WorkerCommand::AdoptSession(adopted, held) => {
+                udp::handed::adopt(self, *adopted, held);
+            }
+            WorkerCommand::ShowDoors(show) => udp::handed::show_doors(self, &show),
             WorkerCommand::Claimed(key) => udp::handed::let_go(self, &key),
             WorkerCommand::HandOver => {
                 tokio::task::spawn_local(self.clone().offer_all());

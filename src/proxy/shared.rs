@@ -18,6 +18,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::settings::Config;
 use crate::contract::address::AddressMap;
@@ -29,8 +30,9 @@ use crate::contract::policy::{PortRef, Scope};
 use crate::contract::snapshot::Published;
 use crate::contract::source::Sources;
 use crate::observe::access_log::AccessLog;
-use crate::proxy::claims::{Claims, Key};
-use crate::proxy::heir::{Adopted, Heir};
+use crate::proxy::claims::{Claim, Claims, Held, Key};
+use crate::proxy::doors::{DoorName, Doors};
+use crate::proxy::heir::{Adopted, Heir, Offer};
 
 /// What all workers share.
 pub struct Shared {
@@ -83,6 +85,8 @@ pub struct Shared {
     pub udp_full: Pace,
     /// UDP sessions that another process has handed over.
     pub claims: Arc<Claims>,
+    /// The processes that have the sockets of this one's UDP listeners, too.
+    pub doors: Doors,
 }
 
 /// Counts what happens often, and says when to log it: immediately, and then at most once in
@@ -120,7 +124,8 @@ pub enum WorkerCommand {
     /// Use this configuration from now on.
     Config(Arc<Config>),
     /// Accept on this socket, which is this worker's share of the listener.
-    Listen(Arc<ListenerSpec>, OwnedFd),
+    /// A socket that the process before this one reads is left alone until the token is cancelled.
+    Listen(Arc<ListenerSpec>, OwnedFd, Option<CancellationToken>),
     /// Serve what waits in the accept queue, then close.
     Unlisten(ListenerId),
     /// Serve a connection that another worker has accepted.
@@ -134,6 +139,10 @@ pub enum WorkerCommand {
     DropIdle(Spare),
     /// Serve a connection that another process has handed over.
     Adopt(Box<Adopted>),
+    /// Serve a UDP session that another process has handed over, unless another worker has it already.
+    AdoptSession(Box<Adopted>, Held),
+    /// Show the sockets of UDP listeners to the process that replaces this one, see [`Shared::doors`].
+    ShowDoors(std::sync::mpsc::Sender<(DoorName, OwnedFd)>),
     /// Another worker has taken this UDP session, see [`Shared::claims`].
     Claimed(Key),
     /// [`Shared::heir`] is there: hand over what can be.
@@ -237,7 +246,8 @@ impl Shared {
         let _ = self.mailboxes[least].send(connection);
     }
 
-    /// Gives a UDP session to a worker that has a socket of its listener.
+    /// Gives a UDP session to a worker that has a socket of its listener. The worker that gets its next
+    /// datagram finds it.
     pub fn give_session(&self, adopted: Box<Adopted>) {
         let (spec, count) = (&adopted.listener, self.mailboxes.len());
         let index = match spec.sockets == count {
@@ -245,8 +255,29 @@ impl Shared {
             // `control/sockets.rs` gives single sockets to the workers by this.
             false => spec.id.0 as usize % count,
         };
+        let (Offer::Session(it), Some(lease), [socket]) =
+            (&adopted.offer, &adopted.lease, adopted.sockets.as_slice())
+        else {
+            return;
+        };
+        // Without a descriptor, its client gets another session with the next datagram.
+        let Ok(socket) = socket.try_clone() else {
+            return;
+        };
+        let key = Key {
+            listener: spec.id,
+            client: it.door.client,
+            asked: it.asked,
+        };
+        let claim = Claim {
+            socket: Arc::new(socket),
+            endpoint: lease.endpoint().clone(),
+            is_named: it.is_named,
+            owner: index,
+        };
+        let held = self.claims.add(key, claim);
         // A worker is gone only when the process ends.
-        let _ = self.mailboxes[index].send(WorkerCommand::Adopt(adopted));
+        let _ = self.mailboxes[index].send(WorkerCommand::AdoptSession(adopted, held));
     }
 
     /// The worker with the fewest client connections.

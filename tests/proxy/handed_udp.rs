@@ -186,10 +186,10 @@ async fn a_client_keeps_its_endpoint_and_its_source_port_through_replacements() 
     }
 }
 
-/// At each change of processes, the kernel divides the clients between them anew. No datagram stays without
-/// its answer.
+/// No datagram stays without its answer, and none goes to another endpoint, or from another address: neither
+/// while both processes are there, nor when one leaves its clients to the other.
 #[tokio::test]
-async fn no_datagram_is_lost_though_clients_never_stop() {
+async fn clients_that_never_stop_stay_where_they_are() {
     let place = Place::new("").await;
     let mut process = place.process().await;
     let is_over = Arc::new(AtomicBool::new(false));
@@ -199,7 +199,7 @@ async fn no_datagram_is_lost_though_clients_never_stop() {
             tokio::spawn(async move {
                 let mut asked = 0;
                 while !is_over.load(Ordering::SeqCst) {
-                    client.ask().await;
+                    assert_eq!(client.ask().await, client.first);
                     asked += 1;
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -217,6 +217,26 @@ async fn no_datagram_is_lost_though_clients_never_stop() {
     for client in asking {
         assert!(client.await.unwrap() > 0);
     }
+}
+
+/// Whichever of both processes ends without a word, the other one serves their socket.
+#[tokio::test]
+async fn a_process_that_is_killed_leaves_the_sockets_to_the_other_one() {
+    let place = Place::new("").await;
+    let old = place.process().await;
+    let clients = place.clients(20).await;
+    let new = place.process().await;
+    new.proxy.signal(Signal::KILL);
+    for client in &clients {
+        assert_eq!(client.ask().await, client.first);
+    }
+    drop(new);
+    let new = place.process().await;
+    old.proxy.signal(Signal::KILL);
+    for client in &clients {
+        client.ask().await;
+    }
+    assert_eq!(sessions(&new).await, 20.0);
 }
 
 /// Sessions that were handed over end as all others do, with every descriptor of theirs.

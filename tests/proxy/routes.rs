@@ -109,7 +109,7 @@ async fn open(
     let mailbox = &rig.running().shared().mailboxes[0];
     assert!(
         mailbox
-            .send(WorkerCommand::Listen(Arc::new(spec), socket))
+            .send(WorkerCommand::Listen(Arc::new(spec), socket, None))
             .is_ok()
     );
     (address, table)

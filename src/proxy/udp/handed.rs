@@ -9,12 +9,13 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use crate::contract::endpoint::Lease;
 use crate::net::datagrams::Connected;
-use crate::proxy::claims::{Claim, Key};
+use crate::proxy::claims::{Held, Key};
+use crate::proxy::doors::DoorName;
 use crate::proxy::heir::{self, Adopted, Heir, Offer, UdpSession};
 use crate::proxy::led;
 use crate::proxy::udp::forward::{answers, go_on, share};
@@ -66,7 +67,7 @@ fn offer(worker: &Rc<Worker>, session: &Rc<Session>) -> Option<(Offer, OwnedFd)>
 
 /// Goes on with a session that another process has handed over. If it cannot, the client gets another
 /// session with its next datagram.
-pub fn adopt(worker: &Rc<Worker>, adopted: Adopted) {
+pub fn adopt(worker: &Rc<Worker>, adopted: Adopted, held: Held) {
     let Adopted {
         offer: Offer::Session(it),
         mut sockets,
@@ -81,9 +82,6 @@ pub fn adopt(worker: &Rc<Worker>, adopted: Adopted) {
     let (Some(door), Some(socket)) = (worker.udp.door(listener.id), sockets.pop()) else {
         return;
     };
-    let Ok(copy) = socket.try_clone() else {
-        return;
-    };
     let key = Key {
         listener: listener.id,
         client: it.door.client,
@@ -91,7 +89,11 @@ pub fn adopt(worker: &Rc<Worker>, adopted: Adopted) {
     };
     if let Some(session) = worker.udp.find(&key) {
         // The client was faster, and has another endpoint. The old one may still answer.
-        return serve_late(worker, &session, lease, copy, it.is_named);
+        return serve_late(worker, &session, lease, socket, it.is_named);
+    }
+    if !worker.shared.claims.is_owned(&key, worker.index) {
+        // Another worker has got its next datagram.
+        return;
     }
     let Some(led_to) = led::of_session(&door.spec, key.client.ip()) else {
         return;
@@ -101,25 +103,36 @@ pub fn adopt(worker: &Rc<Worker>, adopted: Adopted) {
     let Some(port) = port.filter(|_| worker.udp.len() < share(worker)) else {
         return;
     };
-    let endpoint = lease.endpoint().clone();
-    let Ok(copy) = Connected::adopted(copy) else {
+    let Ok(socket) = Connected::adopted(socket) else {
         return;
     };
     let metrics = port.metrics.clone();
     let session = worker.udp.begin(key, door, led_to, metrics, permit);
-    let claim = Claim {
-        socket: Arc::new(socket),
-        endpoint,
-        is_named: it.is_named,
-        owner: worker.index,
-    };
-    session
-        .claim
-        .replace(Some(worker.shared.claims.add(key, claim)));
-    go_on(worker, &session, lease, copy, it.is_named);
+    session.claim.replace(Some(held));
+    go_on(worker, &session, lease, socket, it.is_named);
     let now = Instant::now();
     let last = now.checked_sub(Duration::from_millis(it.still_ms));
     session.last.set(last.unwrap_or(now));
+}
+
+/// Shows the sockets of UDP listeners that this worker reads.
+pub fn show_doors(worker: &Worker, show: &Sender<(DoorName, OwnedFd)>) {
+    for door in worker.udp.doors() {
+        if door.is_read.get()
+            && let Ok(socket) = door.socket.copy()
+        {
+            // Nobody may listen any more.
+            let _ = show.send((name(worker, &door), socket));
+        }
+    }
+}
+
+/// How the other process knows this socket.
+pub(super) fn name(worker: &Worker, door: &Door) -> DoorName {
+    DoorName {
+        listener: door.spec.address,
+        worker: worker.index,
+    }
 }
 
 /// Another worker has taken this session.

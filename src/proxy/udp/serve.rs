@@ -2,6 +2,7 @@
 //!
 //! Invariant: a flood of datagrams takes turns with everything else on this worker.
 
+use std::cell::Cell;
 use std::io;
 use std::net::UdpSocket;
 use std::rc::Rc;
@@ -16,39 +17,68 @@ use crate::net::datagrams::{Arrival, Datagrams};
 use crate::proxy::accept::Accepting;
 use crate::proxy::claims::Key;
 use crate::proxy::udp::forward::take_in;
-use crate::proxy::udp::handed::give_all;
+use crate::proxy::udp::handed::{give_all, name};
 use crate::proxy::udp::sessions::Door;
 use crate::proxy::worker::Worker;
 
-/// Serves until `stop`. In a shutdown it goes on for as long as the sessions that it has then, or until
-/// the shutdown's grace is over. Otherwise another Service may have the address next, so all ends.
+/// Serves until `stop`, but not before `may_read`. In a shutdown it goes on for as long as the sessions
+/// that it has then, or until the shutdown's grace is over. Otherwise another Service may have the address
+/// next, so all ends.
 pub async fn serve(
     worker: Rc<Worker>,
     spec: Arc<ListenerSpec>,
     socket: UdpSocket,
+    may_read: Option<CancellationToken>,
     stop: CancellationToken,
 ) {
     let _accepting = Accepting::of(&spec);
+    let is_read = Cell::new(may_read.is_none());
     let door = match Datagrams::watch(socket) {
-        Ok(socket) => Rc::new(Door { spec, socket }),
+        Ok(socket) => Rc::new(Door {
+            spec,
+            socket,
+            is_read,
+        }),
         Err(error) => {
             return tracing::error!(listener = spec.name, %error, "cannot watch the UDP socket");
         }
     };
     worker.udp.open(door.clone());
+    if let Some(may_read) = may_read {
+        tokio::select! {
+            () = may_read.cancelled() => door.is_read.set(true),
+            () = stop.cancelled() => return worker.udp.close(door.spec.id),
+        }
+    }
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
         () = take_all_in(&worker, &door) => return worker.udp.close(door.spec.id),
     }
     if worker.shared.closing.load(Ordering::Relaxed) {
+        let begun = Instant::now();
         tokio::select! {
             () = take_all_in(&worker, &door) => {}
-            () = last_sessions(&worker, &door) => {}
+            () = give_all(&worker, &door) => {}
         }
-        take_the_rest(&worker, &door).await;
+        if is_left_to_another(&worker, &door).await {
+            last_sessions(&worker, &door, begun).await;
+        } else {
+            tokio::select! {
+                () = take_all_in(&worker, &door) => {}
+                () = last_sessions(&worker, &door, begun) => {}
+            }
+            take_the_rest(&worker, &door).await;
+        }
     }
     worker.udp.close(door.spec.id);
+}
+
+/// Leaves the socket to the process that replaces this one, if that has it, too, with the sessions that
+/// have begun since they were given away: nothing is read meanwhile.
+async fn is_left_to_another(worker: &Rc<Worker>, door: &Rc<Door>) -> bool {
+    give_all(worker, door).await;
+    worker.shared.doors.release(name(worker, door)).await
 }
 
 /// Takes datagrams in. Returns if the socket fails.
@@ -103,12 +133,10 @@ async fn take_the_rest(worker: &Rc<Worker>, door: &Rc<Door>) {
     }
 }
 
-/// Hands sessions over to the process that replaces this one, if it is there. Returns when every other
-/// session has ended that was there at the call. New clients are served meanwhile,
-/// and have no claim to more: the process that replaces this one serves them.
-async fn last_sessions(worker: &Rc<Worker>, door: &Rc<Door>) {
-    let begun = Instant::now();
-    give_all(worker, door).await;
+/// Returns when every session has ended that was there at `begun`, except those that were handed over. New
+/// clients are served meanwhile, and have no claim to more: the process that replaces this one serves
+/// them.
+async fn last_sessions(worker: &Rc<Worker>, door: &Rc<Door>, begun: Instant) {
     let left = || {
         let sessions = worker.udp.of_listener(door.spec.id);
         sessions

@@ -25,6 +25,8 @@ pub struct Door {
     pub spec: Arc<ListenerSpec>,
     /// The socket.
     pub socket: Datagrams,
+    /// This process reads it. Until then, its predecessor does.
+    pub is_read: Cell<bool>,
 }
 
 /// A client, and what serves it.
@@ -115,6 +117,11 @@ impl Sessions {
     /// This worker's socket of a listener.
     pub fn door(&self, listener: ListenerId) -> Option<Rc<Door>> {
         self.doors.borrow().get(&listener).cloned()
+    }
+
+    /// This worker's sockets of listeners.
+    pub fn doors(&self) -> Vec<Rc<Door>> {
+        self.doors.borrow().values().cloned().collect()
     }
 
     /// A listener's socket is there.
