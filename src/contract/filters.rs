@@ -27,6 +27,8 @@ pub struct Filters {
     pub retry: Option<Retry>,
     /// The most bytes of a request body. A longer one is answered with 413.
     pub body_size: Option<u64>,
+    /// Which pages of other origins may read the answers.
+    pub cors: Option<Cors>,
     /// Who may ask; others get 403. Empty: everybody.
     pub source_ranges: Vec<IpNet>,
 }
@@ -63,6 +65,36 @@ pub struct Redirect {
     pub port: Option<u16>,
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
+}
+
+/// Which pages of other origins may read the answers
+/// (<https://gateway-api.sigs.k8s.io/reference/spec/#httpcorsfilter>).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cors {
+    /// As `https://shop.example`, `https://*.example` or `*`.
+    #[serde(rename = "allowOrigins")]
+    pub origins: Vec<String>,
+    /// Methods, or `*`.
+    #[serde(rename = "allowMethods")]
+    pub methods: Vec<String>,
+    /// Names of a request's fields, or `*`.
+    #[serde(rename = "allowHeaders")]
+    pub headers: Vec<String>,
+    /// Names of an answer's fields, or `*`.
+    #[serde(rename = "exposeHeaders")]
+    pub expose: Vec<String>,
+    /// Cookies and logins may come along.
+    #[serde(rename = "allowCredentials")]
+    pub credentials: bool,
+    /// How long a browser may keep what it was told, in seconds.
+    #[serde(default = "max_age")]
+    pub max_age: u32,
+}
+
+/// The API's default.
+fn max_age() -> u32 {
+    5
 }
 
 /// Another host or path for the endpoint.

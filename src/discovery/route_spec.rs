@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::contract::filters::Cors;
+
 /// Of a route of any kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -152,6 +154,8 @@ pub struct RouteFilter {
     /// Gives the request another host or path.
     #[serde(rename = "urlRewrite")]
     pub url_rewrite: Option<RewriteFilter>,
+    /// Lets pages of other origins read the answers.
+    pub cors: Option<Cors>,
 }
 
 /// Changes of fields.

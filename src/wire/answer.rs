@@ -3,17 +3,20 @@
 
 use std::io::Write;
 
-/// Appends a redirect of Ebbtide itself, as [`write_answer`] does. `location` is a URI.
-pub fn write_redirect(
+/// As [`write_answer`], with these fields.
+pub fn write_with(
     status: u16,
     reason: &str,
-    location: &str,
+    fields: &[(String, String)],
     close: bool,
     head_only: bool,
     out: &mut Vec<u8>,
 ) {
-    let field = format!("Location: {location}\r\n");
-    write(status, reason, &field, close, head_only, out);
+    let lines = fields.iter();
+    let lines: String = lines
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    write(status, reason, &lines, close, head_only, out);
 }
 
 /// Appends a response of Ebbtide itself, with the field `x-ebbtide-reason` and a body of one line.
@@ -36,6 +39,7 @@ pub fn write_answer(
 
 fn write(status: u16, reason: &str, field: &str, close: bool, head_only: bool, out: &mut Vec<u8>) {
     let phrase = match status {
+        204 => "No Content",
         301 => "Moved Permanently",
         302 => "Found",
         303 => "See Other",
@@ -57,17 +61,22 @@ fn write(status: u16, reason: &str, field: &str, close: bool, head_only: bool, o
         _ => "Error",
     };
     let length = phrase.len() + 2 + reason.len() + 1;
-    _ = write!(
-        out,
-        "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
-    );
+    _ = write!(out, "HTTP/1.1 {status} {phrase}\r\n");
+    // RFC 9110 section 15.3.5: this one has no content.
+    let has_body = status != 204;
+    if has_body {
+        _ = write!(
+            out,
+            "Content-Type: text/plain\r\nContent-Length: {length}\r\n"
+        );
+    }
     _ = write!(out, "x-ebbtide-reason: {reason}\r\n{field}");
     out.extend_from_slice(if close {
         b"Connection: close\r\n\r\n"
     } else {
         b"\r\n"
     });
-    if !head_only {
+    if has_body && !head_only {
         _ = writeln!(out, "{phrase}: {reason}");
     }
 }

@@ -321,14 +321,16 @@ pub(super) async fn answer_alone(
             || worker.has_heir() && client.can_pass());
     let head_only = request.method == Method::Head;
     let (status, reason, mut bytes) = (answer.status, answer.reason, worker.buffer());
-    match &answer.location {
-        Some(location) => {
-            answer::write_redirect(status, reason, location, !keeps, head_only, &mut bytes);
-        }
-        None => {
-            let retry_after = (status == 503).then_some(1);
-            answer::write_answer(status, reason, retry_after, !keeps, head_only, &mut bytes);
-        }
+    match status {
+        503 => answer::write_answer(status, reason, Some(1), !keeps, head_only, &mut bytes),
+        _ => answer::write_with(
+            status,
+            reason,
+            &answer.fields,
+            !keeps,
+            head_only,
+            &mut bytes,
+        ),
     }
     let idle = config.timeouts.client_idle;
     let written = tokio::time::timeout(idle, client.stream.write_all(&bytes)).await;

@@ -53,7 +53,7 @@ pub(super) async fn forward(
         let answer = Answer {
             status: 503,
             reason: "no_service",
-            location: None,
+            fields: Vec::new(),
             action: way.map(|way| way.action),
         };
         return Box::pin(answer_alone(

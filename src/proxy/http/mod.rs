@@ -9,6 +9,7 @@
 
 pub mod attempts;
 pub mod bound;
+mod cors;
 pub mod download;
 pub mod end;
 pub mod exchange;

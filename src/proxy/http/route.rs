@@ -13,6 +13,7 @@ use crate::contract::listener::{Action, ListenerSpec, Routes, Target};
 use crate::contract::route::Asked;
 use crate::proxy::client::Client;
 use crate::proxy::http::bound::Bound;
+use crate::proxy::http::cors::{self, Preflight};
 use crate::proxy::http::filters::{Place, leads_back, location, new_target};
 use crate::proxy::worker::{FIRST_LOOK, Worker};
 use crate::wire::change::{Changes, readdress};
@@ -35,7 +36,7 @@ pub(super) enum Found {
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) reason: &'static str,
-    pub(super) location: Option<String>,
+    pub(super) fields: Vec<(String, String)>,
     /// The route that says so, if one does.
     pub(super) action: Option<Arc<Action>>,
 }
@@ -44,6 +45,8 @@ pub(super) struct Answer {
 pub(super) struct Way {
     pub(super) action: Arc<Action>,
     backend: usize,
+    /// What a CORS filter says to the page that has asked.
+    cors: Vec<(String, String)>,
 }
 
 /// Finds what becomes of a request with this canonical head, and changes the head as its route says. If
@@ -60,21 +63,25 @@ pub(super) fn route(
     let asked = asked(head);
     let found = asked.and_then(|asked| Some((asked, table.search(&asked)?)));
     let Some((asked, action)) = found else {
-        return answer(client, bound, None, (404, "no_route"), None);
+        return answer(client, bound, None, (404, "no_route"), Vec::new());
     };
-    let refuse = |client: &mut Client, bound: &mut Option<Box<Bound>>, status, reason, location| {
+    let refuse = |client: &mut Client, bound: &mut Option<Box<Bound>>, status, reason, fields| {
         answer(
             client,
             bound,
             Some(action.clone()),
             (status, reason),
-            location,
+            fields,
         )
     };
     let peer = client.peer.ip().to_canonical();
     let own = action.filters.as_deref();
     if !own.is_none_or(|it| it.admits(peer)) {
-        return refuse(client, bound, 403, "source_not_allowed", None);
+        return refuse(client, bound, 403, "source_not_allowed", Vec::new());
+    }
+    let preflight = |filters| preflight(filters, &asked);
+    if let Some(fields) = preflight(own) {
+        return refuse(client, bound, 204, "cors_preflight", fields);
     }
     let redirect = |client: &Client, filters: Option<&Filters>| {
         let redirect = filters?.redirect.as_ref()?;
@@ -87,31 +94,44 @@ pub(super) fn route(
         let has_backends = !action.backends.all.is_empty();
         // One that leads back is for those who come another way, if there is something to serve.
         let counts = !has_backends || !leads_back(redirect, &place);
-        counts.then(|| (redirect.status, location(redirect, &place)))
+        let location = || vec![("Location".to_owned(), location(redirect, &place))];
+        counts.then(|| (redirect.status, location()))
     };
     if let Some((status, location)) = redirect(client, own) {
-        return refuse(client, bound, status, "route_redirect", Some(location));
+        return refuse(client, bound, status, "route_redirect", location);
     }
     let chosen = action.backends.choose();
     let chosen = chosen.and_then(|at| Some((at, action.backends.all[at].1.as_ref()?)));
     let Some((backend, target)) = chosen else {
-        return refuse(client, bound, 500, "no_backend", None);
+        return refuse(client, bound, 500, "no_backend", Vec::new());
     };
     let of_backend = target.filters.as_deref();
-    if let Some((status, location)) = redirect(client, of_backend) {
-        return refuse(client, bound, status, "route_redirect", Some(location));
+    if let Some(fields) = preflight(of_backend) {
+        return refuse(client, bound, 204, "cors_preflight", fields);
     }
+    if let Some((status, location)) = redirect(client, of_backend) {
+        return refuse(client, bound, status, "route_redirect", location);
+    }
+    let cors = [own, of_backend]
+        .into_iter()
+        .find_map(|it| it?.cors.as_ref());
+    let origin = cors.and_then(|cors| Some((cors, text_of(asked.fields, "origin")?)));
+    let cors = origin.map_or_else(Vec::new, |(cors, origin)| cors::fields(cors, origin, None));
     let since = target.since;
     lead(client, bound, &target.listener);
     let is_asked_for = own.or(of_backend).is_some() || worker.shared.access_log.is_some();
     let way = is_asked_for.then(|| {
         let action = action.clone();
-        Box::new(Way { action, backend })
+        Box::new(Way {
+            action,
+            backend,
+            cors,
+        })
     });
     if let Some(way) = &way {
         let too_long = |most| matches!(request.framing, Framing::Counted(length) if length > most);
         if way.body_size().is_some_and(too_long) {
-            return refuse(client, bound, 413, "body_too_large", None);
+            return refuse(client, bound, 413, "body_too_large", Vec::new());
         }
         way.change_request(request, head);
     }
@@ -174,6 +194,16 @@ impl Way {
         for filters in self.filters().rev() {
             changes(&filters.response).apply(bytes, from);
         }
+        if self.filters().any(|it| it.cors.is_some()) {
+            let set = &self.cors;
+            let vary = [("vary".to_owned(), "origin".to_owned())];
+            let changes = Changes {
+                set,
+                add: &vary,
+                ..Changes::default()
+            };
+            changes.apply(bytes, from);
+        }
     }
 }
 
@@ -198,16 +228,30 @@ fn answer(
     bound: &mut Option<Box<Bound>>,
     action: Option<Arc<Action>>,
     (status, reason): (u16, &'static str),
-    location: Option<String>,
+    fields: Vec<(String, String)>,
 ) -> Found {
     let door = client.door.clone();
     lead(client, bound, &door);
     Found::Answer(Box::new(Answer {
         status,
         reason,
-        location,
+        fields,
         action,
     }))
+}
+
+/// The answer to what a browser asks before a request, if this is that and a filter is for it.
+fn preflight(filters: Option<&Filters>, asked: &Asked<'_>) -> Option<Vec<(String, String)>> {
+    let cors = filters?
+        .cors
+        .as_ref()
+        .filter(|_| asked.method == "OPTIONS")?;
+    let origin = text_of(asked.fields, "origin")?;
+    let method = text_of(asked.fields, "access-control-request-method")?;
+    let fields = text_of(asked.fields, "access-control-request-headers");
+    let mut said = cors::fields(cors, origin, Some(Preflight { method, fields }));
+    said.push(("vary".to_owned(), "origin".to_owned()));
+    Some(said)
 }
 
 /// Whether the client has asked by HTTPS: here, or at a proxy before this one that is trusted.
@@ -229,6 +273,10 @@ fn asked(head: &[u8]) -> Option<Asked<'_>> {
         method: text(method)?,
         fields,
     })
+}
+
+fn text_of<'a>(fields: &'a [u8], name: &str) -> Option<&'a str> {
+    std::str::from_utf8(field(fields, name)?).ok()
 }
 
 /// The value of the first field of this name.

@@ -188,6 +188,7 @@ pub fn filters(all: &[RouteFilter], prefix: Option<&str>) -> Result<Option<Filte
                     path: new_path(it.path.as_ref(), prefix)?,
                 });
             }
+            ("CORS", ..) if it.cors.is_some() => made.cors.clone_from(&it.cors),
             (other, ..) => return Err(unsupported("a filter of type", other)),
         }
     }

@@ -226,7 +226,7 @@ pub fn faults(status: &Value) -> Vec<String> {
 }
 
 /// What is supported, in the order of the letters, as the API wants it.
-const FEATURES: [&str; 32] = [
+const FEATURES: [&str; 35] = [
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "Gateway",
@@ -242,6 +242,7 @@ const FEATURES: [&str; 32] = [
     "HTTPRouteBackendProtocolWebSocket",
     "HTTPRouteBackendRequestHeaderModification",
     "HTTPRouteBackendTimeout",
+    "HTTPRouteCORS",
     "HTTPRouteDestinationPortMatching",
     "HTTPRouteHostRewrite",
     "HTTPRouteMethodMatching",
@@ -258,5 +259,7 @@ const FEATURES: [&str; 32] = [
     "ReferenceGrant",
     "TCPRoute",
     "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
     "UDPRoute",
 ];

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use ebbtide::contract::filters::{FieldChanges, Filters, NewPath, Redirect, Rewrite};
+use ebbtide::contract::filters::{Cors, FieldChanges, Filters, NewPath, Redirect, Rewrite};
 use ebbtide::contract::policy::Protocol;
 use http::request::Parts;
 
@@ -219,6 +219,82 @@ async fn a_redirect_is_answered_without_an_endpoint_and_keeps_the_connection() {
         // It leads to where the request was, and there is something to serve.
         assert_eq!(client.get("/back/x").await, (200, "ok".to_owned()));
         assert_eq!(seen.lock().unwrap().len(), 1);
+        seen.lock().unwrap().clear();
+        assert!(client.is_open());
+    }
+}
+
+/// A browser's question before a request is answered here, and its answers may be read by the pages that the
+/// filter names. What an endpoint says of that does not count.
+#[tokio::test]
+async fn pages_of_other_origins_are_told_what_the_filter_says() {
+    let rig = rig("").await;
+    let (app, seen) = keeping(H1).await;
+    serve(&rig, "a", &[app.address]).await;
+    let text = |all: &[&str]| all.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+    let filters = Filters {
+        cors: Some(Cors {
+            origins: text(&["https://a.example", "https://*.b.example"]),
+            methods: text(&["GET", "PUT"]),
+            headers: text(&["*"]),
+            expose: text(&["x-a"]),
+            credentials: true,
+            max_age: 60,
+        }),
+        ..Filters::default()
+    };
+    let mut of_backend = to("a", None);
+    of_backend.filters = Some(Arc::new(filters.clone()));
+    let of_backend = action(Filters::default(), vec![(1, Some(of_backend))]);
+    let rules = vec![("/", filtered(filters, "a")), ("/backend", of_backend)];
+    let door = http(&rig, table(rules)).await;
+    let says =
+        |fields: &http::HeaderMap, name: &str| all(fields, &format!("access-control-{name}"));
+    for (version, path) in [(H1, "/"), (H2, "/"), (H1, "/backend"), (H2, "/backend")] {
+        let mut client = Client::connect(version, door).await;
+        for (origin, permitted) in [("https://x.b.example", true), ("https://b.example", false)] {
+            let list = |it: &str| {
+                if permitted {
+                    vec![it.to_owned()]
+                } else {
+                    Vec::new()
+                }
+            };
+            let asked = [
+                ("origin", origin),
+                ("access-control-request-method", "PUT"),
+                ("access-control-request-headers", "x-z"),
+            ];
+            let answer = client
+                .ask(with(request("OPTIONS", path), &asked), None)
+                .await;
+            let answer = answer.unwrap();
+            assert_eq!(answer.status(), 204);
+            assert_eq!(answer.field("x-ebbtide-reason"), "cors_preflight");
+            let got = &answer.parts.headers;
+            assert_eq!(says(got, "allow-origin"), list(origin));
+            assert_eq!(says(got, "allow-methods"), list("GET, PUT"));
+            assert_eq!(says(got, "allow-headers"), list("x-z"));
+            assert_eq!(says(got, "allow-credentials"), list("true"));
+            assert_eq!(says(got, "max-age"), list("60"));
+            assert_eq!(all(got, "vary"), ["origin"]);
+            assert_eq!(whole(answer.pieces).await.data, b"");
+            assert_eq!(seen.lock().unwrap().len(), 0, "no endpoint was asked");
+            let asked = with(request("GET", path), &[("origin", origin)]);
+            let answer = client.ask(asked, None).await.unwrap();
+            let got = &answer.parts.headers;
+            assert_eq!(says(got, "allow-origin"), list(origin));
+            assert_eq!(says(got, "expose-headers"), list("x-a"));
+            assert_eq!(says(got, "allow-methods"), [""; 0]);
+            assert_eq!(all(got, "vary"), ["origin"]);
+            assert_eq!(whole(answer.pieces).await.data, b"ok");
+            seen.lock().unwrap().clear();
+        }
+        // Neither asks for a page of another origin.
+        let answer = client.ask(request("OPTIONS", path), None).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(whole(answer.pieces).await.data, b"ok");
+        assert_eq!(client.get(path).await, (200, "ok".to_owned()));
         seen.lock().unwrap().clear();
         assert!(client.is_open());
     }
