@@ -25,6 +25,8 @@ pub(super) struct Sockets {
     certificates: Certificates,
     next_id: u64,
     open: usize,
+    /// The process that this one replaces serves the same ports.
+    pub(super) follows: bool,
     /// How many listeners are open on each port.
     ports: HashMap<(Transport, u16), usize>,
     /// The workers close these. They may still serve their accept queues.
@@ -59,6 +61,7 @@ impl Sockets {
             certificates,
             next_id: 0,
             open: 0,
+            follows: false,
             ports: HashMap::new(),
             closing: Vec::new(),
         }
@@ -88,7 +91,7 @@ impl Sockets {
         }
         let (name, address, transport) = (&config.name, config.address, config.transport());
         let is_known = self.ports.contains_key(&(transport, address.port()));
-        let is_shared = !is_known && is_taken(transport, address);
+        let is_shared = !is_known && !self.follows && is_taken(transport, address);
         let id = self.next_id();
         let (address, first) = open(transport, address)?;
         if is_shared {
